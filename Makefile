@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up everything they need in .venv; nothing else is touched.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# TRAINING=0 leaves torch out: the training tests then skip and say so.
+TRAINING ?= 1
+TEST_REQUIREMENTS := $(if $(filter 1,$(TRAINING)),requirements-training.txt,requirements-dev.txt)
+
+.PHONY: help setup demo test check bench docs clean
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# A stamp a requirements file: set-up runs again only when the file changes.
+$(VENV)/stamp-%: % setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else "depth_node needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d: run make PYTHON=python3.12" % sys.version_info[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+$(VENV)/stamp-requirements-dev.txt: requirements.txt
+$(VENV)/stamp-requirements-training.txt: requirements.txt requirements-dev.txt
+
+setup: $(VENV)/stamp-requirements.txt  ## make .venv with the node, its tools and ROS 2 Jazzy
+demo: $(VENV)/stamp-requirements.txt  ## live demo: camera and LiDAR in, metric depth out, over ROS 2
+	$(BIN)/depth_tools demo $(ARGS)
+test: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## all tests (ARGS="-k name" to choose)
+	$(BIN)/python -m pytest $(ARGS)
+check: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## ruff and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+bench: $(VENV)/stamp-requirements.txt  ## the benchmarks of docs/benchmarks.md (not the accuracy ones, which need data)
+	$(BIN)/depth_tools bench speed $(ARGS)
+docs: $(VENV)/stamp-requirements.txt  ## regenerate docs/parameters.md from the code
+	$(BIN)/depth_tools parameters > docs/parameters.md
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) build install log demo_output .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build of the ROS 2 package (ament_python); `training/` stays in the checkout and is not installed."""
+
+from glob import glob
+
+from setuptools import find_packages, setup
+
+PACKAGE = "depth_node"
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    package_data={PACKAGE: ["models/*.onnx", "models/*.yaml", "py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
+        (f"share/{PACKAGE}", ["package.xml"]),
+        (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
+        (f"share/{PACKAGE}/config", glob("config/*")),
+    ],
+    python_requires=">=3.10",
+    # What the robot needs at run time. The ROS packages come from apt (package.xml), not from pip.
+    install_requires=["setuptools", "numpy", "scipy", "opencv-python-headless", "pyyaml"],
+    extras_require={
+        "onnxruntime": ["onnxruntime"],
+        "fast": ["numba"],
+        "bags": ["rosbags"],
+        "tools": ["rich"],
+    },
+    zip_safe=False,
+    maintainer="depth_node maintainers",
+    maintainer_email="maintainers@depth-node.example",
+    description="Dense metric depth from a camera and sparse LiDAR, with its fit quality.",
+    license="Apache-2.0",
+    entry_points={
+        "console_scripts": [
+            "depth_node = depth_node.ros.node:main",
+            "depth_tools = depth_node.tools:main",
+        ],
+    },
+)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that every tier of tests shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def absent(reason: str, promise: str) -> None:
+    """Skip with the reason, or fail where the environment promised the part (REQUIRE_...=1)."""
+    if os.environ.get(promise) == "1":
+        pytest.fail(f"{reason} ({promise}=1 promises it)")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """Root of the checkout."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real frames and a real network; they are not part of the project."""
+    folder = REPO.parent / "shared"
+    if not (folder / "data").is_dir():
+        absent(f"no real frames at {folder}", "REQUIRE_SHARED")
+    return folder
