@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: a tree of frozen dataclasses and its YAML, `a.b=3` overrides and dotted ROS parameters.
+
+Every part of the package keeps its settings beside the code that uses them::
+
+    @dataclass(frozen=True)
+    class FitConfig:
+        method: str = option("ssf", "How the relative depth becomes metres.", choices=METHODS)
+        min_points: int = option(0, "Fewest points of a region; 0 = what the mode says.", minimum=0)
+
+        def __post_init__(self) -> None:
+            config.validate(self)
+
+    @dataclass(frozen=True)
+    class PipelineConfig:
+        fit: FitConfig = section(FitConfig, "The fit of metres to the relative depth.")
+
+The option is the one home of default, meaning, unit and range; `build`, `load`, `replace` refuse
+whatever does not fit with one sentence that names the dotted key, and an unknown key with the
+nearest known one. Leaves are bool, int, float, str and tuples of these, the types that YAML and
+ROS parameters share; there is no None (say "" or 0 and describe it).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+
+_OPTION = "depth_node.option"
+_SECTION = "depth_node.section"
+_SCALARS: tuple[type, ...] = (bool, int, float, str)
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; names the key, what is wrong and what is allowed."""
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What `option` was told about one field."""
+
+    description: str
+    unit: str
+    minimum: float | None
+    maximum: float | None
+    choices: tuple[Any, ...]
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class Option:
+    """One leaf of a config tree, as documentation and ROS descriptors need it.
+
+    type is bool, int, float or str; for tuples it is the type of the elements, `is_list` is True
+    and `length` the fixed number of elements (0 = any).
+    """
+
+    name: str
+    type: type
+    default: Any
+    description: str
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[Any, ...] = ()
+    read_only: bool = False
+    is_list: bool = False
+    length: int = 0
+
+    @property
+    def type_name(self) -> str:
+        """The type for people: `float`, `str`, `list of 3 float`."""
+        if not self.is_list:
+            return self.type.__name__
+        return (
+            f"list of {self.length} {self.type.__name__}"
+            if self.length
+            else f"list of {self.type.__name__}"
+        )
+
+    def check(self, value: Any) -> Any:
+        """The value in its exact type (list to tuple, int to float), or ConfigError."""
+        if not self.is_list:
+            return self._check_scalar(value)
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            raise ConfigError(f"{self.name} must be a {self.type_name}, got {value!r}")
+        items = tuple(value)
+        if self.length and len(items) != self.length:
+            raise ConfigError(f"{self.name} must be a {self.type_name}, got {len(items)} elements")
+        return tuple(self._check_scalar(item) for item in items)
+
+    def _check_scalar(self, value: Any) -> Any:
+        if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar
+            value = value.item()
+        wrong = type(value) is not self.type and not (self.type is float and type(value) is int)
+        if wrong or (self.type is float and math.isnan(value)):
+            raise ConfigError(f"{self.name} must be {self.type_name}, got {value!r}")
+        if self.type is float:
+            value = float(value)
+        if self.choices and value not in self.choices:
+            allowed = ", ".join(str(choice) for choice in self.choices)
+            guess = nearest(str(value), [str(choice) for choice in self.choices])
+            raise ConfigError(
+                f"{self.name} must be one of {allowed}; got {value!r}{_did_you_mean(guess)}"
+            )
+        too_small = self.minimum is not None and value < self.minimum
+        too_large = self.maximum is not None and value > self.maximum
+        if too_small or too_large:
+            unit = f" {self.unit}" if self.unit else ""
+            allowed = f"{_range_text(self.minimum, self.maximum)}{unit}"
+            raise ConfigError(f"{self.name} must be {allowed}, got {value!r}")
+        return value
+
+
+def option(
+    default: Any,
+    description: str,
+    *,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[Any] = (),
+    read_only: bool = False,
+) -> Any:
+    """A leaf of a config dataclass. Bounds are inclusive and hold for every element of a tuple.
+
+    read_only says that a running node cannot change it (it is fixed when the node is created).
+    """
+    rule = _Rule(description, unit, minimum, maximum, tuple(choices), read_only)
+    return dataclasses.field(default=default, metadata={_OPTION: rule})
+
+
+def section(cls: type, description: str, **defaults: Any) -> Any:
+    """A nested config dataclass; `defaults` replace those of `cls` where it is used here."""
+    factory = functools.partial(cls, **defaults)
+    return dataclasses.field(default_factory=factory, metadata={_SECTION: (cls, description)})
+
+
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A validated instance of `cls` from nested mappings; what is not named keeps its default."""
+    return _build(cls, values, "", cls())
+
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """A validated instance of `cls` from a YAML file and `a.b=3` overrides (the later wins)."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the config file {path}: {error.strerror}; check the path"
+        ) from error
+    try:
+        values = _parse(text)
+        if values is None:
+            values = {}
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"must be a mapping of keys to values, got {type(values).__name__}")
+        return override(build(cls, values), overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def override(config: T, overrides: Sequence[str]) -> T:
+    """`config` with `a.b=3` texts applied; values are YAML, a str option takes the text itself."""
+    types = {item.name: item for item in describe(type(config))}
+    changes: dict[str, Any] = {}
+    for text in overrides:
+        name, equals, raw = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise ConfigError(f"override {text!r} must look like key=value")
+        value = _parse(raw)
+        known = types.get(name)
+        if (
+            known is not None
+            and known.type is str
+            and not known.is_list
+            and not isinstance(value, str)
+        ):
+            value = raw.strip()
+        changes[name] = value
+    return replace(config, changes)
+
+
+def replace(config: T, changes: Mapping[str, Any]) -> T:
+    """A new validated config with dotted keys changed: replace(c, {"fit.method": "slf"})."""
+    known = flatten(config)
+    nested = to_dict(config)
+    for name, value in changes.items():
+        if name not in known:
+            raise ConfigError(f"unknown setting {name!r}{_did_you_mean(nearest(name, known))}")
+        *parents, leaf = name.split(".")
+        target = nested
+        for parent in parents:
+            target = target[parent]
+        target[leaf] = value
+    return build(type(config), nested)
+
+
+def validate(config: Any) -> None:
+    """Check every option of an instance and bring it to its exact type; for `__post_init__`."""
+    for field, item in _leaves(config.__class__):
+        object.__setattr__(config, field.name, item.check(getattr(config, field.name)))
+    for field, cls, _ in _sections(type(config)):
+        if not isinstance(getattr(config, field.name), cls):
+            raise ConfigError(
+                f"{field.name} must be a {cls.__name__}, got {getattr(config, field.name)!r}"
+            )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested dict of plain values (tuples as lists), in field order."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if _SECTION in field.metadata:
+            result[field.name] = to_dict(value)
+        else:
+            result[field.name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def dump(config: Any) -> str:
+    """YAML text from which `load` makes an equal config."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Dotted name -> value (tuples stay tuples), in field order."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if _SECTION in field.metadata:
+            result.update({f"{field.name}.{name}": leaf for name, leaf in flatten(value).items()})
+        else:
+            result[field.name] = value
+    return result
+
+
+def describe(cls: type) -> list[Option]:
+    """Every leaf below `cls` with its dotted name and its default in this tree."""
+    defaults = flatten(cls())
+    return [dataclasses.replace(item, default=defaults[item.name]) for item in _describe(cls)]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that `name` most likely means, or "" when none is near.
+
+    A dotted name also matches by its last part: `metod` and `method` both find `fit.method`.
+    """
+    names = list(known)
+    lower = {candidate.lower(): candidate for candidate in reversed(names)}
+    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.65)
+    if found:
+        return lower[found[0]]
+    leaves = {candidate.rpartition(".")[2].lower(): candidate for candidate in reversed(names)}
+    found = difflib.get_close_matches(name.rpartition(".")[2].lower(), leaves, n=1, cutoff=0.65)
+    return leaves[found[0]] if found else ""
+
+
+def _did_you_mean(guess: str) -> str:
+    return f"; did you mean {guess!r}?" if guess else ""
+
+
+def _range_text(minimum: float | None, maximum: float | None) -> str:
+    if minimum is not None and maximum is not None:
+        return f"between {minimum:g} and {maximum:g}"
+    return f"at least {minimum:g}" if minimum is not None else f"at most {maximum:g}"
+
+
+def _build(cls: type[T], values: Mapping[str, Any], prefix: str, defaults: Any) -> T:
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{prefix.rstrip('.')} must be a mapping of keys to values, got {values!r}"
+        )
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            guess = nearest(str(key), known)
+            hint = (
+                _did_you_mean(f"{prefix}{guess}") if guess else f"; known here: {', '.join(known)}"
+            )
+            raise ConfigError(f"unknown setting {f'{prefix}{key}'!r}{hint}")
+    arguments = {name: getattr(defaults, name) for name in known}
+    for field, item in _leaves(cast(Any, cls)):
+        if field.name in values:
+            named = dataclasses.replace(item, name=f"{prefix}{item.name}")
+            arguments[field.name] = named.check(values[field.name])
+    for field, section_cls, _ in _sections(cls):
+        if field.name in values:
+            name = f"{prefix}{field.name}."
+            arguments[field.name] = _build(
+                section_cls, values[field.name], name, arguments[field.name]
+            )
+    try:
+        return cls(**arguments)
+    except ConfigError as error:  # a contradiction between two options, found in __post_init__
+        raise ConfigError(f"{prefix.rstrip('.')}: {error}" if prefix else str(error)) from error
+
+
+def _describe(cls: type) -> list[Option]:
+    leaves = {field.name: [item] for field, item in _leaves(cls)}
+    for field, section_cls, _ in _sections(cls):
+        leaves[field.name] = [
+            dataclasses.replace(item, name=f"{field.name}.{item.name}")
+            for item in _describe(section_cls)
+        ]
+    return [item for field in dataclasses.fields(cls) for item in leaves[field.name]]  # type: ignore[arg-type]
+
+
+@functools.cache
+def _leaves(cls: type) -> tuple[tuple[dataclasses.Field[Any], Option], ...]:
+    hints = typing.get_type_hints(cls)
+    result = []
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if _SECTION in field.metadata:
+            continue
+        rule = field.metadata.get(_OPTION)
+        if rule is None:
+            raise TypeError(
+                f"{cls.__name__}.{field.name} needs config.option(...) or config.section(...)"
+            )
+        kind, is_list, length = _leaf_type(hints[field.name], f"{cls.__name__}.{field.name}")
+        item = Option(
+            field.name,
+            kind,
+            field.default,
+            rule.description,
+            rule.unit,
+            rule.minimum,
+            rule.maximum,
+            rule.choices,
+            rule.read_only,
+            is_list,
+            length,
+        )
+        result.append((field, item))
+    return tuple(result)
+
+
+def _sections(cls: type) -> list[tuple[dataclasses.Field[Any], type, str]]:
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return [(field, *field.metadata[_SECTION]) for field in fields if _SECTION in field.metadata]
+
+
+def _leaf_type(hint: Any, where: str) -> tuple[type, bool, int]:
+    """(scalar type, is a tuple, fixed length or 0) of an annotation."""
+    if hint in _SCALARS:
+        return hint, False, 0
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and arguments and arguments[0] in _SCALARS:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return arguments[0], True, 0
+        if all(argument is arguments[0] for argument in arguments):
+            return arguments[0], True, len(arguments)
+    raise TypeError(
+        f"{where}: {hint} is no type of a setting; use bool, int, float, str or a tuple of one"
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number (YAML 1.1: a text) and refuses a key given twice."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise ConfigError(
+                f"the key {key!r} is given twice (line {key_node.start_mark.line + 1}); remove one"
+            )
+        seen.add(key)
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds no objects
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"not valid YAML{place}: {problem}") from error

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""config: one tree, four faces (dataclass, YAML, overrides, dotted names), refusals that help."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from depth_node import config
+from depth_node.config import ConfigError, option, section
+
+
+@dataclass(frozen=True)
+class Fit:
+    method: str = option("ssf", "how", choices=("slf", "ssf", "median"))
+    min_points: int = option(0, "fewest points", minimum=0)
+    threshold: float = option(1.345, "huber", unit="sigma", minimum=0.1, maximum=10.0)
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        if self.method == "median" and self.min_points > 100:
+            raise ConfigError("min_points above 100 makes no sense with method median")
+
+
+@dataclass(frozen=True)
+class Outer:
+    model: str = option("embedded", "name or path", read_only=True)
+    verbose: bool = option(False, "more log")
+    extrinsics: tuple[float, ...] = option((), "matrix", unit="m")
+    size: tuple[int, int] = option((480, 640), "height, width", minimum=1)
+    fit: Fit = section(Fit, "the fit", min_points=3)
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+def test_build_fills_in_what_is_missing_and_converts_to_exact_types() -> None:
+    built = config.build(Outer, {"extrinsics": [1, 2.5], "fit": {"threshold": 2}})
+    assert built.extrinsics == (1.0, 2.5)
+    assert all(type(item) is float for item in built.extrinsics)
+    assert type(built.fit.threshold) is float
+    assert built.fit.min_points == 3, "the default given by the section holds"
+    assert built == config.replace(Outer(), {"extrinsics": [1, 2.5], "fit.threshold": 2.0})
+
+
+def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
+    built = config.build(
+        Outer, {"verbose": True, "size": [3, 4], "fit": {"method": "slf", "threshold": 0.5}}
+    )
+    path = tmp_path / "c.yaml"
+    path.write_text(config.dump(built))
+    assert config.load(Outer, path) == built
+
+
+def test_flatten_describe_and_replace_name_the_same_leaves() -> None:
+    names = list(config.flatten(Outer()))
+    assert names == [item.name for item in config.describe(Outer)]
+    assert names == [
+        "model",
+        "verbose",
+        "extrinsics",
+        "size",
+        "fit.method",
+        "fit.min_points",
+        "fit.threshold",
+    ]
+    for item in config.describe(Outer):
+        assert config.replace(Outer(), {item.name: item.default}) == Outer()
+
+
+def test_describe_carries_everything_that_option_was_told() -> None:
+    items = {item.name: item for item in config.describe(Outer)}
+    threshold = items["fit.threshold"]
+    assert (threshold.unit, threshold.minimum, threshold.maximum) == ("sigma", 0.1, 10.0)
+    assert items["fit.min_points"].default == 3
+    assert items["fit.method"].choices == ("slf", "ssf", "median")
+    assert items["model"].read_only
+    assert (items["size"].is_list, items["size"].length, items["size"].type) == (True, 2, int)
+    assert items["size"].type_name == "list of 2 int"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"modle": "x"}, ["'modle'", "'model'"]),
+        ({"fit": {"metod": "slf"}}, ["'fit.metod'", "'fit.method'"]),
+        ({"fit": {"zzz": 1}}, ["'fit.zzz'", "known here", "min_points"]),
+        ({"fit": {"method": "sff"}}, ["fit.method", "slf, ssf, median", "did you mean 'ssf'"]),
+        ({"fit": {"threshold": 0.0}}, ["fit.threshold", "between 0.1 and 10 sigma", "0.0"]),
+        ({"fit": {"threshold": float("nan")}}, ["fit.threshold", "float", "nan"]),
+        ({"fit": {"min_points": -1}}, ["fit.min_points", "at least 0", "-1"]),
+        ({"fit": {"min_points": 2.0}}, ["fit.min_points", "int", "2.0"]),
+        ({"fit": {"min_points": True}}, ["fit.min_points", "int", "True"]),
+        ({"fit": 3}, ["fit", "mapping", "3"]),
+        ({"verbose": "yes"}, ["verbose", "bool", "'yes'"]),
+        ({"extrinsics": "1 2"}, ["extrinsics", "list of float"]),
+        ({"extrinsics": [1.0, "a"]}, ["extrinsics", "'a'"]),
+        ({"size": [1]}, ["size", "list of 2 int", "1 elements"]),
+        ({"size": [0, 4]}, ["size", "at least 1"]),
+        ({"fit": {"method": "median", "min_points": 200}}, ["fit: min_points above 100"]),
+    ],
+)
+def test_refusals_name_the_key_and_the_cure(values: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.build(Outer, values)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_bare_instance_is_checked_too() -> None:
+    with pytest.raises(ConfigError, match="method"):
+        Fit(method="sff")
+    with pytest.raises(ConfigError, match="fit must be a Fit"):
+        Outer(fit={"method": "ssf"})  # type: ignore[arg-type]
+    assert Fit(threshold=np.float64(2)).threshold == 2.0  # type: ignore[arg-type]
+
+
+def test_replace_finds_the_dotted_name_from_its_leaf() -> None:
+    with pytest.raises(ConfigError, match=r"'method'; did you mean 'fit\.method'"):
+        config.replace(Outer(), {"method": "slf"})
+
+
+def test_overrides_are_typed_by_yaml_and_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("fit:\n  threshold: 2.0\n  min_points: 5\n")
+    built = config.load(
+        Outer, path, ["fit.threshold=1e0", "size=[1, 2]", "verbose=true", "model=123"]
+    )
+    assert (built.fit.threshold, built.fit.min_points, built.size, built.verbose) == (
+        1.0,
+        5,
+        (1, 2),
+        True,
+    )
+    assert built.model == "123", "a text option takes the text as it is"
+    with pytest.raises(ConfigError, match="key=value"):
+        config.load(Outer, path, ["verbose"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("fit: {method: slf", ["not valid YAML", "line"]),
+        ("- 1\n- 2\n", ["mapping"]),
+        ("verbose: true\nverbose: false\n", ["'verbose'", "twice", "line 2"]),
+        ("fit:\n  metod: slf\n", ["fit.metod", "fit.method"]),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(Outer, path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_a_missing_file_is_named_and_an_empty_one_is_all_defaults(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml.*check the path"):
+        config.load(Outer, tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    assert config.load(Outer, tmp_path / "empty.yaml") == Outer()
+
+
+def test_scientific_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("fit: {threshold: 5e-1}\n")
+    assert config.load(Outer, path).fit.threshold == 0.5
+
+
+def test_a_field_without_description_or_of_a_foreign_type_is_a_programming_error() -> None:
+    bare = dataclasses.make_dataclass("Bare", [("x", int, dataclasses.field(default=1))])
+    with pytest.raises(TypeError, match=r"Bare\.x"):
+        config.describe(bare)
+    foreign = dataclasses.make_dataclass("Foreign", [("x", dict, option(None, "a dict"))])
+    with pytest.raises(TypeError, match="no type of a setting"):
+        config.describe(foreign)
+
+
+def test_nearest() -> None:
+    known = ["fit.method", "fit.min_points", "model"]
+    assert config.nearest("fit.metod", known) == "fit.method"
+    assert config.nearest("Model", known) == "model"
+    assert config.nearest("min_point", known) == "fit.min_points"
+    assert config.nearest("qqq", known) == ""
