@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build of the ROS 2 package (ament_python); `training/` stays in the checkout and is not installed."""
+"""Build of the ROS 2 package (ament_python); `training/` is not installed on a robot."""
 
 from glob import glob
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may import whom (docs/architecture.md), read from the source and tried in fresh interpreters."""
+"""Who may import whom (docs/architecture.md): the source read, fresh interpreters tried."""
 
 from __future__ import annotations
 

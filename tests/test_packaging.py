@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package as colcon builds it, and facts that stand in two packaging files."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+BUILT = ["package.xml", "setup.py", "setup.cfg", "resource", "depth_node", "launch", "config"]
+
+
+@pytest.fixture(scope="module")
+def install_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`install/depth_node` of a real `colcon build` of this checkout."""
+    pytest.importorskip("colcon_core", reason="colcon is not installed (make test installs it)")
+    workspace = tmp_path_factory.mktemp("workspace")
+    package = workspace / "src" / "depth_node"
+    package.mkdir(parents=True)
+    for name in BUILT:
+        source = REPO / name
+        if source.is_dir():
+            shutil.copytree(source, package / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, package / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "colcon", "build", "--packages-select", "depth_node"],
+        cwd=workspace,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return workspace / "install" / "depth_node"
+
+
+def test_colcon_installs_what_ros_looks_for(install_space: Path) -> None:
+    assert (install_space / "share/ament_index/resource_index/packages/depth_node").is_file()
+    assert (install_space / "share/depth_node/package.xml").is_file()
+    for folder, pattern in (("launch", "*.launch.py"), ("config", "*")):
+        here = {p.name for p in (REPO / folder).glob(pattern) if p.is_file()}
+        there = {p.name for p in (install_space / "share/depth_node" / folder).iterdir()}
+        assert here and here <= there
+    for executable in ("depth_node", "depth_tools"):
+        assert os.access(install_space / "lib/depth_node" / executable, os.X_OK)
+    assert list(install_space.rglob("models/embedded.onnx")), "the network travels with the package"
+    assert not list(install_space.rglob("training")), "training stays in the checkout"
+
+
+def test_installed_executable_reads_a_parameter_file(install_space: Path) -> None:
+    pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+    library = next(install_space.glob("lib/python3*/site-packages"))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(library),
+        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = subprocess.Popen(
+        [
+            str(install_space / "lib/depth_node/depth_node"),
+            "--ros-args",
+            "--params-file",
+            str(install_space / "share/depth_node/config/depth_node.yaml"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()  # the node says one line when it is up
+        assert "depth_node" in first, first
+    finally:
+        process.send_signal(2)
+        rest, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, first + rest
+    assert "Traceback" not in first + rest
+
+
+def test_one_version() -> None:
+    manifest = ElementTree.parse(REPO / "package.xml").getroot()
+    version = manifest.findtext("version")
+    assert f'version="{version}"' in (REPO / "setup.py").read_text()
+    assert f'__version__ = "{version}"' in (REPO / "depth_node/__init__.py").read_text()
+    assert f"\n{version} (" in (REPO / "CHANGELOG.rst").read_text()
+
+
+def test_every_ros_package_imported_is_declared() -> None:
+    manifest = ElementTree.parse(REPO / "package.xml").getroot()
+    declared = {element.text for element in manifest.findall("exec_depend")}
+    text = "\n".join(p.read_text() for p in (REPO / "depth_node/ros").glob("*.py"))
+    used = set(
+        re.findall(
+            r"^\s*(?:from|import) (\w+_(?:msgs|srvs|interfaces)|rclpy|tf2_ros|cv_bridge)",
+            text,
+            re.M,
+        )
+    )
+    assert used and used <= declared
