@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regions of a picture: label maps from masks or from the picture itself, and their neighbourhood.
+
+A label map is (H, W) int32: 0 = unassigned, 1..K = regions. Two regions are neighbours when they
+share a 4-adjacent pixel pair (Region-aware Depth Scale Adaptation, arXiv 2507.14879, section 3;
+the readings its text leaves open are ours and named where they are made).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from depth_node.config import option, validate
+
+REFERENCE_AREA_PX = 640 * 480  # pixel counts in the configuration are given for this picture size
+_DENSE_ID_LIMIT = 1 << 22  # ids up to here are relabelled through a table, larger ones by sorting
+
+Labels = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """How a picture becomes regions."""
+
+    min_region_px: int = option(
+        100,
+        "Smaller regions join the neighbour with the longest border; counted at 640x480 and "
+        "scaled with the area of the picture.",
+        unit="px",
+        minimum=0,
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+def relabel(labels: NDArray[np.integer]) -> Labels:
+    """Number the regions 1..K without gaps, in the order of their old labels; 0 stays 0."""
+    labels = _checked(labels)
+    top = int(labels.max(initial=0))
+    if top > _DENSE_ID_LIMIT:
+        ids, inverse = np.unique(labels, return_inverse=True)
+        start = 0 if ids[0] == 0 else 1
+        return (inverse.reshape(labels.shape) + start).astype(np.int32)
+    present = np.bincount(labels.ravel(), minlength=top + 1) > 0
+    present[0] = False
+    table = np.where(present, np.cumsum(present), 0).astype(np.int32)
+    return table[labels]
+
+
+def connected(labels: NDArray[np.integer]) -> Labels:
+    """Split every region into its 4-connected parts; 0 stays 0.
+
+    Pixels become the even cells of a (2H-1, 2W-1) grid and equal neighbours are linked by the
+    cells between them, so one binary connected-component pass serves all labels at once.
+    """
+    labels = _checked(labels)
+    height, width = labels.shape
+    cells = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
+    cells[::2, ::2] = labels > 0
+    cells[::2, 1::2] = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] > 0)
+    cells[1::2, ::2] = (labels[1:] == labels[:-1]) & (labels[1:] > 0)
+    _, parts = cv2.connectedComponents(cells, connectivity=4, ltype=cv2.CV_32S)
+    return np.ascontiguousarray(parts[::2, ::2], dtype=np.int32)
+
+
+def border_lengths(labels: NDArray[np.integer]) -> sparse.csr_matrix:
+    """Number of 4-adjacent pixel pairs between regions: (K+1, K+1) int32, symmetric.
+
+    Row and column 0 are empty: unassigned pixels are nobody's neighbour.
+    """
+    labels = np.ascontiguousarray(_checked(labels))
+    count, width = int(labels.max(initial=0)) + 1, labels.shape[1]
+    flat = labels.ravel()
+    right = np.flatnonzero(flat[:-1] != flat[1:])
+    right = right[right % width != width - 1]  # the end of a row does not touch the next row
+    down = np.flatnonzero(flat[:-width] != flat[width:])
+    one = np.concatenate([flat[right], flat[down]])
+    other = np.concatenate([flat[right + 1], flat[down + width]])
+    regions = (one > 0) & (other > 0)
+    one, other = one[regions], other[regions]
+    pairs = sparse.coo_matrix((np.ones(len(one), np.int32), (one, other)), shape=(count, count))
+    lengths = pairs.tocsr()
+    return sparse.csr_matrix(lengths + lengths.T)
+
+
+def adjacency(labels: NDArray[np.integer]) -> sparse.csr_matrix:
+    """Which regions touch: (K+1, K+1) bool, symmetric, empty row and column 0 and diagonal."""
+    return border_lengths(labels).astype(bool)
+
+
+def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
+    """Give every region below `min_px` pixels to the neighbour with the longest common border.
+
+    This goes in rounds, because one region can join many at once: in a round every small region
+    joins, except one that a smaller region is joining, which may grow past `min_px` that way and
+    stay. Equal borders are decided by the larger neighbour, then by the one that begins higher up
+    in the picture, so the result does not depend on the numbering. A small region without
+    neighbours stays.
+    Returns labels 1..K without gaps; unassigned pixels stay 0.
+    """
+    labels = relabel(labels)
+    area = np.bincount(labels.ravel()).astype(np.int64)
+    if len(area) < 2 or area[1:].min() >= min_px:
+        return labels
+    begin: NDArray[np.int64] = np.zeros(len(area), np.int64)
+    begin[labels.ravel()[::-1]] = np.arange(labels.size)[::-1]  # last write wins: the first pixel
+    # Renumber by first pixel: from here on a smaller number means higher up in the picture.
+    order = np.concatenate([[0], 1 + np.argsort(begin[1:], kind="stable")])
+    number = np.empty(len(area), np.int32)
+    number[order] = np.arange(len(area))
+    labels = number[labels]
+    area = area[order]
+
+    owner = np.arange(len(area))
+    lengths = border_lengths(labels).tocoo()
+    one, other, border = lengths.row, lengths.col, lengths.data.astype(np.int64)
+    while True:
+        wants = area[one] < min_px
+        if not wants.any():
+            break
+        giver, taker, length = one[wants], other[wants], border[wants]
+        best = np.lexsort((taker, -area[taker], -length, giver))
+        giver, taker = giver[best], taker[best]
+        lead = np.concatenate([[True], giver[1:] != giver[:-1]])
+        giver, taker = giver[lead], taker[lead]
+        # A giver waits for this round if a smaller region is about to join it.
+        smaller = area[giver] * len(area) + giver < area[taker] * len(area) + taker
+        blocked = np.zeros(len(area), bool)
+        blocked[taker[smaller]] = True
+        ready = ~blocked[giver]
+        target: NDArray[np.int64] = np.arange(len(area))
+        target[giver[ready]] = taker[ready]
+        while True:  # follow chains to their end
+            further = target[target]
+            if np.array_equal(further, target):
+                break
+            target = further
+        owner = target[owner]
+        area = np.bincount(target, weights=area, minlength=len(area)).astype(np.int64)
+        one, other = target[one], target[other]
+        keep = one != other
+        merged = sparse.coo_matrix(
+            (border[keep], (one[keep], other[keep])), shape=(len(area), len(area))
+        ).tocsr()
+        lengths = merged.tocoo()
+        one, other, border = lengths.row, lengths.col, lengths.data
+    return relabel(owner.astype(np.int32)[labels])
+
+
+def labels_from_masks(masks: NDArray[np.bool_], config: SegmentationConfig | None = None) -> Labels:
+    """One label map from (M, H, W) possibly overlapping masks.
+
+    Masks are painted from large to small, so the smallest mask that covers a pixel owns it (of
+    equal masks the first). Masks below `config.min_region_px` are ignored. What no mask covers
+    becomes regions by 4-connectivity, and regions that are left too small join a neighbour.
+    """
+    config = config or SegmentationConfig()
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or 0 in masks.shape[1:]:
+        raise ValueError(f"masks have shape {masks.shape}, give them as (M, H, W).")
+    masks = masks.astype(bool, copy=False)
+    limit = scaled_px(config.min_region_px, *masks.shape[1:])
+    sizes = masks.sum(axis=(1, 2))
+    labels = np.zeros(masks.shape[1:], np.int32)
+    # Reversed stable order: among equals the first mask is painted last.
+    for index in np.argsort(sizes, kind="stable")[::-1]:
+        if sizes[index] >= max(limit, 1):
+            labels[masks[index]] = index + 1
+    return _completed(labels, limit)
+
+
+def labels_from_ids(
+    id_image: NDArray[np.integer], config: SegmentationConfig | None = None
+) -> Labels:
+    """One label map from a picture of (H, W) mask ids, 0 = no mask; rules of labels_from_masks."""
+    config = config or SegmentationConfig()
+    labels = relabel(id_image)
+    limit = scaled_px(config.min_region_px, *labels.shape)
+    area = np.bincount(labels.ravel())
+    labels[area[labels] < limit] = 0
+    return _completed(labels, limit)
+
+
+def scaled_px(pixels: int, height: int, width: int) -> int:
+    """A pixel count given for 640x480, scaled with the area of the picture."""
+    return int(np.ceil(pixels * height * width / REFERENCE_AREA_PX))
+
+
+def _completed(labels: Labels, min_px: int) -> Labels:
+    """Turn uncovered pixels into regions and merge what is too small."""
+    _, parts = cv2.connectedComponents((labels == 0).astype(np.uint8), connectivity=4)
+    top = int(labels.max(initial=0))
+    return merge_small(np.where(labels > 0, labels, parts + top), min_px)
+
+
+def _checked(labels: NDArray[np.integer]) -> NDArray[np.integer]:
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"a label map is {labels.dtype} of shape {labels.shape}, give integers (H, W)."
+        )
+    if int(labels.min()) < 0:
+        raise ValueError("a label map has negative labels, use 0 for unassigned pixels.")
+    return labels
