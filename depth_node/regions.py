@@ -117,9 +117,12 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
     labels = number[labels]
     area = area[order]
 
-    owner = np.arange(len(area))
+    owner: NDArray[np.int64] = np.arange(len(area))
     lengths = border_lengths(labels).tocoo()
-    one, other, border = lengths.row, lengths.col, lengths.data.astype(np.int64)
+    one: NDArray[np.int64]
+    other: NDArray[np.int64]
+    one, other = lengths.row.astype(np.int64), lengths.col.astype(np.int64)
+    border = lengths.data.astype(np.int64)
     while True:
         wants = area[one] < min_px
         if not wants.any():
@@ -149,7 +152,8 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
             (border[keep], (one[keep], other[keep])), shape=(len(area), len(area))
         ).tocsr()
         lengths = merged.tocoo()
-        one, other, border = lengths.row, lengths.col, lengths.data
+        one, other = lengths.row.astype(np.int64), lengths.col.astype(np.int64)
+        border = lengths.data
     return relabel(owner.astype(np.int32)[labels])
 
 
