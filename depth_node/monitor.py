@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health over frames: what comes in and out, how late, how well it fits, and one sentence on it.
+
+No ROS and no clock of its own: every call is told the time, in seconds of any clock that does not
+jump. Safe to feed from several threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+LOW_INLIERS = 0.5
+"""Below this share of points that agree with the fit, extrinsics or time offset are suspect."""
+
+_EVENTS = ("image", "scan", "published", "dropped", "refused", "failed", "unheard")
+
+
+class Level(IntEnum):
+    """Severity, with the numbers of diagnostic_msgs."""
+
+    OK = 0
+    WARN = 1
+    ERROR = 2
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one published frame says about the node's health.
+
+    stamp_ms: from the picture's stamp to its publication, None where the stamp is of another clock.
+    node_ms: from its arrival in the node to its publication. stage_ms: where that time went.
+    scan_age_s: oldest LiDAR point used, None without any. inlier_fraction and residual_m: of the
+    fit, NaN without any. trouble: an operator's sentence, empty if all is well.
+    """
+
+    node_ms: float
+    stamp_ms: float | None = None
+    stage_ms: Mapping[str, float] = field(default_factory=dict)
+    scan_age_s: float | None = None
+    points: int = 0
+    inlier_fraction: float = float("nan")
+    residual_m: float = float("nan")
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the monitor cannot see by itself."""
+
+    active: bool = True
+    enabled: bool = True
+    listeners: int = 1
+    backend: str = ""
+    image_topic: str = "image"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Level, one sentence, and the numbers behind it as texts in a fixed order."""
+
+    level: Level
+    message: str
+    values: dict[str, str]
+
+
+class Monitor:
+    """Counts events and keeps the frames of the last `window_s` seconds."""
+
+    def __init__(self, window_s: float = 5.0) -> None:
+        self._window_s = window_s
+        self._lock = threading.Lock()
+        self.reset(None)
+
+    def reset(self, now_s: float | None) -> None:
+        """Forget everything; the time since the last event counts from `now_s`."""
+        with self._lock:
+            self._start_s = now_s
+            self._totals: Counter[str] = Counter()
+            self._times: dict[str, deque[float]] = {name: deque() for name in _EVENTS}
+            self._frames: deque[tuple[float, Frame]] = deque()
+            self._reason = ""
+
+    def image(self, now_s: float) -> None:
+        """A picture arrived."""
+        self._count("image", now_s)
+
+    def scan(self, now_s: float) -> None:
+        """LiDAR points arrived."""
+        self._count("scan", now_s)
+
+    def dropped(self, now_s: float) -> None:
+        """A picture was replaced by a newer one before its turn came."""
+        self._count("dropped", now_s)
+
+    def unheard(self, now_s: float) -> None:
+        """A picture was left alone since nobody listens."""
+        self._count("unheard", now_s)
+
+    def refused(self, now_s: float, reason: str) -> None:
+        """Input that cannot be used: wrong size, unknown encoding, no calibration."""
+        self._count("refused", now_s, reason)
+
+    def failed(self, now_s: float, reason: str) -> None:
+        """A frame whose processing raised."""
+        self._count("failed", now_s, reason)
+
+    def published(self, now_s: float, frame: Frame) -> None:
+        """A frame went out."""
+        self._count("published", now_s)
+        with self._lock:
+            self._frames.append((now_s, frame))
+
+    def total(self, event: str) -> int:
+        """How often an event happened since the last reset."""
+        with self._lock:
+            return self._totals[event]
+
+    def report(self, now_s: float, situation: Situation) -> Report:
+        """The judgement of the last window."""
+        with self._lock:
+            self._forget(now_s)
+            recent = {name: len(times) for name, times in self._times.items()}
+            since = self._start_s if self._start_s is not None else now_s
+            span = max(min(self._window_s, now_s - since), 1e-3)
+            rates = {name: count / span for name, count in recent.items()}
+            frames = [frame for _, frame in self._frames]
+            level, message = self._judge(recent, rates, frames, situation, now_s - since)
+            return Report(level, message, self._values(rates, frames, situation))
+
+    def _judge(
+        self,
+        recent: dict[str, int],
+        rates: dict[str, float],
+        frames: list[Frame],
+        situation: Situation,
+        age_s: float,
+    ) -> tuple[Level, str]:
+        if not situation.active:
+            return Level.OK, "inactive: waits to be activated"
+        if not situation.enabled:
+            return Level.WARN, "switched off through ~/enable: call it with true to go on"
+        if not recent["image"]:
+            if age_s < min(2.0, self._window_s):
+                return Level.OK, "just started: waits for the first picture"
+            return Level.ERROR, (
+                f"no picture on {situation.image_topic} in {self._window_s:g} s:"
+                " check the camera, the remapping of `image` and its QoS"
+            )
+        if situation.listeners == 0:
+            return Level.OK, "nobody listens, so nothing is computed"
+        bad = recent["failed"] + recent["refused"]
+        if bad and not frames:
+            return Level.ERROR, f"no frame gets through: {self._reason}"
+        if not frames:
+            return Level.WARN, f"no frame in the last {self._window_s:g} s: the first is under way"
+        if bad:
+            return Level.WARN, f"{bad} of {bad + len(frames)} frames failed: {self._reason}"
+        last = frames[-1]
+        if last.trouble:
+            return Level.WARN, last.trouble
+        if last.inlier_fraction < LOW_INLIERS:
+            return Level.WARN, (
+                f"only {last.inlier_fraction:.0%} of the LiDAR points agree with the fit:"
+                " check the extrinsics and the clocks of camera and LiDAR"
+            )
+        behind = last.node_ms if last.stamp_ms is None else last.stamp_ms
+        origin = "arrival" if last.stamp_ms is None else "stamp"
+        return Level.OK, (
+            f"{rates['published']:.1f} of {rates['image']:.1f} frames/s, {behind:.0f} ms after"
+            f" their {origin}, {last.points} LiDAR points"
+        )
+
+    def _values(
+        self, rates: dict[str, float], frames: list[Frame], situation: Situation
+    ) -> dict[str, str]:
+        values = {
+            "backend": situation.backend or "none",
+            "listeners": str(situation.listeners),
+            "image rate [1/s]": f"{rates['image']:.1f}",
+            "scan rate [1/s]": f"{rates['scan']:.1f}",
+            "depth rate [1/s]": f"{rates['published']:.1f}",
+        }
+        if frames:
+            last = frames[-1]
+            stamp = [frame.stamp_ms for frame in frames if frame.stamp_ms is not None]
+            values["stamp to publish p50/p95 [ms]"] = (
+                _percentiles(stamp) if stamp else "stamps are of another clock"
+            )
+            node = [frame.node_ms for frame in frames]
+            values["arrival to publish p50/p95 [ms]"] = _percentiles(node)
+            for stage in last.stage_ms:
+                times = [frame.stage_ms[stage] for frame in frames if stage in frame.stage_ms]
+                values[f"{stage} [ms]"] = f"{np.median(times):.1f}"
+            age = last.scan_age_s
+            values["scan age [ms]"] = "no scan" if age is None else f"{age * 1e3:.0f}"
+            values["points used"] = str(last.points)
+            values["fit inliers [%]"] = f"{last.inlier_fraction * 100:.0f}"
+            values["fit residual [m]"] = f"{last.residual_m:.3f}"
+        for name in ("dropped", "refused", "failed", "unheard"):
+            values[f"frames {name}"] = str(self._totals[name])
+        if self._reason:
+            values["last refusal or failure"] = self._reason
+        return values
+
+    def _count(self, event: str, now_s: float, reason: str = "") -> None:
+        with self._lock:
+            if self._start_s is None:
+                self._start_s = now_s
+            self._totals[event] += 1
+            self._times[event].append(now_s)
+            if reason:
+                self._reason = reason
+            self._forget(now_s)
+
+    def _forget(self, now_s: float) -> None:
+        oldest = now_s - self._window_s
+        for times in self._times.values():
+            while times and times[0] < oldest:
+                times.popleft()
+        while self._frames and self._frames[0][0] < oldest:
+            self._frames.popleft()
+
+
+def _percentiles(times_ms: list[float]) -> str:
+    return "/".join(f"{value:.1f}" for value in np.percentile(times_ms, (50, 95)))

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""monitor: one level and one sentence that an operator can act on."""
+
+from __future__ import annotations
+
+import pytest
+
+from depth_node.monitor import Frame, Level, Monitor, Situation
+
+ACTIVE = Situation(backend="onnxruntime-cpu")
+GOOD = Frame(
+    node_ms=40.0,
+    stamp_ms=60.0,
+    stage_ms={"engine": 12.0, "fit": 5.0},
+    scan_age_s=0.02,
+    points=900,
+    inlier_fraction=0.95,
+    residual_m=0.04,
+)
+
+
+def running(frame: Frame = GOOD, seconds: float = 5.0, rate: float = 10.0) -> Monitor:
+    monitor = Monitor()
+    monitor.reset(0.0)
+    for index in range(int(seconds * rate) + 1):
+        now = index / rate
+        monitor.image(now)
+        monitor.scan(now)
+        monitor.published(now, frame)
+    return monitor
+
+
+def test_a_healthy_node_says_its_rate_and_latency() -> None:
+    report = running().report(5.0, ACTIVE)
+    assert report.level == Level.OK
+    assert report.message == "10.2 of 10.2 frames/s, 60 ms after their stamp, 900 LiDAR points"
+    assert report.values["backend"] == "onnxruntime-cpu"
+    assert report.values["stamp to publish p50/p95 [ms]"] == "60.0/60.0"
+    assert report.values["engine [ms]"] == "12.0"
+    assert report.values["scan age [ms]"] == "20"
+    assert report.values["fit inliers [%]"] == "95"
+    assert report.values["fit residual [m]"] == "0.040"
+
+
+@pytest.mark.parametrize(
+    ("situation", "level", "words"),
+    [
+        (Situation(active=False), Level.OK, "inactive"),
+        (Situation(enabled=False), Level.WARN, "~/enable"),
+        (Situation(listeners=0), Level.OK, "nobody listens"),
+    ],
+)
+def test_situations_that_explain_silence(situation: Situation, level: Level, words: str) -> None:
+    report = running().report(5.0, situation)
+    assert report.level == level
+    assert words in report.message
+
+
+def test_no_picture_is_an_error_that_names_the_topic_but_not_in_the_first_seconds() -> None:
+    monitor = Monitor()
+    monitor.reset(100.0)
+    assert monitor.report(101.0, ACTIVE).level == Level.OK
+    report = monitor.report(106.0, Situation(image_topic="/camera/image_raw"))
+    assert report.level == Level.ERROR
+    assert "/camera/image_raw" in report.message
+
+
+def test_a_camera_that_stops_is_noticed() -> None:
+    monitor = running()
+    assert monitor.report(9.0, ACTIVE).level == Level.OK
+    assert monitor.report(10.5, ACTIVE).level == Level.ERROR
+
+
+def test_failures_warn_while_frames_come_and_are_an_error_when_none_does() -> None:
+    monitor = running()
+    monitor.failed(5.0, "RuntimeError: boom")
+    report = monitor.report(5.0, ACTIVE)
+    assert (report.level, "boom" in report.message) == (Level.WARN, True)
+    assert report.values["frames failed"] == "1"
+    monitor = Monitor()
+    monitor.image(0.0)
+    monitor.refused(0.0, "image is 640x480 but camera_info 320x240")
+    report = monitor.report(0.5, ACTIVE)
+    assert report.level == Level.ERROR
+    assert "320x240" in report.message
+
+
+def test_the_trouble_of_the_last_frame_is_the_sentence() -> None:
+    report = running(Frame(node_ms=1.0, trouble="no LiDAR points")).report(5.0, ACTIVE)
+    assert (report.level, report.message) == (Level.WARN, "no LiDAR points")
+    assert report.values["scan age [ms]"] == "no scan"
+    assert report.values["stamp to publish p50/p95 [ms]"] == "stamps are of another clock"
+
+
+def test_few_inliers_warn() -> None:
+    frame = Frame(node_ms=1.0, points=100, inlier_fraction=0.3, residual_m=1.0)
+    report = running(frame).report(5.0, ACTIVE)
+    assert report.level == Level.WARN
+    assert "30%" in report.message
+
+
+def test_reset_forgets_and_the_window_slides() -> None:
+    monitor = running()
+    monitor.dropped(5.0)
+    assert monitor.total("dropped") == 1
+    monitor.reset(5.0)
+    assert monitor.total("published") == 0
+    assert "frames/s" not in monitor.report(5.5, ACTIVE).message
+    monitor = running(seconds=60.0)
+    assert monitor.report(60.0, ACTIVE).values["depth rate [1/s]"] == "10.2"
