@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime on the CPU: the default back end and the reference for every other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from depth_node.engine import EngineError, Manifest, check_tensor
+
+_PROVIDER = "CPUExecutionProvider"
+_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+
+
+class TensorInfo(NamedTuple):
+    """Name, shape (None: open) and NumPy type ("" if none of ours) of an input or output."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+def probe(model: Path) -> tuple[list[TensorInfo], list[TensorInfo]]:
+    """Inputs and outputs of an ONNX file. Raises EngineError if it cannot be read."""
+    session = _session(model, threads=1)
+    return _infos(session.get_inputs()), _infos(session.get_outputs())
+
+
+class OrtEngine:
+    """Engine on ONNX Runtime's CPU provider; checked against the manifest and warm when made."""
+
+    backend = "onnxruntime-cpu"
+
+    def __init__(self, model: Path, manifest: Manifest, threads: int = 0) -> None:
+        if threads < 0:
+            raise EngineError(f"threads is {threads}: give 0 for the default, or a number above it")
+        session = _session(model, threads)
+        _check_signature(session, model, manifest)
+        self.manifest = manifest
+        self.details: dict[str, Any] = {
+            "backend": self.backend,
+            "version": onnxruntime.__version__,
+            "providers": list(session.get_providers()),
+            "threads": threads,
+            "model": str(model),
+            "sha256": manifest.sha256,
+        }
+        self._session: onnxruntime.InferenceSession | None = session
+        self._outputs = [manifest.output_name]
+        # The first run allocates; and what the file leaves open is only seen when it runs.
+        self.run(np.zeros(manifest.input.shape, manifest.input.dtype))
+
+    def run(self, tensor: npt.NDArray) -> npt.NDArray:
+        """See Engine.run."""
+        if self._session is None:
+            raise EngineError(f"model {self.manifest.name} is closed: open it again")
+        check_tensor(tensor, self.manifest)
+        try:
+            output: npt.NDArray = self._session.run(
+                self._outputs, {self.manifest.input_name: tensor}
+            )[0]
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise EngineError(
+                f"model {self.manifest.name} failed to run with an input of"
+                f" {self.manifest.input.width}x{self.manifest.input.height}: if the manifest gives"
+                f" the right size, the model itself is broken ({_reason(error)})"
+            ) from error
+        return output
+
+    def close(self) -> None:
+        """See Engine.close."""
+        self._session = None
+
+    def __enter__(self) -> OrtEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _session(model: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # what matters is raised; the rest would be printed to stderr
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=[_PROVIDER])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise EngineError(
+            f"{model} cannot be read as an ONNX model: it is truncated, of another format, or newer"
+            f" than onnxruntime {onnxruntime.__version__}; fetch or export it again"
+            f" ({_reason(error)})"
+        ) from error
+    if session.get_providers() != [_PROVIDER]:
+        raise EngineError(
+            f"onnxruntime runs {model} on {session.get_providers()} instead of {_PROVIDER}:"
+            " install the plain onnxruntime package"
+        )
+    return session
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+def _infos(nodes: list[Any]) -> list[TensorInfo]:
+    return [
+        TensorInfo(
+            node.name,
+            tuple(size if isinstance(size, int) and size > 0 else None for size in node.shape),
+            _TYPES.get(node.type, ""),
+        )
+        for node in nodes
+    ]
+
+
+def _check_signature(
+    session: onnxruntime.InferenceSession, model: Path, manifest: Manifest
+) -> None:
+    """EngineError where the file and its manifest contradict each other."""
+    inputs, outputs = _infos(session.get_inputs()), _infos(session.get_outputs())
+    names = [item.name for item in inputs]
+    if names != [manifest.input_name]:
+        raise EngineError(
+            f"model {model} has the input {', '.join(names)}, its manifest says"
+            f" {manifest.input_name}: correct input_name, or write the manifest anew"
+        )
+    spec, found = manifest.input, inputs[0]
+    if len(found.shape) != 4 or any(
+        size not in (None, wanted) for size, wanted in zip(found.shape, spec.shape, strict=False)
+    ):
+        raise EngineError(
+            f"model {model} takes an input of shape {_shape(found.shape)}, its manifest says"
+            f" {_shape(spec.shape)}: correct input.height and input.width, or export the model"
+            " with a (1, 3, height, width) input"
+        )
+    if found.dtype != spec.dtype:
+        raise EngineError(
+            f"model {model} takes {session.get_inputs()[0].type}, its manifest says {spec.dtype}:"
+            " correct input.dtype, or export the model with a float32 input"
+        )
+    if manifest.output_name not in [item.name for item in outputs]:
+        raise EngineError(
+            f"model {model} has the outputs {', '.join(item.name for item in outputs)}, its"
+            f" manifest says {manifest.output_name}: correct output_name"
+        )
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"

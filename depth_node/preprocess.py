@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Picture -> tensor and back, as a model's manifest says: the only resizing rules there are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+CHANNEL_ORDERS = ("rgb", "bgr")
+DTYPES = ("float32", "float16", "uint8")
+RESIZES = ("stretch", "letterbox", "crop")
+_INTERPOLATIONS = {
+    "area": cv2.INTER_AREA,
+    "linear": cv2.INTER_LINEAR,
+    "cubic": cv2.INTER_CUBIC,
+    "nearest": cv2.INTER_NEAREST_EXACT,
+}
+INTERPOLATIONS = tuple(_INTERPOLATIONS)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network wants to see: a (1, 3, height, width) tensor.
+
+    A tensor value is ``(pixel * scale - mean) / std`` with 8-bit pixels; mean and std are in the
+    order of the tensor's channels. ``resize``: "stretch" (the aspect is lost), "letterbox" (the
+    whole picture, the rest of the tensor is 0) or "crop" (the middle of the picture; what is cut
+    off has no answer). ``interpolation`` is for shrinking; enlarging takes "linear" instead of
+    "area". Raises ValueError, in a sentence, for values that cannot be used.
+    """
+
+    height: int
+    width: int
+    channel_order: str = "rgb"
+    scale: float = 1.0 / 255.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    dtype: str = "float32"
+    resize: str = "stretch"
+    interpolation: str = "area"
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"input {name} is {size!r}: give a whole number of pixels above 0")
+        for name, allowed in (
+            ("channel_order", CHANNEL_ORDERS),
+            ("dtype", DTYPES),
+            ("resize", RESIZES),
+            ("interpolation", INTERPOLATIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"input {name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}"
+                )
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list)) or len(value) != 3:
+                raise ValueError(f"input {name} is {value!r}: give three numbers, one a channel")
+            object.__setattr__(self, name, tuple(_number(item, name) for item in value))
+        object.__setattr__(self, "scale", _number(self.scale, "scale"))
+        if self.scale <= 0 or min(self.std) <= 0:
+            raise ValueError("input scale and std must be above 0: correct them in the manifest")
+        plain = self.scale == 1 and set(self.mean) == {0.0} and set(self.std) == {1.0}
+        if self.dtype == "uint8" and not plain:
+            raise ValueError("input dtype uint8 takes raw pixels: set scale 1, mean 0 and std 1")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the tensor, (1, 3, height, width)."""
+        return (1, 3, self.height, self.width)
+
+
+def _number(value: object, name: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"input {name} has {value!r}: give finite numbers")
+    return float(value)
+
+
+def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray:
+    """(H, W, 3) uint8 RGB picture -> contiguous (1, 3, height, width) tensor of spec.dtype."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            f"image has shape {image.shape} and type {image.dtype}: give (H, W, 3) uint8 RGB"
+        )
+    height, width = image.shape[:2]
+    if min(height, width) < 1:
+        raise ValueError(f"image is {width}x{height}: it has no pixels")
+    tensor = np.zeros(spec.shape, spec.dtype)
+    if spec.resize == "crop":
+        top, left, rows, cols = _crop_box(height, width, spec)
+        image = image[top : top + rows, left : left + cols]
+    top, left, rows, cols = _tensor_box(height, width, spec)
+    small = _resize(image, rows, cols, spec.interpolation)
+    for channel in range(3):
+        plane = small[..., channel if spec.channel_order == "rgb" else 2 - channel]
+        target = tensor[0, channel, top : top + rows, left : left + cols]
+        if spec.dtype == "uint8":
+            target[...] = plane
+            continue
+        gain = spec.scale / spec.std[channel]
+        offset = -spec.mean[channel] / spec.std[channel]
+        target[...] = plane * np.float32(gain) + np.float32(offset)
+    return tensor
+
+
+def to_picture(
+    output: npt.NDArray, spec: InputSpec, height: int, width: int, *, nearest: bool = False
+) -> npt.NDArray:
+    """(h, w) network output -> (height, width) of the picture that to_tensor was given.
+
+    The output may be smaller or larger than the tensor; it covers the same view. Floating values
+    come back as float32, linearly interpolated, NaN where a crop saw nothing. With ``nearest``
+    values are kept as they are (label maps): the type stays, what a crop cut off is 0.
+    """
+    if output.ndim != 2:
+        raise ValueError(f"network output has shape {output.shape}: give one (h, w) map")
+    if not nearest:
+        output = np.ascontiguousarray(output, dtype=np.float32)
+    interpolation = "nearest" if nearest else "linear"
+    if spec.resize == "letterbox":
+        top, left, rows, cols = _tensor_box(height, width, spec)
+        full = _resize(output, spec.height, spec.width, interpolation)
+        output = full[top : top + rows, left : left + cols]
+    elif spec.resize == "crop":
+        top, left, rows, cols = _crop_box(height, width, spec)
+        picture = np.full((height, width), 0 if nearest else np.nan, output.dtype)
+        picture[top : top + rows, left : left + cols] = _resize(output, rows, cols, interpolation)
+        return picture
+    return _resize(output, height, width, interpolation)
+
+
+def _tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+    """(top, left, rows, cols) of the tensor that show the picture."""
+    if spec.resize != "letterbox":
+        return 0, 0, spec.height, spec.width
+    scale = min(spec.height / height, spec.width / width)
+    rows = min(spec.height, max(1, math.floor(height * scale + 0.5)))
+    cols = min(spec.width, max(1, math.floor(width * scale + 0.5)))
+    return (spec.height - rows) // 2, (spec.width - cols) // 2, rows, cols
+
+
+def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+    """(top, left, rows, cols) of the picture that fill the tensor."""
+    scale = max(spec.height / height, spec.width / width)
+    rows = min(height, max(1, math.floor(spec.height / scale + 0.5)))
+    cols = min(width, max(1, math.floor(spec.width / scale + 0.5)))
+    return (height - rows) // 2, (width - cols) // 2, rows, cols
+
+
+def _resize(array: npt.NDArray, height: int, width: int, interpolation: str) -> npt.NDArray:
+    """cv2.resize, pixel centres at integers + 0.5; area only where it averages something."""
+    if array.shape[:2] == (height, width):
+        return array
+    if interpolation == "area" and (height > array.shape[0] or width > array.shape[1]):
+        interpolation = "linear"
+    source = np.ascontiguousarray(array)
+    if source.dtype in (np.int64, np.uint32, np.uint64, np.bool_):  # types cv2 does not know
+        source = source.astype(np.int32)
+    return cv2.resize(source, (width, height), interpolation=_INTERPOLATIONS[interpolation])
