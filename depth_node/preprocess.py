@@ -135,6 +135,11 @@ def to_picture(
     return _resize(output, height, width, interpolation)
 
 
+def resize_map(values: npt.NDArray, height: int, width: int) -> npt.NDArray:
+    """(h, w) map of the same view -> (height, width) float32, linearly interpolated."""
+    return _resize(np.ascontiguousarray(values, dtype=np.float32), height, width, "linear")
+
+
 def _tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
     """(top, left, rows, cols) of the tensor that show the picture."""
     if spec.resize != "letterbox":

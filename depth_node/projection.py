@@ -431,7 +431,7 @@ class ProjectionCounts:
     given: int = 0
     invalid: int = 0  # not finite, or (0, 0, 0): how many drivers mark a missing return
     behind: int = 0  # z <= 0
-    out_of_range: int = 0  # nearer than min_depth or farther than max_depth
+    out_of_range: int = 0  # nearer than min_depth_m or farther than max_depth_m
     outside: int = 0  # not in the picture, or beyond the range of the distortion model
     duplicate: int = 0  # a nearer point has the same pixel
     occluded: int = 0  # hidden behind something nearer
@@ -512,7 +512,7 @@ class ProjectionConfig:
         True, "drop points that the camera cannot see because something nearer covers them"
     )
     occlusion_radius_px: int = option(
-        12,
+        16,
         "how far around a point nearer points are looked for; about the distance in the picture"
         " between neighbouring LiDAR lines",
         unit="px",
@@ -520,22 +520,22 @@ class ProjectionConfig:
         maximum=100,
     )
     occlusion_ratio: float = option(
-        1.1,
+        1.15,
         "a point is hidden if it is this many times as far as nearer points on all sides of it",
         minimum=1.01,
         maximum=10.0,
     )
-    min_depth: float = option(
+    min_depth_m: float = option(
         0.05, "nearer points are not used (the robot itself)", unit="m", minimum=0.0
     )
-    max_depth: float = option(200.0, "farther points are not used", unit="m", minimum=0.1)
+    max_depth_m: float = option(200.0, "farther points are not used", unit="m", minimum=0.1)
 
     def __post_init__(self) -> None:
         validate(self)
-        if self.min_depth >= self.max_depth:
+        if self.min_depth_m >= self.max_depth_m:
             raise ConfigError(
-                f"min_depth {self.min_depth:g} is not below max_depth {self.max_depth:g}:"
-                " no point could be used; lower min_depth or raise max_depth"
+                f"min_depth_m {self.min_depth_m:g} is not below max_depth_m {self.max_depth_m:g}:"
+                " no point could be used; lower min_depth_m or raise max_depth_m"
             )
 
 
@@ -566,7 +566,7 @@ def project_points(
     valid &= (points[:, 0] != 0) | (points[:, 1] != 0) | (points[:, 2] != 0)
     with np.errstate(invalid="ignore"):
         front = valid & (z > 0)
-        in_range = front & (z >= config.min_depth) & (z <= config.max_depth)
+        in_range = front & (z >= config.min_depth_m) & (z <= config.max_depth_m)
     source = np.flatnonzero(in_range)
 
     pixels = camera.project(in_camera[source])

@@ -25,7 +25,7 @@ from depth_node.config import nearest
 from depth_node.prediction import KINDS
 from depth_node.preprocess import InputSpec
 
-REGION_MEANINGS = ("region_masks", "region_labels", "region_edges")
+REGION_MEANINGS = ("region_masks", "region_labels")
 MEANINGS = (*KINDS, *REGION_MEANINGS)
 EMBEDDED = "embedded"
 _EMBEDDED_FILE = Path(__file__).resolve().parent.parent / "models" / "embedded.onnx"
