@@ -70,7 +70,8 @@ def evaluate(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = N
     g = true[answered].astype(np.float64)
     share = p.size / valid_count if valid_count else math.nan
     if p.size == 0:
-        return Metrics(*[math.nan] * 10, 0.0, share)
+        unknown = dict.fromkeys((field.name for field in fields(Metrics)), math.nan)
+        return Metrics(**{**unknown, "pixels": 0.0, "answered": share})
     error = p - g
     log_error = np.log(p) - np.log(g)
     ratio = np.exp(np.abs(log_error))
