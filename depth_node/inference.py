@@ -98,11 +98,11 @@ class _PictureModel:
         while output.ndim > axes and output.shape[0] == 1:
             output = output[0]
         if output.ndim != axes or 0 in output.shape[-2:]:
+            facts = self.engine.manifest
             raise EngineError(
-                f"output {self.engine.manifest.output_name} of model {self.engine.manifest.name} has"
-                f" shape {shape}: {self.engine.manifest.meaning} needs"
-                f" {'(masks, height, width)' if axes == 3 else '(height, width)'}; correct"
-                " output_name or meaning in the manifest, or export the model so"
+                f"output {facts.output_name} of model {facts.name} has shape {shape}, but"
+                f" {facts.meaning} needs {'(masks, height, width)' if axes == 3 else '(height, width)'}"
+                ": correct output_name or meaning in the manifest, or export the model so"
             )
         return output
 

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from depth_node.preprocess import InputSpec, resize_map, to_picture, to_tensor
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def ramp(height: int, width: int) -> np.ndarray:
+    """A smooth map in units of the view: u + 10 v with u, v in 0..1 at pixel centres."""
+    u = (np.arange(width) + 0.5) / width
+    v = (np.arange(height) + 0.5) / height
+    return (u[None] + 10 * v[:, None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_tensor_values_follow_the_manifest(order: str) -> None:
+    spec = InputSpec(6, 8, channel_order=order, **IMAGENET)
+    image = picture(6, 8)
+    tensor = to_tensor(image, spec)
+    assert tensor.shape == spec.shape == (1, 3, 6, 8)
+    assert tensor.dtype == np.float32
+    assert tensor.flags.c_contiguous
+    seen = image if order == "rgb" else image[..., ::-1]
+    expected = (seen / 255.0 - IMAGENET["mean"]) / IMAGENET["std"]
+    np.testing.assert_allclose(tensor[0], expected.transpose(2, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+def test_other_types(dtype: str) -> None:
+    spec = InputSpec(6, 8, dtype=dtype, scale=1.0)
+    tensor = to_tensor(picture(6, 8), spec)
+    assert tensor.dtype == dtype
+    np.testing.assert_array_equal(tensor[0].astype(int), picture(6, 8).transpose(2, 0, 1))
+
+
+def test_area_averages_when_shrinking() -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[::2] = 200  # finer than the network sees: its mean, no moiré
+    tensor = to_tensor(image, InputSpec(10, 10, scale=1.0))
+    np.testing.assert_array_equal(tensor, 100.0)
+
+
+def test_enlarging_is_smooth() -> None:
+    image = np.repeat(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], 3, axis=2)
+    tensor = to_tensor(np.repeat(image, 8, axis=0), InputSpec(64, 128, scale=1.0))
+    assert np.abs(np.diff(tensor[0, 0], axis=1)).max() <= 2  # in steps it would be 10
+
+
+def test_letterbox_keeps_the_aspect_and_pads_with_zero() -> None:
+    spec = InputSpec(32, 32, resize="letterbox", **IMAGENET)
+    image = np.full((48, 96, 3), 255, np.uint8)
+    tensor = to_tensor(image, spec)
+    assert (tensor[0, :, :8] == 0).all()
+    assert (tensor[0, :, 24:] == 0).all()
+    assert (tensor[0, :, 8:24] > 1).all()
+
+
+def test_crop_takes_the_middle() -> None:
+    image = np.zeros((48, 96, 3), np.uint8)
+    image[:, 24:72] = 90
+    tensor = to_tensor(image, InputSpec(32, 32, resize="crop", scale=1.0))
+    np.testing.assert_array_equal(tensor, 90)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop"])
+@pytest.mark.parametrize("size", [(48, 96), (96, 48), (61, 83), (32, 40), (480, 640)])
+@pytest.mark.parametrize("shrunk", [1, 2])
+def test_what_goes_in_comes_back_in_place(resize: str, size: tuple, shrunk: int) -> None:
+    """A network that returns its input: the map comes back where it was, NaN where cut off."""
+    height, width = size
+    spec = InputSpec(64, 80, resize=resize, scale=1.0)
+    values = ramp(height, width)
+    image = np.repeat((values * 20)[..., None], 3, axis=2).astype(np.uint8)
+    seen = to_tensor(image, spec)[0, 0]
+    seen = resize_map(seen, 64 // shrunk, 80 // shrunk)  # such as from a network with stride 2
+    back = to_picture(seen, spec, height, width)
+    assert back.shape == (height, width)
+    assert back.dtype == np.float32
+    known = np.isfinite(back)
+    if resize == "crop":
+        assert known.any(axis=0).all() or known.any(axis=1).all()
+    else:
+        assert known.all()
+    # A pixel or two from the border of a letterbox the padding is mixed in.
+    edge = np.zeros_like(known)
+    rows, cols = np.nonzero(known)
+    inset = max(6, 6 * max(height // 64, width // 80))
+    edge[rows.min() + inset : rows.max() - inset, cols.min() + inset : cols.max() - inset] = True
+    assert edge.sum() > 20
+    error = np.abs(back - image[..., 0])[edge]
+    assert error.max() < 8 if min(size) > 50 else error.max() < 12
+    assert np.abs(error.mean()) < 2.5
+
+
+def test_labels_come_back_unmixed() -> None:
+    labels = np.array([[1, 7], [3, 200_000]], np.int32)
+    for resize in ("stretch", "letterbox", "crop"):
+        back = to_picture(labels, InputSpec(20, 20, resize=resize), 50, 90, nearest=True)
+        assert back.dtype == np.int32
+        assert set(np.unique(back)) - {0} == {1, 3, 7, 200_000}
+        assert (0 in back) == (resize == "crop")  # cut off: unassigned
+    wide = to_picture(labels.astype(np.int64), InputSpec(2, 2), 4, 4, nearest=True)
+    assert wide[3, 3] == 200_000
+
+
+def test_same_size_is_exact() -> None:
+    values = np.random.default_rng(0).normal(size=(30, 40)).astype(np.float32)
+    np.testing.assert_array_equal(to_picture(values, InputSpec(30, 40), 30, 40), values)
+
+
+def test_half_precision_output() -> None:
+    back = to_picture(ramp(8, 8).astype(np.float16), InputSpec(8, 8), 16, 16)
+    assert back.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_what_is_no_picture_is_refused(bad: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="image"):
+        to_tensor(bad, InputSpec(4, 4))
+
+
+def test_output_that_is_no_map_is_refused() -> None:
+    with pytest.raises(ValueError, match="one \\(h, w\\) map"):
+        to_picture(np.zeros((1, 4, 4), np.float32), InputSpec(4, 4), 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"height": 0}, "height"),
+        ({"width": 3.5}, "width"),
+        ({"width": True}, "width"),
+        ({"channel_order": "rbg"}, "channel_order"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"resize": "squash"}, "resize"),
+        ({"interpolation": "bilinear"}, "interpolation"),
+        ({"mean": (0.5, 0.5)}, "three numbers"),
+        ({"mean": "0.5"}, "three numbers"),
+        ({"std": (1.0, 0.0, 1.0)}, "above 0"),
+        ({"scale": -1.0}, "above 0"),
+        ({"scale": "1/255"}, "finite numbers"),
+        ({"std": (1.0, float("nan"), 1.0)}, "finite numbers"),
+        ({"dtype": "uint8"}, "raw pixels"),
+    ],
+)
+def test_unusable_input_specification_is_refused(values: dict, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        InputSpec(**{"height": 32, "width": 32, **values})
