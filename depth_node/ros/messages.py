@@ -246,19 +246,13 @@ def labels_to_pixels(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.uint16]:
     return labels.astype(np.uint16)
 
 
-def camera_info_message(
-    camera: Camera, header: Header, rectification: npt.ArrayLike | None = None
-) -> CameraInfo:
-    """CameraInfo of a camera; P is K, since the picture is not changed further.
-
-    rectification is R of the CameraInfo that came with the picture.
-    """
+def camera_info_message(camera: Camera, header: Header) -> CameraInfo:
+    """CameraInfo of a camera; R is the identity and P is K: the picture is not turned further."""
     model = "plumb_bob" if camera.model == "pinhole" else camera.model
     if len(camera.distortion) == 8:
         model = "rational_polynomial"
     d = camera.distortion or (0.0,) * 5
     k = camera.matrix
-    r = np.eye(3) if rectification is None else np.asarray(rectification, np.float64).reshape(3, 3)
     return CameraInfo(
         header=header,
         width=camera.width,
@@ -266,7 +260,7 @@ def camera_info_message(
         distortion_model=model,
         d=list(d),
         k=k.reshape(-1).tolist(),
-        r=r.reshape(-1).tolist(),
+        r=np.eye(3).reshape(-1).tolist(),
         p=np.hstack([k, np.zeros((3, 1))]).reshape(-1).tolist(),
     )
 

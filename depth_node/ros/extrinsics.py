@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the LiDAR sits relative to the camera: a parameter, or TF."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.projection import rigid_transform
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
+Transform = npt.NDArray[np.float64]
+
+
+class NoTransformError(LookupError):
+    """There is no such transform, or not for that time; the message says why."""
+
+
+class TransformSource(Protocol):
+    """A TF buffer as far as it is needed here."""
+
+    def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[Transform, int]:
+        """T_target_source at a time (None: the newest) and the stamp in ns of what was found.
+
+        The stamp of the newest is 0 if every link of the chain is static. Raises NoTransformError.
+        """
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+class Extrinsics:
+    """T_camera_lidar of a frame, from a fixed matrix or from a TransformSource.
+
+    A chain of static transforms is looked up once and kept, also when its publisher is gone later.
+    A moving one is looked up at the stamp of the picture; where TF is late, the newest transform
+    serves if it is at most `tolerance_s` away.
+    """
+
+    def __init__(
+        self,
+        fixed: Transform | None = None,
+        source: TransformSource | None = None,
+        tolerance_s: float = 0.1,
+    ) -> None:
+        if fixed is None and source is None:
+            raise ValueError("extrinsics need a fixed transform or a source of transforms")
+        self.tolerance_s = tolerance_s
+        self._fixed = fixed
+        self._source = source
+        self._static: dict[tuple[str, str], Transform] = {}
+
+    def find(self, camera_frame: str, lidar_frame: str, stamp_ns: int) -> Transform:
+        """T_camera_lidar for the picture's stamp. Raises NoTransformError with cause and cure."""
+        if self._fixed is not None:
+            return self._fixed
+        assert self._source is not None
+        key = (camera_frame, lidar_frame)
+        if key in self._static:
+            return self._static[key]
+        if not camera_frame or not lidar_frame:
+            raise NoTransformError(
+                f"the picture's frame_id is {camera_frame!r} and the points' {lidar_frame!r}: TF"
+                " needs both; let the drivers set them or set the parameter T_camera_lidar"
+            )
+        try:
+            newest, newest_ns = self._source.lookup(camera_frame, lidar_frame, None)
+        except NoTransformError as error:
+            raise NoTransformError(
+                f"TF has no transform from {lidar_frame} to {camera_frame} ({error}): start what"
+                " publishes it or set the parameter T_camera_lidar"
+            ) from error
+        if newest_ns == 0:
+            self._static[key] = newest
+            return newest
+        try:
+            return self._source.lookup(camera_frame, lidar_frame, stamp_ns)[0]
+        except NoTransformError as error:
+            behind_s = (stamp_ns - newest_ns) * 1e-9
+            if abs(behind_s) <= self.tolerance_s:
+                return newest
+            raise NoTransformError(
+                f"the newest transform from {lidar_frame} to {camera_frame} is {behind_s:.2f} s"
+                " older than the picture: check what publishes it and the clocks, or raise"
+                " tf_tolerance"
+            ) from error
+
+    def forget(self) -> None:
+        """Look static transforms up again, after a new calibration for instance."""
+        self._static.clear()
+
+    def close(self) -> None:
+        """Stop listening to TF."""
+        if self._source is not None:
+            self._source.close()
+
+
+class TfSource:
+    """The TransformSource of a running system. Raises ImportError where tf2_ros is absent."""
+
+    def __init__(self, node: Node) -> None:
+        import tf2_ros
+        from rclpy.time import Time
+
+        self._time = Time
+        self._error = tf2_ros.TransformException
+        self._buffer = tf2_ros.Buffer()
+        self._listener = tf2_ros.TransformListener(self._buffer, node, spin_thread=False)
+
+    def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[Transform, int]:
+        """See TransformSource."""
+        try:
+            # Time 0 asks tf2 for the newest transform common to the chain.
+            found = self._buffer.lookup_transform(
+                target, source, self._time(nanoseconds=stamp_ns or 0)
+            )
+        except self._error as error:
+            raise NoTransformError(" ".join(str(error).split())) from error
+        move, turn, stamp = (
+            found.transform.translation,
+            found.transform.rotation,
+            found.header.stamp,
+        )
+        T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
+        return T, stamp.sec * 1_000_000_000 + stamp.nanosec
+
+    def close(self) -> None:
+        """Unsubscribe from /tf and /tf_static."""
+        self._listener.unregister()

@@ -1,0 +1,588 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle node: topics, QoS, parameters and life; the method itself is DepthPipeline."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ROSInterruptException
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
+from std_msgs.msg import Header
+from std_srvs.srv import SetBool, Trigger
+
+from depth_node.config import ConfigError
+from depth_node.fitting import FitStatus
+from depth_node.monitor import Frame, Monitor, Situation
+from depth_node.pipeline import DepthPipeline, DepthResult
+from depth_node.projection import Camera
+from depth_node.ros import messages
+from depth_node.ros.extrinsics import Extrinsics, TfSource, TransformSource
+from depth_node.ros.lidar import LidarInput, LidarMessage, LidarPoints
+from depth_node.ros.messages import MessageError
+from depth_node.ros.parameters import (
+    NEEDS_CLEANUP,
+    NEEDS_DEACTIVATE,
+    NodeConfig,
+    NodeParameters,
+)
+from depth_node.ros.worker import LatestWorker
+
+OUTPUTS: dict[str, type] = {
+    "~/depth/image_rect": Image,  # of a picture without distortion
+    "~/depth/image": Image,  # of a picture with distortion: it must not be called rectified
+    "~/depth/camera_info": CameraInfo,
+    "~/points": PointCloud2,
+    "~/confidence": Image,
+    "~/regions": Image,
+    "~/fit": PointCloud2,
+}
+INPUTS = ("image", "camera_info", "points", "scan")
+
+# Reliable, for depth_image_proc asks for reliability and gets nothing from best effort.
+_OUTPUT_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+_SAY_AGAIN_S = 10.0
+_CLOSE_TIMEOUT_S = 30.0
+_FOREIGN_CLOCK_S = 60.0  # a picture that old, or from the future, was stamped by another clock
+_SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture as it waits for the worker."""
+
+    message: Image | CompressedImage
+    stamp_ns: int
+    arrival_s: float
+
+
+class DepthNode(LifecycleNode):
+    """Camera image and LiDAR points in, metric depth out."""
+
+    def __init__(self, **node_arguments: Any) -> None:
+        super().__init__("depth_node", **node_arguments)
+        self._settings = NodeParameters(self)
+        self._monitor = Monitor()
+        self._said: dict[str, float] = {}
+        self._raised: set[str] = set()
+        self._enabled = True
+        self._pipeline: DepthPipeline | None = None
+        self._lidar: LidarInput | None = None
+        self._worker: LatestWorker[_Picture] | None = None
+        self._outputs: dict[str, Publisher] = {}
+        self._inputs: list[Any] = []
+        self._housekeeping: list[Any] = []
+        self._info: CameraInfo | None = None
+        self._newest_ns = 0
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self.get_logger().info("depth_node is up and unconfigured")
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Check parameters, open engines and extrinsics; FAILURE with a sentence if impossible."""
+        try:
+            self._check_parameters()
+            config = self._settings.config
+            self._lidar = self._make_lidar(config, self._make_extrinsics(config))
+            self._pipeline = DepthPipeline(config)
+        except Exception as error:
+            self._release()
+            kind = "" if isinstance(error, (ConfigError, RuntimeError)) else f"{_kind(error)}: "
+            self.get_logger().error(f"cannot be configured: {kind}{error}")
+            return _FAILURE
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._housekeeping = [
+            # Wall time: a paused simulation must not silence the diagnostics.
+            self.create_timer(1.0, self._on_timer, clock=Clock(clock_type=ClockType.STEADY_TIME)),
+            self.create_service(Trigger, "~/reset", self._on_reset),
+            self.create_service(SetBool, "~/enable", self._on_enable),
+        ]
+        self.get_logger().info(f"configured: {self._backend()}, fit {config.fit.method}")
+        return _SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Publish and subscribe; the worker starts."""
+        config = self._settings.config
+        self._forget()
+        self._raised.clear()
+        self._monitor.reset(time.monotonic())
+        self._worker = LatestWorker(self._work, self._on_failure, "depth_node_worker")
+        try:
+            for name, kind in OUTPUTS.items():
+                self._outputs[name] = self.create_publisher(
+                    kind, name, _OUTPUT_QOS, qos_overriding_options=_overriding()
+                )
+            picture = CompressedImage if config.image_transport == "compressed" else Image
+            # In this order: of messages that wait together, points are taken before their picture.
+            self._subscribe(CameraInfo, "camera_info", self._on_info)
+            if "points" in config.lidar_sources:
+                self._subscribe(PointCloud2, "points", self._on_lidar)
+            if "scan" in config.lidar_sources:
+                self._subscribe(LaserScan, "scan", self._on_lidar)
+            self._subscribe(picture, "image", self._on_image)
+        except Exception as error:
+            self._quiet()
+            self.get_logger().error(f"cannot be activated: {_kind(error)}: {error}")
+            return _FAILURE
+        return _SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """The worker ends, publishers and subscriptions go."""
+        self._quiet()
+        return _SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Engines, services and the TF listener go."""
+        self._release()
+        return _SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Everything goes, from whatever state."""
+        self._release()
+        return _SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured with nothing held."""
+        self._release()
+        return _SUCCESS
+
+    def destroy_node(self) -> None:
+        """End the worker and free the engines before the node itself."""
+        self._release()
+        super().destroy_node()
+
+    def _quiet(self) -> None:
+        if self._worker is not None:
+            if not self._worker.close(_CLOSE_TIMEOUT_S):
+                self.get_logger().error(f"the worker is still busy after {_CLOSE_TIMEOUT_S:g} s")
+            self._worker = None
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        for publisher in self._outputs.values():
+            self.destroy_publisher(publisher)
+        self._inputs.clear()
+        self._outputs.clear()
+        self._forget()
+
+    def _release(self) -> None:
+        self._quiet()
+        if self._housekeeping:
+            timer, *services = self._housekeeping
+            self.destroy_timer(timer)
+            for service in services:
+                self.destroy_service(service)
+            self.destroy_publisher(self._diagnostics)
+            self._housekeeping = []
+        if self._lidar is not None:
+            self._lidar.extrinsics.close()
+            self._lidar = None
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+
+    def _forget(self) -> None:
+        """Nothing of the past counts any more: a new activation, a reset, time jumped back."""
+        if self._lidar is not None:
+            self._lidar.clear()
+        self._newest_ns = 0
+
+    # --- parameters ------------------------------------------------------------------------------
+
+    def _check_parameters(self) -> None:
+        topics = {self.resolve_topic_name(name): "publisher" for name in OUTPUTS}
+        topics |= {self.resolve_topic_name(name): "subscription" for name in INPUTS}
+        sentences = [*self._settings.problems.values(), *self._settings.unknown(topics)]
+        if sentences:
+            raise ConfigError("; ".join(sentences))
+        if not self._settings.config.model.path:
+            raise ConfigError("model.path is empty: name an .onnx file, or embedded")
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        try:
+            old, new = self._settings.config, self._settings.changed(parameters)
+            self._refuse_what_needs_more(parameters)
+            if self._lidar is not None and self._pipeline is not None and new != old:
+                extrinsics = self._lidar.extrinsics
+                if new.T_camera_lidar != old.T_camera_lidar:
+                    extrinsics = self._make_extrinsics(new)
+                    self._lidar.extrinsics.close()
+                extrinsics.tolerance_s = new.tf_tolerance
+                if new.max_scan_age != old.max_scan_age or extrinsics is not self._lidar.extrinsics:
+                    self._lidar = self._make_lidar(new, extrinsics)
+                self._lidar.scans_per_picture = new.scans_per_picture
+                self._pipeline.reconfigure(new)
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        self._settings.accept(new, parameters)
+        return SetParametersResult(successful=True)
+
+    def _refuse_what_needs_more(self, parameters: list[Parameter]) -> None:
+        for name in (parameter.name for parameter in parameters):
+            if self._pipeline is not None and name.startswith(NEEDS_CLEANUP):
+                raise ConfigError(
+                    f"{name} needs a new engine: deactivate and clean up the node, set it, then"
+                    " configure and activate again"
+                )
+            if self._worker is not None and name in NEEDS_DEACTIVATE:
+                raise ConfigError(
+                    f"{name} needs new subscriptions: deactivate the node, set it, activate again"
+                )
+
+    def _make_extrinsics(self, config: NodeConfig) -> Extrinsics:
+        fixed = config.fixed_extrinsics()
+        source: TransformSource | None = None
+        if fixed is None:
+            try:
+                source = self.make_transform_source()
+            except ImportError as error:
+                raise ConfigError(
+                    "nothing says where the LiDAR is: set the parameter T_camera_lidar (16 numbers,"
+                    " row by row) or install tf2_ros (apt install ros-jazzy-tf2-ros-py) and publish"
+                    f" the transform ({error})"
+                ) from error
+        return Extrinsics(fixed, source, config.tf_tolerance)
+
+    def make_transform_source(self) -> TransformSource:
+        """Where transforms come from without T_camera_lidar. ImportError without tf2_ros."""
+        return TfSource(self)
+
+    def _make_lidar(self, config: NodeConfig, extrinsics: Extrinsics) -> LidarInput:
+        return LidarInput(
+            extrinsics, config.max_scan_age, config.scans_per_picture, self._on_refusal
+        )
+
+    # --- callbacks of the executor: they keep what comes and leave the work to the worker --------
+
+    def _subscribe(self, kind: type, topic: str, callback: Any) -> None:
+        self._inputs.append(
+            self.create_subscription(
+                kind,
+                topic,
+                callback,
+                qos_profile_sensor_data,
+                qos_overriding_options=_overriding(),
+            )
+        )
+
+    def _on_info(self, message: CameraInfo) -> None:
+        self._info = message
+
+    def _on_lidar(self, message: LidarMessage) -> None:
+        self._monitor.scan(time.monotonic())
+        if self._lidar is not None and self._enabled:
+            self._lidar.offer(self._stamp(message.header, "LiDAR"), message)
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        now_s = time.monotonic()
+        self._monitor.image(now_s)
+        if self._worker is None or not self._enabled:
+            return
+        stamp_ns = self._stamp(message.header, "image")
+        if stamp_ns < self._newest_ns - int(self._settings.config.max_scan_age * 1e9):
+            self._say(
+                "jump", f"time jumped back by {(self._newest_ns - stamp_ns) * 1e-9:.1f} s (a bag"
+                " that loops?): scans kept so far are forgotten", info=True
+            )  # fmt: skip
+            self._forget()
+        self._newest_ns = max(self._newest_ns, stamp_ns)
+        if self._listeners() == 0:
+            self._monitor.unheard(now_s)
+        elif self._worker.offer(_Picture(message, stamp_ns, now_s)):
+            self._monitor.dropped(now_s)
+
+    def _stamp(self, header: Header, what: str) -> int:
+        """The stamp in ns; the time of arrival for a publisher that sets none."""
+        stamp_ns = messages.stamp_ns(header.stamp)
+        if stamp_ns == 0:
+            self._say(
+                f"zero {what}",
+                f"{what} messages have stamp 0, so their time of arrival is taken for matching:"
+                " let the driver set header.stamp",
+            )
+            stamp_ns = self.get_clock().now().nanoseconds
+        return stamp_ns
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._forget()
+        if self._lidar is not None:
+            self._lidar.extrinsics.forget()
+        if self._worker is not None:
+            self._worker.clear()
+        self._monitor.reset(time.monotonic())
+        response.success, response.message = True, "scans, static transforms and counters forgotten"
+        return response
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._enabled = bool(request.data)
+        if not self._enabled and self._worker is not None:
+            self._worker.clear()
+        response.success, response.message = True, "enabled" if self._enabled else "disabled"
+        return response
+
+    def _on_timer(self) -> None:
+        situation = Situation(
+            active=self._worker is not None,
+            enabled=self._enabled,
+            listeners=self._listeners(),
+            backend=self._backend(),
+            image_topic=self.resolve_topic_name("image"),
+        )
+        report = self._monitor.report(time.monotonic(), situation)
+        status = DiagnosticStatus(
+            level=bytes([report.level]),
+            name=f"{self.get_fully_qualified_name().lstrip('/')}: depth",
+            message=report.message,
+            hardware_id=self._settings.config.model.path,
+            values=[KeyValue(key=key, value=value) for key, value in report.values.items()],
+        )
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+    # --- the worker's thread ---------------------------------------------------------------------
+
+    def _work(self, picture: _Picture) -> None:
+        pipeline, lidar, config = self._pipeline, self._lidar, self._settings.config
+        assert pipeline is not None and lidar is not None
+        try:
+            image, camera = self._see(picture.message, config)
+        except ValueError as error:  # a MessageError, or a calibration that cannot be used
+            self._on_refusal(str(error))
+            return
+        wanted = self._wanted(camera)
+        if not wanted:
+            self._monitor.unheard(time.monotonic())
+            return
+        lidar.wait(picture.stamp_ns, config.scan_wait)
+        points = lidar.collect(picture.message.header.frame_id, picture.stamp_ns)
+        result = pipeline.process(
+            image, camera, points.points, points.T_camera_lidar, age_s=points.age_s
+        )
+        stage_ms = dict(result.stage_ms)
+        start_s = time.perf_counter()
+        self._publish(wanted, result, image, camera, picture.message.header, config)
+        stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
+        self._report(picture, points, result, stage_ms)
+
+    def _see(
+        self, message: Image | CompressedImage, config: NodeConfig
+    ) -> tuple[npt.NDArray[np.uint8], Camera]:
+        """The RGB picture and its camera, at the size that is worked at. Raises ValueError."""
+        if isinstance(message, Image):
+            image = messages.image_to_rgb(message)
+        else:
+            image = messages.compressed_to_rgb(message)
+        height, width = image.shape[:2]
+        camera = self._camera(config)
+        if (camera.width, camera.height) != (width, height):
+            raise MessageError(
+                f"the picture is {width}x{height} but camera_info is for"
+                f" {camera.width}x{camera.height}: let both come from one driver at one"
+                " size, or remap camera_info to the one of this picture"
+            )
+        if 0 < config.max_width < width:
+            size = (config.max_width, max(1, round(height * config.max_width / width)))
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+            camera = camera.resized(*size)
+        return image, camera
+
+    def _camera(self, config: NodeConfig) -> Camera:
+        info = self._info
+        if info is None:
+            topic = self.resolve_topic_name("camera_info")
+            raise MessageError(
+                f"no camera_info on {topic} yet: start its publisher or remap `camera_info`"
+            )
+        named_so = self.resolve_topic_name("image").rpartition("/")[2].startswith("image_rect")
+        rectified = config.image_rectified == "yes" or (
+            config.image_rectified == "auto" and named_so
+        )
+        return messages.camera_of(info, rectified)
+
+    def _wanted(self, camera: Camera) -> set[str]:
+        """The topics that somebody listens to and that this picture has something for."""
+        heard = {name for name, out in self._outputs.items() if out.get_subscription_count()}
+        right, wrong = "~/depth/image_rect", "~/depth/image"
+        rectified = camera.model == "pinhole"
+        if not rectified:
+            right, wrong = wrong, right
+        if wrong in heard:
+            heard.discard(wrong)
+            has = "no distortion" if rectified else "distortion"
+            self._say(
+                "wrong depth topic",
+                f"{self.resolve_topic_name(wrong)} stays silent: the picture has {has},"
+                f" so its depth is on {self.resolve_topic_name(right)}",
+            )
+        return heard
+
+    def _publish(
+        self,
+        wanted: set[str],
+        result: DepthResult,
+        image: npt.NDArray[np.uint8],
+        camera: Camera,
+        header: Header,
+        config: NodeConfig,
+    ) -> None:
+        """Every wanted output, stamp and frame those of the picture."""
+        made: dict[str, Any] = {}
+        for topic in wanted & {"~/depth/image_rect", "~/depth/image"}:
+            pixels: npt.NDArray[Any] = result.depth
+            if config.depth_encoding == "16UC1":
+                pixels = messages.depth_to_millimetres(pixels)
+            made[topic] = messages.image_message(pixels, config.depth_encoding, header)
+        if "~/depth/camera_info" in wanted:
+            made["~/depth/camera_info"] = messages.camera_info_message(camera, header)
+        if "~/points" in wanted:
+            rows = messages.colour_points(
+                camera.backproject(result.depth), image, config.points_decimation
+            )
+            made["~/points"] = messages.table_message(rows, header)
+        if "~/confidence" in wanted:
+            made["~/confidence"] = messages.image_message(result.std, "32FC1", header)
+        if "~/regions" in wanted:
+            labels = result.labels
+            if labels is None:  # a method without regions: everything is unassigned
+                labels = np.zeros(result.depth.shape, np.int32)
+            pixels = messages.labels_to_pixels(labels)
+            made["~/regions"] = messages.image_message(pixels, "16UC1", header)
+        if "~/fit" in wanted:
+            made["~/fit"] = messages.table_message(result.fit.regions, header)
+        for topic, message in made.items():
+            self._outputs[topic].publish(message)
+
+    def _report(
+        self,
+        picture: _Picture,
+        points: LidarPoints,
+        result: DepthResult,
+        stage_ms: dict[str, float],
+    ) -> None:
+        now_s = time.monotonic()
+        stamp_ms: float | None = None
+        if messages.stamp_ns(picture.message.header.stamp):
+            behind_s = (self.get_clock().now().nanoseconds - picture.stamp_ns) * 1e-9
+            stamp_ms = behind_s * 1e3 if 0 <= behind_s < _FOREIGN_CLOCK_S else None
+        fit, used = result.fit, len(result.sparse)
+        trouble = points.trouble
+        if not trouble and len(points.points) and not used:
+            trouble = (
+                f"none of {len(points.points)} LiDAR points is in the picture: {_fate(result)}"
+            )
+        if not trouble and fit.status != FitStatus.OK:
+            trouble = fit.message
+        if trouble:
+            self._say(f"trouble {fit.status} {len(points.points) > 0}", trouble)
+        residual = np.abs(fit.point_residual[np.isfinite(fit.point_residual)])
+        self._monitor.published(
+            now_s,
+            Frame(
+                node_ms=(now_s - picture.arrival_s) * 1e3,
+                stamp_ms=stamp_ms,
+                stage_ms=stage_ms,
+                scan_age_s=float(result.sparse.age_s.max()) if used else None,
+                points=used,
+                inlier_fraction=float(fit.point_inlier.mean()) if used else float("nan"),
+                residual_m=float(np.median(residual)) if len(residual) else float("nan"),
+                trouble=trouble,
+            ),
+        )
+
+    def _on_refusal(self, reason: str) -> None:
+        self._monitor.refused(time.monotonic(), reason)
+        self._say(reason[:40], reason)
+
+    def _on_failure(self, error: Exception) -> None:
+        """A frame made the worker raise: count it, log it once, go on with the next."""
+        if not self.context.ok():
+            return  # shutting down: publishers are gone
+        reason = f"{_kind(error)}: {error}"
+        self._monitor.failed(time.monotonic(), reason)
+        if reason not in self._raised:
+            self._raised.add(reason)
+            place = error.__traceback__
+            while place is not None and place.tb_next is not None:
+                place = place.tb_next
+            where = f" ({place.tb_frame.f_code.co_filename}:{place.tb_lineno})" if place else ""
+            self.get_logger().error(f"a frame failed and was left out: {reason}{where}")
+
+    # --- small things ----------------------------------------------------------------------------
+
+    def _listeners(self) -> int:
+        return sum(publisher.get_subscription_count() for publisher in self._outputs.values())
+
+    def _backend(self) -> str:
+        model = self._pipeline.depth_model if self._pipeline is not None else None
+        return f"{model.engine.manifest.name} on {model.engine.backend}" if model else ""
+
+    def _say(self, key: str, text: str, info: bool = False) -> None:
+        """Log, but the same kind of thing at most every ten seconds."""
+        now_s = time.monotonic()
+        if now_s - self._said.get(key, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
+            self._said[key] = now_s
+            (self.get_logger().info if info else self.get_logger().warning)(text)
+
+
+def _kind(error: BaseException) -> str:
+    return type(error).__name__
+
+
+def _fate(result: DepthResult) -> str:
+    counts = result.sparse.counts
+    fates = {
+        "not finite": counts.invalid,
+        "behind the camera": counts.behind,
+        "out of range": counts.out_of_range,
+        "outside": counts.outside,
+        "hidden": counts.occluded,
+    }
+    told = ", ".join(f"{count} {fate}" for fate, count in fates.items() if count)
+    return f"{told}; check T_camera_lidar or the TF tree"
+
+
+def _overriding() -> QoSOverridingOptions:
+    return QoSOverridingOptions.with_default_policies()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; the exit status is 0 then."""
+    node: DepthNode | None = None
+    try:
+        rclpy.init(args=arguments)
+        node = DepthNode()
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException, ROSInterruptException):
+        pass
+    except RuntimeError as error:  # rcl cannot read its arguments or the parameter file
+        if node is not None:
+            raise
+        print(f"depth_node: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not interrupt the end
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

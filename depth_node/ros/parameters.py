@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's settings, and how a config tree becomes ROS parameters and their documentation."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from depth_node.config import (
+    ConfigError,
+    Option,
+    describe,
+    nearest,
+    option,
+    replace,
+    validate,
+)
+from depth_node.pipeline import PipelineConfig
+from depth_node.projection import check_rigid
+
+NEEDS_CLEANUP = ("model.", "region_model.")
+"""Parameters that open an engine, which happens at configure."""
+
+NEEDS_DEACTIVATE = ("image_transport", "lidar_sources")
+"""Parameters that choose subscriptions, which are made at activate."""
+
+# Topics whose QoS other code in this process lets a parameter file override.
+_FOREIGN_TOPICS = ("/clock", "/parameter_events", "/rosout", "/tf", "/tf_static")
+
+_TYPES = {
+    bool: (Parameter.Type.BOOL, Parameter.Type.BOOL_ARRAY),
+    int: (Parameter.Type.INTEGER, Parameter.Type.INTEGER_ARRAY),
+    float: (Parameter.Type.DOUBLE, Parameter.Type.DOUBLE_ARRAY),
+    str: (Parameter.Type.STRING, Parameter.Type.STRING_ARRAY),
+}
+_LARGEST_FLOAT = float(np.finfo(np.float64).max)
+_LARGEST_INT = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class NodeConfig(PipelineConfig):
+    """The settings of the node: those of the method and those of its place on the robot."""
+
+    image_transport: str = option(
+        "raw",
+        "What comes on `image`: raw (sensor_msgs/Image) or compressed (CompressedImage).",
+        choices=("raw", "compressed"),
+    )
+    image_rectified: str = option(
+        "auto",
+        "Whether the picture is rectified: yes (P of camera_info holds, D is ignored), no (K and D"
+        " hold), auto (yes if D is zero or the topic is called image_rect...).",
+        choices=("auto", "yes", "no"),
+    )
+    max_width: int = option(
+        0,
+        "Wider pictures are shrunk to this width before anything else, and all output has the"
+        " smaller size; 0 = as they come.",
+        unit="px",
+        minimum=0,
+    )
+    lidar_sources: tuple[str, ...] = option(
+        ("points", "scan"),
+        "Where measured points come from: points (PointCloud2), scan (LaserScan), or both.",
+        choices=("points", "scan"),
+    )
+    T_camera_lidar: tuple[float, ...] = option(
+        (),
+        "Maps LiDAR coordinates into the camera's optical frame: the 16 numbers of a 4x4 matrix,"
+        " row by row. Empty: TF is asked. If it is given, it holds for every LiDAR message.",
+    )
+    tf_tolerance: float = option(
+        0.1,
+        "A moving transform that TF has not for the picture's stamp yet may be this much older.",
+        unit="s",
+        minimum=0.0,
+        maximum=10.0,
+    )
+    max_scan_age: float = option(
+        0.3,
+        "LiDAR scans count for a picture if their stamps are at most this far apart.",
+        unit="s",
+        minimum=0.001,
+        maximum=60.0,
+    )
+    scans_per_picture: int = option(
+        1,
+        "How many scans of each LiDAR accumulate, those nearest in time first; 0 = all within"
+        " max_scan_age. More than one smears while the robot moves.",
+        minimum=0,
+    )
+    scan_wait: float = option(
+        0.0,
+        "How long a picture waits for a scan that is not older than itself. For a LiDAR that is"
+        " triggered with the camera; adds to the latency.",
+        unit="s",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    depth_encoding: str = option(
+        "32FC1",
+        "Depth as 32FC1 (metres, NaN unknown) or 16UC1 (millimetres, 0 unknown, up to 65.5 m).",
+        choices=("32FC1", "16UC1"),
+    )
+    points_decimation: int = option(
+        2, "Every n-th row and column of the depth goes to `~/points`.", minimum=1, maximum=64
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        self.fixed_extrinsics()
+        if not self.lidar_sources:
+            raise ConfigError("lidar_sources is empty: name points, scan or both")
+
+    def fixed_extrinsics(self) -> npt.NDArray[np.float64] | None:
+        """T_camera_lidar (4, 4), or None where TF is to be asked."""
+        if not self.T_camera_lidar:
+            return None
+        try:
+            return check_rigid(self.T_camera_lidar, "T_camera_lidar")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def descriptor(item: Option) -> ParameterDescriptor:
+    """What `ros2 param describe` shows of an option."""
+    text = item.description + (f" [{item.unit}]" if item.unit else "")
+    result = ParameterDescriptor(name=item.name, description=text, read_only=item.read_only)
+    notes = [f"one of {', '.join(map(str, item.choices))}"] if item.choices else []
+    if item.name.startswith(NEEDS_CLEANUP):
+        notes.append("can be set while the node is unconfigured")
+    if item.name in NEEDS_DEACTIVATE:
+        notes.append("can be set while the node is not active")
+    result.additional_constraints = "; ".join(notes)
+    bounded = item.minimum is not None or item.maximum is not None
+    if bounded and not item.is_list and item.type is float:
+        low = -_LARGEST_FLOAT if item.minimum is None else float(item.minimum)
+        high = _LARGEST_FLOAT if item.maximum is None else float(item.maximum)
+        result.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+    if bounded and not item.is_list and item.type is int:
+        low_int = -_LARGEST_INT if item.minimum is None else int(item.minimum)
+        high_int = _LARGEST_INT if item.maximum is None else int(item.maximum)
+        result.integer_range = [IntegerRange(from_value=low_int, to_value=high_int)]
+    return result
+
+
+class NodeParameters:
+    """The ROS parameters of a node, declared from a config tree and kept equal to a NodeConfig.
+
+    `problems` holds what the parameter file or the command line says that cannot be: name ->
+    sentence. Those parameters have their defaults meanwhile; setting one rightly clears it.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._options = {item.name: item for item in describe(NodeConfig)}
+        self._node = node
+        self.problems: dict[str, str] = {}
+        given: Mapping[str, Parameter] = node._parameter_overrides  # there is no public way
+        values: dict[str, Any] = {}
+        for name, item in self._options.items():
+            value = item.default
+            if name in given:
+                try:
+                    value = values[name] = item.check(_plain(given[name].value))
+                except ConfigError as error:
+                    self.problems[name] = str(error)
+            _declare(node, item, value)
+        self.config = NodeConfig()
+        try:
+            self.config = replace(self.config, values)
+        except ConfigError:  # a contradiction: take what can be taken one by one, tell the rest
+            for name, value in values.items():
+                try:
+                    self.config = replace(self.config, {name: value})
+                except ConfigError as error:
+                    self.problems[name] = str(error)
+
+    def unknown(self, topics: Mapping[str, str]) -> list[str]:
+        """A sentence for every parameter given to this node that it does not have.
+
+        topics: resolved name -> publisher or subscription, for `qos_overrides.<topic>...`.
+        """
+        sentences = []
+        for name in self._node._parameter_overrides:
+            if self._node.has_parameter(name) or name == "start_type_description_service":
+                continue
+            if name.startswith("qos_overrides."):
+                topic, _, rest = name[len("qos_overrides.") :].partition(".")
+                if topic in _FOREIGN_TOPICS or topics.get(topic, "") == rest.partition(".")[0]:
+                    continue
+                known = [f"qos_overrides.{topic}.{kind}" for topic, kind in topics.items()]
+                guess = nearest(name, [f"{item}.{rest.rpartition('.')[2]}" for item in known])
+            else:
+                guess = nearest(name, self._options)
+            hint = f"did you mean {guess}?" if guess else "`ros2 param list` shows those it has"
+            sentences.append(f"unknown parameter {name}: {hint}")
+        return sentences
+
+    def changed(self, parameters: list[Parameter]) -> NodeConfig:
+        """The config after a set request. Raises ConfigError; nothing is changed yet."""
+        changes = {p.name: _plain(p.value) for p in parameters if p.name in self._options}
+        return replace(self.config, changes) if changes else self.config
+
+    def accept(self, config: NodeConfig, parameters: list[Parameter]) -> None:
+        """Take over what `changed` gave."""
+        self.config = config
+        for parameter in parameters:
+            self.problems.pop(parameter.name, None)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, array.array) else value
+
+
+def _declare(node: Node, item: Option, value: Any) -> None:
+    kind = _TYPES[item.type][item.is_list]
+    parameter = Parameter(item.name, kind, list(value) if item.is_list else value)
+    if item.is_list and not value:
+        # An empty list has no type of its own: declare the type, then set the value.
+        node.declare_parameter(item.name, kind, descriptor(item), ignore_override=True)
+        node.set_parameters([parameter])
+    else:
+        node.declare_parameter(item.name, parameter.value, descriptor(item), ignore_override=True)
+
+
+def markdown() -> str:
+    """docs/parameters.md: every parameter with type, default, range, unit and description."""
+    lines = [
+        "<!-- Written by `make docs` from the code; edit the code. -->",
+        "# Parameters",
+        "",
+        "All of them can be given in a YAML file (`--ros-args --params-file`, or `params_file:=` of"
+        " the launch file), on the command line (`-p fit.method:=slf`) and at run time"
+        " (`ros2 param set`). A wrong value or an unknown name is refused with a sentence."
+        " Marks: **c** can be set only while the node is unconfigured, since an engine is opened"
+        " at configure; **d** not while it is active; all others take effect with the next frame.",
+        "",
+        "| parameter | type | default | allowed | what it does |",
+        "|---|---|---|---|---|",
+    ]
+    for item in describe(NodeConfig):
+        name = f"`{item.name}`"
+        if item.name.startswith(NEEDS_CLEANUP):
+            name += " **c**"
+        elif item.name in NEEDS_DEACTIVATE:
+            name += " **d**"
+        default = list(item.default) if item.is_list else item.default
+        unit = f" {item.unit}" if item.unit else ""
+        cells = [name, item.type_name, f"`{default!r}`{unit}", _allowed(item), item.description]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += [
+        "",
+        "Besides these: `use_sim_time`, and `qos_overrides.<topic>.<publisher or"
+        " subscription>.<history, depth or reliability>` for every topic of the node.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _allowed(item: Option) -> str:
+    if item.choices:
+        return ", ".join(f"`{choice}`" for choice in item.choices)
+    low = "" if item.minimum is None else f"≥ {item.minimum:g}"
+    high = "" if item.maximum is None else f"≤ {item.maximum:g}"
+    return ", ".join(part for part in (low, high) if part)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One thread, a slot of size one: the newest item wins, and whoever offers hears of the loss."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class LatestWorker(Generic[T]):
+    """Runs `work(item)` on its own thread for the newest offered item.
+
+    An exception of `work` goes to `failed` and the thread goes on with the next item.
+    """
+
+    def __init__(
+        self, work: Callable[[T], None], failed: Callable[[Exception], None], name: str
+    ) -> None:
+        self._work = work
+        self._failed = failed
+        self._ready = threading.Condition()
+        self._slot: list[T] = []
+        self._open = True
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def offer(self, item: T) -> bool:
+        """Put the item into the slot; True if one that waited there was dropped for it."""
+        with self._ready:
+            dropped = bool(self._slot)
+            self._slot = [item]
+            self._ready.notify()
+        return dropped
+
+    def clear(self) -> None:
+        """Forget the item that waits."""
+        with self._ready:
+            self._slot = []
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Finish the item at hand, forget the one that waits, end the thread; True if it ended."""
+        with self._ready:
+            self._open = False
+            self._slot = []
+            self._ready.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._ready:
+                self._ready.wait_for(lambda: self._slot or not self._open)
+                if not self._open:
+                    return
+                item = self._slot.pop()
+            try:
+                self._work(item)
+            except Exception as error:
+                self._failed(error)
+            del item  # else its arrays live until the next one comes
