@@ -694,13 +694,13 @@ class FramePictures:
         """All cards on one (H, W, 3) RGB picture."""
         return compose(self.heading, self.subheading, self.cards)
 
-    def save(self, folder: Path, stem: str) -> list[Path]:
-        """Write `<stem>_panel.png` and one PNG per picture card; returns the paths, panel first."""
+    def save(self, folder: Path, stem: str, *, singles: bool = True) -> list[Path]:
+        """Write `<stem>_panel.png` and, with `singles`, a PNG per picture card; panel first."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{stem}_panel.png"]
         write_picture(paths[0], self.panel())
         for card in self.cards:
-            if isinstance(card, Tile):
+            if singles and isinstance(card, Tile):
                 name = "_".join(card.title.lower().replace("-", " ").split())
                 paths.append(folder / f"{stem}_{name}.png")
                 write_picture(paths[-1], card.picture)

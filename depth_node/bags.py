@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded moments from a rosbag2 (SQLite3 or MCAP) without a running ROS.
+
+Reading goes through `rosbags`; what a message means is known to depth_node.ros.messages alone, so
+the ROS message packages must be importable. Messages are taken in the order of the recording, as a
+live node would get them. Whatever cannot be used raises BagError, a sentence with the cure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.projection import (
+    Camera,
+    ScanBuffer,
+    check_rigid,
+    invert_rigid,
+    rigid_transform,
+    transform,
+)
+
+IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+CLOUD = "sensor_msgs/msg/PointCloud2"
+SCAN = "sensor_msgs/msg/LaserScan"
+TF = "tf2_msgs/msg/TFMessage"
+
+# Words in a topic that say it is no picture of the kind a monocular network wants.
+_NOT_A_PICTURE = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
+
+
+class BagError(ValueError):
+    """A bag that cannot be used; says what is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class BagTopics:
+    """Which topics of a bag are used; an empty name means: find it by its type."""
+
+    image: str = ""
+    camera_info: str = ""
+    points: str = ""
+    scan: str = ""
+
+
+@dataclass(frozen=True)
+class BagMoment:
+    """One picture and the LiDAR points that belong to it.
+
+    image: (H, W, 3) uint8 RGB; points: (N, 3) float32 m in the LiDAR frame, age_s (N,) their
+    distance in time; T_camera_lidar: (4, 4).
+    """
+
+    stamp_ns: int
+    image: NDArray[np.uint8]
+    camera: Camera
+    points: NDArray[np.float32]
+    age_s: NDArray[np.float32]
+    T_camera_lidar: NDArray[np.float64]
+
+
+def is_bag(path: Path) -> bool:
+    """Whether a path looks like a rosbag2: its folder, or one of its .mcap or .db3 files."""
+    return (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3", ".bag")
+
+
+@dataclass
+class Bag:
+    """A rosbag2 opened for reading; a context manager. `topics` then says what is used.
+
+    T_camera_lidar: overrules the bag's /tf_static. rectified: take the camera from P (a picture
+    without distortion) and not from K and D. The others are the node's parameters of these names.
+    """
+
+    path: Path
+    topics: BagTopics = field(default_factory=BagTopics)
+    T_camera_lidar: NDArray[np.float64] | None = None
+    max_scan_age_s: float = 0.3
+    scans_per_picture: int = 1
+    scan_wait_s: float = 0.0
+    rectified: bool = False
+
+    def __enter__(self) -> Bag:
+        self._messages = _message_readers()
+        self._reader = _open(self.path)
+        try:
+            self._types = {topic: info.msgtype or "" for topic, info in self._reader.topics.items()}
+            self.topics = self._choose()
+            self._pictures = self._reader.topics[self.topics.image].msgcount
+            self._tree = self._static_transforms()
+        except BaseException:
+            self._reader.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def __len__(self) -> int:
+        """Pictures in the bag."""
+        return self._pictures
+
+    def moments(self) -> Iterator[BagMoment]:
+        """Every picture with the scans that a live node would have had for it."""
+        scans = ScanBuffer(self.max_scan_age_s)
+        camera: Camera | None = None
+        frames: set[str] = set()  # in which there are scans
+        waiting: list[tuple[int, int, Any]] = []  # (recorded, stamp, picture), oldest first
+        early = 0
+        names = [name for name in vars(self.topics).values() if name]
+        for topic, recorded_ns, message in self._read(names):
+            stamp = self._messages.stamp_ns(message.header.stamp) or recorded_ns
+            if topic == self.topics.camera_info:
+                camera = self._camera(message)
+            elif topic == self.topics.image:
+                early += camera is None
+                if camera is not None:
+                    waiting.append((recorded_ns, stamp, message))
+            else:
+                frames.add(message.header.frame_id)
+                scans.add(stamp, self._points(topic, message), message.header.frame_id)
+            newest = scans.newest_stamp_ns()
+            while waiting and camera is not None:
+                scan_is_there = newest is not None and newest >= waiting[0][1]
+                if not scan_is_there and recorded_ns < waiting[0][0] + self.scan_wait_s * 1e9:
+                    break
+                yield self._moment(*waiting.pop(0)[1:], camera, scans, frames)
+        if camera is None:
+            raise BagError(
+                f"{self.path}: {self.topics.camera_info} has no message, so none of {early}"
+                " pictures can be used: record it too, or name another --camera-info-topic."
+            )
+        for _, stamp, message in waiting:
+            yield self._moment(stamp, message, camera, scans, frames)
+
+    def _moment(
+        self, stamp: int, message: Any, camera: Camera, scans: ScanBuffer, frames: set[str]
+    ) -> BagMoment:
+        compressed = self._types[self.topics.image] == COMPRESSED
+        read = self._messages.compressed_to_rgb if compressed else self._messages.image_to_rgb
+        try:
+            image = read(message)
+        except ValueError as error:
+            raise BagError(f"{self.path}: {self.topics.image}: {error}") from None
+        if image.shape[:2] != (camera.height, camera.width):
+            raise BagError(
+                f"{self.path}: {self.topics.image} is {image.shape[1]}x{image.shape[0]} but"
+                f" {self.topics.camera_info} {camera.width}x{camera.height}: name the camera_info"
+                " that belongs to the picture with --camera-info-topic."
+            )
+        found = []
+        for frame in sorted(frames):
+            points, age_s = scans.collect(stamp, frame)
+            if self.scans_per_picture and len(age_s):
+                keep = age_s <= np.unique(age_s)[: self.scans_per_picture][-1]
+                points, age_s = points[keep], age_s[keep]
+            if len(points):
+                found.append((points, age_s, self._extrinsics(message.header.frame_id, frame)))
+        if len(found) == 1:
+            return BagMoment(stamp, image, camera, *found[0])
+        in_camera = [transform(T, points).astype(np.float32) for points, _, T in found]
+        none = np.empty((0, 3), np.float32)
+        ages = np.concatenate([none[:, 0], *(age_s for _, age_s, _ in found)])
+        return BagMoment(stamp, image, camera, np.concatenate([none, *in_camera]), ages, np.eye(4))
+
+    def _extrinsics(self, camera_frame: str, lidar_frame: str) -> NDArray[np.float64]:
+        if self.T_camera_lidar is not None:
+            return check_rigid(self.T_camera_lidar, "T_camera_lidar")
+        return self._look_up(camera_frame, lidar_frame)
+
+    def _read(self, names: Sequence[str]) -> Iterator[tuple[str, int, Any]]:
+        """(topic, time of recording in ns, message) in the order of the recording."""
+        from rosbags.highlevel import AnyReaderError
+
+        chosen = [c for c in self._reader.connections if c.topic in names]
+        try:
+            for connection, recorded_ns, raw in self._reader.messages(chosen):
+                message = self._reader.deserialize(raw, connection.msgtype)
+                yield connection.topic, recorded_ns, message
+        except AnyReaderError as error:
+            raise BagError(f"{self.path} cannot be read on ({error}): is it cut off?") from None
+
+    def _camera(self, message: Any) -> Camera:
+        try:
+            camera: Camera = self._messages.camera_of(message, self.rectified)
+        except ValueError as error:
+            raise BagError(f"{self.path}: {self.topics.camera_info}: {error}") from None
+        return camera
+
+    def _points(self, topic: str, message: Any) -> NDArray[np.float32]:
+        scan = topic == self.topics.scan
+        read = self._messages.scan_message_to_points if scan else self._messages.cloud_to_points
+        try:
+            points: NDArray[np.float32] = read(message)
+        except ValueError as error:
+            raise BagError(f"{self.path}: {topic}: {error}") from None
+        return points
+
+    # --- topics ------------------------------------------------------------------------------
+
+    def _choose(self) -> BagTopics:
+        image = self._named("image", self.topics.image, (IMAGE, COMPRESSED)) or self._only(
+            "image",
+            [
+                topic
+                for topic, kind in self._types.items()
+                if kind in (IMAGE, COMPRESSED)
+                and not any(word in topic.lower() for word in _NOT_A_PICTURE)
+            ],
+            "picture",
+        )
+        camera_info = self._named("camera-info", self.topics.camera_info, (CAMERA_INFO,))
+        if not camera_info:
+            candidates = [t for t, kind in self._types.items() if kind == CAMERA_INFO]
+            beside = [t for t in candidates if _same_camera(t, image)]
+            camera_info = self._only("camera-info", beside or candidates, "camera_info")
+        points = self._named("points", self.topics.points, (CLOUD,))
+        scan = self._named("scan", self.topics.scan, (SCAN,))
+        if not points and not scan:
+            clouds = [t for t, kind in self._types.items() if kind == CLOUD]
+            scans = [t for t, kind in self._types.items() if kind == SCAN]
+            if clouds or not scans:
+                points = self._only("points", clouds, "LiDAR (PointCloud2 or LaserScan)")
+            else:
+                scan = self._only("scan", scans, "LaserScan")
+        return BagTopics(image, camera_info, points, scan)
+
+    def _named(self, option: str, name: str, kinds: tuple[str, ...]) -> str:
+        """The topic the user named, checked; "" when none was named."""
+        if not name:
+            return ""
+        found = name if name in self._types else f"/{name}"
+        if found not in self._types:
+            raise BagError(
+                f"{self.path} has no topic {name} (--{option}-topic); it has: {self._listing()}."
+            )
+        if self._types[found] not in kinds:
+            raise BagError(
+                f"{self.path}: {found} is {self._types[found]}, --{option}-topic needs"
+                f" {' or '.join(kinds)}."
+            )
+        return found
+
+    def _only(self, option: str, candidates: list[str], what: str) -> str:
+        """The one candidate; a bag with none or several must be told which."""
+        if len(candidates) == 1:
+            return candidates[0]
+        if not candidates:
+            raise BagError(f"{self.path} has no {what} topic; it has: {self._listing()}.")
+        raise BagError(
+            f"{self.path} has several {what} topics ({', '.join(sorted(candidates))}): choose one"
+            f" with --{option}-topic."
+        )
+
+    def _listing(self) -> str:
+        return ", ".join(f"{t} ({kind})" for t, kind in sorted(self._types.items())) or "nothing"
+
+    # --- transforms --------------------------------------------------------------------------
+
+    def _static_transforms(self) -> dict[str, tuple[str, NDArray[np.float64]]]:
+        """child frame -> (parent frame, T_parent_child) of every static transform recorded."""
+        tree: dict[str, tuple[str, NDArray[np.float64]]] = {}
+        if self._types.get("/tf_static") != TF:
+            return tree
+        for _, _, message in self._read(["/tf_static"]):
+            for item in message.transforms:
+                move, turn = item.transform.translation, item.transform.rotation
+                T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
+                tree[item.child_frame_id.lstrip("/")] = (item.header.frame_id.lstrip("/"), T)
+        return tree
+
+    def _look_up(self, target: str, source: str) -> NDArray[np.float64]:
+        """T_target_source through the static tree."""
+        target, source = target.lstrip("/"), source.lstrip("/")
+        if target == source:
+            return np.eye(4)
+        root_t, T_root_target = self._to_root(target)
+        root_s, T_root_source = self._to_root(source)
+        if root_t != root_s:
+            raise BagError(
+                f"{self.path}: /tf_static does not lead from {source or '(no frame)'} to"
+                f" {target or '(no frame)'}: give the extrinsics with --t-camera-lidar."
+            )
+        return invert_rigid(T_root_target) @ T_root_source
+
+    def _to_root(self, frame: str) -> tuple[str, NDArray[np.float64]]:
+        T = np.eye(4)
+        seen = {frame}
+        while frame in self._tree:
+            frame, T_parent_child = self._tree[frame]
+            if frame in seen:
+                raise BagError(f"{self.path}: /tf_static goes round in a circle at {frame}.")
+            seen.add(frame)
+            T = T_parent_child @ T
+        return frame, T
+
+
+def _same_camera(info_topic: str, image_topic: str) -> bool:
+    """/a/camera_info belongs to /a/image_raw and to /a/image_raw/compressed."""
+    namespace = info_topic.rpartition("/")[0]
+    return image_topic.startswith(f"{namespace}/")
+
+
+def _message_readers() -> Any:
+    try:
+        from depth_node.ros import messages
+    except ImportError as error:
+        raise BagError(
+            f"Reading a bag needs the ROS message packages ({error}): source ROS 2, or"
+            " pip install ros-jazzy-common-interfaces."
+        ) from None
+    return messages
+
+
+def _open(path: Path) -> Any:
+    try:
+        from rosbags.highlevel import AnyReader, AnyReaderError
+        from rosbags.typesys import Stores, get_typestore
+    except ImportError:
+        raise BagError("Reading a bag needs rosbags: pip install rosbags.") from None
+    if path.suffix == ".bag":
+        raise BagError(
+            f"{path} is a ROS 1 bag: convert it with `rosbags-convert --src {path} --dst NEW`."
+        )
+    try:
+        reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY))
+        reader.open()
+    except (AnyReaderError, FileNotFoundError) as error:
+        reason = str(error).rstrip(".")
+        cure = (
+            "write it again without compression, `ros2 bag convert` does that"
+            if "ompress" in reason
+            else "check the path, or repair it with `ros2 bag reindex`"
+        )
+        raise BagError(f"{path} cannot be opened as a rosbag2 ({reason}): {cure}.") from None
+    except Exception as error:  # rosbags lets errors of SQLite and of lz4 through as they are
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BagError(
+            f"{path} cannot be opened as a rosbag2 ({reason}): is the file whole?"
+        ) from None
+    return reader

@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded frames or a rosbag2 through the pipeline of the live node, into a run folder.
+
+A run folder holds what was done and what came out::
+
+    config.yaml     every setting, as resolved
+    run.json        source, seed, model, versions
+    frames.jsonl    one line per frame and method: status, errors, stage times
+    summary.json    the errors averaged over each source, then over the sources
+    summary.md      the same as a table
+    pictures/       panels
+    depth/          with save_depth: <frame>.npz, keys depth and std
+
+Every method of the comparison gets the same prediction, regions and points as the pipeline's own.
+Points that were used are never scored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node import __version__, drawing
+from depth_node.bags import Bag
+from depth_node.config import dump, replace
+from depth_node.frames import (
+    Frame,
+    FrameError,
+    find_frames,
+    frame_seed,
+    read_frame,
+    split_lines,
+    split_uniform,
+)
+from depth_node.metrics import coverage, evaluate
+from depth_node.pipeline import DepthPipeline, DepthResult
+from depth_node.prediction import Prediction
+from depth_node.projection import Camera, SparseDepth, project_points
+
+COMPARED = ("global_depth", "global_disparity", "slf", "ssf")
+SCORES = ("abs_rel", "delta1", "rmse", "coverage95", "answered")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One picture to process, wherever it was recorded.
+
+    points: (N, 3) float32 m in the LiDAR frame with their age in s, or `sparse` when pixels were
+    measured directly. truth: (H, W) m and scored: (H, W) bool pixels to compare with, or None.
+    """
+
+    source: str
+    name: str
+    image: NDArray[np.uint8]
+    camera: Camera
+    points: NDArray[np.float32]
+    T_camera_lidar: NDArray[np.float64]
+    age_s: float | NDArray[np.float32] = 0.0
+    sparse: SparseDepth | None = None
+    labels: NDArray[np.int32] | None = None
+    prediction: Prediction | None = None
+    truth: NDArray[np.float32] | None = None
+    scored: NDArray[np.bool_] | None = None
+
+    @property
+    def judged(self) -> NDArray[np.float32] | None:
+        """(H, W) truth in metres at the scored pixels, NaN elsewhere; None without any."""
+        if self.truth is None or self.scored is None:
+            return None
+        return np.where(self.scored, self.truth, np.float32(np.nan))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which of the known depths are measured; the others are scored.
+
+    points: so many pixels drawn uniformly from the depth map; lines: one of so many scan lines of
+    it. With neither, a frame with a LiDAR uses all of its points but the share `hold_out` of them.
+    """
+
+    points: int = 0
+    lines: int = 0
+    hold_out: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.points and self.lines:
+            raise FrameError("--points and --lines exclude each other: give one of them.")
+        if self.points < 0 or self.lines == 1 or self.lines < 0:
+            raise FrameError("--points must be at least 1, --lines at least 2.")
+        if not 0 <= self.hold_out < 1:
+            raise FrameError(f"--hold-out must be at least 0 and below 1, not {self.hold_out:g}.")
+
+
+# --------------------------------------------------------------------------------- what to process
+
+
+class FolderMoments:
+    """The frames under a folder (layout: depth_node.frames) as moments, read one at a time."""
+
+    def __init__(
+        self,
+        path: Path,
+        sampling: Sampling,
+        pipeline: DepthPipeline,
+        *,
+        stored_regions: bool = False,
+        stored_prediction: str = "",
+    ) -> None:
+        self.frames = find_frames(path)
+        self.sampling = sampling
+        self.pipeline = pipeline
+        self.stored_regions = stored_regions
+        self.stored_prediction = stored_prediction
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[Moment]:
+        for folder in self.frames:
+            yield self._moment(read_frame(folder))
+
+    def _moment(self, frame: Frame) -> Moment:
+        common: dict[str, Any] = {
+            "source": frame.source,
+            "name": frame.name,
+            "image": frame.image,
+            "camera": frame.camera,
+            "labels": frame.labels if self.stored_regions else None,
+            "prediction": (
+                frame.prediction(self.stored_prediction) if self.stored_prediction else None
+            ),
+            "truth": frame.depth,
+        }
+        choice = self.sampling
+        if choice.points or choice.lines:
+            split = (
+                split_uniform(frame, choice.points, choice.seed)
+                if choice.points
+                else split_lines(frame, choice.lines, choice.seed)
+            )
+            return Moment(
+                points=np.empty((0, 3), np.float32),
+                T_camera_lidar=np.eye(4),
+                sparse=split.points,
+                scored=split.scored,
+                **common,
+            )
+        if frame.points_lidar is None or frame.T_camera_lidar is None:
+            raise FrameError(
+                f"{frame.folder} has no lidar.npy: say how many pixels of its depth are measured"
+                " with --points N, or which scan lines with --lines K."
+            )
+        rng = frame_seed(frame, choice.seed)
+        used = frame.points_lidar[_measured(len(frame.points_lidar), choice.hold_out, rng)]
+        scored = None
+        if frame.depth is not None and choice.hold_out > 0:
+            scored = np.isfinite(frame.depth) & ~_hit(self.pipeline, used, frame)
+        return Moment(points=used, T_camera_lidar=frame.T_camera_lidar, scored=scored, **common)
+
+
+def _measured(count: int, hold_out: float, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Indices of the points that are used, in their old order."""
+    if hold_out == 0:
+        return np.arange(count)
+    return np.sort(rng.permutation(count)[: max(1, round(count * (1 - hold_out)))])
+
+
+def _hit(pipeline: DepthPipeline, used: NDArray[np.float32], frame: Frame) -> NDArray[np.bool_]:
+    """Pixels on which a used point falls, hidden or not: none of them is scored."""
+    assert frame.T_camera_lidar is not None
+    config = replace(pipeline.config.projection, {"drop_occluded": False})
+    sparse = project_points(used, frame.T_camera_lidar, frame.camera, config)
+    mask = np.zeros(frame.image.shape[:2], dtype=bool)
+    mask[sparse.rows, sparse.cols] = True
+    return mask
+
+
+class BagMoments:
+    """The pictures of an opened bag as moments; a share of the LiDAR points is kept for scoring."""
+
+    def __init__(self, bag: Bag, sampling: Sampling, pipeline: DepthPipeline) -> None:
+        if sampling.points or sampling.lines:
+            raise FrameError("--points and --lines are for folders of frames: use --hold-out.")
+        self.bag = bag
+        self.sampling = sampling
+        self.pipeline = pipeline
+
+    def __len__(self) -> int:
+        return len(self.bag)
+
+    def __iter__(self) -> Iterator[Moment]:
+        choice = self.sampling
+        for number, moment in enumerate(self.bag.moments()):
+            rng = np.random.default_rng([choice.seed, number])
+            used = _measured(len(moment.points), choice.hold_out, rng)
+            truth = scored = None
+            if choice.hold_out > 0 and len(moment.points):
+                kept = np.ones(len(moment.points), dtype=bool)
+                kept[used] = False
+                size = moment.image.shape[:2]
+                place = (moment.T_camera_lidar, moment.camera, self.pipeline.config.projection)
+                truth = project_points(moment.points[kept], *place).to_map(*size)
+                seen = project_points(moment.points[used], *place).to_map(*size)
+                scored = np.isfinite(truth) & ~np.isfinite(seen)
+            yield Moment(
+                source=self.bag.path.stem,
+                name=f"{number:05d}_{moment.stamp_ns}",
+                image=moment.image,
+                camera=moment.camera,
+                points=moment.points[used],
+                age_s=moment.age_s[used],
+                T_camera_lidar=moment.T_camera_lidar,
+                truth=truth,
+                scored=scored,
+            )
+
+
+# ------------------------------------------------------------------------------------ processing
+
+
+def process(pipeline: DepthPipeline, moment: Moment) -> DepthResult:
+    """One moment through the pipeline."""
+    return pipeline.process(
+        moment.image,
+        moment.camera,
+        moment.points,
+        moment.T_camera_lidar,
+        age_s=moment.age_s,
+        labels=moment.labels,
+        prediction=moment.prediction,
+        sparse=moment.sparse,
+    )
+
+
+class Comparison:
+    """Other methods on the prediction, regions and points of a result that is there already."""
+
+    def __init__(self, pipeline: DepthPipeline, methods: Sequence[str] = COMPARED) -> None:
+        own = pipeline.config.fit.method
+        self.own = own
+        self._rivals = {
+            method: DepthPipeline(
+                replace(pipeline.config, {"fit.method": method}),
+                pipeline.depth_model,
+                pipeline.region_model,
+            )
+            for method in methods
+            if method != own
+        }
+        self.methods = (*self._rivals, own)
+
+    def results(self, moment: Moment, result: DepthResult) -> dict[str, DepthResult]:
+        """Method -> result; the pipeline's own comes last."""
+        found = {}
+        labels = result.labels
+        for method, rival in self._rivals.items():
+            found[method] = rival.process(
+                moment.image,
+                moment.camera,
+                moment.points,
+                moment.T_camera_lidar,
+                age_s=moment.age_s,
+                labels=labels if labels is not None else moment.labels,
+                prediction=result.prediction,
+                sparse=result.sparse,
+            )
+        found[self.own] = result
+        return found
+
+
+def score(moment: Moment, method: str, result: DepthResult) -> dict[str, Any]:
+    """One row: where, which method, how it went, how far off; errors None without a truth."""
+    row: dict[str, Any] = {
+        "source": moment.source,
+        "frame": moment.name,
+        "method": method,
+        "points": len(result.sparse),
+        "status": result.fit.status.name,
+        "message": result.fit.message,
+        **dict.fromkeys(SCORES),
+        "scored_pixels": 0,
+        "stage_ms": {stage: round(ms, 3) for stage, ms in result.stage_ms.items()},
+        "ms": round(result.stage_ms["total"], 3),
+    }
+    truth = moment.judged
+    if truth is not None:
+        metrics = evaluate(result.depth, truth)
+        values = {**metrics.as_dict(), "coverage95": coverage(result.depth, result.std, truth)}
+        row.update({key: _number(values[key]) for key in SCORES})
+        row["scored_pixels"] = int(metrics.pixels)
+    return row
+
+
+def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per method: each score averaged over the frames of a source, then over the sources.
+
+    A frame without an answer has no error; `answered` shows that it is missing.
+    """
+    table: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        table.setdefault(row["method"], {}).setdefault(row["source"], []).append(row)
+    return [
+        {
+            "method": method,
+            "sources": len(sources),
+            "frames": sum(len(found) for found in sources.values()),
+            **{
+                key: _mean([_mean([row[key] for row in found]) for found in sources.values()])
+                for key in (*SCORES, "points", "ms")
+            },
+        }
+        for method, sources in table.items()
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# ------------------------------------------------------------------------------------- run folder
+
+
+def metric_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row's AbsRel, delta1, RMSE, coverage and answered share as text."""
+    forms = (("abs_rel", "{:.4f}"), ("delta1", "{:.3f}"), ("rmse", "{:.3f} m"))
+    shares = (("coverage95", "{:.1%}"), ("answered", "{:.1%}"))
+    return [
+        "-" if row.get(key) is None else form.format(row[key]) for key, form in (*forms, *shares)
+    ]
+
+
+METRIC_HEAD = ("AbsRel", "delta1", "RMSE", "in 95 % band", "answered")
+
+
+def markdown(summary: Sequence[Mapping[str, Any]]) -> str:
+    """The summary as a markdown table."""
+    lines = [
+        "| method | " + " | ".join(METRIC_HEAD) + " |",
+        "|---|" + "--:|" * len(METRIC_HEAD),
+    ]
+    lines += [f"| {row['method']} | " + " | ".join(metric_cells(row)) + " |" for row in summary]
+    return "\n".join(lines) + "\n"
+
+
+def panel(
+    moment: Moment, results: Mapping[str, DepthResult], own: str, heading: str, subheading: str
+) -> drawing.FramePictures:
+    """The pictures of one moment with the table of all methods on it."""
+    result = results[own]
+    rows = [(name, *metric_cells(score(moment, name, found))) for name, found in results.items()]
+    truth = moment.judged
+    numbers = None
+    if truth is not None:
+        pixels = np.count_nonzero(np.isfinite(truth))
+        title = f"This frame, {pixels} pixels that were not measured"
+        head = ("method", *METRIC_HEAD)
+        numbers = drawing.Table(title, head, rows, highlight=len(rows) - 1, columns=3)
+    labels = result.labels
+    if labels is None:  # a method without regions: the whole picture is one
+        labels = np.ones(moment.image.shape[:2], np.int32)
+    return drawing.frame_pictures(
+        moment.image,
+        moment.camera,
+        result.sparse.rows,
+        result.sparse.cols,
+        result.sparse.depth,
+        labels,
+        result.prediction.relative_depth(),
+        result.depth,
+        result.std,
+        truth=truth,
+        heading=heading,
+        subheading=subheading,
+        method=own,
+        relative_caption=f"the network alone ({result.prediction.kind.replace('_', ' ')})",
+        numbers=numbers,
+    )
+
+
+class RunFolder:
+    """Where a replay writes; rows are written as they come, so an interrupted run keeps them."""
+
+    def __init__(self, path: Path, pipeline: DepthPipeline, facts: Mapping[str, Any]) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "config.yaml").write_text(dump(pipeline.config), encoding="utf-8")
+            self._rows = (path / "frames.jsonl").open("w", encoding="utf-8")
+        except OSError as error:
+            raise FrameError(
+                f"The run folder {path} cannot be written ({error.strerror}): name another with"
+                " --out."
+            ) from None
+        versions = {
+            "depth_node": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        }
+        self._write("run.json", {**facts, "versions": versions})
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows of a frame."""
+        for row in rows:
+            self._rows.write(json.dumps(row) + "\n")
+        self._rows.flush()
+
+    def save_depth(self, name: str, result: DepthResult) -> None:
+        """Keep the depth and its standard deviation of a frame."""
+        folder = self.path / "depth"
+        folder.mkdir(exist_ok=True)
+        np.savez_compressed(folder / f"{name}.npz", depth=result.depth, std=result.std)
+
+    def finish(self, summary: Sequence[Mapping[str, Any]]) -> None:
+        """Write the summary and close the rows."""
+        self._rows.close()
+        self._write("summary.json", summary)
+        (self.path / "summary.md").write_text(markdown(summary), encoding="utf-8")
+
+    def _write(self, name: str, content: Any) -> None:
+        (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay gave: a row per frame and method, their averages, the panels written."""
+
+    rows: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    panels: list[Path]
+    frames: int
+
+
+def replay(
+    moments: FolderMoments | BagMoments,
+    pipeline: DepthPipeline,
+    out: Path,
+    *,
+    facts: Mapping[str, Any],
+    pictures: int = 12,
+    save_depth: bool = False,
+    methods: Sequence[str] = COMPARED,
+    on_frame: Callable[[str], None] = lambda name: None,
+) -> Replayed:
+    """Process every moment and write the run folder.
+
+    pictures: panels of at most so many frames, spread evenly. on_frame: called with the name of
+    every frame that is done.
+    """
+    comparison = Comparison(pipeline, methods)
+    folder = RunFolder(out, pipeline, facts)
+    drawn = set(np.linspace(0, len(moments) - 1, min(pictures, len(moments))).round().tolist())
+    rows: list[dict[str, Any]] = []
+    panels: list[Path] = []
+    number = -1
+    for number, moment in enumerate(moments):
+        result = process(pipeline, moment)
+        results = comparison.results(moment, result)
+        found = [score(moment, method, one) for method, one in results.items()]
+        folder.add(found)
+        rows += found
+        if save_depth:
+            folder.save_depth(moment.name, result)
+        if number in drawn:
+            heading = f"Metric depth from one image and {len(result.sparse)} measured points"
+            words = f"{moment.source} / {moment.name}   |   {result.fit.message}"
+            pictures_of = panel(moment, results, comparison.own, heading, words)
+            stem = f"{moment.source}_{moment.name}"
+            panels.append(pictures_of.save(out / "pictures", stem, singles=False)[0])
+        on_frame(moment.name)
+    if number < 0:
+        raise FrameError("The source gave no picture at all: nothing was replayed.")
+    summary = summarise(rows)
+    folder.finish(summary)
+    return Replayed(rows, summary, panels, number + 1)

@@ -1,0 +1,637 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line `depth_tools`: demo, replay, bench, doctor, models, parameters.
+
+A mistake of the user ends with one sentence and exit status 2, a check that failed with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from depth_node import __version__
+from depth_node.bags import BagError
+from depth_node.config import ConfigError, load, override
+from depth_node.engine import (
+    EMBEDDED,
+    MEANINGS,
+    EngineError,
+    Manifest,
+    backends,
+    manifest_path,
+    model_sha256,
+    open_engine,
+    write_manifest,
+)
+from depth_node.fitting import METHODS
+from depth_node.frames import FrameError
+from depth_node.pipeline import DepthPipeline, PipelineConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ROS_CURE = (
+    "source your ROS 2 (`source /opt/ros/jazzy/setup.bash`), or in a virtual environment"
+    " `pip install ros-jazzy-rclpy ros-jazzy-rmw-fastrtps-cpp ros-jazzy-rmw-implementation"
+    " ros-jazzy-common-interfaces ros-jazzy-rcl-interfaces`"
+)
+
+
+class UsageError(ValueError):
+    """Something the user asked for cannot be done; one sentence with cause and cure."""
+
+
+USER_ERRORS = (UsageError, ConfigError, EngineError, FrameError, BagError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the return value is the exit status."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except USER_ERRORS as error:
+        print(f"depth_tools: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `depth_tools ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("depth_tools: interrupted", file=sys.stderr)
+        return 130
+
+
+# -------------------------------------------------------------------------------------- the options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="depth_tools", description="Metric depth from images and sparse LiDAR: tools."
+    )
+    parser.add_argument("--version", action="version", version=f"depth_node {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_replay(commands)
+    _add_bench(commands)
+    _add_doctor(commands)
+    _add_models(commands)
+    parameters = commands.add_parser("parameters", help="print the node's parameters as markdown")
+    parameters.set_defaults(run=_run_parameters)
+    return parser
+
+
+def _add_method_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="", metavar="FILE", help=f'ONNX file, or "{EMBEDDED}" (default)'
+    )
+    parser.add_argument("--manifest", default="", metavar="FILE", help="its manifest, elsewhere")
+    parser.add_argument("--method", default="", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings of the pipeline, YAML"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, repeatable"
+    )
+
+
+def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
+    """The settings that --config, --set, --model, --manifest and --method ask for."""
+    config = load(PipelineConfig, options.config) if options.config else PipelineConfig()
+    shortcuts = {
+        "model.path": options.model,
+        "model.manifest": options.manifest,
+        "fit.method": options.method,
+    }
+    changes = [f"{key}={value}" for key, value in shortcuts.items() if value]
+    return override(config, [*options.set, *changes])
+
+
+# ---------------------------------------------------------------------------------------- the demo
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo", help="live demo over ROS 2: a moving camera and a LiDAR in a procedural room"
+    )
+    _add_method_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), metavar="DIR")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long (20)")
+    parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="pictures (10)")
+    parser.add_argument("--size", default="640x480", metavar="WxH", help="of the picture")
+    parser.add_argument("--seed", type=int, default=2, help="which room (2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.set_defaults(run=_run_demo)
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    try:
+        from depth_node.ros import demo
+    except ImportError as error:
+        raise UsageError(f"the demo needs ROS 2, which is not here ({error}): {ROS_CURE}") from None
+    return demo.run(
+        demo.DemoOptions(
+            config=pipeline_config(options),
+            out=options.out,
+            seconds=options.seconds,
+            rate_hz=options.rate,
+            size=_size(options.size),
+            seed=options.seed,
+            json=options.json,
+        ),
+        console(),
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    """ "640x480" -> (height, width)."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise UsageError(f"--size {text!r} is no picture size: write it like 640x480")
+    return int(height), int(width)
+
+
+# -------------------------------------------------------------------------------------- the replay
+
+
+def _add_replay(commands: Any) -> None:
+    parser = commands.add_parser(
+        "replay", help="recorded frames or a rosbag2 through the pipeline, into a run folder"
+    )
+    parser.add_argument("source", type=Path, help="folder of frames, or rosbag2")
+    _add_method_options(parser)
+    which = parser.add_argument_group("measured points (those that are used are never scored)")
+    which.add_argument("--points", type=int, default=0, metavar="N", help="N pixels of the depth")
+    which.add_argument("--lines", type=int, default=0, metavar="K", help="one of K scan lines")
+    which.add_argument(
+        "--hold-out",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of the LiDAR points that is kept for scoring (0.5; 0 = none)",
+    )
+    which.add_argument("--seed", type=int, default=0, help="of that choice (0)")
+    frames = parser.add_argument_group("folders of frames")
+    frames.add_argument(
+        "--stored-regions", action="store_true", help="regions from segmentation_*.png"
+    )
+    frames.add_argument(
+        "--prediction", default="", metavar="NAME", help="prediction_NAME.npz, no network"
+    )
+    bag = parser.add_argument_group("rosbag2 (topics are found by their type unless named)")
+    for name in ("image", "camera-info", "points", "scan"):
+        bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
+    bag.add_argument("--max-scan-age", type=float, default=0.3, metavar="S")
+    bag.add_argument("--scans-per-picture", type=int, default=1, metavar="N")
+    bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S")
+    bag.add_argument(
+        "--rectified", action="store_true", help="the picture has no distortion: use P"
+    )
+    bag.add_argument(
+        "--t-camera-lidar",
+        default="",
+        metavar="'16 NUMBERS'",
+        help="4x4 row by row, LiDAR into optical frame; else /tf_static of the bag",
+    )
+    out = parser.add_argument_group("output")
+    out.add_argument("--out", type=Path, metavar="DIR", help="run folder (replay_output/SOURCE)")
+    out.add_argument("--pictures", type=int, default=12, metavar="N", help="at most N panels (12)")
+    out.add_argument("--save-depth", action="store_true", help="keep depth and std of every frame")
+    out.add_argument("--json", type=Path, metavar="FILE", help="all rows and the summary")
+    parser.set_defaults(run=_run_replay)
+
+
+def _run_replay(options: argparse.Namespace) -> int:
+    from depth_node import bags, replay
+
+    screen = console()
+    config = pipeline_config(options)
+    if options.prediction:
+        config = override(config, ["model.path="])
+    sampling = replay.Sampling(options.points, options.lines, options.hold_out, options.seed)
+    source = options.source.resolve()
+    out = options.out or Path("replay_output") / source.stem
+    facts = {
+        "source": str(options.source),
+        "model": config.model.path,
+        "method": config.fit.method,
+        "points": options.points,
+        "lines": options.lines,
+        "hold_out": options.hold_out,
+        "seed": options.seed,
+    }
+    keep = {"pictures": max(options.pictures, 0), "save_depth": options.save_depth}
+    with DepthPipeline(config) as pipeline:
+        if bags.is_bag(source):
+            T = _matrix(options.t_camera_lidar)
+            topics = bags.BagTopics(
+                options.image_topic, options.camera_info_topic, options.points_topic,
+                options.scan_topic,
+            )  # fmt: skip
+            with bags.Bag(
+                source,
+                topics,
+                T,
+                options.max_scan_age,
+                options.scans_per_picture,
+                options.scan_wait,
+                options.rectified,
+            ) as bag:
+                facts["topics"] = vars(bag.topics)
+                chosen = ", ".join(name for name in vars(bag.topics).values() if name)
+                screen.print(f"topics: {chosen}")
+                bag_moments = replay.BagMoments(bag, sampling, pipeline)
+                done = _replay_with_bar(screen, bag_moments, pipeline, out, facts, keep)
+        else:
+            moments = replay.FolderMoments(
+                source,
+                sampling,
+                pipeline,
+                stored_regions=options.stored_regions,
+                stored_prediction=options.prediction,
+            )
+            done = _replay_with_bar(screen, moments, pipeline, out, facts, keep)
+    _print_summary(screen, done.summary, config.fit.method, f"{done.frames} frames")
+    for message in sorted({row["message"] for row in done.rows if row["status"] != "OK"}):
+        screen.print(f"note: {message}", style="yellow")
+    screen.print(f"run folder: {out}")
+    if done.panels:
+        screen.print(f"pictures:   {done.panels[0].parent}")
+    if options.json:
+        write_json(options.json, {"rows": done.rows, "summary": done.summary, "run": facts})
+    return 0
+
+
+def _replay_with_bar(
+    screen: Console,
+    moments: Any,
+    pipeline: DepthPipeline,
+    out: Path,
+    facts: Mapping[str, Any],
+    keep: Mapping[str, Any],
+) -> Any:
+    from depth_node import replay
+
+    with progress(screen, "replaying", len(moments)) as advance:
+        return replay.replay(
+            moments, pipeline, out, facts=facts, on_frame=lambda name: advance(name), **keep
+        )
+
+
+def _print_summary(
+    screen: Console, summary: Sequence[Mapping[str, Any]], own: str, title: str
+) -> None:
+    from depth_node import replay
+
+    if all(row["abs_rel"] is None for row in summary):
+        screen.print("No truth to compare with (give --points, --lines or --hold-out above 0).")
+        return
+    rows = [(row["method"], *replay.metric_cells(row)) for row in summary]
+    print_table(screen, title, ("method", *replay.METRIC_HEAD), rows, {own})
+
+
+def _matrix(text: str) -> np.ndarray | None:
+    if not text:
+        return None
+    try:
+        values = np.array([float(part) for part in text.replace(",", " ").split()])
+    except ValueError:
+        values = np.empty(0)
+    if values.size != 16:
+        raise UsageError("--t-camera-lidar needs the 16 numbers of a 4x4 matrix, row by row")
+    return values.reshape(4, 4)
+
+
+# ------------------------------------------------------------------------------------- benchmarks
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="accuracy and speed against rivals in one run")
+    kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
+    accuracy = kinds.add_parser("accuracy", help="methods against the truth of recorded frames")
+    accuracy.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
+    accuracy.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    accuracy.add_argument("--manifest", default="", metavar="FILE")
+    accuracy.add_argument("--prediction", default="", metavar="NAME", help="prediction_NAME.npz")
+    accuracy.add_argument("--methods", default="", metavar="A,B,C", help="default: all")
+    accuracy.add_argument("--points", default="50,250,1000", metavar="N,N,N")
+    accuracy.add_argument("--lines", type=int, default=0, metavar="K", help="one of K scan lines")
+    accuracy.add_argument("--noise", default="clean", metavar="clean,noisy")
+    accuracy.add_argument("--seed", type=int, default=0)
+    accuracy.add_argument("--json", type=Path, metavar="FILE")
+    accuracy.set_defaults(run=_run_accuracy)
+    for name, what in (
+        ("fit", "the region fit against a plain loop of least squares"),
+        ("engine", "our path to ONNX Runtime against ONNX Runtime itself"),
+        ("node", "what the node adds to a bare ROS 2 node"),
+        ("speed", "fit, engine and node"),
+    ):
+        kind = kinds.add_parser(name, help=what)
+        kind.add_argument("--repeats", type=int, default=0, metavar="N", help="more: steadier")
+        kind.add_argument("--model", default=EMBEDDED, metavar="FILE")
+        kind.add_argument("--out", type=Path, default=Path("bench_output"), metavar="DIR")
+        kind.set_defaults(run=_run_speed, benchmark=name)
+
+
+def _run_accuracy(options: argparse.Namespace) -> int:
+    raise UsageError("the accuracy benchmark is not part of this installation")
+
+
+def _run_speed(options: argparse.Namespace) -> int:
+    from depth_node import speed
+
+    screen = console()
+    names = ("fit", "engine", "node") if options.benchmark == "speed" else (options.benchmark,)
+    for name in names:
+        with progress(screen, f"measuring {name}", None):
+            if name == "node":
+                report = _node_speed(options)
+            else:
+                measure = {"fit": speed.measure_fit, "engine": speed.measure_engine}[name]
+                report = measure(options.model, repeats=options.repeats)
+        print_table(screen, report.title, report.head, report.rows, set())
+        for note in report.notes:
+            screen.print(f"  {note}")
+        write_json(options.out / f"{name}.json", report.values)
+        (options.out / f"{name}.md").write_text(speed.markdown(report), encoding="utf-8")
+    screen.print(f"written: {options.out}/*.json and *.md (blocks for docs/benchmarks.md)")
+    return 0
+
+
+def _node_speed(options: argparse.Namespace) -> Any:
+    try:
+        from depth_node.ros import latency
+    except ImportError as error:
+        raise UsageError(f"this benchmark needs ROS 2, not here ({error}): {ROS_CURE}") from None
+    return latency.measure(options.model, repeats=options.repeats)
+
+
+# ----------------------------------------------------------------------------------------- doctor
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="what is installed, what runs, what is missing")
+    parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    parser.add_argument("--manifest", default="", metavar="FILE")
+    parser.add_argument("--listen", type=float, default=2.0, metavar="S", help="to the graph (2)")
+    parser.set_defaults(run=_run_doctor)
+
+
+PACKAGES = (  # module, distribution, needed for, cure
+    ("numpy", "numpy", "", "pip install numpy"),
+    ("scipy", "scipy", "", "pip install scipy"),
+    ("cv2", "opencv-python-headless", "", "pip install opencv-python-headless"),
+    ("yaml", "pyyaml", "", "pip install pyyaml"),
+    ("onnxruntime", "onnxruntime", "", "pip install onnxruntime"),
+    ("numba", "numba", "faster fits", "pip install numba"),
+    ("rosbags", "rosbags", "replay of bags", "pip install rosbags"),
+)
+ROS_PACKAGES = (
+    ("rclpy", "ros-jazzy-rclpy", "the node", ROS_CURE),
+    ("sensor_msgs", "ros-jazzy-sensor-msgs", "the node", ROS_CURE),
+    (
+        "tf2_ros",
+        "",
+        "extrinsics from TF",
+        "apt install ros-jazzy-tf2-ros-py, or set T_camera_lidar",
+    ),
+    ("cv_bridge", "cv-bridge", "Bayer and YUV pictures", "apt install ros-jazzy-cv-bridge"),
+)
+
+
+def _run_doctor(options: argparse.Namespace) -> int:
+    screen = console()
+    bad: list[str] = []
+    rows = [("python", platform.python_version(), sys.executable)]
+    rows.append(("depth_node", __version__, str(Path(__file__).resolve().parent)))
+    for module, distribution, purpose, cure in (*PACKAGES, *ROS_PACKAGES):
+        if importlib.util.find_spec(module) is not None:
+            rows.append((module, _version(module, distribution), ""))
+        else:
+            needed = "needed" if not purpose else f"only for {purpose}"
+            rows.append((module, "missing", f"{needed}: {cure}"))
+            if not purpose:
+                bad.append(f"{module} is missing: {cure}")
+    print_table(screen, "Installed", ("part", "version", "note"), rows, set(), left=3)
+
+    rows = [(name, "usable" if not why else "not usable", why) for name, why in backends().items()]
+    try:
+        with open_engine(options.model, manifest=options.manifest or None) as engine:
+            spec = engine.manifest.input
+            engine.run(np.zeros(spec.shape, spec.dtype))
+            rows.append((f"model {engine.manifest.name}", "runs", f"on {engine.backend}"))
+            rows += [("", key, str(value)) for key, value in engine.details.items()]
+    except EngineError as error:
+        bad.append(str(error))
+        rows.append((f"model {options.model}", "does not run", str(error)))
+    print_table(screen, "Networks", ("what", "state", "note"), rows, set(), left=3)
+
+    bad += _doctor_ros(screen, options.listen)
+    for sentence in bad:
+        screen.print(f"missing: {sentence}", style="red")
+    if not bad:
+        screen.print("Everything that is needed is here.", style="green")
+    return 1 if bad else 0
+
+
+def _doctor_ros(screen: Console, seconds: float) -> list[str]:
+    try:
+        from depth_node.ros import graph
+    except ImportError as error:
+        return [f"ROS 2 cannot be used ({error}): {ROS_CURE}"]
+    names = ("ROS_DISTRO", "ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY")
+    rows = [("middleware", graph.middleware(), "")]
+    rows += [(name, os.environ.get(name, "(not set)"), "") for name in names]
+    with progress(screen, "listening to the ROS graph", None):
+        topics = graph.seen_topics(seconds)
+    rows += [(topic.role, topic.name, f"{topic.type}, {topic.publishers} publishing")
+             for topic in topics]  # fmt: skip
+    for role in graph.WANTED:
+        if role not in {topic.role for topic in topics}:
+            rows.append((role, "none seen", "no driver runs, or another ROS_DOMAIN_ID"))
+    print_table(screen, "ROS 2", ("what", "value", "note"), rows, set(), left=3)
+    return []
+
+
+def _version(module: str, distribution: str) -> str:
+    for name in (distribution, module):
+        try:
+            return importlib.metadata.version(name)
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            continue
+    return "installed"
+
+
+# ----------------------------------------------------------------------------------------- models
+
+
+def _add_models(commands: Any) -> None:
+    parser = commands.add_parser("models", help="networks: what is in the package, your own")
+    kinds = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    listing = kinds.add_parser("list", help="the networks in the package")
+    listing.set_defaults(run=_run_models_list)
+    writing = kinds.add_parser("manifest", help="write the manifest of your ONNX file")
+    writing.add_argument("model", type=Path, metavar="MODEL.onnx")
+    writing.add_argument("--meaning", required=True, help=f"of the output: {', '.join(MEANINGS)}")
+    writing.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: beside the model, found by itself)"
+    )
+    for name in ("name", "output-name", "licence", "source"):
+        writing.add_argument(f"--{name}", default="")
+    for name in ("height", "width", "patch-size"):
+        writing.add_argument(f"--{name}", type=int, default=0, metavar="PX")
+    choices = (("channel-order", "rgb, bgr"), ("resize", "stretch, letterbox, crop"))
+    for name, meaning in (*choices, ("interpolation", "as in InputSpec")):
+        writing.add_argument(f"--{name}", metavar="WORD", help=meaning)
+    writing.add_argument("--scale", type=float, help="pixel values times this, before mean and std")
+    for name in ("mean", "std"):
+        writing.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"))
+    writing.set_defaults(run=_run_models_manifest)
+
+
+def _run_models_list(options: argparse.Namespace) -> int:
+    screen = console()
+    rows = []
+    for model in sorted((Path(__file__).resolve().parent / "models").glob("*.onnx")):
+        manifest = Manifest.load(manifest_path(model))
+        spec = manifest.input
+        whole = model_sha256(model) == manifest.sha256
+        rows.append(
+            (
+                model.stem,
+                manifest.meaning,
+                f"{spec.width}x{spec.height}",
+                f"{model.stat().st_size / 1e6:.1f} MB",
+                manifest.licence or "-",
+                "whole" if whole else "DAMAGED",
+            )
+        )
+    if not rows:
+        raise UsageError("the package holds no network: install it again, or give --model FILE")
+    head = ("model", "gives", "input", "size", "licence", "file")
+    print_table(screen, "Networks in the package", head, rows, set(), left=6)
+    return 0
+
+
+def _run_models_manifest(options: argparse.Namespace) -> int:
+    given = {
+        key: getattr(options, key)
+        for key in ("channel_order", "resize", "interpolation", "scale", "mean", "std")
+        if getattr(options, key) is not None
+    }
+    for key in ("mean", "std"):
+        if key in given:
+            given[key] = tuple(given[key])
+    try:
+        manifest = write_manifest(
+            options.model,
+            options.meaning,
+            manifest=options.out,
+            name=options.name,
+            output_name=options.output_name,
+            height=options.height,
+            width=options.width,
+            patch_size=options.patch_size,
+            licence=options.licence,
+            source=options.source,
+            **given,
+        )
+    except OSError as error:
+        raise UsageError(
+            f"the manifest cannot be written ({error}): name a place with --out"
+        ) from None
+    place = options.out or manifest_path(options.model)
+    spec = manifest.input
+    print(
+        f"{place}: {manifest.name} takes {spec.channel_order} {spec.width}x{spec.height}"
+        f" ({spec.resize}) and gives {manifest.meaning} in {manifest.output_name}"
+    )
+    if options.out:
+        print(f"use it with --model {options.model} --manifest {place}")
+    return 0
+
+
+def _run_parameters(options: argparse.Namespace) -> int:
+    try:
+        from depth_node.ros import parameters
+    except ImportError as error:
+        raise UsageError(f"this needs ROS 2, which is not here ({error}): {ROS_CURE}") from None
+    print(parameters.markdown(), end="")
+    return 0
+
+
+# -------------------------------------------------------------------------------------- the screen
+
+
+def console() -> Console:
+    """The terminal, by rich."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        raise UsageError("depth_tools needs rich for its tables: pip install rich") from None
+    return Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(screen: Console, what: str, total: int | None) -> Iterator[Callable[[str], None]]:
+    """A progress bar; call the value with a word about what is done to advance it by one."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
+    if total is not None:
+        columns += [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[word]}")]
+    with Progress(*columns, console=screen, transient=True) as bar:
+        task = bar.add_task(what, total=total, word="")
+        yield lambda word: bar.update(task, advance=1, word=word)
+
+
+def print_table(
+    screen: Console,
+    title: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    highlight: set[str],
+    left: int = 1,
+) -> None:
+    """A table; its first `left` columns are texts, the others numbers; own methods highlighted."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for number, name in enumerate(head):
+        table.add_column(
+            name, justify="left" if number < left else "right", overflow="fold", no_wrap=number < 1
+        )
+    for row in rows:
+        table.add_row(*row, style="bold yellow" if row[0] in highlight else None)
+    screen.print(table)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, making the folder; UsageError when it cannot."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}): name another") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
