@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The method on one screen: image and LiDAR points in, dense metric depth out.
+
+Region-aware Depth Scale Adaptation (arXiv 2507.14879): a network predicts relative depth, sparse
+measured points fall into the regions of a segmentation, and in every region a fit to its points,
+or to those of its neighbours when it has too few, turns relative into metric depth. The live node,
+the replay and the benchmarks all drive this one object.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.config import section, validate
+from depth_node.fitting import _REGION_METHODS, FitConfig, FitResult, fit
+from depth_node.inference import DepthModel, ModelConfig, RegionModel
+from depth_node.prediction import Prediction
+from depth_node.preprocess import resize_map
+from depth_node.projection import (
+    Camera,
+    FloatArray,
+    ProjectionConfig,
+    SparseDepth,
+    check_rigid,
+    project_points,
+)
+from depth_node.regions import SegmentationConfig, segment
+
+
+_WITH_REGIONS = (*_REGION_METHODS, "field")
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """All settings of the method."""
+
+    model: ModelConfig = section(ModelConfig, "the network that predicts depth")
+    region_model: ModelConfig = section(
+        ModelConfig, "the network that finds regions; empty path: none, classical", path=""
+    )
+    projection: ProjectionConfig = section(ProjectionConfig, "LiDAR points into the picture")
+    segmentation: SegmentationConfig = section(SegmentationConfig, "the picture into regions")
+    fit: FitConfig = section(FitConfig, "metres from relative depth, region by region")
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class DepthResult:
+    """Metric depth of one picture and everything it came from.
+
+    depth, std: (H, W) float32 metres, NaN unknown (FitResult says what std means). labels: (H, W)
+    int32, None if the method needs no regions. stage_ms: wall time of every stage of this frame.
+    """
+
+    depth: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int32] | None
+    prediction: Prediction
+    sparse: SparseDepth
+    fit: FitResult
+    stage_ms: dict[str, float]
+
+
+class DepthPipeline:
+    """Owns the networks and the settings; process() handles one frame, each on its own."""
+
+    def __init__(
+        self,
+        config: PipelineConfig | None = None,
+        depth_model: DepthModel | None = None,
+        region_model: RegionModel | None = None,
+    ) -> None:
+        """Open the networks that the settings name, unless they are given. Raises EngineError.
+
+        With an empty ``config.model.path`` there is no depth network: every frame must bring its
+        prediction.
+        """
+        config = config or PipelineConfig()
+        if depth_model is None and config.model.path:
+            depth_model = DepthModel.open(config.model)
+        if region_model is None and config.region_model.path:
+            region_model = RegionModel.open(config.region_model, config.segmentation)
+        self._config = config
+        self.depth_model = depth_model
+        self.region_model = region_model
+
+    @property
+    def config(self) -> PipelineConfig:
+        """The settings in force."""
+        return self._config
+
+    def reconfigure(self, config: PipelineConfig) -> None:
+        """Other settings from the next frame on. ValueError if they ask for other networks."""
+        if (config.model, config.region_model) != (self._config.model, self._config.region_model):
+            raise ValueError("another model needs a new pipeline: close this one and open it anew")
+        if self.region_model is not None:
+            self.region_model.config = config.segmentation
+        self._config = config
+
+    def process(
+        self,
+        image: npt.NDArray[np.uint8],
+        camera: Camera,
+        points_lidar: FloatArray | None,
+        T_camera_lidar: npt.NDArray[np.float64] | None,
+        *,
+        age_s: float | FloatArray = 0.0,
+        labels: npt.NDArray[np.int32] | None = None,
+        prediction: Prediction | None = None,
+        sparse: SparseDepth | None = None,
+    ) -> DepthResult:
+        """Metric depth of an (H, W, 3) uint8 RGB image seen by ``camera``.
+
+        points_lidar: (N, 3) metres in the LiDAR frame, with their ages in seconds; None or empty:
+        no points, which fit's status then tells. Labels (masks made elsewhere), a prediction or
+        sparse depth that are given are taken instead of being computed. A frame that cannot be
+        measured is told by ``result.fit.status``; arguments that contradict each other raise
+        ValueError, a network that fails EngineError.
+        """
+        self._check(image, camera, labels)
+        stage_ms: dict[str, float] = {}
+        with _timed(stage_ms, "total"):
+            if prediction is None:
+                prediction = self._predict(image, stage_ms)
+            elif prediction.shape != image.shape[:2]:
+                values = resize_map(prediction.values, *image.shape[:2])
+                prediction = Prediction(values, prediction.kind)
+
+            if sparse is None:
+                with _timed(stage_ms, "project"):
+                    sparse = self._project(points_lidar, T_camera_lidar, camera, age_s)
+
+            if self.config.fit.method not in _WITH_REGIONS:
+                labels = None
+            elif labels is None:
+                with _timed(stage_ms, "segment"):
+                    labels = self._segment(image, prediction)
+
+            with _timed(stage_ms, "fit"):
+                result = fit(prediction, sparse, labels, image=image, config=self.config.fit)
+        return DepthResult(result.depth, result.std, labels, prediction, sparse, result, stage_ms)
+
+    def close(self) -> None:
+        """Free the networks, also those that were given."""
+        for model in (self.depth_model, self.region_model):
+            if model is not None:
+                model.close()
+
+    def __enter__(self) -> DepthPipeline:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check(
+        self,
+        image: npt.NDArray[np.uint8],
+        camera: Camera,
+        labels: npt.NDArray[np.int32] | None,
+    ) -> None:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"image has shape {image.shape} and type {image.dtype}: give (H, W, 3) uint8 RGB"
+            )
+        height, width = image.shape[:2]
+        if (camera.height, camera.width) != (height, width):
+            raise ValueError(
+                f"image is {width}x{height} but the camera's calibration is for"
+                f" {camera.width}x{camera.height}: give the calibration of this image, or"
+                " Camera.resized() if the image was scaled"
+            )
+        if labels is not None and labels.shape != (height, width):
+            raise ValueError(
+                f"labels have shape {labels.shape}, the image {(height, width)}: give labels of the"
+                " same picture"
+            )
+
+    def _predict(self, image: npt.NDArray[np.uint8], stage_ms: dict[str, float]) -> Prediction:
+        if self.depth_model is None:
+            raise ValueError(
+                "there is no depth network (model.path is empty) and no prediction was given:"
+                " set model.path, or give a prediction with every frame"
+            )
+        prediction = self.depth_model.predict(image)
+        stage_ms.update(self.depth_model.stage_ms)
+        return prediction
+
+    def _project(
+        self,
+        points_lidar: FloatArray | None,
+        T_camera_lidar: npt.NDArray[np.float64] | None,
+        camera: Camera,
+        age_s: float | FloatArray,
+    ) -> SparseDepth:
+        if points_lidar is None or len(points_lidar) == 0:
+            return SparseDepth.from_arrays([], [], [])
+        if T_camera_lidar is None:
+            raise ValueError(
+                "there are LiDAR points but no T_camera_lidar: give the LiDAR's pose in the camera"
+            )
+        pose = check_rigid(T_camera_lidar, "T_camera_lidar")
+        return project_points(points_lidar, pose, camera, self.config.projection, age_s)
+
+    def _segment(
+        self, image: npt.NDArray[np.uint8], prediction: Prediction
+    ) -> npt.NDArray[np.int32]:
+        if self.region_model is not None:
+            return self.region_model.predict(image)
+        return segment(image, prediction.values, self.config.segmentation)
+
+
+@contextmanager
+def _timed(stage_ms: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    stage_ms[name] = (time.perf_counter() - start) * 1e3
