@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small student from rendered rooms: the normalised disparity of the truth, regressed.
+
+The target is (disparity - median) / mean absolute deviation of each picture; the prediction is left as it is.
+Normalising the prediction too (a fully scale-and-shift-invariant loss) stalled at a vertical ramp in our runs.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from depth_node import config
+from training.data import AugmentConfig, Pool, PoolConfig, augment
+from training.loop import Batch, LoopConfig
+from training.losses import gradient_matching, masked_l1
+from training.models import SmallUNet, StudentConfig
+from training.normalization import normalise
+
+MEANING = "disparity_affine_invariant"
+# The network sees (pixel / 255 - MEAN) / STD; the export writes both into the manifest.
+MEAN, STD = 0.5, 0.25
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The weights of the loss."""
+
+    gradient: float = config.option(0.5, "Weight of the multi-scale gradient term.", minimum=0)
+    far: float = config.option(
+        0.5, "Pixels weigh (depth / median depth) to this power: 1 counts relative errors, 0 those in disparity.",
+        minimum=0, maximum=1,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """Everything that shapes a supervised run."""
+
+    height: int = config.option(96, "Rows of the network's input; a multiple of 32.", unit="px", minimum=32)
+    width: int = config.option(128, "Columns of the network's input; a multiple of 32.", unit="px", minimum=32)
+    student: StudentConfig = config.section(StudentConfig, "The network.")
+    pool: PoolConfig = config.section(PoolConfig, "The rendered scenes.")
+    augment: AugmentConfig = config.section(AugmentConfig, "How they are varied.")
+    loss: LossConfig = config.section(LossConfig, "What is minimised.")
+    loop: LoopConfig = config.section(LoopConfig, "How long and how fast.")
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        if self.height % 32 or self.width % 32:
+            raise config.ConfigError("height and width must be multiples of 32, the network's coarsest stride")
+
+
+def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[str, Tensor]:
+    """Scalars of a batch: prediction (N, 1, H, W), depth (N, 1, H, W) m, not finite or <= 0 where unknown."""
+    mask = torch.isfinite(depth) & (depth > 0)
+    safe = torch.where(mask, depth, torch.ones_like(depth))
+    target = normalise(1.0 / safe, mask)
+    residual = prediction - target
+    middle = torch.where(mask, depth, torch.full_like(depth, torch.nan)).flatten(1).nanmedian(dim=1).values
+    weight = (safe / middle.nan_to_num(1.0).view(-1, 1, 1, 1)).clamp(0.2, 5.0) ** cfg.far
+    level = masked_l1(residual, mask, weight)
+    shape = gradient_matching(residual, mask)
+    return {"loss": level + cfg.gradient * shape, "level": level, "shape": shape}
+
+
+class Supervised:
+    """The recipe: batches from a pool of rendered scenes."""
+
+    def __init__(self, cfg: SupervisedConfig, pool: Pool) -> None:
+        self.cfg = cfg
+        self.pool = pool
+
+    def model(self) -> nn.Module:
+        """A fresh student."""
+        return SmallUNet(self.cfg.student)
+
+    def batch(self, step: int) -> Batch:
+        """Pictures (N, 3, h, w) as the network sees them and depth (N, 1, h, w) m."""
+        rng = np.random.default_rng([self.cfg.loop.seed, step])
+        index = np.sort(rng.integers(0, len(self.pool), self.cfg.loop.batch))
+        pairs = [
+            augment(
+                self.pool.image[i], self.pool.depth[i].astype(np.float32), self.cfg.height, self.cfg.width,
+                self.cfg.augment, rng,
+            )
+            for i in index
+        ]  # fmt: skip
+        images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
+        depth = torch.from_numpy(np.stack([depth for _, depth in pairs]))[:, None]
+        return {"image": ((images - MEAN) / STD).contiguous(memory_format=torch.channels_last), "depth": depth}
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Normalised-disparity regression."""
+        return disparity_loss(model(batch["image"]), batch["depth"], self.cfg.loss)
+
+
+def open_pool(cfg: PoolConfig, poll_s: float = 5.0) -> Pool:
+    """The pool, once it holds cfg.wait_for pictures; rendered here if cfg.fill says so."""
+    if cfg.fill:
+        writer = Pool(cfg, write=True)
+        for _ in writer.fill(cfg.wait_for):
+            pass
+        return writer
+    pool = Pool(cfg)
+    while len(pool) < min(cfg.wait_for, cfg.samples):
+        time.sleep(poll_s)
+    return pool
