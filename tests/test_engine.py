@@ -22,43 +22,9 @@ from depth_node.engine import (
     write_manifest,
 )
 
-onnx = pytest.importorskip("onnx", reason="onnx builds the models of this test")
 pytest.importorskip("onnxruntime")
-
-FLOAT = onnx.TensorProto.FLOAT
-
-
-def save_model(
-    path: Path,
-    *,
-    inputs: dict[str, list] | None = None,
-    output: str = "depth",
-    dtype: int = FLOAT,
-    extra_output: bool = False,
-) -> Path:
-    """A model whose output (1, h, w) is the mean over the channels of its input, times two."""
-    inputs = inputs or {"image": [1, 3, 8, 12]}
-    helper = onnx.helper
-    picture = next(iter(inputs))
-    nodes = [
-        helper.make_node("Cast", [picture], ["cast"], to=FLOAT),
-        helper.make_node("ReduceMean", ["cast", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Add", ["mean", "mean"], [output]),
-    ]
-    outputs = [helper.make_tensor_value_info(output, FLOAT, None)]
-    if extra_output:
-        nodes.append(helper.make_node("Identity", ["mean"], ["features"]))
-        outputs.insert(0, helper.make_tensor_value_info("features", FLOAT, None))
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info(name, dtype, shape) for name, shape in inputs.items()],
-        outputs,
-        [helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [1])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    onnx.save(model, str(path))
-    return path
+onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
+from tiny_models import save_model, save_nodes  # noqa: E402 - it needs onnx
 
 
 @pytest.fixture
@@ -302,17 +268,12 @@ def test_models_with_other_inputs_than_one_picture(tmp_path: Path) -> None:
 
 
 def test_open_shape_that_the_network_cannot_run_is_found_when_opened(tmp_path: Path) -> None:
-    helper = onnx.helper
-    graph = helper.make_graph(
-        [helper.make_node("Reshape", ["image", "shape"], ["depth"])],
-        "reshape",
-        [helper.make_tensor_value_info("image", FLOAT, [1, 3, "h", "w"])],
-        [helper.make_tensor_value_info("depth", FLOAT, None)],
-        [helper.make_tensor("shape", onnx.TensorProto.INT64, [2], [24, 12])],
+    path = save_nodes(
+        tmp_path / "fixed.onnx",
+        [("Reshape", ["image", "size"], ["output"])],
+        shape=(1, 3, "h", "w"),
+        whole={"size": [24, 12]},
     )
-    path = tmp_path / "fixed.onnx"
-    opset = [helper.make_opsetid("", 18)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
     write_manifest(path, "depth_metric", height=8, width=12)
     with pytest.raises(EngineError, match="failed to run with an input of 12x16"):
         write_manifest(path, "depth_metric", height=16, width=12)
