@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_node.config import section, validate
+from depth_node.engine import EngineError
 from depth_node.fitting import _REGION_METHODS, FitConfig, FitResult, fit
 from depth_node.inference import DepthModel, ModelConfig, RegionModel
 from depth_node.prediction import Prediction
@@ -32,7 +33,6 @@ from depth_node.projection import (
     project_points,
 )
 from depth_node.regions import SegmentationConfig, segment
-
 
 _WITH_REGIONS = (*_REGION_METHODS, "field")
 
@@ -84,14 +84,17 @@ class DepthPipeline:
         With an empty ``config.model.path`` there is no depth network: every frame must bring its
         prediction.
         """
-        config = config or PipelineConfig()
-        if depth_model is None and config.model.path:
-            depth_model = DepthModel.open(config.model)
-        if region_model is None and config.region_model.path:
-            region_model = RegionModel.open(config.region_model, config.segmentation)
-        self._config = config
+        self._config = config = config or PipelineConfig()
         self.depth_model = depth_model
         self.region_model = region_model
+        try:
+            if depth_model is None and config.model.path:
+                self.depth_model = DepthModel.open(config.model)
+            if region_model is None and config.region_model.path:
+                self.region_model = RegionModel.open(config.region_model, config.segmentation)
+        except EngineError:
+            self.close()
+            raise
 
     @property
     def config(self) -> PipelineConfig:
@@ -99,7 +102,11 @@ class DepthPipeline:
         return self._config
 
     def reconfigure(self, config: PipelineConfig) -> None:
-        """Other settings from the next frame on. ValueError if they ask for other networks."""
+        """Other settings from the next frame on. ValueError if they ask for other networks.
+
+        May be called while another thread is in process(): a frame ends with the settings with
+        which it began.
+        """
         if (config.model, config.region_model) != (self._config.model, self._config.region_model):
             raise ValueError("another model needs a new pipeline: close this one and open it anew")
         if self.region_model is not None:
@@ -127,6 +134,7 @@ class DepthPipeline:
         ValueError, a network that fails EngineError.
         """
         self._check(image, camera, labels)
+        config = self._config
         stage_ms: dict[str, float] = {}
         with _timed(stage_ms, "total"):
             if prediction is None:
@@ -137,16 +145,18 @@ class DepthPipeline:
 
             if sparse is None:
                 with _timed(stage_ms, "project"):
-                    sparse = self._project(points_lidar, T_camera_lidar, camera, age_s)
+                    sparse = self._project(
+                        points_lidar, T_camera_lidar, camera, config.projection, age_s
+                    )
 
-            if self.config.fit.method not in _WITH_REGIONS:
+            if config.fit.method not in _WITH_REGIONS:
                 labels = None
             elif labels is None:
                 with _timed(stage_ms, "segment"):
-                    labels = self._segment(image, prediction)
+                    labels = self._segment(image, prediction, config.segmentation)
 
             with _timed(stage_ms, "fit"):
-                result = fit(prediction, sparse, labels, image=image, config=self.config.fit)
+                result = fit(prediction, sparse, labels, image=image, config=config.fit)
         return DepthResult(result.depth, result.std, labels, prediction, sparse, result, stage_ms)
 
     def close(self) -> None:
@@ -204,6 +214,7 @@ class DepthPipeline:
         points_lidar: FloatArray | None,
         T_camera_lidar: npt.NDArray[np.float64] | None,
         camera: Camera,
+        config: ProjectionConfig,
         age_s: float | FloatArray,
     ) -> SparseDepth:
         if points_lidar is None or len(points_lidar) == 0:
@@ -213,14 +224,14 @@ class DepthPipeline:
                 "there are LiDAR points but no T_camera_lidar: give the LiDAR's pose in the camera"
             )
         pose = check_rigid(T_camera_lidar, "T_camera_lidar")
-        return project_points(points_lidar, pose, camera, self.config.projection, age_s)
+        return project_points(points_lidar, pose, camera, config, age_s)
 
     def _segment(
-        self, image: npt.NDArray[np.uint8], prediction: Prediction
+        self, image: npt.NDArray[np.uint8], prediction: Prediction, config: SegmentationConfig
     ) -> npt.NDArray[np.int32]:
         if self.region_model is not None:
             return self.region_model.predict(image)
-        return segment(image, prediction.values, self.config.segmentation)
+        return segment(image, prediction.values, config)
 
 
 @contextmanager
