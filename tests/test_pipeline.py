@@ -357,5 +357,4 @@ def test_regions_beat_one_fit_on_real_roads_with_a_real_lidar(
         camera = read_camera(folder)
         for labels in (None, labels_from_ids(masks)):
             errors = errors_of_methods(fastdepth, image, camera, points, pose, truth, labels)
-            print(name, errors)
             assert errors["ssf"] < 0.9 * min(errors["global_depth"], errors["global_disparity"])
