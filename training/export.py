@@ -28,6 +28,9 @@ from training.loop import TrainingError, read
 from training.recipes import supervised
 
 OPSET = 20
+# Added to the output, which is centred on 0 in training: the usual median over deviation of a picture's disparity, so
+# that 1 / output is about proportional to depth for methods that need a relative DEPTH. Affine invariance allows it.
+OFFSET = 3.0
 # Rounding weights to float16 moves the output by a few 1e-4 of its spread; a wrong graph by far more.
 LIMIT_FP32, LIMIT_FP16 = 1e-4, 5e-3
 SMALLEST_HALVED = 1024  # values; smaller tensors are not worth a Cast
@@ -138,6 +141,8 @@ def export_checkpoint(checkpoint: Path, out: Path, half: bool, console: Console)
     cfg = config.build(supervised.SupervisedConfig, payload["settings"])
     model = supervised.SmallUNet(cfg.student)
     model.load_state_dict(payload["averaged"])
+    with torch.no_grad():  # the upsampling after the head keeps a constant
+        model.head.bias += OFFSET
     deviation = to_onnx(model, cfg.height, cfg.width, out, half)
     trained: dict[str, Any] = {
         "recipe": "supervised",
