@@ -170,6 +170,15 @@ def scaled_error(depth: np.ndarray, truth: np.ndarray) -> float:
     return evaluate(depth * np.nanmedian(truth / depth), truth).abs_rel
 
 
+def test_embedded_network_comes_with_the_package() -> None:
+    with DepthModel.open(ModelConfig(threads=1)) as model:
+        assert model.engine.manifest.meaning in KINDS
+        prediction = model.predict(ramp_picture(240, 320))
+    assert prediction.shape == (240, 320)
+    assert np.isfinite(prediction.values).all()
+    assert np.ptp(prediction.values) > 0
+
+
 # --- regions
 
 
