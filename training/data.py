@@ -103,7 +103,7 @@ class Pool:
             scene = Scene.random(rng, cfg.style)
             for k in range(per_scene):
                 camera, pose = random_view(scene, rng, cfg.width, cfg.height)
-                seen = scene.render(camera, pose)
+                seen = scene.render(camera, pose, antialias=False)
                 slot = (index * per_scene + k) % cfg.samples
                 self.image[slot] = seen.image
                 self.depth[slot] = seen.depth
