@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of depth networks, off line: run from the checkout as `python -m training`; not installed on a robot."""
+"""Training of depth networks: run from the checkout as `python -m training`, not on a robot."""

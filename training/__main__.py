@@ -18,29 +18,67 @@ from training.recipes import supervised
 
 
 def _arguments(text: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m training", description="Train, export and judge depth networks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training", description="Train, export and judge depth networks."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in (
         ("supervised", "train a student on rendered rooms"),
         ("render", "fill the pool of rendered rooms that `supervised` trains on"),
     ):
         sub = commands.add_parser(name, help=what)
-        sub.add_argument("--config", required=True, type=Path, help="YAML file, see training/configs")
-        sub.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+        sub.add_argument(
+            "--config", required=True, type=Path, help="YAML file, see training/configs"
+        )
+        sub.add_argument(
+            "--dry-run", action="store_true", help="print the resolved settings and stop"
+        )
         if name == "supervised":
-            sub.add_argument("--run", type=Path, default=None, help="run folder (default runs/<config name>)")
+            sub.add_argument(
+                "--run", type=Path, default=None, help="run folder (default runs/<config name>)"
+            )
         else:
-            sub.add_argument("--count", type=int, default=0, help="pictures in all (default: the size of the pool)")
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
-    sub = commands.add_parser("export", help="checkpoint to ONNX with manifest, after a parity check")
+            sub.add_argument(
+                "--count",
+                type=int,
+                default=0,
+                help="pictures in all (default: the size of the pool)",
+            )
+        sub.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
+        )
+    sub = commands.add_parser(
+        "export", help="checkpoint to ONNX with manifest, after a parity check"
+    )
     sub.add_argument("checkpoint", type=Path)
-    sub.add_argument("--out", required=True, type=Path, help="the .onnx file; its manifest goes beside it")
-    sub.add_argument("--fp32", action="store_true", help="keep the weights in float32 (default: stored as float16)")
-    sub = commands.add_parser("evaluate", help="score networks on unseen rendered rooms and on RGB-D frames")
-    sub.add_argument("--model", action="append", default=[], help="ONNX file with manifest, or `embedded`; repeatable")
+    sub.add_argument(
+        "--out", required=True, type=Path, help="the .onnx file; its manifest goes beside it"
+    )
+    sub.add_argument(
+        "--fp32",
+        action="store_true",
+        help="keep the weights in float32 (default: stored as float16)",
+    )
+    sub = commands.add_parser(
+        "evaluate", help="score networks on unseen rendered rooms and on RGB-D frames"
+    )
+    sub.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        help="ONNX file with manifest, or `embedded`; repeatable",
+    )
     sub.add_argument("--procedural", type=int, default=200, help="rendered rooms to score on")
-    sub.add_argument("--seed", type=int, required=True, help="seed of those rooms; not the one of the pool")
-    sub.add_argument("--frames", type=Path, action="append", default=[], help="folder of <source>/<frame>; repeatable")
+    sub.add_argument(
+        "--seed", type=int, required=True, help="seed of those rooms; not the one of the pool"
+    )
+    sub.add_argument(
+        "--frames",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of <source>/<frame>; repeatable",
+    )
     sub.add_argument("--json", type=Path, default=None, help="also write every frame's scores here")
     return parser.parse_args(text)
 
@@ -54,7 +92,9 @@ def main(text: list[str] | None = None) -> int:
         if args.command == "export":
             from training import export
 
-            export.export_checkpoint(args.checkpoint, args.out, half=not args.fp32, console=Console())
+            export.export_checkpoint(
+                args.checkpoint, args.out, half=not args.fp32, console=Console()
+            )
             return 0
         from training import evaluate
 
@@ -74,7 +114,12 @@ def _train_or_render(args: argparse.Namespace) -> int:
         os.nice(5)  # training next to it comes first
         pool = Pool(cfg.pool, write=True)
         target = args.count or cfg.pool.samples
-        columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("rendering"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns) as bar:
             task = bar.add_task("", total=target, completed=pool.written)
             for count in pool.fill(target):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge depth networks as shipped (ONNX through depth_node): every rival gets the same fit of two numbers per picture.
+"""Judge depth networks as shipped: ONNX through depth_node, two numbers fitted per picture.
 
-Alignment `disp_ls`: least squares of scale and shift to the true disparity over all known pixels, depth is
-1 / max(disparity, 1 / max_depth). Rivals without a network: the constant (median disparity) and the best image plane
-1/z = a + b x + c y, which is fitted with three numbers and still knows nothing of the picture.
+Alignment `disp_ls`: least squares of scale and shift to the true disparity over all known pixels,
+depth is 1 / max(disparity, 1 / max_depth). Rivals without a network: the constant (median
+disparity) and the best image plane 1/z = a + b x + c y, which is fitted with three numbers and
+still knows nothing of the picture.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Row:
     delta1: float
 
 
-def procedural(count: int, seed: int, height: int = 240, width: int = 320, style: str = "mixed") -> Iterable[Sample]:
+def procedural(
+    count: int, seed: int, height: int = 240, width: int = 320, style: str = "mixed"
+) -> Iterable[Sample]:
     """One picture of each of `count` rooms; frame k follows from the seed and k alone."""
     for k in range(count):
         rng = np.random.default_rng([seed, k])
@@ -69,8 +72,12 @@ def recorded(folder: Path) -> Iterable[Sample]:
             yield Sample(frame.source, frame.name, frame.image, frame.depth)
 
 
-def aligned_depth(disparity: NDArray[np.floating], truth: F32, terms: NDArray[np.float64] | None = None) -> F32:
-    """Depth (H, W) m of the least-squares fit of 1/truth to the map (or to `terms` (H, W, k) instead)."""
+def aligned_depth(
+    disparity: NDArray[np.floating], truth: F32, terms: NDArray[np.float64] | None = None
+) -> F32:
+    """Depth (H, W) m of the least-squares fit of 1/truth to the map (or to `terms` (H, W, k)
+    instead).
+    """
     known = np.isfinite(truth) & (truth > 0)
     if terms is None:
         terms = np.stack([np.ones(disparity.shape), disparity], axis=-1).astype(np.float64)
@@ -112,12 +119,16 @@ def score(samples: Iterable[Sample], models: dict[str, DepthModel]) -> list[Row]
 
 
 def mean(rows: list[Row], method: str, source: str | None = None) -> tuple[float, float]:
-    """AbsRel and delta1 of a method: over the frames of a source, or over the means of all sources."""
+    """AbsRel and delta1 of a method over the frames of a source, or over all sources' means."""
     if source is None:
         sources = sorted({row.source for row in rows})
         pairs = [mean(rows, method, name) for name in sources]
     else:
-        pairs = [(row.abs_rel, row.delta1) for row in rows if row.method == method and row.source == source]
+        pairs = [
+            (row.abs_rel, row.delta1)
+            for row in rows
+            if row.method == method and row.source == source
+        ]
     if not pairs:
         return math.nan, math.nan
     return float(np.mean([a for a, _ in pairs])), float(np.mean([d for _, d in pairs]))
@@ -133,33 +144,63 @@ def _open(models: list[str]) -> dict[str, DepthModel]:
 
 
 def report(
-    models: list[str], count: int, seed: int, folders: list[Path], out: Path | None, console: Console
+    models: list[str],
+    count: int,
+    seed: int,
+    folders: list[Path],
+    out: Path | None,
+    console: Console,
 ) -> list[Row]:
-    """Score, print one table for rendered rooms and one for recorded frames, write the rows as JSON."""
+    """Score, print one table for rendered rooms and one for recorded frames, write the rows as
+    JSON.
+    """
     opened = _open(models)
     methods = [*opened, *BASELINES]
     rows: list[Row] = []
     groups: list[tuple[str, list[Row]]] = []
     if count:
-        source = track(procedural(count, seed), total=count, description="rendered rooms", console=console)
+        source = track(
+            procedural(count, seed), total=count, description="rendered rooms", console=console
+        )
         # Rooms of all styles are one population: their mean is over pictures, not over styles.
         made = score(source, opened)
         groups.append((f"{count} unseen rendered rooms, seed {seed}", made))
-        _print(console, groups[-1][0], made, methods, [f"procedural {style}" for style in STYLES], pooled=True)
+        _print(
+            console,
+            groups[-1][0],
+            made,
+            methods,
+            [f"procedural {style}" for style in STYLES],
+            pooled=True,
+        )
         rows += made
     for folder in folders:
         made = score(recorded(folder), opened)
-        _print(console, f"recorded frames of {folder.name}", made, methods, sorted({r.source for r in made}), pooled=False)
+        _print(
+            console,
+            f"recorded frames of {folder.name}",
+            made,
+            methods,
+            sorted({r.source for r in made}),
+            pooled=False,
+        )
         rows += made
     if out is not None:
-        out.write_text(json.dumps({"rows": [vars(row) for row in rows]}, indent=1), encoding="utf-8")
+        out.write_text(
+            json.dumps({"rows": [vars(row) for row in rows]}, indent=1), encoding="utf-8"
+        )
     for model in opened.values():
         model.close()
     return rows
 
 
 def _print(
-    console: Console, title: str, rows: list[Row], methods: list[str], sources: list[str], pooled: bool
+    console: Console,
+    title: str,
+    rows: list[Row],
+    methods: list[str],
+    sources: list[str],
+    pooled: bool,
 ) -> None:
     table = Table(title=f"{title}: AbsRel / delta1 after scale and shift in disparity")
     table.add_column("method")

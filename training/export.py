@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint -> ONNX with manifest, parity first: what is written opens in depth_node without a further word.
+"""Checkpoint -> ONNX with manifest, parity first: what is written opens in depth_node as it is.
 
-Static size, batch 1, batch normalisation folded by the exporter's optimiser or by the run time. Weights may be stored
-as float16 and cast to float32 in the graph: half the file, the same arithmetic.
+Static size, batch 1, batch normalisations folded. Weights may be stored as float16 and cast to
+float32 in the graph: half the file, the same arithmetic.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from training.loop import TrainingError, read
 from training.recipes import supervised
 
 OPSET = 20
-# Added to the output, which is centred on 0 in training: the usual median over deviation of a picture's disparity, so
-# that 1 / output is about proportional to depth for methods that need a relative DEPTH. Affine invariance allows it.
+# Added to the output, which is centred on 0 in training: the usual median over deviation of a
+# picture's disparity, so that 1 / output is about proportional to depth for methods that need a
+# relative DEPTH. Affine invariance allows it.
 OFFSET = 3.0
-# Rounding weights to float16 moves the output by a few 1e-4 of its spread; a wrong graph by far more.
+# Rounding weights to float16 moves the output by a few 1e-4 of its spread; a wrong graph by far
+# more.
 LIMIT_FP32, LIMIT_FP16 = 1e-4, 5e-3
 SMALLEST_HALVED = 1024  # values; smaller tensors are not worth a Cast
 
 
 def _fold(model: nn.Module) -> nn.Module:
-    """Batch normalisations folded into the convolutions before them: fewer nodes, the same function in eval mode."""
+    """Batch normalisations folded into the convolutions before them: fewer nodes, the same function
+    in eval mode.
+    """
     for name, child in model.named_children():
         if (
             isinstance(child, nn.Sequential)
@@ -53,7 +57,8 @@ def _fold(model: nn.Module) -> nn.Module:
 
 
 def to_onnx(model: nn.Module, height: int, width: int, path: Path, half: bool) -> float:
-    """Write a network in eval mode as ONNX; returns the greatest deviation over the output's spread.
+    """Write a network in eval mode as ONNX; returns the greatest deviation over the output's
+    spread.
 
     Raises TrainingError, and writes nothing, where ONNX Runtime disagrees with torch.
     """
@@ -67,9 +72,16 @@ def to_onnx(model: nn.Module, height: int, width: int, path: Path, half: bool) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter deprecates its own internals
             torch.onnx.export(
-                model, (example,), str(raw), input_names=["image"], output_names=["disparity"], opset_version=OPSET,
-                dynamo=True, external_data=False, verbose=False,
-            )  # fmt: skip
+                model,
+                (example,),
+                str(raw),
+                input_names=["image"],
+                output_names=["disparity"],
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
         graph = _clean(onnx.load(str(raw)))
         if half:
             _halve(graph)
@@ -80,7 +92,8 @@ def to_onnx(model: nn.Module, height: int, width: int, path: Path, half: bool) -
         limit = LIMIT_FP16 if half else LIMIT_FP32
         if not deviation <= limit:
             raise TrainingError(
-                f"ONNX Runtime and torch differ by {deviation:.2e} of the output's spread, more than {limit:.0e}; "
+                f"ONNX Runtime and torch differ by {deviation:.2e} of the output's spread, more"
+                f" than {limit:.0e}; "
                 f"{path} was not written; report the versions of torch, onnxscript and onnxruntime."
             )
         os.replace(ready, path)
@@ -88,7 +101,9 @@ def to_onnx(model: nn.Module, height: int, width: int, path: Path, half: bool) -
 
 
 def _structured_input(height: int, width: int) -> NDArray[np.float32]:
-    """A rendered room as the network would see it: parity on noise alone hides errors of large areas."""
+    """A rendered room as the network would see it: parity on noise alone hides errors of large
+    areas.
+    """
     rng = np.random.default_rng(5)
     scene = Scene.random(rng)
     image = scene.render(*random_view(scene, rng, width, height)).image
@@ -97,12 +112,20 @@ def _structured_input(height: int, width: int) -> NDArray[np.float32]:
 
 
 def _clean(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what the exporter says about the machine it ran on (source paths in metadata and doc strings)."""
+    """Drop what the exporter says about the machine it ran on (source paths in metadata and doc
+    strings).
+    """
     del graph.metadata_props[:]
     graph.doc_string = ""
     graph.graph.doc_string = ""
     del graph.graph.metadata_props[:]
-    for item in (*graph.graph.node, *graph.graph.input, *graph.graph.output, *graph.graph.value_info, *graph.graph.initializer):
+    for item in (
+        *graph.graph.node,
+        *graph.graph.input,
+        *graph.graph.output,
+        *graph.graph.value_info,
+        *graph.graph.initializer,
+    ):
         item.doc_string = ""
         if hasattr(item, "metadata_props"):
             del item.metadata_props[:]
@@ -121,7 +144,11 @@ def _halve(graph: onnx.ModelProto) -> None:
         values = numpy_helper.to_array(item).astype(np.float16)
         name = item.name
         graph.graph.initializer[index].CopyFrom(numpy_helper.from_array(values, name + "_half"))
-        casts.append(helper.make_node("Cast", [name + "_half"], [name], name=name + "_cast", to=TensorProto.FLOAT))
+        casts.append(
+            helper.make_node(
+                "Cast", [name + "_half"], [name], name=name + "_cast", to=TensorProto.FLOAT
+            )
+        )
     nodes = [*casts, *graph.graph.node]
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
@@ -142,7 +169,8 @@ def export_checkpoint(checkpoint: Path, out: Path, half: bool, console: Console)
     model = supervised.SmallUNet(cfg.student)
     model.load_state_dict(payload["averaged"])
     with torch.no_grad():  # the upsampling after the head keeps a constant
-        model.head.bias += OFFSET
+        assert model.head.bias is not None
+        model.head.bias.add_(OFFSET)
     deviation = to_onnx(model, cfg.height, cfg.width, out, half)
     trained: dict[str, Any] = {
         "recipe": "supervised",
@@ -158,7 +186,7 @@ def export_checkpoint(checkpoint: Path, out: Path, half: bool, console: Console)
         name=out.stem,
         output_name="disparity",
         licence="Apache-2.0",
-        source="trained by this project: python -m training supervised --config training/configs/embedded.yaml",
+        source="trained by this project: python -m training supervised",
         training=trained,
         mean=(supervised.MEAN,) * 3,
         std=(supervised.STD,) * 3,
@@ -166,4 +194,7 @@ def export_checkpoint(checkpoint: Path, out: Path, half: bool, console: Console)
         interpolation="area",
     )
     size = out.stat().st_size / 1e6
-    console.print(f"{out} ({size:.2f} MB), {manifest_path(out).name}; differs from torch by {deviation:.1e} of its spread")
+    console.print(
+        f"{out} ({size:.2f} MB), {manifest_path(out).name};"
+        f" differs from torch by {deviation:.1e} of its spread"
+    )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only training loop: optimiser, schedule, averaged weights, checkpoints, resume, log.
 
-A recipe supplies the model, the batch of a step and the loss; the loop alone calls backward() and step(). The batch of
-step k follows from the seed and k, so a resumed run goes on as if it had never stopped.
+A recipe supplies the model, the batch of a step and the loss; the loop alone calls backward() and
+step(). The batch of step k follows from the seed and k, so a resumed run goes on as if it had never
+stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from depth_node import config
 
 CHECKPOINT_FORMAT = 1
 # What may differ between a checkpoint's settings and those of the run that goes on from it.
-FREE_TO_CHANGE = ("loop.steps", "loop.log_every", "loop.checkpoint_every", "loop.keep_every", "loop.threads", "pool.folder")
+FREE_TO_CHANGE = (
+    "loop.steps",
+    "loop.log_every",
+    "loop.checkpoint_every",
+    "loop.keep_every",
+    "loop.threads",
+    "pool.folder",
+)
 
 
 class TrainingError(RuntimeError):
@@ -43,16 +51,24 @@ class LoopConfig:
     steps: int = config.option(10_000, "Optimiser steps in all.", minimum=1)
     batch: int = config.option(32, "Pictures per step.", minimum=1)
     learning_rate: float = config.option(2e-3, "Peak learning rate of AdamW.", minimum=0)
-    final_rate: float = config.option(0.01, "Last learning rate over the peak (cosine).", minimum=0, maximum=1)
+    final_rate: float = config.option(
+        0.01, "Last learning rate over the peak (cosine).", minimum=0, maximum=1
+    )
     warmup: int = config.option(300, "Steps of linear warm-up.", minimum=0)
-    weight_decay: float = config.option(0.02, "AdamW's weight decay, on matrices and kernels only.", minimum=0)
+    weight_decay: float = config.option(
+        0.02, "AdamW's weight decay, on matrices and kernels only.", minimum=0
+    )
     clip: float = config.option(1.0, "Greatest norm of the gradient; 0 = no limit.", minimum=0)
-    ema: float = config.option(0.999, "Share that the averaged weights keep at each step.", minimum=0, maximum=1)
+    ema: float = config.option(
+        0.999, "Share that the averaged weights keep at each step.", minimum=0, maximum=1
+    )
     precision: str = config.option("fp32", "Arithmetic of the network.", choices=("fp32", "bf16"))
     threads: int = config.option(1, "CPU threads of torch.", minimum=1)
     log_every: int = config.option(50, "Steps between log lines.", minimum=1)
     checkpoint_every: int = config.option(500, "Steps between checkpoints.", minimum=1)
-    keep_every: int = config.option(0, "Steps between checkpoints that are kept beside the last; 0 = none.", minimum=0)
+    keep_every: int = config.option(
+        0, "Steps between checkpoints that are kept beside the last; 0 = none.", minimum=0
+    )
 
     def __post_init__(self) -> None:
         config.validate(self)
@@ -96,18 +112,23 @@ def learning_rate(cfg: LoopConfig, step: int) -> float:
 def start(recipe: Recipe, cfg: LoopConfig) -> State:
     """Fresh model, averaged copy and optimiser from the seed."""
     if cfg.seed < 0:
-        raise TrainingError("The run has no seed: set loop.seed to a number of 0 or more, so that it can be repeated.")
+        raise TrainingError(
+            "The run has no seed: set loop.seed to 0 or more, so that it can be repeated."
+        )
     torch.manual_seed(cfg.seed)
     model = recipe.model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaged = copy.deepcopy(model).eval().requires_grad_(False)
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": cfg.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return State(model, averaged, torch.optim.AdamW(groups, lr=cfg.learning_rate))
 
 
 def advance(state: State, recipe: Recipe, cfg: LoopConfig) -> dict[str, float]:
-    """One optimiser step; returns the recipe's scalars, the gradient's norm and the learning rate."""
+    """One optimiser step; returns the recipe's scalars, the gradient's norm and the rate."""
     batch = recipe.batch(state.step)
     rate = learning_rate(cfg, state.step)
     for group in state.optimiser.param_groups:
@@ -130,7 +151,8 @@ def advance(state: State, recipe: Recipe, cfg: LoopConfig) -> dict[str, float]:
 
 @torch.no_grad()
 def _average(state: State, keep: float) -> None:
-    # Early on the average forgets faster, or it would remember the random weights for a thousand steps.
+    # Early on the average forgets faster, or it would remember the random weights for a thousand
+    # steps.
     keep = min(keep, (1 + state.step) / (10 + state.step))
     current = state.model.state_dict()
     for name, slow in state.averaged.state_dict().items():
@@ -163,24 +185,39 @@ def read(path: Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise TrainingError(f"There is no checkpoint {path}; check the path or start a new run.") from error
+        raise TrainingError(
+            f"There is no checkpoint {path}; check the path or start a new run."
+        ) from error
     except Exception as error:
-        raise TrainingError(f"The checkpoint {path} cannot be read ({error}); use an older one.") from error
+        raise TrainingError(
+            f"The checkpoint {path} cannot be read ({error}); use an older one."
+        ) from error
     if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
-        raise TrainingError(f"{path} is no checkpoint of this loop; give a file that `python -m training` wrote.")
+        raise TrainingError(
+            f"{path} is no checkpoint of this loop; give a file that `python -m training` wrote."
+        )
     return payload
 
 
 def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
-    """Bring a fresh state to where a checkpoint left off; settings that shape the result must be the same."""
+    """Bring a fresh state to where a checkpoint left off; settings that shape the result must be
+    the same.
+    """
     payload = read(path)
     before, now = _flat(payload["settings"]), _flat(settings)
     changed = sorted(
-        name for name in before.keys() | now.keys() if before.get(name) != now.get(name) and name not in FREE_TO_CHANGE
+        name
+        for name in before.keys() | now.keys()
+        if before.get(name) != now.get(name) and name not in FREE_TO_CHANGE
     )
     if changed:
-        what = ", ".join(f"{name} (was {before.get(name)!r}, is {now.get(name)!r})" for name in changed)
-        raise TrainingError(f"The run in {path.parent} was started with other settings: {what}; use another run folder.")
+        what = ", ".join(
+            f"{name} (was {before.get(name)!r}, is {now.get(name)!r})" for name in changed
+        )
+        raise TrainingError(
+            f"The run in {path.parent} was started with other settings: {what};"
+            " use another run folder."
+        )
     state.model.load_state_dict(payload["model"])
     state.averaged.load_state_dict(payload["averaged"])
     state.optimiser.load_state_dict(payload["optimiser"])
@@ -190,7 +227,9 @@ def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in tree.items():
-        out.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        out.update(
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
     return out
 
 
@@ -198,11 +237,20 @@ def environment() -> dict[str, Any]:
     """Where a run took place: enough to repeat it."""
     try:
         revision = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         revision = "unknown"
-    return {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine(), "git": revision}
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "git": revision,
+    }
 
 
 def run(
@@ -214,8 +262,8 @@ def run(
 ) -> State:
     """Train to cfg.steps in a run folder, going on from its last checkpoint if there is one.
 
-    settings: the resolved configuration, kept in the checkpoints. stop(step): True ends the run early, with a
-    checkpoint, as an interrupt from the keyboard does.
+    settings: the resolved configuration, kept in the checkpoints. stop(step): True ends the run
+    early, with a checkpoint, as an interrupt from the keyboard does.
     """
     torch.set_num_threads(cfg.threads)
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,12 +274,16 @@ def run(
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
     console = Console()
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar, (
-        folder / "log.jsonl"
-    ).open("a", encoding="utf-8") as log:
+    )
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+        (folder / "log.jsonl").open("a", encoding="utf-8") as log,
+    ):
         task = bar.add_task("training", total=cfg.steps, completed=state.step, note="")
         sums: dict[str, float] = {}
         since, first = time.monotonic(), state.step
@@ -242,14 +294,17 @@ def run(
                 except FloatingPointError:
                     torch.save(recipe.batch(state.step), folder / "bad_batch.pt")
                     raise TrainingError(
-                        f"The gradient of step {state.step} is not finite; its batch is in {folder / 'bad_batch.pt'}; "
+                        f"The gradient of step {state.step} is not finite; its batch is in"
+                        f" {folder / 'bad_batch.pt'}; "
                         f"lower loop.learning_rate or look at that data."
                     ) from None
                 for name, value in report.items():
                     sums[name] = sums.get(name, 0.0) + value
                 if state.step % cfg.log_every == 0:
                     count, elapsed = state.step - first, time.monotonic() - since
-                    row: dict[str, float] = {name: round(value / count, 6) for name, value in sums.items()}
+                    row: dict[str, float] = {
+                        name: round(value / count, 6) for name, value in sums.items()
+                    }
                     row["images_per_s"] = round(count * cfg.batch / elapsed, 1)
                     log.write(json.dumps({"step": state.step, **row}) + "\n")
                     log.flush()
@@ -265,6 +320,8 @@ def run(
                 bar.update(task, completed=state.step)
         except KeyboardInterrupt:
             save(state, settings, last)
-            raise TrainingError(f"Interrupted at step {state.step}; the same command goes on from there.") from None
+            raise TrainingError(
+                f"Interrupted at step {state.step}; the same command goes on from there."
+            ) from None
     save(state, settings, last)
     return state

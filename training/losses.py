@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses on maps (N, 1, H, W) with an explicit boolean mask; 0 with a defined gradient where nothing is valid."""
+"""Losses on maps (N, 1, H, W) with a boolean mask; 0 with a gradient where nothing is valid."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def masked_l1(residual: Tensor, mask: Tensor, weight: Tensor | None = None) -> T
 
 
 def gradient_matching(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor:
-    """Multi-scale gradient term of MiDaS on a residual map: horizontal and vertical steps at strides 1, 2, 4, ...
+    """Multi-scale gradient term of MiDaS on a residual map (Ranftl et al. 2020).
 
-    At every stride the sum over pairs of valid neighbours is divided by the number of valid pixels of the batch.
+    Horizontal and vertical steps at strides 1, 2, 4, ... At every stride the sum over pairs of
+    valid neighbours is divided by the number of valid pixels of the batch.
     """
     total = residual.new_zeros(())
     for k in range(scales):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small student from rendered rooms: the normalised disparity of the truth, regressed.
 
-The target is (disparity - median) / mean absolute deviation of each picture; the prediction is left as it is.
-Normalising the prediction too (a fully scale-and-shift-invariant loss) stalled at a vertical ramp in our runs.
+The target is (disparity - median) / mean absolute deviation of each picture; the prediction is left
+as it is. Normalising the prediction too (a fully scale-and-shift-invariant loss) stalled at a
+vertical ramp in our runs.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ class LossConfig:
 
     gradient: float = config.option(0.5, "Weight of the multi-scale gradient term.", minimum=0)
     far: float = config.option(
-        0.5, "Pixels weigh (depth / median depth) to this power: 1 counts relative errors, 0 those in disparity.",
-        minimum=0, maximum=1,
-    )  # fmt: skip
+        0.5,
+        "Pixels weigh (depth / median depth) to this power; 0: all alike.",
+        minimum=0,
+        maximum=1,
+    )
 
     def __post_init__(self) -> None:
         config.validate(self)
@@ -44,8 +47,12 @@ class LossConfig:
 class SupervisedConfig:
     """Everything that shapes a supervised run."""
 
-    height: int = config.option(96, "Rows of the network's input; a multiple of 32.", unit="px", minimum=32)
-    width: int = config.option(128, "Columns of the network's input; a multiple of 32.", unit="px", minimum=32)
+    height: int = config.option(
+        96, "Rows of the network's input; a multiple of 32.", unit="px", minimum=32
+    )
+    width: int = config.option(
+        128, "Columns of the network's input; a multiple of 32.", unit="px", minimum=32
+    )
     student: StudentConfig = config.section(StudentConfig, "The network.")
     pool: PoolConfig = config.section(PoolConfig, "The rendered scenes.")
     augment: AugmentConfig = config.section(AugmentConfig, "How they are varied.")
@@ -55,16 +62,25 @@ class SupervisedConfig:
     def __post_init__(self) -> None:
         config.validate(self)
         if self.height % 32 or self.width % 32:
-            raise config.ConfigError("height and width must be multiples of 32, the network's coarsest stride")
+            raise config.ConfigError(
+                "height and width must be multiples of 32, the network's coarsest stride"
+            )
 
 
 def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[str, Tensor]:
-    """Scalars of a batch: prediction (N, 1, H, W), depth (N, 1, H, W) m, not finite or <= 0 where unknown."""
+    """Scalars of a batch: prediction (N, 1, H, W), depth (N, 1, H, W) m, not finite or <= 0 where
+    unknown.
+    """
     mask = torch.isfinite(depth) & (depth > 0)
     safe = torch.where(mask, depth, torch.ones_like(depth))
     target = normalise(1.0 / safe, mask)
     residual = prediction - target
-    middle = torch.where(mask, depth, torch.full_like(depth, torch.nan)).flatten(1).nanmedian(dim=1).values
+    middle = (
+        torch.where(mask, depth, torch.full_like(depth, torch.nan))
+        .flatten(1)
+        .nanmedian(dim=1)
+        .values
+    )
     weight = (safe / middle.nan_to_num(1.0).view(-1, 1, 1, 1)).clamp(0.2, 5.0) ** cfg.far
     level = masked_l1(residual, mask, weight)
     shape = gradient_matching(residual, mask)
@@ -88,14 +104,21 @@ class Supervised:
         index = np.sort(rng.integers(0, len(self.pool), self.cfg.loop.batch))
         pairs = [
             augment(
-                self.pool.image[i], self.pool.depth[i].astype(np.float32), self.cfg.height, self.cfg.width,
-                self.cfg.augment, rng,
+                self.pool.image[i],
+                self.pool.depth[i].astype(np.float32),
+                self.cfg.height,
+                self.cfg.width,
+                self.cfg.augment,
+                rng,
             )
             for i in index
-        ]  # fmt: skip
+        ]
         images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
         depth = torch.from_numpy(np.stack([depth for _, depth in pairs]))[:, None]
-        return {"image": ((images - MEAN) / STD).contiguous(memory_format=torch.channels_last), "depth": depth}
+        return {
+            "image": ((images - MEAN) / STD).contiguous(memory_format=torch.channels_last),
+            "depth": depth,
+        }
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Normalised-disparity regression."""
