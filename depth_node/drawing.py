@@ -165,7 +165,7 @@ def error_scale(limit_percent: float = 25.0) -> Scale:
 def deviation_scale(std: np.ndarray) -> Scale:
     """Scale in metres for a map of standard deviations."""
     finite = std[np.isfinite(std)]
-    high = float(np.quantile(finite, 0.98)) if finite.size else 1.0
+    high = float(np.quantile(finite, 0.9)) if finite.size else 1.0
     return Scale("deviation", 0.0, max(high, 1e-3))
 
 
@@ -763,19 +763,20 @@ def frame_pictures(
         deviation,
     )
     cards.append(deviation_tile if truth is None else _error_tile(depth, truth, image))
+    trusted = trusted_depth(depth, std)
     span = 2 if truth is None else 1
     cards.append(
         Tile(
             "Point cloud",
-            point_cloud_view(depth, image, camera, *cloud_size(image.shape[:2], columns=span)),
-            "metric depth in 3-D, from beside and above the camera",
+            point_cloud_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=span)),
+            "metric depth in 3-D from beside and above, without what is known badly",
             columns=span,
         )
     )
     cards.append(
         Tile(
             "Seen from above",
-            top_view(depth, image, camera, *cloud_size(image.shape[:2], columns=1)),
+            top_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=1)),
             "floor plan in the camera's axes, the camera in yellow",
         )
     )
@@ -784,6 +785,17 @@ def frame_pictures(
     if numbers is not None:
         cards.append(numbers)
     return FramePictures(heading, subheading, tuple(cards))
+
+
+def trusted_depth(depth: np.ndarray, std: np.ndarray, share: float = 0.15) -> np.ndarray:
+    """Depth where its standard deviation is below a share of it, else NaN; all if little is left.
+
+    Sky and other guesses would fill a cloud with things that are not there.
+    """
+    with np.errstate(invalid="ignore"):
+        trusted = np.where(std < share * depth, depth, np.float32(np.nan))
+    known = np.isfinite(depth).sum()
+    return trusted if np.isfinite(trusted).sum() > 0.3 * known else depth
 
 
 def _error_tile(depth: np.ndarray, truth: np.ndarray, image: np.ndarray) -> Tile:

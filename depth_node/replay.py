@@ -163,7 +163,7 @@ class FolderMoments:
         used = frame.points_lidar[_measured(len(frame.points_lidar), choice.hold_out, rng)]
         scored = None
         if frame.depth is not None and choice.hold_out > 0:
-            scored = np.isfinite(frame.depth) & ~_hit(self.pipeline, used, frame)
+            scored = np.isfinite(frame.depth) & ~hit_pixels(self.pipeline, used, frame)
         return Moment(points=used, T_camera_lidar=frame.T_camera_lidar, scored=scored, **common)
 
 
@@ -174,7 +174,9 @@ def _measured(count: int, hold_out: float, rng: np.random.Generator) -> NDArray[
     return np.sort(rng.permutation(count)[: max(1, round(count * (1 - hold_out)))])
 
 
-def _hit(pipeline: DepthPipeline, used: NDArray[np.float32], frame: Frame) -> NDArray[np.bool_]:
+def hit_pixels(
+    pipeline: DepthPipeline, used: NDArray[np.float32], frame: Frame
+) -> NDArray[np.bool_]:
     """Pixels on which a used point falls, hidden or not: none of them is scored."""
     assert frame.T_camera_lidar is not None
     config = replace(pipeline.config.projection, {"drop_occluded": False})
@@ -357,11 +359,22 @@ def markdown(summary: Sequence[Mapping[str, Any]]) -> str:
 
 
 def panel(
-    moment: Moment, results: Mapping[str, DepthResult], own: str, heading: str, subheading: str
+    moment: Moment,
+    results: Mapping[str, DepthResult],
+    own: str,
+    heading: str,
+    subheading: str,
+    names: Mapping[str, str] | None = None,
 ) -> drawing.FramePictures:
-    """The pictures of one moment with the table of all methods on it."""
+    """The pictures of one moment with the table of all methods on it, `own` the last one.
+
+    names: what to call a method in the picture, for people.
+    """
     result = results[own]
-    rows = [(name, *metric_cells(score(moment, name, found))) for name, found in results.items()]
+    called = {name: (names or {}).get(name, name) for name in results}
+    rows = [
+        (called[name], *metric_cells(score(moment, name, found))) for name, found in results.items()
+    ]
     truth = moment.judged
     numbers = None
     if truth is not None:
@@ -385,7 +398,7 @@ def panel(
         truth=truth,
         heading=heading,
         subheading=subheading,
-        method=own,
+        method=called[own],
         relative_caption=f"the network alone ({result.prediction.kind.replace('_', ' ')})",
         numbers=numbers,
     )

@@ -7,6 +7,7 @@ A mistake of the user ends with one sentence and exit status 2, a check that fai
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depth_node import __version__
+from depth_node import __version__, replay
 from depth_node.bags import BagError
 from depth_node.config import ConfigError, load, override
 from depth_node.engine import (
@@ -129,28 +130,65 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="how long (20)")
     parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="pictures (10)")
     parser.add_argument("--size", default="640x480", metavar="WxH", help="of the picture")
-    parser.add_argument("--seed", type=int, default=2, help="which room (2)")
+    parser.add_argument("--seed", type=int, default=10, help="which room (10)")
+    parser.add_argument(
+        "--frames", type=Path, metavar="DIR", help="render into here, or use what is there"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     parser.set_defaults(run=_run_demo)
 
 
 def _run_demo(options: argparse.Namespace) -> int:
+    from depth_node import demo
+
+    if importlib.util.find_spec("rclpy") is None:
+        raise UsageError(f"the demo needs ROS 2, which is not here: {ROS_CURE}")
+    screen = console()
+    config = pipeline_config(options)
     try:
-        from depth_node.ros import demo
-    except ImportError as error:
-        raise UsageError(f"the demo needs ROS 2, which is not here ({error}): {ROS_CURE}") from None
-    return demo.run(
-        demo.DemoOptions(
-            config=pipeline_config(options),
-            out=options.out,
-            seconds=options.seconds,
-            rate_hz=options.rate,
-            size=_size(options.size),
-            seed=options.seed,
-            json=options.json,
-        ),
-        console(),
+        wanted = demo.DemoOptions(
+            config, options.seconds, options.rate, _size(options.size), options.seed, options.frames
+        )
+        report = demo.run(wanted, options.out, lambda what, total: progress(screen, what, total))
+    except demo.DemoError as error:
+        print(f"depth_tools: no depth came: {error}", file=sys.stderr)
+        return 1
+    own = f"the node, live ({config.fit.method})"
+    names = {**demo.NAMES, "live": own}
+    rows = [
+        (names[row["method"]], *replay.metric_cells(row))
+        for row in report.summary
+        if row["method"] != config.fit.method or row["method"] in demo.RIVALS
+    ]
+    scored = report.summary[-1]["frames"]
+    title = f"Against the truth, {scored} frames, the same points for every method"
+    print_table(screen, title, ("method", *replay.METRIC_HEAD), rows, {own})
+    times = [
+        (name, *(f"{value:.1f} ms" for value in values))
+        for name, values in report.quantiles().items()
+    ]
+    print_table(screen, "Latency of the node", ("", "p50", "p95", "p99"), times, set())
+    dropped = report.published - report.received
+    screen.print(
+        f"pictures in: {report.published}, depth out: {report.received}, dropped: {dropped}"
     )
+    backend = report.diagnostics.get("back end") or report.diagnostics.get("backend", "")
+    if backend:
+        screen.print(f"network: {backend}")
+    if report.worst_difference < 1e-4:
+        screen.print("Replaying the same frames off line gives the same depth.")
+    else:
+        screen.print(
+            f"Live and replayed depth differ by up to {report.worst_difference:.2%}.",
+            style="yellow",
+        )
+    for path in report.panels:
+        screen.print(f"picture: {path}")
+    if options.json:
+        facts = dataclasses.asdict(report)
+        facts["panels"] = [str(path) for path in report.panels]
+        write_json(options.json, {**facts, "quantiles_ms": report.quantiles()})
+    return 0
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -212,7 +250,7 @@ def _add_replay(commands: Any) -> None:
 
 
 def _run_replay(options: argparse.Namespace) -> int:
-    from depth_node import bags, replay
+    from depth_node import bags
 
     screen = console()
     config = pipeline_config(options)
@@ -280,8 +318,6 @@ def _replay_with_bar(
     facts: Mapping[str, Any],
     keep: Mapping[str, Any],
 ) -> Any:
-    from depth_node import replay
-
     with progress(screen, "replaying", len(moments)) as advance:
         return replay.replay(
             moments, pipeline, out, facts=facts, on_frame=lambda name: advance(name), **keep
@@ -291,8 +327,6 @@ def _replay_with_bar(
 def _print_summary(
     screen: Console, summary: Sequence[Mapping[str, Any]], own: str, title: str
 ) -> None:
-    from depth_node import replay
-
     if all(row["abs_rel"] is None for row in summary):
         screen.print("No truth to compare with (give --points, --lines or --hold-out above 0).")
         return
@@ -597,7 +631,7 @@ def progress(screen: Console, what: str, total: int | None) -> Iterator[Callable
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
     if total is not None:
         columns += [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[word]}")]
-    with Progress(*columns, console=screen, transient=True) as bar:
+    with Progress(*columns, console=screen) as bar:
         task = bar.add_task(what, total=total, word="")
         yield lambda word: bar.update(task, advance=1, word=word)
 

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two processes beside the node in the live demo: a camera with a LiDAR, and a listener.
+
+`python -m depth_node.ros.demo publish FOLDER ...` plays rendered frames as a driver would and notes
+in FOLDER what it published when; `python -m depth_node.ros.demo listen FOLDER ...` brings the
+lifecycle node to active and keeps what it publishes. Both talk to the demo by lines of JSON on
+their standard output and take the words `go` and `stop` on their standard input; when that ends, so
+do they.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
+
+from depth_node.frames import find_frames, read_frame
+from depth_node.ros import messages
+
+CAMERA_FRAME = "camera_optical_frame"
+LIDAR_FRAME = "lidar"
+NODE = "/depth_node"
+XYZ = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4")])
+
+
+def say(event: str, **facts: Any) -> None:
+    """One line for the demo."""
+    print(json.dumps({"event": event, **facts}), flush=True)
+
+
+class Words:
+    """What the demo says on standard input, one word a line; its end counts as `stop`."""
+
+    def __init__(self) -> None:
+        self._words: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        # Straight from the descriptor: a daemon thread that sits in a buffered reader would hold
+        # its lock while the interpreter ends.
+        pending = b""
+        while chunk := os.read(0, 4096):
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                self._words.put(line.decode().strip())
+        self._words.put("stop")
+
+    def said(self, wait_s: float = 0.0) -> str:
+        """The next word, or "" when none comes in time."""
+        try:
+            return self._words.get(timeout=wait_s) if wait_s > 0 else self._words.get_nowait()
+        except queue.Empty:
+            return ""
+
+
+# ------------------------------------------------------------------------------------- publisher
+
+
+def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
+    """Play the frames of a folder back and forth at a fixed rate, stamped with the time now."""
+    frames = [read_frame(folder) for folder in find_frames(options.frames)]
+    qos = qos_profile_sensor_data
+    info_out = node.create_publisher(CameraInfo, "camera_info", qos)
+    points_out = node.create_publisher(PointCloud2, "points", qos)
+    image_out = node.create_publisher(Image, "image", qos)
+    clouds = []
+    for frame in frames:
+        assert frame.points_lidar is not None
+        clouds.append(np.ascontiguousarray(frame.points_lidar).view(XYZ).reshape(-1))
+    say("loaded", frames=len(frames))
+    while (word := words.said(wait_s=0.2)) != "go":
+        if word == "stop":
+            return
+    log = (options.folder / "published.jsonl").open("w", encoding="utf-8")
+    period = 1.0 / options.rate
+    start = time.monotonic()
+    for number in range(options.count):
+        pause = start + number * period - time.monotonic()
+        if words.said(max(pause, 0.0)) == "stop":
+            break
+        index = there_and_back(number, len(frames))
+        stamp = node.get_clock().now()
+        # Before it is published: whoever gets the message finds its line.
+        log.write(json.dumps({"number": number, "index": index, "stamp": stamp.nanoseconds}) + "\n")
+        log.flush()
+        header = Header(frame_id=CAMERA_FRAME, stamp=stamp.to_msg())
+        lidar_header = Header(frame_id=LIDAR_FRAME, stamp=stamp.to_msg())
+        info_out.publish(messages.camera_info_message(frames[index].camera, header))
+        points_out.publish(messages.table_message(clouds[index], lidar_header))
+        image_out.publish(messages.image_message(frames[index].image, "rgb8", header))
+        say("published", number=number)
+    log.close()
+    say("finished")
+    while words.said(wait_s=0.2) != "stop":  # keep the publishers alive until all has arrived
+        pass
+
+
+def there_and_back(number: int, count: int) -> int:
+    """0, 1, ... count - 1, count - 2, ... 1, 0, 1, ...: a path without a jump at its end."""
+    if count == 1:
+        return 0
+    place = number % (2 * count - 2)
+    return place if place < count else 2 * count - 2 - place
+
+
+# -------------------------------------------------------------------------------------- listener
+
+
+class Listener:
+    """Counts and times every depth image, keeps those that the demo will score."""
+
+    def __init__(self, node: Node, folder: Path, keep_every: int) -> None:
+        self.folder = folder
+        self.keep_every = keep_every
+        self.latency_ms: list[float] = []
+        self.arrival_ms: list[float] = []
+        self.diagnostics: dict[str, str] = {}
+        self._last_kept = -1
+        self._lines = 0
+        self._numbers: dict[int, int] = {}
+        self._node = node
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        qos = QoSProfile(depth=10)  # reliable
+        # rclpy hands a callback of two arguments what it knows about the message as well.
+        callback: Any = self._on_depth
+        node.create_subscription(Image, f"{NODE}/depth/image_rect", callback, qos)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self.diagnostics = {"message": status.message} | {
+                item.key: item.value for item in status.values
+            }
+
+    def _on_depth(self, message: Image, about: Any) -> None:
+        now_ns = time.time_ns()
+        stamp = messages.stamp_ns(message.header.stamp)
+        # When the node handed it to the middleware, without the way to us.
+        published_ns = about["source_timestamp"] or now_ns
+        number = self._number(stamp)
+        if number < 0:
+            return
+        self.latency_ms.append((published_ns - stamp) * 1e-6)
+        self.arrival_ms.append((now_ns - stamp) * 1e-6)
+        say("depth", number=number)
+        if self._last_kept < 0 or number - self._last_kept >= self.keep_every:
+            self._last_kept = number
+            np.save(self.folder / f"live_{number:05d}.npy", messages.image_view(message))
+
+    def _number(self, stamp: int) -> int:
+        """Which published picture has this stamp; -1 for none."""
+        if stamp not in self._numbers:
+            text = (self.folder / "published.jsonl").read_text(encoding="utf-8")
+            lines = text[: text.rfind("\n") + 1].splitlines()
+            for line in lines[self._lines :]:
+                row = json.loads(line)
+                self._numbers[row["stamp"]] = row["number"]
+            self._lines = len(lines)
+        return self._numbers.get(stamp, -1)
+
+
+def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
+    """Bring the node to active, then listen until told to stop; report what came."""
+    change(node, Transition.TRANSITION_CONFIGURE, "configure", options.timeout)
+    listener = Listener(node, options.folder, options.keep_every)
+    change(node, Transition.TRANSITION_ACTIVATE, "activate", options.timeout)
+    # The node does no work while nobody listens: it must have found us before the first picture.
+    topic = f"{NODE}/depth/image_rect"
+    spin_until(node, lambda: node.count_publishers(topic) > 0, options.timeout, f"no {topic}")
+    for _ in range(10):
+        rclpy.spin_once(node, timeout_sec=0.05)
+    say("ready")
+    while words.said() != "stop":
+        rclpy.spin_once(node, timeout_sec=0.05)
+    say(
+        "report",
+        latency_ms=listener.latency_ms,
+        arrival_ms=listener.arrival_ms,
+        diagnostics=listener.diagnostics,
+    )
+    change(node, Transition.TRANSITION_DEACTIVATE, "deactivate", options.timeout)
+    change(node, Transition.TRANSITION_CLEANUP, "cleanup", options.timeout)
+    say("done")
+
+
+def change(node: Node, transition: int, name: str, timeout_s: float) -> None:
+    """One lifecycle transition of the node, as `ros2 lifecycle set` asks for it."""
+    client = node.create_client(ChangeState, f"{NODE}/change_state")
+    spin_until(node, client.service_is_ready, timeout_s, f"{NODE} has no lifecycle services")
+    request = ChangeState.Request()
+    request.transition.id = transition
+    future = client.call_async(request)
+    spin_until(node, future.done, timeout_s, f"{NODE} does not answer to {name}")
+    answer = future.result()
+    if answer is None or not answer.success:
+        raise RuntimeError(f"{NODE} refuses to {name}")
+    say("state", transition=name)
+
+
+def spin_until(node: Node, done: Callable[[], bool], timeout_s: float, trouble: str) -> None:
+    """Spin until something is so; RuntimeError with the trouble when it does not come about."""
+    end = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() > end:
+            raise RuntimeError(f"{trouble} within {timeout_s:g} s")
+        rclpy.spin_once(node, timeout_sec=0.05)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one of the two processes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    roles = parser.add_subparsers(dest="role", required=True)
+    publishing = roles.add_parser("publish")
+    publishing.add_argument("--frames", type=Path, required=True)
+    publishing.add_argument("--rate", type=float, required=True)
+    publishing.add_argument("--count", type=int, required=True)
+    listening = roles.add_parser("listen")
+    listening.add_argument("--keep-every", type=int, required=True)
+    listening.add_argument("--timeout", type=float, default=60.0)
+    for role in (publishing, listening):
+        role.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the demo tells us when to stop
+    rclpy.init(args=[], signal_handler_options=rclpy.SignalHandlerOptions.NO)
+    node = rclpy.create_node(f"demo_{options.role}", start_parameter_services=False)
+    try:
+        (publish if options.role == "publish" else listen)(options, node, Words())
+    except RuntimeError as error:
+        say("failed", reason=str(error))
+        return 1
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
