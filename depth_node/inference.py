@@ -99,10 +99,10 @@ class _PictureModel:
             output = output[0]
         if output.ndim != axes or 0 in output.shape[-2:]:
             facts = self.engine.manifest
+            needed = "(masks, height, width)" if axes == 3 else "(height, width)"
             raise EngineError(
                 f"output {facts.output_name} of model {facts.name} has shape {shape}, but"
-                f" {facts.meaning} needs {'(masks, height, width)' if axes == 3 else '(height, width)'}"
-                ": correct output_name or meaning in the manifest, or export the model so"
+                f" {facts.meaning} needs {needed}: correct output_name or meaning in the manifest, or export the model so"
             )
         return output
 
