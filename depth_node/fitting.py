@@ -74,6 +74,7 @@ MIN_RELATIVE_STD = 1e-4  # no sensor and no float32 map is better than this
 FEATHER_SHARE = 0.05  # seams with a larger step are edges of the scene
 
 _BLOCK_PX = 65536  # worked on at a time
+_MAX_VISITED = 1 << 24  # cells of the table of regions that borrow by regions
 _FULL_DEVIATION_PX = 100_000
 
 REGION_FIT_DTYPE = np.dtype(
@@ -436,26 +437,18 @@ def _group(regions: _Regions, enough: int) -> tuple[_Groups, NDArray[np.intp]]:
     full, short = wanted[own[wanted] >= enough], wanted[own[wanted] < enough]
     heads, members, rings = [full], [full], np.zeros(count, np.int32)
     if regions.labels is not None and short.size and own[wanted].any():
-        links = adjacency(regions.labels) + sparse.identity(count, dtype=bool, format="csr")
-        gathered = sparse.identity(count, dtype=bool, format="csr")[short]
-        ring = 0
-        while short.size:
-            ring += 1
-            before = np.diff(gathered.indptr)
-            gathered = gathered @ links
-            have = gathered @ own
-            done = have >= enough
-            rings[short[done]] = ring
-            block = gathered[done]
-            heads.append(np.repeat(short[done], np.diff(block.indptr)))
-            members.append(block.indices)
-            going = ~done & (np.diff(gathered.indptr) > before)
-            short, gathered = short[going], gathered[going]
+        links = adjacency(regions.labels)
+        at_once = max(_MAX_VISITED // count, 1)
+        for first_short in range(0, len(short), at_once):
+            some = short[first_short : first_short + at_once]
+            head, member, rings[some] = _borrow(some, links, own, enough)
+            heads.append(head)
+            members.append(member)
     head, member = np.concatenate(heads), np.concatenate(members)
     by_region = np.argsort(head, kind="stable")
     head, member = head[by_region], member[by_region]
     size = own[member]
-    pairs = order[np.repeat(first[member] - (np.cumsum(size) - size), size) + np.arange(size.sum())]
+    pairs = order[_ranges(first[member], size)]
     everything = np.arange(len(point_labels))
     label = np.append(np.unique(head), -1)
     group_of = np.zeros(count, np.intp)
@@ -471,6 +464,44 @@ def _group(regions: _Regions, enough: int) -> tuple[_Groups, NDArray[np.intp]]:
         start=np.searchsorted(group, np.arange(len(label))),
     )
     return groups, own
+
+
+def _borrow(
+    short: NDArray[np.intp], links: sparse.csr_matrix, own: NDArray[np.intp], enough: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
+    """Grow all short regions together, a ring of neighbours per step, until each has enough points.
+
+    Returns (region, member) pairs, the region itself included, and the rings of every short region;
+    those that cannot have enough have no pair and -1 ring.
+    """
+    degree = np.diff(links.indptr)
+    visited = np.zeros((len(short), len(own)), dtype=bool)
+    row, member = np.arange(len(short)), short
+    visited[row, member] = True
+    have = own[short].astype(np.float64)
+    rings = np.full(len(short), -1, np.int32)
+    ring = 0
+    while row.size:
+        ring += 1
+        size = degree[member]
+        new_row = np.repeat(row, size)
+        new_member = links.indices[_ranges(links.indptr[member], size)]
+        unseen = ~visited[new_row, new_member]
+        new = np.unique(new_row[unseen] * len(own) + new_member[unseen])
+        row, member = np.divmod(new, len(own))
+        visited[row, member] = True
+        have += np.bincount(row, own[member], minlength=len(short))
+        rings[(rings < 0) & (have >= enough)] = ring
+        going = rings[row] < 0
+        row, member = row[going], member[going]
+    visited[rings < 0] = False
+    done, members = np.nonzero(visited)
+    return short[done], members, rings
+
+
+def _ranges(start: NDArray[np.integer], size: NDArray[np.integer]) -> NDArray[np.intp]:
+    """start[0], start[0] + 1, ... (size[0] of them), start[1], ..."""
+    return np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())
 
 
 def _least_squares(
@@ -553,7 +584,7 @@ def _regress(
         normal[:, one, other] = normal[:, other, one] = sums[: len(one)].T
         normal[:, range(count), range(count)] += dropped
         solution = np.linalg.solve(normal, sums[len(one) :].T[:, :, None])[:, :, 0]
-        residual = target - np.einsum("km,mk->m", q, solution[groups.group])
+        residual = target - np.einsum("km,mk->m", q, solution.take(groups.group, axis=0))
     return _least_squares(groups, columns, target, weights)
 
 
@@ -1041,9 +1072,6 @@ def _message(rows: NDArray[np.void], given: int, used: int, status: FitStatus) -
             f"{used_text} are too few for this method: one scale for the whole picture; "
             "give more points or lower min_points."
         )
-    parts = [
-        f"{np.count_nonzero(rows['status'] == kind)} {text}"
-        for kind, text in _REGION_TEXTS.items()
-        if np.any(rows["status"] == kind)
-    ]
+    counts = np.bincount(rows["status"], minlength=len(RegionStatus))
+    parts = [f"{counts[kind]} {text}" for kind, text in _REGION_TEXTS.items() if counts[kind]]
     return f"{len(rows)} regions fitted to {used_text}: {', '.join(parts)}."

@@ -21,7 +21,7 @@ def plain_fit(
     min_depth: float = 0.05,
     max_depth: float = 200.0,
 ) -> np.ndarray:
-    """Metres (H, W) float64 from relative depth (H, W) and sparse metres (H, W), NaN = not measured.
+    """Metres (H, W) float64 from relative depth (H, W) and sparse metres (H, W), NaN = none.
 
     labels: (H, W), 0 = unassigned (these pixels get the fit to all points).
     """
