@@ -102,7 +102,8 @@ class _PictureModel:
             needed = "(masks, height, width)" if axes == 3 else "(height, width)"
             raise EngineError(
                 f"output {facts.output_name} of model {facts.name} has shape {shape}, but"
-                f" {facts.meaning} needs {needed}: correct output_name or meaning in the manifest, or export the model so"
+                f" {facts.meaning} needs {needed}: correct output_name or meaning in"
+                " the manifest, or export the model so"
             )
         return output
 
