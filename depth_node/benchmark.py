@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How accurate the methods are: recorded frames, the same points for every method, held-out truth.
+
+Sparse points are drawn from the truth of a frame and never scored. Every method gets the same
+prediction, the same points and the same regions. Scores are averaged over the frames and seeds of a
+source, then over the sources, because the frames of one source resemble each other.
+
+Conditions
+    points      N known pixels, uniformly at random
+    lines       rows in bands of 3 pixels, one band of K measured, the others scored
+    noise       clean, or noisy: 2 % range noise and 5 % outliers of 0.4 to 2 times the range
+    calibration measured pixels moved by so many pixels in one direction, the same for the frame
+
+Methods beside those of depth_node.fitting (paper mode; with the ending `_robust` sensor mode)
+    constant    median of the points everywhere
+    idw         the points alone, without a network: inverse distance, 4 nearest
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from depth_node import fitting
+from depth_node.config import nearest
+from depth_node.fitting import FitConfig, fit
+from depth_node.frames import (
+    Frame,
+    Split,
+    find_frames,
+    frame_seed,
+    read_frame,
+    split_lines,
+    split_uniform,
+)
+from depth_node.metrics import coverage, evaluate
+from depth_node.prediction import Prediction
+from depth_node.projection import SparseDepth
+from depth_node.regions import Labels, SegmentationConfig, segment
+
+OWN_METHODS = ("constant", "idw")
+ROBUST = "_robust"
+NOISES = ("clean", "noisy")
+LABELS = ("classical", "masks", "none")
+PAPER_METHOD = "ssf"  # what the others are divided by
+
+RANGE_NOISE = 0.02
+OUTLIER_SHARE = 0.05
+OUTLIER_RANGE = (0.4, 2.0)
+IDW_NEIGHBOURS = 4
+IDW_POWER = 2.0
+SCORED_SHARE = 0.1  # a frame of which less than this would be left to score is left out
+
+_NOISE_STREAM, _SHIFT_STREAM = 101, 102  # random numbers of their own beside those of the split
+
+
+class Predictor(Protocol):
+    """What gives a prediction for a picture: DepthModel, or anything like it."""
+
+    def predict(self, image: NDArray[np.uint8], /) -> Prediction:
+        """Relative or metric depth of an (H, W, 3) uint8 RGB picture, (H, W)."""
+        ...
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One method on one frame under one condition. Errors over the answered scored pixels.
+
+    points: how many were measured. pattern: "uniform" or "lines_K". rmse in metres. coverage95:
+    share of the scored pixels inside the stated 95 % interval, NaN for a method that states none.
+    answered: share of the scored pixels with a depth. ms: the fit alone, without the network and
+    the segmentation; NaN for idw, which is asked for the scored pixels only.
+    """
+
+    source: str
+    frame: str
+    method: str
+    points: int
+    pattern: str
+    noise: str
+    seed: int
+    abs_rel: float
+    delta1: float
+    rmse: float
+    coverage95: float
+    answered: float
+    ms: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: NaN, which JSON lacks, becomes None."""
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in asdict(self).items()
+        }
+
+    @property
+    def condition(self) -> str:
+        """Short name of the condition: `250`, `250 noisy`, `lines_4`."""
+        pattern = str(self.points) if self.pattern == "uniform" else self.pattern
+        return pattern if self.noise == "clean" else f"{pattern} {self.noise}"
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """All rows, and what a reader of their averages must know."""
+
+    rows: list[AccuracyRow]
+    notes: list[str] = field(default_factory=list)
+    segmentation_ms: float = math.nan
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"rows": [row.as_dict() for row in self.rows], "notes": self.notes}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the screen or for a page."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def known_methods() -> tuple[str, ...]:
+    """Every name that run_accuracy takes."""
+    robust = tuple(f"{method}{ROBUST}" for method in fitting.METHODS if method != "field")
+    return (*OWN_METHODS, *fitting.METHODS, *robust)
+
+
+def default_methods() -> tuple[str, ...]:
+    """The baselines of the protocol, the paper's methods in both modes, and the field."""
+    named = ("constant", "global_depth", "global_disparity", "idw", "slf", "ssf")
+    own = ("field",) if "field" in fitting.METHODS else ()
+    return (*named, "slf_robust", "ssf_robust", *own)
+
+
+def fit_config(method: str) -> FitConfig:
+    """The fit behind a method's name: paper mode, with `_robust` (and for `field`) sensor mode."""
+    if method.endswith(ROBUST):
+        return FitConfig(method=method[: -len(ROBUST)], mode="sensor")
+    return FitConfig(method=method, mode="sensor" if method == "field" else "paper")
+
+
+def run_accuracy(
+    sources: Iterable[str | Path],
+    predictor: Predictor | str,
+    *,
+    methods: Sequence[str] = (),
+    points: Sequence[int] = (50, 250, 1000),
+    lines: int = 0,
+    noise: Sequence[str] = ("clean",),
+    seeds: Sequence[int] = (0,),
+    labels: str = "classical",
+    calibration_px: float = 0.0,
+    segmentation: SegmentationConfig | None = None,
+    on_frame: Callable[[str], None] | None = None,
+) -> AccuracyReport:
+    """Score methods on frames under every combination of the conditions.
+
+    sources: frames, sources or folders of sources (depth_node.frames). predictor: a network, or the
+    NAME of the predictions stored beside the frames. methods: known_methods(), default
+    default_methods(). lines: measure one scan line of so many too, 0 = no lines. labels: regions
+    from the picture (classical), from the frame's masks where it has them (masks), or none.
+    on_frame: called with the name of every frame when it is done.
+
+    Raises FrameError for a frame that cannot be used, ValueError for a wrong argument.
+    """
+    methods = tuple(methods) or default_methods()
+    _check_names("method", methods, known_methods())
+    _check_names("noise", noise, NOISES)
+    _check_names("labels", (labels,), LABELS)
+    if not points and not lines:
+        raise ValueError("nothing to measure: give numbers of points or a number of lines.")
+    folders = list(dict.fromkeys(path for source in sources for path in find_frames(source)))
+    rows: list[AccuracyRow] = []
+    notes: list[str] = []
+    segmentation_ms = []
+    for folder in folders:
+        frame = read_frame(folder)
+        if isinstance(predictor, str):
+            prediction = frame.prediction(predictor)
+        else:
+            prediction = predictor.predict(frame.image)
+        # Derived maps are made once per frame and belong to no method's time.
+        prediction.relative_depth(), prediction.disparity()
+        begin = time.perf_counter()
+        regions = _regions(frame, prediction, labels, segmentation)
+        segmentation_ms.append((time.perf_counter() - begin) * 1e3)
+        if labels == "masks" and frame.labels is None:
+            notes.append(f"{frame.source}/{frame.name} has no masks: classical regions.")
+        for seed in seeds:
+            for pattern, split in _splits(frame, points, lines, seed, notes):
+                measured = {
+                    name: disturbed(frame, split.points, name, calibration_px, seed)
+                    for name in noise
+                }
+                rows.extend(
+                    _score(frame, prediction, regions, methods, pattern, split, measured, seed)
+                )
+        if on_frame is not None:
+            on_frame(f"{frame.source}/{frame.name}")
+    median_ms = float(np.median(segmentation_ms))
+    return AccuracyReport(rows, list(dict.fromkeys(notes)), median_ms)
+
+
+def disturbed(
+    frame: Frame, points: SparseDepth, noise: str, calibration_px: float, seed: int
+) -> SparseDepth:
+    """The points as a sensor would give them: with noise of their range, at displaced pixels."""
+    rows, cols, depth = points.rows, points.cols, points.depth.astype(np.float64)
+    if noise == "noisy":
+        rng = frame_seed(frame, seed, _NOISE_STREAM, len(points))
+        depth = depth * (1 + RANGE_NOISE * rng.standard_normal(len(depth)))
+        outlier = rng.random(len(depth)) < OUTLIER_SHARE
+        depth[outlier] *= rng.uniform(*OUTLIER_RANGE, np.count_nonzero(outlier))
+    if calibration_px:
+        angle = frame_seed(frame, seed, _SHIFT_STREAM).uniform(0, 2 * np.pi)
+        rows = np.floor(rows + calibration_px * np.sin(angle) + 0.5).astype(np.int32)
+        cols = np.floor(cols + calibration_px * np.cos(angle) + 0.5).astype(np.int32)
+        height, width = frame.image.shape[:2]
+        inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
+        rows, cols, depth = rows[inside], cols[inside], depth[inside]
+    return SparseDepth.from_arrays(rows, cols, depth)
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """Inverse distance weighting of the nearest points, at chosen pixels; ready for any depths."""
+
+    index: NDArray[np.intp]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        points: SparseDepth,
+        rows: NDArray[np.integer],
+        cols: NDArray[np.integer],
+        neighbours: int = IDW_NEIGHBOURS,
+    ) -> Interpolation:
+        """Neighbours and weights (n, k) of pixels (rows, cols); at a point its own value stays."""
+        tree = cKDTree(np.stack([points.rows, points.cols], axis=1))
+        count = min(neighbours, len(points))
+        # k as a list keeps the neighbour axis even for one neighbour.
+        pixels = np.stack([rows, cols], axis=1)
+        distance, index = tree.query(pixels, k=list(range(1, count + 1)))
+        weight = 1 / np.maximum(distance, 1e-6) ** IDW_POWER
+        return cls(np.asarray(index), weight / weight.sum(axis=1, keepdims=True))
+
+    def __call__(self, depth: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Interpolated depth at the pixels, (n,) float32 m, from the depth of the points."""
+        return np.einsum("ij,ij->i", self.weight, depth[self.index]).astype(np.float32)
+
+
+def averaged(rows: Iterable[AccuracyRow], score: str) -> dict[tuple[str, str], float]:
+    """(method, condition) -> mean over sources of the mean over a source's frames and seeds."""
+    by_source: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for row in rows:
+        by_source[row.method, row.condition][row.source].append(getattr(row, score))
+    return {
+        key: _mean([_mean(values) for values in sources.values()])
+        for key, sources in by_source.items()
+    }
+
+
+def tables(report: AccuracyReport) -> list[Table]:
+    """Averages for people: every score over the conditions, and AbsRel of every source."""
+    rows = report.rows
+    found = [_table(rows, "abs_rel", "AbsRel, mean over sources", 4)]
+    base = averaged(rows, "abs_rel")
+    if any(method == PAPER_METHOD for method, _ in base):
+        ratio = {
+            (method, condition): value / base.get((PAPER_METHOD, condition), math.nan)
+            for (method, condition), value in base.items()
+        }
+        found.append(_grid(f"AbsRel / AbsRel of {PAPER_METHOD}", ratio, 2))
+    found.append(_table(rows, "delta1", "delta1", 3))
+    found.append(_table(rows, "rmse", "RMSE, m", 3))
+    found.append(_table(rows, "coverage95", "share inside the stated 95 % interval", 3))
+    if any(row.answered < 1 for row in rows):
+        found.append(_table(rows, "answered", "share of scored pixels with an answer", 3))
+    found.append(_table(rows, "ms", "ms of the fit", 1))
+    sources = list(dict.fromkeys(row.source for row in rows))
+    if len(sources) > 1:
+        for source in sources:
+            own = [row for row in rows if row.source == source]
+            count = len({row.frame for row in own})
+            found.append(_table(own, "abs_rel", f"AbsRel, {source} ({count} frames)", 4))
+    return found
+
+
+def markdown(found: Sequence[Table]) -> str:
+    """Tables as Markdown."""
+    blocks = []
+    for table in found:
+        head = "| " + " | ".join(table.head) + " |"
+        rule = "|" + "|".join("---" for _ in table.head) + "|"
+        body = ["| " + " | ".join(row) + " |" for row in table.rows]
+        blocks.append("\n".join([f"{table.title}", "", head, rule, *body]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    if not given:
+        raise ValueError(f"no {what} is given: use one of {', '.join(known)}.")
+    for name in given:
+        if name not in known:
+            guess = nearest(name, known)
+            hint = f"did you mean {guess}?" if guess else f"use one of {', '.join(known)}."
+            raise ValueError(f"the {what} {name!r} is unknown: {hint}")
+
+
+def _regions(
+    frame: Frame, prediction: Prediction, labels: str, config: SegmentationConfig | None
+) -> Labels | None:
+    if labels == "none":
+        return None
+    if labels == "masks" and frame.labels is not None:
+        return frame.labels
+    return segment(frame.image, prediction.values, config)
+
+
+def _splits(
+    frame: Frame, points: Sequence[int], lines: int, seed: int, notes: list[str]
+) -> Iterator[tuple[str, Split]]:
+    known = int(np.isfinite(frame.truth).sum())
+    for count in points:
+        if count <= (1 - SCORED_SHARE) * known:
+            yield "uniform", split_uniform(frame, count, seed)
+        else:
+            notes.append(
+                f"{frame.source}/{frame.name} is left out at {count} points: it knows {known}."
+            )
+    if lines:
+        yield f"lines_{lines}", split_lines(frame, lines, seed)
+
+
+def _score(
+    frame: Frame,
+    prediction: Prediction,
+    labels: Labels | None,
+    methods: Sequence[str],
+    pattern: str,
+    split: Split,
+    measured: dict[str, SparseDepth],
+    seed: int,
+) -> Iterator[AccuracyRow]:
+    rows, cols = np.nonzero(split.scored)
+    truth = frame.truth[rows, cols]
+    interpolation: Interpolation | None = None
+    for noise, points in measured.items():
+        for method in methods:
+            std: NDArray[np.floating] = np.full(len(rows), np.nan, np.float32)
+            depth = std
+            begin = time.perf_counter()
+            if method == "constant" and len(points):
+                depth = np.full(len(rows), np.median(points.depth), np.float32)
+            elif method == "idw" and len(points):
+                # Noise moves no point: the neighbours are the same for all kinds of noise.
+                interpolation = interpolation or Interpolation.of(points, rows, cols)
+                depth = interpolation(points.depth)
+            elif method not in OWN_METHODS:
+                config = fit_config(method)
+                result = fit(prediction, points, labels, image=frame.image, config=config)
+                depth, std = result.depth[rows, cols], result.std[rows, cols]
+            elapsed_ms = (time.perf_counter() - begin) * 1e3
+            scores = evaluate(depth, truth)
+            yield AccuracyRow(
+                source=frame.source,
+                frame=frame.name,
+                method=method,
+                points=len(split.points),
+                pattern=pattern,
+                noise=noise,
+                seed=seed,
+                abs_rel=scores.abs_rel,
+                delta1=scores.delta1,
+                rmse=scores.rmse,
+                coverage95=coverage(depth, std, truth),
+                answered=scores.answered,
+                # Interpolation shares its neighbours between rows, so one row's time says nothing.
+                ms=math.nan if method == "idw" else elapsed_ms,
+            )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of what is known; NaN of nothing."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _table(rows: Sequence[AccuracyRow], score: str, title: str, digits: int) -> Table:
+    return _grid(title, averaged(rows, score), digits)
+
+
+def _grid(title: str, values: dict[tuple[str, str], float], digits: int) -> Table:
+    methods = list(dict.fromkeys(method for method, _ in values))
+    conditions = list(dict.fromkeys(condition for _, condition in values))
+    conditions.sort(key=_condition_order)
+    body = [
+        [method, *(_text(values.get((method, each), math.nan), digits) for each in conditions)]
+        for method in methods
+    ]
+    return Table(title, ["method", *conditions], body)
+
+
+def _condition_order(condition: str) -> tuple[bool, str, int]:
+    pattern, _, noise = condition.partition(" ")
+    return (not pattern.isdigit(), noise, int(pattern) if pattern.isdigit() else 0)
+
+
+def _text(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
