@@ -126,7 +126,8 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
     stay. Equal borders are decided by the larger neighbour, then by the one that begins higher up
     in the picture, so the result does not depend on the numbering. A small region without
     neighbours stays.
-    Returns labels 1..K without gaps; unassigned pixels stay 0.
+    Returns labels 1..K without gaps, numbered anew; unassigned pixels
+    stay 0.
     """
     labels = relabel(labels)
     area = np.bincount(labels.ravel()).astype(np.int64)

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from depth_node.config import ConfigError
+from depth_node.regions import (
+    SegmentationConfig,
+    adjacency,
+    border_lengths,
+    connected,
+    labels_from_ids,
+    labels_from_masks,
+    merge_small,
+    relabel,
+    scaled_px,
+    segment,
+)
+
+
+def picture_of(text: str) -> np.ndarray:
+    return np.array([[int(c) for c in line] for line in text.split()], np.int32)
+
+
+def blobs(seed: int, height: int = 60, width: int = 80, kinds: int = 6) -> np.ndarray:
+    """Random connected regions of all sizes, many tiny ones among them."""
+    noise = np.random.default_rng(seed).random((height, width)).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 1.5)
+    cuts = np.quantile(smooth, np.linspace(0, 1, kinds + 1)[1:-1])
+    return connected(np.digitize(smooth, cuts).astype(np.int32) + 1)
+
+
+def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
+    pairs = np.unique(np.stack([a.ravel(), b.ravel()]), axis=1).shape[1]
+    return pairs == len(np.unique(a)) == len(np.unique(b))
+
+
+def is_one_piece(mask: np.ndarray) -> bool:
+    return cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] == 2
+
+
+# --- numbering -----------------------------------------------------------------------------------
+
+
+def test_relabel_closes_gaps_in_order() -> None:
+    assert relabel(picture_of("037 770")).tolist() == [[0, 1, 2], [2, 2, 0]]
+
+
+def test_relabel_of_huge_ids_equals_that_of_small_ones() -> None:
+    small = picture_of("0359 9953")
+    huge = np.where(small > 0, small.astype(np.int64) + 2_000_000_000, 0)
+    assert np.array_equal(relabel(huge), relabel(small))
+    assert relabel(huge).dtype == np.int32
+
+
+def test_relabel_of_ids_without_zero_starts_at_one() -> None:
+    assert relabel(np.array([[9_000_000, 8_000_000]])).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.zeros((3, 3)), "integers"),
+        (np.zeros(3, int), "shape"),
+        (np.zeros((0, 3), int), "shape"),
+        (np.full((3, 3), -1), "negative"),
+    ],
+)
+def test_what_is_no_label_map_is_refused(labels: np.ndarray, words: str) -> None:
+    for function in (relabel, adjacency, connected):
+        with pytest.raises(ValueError, match=words):
+            function(labels)
+
+
+def test_connected_splits_what_does_not_touch() -> None:
+    parts = connected(picture_of("1122 1211 0121 0011"))
+    assert same_partition(parts, picture_of("1122 1344 0564 0044"))
+    assert (parts[2:, 0] == 0).all()
+
+
+def test_connected_parts_of_random_maps_are_in_one_piece() -> None:
+    labels = np.random.default_rng(0).integers(0, 3, (20, 30)).astype(np.int32)
+    parts = connected(labels)
+    assert np.array_equal(parts > 0, labels > 0)
+    for part in range(1, parts.max() + 1):
+        assert is_one_piece(parts == part)
+        assert len(np.unique(labels[parts == part])) == 1
+    touching = border_lengths(parts).tocoo()
+    first = np.array([labels[parts == part][0] for part in range(1, parts.max() + 1)])
+    assert (first[touching.row - 1] != first[touching.col - 1]).all()
+
+
+# --- neighbours ----------------------------------------------------------------------------------
+
+
+def test_borders_count_pixel_pairs() -> None:
+    lengths = border_lengths(picture_of("112 132 334")).toarray()
+    expected = np.zeros((5, 5), int)
+    for one, other, pairs in [(1, 2, 1), (1, 3, 3), (2, 3, 1), (2, 4, 1), (3, 4, 1)]:
+        expected[one, other] = expected[other, one] = pairs
+    assert np.array_equal(lengths, expected)
+
+
+def test_regions_that_meet_at_a_corner_or_across_unassigned_pixels_are_no_neighbours() -> None:
+    assert adjacency(picture_of("1003 0200")).nnz == 0
+
+
+def test_the_end_of_a_row_does_not_touch_the_next_row() -> None:
+    assert not adjacency(picture_of("1112 3332")).toarray()[2, 2]
+    assert adjacency(picture_of("1112 3111 4444")).toarray()[2, 3] == 0
+
+
+def test_adjacency_of_one_pixel_and_of_nothing() -> None:
+    assert adjacency(picture_of("1")).shape == (2, 2)
+    assert adjacency(picture_of("00 00")).shape == (1, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_adjacency_agrees_with_a_plain_loop(seed: int) -> None:
+    labels = np.random.default_rng(seed).integers(0, 9, (12, 17)).astype(np.int32)
+    expected = np.zeros((labels.max() + 1,) * 2, bool)
+    for row, col in np.ndindex(labels.shape):
+        for other in (
+            labels[row + 1 : row + 2, col],
+            labels[row, col + 1 : col + 2],
+        ):
+            if other.size and 0 < labels[row, col] != other[0] > 0:
+                expected[labels[row, col], other[0]] = expected[other[0], labels[row, col]] = True
+    assert np.array_equal(adjacency(labels).toarray(), expected)
+
+
+# --- merging -------------------------------------------------------------------------------------
+
+
+def test_a_small_region_joins_the_longest_border_not_the_largest_neighbour() -> None:
+    merged = merge_small(picture_of("111111 111122 111132 111122"), 2)
+    assert same_partition(merged, picture_of("111111 111122 111122 111122"))
+
+
+def test_equal_borders_are_decided_by_size_then_by_position() -> None:
+    for labels, expected in [
+        ("11322222", "11222222"),
+        ("22222311", "22222211"),
+        ("22311", "22211"),
+        ("11322", "11122"),
+    ]:
+        merged = merge_small(picture_of(labels), 2)
+        assert same_partition(merged, picture_of(expected)), labels
+
+
+def test_a_region_that_grows_enough_on_the_way_stays() -> None:
+    # 3 can only join 2, and then 2 is large enough to be nobody's.
+    merged = merge_small(picture_of("11110 11100 22230"), 4)
+    assert same_partition(merged, picture_of("11110 11100 22220"))
+
+
+def test_a_small_region_without_neighbours_stays() -> None:
+    assert merge_small(picture_of("1000 0022 0022"), 3).tolist() == [
+        [1, 0, 0, 0],
+        [0, 0, 2, 2],
+        [0, 0, 2, 2],
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_merging_leaves_nothing_small_keeps_pieces_and_large_regions(seed: int) -> None:
+    labels = blobs(seed)
+    merged = merge_small(labels, 40)
+    assert np.bincount(merged.ravel())[1:].min() >= 40
+    assert all(is_one_piece(merged == label) for label in range(1, merged.max() + 1))
+    area = np.bincount(labels.ravel())
+    for label in np.flatnonzero(area >= 40):
+        assert len(np.unique(merged[labels == label])) == 1, "a region was torn"
+    assert np.array_equal(merge_small(merged, 40), merged)
+    assert np.array_equal(merge_small(labels, 0), labels)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_numbering_does_not_change_the_merging(seed: int) -> None:
+    labels = blobs(seed)
+    order = np.concatenate([[0], 1 + np.random.default_rng(seed).permutation(labels.max())])
+    assert same_partition(merge_small(order[labels], 40), merge_small(labels, 40))
+
+
+# --- masks ---------------------------------------------------------------------------------------
+
+
+def rectangles(*boxes: tuple[int, int, int, int]) -> np.ndarray:
+    masks = np.zeros((len(boxes), 48, 64), bool)
+    for mask, (top, bottom, left, right) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    return masks
+
+
+def test_the_smallest_mask_wins_whatever_the_order() -> None:
+    masks = rectangles((4, 44, 4, 60), (10, 30, 10, 40), (15, 20, 15, 25))
+    labels = labels_from_masks(masks)
+    inner, middle, outer, rest = labels[17, 20], labels[12, 12], labels[40, 50], labels[0, 0]
+    assert len({inner, middle, outer, rest}) == 4 == labels.max()
+    assert np.array_equal(labels == inner, masks[2])
+    assert np.array_equal(labels == middle, masks[1] & ~masks[2])
+    for order in ([2, 1, 0], [1, 2, 0]):
+        assert same_partition(labels_from_masks(masks[order]), labels)
+
+
+def test_pixels_without_a_mask_become_connected_regions() -> None:
+    labels = labels_from_masks(rectangles((0, 48, 30, 34)))
+    assert same_partition(labels, np.repeat([[1, 2, 3]], 48, 0).repeat([30, 4, 30], axis=1))
+
+
+def test_tiny_masks_are_ignored_and_slivers_join_a_neighbour() -> None:
+    masks = rectangles((0, 48, 0, 30), (0, 48, 31, 64), (20, 21, 10, 11))
+    config = SegmentationConfig(min_region_px=100 * 100)  # 100 px at 64x48
+    labels = labels_from_masks(masks, config)
+    assert labels.max() == 2, "the sliver of 48 px and the mask of 1 px are no regions"
+    assert len(np.unique(labels[:, 30])) == 1
+    # With the limit below both they stay.
+    assert labels_from_masks(masks, SegmentationConfig(min_region_px=100)).max() == 4
+
+
+def test_no_mask_at_all_is_one_region() -> None:
+    assert (labels_from_masks(np.zeros((0, 48, 64), bool)) == 1).all()
+    assert (labels_from_ids(np.zeros((48, 64), np.uint16)) == 1).all()
+
+
+def test_ids_and_masks_of_the_same_regions_agree() -> None:
+    ids = blobs(3, 48, 64)
+    ids[ids % 3 == 0] = 0
+    masks = np.stack([ids == label for label in range(1, ids.max() + 1)])
+    config = SegmentationConfig(min_region_px=2000)
+    assert same_partition(labels_from_ids(ids, config), labels_from_masks(masks, config))
+
+
+def test_masks_of_a_wrong_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="M, H, W"):
+        labels_from_masks(np.zeros((48, 64), bool))
+
+
+def test_pixel_counts_scale_with_the_area() -> None:
+    assert [scaled_px(100, 480, 640), scaled_px(100, 240, 320)] == [100, 25]
+
+
+# --- segmentation --------------------------------------------------------------------------------
+
+
+def quadrants(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of four colours and what its regions are."""
+    truth = 1 + (np.arange(height)[:, None] >= height // 2) * 2 + (np.arange(width) >= width // 2)
+    colours = np.array([[0, 0, 0], [200, 40, 40], [40, 160, 60], [40, 60, 200], [220, 200, 60]])
+    return colours[truth].astype(np.uint8), truth
+
+
+def crossing(labels: np.ndarray, truth: np.ndarray) -> float:
+    """Share of pixels in regions that another true region owns."""
+    lost = 0
+    for label in range(1, labels.max() + 1):
+        counts = np.bincount(truth[labels == label])
+        lost += counts.sum() - counts.max()
+    return lost / labels.size
+
+
+@pytest.mark.parametrize("size", [(480, 640), (120, 161), (720, 1280)])
+def test_regions_end_at_edges_of_the_picture(size: tuple[int, int]) -> None:
+    image, truth = quadrants(*size)
+    labels = segment(image)
+    assert labels.shape == size and labels.dtype == np.int32
+    assert labels.min() == 1
+    assert crossing(labels, truth) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["disparity", "depth", "log"])
+def test_regions_end_at_edges_of_the_prediction_where_the_picture_has_none(kind: str) -> None:
+    _, truth = quadrants(480, 640)
+    depth = np.array([0, 1.0, 2.0, 4.0, 8.0], np.float32)[truth]
+    values = {"disparity": 1 / depth, "depth": depth, "log": np.log(depth)}[kind]
+    image = np.full((480, 640, 3), 128, np.uint8)
+    assert crossing(segment(image, values), truth) < 0.01
+    assert crossing(segment(image, values * 37 + 5), truth) < 0.01, "scale and shift do not matter"
+
+
+def test_every_region_is_in_one_piece_and_large_enough() -> None:
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8), (322, 241))
+    config = SegmentationConfig(grow_cells=40)
+    labels = segment(image, rng.random((241, 322)).astype(np.float32), config)
+    assert np.array_equal(connected(labels), relabel(connected(labels)))
+    assert connected(labels).max() == labels.max() == len(np.unique(labels))
+    cells = np.bincount(labels.ravel())[1:] / (241 * 322 / (120 * 160))
+    assert cells.min() >= 0.9 * config.grow_cells
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 2), (17, 400)])
+def test_pictures_of_any_size_are_segmented(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    labels = segment(image, np.ones(size, np.float32))
+    assert labels.shape == size and labels.min() == 1
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf, 0.0, -np.inf])
+def test_a_prediction_that_says_nothing_changes_nothing(fill: float) -> None:
+    image, _ = quadrants(120, 160)
+    values = np.full((120, 160), fill, np.float32)
+    assert np.array_equal(segment(image, values), segment(image))
+
+
+def test_holes_in_the_prediction_are_survived() -> None:
+    image, truth = quadrants(480, 640)
+    values = truth.astype(np.float32)
+    values[100:200, 50:90] = np.nan
+    assert crossing(segment(image, values), truth) < 0.01
+
+
+def test_mirroring_the_picture_mirrors_the_regions() -> None:
+    image, truth = quadrants(480, 640)
+    assert crossing(segment(image[:, ::-1].copy()), truth[:, ::-1]) < 0.01
+
+
+def test_wrong_pictures_are_refused() -> None:
+    with pytest.raises(ValueError, match="uint8 RGB"):
+        segment(np.zeros((48, 64), np.uint8))
+    with pytest.raises(ValueError, match="picture coordinates"):
+        segment(np.zeros((48, 64, 3), np.uint8), np.zeros((24, 32), np.float32))
+    with pytest.raises(ConfigError, match="grow_cells"):
+        SegmentationConfig(grow_cells=0)
+
+
+def test_segmentation_takes_milliseconds() -> None:
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 255, (96, 128, 3), dtype=np.uint8), (640, 480))
+    values = cv2.resize(rng.random((12, 16)).astype(np.float32), (640, 480))
+    times = []
+    for _ in range(5):
+        begin = time.thread_time()  # of this core, whatever else the machine does
+        segment(image, values)
+        times.append(time.thread_time() - begin)
+    assert min(times) < 0.040
