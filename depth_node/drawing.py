@@ -731,7 +731,8 @@ def frame_pictures(
     labels (H, W); relative (H, W) the network's relative depth, large = far; depth, std, truth
     (H, W) metres. Without truth the standard deviation takes the place of the error.
     """
-    scale = depth_scale(depth, points_depth, *([] if truth is None else [truth]))
+    trusted = trusted_depth(depth, std)
+    scale = depth_scale(trusted, points_depth, *([] if truth is None else [truth]))
     answered = 100.0 * float(np.isfinite(depth).mean())
     cards: list[Tile | Table] = [
         Tile("Camera image", image, f"{image.shape[1]} x {image.shape[0]} px"),
@@ -763,7 +764,6 @@ def frame_pictures(
         deviation,
     )
     cards.append(deviation_tile if truth is None else _error_tile(depth, truth, image))
-    trusted = trusted_depth(depth, std)
     span = 2 if truth is None else 1
     cards.append(
         Tile(
@@ -787,10 +787,10 @@ def frame_pictures(
     return FramePictures(heading, subheading, tuple(cards))
 
 
-def trusted_depth(depth: np.ndarray, std: np.ndarray, share: float = 0.15) -> np.ndarray:
+def trusted_depth(depth: np.ndarray, std: np.ndarray, share: float = 0.25) -> np.ndarray:
     """Depth where its standard deviation is below a share of it, else NaN; all if little is left.
 
-    Sky and other guesses would fill a cloud with things that are not there.
+    Sky and other guesses would fill a cloud with things that are not there, and spoil a scale.
     """
     with np.errstate(invalid="ignore"):
         trusted = np.where(std < share * depth, depth, np.float32(np.nan))

@@ -15,13 +15,13 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depth_node import __version__, replay
+from depth_node import __version__, benchmark, replay
 from depth_node.bags import BagError
 from depth_node.config import ConfigError, load, override
 from depth_node.engine import (
@@ -36,7 +36,8 @@ from depth_node.engine import (
     write_manifest,
 )
 from depth_node.fitting import METHODS
-from depth_node.frames import FrameError
+from depth_node.frames import FrameError, find_frames
+from depth_node.inference import DepthModel, ModelConfig
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 
 if TYPE_CHECKING:
@@ -357,12 +358,17 @@ def _add_bench(commands: Any) -> None:
     accuracy.add_argument("--model", default=EMBEDDED, metavar="FILE")
     accuracy.add_argument("--manifest", default="", metavar="FILE")
     accuracy.add_argument("--prediction", default="", metavar="NAME", help="prediction_NAME.npz")
-    accuracy.add_argument("--methods", default="", metavar="A,B,C", help="default: all")
-    accuracy.add_argument("--points", default="50,250,1000", metavar="N,N,N")
+    accuracy.add_argument(
+        "--methods", default="", metavar="A,B,C", help=f"of {', '.join(benchmark.known_methods())}"
+    )
+    accuracy.add_argument("--points", default="50,250,1000", metavar="N,N,N", help="or none")
     accuracy.add_argument("--lines", type=int, default=0, metavar="K", help="one of K scan lines")
     accuracy.add_argument("--noise", default="clean", metavar="clean,noisy")
-    accuracy.add_argument("--seed", type=int, default=0)
+    accuracy.add_argument("--calibration-px", type=float, default=0.0, metavar="PX")
+    accuracy.add_argument("--labels", default="classical", help=", ".join(benchmark.LABELS))
+    accuracy.add_argument("--seed", default="0", metavar="S,S,S", help="one or several")
     accuracy.add_argument("--json", type=Path, metavar="FILE")
+    accuracy.add_argument("--markdown", type=Path, metavar="FILE", help="the tables for a page")
     accuracy.set_defaults(run=_run_accuracy)
     for name, what in (
         ("fit", "the region fit against a plain loop of least squares"),
@@ -378,7 +384,55 @@ def _add_bench(commands: Any) -> None:
 
 
 def _run_accuracy(options: argparse.Namespace) -> int:
-    raise UsageError("the accuracy benchmark is not part of this installation")
+    screen = console()
+    count = sum(len(find_frames(source)) for source in options.sources)
+    points = "" if options.points == "none" else options.points
+    chosen: dict[str, Any] = {
+        "methods": _words(options.methods),
+        "points": _integers("--points", points),
+        "lines": options.lines,
+        "noise": _words(options.noise),
+        "seeds": _integers("--seed", options.seed),
+        "labels": options.labels,
+        "calibration_px": options.calibration_px,
+    }
+    with ExitStack() as stack:
+        predictor: DepthModel | str = options.prediction
+        if not predictor:
+            config = ModelConfig(options.model, options.manifest)
+            predictor = stack.enter_context(DepthModel.open(config))
+        advance = stack.enter_context(progress(screen, "scoring", count))
+        try:
+            report = benchmark.run_accuracy(options.sources, predictor, on_frame=advance, **chosen)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    found = benchmark.tables(report)
+    for table in found:
+        print_table(screen, table.title, table.head, table.rows, set())
+    for note in report.notes:
+        screen.print(f"note: {note}", style="yellow")
+    if options.json:
+        facts = {
+            **report.as_dict(),
+            "sources": [str(source) for source in options.sources],
+            "model": options.prediction or options.model,
+            "segmentation_ms": report.segmentation_ms,
+        }
+        write_json(options.json, facts)
+    if options.markdown:
+        write_text(options.markdown, benchmark.markdown(found))
+    return 0
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _integers(name: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise UsageError(f"{name} {text!r} must be whole numbers like 50,250") from None
 
 
 def _run_speed(options: argparse.Namespace) -> int:
@@ -397,7 +451,7 @@ def _run_speed(options: argparse.Namespace) -> int:
         for note in report.notes:
             screen.print(f"  {note}")
         write_json(options.out / f"{name}.json", report.values)
-        (options.out / f"{name}.md").write_text(speed.markdown(report), encoding="utf-8")
+        write_text(options.out / f"{name}.md", speed.markdown(report))
     screen.print(f"written: {options.out}/*.json and *.md (blocks for docs/benchmarks.md)")
     return 0
 
@@ -660,9 +714,14 @@ def print_table(
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, making the folder; UsageError when it cannot."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, making the folder; UsageError when it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}): name another") from None
 
