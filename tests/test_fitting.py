@@ -367,13 +367,13 @@ def test_a_region_that_turns_around_takes_the_scale_of_the_picture() -> None:
     prediction = Prediction(relative, "depth_affine_invariant")
     points = sample(truth, 300)
     for method in ("slf", "ssf"):
-        guarded = fit(prediction, points, labels, config=FitConfig(method=method))
+        config = FitConfig(method=method, polarity_guard=True)
+        guarded = fit(prediction, points, labels, config=config)
         assert guarded.regions["scale"][3] == pytest.approx(2, rel=0.3)
         assert guarded.regions["status"][3] == RegionStatus.REDUCED
         middle = np.median(guarded.depth[labels == 4]) - np.median(truth[labels == 4])
         assert abs(middle) < 0.5
-        config = FitConfig(method=method, polarity_guard=False)
-        free = fit(prediction, points, labels, config=config)
+        free = fit(prediction, points, labels, config=FitConfig(method=method))
         np.testing.assert_allclose(free.depth, truth, rtol=1e-4)
 
 
