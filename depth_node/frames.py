@@ -215,7 +215,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # numpy does not close a file it fails to read, so the file is opened here.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             missing = [key for key in keys if key not in content]
             if missing:
                 raise FrameError(

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from depth_node.frames import FrameError, find_frames, read_frame, split_lines, split_uniform
+
+HEIGHT, WIDTH = 24, 32
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A complete frame: red left half, depth of 1 m with holes, LiDAR, masks, one prediction."""
+    folder = tmp_path / "source" / "frame_1"
+    folder.mkdir(parents=True)
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image[:, : WIDTH // 2] = (255, 0, 0)
+    cv2.imwrite(str(folder / "rgb.png"), image[..., ::-1])
+    depth = np.full((HEIGHT, WIDTH), 1000, np.uint16)
+    depth[:2] = 0
+    cv2.imwrite(str(folder / "depth.png"), depth)
+    intrinsics = {"fx": 30.0, "fy": 31.0, "cx": 15.5, "cy": 11.5, "width": WIDTH, "height": HEIGHT}
+    (folder / "intrinsics.json").write_text(json.dumps(intrinsics))
+    np.save(folder / "lidar.npy", np.ones((5, 3), np.float32))
+    (folder / "calib.json").write_text(json.dumps({"T_cam_lidar": np.eye(4).tolist()}))
+    ids = np.zeros((HEIGHT, WIDTH), np.uint16)
+    ids[:, : WIDTH // 2] = 300
+    cv2.imwrite(str(folder / "segmentation_objects.png"), ids)
+    np.savez(
+        folder / "prediction_net.npz",
+        prediction=np.ones((HEIGHT, WIDTH), np.float32),
+        kind="disparity_affine_invariant",
+    )
+    return folder
+
+
+def test_a_complete_frame_is_read(folder: Path) -> None:
+    frame = read_frame(folder)
+    assert (frame.source, frame.name) == ("source", "frame_1")
+    assert frame.image.dtype == np.uint8 and frame.image[0, 0].tolist() == [255, 0, 0]
+    assert (frame.camera.fx, frame.camera.fy, frame.camera.height) == (30.0, 31.0, HEIGHT)
+    assert frame.truth.dtype == np.float32
+    assert np.isnan(frame.truth[:2]).all() and (frame.truth[2:] == 1).all()
+    assert frame.points_lidar is not None and frame.points_lidar.shape == (5, 3)
+    assert frame.T_camera_lidar is not None and np.array_equal(frame.T_camera_lidar, np.eye(4))
+    assert frame.labels is not None and frame.labels.max() == 2
+    assert len(np.unique(frame.labels[:, : WIDTH // 2])) == 1
+    assert frame.prediction("net").kind == "disparity_affine_invariant"
+    assert frame.prediction("net").shape == (HEIGHT, WIDTH)
+
+
+def test_only_picture_and_intrinsics_are_needed(folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.name not in ("rgb.png", "intrinsics.json"):
+            file.unlink()
+    frame = read_frame(folder)
+    assert (frame.depth, frame.points_lidar, frame.T_camera_lidar, frame.labels) == (None,) * 4
+    with pytest.raises(FrameError, match=r"no depth\.png or depth\.npz"):
+        split_uniform(frame, 1, 0)
+
+
+def test_depth_in_metres_is_read_and_nonsense_is_unknown(folder: Path) -> None:
+    (folder / "depth.png").unlink()
+    depth = np.full((HEIGHT, WIDTH), 2.5)
+    depth[0, :4] = [0, -1, np.inf, np.nan]
+    np.savez(folder / "depth.npz", depth=depth)
+    truth = read_frame(folder).truth
+    assert np.isnan(truth[0, :4]).all() and (truth[0, 4:] == 2.5).all()
+
+
+def test_distorted_cameras_are_read(folder: Path) -> None:
+    file = folder / "intrinsics.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "model": "plumb_bob", "distortion": [0.1, 0, 0, 0]}))
+    assert read_frame(folder).camera.distortion == (0.1, 0, 0, 0)
+
+
+Damage = Callable[[Path], None]
+
+
+def write_picture(name: str, array: np.ndarray) -> Damage:
+    def damage(folder: Path) -> None:
+        cv2.imwrite(str(folder / name), array)
+
+    return damage
+
+
+def write_text(name: str, text: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return damage
+
+
+def remove(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+
+    return damage
+
+
+def without_depth_png(**arrays: np.ndarray) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / "depth.png").unlink()
+        np.savez(folder / "depth.npz", **arrays)
+
+    return damage
+
+
+def save_lidar(array: np.ndarray) -> Damage:
+    def damage(folder: Path) -> None:
+        np.save(folder / "lidar.npy", array)
+
+    return damage
+
+
+INTRINSICS = {"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": WIDTH, "height": HEIGHT}
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "cure"),
+    [
+        (remove("rgb.png"), "frame_1", "add rgb.jpg"),
+        (write_text("rgb.png", "no picture"), "rgb.png", "damaged"),
+        (remove("intrinsics.json"), "intrinsics.json", "fx, fy, cx, cy"),
+        (write_text("intrinsics.json", "{"), "intrinsics.json", "not JSON"),
+        (write_text("intrinsics.json", "[]"), "intrinsics.json", "JSON object"),
+        (write_text("intrinsics.json", '{"width": 32, "height": 24}'), "intrinsics", "add it"),
+        (
+            write_text("intrinsics.json", json.dumps({**INTRINSICS, "fx": 0})),
+            "intrinsics.json",
+            "calibrate",
+        ),
+        (
+            write_text("intrinsics.json", json.dumps({**INTRINSICS, "width": 64})),
+            "intrinsics.json is for 64x24 but the picture is 32x24",
+            "resize",
+        ),
+        (write_text("depth.png", "no picture"), "depth.png", "damaged"),
+        (write_picture("depth.png", np.ones((HEIGHT, WIDTH), np.uint8)), "depth.png", "uint16"),
+        (write_picture("depth.png", np.ones((HEIGHT, 9), np.uint16)), "depth.png is for", "resize"),
+        (without_depth_png(z=np.ones((HEIGHT, WIDTH))), "depth.npz", "store `depth`"),
+        (without_depth_png(depth=np.ones((HEIGHT, WIDTH), int)), "depth.npz", "float32 metres"),
+        (without_depth_png(depth=np.ones((9, 9))), "depth.npz", "resize"),
+        (write_text("depth.npz", "junk"), "depth.npz", "keep the one"),
+        (write_text("lidar.npy", "junk"), "lidar.npy", "numpy.save"),
+        (save_lidar(np.ones((5, 4), np.float32)), "lidar.npy", r"\(N, 3\) float32"),
+        (save_lidar(np.ones((5, 3), int)), "lidar.npy", r"\(N, 3\) float32"),
+        (remove("calib.json"), "calib.json", "T_cam_lidar"),
+        (write_text("calib.json", "{}"), "calib.json", "add the 4x4"),
+        (write_text("calib.json", '{"T_cam_lidar": [[1]]}'), "calib.json", "4x4"),
+        (
+            write_text("calib.json", json.dumps({"T_cam_lidar": np.diag([2.0, 1, 1, 1]).tolist()})),
+            "calib.json",
+            "rotation",
+        ),
+        (
+            write_picture("segmentation_objects.png", np.ones((9, 9), np.uint16)),
+            "segmentation_objects.png",
+            "resize",
+        ),
+        (
+            write_picture("segmentation_objects.png", np.ones((HEIGHT, WIDTH, 3), np.uint8)),
+            "segmentation_objects.png",
+            "one uint16 channel",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_its_cure(
+    folder: Path, damage: Damage, file: str, cure: str
+) -> None:
+    damage(folder)
+    with pytest.raises(FrameError, match=file) as caught:
+        read_frame(folder)
+    caught.match(cure)
+
+
+@pytest.mark.parametrize(
+    ("content", "cure"),
+    [
+        ({"prediction": np.ones((9, 9), np.float32), "kind": "depth_metric"}, "picture's size"),
+        ({"prediction": np.ones((HEIGHT, WIDTH), int), "kind": "depth_metric"}, "float32"),
+        ({"prediction": np.ones((HEIGHT, WIDTH), np.float32)}, "`kind`"),
+        ({"prediction": np.ones((HEIGHT, WIDTH), np.float32), "kind": "depth"}, "use one of"),
+        ({"prediction": np.array([None]), "kind": "depth_metric"}, "plain arrays"),
+    ],
+)
+def test_predictions_that_cannot_be_used_are_refused(
+    folder: Path, content: dict, cure: str
+) -> None:
+    np.savez(folder / "prediction_bad.npz", **content)
+    with pytest.raises(FrameError, match=r"prediction_bad\.npz") as caught:
+        read_frame(folder).prediction("bad")
+    caught.match(cure)
+
+
+def test_a_missing_prediction_names_those_that_are_there(folder: Path) -> None:
+    with pytest.raises(FrameError, match=r"here: net"):
+        read_frame(folder).prediction("other")
+    (folder / "prediction_net.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(FrameError, match=r"prediction_net\.npz"):
+        read_frame(folder).prediction("net")
+
+
+def test_frames_are_found_from_every_level(folder: Path) -> None:
+    other = folder.parent.parent / "another" / "frame_0"
+    other.mkdir(parents=True)
+    (other / "intrinsics.json").write_text("{}")  # broken, and found all the same
+    assert find_frames(folder) == [folder]
+    assert find_frames(folder.parent) == [folder]
+    assert find_frames(folder.parent.parent) == [other, folder]
+    with pytest.raises(FrameError, match="no picture"):
+        read_frame(other)
+
+
+def test_where_no_frames_are_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FrameError, match="holds no frames"):
+        find_frames(tmp_path)
+    for function in (find_frames, read_frame):
+        with pytest.raises(FrameError, match="is not a folder"):
+            function(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_measured_pixels_are_known_true_and_never_scored(folder: Path, seed: int) -> None:
+    frame = read_frame(folder)
+    known = np.isfinite(frame.truth)
+    for split, count in [(split_uniform(frame, 50, seed), 50), (split_lines(frame, 4, seed), None)]:
+        rows, cols = split.points.rows, split.points.cols
+        assert count is None or len(split.points) == count
+        assert len(set(zip(rows.tolist(), cols.tolist(), strict=True))) == len(split.points)
+        assert known[rows, cols].all()
+        assert np.array_equal(split.points.depth, frame.truth[rows, cols])
+        assert not split.scored[rows, cols].any()
+        assert split.scored.sum() + len(split.points) == known.sum()
+        assert not split.scored[~known].any()
+
+
+def test_lines_are_bands_of_three_rows_one_of_k(folder: Path) -> None:
+    for seed in range(4):
+        rows = np.unique(split_lines(read_frame(folder), 4, seed).points.rows)
+        bands = np.unique(rows // 3)
+        assert len({band % 4 for band in bands.tolist()}) == 1
+        whole = [row for band in bands for row in range(3 * band, 3 * band + 3) if row >= 2]
+        assert rows.tolist() == whole  # rows 0 and 1 have no depth
+
+
+def test_splits_repeat_with_the_seed_and_differ_between_seeds_and_frames(folder: Path) -> None:
+    frame = read_frame(folder)
+    chosen = [split_uniform(frame, 40, seed).scored for seed in (0, 0, 1)]
+    assert np.array_equal(chosen[0], chosen[1]) and not np.array_equal(chosen[0], chosen[2])
+    other = folder.rename(folder.parent / "frame_2")
+    assert not np.array_equal(split_uniform(read_frame(other), 40, 0).scored, chosen[0])
+
+
+def test_a_split_that_leaves_nothing_to_score_is_refused(folder: Path) -> None:
+    frame = read_frame(folder)
+    with pytest.raises(FrameError, match="fewer points"):
+        split_uniform(frame, int(np.isfinite(frame.truth).sum()), 0)
+    with pytest.raises(ValueError, match="2 or more"):
+        split_lines(frame, 1, 0)
+    assert frame.depth is not None
+    frame.depth[3:] = np.nan
+    with pytest.raises(FrameError, match="too few rows"):
+        split_lines(frame, 4, 0)
+
+
+def test_the_real_frames_are_read(shared: Path) -> None:
+    folders = find_frames(shared / "data")
+    assert len(folders) == 17
+    road = [folder for folder in folders if folder.parent.name == "opencalib_road"]
+    for folder in (folders[0], road[-1]):
+        frame = read_frame(folder)
+        assert np.isfinite(frame.truth).any()
+        assert frame.labels is not None and frame.labels.min() == 1
+    assert frame.points_lidar is not None and len(frame.points_lidar) > 50_000
