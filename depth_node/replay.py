@@ -437,9 +437,14 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         np.savez_compressed(folder / f"{name}.npz", depth=result.depth, std=result.std)
 
-    def finish(self, summary: Sequence[Mapping[str, Any]]) -> None:
-        """Write the summary and close the rows."""
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._rows.close()
+
+    def finish(self, summary: Sequence[Mapping[str, Any]]) -> None:
+        """Write the summary."""
         self._write("summary.json", summary)
         (self.path / "summary.md").write_text(markdown(summary), encoding="utf-8")
 
@@ -474,28 +479,29 @@ def replay(
     every frame that is done.
     """
     comparison = Comparison(pipeline, methods)
-    folder = RunFolder(out, pipeline, facts)
     drawn = set(np.linspace(0, len(moments) - 1, min(pictures, len(moments))).round().tolist())
     rows: list[dict[str, Any]] = []
     panels: list[Path] = []
-    number = -1
-    for number, moment in enumerate(moments):
-        result = process(pipeline, moment)
-        results = comparison.results(moment, result)
-        found = [score(moment, method, one) for method, one in results.items()]
-        folder.add(found)
-        rows += found
-        if save_depth:
-            folder.save_depth(moment.name, result)
-        if number in drawn:
-            heading = f"Metric depth from one image and {len(result.sparse)} measured points"
-            words = f"{moment.source} / {moment.name}   |   {result.fit.message}"
-            pictures_of = panel(moment, results, comparison.own, heading, words)
-            stem = f"{moment.source}_{moment.name}"
-            panels.append(pictures_of.save(out / "pictures", stem, singles=False)[0])
-        on_frame(moment.name)
-    if number < 0:
-        raise FrameError("The source gave no picture at all: nothing was replayed.")
-    summary = summarise(rows)
-    folder.finish(summary)
-    return Replayed(rows, summary, panels, number + 1)
+    frames = 0
+    with RunFolder(out, pipeline, facts) as folder:
+        for moment in moments:
+            result = process(pipeline, moment)
+            results = comparison.results(moment, result)
+            found = [score(moment, method, one) for method, one in results.items()]
+            folder.add(found)
+            rows += found
+            if save_depth:
+                folder.save_depth(moment.name, result)
+            if frames in drawn:
+                heading = f"Metric depth from one image and {len(result.sparse)} measured points"
+                words = f"{moment.source} / {moment.name}   |   {result.fit.message}"
+                pictures_of = panel(moment, results, comparison.own, heading, words)
+                stem = f"{moment.source}_{moment.name}"
+                panels += pictures_of.save(out / "pictures", stem, singles=False)
+            frames += 1
+            on_frame(moment.name)
+        if not frames:
+            raise FrameError("The source gave no picture at all: nothing was replayed.")
+        summary = summarise(rows)
+        folder.finish(summary)
+    return Replayed(rows, summary, panels, frames)
