@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training.normalization import LEVELS, contexts, normalise
+
 
 def masked_l1(residual: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean |residual| over the valid pixels of the batch; with `weight` the weighted mean."""
@@ -30,3 +32,19 @@ def gradient_matching(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor
         down = ((r[..., 1:, :] - r[..., :-1, :]).abs() * (m[..., 1:, :] & m[..., :-1, :])).sum()
         total = total + (across + down) / m.sum().clamp_min(1)
     return total
+
+
+def normalised_l1(
+    student: Tensor, teacher: Tensor, mask: Tensor, norm: str, weight: Tensor | None = None
+) -> Tensor:
+    """Mean |N(student) - N(teacher)|, averaged over the contexts that a pixel lies in.
+
+    `norm`: a key of normalization.LEVELS (the sets are the teacher's), or "none" (both as they
+    are). Distill Any Depth, section 3.2.
+    """
+    if norm == "none":
+        return masked_l1(student - teacher, mask, weight)
+    total = torch.zeros_like(student)
+    for context in contexts(teacher, mask, norm):
+        total = total + (normalise(student, context) - normalise(teacher, context)).abs()
+    return masked_l1(total / len(LEVELS[norm]), mask, weight)

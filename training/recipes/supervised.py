@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from depth_node import config
 from training.data import AugmentConfig, Pool, PoolConfig, augment
 from training.loop import Batch, LoopConfig
-from training.losses import gradient_matching, masked_l1
+from training.losses import gradient_matching, normalised_l1
 from training.models import SmallUNet, StudentConfig
-from training.normalization import normalise
+from training.normalization import LEVELS, normalise
 
 MEANING = "disparity_affine_invariant"
 # The network sees (pixel / 255 - MEAN) / STD; the export writes both into the manifest.
@@ -29,8 +29,13 @@ MEAN, STD = 0.5, 0.25
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The weights of the loss."""
+    """What is compared, and what counts how much."""
 
+    norm: str = config.option(
+        "none",
+        "What is done to prediction and normalised target before they are compared.",
+        choices=("none", *LEVELS),
+    )
     gradient: float = config.option(0.5, "Weight of the multi-scale gradient term.", minimum=0)
     far: float = config.option(
         0.5,
@@ -82,7 +87,7 @@ def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[s
         .values
     )
     weight = (safe / middle.nan_to_num(1.0).view(-1, 1, 1, 1)).clamp(0.2, 5.0) ** cfg.far
-    level = masked_l1(residual, mask, weight)
+    level = normalised_l1(prediction, target, mask, cfg.norm, weight)
     shape = gradient_matching(residual, mask)
     return {"loss": level + cfg.gradient * shape, "level": level, "shape": shape}
 

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop, its data and its export: small runs of the debug config."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+
+from depth_node import config  # noqa: E402
+from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
+from training import data, export, loop  # noqa: E402
+from training.__main__ import main  # noqa: E402
+from training.models import SmallUNet, StudentConfig, parameter_count  # noqa: E402
+from training.recipes import supervised  # noqa: E402
+
+REPO = Path(__file__).resolve().parents[2]
+DEBUG = REPO / "training" / "configs" / "debug.yaml"
+
+
+@pytest.fixture(scope="module")
+def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool that every test of this file reads."""
+    folder = tmp_path_factory.mktemp("pool")
+    supervised.open_pool(settings(folder).pool)
+    return folder
+
+
+def settings(folder: Path, *overrides: str) -> supervised.SupervisedConfig:
+    return config.load(supervised.SupervisedConfig, DEBUG, [f"pool.folder={folder}", *overrides])
+
+
+def train(cfg: supervised.SupervisedConfig, folder: Path, **more: Any) -> loop.State:
+    recipe = supervised.Supervised(cfg, supervised.open_pool(cfg.pool))
+    return loop.run(recipe, cfg.loop, folder, config.to_dict(cfg), **more)
+
+
+def weights(state: loop.State) -> dict[str, torch.Tensor]:
+    models = {**state.model.state_dict(prefix="model."), **state.averaged.state_dict(prefix="ema.")}
+    return {name: tensor.clone() for name, tensor in models.items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_seed_gives_the_same_weights(pool_folder: Path, tmp_path: Path) -> None:
+    cfg = settings(pool_folder, "loop.steps=3")
+    first = train(cfg, tmp_path / "a")
+    again = train(cfg, tmp_path / "b")
+    other = train(settings(pool_folder, "loop.steps=3", "loop.seed=4"), tmp_path / "c")
+    assert same(weights(first), weights(again))
+    assert not same(weights(first), weights(other))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_equals_uninterrupted(pool_folder: Path, tmp_path: Path, precision: str) -> None:
+    cfg = settings(pool_folder, f"loop.precision={precision}", "loop.checkpoint_every=3")
+    whole = train(cfg, tmp_path / "whole")
+    stopped = train(cfg, tmp_path / "parts", stop=lambda step: step == 5)
+    assert stopped.step == 5
+    resumed = train(cfg, tmp_path / "parts")
+    assert resumed.step == cfg.loop.steps
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_crash_while_saving_leaves_the_old_checkpoint(
+    pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = settings(pool_folder, "loop.steps=2")
+    state = train(cfg, tmp_path)
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def full_disk(payload: object, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        loop.save(state, config.to_dict(cfg), tmp_path / "last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_other_settings_do_not_go_on_with_a_run(pool_folder: Path, tmp_path: Path) -> None:
+    train(settings(pool_folder, "loop.steps=2"), tmp_path)
+    with pytest.raises(loop.TrainingError, match=r"loop\.learning_rate \(was 0\.002, is 0\.001\)"):
+        train(settings(pool_folder, "loop.learning_rate=0.001"), tmp_path)
+    assert train(settings(pool_folder, "loop.steps=3"), tmp_path).step == 3
+
+
+def test_bad_checkpoints_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(loop.TrainingError, match="no checkpoint"):
+        loop.read(tmp_path / "absent.pt")
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(loop.TrainingError, match="cannot be read"):
+        loop.read(tmp_path / "cut.pt")
+    torch.save({"format": 99}, tmp_path / "other.pt")
+    with pytest.raises(loop.TrainingError, match="no checkpoint of this loop"):
+        loop.read(tmp_path / "other.pt")
+
+
+def test_no_seed_no_run(pool_folder: Path) -> None:
+    cfg = settings(pool_folder, "loop.seed=-1")
+    recipe = supervised.Supervised(cfg, supervised.open_pool(cfg.pool))
+    with pytest.raises(loop.TrainingError, match="seed"):
+        loop.start(recipe, cfg.loop)
+    with pytest.raises(data.DataError, match=r"pool\.seed"):
+        data.Pool(settings(pool_folder, "pool.seed=-1").pool)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(pool_folder: Path, tmp_path: Path) -> None:
+    cfg = settings(pool_folder)
+
+    class Broken(supervised.Supervised):
+        def loss(self, model: torch.nn.Module, batch: loop.Batch) -> dict[str, torch.Tensor]:
+            return {"loss": super().loss(model, batch)["loss"] * float("nan")}
+
+    recipe = Broken(cfg, supervised.open_pool(cfg.pool))
+    with pytest.raises(loop.TrainingError, match="step 0 is not finite"):
+        loop.run(recipe, cfg.loop, tmp_path, config.to_dict(cfg))
+    assert set(torch.load(tmp_path / "bad_batch.pt", weights_only=True)) == {"image", "depth"}
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    cfg = loop.LoopConfig(steps=100, warmup=10, learning_rate=1.0, final_rate=0.1)
+    rates = [loop.learning_rate(cfg, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == pytest.approx(1.0, abs=0.02)
+    assert rates[55] == pytest.approx(0.55, abs=0.01)
+    assert np.all(np.diff(rates[10:]) < 0)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_learning_happens(pool_folder: Path, tmp_path: Path) -> None:
+    """Twenty-four pictures, always seen alike, are learnt by heart."""
+    plain = [f"augment.{name}=0" for name in ("flip", "colour", "gamma", "blur", "noise", "grey")]
+    cfg = settings(
+        pool_folder,
+        "loop.steps=60",
+        "loop.log_every=15",
+        "loop.batch=8",
+        "loop.learning_rate=0.01",
+        "augment.smallest_crop=1.0",
+        *plain,
+    )
+    train(cfg, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [15, 30, 45, 60]
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+
+
+def test_the_pool_repeats_itself_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    cfg = data.PoolConfig(str(tmp_path / "a"), 12, 24, 32, views_per_scene=3, seed=5)
+    for _ in data.Pool(cfg, write=True).fill(9):
+        pass
+    for _ in data.Pool(cfg, write=True).fill(12):
+        pass
+    whole_cfg = config.replace(cfg, {"folder": str(tmp_path / "b")})
+    whole = data.Pool(whole_cfg, write=True)
+    for _ in whole.fill(12):
+        pass
+    parts = data.Pool(cfg)
+    assert len(parts) == len(whole) == 12
+    np.testing.assert_array_equal(parts.image, whole.image)
+    np.testing.assert_array_equal(parts.depth, whole.depth)
+    assert np.unique(parts.image.reshape(12, -1), axis=0).shape[0] == 12
+
+
+def test_a_full_pool_replaces_its_oldest(tmp_path: Path) -> None:
+    cfg = data.PoolConfig(str(tmp_path), 4, 24, 32, views_per_scene=2, seed=5)
+    pool = data.Pool(cfg, write=True)
+    for _ in pool.fill(4):
+        pass
+    before = pool.image.copy()
+    for _ in pool.fill(6):
+        pass
+    assert (len(pool), pool.written) == (4, 6)
+    np.testing.assert_array_equal(pool.image[2:], before[2:])
+    assert not np.array_equal(pool.image[:2], before[:2])
+
+
+def test_a_pool_of_other_settings_is_refused(tmp_path: Path) -> None:
+    cfg = data.PoolConfig(str(tmp_path / "p"), 4, 24, 32, seed=5)
+    with pytest.raises(data.DataError, match="no pool"):
+        data.Pool(cfg)
+    data.Pool(cfg, write=True)
+    with pytest.raises(data.DataError, match="other settings"):
+        data.Pool(config.replace(cfg, {"seed": 6}))
+
+
+def test_augmentation_moves_picture_and_depth_together() -> None:
+    """With colours that say the depth, picture and depth still agree after crop and flip."""
+    ramp = np.linspace(1.0, 2.0, 144, dtype=np.float32)[None, :] * np.ones((108, 1), np.float32)
+    image = np.repeat(np.round((ramp - 1) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    plain = data.AugmentConfig(0.6, colour=0.0, gamma=0.0, blur=0.0, noise=0.0, grey=0.0)
+    directions = set()
+    for seed in range(12):
+        x, z = data.augment(image, ramp, 96, 128, plain, np.random.default_rng(seed))
+        assert x.shape == (96, 128, 3) and x.dtype == np.float32
+        np.testing.assert_allclose(x.mean(axis=2), z - 1, atol=0.015)
+        directions.add(bool(z[0, 0] < z[0, -1]))
+    assert directions == {True, False}
+
+
+def test_augmented_pictures_stay_in_range_and_differ() -> None:
+    image = np.full((108, 144, 3), 128, np.uint8)
+    depth = np.ones((108, 144), np.float32)
+    cfg = data.AugmentConfig()
+    found = [
+        data.augment(image, depth, 96, 128, cfg, np.random.default_rng(k))[0] for k in range(8)
+    ]
+    assert all(x.min() >= 0 and x.max() <= 1 for x in found)
+    assert np.std([x.mean() for x in found]) > 0.01
+
+
+def test_the_shipped_student_fits_its_budget() -> None:
+    assert parameter_count(SmallUNet(StudentConfig())) * 2 < 4_000_000  # bytes as float16
+    with pytest.raises(config.ConfigError, match="five values"):
+        StudentConfig(widths=(8, 8))
+
+
+def test_export_opens_and_agrees_with_torch(pool_folder: Path, tmp_path: Path) -> None:
+    """Checkpoint -> ONNX -> DepthModel: the averaged weights, shifted, at a non-square size."""
+    cfg = settings(pool_folder, "loop.steps=4")
+    state = train(cfg, tmp_path / "run")
+    out = tmp_path / "student.onnx"
+    assert main(["export", str(tmp_path / "run" / "last.pt"), "--out", str(out)]) == 0
+    image = np.random.default_rng(0).integers(0, 255, (cfg.height, cfg.width, 3), dtype=np.uint8)
+    with DepthModel.open(ModelConfig(path=str(out), threads=1)) as model:
+        manifest = model.engine.manifest
+        assert (manifest.meaning, manifest.input.height) == (supervised.MEANING, cfg.height)
+        assert manifest.training["steps"] == 4
+        found = model.predict(image).values
+    x = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - supervised.MEAN) / supervised.STD
+    with torch.no_grad():
+        expected = state.averaged(x)[0, 0].numpy() + export.OFFSET
+    np.testing.assert_allclose(found, expected, atol=5e-3 * expected.std() + 1e-4)
+    text = out.read_bytes()
+    assert str(REPO).encode() not in text and b"site-packages" not in text
+
+
+def test_a_wrong_export_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_deviation", lambda *_: 0.5)
+    model = SmallUNet(StudentConfig((8, 8, 8, 8, 8), (0, 1, 1, 1, 1), (8, 8, 8, 8)))
+    with pytest.raises(loop.TrainingError, match="differ"):
+        export.to_onnx(model, 32, 64, tmp_path / "x.onnx", half=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--config", str(DEBUG)]
+    assert main(["supervised", *common, "--dry-run", "loop.batch=7"]) == 0
+    resolved = capsys.readouterr().out
+    assert "batch: 7" in resolved
+    assert main(["supervised", *common, "loop.bach=7"]) == 1
+    assert "loop.batch" in capsys.readouterr().err
+    run = tmp_path / "run"
+    pool = f"pool.folder={tmp_path / 'pool'}"
+    assert main(["supervised", *common, "--run", str(run), pool, "loop.steps=2"]) == 0
+    assert {"config.yaml", "environment.json", "last.pt"} <= {p.name for p in run.iterdir()}
+    shutil.rmtree(tmp_path / "pool")
+    assert main(["render", *common, pool, "pool.samples=12", "--count", "6"]) == 0
