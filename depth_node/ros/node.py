@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import sys
 import time
@@ -55,8 +56,6 @@ OUTPUTS: dict[str, type] = {
 }
 INPUTS = ("image", "camera_info", "points", "scan")
 
-# Reliable, for depth_image_proc asks for reliability and gets nothing from best effort.
-_OUTPUT_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 _SAY_AGAIN_S = 10.0
 _CLOSE_TIMEOUT_S = 30.0
 _FOREIGN_CLOCK_S = 60.0  # a picture that old, or from the future, was stamped by another clock
@@ -127,7 +126,7 @@ class DepthNode(LifecycleNode):
         try:
             for name, kind in OUTPUTS.items():
                 self._outputs[name] = self.create_publisher(
-                    kind, name, _OUTPUT_QOS, qos_overriding_options=_overriding()
+                    kind, name, _output_qos(), qos_overriding_options=_overriding()
                 )
             picture = CompressedImage if config.image_transport == "compressed" else Image
             # In this order: of messages that wait together, points are taken before their picture.
@@ -198,7 +197,7 @@ class DepthNode(LifecycleNode):
             self._pipeline = None
 
     def _forget(self) -> None:
-        """Nothing of the past counts any more: a new activation, a reset, time jumped back."""
+        """Nothing of the past counts any more: a new activation, a reset."""
         if self._lidar is not None:
             self._lidar.clear()
         self._newest_ns = 0
@@ -276,7 +275,7 @@ class DepthNode(LifecycleNode):
                 kind,
                 topic,
                 callback,
-                qos_profile_sensor_data,
+                copy.copy(qos_profile_sensor_data),  # overrides are written into it
                 qos_overriding_options=_overriding(),
             )
         )
@@ -295,12 +294,10 @@ class DepthNode(LifecycleNode):
         if self._worker is None or not self._enabled:
             return
         stamp_ns = self._stamp(message.header, "image")
-        if stamp_ns < self._newest_ns - int(self._settings.config.max_scan_age * 1e9):
-            self._say(
-                "jump", f"time jumped back by {(self._newest_ns - stamp_ns) * 1e-9:.1f} s (a bag"
-                " that loops?): scans kept so far are forgotten", info=True
-            )  # fmt: skip
-            self._forget()
+        behind_s = (self._newest_ns - stamp_ns) * 1e-9
+        if behind_s > self._settings.config.max_scan_age:
+            self._say("jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)")
+            self._newest_ns = 0  # the scans notice it by their own stamps
         self._newest_ns = max(self._newest_ns, stamp_ns)
         if self._listeners() == 0:
             self._monitor.unheard(now_s)
@@ -533,12 +530,12 @@ class DepthNode(LifecycleNode):
         model = self._pipeline.depth_model if self._pipeline is not None else None
         return f"{model.engine.manifest.name} on {model.engine.backend}" if model else ""
 
-    def _say(self, key: str, text: str, info: bool = False) -> None:
-        """Log, but the same kind of thing at most every ten seconds."""
+    def _say(self, key: str, text: str) -> None:
+        """Warn, but of the same kind of thing at most every ten seconds."""
         now_s = time.monotonic()
         if now_s - self._said.get(key, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
             self._said[key] = now_s
-            (self.get_logger().info if info else self.get_logger().warning)(text)
+            self.get_logger().warning(text)
 
 
 def _kind(error: BaseException) -> str:
@@ -556,6 +553,11 @@ def _fate(result: DepthResult) -> str:
     }
     told = ", ".join(f"{count} {fate}" for fate, count in fates.items() if count)
     return f"{told}; check T_camera_lidar or the TF tree"
+
+
+def _output_qos() -> QoSProfile:
+    """Reliable, for depth_image_proc asks for reliability and gets nothing from best effort."""
+    return QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def _overriding() -> QoSOverridingOptions:

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks small enough to be made on the spot, and quiet surroundings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any context exists: tests of this machine only, and their logs not in the home folder.
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ.setdefault("ROS_LOG_DIR", "/tmp/depth_node_test_logs")
+
+if os.environ.get("REQUIRE_ROS") == "1":
+    import rclpy  # noqa: F401 - the environment promises it, so its absence is no reason to skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """rclpy imports lark, which imports modules that Python has renamed: nobody here can help."""
+    config.addinivalue_line("filterwarnings", "ignore:module 'sre_:DeprecationWarning")
+
+
+def save_network(path: Path, layers: int = 0, size: tuple[int, int] = (48, 64)) -> Path:
+    """A network that gives the mean of the channels, after `layers` layers that only cost time."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from depth_node.engine import write_manifest
+
+    nodes, weights, name = [], [], "picture"
+    channels = 3
+    rng = np.random.default_rng(0)
+    for layer in range(layers):
+        kernel = rng.normal(size=(64, channels, 3, 3)).astype(np.float32) * 1e-3
+        weights.append(numpy_helper.from_array(kernel, f"w{layer}"))
+        nodes.append(
+            helper.make_node("Conv", [name, f"w{layer}"], [f"x{layer}"], pads=[1, 1, 1, 1])
+        )
+        name, channels = f"x{layer}", 64
+    weights.append(numpy_helper.from_array(np.array([1], np.int64), "axes"))
+    nodes.append(helper.make_node("ReduceMean", [name, "axes"], ["disparity"], keepdims=0))
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, [1, 3, *size])],
+        [helper.make_tensor_value_info("disparity", TensorProto.FLOAT, [1, *size])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    write_manifest(path, "disparity_affine_invariant")
+    return path
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Reads the disparity off the brightness of the picture."""
+    pytest.importorskip("onnx", reason="onnx, which makes the test's network, is not installed")
+    return save_network(tmp_path_factory.mktemp("network") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def slow_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Takes a good part of a second for a picture."""
+    pytest.importorskip("onnx", reason="onnx, which makes the test's network, is not installed")
+    folder = tmp_path_factory.mktemp("slow_network")
+    return save_network(folder / "slow.onnx", layers=6, size=(192, 256))

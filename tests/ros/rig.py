@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node under test and a peer that publishes to it and listens, over real middleware."""
+
+from __future__ import annotations
+
+import array
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Log
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from std_msgs.msg import Header
+from std_srvs.srv import SetBool, Trigger
+
+from depth_node.ros.node import DepthNode
+
+HEIGHT, WIDTH = 48, 64
+FOCAL = 60.0
+CLOSE = 0.05  # relative: a region's fit is cut off at the range of its points, and pixels are 8 bit
+PATIENCE_S = 40.0  # a busy machine; only a failing test waits that long
+IDENTITY = [float(value) for value in np.eye(4).reshape(-1)]
+TRANSITIONS = {
+    "configure": Transition.TRANSITION_CONFIGURE,
+    "activate": Transition.TRANSITION_ACTIVATE,
+    "deactivate": Transition.TRANSITION_DEACTIVATE,
+    "cleanup": Transition.TRANSITION_CLEANUP,
+}
+
+
+def own_domain() -> int:
+    """A ROS domain of this process, so that tests hear nobody else."""
+    return 1 + os.getpid() % 100
+
+
+def header(stamp_s: float, frame: str = "camera_optical_frame") -> Header:
+    message = Header(frame_id=frame)
+    message.stamp.sec, message.stamp.nanosec = divmod(round(stamp_s * 1e9), 1_000_000_000)
+    return message
+
+
+def picture(
+    stamp_s: float, height: int = HEIGHT, width: int = WIDTH
+) -> tuple[Image, npt.NDArray[np.float64]]:
+    """A grey picture whose brightness is the disparity, and the depth in metres that it shows.
+
+    The tiny network of conftest.py reads the disparity off it, so the true depth is known.
+    """
+    ramp = np.linspace(40, 220, width)[None, :] + np.zeros((height, 1))
+    grey = np.rint(ramp).astype(np.uint8)
+    message = Image(header=header(stamp_s), height=height, width=width, encoding="rgb8")
+    message.step = 3 * width
+    message.data = array.array("B", np.repeat(grey[..., None], 3, axis=2).tobytes())
+    return message, 100.0 / grey
+
+
+def info(stamp_s: float, height: int = HEIGHT, width: int = WIDTH, **changes: Any) -> CameraInfo:
+    message = CameraInfo(header=header(stamp_s), height=height, width=width)
+    cx, cy = (width - 1) / 2, (height - 1) / 2
+    message.distortion_model = "plumb_bob"
+    message.d = [0.0] * 5
+    message.k = [FOCAL, 0.0, cx, 0.0, FOCAL, cy, 0.0, 0.0, 1.0]
+    message.p = [FOCAL, 0.0, cx, 0.0, 0.0, FOCAL, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+def lidar_points(depth: npt.NDArray[np.float64], every: int = 3) -> npt.NDArray[np.float32]:
+    """(N, 3) points in the camera frame at every n-th pixel of a depth map."""
+    rows, cols = np.mgrid[0 : depth.shape[0] : every, 0 : depth.shape[1] : every]
+    rows, cols = rows.ravel(), cols.ravel()
+    z = depth[rows, cols]
+    x = (cols - (depth.shape[1] - 1) / 2) / FOCAL * z
+    y = (rows - (depth.shape[0] - 1) / 2) / FOCAL * z
+    return np.column_stack([x, y, z]).astype(np.float32)
+
+
+def cloud(stamp_s: float, points: npt.NDArray[np.float32], frame: str = "lidar") -> PointCloud2:
+    points = np.ascontiguousarray(points, np.float32)
+    message = PointCloud2(header=header(stamp_s, frame), height=1, width=len(points))
+    message.fields = [
+        PointField(name=name, offset=4 * axis, datatype=PointField.FLOAT32, count=1)
+        for axis, name in enumerate("xyz")
+    ]
+    message.point_step, message.row_step = 12, 12 * len(points)
+    message.data = array.array("B", points.tobytes())
+    return message
+
+
+class Rig:
+    """The node and its peer, each with an executor thread of its own."""
+
+    def __init__(
+        self, *parameters: str, node_class: type[DepthNode] = DepthNode, arguments: Any = ()
+    ) -> None:
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=own_domain())
+        command_line = ["--ros-args", *arguments]
+        for parameter in parameters:
+            command_line += ["-p", parameter]
+        self.node = node_class(context=self.context, cli_args=command_line)
+        self.peer = Node("peer", context=self.context)
+        self.received: dict[str, list[Any]] = {}
+        self.logs: list[str] = []
+        self._publishers: dict[str, Any] = {}
+        self._clients: dict[str, Any] = {}
+        self._threads: list[tuple[SingleThreadedExecutor, threading.Thread]] = []
+        logs = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.peer.create_subscription(Log, "/rosout", lambda m: self.logs.append(m.msg), logs)
+        for node in (self.node, self.peer):
+            executor = SingleThreadedExecutor(context=self.context)
+            executor.add_node(node)
+            thread = threading.Thread(target=executor.spin, daemon=True)
+            thread.start()
+            self._threads.append((executor, thread))
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for executor, thread in self._threads:
+            executor.shutdown()
+            thread.join(5)
+        self._threads.clear()
+        self._clients.clear()
+        self._publishers.clear()
+        for node in (self.node, self.peer):
+            node.destroy_node()
+        del node, self.node, self.peer
+        # The lifecycle services and the node's place in /rosout live until the objects are gone,
+        # and a later test would meet them.
+        gc.collect()
+        rclpy.shutdown(context=self.context)
+
+    # --- the node's services ---------------------------------------------------------------------
+
+    def call(self, kind: Any, name: str, request: Any) -> Any:
+        if name not in self._clients:
+            self._clients[name] = self.peer.create_client(kind, name)
+            assert self._clients[name].wait_for_service(PATIENCE_S), name
+        future = self._clients[name].call_async(request)
+        until(future.done, PATIENCE_S, f"an answer of {name}")
+        return future.result()
+
+    def change(self, transition: str) -> bool:
+        request = ChangeState.Request()
+        request.transition.id = TRANSITIONS[transition]
+        return bool(self.call(ChangeState, "/depth_node/change_state", request).success)
+
+    def state(self) -> str:
+        answer = self.call(GetState, "/depth_node/get_state", GetState.Request())
+        return str(answer.current_state.label)
+
+    def start(self) -> Rig:
+        """Configured and active, or the test fails with what the node said."""
+        for transition in ("configure", "activate"):
+            assert self.change(transition), self.logs
+        return self
+
+    def enable(self, on: bool) -> None:
+        assert self.call(SetBool, "/depth_node/enable", SetBool.Request(data=on)).success
+
+    def reset(self) -> None:
+        assert self.call(Trigger, "/depth_node/reset", Trigger.Request()).success
+
+    # --- topics ----------------------------------------------------------------------------------
+
+    def listen(self, kind: type, topic: str) -> list[Any]:
+        """Collect a topic, reliably; returns once the node knows that somebody listens."""
+        name = f"/depth_node/{topic}" if not topic.startswith("/") else topic
+        messages: list[Any] = self.received.setdefault(topic, [])
+        quality = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+        self.peer.create_subscription(kind, name, messages.append, quality)
+        until(
+            lambda: self._heard(name), PATIENCE_S, f"a publisher of {name} that knows its listener"
+        )
+        return messages
+
+    def publish(self, topic: str, message: Any) -> None:
+        if topic not in self._publishers:
+            self._publishers[topic] = self.peer.create_publisher(type(message), topic, 10)
+        publisher = self._publishers[topic]
+        until(
+            lambda: publisher.get_subscription_count() > 0, PATIENCE_S, f"a subscriber of {topic}"
+        )
+        publisher.publish(message)
+
+    def show(
+        self, stamp_s: float, points: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Publish camera_info, points (those that the picture shows) and the picture."""
+        image, depth = picture(stamp_s)
+        points = lidar_points(depth) if points is None else points
+        scans = self.node._monitor.total("scan")
+        self.publish("camera_info", info(stamp_s))
+        if len(points):
+            self.publish("points", cloud(stamp_s, points))
+            until(lambda: self.node._monitor.total("scan") > scans, PATIENCE_S, "the scan")
+        until(lambda: self.node._info is not None, PATIENCE_S, "camera_info")
+        self.publish("image", image)
+        return depth
+
+    def silent(self) -> None:
+        """Wait until every picture that arrived has had its fate."""
+        count = self.node._monitor.total
+
+        def settled() -> bool:
+            fates = ("published", "dropped", "refused", "failed", "unheard")
+            return count("image") > 0 and sum(map(count, fates)) >= count("image")
+
+        until(settled, PATIENCE_S, "the fate of every picture")
+
+    def said(self, words: str, timeout_s: float = PATIENCE_S) -> str:
+        """The log line with these words."""
+        until(lambda: any(words in line for line in self.logs), timeout_s, f"{words!r} in the log")
+        return next(line for line in self.logs if words in line)
+
+    def _heard(self, name: str) -> bool:
+        outputs = self.node._outputs.values()
+        known = {publisher.topic_name: publisher for publisher in outputs}
+        if name not in known:
+            return self.peer.count_publishers(name) > 0
+        return bool(known[name].get_subscription_count() > 0)
+
+
+def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Wait for a condition; fail with what was waited for."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {timeout_s:g} s in vain for {what}")
+        time.sleep(0.005)

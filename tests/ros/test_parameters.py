@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters: the documentation is what the code says, and the YAML files fit it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+
+import yaml
+
+from depth_node.config import ConfigError, build, describe
+from depth_node.ros.parameters import NodeConfig, descriptor, markdown
+
+IDENTITY = [1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
+
+
+def test_the_committed_documentation_is_up_to_date(repo: Path) -> None:
+    assert (repo / "docs/parameters.md").read_text() == markdown(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", ["depth_node.yaml", "laserscan.yaml"])
+def test_the_parameter_files_can_be_used(repo: Path, name: str) -> None:
+    values = yaml.safe_load((repo / "config" / name).read_text())
+    assert list(values) == ["/**"], "whatever the node's name and namespace"
+    build(NodeConfig, values["/**"]["ros__parameters"])
+
+
+def test_every_parameter_says_what_it_does() -> None:
+    for item in describe(NodeConfig):
+        assert len(item.description) > 10, item.name
+        assert descriptor(item).description.startswith(item.description)
+
+
+def test_extrinsics_are_checked() -> None:
+    assert NodeConfig().fixed_extrinsics() is None
+    matrix = NodeConfig(T_camera_lidar=tuple(IDENTITY)).fixed_extrinsics()
+    assert matrix is not None
+    assert matrix.shape == (4, 4)
+    with pytest.raises(ConfigError, match="no rotation"):
+        NodeConfig(T_camera_lidar=(2.0, *IDENTITY[1:]))
+    with pytest.raises(ConfigError, match="lidar_sources"):
+        NodeConfig(lidar_sources=())

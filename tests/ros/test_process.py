@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node as a process of its own: command line, parameter file, signals, exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+
+import rclpy
+from lifecycle_msgs.srv import ChangeState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rig import (
+    IDENTITY,
+    PATIENCE_S,
+    TRANSITIONS,
+    cloud,
+    info,
+    lidar_points,
+    own_domain,
+    picture,
+    until,
+)
+from sensor_msgs.msg import Image
+
+
+class Process:
+    """`depth_node` in a process of its own, and a peer in this one."""
+
+    def __init__(self, *arguments: str) -> None:
+        domain = own_domain()
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "depth_node.ros.node", "--ros-args", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, domain_id=domain)
+        self.peer = Node("peer", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.peer)
+        self._spinner = threading.Thread(target=self._executor.spin, daemon=True)
+        self._spinner.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(iter(self.process.stdout.readline, ""))
+
+    def said(self, words: str, timeout_s: float = PATIENCE_S) -> str:
+        def found() -> list[str]:
+            return [line for line in self.lines if words in line]
+
+        until(lambda: bool(found()), timeout_s, f"{words!r} in the output, which is {self.lines}")
+        return found()[0]
+
+    def change(self, transition: str) -> bool:
+        client = self.peer.create_client(ChangeState, "/depth_node/change_state")
+        assert client.wait_for_service(PATIENCE_S), self.lines
+        request = ChangeState.Request()
+        request.transition.id = TRANSITIONS[transition]
+        future = client.call_async(request)
+        until(future.done, PATIENCE_S, f"{transition} to end")
+        return bool(future.result().success)
+
+    def end(self, number: int) -> int:
+        """Signal the node; its exit status."""
+        self.process.send_signal(number)
+        status = self.process.wait(PATIENCE_S)
+        self._reader.join(5)
+        return status
+
+    def close(self) -> None:
+        if not self._context.ok():
+            return  # closed already
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(5)
+        self._reader.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._executor.shutdown()
+        self._spinner.join(5)
+        self.peer.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+
+@pytest.fixture
+def parameters(tmp_path: Path, slow_network: Path) -> Path:
+    path = tmp_path / "parameters.yaml"
+    path.write_text(
+        "depth_node:\n  ros__parameters:\n"
+        f"    model: {{path: {slow_network}, threads: 1}}\n"
+        f"    T_camera_lidar: {IDENTITY}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def running(parameters: Path) -> Iterator[Process]:
+    process = Process("--params-file", str(parameters))
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_inference_ends_the_node_cleanly(running: Process, number: int) -> None:
+    assert running.change("configure"), running.lines
+    assert running.change("activate"), running.lines
+    depths: list[Image] = []
+    running.peer.create_subscription(Image, "/depth_node/depth/image_rect", depths.append, 10)
+    image, depth = picture(1.0)
+    publishers = []
+    for topic, message in (
+        ("camera_info", info(1.0)),
+        ("points", cloud(1.0, lidar_points(depth))),
+        ("image", image),
+    ):
+        publisher = running.peer.create_publisher(type(message), topic, 10)
+        until(
+            lambda p=publisher: p.get_subscription_count() > 0,
+            PATIENCE_S,
+            f"a subscriber of {topic}",
+        )
+        publishers.append((publisher, message))
+    end = time.monotonic() + PATIENCE_S
+    while not depths and time.monotonic() < end:  # until the node has discovered its listener
+        for publisher, message in publishers:
+            publisher.publish(message)
+        time.sleep(0.1)
+    assert depths, running.lines
+    publishers[-1][0].publish(image)
+    time.sleep(0.15)  # the network takes far longer than that
+    assert running.end(number) == 0, running.lines
+    assert not [line for line in running.lines if "Traceback" in line or "Error" in line]
+
+
+def test_an_unknown_parameter_in_the_file_is_refused_with_a_hint(
+    running: Process, parameters: Path
+) -> None:
+    running.close()
+    parameters.write_text(parameters.read_text() + "    fit: {metod: slf}\n")
+    again = Process("--params-file", str(parameters))
+    try:
+        assert not again.change("configure")
+        again.said("unknown parameter fit.metod: did you mean fit.method?")
+        assert again.end(signal.SIGINT) == 0
+        assert not [line for line in again.lines if "Traceback" in line]
+    finally:
+        again.close()
+
+
+def test_a_parameter_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("depth_node:\n  ros__parameters:\n    T_camera_lidar: [1, 0.5]\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "depth_node.ros.node", "--ros-args", "--params-file", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 2
+    assert "depth_node:" in done.stderr
+    assert "bad.yaml" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LatestWorker: the newest wins, an exception is no end, closing waits."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from depth_node.ros.worker import LatestWorker
+
+
+def test_the_newest_wins_and_whoever_offers_hears_of_drops() -> None:
+    started, go_on, done = threading.Event(), threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def work(item: int) -> None:
+        seen.append(item)
+        started.set()
+        assert go_on.wait(5)
+        if item == 3:
+            done.set()
+
+    worker = LatestWorker(work, lambda error: None, "test")
+    assert not worker.offer(0)
+    assert started.wait(5)
+    dropped = [worker.offer(item) for item in (1, 2, 3)]
+    assert dropped == [False, True, True]
+    go_on.set()
+    assert done.wait(5)
+    assert worker.close(5)
+    assert seen == [0, 3]
+
+
+def test_an_exception_is_reported_and_the_next_item_works() -> None:
+    errors: list[Exception] = []
+    done = threading.Event()
+
+    def work(item: int) -> None:
+        if item == 0:
+            raise RuntimeError("boom")
+        done.set()
+
+    failed = threading.Event()
+    worker = LatestWorker(work, lambda error: (errors.append(error), failed.set()), "test")
+    worker.offer(0)
+    assert failed.wait(5)
+    worker.offer(1)
+    assert done.wait(5)
+    assert worker.close(5)
+    assert [str(error) for error in errors] == ["boom"]
+
+
+def test_close_finishes_the_item_at_hand_and_leaves_the_waiting_one() -> None:
+    started, go_on = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def work(item: int) -> None:
+        started.set()
+        assert go_on.wait(5)
+        seen.append(item)
+
+    worker = LatestWorker(work, lambda error: None, "test")
+    worker.offer(0)
+    assert started.wait(5)
+    worker.offer(1)
+    assert not worker.close(0.01), "still at work"
+    go_on.set()
+    assert worker.close(5)
+    assert seen == [0]
