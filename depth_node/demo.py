@@ -89,7 +89,8 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the user may choose; size is (height, width), frames a folder to render into."""
+    """What may be chosen: size is (height, width), frames a folder to render into, views how many
+    are rendered to be played back and forth."""
 
     config: PipelineConfig = field(default_factory=PipelineConfig)
     seconds: float = 20.0
@@ -97,6 +98,7 @@ class DemoOptions:
     size: tuple[int, int] = (480, 640)
     seed: int = 10
     frames: Path | None = None
+    views: int = VIEWS
 
     def __post_init__(self) -> None:
         if not (0.5 <= self.seconds <= 3600 and 0.1 <= self.rate_hz <= 100):
@@ -150,7 +152,7 @@ def run(options: DemoOptions, out: Path, progress: Progress) -> DemoReport:
         frames = options.frames or folder / "frames"
         frames.mkdir(parents=True, exist_ok=True)
         render(options, frames, progress)
-        live = _run_live(options, frames, folder, progress)
+        live = run_live(options, frames, folder, progress)
         return _judge(options, frames, folder, live, out, progress)
 
 
@@ -159,7 +161,7 @@ def run(options: DemoOptions, out: Path, progress: Progress) -> DemoReport:
 
 def render(options: DemoOptions, folder: Path, progress: Progress) -> None:
     """Views of a room with truth and LiDAR as frame folders; those that are there already stay."""
-    count = min(VIEWS, options.pictures)
+    count = min(options.views, options.pictures)
     note = folder / "rendered.json"
     request = {"seed": options.seed, "size": list(options.size), "count": count}
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == request:
@@ -276,8 +278,8 @@ class Child:
 
 
 @dataclass
-class _Live:
-    """What the processes told."""
+class Live:
+    """What the processes told: pictures sent and depth images received, the listener's report."""
 
     published: int = 0
     received: int = 0
@@ -315,15 +317,24 @@ def _node_parameters(config: PipelineConfig) -> dict[str, Any]:
     return {"/**": {"ros__parameters": {**values, **extra}}}
 
 
-def _run_live(options: DemoOptions, frames: Path, folder: Path, progress: Progress) -> _Live:
+def run_live(
+    options: DemoOptions, frames: Path, folder: Path, progress: Progress, bare: bool = False
+) -> Live:
+    """Camera, node and listener as processes until all pictures have gone through.
+
+    folder: an empty one for what they leave. bare: in place of the node one that does nothing but
+    answer each picture with a depth image of its size.
+    """
     parameters = folder / "node.yaml"
     parameters.write_text(yaml.safe_dump(_node_parameters(options.config)), encoding="utf-8")
     env = _environment(folder)
     keep_every = max(1, options.pictures // SCORED)
+    node = ["-m", "depth_node.ros.node", "--ros-args", "--params-file", str(parameters)]
     commands = {
-        "node": ["-m", "depth_node.ros.node", "--ros-args", "--params-file", str(parameters)],
+        "node": ["-m", "depth_node.ros.demo", "bare", str(folder)] if bare else node,
         "listener": ["-m", "depth_node.ros.demo", "listen", str(folder),
-                     "--keep-every", str(keep_every), "--timeout", str(PATIENCE_S)],
+                     "--keep-every", str(keep_every), "--timeout", str(PATIENCE_S),
+                     *(["--no-lifecycle"] if bare else [])],
         "publisher": ["-m", "depth_node.ros.demo", "publish", str(folder), "--frames", str(frames),
                       "--rate", str(options.rate_hz), "--count", str(options.pictures)],
     }  # fmt: skip
@@ -345,13 +356,13 @@ def _conduct(
     children: dict[str, Child],
     events: queue.Queue[tuple[str, dict[str, Any]]],
     progress: Progress,
-) -> _Live:
+) -> Live:
     """Wait until all are ready, let the pictures go, gather what comes back."""
-    with progress("starting camera, node and listener", 4) as advance:
-        for name, event in _events(children, events, {"loaded", "state", "ready"}, 4):
-            advance(event.get("transition", name))
+    with progress("starting camera, node and listener", 2) as advance:
+        for name, _ in _events(children, events, {"loaded", "ready"}, 2):
+            advance(name)
     children["publisher"].tell("go")
-    live = _Live()
+    live = Live()
     bar = progress("live: pictures in, depth out", options.pictures)
     with bar as advance:
         end: float | None = None  # for what is still on its way after the last picture
@@ -419,7 +430,7 @@ def _sentence(children: dict[str, Child], reason: str, name: str = "node") -> st
 
 
 def _judge(
-    options: DemoOptions, frames: Path, folder: Path, live: _Live, out: Path, progress: Progress
+    options: DemoOptions, frames: Path, folder: Path, live: Live, out: Path, progress: Progress
 ) -> DemoReport:
     """Score what came against the truth and the other methods; draw."""
     index_of = {

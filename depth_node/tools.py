@@ -142,8 +142,7 @@ def _add_demo(commands: Any) -> None:
 def _run_demo(options: argparse.Namespace) -> int:
     from depth_node import demo
 
-    if importlib.util.find_spec("rclpy") is None:
-        raise UsageError(f"the demo needs ROS 2, which is not here: {ROS_CURE}")
+    need_ros()
     screen = console()
     config = pipeline_config(options)
     try:
@@ -190,6 +189,12 @@ def _run_demo(options: argparse.Namespace) -> int:
         facts["panels"] = [str(path) for path in report.panels]
         write_json(options.json, {**facts, "quantiles_ms": report.quantiles()})
     return 0
+
+
+def need_ros() -> None:
+    """UsageError on a machine without ROS 2."""
+    if importlib.util.find_spec("rclpy") is None:
+        raise UsageError(f"this needs ROS 2, which is not here: {ROS_CURE}")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -379,6 +384,7 @@ def _add_bench(commands: Any) -> None:
         kind = kinds.add_parser(name, help=what)
         kind.add_argument("--repeats", type=int, default=0, metavar="N", help="more: steadier")
         kind.add_argument("--model", default=EMBEDDED, metavar="FILE")
+        kind.add_argument("--manifest", default="", metavar="FILE")
         kind.add_argument("--out", type=Path, default=Path("bench_output"), metavar="DIR")
         kind.set_defaults(run=_run_speed, benchmark=name)
 
@@ -436,32 +442,36 @@ def _integers(name: str, text: str) -> list[int]:
 
 
 def _run_speed(options: argparse.Namespace) -> int:
-    from depth_node import speed
+    from depth_node import demo, speed
 
     screen = console()
     names = ("fit", "engine", "node") if options.benchmark == "speed" else (options.benchmark,)
     for name in names:
-        with progress(screen, f"measuring {name}", None):
-            if name == "node":
-                report = _node_speed(options)
-            else:
-                measure = {"fit": speed.measure_fit, "engine": speed.measure_engine}[name]
-                report = measure(options.model, repeats=options.repeats)
+        if name == "node":
+            need_ros()
+            try:
+                report = speed.measure_node(
+                    options.model,
+                    options.manifest,
+                    options.repeats,
+                    lambda what, total: progress(screen, what, total),
+                )
+            except demo.DemoError as error:
+                print(f"depth_tools: the node could not be measured: {error}", file=sys.stderr)
+                return 1
+        else:
+            with progress(screen, f"measuring {name}", None):
+                if name == "fit":
+                    report = speed.measure_fit(options.repeats)
+                else:
+                    report = speed.measure_engine(options.model, options.manifest, options.repeats)
         print_table(screen, report.title, report.head, report.rows, set())
         for note in report.notes:
             screen.print(f"  {note}")
-        write_json(options.out / f"{name}.json", report.values)
+        write_json(options.out / f"{name}.json", {**report.values, "machine": speed.machine()})
         write_text(options.out / f"{name}.md", speed.markdown(report))
-    screen.print(f"written: {options.out}/*.json and *.md (blocks for docs/benchmarks.md)")
+    screen.print(f"written: {options.out}/*.json, and *.md for docs/benchmarks.md")
     return 0
-
-
-def _node_speed(options: argparse.Namespace) -> Any:
-    try:
-        from depth_node.ros import latency
-    except ImportError as error:
-        raise UsageError(f"this benchmark needs ROS 2, not here ({error}): {ROS_CURE}") from None
-    return latency.measure(options.model, repeats=options.repeats)
 
 
 # ----------------------------------------------------------------------------------------- doctor
@@ -650,10 +660,9 @@ def _run_models_manifest(options: argparse.Namespace) -> int:
 
 
 def _run_parameters(options: argparse.Namespace) -> int:
-    try:
-        from depth_node.ros import parameters
-    except ImportError as error:
-        raise UsageError(f"this needs ROS 2, which is not here ({error}): {ROS_CURE}") from None
+    need_ros()
+    from depth_node.ros import parameters
+
     print(parameters.markdown(), end="")
     return 0
 

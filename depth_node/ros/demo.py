@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two processes beside the node in the live demo: a camera with a LiDAR, and a listener.
+"""The processes beside the node in the live demo: a camera with a LiDAR, and a listener.
 
 `python -m depth_node.ros.demo publish FOLDER ...` plays rendered frames as a driver would and notes
 in FOLDER what it published when; `python -m depth_node.ros.demo listen FOLDER ...` brings the
 lifecycle node to active and keeps what it publishes. Both talk to the demo by lines of JSON on
 their standard output and take the words `go` and `stop` on their standard input; when that ends, so
-do they.
+do they. `bare` stands in for the node where its cost is measured.
 """
 
 from __future__ import annotations
@@ -178,9 +178,11 @@ class Listener:
 
 def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
     """Bring the node to active, then listen until told to stop; report what came."""
-    change(node, Transition.TRANSITION_CONFIGURE, "configure", options.timeout)
+    if options.lifecycle:
+        change(node, Transition.TRANSITION_CONFIGURE, "configure", options.timeout)
     listener = Listener(node, options.folder, options.keep_every)
-    change(node, Transition.TRANSITION_ACTIVATE, "activate", options.timeout)
+    if options.lifecycle:
+        change(node, Transition.TRANSITION_ACTIVATE, "activate", options.timeout)
     # The node does no work while nobody listens: it must have found us before the first picture.
     topic = f"{NODE}/depth/image_rect"
     spin_until(node, lambda: node.count_publishers(topic) > 0, options.timeout, f"no {topic}")
@@ -195,8 +197,9 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
         arrival_ms=listener.arrival_ms,
         diagnostics=listener.diagnostics,
     )
-    change(node, Transition.TRANSITION_DEACTIVATE, "deactivate", options.timeout)
-    change(node, Transition.TRANSITION_CLEANUP, "cleanup", options.timeout)
+    if options.lifecycle:
+        change(node, Transition.TRANSITION_DEACTIVATE, "deactivate", options.timeout)
+        change(node, Transition.TRANSITION_CLEANUP, "cleanup", options.timeout)
     say("done")
 
 
@@ -223,8 +226,29 @@ def spin_until(node: Node, done: Callable[[], bool], timeout_s: float, trouble: 
         rclpy.spin_once(node, timeout_sec=0.05)
 
 
+# ------------------------------------------------------------------------------------- bare node
+
+
+def answer_barely(options: argparse.Namespace, node: Node, words: Words) -> None:
+    """What a node costs that does nothing: each picture is answered with zeros of its size."""
+    out = node.create_publisher(Image, f"{NODE}/depth/image_rect", QoSProfile(depth=5))
+    zeros: dict[tuple[int, int], np.ndarray] = {}
+
+    def answer(message: Image) -> None:
+        size = (message.height, message.width)
+        depth = zeros.setdefault(size, np.zeros(size, np.float32))
+        out.publish(messages.image_message(depth, "32FC1", message.header))
+
+    node.create_subscription(Image, "image", answer, qos_profile_sensor_data)
+    while words.said() != "stop":
+        rclpy.spin_once(node, timeout_sec=0.05)
+
+
+ROLES = {"publish": publish, "listen": listen, "bare": answer_barely}
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one of the two processes."""
+    """Run one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
     publishing = roles.add_parser("publish")
@@ -234,14 +258,15 @@ def main(arguments: list[str] | None = None) -> int:
     listening = roles.add_parser("listen")
     listening.add_argument("--keep-every", type=int, required=True)
     listening.add_argument("--timeout", type=float, default=60.0)
-    for role in (publishing, listening):
+    listening.add_argument("--no-lifecycle", dest="lifecycle", action="store_false")
+    for role in (publishing, listening, roles.add_parser("bare")):
         role.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the demo tells us when to stop
     rclpy.init(args=[], signal_handler_options=rclpy.SignalHandlerOptions.NO)
     node = rclpy.create_node(f"demo_{options.role}", start_parameter_services=False)
     try:
-        (publish if options.role == "publish" else listen)(options, node, Words())
+        ROLES[options.role](options, node, Words())
     except RuntimeError as error:
         say("failed", reason=str(error))
         return 1

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the parts are, each against a rival in the same run; for docs/benchmarks.md.
+
+Ours and the rival take turns, so that whatever else the machine does hits both. Ratios compare the
+medians of processor time, which other processes on the machine disturb least; on an idle one it is
+the time on the clock, whose median and spread (10 % and 90 % quantile) stand beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node import demo
+from depth_node.config import build
+from depth_node.engine import open_engine, ort
+from depth_node.fitting import FitConfig, fit
+from depth_node.pipeline import PipelineConfig
+from depth_node.prediction import Prediction
+from depth_node.projection import SparseDepth
+
+HEIGHT, WIDTH, REGIONS, POINTS = 480, 640, 100, 1000
+NODE_SIZE = (720, 1280)
+NODE_RATE_HZ = 4.0
+NODE_OVERHEAD_MS = 15.0  # what the node may add to a bare one besides fit and segmentation
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """A table for people, the same numbers for machines, and what must be known to read them."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    values: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def machine() -> str:
+    """Processor, cores and versions, for the page of benchmarks."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
+    return f"{name}, {os.cpu_count()} cores, {versions}, OpenCV {cv2.__version__}"
+
+
+def markdown(report: SpeedReport) -> str:
+    """The report as a block for docs/benchmarks.md."""
+    lines = [
+        f"### {report.title}",
+        "",
+        "| " + " | ".join(report.head) + " |",
+        "|---|" + "--:|" * (len(report.head) - 1),
+        *("| " + " | ".join(row) + " |" for row in report.rows),
+        "",
+        *(f"- {note}" for note in report.notes),
+        f"- {machine()}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------ timing
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Keep this process on one core, where the system allows that."""
+    threads = cv2.getNumThreads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    try:
+        cv2.setNumThreads(1)
+        if cores:
+            os.sched_setaffinity(0, {max(cores)})
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of every call of one part: on the clock, and of the processor."""
+
+    wall: NDArray[np.float64]
+    cpu: NDArray[np.float64]
+
+    def facts(self) -> dict[str, float]:
+        """Medians and the spread on the clock, for JSON."""
+        low, median, high = np.percentile(self.wall, (10, 50, 90)).tolist()
+        cpu = float(np.median(self.cpu))
+        return {"median_ms": median, "p10_ms": low, "p90_ms": high, "cpu_ms": cpu}
+
+
+def take_turns(parts: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
+    """Times of every part, (repeats,) each; one call of each is left out as warm-up."""
+    wall: dict[str, list[float]] = {name: [] for name in parts}
+    cpu: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in range(repeats + 1):
+        for name, call in parts.items():
+            start, begin = time.perf_counter(), time.process_time()
+            call()
+            if turn:
+                cpu[name].append((time.process_time() - begin) * 1e3)
+                wall[name].append((time.perf_counter() - start) * 1e3)
+    return {name: Times(np.array(wall[name]), np.array(cpu[name])) for name in parts}
+
+
+TIMES_HEAD = ("", "median ms", "10 % to 90 %", "CPU ms", "ratio (CPU)")
+
+
+def _row(name: str, found: Mapping[str, float], base: Mapping[str, float]) -> tuple[str, ...]:
+    spread = f"{found['p10_ms']:.2f} to {found['p90_ms']:.2f}"
+    ratio = found["cpu_ms"] / base["cpu_ms"]
+    return name, f"{found['median_ms']:.2f}", spread, f"{found['cpu_ms']:.2f}", f"{ratio:.3g}"
+
+
+# --------------------------------------------------------------------------------------------- fit
+
+
+def fit_problem(seed: int = 0) -> tuple[Prediction, SparseDepth, NDArray[np.int32]]:
+    """A picture's worth of work: about 100 regions of different size, 1000 points."""
+    rng = np.random.default_rng(seed)
+    seeds = rng.uniform(0, 1, (REGIONS, 2)) * (HEIGHT, WIDTH)
+    rows, cols = np.mgrid[:HEIGHT, :WIDTH]
+    distance = [(rows - r) ** 2 + (cols - c) ** 2 for r, c in seeds]
+    labels = np.argmin(distance, axis=0).astype(np.int32) + 1
+    depth = 2.0 + 3.0 * rows / HEIGHT + rng.uniform(0, 1, REGIONS)[labels - 1]
+    disparity = (rng.uniform(0.5, 2.0, REGIONS)[labels - 1] / depth).astype(np.float32)
+    disparity += 0.02 * cv2.GaussianBlur(
+        rng.normal(size=labels.shape).astype(np.float32), (0, 0), 9
+    )
+    at = rng.choice(HEIGHT * WIDTH, POINTS, replace=False)
+    r, c = np.divmod(at, WIDTH)
+    z = depth[r, c] * (1 + 0.01 * rng.normal(size=POINTS))
+    return (
+        Prediction(disparity, "disparity_affine_invariant"),
+        SparseDepth.from_arrays(r, c, z.astype(np.float32)),
+        labels,
+    )
+
+
+def plain_ssf(
+    relative: NDArray[np.floating], sparse: NDArray[np.floating], labels: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """SSF as one writes it first: a mask per region and numpy.linalg.lstsq; the rival of fit().
+
+    relative (H, W); sparse (H, W) metres, NaN = not measured; labels (H, W) 1..K. A region with
+    fewer than 5 points borrows from its neighbours ring by ring. Returns (H, W) metres.
+    """
+    height, width = labels.shape
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    known = np.isfinite(sparse)
+    out = np.full(labels.shape, np.nan)
+    for label in range(1, int(labels.max()) + 1):
+        region = labels == label
+        used, members = known & region, region
+        while used.sum() < 5 and not members.all():
+            ring = cv2.dilate(members.astype(np.uint8), np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]],
+                                                                 np.uint8))  # fmt: skip
+            members = np.isin(labels, np.unique(labels[ring > 0]))
+            used = known & members
+        columns = np.stack([relative[used], x[used], y[used], np.ones(int(used.sum()))], axis=1)
+        s, a, b, t = np.linalg.lstsq(columns, sparse[used], rcond=None)[0]
+        out[region] = s * relative[region] + a * x[region] + b * y[region] + t
+    return out
+
+
+def measure_fit(repeats: int = 0) -> SpeedReport:
+    """SSF for 640x480, 1000 points, 100 regions on one core."""
+    prediction, points, labels = fit_problem()
+    sparse = points.to_map(HEIGHT, WIDTH)
+    relative = prediction.relative_depth()
+    out = np.empty(labels.shape, np.float32)
+    bits = labels.view(np.float32)
+
+    def ours(mode: str) -> NDArray[np.float32]:
+        fresh = Prediction(prediction.values, prediction.kind)  # nothing is kept from before
+        return fit(fresh, points, labels, config=FitConfig(method="ssf", mode=mode)).depth
+
+    with one_core():
+        times = take_turns(
+            {
+                "ssf": lambda: ours("paper"),
+                "ssf, sensor mode": lambda: ours("sensor"),
+                "plain loop": lambda: plain_ssf(relative, sparse, labels),
+                # The bits of the labels are added as if they were numbers: what counts is that two
+                # maps are read and one is written.
+                "memory": lambda: np.add(relative, bits, out=out),
+            },
+            repeats or 15,
+        )
+    found = {name: one.facts() for name, one in times.items()}
+    plain = plain_ssf(relative, sparse, labels)
+    guarded = np.clip(plain, 0.05, 200.0)  # as the settings' limits do
+    agreement = float(np.median(np.abs(ours("paper") - guarded) / guarded))
+    rows = [
+        _row("our SSF, paper mode", found["ssf"], found["ssf"]),
+        _row("our SSF, sensor mode", found["ssf, sensor mode"], found["ssf"]),
+        _row("masks and numpy.linalg.lstsq", found["plain loop"], found["ssf"]),
+        _row("memory traffic alone", found["memory"], found["ssf"]),
+    ]
+    speedup = found["plain loop"]["cpu_ms"] / found["ssf"]["cpu_ms"]
+    share = found["memory"]["cpu_ms"] / found["ssf"]["cpu_ms"]
+    return SpeedReport(
+        "Fit: SSF, 640x480, 1000 points, 100 regions, one core",
+        TIMES_HEAD,
+        rows,
+        {
+            **found,
+            "speedup": speedup,
+            "memory_share": share,
+            "median_relative_difference": agreement,
+        },
+        [
+            f"{speedup:.0f} times as fast as the plain loop (aim: 20 and at most 8 ms); pure"
+            f" memory traffic is {share:.0%} of it",
+            f"both give the same depth: median relative difference {agreement:.1e}; ours also"
+            " gives a standard deviation for every pixel and a row for every region",
+        ],
+    )
+
+
+# ------------------------------------------------------------------------------------------ engine
+
+
+def measure_engine(model: str, manifest: str = "", repeats: int = 0) -> SpeedReport:
+    """Our way to ONNX Runtime against its own session, same model, one thread."""
+    with open_engine(model, manifest=manifest or None, threads=1) as engine:
+        spec = engine.manifest.input
+        tensor = np.random.default_rng(0).uniform(0, 1, spec.shape).astype(spec.dtype)
+        name, output = engine.manifest.input_name, engine.manifest.output_name
+        session = ort._session(Path(engine.details["model"]), 1)
+        times = take_turns(
+            {
+                "ours": lambda: engine.run(tensor),
+                "onnxruntime": lambda: session.run([output], {name: tensor}),
+            },
+            repeats or 200,
+        )
+        title = f"Engine: {engine.manifest.name}, {spec.width}x{spec.height}, one thread"
+    found = {name: one.facts() for name, one in times.items()}
+    plain = found["onnxruntime"]
+    ratio = found["ours"]["cpu_ms"] / plain["cpu_ms"]
+    return SpeedReport(
+        title,
+        TIMES_HEAD,
+        [
+            _row("our engine", found["ours"], plain),
+            _row("onnxruntime's session", plain, plain),
+        ],
+        {**found, "ratio": ratio},
+        [f"{ratio:.3f} times the time of ONNX Runtime itself (aim: at most 1.05)"],
+    )
+
+
+# -------------------------------------------------------------------------------------------- node
+
+
+STAGES = ("preprocess", "engine", "postprocess", "project", "segment", "fit", "publish")
+
+
+def measure_node(model: str, manifest: str, repeats: int, progress: demo.Progress) -> SpeedReport:
+    """Stamp to publish at 1280x720 of the node and of a bare rclpy node, processes of their own.
+
+    The bare node takes the same picture and publishes a 32FC1 image of the same size.
+    """
+    config = build(PipelineConfig, {"model": {"path": model, "manifest": manifest}})
+    count = repeats or 40
+    options = demo.DemoOptions(config, count / NODE_RATE_HZ, NODE_RATE_HZ, NODE_SIZE, views=4)
+    times: dict[str, list[float]] = {"bare": [], "node": []}
+    counts = {"bare": 0, "node": 0}
+    stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    with tempfile.TemporaryDirectory(prefix="depth_bench_") as temporary:
+        frames = Path(temporary) / "frames"
+        demo.render(options, frames, progress)
+        for turn in range(4):
+            who = ("bare", "node")[turn % 2]
+            folder = Path(temporary) / f"{turn}"
+            folder.mkdir()
+            live = demo.run_live(options, frames, folder, progress, bare=who == "bare")
+            times[who] += live.report["latency_ms"]
+            counts[who] += live.published
+            for stage, found in stages.items():
+                if f"{stage} [ms]" in live.report["diagnostics"]:
+                    found.append(float(live.report["diagnostics"][f"{stage} [ms]"]))
+    stage_ms = {stage: float(np.mean(found)) for stage, found in stages.items() if found}
+    quantiles = {who: np.percentile(found, (50, 95, 99)) for who, found in times.items()}
+    without = quantiles["node"] - stage_ms["engine"]
+    added = float(without[0] - quantiles["bare"][0])
+    allowed = NODE_OVERHEAD_MS + stage_ms["fit"] + stage_ms["segment"]
+    rows = [
+        ("bare rclpy node", *(f"{value:.1f}" for value in quantiles["bare"])),
+        ("depth_node", *(f"{value:.1f}" for value in quantiles["node"])),
+        ("depth_node without the network", *(f"{value:.1f}" for value in without)),
+        *((f"stage: {stage}", f"{ms:.1f}", "", "") for stage, ms in stage_ms.items()),
+    ]
+    return SpeedReport(
+        "Node: 1280x720 in and out, stamp to publish",
+        ("ms", "p50", "p95", "p99"),
+        rows,
+        {
+            "bare_ms": quantiles["bare"].tolist(),
+            "node_ms": quantiles["node"].tolist(),
+            "stage_ms": stage_ms,
+            "added_ms": added,
+            "allowed_ms": allowed,
+            "published": counts,
+            "received": {who: len(found) for who, found in times.items()},
+        },
+        [
+            f"without the network the node adds {added:.1f} ms to a bare one (aim: at most"
+            f" {NODE_OVERHEAD_MS:g} ms + fit + segmentation = {allowed:.1f} ms)",
+            f"{len(times['node'])} of {counts['node']} pictures answered by the node,"
+            f" {len(times['bare'])} of {counts['bare']} by the bare one; two turns each",
+        ],
+    )
