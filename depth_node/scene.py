@@ -31,7 +31,6 @@ I32 = NDArray[np.int32]
 
 ROOM_FACES = 6  # labels 1 to 6: faces -x +x -y +y floor ceiling; part p (from 1) has label 6 + p
 MIXTURE = (0.55, 0.2, 0.12, 0.13)  # share of each of STYLES in "mixed"
-SHADOW_SIZE_PX = 96
 NEAREST_HIT_M = 1e-3
 CHUNK_PX = 1 << 14  # pixels shaded at once: the temporaries stay in the cache
 # Four rays on a rotated grid smooth the edges of parts.
@@ -125,9 +124,13 @@ def _quadric(origin: F32, d: F32, axes: int) -> tuple[F32, F32]:
 
 
 class Scene:
-    """A furnished room to look at. `Scene.random(seed)` makes one; all follows from the seed."""
+    """A furnished room to look at. `Scene.random(seed)` makes one; all follows from the seed.
 
-    def __init__(self, plan: Plan) -> None:
+    shadow_px: size of the depth maps around each lamp; an edge of a shadow is one of their pixels
+    wide, and they are what a scene costs before its first picture.
+    """
+
+    def __init__(self, plan: Plan, shadow_px: int = 192) -> None:
         if len(plan.surfaces) != ROOM_FACES:
             raise ValueError(f"A room has {ROOM_FACES} faces, not {len(plan.surfaces)}.")
         self.plan = plan
@@ -148,10 +151,13 @@ class Scene:
         self._palette = np.array([m.palette for m in materials], np.float32).reshape(-1, 3)
         self._gloss = np.array([m.gloss for m in materials], np.float32)
         self._emission = np.array([m.emission for m in materials], np.float32)
+        self._shadow_px = shadow_px
         self._shadows: list[F32] = []
 
     @classmethod
-    def random(cls, seed: int | np.random.Generator, style: str = "room") -> Scene:
+    def random(
+        cls, seed: int | np.random.Generator, style: str = "room", shadow_px: int = 192
+    ) -> Scene:
         """A random furnished room: one of STYLES, or "mixed" to draw the style too."""
         if style != "mixed" and style not in STYLES:
             raise ValueError(
@@ -159,7 +165,7 @@ class Scene:
             )
         rng = np.random.default_rng(seed)
         drawn = str(rng.choice(STYLES, p=MIXTURE))
-        return cls(furnish(rng, drawn if style == "mixed" else style))
+        return cls(furnish(rng, drawn if style == "mixed" else style), shadow_px)
 
     @property
     def style(self) -> str:
@@ -444,8 +450,8 @@ class Scene:
     def _shadow_cubes(self) -> list[F32]:
         """Depth from each lamp through the faces of a cube (6, S, S); cast at the first use."""
         if len(self._shadows) < len(self.plan.lamps):
-            half = SHADOW_SIZE_PX / 2.0
-            face = Camera(SHADOW_SIZE_PX, SHADOW_SIZE_PX, half, half, half - 0.5, half - 0.5)
+            size = self._shadow_px
+            face = Camera(size, size, size / 2, size / 2, size / 2 - 0.5, size / 2 - 0.5)
             rays, _ = _camera_rays(face)
             cubes = []
             for lamp in self.plan.lamps:
@@ -504,7 +510,8 @@ _CUBE_ROTATIONS = _cube_rotations()
 
 def _visible(lamp: Lamp, cube: F32, point: list[F32], normal: list[F32], distance: F32) -> F32:
     """Share 0..1 of a lamp's light that arrives: soft edges one texel of the cube wide."""
-    texel = distance * np.float32(2.0 / SHADOW_SIZE_PX)
+    pixels = cube.shape[1]
+    texel = distance * np.float32(2.0 / pixels)
     push = np.float32(0.01) + np.float32(1.2) * texel  # off the surface, or it shades itself
     away = [point[k] + normal[k] * push - np.float32(lamp.position[k]) for k in range(3)]
     size = [np.abs(c) for c in away]
@@ -515,17 +522,17 @@ def _visible(lamp: Lamp, cube: F32, point: list[F32], normal: list[F32], distanc
     face = np.where(on_x, 0, np.where(on_y, 2, 4)) + (major < 0)
     turn = _CUBE_ROTATIONS.astype(np.float32)
     right, down = turn[:, :, 0][face].T, turn[:, :, 1][face].T
-    half = np.float32(SHADOW_SIZE_PX / 2)
+    half = np.float32(pixels / 2)
     x = sum(right[k] * away[k] for k in range(3)) / depth * half + (half - np.float32(0.5))
     y = sum(down[k] * away[k] for k in range(3)) / depth * half + (half - np.float32(0.5))
-    last = np.float32(SHADOW_SIZE_PX - 1.001)
+    last = np.float32(pixels - 1.001)
     x, y = np.clip(x, 0, last), np.clip(y, 0, last)
     column, row = x.astype(np.int32), y.astype(np.int32)
     fx, fy = x - column, y - row
-    base = (face * SHADOW_SIZE_PX + row) * SHADOW_SIZE_PX + column
+    base = (face * pixels + row) * pixels + column
     limit = depth - np.float32(0.01)
     flat = cube.ravel()
-    steps = (0, 1, SHADOW_SIZE_PX, SHADOW_SIZE_PX + 1)
+    steps = (0, 1, pixels, pixels + 1)
     a, b, c, d = ((flat[base + step] >= limit).astype(np.float32) for step in steps)
     share: F32 = (a * (1 - fx) + b * fx) * (1 - fy) + (c * (1 - fx) + d * fx) * fy
     return share

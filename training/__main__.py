@@ -128,7 +128,11 @@ def _train_or_render(args: argparse.Namespace) -> int:
     folder = args.run or Path("runs") / args.config.stem
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config.dump(cfg), encoding="utf-8")
-    recipe = supervised.Supervised(cfg, supervised.open_pool(cfg.pool))
+
+    def waiting(found: int) -> None:
+        print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} pictures", flush=True)
+
+    recipe = supervised.Supervised(cfg, supervised.open_pool(cfg.pool, waiting))
     run(recipe, cfg.loop, folder, config.to_dict(cfg))
     return 0
 

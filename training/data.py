@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from depth_node import config
 from depth_node.scene import STYLES, Scene, random_view
 
+SHADOW_PX = 96  # coarser than by default: pooled pictures are small
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
@@ -117,7 +118,7 @@ class Pool:
         while self.written < until:
             index = self.written // per_scene
             rng = np.random.default_rng([cfg.seed, index])
-            scene = Scene.random(rng, cfg.style)
+            scene = Scene.random(rng, cfg.style, shadow_px=SHADOW_PX)
             for k in range(per_scene):
                 camera, pose = random_view(scene, rng, cfg.width, cfg.height)
                 seen = scene.render(camera, pose, antialias=False)

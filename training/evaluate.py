@@ -139,7 +139,8 @@ def _open(models: list[str]) -> dict[str, DepthModel]:
     for text in models or ["embedded"]:
         path, _, manifest = text.partition("=")
         model = DepthModel.open(ModelConfig(path=path, manifest=manifest, threads=1))
-        opened[model.engine.manifest.name] = model
+        name = model.engine.manifest.name
+        opened[path if name in opened else name] = model
     return opened
 
 

@@ -9,6 +9,7 @@ vertical ramp in our runs.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,8 +131,13 @@ class Supervised:
         return disparity_loss(model(batch["image"]), batch["depth"], self.cfg.loss)
 
 
-def open_pool(cfg: PoolConfig, poll_s: float = 5.0) -> Pool:
-    """The pool, once it holds cfg.wait_for pictures; rendered here if cfg.fill says so."""
+def open_pool(
+    cfg: PoolConfig, waiting: Callable[[int], None] = lambda found: None, poll_s: float = 5.0
+) -> Pool:
+    """The pool, once it holds cfg.wait_for pictures; rendered here if cfg.fill says so.
+
+    waiting(found) is called now and then while another process has rendered too few.
+    """
     if cfg.fill:
         writer = Pool(cfg, write=True)
         for _ in writer.fill(cfg.wait_for):
@@ -139,5 +145,6 @@ def open_pool(cfg: PoolConfig, poll_s: float = 5.0) -> Pool:
         return writer
     pool = Pool(cfg)
     while len(pool) < min(cfg.wait_for, cfg.samples):
+        waiting(len(pool))
         time.sleep(poll_s)
     return pool
