@@ -18,9 +18,8 @@ is NaN.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -29,7 +28,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import stdtrit
 
-from depth_node.config import ConfigError, option, validate
+from depth_node.config import ConfigError, option, section, validate
+from depth_node.field import MIN_POINTS as FIELD_MIN_POINTS
+from depth_node.field import Field, FieldConfig, solve
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
 from depth_node.regions import adjacency
@@ -44,14 +45,13 @@ METHODS: tuple[str, ...] = (
     "region_median",
     "slf",
     "ssf",
+    "field",
 )
-if find_spec("depth_node.field") is not None:
-    METHODS = (*METHODS, "field")
 MODES = ("paper", "sensor")
 
 _REGION_METHODS = ("region_median", "slf", "ssf")
 _COLUMNS = {"median": 0, "region_median": 0, "global_depth": 1, "global_disparity": 1}
-_COLUMNS |= {"slf": 1, "ssf": 3}  # how many of d, x, y are fitted beside the constant
+_COLUMNS |= {"slf": 1, "ssf": 3, "field": 1}  # how many of d, x, y are fitted beside the constant
 
 MAD_TO_STD = 1.4826  # of a normal variable
 INLIER_STDS = 3.0  # a point farther than this from its region's fit is called an outlier
@@ -138,7 +138,8 @@ class FitConfig:
     method: str = option(
         "ssf",
         "Fit of metres to the relative depth: one for the picture (global_depth, global_disparity, "
-        "median) or one per region (region_median; slf: scale, shift; ssf: scale, slopes, shift).",
+        "median) or one per region (region_median; slf: scale, shift; ssf: scale, slopes, shift), "
+        "or one for the picture with the residual of the points spread over it (field).",
         choices=METHODS,
     )
     mode: str = option(
@@ -200,6 +201,7 @@ class FitConfig:
         minimum=0,
         maximum=50,
     )
+    field: FieldConfig = section(FieldConfig, "The residual field (method field).")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -216,6 +218,8 @@ class FitConfig:
 
     def enough_points(self) -> int:
         """Points a region needs before it stops borrowing."""
+        if self.method == "field":
+            return FIELD_MIN_POINTS
         parameters = _COLUMNS[self.method] + 1
         return self.min_points or (2 * parameters if self.robust else parameters + 1)
 
@@ -229,7 +233,8 @@ class FitResult:
     divided by 1.96, not their second moment); NaN where there is no evidence to judge by. regions:
     one row per region, :data:`REGION_FIT_DTYPE`. point_inlier: (N,) bool, point agrees with its
     region's fit. point_residual: (N,) float32 m, measured minus fitted; NaN for points that could
-    not be used. message: one sentence for an operator.
+    not be used. message: one sentence for an operator. details: more for an operator, by name
+    (method field: base, leave-one-out error, share of outliers and the like).
     """
 
     depth: NDArray[np.float32]
@@ -239,6 +244,7 @@ class FitResult:
     point_residual: NDArray[np.float32]
     status: FitStatus
     message: str
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def fit(
@@ -262,9 +268,9 @@ def fit(
             "segment the picture at the size of the prediction."
         )
     if config.method == "field":
-        from depth_node.field import fit_field  # it imports the result types from here
-
-        return fit_field(prediction, points, labels, image, config)
+        usable = _usable(points, prediction.values, config)
+        if np.count_nonzero(usable) >= config.enough_points():
+            return _fit_field(prediction, points, usable, labels, image, config)
     in_disparity = config.method == "global_disparity"
     relative = prediction.disparity() if in_disparity else prediction.relative_depth()
     usable = _usable(points, relative, config)
@@ -292,6 +298,51 @@ def fit(
     if not np.isfinite(table.parameters[:, 0]).any():
         status = FitStatus.NO_PREDICTION
     return _result(points, usable, regions, table, depth, std, status)
+
+
+def _fit_field(
+    prediction: Prediction,
+    points: SparseDepth,
+    usable: NDArray[np.bool_],
+    labels: NDArray[np.integer] | None,
+    image: NDArray[np.uint8] | None,
+    config: FitConfig,
+) -> FitResult:
+    """The residual field, which is one fit of the picture: one row of evidence, label 0."""
+    z = points.depth[usable]
+    rows, cols = points.rows[usable], points.cols[usable]
+    found = solve(prediction, rows, cols, z, points.age_s[usable], labels, image, config.field)
+    depth = np.clip(found.depth, np.float32(config.min_depth_m), np.float32(config.max_depth_m))
+    inlier = np.zeros(len(points), dtype=bool)
+    inlier[usable] = found.outlier < 0.5
+    residual = np.full(len(points), np.nan, np.float32)
+    residual[usable] = z - depth[rows, cols]
+    table = np.zeros(1, REGION_FIT_DTYPE)
+    table["status"] = RegionStatus.OK
+    table["points"] = len(z)
+    table["inliers"] = np.count_nonzero(inlier)
+    table["scale"], table["shift"] = found.details["scale"], found.details["shift"]
+    table["residual"] = np.sqrt(np.mean(residual[inlier] ** 2)) if inlier.any() else np.nan
+    return FitResult(
+        depth=depth,
+        std=found.std,
+        regions=table,
+        point_inlier=inlier,
+        point_residual=residual,
+        status=FitStatus.OK,
+        message=_field_message(found, len(points), len(z)),
+        details=found.details,
+    )
+
+
+def _field_message(found: Field, given: int, used: int) -> str:
+    text = f"{used} points" if used == given else f"{used} of {given} points"
+    details = found.details
+    message = f"Base fit in {details['base']} space and residual field of {text}"
+    if "leave_one_out" in details:
+        rejected = int(np.count_nonzero(found.outlier >= 0.5))
+        message += f", {rejected} rejected; left-out error {details['leave_one_out']:.1%}"
+    return message + "."
 
 
 @dataclass(frozen=True)

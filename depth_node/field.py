@@ -1,0 +1,908 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Method `field`: a robust base fit, and the residual of the points spread over the picture.
+
+    depth = B exp(m + U + C)
+
+B    base: a robust line from the network's declared space (depth, disparity or log depth) to metres
+m    median log residual of the points, y = log z - log B - m what is left
+U    local kriging of y on a coarse lattice of nodes, in features of place, log B, colour, region
+C    detail: what is left at the points after U, handed to the cells about them that look alike
+
+How far noise is smoothed and how strongly the details count is chosen in each frame by leaving
+points out, at the distances at which the picture's pixels lie from their nearest point; the same
+left-out errors calibrate the interval. Outliers are found as points that no neighbour agrees with.
+docs/method.md explains it; the constants below were chosen with one source of frames left out at a
+time (docs/benchmarks_field.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.config import option, validate
+from depth_node.field_kernels import COMPILERS, Floats, Integers, Kernels, kernels
+from depth_node.prediction import Prediction
+
+Map = NDArray[np.float32]
+
+REFERENCE_PX = 640.0  # sizes in pixels below are for a picture whose larger side is this long
+
+MIN_POINTS = 4  # fewer tell a scale only
+
+# Base
+HUBER = 1.345  # times the robust standard deviation, the usual 95 % efficiency
+HUBER_ITERATIONS = 5
+MAD_TO_STD = 1.4826
+RANGE_SHARE = 1.5  # B stays within the points' 2 to 98 % range widened by this factor
+
+# Correlation lengths (distance over which the residual changes) and shares
+PLACE_SHARE = 0.2  # of the larger side of the picture
+LOG_BASE = 0.5
+LIGHTNESS, CHROMA = 0.5, 0.4  # of Lab scaled to 0..1
+LABEL_GAP = 0.3  # squared feature distance between two regions
+LONG_SHARE = 0.5  # of the prior variance that changes slowly, with place alone
+LONG_PLACE_SHARE = 0.6
+
+# Outliers: Student-t with 3 degrees of freedom for honest points, uniform in log for the others
+OUTLIER_PRIOR = 0.02
+OUTLIER_PRIOR_POINTS = 10.0
+OUTLIER_DENSITY = 0.6  # per unit of log depth: ranges between 0.4 and 2 times the true one
+STUDENT_MEDIAN = 0.765  # median of |t_3|
+STUDENT_PEAK = 0.3675526  # density of t_3 at 0
+SUSPECT_NUGGET = 0.2
+AGREEMENT_SHARE = 0.5  # of the likelihood that comes from single neighbours, the rest from kriging
+MANY_POINTS = 2000  # from here on the single neighbours tell outliers well enough
+
+# Lattices
+GRID_PX = 2.0  # cell of the detail lattice
+MIN_CANDIDATES_PER_NEIGHBOUR = 2
+POINTS_PER_CELL = 2.0
+
+# Choices made by leaving out
+VALIDATION_POINTS = 400
+NUGGETS = (0.003, 0.01, 0.03, 0.1, 0.3)
+TRIM = 0.97
+PRIOR_SHARES = (0.05, 0.5, 4.0, math.inf)  # weight of U against the points about a cell
+CLIPS = (0.02, 0.06, 9.0)  # how much of a step of the surface is believed, in log depth
+USUAL_CHOICE = (1, 1)
+CHOICE_PENALTY = 0.5  # over sqrt(N), per step away from the usual choice
+ERROR_CAP = 0.5
+MATCH_SLACK = 1.3
+
+# Detail
+DETAIL_SPACINGS = 1.5
+MAX_DETAIL_PX = 32.0
+SURFACE_GAIN, COLOUR_GAIN = 100.0, 10.0
+SOFTENING = 0.5  # squared cells
+
+# Interval
+NORMAL_95 = 1.959964
+SILL_PRIOR = 4.0
+PRIOR_ERROR = 0.25  # relative error expected of a network after a fit of scale, before any evidence
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """Switches of the residual field."""
+
+    residual: bool = option(True, "Spread what the base fit leaves at the points (U and C).")
+    detail: bool = option(True, "Follow single points closely where they are dense (C).")
+    colour: bool = option(True, "Points of similar colour inform each other more.")
+    regions: bool = option(True, "Points of one region inform each other more.")
+    outliers: bool = option(True, "Find and disregard points that disagree with all neighbours.")
+    node_px: float = option(
+        8.0,
+        "Distance of the nodes of U in a picture of 640 pixels.",
+        unit="px",
+        minimum=4.0,
+        maximum=64.0,
+    )
+    neighbours: int = option(8, "Points that inform one node.", minimum=3, maximum=24)
+    max_extrapolation: float = option(
+        1.0,
+        "Farther than this from every used point, as a share of the larger side of the picture, "
+        "the interval is unknown (NaN).",
+        minimum=0.01,
+        maximum=2.0,
+    )
+    age_s: float = option(
+        0.5,
+        "Points of this age have twice the noise of fresh ones.",
+        unit="s",
+        minimum=0.01,
+        maximum=100.0,
+    )
+    compiler: str = option(
+        "auto", "numba, numpy, or auto: numba where it is installed.", choices=COMPILERS
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class Field:
+    """The answer for a frame with n measured points.
+
+    depth: (H, W) float32 m. std: (H, W) float32 m, depth ± 1.96 std is the 95 % interval, NaN
+    unknown. outlier: (n,) probability that a point is wrong. details: what an operator may ask for.
+    """
+
+    depth: Map
+    std: Map
+    outlier: Floats
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def warm_up(config: FieldConfig | None = None) -> None:
+    """Load or compile the loops, so that the first frame is as fast as the others."""
+    config = config or FieldConfig()
+    rng = np.random.default_rng(0)
+    values = rng.uniform(1, 2, (48, 64)).astype(np.float32)
+    rows, cols = np.divmod(rng.permutation(48 * 64)[:40], 64)
+    depth = values[rows, cols].astype(np.float64)
+    image: NDArray[np.uint8] = np.zeros((48, 64, 3), np.uint8)
+    prediction = Prediction(values, "depth_affine_invariant")
+    solve(prediction, rows, cols, depth, np.zeros(40), None, image, config)
+
+
+def solve(
+    prediction: Prediction,
+    rows: NDArray[np.integer],
+    cols: NDArray[np.integer],
+    depth: NDArray[np.floating],
+    age_s: NDArray[np.floating],
+    labels: NDArray[np.integer] | None,
+    image: NDArray[np.uint8] | None,
+    config: FieldConfig,
+) -> Field:
+    """The field of a frame from n >= 1 points at pixels (rows, cols) with finite depth above 0 m.
+
+    labels: (H, W) regions or None. image: (H, W, 3) uint8 RGB or None. The network must have
+    given a number at every point.
+    """
+    samples, merged = _merged(rows, cols, depth, age_s)
+    base = _fit_base(prediction, samples)
+    if not config.residual:
+        return _base_alone(base, samples, merged)
+    loops = kernels(config.compiler)
+    scene = _Scene.of(base, samples, labels, image, config)
+    suspect = _suspicion(scene, loops, config)
+    trial = _Trial.of(scene, suspect, loops, config)
+    mean, variance, sill = _at_nodes(scene, trial, suspect, loops, config)
+    surface = _Surface.of(scene, mean)
+    choice = _choose_detail(scene, trial, surface, suspect, config)
+    correction = _detail(scene, surface, choice, suspect, loops)
+    height, width = base.map.shape
+    factor = np.exp(surface.update + correction + np.float32(scene.middle))
+    out = _resized(factor, (width, height))
+    out *= base.map
+    quantile, spread = _interval(scene, trial, choice, variance, sill)
+    shape = scene.nodes.shape
+    relative = (quantile / NORMAL_95 * spread).astype(np.float32).reshape(shape)
+    std = _resized(relative, (width, height))
+    std *= out
+    _forget_far(std, scene, config)
+    if base.unknown is not None:
+        out[base.unknown] = np.nan
+        std[base.unknown] = np.nan
+    details = base.details() | {
+        "points": len(samples.z),
+        "nodes": int(np.prod(shape)),
+        "leave_one_out": float(np.average(choice.error, weights=trial.weight)),
+        "outlier_share": float(suspect.mean()),
+        "coverage": choice.coverage(quantile, trial),
+        "nugget": trial.nugget,
+        "detail": choice.share,
+        "clip": choice.clip,
+        "interval_factor": quantile,
+        "compiler": loops.name,
+    }
+    return Field(out, std, suspect[merged], details)
+
+
+# --- points --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """n points at different pixels in canonical order: the order they came in changes nothing."""
+
+    rows: Integers
+    cols: Integers
+    z: Floats
+    age_s: Floats
+
+
+def _merged(
+    rows: NDArray[np.integer],
+    cols: NDArray[np.integer],
+    depth: NDArray[np.floating],
+    age_s: NDArray[np.floating],
+) -> tuple[_Samples, Integers]:
+    """Points with those at one pixel made one (the newest; the mean log of equally new ones).
+
+    Also which of the merged points each given one became.
+    """
+    width = int(cols.max()) + 1
+    pixel, merged = np.unique(rows.astype(np.int64) * width + cols, return_inverse=True)
+    count = len(pixel)
+    age = np.full(count, np.inf)
+    np.minimum.at(age, merged, age_s)
+    newest = age_s <= age[merged]
+    number = np.bincount(merged[newest], minlength=count)
+    log_z = np.bincount(merged[newest], np.log(depth[newest].astype(np.float64)), count) / number
+    samples = _Samples(pixel // width, pixel % width, np.exp(log_z), age)
+    return samples, merged.reshape(-1).astype(np.int64)
+
+
+# --- base ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The network's map in metres by one line: z, 1/z or log z = scale v + shift.
+
+    map: (H, W) float32, finite and positive everywhere. unknown: (H, W) bool where the network gave
+    nothing, or None.
+    """
+
+    kind: str
+    scale: float
+    shift: float
+    map: Map
+    unknown: NDArray[np.bool_] | None
+
+    def details(self) -> dict[str, Any]:
+        return {"base": self.kind, "scale": self.scale, "shift": self.shift}
+
+
+def _fit_base(prediction: Prediction, samples: _Samples) -> _Base:
+    """The robust line in the space that the network declares, and its map kept within reason."""
+    values = prediction.values
+    v = values[samples.rows, samples.cols].astype(np.float64)
+    z = samples.z
+    low, high = np.percentile(z, [2, 98])
+    kind = prediction.kind.split("_", 1)[0]
+    # Weights turn residuals of depth and disparity into relative ones.
+    if kind == "disparity":
+        target, weight = 1 / z, z * z
+    elif kind == "log":
+        target, weight = np.log(z), np.ones(len(z))
+    else:
+        target, weight = z, 1 / (z * z)
+    scale, shift = _robust_line(v, target, weight)
+    if scale <= 0:  # the network has near and far the wrong way round: it says nothing
+        scale, shift = 0.0, float(np.median(target))
+    out: Map = values * np.float32(scale)
+    out += np.float32(shift)
+    if kind == "disparity":
+        bottom, top = 1 / (high * RANGE_SHARE), RANGE_SHARE / low
+    elif kind == "log":
+        bottom, top = math.log(low / RANGE_SHARE), math.log(high * RANGE_SHARE)
+    else:
+        bottom, top = low / RANGE_SHARE, high * RANGE_SHARE
+    unknown = None
+    if not np.isfinite(out.sum(dtype=np.float64)):
+        unknown = ~np.isfinite(out)
+        out[unknown] = np.float32(np.median(target))
+    np.clip(out, np.float32(bottom), np.float32(top), out=out)
+    if kind == "disparity":
+        np.reciprocal(out, out=out)
+    elif kind == "log":
+        np.exp(out, out=out)
+    return _Base(kind, scale, shift, out, unknown)
+
+
+def _robust_line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
+    """Slope and intercept that minimise the weighted Huber loss of y, by reweighting."""
+    slope, shift = 0.0, float(np.median(y))
+    now = weight
+    for _ in range(HUBER_ITERATIONS + 1):
+        total = now.sum()
+        middle_x, middle_y = (now * x).sum() / total, (now * y).sum() / total
+        spread = (now * (x - middle_x) ** 2).sum() / total
+        flat = spread <= 1e-14 * max(middle_x * middle_x, 1e-12)
+        slope = 0.0 if flat else (now * (x - middle_x) * (y - middle_y)).sum() / total / spread
+        shift = middle_y - slope * middle_x
+        residual = np.abs(y - slope * x - shift) * np.sqrt(weight)
+        limit = HUBER * MAD_TO_STD * np.median(residual) + 1e-9
+        now = weight * np.minimum(1, limit / np.maximum(residual, 1e-12))
+    return float(slope), float(shift)
+
+
+def _base_alone(base: _Base, samples: _Samples, merged: Integers) -> Field:
+    """Only the base, with the spread of its residuals as interval."""
+    residual = np.log(samples.z) - np.log(base.map[samples.rows, samples.cols].astype(np.float64))
+    middle = float(np.median(residual))
+    out = base.map * np.float32(math.exp(middle))
+    relative = float(np.quantile(np.abs(np.expm1(residual - middle)), 0.95)) / NORMAL_95
+    std = out * np.float32(relative)
+    if base.unknown is not None:
+        out[base.unknown] = np.nan
+        std[base.unknown] = np.nan
+    return Field(out, std, np.zeros(len(merged)), base.details() | {"points": len(samples.z)})
+
+
+# --- lattices and features -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """Cells that divide a picture evenly, so that a mirrored picture has the mirrored lattice."""
+
+    shape: tuple[int, int]
+    picture: tuple[int, int]
+
+    @classmethod
+    def of(cls, picture: tuple[int, int], cell_px: float) -> _Lattice:
+        return cls(
+            (max(2, round(picture[0] / cell_px)), max(2, round(picture[1] / cell_px))), picture
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), as OpenCV wants it."""
+        return self.shape[1], self.shape[0]
+
+    def place(self, rows: NDArray[Any], cols: NDArray[Any]) -> tuple[Floats, Floats]:
+        """Pixels -> places, whole numbers in the middle of cells."""
+        (height, width), (lattice_height, lattice_width) = self.picture, self.shape
+        return (
+            (rows + 0.5) * (lattice_height / height) - 0.5,
+            (cols + 0.5) * (lattice_width / width) - 0.5,
+        )
+
+    def centres(self) -> tuple[Floats, Floats]:
+        """Rows and columns in pixels of the middles of all cells, each (cells,)."""
+        (height, width), (lattice_height, lattice_width) = self.picture, self.shape
+        rows = (np.arange(lattice_height) + 0.5) * (height / lattice_height) - 0.5
+        cols = (np.arange(lattice_width) + 0.5) * (width / lattice_width) - 0.5
+        return np.repeat(rows, lattice_width), np.tile(cols, lattice_height)
+
+
+def _resized(image: Map, size: tuple[int, int]) -> Map:
+    """A map at another (width, height), linear between the middles of its cells."""
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def _sample(image: Map, rows: Floats, cols: Floats) -> Floats:
+    """Bilinear values of an (h, w) or (h, w, c) map at places; the border is continued."""
+    height, width = image.shape[:2]
+    r, c = np.clip(rows, 0, height - 1), np.clip(cols, 0, width - 1)
+    i = np.minimum(r.astype(np.int64), height - 2)
+    j = np.minimum(c.astype(np.int64), width - 2)
+    a, b = r - i, c - j
+    if image.ndim == 3:
+        a, b = a[:, None], b[:, None]
+    top = (1 - b) * image[i, j] + b * image[i, j + 1]
+    bottom = (1 - b) * image[i + 1, j] + b * image[i + 1, j + 1]
+    result: Floats = (1 - a) * top + a * bottom
+    return result
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Everything known before the residual is spread; points are ordered by cells.
+
+    y: (n,) log residual. log_base: (n,). feature: (n, F), node_feature: (M, F). grid_log: log base
+    on the grid. grid_colour: (3, h, w) in correlation lengths. order: canonical -> this order.
+    place_px: pixels per unit of features 0 and 1. noise: (n,) factor of the nugget from age.
+    """
+
+    y: Floats
+    log_base: Floats
+    middle: float
+    feature: Floats
+    label: NDArray[np.int32]
+    noise: Floats
+    grid: _Lattice
+    nodes: _Lattice
+    cells: _Lattice
+    start: Integers
+    point_cell: Integers
+    node_cell: Integers
+    node_feature: Floats
+    node_label: NDArray[np.int32]
+    grid_log: Map
+    grid_colour: Map
+    grid_row: Floats
+    grid_col: Floats
+    colour: Floats
+    node_row: Floats
+    node_col: Floats
+    place_px: float
+    order: Integers
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @classmethod
+    def of(
+        cls,
+        base: _Base,
+        samples: _Samples,
+        labels: NDArray[np.integer] | None,
+        image: NDArray[np.uint8] | None,
+        config: FieldConfig,
+    ) -> _Scene:
+        picture = (int(base.map.shape[0]), int(base.map.shape[1]))
+        larger = max(picture)
+        unit = larger / REFERENCE_PX
+        grid = _Lattice.of(picture, GRID_PX * unit)
+        nodes = _Lattice.of(picture, config.node_px * unit)
+        spacing = math.sqrt(picture[0] * picture[1] / len(samples.z))
+        cells = _Lattice.of(picture, math.sqrt(POINTS_PER_CELL) * spacing)
+        point_cell = _cell(cells, samples.rows, samples.cols)
+        order = np.argsort(point_cell, kind="stable")
+        rows, cols, point_cell = samples.rows[order], samples.cols[order], point_cell[order]
+        start = np.searchsorted(point_cell, np.arange(cells.shape[0] * cells.shape[1] + 1))
+        # An average over the cell would mix near and far at an edge less well in log.
+        grid_base = cv2.resize(base.map, grid.size, interpolation=cv2.INTER_AREA)
+        grid_log: Map = np.log(grid_base)
+        grid_row, grid_col = grid.place(rows, cols)
+        if image is not None and config.colour:
+            lab = _guide(image, grid)
+            colour = _sample(lab, grid_row, grid_col)
+            node_colour = _resized(lab, nodes.size)
+            grid_colour = np.ascontiguousarray(np.moveaxis(lab, 2, 0))
+        else:
+            colour = np.zeros((len(rows), 3))
+            node_colour = np.zeros((*nodes.shape, 3), np.float32)
+            grid_colour = np.zeros((3, *grid.shape), np.float32)
+        place_px = PLACE_SHARE * larger
+        log_base = np.log(base.map[rows, cols].astype(np.float64))
+        y = np.log(samples.z[order]) - log_base
+        middle = float(np.median(y))
+        node_rows, node_cols = nodes.centres()
+        node_log = _resized(grid_log, nodes.size)
+        feature = np.column_stack([rows / place_px, cols / place_px, log_base / LOG_BASE, colour])
+        node_feature = np.column_stack(
+            [
+                node_rows / place_px,
+                node_cols / place_px,
+                node_log.reshape(-1) / LOG_BASE,
+                node_colour.reshape(-1, 3),
+            ]
+        )
+        label: NDArray[np.int32] = np.zeros(len(rows), np.int32)
+        node_label: NDArray[np.int32] = np.zeros(len(node_rows), np.int32)
+        if labels is not None and config.regions:
+            label = labels[rows, cols].astype(np.int32)
+            node_label = labels[node_rows.astype(int), node_cols.astype(int)].astype(np.int32)
+        node_row, node_col = nodes.place(rows, cols)
+        return cls(
+            y=y - middle,
+            log_base=log_base,
+            middle=middle,
+            feature=np.ascontiguousarray(feature, np.float64),
+            label=label,
+            noise=1 + (samples.age_s[order] / config.age_s) ** 2 * 3,
+            grid=grid,
+            nodes=nodes,
+            cells=cells,
+            start=start.astype(np.int64),
+            point_cell=point_cell,
+            node_cell=_cell(cells, node_rows, node_cols),
+            node_feature=np.ascontiguousarray(node_feature, np.float64),
+            node_label=node_label,
+            grid_log=grid_log,
+            grid_colour=grid_colour,
+            grid_row=grid_row,
+            grid_col=grid_col,
+            colour=colour,
+            node_row=node_row,
+            node_col=node_col,
+            place_px=place_px,
+            order=order,
+        )
+
+    def find(
+        self,
+        queries: _Queries,
+        count: int,
+        loops: Kernels,
+    ) -> tuple[Integers, Floats]:
+        """Indices and squared feature distances (m, count) of the points about the queries."""
+        number = len(queries.feature)
+        index: Integers = np.empty((number, count), np.int64)
+        square: Floats = np.empty((number, count))
+        loops.nearest(
+            queries.feature,
+            queries.label,
+            queries.cell,
+            queries.hole,
+            self.feature,
+            self.label,
+            self.start,
+            *self.cells.shape,
+            MIN_CANDIDATES_PER_NEIGHBOUR * count,
+            LABEL_GAP,
+            index,
+            square,
+        )
+        return index, square
+
+    def krige(
+        self,
+        feature: Floats,
+        near: tuple[Integers, Floats],
+        nugget: Floats,
+        loops: Kernels,
+    ) -> tuple[Floats, Floats, Floats]:
+        """Mean, variance and sill (m,) of the residual at features from their neighbours."""
+        mean, variance, sill = (np.empty(len(feature)) for _ in range(3))
+        loops.krige(
+            feature,
+            *near,
+            self.feature,
+            self.label,
+            self.y,
+            nugget,
+            LONG_SHARE,
+            _LONG_SCALE,
+            LABEL_GAP,
+            mean,
+            variance,
+            sill,
+        )
+        return mean, variance, sill
+
+
+_LONG_SCALE = (PLACE_SHARE / LONG_PLACE_SHARE) ** 2 / 2
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """Where neighbours are sought. hole: (m,) squared radius (features 0, 1) that is left out."""
+
+    feature: Floats
+    label: NDArray[np.int32]
+    cell: Integers
+    hole: Floats
+
+
+def _cell(cells: _Lattice, rows: NDArray[Any], cols: NDArray[Any]) -> Integers:
+    row, col = cells.place(rows, cols)
+    cell: Integers = (row + 0.5).astype(np.int64) * cells.shape[1] + (col + 0.5).astype(np.int64)
+    return cell
+
+
+def _guide(image: NDArray[np.uint8], grid: _Lattice) -> Map:
+    """(h, w, 3) slightly blurred Lab colour on the grid, in correlation lengths."""
+    half = (max(2, grid.size[0] // 2), max(2, grid.size[1] // 2))
+    small = cv2.resize(image, half, interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), 0.6)
+    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    scale = np.array([0.01 / LIGHTNESS, 1 / 255 / CHROMA, 1 / 255 / CHROMA], np.float32)
+    return _resized(lab * scale, grid.size)
+
+
+# --- outliers ------------------------------------------------------------------------------------
+
+
+def _suspicion(scene: _Scene, loops: Kernels, config: FieldConfig) -> Floats:
+    """(n,) probability that a point is an outlier.
+
+    A point is explained by kriging from its neighbours or by any single one of them (a point beyond
+    an edge of the scene agrees with those on its side). Honest deviations have the heavy tails of
+    Student's distribution; the share of outliers is estimated along with it.
+    """
+    count = len(scene)
+    suspect = np.zeros(count)
+    if not config.outliers or count < 4:
+        return suspect
+    own = _Queries(scene.feature, scene.label, scene.point_cell, np.full(count, 1e-12))
+    near = scene.find(own, min(config.neighbours, count - 1), loops)
+    index = np.maximum(near[0], 0)
+    missing = near[0] < 0
+    nugget = NUGGETS[1]
+    place = ((scene.feature[:, None, :2] - scene.feature[index, :2]) ** 2).sum(axis=2)
+    root = np.sqrt(3 * near[1])
+    alike = (1 - LONG_SHARE) * (1 + root) * np.exp(-root) + LONG_SHARE / (1 + _LONG_SCALE * place)
+    step = np.sqrt(np.maximum(2 - 2 * alike, 0) + 2 * nugget)
+    difference = np.abs(scene.y[:, None] - scene.y[index])
+    krige = count < MANY_POINTS
+    prior = OUTLIER_PRIOR
+    for _ in range(2):
+        if krige:
+            inflated = nugget * scene.noise + _inflation(suspect)
+            mean, variance, _ = scene.krige(scene.feature, near, inflated, loops)
+            spread = np.sqrt(variance + nugget)
+            deviation = np.abs(scene.y - mean) / spread
+        else:
+            deviation = difference[:, 0] / step[:, 0]
+        scale = _weighted_quantile(deviation, 1 - suspect, 0.5) / STUDENT_MEDIAN + 1e-6
+        weight = alike**2 * (1 - suspect[index]) + 1e-9
+        weight[missing] = 0
+        density = _student(difference / (scale * step)) / (scale * step)
+        likelihood = (weight * density).sum(axis=1) / weight.sum(axis=1)
+        if krige:
+            likelihood *= AGREEMENT_SHARE
+            likelihood += (1 - AGREEMENT_SHARE) * _student(deviation / scale) / (scale * spread)
+        for _ in range(3):
+            wrong = prior * OUTLIER_DENSITY
+            suspect = wrong / (wrong + (1 - prior) * likelihood)
+            prior = (OUTLIER_PRIOR_POINTS * OUTLIER_PRIOR + suspect.sum()) / (
+                OUTLIER_PRIOR_POINTS + count
+            )
+    return suspect
+
+
+def _student(deviation: Floats) -> Floats:
+    """Density of Student's distribution with 3 degrees of freedom."""
+    result: Floats = STUDENT_PEAK / (1 + deviation * deviation / 3) ** 2
+    return result
+
+
+def _inflation(suspect: Floats) -> Floats:
+    """Extra nugget of suspects."""
+    result: Floats = SUSPECT_NUGGET * suspect / np.maximum(1 - suspect, 1e-3)
+    return result
+
+
+def _weighted_quantile(values: Floats, weight: Floats, share: float) -> float:
+    order = np.argsort(values)
+    heap = np.cumsum(weight[order])
+    return float(values[order][min(np.searchsorted(heap, share * heap[-1]), len(values) - 1)])
+
+
+# --- leaving out ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Up to VALIDATION_POINTS points, each predicted without itself and what lies too near.
+
+    which: (m,) points. near: their neighbours. mean, variance, sill: (m,) of kriging with the
+    chosen nugget. weight: (m,) trust in the point itself.
+    """
+
+    which: Integers
+    near: tuple[Integers, Floats]
+    mean: Floats
+    variance: Floats
+    sill: Floats
+    weight: Floats
+    nugget: float
+    far_px: Map
+
+    @classmethod
+    def of(cls, scene: _Scene, suspect: Floats, loops: Kernels, config: FieldConfig) -> _Trial:
+        count = len(scene)
+        number = min(count, VALIDATION_POINTS)
+        which = np.linspace(0, count - 1, number).astype(np.int64)
+        far_px = _distance(scene)
+        size = max(1, min(config.neighbours, count - 1))
+        queries = _Queries(
+            np.ascontiguousarray(scene.feature[which]),
+            scene.label[which],
+            scene.point_cell[which],
+            np.full(number, 1e-12),
+        )
+        near = scene.find(queries, size, loops)
+        hole = _matched_hole(scene, which, near[0], far_px)
+        if (hole > 0).any():
+            queries = _Queries(
+                queries.feature, queries.label, queries.cell, np.maximum(hole**2, 1e-12)
+            )
+            near = scene.find(queries, size, loops)
+        weight = 1 - suspect[which]
+        best: tuple[float, float, tuple[Floats, Floats, Floats]] | None = None
+        inflation = _inflation(suspect)
+        for nugget in NUGGETS:
+            answer = scene.krige(queries.feature, near, nugget * scene.noise + inflation, loops)
+            error = np.abs(scene.y[which] - answer[0])
+            order = np.argsort(error)
+            heap = np.cumsum(weight[order])
+            kept = max(1, int(np.searchsorted(heap, TRIM * heap[-1])))
+            loss = float(error[order][:kept].mean())
+            if best is None or loss < best[0]:
+                best = (loss, nugget, answer)
+        assert best is not None
+        return cls(which, near, *best[2], weight, best[1], far_px)
+
+
+def _distance(scene: _Scene) -> Map:
+    """(h, w) distance in pixels of the grid's cells from the nearest point."""
+    empty: NDArray[np.uint8] = np.ones(scene.grid.shape, np.uint8)
+    empty[(scene.grid_row + 0.5).astype(np.int64), (scene.grid_col + 0.5).astype(np.int64)] = 0
+    cell_px = scene.grid.picture[1] / scene.grid.shape[1]
+    cells = np.asarray(cv2.distanceTransform(empty, cv2.DIST_L2, 3), np.float32)
+    return cells * np.float32(cell_px)
+
+
+def _matched_hole(scene: _Scene, which: Integers, index: Integers, far_px: Map) -> Floats:
+    """Radius (features 0, 1) about each point inside which no other may predict it.
+
+    A pixel of the picture lies farther from its nearest point than the points of a scan line lie
+    from each other. The k-th closest of the points is predicted from the distance of the k-th
+    closest share of the pixels.
+    """
+    place = scene.feature[which, None, :2] - scene.feature[np.maximum(index, 0), :2]
+    own = np.sqrt((place**2).sum(axis=2))
+    own[index < 0] = np.inf
+    own = own.min(axis=1)
+    rank = np.argsort(np.argsort(own, kind="stable"), kind="stable")
+    share = (rank + 0.5) / len(which)
+    wanted = np.quantile(far_px[::4, ::4], share) / scene.place_px
+    one_px = 1 / scene.place_px
+    return np.where(wanted > MATCH_SLACK * own + one_px, wanted, 0.0)
+
+
+# --- kriging on the nodes, detail about the points -----------------------------------------------
+
+
+def _at_nodes(
+    scene: _Scene, trial: _Trial, suspect: Floats, loops: Kernels, config: FieldConfig
+) -> tuple[Floats, Floats, Floats]:
+    count = len(scene.node_feature)
+    queries = _Queries(scene.node_feature, scene.node_label, scene.node_cell, np.zeros(count))
+    near = scene.find(queries, min(config.neighbours, len(scene)), loops)
+    nugget = trial.nugget * scene.noise + _inflation(suspect)
+    return scene.krige(scene.node_feature, near, nugget, loops)
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """Log depth after kriging, without the middle: on the grid and at the points.
+
+    update: (h, w) U on the grid. log: (h, w) log B + U. at_point: (n,). rest: (n,) measured minus
+    at_point. update_at_point: (n,) U.
+    """
+
+    update: Map
+    log: Map
+    at_point: Floats
+    rest: Floats
+    update_at_point: Floats
+
+    @classmethod
+    def of(cls, scene: _Scene, mean: Floats) -> _Surface:
+        lattice = mean.reshape(scene.nodes.shape).astype(np.float32)
+        update = _resized(lattice, scene.grid.size)
+        at_point = _sample(lattice, scene.node_row, scene.node_col)
+        return cls(
+            update,
+            scene.grid_log + update,
+            scene.log_base + at_point,
+            scene.y - at_point,
+            at_point,
+        )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How strongly the detail counts. error: (m,) left-out relative error of the points tried."""
+
+    share: float
+    clip: float
+    radius: float
+    prior: float
+    error: Floats
+    spread: Floats
+
+    def coverage(self, quantile: float, trial: _Trial) -> float:
+        """Share of the left-out points inside their interval."""
+        inside = self.error <= quantile * self.spread
+        return float(np.average(inside, weights=trial.weight))
+
+
+def _choose_detail(
+    scene: _Scene, trial: _Trial, surface: _Surface, suspect: Floats, config: FieldConfig
+) -> _Choice:
+    """The prior weight and the clip that predict left-out points best."""
+    cell_px = scene.grid.picture[1] / scene.grid.shape[1]
+    spacing = math.sqrt(scene.grid.picture[0] * scene.grid.picture[1] / len(scene)) / cell_px
+    unit = max(scene.grid.picture) / REFERENCE_PX
+    radius = min(max(DETAIL_SPACINGS * spacing, 1.5), MAX_DETAIL_PX * unit / cell_px)
+    prior = 1 / (SOFTENING + spacing * spacing)
+    which, (index, _) = trial.which, trial.near
+    missing, index = index < 0, np.maximum(index, 0)
+    # At a left-out point the surface is what kriging says or, where the lattice of nodes is too
+    # coarse to follow the points, as wrong as it is at the point itself.
+    worse = np.abs(surface.rest[which]) > np.abs(scene.y[which] - trial.mean)
+    start = scene.log_base[which] + np.where(worse, surface.update_at_point[which], trial.mean)
+    r2 = (scene.grid_row[which, None] - scene.grid_row[index]) ** 2
+    r2 += (scene.grid_col[which, None] - scene.grid_col[index]) ** 2
+    step = start[:, None] - surface.at_point[index]
+    tint = ((scene.colour[which, None] - scene.colour[index]) ** 2).sum(axis=2)
+    unlike = 1 + SURFACE_GAIN * step * step + COLOUR_GAIN * tint
+    share = (1 - suspect[index]) ** 2 * np.maximum(1 - r2 / radius**2, 0)
+    share /= (SOFTENING + r2) * unlike * unlike
+    share[missing] = 0
+    total = share.sum(axis=1)
+    truth = scene.log_base[which] + scene.y[which]
+    best: tuple[float, float, float, Floats] | None = None
+    penalty = CHOICE_PENALTY / math.sqrt(len(scene))
+    shares = PRIOR_SHARES if config.detail else (math.inf,)
+    for b, clip in enumerate(CLIPS):
+        given = (share * (surface.rest[index] + np.clip(step, -clip, clip) - step)).sum(axis=1)
+        for a, weight in enumerate(shares):
+            found = start
+            if math.isfinite(weight):
+                found = start + given / (total + weight * prior)
+            error = np.minimum(np.abs(truth - found), ERROR_CAP)
+            away = abs(a - USUAL_CHOICE[0]) + abs(b - USUAL_CHOICE[1])
+            loss = float(np.average(error, weights=trial.weight)) * (1 + penalty * away)
+            if best is None or loss < best[0]:
+                best = (loss, weight, clip, np.abs(np.expm1(truth - found)))
+    assert best is not None
+    return _Choice(best[1], best[2], radius, prior, best[3], _spread_of(trial, *_trial_sill(trial)))
+
+
+def _detail(
+    scene: _Scene, surface: _Surface, choice: _Choice, suspect: Floats, loops: Kernels
+) -> Map:
+    """(h, w) correction of log depth on the grid."""
+    total: Map = np.zeros(scene.grid.shape, np.float32)
+    given: Map = np.zeros(scene.grid.shape, np.float32)
+    if not math.isfinite(choice.share):
+        return given
+    loops.spread(
+        scene.grid_row.astype(np.float32),
+        scene.grid_col.astype(np.float32),
+        surface.rest.astype(np.float32),
+        surface.at_point.astype(np.float32),
+        scene.colour.astype(np.float32),
+        ((1 - suspect) ** 2).astype(np.float32),
+        surface.log,
+        scene.grid_colour,
+        choice.radius,
+        SOFTENING,
+        SURFACE_GAIN,
+        COLOUR_GAIN,
+        choice.clip,
+        total,
+        given,
+    )
+    total += np.float32(choice.share * choice.prior)
+    given /= total
+    return given
+
+
+# --- interval ------------------------------------------------------------------------------------
+
+
+def _trial_sill(trial: _Trial) -> tuple[Floats, float]:
+    return trial.sill, float(np.average(trial.sill, weights=trial.weight))
+
+
+def _spread_of(trial: _Trial, sill: Floats, middle: float) -> Floats:
+    return _local_spread(trial.variance, sill, middle, trial)
+
+
+def _local_spread(variance: Floats, sill: Floats, middle: float, trial: _Trial) -> Floats:
+    """Standard deviation up to a factor: kriging's, with the variance of the neighbourhood."""
+    count = trial.near[0].shape[1]
+    local = (count * sill + SILL_PRIOR * middle) / (count + SILL_PRIOR)
+    result: Floats = np.sqrt((variance + 0.5 * trial.nugget) * np.maximum(local, 1e-8))
+    return result
+
+
+def _interval(
+    scene: _Scene, trial: _Trial, choice: _Choice, variance: Floats, sill: Floats
+) -> tuple[float, Floats]:
+    """The factor that makes a spread a 95 % bound of the relative error, and the nodes' spread."""
+    _, middle = _trial_sill(trial)
+    ratio = choice.error / choice.spread
+    count = len(ratio)
+    quantile = _weighted_quantile(ratio, trial.weight, min(0.95 * (1 + 1 / count), 1.0))
+    return quantile, _local_spread(variance, sill, middle, trial)
+
+
+def _forget_far(std: Map, scene: _Scene, config: FieldConfig) -> None:
+    """NaN where no point is near enough to judge by; in place."""
+    limit = config.max_extrapolation * max(scene.grid.picture)
+    height, width = scene.grid.picture
+    if limit >= math.hypot(height, width):
+        return
+    distance = _distance(scene)
+    if distance.max() > limit:
+        std[_resized(distance, (width, height)) > limit] = np.nan

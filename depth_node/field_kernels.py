@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three inner loops of the residual field, compiled with numba or as NumPy array code.
+
+Both forms give the same numbers (to 1e-5; a test holds them together). The loops are plain Python
+functions that numba compiles when it is there: numba keeps the machine code beside this file, or in
+the user's cache folder where that is read-only, so only the first start on a machine compiles.
+
+Shapes used throughout: N points, M queries (lattice nodes or points), F features, k neighbours.
+Features 0 and 1 are the row and column, the others logarithm of the base map and colour, each in
+units of its correlation length.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+COMPILERS = ("auto", "numba", "numpy")
+_CHUNK = 4096  # queries that the NumPy forms work on at a time
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One form of the loops. `name` is numba or numpy."""
+
+    name: str
+    nearest: Callable[..., None]
+    krige: Callable[..., None]
+    spread: Callable[..., None]
+
+
+@functools.cache
+def kernels(compiler: str = "auto") -> Kernels:
+    """The loops as asked: numba, numpy, or auto (numba where it is installed).
+
+    Raises RuntimeError when numba is asked for and not installed.
+    """
+    if compiler not in COMPILERS:
+        raise ValueError(f"the compiler {compiler!r} is unknown: use {', '.join(COMPILERS)}.")
+    if compiler == "numpy" or (compiler == "auto" and find_spec("numba") is None):
+        return Kernels("numpy", nearest_numpy, krige_numpy, spread_numpy)
+    try:
+        import numba
+    except ImportError as error:
+        raise RuntimeError(
+            "The field is to be compiled by numba, which is not installed: "
+            "pip install numba, or set fit.field.compiler to auto or numpy."
+        ) from error
+
+    def compiled(loop: Callable[..., None]) -> Callable[..., None]:
+        # Inputs hold no NaN and no infinity, so reassociation is the only effect of fastmath.
+        fast: Callable[..., None] = numba.njit(loop, cache=True, fastmath=True, nogil=True)
+        return fast
+
+    return Kernels("numba", compiled(_nearest), compiled(_krige), compiled(_spread))
+
+
+# --- neighbours ----------------------------------------------------------------------------------
+
+
+def _nearest(
+    query: Floats,
+    query_label: NDArray[np.int32],
+    query_cell: Integers,
+    hole: Floats,
+    point: Floats,
+    label: NDArray[np.int32],
+    start: Integers,
+    cell_rows: int,
+    cell_cols: int,
+    candidates: int,
+    label_gap: float,
+    index: Integers,
+    square: Floats,
+) -> None:
+    """The k points nearest to every query in feature distance, among those around it.
+
+    Points are sorted by cell of a (cell_rows, cell_cols) partition of the picture; cell c holds
+    points start[c] to start[c + 1]. Around a query means: the smallest square of cells about its
+    own, at least 3 x 3, with `candidates` points. Points with a squared distance in features 0 and
+    1 below hole (M,) do not count. Another label adds label_gap to the squared feature distance.
+    Written: index (M, k) int64, -1 where there are fewer, and square (M, k), ascending.
+    """
+    count, features = query.shape
+    k = index.shape[1]
+    for m in range(count):
+        row = query_cell[m] // cell_cols
+        col = query_cell[m] - row * cell_cols
+        found = 0
+        seen = 0
+        ring = 0
+        while True:
+            for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
+                whole = i == row - ring or i == row + ring or ring == 0
+                step = 1 if whole else 2 * ring
+                for j in range(col - ring, col + ring + 1, step):
+                    if j < 0 or j >= cell_cols:
+                        continue
+                    cell = i * cell_cols + j
+                    for p in range(start[cell], start[cell + 1]):
+                        dr = query[m, 0] - point[p, 0]
+                        dc = query[m, 1] - point[p, 1]
+                        d = dr * dr + dc * dc
+                        if d < hole[m]:
+                            continue
+                        seen += 1
+                        for f in range(2, features):
+                            df = query[m, f] - point[p, f]
+                            d += df * df
+                        if query_label[m] != label[p]:
+                            d += label_gap
+                        if found < k:
+                            slot = found
+                            found += 1
+                        elif d < square[m, k - 1] or (
+                            d == square[m, k - 1] and p < index[m, k - 1]
+                        ):
+                            slot = k - 1
+                        else:
+                            continue
+                        while slot > 0 and (
+                            square[m, slot - 1] > d
+                            or (square[m, slot - 1] == d and index[m, slot - 1] > p)
+                        ):
+                            square[m, slot] = square[m, slot - 1]
+                            index[m, slot] = index[m, slot - 1]
+                            slot -= 1
+                        square[m, slot] = d
+                        index[m, slot] = p
+            if ring >= 1 and seen >= candidates:
+                break
+            ring += 1
+            if ring > cell_rows and ring > cell_cols:
+                break
+        for slot in range(found, k):
+            index[m, slot] = -1
+            square[m, slot] = 0.0
+
+
+def nearest_numpy(
+    query: Floats,
+    query_label: NDArray[np.int32],
+    query_cell: Integers,
+    hole: Floats,
+    point: Floats,
+    label: NDArray[np.int32],
+    start: Integers,
+    cell_rows: int,
+    cell_cols: int,
+    candidates: int,
+    label_gap: float,
+    index: Integers,
+    square: Floats,
+) -> None:
+    """As :func:`_nearest`."""
+    k = index.shape[1]
+    cell_of_point = np.repeat(np.arange(cell_rows * cell_cols), np.diff(start))
+    rows, cols = cell_of_point // cell_cols, cell_of_point % cell_cols
+    for begin in range(0, len(query), max(1, _CHUNK * 256 // max(len(point), 1))):
+        part = slice(begin, begin + max(1, _CHUNK * 256 // max(len(point), 1)))
+        q, cell = query[part], query_cell[part]
+        place = ((q[:, None, :2] - point[None, :, :2]) ** 2).sum(axis=2)
+        allowed = place >= hole[part, None]
+        # The ring of cells about the query's own in which a point lies.
+        ring = np.maximum(
+            np.abs(rows[None, :] - (cell // cell_cols)[:, None]),
+            np.abs(cols[None, :] - (cell % cell_cols)[:, None]),
+        )
+        ring = np.where(allowed, ring, cell_rows + cell_cols)
+        if len(point) > candidates:
+            reach = np.partition(ring, candidates - 1, axis=1)[:, candidates - 1]
+        else:
+            reach = np.full(len(q), cell_rows + cell_cols)
+        allowed &= ring <= np.maximum(reach, 1)[:, None]
+        distance = place + ((q[:, None, 2:] - point[None, :, 2:]) ** 2).sum(axis=2)
+        distance += label_gap * (query_label[part, None] != label[None, :])
+        distance[~allowed] = np.inf
+        best = np.argsort(distance, axis=1, kind="stable")[:, :k]
+        value = np.take_along_axis(distance, best, axis=1)
+        missing = ~np.isfinite(value)
+        index[part, : best.shape[1]] = np.where(missing, -1, best)
+        square[part, : best.shape[1]] = np.where(missing, 0.0, value)
+        index[part, best.shape[1] :] = -1
+        square[part, best.shape[1] :] = 0.0
+
+
+# --- kriging -------------------------------------------------------------------------------------
+
+
+def _krige(
+    query: Floats,
+    index: Integers,
+    square: Floats,
+    point: Floats,
+    label: NDArray[np.int32],
+    value: Floats,
+    nugget: Floats,
+    long_share: float,
+    long_scale: float,
+    label_gap: float,
+    mean: Floats,
+    variance: Floats,
+    sill: Floats,
+) -> None:
+    """Simple kriging of point values at the queries from their neighbours (index, square).
+
+    Correlation of squared feature distance D and squared distance S in features 0 and 1:
+    (1 - long_share) (1 + sqrt(3 D)) exp(-sqrt(3 D)) + long_share / (1 + long_scale S), a
+    Matern-3/2 and a rational quadratic part; nugget (N,) is added on the diagonal. Written, (M,):
+    mean, variance (of a unit prior, at least 1e-4) and sill, the prior variance that the
+    neighbours' values speak for: y' K^-1 y / n.
+    """
+    k = index.shape[1]
+    features = query.shape[1]
+    matrix: Floats = np.empty((k, k))
+    weight: Floats = np.empty(k)
+    white: Floats = np.empty(k)
+    for m in range(len(index)):
+        n = 0
+        while n < k and index[m, n] >= 0:
+            n += 1
+        explained = 0.0
+        estimate = 0.0
+        energy = 0.0
+        for a in range(n):
+            p = index[m, a]
+            for b in range(a + 1):
+                q = index[m, b]
+                if a == b:
+                    entry = 1.0 + nugget[p]
+                else:
+                    dr = point[p, 0] - point[q, 0]
+                    dc = point[p, 1] - point[q, 1]
+                    near = dr * dr + dc * dc
+                    d = near
+                    for f in range(2, features):
+                        df = point[p, f] - point[q, f]
+                        d += df * df
+                    if label[p] != label[q]:
+                        d += label_gap
+                    root = math.sqrt(3.0 * d)
+                    entry = (1.0 - long_share) * (1.0 + root) * math.exp(-root)
+                    entry += long_share / (1.0 + long_scale * near)
+                for c in range(b):
+                    entry -= matrix[a, c] * matrix[b, c]
+                if a == b:
+                    matrix[a, a] = 1.0 / math.sqrt(max(entry, 1e-9))
+                else:
+                    matrix[a, b] = entry * matrix[b, b]
+            dr = point[p, 0] - query[m, 0]
+            dc = point[p, 1] - query[m, 1]
+            root = math.sqrt(3.0 * square[m, a])
+            towards = (1.0 - long_share) * (1.0 + root) * math.exp(-root)
+            towards += long_share / (1.0 + long_scale * (dr * dr + dc * dc))
+            y = value[p]
+            for c in range(a):
+                towards -= matrix[a, c] * weight[c]
+                y -= matrix[a, c] * white[c]
+            weight[a] = towards * matrix[a, a]
+            white[a] = y * matrix[a, a]
+            explained += weight[a] * weight[a]
+            estimate += weight[a] * white[a]
+            energy += white[a] * white[a]
+        mean[m] = estimate
+        variance[m] = max(1.0 - explained, 1e-4)
+        sill[m] = energy / max(n, 1)
+
+
+def krige_numpy(
+    query: Floats,
+    index: Integers,
+    square: Floats,
+    point: Floats,
+    label: NDArray[np.int32],
+    value: Floats,
+    nugget: Floats,
+    long_share: float,
+    long_scale: float,
+    label_gap: float,
+    mean: Floats,
+    variance: Floats,
+    sill: Floats,
+) -> None:
+    """As :func:`_krige`."""
+
+    def correlation(d: Floats, near: Floats) -> Floats:
+        root = np.sqrt(3.0 * d)
+        short: Floats = (1.0 - long_share) * (1.0 + root) * np.exp(-root)
+        return short + long_share / (1.0 + long_scale * near)
+
+    k = index.shape[1]
+    for begin in range(0, len(index), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        chosen, missing = np.maximum(index[part], 0), index[part] < 0
+        x = point[chosen]  # (m, k, F)
+        near = ((x[:, :, None, :2] - x[:, None, :, :2]) ** 2).sum(axis=3)
+        d = near + ((x[:, :, None, 2:] - x[:, None, :, 2:]) ** 2).sum(axis=3)
+        d += label_gap * (label[chosen][:, :, None] != label[chosen][:, None, :])
+        matrix = correlation(d, near)
+        matrix[:, np.arange(k), np.arange(k)] = 1.0 + nugget[chosen]
+        towards = correlation(
+            square[part], ((x[:, :, :2] - query[part, None, :2]) ** 2).sum(axis=2)
+        )
+        y = value[chosen]
+        # A missing neighbour becomes an independent one that says nothing.
+        matrix[missing[:, :, None] | missing[:, None, :]] = 0.0
+        m, a = np.nonzero(missing)
+        matrix[m, a, a] = 1.0
+        towards[missing], y[missing] = 0.0, 0.0
+        factor = np.linalg.cholesky(matrix)
+        white = np.linalg.solve(factor, np.stack([towards, y], axis=2))
+        mean[part] = (white[:, :, 0] * white[:, :, 1]).sum(axis=1)
+        variance[part] = np.maximum(1.0 - (white[:, :, 0] ** 2).sum(axis=1), 1e-4)
+        count = np.maximum(k - missing.sum(axis=1), 1)
+        sill[part] = (white[:, :, 1] ** 2).sum(axis=1) / count
+
+
+# --- detail --------------------------------------------------------------------------------------
+
+
+def _spread(
+    row: NDArray[np.float32],
+    col: NDArray[np.float32],
+    rest: NDArray[np.float32],
+    surface_at: NDArray[np.float32],
+    colour_at: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    surface: NDArray[np.float32],
+    colour: NDArray[np.float32],
+    radius: float,
+    softening: float,
+    surface_gain: float,
+    colour_gain: float,
+    clip: float,
+    total: NDArray[np.float32],
+    sum_: NDArray[np.float32],
+) -> None:
+    """What the points still disagree with a surface is handed to the cells about them.
+
+    row, col (N,): places on the (H, W) lattice of `surface` (log depth) and `colour` (3, H, W).
+    rest (N,): measured log depth minus surface_at (N,). A cell within `radius` at squared distance
+    r2, whose surface differs by s and whose colour by c, has the weight
+    weight (1 - r2 / radius^2) / ((softening + r2) (1 + surface_gain s^2 + colour_gain c^2)^2), and
+    takes the point's depth plus s, no more than `clip` of it. Added to total and sum_, (H, W).
+    """
+    height, width = surface.shape
+    one = np.float32(1.0)
+    r2_inverse = np.float32(1.0 / (radius * radius))
+    soft = np.float32(softening)
+    gain_s = np.float32(surface_gain)
+    gain_c = np.float32(colour_gain)
+    limit = np.float32(clip)
+    for n in range(len(row)):
+        top = max(0, math.ceil(row[n] - radius))
+        bottom = min(height - 1, math.floor(row[n] + radius))
+        for i in range(top, bottom + 1):
+            dr = np.float32(i) - row[n]
+            half = math.sqrt(max(radius * radius - dr * dr, 0.0))
+            left = max(0, math.ceil(col[n] - half))
+            right = min(width - 1, math.floor(col[n] + half))
+            for j in range(left, right + 1):
+                dc = np.float32(j) - col[n]
+                r2 = dr * dr + dc * dc
+                s = surface[i, j] - surface_at[n]
+                c0 = colour[0, i, j] - colour_at[n, 0]
+                c1 = colour[1, i, j] - colour_at[n, 1]
+                c2 = colour[2, i, j] - colour_at[n, 2]
+                unlike = one + gain_s * s * s + gain_c * (c0 * c0 + c1 * c1 + c2 * c2)
+                share = weight[n] * (one - r2 * r2_inverse) / ((soft + r2) * unlike * unlike)
+                total[i, j] += share
+                sum_[i, j] += share * (rest[n] + min(max(s, -limit), limit) - s)
+
+
+def spread_numpy(
+    row: NDArray[np.float32],
+    col: NDArray[np.float32],
+    rest: NDArray[np.float32],
+    surface_at: NDArray[np.float32],
+    colour_at: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    surface: NDArray[np.float32],
+    colour: NDArray[np.float32],
+    radius: float,
+    softening: float,
+    surface_gain: float,
+    colour_gain: float,
+    clip: float,
+    total: NDArray[np.float32],
+    sum_: NDArray[np.float32],
+) -> None:
+    """As :func:`_spread`; every offset from the cell of a point for all points at once."""
+    height, width = surface.shape
+    reach = math.ceil(radius) + 1
+    base_row, base_col = np.floor(row).astype(np.int64), np.floor(col).astype(np.int64)
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            i, j = base_row + dy, base_col + dx
+            r2 = ((i - row) ** 2 + (j - col) ** 2).astype(np.float32)
+            use = (i >= 0) & (i < height) & (j >= 0) & (j < width) & (r2 <= radius * radius)
+            if not use.any():
+                continue
+            i, j, r2 = i[use], j[use], r2[use]
+            s = surface[i, j] - surface_at[use]
+            c: Any = colour[:, i, j].T - colour_at[use]
+            unlike = 1 + surface_gain * s * s + colour_gain * (c * c).sum(axis=1)
+            share = weight[use] * (1 - r2 / (radius * radius)) / ((softening + r2) * unlike**2)
+            cell = i * width + j
+            size = height * width
+            total += np.bincount(cell, share, size).reshape(height, width).astype(np.float32)
+            given = share * (rest[use] + np.clip(s, -clip, clip) - s)
+            sum_ += np.bincount(cell, given, size).reshape(height, width).astype(np.float32)
