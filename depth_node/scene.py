@@ -438,13 +438,13 @@ class Scene:
             square = to[0] ** 2 + to[1] ** 2 + to[2] ** 2
             distance = np.sqrt(square) + np.float32(1e-6)
             cosine = sum(normal[k] * to[k] for k in range(3)) / distance
-            lit = np.maximum(cosine, 0) * _visible(lamp, cube, point, normal, distance)
+            arrives = _visible(lamp, cube, point, normal, distance) * (cosine > 0)
             falloff = 1 / (np.float32(0.3) + square)
-            light += (lit * crease * falloff)[:, None] * colour
+            light += (arrives * cosine * crease * falloff)[:, None] * colour
             middle = [to[k] / distance - rays[k] / length for k in range(3)]
             size = np.sqrt(middle[0] ** 2 + middle[1] ** 2 + middle[2] ** 2) + np.float32(1e-6)
             peak = np.clip(sum(normal[k] * middle[k] for k in range(3)) / size, 0, 1) ** 40
-            shine += (gloss * peak * (lit > 0) * falloff)[:, None] * colour
+            shine += (gloss * peak * arrives * falloff)[:, None] * colour
         return light, shine
 
     def _shadow_cubes(self) -> list[F32]:
