@@ -225,6 +225,7 @@ class Child:
 
     def __init__(self, name: str, command: Sequence[str], folder: Path, env: dict[str, str]):
         self.name = name
+        self.reader: threading.Thread | None = None
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -243,14 +244,14 @@ class Child:
 
         def read() -> None:
             assert self.process.stdout is not None
-            for line in self.process.stdout:
-                try:
-                    to.put((self.name, json.loads(line)))
-                except ValueError:  # something printed by a library
-                    continue
+            with self.process.stdout as lines:
+                for line in lines:
+                    with suppress(ValueError):  # something printed by a library
+                        to.put((self.name, json.loads(line)))
             to.put((self.name, {"event": "ended"}))
 
-        threading.Thread(target=read, daemon=True).start()
+        self.reader = threading.Thread(target=read, daemon=True)
+        self.reader.start()
 
     def tell(self, word: str) -> None:
         """Say a word to the process; it may have ended already."""
@@ -259,8 +260,8 @@ class Child:
             self.process.stdin.write(word + "\n")
             self.process.stdin.flush()
 
-    def end(self) -> None:
-        """SIGINT, then SIGTERM, then SIGKILL."""
+    def end(self, patience_s: float = 5.0) -> None:
+        """SIGINT, after a while SIGTERM, at last SIGKILL."""
         with suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -269,7 +270,10 @@ class Child:
                 break
             self.process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(5.0)
+                self.process.wait(patience_s)
+        self.process.wait(5.0)
+        if self.reader is not None:
+            self.reader.join(5.0)
 
     def tail(self, lines: int = 15) -> str:
         """The end of its log."""
@@ -303,15 +307,15 @@ def _environment(folder: Path) -> dict[str, str]:
     return env
 
 
-def _node_parameters(config: PipelineConfig) -> dict[str, Any]:
-    """The parameters by which the node does what the settings say, with our extrinsics."""
+def _node_parameters(config: PipelineConfig, T_camera_lidar: NDArray[np.float64]) -> dict[str, Any]:
+    """The parameters by which the node does what the settings say, with given extrinsics."""
     values = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flatten(config).items()
     }
     # The LiDAR turns with the camera: each picture has a scan with the same stamp.
     extra: dict[str, Any] = {
-        "T_camera_lidar": T_CAMERA_LIDAR.reshape(-1).tolist(),
+        "T_camera_lidar": T_camera_lidar.reshape(-1).tolist(),
         "scan_wait": 0.05,
     }
     return {"/**": {"ros__parameters": {**values, **extra}}}
@@ -322,11 +326,17 @@ def run_live(
 ) -> Live:
     """Camera, node and listener as processes until all pictures have gone through.
 
-    folder: an empty one for what they leave. bare: in place of the node one that does nothing but
+    frames: frame folders with a LiDAR, all with the extrinsics of the first. folder: an empty one
+    for what they leave: published.jsonl (number, index of the frame, stamp) and live_NUMBER.npy,
+    the depth that was received. bare: in place of the node one that does nothing but
     answer each picture with a depth image of its size.
     """
+    T_camera_lidar = read_frame(find_frames(frames)[0]).T_camera_lidar
+    if T_camera_lidar is None:
+        raise DemoError(f"the frames in {frames} have no LiDAR: they cannot be played live")
     parameters = folder / "node.yaml"
-    parameters.write_text(yaml.safe_dump(_node_parameters(options.config)), encoding="utf-8")
+    values = _node_parameters(options.config, T_camera_lidar)
+    parameters.write_text(yaml.safe_dump(values), encoding="utf-8")
     env = _environment(folder)
     keep_every = max(1, options.pictures // SCORED)
     node = ["-m", "depth_node.ros.node", "--ros-args", "--params-file", str(parameters)]
@@ -455,7 +465,7 @@ def _judge(
             result = replay.process(pipeline, moment)
             results = comparison.results(moment, result)
             depth = np.load(path)
-            worst = max(worst, _difference(depth, result.depth))
+            worst = max(worst, depth_difference(depth, result.depth))
             results["live"] = dataclasses.replace(result, depth=depth)
             rows += [replay.score(moment, method, one) for method, one in results.items()]
             if number in drawn:
@@ -491,7 +501,7 @@ def _moment(pipeline: DepthPipeline, folder: Path) -> replay.Moment:
     )
 
 
-def _difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+def depth_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """Largest relative difference of two depth maps; infinite when one is unknown elsewhere."""
     known = np.isfinite(one)
     if not np.array_equal(known, np.isfinite(other)):

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live demo end to end, small: real processes, real middleware, pictures, clean ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import pytest
+from recordings import write_frame
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+
+from depth_node import demo
+from depth_node.config import build
+from depth_node.pipeline import PipelineConfig
+from depth_node.ros.demo import there_and_back
+
+
+@contextmanager
+def silent(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    yield lambda word: None
+
+
+def test_the_path_has_no_jump() -> None:
+    assert [there_and_back(k, 4) for k in range(9)] == [0, 1, 2, 3, 2, 1, 0, 1, 2]
+    assert [there_and_back(k, 1) for k in range(3)] == [0, 0, 0]
+
+
+def test_demo_with_the_network_in_the_package(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "depth_node.tools", "demo", "--seconds", "4", "--rate", "1.5"),
+        *("--size", "160x120", "--out", str(tmp_path), "--json", str(tmp_path / "demo.json")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "demo.json").read_text())
+    assert report["published"] == 6 and 1 <= report["received"] <= 6
+    assert report["worst_difference"] < 1e-5, "live and replayed depth are the same"
+    methods = {row["method"]: row for row in report["summary"]}
+    assert list(methods) == ["global_depth", "slf", "ssf", "live"]
+    assert methods["live"]["abs_rel"] == pytest.approx(methods["ssf"]["abs_rel"], rel=1e-4)
+    assert methods["live"]["abs_rel"] < methods["global_depth"]["abs_rel"]
+    p50, p95, p99 = report["quantiles_ms"]["stamp to publish"]
+    assert 0 < p50 <= p95 <= p99
+    assert p50 <= report["quantiles_ms"]["stamp to received"][0]
+    panel = cv2.imread(str(tmp_path / "demo_0_panel.png"))
+    assert panel is not None and panel.shape[1] > 1500
+    singles = {path.name for path in tmp_path.glob("demo_0_*.png")}
+    assert len(singles) == 10
+    for word in ("AbsRel", "the node, live (ssf)", "p99", "dropped", "one scale + shift"):
+        assert word in done.stdout
+
+
+def test_a_demo_without_depth_says_why_and_shows_the_log(tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    write_frame(frames / "a")
+    missing = str(tmp_path / "missing.onnx")
+    options = demo.DemoOptions(build(PipelineConfig, {"model": {"path": missing}}))
+    (tmp_path / "run").mkdir()
+    with pytest.raises(demo.DemoError, match=r"(?s)refuses to configure.*does not exist"):
+        demo.run_live(options, frames, tmp_path / "run", silent)
+
+
+def test_interrupted_demo_leaves_no_process(tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    write_frame(frames / "a")
+    (tmp_path / "run").mkdir()
+    script = f"""
+from contextlib import contextmanager
+from pathlib import Path
+from depth_node import demo
+@contextmanager
+def progress(what, total):
+    print(what, flush=True)
+    yield lambda word: print(word, flush=True)
+options = demo.DemoOptions(seconds=60)
+demo.run_live(options, Path({str(frames)!r}), Path({str(tmp_path / "run")!r}), progress)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if "live: pictures in" in line:
+            break
+    children = [pid for pid in all_processes() if parent_of(pid) == process.pid]
+    assert len(children) == 3
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    errors = process.stderr.read()
+    assert process.wait(30) != 0
+    process.stdout.close()
+    process.stderr.close()
+    assert "KeyboardInterrupt" in errors
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < end, "a process of the demo is still running"
+        time.sleep(0.1)
+
+
+def all_processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def parent_of(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(status.rpartition(")")[2].split()[1])

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the demo that need no ROS: the rendered room and its bookkeeping."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from depth_node import demo
+from depth_node.frames import find_frames, read_frame
+from depth_node.projection import project_points
+
+
+@contextmanager
+def silent(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    yield lambda word: None
+
+
+def test_rendered_views_are_frames_whose_lidar_agrees_with_the_depth(tmp_path: Path) -> None:
+    options = demo.DemoOptions(seconds=1.0, rate_hz=2.0, size=(96, 128), views=2)
+    steps: list[str] = []
+
+    @contextmanager
+    def counted(what: str, total: int) -> Iterator[Callable[[str], None]]:
+        assert total == 2
+        yield steps.append
+
+    demo.render(options, tmp_path, counted)
+    assert len(steps) == 2
+    folders = find_frames(tmp_path)
+    assert [folder.name for folder in folders] == ["view_0000", "view_0001"]
+    for folder in folders:
+        frame = read_frame(folder)
+        assert frame.image.shape == (96, 128, 3)
+        assert frame.points_lidar is not None and frame.T_camera_lidar is not None
+        sparse = project_points(frame.points_lidar, frame.T_camera_lidar, frame.camera)
+        assert len(sparse) > 300
+        # One centimetre of noise, and pixels whose centre sees past an edge that the point hit.
+        error = np.abs(sparse.depth - frame.truth[sparse.rows, sparse.cols])
+        assert np.median(error) < 0.02
+    stamps = [folder.stat().st_mtime_ns for folder in folders]
+    demo.render(options, tmp_path, silent)  # what is there already stays
+    assert [folder.stat().st_mtime_ns for folder in folders] == stamps
+
+
+def test_extrinsics_turn_lidar_axes_into_optical_ones() -> None:
+    ahead_left_up = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    turned = ahead_left_up @ demo.T_CAMERA_LIDAR[:3, :3].T
+    assert turned.tolist() == [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+    origin = demo.T_CAMERA_LIDAR[:3, 3]
+    assert origin[1] < 0 and origin[2] < 0, "the LiDAR is above and behind the camera"
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": 0.1}, {"rate_hz": 0.0}, {"size": (10, 640)}])
+def test_options_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(demo.DemoError):
+        demo.DemoOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_difference_of_depth_maps() -> None:
+    one = np.array([[1.0, 2.0, np.nan]], np.float32)
+    assert demo.depth_difference(one, one) == 0.0
+    assert demo.depth_difference(one * 1.01, one) == pytest.approx(0.01, rel=1e-4)
+    assert demo.depth_difference(np.ones_like(one), one) == np.inf
+
+
+def test_a_child_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
+    script = "import sys, json; print(json.dumps({'event': 'hello'}), flush=True);"
+    script += "print('not json'); print('the reason', file=sys.stderr); sys.exit(3)"
+    child = demo.Child("node", ["-c", script], tmp_path, {})
+    events: queue.Queue[tuple[str, dict[str, object]]] = queue.Queue()
+    child.events(events)
+    with pytest.raises(demo.DemoError, match=r"(?s)node ended early with status 3.*the reason"):
+        list(demo._events({"node": child}, events, {"hello", "never"}, 2))
+    child.end()
+
+
+def test_a_child_that_does_not_listen_is_ended(tmp_path: Path) -> None:
+    stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+    stubborn += 'print(\'{"event": "up"}\', flush=True); time.sleep(60)'
+    child = demo.Child("stubborn", ["-c", stubborn], tmp_path, {})
+    events: queue.Queue[tuple[str, dict[str, object]]] = queue.Queue()
+    child.events(events)
+    assert events.get(timeout=20)[1] == {"event": "up"}
+    child.end(patience_s=0.3)
+    assert child.process.returncode not in (None, 0)
+    child.tell("word")  # nobody there: no exception
+
+
+def test_the_environment_of_the_processes_stays_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROS_LOCALHOST_ONLY", "0")
+    monkeypatch.setenv("ROS_DOMAIN_ID", "0")
+    env = demo._environment(tmp_path)
+    assert env["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
+    assert 1 <= int(env["ROS_DOMAIN_ID"]) <= 100
+    assert "ROS_LOCALHOST_ONLY" not in env
+    assert Path(env["FASTRTPS_DEFAULT_PROFILES_FILE"]).read_text().startswith("<?xml")
