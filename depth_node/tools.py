@@ -531,7 +531,7 @@ def _run_doctor(options: argparse.Namespace) -> int:
             rows += [("", key, str(value)) for key, value in engine.details.items()]
     except EngineError as error:
         bad.append(str(error))
-        rows.append((f"model {options.model}", "does not run", str(error)))
+        rows.append((f"model {Path(options.model).name}", "does not run", str(error)))
     print_table(screen, "Networks", ("what", "state", "note"), rows, set(), left=3)
 
     bad += _doctor_ros(screen, options.listen)
@@ -713,9 +713,7 @@ def print_table(
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for number, name in enumerate(head):
-        table.add_column(
-            name, justify="left" if number < left else "right", overflow="fold", no_wrap=number < 1
-        )
+        table.add_column(name, justify="left" if number < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row, style="bold yellow" if row[0] in highlight else None)
     screen.print(table)
