@@ -104,9 +104,9 @@ class AccuracyRow:
 
     @property
     def condition(self) -> str:
-        """Short name of the condition: `250`, `250 noisy`, `lines_4`."""
+        """Short name of the condition: `250`, `lines_4`, with noise `250n`, `lines_4n`."""
         pattern = str(self.points) if self.pattern == "uniform" else self.pattern
-        return pattern if self.noise == "clean" else f"{pattern} {self.noise}"
+        return pattern + ("" if self.noise == "clean" else "n")
 
 
 @dataclass(frozen=True)
@@ -416,9 +416,10 @@ def _grid(title: str, values: dict[tuple[str, str], float], digits: int) -> Tabl
     return Table(title, ["method", *conditions], body)
 
 
-def _condition_order(condition: str) -> tuple[bool, str, int]:
-    pattern, _, noise = condition.partition(" ")
-    return (not pattern.isdigit(), noise, int(pattern) if pattern.isdigit() else 0)
+def _condition_order(condition: str) -> tuple[bool, bool, int]:
+    pattern = condition.removesuffix("n")
+    noisy = pattern != condition
+    return (not pattern.isdigit(), noisy, int(pattern) if pattern.isdigit() else 0)
 
 
 def _text(value: float, digits: int) -> str:

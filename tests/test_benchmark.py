@@ -159,7 +159,7 @@ def test_robust_fits_stand_noise_better(data: Path) -> None:
         seeds=[0, 1],
     ).rows
     scores = averaged(rows, "abs_rel")
-    assert scores["ssf_robust", "1000 noisy"] < 0.8 * scores["ssf", "1000 noisy"]
+    assert scores["ssf_robust", "1000n"] < 0.8 * scores["ssf", "1000n"]
 
 
 def test_noise_is_two_percent_with_outliers_and_moves_nothing(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_tables_show_averages_and_ratios() -> None:
         row("b", 0.1, method="field", answered=0.5),
     ]
     found = tables(AccuracyReport(rows))
-    assert found[0].head == ["method", "50", "1000 noisy", "lines_4"]
+    assert found[0].head == ["method", "50", "1000n", "lines_4"]
     assert found[0].rows == [["ssf", "0.3000", "0.3000", "0.5000"], ["field", "0.1000", "", ""]]
     assert found[1].rows[1][:2] == ["field", "0.33"]
     titles = [table.title for table in found]
