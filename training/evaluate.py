@@ -152,39 +152,21 @@ def report(
     out: Path | None,
     console: Console,
 ) -> list[Row]:
-    """Score, print one table for rendered rooms and one for recorded frames, write the rows as
-    JSON.
-    """
+    """Score, print a table of rendered rooms and one of recorded frames, write rows as JSON."""
     opened = _open(models)
     methods = [*opened, *BASELINES]
     rows: list[Row] = []
-    groups: list[tuple[str, list[Row]]] = []
     if count:
-        source = track(
-            procedural(count, seed), total=count, description="rendered rooms", console=console
-        )
+        rooms = procedural(count, seed)
+        made = score(track(rooms, "rendered rooms", total=count, console=console), opened)
         # Rooms of all styles are one population: their mean is over pictures, not over styles.
-        made = score(source, opened)
-        groups.append((f"{count} unseen rendered rooms, seed {seed}", made))
-        _print(
-            console,
-            groups[-1][0],
-            made,
-            methods,
-            [f"procedural {style}" for style in STYLES],
-            pooled=True,
-        )
+        sources = [f"procedural {style}" for style in STYLES]
+        _print(console, f"{count} unseen rooms, seed {seed}", made, methods, sources, pooled=True)
         rows += made
-    for folder in folders:
-        made = score(recorded(folder), opened)
-        _print(
-            console,
-            f"recorded frames of {folder.name}",
-            made,
-            methods,
-            sorted({r.source for r in made}),
-            pooled=False,
-        )
+    if folders:
+        made = score((sample for folder in folders for sample in recorded(folder)), opened)
+        sources = sorted({row.source for row in made})
+        _print(console, "recorded frames", made, methods, sources, pooled=False)
         rows += made
     if out is not None:
         out.write_text(
@@ -203,18 +185,20 @@ def _print(
     sources: list[str],
     pooled: bool,
 ) -> None:
+    """One row per source and one for all, a column per method."""
     table = Table(title=f"{title}: AbsRel / delta1 after scale and shift in disparity")
-    table.add_column("method")
-    for source in sources:
-        table.add_column(source.removeprefix("procedural "), justify="right")
-    table.add_column("all" if pooled else "mean of sources", justify="right")
+    table.add_column("")
     for method in methods:
-        cells = [mean(rows, method, source) for source in sources]
+        table.add_column(method, justify="right")
+    present = [source for source in sources if any(row.source == source for row in rows)]
+    for source in present:
+        cells = (mean(rows, method, source) for method in methods)
+        table.add_row(source.removeprefix("procedural "), *(f"{a:.3f} / {d:.2f}" for a, d in cells))
+    totals = []
+    for method in methods:
         mine = [row for row in rows if row.method == method]
-        total = (
-            (float(np.mean([r.abs_rel for r in mine])), float(np.mean([r.delta1 for r in mine])))
-            if pooled
-            else mean(rows, method)
-        )
-        table.add_row(method, *(f"{a:.3f} / {d:.2f}" for a, d in [*cells, total]))
+        every = (np.mean([row.abs_rel for row in mine]), np.mean([row.delta1 for row in mine]))
+        totals.append(every if pooled else mean(rows, method))
+    name = "all pictures" if pooled else "mean of sources"
+    table.add_row(name, *(f"{a:.3f} / {d:.2f}" for a, d in totals), style="bold")
     console.print(table)

@@ -13,7 +13,9 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -253,6 +255,36 @@ def environment() -> dict[str, Any]:
     }
 
 
+class _Interrupt:
+    """Ctrl-C or SIGTERM ends a run between two steps; the second one ends it at once.
+
+    In the middle of a step the weights, their averages and the optimiser disagree.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.seen = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+
 def run(
     recipe: Recipe,
     cfg: LoopConfig,
@@ -263,7 +295,7 @@ def run(
     """Train to cfg.steps in a run folder, going on from its last checkpoint if there is one.
 
     settings: the resolved configuration, kept in the checkpoints. stop(step): True ends the run
-    early, with a checkpoint, as an interrupt from the keyboard does.
+    early, with a checkpoint. So does Ctrl-C or SIGTERM, and TrainingError then says where.
     """
     torch.set_num_threads(cfg.threads)
     folder.mkdir(parents=True, exist_ok=True)
@@ -283,45 +315,44 @@ def run(
     with (
         Progress(*columns, console=console, disable=not console.is_terminal) as bar,
         (folder / "log.jsonl").open("a", encoding="utf-8") as log,
+        _Interrupt() as interrupt,
     ):
         task = bar.add_task("training", total=cfg.steps, completed=state.step, note="")
         sums: dict[str, float] = {}
         since, first = time.monotonic(), state.step
-        try:
-            while state.step < cfg.steps and not stop(state.step):
-                try:
-                    report = advance(state, recipe, cfg)
-                except FloatingPointError:
-                    torch.save(recipe.batch(state.step), folder / "bad_batch.pt")
-                    raise TrainingError(
-                        f"The gradient of step {state.step} is not finite; its batch is in"
-                        f" {folder / 'bad_batch.pt'}; "
-                        f"lower loop.learning_rate or look at that data."
-                    ) from None
-                for name, value in report.items():
-                    sums[name] = sums.get(name, 0.0) + value
-                if state.step % cfg.log_every == 0:
-                    count, elapsed = state.step - first, time.monotonic() - since
-                    row: dict[str, float] = {
-                        name: round(value / count, 6) for name, value in sums.items()
-                    }
-                    row["images_per_s"] = round(count * cfg.batch / elapsed, 1)
-                    log.write(json.dumps({"step": state.step, **row}) + "\n")
-                    log.flush()
-                    note = f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} images/s"
-                    bar.update(task, note=note)
-                    if not console.is_terminal:
-                        console.print(f"step {state.step}/{cfg.steps}  {note}", highlight=False)
-                    sums, since, first = {}, time.monotonic(), state.step
-                if state.step % cfg.checkpoint_every == 0:
-                    save(state, settings, last)
-                if cfg.keep_every and state.step % cfg.keep_every == 0:
-                    save(state, settings, folder / f"step_{state.step:07d}.pt")
-                bar.update(task, completed=state.step)
-        except KeyboardInterrupt:
-            save(state, settings, last)
-            raise TrainingError(
-                f"Interrupted at step {state.step}; the same command goes on from there."
-            ) from None
+        while state.step < cfg.steps and not stop(state.step) and not interrupt.seen:
+            try:
+                report = advance(state, recipe, cfg)
+            except FloatingPointError:
+                torch.save(recipe.batch(state.step), folder / "bad_batch.pt")
+                raise TrainingError(
+                    f"The gradient of step {state.step} is not finite; its batch is in"
+                    f" {folder / 'bad_batch.pt'}; "
+                    f"lower loop.learning_rate or look at that data."
+                ) from None
+            for name, value in report.items():
+                sums[name] = sums.get(name, 0.0) + value
+            if state.step % cfg.log_every == 0:
+                count, elapsed = state.step - first, time.monotonic() - since
+                row: dict[str, float] = {
+                    name: round(value / count, 6) for name, value in sums.items()
+                }
+                row["images_per_s"] = round(count * cfg.batch / elapsed, 1)
+                log.write(json.dumps({"step": state.step, **row}) + "\n")
+                log.flush()
+                note = f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} images/s"
+                bar.update(task, note=note)
+                if not console.is_terminal:
+                    console.print(f"step {state.step}/{cfg.steps}  {note}", highlight=False)
+                sums, since, first = {}, time.monotonic(), state.step
+            if state.step % cfg.checkpoint_every == 0:
+                save(state, settings, last)
+            if cfg.keep_every and state.step % cfg.keep_every == 0:
+                save(state, settings, folder / f"step_{state.step:07d}.pt")
+            bar.update(task, completed=state.step)
     save(state, settings, last)
+    if interrupt.seen:
+        raise TrainingError(
+            f"Interrupted at step {state.step}; the same command goes on from there."
+        )
     return state

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,28 @@ def test_resumed_equals_uninterrupted(pool_folder: Path, tmp_path: Path, precisi
     resumed = train(cfg, tmp_path / "parts")
     assert resumed.step == cfg.loop.steps
     assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_between_steps_and_can_go_on(
+    pool_folder: Path, tmp_path: Path, number: int
+) -> None:
+    cfg = settings(pool_folder, "loop.steps=5")
+    recipe = supervised.Supervised(cfg, supervised.open_pool(cfg.pool))
+    real = recipe.batch
+
+    def interrupted(step: int) -> loop.Batch:
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return real(step)
+
+    recipe.batch = interrupted  # type: ignore[method-assign]
+    before = signal.getsignal(number)
+    with pytest.raises(loop.TrainingError, match="Interrupted at step 3"):
+        loop.run(recipe, cfg.loop, tmp_path / "parts", config.to_dict(cfg))
+    assert signal.getsignal(number) is before
+    resumed = train(cfg, tmp_path / "parts")
+    assert same(weights(train(cfg, tmp_path / "whole")), weights(resumed))
 
 
 def test_a_crash_while_saving_leaves_the_old_checkpoint(
