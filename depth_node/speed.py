@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from depth_node import demo
 from depth_node.config import build
-from depth_node.engine import open_engine, ort
+from depth_node.engine import open_engine
 from depth_node.fitting import FitConfig, fit
 from depth_node.pipeline import PipelineConfig
 from depth_node.prediction import Prediction
@@ -240,6 +240,8 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
 
 def measure_engine(model: str, manifest: str = "", repeats: int = 0) -> SpeedReport:
     """Our way to ONNX Runtime against its own session, same model, one thread."""
+    from depth_node.engine import ort  # onnxruntime comes with it
+
     with open_engine(model, manifest=manifest or None, threads=1) as engine:
         spec = engine.manifest.input
         tensor = np.random.default_rng(0).uniform(0, 1, spec.shape).astype(spec.dtype)

@@ -21,6 +21,12 @@ pytest.importorskip("rich", reason="rich is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands write into the folder they are called in."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recordings") / "hall"
@@ -57,10 +63,7 @@ def test_replay_of_a_folder(
     assert len(list((tmp_path / "run" / "pictures").iterdir())) == 1
 
 
-def test_replay_of_a_bag(
-    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_replay_of_a_bag(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = " ".join(str(value) for value in T_CAMERA_LIDAR.reshape(-1))
     assert tools.main(["replay", str(bag), "--t-camera-lidar", numbers, "--pictures", "0"]) == 0
     shown = capsys.readouterr().out
