@@ -248,7 +248,7 @@ def _add_replay(commands: Any) -> None:
         help="4x4 row by row, LiDAR into optical frame; else /tf_static of the bag",
     )
     out = parser.add_argument_group("output")
-    out.add_argument("--out", type=Path, metavar="DIR", help="run folder (replay_output/SOURCE)")
+    out.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/SOURCE)")
     out.add_argument("--pictures", type=int, default=12, metavar="N", help="at most N panels (12)")
     out.add_argument("--save-depth", action="store_true", help="keep depth and std of every frame")
     out.add_argument("--json", type=Path, metavar="FILE", help="all rows and the summary")
@@ -264,7 +264,7 @@ def _run_replay(options: argparse.Namespace) -> int:
         config = override(config, ["model.path="])
     sampling = replay.Sampling(options.points, options.lines, options.hold_out, options.seed)
     source = options.source.resolve()
-    out = options.out or Path("replay_output") / source.stem
+    out = options.out or Path("runs") / source.stem
     facts = {
         "source": str(options.source),
         "model": config.model.path,
@@ -385,7 +385,7 @@ def _add_bench(commands: Any) -> None:
         kind.add_argument("--repeats", type=int, default=0, metavar="N", help="more: steadier")
         kind.add_argument("--model", default=EMBEDDED, metavar="FILE")
         kind.add_argument("--manifest", default="", metavar="FILE")
-        kind.add_argument("--out", type=Path, default=Path("bench_output"), metavar="DIR")
+        kind.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR")
         kind.set_defaults(run=_run_speed, benchmark=name)
 
 

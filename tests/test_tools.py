@@ -69,7 +69,7 @@ def test_replay_of_a_bag(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     assert "topics: /camera/image_raw, /camera/camera_info, /lidar/points" in shown
     assert "2 frames" in shown
-    facts = json.loads((tmp_path / "replay_output" / "bag" / "run.json").read_text())
+    facts = json.loads((tmp_path / "runs" / "bag" / "run.json").read_text())
     assert facts["topics"]["points"] == "/lidar/points"
 
 
