@@ -12,6 +12,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 import yaml
 
 from depth_node.config import ConfigError, build, describe
+from depth_node.ros.node import INPUTS, OUTPUTS
 from depth_node.ros.parameters import NodeConfig, descriptor, markdown
 
 IDENTITY = [1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
@@ -43,3 +44,15 @@ def test_extrinsics_are_checked() -> None:
         NodeConfig(T_camera_lidar=(2.0, *IDENTITY[1:]))
     with pytest.raises(ConfigError, match="lidar_sources"):
         NodeConfig(lidar_sources=())
+
+
+def test_rviz_shows_topics_that_the_node_has(repo: Path) -> None:
+    displays = yaml.safe_load((repo / "config/depth_node.rviz").read_text())
+    topics = {
+        display["Topic"]["Value"]
+        for display in displays["Visualization Manager"]["Displays"]
+        if "Topic" in display
+    }
+    published = {name.replace("~", "/depth_node") for name in OUTPUTS}
+    assert topics <= published | {f"/{name}" for name in INPUTS}
+    assert "/depth_node/points" in topics
