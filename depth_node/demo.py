@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -350,15 +350,29 @@ def run_live(
     }  # fmt: skip
     children: dict[str, Child] = {}
     events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
+    with _terminate_as_interrupt():
+        try:
+            for name, command in commands.items():
+                children[name] = Child(name, command, folder, env)
+                children[name].events(events)
+            return _conduct(options, children, events, progress)
+        finally:
+            for name in ("publisher", "listener", "node"):
+                if name in children:
+                    children[name].end()
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends us as Ctrl-C does, so that the children are ended too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for name, command in commands.items():
-            children[name] = Child(name, command, folder, env)
-            children[name].events(events)
-        return _conduct(options, children, events, progress)
+        yield
     finally:
-        for name in ("publisher", "listener", "node"):
-            if name in children:
-                children[name].end()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _conduct(

@@ -172,9 +172,13 @@ def _run_demo(options: argparse.Namespace) -> int:
     screen.print(
         f"pictures in: {report.published}, depth out: {report.received}, dropped: {dropped}"
     )
-    backend = report.diagnostics.get("back end") or report.diagnostics.get("backend", "")
-    if backend:
-        screen.print(f"network: {backend}")
+    if dropped > 0.2 * report.published:
+        screen.print(
+            f"This machine is too busy for {options.rate:g} pictures a second (the newest picture"
+            " wins, the others are dropped): try --rate 2, or when less else runs.",
+            style="yellow",
+        )
+    screen.print(f"network: {report.diagnostics.get('backend', 'unknown')}")
     if report.worst_difference < 1e-4:
         screen.print("Replaying the same frames off line gives the same depth.")
     else:

@@ -70,7 +70,8 @@ def test_a_demo_without_depth_says_why_and_shows_the_log(tmp_path: Path) -> None
         demo.run_live(options, frames, tmp_path / "run", silent)
 
 
-def test_interrupted_demo_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     frames = tmp_path / "frames"
     write_frame(frames / "a")
     (tmp_path / "run").mkdir()
@@ -94,7 +95,7 @@ demo.run_live(options, Path({str(frames)!r}), Path({str(tmp_path / "run")!r}), p
             break
     children = [pid for pid in all_processes() if parent_of(pid) == process.pid]
     assert len(children) == 3
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.stdout.read()
     errors = process.stderr.read()
     assert process.wait(30) != 0
