@@ -107,7 +107,6 @@ class LidarInput:
             self._waiting.clear()
             self._newest_ns = 0
         self._buffer.clear()
-        self._frames.clear()
 
     def _take_in(self) -> None:
         with self._arrival:

@@ -21,8 +21,7 @@ from rclpy.exceptions import ROSInterruptException
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header
@@ -37,6 +36,7 @@ from depth_node.ros import messages
 from depth_node.ros.extrinsics import Extrinsics, TfSource, TransformSource
 from depth_node.ros.lidar import LidarInput, LidarMessage, LidarPoints
 from depth_node.ros.messages import MessageError
+from depth_node.ros.outputs import OUTPUTS, RECTIFIED, UNRECTIFIED, Outputs, depth_topic
 from depth_node.ros.parameters import (
     NEEDS_CLEANUP,
     NEEDS_DEACTIVATE,
@@ -45,15 +45,6 @@ from depth_node.ros.parameters import (
 )
 from depth_node.ros.worker import LatestWorker
 
-OUTPUTS: dict[str, type] = {
-    "~/depth/image_rect": Image,  # of a picture without distortion
-    "~/depth/image": Image,  # of a picture with distortion: it must not be called rectified
-    "~/depth/camera_info": CameraInfo,
-    "~/points": PointCloud2,
-    "~/confidence": Image,
-    "~/regions": Image,
-    "~/fit": PointCloud2,
-}
 INPUTS = ("image", "camera_info", "points", "scan")
 
 _SAY_AGAIN_S = 10.0
@@ -84,7 +75,7 @@ class DepthNode(LifecycleNode):
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
         self._worker: LatestWorker[_Picture] | None = None
-        self._outputs: dict[str, Publisher] = {}
+        self._outputs: Outputs | None = None
         self._inputs: list[Any] = []
         self._housekeeping: list[Any] = []
         self._info: CameraInfo | None = None
@@ -101,6 +92,7 @@ class DepthNode(LifecycleNode):
             config = self._settings.config
             self._lidar = self._make_lidar(config, self._make_extrinsics(config))
             self._pipeline = DepthPipeline(config)
+            _warm_up(self._pipeline)
         except Exception as error:
             self._release()
             kind = "" if isinstance(error, (ConfigError, RuntimeError)) else f"{_kind(error)}: "
@@ -120,14 +112,12 @@ class DepthNode(LifecycleNode):
         """Publish and subscribe; the worker starts."""
         config = self._settings.config
         self._forget()
+        self._info = None
         self._raised.clear()
         self._monitor.reset(time.monotonic())
         self._worker = LatestWorker(self._work, self._on_failure, "depth_node_worker")
         try:
-            for name, kind in OUTPUTS.items():
-                self._outputs[name] = self.create_publisher(
-                    kind, name, _output_qos(), qos_overriding_options=_overriding()
-                )
+            self._outputs = Outputs(self)
             picture = CompressedImage if config.image_transport == "compressed" else Image
             # In this order: of messages that wait together, points are taken before their picture.
             self._subscribe(CameraInfo, "camera_info", self._on_info)
@@ -174,10 +164,10 @@ class DepthNode(LifecycleNode):
             self._worker = None
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
-        for publisher in self._outputs.values():
-            self.destroy_publisher(publisher)
         self._inputs.clear()
-        self._outputs.clear()
+        if self._outputs is not None:
+            self._outputs.close()
+            self._outputs = None
         self._forget()
 
     def _release(self) -> None:
@@ -276,7 +266,7 @@ class DepthNode(LifecycleNode):
                 topic,
                 callback,
                 copy.copy(qos_profile_sensor_data),  # overrides are written into it
-                qos_overriding_options=_overriding(),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
         )
 
@@ -299,7 +289,7 @@ class DepthNode(LifecycleNode):
             self._say("jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)")
             self._newest_ns = 0  # the scans notice it by their own stamps
         self._newest_ns = max(self._newest_ns, stamp_ns)
-        if self._listeners() == 0:
+        if self._outputs is None or not self._outputs.heard():
             self._monitor.unheard(now_s)
         elif self._worker.offer(_Picture(message, stamp_ns, now_s)):
             self._monitor.dropped(now_s)
@@ -337,7 +327,7 @@ class DepthNode(LifecycleNode):
         situation = Situation(
             active=self._worker is not None,
             enabled=self._enabled,
-            listeners=self._listeners(),
+            listeners=len(self._outputs.heard()) if self._outputs is not None else 0,
             backend=self._backend(),
             image_topic=self.resolve_topic_name("image"),
         )
@@ -374,7 +364,9 @@ class DepthNode(LifecycleNode):
         )
         stage_ms = dict(result.stage_ms)
         start_s = time.perf_counter()
-        self._publish(wanted, result, image, camera, picture.message.header, config)
+        if self._outputs is not None:
+            header = picture.message.header
+            self._outputs.publish(wanted, result, image, camera, header, config)
         stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
         self._report(picture, points, result, stage_ms)
 
@@ -414,57 +406,18 @@ class DepthNode(LifecycleNode):
         return messages.camera_of(info, rectified)
 
     def _wanted(self, camera: Camera) -> set[str]:
-        """The topics that somebody listens to and that this picture has something for."""
-        heard = {name for name, out in self._outputs.items() if out.get_subscription_count()}
-        right, wrong = "~/depth/image_rect", "~/depth/image"
-        rectified = camera.model == "pinhole"
-        if not rectified:
-            right, wrong = wrong, right
+        """The topics that somebody listens to and that this camera has something for."""
+        heard = self._outputs.heard() if self._outputs is not None else set()
+        right = depth_topic(camera)
+        wrong = UNRECTIFIED if right == RECTIFIED else RECTIFIED
         if wrong in heard:
-            heard.discard(wrong)
-            has = "no distortion" if rectified else "distortion"
+            has = "no distortion" if right == RECTIFIED else "distortion"
             self._say(
                 "wrong depth topic",
                 f"{self.resolve_topic_name(wrong)} stays silent: the picture has {has},"
                 f" so its depth is on {self.resolve_topic_name(right)}",
             )
-        return heard
-
-    def _publish(
-        self,
-        wanted: set[str],
-        result: DepthResult,
-        image: npt.NDArray[np.uint8],
-        camera: Camera,
-        header: Header,
-        config: NodeConfig,
-    ) -> None:
-        """Every wanted output, stamp and frame those of the picture."""
-        made: dict[str, Any] = {}
-        for topic in wanted & {"~/depth/image_rect", "~/depth/image"}:
-            pixels: npt.NDArray[Any] = result.depth
-            if config.depth_encoding == "16UC1":
-                pixels = messages.depth_to_millimetres(pixels)
-            made[topic] = messages.image_message(pixels, config.depth_encoding, header)
-        if "~/depth/camera_info" in wanted:
-            made["~/depth/camera_info"] = messages.camera_info_message(camera, header)
-        if "~/points" in wanted:
-            rows = messages.colour_points(
-                camera.backproject(result.depth), image, config.points_decimation
-            )
-            made["~/points"] = messages.table_message(rows, header)
-        if "~/confidence" in wanted:
-            made["~/confidence"] = messages.image_message(result.std, "32FC1", header)
-        if "~/regions" in wanted:
-            labels = result.labels
-            if labels is None:  # a method without regions: everything is unassigned
-                labels = np.zeros(result.depth.shape, np.int32)
-            pixels = messages.labels_to_pixels(labels)
-            made["~/regions"] = messages.image_message(pixels, "16UC1", header)
-        if "~/fit" in wanted:
-            made["~/fit"] = messages.table_message(result.fit.regions, header)
-        for topic, message in made.items():
-            self._outputs[topic].publish(message)
+        return heard - {wrong}
 
     def _report(
         self,
@@ -523,9 +476,6 @@ class DepthNode(LifecycleNode):
 
     # --- small things ----------------------------------------------------------------------------
 
-    def _listeners(self) -> int:
-        return sum(publisher.get_subscription_count() for publisher in self._outputs.values())
-
     def _backend(self) -> str:
         model = self._pipeline.depth_model if self._pipeline is not None else None
         return f"{model.engine.manifest.name} on {model.engine.backend}" if model else ""
@@ -536,6 +486,17 @@ class DepthNode(LifecycleNode):
         if now_s - self._said.get(key, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
             self._said[key] = now_s
             self.get_logger().warning(text)
+
+
+def _warm_up(pipeline: DepthPipeline) -> None:
+    """One made-up frame: what compiles or allocates at first use does so before the first picture,
+    and a method that cannot run here says so at configure."""
+    height, width = 120, 160
+    ramp = np.linspace(0, 255, width).astype(np.uint8)
+    image = np.broadcast_to(ramp[None, :, None], (height, width, 3)).copy()
+    camera = Camera(width, height, 150.0, 150.0, (width - 1) / 2, (height - 1) / 2)
+    points = camera.backproject(np.full((height, width), 2.0, np.float32))[::6, ::6].reshape(-1, 3)
+    pipeline.process(image, camera, points, np.eye(4))
 
 
 def _kind(error: BaseException) -> str:
@@ -553,15 +514,6 @@ def _fate(result: DepthResult) -> str:
     }
     told = ", ".join(f"{count} {fate}" for fate, count in fates.items() if count)
     return f"{told}; check T_camera_lidar or the TF tree"
-
-
-def _output_qos() -> QoSProfile:
-    """Reliable, for depth_image_proc asks for reliability and gets nothing from best effort."""
-    return QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
-
-
-def _overriding() -> QoSOverridingOptions:
-    return QoSOverridingOptions.with_default_policies()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -234,11 +234,10 @@ class Rig:
         return next(line for line in self.logs if words in line)
 
     def _heard(self, name: str) -> bool:
-        outputs = self.node._outputs.values()
-        known = {publisher.topic_name: publisher for publisher in outputs}
-        if name not in known:
+        outputs = self.node._outputs
+        if name == "/diagnostics" or outputs is None:
             return self.peer.count_publishers(name) > 0
-        return bool(known[name].get_subscription_count() > 0)
+        return name in {self.node.resolve_topic_name(topic) for topic in outputs.heard()}
 
 
 def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
