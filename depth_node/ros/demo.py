@@ -18,7 +18,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
@@ -38,6 +37,13 @@ from depth_node.ros import messages
 CAMERA_FRAME = "camera_optical_frame"
 LIDAR_FRAME = "lidar"
 NODE = "/depth_node"
+TRANSITIONS = {  # name -> number, the state that it leads to
+    "configure": (Transition.TRANSITION_CONFIGURE, "inactive"),
+    "activate": (Transition.TRANSITION_ACTIVATE, "active"),
+    "deactivate": (Transition.TRANSITION_DEACTIVATE, "inactive"),
+    "cleanup": (Transition.TRANSITION_CLEANUP, "unconfigured"),
+}
+ASK_AGAIN_S = 15.0
 XYZ = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4")])
 
 
@@ -179,13 +185,12 @@ class Listener:
 def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
     """Bring the node to active, then listen until told to stop; report what came."""
     if options.lifecycle:
-        change(node, Transition.TRANSITION_CONFIGURE, "configure", options.timeout)
+        change(node, "configure", options.timeout)
     listener = Listener(node, options.folder, options.keep_every)
     if options.lifecycle:
-        change(node, Transition.TRANSITION_ACTIVATE, "activate", options.timeout)
+        change(node, "activate", options.timeout)
     # The node does no work while nobody listens: it must have found us before the first picture.
-    topic = f"{NODE}/depth/image_rect"
-    spin_until(node, lambda: node.count_publishers(topic) > 0, options.timeout, f"no {topic}")
+    wait_for_publisher(node, f"{NODE}/depth/image_rect", options.timeout)
     for _ in range(10):
         rclpy.spin_once(node, timeout_sec=0.05)
     say("ready")
@@ -198,31 +203,59 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
         diagnostics=listener.diagnostics,
     )
     if options.lifecycle:
-        change(node, Transition.TRANSITION_DEACTIVATE, "deactivate", options.timeout)
-        change(node, Transition.TRANSITION_CLEANUP, "cleanup", options.timeout)
+        change(node, "deactivate", options.timeout)
+        change(node, "cleanup", options.timeout)
     say("done")
 
 
-def change(node: Node, transition: int, name: str, timeout_s: float) -> None:
-    """One lifecycle transition of the node, as `ros2 lifecycle set` asks for it."""
-    client = node.create_client(ChangeState, f"{NODE}/change_state")
-    spin_until(node, client.service_is_ready, timeout_s, f"{NODE} has no lifecycle services")
+def change(node: Node, name: str, timeout_s: float) -> None:
+    """One lifecycle transition of the node, as `ros2 lifecycle set` asks for it.
+
+    A service may answer before its way back to a new client is up; the answer is lost then. So the
+    request is made again after a while, and the state decides.
+    """
+    transition, goal = TRANSITIONS[name]
     request = ChangeState.Request()
     request.transition.id = transition
-    future = client.call_async(request)
-    spin_until(node, future.done, timeout_s, f"{NODE} does not answer to {name}")
-    answer = future.result()
-    if answer is None or not answer.success:
-        raise RuntimeError(f"{NODE} refuses to {name}")
-    say("state", transition=name)
-
-
-def spin_until(node: Node, done: Callable[[], bool], timeout_s: float, trouble: str) -> None:
-    """Spin until something is so; RuntimeError with the trouble when it does not come about."""
     end = time.monotonic() + timeout_s
-    while not done():
+    while time.monotonic() < end:
+        answer = call(node, ChangeState, f"{NODE}/change_state", request, end)
+        if answer is None or not answer.success:
+            state = call(node, GetState, f"{NODE}/get_state", GetState.Request(), end)
+            if state is None:
+                continue
+            if state.current_state.label != goal:
+                if answer is None:
+                    continue
+                raise RuntimeError(f"{NODE} refuses to {name}")
+        say("state", transition=name)
+        return
+    raise RuntimeError(f"{NODE} does not answer to {name} within {timeout_s:g} s")
+
+
+def call(node: Node, kind: Any, service: str, request: Any, end: float) -> Any:
+    """The answer of a service, or None when none comes for a while; `end` is the latest time."""
+    client = node.create_client(kind, service)
+    try:
+        while not client.service_is_ready():
+            if time.monotonic() > end:
+                raise RuntimeError(f"{NODE} has no service {service}")
+            rclpy.spin_once(node, timeout_sec=0.05)
+        future = client.call_async(request)
+        until = min(end, time.monotonic() + ASK_AGAIN_S)
+        while not future.done() and time.monotonic() < until:
+            rclpy.spin_once(node, timeout_sec=0.05)
+        return future.result() if future.done() else None
+    finally:
+        node.destroy_client(client)
+
+
+def wait_for_publisher(node: Node, topic: str, timeout_s: float) -> None:
+    """Wait until somebody publishes a topic."""
+    end = time.monotonic() + timeout_s
+    while not node.count_publishers(topic):
         if time.monotonic() > end:
-            raise RuntimeError(f"{trouble} within {timeout_s:g} s")
+            raise RuntimeError(f"nobody publishes {topic} within {timeout_s:g} s")
         rclpy.spin_once(node, timeout_sec=0.05)
 
 

@@ -299,21 +299,27 @@ def table_rows(message: PointCloud2) -> npt.NDArray[np.void]:
 
 
 def colour_points(
-    points: npt.NDArray[np.float32], picture: npt.NDArray[np.uint8], decimation: int = 1
+    depth: npt.NDArray[np.float32],
+    camera: Camera,
+    picture: npt.NDArray[np.uint8],
+    decimation: int = 1,
 ) -> npt.NDArray[np.void]:
-    """(H, W, 3) points and picture -> XYZRGB rows of the known points of every n-th row and column.
+    """XYZRGB rows, in the camera's frame, of the known depth in every n-th row and column.
 
-    rgb is the customary float32 whose bits are 0x00RRGGBB.
+    depth: (H, W) metres, picture: (H, W, 3) RGB. rgb is the customary float32 whose bits are
+    0x00RRGGBB.
     """
-    points = points[::decimation, ::decimation]
-    picture = picture[::decimation, ::decimation]
-    known = np.isfinite(points).all(axis=2)
-    kept, colours = points[known], picture[known].astype(np.uint32)
-    rows = np.empty(len(kept), XYZRGB)
-    for axis, name in enumerate("xyz"):
-        rows[name] = kept[:, axis]
-    rows["rgb"] = (colours[:, 0] << 16 | colours[:, 1] << 8 | colours[:, 2]).view(np.float32)
-    return rows
+    every = (slice(None, None, decimation),) * 2
+    z, rays = depth[every], camera.rays()[every]
+    rows = np.empty((*z.shape, 4), np.float32)
+    np.multiply(rays, z[..., None], out=rows[..., :3])
+    colours = picture[every].astype(np.uint32)
+    packed = rows[..., 3].view(np.uint32)  # not through float: a NaN's bits would not survive
+    np.left_shift(colours[..., 0], 16, out=packed)
+    packed |= colours[..., 1] << 8 | colours[..., 2]
+    known = np.isfinite(rows[..., 2])
+    kept = rows.reshape(-1, 4) if known.all() else rows[known]
+    return kept.view(XYZRGB).reshape(-1)
 
 
 def _bytes(values: npt.NDArray[Any]) -> array.array[int]:

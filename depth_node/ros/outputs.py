@@ -84,8 +84,7 @@ class Outputs:
             return messages.image_message(result.depth, "32FC1", header)
 
         def points() -> PointCloud2:
-            in_camera = camera.backproject(result.depth)
-            rows = messages.colour_points(in_camera, image, config.points_decimation)
+            rows = messages.colour_points(result.depth, camera, image, config.points_decimation)
             return messages.table_message(rows, header)
 
         def regions() -> Image:

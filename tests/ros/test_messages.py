@@ -304,17 +304,19 @@ def test_the_table_of_the_fit_survives(rows: int) -> None:
         np.testing.assert_array_equal(found[name], table[name])
 
 
-def test_coloured_points_leave_out_the_unknown_and_carry_their_colour() -> None:
-    points = RNG.normal(size=(5, 7, 3)).astype(np.float32)
-    points[2, 2] = np.nan
-    rows = messages.colour_points(points, RGB, decimation=2)
-    known = np.ones((5, 7), bool)
-    known[2, 2] = False
-    expected = points[::2, ::2][known[::2, ::2]]
+@pytest.mark.parametrize("decimation", [1, 2, 3])
+def test_coloured_points_leave_out_the_unknown_and_carry_their_colour(decimation: int) -> None:
+    camera = Camera(7, 5, 4.0, 4.0, 3.0, 2.0)
+    depth = RNG.uniform(1, 9, (5, 7)).astype(np.float32)
+    depth[0, 0] = np.nan
+    rows = messages.colour_points(depth, camera, RGB, decimation)
+    every = (slice(None, None, decimation),) * 2
+    known = np.isfinite(depth[every])
+    expected = camera.backproject(depth)[every][known]
     np.testing.assert_array_equal(np.column_stack([rows[name] for name in "xyz"]), expected)
     packed = rows["rgb"].view(np.uint32)
     colours = np.column_stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255])
-    np.testing.assert_array_equal(colours, RGB[::2, ::2][known[::2, ::2]])
+    np.testing.assert_array_equal(colours, RGB[every][known])
 
 
 def test_a_large_image_becomes_a_message_in_milliseconds() -> None:
