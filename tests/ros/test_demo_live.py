@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import pytest
@@ -22,6 +24,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 from depth_node import demo
 from depth_node.config import build
 from depth_node.pipeline import PipelineConfig
+from depth_node.ros import demo as processes
 from depth_node.ros.demo import there_and_back
 
 
@@ -33,6 +36,45 @@ def silent(what: str, total: int) -> Iterator[Callable[[str], None]]:
 def test_the_path_has_no_jump() -> None:
     assert [there_and_back(k, 4) for k in range(9)] == [0, 1, 2, 3, 2, 1, 0, 1, 2]
     assert [there_and_back(k, 1) for k in range(3)] == [0, 0, 0]
+
+
+class Answers:
+    """A service that forgets to answer: None, or (success of the request, state afterwards)."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    def __call__(self, node: Any, kind: Any, service: str, request: Any, end: float) -> Any:
+        self.asked.append(service.rpartition("/")[2])
+        answer = self.answers.pop(0)
+        if isinstance(answer, str):
+            return SimpleNamespace(current_state=SimpleNamespace(label=answer))
+        return answer if answer is None else SimpleNamespace(success=answer)
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked"),
+    [
+        ([True], ["change_state"]),
+        ([None, "inactive"], ["change_state", "get_state"]),  # done, but the answer was lost
+        ([None, None, False, "inactive"], ["change_state", "get_state"] * 2),
+        ([None, "unconfigured", True], ["change_state", "get_state", "change_state"]),
+    ],
+)
+def test_lost_answers_of_the_lifecycle_services_do_no_harm(
+    monkeypatch: pytest.MonkeyPatch, answers: list[Any], asked: list[str]
+) -> None:
+    service = Answers(*answers)
+    monkeypatch.setattr(processes, "call", service)
+    processes.change(None, "configure", 60.0)  # type: ignore[arg-type]
+    assert service.asked == asked and not service.answers
+
+
+def test_a_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "call", Answers(False, "unconfigured"))
+    with pytest.raises(RuntimeError, match="refuses to configure"):
+        processes.change(None, "configure", 60.0)  # type: ignore[arg-type]
 
 
 def test_demo_with_the_network_in_the_package(tmp_path: Path) -> None:
