@@ -17,8 +17,10 @@ time (docs/benchmarks_field.md).
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -26,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.config import option, validate
-from depth_node.field_kernels import COMPILERS, Floats, Integers, Kernels, kernels
+from depth_node.field_kernels import COMPILERS, STUDENT_PEAK, Floats, Integers, Kernels, kernels
 from depth_node.prediction import Prediction
 
 Map = NDArray[np.float32]
@@ -36,8 +38,9 @@ REFERENCE_PX = 640.0  # sizes in pixels below are for a picture whose larger sid
 MIN_POINTS = 4  # fewer tell a scale only
 
 # Base
-HUBER = 1.345  # times the robust standard deviation, the usual 95 % efficiency
-HUBER_ITERATIONS = 5
+HUBER, TUKEY = 1.345, 4.685  # robust standard deviations, for the usual 95 % efficiency
+ROBUST_STEPS = 6
+BASE_POINTS = 2000
 MAD_TO_STD = 1.4826
 RANGE_SHARE = 1.5  # B stays within the points' 2 to 98 % range widened by this factor
 
@@ -54,10 +57,10 @@ OUTLIER_PRIOR = 0.02
 OUTLIER_PRIOR_POINTS = 10.0
 OUTLIER_DENSITY = 0.6  # per unit of log depth: ranges between 0.4 and 2 times the true one
 STUDENT_MEDIAN = 0.765  # median of |t_3|
-STUDENT_PEAK = 0.3675526  # density of t_3 at 0
 SUSPECT_NUGGET = 0.2
 AGREEMENT_SHARE = 0.5  # of the likelihood that comes from single neighbours, the rest from kriging
 MANY_POINTS = 2000  # from here on the single neighbours tell outliers well enough
+FEW_NEIGHBOURS = 5
 
 # Lattices
 GRID_PX = 2.0  # cell of the detail lattice
@@ -65,15 +68,16 @@ MIN_CANDIDATES_PER_NEIGHBOUR = 2
 POINTS_PER_CELL = 2.0
 
 # Choices made by leaving out
-VALIDATION_POINTS = 400
+VALIDATION_POINTS = 300
 NUGGETS = (0.003, 0.01, 0.03, 0.1, 0.3)
 TRIM = 0.97
 PRIOR_SHARES = (0.05, 0.5, 4.0, math.inf)  # weight of U against the points about a cell
-CLIPS = (0.02, 0.06, 9.0)  # how much of a step of the surface is believed, in log depth
-USUAL_CHOICE = (1, 1)
-CHOICE_PENALTY = 0.5  # over sqrt(N), per step away from the usual choice
+CLIPS = (0.005, 0.02, 0.06, 9.0)  # how much of a step of the surface is believed, in log depth
+USUAL_CHOICE = (1, 2)
+CHOICE_PENALTY = 0.3  # over sqrt(N), per step away from the usual choice
 ERROR_CAP = 0.5
 MATCH_SLACK = 1.3
+MAX_ELONGATION = 4.0
 
 # Detail
 DETAIL_SPACINGS = 1.5
@@ -137,7 +141,7 @@ class Field:
     depth: Map
     std: Map
     outlier: Floats
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def warm_up(config: FieldConfig | None = None) -> None:
@@ -167,7 +171,7 @@ def solve(
     labels: (H, W) regions or None. image: (H, W, 3) uint8 RGB or None. The network must have
     given a number at every point.
     """
-    samples, merged = _merged(rows, cols, depth, age_s)
+    samples, merged = _merged(rows, cols, depth, age_s, prediction.shape)
     base = _fit_base(prediction, samples)
     if not config.residual:
         return _base_alone(base, samples, merged)
@@ -188,7 +192,7 @@ def solve(
     relative = (quantile / NORMAL_95 * spread).astype(np.float32).reshape(shape)
     std = _resized(relative, (width, height))
     std *= out
-    _forget_far(std, scene, config)
+    _forget_far(std, trial, config)
     if base.unknown is not None:
         out[base.unknown] = np.nan
         std[base.unknown] = np.nan
@@ -212,12 +216,18 @@ def solve(
 
 @dataclass(frozen=True)
 class _Samples:
-    """n points at different pixels in canonical order: the order they came in changes nothing."""
+    """n points at different pixels, ordered by cell and pixel: their given order changes nothing.
+
+    cell: (n,) of `cells`; start: (cells + 1,), cell c holds points start[c] to start[c + 1].
+    """
 
     rows: Integers
     cols: Integers
     z: Floats
     age_s: Floats
+    cells: _Lattice
+    cell: Integers
+    start: Integers
 
 
 def _merged(
@@ -225,21 +235,35 @@ def _merged(
     cols: NDArray[np.integer],
     depth: NDArray[np.floating],
     age_s: NDArray[np.floating],
+    picture: tuple[int, int],
 ) -> tuple[_Samples, Integers]:
     """Points with those at one pixel made one (the newest; the mean log of equally new ones).
 
-    Also which of the merged points each given one became.
+    Also which of the merged points each given one became, (n,).
     """
-    width = int(cols.max()) + 1
-    pixel, merged = np.unique(rows.astype(np.int64) * width + cols, return_inverse=True)
-    count = len(pixel)
-    age = np.full(count, np.inf)
-    np.minimum.at(age, merged, age_s)
-    newest = age_s <= age[merged]
-    number = np.bincount(merged[newest], minlength=count)
-    log_z = np.bincount(merged[newest], np.log(depth[newest].astype(np.float64)), count) / number
-    samples = _Samples(pixel // width, pixel % width, np.exp(log_z), age)
-    return samples, merged.reshape(-1).astype(np.int64)
+    height, width = picture
+    taken: NDArray[np.bool_] = np.zeros(height * width, bool)
+    taken[rows.astype(np.int64) * width + cols] = True
+    spacing = math.sqrt(height * width / np.count_nonzero(taken))
+    cells = _Lattice.of(picture, math.sqrt(POINTS_PER_CELL) * spacing)
+    cell = cells.cell(rows, cols)
+    key = (cell * height + rows) * width + cols
+    order = np.argsort(key, kind="stable")
+    key, age = key[order], np.asarray(age_s, np.float64)[order]
+    log_z = np.log(depth[order].astype(np.float64))
+    first = np.concatenate([[True], key[1:] != key[:-1]])
+    merged: Integers = np.empty(len(rows), np.int64)
+    merged[order] = np.cumsum(first) - 1
+    if not first.all():
+        group = merged[order]
+        newest = np.minimum.reduceat(age, np.flatnonzero(first))
+        kept = age <= newest[group]
+        log_z = np.bincount(group[kept], log_z[kept]) / np.bincount(group[kept])
+        age, key = newest, key[first]
+    row, col = np.divmod(key, width)
+    cell, row = np.divmod(row, height)
+    start = np.searchsorted(cell, np.arange(cells.shape[0] * cells.shape[1] + 1))
+    return _Samples(row, col, np.exp(log_z), age, cells, cell, start.astype(np.int64)), merged
 
 
 # --- base ----------------------------------------------------------------------------------------
@@ -266,8 +290,9 @@ class _Base:
 def _fit_base(prediction: Prediction, samples: _Samples) -> _Base:
     """The robust line in the space that the network declares, and its map kept within reason."""
     values = prediction.values
-    v = values[samples.rows, samples.cols].astype(np.float64)
-    z = samples.z
+    some = slice(None, None, 1 + len(samples.z) // BASE_POINTS)  # more tell no more of two numbers
+    v = values[samples.rows[some], samples.cols[some]].astype(np.float64)
+    z = samples.z[some]
     low, high = np.percentile(z, [2, 98])
     kind = prediction.kind.split("_", 1)[0]
     # Weights turn residuals of depth and disparity into relative ones.
@@ -301,19 +326,22 @@ def _fit_base(prediction: Prediction, samples: _Samples) -> _Base:
 
 
 def _robust_line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
-    """Slope and intercept that minimise the weighted Huber loss of y, by reweighting."""
+    """Slope and intercept of a robust line, by reweighting: Huber's loss, then Tukey's biweight."""
     slope, shift = 0.0, float(np.median(y))
     now = weight
-    for _ in range(HUBER_ITERATIONS + 1):
+    for step in range(ROBUST_STEPS):
         total = now.sum()
         middle_x, middle_y = (now * x).sum() / total, (now * y).sum() / total
-        spread = (now * (x - middle_x) ** 2).sum() / total
-        flat = spread <= 1e-14 * max(middle_x * middle_x, 1e-12)
-        slope = 0.0 if flat else (now * (x - middle_x) * (y - middle_y)).sum() / total / spread
+        width = (now * (x - middle_x) ** 2).sum() / total
+        flat = width <= 1e-14 * max(middle_x * middle_x, 1e-12)
+        slope = 0.0 if flat else (now * (x - middle_x) * (y - middle_y)).sum() / total / width
         shift = middle_y - slope * middle_x
         residual = np.abs(y - slope * x - shift) * np.sqrt(weight)
-        limit = HUBER * MAD_TO_STD * np.median(residual) + 1e-9
-        now = weight * np.minimum(1, limit / np.maximum(residual, 1e-12))
+        spread = MAD_TO_STD * float(np.median(residual)) + 1e-9
+        if step < ROBUST_STEPS // 2:
+            now = weight * np.minimum(1, HUBER * spread / np.maximum(residual, 1e-12))
+        else:
+            now = weight * np.maximum(1 - (residual / (TUKEY * spread)) ** 2, 0) ** 2
     return float(slope), float(shift)
 
 
@@ -359,6 +387,12 @@ class _Lattice:
             (cols + 0.5) * (lattice_width / width) - 0.5,
         )
 
+    def cell(self, rows: NDArray[Any], cols: NDArray[Any]) -> Integers:
+        """Number of the cell, row by row, in which a pixel lies."""
+        row, col = self.place(rows, cols)
+        whole = (row + 0.5).astype(np.int64) * self.shape[1] + (col + 0.5).astype(np.int64)
+        return np.asarray(whole, np.int64)
+
     def centres(self) -> tuple[Floats, Floats]:
         """Rows and columns in pixels of the middles of all cells, each (cells,)."""
         (height, width), (lattice_height, lattice_width) = self.picture, self.shape
@@ -372,15 +406,18 @@ def _resized(image: Map, size: tuple[int, int]) -> Map:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
+def _whole(place: Floats) -> Integers:
+    """The cell in which a place lies."""
+    return (place + 0.5).astype(np.int64)
+
+
 def _sample(image: Map, rows: Floats, cols: Floats) -> Floats:
-    """Bilinear values of an (h, w) or (h, w, c) map at places; the border is continued."""
-    height, width = image.shape[:2]
+    """Bilinear values of an (h, w) map at places; the border is continued."""
+    height, width = image.shape
     r, c = np.clip(rows, 0, height - 1), np.clip(cols, 0, width - 1)
     i = np.minimum(r.astype(np.int64), height - 2)
     j = np.minimum(c.astype(np.int64), width - 2)
     a, b = r - i, c - j
-    if image.ndim == 3:
-        a, b = a[:, None], b[:, None]
     top = (1 - b) * image[i, j] + b * image[i, j + 1]
     bottom = (1 - b) * image[i + 1, j] + b * image[i + 1, j + 1]
     result: Floats = (1 - a) * top + a * bottom
@@ -391,9 +428,10 @@ def _sample(image: Map, rows: Floats, cols: Floats) -> Floats:
 class _Scene:
     """Everything known before the residual is spread; points are ordered by cells.
 
-    y: (n,) log residual. log_base: (n,). feature: (n, F), node_feature: (M, F). grid_log: log base
-    on the grid. grid_colour: (3, h, w) in correlation lengths. order: canonical -> this order.
-    place_px: pixels per unit of features 0 and 1. noise: (n,) factor of the nugget from age.
+    y: (n,) log residual less `middle`. log_base: (n,). feature: (n, F), node_feature: (M, F).
+    noise: (n,) factor of the nugget from age. grid_log: log base on the grid. grid_colour:
+    (3, h, w) and colour: (n, 3), in correlation lengths. grid_row, grid_col, node_row, node_col:
+    (n,) places on the lattices. place_px: pixels per unit of features 0 and 1.
     """
 
     y: Floats
@@ -418,7 +456,6 @@ class _Scene:
     node_row: Floats
     node_col: Floats
     place_px: float
-    order: Integers
 
     def __len__(self) -> int:
         return len(self.y)
@@ -437,19 +474,14 @@ class _Scene:
         unit = larger / REFERENCE_PX
         grid = _Lattice.of(picture, GRID_PX * unit)
         nodes = _Lattice.of(picture, config.node_px * unit)
-        spacing = math.sqrt(picture[0] * picture[1] / len(samples.z))
-        cells = _Lattice.of(picture, math.sqrt(POINTS_PER_CELL) * spacing)
-        point_cell = _cell(cells, samples.rows, samples.cols)
-        order = np.argsort(point_cell, kind="stable")
-        rows, cols, point_cell = samples.rows[order], samples.cols[order], point_cell[order]
-        start = np.searchsorted(point_cell, np.arange(cells.shape[0] * cells.shape[1] + 1))
+        rows, cols = samples.rows, samples.cols
         # An average over the cell would mix near and far at an edge less well in log.
         grid_base = cv2.resize(base.map, grid.size, interpolation=cv2.INTER_AREA)
         grid_log: Map = np.log(grid_base)
         grid_row, grid_col = grid.place(rows, cols)
         if image is not None and config.colour:
             lab = _guide(image, grid)
-            colour = _sample(lab, grid_row, grid_col)
+            colour = lab[_whole(grid_row), _whole(grid_col)].astype(np.float64)
             node_colour = _resized(lab, nodes.size)
             grid_colour = np.ascontiguousarray(np.moveaxis(lab, 2, 0))
         else:
@@ -458,7 +490,7 @@ class _Scene:
             grid_colour = np.zeros((3, *grid.shape), np.float32)
         place_px = PLACE_SHARE * larger
         log_base = np.log(base.map[rows, cols].astype(np.float64))
-        y = np.log(samples.z[order]) - log_base
+        y = np.log(samples.z) - log_base
         middle = float(np.median(y))
         node_rows, node_cols = nodes.centres()
         node_log = _resized(grid_log, nodes.size)
@@ -483,13 +515,13 @@ class _Scene:
             middle=middle,
             feature=np.ascontiguousarray(feature, np.float64),
             label=label,
-            noise=1 + (samples.age_s[order] / config.age_s) ** 2 * 3,
+            noise=1 + (samples.age_s / config.age_s) ** 2 * 3,
             grid=grid,
             nodes=nodes,
-            cells=cells,
-            start=start.astype(np.int64),
-            point_cell=point_cell,
-            node_cell=_cell(cells, node_rows, node_cols),
+            cells=samples.cells,
+            start=samples.start,
+            point_cell=samples.cell,
+            node_cell=samples.cells.cell(node_rows, node_cols),
             node_feature=np.ascontiguousarray(node_feature, np.float64),
             node_label=node_label,
             grid_log=grid_log,
@@ -500,7 +532,6 @@ class _Scene:
             node_row=node_row,
             node_col=node_col,
             place_px=place_px,
-            order=order,
         )
 
     def find(
@@ -518,6 +549,7 @@ class _Scene:
             queries.label,
             queries.cell,
             queries.hole,
+            queries.shape,
             self.feature,
             self.label,
             self.start,
@@ -533,18 +565,21 @@ class _Scene:
         self,
         feature: Floats,
         near: tuple[Integers, Floats],
-        nugget: Floats,
+        doubt: Floats,
+        levels: Sequence[float],
         loops: Kernels,
     ) -> tuple[Floats, Floats, Floats]:
-        """Mean, variance and sill (m,) of the residual at features from their neighbours."""
-        mean, variance, sill = (np.empty(len(feature)) for _ in range(3))
+        """Mean, variance, sill (levels, m) of the residual at features from their neighbours."""
+        mean, variance, sill = (np.empty((len(levels), len(feature))) for _ in range(3))
         loops.krige(
             feature,
             *near,
             self.feature,
             self.label,
             self.y,
-            nugget,
+            self.noise,
+            doubt,
+            np.array(levels),
             LONG_SHARE,
             _LONG_SCALE,
             LABEL_GAP,
@@ -560,18 +595,17 @@ _LONG_SCALE = (PLACE_SHARE / LONG_PLACE_SHARE) ** 2 / 2
 
 @dataclass(frozen=True)
 class _Queries:
-    """Where neighbours are sought. hole: (m,) squared radius (features 0, 1) that is left out."""
+    """Where neighbours are sought.
+
+    hole: (m,) squared radius, in features 0 and 1, about a query inside which no point counts;
+    shape: (3,) of the ellipse that it is (field_kernels._nearest), a circle unless said otherwise.
+    """
 
     feature: Floats
     label: NDArray[np.int32]
     cell: Integers
     hole: Floats
-
-
-def _cell(cells: _Lattice, rows: NDArray[Any], cols: NDArray[Any]) -> Integers:
-    row, col = cells.place(rows, cols)
-    cell: Integers = (row + 0.5).astype(np.int64) * cells.shape[1] + (col + 0.5).astype(np.int64)
-    return cell
+    shape: Floats = dataclasses.field(default_factory=lambda: np.array([1.0, 0.0, 1.0]))
 
 
 def _guide(image: NDArray[np.uint8], grid: _Lattice) -> Map:
@@ -595,37 +629,41 @@ def _suspicion(scene: _Scene, loops: Kernels, config: FieldConfig) -> Floats:
     Student's distribution; the share of outliers is estimated along with it.
     """
     count = len(scene)
-    suspect = np.zeros(count)
+    suspect: Floats = np.zeros(count)
     if not config.outliers or count < 4:
         return suspect
     own = _Queries(scene.feature, scene.label, scene.point_cell, np.full(count, 1e-12))
-    near = scene.find(own, min(config.neighbours, count - 1), loops)
-    index = np.maximum(near[0], 0)
-    missing = near[0] < 0
-    nugget = NUGGETS[1]
-    place = ((scene.feature[:, None, :2] - scene.feature[index, :2]) ** 2).sum(axis=2)
-    root = np.sqrt(3 * near[1])
-    alike = (1 - LONG_SHARE) * (1 + root) * np.exp(-root) + LONG_SHARE / (1 + _LONG_SCALE * place)
-    step = np.sqrt(np.maximum(2 - 2 * alike, 0) + 2 * nugget)
-    difference = np.abs(scene.y[:, None] - scene.y[index])
     krige = count < MANY_POINTS
+    near = scene.find(own, min(config.neighbours if krige else FEW_NEIGHBOURS, count - 1), loops)
+    nugget = NUGGETS[1]
     prior = OUTLIER_PRIOR
+    likelihood: Floats = np.empty(count)
     for _ in range(2):
         if krige:
-            inflated = nugget * scene.noise + _inflation(suspect)
-            mean, variance, _ = scene.krige(scene.feature, near, inflated, loops)
-            spread = np.sqrt(variance + nugget)
-            deviation = np.abs(scene.y - mean) / spread
+            found = scene.krige(scene.feature, near, _doubt(suspect), (nugget,), loops)
+            spread = np.sqrt(found[1][0] + nugget)
+            deviation = np.abs(scene.y - found[0][0]) / spread
         else:
-            deviation = difference[:, 0] / step[:, 0]
+            closest = near[0][:, 0]
+            place = ((scene.feature[:, :2] - scene.feature[closest, :2]) ** 2).sum(axis=1)
+            alike = (1 - LONG_SHARE) / (1 + near[1][:, 0]) + LONG_SHARE / (1 + _LONG_SCALE * place)
+            deviation = np.abs(scene.y - scene.y[closest]) / np.sqrt(2 * (1 - alike + nugget))
         scale = _weighted_quantile(deviation, 1 - suspect, 0.5) / STUDENT_MEDIAN + 1e-6
-        weight = alike**2 * (1 - suspect[index]) + 1e-9
-        weight[missing] = 0
-        density = _student(difference / (scale * step)) / (scale * step)
-        likelihood = (weight * density).sum(axis=1) / weight.sum(axis=1)
+        loops.agree(
+            *near,
+            scene.feature,
+            scene.y,
+            suspect,
+            scale,
+            nugget,
+            LONG_SHARE,
+            _LONG_SCALE,
+            likelihood,
+        )
         if krige:
             likelihood *= AGREEMENT_SHARE
-            likelihood += (1 - AGREEMENT_SHARE) * _student(deviation / scale) / (scale * spread)
+            peak = (1 - AGREEMENT_SHARE) * STUDENT_PEAK / (scale * spread)
+            likelihood += peak / (1 + (deviation / scale) ** 2 / 3) ** 2
         for _ in range(3):
             wrong = prior * OUTLIER_DENSITY
             suspect = wrong / (wrong + (1 - prior) * likelihood)
@@ -635,14 +673,8 @@ def _suspicion(scene: _Scene, loops: Kernels, config: FieldConfig) -> Floats:
     return suspect
 
 
-def _student(deviation: Floats) -> Floats:
-    """Density of Student's distribution with 3 degrees of freedom."""
-    result: Floats = STUDENT_PEAK / (1 + deviation * deviation / 3) ** 2
-    return result
-
-
-def _inflation(suspect: Floats) -> Floats:
-    """Extra nugget of suspects."""
+def _doubt(suspect: Floats) -> Floats:
+    """Extra nugget of suspects, (n,)."""
     result: Floats = SUSPECT_NUGGET * suspect / np.maximum(1 - suspect, 1e-3)
     return result
 
@@ -687,53 +719,60 @@ class _Trial:
             np.full(number, 1e-12),
         )
         near = scene.find(queries, size, loops)
-        hole = _matched_hole(scene, which, near[0], far_px)
+        hole, shape = _matched_hole(scene, which, near[0], far_px)
         if (hole > 0).any():
-            queries = _Queries(
-                queries.feature, queries.label, queries.cell, np.maximum(hole**2, 1e-12)
-            )
+            queries = dataclasses.replace(queries, hole=np.maximum(hole**2, 1e-12), shape=shape)
             near = scene.find(queries, size, loops)
         weight = 1 - suspect[which]
-        best: tuple[float, float, tuple[Floats, Floats, Floats]] | None = None
-        inflation = _inflation(suspect)
-        for nugget in NUGGETS:
-            answer = scene.krige(queries.feature, near, nugget * scene.noise + inflation, loops)
-            error = np.abs(scene.y[which] - answer[0])
-            order = np.argsort(error)
-            heap = np.cumsum(weight[order])
-            kept = max(1, int(np.searchsorted(heap, TRIM * heap[-1])))
-            loss = float(error[order][:kept].mean())
-            if best is None or loss < best[0]:
-                best = (loss, nugget, answer)
-        assert best is not None
-        return cls(which, near, *best[2], weight, best[1], far_px)
+        answer = scene.krige(queries.feature, near, _doubt(suspect), NUGGETS, loops)
+        error = np.sort(np.abs(scene.y[which] - answer[0]), axis=1)
+        order = np.argsort(np.abs(scene.y[which] - answer[0]), axis=1)
+        heap = np.cumsum(weight[order], axis=1)
+        kept = heap <= TRIM * heap[:, -1:]
+        kept[:, 0] = True
+        loss = (error * kept).sum(axis=1) / kept.sum(axis=1)
+        best = int(np.argmin(loss))
+        mean, variance, sill = (each[best] for each in answer)
+        return cls(which, near, mean, variance, sill, weight, NUGGETS[best], far_px)
 
 
 def _distance(scene: _Scene) -> Map:
     """(h, w) distance in pixels of the grid's cells from the nearest point."""
     empty: NDArray[np.uint8] = np.ones(scene.grid.shape, np.uint8)
-    empty[(scene.grid_row + 0.5).astype(np.int64), (scene.grid_col + 0.5).astype(np.int64)] = 0
+    empty[_whole(scene.grid_row), _whole(scene.grid_col)] = 0
     cell_px = scene.grid.picture[1] / scene.grid.shape[1]
     cells = np.asarray(cv2.distanceTransform(empty, cv2.DIST_L2, 3), np.float32)
     return cells * np.float32(cell_px)
 
 
-def _matched_hole(scene: _Scene, which: Integers, index: Integers, far_px: Map) -> Floats:
-    """Radius (features 0, 1) about each point inside which no other may predict it.
+def _matched_hole(
+    scene: _Scene, which: Integers, index: Integers, far_px: Map
+) -> tuple[Floats, Floats]:
+    """Radius (features 0, 1) about each point inside which no other may predict it, and its shape.
 
     A pixel of the picture lies farther from its nearest point than the points of a scan line lie
     from each other. The k-th closest of the points is predicted from the distance of the k-th
-    closest share of the pixels.
+    closest share of the pixels. Along a scan line the hole is longer, as pixels between two lines
+    have their nearest points across.
     """
-    place = scene.feature[which, None, :2] - scene.feature[np.maximum(index, 0), :2]
-    own = np.sqrt((place**2).sum(axis=2))
+    step = scene.feature[which, None, :2] - scene.feature[np.maximum(index, 0), :2]
+    own = np.sqrt((step**2).sum(axis=2))
     own[index < 0] = np.inf
+    closest = own.argmin(axis=1)
     own = own.min(axis=1)
     rank = np.argsort(np.argsort(own, kind="stable"), kind="stable")
-    share = (rank + 0.5) / len(which)
-    wanted = np.quantile(far_px[::4, ::4], share) / scene.place_px
-    one_px = 1 / scene.place_px
-    return np.where(wanted > MATCH_SLACK * own + one_px, wanted, 0.0)
+    wanted = np.quantile(far_px[::4, ::4], (rank + 0.5) / len(which)) / scene.place_px
+    hole = np.where(wanted > MATCH_SLACK * own + 1 / scene.place_px, wanted, 0.0)
+    circle = np.array([1.0, 0.0, 1.0])
+    towards = step[np.arange(len(which)), closest][np.isfinite(own) & (own > 0)]
+    if not (hole > 0).any() or len(towards) == 0:
+        return hole, circle
+    towards /= np.sqrt((towards**2).sum(axis=1, keepdims=True))
+    share, axes = np.linalg.eigh(towards.T @ towards / len(towards))
+    longer = math.sqrt(share[1] / max(share[0], 1e-9))
+    longer = min(longer, MAX_ELONGATION)
+    form = axes @ np.diag([1.0, 1.0 / longer**2]) @ axes.T
+    return hole, np.array([form[0, 0], form[0, 1], form[1, 1]])
 
 
 # --- kriging on the nodes, detail about the points -----------------------------------------------
@@ -745,8 +784,8 @@ def _at_nodes(
     count = len(scene.node_feature)
     queries = _Queries(scene.node_feature, scene.node_label, scene.node_cell, np.zeros(count))
     near = scene.find(queries, min(config.neighbours, len(scene)), loops)
-    nugget = trial.nugget * scene.noise + _inflation(suspect)
-    return scene.krige(scene.node_feature, near, nugget, loops)
+    found = scene.krige(scene.node_feature, near, _doubt(suspect), (trial.nugget,), loops)
+    return found[0][0], found[1][0], found[2][0]
 
 
 @dataclass(frozen=True)
@@ -897,12 +936,9 @@ def _interval(
     return quantile, _local_spread(variance, sill, middle, trial)
 
 
-def _forget_far(std: Map, scene: _Scene, config: FieldConfig) -> None:
+def _forget_far(std: Map, trial: _Trial, config: FieldConfig) -> None:
     """NaN where no point is near enough to judge by; in place."""
-    limit = config.max_extrapolation * max(scene.grid.picture)
-    height, width = scene.grid.picture
-    if limit >= math.hypot(height, width):
-        return
-    distance = _distance(scene)
-    if distance.max() > limit:
-        std[_resized(distance, (width, height)) > limit] = np.nan
+    height, width = std.shape
+    limit = config.max_extrapolation * max(height, width)
+    if trial.far_px.max() > limit:
+        std[_resized(trial.far_px, (width, height)) > limit] = np.nan

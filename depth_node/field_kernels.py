@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three inner loops of the residual field, compiled with numba or as NumPy array code.
+"""The inner loops of the residual field, compiled with numba or as NumPy array code.
 
 Both forms give the same numbers (to 1e-5; a test holds them together). The loops are plain Python
 functions that numba compiles when it is there: numba keeps the machine code beside this file, or in
 the user's cache folder where that is read-only, so only the first start on a machine compiles.
 
 Shapes used throughout: N points, M queries (lattice nodes or points), F features, k neighbours.
-Features 0 and 1 are the row and column, the others logarithm of the base map and colour, each in
-units of its correlation length.
+The F = 6 features are row, column, logarithm of the base map and three of colour, each in units of
+its correlation length.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 COMPILERS = ("auto", "numba", "numpy")
+STUDENT_PEAK = 0.3675526  # density at 0 of Student's distribution with 3 degrees of freedom
 _CHUNK = 4096  # queries that the NumPy forms work on at a time
 
 
@@ -36,6 +37,7 @@ class Kernels:
     name: str
     nearest: Callable[..., None]
     krige: Callable[..., None]
+    agree: Callable[..., None]
     spread: Callable[..., None]
 
 
@@ -48,7 +50,7 @@ def kernels(compiler: str = "auto") -> Kernels:
     if compiler not in COMPILERS:
         raise ValueError(f"the compiler {compiler!r} is unknown: use {', '.join(COMPILERS)}.")
     if compiler == "numpy" or (compiler == "auto" and find_spec("numba") is None):
-        return Kernels("numpy", nearest_numpy, krige_numpy, spread_numpy)
+        return Kernels("numpy", nearest_numpy, krige_numpy, agree_numpy, spread_numpy)
     try:
         import numba
     except ImportError as error:
@@ -62,7 +64,8 @@ def kernels(compiler: str = "auto") -> Kernels:
         fast: Callable[..., None] = numba.njit(loop, cache=True, fastmath=True, nogil=True)
         return fast
 
-    return Kernels("numba", compiled(_nearest), compiled(_krige), compiled(_spread))
+    loops = (_nearest, _krige, _agree, _spread)
+    return Kernels("numba", *(compiled(loop) for loop in loops))
 
 
 # --- neighbours ----------------------------------------------------------------------------------
@@ -73,6 +76,7 @@ def _nearest(
     query_label: NDArray[np.int32],
     query_cell: Integers,
     hole: Floats,
+    shape: Floats,
     point: Floats,
     label: NDArray[np.int32],
     start: Integers,
@@ -87,13 +91,15 @@ def _nearest(
 
     Points are sorted by cell of a (cell_rows, cell_cols) partition of the picture; cell c holds
     points start[c] to start[c + 1]. Around a query means: the smallest square of cells about its
-    own, at least 3 x 3, with `candidates` points. Points with a squared distance in features 0 and
-    1 below hole (M,) do not count. Another label adds label_gap to the squared feature distance.
-    Written: index (M, k) int64, -1 where there are fewer, and square (M, k), ascending.
+    own, at least 3 x 3, with `candidates` points. Points nearer than hole (M,) do not count,
+    measured by d0^2 shape[0] + 2 d0 d1 shape[1] + d1^2 shape[2] < hole. Another label adds
+    label_gap to the squared feature distance. Written: index (M, k) int64, -1 where there are
+    fewer, and square (M, k), ascending.
     """
-    count, features = query.shape
     k = index.shape[1]
-    for m in range(count):
+    for m in range(len(query)):
+        q0, q1, q2 = query[m, 0], query[m, 1], query[m, 2]
+        q3, q4, q5 = query[m, 3], query[m, 4], query[m, 5]
         row = query_cell[m] // cell_cols
         col = query_cell[m] - row * cell_cols
         found = 0
@@ -108,15 +114,16 @@ def _nearest(
                         continue
                     cell = i * cell_cols + j
                     for p in range(start[cell], start[cell + 1]):
-                        dr = query[m, 0] - point[p, 0]
-                        dc = query[m, 1] - point[p, 1]
-                        d = dr * dr + dc * dc
-                        if d < hole[m]:
+                        d0, d1, d2 = q0 - point[p, 0], q1 - point[p, 1], q2 - point[p, 2]
+                        d = d0 * d0 + d1 * d1
+                        if hole[m] > 0.0 and (
+                            d0 * d0 * shape[0] + 2.0 * d0 * d1 * shape[1] + d1 * d1 * shape[2]
+                            < hole[m]
+                        ):
                             continue
                         seen += 1
-                        for f in range(2, features):
-                            df = query[m, f] - point[p, f]
-                            d += df * df
+                        d3, d4, d5 = q3 - point[p, 3], q4 - point[p, 4], q5 - point[p, 5]
+                        d += d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
                         if query_label[m] != label[p]:
                             d += label_gap
                         if found < k:
@@ -152,6 +159,7 @@ def nearest_numpy(
     query_label: NDArray[np.int32],
     query_cell: Integers,
     hole: Floats,
+    shape: Floats,
     point: Floats,
     label: NDArray[np.int32],
     start: Integers,
@@ -169,8 +177,10 @@ def nearest_numpy(
     for begin in range(0, len(query), max(1, _CHUNK * 256 // max(len(point), 1))):
         part = slice(begin, begin + max(1, _CHUNK * 256 // max(len(point), 1)))
         q, cell = query[part], query_cell[part]
-        place = ((q[:, None, :2] - point[None, :, :2]) ** 2).sum(axis=2)
-        allowed = place >= hole[part, None]
+        d0, d1 = q[:, None, 0] - point[None, :, 0], q[:, None, 1] - point[None, :, 1]
+        place = d0 * d0 + d1 * d1
+        measure = d0 * d0 * shape[0] + 2 * d0 * d1 * shape[1] + d1 * d1 * shape[2]
+        allowed = ~(measure < hole[part, None])
         # The ring of cells about the query's own in which a point lies.
         ring = np.maximum(
             np.abs(rows[None, :] - (cell // cell_cols)[:, None]),
@@ -204,7 +214,9 @@ def _krige(
     point: Floats,
     label: NDArray[np.int32],
     value: Floats,
-    nugget: Floats,
+    noise: Floats,
+    doubt: Floats,
+    levels: Floats,
     long_share: float,
     long_scale: float,
     label_gap: float,
@@ -215,13 +227,14 @@ def _krige(
     """Simple kriging of point values at the queries from their neighbours (index, square).
 
     Correlation of squared feature distance D and squared distance S in features 0 and 1:
-    (1 - long_share) (1 + sqrt(3 D)) exp(-sqrt(3 D)) + long_share / (1 + long_scale S), a
-    Matern-3/2 and a rational quadratic part; nugget (N,) is added on the diagonal. Written, (M,):
-    mean, variance (of a unit prior, at least 1e-4) and sill, the prior variance that the
-    neighbours' values speak for: y' K^-1 y / n.
+    (1 - long_share) / (1 + D) + long_share / (1 + long_scale S), two rational quadratic parts.
+    On the diagonal comes the nugget level noise + doubt, (N,) each, for each of the G levels.
+    Written, (G, M): mean, variance (of a unit prior, at least 1e-4) and sill, the prior variance
+    that the neighbours' values speak for: y' K^-1 y / n.
     """
     k = index.shape[1]
-    features = query.shape[1]
+    alike: Floats = np.empty((k, k))
+    towards: Floats = np.empty(k)
     matrix: Floats = np.empty((k, k))
     weight: Floats = np.empty(k)
     white: Floats = np.empty(k)
@@ -229,51 +242,54 @@ def _krige(
         n = 0
         while n < k and index[m, n] >= 0:
             n += 1
-        explained = 0.0
-        estimate = 0.0
-        energy = 0.0
         for a in range(n):
             p = index[m, a]
-            for b in range(a + 1):
+            for b in range(a):
                 q = index[m, b]
-                if a == b:
-                    entry = 1.0 + nugget[p]
-                else:
-                    dr = point[p, 0] - point[q, 0]
-                    dc = point[p, 1] - point[q, 1]
-                    near = dr * dr + dc * dc
-                    d = near
-                    for f in range(2, features):
-                        df = point[p, f] - point[q, f]
-                        d += df * df
-                    if label[p] != label[q]:
-                        d += label_gap
-                    root = math.sqrt(3.0 * d)
-                    entry = (1.0 - long_share) * (1.0 + root) * math.exp(-root)
-                    entry += long_share / (1.0 + long_scale * near)
-                for c in range(b):
-                    entry -= matrix[a, c] * matrix[b, c]
-                if a == b:
-                    matrix[a, a] = 1.0 / math.sqrt(max(entry, 1e-9))
-                else:
-                    matrix[a, b] = entry * matrix[b, b]
+                d0, d1 = point[p, 0] - point[q, 0], point[p, 1] - point[q, 1]
+                d2, d3 = point[p, 2] - point[q, 2], point[p, 3] - point[q, 3]
+                d4, d5 = point[p, 4] - point[q, 4], point[p, 5] - point[q, 5]
+                near = d0 * d0 + d1 * d1
+                d = near + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
+                if label[p] != label[q]:
+                    d += label_gap
+                alike[a, b] = (1.0 - long_share) / (1.0 + d) + long_share / (
+                    1.0 + long_scale * near
+                )
             dr = point[p, 0] - query[m, 0]
             dc = point[p, 1] - query[m, 1]
-            root = math.sqrt(3.0 * square[m, a])
-            towards = (1.0 - long_share) * (1.0 + root) * math.exp(-root)
-            towards += long_share / (1.0 + long_scale * (dr * dr + dc * dc))
-            y = value[p]
-            for c in range(a):
-                towards -= matrix[a, c] * weight[c]
-                y -= matrix[a, c] * white[c]
-            weight[a] = towards * matrix[a, a]
-            white[a] = y * matrix[a, a]
-            explained += weight[a] * weight[a]
-            estimate += weight[a] * white[a]
-            energy += white[a] * white[a]
-        mean[m] = estimate
-        variance[m] = max(1.0 - explained, 1e-4)
-        sill[m] = energy / max(n, 1)
+            towards[a] = (1.0 - long_share) / (1.0 + square[m, a]) + long_share / (
+                1.0 + long_scale * (dr * dr + dc * dc)
+            )
+        for g in range(len(levels)):
+            explained = 0.0
+            estimate = 0.0
+            energy = 0.0
+            for a in range(n):
+                p = index[m, a]
+                for b in range(a):
+                    entry = alike[a, b]
+                    for c in range(b):
+                        entry -= matrix[a, c] * matrix[b, c]
+                    matrix[a, b] = entry * matrix[b, b]
+                entry = 1.0 + levels[g] * noise[p] + doubt[p]
+                x = towards[a]
+                y = value[p]
+                for c in range(a):
+                    entry -= matrix[a, c] * matrix[a, c]
+                    x -= matrix[a, c] * weight[c]
+                    y -= matrix[a, c] * white[c]
+                # The diagonal holds its inverse: everything is divided by it.
+                inverse = 1.0 / math.sqrt(max(entry, 1e-9))
+                matrix[a, a] = inverse
+                weight[a] = x * inverse
+                white[a] = y * inverse
+                explained += weight[a] * weight[a]
+                estimate += weight[a] * white[a]
+                energy += white[a] * white[a]
+            mean[g, m] = estimate
+            variance[g, m] = max(1.0 - explained, 1e-4)
+            sill[g, m] = energy / max(n, 1)
 
 
 def krige_numpy(
@@ -283,7 +299,9 @@ def krige_numpy(
     point: Floats,
     label: NDArray[np.int32],
     value: Floats,
-    nugget: Floats,
+    noise: Floats,
+    doubt: Floats,
+    levels: Floats,
     long_share: float,
     long_scale: float,
     label_gap: float,
@@ -294,9 +312,8 @@ def krige_numpy(
     """As :func:`_krige`."""
 
     def correlation(d: Floats, near: Floats) -> Floats:
-        root = np.sqrt(3.0 * d)
-        short: Floats = (1.0 - long_share) * (1.0 + root) * np.exp(-root)
-        return short + long_share / (1.0 + long_scale * near)
+        result: Floats = (1 - long_share) / (1 + d) + long_share / (1 + long_scale * near)
+        return result
 
     k = index.shape[1]
     for begin in range(0, len(index), _CHUNK):
@@ -306,23 +323,89 @@ def krige_numpy(
         near = ((x[:, :, None, :2] - x[:, None, :, :2]) ** 2).sum(axis=3)
         d = near + ((x[:, :, None, 2:] - x[:, None, :, 2:]) ** 2).sum(axis=3)
         d += label_gap * (label[chosen][:, :, None] != label[chosen][:, None, :])
-        matrix = correlation(d, near)
-        matrix[:, np.arange(k), np.arange(k)] = 1.0 + nugget[chosen]
+        alike = correlation(d, near)
         towards = correlation(
             square[part], ((x[:, :, :2] - query[part, None, :2]) ** 2).sum(axis=2)
         )
         y = value[chosen]
         # A missing neighbour becomes an independent one that says nothing.
-        matrix[missing[:, :, None] | missing[:, None, :]] = 0.0
-        m, a = np.nonzero(missing)
-        matrix[m, a, a] = 1.0
+        alike[missing[:, :, None] | missing[:, None, :]] = 0.0
         towards[missing], y[missing] = 0.0, 0.0
-        factor = np.linalg.cholesky(matrix)
-        white = np.linalg.solve(factor, np.stack([towards, y], axis=2))
-        mean[part] = (white[:, :, 0] * white[:, :, 1]).sum(axis=1)
-        variance[part] = np.maximum(1.0 - (white[:, :, 0] ** 2).sum(axis=1), 1e-4)
         count = np.maximum(k - missing.sum(axis=1), 1)
-        sill[part] = (white[:, :, 1] ** 2).sum(axis=1) / count
+        for g, level in enumerate(levels):
+            nugget = np.where(missing, 0.0, level * noise[chosen] + doubt[chosen])
+            alike[:, np.arange(k), np.arange(k)] = 1.0 + nugget
+            factor = np.linalg.cholesky(alike)
+            white = np.linalg.solve(factor, np.stack([towards, y], axis=2))
+            mean[g, part] = (white[:, :, 0] * white[:, :, 1]).sum(axis=1)
+            variance[g, part] = np.maximum(1.0 - (white[:, :, 0] ** 2).sum(axis=1), 1e-4)
+            sill[g, part] = (white[:, :, 1] ** 2).sum(axis=1) / count
+
+
+# --- agreement -----------------------------------------------------------------------------------
+
+
+def _agree(
+    index: Integers,
+    square: Floats,
+    point: Floats,
+    value: Floats,
+    suspect: Floats,
+    scale: float,
+    nugget: float,
+    long_share: float,
+    long_scale: float,
+    density: Floats,
+) -> None:
+    """How likely each point's value is if one of its neighbours is right about it.
+
+    A mixture over the neighbours (index, square) of Student's densities (3 degrees of freedom) of
+    the difference, in units of scale sqrt(2 (1 - correlation) + 2 nugget); the weights are the
+    squared correlation times the trust in the neighbour, 1 - suspect (N,). Written: density (N,).
+    """
+    k = index.shape[1]
+    for n in range(len(index)):
+        mass = 0.0
+        likely = 0.0
+        for a in range(k):
+            p = index[n, a]
+            if p < 0:
+                break
+            dr = point[n, 0] - point[p, 0]
+            dc = point[n, 1] - point[p, 1]
+            alike = (1.0 - long_share) / (1.0 + square[n, a]) + long_share / (
+                1.0 + long_scale * (dr * dr + dc * dc)
+            )
+            step = 1.0 / (scale * math.sqrt(2.0 * (1.0 - alike) + 2.0 * nugget))
+            off = (value[n] - value[p]) * step
+            tail = 1.0 + off * off / 3.0
+            weight = alike * alike * (1.0 - suspect[p]) + 1e-9
+            mass += weight
+            likely += weight * step / (tail * tail)
+        density[n] = STUDENT_PEAK * likely / max(mass, 1e-9)
+
+
+def agree_numpy(
+    index: Integers,
+    square: Floats,
+    point: Floats,
+    value: Floats,
+    suspect: Floats,
+    scale: float,
+    nugget: float,
+    long_share: float,
+    long_scale: float,
+    density: Floats,
+) -> None:
+    """As :func:`_agree`."""
+    chosen = np.maximum(index, 0)
+    near = ((point[:, None, :2] - point[chosen, :2]) ** 2).sum(axis=2)
+    alike = (1 - long_share) / (1 + square) + long_share / (1 + long_scale * near)
+    step = 1 / (scale * np.sqrt(2 * (1 - alike) + 2 * nugget))
+    off = (value[:, None] - value[chosen]) * step
+    weight = np.where(index < 0, 0.0, alike**2 * (1 - suspect[chosen]) + 1e-9)
+    likely = (weight * step / (1 + off * off / 3) ** 2).sum(axis=1)
+    density[:] = STUDENT_PEAK * likely / np.maximum(weight.sum(axis=1), 1e-9)
 
 
 # --- detail --------------------------------------------------------------------------------------
