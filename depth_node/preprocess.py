@@ -140,6 +140,11 @@ def resize_map(values: npt.NDArray, height: int, width: int) -> npt.NDArray:
     return _resize(np.ascontiguousarray(values, dtype=np.float32), height, width, "linear")
 
 
+def resize_picture(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) picture at another size; shrinking averages over areas."""
+    return _resize(image, height, width, "area")
+
+
 def _tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
     """(top, left, rows, cols) of the tensor that show the picture."""
     if spec.resize != "letterbox":

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from depth_node.preprocess import InputSpec, resize_map, to_picture, to_tensor
+from depth_node.preprocess import InputSpec, resize_map, resize_picture, to_picture, to_tensor
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -162,3 +162,12 @@ def test_output_that_is_no_map_is_refused() -> None:
 def test_unusable_input_specification_is_refused(values: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         InputSpec(**{"height": 32, "width": 32, **values})
+
+
+def test_a_shrunk_picture_is_the_mean_of_its_areas() -> None:
+    image = np.random.default_rng(5).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    shrunk = resize_picture(image, 3, 4)
+    means = image.reshape(3, 2, 4, 2, 3).mean(axis=(1, 3))
+    assert shrunk.dtype == np.uint8
+    np.testing.assert_allclose(shrunk, means, atol=0.51)
+    np.testing.assert_array_equal(resize_picture(image, 6, 8), image)

@@ -316,7 +316,8 @@ def colour_points(
     colours = picture[every].astype(np.uint32)
     packed = rows[..., 3].view(np.uint32)  # not through float: a NaN's bits would not survive
     np.left_shift(colours[..., 0], 16, out=packed)
-    packed |= colours[..., 1] << 8 | colours[..., 2]
+    np.bitwise_or(packed, colours[..., 1] << 8, out=packed)
+    np.bitwise_or(packed, colours[..., 2], out=packed)
     known = np.isfinite(rows[..., 2])
     kept = rows.reshape(-1, 4) if known.all() else rows[known]
     return kept.view(XYZRGB).reshape(-1)

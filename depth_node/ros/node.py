@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import rclpy
@@ -31,6 +30,7 @@ from depth_node.config import ConfigError
 from depth_node.fitting import FitStatus
 from depth_node.monitor import Frame, Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
+from depth_node.preprocess import resize_picture
 from depth_node.projection import Camera
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import Extrinsics, TfSource, TransformSource
@@ -388,7 +388,7 @@ class DepthNode(LifecycleNode):
             )
         if 0 < config.max_width < width:
             size = (config.max_width, max(1, round(height * config.max_width / width)))
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+            image = resize_picture(image, size[1], size[0])
             camera = camera.resized(*size)
         return image, camera
 
