@@ -87,8 +87,11 @@ SOFTENING = 0.5  # squared cells
 
 # Interval
 NORMAL_95 = 1.959964
-SILL_PRIOR = 4.0
-PRIOR_ERROR = 0.25  # relative error expected of a network after a fit of scale, before any evidence
+COVERAGE = 0.95
+SILL_PRIOR = 4.0  # neighbours' worth of trust in the picture's prior variance
+PIXEL_NOISE = 0.15  # share of the noise in the nugget that a pixel's interval keeps
+SPREAD_POWER = 1.2  # wide intervals are still too narrow, narrow ones too wide
+LEAST_SPREAD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,8 @@ def solve(
     factor = np.exp(surface.update + correction + np.float32(scene.middle))
     out = _resized(factor, (width, height))
     out *= base.map
-    quantile, spread = _interval(scene, trial, choice, variance, sill)
+    quantile = _quantile(trial, choice)
+    spread = _spread(variance, sill, trial, PIXEL_NOISE)
     shape = scene.nodes.shape
     relative = (quantile / NORMAL_95 * spread).astype(np.float32).reshape(shape)
     std = _resized(relative, (width, height))
@@ -873,7 +877,9 @@ def _choose_detail(
             if best is None or loss < best[0]:
                 best = (loss, weight, clip, np.abs(np.expm1(truth - found)))
     assert best is not None
-    return _Choice(best[1], best[2], radius, prior, best[3], _spread_of(trial, *_trial_sill(trial)))
+    return _Choice(
+        best[1], best[2], radius, prior, best[3], _spread(trial.variance, trial.sill, trial, 1.0)
+    )
 
 
 def _detail(
@@ -909,31 +915,26 @@ def _detail(
 # --- interval ------------------------------------------------------------------------------------
 
 
-def _trial_sill(trial: _Trial) -> tuple[Floats, float]:
-    return trial.sill, float(np.average(trial.sill, weights=trial.weight))
+def _spread(variance: Floats, sill: Floats, trial: _Trial, noise_share: float) -> Floats:
+    """(m,) relative standard deviation up to a factor.
 
-
-def _spread_of(trial: _Trial, sill: Floats, middle: float) -> Floats:
-    return _local_spread(trial.variance, sill, middle, trial)
-
-
-def _local_spread(variance: Floats, sill: Floats, middle: float, trial: _Trial) -> Floats:
-    """Standard deviation up to a factor: kriging's, with the variance of the neighbourhood."""
+    Kriging's variance, with the prior variance that the neighbourhood speaks for drawn towards the
+    picture's, and the nugget. Its smallest level is structure that the points are too sparse for;
+    what is above is mostly measurement noise, which a left-out point has and a pixel has not.
+    """
     count = trial.near[0].shape[1]
+    middle = float(np.average(trial.sill, weights=trial.weight))
     local = (count * sill + SILL_PRIOR * middle) / (count + SILL_PRIOR)
-    result: Floats = np.sqrt((variance + 0.5 * trial.nugget) * np.maximum(local, 1e-8))
+    nugget = NUGGETS[0] + noise_share * (trial.nugget - NUGGETS[0])
+    squared = (variance + nugget) * local
+    result: Floats = np.maximum(squared, LEAST_SPREAD**2) ** (0.5 * SPREAD_POWER)
     return result
 
 
-def _interval(
-    scene: _Scene, trial: _Trial, choice: _Choice, variance: Floats, sill: Floats
-) -> tuple[float, Floats]:
-    """The factor that makes a spread a 95 % bound of the relative error, and the nodes' spread."""
-    _, middle = _trial_sill(trial)
-    ratio = choice.error / choice.spread
-    count = len(ratio)
-    quantile = _weighted_quantile(ratio, trial.weight, min(0.95 * (1 + 1 / count), 1.0))
-    return quantile, _local_spread(variance, sill, middle, trial)
+def _quantile(trial: _Trial, choice: _Choice) -> float:
+    """The factor that makes a spread a 95 % bound of the relative error at left-out points."""
+    share = min(COVERAGE + 0.3 / len(choice.error), 1.0)
+    return _weighted_quantile(choice.error / choice.spread, trial.weight, share)
 
 
 def _forget_far(std: Map, trial: _Trial, config: FieldConfig) -> None:
