@@ -42,7 +42,7 @@ HUBER, TUKEY = 1.345, 4.685  # robust standard deviations, for the usual 95 % ef
 ROBUST_STEPS = 6
 BASE_POINTS = 2000
 MAD_TO_STD = 1.4826
-RANGE_SHARE = 1.5  # B stays within the points' 2 to 98 % range widened by this factor
+RANGE_SHARE = 3.0  # B stays within the points' 2 to 98 % range widened by this factor
 
 # Correlation lengths (distance over which the residual changes) and shares
 PLACE_SHARE = 0.2  # of the larger side of the picture
@@ -92,6 +92,8 @@ SILL_PRIOR = 4.0  # neighbours' worth of trust in the picture's prior variance
 PIXEL_NOISE = 0.15  # share of the noise in the nugget that a pixel's interval keeps
 SPREAD_POWER = 1.2  # wide intervals are still too narrow, narrow ones too wide
 LEAST_SPREAD = 1e-3
+FAR_GROWTH = 1.5  # per correlation length of place
+FEW_GROWTH = 20.0
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,8 @@ def solve(
     out = _resized(factor, (width, height))
     out *= base.map
     quantile = _quantile(trial, choice)
-    spread = _spread(variance, sill, trial, PIXEL_NOISE)
+    far = _resized(trial.far_px, scene.nodes.size).reshape(-1) / scene.place_px
+    spread = _spread(variance, sill, far.astype(np.float64), trial, PIXEL_NOISE)
     shape = scene.nodes.shape
     relative = (quantile / NORMAL_95 * spread).astype(np.float32).reshape(shape)
     std = _resized(relative, (width, height))
@@ -697,7 +700,8 @@ class _Trial:
     """Up to VALIDATION_POINTS points, each predicted without itself and what lies too near.
 
     which: (m,) points. near: their neighbours. mean, variance, sill: (m,) of kriging with the
-    chosen nugget. weight: (m,) trust in the point itself.
+    chosen nugget. weight: (m,) trust in the point itself. distance: (m,) of the nearest neighbour
+    in features 0 and 1. far_px: (h, w) of the grid's cells from the nearest point.
     """
 
     which: Integers
@@ -708,6 +712,7 @@ class _Trial:
     weight: Floats
     nugget: float
     far_px: Map
+    distance: Floats
 
     @classmethod
     def of(cls, scene: _Scene, suspect: Floats, loops: Kernels, config: FieldConfig) -> _Trial:
@@ -737,7 +742,12 @@ class _Trial:
         loss = (error * kept).sum(axis=1) / kept.sum(axis=1)
         best = int(np.argmin(loss))
         mean, variance, sill = (each[best] for each in answer)
-        return cls(which, near, mean, variance, sill, weight, NUGGETS[best], far_px)
+        step = queries.feature[:, None, :2] - scene.feature[np.maximum(near[0], 0), :2]
+        distance = np.sqrt((step**2).sum(axis=2))
+        distance[near[0] < 0] = np.inf
+        distance = distance.min(axis=1)
+        distance[~np.isfinite(distance)] = far_px.max() / scene.place_px
+        return cls(which, near, mean, variance, sill, weight, NUGGETS[best], far_px, distance)
 
 
 def _distance(scene: _Scene) -> Map:
@@ -878,7 +888,12 @@ def _choose_detail(
                 best = (loss, weight, clip, np.abs(np.expm1(truth - found)))
     assert best is not None
     return _Choice(
-        best[1], best[2], radius, prior, best[3], _spread(trial.variance, trial.sill, trial, 1.0)
+        best[1],
+        best[2],
+        radius,
+        prior,
+        best[3],
+        _spread(trial.variance, trial.sill, trial.distance, trial, 1.0),
     )
 
 
@@ -915,12 +930,16 @@ def _detail(
 # --- interval ------------------------------------------------------------------------------------
 
 
-def _spread(variance: Floats, sill: Floats, trial: _Trial, noise_share: float) -> Floats:
+def _spread(
+    variance: Floats, sill: Floats, distance: Floats, trial: _Trial, noise_share: float
+) -> Floats:
     """(m,) relative standard deviation up to a factor.
 
     Kriging's variance, with the prior variance that the neighbourhood speaks for drawn towards the
     picture's, and the nugget. Its smallest level is structure that the points are too sparse for;
     what is above is mostly measurement noise, which a left-out point has and a pixel has not.
+    It grows with the distance from the nearest point (m,), in features 0 and 1: what the points
+    say of each other says little of what lies beyond them.
     """
     count = trial.near[0].shape[1]
     middle = float(np.average(trial.sill, weights=trial.weight))
@@ -928,13 +947,15 @@ def _spread(variance: Floats, sill: Floats, trial: _Trial, noise_share: float) -
     nugget = NUGGETS[0] + noise_share * (trial.nugget - NUGGETS[0])
     squared = (variance + nugget) * local
     result: Floats = np.maximum(squared, LEAST_SPREAD**2) ** (0.5 * SPREAD_POWER)
-    return result
+    return result * (1 + FAR_GROWTH * distance)
 
 
 def _quantile(trial: _Trial, choice: _Choice) -> float:
     """The factor that makes a spread a 95 % bound of the relative error at left-out points."""
-    share = min(COVERAGE + 0.3 / len(choice.error), 1.0)
-    return _weighted_quantile(choice.error / choice.spread, trial.weight, share)
+    count = len(choice.error)
+    share = min(COVERAGE + 0.3 / count, 1.0)
+    few = 1 + FEW_GROWTH / count**2  # the largest of few errors is no bound of the next
+    return few * _weighted_quantile(choice.error / choice.spread, trial.weight, share)
 
 
 def _forget_far(std: Map, trial: _Trial, config: FieldConfig) -> None:
