@@ -11,12 +11,12 @@ setup(
     name=PACKAGE,
     version="0.1.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
-    package_data={PACKAGE: ["models/*.onnx", "models/*.yaml", "py.typed"]},
+    package_data={PACKAGE: ["models/*.onnx", "models/*.yaml", "ros/*.xml", "py.typed"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
         (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
-        (f"share/{PACKAGE}/config", glob("config/*")),
+        (f"share/{PACKAGE}/config", [*glob("config/*"), f"{PACKAGE}/ros/fastdds.xml"]),
     ],
     python_requires=">=3.10",
     # What the robot needs at run time. The ROS packages come from apt (package.xml), not from pip.

@@ -58,26 +58,9 @@ NAMES = {
     "ssf": "SSF, per region",
     "field": "residual field",
 }
-# Fast DDS gives messages between processes 512 KiB of shared memory, less than one picture: on a
-# busy machine best effort then loses most of them (measured: 74 of 80). With 16 MiB per process it
-# loses none, and all of them fit into the 64 MiB that Docker has by default.
-FAST_DDS_PROFILE = """<?xml version="1.0" encoding="UTF-8"?>
-<dds xmlns="http://www.eprosima.com"><profiles>
-  <transport_descriptors>
-    <transport_descriptor>
-      <transport_id>shared_memory</transport_id><type>SHM</type>
-      <segment_size>16777216</segment_size><maxMessageSize>8388608</maxMessageSize>
-    </transport_descriptor>
-    <transport_descriptor><transport_id>udp</transport_id><type>UDPv4</type></transport_descriptor>
-  </transport_descriptors>
-  <participant profile_name="large_messages" is_default_profile="true"><rtps>
-    <userTransports>
-      <transport_id>shared_memory</transport_id><transport_id>udp</transport_id>
-    </userTransports>
-    <useBuiltinTransports>false</useBuiltinTransports>
-  </rtps></participant>
-</profiles></dds>
-"""
+FAST_DDS_PROFILE = (
+    Path(__file__).parent / "ros" / "fastdds.xml"
+)  # room for pictures in shared memory
 PATIENCE_S = 120.0  # for the node to come up on a busy machine
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
@@ -295,10 +278,8 @@ def _environment(folder: Path) -> dict[str, str]:
     unwanted = ("ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER",
                 "FASTDDS_BUILTIN_TRANSPORTS")  # fmt: skip
     env = {key: value for key, value in os.environ.items() if key not in unwanted}
-    profile = folder / "fastdds.xml"
-    profile.write_text(FAST_DDS_PROFILE, encoding="utf-8")
     for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-        env[name] = str(profile)  # the older and the newer name
+        env[name] = str(FAST_DDS_PROFILE)  # the older and the newer name
     env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     env["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
     env["RMW_IMPLEMENTATION"] = "rmw_fastrtps_cpp"
