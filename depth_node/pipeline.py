@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from depth_node.config import section, validate
 from depth_node.engine import EngineError
-from depth_node.fitting import _REGION_METHODS, FitConfig, FitResult, fit
+from depth_node.fitting import LABEL_METHODS, FitConfig, FitResult, fit
 from depth_node.inference import DepthModel, ModelConfig, RegionModel
 from depth_node.prediction import Prediction
 from depth_node.preprocess import resize_map
@@ -33,8 +33,6 @@ from depth_node.projection import (
     project_points,
 )
 from depth_node.regions import SegmentationConfig, segment
-
-_WITH_REGIONS = (*_REGION_METHODS, "field")
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ class DepthPipeline:
                         points_lidar, T_camera_lidar, camera, config.projection, age_s
                     )
 
-            if config.fit.method not in _WITH_REGIONS:
+            if config.fit.method not in LABEL_METHODS:
                 labels = None
             elif labels is None:
                 with _timed(stage_ms, "segment"):

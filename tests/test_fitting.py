@@ -12,7 +12,7 @@ import numpy as np
 import oracle_fit
 import pytest
 
-from depth_node import fitting, regions
+from depth_node import fitting, regions, surfaces
 from depth_node.config import ConfigError
 from depth_node.fitting import FitConfig, FitStatus, RegionStatus, fit
 from depth_node.metrics import coverage, evaluate
@@ -264,7 +264,7 @@ def test_neighbours_are_looked_up_only_when_somebody_needs_them(
     def refuse(labels: np.ndarray) -> None:
         raise AssertionError("nobody needs to borrow")
 
-    monkeypatch.setattr(fitting, "adjacency", refuse)
+    monkeypatch.setattr(surfaces, "adjacency", refuse)
     relative, labels = bumpy(), cells(2, 2)
     points = sample(truth_of(relative, labels)[0], 200)
     prediction = Prediction(relative, "depth_affine_invariant")

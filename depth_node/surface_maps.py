@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Surfaces made into maps: depth and standard deviation of every pixel from the row of its label.
+
+A row of the table is looked up for every pixel, in bands of rows whose intermediate results stay in
+the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.surfaces import SurfaceTable
+
+FEATHER_SHARE = 0.05  # seams with a larger step are edges of the scene
+
+_BLOCK_PX = 65536  # worked on at a time
+_FULL_DEVIATION_PX = 100_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The map to be made metric, (H, W) float32; positions of its columns and rows in -1..1."""
+
+    relative: NDArray[np.float32]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, relative: NDArray[np.float32]) -> Picture:
+        """The picture of a map (H, W)."""
+        height, width = relative.shape
+        return cls(relative, _axis(width), _axis(height))
+
+
+def depth_map(
+    picture: Picture,
+    labels: NDArray[np.integer] | None,
+    table: SurfaceTable,
+    *,
+    in_disparity: bool,
+    max_depth_m: float,
+) -> NDArray[np.float32]:
+    """Depth of every pixel, (H, W) float32 m.
+
+    In float64: where s d and t are large and nearly cancel, float32 would lose millimetres.
+    """
+    scale, slope_x, slope_y, shift = table.parameters.T
+    low, high = table.limits.T
+    depth = np.empty(picture.relative.shape, np.float32)
+    same_limits = len(np.unique(table.limits, axis=0)) == 1
+    for block, look in _blocks(labels, table, depth.shape, np.float64):
+        out = picture.relative[block].astype(np.float64)
+        out *= look(scale)
+        if slope_x.any() or slope_y.any():
+            part = look(slope_x)
+            out += np.multiply(part, picture.x, out=look.buffer)
+            part = look(slope_y)
+            out += np.multiply(part, picture.y[block, None], out=look.buffer)
+        out += look(shift)
+        if in_disparity:
+            np.maximum(out, 1 / max_depth_m, out=out)
+            np.reciprocal(out, out=out)
+        np.maximum(out, low[0] if same_limits else look(low), out=out)
+        np.minimum(
+            out, high[0] if same_limits else look(high), out=depth[block], casting="same_kind"
+        )
+    return depth
+
+
+def std_map(
+    picture: Picture,
+    labels: NDArray[np.integer] | None,
+    table: SurfaceTable,
+    depth: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Standard deviation of every pixel, (H, W) float32 m, NaN where depth is.
+
+    spread sqrt(1 + leverage), the leverage of a pixel being 1 / weight + the sum of its squared
+    basis functionals: it grows away from the points that were fitted. Large pictures are worked on
+    at every second pixel, as the leverage is smooth.
+    """
+    step = 2 if depth.size > _FULL_DEVIATION_PX else 1
+    relative = np.ascontiguousarray(picture.relative[::step, ::step])
+    x = picture.x[::step].astype(np.float32)[None, :]
+    y = picture.y[::step].astype(np.float32)[:, None]
+    some_labels = None if labels is None else labels[::step, ::step]
+    functionals = (table.spread[:, None, None] * table.basis).astype(np.float32)
+    constant = (table.spread**2 * (1 + 1 / table.weight)).astype(np.float32)
+    coarse = np.empty(relative.shape, np.float32)
+    for block, look in _blocks(some_labels, table, coarse.shape, np.float32):
+        variance = coarse[block]
+        variance[...] = look(constant)
+        for k in range(functionals.shape[1]):
+            value = relative[block] * look(functionals[:, k, 0])
+            if k > 0:
+                value += look(functionals[:, k, 1]) * x
+            if k > 1:
+                value += look(functionals[:, k, 2]) * y[block]
+            value += look(functionals[:, k, 3])
+            variance += np.multiply(value, value, out=value)
+        np.sqrt(variance, out=variance)
+    std: NDArray[Any] = coarse
+    if step > 1:
+        height, width = depth.shape
+        std = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
+    for _ in range(table.spread_power):
+        std *= depth
+    if np.isnan(std.sum() + depth.sum()):
+        # Where every second pixel missed a hole of the prediction, or found one, both must agree.
+        worst = np.float32(np.nanmax(std, initial=0))
+        std[np.isnan(std) & np.isfinite(table.spread).any()] = worst
+        std[np.isnan(depth)] = np.nan
+    return std
+
+
+def feather(
+    depth: NDArray[np.float32],
+    picture: Picture,
+    labels: NDArray[np.integer],
+    table: SurfaceTable,
+    *,
+    distance_px: int,
+    min_depth_m: float,
+    max_depth_m: float,
+) -> None:
+    """Blend the parameters of neighbouring regions near their seam, where the surfaces meet anyway.
+
+    In place. Where the blend would move a pixel by more than FEATHER_SHARE the seam is an
+    edge of the scene and stays sharp.
+    """
+    known: Any = np.isfinite(table.parameters).all(axis=1)
+    size = (2 * distance_px + 1,) * 2
+    index = labels.astype(np.intp)
+    share: Any = cv2.blur(known.astype(np.float32)[index], size)
+    blend: Any = np.zeros_like(depth)
+    factors: list[Any] = [picture.relative, picture.x[None, :], picture.y[:, None], 1.0]
+    for parameter, factor in zip(table.parameters.T, factors, strict=True):
+        values = np.where(known, parameter, 0).astype(np.float32)[index]
+        blend += (cv2.blur(values, size) * factor).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        blend /= share
+        meets: Any = np.abs(blend - depth) <= FEATHER_SHARE * depth
+    meets &= (blend >= min_depth_m) & (blend <= max_depth_m)
+    np.copyto(depth, blend, where=meets)
+
+
+def _blocks(
+    labels: NDArray[np.integer] | None, table: SurfaceTable, shape: tuple[int, ...], dtype: type
+) -> Iterator[tuple[slice, _Look]]:
+    """Bands of rows, small enough for their intermediate results to stay in the cache."""
+    rows = max(_BLOCK_PX // shape[1], 1)
+    buffer: NDArray[Any] = np.empty((rows, shape[1]), dtype)
+    for top in range(0, shape[0], rows):
+        block = slice(top, min(top + rows, shape[0]))
+        band = None if labels is None else labels[block]
+        yield block, _Look(band, buffer[: block.stop - top], len(table.rows))
+
+
+class _Look:
+    """Looks the value of each pixel's label up, in a block of pixels; valid until the next call."""
+
+    def __init__(self, labels: NDArray[np.integer] | None, buffer: NDArray[Any], count: int):
+        self.buffer = buffer
+        self._index: NDArray[Any] | None = None
+        self._small = count <= 256
+        if labels is not None:
+            self._index = labels.astype(np.uint8 if self._small else np.intp)
+            self._table = np.zeros((1, 256), buffer.dtype)
+
+    def __call__(self, values: NDArray[Any]) -> Any:
+        """values: (K+1,). The values of the block's pixels, (rows, W), or the only one."""
+        if self._index is None:
+            return values[0]
+        if self._small:  # twice as fast as take
+            self._table[0, : len(values)] = values
+            return cv2.LUT(self._index, self._table, dst=self.buffer)
+        # mode="clip" spares the copy that "raise" needs; labels were checked, nothing is clipped
+        return values.take(self._index, mode="clip", out=self.buffer)
+
+
+def _axis(size: int) -> NDArray[np.float64]:
+    """Pixel positions 0..size-1 as -1..1 (a single pixel is at 0)."""
+    return np.linspace(-1.0, 1.0, num=size, dtype=np.float64) if size > 1 else np.zeros(1)

@@ -1,0 +1,635 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One surface per region: weighted least squares of all regions at once, borrowed rings included.
+
+The points of every region, and those that it borrows from its neighbours, form a group; all groups
+are solved together as sums over (group, point) pairs, so that no step loops over regions. Knows
+nothing of networks, settings or pixels that were not measured: points and label map in, one row of
+parameters, limits and spread per label out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import stdtrit
+
+from depth_node.metrics import NORMAL_95
+from depth_node.regions import adjacency
+
+MAD_TO_STD = 1.4826  # of a normal variable
+INLIER_STDS = 3.0  # a point farther than this from its region's fit is called an outlier
+
+# A column is kept while the columns before it leave at least this share of its variance
+# unexplained. Float32 rounding alone leaves about 1e-13 of an exactly flat surface.
+RANK_TOLERANCE = 1e-10
+_CONSTANT_SHARE = 1e-6  # relative depth that varies by less than this share of its mean is constant
+
+# The interval (see _predictive_spread). The growths were read off held-out pixels of real frames;
+# the factor of each frame makes up for what they get wrong on average.
+PRIOR_POINTS = 4.0
+RING_GROWTH = 0.3  # per ring of neighbours borrowed
+MAX_GROWTH_RINGS = 4
+UNSEEN_GROWTH = 1.7  # a region without any point of its own
+MAX_LEVERAGE = 0.95  # a point that its fit passes through would have an infinite left-out residual
+MIN_JUDGE_WEIGHT = 0.1
+MIN_RELATIVE_STD = 1e-4  # no sensor and no float32 map is better than this
+
+_MAX_VISITED = 1 << 24  # cells of the table of regions that borrow by regions
+
+REGION_FIT_DTYPE = np.dtype(
+    [
+        ("label", np.int32),
+        ("status", np.int32),  # RegionStatus
+        ("points", np.int32),  # measured in the region itself
+        ("inliers", np.int32),  # of all points used, borrowed ones included
+        ("rings", np.int32),  # rings of neighbours borrowed; -1 = every point of the picture
+        (
+            "scale",
+            np.float32,
+        ),  # s: metres per unit of relative depth (global_disparity: of disparity, 1/m)
+        ("slope_x", np.float32),  # a: metres per half picture width
+        ("slope_y", np.float32),  # b: metres per half picture height
+        ("shift", np.float32),  # t: metres (global_disparity: 1/m)
+        ("residual", np.float32),  # standard deviation of the points about the fit, m
+    ]
+)
+
+
+PARAMETERS = ("scale", "slope_x", "slope_y", "shift")
+
+
+class RegionStatus(IntEnum):
+    """How a region came to its parameters."""
+
+    OK = 0  # fitted to its own points
+    EXPANDED = 1  # borrowed the points of neighbours
+    GLOBAL = 2  # has the fit to all points of the picture
+    REDUCED = (
+        3  # the points could not tell all parameters apart: columns were dropped (y, x, then d)
+    )
+    MEDIAN_SCALE = 4  # too few points in the whole picture: one scale, no shift
+    UNKNOWN = 5  # no answer
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How surfaces are fitted.
+
+    columns: how many of d, x, y are fitted beside the constant. in_disparity: 1/z is fitted, not z.
+    enough: points of a region that does not borrow. robust: outliers and extrapolation are guarded
+    against, by the rules that follow it (FitConfig says what they mean).
+    """
+
+    columns: int
+    in_disparity: bool
+    enough: int
+    min_depth_m: float
+    max_depth_m: float
+    robust: bool
+    huber_threshold: float
+    huber_iterations: int
+    range_guard: float
+    range_floor: float
+    polarity_guard: bool
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The label map (None: the picture is one region, 0), labels with pixels, labels of the points.
+
+    present: (K+1,) bool. of_point: (n,).
+    """
+
+    labels: NDArray[np.integer] | None
+    present: NDArray[np.bool_]
+    of_point: NDArray[np.intp]
+
+    @classmethod
+    def of(
+        cls, labels: NDArray[np.integer] | None, rows: NDArray[np.int32], cols: NDArray[np.int32]
+    ) -> Regions:
+        """Regions of a label map (H, W) and of the points at rows, cols; ValueError below 0."""
+        if labels is None:
+            return cls(None, np.ones(1, dtype=bool), np.zeros(len(rows), np.intp))
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0:
+            raise ValueError("Labels below 0 mean nothing: use 0 for unassigned pixels.")
+        present = np.zeros(highest + 1, dtype=bool)
+        present[labels[::4, ::4]] = True  # finds nearly all of them in a sixteenth of the time
+        present[0] = lowest == 0
+        if not present[1:].all():
+            present[labels] = True
+        return cls(labels, present, labels[rows, cols].astype(np.intp))
+
+
+@dataclass(frozen=True)
+class SurfaceTable:
+    """What is applied to each label 0..K: the result of all fits, NaN where there is no answer.
+
+    parameters: (K+1, 4) of d, x, y, 1. limits: (K+1, 2) m. basis: (K+1, C, 4), weight: (K+1,) as in
+    _Surfaces. spread: (K+1,) standard deviation of a new measurement if the parameters were exact,
+    in metres / depth ** spread_power. rows: (K+1,) REGION_FIT_DTYPE.
+    """
+
+    parameters: NDArray[np.float64]
+    limits: NDArray[np.float64]
+    basis: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    spread_power: int
+    rows: NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The n usable points: relative depth (or disparity), position in -1..1, measured metres."""
+
+    d: NDArray[np.float64]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    z: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+
+def fit_surfaces(samples: Samples, regions: Regions, rules: Rules) -> SurfaceTable:
+    """Fit every region, or the picture as a whole where there are no regions."""
+    groups, own = _group(regions, rules.enough)
+    d, z = samples.d[groups.point], samples.z[groups.point]
+    target = 1 / z if rules.in_disparity else z
+    columns = [d, samples.x[groups.point], samples.y[groups.point]][: rules.columns]
+    if not columns:
+        surfaces = _scale_only(groups, d, target)
+        parameters, reduced = surfaces.parameters, surfaces.kept == 0
+    else:
+        surfaces = _regress(groups, columns, target, rules)
+        parameters, reduced = _guarded(groups, columns, target, surfaces, rules)
+    known = np.isfinite(parameters[:, 0])
+    fitted = _evaluate(parameters[groups.group], [d, *columns[1:]])
+    residual = np.where(known[groups.group], target - fitted, 0)  # unknown is put in below
+    inlier, spread = _inliers(groups, residual, surfaces, rules)
+
+    # Each label takes the group of its own, else the last one: every point of the picture.
+    count = len(regions.present)
+    source = np.full(count, len(groups.label) - 1)
+    source[groups.label[:-1]] = np.arange(len(groups.label) - 1)
+    applied = source[regions.of_point][groups.point] == groups.group
+    # Errors of a scale grow with depth, those of a disparity with its square.
+    power = 2 if rules.in_disparity else 0 if columns else 1
+    error = residual
+    if power:
+        metres = 1 / np.maximum(fitted, 1 / rules.max_depth_m) if rules.in_disparity else fitted
+        error = (
+            np.where(known[groups.group], z - metres, 0) / np.where(metres > 0, metres, 1) ** power
+        )
+    predictive = _predictive_spread(groups, error, surfaces, applied, z ** (1.0 - power))[source]
+    predictive *= np.where((own == 0) & (source < len(groups.label) - 1), UNSEEN_GROWTH, 1)
+
+    rows = np.zeros(count, REGION_FIT_DTYPE)
+    rows["label"] = np.arange(count)
+    rows["points"] = own
+    rows["inliers"] = groups.sum(inlier.astype(np.float64))[source]
+    rows["rings"] = 0 if regions.labels is None else groups.rings[source]
+    for name, column in zip(PARAMETERS, parameters.T, strict=True):
+        rows[name] = column[source]
+    middle = groups.median(z)
+    spread[~known] = np.nan
+    predictive[~known[source]] = np.nan
+    rows["residual"] = (spread * middle**2 if rules.in_disparity else spread)[source]
+    status = np.where(rows["rings"] > 0, RegionStatus.EXPANDED, RegionStatus.OK)
+    status[reduced[source]] = RegionStatus.REDUCED
+    status[rows["rings"] < 0] = RegionStatus.GLOBAL
+    status[~known[source]] = RegionStatus.UNKNOWN
+    rows["status"] = status
+
+    limits = np.tile([rules.min_depth_m, rules.max_depth_m], (count, 1))
+    if rules.robust and rules.range_guard > 0:
+        low = np.minimum.reduceat(np.where(inlier, z, np.inf), groups.start)
+        high = np.maximum.reduceat(np.where(inlier, z, -np.inf), groups.start)
+        room = rules.range_guard * np.maximum(high - low, rules.range_floor * middle)
+        guarded = np.stack([low - room, high + room], axis=1)[source]
+        limits = np.clip(guarded, rules.min_depth_m, rules.max_depth_m)
+    return SurfaceTable(
+        parameters[source],
+        limits,
+        surfaces.basis[source],
+        surfaces.weight[source],
+        predictive,
+        power,
+        rows,
+    )
+
+
+def median_scale(samples: Samples, regions: Regions, rules: Rules) -> SurfaceTable:
+    """Too few points for the method: z = s d with s = median(z / d), for the whole picture."""
+    count = len(regions.present)
+    positive = samples.d > 0
+    ratios = samples.z[positive] / samples.d[positive]
+    scale = float(np.median(ratios)) if ratios.size else np.nan
+    # One point has no spread; few points get the wide interval of Student's distribution.
+    spread = np.nan
+    if ratios.size > 1:
+        std = float(np.sqrt(np.sum((ratios / scale - 1) ** 2) / (ratios.size - 1)))
+        spread = max(std, MIN_RELATIVE_STD) * float(stdtrit(ratios.size - 1, 0.975)) / NORMAL_95
+    rows = np.zeros(count, REGION_FIT_DTYPE)
+    rows["label"] = np.arange(count)
+    rows["status"] = RegionStatus.MEDIAN_SCALE if ratios.size else RegionStatus.UNKNOWN
+    rows["points"] = np.bincount(regions.of_point, minlength=count)
+    rows["inliers"] = ratios.size
+    rows["rings"] = 0 if regions.labels is None else -1
+    rows["scale"] = scale
+    if not ratios.size:
+        for name in PARAMETERS:
+            rows[name] = np.nan
+    rows["residual"] = np.nan
+    if ratios.size > 1:
+        error = samples.z[positive] - scale * samples.d[positive]
+        rows["residual"] = np.sqrt(np.sum(error**2) / (ratios.size - 1))
+    parameters = np.tile([scale, 0.0, 0.0, 0.0 if ratios.size else np.nan], (count, 1))
+    return SurfaceTable(
+        parameters=parameters,
+        limits=np.tile([rules.min_depth_m, rules.max_depth_m], (count, 1)),
+        basis=np.zeros((count, 0, 4)),
+        weight=np.full(count, max(ratios.size, 1), np.float64),
+        spread=np.full(count, spread),
+        spread_power=1,
+        rows=rows,
+    )
+
+
+# -------------------------------------------------------------------------------- groups of points
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Which points each fit uses: S groups over M (group, point) pairs, sorted by group.
+
+    label: (S,) region, -1 = every point of the picture (always the last group). rings: (S,). group,
+    point: (M,). start: (S,) first pair. No group is empty.
+    """
+
+    label: NDArray[np.intp]
+    rings: NDArray[np.int32]
+    group: NDArray[np.intp]
+    point: NDArray[np.intp]
+    start: NDArray[np.intp]
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(M,) to (S,) sums."""
+        return np.add.reduceat(values, self.start)
+
+    def only(self, chosen: NDArray[np.bool_]) -> _Groups:
+        """The chosen (S,) groups alone."""
+        pairs = chosen[self.group]
+        group = (np.cumsum(chosen) - 1)[self.group[pairs]]
+        start = np.searchsorted(group, np.arange(np.count_nonzero(chosen)))
+        return _Groups(self.label[chosen], self.rings[chosen], group, self.point[pairs], start)
+
+    def median(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(M,) values not below 0 to (S,) medians (mean of the two middle ones for even counts)."""
+        # One sort of "group + share of the largest value" is six times faster than by two keys.
+        top = float(values.max()) * (1 + 1e-9) + np.finfo(np.float64).tiny
+        ranked = np.sort(self.group + values / top)
+        size = np.diff(np.append(self.start, len(self.group)))
+        low, high = ranked[self.start + (size - 1) // 2], ranked[self.start + size // 2]
+        medians: NDArray[np.float64] = (0.5 * (low + high) - np.arange(len(size))) * top
+        return medians
+
+
+def _group(regions: Regions, enough: int) -> tuple[_Groups, NDArray[np.intp]]:
+    """Groups of points per region, expanded where too few, and the number of own points.
+
+    Regions whose whole neighbourhood is used up before there are enough have no group. A ring is
+    all regions that touch those gathered so far; it is taken whole.
+    """
+    count, point_labels = len(regions.present), regions.of_point
+    own = np.bincount(point_labels, minlength=count)
+    order = np.argsort(point_labels, kind="stable")
+    first = np.concatenate([[0], np.cumsum(own)[:-1]])
+    wanted = np.flatnonzero(regions.present[1:]) + 1
+    full, short = wanted[own[wanted] >= enough], wanted[own[wanted] < enough]
+    heads, members, rings = [full], [full], np.zeros(count, np.int32)
+    if regions.labels is not None and short.size and own[wanted].any():
+        links = adjacency(regions.labels)
+        at_once = max(_MAX_VISITED // count, 1)
+        for first_short in range(0, len(short), at_once):
+            some = short[first_short : first_short + at_once]
+            head, member, rings[some] = _borrow(some, links, own, enough)
+            heads.append(head)
+            members.append(member)
+    head, member = np.concatenate(heads), np.concatenate(members)
+    by_region = np.argsort(head, kind="stable")
+    head, member = head[by_region], member[by_region]
+    size = own[member]
+    pairs = order[_ranges(first[member], size)]
+    everything = np.arange(len(point_labels))
+    label = np.append(np.unique(head), -1)
+    group_of = np.zeros(count, np.intp)
+    group_of[label[:-1]] = np.arange(len(label) - 1)
+    group = np.concatenate(
+        [np.repeat(group_of[head], size), np.full(len(everything), len(label) - 1)]
+    )
+    groups = _Groups(
+        label=label,
+        rings=np.append(rings[label[:-1]], np.int32(-1)),
+        group=group,
+        point=np.concatenate([pairs, everything]),
+        start=np.searchsorted(group, np.arange(len(label))),
+    )
+    return groups, own
+
+
+def _borrow(
+    short: NDArray[np.intp], links: sparse.csr_matrix, own: NDArray[np.intp], enough: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
+    """Grow all short regions together, a ring of neighbours per step, until each has enough points.
+
+    Returns (region, member) pairs, the region itself included, and the rings of every short region;
+    those that cannot have enough have no pair and -1 ring.
+    """
+    degree = np.diff(links.indptr)
+    visited = np.zeros((len(short), len(own)), dtype=bool)
+    row, member = np.arange(len(short)), short
+    visited[row, member] = True
+    have = own[short].astype(np.float64)
+    rings = np.full(len(short), -1, np.int32)
+    ring = 0
+    while row.size:
+        ring += 1
+        size = degree[member]
+        new_row = np.repeat(row, size)
+        new_member = links.indices[_ranges(links.indptr[member], size)]
+        unseen = ~visited[new_row, new_member]
+        new = np.unique(new_row[unseen] * len(own) + new_member[unseen])
+        row, member = np.divmod(new, len(own))
+        visited[row, member] = True
+        have += np.bincount(row, own[member], minlength=len(short))
+        rings[(rings < 0) & (have >= enough)] = ring
+        going = rings[row] < 0
+        row, member = row[going], member[going]
+    visited[rings < 0] = False
+    done, members = np.nonzero(visited)
+    return short[done], members, rings
+
+
+def _ranges(start: NDArray[np.integer], size: NDArray[np.integer]) -> NDArray[np.intp]:
+    """start[0], start[0] + 1, ... (size[0] of them), start[1], ..."""
+    return np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())
+
+
+@dataclass(frozen=True)
+class _Surfaces:
+    """One fitted surface per group.
+
+    parameters: (S, 4) of d, x, y, 1. kept: (S,) columns not dropped. basis: (S, C, 4) linear
+    functionals of (d, x, y, 1), orthonormal over the weighted points of the group: a pixel's
+    leverage is 1/weight + the sum of their squares. weight: (S,) sum of weights. residual, weights,
+    leverage: (M,). orthonormal: the values of the functionals at the points, C times (M,).
+    """
+
+    parameters: NDArray[np.float64]
+    kept: NDArray[np.intp]
+    basis: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    leverage: NDArray[np.float64]
+    orthonormal: list[NDArray[np.float64]]
+
+
+def _least_squares(
+    groups: _Groups,
+    columns: Sequence[NDArray[np.float64]],
+    target: NDArray[np.float64],
+    weights: NDArray[np.float64],
+) -> _Surfaces:
+    """Weighted least squares of every group at once, by Gram-Schmidt on standardised columns.
+
+    columns: d, x, y (the first one or all) of the pairs, (M,) each. They are orthogonalised in this
+    order; from the first one that the others explain on, all are dropped (y, then x, then d).
+    """
+    group, total = groups.group, groups.sum
+    weight = total(weights)
+    mean_target = total(weights * target) / weight
+    residual = target - mean_target[group]
+    alive = np.ones(len(weight), dtype=bool)
+    kept = np.zeros(len(weight), np.intp)
+    leverage = weights / weight[group]
+    parameters = np.zeros((len(weight), 4))
+    parameters[:, 3] = mean_target
+    basis = np.zeros((len(weight), len(columns), 4))
+    orthogonal: list[NDArray[np.float64]] = []
+    for k, column in enumerate(columns):
+        mean = total(weights * column) / weight
+        q = column - mean[group]
+        spread = np.sqrt(total(weights * q * q) / weight)
+        alive &= spread > _CONSTANT_SHARE * np.abs(mean) + np.finfo(np.float64).tiny
+        scale = np.where(alive, 1 / np.where(alive, spread, 1), 0)
+        q *= scale[group]
+        functional = basis[:, k]
+        functional[:, k] = scale
+        functional[:, 3] = -mean * scale
+        for j, other in enumerate(orthogonal):
+            overlap = total(weights * q * other)
+            q -= overlap[group] * other
+            functional -= overlap[:, None] * basis[:, j]
+        square = total(weights * q * q)
+        alive &= square > RANK_TOLERANCE * weight
+        norm = np.where(alive, 1 / np.sqrt(np.where(alive, square, 1)), 0)
+        q *= norm[group]
+        functional *= norm[:, None]
+        coefficient = total(weights * q * residual)
+        residual -= coefficient[group] * q
+        parameters += coefficient[:, None] * functional
+        leverage += weights * q * q
+        kept += alive
+        orthogonal.append(q)
+    return _Surfaces(parameters, kept, basis, weight, residual, weights, leverage, orthogonal)
+
+
+def _regress(
+    groups: _Groups,
+    columns: Sequence[NDArray[np.float64]],
+    target: NDArray[np.float64],
+    rules: Rules,
+) -> _Surfaces:
+    """Least squares, in sensor mode with Huber's weights: 1 up to the threshold, then as 1/|r|."""
+    plain = _least_squares(groups, columns, target, np.ones(len(target)))
+    if not rules.robust or rules.huber_iterations == 0:
+        return plain
+    # Within the loop the plain solution's orthonormal columns serve: their weighted normal
+    # equations are well conditioned and cheaper than a new orthogonalisation.
+    q = np.stack([np.ones(len(target)), *plain.orthonormal])
+    count = len(q)
+    one, other = np.triu_indices(count)
+    products = np.concatenate([q[one] * q[other], q * target])
+    normal = np.empty((len(plain.weight), count, count))
+    dropped = np.zeros((len(plain.weight), count))
+    dropped[:, 1:] = np.arange(count - 1) >= plain.kept[:, None]
+    residual = plain.residual
+    tiny = 1e-6 * groups.sum(np.abs(target)) / plain.weight  # exact data must not divide by 0
+    for _ in range(rules.huber_iterations):
+        size = np.abs(residual)
+        limit = rules.huber_threshold * MAD_TO_STD * groups.median(size)
+        limit = np.maximum(limit, np.maximum(tiny, 1e-12))[groups.group]
+        weights = limit / np.maximum(size, limit)
+        sums = np.add.reduceat(products * weights, groups.start, axis=1)
+        normal[:, one, other] = normal[:, other, one] = sums[: len(one)].T
+        normal[:, range(count), range(count)] += dropped
+        solution = np.linalg.solve(normal, sums[len(one) :].T[:, :, None])[:, :, 0]
+        residual = target - np.einsum("km,mk->m", q, solution.take(groups.group, axis=0))
+    return _least_squares(groups, columns, target, weights)
+
+
+def _scale_only(groups: _Groups, d: NDArray[np.float64], target: NDArray[np.float64]) -> _Surfaces:
+    """The median methods: z = s d with s = median(z) / median(d) of every group.
+
+    Where relative depth is not above zero, the picture's scale is taken, if there is one.
+    """
+    middle = groups.median(d - d.min()) + d.min()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = groups.median(target) / middle
+    valid = np.isfinite(scale) & (scale > 0)
+    if not valid[-1]:
+        scale[-1] = np.nan
+    parameters = np.zeros((len(scale), 4))
+    parameters[:, 0] = np.where(valid, scale, scale[-1])
+    size = groups.sum(np.ones(len(d)))
+    return _Surfaces(
+        parameters=parameters,
+        kept=valid.astype(np.intp),
+        basis=np.zeros((len(scale), 0, 4)),
+        weight=size,
+        residual=target - parameters[groups.group, 0] * d,
+        weights=np.ones(len(d)),
+        leverage=1 / size[groups.group],
+        orthonormal=[],
+    )
+
+
+def _guarded(
+    groups: _Groups,
+    columns: Sequence[NDArray[np.float64]],
+    target: NDArray[np.float64],
+    surfaces: _Surfaces,
+    rules: Rules,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Parameters of every group and which of them are not all from its own points.
+
+    Where even d had to be dropped only a shift is left: the median in paper mode, a median shift of
+    the picture's scale in sensor mode. In sensor mode a surface that turns near and far around is
+    fitted again with the picture's scale (polarity guard).
+    """
+    parameters = surfaces.parameters.copy()
+    reduced = surfaces.kept < len(columns)
+    picture_scale = surfaces.parameters[-1, 0] if rules.robust else 0.0
+    flat = surfaces.kept == 0
+    if flat.any():
+        offset = target - picture_scale * columns[0]
+        low = offset.min()
+        shift = groups.median(offset - low) + low
+        parameters[flat] = 0
+        parameters[flat, 0] = picture_scale
+        parameters[flat, 3] = shift[flat]
+    if rules.robust and rules.polarity_guard and picture_scale > 0:
+        turned = ~flat & (parameters[:, 0] <= 0)
+        turned[-1] = False
+        if turned.any():
+            some = groups.only(turned)
+            pairs = turned[groups.group]
+            rest = _least_squares(
+                some,
+                [column[pairs] for column in columns[1:]],
+                (target - picture_scale * columns[0])[pairs],
+                surfaces.weights[pairs],
+            )
+            fixed = np.zeros((np.count_nonzero(turned), 4))
+            fixed[:, 0] = picture_scale
+            # parameters are named from the first column on, which here is x
+            fixed[:, 1 : len(columns)] = rest.parameters[:, : len(columns) - 1]
+            fixed[:, 3] = rest.parameters[:, 3]
+            parameters[turned] = fixed
+            reduced |= turned
+    return parameters, reduced
+
+
+def _evaluate(
+    parameters: NDArray[np.float64], columns: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Value of surfaces (M, 4) at points given by d, or by d, x and y."""
+    value = parameters[:, 3].copy()
+    for k, column in enumerate(columns):
+        value += parameters[:, k] * column
+    return value
+
+
+def _inliers(
+    groups: _Groups, residual: NDArray[np.float64], surfaces: _Surfaces, rules: Rules
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Inliers (M,) and the standard deviation (S,) about the fit, in the units of the residual."""
+    inlier = np.ones(len(residual), dtype=bool)
+    if rules.robust:
+        size = np.abs(residual)
+        rough = MAD_TO_STD * groups.median(size)[groups.group]
+        inlier = size <= np.maximum(INLIER_STDS * rough, 1e-9 * np.abs(surfaces.residual).max())
+    count = groups.sum(inlier.astype(np.float64))
+    square = groups.sum(np.where(inlier, residual, 0) ** 2)
+    return inlier, np.sqrt(square / np.maximum(count - surfaces.kept - 1, 1))
+
+
+def _predictive_spread(
+    groups: _Groups,
+    residual: NDArray[np.float64],
+    surfaces: _Surfaces,
+    applied: NDArray[np.bool_],
+    size: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Spread (S,) of new measurements about each fit such that ± 1.96 of it holds 95 %.
+
+    The standard deviation at a pixel is this times sqrt(1 + leverage of the pixel). In three steps:
+    1. variance of the residuals of each group, with the frame's as a prior worth PRIOR_POINTS
+       points (in proportion to the typical ``size`` of a group), because regions have few points;
+    2. growth with every ring borrowed: the farther the points, the less they say about the region;
+    3. one factor for the frame, so that 95 % of the points lie in the interval of the fit without
+       them. Leave-one-out residuals are exact and free: r / (1 - leverage). This makes the interval
+       honest whatever the tails of the errors, as far as points are where pixels are.
+
+    applied: (M,) pairs whose group is the one applied at their point.
+    """
+    weights, group = surfaces.weights, groups.group
+    leverage = np.minimum(surfaces.leverage, MAX_LEVERAGE)
+    typical = groups.median(size)
+    square = groups.sum(weights * residual**2)
+    freedom = np.maximum(surfaces.weight - surfaces.kept - 1, 0)
+    counted = np.ones(len(typical), dtype=bool)
+    counted[-1] = len(typical) == 1  # all points once more would count them twice
+    if freedom[counted].sum() <= 0:
+        counted[:] = True
+    prior = np.sum((square / typical**2)[counted]) / max(np.sum(freedom[counted]), 1.0)
+    prior_square = np.maximum(prior, MIN_RELATIVE_STD**2) * typical**2 * PRIOR_POINTS
+    growth = 1 + RING_GROWTH * np.clip(groups.rings, 0, MAX_GROWTH_RINGS)
+    spread = growth * np.sqrt((square + prior_square) / (freedom + PRIOR_POINTS))
+
+    # Suspected outliers do not stretch the interval; they are no sample of the surfaces' errors.
+    judges = applied & (weights > MIN_JUDGE_WEIGHT)
+    g, h, w = group[judges], leverage[judges], weights[judges]
+    left_out = residual[judges] / (1 - h)
+    other_square = np.maximum(square[g] - w * residual[judges] ** 2 / (1 - h), 0)
+    other_spread = growth[g] * np.sqrt(
+        (other_square + prior_square[g]) / (np.maximum(freedom[g] - w, 0) + PRIOR_POINTS)
+    )
+    ratio = np.sort(np.abs(left_out) / (other_spread * np.sqrt(1 / (1 - h))))
+    # The rank that holds 95 % of new points, not only of these (n + 1 in place of n).
+    rank = min(int(np.ceil(0.95 * (len(ratio) + 1))), len(ratio)) - 1
+    factor = ratio[rank] / NORMAL_95
+    if (
+        rank == len(ratio) - 1
+    ):  # too few points to know their 95 % bound: what a normal variable has
+        factor = max(factor, stdtrit(max(freedom[-1], 1.0), 0.975) / NORMAL_95)
+    return np.maximum(factor * spread, MIN_RELATIVE_STD * typical)
