@@ -19,10 +19,14 @@ TRAINING_ONLY = ("torch", "torchvision", "transformers", "peft", "diffusers", "t
 
 # Modules that may use only arrays: no engine, no pipeline, no ROS.
 CORE = {
-    "prediction", "projection", "regions", "fitting", "field", "metrics", "preprocess", "scene",
+    "prediction", "projection", "regions", "fitting", "surfaces", "surface_maps", "field",
+    "field_kernels", "temporal", "metrics", "preprocess", "scene", "furniture", "textures",
     "monitor", "config",
 }  # fmt: skip
-ABOVE_CORE = {"engine", "inference", "pipeline", "replay", "benchmark", "speed", "tools", "ros"}
+ABOVE_CORE = {
+    "engine", "inference", "pipeline", "frames", "bags", "replay", "benchmark", "speed", "drawing",
+    "demo", "tools", "ros",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:
