@@ -65,7 +65,7 @@ FEW_NEIGHBOURS = 5
 # Lattices
 GRID_PX = 2.0  # cell of the detail lattice
 MIN_CANDIDATES_PER_NEIGHBOUR = 2
-POINTS_PER_CELL = 2.0
+POINTS_PER_CELL = 1.0
 
 # Choices made by leaving out
 VALIDATION_POINTS = 300
@@ -80,7 +80,7 @@ MATCH_SLACK = 1.3
 MAX_ELONGATION = 4.0
 
 # Detail
-DETAIL_SPACINGS = 1.5
+DETAIL_SPACINGS = 1.25
 MAX_DETAIL_PX = 32.0
 SURFACE_GAIN, COLOUR_GAIN = 100.0, 10.0
 SOFTENING = 0.5  # squared cells
@@ -546,6 +546,7 @@ class _Scene:
         queries: _Queries,
         count: int,
         loops: Kernels,
+        candidates: int = MIN_CANDIDATES_PER_NEIGHBOUR,
     ) -> tuple[Integers, Floats]:
         """Indices and squared feature distances (m, count) of the points about the queries."""
         number = len(queries.feature)
@@ -561,7 +562,7 @@ class _Scene:
             self.label,
             self.start,
             *self.cells.shape,
-            MIN_CANDIDATES_PER_NEIGHBOUR * count,
+            candidates * count,
             LABEL_GAP,
             index,
             square,
@@ -641,7 +642,11 @@ def _suspicion(scene: _Scene, loops: Kernels, config: FieldConfig) -> Floats:
         return suspect
     own = _Queries(scene.feature, scene.label, scene.point_cell, np.full(count, 1e-12))
     krige = count < MANY_POINTS
-    near = scene.find(own, min(config.neighbours if krige else FEW_NEIGHBOURS, count - 1), loops)
+    if krige:
+        near = scene.find(own, min(config.neighbours, count - 1), loops)
+    else:
+        near = scene.find(own, FEW_NEIGHBOURS, loops, candidates=1)
+    some = slice(None, None, 1 + count // MANY_POINTS)  # tell the scale well enough
     nugget = NUGGETS[1]
     prior = OUTLIER_PRIOR
     likelihood: Floats = np.empty(count)
@@ -655,7 +660,8 @@ def _suspicion(scene: _Scene, loops: Kernels, config: FieldConfig) -> Floats:
             place = ((scene.feature[:, :2] - scene.feature[closest, :2]) ** 2).sum(axis=1)
             alike = (1 - LONG_SHARE) / (1 + near[1][:, 0]) + LONG_SHARE / (1 + _LONG_SCALE * place)
             deviation = np.abs(scene.y - scene.y[closest]) / np.sqrt(2 * (1 - alike + nugget))
-        scale = _weighted_quantile(deviation, 1 - suspect, 0.5) / STUDENT_MEDIAN + 1e-6
+        middle = _weighted_quantile(deviation[some], 1 - suspect[some], 0.5)
+        scale = middle / STUDENT_MEDIAN + 1e-6
         loops.agree(
             *near,
             scene.feature,
@@ -775,7 +781,8 @@ def _matched_hole(
     closest = own.argmin(axis=1)
     own = own.min(axis=1)
     rank = np.argsort(np.argsort(own, kind="stable"), kind="stable")
-    wanted = np.quantile(far_px[::4, ::4], (rank + 0.5) / len(which)) / scene.place_px
+    far = np.sort(far_px[::4, ::4], axis=None)
+    wanted = far[((rank + 0.5) / len(which) * len(far)).astype(np.int64)] / scene.place_px
     hole = np.where(wanted > MATCH_SLACK * own + 1 / scene.place_px, wanted, 0.0)
     circle = np.array([1.0, 0.0, 1.0])
     towards = step[np.arange(len(which)), closest][np.isfinite(own) & (own > 0)]
@@ -883,7 +890,7 @@ def _choose_detail(
                 found = start + given / (total + weight * prior)
             error = np.minimum(np.abs(truth - found), ERROR_CAP)
             away = abs(a - USUAL_CHOICE[0]) + abs(b - USUAL_CHOICE[1])
-            loss = float(np.average(error, weights=trial.weight)) * (1 + penalty * away)
+            loss = float(error @ trial.weight) * (1 + penalty * away)
             if best is None or loss < best[0]:
                 best = (loss, weight, clip, np.abs(np.expm1(truth - found)))
     assert best is not None

@@ -97,61 +97,75 @@ def _nearest(
     fewer, and square (M, k), ascending.
     """
     k = index.shape[1]
+    best: Integers = np.empty(k, np.int64)
+    least: Floats = np.empty(k)
     for m in range(len(query)):
         q0, q1, q2 = query[m, 0], query[m, 1], query[m, 2]
         q3, q4, q5 = query[m, 3], query[m, 4], query[m, 5]
         row = query_cell[m] // cell_cols
         col = query_cell[m] - row * cell_cols
-        found = 0
         seen = 0
-        ring = 0
-        while True:
-            for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
-                whole = i == row - ring or i == row + ring or ring == 0
-                step = 1 if whole else 2 * ring
-                for j in range(col - ring, col + ring + 1, step):
-                    if j < 0 or j >= cell_cols:
-                        continue
-                    cell = i * cell_cols + j
-                    for p in range(start[cell], start[cell + 1]):
-                        d0, d1, d2 = q0 - point[p, 0], q1 - point[p, 1], q2 - point[p, 2]
-                        d = d0 * d0 + d1 * d1
-                        if hole[m] > 0.0 and (
-                            d0 * d0 * shape[0] + 2.0 * d0 * d1 * shape[1] + d1 * d1 * shape[2]
-                            < hole[m]
-                        ):
-                            continue
-                        seen += 1
-                        d3, d4, d5 = q3 - point[p, 3], q4 - point[p, 4], q5 - point[p, 5]
-                        d += d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
-                        if query_label[m] != label[p]:
-                            d += label_gap
-                        if found < k:
-                            slot = found
-                            found += 1
-                        elif d < square[m, k - 1] or (
-                            d == square[m, k - 1] and p < index[m, k - 1]
-                        ):
-                            slot = k - 1
-                        else:
-                            continue
-                        while slot > 0 and (
-                            square[m, slot - 1] > d
-                            or (square[m, slot - 1] == d and index[m, slot - 1] > p)
-                        ):
-                            square[m, slot] = square[m, slot - 1]
-                            index[m, slot] = index[m, slot - 1]
-                            slot -= 1
-                        square[m, slot] = d
-                        index[m, slot] = p
-            if ring >= 1 and seen >= candidates:
-                break
+        ring = -1
+        while ring < 1 or (seen < candidates and (ring < cell_rows or ring < cell_cols)):
             ring += 1
-            if ring > cell_rows and ring > cell_cols:
-                break
-        for slot in range(found, k):
-            index[m, slot] = -1
-            square[m, slot] = 0.0
+            left, right = max(0, col - ring), min(cell_cols - 1, col + ring)
+            for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
+                whole = i == row - ring or i == row + ring
+                for side in range(1 if whole else 2):
+                    # A whole row of cells, or its two ends.
+                    first, last = left, right
+                    if not whole:
+                        first = last = col - ring if side == 0 else col + ring
+                        if first < 0 or first >= cell_cols:
+                            continue
+                    begin, end = start[i * cell_cols + first], start[i * cell_cols + last + 1]
+                    if hole[m] <= 0.0:
+                        seen += end - begin
+                        continue
+                    for p in range(begin, end):
+                        d0, d1 = q0 - point[p, 0], q1 - point[p, 1]
+                        measure = d0 * d0 * shape[0] + 2.0 * d0 * d1 * shape[1]
+                        if measure + d1 * d1 * shape[2] >= hole[m]:
+                            seen += 1
+        found = 0
+        worst = np.inf
+        left, right = max(0, col - ring), min(cell_cols - 1, col + ring)
+        for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
+            for p in range(start[i * cell_cols + left], start[i * cell_cols + right + 1]):
+                d0, d1 = q0 - point[p, 0], q1 - point[p, 1]
+                d = d0 * d0 + d1 * d1
+                if d > worst:
+                    continue
+                if hole[m] > 0.0:
+                    measure = d0 * d0 * shape[0] + 2.0 * d0 * d1 * shape[1]
+                    if measure + d1 * d1 * shape[2] < hole[m]:
+                        continue
+                d2, d3, d4, d5 = (
+                    q2 - point[p, 2],
+                    q3 - point[p, 3],
+                    q4 - point[p, 4],
+                    q5 - point[p, 5],
+                )
+                d += d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
+                if query_label[m] != label[p]:
+                    d += label_gap
+                if d > worst or (d == worst and p > best[k - 1]):
+                    continue
+                slot = min(found, k - 1)
+                found = min(found + 1, k)
+                while slot > 0 and (
+                    least[slot - 1] > d or (least[slot - 1] == d and best[slot - 1] > p)
+                ):
+                    least[slot] = least[slot - 1]
+                    best[slot] = best[slot - 1]
+                    slot -= 1
+                least[slot] = d
+                best[slot] = p
+                if found == k:
+                    worst = least[k - 1]
+        for slot in range(k):
+            index[m, slot] = best[slot] if slot < found else -1
+            square[m, slot] = least[slot] if slot < found else 0.0
 
 
 def nearest_numpy(
