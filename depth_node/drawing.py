@@ -25,6 +25,7 @@ MUTED = (146, 152, 165)
 ACCENT = (255, 196, 84)
 UNKNOWN = (41, 44, 53)
 UNKNOWN_LINE = (52, 56, 67)
+REJECTED = (255, 45, 60)
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 TEXT_OVERSAMPLING = 4  # Hershey strokes have no hinting: draw large, shrink, and they read well
@@ -257,6 +258,27 @@ def points_on_image(
     dimmed = (0.22 * image + 0.28 * grey).astype(np.uint8)
     order = np.argsort(-np.asarray(depth), kind="stable")
     return draw_points(dimmed, rows[order], cols[order], scale.colours(depth[order]))
+
+
+def draw_crosses(
+    picture: np.ndarray,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    colour: tuple[int, int, int] = REJECTED,
+) -> np.ndarray:
+    """Crosses with a dark rim at (rows, cols), (N,) pixels, on a copy of `picture`."""
+    picture = picture.copy()
+    arm = max(2.0, 0.008 * picture.shape[1])
+    line = max(1, round(0.35 * arm))
+    shift = 4  # cv2 takes positions in 1/16 pixel
+    reach = round(arm * 16)
+    for ink, thickness in (((12, 13, 16), line + 2), (colour, line)):
+        for row, col in zip(rows, cols, strict=True):
+            x, y = int(col) * 16, int(row) * 16
+            for down in (reach, -reach):
+                ends = (x - reach, y - down), (x + reach, y + down)
+                cv2.line(picture, *ends, ink, thickness, cv2.LINE_AA, shift)
+    return picture
 
 
 def sparse_map(values: np.ndarray, scale: Scale, image: np.ndarray) -> np.ndarray:
@@ -713,6 +735,7 @@ def frame_pictures(
     rows: np.ndarray,
     cols: np.ndarray,
     points_depth: np.ndarray,
+    rejected: np.ndarray,
     labels: np.ndarray,
     relative: np.ndarray,
     depth: np.ndarray,
@@ -728,20 +751,21 @@ def frame_pictures(
     """The cards of one frame.
 
     image (H, W, 3) RGB; rows, cols, points_depth (N,): the metric points used, pixels and metres;
-    labels (H, W); relative (H, W) the network's relative depth, large = far; depth, std, truth
-    (H, W) metres. Without truth the standard deviation takes the place of the error.
+    rejected (N,) bool: those that the fit does not believe, marked by crosses; labels
+    (H, W); relative (H, W) the network's relative depth, large = far; depth, std, truth (H, W)
+    metres. Without truth the standard deviation takes the place of the error.
     """
     trusted = trusted_depth(depth, std)
     scale = depth_scale(trusted, points_depth, *([] if truth is None else [truth]))
     answered = 100.0 * float(np.isfinite(depth).mean())
+    lidar = points_on_image(image, rows, cols, points_depth, scale)
+    lidar_caption = f"{len(rows)} metric points"
+    if rejected.any():
+        lidar = draw_crosses(lidar, rows[rejected], cols[rejected])
+        lidar_caption += f", {np.count_nonzero(rejected)} rejected (red crosses)"
     cards: list[Tile | Table] = [
         Tile("Camera image", image, f"{image.shape[1]} x {image.shape[0]} px"),
-        Tile(
-            "LiDAR on image",
-            points_on_image(image, rows, cols, points_depth, scale),
-            f"{len(rows)} metric points",
-            scale,
-        ),
+        Tile("LiDAR on image", lidar, lidar_caption, scale),
         Tile("Regions", colour_regions(labels, image), f"{int(labels.max(initial=0))} regions"),
         Tile(
             "Relative depth",

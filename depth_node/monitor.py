@@ -12,11 +12,23 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
 LOW_INLIERS = 0.5
 """Below this share of points that agree with the fit, extrinsics or time offset are suspect."""
+
+# What a method tells of a fit (FitResult.details): key, name for an operator, form.
+_DETAILS = (
+    ("base", "fit base", "{}"),
+    ("scale", "fit base scale", "{:.4g}"),
+    ("shift", "fit base shift", "{:.4g}"),
+    ("leave_one_out", "fit left-out error [%]", "{:.1%}"),
+    ("outlier_share", "fit outliers [%]", "{:.1%}"),
+    ("coverage", "fit coverage of the interval [%]", "{:.1%}"),
+    ("nodes", "fit nodes", "{}"),
+)
 
 _EVENTS = ("image", "scan", "published", "dropped", "refused", "failed", "unheard")
 
@@ -36,7 +48,8 @@ class Frame:
     stamp_ms: from the picture's stamp to its publication, None where the stamp is of another clock.
     node_ms: from its arrival in the node to its publication. stage_ms: where that time went.
     scan_age_s: oldest LiDAR point used, None without any. inlier_fraction and residual_m: of the
-    fit, NaN without any. trouble: an operator's sentence, empty if all is well.
+    fit, NaN without any. details: what the method tells of its fit, FitResult.details. trouble: an
+    operator's sentence, empty if all is well.
     """
 
     node_ms: float
@@ -46,6 +59,7 @@ class Frame:
     points: int = 0
     inlier_fraction: float = float("nan")
     residual_m: float = float("nan")
+    details: Mapping[str, Any] = field(default_factory=dict)
     trouble: str = ""
 
 
@@ -202,6 +216,9 @@ class Monitor:
             values["points used"] = str(last.points)
             values["fit inliers [%]"] = f"{last.inlier_fraction * 100:.0f}"
             values["fit residual [m]"] = f"{last.residual_m:.3f}"
+            for key, name, form in _DETAILS:
+                if key in last.details:
+                    values[name] = form.format(last.details[key]).rstrip("%")
         for name in ("dropped", "refused", "failed", "unheard"):
             values[f"frames {name}"] = str(self._totals[name])
         if self._reason:

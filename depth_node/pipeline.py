@@ -67,6 +67,11 @@ class DepthResult:
     fit: FitResult
     stage_ms: dict[str, float]
 
+    @property
+    def rejected(self) -> npt.NDArray[np.bool_]:
+        """(N,) of `sparse`: points that could be used and that the fit does not believe."""
+        return ~self.fit.point_inlier & np.isfinite(self.fit.point_residual)
+
 
 class DepthPipeline:
     """Owns the networks and the settings; process() handles one frame, each on its own."""

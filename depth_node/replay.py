@@ -391,6 +391,7 @@ def panel(
         result.sparse.rows,
         result.sparse.cols,
         result.sparse.depth,
+        result.rejected,
         labels,
         result.prediction.relative_depth(),
         result.depth,

@@ -127,6 +127,19 @@ def test_cloud_views_show_the_box_and_survive_emptiness() -> None:
         assert nothing.std() < 20
 
 
+def test_crosses_mark_the_place_and_leave_the_rest_alone() -> None:
+    picture = np.full((120, 160, 3), 99, np.uint8)
+    crossed = drawing.draw_crosses(picture, np.array([40]), np.array([100]))
+    assert picture.min() == picture.max() == 99, "the given picture is not drawn into"
+    red = np.argwhere((crossed == drawing.REJECTED).all(axis=2))
+    np.testing.assert_allclose(red.mean(axis=0), (40, 100), atol=0.6)
+    changed = np.argwhere((crossed != 99).any(axis=2))
+    assert np.abs(changed - (40, 100)).max() <= 6
+    np.testing.assert_array_equal(
+        drawing.draw_crosses(picture, np.array([]), np.array([])), picture
+    )
+
+
 def test_top_view_is_metric() -> None:
     """The wall at 4 m is drawn twice as far from the camera's foot as the box at 2 m."""
     image, depth = room()
@@ -154,12 +167,18 @@ def test_frame_panel_has_every_card_and_saves_them(tmp_path: Path, with_truth: b
     if truth is not None:
         truth[:20] = np.nan
     rows, cols = np.array([10, 60, 100]), np.array([10, 70, 150])
+    rejected = np.array([False, True, False])
     labels = (depth < 3).astype(np.int32) + 1
     numbers = drawing.Table("Scores", ("method", "AbsRel"), [("ssf", "0.05")], 0, columns=3)
     pictures = drawing.frame_pictures(
-        image, CAMERA, rows, cols, depth[rows, cols], labels, depth, depth, 0.1 * depth,
+        image, CAMERA, rows, cols, depth[rows, cols], rejected, labels, depth, depth, 0.1 * depth,
         truth=truth, heading="A room", method="ssf", numbers=numbers,
     )  # fmt: skip
+    lidar = next(card for card in pictures.cards if card.title == "LiDAR on image")
+    assert isinstance(lidar, drawing.Tile)
+    assert lidar.caption == "3 metric points, 1 rejected (red crosses)"
+    assert tuple(lidar.picture[60, 70]) == drawing.REJECTED
+    assert tuple(lidar.picture[10, 10]) != drawing.REJECTED
     titles = [card.title for card in pictures.cards]
     assert ("Error against the truth" in titles) == with_truth
     always = {"Camera image", "LiDAR on image", "Regions", "Relative depth", "Metric depth"}
@@ -181,8 +200,8 @@ def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
     unknown = np.full((120, 160), np.nan, np.float32)
     none = np.empty(0, np.int64)
     pictures = drawing.frame_pictures(
-        image, CAMERA, none, none, np.empty(0, np.float32), np.zeros((120, 160), np.int32),
-        unknown, unknown, unknown, truth=unknown, heading="Nothing",
+        image, CAMERA, none, none, np.empty(0, np.float32), none.astype(bool),
+        np.zeros((120, 160), np.int32), unknown, unknown, unknown, truth=unknown, heading="Nothing",
     )  # fmt: skip
     assert pictures.panel().ndim == 3
 

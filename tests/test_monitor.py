@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from depth_node.monitor import Frame, Level, Monitor, Situation
@@ -40,6 +42,28 @@ def test_a_healthy_node_says_its_rate_and_latency() -> None:
     assert report.values["scan age [ms]"] == "20"
     assert report.values["fit inliers [%]"] == "95"
     assert report.values["fit residual [m]"] == "0.040"
+
+
+def test_what_the_method_tells_of_its_fit_is_passed_on_and_nothing_is_made_up() -> None:
+    details = {
+        "base": "disparity", "scale": 0.01234567, "shift": -2.5, "leave_one_out": 0.0321,
+        "outlier_share": 0.004, "coverage": 0.951, "nodes": 4800, "something else": 1,
+    }  # fmt: skip
+    values = running(dataclasses.replace(GOOD, details=details)).report(5.0, ACTIVE).values
+    told = {name: text for name, text in values.items() if name.startswith("fit ")}
+    assert told == {
+        "fit [ms]": "5.0",
+        "fit inliers [%]": "95",
+        "fit residual [m]": "0.040",
+        "fit base": "disparity",
+        "fit base scale": "0.01235",
+        "fit base shift": "-2.5",
+        "fit left-out error [%]": "3.2",
+        "fit outliers [%]": "0.4",
+        "fit coverage of the interval [%]": "95.1",
+        "fit nodes": "4800",
+    }
+    assert "fit base" not in running(GOOD).report(5.0, ACTIVE).values
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ _TYPE_FIELDS = {name: number for number, name in _FIELD_TYPES.items()}
 _IS_BIGENDIAN = sys.byteorder == "big"
 
 XYZRGB = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("rgb", "f4")])
+XYZ_RESIDUAL = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("residual", "f4")])
 
 
 class MessageError(ValueError):
@@ -321,6 +322,25 @@ def colour_points(
     known = np.isfinite(rows[..., 2])
     kept = rows.reshape(-1, 4) if known.all() else rows[known]
     return kept.view(XYZRGB).reshape(-1)
+
+
+def residual_points(
+    pixels: tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]],
+    depth: npt.NDArray[np.floating],
+    residual: npt.NDArray[np.floating],
+    camera: Camera,
+) -> npt.NDArray[np.void]:
+    """XYZ_RESIDUAL rows, in the camera's frame, of measured points.
+
+    pixels: rows and columns (N,). depth: (N,) measured metres along z. residual: (N,) metres,
+    measured minus fitted.
+    """
+    rows: npt.NDArray[np.void] = np.zeros(len(depth), XYZ_RESIDUAL)
+    points = camera.rays()[pixels] * depth[:, None]
+    for axis, name in enumerate("xyz"):
+        rows[name] = points[:, axis]
+    rows["residual"] = residual
+    return rows[np.isfinite(points).all(axis=1)]
 
 
 def _bytes(values: npt.NDArray[Any]) -> array.array[int]:

@@ -452,6 +452,7 @@ class DepthNode(LifecycleNode):
                 points=used,
                 inlier_fraction=float(fit.point_inlier.mean()) if used else float("nan"),
                 residual_m=float(np.median(residual)) if len(residual) else float("nan"),
+                details=fit.details,
                 trouble=trouble,
             ),
         )

@@ -27,6 +27,7 @@ POINTS = "~/points"
 CONFIDENCE = "~/confidence"
 REGIONS = "~/regions"
 FIT = "~/fit"
+REJECTED = "~/rejected"
 
 OUTPUTS: dict[str, type] = {
     RECTIFIED: Image,
@@ -36,6 +37,7 @@ OUTPUTS: dict[str, type] = {
     CONFIDENCE: Image,
     REGIONS: Image,
     FIT: PointCloud2,
+    REJECTED: PointCloud2,
 }
 
 
@@ -93,6 +95,14 @@ class Outputs:
                 labels = np.zeros(result.depth.shape, np.int32)
             return messages.image_message(messages.labels_to_pixels(labels), "16UC1", header)
 
+        def rejected() -> PointCloud2:
+            which, sparse = result.rejected, result.sparse
+            pixels = (sparse.rows[which], sparse.cols[which])
+            rows = messages.residual_points(
+                pixels, sparse.depth[which], result.fit.point_residual[which], camera
+            )
+            return messages.table_message(rows, header)
+
         make: dict[str, Callable[[], Any]] = {
             RECTIFIED: depth,
             UNRECTIFIED: depth,
@@ -101,6 +111,7 @@ class Outputs:
             CONFIDENCE: lambda: messages.image_message(result.std, "32FC1", header),
             REGIONS: regions,
             FIT: lambda: messages.table_message(result.fit.regions, header),
+            REJECTED: rejected,
         }
         for topic, message in make.items():
             if topic in topics:

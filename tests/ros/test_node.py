@@ -430,6 +430,41 @@ def test_diagnostics_say_what_an_operator_needs(rig: Rig) -> None:
         assert key in values
 
 
+def test_rejected_points_and_what_the_field_tells_of_its_fit(network: Path) -> None:
+    """Points at half the true range are on ~/rejected, in the camera's frame, and counted."""
+    with Rig(*settings(network, "fit.method:=field")).start() as rig:
+        arrays = rig.listen(DiagnosticArray, "/diagnostics")
+        clouds = rig.listen(PointCloud2, "rejected")
+        points = lidar_points(picture(1.0)[1])
+        wrong = np.arange(20, len(points), 40)
+        points[wrong] *= 0.5  # a farther one would count as hidden
+        rig.show(1.0, points)
+        until(lambda: clouds, PATIENCE_S, "rejected points")
+        assert stamp_of(clouds[0]) == 1.0
+        assert clouds[0].header.frame_id == "camera_optical_frame"
+        rows = messages.table_rows(clouds[0])
+        found = np.column_stack([rows[axis] for axis in "xyz"])
+        order = np.lexsort(found.T)
+        expected = points[wrong][np.lexsort(points[wrong].T)]
+        np.testing.assert_allclose(found[order], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(rows["residual"], -rows["z"], rtol=0.1)
+        arrays.clear()
+        until(lambda: arrays, PATIENCE_S, "diagnostics")
+        values = {item.key: item.value for item in arrays[0].status[0].values}
+        assert values["fit base"] == "disparity"
+        assert float(values["fit base scale"]) > 0
+        assert 1 < float(values["fit outliers [%]"]) < 5
+        assert 0 <= float(values["fit left-out error [%]"]) < 20
+        assert 80 < float(values["fit coverage of the interval [%]"]) <= 100
+
+
+def test_nothing_is_rejected_where_all_points_agree(rig: Rig) -> None:
+    clouds = rig.listen(PointCloud2, "rejected")
+    rig.show(1.0)
+    until(lambda: clouds, PATIENCE_S, "an empty cloud")
+    assert clouds[0].width == 0 and [field.name for field in clouds[0].fields][:3] == list("xyz")
+
+
 # --- life ----------------------------------------------------------------------------------------
 
 
