@@ -48,8 +48,8 @@ RANGE_SHARE = 3.0  # B stays within the points' 2 to 98 % range widened by this 
 PLACE_SHARE = 0.2  # of the larger side of the picture
 LOG_BASE = 0.5
 LIGHTNESS, CHROMA = 0.5, 0.4  # of Lab scaled to 0..1
-LABEL_GAP = 0.3  # squared feature distance between two regions
-LONG_SHARE = 0.5  # of the prior variance that changes slowly, with place alone
+LABEL_GAP = 0.1  # squared feature distance between two regions
+LONG_SHARE = 0.8  # of the prior variance that changes slowly, with place alone
 LONG_PLACE_SHARE = 0.6
 
 # Outliers: Student-t with 3 degrees of freedom for honest points, uniform in log for the others
@@ -103,7 +103,11 @@ class FieldConfig:
     residual: bool = option(True, "Spread what the base fit leaves at the points (U and C).")
     detail: bool = option(True, "Follow single points closely where they are dense (C).")
     colour: bool = option(True, "Points of similar colour inform each other more.")
-    regions: bool = option(True, "Points of one region inform each other more.")
+    regions: bool = option(
+        False,
+        "Points of one region inform each other more. Off: beside colour it gained less than 1 % "
+        "with good regions and cost up to 3 % with fine ones (docs/benchmarks_field.md).",
+    )
     outliers: bool = option(True, "Find and disregard points that disagree with all neighbours.")
     node_px: float = option(
         8.0,
@@ -960,7 +964,7 @@ def _spread(
 def _quantile(trial: _Trial, choice: _Choice) -> float:
     """The factor that makes a spread a 95 % bound of the relative error at left-out points."""
     count = len(choice.error)
-    share = min(COVERAGE + 0.3 / count, 1.0)
+    share = min(COVERAGE + 0.8 / count, 1.0)
     few = 1 + FEW_GROWTH / count**2  # the largest of few errors is no bound of the next
     return few * _weighted_quantile(choice.error / choice.spread, trial.weight, share)
 

@@ -150,7 +150,7 @@ def test_outliers_are_found_and_do_no_harm(room: Room) -> None:
     factor = np.where(rng.random(500) < 0.5, 0.5, 1.8)
     result = solved(room, with_depth(points, np.where(wrong, points.depth * factor, points.depth)))
     rejected = ~result.point_inlier
-    assert (rejected & wrong).sum() >= 0.9 * wrong.sum()
+    assert (rejected & wrong).sum() >= 0.8 * wrong.sum()
     assert (rejected & ~wrong).sum() <= 0.02 * 500
     assert error(result, room.depth) < 0.01
     blind = solved(
