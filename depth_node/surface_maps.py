@@ -53,11 +53,14 @@ def depth_map(
     scale, slope_x, slope_y, shift = table.parameters.T
     low, high = table.limits.T
     depth = np.empty(picture.relative.shape, np.float32)
-    same_limits = len(np.unique(table.limits, axis=0)) == 1
+    same_limits = bool((table.limits == table.limits[0]).all())
+    sloped = bool(slope_x.any() or slope_y.any())
+    buffer: NDArray[Any] = np.empty((_block_rows(depth.shape), depth.shape[1]))
     for block, look in _blocks(labels, table, depth.shape, np.float64):
-        out = picture.relative[block].astype(np.float64)
+        out = buffer[: block.stop - block.start]
+        np.copyto(out, picture.relative[block])
         out *= look(scale)
-        if slope_x.any() or slope_y.any():
+        if sloped:
             part = look(slope_x)
             out += np.multiply(part, picture.x, out=look.buffer)
             part = look(slope_y)
@@ -67,9 +70,8 @@ def depth_map(
             np.maximum(out, 1 / max_depth_m, out=out)
             np.reciprocal(out, out=out)
         np.maximum(out, low[0] if same_limits else look(low), out=out)
-        np.minimum(
-            out, high[0] if same_limits else look(high), out=depth[block], casting="same_kind"
-        )
+        np.minimum(out, high[0] if same_limits else look(high), out=out)
+        np.copyto(depth[block], out, casting="same_kind")
     return depth
 
 
@@ -111,7 +113,7 @@ def std_map(
         std = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
     for _ in range(table.spread_power):
         std *= depth
-    if np.isnan(std.sum() + depth.sum()):
+    if np.isnan(std.min() + depth.min()):
         # Where every second pixel missed a hole of the prediction, or found one, both must agree.
         worst = np.float32(np.nanmax(std, initial=0))
         std[np.isnan(std) & np.isfinite(table.spread).any()] = worst
@@ -154,12 +156,16 @@ def _blocks(
     labels: NDArray[np.integer] | None, table: SurfaceTable, shape: tuple[int, ...], dtype: type
 ) -> Iterator[tuple[slice, _Look]]:
     """Bands of rows, small enough for their intermediate results to stay in the cache."""
-    rows = max(_BLOCK_PX // shape[1], 1)
+    rows = _block_rows(shape)
     buffer: NDArray[Any] = np.empty((rows, shape[1]), dtype)
     for top in range(0, shape[0], rows):
         block = slice(top, min(top + rows, shape[0]))
         band = None if labels is None else labels[block]
         yield block, _Look(band, buffer[: block.stop - top], len(table.rows))
+
+
+def _block_rows(shape: tuple[int, ...]) -> int:
+    return max(_BLOCK_PX // shape[1], 1)
 
 
 class _Look:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ MAX_LEVERAGE = 0.95  # a point that its fit passes through would have an infinit
 MIN_JUDGE_WEIGHT = 0.1
 MIN_RELATIVE_STD = 1e-4  # no sensor and no float32 map is better than this
 
+_TINY = float(np.finfo(np.float64).tiny)
 _MAX_VISITED = 1 << 24  # cells of the table of regions that borrow by regions
 
 REGION_FIT_DTYPE = np.dtype(
@@ -294,12 +296,17 @@ class _Groups:
     def median(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """(M,) values not below 0 to (S,) medians (mean of the two middle ones for even counts)."""
         # One sort of "group + share of the largest value" is six times faster than by two keys.
-        top = float(values.max()) * (1 + 1e-9) + np.finfo(np.float64).tiny
+        top = float(values.max()) * (1 + 1e-9) + _TINY
         ranked = np.sort(self.group + values / top)
-        size = np.diff(np.append(self.start, len(self.group)))
-        low, high = ranked[self.start + (size - 1) // 2], ranked[self.start + size // 2]
-        medians: NDArray[np.float64] = (0.5 * (low + high) - np.arange(len(size))) * top
+        low, high, number = self._middles
+        medians: NDArray[np.float64] = (0.5 * (ranked[low] + ranked[high]) - number) * top
         return medians
+
+    @cached_property
+    def _middles(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+        """Pairs in the middle of every group once sorted, (S,) twice, and the groups' numbers."""
+        size = np.diff(np.append(self.start, len(self.group)))
+        return self.start + (size - 1) // 2, self.start + size // 2, np.arange(len(size))
 
 
 def _group(regions: Regions, enough: int) -> tuple[_Groups, NDArray[np.intp]]:
@@ -429,7 +436,7 @@ def _least_squares(
         mean = total(weights * column) / weight
         q = column - mean[group]
         spread = np.sqrt(total(weights * q * q) / weight)
-        alive &= spread > _CONSTANT_SHARE * np.abs(mean) + np.finfo(np.float64).tiny
+        alive &= spread > _CONSTANT_SHARE * np.abs(mean) + _TINY
         scale = np.where(alive, 1 / np.where(alive, spread, 1), 0)
         q *= scale[group]
         functional = basis[:, k]

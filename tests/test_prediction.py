@@ -32,6 +32,16 @@ def test_zero_and_negative_disparity_are_floored_at_two_percent_of_the_median() 
     np.testing.assert_allclose(depth, [[25.0, 25.0, 1.0, 0.5, 1 / 3]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("lowest", [1e-40, 1e-6, 0.017, 0.0199999, 0.02, 0.0200001, 0.03, 0.9])
+def test_the_floor_is_the_same_for_every_range_of_values(lowest: float) -> None:
+    values = np.random.default_rng(0).uniform(0.9, 1.1, (9, 11)).astype(np.float32)
+    values.flat[np.argsort(values, axis=None)[49]] = 1  # the median
+    values[0, 0] = lowest
+    depth = Prediction(values, "disparity_affine_invariant").relative_depth()
+    floor = np.float32(0.02) * np.sort(values, axis=None)[49]
+    np.testing.assert_allclose(depth, 1 / np.maximum(values, floor), rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_a_number_stays_unknown_and_spoils_nothing_else(kind: str) -> None:
     values = _encoded(kind).copy()

@@ -114,6 +114,15 @@ def test_the_end_of_a_row_does_not_touch_the_next_row() -> None:
     assert adjacency(picture_of("1112 3111 4444")).toarray()[2, 3] == 0
 
 
+@pytest.mark.parametrize("count", [3, 200, 400, 70_000])
+def test_neighbours_are_those_with_a_border_however_many_regions(count: int) -> None:
+    labels = np.random.default_rng(count).integers(0, count, (40, 50)).astype(np.int32)
+    touching = adjacency(labels)
+    assert touching.shape == (labels.max() + 1,) * 2
+    assert touching.has_sorted_indices
+    assert abs(touching.astype(int) - (border_lengths(labels) > 0).astype(int)).nnz == 0
+
+
 def test_adjacency_of_one_pixel_and_of_nothing() -> None:
     assert adjacency(picture_of("1")).shape == (2, 2)
     assert adjacency(picture_of("00 00")).shape == (1, 1)
