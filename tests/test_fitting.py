@@ -9,10 +9,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import oracle_fit
 import pytest
 
-from depth_node import fitting, regions, surfaces
+from depth_node import fitting, regions, speed, surfaces
 from depth_node.config import ConfigError
 from depth_node.fitting import FitConfig, FitStatus, RegionStatus, fit
 from depth_node.metrics import coverage, evaluate
@@ -50,7 +49,7 @@ def truth_of(relative: np.ndarray, labels: np.ndarray, seed: int = 0, slopes: bo
         ],
         axis=1,
     )
-    x, y = oracle_fit.grid(*labels.shape)
+    x, y = speed.unit_grid(*labels.shape)
     design = np.stack([relative, x, y, np.ones_like(x)], axis=-1)
     return np.einsum("hwk,hwk->hw", design, table[labels]), table
 
@@ -155,14 +154,14 @@ def test_paper_mode_equals_a_plain_loop_over_masks_with_lstsq(method: str, count
         labels,
         config=FitConfig(method=method, mode="paper"),
     )
-    expected = oracle_fit.plain_fit(relative, points.to_map(*labels.shape), labels, method)
+    expected = speed.plain_fit(relative, points.to_map(*labels.shape), labels, method).depth
     np.testing.assert_allclose(result.depth, expected, rtol=1e-5)
 
 
 def test_nearly_flat_regions_are_solved_as_well_as_by_lstsq() -> None:
     """A relative depth that is a plane but for one part in a thousand: columns nearly dependent."""
     labels = cells(2, 2)
-    x, y = oracle_fit.grid(*labels.shape)
+    x, y = speed.unit_grid(*labels.shape)
     relative = (3 + x + 2 * y + 1e-3 * bumpy()).astype(np.float32)
     truth, _ = truth_of(relative, labels)
     points = sample(truth, 200)
@@ -172,13 +171,13 @@ def test_nearly_flat_regions_are_solved_as_well_as_by_lstsq() -> None:
         labels,
         config=FitConfig(mode="paper"),
     )
-    expected = oracle_fit.plain_fit(relative, points.to_map(*labels.shape), labels)
+    expected = speed.plain_fit(relative, points.to_map(*labels.shape), labels).depth
     np.testing.assert_allclose(result.depth, expected, rtol=1e-5)
 
 
 def test_exactly_flat_regions_drop_columns_and_still_fit() -> None:
     labels = cells(2, 2)
-    x, y = oracle_fit.grid(*labels.shape)
+    x, y = speed.unit_grid(*labels.shape)
     truth = 4 + 0.5 * x - 0.25 * y
     config = FitConfig(mode="paper")
     plane = Prediction((3 + x + 2 * y).astype(np.float32), "depth_affine_invariant")
@@ -249,12 +248,12 @@ def test_a_region_borrows_exactly_the_rings_it_needs(
         assert table[label]["status"] == status.get(rings, RegionStatus.EXPANDED)
     assert table[0]["status"] == RegionStatus.GLOBAL  # unassigned pixels
     # the parameters come from the borrowed points, but are applied to the region alone
-    links = oracle_fit.neighbours(labels)
+    links = speed.neighbours(labels)
     known = np.isfinite(points.to_map(*labels.shape))
     for label, rings in expected_rings.items():
         if rings > 0:
-            assert oracle_fit.expand(label, links, labels, known, 3)[1] == rings
-    expected = oracle_fit.plain_fit(relative, points.to_map(*labels.shape), labels, "slf")
+            assert speed.borrow(label, links, labels, known, 3)[1] == rings
+    expected = speed.plain_fit(relative, points.to_map(*labels.shape), labels, "slf").depth
     np.testing.assert_allclose(result.depth, expected, rtol=1e-5)
 
 
@@ -626,7 +625,7 @@ def test_a_frame_costs_far_less_than_the_plain_loop() -> None:
         return min(times)
 
     ours = shortest(5, lambda: fit(prediction, points, labels, config=FitConfig(mode="paper")))
-    plain = shortest(2, lambda: oracle_fit.plain_fit(relative, sparse, labels))
+    plain = shortest(2, lambda: speed.plain_fit(relative, sparse, labels))
     assert plain > 6 * ours
 
 
