@@ -31,12 +31,13 @@ HEIGHT, WIDTH = 48, 64
 FOCAL = 60.0
 CLOSE = 0.05  # relative: a region's fit is cut off at the range of its points, and pixels are 8 bit
 PATIENCE_S = 40.0  # a busy machine; only a failing test waits that long
+ANSWER_S = 10.0  # a service's answer that has not come by then was lost on its way
 IDENTITY = [float(value) for value in np.eye(4).reshape(-1)]
-TRANSITIONS = {
-    "configure": Transition.TRANSITION_CONFIGURE,
-    "activate": Transition.TRANSITION_ACTIVATE,
-    "deactivate": Transition.TRANSITION_DEACTIVATE,
-    "cleanup": Transition.TRANSITION_CLEANUP,
+TRANSITIONS = {  # number, and the state that it leads to
+    "configure": (Transition.TRANSITION_CONFIGURE, "inactive"),
+    "activate": (Transition.TRANSITION_ACTIVATE, "active"),
+    "deactivate": (Transition.TRANSITION_DEACTIVATE, "inactive"),
+    "cleanup": (Transition.TRANSITION_CLEANUP, "unconfigured"),
 }
 
 
@@ -100,6 +101,74 @@ def cloud(stamp_s: float, points: npt.NDArray[np.float32], frame: str = "lidar")
     return message
 
 
+class Spinner:
+    """An executor in a thread of its own that can be ended without a race.
+
+    `Executor.shutdown` while another thread is in `spin` pulls a guard condition from under it.
+    """
+
+    def __init__(self, node: Node, context: rclpy.Context) -> None:
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(node)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        while not self._ending.is_set():
+            self._executor.spin_once(timeout_sec=0.1)
+
+    def end(self) -> None:
+        self._ending.set()
+        self._thread.join(PATIENCE_S)
+        self._executor.shutdown()
+
+
+class Services:
+    """Calls the services of a node, also when an answer is lost.
+
+    A service may answer before its way back to a new client is up; the answer is lost then.
+    """
+
+    def __init__(self, peer: Node) -> None:
+        self._peer = peer
+        self._clients: dict[str, Any] = {}
+
+    def call(self, kind: Any, name: str, request: Any) -> Any:
+        """The answer of a service that may be asked twice."""
+        for _ in range(int(PATIENCE_S / ANSWER_S)):
+            answer = self._once(kind, name, request)
+            if answer is not None:
+                return answer
+        raise AssertionError(f"no answer of {name}")
+
+    def change(self, transition: str) -> bool:
+        """Whether the node did it. A lost answer is read off the state, which waits its turn."""
+        number, target = TRANSITIONS[transition]
+        request = ChangeState.Request()
+        request.transition.id = number
+        answer = self._once(ChangeState, "/depth_node/change_state", request)
+        return self.state() == target if answer is None else bool(answer.success)
+
+    def state(self) -> str:
+        answer = self.call(GetState, "/depth_node/get_state", GetState.Request())
+        return str(answer.current_state.label)
+
+    def _once(self, kind: Any, name: str, request: Any) -> Any:
+        if name not in self._clients:
+            self._clients[name] = self._peer.create_client(kind, name)
+            assert self._clients[name].wait_for_service(PATIENCE_S), name
+        client = self._clients[name]
+        future = client.call_async(request)
+        end = time.monotonic() + ANSWER_S
+        while not future.done() and time.monotonic() < end:
+            time.sleep(0.002)
+        if not future.done():
+            client.remove_pending_request(future)
+            return None
+        return future.result()
+
+
 class Rig:
     """The node and its peer, each with an executor thread of its own."""
 
@@ -116,16 +185,10 @@ class Rig:
         self.received: dict[str, list[Any]] = {}
         self.logs: list[str] = []
         self._publishers: dict[str, Any] = {}
-        self._clients: dict[str, Any] = {}
-        self._threads: list[tuple[SingleThreadedExecutor, threading.Thread]] = []
+        self.services = Services(self.peer)
         logs = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.peer.create_subscription(Log, "/rosout", lambda m: self.logs.append(m.msg), logs)
-        for node in (self.node, self.peer):
-            executor = SingleThreadedExecutor(context=self.context)
-            executor.add_node(node)
-            thread = threading.Thread(target=executor.spin, daemon=True)
-            thread.start()
-            self._threads.append((executor, thread))
+        self._spinners = [Spinner(node, self.context) for node in (self.node, self.peer)]
 
     def __enter__(self) -> Rig:
         return self
@@ -136,12 +199,11 @@ class Rig:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for executor, thread in self._threads:
-            executor.shutdown()
-            thread.join(5)
-        self._threads.clear()
-        self._clients.clear()
+        for spinner in self._spinners:
+            spinner.end()
+        self._spinners.clear()
         self._publishers.clear()
+        del self.services
         for node in (self.node, self.peer):
             node.destroy_node()
         del node, self.node, self.peer
@@ -153,21 +215,13 @@ class Rig:
     # --- the node's services ---------------------------------------------------------------------
 
     def call(self, kind: Any, name: str, request: Any) -> Any:
-        if name not in self._clients:
-            self._clients[name] = self.peer.create_client(kind, name)
-            assert self._clients[name].wait_for_service(PATIENCE_S), name
-        future = self._clients[name].call_async(request)
-        until(future.done, PATIENCE_S, f"an answer of {name}")
-        return future.result()
+        return self.services.call(kind, name, request)
 
     def change(self, transition: str) -> bool:
-        request = ChangeState.Request()
-        request.transition.id = TRANSITIONS[transition]
-        return bool(self.call(ChangeState, "/depth_node/change_state", request).success)
+        return self.services.change(transition)
 
     def state(self) -> str:
-        answer = self.call(GetState, "/depth_node/get_state", GetState.Request())
-        return str(answer.current_state.label)
+        return self.services.state()
 
     def start(self) -> Rig:
         """Configured and active, or the test fails with what the node said."""

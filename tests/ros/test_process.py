@@ -17,13 +17,12 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 import rclpy
-from lifecycle_msgs.srv import ChangeState
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rig import (
     IDENTITY,
     PATIENCE_S,
-    TRANSITIONS,
+    Services,
+    Spinner,
     cloud,
     info,
     lidar_points,
@@ -53,10 +52,8 @@ class Process:
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=domain)
         self.peer = Node("peer", context=self._context)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self.peer)
-        self._spinner = threading.Thread(target=self._executor.spin, daemon=True)
-        self._spinner.start()
+        self._spinner = Spinner(self.peer, self._context)
+        self._services = Services(self.peer)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -70,13 +67,7 @@ class Process:
         return found()[0]
 
     def change(self, transition: str) -> bool:
-        client = self.peer.create_client(ChangeState, "/depth_node/change_state")
-        assert client.wait_for_service(PATIENCE_S), self.lines
-        request = ChangeState.Request()
-        request.transition.id = TRANSITIONS[transition]
-        future = client.call_async(request)
-        until(future.done, PATIENCE_S, f"{transition} to end")
-        return bool(future.result().success)
+        return self._services.change(transition)
 
     def end(self, number: int) -> int:
         """Signal the node; its exit status."""
@@ -94,8 +85,7 @@ class Process:
         self._reader.join(5)
         assert self.process.stdout is not None
         self.process.stdout.close()
-        self._executor.shutdown()
-        self._spinner.join(5)
+        self._spinner.end()
         self.peer.destroy_node()
         rclpy.shutdown(context=self._context)
 
