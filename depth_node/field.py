@@ -27,9 +27,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.config import option, validate
+from depth_node.config import option, section, validate
 from depth_node.field_kernels import COMPILERS, STUDENT_PEAK, Floats, Integers, Kernels, kernels
 from depth_node.prediction import Prediction
+from depth_node.temporal import Answer, FieldState, TemporalConfig
 
 Map = NDArray[np.float32]
 
@@ -47,7 +48,7 @@ RANGE_SHARE = 3.0  # B stays within the points' 2 to 98 % range widened by this 
 # Correlation lengths (distance over which the residual changes) and shares
 PLACE_SHARE = 0.2  # of the larger side of the picture
 LOG_BASE = 0.5
-LIGHTNESS, CHROMA = 0.5, 0.4  # of Lab scaled to 0..1
+LIGHTNESS, CHROMA = 0.7, 0.4  # of Lab scaled to 0..1
 LABEL_GAP = 0.1  # squared feature distance between two regions
 LONG_SHARE = 0.8  # of the prior variance that changes slowly, with place alone
 LONG_PLACE_SHARE = 0.6
@@ -57,8 +58,8 @@ OUTLIER_PRIOR = 0.02
 OUTLIER_PRIOR_POINTS = 10.0
 OUTLIER_DENSITY = 0.6  # per unit of log depth: ranges between 0.4 and 2 times the true one
 STUDENT_MEDIAN = 0.765  # median of |t_3|
-SUSPECT_NUGGET = 0.2
-AGREEMENT_SHARE = 0.5  # of the likelihood that comes from single neighbours, the rest from kriging
+SUSPECT_NUGGET = 0.4
+AGREEMENT_SHARE = 0.4  # of the likelihood that comes from single neighbours, the rest from kriging
 MANY_POINTS = 2000  # from here on the single neighbours tell outliers well enough
 FEW_NEIGHBOURS = 5
 
@@ -82,7 +83,7 @@ MAX_ELONGATION = 4.0
 # Detail
 DETAIL_SPACINGS = 1.25
 MAX_DETAIL_PX = 32.0
-SURFACE_GAIN, COLOUR_GAIN = 100.0, 10.0
+SURFACE_GAIN, COLOUR_GAIN = 100.0, 5.0
 SOFTENING = 0.5  # squared cells
 
 # Interval
@@ -131,6 +132,7 @@ class FieldConfig:
         minimum=0.01,
         maximum=100.0,
     )
+    temporal: TemporalConfig = section(TemporalConfig, "What is remembered from frame to frame.")
     compiler: str = option(
         "auto", "numba, numpy, or auto: numba where it is installed.", choices=COMPILERS
     )
@@ -174,11 +176,12 @@ def solve(
     labels: NDArray[np.integer] | None,
     image: NDArray[np.uint8] | None,
     config: FieldConfig,
+    state: FieldState | None = None,
 ) -> Field:
     """The field of a frame from n >= 1 points at pixels (rows, cols) with finite depth above 0 m.
 
     labels: (H, W) regions or None. image: (H, W, 3) uint8 RGB or None. The network must have
-    given a number at every point.
+    given a number at every point. state: what earlier frames left, told of this one by `at`.
     """
     samples, merged = _merged(rows, cols, depth, age_s, prediction.shape)
     base = _fit_base(prediction, samples)
@@ -193,8 +196,11 @@ def solve(
     choice = _choose_detail(scene, trial, surface, suspect, config)
     correction = _detail(scene, surface, choice, suspect, loops)
     height, width = base.map.shape
-    factor = np.exp(surface.update + correction + np.float32(scene.middle))
-    out = _resized(factor, (width, height))
+    update = surface.update + correction + np.float32(scene.middle)
+    if state is not None:
+        answer = _answer(prediction, base, scene, scene.grid_log + update, trial, choice, suspect)
+        update = state.blend(answer, config.temporal) - scene.grid_log
+    out = _resized(np.exp(update), (width, height))
     out *= base.map
     quantile = _quantile(trial, choice)
     far = _resized(trial.far_px, scene.nodes.size).reshape(-1) / scene.place_px
@@ -219,7 +225,36 @@ def solve(
         "interval_factor": quantile,
         "compiler": loops.name,
     }
+    if state is not None:
+        details |= {"remembered": state.share, "resets": state.resets}
     return Field(out, std, suspect[merged], details)
+
+
+def _answer(
+    prediction: Prediction,
+    base: _Base,
+    scene: _Scene,
+    log_depth: Map,
+    trial: _Trial,
+    choice: _Choice,
+    suspect: Floats,
+) -> Answer:
+    values = prediction.values
+    if base.unknown is not None:
+        values = np.where(base.unknown, np.float32(0), values)
+    return Answer(
+        log_depth=log_depth,
+        values=np.asarray(cv2.resize(values, scene.grid.size, interpolation=cv2.INTER_AREA)),
+        log_base=base.log_metres,
+        colour=scene.grid_colour,
+        row=scene.grid_row,
+        col=scene.grid_col,
+        log_z=scene.y + scene.log_base + scene.middle,
+        trust=1 - suspect,
+        error=_weighted_quantile(choice.error, trial.weight, 0.5),
+        height=base.map.shape[0],
+        width=base.map.shape[1],
+    )
 
 
 # --- points --------------------------------------------------------------------------------------
@@ -284,25 +319,32 @@ def _merged(
 class _Base:
     """The network's map in metres by one line: z, 1/z or log z = scale v + shift.
 
-    map: (H, W) float32, finite and positive everywhere. unknown: (H, W) bool where the network gave
-    nothing, or None.
+    nearest, farthest: m, the map keeps within. map: (H, W) float32, finite everywhere. unknown:
+    (H, W) bool where the network gave nothing, or None.
     """
 
     kind: str
     scale: float
     shift: float
+    nearest: float
+    farthest: float
     map: Map
     unknown: NDArray[np.bool_] | None
 
     def details(self) -> dict[str, Any]:
         return {"base": self.kind, "scale": self.scale, "shift": self.shift}
 
+    def log_metres(self, values: Map) -> Map:
+        """Logarithm of the map that this base makes of a network's values."""
+        return np.log(
+            _metres(self.kind, self.scale, self.shift, self.nearest, self.farthest, values)
+        )
+
 
 def _fit_base(prediction: Prediction, samples: _Samples) -> _Base:
     """The robust line in the space that the network declares, and its map kept within reason."""
-    values = prediction.values
     some = slice(None, None, 1 + len(samples.z) // BASE_POINTS)  # more tell no more of two numbers
-    v = values[samples.rows[some], samples.cols[some]].astype(np.float64)
+    v = prediction.values[samples.rows[some], samples.cols[some]].astype(np.float64)
     z = samples.z[some]
     low, high = np.percentile(z, [2, 98])
     kind = prediction.kind.split("_", 1)[0]
@@ -316,24 +358,32 @@ def _fit_base(prediction: Prediction, samples: _Samples) -> _Base:
     scale, shift = _robust_line(v, target, weight)
     if scale <= 0:  # the network has near and far the wrong way round: it says nothing
         scale, shift = 0.0, float(np.median(target))
+    nearest, farthest = float(low) / RANGE_SHARE, float(high) * RANGE_SHARE
+    unknown = None
+    values = prediction.values
+    if not np.isfinite(values.sum(dtype=np.float64)):
+        unknown = ~np.isfinite(values)
+        values = np.where(unknown, np.float32(np.median(v)), values)
+    metres = _metres(kind, scale, shift, nearest, farthest, values)
+    return _Base(kind, scale, shift, nearest, farthest, metres, unknown)
+
+
+def _metres(
+    kind: str, scale: float, shift: float, nearest: float, farthest: float, values: Map
+) -> Map:
     out: Map = values * np.float32(scale)
     out += np.float32(shift)
+    bottom, top = nearest, farthest
     if kind == "disparity":
-        bottom, top = 1 / (high * RANGE_SHARE), RANGE_SHARE / low
+        bottom, top = 1 / farthest, 1 / nearest
     elif kind == "log":
-        bottom, top = math.log(low / RANGE_SHARE), math.log(high * RANGE_SHARE)
-    else:
-        bottom, top = low / RANGE_SHARE, high * RANGE_SHARE
-    unknown = None
-    if not np.isfinite(out.sum(dtype=np.float64)):
-        unknown = ~np.isfinite(out)
-        out[unknown] = np.float32(np.median(target))
+        bottom, top = math.log(nearest), math.log(farthest)
     np.clip(out, np.float32(bottom), np.float32(top), out=out)
     if kind == "disparity":
         np.reciprocal(out, out=out)
     elif kind == "log":
         np.exp(out, out=out)
-    return _Base(kind, scale, shift, out, unknown)
+    return out
 
 
 def _robust_line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:

@@ -45,6 +45,7 @@ from depth_node.surfaces import (
 
 if TYPE_CHECKING:
     from depth_node.projection import SparseDepth
+    from depth_node.temporal import FieldState
 
 __all__ = [
     "LABEL_METHODS",
@@ -100,7 +101,7 @@ class FitConfig:
     """How relative depth becomes metres."""
 
     method: str = option(
-        "ssf",
+        "field",
         "Fit of metres to the relative depth: one for the picture (global_depth, global_disparity, "
         "median) or one per region (region_median; slf: scale, shift; ssf: scale, slopes, shift), "
         "or one for the picture with the residual of the points spread over it (field).",
@@ -234,12 +235,14 @@ def fit(
     *,
     image: NDArray[np.uint8] | None = None,
     config: FitConfig | None = None,
+    state: FieldState | None = None,
 ) -> FitResult:
     """Metric depth of the picture from its prediction and the points measured in it.
 
     labels: (H, W) integers, 0 = unassigned, regions 1..K; used by the region methods, without them
-    the picture is one region. image: (H, W, 3) uint8 RGB, used by method ``field`` only. A frame
-    that cannot be fitted is told by ``status`` and ``message``; wrong shapes raise ValueError.
+    the picture is one region. image: (H, W, 3) uint8 RGB and state, what earlier frames left and
+    FieldState.at was told of this one, are used by method ``field`` only. A frame that cannot be
+    fitted is told by ``status`` and ``message``; wrong shapes raise ValueError.
     """
     config = config or FitConfig()
     if labels is not None and np.shape(labels) != prediction.shape:
@@ -250,7 +253,7 @@ def fit(
     if config.method == "field":
         usable = _usable(points, prediction.values, config)
         if np.count_nonzero(usable) >= config.enough_points():
-            return _fit_field(prediction, points, usable, labels, image, config)
+            return _fit_field(prediction, points, usable, labels, image, config, state)
     rules = config.rules()
     in_disparity = rules.in_disparity
     relative = prediction.disparity() if in_disparity else prediction.relative_depth()
@@ -291,11 +294,13 @@ def _fit_field(
     labels: NDArray[np.integer] | None,
     image: NDArray[np.uint8] | None,
     config: FitConfig,
+    state: FieldState | None,
 ) -> FitResult:
     """The residual field, which is one fit of the picture: one row of evidence, label 0."""
     z = points.depth[usable]
     rows, cols = points.rows[usable], points.cols[usable]
-    found = solve(prediction, rows, cols, z, points.age_s[usable], labels, image, config.field)
+    age_s = points.age_s[usable]
+    found = solve(prediction, rows, cols, z, age_s, labels, image, config.field, state)
     depth = np.clip(found.depth, np.float32(config.min_depth_m), np.float32(config.max_depth_m))
     inlier = np.zeros(len(points), dtype=bool)
     inlier[usable] = found.outlier < 0.5

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the residual field remembers from frame to frame.
+
+A per-frame answer trembles: other points, other noise. Where the scene stands still the answers of
+several frames are averaged (in log depth, on the field's grid), as a Kalman filter with a bounded
+memory would. Old answers are moved with the camera when its pose is known. They lose their say
+
+- everywhere, when they predict the new points worse than the new frame's own left-out points are
+  predicted (the camera moved and nobody said so, the scene changed),
+- about new points that contradict them, and where the picture or the network's answer changed,
+- altogether, after a jump in time, a change of the picture's size or camera, or a new scene.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.config import option, validate
+
+Map = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+# An old answer counts fully while its median error at new points is below the first of these times
+# the expected one, and not at all above the second.
+ERROR_LIMITS = (1.25, 2.0)
+NEW_SCENE = 0.6  # share of changed cells that makes a new scene
+CHANGED_COLOUR = 0.35  # of a correlation length of colour, after blurring
+CHANGED_BASE = 0.08  # log of the network's map
+CONTRADICTION = 3.0  # times the expected error
+LEAST_CONTRADICTION = 0.04  # log depth
+
+
+@dataclass(frozen=True)
+class TemporalConfig:
+    """The memory of method field."""
+
+    enabled: bool = option(True, "Average over frames where the scene stands still.")
+    memory: float = option(
+        0.8,
+        "Largest share of the old answer in the new one; 0.8 averages about nine frames.",
+        minimum=0.0,
+        maximum=0.98,
+    )
+    max_gap_s: float = option(
+        1.0,
+        "A longer pause between frames, or a step back, makes a new beginning.",
+        unit="s",
+        minimum=0.01,
+        maximum=60.0,
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where the camera was. matrix: (3, 3) intrinsics of the undistorted picture in pixels.
+
+    T_world_camera: (4, 4), p_world = T p_camera, in any frame that stands still.
+    """
+
+    matrix: Floats
+    T_world_camera: Floats
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One frame's answer on the grid, for the memory.
+
+    log_depth: (h, w) float32. values: (h, w) what the network gave; log_base makes log metres of
+    such a map with this frame's base. colour: (3, h, w) in correlation lengths. row, col, log_z,
+    trust: (n,) points on the grid and how far they are to be believed. error: expected error of log
+    depth at a new point. height, width: of the picture.
+    """
+
+    log_depth: Map
+    values: Map
+    log_base: Callable[[Map], Map]
+    colour: Map
+    row: Floats
+    col: Floats
+    log_z: Floats
+    trust: Floats
+    error: float
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class _Past:
+    log_depth: Map
+    frames: Map  # how many frames the cell's answer is made of
+    values: Map | None  # None after a move: a network sees other values from another place
+    colour: Map
+    stamp_ns: int
+    pose: Pose | None
+    size: tuple[int, int]
+
+
+class FieldState:
+    """The memory of one camera. Call `at` for every frame, then give the state to `fit`."""
+
+    def __init__(self) -> None:
+        self._past: _Past | None = None
+        self._stamp_ns = 0
+        self._pose: Pose | None = None
+        self.resets = 0
+        self.share = 0.0  # of the old answer in the last one, mean over the picture
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._past = None
+
+    def at(self, stamp_ns: int, pose: Pose | None = None) -> None:
+        """Announce the next frame: its time and, where known, the camera's pose."""
+        self._stamp_ns = stamp_ns
+        self._pose = pose
+
+    def blend(self, answer: Answer, config: TemporalConfig) -> Map:
+        """(h, w) log depth of the frame with what is remembered, which is then kept."""
+        past = self._fitting_past(answer, config)
+        if past is None:
+            frames: Map = np.ones(answer.log_depth.shape, np.float32)
+            blended = answer.log_depth
+            self.share = 0.0
+        else:
+            shift, weight = _trust(past, answer)
+            old = past.log_depth + np.float32(shift)
+            weight *= np.minimum(past.frames / (past.frames + 1), np.float32(config.memory))
+            blended = answer.log_depth + weight * (
+                np.where(weight > 0, old, 0) - np.where(weight > 0, answer.log_depth, 0)
+            )
+            frames = weight / np.maximum(1 - weight, np.float32(1e-3)) + 1
+            self.share = float(weight.mean())
+        self._past = _Past(
+            blended,
+            frames,
+            answer.values,
+            answer.colour,
+            self._stamp_ns,
+            self._pose,
+            (answer.height, answer.width),
+        )
+        return blended
+
+    def _fitting_past(self, answer: Answer, config: TemporalConfig) -> _Past | None:
+        """The past as seen from here, or None for a new beginning."""
+        past = self._past
+        if past is None or not config.enabled or config.memory == 0:
+            return None
+        gap_s = (self._stamp_ns - past.stamp_ns) * 1e-9
+        same = past.size == (answer.height, answer.width)
+        if not same or gap_s <= 0 or gap_s > config.max_gap_s:
+            self.resets += 1
+            return None
+        if past.pose is not None and self._pose is not None:
+            past = _moved(past, self._pose, answer)
+        if _changed(past, answer).mean() > NEW_SCENE:
+            self.resets += 1
+            return None
+        return past
+
+
+def _changed(past: _Past, answer: Answer) -> NDArray[np.bool_]:
+    """(h, w) cells whose colour or base changed more than noise would."""
+    colour = np.sqrt(((past.colour - answer.colour) ** 2).sum(axis=0))
+    changed = ~(cv2.blur(colour, (3, 3)) < CHANGED_COLOUR)
+    if past.values is not None:
+        step = answer.log_base(past.values) - answer.log_base(answer.values)
+        step -= np.float32(np.median(step[::4, ::4]))  # another scale alone is no change
+        changed |= ~(np.abs(step) < CHANGED_BASE)
+    return changed
+
+
+def _trust(past: _Past, answer: Answer) -> tuple[float, Map]:
+    """What to add to the old log depth, and (h, w) how far it is to be believed, 0 to 1."""
+    rows = np.clip((answer.row + 0.5).astype(np.int64), 0, past.log_depth.shape[0] - 1)
+    cols = np.clip((answer.col + 0.5).astype(np.int64), 0, past.log_depth.shape[1] - 1)
+    miss = answer.log_z - past.log_depth[rows, cols].astype(np.float64)
+    seen = np.isfinite(miss) & (answer.trust > 0.5)
+    weight = (~_changed(past, answer) & np.isfinite(past.log_depth)).astype(np.float32)
+    if np.count_nonzero(seen) < 4:
+        return 0.0, weight
+    expected = max(answer.error, 1e-3)
+    still = seen & (weight[rows, cols] > 0)
+    if np.count_nonzero(still) < 4:
+        return 0.0, np.zeros_like(weight)
+    # A camera that comes nearer shifts the whole map; that much can be told from the points.
+    shift = float(np.median(miss[still]))
+    spread = float(np.median(np.abs(miss[still] - shift)))
+    certainty = 1.5 * spread / math.sqrt(np.count_nonzero(still))
+    shift = math.copysign(max(abs(shift) - certainty, 0.0), shift)
+    low, high = ERROR_LIMITS
+    ratio = spread / expected
+    weight *= np.float32(np.clip((high - ratio) / (high - low), 0, 1))
+    # Around a point that contradicts the past, the past is wrong; around one that agrees it holds.
+    limit = max(CONTRADICTION * expected / 0.6745, LEAST_CONTRADICTION)
+    against = np.abs(miss - shift) > limit
+    if (against & seen).any():
+        weight *= 1 - _about(rows[seen], cols[seen], against[seen], weight.shape)
+    return shift, weight
+
+
+def _about(
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    against: NDArray[np.bool_],
+    shape: tuple[int, ...],
+) -> Map:
+    """(h, w) share of contradicting points around each cell, 0 where there is none near."""
+    spacing = math.sqrt(shape[0] * shape[1] / len(rows))
+    size = 2 * round(min(max(spacing, 2.0), 24.0)) + 1
+    votes: Map = np.zeros(shape, np.float32)
+    all_: Map = np.zeros(shape, np.float32)
+    np.add.at(votes, (rows, cols), against.astype(np.float32))
+    np.add.at(all_, (rows, cols), np.float32(1))
+    border = cv2.BORDER_CONSTANT
+    votes = np.asarray(cv2.boxFilter(votes, -1, (size, size), normalize=False, borderType=border))
+    all_ = np.asarray(cv2.boxFilter(all_, -1, (size, size), normalize=False, borderType=border))
+    share = votes / np.maximum(all_, np.float32(0.5))
+    # A third of the points about a cell is enough: an edge of what moved runs through.
+    return np.minimum(3 * np.maximum(share, 0), 1).astype(np.float32)
+
+
+def _moved(past: _Past, pose: Pose, answer: Answer) -> _Past:
+    """The past as the camera sees it from its new pose; NaN where nothing is known.
+
+    Cells go forward to where their points appear, the nearest wins; the small gaps between cells
+    that moved apart are filled from their neighbours.
+    """
+    assert past.pose is not None
+    height, width = past.log_depth.shape
+    scale = np.diag([width / answer.width, height / answer.height, 1.0])
+    offset = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
+    half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
+    to_grid = half @ scale @ offset
+    T = np.linalg.inv(pose.T_world_camera) @ past.pose.T_world_camera
+    if np.allclose(T, np.eye(4), atol=1e-6) and np.allclose(pose.matrix, past.pose.matrix):
+        return past
+    back = np.linalg.inv(to_grid @ past.pose.matrix)
+    project = (to_grid @ pose.matrix @ T[:3, :3] @ back).astype(np.float32)
+    push = (to_grid @ pose.matrix @ T[:3, 3]).astype(np.float32)
+    z = np.exp(past.log_depth)
+    col = np.arange(width, dtype=np.float32)[None, :]
+    row = np.arange(height, dtype=np.float32)[:, None]
+    depth = z * (project[2, 0] * col + project[2, 1] * row + project[2, 2]) + push[2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u = (z * (project[0, 0] * col + project[0, 1] * row + project[0, 2]) + push[0]) / depth
+        v = (z * (project[1, 0] * col + project[1, 1] * row + project[1, 2]) + push[1]) / depth
+    inside = (depth > 1e-3) & (u >= -0.5) & (v >= -0.5) & (u < width - 0.5) & (v < height - 0.5)
+    source = np.flatnonzero(inside)
+    depth, u, v = depth.ravel()[source], u.ravel()[source], v.ravel()[source]
+    target = (v + 0.5).astype(np.int64) * width + (u + 0.5).astype(np.int64)
+    order = np.argsort(-depth, kind="stable")  # the nearest is written last
+    from_cell: NDArray[np.int64] = np.full(height * width, -1, np.int64)
+    from_cell[target[order]] = source[order]
+    log_depth: Map = np.full(height * width, np.nan, np.float32)
+    log_depth[target[order]] = np.log(depth[order])
+    known = from_cell >= 0
+    safe = np.maximum(from_cell, 0)
+    frames = np.where(known, past.frames.ravel()[safe], 0).astype(np.float32)
+    colour = past.colour.reshape(3, -1)[:, safe]
+    colour[:, ~known] = np.nan
+    filled = _filled(log_depth.reshape(height, width))
+    planes = [_filled(plane) for plane in colour.reshape(3, height, width)]
+    return _Past(
+        filled,
+        np.maximum(frames.reshape(height, width), np.isfinite(filled)).astype(np.float32),
+        None,
+        np.stack(planes),
+        past.stamp_ns,
+        past.pose,
+        past.size,
+    )
+
+
+def _filled(image: Map) -> Map:
+    """NaN cells with enough known neighbours get their mean."""
+    known = np.isfinite(image)
+    if known.all():
+        return image
+    value = cv2.boxFilter(np.where(known, image, 0).astype(np.float32), -1, (3, 3), normalize=False)
+    count = cv2.boxFilter(known.astype(np.float32), -1, (3, 3), normalize=False)
+    out = image.copy()
+    gap = ~known & (count >= 4)
+    out[gap] = value[gap] / count[gap]
+    return out
