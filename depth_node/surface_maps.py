@@ -176,7 +176,7 @@ class _Look:
         self._index: NDArray[Any] | None = None
         self._small = count <= 256
         if labels is not None:
-            self._index = labels.astype(np.uint8 if self._small else np.intp)
+            self._index = labels.astype(np.uint8 if self._small else np.intp, copy=False)
             self._table = np.zeros((1, 256), buffer.dtype)
 
     def __call__(self, values: NDArray[Any]) -> Any:

@@ -121,12 +121,15 @@ class Regions:
         lowest, highest = int(labels.min()), int(labels.max())
         if lowest < 0:
             raise ValueError("Labels below 0 mean nothing: use 0 for unassigned pixels.")
+        # Few bytes are quickly looked up and compared.
+        small = np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.int64
+        compact: NDArray[np.integer] = labels.astype(small)
         present = np.zeros(highest + 1, dtype=bool)
-        present[labels[::4, ::4]] = True  # finds nearly all of them in a sixteenth of the time
+        present[compact[::4, ::8]] = True  # finds nearly all of them in a fraction of the time
         present[0] = lowest == 0
         if not present[1:].all():
-            present[labels] = True
-        return cls(labels, present, labels[rows, cols].astype(np.intp))
+            present[compact] = True
+        return cls(compact, present, compact[rows, cols].astype(np.intp))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from depth_node.prediction import Prediction
 from depth_node.projection import SparseDepth
 
 HEIGHT, WIDTH = 120, 160
+SSF = FitConfig(method="ssf")
 REGION_METHODS = ("region_median", "slf", "ssf")
 CLASSIC = ("global_depth", "global_disparity", "median", *REGION_METHODS)
 
@@ -116,7 +117,7 @@ def test_the_prediction_is_fitted_as_depth_whatever_the_network_gives(kind: str)
     relative, labels = bumpy(), cells()
     truth, _ = truth_of(relative, labels)
     encoded = np.log(relative) if kind.startswith("log") else 1 / relative
-    result = fit(Prediction(encoded, kind), sample(truth, 600), labels)
+    result = fit(Prediction(encoded, kind), sample(truth, 600), labels, config=SSF)
     assert evaluate(result.depth, truth).abs_rel < 1e-3
 
 
@@ -169,7 +170,7 @@ def test_nearly_flat_regions_are_solved_as_well_as_by_lstsq() -> None:
         Prediction(relative, "depth_affine_invariant"),
         points,
         labels,
-        config=FitConfig(mode="paper"),
+        config=FitConfig(method="ssf", mode="paper"),
     )
     expected = speed.plain_fit(relative, points.to_map(*labels.shape), labels).depth
     np.testing.assert_allclose(result.depth, expected, rtol=1e-5)
@@ -179,7 +180,7 @@ def test_exactly_flat_regions_drop_columns_and_still_fit() -> None:
     labels = cells(2, 2)
     x, y = speed.unit_grid(*labels.shape)
     truth = 4 + 0.5 * x - 0.25 * y
-    config = FitConfig(mode="paper")
+    config = FitConfig(method="ssf", mode="paper")
     plane = Prediction((3 + x + 2 * y).astype(np.float32), "depth_affine_invariant")
     result = fit(plane, sample(truth, 200), labels, config=config)
     assert set(result.regions["status"]) == {RegionStatus.REDUCED}
@@ -267,9 +268,9 @@ def test_neighbours_are_looked_up_only_when_somebody_needs_them(
     relative, labels = bumpy(), cells(2, 2)
     points = sample(truth_of(relative, labels)[0], 200)
     prediction = Prediction(relative, "depth_affine_invariant")
-    assert fit(prediction, points, labels).status is FitStatus.OK
+    assert fit(prediction, points, labels, config=SSF).status is FitStatus.OK
     with pytest.raises(AssertionError, match="nobody"):
-        fit(prediction, points, labels, config=FitConfig(min_points=150))
+        fit(prediction, points, labels, config=FitConfig(method="ssf", min_points=150))
 
 
 # -- invariances -----------------------------------------------------------------------------------
@@ -312,7 +313,8 @@ def test_the_order_of_the_points_changes_nothing() -> None:
     points = sample(truth_of(relative, labels)[0] + bumpy() * 0.05, 120)
     shuffle = np.random.default_rng(0).permutation(len(points))
     prediction = Prediction(relative, "depth_affine_invariant")
-    once, again = fit(prediction, points, labels), fit(prediction, points.subset(shuffle), labels)
+    once = fit(prediction, points, labels, config=SSF)
+    again = fit(prediction, points.subset(shuffle), labels, config=SSF)
     np.testing.assert_allclose(again.depth, once.depth, rtol=1e-5)
     np.testing.assert_allclose(again.point_residual, once.point_residual[shuffle], atol=1e-5)
 
@@ -429,7 +431,7 @@ def test_the_interval_widens_away_from_the_points_and_with_borrowed_rings() -> N
     seen = truth.copy()
     seen[:, 80:] = np.nan
     prediction = Prediction(relative, "depth_affine_invariant")
-    result = fit(prediction, sample(seen, 200), labels)
+    result = fit(prediction, sample(seen, 200), labels, config=SSF)
     np.testing.assert_array_equal(result.regions["rings"], [0, 0, 1, 2])
     widths = [float(np.median(result.std[labels == label])) for label in (2, 3, 4)]
     assert widths[0] < widths[1] < widths[2]
@@ -460,7 +462,7 @@ def test_no_points_and_a_relative_network_give_no_depth(method: str) -> None:
 def test_no_points_and_a_metric_network_pass_its_metres_through(kind: str) -> None:
     values = bumpy()
     values[0, 0] = np.nan
-    result = fit(Prediction(values, kind), empty(), cells())
+    result = fit(Prediction(values, kind), empty(), cells(), config=SSF)
     assert result.status is FitStatus.NETWORK_METRES
     expected = values if kind == "depth_metric" else 1 / values
     np.testing.assert_allclose(result.depth, expected, rtol=1e-6)
@@ -504,7 +506,10 @@ def test_points_that_cannot_be_used_are_counted_and_change_nothing() -> None:
         )
     )
     prediction = Prediction(relative, "depth_affine_invariant")
-    once, again = fit(prediction, good, labels), fit(prediction, both, labels)
+    once, again = (
+        fit(prediction, good, labels, config=SSF),
+        fit(prediction, both, labels, config=SSF),
+    )
     np.testing.assert_array_equal(again.depth, once.depth)
     assert np.isnan(again.point_residual[-6:]).all()
     assert not again.point_inlier[-6:].any()
@@ -512,7 +517,7 @@ def test_points_that_cannot_be_used_are_counted_and_change_nothing() -> None:
     assert np.isnan(again.depth[60, 80])
     assert np.isnan(again.std[60, 80])
     assert np.isnan(again.depth).sum() == 1
-    none = fit(prediction, bad, labels)
+    none = fit(prediction, bad, labels, config=SSF)
     assert none.status is FitStatus.NO_POINTS
     assert "None of 6 points could be used" in none.message
 
@@ -538,7 +543,9 @@ def test_a_scale_needs_relative_depth_above_zero(method: str) -> None:
     assert np.isnan(result.std).all()
     labels = cells(1, 2)
     half = np.where(labels == 1, bumpy(), -bumpy())
-    result = fit(Prediction(half, "depth_affine_invariant"), sample(bumpy() + 3, 50), labels)
+    result = fit(
+        Prediction(half, "depth_affine_invariant"), sample(bumpy() + 3, 50), labels, config=SSF
+    )
     assert result.status is FitStatus.OK
 
 
@@ -582,7 +589,7 @@ def test_tiny_pictures(shape: tuple[int, int]) -> None:
 def test_output_is_clamped_to_the_configured_depths() -> None:
     relative, labels = bumpy(), cells()
     truth, _ = truth_of(relative, labels)
-    config = FitConfig(mode="paper", min_depth_m=4.0, max_depth_m=6.0)
+    config = FitConfig(method="ssf", mode="paper", min_depth_m=4.0, max_depth_m=6.0)
     points = sample(truth, 600)
     result = fit(Prediction(relative, "depth_affine_invariant"), points, labels, config=config)
     assert result.depth.min() == 4
@@ -595,13 +602,13 @@ def test_programming_errors_raise_sentences() -> None:
     prediction = Prediction(bumpy(), "depth_affine_invariant")
     points = sample(bumpy(), 50)
     with pytest.raises(ValueError, match="segment the picture"):
-        fit(prediction, points, cells()[1:])
+        fit(prediction, points, cells()[1:], config=SSF)
     with pytest.raises(ValueError, match="below 0"):
-        fit(prediction, points, cells() - 5)
+        fit(prediction, points, cells() - 5, config=SSF)
     with pytest.raises(ConfigError, match="did you mean"):
         FitConfig(method="ssff")
     with pytest.raises(ConfigError, match="lower min_depth_m"):
-        FitConfig(min_depth_m=5.0, max_depth_m=4.0)
+        FitConfig(method="ssf", min_depth_m=5.0, max_depth_m=4.0)
 
 
 # -- cost ------------------------------------------------------------------------------------------
@@ -624,7 +631,9 @@ def test_a_frame_costs_far_less_than_the_plain_loop() -> None:
             times.append(time.thread_time() - start)
         return min(times)
 
-    ours = shortest(5, lambda: fit(prediction, points, labels, config=FitConfig(mode="paper")))
+    ours = shortest(
+        5, lambda: fit(prediction, points, labels, config=FitConfig(method="ssf", mode="paper"))
+    )
     plain = shortest(2, lambda: speed.plain_fit(relative, sparse, labels))
     assert plain > 6 * ours
 
