@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from depth_node.config import option, section, validate
 from depth_node.field_kernels import COMPILERS, STUDENT_PEAK, Floats, Integers, Kernels, kernels
 from depth_node.prediction import Prediction
-from depth_node.temporal import Answer, FieldState, TemporalConfig
+from depth_node.temporal import QUANTILE, Answer, FieldState, TemporalConfig
 
 Map = NDArray[np.float32]
 
@@ -252,6 +252,7 @@ def _answer(
         log_z=scene.y + scene.log_base + scene.middle,
         trust=1 - suspect,
         error=_weighted_quantile(choice.error, trial.weight, 0.5),
+        large_error=_weighted_quantile(choice.error, trial.weight, QUANTILE),
         height=base.map.shape[0],
         width=base.map.shape[1],
     )

@@ -28,7 +28,8 @@ Floats = NDArray[np.float64]
 
 # An old answer counts fully while its median error at new points is below the first of these times
 # the expected one, and not at all above the second.
-ERROR_LIMITS = (1.25, 2.0)
+ERROR_LIMITS = (1.05, 1.45)
+QUANTILE = 0.85  # of the errors, tells edges that are out of place
 NEW_SCENE = 0.6  # share of changed cells that makes a new scene
 CHANGED_COLOUR = 0.35  # of a correlation length of colour, after blurring
 CHANGED_BASE = 0.08  # log of the network's map
@@ -76,8 +77,8 @@ class Answer:
 
     log_depth: (h, w) float32. values: (h, w) what the network gave; log_base makes log metres of
     such a map with this frame's base. colour: (3, h, w) in correlation lengths. row, col, log_z,
-    trust: (n,) points on the grid and how far they are to be believed. error: expected error of log
-    depth at a new point. height, width: of the picture.
+    trust: (n,) points on the grid and how far they are to be believed. error, large_error: median
+    and QUANTILE of the expected errors of log depth at new points. height, width: of the picture.
     """
 
     log_depth: Map
@@ -89,6 +90,7 @@ class Answer:
     log_z: Floats
     trust: Floats
     error: float
+    large_error: float
     height: int
     width: int
 
@@ -194,11 +196,11 @@ def _trust(past: _Past, answer: Answer) -> tuple[float, Map]:
         return 0.0, np.zeros_like(weight)
     # A camera that comes nearer shifts the whole map; that much can be told from the points.
     shift = float(np.median(miss[still]))
-    spread = float(np.median(np.abs(miss[still] - shift)))
+    spread, large = np.quantile(np.abs(miss[still] - shift), [0.5, QUANTILE])
     certainty = 1.5 * spread / math.sqrt(np.count_nonzero(still))
     shift = math.copysign(max(abs(shift) - certainty, 0.0), shift)
     low, high = ERROR_LIMITS
-    ratio = spread / expected
+    ratio = max(spread / expected, large / max(answer.large_error, 1e-3))
     weight *= np.float32(np.clip((high - ratio) / (high - low), 0, 1))
     # Around a point that contradicts the past, the past is wrong; around one that agrees it holds.
     limit = max(CONTRADICTION * expected / 0.6745, LEAST_CONTRADICTION)
