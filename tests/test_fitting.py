@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node import fitting, regions, speed, surfaces
+from depth_node import fitting, regions, speed, surface_maps, surfaces
 from depth_node.config import ConfigError
 from depth_node.fitting import FitConfig, FitStatus, RegionStatus, fit
 from depth_node.metrics import coverage, evaluate
@@ -306,6 +306,26 @@ def test_renaming_the_regions_changes_nothing(method: str, mode: str) -> None:
     many = fit(prediction, points, (20 * names)[labels], config=config)  # past one byte
     np.testing.assert_allclose(many.depth, once.depth, rtol=1e-6)
     np.testing.assert_allclose(many.std, once.std, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", fitting.MODES)
+@pytest.mark.parametrize("method", REGION_METHODS)
+def test_compiled_or_not_the_depth_is_the_same(
+    method: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if surface_maps._compiled_paint() is None:
+        pytest.skip("numba is not installed")
+    relative, labels = bumpy(), cells()
+    labels[:20, :30] = 0
+    points = sample(truth_of(relative, labels)[0] + bumpy() * 0.05, 120)
+    relative[50:60, 70:90] = np.nan
+    prediction = Prediction(relative, "depth_affine_invariant")
+    config = FitConfig(method=method, mode=mode)
+    compiled = fit(prediction, points, labels, config=config)
+    monkeypatch.setattr(surface_maps, "_compiled_paint", lambda: None)
+    plain = fit(prediction, points, labels, config=config)
+    np.testing.assert_allclose(compiled.depth, plain.depth, rtol=1e-6)
+    assert np.isnan(plain.depth).any()
 
 
 def test_the_order_of_the_points_changes_nothing() -> None:
