@@ -144,7 +144,7 @@ def std_map(
     relative = np.ascontiguousarray(picture.relative[::step, ::step])
     x = picture.x[::step].astype(np.float32)[None, :]
     y = picture.y[::step].astype(np.float32)[:, None]
-    some_labels = None if labels is None else labels[::step, ::step]
+    some_labels = None if labels is None else np.ascontiguousarray(labels[::step, ::step])
     functionals = (table.spread[:, None, None] * table.basis).astype(np.float32)
     constant = (table.spread**2 * (1 + 1 / table.weight)).astype(np.float32)
     coarse = np.empty(relative.shape, np.float32)
