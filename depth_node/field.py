@@ -56,12 +56,12 @@ LONG_PLACE_SHARE = 0.6
 # Outliers: Student-t with 3 degrees of freedom for honest points, uniform in log for the others
 OUTLIER_PRIOR = 0.02
 OUTLIER_PRIOR_POINTS = 10.0
-OUTLIER_DENSITY = 0.6  # per unit of log depth: ranges between 0.4 and 2 times the true one
+OUTLIER_DENSITY = 0.8  # per unit of log depth; 0.6: evenly between 0.4 and 2 times the true range
 STUDENT_MEDIAN = 0.765  # median of |t_3|
 SUSPECT_NUGGET = 0.4
 AGREEMENT_SHARE = 0.4  # of the likelihood that comes from single neighbours, the rest from kriging
 MANY_POINTS = 2000  # from here on the single neighbours tell outliers well enough
-FEW_NEIGHBOURS = 5
+SOME_NEIGHBOURS, FEW_NEIGHBOURS = 8, 5  # that a point is judged by, below and above that
 
 # Lattices
 GRID_PX = 2.0  # cell of the detail lattice
@@ -69,7 +69,7 @@ MIN_CANDIDATES_PER_NEIGHBOUR = 2
 POINTS_PER_CELL = 1.0
 
 # Choices made by leaving out
-VALIDATION_POINTS = 300
+VALIDATION_POINTS = 256
 NUGGETS = (0.003, 0.01, 0.03, 0.1, 0.3)
 TRIM = 0.97
 PRIOR_SHARES = (0.05, 0.5, 4.0, math.inf)  # weight of U against the points about a cell
@@ -82,7 +82,7 @@ MAX_ELONGATION = 4.0
 
 # Detail
 DETAIL_SPACINGS = 1.25
-MAX_DETAIL_PX = 32.0
+MAX_DETAIL_PX = 64.0
 SURFACE_GAIN, COLOUR_GAIN = 100.0, 5.0
 SOFTENING = 0.5  # squared cells
 
@@ -111,13 +111,13 @@ class FieldConfig:
     )
     outliers: bool = option(True, "Find and disregard points that disagree with all neighbours.")
     node_px: float = option(
-        8.0,
+        10.0,
         "Distance of the nodes of U in a picture of 640 pixels.",
         unit="px",
         minimum=4.0,
         maximum=64.0,
     )
-    neighbours: int = option(8, "Points that inform one node.", minimum=3, maximum=24)
+    neighbours: int = option(10, "Points that inform one node.", minimum=3, maximum=24)
     max_extrapolation: float = option(
         1.0,
         "Farther than this from every used point, as a share of the larger side of the picture, "
@@ -698,7 +698,7 @@ def _suspicion(scene: _Scene, loops: Kernels, config: FieldConfig) -> Floats:
     own = _Queries(scene.feature, scene.label, scene.point_cell, np.full(count, 1e-12))
     krige = count < MANY_POINTS
     if krige:
-        near = scene.find(own, min(config.neighbours, count - 1), loops)
+        near = scene.find(own, min(config.neighbours, SOME_NEIGHBOURS, count - 1), loops)
     else:
         near = scene.find(own, FEW_NEIGHBOURS, loops, candidates=1)
     some = slice(None, None, 1 + count // MANY_POINTS)  # tell the scale well enough

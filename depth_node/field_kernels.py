@@ -127,6 +127,7 @@ def _nearest(
                         measure = d0 * d0 * shape[0] + 2.0 * d0 * d1 * shape[1]
                         if measure + d1 * d1 * shape[2] >= hole[m]:
                             seen += 1
+        holed = hole[m] > 0.0
         found = 0
         worst = np.inf
         left, right = max(0, col - ring), min(cell_cols - 1, col + ring)
@@ -136,7 +137,7 @@ def _nearest(
                 d = d0 * d0 + d1 * d1
                 if d > worst:
                     continue
-                if hole[m] > 0.0:
+                if holed:
                     measure = d0 * d0 * shape[0] + 2.0 * d0 * d1 * shape[1]
                     if measure + d1 * d1 * shape[2] < hole[m]:
                         continue

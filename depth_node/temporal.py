@@ -260,11 +260,13 @@ def _moved(past: _Past, pose: Pose, answer: Answer) -> _Past:
     source = np.flatnonzero(inside)
     depth, u, v = depth.ravel()[source], u.ravel()[source], v.ravel()[source]
     target = (v + 0.5).astype(np.int64) * width + (u + 0.5).astype(np.int64)
-    order = np.argsort(-depth, kind="stable")  # the nearest is written last
+    nearest: Map = np.full(height * width, np.inf, np.float32)
+    np.minimum.at(nearest, target, depth)
+    first = depth <= nearest[target]
     from_cell: NDArray[np.int64] = np.full(height * width, -1, np.int64)
-    from_cell[target[order]] = source[order]
+    from_cell[target[first]] = source[first]
     log_depth: Map = np.full(height * width, np.nan, np.float32)
-    log_depth[target[order]] = np.log(depth[order])
+    log_depth[target[first]] = np.log(depth[first])
     known = from_cell >= 0
     safe = np.maximum(from_cell, 0)
     frames = np.where(known, past.frames.ravel()[safe], 0).astype(np.float32)
