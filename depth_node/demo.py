@@ -454,6 +454,7 @@ def _judge(
         DepthPipeline(options.config) as pipeline,
         progress("comparing methods", len(kept)) as advance,
     ):
+        pipeline.warm_up()
         comparison = replay.Comparison(pipeline, RIVALS)
         for number, path in kept.items():
             moment = _moment(pipeline, views[index_of[number]])

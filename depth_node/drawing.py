@@ -736,7 +736,7 @@ def frame_pictures(
     cols: np.ndarray,
     points_depth: np.ndarray,
     rejected: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     relative: np.ndarray,
     depth: np.ndarray,
     std: np.ndarray,
@@ -746,15 +746,18 @@ def frame_pictures(
     subheading: str = "",
     method: str = "",
     relative_caption: str = "",
+    regions_caption: str = "",
     numbers: Table | None = None,
 ) -> FramePictures:
     """The cards of one frame.
 
     image (H, W, 3) RGB; rows, cols, points_depth (N,): the metric points used, pixels and metres;
-    rejected (N,) bool: those that the fit does not believe, marked by crosses; labels
-    (H, W); relative (H, W) the network's relative depth, large = far; depth, std, truth (H, W)
-    metres. Without truth the standard deviation takes the place of the error.
+    rejected (N,) bool: those that the fit does not believe, marked by crosses; labels (H, W), None
+    without regions; relative (H, W) the network's relative depth, large = far; depth, std, truth
+    (H, W) metres. Without truth the standard deviation takes the place of the error.
     """
+    if labels is None:
+        labels = np.zeros(depth.shape, np.int32)
     trusted = trusted_depth(depth, std)
     scale = depth_scale(trusted, points_depth, *([] if truth is None else [truth]))
     answered = 100.0 * float(np.isfinite(depth).mean())
@@ -766,7 +769,11 @@ def frame_pictures(
     cards: list[Tile | Table] = [
         Tile("Camera image", image, f"{image.shape[1]} x {image.shape[0]} px"),
         Tile("LiDAR on image", lidar, lidar_caption, scale),
-        Tile("Regions", colour_regions(labels, image), f"{int(labels.max(initial=0))} regions"),
+        Tile(
+            "Regions",
+            colour_regions(labels, image),
+            ", ".join(filter(None, (f"{int(labels.max(initial=0))} regions", regions_caption))),
+        ),
         Tile(
             "Relative depth",
             colour_map(relative, relative_scale(relative)),

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The method on one screen: image and LiDAR points in, dense metric depth out.
 
-Region-aware Depth Scale Adaptation (arXiv 2507.14879): a network predicts relative depth, sparse
-measured points fall into the regions of a segmentation, and in every region a fit to its points,
-or to those of its neighbours when it has too few, turns relative into metric depth. The live node,
-the replay and the benchmarks all drive this one object.
+A network predicts relative depth and sparse measured points turn it into metres: by the residual
+field (depth_node/field.py) or by Region-aware Depth Scale Adaptation (arXiv 2507.14879), where the
+points fall into the regions of a segmentation, and in every region a fit to its points, or to those
+of its neighbours when it has too few, does it. The live node, the replay and the benchmarks all
+drive this one object.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from depth_node.config import section, validate
 from depth_node.engine import EngineError
-from depth_node.fitting import LABEL_METHODS, FitConfig, FitResult, fit
+from depth_node.fitting import REGION_METHODS, FitConfig, FitResult, fit
 from depth_node.inference import DepthModel, ModelConfig, RegionModel
 from depth_node.prediction import Prediction
 from depth_node.preprocess import resize_map
@@ -33,6 +34,7 @@ from depth_node.projection import (
     project_points,
 )
 from depth_node.regions import SegmentationConfig, segment
+from depth_node.temporal import FieldState, Pose
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ class DepthResult:
 
 
 class DepthPipeline:
-    """Owns the networks and the settings; process() handles one frame, each on its own."""
+    """Owns the networks, the settings and the memory; process() handles one frame.
+
+    Frames that come with their stamp are remembered by method field (fit.field.temporal); frames
+    without are handled each on its own.
+    """
 
     def __init__(
         self,
@@ -90,6 +96,7 @@ class DepthPipeline:
         self._config = config = config or PipelineConfig()
         self.depth_model = depth_model
         self.region_model = region_model
+        self._memory = FieldState()
         try:
             if depth_model is None and config.model.path:
                 self.depth_model = DepthModel.open(config.model)
@@ -116,6 +123,22 @@ class DepthPipeline:
             self.region_model.config = config.segmentation
         self._config = config
 
+    def warm_up(self) -> None:
+        """One made-up frame: what compiles or allocates at first use does so before the first
+        picture, and a method that cannot run here says so now."""
+        height, width = 120, 160
+        rows, cols = np.mgrid[0:height, 0:width]
+        image = np.repeat((cols[..., None] * 255 // (width - 1)).astype(np.uint8), 3, axis=2)
+        prediction = None
+        if self.depth_model is None:
+            values = (1.0 + cols / width).astype(np.float32)
+            prediction = Prediction(values, "depth_affine_invariant")
+        camera = Camera(width, height, 150.0, 150.0, (width - 1) / 2, (height - 1) / 2)
+        # Waves, which no network sees in that picture: every step of the fit has something to do.
+        waves = (2 + np.sin(cols / 8) * np.cos(rows / 6)).astype(np.float32)
+        points = camera.backproject(waves)[::6, ::6].reshape(-1, 3)
+        self.process(image, camera, points, np.eye(4), prediction=prediction)
+
     def process(
         self,
         image: npt.NDArray[np.uint8],
@@ -127,12 +150,16 @@ class DepthPipeline:
         labels: npt.NDArray[np.int32] | None = None,
         prediction: Prediction | None = None,
         sparse: SparseDepth | None = None,
+        stamp_ns: int | None = None,
+        T_world_camera: npt.NDArray[np.float64] | None = None,
     ) -> DepthResult:
         """Metric depth of an (H, W, 3) uint8 RGB image seen by ``camera``.
 
         points_lidar: (N, 3) metres in the LiDAR frame, with their ages in seconds; None or empty:
         no points, which fit's status then tells. Labels (masks made elsewhere), a prediction or
-        sparse depth that are given are taken instead of being computed. A frame that cannot be
+        sparse depth that are given are taken instead of being computed. stamp_ns: time of the
+        picture, T_world_camera: where the camera was, in any frame that stands still (odometry), if
+        known; both only for the memory of method field. A frame that cannot be
         measured is told by ``result.fit.status``; arguments that contradict each other raise
         ValueError, a network that fails EngineError.
         """
@@ -152,15 +179,22 @@ class DepthPipeline:
                         points_lidar, T_camera_lidar, camera, config.projection, age_s
                     )
 
-            if config.fit.method not in LABEL_METHODS:
+            if not _uses_regions(config.fit):
                 labels = None
             elif labels is None:
                 with _timed(stage_ms, "segment"):
                     labels = self._segment(image, prediction, config.segmentation)
 
             with _timed(stage_ms, "fit"):
-                result = fit(prediction, sparse, labels, image=image, config=config.fit)
+                memory = self._remember(camera, stamp_ns, T_world_camera)
+                result = fit(
+                    prediction, sparse, labels, image=image, config=config.fit, state=memory
+                )
         return DepthResult(result.depth, result.std, labels, prediction, sparse, result, stage_ms)
+
+    def reset(self) -> None:
+        """Forget the frames before the next one."""
+        self._memory.reset()
 
     def close(self) -> None:
         """Free the networks, also those that were given."""
@@ -229,12 +263,31 @@ class DepthPipeline:
         pose = check_rigid(T_camera_lidar, "T_camera_lidar")
         return project_points(points_lidar, pose, camera, config, age_s)
 
+    def _remember(
+        self,
+        camera: Camera,
+        stamp_ns: int | None,
+        T_world_camera: npt.NDArray[np.float64] | None,
+    ) -> FieldState | None:
+        if stamp_ns is None:
+            return None
+        pose = None
+        if T_world_camera is not None:
+            pose = Pose(camera.matrix, check_rigid(T_world_camera, "T_world_camera"))
+        self._memory.at(stamp_ns, pose)
+        return self._memory
+
     def _segment(
         self, image: npt.NDArray[np.uint8], prediction: Prediction, config: SegmentationConfig
     ) -> npt.NDArray[np.int32]:
         if self.region_model is not None:
             return self.region_model.predict(image)
         return segment(image, prediction.values, config)
+
+
+def _uses_regions(config: FitConfig) -> bool:
+    """Whether the fit makes something of regions; where not, nobody waits for a segmentation."""
+    return config.method in REGION_METHODS or (config.method == "field" and config.field.regions)
 
 
 @contextmanager

@@ -263,7 +263,7 @@ class Comparison:
     def results(self, moment: Moment, result: DepthResult) -> dict[str, DepthResult]:
         """Method -> result; the pipeline's own comes last."""
         found = {}
-        labels = result.labels
+        labels = result.labels if result.labels is not None else moment.labels
         for method, rival in self._rivals.items():
             found[method] = rival.process(
                 moment.image,
@@ -271,10 +271,12 @@ class Comparison:
                 moment.points,
                 moment.T_camera_lidar,
                 age_s=moment.age_s,
-                labels=labels if labels is not None else moment.labels,
+                labels=labels,
                 prediction=result.prediction,
                 sparse=result.sparse,
             )
+            if labels is None:  # segmented once, for all that want regions
+                labels = found[method].labels
         found[self.own] = result
         return found
 
@@ -382,9 +384,10 @@ def panel(
         title = f"This frame, {pixels} pixels that were not measured"
         head = ("method", *METRIC_HEAD)
         numbers = drawing.Table(title, head, rows, highlight=len(rows) - 1, columns=3)
-    labels = result.labels
-    if labels is None:  # a method without regions: the whole picture is one
-        labels = np.ones(moment.image.shape[:2], np.int32)
+    # A method without regions shows those of the methods beside it.
+    labels = next(
+        (one.labels for one in (result, *results.values()) if one.labels is not None), None
+    )
     return drawing.frame_pictures(
         moment.image,
         moment.camera,
@@ -401,6 +404,7 @@ def panel(
         subheading=subheading,
         method=called[own],
         relative_caption=f"the network alone ({result.prediction.kind.replace('_', ' ')})",
+        regions_caption="" if result.labels is not None else f"not used by {called[own]}",
         numbers=numbers,
     )
 
@@ -479,6 +483,7 @@ def replay(
     pictures: panels of at most so many frames, spread evenly. on_frame: called with the name of
     every frame that is done.
     """
+    pipeline.warm_up()
     comparison = Comparison(pipeline, methods)
     drawn = set(np.linspace(0, len(moments) - 1, min(pictures, len(moments))).round().tolist())
     rows: list[dict[str, Any]] = []

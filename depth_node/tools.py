@@ -231,7 +231,9 @@ def _add_replay(commands: Any) -> None:
     which.add_argument("--seed", type=int, default=0, help="of that choice (0)")
     frames = parser.add_argument_group("folders of frames")
     frames.add_argument(
-        "--stored-regions", action="store_true", help="regions from segmentation_*.png"
+        "--stored-regions",
+        action="store_true",
+        help="regions from segmentation_*.png, for methods that use regions",
     )
     frames.add_argument(
         "--prediction", default="", metavar="NAME", help="prediction_NAME.npz, no network"

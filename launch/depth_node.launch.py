@@ -34,7 +34,7 @@ ARGUMENTS = {
     "namespace": ("", "Namespace of the node and of its relative topics."),
     "autostart": ("true", "Configure and activate the node once it is up."),
     "model": ("", "model.path: an .onnx file with its manifest beside it, or `embedded`."),
-    "method": ("", "fit.method: ssf, slf, region_median, median, global_depth, ..."),
+    "method": ("", "fit.method: field, ssf, slf, region_median, median, global_depth, ..."),
     "use_sim_time": ("", "true: time comes from /clock."),
     "image": ("", "Topic of the camera image."),
     "camera_info": ("", "Topic of its CameraInfo."),

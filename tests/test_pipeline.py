@@ -11,6 +11,7 @@ import pytest
 
 from depth_node import config as settings
 from depth_node.engine import EngineError, Manifest, write_manifest
+from depth_node.field_kernels import kernels
 from depth_node.fitting import FitStatus
 from depth_node.inference import DepthModel, RegionModel
 from depth_node.metrics import evaluate
@@ -358,3 +359,18 @@ def test_regions_beat_one_fit_on_real_roads_with_a_real_lidar(
         for labels in (None, labels_from_ids(masks)):
             errors = errors_of_methods(fastdepth, image, camera, points, pose, truth, labels)
             assert errors["ssf"] < 0.9 * min(errors["global_depth"], errors["global_disparity"])
+
+
+def test_after_warming_up_nothing_is_left_to_compile() -> None:
+    """The loops of the field are compiled for the types of real frames, with few and many points."""
+    pytest.importorskip("numba", reason="numba is not installed, so nothing is compiled")
+    kernels.cache_clear()
+    with pipeline("field", mode="sensor") as warm:
+        warm.warm_up()
+        loops = [getattr(kernels("auto"), name) for name in ("nearest", "krige", "agree", "spread")]
+        compiled = [len(loop.signatures) for loop in loops]
+        assert min(compiled) >= 1
+        image, depth, _ = room()
+        for count in (50, 5000):
+            warm.process(image, CAMERA, lidar_points(depth, count), T_CAMERA_LIDAR)
+    assert [len(loop.signatures) for loop in loops] == compiled

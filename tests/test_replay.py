@@ -72,7 +72,7 @@ def test_without_hold_out_all_points_are_used_and_nothing_is_scored(
     assert np.array_equal(moment.points, lidar_of(scene()[1]))
     assert moment.judged is None
     result = replay.process(pipeline, moment)
-    row = replay.score(moment, "ssf", result)
+    row = replay.score(moment, "field", result)
     assert row["abs_rel"] is None and row["points"] > 0 and row["status"] == "OK"
 
 
@@ -113,15 +113,17 @@ def test_rivals_get_the_same_prediction_regions_and_points(
 ) -> None:
     moment = moments(source, pipeline, points=60)[0]
     comparison = replay.Comparison(pipeline)
-    assert comparison.methods == ("global_depth", "global_disparity", "slf", "ssf")
+    assert comparison.methods == ("global_depth", "global_disparity", "slf", "ssf", "field")
     result = replay.process(pipeline, moment)
     results = comparison.results(moment, result)
     assert list(results) == list(comparison.methods)
-    assert results["ssf"] is result
+    assert results["field"] is result
+    assert result.labels is None, "nobody waits for regions that the method does not use"
     for rival in results.values():
         assert rival.prediction is result.prediction
         assert rival.sparse is result.sparse
-    assert results["slf"].labels is result.labels
+    assert results["slf"].labels is not None
+    assert results["slf"].labels is results["ssf"].labels, "segmented once"
     alone = DepthPipeline(build(PipelineConfig, {**NO_NETWORK, "fit": {"method": "slf"}}))
     assert np.array_equal(replay.process(alone, moment).depth, results["slf"].depth)
 
@@ -137,9 +139,9 @@ def test_run_folder_holds_everything(source: Path, pipeline: DepthPipeline, tmp_
     assert done == ["a", "b"] and result.frames == 2
     assert load(PipelineConfig, out / "config.yaml") == pipeline.config
     lines = [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()]
-    assert lines == result.rows and len(lines) == 2 * 4
+    assert lines == result.rows and len(lines) == 2 * 5
     assert json.loads((out / "summary.json").read_text()) == result.summary
-    assert "| ssf |" in (out / "summary.md").read_text()
+    assert "| field |" in (out / "summary.md").read_text()
     assert json.loads((out / "run.json").read_text())["seed"] == 0
     assert [path.name for path in result.panels] == ["hall_a_panel.png"]
     stored = np.load(out / "depth" / "b.npz")
@@ -151,6 +153,8 @@ def test_run_folder_holds_everything(source: Path, pipeline: DepthPipeline, tmp_
     # Wall and box have scales of their own, which only fits per region can follow.
     assert by_method["slf"]["abs_rel"] < 0.5 * best_global
     assert by_method["ssf"]["abs_rel"] < 0.5 * best_global
+    # The field needs no regions to do the same.
+    assert by_method["field"]["abs_rel"] < 0.5 * best_global
 
 
 def test_rows_are_kept_when_a_replay_is_interrupted(
@@ -164,7 +168,7 @@ def test_rows_are_kept_when_a_replay_is_interrupted(
 
     with pytest.raises(KeyboardInterrupt):
         replay.replay(frames, pipeline, tmp_path, facts={}, pictures=0, on_frame=stop)
-    assert len((tmp_path / "frames.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "frames.jsonl").read_text().splitlines()) == 5
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -204,11 +208,11 @@ def test_a_frame_without_any_point_is_told_and_does_not_stop_the_run(
     )  # fmt: skip
     result = replay.process(pipeline, nothing)
     assert result.fit.status is FitStatus.NO_POINTS
-    row = replay.score(nothing, "ssf", result)
+    row = replay.score(nothing, "field", result)
     assert (row["status"], row["abs_rel"], row["answered"]) == ("NO_POINTS", None, 0.0)
     assert json.loads(json.dumps(row)) == row
     results = replay.Comparison(pipeline).results(nothing, result)
-    pictures = replay.panel(nothing, results, "ssf", "Nothing", "")
+    pictures = replay.panel(nothing, results, "field", "Nothing", "")
     assert pictures.panel().shape[2] == 3
 
 

@@ -55,10 +55,10 @@ def test_replay_of_a_folder(
     arguments += ["--out", str(tmp_path / "run"), "--json", str(tmp_path / "all.json")]
     assert tools.main([*arguments, "--pictures", "1", "--set", "fit.mode=paper"]) == 0
     shown = capsys.readouterr().out
-    for word in ("2 frames", "AbsRel", "global_depth", "ssf", "run folder"):
+    for word in ("2 frames", "AbsRel", "global_depth", "ssf", "field", "run folder"):
         assert word in shown
     stored = json.loads((tmp_path / "all.json").read_text())
-    assert len(stored["rows"]) == 8 and stored["run"]["seed"] == 1
+    assert len(stored["rows"]) == 10 and stored["run"]["seed"] == 1
     assert "mode: paper" in (tmp_path / "run" / "config.yaml").read_text()
     assert len(list((tmp_path / "run" / "pictures").iterdir())) == 1
 

@@ -92,7 +92,7 @@ class DepthNode(LifecycleNode):
             config = self._settings.config
             self._lidar = self._make_lidar(config, self._make_extrinsics(config))
             self._pipeline = DepthPipeline(config)
-            _warm_up(self._pipeline)
+            self._pipeline.warm_up()
         except Exception as error:
             self._release()
             kind = "" if isinstance(error, (ConfigError, RuntimeError)) else f"{_kind(error)}: "
@@ -487,17 +487,6 @@ class DepthNode(LifecycleNode):
         if now_s - self._said.get(key, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
             self._said[key] = now_s
             self.get_logger().warning(text)
-
-
-def _warm_up(pipeline: DepthPipeline) -> None:
-    """One made-up frame: what compiles or allocates at first use does so before the first picture,
-    and a method that cannot run here says so at configure."""
-    height, width = 120, 160
-    ramp = np.linspace(0, 255, width).astype(np.uint8)
-    image = np.broadcast_to(ramp[None, :, None], (height, width, 3)).copy()
-    camera = Camera(width, height, 150.0, 150.0, (width - 1) / 2, (height - 1) / 2)
-    points = camera.backproject(np.full((height, width), 2.0, np.float32))[::6, ::6].reshape(-1, 3)
-    pipeline.process(image, camera, points, np.eye(4))
 
 
 def _kind(error: BaseException) -> str:

@@ -88,9 +88,11 @@ def test_demo_with_the_network_in_the_package(tmp_path: Path) -> None:
     assert report["published"] == 6 and 1 <= report["received"] <= 6
     assert report["worst_difference"] < 1e-5, "live and replayed depth are the same"
     methods = {row["method"]: row for row in report["summary"]}
-    assert list(methods) == ["global_depth", "slf", "ssf", "live"]
-    assert methods["live"]["abs_rel"] == pytest.approx(methods["ssf"]["abs_rel"], rel=1e-4)
-    assert methods["live"]["abs_rel"] < methods["global_depth"]["abs_rel"]
+    assert list(methods) == ["global_depth", "slf", "ssf", "field", "live"]
+    assert methods["live"]["abs_rel"] == pytest.approx(methods["field"]["abs_rel"], rel=1e-4)
+    assert (
+        methods["live"]["abs_rel"] < methods["ssf"]["abs_rel"] < methods["global_depth"]["abs_rel"]
+    )
     p50, p95, p99 = report["quantiles_ms"]["stamp to publish"]
     assert 0 < p50 <= p95 <= p99
     assert p50 <= report["quantiles_ms"]["stamp to received"][0]
@@ -98,7 +100,7 @@ def test_demo_with_the_network_in_the_package(tmp_path: Path) -> None:
     assert panel is not None and panel.shape[1] > 1500
     singles = {path.name for path in tmp_path.glob("demo_0_*.png")}
     assert len(singles) == 10
-    for word in ("AbsRel", "the node, live (ssf)", "p99", "dropped", "one scale + shift"):
+    for word in ("AbsRel", "the node, live (field)", "p99", "dropped", "one scale + shift"):
         assert word in done.stdout
 
 

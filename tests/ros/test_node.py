@@ -54,40 +54,45 @@ def set_parameter(rig: Rig, name: str, value: object) -> tuple[bool, str]:
 # --- what comes out ------------------------------------------------------------------------------
 
 
-def test_every_output_of_one_picture(rig: Rig) -> None:
-    heard = {name[2:]: rig.listen(kind, name[2:]) for name, kind in OUTPUTS.items()}
-    truth = rig.show(10.5)
-    silent = "depth/image"  # the picture has no distortion
-    until(lambda: all(heard[name] for name in heard if name != silent), PATIENCE_S, "every output")
-    assert not heard[silent]
-    for name, got in heard.items():
-        if name != silent:
-            assert stamp_of(got[0]) == 10.5
-            assert got[0].header.frame_id == "camera_optical_frame"
+@pytest.mark.parametrize("method", ["field", "ssf"])
+def test_every_output_of_one_picture(network: Path, method: str) -> None:
+    with Rig(*settings(network, f"fit.method:={method}")).start() as rig:
+        heard = {name[2:]: rig.listen(kind, name[2:]) for name, kind in OUTPUTS.items()}
+        truth = rig.show(10.5)
+        silent = "depth/image"  # the picture has no distortion
+        until(
+            lambda: all(heard[name] for name in heard if name != silent), PATIENCE_S, "every output"
+        )
+        assert not heard[silent]
+        for name, got in heard.items():
+            if name != silent:
+                assert stamp_of(got[0]) == 10.5
+                assert got[0].header.frame_id == "camera_optical_frame"
 
-    depth = messages.image_view(heard["depth/image_rect"][0])
-    assert heard["depth/image_rect"][0].encoding == "32FC1"
-    np.testing.assert_allclose(depth, truth, rtol=CLOSE)
+        depth = messages.image_view(heard["depth/image_rect"][0])
+        assert heard["depth/image_rect"][0].encoding == "32FC1"
+        np.testing.assert_allclose(depth, truth, rtol=CLOSE)
 
-    camera = messages.camera_of(heard["depth/camera_info"][0])
-    assert camera == messages.camera_of(info(0.0))
+        camera = messages.camera_of(heard["depth/camera_info"][0])
+        assert camera == messages.camera_of(info(0.0))
 
-    std = messages.image_view(heard["confidence"][0])
-    assert heard["confidence"][0].encoding == "32FC1"
-    assert std.shape == depth.shape
-    assert np.all(std[np.isfinite(std)] > 0)
+        std = messages.image_view(heard["confidence"][0])
+        assert heard["confidence"][0].encoding == "32FC1"
+        assert std.shape == depth.shape
+        assert np.all(std[np.isfinite(std)] > 0)
 
-    regions = messages.image_view(heard["regions"][0])
-    table = messages.table_rows(heard["fit"][0])
-    assert table.dtype.names == REGION_FIT_DTYPE.names
-    assert set(table["label"]) == set(np.unique(regions)) - {0}
-    assert table["points"].sum() > 0
+        regions = messages.image_view(heard["regions"][0])
+        table = messages.table_rows(heard["fit"][0])
+        assert table.dtype.names == REGION_FIT_DTYPE.names
+        assert set(table["label"]) == set(np.unique(regions))
+        assert (regions.max() > 0) == (method == "ssf"), "the field makes no use of regions"
+        assert table["points"].sum() > 0
 
-    points = messages.table_rows(heard["points"][0])
-    assert points.dtype.names == ("x", "y", "z", "rgb")
-    expected = camera.backproject(depth.astype(np.float32))[::2, ::2].reshape(-1, 3)
-    got = np.column_stack([points[name] for name in "xyz"])
-    np.testing.assert_allclose(got, expected[np.isfinite(expected).all(axis=1)], rtol=1e-5)
+        points = messages.table_rows(heard["points"][0])
+        assert points.dtype.names == ("x", "y", "z", "rgb")
+        expected = camera.backproject(depth.astype(np.float32))[::2, ::2].reshape(-1, 3)
+        got = np.column_stack([points[name] for name in "xyz"])
+        np.testing.assert_allclose(got, expected[np.isfinite(expected).all(axis=1)], rtol=1e-5)
 
 
 def test_live_depth_is_that_of_the_pipeline(rig: Rig) -> None:
@@ -347,10 +352,11 @@ def test_cheap_parameters_apply_at_once(rig: Rig) -> None:
     heard = rig.listen(PointCloud2, "fit")
     rig.show(1.0)
     until(lambda: len(heard) == 1, PATIENCE_S, "the fit")
-    assert set_parameter(rig, "fit.method", "global_disparity") == (True, "")
+    assert messages.table_rows(heard[0])["label"].tolist() == [0], "one fit for the whole picture"
+    assert set_parameter(rig, "fit.method", "ssf") == (True, "")
     rig.show(2.0)
     until(lambda: len(heard) == 2, PATIENCE_S, "the fit")
-    assert len(messages.table_rows(heard[1])) == 1, "one fit for the whole picture"
+    assert messages.table_rows(heard[1])["label"].min() == 1, "a fit per region"
     moved = np.eye(4)
     moved[2, 3] = 100.0
     assert set_parameter(rig, "T_camera_lidar", moved.reshape(-1).tolist()) == (True, "")
@@ -392,7 +398,7 @@ def test_settings_that_cannot_be_are_refused_with_the_reason(
     answer = rig.call(
         GetParameters, "/depth_node/get_parameters", GetParameters.Request(names=["fit.method"])
     )
-    assert answer.values[0].string_value == "ssf"
+    assert answer.values[0].string_value == "field"
 
 
 def test_what_needs_a_cleanup_can_be_set_after_it(rig: Rig, network: Path) -> None:

@@ -51,7 +51,7 @@ def compare(config: PipelineConfig, frames: Path, folder: Path) -> None:
         np.testing.assert_allclose(depth, want[index], rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["ssf", "global_disparity"])
+@pytest.mark.parametrize("method", ["field", "ssf", "global_disparity"])
 def test_made_up_frames(network: Path, tmp_path: Path, method: str) -> None:
     frames = tmp_path / "frames"
     write_frame(frames / "a")
