@@ -836,7 +836,7 @@ def _matched_hole(
     closest = own.argmin(axis=1)
     own = own.min(axis=1)
     rank = np.argsort(np.argsort(own, kind="stable"), kind="stable")
-    far = np.sort(far_px[::4, ::4], axis=None)
+    far = np.sort(far_px[::4, ::4], axis=None).astype(np.float64)
     wanted = far[((rank + 0.5) / len(which) * len(far)).astype(np.int64)] / scene.place_px
     hole = np.where(wanted > MATCH_SLACK * own + 1 / scene.place_px, wanted, 0.0)
     circle = np.array([1.0, 0.0, 1.0])

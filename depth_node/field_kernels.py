@@ -59,13 +59,14 @@ def kernels(compiler: str = "auto") -> Kernels:
             "pip install numba, or set fit.field.compiler to auto or numpy."
         ) from error
 
-    def compiled(loop: Callable[..., None]) -> Callable[..., None]:
+    def compiled(loop: Callable[..., None], types: str) -> Callable[..., None]:
         # Inputs hold no NaN and no infinity, so reassociation is the only effect of fastmath.
-        fast: Callable[..., None] = numba.njit(loop, cache=True, fastmath=True, nogil=True)
+        # The types are told, so all is compiled here and no frame ever waits for a compiler.
+        make = numba.njit(f"void({types})", cache=True, fastmath=True, nogil=True)
+        fast: Callable[..., None] = make(loop)
         return fast
 
-    loops = (_nearest, _krige, _agree, _spread)
-    return Kernels("numba", *(compiled(loop) for loop in loops))
+    return Kernels("numba", *(compiled(loop, types) for loop, types in _TYPES.items()))
 
 
 # --- neighbours ----------------------------------------------------------------------------------
@@ -517,3 +518,22 @@ def spread_numpy(
             total += np.bincount(cell, share, size).reshape(height, width).astype(np.float32)
             given = share * (rest[use] + np.clip(s, -clip, clip) - s)
             sum_ += np.bincount(cell, given, size).reshape(height, width).astype(np.float32)
+
+
+_MAP, _VECTOR, _INDEX = "f8[:,::1]", "f8[::1]", "i8[:,::1]"  # numba's names, contiguous arrays
+_PLACES, _LABELS, _PICTURE = "i8[::1]", "i4[::1]", "f4[:,::1]"
+_TYPES: dict[Callable[..., None], str] = {
+    _nearest: (
+        f"{_MAP}, {_LABELS}, {_PLACES}, {_VECTOR}, {_VECTOR}, {_MAP}, {_LABELS}, {_PLACES}, "
+        f"i8, i8, i8, f8, {_INDEX}, {_MAP}"
+    ),
+    _krige: (
+        f"{_MAP}, {_INDEX}, {_MAP}, {_MAP}, {_LABELS}, {_VECTOR}, {_VECTOR}, {_VECTOR}, {_VECTOR}, "
+        f"f8, f8, f8, {_MAP}, {_MAP}, {_MAP}"
+    ),
+    _agree: f"{_INDEX}, {_MAP}, {_MAP}, {_VECTOR}, {_VECTOR}, f8, f8, f8, f8, {_VECTOR}",
+    _spread: (
+        f"f4[::1], f4[::1], f4[::1], f4[::1], {_PICTURE}, f4[::1], {_PICTURE}, f4[:,:,::1], "
+        f"f8, f8, f8, f8, f8, {_PICTURE}, {_PICTURE}"
+    ),
+}
