@@ -65,7 +65,7 @@ SOME_NEIGHBOURS, FEW_NEIGHBOURS = 8, 5  # that a point is judged by, below and a
 
 # Lattices
 GRID_PX = 2.0  # cell of the detail lattice
-MIN_CANDIDATES_PER_NEIGHBOUR = 2
+CANDIDATES_PER_NEIGHBOUR = 1.5
 POINTS_PER_CELL = 1.0
 
 # Choices made by leaving out
@@ -601,7 +601,7 @@ class _Scene:
         queries: _Queries,
         count: int,
         loops: Kernels,
-        candidates: int = MIN_CANDIDATES_PER_NEIGHBOUR,
+        candidates: float = CANDIDATES_PER_NEIGHBOUR,
     ) -> tuple[Integers, Floats]:
         """Indices and squared feature distances (m, count) of the points about the queries."""
         number = len(queries.feature)
@@ -617,7 +617,7 @@ class _Scene:
             self.label,
             self.start,
             *self.cells.shape,
-            candidates * count,
+            math.ceil(candidates * count),
             LABEL_GAP,
             index,
             square,
@@ -790,9 +790,16 @@ class _Trial:
         )
         near = scene.find(queries, size, loops)
         hole, shape = _matched_hole(scene, which, near[0], far_px)
-        if (hole > 0).any():
-            queries = dataclasses.replace(queries, hole=np.maximum(hole**2, 1e-12), shape=shape)
-            near = scene.find(queries, size, loops)
+        holed = np.flatnonzero(hole > 0)
+        if len(holed):
+            again = _Queries(
+                np.ascontiguousarray(queries.feature[holed]),
+                queries.label[holed],
+                queries.cell[holed],
+                np.maximum(hole[holed] ** 2, 1e-12),
+                shape,
+            )
+            near[0][holed], near[1][holed] = scene.find(again, size, loops)
         weight = 1 - suspect[which]
         answer = scene.krige(queries.feature, near, _doubt(suspect), NUGGETS, loops)
         error = np.sort(np.abs(scene.y[which] - answer[0]), axis=1)

@@ -127,13 +127,13 @@ class FieldState:
 
     def blend(self, answer: Answer, config: TemporalConfig) -> Map:
         """(h, w) log depth of the frame with what is remembered, which is then kept."""
-        past = self._fitting_past(answer, config)
+        past, changed = self._fitting_past(answer, config)
         if past is None:
             frames: Map = np.ones(answer.log_depth.shape, np.float32)
             blended = answer.log_depth
             self.share = 0.0
         else:
-            shift, weight = _trust(past, answer)
+            shift, weight = _trust(past, changed, answer)
             old = past.log_depth + np.float32(shift)
             weight *= np.minimum(past.frames / (past.frames + 1), np.float32(config.memory))
             blended = answer.log_depth + weight * (
@@ -152,22 +152,26 @@ class FieldState:
         )
         return blended
 
-    def _fitting_past(self, answer: Answer, config: TemporalConfig) -> _Past | None:
-        """The past as seen from here, or None for a new beginning."""
+    def _fitting_past(
+        self, answer: Answer, config: TemporalConfig
+    ) -> tuple[_Past | None, NDArray[np.bool_]]:
+        """The past as seen from here, or None for a new beginning; (h, w) where it changed."""
         past = self._past
+        nothing: NDArray[np.bool_] = np.zeros((0, 0), bool)
         if past is None or not config.enabled or config.memory == 0:
-            return None
+            return None, nothing
         gap_s = (self._stamp_ns - past.stamp_ns) * 1e-9
         same = past.size == (answer.height, answer.width)
         if not same or gap_s <= 0 or gap_s > config.max_gap_s:
             self.resets += 1
-            return None
+            return None, nothing
         if past.pose is not None and self._pose is not None:
             past = _moved(past, self._pose, answer)
-        if _changed(past, answer).mean() > NEW_SCENE:
+        changed = _changed(past, answer)
+        if changed.mean() > NEW_SCENE:
             self.resets += 1
-            return None
-        return past
+            return None, nothing
+        return past, changed
 
 
 def _changed(past: _Past, answer: Answer) -> NDArray[np.bool_]:
@@ -181,13 +185,13 @@ def _changed(past: _Past, answer: Answer) -> NDArray[np.bool_]:
     return changed
 
 
-def _trust(past: _Past, answer: Answer) -> tuple[float, Map]:
+def _trust(past: _Past, changed: NDArray[np.bool_], answer: Answer) -> tuple[float, Map]:
     """What to add to the old log depth, and (h, w) how far it is to be believed, 0 to 1."""
     rows = np.clip((answer.row + 0.5).astype(np.int64), 0, past.log_depth.shape[0] - 1)
     cols = np.clip((answer.col + 0.5).astype(np.int64), 0, past.log_depth.shape[1] - 1)
     miss = answer.log_z - past.log_depth[rows, cols].astype(np.float64)
     seen = np.isfinite(miss) & (answer.trust > 0.5)
-    weight = (~_changed(past, answer) & np.isfinite(past.log_depth)).astype(np.float32)
+    weight = (~changed & np.isfinite(past.log_depth)).astype(np.float32)
     if np.count_nonzero(seen) < 4:
         return 0.0, weight
     expected = max(answer.error, 1e-3)
