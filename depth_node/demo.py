@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from depth_node import replay
 from depth_node.config import flatten
+from depth_node.config import replace as changed
 from depth_node.frames import find_frames, read_frame
 from depth_node.pipeline import DepthPipeline, DepthResult, PipelineConfig
 from depth_node.projection import Camera
@@ -130,6 +131,9 @@ def run(options: DemoOptions, out: Path, progress: Progress) -> DemoReport:
 
     progress(what, total) is a context manager that gives a function to call after each step.
     """
+    # Every picture on its own, so that any of them can be computed again and compared.
+    alone = changed(options.config, {"fit.field.temporal.enabled": False})
+    options = dataclasses.replace(options, config=alone)
     with tempfile.TemporaryDirectory(prefix="depth_demo_") as temporary:
         folder = Path(temporary)
         frames = options.frames or folder / "frames"

@@ -28,6 +28,8 @@ _DETAILS = (
     ("outlier_share", "fit outliers [%]", "{:.1%}"),
     ("coverage", "fit coverage of the interval [%]", "{:.1%}"),
     ("nodes", "fit nodes", "{}"),
+    ("remembered", "fit remembered [%]", "{:.0%}"),
+    ("resets", "fit new beginnings", "{}"),
 )
 
 _EVENTS = ("image", "scan", "published", "dropped", "refused", "failed", "unheard")

@@ -193,8 +193,8 @@ class DepthPipeline:
         return DepthResult(result.depth, result.std, labels, prediction, sparse, result, stage_ms)
 
     def reset(self) -> None:
-        """Forget the frames before the next one."""
-        self._memory.reset()
+        """Forget earlier frames. A frame that another thread is at keeps to the old memory."""
+        self._memory = FieldState()
 
     def close(self) -> None:
         """Free the networks, also those that were given."""

@@ -702,18 +702,27 @@ class ScanBuffer:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Points (N, 3) of the scans within max_scan_age before or after the stamp, of all sources
         or of one, and their ages (N,) in seconds: how far each scan is from the stamp in time."""
+        chosen = self.scans(stamp_ns, key)
+        if not chosen:
+            return np.empty((0, 3), np.float32), np.empty(0, np.float32)
+        ages = [
+            np.full(len(points), abs(stamp_ns - stamp) * 1e-9, np.float32)
+            for stamp, points in chosen
+        ]
+        return np.concatenate([points for _, points in chosen]), np.concatenate(ages)
+
+    def scans(
+        self, stamp_ns: int, key: str | None = None
+    ) -> list[tuple[int, npt.NDArray[np.float32]]]:
+        """The same scans one by one: their stamps and points (N, 3)."""
         with self._lock:
             sources = self._scans.values() if key is None else [self._scans.get(key, {})]
-            chosen = [
-                (abs(stamp_ns - stamp), points)
+            return [
+                (stamp, points)
                 for scans in sources
                 for stamp, points in scans.items()
                 if abs(stamp_ns - stamp) <= self._max_age_ns
             ]
-        if not chosen:
-            return np.empty((0, 3), np.float32), np.empty(0, np.float32)
-        ages = [np.full(len(points), age * 1e-9, np.float32) for age, points in chosen]
-        return np.concatenate([points for _, points in chosen]), np.concatenate(ages)
 
     def newest_stamp_ns(self, key: str | None = None) -> int | None:
         """Stamp of the newest scan held, of all sources or of one; None without any."""

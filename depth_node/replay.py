@@ -54,7 +54,8 @@ class Moment:
     """One picture to process, wherever it was recorded.
 
     points: (N, 3) float32 m in the LiDAR frame with their age in s, or `sparse` when pixels were
-    measured directly. truth: (H, W) m and scored: (H, W) bool pixels to compare with, or None.
+    measured directly. stamp_ns: its time, None for a picture of no sequence. truth: (H, W) m and
+    scored: (H, W) bool pixels to compare with, or None.
     """
 
     source: str
@@ -64,6 +65,7 @@ class Moment:
     points: NDArray[np.float32]
     T_camera_lidar: NDArray[np.float64]
     age_s: float | NDArray[np.float32] = 0.0
+    stamp_ns: int | None = None
     sparse: SparseDepth | None = None
     labels: NDArray[np.int32] | None = None
     prediction: Prediction | None = None
@@ -220,6 +222,7 @@ class BagMoments:
                 camera=moment.camera,
                 points=moment.points[used],
                 age_s=moment.age_s[used],
+                stamp_ns=moment.stamp_ns,
                 T_camera_lidar=moment.T_camera_lidar,
                 truth=truth,
                 scored=scored,
@@ -240,6 +243,7 @@ def process(pipeline: DepthPipeline, moment: Moment) -> DepthResult:
         labels=moment.labels,
         prediction=moment.prediction,
         sparse=moment.sparse,
+        stamp_ns=moment.stamp_ns,
     )
 
 

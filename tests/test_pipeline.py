@@ -362,7 +362,7 @@ def test_regions_beat_one_fit_on_real_roads_with_a_real_lidar(
 
 
 def test_after_warming_up_nothing_is_left_to_compile() -> None:
-    """The loops of the field are compiled for the types of real frames, with few and many points."""
+    """The loops of the field are compiled for real frames of few and of many points."""
     pytest.importorskip("numba", reason="numba is not installed, so nothing is compiled")
     kernels.cache_clear()
     with pipeline("field", mode="sensor") as warm:

@@ -16,6 +16,7 @@ from sensor_msgs.msg import LaserScan, PointCloud2
 from depth_node.projection import ScanBuffer, transform
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
 from depth_node.ros.messages import MessageError, cloud_to_points, scan_message_to_points
+from depth_node.ros.motion import CameraMotion
 
 LidarMessage: TypeAlias = "PointCloud2 | LaserScan"
 
@@ -76,23 +77,37 @@ class LidarInput:
             with self._arrival:
                 self._arrival.wait_for(lambda: self._newest_ns >= stamp_ns, timeout_s)
 
-    def collect(self, camera_frame: str, stamp_ns: int) -> LidarPoints:
-        """The points within max_scan_age of the stamp, of every LiDAR; for the worker's thread."""
+    def collect(
+        self, camera_frame: str, stamp_ns: int, motion: CameraMotion | None = None
+    ) -> LidarPoints:
+        """The points within max_scan_age of the stamp, of every LiDAR; for the worker's thread.
+
+        motion: moves scans of another time to where they are seen at the stamp, given that LiDAR
+        and camera move as one.
+        """
         self._take_in()
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
         ages: list[npt.NDArray[np.float32]] = []
         trouble = ""
         for frame in sorted(self._frames):
-            points, age_s = self._nearest(stamp_ns, frame)
-            if not len(points):
+            scans = self._nearest(stamp_ns, frame)
+            if not scans:
                 continue
             try:
                 T = self.extrinsics.find(camera_frame, frame, stamp_ns)
             except NoTransformError as error:
                 trouble = str(error)
                 continue
-            found.append((points, T))
-            ages.append(age_s)
+            for scan_ns, points in scans:
+                T_scan = T
+                if motion is not None:
+                    try:
+                        T_scan = motion.since(camera_frame, scan_ns, stamp_ns) @ T
+                    except NoTransformError as error:
+                        trouble = str(error)
+                found.append((points, T_scan))
+                age_s = abs(stamp_ns - scan_ns) * 1e-9
+                ages.append(np.full(len(points), age_s, np.float32))
         if not found:
             empty = np.empty((0, 3), np.float32)
             return LidarPoints(empty, np.eye(4), empty[:, 0], trouble or self._why_none(stamp_ns))
@@ -125,15 +140,11 @@ class LidarInput:
             self._frames.add(frame)
             self._buffer.add(stamp_ns, points, key=frame)
 
-    def _nearest(
-        self, stamp_ns: int, frame: str
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        points, age_s = self._buffer.collect(stamp_ns, key=frame)
-        if self.scans_per_picture and len(age_s):
-            nearest = np.unique(age_s)[: self.scans_per_picture]
-            keep = age_s <= nearest[-1]
-            points, age_s = points[keep], age_s[keep]
-        return points, age_s
+    def _nearest(self, stamp_ns: int, frame: str) -> list[tuple[int, npt.NDArray[np.float32]]]:
+        """Stamps and points of the scans that count, the nearest in time first."""
+        scans = [scan for scan in self._buffer.scans(stamp_ns, key=frame) if len(scan[1])]
+        scans.sort(key=lambda scan: abs(stamp_ns - scan[0]))
+        return scans[: self.scans_per_picture or None]
 
     def _why_none(self, stamp_ns: int) -> str:
         newest_ns = self._buffer.newest_stamp_ns()

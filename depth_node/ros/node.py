@@ -17,7 +17,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ROSInterruptException
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
@@ -33,9 +33,10 @@ from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.preprocess import resize_picture
 from depth_node.projection import Camera
 from depth_node.ros import messages
-from depth_node.ros.extrinsics import Extrinsics, TfSource, TransformSource
+from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
 from depth_node.ros.lidar import LidarInput, LidarMessage, LidarPoints
 from depth_node.ros.messages import MessageError
+from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import OUTPUTS, RECTIFIED, UNRECTIFIED, Outputs, depth_topic
 from depth_node.ros.parameters import (
     NEEDS_CLEANUP,
@@ -74,6 +75,7 @@ class DepthNode(LifecycleNode):
         self._enabled = True
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
+        self._motion: CameraMotion | None = None
         self._worker: LatestWorker[_Picture] | None = None
         self._outputs: Outputs | None = None
         self._inputs: list[Any] = []
@@ -91,6 +93,7 @@ class DepthNode(LifecycleNode):
             self._check_parameters()
             config = self._settings.config
             self._lidar = self._make_lidar(config, self._make_extrinsics(config))
+            self._motion = self._make_motion(config)
             self._pipeline = DepthPipeline(config)
             self._pipeline.warm_up()
         except Exception as error:
@@ -182,6 +185,9 @@ class DepthNode(LifecycleNode):
         if self._lidar is not None:
             self._lidar.extrinsics.close()
             self._lidar = None
+        if self._motion is not None:
+            self._motion.close()
+            self._motion = None
         if self._pipeline is not None:
             self._pipeline.close()
             self._pipeline = None
@@ -190,6 +196,8 @@ class DepthNode(LifecycleNode):
         """Nothing of the past counts any more: a new activation, a reset."""
         if self._lidar is not None:
             self._lidar.clear()
+        if self._pipeline is not None:
+            self._pipeline.reset()
         self._newest_ns = 0
 
     # --- parameters ------------------------------------------------------------------------------
@@ -213,6 +221,10 @@ class DepthNode(LifecycleNode):
                     extrinsics = self._make_extrinsics(new)
                     self._lidar.extrinsics.close()
                 extrinsics.tolerance_s = new.tf_tolerance
+                if (new.world_frame, new.tf_tolerance) != (old.world_frame, old.tf_tolerance):
+                    old_motion, self._motion = self._motion, self._make_motion(new)
+                    if old_motion is not None:
+                        old_motion.close()
                 if new.max_scan_age != old.max_scan_age or extrinsics is not self._lidar.extrinsics:
                     self._lidar = self._make_lidar(new, extrinsics)
                 self._lidar.scans_per_picture = new.scans_per_picture
@@ -247,6 +259,18 @@ class DepthNode(LifecycleNode):
                     f" the transform ({error})"
                 ) from error
         return Extrinsics(fixed, source, config.tf_tolerance)
+
+    def _make_motion(self, config: NodeConfig) -> CameraMotion | None:
+        if not config.world_frame:
+            return None
+        try:
+            source = self.make_transform_source()
+        except ImportError as error:
+            raise ConfigError(
+                "world_frame needs TF: install tf2_ros (apt install ros-jazzy-tf2-ros-py) or empty"
+                f" world_frame ({error})"
+            ) from error
+        return CameraMotion(config.world_frame, source, config.tf_tolerance)
 
     def make_transform_source(self) -> TransformSource:
         """Where transforms come from without T_camera_lidar. ImportError without tf2_ros."""
@@ -313,7 +337,10 @@ class DepthNode(LifecycleNode):
         if self._worker is not None:
             self._worker.clear()
         self._monitor.reset(time.monotonic())
-        response.success, response.message = True, "scans, static transforms and counters forgotten"
+        response.success, response.message = (
+            True,
+            "pictures, scans, static transforms and counters forgotten",
+        )
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -358,9 +385,16 @@ class DepthNode(LifecycleNode):
             self._monitor.unheard(time.monotonic())
             return
         lidar.wait(picture.stamp_ns, config.scan_wait)
-        points = lidar.collect(picture.message.header.frame_id, picture.stamp_ns)
+        motion, frame = self._motion, picture.message.header.frame_id
+        points = lidar.collect(frame, picture.stamp_ns, motion)
         result = pipeline.process(
-            image, camera, points.points, points.T_camera_lidar, age_s=points.age_s
+            image,
+            camera,
+            points.points,
+            points.T_camera_lidar,
+            age_s=points.age_s,
+            stamp_ns=picture.stamp_ns,
+            T_world_camera=self._pose(motion, frame, picture.stamp_ns),
         )
         stage_ms = dict(result.stage_ms)
         start_s = time.perf_counter()
@@ -369,6 +403,16 @@ class DepthNode(LifecycleNode):
             self._outputs.publish(wanted, result, image, camera, header, config)
         stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
         self._report(picture, points, result, stage_ms)
+
+    def _pose(
+        self, motion: CameraMotion | None, frame: str, stamp_ns: int
+    ) -> npt.NDArray[np.float64] | None:
+        """T_world_camera, None where it is not known."""
+        try:
+            return motion.pose(frame, stamp_ns) if motion is not None else None
+        except NoTransformError as error:
+            self._say("motion", str(error))
+            return None
 
     def _see(
         self, message: Image | CompressedImage, config: NodeConfig
@@ -509,10 +553,16 @@ def _fate(result: DepthResult) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; the exit status is 0 then."""
     node: DepthNode | None = None
+    executor: SingleThreadedExecutor | None = None
+    stops = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # they wait until all is built
     try:
         rclpy.init(args=arguments)
         node = DepthNode()
-        rclpy.spin(node)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+        executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException, ROSInterruptException):
         pass
     except RuntimeError as error:  # rcl cannot read its arguments or the parameter file
@@ -521,7 +571,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"depth_node: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not interrupt the end
+        signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # a second one must not interrupt the end
+        if executor is not None:
+            executor.shutdown()
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()

@@ -77,6 +77,11 @@ class NodeConfig(PipelineConfig):
         "Maps LiDAR coordinates into the camera's optical frame: the 16 numbers of a 4x4 matrix,"
         " row by row. Empty: TF is asked. If it is given, it holds for every LiDAR message.",
     )
+    world_frame: str = option(
+        "",
+        "A TF frame that stands still, such as odom. If it is given, what is remembered of earlier"
+        " pictures and LiDAR scans of another time move with the camera. Empty: TF is not asked.",
+    )
     tf_tolerance: float = option(
         0.1,
         "A moving transform that TF has not for the picture's stamp yet may be this much older.",

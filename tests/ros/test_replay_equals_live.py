@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from recordings import write_frame
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from depth_node import demo, replay
-from depth_node.config import build
+from depth_node.config import build, replace
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 
 PICTURES = 4
@@ -28,8 +29,10 @@ def silent(what: str, total: int) -> Iterator[Callable[[str], None]]:
     yield lambda word: None
 
 
-def live_depths(config: PipelineConfig, frames: Path, folder: Path) -> list[tuple[int, np.ndarray]]:
-    """(index of the frame, depth as it came over ROS) of every picture that was answered."""
+def live_depths(
+    config: PipelineConfig, frames: Path, folder: Path
+) -> list[tuple[int, int, np.ndarray]]:
+    """(number, index of the frame, depth as it came over ROS) of every answered picture."""
     folder.mkdir()
     options = demo.DemoOptions(config, seconds=PICTURES / RATE_HZ, rate_hz=RATE_HZ)
     live = demo.run_live(options, frames, folder, silent)
@@ -37,16 +40,19 @@ def live_depths(config: PipelineConfig, frames: Path, folder: Path) -> list[tupl
     rows = map(json.loads, (folder / "published.jsonl").read_text().splitlines())
     index_of = {row["number"]: row["index"] for row in rows}
     kept = sorted(folder.glob("live_*.npy"))
-    return [(index_of[int(path.stem.split("_")[1])], np.load(path)) for path in kept]
+    numbers = [int(path.stem.split("_")[1]) for path in kept]
+    return [(n, index_of[n], np.load(path)) for n, path in zip(numbers, kept, strict=True)]
 
 
 def compare(config: PipelineConfig, frames: Path, folder: Path) -> None:
+    """Every picture by itself."""
+    config = replace(config, {"fit.field.temporal.enabled": False})
     with DepthPipeline(config) as pipeline:
         moments = replay.FolderMoments(frames, replay.Sampling(hold_out=0.0), pipeline)
         want = [replay.process(pipeline, moment).depth for moment in moments]
     got = live_depths(config, frames, folder)
     assert len(got) >= PICTURES // 2
-    for index, depth in got:
+    for _, index, depth in got:
         assert np.isfinite(depth).mean() > 0.5
         np.testing.assert_allclose(depth, want[index], rtol=1e-6)
 
@@ -57,6 +63,31 @@ def test_made_up_frames(network: Path, tmp_path: Path, method: str) -> None:
     write_frame(frames / "a")
     config = build(PipelineConfig, {"model": {"path": str(network)}, "fit": {"method": method}})
     compare(config, frames, tmp_path / "run")
+
+
+def test_a_sequence_that_is_remembered(network: Path, tmp_path: Path) -> None:
+    """With the memory on, the same pictures in the same order and at the same times."""
+    frames = tmp_path / "frames"
+    write_frame(frames / "a")
+    points = np.load(frames / "a" / "lidar.npy")
+    np.save(frames / "a" / "lidar.npy", points[::2])
+    write_frame(frames / "b")  # the same room, measured at other places
+    np.save(frames / "b" / "lidar.npy", points[1::2])
+    config = build(PipelineConfig, {"model": {"path": str(network)}})
+    assert config.fit.method == "field" and config.fit.field.temporal.enabled
+    got = live_depths(config, frames, tmp_path / "run")
+    rows = map(json.loads, (tmp_path / "run" / "published.jsonl").read_text().splitlines())
+    stamps = {row["number"]: row["stamp"] for row in rows}
+    with DepthPipeline(config) as pipeline:
+        sampling = replay.Sampling(hold_out=0.0)
+        moments = list(replay.FolderMoments(frames, sampling, pipeline))
+        differs = False
+        for number, index, depth in got:
+            moment = dataclasses.replace(moments[index], stamp_ns=stamps[number])
+            result = replay.process(pipeline, moment)
+            np.testing.assert_allclose(depth, result.depth, rtol=1e-6)
+            differs |= bool(result.fit.details["remembered"] > 0.1)
+        assert differs, "nothing was remembered, so nothing was compared"
 
 
 def test_a_real_road_with_a_real_sweep(shared: Path, tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the camera moves through the world, from TF: for what is remembered from frame to frame."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from depth_node.projection import invert_rigid
+from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
+
+
+class CameraMotion:
+    """T_world_camera at any time. Where TF is late, its newest transform serves within a tolerance.
+
+    world_frame: a frame that stands still, such as odom.
+    """
+
+    def __init__(self, world_frame: str, source: TransformSource, tolerance_s: float) -> None:
+        self.world_frame = world_frame
+        self.tolerance_s = tolerance_s
+        self._source = source
+
+    def pose(self, camera_frame: str, stamp_ns: int) -> Transform:
+        """T_world_camera (4, 4). Raises NoTransformError with cause and cure."""
+        if not camera_frame:
+            raise NoTransformError(
+                "the picture has no frame_id, so its camera's motion cannot be looked up: let the"
+                " driver set it or empty world_frame"
+            )
+        try:
+            return self._source.lookup(self.world_frame, camera_frame, stamp_ns)[0]
+        except NoTransformError as error:
+            cause = error
+        try:
+            newest, newest_ns = self._source.lookup(self.world_frame, camera_frame, None)
+        except NoTransformError:
+            newest, newest_ns = np.eye(4), -1
+        if newest_ns >= 0 and abs(stamp_ns - newest_ns) * 1e-9 <= self.tolerance_s:
+            return newest
+        raise NoTransformError(
+            f"the camera's motion is unknown, TF has no {self.world_frame} to {camera_frame} for"
+            f" that time ({cause}): start what publishes it, or empty world_frame"
+        ) from cause
+
+    def since(self, camera_frame: str, then_ns: int, now_ns: int) -> Transform:
+        """T_now_then (4, 4) of the camera. Raises NoTransformError."""
+        if then_ns == now_ns:
+            return np.eye(4)
+        now = self.pose(camera_frame, now_ns)
+        return invert_rigid(now) @ self.pose(camera_frame, then_ns)
+
+    def close(self) -> None:
+        """Stop listening to TF."""
+        self._source.close()

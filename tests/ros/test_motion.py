@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node remembers, and how it moves with the camera."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+
+from pathlib import Path
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, cloud, info, lidar_points, picture, until
+from sensor_msgs.msg import Image
+
+from depth_node.projection import rigid_transform
+from depth_node.ros import messages
+from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
+from depth_node.ros.motion import CameraMotion
+from depth_node.ros.node import DepthNode
+
+
+class Drive:
+    """A camera that drives along its axis at `speed` m/s; TF knows it up to `newest_s`."""
+
+    def __init__(self, speed: float = 1.0, newest_s: float = 1e6) -> None:
+        self.speed = speed
+        self.newest_s = newest_s
+        self.closed = False
+
+    def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[Transform, int]:
+        if (target, source) != ("odom", "camera_optical_frame"):
+            raise NoTransformError(f"frame {target} does not exist")
+        stamp_s = self.newest_s if stamp_ns is None else stamp_ns * 1e-9
+        if stamp_s > self.newest_s:
+            raise NoTransformError("lookup would require extrapolation")
+        T = rigid_transform((0.0, 0.0, self.speed * stamp_s), (0, 0, 0, 1))
+        return T, round(stamp_s * 1e9)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_motion_of_the_camera_between_two_times() -> None:
+    motion = CameraMotion("odom", Drive(speed=2.0), 0.1)
+    moved = motion.since("camera_optical_frame", 1_000_000_000, 1_500_000_000)
+    # What was 5 m ahead is 4 m ahead half a second later.
+    np.testing.assert_allclose(moved @ [0, 0, 5, 1], [0, 0, 4, 1])
+    same = motion.since("unknown", 7, 7)
+    np.testing.assert_array_equal(same, np.eye(4))
+
+
+def test_late_motion_serves_within_the_tolerance() -> None:
+    motion = CameraMotion("odom", Drive(newest_s=2.0), 0.1)
+    assert motion.pose("camera_optical_frame", 2_090_000_000)[2, 3] == pytest.approx(2.0)
+    with pytest.raises(NoTransformError, match=r"motion is unknown.*extrapolation.*world_frame"):
+        motion.pose("camera_optical_frame", 2_200_000_000)
+    with pytest.raises(NoTransformError, match="frame_id"):
+        motion.pose("", 1)
+    with pytest.raises(NoTransformError, match="does not exist"):
+        CameraMotion("map", Drive(), 0.1).pose("camera_optical_frame", 1)
+
+
+def driving(drive: Drive) -> type[DepthNode]:
+    class Driving(DepthNode):
+        def make_transform_source(self) -> TransformSource:
+            return drive
+
+    return Driving
+
+
+def settings(network: Path, *more: str) -> list[str]:
+    return [f"model.path:={network}", f"T_camera_lidar:={IDENTITY}", *more]
+
+
+def late_scan_depth(rig: Rig) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Depth of a picture whose only scan is a quarter of a second and half a metre older."""
+    heard = rig.listen(Image, "depth/image_rect")
+    image, truth = picture(1.25)
+    points = lidar_points(truth) + np.float32([0, 0, 0.5])
+    rig.publish("camera_info", info(1.25))
+    rig.publish("points", cloud(1.0, points))
+    until(lambda: bool(rig.node._info and rig.node._monitor.total("scan")), PATIENCE_S, "inputs")
+    rig.publish("image", image)
+    until(lambda: bool(heard), PATIENCE_S, "depth")
+    return messages.image_view(heard[0]), truth
+
+
+def test_an_older_scan_moves_with_the_camera(network: Path) -> None:
+    drive = Drive(speed=2.0)
+    parameters = settings(network, "world_frame:=odom")
+    with Rig(*parameters, node_class=driving(drive)).start() as rig:
+        depth, truth = late_scan_depth(rig)
+        inner = (slice(4, -4), slice(4, -4))  # what came nearer left the picture at its border
+        np.testing.assert_allclose(depth[inner], truth[inner], rtol=CLOSE)
+    assert drive.closed
+
+
+def test_without_a_world_frame_it_does_not(network: Path) -> None:
+    with Rig(*settings(network)).start() as rig:
+        depth, truth = late_scan_depth(rig)
+        assert np.median(depth - truth) == pytest.approx(0.5, abs=0.1)
+
+
+def test_unknown_motion_is_said_and_does_no_harm(network: Path) -> None:
+    drive = Drive(newest_s=0.1)
+    parameters = settings(network, "world_frame:=odom")
+    with Rig(*parameters, node_class=driving(drive)).start() as rig:
+        heard = rig.listen(Image, "depth/image_rect")
+        truth = rig.show(5.0)
+        until(lambda: bool(heard), PATIENCE_S, "depth")
+        np.testing.assert_allclose(messages.image_view(heard[0]), truth, rtol=CLOSE)
+        assert "empty world_frame" in rig.said("the camera's motion is unknown")
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_earlier_pictures_are_remembered_until_a_reset(network: Path, on: bool) -> None:
+    parameters = settings(network, f"fit.field.temporal.enabled:={str(on).lower()}")
+    with Rig(*parameters).start() as rig:
+        heard = rig.listen(Image, "depth/image_rect")
+        arrays = rig.listen(DiagnosticArray, "/diagnostics")
+
+        def remembered(stamp_s: float) -> float:
+            count = len(heard)
+            rig.show(stamp_s)
+            until(lambda: len(heard) > count, PATIENCE_S, "depth")
+            arrays.clear()
+            until(lambda: bool(arrays), PATIENCE_S, "diagnostics")
+            values = {item.key: item.value for item in arrays[0].status[0].values}
+            return float(values.get("fit remembered [%]", "0"))
+
+        assert remembered(1.0) == 0
+        if not on:
+            assert remembered(1.1) == 0
+            return
+        assert remembered(1.1) > 20
+        assert remembered(0.5) == 0, "time went back"
+        assert remembered(0.6) > 20
+        rig.reset()
+        assert remembered(0.7) == 0
