@@ -83,7 +83,7 @@ class Bag:
     topics: BagTopics = field(default_factory=BagTopics)
     T_camera_lidar: NDArray[np.float64] | None = None
     max_scan_age_s: float = 0.3
-    scans_per_picture: int = 1
+    scans_per_picture: int = 0
     scan_wait_s: float = 0.0
     rectified: bool = False
 
@@ -158,8 +158,8 @@ class Bag:
         found = []
         for frame in sorted(frames):
             points, age_s = scans.collect(stamp, frame)
-            if self.scans_per_picture and len(age_s):
-                keep = age_s <= np.unique(age_s)[: self.scans_per_picture][-1]
+            if len(age_s):  # how the robot moved is not read from the bag: one, unless asked
+                keep = age_s <= np.unique(age_s)[: self.scans_per_picture or 1][-1]
                 points, age_s = points[keep], age_s[keep]
             if len(points):
                 found.append((points, age_s, self._extrinsics(message.header.frame_id, frame)))

@@ -242,7 +242,7 @@ def _add_replay(commands: Any) -> None:
     for name in ("image", "camera-info", "points", "scan"):
         bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
     bag.add_argument("--max-scan-age", type=float, default=0.3, metavar="S")
-    bag.add_argument("--scans-per-picture", type=int, default=1, metavar="N")
+    bag.add_argument("--scans-per-picture", type=int, default=0, metavar="N")
     bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S")
     bag.add_argument(
         "--rectified", action="store_true", help="the picture has no distortion: use P"

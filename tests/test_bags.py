@@ -146,9 +146,9 @@ def test_scans_are_matched_as_the_live_node_does(tmp_path: Path) -> None:
     (moment,) = read(path)  # what had come by then, the nearest in time
     assert moment.points[:, 2].tolist() == [2.0]
     assert moment.age_s == pytest.approx([0.02], abs=1e-6)
-    (moment,) = read(path, scans_per_picture=0, max_scan_age_s=0.5)
+    (moment,) = read(path, scans_per_picture=9, max_scan_age_s=0.5)
     assert sorted(moment.points[:, 2].tolist()) == [1.0, 2.0]
-    (moment,) = read(path, scans_per_picture=0, scan_wait_s=0.1)
+    (moment,) = read(path, scans_per_picture=9, scan_wait_s=0.1)
     assert sorted(moment.points[:, 2].tolist()) == [1.0, 2.0, 3.0]
     (moment,) = read(path, max_scan_age_s=0.01)
     assert len(moment.points) == 0

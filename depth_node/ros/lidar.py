@@ -83,7 +83,8 @@ class LidarInput:
         """The points within max_scan_age of the stamp, of every LiDAR; for the worker's thread.
 
         motion: moves scans of another time to where they are seen at the stamp, given that LiDAR
-        and camera move as one.
+        and camera move as one. Without it one scan of each LiDAR is taken, unless
+        scans_per_picture asks for more: points that have moved are worse than fewer points.
         """
         self._take_in()
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
@@ -91,6 +92,7 @@ class LidarInput:
         trouble = ""
         for frame in sorted(self._frames):
             scans = self._nearest(stamp_ns, frame)
+            scans = scans[: self.scans_per_picture or (1 if motion is None else None)]
             if not scans:
                 continue
             try:
@@ -105,6 +107,8 @@ class LidarInput:
                         T_scan = motion.since(camera_frame, scan_ns, stamp_ns) @ T
                     except NoTransformError as error:
                         trouble = str(error)
+                        if scan_ns != scans[0][0] and not self.scans_per_picture:
+                            continue
                 found.append((points, T_scan))
                 age_s = abs(stamp_ns - scan_ns) * 1e-9
                 ages.append(np.full(len(points), age_s, np.float32))
@@ -141,10 +145,9 @@ class LidarInput:
             self._buffer.add(stamp_ns, points, key=frame)
 
     def _nearest(self, stamp_ns: int, frame: str) -> list[tuple[int, npt.NDArray[np.float32]]]:
-        """Stamps and points of the scans that count, the nearest in time first."""
+        """Stamps and points of the scans in reach, the nearest in time first."""
         scans = [scan for scan in self._buffer.scans(stamp_ns, key=frame) if len(scan[1])]
-        scans.sort(key=lambda scan: abs(stamp_ns - scan[0]))
-        return scans[: self.scans_per_picture or None]
+        return sorted(scans, key=lambda scan: abs(stamp_ns - scan[0]))
 
     def _why_none(self, stamp_ns: int) -> str:
         newest_ns = self._buffer.newest_stamp_ns()

@@ -97,9 +97,10 @@ class NodeConfig(PipelineConfig):
         maximum=60.0,
     )
     scans_per_picture: int = option(
-        1,
-        "How many scans of each LiDAR accumulate, those nearest in time first; 0 = all within"
-        " max_scan_age. More than one smears while the robot moves.",
+        0,
+        "How many scans of each LiDAR accumulate, those nearest in time first. 0 = all within"
+        " max_scan_age if world_frame tells how the robot moved between them, else one. More than"
+        " one without world_frame smears while the robot moves.",
         minimum=0,
     )
     scan_wait: float = option(

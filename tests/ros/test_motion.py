@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, cloud, info, lidar_points, picture, until
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, PointCloud2
 
 from depth_node.projection import rigid_transform
 from depth_node.ros import messages
@@ -102,6 +102,24 @@ def test_without_a_world_frame_it_does_not(network: Path) -> None:
     with Rig(*settings(network)).start() as rig:
         depth, truth = late_scan_depth(rig)
         assert np.median(depth - truth) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("world_frame", ["odom", ""])
+def test_scans_accumulate_where_motion_is_known(network: Path, world_frame: str) -> None:
+    more = [f"world_frame:={world_frame}"] if world_frame else []
+    parameters = settings(network, "max_scan_age:=0.3", *more)
+    with Rig(*parameters, node_class=driving(Drive(speed=2.0))).start() as rig:
+        heard = rig.listen(PointCloud2, "fit")
+        points = lidar_points(picture(1.0)[1])
+        for scan_s, share in ((0.8, points[::2]), (0.9, points[1::2])):
+            # Where they were seen then: the camera has since come nearer.
+            rig.publish("points", cloud(scan_s, share + np.float32([0, 0, 2 * (1.0 - scan_s)])))
+        rig.publish("points", cloud(0.5, points))  # too old
+        until(lambda: rig.node._monitor.total("scan") == 3, PATIENCE_S, "three scans")
+        rig.show(1.0, points[:0])
+        until(lambda: bool(heard), PATIENCE_S, "the fit")
+        used = messages.table_rows(heard[0])["points"].sum()
+        assert used == (len(points) if world_frame else len(points) // 2)
 
 
 def test_unknown_motion_is_said_and_does_no_harm(network: Path) -> None:

@@ -317,7 +317,7 @@ def test_a_picture_can_wait_for_its_scan(network: Path) -> None:
 
 
 def test_scans_accumulate_if_they_are_asked_to(network: Path) -> None:
-    more = ["scans_per_picture:=0", "max_scan_age:=0.5"]
+    more = ["scans_per_picture:=9", "max_scan_age:=0.5"]
     with Rig(*settings(network, *more)).start() as rig:
         table = rig.listen(PointCloud2, "fit")
         points = lidar_points(picture(0.0)[1])
