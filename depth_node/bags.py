@@ -16,14 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.projection import (
-    Camera,
-    ScanBuffer,
-    check_rigid,
-    invert_rigid,
-    rigid_transform,
-    transform,
-)
+from depth_node.projection import Camera, ScanBuffer, check_rigid, rigid_transform, transform
+from depth_node.transforms import TransformError, TransformTree
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
@@ -55,7 +49,8 @@ class BagMoment:
     """One picture and the LiDAR points that belong to it.
 
     image: (H, W, 3) uint8 RGB; points: (N, 3) float32 m in the LiDAR frame, age_s (N,) their
-    distance in time; T_camera_lidar: (4, 4).
+    distance in time; T_camera_lidar: (4, 4). T_world_camera: (4, 4) where the bag's world_frame
+    is known, else None.
     """
 
     stamp_ns: int
@@ -64,6 +59,7 @@ class BagMoment:
     points: NDArray[np.float32]
     age_s: NDArray[np.float32]
     T_camera_lidar: NDArray[np.float64]
+    T_world_camera: NDArray[np.float64] | None = None
 
 
 def is_bag(path: Path) -> bool:
@@ -75,8 +71,8 @@ def is_bag(path: Path) -> bool:
 class Bag:
     """A rosbag2 opened for reading; a context manager. `topics` then says what is used.
 
-    T_camera_lidar: overrules the bag's /tf_static. rectified: take the camera from P (a picture
-    without distortion) and not from K and D. The others are the node's parameters of these names.
+    T_camera_lidar: overrules the bag's TF. rectified: take the camera from P (a picture without
+    distortion) and not from K and D. The others are the node's parameters of these names.
     """
 
     path: Path
@@ -86,6 +82,7 @@ class Bag:
     scans_per_picture: int = 0
     scan_wait_s: float = 0.0
     rectified: bool = False
+    world_frame: str = ""
 
     def __enter__(self) -> Bag:
         self._messages = _message_readers()
@@ -94,7 +91,7 @@ class Bag:
             self._types = {topic: info.msgtype or "" for topic, info in self._reader.topics.items()}
             self.topics = self._choose()
             self._pictures = self._reader.topics[self.topics.image].msgcount
-            self._tree = self._static_transforms()
+            self._tree = self._transforms()
         except BaseException:
             self._reader.close()
             raise
@@ -155,25 +152,35 @@ class Bag:
                 f" {self.topics.camera_info} {camera.width}x{camera.height}: name the camera_info"
                 " that belongs to the picture with --camera-info-topic."
             )
+        camera_frame = message.header.frame_id
         found = []
         for frame in sorted(frames):
-            points, age_s = scans.collect(stamp, frame)
-            if len(age_s):  # how the robot moved is not read from the bag: one, unless asked
-                keep = age_s <= np.unique(age_s)[: self.scans_per_picture or 1][-1]
-                points, age_s = points[keep], age_s[keep]
-            if len(points):
-                found.append((points, age_s, self._extrinsics(message.header.frame_id, frame)))
+            held = [scan for scan in scans.scans(stamp, frame) if len(scan[1])]
+            nearest = sorted(held, key=lambda scan: abs(stamp - scan[0]))
+            # Points that have moved are worse than fewer points: one scan, unless asked for more.
+            limit = self.scans_per_picture or (None if self.world_frame else 1)
+            for scan_ns, points in nearest[:limit]:
+                age_s = np.full(len(points), abs(stamp - scan_ns) * 1e-9, np.float32)
+                T = self._extrinsics(camera_frame, frame, stamp)
+                if self.world_frame:
+                    then = self._look_up(self.world_frame, camera_frame, scan_ns)
+                    T = self._look_up(camera_frame, self.world_frame, stamp) @ then @ T
+                found.append((points, age_s, T))
+        pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
         if len(found) == 1:
-            return BagMoment(stamp, image, camera, *found[0])
+            return BagMoment(stamp, image, camera, *found[0], pose)
         in_camera = [transform(T, points).astype(np.float32) for points, _, T in found]
         none = np.empty((0, 3), np.float32)
         ages = np.concatenate([none[:, 0], *(age_s for _, age_s, _ in found)])
-        return BagMoment(stamp, image, camera, np.concatenate([none, *in_camera]), ages, np.eye(4))
+        points = np.concatenate([none, *in_camera])
+        return BagMoment(stamp, image, camera, points, ages, np.eye(4), pose)
 
-    def _extrinsics(self, camera_frame: str, lidar_frame: str) -> NDArray[np.float64]:
+    def _extrinsics(
+        self, camera_frame: str, lidar_frame: str, stamp_ns: int
+    ) -> NDArray[np.float64]:
         if self.T_camera_lidar is not None:
             return check_rigid(self.T_camera_lidar, "T_camera_lidar")
-        return self._look_up(camera_frame, lidar_frame)
+        return self._look_up(camera_frame, lidar_frame, stamp_ns)
 
     def _read(self, names: Sequence[str]) -> Iterator[tuple[str, int, Any]]:
         """(topic, time of recording in ns, message) in the order of the recording."""
@@ -264,42 +271,29 @@ class Bag:
 
     # --- transforms --------------------------------------------------------------------------
 
-    def _static_transforms(self) -> dict[str, tuple[str, NDArray[np.float64]]]:
-        """child frame -> (parent frame, T_parent_child) of every static transform recorded."""
-        tree: dict[str, tuple[str, NDArray[np.float64]]] = {}
-        if self._types.get("/tf_static") != TF:
-            return tree
-        for _, _, message in self._read(["/tf_static"]):
+    def _transforms(self) -> TransformTree:
+        """Every transform recorded."""
+        tree = TransformTree()
+        topics = [topic for topic in ("/tf", "/tf_static") if self._types.get(topic) == TF]
+        for topic, recorded_ns, message in self._read(topics) if topics else ():
             for item in message.transforms:
                 move, turn = item.transform.translation, item.transform.rotation
                 T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
-                tree[item.child_frame_id.lstrip("/")] = (item.header.frame_id.lstrip("/"), T)
+                stamp = self._messages.stamp_ns(item.header.stamp) or recorded_ns
+                moving = topic == "/tf"
+                tree.add(item.header.frame_id, item.child_frame_id, T, stamp if moving else None)
         return tree
 
-    def _look_up(self, target: str, source: str) -> NDArray[np.float64]:
-        """T_target_source through the static tree."""
-        target, source = target.lstrip("/"), source.lstrip("/")
-        if target == source:
-            return np.eye(4)
-        root_t, T_root_target = self._to_root(target)
-        root_s, T_root_source = self._to_root(source)
-        if root_t != root_s:
-            raise BagError(
-                f"{self.path}: /tf_static does not lead from {source or '(no frame)'} to"
-                f" {target or '(no frame)'}: give the extrinsics with --t-camera-lidar."
+    def _look_up(self, target: str, source: str, stamp_ns: int) -> NDArray[np.float64]:
+        try:
+            return self._tree.look_up(target, source, stamp_ns)
+        except TransformError as error:
+            cure = (
+                "leave --world-frame out, or record its TF too"
+                if self.world_frame in (target, source)
+                else "give the extrinsics with --t-camera-lidar"
             )
-        return invert_rigid(T_root_target) @ T_root_source
-
-    def _to_root(self, frame: str) -> tuple[str, NDArray[np.float64]]:
-        T = np.eye(4)
-        seen = {frame}
-        while frame in self._tree:
-            frame, T_parent_child = self._tree[frame]
-            if frame in seen:
-                raise BagError(f"{self.path}: /tf_static goes round in a circle at {frame}.")
-            seen.add(frame)
-            T = T_parent_child @ T
-        return frame, T
+            raise BagError(f"{self.path}, its TF: {error}: {cure}.") from None
 
 
 def _same_camera(info_topic: str, image_topic: str) -> bool:

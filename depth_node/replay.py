@@ -54,8 +54,9 @@ class Moment:
     """One picture to process, wherever it was recorded.
 
     points: (N, 3) float32 m in the LiDAR frame with their age in s, or `sparse` when pixels were
-    measured directly. stamp_ns: its time, None for a picture of no sequence. truth: (H, W) m and
-    scored: (H, W) bool pixels to compare with, or None.
+    measured directly. stamp_ns: its time, None for a picture of no sequence; T_world_camera: where
+    the camera was, None where nobody knows. truth: (H, W) m and scored: (H, W) bool pixels to
+    compare with, or None.
     """
 
     source: str
@@ -66,6 +67,7 @@ class Moment:
     T_camera_lidar: NDArray[np.float64]
     age_s: float | NDArray[np.float32] = 0.0
     stamp_ns: int | None = None
+    T_world_camera: NDArray[np.float64] | None = None
     sparse: SparseDepth | None = None
     labels: NDArray[np.int32] | None = None
     prediction: Prediction | None = None
@@ -224,6 +226,7 @@ class BagMoments:
                 age_s=moment.age_s[used],
                 stamp_ns=moment.stamp_ns,
                 T_camera_lidar=moment.T_camera_lidar,
+                T_world_camera=moment.T_world_camera,
                 truth=truth,
                 scored=scored,
             )
@@ -244,6 +247,7 @@ def process(pipeline: DepthPipeline, moment: Moment) -> DepthResult:
         prediction=moment.prediction,
         sparse=moment.sparse,
         stamp_ns=moment.stamp_ns,
+        T_world_camera=moment.T_world_camera,
     )
 
 

@@ -251,7 +251,14 @@ def _add_replay(commands: Any) -> None:
         "--t-camera-lidar",
         default="",
         metavar="'16 NUMBERS'",
-        help="4x4 row by row, LiDAR into optical frame; else /tf_static of the bag",
+        help="4x4 row by row, LiDAR into optical frame; else TF of the bag",
+    )
+    bag.add_argument(
+        "--world-frame",
+        default="",
+        metavar="FRAME",
+        help="a frame of the bag's TF that stands still, such as odom: memory and older scans move"
+        " with the camera",
     )
     out = parser.add_argument_group("output")
     out.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/SOURCE)")
@@ -296,6 +303,7 @@ def _run_replay(options: argparse.Namespace) -> int:
                 options.scans_per_picture,
                 options.scan_wait,
                 options.rectified,
+                options.world_frame,
             ) as bag:
                 facts["topics"] = vars(bag.topics)
                 chosen = ", ".join(name for name in vars(bag.topics).values() if name)

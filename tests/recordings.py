@@ -180,7 +180,13 @@ class BagWriter:
         self.write(topic, kind, time_s, message)
 
     def static_tf(self, links: list[tuple[str, str, np.ndarray]]) -> None:
-        """(parent, child, T_parent_child) links; rotations by their matrix."""
+        """(parent, child, T_parent_child) links that hold always."""
+        self.tf(0.0, links, "/tf_static")
+
+    def tf(
+        self, time_s: float, links: list[tuple[str, str, np.ndarray]], topic: str = "/tf"
+    ) -> None:
+        """(parent, child, T_parent_child) links at a time; rotations by their matrix."""
         from scipy.spatial.transform import Rotation
 
         types = self.types
@@ -193,7 +199,7 @@ class BagWriter:
             )
             stamped = types["geometry_msgs/msg/TransformStamped"]
             transforms.append(
-                stamped(header=self.header(0.0, parent), child_frame_id=child, transform=pose)
+                stamped(header=self.header(time_s, parent), child_frame_id=child, transform=pose)
             )
         kind = "tf2_msgs/msg/TFMessage"
-        self.write("/tf_static", kind, 0.0, types[kind](transforms=transforms))
+        self.write(topic, kind, time_s, types[kind](transforms=transforms))

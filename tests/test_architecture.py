@@ -21,7 +21,7 @@ TRAINING_ONLY = ("torch", "torchvision", "transformers", "peft", "diffusers", "t
 CORE = {
     "prediction", "projection", "regions", "fitting", "surfaces", "surface_maps", "field",
     "field_kernels", "temporal", "metrics", "preprocess", "scene", "furniture", "textures",
-    "monitor", "config",
+    "monitor", "config", "transforms",
 }  # fmt: skip
 ABOVE_CORE = {
     "engine", "inference", "pipeline", "frames", "bags", "replay", "benchmark", "speed", "drawing",

@@ -122,6 +122,32 @@ def test_transforms_are_chained_through_the_tree(tmp_path: Path) -> None:
     assert moment.T_camera_lidar == pytest.approx(invert_rigid(T_CAMERA_LIDAR))
 
 
+def driving(bag: BagWriter) -> None:
+    """A camera that comes 1 m nearer in a second, and a point at 5 m in front of where it began."""
+    for time_s in (0.5, 1.0, 1.5):
+        T = np.eye(4)
+        T[2, 3] = time_s
+        bag.tf(time_s, [("odom", "camera", T)])
+    bag.info(0.5)
+    for time_s in (0.75, 0.9):
+        bag.cloud(time_s, np.array([[0.0, 0.0, 5.0 - time_s]]), frame="camera")
+    bag.image(1.0)
+
+
+def test_scans_of_another_time_move_with_the_camera(tmp_path: Path) -> None:
+    path = record(tmp_path / "bag", driving)
+    (moment,) = read(path, world_frame="odom")
+    np.testing.assert_allclose(moment.points[:, 2], [4.0, 4.0], rtol=1e-6)
+    assert moment.T_world_camera is not None
+    np.testing.assert_allclose(moment.T_world_camera[:3, 3], [0, 0, 1.0])
+    np.testing.assert_allclose(np.sort(moment.age_s), [0.1, 0.25], rtol=1e-5)
+    (moment,) = read(path)  # nobody said that it moves: the scan nearest in time, as it is
+    np.testing.assert_allclose(moment.points[:, 2], [4.1], rtol=1e-6)
+    assert moment.T_world_camera is None
+    with pytest.raises(BagError, match=r"from camera to map.*--world-frame"):
+        read(path, world_frame="map")
+
+
 def test_without_a_transform_the_cure_is_named(tmp_path: Path) -> None:
     def write(bag: BagWriter) -> None:
         bag.info(1.0)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where frames lie to each other over time: recorded TF without a running ROS."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation, Slerp
+
+from depth_node.projection import invert_rigid
+
+Transform = NDArray[np.float64]
+
+
+class TransformError(LookupError):
+    """Two frames that nothing joins, or not at that time; the message says which."""
+
+
+@dataclass
+class _Link:
+    """T_parent_child of one frame, at each of its times; one without a time holds always."""
+
+    parent: str
+    stamps_ns: list[int] = field(default_factory=list)
+    transforms: list[Transform] = field(default_factory=list)
+
+    def at(self, stamp_ns: int, tolerance_ns: float, name: str) -> Transform:
+        if not self.stamps_ns:
+            return self.transforms[0]
+        after = bisect.bisect_left(self.stamps_ns, stamp_ns)
+        if 0 < after < len(self.stamps_ns):
+            return _between(
+                self.transforms[after - 1],
+                self.transforms[after],
+                (stamp_ns - self.stamps_ns[after - 1])
+                / (self.stamps_ns[after] - self.stamps_ns[after - 1]),
+            )
+        end = min(after, len(self.stamps_ns) - 1)
+        apart_ns = abs(stamp_ns - self.stamps_ns[end])
+        if apart_ns > tolerance_ns:
+            raise TransformError(
+                f"the transform of {name} is known from {self.stamps_ns[0] * 1e-9:.3f} s to"
+                f" {self.stamps_ns[-1] * 1e-9:.3f} s, and {stamp_ns * 1e-9:.3f} s was asked for"
+            )
+        return self.transforms[end]
+
+
+class TransformTree:
+    """A tree of frames. Between two times a transform is interpolated, as tf2 does; before the
+    first and after the last it holds for tolerance_s.
+    """
+
+    def __init__(self, tolerance_s: float = 0.1) -> None:
+        self._tolerance_ns = tolerance_s * 1e9
+        self._links: dict[str, _Link] = {}
+
+    def add(self, parent: str, child: str, T: Transform, stamp_ns: int | None = None) -> None:
+        """T_parent_child (4, 4) at a time, or for ever (None). A new parent replaces the old."""
+        parent, child = parent.lstrip("/"), child.lstrip("/")
+        link = self._links.get(child)
+        if link is None or link.parent != parent or stamp_ns is None or not link.stamps_ns:
+            link = self._links[child] = _Link(parent)
+        if stamp_ns is None:
+            link.transforms.append(T)
+            return
+        place = bisect.bisect_left(link.stamps_ns, stamp_ns)
+        if place < len(link.stamps_ns) and link.stamps_ns[place] == stamp_ns:
+            link.transforms[place] = T
+            return
+        link.stamps_ns.insert(place, stamp_ns)
+        link.transforms.insert(place, T)
+
+    def look_up(self, target: str, source: str, stamp_ns: int) -> Transform:
+        """T_target_source (4, 4) at a time. Raises TransformError."""
+        above_target, above_source = self._chain(target), self._chain(source)
+        joint = next((name for name in above_source if name in above_target), None)
+        if joint is None:
+            raise TransformError(
+                f"no transform leads from {source or '(no frame)'} to {target or '(no frame)'}"
+            )
+        T_joint_target = self._down(above_target[: above_target.index(joint)], stamp_ns)
+        T_joint_source = self._down(above_source[: above_source.index(joint)], stamp_ns)
+        return invert_rigid(T_joint_target) @ T_joint_source
+
+    def _chain(self, frame: str) -> list[str]:
+        chain = [frame.lstrip("/")]
+        while chain[-1] in self._links:
+            parent = self._links[chain[-1]].parent
+            if parent in chain:
+                raise TransformError(f"the transforms go round in a circle at {parent}")
+            chain.append(parent)
+        return chain
+
+    def _down(self, chain: list[str], stamp_ns: int) -> Transform:
+        T = np.eye(4)
+        for child in chain:
+            link = self._links[child]
+            name = f"{child} in {link.parent}"
+            T = link.at(stamp_ns, self._tolerance_ns, name) @ T
+        return T
+
+
+def _between(first: Transform, second: Transform, share: float) -> Transform:
+    """Translation linear, rotation along the shortest arc."""
+    turns = Rotation.from_matrix(np.stack([first[:3, :3], second[:3, :3]]))
+    T = np.eye(4)
+    T[:3, :3] = Slerp([0.0, 1.0], turns)(share).as_matrix()
+    T[:3, 3] = (1 - share) * first[:3, 3] + share * second[:3, 3]
+    return T
