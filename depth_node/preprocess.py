@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 DTYPES = ("float32", "float16", "uint8")
-RESIZES = ("stretch", "letterbox", "crop")
+RESIZES = ("stretch", "letterbox", "corner", "crop")
 _INTERPOLATIONS = {
     "area": cv2.INTER_AREA,
     "linear": cv2.INTER_LINEAR,
@@ -28,9 +28,10 @@ class InputSpec:
 
     A tensor value is ``(pixel * scale - mean) / std`` with 8-bit pixels; mean and std are in the
     order of the tensor's channels. ``resize``: "stretch" (the aspect is lost), "letterbox" (the
-    whole picture, the rest of the tensor is 0) or "crop" (the middle of the picture; what is cut
-    off has no answer). ``interpolation`` is for shrinking; enlarging takes "linear" instead of
-    "area". Raises ValueError, in a sentence, for values that cannot be used.
+    whole picture in the middle, the rest of the tensor is 0), "corner" (the same in the upper left
+    corner) or "crop" (the middle of the picture; what is cut off has no answer). ``interpolation``
+    is for shrinking; enlarging takes "linear" instead of "area". Raises ValueError, in a sentence,
+    for values that cannot be used.
     """
 
     height: int
@@ -95,7 +96,7 @@ def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray:
     if spec.resize == "crop":
         top, left, rows, cols = _crop_box(height, width, spec)
         image = image[top : top + rows, left : left + cols]
-    top, left, rows, cols = _tensor_box(height, width, spec)
+    top, left, rows, cols = tensor_box(height, width, spec)
     small = _resize(image, rows, cols, spec.interpolation)
     for channel in range(3):
         plane = small[..., channel if spec.channel_order == "rgb" else 2 - channel]
@@ -123,8 +124,8 @@ def to_picture(
     if not nearest:
         output = np.ascontiguousarray(output, dtype=np.float32)
     interpolation = "nearest" if nearest else "linear"
-    if spec.resize == "letterbox":
-        top, left, rows, cols = _tensor_box(height, width, spec)
+    if spec.resize in ("letterbox", "corner"):
+        top, left, rows, cols = tensor_box(height, width, spec)
         full = _resize(output, spec.height, spec.width, interpolation)
         output = full[top : top + rows, left : left + cols]
     elif spec.resize == "crop":
@@ -145,13 +146,15 @@ def resize_picture(image: npt.NDArray[np.uint8], height: int, width: int) -> npt
     return _resize(image, height, width, "area")
 
 
-def _tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+def tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
     """(top, left, rows, cols) of the tensor that show the picture."""
-    if spec.resize != "letterbox":
+    if spec.resize not in ("letterbox", "corner"):
         return 0, 0, spec.height, spec.width
     scale = min(spec.height / height, spec.width / width)
     rows = min(spec.height, max(1, math.floor(height * scale + 0.5)))
     cols = min(spec.width, max(1, math.floor(width * scale + 0.5)))
+    if spec.resize == "corner":
+        return 0, 0, rows, cols
     return (spec.height - rows) // 2, (spec.width - cols) // 2, rows, cols
 
 

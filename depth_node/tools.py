@@ -602,7 +602,7 @@ def _add_models(commands: Any) -> None:
         writing.add_argument(f"--{name}", default="")
     for name in ("height", "width", "patch-size"):
         writing.add_argument(f"--{name}", type=int, default=0, metavar="PX")
-    choices = (("channel-order", "rgb, bgr"), ("resize", "stretch, letterbox, crop"))
+    choices = (("channel-order", "rgb, bgr"), ("resize", "stretch, letterbox, corner, crop"))
     for name, meaning in (*choices, ("interpolation", "as in InputSpec")):
         writing.add_argument(f"--{name}", metavar="WORD", help=meaning)
     writing.add_argument("--scale", type=float, help="pixel values times this, before mean and std")

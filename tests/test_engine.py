@@ -235,7 +235,7 @@ def test_wrong_hash(model: Path) -> None:
         ({"input": 3}, r"found 3 where keys and values"),
         ({"input": ...}, r"found None where keys and values"),
         ({"input__std": [0, 1, 1]}, r"std must be above 0"),
-        ({"input__resize": "squash"}, r"use one of stretch, letterbox, crop"),
+        ({"input__resize": "squash"}, r"use one of stretch, letterbox, corner, crop"),
         ({"patch_size": 14}, r"no multiple of patch_size 14"),
         ({"patch_size": -1}, r"patch_size is -1"),
         ({"name": 5}, r"name is 5: it must be text"),

@@ -63,6 +63,13 @@ def test_letterbox_keeps_the_aspect_and_pads_with_zero() -> None:
     assert (tensor[0, :, 8:24] > 1).all()
 
 
+def test_corner_is_a_letterbox_without_an_upper_left_border() -> None:
+    image = np.full((48, 96, 3), 255, np.uint8)
+    tensor = to_tensor(image, InputSpec(32, 32, resize="corner", **IMAGENET))
+    assert (tensor[0, :, :16] > 1).all()
+    assert (tensor[0, :, 16:] == 0).all()
+
+
 def test_crop_takes_the_middle() -> None:
     image = np.zeros((48, 96, 3), np.uint8)
     image[:, 24:72] = 90
@@ -70,7 +77,7 @@ def test_crop_takes_the_middle() -> None:
     np.testing.assert_array_equal(tensor, 90)
 
 
-@pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop"])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox", "corner", "crop"])
 @pytest.mark.parametrize("size", [(48, 96), (96, 48), (61, 83), (32, 40), (480, 640)])
 @pytest.mark.parametrize("shrunk", [1, 2])
 def test_what_goes_in_comes_back_in_place(resize: str, size: tuple, shrunk: int) -> None:
@@ -102,7 +109,7 @@ def test_what_goes_in_comes_back_in_place(resize: str, size: tuple, shrunk: int)
 
 def test_labels_come_back_unmixed() -> None:
     labels = np.array([[1, 7], [3, 200_000]], np.int32)
-    for resize in ("stretch", "letterbox", "crop"):
+    for resize in ("stretch", "letterbox", "corner", "crop"):
         back = to_picture(labels, InputSpec(20, 20, resize=resize), 50, 90, nearest=True)
         assert back.dtype == np.int32
         assert set(np.unique(back)) - {0} == {1, 3, 7, 200_000}

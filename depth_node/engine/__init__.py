@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +25,9 @@ from depth_node.config import nearest
 from depth_node.prediction import KINDS
 from depth_node.preprocess import InputSpec
 
-REGION_MEANINGS = ("region_masks", "region_labels")
-MEANINGS = (*KINDS, *REGION_MEANINGS)
+REGION_MEANINGS = ("region_masks", "region_labels", "region_edges", "region_prompts")
+PROMPT_DECODER = "prompt_masks"  # the second half of "region_prompts", opened by the first
+MEANINGS = (*KINDS, *REGION_MEANINGS, PROMPT_DECODER)
 EMBEDDED = "embedded"
 _EMBEDDED_FILE = Path(__file__).resolve().parent.parent / "models" / "embedded.onnx"
 
@@ -45,6 +46,12 @@ class Manifest:
     ``model`` is the file's name; ``sha256`` that of the file and of its external weights;
     ``meaning`` one of MEANINGS; ``patch_size`` of a transformer (0: none). Raises EngineError for
     values that cannot be used.
+
+    A model with several outputs that belong together names them all in ``outputs``, the first of
+    which is ``output_name``. A model that is fed with other tensors than one picture names them
+    with their shapes in ``inputs`` (all float32, the first is ``input_name``); its ``input`` is
+    then the picture that they come from. ``decoder`` is the file, beside an encoder of meaning
+    "region_prompts", that makes masks of its outputs and of points in the picture.
     """
 
     name: str
@@ -58,9 +65,13 @@ class Manifest:
     licence: str = ""
     source: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
+    decoder: str = ""
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key in ("name", "model", "sha256", "input_name", "output_name", "licence", "source"):
+        texts = ("name", "model", "sha256", "input_name", "output_name", "licence", "source")
+        for key in (*texts, "decoder"):
             if not isinstance(getattr(self, key), str):
                 raise EngineError(
                     f"{key} is {getattr(self, key)!r}: it must be text; put it in quotes"
@@ -81,6 +92,41 @@ class Manifest:
             )
         if not isinstance(self.training, Mapping):
             raise EngineError("training must be a mapping of keys to values")
+        if (self.meaning == "region_prompts") != bool(self.decoder):
+            raise EngineError(
+                f"meaning {self.meaning} with decoder {self.decoder!r}: region_prompts, and only"
+                " it, needs the file name of its prompt decoder; export both halves together"
+            )
+        self._check_tensors()
+
+    def _check_tensors(self) -> None:
+        if not isinstance(self.inputs, Mapping) or not all(
+            isinstance(shape, (list, tuple))
+            and shape
+            and all(type(n) is int and n > 0 for n in shape)
+            for shape in self.inputs.values()
+        ):
+            raise EngineError("inputs must map names of tensors to shapes like [64, 2]")
+        object.__setattr__(self, "inputs", {key: tuple(n) for key, n in self.inputs.items()})
+        if isinstance(self.outputs, str) or not all(isinstance(name, str) for name in self.outputs):
+            raise EngineError("outputs must be a list of names")
+        object.__setattr__(self, "outputs", tuple(self.outputs))
+        for key, names in (("input_name", (*self.inputs,)), ("output_name", self.outputs)):
+            if names and getattr(self, key) != names[0]:
+                raise EngineError(
+                    f"{key} is {getattr(self, key)!r} and not the first of {', '.join(names)}:"
+                    " correct one of them"
+                )
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every input tensor and its shape: the picture alone, or those of ``inputs``."""
+        return dict(self.inputs) or {self.input_name: self.input.shape}
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Every output that is asked for."""
+        return self.outputs or (self.output_name,)
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
@@ -108,6 +154,11 @@ class Manifest:
         for key in ("mean", "std"):
             values["input"][key] = list(values["input"][key])
         values["training"] = dict(self.training)
+        values["inputs"] = {key: list(shape) for key, shape in self.inputs.items()}
+        values["outputs"] = list(self.outputs)
+        for key in ("decoder", "inputs", "outputs"):  # most models have none
+            if not values[key]:
+                del values[key]
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         Path(path).write_text(text, encoding="utf-8")
 
@@ -172,39 +223,51 @@ def write_manifest(
     licence: str = "",
     source: str = "",
     training: Mapping[str, Any] | None = None,
+    decoder: str = "",
+    outputs: Sequence[str] = (),
     **input_options: Any,
 ) -> Manifest:
     """Write the manifest of an ONNX file; names, size and type are read from the file itself.
 
     What the file cannot say is given: ``meaning``, the input options of InputSpec that are not
     their defaults (channel_order, scale, mean, std, resize, interpolation), ``output_name`` if
-    there are several outputs, ``height`` and ``width`` if the file leaves them open. The manifest
-    goes beside the model unless ``manifest`` names another place. Raises EngineError.
+    there are several outputs, ``height`` and ``width`` if the file leaves them open, ``outputs``
+    if several belong together, the ``decoder`` of region_prompts. A prompt decoder may have any
+    inputs; ``height`` and ``width`` are those of its encoder's input. The manifest goes beside the
+    model unless ``manifest`` names another place. Raises EngineError.
     """
     model = _existing(Path(model))
     from depth_node.engine import ort  # the probing is done by the back end that reads ONNX
 
-    inputs, outputs = ort.probe(model)
-    if len(inputs) != 1:
+    inputs, found_outputs = ort.probe(model)
+    prompted = meaning == PROMPT_DECODER
+    if len(inputs) != 1 and not prompted:
         raise EngineError(
             f"model {model} has {len(inputs)} inputs ({', '.join(item.name for item in inputs)}):"
             " only models with one input, the picture, can be used; export it so"
         )
     tensor = inputs[0]
-    if len(tensor.shape) != 4 or tensor.shape[1] not in (3, None):
+    if not prompted and (len(tensor.shape) != 4 or tensor.shape[1] not in (3, None)):
         raise EngineError(
             f"model {model} has an input of shape {tensor.shape}: export it with one picture of"
             " shape (1, 3, height, width)"
         )
-    names = [item.name for item in outputs]
+    for item in inputs if prompted else ():
+        if None in item.shape or item.dtype != "float32":
+            raise EngineError(
+                f"prompt decoder {model} has an input {item.name} of shape {item.shape} and type"
+                f" {item.dtype or 'unknown'}: export it with fixed shapes and float32"
+            )
+    names = [item.name for item in found_outputs]
+    output_name = output_name or (outputs[0] if outputs else "")
     if not output_name and len(names) > 1:
         raise EngineError(
             f"model {model} has the outputs {', '.join(names)}: say which one is meant"
         )
     size = {}
     for key, given, found in (
-        ("height", height, tensor.shape[2]),
-        ("width", width, tensor.shape[3]),
+        ("height", height, None if prompted else tensor.shape[2]),
+        ("width", width, None if prompted else tensor.shape[3]),
     ):
         if not (given or found):
             raise EngineError(f"model {model} leaves the input's {key} open: say which one to use")
@@ -225,10 +288,17 @@ def write_manifest(
         licence=licence,
         source=source,
         training=dict(training or {}),
+        decoder=decoder,
+        inputs={item.name: _whole(item.shape) for item in inputs} if prompted else {},
+        outputs=tuple(outputs),
     )
     with ort.OrtEngine(model, written):  # names, shape and type are checked as at run time
         written.save(manifest_path(model) if manifest is None else manifest)
     return written
+
+
+def _whole(shape: tuple[int | None, ...]) -> tuple[int, ...]:
+    return tuple(size or 0 for size in shape)
 
 
 # --- engines -------------------------------------------------------------------------------------
@@ -253,6 +323,12 @@ class Engine(Protocol):
         """Input tensor of the manifest's shape and type -> the output that the manifest names.
 
         The array belongs to the caller: the next run does not change it. Raises EngineError.
+        """
+
+    def run_named(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+        """Every input of ``manifest.input_shapes`` -> every output of ``manifest.output_names``.
+
+        As run(), for models of several inputs or outputs. Raises EngineError.
         """
 
     def close(self) -> None:
@@ -385,3 +461,21 @@ def check_tensor(tensor: npt.NDArray, manifest: Manifest) -> None:
             f" its manifest asks for {manifest.input.shape} and {manifest.input.dtype};"
             " make it with preprocess.to_tensor"
         )
+
+
+def check_tensors(tensors: Mapping[str, npt.NDArray], manifest: Manifest) -> None:
+    """EngineError unless these are the inputs of the manifest, each of its shape."""
+    wanted = manifest.input_shapes
+    if set(tensors) != set(wanted):
+        raise EngineError(
+            f"model {manifest.name} takes {', '.join(wanted)}, not"
+            f" {', '.join(tensors) or 'nothing'}: give the tensors that its manifest names"
+        )
+    dtype = np.dtype("float32" if manifest.inputs else manifest.input.dtype)
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name] or tensor.dtype != dtype:
+            raise EngineError(
+                f"{name} of model {manifest.name} has shape {tensor.shape} and type {tensor.dtype},"
+                f" its manifest asks for {wanted[name]} and {dtype}: give a model or a decoder that"
+                " fits"
+            )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from depth_node.engine import EngineError, Manifest, check_tensor
+from depth_node.engine import EngineError, Manifest, check_tensor, check_tensors
 
 _PROVIDER = "CPUExecutionProvider"
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -51,26 +52,36 @@ class OrtEngine:
             "sha256": manifest.sha256,
         }
         self._session: onnxruntime.InferenceSession | None = session
-        self._outputs = [manifest.output_name]
         # The first run allocates; and what the file leaves open is only seen when it runs.
-        self.run(np.zeros(manifest.input.shape, manifest.input.dtype))
+        dtype = "float32" if manifest.inputs else manifest.input.dtype
+        self.run_named({key: np.zeros(n, dtype) for key, n in manifest.input_shapes.items()})
 
     def run(self, tensor: npt.NDArray) -> npt.NDArray:
         """See Engine.run."""
+        check_tensor(tensor, self.manifest)
+        output: npt.NDArray = self._run({self.manifest.input_name: tensor}, 1)[0]
+        return output
+
+    def run_named(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+        """See Engine.run_named."""
+        check_tensors(tensors, self.manifest)
+        names = self.manifest.output_names
+        return dict(zip(names, self._run(tensors, len(names)), strict=True))
+
+    def _run(self, tensors: Mapping[str, npt.NDArray], outputs: int) -> list[npt.NDArray]:
         if self._session is None:
             raise EngineError(f"model {self.manifest.name} is closed: open it again")
-        check_tensor(tensor, self.manifest)
         try:
-            output: npt.NDArray = self._session.run(
-                self._outputs, {self.manifest.input_name: tensor}
-            )[0]
+            found: list[npt.NDArray] = self._session.run(
+                list(self.manifest.output_names[:outputs]), dict(tensors)
+            )
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise EngineError(
                 f"model {self.manifest.name} failed to run with an input of"
                 f" {self.manifest.input.width}x{self.manifest.input.height}: if the manifest gives"
                 f" the right size, the model itself is broken ({_reason(error)})"
             ) from error
-        return output
+        return found
 
     def close(self) -> None:
         """See Engine.close."""
@@ -129,6 +140,20 @@ def _check_signature(
 ) -> None:
     """EngineError where the file and its manifest contradict each other."""
     inputs, outputs = _infos(session.get_inputs()), _infos(session.get_outputs())
+    for name in manifest.output_names:
+        if name not in [item.name for item in outputs]:
+            raise EngineError(
+                f"model {model} has the outputs {', '.join(item.name for item in outputs)}, its"
+                f" manifest says {name}: correct output_name"
+            )
+    if manifest.inputs:
+        found_shapes = {item.name: item.shape for item in inputs}
+        if found_shapes != manifest.inputs or {item.dtype for item in inputs} != {"float32"}:
+            raise EngineError(
+                f"model {model} has the inputs {found_shapes}, its manifest says"
+                f" {dict(manifest.inputs)} of float32: write the manifest anew"
+            )
+        return
     names = [item.name for item in inputs]
     if names != [manifest.input_name]:
         raise EngineError(
@@ -148,11 +173,6 @@ def _check_signature(
         raise EngineError(
             f"model {model} takes {session.get_inputs()[0].type}, its manifest says {spec.dtype}:"
             " correct input.dtype, or export the model with a float32 input"
-        )
-    if manifest.output_name not in [item.name for item in outputs]:
-        raise EngineError(
-            f"model {model} has the outputs {', '.join(item.name for item in outputs)}, its"
-            f" manifest says {manifest.output_name}: correct output_name"
         )
 
 
