@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is left of a map without scale and shift: (d - median) / mean absolute deviation.
 
-Maps are (N, 1, H, W) float with a boolean mask of the same shape; statistics are per picture and
-over a context, a set of pixels: all valid ones, or those of a range of depth (hierarchical depth
-normalisation; Distill Any Depth, section 3.2). The median is torch's, the lower middle of an even
-count; the deviation is the MEAN absolute one. Contexts of fewer than two pixels or without any
-spread normalise to 0.
+Maps are (N, 1, H, W) float. Statistics are taken over contexts: sets of pixels of one picture,
+written as a map (N, 1, H, W) of numbers from 1, where 0 lies in none (a boolean mask is one context
+per picture). Contexts that overlap stand in several such layers (N, L, H, W). The median is
+torch's, the lower middle of an even count; the deviation is the MEAN absolute one about it. All is
+computed in float32 or better, whatever the precision of the network.
 """
 
 from __future__ import annotations
@@ -14,36 +14,102 @@ import torch
 from torch import Tensor
 
 EPS = 1e-6
-# Equal-width bins that the teacher's range is cut into; every pixel lies in one bin of each level.
+# Equal-width bins that the teacher's range is cut into; every pixel lies in one bin of each level
+# (hierarchical depth normalisation; Distill Any Depth, section 3.2).
 LEVELS = {"global": (1,), "hybrid": (1, 2, 4), "local": (4,)}
+NORMS = ("none", *LEVELS)
 
 
-def normalise(values: Tensor, context: Tensor) -> Tensor:
-    """Median 0 and mean absolute deviation 1 over the context of each picture; 0 outside it."""
-    flat, inside = values.flatten(1), context.flatten(1)
-    marked = flat.detach().masked_fill(~inside, float("nan"))
-    middle_of = marked.nan_to_num(torch.inf).sort(dim=1)
-    last = (inside.sum(dim=1, keepdim=True) - 1).clamp_min(0)
-    position = middle_of.indices.gather(1, torch.div(last, 2, rounding_mode="floor"))
-    # Taken out of the map itself, so that the gradient knows of the median.
-    centred = torch.where(inside, flat - flat.gather(1, position), torch.zeros_like(flat))
-    spread = centred.abs().sum(dim=1, keepdim=True) / inside.sum(dim=1, keepdim=True).clamp_min(1)
-    return torch.where(spread > 0, centred / (spread + EPS), centred).view_as(values)
+def statistics(values: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Median, mean absolute deviation and pixel count of each context, each (N, K + 1).
 
-
-def contexts(teacher: Tensor, mask: Tensor, norm: str) -> list[Tensor]:
-    """Boolean maps (N, 1, H, W): the sets of pixels over which `norm` (a key of LEVELS) works.
-
-    The bins' upper edge is open but for the last, or the farthest pixel would be in none.
+    values (N, 1, H, W), contexts (N, 1, H, W) bool or integers 0..K; column 0 says nothing. Median
+    and deviation of an empty context are 0. The median is a member of the map, so gradients reach
+    it.
     """
-    if norm not in LEVELS:
-        raise ValueError(f"No normalisation is called {norm!r}: use one of {', '.join(LEVELS)}.")
+    flat = exact(values.flatten(1))
+    label = contexts.flatten(1).long()
+    rows, top = len(flat), int(label.max()) + 1 if label.numel() else 1
+    place = label + torch.arange(rows, device=label.device)[:, None] * top
+    inside = label > 0
+    count = torch.bincount(place.flatten(), minlength=rows * top)
+    # By value first, then stably by context: each context lies in one piece, in order.
+    ordered = torch.where(inside, flat.detach(), torch.zeros_like(flat)).flatten().argsort()
+    order = ordered[place.flatten()[ordered].argsort(stable=True)]
+    begin = count.cumsum(0) - count
+    middle = begin + torch.div((count - 1).clamp_min(0), 2, rounding_mode="floor")
+    clean = torch.where(inside, flat, torch.zeros_like(flat)).flatten()
+    median = clean[order[middle.clamp_max(len(order) - 1)]] * (count > 0)
+    away = (clean - median[place.flatten()]).abs() * inside.flatten()
+    total = torch.zeros_like(median).index_add(0, place.flatten(), away)
+    deviation = total / count.clamp_min(1)
+    shape = (rows, top)
+    return median.view(shape), deviation.view(shape), count.view(shape)
+
+
+def normalise(values: Tensor, contexts: Tensor) -> Tensor:
+    """Median 0 and mean absolute deviation 1 over each context; 0 outside of all.
+
+    A context without spread (also one of a single pixel) becomes 0.
+    """
+    return standardise(values, contexts)[0]
+
+
+def standardise(values: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
+    """`normalise`, and the deviation (N, 1, H, W) of the context that each pixel lies in."""
+    median, deviation, _ = statistics(values, contexts)
+    label = contexts.flatten(1).long()
+    clean = torch.where(label > 0, exact(values.flatten(1)), torch.zeros((), device=label.device))
+    centred = (clean - median.gather(1, label)) * (label > 0)
+    spread = deviation.gather(1, label)
+    # The difference in a context without spread is 0 already; dividing by EPS would make the
+    # gradient of its pixels explode.
+    divisor = torch.where(spread > 0, spread + EPS, torch.ones_like(spread))
+    return (centred / divisor).view_as(values), spread.view_as(values)
+
+
+def exact(values: Tensor) -> Tensor:
+    """float32, or float64 where it is that: statistics of half precision would be noise."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def bins(teacher: Tensor, mask: Tensor, count: int) -> Tensor:
+    """(N, 1, H, W) integers 1..count: equal-width bins of the teacher's range; 0 where not valid.
+
+    The upper edge of a bin is open but for the last, or the largest value would be in none.
+    """
     flat, valid = teacher.flatten(1), mask.flatten(1)
     low = flat.masked_fill(~valid, torch.inf).amin(dim=1, keepdim=True)
     high = flat.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True)
     share = (flat - low) / (high - low).clamp_min(1e-12)
-    sets = []
-    for bins in LEVELS[norm]:
-        index = (share * bins).clamp(0, bins - 1).floor()
-        sets += [((index == k) & valid).view_as(mask) for k in range(bins)]
-    return sets
+    index = (share * count).nan_to_num(0.0).clamp(0, count - 1).floor().long() + 1
+    return torch.where(valid, index, torch.zeros_like(index)).view_as(mask)
+
+
+def layers(teacher: Tensor, mask: Tensor, norm: str) -> Tensor:
+    """(N, L, H, W) integers: the contexts over which `norm`, a key of LEVELS, works."""
+    if norm not in LEVELS:
+        raise ValueError(f"No normalisation is called {norm!r}: use one of {', '.join(LEVELS)}.")
+    return torch.cat([bins(teacher, mask, count) for count in LEVELS[norm]], dim=1)
+
+
+def worthwhile(
+    contexts: Tensor, teacher: Tensor, mask: Tensor, least_px: int = 256, least_share: float = 1e-3
+) -> Tensor:
+    """Contexts (N, L, H, W) without those too small or too flat to say anything.
+
+    Dropped are contexts with fewer than `least_px` valid pixels, and those in which the teacher
+    deviates by less than `least_share` of what it does in the whole picture: a constant plane would
+    amplify noise. Both limits are ours, WeSTAR's text does not give any.
+    """
+    _, overall, _ = statistics(teacher, mask)
+    least = least_share * (overall[:, 1:2] if overall.shape[1] > 1 else overall[:, :1])
+    kept = []
+    for layer in contexts.split(1, dim=1):
+        layer = torch.where(mask, layer.long(), torch.zeros_like(layer, dtype=torch.long))
+        _, deviation, count = statistics(teacher, layer)
+        good = (count >= least_px) & (deviation > least)
+        good[:, 0] = False
+        flat = layer.flatten(1)
+        kept.append(torch.where(good.gather(1, flat), flat, torch.zeros_like(flat)).view_as(layer))
+    return torch.cat(kept, dim=1)
