@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `python -m training supervised|render|export|evaluate ...`."""
+"""Command line: `python -m training RECIPE --config FILE key=value ...`, and tools around it."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -12,9 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from depth_node import config
+from depth_node.frames import FrameError
+from training import recipes
 from training.data import DataError, Pool
 from training.loop import TrainingError, run
-from training.recipes import supervised
+
+# Each a module with `arguments(parser)` and `command(args, console)`.
+TOOLS: dict[str, tuple[str, str]] = {}
 
 
 def _arguments(text: list[str] | None) -> argparse.Namespace:
@@ -22,10 +27,10 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
         prog="python -m training", description="Train, export and judge depth networks."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (
-        ("supervised", "train a student on rendered rooms"),
-        ("render", "fill the pool of rendered rooms that `supervised` trains on"),
-    ):
+    for name, what in {
+        **recipes.RECIPES,
+        "render": "fill the pool of rendered rooms that `supervised` trains on",
+    }.items():
         sub = commands.add_parser(name, help=what)
         sub.add_argument(
             "--config", required=True, type=Path, help="YAML file, see training/configs"
@@ -33,16 +38,16 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
         sub.add_argument(
             "--dry-run", action="store_true", help="print the resolved settings and stop"
         )
-        if name == "supervised":
-            sub.add_argument(
-                "--run", type=Path, default=None, help="run folder (default runs/<config name>)"
-            )
-        else:
+        if name == "render":
             sub.add_argument(
                 "--count",
                 type=int,
                 default=0,
                 help="pictures in all (default: the size of the pool)",
+            )
+        else:
+            sub.add_argument(
+                "--run", type=Path, default=None, help="run folder (default runs/<config name>)"
             )
         sub.add_argument(
             "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
@@ -50,7 +55,7 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
     sub = commands.add_parser(
         "export", help="checkpoint to ONNX with manifest, after a parity check"
     )
-    sub.add_argument("checkpoint", type=Path)
+    sub.add_argument("checkpoint", type=Path, help="RUN, RUN/best or another checkpoint folder")
     sub.add_argument(
         "--out", required=True, type=Path, help="the .onnx file; its manifest goes beside it"
     )
@@ -80,60 +85,62 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
         help="folder of <source>/<frame>; repeatable",
     )
     sub.add_argument("--json", type=Path, default=None, help="also write every frame's scores here")
+    for name, (module, what) in TOOLS.items():
+        sub = commands.add_parser(name, help=what)
+        importlib.import_module(module).arguments(sub)
     return parser.parse_args(text)
 
 
 def main(text: list[str] | None = None) -> int:
     """Run one command; 0 on success, 1 with a sentence on standard error."""
     args = _arguments(text)
+    console = Console()
     try:
-        if args.command in ("supervised", "render"):
-            return _train_or_render(args)
+        if args.command in recipes.RECIPES:
+            return _train(args, console)
+        if args.command == "render":
+            return _render(args, console)
+        if args.command in TOOLS:
+            importlib.import_module(TOOLS[args.command][0]).command(args, console)
+            return 0
         if args.command == "export":
             from training import export
 
-            export.export_checkpoint(
-                args.checkpoint, args.out, half=not args.fp32, console=Console()
-            )
+            export.export_checkpoint(args.checkpoint, args.out, half=not args.fp32, console=console)
             return 0
         from training import evaluate
 
-        evaluate.report(args.model, args.procedural, args.seed, args.frames, args.json, Console())
+        evaluate.report(args.model, args.procedural, args.seed, args.frames, args.json, console)
         return 0
-    except (config.ConfigError, DataError, TrainingError) as error:
+    except (config.ConfigError, DataError, FrameError, TrainingError) as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def _train_or_render(args: argparse.Namespace) -> int:
-    cfg = config.load(supervised.SupervisedConfig, args.config, args.overrides)
+def _train(args: argparse.Namespace, console: Console) -> int:
+    recipe = recipes.find(args.command)
+    cfg = config.load(recipe.Config, args.config, args.overrides)
     if args.dry_run:
         print(config.dump(cfg), end="")
         return 0
-    if args.command == "render":
-        os.nice(5)  # training next to it comes first
-        pool = Pool(cfg.pool, write=True)
-        target = args.count or cfg.pool.samples
-        columns = (
-            TextColumn("rendering"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns) as bar:
-            task = bar.add_task("", total=target, completed=pool.written)
-            for count in pool.fill(target):
-                bar.update(task, completed=count)
-        return 0
     folder = args.run or Path("runs") / args.config.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config.dump(cfg), encoding="utf-8")
+    run(recipe.build(cfg, console), cfg.loop, folder, config.to_dict(cfg), console=console)
+    return 0
 
-    def waiting(found: int) -> None:
-        print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} pictures", flush=True)
 
-    recipe = supervised.Supervised(cfg, supervised.open_pool(cfg.pool, waiting))
-    run(recipe, cfg.loop, folder, config.to_dict(cfg))
+def _render(args: argparse.Namespace, console: Console) -> int:
+    cfg = config.load(recipes.find("supervised").Config, args.config, args.overrides)
+    if args.dry_run:
+        print(config.dump(cfg), end="")
+        return 0
+    os.nice(5)  # training next to it comes first
+    pool = Pool(cfg.pool, write=True)
+    target = args.count or cfg.pool.samples
+    columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=target, completed=pool.written)
+        for count in pool.fill(target):
+            bar.update(task, completed=count)
     return 0
 
 

@@ -2,8 +2,10 @@
 """The only training loop: optimiser, schedule, averaged weights, checkpoints, resume, log.
 
 A recipe supplies the model, the batch of a step and the loss; the loop alone calls backward() and
-step(). The batch of step k follows from the seed and k, so a resumed run goes on as if it had never
-stopped.
+step(). The pictures of step k follow from the seed and k, and so do the random numbers drawn during
+it: a resumed run goes on as if it had never stopped, and how a step's pictures are shared out among
+processes and accumulated parts does not change what is learnt. accelerate supplies devices,
+processes, precision and gradient scaling.
 """
 
 from __future__ import annotations
@@ -11,38 +13,52 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import platform
+import resource
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import cv2
+import numpy as np
 import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
+from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from depth_node import config
+from training import checkpoints
+from training.checkpoints import BEST, LAST, TrainingError, read
+from training.journal import Journal, environment
 
-CHECKPOINT_FORMAT = 1
-# What may differ between a checkpoint's settings and those of the run that goes on from it.
+__all__ = ["Batch", "LoopConfig", "Recipe", "Share", "TrainingError", "generators", "read", "run"]
+
+# What may differ between a checkpoint's settings and those of the run that goes on from it; a
+# recipe adds its own.
 FREE_TO_CHANGE = (
     "loop.steps",
     "loop.log_every",
     "loop.checkpoint_every",
     "loop.keep_every",
+    "loop.panels_every",
+    "loop.tensorboard",
     "loop.threads",
-    "pool.folder",
+    "loop.workers",
 )
 
-
-class TrainingError(RuntimeError):
-    """A run that cannot start or go on; the message says why and what to do."""
+Batch = dict[str, Any]
+Share = tuple[int, int]  # (index, count): which of `count` equal parts of a step's pictures
 
 
 @dataclass(frozen=True)
@@ -51,10 +67,21 @@ class LoopConfig:
 
     seed: int = config.option(-1, "Seed of weights, batches and augmentation; must be set.")
     steps: int = config.option(10_000, "Optimiser steps in all.", minimum=1)
-    batch: int = config.option(32, "Pictures per step.", minimum=1)
+    batch: int = config.option(
+        32, "Pictures per step, over all processes and accumulated parts together.", minimum=1
+    )
+    accumulate: int = config.option(
+        1, "Parts that a process cuts its pictures of a step into, to save memory.", minimum=1
+    )
     learning_rate: float = config.option(2e-3, "Peak learning rate of AdamW.", minimum=0)
+    schedule: str = config.option(
+        "cosine",
+        "How the rate falls after the warm-up: half a cosine, (1 - done)^power, or not at all.",
+        choices=("cosine", "poly", "constant"),
+    )
+    power: float = config.option(0.9, "Exponent of the poly schedule.", minimum=0)
     final_rate: float = config.option(
-        0.01, "Last learning rate over the peak (cosine).", minimum=0, maximum=1
+        0.01, "Last learning rate over the peak.", minimum=0, maximum=1
     )
     warmup: int = config.option(300, "Steps of linear warm-up.", minimum=0)
     weight_decay: float = config.option(
@@ -62,168 +89,374 @@ class LoopConfig:
     )
     clip: float = config.option(1.0, "Greatest norm of the gradient; 0 = no limit.", minimum=0)
     ema: float = config.option(
-        0.999, "Share that the averaged weights keep at each step.", minimum=0, maximum=1
+        0.999,
+        "Share that the averaged weights keep at each step; 0 = no averaged copy.",
+        minimum=0,
+        maximum=1,
     )
-    precision: str = config.option("fp32", "Arithmetic of the network.", choices=("fp32", "bf16"))
+    ema_warmup: bool = config.option(
+        True, "Forget faster in the first steps; for networks that start from random weights."
+    )
+    precision: str = config.option(
+        "fp32", "Arithmetic of the network; fp16 needs a GPU.", choices=("fp32", "bf16", "fp16")
+    )
+    find_unused: bool = config.option(
+        False, "Several processes only: some weights take no part in some steps."
+    )
     threads: int = config.option(1, "CPU threads of torch.", minimum=1)
-    log_every: int = config.option(50, "Steps between log lines.", minimum=1)
-    checkpoint_every: int = config.option(500, "Steps between checkpoints.", minimum=1)
-    keep_every: int = config.option(
-        0, "Steps between checkpoints that are kept beside the last; 0 = none.", minimum=0
+    workers: int = config.option(
+        0, "Processes that make batches ahead; 0 = the training process itself.", minimum=0
     )
+    log_every: int = config.option(50, "Steps between log lines.", minimum=1)
+    panels_every: int = config.option(0, "Steps between pictures; 0 = none.", minimum=0)
+    checkpoint_every: int = config.option(
+        500, "Steps between checkpoints (and the recipe's validation).", minimum=1
+    )
+    keep_every: int = config.option(
+        0, "Steps between checkpoints that are kept beside last and best; 0 = none.", minimum=0
+    )
+    tensorboard: bool = config.option(True, "Also write TensorBoard's files.")
 
     def __post_init__(self) -> None:
         config.validate(self)
 
 
-Batch = dict[str, Tensor]
+class Recipe(ABC):
+    """What a recipe gives to the loop. model, batch and loss it must; the rest it may."""
 
+    name: str = ""
+    """As in the table of training/recipes: kept in checkpoints, so that export knows the network"""
+    free_to_change: tuple[str, ...] = ()
+    """Dotted settings of its own that may change between interruption and resumption"""
 
-class Recipe(Protocol):
-    """What a recipe gives to the loop."""
-
+    @abstractmethod
     def model(self) -> nn.Module:
-        """A fresh model; torch's generator is seeded before the call."""
+        """A fresh model, on the CPU; torch's generator is seeded before the call.
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, a function of the seed and the step alone."""
+        Only what requires a gradient is learnt and averaged.
+        """
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Scalars of a step; the one called "loss" is minimised."""
+    @abstractmethod
+    def batch(self, step: int, share: Share) -> Batch:
+        """One part of the pictures of a step, on the CPU: see `generators`.
+
+        A function of seed, step and share alone. It may run in another process (loop.workers):
+        networks that it needs belong into `loss`.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
+        """Scalars of a part; the one called "loss" is minimised. Called under autocast.
+
+        batch is on the model's device. averaged: the copy with averaged weights (the teacher of
+        self-training), in eval mode and without gradients; None where loop.ema is 0.
+        """
+
+    def extra(self) -> nn.Module | None:
+        """What is learnt beside the model and not exported (a projection); kept in checkpoints.
+
+        Called once, after model(); the recipe holds on to it and uses it in `loss`.
+        """
+        return None
+
+    def rate(self, name: str) -> float:
+        """Learning rate of a parameter, by its name in model or extra, over the loop's."""
+        return 1.0
+
+    def panels(
+        self, model: nn.Module, batch: Batch, averaged: nn.Module | None
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Pictures (H, W, 3) uint8 RGB by name; model is in eval mode, no gradients are kept."""
+        return {}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Numbers about the weights that would be exported, at every checkpoint.
+
+        The one called "score" (lower is better) decides what is best; without it the mean loss
+        since the last checkpoint does.
+        """
+        return {}
+
+
+def generators(cfg: LoopConfig, step: int, share: Share) -> list[np.random.Generator]:
+    """A generator per picture of this part of a step: of the seed, the step, and its number."""
+    index, count = share
+    each = cfg.batch // count
+    return [np.random.default_rng([cfg.seed, step, index * each + k]) for k in range(each)]
+
+
+def learning_rate(cfg: LoopConfig, step: int) -> float:
+    """Linear warm-up, then the schedule down to final_rate times the peak."""
+    if step < cfg.warmup:
+        return cfg.learning_rate * (step + 1) / cfg.warmup
+    done = min((step - cfg.warmup) / max(cfg.steps - cfg.warmup, 1), 1.0)
+    if cfg.schedule == "constant":
+        return cfg.learning_rate
+    left = (
+        (1 - done) ** cfg.power if cfg.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * done))
+    )
+    return cfg.learning_rate * (cfg.final_rate + (1 - cfg.final_rate) * left)
+
+
+class _Loss(nn.Module):
+    """The loss as one forward call: what is wrapped for several processes is this, so that a recipe
+    sees its own model and may call it as often as it likes.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model: nn.Module, extra: nn.Module | None, averaged: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.extra = extra
+        self._hidden = (recipe, averaged)  # in a tuple: no submodules
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        recipe, averaged = self._hidden
+        return recipe.loss(self.model, batch, averaged)
+
+
+class _Average:
+    """The exponential average of whatever of the model changes, taken in place."""
+
+    def __init__(self, model: nn.Module, averaged: nn.Module) -> None:
+        current = model.state_dict()
+        pairs = [
+            (slow, current[name])
+            for name, slow in averaged.state_dict().items()
+            if slow.data_ptr() != current[name].data_ptr()
+        ]
+        self._float = [(slow, now) for slow, now in pairs if slow.is_floating_point()]
+        self._other = [(slow, now) for slow, now in pairs if not slow.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, keep: float) -> None:
+        """slow <- keep slow + (1 - keep) current; counters are copied."""
+        if self._float:
+            slow, now = zip(*self._float, strict=True)
+            get_ema_multi_avg_fn(keep)(list(slow), list(now), None)
+        for slow_count, count in self._other:
+            slow_count.copy_(count)
 
 
 @dataclass
 class State:
     """Everything that a run carries from one step to the next."""
 
+    recipe: Recipe
+    accelerator: Accelerator
     model: nn.Module
-    averaged: nn.Module
-    optimiser: torch.optim.Optimizer
+    averaged: nn.Module | None
+    extra: nn.Module | None
+    loss: nn.Module  # _Loss, wrapped for several processes
+    optimiser: Any  # AcceleratedOptimizer: skips a step whose float16 gradient overflowed
+    average: _Average | None
     step: int = 0
+    # Sums since the last log line and since the last checkpoint, and how many steps they hold.
+    window: dict[str, Tensor] = field(default_factory=dict)
+    window_steps: int = 0
+    since: Tensor = field(default_factory=lambda: torch.zeros(()))
+    since_steps: int = 0
+    best: float = math.inf
 
-
-def learning_rate(cfg: LoopConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine down to final_rate times the peak."""
-    if step < cfg.warmup:
-        return cfg.learning_rate * (step + 1) / cfg.warmup
-    done = (step - cfg.warmup) / max(cfg.steps - cfg.warmup, 1)
-    half_wave = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return cfg.learning_rate * (cfg.final_rate + (1 - cfg.final_rate) * half_wave)
+    @property
+    def product(self) -> nn.Module:
+        """The network that is exported: with averaged weights, where there are such."""
+        return self.model if self.averaged is None else self.averaged
 
 
 def start(recipe: Recipe, cfg: LoopConfig) -> State:
-    """Fresh model, averaged copy and optimiser from the seed."""
+    """Fresh model, averaged copy and optimiser from the seed, on this process's device."""
     if cfg.seed < 0:
         raise TrainingError(
             "The run has no seed: set loop.seed to 0 or more, so that it can be repeated."
         )
+    accelerator = _accelerator(cfg)
     torch.manual_seed(cfg.seed)
-    model = recipe.model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    averaged = copy.deepcopy(model).eval().requires_grad_(False)
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": cfg.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return State(model, averaged, torch.optim.AdamW(groups, lr=cfg.learning_rate))
+    model = recipe.model()
+    extra = recipe.extra()
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    averaged = _averaged_copy(model) if cfg.ema > 0 else None
+    loss = _Loss(recipe, model, extra, averaged).to(accelerator.device)
+    groups = _groups(loss, recipe, cfg)
+    if not groups:
+        raise TrainingError("Nothing in the model requires a gradient: the recipe froze it all.")
+    optimiser = torch.optim.AdamW(groups, lr=cfg.learning_rate)
+    return State(
+        recipe,
+        accelerator,
+        model,
+        averaged,
+        extra,
+        accelerator.prepare_model(loss),
+        accelerator.prepare_optimizer(optimiser),
+        None if averaged is None else _Average(model, averaged),
+        since=torch.zeros((), device=accelerator.device),
+    )
 
 
-def advance(state: State, recipe: Recipe, cfg: LoopConfig) -> dict[str, float]:
-    """One optimiser step; returns the recipe's scalars, the gradient's norm and the rate."""
-    batch = recipe.batch(state.step)
-    rate = learning_rate(cfg, state.step)
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
-    state.model.train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision == "bf16"):
-        scalars = recipe.loss(state.model, batch)
-    state.optimiser.zero_grad(set_to_none=True)
-    scalars["loss"].backward()
-    limit = cfg.clip if cfg.clip > 0 else math.inf
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    if not torch.isfinite(norm):
-        raise FloatingPointError
-    state.optimiser.step()
-    state.step += 1
-    _average(state, cfg.ema)
-    report = {name: float(value.detach()) for name, value in scalars.items()}
-    return {**report, "gradient": float(norm), "rate": rate}
-
-
-@torch.no_grad()
-def _average(state: State, keep: float) -> None:
-    # Early on the average forgets faster, or it would remember the random weights for a thousand
-    # steps.
-    keep = min(keep, (1 + state.step) / (10 + state.step))
-    current = state.model.state_dict()
-    for name, slow in state.averaged.state_dict().items():
-        if slow.dtype.is_floating_point:
-            slow.lerp_(current[name].to(slow.dtype), 1 - keep)
-        else:
-            slow.copy_(current[name])
-
-
-def save(state: State, settings: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all: a crash in between leaves the old one."""
-    payload = {
-        "format": CHECKPOINT_FORMAT,
-        "step": state.step,
-        "settings": settings,
-        "model": state.model.state_dict(),
-        "averaged": state.averaged.state_dict(),
-        "optimiser": state.optimiser.state_dict(),
-    }
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(payload, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint, tensors and plain values only (no pickled code is run)."""
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
+def _accelerator(cfg: LoopConfig) -> Accelerator:
+    precision = "no" if cfg.precision == "fp32" else cfg.precision
+    shared = AcceleratorState._shared_state
+    if shared and shared.get("_mixed_precision") != precision:
+        # accelerate knows one precision per process; an earlier run in this one had another.
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=cfg.find_unused)],
+    )
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise TrainingError("loop.precision fp16 needs a GPU: use bf16 or fp32 on a CPU.")
+    parts = accelerator.num_processes * cfg.accumulate
+    if cfg.batch % parts:
         raise TrainingError(
-            f"There is no checkpoint {path}; check the path or start a new run."
-        ) from error
-    except Exception as error:
-        raise TrainingError(
-            f"The checkpoint {path} cannot be read ({error}); use an older one."
-        ) from error
-    if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
-        raise TrainingError(
-            f"{path} is no checkpoint of this loop; give a file that `python -m training` wrote."
+            f"loop.batch {cfg.batch} cannot be shared out evenly among"
+            f" {accelerator.num_processes} processes x {cfg.accumulate} accumulated parts: make it"
+            f" a multiple of {parts}."
         )
-    return payload
+    return accelerator
+
+
+def _averaged_copy(model: nn.Module) -> nn.Module:
+    """A copy whose frozen parameters ARE the model's: only what is learnt takes memory twice."""
+    frozen: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, frozen).eval().requires_grad_(False)
+
+
+def _groups(loss: nn.Module, recipe: Recipe, cfg: LoopConfig) -> list[dict[str, Any]]:
+    """Parameters by their share of the rate; vectors (biases, norms) without weight decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in loss.named_parameters():
+        if parameter.requires_grad:
+            factor = recipe.rate(name.partition(".")[2])  # without "model." or "extra."
+            decay = cfg.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((factor, decay), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "factor": factor}
+        for (factor, decay), parameters in groups.items()
+    ]
+
+
+def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
+    """One optimiser step over this process's parts; what happened is added to the windows.
+
+    Raises FloatingPointError where the loss or the gradient is not finite: the weights are then as
+    they were before the step.
+    """
+    accelerator, optimiser = state.accelerator, state.optimiser
+    rate = learning_rate(cfg, state.step)
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["factor"]
+    state.loss.train()
+    optimiser.zero_grad()
+    sums: dict[str, Tensor] = {}
+    for k, batch in enumerate(parts):
+        # What is drawn during a part (dropout, a choice of teacher) follows from the step as well.
+        number = accelerator.process_index * len(parts) + k
+        torch.manual_seed(
+            int(np.random.default_rng([cfg.seed, state.step, number]).integers(2**62))
+        )
+        with nullcontext() if k + 1 == len(parts) else accelerator.no_sync(state.loss):
+            scalars = state.loss(batch)
+            accelerator.backward(scalars["loss"] / len(parts))
+        for name, value in scalars.items():
+            share = value.detach().float() / len(parts)
+            sums[name] = sums[name] + share if name in sums else share
+    limit = cfg.clip if cfg.clip > 0 else math.inf
+    norm = accelerator.clip_grad_norm_(state.loss.parameters(), limit)
+    if not torch.isfinite(norm):
+        scaler = accelerator.scaler
+        # Under float16 a gradient may overflow now and then: the scaler skips that step.
+        if scaler is None or not torch.isfinite(sums["loss"]) or scaler.get_scale() < 1:
+            optimiser.zero_grad()
+            raise FloatingPointError
+        norm = torch.zeros_like(norm)
+    optimiser.step()
+    state.step += 1
+    if state.average is not None:
+        # From random weights the average forgets faster at first, or it would remember them for a
+        # thousand steps.
+        early = (1 + state.step) / (10 + state.step) if cfg.ema_warmup else 1.0
+        state.average.update(min(cfg.ema, early))
+    for name, value in {**sums, "gradient": norm.detach()}.items():
+        state.window[name] = state.window[name] + value if name in state.window else value
+    state.window_steps += 1
+    state.since = state.since + sums["loss"]
+    state.since_steps += 1
+
+
+def save(
+    state: State, cfg: LoopConfig, settings: dict[str, Any], run: Path, score: float | None = None
+) -> Path:
+    """A checkpoint that `last` names, and `best` too where its score is the lowest so far."""
+    links = [LAST]
+    if score is not None and score < state.best:
+        state.best = score
+        links.append(BEST)
+    frozen = {name for name, p in state.model.named_parameters() if not p.requires_grad}
+    model = {name: t for name, t in state.model.state_dict().items() if name not in frozen}
+    tensors = {"averaged": state.product.state_dict(), "model": model}
+    if state.extra is not None:
+        tensors["extra"] = state.extra.state_dict()
+    scaler = state.accelerator.scaler
+    rest = {
+        "optimiser": state.optimiser.state_dict(),
+        "scaler": {} if scaler is None else scaler.state_dict(),
+        "window": state.window,
+        "window_steps": state.window_steps,
+        "since": state.since,
+        "since_steps": state.since_steps,
+        "best": state.best,
+    }
+    about = {"recipe": state.recipe.name, "settings": settings}
+    folder = checkpoints.write(run, state.step, about, tensors, rest, links)
+    checkpoints.tidy(run, cfg.keep_every)
+    return folder
 
 
 def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
-    """Bring a fresh state to where a checkpoint left off; settings that shape the result must be
-    the same.
+    """Bring a fresh state to where a checkpoint left off; TrainingError where settings that shape
+    the result, or the network, are others.
     """
-    payload = read(path)
-    before, now = _flat(payload["settings"]), _flat(settings)
+    content = read(path)
+    before, now = _flat(content["settings"]), _flat(settings)
+    free = (*FREE_TO_CHANGE, *state.recipe.free_to_change)
     changed = sorted(
         name
         for name in before.keys() | now.keys()
-        if before.get(name) != now.get(name) and name not in FREE_TO_CHANGE
+        if before.get(name) != now.get(name) and name not in free
     )
+    if content["recipe"] != state.recipe.name:
+        raise TrainingError(
+            f"The run in {path} was started with the recipe {content['recipe']}, not"
+            f" {state.recipe.name}; use another run folder."
+        )
     if changed:
         what = ", ".join(
             f"{name} (was {before.get(name)!r}, is {now.get(name)!r})" for name in changed
         )
         raise TrainingError(
-            f"The run in {path.parent} was started with other settings: {what};"
-            " use another run folder."
+            f"The run in {path} was started with other settings: {what}; use another run folder."
         )
-    state.model.load_state_dict(payload["model"])
-    state.averaged.load_state_dict(payload["averaged"])
-    state.optimiser.load_state_dict(payload["optimiser"])
-    state.step = int(payload["step"])
+    folder = checkpoints.find(path)
+    averaged = content["averaged"]
+    if state.averaged is not None:
+        checkpoints.load(state.averaged, averaged, folder)
+    learnt = checkpoints.weights(folder / "model.safetensors")
+    checkpoints.load(state.model, {**averaged, **learnt}, folder)
+    if state.extra is not None:
+        checkpoints.load(state.extra, checkpoints.weights(folder / "extra.safetensors"), folder)
+    rest = checkpoints.read_state(folder)
+    state.optimiser.load_state_dict(rest["optimiser"])
+    if state.accelerator.scaler is not None:
+        state.accelerator.scaler.load_state_dict(rest["scaler"])
+    device = state.accelerator.device
+    state.window = {name: value.to(device) for name, value in rest["window"].items()}
+    state.since = rest["since"].to(device)
+    state.window_steps, state.since_steps = rest["window_steps"], rest["since_steps"]
+    state.step, state.best = content["step"], rest["best"]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -235,24 +468,52 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def environment() -> dict[str, Any]:
-    """Where a run took place: enough to repeat it."""
-    try:
-        revision = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        revision = "unknown"
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "git": revision,
-    }
+class _Parts(Dataset[Any]):
+    """What one process gets, part after part, from a step on; read by DataLoader's workers."""
+
+    def __init__(self, recipe: Recipe, cfg: LoopConfig, first: int, process: Share) -> None:
+        self._recipe, self._cfg, self._first, self._process = recipe, cfg, first, process
+
+    def __len__(self) -> int:
+        return (self._cfg.steps - self._first) * self._cfg.accumulate
+
+    def __getitem__(self, index: int) -> Batch | Exception:
+        step, part = divmod(index, self._cfg.accumulate)
+        rank, processes = self._process
+        each = self._cfg.accumulate
+        try:
+            return self._recipe.batch(self._first + step, (rank * each + part, processes * each))
+        except (RuntimeError, ValueError) as error:
+            if get_worker_info() is not None and type(error).__module__.startswith(
+                ("training.", "depth_node.")
+            ):
+                return error  # ours: one sentence, which DataLoader would bury under a traceback
+            raise
+
+
+def _alone(worker: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and a worker has one core
+
+
+def batches(state: State, cfg: LoopConfig) -> Iterator[list[Batch]]:
+    """This process's parts of every step from state.step on, on its device."""
+    accelerator = state.accelerator
+    process = (accelerator.process_index, accelerator.num_processes)
+    loader = DataLoader(
+        _Parts(state.recipe, cfg, state.step, process),
+        batch_size=None,
+        num_workers=cfg.workers,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=_alone,
+    )
+    parts: list[Batch] = []
+    for part in loader:
+        if isinstance(part, Exception):
+            raise part
+        parts.append(send_to_device(part, accelerator.device, non_blocking=True))
+        if len(parts) == cfg.accumulate:
+            yield parts
+            parts = []
 
 
 class _Interrupt:
@@ -271,6 +532,14 @@ class _Interrupt:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
         return self
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was interrupted: all must stop at the same step."""
+        if accelerator.num_processes == 1:
+            return self.seen
+        mine = torch.tensor(float(self.seen), device=accelerator.device)
+        self.seen = bool(accelerator.reduce(mine, "sum") > 0)
+        return self.seen
 
     def _note(self, number: int, frame: object) -> None:
         self.seen = True
@@ -291,6 +560,7 @@ def run(
     folder: Path,
     settings: dict[str, Any],
     stop: Callable[[int], bool] = lambda step: False,
+    console: Console | None = None,
 ) -> State:
     """Train to cfg.steps in a run folder, going on from its last checkpoint if there is one.
 
@@ -298,61 +568,96 @@ def run(
     early, with a checkpoint. So does Ctrl-C or SIGTERM, and TrainingError then says where.
     """
     torch.set_num_threads(cfg.threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    last = folder / "last.pt"
     state = start(recipe, cfg)
-    if last.exists():
-        restore(state, last, settings)
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
-    console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-        (folder / "log.jsonl").open("a", encoding="utf-8") as log,
-        _Interrupt() as interrupt,
-    ):
-        task = bar.add_task("training", total=cfg.steps, completed=state.step, note="")
-        sums: dict[str, float] = {}
-        since, first = time.monotonic(), state.step
-        while state.step < cfg.steps and not stop(state.step) and not interrupt.seen:
+    accelerator = state.accelerator
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / LAST).exists():
+        restore(state, folder / LAST, settings)
+    if accelerator.is_main_process:
+        checkpoints.tidy(folder, cfg.keep_every)
+        written = {
+            "config.yaml": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+            "environment.json": json.dumps(environment(), indent=1),
+        }
+        for name, text in written.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    quiet = not accelerator.is_main_process
+    journal = Journal(folder, state.step, cfg.steps, console or Console(), cfg.tensorboard, quiet)
+    with journal, _Interrupt() as interrupt:
+        saved = state.step
+        clock = time.monotonic()
+        for parts in batches(state, cfg):
+            if stop(state.step) or interrupt.agreed(accelerator):
+                break
             try:
-                report = advance(state, recipe, cfg)
+                advance(state, cfg, parts)
             except FloatingPointError:
-                torch.save(recipe.batch(state.step), folder / "bad_batch.pt")
-                raise TrainingError(
-                    f"The gradient of step {state.step} is not finite; its batch is in"
-                    f" {folder / 'bad_batch.pt'}; "
-                    f"lower loop.learning_rate or look at that data."
-                ) from None
-            for name, value in report.items():
-                sums[name] = sums.get(name, 0.0) + value
+                raise _not_finite(state, parts, folder) from None
             if state.step % cfg.log_every == 0:
-                count, elapsed = state.step - first, time.monotonic() - since
-                row: dict[str, float] = {
-                    name: round(value / count, 6) for name, value in sums.items()
-                }
-                row["images_per_s"] = round(count * cfg.batch / elapsed, 1)
-                log.write(json.dumps({"step": state.step, **row}) + "\n")
-                log.flush()
-                note = f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} images/s"
-                bar.update(task, note=note)
-                if not console.is_terminal:
-                    console.print(f"step {state.step}/{cfg.steps}  {note}", highlight=False)
-                sums, since, first = {}, time.monotonic(), state.step
+                seconds, clock = time.monotonic() - clock, time.monotonic()
+                journal.row(state.step, _row(state, cfg, seconds))
+            if cfg.panels_every and state.step % cfg.panels_every == 0:
+                journal.panels(state.step, _panels(state, parts[0]))
             if state.step % cfg.checkpoint_every == 0:
-                save(state, settings, last)
-            if cfg.keep_every and state.step % cfg.keep_every == 0:
-                save(state, settings, folder / f"step_{state.step:07d}.pt")
-            bar.update(task, completed=state.step)
-    save(state, settings, last)
-    if interrupt.seen:
+                _checkpoint(state, cfg, folder, settings, journal)
+                saved = state.step
+            journal.at(state.step)
+        if saved != state.step:
+            _checkpoint(state, cfg, folder, settings, journal)
+    if interrupt.seen and state.step < cfg.steps:
         raise TrainingError(
             f"Interrupted at step {state.step}; the same command goes on from there."
         )
     return state
+
+
+def _row(state: State, cfg: LoopConfig, seconds: float) -> dict[str, float]:
+    """The means of the window over steps and processes; empties it."""
+    count = state.window_steps
+    values = torch.stack(list(state.window.values())) / count
+    means = state.accelerator.reduce(values, "mean").tolist()
+    row = dict(zip(state.window, means, strict=True))
+    state.window, state.window_steps = {}, 0
+    row["rate"] = learning_rate(cfg, state.step - 1)
+    # A window that began before an interruption has more steps than seconds; one line of the log.
+    row["images_per_s"] = count * cfg.batch / seconds
+    row["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if state.accelerator.device.type == "cuda":
+        row["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return row
+
+
+@torch.no_grad()
+def _panels(state: State, batch: Batch) -> dict[str, NDArray[np.uint8]]:
+    if not state.accelerator.is_main_process:
+        return {}
+    state.loss.eval()
+    return state.recipe.panels(state.model, batch, state.averaged)
+
+
+def _checkpoint(
+    state: State, cfg: LoopConfig, folder: Path, settings: dict[str, Any], journal: Journal
+) -> None:
+    """Validate and save, on the main process; the others wait."""
+    accelerator = state.accelerator
+    score = None
+    if state.since_steps:
+        score = float(accelerator.reduce(state.since, "mean")) / state.since_steps
+    state.since, state.since_steps = torch.zeros_like(state.since), 0
+    if accelerator.is_main_process:
+        with torch.no_grad():
+            numbers = state.recipe.validate(state.product.eval())
+        if numbers:
+            journal.row(state.step, numbers)
+        save(state, cfg, settings, folder, numbers.get("score", score))
+    accelerator.wait_for_everyone()
+
+
+def _not_finite(state: State, parts: list[Batch], folder: Path) -> TrainingError:
+    rank = state.accelerator.process_index
+    path = folder / ("bad_batch.pt" if rank == 0 else f"bad_batch_{rank}.pt")
+    torch.save(send_to_device(parts[0] if len(parts) == 1 else parts, "cpu"), path)
+    return TrainingError(
+        f"The loss or gradient of step {state.step} is not finite; its batch is in {path}: look at"
+        " that data or lower loop.learning_rate."
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
@@ -34,12 +35,12 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(folder: Path, *overrides: str) -> supervised.SupervisedConfig:
-    return config.load(supervised.SupervisedConfig, DEBUG, [f"pool.folder={folder}", *overrides])
+def settings(folder: Path, *overrides: str) -> supervised.Config:
+    return config.load(supervised.Config, DEBUG, [f"pool.folder={folder}", *overrides])
 
 
-def train(cfg: supervised.SupervisedConfig, folder: Path, **more: Any) -> loop.State:
-    recipe = supervised.Supervised(cfg, supervised.open_pool(cfg.pool))
+def train(cfg: supervised.Config, folder: Path, **more: Any) -> loop.State:
+    recipe = supervised.build(cfg, Console())
     return loop.run(recipe, cfg.loop, folder, config.to_dict(cfg), **more)
 
 
@@ -80,35 +81,18 @@ def test_an_interrupt_ends_between_steps_and_can_go_on(
     recipe = supervised.Supervised(cfg, supervised.open_pool(cfg.pool))
     real = recipe.batch
 
-    def interrupted(step: int) -> loop.Batch:
+    def interrupted(step: int, share: loop.Share) -> loop.Batch:
         if step == 2:
             os.kill(os.getpid(), number)
-        return real(step)
+        return real(step, share)
 
     recipe.batch = interrupted  # type: ignore[method-assign]
     before = signal.getsignal(number)
-    with pytest.raises(loop.TrainingError, match="Interrupted at step 3"):
+    with pytest.raises(loop.TrainingError, match="Interrupted at step 2"):
         loop.run(recipe, cfg.loop, tmp_path / "parts", config.to_dict(cfg))
     assert signal.getsignal(number) is before
     resumed = train(cfg, tmp_path / "parts")
     assert same(weights(train(cfg, tmp_path / "whole")), weights(resumed))
-
-
-def test_a_crash_while_saving_leaves_the_old_checkpoint(
-    pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cfg = settings(pool_folder, "loop.steps=2")
-    state = train(cfg, tmp_path)
-    before = (tmp_path / "last.pt").read_bytes()
-
-    def full_disk(payload: object, file: Any) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        loop.save(state, config.to_dict(cfg), tmp_path / "last.pt")
-    assert (tmp_path / "last.pt").read_bytes() == before
 
 
 def test_other_settings_do_not_go_on_with_a_run(pool_folder: Path, tmp_path: Path) -> None:
@@ -116,17 +100,6 @@ def test_other_settings_do_not_go_on_with_a_run(pool_folder: Path, tmp_path: Pat
     with pytest.raises(loop.TrainingError, match=r"loop\.learning_rate \(was 0\.002, is 0\.001\)"):
         train(settings(pool_folder, "loop.learning_rate=0.001"), tmp_path)
     assert train(settings(pool_folder, "loop.steps=3"), tmp_path).step == 3
-
-
-def test_bad_checkpoints_are_refused_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(loop.TrainingError, match="no checkpoint"):
-        loop.read(tmp_path / "absent.pt")
-    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(loop.TrainingError, match="cannot be read"):
-        loop.read(tmp_path / "cut.pt")
-    torch.save({"format": 99}, tmp_path / "other.pt")
-    with pytest.raises(loop.TrainingError, match="no checkpoint of this loop"):
-        loop.read(tmp_path / "other.pt")
 
 
 def test_no_seed_no_run(pool_folder: Path) -> None:
@@ -142,8 +115,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run(pool_folder: Path, tmp_path
     cfg = settings(pool_folder)
 
     class Broken(supervised.Supervised):
-        def loss(self, model: torch.nn.Module, batch: loop.Batch) -> dict[str, torch.Tensor]:
-            return {"loss": super().loss(model, batch)["loss"] * float("nan")}
+        def loss(
+            self, model: torch.nn.Module, batch: loop.Batch, averaged: torch.nn.Module | None
+        ) -> dict[str, torch.Tensor]:
+            return {"loss": super().loss(model, batch, averaged)["loss"] * float("nan")}
 
     recipe = Broken(cfg, supervised.open_pool(cfg.pool))
     with pytest.raises(loop.TrainingError, match="step 0 is not finite"):
@@ -254,7 +229,7 @@ def test_export_opens_and_agrees_with_torch(pool_folder: Path, tmp_path: Path) -
     cfg = settings(pool_folder, "loop.steps=4")
     state = train(cfg, tmp_path / "run")
     out = tmp_path / "student.onnx"
-    assert main(["export", str(tmp_path / "run" / "last.pt"), "--out", str(out)]) == 0
+    assert main(["export", str(tmp_path / "run" / "last"), "--out", str(out)]) == 0
     image = np.random.default_rng(0).integers(0, 255, (cfg.height, cfg.width, 3), dtype=np.uint8)
     with DepthModel.open(ModelConfig(path=str(out), threads=1)) as model:
         manifest = model.engine.manifest
@@ -287,6 +262,6 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     run = tmp_path / "run"
     pool = f"pool.folder={tmp_path / 'pool'}"
     assert main(["supervised", *common, "--run", str(run), pool, "loop.steps=2"]) == 0
-    assert {"config.yaml", "environment.json", "last.pt"} <= {p.name for p in run.iterdir()}
+    assert {"config.yaml", "environment.json", "last"} <= {p.name for p in run.iterdir()}
     shutil.rmtree(tmp_path / "pool")
     assert main(["render", *common, pool, "pool.samples=12", "--count", "6"]) == 0

@@ -1,2 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A module per recipe: it supplies model, batches and loss of a step, loop.py does the rest."""
+"""A module per recipe: it supplies model, batches and loss of a step, loop.py does the rest.
+
+Each module has `Config`, a frozen dataclass with a section `loop` (LoopConfig), and
+`build(cfg, console)`, which returns the Recipe.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from depth_node import config
+
+# What the command line offers, and what the name in a checkpoint stands for.
+RECIPES = {"supervised": "train a student on rendered rooms"}
+
+
+def find(name: str) -> ModuleType:
+    """The module of a recipe; only that one is imported (some need large libraries)."""
+    if name not in RECIPES:
+        guess = config.nearest(name, RECIPES)
+        hint = f"; did you mean {guess!r}?" if guess else f"; there are {', '.join(RECIPES)}"
+        raise config.ConfigError(f"no recipe is called {name!r}{hint}")
+    return importlib.import_module(f"training.recipes.{name}")

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from depth_node import config
 from training.data import AugmentConfig, Pool, PoolConfig, augment
-from training.loop import Batch, LoopConfig
+from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.losses import gradient_matching, normalised_l1
 from training.models import SmallUNet, StudentConfig
 from training.normalization import LEVELS, normalise
@@ -50,7 +51,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class SupervisedConfig:
+class Config:
     """Everything that shapes a supervised run."""
 
     height: int = config.option(
@@ -73,6 +74,9 @@ class SupervisedConfig:
             )
 
 
+SupervisedConfig = Config  # its former name
+
+
 def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[str, Tensor]:
     """Scalars of a batch: prediction (N, 1, H, W), depth (N, 1, H, W) m, not finite or <= 0 where
     unknown.
@@ -93,10 +97,13 @@ def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[s
     return {"loss": level + cfg.gradient * shape, "level": level, "shape": shape}
 
 
-class Supervised:
+class Supervised(Recipe):
     """The recipe: batches from a pool of rendered scenes."""
 
-    def __init__(self, cfg: SupervisedConfig, pool: Pool) -> None:
+    name = "supervised"
+    free_to_change = ("pool.folder",)
+
+    def __init__(self, cfg: Config, pool: Pool) -> None:
         self.cfg = cfg
         self.pool = pool
 
@@ -104,21 +111,16 @@ class Supervised:
         """A fresh student."""
         return SmallUNet(self.cfg.student)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, share: Share) -> Batch:
         """Pictures (N, 3, h, w) as the network sees them and depth (N, 1, h, w) m."""
-        rng = np.random.default_rng([self.cfg.loop.seed, step])
-        index = np.sort(rng.integers(0, len(self.pool), self.cfg.loop.batch))
-        pairs = [
-            augment(
-                self.pool.image[i],
-                self.pool.depth[i].astype(np.float32),
-                self.cfg.height,
-                self.cfg.width,
-                self.cfg.augment,
-                rng,
+        cfg = self.cfg
+        pairs = []
+        for rng in generators(cfg.loop, step, share):
+            i = int(rng.integers(0, len(self.pool)))
+            depth = self.pool.depth[i].astype(np.float32)
+            pairs.append(
+                augment(self.pool.image[i], depth, cfg.height, cfg.width, cfg.augment, rng)
             )
-            for i in index
-        ]
         images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
         depth = torch.from_numpy(np.stack([depth for _, depth in pairs]))[:, None]
         return {
@@ -126,9 +128,18 @@ class Supervised:
             "depth": depth,
         }
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
         """Normalised-disparity regression."""
         return disparity_loss(model(batch["image"]), batch["depth"], self.cfg.loss)
+
+
+def build(cfg: Config, console: Console) -> Supervised:
+    """The recipe on its pool, once that holds enough."""
+
+    def waiting(found: int) -> None:
+        console.print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} pictures")
+
+    return Supervised(cfg, open_pool(cfg.pool, waiting))
 
 
 def open_pool(

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints on disk: written whole or not at all, read without running code that they carry.
+
+    RUN/checkpoints/step_0000500/   about.json            format, recipe, step, settings
+                                    averaged.safetensors  the whole network, averaged: for users
+                                    model.safetensors     what is learnt, and buffers: to go on from
+                                    extra.safetensors     learnt beside the network (optional)
+                                    state.pt              optimiser and counters
+    RUN/last, RUN/best              links to two of these folders
+
+A folder is written under another name, flushed to the disk and renamed, then the link is replaced:
+a crash or a full disk in between leaves the old checkpoint where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FORMAT = 2
+PARTIAL = ".partial"
+LAST, BEST = "last", "best"
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or go on; the message says why and what to do."""
+
+
+def write(
+    run: Path,
+    step: int,
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    links: Iterable[str] = (LAST,),
+) -> Path:
+    """One checkpoint of a run folder, and the links (`last`, `best`) that now name it.
+
+    tensors: file stem -> state dict. Raises TrainingError where the disk is full or not writable;
+    every checkpoint that was there before is then still there.
+    """
+    folder = run / "checkpoints" / f"step_{step:07d}"
+    partial = folder.with_name(folder.name + PARTIAL)
+    try:
+        if not folder.exists():
+            _write_folder(partial, {"format": FORMAT, "step": step, **about}, tensors, state)
+            os.replace(partial, folder)
+            _flush(folder.parent)
+        for name in links:
+            fresh = run / (name + PARTIAL)
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(folder.relative_to(run), target_is_directory=True)
+            os.replace(fresh, run / name)
+        _flush(run)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingError(
+            f"The checkpoint of step {step} could not be written ({error}); those before it are"
+            f" intact in {run}: make room on that disk and give the same command again."
+        ) from error
+    return folder
+
+
+def _write_folder(
+    folder: Path,
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, content in tensors.items():
+        # Own memory for every tensor: safetensors refuses weights that share it.
+        plain = {key: value.detach().cpu().contiguous().clone() for key, value in content.items()}
+        save_file(plain, str(folder / f"{name}.safetensors"))
+    with (folder / "state.pt").open("wb") as file:
+        torch.save(dict(state), file)
+    (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    for path in folder.iterdir():
+        _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """To the disk: what is renamed while its content is in memory is lost with the power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def tidy(run: Path, keep_every: int = 0) -> None:
+    """Remove what no link names, but every keep_every-th step (0: none), and what crashes left."""
+    named = {(run / name).resolve() for name in (LAST, BEST)}
+    for folder in (run / "checkpoints").glob("step_*"):
+        number = folder.name.removeprefix("step_")
+        kept = number.isdigit() and keep_every > 0 and int(number) % keep_every == 0
+        if folder.resolve() not in named and not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def find(path: Path) -> Path:
+    """The checkpoint folder that is meant by a checkpoint, a link to one, or a run folder."""
+    for folder in (path, path / LAST):
+        if (folder / "about.json").is_file():
+            return folder.resolve()
+    if path.is_file():
+        raise TrainingError(
+            f"{path} is no checkpoint of this loop but a file: give the folder that"
+            " `python -m training` wrote (RUN, RUN/last or RUN/best)."
+        )
+    raise TrainingError(f"There is no checkpoint in {path}; check the path or start a new run.")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """`recipe`, `step`, `settings` (nested) and `averaged` (the whole network) of a checkpoint.
+
+    path: a checkpoint, a link to one, or a run folder (its last one). No pickled code is run.
+    """
+    folder = find(Path(path))
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise TrainingError(
+            f"{folder} is no checkpoint of this version of the loop (format {FORMAT}); use the"
+            " revision that wrote it, named in environment.json beside it."
+        )
+    return {**about, "averaged": weights(folder / "averaged.safetensors")}
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Optimiser and counters of a checkpoint folder: tensors and plain values only."""
+    try:
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a damaged file
+        raise _unreadable(folder, error) from error
+    return dict(state)
+
+
+def weights(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]:
+    """Name -> tensor of a .safetensors file, or of a .pt/.pth file.
+
+    A .pt file that holds more than tensors could run any code when it is opened: it is refused
+    unless trust_pickle.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TrainingError(f"There are no weights {path}; check the path.")
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(str(path)))
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except Exception as error:
+        if not trust_pickle and "weights_only" in str(error).lower():
+            raise TrainingError(
+                f"{path} is a pickle that holds more than tensors, and opening it could run any"
+                " code: convert it to .safetensors, or set trust_pickle if you know who made it."
+            ) from error
+        raise _unreadable(path, error) from error
+    if isinstance(content, Mapping):
+        for key in ("state_dict", "model"):  # how others wrap theirs
+            content = content[key] if isinstance(content.get(key), Mapping) else content
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise TrainingError(f"{path} holds no table of tensors: give the network's state dict.")
+    return {str(name): value for name, value in content.items()}
+
+
+def load(module: nn.Module, content: Mapping[str, Tensor], where: object) -> None:
+    """Put weights into a network of exactly that architecture; TrainingError for another one."""
+    own = module.state_dict()
+    missing = [name for name in own if name not in content]
+    unknown = [name for name in content if name not in own]
+    shapes = [
+        f"{name!r} is {tuple(content[name].shape)} there and {tuple(own[name].shape)} here"
+        for name in own
+        if name in content and content[name].shape != own[name].shape
+    ]
+    if missing or unknown or shapes:
+        what = [f"{len(missing)} tensors are missing, first {missing[0]!r}"] if missing else []
+        what += [f"{len(unknown)} are not known here, first {unknown[0]!r}"] if unknown else []
+        raise TrainingError(
+            f"The weights in {where} are of another network ({'; '.join(what + shapes[:1])}): use"
+            " the settings of the run that wrote them."
+        )
+    module.load_state_dict(dict(content))
+
+
+def _unreadable(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"The checkpoint {path} cannot be read ({error}); use an older one.")

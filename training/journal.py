@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves for people: log.jsonl, TensorBoard, pictures, and a progress bar meanwhile."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PACKAGES = ("torch", "numpy", "accelerate", "transformers", "peft", "diffusers", "safetensors")
+
+
+def environment() -> dict[str, Any]:
+    """Where a run takes place: enough to repeat it."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "git": _git("rev-parse", "HEAD") or "unknown",
+        "changed_files": (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "packages": versions,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+class Journal:
+    """The log of one run; goes on after the row of `first` and forgets what came later.
+
+    A process that is not the main one (quiet) writes nothing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        first: int,
+        steps: int,
+        console: Console,
+        tensorboard: bool = True,
+        quiet: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.console = console
+        self.steps = steps
+        self.quiet = quiet
+        self._board: Any = None
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._bar = Progress(
+            *columns, console=console, disable=quiet or not console.is_terminal, transient=False
+        )
+        self._task = self._bar.add_task("", total=steps, completed=first, note="")
+        if quiet:
+            return
+        path = folder / "log.jsonl"
+        kept = [line for line in _lines(path) if _step(line) <= first]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+
+    def __enter__(self) -> Journal:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+        if not self.quiet:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def row(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of numbers."""
+        if self.quiet:
+            return
+        shown = {name: float(f"{value:.6g}") for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **shown}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        note = "  ".join(f"{name} {shown[name]:.4g}" for name in ("loss", "score") if name in shown)
+        if "images_per_s" in shown:
+            note += f"  {shown['images_per_s']:.3g} images/s"
+        self._bar.update(self._task, note=note)
+        if not self.console.is_terminal:
+            self.console.print(f"step {step}/{self.steps}  {note}", highlight=False)
+
+    def panels(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Pictures (H, W, 3) uint8 RGB by name: to pictures/ and to TensorBoard."""
+        if self.quiet:
+            return
+        (self.folder / "pictures").mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            path = self.folder / "pictures" / f"{step:07d}_{name}.png"
+            if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+                raise OSError(f"cannot write {path}")
+            if self._board is not None:
+                self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def at(self, step: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def _step(line: str) -> float:
+    """The step of a log line; infinite for one that a crash cut."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
