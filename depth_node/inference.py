@@ -4,37 +4,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.config import option, validate
-from depth_node.engine import EMBEDDED, REGION_MEANINGS, Engine, EngineError, open_engine
+from depth_node.engine import REGION_MEANINGS, Engine, EngineError, PictureEngine
+from depth_node.engine.opening import ModelConfig, open_model
 from depth_node.prediction import KINDS, Prediction
 from depth_node.preprocess import to_picture, to_tensor
 from depth_node.regions import SegmentationConfig, labels_from_ids, labels_from_masks
 
 _Model = TypeVar("_Model", bound="_PictureModel")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which network runs, and on what."""
-
-    path: str = option(
-        EMBEDDED, f'path of an .onnx file with its manifest beside it; "{EMBEDDED}": the package\'s'
-    )
-    manifest: str = option("", "path of the manifest if it does not lie beside the model")
-    backend: str = option("auto", 'what runs the network; "auto": the first that can')
-    threads: int = option(
-        0, "cores that one run of the network may use; 0: as the back end likes", minimum=0
-    )
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 class _PictureModel:
@@ -58,12 +40,7 @@ class _PictureModel:
     @classmethod
     def open(cls: type[_Model], config: ModelConfig) -> _Model:
         """Open the model that the settings name. Raises EngineError."""
-        engine = open_engine(
-            config.path,
-            manifest=config.manifest or None,
-            backend=config.backend,
-            threads=config.threads,
-        )
+        engine = open_model(config)
         try:
             return cls(engine)
         except EngineError:
@@ -88,9 +65,13 @@ class _PictureModel:
     def _infer(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
         """The network's output for a picture, leading axes of size 1 dropped; times are noted."""
         start = time.perf_counter()
-        tensor = to_tensor(image, self.engine.manifest.input)
-        ready = time.perf_counter()
-        output = self.engine.run(tensor)
+        ready = start
+        if isinstance(self.engine, PictureEngine):  # it makes the tensor where the network runs
+            output = self.engine.run_picture(image)
+        else:
+            tensor = to_tensor(image, self.engine.manifest.input)
+            ready = time.perf_counter()
+            output = self.engine.run(tensor)
         end = time.perf_counter()
         self.stage_ms = {"preprocess": (ready - start) * 1e3, "engine": (end - ready) * 1e3}
         shape = output.shape

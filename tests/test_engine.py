@@ -299,7 +299,7 @@ def test_usable_back_ends() -> None:
 
 
 def test_threads_below_zero(model: Path) -> None:
-    assert "threads is -1" in refusal(model, threads=-1)
+    assert "threads must be at least 0, got -1" in refusal(model, threads=-1)
 
 
 def test_opening_and_closing_leaks_no_threads_or_handles(model: Path) -> None:

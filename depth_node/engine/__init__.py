@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +51,9 @@ class Manifest:
     with their shapes in ``inputs`` (all float32, the first is ``input_name``); its ``input`` is
     then the picture that they come from. ``decoder`` is the file, beside an encoder of meaning
     "region_prompts", that makes masks of its outputs and of points in the picture.
+
+    ``limits`` says how far an engine may be from ONNX Runtime on the CPU (engine/check.py) where
+    the usual limits do not suit the model.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Manifest:
     decoder: str = ""
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         texts = ("name", "model", "sha256", "input_name", "output_name", "licence", "source")
@@ -92,6 +95,8 @@ class Manifest:
             )
         if not isinstance(self.training, Mapping):
             raise EngineError("training must be a mapping of keys to values")
+        if not isinstance(self.limits, Mapping):
+            raise EngineError("limits must be a mapping of keys to numbers")
         if (self.meaning == "region_prompts") != bool(self.decoder):
             raise EngineError(
                 f"meaning {self.meaning} with decoder {self.decoder!r}: region_prompts, and only"
@@ -156,7 +161,8 @@ class Manifest:
         values["training"] = dict(self.training)
         values["inputs"] = {key: list(shape) for key, shape in self.inputs.items()}
         values["outputs"] = list(self.outputs)
-        for key in ("decoder", "inputs", "outputs"):  # most models have none
+        values["limits"] = dict(self.limits)
+        for key in ("decoder", "inputs", "outputs", "limits"):  # most models have none
             if not values[key]:
                 del values[key]
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -344,51 +350,66 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-def _open_onnxruntime(model: Path, manifest: Manifest, threads: int) -> Engine:
-    from depth_node.engine import ort
+@runtime_checkable
+class PictureEngine(Engine, Protocol):
+    """An engine that makes the input tensor itself, where the network runs."""
 
-    return ort.OrtEngine(model, manifest, threads)
-
-
-@dataclass(frozen=True)
-class _Backend:
-    """How a back end is opened, and the modules without which it cannot be."""
-
-    open: Callable[[Path, Manifest, int], Engine]
-    modules: tuple[str, ...]
-    cure: str
+    def run_picture(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
+        """(H, W, 3) uint8 RGB -> what run() gives for preprocess.to_tensor of it."""
 
 
-# In the order in which "auto" tries them.
-_BACKENDS: dict[str, _Backend] = {
-    "onnxruntime-cpu": _Backend(_open_onnxruntime, ("onnxruntime",), "pip install onnxruntime"),
-}
+Progress = Callable[[str, int, int], None]
+"""Told of a build: what is being done, how many steps of it are done, of how many."""
 
 
 def backends() -> dict[str, str]:
     """Every known back end -> "" if it can be used here, else what is missing and the cure."""
-    return {name: _missing(backend) for name, backend in _BACKENDS.items()}
+    from depth_node.engine import opening
+
+    return opening.backends()
 
 
-def _missing(backend: _Backend) -> str:
-    absent = [name for name in backend.modules if importlib.util.find_spec(name) is None]
-    return f"no module {', '.join(absent)}: {backend.cure}" if absent else ""
+def open_engine(model: str | Path, *, manifest: str | Path | None = None, **options: Any) -> Engine:
+    """Open a model file ("embedded": the network that comes with the package), verified and warm.
+
+    ``manifest`` is looked for beside the model unless given. ``options`` are those of
+    opening.ModelConfig: backend, threads, precision and so on. Takes seconds for a large model,
+    minutes where an engine is built. Raises EngineError with the cause and the cure.
+    """
+    from depth_node.engine import opening
+
+    return opening.open_model(opening.configured(model, manifest, options))
 
 
-def open_engine(
+def build(
     model: str | Path,
     *,
     manifest: str | Path | None = None,
-    backend: str = "auto",
-    threads: int = 0,
-) -> Engine:
-    """Open a model file ("embedded": the network that comes with the package), verified and warm.
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Build the TensorRT engine of a model ahead, into the cache, and check it.
 
-    ``manifest`` is looked for beside the model unless given. ``backend`` is one of backends() or
-    "auto", the first usable one. ``threads`` limits the cores of one run (0: the back end's own
-    choice). Takes seconds for a large model. Raises EngineError with the cause and the cure.
+    ``options`` as in open_engine. Returns the engine's details: key, file, check and so on; an
+    engine that is there already is only checked. Raises EngineError.
     """
-    chosen = _choose_backend(backend)
+    from depth_node.engine import opening
+
+    config = opening.configured(
+        model, manifest, {"backend": "tensorrt", **options, "build_engines": True}
+    )
+    with opening.open_model(config, progress) as engine:
+        return dict(engine.details)
+
+
+def converted_path(model: str | Path, precision: str) -> Path:
+    """Where the copy of a model in another precision lies: model.onnx -> model.fp16.onnx."""
+    model = Path(model)
+    return model.with_name(f"{model.stem}.{precision}.onnx")
+
+
+def locate(model: str | Path, manifest: str | Path | None = None) -> tuple[Path, Manifest]:
+    """The file of a model, or "embedded", and its manifest. Raises EngineError if they differ."""
     if str(model) == EMBEDDED:
         path = _EMBEDDED_FILE
         if not path.is_file():
@@ -406,27 +427,7 @@ def open_engine(
             f" {facts.sha256[:12]}…): it is damaged or another version; fetch the right file, or"
             " write a new manifest with `depth_tools models manifest`"
         )
-    return chosen.open(path, facts, threads)
-
-
-def _choose_backend(name: str) -> _Backend:
-    state = backends()
-    usable = [known for known, missing in state.items() if not missing]
-    if name == "auto":
-        if not usable:
-            reasons = "; ".join(f"{known}: {missing}" for known, missing in state.items())
-            raise EngineError(f"no back end can run a network here: {reasons}")
-        return _BACKENDS[usable[0]]
-    if name not in _BACKENDS:
-        guess = nearest(name, [*state, "auto"])
-        hint = f" (did you mean {guess}?)" if guess else ""
-        raise EngineError(
-            f"back end {name!r} is not known{hint}: use auto or one of {', '.join(usable)}"
-        )
-    if state[name]:
-        others = f", or use {', '.join(usable)}" if usable else ""
-        raise EngineError(f"back end {name} cannot be used here: {state[name]}{others}")
-    return _BACKENDS[name]
+    return path, facts
 
 
 def _existing(model: Path) -> Path:

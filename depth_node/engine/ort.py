@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime on the CPU: the default back end and the reference for every other."""
+"""ONNX Runtime: the reference for every other back end, on the CPU; also its GPU providers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ import onnxruntime
 
 from depth_node.engine import EngineError, Manifest, check_tensor, check_tensors
 
-_PROVIDER = "CPUExecutionProvider"
+# Back end -> ONNX Runtime's providers, in the order in which each gets what the one before cannot.
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_PROVIDERS = {
+    "cpu": [_CPU],
+    "cuda": [_CUDA, _CPU],
+    "tensorrt": ["TensorrtExecutionProvider", _CUDA, _CPU],
+}
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
@@ -32,15 +38,25 @@ def probe(model: Path) -> tuple[list[TensorInfo], list[TensorInfo]]:
     return _infos(session.get_inputs()), _infos(session.get_outputs())
 
 
+def missing(provider: str) -> str:
+    """What this ONNX Runtime lacks for cpu, cuda or tensorrt, with the cure; "" if nothing."""
+    wanted = _PROVIDERS[provider][0]
+    if wanted in onnxruntime.get_available_providers():
+        return ""
+    return (
+        f"this onnxruntime {onnxruntime.__version__} has no {wanted}: pip uninstall onnxruntime,"
+        " then pip install onnxruntime-gpu"
+    )
+
+
 class OrtEngine:
-    """Engine on ONNX Runtime's CPU provider; checked against the manifest and warm when made."""
+    """Engine on a provider of ONNX Runtime; checked against the manifest and warm when made."""
 
-    backend = "onnxruntime-cpu"
-
-    def __init__(self, model: Path, manifest: Manifest, threads: int = 0) -> None:
-        if threads < 0:
-            raise EngineError(f"threads is {threads}: give 0 for the default, or a number above it")
-        session = _session(model, threads)
+    def __init__(
+        self, model: Path, manifest: Manifest, threads: int = 0, provider: str = "cpu"
+    ) -> None:
+        self.backend = f"onnxruntime-{provider}"
+        session = _session(model, threads, provider)
         _check_signature(session, model, manifest)
         self.manifest = manifest
         self.details: dict[str, Any] = {
@@ -99,22 +115,31 @@ class OrtEngine:
         self.close()
 
 
-def _session(model: Path, threads: int) -> onnxruntime.InferenceSession:
+def _session(model: Path, threads: int, provider: str = "cpu") -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # what matters is raised; the rest would be printed to stderr
+    wanted = _PROVIDERS[provider]
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=[_PROVIDER])
+        session = onnxruntime.InferenceSession(str(model), options, providers=wanted)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise EngineError(
             f"{model} cannot be read as an ONNX model: it is truncated, of another format, or newer"
             f" than onnxruntime {onnxruntime.__version__}; fetch or export it again"
             f" ({_reason(error)})"
         ) from error
-    if session.get_providers() != [_PROVIDER]:
+    # A provider that cannot start is left out by ONNX Runtime without an error.
+    found = session.get_providers()
+    if found[:1] != wanted[:1]:
         raise EngineError(
-            f"onnxruntime runs {model} on {session.get_providers()} instead of {_PROVIDER}:"
-            " install the plain onnxruntime package"
+            f"onnxruntime runs {model} on {', '.join(found)} instead of {wanted[0]}: "
+            + (
+                "install the plain onnxruntime package"
+                if provider == "cpu"
+                else "its GPU libraries (CUDA, cuDNN, TensorRT) are missing or do not fit the"
+                f" driver; install those that onnxruntime-gpu {onnxruntime.__version__} names, or"
+                " use another back end"
+            )
         )
     return session
 

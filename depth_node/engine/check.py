@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an engine answers as ONNX Runtime on the CPU does: measured before it is trusted.
+
+An engine can be wrong without an error: TensorRT 10.3 is for transformers that predict depth, FP16
+overflows in attention and normalisation. So every engine but the reference itself is asked once,
+when it is opened, about a picture of a rendered room. The reference's answer is kept on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.config import nearest
+from depth_node.engine import Engine, EngineError, Manifest, PictureEngine
+from depth_node.prediction import INVERSE_FLOOR_SHARE, KINDS
+from depth_node.preprocess import to_tensor
+
+Tensors = dict[str, npt.NDArray]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far an engine may be from the reference.
+
+    finite: least share of finite values. correlation: least. relative_error: largest mean. The
+    defaults are those for converted depth networks; a manifest may set others in ``limits``.
+    """
+
+    finite: float = 1.0
+    correlation: float = 0.9995
+    relative_error: float = 0.005
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Limits:
+        """The limits of a model. Raises EngineError for keys or values that cannot be used."""
+        # Scores of masks cross zero, so their relative error is larger for the same masks.
+        usual = cls() if manifest.meaning in KINDS else cls(relative_error=0.02)
+        known = [item.name for item in dataclasses.fields(cls)]
+        for key, value in manifest.limits.items():
+            if key not in known:
+                guess = nearest(str(key), known)
+                raise EngineError(
+                    f"manifest of {manifest.name}: unknown key limits.{key}"
+                    + (f"; did you mean limits.{guess}?" if guess else f"; use {', '.join(known)}")
+                )
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+                raise EngineError(
+                    f"manifest of {manifest.name}: limits.{key} is {value!r}: give a number from 0"
+                )
+        return dataclasses.replace(usual, **manifest.limits)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near an answer is to the reference: the worst of several outputs or pictures.
+
+    finite: share of finite values where the reference is finite. correlation: of the values.
+    relative_error: mean relative difference (see :func:`parity`).
+    """
+
+    finite: float
+    correlation: float
+    relative_error: float
+
+    def __str__(self) -> str:
+        return (
+            f"finite {self.finite:.2%}, correlation {self.correlation:.6f},"
+            f" relative error {self.relative_error:.3%}"
+        )
+
+    def worse(self, other: Parity) -> Parity:
+        """The worse figure of either."""
+        return Parity(
+            min(self.finite, other.finite),
+            min(self.correlation, other.correlation),
+            max(self.relative_error, other.relative_error),
+        )
+
+    def failures(self, limits: Limits) -> list[str]:
+        """What is beyond its limit, in words; empty if all is well."""
+        found = []
+        if not self.finite >= limits.finite:
+            found.append(f"only {self.finite:.2%} of the values are finite")
+        if not self.correlation >= limits.correlation:
+            found.append(f"correlation {self.correlation:.5f} is below {limits.correlation:g}")
+        if not self.relative_error <= limits.relative_error:
+            found.append(
+                f"relative error {self.relative_error:.2%} is above {limits.relative_error:.2%}"
+            )
+        return found
+
+
+def parity(output: npt.NDArray, reference: npt.NDArray, meaning: str = "") -> Parity:
+    """How near an output is to the reference's, two arrays of one shape.
+
+    Outputs whose meaning leaves scale and shift open are aligned by both first (least squares).
+    Errors are relative to the reference, but no less than a share of its median, for depth and
+    disparity; plain for their logarithms; relative to the mean size for what is neither.
+    """
+    if output.shape != reference.shape:
+        raise EngineError(
+            f"an output has shape {output.shape}, the reference's {reference.shape}: they are not"
+            " of one model"
+        )
+    wanted = np.isfinite(reference)
+    a, r = output[wanted].astype(np.float64), reference[wanted].astype(np.float64)
+    good = np.isfinite(a)
+    finite = float(good.mean()) if len(a) else 1.0
+    a, r = a[good], r[good]
+    if len(a) == 0:
+        return Parity(finite, 0.0, float("inf"))
+    step_a, step_r = a - a.mean(), r - r.mean()
+    spread_a, spread_r = float(step_a @ step_a), float(step_r @ step_r)
+    if spread_a > 0 and spread_r > 0:
+        correlation = float(step_a @ step_r) / float(np.sqrt(spread_a) * np.sqrt(spread_r))
+    else:
+        correlation = 1.0 if spread_a == spread_r else 0.0  # both are flat, or only one is
+    if meaning.endswith("affine_invariant") and spread_a > 0:
+        a = r.mean() + float(step_a @ step_r) / spread_a * step_a
+    error = np.abs(a - r)
+    size = np.abs(r)
+    if meaning.startswith("log"):
+        size = np.ones(1)
+    elif meaning in KINDS and size.any():
+        size = np.maximum(size, INVERSE_FLOOR_SHARE * np.median(size[size > 0]))
+    else:
+        size = np.full(1, size.mean() or 1.0)
+    return Parity(finite, correlation, float((error / size).mean()))
+
+
+def reference_inputs(manifest: Manifest) -> tuple[npt.NDArray[np.uint8], Tensors]:
+    """The reference picture, (H, W, 3) uint8 RGB, and the input tensors that belong to it.
+
+    A model that sees no picture (a prompt decoder) gets random numbers, the same every time.
+    """
+    from depth_node.scene import Scene, random_view
+
+    spec = manifest.input
+    height, width = spec.height, spec.width
+    rng = np.random.default_rng(7)
+    if manifest.inputs:
+        picture: npt.NDArray[np.uint8] = np.zeros((height, width, 3), np.uint8)
+        shapes = manifest.input_shapes.items()
+        return picture, {
+            name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes
+        }
+    # A little larger than the tensor, so that the engine's own resizing is part of what is checked.
+    height, width = height + height // 8, width + width // 8
+    room = Scene.random(3)
+    picture = room.render(*random_view(room, rng, width, height), antialias=False).image
+    return picture, {manifest.input_name: to_tensor(picture, spec)}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference's answer: a picture, its input tensors, and the outputs by name."""
+
+    picture: npt.NDArray[np.uint8]
+    inputs: Tensors
+    outputs: Tensors
+
+    @classmethod
+    def of(cls, model: Path, manifest: Manifest, folder: Path | None = None) -> Reference:
+        """Ask ONNX Runtime on the CPU, or read what it said before from `folder`."""
+        picture, inputs = reference_inputs(manifest)
+        path = None
+        if folder is not None:
+            digest = hashlib.sha256(repr((manifest.sha256, manifest.output_names)).encode())
+            for name in sorted(inputs):
+                digest.update(inputs[name].tobytes())
+            path = folder / f"{digest.hexdigest()[:32]}.reference.npz"
+            kept = _read(path, manifest)
+            if kept is not None:
+                return cls(picture, inputs, kept)
+        from depth_node.engine import ort
+
+        with ort.OrtEngine(model, manifest) as engine:
+            outputs = engine.run_named(inputs)
+        if path is not None:
+            _write(path, outputs)
+        return cls(picture, inputs, outputs)
+
+    def judge(self, engine: Engine) -> Parity:
+        """How near an engine's answers are. Raises EngineError if it cannot answer."""
+        manifest = engine.manifest
+        # A copy in another precision may take another type, and name its tensors anew.
+        dtype = np.dtype("float32" if manifest.inputs else manifest.input.dtype)
+        tensors = [tensor.astype(dtype, copy=False) for tensor in self.inputs.values()]
+        own = engine.run_named(dict(zip(manifest.input_shapes, tensors, strict=True)))
+        reference = list(self.outputs.values())
+        found = _worst([own[name] for name in manifest.output_names], reference, manifest.meaning)
+        if isinstance(engine, PictureEngine) and not manifest.inputs:
+            answer = engine.run_picture(self.picture)
+            found = found.worse(parity(answer, reference[0], manifest.meaning))
+        return found
+
+
+def _worst(
+    outputs: Sequence[npt.NDArray], reference: Sequence[npt.NDArray], meaning: str
+) -> Parity:
+    found = Parity(1.0, 1.0, 0.0)
+    for output, wanted in zip(outputs, reference, strict=True):
+        found = found.worse(parity(output, wanted, meaning))
+    return found
+
+
+def refuse(engine: Engine, found: Parity, limits: Limits) -> None:
+    """EngineError if the figures are beyond the limits."""
+    failures = found.failures(limits)
+    if failures:
+        raise EngineError(
+            f"the engine of model {engine.manifest.name} on {engine.backend} does not answer as"
+            f" ONNX Runtime on the CPU does ({'; '.join(failures)}): set model.precision to fp32,"
+            " model.on_engine_failure to cpu or fp32, or use another version of the back end"
+        )
+
+
+def _read(path: Path, manifest: Manifest) -> Tensors | None:
+    try:
+        with np.load(path) as stored:
+            found = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        return None
+    names = manifest.output_names
+    return {name: found[name] for name in names} if set(found) == set(names) else None
+
+
+def _write(path: Path, outputs: Tensors) -> None:
+    """Keep it for the next start; a folder that cannot be written only costs time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, allow_pickle=False, **outputs)
+        os.replace(file.name, path)
+    except OSError:
+        return

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which back end runs a network, what happens where it cannot, and the check before it is trusted.
+
+The order is explicit: `backend`, then `fallback`, are tried for whether they can be used on this
+machine at all; `on_engine_failure` says what to do where one can, and its engine is wrong. What was
+passed over and why is logged and stands in the engine's details.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from depth_node.config import ConfigError, nearest, option, validate
+from depth_node.engine import (
+    EMBEDDED,
+    Engine,
+    EngineError,
+    Manifest,
+    Progress,
+    converted_path,
+    locate,
+)
+from depth_node.engine.cache import EngineCache
+from depth_node.engine.check import Limits, Reference, refuse
+
+REFERENCE = "onnxruntime-cpu"
+PRECISIONS = ("file", "fp16")
+ON_FAILURE = ("error", "cpu", "fp32")
+
+_log = logging.getLogger("depth_node.engine")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network runs, and on what."""
+
+    path: str = option(
+        EMBEDDED, f'path of an .onnx file with its manifest beside it; "{EMBEDDED}": the package\'s'
+    )
+    manifest: str = option("", "path of the manifest if it does not lie beside the model")
+    backend: str = option(
+        "auto",
+        "what runs the network: tensorrt, onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-cpu,"
+        " or auto: the first of tensorrt, onnxruntime-cuda, onnxruntime-cpu that this machine can",
+    )
+    fallback: tuple[str, ...] = option(
+        (), "back ends to try, in this order, where this machine cannot use `backend`"
+    )
+    precision: str = option(
+        "file",
+        "file: as the model file is typed; fp16: its copy NAME.fp16.onnx, made by"
+        " `depth_tools models convert`",
+        choices=PRECISIONS,
+    )
+    on_engine_failure: str = option(
+        "error",
+        "where an engine cannot be built or answers otherwise than ONNX Runtime on the CPU: error:"
+        " refuse to start; cpu: run on the CPU; fp32: run the model file instead of its fp16 copy",
+        choices=ON_FAILURE,
+    )
+    build_engines: bool = option(
+        True,
+        "build a TensorRT engine where none is in the cache, which takes minutes; false: refuse",
+    )
+    workspace_mb: int = option(
+        0, "GPU memory that building may use; 0: all of it", unit="MB", minimum=0
+    )
+    cache_dir: str = option(
+        "", "where built engines are kept; empty: depth_node/engines in the user's cache folder"
+    )
+    cache_mb: int = option(
+        4000, "size of that cache; what was not used for longest goes", unit="MB", minimum=1
+    )
+    threads: int = option(
+        0, "cores that one run of the network may use; 0: as the back end likes", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+def configured(
+    model: str | Path, manifest: str | Path | None, options: Mapping[str, Any]
+) -> ModelConfig:
+    """The settings of a model that is given by hand. Raises EngineError for what is no option."""
+    try:
+        return ModelConfig(str(model), str(manifest or ""), **options)
+    except (ConfigError, TypeError) as error:
+        raise EngineError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model to be opened: its file, what it is, the settings, and who is told of a build."""
+
+    model: Path
+    manifest: Manifest
+    config: ModelConfig
+    cache: EngineCache
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class _Backend:
+    """How a back end is opened, and "" or what this machine lacks for it."""
+
+    open: Callable[[Job], Engine]
+    missing: Callable[[], str]
+
+
+def _ort(provider: str) -> _Backend:
+    def opened(job: Job) -> Engine:
+        from depth_node.engine import ort
+
+        return ort.OrtEngine(job.model, job.manifest, job.config.threads, provider)
+
+    def missing() -> str:
+        package = "onnxruntime" if provider == "cpu" else "onnxruntime-gpu"
+        if find_spec("onnxruntime") is None:
+            return f"no module onnxruntime: pip install {package}"
+        from depth_node.engine import ort
+
+        return ort.missing(provider)
+
+    return _Backend(opened, missing)
+
+
+_BACKENDS: dict[str, _Backend] = {
+    "onnxruntime-cuda": _ort("cuda"),
+    "onnxruntime-tensorrt": _ort("tensorrt"),
+    REFERENCE: _ort("cpu"),
+}
+AUTO = ("onnxruntime-cuda", REFERENCE)
+
+
+def backends() -> dict[str, str]:
+    """Every known back end -> "" if it can be used here, else what is missing and the cure."""
+    return {name: _missing(backend) for name, backend in _BACKENDS.items()}
+
+
+def _missing(backend: _Backend) -> str:
+    try:
+        return backend.missing()
+    except (ImportError, ValueError, OSError) as error:  # poisoned, half installed, no library
+        return f"it cannot be imported ({' '.join(str(error).split())}): install it again"
+
+
+def open_model(config: ModelConfig, progress: Progress | None = None) -> Engine:
+    """The engine that the settings ask for, verified, checked and warm. Raises EngineError."""
+    model, manifest = locate(config.path, config.manifest or None)
+    name, passed = _choose(config)
+    cache = EngineCache.of(config.cache_dir, config.cache_mb * 1_000_000)
+    job = Job(model, manifest, config, cache, progress)
+    try:
+        engine = _opened(name, job, config.precision)
+    except EngineError as error:
+        kind = config.on_engine_failure
+        # Where the reference fails with the file itself there is nothing left to fall back to.
+        last = name == REFERENCE and config.precision == "file"
+        if kind == "error" or last or (kind == "fp32" and config.precision == "file"):
+            raise
+        _log.warning("%s, so on_engine_failure: %s", error, kind)
+        engine = _opened(REFERENCE if kind == "cpu" else name, job, "file")
+        engine.details["replaced"] = f"{name} {config.precision}: {error}"
+    for other, reason in passed.items():
+        engine.details[f"not {other}"] = reason
+    _log.info("model %s runs on %s", manifest.name, engine.backend)
+    return engine
+
+
+def _choose(config: ModelConfig) -> tuple[str, dict[str, str]]:
+    """The first back end of the order that can be used, and why those before it cannot."""
+    asked = config.backend
+    order = AUTO if asked == "auto" else (asked, *config.fallback)
+    for name in order:
+        if name not in _BACKENDS:
+            guess = nearest(name, [*_BACKENDS, "auto"])
+            hint = f" (did you mean {guess}?)" if guess else ""
+            usable = [known for known, why in backends().items() if not why]
+            raise EngineError(
+                f"back end {name!r} is not known{hint}: use auto or one of {', '.join(usable)}"
+            )
+    passed: dict[str, str] = {}
+    for name in order:
+        reason = _missing(_BACKENDS[name])
+        if not reason:
+            return name, passed
+        passed[name] = reason
+        say = _log.info if asked == "auto" else _log.warning
+        say("back end %s cannot be used here: %s", name, reason)
+    if len(order) == 1:
+        usable = [known for known, why in backends().items() if not why]
+        others = f", or use {', '.join(usable)}" if usable else ""
+        raise EngineError(f"back end {asked} cannot be used here: {passed[asked]}{others}")
+    reasons = "; ".join(f"{name}: {why}" for name, why in passed.items())
+    raise EngineError(f"no back end can run a network here: {reasons}")
+
+
+def _opened(name: str, job: Job, precision: str) -> Engine:
+    """The engine of one back end, its answers compared with the reference's."""
+    limits = Limits.of(job.manifest)
+    typed = job
+    if precision != "file":
+        path = converted_path(job.model, precision)
+        if not path.is_file():
+            raise EngineError(
+                f"model {job.model.name} has no copy in {precision} ({path.name} beside it): make"
+                f" one with `depth_tools models convert {job.model} --precision {precision}`, or"
+                " set model.precision to file"
+            )
+        path, manifest = locate(path)
+        typed = Job(path, manifest, job.config, job.cache, job.progress)
+    engine = _BACKENDS[name].open(typed)
+    engine.details["precision"] = precision
+    if name == REFERENCE and precision == "file":
+        engine.details["check"] = "is the reference"
+        return engine
+    try:
+        found = Reference.of(job.model, job.manifest, job.cache.folder).judge(engine)
+        engine.details["check"] = str(found)
+        refuse(engine, found, limits)
+    except EngineError:
+        engine.close()
+        raise
+    return engine
