@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Corruptions wear a picture step by step; their scores agree with sums done by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from depth_node.scene import Scene, random_view
+from training.corruptions import (
+    CORRUPTIONS,
+    INDOOR,
+    corrupt,
+    depth_error,
+    mean_corruption_error,
+    mean_resilience_rate,
+    sheet,
+    write_sheet,
+)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    rooms = []
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        scene = Scene.random(rng)
+        rooms.append(scene.render(*random_view(scene, rng, 200, 150)).image)
+    return rooms
+
+
+def test_the_sets_are_those_of_robodepth() -> None:
+    assert len(CORRUPTIONS) == 18 and len(INDOOR) == 15
+    assert set(CORRUPTIONS) - set(INDOOR) == {"fog", "frost", "snow"}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_every_severity_is_farther_from_the_clean_picture(
+    name: str, pictures: list[np.ndarray]
+) -> None:
+    for seed, image in enumerate(pictures):
+        before = image.copy()
+        worn = [corrupt(image, name, k, seed) for k in range(6)]
+        np.testing.assert_array_equal(image, before)
+        np.testing.assert_array_equal(worn[0], image)
+        distances = [float(np.mean((w.astype(float) - image) ** 2)) for w in worn]
+        assert np.all(np.diff(distances) > 0), distances
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_seed_repeats_itself(name: str, pictures: list[np.ndarray]) -> None:
+    once, again = (corrupt(pictures[0], name, 3, seed=7) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    other = corrupt(pictures[0], name, 3, seed=8)
+    drawn = name not in (
+        "brightness",
+        "contrast",
+        "defocus",
+        "zoom",
+        "colour_quant",
+        "pixelate",
+        "jpeg",
+    )
+    assert np.array_equal(once, other) != drawn
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (8, 90), (101, 33)])
+def test_any_size_stays_what_it_is(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for name in CORRUPTIONS:
+        for severity in (1, 5):
+            found = corrupt(image, name, severity)
+            assert found.shape == image.shape and found.dtype == np.uint8, name
+
+
+def test_values_by_hand() -> None:
+    """Grey 100 and 200: what the table says, in numbers."""
+    image = np.full((4, 6, 3), 100, np.uint8)
+    image[:, 3:] = 200
+    # Mean 150, factor 0.4: 150 -+ 20.
+    assert np.unique(corrupt(image, "contrast", 1)).tolist() == [130, 170]
+    # The value of HSV grows by 0.2 * 255 = 51.
+    assert np.unique(corrupt(image, "brightness", 2)).tolist() == [151, 251]
+    # 0.6 (100 / 255)^2 * 255 = 23.5 and 94.1: the mildest dark has no noise.
+    assert np.unique(corrupt(image, "dark", 1)).tolist() == [24, 94]
+    # Two bits: 01 and 11.
+    assert np.unique(corrupt(image, "colour_quant", 4)).tolist() == [64, 192]
+
+
+def test_noise_has_the_size_the_table_says() -> None:
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    share = 128 / 255
+
+    def spread(name: str) -> float:
+        return float((corrupt(grey, name, 1).astype(float) / 255).std())
+
+    assert spread("gaussian") == pytest.approx(0.08, rel=0.02)
+    assert spread("shot") == pytest.approx(np.sqrt(share / 60), rel=0.03)
+    assert spread("iso") == pytest.approx(np.hypot(np.sqrt(share / 25), 0.7 * 0.08), rel=0.05)
+    changed = (corrupt(grey, "impulse", 1) != 128).mean()
+    assert changed == pytest.approx(0.03, rel=0.05)
+    assert corrupt(grey, "shot", 1).mean() == pytest.approx(128, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["defocus", "glass", "motion", "zoom", "pixelate", "elastic"])
+def test_what_moves_light_makes_none(name: str) -> None:
+    flat = np.full((40, 50, 3), 77, np.uint8)
+    np.testing.assert_allclose(corrupt(flat, name, 4).astype(int), 77, atol=1)
+
+
+def test_refusals() -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="fogg"):
+        corrupt(image, "fogg", 1)
+    with pytest.raises(ValueError, match="severity is 6"):
+        corrupt(image, "fog", 6)
+    with pytest.raises(ValueError, match="uint8 RGB"):
+        corrupt(image[..., 0], "fog", 1)
+    with pytest.raises(ValueError, match="uint8 RGB"):
+        corrupt(image.astype(np.float32), "fog", 1)
+
+
+def test_a_sheet_shows_them_all(pictures: list[np.ndarray], tmp_path: Path) -> None:
+    made = sheet(pictures[0], columns_px=40)
+    assert made.shape == (18 * (14 + 30), 6 * 40, 3)
+    source = tmp_path / "in.png"
+    cv2.imwrite(str(source), pictures[0][:60, :80])
+    write_sheet(source, tmp_path / "out" / "sheet.png")
+    assert cv2.imread(str(tmp_path / "out" / "sheet.png")).shape[1] == 6 * 160
+    with pytest.raises(ValueError, match="cannot be read"):
+        write_sheet(tmp_path / "absent.png", tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"ends in \.png"):
+        write_sheet(source, tmp_path / "x.txt")
+
+
+def test_depth_errors_by_hand() -> None:
+    assert depth_error(0.2, 0.7, kind=1) == pytest.approx(0.5)
+    assert depth_error(0.2, 0.7) == pytest.approx(0.25)
+    assert depth_error(0.21, 0.7, kind=3) == pytest.approx(0.3)
+    assert depth_error(0.2, 0.0, kind=3) == float("inf")
+    with pytest.raises(ValueError, match="1, 2 and 3"):
+        depth_error(0.2, 0.7, kind=4)
+
+
+def test_mce_and_mrr_by_hand() -> None:
+    """fog: (.2+.2+.3+.3+.5)/(.3+.3+.4+.5+.5) = 1.5/2; jpeg: .5/.4 five times. Mean 1.
+
+    Kept: fog 1 - .3, jpeg 1 - .5; mean .6 over 1 - .2.
+    """
+    errors = {"fog": [0.2, 0.2, 0.3, 0.3, 0.5], "jpeg": [0.5] * 5}
+    base = {"fog": [0.3, 0.3, 0.4, 0.5, 0.5], "jpeg": [0.4] * 5}
+    assert mean_corruption_error(errors, base) == pytest.approx(100 * (0.75 + 1.25) / 2)
+    assert mean_corruption_error(base, base) == pytest.approx(100)
+    assert mean_resilience_rate(errors, clean=0.2) == pytest.approx(100 * 0.6 / 0.8)
+    with pytest.raises(ValueError, match="same corruptions"):
+        mean_corruption_error(errors, {"fog": [0.1] * 5})
+    with pytest.raises(ValueError, match="five severities"):
+        mean_resilience_rate({"fog": [0.1] * 4}, clean=0.2)
