@@ -197,7 +197,7 @@ def test_augmentation_moves_picture_and_depth_together() -> None:
     """With colours that say the depth, picture and depth still agree after crop and flip."""
     ramp = np.linspace(1.0, 2.0, 144, dtype=np.float32)[None, :] * np.ones((108, 1), np.float32)
     image = np.repeat(np.round((ramp - 1) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
-    plain = data.AugmentConfig(0.6, colour=0.0, gamma=0.0, blur=0.0, noise=0.0, grey=0.0)
+    plain = data.ViewConfig(0.6, aspect=0.08, flip=0.5)
     directions = set()
     for seed in range(12):
         x, z = data.augment(image, ramp, 96, 128, plain, np.random.default_rng(seed))
@@ -210,7 +210,7 @@ def test_augmentation_moves_picture_and_depth_together() -> None:
 def test_augmented_pictures_stay_in_range_and_differ() -> None:
     image = np.full((108, 144, 3), 128, np.uint8)
     depth = np.ones((108, 144), np.float32)
-    cfg = data.AugmentConfig()
+    cfg = data.ViewConfig(**data.RENDERED)
     found = [
         data.augment(image, depth, 96, 128, cfg, np.random.default_rng(k))[0] for k in range(8)
     ]

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from depth_node import config
-from training.data import AugmentConfig, Pool, PoolConfig, augment
+from training.data import RENDERED, Pool, PoolConfig, ViewConfig, augment
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.losses import gradient_matching, normalised_l1
 from training.models import SmallUNet, StudentConfig
@@ -62,7 +62,7 @@ class Config:
     )
     student: StudentConfig = config.section(StudentConfig, "The network.")
     pool: PoolConfig = config.section(PoolConfig, "The rendered scenes.")
-    augment: AugmentConfig = config.section(AugmentConfig, "How they are varied.")
+    augment: ViewConfig = config.section(ViewConfig, "How they are varied.", **RENDERED)
     loss: LossConfig = config.section(LossConfig, "What is minimised.")
     loop: LoopConfig = config.section(LoopConfig, "How long and how fast.")
 
