@@ -93,21 +93,36 @@ def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray:
     if min(height, width) < 1:
         raise ValueError(f"image is {width}x{height}: it has no pixels")
     tensor = np.zeros(spec.shape, spec.dtype)
-    if spec.resize == "crop":
-        top, left, rows, cols = _crop_box(height, width, spec)
-        image = image[top : top + rows, left : left + cols]
+    top, left, rows, cols = picture_box(height, width, spec)
+    image = image[top : top + rows, left : left + cols]
     top, left, rows, cols = tensor_box(height, width, spec)
     small = _resize(image, rows, cols, spec.interpolation)
+    gains, offsets = channel_gains(spec)
     for channel in range(3):
         plane = small[..., channel if spec.channel_order == "rgb" else 2 - channel]
         target = tensor[0, channel, top : top + rows, left : left + cols]
         if spec.dtype == "uint8":
             target[...] = plane
             continue
-        gain = spec.scale / spec.std[channel]
-        offset = -spec.mean[channel] / spec.std[channel]
-        target[...] = plane * np.float32(gain) + np.float32(offset)
+        target[...] = plane * gains[channel] + offsets[channel]
     return tensor
+
+
+def channel_gains(spec: InputSpec) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(3,) gain and (3,) offset: a value of a tensor's channel is pixel * gain + offset."""
+    std = np.array(spec.std)
+    return (spec.scale / std).astype(np.float32), (-np.array(spec.mean) / std).astype(np.float32)
+
+
+def picture_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+    """(top, left, rows, cols) of the picture that the network sees."""
+    return _crop_box(height, width, spec) if spec.resize == "crop" else (0, 0, height, width)
+
+
+def interpolation_of(name: str, source: tuple[int, int], target: tuple[int, int]) -> str:
+    """How a (height, width) becomes another: area only where it averages something."""
+    enlarged = target[0] > source[0] or target[1] > source[1]
+    return "linear" if name == "area" and enlarged else name
 
 
 def to_picture(
@@ -170,8 +185,8 @@ def _resize(array: npt.NDArray, height: int, width: int, interpolation: str) -> 
     """cv2.resize, pixel centres at integers + 0.5; area only where it averages something."""
     if array.shape[:2] == (height, width):
         return array
-    if interpolation == "area" and (height > array.shape[0] or width > array.shape[1]):
-        interpolation = "linear"
+    size = (array.shape[0], array.shape[1])
+    interpolation = interpolation_of(interpolation, size, (height, width))
     source = np.ascontiguousarray(array)
     if source.dtype in (np.int64, np.uint32, np.uint64, np.bool_):  # types cv2 does not know
         source = source.astype(np.int32)

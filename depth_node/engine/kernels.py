@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs on the GPU beside the network: the CUDA source, and NumPy code that gives the same.
+
+The NumPy twin of a kernel is what tests hold it against; and the twin is held against the code that
+does the same on the CPU (preprocess.to_tensor, surface_maps.depth_map, the end of field.solve), so
+that a picture has one tensor and a fit one depth, wherever they are computed. The source is plain C
+but for the indices of its threads, so tests also compile it for the CPU and run it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.preprocess import (
+    InputSpec,
+    channel_gains,
+    interpolation_of,
+    picture_box,
+    tensor_box,
+)
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int32]
+
+TENSOR_TYPES = {"float32": 0, "float16": 1, "uint8": 2}
+SPACES = {"depth": 0, "disparity": 1, "log": 2}
+BLOCK = (32, 8)  # threads, along columns and rows
+
+SOURCE = r"""
+// Bits of the IEEE half-precision number nearest to v, ties to even (no header is needed so).
+__device__ static unsigned short half_bits(float v)
+{
+    union { float f; unsigned int u; } in;
+    in.f = v;
+    unsigned int sign = (in.u >> 16) & 0x8000u, rest = in.u & 0x7fffffffu;
+    if (rest > 0x7f800000u) return (unsigned short)(sign | 0x7e00u);   // NaN
+    if (rest >= 0x47800000u) return (unsigned short)(sign | 0x7c00u);  // too large, infinity
+    if (rest < 0x38800000u) {                                          // below the normal numbers
+        union { float f; unsigned int u; } magic;
+        magic.f = 0.5f;
+        in.u = rest;
+        in.f += magic.f;  // the addition rounds to multiples of 2^-24
+        return (unsigned short)(sign | (in.u - magic.u));
+    }
+    rest += 0xc8000fffu + ((rest >> 13) & 1u);  // exponent 127 -> 15, and half of what is cut off
+    return (unsigned short)(sign | (rest >> 13));
+}
+
+// Picture (rows of `pitch` bytes, 3 bytes a pixel) -> (3, height, width) tensor. Every row and
+// column of the tensor's part that shows the picture has `taps` indices into the picture and
+// weights; the rest of the tensor is 0. Tensor channel c is picture channel first + c * step.
+extern "C" __global__ void picture_to_tensor(
+    const unsigned char* picture, int pitch,
+    const int* row_index, const float* row_weight, int row_taps,
+    const int* col_index, const float* col_weight, int col_taps,
+    int top, int left, int rows, int cols, int height, int width, int first, int step,
+    float gain0, float gain1, float gain2, float offset0, float offset1, float offset2,
+    int type, void* tensor)
+{
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+    if (x >= width || y >= height) return;
+    int r = y - top, c = x - left;
+    bool inside = r >= 0 && r < rows && c >= 0 && c < cols;
+    float sum[3] = {0.f, 0.f, 0.f};
+    if (inside) {
+        for (int i = 0; i < row_taps; ++i) {
+            float wr = row_weight[r * row_taps + i];
+            if (wr == 0.f) continue;
+            const unsigned char* line = picture + (long long)row_index[r * row_taps + i] * pitch;
+            float part[3] = {0.f, 0.f, 0.f};
+            for (int j = 0; j < col_taps; ++j) {
+                float wc = col_weight[c * col_taps + j];
+                const unsigned char* pixel = line + 3 * col_index[c * col_taps + j];
+                part[0] += wc * pixel[0];
+                part[1] += wc * pixel[1];
+                part[2] += wc * pixel[2];
+            }
+            sum[0] += wr * part[0];
+            sum[1] += wr * part[1];
+            sum[2] += wr * part[2];
+        }
+    }
+    const float gain[3] = {gain0, gain1, gain2}, offset[3] = {offset0, offset1, offset2};
+    long long plane = (long long)height * width, place = (long long)y * width + x;
+    for (int k = 0; k < 3; ++k) {
+        // Resizing gives whole numbers on the CPU, so it does here.
+        float level = floorf(sum[first + k * step] + 0.5f);
+        level = fminf(fmaxf(level, 0.f), 255.f);
+        float value = inside ? level * gain[k] + offset[k] : 0.f;
+        if (type == 0) ((float*)tensor)[k * plane + place] = value;
+        else if (type == 1) ((unsigned short*)tensor)[k * plane + place] = half_bits(value);
+        else ((unsigned char*)tensor)[k * plane + place] = (unsigned char)(inside ? level : 0.f);
+    }
+}
+
+// Per-region surfaces -> depth: s d + a x + b y + t, or its inverse where least > 0, within limits.
+// table: (count, 6) s, a, b, t, lowest, highest of every label. Without labels (0), row 0 is all.
+// In double: where s d and t are large and nearly cancel, float would lose millimetres.
+extern "C" __global__ void apply_table(
+    const float* relative, const int* labels, const double* table, int count,
+    int height, int width, double least, float* depth)
+{
+    int col = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y * blockDim.y + threadIdx.y;
+    if (col >= width || row >= height) return;
+    long long place = (long long)row * width + col;
+    int label = labels ? labels[place] : 0;
+    if (label < 0 || label >= count) {
+        depth[place] = nanf("");
+        return;
+    }
+    const double* s = table + 6 * (long long)label;
+    double x = width > 1 ? -1.0 + 2.0 * col / (width - 1) : 0.0;
+    double y = height > 1 ? -1.0 + 2.0 * row / (height - 1) : 0.0;
+    double value = s[0] * relative[place] + s[1] * x + s[2] * y + s[3];
+    if (least > 0.0) {
+        if (value < least) value = least;
+        value = 1.0 / value;
+    }
+    if (value < s[4]) value = s[4];  // NaN is neither below nor above and stays
+    if (value > s[5]) value = s[5];
+    depth[place] = (float)value;
+}
+
+// The residual field -> depth: the network's values by one line into metres (space 0: depth,
+// 1: disparity, 2: logarithm; kept between bottom and top), times the factor of a coarse grid,
+// linear between the middles of its cells, within limits. What is not finite becomes NaN.
+extern "C" __global__ void apply_grid(
+    const float* values, const float* factor, int grid_height, int grid_width,
+    int height, int width, int space, float scale, float shift, float bottom, float top,
+    float nearest, float farthest, float* depth)
+{
+    int col = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y * blockDim.y + threadIdx.y;
+    if (col >= width || row >= height) return;
+    long long place = (long long)row * width + col;
+    float value = values[place];
+    if (!(fabsf(value) <= 3.402823466e38f)) {
+        depth[place] = nanf("");
+        return;
+    }
+    value = fminf(fmaxf(value * scale + shift, bottom), top);
+    if (space == 1) value = 1.f / value;
+    if (space == 2) value = expf(value);
+    float y = (row + 0.5f) * ((float)grid_height / height) - 0.5f;
+    float x = (col + 0.5f) * ((float)grid_width / width) - 0.5f;
+    y = fminf(fmaxf(y, 0.f), grid_height - 1.f);
+    x = fminf(fmaxf(x, 0.f), grid_width - 1.f);
+    int i = (int)y, j = (int)x;
+    int below = i + 1 < grid_height ? i + 1 : i, right = j + 1 < grid_width ? j + 1 : j;
+    float fy = y - i, fx = x - j;
+    const float* upper = factor + (long long)i * grid_width;
+    const float* lower = factor + (long long)below * grid_width;
+    float a = upper[j] + fx * (upper[right] - upper[j]);
+    float b = lower[j] + fx * (lower[right] - lower[j]);
+    value *= a + fy * (b - a);
+    depth[place] = fminf(fmaxf(value, nearest), farthest);
+}
+"""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Which source places make up each target place, along one axis: (n, taps) and weights."""
+
+    index: Indices
+    weight: Floats
+
+    @classmethod
+    def of(cls, source: int, target: int, interpolation: str, start: int = 0) -> Taps:
+        """Resizing as OpenCV does it, from `source` places that begin at `start` to `target`."""
+        scale = source / target
+        place = np.arange(target)
+        if interpolation == "area":
+            low, high = place * scale, (place + 1) * scale
+            first = np.floor(low + 1e-9).astype(np.int64)
+            count = int((np.ceil(high - 1e-9).astype(np.int64) - first).max())
+            index = first[:, None] + np.arange(count)
+            weight = np.minimum(index + 1, high[:, None]) - np.maximum(index, low[:, None])
+            weight = np.maximum(weight, 0) / scale
+        elif interpolation == "nearest":
+            step = ((source << 16) + target // 2) // target  # in fixed point, to the bit
+            index = ((step * place + step // 2 - source % 2) >> 16)[:, None]
+            weight = np.ones(index.shape)
+        else:
+            middle = (place + 0.5) * scale - 0.5
+            whole = np.floor(middle).astype(np.int64)
+            f = middle - whole
+            if interpolation == "linear":
+                index = whole[:, None] + np.arange(2)
+                weight = np.stack([1 - f, f], axis=1)
+            else:
+                index = whole[:, None] + np.arange(-1, 3)
+                weight = _cubic(f)
+        index = np.clip(index, 0, source - 1) + start  # the border is continued
+        return cls(np.ascontiguousarray(index, np.int32), np.ascontiguousarray(weight, np.float32))
+
+
+def _cubic(f: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, 4) weights of the places -1, 0, 1, 2 at f beyond 0: Keys' kernel with OpenCV's A."""
+    A = -0.75
+    weight = np.empty((len(f), 4))
+    weight[:, 0] = ((A * (f + 1) - 5 * A) * (f + 1) + 8 * A) * (f + 1) - 4 * A
+    weight[:, 1] = ((A + 2) * f - (A + 3)) * f * f + 1
+    weight[:, 2] = ((A + 2) * (1 - f) - (A + 3)) * (1 - f) ** 2 + 1
+    weight[:, 3] = 1 - weight[:, :3].sum(axis=1)
+    return weight
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """All that the kernel has to know to make a picture of one size into a network's tensor.
+
+    rows, cols: taps into the picture. box: (top, left, rows, cols) of the tensor that show it.
+    first, step: tensor channel c is picture channel first + c * step. gains, offsets: (3,).
+    """
+
+    spec: InputSpec
+    rows: Taps
+    cols: Taps
+    box: tuple[int, int, int, int]
+    first: int
+    step: int
+    gains: Floats
+    offsets: Floats
+
+    @classmethod
+    def of(cls, height: int, width: int, spec: InputSpec, order: str = "rgb") -> Resampling:
+        """For (height, width) pictures with channels in this order, by the rules of to_tensor."""
+        top, left, rows, cols = picture_box(height, width, spec)
+        box = tensor_box(height, width, spec)
+        interpolation = interpolation_of(spec.interpolation, (rows, cols), box[2:])
+        same = order == spec.channel_order
+        return cls(
+            spec,
+            Taps.of(rows, box[2], interpolation, top),
+            Taps.of(cols, box[3], interpolation, left),
+            box,
+            0 if same else 2,
+            1 if same else -1,
+            *channel_gains(spec),
+        )
+
+
+def picture_to_tensor(picture: NDArray[np.uint8], how: Resampling) -> NDArray:
+    """Twin of the kernel: (H, W, 3) uint8 -> (1, 3, height, width) of the spec's type."""
+    spec = how.spec
+    tensor = np.zeros(spec.shape, spec.dtype)
+    part = np.zeros((len(how.rows.index), *picture.shape[1:]), np.float32)
+    for index, weight in zip(how.rows.index.T, how.rows.weight.T, strict=True):
+        part += weight[:, None, None] * picture[index]
+    small = np.zeros((len(part), len(how.cols.index), 3), np.float32)
+    for index, weight in zip(how.cols.index.T, how.cols.weight.T, strict=True):
+        small += weight[None, :, None] * part[:, index]
+    small = np.clip(np.floor(small + np.float32(0.5)), 0, 255)
+    top, left, rows, cols = how.box
+    for channel in range(3):
+        plane = small[..., how.first + channel * how.step]
+        if spec.dtype != "uint8":
+            plane = plane * how.gains[channel] + how.offsets[channel]
+        tensor[0, channel, top : top + rows, left : left + cols] = plane
+    return tensor
+
+
+def apply_table(
+    relative: Floats,
+    labels: NDArray[np.integer] | None,
+    table: NDArray[np.float64],
+    least: float,
+) -> Floats:
+    """Twin of the kernel: (H, W) map and labels, (K+1, 6) table -> (H, W) metres, NaN unknown.
+
+    table: s, a, b, t, lowest and highest depth of every label. least: smallest disparity where the
+    surfaces are in disparity, 0 where they are in depth.
+    """
+    height, width = relative.shape
+    if labels is None:
+        labels = np.zeros(relative.shape, np.int32)
+    known = (labels >= 0) & (labels < len(table))
+    s, a, b, t, low, high = np.moveaxis(table[np.where(known, labels, 0)], 2, 0)
+    x = np.linspace(-1.0, 1.0, width) if width > 1 else np.zeros(1)
+    y = np.linspace(-1.0, 1.0, height) if height > 1 else np.zeros(1)
+    value = s * relative + a * x + b * y[:, None] + t
+    if least > 0:
+        value = 1 / np.maximum(value, least)
+    value = np.minimum(np.maximum(value, low), high)
+    return np.where(known, value, np.nan).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Line:
+    """How a network's values become metres before the grid: see field.py, the base.
+
+    space: depth, disparity or log, in which scale and shift hold. nearest, farthest: m, of the base
+    map. min_depth_m, max_depth_m: m, of the result.
+    """
+
+    space: str
+    scale: float
+    shift: float
+    nearest: float
+    farthest: float
+    min_depth_m: float
+    max_depth_m: float
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """nearest and farthest in the line's own space, ascending."""
+        if self.space == "disparity":
+            return 1 / self.farthest, 1 / self.nearest
+        if self.space == "log":
+            return float(np.log(self.nearest)), float(np.log(self.farthest))
+        return self.nearest, self.farthest
+
+
+def apply_grid(values: Floats, factor: Floats, line: Line) -> Floats:
+    """Twin of the kernel: (H, W) values and (h, w) factors -> (H, W) metres, NaN unknown."""
+    height, width = values.shape
+    known = np.isfinite(values)
+    base = np.where(known, values, 0) * np.float32(line.scale) + np.float32(line.shift)
+    low, high = line.bounds
+    base = np.clip(base, np.float32(low), np.float32(high))
+    if line.space == "disparity":
+        base = 1 / base
+    elif line.space == "log":
+        base = np.exp(base)
+    row, row_share = _between(height, factor.shape[0])
+    col, col_share = _between(width, factor.shape[1])
+    below = np.minimum(row + 1, factor.shape[0] - 1)
+    right = np.minimum(col + 1, factor.shape[1] - 1)
+    lines = factor[:, col] + col_share * (factor[:, right] - factor[:, col])
+    grid = lines[row] + row_share[:, None] * (lines[below] - lines[row])
+    depth = np.clip(base * grid, np.float32(line.min_depth_m), np.float32(line.max_depth_m))
+    return np.where(known, depth, np.float32(np.nan)).astype(np.float32)
+
+
+def _between(size: int, cells: int) -> tuple[NDArray[np.int64], Floats]:
+    """(size,) cell before each pixel, and how far the pixel is on the way to the next."""
+    place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
+    place = np.clip(place - np.float32(0.5), 0, cells - 1)
+    whole = place.astype(np.int64)
+    return whole, (place - whole).astype(np.float32)
