@@ -4,17 +4,35 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.engine import REGION_MEANINGS, Engine, EngineError, PictureEngine
+from depth_node.engine import (
+    PROMPT_DECODER,
+    PROMPTS,
+    REGION_MEANINGS,
+    Engine,
+    EngineError,
+    PictureEngine,
+)
 from depth_node.engine.opening import ModelConfig, open_model
+from depth_node.masks import batches, edges_to_ids, paint, point_grid, select
 from depth_node.prediction import KINDS, Prediction
-from depth_node.preprocess import to_picture, to_tensor
-from depth_node.regions import SegmentationConfig, labels_from_ids, labels_from_masks
+from depth_node.preprocess import tensor_box, to_picture, to_tensor
+from depth_node.regions import (
+    REFERENCE_AREA_PX,
+    Labels,
+    SegmentationConfig,
+    labels_from_ids,
+    labels_from_masks,
+    labels_from_painting,
+    scaled_px,
+)
 
 _Model = TypeVar("_Model", bound="_PictureModel")
 
@@ -35,7 +53,7 @@ class _PictureModel:
         self.engine = engine
         self.stage_ms: dict[str, float] = {}
         spec = engine.manifest.input
-        self._infer(np.zeros((spec.height, spec.width, 3), np.uint8))  # a wrong shape shows now
+        self._try(np.zeros((spec.height, spec.width, 3), np.uint8))
 
     @classmethod
     def open(cls: type[_Model], config: ModelConfig) -> _Model:
@@ -61,6 +79,10 @@ class _PictureModel:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _try(self, image: npt.NDArray[np.uint8]) -> None:
+        """A picture through the network: an output of a wrong shape shows when it is opened."""
+        self._infer(image)
 
     def _infer(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
         """The network's output for a picture, leading axes of size 1 dropped; times are noted."""
@@ -111,45 +133,202 @@ class DepthModel(_PictureModel):
         return prediction
 
 
-class RegionModel(_PictureModel):
-    """A network that cuts the picture into regions.
+_ANSWERS = ("masks", "iou", "stability", "boxes")
 
-    "region_masks" is (masks, h, w), above 0 inside a mask; "region_labels" is (h, w), one number
-    per region and 0 for none. Raises EngineError for other meanings. ``stage_ms`` as in DepthModel.
+
+class RegionModel(_PictureModel):
+    """A network that cuts the picture into regions in one pass.
+
+    Its manifest's meaning is one of: region_masks, (masks, h, w), above 0 inside a mask;
+    region_labels, (h, w), one number per region and 0 for none; region_edges, (h, w), strength of
+    an edge, 0 to 1. Raises EngineError for other meanings. ``stage_ms`` as in DepthModel.
+    ``message``: a sentence if the last picture gave no regions, else empty.
     """
 
-    meanings = REGION_MEANINGS
+    meanings: tuple[str, ...] = tuple(name for name in REGION_MEANINGS if name != PROMPTS)
     what = "region map"
 
     def __init__(self, engine: Engine, config: SegmentationConfig | None = None) -> None:
         self.config = config or SegmentationConfig()
+        self.message = ""
         super().__init__(engine)
 
     @classmethod
     def open(  # type: ignore[override]
         cls, config: ModelConfig, segmentation: SegmentationConfig | None = None
     ) -> RegionModel:
-        """Open the model that the settings name. Raises EngineError."""
-        model = super().open(config)
-        model.config = segmentation or model.config
-        return model
+        """Open the model that the settings name; a prompted one with its decoder, which its
+        manifest names. Raises EngineError.
+        """
+        engine = open_model(config)
+        half: Engine | None = None
+        try:
+            if engine.manifest.meaning != PROMPTS:
+                return cls(engine, segmentation)
+            half = _opened_decoder(config, engine)
+            return PromptedRegionModel(engine, half, segmentation)
+        except EngineError:
+            engine.close()
+            if half is not None:
+                half.close()
+            raise
 
-    def predict(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    def predict(self, image: npt.NDArray[np.uint8]) -> Labels:
         """(H, W, 3) uint8 RGB -> (H, W) int32 labels, 0 = unassigned, 1..K."""
         output = self._infer(image)
         start = time.perf_counter()
-        spec = self.engine.manifest.input
+        spec, meaning = self.engine.manifest.input, self.engine.manifest.meaning
         height, width = image.shape[:2]
-        if self.engine.manifest.meaning == "region_masks":
+        if meaning == "region_masks":
             # Enlarged before the threshold, so that borders are smooth and not in steps.
             masks = np.zeros((len(output), height, width), bool)
             for mask, scores in zip(masks, output, strict=True):
                 np.greater(to_picture(scores, spec, height, width), 0, out=mask)
             labels = labels_from_masks(masks, self.config)
+            self.message = "" if masks.any() else "the network found no mask in the picture"
+        elif meaning == "region_edges":
+            edges = to_picture(output, spec, height, width)
+            gap_px = self.config.edge_gap_px * np.sqrt(height * width / REFERENCE_AREA_PX)
+            ids = edges_to_ids(edges, self.config.edge_level, gap_px / 2)
+            labels = labels_from_ids(np.where(np.isfinite(edges), ids, 0), self.config)
         else:
             ids = np.rint(output).astype(np.int32)
-            labels = labels_from_ids(
-                to_picture(ids, spec, height, width, nearest=True), self.config
-            )
+            ids = to_picture(ids, spec, height, width, nearest=True)
+            labels = labels_from_ids(ids, self.config)
+            self.message = "" if ids.any() else "the network found no region in the picture"
         self.stage_ms["postprocess"] = (time.perf_counter() - start) * 1e3
         return labels
+
+
+class PromptedRegionModel(RegionModel):
+    """Segment Anything and its kin: an encoder sees the picture once, a decoder answers points.
+
+    The encoder's outputs are inputs of the decoder, by the same names; the decoder's other inputs
+    are `points` (n, 2), x and y in pixels of the encoder's input, and `extent` (2,), how many rows
+    and columns of that input the picture fills. It gives for every point m `masks` (n, m, h, w),
+    above 0 inside, what it thinks of them, `iou` and `stability` (n, m), and their `boxes`
+    (n, m, 4), first and last column and row inside: x0, y0, x1, y1. RegionModel.open opens both.
+    """
+
+    meanings = (PROMPTS,)
+
+    def __init__(
+        self, engine: Engine, decoder: Engine, config: SegmentationConfig | None = None
+    ) -> None:
+        facts, half = engine.manifest, decoder.manifest
+        needed = {*half.inputs} - {"points", "extent"}
+        if half.meaning != PROMPT_DECODER or half.output_names != _ANSWERS:
+            raise EngineError(
+                f"{half.name} gives {half.meaning} ({', '.join(half.output_names)}), a prompt"
+                f" decoder gives {PROMPT_DECODER} ({', '.join(_ANSWERS)}): name the decoder of"
+                f" {facts.name} in its manifest"
+            )
+        if needed != {*facts.output_names} or len(half.inputs) != len(needed) + 2:
+            raise EngineError(
+                f"prompt decoder {half.name} takes {', '.join(half.inputs)} and the encoder"
+                f" {facts.name} gives {', '.join(facts.output_names)}: it belongs to another"
+                " encoder; export both together"
+            )
+        if facts.input.resize not in ("stretch", "corner"):
+            raise EngineError(
+                f"the encoder {facts.name} has resize {facts.input.resize}: its points would be out"
+                " of place; use corner or stretch in its manifest"
+            )
+        self.decoder = decoder
+        super().__init__(engine, config)
+
+    def close(self) -> None:
+        """Free both engines."""
+        super().close()
+        self.decoder.close()
+
+    def predict(self, image: npt.NDArray[np.uint8]) -> Labels:
+        """(H, W, 3) uint8 RGB -> (H, W) int32 labels, 0 = unassigned, 1..K."""
+        config = self.config
+        height, width = image.shape[:2]
+        spec = self.engine.manifest.input
+        _, _, rows, cols = tensor_box(height, width, spec)
+        points = point_grid(config.prompts.points_per_side, rows, cols)
+        answers = self._ask(image, points)
+
+        start = time.perf_counter()
+        count = len(points) * answers[0]["masks"].shape[1]  # the last batch may be filled up
+        masks = [mask for answer in answers for one in answer["masks"] for mask in one][:count]
+        iou, stability, boxes = (
+            np.concatenate(
+                [answer[name].reshape(-1, *answer[name].shape[2:]) for answer in answers]
+            )
+            for name in ("iou", "stability", "boxes")
+        )
+        kept = select(iou[:count], stability[:count], boxes[:count], masks, config.prompts)
+        map_rows, map_cols = masks[0].shape
+        extent = rows * map_rows / spec.height, cols * map_cols / spec.width
+        least_px = scaled_px(config.min_region_px, height, width)
+        painted = paint([masks[i] for i in kept], boxes[kept], extent, height, width, least_px)
+        labels = labels_from_painting(painted, config)
+        self.message = "" if painted.any() else _no_mask(count, kept, iou[:count], config)
+        self.stage_ms["postprocess"] = (time.perf_counter() - start) * 1e3
+        return labels
+
+    def _ask(
+        self, image: npt.NDArray[np.uint8], points: npt.NDArray[np.float32]
+    ) -> list[dict[str, npt.NDArray]]:
+        """The decoder's answers to points (n, 2), batch by batch; times are noted."""
+        start = time.perf_counter()
+        spec = self.engine.manifest.input
+        tensor = to_tensor(image, spec)
+        extent = np.array(tensor_box(image.shape[0], image.shape[1], spec)[2:], np.float32)
+        ready = time.perf_counter()
+        features = self.engine.run_named({self.engine.manifest.input_name: tensor})
+        answers = [
+            self.decoder.run_named({"points": batch, "extent": extent, **features})
+            for batch in batches(points, self.decoder.manifest.inputs["points"][0])
+        ]
+        end = time.perf_counter()
+        self.stage_ms = {"preprocess": (ready - start) * 1e3, "engine": (end - ready) * 1e3}
+        return answers
+
+    def _try(self, image: npt.NDArray[np.uint8]) -> None:
+        try:
+            answer = self._ask(image, np.zeros((1, 2), np.float32))[0]
+        except EngineError as error:
+            raise EngineError(
+                f"the encoder {self.engine.manifest.name} and the prompt decoder"
+                f" {self.decoder.manifest.name} do not run together: {error}"
+            ) from error
+        shapes = {name: answer[name].shape for name in _ANSWERS}
+        prompts = shapes["masks"][:2]
+        wanted = {"iou": prompts, "stability": prompts, "boxes": (*prompts, 4)}
+        if len(shapes["masks"]) != 4 or any(shapes[name] != wanted[name] for name in wanted):
+            raise EngineError(
+                f"prompt decoder {self.decoder.manifest.name} gives {shapes}: it must give masks"
+                " (n, m, h, w), iou and stability (n, m) and boxes (n, m, 4); export it with"
+                " training.segmentation"
+            )
+
+
+def _opened_decoder(config: ModelConfig, encoder: Engine) -> Engine:
+    """The prompt decoder that lies beside its encoder."""
+    file = Path(encoder.details.get("model", config.path)).expanduser()
+    beside = file.with_name(encoder.manifest.decoder)
+    if not beside.is_file():
+        raise EngineError(
+            f"the prompt decoder {beside} of model {encoder.manifest.name} is missing: put both"
+            " halves of the export into one folder, or export the model again"
+        )
+    return open_model(replace(config, path=str(beside), manifest=""))
+
+
+def _no_mask(
+    asked: int,
+    kept: npt.NDArray[np.intp],
+    iou: npt.NDArray[np.float32],
+    config: SegmentationConfig,
+) -> str:
+    if len(kept):
+        return f"all {len(kept)} masks are smaller than segmentation.min_region_px"
+    wanted = config.prompts
+    return (
+        f"none of {asked} masks passed segmentation.prompts.min_iou {wanted.min_iou:g} (best"
+        f" {float(iou.max(initial=0)):.2f}) and min_stability {wanted.min_stability:g}"
+    )

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from depth_node.config import option, validate
+from depth_node.config import option, section, validate
+from depth_node.masks import PromptConfig
 
 REFERENCE_AREA_PX = 640 * 480  # pixel counts in the configuration are given for this picture size
 _DENSE_ID_LIMIT = 1 << 22  # ids up to here are relabelled through a table, larger ones by sorting
@@ -58,6 +59,20 @@ class SegmentationConfig:
         unit="px",
         minimum=0,
     )
+    edge_level: float = option(
+        0.3,
+        "Stronger edges of a network that gives edges part regions.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    edge_gap_px: float = option(
+        4.0,
+        "Gaps of such edges up to this width are closed; at 640x480, scaled with the picture.",
+        unit="px",
+        minimum=0.0,
+        maximum=100.0,
+    )
+    prompts: PromptConfig = section(PromptConfig, "points and masks of a prompted network")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -147,24 +162,29 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
     Returns labels 1..K without gaps, numbered anew; unassigned pixels
     stay 0.
     """
-    labels = relabel(labels)
-    area = np.bincount(labels.ravel()).astype(np.int64)
+    labels = _checked(labels)
+    # A few thousand runs of equal pixels say all that 300000 pixels do.
+    flat = labels.ravel()
+    start = np.concatenate([[0], 1 + np.flatnonzero(flat[1:] != flat[:-1])])
+    run_px = np.diff(start, append=labels.size)
+    ids, first_run, region = np.unique(flat[start], return_index=True, return_inverse=True)
+    if ids[0] != 0:  # row 0 of all tables is that of unassigned pixels
+        region, first_run = region + 1, np.concatenate([[0], first_run])
+    area = np.bincount(region, run_px).astype(np.int64)
+    dense: Labels = np.repeat(region.astype(np.int32), run_px).reshape(labels.shape)
     if len(area) < 2 or area[1:].min() >= min_px:
-        return labels
-    begin: NDArray[np.int64] = np.zeros(len(area), np.int64)
-    begin[labels.ravel()[::-1]] = np.arange(labels.size)[::-1]  # last write wins: the first pixel
+        return dense
     # Renumber by first pixel: from here on a smaller number means higher up in the picture.
-    order = np.concatenate([[0], 1 + np.argsort(begin[1:], kind="stable")])
-    number = np.empty(len(area), np.int32)
+    order = np.concatenate([[0], 1 + np.argsort(first_run[1:], kind="stable")])
+    number: NDArray[np.int64] = np.empty(len(area), np.int64)
     number[order] = np.arange(len(area))
-    labels = number[labels]
     area = area[order]
 
     owner: NDArray[np.int64] = np.arange(len(area))
-    lengths = border_lengths(labels).tocoo()
+    lengths = border_lengths(dense).tocoo()
     one: NDArray[np.int64]
     other: NDArray[np.int64]
-    one, other = lengths.row.astype(np.int64), lengths.col.astype(np.int64)
+    one, other = number[lengths.row], number[lengths.col]
     border = lengths.data.astype(np.int64)
     while True:
         wants = area[one] < min_px
@@ -197,7 +217,9 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
         lengths = merged.tocoo()
         one, other = lengths.row.astype(np.int64), lengths.col.astype(np.int64)
         border = lengths.data
-    return relabel(owner.astype(np.int32)[labels])
+    ids = np.unique(owner[1:])
+    table = np.concatenate([[0], 1 + np.searchsorted(ids, owner[1:])]).astype(np.int32)
+    return np.repeat(table[number[region]], run_px).reshape(labels.shape)
 
 
 def segment(
@@ -334,6 +356,18 @@ def labels_from_ids(
     area = np.bincount(labels.ravel())
     labels[area[labels] < limit] = 0
     return _completed(labels, limit)
+
+
+def labels_from_painting(
+    painted: NDArray[np.integer], config: SegmentationConfig | None = None
+) -> Labels:
+    """One label map from masks that are painted over each other already (depth_node.masks.paint).
+
+    painted: (H, W) a number for every mask, 0 = no mask. As labels_from_masks from there on.
+    """
+    config = config or SegmentationConfig()
+    painted = _checked(painted)
+    return _completed(painted.astype(np.int32), scaled_px(config.min_region_px, *painted.shape))
 
 
 def scaled_px(pixels: int, height: int, width: int) -> int:

@@ -24,8 +24,9 @@ from depth_node.config import nearest
 from depth_node.prediction import KINDS
 from depth_node.preprocess import InputSpec
 
-REGION_MEANINGS = ("region_masks", "region_labels", "region_edges", "region_prompts")
-PROMPT_DECODER = "prompt_masks"  # the second half of "region_prompts", opened by the first
+PROMPTS = "region_prompts"  # an encoder that needs its prompt decoder
+PROMPT_DECODER = "prompt_masks"  # the second half of PROMPTS, opened by the first
+REGION_MEANINGS = ("region_masks", "region_labels", "region_edges", PROMPTS)
 MEANINGS = (*KINDS, *REGION_MEANINGS, PROMPT_DECODER)
 EMBEDDED = "embedded"
 _EMBEDDED_FILE = Path(__file__).resolve().parent.parent / "models" / "embedded.onnx"
@@ -97,7 +98,7 @@ class Manifest:
             raise EngineError("training must be a mapping of keys to values")
         if not isinstance(self.limits, Mapping):
             raise EngineError("limits must be a mapping of keys to numbers")
-        if (self.meaning == "region_prompts") != bool(self.decoder):
+        if (self.meaning == PROMPTS) != bool(self.decoder):
             raise EngineError(
                 f"meaning {self.meaning} with decoder {self.decoder!r}: region_prompts, and only"
                 " it, needs the file name of its prompt decoder; export both halves together"

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks of a prompted network (SAM and its kin): which points to ask for, which answers to keep.
+
+A prompt decoder answers every point with a few masks, each with its own guess of how good it is
+(IoU) and how far it depends on the threshold (stability). Most are copies of each other. What is
+kept, and in which order, follows the automatic mask generator of Segment Anything (arXiv
+2304.02643, appendix B); here on the decoder's own small maps, so that only the masks that survive
+are ever enlarged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.config import option, validate
+
+Map = NDArray[np.float32]
+
+_MASK_STEP = 4  # every 4th row and column of a map is enough to compare two masks
+_LONGEST_STEP = 32  # map pixels; sizes that fit together only in longer steps are enlarged whole
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Which points a prompted network is asked for and which of its masks are kept."""
+
+    points_per_side: int = option(
+        16, "A grid of this many points by as many is asked for.", minimum=1, maximum=128
+    )
+    min_iou: float = option(
+        0.88, "Masks that the network itself rates lower are dropped.", minimum=0.0, maximum=1.0
+    )
+    min_stability: float = option(
+        0.95,
+        "Masks are dropped if less than this share of them stays with a stricter threshold.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    nms: str = option(
+        "box",
+        "What tells that two masks are copies: how far their boxes overlap (box, as published) or"
+        " they themselves (mask, slower).",
+        choices=("box", "mask"),
+    )
+    nms_iou: float = option(
+        0.7, "Masks that overlap a better one by more are dropped.", minimum=0.0, maximum=1.0
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+def point_grid(per_side: int, height: float, width: float) -> NDArray[np.float32]:
+    """(per_side^2, 2) points (x, y), row after row, in the middle of as many cells of a picture."""
+    middle = (np.arange(per_side) + 0.5) / per_side
+    x, y = np.meshgrid(middle * width, middle * height)
+    return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
+
+
+def batches(points: NDArray[np.float32], size: int) -> list[NDArray[np.float32]]:
+    """Points (n, 2) in batches of exactly (size, 2); the last is filled up with its last point."""
+    missing = -len(points) % size
+    padded = np.concatenate([points, np.repeat(points[-1:], missing, axis=0)])
+    return list(padded.reshape(-1, size, 2))
+
+
+def select(
+    iou: NDArray[np.float32],
+    stability: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    masks: Sequence[Map],
+    config: PromptConfig,
+) -> NDArray[np.intp]:
+    """Which of n masks are kept, best first, by their index.
+
+    iou, stability: (n,). boxes: (n, 4) first and last column and row inside: x0, y0, x1, y1. masks:
+    n maps (h, w), above 0 inside; looked at only with `nms: mask`.
+    """
+    good = np.flatnonzero((iou > config.min_iou) & (stability >= config.min_stability))
+    order = good[np.argsort(-iou[good], kind="stable")]
+    if config.nms == "box":
+        overlap = box_overlap(boxes[order])
+    else:
+        overlap = mask_overlap([masks[index] for index in order])
+    return order[suppressed(overlap, config.nms_iou)]
+
+
+def box_overlap(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, n) intersection over union of boxes (n, 4) of first and last column and row inside."""
+    first, last = boxes[:, :2].T, boxes[:, 2:].T + 1
+    area = (last[0] - first[0]) * (last[1] - first[1])
+    shared = [
+        np.maximum(np.minimum.outer(last[k], last[k]) - np.maximum.outer(first[k], first[k]), 0)
+        for k in range(2)
+    ]
+    common = shared[0] * shared[1]
+    return np.asarray(common / np.maximum(np.add.outer(area, area) - common, 1), np.float32)
+
+
+def mask_overlap(masks: Sequence[Map]) -> NDArray[np.float32]:
+    """(n, n) intersection over union of masks (h, w), above 0 inside, on every 4th pixel."""
+    if not len(masks):
+        return np.zeros((0, 0), np.float32)
+    step = slice(_MASK_STEP // 2, None, _MASK_STEP)
+    inside = np.stack([(mask[step, step] > 0).ravel() for mask in masks]).astype(np.float32)
+    common = inside @ inside.T
+    area = np.diagonal(common)
+    return np.asarray(common / np.maximum(np.add.outer(area, area) - common, 1), np.float32)
+
+
+def suppressed(overlap: NDArray[np.float32], limit: float) -> NDArray[np.intp]:
+    """Greedy non-maximum suppression: indices that stay of (n, n) overlaps, best first."""
+    too_near = overlap > limit
+    alive = np.ones(len(overlap), bool)
+    kept = []
+    for index in range(len(overlap)):
+        if alive[index]:
+            kept.append(index)
+            alive &= ~too_near[index]
+    return np.asarray(kept, np.intp)
+
+
+def paint(
+    masks: Sequence[Map],
+    boxes: NDArray[np.float32],
+    extent: tuple[float, float],
+    height: int,
+    width: int,
+    min_px: int = 1,
+) -> NDArray[np.int32]:
+    """Masks painted over each other, large to small: (height, width) int32, 0 where there is none.
+
+    masks: n maps (h, w), above 0 inside, enlarged before the threshold, so that borders are smooth.
+    boxes: (n, 4) as in select(). extent: how many rows and columns of the maps the picture fills,
+    from the upper left. min_px: smaller masks (in the picture) are left out. Mask i is painted as
+    i + 1; of equally large masks the first is painted last.
+    """
+    painted = np.zeros((height, width), np.uint16)
+    colour = np.empty((height, width), np.uint16)
+    sizes = [_area(mask, box) for mask, box in zip(masks, boxes.astype(np.int64), strict=True)]
+    for index in np.argsort(sizes, kind="stable")[::-1]:
+        window, inside = _enlarged(masks[index], boxes[index], extent, height, width)
+        if cv2.countNonZero(inside) < max(min_px, 1):
+            continue
+        colour[window] = index + 1
+        painted[window] = cv2.copyTo(colour[window], inside, painted[window])
+    return painted.astype(np.int32)
+
+
+def _area(mask: Map, box: NDArray[np.int64]) -> int:
+    return int(np.count_nonzero(mask[box[1] : box[3] + 1, box[0] : box[2] + 1] > 0))
+
+
+def _enlarged(
+    mask: Map, box: NDArray[np.float32], extent: tuple[float, float], height: int, width: int
+) -> tuple[tuple[slice, slice], NDArray[np.uint8]]:
+    """Window of the picture about a mask's box, and where in it the mask is, 0 or 1."""
+    rows = _Axis.about(box[1], box[3], extent[0], height)
+    cols = _Axis.about(box[0], box[2], extent[1], width)
+    source = mask[rows.source, cols.source]
+    target = (cols.target.stop - cols.target.start, rows.target.stop - rows.target.start)
+    if rows.whole and cols.whole:
+        values = cv2.resize(source, target, interpolation=cv2.INTER_LINEAR)
+    else:
+        transform = np.array([[cols.step, 0, cols.shift], [0, rows.step, rows.shift]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        values = cv2.warpAffine(
+            source, transform, target, flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
+    return (rows.target, cols.target), (values > 0).view(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Which pixels of a map and of the picture belong together along one axis.
+
+    Picture pixel t of the window lies at map pixel step * t + shift of the source. whole: source
+    and target cover the very same stretch, as cv2.resize wants it (several times faster).
+    """
+
+    source: slice
+    target: slice
+    step: float
+    shift: float
+    whole: bool
+
+    @classmethod
+    def about(cls, first: float, last: float, extent: float, size: int) -> _Axis:
+        """The stretch that shows map pixels first to last and one more on each side."""
+        step = extent / size
+        used = math.ceil(extent)
+        low, high = max(int(first) - 1, 0), min(int(last) + 2, used)
+        whole = extent == used
+        if whole:
+            stride = used // math.gcd(used, size)
+            if stride > _LONGEST_STEP:
+                low, high = 0, used
+            low, high = low // stride * stride, -(-high // stride) * stride
+            target = slice(low * size // used, high * size // used)
+        else:
+            target = slice(int(low / step), min(math.ceil(high / step), size))
+        shift = (target.start + 0.5) * step - 0.5 - low
+        return cls(slice(low, high), target, step, shift, whole)
+
+
+def edges_to_ids(edges: Map, level: float, radius_px: float) -> NDArray[np.int32]:
+    """Regions between the edges of a dense edge map: (h, w) int32, every pixel in a region 1..K.
+
+    edges: strength of an edge, 0 to 1, NaN counts as 0. Where it stays below `level`, pixels that
+    are farther than `radius_px` from every edge are the seeds (so a gap of twice that in an edge
+    does not join its sides), and the places too narrow for one are seeds of their own. From the
+    seeds a watershed floods the map, so that regions meet on the crest of the edge between them.
+    """
+    strength = np.nan_to_num(np.asarray(edges, np.float32), nan=0.0)
+    flat = (strength < level).astype(np.uint8)
+    if not flat.any():
+        return np.ones(flat.shape, np.int32)
+    framed = np.pad(flat, 1, constant_values=1)  # the border of the picture is no edge
+    distance = np.asarray(cv2.distanceTransform(framed, cv2.DIST_L2, 3))[1:-1, 1:-1]
+    count, seeds = cv2.connectedComponents((distance > radius_px).astype(np.uint8), connectivity=4)
+    places, narrow = cv2.connectedComponents(flat, connectivity=4)
+    seeded = np.zeros(places, bool)
+    seeded[np.unique(narrow[seeds > 0])] = True
+    seeds = np.where((narrow > 0) & ~seeded[narrow], narrow + count, seeds)
+    from scipy import ndimage  # loading it takes longer than most pictures
+
+    height = np.clip(strength * 255, 0, 255).astype(np.uint8)
+    # 8-connected: a thin edge that runs diagonally is crossed, but its crest still decides where.
+    flooded: NDArray[Any] = ndimage.watershed_ift(height, seeds.astype(np.int32))
+    return np.asarray(flooded, np.int32)
