@@ -26,6 +26,7 @@ setup(
         "fast": ["numba"],
         "bags": ["rosbags"],
         "tools": ["rich"],
+        "models": ["huggingface_hub", "onnx"],
     },
     zip_safe=False,
     maintainer="depth_node maintainers",

@@ -10,35 +10,33 @@ import argparse
 import dataclasses
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depth_node import __version__, benchmark, replay
+from depth_node import __version__, benchmark, model_tools, replay
 from depth_node.bags import BagError
 from depth_node.config import ConfigError, load, override
-from depth_node.engine import (
-    EMBEDDED,
-    MEANINGS,
-    EngineError,
-    Manifest,
-    backends,
-    manifest_path,
-    model_sha256,
-    open_engine,
-    write_manifest,
-)
+from depth_node.engine import EMBEDDED, EngineError, backends, open_engine
 from depth_node.fitting import METHODS
 from depth_node.frames import FrameError, find_frames
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.pipeline import DepthPipeline, PipelineConfig
+from depth_node.screen import (
+    UsageError,
+    console,
+    picture_size,
+    print_table,
+    progress,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,10 +46,6 @@ ROS_CURE = (
     " `pip install ros-jazzy-rclpy ros-jazzy-rmw-fastrtps-cpp ros-jazzy-rmw-implementation"
     " ros-jazzy-common-interfaces ros-jazzy-rcl-interfaces`"
 )
-
-
-class UsageError(ValueError):
-    """Something the user asked for cannot be done; one sentence with cause and cure."""
 
 
 USER_ERRORS = (UsageError, ConfigError, EngineError, FrameError, BagError)
@@ -87,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_bench(commands)
     _add_doctor(commands)
-    _add_models(commands)
+    model_tools.add(commands)
     parameters = commands.add_parser("parameters", help="print the node's parameters as markdown")
     parameters.set_defaults(run=_run_parameters)
     return parser
@@ -147,7 +141,12 @@ def _run_demo(options: argparse.Namespace) -> int:
     config = pipeline_config(options)
     try:
         wanted = demo.DemoOptions(
-            config, options.seconds, options.rate, _size(options.size), options.seed, options.frames
+            config,
+            options.seconds,
+            options.rate,
+            picture_size("--size", options.size),
+            options.seed,
+            options.frames,
         )
         report = demo.run(wanted, options.out, lambda what, total: progress(screen, what, total))
     except demo.DemoError as error:
@@ -199,14 +198,6 @@ def need_ros() -> None:
     """UsageError on a machine without ROS 2."""
     if importlib.util.find_spec("rclpy") is None:
         raise UsageError(f"this needs ROS 2, which is not here: {ROS_CURE}")
-
-
-def _size(text: str) -> tuple[int, int]:
-    """ "640x480" -> (height, width)."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise UsageError(f"--size {text!r} is no picture size: write it like 640x480")
-    return int(height), int(width)
 
 
 # -------------------------------------------------------------------------------------- the replay
@@ -584,93 +575,7 @@ def _version(module: str, distribution: str) -> str:
     return "installed"
 
 
-# ----------------------------------------------------------------------------------------- models
-
-
-def _add_models(commands: Any) -> None:
-    parser = commands.add_parser("models", help="networks: what is in the package, your own")
-    kinds = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    listing = kinds.add_parser("list", help="the networks in the package")
-    listing.set_defaults(run=_run_models_list)
-    writing = kinds.add_parser("manifest", help="write the manifest of your ONNX file")
-    writing.add_argument("model", type=Path, metavar="MODEL.onnx")
-    writing.add_argument("--meaning", required=True, help=f"of the output: {', '.join(MEANINGS)}")
-    writing.add_argument(
-        "--out", type=Path, metavar="FILE", help="(default: beside the model, found by itself)"
-    )
-    for name in ("name", "output-name", "licence", "source"):
-        writing.add_argument(f"--{name}", default="")
-    for name in ("height", "width", "patch-size"):
-        writing.add_argument(f"--{name}", type=int, default=0, metavar="PX")
-    choices = (("channel-order", "rgb, bgr"), ("resize", "stretch, letterbox, corner, crop"))
-    for name, meaning in (*choices, ("interpolation", "as in InputSpec")):
-        writing.add_argument(f"--{name}", metavar="WORD", help=meaning)
-    writing.add_argument("--scale", type=float, help="pixel values times this, before mean and std")
-    for name in ("mean", "std"):
-        writing.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"))
-    writing.set_defaults(run=_run_models_manifest)
-
-
-def _run_models_list(options: argparse.Namespace) -> int:
-    screen = console()
-    rows = []
-    for model in sorted((Path(__file__).resolve().parent / "models").glob("*.onnx")):
-        manifest = Manifest.load(manifest_path(model))
-        spec = manifest.input
-        whole = model_sha256(model) == manifest.sha256
-        rows.append(
-            (
-                model.stem,
-                manifest.meaning,
-                f"{spec.width}x{spec.height}",
-                f"{model.stat().st_size / 1e6:.1f} MB",
-                manifest.licence or "-",
-                "whole" if whole else "DAMAGED",
-            )
-        )
-    if not rows:
-        raise UsageError("the package holds no network: install it again, or give --model FILE")
-    head = ("model", "gives", "input", "size", "licence", "file")
-    print_table(screen, "Networks in the package", head, rows, set(), left=6)
-    return 0
-
-
-def _run_models_manifest(options: argparse.Namespace) -> int:
-    given = {
-        key: getattr(options, key)
-        for key in ("channel_order", "resize", "interpolation", "scale", "mean", "std")
-        if getattr(options, key) is not None
-    }
-    for key in ("mean", "std"):
-        if key in given:
-            given[key] = tuple(given[key])
-    try:
-        manifest = write_manifest(
-            options.model,
-            options.meaning,
-            manifest=options.out,
-            name=options.name,
-            output_name=options.output_name,
-            height=options.height,
-            width=options.width,
-            patch_size=options.patch_size,
-            licence=options.licence,
-            source=options.source,
-            **given,
-        )
-    except OSError as error:
-        raise UsageError(
-            f"the manifest cannot be written ({error}): name a place with --out"
-        ) from None
-    place = options.out or manifest_path(options.model)
-    spec = manifest.input
-    print(
-        f"{place}: {manifest.name} takes {spec.channel_order} {spec.width}x{spec.height}"
-        f" ({spec.resize}) and gives {manifest.meaning} in {manifest.output_name}"
-    )
-    if options.out:
-        print(f"use it with --model {options.model} --manifest {place}")
-    return 0
+# ------------------------------------------------------------------------------- the parameters
 
 
 def _run_parameters(options: argparse.Namespace) -> int:
@@ -679,72 +584,6 @@ def _run_parameters(options: argparse.Namespace) -> int:
 
     print(parameters.markdown(), end="")
     return 0
-
-
-# -------------------------------------------------------------------------------------- the screen
-
-
-def console() -> Console:
-    """The terminal, by rich."""
-    try:
-        from rich.console import Console
-    except ImportError:
-        raise UsageError("depth_tools needs rich for its tables: pip install rich") from None
-    return Console(highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def progress(screen: Console, what: str, total: int | None) -> Iterator[Callable[[str], None]]:
-    """A progress bar; call the value with a word about what is done to advance it by one."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
-    if total is not None:
-        columns += [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[word]}")]
-    with Progress(*columns, console=screen) as bar:
-        task = bar.add_task(what, total=total, word="")
-        yield lambda word: bar.update(task, advance=1, word=word)
-
-
-def print_table(
-    screen: Console,
-    title: str,
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    highlight: set[str],
-    left: int = 1,
-) -> None:
-    """A table; its first `left` columns are texts, the others numbers; own methods highlighted."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row, style="bold yellow" if row[0] in highlight else None)
-    screen.print(table)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, making the folder; UsageError when it cannot."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, making the folder; UsageError when it cannot."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}): name another") from None
 
 
 if __name__ == "__main__":

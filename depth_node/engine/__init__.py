@@ -410,7 +410,10 @@ def converted_path(model: str | Path, precision: str) -> Path:
 
 
 def locate(model: str | Path, manifest: str | Path | None = None) -> tuple[Path, Manifest]:
-    """The file of a model, or "embedded", and its manifest. Raises EngineError if they differ."""
+    """The file of a model and its manifest. Raises EngineError if they differ.
+
+    ``model`` is a path, "embedded", or the name of a network that was fetched (see zoo.py).
+    """
     if str(model) == EMBEDDED:
         path = _EMBEDDED_FILE
         if not path.is_file():
@@ -419,7 +422,9 @@ def locate(model: str | Path, manifest: str | Path | None = None) -> tuple[Path,
                 " or set the model to the path of an .onnx file"
             )
     else:
-        path = _existing(Path(model).expanduser())
+        from depth_node import zoo  # networks that were fetched are opened by their names
+
+        path = zoo.resolve(str(model)) or _existing(Path(model).expanduser())
     facts = _manifest_of(path, manifest)
     found = model_sha256(path)
     if found != facts.sha256.lower():

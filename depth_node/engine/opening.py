@@ -40,7 +40,9 @@ class ModelConfig:
     """Which network runs, and on what."""
 
     path: str = option(
-        EMBEDDED, f'path of an .onnx file with its manifest beside it; "{EMBEDDED}": the package\'s'
+        EMBEDDED,
+        "path of an .onnx file with its manifest beside it, or the name of a network fetched with"
+        f' `depth_tools models fetch`; "{EMBEDDED}": the package\'s',
     )
     manifest: str = option("", "path of the manifest if it does not lie beside the model")
     backend: str = option(

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depth_tools models ...`: which networks there are, and getting, checking, converting them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depth_node import zoo
+from depth_node.engine import (
+    MEANINGS,
+    Manifest,
+    manifest_path,
+    model_sha256,
+    write_manifest,
+)
+from depth_node.screen import UsageError, console, picture_size, print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def add(commands: Any) -> None:
+    """The command `models` with its own commands."""
+    parser = commands.add_parser("models", help="networks: fetch, verify, convert, check, your own")
+    kinds = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_fetching(kinds)
+    _add_manifest(kinds)
+
+
+# ------------------------------------------------------------------------- list, fetch and verify
+
+
+def _add_fetching(kinds: Any) -> None:
+    listing = kinds.add_parser("list", help="the package's network and those that can be fetched")
+    listing.set_defaults(run=_run_list)
+    fetching = kinds.add_parser("fetch", help="download a network of the list")
+    fetching.add_argument("name", metavar="NAME", help="see `depth_tools models list`")
+    fetching.add_argument(
+        "--accept-licence", action="store_true", help="of a network that forbids commercial use"
+    )
+    fetching.add_argument(
+        "--size", default="", metavar="WxH", help="input, where the file leaves it open"
+    )
+    fetching.add_argument(
+        "--output-name", default="", metavar="NAME", help="if the file has several outputs"
+    )
+    fetching.set_defaults(run=_run_fetch)
+    verifying = kinds.add_parser("verify", help="compare fetched networks with their hashes")
+    verifying.add_argument("names", nargs="*", metavar="NAME", help="(default: all that are here)")
+    verifying.set_defaults(run=_run_verify)
+
+
+def _run_list(options: argparse.Namespace) -> int:
+    screen = console()
+    rows: list[tuple[str, ...]] = []
+    for model in sorted((Path(__file__).resolve().parent / "models").glob("*.onnx")):
+        manifest = Manifest.load(manifest_path(model))
+        spec = manifest.input
+        whole = model_sha256(model) == manifest.sha256
+        rows.append(
+            (
+                model.stem,
+                manifest.meaning,
+                f"{spec.width}x{spec.height}",
+                f"{model.stat().st_size / 1e6:.1f} MB",
+                manifest.licence or "-",
+                "whole" if whole else "DAMAGED",
+            )
+        )
+    if not rows:
+        raise UsageError("the package holds no network: install it again, or give --model FILE")
+    head: tuple[str, ...] = ("model", "gives", "input", "size", "licence", "file")
+    print_table(screen, "Networks in the package", head, rows, set(), left=6)
+    entries = list(zoo.registry().values())
+    for meaning in dict.fromkeys(entry.meaning for entry in entries):
+        rows = [
+            (
+                entry.name,
+                f"{entry.parameters:g} M",
+                entry.licence,
+                entry.format,
+                _what_is_here(entry),
+            )
+            for entry in entries
+            if entry.meaning == meaning
+        ]
+        head = ("model", "parameters", "licence", "as", "here")
+        print_table(screen, f"To fetch: {meaning}", head, rows, set(), left=5)
+    screen.print(f"fetched networks lie in {zoo.models_folder()}")
+    return 0
+
+
+def _what_is_here(entry: zoo.Entry) -> str:
+    folder = zoo.models_folder() / entry.name
+    found = sorted(path.name for path in folder.glob("*.onnx"))
+    if not found and (folder / entry.main).is_file():
+        found = ["weights"]
+    return ", ".join(found) or "-"
+
+
+def _run_fetch(options: argparse.Namespace) -> int:
+    screen = console()
+    entry = zoo.find(options.name)
+    size = picture_size("--size", options.size) if options.size else ()
+    screen.print(
+        f"{entry.name}: a network of {entry.maker}, from {entry.repo}, licence {entry.licence}"
+        f" ({entry.page})"
+    )
+    if entry.note:
+        screen.print(f"note: {entry.note}", style="yellow")
+    if entry.non_commercial and not options.accept_licence:
+        _confirm(screen, entry)
+    with _bytes_bar(screen) as on_bytes:
+        done = zoo.fetch(entry, on_bytes, size, options.output_name)
+    for name, kept in done.record.files.items():
+        screen.print(f"{name}: {kept.bytes / 1e6:.1f} MB, sha256 {kept.sha256} ({kept.basis})")
+        if kept.basis == "first use":
+            screen.print(
+                "  nobody published this hash, so this file is trusted as it came; from now on it"
+                " is compared with what came today",
+                style="yellow",
+            )
+    if done.manifest is None:
+        screen.print(
+            f"weights: {done.path}; export them to ONNX with `python -m training export`"
+            " (docs/models.md)"
+        )
+        return 0
+    spec = done.manifest.input
+    screen.print(
+        f"ready: {done.path} takes {spec.width}x{spec.height} and gives {done.manifest.meaning};"
+        f" use it by its name: --model {entry.name}"
+    )
+    return 0
+
+
+def _confirm(screen: Console, entry: zoo.Entry) -> None:
+    """UsageError unless the user agrees at the terminal."""
+    question = f"The licence {entry.licence} forbids commercial use. Is yours non-commercial? [y/N]"
+    if sys.stdin.isatty() and screen.input(question + " ").strip().lower() in ("y", "yes"):
+        return
+    raise UsageError(
+        f"{entry.name} was not fetched: its licence {entry.licence} forbids commercial use; read it"
+        f" at {entry.page} and, if yours is none, run this again with --accept-licence"
+    )
+
+
+@contextmanager
+def _bytes_bar(screen: Console) -> Iterator[zoo.OnBytes]:
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=screen) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(name: str, here: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total, completed=here)
+            bar.update(tasks[name], completed=here)
+
+        yield tell
+
+
+def _run_verify(options: argparse.Namespace) -> int:
+    screen = console()
+    entries = [zoo.find(name) for name in options.names] or list(zoo.registry().values())
+    verdicts = []
+    for entry in entries:
+        found = zoo.verify(entry)
+        if not found and options.names:
+            raise UsageError(
+                f"{entry.name} is not on this machine: run `depth_tools models fetch {entry.name}`"
+            )
+        verdicts += found
+    if not verdicts:
+        screen.print(f"no network of the list is in {zoo.models_folder()}")
+        return 0
+    rows = [(v.name, v.file, v.basis, v.problem or "whole") for v in verdicts]
+    print_table(
+        screen, "Fetched networks", ("model", "file", "compared with", "file is"), rows, set(), 4
+    )
+    bad = sorted({v.name for v in verdicts if v.problem})
+    for name in bad:
+        screen.print(
+            f"{name} is not what was fetched: delete {zoo.models_folder() / name} and run"
+            f" `depth_tools models fetch {name}`",
+            style="red",
+        )
+    return 1 if bad else 0
+
+
+# --------------------------------------------------------------------------------- your own network
+
+
+def _add_manifest(kinds: Any) -> None:
+    writing = kinds.add_parser("manifest", help="write the manifest of your ONNX file")
+    writing.add_argument("model", type=Path, metavar="MODEL.onnx")
+    writing.add_argument("--meaning", required=True, help=f"of the output: {', '.join(MEANINGS)}")
+    writing.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: beside the model, found by itself)"
+    )
+    for name in ("name", "output-name", "licence", "source"):
+        writing.add_argument(f"--{name}", default="")
+    for name in ("height", "width", "patch-size"):
+        writing.add_argument(f"--{name}", type=int, default=0, metavar="PX")
+    choices = (("channel-order", "rgb, bgr"), ("resize", "stretch, letterbox, corner, crop"))
+    for name, meaning in (*choices, ("interpolation", "as in InputSpec")):
+        writing.add_argument(f"--{name}", metavar="WORD", help=meaning)
+    writing.add_argument("--scale", type=float, help="pixel values times this, before mean and std")
+    for name in ("mean", "std"):
+        writing.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"))
+    writing.set_defaults(run=_run_manifest)
+
+
+def _run_manifest(options: argparse.Namespace) -> int:
+    given = {
+        key: getattr(options, key)
+        for key in ("channel_order", "resize", "interpolation", "scale", "mean", "std")
+        if getattr(options, key) is not None
+    }
+    for key in ("mean", "std"):
+        if key in given:
+            given[key] = tuple(given[key])
+    try:
+        manifest = write_manifest(
+            options.model,
+            options.meaning,
+            manifest=options.out,
+            name=options.name,
+            output_name=options.output_name,
+            height=options.height,
+            width=options.width,
+            patch_size=options.patch_size,
+            licence=options.licence,
+            source=options.source,
+            **given,
+        )
+    except OSError as error:
+        raise UsageError(
+            f"the manifest cannot be written ({error}): name a place with --out"
+        ) from None
+    place = options.out or manifest_path(options.model)
+    spec = manifest.input
+    print(
+        f"{place}: {manifest.name} takes {spec.channel_order} {spec.width}x{spec.height}"
+        f" ({spec.resize}) and gives {manifest.meaning} in {manifest.output_name}"
+    )
+    if options.out:
+        print(f"use it with --model {options.model} --manifest {place}")
+    return 0

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command lines show and write: tables, bars, files, and mistakes of the user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class UsageError(ValueError):
+    """Something the user asked for cannot be done; one sentence with cause and cure."""
+
+
+def console() -> Console:
+    """The terminal, by rich."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        raise UsageError("depth_tools needs rich for its tables: pip install rich") from None
+    return Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(screen: Console, what: str, total: int | None) -> Iterator[Callable[[str], None]]:
+    """A progress bar; call the value with a word about what is done to advance it by one."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
+    if total is not None:
+        columns += [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[word]}")]
+    with Progress(*columns, console=screen) as bar:
+        task = bar.add_task(what, total=total, word="")
+        yield lambda word: bar.update(task, advance=1, word=word)
+
+
+def print_table(
+    screen: Console,
+    title: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    highlight: set[str],
+    left: int = 1,
+) -> None:
+    """A table; its first `left` columns are texts, the others numbers; own methods highlighted."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row, style="bold yellow" if row[0] in highlight else None)
+    screen.print(table)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, making the folder; UsageError when it cannot."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, making the folder; UsageError when it cannot."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}): name another") from None
+
+
+def picture_size(option: str, text: str) -> tuple[int, int]:
+    """ "640x480" -> (height, width)."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise UsageError(f"{option} {text!r} is no picture size: write it like 640x480")
+    return int(height), int(width)
