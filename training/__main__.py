@@ -88,7 +88,13 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
     for name, (module, what) in TOOLS.items():
         sub = commands.add_parser(name, help=what)
         importlib.import_module(module).arguments(sub)
-    return parser.parse_args(text)
+    args, rest = parser.parse_known_args(text)
+    # argparse takes the settings in one run only; here they may stand among the options.
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def main(text: list[str] | None = None) -> int:

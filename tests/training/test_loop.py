@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop by a toy recipe: resumption, processes, checkpoints, logs, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+
+from rich.console import Console  # noqa: E402
+from torch import nn  # noqa: E402
+from toy import Config, Toy, train  # noqa: E402
+
+from depth_node import config  # noqa: E402
+from training import checkpoints, loop  # noqa: E402
+from training.data import DataError  # noqa: E402
+
+REPO = Path(__file__).resolve().parents[2]
+TOY = Path(__file__).with_name("toy.py")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+
+
+def settings(*overrides: str) -> Config:
+    return config.override(Config(), overrides)
+
+
+def child(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, str(TOY), *(str(argument) for argument in arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's last checkpoint."""
+    folder = checkpoints.find(run)
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found.update({f"{file.stem}.{k}": v for k, v in checkpoints.weights(file).items()})
+    for number, moments in checkpoints.read_state(folder)["optimiser"]["state"].items():
+        found.update({f"{number}.{name}": value for name, value in moments.items()})
+    return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(run: Path, *names: str) -> list[tuple[float, ...]]:
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [tuple(json.loads(line)[name] for name in names) for line in lines]
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save", [3, 5])
+def test_killed_in_mid_save_then_resumed_equals_uninterrupted(tmp_path: Path, save: int) -> None:
+    """SIGKILL while a weights file is half written: in the first checkpoint, and in the second."""
+    whole = train(settings("loop.log_every=2"), tmp_path / "whole")
+    killed = child(tmp_path / "parts", "loop.log_every=2", "--kill-in-save", save)
+    assert killed.returncode == -signal.SIGKILL
+    left = list((tmp_path / "parts" / "checkpoints").glob("*.partial"))
+    assert len(left) == 1
+    assert (tmp_path / "parts" / "last").exists() == (save > 3)
+    if save > 3:
+        assert checkpoints.read(tmp_path / "parts")["step"] == 3
+    with (tmp_path / "parts" / "log.jsonl").open("a") as log:
+        log.write('{"step": 7, "lo')  # what a crash leaves
+    train(settings("loop.log_every=2"), tmp_path / "parts")
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
+    assert whole.step == 8
+    assert rows(tmp_path / "whole", "step", "loss") == rows(tmp_path / "parts", "step", "loss")
+    assert not list((tmp_path / "parts" / "checkpoints").glob("*.partial"))
+
+
+def test_every_point_of_interruption_resumes_to_the_bit(tmp_path: Path) -> None:
+    train(settings(), tmp_path / "whole")
+    train(settings(), tmp_path / "parts", stop=lambda step: step == 1)
+    train(settings(), tmp_path / "parts", stop=lambda step: step == 3)
+    train(settings(), tmp_path / "parts", stop=lambda step: step == 7)
+    train(settings(), tmp_path / "parts")
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
+    train(settings("loop.steps=8"), tmp_path / "parts")  # nothing left to do
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    """The limit on file size stands for a full disk: writing fails half way, for real."""
+    run = tmp_path / "run"
+    train(settings("loop.steps=3"), run)
+    before = tensors(run)
+    full = child(run, "--file-limit", 2500)
+    assert full.returncode == 1
+    assert "The checkpoint of step 6 could not be written" in full.stderr
+    assert "make room" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert same(tensors(run), before)
+    assert not list((run / "checkpoints").glob("*.partial"))
+    train(settings(), run)
+    train(settings(), tmp_path / "whole")
+    assert same(tensors(tmp_path / "whole"), tensors(run))
+
+
+# --- sharing out ----------------------------------------------------------------------------------
+
+
+def test_accumulated_parts_equal_one_batch(tmp_path: Path) -> None:
+    train(settings(), tmp_path / "whole")
+    train(settings("loop.accumulate=4"), tmp_path / "parts")
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Each of two gets half of a step's pictures: losses and weights of one with all of them."""
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    fixed = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+    train(settings(), tmp_path / "one")
+    done = child(tmp_path / "two", launcher=(*launcher, *fixed))
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(
+        rows(tmp_path / "two", "step", "loss", "gradient"),
+        rows(tmp_path / "one", "step", "loss", "gradient"),
+        rtol=1e-4,
+    )
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(loop.TrainingError, match="a multiple of 3"):
+        train(settings("loop.accumulate=3"), tmp_path)
+
+
+def test_generators_do_not_depend_on_the_shares() -> None:
+    cfg = settings("loop.batch=6").loop
+    whole = [rng.random() for rng in loop.generators(cfg, 5, (0, 1))]
+    parts = [rng.random() for k in range(3) for rng in loop.generators(cfg, 5, (k, 3))]
+    assert whole == parts
+    assert len(set(whole)) == 6
+    assert whole != [rng.random() for rng in loop.generators(cfg, 6, (0, 1))]
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_batches_made_ahead_are_the_same(tmp_path: Path) -> None:
+    train(settings(), tmp_path / "here")
+    train(settings("loop.workers=2", "loop.accumulate=1"), tmp_path / "ahead")
+    assert same(tensors(tmp_path / "here"), tensors(tmp_path / "ahead"))
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_data_is_one_sentence_wherever_it_is_read(tmp_path: Path, workers: int) -> None:
+    class Missing(Toy):
+        def batch(self, step: int, share: loop.Share) -> loop.Batch:
+            if step == 2:
+                raise DataError("picture 7 is cut: fetch it again")
+            return super().batch(step, share)
+
+    cfg = settings(f"loop.workers={workers}")
+    with pytest.raises(DataError, match=r"^picture 7 is cut: fetch it again$"):
+        train(cfg, tmp_path, Missing(cfg))
+
+
+# --- averaged weights, extra modules, panels ------------------------------------------------------
+
+
+def test_the_average_holds_only_what_is_learnt(tmp_path: Path) -> None:
+    state = train(settings("loop.ema=0.9"), tmp_path)
+    assert state.averaged is not None
+    model, averaged = dict(state.model.named_parameters()), dict(state.averaged.named_parameters())
+    assert averaged["0.weight"] is model["0.weight"]  # frozen: one memory
+    assert not torch.equal(averaged["2.weight"], model["2.weight"])
+    assert not any(p.requires_grad for p in averaged.values())
+    learnt = checkpoints.weights(checkpoints.find(tmp_path) / "model.safetensors")
+    assert set(learnt) == {"2.weight", "2.bias", "4.weight", "4.bias"}
+    assert set(checkpoints.read(tmp_path)["averaged"]) == set(model)
+
+
+def test_the_average_follows_its_formula(tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watching(Toy):
+        def loss(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
+            assert averaged is not None and not averaged.training
+            seen.append(model.state_dict()["2.weight"].clone())
+            return super().loss(model, batch, averaged)
+
+    cfg = settings("loop.ema=0.75", "loop.ema_warmup=false", "loop.steps=3")
+    state = train(cfg, tmp_path, Watching(cfg))
+    expected = seen[0]
+    for now in [*seen[1:], state.model.state_dict()["2.weight"]]:
+        expected = 0.75 * expected + 0.25 * now
+    torch.testing.assert_close(state.product.state_dict()["2.weight"], expected)
+
+
+def test_without_an_average_the_model_is_the_product(tmp_path: Path) -> None:
+    state = train(settings("loop.ema=0"), tmp_path)
+    assert state.product is state.model
+    found = checkpoints.read(tmp_path)["averaged"]
+    assert torch.equal(found["2.weight"], state.model.state_dict()["2.weight"])
+
+
+def test_extra_modules_learn_and_are_kept(tmp_path: Path) -> None:
+    cfg = settings()
+    recipe = Toy(cfg)
+    state = train(cfg, tmp_path, recipe)
+    assert state.extra is recipe.projection
+    kept = checkpoints.weights(checkpoints.find(tmp_path) / "extra.safetensors")
+    assert torch.equal(kept["weight"], recipe.projection.weight)
+    fresh = loop.start(Toy(cfg), cfg.loop)
+    assert fresh.extra is not None
+    assert not torch.equal(kept["weight"], fresh.extra.state_dict()["weight"])
+    loop.restore(fresh, tmp_path, config.to_dict(cfg))
+    assert torch.equal(kept["weight"], fresh.extra.state_dict()["weight"])
+
+
+def test_a_part_of_the_network_learns_slower(tmp_path: Path) -> None:
+    class Slow(Toy):
+        def rate(self, name: str) -> float:
+            return 0.0 if name.startswith("2.") else 1.0
+
+    cfg = settings("loop.weight_decay=0", "loop.steps=2")
+    before = loop.start(Slow(cfg), cfg.loop).model.state_dict()
+    after = train(cfg, tmp_path, Slow(cfg)).model.state_dict()
+    assert torch.equal(before["2.weight"], after["2.weight"])
+    assert not torch.equal(before["4.weight"], after["4.weight"])
+
+
+def test_logs_and_pictures(tmp_path: Path) -> None:
+    class Shown(Toy):
+        def panels(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
+            assert not model.training and not torch.is_grad_enabled()
+            picture = (batch["image"][0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+            return {"input": picture}
+
+    cfg = settings("loop.tensorboard=true", "loop.panels_every=4")
+    train(cfg, tmp_path, Shown(cfg))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("loss")]
+    np.testing.assert_allclose(logged, rows(tmp_path, "step", "loss"), rtol=1e-5)
+    assert [event.step for event in events.Images("input")] == [4, 8]
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {
+        "0000004_input.png",
+        "0000008_input.png",
+    }
+    assert {"images_per_s", "rate", "memory_mb"} <= set(
+        json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    )
+    about = json.loads((tmp_path / "environment.json").read_text())
+    assert about["packages"]["torch"] == torch.__version__.partition("+")[0] or about["packages"]
+    assert config.load(Config, tmp_path / "config.yaml") == cfg
+
+
+def test_panels_and_validation_change_nothing_that_is_learnt(tmp_path: Path) -> None:
+    class Watched(Toy):
+        def panels(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
+            torch.rand(3)
+            return {"a": np.zeros((4, 4, 3), np.uint8)}
+
+        def validate(self, model: nn.Module) -> dict[str, float]:
+            torch.rand(3)
+            return {"score": 1.0}
+
+    cfg = settings("loop.panels_every=1", "loop.checkpoint_every=1")
+    train(cfg, tmp_path / "watched", Watched(cfg))
+    train(settings(), tmp_path / "plain")
+    assert same(tensors(tmp_path / "watched"), tensors(tmp_path / "plain"))
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def test_best_last_and_kept_ones(tmp_path: Path) -> None:
+    scores = {2: 0.5, 4: 0.2, 6: 0.3, 8: 0.9}
+
+    class Scored(Toy):
+        def validate(self, model: nn.Module) -> dict[str, float]:
+            assert not torch.is_grad_enabled()
+            return {"score": scores[len(seen) * 2 + 2], "steps": seen.append(1) or 0.0}
+
+    seen: list[int] = []
+    cfg = settings("loop.checkpoint_every=2", "loop.keep_every=6")
+    train(cfg, tmp_path, Scored(cfg))
+    assert checkpoints.read(tmp_path / "best")["step"] == 4
+    assert checkpoints.read(tmp_path / "last")["step"] == 8
+    assert checkpoints.read(tmp_path)["step"] == 8
+    kept = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step_0000004", "step_0000006", "step_0000008"]
+    assert checkpoints.read(tmp_path)["recipe"] == "toy"
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    cfg = settings("loop.steps=2")
+    train(cfg, tmp_path / "run")
+    with pytest.raises(loop.TrainingError, match=r"loop\.learning_rate \(was 0\.01, is 0\.1\)"):
+        train(settings("loop.learning_rate=0.1"), tmp_path / "run")
+    assert train(settings("loop.steps=3"), tmp_path / "run").step == 3
+
+    class Other(Toy):
+        name = "other"
+
+    with pytest.raises(loop.TrainingError, match="recipe toy, not other"):
+        train(settings("loop.steps=3"), tmp_path / "run", Other(cfg))
+    wider = settings("width=9")
+    with pytest.raises(loop.TrainingError, match=r"of another network.*there and.*here"):
+        loop.restore(loop.start(Toy(wider), wider.loop), tmp_path / "run", config.to_dict(cfg))
+    found = checkpoints.weights(checkpoints.find(tmp_path / "run") / "model.safetensors")
+    with pytest.raises(loop.TrainingError, match="2 tensors are missing, first 'weight'; 4 are"):
+        checkpoints.load(nn.Linear(2, 2), found, "run")
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(loop.TrainingError, match="no checkpoint in"):
+        checkpoints.read(tmp_path / "absent")
+    (tmp_path / "old.pt").write_bytes(b"PK")
+    with pytest.raises(loop.TrainingError, match="no checkpoint of this loop but a file"):
+        checkpoints.read(tmp_path / "old.pt")
+    train(settings("loop.steps=2"), tmp_path / "run")
+    folder = checkpoints.find(tmp_path / "run")
+    state = (folder / "state.pt").read_bytes()
+    (folder / "state.pt").write_bytes(state[: len(state) // 2])
+    with pytest.raises(loop.TrainingError, match="cannot be read"):
+        train(settings("loop.steps=3"), tmp_path / "run")
+    os.truncate(folder / "averaged.safetensors", 100)
+    with pytest.raises(loop.TrainingError, match="cannot be read"):
+        checkpoints.read(tmp_path / "run")
+    (folder / "about.json").write_text('{"format": 1}')
+    with pytest.raises(loop.TrainingError, match="no checkpoint of this version"):
+        checkpoints.read(tmp_path / "run")
+
+
+class Dangerous:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("ran",))
+
+
+def test_pickled_weights_run_nothing_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.ones(2), "hook": Dangerous()}, tmp_path / "bad.pt")
+    with pytest.raises(loop.TrainingError, match=r"any code: convert it to \.safetensors, or set"):
+        checkpoints.weights(tmp_path / "bad.pt")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(loop.TrainingError, match="no table of tensors"):
+        checkpoints.weights(tmp_path / "bad.pt", trust_pickle=True)
+    assert (tmp_path / "ran").exists()
+    torch.save({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "good.pt")
+    assert set(checkpoints.weights(tmp_path / "good.pt")) == {"weight"}
+    with pytest.raises(loop.TrainingError, match="no weights"):
+        checkpoints.weights(tmp_path / "absent.pt")
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_no_seed_no_run(tmp_path: Path) -> None:
+    with pytest.raises(loop.TrainingError, match="has no seed"):
+        train(settings("loop.seed=-1"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, where fp16 works")
+def test_float16_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(loop.TrainingError, match="needs a GPU"):
+        train(settings("loop.precision=fp16"), tmp_path)
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run_with_its_batch(tmp_path: Path, bad: str) -> None:
+    class Broken(Toy):
+        def batch(self, step: int, share: loop.Share) -> loop.Batch:
+            made = super().batch(step, share)
+            if step == 5:
+                made["image"][0, 0, 0, 0] = float("nan") if bad == "loss" else 1e30
+            return made
+
+        def loss(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
+            found = super().loss(model, batch, averaged)
+            if bad == "gradient" and float(batch["image"].max()) > 1:  # finite, its slope is not
+                weight = model.state_dict(keep_vars=True)["2.weight"]
+                found["loss"] = found["loss"].detach() + (weight * 0).abs().sqrt().sum()
+            return found
+
+    cfg = settings()
+    with pytest.raises(loop.TrainingError, match=r"of step 5 is not finite.*bad_batch"):
+        train(cfg, tmp_path, Broken(cfg))
+    kept = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
+    expected = Broken(cfg).batch(5, (0, 1))["image"]
+    torch.testing.assert_close(kept["image"], expected, equal_nan=True)
+    assert checkpoints.read(tmp_path)["step"] == 3
+    assert all(torch.isfinite(value).all() for value in tensors(tmp_path).values())
+
+
+def test_a_frozen_model_is_refused(tmp_path: Path) -> None:
+    class Frozen(Toy):
+        def model(self) -> nn.Module:
+            return super().model().requires_grad_(False)
+
+        def extra(self) -> Any:
+            return None
+
+    with pytest.raises(loop.TrainingError, match="requires a gradient"):
+        train(settings(), tmp_path, Frozen(settings()))
+
+
+def test_schedules() -> None:
+    cfg = loop.LoopConfig(steps=110, warmup=10, learning_rate=2.0, final_rate=0.0, schedule="poly")
+    assert loop.learning_rate(cfg, 0) == pytest.approx(0.2)
+    assert loop.learning_rate(cfg, 60) == pytest.approx(2.0 * 0.5**0.9)
+    assert loop.learning_rate(cfg, 110) == 0.0
+    constant = config.replace(cfg, {"schedule": "constant"})
+    assert loop.learning_rate(constant, 100) == 2.0
+    cosine = config.replace(cfg, {"schedule": "cosine", "final_rate": 0.1})
+    assert loop.learning_rate(cosine, 60) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+
+
+def test_output_off_a_terminal_is_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(settings("loop.log_every=4"), tmp_path, console=Console(force_terminal=False))
+    assert "step 8/8" in capsys.readouterr().out

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe of a few hundred weights, and a program that trains it: for tests that need a process.
+
+    python toy.py RUN [key=value ...] [--kill-in-save N] [--file-limit BYTES]
+
+There is no batch normalisation in it: statistics over a batch are the one thing that depends on how
+a step's pictures are shared out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from depth_node import config
+from training import checkpoints, loop
+
+
+@dataclass(frozen=True)
+class Config:
+    """Eight steps of four pictures."""
+
+    width: int = config.option(6, "Channels.", minimum=1)
+    loop: loop.LoopConfig = config.section(
+        loop.LoopConfig,
+        "The loop.",
+        seed=7,
+        steps=8,
+        batch=4,
+        warmup=2,
+        learning_rate=0.01,
+        log_every=1,
+        checkpoint_every=3,
+        tensorboard=False,
+    )
+
+
+class Toy(loop.Recipe):
+    """Brightness of noise pictures through a frozen and two learnt layers."""
+
+    name = "toy"
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.projection = nn.Linear(cfg.width, 1)
+
+    def model(self) -> nn.Module:
+        width = self.cfg.width
+        model = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.Tanh(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.Dropout(0.0),
+            nn.Conv2d(width, width, 1),
+        )
+        model[0].requires_grad_(False)
+        return model
+
+    def extra(self) -> nn.Module:
+        self.projection = nn.Linear(self.cfg.width, 1)
+        return self.projection
+
+    def batch(self, step: int, share: loop.Share) -> loop.Batch:
+        pictures = [
+            rng.random((3, 8, 8), np.float32) for rng in loop.generators(self.cfg.loop, step, share)
+        ]
+        return {"image": torch.from_numpy(np.stack(pictures))}
+
+    def loss(
+        self, model: nn.Module, batch: loop.Batch, averaged: nn.Module | None
+    ) -> dict[str, torch.Tensor]:
+        features = model(batch["image"]).mean(dim=(2, 3))
+        found = self.projection(features)[:, 0]
+        return {"loss": (found - batch["image"].mean(dim=(1, 2, 3))).square().mean()}
+
+
+def train(cfg: Config, run: Path, recipe: Toy | None = None, **more: Any) -> loop.State:
+    return loop.run(recipe or Toy(cfg), cfg.loop, run, config.to_dict(cfg), **more)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--kill-in-save", type=int, default=0)
+    parser.add_argument("--file-limit", type=int, default=0)
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    cfg = config.override(Config(), args.overrides)
+    if args.kill_in_save:
+        real, calls = checkpoints.save_file, [0]
+
+        def dies(tensors: dict[str, torch.Tensor], path: str) -> None:
+            calls[0] += 1
+            real(tensors, path)
+            if calls[0] == args.kill_in_save:
+                os.truncate(path, os.path.getsize(path) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoints.save_file = dies
+    if args.file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (args.file_limit, args.file_limit))
+    try:
+        train(cfg, args.run, console=Console(quiet=True))
+    except loop.TrainingError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
