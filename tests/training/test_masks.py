@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks by regions and by a Segment Anything of random weights; kept; as layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+
+from training import masks as module  # noqa: E402
+from training.checkpoints import TrainingError  # noqa: E402
+from training.masks import MaskConfig, MaskMaker, as_layers, sam_masks, stacked  # noqa: E402
+from training.models import open_sam  # noqa: E402
+
+H, W = 48, 64
+
+
+def picture() -> np.ndarray:
+    """Four areas of different colours."""
+    image = np.zeros((H, W, 3), np.uint8)
+    image[: H // 2, : W // 2] = (200, 30, 30)
+    image[: H // 2, W // 2 :] = (30, 200, 30)
+    image[H // 2 :, : W // 3] = (30, 30, 200)
+    image[H // 2 :, W // 3 :] = (220, 220, 220)
+    return image
+
+
+def tiny_sam(folder: Path, kind: str) -> Path:
+    """A Segment Anything of random weights in a folder, as save_pretrained leaves it."""
+    import transformers as t
+
+    torch.manual_seed(0)
+    if kind == "sam":
+        vision = t.SamVisionConfig(
+            hidden_size=16, output_channels=16, num_hidden_layers=2, num_attention_heads=2,
+            image_size=64, patch_size=8, window_size=4, global_attn_indexes=[1], mlp_dim=32,
+            num_pos_feats=8,
+        )  # fmt: skip
+        decoder = t.SamMaskDecoderConfig(
+            hidden_size=16, mlp_dim=32, num_hidden_layers=2, num_attention_heads=2,
+            iou_head_depth=2, iou_head_hidden_dim=16,
+        )  # fmt: skip
+        prompt = t.SamPromptEncoderConfig(hidden_size=16, image_size=64, patch_size=8)
+        parts = {"mask_decoder_config": decoder, "prompt_encoder_config": prompt}
+        network = t.SamModel(t.SamConfig(vision_config=vision, **parts))
+    else:
+        backbone = t.Sam2HieraDetConfig(
+            hidden_size=8, num_attention_heads=1, image_size=[128, 128],
+            blocks_per_stage=[1, 1, 2, 1],
+            embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 2, 2],
+            window_size_per_stage=[8, 4, 4, 4], global_attention_blocks=[3],
+            window_positional_embedding_background_size=[2, 2],
+        )  # fmt: skip
+        vision = t.Sam2VisionConfig(
+            backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8],
+            backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]], fpn_hidden_size=16,
+        )  # fmt: skip
+        decoder = t.Sam2MaskDecoderConfig(
+            hidden_size=16, mlp_dim=32, num_hidden_layers=2, num_attention_heads=2,
+            iou_head_depth=2, iou_head_hidden_dim=16,
+        )  # fmt: skip
+        prompt = t.Sam2PromptEncoderConfig(hidden_size=16, image_size=128, patch_size=16)
+        parts = {"mask_decoder_config": decoder, "prompt_encoder_config": prompt}
+        network = t.Sam2Model(t.Sam2Config(vision_config=vision, **parts))
+    for weight in network.mask_decoder.parameters():  # so small otherwise that no mask comes out
+        torch.nn.init.normal_(weight, std=2.0)
+    network.mask_decoder.iou_prediction_head.proj_out.bias.data.fill_(50.0)
+    network.save_pretrained(folder)
+    return folder
+
+
+def test_classical_regions_are_masks_that_fill_the_picture() -> None:
+    found = MaskMaker(MaskConfig())(picture())
+    assert found.dtype == np.bool_
+    assert found.shape[1:] == (H, W)
+    assert (found.sum(axis=0) == 1).all()
+    size = found.sum(axis=(1, 2))
+    assert (np.diff(size) <= 0).all()
+    assert len(found) >= 4
+    few = MaskMaker(MaskConfig(most=2))(picture())
+    np.testing.assert_array_equal(few, found[:2])
+
+
+def test_masks_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = MaskConfig(folder=str(tmp_path))
+    first = MaskMaker(cfg)(picture())
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("made twice")
+
+    monkeypatch.setattr(module, "segment", again)
+    np.testing.assert_array_equal(MaskMaker(cfg)(picture()), first)
+    with pytest.raises(AssertionError, match="twice"):
+        MaskMaker(cfg)(picture()[::-1].copy())
+    with pytest.raises(AssertionError, match="twice"):
+        MaskMaker(MaskConfig(folder=str(tmp_path), most=3))(picture())
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam2"])
+def test_segment_anything_gives_masks_of_the_pictures_size(tmp_path: Path, kind: str) -> None:
+    folder = tiny_sam(tmp_path, kind)
+    generous = MaskConfig(source=str(folder), grid=4, overlap=0.0, stability=0.0, same=0.9)
+    sam = open_sam(generous)
+    assert sam.pads == (kind == "sam")
+    with torch.no_grad():
+        scores = torch.cat([s for _, s in sam(torch.rand(1, 3, H, W), torch.rand(5, 2) * H)])
+    assert scores.shape == (15,)
+    found = sam_masks(sam, picture(), generous)
+    assert found.dtype == np.bool_
+    assert found.shape[1:] == (H, W)
+    assert 1 <= len(found) <= 4 * 4 * 3
+    strict = MaskConfig(source=str(folder), grid=4, overlap=1000.0)
+    assert sam_masks(sam, picture(), strict).shape == (0, H, W)
+
+
+def test_points_land_where_they_are_meant(tmp_path: Path) -> None:
+    """The network is told the same place for the same share of the picture, whatever its size."""
+    sam = open_sam(MaskConfig(source=str(tiny_sam(tmp_path, "sam2"))))
+    told = []
+    real = sam.network.forward
+
+    def listening(**inputs: torch.Tensor) -> object:
+        told.append(inputs["input_points"].clone())
+        return real(**inputs)
+
+    sam.network.forward = listening
+    for height, width in ((48, 64), (96, 32)):
+        middle = torch.tensor([[(width - 1) / 2, (height - 1) / 2]])
+        list(sam(torch.rand(1, 3, height, width), middle))
+    assert [points.flatten().tolist() for points in told] == [[64, 64], [64, 64]]
+
+
+def test_what_is_no_segment_anything_is_refused(tmp_path: Path) -> None:
+    from training.models import NetworkConfig, open_dino
+
+    with pytest.raises(TrainingError, match="cannot be opened"):
+        open_sam(MaskConfig(source=str(tmp_path / "nothing")))
+    open_dino(NetworkConfig("debug")).network.save_pretrained(tmp_path)
+    with pytest.raises(TrainingError, match="no Segment Anything"):
+        open_sam(MaskConfig(source=str(tmp_path)))
+
+
+def test_of_masks_alike_the_better_stays() -> None:
+    masks = np.zeros((3, 8, 8), bool)
+    masks[0, :4], masks[1, :4, :7], masks[2, 4:] = True, True, True
+    kept = module._unlike(masks, np.array([0.5, 0.9, 0.1]), 0.8)
+    assert sorted(kept.tolist()) == [1, 2]
+
+
+def test_layers_hold_every_mask_whole() -> None:
+    masks = np.zeros((4, 6, 6), bool)
+    masks[0], masks[1, :3], masks[2, 3:], masks[3, 2:4] = True, True, True, True
+    layers = as_layers(masks)
+    assert layers.shape == (3, 6, 6)
+    for number, mask in enumerate(masks, start=1):
+        np.testing.assert_array_equal((layers == number).any(axis=0), mask)
+    assert as_layers(np.zeros((0, 6, 6), bool)).shape == (1, 6, 6)
+
+
+def test_layers_of_several_pictures_stand_together() -> None:
+    one, three = np.ones((1, 4, 4), np.int32), np.ones((3, 4, 4), np.int32)
+    found = stacked([one, three])
+    assert found.shape == (2, 3, 4, 4)
+    assert found[0].sum() == 16
+    with pytest.raises(TrainingError, match="different sizes"):
+        stacked([one, np.ones((1, 4, 5), np.int32)])
