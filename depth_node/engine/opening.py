@@ -132,12 +132,31 @@ def _ort(provider: str) -> _Backend:
     return _Backend(opened, missing)
 
 
+def _open_tensorrt(job: Job) -> Engine:
+    from depth_node.engine import trt
+
+    return trt.open_tensorrt(job)
+
+
+def _tensorrt_missing() -> str:
+    for module, cure in (
+        ("tensorrt", "pip install tensorrt (on a Jetson: apt install python3-libnvinfer)"),
+        ("cuda", "pip install cuda-python"),
+    ):
+        if find_spec(module) is None:
+            return f"no module {module}: {cure}"
+    from depth_node.engine import trt
+
+    return trt.missing()
+
+
 _BACKENDS: dict[str, _Backend] = {
+    "tensorrt": _Backend(_open_tensorrt, _tensorrt_missing),
     "onnxruntime-cuda": _ort("cuda"),
     "onnxruntime-tensorrt": _ort("tensorrt"),
     REFERENCE: _ort("cpu"),
 }
-AUTO = ("onnxruntime-cuda", REFERENCE)
+AUTO = ("tensorrt", "onnxruntime-cuda", REFERENCE)
 
 
 def backends() -> dict[str, str]:
