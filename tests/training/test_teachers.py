@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Teachers of every kind answer disparity through one door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+
+from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
+from training.checkpoints import TrainingError  # noqa: E402
+from training.models import NetworkConfig  # noqa: E402
+from training.teachers import TeacherConfig, ask, fingerprint, open_teacher  # noqa: E402
+
+
+class Fixed:
+    """A teacher that always says the same."""
+
+    name, revision = "fixed", "1"
+
+    def __init__(self, kind: str, values: torch.Tensor) -> None:
+        self.kind, self.values = kind, values
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.values
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        ("disparity_affine_invariant", [3.0, 0.0, -1.0], [3.0, 0.0, -1.0]),
+        ("depth_affine_invariant", [2.0, 4.0, 0.5], [0.5, 0.25, 2.0]),
+        ("depth_metric", [2.0, 4.0, float("nan")], [0.5, 0.25, 0.0]),
+        ("log_depth_affine_invariant", [0.0, 0.0, float("inf")], [1.0, 1.0, 0.0]),
+    ],
+)
+def test_whatever_a_teacher_means_becomes_disparity(
+    kind: str, values: list[float], expected: list[float]
+) -> None:
+    teacher = Fixed(kind, torch.tensor(values).view(1, 1, 1, 3))
+    disparity, known = ask(teacher, torch.rand(1, 3, 1, 3))
+    assert disparity.flatten().tolist() == pytest.approx(expected)
+    assert known.flatten().tolist() == [bool(np.isfinite(v)) for v in values]
+
+
+def test_an_answer_of_another_size_is_refused() -> None:
+    with pytest.raises(TrainingError, match="one map of their size"):
+        ask(Fixed("depth_metric", torch.ones(1, 1, 2, 2)), torch.rand(1, 3, 4, 4))
+
+
+def test_a_network_teaches_at_any_size_and_repeats() -> None:
+    cfg = TeacherConfig(network=NetworkConfig("debug"), seed=3)
+    before = torch.random.get_rng_state()
+    teacher = open_teacher(cfg)
+    assert torch.equal(before, torch.random.get_rng_state())
+    pictures = torch.rand(2, 3, 60, 80)
+    disparity, known = ask(teacher, pictures)
+    assert disparity.shape == (2, 1, 60, 80)
+    assert known.all()
+    again = open_teacher(cfg)
+    assert again.revision == teacher.revision
+    assert torch.equal(ask(again, pictures)[0], disparity)
+    other = open_teacher(TeacherConfig(network=NetworkConfig("debug"), seed=4))
+    assert other.revision != teacher.revision
+    fixed = open_teacher(TeacherConfig(network=NetworkConfig("debug"), seed=3, height=28, width=28))
+    assert ask(fixed, pictures)[0].shape == (2, 1, 60, 80)
+
+
+def test_an_engine_teaches_as_it_runs_on_the_robot() -> None:
+    teacher = open_teacher(TeacherConfig(what="engine", path="embedded"))
+    image = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+    disparity, known = ask(teacher, torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+    with DepthModel.open(ModelConfig(threads=1)) as model:
+        expected = model.predict(image).disparity()
+    np.testing.assert_allclose(disparity[0, 0].numpy(), expected, rtol=1e-5)
+    assert known.all()
+
+
+def test_an_engine_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="cannot be opened"):
+        open_teacher(TeacherConfig(what="engine", path=str(tmp_path / "no.onnx")))
+
+
+def test_the_fingerprint_knows_every_weight() -> None:
+    network = torch.nn.Linear(3, 2)
+    before = fingerprint(network)
+    assert fingerprint(network) == before
+    with torch.no_grad():
+        network.bias[1] += 1e-3
+    assert fingerprint(network) != before
