@@ -10,7 +10,8 @@ does a run repeat itself to the bit.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,14 +132,32 @@ class Pool:
             yield self.written
 
 
+def open_pool(
+    cfg: PoolConfig, waiting: Callable[[int], None] = lambda found: None, poll_s: float = 5.0
+) -> Pool:
+    """The pool, once it holds cfg.wait_for pictures; rendered here if cfg.fill says so.
+
+    waiting(found) is called now and then while another process has rendered too few.
+    """
+    if cfg.fill:
+        writer = Pool(cfg, write=True)
+        for _ in writer.fill(cfg.wait_for):
+            pass
+        return writer
+    pool = Pool(cfg)
+    while len(pool) < min(cfg.wait_for, cfg.samples):
+        waiting(len(pool))
+        time.sleep(poll_s)
+    return pool
+
+
 @dataclass(frozen=True)
 class Sample:
     """One picture to learn from or to be judged on.
 
     image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None. camera: of the
-    picture, or None. masks: (H, W) int32 regions, 0 = none, or None. scored: (H, W) bool, the
-    pixels that the data set's own protocol counts (its crop), or None for all. name: unique within
-    the data set.
+    picture, or None. masks: (H, W) int32 regions, 0 = none, or None. name: unique within the data
+    set.
     """
 
     name: str
@@ -146,7 +165,6 @@ class Sample:
     depth: F32 | None = None
     camera: Camera | None = None
     masks: NDArray[np.int32] | None = None
-    scored: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

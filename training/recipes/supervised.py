@@ -8,8 +8,6 @@ vertical ramp in our runs.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from depth_node import config
-from training.data import RENDERED, Pool, PoolConfig, ViewConfig, augment
+from training.data import RENDERED, Pool, PoolConfig, ViewConfig, augment, open_pool
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.losses import gradient_matching, normalised_l1
 from training.models import SmallUNet, StudentConfig
@@ -140,22 +138,3 @@ def build(cfg: Config, console: Console) -> Supervised:
         console.print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} pictures")
 
     return Supervised(cfg, open_pool(cfg.pool, waiting))
-
-
-def open_pool(
-    cfg: PoolConfig, waiting: Callable[[int], None] = lambda found: None, poll_s: float = 5.0
-) -> Pool:
-    """The pool, once it holds cfg.wait_for pictures; rendered here if cfg.fill says so.
-
-    waiting(found) is called now and then while another process has rendered too few.
-    """
-    if cfg.fill:
-        writer = Pool(cfg, write=True)
-        for _ in writer.fill(cfg.wait_for):
-            pass
-        return writer
-    pool = Pool(cfg)
-    while len(pool) < min(cfg.wait_for, cfg.samples):
-        waiting(len(pool))
-        time.sleep(poll_s)
-    return pool
