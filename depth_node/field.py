@@ -83,18 +83,20 @@ MAX_ELONGATION = 4.0
 # Detail
 DETAIL_SPACINGS = 1.25
 MAX_DETAIL_PX = 64.0
+LINE_GAPS, LINE_CELLS = 4.0, 4.0  # reach across dense scan lines: median distances, at most cells
 SURFACE_GAIN, COLOUR_GAIN = 100.0, 5.0
 SOFTENING = 0.5  # squared cells
 
 # Interval
 NORMAL_95 = 1.959964
 COVERAGE = 0.95
-SILL_PRIOR = 4.0  # neighbours' worth of trust in the picture's prior variance
-PIXEL_NOISE = 0.15  # share of the noise in the nugget that a pixel's interval keeps
-SPREAD_POWER = 1.2  # wide intervals are still too narrow, narrow ones too wide
+SILL_PRIOR = 3.0  # neighbours' worth of trust in the picture's prior variance
+VARIANCE_POWER, SILL_POWER = 1.35, 1.2  # wide intervals are still too narrow, narrow ones too wide
 LEAST_SPREAD = 1e-3
-FAR_GROWTH = 1.5  # per correlation length of place
-FEW_GROWTH = 20.0
+NEAR_GROWTH, FAR_GROWTH = 0.5, 1.5  # per correlation length of place, within and beyond the spacing
+FEW_GROWTH, FEW_GROWTH_SQUARED = 8.0, 40.0
+NOISE_SHARE = 0.6  # of the points' noise that left-out errors are freed of
+LEAST_BOUND_SHARE = 0.1  # of a squared bound that stays
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,10 @@ def solve(
     out *= base.map
     quantile = _quantile(trial, choice)
     far = _resized(trial.far_px, scene.nodes.size).reshape(-1) / scene.place_px
-    spread = _spread(variance, sill, far.astype(np.float64), trial, PIXEL_NOISE)
+    bound = quantile * _spread(variance, sill, far.astype(np.float64), trial)
     shape = scene.nodes.shape
-    relative = (quantile / NORMAL_95 * spread).astype(np.float32).reshape(shape)
-    std = _resized(relative, (width, height))
+    relative = _without_noise(bound, sill, trial) / NORMAL_95
+    std = _resized(relative.astype(np.float32).reshape(shape), (width, height))
     std *= out
     _forget_far(std, trial, config)
     if base.unknown is not None:
@@ -762,7 +764,8 @@ class _Trial:
 
     which: (m,) points. near: their neighbours. mean, variance, sill: (m,) of kriging with the
     chosen nugget. weight: (m,) trust in the point itself. distance: (m,) of the nearest neighbour
-    in features 0 and 1. far_px: (h, w) of the grid's cells from the nearest point.
+    in features 0 and 1. far_px: (h, w) of the grid's cells from the nearest point. points: of the
+    frame. spacing: of evenly spread points, in features 0 and 1.
     """
 
     which: Integers
@@ -774,6 +777,8 @@ class _Trial:
     nugget: float
     far_px: Map
     distance: Floats
+    points: int
+    spacing: float
 
     @classmethod
     def of(cls, scene: _Scene, suspect: Floats, loops: Kernels, config: FieldConfig) -> _Trial:
@@ -815,7 +820,21 @@ class _Trial:
         distance[near[0] < 0] = np.inf
         distance = distance.min(axis=1)
         distance[~np.isfinite(distance)] = far_px.max() / scene.place_px
-        return cls(which, near, mean, variance, sill, weight, NUGGETS[best], far_px, distance)
+        height, width = scene.grid.picture
+        spacing = math.sqrt(height * width / count) / scene.place_px
+        return cls(
+            which,
+            near,
+            mean,
+            variance,
+            sill,
+            weight,
+            NUGGETS[best],
+            far_px,
+            distance,
+            count,
+            spacing,
+        )
 
 
 def _distance(scene: _Scene) -> Map:
@@ -845,7 +864,7 @@ def _matched_hole(
     rank = np.argsort(np.argsort(own, kind="stable"), kind="stable")
     far = np.sort(far_px[::4, ::4], axis=None).astype(np.float64)
     wanted = far[((rank + 0.5) / len(which) * len(far)).astype(np.int64)] / scene.place_px
-    hole = np.where(wanted > MATCH_SLACK * own + 1 / scene.place_px, wanted, 0.0)
+    hole = np.where(wanted > MATCH_SLACK * own + 0.5 / scene.place_px, wanted, 0.0)
     circle = np.array([1.0, 0.0, 1.0])
     towards = step[np.arange(len(which)), closest][np.isfinite(own) & (own > 0)]
     if not (hole > 0).any() or len(towards) == 0:
@@ -924,6 +943,9 @@ def _choose_detail(
     spacing = math.sqrt(scene.grid.picture[0] * scene.grid.picture[1] / len(scene)) / cell_px
     unit = max(scene.grid.picture) / REFERENCE_PX
     radius = min(max(DETAIL_SPACINGS * spacing, 1.5), MAX_DETAIL_PX * unit / cell_px)
+    between_lines = LINE_GAPS * float(np.median(trial.far_px[::2, ::2])) / cell_px
+    if between_lines > 2 * radius:
+        radius = max(radius, min(between_lines, LINE_CELLS))
     prior = 1 / (SOFTENING + spacing * spacing)
     which, (index, _) = trial.which, trial.near
     missing, index = index < 0, np.maximum(index, 0)
@@ -962,7 +984,7 @@ def _choose_detail(
         radius,
         prior,
         best[3],
-        _spread(trial.variance, trial.sill, trial.distance, trial, 1.0),
+        _spread(trial.variance, trial.sill, trial.distance, trial),
     )
 
 
@@ -999,31 +1021,48 @@ def _detail(
 # --- interval ------------------------------------------------------------------------------------
 
 
-def _spread(
-    variance: Floats, sill: Floats, distance: Floats, trial: _Trial, noise_share: float
-) -> Floats:
-    """(m,) relative standard deviation up to a factor.
-
-    Kriging's variance, with the prior variance that the neighbourhood speaks for drawn towards the
-    picture's, and the nugget. Its smallest level is structure that the points are too sparse for;
-    what is above is mostly measurement noise, which a left-out point has and a pixel has not.
-    It grows with the distance from the nearest point (m,), in features 0 and 1: what the points
-    say of each other says little of what lies beyond them.
-    """
+def _local_sill(sill: Floats, trial: _Trial) -> Floats:
+    """(m,) prior variance that the neighbourhoods speak for, drawn towards the picture's."""
     count = trial.near[0].shape[1]
     middle = float(np.average(trial.sill, weights=trial.weight))
-    local = (count * sill + SILL_PRIOR * middle) / (count + SILL_PRIOR)
-    nugget = NUGGETS[0] + noise_share * (trial.nugget - NUGGETS[0])
-    squared = (variance + nugget) * local
-    result: Floats = np.maximum(squared, LEAST_SPREAD**2) ** (0.5 * SPREAD_POWER)
-    return result * (1 + FAR_GROWTH * distance)
+    result: Floats = (count * sill + SILL_PRIOR * middle) / (count + SILL_PRIOR)
+    return result
+
+
+def _spread(variance: Floats, sill: Floats, distance: Floats, trial: _Trial) -> Floats:
+    """(m,) relative standard deviation up to a factor.
+
+    Kriging's variance and nugget times the local prior variance. It grows with the distance (m,)
+    from the nearest point, in features 0 and 1, most of all beyond the points' usual distance: what
+    the points say of each other says little of what lies beyond them.
+    """
+    result = (variance + trial.nugget) ** (0.5 * VARIANCE_POWER)
+    result *= _local_sill(sill, trial) ** (0.5 * SILL_POWER)
+    beyond = np.maximum(distance - trial.spacing, 0)
+    near = np.minimum(distance, trial.spacing)
+    return np.maximum(result, LEAST_SPREAD**SILL_POWER) * (
+        1 + NEAR_GROWTH * near + FAR_GROWTH * beyond
+    )
+
+
+def _without_noise(bound: Floats, sill: Floats, trial: _Trial) -> Floats:
+    """(m,) relative bounds less the measurement noise, which a point has and a pixel has not.
+
+    The smallest nugget is structure that the points are too sparse for; the rest is mostly noise.
+    """
+    noise = (trial.nugget - NUGGETS[0]) * _local_sill(sill, trial)
+    squared = bound * bound
+    result: Floats = np.sqrt(
+        np.maximum(squared - NOISE_SHARE * NORMAL_95**2 * noise, LEAST_BOUND_SHARE * squared)
+    )
+    return result
 
 
 def _quantile(trial: _Trial, choice: _Choice) -> float:
     """The factor that makes a spread a 95 % bound of the relative error at left-out points."""
-    count = len(choice.error)
-    share = min(COVERAGE + 0.8 / count, 1.0)
-    few = 1 + FEW_GROWTH / count**2  # the largest of few errors is no bound of the next
+    share = min(COVERAGE + 0.8 / len(choice.error), 1.0)
+    # The largest of few errors is no bound of the next.
+    few = 1 + FEW_GROWTH / trial.points + FEW_GROWTH_SQUARED / trial.points**2
     return few * _weighted_quantile(choice.error / choice.spread, trial.weight, share)
 
 
