@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of published data sets on tiny fakes of their layouts, and shards."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+
+from depth_node import config
+from training import datasets, shards
+from training.__main__ import main
+from training.data import DataError, Sample
+from training.datasets import DataConfig, Samples, open_samples
+
+H, W = 12, 16
+
+
+def picture(seed: int = 0, height: int = H, width: int = W) -> NDArray[np.uint8]:
+    """Smooth, so that JPEG keeps it nearly."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 10 + seed, y * 15, x * 0 + 40 + seed], axis=2).astype(np.uint8)
+
+
+def truth() -> NDArray[np.float64]:
+    """1 m to 3 m, unknown (0) in the first row."""
+    depth = np.linspace(1.0, 3.0, H * W).reshape(H, W)
+    depth[0] = 0
+    return depth
+
+
+def put(path: Path, content: NDArray[Any]) -> Path:
+    """A picture (RGB) or map as the file that its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, content)
+    else:
+        plain = content if content.ndim == 2 else cv2.cvtColor(content, cv2.COLOR_RGB2BGR)
+        # ETH3D and Hypersim use upper case and several dots.
+        done, encoded = cv2.imencode(path.suffix.lower(), plain)
+        assert done
+        path.write_bytes(encoded.tobytes())
+    return path
+
+
+def steps(per_metre: float) -> NDArray[np.uint16]:
+    return np.round(truth() * per_metre).astype(np.uint16)
+
+
+def opened(kind: str, folder: Path, **more: Any) -> Samples:
+    return open_samples(DataConfig(kind=kind, folder=str(folder), **more))
+
+
+def agrees(sample: Sample, expected: NDArray[Any] | None = None, atol: float = 0.006) -> None:
+    depth = truth() if expected is None else expected
+    assert sample.depth is not None
+    assert sample.depth.dtype == np.float32
+    assert sample.image.dtype == np.uint8
+    assert sample.image.shape == (*depth.shape, 3)
+    np.testing.assert_array_equal(np.isnan(sample.depth), depth <= 0)
+    np.testing.assert_allclose(sample.depth[depth > 0], depth[depth > 0], atol=atol)
+
+
+def names(samples: Samples) -> list[str]:
+    return [samples[k].name for k in range(len(samples))]
+
+
+def test_images_of_any_depth_of_folders(tmp_path: Path) -> None:
+    for name in ("b/2.jpg", "b/1.PNG", "a.jpeg"):
+        put(tmp_path / name, picture())
+    (tmp_path / "notes.txt").write_text("no picture")
+    samples = opened("images", tmp_path)
+    assert names(samples) == ["a.jpeg", "b/1.PNG", "b/2.jpg"]
+    assert samples[0].depth is None and samples[0].camera is None
+    np.testing.assert_array_equal(samples[1].image, picture())
+    assert names(opened("images", tmp_path, split="b")) == ["1.PNG", "2.jpg"]
+    assert len(opened("images", tmp_path, limit=2)) == 2
+    assert [sample.name for sample in samples[1:]] == ["b/1.PNG", "b/2.jpg"]
+
+
+def test_recorded_frames(tmp_path: Path) -> None:
+    frame = tmp_path / "lab" / "0001"
+    put(frame / "rgb.png", picture())
+    put(frame / "depth.png", steps(1000))
+    put(frame / "segmentation_1.png", np.full((H, W), 7, np.uint16))
+    (frame / "intrinsics.json").write_text(
+        f'{{"fx": 20, "fy": 20, "cx": 8, "cy": 6, "width": {W}, "height": {H}}}'
+    )
+    (sample,) = opened("frames", tmp_path)
+    agrees(sample)
+    assert sample.name == "lab/0001"
+    assert sample.camera is not None and sample.camera.fx == 20
+    assert sample.masks is not None and set(np.unique(sample.masks)) == {1}
+
+
+def test_the_real_frames(shared: Path) -> None:
+    samples = opened("frames", shared / "data")
+    assert len(samples) == 17
+    assert all(sample.depth is not None and sample.camera is not None for sample in samples)
+
+
+def test_nyuv2_as_folders(tmp_path: Path) -> None:
+    for split, end, kind in (("test", "png", "depth"), ("train", "jpg", "sync_depth")):
+        put(tmp_path / split / "bathroom" / f"rgb_0046.{end}", picture())
+        put(tmp_path / split / "bathroom" / f"{kind}_0046.png", steps(1000))
+    samples = opened("nyuv2", tmp_path, split="test")
+    assert names(samples) == ["test/bathroom/rgb_0046.png"]
+    assert samples.protocol == "nyu"
+    agrees(samples[0])
+    agrees(opened("nyuv2", tmp_path, split="train")[0])
+    listed = tmp_path / "list.txt"  # Marigold's
+    listed.write_text(
+        "test/bathroom/rgb_0046.png test/bathroom/depth_0046.png test/bathroom/filled_0046.png\n"
+    )
+    assert len(opened("nyuv2", tmp_path, list=str(listed))) == 1
+
+
+def test_nyuv2_as_published(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    from scipy.io import savemat
+
+    image = picture(height=480, width=640)
+    depth = np.linspace(1, 3, 480 * 640).reshape(480, 640)
+    depth[:5] = 0
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "w") as file:
+        file["images"] = np.stack([image.transpose(2, 1, 0) + np.uint8(k) for k in range(3)])
+        file["depths"] = np.ones((3, 640, 480))
+        file["rawDepths"] = np.stack([depth.T * (k + 1) for k in range(3)])
+    savemat(tmp_path / "splits.mat", {"trainNdxs": [[1], [3]], "testNdxs": [[2]]})
+    samples = opened("nyuv2", tmp_path, split="test")
+    assert names(samples) == ["0002"]
+    np.testing.assert_array_equal(samples[0].image, image + 1)
+    agrees(samples[0], depth * 2)
+    camera = samples[0].camera
+    assert camera is not None and camera.fx == pytest.approx(518.8579)
+    assert len(opened("nyuv2", tmp_path, split="train")) == 2
+    assert len(opened("nyuv2", tmp_path)) == 3
+
+
+def kitti(folder: Path, merged: bool) -> str:
+    drive = "2011_09_26_drive_0002_sync"
+    put(folder / "2011_09_26" / drive / "image_02" / "data" / "0000000069.png", picture())
+    (folder / "2011_09_26" / "calib_cam_to_cam.txt").write_text(
+        "calib_time: 09\nP_rect_02: 20 0 7.5 1 0 21 5.5 0 0 0 1 0\n"
+    )
+    annotated = folder / ("" if merged else "val") / drive / "proj_depth/groundtruth/image_02"
+    put(annotated / "0000000069.png", steps(256))
+    return drive
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_kitti(tmp_path: Path, merged: bool) -> None:
+    drive = kitti(tmp_path, merged)
+    samples = opened("kitti", tmp_path, split="" if merged else "val")
+    assert names(samples) == [f"{drive}/image_02/0000000069"]
+    agrees(samples[0])
+    camera = samples[0].camera
+    assert camera is not None
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (20, 21, 7.5, 5.5)
+    eigen = tmp_path / "eigen_test_files_with_gt.txt"
+    image = f"2011_09_26/{drive}/image_02/data/0000000069.png"
+    eigen.write_text(
+        f"{image} {drive}/proj_depth/groundtruth/image_02/0000000069.png 721.5377\n"
+        f"2011_09_26/{drive}/image_02/data/0000000070.png None 721.5377\n"
+    )
+    samples = opened("kitti", tmp_path, list=str(eigen))
+    assert names(samples) == [image]  # the one without truth is left out: 697 become 652
+    agrees(samples[0])
+
+
+def test_diode(tmp_path: Path) -> None:
+    place = tmp_path / "val" / "indoors" / "scene_00019" / "scan_00183"
+    stem = "00019_00183_indoors_000_010"
+    put(place / f"{stem}.png", picture())
+    depth = truth()
+    depth[0] = 5.0  # masked out instead
+    put(place / f"{stem}_depth.npy", depth[..., None].astype(np.float32))
+    put(place / f"{stem}_depth_mask.npy", (truth() > 0).astype(np.float32))
+    samples = opened("diode", tmp_path, split="val/indoors")
+    assert names(samples) == [f"val/indoors/scene_00019/scan_00183/{stem}.png"]
+    agrees(samples[0], atol=1e-6)
+    listed = tmp_path / "list.txt"
+    relative = f"val/indoors/scene_00019/scan_00183/{stem}"
+    listed.write_text(f"{relative}.png {relative}_depth.npy {relative}_depth_mask.npy\n")
+    agrees(opened("diode", tmp_path, list=str(listed))[0], atol=1e-6)
+
+
+def test_eth3d(tmp_path: Path) -> None:
+    put(tmp_path / "courtyard" / "images" / "dslr_images" / "DSC_0286.JPG", picture())
+    depth = truth().astype(np.float32)
+    depth[0] = np.inf
+    place = tmp_path / "courtyard" / "ground_truth_depth" / "dslr_images"
+    place.mkdir(parents=True)
+    depth.tofile(place / "DSC_0286.JPG")
+    (sample,) = opened("eth3d", tmp_path)
+    agrees(sample, atol=1e-6)
+    depth[:3].tofile(place / "DSC_0286.JPG")
+    with pytest.raises(DataError, match=r"DSC_0286\.JPG cannot be read \(48 numbers"):
+        opened("eth3d", tmp_path)[0]
+
+
+def test_scannet(tmp_path: Path) -> None:
+    for scene in ("scene0000_00", "scene0707_00"):
+        for number in (0, 2, 10):
+            put(tmp_path / "scans" / scene / "color" / f"{number}.jpg", picture(0, 2 * H, 2 * W))
+            put(tmp_path / "scans" / scene / "depth" / f"{number}.png", steps(1000))
+        where = tmp_path / "scans" / scene / "intrinsic"
+        where.mkdir()
+        np.savetxt(where / "intrinsic_depth.txt", np.diag([20.0, 21.0, 1, 1]))
+    chosen = tmp_path / "scannetv2_test.txt"
+    chosen.write_text("scene0707_00\n")
+    samples = opened("scannet", tmp_path, list=str(chosen))
+    assert names(samples) == [f"scene0707_00/{number}" for number in (0, 2, 10)]
+    agrees(samples[0])
+    camera = samples[0].camera
+    assert camera is not None and camera.fy == 21
+    assert len(opened("scannet", tmp_path, split="scans")) == 6
+
+
+def test_void(tmp_path: Path) -> None:
+    release = tmp_path / "void_release" / "void_150"
+    for sequence in ("classroom0", "birthplace"):
+        place = release / "data" / sequence
+        put(place / "image" / "1552.25.png", picture())
+        put(place / "ground_truth" / "1552.25.png", steps(256))
+        np.savetxt(place / "K.txt", np.array([[20.0, 0, 8], [0, 21, 6], [0, 0, 1]]))
+    made = "data/void_release/void_150/data/classroom0"  # where the release was made
+    (release / "test_image.txt").write_text(f"{made}/image/1552.25.png\n")
+    (release / "test_ground_truth.txt").write_text(f"{made}/ground_truth/1552.25.png\n")
+    samples = opened("void", release, split="test")
+    assert len(samples) == 1
+    agrees(samples[0])
+    camera = samples[0].camera
+    assert camera is not None and (camera.fx, camera.cy) == (20, 6)
+    assert len(opened("void", release)) == 2
+
+
+def test_hypersim_distance_becomes_depth(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    focal = 886.81 * W / 1024
+    y, x = np.mgrid[0:H, 0:W]
+    ray = np.sqrt(((x - (W - 1) / 2) / focal) ** 2 + ((y - (H - 1) / 2) / focal) ** 2 + 1)
+    for scene, number in (("ai_001_001", 0), ("ai_001_001", 7), ("ai_055_010", 0)):
+        images = tmp_path / scene / "images"
+        put(images / "scene_cam_00_final_preview" / f"frame.{number:04d}.tonemap.jpg", picture())
+        (images / "scene_cam_00_geometry_hdf5").mkdir(exist_ok=True)
+        path = images / "scene_cam_00_geometry_hdf5" / f"frame.{number:04d}.depth_meters.hdf5"
+        distance = np.where(truth() > 0, truth() * ray, np.nan)
+        with h5py.File(path, "w") as file:
+            file["dataset"] = distance.astype(np.float16)
+    with (tmp_path / "metadata_images_split_scene_v1.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["scene_name", "camera_name", "frame_id", "split_partition_name"])
+        rows.writerow(["ai_001_001", "cam_00", 7, "test"])
+        rows.writerow(["ai_055_010", "cam_00", 0, "train"])
+    samples = opened("hypersim", tmp_path, split="test")
+    assert names(samples) == ["ai_001_001/cam_00/0007"]
+    agrees(samples[0])
+    assert len(opened("hypersim", tmp_path)) == 3
+
+
+@pytest.mark.parametrize("archives", [True, False])
+def test_virtual_kitti_2(tmp_path: Path, archives: bool) -> None:
+    rgb = tmp_path / ("vkitti_2.0.3_rgb" if archives else "")
+    depth = tmp_path / ("vkitti_2.0.3_depth" if archives else "")
+    stored = steps(100)
+    stored[0] = 65535  # sky
+    for variation in ("clone", "fog"):
+        inner = Path("Scene01") / variation / "frames"
+        put(rgb / inner / "rgb" / "Camera_0" / "rgb_00001.jpg", picture())
+        put(depth / inner / "depth" / "Camera_0" / "depth_00001.png", stored)
+    assert len(opened("vkitti2", tmp_path)) == 2
+    samples = opened("vkitti2", tmp_path, split="fog")
+    assert names(samples) == ["Scene01/fog/Camera_0/00001"]
+    agrees(samples[0], atol=0.011)
+
+
+def test_procedural_rooms_follow_from_the_seed() -> None:
+    cfg = DataConfig(kind="procedural", seed=4, limit=3, height=24, width=32)
+    first, again = open_samples(cfg), open_samples(cfg)
+    assert len(first) == 3
+    np.testing.assert_array_equal(first[2].image, again[2].image)
+    assert not np.array_equal(first[1].image, first[2].image)
+    assert first[0].camera is not None and first[0].camera.width == 32
+    with pytest.raises(DataError, match="need a seed"):
+        open_samples(DataConfig(kind="procedural"))
+
+
+def test_samples_travel_to_workers(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", picture())
+    samples = pickle.loads(pickle.dumps(opened("images", tmp_path)))
+    np.testing.assert_array_equal(samples[0].image, picture())
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+def rooms(count: int = 5) -> Samples:
+    return open_samples(DataConfig(kind="procedural", seed=4, limit=count, height=24, width=32))
+
+
+def test_shards_give_back_what_went_in(tmp_path: Path) -> None:
+    written = list(rooms())
+    masks = np.arange(24 * 32, dtype=np.int32).reshape(24, 32)
+    assert written[0].depth is not None
+    hole = written[0].depth.copy()
+    hole[:4] = np.nan
+    written[0] = Sample("holes", written[0].image, hole, written[0].camera, masks)
+    written[1] = Sample("no truth", written[1].image)
+    assert shards.write_shards(written, tmp_path / "out", per_shard=2) == 5
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 3
+    read = open_samples(DataConfig(kind="shards", folder=str(tmp_path / "out")))
+    assert names(read) == [sample.name for sample in written]
+    for sample, before in zip(read, written, strict=True):
+        np.testing.assert_array_equal(sample.image, before.image)
+        assert sample.camera == before.camera
+        if before.depth is None:
+            assert sample.depth is None
+            continue
+        assert sample.depth is not None
+        half_step = np.nanmax(before.depth) / 65535 / 2
+        np.testing.assert_allclose(sample.depth, before.depth, atol=half_step * 1.01)
+    assert read[0].masks is not None
+    np.testing.assert_array_equal(read[0].masks, masks)
+
+
+# The library leaves its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
+    import webdataset
+
+    shards.write_shards(rooms(), tmp_path / "out", per_shard=3, jpeg=95)
+    urls = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
+    found = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert [set(sample) >= {"jpg", "depth.png", "json"} for sample in found] == [True] * 5
+
+
+def test_shards_by_command_and_their_refusals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    put(tmp_path / "in" / "a.png", picture())
+    settings = ["kind=images", f"folder={tmp_path / 'in'}"]
+    assert main(["shards", "--out", str(out), *settings]) == 0
+    assert "1 samples" in capsys.readouterr().out
+    assert main(["shards", "--out", str(out), *settings]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    (shard,) = out.glob("*.tar")
+    with tarfile.open(shard) as tar:
+        assert sorted(member.name for member in tar) == ["000000000.json", "000000000.png"]
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(DataError, match=r"tar cannot be read \(.*copy it again"):
+        opened("shards", out)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="holds no shards"):
+        opened("shards", tmp_path / "none")
+
+
+def test_the_kinds_are_the_layouts() -> None:
+    (kind,) = (item for item in config.describe(DataConfig) if item.name == "kind")
+    assert set(kind.choices) == set(datasets.LAYOUTS) | {"shards", "procedural"}
