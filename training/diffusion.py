@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
+from training import checkpoints
 from training.checkpoints import TrainingError
 from training.models import Answer, InputSpec
 from training.normalization import exact
@@ -468,6 +469,19 @@ def open_diffusion(cfg: DiffusionConfig) -> SingleStep:
     if cfg.paradigm == "denoising":
         _widen(unet)
     return SingleStep(unet, vae, prompt, cfg)
+
+
+def open_run(path: Path) -> SingleStep:
+    """The network that a run of the recipe depthmaster learnt, in eval mode."""
+    found = checkpoints.read(path)
+    if found["recipe"] != "depthmaster":
+        raise TrainingError(
+            f"The run in {path} is of the recipe {found['recipe']}, not of depthmaster: give one"
+            " that trained a diffusion network."
+        )
+    network = open_diffusion(config.build(DiffusionConfig, found["settings"]["diffusion"]))
+    checkpoints.load(network, found["averaged"], path)
+    return network.eval()
 
 
 def stable_diffusion_2(**more: Any) -> Any:

@@ -76,8 +76,9 @@ class LoopConfig:
     learning_rate: float = config.option(2e-3, "Peak learning rate of AdamW.", minimum=0)
     schedule: str = config.option(
         "cosine",
-        "How the rate falls after the warm-up: half a cosine, (1 - done)^power, or not at all.",
-        choices=("cosine", "poly", "constant"),
+        "How the rate falls after the warm-up: half a cosine, (1 - done)^power, final_rate^done, or"
+        " not at all.",
+        choices=("cosine", "poly", "exponential", "constant"),
     )
     power: float = config.option(0.9, "Exponent of the poly schedule.", minimum=0)
     final_rate: float = config.option(
@@ -192,6 +193,8 @@ def learning_rate(cfg: LoopConfig, step: int) -> float:
     done = min((step - cfg.warmup) / max(cfg.steps - cfg.warmup, 1), 1.0)
     if cfg.schedule == "constant":
         return cfg.learning_rate
+    if cfg.schedule == "exponential":
+        return cfg.learning_rate * cfg.final_rate**done
     left = (
         (1 - done) ** cfg.power if cfg.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * done))
     )

@@ -13,7 +13,12 @@ from types import ModuleType
 from depth_node import config
 
 # What the command line offers, and what the name in a checkpoint stands for.
-RECIPES = {"supervised": "train a student on rendered rooms"}
+RECIPES = {
+    "supervised": "train a student on rendered rooms",
+    "westar": "adapt a network to the pictures of a new place",
+    "distill": "train a student on the answers of teachers",
+    "depthmaster": "train a diffusion network that answers depth in one step, a teacher",
+}
 
 
 def find(name: str) -> ModuleType:

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe depthmaster: its stages one after the other, its switches, its refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
+
+from depth_node import config  # noqa: E402
+from training import checkpoints, diffusion, loop  # noqa: E402
+from training.__main__ import main  # noqa: E402
+from training.checkpoints import TrainingError  # noqa: E402
+from training.data import Pool, open_pool  # noqa: E402
+from training.recipes import depthmaster  # noqa: E402
+
+CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
+DEBUG = CONFIGS / "depthmaster_debug.yaml"
+STAGE_2 = [
+    "loss.latent=0", "loss.align=0", "loss.pixel=1", "loss.gradient=0.001",
+    "diffusion.fourier=true",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    folder = tmp_path_factory.mktemp("pool")
+    return open_pool(config.load(depthmaster.Config, DEBUG, [f"pool.folder={folder}"]).pool)
+
+
+def settings(*overrides: str) -> depthmaster.Config:
+    return config.load(depthmaster.Config, DEBUG, list(overrides))
+
+
+def train(pool: Pool, folder: Path, *overrides: str) -> loop.State:
+    cfg = settings(*overrides)
+    recipe = depthmaster.DepthMaster(cfg, pool)
+    return loop.run(recipe, cfg.loop, folder, config.to_dict(cfg))
+
+
+def terms(pool: Pool, *overrides: str) -> dict[str, Any]:
+    """The loss of the first step of a fresh network."""
+    cfg = settings(*overrides)
+    recipe = depthmaster.DepthMaster(cfg, pool)
+    torch.manual_seed(0)
+    model = recipe.model().train()
+    recipe.extra()
+    return recipe.loss(model, recipe.batch(0, (0, 1)), None)
+
+
+def same(a: dict[str, Any], b: dict[str, Any], prefix: str) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a if name.startswith(prefix))
+
+
+def test_autoencoder_then_structure_then_detail(pool: Pool, tmp_path: Path) -> None:
+    """Each stage goes on from the last and moves its own part only."""
+    first, second, third = (tmp_path / name for name in ("vae", "one", "two"))
+    train(pool, first, "learn=autoencoder", "loop.steps=1")
+    train(pool, second, f"start={first}")
+    train(pool, third, f"start={second}", *STAGE_2)
+    a, b, c = (checkpoints.read(path)["averaged"] for path in (first, second, third))
+    assert same(a, b, "vae.") and same(b, c, "vae.")
+    assert not same(a, b, "unet.") and not same(b, c, "unet.")
+    assert any(name.startswith("fourier.") for name in c.keys() - b.keys())
+    assert (second / "last" / "extra.safetensors").is_file()  # the projector, not exported
+    teacher = diffusion.open_run(third)
+    assert torch.equal(teacher.prompt, c["prompt"])
+    with torch.no_grad():
+        found = teacher(teacher.spec.normalise(torch.rand(1, 3, 32, 48)))
+    assert found.shape == (1, 1, 32, 48) and torch.isfinite(found).all()
+
+
+def test_the_command_runs_the_debug_settings_and_refuses_to_export(
+    pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    common = ["depthmaster", "--config", str(DEBUG), "--run", str(run)]
+    assert main([*common, f"pool.folder={pool.folder}", "loop.panels_every=2"]) == 0
+    assert list(run.rglob("*.png"))
+    capsys.readouterr()
+    # A student is exported, never this network with its Fourier block.
+    assert main(["export", str(run), "--out", str(tmp_path / "x.onnx")]) == 1
+    assert capsys.readouterr().err.strip()
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_published_settings_resolve() -> None:
+    for name in ("stage1", "stage2", "small", "small_autoencoder"):
+        cfg = config.load(depthmaster.Config, CONFIGS / f"depthmaster_{name}.yaml", [])
+        assert cfg.loop.batch % cfg.loop.accumulate == 0
+    one = config.load(depthmaster.Config, CONFIGS / "depthmaster_stage1.yaml", []).loop
+    # IterExponential of the published code: 0.01^((it - 100) / 24900) at 20,000.
+    expected = 3e-5 * 0.01 ** ((20_000 - 100) / (25_000 - 100))
+    assert loop.learning_rate(one, 20_000) == pytest.approx(expected, rel=0.01)
+
+
+def test_every_switch_changes_what_is_minimised(pool: Pool) -> None:
+    """A term with weight 0 is not computed, one with a weight is, and each has a gradient."""
+    assert set(terms(pool)) == {"loss", "latent_term", "align_term"}
+    two = terms(pool, *STAGE_2)
+    assert set(two) == {"loss", "pixel_term", "gradient_term"}
+    torch.testing.assert_close(two["loss"], two["pixel_term"] + 0.001 * two["gradient_term"])
+    paper, code = (float(terms(pool, *STAGE_2, f"loss.form={f}")["gradient_term"].detach())
+                   for f in diffusion.FORMS)  # fmt: skip
+    assert paper != code
+    losses = {
+        space: float(terms(pool, "loss.align=0", f"diffusion.space={space}")["loss"].detach())
+        for space in diffusion.SPACES
+    }
+    assert len(set(losses.values())) == 3
+    places = {
+        place: float(terms(pool, f"loss.place={place}")["align_term"].detach())
+        for place in diffusion.PLACES
+    }
+    assert len(set(places.values())) == 3
+    assert set(terms(pool, "loss.align=0", "diffusion.paradigm=denoising")) == {"loss", "latent"}
+    for found in (two, terms(pool, "loss.latent=0")):
+        assert found["loss"].requires_grad
+
+
+def test_accumulated_parts_learn_what_one_part_learns(pool: Pool, tmp_path: Path) -> None:
+    whole = train(pool, tmp_path / "a", "loop.ema=0", "loss.align=0")
+    parts = train(pool, tmp_path / "b", "loop.ema=0", "loss.align=0", "loop.accumulate=2")
+    # Their answers, not their weights: a bias in front of a normalisation has no gradient but
+    # rounding, of which Adam makes whole steps.
+    x = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        answers = [state.model.eval()(x) for state in (whole, parts)]
+    torch.testing.assert_close(answers[0], answers[1], atol=1e-3, rtol=0)
+
+
+def test_a_run_that_does_not_fit_is_refused(pool: Pool, tmp_path: Path) -> None:
+    train(pool, tmp_path / "run", "learn=autoencoder", "loop.steps=1")
+    with pytest.raises(TrainingError, match="another network"):
+        train(pool, tmp_path / "b", f"start={tmp_path / 'run'}", "diffusion.unet_widths=[16,16]")
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        train(pool, tmp_path / "c", f"start={tmp_path / 'absent'}")
+
+
+def test_a_missing_external_encoder_is_named(pool: Pool, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="absent"):
+        terms(pool, f"external.source={tmp_path / 'absent'}")
+    with pytest.raises(TrainingError, match="smaller than a patch"):
+        terms(pool, "height=8", "width=8")
+
+
+def test_settings_that_contradict_themselves() -> None:
+    for bad, said in (
+        (["learn=autoencoder", "diffusion.source=x"], "stays frozen"),
+        (["diffusion.paradigm=denoising"], "latent loss only"),
+        (["loss.latent=0", "loss.align=0"], "nothing would be learnt"),
+    ):
+        with pytest.raises(config.ConfigError, match=said):
+            settings(*bad)

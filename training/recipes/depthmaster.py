@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DepthMaster (arXiv 2501.02576): a diffusion network learns depth in one step, in two stages.
+
+    learn: autoencoder   small networks only: the autoencoder that Stable Diffusion comes with
+    learn: unet          stage 1: loss.latent, loss.align            (structure)
+                         stage 2: loss.pixel, loss.gradient, diffusion.fourier; start: stage 1's run
+
+Every term of the paper's ablations is a weight or a switch of its own (tables II to VI).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
+
+from depth_node import config, drawing
+from training import checkpoints
+from training.data import Pool, PoolConfig, ViewConfig, augment, open_pool
+from training.diffusion import (
+    FORMS,
+    PLACES,
+    DiffusionConfig,
+    Projector,
+    SingleStep,
+    Target,
+    directional_gradient,
+    external_size,
+    masked_mse,
+    open_diffusion,
+    pooled_mask,
+    target,
+    token_divergence,
+)
+from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.models import Dino, NetworkConfig, open_dino
+
+LEARN = ("unet", "autoencoder")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised. The defaults are stage 1; the paper's stage 2 is 0, 0, 1, 0.001."""
+
+    latent: float = config.option(1.0, "Weight of the latents' squared difference.", minimum=0)
+    align: float = config.option(
+        1.0, "Weight of the divergence from the external encoder's tokens.", minimum=0
+    )
+    pixel: float = config.option(0.0, "Weight of the decoded maps' squared difference.", minimum=0)
+    gradient: float = config.option(
+        0.0, "Weight of the multi-directional gradient loss of decoded maps.", minimum=0
+    )
+    delta: float = config.option(
+        0.2, "Where the gradient loss turns from linear to square.", minimum=1e-6
+    )
+    form: str = config.option(
+        "paper", "The gradient loss as the paper or as its code has it.", choices=FORMS
+    )
+    place: str = config.option(
+        "mid", "Where the U-Net's features are aligned (table V).", choices=PLACES
+    )
+    tails: float = config.option(
+        0.02, "Share of a picture's pixels beyond each end of the target.", minimum=0, maximum=0.4
+    )
+    kl: float = config.option(
+        1e-4, "learn: autoencoder: weight of the divergence from a normal latent.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that shapes a run of DepthMaster."""
+
+    height: int = config.option(480, "Rows of the pictures.", unit="px", minimum=8)
+    width: int = config.option(640, "Columns of the pictures.", unit="px", minimum=8)
+    learn: str = config.option("unet", "What is learnt; the other part is frozen.", choices=LEARN)
+    start: str = config.option(
+        "", "Run of this recipe whose weights it goes on from (the stage before)."
+    )
+    diffusion: DiffusionConfig = config.section(DiffusionConfig, "The network.")
+    external: NetworkConfig = config.section(
+        NetworkConfig,
+        "The DINOv2 that features are aligned with; the paper's is facebook/dinov2-giant.",
+        kind="small",
+    )
+    loss: LossConfig = config.section(LossConfig, "What is minimised.")
+    pool: PoolConfig = config.section(PoolConfig, "The rendered scenes.")
+    augment: ViewConfig = config.section(ViewConfig, "How pictures are varied.", flip=0.5)
+    loop: LoopConfig = config.section(LoopConfig, "How long and how fast.")
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        loss, paradigm = self.loss, self.diffusion.paradigm
+        if self.learn == "autoencoder" and self.diffusion.source:
+            raise config.ConfigError(
+                "learn: autoencoder is for the small networks; a Stable Diffusion brings its own,"
+                " which stays frozen"
+            )
+        if paradigm == "denoising" and (loss.align or loss.pixel or loss.gradient):
+            raise config.ConfigError(
+                "the denoising paradigm has a latent loss only: set loss.align, loss.pixel and"
+                " loss.gradient to 0"
+            )
+        if not (loss.latent or loss.align or loss.pixel or loss.gradient):
+            raise config.ConfigError("every weight of loss is 0: nothing would be learnt")
+
+
+class DepthMaster(Recipe):
+    """The recipe: rendered pictures with depth."""
+
+    name = "depthmaster"
+    free_to_change = ("pool.folder",)
+
+    def __init__(self, cfg: Config, pool: Pool) -> None:
+        self.cfg, self.pool = cfg, pool
+        self._external: Dino | None = None
+        self._projector: Projector | None = None
+        self._network: SingleStep | None = None
+
+    def model(self) -> nn.Module:
+        """The network, fresh or from cfg.start; what is not learnt is frozen."""
+        cfg = self.cfg
+        network = open_diffusion(cfg.diffusion)
+        if cfg.start:
+            found = checkpoints.read(Path(cfg.start))["averaged"]
+            if network.fourier is not None:
+                # The second stage's block is not in the first stage's run: it starts as nothing.
+                fresh = network.fourier.state_dict(prefix="fourier.")
+                found = {**{name: t for name, t in fresh.items() if name not in found}, **found}
+            checkpoints.load(network, found, cfg.start)
+        if cfg.learn == "autoencoder":
+            network.requires_grad_(False)
+            network.vae.requires_grad_(True)
+        self._network = network
+        return network
+
+    def extra(self) -> nn.Module | None:
+        """The projector of the feature alignment."""
+        cfg = self.cfg
+        if not cfg.loss.align or cfg.learn == "autoencoder" or self._network is None:
+            return None
+        external_size(cfg.height, cfg.width, Dino.spec.multiple_px)  # refuses what is too small
+        self._external = open_dino(cfg.external)
+        widths = self._network.unet.config.block_out_channels
+        inputs = {"mid": widths[-1], "down1": widths[0], "down2": widths[1]}[cfg.loss.place]
+        self._projector = Projector(inputs, self._external.channels)
+        return self._projector
+
+    def batch(self, step: int, share: Share) -> Batch:
+        """Pictures (N, 3, h, w) in 0..1 and depth (N, 1, h, w) m."""
+        cfg = self.cfg
+        pairs = []
+        for rng in generators(cfg.loop, step, share):
+            i = int(rng.integers(0, len(self.pool)))
+            depth = self.pool.depth[i].astype(np.float32)
+            pairs.append(
+                augment(self.pool.image[i], depth, cfg.height, cfg.width, cfg.augment, rng)
+            )
+        images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
+        return {
+            "image": images.contiguous(),
+            "depth": torch.from_numpy(np.stack([depth for _, depth in pairs]))[:, None],
+        }
+
+    def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
+        """The terms whose weights are not 0, and their weighted sum."""
+        cfg, weights = self.cfg, self.cfg.loss
+        assert isinstance(model, SingleStep)
+        depth = batch["depth"]
+        known = torch.isfinite(depth) & (depth > 0)
+        seen = target(depth, known, cfg.diffusion.space, weights.tails)
+        pictures = model.spec.normalise(batch["image"])
+        if cfg.learn == "autoencoder":
+            return self._reconstruction(model, pictures, seen)
+        if model.training:
+            model.observe(seen)
+        with torch.no_grad():
+            latent = model.encode(pictures)
+            truth = model.encode(seen.values.expand(-1, 3, -1, -1)) if weights.latent else latent
+        cells = pooled_mask(seen.mask, model.latent_px)
+        if cfg.diffusion.paradigm == "denoising":
+            cost = model.denoising_loss(latent, truth, cells)
+            return {"loss": weights.latent * cost, "latent": cost}
+        step = model.predict(latent, weights.place if weights.align else "")
+        terms: dict[str, Tensor] = {}
+        if weights.latent:
+            terms["latent"] = masked_mse(step.latent, truth, cells)
+        if weights.align and step.features is not None:
+            terms["align"] = self._alignment(batch["image"], step.features)
+        if weights.pixel or weights.gradient:
+            found = model.decode(step.latent)
+            if weights.pixel:
+                terms["pixel"] = masked_mse(found, seen.values, seen.mask)
+            if weights.gradient:
+                terms["gradient"] = directional_gradient(
+                    found, seen.values, seen.mask, weights.delta, weights.form
+                )
+        total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
+        return {"loss": total, **{f"{name}_term": term for name, term in terms.items()}}
+
+    def _alignment(self, pictures: Tensor, features: Tensor) -> Tensor:
+        """Divergence of projected features from DINOv2's tokens, on the features' grid.
+
+        Pictures enter DINOv2 as its normalisation wants them, 0..1; the published code gives it
+        pictures in -1..1.
+        """
+        assert self._external is not None and self._projector is not None
+        external = self._external.to(pictures.device)
+        size = external_size(pictures.shape[-2], pictures.shape[-1], external.spec.multiple_px)
+        with torch.no_grad():
+            seen = functional.interpolate(
+                pictures, size, mode="bicubic", align_corners=False, antialias=True
+            )
+            tokens = external(external.spec.normalise(seen.clamp(0, 1))).float()
+            tokens = functional.interpolate(
+                tokens, features.shape[-2:], mode="bicubic", align_corners=False
+            )
+        return token_divergence(self._projector(features), tokens)
+
+    def _reconstruction(
+        self, model: SingleStep, pictures: Tensor, seen: Target
+    ) -> dict[str, Tensor]:
+        """The autoencoder on pictures and on maps, half of the batch each."""
+        x = torch.cat([pictures, seen.values.expand(-1, 3, -1, -1)])
+        drawn = model.vae.encode(x).latent_dist
+        found = model.vae.decode(drawn.sample()).sample
+        away = (found.float() - x).abs().mean()
+        divergence = drawn.kl().mean() / x[0].numel()
+        return {
+            "loss": away + self.cfg.loss.kl * divergence,
+            "reconstruction": away,
+            "divergence": divergence,
+        }
+
+    def panels(
+        self, model: nn.Module, batch: Batch, averaged: nn.Module | None
+    ) -> dict[str, NDArray[np.uint8]]:
+        """The first picture, its target and the answer, side by side."""
+        assert isinstance(model, SingleStep)
+        image, depth = batch["image"][:1], batch["depth"][:1]
+        seen = target(depth, torch.isfinite(depth), self.cfg.diffusion.space, self.cfg.loss.tails)
+        found = model.map(model.spec.normalise(image))
+        scale = drawing.Scale("relative", -1.0, 1.0, unit="")
+        maps = [
+            drawing.colour_map(m[0, 0].float().cpu().numpy(), scale) for m in (seen.values, found)
+        ]
+        rgb = (image[0].permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
+        return {"depth": np.concatenate([rgb, *maps], axis=1)}
+
+
+def build(cfg: Config, console: Console) -> DepthMaster:
+    """The recipe on its pool, once that holds enough."""
+
+    def waiting(found: int) -> None:
+        console.print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} pictures")
+
+    return DepthMaster(cfg, open_pool(cfg.pool, waiting))
