@@ -17,8 +17,7 @@ from rich.console import Console
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from depth_node import config  # noqa: E402
-from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
-from training import data, export, loop  # noqa: E402
+from training import loop  # noqa: E402
 from training.__main__ import main  # noqa: E402
 from training.models import SmallUNet, StudentConfig, parameter_count  # noqa: E402
 from training.recipes import supervised  # noqa: E402
@@ -95,11 +94,6 @@ def test_an_interrupt_ends_between_steps_and_can_go_on(
     assert same(weights(train(cfg, tmp_path / "whole")), weights(resumed))
 
 
-def test_no_seed_no_pool(pool_folder: Path) -> None:
-    with pytest.raises(data.DataError, match=r"pool\.seed"):
-        data.Pool(settings(pool_folder, "pool.seed=-1").pool)
-
-
 def test_the_schedule_rises_and_falls() -> None:
     cfg = loop.LoopConfig(steps=100, warmup=10, learning_rate=1.0, final_rate=0.1)
     rates = [loop.learning_rate(cfg, step) for step in range(100)]
@@ -128,102 +122,10 @@ def test_learning_happens(pool_folder: Path, tmp_path: Path) -> None:
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
 
 
-def test_the_pool_repeats_itself_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    cfg = data.PoolConfig(str(tmp_path / "a"), 12, 24, 32, views_per_scene=3, seed=5)
-    for _ in data.Pool(cfg, write=True).fill(9):
-        pass
-    for _ in data.Pool(cfg, write=True).fill(12):
-        pass
-    whole_cfg = config.replace(cfg, {"folder": str(tmp_path / "b")})
-    whole = data.Pool(whole_cfg, write=True)
-    for _ in whole.fill(12):
-        pass
-    parts = data.Pool(cfg)
-    assert len(parts) == len(whole) == 12
-    np.testing.assert_array_equal(parts.image, whole.image)
-    np.testing.assert_array_equal(parts.depth, whole.depth)
-    assert np.unique(parts.image.reshape(12, -1), axis=0).shape[0] == 12
-
-
-def test_a_full_pool_replaces_its_oldest(tmp_path: Path) -> None:
-    cfg = data.PoolConfig(str(tmp_path), 4, 24, 32, views_per_scene=2, seed=5)
-    pool = data.Pool(cfg, write=True)
-    for _ in pool.fill(4):
-        pass
-    before = pool.image.copy()
-    for _ in pool.fill(6):
-        pass
-    assert (len(pool), pool.written) == (4, 6)
-    np.testing.assert_array_equal(pool.image[2:], before[2:])
-    assert not np.array_equal(pool.image[:2], before[:2])
-
-
-def test_a_pool_of_other_settings_is_refused(tmp_path: Path) -> None:
-    cfg = data.PoolConfig(str(tmp_path / "p"), 4, 24, 32, seed=5)
-    with pytest.raises(data.DataError, match="no pool"):
-        data.Pool(cfg)
-    data.Pool(cfg, write=True)
-    with pytest.raises(data.DataError, match="other settings"):
-        data.Pool(config.replace(cfg, {"seed": 6}))
-
-
-def test_augmentation_moves_picture_and_depth_together() -> None:
-    """With colours that say the depth, picture and depth still agree after crop and flip."""
-    ramp = np.linspace(1.0, 2.0, 144, dtype=np.float32)[None, :] * np.ones((108, 1), np.float32)
-    image = np.repeat(np.round((ramp - 1) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
-    plain = data.ViewConfig(0.6, aspect=0.08, flip=0.5)
-    directions = set()
-    for seed in range(12):
-        x, z = data.augment(image, ramp, 96, 128, plain, np.random.default_rng(seed))
-        assert x.shape == (96, 128, 3) and x.dtype == np.float32
-        np.testing.assert_allclose(x.mean(axis=2), z - 1, atol=0.015)
-        directions.add(bool(z[0, 0] < z[0, -1]))
-    assert directions == {True, False}
-
-
-def test_augmented_pictures_stay_in_range_and_differ() -> None:
-    image = np.full((108, 144, 3), 128, np.uint8)
-    depth = np.ones((108, 144), np.float32)
-    cfg = data.ViewConfig(**data.RENDERED)
-    found = [
-        data.augment(image, depth, 96, 128, cfg, np.random.default_rng(k))[0] for k in range(8)
-    ]
-    assert all(x.min() >= 0 and x.max() <= 1 for x in found)
-    assert np.std([x.mean() for x in found]) > 0.01
-
-
 def test_the_shipped_student_fits_its_budget() -> None:
     assert parameter_count(SmallUNet(StudentConfig())) * 2 < 4_000_000  # bytes as float16
     with pytest.raises(config.ConfigError, match="five values"):
         StudentConfig(widths=(8, 8))
-
-
-def test_export_opens_and_agrees_with_torch(pool_folder: Path, tmp_path: Path) -> None:
-    """Checkpoint -> ONNX -> DepthModel: the averaged weights, shifted, at a non-square size."""
-    cfg = settings(pool_folder, "loop.steps=4")
-    state = train(cfg, tmp_path / "run")
-    out = tmp_path / "student.onnx"
-    assert main(["export", str(tmp_path / "run" / "last"), "--out", str(out)]) == 0
-    image = np.random.default_rng(0).integers(0, 255, (cfg.height, cfg.width, 3), dtype=np.uint8)
-    with DepthModel.open(ModelConfig(path=str(out), threads=1)) as model:
-        manifest = model.engine.manifest
-        assert (manifest.meaning, manifest.input.height) == (supervised.MEANING, cfg.height)
-        assert manifest.training["steps"] == 4
-        found = model.predict(image).values
-    x = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - supervised.MEAN) / supervised.STD
-    with torch.no_grad():
-        expected = state.averaged(x)[0, 0].numpy() + export.OFFSET
-    np.testing.assert_allclose(found, expected, atol=5e-3 * expected.std() + 1e-4)
-    text = out.read_bytes()
-    assert str(REPO).encode() not in text and b"site-packages" not in text
-
-
-def test_a_wrong_export_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_deviation", lambda *_: 0.5)
-    model = torch.nn.Conv2d(3, 1, 1)
-    with pytest.raises(loop.TrainingError, match="differ"):
-        export.to_onnx(model, 32, 64, tmp_path / "x.onnx", half=True)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
