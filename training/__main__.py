@@ -19,7 +19,12 @@ from training.data import DataError, Pool
 from training.loop import TrainingError, run
 
 # Each a module with `arguments(parser)` and `command(args, console)`.
-TOOLS: dict[str, tuple[str, str]] = {}
+TOOLS: dict[str, tuple[str, str]] = {
+    "export": ("training.export", "checkpoint to ONNX with manifest, after a parity check"),
+    "evaluate": ("training.evaluate", "score networks on unseen rendered rooms and RGB-D frames"),
+    "shards": ("training.shards", "pack a data set into WebDataset shards"),
+    "corrupt": ("training.corruptions", "a sheet of all corruptions of a picture"),
+}
 
 
 def _arguments(text: list[str] | None) -> argparse.Namespace:
@@ -52,42 +57,11 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
         sub.add_argument(
             "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
         )
-    sub = commands.add_parser(
-        "export", help="checkpoint to ONNX with manifest, after a parity check"
-    )
-    sub.add_argument("checkpoint", type=Path, help="RUN, RUN/best or another checkpoint folder")
-    sub.add_argument(
-        "--out", required=True, type=Path, help="the .onnx file; its manifest goes beside it"
-    )
-    sub.add_argument(
-        "--fp32",
-        action="store_true",
-        help="keep the weights in float32 (default: stored as float16)",
-    )
-    sub = commands.add_parser(
-        "evaluate", help="score networks on unseen rendered rooms and on RGB-D frames"
-    )
-    sub.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        help="ONNX file with manifest, or `embedded`; repeatable",
-    )
-    sub.add_argument("--procedural", type=int, default=200, help="rendered rooms to score on")
-    sub.add_argument(
-        "--seed", type=int, required=True, help="seed of those rooms; not the one of the pool"
-    )
-    sub.add_argument(
-        "--frames",
-        type=Path,
-        action="append",
-        default=[],
-        help="folder of <source>/<frame>; repeatable",
-    )
-    sub.add_argument("--json", type=Path, default=None, help="also write every frame's scores here")
+    words = sys.argv[1:] if text is None else text
     for name, (module, what) in TOOLS.items():
         sub = commands.add_parser(name, help=what)
-        importlib.import_module(module).arguments(sub)
+        if words[:1] == [name]:  # the others need libraries of their own
+            importlib.import_module(module).arguments(sub)
     args, rest = parser.parse_known_args(text)
     # argparse takes the settings in one run only; here they may stand among the options.
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
@@ -106,17 +80,7 @@ def main(text: list[str] | None = None) -> int:
             return _train(args, console)
         if args.command == "render":
             return _render(args, console)
-        if args.command in TOOLS:
-            importlib.import_module(TOOLS[args.command][0]).command(args, console)
-            return 0
-        if args.command == "export":
-            from training import export
-
-            export.export_checkpoint(args.checkpoint, args.out, half=not args.fp32, console=console)
-            return 0
-        from training import evaluate
-
-        evaluate.report(args.model, args.procedural, args.seed, args.frames, args.json, console)
+        importlib.import_module(TOOLS[args.command][0]).command(args, console)
         return 0
     except (config.ConfigError, DataError, FrameError, TrainingError) as error:
         print(error, file=sys.stderr)

@@ -14,6 +14,7 @@ photons their mean): severity 3 is the storm of severity 2, only worse.
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+
+from training.data import DataError
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -278,19 +282,27 @@ def sheet(image: U8, columns_px: int = 160, seed: int = 0) -> U8:
     return np.concatenate(lines, axis=0)
 
 
-def write_sheet(source: Path, out: Path, seed: int = 0) -> None:
-    """`python -m training corrupt IMAGE --out sheet.png`. Raises ValueError with a sentence."""
-    picture = cv2.imread(str(source), cv2.IMREAD_COLOR)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """`python -m training corrupt IMAGE --out sheet.png`."""
+    parser.add_argument("image", type=Path, help="JPEG or PNG file")
+    parser.add_argument("--out", required=True, type=Path, help="the sheet, .png or .jpg")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random fields")
+
+
+def command(args: argparse.Namespace, console: Console) -> None:
+    """Run it. Raises DataError: one sentence."""
+    picture = cv2.imread(str(args.image), cv2.IMREAD_COLOR) if args.image.is_file() else None
     if picture is None:
-        raise ValueError(f"{source} cannot be read as a picture: give a JPEG or PNG file.")
-    made = sheet(np.ascontiguousarray(picture[..., ::-1]), seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
+        raise DataError(f"{args.image} cannot be read as a picture: give a JPEG or PNG file.")
+    made = sheet(np.ascontiguousarray(picture[..., ::-1]), seed=args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        written = cv2.imwrite(str(out), np.ascontiguousarray(made[..., ::-1]))
+        written = cv2.imwrite(str(args.out), np.ascontiguousarray(made[..., ::-1]))
     except cv2.error:
         written = False
     if not written:
-        raise ValueError(f"{out} cannot be written: give a path that ends in .png or .jpg.")
+        raise DataError(f"{args.out} cannot be written: give a path that ends in .png or .jpg.")
+    console.print(f"{args.out}: {len(CORRUPTIONS)} corruptions, clean at the left, then 1 to 5")
 
 
 # --- scores over corruptions (RoboDepth) ---------------------------------------------------------

@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge depth networks as shipped: ONNX through depth_node, two numbers fitted per picture.
+"""Judge depth networks as shipped: predictions once, scores many times, with their uncertainty.
 
-Alignment `disp_ls`: least squares of scale and shift to the true disparity over all known pixels,
-depth is 1 / max(disparity, 1 / max_depth). Rivals without a network: the constant (median
-disparity) and the best image plane 1/z = a + b x + c y, which is fitted with three numbers and
-still knows nothing of the picture.
+A network is an ONNX file behind depth_node.engine, exactly what a robot runs, or a checkpoint of
+this package. Predictions are kept in a folder by network and picture, so that another alignment,
+protocol or metric costs no second run. Every score names the alignment that was fitted to the
+truth and the protocol that chose the pixels (protocols.py).
+
+Two rivals never look at the picture: `constant` (the median disparity) and `plane`, the best
+1/z = a + b x + c y, which is fitted with three numbers where a network gets two.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+import os
+import platform
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,35 +31,47 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from depth_node.engine import EngineError
 from depth_node.frames import find_frames, read_frame
 from depth_node.inference import DepthModel, ModelConfig
-from depth_node.metrics import evaluate
+from depth_node.metrics import boundary_f1, evaluate
+from depth_node.prediction import Prediction
 from depth_node.scene import STYLES, Scene, random_view
+from training import protocols
+from training.checkpoints import TrainingError
+from training.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    corrupt,
+    depth_error,
+    mean_corruption_error,
+    mean_resilience_rate,
+)
 
 F32 = NDArray[np.float32]
-MAX_DEPTH_M = 20.0
-BASELINES = ("median", "plane")
+F64 = NDArray[np.float64]
+BASELINES = ("constant", "plane")
+CLEAN = "clean"
+SCORES = ("abs_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log", "log10", "silog")
+DRAWS = 4000
+
+
+# --- pictures ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture (H, W, 3) uint8 RGB with metric depth (H, W) float32 m, NaN unknown."""
+    """A picture (H, W, 3) uint8 RGB with metric depth (H, W) float32 m, NaN unknown.
+
+    scored: (H, W) bool, what the data set's own mask lets count, or None. Frames of one source
+    belong together: they are not independent.
+    """
 
     source: str
     name: str
     image: NDArray[np.uint8]
     depth: F32
-
-
-@dataclass(frozen=True)
-class Row:
-    """The scores of one method on one picture."""
-
-    method: str
-    source: str
-    frame: str
-    abs_rel: float
-    delta1: float
+    scored: NDArray[np.bool_] | None = None
 
 
 def procedural(
@@ -72,133 +94,519 @@ def recorded(folder: Path) -> Iterable[Sample]:
             yield Sample(frame.source, frame.name, frame.image, frame.depth)
 
 
-def aligned_depth(
-    disparity: NDArray[np.floating], truth: F32, terms: NDArray[np.float64] | None = None
-) -> F32:
-    """Depth (H, W) m of the least-squares fit of 1/truth to the map (or to `terms` (H, W, k)
-    instead).
+def worn(sample: Sample, name: str, severity: int) -> Sample:
+    """The sample seen through a corruption; its random field follows from the frame's name."""
+    seed = zlib.crc32(f"{sample.source}/{sample.name}".encode())
+    image = corrupt(sample.image, name, severity, seed)
+    return Sample(sample.source, sample.name, image, sample.depth, sample.scored)
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+class Predictor(Protocol):
+    """What is judged: DepthModel is one."""
+
+    def predict(self, image: NDArray[np.uint8]) -> Prediction:
+        """(H, W, 3) uint8 RGB -> the prediction at the picture's size."""
+
+
+class Cached:
+    """A predictor whose answers are kept: predictions once, scores many times.
+
+    identity: of everything that shapes an answer. folder: where they lie, a subfolder per network.
+    An entry that cannot be read is made anew.
     """
-    known = np.isfinite(truth) & (truth > 0)
-    if terms is None:
-        terms = np.stack([np.ones(disparity.shape), disparity], axis=-1).astype(np.float64)
-    usable = known & np.isfinite(terms).all(-1)
-    weights = np.linalg.lstsq(terms[usable], 1.0 / truth[usable].astype(np.float64), rcond=None)[0]
-    fitted = np.maximum(terms @ weights, 1.0 / MAX_DEPTH_M)
-    return (1.0 / fitted).astype(np.float32)
+
+    def __init__(self, predictor: Predictor, identity: str, folder: Path) -> None:
+        self.predictor = predictor
+        self.folder = folder / identity[:24]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def predict(self, image: NDArray[np.uint8]) -> Prediction:
+        """From the disk if this very picture was seen before."""
+        digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
+        path = self.folder / f"{digest.hexdigest()[:32]}.npz"
+        try:
+            with path.open("rb") as file, np.load(file) as stored:
+                return Prediction(stored["values"], str(stored["kind"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass
+        found = self.predictor.predict(image)
+        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
+        np.savez(partial, values=found.values, kind=np.array(found.kind))
+        os.replace(partial, path)
+        return found
 
 
-def plane_terms(height: int, width: int) -> NDArray[np.float64]:
+def open_model(text: str, threads: int = 1) -> tuple[str, str, Any]:
+    """Name, identity and predictor of `embedded`, FILE.onnx[=MANIFEST] or a run of this package.
+
+    Raises EngineError or TrainingError, a sentence.
+    """
+    path, _, manifest = text.partition("=")
+    if Path(path).is_dir():
+        from training.export import open_checkpoint  # torch only where it is asked for
+
+        opened = open_checkpoint(Path(path))
+        return Path(path).name, opened.identity, opened
+    model = DepthModel.open(ModelConfig(path=path, manifest=manifest, threads=threads))
+    facts = model.engine.manifest
+    shaping = (facts.sha256, facts.input, facts.output_name, facts.meaning)
+    return facts.name, hashlib.sha256(repr(shaping).encode()).hexdigest(), model
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one method on one picture, and what they were taken under."""
+
+    method: str
+    source: str
+    frame: str
+    abs_rel: float
+    delta1: float
+    delta2: float = math.nan
+    delta3: float = math.nan
+    rmse: float = math.nan
+    rmse_log: float = math.nan
+    log10: float = math.nan
+    silog: float = math.nan
+    boundary_f1: float = math.nan
+    answered: float = math.nan
+    alignment: str = ""
+    protocol: str = ""
+    corruption: str = CLEAN
+    severity: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scored: alignments (empty: the usual one of each network), protocol, corruptions."""
+
+    alignments: tuple[str, ...] = ()
+    protocol: str = "indoor"
+    corruptions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        protocols.find(self.protocol)
+        for name in self.alignments:
+            if name not in protocols.ALIGNMENTS:
+                raise ValueError(
+                    f"No alignment is called {name!r}: use {', '.join(protocols.ALIGNMENTS)}."
+                )
+        for name in self.corruptions:
+            if name not in CORRUPTIONS:
+                raise ValueError(f"No corruption is called {name!r}: use {', '.join(CORRUPTIONS)}.")
+
+
+def score(
+    samples: Iterable[Sample], models: Mapping[str, Predictor], plan: Plan = Plan()
+) -> list[Row]:
+    """Every model and every baseline on every picture, clean and worn.
+
+    A picture without a scored pixel gives no row. Raises ValueError for an alignment that a
+    network's output does not have.
+    """
+    protocol = protocols.find(plan.protocol)
+    rows = []
+    for sample in samples:
+        mask = protocols.counted(protocol, sample.depth, sample.scored)
+        if not mask.any():
+            continue
+        truth = np.where(mask, sample.depth, np.float32(np.nan))
+        for name in BASELINES:
+            depth = np.clip(baseline(name, truth, protocol), 0, protocol.max_depth_m)
+            rows.append(_row(name, sample, depth, truth, "-", plan, CLEAN, 0))
+        variants = [(CLEAN, 0), *((name, k) for name in plan.corruptions for k in SEVERITIES)]
+        for corruption, severity in variants:
+            seen = worn(sample, corruption, severity) if severity else sample
+            for name, model in models.items():
+                found = model.predict(seen.image)
+                for alignment in plan.alignments or protocols.alignments_for(found.kind)[:1]:
+                    depth = protocols.align(found, sample.depth, mask, alignment, protocol)
+                    rows.append(
+                        _row(name, sample, depth, truth, alignment, plan, corruption, severity)
+                    )
+    return rows
+
+
+def _row(
+    method: str,
+    sample: Sample,
+    depth: F32,
+    truth: F32,
+    alignment: str,
+    plan: Plan,
+    corruption: str,
+    severity: int,
+) -> Row:
+    found = evaluate(depth, truth)
+    return Row(
+        method,
+        sample.source,
+        sample.name,
+        **{name: getattr(found, name) for name in SCORES},
+        # The edges are those of the whole truth: of worn pictures the clean ones' say enough.
+        boundary_f1=boundary_f1(depth, truth) if not severity else math.nan,
+        answered=found.answered,
+        alignment=alignment,
+        protocol=plan.protocol,
+        corruption=corruption,
+        severity=severity,
+    )
+
+
+def plane_terms(height: int, width: int) -> F64:
     """Columns 1, x, y of every pixel (H, W, 3)."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([np.ones((height, width)), x / width, y / height], axis=-1)
 
 
-def baseline(name: str, truth: F32) -> F32:
-    """Depth (H, W) m of a rival that does not look at the picture."""
-    height, width = truth.shape
-    if name == "plane":
-        return aligned_depth(truth, truth, plane_terms(height, width))
-    if name == "median":
+def baseline(
+    name: str, truth: F32, protocol: protocols.Protocol = protocols.PROTOCOLS["indoor"]
+) -> F32:
+    """Depth (H, W) m of a rival that does not look at the picture; truth NaN where not counted."""
+    if name == "constant":
         return np.full(truth.shape, 1.0 / np.nanmedian(1.0 / truth), np.float32)
+    if name == "plane":
+        terms, known = plane_terms(*truth.shape), np.isfinite(truth)
+        weights = np.linalg.lstsq(terms[known], 1.0 / truth[known].astype(np.float64), rcond=None)
+        least = max(1.0 / protocol.max_depth_m, protocols.SMALLEST_DISPARITY)
+        return (1.0 / np.maximum(terms @ weights[0], least)).astype(np.float32)
     raise ValueError(f"No baseline is called {name!r}; known are {', '.join(BASELINES)}.")
 
 
-def score(samples: Iterable[Sample], models: dict[str, DepthModel]) -> list[Row]:
-    """Every model and every baseline on every picture."""
-    rows = []
-    for sample in samples:
-        answers: dict[str, Callable[[], F32]] = {
-            name: lambda m=model, s=sample: aligned_depth(m.predict(s.image).disparity(), s.depth)  # type: ignore[misc]
-            for name, model in models.items()
-        }
-        answers.update({name: lambda n=name, s=sample: baseline(n, s.depth) for name in BASELINES})  # type: ignore[misc]
-        for name, answer in answers.items():
-            found = evaluate(answer(), sample.depth)
-            rows.append(Row(name, sample.source, sample.name, found.abs_rel, found.delta1))
-    return rows
+# --- means and their uncertainty -----------------------------------------------------------------
 
 
-def mean(rows: list[Row], method: str, source: str | None = None) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the bounds that hold it in 95 % of the resampled sets."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def gather(rows: Iterable[Row], methods: Sequence[str], metric: str) -> dict[str, F64]:
+    """Source -> (frames, methods) of a metric, over the frames that all of the methods have."""
+    table: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        if row.method in methods:
+            table.setdefault((row.source, row.frame), {})[row.method] = getattr(row, metric)
+    found: dict[str, list[list[float]]] = {}
+    for (source, _), values in sorted(table.items()):
+        if all(math.isfinite(values.get(name, math.nan)) for name in methods):
+            found.setdefault(source, []).append([values[name] for name in methods])
+    return {source: np.array(values) for source, values in found.items()}
+
+
+def bootstrap(
+    values: Mapping[str, F64],
+    statistic: Callable[[F64], F64] = lambda means: means[:, 0],
+    by: str = "frame",
+    pooled: bool = False,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Interval:
+    """A statistic of the methods' means with its 95 % interval.
+
+    values: as gather() gives them. statistic: means (n, methods) -> (n,). A mean is that over the
+    sources' means, or over all frames if `pooled`. by: "frame" draws frames inside every source;
+    "source" also draws the sources, for frames of one source that look alike. All methods are drawn
+    together, so that a difference or a ratio is a paired one.
+    """
+    if by not in ("frame", "source"):
+        raise ValueError(f"by is {by!r}: draw by frame or by source.")
+    tables = [table for table in values.values() if len(table)]
+    if not tables:
+        return Interval(math.nan, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    sizes = np.array([len(table) for table in tables], float)
+
+    def mean(sums: F64, counts: F64) -> F64:  # (n, sources, methods), (n, sources)
+        if pooled:
+            return sums.sum(1) / counts.sum(1)[:, None]
+        return (sums / counts[..., None]).mean(1)
+
+    exact: F64 = np.stack([table.sum(0) for table in tables])[None]
+    centre = float(statistic(mean(exact, sizes[None]))[0])
+    slots: NDArray[np.int64] = np.tile(np.arange(len(tables)), (draws, 1))
+    if by == "source":
+        slots = rng.integers(0, len(tables), (draws, len(tables)))
+    sums = np.empty((draws, len(tables), tables[0].shape[1]))
+    for k, table in enumerate(tables):
+        for slot in range(len(tables)):
+            here = np.flatnonzero(slots[:, slot] == k)
+            if here.size:
+                times = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), here.size)
+                sums[here, slot] = times @ table
+    drawn = statistic(mean(sums, sizes[slots]))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(centre, float(low), float(high))
+
+
+def ratio(means: F64) -> F64:
+    """First method over second: below 1 the first has the smaller number."""
+    found: F64 = means[:, 0] / means[:, 1]
+    return found
+
+
+def mean(rows: Iterable[Row], method: str, source: str | None = None) -> tuple[float, float]:
     """AbsRel and delta1 of a method over the frames of a source, or over all sources' means."""
-    if source is None:
-        sources = sorted({row.source for row in rows})
-        pairs = [mean(rows, method, name) for name in sources]
-    else:
-        pairs = [
-            (row.abs_rel, row.delta1)
-            for row in rows
-            if row.method == method and row.source == source
-        ]
-    if not pairs:
-        return math.nan, math.nan
-    return float(np.mean([a for a, _ in pairs])), float(np.mean([d for _, d in pairs]))
+    rows = [row for row in rows if source is None or row.source == source]
+    return (
+        bootstrap(gather(rows, [method], "abs_rel"), draws=1).value,
+        bootstrap(gather(rows, [method], "delta1"), draws=1).value,
+    )
 
 
-def _open(models: list[str]) -> dict[str, DepthModel]:
-    opened = {}
-    for text in models or ["embedded"]:
-        path, _, manifest = text.partition("=")
-        model = DepthModel.open(ModelConfig(path=path, manifest=manifest, threads=1))
-        name = model.engine.manifest.name
-        opened[path if name in opened else name] = model
-    return opened
+def robustness(rows: Sequence[Row], methods: Sequence[str], base: str) -> list[dict[str, Any]]:
+    """A line per method: DEE clean, of every corruption (mean of severities), mCE against `base`
+    and mRR.
+    """
+
+    def error(method: str, corruption: str, severity: int) -> float:
+        mine = [row for row in rows if (row.corruption, row.severity) == (corruption, severity)]
+        return depth_error(*mean(mine, method))
+
+    names = sorted({row.corruption for row in rows} - {CLEAN}, key=CORRUPTIONS.index)
+    tables = {
+        method: {name: [error(method, name, k) for k in SEVERITIES] for name in names}
+        for method in {*methods, base}
+    }
+    lines = []
+    for method in methods:
+        clean = error(method, CLEAN, 0)
+        line: dict[str, Any] = {"method": method, "base": base, "clean": clean}
+        line["mce"] = mean_corruption_error(tables[method], tables[base])
+        line["mrr"] = mean_resilience_rate(tables[method], clean)
+        lines.append({**line, **{name: float(np.mean(tables[method][name])) for name in names}})
+    return lines
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """`python -m training evaluate ...`."""
+    add = parser.add_argument
+    add(
+        "--model",
+        action="append",
+        default=[],
+        help="embedded, FILE.onnx[=MANIFEST] or a run folder; repeatable",
+    )
+    add("--procedural", type=int, default=200, help="rendered rooms to score on")
+    add("--seed", type=int, required=True, help="seed of those rooms; not the one of the pool")
+    add("--frames", type=Path, action="append", default=[], help="folder of <source>/<frame>")
+    add(
+        "--alignment",
+        action="append",
+        default=[],
+        help=f"one of {', '.join(protocols.ALIGNMENTS)}; repeatable (default: as the output needs)",
+    )
+    add("--protocol", default="indoor", help=f"one of {', '.join(protocols.PROTOCOLS)}")
+    add(
+        "--corruptions",
+        default="",
+        metavar="all|NAME,NAME",
+        help="also score pictures worn at five severities: mCE and mRR",
+    )
+    add("--base", default="", help="the method that mCE and ratios are taken over")
+    add("--cache", type=Path, default=None, help="folder that keeps predictions for the next time")
+    add("--json", type=Path, default=None, help="write settings, summary and every frame's scores")
+    add("--markdown", type=Path, default=None, help="write the tables")
+
+
+def command(args: argparse.Namespace, console: Console) -> None:
+    """Run it. Raises TrainingError: one sentence."""
+    named = CORRUPTIONS if args.corruptions == "all" else args.corruptions.split(",")
+    worn_by = tuple(name.strip() for name in named if name.strip())
+    try:
+        report(
+            args.model,
+            args.procedural,
+            args.seed,
+            args.frames,
+            args.json,
+            console,
+            plan=Plan(tuple(args.alignment), args.protocol, worn_by),
+            base=args.base,
+            cache=args.cache,
+            markdown=args.markdown,
+        )
+    except (ValueError, EngineError) as error:
+        raise TrainingError(str(error)) from error
 
 
 def report(
-    models: list[str],
+    models: Sequence[str],
     count: int,
     seed: int,
-    folders: list[Path],
+    folders: Sequence[Path],
     out: Path | None,
     console: Console,
+    *,
+    plan: Plan = Plan(),
+    base: str = "",
+    cache: Path | None = None,
+    markdown: Path | None = None,
 ) -> list[Row]:
-    """Score, print a table of rendered rooms and one of recorded frames, write rows as JSON."""
-    opened = _open(models)
-    methods = [*opened, *BASELINES]
-    rows: list[Row] = []
-    if count:
-        rooms = procedural(count, seed)
-        made = score(track(rooms, "rendered rooms", total=count, console=console), opened)
-        # Rooms of all styles are one population: their mean is over pictures, not over styles.
-        sources = [f"procedural {style}" for style in STYLES]
-        _print(console, f"{count} unseen rooms, seed {seed}", made, methods, sources, pooled=True)
-        rows += made
-    if folders:
-        made = score((sample for folder in folders for sample in recorded(folder)), opened)
-        sources = sorted({row.source for row in made})
-        _print(console, "recorded frames", made, methods, sources, pooled=False)
-        rows += made
+    """Score, print and write the tables of rendered rooms and of recorded frames.
+
+    base: the method that ratios and mCE are taken over (default: the first one).
+    """
+    opened: dict[str, Any] = {}
+    try:
+        predictors: dict[str, Predictor] = {}
+        for text in models or ["embedded"]:
+            name, identity, model = open_model(text)
+            name = text if name in opened else name
+            opened[name] = model
+            predictors[name] = Cached(model, identity, cache) if cache else model
+        base = base or next(iter(opened))
+        if base not in (*opened, *BASELINES):
+            raise ValueError(
+                f"--base {base!r} is none of the methods {', '.join((*opened, *BASELINES))}."
+            )
+        rows: list[Row] = []
+        texts: list[str] = []
+        summary: list[dict[str, Any]] = []
+        for title, samples, total, order, pooled in _sets(count, seed, folders):
+            shown = track(samples, title, total=total, console=console)
+            made = score(shown, predictors, plan)
+            rows += made
+            for table, lines in _tables(title, made, list(opened), order, pooled, base):
+                console.print(table)
+                texts.append(_markdown(table))
+                summary += lines
+    finally:
+        for model in opened.values():
+            model.close()
     if out is not None:
-        out.write_text(
-            json.dumps({"rows": [vars(row) for row in rows]}, indent=1), encoding="utf-8"
-        )
-    for model in opened.values():
-        model.close()
+        content = {
+            "settings": {
+                "models": list(models),
+                "procedural": count,
+                "seed": seed,
+                "frames": [folder.name for folder in folders],
+                **vars(plan),
+                "base": base,
+            },
+            "machine": {"python": platform.python_version(), "processor": platform.machine()},
+            "summary": summary,
+            "rows": [vars(row) for row in rows],
+        }
+        _write(out, json.dumps(_plain(content), indent=1, allow_nan=False))
+    if markdown is not None:
+        _write(markdown, "\n".join(texts))
     return rows
 
 
-def _print(
-    console: Console,
-    title: str,
-    rows: list[Row],
-    methods: list[str],
-    sources: list[str],
-    pooled: bool,
-) -> None:
-    """One row per source and one for all, a column per method."""
-    table = Table(title=f"{title}: AbsRel / delta1 after scale and shift in disparity")
-    table.add_column("")
-    for method in methods:
-        table.add_column(method, justify="right")
-    present = [source for source in sources if any(row.source == source for row in rows)]
-    for source in present:
-        cells = (mean(rows, method, source) for method in methods)
-        table.add_row(source.removeprefix("procedural "), *(f"{a:.3f} / {d:.2f}" for a, d in cells))
-    totals = []
-    for method in methods:
-        mine = [row for row in rows if row.method == method]
-        every = (np.mean([row.abs_rel for row in mine]), np.mean([row.delta1 for row in mine]))
-        totals.append(every if pooled else mean(rows, method))
-    name = "all pictures" if pooled else "mean of sources"
-    table.add_row(name, *(f"{a:.3f} / {d:.2f}" for a, d in totals), style="bold")
-    console.print(table)
+def _sets(
+    count: int, seed: int, folders: Sequence[Path]
+) -> Iterator[tuple[str, Iterable[Sample], int | None, list[str], bool]]:
+    """Title, samples, how many, order of sources, pooled: of every set that is asked for."""
+    if count:
+        # Rooms of all styles are one population: their mean is over pictures, not over styles.
+        order = [f"procedural {style}" for style in STYLES]
+        yield f"{count} unseen rooms, seed {seed}", procedural(count, seed), count, order, True
+    if folders:
+        frames = (sample for folder in folders for sample in recorded(folder))
+        yield "recorded frames", frames, None, [], False
+
+
+def _tables(
+    title: str, rows: list[Row], methods: list[str], order: list[str], pooled: bool, base: str
+) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
+    """A table per alignment and one of the corruptions, each with its lines for the JSON file."""
+    clean = [row for row in rows if row.corruption == CLEAN]
+    present = {row.source for row in clean}
+    sources = [source for source in order if source in present] or sorted(present)
+    by = "frame" if pooled else "source"
+    every = [*methods, *BASELINES]
+    alignments = sorted({row.alignment for row in clean} - {"-"})
+    for alignment in alignments:
+        mine = [row for row in clean if row.alignment in (alignment, "-")]
+        counts = {source: len({r.frame for r in mine if r.source == source}) for source in sources}
+        table = Table(title=f"{title}: AbsRel / delta1, alignment {alignment}")
+        table.add_column("")
+        for method in every:
+            table.add_column(method, justify="right")
+        for source in sources:
+            cells = (mean(mine, method, source) for method in every)
+            label = f"{source.removeprefix('procedural ')} ({counts[source]})"
+            table.add_row(label, *(f"{a:.3f} / {d:.2f}" for a, d in cells))
+        lines = []
+        for method in every:
+            line: dict[str, Any] = {"set": title, "alignment": alignment, "method": method}
+            for metric in (*SCORES, "boundary_f1"):
+                found = bootstrap(gather(mine, [method], metric), by=by, pooled=pooled)
+                line[metric] = vars(found)
+            over = bootstrap(gather(mine, [method, base], "abs_rel"), ratio, by=by, pooled=pooled)
+            lines.append({**line, "resampled_by": by, "ratio_over": base, "ratio": vars(over)})
+        name = "all pictures" if pooled else "mean of sources"
+        table.add_row(
+            name,
+            *(f"{x['abs_rel']['value']:.3f} / {x['delta1']['value']:.2f}" for x in lines),
+            style="bold",
+        )
+        for label, key, digits in (
+            (f"AbsRel, 95 % by {by}", "abs_rel", 3),
+            (f"AbsRel over {base}, paired", "ratio", 2),
+        ):
+            spans = (x[key] for x in lines)
+            table.add_row(
+                label,
+                *(
+                    f"{'' if key == 'abs_rel' else format(s['value'], '.2f') + ' '}"
+                    f"[{s['low']:.{digits}f}, {s['high']:.{digits}f}]"
+                    for s in spans
+                ),
+            )
+        table.add_row("boundary F1", *(f"{x['boundary_f1']['value']:.3f}" for x in lines))
+        yield table, lines
+    if len(rows) > len(clean) and base not in BASELINES:
+        for alignment in alignments:
+            mine = [row for row in rows if row.alignment == alignment]
+            lines = robustness(mine, methods, base)
+            table = Table(title=f"{title}: depth error DEE2, alignment {alignment}, base {base}")
+            table.add_column("")
+            for line in lines:
+                table.add_column(line["method"], justify="right")
+            for key in lines[0]:
+                if key not in ("method", "base"):
+                    style = ".1f" if key in ("mce", "mrr") else ".3f"
+                    shown = {"mce": "mCE, %", "mrr": "mRR, %"}.get(key, key)
+                    table.add_row(shown, *(format(line[key], style) for line in lines))
+            yield table, [{"set": title, "alignment": alignment, **line} for line in lines]
+
+
+def _markdown(table: Table) -> str:
+    """A rich table as GitHub's."""
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    lines = [" | ".join([str(column.header) for column in table.columns])]
+    lines.append(" | ".join(["---"] + ["--:"] * (len(cells) - 1)))
+    lines += [" | ".join(row) for row in zip(*cells, strict=True)]
+    return f"{table.title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """The same tree with None for what JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

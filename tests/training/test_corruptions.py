@@ -9,7 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+
 from depth_node.scene import Scene, random_view
+from training.__main__ import main
 from training.corruptions import (
     CORRUPTIONS,
     INDOOR,
@@ -18,7 +21,6 @@ from training.corruptions import (
     mean_corruption_error,
     mean_resilience_rate,
     sheet,
-    write_sheet,
 )
 
 
@@ -123,17 +125,19 @@ def test_refusals() -> None:
         corrupt(image.astype(np.float32), "fog", 1)
 
 
-def test_a_sheet_shows_them_all(pictures: list[np.ndarray], tmp_path: Path) -> None:
+def test_a_sheet_shows_them_all(
+    pictures: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = sheet(pictures[0], columns_px=40)
     assert made.shape == (18 * (14 + 30), 6 * 40, 3)
-    source = tmp_path / "in.png"
+    source, out = tmp_path / "in.png", tmp_path / "out" / "sheet.png"
     cv2.imwrite(str(source), pictures[0][:60, :80])
-    write_sheet(source, tmp_path / "out" / "sheet.png")
-    assert cv2.imread(str(tmp_path / "out" / "sheet.png")).shape[1] == 6 * 160
-    with pytest.raises(ValueError, match="cannot be read"):
-        write_sheet(tmp_path / "absent.png", tmp_path / "x.png")
-    with pytest.raises(ValueError, match=r"ends in \.png"):
-        write_sheet(source, tmp_path / "x.txt")
+    assert main(["corrupt", str(source), "--out", str(out)]) == 0
+    assert cv2.imread(str(out)).shape[1] == 6 * 160
+    assert main(["corrupt", str(tmp_path / "absent.png"), "--out", str(out)]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    assert main(["corrupt", str(source), "--out", str(tmp_path / "x.txt")]) == 1
+    assert "ends in .png" in capsys.readouterr().err
 
 
 def test_depth_errors_by_hand() -> None:
