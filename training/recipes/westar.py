@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WeSTAR: a depth network adapted to the pictures of a new place (arXiv 2511.14238).
+
+A student sees a strongly changed view of a picture, its teacher (the average of its own weights) a
+weak one; the student follows the teacher's disparity, normalised over the whole picture and over
+the masks of the things in it. A few pairs of points, of which a person said the nearer, correct
+the order; the low-rank updates are held back to the source. No depth is needed.
+
+The paper's text at hand is its abstract. Structure, weights of the losses, rank and the average's
+0.996 are from notes of others; what no source states is ours and is a setting: the margin and that
+the pairs are compared on the normalised map, which masks count, how often each strong change
+happens, learning rate, steps and size.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
+
+from depth_node import config
+from training.data import STRONG, WEAK, Sample, ViewConfig, random_window, recolour
+from training.datasets import DataConfig, open_samples
+from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.losses import (
+    ORDINAL_FORMS,
+    context_l1,
+    dead_outputs,
+    drift,
+    ordinal,
+    product_norm,
+)
+from training.masks import MaskConfig, MaskMaker, as_layers, stacked
+from training.models import NetworkConfig, TuneConfig, low_rank, open_network, tune
+from training.normalization import layers, normalise, worthwhile
+from training.ordinal import LabelSet, SimulationConfig, read_labels, simulate
+
+CONTEXTS = ("global", "depth_bins", "masks")
+TEACHERS = ("ema", "shared", "frozen_source")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised: st * self-training + weak * ordinal + reg * distance to the source.
+
+    A weight of 0 switches a term off.
+    """
+
+    st: float = config.option(1.0, "Weight of dense self-training.", minimum=0)
+    weak: float = config.option(0.001, "Weight of the ordinal labels.", minimum=0)
+    reg: float = config.option(
+        1.0, "Weight of the squared distance of the weights to the source.", minimum=0
+    )
+    contexts: str = config.option(
+        "masks",
+        "Normalised over the whole picture (global), over 1 + 2 + 4 bins of the teacher's range"
+        " (depth_bins), or over the whole picture and each mask.",
+        choices=CONTEXTS,
+    )
+    mask_px: int = config.option(
+        256, "Smaller masks are no context; counted in the network's input.", unit="px", minimum=2
+    )
+    mask_spread: float = config.option(
+        1e-3,
+        "Nor are masks in which the teacher deviates by less than this share of what it does in the"
+        " whole picture.",
+        minimum=0,
+    )
+    ordinal: str = config.option("margin", "Form of the ordinal loss.", choices=ORDINAL_FORMS)
+    margin: float = config.option(
+        0.05, "Least difference of an ordered pair, in the units of `ordinal_on`.", minimum=0
+    )
+    ordinal_on: str = config.option(
+        "normalised",
+        "Pairs are compared on the map normalised over the picture, or as it is.",
+        choices=("normalised", "raw"),
+    )
+    dead: float = config.option(
+        0.0, "Weight of the cost of outputs that a final ReLU cut off.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Where the ordinal labels come from; without either there are none."""
+
+    file: str = config.option("", "Label file, .csv or .json (see training/ordinal.py).")
+    from_depth: bool = config.option(
+        False, "Draw labels from the depth that comes with the pictures, instead of a file."
+    )
+    simulation: SimulationConfig = config.section(SimulationConfig, "How they are drawn.")
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        if self.file and self.from_depth:
+            raise config.ConfigError("file and from_depth exclude each other: clear one")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that shapes an adaptation."""
+
+    height: int = config.option(
+        392, "Rows of the network's input; fit for the network.", unit="px", minimum=14
+    )
+    width: int = config.option(
+        518, "Columns of the network's input; fit for the network.", unit="px", minimum=14
+    )
+    teacher: str = config.option(
+        "ema",
+        "The student's averaged weights, the student itself, or the source as it was.",
+        choices=TEACHERS,
+    )
+    network: NetworkConfig = config.section(NetworkConfig, "The source model.", kind="small")
+    tune: TuneConfig = config.section(TuneConfig, "What of it learns.")
+    keep: int = config.option(32, "Pictures that are held in memory.", minimum=0)
+    pictures: DataConfig = config.section(DataConfig, "The new place.")
+    weak: ViewConfig = config.section(ViewConfig, "The teacher's view.", **WEAK)
+    strong: ViewConfig = config.section(
+        ViewConfig, "The student's view; its geometry is the teacher's.", **STRONG
+    )
+    masks: MaskConfig = config.section(MaskConfig, "The things in the pictures.")
+    labels: LabelConfig = config.section(LabelConfig, "The ordinal labels.")
+    loss: LossConfig = config.section(LossConfig, "What is minimised.")
+    loop: LoopConfig = config.section(
+        LoopConfig,
+        "How long and how fast.",
+        steps=5000,
+        batch=4,
+        learning_rate=1e-4,
+        weight_decay=0.01,
+        warmup=250,
+        final_rate=0.0,
+        ema=0.996,
+        ema_warmup=False,
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        if self.teacher == "ema" and self.loop.ema == 0:
+            raise config.ConfigError(
+                "teacher=ema needs averaged weights: set loop.ema (0.996), or another teacher"
+            )
+        if self.loss.st == self.loss.weak == 0:
+            raise config.ConfigError("loss.st and loss.weak are both 0: nothing would be learnt")
+
+
+class Westar(Recipe):
+    """The recipe: pictures, their masks and labels, two views of each."""
+
+    name = "westar"
+    free_to_change = ("masks.folder", "keep")
+
+    def __init__(
+        self, cfg: Config, pictures: Sequence[Sample], labels: LabelSet | None = None
+    ) -> None:
+        self.cfg = cfg
+        self.pictures = pictures
+        self.labels = labels
+        self.masks = MaskMaker(cfg.masks)
+        self._read = functools.lru_cache(cfg.keep)(pictures.__getitem__)
+        self.source: nn.Module | None = None  # teacher=frozen_source
+        self.before: list[Tensor] = []  # learnt weights as they were, where no LoRA holds them back
+
+    def model(self) -> nn.Module:
+        """The source, with gradients for what is tuned."""
+        cfg = self.cfg
+        network = open_network(cfg.network)
+        fitting = network.spec.fitting(cfg.height, cfg.width)
+        if fitting != (cfg.height, cfg.width):
+            raise config.ConfigError(
+                f"height and width {cfg.height}x{cfg.width} do not fit this network: use"
+                f" {fitting[0]}x{fitting[1]}"
+            )
+        if cfg.teacher == "frozen_source":
+            self.source = copy.deepcopy(network).eval().requires_grad_(False)
+        tune(network, cfg.tune)
+        if cfg.loss.reg and cfg.tune.what != "lora":
+            self.before = [p.detach().clone() for p in network.parameters() if p.requires_grad]
+        return network
+
+    def batch(self, step: int, share: Share) -> Batch:
+        """Pictures (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
+
+        points (P, 4): x1, y1, x2, y2 in the view; sign (P,); owner (P,): which picture.
+        """
+        rows = [self._view(rng) for rng in generators(self.cfg.loop, step, share)]
+        batch: Batch = {
+            name: torch.from_numpy(np.stack([row[name] for row in rows])).permute(0, 3, 1, 2)
+            for name in ("weak", "strong")
+        }
+        if self.cfg.loss.contexts == "masks" and self.cfg.loss.st:
+            batch["masks"] = torch.from_numpy(stacked([row["masks"] for row in rows]))
+        counts = [len(row["sign"]) for row in rows]
+        batch["points"] = torch.from_numpy(np.concatenate([row["points"] for row in rows])).float()
+        batch["sign"] = torch.from_numpy(np.concatenate([row["sign"] for row in rows]))
+        batch["owner"] = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
+        return batch
+
+    def _view(self, rng: np.random.Generator) -> dict[str, Any]:
+        cfg = self.cfg
+        index = int(rng.integers(0, len(self.pictures)))
+        sample = self._read(index)
+        window = random_window(sample.image.shape, cfg.height, cfg.width, cfg.weak, rng)
+        seen = window.image(sample.image).astype(np.float32) / np.float32(255)
+        row: dict[str, Any] = {
+            "weak": recolour(seen, cfg.weak, rng),
+            "strong": recolour(seen, cfg.strong, rng),
+        }
+        if cfg.loss.contexts == "masks" and cfg.loss.st:
+            found = as_layers(self.masks(sample.image))
+            row["masks"] = np.stack([window.nearest(layer) for layer in found])
+        first, second, sign = self._points(sample)
+        one, other = window.points(first), window.points(second)
+        both = np.concatenate([one, other], axis=1)
+        # A crop of the weak view may leave points outside.
+        inside = ((both > -0.5) & (both < np.tile([cfg.width - 0.5, cfg.height - 0.5], 2))).all(1)
+        row["points"], row["sign"] = both[inside], sign[inside]
+        return row
+
+    def _points(self, sample: Sample) -> tuple[Any, Any, Any]:
+        labels = self.labels
+        if self.cfg.loss.weak and self.cfg.labels.from_depth and sample.depth is not None:
+            pairs = simulate(sample.name, sample.depth, self.cfg.labels.simulation)
+            labels = LabelSet(pairs, [sample.name])
+        if labels is None or not self.cfg.loss.weak:
+            labels = LabelSet([], [])
+        return labels.points(sample.name, sample.image.shape)
+
+    def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
+        """Self-training, ordinal labels and the distance to the source."""
+        cfg = self.cfg.loss
+        network: Any = model
+        answer = network.answer(network.spec.normalise(batch["strong"]))
+        student = answer.disparity
+        zero = student.sum() * 0.0
+        terms = {"st": zero, "weak": zero, "reg": zero}
+        if cfg.st:
+            teacher = self._teach(network, batch["weak"], averaged)
+            terms["st"] = self_training(student, teacher, batch.get("masks"), cfg)
+        if cfg.weak and len(batch["sign"]):
+            terms["weak"] = ordinal_loss(student, batch, cfg)
+        if cfg.reg:
+            terms["reg"] = self._distance(model)
+        total = cfg.st * terms["st"] + cfg.weak * terms["weak"] + cfg.reg * terms["reg"]
+        if cfg.dead and answer.before is not None:
+            terms["dead"] = dead_outputs(answer.before)
+            total = total + cfg.dead * terms["dead"]
+        return {"loss": total, **terms}
+
+    @torch.no_grad()
+    def _teach(self, model: Any, pictures: Tensor, averaged: nn.Module | None) -> Tensor:
+        x = model.spec.normalise(pictures)
+        if self.cfg.teacher == "ema":
+            assert averaged is not None
+            return averaged(x)  # type: ignore[no-any-return]
+        if self.cfg.teacher == "frozen_source":
+            assert self.source is not None
+            return self.source.to(x.device)(x)  # type: ignore[no-any-return]
+        was = model.training
+        model.eval()  # the teacher of a shared network must not move its running statistics
+        try:
+            return model(x)  # type: ignore[no-any-return]
+        finally:
+            model.train(was)
+
+    def _distance(self, model: nn.Module) -> Tensor:
+        if self.cfg.tune.what == "lora":
+            return product_norm(low_rank(model))
+        learnt = [p for p in model.parameters() if p.requires_grad]
+        if learnt and self.before[0].device != learnt[0].device:
+            self.before = [w.to(learnt[0].device) for w in self.before]
+        return drift(learnt, self.before)
+
+
+def self_training(
+    student: Tensor, teacher: Tensor, masks: Tensor | None, cfg: LossConfig
+) -> Tensor:
+    """Mean |N_c(student) - N_c(teacher)| over the contexts of cfg; maps (N, 1, H, W) disparity.
+
+    masks (N, L, H, W): numbers from 1, 0 = none; for contexts=masks.
+    """
+    valid = torch.isfinite(teacher)
+    teacher = torch.where(valid, teacher, torch.zeros_like(teacher))
+    if cfg.contexts == "depth_bins":
+        return context_l1(student, teacher, layers(teacher, valid, "hybrid"), valid)
+    contexts = layers(teacher, valid, "global")
+    if cfg.contexts == "masks" and masks is not None:
+        kept = worthwhile(masks, teacher, valid, cfg.mask_px, cfg.mask_spread)
+        contexts = torch.cat([contexts, kept], dim=1)
+    return context_l1(student, teacher, contexts, valid)
+
+
+def ordinal_loss(student: Tensor, batch: Batch, cfg: LossConfig) -> Tensor:
+    """Mean over the labelled pictures of the mean cost of their pairs; see Westar.batch."""
+    mapped = student
+    if cfg.ordinal_on == "normalised":
+        mapped = normalise(student, torch.ones_like(student, dtype=torch.bool))
+    points, owner = batch["points"], batch["owner"]
+    one, other = at(mapped, points[:, :2], owner), at(mapped, points[:, 2:], owner)
+    difference = one - other
+    costs = [
+        ordinal(difference[owner == k], batch["sign"][owner == k], cfg.ordinal, cfg.margin)
+        for k in owner.unique()
+    ]
+    return torch.stack(costs).mean()
+
+
+def at(maps: Tensor, points: Tensor, owner: Tensor) -> Tensor:
+    """Values (P,) of maps (N, 1, H, W) at points (P, 2) as (x, y) px of map owner (P,), linear."""
+    height, width = maps.shape[-2:]
+    size = points.new_tensor([width, height])
+    places = (2 * points + 1) / size - 1  # centres at integers; -1..1 is from border to border
+    found = [
+        functional.grid_sample(
+            maps[k : k + 1].float(),
+            places[owner == k][None, None],
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=False,
+        ).flatten()
+        for k in range(len(maps))
+    ]
+    return torch.cat(found)  # owners come in order
+
+
+def build(cfg: Config, console: Console) -> Westar:
+    """The recipe on its pictures and labels."""
+    pictures = open_samples(cfg.pictures)
+    labels = None
+    if cfg.labels.file and cfg.loss.weak:
+        labels = LabelSet(read_labels(cfg.labels.file), [item.name for item in pictures.items])
+        console.print(
+            f"{len(labels)} ordinal labels on {len(labels.pictures)} of {len(pictures)} pictures"
+        )
+    return Westar(cfg, pictures, labels)
