@@ -175,7 +175,7 @@ class NodeParameters:
             value = item.default
             if name in given:
                 try:
-                    value = values[name] = item.check(_plain(given[name].value))
+                    value = values[name] = item.check(_plain(given[name].value, item))
                 except ConfigError as error:
                     self.problems[name] = str(error)
             _declare(node, item, value)
@@ -212,7 +212,11 @@ class NodeParameters:
 
     def changed(self, parameters: list[Parameter]) -> NodeConfig:
         """The config after a set request. Raises ConfigError; nothing is changed yet."""
-        changes = {p.name: _plain(p.value) for p in parameters if p.name in self._options}
+        changes = {
+            p.name: _plain(p.value, self._options[p.name])
+            for p in parameters
+            if p.name in self._options
+        }
         return replace(self.config, changes) if changes else self.config
 
     def accept(self, config: NodeConfig, parameters: list[Parameter]) -> None:
@@ -222,7 +226,9 @@ class NodeParameters:
             self.problems.pop(parameter.name, None)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, item: Option) -> Any:
+    if value is None and item.is_list:
+        return []  # an empty list has no type of its own, so ROS hands over nothing
     return value.tolist() if isinstance(value, array.array) else value
 
 
