@@ -563,11 +563,15 @@ class Machine:
             monkeypatch.setitem(sys.modules, full, None)
             del sys.modules[full]
             monkeypatch.setattr(package, name, None, raising=False)
+            delattr(package, name)
+        importlib.import_module("depth_node.engine.trt")
 
     def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             self.calls.append(name)
             if name in self.fail:
+                if name == "cudaStreamEndCapture":
+                    self.recording = None  # a capture that fails is over too
                 return (self.fail[name], *[None] * 2)
             return function(*arguments)
 

@@ -26,7 +26,7 @@ from depth_node.engine import (
     locate,
 )
 from depth_node.engine.cache import EngineCache
-from depth_node.engine.check import Limits, Reference, refuse
+from depth_node.engine.check import Limits, Reference, check
 
 REFERENCE = "onnxruntime-cpu"
 PRECISIONS = ("file", "fp16")
@@ -242,9 +242,7 @@ def _opened(name: str, job: Job, precision: str) -> Engine:
         engine.details["check"] = "is the reference"
         return engine
     try:
-        found = Reference.of(job.model, job.manifest, job.cache.folder).judge(engine)
-        engine.details["check"] = str(found)
-        refuse(engine, found, limits)
+        check(engine, Reference.of(job.model, job.manifest, job.cache.folder), limits)
     except EngineError:
         engine.close()
         raise
