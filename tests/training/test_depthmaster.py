@@ -15,7 +15,7 @@ from depth_node import config  # noqa: E402
 from training import checkpoints, diffusion, loop  # noqa: E402
 from training.__main__ import main  # noqa: E402
 from training.checkpoints import TrainingError  # noqa: E402
-from training.data import Pool, open_pool  # noqa: E402
+from training.mixture import Mixture  # noqa: E402
 from training.recipes import depthmaster  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
@@ -27,22 +27,22 @@ STAGE_2 = [
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
     folder = tmp_path_factory.mktemp("pool")
-    return open_pool(config.load(depthmaster.Config, DEBUG, [f"pool.folder={folder}"]).pool)
+    return Mixture(settings(f"pictures.pool.folder={folder}").pictures)
 
 
 def settings(*overrides: str) -> depthmaster.Config:
     return config.load(depthmaster.Config, DEBUG, list(overrides))
 
 
-def train(pool: Pool, folder: Path, *overrides: str) -> loop.State:
+def train(pool: Mixture, folder: Path, *overrides: str) -> loop.State:
     cfg = settings(*overrides)
     recipe = depthmaster.DepthMaster(cfg, pool)
     return loop.run(recipe, cfg.loop, folder, config.to_dict(cfg))
 
 
-def terms(pool: Pool, *overrides: str) -> dict[str, Any]:
+def terms(pool: Mixture, *overrides: str) -> dict[str, Any]:
     """The loss of the first step of a fresh network."""
     cfg = settings(*overrides)
     recipe = depthmaster.DepthMaster(cfg, pool)
@@ -56,7 +56,7 @@ def same(a: dict[str, Any], b: dict[str, Any], prefix: str) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a if name.startswith(prefix))
 
 
-def test_autoencoder_then_structure_then_detail(pool: Pool, tmp_path: Path) -> None:
+def test_autoencoder_then_structure_then_detail(pool: Mixture, tmp_path: Path) -> None:
     """Each stage goes on from the last and moves its own part only."""
     first, second, third = (tmp_path / name for name in ("vae", "one", "two"))
     train(pool, first, "learn=autoencoder", "loop.steps=1")
@@ -75,11 +75,13 @@ def test_autoencoder_then_structure_then_detail(pool: Pool, tmp_path: Path) -> N
 
 
 def test_the_command_runs_the_debug_settings_and_refuses_to_export(
-    pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pool: Mixture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     common = ["depthmaster", "--config", str(DEBUG), "--run", str(run)]
-    assert main([*common, f"pool.folder={pool.folder}", "loop.panels_every=2"]) == 0
+    assert (
+        main([*common, f"pictures.pool.folder={pool.cfg.pool.folder}", "loop.panels_every=2"]) == 0
+    )
     assert list(run.rglob("*.png"))
     capsys.readouterr()
     # A student is exported, never this network with its Fourier block.
@@ -98,7 +100,7 @@ def test_published_settings_resolve() -> None:
     assert loop.learning_rate(one, 20_000) == pytest.approx(expected, rel=0.01)
 
 
-def test_every_switch_changes_what_is_minimised(pool: Pool) -> None:
+def test_every_switch_changes_what_is_minimised(pool: Mixture) -> None:
     """A term with weight 0 is not computed, one with a weight is, and each has a gradient."""
     assert set(terms(pool)) == {"loss", "latent_term", "align_term"}
     two = terms(pool, *STAGE_2)
@@ -122,7 +124,7 @@ def test_every_switch_changes_what_is_minimised(pool: Pool) -> None:
         assert found["loss"].requires_grad
 
 
-def test_accumulated_parts_have_the_gradient_of_the_whole(pool: Pool) -> None:
+def test_accumulated_parts_have_the_gradient_of_the_whole(pool: Mixture) -> None:
     recipe = depthmaster.DepthMaster(settings("loss.align=0", "loss.pixel=1"), pool)
     torch.manual_seed(0)
     model = recipe.model().train()
@@ -135,7 +137,7 @@ def test_accumulated_parts_have_the_gradient_of_the_whole(pool: Pool) -> None:
     torch.testing.assert_close(gradient((0, 1)), gradient((0, 2), (1, 2)), atol=5e-6, rtol=0)
 
 
-def test_a_run_that_does_not_fit_is_refused(pool: Pool, tmp_path: Path) -> None:
+def test_a_run_that_does_not_fit_is_refused(pool: Mixture, tmp_path: Path) -> None:
     train(pool, tmp_path / "run", "learn=autoencoder", "loop.steps=1")
     with pytest.raises(TrainingError, match="another network"):
         train(pool, tmp_path / "b", f"start={tmp_path / 'run'}", "diffusion.unet_widths=[16,16]")
@@ -143,7 +145,7 @@ def test_a_run_that_does_not_fit_is_refused(pool: Pool, tmp_path: Path) -> None:
         train(pool, tmp_path / "c", f"start={tmp_path / 'absent'}")
 
 
-def test_a_missing_external_encoder_is_named(pool: Pool, tmp_path: Path) -> None:
+def test_a_missing_external_encoder_is_named(pool: Mixture, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="absent"):
         terms(pool, f"external.source={tmp_path / 'absent'}")
     with pytest.raises(TrainingError, match="smaller than a patch"):

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from depth_node import config, drawing
 from training import checkpoints
-from training.data import Pool, PoolConfig, ViewConfig, augment, open_pool
+from training.data import ViewConfig
 from training.diffusion import (
     FORMS,
     PLACES,
@@ -39,6 +39,7 @@ from training.diffusion import (
     token_divergence,
 )
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.mixture import Mixture, MixtureConfig
 from training.models import Dino, NetworkConfig, open_dino
 
 LEARN = ("unet", "autoencoder")
@@ -68,6 +69,7 @@ class LossConfig:
     tails: float = config.option(
         0.02, "Share of a picture's pixels beyond each end of the target.", minimum=0, maximum=0.4
     )
+    far: float = config.option(80.0, "Depth beyond this is not known.", unit="m", minimum=0.1)
     kl: float = config.option(
         1e-4, "learn: autoencoder: weight of the divergence from a normal latent.", minimum=0
     )
@@ -93,7 +95,7 @@ class Config:
         kind="small",
     )
     loss: LossConfig = config.section(LossConfig, "What is minimised.")
-    pool: PoolConfig = config.section(PoolConfig, "The rendered scenes.")
+    pictures: MixtureConfig = config.section(MixtureConfig, "What it learns from.")
     augment: ViewConfig = config.section(ViewConfig, "How pictures are varied.", flip=0.5)
     loop: LoopConfig = config.section(LoopConfig, "How long and how fast.")
 
@@ -115,13 +117,13 @@ class Config:
 
 
 class DepthMaster(Recipe):
-    """The recipe: rendered pictures with depth."""
+    """The recipe: pictures with depth."""
 
     name = "depthmaster"
-    free_to_change = ("pool.folder",)
+    free_to_change = ("pictures.pool.folder", "pictures.data.folder", "pictures.second.folder")
 
-    def __init__(self, cfg: Config, pool: Pool) -> None:
-        self.cfg, self.pool = cfg, pool
+    def __init__(self, cfg: Config, pictures: Mixture) -> None:
+        self.cfg, self.pictures = cfg, pictures
         self._external: Dino | None = None
         self._projector: Projector | None = None
         self._network: SingleStep | None = None
@@ -158,25 +160,15 @@ class DepthMaster(Recipe):
     def batch(self, step: int, share: Share) -> Batch:
         """Pictures (N, 3, h, w) in 0..1 and depth (N, 1, h, w) m."""
         cfg = self.cfg
-        pairs = []
-        for rng in generators(cfg.loop, step, share):
-            i = int(rng.integers(0, len(self.pool)))
-            depth = self.pool.depth[i].astype(np.float32)
-            pairs.append(
-                augment(self.pool.image[i], depth, cfg.height, cfg.width, cfg.augment, rng)
-            )
-        images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
-        return {
-            "image": images.contiguous(),
-            "depth": torch.from_numpy(np.stack([depth for _, depth in pairs]))[:, None],
-        }
+        rngs = generators(cfg.loop, step, share)
+        return self.pictures.batch(rngs, cfg.height, cfg.width, cfg.augment)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
         """The terms whose weights are not 0, and their weighted sum."""
         cfg, weights = self.cfg, self.cfg.loss
         assert isinstance(model, SingleStep)
         depth = batch["depth"]
-        known = torch.isfinite(depth) & (depth > 0)
+        known = torch.isfinite(depth) & (depth > 0) & (depth <= weights.far)
         seen = target(depth, known, cfg.diffusion.space, weights.tails)
         pictures = model.spec.normalise(batch["image"])
         if cfg.learn == "autoencoder":
@@ -258,9 +250,10 @@ class DepthMaster(Recipe):
 
 
 def build(cfg: Config, console: Console) -> DepthMaster:
-    """The recipe on its pool, once that holds enough."""
+    """The recipe on its pictures, once a pool holds enough."""
 
     def waiting(found: int) -> None:
-        console.print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} pictures")
+        wanted = cfg.pictures.pool.wait_for
+        console.print(f"waiting for the renderer: {found} of {wanted} pictures")
 
-    return DepthMaster(cfg, open_pool(cfg.pool, waiting))
+    return DepthMaster(cfg, Mixture(cfg.pictures, waiting))
