@@ -35,6 +35,22 @@ class DataError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One picture to learn from or to be judged on.
+
+    image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None. camera: of the
+    picture, or None. masks: (H, W) int32 regions, 0 = none, or None. name: unique within the data
+    set.
+    """
+
+    name: str
+    image: U8
+    depth: F32 | None = None
+    camera: Camera | None = None
+    masks: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True)
 class PoolConfig:
     """Where rendered scenes lie and what they look like."""
 
@@ -112,6 +128,13 @@ class Pool:
         """Pictures that can be read."""
         return min(self.written, self.cfg.samples)
 
+    def __getitem__(self, index: int) -> Sample:
+        """One picture with its depth."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no picture {index} among {len(self)}")
+        depth = self.depth[index].astype(np.float32)
+        return Sample(f"{self.cfg.seed}-{index}", self.image[index], depth)
+
     def fill(self, until: int) -> Iterator[int]:
         """Render on to `until` pictures in all; yields the count after every scene. Continues where
         it stopped.
@@ -149,22 +172,6 @@ def open_pool(
         waiting(len(pool))
         time.sleep(poll_s)
     return pool
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture to learn from or to be judged on.
-
-    image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None. camera: of the
-    picture, or None. masks: (H, W) int32 regions, 0 = none, or None. name: unique within the data
-    set.
-    """
-
-    name: str
-    image: U8
-    depth: F32 | None = None
-    camera: Camera | None = None
-    masks: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)

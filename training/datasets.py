@@ -158,25 +158,27 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read ({error}): copy it again.") from error
 
 
+def decode(content: bytes, flags: int) -> NDArray[Any]:
+    """The picture in the bytes of a file, all of it; ValueError for what is cut or is none."""
+    # libjpeg fills the missing part of a cut file with grey and says nothing.
+    cut = content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+    stored = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+    if stored is None or cut:
+        raise ValueError("the file is damaged or cut")
+    return np.asarray(stored)
+
+
 def read_image(path: Path) -> U8:
-    """A picture (H, W, 3) uint8 RGB, all of it: a JPEG that was cut is refused too."""
+    """A picture (H, W, 3) uint8 RGB."""
     with reading(path):
-        content = path.read_bytes()
-        # libjpeg fills the missing part of a cut file with grey and says nothing.
-        cut = content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        if picture is None or cut:
-            raise ValueError("the file is damaged or cut")
-        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+        bgr = decode(path.read_bytes(), cv2.IMREAD_COLOR)
+        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def read_depth_png(path: Path, per_metre: float) -> F32:
     """Depth (H, W) m of a uint16 PNG that counts `per_metre` steps a metre; 0 is unknown."""
     with reading(path):
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-        stored = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
-        if stored is None:
-            raise ValueError("the file is damaged or cut")
+        stored = decode(path.read_bytes(), cv2.IMREAD_UNCHANGED)
         if stored.dtype != np.uint16 or stored.ndim != 2:
             raise ValueError(f"{stored.dtype} with {stored.ndim} dimensions instead of one uint16")
         return (stored / np.float32(per_metre)).astype(np.float32)

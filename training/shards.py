@@ -32,7 +32,7 @@ from rich.progress import track
 from depth_node import config
 from depth_node.projection import Camera
 from training.data import DataError, Sample
-from training.datasets import DataConfig, Item, Samples, open_samples, reading
+from training.datasets import DataConfig, Item, Samples, decode, open_samples, reading
 
 PATTERN = "shard-%06d.tar"
 
@@ -127,27 +127,20 @@ def _read(item: Item) -> Sample:
 
         about = json.loads(content("json"))
         end = next(end for end in ("png", "jpg", "jpeg") if end in parts)
-        bgr = _decoded(content(end), cv2.IMREAD_COLOR)
+        bgr = decode(content(end), cv2.IMREAD_COLOR)
         depth = masks = None
         if "depth.png" in parts:
-            counts = _decoded(content("depth.png"), cv2.IMREAD_UNCHANGED)
+            counts = decode(content("depth.png"), cv2.IMREAD_UNCHANGED)
             known = np.where(counts > 0, counts * float(about["depth_step_m"]), np.nan)
             depth = known.astype(np.float32)
         if "masks.png" in parts:
-            masks = _decoded(content("masks.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
+            masks = decode(content("masks.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
         camera = None
         if "camera" in about:
             kept = about["camera"]
             camera = Camera(**{**kept, "distortion": tuple(kept["distortion"])})
         image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
         return Sample(about["name"], image, depth, camera, masks)
-
-
-def _decoded(content: bytes, flags: int) -> NDArray[Any]:
-    picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    if picture is None:
-        raise ValueError("a picture in it is damaged")
-    return np.asarray(picture)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -427,6 +427,8 @@ def test_schedules() -> None:
     assert loop.learning_rate(cfg, 110) == 0.0
     constant = config.replace(cfg, {"schedule": "constant"})
     assert loop.learning_rate(constant, 100) == 2.0
+    falling = config.replace(cfg, {"schedule": "exponential", "final_rate": 0.01})
+    assert loop.learning_rate(falling, 60) == pytest.approx(2.0 * 0.1)
     cosine = config.replace(cfg, {"schedule": "cosine", "final_rate": 0.1})
     assert loop.learning_rate(cosine, 60) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
 

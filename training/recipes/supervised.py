@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small student from rendered rooms: the normalised disparity of the truth, regressed.
+"""A small student from pictures with depth: the normalised disparity of the truth, regressed.
 
 The target is (disparity - median) / mean absolute deviation of each picture; the prediction is left
 as it is. Normalising the prediction too (a fully scale-and-shift-invariant loss) stalled at a
@@ -12,11 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
 from depth_node import config
-from training.data import RENDERED, Pool, PoolConfig, ViewConfig, augment, open_pool
+from training.data import (
+    RENDERED,
+    DataError,
+    Pool,
+    PoolConfig,
+    ViewConfig,
+    augment,
+    open_pool,
+)
+from training.datasets import DataConfig, Samples, open_samples
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.losses import gradient_matching, normalised_l1
 from training.models import SmallUNet, StudentConfig
@@ -59,7 +69,9 @@ class Config:
         128, "Columns of the network's input; a multiple of 32.", unit="px", minimum=32
     )
     student: StudentConfig = config.section(StudentConfig, "The network.")
+    source: str = config.option("pool", "What it learns from.", choices=("pool", "pictures"))
     pool: PoolConfig = config.section(PoolConfig, "The rendered scenes.")
+    pictures: DataConfig = config.section(DataConfig, "The data set.", kind="frames")
     augment: ViewConfig = config.section(ViewConfig, "How they are varied.", **RENDERED)
     loss: LossConfig = config.section(LossConfig, "What is minimised.")
     loop: LoopConfig = config.section(LoopConfig, "How long and how fast.")
@@ -96,14 +108,14 @@ def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[s
 
 
 class Supervised(Recipe):
-    """The recipe: batches from a pool of rendered scenes."""
+    """The recipe: batches from a sequence of pictures with depth, drawn at random."""
 
     name = "supervised"
-    free_to_change = ("pool.folder",)
+    free_to_change = ("pool.folder", "pictures.folder")
 
-    def __init__(self, cfg: Config, pool: Pool) -> None:
+    def __init__(self, cfg: Config, pictures: Pool | Samples) -> None:
         self.cfg = cfg
-        self.pool = pool
+        self.pictures = pictures
 
     def model(self) -> nn.Module:
         """A fresh student."""
@@ -114,10 +126,11 @@ class Supervised(Recipe):
         cfg = self.cfg
         pairs = []
         for rng in generators(cfg.loop, step, share):
-            i = int(rng.integers(0, len(self.pool)))
-            depth = self.pool.depth[i].astype(np.float32)
+            sample = self.pictures[int(rng.integers(0, len(self.pictures)))]
+            if sample.depth is None:
+                raise DataError(f"{sample.name} has no depth: this recipe learns from it.")
             pairs.append(
-                augment(self.pool.image[i], depth, cfg.height, cfg.width, cfg.augment, rng)
+                augment(sample.image, sample.depth, cfg.height, cfg.width, cfg.augment, rng)
             )
         images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
         depth = torch.from_numpy(np.stack([depth for _, depth in pairs]))[:, None]
@@ -130,9 +143,27 @@ class Supervised(Recipe):
         """Normalised-disparity regression."""
         return disparity_loss(model(batch["image"]), batch["depth"], self.cfg.loss)
 
+    def panels(
+        self, model: nn.Module, batch: Batch, averaged: nn.Module | None
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Up to four pictures above what the network says of them and the truth, near bright."""
+        shown = batch["image"][:4].float()
+        depth = batch["depth"][:4, 0].float()
+        maps = [model(shown)[:, 0].float(), 1.0 / depth]
+        rows = [((shown * STD + MEAN).clamp(0, 1) * 255).permute(0, 2, 3, 1)]
+        for values in maps:
+            known = torch.where(torch.isfinite(values), values, torch.nan).flatten(1)
+            low, high = (known.nanquantile(q, dim=1).view(-1, 1, 1) for q in (0.02, 0.98))
+            grey = ((values - low) / (high - low).clamp_min(1e-6)).nan_to_num(0).clamp(0, 1) * 255
+            rows.append(grey[..., None].expand(-1, -1, -1, 3))
+        sheet = torch.cat([torch.cat(list(row), dim=1) for row in rows], dim=0)
+        return {"predictions": sheet.byte().cpu().numpy()}
+
 
 def build(cfg: Config, console: Console) -> Supervised:
-    """The recipe on its pool, once that holds enough."""
+    """The recipe on its pool, once that holds enough, or on a data set."""
+    if cfg.source == "pictures":
+        return Supervised(cfg, open_samples(cfg.pictures))
 
     def waiting(found: int) -> None:
         console.print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} pictures")
