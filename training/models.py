@@ -541,6 +541,22 @@ def _library(cls: Any, cfg: Source) -> Any:
     return network
 
 
+def in_encoder(name: str) -> bool:
+    """Whether a parameter of that name belongs to the encoder of one of these networks."""
+    return bool(_ENCODER.search(name))
+
+
+@torch.no_grad()
+def fresh_decoder(network: nn.Module) -> None:
+    """Random weights for all but the encoder, in place."""
+    if isinstance(network, DepthAnything):
+        _awake(network.network)
+        return
+    for name, layer in network.named_modules():
+        if name and not in_encoder(name) and hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()  # type: ignore[operator]
+
+
 TUNES = ("lora", "full", "encoder", "decoder")
 # The names of the same four matrices: transformers 5, transformers 4, and one fused matrix for the
 # first three (timm, the original DINOv2), of which no part can be had alone.
@@ -591,7 +607,7 @@ def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
     """
     if cfg.what != "lora":
         for name, parameter in model.named_parameters():
-            inside = bool(_ENCODER.search(name))
+            inside = in_encoder(name)
             learns = cfg.what == "full" or inside == (cfg.what == "encoder")
             # The mask token is of masked image modelling: it takes no part in any answer.
             parameter.requires_grad_(learns and not name.endswith("mask_token"))

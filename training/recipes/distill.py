@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distill Any Depth: a student from teachers' answers to pictures without depth (arXiv 2502.19204).
+
+Two contexts: both see the same crop (shared), or the student sees a wide view and the teacher parts
+of it (local-global). One of two teachers is drawn at each step. What is compared, how maps are
+normalised, and every other choice of the paper's tables 1, 2 and 4 is a setting.
+
+The paper gives crops, weights of the losses, tolerance and shares of the teachers. No training code
+was published; what no source states is ours and is a setting: how the wide view is cut (corners,
+overlap, how many a step), optimiser and rate of the encoder, the anchor against drift and the cost
+of dead outputs, and how two teachers are averaged (as they are).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional
+
+from depth_node import config
+from training.cache import Cache, Key, digest
+from training.data import Sample, ViewConfig, Window, recolour
+from training.datasets import DataConfig, open_samples
+from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.losses import (
+    dead_outputs,
+    feature_alignment,
+    gradient_preservation,
+    normalised_l1,
+    scale_anchor,
+)
+from training.models import (
+    Dino,
+    NetworkConfig,
+    TuneConfig,
+    fresh_decoder,
+    in_encoder,
+    open_dino,
+    open_network,
+    tune,
+)
+from training.normalization import NORMS
+from training.teachers import Teacher, TeacherConfig, ask, open_teacher
+
+WHO = ("random", "primary", "assistant", "average")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised: shared + local * L_lg + feature * L_feat + gradient * L_grad + ...
+
+    A weight of 0 switches a term off.
+    """
+
+    norm: str = config.option("hybrid", "How maps are normalised.", choices=NORMS)
+    shared: float = config.option(1.0, "Weight of the shared context.", minimum=0)
+    local: float = config.option(0.5, "Weight of the local-global context.", minimum=0)
+    feature: float = config.option(
+        1.0, "Weight of the likeness of encoder features to DINOv2's.", minimum=0
+    )
+    tolerance: float = config.option(
+        0.85, "Features whose cosine is above this are alike enough.", minimum=-1, maximum=1
+    )
+    gradient: float = config.option(2.0, "Weight of gradient preservation.", minimum=0)
+    anchor: float = config.option(
+        0.01, "Weight of the pull to the primary teacher's scale and shift.", minimum=0
+    )
+    dead: float = config.option(
+        0.1, "Weight of the cost of outputs that a final ReLU cut off.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """What is seen of a picture. The crops have the shape of the network's input."""
+
+    smallest_px: int = config.option(
+        644, "Least rows of a crop; less where the picture is smaller.", unit="px", minimum=14
+    )
+    flip: float = config.option(0.5, "Probability of a left-right flip.", minimum=0, maximum=1)
+    wide: float = config.option(
+        1.5, "Sides of the wide view over those of its parts.", minimum=1, maximum=4
+    )
+    grid: int = config.option(2, "The wide view has grid x grid overlapping parts.", minimum=1)
+    parts: int = config.option(1, "Parts of each wide view that a step looks at.", minimum=1)
+    kept: int = config.option(
+        0, "Crops of each picture that are used again and again; 0: always new ones.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        if self.parts > self.grid**2:
+            raise config.ConfigError(f"parts must be at most grid * grid, {self.grid**2}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that shapes a distillation."""
+
+    height: int = config.option(
+        560, "Rows of the network's input; fit for the network.", unit="px", minimum=14
+    )
+    width: int = config.option(
+        560, "Columns of the network's input; fit for the network.", unit="px", minimum=14
+    )
+    who: str = config.option(
+        "random",
+        "Who teaches a step: one of the two by chance, always the same one, or their average.",
+        choices=WHO,
+    )
+    assistant_share: float = config.option(
+        0.3, "Share of the steps that the assistant teaches.", minimum=0, maximum=1
+    )
+    fresh_decoder: bool = config.option(
+        False, "The student keeps its encoder but starts with a random decoder."
+    )
+    encoder_rate: float = config.option(
+        0.1, "Learning rate of the encoder over that of the rest.", minimum=0, maximum=1
+    )
+    keep: int = config.option(32, "Pictures that are held in memory.", minimum=0)
+    cache: str = config.option(
+        "", "Folder for teachers' answers, made before training; needs crop.kept. Empty: none."
+    )
+    network: NetworkConfig = config.section(NetworkConfig, "The student.", kind="small")
+    primary: TeacherConfig = config.section(TeacherConfig, "The first teacher.")
+    assistant: TeacherConfig = config.section(TeacherConfig, "The second teacher.")
+    dino: NetworkConfig = config.section(
+        NetworkConfig, "The DINOv2 whose features the encoder's are to be like.", kind="small"
+    )
+    pictures: DataConfig = config.section(DataConfig, "What is looked at; depth is not used.")
+    crop: CropConfig = config.section(CropConfig, "Which parts of it.")
+    view: ViewConfig = config.section(ViewConfig, "What else the student's view goes through.")
+    loss: LossConfig = config.section(LossConfig, "What is minimised.")
+    loop: LoopConfig = config.section(
+        LoopConfig,
+        "How long and how fast.",
+        steps=20_000,
+        batch=8,
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        schedule="poly",
+        warmup=0,
+        final_rate=0.0,
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        if self.loss.shared == self.loss.local == 0:
+            raise config.ConfigError("loss.shared and loss.local are both 0: nothing to learn from")
+        if self.loss.norm == "none" and self.who in ("random", "average"):
+            raise config.ConfigError(
+                "loss.norm=none compares maps as they are, which needs one teacher, as two have"
+                " different scales: set who to primary or assistant"
+            )
+        if self.cache and not self.crop.kept:
+            raise config.ConfigError(
+                "cache needs crops that come again: set crop.kept to their number per picture"
+            )
+        if self.view.flip or self.view.smallest_crop < 1:
+            raise config.ConfigError("view may not move pixels: use crop.flip and crop.smallest_px")
+
+    @property
+    def wide_size(self) -> tuple[int, int]:
+        """Rows and columns of the wide view, in pixels of its parts."""
+        return round(self.height * self.crop.wide), round(self.width * self.crop.wide)
+
+    def corners(self) -> list[tuple[int, int]]:
+        """Top and left of each part in the wide view."""
+        (rows, columns), n = self.wide_size, self.crop.grid
+        tops = np.linspace(0, rows - self.height, n).round().astype(int)
+        lefts = np.linspace(0, columns - self.width, n).round().astype(int)
+        return [(int(top), int(left)) for top in tops for left in lefts]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is seen of one picture, as (h, w, 3) uint8 RGB: a crop, a wide view, its parts.
+
+    window and wide: where; flip comes after, so that a teacher's kept answers serve both ways.
+    """
+
+    window: Window
+    crop: NDArray[np.uint8]
+    wide: NDArray[np.uint8]
+
+
+class Distill(Recipe):
+    """The recipe: crops of pictures, and teachers that answer to them."""
+
+    name = "distill"
+    free_to_change = ("cache", "keep")
+
+    def __init__(
+        self, cfg: Config, pictures: Sequence[Sample], teachers: Sequence[Teacher | None]
+    ) -> None:
+        self.cfg = cfg
+        self.pictures = pictures
+        self.teachers = list(teachers)  # primary, assistant; None where it never teaches
+        self.cache = Cache(cfg.cache) if cfg.cache else None
+        self.projection: nn.Module | None = None
+        self.dino: Dino | None = None
+        self._read = functools.lru_cache(cfg.keep)(pictures.__getitem__)
+        if not any(self.teachers[k] is not None for k in (0, 1)):
+            raise config.ConfigError("a distillation needs a teacher")
+
+    def model(self) -> nn.Module:
+        """The student; all of it learns."""
+        cfg = self.cfg
+        network = open_network(cfg.network)
+        fitting = network.spec.fitting(cfg.height, cfg.width)
+        if fitting != (cfg.height, cfg.width):
+            raise config.ConfigError(
+                f"height and width {cfg.height}x{cfg.width} do not fit this network: use"
+                f" {fitting[0]}x{fitting[1]}"
+            )
+        if cfg.fresh_decoder:
+            fresh_decoder(network)
+        if cfg.loss.feature:
+            self.dino = open_dino(cfg.dino)
+            self.projection = nn.Conv2d(network.channels, self.dino.channels, 1)
+        return tune(network, TuneConfig(what="full"))
+
+    def extra(self) -> nn.Module | None:
+        """The projection from the student's features to DINOv2's; not exported."""
+        return self.projection
+
+    def rate(self, name: str) -> float:
+        """The encoder learns more slowly than the rest."""
+        return self.cfg.encoder_rate if in_encoder(name) else 1.0
+
+    def seen(self, index: int, window: Window) -> Seen:
+        """A crop of a picture and the same crop as a wide view."""
+        image = self._read(index).image
+        rows, columns = self.cfg.wide_size
+        wide = Window(window.top, window.left, window.rows, window.columns, rows, columns)
+        return Seen(window, window.image(image), wide.image(image))
+
+    def window(self, shape: tuple[int, ...], rng: np.random.Generator) -> Window:
+        """A random crop, of the shape of the network's input."""
+        cfg = self.cfg
+        tallest = min(shape[0], int(shape[1] * cfg.height / cfg.width))
+        rows = int(rng.integers(min(cfg.crop.smallest_px, tallest), tallest + 1))
+        columns = min(max(round(rows * cfg.width / cfg.height), 1), shape[1])
+        top = int(rng.integers(0, shape[0] - rows + 1))
+        left = int(rng.integers(0, shape[1] - columns + 1))
+        return Window(top, left, rows, columns, cfg.height, cfg.width)
+
+    def kept_window(self, index: int, k: int) -> Window:
+        """The k-th of a picture's crops that come again."""
+        rng = np.random.default_rng([self.cfg.loop.seed, index, k])
+        return self.window(self._read(index).image.shape, rng)
+
+    def who(self, step: int) -> list[int]:
+        """Which teachers a step asks: 0 the primary, 1 the assistant. The same for all shares."""
+        cfg = self.cfg
+        if cfg.who != "random":
+            return {"primary": [0], "assistant": [1], "average": [0, 1]}[cfg.who]
+        chance = np.random.default_rng([cfg.loop.seed, step, len(WHO)]).random()
+        return [1 if chance < cfg.assistant_share else 0]
+
+    def batch(self, step: int, share: Share) -> Batch:
+        """The student's views, the teachers' pictures or kept answers.
+
+        crop, wide (n, 3, h, w) as the student sees them; corner (n * parts, 2): top, left of each
+        part in the wide view; for teachers either teach_crop (n, 3, h, w) and teach_part, or
+        map_crop (n, 1, h, w) and map_part, a list with one each per teacher asked.
+        """
+        cfg = self.cfg
+        who = self.who(step)
+        rows = [self._row(rng, who) for rng in generators(cfg.loop, step, share)]
+
+        def stacked(name: str) -> Tensor:
+            flat = [part for row in rows for part in row[name]]
+            return torch.from_numpy(np.stack(flat)).permute(0, 3, 1, 2).contiguous()
+
+        batch: Batch = {name: stacked(name) for name in ("crop", "wide")}
+        batch["corner"] = torch.from_numpy(np.concatenate([row["corner"] for row in rows]))
+        batch["who"] = torch.tensor(who)
+        for name in rows[0]:
+            if name.startswith(("teach_", "map_")):
+                batch[name] = stacked(name)
+        return batch
+
+    def _row(self, rng: np.random.Generator, who: list[int]) -> dict[str, Any]:
+        cfg = self.cfg
+        index = int(rng.integers(0, len(self.pictures)))
+        if cfg.crop.kept:
+            window = self.kept_window(index, int(rng.integers(0, cfg.crop.kept)))
+        else:
+            window = self.window(self._read(index).image.shape, rng)
+        seen = self.seen(index, window)
+        flip = rng.random() < cfg.crop.flip
+        corners = cfg.corners()
+        chosen = rng.permutation(len(corners))[: cfg.crop.parts]
+        small = Window.whole(seen.wide.shape, cfg.height, cfg.width).image(seen.wide)
+        row: dict[str, Any] = {
+            "crop": [recolour(_unit(seen.crop), cfg.view, rng)],
+            "wide": [recolour(_unit(small), cfg.view, rng)],
+            "corner": np.array([corners[k] for k in chosen]),
+        }
+        if self.cache is None:
+            row["teach_crop"] = [_unit(seen.crop)]
+            row["teach_part"] = [_unit(self._part(seen, corners[k])) for k in chosen]
+        else:
+            for t in who:
+                row[f"map_crop_{t}"] = [self._kept(seen, t, -1)]
+                row[f"map_part_{t}"] = [self._kept(seen, t, int(k)) for k in chosen]
+        if flip:
+            width = cfg.wide_size[1]
+            for name, part in row.items():
+                if name != "corner":
+                    row[name] = [np.ascontiguousarray(picture[:, ::-1]) for picture in part]
+            row["corner"][:, 1] = width - cfg.width - row["corner"][:, 1]
+        return row
+
+    def _part(self, seen: Seen, corner: tuple[int, int]) -> NDArray[np.uint8]:
+        top, left = corner
+        return seen.wide[top : top + self.cfg.height, left : left + self.cfg.width]
+
+    def _key(self, seen: Seen, teacher: int, part: int) -> Key:
+        """Of a teacher's answer to a crop (part -1) or to a part of its wide view."""
+        asked = self.teachers[teacher]
+        assert asked is not None
+        what = "crop" if part < 0 else f"part {part} of {self.cfg.corners()} in {seen.wide.shape}"
+        return Key(digest(seen.crop), f"{asked.name} {what}", asked.revision, seen.window)
+
+    def _kept(self, seen: Seen, teacher: int, part: int) -> NDArray[np.float32]:
+        assert self.cache is not None
+        return self.cache.read_map(self._key(seen, teacher, part))[..., None]
+
+    def fill(self, console: Console) -> int:
+        """Ask the teachers for every answer that is not kept yet; returns how many were asked."""
+        if self.cache is None:
+            return 0
+        asked = 0
+        columns = (TextColumn("teachers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            jobs = [(i, k) for i in range(len(self.pictures)) for k in range(self.cfg.crop.kept)]
+            for index, k in bar.track(jobs):
+                seen = self.seen(index, self.kept_window(index, k))
+                for t, teacher in enumerate(self.teachers):
+                    if teacher is not None:
+                        asked += self._fill_one(seen, t, teacher)
+        return asked
+
+    def _fill_one(self, seen: Seen, number: int, teacher: Teacher) -> int:
+        assert self.cache is not None
+        corners = self.cfg.corners() if self.cfg.loss.local else []
+        parts = [seen.crop, *(self._part(seen, corner) for corner in corners)]
+        count = 0
+        for part, picture in enumerate(parts, start=-1):
+            key = self._key(seen, number, part)
+            if key in self.cache:
+                continue
+            disparity, known = ask(teacher, _batched([picture]))
+            disparity = disparity.masked_fill(~known, float("nan"))
+            self.cache.write_map(key, disparity[0, 0].numpy(), meaning="disparity")
+            count += 1
+        return count
+
+    def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
+        """Both contexts, features, gradients, the anchor and dead outputs."""
+        cfg, weights = self.cfg, self.cfg.loss
+        network: Any = model
+        terms: dict[str, Tensor] = {}
+        compared: list[tuple[Tensor, Tensor, Tensor]] = []
+        answers = []
+        if weights.shared:
+            answer = network.answer(network.spec.normalise(batch["crop"]))
+            target, known = self._target(batch, "crop")
+            terms["shared"] = normalised_l1(answer.disparity, target, known, weights.norm)
+            compared.append((answer.disparity, target, known))
+            answers.append((answer, batch["crop"]))
+        if weights.local:
+            answer = network.answer(network.spec.normalise(batch["wide"]))
+            target, known = self._target(batch, "part")
+            mine = parts_of(answer.disparity, batch["corner"], cfg)
+            terms["local"] = normalised_l1(mine, target, known, weights.norm)
+            compared.append((mine, target, known))
+            answers.append((answer, batch["wide"]))
+        # The other terms are of the shared context; of the wide view where that one is off.
+        (answer, picture), (student, target, known) = answers[0], compared[0]
+        if weights.feature:
+            terms["feature"] = self._likeness(answer.features, picture)
+        if weights.gradient:
+            terms["gradient"] = gradient_preservation(student, target, known)
+        if weights.anchor and batch["who"].tolist() == [0]:
+            terms["anchor"] = scale_anchor(student, target, known)
+        if weights.dead and answer.before is not None:
+            terms["dead"] = dead_outputs(answer.before)
+        total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
+        return {"loss": total, **terms}
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, what: str) -> tuple[Tensor, Tensor]:
+        """The teachers' disparity (n, 1, h, w), averaged if two were asked, and what is known."""
+        found = []
+        for number in batch["who"].tolist():
+            if f"map_{what}_{number}" in batch:
+                kept = batch[f"map_{what}_{number}"]
+                known = torch.isfinite(kept)
+                found.append((torch.where(known, kept, torch.zeros_like(kept)), known))
+            else:
+                teacher = self.teachers[number]
+                assert teacher is not None
+                found.append(ask(teacher, batch[f"teach_{what}"]))
+        target = torch.stack([disparity for disparity, _ in found]).mean(dim=0)
+        return target, torch.stack([known for _, known in found]).all(dim=0)
+
+    def _likeness(self, features: Tensor, pictures: Tensor) -> Tensor:
+        """Feature alignment on the grid of the student's features."""
+        assert self.dino is not None and self.projection is not None
+        self.dino.to(pictures.device)
+        size = self.dino.spec.fitting(*pictures.shape[-2:])
+        x = pictures
+        if size != tuple(pictures.shape[-2:]):
+            x = functional.interpolate(x, size, mode="bilinear", align_corners=False)
+        wanted = self.dino(self.dino.spec.normalise(x)).float()
+        if wanted.shape[-2:] != features.shape[-2:]:
+            wanted = functional.interpolate(
+                wanted, features.shape[-2:], mode="bilinear", align_corners=False
+            )
+        mine = self.projection(features)
+        return feature_alignment(
+            mine.flatten(2).transpose(1, 2),
+            wanted.flatten(2).transpose(1, 2),
+            self.cfg.loss.tolerance,
+        )
+
+
+def parts_of(disparity: Tensor, corner: Tensor, cfg: Config) -> Tensor:
+    """The student's map (n, 1, h, w) of wide views at the parts (n * parts, 1, h, w) of them."""
+    wide = functional.interpolate(disparity, cfg.wide_size, mode="bilinear", align_corners=False)
+    each = len(corner) // len(wide)
+    cut = [
+        wide[k // each, :, top : top + cfg.height, left : left + cfg.width]
+        for k, (top, left) in enumerate(corner.tolist())
+    ]
+    return torch.stack(cut)
+
+
+def _unit(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return picture.astype(np.float32) / np.float32(255)
+
+
+def _batched(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.stack([_unit(p) for p in pictures])).permute(0, 3, 1, 2)
+
+
+def build(cfg: Config, console: Console) -> Distill:
+    """The recipe on its pictures and teachers; kept answers are made first."""
+    needed = [cfg.who != "assistant", cfg.who != "primary"]
+    if cfg.who == "random":
+        needed = [cfg.assistant_share < 1, cfg.assistant_share > 0]
+    settings = (cfg.primary, cfg.assistant)
+    teachers = [open_teacher(t) if use else None for t, use in zip(settings, needed, strict=True)]
+    recipe = Distill(cfg, open_samples(cfg.pictures), teachers)
+    asked = recipe.fill(console)
+    if asked:
+        console.print(f"{asked} teachers' answers kept in {cfg.cache}")
+    return recipe
