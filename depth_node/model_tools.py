@@ -6,19 +6,30 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depth_node import zoo
+from depth_node import convert, parity, zoo
 from depth_node.engine import (
     MEANINGS,
     Manifest,
+    Progress,
+    build,
+    locate,
     manifest_path,
     model_sha256,
+    open_engine,
     write_manifest,
 )
-from depth_node.screen import UsageError, console, picture_size, print_table
+from depth_node.screen import (
+    UsageError,
+    console,
+    picture_size,
+    print_table,
+    progress,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +40,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("models", help="networks: fetch, verify, convert, check, your own")
     kinds = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_fetching(kinds)
+    _add_converting(kinds)
     _add_manifest(kinds)
 
 
@@ -202,6 +214,192 @@ def _run_verify(options: argparse.Namespace) -> int:
             style="red",
         )
     return 1 if bad else 0
+
+
+# ------------------------------------------------------------------------ convert, check and build
+
+
+def _add_converting(kinds: Any) -> None:
+    model = "ONNX file, name of a fetched network, or embedded"
+    converting = kinds.add_parser("convert", help="an FP16 copy, if it answers as FP32 does")
+    converting.add_argument("model", metavar="MODEL", help=model)
+    converting.add_argument("--precision", default="fp16", choices=["fp16"])
+    converting.add_argument("--out", type=Path, metavar="FILE", help="(MODEL.fp16.onnx, beside it)")
+    converting.add_argument(
+        "--half-input", action="store_true", help="the picture's tensor in FP16 too"
+    )
+    converting.add_argument(
+        "--keep", default="", metavar="OP,OP", help="operators to keep in FP32 besides"
+    )
+    checking = kinds.add_parser("check", help="two networks, precisions or back ends compared")
+    checking.add_argument("models", nargs=2, metavar=("A", "B"), help=f"{model}; A is right")
+    checking.add_argument(
+        "--backends", default="onnxruntime-cpu,auto", metavar="A,B", help="(onnxruntime-cpu,auto)"
+    )
+    checking.add_argument("--precisions", default="file,file", metavar="A,B", help="file or fp16")
+    checking.add_argument("--json", type=Path, metavar="FILE", help="the figures of every picture")
+    building = kinds.add_parser("build", help="a TensorRT engine, ahead of the node's start")
+    building.add_argument("model", metavar="MODEL", help=model)
+    building.add_argument("--precision", default="file", choices=["file", "fp16"])
+    building.add_argument("--workspace-mb", type=int, default=0, metavar="MB")
+    building.add_argument("--cache-dir", default="", metavar="DIR")
+    for command, run in (
+        (converting, _run_convert),
+        (checking, _run_check),
+        (building, _run_build),
+    ):
+        command.set_defaults(run=run)
+        if run is not _run_check:
+            command.add_argument("--manifest", default="", metavar="FILE", help="if not beside it")
+        if run is not _run_build:
+            command.add_argument(
+                "--pictures", type=Path, metavar="DIR", help="to compare on (rendered rooms)"
+            )
+            command.add_argument(
+                "--count", type=int, default=parity.WANTED, metavar="N", help="of them (50)"
+            )
+
+
+def _run_convert(options: argparse.Namespace) -> int:
+    screen = console()
+    convert.onnx_package()  # said before anything takes time
+    _, facts = locate(options.model, options.manifest or None)
+    pictures = parity.Pictures.of(options.pictures, facts, options.count)
+    asked = [word.strip() for word in options.keep.split(",") if word.strip()]
+    with progress(screen, "comparing with FP32", pictures.count + 1) as advance:
+        done = convert.convert(
+            options.model,
+            pictures,
+            manifest=options.manifest or None,
+            out=options.out,
+            half_input=options.half_input,
+            keep=asked,
+            on_step=advance,
+        )
+    half = done.half
+    rows = []
+    for reason, meaning in convert.REASONS.items():
+        ops = {op: n for (why, op), n in half.kept.items() if why == reason}
+        if ops:
+            named = ", ".join(f"{n} {op}" for op, n in sorted(ops.items(), key=lambda x: -x[1]))
+            rows.append((reason, named, meaning))
+    print_table(screen, "Kept in FP32", ("reason", "operators", "what"), rows, set(), 3)
+    total = sum(half.halved.values())
+    screen.print(
+        f"FP16: {total} operators, FP32: {sum(half.kept.values())}, casts between: {half.casts};"
+        f" weights that became 0: {half.flushed:.3%}"
+    )
+    _print_parity(screen, f"FP16 against FP32, {pictures}", done.comparison, pictures)
+    before, after = done.bytes
+    screen.print(
+        f"written with its manifest: {done.path}, {after / 1e6:.1f} MB instead of"
+        f" {before / 1e6:.1f} MB"
+    )
+    screen.print(f"run it: model.precision: fp16, or --model {done.path}")
+    return 0
+
+
+def _print_parity(
+    screen: Console, title: str, found: parity.Comparison, pictures: parity.Pictures
+) -> None:
+    head = ("figure", "mean", "worst", "limit", "")
+    print_table(screen, title, head, found.rows(), set())
+    if pictures.count < parity.WANTED:
+        screen.print(
+            f"note: {pictures.count} pictures say less than the {parity.WANTED} that are meant",
+            style="yellow",
+        )
+
+
+def _run_check(options: argparse.Namespace) -> int:
+    screen = console()
+    backends, precisions = (
+        _pair("--backends", options.backends),
+        _pair("--precisions", options.precisions),
+    )
+    with ExitStack() as stack:
+        a, b = (
+            stack.enter_context(
+                open_engine(model, backend=backend, precision=precision, on_engine_failure="error")
+            )
+            for model, backend, precision in zip(options.models, backends, precisions, strict=True)
+        )
+        pictures = parity.Pictures.of(options.pictures, a.manifest, options.count)
+        with progress(screen, "comparing", pictures.count) as advance:
+            found = parity.compare(a, b, pictures, advance)
+    names = [
+        f"{e.manifest.name} ({e.manifest.model}, {p}, {e.backend})"
+        for e, p in ((a, precisions[0]), (b, precisions[1]))
+    ]
+    _print_parity(screen, f"{names[1]} against {names[0]}, {pictures}", found, pictures)
+    times = parity.median_ms(found.ms)
+    screen.print(f"median of a run: {times[0]:.1f} ms and {times[1]:.1f} ms")
+    if b.backend == "onnxruntime-cpu" and "fp16" in (precisions[1], _precision_of(b.manifest)):
+        screen.print(
+            "note: ONNX Runtime computes FP16 in FP32 on the CPU, so overflow does not show here;"
+            " `depth_tools models convert` measured it with every FP16 value rounded",
+            style="yellow",
+        )
+    if options.json:
+        write_json(
+            options.json,
+            {
+                "a": names[0],
+                "b": names[1],
+                "pictures": str(pictures),
+                "limits": vars(found.limits),
+                "worst": vars(found.worst),
+                "median_ms": times,
+                "each": [vars(one) for one in found.found],
+            },
+        )
+    for failure in found.failures:
+        screen.print(f"B is not near enough to A: {failure}", style="red")
+    return 1 if found.failures else 0
+
+
+def _precision_of(manifest: Manifest) -> str:
+    return "fp16" if manifest.model.endswith(".fp16.onnx") else "file"
+
+
+def _pair(option: str, text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if len(words) != 2 or not all(words):
+        raise UsageError(f"{option} {text!r} must be two words with a comma, one for A, one for B")
+    return words
+
+
+def _run_build(options: argparse.Namespace) -> int:
+    screen = console()
+    with _steps_bar(screen) as tell:
+        details = build(
+            options.model,
+            manifest=options.manifest or None,
+            progress=tell,
+            precision=options.precision,
+            workspace_mb=options.workspace_mb,
+            cache_dir=options.cache_dir,
+        )
+    rows = [(key, str(value)) for key, value in details.items()]
+    print_table(screen, "Engine", ("what", "value"), rows, set(), 2)
+    return 0
+
+
+@contextmanager
+def _steps_bar(screen: Console) -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bar(*columns, TimeElapsedColumn(), console=screen) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield tell
 
 
 # --------------------------------------------------------------------------------- your own network

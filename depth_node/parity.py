@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two networks, or one in two precisions or on two back ends, on the same pictures.
+
+The figures and their limits are those of engine/check.py, here over many pictures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.engine import Engine, EngineError, Manifest
+from depth_node.engine.check import Limits, Parity, parity
+from depth_node.prediction import KINDS
+from depth_node.preprocess import to_picture, to_tensor
+
+WANTED = 50  # pictures on which a limit says something
+_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_VIEWS = 5  # of a rendered room
+_LONGEST_PX = 384  # of a rendered picture; more costs time and shows a network nothing new
+
+Picture = npt.NDArray[np.uint8]
+Tensors = dict[str, npt.NDArray]
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Every picture below a folder, in order of its name. Raises EngineError if there is none."""
+    if not folder.is_dir():
+        raise EngineError(f"{folder} is no folder: give --pictures a folder with pictures in it")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    # What lies beside pictures in folders of RGB-D frames is measured, not seen.
+    found = [path for path in found if not path.stem.startswith(("depth", "segmentation"))]
+    if not found:
+        raise EngineError(
+            f"there is no picture below {folder} ({', '.join(sorted(_ENDINGS))}): name another"
+            " folder, or leave --pictures out for rendered rooms"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures to compare on, read or rendered one at a time; iterating gives (H, W, 3) uint8 RGB.
+
+    ``files`` empty: ``count`` rendered rooms of about ``height`` x ``width`` pixels, from ``seed``.
+    """
+
+    count: int
+    files: tuple[Path, ...] = ()
+    height: int = 240
+    width: int = 320
+    seed: int = 0
+
+    @classmethod
+    def of(cls, folder: Path | None, manifest: Manifest, count: int = WANTED) -> Pictures:
+        """At most `count` pictures of a folder, spread over it; without one, rendered rooms."""
+        if count < 1:
+            raise EngineError(f"--count is {count}: compare on at least one picture")
+        if folder is not None:
+            files = picture_files(folder)
+            step = max(len(files) / count, 1.0)
+            chosen = tuple(files[int(k * step)] for k in range(min(count, len(files))))
+            return cls(len(chosen), chosen)
+        spec = manifest.input
+        shrink = min(_LONGEST_PX / max(spec.height, spec.width), 1.0)
+        size = [max(int(side * shrink), 32) for side in (spec.height, spec.width)]
+        return cls(count, (), *size)
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Picture by picture. Raises EngineError for a file that is none."""
+        if self.files:
+            yield from (_read(path) for path in self.files[: self.count])
+            return
+        from depth_node.scene import Scene, random_view
+
+        for number in range(self.count):
+            if number % _VIEWS == 0:  # a room costs more than another view of it
+                rng = np.random.default_rng([self.seed, number])
+                room = Scene.random(rng, "mixed", shadow_px=96)
+            view = random_view(room, rng, self.width, self.height)
+            yield room.render(*view, antialias=False).image
+
+    def __str__(self) -> str:
+        return f"{self.count} " + ("pictures" if self.files else "rendered rooms")
+
+
+def _read(path: Path) -> Picture:
+    found = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if found is None:
+        raise EngineError(f"{path} cannot be read as a picture: remove or replace it")
+    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def tensors_of(manifest: Manifest, picture: Picture, number: int) -> Tensors:
+    """The input tensors of a model; random numbers for one that sees no picture."""
+    if manifest.inputs:
+        rng = np.random.default_rng(number)
+        shapes = manifest.input_shapes.items()
+        return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes}
+    return {manifest.input_name: to_tensor(picture, manifest.input)}
+
+
+@dataclass
+class Comparison:
+    """How near B came to A, a :class:`Parity` per picture, and the times of a run."""
+
+    limits: Limits
+    found: list[Parity] = field(default_factory=list)
+    ms: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def worst(self) -> Parity:
+        """The worst figure of any picture."""
+        worst = Parity(1.0, 1.0, 0.0)
+        for one in self.found:
+            worst = worst.worse(one)
+        return worst
+
+    @property
+    def failures(self) -> list[str]:
+        """What is beyond its limit, in words."""
+        return self.worst.failures(self.limits)
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """(figure, mean, worst, limit, verdict) for a table."""
+        mean = [
+            float(np.mean([getattr(one, name) for one in self.found]))
+            for name in ("finite", "correlation", "relative_error")
+        ]
+        w, lim = self.worst, self.limits
+        return [
+            _row("finite values", mean[0], w.finite, lim.finite, w.finite >= lim.finite, ".4%"),
+            _row(
+                "correlation", mean[1], w.correlation, lim.correlation,
+                w.correlation >= lim.correlation, ".6f",
+            ),
+            _row(
+                "relative error", mean[2], w.relative_error, lim.relative_error,
+                w.relative_error <= lim.relative_error, ".4%",
+            ),
+        ]  # fmt: skip
+
+
+def _row(
+    name: str, mean: float, worst: float, limit: float, good: bool, how: str
+) -> tuple[str, str, str, str, str]:
+    return name, format(mean, how), format(worst, how), format(limit, how), "ok" if good else "NO"
+
+
+def compare(
+    a: Engine,
+    b: Engine,
+    pictures: Pictures,
+    on_picture: Callable[[str], None] = lambda word: None,
+    limits: Limits | None = None,
+) -> Comparison:
+    """Run both on every picture; A is the reference. Raises EngineError if they do not compare.
+
+    Depth maps of two sizes are compared in the picture's pixels.
+    """
+    if a.manifest.meaning != b.manifest.meaning:
+        raise EngineError(
+            f"{a.manifest.name} gives {a.manifest.meaning} and {b.manifest.name}"
+            f" {b.manifest.meaning}: only networks of one meaning can be compared"
+        )
+    result = Comparison(limits or Limits.of(a.manifest))
+    for number, picture in enumerate(pictures):
+        start = time.perf_counter()
+        wanted = a.run_named(tensors_of(a.manifest, picture, number))
+        middle = time.perf_counter()
+        given = b.run_named(tensors_of(b.manifest, picture, number))
+        end = time.perf_counter()
+        result.ms.append(((middle - start) * 1e3, (end - middle) * 1e3))
+        result.found.append(_worst_output(a.manifest, b.manifest, wanted, given, picture))
+        on_picture(pictures.files[number].name if pictures.files else "")
+    return result
+
+
+def _worst_output(
+    a: Manifest, b: Manifest, wanted: Tensors, given: Tensors, picture: Picture
+) -> Parity:
+    names = list(zip(a.output_names, b.output_names, strict=False))
+    if len(a.output_names) != len(b.output_names):
+        raise EngineError(
+            f"{a.name} has {len(a.output_names)} outputs and {b.name} {len(b.output_names)}: only"
+            " networks of one kind can be compared"
+        )
+    worst = Parity(1.0, 1.0, 0.0)
+    for one, other in names:
+        reference, answer = wanted[one], given[other]
+        if reference.shape != answer.shape and a.meaning in KINDS:
+            height, width = picture.shape[:2]
+            reference = to_picture(_flat(reference), a.input, height, width)
+            answer = to_picture(_flat(answer), b.input, height, width)
+        worst = worst.worse(parity(answer, reference, a.meaning))
+    return worst
+
+
+def _flat(output: npt.NDArray) -> npt.NDArray:
+    return output.reshape(output.shape[-2:])
+
+
+def median_ms(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Median times of A and B."""
+    a, b = np.median(np.asarray(times), axis=0)
+    return float(a), float(b)
