@@ -36,6 +36,10 @@ class EngineError(RuntimeError):
     """A model cannot be opened or run; the sentence names the cause and the cure."""
 
 
+class BackendError(EngineError):
+    """A back end that this machine cannot use, whatever the model."""
+
+
 # --- the manifest --------------------------------------------------------------------------------
 
 

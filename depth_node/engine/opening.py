@@ -18,6 +18,7 @@ from typing import Any
 from depth_node.config import ConfigError, nearest, option, validate
 from depth_node.engine import (
     EMBEDDED,
+    BackendError,
     Engine,
     EngineError,
     Manifest,
@@ -173,12 +174,68 @@ def _missing(backend: _Backend) -> str:
 
 def open_model(config: ModelConfig, progress: Progress | None = None) -> Engine:
     """The engine that the settings ask for, verified, checked and warm. Raises EngineError."""
+    order = _order(config)
     model, manifest = locate(config.path, config.manifest or None)
-    name, passed = _choose(config)
     cache = EngineCache.of(config.cache_dir, config.cache_mb * 1_000_000)
     job = Job(model, manifest, config, cache, progress)
+    passed: dict[str, str] = {}
+    engine = None
+    for name in order:
+        reason = _missing(_BACKENDS[name])
+        if not reason:
+            try:
+                engine = _tried(name, job)
+                break
+            except BackendError as error:  # seen only when it was to start
+                reason = str(error)
+        passed[name] = reason
+        say = _log.info if config.backend == "auto" else _log.warning
+        say("back end %s cannot be used here: %s", name, reason)
+    if engine is None:
+        if config.on_engine_failure != "cpu" or REFERENCE in passed:
+            raise EngineError(_none(passed))
+        engine = _opened(REFERENCE, job, "file")
+    for other, why in passed.items():
+        engine.details[f"not {other}"] = why
+    _log.info("model %s runs on %s", manifest.name, engine.backend)
+    return engine
+
+
+def _order(config: ModelConfig) -> tuple[str, ...]:
+    """The back ends to try. EngineError for a name that is none."""
+    order = AUTO if config.backend == "auto" else (config.backend, *config.fallback)
+    for name in order:
+        if name not in _BACKENDS:
+            guess = nearest(name, [*_BACKENDS, "auto"])
+            hint = f" (did you mean {guess}?)" if guess else ""
+            raise EngineError(
+                f"back end {name!r} is not known{hint}: use auto or one of {', '.join(_usable())}"
+            )
+    return order
+
+
+def _usable() -> list[str]:
+    return [name for name, why in backends().items() if not why]
+
+
+def _none(passed: Mapping[str, str]) -> str:
+    """The sentence for an order of which nothing can be used."""
+    if len(passed) == 1:
+        ((name, reason),) = passed.items()
+        usable = _usable()
+        others = f", or use {', '.join(usable)}" if usable else ""
+        return f"back end {name} cannot be used here: {reason}{others}"
+    reasons = "; ".join(f"{name}: {why}" for name, why in passed.items())
+    return f"no back end can run a network here: {reasons}"
+
+
+def _tried(name: str, job: Job) -> Engine:
+    """The engine of a back end, or what `on_engine_failure` says instead."""
+    config = job.config
     try:
-        engine = _opened(name, job, config.precision)
+        return _opened(name, job, config.precision)
+    except BackendError:
+        raise
     except EngineError as error:
         kind = config.on_engine_failure
         # Where the reference fails with the file itself there is nothing left to fall back to.
@@ -188,38 +245,7 @@ def open_model(config: ModelConfig, progress: Progress | None = None) -> Engine:
         _log.warning("%s, so on_engine_failure: %s", error, kind)
         engine = _opened(REFERENCE if kind == "cpu" else name, job, "file")
         engine.details["replaced"] = f"{name} {config.precision}: {error}"
-    for other, reason in passed.items():
-        engine.details[f"not {other}"] = reason
-    _log.info("model %s runs on %s", manifest.name, engine.backend)
-    return engine
-
-
-def _choose(config: ModelConfig) -> tuple[str, dict[str, str]]:
-    """The first back end of the order that can be used, and why those before it cannot."""
-    asked = config.backend
-    order = AUTO if asked == "auto" else (asked, *config.fallback)
-    for name in order:
-        if name not in _BACKENDS:
-            guess = nearest(name, [*_BACKENDS, "auto"])
-            hint = f" (did you mean {guess}?)" if guess else ""
-            usable = [known for known, why in backends().items() if not why]
-            raise EngineError(
-                f"back end {name!r} is not known{hint}: use auto or one of {', '.join(usable)}"
-            )
-    passed: dict[str, str] = {}
-    for name in order:
-        reason = _missing(_BACKENDS[name])
-        if not reason:
-            return name, passed
-        passed[name] = reason
-        say = _log.info if asked == "auto" else _log.warning
-        say("back end %s cannot be used here: %s", name, reason)
-    if len(order) == 1:
-        usable = [known for known, why in backends().items() if not why]
-        others = f", or use {', '.join(usable)}" if usable else ""
-        raise EngineError(f"back end {asked} cannot be used here: {passed[asked]}{others}")
-    reasons = "; ".join(f"{name}: {why}" for name, why in passed.items())
-    raise EngineError(f"no back end can run a network here: {reasons}")
+        return engine
 
 
 def _opened(name: str, job: Job, precision: str) -> Engine:

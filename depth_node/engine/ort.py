@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from depth_node.engine import EngineError, Manifest, check_tensor, check_tensors
+from depth_node.engine import BackendError, EngineError, Manifest, check_tensor, check_tensors
 
 # Back end -> ONNX Runtime's providers, in the order in which each gets what the one before cannot.
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -131,7 +131,7 @@ def _session(model: Path, threads: int, provider: str = "cpu") -> onnxruntime.In
     # A provider that cannot start is left out by ONNX Runtime without an error.
     found = session.get_providers()
     if found[:1] != wanted[:1]:
-        raise EngineError(
+        raise BackendError(
             f"onnxruntime runs {model} on {', '.join(found)} instead of {wanted[0]}: "
             + (
                 "install the plain onnxruntime package"

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache of built engines: identity, atomic writing, one builder at a time, size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from depth_node.engine import EngineError
+from depth_node.engine.cache import EngineCache, Identity
+
+IDENTITY = Identity(
+    model_sha256="a" * 64,
+    builder="TensorRT 10.13",
+    gpu="A GPU",
+    compute_capability="8.7",
+    precision="as typed",
+    shapes={"image": (1, 3, 8, 12)},
+    options={"workspace_mb": 0},
+)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "engines", 10**9)
+
+
+def never() -> bytes:
+    raise AssertionError("it was built again")
+
+
+def test_what_was_built_is_found(cache: EngineCache) -> None:
+    made = cache.obtain(IDENTITY, lambda: b"plan", facts={"driver": "CUDA 13.0"})
+    assert made.built and made.plan == b"plan"
+    found = cache.obtain(IDENTITY, never)
+    assert not found.built and found.plan == b"plan" and found.path == made.path
+    about = json.loads(made.path.with_suffix(".json").read_text())
+    assert about["identity"] == IDENTITY.facts
+    assert about["driver"] == "CUDA 13.0"
+    assert about["bytes"] == 4 and about["built"].endswith("+00:00")
+    assert cache.entries() == [about]
+
+
+def test_every_part_of_the_identity_counts() -> None:
+    others = {
+        "model_sha256": "b" * 64,
+        "builder": "TensorRT 10.14",
+        "gpu": "Another",
+        "compute_capability": "8.9",
+        "precision": "fp16",
+        "shapes": {"image": (1, 3, 16, 12)},
+        "options": {"workspace_mb": 1},
+    }
+    assert set(others) == {item.name for item in dataclasses.fields(Identity)}
+    keys = {IDENTITY.key} | {
+        dataclasses.replace(IDENTITY, **{name: value}).key for name, value in others.items()
+    }
+    assert len(keys) == 1 + len(others)
+    again = dataclasses.replace(IDENTITY, shapes={"image": (1, 3, 8, 12)})
+    assert again.key == IDENTITY.key
+
+
+def test_without_leave_to_build_the_command_is_named(cache: EngineCache) -> None:
+    with pytest.raises(EngineError) as caught:
+        cache.obtain(IDENTITY, never, may_build=False, command="depth_tools models build x.onnx")
+    assert "`depth_tools models build x.onnx`" in str(caught.value)
+    assert "build_engines is false" in str(caught.value)
+    assert not cache.folder.exists()
+
+
+def test_discarded_is_gone(cache: EngineCache) -> None:
+    cache.obtain(IDENTITY, lambda: b"plan")
+    cache.discard(IDENTITY)
+    cache.discard(IDENTITY)
+    assert cache.obtain(IDENTITY, lambda: b"new").plan == b"new"
+
+
+def test_a_failed_build_leaves_no_engine(cache: EngineCache) -> None:
+    def fail() -> bytes:
+        raise EngineError("out of memory")
+
+    with pytest.raises(EngineError, match="out of memory"):
+        cache.obtain(IDENTITY, fail)
+    assert not [path for path in cache.folder.iterdir() if path.suffix != ".lock"]
+    assert cache.obtain(IDENTITY, lambda: b"plan").built
+
+
+def test_the_engine_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path, 250)
+    identities = [dataclasses.replace(IDENTITY, gpu=f"GPU {n}") for n in range(4)]
+    for number, identity in enumerate(identities[:3]):
+        entry = cache.obtain(identity, lambda: b"x" * 100)
+        os.utime(entry.path, (number, number))
+        if number == 1:  # used again: now the youngest
+            os.utime(cache.obtain(identities[0], never).path, (9, 9))
+    # The third was one too many: the second, not used since, had to go.
+    left = {fact["identity"]["gpu"] for fact in cache.entries()}
+    assert left == {"GPU 0", "GPU 2"}
+    cache.obtain(identities[3], lambda: b"x" * 1000)  # too large alone, and still kept
+    assert [fact["identity"]["gpu"] for fact in cache.entries()] == ["GPU 3"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".engine", ".json", ".lock"}
+
+
+def test_what_a_dead_process_left_is_removed(cache: EngineCache) -> None:
+    cache.folder.mkdir()
+    old, fresh = cache.folder / "x.engine.1.tmp", cache.folder / "y.engine.2.tmp"
+    for path in (old, fresh):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    cache.obtain(IDENTITY, lambda: b"plan")
+    assert not old.exists() and fresh.exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    with pytest.raises(EngineError, match=r"set model.cache_dir to a folder"):
+        EngineCache(file / "engines", 10**9).obtain(IDENTITY, lambda: b"plan")
+
+
+def test_the_folder_by_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert EngineCache.of("", 1).folder == tmp_path / "depth_node" / "engines"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the specification: to be ignored
+    assert EngineCache.of("", 1).folder == Path.home() / ".cache" / "depth_node" / "engines"
+    assert EngineCache.of("~/mine", 1).folder == Path.home() / "mine"
+
+
+def test_two_threads_build_once(cache: EngineCache) -> None:
+    built: list[int] = []
+    found: list[bytes] = []
+
+    def build() -> bytes:
+        built.append(1)
+        time.sleep(0.2)
+        return b"plan"
+
+    threads = [
+        threading.Thread(target=lambda: found.append(cache.obtain(IDENTITY, build).plan))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [b"plan"] * 4 and built == [1]
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from depth_node.engine.cache import EngineCache, Identity
+identity = Identity("m", "b", "g", "8.7", "p", {}, {})
+def build():
+    Path(sys.argv[2]).open("a").write("built\\n")
+    time.sleep(float(sys.argv[3]))
+    return b"plan"
+entry = EngineCache(Path(sys.argv[1]), 10**9).obtain(identity, build)
+print(entry.built, entry.plan.decode())
+"""
+
+
+def builder(folder: Path, log: Path, seconds: float) -> subprocess.Popen:
+    command = [sys.executable, "-c", BUILDER, str(folder), str(log), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def until(log: Path, lines: int) -> None:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        if log.is_file() and len(log.read_text().splitlines()) >= lines:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the builder did not begin")
+
+
+def test_two_processes_build_once(tmp_path: Path) -> None:
+    folder, log = tmp_path / "engines", tmp_path / "log"
+    first = builder(folder, log, 1.0)
+    until(log, 1)
+    second = builder(folder, log, 1.0)
+    assert first.communicate()[0] == "True plan\n"
+    assert second.communicate()[0] == "False plan\n"
+    assert log.read_text() == "built\n"
+
+
+def test_a_builder_that_dies_does_not_block_the_next(tmp_path: Path) -> None:
+    folder, log = tmp_path / "engines", tmp_path / "log"
+    first = builder(folder, log, 60.0)
+    until(log, 1)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    second = builder(folder, log, 0.0)
+    assert second.communicate()[0] == "True plan\n"
+    assert log.read_text() == "built\nbuilt\n"
