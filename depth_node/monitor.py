@@ -67,13 +67,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class Situation:
-    """What the monitor cannot see by itself."""
+    """What the monitor cannot see by itself. engine: facts about the back end in use, by name."""
 
     active: bool = True
     enabled: bool = True
     listeners: int = 1
     backend: str = ""
     image_topic: str = "image"
+    engine: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ class Monitor:
     ) -> dict[str, str]:
         values = {
             "backend": situation.backend or "none",
+            **{f"engine {name}": value for name, value in situation.engine.items()},
             "listeners": str(situation.listeners),
             "image rate [1/s]": f"{rates['image']:.1f}",
             "scan rate [1/s]": f"{rates['scan']:.1f}",

@@ -9,7 +9,7 @@ import pytest
 
 from depth_node.monitor import Frame, Level, Monitor, Situation
 
-ACTIVE = Situation(backend="onnxruntime-cpu")
+ACTIVE = Situation(backend="onnxruntime-cpu", engine={"check": "correlation 0.99999"})
 GOOD = Frame(
     node_ms=40.0,
     stamp_ms=60.0,
@@ -37,6 +37,7 @@ def test_a_healthy_node_says_its_rate_and_latency() -> None:
     assert report.level == Level.OK
     assert report.message == "10.2 of 10.2 frames/s, 60 ms after their stamp, 900 LiDAR points"
     assert report.values["backend"] == "onnxruntime-cpu"
+    assert report.values["engine check"] == "correlation 0.99999"
     assert report.values["stamp to publish p50/p95 [ms]"] == "60.0/60.0"
     assert report.values["engine [ms]"] == "12.0"
     assert report.values["scan age [ms]"] == "20"

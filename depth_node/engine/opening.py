@@ -172,6 +172,15 @@ def _missing(backend: _Backend) -> str:
         return f"it cannot be imported ({' '.join(str(error).split())}): install it again"
 
 
+def summary(engine: Engine) -> dict[str, str]:
+    """What an operator should see of an engine, for diagnostics: few, short and in fixed order."""
+    details = engine.details
+    shown = ("version", "precision", "check", "check of pictures", "key", "engine file", "built",
+             "cuda graph", "picture to tensor", "warning", "replaced")  # fmt: skip
+    found = {key: str(details[key]) for key in shown if key in details}
+    return found | {key: str(value) for key, value in details.items() if key.startswith("not ")}
+
+
 def open_model(config: ModelConfig, progress: Progress | None = None) -> Engine:
     """The engine that the settings ask for, verified, checked and warm. Raises EngineError."""
     order = _order(config)

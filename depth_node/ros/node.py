@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +30,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from depth_node.config import ConfigError
+from depth_node.engine.opening import summary
 from depth_node.fitting import FitStatus
 from depth_node.monitor import Frame, Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
@@ -94,7 +98,8 @@ class DepthNode(LifecycleNode):
             config = self._settings.config
             self._lidar = self._make_lidar(config, self._make_extrinsics(config))
             self._motion = self._make_motion(config)
-            self._pipeline = DepthPipeline(config)
+            with _told_to(self.get_logger()):
+                self._pipeline = DepthPipeline(config)
             self._pipeline.warm_up()
         except Exception as error:
             self._release()
@@ -357,6 +362,7 @@ class DepthNode(LifecycleNode):
             listeners=len(self._outputs.heard()) if self._outputs is not None else 0,
             backend=self._backend(),
             image_topic=self.resolve_topic_name("image"),
+            engine=self._engine_facts(),
         )
         report = self._monitor.report(time.monotonic(), situation)
         status = DiagnosticStatus(
@@ -525,12 +531,39 @@ class DepthNode(LifecycleNode):
         model = self._pipeline.depth_model if self._pipeline is not None else None
         return f"{model.engine.manifest.name} on {model.engine.backend}" if model else ""
 
+    def _engine_facts(self) -> dict[str, str]:
+        model = self._pipeline.depth_model if self._pipeline is not None else None
+        return summary(model.engine) if model else {}
+
     def _say(self, key: str, text: str) -> None:
         """Warn, but of the same kind of thing at most every ten seconds."""
         now_s = time.monotonic()
         if now_s - self._said.get(key, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
             self._said[key] = now_s
             self.get_logger().warning(text)
+
+
+@contextmanager
+def _told_to(logger: Any) -> Iterator[None]:
+    """What the engines log meanwhile (a build takes minutes) goes to the node's logger."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            # rclpy keeps one severity for each place in the source that logs.
+            if record.levelno >= logging.WARNING:
+                logger.warning(record.getMessage())
+            else:
+                logger.info(record.getMessage())
+
+    source, handler = logging.getLogger("depth_node.engine"), Handler(logging.INFO)
+    before = source.level
+    source.addHandler(handler)
+    source.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        source.removeHandler(handler)
+        source.setLevel(before)
 
 
 def _kind(error: BaseException) -> str:

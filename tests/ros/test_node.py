@@ -430,6 +430,8 @@ def test_diagnostics_say_what_an_operator_needs(rig: Rig) -> None:
     assert "frames/s" in status.message
     assert status.name == "depth_node: depth"
     assert "onnxruntime-cpu" in values["backend"]
+    assert values["engine check"] == "is the reference"
+    assert "engine version" in values
     assert values["scan age [ms]"] == "0"
     assert values["points used"] == "352"
     for key in ("engine [ms]", "fit [ms]", "fit inliers [%]", "fit residual [m]", "frames dropped"):
