@@ -88,7 +88,7 @@ def test_training_imports(path: Path) -> None:
     if path.parent.name == "recipes":
         others = {n for n in names if n.startswith("training.recipes.") and path.stem not in n}
         assert not others, f"recipes never import each other: {others}"
-    if path.name != "loop.py":
+    if path.name not in ("loop.py", "benchmark.py"):  # the bare loop that loop.py is timed against
         calls = {
             node.func.attr
             for node in ast.walk(ast.parse(path.read_text()))

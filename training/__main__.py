@@ -22,7 +22,9 @@ from training.loop import TrainingError, run
 TOOLS: dict[str, tuple[str, str]] = {
     "export": ("training.export", "checkpoint to ONNX with manifest, after a parity check"),
     "evaluate": ("training.evaluate", "score networks on unseen rendered rooms and RGB-D frames"),
+    "benchmark": ("training.benchmark", "images a second of the loop against a bare one"),
     "shards": ("training.shards", "pack a data set into WebDataset shards"),
+    "annotate": ("training.annotate", "a page that asks which of two points is nearer"),
     "corrupt": ("training.corruptions", "a sheet of all corruptions of a picture"),
 }
 

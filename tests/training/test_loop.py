@@ -21,7 +21,7 @@ from torch import nn  # noqa: E402
 from toy import Config, Toy, train  # noqa: E402
 
 from depth_node import config  # noqa: E402
-from training import checkpoints, loop  # noqa: E402
+from training import benchmark, checkpoints, loop  # noqa: E402
 from training.data import DataError  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[2]
@@ -431,6 +431,30 @@ def test_schedules() -> None:
     assert loop.learning_rate(falling, 60) == pytest.approx(2.0 * 0.1)
     cosine = config.replace(cfg, {"schedule": "cosine", "final_rate": 0.1})
     assert loop.learning_rate(cosine, 60) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+
+
+def test_the_rival_of_the_benchmark_learns_the_same(tmp_path: Path) -> None:
+    """Without what only the loop has (schedule, groups), both reach the same weights."""
+    cfg = settings("loop.schedule=constant", "loop.warmup=0", "loop.weight_decay=0")
+    bare = benchmark.Bare(Toy(cfg), cfg.loop)
+    bare.steps(8)
+    ours = train(cfg, tmp_path).model.state_dict()
+    for name, value in bare.model.state_dict().items():
+        torch.testing.assert_close(ours[name], value)
+
+
+def test_the_benchmark_takes_turns() -> None:
+    cfg = settings("loop.steps=20")
+    made: list[Toy] = []
+
+    def build() -> Toy:
+        made.append(Toy(cfg))
+        return made[-1]
+
+    ours, theirs = benchmark.compare(build, cfg.loop, config.to_dict(cfg), steps=6, turn=2)
+    assert len(ours) == len(theirs) == 3
+    assert min(ours + theirs) > 0
+    assert len(made) == 2
 
 
 def test_output_off_a_terminal_is_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
