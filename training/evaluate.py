@@ -21,7 +21,7 @@ import platform
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from depth_node import config
 from depth_node.engine import EngineError
 from depth_node.frames import find_frames, read_frame
 from depth_node.inference import DepthModel, ModelConfig
@@ -47,13 +48,17 @@ from training.corruptions import (
     mean_corruption_error,
     mean_resilience_rate,
 )
+from training.datasets import DataConfig, Samples, open_samples, read_image
+from training.ordinal import Pair, read_labels
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 BASELINES = ("constant", "plane")
+INDOOR = "indoor"
 CLEAN = "clean"
 SCORES = ("abs_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log", "log10", "silog")
 DRAWS = 4000
+ROWS = 20  # sources that a table lists; of more it shows the mean alone
 
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -63,15 +68,13 @@ DRAWS = 4000
 class Sample:
     """A picture (H, W, 3) uint8 RGB with metric depth (H, W) float32 m, NaN unknown.
 
-    scored: (H, W) bool, what the data set's own mask lets count, or None. Frames of one source
-    belong together: they are not independent.
+    Frames of one source belong together: they are not independent.
     """
 
     source: str
     name: str
     image: NDArray[np.uint8]
     depth: F32
-    scored: NDArray[np.bool_] | None = None
 
 
 def procedural(
@@ -98,7 +101,7 @@ def worn(sample: Sample, name: str, severity: int) -> Sample:
     """The sample seen through a corruption; its random field follows from the frame's name."""
     seed = zlib.crc32(f"{sample.source}/{sample.name}".encode())
     image = corrupt(sample.image, name, severity, seed)
-    return Sample(sample.source, sample.name, image, sample.depth, sample.scored)
+    return Sample(sample.source, sample.name, image, sample.depth)
 
 
 # --- networks ------------------------------------------------------------------------------------
@@ -184,14 +187,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is scored: alignments (empty: the usual one of each network), protocol, corruptions."""
+    """What is scored: alignments (empty: the usual one of each network), protocol (empty: that of
+    the set), corruptions.
+    """
 
     alignments: tuple[str, ...] = ()
-    protocol: str = "indoor"
+    protocol: str = ""
     corruptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        protocols.find(self.protocol)
+        if self.protocol:
+            protocols.find(self.protocol)
         for name in self.alignments:
             if name not in protocols.ALIGNMENTS:
                 raise ValueError(
@@ -210,16 +216,16 @@ def score(
     A picture without a scored pixel gives no row. Raises ValueError for an alignment that a
     network's output does not have.
     """
-    protocol = protocols.find(plan.protocol)
+    protocol = protocols.find(plan.protocol or INDOOR)
     rows = []
     for sample in samples:
-        mask = protocols.counted(protocol, sample.depth, sample.scored)
+        mask = protocols.counted(protocol, sample.depth)
         if not mask.any():
             continue
         truth = np.where(mask, sample.depth, np.float32(np.nan))
         for name in BASELINES:
             depth = np.clip(baseline(name, truth, protocol), 0, protocol.max_depth_m)
-            rows.append(_row(name, sample, depth, truth, "-", plan, CLEAN, 0))
+            rows.append(_row(name, sample, depth, truth, "-", protocol.name, CLEAN, 0))
         variants = [(CLEAN, 0), *((name, k) for name in plan.corruptions for k in SEVERITIES)]
         for corruption, severity in variants:
             seen = worn(sample, corruption, severity) if severity else sample
@@ -227,9 +233,8 @@ def score(
                 found = model.predict(seen.image)
                 for alignment in plan.alignments or protocols.alignments_for(found.kind)[:1]:
                     depth = protocols.align(found, sample.depth, mask, alignment, protocol)
-                    rows.append(
-                        _row(name, sample, depth, truth, alignment, plan, corruption, severity)
-                    )
+                    where = (alignment, protocol.name, corruption, severity)
+                    rows.append(_row(name, sample, depth, truth, *where))
     return rows
 
 
@@ -239,7 +244,7 @@ def _row(
     depth: F32,
     truth: F32,
     alignment: str,
-    plan: Plan,
+    protocol: str,
     corruption: str,
     severity: int,
 ) -> Row:
@@ -253,7 +258,7 @@ def _row(
         boundary_f1=boundary_f1(depth, truth) if not severity else math.nan,
         answered=found.answered,
         alignment=alignment,
-        protocol=plan.protocol,
+        protocol=protocol,
         corruption=corruption,
         severity=severity,
     )
@@ -266,7 +271,7 @@ def plane_terms(height: int, width: int) -> F64:
 
 
 def baseline(
-    name: str, truth: F32, protocol: protocols.Protocol = protocols.PROTOCOLS["indoor"]
+    name: str, truth: F32, protocol: protocols.Protocol = protocols.PROTOCOLS[INDOOR]
 ) -> F32:
     """Depth (H, W) m of a rival that does not look at the picture; truth NaN where not counted."""
     if name == "constant":
@@ -342,11 +347,9 @@ def bootstrap(
         slots = rng.integers(0, len(tables), (draws, len(tables)))
     sums = np.empty((draws, len(tables), tables[0].shape[1]))
     for k, table in enumerate(tables):
-        for slot in range(len(tables)):
-            here = np.flatnonzero(slots[:, slot] == k)
-            if here.size:
-                times = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), here.size)
-                sums[here, slot] = times @ table
+        here = np.nonzero(slots == k)
+        times = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), here[0].size)
+        sums[here] = times @ table
     drawn = statistic(mean(sums, sizes[slots]))
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(centre, float(low), float(high))
@@ -403,16 +406,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="embedded, FILE.onnx[=MANIFEST] or a run folder; repeatable",
     )
-    add("--procedural", type=int, default=200, help="rendered rooms to score on")
-    add("--seed", type=int, required=True, help="seed of those rooms; not the one of the pool")
+    add("--procedural", type=int, default=0, help="rendered rooms to score on; needs --seed")
+    add("--seed", type=int, default=-1, help="seed of those rooms; not the one of the pool")
     add("--frames", type=Path, action="append", default=[], help="folder of <source>/<frame>")
+    add(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a published data set: kind=nyuv2 folder=... split=test (see training/datasets.py)",
+    )
+    add("--labels", type=Path, default=None, help="ordinal labels (.csv, .json) to be agreed with")
+    add("--pictures", type=Path, default=None, help="the pictures that --labels speaks of")
     add(
         "--alignment",
         action="append",
         default=[],
         help=f"one of {', '.join(protocols.ALIGNMENTS)}; repeatable (default: as the output needs)",
     )
-    add("--protocol", default="indoor", help=f"one of {', '.join(protocols.PROTOCOLS)}")
+    add(
+        "--protocol",
+        default="",
+        help=f"one of {', '.join(protocols.PROTOCOLS)} (default: the data set's, else indoor)",
+    )
     add(
         "--corruptions",
         default="",
@@ -437,6 +453,8 @@ def command(args: argparse.Namespace, console: Console) -> None:
             args.frames,
             args.json,
             console,
+            data=config.override(DataConfig(), args.data) if args.data else None,
+            labels=(args.labels, args.pictures) if args.labels else None,
             plan=Plan(tuple(args.alignment), args.protocol, worn_by),
             base=args.base,
             cache=args.cache,
@@ -454,16 +472,29 @@ def report(
     out: Path | None,
     console: Console,
     *,
+    data: DataConfig | None = None,
+    labels: tuple[Path, Path | None] | None = None,
     plan: Plan = Plan(),
     base: str = "",
     cache: Path | None = None,
     markdown: Path | None = None,
 ) -> list[Row]:
-    """Score, print and write the tables of rendered rooms and of recorded frames.
+    """Score, print and write the tables: rendered rooms, recorded frames, a data set, labels.
 
-    base: the method that ratios and mCE are taken over (default: the first one).
+    labels: an ordinal label file and the folder of its pictures. base: the method that ratios and
+    mCE are taken over (default: the first one).
     """
+    sets = list(_sets(count, seed, folders, data))
     opened: dict[str, Any] = {}
+    rows: list[Row] = []
+    texts: list[str] = []
+    summary: list[dict[str, Any]] = []
+
+    def show(table: Table, lines: list[dict[str, Any]]) -> None:
+        console.print(table)
+        texts.append(_markdown(table))
+        summary.extend(lines)
+
     try:
         predictors: dict[str, Predictor] = {}
         for text in models or ["embedded"]:
@@ -476,27 +507,27 @@ def report(
             raise ValueError(
                 f"--base {base!r} is none of the methods {', '.join((*opened, *BASELINES))}."
             )
-        rows: list[Row] = []
-        texts: list[str] = []
-        summary: list[dict[str, Any]] = []
-        for title, samples, total, order, pooled in _sets(count, seed, folders):
-            shown = track(samples, title, total=total, console=console)
-            made = score(shown, predictors, plan)
+        for judged in sets:
+            shown = track(judged.samples, judged.title, total=judged.total, console=console)
+            made = score(
+                shown, predictors, replace(plan, protocol=plan.protocol or judged.protocol)
+            )
             rows += made
-            for table, lines in _tables(title, made, list(opened), order, pooled, base):
-                console.print(table)
-                texts.append(_markdown(table))
-                summary += lines
+            for table, lines in _tables(judged, made, list(opened), base):
+                show(table, lines)
+        if labels is not None:
+            show(*_agreement(labels[0], labels[1], predictors, console))
     finally:
         for model in opened.values():
             model.close()
     if out is not None:
         content = {
             "settings": {
-                "models": list(models),
+                "models": list(opened),
                 "procedural": count,
                 "seed": seed,
                 "frames": [folder.name for folder in folders],
+                "data": data and {**config.to_dict(data), "folder": Path(data.folder).name},
                 **vars(plan),
                 "base": base,
             },
@@ -510,27 +541,107 @@ def report(
     return rows
 
 
+@dataclass(frozen=True)
+class _Set:
+    """Pictures that share a table. pooled: their mean is over pictures, else over sources' means.
+
+    by: what the bootstrap draws; order: of the sources in the table.
+    """
+
+    title: str
+    samples: Iterable[Sample]
+    total: int | None
+    order: tuple[str, ...]
+    pooled: bool
+    by: str
+    protocol: str = INDOOR
+
+
 def _sets(
-    count: int, seed: int, folders: Sequence[Path]
-) -> Iterator[tuple[str, Iterable[Sample], int | None, list[str], bool]]:
-    """Title, samples, how many, order of sources, pooled: of every set that is asked for."""
+    count: int, seed: int, folders: Sequence[Path], data: DataConfig | None
+) -> Iterator[_Set]:
+    """Every set that is asked for. Raises ValueError or DataError where one cannot be had."""
     if count:
+        if seed < 0:
+            raise ValueError("Rendered rooms need a seed: give --seed, and not that of the pool.")
         # Rooms of all styles are one population: their mean is over pictures, not over styles.
-        order = [f"procedural {style}" for style in STYLES]
-        yield f"{count} unseen rooms, seed {seed}", procedural(count, seed), count, order, True
+        order = tuple(f"procedural {style}" for style in STYLES)
+        title = f"{count} unseen rooms, seed {seed}"
+        yield _Set(title, procedural(count, seed), count, order, True, "frame")
     if folders:
         frames = (sample for folder in folders for sample in recorded(folder))
-        yield "recorded frames", frames, None, [], False
+        yield _Set("recorded frames", frames, None, (), False, "source")
+    if data is not None:
+        found = open_samples(data)
+        if found.protocol not in protocols.PROTOCOLS:
+            raise ValueError(
+                f"Pictures of kind {data.kind!r} have no depth to be scored on: give --labels and"
+                " --pictures, or a data set with depth."
+            )
+        title = f"{found.name}{' ' + data.split if data.split else ''} ({len(found)})"
+        # As published: the mean over all pictures; drawn by scene, whose pictures are alike.
+        yield _Set(title, published(found), len(found), (), True, "source", found.protocol)
+
+
+def published(found: Samples) -> Iterator[Sample]:
+    """The samples of a data set that have depth; those of one folder are of one scene."""
+    for sample in found:
+        if sample.depth is not None:
+            scene = sample.name.rpartition("/")[0] or found.name
+            yield Sample(scene, sample.name, sample.image, sample.depth)
+
+
+def _agreement(
+    labels: Path, pictures: Path | None, predictors: Mapping[str, Predictor], console: Console
+) -> tuple[Table, list[dict[str, Any]]]:
+    """How many of a person's ordered pairs each network puts in that order, by picture."""
+    if pictures is None:
+        raise ValueError("--labels needs --pictures, the folder that its images lie in.")
+    by_image: dict[str, list[Pair]] = {}
+    for pair in read_labels(labels):
+        if pair.sign:
+            by_image.setdefault(pair.image, []).append(pair)
+    if not by_image:
+        raise ValueError(f"{labels} has no pair with a nearer point: label some more.")
+    title = f"ordered pairs of {labels.name}"
+    right: dict[str, list[list[float]]] = {name: [] for name in predictors}
+    for image, pairs in track(by_image.items(), title, console=console):
+        picture = read_image(pictures / image)
+        ends = np.array([(p.y1, p.x1, p.y2, p.x2) for p in pairs])
+        limit = np.tile(picture.shape[:2], 2)
+        if (ends < -0.5).any() or (ends >= limit - 0.5).any():
+            raise ValueError(
+                f"{labels} has a point outside {image} ({limit[1]}x{limit[0]}): correct it."
+            )
+        r1, c1, r2, c2 = np.floor(ends + 0.5).astype(int).T
+        signs = np.array([p.sign for p in pairs])
+        for name, model in predictors.items():
+            disparity = model.predict(picture).disparity()
+            agreed = np.sign(disparity[r1, c1] - disparity[r2, c2]) == signs
+            right[name] += [[float(agreed.sum()), len(pairs)]]
+    table = Table(title=f"{title}: share in the order that was said, 95 % by picture")
+    table.add_column("")
+    table.add_column("pairs", justify="right")
+    table.add_column("agreed", justify="right")
+    lines = []
+    for name, found in right.items():
+        counts = {str(k): np.array([line]) for k, line in enumerate(found)}
+        share = bootstrap(counts, ratio, by="source", pooled=True)
+        total = sum(line[1] for line in found)
+        table.add_row(name, f"{total:.0f}", str(share))
+        lines.append({"set": title, "method": name, "pairs": total, "agreed": vars(share)})
+    return table, lines
 
 
 def _tables(
-    title: str, rows: list[Row], methods: list[str], order: list[str], pooled: bool, base: str
+    judged: _Set, rows: list[Row], methods: list[str], base: str
 ) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
     """A table per alignment and one of the corruptions, each with its lines for the JSON file."""
+    pooled, by = judged.pooled, judged.by
+    title = f"{judged.title}, protocol {rows[0].protocol}" if rows else judged.title
     clean = [row for row in rows if row.corruption == CLEAN]
     present = {row.source for row in clean}
-    sources = [source for source in order if source in present] or sorted(present)
-    by = "frame" if pooled else "source"
+    sources = [source for source in judged.order if source in present] or sorted(present)
     every = [*methods, *BASELINES]
     alignments = sorted({row.alignment for row in clean} - {"-"})
     for alignment in alignments:
@@ -540,7 +651,7 @@ def _tables(
         table.add_column("")
         for method in every:
             table.add_column(method, justify="right")
-        for source in sources:
+        for source in sources if len(sources) <= ROWS else ():
             cells = (mean(mine, method, source) for method in every)
             label = f"{source.removeprefix('procedural ')} ({counts[source]})"
             table.add_row(label, *(f"{a:.3f} / {d:.2f}" for a, d in cells))

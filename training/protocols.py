@@ -98,16 +98,13 @@ def crop_box(crop: str, height: int, width: int) -> tuple[int, int, int, int]:
     )
 
 
-def counted(protocol: Protocol, truth: F32, scored: Mask | None = None) -> Mask:
-    """(H, W) bool: the pixels of the truth (m, NaN unknown) that the protocol scores.
-
-    scored: what the data set itself says (its mask file), or None.
-    """
+def counted(protocol: Protocol, truth: F32) -> Mask:
+    """(H, W) bool: the pixels of the truth (m, NaN unknown) that the protocol scores."""
     known = np.isfinite(truth) & (truth > protocol.min_depth_m) & (truth < protocol.max_depth_m)
     top, bottom, left, right = crop_box(protocol.crop, *truth.shape)
     inside = np.zeros(truth.shape, bool)
     inside[top:bottom, left:right] = True
-    return known & inside if scored is None else known & inside & scored
+    return known & inside
 
 
 def alignments_for(kind: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from rich.console import Console
@@ -15,7 +16,7 @@ pytest.importorskip("torch", reason="training needs torch (requirements-training
 
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.prediction import Prediction
-from training import evaluate, protocols
+from training import datasets, evaluate, ordinal, protocols
 from training.__main__ import main
 
 H, W = 24, 32
@@ -123,14 +124,11 @@ def test_crops_by_hand() -> None:
         protocols.crop_box("kitti_grag", 352, 1216)
 
 
-def test_a_protocol_counts_its_range_its_crop_and_the_mask() -> None:
+def test_a_protocol_counts_its_range_and_its_crop() -> None:
     truth = np.full((480, 640), 3.0, np.float32)
     truth[100, 100], truth[100, 101], truth[100, 102] = 11.0, np.nan, 0.0
     mask = protocols.counted(protocols.PROTOCOLS["nyu"], truth)
     assert mask.sum() == (471 - 45) * (601 - 41) - 3
-    scored = np.zeros((480, 640), bool)
-    scored[200, 200:210] = True
-    assert protocols.counted(protocols.PROTOCOLS["nyu"], truth, scored).sum() == 10
     near = protocols.counted(protocols.PROTOCOLS["diode"], truth * 0.1)
     assert np.argwhere(near).tolist() == [[100, 100]]  # 1.1 m; the others lie before 0.6 m
 
@@ -288,7 +286,7 @@ def test_robustness_by_hand() -> None:
 def test_the_embedded_network_beats_the_plane_on_unseen_rooms() -> None:
     """The gate at a small scale; the full one is in docs/benchmarks.md."""
     with DepthModel.open(ModelConfig(threads=1)) as model:
-        samples = evaluate.procedural(24, seed=77, height=120, width=160)
+        samples = evaluate.procedural(24, seed=77, height=96, width=128)
         rows = evaluate.score(samples, {"embedded": model})
     errors = {
         name: np.mean([row.abs_rel for row in rows if row.method == name])
@@ -324,13 +322,62 @@ def test_report_prints_and_writes(tmp_path: Path) -> None:
     assert len(rows) == 2 * (2 + 6)
     stored = json.loads(out.read_text())
     assert len(stored["rows"]) == len(rows)
-    assert stored["settings"]["protocol"] == "indoor"
+    assert stored["rows"][0]["protocol"] == "indoor"
     line = stored["summary"][0]
     assert (line["method"], line["alignment"]) == ("embedded", "disp_ls")
     assert line["abs_rel"]["low"] <= line["abs_rel"]["value"] <= line["abs_rel"]["high"]
     text = page.read_text()
     for word in ("alignment disp_ls", "| plane |", "boundary F1", "mCE, %", "| 100.0 |", "fog"):
         assert word in text, word
+
+
+def test_every_data_set_names_a_protocol() -> None:
+    named = {layout.protocol for layout in datasets.LAYOUTS.values()} - {"none"}
+    assert named <= set(protocols.PROTOCOLS)
+
+
+def test_a_published_data_set_is_scored_by_its_own_protocol(tmp_path: Path) -> None:
+    """Two NYUv2 pictures: the mean is over pictures, drawn by scene."""
+    rng = np.random.default_rng(4)
+    for k, scene in enumerate(("bath_1", "bath_1", "office_2")):
+        folder = tmp_path / "test" / scene
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"rgb_{k:05d}.png"), rng.integers(0, 255, (480, 640, 3), np.uint8))
+        depth = rng.integers(1000, 12000, (480, 640)).astype(np.uint16)
+        cv2.imwrite(str(folder / f"sync_depth_{k:05d}.png"), depth)
+    out = tmp_path / "rows.json"
+    words = ["evaluate", "--data", "kind=nyuv2", f"folder={tmp_path}", "split=test"]
+    assert main([*words, "--json", str(out)]) == 0
+    stored = json.loads(out.read_text())
+    assert {row["protocol"] for row in stored["rows"]} == {"nyu"}
+    mine = [row for row in stored["rows"] if row["method"] == "embedded"]
+    assert len(mine) == 3 and {row["source"] for row in mine} == {"test/bath_1", "test/office_2"}
+    (line,) = [x for x in stored["summary"] if x["method"] == "embedded"]
+    assert line["abs_rel"]["value"] == pytest.approx(np.mean([row["abs_rel"] for row in mine]))
+    assert line["resampled_by"] == "source"
+    assert stored["settings"]["data"]["folder"] == tmp_path.name  # no path of this machine
+
+
+def test_a_network_is_judged_by_the_order_that_a_person_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, 20:] = 255
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    with DepthModel.open(ModelConfig(threads=1)) as model:
+        disparity = model.predict(image).disparity()
+    nearer = disparity[10, 5] > disparity[10, 35]
+    said, wrong = ("closer", "farther") if nearer else ("farther", "closer")
+    labels, out = tmp_path / "labels.csv", tmp_path / "out.json"
+    pairs = [ordinal.Pair("a.png", 5, 10, 35, 10, word) for word in (said, said, said, wrong)]
+    ordinal.write_labels(labels, [*pairs, ordinal.Pair("a.png", 1, 1, 2, 2, "equal")])
+    words = ["evaluate", "--labels", str(labels), "--pictures", str(tmp_path)]
+    assert main([*words, "--json", str(out)]) == 0
+    (line,) = json.loads(out.read_text())["summary"]
+    assert (line["pairs"], line["agreed"]["value"]) == (4, 0.75)
+    ordinal.write_labels(labels, [ordinal.Pair("a.png", 5, 10, 40, 10, "closer")])
+    assert main(words) == 1
+    assert "outside a.png (40x20)" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,6 +389,9 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
         (["--alignment", "none"], "no metres"),
         (["--base", "other"], "none of the methods"),
         (["--model", "absent.onnx"], "absent.onnx"),
+        (["--seed", "-1"], "give --seed"),
+        (["--data", "kind=nyu"], "nyuv2"),
+        (["--labels", "absent.csv"], "--labels needs --pictures"),
     ):
         assert main([*common, *words]) == 1
         assert said in capsys.readouterr().err
