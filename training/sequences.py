@@ -59,7 +59,7 @@ class SequenceConfig:
 
     def __post_init__(self) -> None:
         config.validate(self)
-        if self.views < 2 * self.spacing + 1:
+        if self.layout == "procedural" and self.views < 2 * self.spacing + 1:
             raise config.ConfigError(
                 f"views ({self.views}) must be at least {2 * self.spacing + 1}, a triplet with"
                 f" spacing {self.spacing}"

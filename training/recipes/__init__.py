@@ -18,6 +18,7 @@ RECIPES = {
     "westar": "adapt a network to the pictures of a new place",
     "distill": "train a student on the answers of teachers",
     "depthmaster": "train a diffusion network that answers depth in one step, a teacher",
+    "mesa": "pre-train an encoder masked, geometrically and supervised, or fine-tune it",
 }
 
 

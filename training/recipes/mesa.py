@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MeSa (arXiv 2310.04551): masked, geometric and supervised pre-training of one encoder.
+
+The text at hand is the paper's abstract: three kinds of pre-training of one encoder, and that the
+last layers gain. Everything else is ours and a setting: the encoder (a Depth Anything's), the
+masked loss (SimMIM or MAE), the geometric one (Monodepth2), the supervised one (scale-invariant
+logarithm), their weights, and that each picture gets the losses that its batch offers.
+
+    jointly   weights masked, geometric, supervised above 0
+    staged    one above 0 a run, `start` the run before, `take: all`
+    fine-tune supervised alone, `start` the pre-training, `take: encoder`, layer_decay and drop_path
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
+
+from depth_node import config
+from depth_node.metrics import evaluate
+from training import checkpoints
+from training.checkpoints import TrainingError
+from training.data import Sample, ViewConfig, Window
+from training.datasets import DataConfig, open_samples
+from training.geometry import GeometricConfig, PoseNetwork, bounded_depth, geometric_loss, silog
+from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.masking import Guess, MaskingConfig, cells, drop_paths, random_mask, replaced
+from training.mixture import Mixture, MixtureConfig
+from training.models import DepthAnything, Network, NetworkConfig, open_network
+from training.sequences import SequenceConfig, Triplets, open_triplets
+
+ENCODER = re.compile(r"^(network\.backbone|stem|stages|context)\.")
+LAYER = re.compile(r"(?:encoder\.layer|stages)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised; a weight of 0 switches a term off, and its data is not read."""
+
+    masked: float = config.option(1.0, "Weight of masked image modelling.", minimum=0)
+    geometric: float = config.option(
+        1.0, "Weight of the photometric error between frames.", minimum=0
+    )
+    supervised: float = config.option(
+        1.0, "Weight of the scale-invariant logarithm against depth.", minimum=0
+    )
+    share: float = config.option(
+        0.5, "How much of a common factor of depth is forgiven; 1 = all of it.", minimum=0,
+        maximum=1,
+    )  # fmt: skip
+    hide: bool = config.option(
+        False, "Geometric and supervised terms see masked pictures too (tokens only)."
+    )
+    alternate: bool = config.option(
+        False, "One term a step in turn, instead of all of them in every step."
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Data sets with depth that the exported weights are judged on, without any alignment."""
+
+    inside: DataConfig = config.section(
+        DataConfig, "Of the kind that is learnt from (limit 0: none).", kind="procedural"
+    )
+    outside: DataConfig = config.section(
+        DataConfig, "Of another kind (limit 0: none).", kind="procedural"
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that shapes a run of MeSa."""
+
+    height: int = config.option(224, "Rows of the pictures.", unit="px", minimum=14)
+    width: int = config.option(224, "Columns of the pictures.", unit="px", minimum=14)
+    network: NetworkConfig = config.section(NetworkConfig, "Encoder and decoder.", kind="small")
+    start: str = config.option("", "Run of this recipe whose weights it starts from.")
+    take: str = config.option("encoder", "What is taken from `start`.", choices=("encoder", "all"))
+    head: str = config.option(
+        "sigmoid",
+        "depth from the network's answer: between geometric.near and far by a sigmoid, or 1 over it"
+        " (then an exported network gives disparity).",
+        choices=("sigmoid", "inverse"),
+    )
+    typical: float = config.option(
+        3.0, "sigmoid: the depth that an answer of 0 means.", unit="m", minimum=1e-2
+    )
+    scales: int = config.option(
+        4, "Scales of the geometric term; the U-Net has one.", minimum=1, maximum=4
+    )
+    poses: str = config.option(
+        "given", "From the sequences, or learnt beside the network.", choices=("given", "network")
+    )
+    layer_decay: float = config.option(
+        1.0, "Learning rate of an encoder's layer over that of the next one.", minimum=0.01,
+        maximum=1,
+    )  # fmt: skip
+    drop_path: float = config.option(
+        0.0, "Share of pictures that skip the last layer; earlier ones less.", minimum=0,
+        maximum=0.9,
+    )  # fmt: skip
+    masking: MaskingConfig = config.section(MaskingConfig, "The masked term.")
+    geometric: GeometricConfig = config.section(GeometricConfig, "The geometric term.")
+    loss: LossConfig = config.section(LossConfig, "The weights.")
+    pictures: MixtureConfig = config.section(MixtureConfig, "Masked and supervised: pictures.")
+    sequences: SequenceConfig = config.section(SequenceConfig, "Geometric: videos.")
+    augment: ViewConfig = config.section(ViewConfig, "How pictures are varied.", flip=0.5)
+    check: CheckConfig = config.section(CheckConfig, "What it is judged on.")
+    loop: LoopConfig = config.section(
+        LoopConfig, "How long and how fast.", learning_rate=1e-4, weight_decay=0.05
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        loss = self.loss
+        if loss.masked == loss.geometric == loss.supervised == 0:
+            raise config.ConfigError("every weight of loss is 0: nothing would be learnt")
+        near, far = self.geometric.near, self.geometric.far
+        if not near < self.typical < far:
+            raise config.ConfigError(
+                f"typical ({self.typical}) must lie between geometric.near ({near}) and far ({far})"
+            )
+
+
+class Beside(nn.Module):
+    """What is learnt beside the network and not exported; None where a term does not need it."""
+
+    def __init__(self, network: Network, cfg: Config) -> None:
+        super().__init__()
+        loss = cfg.loss
+        self.guess = Guess(network, cfg.masking, cfg.height, cfg.width) if loss.masked else None
+        needs_pose = loss.geometric and cfg.poses == "network"
+        self.pose = PoseNetwork() if needs_pose else None
+        self.coarse: nn.ModuleList | None = None
+        if loss.geometric and cfg.scales > 1:
+            if not isinstance(network, DepthAnything):
+                raise config.ConfigError("the U-Net answers at one scale: set scales to 1")
+            width = network.network.config.fusion_hidden_size
+            self.coarse = nn.ModuleList([nn.Conv2d(width, 1, 1) for _ in range(cfg.scales - 1)])
+
+
+class Mesa(Recipe):
+    """The recipe: pictures with depth and triplets of frames, as far as the terms need them."""
+
+    name = "mesa"
+    free_to_change = (
+        "pictures.pool.folder",
+        "pictures.data.folder",
+        "pictures.second.folder",
+        "sequences.folder",
+    )
+
+    def __init__(
+        self,
+        cfg: Config,
+        pictures: Mixture | None,
+        triplets: Triplets | None,
+        checks: Mapping[str, Sequence[Sample]] | None = None,
+    ) -> None:
+        self.cfg, self.pictures, self.triplets = cfg, pictures, triplets
+        self.checks = checks or {}
+        self._network: Network | None = None
+        self._beside: Beside | None = None
+
+    # --- network ---------------------------------------------------------------------------------
+
+    def model(self) -> nn.Module:
+        """The network, its encoder (or all of it) from cfg.start."""
+        cfg = self.cfg
+        network = open_network(cfg.network)
+        fitting = network.spec.fitting(cfg.height, cfg.width)
+        if fitting != (cfg.height, cfg.width):
+            smaller = min(cfg.height, cfg.width) < network.spec.multiple_px
+            why = "is smaller than a patch" if smaller else "does not fit the patches"
+            raise TrainingError(
+                f"A picture of {cfg.height}x{cfg.width} {why} of {network.spec.multiple_px} px: set"
+                f" height and width to {fitting[0]}x{fitting[1]}."
+            )
+        if cfg.start:
+            found = checkpoints.read(Path(cfg.start))["averaged"]
+            if cfg.take == "encoder":
+                own = {n: t for n, t in network.state_dict().items() if not ENCODER.match(n)}
+                found = {**own, **{n: t for n, t in found.items() if ENCODER.match(n)}}
+            checkpoints.load(network, found, cfg.start)
+        drop_paths(network, cfg.drop_path)
+        tokens = (cfg.loss.masked and cfg.masking.variant == "simmim") or cfg.loss.hide
+        for name, parameter in network.named_parameters():
+            if name.endswith("mask_token"):
+                parameter.requires_grad_(bool(tokens))
+        self._network = network
+        return network
+
+    def extra(self) -> nn.Module | None:
+        """Heads of the masked and geometric terms, and the pose network."""
+        assert self._network is not None
+        self._beside = Beside(self._network, self.cfg)
+        return self._beside if any(True for _ in self._beside.parameters()) else None
+
+    def rate(self, name: str) -> float:
+        """layer_decay to the number of layers between this parameter and the encoder's end."""
+        decay = self.cfg.layer_decay
+        if decay == 1 or not ENCODER.match(name) or self._network is None:
+            return 1.0
+        numbers = [
+            int(found.group(1))
+            for found in map(LAYER.search, self._network.state_dict())
+            if found is not None
+        ]
+        depth = max(numbers) + 1
+        here = LAYER.search(name)
+        if here is not None:
+            return float(decay ** (depth - int(here.group(1))))
+        # Patches and places come before the first layer, the last normalisation after the last.
+        return 1.0 if "layernorm" in name or "context" in name else float(decay ** (depth + 1))
+
+    # --- data ------------------------------------------------------------------------------------
+
+    def batch(self, step: int, share: Share) -> Batch:
+        """`image` and `depth` for the masked and supervised terms; `target`, `sources`, K and poses
+        for the geometric one. With loss.alternate only what the step's term needs.
+        """
+        cfg, loss = self.cfg, self.cfg.loss
+        terms = [name for name in ("masked", "geometric", "supervised") if getattr(loss, name)]
+        if loss.alternate:
+            terms = [terms[step % len(terms)]]
+        batch: Batch = {"terms": torch.tensor([name in terms for name in TERMS])}
+        rngs = generators(cfg.loop, step, share)
+        if self.pictures is not None and {"masked", "supervised"} & set(terms):
+            batch |= self.pictures.batch(rngs, cfg.height, cfg.width, cfg.augment)
+        if self.triplets is not None and "geometric" in terms:
+            batch |= self._videos(rngs)
+        return batch
+
+    def _videos(self, rngs: list[np.random.Generator]) -> Batch:
+        assert self.triplets is not None
+        rows: dict[str, list[Any]] = {}
+        for rng in rngs:
+            triplet = self.triplets[int(rng.integers(0, len(self.triplets)))]
+            views = (triplet.target, *triplet.sources)
+            row: dict[str, Any] = {
+                "target": triplet.target.image,
+                "sources": np.stack([view.image for view in triplet.sources]),
+                "K_target": views[0].K,
+                "K_sources": np.stack([view.K for view in views[1:]]),
+            }
+            if self.cfg.poses == "given":
+                row["T_sources_target"] = triplet.poses()
+            for name, value in row.items():
+                rows.setdefault(name, []).append(value)
+        batch: Batch = {}
+        for name, values in rows.items():
+            stacked = torch.from_numpy(np.stack(values)).float()
+            if name in ("target", "sources"):  # channels before rows
+                stacked = (stacked / 255).movedim(-1, -3).contiguous()
+            batch[name] = stacked
+        return batch
+
+    # --- losses ----------------------------------------------------------------------------------
+
+    def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
+        """The terms that the batch offers, weighted, and their sum."""
+        weights = self.cfg.loss
+        network: Any = model
+        asked = dict(zip(TERMS, batch["terms"].tolist(), strict=True))
+        found: dict[str, Tensor] = {}
+        if asked["masked"] and self._beside is not None and self._beside.guess is not None:
+            found["masked"] = self._beside.guess.loss(
+                network, network.spec.normalise(batch["image"])
+            )
+        if asked["supervised"]:
+            depth = batch["depth"]
+            known = torch.isfinite(depth) & (depth > 0)
+            found["supervised"] = silog(
+                self.depths(network, batch["image"])[0], depth, known, weights.share
+            )
+        if asked["geometric"]:
+            terms = self._geometric(network, batch)
+            found["geometric"] = terms["loss"]
+            found["smooth"] = terms["smooth"].detach()
+        total = torch.stack(
+            [getattr(weights, name) * found[name] for name in TERMS if name in found]
+        ).sum()
+        return {"loss": total, **found}
+
+    def _geometric(self, network: Any, batch: Batch) -> dict[str, Tensor]:
+        target, sources = batch["target"], batch["sources"]
+        poses = batch.get("T_sources_target")
+        if poses is None:
+            assert self._beside is not None and self._beside.pose is not None
+            poses = torch.stack(
+                [self._beside.pose(target, sources[:, k]) for k in range(sources.shape[1])], dim=1
+            )
+        return geometric_loss(
+            self.depths(network, target, coarse=True),
+            target,
+            sources,
+            batch["K_target"],
+            batch["K_sources"],
+            poses,
+            self.cfg.geometric,
+        )
+
+    def depths(self, network: Any, pictures: Tensor, coarse: bool = False) -> list[Tensor]:
+        """Depth (N, 1, h, w) m of pictures in 0..1; with `coarse` the other scales too, each half
+        as large as the one before.
+        """
+        cfg = self.cfg
+        fused: list[Sequence[Tensor]] = []
+        heads = self._beside.coarse if coarse and self._beside is not None else None
+        handle = None
+        if heads is not None:
+            handle = network.network.neck.register_forward_hook(
+                lambda _module, _inputs, output: fused.append(output)
+            )
+        hidden: Any = nullcontext()
+        if cfg.loss.hide and network.training:
+            mask = random_mask(
+                pictures.shape[0], pictures.shape[-2], pictures.shape[-1],
+                cfg.masking.unit_px, cfg.masking.ratio, device=pictures.device,
+            )  # fmt: skip
+            hidden = replaced(network, cells(mask, network.spec.multiple_px))
+        try:
+            with hidden:
+                answer = network.answer(network.spec.normalise(pictures))
+        finally:
+            if handle is not None:
+                handle.remove()
+        raw = answer.before if answer.before is not None else answer.disparity
+        maps = [raw]
+        if heads is not None:
+            # Fused from coarse to fine; the finest is what the network's own head sees.
+            for k, head in enumerate(heads, start=1):
+                size = [max(side // 2**k, 1) for side in pictures.shape[-2:]]
+                said = head(fused[0][-1 - k]).float()
+                maps.append(
+                    functional.interpolate(said, size, mode="bilinear", align_corners=False)
+                )
+        return [self._metres(m) for m in maps]
+
+    def _metres(self, raw: Tensor) -> Tensor:
+        near, far = self.cfg.geometric.near, self.cfg.geometric.far
+        if self.cfg.head == "inverse":
+            return 1.0 / functional.relu(raw.float()).clamp(1 / far, 1 / near)
+        share = (1 / self.cfg.typical - 1 / far) / (1 / near - 1 / far)
+        return bounded_depth(raw + math.log(share / (1 - share)), near, far)
+
+    # --- judging ---------------------------------------------------------------------------------
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """RMSE (m) and AbsRel on the data sets of `check`, as the network's metres are."""
+        found: dict[str, float] = {}
+        device = next(model.parameters()).device
+        for name, samples in self.checks.items():
+            rows = []
+            for k in range(len(samples)):
+                sample = samples[k]
+                window = Window.whole(sample.image.shape, self.cfg.height, self.cfg.width)
+                x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None]
+                depth = self.depths(model, x.to(device).float() / 255)[0]
+                full = functional.interpolate(
+                    depth, sample.image.shape[:2], mode="bilinear", align_corners=False
+                )
+                if sample.depth is not None:
+                    rows.append(evaluate(full[0, 0].cpu().numpy(), sample.depth))
+            if rows:
+                found[f"{name}_rmse"] = float(np.mean([row.rmse for row in rows]))
+                found[f"{name}_abs_rel"] = float(np.mean([row.abs_rel for row in rows]))
+        if "inside_rmse" in found:
+            found["score"] = found["inside_rmse"]
+        return found
+
+
+TERMS = ("masked", "geometric", "supervised")
+
+
+def build(cfg: Config, console: Console) -> Mesa:
+    """The recipe on the data that its terms need."""
+
+    def waiting(found: int) -> None:
+        wanted = cfg.pictures.pool.wait_for
+        console.print(f"waiting for the renderer: {found} of {wanted} pictures")
+
+    loss = cfg.loss
+    pictures = Mixture(cfg.pictures, waiting) if loss.masked or loss.supervised else None
+    triplets = None
+    if loss.geometric:
+        triplets = open_triplets(cfg.sequences, cfg.height, cfg.width, cfg.poses == "given")
+    checks = {
+        name: open_samples(data)
+        for name, data in (("inside", cfg.check.inside), ("outside", cfg.check.outside))
+        if data.limit
+    }
+    return Mesa(cfg, pictures, triplets, checks)
