@@ -24,6 +24,7 @@ from depth_node import __version__, benchmark, model_tools, replay
 from depth_node.bags import BagError
 from depth_node.config import ConfigError, load, override
 from depth_node.engine import EMBEDDED, EngineError, backends, open_engine
+from depth_node.engine.cache import EngineCache
 from depth_node.fitting import METHODS
 from depth_node.frames import FrameError, find_frames
 from depth_node.inference import DepthModel, ModelConfig
@@ -486,6 +487,8 @@ def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser("doctor", help="what is installed, what runs, what is missing")
     parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
     parser.add_argument("--manifest", default="", metavar="FILE")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="to run it on (auto)")
+    parser.add_argument("--precision", default="file", metavar="WORD", help="file or fp16 (file)")
     parser.add_argument("--listen", type=float, default=2.0, metavar="S", help="to the graph (2)")
     parser.set_defaults(run=_run_doctor)
 
@@ -498,6 +501,8 @@ PACKAGES = (  # module, distribution, needed for, cure
     ("onnxruntime", "onnxruntime", "", "pip install onnxruntime"),
     ("numba", "numba", "faster fits", "pip install numba"),
     ("rosbags", "rosbags", "replay of bags", "pip install rosbags"),
+    ("tensorrt", "tensorrt", "TensorRT engines", "see docs/engines.md"),
+    ("cuda", "cuda-bindings", "TensorRT engines", "pip install cuda-python"),
 )
 ROS_PACKAGES = (
     ("rclpy", "ros-jazzy-rclpy", "the node", ROS_CURE),
@@ -528,8 +533,9 @@ def _run_doctor(options: argparse.Namespace) -> int:
     print_table(screen, "Installed", ("part", "version", "note"), rows, set(), left=3)
 
     rows = [(name, "usable" if not why else "not usable", why) for name, why in backends().items()]
+    how = {"backend": options.backend, "precision": options.precision, "build_engines": False}
     try:
-        with open_engine(options.model, manifest=options.manifest or None) as engine:
+        with open_engine(options.model, manifest=options.manifest or None, **how) as engine:
             spec = engine.manifest.input
             engine.run(np.zeros(spec.shape, spec.dtype))
             rows.append((f"model {engine.manifest.name}", "runs", f"on {engine.backend}"))
@@ -538,6 +544,7 @@ def _run_doctor(options: argparse.Namespace) -> int:
         bad.append(str(error))
         rows.append((f"model {Path(options.model).name}", "does not run", str(error)))
     print_table(screen, "Networks", ("what", "state", "note"), rows, set(), left=3)
+    _doctor_cache(screen)
 
     bad += _doctor_ros(screen, options.listen)
     for sentence in bad:
@@ -545,6 +552,21 @@ def _run_doctor(options: argparse.Namespace) -> int:
     if not bad:
         screen.print("Everything that is needed is here.", style="green")
     return 1 if bad else 0
+
+
+def _doctor_cache(screen: Console) -> None:
+    """What lies in the user's cache of built engines."""
+    rows = [
+        (
+            fact.get("model", "?"),
+            fact["key"][:12],
+            f"{fact['identity']['builder']}, {fact['identity']['gpu']}",
+            f"{fact['bytes'] / 1e6:.1f} MB, {fact['built']}",
+        )
+        for fact in EngineCache.of("", 0).entries()
+    ]
+    if rows:
+        print_table(screen, "Built engines", ("model", "key", "for", "file"), rows, set(), left=4)
 
 
 def _doctor_ros(screen: Console, seconds: float) -> list[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -178,6 +179,39 @@ def test_models_list_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for word in ("numpy", "onnxruntime-cpu", "usable", "runs", "Everything that is needed"):
         assert word in shown
+    for word in ("is the reference", "not tensorrt", "no module tensorrt"):
+        assert word in shown or tensorrt_is_here()
+
+
+def tensorrt_is_here() -> bool:
+    return importlib.util.find_spec("tensorrt") is not None
+
+
+def test_doctor_shows_the_engine_its_key_and_its_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gpu_on_cpu import Machine
+
+    Machine().install(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    asked = ["doctor", "--listen", "0", "--backend", "tensorrt"]
+    assert tools.main(asked) == 1  # it builds nothing, and names the command that does
+    assert "`depth_tools models build embedded`" in capsys.readouterr().out
+    assert tools.main(["models", "build", "embedded"]) == 0
+    built = capsys.readouterr().out
+    assert tools.main(asked) == 0
+    shown = capsys.readouterr().out
+    key = next(tmp_path.rglob("*.engine")).stem
+    for word in (
+        "correlation 1.000000",
+        "Played GPU",
+        "TensorRT 10.13.3.9",
+        key[:12],
+        "cuda graph",
+    ):
+        assert word in shown
+    assert key in built and "correlation 1.000000" in built
 
 
 def test_doctor_names_what_does_not_work(
