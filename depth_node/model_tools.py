@@ -108,7 +108,7 @@ def _run_list(options: argparse.Namespace) -> int:
 
 
 def _what_is_here(entry: zoo.Entry) -> str:
-    folder = zoo.models_folder() / entry.name
+    folder = entry.folder
     found = sorted(path.name for path in folder.glob("*.onnx"))
     if not found and (folder / entry.main).is_file():
         found = ["weights"]
@@ -138,9 +138,12 @@ def _run_fetch(options: argparse.Namespace) -> int:
                 style="yellow",
             )
     if done.manifest is None:
+        screen.print(f"weights: {done.path}; they run once they are exported to ONNX:")
         screen.print(
-            f"weights: {done.path}; export them to ONNX with `python -m training export`"
-            " (docs/models.md)"
+            f"  {entry.export_command}"
+            if entry.export
+            else f"  with the package of {entry.maker}, to {entry.onnx}; then `depth_tools models"
+            f" manifest {entry.onnx} --meaning {entry.meaning}`"
         )
         return 0
     spec = done.manifest.input

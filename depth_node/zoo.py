@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,14 @@ from urllib.parse import urlsplit
 import yaml
 
 from depth_node.config import nearest
-from depth_node.engine import MEANINGS, EngineError, Manifest, manifest_path, write_manifest
+from depth_node.engine import (
+    MEANINGS,
+    EngineError,
+    Manifest,
+    converted_path,
+    manifest_path,
+    write_manifest,
+)
 from depth_node.preprocess import InputSpec
 
 REGISTRY = Path(__file__).resolve().parent / "models" / "registry.yaml"
@@ -68,6 +76,7 @@ class Entry:
     patch_size: int = 0
     output_name: str = ""
     non_commercial: bool = False
+    export: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -90,6 +99,24 @@ class Entry:
     def main(self) -> str:
         """File name of the network itself."""
         return PurePosixPath(next(iter(self.files))).name
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie once they are fetched."""
+        return models_folder() / self.name
+
+    @property
+    def onnx(self) -> Path:
+        """The file that runs: what was fetched, or is to be made of the weights."""
+        return self.folder / (self.main if self.format == "onnx" else f"{self.name}.onnx")
+
+    @property
+    def export_command(self) -> str:
+        """What makes the ONNX file of weights, as typed; "" where others have to do it."""
+        words = {
+            "folder": self.folder, "onnx": self.onnx, "name": self.name, "licence": self.licence
+        }  # fmt: skip
+        return self.export.format(**{key: shlex.quote(str(word)) for key, word in words.items()})
 
     @property
     def page(self) -> str:
@@ -141,26 +168,20 @@ def resolve(name: str) -> Path | None:
     if entry is None:
         return None
     variant = name[len(entry.name) + 1 :]
-    folder = models_folder() / entry.name
-    if entry.format != "onnx":
-        own = sorted(folder.glob("*.onnx"))
-        if len(own) == 1 and not variant:
-            return own[0]
-        raise EngineError(
-            f"{entry.name} comes as weights, and there is no ONNX file of it in {folder}: fetch it,"
-            f" export it with `python -m training export` and put the file there, or give its path"
-        )
-    path = folder / entry.main
+    path = entry.onnx if not variant else converted_path(entry.onnx, variant)
+    if path.is_file():
+        return path
+    command = f"depth_tools models fetch {entry.name}"
     if variant:
-        path = path.with_name(f"{path.stem}.{variant}.onnx")
-    if not path.is_file():
-        command = f"fetch {entry.name}"
-        if variant:
-            command = f"convert {entry.name} --precision {variant}"
-        raise EngineError(
-            f"network {name} is not on this machine: run `depth_tools models {command}`"
-        )
-    return path
+        command = f"depth_tools models convert {entry.name} --precision {variant}"
+    elif (entry.folder / entry.main).is_file():  # weights, which are here
+        command = entry.export_command
+        if not command:
+            raise EngineError(
+                f"{entry.name} is here as weights, which do not run: export them with their"
+                f" maker's package and put the file at {path}"
+            )
+    raise EngineError(f"network {name} is not on this machine: run `{command}`")
 
 
 def _named(name: str) -> Entry | None:
@@ -222,7 +243,7 @@ class Verdict:
 
 def verify(entry: Entry) -> list[Verdict]:
     """Hash the files of a fetched network again. No file is changed; empty if it is not here."""
-    folder = models_folder() / entry.name
+    folder = entry.folder
     record = Record.load(folder)
     present = [path for path in entry.files if (folder / PurePosixPath(path).name).is_file()]
     if record is None and not present:
@@ -276,7 +297,7 @@ def fetch(
     taken if its hash is right. ``size`` (height, width) is for files that leave it open. The caller
     has shown the licence. Raises FetchError; EngineError if the file is no usable ONNX.
     """
-    folder = models_folder() / entry.name
+    folder = entry.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -118,6 +118,9 @@ def test_registry_holds_what_is_promised_and_every_rule_can_be_used() -> None:
         assert entry.main.endswith(".onnx") == (entry.format == "onnx")
         if entry.patch_size:
             assert all(side % entry.patch_size == 0 for side in entry.size)
+        if entry.format == "weights" and entry.export:
+            assert entry.export_command.startswith("python -m training ")
+            assert entry.name in entry.export_command and "{" not in entry.export_command
         # What forbids commercial use is asked about; what does not, is not.
         assert entry.non_commercial == ("NC" in entry.licence), entry.name
     assert not any(entry.name == "embedded" for entry in known.values())
@@ -214,18 +217,42 @@ def test_weights_of_several_files(
     net: dict[str, dict[str, Any]],
     hub: hub_server.Hub,
     tmp_path: Path,
+    data: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     net["net"].update(format="weights", files={"a b/model.safetensors": "", "config.json": ""})
+    net["net"]["export"] = "python -m training export {folder} --out {onnx} --licence {licence}"
     hub.files["somebody/net/a b/model.safetensors"] = b"weights"
     hub.files["somebody/net/config.json"] = b"{}"
     install(net, tmp_path, monkeypatch)
-    done = zoo.fetch(zoo.find("net"))
-    assert done.manifest is None and done.path.read_bytes() == b"weights"
-    assert set(done.record.files) == {"model.safetensors", "config.json"}
-    assert "training export" in refusal(lambda: zoo.resolve("net"))
-    save_model(done.path.with_name("own.onnx"))
-    assert zoo.resolve("net") == done.path.with_name("own.onnx")
+    assert tools.main(["models", "fetch", "net"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    folder = data / "net"
+    command = f"python -m training export {folder} --out {folder}/net.onnx --licence Apache-2.0"
+    assert command in shown
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert set(zoo.fetch(zoo.find("net")).record.files) == {"model.safetensors", "config.json"}
+    assert f"run `{command}`" in refusal(lambda: zoo.resolve("net"))
+    save_model(folder / "net.onnx")
+    assert zoo.resolve("net") == folder / "net.onnx"
+    save_model(folder / "net.fp16.onnx")
+    assert zoo.resolve("net.fp16") == folder / "net.fp16.onnx"
+
+
+def test_weights_that_only_their_maker_can_export(
+    net: dict[str, dict[str, Any]],
+    hub: hub_server.Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    net["net"].update(format="weights", files={"model.safetensors": ""})
+    hub.files["somebody/net/model.safetensors"] = b"weights"
+    install(net, tmp_path, monkeypatch)
+    assert tools.main(["models", "fetch", "net"]) == 0
+    assert "with the package of somebody" in capsys.readouterr().out
+    assert "maker's package and put the file at" in refusal(lambda: zoo.resolve("net"))
 
 
 def test_damaged_download_is_deleted(ready: zoo.Entry, hub: hub_server.Hub, data: Path) -> None:
@@ -402,7 +429,9 @@ def test_resolve() -> None:
     assert "run `depth_tools models fetch depth-anything-v2-small`" in sentence
     sentence = refusal(lambda: zoo.resolve("depth-anything-v2-small.fp16"))
     assert "convert depth-anything-v2-small --precision fp16" in sentence
-    assert "models fetch sam-2.1-tiny" not in refusal(lambda: zoo.resolve("sam-2.1-tiny"))
+    assert "run `depth_tools models fetch sam-2.1-tiny`" in refusal(
+        lambda: zoo.resolve("sam-2.1-tiny")
+    )
 
 
 # --- verify
