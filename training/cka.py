@@ -34,7 +34,7 @@ from training.models import InputSpec
 
 F64 = NDArray[np.float64]
 
-ENCODERS = r"encoder\.layer|stem|stages|context|down_blocks|mid_block"
+ENCODERS = r"encoder\.layer|stem|stages|context|unet\.(down_blocks|mid_block)"
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 LEAST_ROWS = 4  # of a batch: the unbiased estimate divides by n - 3
 
