@@ -16,7 +16,7 @@ from depth_node import config
 from depth_node.frames import FrameError
 from training import recipes
 from training.data import DataError, Pool
-from training.loop import TrainingError, run
+from training.loop import TrainingError, main_first, run
 
 # Each a module with `arguments(parser)` and `command(args, console)`.
 TOOLS: dict[str, tuple[str, str]] = {
@@ -26,6 +26,7 @@ TOOLS: dict[str, tuple[str, str]] = {
     "shards": ("training.shards", "pack a data set into WebDataset shards"),
     "annotate": ("training.annotate", "a page that asks which of two points is nearer"),
     "corrupt": ("training.corruptions", "a sheet of all corruptions of a picture"),
+    "cka": ("training.cka", "how alike two checkpoints see, layer against layer"),
 }
 
 
@@ -96,7 +97,9 @@ def _train(args: argparse.Namespace, console: Console) -> int:
         print(config.dump(cfg), end="")
         return 0
     folder = args.run or Path("runs") / args.config.stem
-    run(recipe.build(cfg, console), cfg.loop, folder, config.to_dict(cfg), console=console)
+    with main_first():  # it may render pictures, fetch weights, make masks
+        built = recipe.build(cfg, console)
+    run(built, cfg.loop, folder, config.to_dict(cfg), console=console)
     return 0
 
 

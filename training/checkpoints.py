@@ -182,6 +182,15 @@ def weights(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items()}
 
 
+def starting_weights(path: str | Path, trust_pickle: bool = False) -> dict[str, Tensor]:
+    """What a new run starts from: the averaged weights of a run of ours, or a file of weights."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        found: dict[str, Tensor] = read(path)["averaged"]
+        return found
+    return weights(path, trust_pickle)
+
+
 def load(module: nn.Module, content: Mapping[str, Tensor], where: object) -> None:
     """Put weights into a network of exactly that architecture; TrainingError for another one."""
     own = module.state_dict()

@@ -19,7 +19,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from numpy.typing import NDArray
 from rich.console import Console
@@ -42,7 +42,17 @@ from training import checkpoints
 from training.checkpoints import BEST, LAST, TrainingError, read
 from training.journal import Journal, environment
 
-__all__ = ["Batch", "LoopConfig", "Recipe", "Share", "TrainingError", "generators", "read", "run"]
+__all__ = [
+    "Batch",
+    "LoopConfig",
+    "Recipe",
+    "Share",
+    "TrainingError",
+    "generators",
+    "main_first",
+    "read",
+    "run",
+]
 
 # What may differ between a checkpoint's settings and those of the run that goes on from it; a
 # recipe adds its own.
@@ -177,6 +187,11 @@ class Recipe(ABC):
         since the last checkpoint does.
         """
         return {}
+
+
+def main_first() -> AbstractContextManager[None]:
+    """The main process of a machine goes first, the others wait: for what is made on disk once."""
+    return PartialState().local_main_process_first()  # type: ignore[no-any-return]
 
 
 def generators(cfg: LoopConfig, step: int, share: Share) -> list[np.random.Generator]:

@@ -122,6 +122,25 @@ def test_learning_happens(pool_folder: Path, tmp_path: Path) -> None:
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
 
 
+def test_a_run_may_start_from_another_ones_weights(
+    pool_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = train(settings(pool_folder, "loop.steps=2"), tmp_path / "before")
+    cfg = settings(pool_folder, f"start={tmp_path / 'before'}")
+    model = loop.start(supervised.build(cfg, Console()), cfg.loop).model
+    assert before.averaged is not None
+    assert same(model.state_dict(), before.averaged.state_dict())
+    torch.save(before.averaged, tmp_path / "whole.pt")  # a pickled module
+    arguments = ["supervised", "--config", str(DEBUG), "--run", str(tmp_path / "run")]
+    arguments += [f"pool.folder={pool_folder}", f"start={tmp_path / 'whole.pt'}"]
+    assert main(arguments) == 1
+    assert "could run any code" in capsys.readouterr().err.replace("\n", " ")
+    torch.save(before.averaged.state_dict(), tmp_path / "weights.pt")
+    plain = settings(pool_folder, f"start={tmp_path / 'weights.pt'}")
+    model = loop.start(supervised.build(plain, Console()), plain.loop).model
+    assert same(model.state_dict(), before.averaged.state_dict())
+
+
 def test_the_shipped_student_fits_its_budget() -> None:
     assert parameter_count(SmallUNet(StudentConfig())) * 2 < 4_000_000  # bytes as float16
     with pytest.raises(config.ConfigError, match="five values"):

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from depth_node import config
+from training.checkpoints import load, starting_weights
 from training.data import (
     RENDERED,
     DataError,
@@ -69,6 +70,12 @@ class Config:
         128, "Columns of the network's input; a multiple of 32.", unit="px", minimum=32
     )
     student: StudentConfig = config.section(StudentConfig, "The network.")
+    start: str = config.option(
+        "", "Run, checkpoint or file of weights that the network starts from; empty = random."
+    )
+    trust_pickle: bool = config.option(
+        False, "Open `start` even if it is a pickle that could run code; only if you made it."
+    )
     source: str = config.option("pool", "What it learns from.", choices=("pool", "pictures"))
     pool: PoolConfig = config.section(PoolConfig, "The rendered scenes.")
     pictures: DataConfig = config.section(DataConfig, "The data set.", kind="frames")
@@ -118,8 +125,12 @@ class Supervised(Recipe):
         self.pictures = pictures
 
     def model(self) -> nn.Module:
-        """A fresh student."""
-        return SmallUNet(self.cfg.student)
+        """A fresh student, or one that has learnt before."""
+        model = SmallUNet(self.cfg.student)
+        if self.cfg.start:
+            found = starting_weights(self.cfg.start, self.cfg.trust_pickle)
+            load(model, found, self.cfg.start)
+        return model
 
     def batch(self, step: int, share: Share) -> Batch:
         """Pictures (N, 3, h, w) as the network sees them and depth (N, 1, h, w) m."""
