@@ -48,8 +48,8 @@ from training.corruptions import (
     mean_corruption_error,
     mean_resilience_rate,
 )
-from training.datasets import DataConfig, Samples, open_samples, read_image
-from training.ordinal import Pair, read_labels
+from training.datasets import DataConfig, Samples, open_samples
+from training.ordinal import LabelSet, read_labels
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -594,40 +594,34 @@ def published(found: Samples) -> Iterator[Sample]:
 def _agreement(
     labels: Path, pictures: Path | None, predictors: Mapping[str, Predictor], console: Console
 ) -> tuple[Table, list[dict[str, Any]]]:
-    """How many of a person's ordered pairs each network puts in that order, by picture."""
+    """How many of a person's ordered pairs each network puts in that order."""
     if pictures is None:
         raise ValueError("--labels needs --pictures, the folder that its images lie in.")
-    by_image: dict[str, list[Pair]] = {}
-    for pair in read_labels(labels):
-        if pair.sign:
-            by_image.setdefault(pair.image, []).append(pair)
-    if not by_image:
-        raise ValueError(f"{labels} has no pair with a nearer point: label some more.")
+    found = open_samples(DataConfig(kind="images", folder=str(pictures)))
+    said = LabelSet(read_labels(labels), [item.name for item in found.items])
     title = f"ordered pairs of {labels.name}"
     right: dict[str, list[list[float]]] = {name: [] for name in predictors}
-    for image, pairs in track(by_image.items(), title, console=console):
-        picture = read_image(pictures / image)
-        ends = np.array([(p.y1, p.x1, p.y2, p.x2) for p in pairs])
-        limit = np.tile(picture.shape[:2], 2)
-        if (ends < -0.5).any() or (ends >= limit - 0.5).any():
-            raise ValueError(
-                f"{labels} has a point outside {image} ({limit[1]}x{limit[0]}): correct it."
-            )
-        r1, c1, r2, c2 = np.floor(ends + 0.5).astype(int).T
-        signs = np.array([p.sign for p in pairs])
+    for k, item in enumerate(track(found.items, title, console=console)):
+        if item.name not in said.pictures:
+            continue
+        picture = found[k].image
+        *ends, signs = said.points(item.name, picture.shape)
+        (c1, r1), (c2, r2) = (np.floor(points + 0.5).astype(int).T for points in ends)
         for name, model in predictors.items():
             disparity = model.predict(picture).disparity()
             agreed = np.sign(disparity[r1, c1] - disparity[r2, c2]) == signs
-            right[name] += [[float(agreed.sum()), len(pairs)]]
+            right[name] += [[float(agreed[signs != 0].sum()), float((signs != 0).sum())]]
+    if not any(line[1] for line in next(iter(right.values()))):
+        raise ValueError(f"{labels} has no pair with a nearer point: label some more.")
     table = Table(title=f"{title}: share in the order that was said, 95 % by picture")
     table.add_column("")
     table.add_column("pairs", justify="right")
     table.add_column("agreed", justify="right")
     lines = []
-    for name, found in right.items():
-        counts = {str(k): np.array([line]) for k, line in enumerate(found)}
-        share = bootstrap(counts, ratio, by="source", pooled=True)
-        total = sum(line[1] for line in found)
+    for name, counts in right.items():
+        by_picture = {str(k): np.array([line]) for k, line in enumerate(counts) if line[1]}
+        share = bootstrap(by_picture, ratio, by="source", pooled=True)
+        total = sum(line[1] for line in counts)
         table.add_row(name, f"{total:.0f}", str(share))
         lines.append({"set": title, "method": name, "pairs": total, "agreed": vars(share)})
     return table, lines

@@ -377,7 +377,7 @@ def test_a_network_is_judged_by_the_order_that_a_person_said(
     assert (line["pairs"], line["agreed"]["value"]) == (4, 0.75)
     ordinal.write_labels(labels, [ordinal.Pair("a.png", 5, 10, 40, 10, "closer")])
     assert main(words) == 1
-    assert "outside a.png (40x20)" in capsys.readouterr().err
+    assert "(40, 10) outside the picture of 40x20" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
