@@ -633,6 +633,65 @@ def _widen(unet: Any) -> None:
     unet.conv_in = wide
 
 
+class Marigold(nn.Module):
+    """A Marigold-class pipeline of diffusers as a teacher: pictures in 0..1 in, its maps out.
+
+    `meaning` says what the maps are. The noise is the same for every picture, one map is drawn.
+    """
+
+    spec = InputSpec((0.0,) * 3, (1.0,) * 3, 8)  # type: ignore[arg-type]
+
+    def __init__(self, pipe: Any, steps: int = 0) -> None:
+        super().__init__()
+        self.unet, self.vae, self.text_encoder = pipe.unet, pipe.vae, pipe.text_encoder
+        self._pipe = (pipe,)  # in a tuple: no submodule
+        self.steps = steps
+        kind = pipe.config.get("prediction_type") or "depth"
+        self.meaning = f"{kind}_affine_invariant"
+        pipe.set_progress_bar_config(disable=True)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps (N, 1, H, W), in 0..1."""
+        found: Tensor = self._pipe[0](
+            pictures,
+            num_inference_steps=self.steps or None,
+            ensemble_size=1,
+            processing_resolution=0,
+            match_input_resolution=True,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+        ).prediction
+        return found
+
+
+def open_assistant(
+    source: str, allow_download: bool = False, revision: str = "main"
+) -> SingleStep | Marigold:
+    """A diffusion network to teach others: a run of depthmaster, or a Marigold of diffusers."""
+    folder = Path(source)
+    if any((folder / name).is_file() for name in ("about.json", "last/about.json")):
+        return open_run(folder)
+    from diffusers import MarigoldDepthPipeline
+
+    if not folder.is_dir() and not allow_download:
+        raise TrainingError(
+            f"There is no folder {source}: give a run of depthmaster or a folder that holds a"
+            " Marigold (model_index.json), or allow the download."
+        )
+    try:
+        pipe = MarigoldDepthPipeline.from_pretrained(
+            source, local_files_only=folder.is_dir() or not allow_download, revision=revision
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(
+            f"{source} cannot be opened as a Marigold ({first}): it must hold model_index.json,"
+            " unet/, vae/, scheduler/, text_encoder/ and tokenizer/."
+        ) from error
+    return Marigold(pipe)
+
+
 def memory(model: nn.Module, optimiser_states: int = 2) -> dict[str, float]:
     """GiB that a model takes in training but for its activations: float32 weights as they are,
     gradients and AdamW's two moments of what is learnt.

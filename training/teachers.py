@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from depth_node.prediction import Prediction
 from training.checkpoints import TrainingError
 from training.models import Network, NetworkConfig, open_network
 
-SOURCES = ("network", "engine")
+SOURCES = ("network", "engine", "diffusion")
 
 
 class Teacher(Protocol):
@@ -66,10 +66,12 @@ class TeacherConfig:
     what: str = config.option(
         "network",
         "network: of torch, on the training device; engine: an ONNX file with manifest, through"
-        " depth_node.",
+        " depth_node; diffusion: a run of depthmaster, or a Marigold of diffusers.",
         choices=SOURCES,
     )
-    path: str = config.option("", "Of an engine: the .onnx file, or `embedded`.")
+    path: str = config.option(
+        "", "Of an engine: the .onnx file, or `embedded`; of a diffusion network: its folder."
+    )
     height: int = config.option(
         0, "Rows that a network works in; 0: those of the pictures.", unit="px", minimum=0
     )
@@ -149,6 +151,13 @@ def open_teacher(cfg: TeacherConfig) -> Teacher:
     """The teacher that the settings name. Raises TrainingError with a sentence."""
     if cfg.what == "engine":
         return EngineTeacher(cfg.path or "embedded")
+    if cfg.what == "diffusion":
+        from training import diffusion  # needs diffusers
+
+        assistant: Any = diffusion.open_assistant(
+            cfg.path, cfg.network.allow_download, cfg.network.revision
+        )
+        return NetworkTeacher(assistant, cfg.path, (cfg.height, cfg.width))
     generator = torch.random.get_rng_state()
     try:  # random weights of a teacher must not depend on what was drawn before
         torch.manual_seed(cfg.seed)

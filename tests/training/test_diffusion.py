@@ -42,6 +42,25 @@ def opened(place: Path, **more: object) -> SingleStep:
     return open_diffusion(DiffusionConfig(source=str(place), **more)).eval()
 
 
+def add_text_encoder(place: Path) -> None:
+    """A text encoder of a few numbers, and a tokenizer of three words."""
+    transformers = pytest.importorskip("transformers")
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
+    shape = transformers.CLIPTextConfig(
+        vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=7, bos_token_id=0, eos_token_id=1,
+        pad_token_id=1,
+    )  # fmt: skip
+    transformers.CLIPTextModel(shape).save_pretrained(place / "text_encoder")
+    tokenizer = place / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "vocab.json").write_text(json.dumps(words))
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    (tokenizer / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 7})
+    )
+
+
 # --- target and losses ---------------------------------------------------------------------------
 
 
@@ -289,26 +308,12 @@ def test_a_folder_opens_with_its_weights_and_its_prompt(folder: Path) -> None:
 
 
 def test_the_empty_prompt_comes_from_the_text_encoder(folder: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
     place = tmp_path / "sd2"
     shutil.copytree(folder, place)
     (place / diffusion.PROMPT_FILE).unlink()
     with pytest.raises(TrainingError, match=r"empty prompt.*text_encoder/"):
         opened(place)
-    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
-    shape = transformers.CLIPTextConfig(
-        vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=7, bos_token_id=0, eos_token_id=1,
-        pad_token_id=1,
-    )  # fmt: skip
-    transformers.CLIPTextModel(shape).save_pretrained(place / "text_encoder")
-    tokenizer = place / "tokenizer"
-    tokenizer.mkdir()
-    (tokenizer / "vocab.json").write_text(json.dumps(words))
-    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
-    (tokenizer / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 7})
-    )
+    add_text_encoder(place)
     (place / "model_index.json").write_text(
         json.dumps(
             {
@@ -361,3 +366,65 @@ def test_settings_that_contradict_themselves() -> None:
         DiffusionConfig(unet_widths=(12, 16))
     with pytest.raises(config.ConfigError, match="multiples of 8"):
         DiffusionConfig(vae_widths=(8,))
+
+
+# --- as a teacher --------------------------------------------------------------------------------
+
+
+def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
+    """Affine depth comes out as disparity, the same every time, with what is known."""
+    import diffusers
+    import transformers
+
+    from training import teachers
+
+    add_text_encoder(tmp_path)
+    network = small(paradigm="denoising")
+    pipe = diffusers.MarigoldDepthPipeline(
+        unet=network.unet,
+        vae=network.vae,
+        scheduler=diffusers.DDIMScheduler(prediction_type="v_prediction"),
+        text_encoder=transformers.CLIPTextModel.from_pretrained(tmp_path / "text_encoder"),
+        tokenizer=transformers.CLIPTokenizer.from_pretrained(tmp_path / "tokenizer"),
+        prediction_type="depth",
+        scale_invariant=True,
+        shift_invariant=True,
+        default_denoising_steps=1,
+        default_processing_resolution=0,
+    )
+    network.unet.register_to_config(in_channels=8)
+    pipe.save_pretrained(tmp_path / "marigold")
+    cfg = teachers.TeacherConfig(what="diffusion", path=str(tmp_path / "marigold"))
+    teacher = teachers.open_teacher(cfg)
+    assert teacher.kind == "depth_affine_invariant"
+    pictures = torch.rand(2, 3, 16, 24)
+    depth = teacher(pictures)
+    disparity, known = teachers.ask(teacher, pictures)
+    assert disparity.shape == (2, 1, 16, 24) and known.any()
+    torch.testing.assert_close(depth, teacher(pictures))
+    for d, m in zip(disparity, depth, strict=True):  # large = near
+        assert float(torch.corrcoef(torch.stack([d.flatten(), m.flatten()]))[0, 1]) < 0
+    with pytest.raises(TrainingError, match="cannot be opened as a Marigold"):
+        diffusion.open_assistant(str(tmp_path))
+    with pytest.raises(TrainingError, match="run of depthmaster"):
+        diffusion.open_assistant(str(tmp_path / "absent"))
+
+
+def test_a_run_teaches_through_the_same_door(tmp_path: Path) -> None:
+    from training import checkpoints, teachers
+
+    network = small()
+    about = {"recipe": "depthmaster", "settings": {"diffusion": config.to_dict(SMALL)}}
+    checkpoints.write(tmp_path, 1, about, {"averaged": network.state_dict()}, {})
+    teacher = teachers.open_teacher(teachers.TeacherConfig(what="diffusion", path=str(tmp_path)))
+    pictures = torch.rand(1, 3, 17, 23)  # brought to what the network takes, and back
+    disparity, known = teachers.ask(teacher, pictures)
+    assert disparity.shape == (1, 1, 17, 23) and known.all()
+    x = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(x), network(2 * x - 1))
+    other = small()
+    torch.nn.init.zeros_(other.unet.conv_out.weight)
+    checkpoints.write(tmp_path / "b", 1, about, {"averaged": other.state_dict()}, {})
+    cfg = teachers.TeacherConfig(what="diffusion", path=str(tmp_path / "b"))
+    assert teachers.open_teacher(cfg).revision != teacher.revision  # so that no cache mixes them
