@@ -6,9 +6,9 @@ BIN    := $(VENV)/bin
 TRAINING ?= 1
 TEST_REQUIREMENTS := $(if $(filter 1,$(TRAINING)),requirements-training.txt,requirements-dev.txt)
 
-.PHONY: help setup demo test check bench docs clean
+.PHONY: help setup demo test check bench gpu-check docs clean
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
 # A stamp a requirements file: set-up runs again only when the file changes.
 $(VENV)/stamp-%: % setup.py
@@ -30,6 +30,9 @@ check: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## ruff and types
 	$(BIN)/mypy
 bench: $(VENV)/stamp-requirements.txt  ## the benchmarks of docs/benchmarks.md (not the accuracy ones, which need data)
 	$(BIN)/depth_tools bench speed $(ARGS)
+gpu-check: $(VENV)/stamp-$(TEST_REQUIREMENTS) $(VENV)/stamp-requirements-gpu.txt  ## on a CUDA machine: kernels, times, TensorRT where installed
+	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/test_cuda.py tests/test_trt.py
+	$(BIN)/python -m depth_node.engine.gpu_check $(ARGS)
 docs: $(VENV)/stamp-requirements.txt  ## regenerate docs/parameters.md from the code
 	$(BIN)/depth_tools parameters > docs/parameters.md
 clean:  ## remove what the targets above made

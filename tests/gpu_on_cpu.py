@@ -245,7 +245,9 @@ class Machine:
             "cudaEventElapsedTime": lambda start, end: (ok, 1.0),
             "cudaEventDestroy": lambda event: (ok,),
         }
-        kinds = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+        kinds = SimpleNamespace(
+            cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+        )
         modes = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
         return {
             **functions,

@@ -8,6 +8,7 @@ engine/cuda.py (gpu_on_cpu.py), and on the GPU where there is one.
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -407,3 +408,51 @@ def test_the_played_machine_is_as_large_as_the_tables(machine: Machine) -> None:
             for part in entry.split("(")[0].split("."):
                 assert hasattr(place, part), entry
                 place = getattr(place, part)
+
+
+# --- make gpu-check
+
+
+def test_gpu_check_writes_its_json_and_row(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its logic, on the played machine: the times mean nothing here, the agreement does."""
+    from depth_node.engine import gpu_check
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpu_check, "_COPY_BYTES", 4_000_000)
+    assert gpu_check.main(["--repeats", "2", "--out", str(tmp_path)]) == 0
+    facts = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert facts["gpu"] == "Played GPU" and facts["failures"] == []
+    assert set(facts["kernels"]) == {"picture_vga", "picture_1080p", "regions", "field"}
+    assert all(found["agrees"] for found in facts["kernels"].values())
+    assert facts["cycles"]["lost_bytes"] == 0
+    assert "correlation 1.000000" in facts["engines"]["tensorrt"]["check"]
+    head, line, row = (tmp_path / "gpu_check.md").read_text().splitlines()
+    assert head.count("|") == line.count("|") == row.count("|")
+    assert machine.leaks == {}
+
+
+def test_gpu_check_fails_where_a_kernel_does(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from depth_node.engine import gpu_check
+
+    twin = kernels.apply_grid
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpu_check, "_COPY_BYTES", 4_000_000)
+    monkeypatch.setattr(kernels, "apply_grid", lambda *given: twin(*given) + np.float32(0.01))
+    assert gpu_check.main(["--repeats", "1", "--out", str(tmp_path)]) == 1
+    facts = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert [text for text in facts["failures"] if text.startswith("kernel field")]
+
+
+def test_gpu_check_without_a_gpu_says_so(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from depth_node.engine import gpu_check
+
+    machine.driver_version = 0
+    assert gpu_check.main(["--out", str(tmp_path)]) == 2
+    assert "no NVIDIA driver" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

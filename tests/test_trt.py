@@ -612,3 +612,28 @@ def test_the_users_cache_folder_is_the_default(
     reference = Reference.of(model, engine.manifest, no_cache)
     assert reference.picture.shape[2] == 3
     assert list(no_cache.glob("*.reference.npz"))
+
+
+# --- on a real machine
+
+
+@pytest.mark.gpu
+def test_ten_cycles_on_the_real_gpu_leave_its_memory_where_it_was(tmp_path: Path) -> None:
+    why = depth_node.engine.backends()["tensorrt"]
+    if why:
+        pytest.skip(f"no TensorRT: {why}")
+    from depth_node.engine import cuda
+
+    def once() -> None:
+        with open_engine("embedded", backend="tensorrt", cache_dir=str(tmp_path)) as engine:
+            engine.run_picture(picture(480, 640))  # type: ignore[attr-defined]
+
+    def free() -> int:
+        with cuda.Gpu() as gpu:
+            return int(gpu.memory()[0])
+
+    once()
+    before = free()
+    for _ in range(10):
+        once()
+    assert before - free() < 5_000_000

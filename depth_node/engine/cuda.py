@@ -38,6 +38,7 @@ USED: dict[str, tuple[str, ...]] = {
         "cudaError_t.cudaSuccess", "cudaError_t.cudaErrorMemoryAllocation",
         "cudaError_t.cudaErrorInsufficientDriver", "cudaError_t.cudaErrorNoDevice",
         "cudaMemcpyKind.cudaMemcpyHostToDevice", "cudaMemcpyKind.cudaMemcpyDeviceToHost",
+        "cudaMemcpyKind.cudaMemcpyDeviceToDevice",
         "cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal",
     ),
     "driver": (
@@ -207,6 +208,12 @@ class Gpu:
             target.ctypes.data, source, target.nbytes, kind, self._stream
         )
         _taken(result, "copying from the device")
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy on the device, in the stream's order."""
+        kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        result = runtime.cudaMemcpyAsync(target, source, size, kind, self._stream)
+        _taken(result, "copying on the device")
 
     def begin(self) -> None:
         """Call before the first work of a run: CUDA keeps the device of each thread apart."""
