@@ -73,6 +73,33 @@ def context_l1(
     return masked_l1(total / number.clamp_min(1), covered, weight)
 
 
+FARTHEST_M = 20.0
+BEYOND = 2.0
+
+
+def relative_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
+    """Mean |z - depth| / depth (scalar), where 1 / z is the prediction after least squares of scale
+    and shift to 1 / depth: what a disparity is judged by, with the fit in the gradient.
+
+    prediction, depth (m, above 0 everywhere) and mask are (N, 1, H, W); the mean over a picture,
+    then over pictures. z ends at FARTHEST_M; a depth too far by more than a factor BEYOND counts
+    with its logarithm, or a few pixels of a wall would be all that counts. Ours.
+    """
+    share = mask.flatten(1).float()
+    p, truth = prediction.flatten(1).float(), 1.0 / depth.flatten(1).float()
+    count = share.sum(dim=1, keepdim=True).clamp_min(1.0)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * share).sum(dim=1, keepdim=True) / count
+
+    centred, wanted = p - mean(p), truth - mean(truth)
+    scale = mean(centred * wanted) / mean(centred * centred).clamp_min(EPS)
+    fitted = (scale * centred + mean(truth)).clamp_min(1.0 / FARTHEST_M)
+    ratio = truth / fitted
+    far = BEYOND - 1.0 + BEYOND * torch.log(ratio.clamp_min(BEYOND) / BEYOND)
+    return mean(torch.where(ratio < BEYOND, (ratio - 1.0).abs(), far)).mean()
+
+
 def normalised_l1(
     student: Tensor, teacher: Tensor, mask: Tensor, norm: str, weight: Tensor | None = None
 ) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
+from depth_node.engine import EMBEDDED, EngineError, locate
 from training import checkpoints
 from training.checkpoints import TrainingError
 
@@ -101,7 +102,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1, act: bool = Tru
     return nn.Sequential(*layers)
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """Two 3x3 convolutions around an identity (a 1x1 convolution where the shape changes)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -113,6 +114,7 @@ class _Residual(nn.Module):
         self.around = nn.Identity() if same else _conv(inputs, outputs, 1, stride, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """What enters, changed a little."""
         return functional.relu(self.body(x) + self.around(x))
 
 
@@ -169,7 +171,7 @@ class SmallUNet(nn.Module):
         for level, (width, depth) in enumerate(zip(w, cfg.depths, strict=True)):
             blocks = []
             for k in range(depth):
-                blocks.append(_Residual(inputs, width, 2 if level > 0 and k == 0 else 1))
+                blocks.append(Residual(inputs, width, 2 if level > 0 and k == 0 else 1))
                 inputs = width
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
@@ -246,7 +248,8 @@ class NetworkConfig:
     source: str = config.option(
         "",
         "Folder (config.json, model.safetensors) or id on the Hugging Face hub of a Depth Anything"
-        " or Distill Any Depth, or a run folder of ours; empty: random weights.",
+        " or Distill Any Depth; a run folder of ours; `embedded` or an .onnx file exported from a"
+        " U-Net of ours; empty: random weights.",
     )
     revision: str = config.option("main", "Revision on the hub.")
     allow_download: bool = config.option(
@@ -325,6 +328,8 @@ def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
 
     Raises TrainingError where the weights are not there or do not fit.
     """
+    if cfg.source == EMBEDDED or cfg.source.endswith(".onnx"):
+        return _from_onnx(cfg) if weights else SmallUNet(cfg.unet)
     if cfg.source and _is_ours(Path(cfg.source)):
         return open_run(Path(cfg.source), weights)
     if cfg.kind == "unet":
@@ -407,6 +412,44 @@ def open_sam(cfg: Source) -> Sam:
             f" {', '.join(classes)}."
         )
     return Sam(_library(classes[kind], cfg))
+
+
+def _from_onnx(cfg: NetworkConfig) -> SmallUNet:
+    """Our exported U-Net back in torch, so that what is shipped can be adapted further.
+
+    The export folds batch normalisations into the convolutions; here they come back as ones that
+    only add the bias.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx import numpy_helper
+
+    network = SmallUNet(cfg.unet).eval()
+    try:
+        path, _ = locate(cfg.source)
+        stored = {
+            item.name.removesuffix("_half"): torch.from_numpy(numpy_helper.to_array(item).copy())
+            for item in onnx.load(str(path)).graph.initializer
+        }
+    except (EngineError, DecodeError) as error:
+        raise TrainingError(
+            f"The network {cfg.source!r} cannot be opened ({error}); give `embedded` or an .onnx"
+            " file that `python -m training export` wrote."
+        ) from error
+    layers = dict(network.named_modules())
+    content = {}
+    for name, own in network.state_dict().items():
+        layer, _, part = name.rpartition(".")
+        if isinstance(layers[layer], nn.BatchNorm2d):
+            before = re.sub(r"1$", "0", layer)  # the convolution that it was folded into
+            bias = stored.get(f"{before}.bias", own)
+            neutral = {"weight": torch.sqrt(1 + torch.tensor(layers[layer].eps)).expand_as(own)}
+            neutral |= {"running_mean": own * 0, "running_var": own * 0 + 1, "bias": bias}
+            content[name] = neutral.get(part, own).to(own.dtype)
+        elif name in stored:
+            content[name] = stored[name].to(own.dtype)
+    checkpoints.load(network, content, cfg.source)
+    return network
 
 
 def _is_ours(path: Path) -> bool:
@@ -582,7 +625,9 @@ class TuneConfig:
         ("q", "v"), "Matrices of the attention layers that get one.", choices=tuple(_LAYERS)
     )
     pattern: str = config.option(
-        "", "Instead of `targets`: regular expression of the whole names of Linear layers."
+        "",
+        "Instead of `targets`: regular expression of the whole names of linear layers and"
+        " convolutions. A U-Net has no attention: by default its encoder's layers.",
     )
 
     def __post_init__(self) -> None:
@@ -614,16 +659,17 @@ def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
         return model
     from peft import LoraConfig, inject_adapter_in_model
 
-    regex = cfg.regex()
+    unet = isinstance(model, SmallUNet) and not cfg.pattern
+    regex = r"(stem|stages|context)\..*" if unet else cfg.regex()
     found = [
         name
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and re.fullmatch(regex, name)
+        if isinstance(layer, nn.Linear | nn.Conv2d) and re.fullmatch(regex, name)
     ]
     if not found:
         raise TrainingError(
             f"No layer of this network is called like {regex!r}: set tune.pattern to the names of"
-            " its Linear layers, or tune.what to full, encoder or decoder."
+            " its linear layers or convolutions, or tune.what to full, encoder or decoder."
         )
     updates = LoraConfig(
         r=cfg.rank, lora_alpha=cfg.alpha, target_modules=found, lora_dropout=0.0, bias="none"
@@ -637,12 +683,27 @@ def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
 
 
 def low_rank(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """(A (r, in), B (out, r), scale) of every low-rank update: W + scale B A."""
+    """(A (r, in), B (out, r), scale) of every low-rank update: W + scale B A.
+
+    Of a convolution, in counts the kernel's places too: A is a convolution and B is 1x1.
+    """
     for module in model.modules():
         layer: Any = module
         if hasattr(layer, "lora_A") and hasattr(layer, "scaling"):
             for name, a in layer.lora_A.items():
-                yield a.weight, layer.lora_B[name].weight, float(layer.scaling[name])
+                b = layer.lora_B[name].weight
+                yield a.weight.flatten(1), b.flatten(1), float(layer.scaling[name])
+
+
+def hold_statistics(model: nn.Module) -> None:
+    """Batch normalisations whose weights do not learn use their statistics as they are.
+
+    Otherwise a network of which only low-rank updates learn would drift by its statistics, which
+    no pull to the source holds back. Call it after train().
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad:
+            layer.eval()
 
 
 def merged(model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ vertical ramp in our runs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,8 @@ from training.data import (
 )
 from training.datasets import DataConfig, Samples, open_samples
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
-from training.losses import gradient_matching, normalised_l1
-from training.models import SmallUNet, StudentConfig
+from training.losses import gradient_matching, normalised_l1, relative_error
+from training.models import Residual, SmallUNet, StudentConfig
 from training.normalization import LEVELS, normalise
 
 MEANING = "disparity_affine_invariant"
@@ -54,6 +55,12 @@ class LossConfig:
         minimum=0,
         maximum=1,
     )
+    relative: float = config.option(
+        0.0,
+        "Weight of the relative error of depth after scale and shift are fitted, which a network is"
+        " judged by; for a run that starts from a trained one.",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         config.validate(self)
@@ -71,7 +78,9 @@ class Config:
     )
     student: StudentConfig = config.section(StudentConfig, "The network.")
     start: str = config.option(
-        "", "Run, checkpoint or file of weights that the network starts from; empty = random."
+        "",
+        "Run, checkpoint or file of weights that the network starts from, of this student or of one"
+        " with fewer blocks; empty = random.",
     )
     trust_pickle: bool = config.option(
         False, "Open `start` even if it is a pickle that could run code; only if you made it."
@@ -111,7 +120,25 @@ def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[s
     weight = (safe / middle.nan_to_num(1.0).view(-1, 1, 1, 1)).clamp(0.2, 5.0) ** cfg.far
     level = normalised_l1(prediction, target, mask, cfg.norm, weight)
     shape = gradient_matching(residual, mask)
-    return {"loss": level + cfg.gradient * shape, "level": level, "shape": shape}
+    scalars = {"loss": level + cfg.gradient * shape, "level": level, "shape": shape}
+    if cfg.relative:
+        scalars["relative"] = relative_error(prediction, safe, mask)
+        scalars["loss"] = scalars["loss"] + cfg.relative * scalars["relative"]
+    return scalars
+
+
+def with_new_blocks(model: SmallUNet, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a student with fewer residual blocks, completed: the new ones are identities."""
+    own = model.state_dict()
+    complete = dict(weights)
+    for name, module in model.stages.named_modules():
+        prefix = f"stages.{name}."
+        if isinstance(module, Residual) and not any(key.startswith(prefix) for key in weights):
+            complete |= {key: value for key, value in own.items() if key.startswith(prefix)}
+            # Nothing is added to what passes; the gradient of this scale wakes the block up.
+            last = f"{prefix}body.1.1.weight"
+            complete[last] = torch.zeros_like(own[last])
+    return complete
 
 
 class Supervised(Recipe):
@@ -129,7 +156,7 @@ class Supervised(Recipe):
         model = SmallUNet(self.cfg.student)
         if self.cfg.start:
             found = starting_weights(self.cfg.start, self.cfg.trust_pickle)
-            load(model, found, self.cfg.start)
+            load(model, with_new_blocks(model, found), self.cfg.start)
         return model
 
     def batch(self, step: int, share: Share) -> Batch:
