@@ -11,8 +11,10 @@ processes, precision and gradient scaling.
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import math
+import os
 import resource
 import signal
 import threading
@@ -587,22 +589,39 @@ def run(
     """
     torch.set_num_threads(cfg.threads)
     state = start(recipe, cfg)
-    accelerator = state.accelerator
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / LAST).exists():
+    if os.path.lexists(folder / LAST):
         restore(state, folder / LAST, settings)
-    if accelerator.is_main_process:
-        checkpoints.tidy(folder, cfg.keep_every)
-        written = {
-            "config.yaml": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
-            "environment.json": json.dumps(environment(), indent=1),
-        }
-        for name, text in written.items():
-            (folder / name).write_text(text, encoding="utf-8")
+    try:
+        return _run(state, cfg, folder, settings, stop, console or Console())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        raise TrainingError(
+            f"The run folder {folder} cannot be written ({error}): make room there and give the"
+            " same command again; it goes on from the last checkpoint."
+        ) from error
+
+
+def _run(
+    state: State,
+    cfg: LoopConfig,
+    folder: Path,
+    settings: dict[str, Any],
+    stop: Callable[[int], bool],
+    console: Console,
+) -> State:
+    accelerator = state.accelerator
     quiet = not accelerator.is_main_process
-    journal = Journal(folder, state.step, cfg.steps, console or Console(), cfg.tensorboard, quiet)
+    if not quiet:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.tidy(folder, cfg.keep_every)
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        text = json.dumps(environment(), indent=1)
+        (folder / "environment.json").write_text(text, encoding="utf-8")
+    journal = Journal(folder, state.step, cfg.steps, console, cfg.tensorboard, quiet)
     with journal, _Interrupt() as interrupt:
-        saved = state.step
+        saved = logged = state.step
         clock = time.monotonic()
         for parts in batches(state, cfg):
             if stop(state.step) or interrupt.agreed(accelerator):
@@ -612,8 +631,11 @@ def run(
             except FloatingPointError:
                 raise _not_finite(state, parts, folder) from None
             if state.step % cfg.log_every == 0:
-                seconds, clock = time.monotonic() - clock, time.monotonic()
-                journal.row(state.step, _row(state, cfg, seconds))
+                row = _row(state, cfg)
+                now = time.monotonic()
+                row["images_per_s"] = (state.step - logged) * cfg.batch / (now - clock)
+                journal.row(state.step, row)
+                logged, clock = state.step, now
             if cfg.panels_every and state.step % cfg.panels_every == 0:
                 journal.panels(state.step, _panels(state, parts[0]))
             if state.step % cfg.checkpoint_every == 0:
@@ -629,7 +651,7 @@ def run(
     return state
 
 
-def _row(state: State, cfg: LoopConfig, seconds: float) -> dict[str, float]:
+def _row(state: State, cfg: LoopConfig) -> dict[str, float]:
     """The means of the window over steps and processes; empties it."""
     count = state.window_steps
     values = torch.stack(list(state.window.values())) / count
@@ -637,8 +659,6 @@ def _row(state: State, cfg: LoopConfig, seconds: float) -> dict[str, float]:
     row = dict(zip(state.window, means, strict=True))
     state.window, state.window_steps = {}, 0
     row["rate"] = learning_rate(cfg, state.step - 1)
-    # A window that began before an interruption has more steps than seconds; one line of the log.
-    row["images_per_s"] = count * cfg.batch / seconds
     row["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if state.accelerator.device.type == "cuda":
         row["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recipe of a few hundred weights, and a program that trains it: for tests that need a process.
 
-    python toy.py RUN [key=value ...] [--kill-in-save N] [--file-limit BYTES]
+    python toy.py RUN [key=value ...] [--kill-in-save N]
 
 There is no batch normalisation in it: statistics over a batch are the one thing that depends on how
 a step's pictures are shared out.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import signal
 import sys
 from dataclasses import dataclass
@@ -93,7 +92,6 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--kill-in-save", type=int, default=0)
-    parser.add_argument("--file-limit", type=int, default=0)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     cfg = config.override(Config(), args.overrides)
@@ -108,8 +106,6 @@ def main() -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         checkpoints.save_file = dies
-    if args.file_limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (args.file_limit, args.file_limit))
     try:
         train(cfg, args.run, console=Console(quiet=True))
     except loop.TrainingError as error:
