@@ -80,6 +80,7 @@ _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Neg"
 _ANY_FLOAT = {"Cast", "CastLike", "Shape", "Size", "IsNaN", "IsInf", "NonZero", "OneHot"}
 # Inputs that ONNX wants in FP32 whatever the type of the others.
 _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
+_LARGEST_FILE = 2_000_000_000  # bytes; protobuf ends at 2^31
 _LARGE_TENSOR = 1024  # values; more are no shapes or axes, which alone inference has to read
 
 
@@ -716,6 +717,7 @@ def measured(
     measuring, outputs = with_ranges(ready)
     path = folder / "ranges.onnx"
     onnx_package().save(measuring, str(path))
+    measuring.Clear()
     names = tuple(outputs)
     facts = dataclasses.replace(manifest, output_name=names[0], outputs=names, limits={})
     found: dict[str, float] = dict.fromkeys(outputs.values(), 0.0)
@@ -734,7 +736,10 @@ def measured(
 
 @dataclass(frozen=True)
 class Converted:
-    """A model file in FP16 with its manifest, and what was measured before it was written."""
+    """A model file in FP16 with its manifest, and what was measured before it was written.
+
+    The graph of ``half`` is empty: it is in the file. ``bytes``: of the FP32 and the FP16 file.
+    """
 
     path: Path
     manifest: Manifest
@@ -766,6 +771,11 @@ def convert(
     target = out or converted_path(source, "fp16")
     if target.resolve() == source.resolve():
         raise ConvertError(f"{target} is the model itself: give another --out")
+    if _size(source) > _LARGEST_FILE:
+        raise ConvertError(
+            f"{source} has {_size(source) / 1e9:.1f} GB of weights, and one ONNX file holds 2 GB:"
+            " convert a smaller network"
+        )
     try:
         loaded = onnx.load(str(source))
     except Exception as error:  # protobuf's errors share no base class
@@ -774,8 +784,8 @@ def convert(
             " fetch or export it again"
         ) from error
     ready = prepared(loaded, facts.input_shapes)
-    if not any(item.data_type == onnx.TensorProto.FLOAT for item in ready.graph.initializer):
-        raise ConvertError(f"{source} has no FP32 weights, so there is nothing to convert: use it")
+    if onnx.TensorProto.FLOAT16 in tensor_types(inferred(ready)).values():
+        raise ConvertError(f"{source} is in FP16 already: use it, or convert the FP32 file")
     with _scratch(target) as folder:
         on_step("measuring ranges")
         half = to_half(
@@ -797,13 +807,13 @@ def convert(
         )
         simulated = folder / "rounded.onnx"
         onnx.save(rounded(half.model), str(simulated))
-        with (
-            ort.OrtEngine(source, facts) as reference,
-            ort.OrtEngine(simulated, facts) as rounding,
-            ort.OrtEngine(path, made) as written,
-        ):
-            once = compare(reference, written, dataclasses.replace(pictures, count=1))
-            comparison = compare(reference, rounding, pictures, on_step)
+        for proto in (loaded, ready, half.model):  # they are in files now; a large network needs
+            proto.Clear()  # the memory for the engines
+        with ort.OrtEngine(source, facts) as reference:
+            with ort.OrtEngine(path, made) as written:
+                once = compare(reference, written, dataclasses.replace(pictures, count=1))
+            with ort.OrtEngine(simulated, facts) as rounding:
+                comparison = compare(reference, rounding, pictures, on_step)
         comparison.found += once.found  # the file itself has to run, and right
         if comparison.failures:
             raise ConvertError(

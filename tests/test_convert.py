@@ -496,13 +496,19 @@ def test_refusals(net: Path, tmp_path: Path) -> None:
     assert "name a place with --out" in refusal(
         lambda: convert.convert(net, FEW, out=blocked / "x.onnx")
     )
-    done = convert.convert(net, FEW, half_input=True)
-    again = refusal(lambda: convert.convert(done.path, FEW))
-    assert "no FP32 weights" in again or "mix types" not in again
+    for half_input in (False, True):
+        done = convert.convert(net, FEW, half_input=half_input)
+        sentence = refusal(lambda done=done: convert.convert(done.path, FEW))
+        assert "is in FP16 already" in sentence
     net.write_bytes(net.read_bytes()[:-30])
     manifest = Manifest.load(manifest_path(net))
     dataclasses.replace(manifest, sha256=convert.model_sha256(net)).save(manifest_path(net))
     assert "fetch or export it again" in refusal(lambda: convert.convert(net, FEW))
+
+
+def test_network_that_no_file_holds(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "_LARGEST_FILE", 100)
+    assert "one ONNX file holds 2 GB" in refusal(lambda: convert.convert(net, FEW))
 
 
 def test_control_flow_and_unknown_inputs() -> None:
