@@ -2,7 +2,7 @@
 """`make gpu-check`: what a CUDA machine alone can show, into one JSON file and a markdown row.
 
 The kernels against their NumPy twins, their times against the least time that moving their bytes
-takes, memory after ten openings, and an engine built, checked and timed where TensorRT is installed.
+takes, memory after ten openings, and where TensorRT is installed a checked and timed engine.
 """
 
 from __future__ import annotations

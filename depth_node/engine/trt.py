@@ -90,7 +90,7 @@ def known_trouble(version: str, manifest: Manifest) -> str:
     if version.split(".")[:2] == ["10", "3"] and manifest.patch_size and manifest.meaning in KINDS:
         return (
             f"TensorRT {version} is known to give wrong depth for transformers such as"
-            f" {manifest.name} without an error: use TensorRT 10.4 or later"
+            f" {manifest.name} without an error: use a later one (docs/engines.md)"
         )
     return ""
 
