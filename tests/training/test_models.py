@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from torch import nn  # noqa: E402
 
 from depth_node import config  # noqa: E402
+from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
 from training import checkpoints  # noqa: E402
 from training.checkpoints import TrainingError  # noqa: E402
 from training.losses import product_norm  # noqa: E402
@@ -22,6 +24,7 @@ from training.models import (  # noqa: E402
     SmallUNet,
     StudentConfig,
     TuneConfig,
+    hold_statistics,
     low_rank,
     merged,
     open_dino,
@@ -243,9 +246,59 @@ def test_parts_learn_as_told(what: str) -> None:
     assert learnt == {"full": both, "encoder": encoder, "decoder": decoder}[what]
 
 
+def test_convolutions_get_low_rank_updates_too() -> None:
+    source = SmallUNet(SMALL_UNET).eval()
+    before = {name: weight.clone() for name, weight in source.state_dict().items()}
+    network = awake(tune(source, TuneConfig(rank=2, alpha=1)))
+    names = {n.split(".")[0] for n, p in network.named_parameters() if p.requires_grad}
+    assert names == {"stem", "stages", "context"}
+    x = pictures(64, 96)
+    cheap = float(product_norm(low_rank(network)).detach())
+    with torch.no_grad():
+        answer = network(x)
+        after = merged(network)
+        torch.testing.assert_close(after(x), answer, atol=1e-4, rtol=1e-4)
+    dense = sum(
+        float(((weight - before[name]).float() ** 2).sum())
+        for name, weight in after.state_dict().items()
+    )
+    assert cheap == pytest.approx(dense, rel=1e-4)
+
+
+def test_statistics_of_what_does_not_learn_are_held() -> None:
+    network = tune(SmallUNet(SMALL_UNET), TuneConfig(rank=2))
+    network.train()
+    hold_statistics(network)
+    before = {name: weight.clone() for name, weight in network.named_buffers()}
+    network(pictures(64, 96))
+    for name, value in network.named_buffers():
+        assert torch.equal(value, before[name])
+    whole = tune(SmallUNet(SMALL_UNET), TuneConfig(what="full")).train()
+    hold_statistics(whole)
+    assert all(layer.training for layer in whole.modules())
+
+
+def test_the_shipped_network_opens_in_torch_as_it_runs_on_the_robot() -> None:
+    network = open_network(NetworkConfig(source="embedded")).eval()
+    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    x = network.spec.normalise(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+    with DepthModel.open(ModelConfig(threads=1)) as model:
+        expected = model.predict(image).values
+    with torch.no_grad():
+        found = network(x)[0, 0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3 * expected.std())
+
+
+def test_a_shipped_file_that_is_not_there_or_another_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="does not exist"):
+        open_network(NetworkConfig(source=str(tmp_path / "no.onnx")))
+    with pytest.raises(TrainingError, match="another network"):
+        open_network(NetworkConfig(source="embedded", unet=SMALL_UNET))
+
+
 def test_lora_where_no_layer_fits_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"tune\.pattern"):
-        tune(SmallUNet(SMALL_UNET), TuneConfig())
+        tune(SmallUNet(SMALL_UNET), TuneConfig(pattern="nothing"))
     chosen = tune(SmallUNet(SMALL_UNET), TuneConfig(pattern=r"context\.body\.\d"))
     assert len(list(low_rank(chosen))) == 2
     with pytest.raises(config.ConfigError, match="regular expression"):

@@ -39,7 +39,7 @@ from training.losses import (
     product_norm,
 )
 from training.masks import MaskConfig, MaskMaker, as_layers, stacked
-from training.models import NetworkConfig, TuneConfig, low_rank, open_network, tune
+from training.models import NetworkConfig, TuneConfig, hold_statistics, low_rank, open_network, tune
 from training.normalization import layers, normalise, worthwhile
 from training.ordinal import LabelSet, SimulationConfig, read_labels, simulate
 
@@ -242,6 +242,7 @@ class Westar(Recipe):
         """Self-training, ordinal labels and the distance to the source."""
         cfg = self.cfg.loss
         network: Any = model
+        hold_statistics(model)
         answer = network.answer(network.spec.normalise(batch["strong"]))
         student = answer.disparity
         zero = student.sum() * 0.0
@@ -274,6 +275,7 @@ class Westar(Recipe):
             return model(x)  # type: ignore[no-any-return]
         finally:
             model.train(was)
+            hold_statistics(model)
 
     def _distance(self, model: nn.Module) -> Tensor:
         if self.cfg.tune.what == "lora":
