@@ -23,6 +23,7 @@ setup(
     install_requires=["setuptools", "numpy", "scipy", "opencv-python-headless", "pyyaml"],
     extras_require={
         "onnxruntime": ["onnxruntime"],
+        "gpu": ["cuda-bindings", "nvidia-cuda-nvrtc-cu12"],
         "fast": ["numba"],
         "bags": ["rosbags"],
         "tools": ["rich"],
