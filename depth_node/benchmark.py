@@ -124,11 +124,45 @@ class AccuracyReport:
 
 @dataclass(frozen=True)
 class Table:
-    """A table for the screen or for a page."""
+    """A table for the screen or for a page, and what must be known to read it."""
 
     title: str
     head: list[str]
     rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+class Means:
+    """Means over the values of a source, then over the sources, by row and column of a table."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+
+    def add(self, row: str, column: str, source: str, value: float) -> None:
+        """One more value; NaN is one that is not known."""
+        self._values[row, column][source].append(value)
+
+    def of_sources(self, row: str, column: str) -> dict[str, float]:
+        """Mean of every source, NaN where nothing is known."""
+        return {name: _mean(values) for name, values in self._values[row, column].items()}
+
+    def __call__(self, row: str, column: str) -> float:
+        """The mean over sources, NaN without values."""
+        return _mean(list(self.of_sources(row, column).values()))
+
+    def rows(self) -> list[str]:
+        """In the order of arrival."""
+        return list(dict.fromkeys(row for row, _ in self._values))
+
+    def columns(self) -> list[str]:
+        """In the order of arrival."""
+        return list(dict.fromkeys(column for _, column in self._values))
+
+    def all(self) -> dict[tuple[str, str], float]:
+        """(row, column) -> mean over sources."""
+        return {key: self(*key) for key in list(self._values)}
 
 
 def known_methods() -> tuple[str, ...]:
@@ -181,16 +215,11 @@ def run_accuracy(
     _check_names("labels", (labels,), LABELS)
     if not points and not lines:
         raise ValueError("nothing to measure: give numbers of points or a number of lines.")
-    folders = list(dict.fromkeys(path for source in sources for path in find_frames(source)))
     rows: list[AccuracyRow] = []
     notes: list[str] = []
     segmentation_ms = []
-    for folder in folders:
-        frame = read_frame(folder)
-        if isinstance(predictor, str):
-            prediction = frame.prediction(predictor)
-        else:
-            prediction = predictor.predict(frame.image)
+    _warm_up(methods)
+    for frame, prediction in predicted(sources, predictor, on_frame):
         # Derived maps are made once per frame and belong to no method's time.
         prediction.relative_depth(), prediction.disparity()
         begin = time.perf_counter()
@@ -207,10 +236,37 @@ def run_accuracy(
                 rows.extend(
                     _score(frame, prediction, regions, methods, pattern, split, measured, seed)
                 )
-        if on_frame is not None:
-            on_frame(f"{frame.source}/{frame.name}")
     median_ms = float(np.median(segmentation_ms))
     return AccuracyReport(rows, list(dict.fromkeys(notes)), median_ms)
+
+
+def predicted(
+    sources: Iterable[str | Path],
+    predictor: Predictor | str,
+    on_frame: Callable[[str], None] | None = None,
+) -> Iterator[tuple[Frame, Prediction]]:
+    """Every frame of the sources once, with its prediction; on_frame is told when it is done."""
+    for folder in dict.fromkeys(path for source in sources for path in find_frames(source)):
+        frame = read_frame(folder)
+        if isinstance(predictor, str):
+            yield frame, frame.prediction(predictor)
+        else:
+            yield frame, predictor.predict(frame.image)
+        if on_frame is not None:
+            on_frame(f"{frame.source}/{frame.name}")
+
+
+def _warm_up(methods: Iterable[str]) -> None:
+    """Whatever the methods load or compile at their first call is no part of a fit's time."""
+    values = np.linspace(1, 2, 48 * 64, dtype=np.float32).reshape(48, 64)
+    rows, cols = np.divmod(np.arange(0, 48 * 64, 61), 64)
+    points = SparseDepth.from_arrays(rows, cols, values[rows, cols])
+    image: NDArray[np.uint8] = np.zeros((48, 64, 3), np.uint8)
+    labels: Labels = np.ones((48, 64), np.int32)
+    for method in methods:
+        if method not in OWN_METHODS:
+            prediction = Prediction(values, "depth_affine_invariant")
+            fit(prediction, points, labels, image=image, config=fit_config(method))
 
 
 def disturbed(
@@ -264,15 +320,10 @@ class Interpolation:
 
 def averaged(rows: Iterable[AccuracyRow], score: str) -> dict[tuple[str, str], float]:
     """(method, condition) -> mean over sources of the mean over a source's frames and seeds."""
-    by_source: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    means = Means()
     for row in rows:
-        by_source[row.method, row.condition][row.source].append(getattr(row, score))
-    return {
-        key: _mean([_mean(values) for values in sources.values()])
-        for key, sources in by_source.items()
-    }
+        means.add(row.method, row.condition, row.source, getattr(row, score))
+    return means.all()
 
 
 def tables(report: AccuracyReport) -> list[Table]:
@@ -308,7 +359,8 @@ def markdown(found: Sequence[Table]) -> str:
         head = "| " + " | ".join(table.head) + " |"
         rule = "|" + "|".join("---" for _ in table.head) + "|"
         body = ["| " + " | ".join(row) + " |" for row in table.rows]
-        blocks.append("\n".join([f"{table.title}", "", head, rule, *body]))
+        notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
+        blocks.append("\n".join([f"### {table.title}", "", head, rule, *body, *notes]))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -1,54 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks of method `field` beyond the accuracy table of `depth_tools bench accuracy`.
+"""What is asked of method `field` and what it reaches: `depth_tools bench field CASE SOURCE...`.
 
-    python -m depth_node.benchmark_field ablation SOURCE... [--model FILE --manifest FILE]
-    python -m depth_node.benchmark_field extrapolation SOURCE...
-    python -m depth_node.benchmark_field few SOURCE...
-    python -m depth_node.benchmark_field interval SOURCE...
-    python -m depth_node.benchmark_field flicker SOURCE...
-    python -m depth_node.benchmark_field speed
-
-prints one Markdown table each. Sources are folders of frames (depth_node.frames); scores are
-averaged over frames and seeds of a source, then over sources.
+A case takes frames (depth_node.frames), a network and seeds, and gives tables. Scores are averaged
+over the frames and seeds of a source, then over the sources.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from depth_node import config as settings
-from depth_node.benchmark import disturbed
-from depth_node.field import warm_up
-from depth_node.fitting import FitConfig, fit
-from depth_node.frames import (
-    Frame,
-    Split,
-    find_frames,
-    frame_seed,
-    read_frame,
-    split_lines,
-    split_uniform,
+from depth_node import drawing
+from depth_node.benchmark import (
+    NOISES,
+    AccuracyRow,
+    Means,
+    Predictor,
+    Table,
+    disturbed,
+    predicted,
+    run_accuracy,
 )
-from depth_node.inference import DepthModel, ModelConfig
+from depth_node.field import warm_up
+from depth_node.fitting import FitConfig, FitResult, fit
+from depth_node.frames import Frame, Split, find_frames, frame_seed, split_lines, split_uniform
+from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
 from depth_node.projection import SparseDepth
-from depth_node.regions import segment
-from depth_node.speed import fit_problem, machine, one_core, take_turns
+from depth_node.regions import Labels, segment
 from depth_node.temporal import FieldState
 
 FIELD = FitConfig(method="field")
+SSF = FitConfig(method="ssf", mode="paper")
+
+# AbsRel over that of SSF as published at the same points.
+MUST_REACH = {"50": 0.80, "250": 0.64, "1000": 0.52, "10000": 0.33}
+MUST_REACH |= {"50n": 0.70, "250n": 0.59, "1000n": 0.47, "lines_4": 0.67}
+RIVALS = ("global_depth", "global_disparity", "idw", "ssf", "ssf_robust")
+COUNTS = (50, 250, 1000, 10000)
+NOISY_COUNTS = (50, 250, 1000)
 MIN_KNOWN = 2000  # frames that know less of an area are left out
 EXTRAPOLATION_POINTS = 250
+FEW = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
 FLICKER_FRAMES, FLICKER_START = 12, 4
+FLICKER_COUNTS = (50, 250, 1000)
+RANGE_NOISE = 0.02
+GROWTH_FRAMES = (20, 220)
+GRAPH_SCALES = (100, 400)  # of Felzenszwalb's segmentation: fine, coarse
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "field": {},
@@ -73,108 +81,197 @@ AREAS: dict[str, Callable[[int, int], tuple[slice, slice]]] = {
     "lowest 40 %": lambda height, width: (slice(int(0.6 * height), None), slice(None)),
 }
 
-Cells = dict[str, float]
 
+class Case(Protocol):
+    """Sources, network, seeds, and who is told of every finished frame -> tables."""
 
-class Means:
-    """Mean over the entries of a source, then over sources, by row and column."""
-
-    def __init__(self) -> None:
-        self._values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
-
-    def add(self, row: str, column: str, source: str, value: float) -> None:
-        """One more value; NaN counts as none."""
-        if np.isfinite(value):
-            self._values[row, column][source].append(value)
-
-    def __call__(self, row: str, column: str) -> float:
-        """The mean, NaN without values."""
-        sources = self._values.get((row, column), {})
-        return float(np.mean([np.mean(v) for v in sources.values()])) if sources else np.nan
-
-    def worst(self, row: str, column: str, over: Callable[[list[float]], float]) -> float:
-        """The extreme (min or max) of the means of sources."""
-        sources = self._values.get((row, column), {})
-        return over([float(np.mean(v)) for v in sources.values()]) if sources else np.nan
-
-    def rows(self) -> list[str]:
-        """In the order of arrival."""
-        return list(dict.fromkeys(row for row, _ in self._values))
-
-    def columns(self) -> list[str]:
-        """In the order of arrival."""
-        return list(dict.fromkeys(column for _, column in self._values))
-
-
-def frames_of(
-    sources: Sequence[Path], model: str, manifest: str
-) -> Iterator[tuple[Frame, Prediction]]:
-    """Every frame with its prediction, told on the error stream."""
-    with DepthModel.open(ModelConfig(model, manifest)) as network:
-        for folder in dict.fromkeys(path for source in sources for path in find_frames(source)):
-            frame = read_frame(folder)
-            print(f"{frame.source}/{frame.name}", file=sys.stderr)
-            yield frame, network.predict(frame.image)
+    def __call__(
+        self,
+        sources: Sequence[Path],
+        predictor: Predictor,
+        seeds: Sequence[int],
+        on_frame: Callable[[str], None] | None = None,
+    ) -> list[Table]:
+        """Run it."""
+        ...
 
 
 def conditions(frame: Frame, seed: int) -> Iterator[tuple[str, Split]]:
     """The protocol's conditions that this frame has enough pixels for, noisy points among them."""
     known = int(np.isfinite(frame.truth).sum())
-    for count in (50, 250, 1000, 10000):
+    for count in COUNTS:
         if count <= 0.5 * known:
             split = split_uniform(frame, count, seed)
             yield str(count), split
-            if count <= 1000:
+            if count in NOISY_COUNTS:
                 noisy = disturbed(frame, split.points, "noisy", 0.0, seed)
-                yield f"{count}n", dataclasses.replace(split, points=noisy)
-    yield "lines", split_lines(frame, 4, seed)
+                yield f"{count}n", replace(split, points=noisy)
+    yield "lines_4", split_lines(frame, 4, seed)
 
 
-def abs_rel(depth: NDArray[np.floating], truth: NDArray[np.floating], where: Any) -> float:
-    """Mean relative error where it is asked for and answered."""
-    error = np.abs(depth[where] - truth[where]) / truth[where]
-    return float(np.nanmean(error)) if np.isfinite(error).any() else np.nan
+def errors(
+    found: FitResult, known: NDArray[np.floating], where: NDArray[np.bool_]
+) -> tuple[float, float]:
+    """AbsRel, and share inside the 95 % interval, over an area (H, W) of the truth (H, W)."""
+    truth = known[where]
+    score = evaluate(found.depth[where], truth).abs_rel
+    return score, coverage(found.depth[where], found.std[where], truth)
 
 
-def ablation(options: argparse.Namespace) -> list[str]:
+# --- targets -------------------------------------------------------------------------------------
+
+
+def targets(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None] | None = None,
+) -> list[Table]:
+    """AbsRel against what must be reached; scan lines on frames with a LiDAR, points on others."""
+    folders = [folder for source in sources for folder in find_frames(source)]
+    scanned = [folder for folder in folders if (folder / "lidar.npy").is_file()]
+    others = [folder for folder in folders if folder not in scanned]
+    methods = (*RIVALS, "field")
+    common: dict[str, Any] = {"noise": NOISES, "seeds": seeds, "on_frame": on_frame}
+    rows: list[AccuracyRow] = []
+    if others:
+        rows += run_accuracy(others, predictor, methods=methods, points=COUNTS, **common).rows
+    if scanned:
+        rows += run_accuracy(scanned, predictor, methods=methods, points=(), lines=4, **common).rows
+    score, rmse, inside = Means(), Means(), Means()
+    for row in rows:
+        for means, value in ((score, row.abs_rel), (rmse, row.rmse), (inside, row.coverage95)):
+            means.add(row.condition, row.method, row.source, value)
+    body = []
+    for condition in score.rows():
+        own = score.of_sources(condition, "field")
+        worst = max(
+            own[source] / min(score.of_sources(condition, rival)[source] for rival in RIVALS)
+            for source in own
+        )
+        shares = inside.of_sources(condition, "field").values()
+        field, paper, idw = (score(condition, name) for name in ("field", "ssf", "idw"))
+        reach = MUST_REACH.get(condition)
+        body.append(
+            [
+                condition,
+                f"{field:.4f}",
+                f"{field / paper:.2f}",
+                f"{reach:.2f}" if reach else "",
+                f"{field / idw:.2f}",
+                f"{rmse(condition, 'field') / rmse(condition, 'idw'):.2f}",
+                f"{worst:.2f}",
+                f"{inside(condition, 'field'):.3f}",
+                f"{min(shares):.2f} to {max(shares):.2f}",
+            ]
+        )
+    head = ["condition", "AbsRel", "/ SSF", "must reach", "/ IDW", "RMSE / IDW"]
+    head += ["worst source / its best rival", "inside", "least and most of a source"]
+    return [Table("Targets of method field", head, body)]
+
+
+# --- what each part brings -----------------------------------------------------------------------
+
+
+def ablation(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None] | None = None,
+) -> list[Table]:
     """AbsRel of every variant over AbsRel of the whole method."""
     means = Means()
-    for frame, prediction in frames_of(options.sources, options.model, options.manifest):
+    for frame, prediction in predicted(sources, predictor, on_frame):
         classical = segment(frame.image, prediction.values)
         flat = Prediction(np.full_like(prediction.values, 2), "depth_affine_invariant")
-        for seed in options.seeds:
-            for condition, split in conditions(frame, seed):
-                for name, changes in (*VARIANTS.items(), (NO_NETWORK, {})):
-                    labels = frame.labels if "masks" in name else classical
-                    if labels is None:
-                        continue
-                    given = flat if name == NO_NETWORK else prediction
-                    config = settings.replace(FIELD, changes)
-                    depth = fit(given, split.points, labels, image=frame.image, config=config).depth
-                    score = abs_rel(depth, frame.truth, split.scored)
-                    means.add(name, condition, frame.source, score)
-                    if "masks" in name:  # few frames have masks: compare on these alone
-                        whole = fit(prediction, split.points, image=frame.image, config=FIELD).depth
-                        score = abs_rel(whole, frame.truth, split.scored)
-                        means.add("field where masks are", condition, frame.source, score)
+        for condition, split in every_condition(frame, seeds):
+            for name, changes in (*VARIANTS.items(), (NO_NETWORK, {})):
+                labels = frame.labels if "masks" in name else classical
+                if labels is None:
+                    continue
+                given = flat if name == NO_NETWORK else prediction
+                config = settings.replace(FIELD, changes)
+                found = fit(given, split.points, labels, image=frame.image, config=config)
+                means.add(
+                    name, condition, frame.source, errors(found, frame.truth, split.scored)[0]
+                )
+                if "masks" in name:  # few frames have masks: compare on these alone
+                    whole = fit(prediction, split.points, image=frame.image, config=FIELD)
+                    score = errors(whole, frame.truth, split.scored)[0]
+                    means.add("field where masks are", condition, frame.source, score)
     columns = means.columns()
-    lines = table_head(["variant", *columns])
+    rows = []
     for name in (*VARIANTS, NO_NETWORK):
         base = "field where masks are" if "masks" in name else "field"
         cells = [
             f"{means(name, c):.4f}" if name == "field" else f"{means(name, c) / means(base, c):.2f}"
             for c in columns
         ]
-        lines.append(table_row([name, *cells]))
-    return lines
+        rows.append([name, *cells])
+    return [Table("AbsRel of the variants over AbsRel of the field", ["variant", *columns], rows)]
 
 
-def extrapolation(options: argparse.Namespace) -> list[str]:
-    """Points in a part of the picture alone: error and interval in and beyond it."""
+def every_condition(frame: Frame, seeds: Iterable[int]) -> Iterator[tuple[str, Split]]:
+    """conditions() of all seeds."""
+    for seed in seeds:
+        yield from conditions(frame, seed)
+
+
+def segmentation(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None] | None = None,
+) -> list[Table]:
+    """AbsRel of SSF as published with regions of several kinds, and the field's over each."""
     means = Means()
-    for frame, prediction in frames_of(options.sources, options.model, options.manifest):
+    for frame, prediction in predicted(sources, predictor, on_frame):
+        kinds: dict[str, Labels | None] = {"ours": segment(frame.image, prediction.values)}
+        kinds |= {
+            f"graph, scale {scale}": graph_regions(frame.image, scale) for scale in GRAPH_SCALES
+        }
+        kinds["one region"] = None
+        for condition, split in every_condition(frame, seeds):
+            own = fit(prediction, split.points, image=frame.image, config=FIELD)
+            means.add("field", condition, frame.source, errors(own, frame.truth, split.scored)[0])
+            for name, labels in kinds.items():
+                found = fit(prediction, split.points, labels, config=SSF)
+                means.add(
+                    name, condition, frame.source, errors(found, frame.truth, split.scored)[0]
+                )
+    columns = means.columns()
+    rows = [["field", *(f"{means('field', c):.4f}" for c in columns)]]
+    for name in means.rows()[1:]:
+        rows.append([f"SSF, {name}", *(f"{means(name, c):.4f}" for c in columns)])
+        ratio = (means("field", c) / means(name, c) for c in columns)
+        rows.append(["field / this", *(f"{value:.2f}" for value in ratio)])
+    return [Table("SSF with regions of several kinds, AbsRel", ["", *columns], rows)]
+
+
+def graph_regions(image: NDArray[np.uint8], scale: int) -> Labels:
+    """Felzenszwalb's segmentation of colours, labels 1..K; ValueError without scikit-image."""
+    try:
+        from skimage.segmentation import felzenszwalb
+    except ImportError:
+        raise ValueError(
+            "The graph segmentation comes from scikit-image: pip install scikit-image."
+        ) from None
+    found = felzenszwalb(image, scale=scale, sigma=0.8, min_size=scale // 2)
+    return np.asarray(found + 1, np.int32)
+
+
+# --- where points are missing --------------------------------------------------------------------
+
+
+def extrapolation(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None] | None = None,
+) -> list[Table]:
+    """Points in a part of the picture alone: error and interval in and beyond it."""
+    means, worst = Means(), Means()
+    for frame, prediction in predicted(sources, predictor, on_frame):
         kind = "global_disparity" if prediction.is_disparity else "global_depth"
         for name, area_of in AREAS.items():
             area = np.zeros(frame.truth.shape, bool)
@@ -184,230 +281,355 @@ def extrapolation(options: argparse.Namespace) -> list[str]:
             if min((known & area).sum(), beyond.sum()) < MIN_KNOWN:
                 continue
             rows, cols = np.nonzero(known & area)
-            for seed in options.seeds:
+            for seed in seeds:
                 rng = frame_seed(frame, seed, 301, EXTRAPOLATION_POINTS)
                 chosen = rng.choice(len(rows), EXTRAPOLATION_POINTS, replace=False)
-                points = SparseDepth.from_arrays(
-                    rows[chosen], cols[chosen], frame.truth[rows[chosen], cols[chosen]]
-                )
+                at = rows[chosen], cols[chosen]
+                points = SparseDepth.from_arrays(*at, frame.truth[at])
                 own = fit(prediction, points, image=frame.image, config=FIELD)
                 plain = fit(prediction, points, config=FitConfig(method=kind, mode="paper"))
-                inside = np.abs(own.depth - frame.truth) <= 1.96 * own.std
-                for where, mask in (("picture", known), ("beyond", beyond)):
-                    for column, value in (
-                        ("field", abs_rel(own.depth, frame.truth, mask)),
-                        ("global", abs_rel(plain.depth, frame.truth, mask)),
-                        ("inside", float(inside[mask].mean())),
-                    ):
-                        means.add(f"{name}, {where}", column, frame.source, value)
-    lines = table_head(["points in", "field", "global fit", "ratio", "inside the 95 % interval"])
+                scored = known.copy()
+                scored[at] = False
+                for where, mask in (("picture", scored), ("beyond", beyond)):
+                    row = f"{name}, {where}"
+                    score, share = errors(own, frame.truth, mask)
+                    means.add(row, "field", frame.source, score)
+                    means.add(row, "global", frame.source, errors(plain, frame.truth, mask)[0])
+                    worst.add(row, "inside", frame.source, share)
+    body = []
     for row in means.rows():
         ours, theirs = means(row, "field"), means(row, "global")
-        inside_text = f"{means(row, 'inside'):.3f}"
-        cells = [f"{ours:.3f}", f"{theirs:.3f}", f"{ours / theirs:.2f}", inside_text]
-        lines.append(table_row([row, *cells]))
-    return lines
+        least = min(worst.of_sources(row, "inside").values())
+        cells = [f"{ours:.3f}", f"{theirs:.3f}", f"{ours / theirs:.2f}"]
+        body.append([row, *cells, f"{worst(row, 'inside'):.3f}", f"{least:.2f}"])
+    head = ["points in, scored", "field", "global fit", "ratio", "inside", "worst source"]
+    return [Table(f"{EXTRAPOLATION_POINTS} points in a part of the picture", head, body)]
 
 
-def few(options: argparse.Namespace) -> list[str]:
+def few(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None] | None = None,
+) -> list[Table]:
     """1 to 30 points, against the global fits (paper mode)."""
     means = Means()
-    rivals = {
-        "field": FIELD,
-        "global_depth": FitConfig(method="global_depth", mode="paper"),
-        "global_disparity": FitConfig(method="global_disparity", mode="paper"),
-        "median": FitConfig(method="median", mode="paper"),
-    }
-    for frame, prediction in frames_of(options.sources, options.model, options.manifest):
-        for count in (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30):
-            for seed in options.seeds:
+    rivals = {"field": FIELD}
+    for method in ("global_depth", "global_disparity", "median"):
+        rivals[method] = FitConfig(method=method, mode="paper")
+    for frame, prediction in predicted(sources, predictor, on_frame):
+        for count in FEW:
+            for seed in seeds:
                 split = split_uniform(frame, count, seed)
                 for name, config in rivals.items():
                     found = fit(prediction, split.points, image=frame.image, config=config)
-                    score = abs_rel(found.depth, frame.truth, split.scored)
+                    score, share = errors(found, frame.truth, split.scored)
                     means.add(str(count), name, frame.source, score)
                     if name == "field":
-                        inside = np.abs(found.depth - frame.truth) <= 1.96 * found.std
-                        share = float(inside[split.scored].mean()) if count > 1 else np.nan
                         means.add(str(count), "inside", frame.source, share)
-    lines = table_head(["points", *rivals, "inside the 95 % interval"])
+                        means.add(str(count), found.status.name, frame.source, 1.0)
+    statuses = [name for name in means.columns() if name.isupper()]
+    body = []
     for row in means.rows():
         cells = [f"{means(row, name):.3f}" for name in rivals]
-        lines.append(table_row([row, *cells, f"{means(row, 'inside'):.3f}"]))
-    return lines
+        share = means(row, "inside")
+        status = next(name for name in statuses if means(row, name) == 1)
+        body.append([row, *cells, f"{share:.3f}" if np.isfinite(share) else "", status])
+    return [Table("Few points, AbsRel", ["points", *rivals, "inside", "status"], body)]
 
 
-def interval(options: argparse.Namespace) -> list[str]:
+# --- interval, time ------------------------------------------------------------------------------
+
+
+def interval(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None] | None = None,
+) -> list[Table]:
     """Share of held-out pixels inside the interval, by condition and tercile of its width."""
     means = Means()
-    for frame, prediction in frames_of(options.sources, options.model, options.manifest):
-        for seed in options.seeds:
-            for condition, split in conditions(frame, seed):
-                found = fit(prediction, split.points, image=frame.image, config=FIELD)
-                where = split.scored & np.isfinite(found.std)
-                width = found.std[where] / found.depth[where]
-                inside = np.abs(found.depth - frame.truth)[where] <= 1.96 * found.std[where]
-                low, high = np.quantile(width, [1 / 3, 2 / 3])
-                parts = {
-                    "all": np.ones(len(width), bool),
-                    "narrow": width <= low,
-                    "middle": (width > low) & (width <= high),
-                    "wide": width > high,
-                }
-                for name, part in parts.items():
-                    if part.any():
-                        means.add(condition, name, frame.source, float(inside[part].mean()))
-    lines = table_head(
-        ["condition", "all", "worst source", "best source", "narrow third", "middle", "wide"]
-    )
+    for frame, prediction in predicted(sources, predictor, on_frame):
+        for condition, split in every_condition(frame, seeds):
+            found = fit(prediction, split.points, image=frame.image, config=FIELD)
+            where = split.scored & np.isfinite(found.std)
+            width = found.std[where] / found.depth[where]
+            inside = np.abs(found.depth - frame.truth)[where] <= 1.96 * found.std[where]
+            low, high = np.quantile(width, [1 / 3, 2 / 3])
+            parts = {
+                "all": np.ones(len(width), bool),
+                "narrow third": width <= low,
+                "middle": (width > low) & (width <= high),
+                "wide": width > high,
+            }
+            for name, part in parts.items():
+                share = float(inside[part].mean()) if part.any() else np.nan
+                means.add(condition, name, frame.source, share)
+            means.add(condition, "median width", frame.source, float(1.96 * np.median(width)))
+    columns = ["all", "narrow third", "middle", "wide", "median width"]
+    body = []
     for row in means.rows():
-        values = [means(row, "all"), means.worst(row, "all", min), means.worst(row, "all", max)]
-        values += [means(row, name) for name in ("narrow", "middle", "wide")]
-        lines.append(table_row([row, *(f"{value:.3f}" for value in values)]))
-    return lines
+        shares = means.of_sources(row, "all").values()
+        values = [f"{means(row, name):.3f}" for name in columns]
+        body.append([row, *values, f"{min(shares):.2f} to {max(shares):.2f}"])
+    over_all = [float(np.nanmean([means(row, name) for row in means.rows()])) for name in columns]
+    body.append(["mean", *(f"{value:.3f}" for value in over_all), ""])
+    head = ["condition", *columns, "least and most of a source"]
+    return [Table("Share of held-out pixels inside the 95 % interval", head, body)]
 
 
-def flicker(options: argparse.Namespace) -> list[str]:
+def flicker(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None] | None = None,
+) -> list[Table]:
     """A standing scene with fresh points and 2 % fresh noise: median |log ratio| of two frames."""
     means = Means()
-    for frame, prediction in frames_of(options.sources, options.model, options.manifest):
+    names = ("frame by frame", "with memory")
+    for frame, prediction in predicted(sources, predictor, on_frame):
         known = np.isfinite(frame.truth)
-        for count in (50, 250, 1000):
-            for seed in options.seeds:
+        for count in FLICKER_COUNTS:
+            for seed in seeds:
                 state, rng = FieldState(), frame_seed(frame, seed, 302, count)
                 answers: list[tuple[NDArray[Any], NDArray[Any]]] = []
                 for number in range(FLICKER_FRAMES):
                     chosen = rng.choice(np.flatnonzero(known), count, replace=False)
-                    rows, cols = np.divmod(chosen, known.shape[1])
-                    noise = 1 + 0.02 * rng.standard_normal(count)
-                    points = SparseDepth.from_arrays(rows, cols, frame.truth[rows, cols] * noise)
+                    at = np.divmod(chosen, known.shape[1])
+                    noise = 1 + RANGE_NOISE * rng.standard_normal(count)
+                    points = SparseDepth.from_arrays(*at, frame.truth[at] * noise)
                     alone = fit(prediction, points, image=frame.image, config=FIELD)
                     state.at((number + 1) * 100_000_000)
                     both = fit(prediction, points, image=frame.image, config=FIELD, state=state)
                     answers.append((alone.depth, both.depth))
-                for which, name in enumerate(("frame by frame", "with memory")):
+                for which, name in enumerate(names):
                     depth = [answer[which] for answer in answers[FLICKER_START:]]
                     steps = [
-                        np.nanmedian(np.abs(np.log(depth[i + 1] / depth[i])))
-                        for i in range(len(depth) - 1)
+                        np.nanmedian(np.abs(np.log(after / before)))
+                        for before, after in itertools.pairwise(depth)
                     ]
                     means.add(str(count), f"flicker {name}", frame.source, float(np.mean(steps)))
-                    score = abs_rel(depth[-1], frame.truth, known)
+                    score = evaluate(depth[-1][known], frame.truth[known]).abs_rel
                     means.add(str(count), f"AbsRel {name}", frame.source, score)
     columns = means.columns()
-    lines = table_head(["points", *columns, "flicker ratio"])
+    body = []
     for row in means.rows():
-        ratio = means(row, "flicker with memory") / means(row, "flicker frame by frame")
-        cells = [f"{means(row, column):.4f}" for column in columns]
-        lines.append(table_row([row, *cells, f"{ratio:.2f}"]))
-    return lines
+        ratio = means(row, f"flicker {names[1]}") / means(row, f"flicker {names[0]}")
+        body.append([row, *(f"{means(row, name):.4f}" for name in columns), f"{ratio:.2f}"])
+    return [Table("Flicker of a standing scene", ["points", *columns, "flicker ratio"], body)]
 
 
-def speed(options: argparse.Namespace) -> list[str]:
-    """Milliseconds on one core beside SSF, the NumPy form, and a pass over the picture's memory."""
-    warm_up()
-    prediction, _, labels = fit_problem()
-    names: list[str] = []
-    rows = []
-    with one_core():
-        for height, width in ((480, 640), (720, 1280)):
-            for count in (50, 250, 1000, 10000):
-                here = Prediction(enlarged(prediction.values, height, width), prediction.kind)
-                found = speed_of(here, enlarged(labels, height, width), count, options.repeats)
-                names = list(found)
-                cells = [f"{value:.1f}" for value in found.values()]
-                rows.append(table_row([f"{width}x{height}", str(count), *cells]))
-    head = table_head(["picture", "points", *names])
-    return [*head, *rows, "", f"Medians of processor time in ms. {machine()}"]
-
-
-def speed_of(
-    prediction: Prediction, labels: NDArray[np.integer], count: int, repeats: int
-) -> dict[str, float]:
-    """Median processor milliseconds of the ways to fit `count` points."""
-    height, width = prediction.shape
-    rng = np.random.default_rng(0)
-    rows, cols = np.divmod(rng.permutation(height * width)[:count], width)
-    bend = np.exp(0.1 * np.sin(rows / height * 7) * np.cos(cols / width * 5))
-    points = SparseDepth.from_arrays(
-        rows, cols, prediction.relative_depth()[rows, cols] * bend * 2 + 0.5
-    )
-    image, values = picture_of(labels), prediction.values
-    numpy_form = settings.replace(FIELD, {"field.compiler": "numpy"})
-    paper, sensor = (FitConfig(method="ssf", mode=mode) for mode in ("paper", "sensor"))
-    state, clock = FieldState(), iter(range(1, 1_000_000))
-
-    def remembered() -> object:
-        state.at(next(clock) * 100_000_000)
-        return fit(prediction, points, image=image, config=FIELD, state=state)
-
-    parts: dict[str, Callable[[], object]] = {
-        "field": lambda: fit(prediction, points, image=image, config=FIELD),
-        "field with memory": remembered,
-        "ssf": lambda: fit(prediction, points, labels, config=paper),
-        "ssf robust": lambda: fit(prediction, points, labels, config=sensor),
-        # What any method must do: read prediction and picture, write depth and std.
-        "memory floor": lambda: (values * 2.0, values + 1.0, image.max()),
-    }
-    times = take_turns(parts, repeats or 30)
-    slow = {"NumPy form": lambda: fit(prediction, points, image=image, config=numpy_form)}
-    times |= take_turns(slow, 3)
-    return {name: float(np.median(found.cpu)) for name, found in times.items()}
-
-
-def enlarged(array: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """The nearest value of every pixel at another size."""
-    rows = np.arange(height) * array.shape[0] // height
-    cols = np.arange(width) * array.shape[1] // width
-    return np.ascontiguousarray(array[rows][:, cols])
-
-
-def picture_of(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Every region in a colour of its own, with grain."""
-    rng = np.random.default_rng(1)
-    colours = rng.integers(0, 256, (int(labels.max()) + 1, 3))
-    grain = rng.normal(0, 5, (*labels.shape, 1))
-    return np.clip(colours[labels] + grain, 0, 255).astype(np.uint8)
-
-
-def table_head(names: Sequence[str]) -> list[str]:
-    """First two lines of a Markdown table."""
-    return [table_row(names), "|" + "---|" * len(names)]
-
-
-def table_row(cells: Sequence[str]) -> str:
-    """One line of it."""
-    return "| " + " | ".join(cells) + " |"
-
-
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
+CASES: dict[str, Case] = {
+    "targets": targets,
     "ablation": ablation,
+    "segmentation": segmentation,
     "extrapolation": extrapolation,
     "few": few,
     "interval": interval,
     "flicker": flicker,
-    "speed": speed,
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one benchmark and print its table."""
-    parser = argparse.ArgumentParser(prog="python -m depth_node.benchmark_field")
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    for name, run in BENCHMARKS.items():
-        what = (run.__doc__ or "").splitlines()[0]
-        kind = kinds.add_parser(name, help=what)
-        if name == "speed":
-            kind.add_argument("--repeats", type=int, default=0, metavar="N")
-        else:
-            kind.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
-            kind.add_argument("--model", default="embedded", metavar="FILE")
-            kind.add_argument("--manifest", default="", metavar="FILE")
-            kind.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S")
-    options = parser.parse_args(arguments)
-    print("\n".join(BENCHMARKS[options.kind](options)))
-    return 0
+# --- speed ---------------------------------------------------------------------------------------
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def speed(repeats: int = 0) -> list[Table]:
+    """Milliseconds on one core beside SSF, the NumPy form, and a pass over the picture's memory."""
+    from depth_node.speed import fit_problem, machine, one_core
+
+    with multiprocessing.get_context("spawn").Pool(1) as fresh:
+        first = fresh.apply(first_calls)
+    warm_up()
+    prediction, _, labels = fit_problem()
+    body, names = [], [""]
+    with one_core():
+        for height, width in ((480, 640), (720, 1280)):
+            for count in COUNTS:
+                problem = SpeedProblem.of(prediction, labels, height, width, count)
+                found = problem.medians(repeats or 30)
+                names = list(found)
+                cells = [f"{value:.1f}" for value in found.values()]
+                body.append([f"{width}x{height}", str(count), *cells])
+        grown = SpeedProblem.of(prediction, labels, 480, 640, 1000).growth()
+    notes = [
+        "medians of processor time in ms on one core",
+        f"a fresh process: warm-up {first[0]:.0f} ms, first fit after it {first[1]:.1f} ms, "
+        f"median of the next {first[2]:.1f} ms (480x640, 1000 points)",
+        f"largest memory of the process after {GROWTH_FRAMES[0]} frames {grown[0]:.0f} MiB, after "
+        f"{GROWTH_FRAMES[1]} {grown[1]:.0f} MiB",
+        machine(),
+    ]
+    return [Table("Speed of the field", ["picture", "points", *names], body, notes)]
+
+
+def first_calls() -> tuple[float, float, float]:
+    """Milliseconds of the warm-up, the first fit after it, and the median of twenty more."""
+    from depth_node.speed import fit_problem, one_core
+
+    with one_core():
+        begin = time.perf_counter()
+        warm_up()
+        warm_ms = (time.perf_counter() - begin) * 1e3
+        prediction, _, labels = fit_problem()
+        problem = SpeedProblem.of(prediction, labels, 480, 640, 1000)
+        times = []
+        for _ in range(21):
+            begin = time.perf_counter()
+            problem.fit(FIELD)
+            times.append((time.perf_counter() - begin) * 1e3)
+    return warm_ms, times[0], float(np.median(times[1:]))
+
+
+class SpeedProblem:
+    """A picture of regions with points on a bent version of what the network says."""
+
+    def __init__(
+        self,
+        prediction: Prediction,
+        labels: NDArray[np.integer],
+        points: SparseDepth,
+        image: NDArray[np.uint8],
+    ) -> None:
+        self.prediction, self.labels, self.points, self.image = prediction, labels, points, image
+
+    @classmethod
+    def of(
+        cls,
+        prediction: Prediction,
+        labels: NDArray[np.integer],
+        height: int,
+        width: int,
+        count: int,
+    ) -> SpeedProblem:
+        """The picture of depth_node.speed.fit_problem at another size and number of points."""
+        size, whole = (width, height), cv2.INTER_NEAREST
+        values = np.asarray(cv2.resize(prediction.values, size, interpolation=whole), np.float32)
+        labels = np.asarray(cv2.resize(labels.astype(np.int32), size, interpolation=whole))
+        rng = np.random.default_rng(0)
+        rows, cols = np.divmod(rng.permutation(height * width)[:count], width)
+        given = Prediction(values, prediction.kind)
+        bend = np.exp(0.1 * np.sin(rows / height * 7) * np.cos(cols / width * 5))
+        depth = given.relative_depth()[rows, cols] * bend * 2 + 0.5
+        colours = rng.integers(0, 256, (int(labels.max()) + 1, 3))
+        grain = rng.normal(0, 5, (height, width, 1))
+        image = np.clip(colours[labels] + grain, 0, 255).astype(np.uint8)
+        return cls(given, labels, SparseDepth.from_arrays(rows, cols, depth), image)
+
+    def fit(self, config: FitConfig, state: FieldState | None = None) -> FitResult:
+        """One frame."""
+        labels = self.labels if config.method != "field" else None
+        return fit(
+            self.prediction, self.points, labels, image=self.image, config=config, state=state
+        )
+
+    def medians(self, repeats: int) -> dict[str, float]:
+        """Median processor milliseconds of the ways to fit, which take turns."""
+        from depth_node.speed import take_turns
+
+        state, clock = FieldState(), iter(range(1, 1_000_000))
+
+        def remembered() -> FitResult:
+            state.at(next(clock) * 100_000_000)
+            return self.fit(FIELD, state)
+
+        plain = settings.replace(FIELD, {"field.compiler": "numpy"})
+        values, image = self.prediction.values, self.image
+        parts: dict[str, Callable[[], object]] = {
+            "field": lambda: self.fit(FIELD),
+            "with memory": remembered,
+            "ssf": lambda: self.fit(SSF),
+            "ssf robust": lambda: self.fit(FitConfig(method="ssf", mode="sensor")),
+            # What any method must do: read prediction and picture, write depth and std.
+            "memory floor": lambda: (values * 2.0, values + 1.0, image.max()),
+        }
+        times = take_turns(parts, repeats)
+        times |= take_turns({"NumPy form": lambda: self.fit(plain)}, 3)
+        return {name: float(np.median(found.cpu)) for name, found in times.items()}
+
+    def growth(self) -> list[float]:
+        """Largest memory of the process in MiB after GROWTH_FRAMES frames with memory."""
+        import resource
+
+        state, found = FieldState(), []
+        for number in range(max(GROWTH_FRAMES)):
+            state.at((number + 1) * 100_000_000)
+            self.fit(FIELD, state)
+            if number + 1 in GROWTH_FRAMES:
+                found.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return found
+
+
+# --- figure --------------------------------------------------------------------------------------
+
+
+FIGURE_SEED, FIGURE_POINTS, FIGURE_HEIGHT, FIGURE_WIDTH, FIGURE_SHADE = 3, 250, 240, 320, 16
+
+
+def figure() -> NDArray[np.uint8]:
+    """The steps of the method on a rendered room, (H, W, 3) uint8 RGB, for docs/method.md.
+
+    A network's place is taken by the room's disparity, blurred and smoothly wrong.
+    """
+    from depth_node.scene import Scene, random_view
+
+    rng = np.random.default_rng(FIGURE_SEED)
+    scene = Scene.random(FIGURE_SEED)
+    camera, pose = random_view(scene, rng, FIGURE_WIDTH, FIGURE_HEIGHT)
+    view = scene.render(camera, pose)
+    coarse = rng.normal(0, 0.15, (5, 6))
+    bend = cv2.resize(coarse, (FIGURE_WIDTH, FIGURE_HEIGHT), interpolation=cv2.INTER_CUBIC)
+    disparity = cv2.GaussianBlur(1 / (view.depth * np.exp(bend)), (0, 0), 2.5)
+    prediction = Prediction(disparity.astype(np.float32), "disparity_affine_invariant")
+    rows, cols = np.divmod(rng.permutation(view.depth.size)[:FIGURE_POINTS], FIGURE_WIDTH)
+    depth = view.depth[rows, cols] * (1 + RANGE_NOISE * rng.standard_normal(FIGURE_POINTS))
+    wrong = rng.random(FIGURE_POINTS) < 0.05
+    depth[wrong] *= rng.uniform(0.4, 2.0, np.count_nonzero(wrong))
+    points = SparseDepth.from_arrays(rows, cols, depth)
+    found = fit(prediction, points, image=view.image, config=FIELD)
+    alone = settings.replace(FIELD, {"field.residual": False})
+    base = fit(prediction, points, image=view.image, config=alone).depth
+    labels = segment(view.image, prediction.values)
+    rival = fit(prediction, points, labels, config=SSF)
+    scale = drawing.depth_scale(view.depth)
+    rejected = ~found.point_inlier
+    measured = drawing.points_on_image(view.image, rows, cols, depth, scale)
+    measured = drawing.draw_crosses(measured, rows[rejected], cols[rejected])
+    change = drawing.Scale("error", -25, 25, unit="%", low_word="nearer", high_word="farther")
+    percent = 196 * found.std / found.depth
+    width = drawing.Scale("deviation", 0.0, float(np.quantile(percent, 0.95)), unit="%")
+    wrongness = drawing.relative_error_percent(found.depth, view.depth)
+    inside = float(np.mean(np.abs(wrongness) / 100 * view.depth <= 1.96 * found.std))
+    captions = {
+        "points": f"{FIGURE_POINTS} points, 2 % noise; crosses: not believed",
+        "base": f"robust line in disparity: error {mean_percent(base, view.depth):.1f} %",
+        "change": "kriging of the residual, and detail",
+        "depth": f"B exp(m + U + C): error {mean_percent(found.depth, view.depth):.1f} %",
+        "width": f"holds the truth at {inside:.0%} of the pixels",
+        "error": f"SSF as published: error {mean_percent(rival.depth, view.depth):.1f} %",
+    }
+    error = drawing.error_scale()
+    cards = [
+        drawing.Tile("Points", measured, captions["points"], scale),
+        drawing.Tile("Base B", drawing.colour_map(base, scale), captions["base"], scale),
+        drawing.Tile(
+            "Residual m + U + C",
+            drawing.colour_map(100 * (found.depth / base - 1), change),
+            captions["change"],
+            change,
+        ),
+        drawing.Tile("Depth", drawing.colour_map(found.depth, scale), captions["depth"], scale),
+        drawing.Tile(
+            "95 % interval, ±", drawing.colour_map(percent, width), captions["width"], width
+        ),
+        drawing.Tile("Error", drawing.colour_map(wrongness, error), captions["error"], error),
+    ]
+    heading = "Method field"
+    told = "a rendered room; the network is the true disparity, blurred and bent by 15 %"
+    picture = drawing.compose(heading, told, cards, columns=3, card_width=340)
+    shades = np.uint8(FIGURE_SHADE)
+    return picture // shades * shades + shades // 2  # fewer shades, smaller file
+
+
+def mean_percent(depth: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
+    """Mean relative error in percent."""
+    return float(np.nanmean(np.abs(drawing.relative_error_percent(depth, truth))))

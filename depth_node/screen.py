@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,10 +61,20 @@ def print_table(
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number < left else "right", overflow="fold")
+        if number < left:
+            table.add_column(name, overflow="fold")
+            continue
+        # Texts fold where the screen is narrow; a number on two lines would be two numbers.
+        words = [*name.split(), *(row[number] for row in rows)]
+        width = max((len(word) for word in words), default=0)
+        folded = "\n".join(textwrap.wrap(name, width)) if name else ""
+        table.add_column(folded, justify="right", no_wrap=True, min_width=width)
     for row in rows:
         table.add_row(*row, style="bold yellow" if row[0] in highlight else None)
-    screen.print(table)
+    wide = screen.measure(table, options=screen.options.update_width(10_000))
+    if wide.minimum > screen.width:
+        table.width = wide.minimum
+    screen.print(table, crop=False)
 
 
 def write_json(path: Path, content: Any) -> None:

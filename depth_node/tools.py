@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depth_node import __version__, benchmark, model_tools, replay
+from depth_node import __version__, benchmark, benchmark_field, model_tools, replay
 from depth_node.bags import BagError
 from depth_node.config import ConfigError, load, override
 from depth_node.engine import EMBEDDED, EngineError, backends, open_engine
@@ -381,6 +381,17 @@ def _add_bench(commands: Any) -> None:
     accuracy.add_argument("--json", type=Path, metavar="FILE")
     accuracy.add_argument("--markdown", type=Path, metavar="FILE", help="the tables for a page")
     accuracy.set_defaults(run=_run_accuracy)
+    field = kinds.add_parser(
+        "field", help="what is asked of the default method and what it reaches"
+    )
+    field.add_argument("case", choices=(*benchmark_field.CASES, "speed", "figure"))
+    field.add_argument("sources", type=Path, nargs="*", metavar="SOURCE")
+    field.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    field.add_argument("--manifest", default="", metavar="FILE")
+    field.add_argument("--seed", default="0", metavar="S,S,S", help="one or several")
+    field.add_argument("--repeats", type=int, default=0, metavar="N", help="speed: more: steadier")
+    field.add_argument("--out", type=Path, metavar="FILE", help="the tables for a page, the figure")
+    field.set_defaults(run=_run_field)
     for name, what in (
         ("fit", "the region fit against a plain loop of least squares"),
         ("engine", "our path to ONNX Runtime against ONNX Runtime itself"),
@@ -433,6 +444,38 @@ def _run_accuracy(options: argparse.Namespace) -> int:
         write_json(options.json, facts)
     if options.markdown:
         write_text(options.markdown, benchmark.markdown(found))
+    return 0
+
+
+def _run_field(options: argparse.Namespace) -> int:
+    screen = console()
+    if options.case == "figure":
+        from depth_node.drawing import write_picture
+
+        write_picture(options.out or Path("field.png"), benchmark_field.figure())
+        return 0
+    if options.case == "speed":
+        found = benchmark_field.speed(options.repeats)
+    else:
+        count = sum(len(find_frames(source)) for source in options.sources)
+        if not count:
+            raise UsageError("no SOURCE is given: name folders of recorded frames")
+        seeds = _integers("--seed", options.seed)
+        with (
+            DepthModel.open(ModelConfig(options.model, options.manifest)) as network,
+            progress(screen, options.case, count) as advance,
+        ):
+            try:
+                case = benchmark_field.CASES[options.case]
+                found = case(options.sources, network, seeds, advance)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+    for table in found:
+        print_table(screen, table.title, table.head, table.rows, set())
+        for note in table.notes:
+            screen.print(f"  {note}")
+    if options.out:
+        write_text(options.out, benchmark.markdown(found))
     return 0
 
 

@@ -41,7 +41,8 @@ def write_frame(folder: Path, depth: np.ndarray, **prediction: np.ndarray) -> Pa
     grey = np.nan_to_num(depth * 30).astype(np.uint8)
     cv2.imwrite(str(folder / "rgb.png"), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
     np.savez(folder / "depth.npz", depth=depth)
-    intrinsics = {"fx": 60, "fy": 60, "cx": 40, "cy": 30, "width": WIDTH, "height": HEIGHT}
+    height, width = depth.shape
+    intrinsics = {"fx": 60, "fy": 60, "cx": 40, "cy": 30, "width": width, "height": height}
     (folder / "intrinsics.json").write_text(json.dumps(intrinsics))
     for name, values in prediction.items():
         np.savez(
