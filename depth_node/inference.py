@@ -244,31 +244,55 @@ class PromptedRegionModel(RegionModel):
 
     def predict(self, image: npt.NDArray[np.uint8]) -> Labels:
         """(H, W, 3) uint8 RGB -> (H, W) int32 labels, 0 = unassigned, 1..K."""
-        config = self.config
         height, width = image.shape[:2]
-        spec = self.engine.manifest.input
-        _, _, rows, cols = tensor_box(height, width, spec)
-        points = point_grid(config.prompts.points_per_side, rows, cols)
-        answers = self._ask(image, points)
+        maps, boxes, extent = self._kept(image)
+        start = time.perf_counter()
+        least_px = scaled_px(self.config.min_region_px, height, width)
+        painted = paint(maps, boxes, extent, height, width, least_px)
+        labels = labels_from_painting(painted, self.config)
+        if maps and not painted.any():
+            self.message = f"all {len(maps)} masks are smaller than segmentation.min_region_px"
+        self.stage_ms["postprocess"] += (time.perf_counter() - start) * 1e3
+        return labels
 
+    def masks(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """(H, W, 3) uint8 RGB -> the masks (n, H, W) that predict() paints, best first."""
+        height, width = image.shape[:2]
+        maps, boxes, extent = self._kept(image)
+        found = np.zeros((len(maps), height, width), bool)
+        for mask, one, box in zip(found, maps, boxes, strict=True):
+            mask |= paint([one], box[None], extent, height, width) > 0
+        return found
+
+    def _kept(
+        self, image: npt.NDArray[np.uint8]
+    ) -> tuple[list[npt.NDArray], npt.NDArray, tuple[float, float]]:
+        """Maps (h, w) and boxes (n, 4) of the masks that are kept, best first, and their extent."""
+        wanted, spec = self.config.prompts, self.engine.manifest.input
+        _, _, rows, cols = tensor_box(image.shape[0], image.shape[1], spec)
+        points = point_grid(wanted.points_per_side, rows, cols)
+        answers = self._ask(image, points)
         start = time.perf_counter()
         count = len(points) * answers[0]["masks"].shape[1]  # the last batch may be filled up
-        masks = [mask for answer in answers for one in answer["masks"] for mask in one][:count]
+        maps = [mask for answer in answers for one in answer["masks"] for mask in one][:count]
         iou, stability, boxes = (
             np.concatenate(
                 [answer[name].reshape(-1, *answer[name].shape[2:]) for answer in answers]
             )
             for name in ("iou", "stability", "boxes")
         )
-        kept = select(iou[:count], stability[:count], boxes[:count], masks, config.prompts)
-        map_rows, map_cols = masks[0].shape
-        extent = rows * map_rows / spec.height, cols * map_cols / spec.width
-        least_px = scaled_px(config.min_region_px, height, width)
-        painted = paint([masks[i] for i in kept], boxes[kept], extent, height, width, least_px)
-        labels = labels_from_painting(painted, config)
-        self.message = "" if painted.any() else _no_mask(count, kept, iou[:count], config)
+        kept = select(iou[:count], stability[:count], boxes[:count], maps, wanted)
+        self.message = ""
+        if not len(kept):
+            self.message = (
+                f"none of {count} masks passed segmentation.prompts: min_iou {wanted.min_iou:g}"
+                f" (best {float(iou.max()):.2f}), min_stability {wanted.min_stability:g}"
+                f" (best {float(stability.max()):.2f})"
+            )
         self.stage_ms["postprocess"] = (time.perf_counter() - start) * 1e3
-        return labels
+        height, width = maps[0].shape
+        extent = rows * height / spec.height, cols * width / spec.width
+        return [maps[index] for index in kept], boxes[kept], extent
 
     def _ask(
         self, image: npt.NDArray[np.uint8], points: npt.NDArray[np.float32]
@@ -317,18 +341,3 @@ def _opened_decoder(config: ModelConfig, encoder: Engine) -> Engine:
             " halves of the export into one folder, or export the model again"
         )
     return open_model(replace(config, path=str(beside), manifest=""))
-
-
-def _no_mask(
-    asked: int,
-    kept: npt.NDArray[np.intp],
-    iou: npt.NDArray[np.float32],
-    config: SegmentationConfig,
-) -> str:
-    if len(kept):
-        return f"all {len(kept)} masks are smaller than segmentation.min_region_px"
-    wanted = config.prompts
-    return (
-        f"none of {asked} masks passed segmentation.prompts.min_iou {wanted.min_iou:g} (best"
-        f" {float(iou.max(initial=0)):.2f}) and min_stability {wanted.min_stability:g}"
-    )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +23,7 @@ from depth_node.config import option, validate
 Map = NDArray[np.float32]
 
 _MASK_STEP = 4  # every 4th row and column of a map is enough to compare two masks
+FLOOD_LEVELS = 16  # heights that the watershed tells apart
 _LONGEST_STEP = 32  # map pixels; sizes that fit together only in longer steps are enlarged whole
 
 
@@ -146,6 +146,8 @@ def paint(
     colour = np.empty((height, width), np.uint16)
     sizes = [_area(mask, box) for mask, box in zip(masks, boxes.astype(np.int64), strict=True)]
     for index in np.argsort(sizes, kind="stable")[::-1]:
+        if boxes[index][0] >= extent[1] or boxes[index][1] >= extent[0]:
+            continue  # beyond the picture
         window, inside = _enlarged(masks[index], boxes[index], extent, height, width)
         if cv2.countNonZero(inside) < max(min_px, 1):
             continue
@@ -162,52 +164,66 @@ def _enlarged(
     mask: Map, box: NDArray[np.float32], extent: tuple[float, float], height: int, width: int
 ) -> tuple[tuple[slice, slice], NDArray[np.uint8]]:
     """Window of the picture about a mask's box, and where in it the mask is, 0 or 1."""
-    rows = _Axis.about(box[1], box[3], extent[0], height)
-    cols = _Axis.about(box[0], box[2], extent[1], width)
+    rows = _Axis.about(box[1], box[3], extent[0], len(mask), height)
+    cols = _Axis.about(box[0], box[2], extent[1], mask.shape[1], width)
     source = mask[rows.source, cols.source]
-    target = (cols.target.stop - cols.target.start, rows.target.stop - rows.target.start)
     if rows.whole and cols.whole:
-        values = cv2.resize(source, target, interpolation=cv2.INTER_LINEAR)
+        values = cv2.resize(source, (cols.count, rows.count), interpolation=cv2.INTER_LINEAR)
     else:
         transform = np.array([[cols.step, 0, cols.shift], [0, rows.step, rows.shift]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         values = cv2.warpAffine(
-            source, transform, target, flags=flags, borderMode=cv2.BORDER_REPLICATE
+            source,
+            transform,
+            (cols.count, rows.count),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
         )
-    return (rows.target, cols.target), (values > 0).view(np.uint8)
+    window = (
+        slice(rows.first, min(rows.first + rows.count, height)),
+        slice(cols.first, min(cols.first + cols.count, width)),
+    )
+    inside = values[: window[0].stop - rows.first, : window[1].stop - cols.first] > 0
+    return window, inside.view(np.uint8)
 
 
 @dataclass(frozen=True)
 class _Axis:
     """Which pixels of a map and of the picture belong together along one axis.
 
-    Picture pixel t of the window lies at map pixel step * t + shift of the source. whole: source
-    and target cover the very same stretch, as cv2.resize wants it (several times faster).
+    The window begins at picture pixel `first` and has `count` pixels, of which the last may lie
+    outside. Its pixel t lies at step * t + shift of the source. whole: source and window cover the
+    very same stretch, as cv2.resize wants it (several times faster).
     """
 
     source: slice
-    target: slice
+    first: int
+    count: int
     step: float
     shift: float
     whole: bool
 
     @classmethod
-    def about(cls, first: float, last: float, extent: float, size: int) -> _Axis:
-        """The stretch that shows map pixels first to last and one more on each side."""
+    def about(cls, low: float, high: float, extent: float, length: int, size: int) -> _Axis:
+        """The stretch of a map of `length` pixels that shows its pixels low to high.
+
+        One more is seen on each side, also beyond the picture's end, where the map goes on.
+        """
         step = extent / size
-        used = math.ceil(extent)
-        low, high = max(int(first) - 1, 0), min(int(last) + 2, used)
-        whole = extent == used
+        begin, end = max(int(low) - 1, 0), min(int(high) + 2, length)
+        used = round(extent)
+        whole = abs(extent - used) < 1e-6
         if whole:
             stride = used // math.gcd(used, size)
             if stride > _LONGEST_STEP:
-                low, high = 0, used
-            low, high = low // stride * stride, -(-high // stride) * stride
-            target = slice(low * size // used, high * size // used)
+                begin, end = 0, used
+            last = length // stride * stride
+            begin, end = begin // stride * stride, min(-(-end // stride) * stride, last)
+            first, count = begin * size // used, (end - begin) * size // used
         else:
-            target = slice(int(low / step), min(math.ceil(high / step), size))
-        shift = (target.start + 0.5) * step - 0.5 - low
-        return cls(slice(low, high), target, step, shift, whole)
+            first = int(begin / step)
+            count = min(math.ceil(end / step), size) - first
+        shift = (first + 0.5) * step - 0.5 - begin
+        return cls(slice(begin, end), first, count, step, shift, whole)
 
 
 def edges_to_ids(edges: Map, level: float, radius_px: float) -> NDArray[np.int32]:
@@ -229,9 +245,24 @@ def edges_to_ids(edges: Map, level: float, radius_px: float) -> NDArray[np.int32
     seeded = np.zeros(places, bool)
     seeded[np.unique(narrow[seeds > 0])] = True
     seeds = np.where((narrow > 0) & ~seeded[narrow], narrow + count, seeds)
-    from scipy import ndimage  # loading it takes longer than most pictures
+    return _flooded(strength, seeds.astype(np.float32)).astype(np.int32)
 
-    height = np.clip(strength * 255, 0, 255).astype(np.uint8)
-    # 8-connected: a thin edge that runs diagonally is crossed, but its crest still decides where.
-    flooded: NDArray[Any] = ndimage.watershed_ift(height, seeds.astype(np.int32))
-    return np.asarray(flooded, np.int32)
+
+def _flooded(strength: Map, seeds: Map) -> Map:
+    """Watershed: seeds (0 = none) grow over what rises, level by level, until every pixel has one.
+
+    scipy's and OpenCV's compare neighbouring pixels and so let a gentle slope pass; this one floods
+    by height. Where two fronts meet at one level the larger number goes on.
+    """
+    cross = np.asarray(cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
+    labels = seeds.copy()
+    for level in np.linspace(0, 1, FLOOD_LEVELS + 1)[1:]:
+        free = (labels == 0) & (strength <= level if level < 1 else True)
+        while free.any():
+            grown = np.asarray(cv2.dilate(labels, cross), np.float32)
+            reached = free & (grown > 0)
+            if not reached.any():
+                break
+            labels[reached] = grown[reached]
+            free &= ~reached
+    return labels

@@ -33,7 +33,8 @@ from depth_node.projection import (
     check_rigid,
     project_points,
 )
-from depth_node.regions import SegmentationConfig, segment
+from depth_node.region_reuse import RegionMemory
+from depth_node.regions import Labels, SegmentationConfig, segment
 from depth_node.temporal import FieldState, Pose
 
 
@@ -59,6 +60,8 @@ class DepthResult:
 
     depth, std: (H, W) float32 metres, NaN unknown (FitResult says what std means). labels: (H, W)
     int32, None if the method needs no regions. stage_ms: wall time of every stage of this frame.
+    segmentation: where the labels come from: "given", "network", "classical", "carried" from an
+    earlier frame, "" for none. message: a sentence if the network found no regions, else empty.
     """
 
     depth: npt.NDArray[np.float32]
@@ -68,6 +71,8 @@ class DepthResult:
     sparse: SparseDepth
     fit: FitResult
     stage_ms: dict[str, float]
+    segmentation: str = ""
+    message: str = ""
 
     @property
     def rejected(self) -> npt.NDArray[np.bool_]:
@@ -78,8 +83,8 @@ class DepthResult:
 class DepthPipeline:
     """Owns the networks, the settings and the memory; process() handles one frame.
 
-    Frames that come with their stamp are remembered by method field (fit.field.temporal); frames
-    without are handled each on its own.
+    Frames that come with their stamp are remembered by method field (fit.field.temporal) and, if
+    segmentation.every says so, for their regions; frames without are handled each on its own.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class DepthPipeline:
         self._config = config = config or PipelineConfig()
         self.depth_model = depth_model
         self.region_model = region_model
-        self._memory = FieldState()
+        self._memory, self._regions = FieldState(), RegionMemory()
         try:
             if depth_model is None and config.model.path:
                 self.depth_model = DepthModel.open(config.model)
@@ -121,6 +126,8 @@ class DepthPipeline:
             raise ValueError("another model needs a new pipeline: close this one and open it anew")
         if self.region_model is not None:
             self.region_model.config = config.segmentation
+        if config.segmentation != self._config.segmentation:
+            self._regions = RegionMemory()
         self._config = config
 
     def warm_up(self) -> None:
@@ -159,7 +166,7 @@ class DepthPipeline:
         no points, which fit's status then tells. Labels (masks made elsewhere), a prediction or
         sparse depth that are given are taken instead of being computed. stamp_ns: time of the
         picture, T_world_camera: where the camera was, in any frame that stands still (odometry), if
-        known; both only for the memory of method field. A frame that cannot be
+        known; both only for what is remembered. A frame that cannot be
         measured is told by ``result.fit.status``; arguments that contradict each other raise
         ValueError, a network that fails EngineError.
         """
@@ -179,22 +186,28 @@ class DepthPipeline:
                         points_lidar, T_camera_lidar, camera, config.projection, age_s
                     )
 
+            source, message = "given", ""
             if not _uses_regions(config.fit):
-                labels = None
+                labels, source = None, ""
             elif labels is None:
                 with _timed(stage_ms, "segment"):
-                    labels = self._segment(image, prediction, config.segmentation)
+                    memory = None if stamp_ns is None else self._regions
+                    labels, source, message = self._segment(
+                        image, prediction, config.segmentation, memory
+                    )
 
             with _timed(stage_ms, "fit"):
-                memory = self._remember(camera, stamp_ns, T_world_camera)
+                state = self._remember(camera, stamp_ns, T_world_camera)
                 result = fit(
-                    prediction, sparse, labels, image=image, config=config.fit, state=memory
+                    prediction, sparse, labels, image=image, config=config.fit, state=state
                 )
-        return DepthResult(result.depth, result.std, labels, prediction, sparse, result, stage_ms)
+        return DepthResult(
+            result.depth, result.std, labels, prediction, sparse, result, stage_ms, source, message
+        )
 
     def reset(self) -> None:
         """Forget earlier frames. A frame that another thread is at keeps to the old memory."""
-        self._memory = FieldState()
+        self._memory, self._regions = FieldState(), RegionMemory()
 
     def close(self) -> None:
         """Free the networks, also those that were given."""
@@ -278,11 +291,28 @@ class DepthPipeline:
         return self._memory
 
     def _segment(
-        self, image: npt.NDArray[np.uint8], prediction: Prediction, config: SegmentationConfig
-    ) -> npt.NDArray[np.int32]:
+        self,
+        image: npt.NDArray[np.uint8],
+        prediction: Prediction,
+        config: SegmentationConfig,
+        memory: RegionMemory | None,
+    ) -> tuple[Labels, str, str]:
+        """Labels, where they come from, and what went wrong."""
+        if memory is not None:
+            carried = memory.carried(image, config)
+            if carried is not None:
+                return carried, "carried", ""
+        labels, source, message = None, "classical", ""
         if self.region_model is not None:
-            return self.region_model.predict(image)
-        return segment(image, prediction.values, config)
+            labels, source = self.region_model.predict(image), "network"
+            if self.region_model.message:
+                labels, source = None, "classical"
+                message = f"{self.region_model.message}: the picture's own regions are used instead"
+        if labels is None:
+            labels = segment(image, prediction.values, config)
+        if memory is not None:
+            memory.keep(image, labels)
+        return labels, source, message
 
 
 def _uses_regions(config: FitConfig) -> bool:

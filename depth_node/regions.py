@@ -72,6 +72,20 @@ class SegmentationConfig:
         minimum=0.0,
         maximum=100.0,
     )
+    every: int = option(
+        1,
+        "Segment every so many pictures of a sequence and carry the regions to those between by the"
+        " image's motion; 1 = every picture, 0 = only those that changed.",
+        minimum=0,
+        maximum=1000,
+    )
+    change: float = option(
+        0.15,
+        "With `every` above or below 1: segment as soon as more than this share of the picture was"
+        " not there when it was last segmented.",
+        minimum=0.0,
+        maximum=1.0,
+    )
     prompts: PromptConfig = section(PromptConfig, "points and masks of a prompted network")
 
     def __post_init__(self) -> None:

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regions carried from picture to picture: segmentation only every so often.
+
+The regions of one picture (the key) are kept. In a later picture they are found again by dense
+inverse search optical flow (arXiv 1603.03590) between small grey pictures; what every pixel shows
+was somewhere in the key, and it takes the region from there. The same flow tells when that stops
+working: a pixel whose grey differs from where it is said to come from, or that comes from outside,
+has changed, and with too many of those the picture is segmented anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.regions import Labels, SegmentationConfig, relabel
+
+SMALL_WIDTH_PX = 320  # docs/benchmarks_regions.md compares sizes and methods
+SMALLEST_PX = 32  # the flow's patches need some room
+GREY_STEP = 24.0  # of 255: a pixel that differs by more has changed
+
+Map = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Key:
+    """The last segmented picture, small and grey, its regions, and where its pixels went since."""
+
+    grey: NDArray[np.uint8]
+    labels: Labels
+    flow: Map | None = None  # (h, w, 2) px of the small picture, from the last picture to the key
+    age: int = 0  # pictures since
+
+
+class RegionMemory:
+    """What is remembered of one camera's regions. Not for use by several threads at once."""
+
+    def __init__(self) -> None:
+        self._key: _Key | None = None
+        self.changed = 0.0  # share of the last picture that did not come from the key
+
+    def carried(self, image: NDArray[np.uint8], config: SegmentationConfig) -> Labels | None:
+        """Regions of an (H, W, 3) uint8 RGB picture from the key's, None if it must be segmented.
+
+        (H, W) int32, 1..K without gaps. Call keep() with the regions that are made instead.
+        """
+        key = self._key
+        if key is None or config.every == 1 or key.labels.shape != image.shape[:2]:
+            return None
+        if 0 < config.every <= key.age + 1 or min(image.shape[:2]) < SMALLEST_PX:
+            return None
+        grey = _small(image)
+        start: Any = None if key.flow is None else key.flow.copy()
+        finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        flow = np.asarray(finder.calc(grey, key.grey, start), np.float32)
+        self.changed = _changed(grey, key.grey, flow)
+        if self.changed > config.change:
+            return None
+        self._key = _Key(key.grey, key.labels, flow, key.age + 1)
+        return _followed(key.labels, flow)
+
+    def keep(self, image: NDArray[np.uint8], labels: Labels) -> None:
+        """Make a picture and its regions (H, W) the key."""
+        self._key = _Key(_small(image), labels)
+
+
+def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    scale = min(1.0, SMALL_WIDTH_PX / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def _places(flow: Map) -> tuple[Map, Map]:
+    """Columns and rows (h, w) that a flow (h, w, 2) points to."""
+    height, width = flow.shape[:2]
+    cols = flow[..., 0] + np.arange(width, dtype=np.float32)
+    rows = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    return cols, rows
+
+
+def _changed(grey: NDArray[np.uint8], key: NDArray[np.uint8], flow: Map) -> float:
+    """Share of pixels that look otherwise than where they come from, or come from outside."""
+    cols, rows = _places(flow)
+    came = cv2.remap(key, cols, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    other = cv2.absdiff(grey, came) > GREY_STEP
+    height, width = grey.shape
+    other |= (cols < -0.5) | (rows < -0.5) | (cols > width - 0.5) | (rows > height - 0.5)
+    return float(other.mean())
+
+
+def _followed(labels: Labels, flow: Map) -> Labels:
+    """The key's regions where the flow says they are now."""
+    height, width = labels.shape
+    scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
+    large = np.asarray(cv2.resize(flow, (width, height)), np.float32) * scale
+    cols, rows = _places(large)
+    # OpenCV moves no integers of 32 bits; a float32 holds as many regions as anyone has.
+    moved = cv2.remap(
+        labels.astype(np.float32), cols, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
+    )
+    return relabel(np.asarray(moved, np.int32))
