@@ -495,7 +495,7 @@ class _Parts(Dataset[Any]):
         self._recipe, self._cfg, self._first, self._process = recipe, cfg, first, process
 
     def __len__(self) -> int:
-        return (self._cfg.steps - self._first) * self._cfg.accumulate
+        return max(self._cfg.steps - self._first, 0) * self._cfg.accumulate
 
     def __getitem__(self, index: int) -> Batch | Exception:
         step, part = divmod(index, self._cfg.accumulate)
@@ -513,6 +513,9 @@ class _Parts(Dataset[Any]):
 
 def _alone(worker: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and a worker has one core
+    # Ctrl-C reaches the whole group of processes; when to stop is decided by the training one.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def batches(state: State, cfg: LoopConfig) -> Iterator[list[Batch]]:

@@ -39,7 +39,14 @@ def settings(*overrides: str) -> Config:
 
 def child(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *launcher, str(TOY), *(str(argument) for argument in arguments)]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+    )
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -94,6 +101,20 @@ def test_every_point_of_interruption_resumes_to_the_bit(tmp_path: Path) -> None:
     assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
     train(settings("loop.steps=8"), tmp_path / "parts")  # nothing left to do
     assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
+
+
+def test_ctrl_c_with_workers_ends_between_steps(tmp_path: Path) -> None:
+    """The signal reaches the workers too; they go on until the training process is done."""
+    arguments = ("loop.workers=2", "loop.steps=400", "--interrupt-at", 30)
+    stopped = child(tmp_path / "parts", *arguments)
+    assert stopped.returncode == 1
+    assert stopped.stderr.startswith("Interrupted at step")
+    assert "Traceback" not in stopped.stderr
+    step = checkpoints.read(tmp_path / "parts")["step"]
+    assert 1 < step < 400
+    train(settings(f"loop.steps={step}"), tmp_path / "parts")  # nothing left to do
+    train(settings("loop.steps=1"), tmp_path / "parts")  # less than that
+    assert checkpoints.read(tmp_path / "parts")["step"] == step
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recipe of a few hundred weights, and a program that trains it: for tests that need a process.
 
-    python toy.py RUN [key=value ...] [--kill-in-save N]
+    python toy.py RUN [key=value ...] [--kill-in-save N] [--interrupt-at STEP]
 
 There is no batch normalisation in it: statistics over a batch are the one thing that depends on how
 a step's pictures are shared out.
@@ -92,6 +92,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--kill-in-save", type=int, default=0)
+    parser.add_argument("--interrupt-at", type=int, default=-1)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     cfg = config.override(Config(), args.overrides)
@@ -106,8 +107,18 @@ def main() -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         checkpoints.save_file = dies
+    recipe = Toy(cfg)
+    if args.interrupt_at >= 0:
+        usual = recipe.batch
+
+        def interrupted(step: int, share: loop.Share) -> loop.Batch:
+            if step == args.interrupt_at:
+                os.killpg(0, signal.SIGINT)  # as a terminal does: to all processes of the group
+            return usual(step, share)
+
+        recipe.batch = interrupted  # type: ignore[method-assign]
     try:
-        train(cfg, args.run, console=Console(quiet=True))
+        train(cfg, args.run, recipe, console=Console(quiet=True))
     except loop.TrainingError as error:
         print(error, file=sys.stderr)
         return 1
