@@ -23,7 +23,7 @@ from torch.nn import functional
 from depth_node import config
 from training import checkpoints
 from training.checkpoints import TrainingError
-from training.models import Answer, InputSpec
+from training.models import Answer, Dino, InputSpec
 from training.normalization import exact
 
 SPACES = ("sqrt_disparity", "disparity", "depth")
@@ -224,6 +224,51 @@ def external_size(height: int, width: int, patch_px: int) -> tuple[int, int]:
             " feature alignment off (loss.align=0)."
         )
     return rows * patch_px, columns * patch_px
+
+
+class Alignment(nn.Module):
+    """How far features are from DINOv2's tokens of the same pictures; the projector is learnt.
+
+    Pictures enter DINOv2 as its normalisation wants them, 0..1; the published code gives it
+    pictures in -1..1.
+    """
+
+    def __init__(self, channels: int, external: Dino) -> None:
+        super().__init__()
+        self.projector = Projector(channels, external.channels)
+        self._external = (external,)  # in a tuple: frozen, and in no checkpoint
+
+    def forward(self, pictures: Tensor, features: Tensor) -> Tensor:
+        """token_divergence for pictures (N, 3, H, W) in 0..1 and features (N, C, h, w)."""
+        external = self._external[0].to(pictures.device)
+        size = external_size(pictures.shape[-2], pictures.shape[-1], external.spec.multiple_px)
+        with torch.no_grad():
+            seen = functional.interpolate(
+                pictures, size, mode="bicubic", align_corners=False, antialias=True
+            )
+            tokens = external(external.spec.normalise(seen.clamp(0, 1))).float()
+            tokens = functional.interpolate(
+                tokens, features.shape[-2:], mode="bicubic", align_corners=False
+            )
+        return token_divergence(self.projector(features), tokens)
+
+
+# What a student's root of disparity has at -1 of the target: half of the target's range (ours; the
+# room's far end is not at infinity).
+STUDENT_OFFSET = 0.5
+
+
+def root(disparity: Tensor, least: float = 1e-2) -> Tensor:
+    """Square root of a student's disparity, below `least` its tangent: no dead end at 0."""
+    x = exact(disparity)
+    tangent = (x + least) / (2 * least**0.5)
+    return torch.where(x > least, x.clamp_min(least).sqrt(), tangent)
+
+
+def student_target(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What `root` of a student's disparity shall be, and where: the paper's target, moved."""
+    seen = target(depth, mask)
+    return (seen.values + 1) / 2 + STUDENT_OFFSET, seen.mask
 
 
 # --- the network ---------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 
+from rich.console import Console  # noqa: E402
+
 from depth_node import config  # noqa: E402
 from training import checkpoints, diffusion, loop  # noqa: E402
 from training.__main__ import main  # noqa: E402
 from training.checkpoints import TrainingError  # noqa: E402
 from training.mixture import Mixture  # noqa: E402
-from training.recipes import depthmaster  # noqa: E402
+from training.recipes import depthmaster, supervised  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 DEBUG = CONFIGS / "depthmaster_debug.yaml"
@@ -160,3 +162,38 @@ def test_settings_that_contradict_themselves() -> None:
     ):
         with pytest.raises(config.ConfigError, match=said):
             settings(*bad)
+
+
+# --- its losses for a student --------------------------------------------------------------------
+
+
+def test_a_students_disparity_that_is_the_square_of_the_target_costs_nothing() -> None:
+    depth = 1 + 5 * torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    cfg = supervised.LossConfig(space="sqrt_disparity", directional=0.001)
+    y, _ = diffusion.student_target(depth, torch.ones_like(depth, dtype=torch.bool))
+    found = supervised.disparity_loss(y**2, depth, cfg)
+    for name in ("level", "shape", "directional"):
+        assert float(found[name]) == pytest.approx(0, abs=1e-5)
+    assert float(supervised.disparity_loss(y**2 + 0.1, depth, cfg)["level"]) > 0.01
+    x = torch.tensor([-3.0, -1.0, 0.0, 0.01, 4.0], requires_grad=True)
+    (slope,) = torch.autograd.grad(diffusion.root(x).sum(), x)
+    assert (slope > 0).all() and float(diffusion.root(x)[-1].detach()) == 2
+
+
+def test_a_student_learns_with_them_in_two_stages(tmp_path: Path) -> None:
+    """Structure with alignment, then detail at a tenth of the rate, as two runs of supervised."""
+    debug = CONFIGS / "debug.yaml"
+    common = [f"pool.folder={tmp_path / 'pool'}", "loop.steps=1", "loss.space=sqrt_disparity"]
+    first = config.load(supervised.Config, debug, [*common, "loss.align=1", "external.kind=debug"])
+    state = loop.run(supervised.build(first, Console(quiet=True)), first.loop, tmp_path / "one",
+                     config.to_dict(first))  # fmt: skip
+    assert isinstance(state.extra, diffusion.Alignment)
+    second = config.load(
+        supervised.Config, debug,
+        [*common, "loss.directional=0.001", f"start={tmp_path / 'one'}", "loop.learning_rate=2e-4"],
+    )  # fmt: skip
+    state = loop.run(supervised.build(second, Console(quiet=True)), second.loop, tmp_path / "two",
+                     config.to_dict(second))  # fmt: skip
+    # What was learnt beside the student is in neither of them.
+    weights = checkpoints.read(tmp_path / "two")["averaged"]
+    assert not any("projector" in name or "fourier" in name for name in weights)

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn import functional
 
 from depth_node import config, drawing
 from training import checkpoints
@@ -26,8 +25,8 @@ from training.data import ViewConfig
 from training.diffusion import (
     FORMS,
     PLACES,
+    Alignment,
     DiffusionConfig,
-    Projector,
     SingleStep,
     Target,
     directional_gradient,
@@ -36,7 +35,6 @@ from training.diffusion import (
     open_diffusion,
     pooled_mask,
     target,
-    token_divergence,
 )
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.mixture import Mixture, MixtureConfig
@@ -124,8 +122,7 @@ class DepthMaster(Recipe):
 
     def __init__(self, cfg: Config, pictures: Mixture) -> None:
         self.cfg, self.pictures = cfg, pictures
-        self._external: Dino | None = None
-        self._projector: Projector | None = None
+        self._alignment: Alignment | None = None
         self._network: SingleStep | None = None
 
     def model(self) -> nn.Module:
@@ -151,11 +148,10 @@ class DepthMaster(Recipe):
         if not cfg.loss.align or cfg.learn == "autoencoder" or self._network is None:
             return None
         external_size(cfg.height, cfg.width, Dino.spec.multiple_px)  # refuses what is too small
-        self._external = open_dino(cfg.external)
         widths = self._network.unet.config.block_out_channels
         inputs = {"mid": widths[-1], "down1": widths[0], "down2": widths[1]}[cfg.loss.place]
-        self._projector = Projector(inputs, self._external.channels)
-        return self._projector
+        self._alignment = Alignment(inputs, open_dino(cfg.external))
+        return self._alignment
 
     def batch(self, step: int, share: Share) -> Batch:
         """Pictures (N, 3, h, w) in 0..1 and depth (N, 1, h, w) m."""
@@ -186,7 +182,7 @@ class DepthMaster(Recipe):
         terms: dict[str, Tensor] = {}
         if weights.latent:
             terms["latent"] = masked_mse(step.latent, truth, cells)
-        if weights.align and step.features is not None:
+        if self._alignment is not None and step.features is not None:
             terms["align"] = self._alignment(batch["image"], step.features)
         if weights.pixel or weights.gradient:
             found = model.decode(step.latent)
@@ -198,25 +194,6 @@ class DepthMaster(Recipe):
                 )
         total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
         return {"loss": total, **{f"{name}_term": term for name, term in terms.items()}}
-
-    def _alignment(self, pictures: Tensor, features: Tensor) -> Tensor:
-        """Divergence of projected features from DINOv2's tokens, on the features' grid.
-
-        Pictures enter DINOv2 as its normalisation wants them, 0..1; the published code gives it
-        pictures in -1..1.
-        """
-        assert self._external is not None and self._projector is not None
-        external = self._external.to(pictures.device)
-        size = external_size(pictures.shape[-2], pictures.shape[-1], external.spec.multiple_px)
-        with torch.no_grad():
-            seen = functional.interpolate(
-                pictures, size, mode="bicubic", align_corners=False, antialias=True
-            )
-            tokens = external(external.spec.normalise(seen.clamp(0, 1))).float()
-            tokens = functional.interpolate(
-                tokens, features.shape[-2:], mode="bicubic", align_corners=False
-            )
-        return token_divergence(self._projector(features), tokens)
 
     def _reconstruction(
         self, model: SingleStep, pictures: Tensor, seen: Target

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +30,10 @@ from training.data import (
     open_pool,
 )
 from training.datasets import DataConfig, Samples, open_samples
+from training.diffusion import Alignment, directional_gradient, root, student_target
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.losses import gradient_matching, normalised_l1, relative_error
-from training.models import Residual, SmallUNet, StudentConfig
+from training.models import NetworkConfig, Residual, SmallUNet, StudentConfig, open_dino
 from training.normalization import LEVELS, normalise
 
 MEANING = "disparity_affine_invariant"
@@ -61,6 +63,19 @@ class LossConfig:
         " judged by; for a run that starts from a trained one.",
         minimum=0,
     )
+    space: str = config.option(
+        "disparity",
+        "Compare disparity, or its square root as DepthMaster scales it (quantiles); `norm` is then"
+        " best left at none.",
+        choices=("disparity", "sqrt_disparity"),
+    )
+    directional: float = config.option(
+        0.0, "Weight of DepthMaster's multi-directional gradient loss; the paper's is 0.001.",
+        minimum=0,
+    )  # fmt: skip
+    align: float = config.option(
+        0.0, "Weight of the divergence of the encoder's features from DINOv2's tokens.", minimum=0
+    )
 
     def __post_init__(self) -> None:
         config.validate(self)
@@ -89,6 +104,9 @@ class Config:
     pool: PoolConfig = config.section(PoolConfig, "The rendered scenes.")
     pictures: DataConfig = config.section(DataConfig, "The data set.", kind="frames")
     augment: ViewConfig = config.section(ViewConfig, "How they are varied.", **RENDERED)
+    external: NetworkConfig = config.section(
+        NetworkConfig, "loss.align: the DINOv2 whose tokens are compared with.", kind="small"
+    )
     loss: LossConfig = config.section(LossConfig, "What is minimised.")
     loop: LoopConfig = config.section(LoopConfig, "How long and how fast.")
 
@@ -109,8 +127,12 @@ def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[s
     """
     mask = torch.isfinite(depth) & (depth > 0)
     safe = torch.where(mask, depth, torch.ones_like(depth))
-    target = normalise(1.0 / safe, mask)
-    residual = prediction - target
+    compared = prediction
+    if cfg.space == "sqrt_disparity":
+        compared, (target, mask) = root(prediction), student_target(depth, mask)
+    else:
+        target = normalise(1.0 / safe, mask)
+    residual = compared - target
     middle = (
         torch.where(mask, depth, torch.full_like(depth, torch.nan))
         .flatten(1)
@@ -118,9 +140,14 @@ def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[s
         .values
     )
     weight = (safe / middle.nan_to_num(1.0).view(-1, 1, 1, 1)).clamp(0.2, 5.0) ** cfg.far
-    level = normalised_l1(prediction, target, mask, cfg.norm, weight)
+    level = normalised_l1(compared, target, mask, cfg.norm, weight)
     shape = gradient_matching(residual, mask)
     scalars = {"loss": level + cfg.gradient * shape, "level": level, "shape": shape}
+    if cfg.directional:
+        # The paper's maps span 2 from end to end, the student's roots 1.
+        scale = 2.0 if cfg.space == "sqrt_disparity" else 1.0
+        scalars["directional"] = directional_gradient(scale * compared, scale * target, mask)
+        scalars["loss"] = scalars["loss"] + cfg.directional * scalars["directional"]
     if cfg.relative:
         scalars["relative"] = relative_error(prediction, safe, mask)
         scalars["loss"] = scalars["loss"] + cfg.relative * scalars["relative"]
@@ -150,6 +177,7 @@ class Supervised(Recipe):
     def __init__(self, cfg: Config, pictures: Pool | Samples) -> None:
         self.cfg = cfg
         self.pictures = pictures
+        self._alignment: Alignment | None = None
 
     def model(self) -> nn.Module:
         """A fresh student, or one that has learnt before."""
@@ -158,6 +186,13 @@ class Supervised(Recipe):
             found = starting_weights(self.cfg.start, self.cfg.trust_pickle)
             load(model, with_new_blocks(model, found), self.cfg.start)
         return model
+
+    def extra(self) -> nn.Module | None:
+        """The projector of the feature alignment."""
+        if self.cfg.loss.align:
+            channels = self.cfg.student.widths[4]
+            self._alignment = Alignment(channels, open_dino(self.cfg.external))
+        return self._alignment
 
     def batch(self, step: int, share: Share) -> Batch:
         """Pictures (N, 3, h, w) as the network sees them and depth (N, 1, h, w) m."""
@@ -178,8 +213,14 @@ class Supervised(Recipe):
         }
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """Normalised-disparity regression."""
-        return disparity_loss(model(batch["image"]), batch["depth"], self.cfg.loss)
+        """Normalised-disparity regression, and what the settings add to it."""
+        if self._alignment is None:
+            return disparity_loss(model(batch["image"]), batch["depth"], self.cfg.loss)
+        network: Any = model
+        answer = network.answer(batch["image"])
+        scalars = disparity_loss(answer.disparity, batch["depth"], self.cfg.loss)
+        align = self._alignment(batch["image"] * STD + MEAN, answer.features)
+        return {**scalars, "loss": scalars["loss"] + self.cfg.loss.align * align, "align": align}
 
     def panels(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
