@@ -33,8 +33,16 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from torch import nn
 
-from depth_node import preprocess
-from depth_node.engine import manifest_path, open_engine, write_manifest
+from depth_node import convert, preprocess
+from depth_node.engine import (
+    EMBEDDED,
+    EngineError,
+    Manifest,
+    manifest_path,
+    open_engine,
+    write_manifest,
+)
+from depth_node.parity import Pictures
 from depth_node.prediction import Prediction
 from depth_node.scene import Scene, random_view
 from training import checkpoints, models, recipes
@@ -139,7 +147,7 @@ def _exportable(
             f"An input of {height}x{width} does not fit this network: its sides are multiples of"
             f" {spec.multiple_px}; {fitting[0]}x{fitting[1]} is near."
         )
-    if isinstance(network, models.SmallUNet):
+    if isinstance(network, models.SmallUNet) and not _has_offset(settings):
         assert network.head.bias is not None
         network.head.bias.add_(OFFSET)  # the upsampling after the head keeps a constant
     return Exportable(
@@ -163,6 +171,17 @@ def _exportable(
             else "exported by this project",
             "training": story,
         },
+    )
+
+
+def _has_offset(settings: Mapping[str, Any]) -> bool:
+    """Whether a run began, maybe by way of other runs, as a file that was exported."""
+    source = str(settings.get("network", {}).get("source") or settings.get("start") or "")
+    if source == EMBEDDED or source.endswith(".onnx"):
+        return True
+    return Path(source).is_dir() and any(
+        (Path(source) / name).is_file() and _has_offset(checkpoints.read(Path(source))["settings"])
+        for name in ("about.json", "last/about.json")
     )
 
 
@@ -395,15 +414,37 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="how weights are stored; auto: fp16 for the U-Net (the arithmetic stays float32)",
     )
+    add(
+        "--fp16",
+        action="store_true",
+        help="beside it write NAME.fp16.onnx that also calculates in FP16, if it answers alike",
+    )
+    add(
+        "--pictures",
+        type=Path,
+        default=None,
+        help="folder of pictures on which --fp16 is compared (default: rendered rooms)",
+    )
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run it. Raises TrainingError: one sentence."""
-    half = None if args.weights == "auto" else args.weights == "fp16"
+    if args.fp16 and args.weights == "fp16":
+        raise TrainingError("--fp16 converts the FP32 file: leave --weights fp16 out.")
+    weights = "fp32" if args.fp16 else args.weights
+    half = None if weights == "auto" else weights == "fp16"
     given = {key: getattr(args, key) for key in ("name", "licence") if getattr(args, key)}
     export_checkpoint(
         args.checkpoint, args.out, half, console, height=args.height, width=args.width, **given
     )
+    if args.fp16:
+        try:
+            pictures = Pictures.of(args.pictures, Manifest.load(manifest_path(args.out)))
+            made = convert.convert(args.out, pictures)
+        except EngineError as error:
+            raise TrainingError(str(error)) from error
+        size = made.path.stat().st_size / 1e6
+        console.print(f"{made.path} ({size:.2f} MB): FP16, compared with FP32 on {pictures}")
 
 
 def export_checkpoint(

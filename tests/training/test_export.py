@@ -122,6 +122,32 @@ def test_transformer_students_are_exported(
     assert (manifest.patch_size, manifest.input.mean) == (14, models.IMAGENET_MEAN)
 
 
+def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> None:
+    cfg = models.NetworkConfig(source="embedded")
+    settings = {"network": config.to_dict(cfg), "height": 96, "width": 128}
+    run = run_of(tmp_path / "run", models.open_network(cfg), settings, "westar")
+    again = {"network": {"source": str(run)}, "height": 96, "width": 128}
+    second = run_of(tmp_path / "second", models.open_run(run), again, "westar")
+    image = picture()
+    with DepthModel.open(ModelConfig(threads=1)) as model:
+        expected = model.predict(image).values
+    for path in (run, second):
+        found = export.open_checkpoint(path).predict(image).values
+        assert np.abs(found - expected).max() <= 1e-2 * np.ptp(expected)
+
+
+def test_a_copy_in_fp16_is_compared_and_written_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = unet_run(tmp_path / "run"), tmp_path / "student.onnx"
+    assert main(["export", str(run), "--out", str(out), "--fp16"]) == 0
+    half = tmp_path / "student.fp16.onnx"
+    assert half.stat().st_size < out.stat().st_size
+    agrees(half, export.open_checkpoint(run), 2e-2)
+    assert main(["export", str(run), "--out", str(out), "--fp16", "--weights", "fp16"]) == 1
+    assert "leave --weights fp16 out" in capsys.readouterr().err
+
+
 def test_low_rank_updates_are_merged(tmp_path: Path) -> None:
     torch.manual_seed(2)
     cfg, tuned = models.NetworkConfig(kind="debug"), models.TuneConfig(rank=2)
