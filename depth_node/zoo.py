@@ -154,7 +154,7 @@ def find(name: str) -> Entry:
 def models_folder() -> Path:
     """Where fetched networks lie: ``$XDG_DATA_HOME/depth_node/models``."""
     home = os.environ.get("XDG_DATA_HOME", "")
-    base = Path(home) if home else Path("~/.local/share").expanduser()
+    base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "share"
     return base / "depth_node" / "models"
 
 

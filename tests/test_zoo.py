@@ -434,6 +434,13 @@ def test_resolve() -> None:
     )
 
 
+def test_folder_is_where_the_base_directories_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/robot")
+    for value in ("", "relative"):  # a relative path is to be ignored
+        monkeypatch.setenv("XDG_DATA_HOME", value)
+        assert zoo.models_folder() == Path("/home/robot/.local/share/depth_node/models")
+
+
 # --- verify
 
 
