@@ -112,6 +112,16 @@ def test_total_is_the_weighted_sum_of_what_is_on() -> None:
         assert name not in terms(recipe("who=primary", f"loss.{name}=0"))
 
 
+def test_depthmasters_losses_are_options() -> None:
+    plain = terms(recipe())
+    root = terms(recipe("loss.root=true"))
+    assert root["shared"] != plain["shared"]
+    more = terms(recipe("loss.directional=0.001", "loss.likeness=divergence"))
+    assert set(more) - set(plain) == {"directional"}
+    assert more["directional"] > 0
+    assert more["feature"] != plain["feature"]
+
+
 def test_the_anchor_holds_to_the_primary_only() -> None:
     assert "anchor" in terms(recipe("who=primary"))
     assert "anchor" not in terms(recipe("who=assistant"))

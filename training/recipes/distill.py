@@ -30,6 +30,7 @@ from depth_node import config
 from training.cache import Cache, Key, digest
 from training.data import Sample, ViewConfig, Window, recolour
 from training.datasets import DataConfig, open_samples
+from training.diffusion import directional_gradient, root, token_divergence
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.losses import (
     dead_outputs,
@@ -48,7 +49,7 @@ from training.models import (
     open_network,
     tune,
 )
-from training.normalization import NORMS
+from training.normalization import NORMS, normalise
 from training.teachers import Teacher, TeacherConfig, ask, open_teacher
 
 WHO = ("random", "primary", "assistant", "average")
@@ -76,6 +77,18 @@ class LossConfig:
     )
     dead: float = config.option(
         0.1, "Weight of the cost of outputs that a final ReLU cut off.", minimum=0
+    )
+    likeness: str = config.option(
+        "cosine",
+        "How features are compared: by their angle, or as DepthMaster does, by the divergence of"
+        " what a softmax makes of them (`tolerance` then says nothing).",
+        choices=("cosine", "divergence"),
+    )
+    directional: float = config.option(
+        0.0, "Weight of DepthMaster's multi-directional gradient loss.", minimum=0
+    )
+    root: bool = config.option(
+        False, "Compare square roots of disparity, as DepthMaster does; below 0 it is cut off."
     )
 
     def __post_init__(self) -> None:
@@ -380,13 +393,14 @@ class Distill(Recipe):
         if weights.shared:
             answer = network.answer(network.spec.normalise(batch["crop"]))
             target, known = self._target(batch, "crop")
-            terms["shared"] = normalised_l1(answer.disparity, target, known, weights.norm)
-            compared.append((answer.disparity, target, known))
+            mine, target = self._compared(answer.disparity, target)
+            terms["shared"] = normalised_l1(mine, target, known, weights.norm)
+            compared.append((mine, target, known))
             answers.append((answer, batch["crop"]))
         if weights.local:
             answer = network.answer(network.spec.normalise(batch["wide"]))
             target, known = self._target(batch, "part")
-            mine = parts_of(answer.disparity, batch["corner"], cfg)
+            mine, target = self._compared(parts_of(answer.disparity, batch["corner"], cfg), target)
             terms["local"] = normalised_l1(mine, target, known, weights.norm)
             compared.append((mine, target, known))
             answers.append((answer, batch["wide"]))
@@ -396,12 +410,22 @@ class Distill(Recipe):
             terms["feature"] = self._likeness(answer.features, picture)
         if weights.gradient:
             terms["gradient"] = gradient_preservation(student, target, known)
+        if weights.directional:
+            terms["directional"] = directional_gradient(
+                normalise(student, known), normalise(target, known), known
+            )
         if weights.anchor and batch["who"].tolist() == [0]:
             terms["anchor"] = scale_anchor(student, target, known)
         if weights.dead and answer.before is not None:
             terms["dead"] = dead_outputs(answer.before)
         total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         return {"loss": total, **terms}
+
+    def _compared(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps in the space in which they are compared."""
+        if not self.cfg.loss.root:
+            return student, teacher
+        return root(student), root(teacher.clamp_min(0))
 
     @torch.no_grad()
     def _target(self, batch: Batch, what: str) -> tuple[Tensor, Tensor]:
@@ -433,6 +457,8 @@ class Distill(Recipe):
                 wanted, features.shape[-2:], mode="bilinear", align_corners=False
             )
         mine = self.projection(features)
+        if self.cfg.loss.likeness == "divergence":
+            return token_divergence(mine, wanted)
         return feature_alignment(
             mine.flatten(2).transpose(1, 2),
             wanted.flatten(2).transpose(1, 2),
