@@ -245,24 +245,33 @@ def edges_to_ids(edges: Map, level: float, radius_px: float) -> NDArray[np.int32
     seeded = np.zeros(places, bool)
     seeded[np.unique(narrow[seeds > 0])] = True
     seeds = np.where((narrow > 0) & ~seeded[narrow], narrow + count, seeds)
-    return _flooded(strength, seeds.astype(np.float32)).astype(np.int32)
+    return _flooded(strength, seeds.astype(np.int32))
 
 
-def _flooded(strength: Map, seeds: Map) -> Map:
+def _flooded(strength: Map, seeds: NDArray[np.int32]) -> NDArray[np.int32]:
     """Watershed: seeds (0 = none) grow over what rises, level by level, until every pixel has one.
 
     scipy's and OpenCV's compare neighbouring pixels and so let a gentle slope pass; this one floods
-    by height. Where two fronts meet at one level the larger number goes on.
+    by height. Where several fronts meet at one level the largest number goes on.
     """
-    cross = np.asarray(cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
-    labels = seeds.copy()
-    for level in np.linspace(0, 1, FLOOD_LEVELS + 1)[1:]:
-        free = (labels == 0) & (strength <= level if level < 1 else True)
-        while free.any():
-            grown = np.asarray(cv2.dilate(labels, cross), np.float32)
-            reached = free & (grown > 0)
+    framed = np.pad(seeds, 1)
+    width = framed.shape[1]
+    labels = framed.ravel()
+    level = np.ceil(np.pad(strength, 1) * FLOOD_LEVELS).ravel()
+    inner = np.pad(np.ones(seeds.shape, bool), 1).ravel()
+    dry = np.flatnonzero(inner & (labels == 0))
+    height = np.clip(level[dry], 1, FLOOD_LEVELS)
+    for now in range(1, FLOOD_LEVELS + 1):
+        free, rest = dry[height <= now], height > now
+        while len(free):
+            around = labels[free - 1]
+            for step in (1, -width, width):
+                np.maximum(around, labels[free + step], out=around)
+            reached = around > 0
             if not reached.any():
                 break
-            labels[reached] = grown[reached]
-            free &= ~reached
-    return labels
+            labels[free[reached]] = around[reached]
+            free = free[~reached]
+        dry, height = np.concatenate([dry[rest], free]), height[rest]
+        height = np.concatenate([height, np.full(len(free), now)])
+    return labels.reshape(framed.shape)[1:-1, 1:-1].copy()

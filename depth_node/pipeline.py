@@ -310,7 +310,7 @@ class DepthPipeline:
                 message = f"{self.region_model.message}: the picture's own regions are used instead"
         if labels is None:
             labels = segment(image, prediction.values, config)
-        if memory is not None:
+        if memory is not None and config.every != 1:
             memory.keep(image, labels)
         return labels, source, message
 

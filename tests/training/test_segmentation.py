@@ -171,10 +171,10 @@ def opened(encoder: Path, **prompts: Any) -> PromptedRegionModel:
 
 
 def overlaps(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """IoU of the masks (n, H, W) of both, one by one."""
+    """IoU of the masks (n, H, W) of both, one by one; two empty ones are the same."""
     assert ours.shape == theirs.shape
-    common = (ours & theirs).sum(axis=(1, 2))
-    return common / np.maximum((ours | theirs).sum(axis=(1, 2)), 1)
+    common, either = ((op(ours, theirs)).sum(axis=(1, 2)) for op in (np.logical_and, np.logical_or))
+    return np.where(either > 0, common / np.maximum(either, 1), 1.0)
 
 
 # --- transformers
