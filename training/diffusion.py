@@ -10,6 +10,7 @@ for. Where the paper leaves something open, or its code says otherwise, the plac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,6 +327,8 @@ class SingleStep(nn.Module):
     As every network here it has `spec`, `forward` (disparity, large = near) and `answer`.
     """
 
+    teacher_only = True
+    """Nine hundred million parameters and Fourier transforms: no network to export"""
     prompt: Tensor
     offset: Tensor
 
@@ -516,17 +519,21 @@ def open_diffusion(cfg: DiffusionConfig) -> SingleStep:
     return SingleStep(unet, vae, prompt, cfg)
 
 
-def open_run(path: Path) -> SingleStep:
-    """The network that a run of the recipe depthmaster learnt, in eval mode."""
-    found = checkpoints.read(path)
-    if found["recipe"] != "depthmaster":
+def from_checkpoint(content: Mapping[str, Any], where: object = "the checkpoint") -> SingleStep:
+    """The network of a run of depthmaster, from what checkpoints.read gives; in eval mode."""
+    if content["recipe"] != "depthmaster":
         raise TrainingError(
-            f"The run in {path} is of the recipe {found['recipe']}, not of depthmaster: give one"
+            f"The run in {where} is of the recipe {content['recipe']}, not of depthmaster: give one"
             " that trained a diffusion network."
         )
-    network = open_diffusion(config.build(DiffusionConfig, found["settings"]["diffusion"]))
-    checkpoints.load(network, found["averaged"], path)
+    network = open_diffusion(config.build(DiffusionConfig, content["settings"]["diffusion"]))
+    checkpoints.load(network, content["averaged"], where)
     return network.eval()
+
+
+def open_run(path: Path) -> SingleStep:
+    """The network that a run of the recipe depthmaster learnt, in eval mode."""
+    return from_checkpoint(checkpoints.read(path), path)
 
 
 def stable_diffusion_2(**more: Any) -> Any:

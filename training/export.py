@@ -462,6 +462,11 @@ def export_checkpoint(
     half: weights stored as float16; None: where that is usual. facts replace the manifest's.
     """
     model = open_checkpoint(checkpoint, height, width)
+    if getattr(model.network, "teacher_only", False):
+        raise TrainingError(
+            f"{checkpoint} is a teacher and not made for a robot: distil a student from it"
+            " (`python -m training distill`) and export that."
+        )
     model.facts.update(facts)
     if half is None:
         half = isinstance(model.network, models.SmallUNet)

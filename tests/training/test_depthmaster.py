@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,15 @@ def test_the_command_runs_the_debug_settings_and_refuses_to_export(
     capsys.readouterr()
     # A student is exported, never this network with its Fourier block.
     assert main(["export", str(run), "--out", str(tmp_path / "x.onnx")]) == 1
-    assert capsys.readouterr().err.strip()
+    assert "distil a student" in capsys.readouterr().err
     assert not (tmp_path / "x.onnx").exists()
+    # It is judged like one.
+    rows = tmp_path / "rows.json"
+    assert main(["evaluate", "--model", str(run), "--procedural", "1", "--seed", "9",
+                 "--alignment", "sqrt_disp_ls", "--json", str(rows)]) == 0  # fmt: skip
+    found = [row for row in json.loads(rows.read_text())["rows"] if row["method"] == "run"]
+    assert found and all(row["alignment"] == "sqrt_disp_ls" for row in found)
+    assert all(row["abs_rel"] > 0 for row in found)
 
 
 def test_published_settings_resolve() -> None:

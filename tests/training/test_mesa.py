@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("transformers", reason="the encoder comes with transformers")
 
 from depth_node import config  # noqa: E402
+from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
 from training import checkpoints, loop, masking  # noqa: E402
 from training.__main__ import main  # noqa: E402
 from training.checkpoints import TrainingError  # noqa: E402
@@ -244,6 +246,22 @@ def test_the_command_judges_in_metres(data: tuple[Mixture, Triplets], tmp_path: 
     assert main(["mesa", "--config", str(DEBUG), "--run", str(run), folder, *more]) == 0
     text = (run / "log.jsonl").read_text()
     assert '"inside_rmse"' in text and '"score"' in text
+
+
+def test_a_run_is_exported_with_its_metres(data: tuple[Mixture, Triplets], tmp_path: Path) -> None:
+    train(data, tmp_path / "run", *ONLY["supervised"], "loop.steps=1")
+    out = tmp_path / "x.onnx"
+    assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
+    image = np.random.default_rng(0).integers(0, 255, (56, 84, 3), dtype=np.uint8)
+    with DepthModel.open(ModelConfig(path=str(out), threads=1)) as model:
+        found = model.predict(image)
+    assert found.kind == "depth_metric"
+    recipe, network, _ = started(data, *ONLY["supervised"])
+    checkpoints.load(network, checkpoints.read(tmp_path / "run")["averaged"], "x")
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        expected = recipe.depths(network.eval(), x)[0][0, 0].numpy()
+    np.testing.assert_allclose(found.values, expected, rtol=2e-3)
 
 
 def test_published_settings_resolve() -> None:

@@ -10,8 +10,10 @@ Every term of the paper's ablations is a weight or a switch of its own (tables I
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from training.diffusion import (
     Target,
     directional_gradient,
     external_size,
+    from_checkpoint,
     masked_mse,
     open_diffusion,
     pooled_mask,
@@ -38,7 +41,7 @@ from training.diffusion import (
 )
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.mixture import Mixture, MixtureConfig
-from training.models import Dino, NetworkConfig, open_dino
+from training.models import Dino, InputSpec, NetworkConfig, open_dino
 
 LEARN = ("unet", "autoencoder")
 
@@ -234,3 +237,11 @@ def build(cfg: Config, console: Console) -> DepthMaster:
         console.print(f"waiting for the renderer: {found} of {wanted} pictures")
 
     return DepthMaster(cfg, Mixture(cfg.pictures, waiting))
+
+
+def exportable(payload: Mapping[str, Any]) -> tuple[SingleStep, InputSpec, str]:
+    """The network of a checkpoint, how its pictures look, what it says: to be judged by
+    `evaluate`. It is a teacher: `export` refuses it.
+    """
+    network = from_checkpoint(payload)
+    return network, network.spec, "disparity_affine_invariant"

@@ -37,7 +37,7 @@ from training.geometry import GeometricConfig, PoseNetwork, bounded_depth, geome
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.masking import Guess, MaskingConfig, cells, drop_paths, random_mask, replaced
 from training.mixture import Mixture, MixtureConfig
-from training.models import DepthAnything, Network, NetworkConfig, open_network
+from training.models import DepthAnything, InputSpec, Network, NetworkConfig, open_network
 from training.sequences import SequenceConfig, Triplets, open_triplets
 
 ENCODER = re.compile(r"^(network\.backbone|stem|stages|context)\.")
@@ -135,6 +135,28 @@ class Config:
             raise config.ConfigError(
                 f"typical ({self.typical}) must lie between geometric.near ({near}) and far ({far})"
             )
+
+
+def metres(raw: Tensor, cfg: Config) -> Tensor:
+    """Depth (N, 1, H, W) m of what the network's decoder says."""
+    near, far = cfg.geometric.near, cfg.geometric.far
+    if cfg.head == "inverse":
+        return 1.0 / functional.relu(raw.float()).clamp(1 / far, 1 / near)
+    share = (1 / cfg.typical - 1 / far) / (1 / near - 1 / far)
+    return bounded_depth(raw + math.log(share / (1 - share)), near, far)
+
+
+class Metric(nn.Module):
+    """The network with its depth in metres as the answer: what is exported and judged."""
+
+    def __init__(self, network: Network, cfg: Config) -> None:
+        super().__init__()
+        self.network, self.cfg = network, cfg
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Depth (N, 1, H, W) m of pictures normalised by the network's spec."""
+        answer = self.network.answer(x)
+        return metres(answer.before if answer.before is not None else answer.disparity, self.cfg)
 
 
 class Beside(nn.Module):
@@ -350,14 +372,7 @@ class Mesa(Recipe):
                 maps.append(
                     functional.interpolate(said, size, mode="bilinear", align_corners=False)
                 )
-        return [self._metres(m) for m in maps]
-
-    def _metres(self, raw: Tensor) -> Tensor:
-        near, far = self.cfg.geometric.near, self.cfg.geometric.far
-        if self.cfg.head == "inverse":
-            return 1.0 / functional.relu(raw.float()).clamp(1 / far, 1 / near)
-        share = (1 / self.cfg.typical - 1 / far) / (1 / near - 1 / far)
-        return bounded_depth(raw + math.log(share / (1 - share)), near, far)
+        return [metres(m, cfg) for m in maps]
 
     # --- judging ---------------------------------------------------------------------------------
 
@@ -406,3 +421,11 @@ def build(cfg: Config, console: Console) -> Mesa:
         if data.limit
     }
     return Mesa(cfg, pictures, triplets, checks)
+
+
+def exportable(payload: Mapping[str, Any]) -> tuple[Metric, InputSpec, str]:
+    """The network of a checkpoint, how its pictures look, what it says: metres."""
+    cfg = config.build(Config, payload["settings"])
+    network = open_network(cfg.network, weights=False)
+    checkpoints.load(network, payload["averaged"], "the checkpoint")
+    return Metric(network, cfg), network.spec, "depth_metric"
