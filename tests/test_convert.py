@@ -628,3 +628,53 @@ def test_build_names_what_this_machine_lacks(
     assert tools.main(["models", "build", str(net)]) == 2
     error = capsys.readouterr().err
     assert "tensorrt" in error and "pip install" in error and "Traceback" not in error
+
+
+def test_models_of_several_tensors(tmp_path: Path) -> None:
+    """A prompt decoder: no picture goes in, several outputs come out, and all have to be right."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        ("MatMul", ["points", "w"], ["a"]),
+        ("Relu", ["a"], ["b"]),
+        ("MatMul", ["b", "embedding"], ["c"]),
+        ("Relu", ["c"], ["d"]),
+        ("MatMul", ["d", "v"], ["masks"]),
+        ("MatMul", ["d", "u"], ["iou"]),
+    ]
+    weights = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in (("w", (2, 16)), ("v", (6, 30)), ("u", (6, 1)))
+    }
+    content = helper.make_graph(
+        [helper.make_node(*node) for node in nodes],
+        "decoder",
+        [
+            helper.make_tensor_value_info("points", FLOAT, [5, 2]),
+            helper.make_tensor_value_info("embedding", FLOAT, [16, 6]),
+        ],
+        [helper.make_tensor_value_info(name, FLOAT, None) for name in ("masks", "iou")],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    path = tmp_path / "decoder.onnx"
+    onnx.save(
+        helper.make_model(content, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        str(path),
+    )
+    write_manifest(path, "prompt_masks", outputs=("masks", "iou"), height=32, width=48)
+    done = convert.convert(path, parity.Pictures(3, (), 32, 48))
+    assert done.manifest.outputs == ("masks", "iou") and set(done.manifest.inputs) == {
+        "points",
+        "embedding",
+    }
+    assert done.half.halved == {"MatMul": 2, "Relu": 2}
+    # One wrong output is enough to be told.
+    wrong = onnx.load(str(path))
+    for item in wrong.graph.initializer:
+        if item.name == "u":
+            item.CopyFrom(numpy_helper.from_array(weights["u"] * 1.1, "u"))
+    other = tmp_path / "wrong.onnx"
+    onnx.save(wrong, str(other))
+    write_manifest(other, "prompt_masks", outputs=("masks", "iou"), height=32, width=48)
+    with open_engine(path) as a, open_engine(other) as b:
+        found = parity.compare(a, b, FEW)
+    assert found.worst.relative_error == pytest.approx(0.1, abs=0.01) and found.failures
