@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from depth_node import field, field_kernels
+from depth_node.benchmark import Interpolation
 from depth_node.config import ConfigError, replace
 from depth_node.fitting import FitConfig, FitResult, FitStatus, fit
 from depth_node.frames import find_frames, read_frame, split_lines, split_uniform
@@ -200,9 +201,12 @@ def test_points_given_twice_change_nothing(room: Room) -> None:
 def test_numbers_of_the_regions_change_nothing(room: Room) -> None:
     points = measure(room, 300)
     other_labels = np.array([0, 17, 4, 9, 2], np.int32)[room.labels]
-    one = fit(network(room), points, room.labels, image=room.image, config=FIELD)
-    other = fit(network(room), points, other_labels, image=room.image, config=FIELD)
+    heeded = replace(FIELD, {"field.regions": True})
+    one = fit(network(room), points, room.labels, image=room.image, config=heeded)
+    other = fit(network(room), points, other_labels, image=room.image, config=heeded)
     np.testing.assert_array_equal(one.depth, other.depth)
+    without = fit(network(room), points, room.labels, image=room.image, config=FIELD)
+    assert not np.allclose(one.depth, without.depth)
 
 
 def test_mirrored_picture_has_the_mirrored_answer(room: Room) -> None:
@@ -344,6 +348,20 @@ def test_beyond_the_limit_the_interval_is_unknown(room: Room) -> None:
     assert np.isnan(result.std[:, 200:]).all()
     assert np.isfinite(result.depth).all()
     assert np.isfinite(result.std[:, :150]).all()
+
+
+def test_dense_scan_lines_are_joined_better_than_by_interpolation(room: Room) -> None:
+    """Points every pixel along lines 12 pixels apart, and a network that says nothing."""
+    blind = Prediction(np.full(room.depth.shape, 2, np.float32), "depth_affine_invariant")
+    on_line = np.zeros(room.depth.shape, bool)
+    for row in range(3):
+        on_line[row::12] = True
+    points = measure(room, np.count_nonzero(on_line), area=on_line)
+    result = solved(room, points, prediction=blind)
+    rows, cols = np.nonzero(~on_line)
+    plain = Interpolation.of(points, rows, cols)(points.depth)
+    truth = room.depth[rows, cols]
+    assert error(result, room.depth) <= 0.75 * np.mean(np.abs(plain - truth) / truth)
 
 
 # --- loops ---------------------------------------------------------------------------------------
