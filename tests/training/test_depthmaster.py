@@ -18,6 +18,7 @@ from depth_node import config  # noqa: E402
 from training import checkpoints, diffusion, loop  # noqa: E402
 from training.__main__ import main  # noqa: E402
 from training.checkpoints import TrainingError  # noqa: E402
+from training.datasets import open_samples  # noqa: E402
 from training.mixture import Mixture  # noqa: E402
 from training.recipes import depthmaster, supervised  # noqa: E402
 
@@ -41,7 +42,8 @@ def settings(*overrides: str) -> depthmaster.Config:
 
 def train(pool: Mixture, folder: Path, *overrides: str) -> loop.State:
     cfg = settings(*overrides)
-    recipe = depthmaster.DepthMaster(cfg, pool)
+    check = open_samples(cfg.check) if cfg.check.limit else ()
+    recipe = depthmaster.DepthMaster(cfg, pool, check)
     return loop.run(recipe, cfg.loop, folder, config.to_dict(cfg))
 
 
@@ -63,7 +65,10 @@ def test_autoencoder_then_structure_then_detail(pool: Mixture, tmp_path: Path) -
     """Each stage goes on from the last and moves its own part only."""
     first, second, third = (tmp_path / name for name in ("vae", "one", "two"))
     train(pool, first, "learn=autoencoder", "loop.steps=1")
-    train(pool, second, f"start={first}")
+    check = ["check.limit=1", "check.seed=7", "check.height=32", "check.width=48"]
+    train(pool, second, f"start={first}", *check)
+    row = json.loads((second / "log.jsonl").read_text().splitlines()[-1])
+    assert {"autoencoder_abs_rel", "abs_rel", "delta1", "boundary_f1", "score"} <= set(row)
     train(pool, third, f"start={second}", *STAGE_2)
     a, b, c = (checkpoints.read(path)["averaged"] for path in (first, second, third))
     assert same(a, b, "vae.") and same(b, c, "vae.")
@@ -160,6 +165,17 @@ def test_a_missing_external_encoder_is_named(pool: Mixture, tmp_path: Path) -> N
         terms(pool, f"external.source={tmp_path / 'absent'}")
     with pytest.raises(TrainingError, match="smaller than a patch"):
         terms(pool, "height=8", "width=8")
+
+
+@pytest.mark.parametrize("space", diffusion.SPACES)
+def test_it_is_judged_in_its_own_space(space: str) -> None:
+    """The target itself is right to its clipped tails; a map of nothing is not."""
+    depth = 1 + 4 * torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(0))
+    seen = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space, tails=0.0)
+    truth = depth[0, 0].numpy()
+    abs_rel, delta1, f1 = depthmaster.judged(seen.values, truth, space)
+    assert abs_rel < 1e-4 and delta1 == 1 and f1 > 0.99
+    assert depthmaster.judged(torch.zeros_like(depth), truth, space)[0] > 0.2
 
 
 def test_settings_that_contradict_themselves() -> None:

@@ -10,7 +10,7 @@ Every term of the paper's ablations is a weight or a switch of its own (tables I
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,14 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn import functional
 
 from depth_node import config, drawing
-from training import checkpoints
-from training.data import ViewConfig
+from depth_node.metrics import boundary_f1, evaluate
+from depth_node.prediction import Prediction
+from training import checkpoints, protocols
+from training.data import Sample, ViewConfig, Window
+from training.datasets import DataConfig, open_samples
 from training.diffusion import (
     FORMS,
     PLACES,
@@ -98,6 +102,10 @@ class Config:
     loss: LossConfig = config.section(LossConfig, "What is minimised.")
     pictures: MixtureConfig = config.section(MixtureConfig, "What it learns from.")
     augment: ViewConfig = config.section(ViewConfig, "How pictures are varied.", flip=0.5)
+    check: DataConfig = config.section(
+        DataConfig, "What it is judged on at every checkpoint (limit 0: nothing).",
+        kind="procedural",
+    )  # fmt: skip
     loop: LoopConfig = config.section(LoopConfig, "How long and how fast.")
 
     def __post_init__(self) -> None:
@@ -123,8 +131,8 @@ class DepthMaster(Recipe):
     name = "depthmaster"
     free_to_change = ("pictures.pool.folder", "pictures.data.folder", "pictures.second.folder")
 
-    def __init__(self, cfg: Config, pictures: Mixture) -> None:
-        self.cfg, self.pictures = cfg, pictures
+    def __init__(self, cfg: Config, pictures: Mixture, check: Sequence[Sample] = ()) -> None:
+        self.cfg, self.pictures, self.check = cfg, pictures, check
         self._alignment: Alignment | None = None
         self._network: SingleStep | None = None
 
@@ -213,6 +221,35 @@ class DepthMaster(Recipe):
             "divergence": divergence,
         }
 
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Mean AbsRel, delta1 and boundary F1 on `check`, scale and shift fitted in the network's
+        own space as the paper does; and AbsRel of the truth through the autoencoder (table II).
+        """
+        assert isinstance(model, SingleStep)
+        cfg = self.cfg
+        device = next(model.parameters()).device
+        rows = []
+        for k in range(len(self.check)):
+            sample = self.check[k]
+            if sample.depth is None:
+                continue
+            window = Window.whole(sample.image.shape, cfg.height, cfg.width)
+            x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
+            depth = torch.from_numpy(window.nearest(sample.depth))[None, None].to(device)
+            seen = target(depth, torch.isfinite(depth), cfg.diffusion.space, cfg.loss.tails)
+            through = model.reconstruct(seen.values)
+            maps = [through]
+            if cfg.learn == "unet":
+                maps.append(model.map(model.spec.normalise(x.to(device))))
+            found = [judged(m, sample.depth, cfg.diffusion.space) for m in maps]
+            rows.append([found[0][0], *(found[1] if len(found) > 1 else ())])
+        if not rows:
+            return {}
+        names = ("autoencoder_abs_rel", "abs_rel", "delta1", "boundary_f1")
+        means = [float(value) for value in np.mean(rows, axis=0)]
+        numbers = dict(zip(names, means, strict=False))
+        return {**numbers, "score": numbers.get("abs_rel", numbers["autoencoder_abs_rel"])}
+
     def panels(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
@@ -229,6 +266,26 @@ class DepthMaster(Recipe):
         return {"depth": np.concatenate([rgb, *maps], axis=1)}
 
 
+def judged(values: Tensor, truth: NDArray[np.float32], space: str) -> tuple[float, float, float]:
+    """AbsRel, delta1 and boundary F1 of a map (1, 1, h, w) of `space` against depth (H, W) m."""
+    wide = (
+        functional.interpolate(values.float(), truth.shape, mode="bilinear", align_corners=False)[
+            0, 0
+        ]
+        .cpu()
+        .numpy()
+    )
+    protocol = protocols.find("indoor")
+    mask = protocols.counted(protocol, truth)
+    name = {"depth": "depth_ls", "disparity": "disp_ls", "sqrt_disparity": "sqrt_disp_ls"}[space]
+    kind = "depth_affine_invariant" if space == "depth" else "disparity_affine_invariant"
+    if space == "sqrt_disparity":
+        wide = ((wide + 1) / 2).clip(0) ** 2  # of which the alignment takes the root again
+    depth = protocols.align(Prediction(wide, kind), truth, mask, name, protocol)
+    scores = evaluate(depth, np.where(mask, truth, np.nan))
+    return scores.abs_rel, scores.delta1, boundary_f1(depth, truth, mask)
+
+
 def build(cfg: Config, console: Console) -> DepthMaster:
     """The recipe on its pictures, once a pool holds enough."""
 
@@ -236,7 +293,8 @@ def build(cfg: Config, console: Console) -> DepthMaster:
         wanted = cfg.pictures.pool.wait_for
         console.print(f"waiting for the renderer: {found} of {wanted} pictures")
 
-    return DepthMaster(cfg, Mixture(cfg.pictures, waiting))
+    check = open_samples(cfg.check) if cfg.check.limit else ()
+    return DepthMaster(cfg, Mixture(cfg.pictures, waiting), check)
 
 
 def exportable(payload: Mapping[str, Any]) -> tuple[SingleStep, InputSpec, str]:
