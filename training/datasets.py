@@ -232,7 +232,7 @@ def _part(folder: Path, split: str) -> Path:
 
 def _find_images(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
     if lines:
-        return [Item(words[0], folder / words[0]) for words in lines]
+        return [Item(" ".join(words), folder / " ".join(words)) for words in lines]
     root = _part(folder, split)
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     return [Item(str(path.relative_to(root)), path) for path in paths]
@@ -243,7 +243,7 @@ def _read_image_only(item: Item) -> Sample:
 
 
 def _find_frames(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
-    places = [folder / words[0] for words in lines] or find_frames(_part(folder, split))
+    places = [folder / " ".join(words) for words in lines] or find_frames(_part(folder, split))
     return [Item(f"{place.parent.name}/{place.name}", place) for place in places]
 
 
@@ -391,7 +391,7 @@ def _read_eth3d(item: Item) -> Sample:
     assert item.depth is not None
     image = read_image(item.image)
     with reading(item.depth):
-        values = np.fromfile(item.depth, np.float32)  # bare numbers, row by row
+        values = np.fromfile(item.depth, "<f4")  # bare numbers, row by row
         if values.size != image.shape[0] * image.shape[1]:
             raise ValueError(
                 f"{values.size} numbers for a picture of {image.shape[1]}x{image.shape[0]}"
@@ -494,11 +494,12 @@ def _find_hypersim(folder: Path, split: str, lines: list[list[str]]) -> list[Ite
 def _hypersim_split(folder: Path, split: str) -> set[tuple[str, str, int]]:
     """Scene, camera and frame of the official partition train, val or test."""
     path = folder / "metadata_images_split_scene_v1.csv"
-    with reading(path), path.open(encoding="utf-8", newline="") as file:
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
         return {
             (row["scene_name"], row["camera_name"], int(row["frame_id"]))
             for row in csv.DictReader(file)
             if row["split_partition_name"] == split
+            and row["included_in_public_release"].strip().lower() == "true"
         }
 
 

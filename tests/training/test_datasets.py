@@ -83,6 +83,11 @@ def test_images_of_any_depth_of_folders(tmp_path: Path) -> None:
     assert samples[0].depth is None and samples[0].camera is None
     np.testing.assert_array_equal(samples[1].image, picture())
     assert names(opened("images", tmp_path, split="b")) == ["1.PNG", "2.jpg"]
+    put(tmp_path / "with a space.png", picture())
+    listed = tmp_path / "list.txt"
+    listed.write_text("b/2.jpg\n\nwith a space.png\n")
+    assert names(opened("images", tmp_path, list=str(listed))) == ["b/2.jpg", "with a space.png"]
+    (tmp_path / "with a space.png").unlink()
     assert len(opened("images", tmp_path, limit=2)) == 2
     assert [sample.name for sample in samples[1:]] == ["b/1.PNG", "b/2.jpg"]
 
@@ -259,9 +264,13 @@ def test_hypersim_distance_becomes_depth(tmp_path: Path) -> None:
             file["dataset"] = distance.astype(np.float16)
     with (tmp_path / "metadata_images_split_scene_v1.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["scene_name", "camera_name", "frame_id", "split_partition_name"])
-        rows.writerow(["ai_001_001", "cam_00", 7, "test"])
-        rows.writerow(["ai_055_010", "cam_00", 0, "train"])
+        rows.writerow(
+            ["scene_name", "camera_name", "frame_id", "included_in_public_release",
+             "exclude_reason", "split_partition_name"]
+        )  # fmt: skip
+        rows.writerow(["ai_001_001", "cam_00", 0, "False", "empty", "test"])
+        rows.writerow(["ai_001_001", "cam_00", 7, "True", "", "test"])
+        rows.writerow(["ai_055_010", "cam_00", 0, "True", "", "train"])
     samples = opened("hypersim", tmp_path, split="test")
     assert names(samples) == ["ai_001_001/cam_00/0007"]
     agrees(samples[0])
