@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from depth_node.regions import Labels, SegmentationConfig, relabel
 
-SMALL_WIDTH_PX = 320  # docs/benchmarks_regions.md compares sizes and methods
+SMALL_PX = 320  # docs/benchmarks_regions.md compares sizes and methods
 SMALLEST_PX = 32  # the flow's patches need some room
 GREY_STEP = 24.0  # of 255: a pixel that differs by more has changed
 
@@ -53,7 +53,7 @@ class RegionMemory:
             return None
         if 0 < config.every <= key.age + 1 or min(image.shape[:2]) < SMALLEST_PX:
             return None
-        grey = _small(image)
+        grey = small_grey(image)
         start: Any = None if key.flow is None else key.flow.copy()
         finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         flow = np.asarray(finder.calc(grey, key.grey, start), np.float32)
@@ -61,16 +61,17 @@ class RegionMemory:
         if self.changed > config.change:
             return None
         self._key = _Key(key.grey, key.labels, flow, key.age + 1)
-        return _followed(key.labels, flow)
+        return relabel(follow(key.labels, flow))
 
     def keep(self, image: NDArray[np.uint8], labels: Labels) -> None:
         """Make a picture and its regions (H, W) the key."""
-        self._key = _Key(_small(image), labels)
+        self._key = _Key(small_grey(image), labels)
 
 
-def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def small_grey(image: NDArray[np.uint8], longest_px: int = SMALL_PX) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB -> (h, w) uint8 grey, the longer side of at most so many pixels."""
     height, width = image.shape[:2]
-    scale = min(1.0, SMALL_WIDTH_PX / max(height, width))
+    scale = min(1.0, longest_px / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
@@ -94,8 +95,8 @@ def _changed(grey: NDArray[np.uint8], key: NDArray[np.uint8], flow: Map) -> floa
     return float(other.mean())
 
 
-def _followed(labels: Labels, flow: Map) -> Labels:
-    """The key's regions where the flow says they are now."""
+def follow(labels: Labels, flow: Map) -> Labels:
+    """Regions (H, W) where a flow (h, w, 2), px, says that every pixel comes from."""
     height, width = labels.shape
     scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
     large = np.asarray(cv2.resize(flow, (width, height)), np.float32) * scale
@@ -104,4 +105,4 @@ def _followed(labels: Labels, flow: Map) -> Labels:
     moved = cv2.remap(
         labels.astype(np.float32), cols, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
     )
-    return relabel(np.asarray(moved, np.int32))
+    return np.asarray(moved, np.int32)

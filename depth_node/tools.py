@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depth_node import __version__, benchmark, benchmark_field, model_tools, replay
+from depth_node import (
+    __version__,
+    benchmark,
+    benchmark_field,
+    benchmark_regions,
+    model_tools,
+    replay,
+)
 from depth_node.bags import BagError
 from depth_node.config import ConfigError, load, override
 from depth_node.engine import EMBEDDED, EngineError, backends, open_engine
@@ -392,6 +399,14 @@ def _add_bench(commands: Any) -> None:
     field.add_argument("--repeats", type=int, default=0, metavar="N", help="speed: more: steadier")
     field.add_argument("--out", type=Path, metavar="FILE", help="the tables for a page, the figure")
     field.set_defaults(run=_run_field)
+    regions = kinds.add_parser("regions", help="what regions cost and what they bring")
+    regions.add_argument("case", choices=tuple(benchmark_regions.CASES))
+    regions.add_argument("sources", type=Path, nargs="*", metavar="SOURCE")
+    regions.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    regions.add_argument("--manifest", default="", metavar="FILE")
+    regions.add_argument("--seed", default="0", metavar="S,S,S", help="one or several")
+    regions.add_argument("--out", type=Path, metavar="FILE", help="the tables for a page")
+    regions.set_defaults(run=_run_regions)
     for name, what in (
         ("fit", "the region fit against a plain loop of least squares"),
         ("engine", "our path to ONNX Runtime against ONNX Runtime itself"),
@@ -470,6 +485,27 @@ def _run_field(options: argparse.Namespace) -> int:
                 found = case(options.sources, network, seeds, advance)
             except ValueError as error:
                 raise UsageError(str(error)) from None
+    for table in found:
+        print_table(screen, table.title, table.head, table.rows, set())
+        for note in table.notes:
+            screen.print(f"  {note}")
+    if options.out:
+        write_text(options.out, benchmark.markdown(found))
+    return 0
+
+
+def _run_regions(options: argparse.Namespace) -> int:
+    screen = console()
+    seeds = _integers("--seed", options.seed)
+    with (
+        DepthModel.open(ModelConfig(options.model, options.manifest)) as network,
+        progress(screen, options.case, None) as advance,
+    ):
+        try:
+            case = benchmark_regions.CASES[options.case]
+            found = case(options.sources, network, seeds, advance)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     for table in found:
         print_table(screen, table.title, table.head, table.rows, set())
         for note in table.notes:

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What regions cost and what they bring: `depth_tools bench regions CASE [SOURCE...]`.
+
+Cases
+    prompts     everything but the engines of a prompted network, on one core
+    motion      ways to carry regions to the next pictures, on rendered walks
+    reuse       segmentation of every k-th picture: accuracy and time, on rendered walks
+    masks       real masks, the picture's own regions, none: accuracy on recorded frames
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node import config as settings
+from depth_node.benchmark import Means, Predictor, Table, predicted
+from depth_node.engine import Manifest
+from depth_node.fitting import FitConfig, fit
+from depth_node.frames import split_uniform
+from depth_node.inference import PromptedRegionModel
+from depth_node.masks import PromptConfig, point_grid
+from depth_node.metrics import evaluate
+from depth_node.preprocess import InputSpec
+from depth_node.projection import Camera, SparseDepth
+from depth_node.region_reuse import RegionMemory, follow, small_grey
+from depth_node.regions import Labels, SegmentationConfig, segment
+from depth_node.scene import Rendered, Scene, camera_path, random_view
+from depth_node.speed import machine, one_core
+
+Case = Callable[[Sequence[Path], Predictor, Sequence[int], Callable[[str], None]], list[Table]]
+Flow = NDArray[np.float32]
+Finder = Callable[[NDArray[np.uint8], NDArray[np.uint8], Any], Flow]
+
+METHODS = {
+    "ssf, paper": FitConfig(method="ssf", mode="paper"),
+    "ssf, sensor": FitConfig(method="ssf", mode="sensor"),
+    "slf, sensor": FitConfig(method="slf", mode="sensor"),
+    "field": FitConfig(method="field"),
+    "field with regions": settings.replace(FitConfig(method="field"), {"field.regions": True}),
+}
+POINTS = (50, 250, 1000)
+CAMERA = Camera(640, 480, 480.0, 480.0, 319.5, 239.5)
+ROOMS, LOOP_FRAMES, WALK_FRAMES = (3, 10, 21), 200, 17  # a loop in 20 s at 10 pictures a second
+STEPS = (1, 2, 4, 8, 16)
+EVERY = {
+    "every picture": SegmentationConfig(),
+    "every 2nd": SegmentationConfig(every=2),
+    "every 4th": SegmentationConfig(every=4),
+    "every 8th": SegmentationConfig(every=8),
+    "when 5 % changed": SegmentationConfig(every=0, change=0.05),
+    "when 15 % changed": SegmentationConfig(every=0, change=0.15),
+    "once": SegmentationConfig(every=0, change=1.0),
+}
+REPEATS = 15
+ENCODER_PX, MAP_PX, BATCH = 1024, 256, 64  # of SAM
+
+
+# --- everything but the engines -------------------------------------------------------------------
+
+
+class _Answers:
+    """In the place of an engine: gives, in turns, answers that were made before, at once."""
+
+    backend = "none"
+
+    def __init__(self, manifest: Manifest, answers: Sequence[dict[str, NDArray]]) -> None:
+        self.manifest = manifest
+        self.details: dict[str, Any] = {}
+        self._answers = list(answers)
+        self.next = 0
+
+    def run(self, tensor: NDArray) -> NDArray:
+        return self.run_named({})[self.manifest.output_name]
+
+    def run_named(self, tensors: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        self.next += 1
+        return self._answers[(self.next - 1) % len(self._answers)]
+
+    def close(self) -> None:
+        self._answers = []
+
+    def __enter__(self) -> _Answers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def prompted_model(labels: Labels, per_side: int) -> PromptedRegionModel:
+    """A prompted network without engines that knows the exact regions (H, W) of a picture.
+
+    As SAM does it gives three masks for a point: a part, the whole, and what lies around it, each
+    with an IoU and a stability of which the default limits keep about the half.
+    """
+    spec = InputSpec(ENCODER_PX, ENCODER_PX, resize="corner")
+    scale = MAP_PX / max(labels.shape)
+    rows, cols = (round(size * scale) for size in labels.shape)
+    small = cv2.resize(labels, (cols, rows), interpolation=cv2.INTER_NEAREST_EXACT)
+    rng = np.random.default_rng(0)
+    points = point_grid(per_side, rows, cols).astype(np.int64)
+    found: dict[str, list[Any]] = {"masks": [], "boxes": []}
+    for col, row in points:
+        whole = (small == small[row, col]).astype(np.uint8)
+        part = cv2.erode(whole, np.ones((9, 9), np.uint8))
+        around = cv2.dilate(whole, np.ones((25, 25), np.uint8))
+        for mask in (part, whole, around):
+            logits: NDArray[np.float32] = np.full((MAP_PX, MAP_PX), -12, np.float32)
+            logits[:rows] = cv2.GaussianBlur(mask * np.float32(24) - 12, (0, 0), 1.5)
+            left, top, width, height = cv2.boundingRect((logits > 0).astype(np.uint8))
+            found["masks"].append(logits)
+            found["boxes"].append([left, top, left + width - 1, top + height - 1])
+    masks = np.stack(found["masks"]).reshape(-1, BATCH, 3, MAP_PX, MAP_PX)
+    boxes = np.array(found["boxes"], np.float32).reshape(-1, BATCH, 3, 4)
+    answers = [
+        {
+            "masks": mask,
+            "boxes": box,
+            "iou": rng.uniform(0.76, 1.0, (BATCH, 3)).astype(np.float32),
+            "stability": rng.uniform(0.94, 1.0, (BATCH, 3)).astype(np.float32),
+        }
+        for mask, box in zip(masks, boxes, strict=True)
+    ]
+    encoder = Manifest(
+        "encoder", "none", "", "image", spec, "embedding", "region_prompts", decoder="none"
+    )
+    inputs = {"points": (BATCH, 2), "extent": (2,), "embedding": (1,)}
+    outputs = ("masks", "iou", "stability", "boxes")
+    decoder = Manifest(
+        "decoder", "none", "", "points", spec, "masks", "prompt_masks", inputs=inputs,
+        outputs=outputs,
+    )  # fmt: skip
+    config = SegmentationConfig(prompts=PromptConfig(points_per_side=per_side))
+    features: dict[str, NDArray] = {"embedding": np.zeros(1, np.float32)}
+    half = _Answers(decoder, answers)
+    model = PromptedRegionModel(_Answers(encoder, [features]), half, config)
+    half.next = 0  # the model has tried it
+    return model
+
+
+def prompts(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None],
+) -> list[Table]:
+    """Milliseconds of preprocessing, choosing and painting of a prompted network's answers."""
+    rows = []
+    with one_core():
+        for height, width in ((480, 640), (720, 1280)):
+            camera = Camera(width, height, 0.75 * width, 0.75 * width, width / 2, height / 2)
+            scene = Scene.random(3)
+            _, pose = random_view(scene, np.random.default_rng(3), width, height)
+            view = scene.render(camera, pose, antialias=False)
+            model = prompted_model(view.labels, 16)
+            model.predict(view.image)  # the first run allocates
+            stages = ("preprocess", "postprocess", "processor")
+            times: dict[str, list[float]] = {stage: [] for stage in stages}
+            for _ in range(REPEATS):
+                begin = time.process_time()
+                labels = model.predict(view.image)
+                spent_ms = (time.process_time() - begin) * 1e3
+                for stage, value in zip(stages, (*_own_ms(model), spent_ms), strict=True):
+                    times[stage].append(value)
+            kept = len(model.masks(view.image))
+            ms = {stage: f"{np.median(ms):.1f} ({min(ms):.1f})" for stage, ms in times.items()}
+            found = [f"{width}x{height}", str(3 * 256), str(kept), str(labels.max())]
+            rows.append([*found, *ms.values()])
+            on_frame(f"{width}x{height}")
+    head = ["picture", "masks given", "masks kept", "regions", "to the tensor, ms"]
+    head += ["answers to regions, ms", "all, ms of the processor"]
+    notes = [
+        f"256 points in batches of {BATCH}; median and (shortest) of {REPEATS} runs; aim: 20 ms at"
+        " 640x480",
+        machine(),
+    ]
+    return [Table("All but the engines of a prompted network, one core", head, rows, notes)]
+
+
+def _own_ms(model: PromptedRegionModel) -> tuple[float, float]:
+    return model.stage_ms["preprocess"], model.stage_ms["postprocess"]
+
+
+# --- how regions are carried ----------------------------------------------------------------------
+
+
+def _dis(preset: int) -> Finder:
+    finder = cv2.DISOpticalFlow.create(preset)
+    return lambda now, key, start: np.asarray(finder.calc(now, key, start), np.float32)
+
+
+def _still(now: NDArray[np.uint8], key: NDArray[np.uint8], start: Any) -> Flow:
+    return np.zeros((*now.shape, 2), np.float32)
+
+
+def _phase(now: NDArray[np.uint8], key: NDArray[np.uint8], start: Any) -> Flow:
+    shift, _ = cv2.phaseCorrelate(now.astype(np.float32), key.astype(np.float32))
+    return np.broadcast_to(np.asarray(shift, np.float32), (*now.shape, 2)).copy()
+
+
+def _farneback(now: NDArray[np.uint8], key: NDArray[np.uint8], start: Any) -> Flow:
+    found = cv2.calcOpticalFlowFarneback(now, key, np.empty(0), 0.5, 3, 15, 3, 5, 1.2, 0)
+    return np.asarray(found, np.float32)
+
+
+# Name -> width of the small pictures, the method, and whether it begins with the last answer.
+WAYS: dict[str, tuple[int, Finder, bool]] = {
+    "regions stay where they are": (160, _still, False),
+    "phase correlation, 160 px": (160, _phase, False),
+    "Farneback, 160 px": (160, _farneback, False),
+    "DIS ultrafast, 160 px": (160, _dis(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST), True),
+    "DIS fast, 160 px": (160, _dis(cv2.DISOPTICAL_FLOW_PRESET_FAST), True),
+    "DIS ultrafast, 320 px, anew": (320, _dis(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST), False),
+    "DIS ultrafast, 320 px (chosen)": (320, _dis(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST), True),
+    "DIS fast, 320 px": (320, _dis(cv2.DISOPTICAL_FLOW_PRESET_FAST), True),
+    "DIS ultrafast, 640 px": (640, _dis(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST), True),
+}
+
+
+def motion(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None],
+) -> list[Table]:
+    """Share of pixels that carried exact regions name wrongly, after so many pictures."""
+    means = Means()
+    times: dict[str, list[float]] = {name: [] for name in WAYS}
+    with one_core():
+        for room in ROOMS:
+            views = _walk(room)
+            for name, (width, find, begins) in WAYS.items():
+                grey = [small_grey(view.image, width) for view in views]
+                flow: Any = None
+                for step in range(1, len(views)):
+                    start = time.perf_counter()
+                    flow = find(grey[step], grey[0], flow.copy() if begins and step > 1 else None)
+                    times[name].append((time.perf_counter() - start) * 1e3)
+                    if step in STEPS:
+                        carried = follow(views[0].labels, flow)
+                        wrong = (carried != views[step].labels).mean()
+                        means.add(name, f"{step}", str(room), float(wrong))
+            on_frame(f"room {room}")
+    rows = [
+        [
+            name,
+            *(f"{means(name, str(step)):.1%}" for step in STEPS),
+            f"{np.median(times[name]):.2f}",
+        ]
+        for name in WAYS
+    ]
+    head = ["wrong pixels after pictures:", *(str(step) for step in STEPS), "flow, ms"]
+    notes = [
+        f"{len(ROOMS)} rooms, 640x480, exact regions of the first picture, 10 pictures a second",
+        machine(),
+    ]
+    return [Table("Regions carried by image motion", head, rows, notes)]
+
+
+# --- what reuse costs -----------------------------------------------------------------------------
+
+
+def reuse(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None],
+) -> list[Table]:
+    """AbsRel and the time for regions, by how often the picture is segmented."""
+    makers = {"the picture's own regions": _own, "exact regions": _exact}
+    tables = []
+    for title, make in makers.items():
+        means = Means()
+        with one_core():
+            for room in ROOMS:
+                views = _walk(room)
+                predictions = [predictor.predict(view.image) for view in views]
+                for name, config in EVERY.items():
+                    memory = RegionMemory()
+                    for step, (view, prediction) in enumerate(zip(views, predictions, strict=True)):
+                        start = time.perf_counter()
+                        labels = memory.carried(view.image, config)
+                        anew = labels is None
+                        if labels is None:
+                            labels = make(view, prediction.values, config)
+                            memory.keep(view.image, labels)
+                        spent_ms = (time.perf_counter() - start) * 1e3
+                        means.add(name, "segmented", str(room), float(anew))
+                        means.add(name, "ms a picture", str(room), spent_ms)
+                        for method, fitted in METHODS.items():
+                            if method == "field":
+                                continue  # it uses no regions
+                            error = _error(view, prediction, labels, fitted, 500, [room, step])
+                            means.add(name, method, str(room), error)
+                on_frame(f"{title}, room {room}")
+        methods = [method for method in METHODS if method != "field"]
+        rows = [
+            [
+                name,
+                f"{means(name, 'segmented'):.0%}",
+                *(f"{means(name, method):.4f}" for method in methods),
+                f"{means(name, 'ms a picture'):.1f}",
+            ]
+            for name in EVERY
+        ]
+        head = ["segmented", "pictures segmented", *methods, "regions, ms a picture"]
+        notes = [
+            f"AbsRel at 500 points; {len(ROOMS)} rooms, {WALK_FRAMES} pictures each, 640x480",
+            machine(),
+        ]
+        if make is _exact:
+            notes.append("exact regions stand for a good network; their own time is not counted")
+        tables.append(Table(f"Reuse of regions on a walk: {title}", head, rows, notes))
+    return tables
+
+
+def _own(view: Rendered, values: NDArray[np.float32], config: SegmentationConfig) -> Labels:
+    return segment(view.image, values, config)
+
+
+def _exact(view: Rendered, values: NDArray[np.float32], config: SegmentationConfig) -> Labels:
+    return view.labels
+
+
+def _error(
+    view: Rendered,
+    prediction: Any,
+    labels: Labels,
+    config: FitConfig,
+    points: int,
+    seed: Sequence[int],
+) -> float:
+    """AbsRel of a fit to points of the exact depth, at all other pixels."""
+    known = np.flatnonzero(np.isfinite(view.depth))
+    chosen = np.sort(np.random.default_rng(seed).choice(known, points, replace=False))
+    rows, cols = np.unravel_index(chosen, view.depth.shape)
+    sparse = SparseDepth.from_arrays(rows, cols, view.depth[rows, cols])
+    result = fit(prediction, sparse, labels, image=view.image, config=config)
+    truth = view.depth.copy()
+    truth[rows, cols] = np.nan
+    return float(evaluate(result.depth, truth).abs_rel)
+
+
+def _walk(room: int) -> list[Rendered]:
+    """Pictures of a part of a closed walk through a rendered room."""
+    scene = Scene.random(room)
+    path = camera_path(scene, LOOP_FRAMES, room)[:WALK_FRAMES]
+    return [scene.render(CAMERA, pose, antialias=False) for pose in path]
+
+
+# --- real masks -----------------------------------------------------------------------------------
+
+
+def masks(
+    sources: Sequence[Path],
+    predictor: Predictor,
+    seeds: Sequence[int],
+    on_frame: Callable[[str], None],
+) -> list[Table]:
+    """AbsRel with stored masks, the picture's own regions and none, at the same points."""
+    scores: dict[str, Means] = {}
+    count: dict[str, int] = {}
+    regions_of: dict[str, list[int]] = {}
+    for frame, prediction in predicted(sources, predictor, on_frame):
+        if frame.labels is None:
+            continue
+        kinds: dict[str, Labels | None] = {
+            "stored masks": frame.labels,
+            "own regions": segment(frame.image, prediction.values),
+            "none": None,
+        }
+        means = scores.setdefault(frame.source, Means())
+        count[frame.source] = count.get(frame.source, 0) + 1
+        for kind, labels in kinds.items():
+            found = 1 if labels is None else int(labels.max())
+            regions_of.setdefault(f"{frame.source} {kind}", []).append(found)
+        for points in POINTS:
+            if points > 0.5 * np.isfinite(frame.truth).sum():
+                continue
+            for seed in seeds:
+                split = split_uniform(frame, points, seed)
+                truth = np.where(split.scored, frame.truth, np.float32(np.nan))
+                for method, config in METHODS.items():
+                    for kind, labels in kinds.items():
+                        if method == "field" and kind != "none":
+                            continue  # it uses no regions
+                        result = fit(
+                            prediction, split.points, labels, image=frame.image, config=config
+                        )
+                        error = float(evaluate(result.depth, truth).abs_rel)
+                        means.add(f"{method} | {kind}", str(points), frame.name, error)
+    if not scores:
+        raise ValueError("no frame of these sources has stored masks (segmentation_*.png)")
+    tables = []
+    for source, means in scores.items():
+        rows = [
+            [*row.split(" | "), *(f"{means(row, column):.4f}" for column in means.columns())]
+            for row in means.rows()
+        ]
+        notes = [
+            f"{kind}: {np.mean(regions_of[f'{source} {kind}']):.0f} regions a frame"
+            for kind in ("stored masks", "own regions")
+        ]
+        title = f"AbsRel with and without masks, {source} ({count[source]} frames)"
+        tables.append(Table(title, ["method", "regions", *means.columns()], rows, notes))
+    return tables
+
+
+CASES: dict[str, Case] = {"prompts": prompts, "motion": motion, "reuse": reuse, "masks": masks}
