@@ -35,7 +35,7 @@ def statistics(values: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor
     count = torch.bincount(place.flatten(), minlength=rows * top)
     # By value first, then stably by context: each context lies in one piece, in order.
     ordered = torch.where(inside, flat.detach(), torch.zeros_like(flat)).flatten().argsort()
-    order = ordered[place.flatten()[ordered].argsort(stable=True)]
+    order = ordered[place.flatten()[ordered].int().argsort(stable=True)]
     begin = count.cumsum(0) - count
     middle = begin + torch.div((count - 1).clamp_min(0), 2, rounding_mode="floor")
     clean = torch.where(inside, flat, torch.zeros_like(flat)).flatten()

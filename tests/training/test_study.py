@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The studies: their judgement by hand, and both at toy scale through the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+
+from training import study  # noqa: E402
+from training.__main__ import main  # noqa: E402
+
+
+def test_a_variant_is_compared_picture_by_picture() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.1, 0.9, 300)
+    change, low, high = study.compared(base, 0.8 * base)
+    assert (change, low, high) == pytest.approx((-0.2, -0.2, -0.2))
+    change, low, high = study.compared(base, base + rng.normal(0, 0.05, 300))
+    assert low < 0 < high
+    assert low < change < high
+
+
+def test_rooms_repeat_and_the_three_kinds_differ(tmp_path: Path) -> None:
+    learn = study.rooms(tmp_path, "learn", 3)
+    again = study.rooms(tmp_path / "again", "learn", 3)
+    judge = study.rooms(tmp_path, "judge", 3)
+    for one, same, other in zip(learn, again, judge, strict=True):
+        np.testing.assert_array_equal(one.image, same.image)
+        assert not np.array_equal(one.image, other.image)
+    fog = study.worn(learn, "fog", 5)
+    assert not np.array_equal(fog[0].image, learn[0].image)
+    assert fog[0].depth is learn[0].depth
+
+
+@pytest.mark.parametrize(
+    ("what", "name"), [("westar", "WeSTAR"), ("distill", "hybrid, both contexts")]
+)
+def test_a_study_runs_and_goes_on(
+    tmp_path: Path, what: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", what, "--out", str(tmp_path), "--only", name, "--steps", "2"]
+    command += ["--pictures", "3", "--rooms", "1"]
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    assert f"| {name} | 1 |" in table
+    runs = list((tmp_path / what).rglob("about.json"))
+    assert runs
+    before = [path.stat().st_mtime_ns for path in runs]
+    assert main(command) == 0
+    assert capsys.readouterr().out == table
+    assert [path.stat().st_mtime_ns for path in runs] == before
