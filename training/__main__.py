@@ -24,6 +24,7 @@ TOOLS: dict[str, tuple[str, str]] = {
     "evaluate": ("training.evaluate", "score networks on unseen rendered rooms and RGB-D frames"),
     "benchmark": ("training.benchmark", "images a second of the loop against a bare one"),
     "shards": ("training.shards", "pack a data set into WebDataset shards"),
+    "study": ("training.study", "small experiments: do the recipes help?"),
     "annotate": ("training.annotate", "a page that asks which of two points is nearer"),
     "corrupt": ("training.corruptions", "a sheet of all corruptions of a picture"),
     "cka": ("training.cka", "how alike two checkpoints see, layer against layer"),
