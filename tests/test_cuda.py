@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import absent
 
 import depth_node.field
 from depth_node import surface_maps
@@ -54,8 +54,10 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         reason = module.missing()
     except ImportError as error:
         reason = str(error)
+    if reason and os.environ.get("REQUIRE_GPU") == "1":
+        pytest.fail(f"no GPU: {reason} (REQUIRE_GPU=1 promises it)")
     if reason:
-        absent(f"no GPU: {reason}", "REQUIRE_GPU")
+        pytest.skip(f"no GPU: {reason}")
     yield module
 
 

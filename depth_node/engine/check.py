@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -253,7 +254,8 @@ def _write(path: Path, outputs: Tensors) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            np.savez(file, allow_pickle=False, **outputs)
+            savez: Any = np.savez  # NumPy 1.26 takes no allow_pickle, which its stubs of 2.x name
+            savez(file, **outputs)
         os.replace(file.name, path)
     except OSError:
         return
