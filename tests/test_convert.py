@@ -496,6 +496,10 @@ def test_refusals(net: Path, tmp_path: Path) -> None:
     assert "name a place with --out" in refusal(
         lambda: convert.convert(net, FEW, out=blocked / "x.onnx")
     )
+    (tmp_path / "folder.onnx").mkdir()
+    assert "folder.onnx cannot be written" in refusal(
+        lambda: convert.convert(net, FEW, out=tmp_path / "folder.onnx")
+    )
     for half_input in (False, True):
         done = convert.convert(net, FEW, half_input=half_input)
         sentence = refusal(lambda done=done: convert.convert(done.path, FEW))
@@ -667,6 +671,11 @@ def test_models_of_several_tensors(tmp_path: Path) -> None:
         "embedding",
     }
     assert done.half.halved == {"MatMul": 2, "Relu": 2}
+    one = tmp_path / "one.onnx"
+    onnx.save(onnx.load(str(path)), str(one))
+    write_manifest(one, "prompt_masks", output_name="masks", height=32, width=48)
+    with open_engine(path) as a, open_engine(one) as b:
+        assert "has 2 outputs and one 1" in refusal(lambda: parity.compare(a, b, FEW))
     # One wrong output is enough to be told.
     wrong = onnx.load(str(path))
     for item in wrong.graph.initializer:
