@@ -33,7 +33,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from torch import nn
 
-from depth_node import convert, preprocess
+from depth_node import config, convert, preprocess
 from depth_node.engine import (
     EMBEDDED,
     EngineError,
@@ -147,9 +147,11 @@ def _exportable(
             f"An input of {height}x{width} does not fit this network: its sides are multiples of"
             f" {spec.multiple_px}; {fitting[0]}x{fitting[1]} is near."
         )
-    if isinstance(network, models.SmallUNet) and not _has_offset(settings):
-        assert network.head.bias is not None
-        network.head.bias.add_(OFFSET)  # the upsampling after the head keeps a constant
+    if isinstance(network, models.SmallUNet):
+        story["student"] = config.to_dict(network.cfg)  # so that models.py can open the file again
+        if not _has_offset(settings):
+            assert network.head.bias is not None
+            network.head.bias.add_(OFFSET)  # the upsampling after the head keeps a constant
     return Exportable(
         network,
         preprocess.InputSpec(

@@ -35,9 +35,10 @@ def run_of(folder: Path, network: torch.nn.Module, settings: dict, recipe: str) 
     return folder
 
 
-def unet_run(folder: Path, height: int = 64, width: int = 96, recipe: str = "supervised") -> Path:
+def unet_run(folder: Path, cfg: models.StudentConfig = UNET) -> Path:
+    height, width = 64, 96
     torch.manual_seed(0)
-    network = models.SmallUNet(UNET)
+    network = models.SmallUNet(cfg)
     network.train()
     with torch.no_grad():  # batch statistics that are not those of a fresh layer
         for _ in range(3):
@@ -45,11 +46,11 @@ def unet_run(folder: Path, height: int = 64, width: int = 96, recipe: str = "sup
     settings = {
         "height": height,
         "width": width,
-        "student": config.to_dict(UNET),
+        "student": config.to_dict(cfg),
         "loop": {"seed": 4, "batch": 2},
         "pool": {"seed": 9, "folder": "/secret/place"},
     }
-    return run_of(folder, network, settings, recipe)
+    return run_of(folder, network, settings, "supervised")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,7 @@ def test_the_unet_is_exported_folded_and_shifted(unet: tuple[Path, Path]) -> Non
         "seed": 4,
         "pool_seed": 9,
         "data": "procedural rooms of depth_node.scene, no photographs",
+        "student": config.to_dict(UNET),
     }
     plain = models.open_run(run)
     x = torch.from_numpy(preprocess.to_tensor(picture(), manifest.input))
@@ -120,6 +122,21 @@ def test_transformer_students_are_exported(
     opened = export.open_checkpoint(run, 70, 98)
     manifest = agrees(out, opened, 5e-3 if weights == "fp16" else 1e-4)
     assert (manifest.patch_size, manifest.input.mean) == (14, models.IMAGENET_MEAN)
+
+
+def test_a_mirroring_student_is_exported_and_opens_again_as_one(tmp_path: Path) -> None:
+    run = unet_run(tmp_path / "run", dataclasses.replace(UNET, mirror=True))
+    out = tmp_path / "student.onnx"
+    export.export_checkpoint(run, out, None, QUIET)
+    manifest = agrees(out, export.open_checkpoint(run), 5e-3)
+    x = preprocess.to_tensor(picture(), manifest.input)
+    with open_engine(out, threads=1) as engine:
+        found, turned = engine.run(x), engine.run(np.ascontiguousarray(x[..., ::-1]))
+    np.testing.assert_allclose(turned[..., ::-1], found, atol=1e-4)
+    again = models.open_network(models.NetworkConfig(source=str(out))).eval()
+    assert again.cfg.mirror
+    with torch.no_grad():
+        np.testing.assert_allclose(again(torch.from_numpy(x)).numpy(), found, atol=1e-3)
 
 
 def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> None:

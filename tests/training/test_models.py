@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from torch import nn  # noqa: E402
 
 from depth_node import config  # noqa: E402
+from depth_node.engine import locate, manifest_path  # noqa: E402
 from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
 from training import checkpoints  # noqa: E402
 from training.checkpoints import TrainingError  # noqa: E402
@@ -292,8 +294,26 @@ def test_the_shipped_network_opens_in_torch_as_it_runs_on_the_robot() -> None:
 def test_a_shipped_file_that_is_not_there_or_another_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="does not exist"):
         open_network(NetworkConfig(source=str(tmp_path / "no.onnx")))
+    path, facts = locate("embedded")
+    alone = tmp_path / path.name
+    alone.write_bytes(path.read_bytes())
+    dataclasses.replace(facts, training={}).save(manifest_path(alone))  # says no shape
     with pytest.raises(TrainingError, match="another network"):
-        open_network(NetworkConfig(source="embedded", unet=SMALL_UNET))
+        open_network(NetworkConfig(source=str(alone), unet=SMALL_UNET))
+
+
+def test_a_mirroring_unet_answers_alike_from_both_sides_once_trained() -> None:
+    torch.manual_seed(0)
+    network = SmallUNet(dataclasses.replace(SMALL_UNET, mirror=True)).eval()
+    plain = SmallUNet(SMALL_UNET).eval()
+    plain.load_state_dict(network.state_dict())
+    x = pictures(64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x.flip(3)).flip(3), network(x))
+        assert not torch.allclose(plain(x.flip(3)).flip(3), plain(x))
+        torch.testing.assert_close(network(x), (plain(x) + plain(x.flip(3)).flip(3)) / 2)
+        network.train(), plain.train()
+        torch.testing.assert_close(network(x), plain(x))
 
 
 def test_lora_where_no_layer_fits_is_refused() -> None:
