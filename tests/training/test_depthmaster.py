@@ -91,7 +91,7 @@ def test_the_command_runs_the_debug_settings_and_refuses_to_export(
         main([*common, f"pictures.pool.folder={pool.cfg.pool.folder}", "loop.panels_every=2"]) == 0
     )
     assert list(run.rglob("*.png"))
-    capsys.readouterr()
+    assert "GiB of weights" in " ".join(capsys.readouterr().out.split())
     # A student is exported, never this network with its Fourier block.
     assert main(["export", str(run), "--out", str(tmp_path / "x.onnx")]) == 1
     assert "distil a student" in capsys.readouterr().err

@@ -10,7 +10,7 @@ Every term of the paper's ablations is a weight or a switch of its own (tables I
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from training.diffusion import (
     external_size,
     from_checkpoint,
     masked_mse,
+    memory,
     open_diffusion,
     pooled_mask,
     target,
@@ -131,8 +132,14 @@ class DepthMaster(Recipe):
     name = "depthmaster"
     free_to_change = ("pictures.pool.folder", "pictures.data.folder", "pictures.second.folder")
 
-    def __init__(self, cfg: Config, pictures: Mixture, check: Sequence[Sample] = ()) -> None:
-        self.cfg, self.pictures, self.check = cfg, pictures, check
+    def __init__(
+        self,
+        cfg: Config,
+        pictures: Mixture,
+        check: Sequence[Sample] = (),
+        say: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        self.cfg, self.pictures, self.check, self.say = cfg, pictures, check, say
         self._alignment: Alignment | None = None
         self._network: SingleStep | None = None
 
@@ -151,6 +158,12 @@ class DepthMaster(Recipe):
             network.requires_grad_(False)
             network.vae.requires_grad_(True)
         self._network = network
+        size = memory(network)
+        self.say(
+            f"training takes {size['weights']:.2f} GiB of weights, {size['gradients']:.2f} of"
+            f" gradients, {size['optimiser']:.2f} of AdamW's moments: {size['total']:.2f} GiB, and"
+            " the activations of the pictures that are seen at once"
+        )
         return network
 
     def extra(self) -> nn.Module | None:
@@ -294,7 +307,7 @@ def build(cfg: Config, console: Console) -> DepthMaster:
         console.print(f"waiting for the renderer: {found} of {wanted} pictures")
 
     check = open_samples(cfg.check) if cfg.check.limit else ()
-    return DepthMaster(cfg, Mixture(cfg.pictures, waiting), check)
+    return DepthMaster(cfg, Mixture(cfg.pictures, waiting), check, console.print)
 
 
 def exportable(payload: Mapping[str, Any]) -> tuple[SingleStep, InputSpec, str]:
