@@ -78,6 +78,12 @@ class TeacherConfig:
     width: int = config.option(
         0, "Columns that a network works in; 0: those of the pictures.", unit="px", minimum=0
     )
+    shift: float = config.option(
+        0.1,
+        "Of a network that gives affine depth (Marigold: 0..1, the nearest is 0): added before it"
+        " is inverted, as the true shift is unknown. Ours.",
+        minimum=0,
+    )
     seed: int = config.option(0, "Of a network without source: seed of its random weights.")
     network: NetworkConfig = config.section(NetworkConfig, "The network.")
 
@@ -88,14 +94,21 @@ class TeacherConfig:
 class NetworkTeacher:
     """A torch network, frozen. It moves to the device of the pictures it is asked about."""
 
-    def __init__(self, network: Network, name: str, size: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self, network: Network, name: str, size: tuple[int, int] = (0, 0), shift: float = 0.0
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.name, self.size = name, size
         self.kind = getattr(network, "meaning", "disparity_affine_invariant")
-        self.revision = fingerprint(network)
+        # Whatever is added, affine depth stays what it is; only its inverse is another.
+        self.shift = shift if self.kind == "depth_affine_invariant" else 0.0
+        self.revision = fingerprint(network) + (f"+{self.shift:g}" if self.shift else "")
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Maps of the pictures' size; the network sees them resized to what it takes."""
+        return self._maps(pictures) + self.shift
+
+    def _maps(self, pictures: Tensor) -> Tensor:
         self.network.to(pictures.device)  # type: ignore[arg-type]
         height, width = pictures.shape[-2:]
         inner = self.network.spec.fitting(self.size[0] or height, self.size[1] or width)
@@ -157,7 +170,7 @@ def open_teacher(cfg: TeacherConfig) -> Teacher:
         assistant: Any = diffusion.open_assistant(
             cfg.path, cfg.network.allow_download, cfg.network.revision
         )
-        return NetworkTeacher(assistant, cfg.path, (cfg.height, cfg.width))
+        return NetworkTeacher(assistant, cfg.path, (cfg.height, cfg.width), cfg.shift)
     generator = torch.random.get_rng_state()
     try:  # random weights of a teacher must not depend on what was drawn before
         torch.manual_seed(cfg.seed)
@@ -165,4 +178,4 @@ def open_teacher(cfg: TeacherConfig) -> Teacher:
     finally:
         torch.random.set_rng_state(generator)
     name = cfg.network.source or f"random {cfg.network.kind} {cfg.seed}"
-    return NetworkTeacher(network, name, (cfg.height, cfg.width))
+    return NetworkTeacher(network, name, (cfg.height, cfg.width), cfg.shift)

@@ -12,8 +12,14 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 
 from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
 from training.checkpoints import TrainingError  # noqa: E402
-from training.models import NetworkConfig  # noqa: E402
-from training.teachers import TeacherConfig, ask, fingerprint, open_teacher  # noqa: E402
+from training.models import InputSpec, NetworkConfig  # noqa: E402
+from training.teachers import (  # noqa: E402
+    NetworkTeacher,
+    TeacherConfig,
+    ask,
+    fingerprint,
+    open_teacher,
+)
 
 
 class Fixed:
@@ -67,6 +73,28 @@ def test_a_network_teaches_at_any_size_and_repeats() -> None:
     assert other.revision != teacher.revision
     fixed = open_teacher(TeacherConfig(network=NetworkConfig("debug"), seed=3, height=28, width=28))
     assert ask(fixed, pictures)[0].shape == (2, 1, 60, 80)
+
+
+class Ramp(torch.nn.Module):
+    """A network whose affine depth is the red channel."""
+
+    spec = InputSpec((0.0,) * 3, (1.0,) * 3, 8)
+    meaning = "depth_affine_invariant"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1]
+
+
+def test_affine_depth_gets_a_shift_before_it_is_inverted() -> None:
+    """Its nearest is 0, whose inverse would tower over everything else."""
+    pictures = torch.linspace(0, 1, 16).expand(1, 3, 8, 16)
+    disparity, known = ask(NetworkTeacher(Ramp(), "ramp", shift=0.1), pictures)
+    torch.testing.assert_close(disparity, 1 / (pictures[:, :1] + 0.1))
+    assert known.all()
+    plain, _ = ask(NetworkTeacher(Ramp(), "ramp"), pictures)
+    assert float(plain.max()) > 5 * float(disparity.max())
+    revisions = {NetworkTeacher(Ramp(), "ramp", shift=s).revision for s in (0.0, 0.1, 0.2)}
+    assert len(revisions) == 3, "kept answers of another shift are not mistaken for these"
 
 
 def test_an_engine_teaches_as_it_runs_on_the_robot() -> None:
