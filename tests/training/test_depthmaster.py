@@ -20,7 +20,7 @@ from training.__main__ import main  # noqa: E402
 from training.checkpoints import TrainingError  # noqa: E402
 from training.datasets import open_samples  # noqa: E402
 from training.mixture import Mixture  # noqa: E402
-from training.recipes import depthmaster, supervised  # noqa: E402
+from training.recipes import depthmaster, distill, supervised  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 DEBUG = CONFIGS / "depthmaster_debug.yaml"
@@ -221,3 +221,19 @@ def test_a_student_learns_with_them_in_two_stages(tmp_path: Path) -> None:
     # What was learnt beside the student is in neither of them.
     weights = checkpoints.read(tmp_path / "two")["averaged"]
     assert not any("projector" in name or "fourier" in name for name in weights)
+
+
+def test_it_assists_a_distillation_and_its_answers_are_kept(pool: Mixture, tmp_path: Path) -> None:
+    train(pool, tmp_path / "teacher", "loss.align=0", "loop.steps=1")
+    cfg = config.load(
+        distill.Config,
+        CONFIGS / "distill_debug.yaml",
+        ["who=assistant", "assistant.what=diffusion", f"assistant.path={tmp_path / 'teacher'}",
+         "crop.kept=1", f"cache={tmp_path / 'cache'}", "pictures.limit=2", "loop.steps=1",
+         "loss.root=true", "loss.directional=0.001", "loss.likeness=divergence"],
+    )  # fmt: skip
+    recipe = distill.build(cfg, Console(quiet=True))
+    assert recipe.fill(Console(quiet=True)) == 0  # all was asked when it was built
+    assert list((tmp_path / "cache").rglob("*.png"))
+    state = loop.run(recipe, cfg.loop, tmp_path / "student", config.to_dict(cfg))
+    assert not any("fourier" in name for name in state.product.state_dict())
