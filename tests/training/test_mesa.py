@@ -248,6 +248,19 @@ def test_the_command_judges_in_metres(data: tuple[Mixture, Triplets], tmp_path: 
     assert '"inside_rmse"' in text and '"score"' in text
 
 
+def test_resumed_equals_uninterrupted(data: tuple[Mixture, Triplets], tmp_path: Path) -> None:
+    more = ["loop.checkpoint_every=1", "drop_path=0.2", "poses=network"]
+    whole = train(data, tmp_path / "whole", *more)
+    cfg = settings(*more)
+    for stop in (lambda step: step == 1, lambda step: False):
+        parts = loop.run(
+            mesa.Mesa(cfg, *data), cfg.loop, tmp_path / "parts", config.to_dict(cfg), stop=stop
+        )
+    for a, b in ((whole.product, parts.product), (whole.extra, parts.extra)):
+        found, expected = a.state_dict(), b.state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_a_run_is_exported_with_its_metres(data: tuple[Mixture, Triplets], tmp_path: Path) -> None:
     train(data, tmp_path / "run", *ONLY["supervised"], "loop.steps=1")
     out = tmp_path / "x.onnx"

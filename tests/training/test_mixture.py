@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures with depth from a pool, a data set, or both in shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+
+from depth_node import config
+from training.data import DataError, ViewConfig
+from training.mixture import Mixture, MixtureConfig
+
+
+def settings(folder: Path, **more: object) -> MixtureConfig:
+    tree = {
+        "pool": {
+            "folder": str(folder), "samples": 6, "height": 24, "width": 32, "wait_for": 6,
+            "fill": True, "style": "room", "seed": 3,
+        },
+        "data": {"kind": "procedural", "limit": 1, "seed": 5, "height": 40, "width": 60},
+        "second": {"kind": "procedural", "limit": 1, "seed": 6, "height": 40, "width": 60},
+        **more,
+    }  # fmt: skip
+    return config.build(MixtureConfig, tree)
+
+
+def drawn(mixture: Mixture, count: int = 200) -> list[bytes]:
+    rngs = [np.random.default_rng(k) for k in range(count)]
+    return [mixture.draw(rng, 16, 16, ViewConfig())[1].tobytes() for rng in rngs]
+
+
+def test_a_batch_follows_from_its_generators(tmp_path: Path) -> None:
+    mixture = Mixture(settings(tmp_path))
+    a, b = (
+        mixture.batch([np.random.default_rng(k) for k in range(3)], 16, 24, ViewConfig(flip=0.5))
+        for _ in range(2)
+    )
+    assert a["image"].shape == (3, 3, 16, 24) and a["depth"].shape == (3, 1, 16, 24)
+    assert a["image"].equal(b["image"]) and a["depth"].equal(b["depth"])
+    assert float(a["image"].min()) >= 0 and float(a["image"].max()) <= 1
+
+
+def test_the_second_data_set_has_its_share(tmp_path: Path) -> None:
+    first = Mixture(settings(tmp_path, first="data"))
+    both = Mixture(settings(tmp_path, first="data", second_share=0.25))
+    only = set(drawn(first, 3))
+    assert len(only) == 1
+    share = np.mean([depth not in only for depth in drawn(both)])
+    assert share == pytest.approx(0.25, abs=0.1)
+    pooled = Mixture(settings(tmp_path, second_share=0.5))
+    assert len(set(drawn(pooled, 60))) == 6 + 1
+
+
+def test_pictures_without_depth_are_refused_when_they_are_drawn(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    cv2.imwrite(str(tmp_path / "pictures" / "a.png"), np.zeros((40, 60, 3), np.uint8))
+    data = {"kind": "images", "folder": str(tmp_path / "pictures")}
+    mixture = Mixture(settings(tmp_path / "pool", first="data", data=data))
+    with pytest.raises(DataError, match="has no depth"):
+        drawn(mixture, 1)
+    with pytest.raises(DataError, match="no folder"):
+        Mixture(settings(tmp_path / "pool", first="data", data={"kind": "images"}))
