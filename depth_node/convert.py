@@ -49,7 +49,7 @@ REASONS = {
     "operator": "squares, roots, powers, sums over many values, trigonometry",
     "range": "measured values near the ends of FP16's range, or such weights",
     "cubic resize": "weights of a cubic interpolation",
-    "constant": "made of constants alone, computed once",
+    "constant": "made of constants and shapes alone, computed once",
     "between": "moves values from FP32 to FP32",
     "foreign": "operators that are not of ONNX, or with types of their own",
     "asked": "kept by --keep",
@@ -184,23 +184,29 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _fold_casts(graph: onnx.GraphProto) -> None:
-    """Casts of weights are done here: weights may be stored as FP16 already."""
+    """Casts and Identities of weights are done here: weights may be stored as FP16, or shared."""
     onnx = onnx_package()
     stored = {item.name: item for item in graph.initializer}
+    outputs = {item.name for item in graph.output}
+    same: dict[str, str] = {}
     rest = []
     for node in graph.node:
-        source = stored.get(node.input[0]) if node.op_type == "Cast" else None
-        if source is None or node.output[0] in {item.name for item in graph.output}:
+        for index, name in enumerate(node.input):
+            node.input[index] = same.get(name, name)
+        source = stored.get(node.input[0]) if node.op_type in ("Cast", "Identity") else None
+        if source is None or node.output[0] in outputs:
             rest.append(node)
-            continue
-        to = onnx.helper.get_attribute_value(node.attribute[0])
-        values = onnx.numpy_helper.to_array(source)
-        cast = onnx.numpy_helper.from_array(
-            values.astype(onnx.helper.tensor_dtype_to_np_dtype(to)), node.output[0]
-        )
-        graph.initializer.append(cast)
-        stored[cast.name] = graph.initializer[-1]
-    used = {name for node in rest for name in node.input} | {item.name for item in graph.output}
+        elif node.op_type == "Identity":
+            same[node.output[0]] = source.name
+        else:
+            to = onnx.helper.get_attribute_value(node.attribute[0])
+            values = onnx.numpy_helper.to_array(source)
+            cast = onnx.numpy_helper.from_array(
+                values.astype(onnx.helper.tensor_dtype_to_np_dtype(to)), node.output[0]
+            )
+            graph.initializer.append(cast)
+            stored[cast.name] = graph.initializer[-1]
+    used = {name for node in rest for name in node.input} | outputs
     kept = [item for item in graph.initializer if item.name in used]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(rest)
@@ -369,8 +375,10 @@ def _reasons(
     keep((n for n in everyone if _cubic(graph, n)), "cubic resize")
     constant: set[int] = set()
     for number in everyone:
+        # Shapes are constants too, as the input's is fixed; sizes in FP16 would be wrong ones.
+        shape = graph.op(number) in ("Shape", "Size")
         sources = [name for name in graph.nodes[number].input if name]
-        if all(name in graph.weights or graph.maker.get(name) in constant for name in sources):
+        if shape or all(n in graph.weights or graph.maker.get(n) in constant for n in sources):
             constant.add(number)
     keep(constant, "constant")
     limits = {**peaks, **ranges}

@@ -396,7 +396,11 @@ def depth_anything(tmp_path: Path, opset: int) -> Path:
             output_names=["disparity"],
             opset_version=opset,
             dynamo=opset >= 18,
-            **({"external_data": False, "verbose": False} if opset >= 18 else {}),
+            **(  # the files on the hub leave the size open: shapes are worked out in the graph
+                {"external_data": False, "verbose": False}
+                if opset >= 18
+                else {"dynamic_axes": {"image": {2: "h", 3: "w"}, "disparity": {1: "h", 2: "w"}}}
+            ),
         )
     facts = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "patch_size": 14}
     write_manifest(path, "disparity_affine_invariant", height=56, width=84, **facts)
