@@ -47,6 +47,15 @@ class InputSpec:
         m = self.multiple_px
         return max(round(height / m), 1) * m, max(round(width / m), 1) * m
 
+    def require(self, height: int, width: int) -> None:
+        """Raise ConfigError, with the nearest size that fits, unless the network takes this one."""
+        fitting = self.fitting(height, width)
+        if fitting != (height, width):
+            raise config.ConfigError(
+                f"height and width {height}x{width} do not fit this network: use"
+                f" {fitting[0]}x{fitting[1]}"
+            )
+
 
 @dataclass(frozen=True)
 class Answer:

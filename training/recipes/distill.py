@@ -232,12 +232,7 @@ class Distill(Recipe):
         """The student; all of it learns."""
         cfg = self.cfg
         network = open_network(cfg.network)
-        fitting = network.spec.fitting(cfg.height, cfg.width)
-        if fitting != (cfg.height, cfg.width):
-            raise config.ConfigError(
-                f"height and width {cfg.height}x{cfg.width} do not fit this network: use"
-                f" {fitting[0]}x{fitting[1]}"
-            )
+        network.spec.require(cfg.height, cfg.width)
         if cfg.fresh_decoder:
             fresh_decoder(network)
         if cfg.loss.feature:

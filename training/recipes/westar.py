@@ -177,12 +177,7 @@ class Westar(Recipe):
         """The source, with gradients for what is tuned."""
         cfg = self.cfg
         network = open_network(cfg.network)
-        fitting = network.spec.fitting(cfg.height, cfg.width)
-        if fitting != (cfg.height, cfg.width):
-            raise config.ConfigError(
-                f"height and width {cfg.height}x{cfg.width} do not fit this network: use"
-                f" {fitting[0]}x{fitting[1]}"
-            )
+        network.spec.require(cfg.height, cfg.width)
         if cfg.teacher == "frozen_source":
             self.source = copy.deepcopy(network).eval().requires_grad_(False)
         tune(network, cfg.tune)
