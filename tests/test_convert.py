@@ -276,6 +276,34 @@ def test_types_of_every_kind_of_operator() -> None:
     assert names["scales"] == FLOAT and names["low.half"] == HALF and "stored" not in names
 
 
+def test_sizes_that_the_graph_works_out_stay_exact() -> None:
+    """Width 12 times and by 4099: in FP16 that is 11.99, and a column would be lost."""
+    model = graph(
+        [
+            ("Shape", ["image"], ["shape"]),
+            ("Gather", ["shape", "three"], ["width"]),
+            ("Cast", ["width"], ["float"], {"to": FLOAT}),
+            ("Mul", ["float", "factor"], ["times"]),
+            ("Div", ["times", "factor"], ["again"]),
+            ("Cast", ["again"], ["end"], {"to": TensorProto.INT64}),
+            ("Slice", ["image", "zero", "end", "three"], ["columns"]),
+            ("Conv", ["columns", "w"], ["c"]),
+            ("Relu", ["c"], ["r"]),
+            ("Conv", ["r", "w"], ["out"]),
+        ],
+        {
+            "three": np.asarray([3]),
+            "zero": np.asarray([0]),
+            "factor": f32(4099),
+            "w": np.ones((3, 3, 1, 1), np.float32),
+        },
+    )
+    half = halved(model)
+    assert half.kept[("constant", "Mul")] == half.kept[("constant", "Div")] == 1
+    assert near(answer(half.model, IMAGE), answer(model, IMAGE))
+    assert answer(half.model, IMAGE).shape == SHAPE
+
+
 def test_picture_of_bytes(tmp_path: Path) -> None:
     """What the file casts to FP32 itself is FP32, whoever takes it."""
     model = graph(
