@@ -224,6 +224,64 @@ def cuda_problems(used: Mapping[str, Sequence[str]]) -> list[str]:
     return found
 
 
+def cuda_calls(given: Any) -> dict[str, Any]:
+    """Call what engine/cuda.py calls, with arguments of the same types, where there is no driver.
+
+    The bindings convert the arguments before they find that out, so a wrong type or number shows.
+    Gives for each function how many values it returned, or the name of the error.
+    """
+    from cuda.bindings import driver, runtime
+
+    from depth_node.engine import cuda
+
+    if not cuda.missing():
+        return {}  # not with such addresses on a real GPU
+    stream, graph, made = runtime.cudaStream_t(), runtime.cudaGraph_t(), runtime.cudaGraphExec_t()
+    event, module, kind = runtime.cudaEvent_t(), driver.CUmodule(), runtime.cudaMemcpyKind
+    local = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    calls: dict[str, tuple[Any, ...]] = {
+        "cudaDriverGetVersion": (),
+        "cudaRuntimeGetVersion": (),
+        "cudaGetDeviceCount": (),
+        "cudaGetDeviceProperties": (0,),
+        "cudaSetDevice": (0,),
+        "cudaGetErrorString": (runtime.cudaError_t.cudaErrorNoDevice,),
+        "cudaGetLastError": (),
+        "cudaMemGetInfo": (),
+        "cudaMalloc": (16,),
+        "cudaFree": (0,),
+        "cudaHostAlloc": (16, 0),
+        "cudaFreeHost": (0,),
+        "cudaMemcpyAsync": (16, 32, 4, kind.cudaMemcpyHostToDevice, stream),
+        "cudaStreamCreateWithFlags": (runtime.cudaStreamNonBlocking,),
+        "cudaStreamSynchronize": (stream,),
+        "cudaStreamDestroy": (stream,),
+        "cudaStreamBeginCapture": (stream, local),
+        "cudaStreamEndCapture": (stream,),
+        "cudaGraphInstantiate": (graph, 0),
+        "cudaGraphLaunch": (made, stream),
+        "cudaGraphDestroy": (graph,),
+        "cudaGraphExecDestroy": (made,),
+        "cudaEventCreate": (),
+        "cudaEventRecord": (event, stream),
+        "cudaEventSynchronize": (event,),
+        "cudaEventElapsedTime": (event, event),
+        "cudaEventDestroy": (event,),
+        "cuModuleLoadData": (b"code",),
+        "cuModuleGetFunction": (module, b"name"),
+        "cuModuleUnload": (module,),
+        "cuLaunchKernel": (driver.CUfunction(), 1, 1, 1, 32, 8, 1, 0, int(stream), 4096, 0),
+    }
+    found: dict[str, Any] = {"handles": [int(made), int(module), type(event).__name__]}
+    for name, arguments in calls.items():
+        function = getattr(runtime, name, None) or getattr(driver, name)
+        try:
+            found[name] = len(function(*arguments))
+        except Exception as error:
+            found[name] = type(error).__name__
+    return found
+
+
 def _returns(function: Any) -> str:
     """The section "Returns" of a docstring, without its indented explanations."""
     text = inspect.cleandoc(function.__doc__ or "")

@@ -254,6 +254,7 @@ class Machine:
             "cudaError_t": Error,
             "cudaMemcpyKind": kinds,
             "cudaStreamCaptureMode": modes,
+            "cudaDeviceProp": SimpleNamespace(name=b"", major=0, minor=0),
             "cudaStreamNonBlocking": 1,
         }
 
@@ -422,7 +423,8 @@ class Machine:
                 monitor = config.progress_monitor
                 monitor.phase_start("tactics", None, 2)
                 for step in range(2):
-                    assert monitor.step_complete("tactics", step)
+                    if not monitor.step_complete("tactics", step):
+                        return None  # cancelled
                 monitor.phase_finish("tactics")
                 head = f"PLAN {machine.tensorrt_version} {shapes}\n".encode()
                 return memoryview(head + network.model)

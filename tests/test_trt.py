@@ -189,6 +189,18 @@ def test_build_ahead_then_open_without_building(
     assert machine.calls.count("build") == 1
 
 
+def test_an_interrupted_build_ends_and_leaves_nothing(
+    machine: Machine, model: Path, options: dict
+) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(model, cache_dir=options["cache_dir"], progress=stop)
+    assert machine.leaks == {}
+    assert not list(Path(options["cache_dir"]).glob("*.engine"))
+
+
 # --- what must be built anew
 
 

@@ -43,7 +43,7 @@ OTHERS = {
     "self._outputs", "self._inputs", "self._phases", "job.manifest", "job.cache", "job.config",
     "entry.facts", "self.manifest.input", "manifest.input_shapes", "facts.input", "facts.inputs",
     "facts.input_shapes", "found.dtype", "job.manifest.input", "job.model", "version", "reasons",
-    "tensors", "Resampling", "self._inputs | self._outputs", "error.desc",
+    "tensors", "Resampling", "monitor", "self._inputs | self._outputs", "error.desc",
 }  # fmt: skip
 ELSEWHERE = {("_obtain", "config"), ("open_tensorrt", "engine")}
 # Variables that hold what TensorRT's objects give: numbers, names, bytes, things to hand on.
@@ -249,6 +249,23 @@ def test_a_wrong_name_of_cuda_fails() -> None:
     told = ["no runtime.cudaMallocFast", "takes 1", "gives 2", "no runtime.cudaError_t.cudaTired"]
     problems = ask("cuda_problems", {"runtime": wrong}, "", CUDA[-1])
     assert all(word in problem for word, problem in zip(told, problems, strict=True)), problems
+
+
+@pytest.mark.parametrize("version", CUDA)
+def test_cuda_takes_arguments_of_our_types(version: str) -> None:
+    """Really called: without a driver every call gives its error, and as many values as we take."""
+    found = ask("cuda_calls", None, "", version)
+    if not found:
+        pytest.skip("this machine has a GPU: make gpu-check calls them for real")
+    assert found.pop("handles")[:2] == [0, 0]
+    used = table(ENGINE / "cuda.py")
+    for entry in used["runtime"]:
+        name, _, values = entry.partition("(")
+        if values:
+            assert found.pop(name) == int(values.split("-> ")[1]), entry
+    # The driver's library is looked for when its arguments have been taken.
+    assert set(found) == {entry.partition("(")[0] for entry in used["driver"] if "(" in entry}
+    assert set(found.values()) <= {"DynamicLibNotFoundError", "RuntimeError"}, found
 
 
 def test_signatures_are_read_with_their_defaults() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ PROMPT_DECODER = "prompt_masks"  # the second half of PROMPTS, opened by the fir
 REGION_MEANINGS = ("region_masks", "region_labels", "region_edges", PROMPTS)
 MEANINGS = (*KINDS, *REGION_MEANINGS, PROMPT_DECODER)
 EMBEDDED = "embedded"
+_Self = TypeVar("_Self")
 _EMBEDDED_FILE = Path(__file__).resolve().parent.parent / "models" / "embedded.onnx"
 
 
@@ -310,6 +311,25 @@ def write_manifest(
 
 def _whole(shape: tuple[int | None, ...]) -> tuple[int, ...]:
     return tuple(size or 0 for size in shape)
+
+
+class Closing:
+    """Something that is closed at the end of a `with` statement."""
+
+    def close(self) -> None:
+        """Free everything; safe to call twice."""
+        raise NotImplementedError
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 # --- engines -------------------------------------------------------------------------------------

@@ -11,14 +11,13 @@ import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver, nvrtc, runtime
 
-from depth_node.engine import EngineError, kernels
+from depth_node.engine import Closing, EngineError, kernels
 
 # All that this file uses of cuda.bindings: functions with the number of their parameters and of the
 # values that they return, enum members, constants. Tests hold it against this file and the real
@@ -40,6 +39,7 @@ USED: dict[str, tuple[str, ...]] = {
         "cudaMemcpyKind.cudaMemcpyHostToDevice", "cudaMemcpyKind.cudaMemcpyDeviceToHost",
         "cudaMemcpyKind.cudaMemcpyDeviceToDevice",
         "cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal",
+        "cudaDeviceProp.name", "cudaDeviceProp.major", "cudaDeviceProp.minor",
     ),
     "driver": (
         "cuModuleLoadData(1) -> 2", "cuModuleGetFunction(2) -> 2", "cuModuleUnload(1) -> 1",
@@ -117,7 +117,7 @@ def _driven(result: Sequence[Any], what: str) -> Any:
 # --- the device ----------------------------------------------------------------------------------
 
 
-class Gpu:
+class Gpu(Closing):
     """The first GPU: one stream, and memory that is given back by close().
 
     name, capability ("8.7"), driver and runtime (CUDA versions) say which it is. Raises EngineError
@@ -135,8 +135,8 @@ class Gpu:
         self._here()
         _taken(runtime.cudaFree(0), "starting CUDA")  # makes the context
         facts = _taken(runtime.cudaGetDeviceProperties(_DEVICE), "asking for the device")
-        name = facts.name
-        self.name = name.decode() if isinstance(name, bytes) else str(name)
+        name = facts.name.decode() if isinstance(facts.name, bytes) else str(facts.name)
+        self.name = name.partition("\0")[0]
         self.capability = f"{facts.major}.{facts.minor}"
         driver_version, runtime_version = _versions()
         self.driver, self.runtime = _dotted(driver_version), _dotted(runtime_version)
@@ -274,17 +274,6 @@ class Gpu:
         if self.stream:
             runtime.cudaStreamDestroy(self._stream)
             self.stream = 0
-
-    def __enter__(self) -> Gpu:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _here(self) -> None:
         thread = threading.get_ident()

@@ -5,14 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from depth_node.engine import BackendError, EngineError, Manifest, check_tensor, check_tensors
+from depth_node.engine import (
+    BackendError,
+    Closing,
+    EngineError,
+    Manifest,
+    check_tensor,
+    check_tensors,
+)
 
 # Back end -> ONNX Runtime's providers, in the order in which each gets what the one before cannot.
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -49,7 +55,7 @@ def missing(provider: str) -> str:
     )
 
 
-class OrtEngine:
+class OrtEngine(Closing):
     """Engine on a provider of ONNX Runtime; checked against the manifest and warm when made."""
 
     def __init__(
@@ -102,17 +108,6 @@ class OrtEngine:
     def close(self) -> None:
         """See Engine.close."""
         self._session = None
-
-    def __enter__(self) -> OrtEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _session(model: Path, threads: int, provider: str = "cpu") -> onnxruntime.InferenceSession:

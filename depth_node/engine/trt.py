@@ -13,14 +13,21 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorrt as trt
 
-from depth_node.engine import EngineError, Manifest, Progress, check_tensor, check_tensors, cuda
+from depth_node.engine import (
+    Closing,
+    EngineError,
+    Manifest,
+    Progress,
+    check_tensor,
+    check_tensors,
+    cuda,
+)
 from depth_node.engine.cache import Entry, Identity
 from depth_node.engine.kernels import Resampling
 from depth_node.engine.opening import Job
@@ -189,13 +196,18 @@ class _Logger(trt.ILogger):
 
 
 class _Monitor(trt.IProgressMonitor):
-    """Tells a build's progress, to a callback or else, from time to time, to the log."""
+    """Tells a build's progress, to a callback or else, from time to time, to the log.
+
+    What the callback raises (an interrupt) must not go through TensorRT: it is kept in `stopped`,
+    and the build ends.
+    """
 
     def __init__(self, progress: Progress | None) -> None:
         trt.IProgressMonitor.__init__(self)
         self._progress = progress
         self._phases: dict[str, list[int]] = {}
         self._said_s = time.monotonic()
+        self.stopped: BaseException | None = None
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
         """Called by TensorRT."""
@@ -206,7 +218,7 @@ class _Monitor(trt.IProgressMonitor):
         """Called by TensorRT; False would end the build."""
         self._phases.setdefault(phase_name, [0, 0])[0] = step + 1
         self._tell(phase_name)
-        return True
+        return self.stopped is None
 
     def phase_finish(self, phase_name: str) -> None:
         """Called by TensorRT."""
@@ -215,7 +227,10 @@ class _Monitor(trt.IProgressMonitor):
     def _tell(self, phase: str) -> None:
         done, total = self._phases[phase]
         if self._progress is not None:
-            self._progress(phase, done, total)
+            try:
+                self._progress(phase, done, total)
+            except BaseException as error:
+                self.stopped = error
         elif time.monotonic() - self._said_s > _SAY_AGAIN_S:
             self._said_s = time.monotonic()
             _log.info("building the engine: %s, %d of %d", phase, done, total)
@@ -247,6 +262,8 @@ def build_plan(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb * 1_000_000)
     _fix_shapes(builder, network, config, manifest)
     plan = builder.build_serialized_network(network, config)
+    if monitor.stopped is not None:
+        raise monitor.stopped
     if plan is None:
         if logger.full():
             size = workspace_mb * 1_000_000 or gpu.memory()[1]
@@ -280,7 +297,7 @@ class PlanError(EngineError):
     """A serialised engine that this TensorRT does not take."""
 
 
-class TrtEngine:
+class TrtEngine(Closing):
     """A network on TensorRT: buffers taken once, one stream, a CUDA graph where it can be captured.
 
     close() closes the Gpu too; if the engine cannot be made, that is left to the caller.
@@ -357,17 +374,6 @@ class TrtEngine:
         """See Engine.close."""
         self._drop()
         self._gpu.close()
-
-    def __enter__(self) -> TrtEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check_open(self) -> None:
         if not self._open:
