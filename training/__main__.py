@@ -27,6 +27,7 @@ TOOLS: dict[str, tuple[str, str]] = {
     "study": ("training.study", "small experiments: do the recipes help?"),
     "annotate": ("training.annotate", "a page that asks which of two points is nearer"),
     "corrupt": ("training.corruptions", "a sheet of all corruptions of a picture"),
+    "segmentation": ("training.segmentation", "SAM and its kin to encoder and prompt decoder"),
     "cka": ("training.cka", "how alike two checkpoints see, layer against layer"),
 }
 
