@@ -66,7 +66,7 @@ SOME_NEIGHBOURS, FEW_NEIGHBOURS = 8, 5  # that a point is judged by, below and a
 # Lattices
 GRID_PX = 2.0  # cell of the detail lattice
 CANDIDATES_PER_NEIGHBOUR = 1.5
-POINTS_PER_CELL = 1.0
+POINTS_PER_CELL = 1.7  # nine cells hold the candidates of a node
 
 # Choices made by leaving out
 VALIDATION_POINTS = 256
@@ -297,7 +297,8 @@ def _merged(
     cells = _Lattice.of(picture, math.sqrt(POINTS_PER_CELL) * spacing)
     cell = cells.cell(rows, cols)
     key = (cell * height + rows) * width + cols
-    order = np.argsort(key, kind="stable")
+    # Where every pixel has one point, any order of equal keys will do, which is faster.
+    order = np.argsort(key, kind=None if len(key) == np.count_nonzero(taken) else "stable")
     key, age = key[order], np.asarray(age_s, np.float64)[order]
     log_z = np.log(depth[order].astype(np.float64))
     first = np.concatenate([[True], key[1:] != key[:-1]])
@@ -364,7 +365,7 @@ def _fit_base(prediction: Prediction, samples: _Samples) -> _Base:
     nearest, farthest = float(low) / RANGE_SHARE, float(high) * RANGE_SHARE
     unknown = None
     values = prediction.values
-    if not np.isfinite(values.sum(dtype=np.float64)):
+    if not np.isfinite(values.sum()):  # or the sum is too large: then nothing is unknown
         unknown = ~np.isfinite(values)
         values = np.where(unknown, np.float32(np.median(v)), values)
     metres = _metres(kind, scale, shift, nearest, farthest, values)
@@ -676,7 +677,10 @@ class _Queries:
 def _guide(image: NDArray[np.uint8], grid: _Lattice) -> Map:
     """(h, w, 3) slightly blurred Lab colour on the grid, in correlation lengths."""
     half = (max(2, grid.size[0] // 2), max(2, grid.size[1] // 2))
-    small = cv2.resize(image, half, interpolation=cv2.INTER_AREA)
+    small: NDArray[Any] = image
+    if image.shape[:2] == (4 * half[1], 4 * half[0]):  # twice by half is OpenCV's fast way
+        small = cv2.resize(image, (2 * half[0], 2 * half[1]), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(small, half, interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), 0.6)
     lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
     scale = np.array([0.01 / LIGHTNESS, 1 / 255 / CHROMA, 1 / 255 / CHROMA], np.float32)
@@ -943,7 +947,7 @@ def _choose_detail(
     spacing = math.sqrt(scene.grid.picture[0] * scene.grid.picture[1] / len(scene)) / cell_px
     unit = max(scene.grid.picture) / REFERENCE_PX
     radius = min(max(DETAIL_SPACINGS * spacing, 1.5), MAX_DETAIL_PX * unit / cell_px)
-    between_lines = LINE_GAPS * float(np.median(trial.far_px[::2, ::2])) / cell_px
+    between_lines = LINE_GAPS * float(np.median(trial.far_px[::4, ::4])) / cell_px
     if between_lines > 2 * radius:
         radius = max(radius, min(between_lines, LINE_CELLS))
     prior = 1 / (SOFTENING + spacing * spacing)
