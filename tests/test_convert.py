@@ -719,3 +719,28 @@ def test_models_of_several_tensors(tmp_path: Path) -> None:
     with open_engine(path) as a, open_engine(other) as b:
         found = parity.compare(a, b, FEW)
     assert found.worst.relative_error == pytest.approx(0.1, abs=0.01) and found.failures
+
+
+def test_build_on_a_played_gpu(
+    net: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was converted is built by its own path, once; the table says under which key."""
+    pytest.importorskip("rich", reason="rich is not installed")
+    from gpu_on_cpu import Machine
+
+    machine = Machine()
+    machine.install(monkeypatch)
+    convert.convert(net, FEW)
+    arguments = ["models", "build", str(net), "--precision", "fp16"]
+    for _ in range(2):
+        assert tools.main([*arguments, "--cache-dir", str(tmp_path / "cache")]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "key" in shown and "fp16" in shown and "correlation" in shown
+    assert machine.calls.count("build") == 1
+    (about,) = (tmp_path / "cache").glob("*.json")
+    facts = json.loads(about.read_text())
+    half = convert.model_sha256(net.with_name("net.fp16.onnx"))
+    assert half in json.dumps(facts)
