@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -555,3 +556,14 @@ sys.exit(tools.main(["models", "fetch", "net"]))
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "from another machine" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_export_commands_are_commands() -> None:
+    """What the registry tells to run is what training/ understands."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    from training import __main__ as training
+
+    for entry in zoo.registry().values():
+        if entry.export:
+            words = shlex.split(entry.export_command)[3:]
+            assert training._arguments(words).command == words[0]
