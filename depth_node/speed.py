@@ -326,7 +326,9 @@ def measure_engine(model: str, manifest: str = "", repeats: int = 0) -> SpeedRep
     """Our way to ONNX Runtime against its own session, same model, one thread."""
     from depth_node.engine import ort  # onnxruntime comes with it
 
-    with open_engine(model, manifest=manifest or None, threads=1) as engine:
+    with open_engine(
+        model, manifest=manifest or None, backend="onnxruntime-cpu", threads=1
+    ) as engine:
         spec = engine.manifest.input
         tensor = np.random.default_rng(0).uniform(0, 1, spec.shape).astype(spec.dtype)
         name, output = engine.manifest.input_name, engine.manifest.output_name

@@ -10,6 +10,7 @@ interpreter with those bindings, since two versions of them cannot live in one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 import os
@@ -54,25 +55,33 @@ def cache_folder() -> Path:
 
 def fetched(requirement: str) -> Path:
     """Folder with a package, from the cache or the registry. Skips where none can be reached."""
+    folder, reason = _fetched(requirement)
+    if reason:
+        missing(f"{requirement} cannot be fetched ({reason})")
+    return folder
+
+
+@functools.cache
+def _fetched(requirement: str) -> tuple[Path, str]:
+    """The folder, and "" or why nothing lies there: it is tried once in a session."""
     folder = cache_folder() / requirement.replace("==", "-")
     if folder.is_dir():
-        return folder
+        return folder, ""
     folder.parent.mkdir(parents=True, exist_ok=True)
     half = Path(tempfile.mkdtemp(dir=folder.parent))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--no-compile", "--target", str(half)]
+    command += ["--retries", "1", "--timeout", "15"]
     try:
         done = subprocess.run([*command, requirement], capture_output=True, text=True, timeout=120)
-        reason = done.stderr.strip().splitlines()[-1] if done.returncode else ""
+        reason = (done.stderr.strip() or "pip failed").splitlines()[-1] if done.returncode else ""
     except subprocess.TimeoutExpired:
         reason = "no answer in 120 s"
-    if reason:
-        shutil.rmtree(half, ignore_errors=True)
-        missing(f"{requirement} cannot be fetched ({reason})")
-    with contextlib.suppress(OSError):  # another process was faster
-        half.rename(folder)
+    if not reason:
+        with contextlib.suppress(OSError):  # another process was faster
+            half.rename(folder)
     shutil.rmtree(half, ignore_errors=True)
-    return folder
+    return folder, reason
 
 
 def missing(reason: str) -> None:

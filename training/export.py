@@ -389,7 +389,7 @@ def _halve(graph: onnx.ModelProto) -> None:
 
 def _deviation(path: Path, tensor: F32, expected: F32) -> float:
     """Greatest absolute difference to torch over the range of torch's output."""
-    with open_engine(path, threads=1) as engine:
+    with open_engine(path, backend="onnxruntime-cpu", threads=1) as engine:
         found = engine.run(tensor)
     return float(np.abs(found - expected).max() / (np.ptp(expected) + 1e-12))
 

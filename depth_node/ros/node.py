@@ -532,8 +532,13 @@ class DepthNode(LifecycleNode):
         return f"{model.engine.manifest.name} on {model.engine.backend}" if model else ""
 
     def _engine_facts(self) -> dict[str, str]:
-        model = self._pipeline.depth_model if self._pipeline is not None else None
-        return summary(model.engine) if model else {}
+        if self._pipeline is None:
+            return {}
+        depth, regions = self._pipeline.depth_model, self._pipeline.region_model
+        facts = summary(depth.engine) if depth else {}
+        if regions:
+            facts |= {f"of regions: {key}": text for key, text in summary(regions.engine).items()}
+        return facts
 
     def _say(self, key: str, text: str) -> None:
         """Warn, but of the same kind of thing at most every ten seconds."""
