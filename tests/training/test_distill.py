@@ -208,6 +208,14 @@ def test_an_answer_that_is_not_kept_is_said(tmp_path: Path) -> None:
         recipe("crop.kept=2", f"cache={tmp_path}").batch(0, (0, 1))
 
 
+def test_panels_show_crops_and_maps() -> None:
+    made = recipe()
+    with torch.no_grad():
+        (found,) = made.panels(made.model(), made.batch(0, (0, 1)), None).values()
+    assert found.shape == (3 * 56, 4 * 84, 3)
+    assert found[56:112].std() > 5
+
+
 def test_features_may_have_other_strides_than_dinos() -> None:
     unet = [
         "network.kind=unet", "height=64", "width=96", "network.unet.widths=[8, 8, 16, 16, 16]",

@@ -234,6 +234,49 @@ def test_a_label_file_is_used_and_checked(tmp_path: Path) -> None:
         [made.batch(step, (0, 1)) for step in range(9)]
 
 
+def test_held_back_labels_judge_and_are_not_learnt() -> None:
+    named = samples()
+    pairs = [Pair(s.name, 5, 5, 5, 55, "farther") for s in named]  # lower is nearer in all of them
+    made = recipe(
+        "labels.from_depth=false",
+        "labels.held=0.4",
+        labels=LabelSet(pairs, ["0.png", "1.png", "2.png"]),
+    )
+    assert len(made.held) == 1
+    for step in range(5):
+        batch = made.batch(step, (0, 1))
+        learnt = {pair.image for pair in pairs} - set(made.held)
+        assert len(batch["sign"]) == len(batch["owner"]) <= 4
+        assert learnt
+
+    class Down(torch.nn.Module):
+        """Says what it is told: lower is nearer, or farther."""
+
+        def __init__(self, sign: float) -> None:
+            super().__init__()
+            self.sign = torch.nn.Parameter(torch.tensor(sign))
+            self.spec = made.model().spec
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = torch.linspace(0, 1, x.shape[-2]).view(1, 1, -1, 1)
+            return self.sign * rows.expand(len(x), 1, -1, x.shape[-1])
+
+    with torch.no_grad():
+        assert made.validate(Down(1.0)) == {"wrong_order": 0, "held_pairs": 1, "score": 0}
+        assert made.validate(Down(-1.0))["score"] == 1
+    assert recipe().validate(Down(1.0)) == {}
+
+
+def test_panels_show_views_and_maps() -> None:
+    made = recipe()
+    model = made.model().eval()
+    with torch.no_grad():
+        (found,) = made.panels(model, made.batch(0, (0, 1)), model).values()
+    assert found.shape == (4 * 56, 4 * 84, 3)
+    assert found.dtype == np.uint8
+    assert found[:56].std() > 5 and found[-56:].std() > 5
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [

@@ -50,6 +50,7 @@ from training.models import (
     tune,
 )
 from training.normalization import NORMS, normalise
+from training.panels import sheet
 from training.teachers import Teacher, TeacherConfig, ask, open_teacher
 
 WHO = ("random", "primary", "assistant", "average")
@@ -421,6 +422,16 @@ class Distill(Recipe):
         if not self.cfg.loss.root:
             return student, teacher
         return root(student), root(teacher.clamp_min(0))
+
+    def panels(
+        self, model: nn.Module, batch: Batch, averaged: nn.Module | None
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Crops, what the teachers say of them and what the student does."""
+        network: Any = model
+        target, known = self._target(batch, "crop")
+        student = network(network.spec.normalise(batch["crop"]))
+        target = target.masked_fill(~known, float("nan"))
+        return {"crop": sheet([batch["crop"]], [target, student])}
 
     @torch.no_grad()
     def _target(self, batch: Batch, what: str) -> tuple[Tensor, Tensor]:

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
-from training.data import STRONG, WEAK, Sample, ViewConfig, random_window, recolour
+from training.data import STRONG, WEAK, Sample, ViewConfig, Window, random_window, recolour
 from training.datasets import DataConfig, open_samples
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.losses import (
@@ -42,6 +43,7 @@ from training.masks import MaskConfig, MaskMaker, as_layers, stacked
 from training.models import NetworkConfig, TuneConfig, hold_statistics, low_rank, open_network, tune
 from training.normalization import layers, normalise, worthwhile
 from training.ordinal import LabelSet, SimulationConfig, read_labels, simulate
+from training.panels import sheet
 
 CONTEXTS = ("global", "depth_bins", "masks")
 TEACHERS = ("ema", "shared", "frozen_source")
@@ -98,6 +100,13 @@ class LabelConfig:
     file: str = config.option("", "Label file, .csv or .json (see training/ordinal.py).")
     from_depth: bool = config.option(
         False, "Draw labels from the depth that comes with the pictures, instead of a file."
+    )
+    held: float = config.option(
+        0.1,
+        "Share of the labelled pictures that is not learnt from: the share of their pairs in the"
+        " wrong order is logged at every checkpoint and decides which is best.",
+        minimum=0,
+        maximum=0.9,
     )
     simulation: SimulationConfig = config.section(SimulationConfig, "How they are drawn.")
 
@@ -168,6 +177,11 @@ class Westar(Recipe):
         self.cfg = cfg
         self.pictures = pictures
         self.labels = labels
+        self.held: list[str] = []
+        if labels is not None and cfg.labels.held:
+            order = np.random.default_rng(max(cfg.loop.seed, 0)).permutation(len(labels.pictures))
+            count = int(cfg.labels.held * len(order))
+            self.held = [labels.pictures[k] for k in sorted(order[:count])]
         self.masks = MaskMaker(cfg.masks)
         self._read = functools.lru_cache(cfg.keep)(pictures.__getitem__)
         self.source: nn.Module | None = None  # teacher=frozen_source
@@ -229,7 +243,7 @@ class Westar(Recipe):
         if self.cfg.loss.weak and self.cfg.labels.from_depth and sample.depth is not None:
             pairs = simulate(sample.name, sample.depth, self.cfg.labels.simulation)
             labels = LabelSet(pairs, [sample.name])
-        if labels is None or not self.cfg.loss.weak:
+        if labels is None or not self.cfg.loss.weak or sample.name in self.held:
             labels = LabelSet([], [])
         return labels.points(sample.name, sample.image.shape)
 
@@ -271,6 +285,48 @@ class Westar(Recipe):
         finally:
             model.train(was)
             hold_statistics(model)
+
+    def panels(
+        self, model: nn.Module, batch: Batch, averaged: nn.Module | None
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Both views, what the teacher says of the weak one and the student of the strong one."""
+        network: Any = model
+        teacher = self._teach(network, batch["weak"], averaged)
+        student = network(network.spec.normalise(batch["strong"]))
+        views = [batch["weak"], batch["strong"]]
+        return {"views": sheet(views, [teacher, student])}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Share of the held-back pairs (those that are not alike) in the wrong order."""
+        if not self.held or self.labels is None:
+            return {}
+        network: Any = model
+        device = next(model.parameters()).device
+        wrong: list[Tensor] = []
+        for index in self._held_places:
+            sample = self.pictures[index]
+            window = Window.whole(sample.image.shape, self.cfg.height, self.cfg.width)
+            seen = window.image(sample.image).astype(np.float32) / np.float32(255)
+            x = torch.from_numpy(seen).permute(2, 0, 1)[None].to(device)
+            said = network(network.spec.normalise(x))
+            first, second, sign = self.labels.points(sample.name, sample.image.shape)
+            points = np.concatenate([window.points(first), window.points(second)], axis=1)
+            places = torch.from_numpy(points).float().to(device)
+            owner = torch.zeros(len(places), dtype=torch.long, device=device)
+            difference = at(said, places[:, :2], owner) - at(said, places[:, 2:], owner)
+            ordered = torch.from_numpy(sign).to(device)
+            wrong.append((difference * ordered <= 0)[ordered != 0].float())
+        pairs = torch.cat(wrong)
+        if not len(pairs):
+            return {}
+        share = float(pairs.mean())
+        return {"wrong_order": share, "held_pairs": float(len(pairs)), "score": share}
+
+    @functools.cached_property
+    def _held_places(self) -> list[int]:
+        """Where the held-back pictures stand in the data set."""
+        names = [self.pictures[k].name for k in range(len(self.pictures))]
+        return [names.index(name) for name in self.held]
 
     def _distance(self, model: nn.Module) -> Tensor:
         if self.cfg.tune.what == "lora":
