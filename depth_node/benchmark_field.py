@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is asked of method `field` and what it reaches: `depth_tools bench field CASE SOURCE...`.
 
-A case takes frames (depth_node.frames), a network and seeds, and gives tables. Scores are averaged
-over the frames and seeds of a source, then over the sources.
+A case takes a task (frames as in depth_node.frames, a network and seeds) and gives tables. Scores
+are averaged over the frames and seeds of a source, then over the sources.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -82,18 +82,23 @@ AREAS: dict[str, Callable[[int, int], tuple[slice, slice]]] = {
 }
 
 
-class Case(Protocol):
-    """Sources, network, seeds, and who is told of every finished frame -> tables."""
+@dataclass(frozen=True)
+class Task:
+    """What a case works on; on_frame is told the name of every finished frame."""
 
-    def __call__(
-        self,
-        sources: Sequence[Path],
-        predictor: Predictor,
-        seeds: Sequence[int],
-        on_frame: Callable[[str], None] | None = None,
-    ) -> list[Table]:
-        """Run it."""
-        ...
+    sources: Sequence[Path]
+    predictor: Predictor
+    seeds: Sequence[int]
+    on_frame: Callable[[str], None] | None = None
+
+    def frames(self) -> Iterator[tuple[Frame, Prediction]]:
+        """Every frame with its prediction."""
+        return predicted(self.sources, self.predictor, self.on_frame)
+
+    def conditions(self, frame: Frame) -> Iterator[tuple[str, Split]]:
+        """The protocol's conditions, of all seeds."""
+        for seed in self.seeds:
+            yield from conditions(frame, seed)
 
 
 def conditions(frame: Frame, seed: int) -> Iterator[tuple[str, Split]]:
@@ -121,23 +126,20 @@ def errors(
 # --- targets -------------------------------------------------------------------------------------
 
 
-def targets(
-    sources: Sequence[Path],
-    predictor: Predictor,
-    seeds: Sequence[int],
-    on_frame: Callable[[str], None] | None = None,
-) -> list[Table]:
+def targets(task: Task) -> list[Table]:
     """AbsRel against what must be reached; scan lines on frames with a LiDAR, points on others."""
-    folders = [folder for source in sources for folder in find_frames(source)]
+    folders = [folder for source in task.sources for folder in find_frames(source)]
     scanned = [folder for folder in folders if (folder / "lidar.npy").is_file()]
     others = [folder for folder in folders if folder not in scanned]
     methods = (*RIVALS, "field")
-    common: dict[str, Any] = {"noise": NOISES, "seeds": seeds, "on_frame": on_frame}
+    common: dict[str, Any] = {"noise": NOISES, "seeds": task.seeds, "on_frame": task.on_frame}
     rows: list[AccuracyRow] = []
     if others:
-        rows += run_accuracy(others, predictor, methods=methods, points=COUNTS, **common).rows
+        rows += run_accuracy(others, task.predictor, methods=methods, points=COUNTS, **common).rows
     if scanned:
-        rows += run_accuracy(scanned, predictor, methods=methods, points=(), lines=4, **common).rows
+        rows += run_accuracy(
+            scanned, task.predictor, methods=methods, points=(), lines=4, **common
+        ).rows
     score, rmse, inside = Means(), Means(), Means()
     for row in rows:
         for means, value in ((score, row.abs_rel), (rmse, row.rmse), (inside, row.coverage95)):
@@ -173,18 +175,13 @@ def targets(
 # --- what each part brings -----------------------------------------------------------------------
 
 
-def ablation(
-    sources: Sequence[Path],
-    predictor: Predictor,
-    seeds: Sequence[int],
-    on_frame: Callable[[str], None] | None = None,
-) -> list[Table]:
+def ablation(task: Task) -> list[Table]:
     """AbsRel of every variant over AbsRel of the whole method."""
     means = Means()
-    for frame, prediction in predicted(sources, predictor, on_frame):
+    for frame, prediction in task.frames():
         classical = segment(frame.image, prediction.values)
         flat = Prediction(np.full_like(prediction.values, 2), "depth_affine_invariant")
-        for condition, split in every_condition(frame, seeds):
+        for condition, split in task.conditions(frame):
             for name, changes in (*VARIANTS.items(), (NO_NETWORK, {})):
                 labels = frame.labels if "masks" in name else classical
                 if labels is None:
@@ -211,27 +208,16 @@ def ablation(
     return [Table("AbsRel of the variants over AbsRel of the field", ["variant", *columns], rows)]
 
 
-def every_condition(frame: Frame, seeds: Iterable[int]) -> Iterator[tuple[str, Split]]:
-    """conditions() of all seeds."""
-    for seed in seeds:
-        yield from conditions(frame, seed)
-
-
-def segmentation(
-    sources: Sequence[Path],
-    predictor: Predictor,
-    seeds: Sequence[int],
-    on_frame: Callable[[str], None] | None = None,
-) -> list[Table]:
+def segmentation(task: Task) -> list[Table]:
     """AbsRel of SSF as published with regions of several kinds, and the field's over each."""
     means = Means()
-    for frame, prediction in predicted(sources, predictor, on_frame):
+    for frame, prediction in task.frames():
         kinds: dict[str, Labels | None] = {"ours": segment(frame.image, prediction.values)}
         kinds |= {
             f"graph, scale {scale}": graph_regions(frame.image, scale) for scale in GRAPH_SCALES
         }
         kinds["one region"] = None
-        for condition, split in every_condition(frame, seeds):
+        for condition, split in task.conditions(frame):
             own = fit(prediction, split.points, image=frame.image, config=FIELD)
             means.add("field", condition, frame.source, errors(own, frame.truth, split.scored)[0])
             for name, labels in kinds.items():
@@ -263,15 +249,10 @@ def graph_regions(image: NDArray[np.uint8], scale: int) -> Labels:
 # --- where points are missing --------------------------------------------------------------------
 
 
-def extrapolation(
-    sources: Sequence[Path],
-    predictor: Predictor,
-    seeds: Sequence[int],
-    on_frame: Callable[[str], None] | None = None,
-) -> list[Table]:
+def extrapolation(task: Task) -> list[Table]:
     """Points in a part of the picture alone: error and interval in and beyond it."""
     means, worst = Means(), Means()
-    for frame, prediction in predicted(sources, predictor, on_frame):
+    for frame, prediction in task.frames():
         kind = "global_disparity" if prediction.is_disparity else "global_depth"
         for name, area_of in AREAS.items():
             area = np.zeros(frame.truth.shape, bool)
@@ -281,7 +262,7 @@ def extrapolation(
             if min((known & area).sum(), beyond.sum()) < MIN_KNOWN:
                 continue
             rows, cols = np.nonzero(known & area)
-            for seed in seeds:
+            for seed in task.seeds:
                 rng = frame_seed(frame, seed, 301, EXTRAPOLATION_POINTS)
                 chosen = rng.choice(len(rows), EXTRAPOLATION_POINTS, replace=False)
                 at = rows[chosen], cols[chosen]
@@ -306,20 +287,15 @@ def extrapolation(
     return [Table(f"{EXTRAPOLATION_POINTS} points in a part of the picture", head, body)]
 
 
-def few(
-    sources: Sequence[Path],
-    predictor: Predictor,
-    seeds: Sequence[int],
-    on_frame: Callable[[str], None] | None = None,
-) -> list[Table]:
+def few(task: Task) -> list[Table]:
     """1 to 30 points, against the global fits (paper mode)."""
     means = Means()
     rivals = {"field": FIELD}
     for method in ("global_depth", "global_disparity", "median"):
         rivals[method] = FitConfig(method=method, mode="paper")
-    for frame, prediction in predicted(sources, predictor, on_frame):
+    for frame, prediction in task.frames():
         for count in FEW:
-            for seed in seeds:
+            for seed in task.seeds:
                 split = split_uniform(frame, count, seed)
                 for name, config in rivals.items():
                     found = fit(prediction, split.points, image=frame.image, config=config)
@@ -341,16 +317,11 @@ def few(
 # --- interval, time ------------------------------------------------------------------------------
 
 
-def interval(
-    sources: Sequence[Path],
-    predictor: Predictor,
-    seeds: Sequence[int],
-    on_frame: Callable[[str], None] | None = None,
-) -> list[Table]:
+def interval(task: Task) -> list[Table]:
     """Share of held-out pixels inside the interval, by condition and tercile of its width."""
     means = Means()
-    for frame, prediction in predicted(sources, predictor, on_frame):
-        for condition, split in every_condition(frame, seeds):
+    for frame, prediction in task.frames():
+        for condition, split in task.conditions(frame):
             found = fit(prediction, split.points, image=frame.image, config=FIELD)
             where = split.scored & np.isfinite(found.std)
             width = found.std[where] / found.depth[where]
@@ -378,19 +349,14 @@ def interval(
     return [Table("Share of held-out pixels inside the 95 % interval", head, body)]
 
 
-def flicker(
-    sources: Sequence[Path],
-    predictor: Predictor,
-    seeds: Sequence[int],
-    on_frame: Callable[[str], None] | None = None,
-) -> list[Table]:
+def flicker(task: Task) -> list[Table]:
     """A standing scene with fresh points and 2 % fresh noise: median |log ratio| of two frames."""
     means = Means()
     names = ("frame by frame", "with memory")
-    for frame, prediction in predicted(sources, predictor, on_frame):
+    for frame, prediction in task.frames():
         known = np.isfinite(frame.truth)
         for count in FLICKER_COUNTS:
-            for seed in seeds:
+            for seed in task.seeds:
                 state, rng = FieldState(), frame_seed(frame, seed, 302, count)
                 answers: list[tuple[NDArray[Any], NDArray[Any]]] = []
                 for number in range(FLICKER_FRAMES):
@@ -419,7 +385,7 @@ def flicker(
     return [Table("Flicker of a standing scene", ["points", *columns, "flicker ratio"], body)]
 
 
-CASES: dict[str, Case] = {
+CASES: dict[str, Callable[[Task], list[Table]]] = {
     "targets": targets,
     "ablation": ablation,
     "segmentation": segmentation,

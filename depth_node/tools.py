@@ -482,7 +482,7 @@ def _run_field(options: argparse.Namespace) -> int:
         ):
             try:
                 case = benchmark_field.CASES[options.case]
-                found = case(options.sources, network, seeds, advance)
+                found = case(benchmark_field.Task(options.sources, network, seeds, advance))
             except ValueError as error:
                 raise UsageError(str(error)) from None
     for table in found:

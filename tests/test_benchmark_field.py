@@ -53,7 +53,7 @@ def column(table: cases.Table, name: str) -> dict[str, float]:
 
 def run(name: str, source: Path) -> cases.Table:
     told: list[str] = []
-    (table,) = cases.CASES[name]([source], Bent(), [0], told.append)
+    (table,) = cases.CASES[name](cases.Task([source], Bent(), [0], told.append))
     assert {"room/a", "room/b"} <= set(told)
     assert all(len(row) == len(table.head) for row in table.rows)
     return table
@@ -105,7 +105,7 @@ def test_segmentation_names_the_library_it_lacks(
 ) -> None:
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     with pytest.raises(ValueError, match="pip install scikit-image"):
-        cases.segmentation([source], Bent(), [0])
+        cases.segmentation(cases.Task([source], Bent(), [0]))
 
 
 def test_every_way_of_fitting_is_timed() -> None:
