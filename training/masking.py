@@ -96,11 +96,7 @@ class Guess(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.patch_px = stride(network)
-        if cfg.unit_px % self.patch_px:
-            raise TrainingError(
-                f"masking.unit_px {cfg.unit_px} is no multiple of the encoder's patch of"
-                f" {self.patch_px} px: set it to one."
-            )
+        check_unit(network, cfg)
         pixels = 3 * self.patch_px**2
         if cfg.variant == "simmim":
             self.head = nn.Conv2d(network.channels, pixels, 1)
@@ -158,6 +154,15 @@ class Guess(nn.Module):
         index = order[:, :shown, None].expand(-1, -1, width)
         placed = all_tokens.scatter(1, index, narrow) + self.place
         return hidden_mse(self.head_patches(self.decoder(placed)), pictures, hidden, self.patch_px)
+
+
+def check_unit(network: Network, cfg: MaskingConfig) -> None:
+    """TrainingError where a hidden square would cut through a patch."""
+    if cfg.unit_px % stride(network):
+        raise TrainingError(
+            f"masking.unit_px {cfg.unit_px} is no multiple of the encoder's patch of"
+            f" {stride(network)} px: set it to one."
+        )
 
 
 def stride(network: Network) -> int:
@@ -251,7 +256,7 @@ def drop_paths(network: Network, share: float) -> None:
         return
     if not isinstance(network, DepthAnything):
         raise TrainingError(
-            "Drop path needs an encoder of residual layers: set finetune.drop_path=0 for the U-Net."
+            "Drop path needs an encoder of residual layers: set drop_path=0 for the U-Net."
         )
     layers = network.network.backbone.encoder.layer
     for k, layer in enumerate(layers):

@@ -166,6 +166,9 @@ def test_each_term_alone_and_all_together(data: tuple[Mixture, Triplets]) -> Non
     for name, found in alone.items():
         assert set(found) - {"smooth"} == {"loss", name}
         assert found["loss"].requires_grad and torch.isfinite(found["loss"])
+    _, masked, _ = started(data, *ONLY["masked"])
+    for name, parameter in masked.named_parameters():
+        assert parameter.requires_grad == bool(mesa.ENCODER.match(name)), name
     together = started(data)[2]
     assert set(together) == {"loss", "smooth", *mesa.TERMS}
     torch.testing.assert_close(together["loss"], sum(together[name] for name in mesa.TERMS))
@@ -292,6 +295,10 @@ def test_what_does_not_fit_is_refused_with_a_sentence(
         started(data, "height=60")
     with pytest.raises(config.ConfigError, match="set scales to 1"):
         started(data, "network.kind=unet", "height=64", "width=64", "masking.unit_px=32")
+    with pytest.raises(TrainingError, match="no tokens to hide"):
+        started(data, "network.kind=unet", "height=64", "width=64", "loss.hide=true", "scales=1")
+    with pytest.raises(TrainingError, match="no multiple"):
+        started(data, "loss.hide=true", "masking.unit_px=20", *ONLY["supervised"])
     with pytest.raises(config.ConfigError, match="nothing would be learnt"):
         settings("loss.masked=0", "loss.geometric=0", "loss.supervised=0")
     with pytest.raises(config.ConfigError, match="typical"):

@@ -35,7 +35,15 @@ from training.data import Sample, ViewConfig, Window
 from training.datasets import DataConfig, open_samples
 from training.geometry import GeometricConfig, PoseNetwork, bounded_depth, geometric_loss, silog
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
-from training.masking import Guess, MaskingConfig, cells, drop_paths, random_mask, replaced
+from training.masking import (
+    Guess,
+    MaskingConfig,
+    cells,
+    check_unit,
+    drop_paths,
+    random_mask,
+    replaced,
+)
 from training.mixture import Mixture, MixtureConfig
 from training.models import DepthAnything, InputSpec, Network, NetworkConfig, open_network
 from training.sequences import SequenceConfig, Triplets, open_triplets
@@ -63,7 +71,9 @@ class LossConfig:
         False, "Geometric and supervised terms see masked pictures too (tokens only)."
     )
     alternate: bool = config.option(
-        False, "One term a step in turn, instead of all of them in every step."
+        False,
+        "One term a step in turn, instead of all of them in every step; several processes then need"
+        " loop.find_unused.",
     )
 
     def __post_init__(self) -> None:
@@ -220,6 +230,13 @@ class Mesa(Recipe):
                 found = {**own, **{n: t for n, t in found.items() if ENCODER.match(n)}}
             checkpoints.load(network, found, cfg.start)
         drop_paths(network, cfg.drop_path)
+        if cfg.loss.hide:
+            if not isinstance(network, DepthAnything):
+                raise TrainingError("The U-Net has no tokens to hide: set loss.hide=false.")
+            check_unit(network, cfg.masking)
+        if not cfg.loss.geometric and not cfg.loss.supervised:
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(bool(ENCODER.match(name)))  # the decoder says nothing
         tokens = (cfg.loss.masked and cfg.masking.variant == "simmim") or cfg.loss.hide
         for name, parameter in network.named_parameters():
             if name.endswith("mask_token"):
