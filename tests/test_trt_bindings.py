@@ -43,7 +43,8 @@ OTHERS = {
     "self._outputs", "self._inputs", "self._phases", "job.manifest", "job.cache", "job.config",
     "entry.facts", "self.manifest.input", "manifest.input_shapes", "facts.input", "facts.inputs",
     "facts.input_shapes", "found.dtype", "job.manifest.input", "job.model", "version", "reasons",
-    "tensors", "Resampling", "monitor", "self._inputs | self._outputs", "error.desc",
+    "tensors", "Resampling", "monitor",
+    "logger.errors", "self._logger.errors", "self._inputs | self._outputs", "error.desc",
 }  # fmt: skip
 ELSEWHERE = {("_obtain", "config"), ("open_tensorrt", "engine")}
 # Variables that hold what TensorRT's objects give: numbers, names, bytes, things to hand on.

@@ -8,6 +8,7 @@ uses of TensorRT; tests hold it against this file and against the real bindings 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import deque
@@ -195,6 +196,12 @@ class _Logger(trt.ILogger):
         return "outofmemory" in text or "out_of_memory" in text or "cudamalloc" in text
 
 
+@functools.cache
+def _logger() -> _Logger:
+    """The only one: TensorRT keeps the first that it is given for good, so it must never go."""
+    return _Logger()
+
+
 class _Monitor(trt.IProgressMonitor):
     """Tells a build's progress, to a callback or else, from time to time, to the log.
 
@@ -240,7 +247,8 @@ def build_plan(
     model: Path, manifest: Manifest, workspace_mb: int, gpu: cuda.Gpu, progress: Progress | None
 ) -> bytes:
     """The serialised engine of an ONNX file for this GPU. Takes minutes. Raises EngineError."""
-    logger = _Logger()
+    logger = _logger()
+    logger.errors.clear()
     builder = trt.Builder(logger)
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag))
@@ -315,7 +323,8 @@ class TrtEngine(Closing):
         }
         self._gpu = gpu
         # TensorRT's objects go in the reverse order of their making: context, engine, runtime.
-        self._logger = _Logger()
+        self._logger = _logger()
+        self._logger.errors.clear()
         self._runtime: Any = trt.Runtime(self._logger)
         self._engine: Any = None
         self._context: Any = None
@@ -396,6 +405,7 @@ class TrtEngine(Closing):
 
     def _enqueue(self) -> None:
         """Run the network and fetch what is asked for, in the stream's order."""
+        self._logger.errors.clear()
         if not self._context.execute_async_v3(self._gpu.stream):
             raise EngineError(
                 f"model {self.manifest.name} failed to run on TensorRT ({self._logger.told()}):"
