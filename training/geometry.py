@@ -192,7 +192,8 @@ def geometric_loss(
 ) -> dict[str, Tensor]:
     """`photometric`, `smooth` and their sum `loss`: means over scales, finest depth first.
 
-    depths: (N, 1, h_k, w_k); each is brought to the picture's size before it is compared. Masked
+    depths: (N, 1, h_k, w_k); each is brought to the picture's size before it is compared, and is
+    smooth at its own. Masked
     pixels count as 0 in the mean over all pixels: a batch of standing cameras weighs little.
     """
     if not depths:
@@ -200,18 +201,19 @@ def geometric_loss(
     total = torch.zeros((), device=target.device)
     smooth = torch.zeros((), device=target.device)
     for k, depth in enumerate(depths):
-        depth = exact(depth)
+        depth, image = exact(depth), target
+        inverse = 1.0 / depth
         if depth.shape[2:] != target.shape[2:]:
+            image = functional.interpolate(target, size=depth.shape[2:], mode="area")
             # In inverse depth: that is what the head says, and what is linear along a plane.
-            wide = functional.interpolate(
-                1.0 / depth, size=target.shape[2:], mode="bilinear", align_corners=False
+            depth = 1.0 / functional.interpolate(
+                inverse, size=target.shape[2:], mode="bilinear", align_corners=False
             )
-            depth = 1.0 / wide
         error, counts = reprojection(
             depth, target, sources, K_target, K_sources, T_sources_target, cfg
         )
         total = total + (error * counts).mean() / len(depths)
-        smooth = smooth + smoothness(1.0 / depth, target) / 2**k / len(depths)
+        smooth = smooth + smoothness(inverse, image) / 2**k / len(depths)
     return {"photometric": total, "smooth": smooth, "loss": total + cfg.smooth * smooth}
 
 

@@ -156,6 +156,24 @@ def test_the_minimum_over_frames_ignores_the_frame_that_does_not_see(walks: Trip
     assert loss(batch, batch["depth"], GeometricConfig(automask=False, minimum=False)) > 3 * good
 
 
+def test_coarser_scales_are_compared_at_full_size_and_smooth_at_their_own(walks: Triplets) -> None:
+    batch = tensors(walks[0])
+    names = ("target", "sources", "K_target", "K_sources", "T_sources_target")
+    rest = [batch[name] for name in names]
+    plane = torch.full_like(batch["depth"], 2.0)
+    coarse = plane[..., ::2, ::2]
+    one, both = (geometry.geometric_loss(maps, *rest, PLAIN) for maps in ([plane], [plane, coarse]))
+    torch.testing.assert_close(one["photometric"], both["photometric"])
+    ramp = 1 / torch.linspace(0.2, 1, 128).double().expand(1, 1, 96, 128)
+    fine, half = (geometry.smoothness(1 / m, batch["target"][..., ::k, ::k])
+                  for m, k in ((ramp, 1), (ramp[..., ::2, ::2], 2)))  # fmt: skip
+    found = geometry.geometric_loss([ramp, ramp[..., ::2, ::2]], *rest, PLAIN)["smooth"]
+    # Twice the step at half the size, half the weight; the picture is averaged, not picked.
+    assert float(found) == pytest.approx(float(fine + half / 2) / 2, rel=0.05)
+    with pytest.raises(ValueError, match="at least one scale"):
+        geometry.geometric_loss([], *rest, PLAIN)
+
+
 def test_similarity_and_photometric_error() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.rand(2, 1, 3, 16, 20, generator=generator)
