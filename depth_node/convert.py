@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from depth_node import __version__
 from depth_node.engine import (
+    Engine,
     EngineError,
     Manifest,
     converted_path,
@@ -678,6 +679,24 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def rounding_engine(model: Path, manifest: Manifest, folder: Path) -> Engine | None:
+    """An engine on the CPU that rounds like the GPU would (:func:`rounded`); None for FP32 files.
+
+    Its file is made in `folder`. Raises ConvertError where the graph cannot be prepared.
+    """
+    from depth_node.engine import ort
+
+    ready = prepared(_loaded(model), manifest.input_shapes)
+    if onnx_package().TensorProto.FLOAT16 not in tensor_types(inferred(ready)).values():
+        return None
+    path = folder / "rounded.onnx"
+    onnx_package().save(rounded(ready), str(path))
+    spec = manifest.input
+    if spec.dtype == "float16":
+        spec = dataclasses.replace(spec, dtype="float32")  # rounded by the graph
+    return ort.OrtEngine(path, dataclasses.replace(manifest, input=spec))
+
+
 def _retype(node: onnx.NodeProto, to: int | None) -> None:
     for attribute in node.attribute:
         if attribute.name == "to" and to is not None:
@@ -779,18 +798,7 @@ def convert(
     target = out or converted_path(source, "fp16")
     if target.resolve() == source.resolve():
         raise ConvertError(f"{target} is the model itself: give another --out")
-    if _size(source) > _LARGEST_FILE:
-        raise ConvertError(
-            f"{source} has {_size(source) / 1e9:.1f} GB of weights, and one ONNX file holds 2 GB:"
-            " convert a smaller network"
-        )
-    try:
-        loaded = onnx.load(str(source))
-    except Exception as error:  # protobuf's errors share no base class
-        raise ConvertError(
-            f"{source} cannot be read by onnx {onnx.__version__} ({' '.join(str(error).split())}):"
-            " fetch or export it again"
-        ) from error
+    loaded = _loaded(source)
     ready = prepared(loaded, facts.input_shapes)
     if onnx.TensorProto.FLOAT16 in tensor_types(inferred(ready)).values():
         raise ConvertError(f"{source} is in FP16 already: use it, or convert the FP32 file")
@@ -835,6 +843,23 @@ def convert(
         except OSError as error:
             raise ConvertError(f"{target} cannot be written ({error.strerror})") from error
     return Converted(target, made, half, comparison, (_size(source), _size(target)))
+
+
+def _loaded(model: Path) -> onnx.ModelProto:
+    """An ONNX file with its external weights. Raises ConvertError."""
+    onnx = onnx_package()
+    if _size(model) > _LARGEST_FILE:
+        raise ConvertError(
+            f"{model} has {_size(model) / 1e9:.1f} GB of weights, and one ONNX file holds 2 GB:"
+            " take a smaller network"
+        )
+    try:
+        return onnx.load(str(model))
+    except Exception as error:  # protobuf's errors share no base class
+        raise ConvertError(
+            f"{model} cannot be read by onnx {onnx.__version__} ({' '.join(str(error).split())}):"
+            " fetch or export it again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -547,17 +547,19 @@ def test_network_that_no_file_holds(net: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "one ONNX file holds 2 GB" in refusal(lambda: convert.convert(net, FEW))
 
 
-def test_control_flow_and_unknown_inputs() -> None:
+def branching() -> Any:
     branch = helper.make_graph(
         [helper.make_node("Identity", ["image"], ["b"])],
         "branch",
         [],
         [helper.make_tensor_value_info("b", FLOAT, SHAPE)],
     )
-    model = graph(
-        [("If", ["yes"], ["out"], {"then_branch": branch, "else_branch": branch})],
-        {"yes": np.asarray(True)},
-    )
+    nodes = [("If", ["yes"], ["out"], {"then_branch": branch, "else_branch": branch})]
+    return graph(nodes, {"yes": np.asarray(True)})
+
+
+def test_control_flow_and_unknown_inputs() -> None:
+    model = branching()
     assert "without control flow" in refusal(lambda: convert.prepared(model, {"image": SHAPE}))
     plain = graph([("Relu", ["image"], ["out"])])
     assert "does not name" in refusal(lambda: convert.prepared(plain, {"picture": SHAPE}))
@@ -641,7 +643,7 @@ def test_commands(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     backends = ["--backends", "onnxruntime-cpu,onnxruntime-cpu"]
     arguments = ["models", "check", str(net), half, *count, *backends]
     assert tools.main([*arguments, "--json", str(figures)]) == 0
-    assert "computes FP16 in FP32" in " ".join(capsys.readouterr().out.split())
+    assert "every FP16 value rounded" in " ".join(capsys.readouterr().out.split())
     stored = json.loads(figures.read_text())
     assert len(stored["each"]) == 2 and stored["worst"]["finite"] == 1
     same = ["models", "check", str(net), str(net), *count, *backends]
@@ -654,6 +656,29 @@ def test_commands(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert tools.main(["models", "convert", str(net), *count]) == 2
     assert "nothing was written" in capsys.readouterr().err
     assert tools.main(["models", "check", str(net), "/nowhere.onnx"]) == 2
+
+
+def test_check_sees_the_overflow_of_a_file_from_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The CPU alone would not: an FP16 file by a converter that knows nothing of the network."""
+    pytest.importorskip("rich", reason="rich is not installed")
+    model = OVERFLOWS["squares of a normalisation"]
+    plain = saved(model, tmp_path / "plain.onnx", "region_labels")
+    theirs = saved(blindly(model), tmp_path / "theirs.onnx", "region_labels")
+    ours = saved(halved(model).model, tmp_path / "ours.onnx", "region_labels")
+    backends = ["--backends", "onnxruntime-cpu,onnxruntime-cpu", "--count", "2"]
+    assert tools.main(["models", "check", str(plain), str(ours), *backends]) == 0
+    assert tools.main(["models", "check", str(plain), str(theirs), *backends]) == 1
+    assert "B is not near enough to A" in capsys.readouterr().out
+
+
+def test_check_of_a_graph_that_branches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich", reason="rich is not installed")
+    path = saved(branching(), tmp_path / "branch.onnx", "region_labels")
+    backends = ["--backends", "onnxruntime-cpu,onnxruntime-cpu", "--count", "1"]
+    assert tools.main(["models", "check", str(path), str(path), *backends]) == 0
+    assert "if any, not rounded" in " ".join(capsys.readouterr().out.split())
 
 
 def test_build_names_what_this_machine_lacks(
