@@ -264,6 +264,18 @@ def test_contradictions_are_refused(overrides: list[str], sentence: str) -> None
     assert settings("loss.norm=none", "who=primary").loss.norm == "none"
 
 
+def test_defaults_are_the_published_ones_where_there_are_such() -> None:
+    cfg = config.load(distill.Config, CONFIG.with_name("distill.yaml"))
+    w = cfg.loss
+    assert (w.shared, w.local, w.feature, w.gradient) == (1.0, 0.5, 1.0, 2.0)
+    assert (w.norm, w.tolerance, cfg.assistant_share) == ("hybrid", 0.85, 0.3)
+    assert (cfg.height, cfg.width, cfg.crop.smallest_px) == (560, 560, 644)
+    assert (cfg.loop.steps, cfg.loop.batch, cfg.loop.learning_rate) == (20_000, 8, 5e-5)
+    # Of Depth Anything V2's code, and ours.
+    assert (cfg.loop.schedule, cfg.loop.power, cfg.loop.weight_decay) == ("poly", 0.9, 0.01)
+    assert (cfg.encoder_rate, w.anchor, cfg.crop.wide, cfg.crop.grid) == (0.1, 0.01, 1.5, 2)
+
+
 def test_a_size_that_does_not_fit_is_refused_with_one_that_does() -> None:
     with pytest.raises(config.ConfigError, match="use 56x84"):
         recipe("height=60", "width=80").model()

@@ -291,6 +291,18 @@ def test_contradictions_are_refused(overrides: list[str], sentence: str) -> None
         settings(*overrides)
 
 
+def test_defaults_are_the_published_ones_where_there_are_such() -> None:
+    cfg = config.load(westar.Config, CONFIG.with_name("westar.yaml"))
+    assert (cfg.loss.st, cfg.loss.weak, cfg.loss.reg) == (1.0, 0.001, 1.0)
+    assert (cfg.tune.what, cfg.tune.rank, cfg.tune.alpha) == ("lora", 8, 16)
+    assert (cfg.loop.ema, cfg.loop.ema_warmup, cfg.loop.batch) == (0.996, False, 4)
+    assert (cfg.loop.schedule, cfg.teacher, cfg.loss.contexts) == ("cosine", "ema", "masks")
+    assert (cfg.labels.simulation.count, cfg.labels.simulation.ratio) == (5, 1.03)
+    # Ours.
+    assert (cfg.loss.margin, cfg.loss.mask_px, cfg.masks.most) == (0.05, 256, 64)
+    assert (cfg.loop.learning_rate, cfg.loop.steps, cfg.loop.warmup) == (1e-4, 5000, 250)
+
+
 def test_a_size_that_does_not_fit_is_refused_with_one_that_does() -> None:
     with pytest.raises(config.ConfigError, match="use 56x84"):
         recipe("height=60", "width=80").model()
