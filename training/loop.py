@@ -193,7 +193,12 @@ class Recipe(ABC):
 
 def main_first() -> AbstractContextManager[None]:
     """The main process of a machine goes first, the others wait: for what is made on disk once."""
-    return PartialState().local_main_process_first()  # type: ignore[no-any-return]
+    return PartialState(cpu=_on_cpu()).local_main_process_first()  # type: ignore[no-any-return]
+
+
+def _on_cpu() -> bool:
+    """accelerate joins processes over CPUs only where it is told that there is nothing else."""
+    return not torch.accelerator.is_available()
 
 
 def generators(cfg: LoopConfig, step: int, share: Share) -> list[np.random.Generator]:
@@ -324,11 +329,18 @@ def _accelerator(cfg: LoopConfig) -> Accelerator:
         # accelerate knows one precision per process; an earlier run in this one had another.
         AcceleratorState._reset_state()
     accelerator = Accelerator(
+        cpu=_on_cpu(),
         mixed_precision=precision,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=cfg.find_unused)],
     )
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise TrainingError("loop.precision fp16 needs a GPU: use bf16 or fp32 on a CPU.")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise TrainingError(
+            f"{launched} processes were launched, but each would train alone: give each its own"
+            " GPU, or start them on CPUs with torchrun and no GPU in sight."
+        )
     parts = accelerator.num_processes * cfg.accumulate
     if cfg.batch % parts:
         raise TrainingError(
@@ -620,7 +632,7 @@ def _run(
         checkpoints.tidy(folder, cfg.keep_every)
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         (folder / "config.yaml").write_text(text, encoding="utf-8")
-        text = json.dumps(environment(), indent=1)
+        text = json.dumps({"processes": accelerator.num_processes, **environment()}, indent=1)
         (folder / "environment.json").write_text(text, encoding="utf-8")
     journal = Journal(folder, state.step, cfg.steps, console, cfg.tensorboard, quiet)
     with journal, _Interrupt() as interrupt:

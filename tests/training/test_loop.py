@@ -168,13 +168,20 @@ def test_accumulated_parts_equal_one_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
 
 
+ACCELERATE = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--main_process_port", "0"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="made for CPUs: each process wants its GPU")
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Each of two gets half of a step's pictures: losses and weights of one with all of them."""
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
-    fixed = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
     train(settings(), tmp_path / "one")
-    done = child(tmp_path / "two", launcher=(*launcher, *fixed))
+    done = child(tmp_path / "two", launcher=ACCELERATE)
     assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
     np.testing.assert_allclose(
         rows(tmp_path / "two", "step", "loss", "gradient"),
         rows(tmp_path / "one", "step", "loss", "gradient"),
