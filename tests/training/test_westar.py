@@ -199,6 +199,17 @@ def test_labels_move_with_the_view() -> None:
     assert seen > 100
 
 
+def test_masks_move_with_the_view() -> None:
+    """A mask of all that is bright holds what is bright in every flipped and cropped view."""
+    made = recipe("weak.smallest_crop=0.6", "weak.flip=0.5", "loss.weak=0")
+    made.masks = lambda image: (image.mean(axis=2) > 100)[None]  # type: ignore[assignment]
+    for step in range(3):
+        batch = made.batch(step, (0, 1))
+        bright = batch["weak"].mean(dim=1, keepdim=True) > 100 / 255
+        assert ((batch["masks"] > 0) == bright).float().mean() > 0.95
+        assert 0.1 < bright.float().mean() < 0.9
+
+
 def test_a_few_labels_correct_the_order(tmp_path: Path) -> None:
     """The order of labelled pairs gets better, by labels alone."""
     made = recipe(
