@@ -349,7 +349,10 @@ def command(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     result = {"a": str(args.a), "b": str(args.b), "height": size[0], "width": size[1], **result}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cka.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    drawing.write_picture(args.out / "cka.png", draw(result, args.a.name, args.b.name))
+    drawing.write_picture(
+        args.out / "cka.png",
+        draw(result, *("/".join(path.parts[-2:]) for path in (args.a, args.b))),
+    )
     same = ", ".join("-" if v is None else f"{v:.3f}" for v in result["layer_by_layer"])
     console.print(f"layer by layer: {same}")
     return result
