@@ -343,6 +343,14 @@ def test_a_graph_replays_and_a_failed_capture_ends(machine: Machine) -> None:
         with pytest.raises(EngineError, match="making a graph failed"):
             gpu.capture(work)
         assert machine.recording is None and not machine.live["graph"]
+
+        def broken() -> None:
+            work()
+            raise EngineError("it failed while it was recorded")
+
+        with pytest.raises(EngineError, match="while it was recorded"):
+            gpu.capture(broken)
+        assert machine.recording is None and not machine.live["graph"]
     assert machine.leaks == {}
 
 

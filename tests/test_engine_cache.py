@@ -110,6 +110,17 @@ def test_the_engine_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} == {".engine", ".json", ".lock"}
 
 
+def test_old_references_go_too(tmp_path: Path) -> None:
+    old, new = tmp_path / "a.reference.npz", tmp_path / "b.reference.npz"
+    for path in (old, new):
+        path.write_bytes(b"x" * 100)
+    os.utime(old, (1, 1))
+    cache = EngineCache(tmp_path, 250)
+    cache.obtain(IDENTITY, lambda: b"x" * 100)
+    assert not old.exists() and new.exists()
+    assert len(cache.entries()) == 1
+
+
 def test_what_a_dead_process_left_is_removed(cache: EngineCache) -> None:
     cache.folder.mkdir()
     old, fresh = cache.folder / "x.engine.1.tmp", cache.folder / "y.engine.2.tmp"

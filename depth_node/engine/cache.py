@@ -24,6 +24,8 @@ from typing import Any
 
 from depth_node.engine import EngineError
 
+REFERENCE_ENDING = ".reference.npz"
+
 _LOCK_TIMEOUT_S = 3600.0
 _LEFTOVER_S = 86400.0  # a temporary file of that age was left by a process that died
 
@@ -216,11 +218,12 @@ class EngineCache:
             yield
 
     def _by_age(self) -> list[Path]:
-        """The engines, that which was not used for longest first."""
+        """Engines and references (check.py), that which was not used for longest first."""
         aged = []
-        for path in self.folder.glob("*.engine"):
-            with contextlib.suppress(FileNotFoundError):
-                aged.append((path.stat().st_mtime, path))
+        for pattern in ("*.engine", f"*{REFERENCE_ENDING}"):
+            for path in self.folder.glob(pattern):
+                with contextlib.suppress(FileNotFoundError):
+                    aged.append((path.stat().st_mtime, path))
         return [path for _, path in sorted(aged)]
 
     def _shrink(self, keep: str) -> None:
@@ -229,10 +232,10 @@ class EngineCache:
             for path in self.folder.glob("*.tmp"):
                 if time.time() - path.stat().st_mtime > _LEFTOVER_S:
                     path.unlink()
-        engines = self._by_age()
-        sizes = {path: path.stat().st_size for path in engines if path.exists()}
+        files = self._by_age()
+        sizes = {path: path.stat().st_size for path in files if path.exists()}
         total = sum(sizes.values())
-        for path in engines:
+        for path in files:
             if total <= self._limit_bytes:
                 return
             if path.stem == keep[:32]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from depth_node.config import nearest
 from depth_node.engine import Engine, EngineError, Manifest, PictureEngine
+from depth_node.engine.cache import REFERENCE_ENDING
 from depth_node.prediction import INVERSE_FLOOR_SHARE, KINDS
 from depth_node.preprocess import to_tensor
 
@@ -185,7 +186,7 @@ class Reference:
             digest = hashlib.sha256(repr((manifest.sha256, manifest.output_names)).encode())
             for name in sorted(inputs):
                 digest.update(inputs[name].tobytes())
-            path = folder / f"{digest.hexdigest()[:32]}.reference.npz"
+            path = folder / f"{digest.hexdigest()[:32]}{REFERENCE_ENDING}"
             kept = _read(path, manifest)
             if kept is not None:
                 return cls(picture, inputs, kept)
@@ -243,6 +244,7 @@ def _read(path: Path, manifest: Manifest) -> Tensors | None:
     try:
         with np.load(path) as stored:
             found = {name: stored[name] for name in stored.files}
+        os.utime(path)  # its age in the cache counts from its last use
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):
         return None
     names = manifest.output_names

@@ -231,9 +231,14 @@ class Gpu(Closing):
         _taken(runtime.cudaStreamBeginCapture(self._stream, mode), "capturing a graph")
         try:
             work()
-        finally:
-            result = runtime.cudaStreamEndCapture(self._stream)
-            runtime.cudaGetLastError()
+        except BaseException:
+            graph = runtime.cudaStreamEndCapture(self._stream)[1]
+            if graph is not None and int(graph):
+                runtime.cudaGraphDestroy(graph)
+            runtime.cudaGetLastError()  # what failed in the capture does not stay
+            raise
+        result = runtime.cudaStreamEndCapture(self._stream)
+        runtime.cudaGetLastError()
         graph = _taken(result, "capturing a graph")
         try:
             made = _taken(runtime.cudaGraphInstantiate(graph, 0), "making a graph")
