@@ -8,6 +8,7 @@ when it is opened, about a picture of a rendered room. The reference's answer is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -244,7 +245,8 @@ def _read(path: Path, manifest: Manifest) -> Tensors | None:
     try:
         with np.load(path) as stored:
             found = {name: stored[name] for name in stored.files}
-        os.utime(path)  # its age in the cache counts from its last use
+        with contextlib.suppress(OSError):
+            os.utime(path)  # its age in the cache counts from its last use
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):
         return None
     names = manifest.output_names
