@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depth_node import convert, parity, zoo
+from depth_node import convert, graphs, halving, parity, zoo
 from depth_node.engine import (
     MEANINGS,
     Engine,
@@ -268,7 +268,7 @@ def _add_converting(kinds: Any) -> None:
 
 def _run_convert(options: argparse.Namespace) -> int:
     screen = console()
-    convert.onnx_package()  # said before anything takes time
+    graphs.onnx_package()  # said before anything takes time
     _, facts = locate(options.model, options.manifest or None)
     pictures = parity.Pictures.of(options.pictures, facts, options.count)
     asked = [word.strip() for word in options.keep.split(",") if word.strip()]
@@ -284,7 +284,7 @@ def _run_convert(options: argparse.Namespace) -> int:
         )
     half = done.half
     rows = []
-    for reason, meaning in convert.REASONS.items():
+    for reason, meaning in halving.REASONS.items():
         ops = {op: n for (why, op), n in half.kept.items() if why == reason}
         if ops:
             named = ", ".join(f"{n} {op}" for op, n in sorted(ops.items(), key=lambda x: -x[1]))
@@ -360,7 +360,7 @@ def _as_a_gpu(engine: Engine, stack: ExitStack) -> tuple[Engine, str]:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     try:
         rounding = convert.rounding_engine(Path(engine.details["model"]), engine.manifest, folder)
-    except convert.ConvertError:  # a graph that branches runs all the same
+    except graphs.ConvertError:  # a graph that branches runs all the same
         return engine, f"{engine.backend}, FP16 in it, if any, not rounded"
     if rounding is None:
         return engine, engine.backend

@@ -25,7 +25,8 @@ CORE = {
 }  # fmt: skip
 ABOVE_CORE = {
     "engine", "inference", "pipeline", "frames", "bags", "replay", "benchmark", "speed", "drawing",
-    "demo", "tools", "ros", "zoo", "convert", "parity", "screen", "model_tools",
+    "demo", "tools", "ros", "zoo", "convert", "halving", "graphs", "parity", "screen",
+    "model_tools",
 }  # fmt: skip
 
 

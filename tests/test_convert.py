@@ -15,8 +15,15 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node import convert, parity, tools
-from depth_node.engine import EngineError, Manifest, manifest_path, open_engine, write_manifest
+from depth_node import convert, graphs, halving, parity, tools
+from depth_node.engine import (
+    EngineError,
+    Manifest,
+    manifest_path,
+    model_sha256,
+    open_engine,
+    write_manifest,
+)
 
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
@@ -63,9 +70,9 @@ def saved(
     return path
 
 
-def halved(model: Any, **options: Any) -> convert.Half:
-    half = convert.to_half(convert.prepared(model, {"image": SHAPE}), **options)
-    assert convert.mixed_types(half.model) == []
+def halved(model: Any, **options: Any) -> halving.Half:
+    half = halving.to_half(graphs.prepared(model, {"image": SHAPE}), **options)
+    assert graphs.mixed_types(half.model) == []
     return half
 
 
@@ -80,7 +87,7 @@ def answer(model: Any, image: np.ndarray) -> np.ndarray:
 def blindly(model: Any) -> Any:
     """Everything in FP16, as a converter does that knows nothing of the network."""
     cast = onnx.ModelProto()
-    cast.CopyFrom(convert.prepared(model, {"image": SHAPE}))
+    cast.CopyFrom(graphs.prepared(model, {"image": SHAPE}))
     for index, item in enumerate(cast.graph.initializer):
         if item.data_type == FLOAT:
             values = numpy_helper.to_array(item).astype(np.float16)
@@ -169,8 +176,8 @@ def test_overflow_of_a_blind_cast_is_none_of_ours(name: str) -> None:
     ours = halved(model).model
     assert near(answer(ours, IMAGE), wanted)
     # The graph that stands for a GPU here says the same of both.
-    assert not near(answer(convert.rounded(blind), IMAGE), wanted)
-    assert near(answer(convert.rounded(ours), IMAGE), wanted)
+    assert not near(answer(graphs.rounded(blind), IMAGE), wanted)
+    assert near(answer(graphs.rounded(ours), IMAGE), wanted)
 
 
 def test_blind_cast_would_pass_on_onnxruntime_alone(tmp_path: Path) -> None:
@@ -180,7 +187,7 @@ def test_blind_cast_would_pass_on_onnxruntime_alone(tmp_path: Path) -> None:
     cast = blindly(model)
     for path, content in ((plain, model), (blind, cast), (tmp_path / "r.onnx", cast)):
         if path.name == "r.onnx":
-            content = convert.rounded(cast)
+            content = graphs.rounded(cast)
         saved(content, path)
     found = {}
     for path in (plain, blind, tmp_path / "r.onnx"):
@@ -200,7 +207,7 @@ def test_what_stays_fp32_and_why() -> None:
     assert half.kept[("attention scores", "Mul")] == 2  # scale, and what makes Q
     assert half.kept[("softmax", "Softmax")] == 1
     assert half.halved == {"MatMul": 1, "Relu": 1}  # times V
-    assert set(why for why, _ in half.kept) <= set(convert.REASONS)
+    assert set(why for why, _ in half.kept) <= set(halving.REASONS)
 
 
 def test_measured_ranges_keep_what_the_shape_of_the_graph_does_not_tell(tmp_path: Path) -> None:
@@ -218,8 +225,8 @@ def test_measured_ranges_keep_what_the_shape_of_the_graph_does_not_tell(tmp_path
             "same": np.ones((1, 3, 1, 1), np.float32),
         },
     )
-    ready = convert.prepared(large, {"image": SHAPE})
-    unaware = convert.to_half(ready)
+    ready = graphs.prepared(large, {"image": SHAPE})
+    unaware = halving.to_half(ready)
     assert ("range", "Conv") in unaware.kept  # the weights alone say it
     path = saved(large, tmp_path / "large.onnx")
     pictures = parity.Pictures(2, height=32, width=48)
@@ -326,14 +333,17 @@ def test_picture_of_bytes(tmp_path: Path) -> None:
     path = saved(model, tmp_path / "bytes.onnx", scale=1.0)
     done = convert.convert(path, parity.Pictures(1, (), 32, 48))
     assert done.manifest.input.dtype == "uint8"
+    assert "leave --half-input out" in refusal(
+        lambda: convert.convert(path, parity.Pictures(1, (), 32, 48), half_input=True)
+    )
 
 
 def test_mixed_types_are_found() -> None:
     model = graph(
         [("Cast", ["image"], ["h"], {"to": HALF}), ("Add", ["image", "h"], ["out"])], output=FLOAT
     )
-    with pytest.raises(convert.ConvertError, match="not valid ONNX"):
-        convert.mixed_types(model)
+    with pytest.raises(graphs.ConvertError, match="not valid ONNX"):
+        graphs.mixed_types(model)
     where = graph(
         [
             ("Cast", ["image"], ["h"], {"to": HALF}),
@@ -342,8 +352,8 @@ def test_mixed_types_are_found() -> None:
         ]
     )
     try:
-        faults = convert.mixed_types(where)
-    except convert.ConvertError:
+        faults = graphs.mixed_types(where)
+    except graphs.ConvertError:
         return  # this onnx checks it while inferring
     assert "Where" in faults[0] and "FLOAT16" in faults[0]
 
@@ -440,7 +450,7 @@ def test_depth_anything(opset: int, tmp_path: Path) -> None:
     path = depth_anything(tmp_path, opset)
     done = convert.convert(path, parity.Pictures(4, height=64, width=96))
     kept = done.half.kept
-    assert convert.mixed_types(onnx.load(str(done.path))) == []
+    assert graphs.mixed_types(onnx.load(str(done.path))) == []
     if opset >= 17:  # torch's older exporter also writes those whose result is not used
         assert kept[("normalisation", "LayerNormalization")] == (9 if opset == 20 else 12)
     else:  # written out: every one of the 12 in all its parts
@@ -538,7 +548,7 @@ def test_refusals(net: Path, tmp_path: Path) -> None:
         assert "is in FP16 already" in sentence
     net.write_bytes(net.read_bytes()[:-30])
     manifest = Manifest.load(manifest_path(net))
-    dataclasses.replace(manifest, sha256=convert.model_sha256(net)).save(manifest_path(net))
+    dataclasses.replace(manifest, sha256=model_sha256(net)).save(manifest_path(net))
     assert "fetch or export it again" in refusal(lambda: convert.convert(net, FEW))
 
 
@@ -560,12 +570,12 @@ def branching() -> Any:
 
 def test_control_flow_and_unknown_inputs() -> None:
     model = branching()
-    assert "without control flow" in refusal(lambda: convert.prepared(model, {"image": SHAPE}))
+    assert "without control flow" in refusal(lambda: graphs.prepared(model, {"image": SHAPE}))
     plain = graph([("Relu", ["image"], ["out"])])
-    assert "does not name" in refusal(lambda: convert.prepared(plain, {"picture": SHAPE}))
+    assert "does not name" in refusal(lambda: graphs.prepared(plain, {"picture": SHAPE}))
     wrong = graph([("MatMul", ["image", "w"], ["out"])], {"w": np.ones((5, 5), np.float32)})
     assert "not valid ONNX" in refusal(
-        lambda: convert.to_half(convert.prepared(wrong, {"image": SHAPE}))
+        lambda: halving.to_half(graphs.prepared(wrong, {"image": SHAPE}))
     )
 
 
@@ -767,5 +777,5 @@ def test_build_on_a_played_gpu(
     assert machine.calls.count("build") == 1
     (about,) = (tmp_path / "cache").glob("*.json")
     facts = json.loads(about.read_text())
-    half = convert.model_sha256(net.with_name("net.fp16.onnx"))
+    half = model_sha256(net.with_name("net.fp16.onnx"))
     assert half in json.dumps(facts)

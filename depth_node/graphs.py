@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX graphs in order: sizes fixed, a type for every tensor, FP16 that rounds on any machine.
+
+Needs the onnx package; nothing here runs a network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from depth_node.engine import EngineError
+
+if TYPE_CHECKING:
+    import onnx
+
+_LARGE_TENSOR = 1024  # values; more are no shapes or axes, which alone inference has to read
+
+
+class ConvertError(EngineError):
+    """A model cannot be converted; one sentence, cause and cure."""
+
+
+def onnx_package() -> Any:
+    """The onnx package. Raises ConvertError with the cure where it is missing."""
+    try:
+        import onnx
+        import onnx.inliner
+        import onnx.numpy_helper
+        import onnx.shape_inference
+    except ImportError:
+        raise ConvertError(
+            "converting needs the onnx package, which is not here: pip install onnx"
+        ) from None
+    return onnx
+
+
+# --- sizes and constants -------------------------------------------------------------------------
+
+
+def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+    """A copy with fixed input shapes, constants as initializers, no functions and no metadata.
+
+    Raises ConvertError for control flow and for inputs that the graph does not have.
+    """
+    onnx = onnx_package()
+    ready = onnx.inliner.inline_local_functions(model)
+    graph = ready.graph
+    for node in graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise ConvertError(
+                f"the graph branches or loops at run time ({node.op_type} {node.name}): export it"
+                " with fixed shapes and without control flow, then convert again"
+            )
+    weights = {item.name for item in graph.initializer}
+    pictures = [item for item in graph.input if item.name not in weights]  # old files list both
+    del graph.input[:]
+    graph.input.extend(pictures)
+    for item in graph.input:
+        if item.name not in inputs:
+            raise ConvertError(
+                f"the graph has an input {item.name} that the manifest does not name: write the"
+                " manifest anew with `depth_tools models manifest`"
+            )
+        dims = item.type.tensor_type.shape
+        del dims.dim[:]
+        for size in inputs[item.name]:
+            dims.dim.add().dim_value = size
+    _constants_to_initializers(graph)
+    _fold_casts(graph)
+    for item in (ready, graph, *graph.node, *graph.initializer):
+        item.doc_string = ""
+        if hasattr(item, "metadata_props"):
+            del item.metadata_props[:]
+    del graph.value_info[:]
+    for output in graph.output:  # inferred anew for the fixed input
+        output.type.tensor_type.ClearField("shape")
+    return ready
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    onnx = onnx_package()
+    rest = []
+    for node in graph.node:
+        tensor = None
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            (attribute,) = node.attribute
+            value = onnx.helper.get_attribute_value(attribute)
+            if attribute.name == "value":
+                tensor = onnx.TensorProto()
+                tensor.CopyFrom(value)
+            elif attribute.name in ("value_float", "value_floats"):
+                tensor = onnx.numpy_helper.from_array(np.asarray(value, np.float32))
+            elif attribute.name in ("value_int", "value_ints"):
+                tensor = onnx.numpy_helper.from_array(np.asarray(value, np.int64))
+        if tensor is None:
+            rest.append(node)
+        else:
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+    del graph.node[:]
+    graph.node.extend(rest)
+
+
+def _fold_casts(graph: onnx.GraphProto) -> None:
+    """Casts and Identities of weights are done here: weights may be stored as FP16, or shared."""
+    onnx = onnx_package()
+    stored = {item.name: item for item in graph.initializer}
+    outputs = {item.name for item in graph.output}
+    same: dict[str, str] = {}
+    rest = []
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = same.get(name, name)
+        source = stored.get(node.input[0]) if node.op_type in ("Cast", "Identity") else None
+        if source is None or node.output[0] in outputs:
+            rest.append(node)
+        elif node.op_type == "Identity":
+            same[node.output[0]] = source.name
+        else:
+            to = onnx.helper.get_attribute_value(node.attribute[0])
+            values = onnx.numpy_helper.to_array(source)
+            cast = onnx.numpy_helper.from_array(
+                values.astype(onnx.helper.tensor_dtype_to_np_dtype(to)), node.output[0]
+            )
+            graph.initializer.append(cast)
+            stored[cast.name] = graph.initializer[-1]
+    used = {name for node in rest for name in node.input} | outputs
+    kept = [item for item in graph.initializer if item.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(rest)
+    graph.initializer.extend(kept)
+
+
+# --- types ---------------------------------------------------------------------------------------
+
+
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with its large weights as inputs: small enough to infer types and check."""
+    onnx = onnx_package()
+    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    bare.producer_name = model.producer_name
+    graph = bare.graph
+    graph.name = model.graph.name or "graph"
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    for item in model.graph.initializer:
+        if math.prod(item.dims) <= _LARGE_TENSOR:
+            graph.initializer.append(item)
+        else:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims))
+            )
+    return bare
+
+
+def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The skeleton with the type and shape of every tensor. Raises ConvertError if it has none."""
+    onnx = onnx_package()
+    try:
+        bare = onnx.shape_inference.infer_shapes(
+            skeleton(model), check_type=True, strict_mode=True, data_prop=True
+        )
+        onnx.checker.check_model(bare, full_check=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConvertError(
+            f"the graph is not valid ONNX ({reason}): export it again, with opset 17 or newer"
+        ) from error
+    return bare
+
+
+def tensor_types(bare: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every tensor of an inferred graph that has one."""
+    found = {item.name: item.data_type for item in bare.graph.initializer}
+    for group in (bare.graph.input, bare.graph.value_info, bare.graph.output):
+        for item in group:
+            if item.type.HasField("tensor_type"):
+                found[item.name] = item.type.tensor_type.elem_type
+    return found
+
+
+def mixed_types(model: onnx.ModelProto) -> list[str]:
+    """Nodes whose inputs and outputs contradict their operator: one type where it has one letter.
+
+    What a strongly typed TensorRT refuses, in words; empty for a well typed graph.
+    """
+    onnx = onnx_package()
+    types = tensor_types(inferred(model))
+    versions = {item.domain or "": item.version for item in model.opset_import}
+    faults = []
+    for node in model.graph.node:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        try:
+            schema = onnx.defs.get_schema(node.op_type, versions.get(domain, 1), domain)
+        except onnx.defs.SchemaError:
+            continue
+        bound: dict[str, int] = {}
+        for formals, names in ((schema.inputs, node.input), (schema.outputs, node.output)):
+            for index, name in enumerate(names):
+                if not name or not formals or name not in types:
+                    continue
+                formal = formals[min(index, len(formals) - 1)]
+                if not formal.is_homogeneous:
+                    continue
+                letter, found = formal.type_str, types[name]
+                if bound.setdefault(letter, found) != found:
+                    faults.append(
+                        f"{node.op_type} {node.name or node.output[0]}: {name} is"
+                        f" {onnx.TensorProto.DataType.Name(found)}, another"
+                        f" {onnx.TensorProto.DataType.Name(bound[letter])}"
+                    )
+    return faults
+
+
+def head(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model's head: opsets, inputs and outputs, no nodes and no weights."""
+    onnx = onnx_package()
+    head = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
+    head.graph.name = model.graph.name or "graph"
+    head.graph.input.extend(model.graph.input)
+    head.graph.output.extend(model.graph.output)
+    return head
+
+
+# --- graphs that measure -------------------------------------------------------------------------
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The FP32 graph that computes what an FP16 graph computes: every FP16 tensor is rounded.
+
+    ONNX Runtime on the CPU runs FP16 operators in FP32 and leaves the rounding between them out, so
+    that overflow is not seen there (1.31: a layer normalisation of squares beyond 65504 is right).
+    This graph rounds after every operator, with sums inside one in FP32 as tensor cores have them;
+    what exceeds FP16's range becomes infinite.
+    """
+    onnx = onnx_package()
+    kind = onnx.TensorProto
+    types = tensor_types(inferred(model))
+    result = head(model)
+    nodes: list[Any] = []
+
+    def round_trip(source: str, target: str) -> None:
+        half = f"{target}.rounded"
+        nodes.append(onnx.helper.make_node("Cast", [source], [half], to=kind.FLOAT16))
+        nodes.append(onnx.helper.make_node("Cast", [half], [target], to=kind.FLOAT))
+
+    def is_half(name: str) -> bool:
+        return types.get(name) == kind.FLOAT16
+
+    renamed: dict[str, str] = {}
+    for item in result.graph.input:
+        if is_half(item.name):
+            item.type.tensor_type.elem_type = kind.FLOAT
+            renamed[item.name] = f"{item.name}.16"
+            round_trip(item.name, renamed[item.name])
+    for item in result.graph.output:
+        if is_half(item.name):
+            item.type.tensor_type.elem_type = kind.FLOAT
+    for item in model.graph.initializer:
+        if item.data_type == kind.FLOAT16:
+            values = onnx.numpy_helper.to_array(item).astype(np.float32)
+            item = onnx.numpy_helper.from_array(values, item.name)
+        result.graph.initializer.append(item)
+    for source in model.graph.node:
+        node = onnx.NodeProto()
+        node.CopyFrom(source)
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+        targets = [name for name in node.output if name and is_half(name)]
+        if node.op_type == "Cast":
+            _retype(node, kind.FLOAT if targets else None)
+        for index, name in enumerate(node.output):
+            if name in targets:
+                node.output[index] = f"{name}.exact"
+        nodes.append(node)
+        for name in targets:
+            round_trip(f"{name}.exact", name)
+    result.graph.node.extend(nodes)
+    return result
+
+
+def _retype(node: onnx.NodeProto, to: int | None) -> None:
+    for attribute in node.attribute:
+        if attribute.name == "to" and to is not None:
+            attribute.i = to
+
+
+def with_ranges(ready: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The graph with one more output per FP32 tensor, its largest magnitude; output -> tensor."""
+    onnx = onnx_package()
+    types = tensor_types(inferred(ready))
+    weights = {item.name for item in ready.graph.initializer}
+    measuring = onnx.ModelProto()
+    measuring.CopyFrom(ready)
+    outputs: dict[str, str] = {}
+    for node in ready.graph.node:
+        for name in node.output:
+            if types.get(name) != onnx.TensorProto.FLOAT or name in weights:
+                continue
+            size, peak = f"{name}.size", f"{name}.peak"
+            measuring.graph.node.extend(
+                [
+                    onnx.helper.make_node("Abs", [name], [size]),
+                    onnx.helper.make_node("ReduceMax", [size], [peak], keepdims=0),
+                ]
+            )
+            measuring.graph.output.append(
+                onnx.helper.make_tensor_value_info(peak, onnx.TensorProto.FLOAT, [])
+            )
+            outputs[peak] = name
+    return measuring, outputs
