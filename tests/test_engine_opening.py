@@ -175,6 +175,22 @@ def test_a_half_installed_back_end_has_a_sentence(
         open_engine(model, backend="tensorrt")
 
 
+def test_an_old_cuda_python_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 12.6 it had `cuda` without `cuda.bindings`."""
+    asked: list[str] = []
+
+    def found(name: str) -> object | None:
+        asked.append(name)
+        if name == "cuda.bindings":
+            raise ModuleNotFoundError("No module named 'cuda'")
+        return object()
+
+    monkeypatch.setattr(opening, "find_spec", found)
+    why = opening.backends()["tensorrt"]
+    assert why == "no module cuda.bindings: pip install 'cuda-python>=12.6'"
+    assert "tensorrt" in asked
+
+
 def test_options_that_are_none(model: Path) -> None:
     with pytest.raises(EngineError, match="on_engine_failure must be one of error, cpu, fp32"):
         open_engine(model, on_engine_failure="gpu")

@@ -142,13 +142,20 @@ def _open_tensorrt(job: Job) -> Engine:
 def _tensorrt_missing() -> str:
     for module, cure in (
         ("tensorrt", "pip install tensorrt (on a Jetson: apt install python3-libnvinfer)"),
-        ("cuda", "pip install cuda-python"),
+        ("cuda.bindings", "pip install 'cuda-python>=12.6'"),
     ):
-        if find_spec(module) is None:
+        if not _has(module):
             return f"no module {module}: {cure}"
     from depth_node.engine import trt
 
     return trt.missing()
+
+
+def _has(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
 
 
 _BACKENDS: dict[str, _Backend] = {
