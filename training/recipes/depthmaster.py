@@ -254,7 +254,8 @@ class DepthMaster(Recipe):
             maps = [through]
             if cfg.learn == "unet":
                 maps.append(model.map(model.spec.normalise(x.to(device))))
-            found = [judged(m, sample.depth, cfg.diffusion.space) for m in maps]
+            rules = getattr(self.check, "protocol", "indoor")
+            found = [judged(m, sample.depth, cfg.diffusion.space, rules) for m in maps]
             rows.append([found[0][0], *(found[1] if len(found) > 1 else ())])
         if not rows:
             return {}
@@ -279,16 +280,16 @@ class DepthMaster(Recipe):
         return {"depth": np.concatenate([rgb, *maps], axis=1)}
 
 
-def judged(values: Tensor, truth: NDArray[np.float32], space: str) -> tuple[float, float, float]:
-    """AbsRel, delta1 and boundary F1 of a map (1, 1, h, w) of `space` against depth (H, W) m."""
-    wide = (
-        functional.interpolate(values.float(), truth.shape, mode="bilinear", align_corners=False)[
-            0, 0
-        ]
-        .cpu()
-        .numpy()
-    )
-    protocol = protocols.find("indoor")
+def judged(
+    values: Tensor, truth: NDArray[np.float32], space: str, rules: str = "indoor"
+) -> tuple[float, float, float]:
+    """AbsRel, delta1 and boundary F1 of a map (1, 1, h, w) of `space` against depth (H, W) m.
+
+    rules: a name of protocols.PROTOCOLS. Scale and shift are fitted in the space itself.
+    """
+    full = functional.interpolate(values.float(), truth.shape, mode="bilinear", align_corners=False)
+    wide = full[0, 0].cpu().numpy()
+    protocol = protocols.find(rules)
     mask = protocols.counted(protocol, truth)
     name = {"depth": "depth_ls", "disparity": "disp_ls", "sqrt_disparity": "sqrt_disp_ls"}[space]
     kind = "depth_affine_invariant" if space == "depth" else "disparity_affine_invariant"
