@@ -68,14 +68,15 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", SIZES)
 def test_the_twin_is_to_tensor(interpolation: str, resize: str, size: tuple[int, int]) -> None:
-    """At most one grey level apart: OpenCV rounds in fixed point, and not all of it the same."""
+    """The same pixels, but for a few that OpenCV rounds otherwise by one grey level."""
     spec = InputSpec(120, 168, resize=resize, interpolation=interpolation, scale=1.0)
     image = picture(*size)
     step = np.abs(
         kernels.picture_to_tensor(image, Resampling.of(*size, spec)) - to_tensor(image, spec)
     )
     assert step.max() <= (0 if interpolation == "nearest" else 1.001)
-    assert step.mean() < 0.15
+    if cv2.__version__.startswith("4."):  # how it rounds is no promise of OpenCV's
+        assert step.mean() < (0.05 if interpolation == "area" else 0.01)
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])

@@ -414,6 +414,7 @@ class PictureInput:
                 whole(how.cols.index.shape[1]),
                 *(whole(number) for number in numbers),
                 *(real(float(value)) for value in (*how.gains, *how.offsets)),
+                whole(how.fixed),
                 whole(kernels.TENSOR_TYPES[spec.dtype]),
                 pointer(tensor),
             ],

@@ -28,6 +28,7 @@ Indices = NDArray[np.int32]
 TENSOR_TYPES = {"float32": 0, "float16": 1, "uint8": 2}
 SPACES = {"depth": 0, "disparity": 1, "log": 2}
 BLOCK = (32, 8)  # threads, along columns and rows
+FIXED = 2048  # OpenCV's weights of linear resizing are multiples of 1 / FIXED
 
 SOURCE = r"""
 // Bits of the IEEE half-precision number nearest to v, ties to even (no header is needed so).
@@ -52,20 +53,36 @@ __device__ static unsigned short half_bits(float v)
 // Picture (rows of `pitch` bytes, 3 bytes a pixel) -> (3, height, width) tensor. Every row and
 // column of the tensor's part that shows the picture has `taps` indices into the picture and
 // weights; the rest of the tensor is 0. Tensor channel c is picture channel first + c * step.
+// fixed: weights are multiples of 2^-11, and products are cut off as OpenCV does when it resizes
+// 8-bit pictures linearly, so that the same pixels come out.
 extern "C" __global__ void picture_to_tensor(
     const unsigned char* picture, int pitch,
     const int* row_index, const float* row_weight, int row_taps,
     const int* col_index, const float* col_weight, int col_taps,
     int top, int left, int rows, int cols, int height, int width, int first, int step,
     float gain0, float gain1, float gain2, float offset0, float offset1, float offset2,
-    int type, void* tensor)
+    int fixed, int type, void* tensor)
 {
     int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= width || y >= height) return;
     int r = y - top, c = x - left;
     bool inside = r >= 0 && r < rows && c >= 0 && c < cols;
     float sum[3] = {0.f, 0.f, 0.f};
-    if (inside) {
+    if (inside && fixed) {
+        int total[3] = {0, 0, 0};
+        for (int i = 0; i < row_taps; ++i) {
+            int wr = (int)(row_weight[r * row_taps + i] * 2048.f);
+            const unsigned char* line = picture + (long long)row_index[r * row_taps + i] * pitch;
+            int part[3] = {0, 0, 0};
+            for (int j = 0; j < col_taps; ++j) {
+                int wc = (int)(col_weight[c * col_taps + j] * 2048.f);
+                const unsigned char* pixel = line + 3 * col_index[c * col_taps + j];
+                for (int k = 0; k < 3; ++k) part[k] += wc * pixel[k];
+            }
+            for (int k = 0; k < 3; ++k) total[k] += (wr * (part[k] >> 4)) >> 16;
+        }
+        for (int k = 0; k < 3; ++k) sum[k] = (float)((total[k] + 2) >> 2);
+    } else if (inside) {
         for (int i = 0; i < row_taps; ++i) {
             float wr = row_weight[r * row_taps + i];
             if (wr == 0.f) continue;
@@ -185,11 +202,13 @@ class Taps:
             weight = np.ones(index.shape)
         else:
             middle = (place + 0.5) * scale - 0.5
+            if interpolation == "linear":  # as OpenCV: in float, and no weight beyond the border
+                middle = np.clip(middle.astype(np.float32), 0, source - 1)
             whole = np.floor(middle).astype(np.int64)
-            f = middle - whole
+            f = (middle - whole).astype(np.float64)
             if interpolation == "linear":
                 index = whole[:, None] + np.arange(2)
-                weight = np.stack([1 - f, f], axis=1)
+                weight = np.rint(np.stack([1 - f, f], axis=1) * FIXED) / FIXED
             else:
                 index = whole[:, None] + np.arange(-1, 3)
                 weight = _cubic(f)
@@ -213,7 +232,8 @@ class Resampling:
     """All that the kernel has to know to make a picture of one size into a network's tensor.
 
     rows, cols: taps into the picture. box: (top, left, rows, cols) of the tensor that show it.
-    first, step: tensor channel c is picture channel first + c * step. gains, offsets: (3,).
+    first, step: tensor channel c is picture channel first + c * step. gains, offsets: (3,). fixed:
+    linear, in whole numbers as OpenCV does it.
     """
 
     spec: InputSpec
@@ -224,6 +244,7 @@ class Resampling:
     step: int
     gains: Floats
     offsets: Floats
+    fixed: bool
 
     @classmethod
     def of(cls, height: int, width: int, spec: InputSpec, order: str = "rgb") -> Resampling:
@@ -240,6 +261,7 @@ class Resampling:
             0 if same else 2,
             1 if same else -1,
             *channel_gains(spec),
+            interpolation == "linear",
         )
 
 
@@ -247,13 +269,7 @@ def picture_to_tensor(picture: NDArray[np.uint8], how: Resampling) -> NDArray:
     """Twin of the kernel: (H, W, 3) uint8 -> (1, 3, height, width) of the spec's type."""
     spec = how.spec
     tensor = np.zeros(spec.shape, spec.dtype)
-    part = np.zeros((len(how.rows.index), *picture.shape[1:]), np.float32)
-    for index, weight in zip(how.rows.index.T, how.rows.weight.T, strict=True):
-        part += weight[:, None, None] * picture[index]
-    small = np.zeros((len(part), len(how.cols.index), 3), np.float32)
-    for index, weight in zip(how.cols.index.T, how.cols.weight.T, strict=True):
-        small += weight[None, :, None] * part[:, index]
-    small = np.clip(np.floor(small + np.float32(0.5)), 0, 255)
+    small = _resampled_fixed(picture, how) if how.fixed else _resampled(picture, how)
     top, left, rows, cols = how.box
     for channel in range(3):
         plane = small[..., how.first + channel * how.step]
@@ -261,6 +277,29 @@ def picture_to_tensor(picture: NDArray[np.uint8], how: Resampling) -> NDArray:
             plane = plane * how.gains[channel] + how.offsets[channel]
         tensor[0, channel, top : top + rows, left : left + cols] = plane
     return tensor
+
+
+def _resampled(picture: NDArray[np.uint8], how: Resampling) -> Floats:
+    """(H, W, 3) -> (rows, cols, 3) whole numbers from 0 to 255."""
+    part = np.zeros((len(how.rows.index), *picture.shape[1:]), np.float32)
+    for index, weight in zip(how.rows.index.T, how.rows.weight.T, strict=True):
+        part += weight[:, None, None] * picture[index]
+    small = np.zeros((len(part), len(how.cols.index), 3), np.float32)
+    for index, weight in zip(how.cols.index.T, how.cols.weight.T, strict=True):
+        small += weight[None, :, None] * part[:, index]
+    return np.clip(np.floor(small + np.float32(0.5)), 0, 255)
+
+
+def _resampled_fixed(picture: NDArray[np.uint8], how: Resampling) -> Floats:
+    """The same in whole numbers, cut off where OpenCV cuts off."""
+    rows, cols = (np.rint(taps.weight * FIXED).astype(np.int64) for taps in (how.rows, how.cols))
+    part = np.zeros((len(picture), len(cols), 3), np.int64)
+    for index, weight in zip(how.cols.index.T, cols.T, strict=True):
+        part += weight[None, :, None] * picture[:, index]
+    small = np.zeros((len(rows), len(cols), 3), np.int64)
+    for index, weight in zip(how.rows.index.T, rows.T, strict=True):
+        small += (weight[:, None, None] * (part[index] >> 4)) >> 16
+    return ((small + 2) >> 2).astype(np.float32)
 
 
 def apply_table(
