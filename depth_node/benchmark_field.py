@@ -8,6 +8,7 @@ are averaged over the frames and seeds of a source, then over the sources.
 from __future__ import annotations
 
 import itertools
+import mmap
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -416,20 +417,19 @@ def speed(repeats: int = 0) -> list[Table]:
                 names = list(found)
                 cells = [f"{value:.1f}" for value in found.values()]
                 body.append([f"{width}x{height}", str(count), *cells])
-        grown = SpeedProblem.of(prediction, labels, 480, 640, 1000).growth()
     notes = [
         "medians of processor time in ms on one core",
         f"a fresh process: warm-up {first[0]:.0f} ms, first fit after it {first[1]:.1f} ms, "
         f"median of the next {first[2]:.1f} ms (480x640, 1000 points)",
-        f"largest memory of the process after {GROWTH_FRAMES[0]} frames {grown[0]:.0f} MiB, after "
-        f"{GROWTH_FRAMES[1]} {grown[1]:.0f} MiB",
+        f"memory of the process after {GROWTH_FRAMES[0]} frames {first[3]:.0f} MiB, after "
+        f"{GROWTH_FRAMES[1]} {first[4]:.0f} MiB",
         machine(),
     ]
     return [Table("Speed of the field", ["picture", "points", *names], body, notes)]
 
 
-def first_calls() -> tuple[float, float, float]:
-    """Milliseconds of the warm-up, the first fit after it, and the median of twenty more."""
+def first_calls() -> list[float]:
+    """Milliseconds of the warm-up, the first fit after it and the median of twenty more; growth."""
     from depth_node.speed import fit_problem, one_core
 
     with one_core():
@@ -443,7 +443,7 @@ def first_calls() -> tuple[float, float, float]:
             begin = time.perf_counter()
             problem.fit(FIELD)
             times.append((time.perf_counter() - begin) * 1e3)
-    return warm_ms, times[0], float(np.median(times[1:]))
+        return [warm_ms, times[0], float(np.median(times[1:])), *problem.growth()]
 
 
 class SpeedProblem:
@@ -513,15 +513,15 @@ class SpeedProblem:
         return {name: float(np.median(found.cpu)) for name, found in times.items()}
 
     def growth(self) -> list[float]:
-        """Largest memory of the process in MiB after GROWTH_FRAMES frames with memory."""
-        import resource
-
+        """Memory of the process in MiB after GROWTH_FRAMES frames with memory; NaN off Linux."""
         state, found = FieldState(), []
         for number in range(max(GROWTH_FRAMES)):
             state.at((number + 1) * 100_000_000)
             self.fit(FIELD, state)
             if number + 1 in GROWTH_FRAMES:
-                found.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+                pages = Path("/proc/self/statm")
+                resident = float(pages.read_text().split()[1]) if pages.is_file() else np.nan
+                found.append(resident * mmap.PAGESIZE / 2**20)
         return found
 
 
