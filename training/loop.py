@@ -60,6 +60,7 @@ __all__ = [
 # recipe adds its own.
 FREE_TO_CHANGE = (
     "loop.steps",
+    "loop.find_unused",
     "loop.log_every",
     "loop.checkpoint_every",
     "loop.keep_every",
@@ -114,7 +115,8 @@ class LoopConfig:
         "fp32", "Arithmetic of the network; fp16 needs a GPU.", choices=("fp32", "bf16", "fp16")
     )
     find_unused: bool = config.option(
-        False, "Several processes only: some weights take no part in some steps."
+        True,
+        "Several processes only: allow steps in which some weights take no part; a little slower.",
     )
     threads: int = config.option(1, "CPU threads of torch.", minimum=1)
     workers: int = config.option(

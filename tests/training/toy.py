@@ -68,6 +68,8 @@ class Toy(loop.Recipe):
 
     def extra(self) -> nn.Module:
         self.projection = nn.Linear(self.cfg.width, 1)
+        # As in recipes with a choice: not every weight takes part in every step.
+        self.projection.register_parameter("unused", nn.Parameter(torch.ones(2)))
         return self.projection
 
     def batch(self, step: int, share: loop.Share) -> loop.Batch:
