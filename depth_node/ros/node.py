@@ -489,6 +489,8 @@ class DepthNode(LifecycleNode):
             )
         if not trouble and fit.status != FitStatus.OK:
             trouble = fit.message
+        if not trouble:
+            trouble = result.message
         if trouble:
             self._say(f"trouble {fit.status} {len(points.points) > 0}", trouble)
         residual = np.abs(fit.point_residual[np.isfinite(fit.point_residual)])
