@@ -365,7 +365,9 @@ def _fit_base(prediction: Prediction, samples: _Samples) -> _Base:
     nearest, farthest = float(low) / RANGE_SHARE, float(high) * RANGE_SHARE
     unknown = None
     values = prediction.values
-    if not np.isfinite(values.sum()):  # or the sum is too large: then nothing is unknown
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum()
+    if not np.isfinite(total):  # or the sum is too large: then nothing is unknown
         unknown = ~np.isfinite(values)
         values = np.where(unknown, np.float32(np.median(v)), values)
     metres = _metres(kind, scale, shift, nearest, farthest, values)

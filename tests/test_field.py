@@ -270,6 +270,17 @@ def test_silent_network_stays_unknown(room: Room) -> None:
     assert not result.point_inlier[points.rows < 40].any()
 
 
+def test_infinite_numbers_of_a_network_are_unknown_and_huge_ones_are_not(room: Room) -> None:
+    prediction = network(room)
+    values = prediction.values.copy()
+    values[:20], values[20:40] = np.inf, -np.inf
+    result = solved(room, measure(room, 200), prediction=Prediction(values, prediction.kind))
+    np.testing.assert_array_equal(np.isnan(result.depth), ~np.isfinite(values))
+    huge = Prediction(room.depth * np.float32(1e34), "depth_affine_invariant")
+    result = solved(room, measure(room, 200), prediction=huge)
+    np.testing.assert_allclose(result.depth, room.depth, rtol=2e-3)
+
+
 def test_one_pixel_wide_and_tiny_pictures() -> None:
     for shape in ((1, 40), (40, 1), (3, 3)):
         rows, cols = np.divmod(np.arange(shape[0] * shape[1]), shape[1])
