@@ -262,6 +262,15 @@ def _camera(image: U8, size: tuple[int, int], fx: float, fy: float, cx: float, c
     return Camera(width, height, fx * x, fy * y, (cx + 0.5) * x - 0.5, (cy + 0.5) * y - 0.5)
 
 
+def _matrix_camera(path: Path, image: U8) -> Camera | None:
+    """The camera whose matrix K a text file holds, if it is there."""
+    if not path.is_file():
+        return None
+    with reading(path):
+        k = np.loadtxt(path)
+        return Camera(image.shape[1], image.shape[0], k[0, 0], k[1, 1], k[0, 2], k[1, 2])
+
+
 def _find_nyuv2(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
@@ -426,12 +435,7 @@ def _read_scannet(item: Item) -> Sample:
     size = (depth.shape[1], depth.shape[0])
     if image.shape[:2] != depth.shape:  # colour is published at 1296x968, depth at 640x480
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    camera = None
-    calibration = item.depth.parents[1] / "intrinsic" / "intrinsic_depth.txt"
-    if calibration.is_file():
-        with reading(calibration):
-            k = np.loadtxt(calibration)
-            camera = Camera(*size, k[0, 0], k[1, 1], k[0, 2], k[1, 2])
+    camera = _matrix_camera(item.depth.parents[1] / "intrinsic" / "intrinsic_depth.txt", image)
     return Sample(item.name, image, depth, camera)
 
 
@@ -463,12 +467,7 @@ def _void(folder: Path, path: Path) -> Path:
 def _read_void(item: Item) -> Sample:
     assert item.depth is not None
     image = read_image(item.image)
-    camera = None
-    calibration = item.image.parents[1] / "K.txt"
-    if calibration.is_file():
-        with reading(calibration):
-            k = np.loadtxt(calibration)
-            camera = Camera(image.shape[1], image.shape[0], k[0, 0], k[1, 1], k[0, 2], k[1, 2])
+    camera = _matrix_camera(item.image.parents[1] / "K.txt", image)
     return Sample(item.name, image, read_depth_png(item.depth, 256), camera)
 
 
