@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -157,11 +158,16 @@ def test_a_copy_in_fp16_is_compared_and_written_beside_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = unet_run(tmp_path / "run"), tmp_path / "student.onnx"
-    assert main(["export", str(run), "--out", str(out), "--fp16"]) == 0
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for k in range(3):
+        cv2.imwrite(str(photos / f"{k}.png"), np.roll(picture(), 20 * k, axis=1))
+    words = ["export", str(run), "--out", str(out), "--fp16", "--pictures", str(photos)]
+    assert main(words) == 0
     half = tmp_path / "student.fp16.onnx"
     assert half.stat().st_size < out.stat().st_size
     agrees(half, export.open_checkpoint(run), 2e-2)
-    assert main(["export", str(run), "--out", str(out), "--fp16", "--weights", "fp16"]) == 1
+    assert main([*words, "--weights", "fp16"]) == 1
     assert "leave --weights fp16 out" in capsys.readouterr().err
 
 
@@ -213,20 +219,19 @@ def test_depth_anything_v2_small_at_392x518(
 # --- parity and refusal --------------------------------------------------------------------------
 
 
-def test_a_wrong_export_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph in which a row of the positional embedding changed places."""
-    real = models.DepthAnything.forward
+def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
+    """A graph that is not the network: it looks into a mirror."""
 
-    def wrong(self: models.DepthAnything, x: torch.Tensor) -> torch.Tensor:
-        return real(self, x.flip(3)) if torch.compiler.is_exporting() else real(self, x)
+    class Mirrored(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = torch.nn.Conv2d(3, 1, 3, padding=1)
 
-    monkeypatch.setattr(models.DepthAnything, "forward", wrong)
-    torch.manual_seed(4)
-    spec = preprocess.InputSpec(
-        height=56, width=84, mean=models.IMAGENET_MEAN, std=models.IMAGENET_STD
-    )
-    network = models.open_network(models.NetworkConfig(kind="debug")).eval()
-    opened = export.Exportable(network, spec, "disparity_affine_invariant", 14)
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.mix(x.flip(3) if torch.compiler.is_exporting() else x)
+
+    spec = preprocess.InputSpec(height=56, width=84)
+    opened = export.Exportable(Mirrored().eval(), spec, "disparity_affine_invariant")
     with pytest.raises(checkpoints.TrainingError, match=r"differ by .* at 56x84"):
         export.to_onnx(opened, tmp_path / "x.onnx", half=False)
     assert list(tmp_path.iterdir()) == []
