@@ -238,7 +238,8 @@ def _add_converting(kinds: Any) -> None:
         "--keep", default="", metavar="OP,OP", help="operators to keep in FP32 besides"
     )
     checking = kinds.add_parser("check", help="two networks, precisions or back ends compared")
-    checking.add_argument("models", nargs=2, metavar=("A", "B"), help=f"{model}; A is right")
+    checking.add_argument("first", metavar="A", help=f"{model}; it is right")
+    checking.add_argument("second", metavar="B", help="the one to be compared with it")
     checking.add_argument(
         "--backends", default="onnxruntime-cpu,auto", metavar="A,B", help="(onnxruntime-cpu,auto)"
     )
@@ -324,7 +325,8 @@ def _run_check(options: argparse.Namespace) -> int:
     precisions = _pair("--precisions", options.precisions)
     with ExitStack() as stack:
         engines, names = [], []
-        for model, backend, precision in zip(options.models, backends, precisions, strict=True):
+        models = (options.first, options.second)
+        for model, backend, precision in zip(models, backends, precisions, strict=True):
             opened = stack.enter_context(open_engine(model, backend=backend, precision=precision))
             engine, how = _as_a_gpu(opened, stack)
             engines.append(engine)

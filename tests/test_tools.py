@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -118,6 +119,17 @@ def test_unknown_commands_and_help() -> None:
         with pytest.raises(SystemExit) as stopped:
             tools.main(arguments)
         assert stopped.value.code == status
+
+
+def helped(parser: argparse.ArgumentParser) -> int:
+    """How many commands there are; each must be able to say how it is used."""
+    assert parser.format_help()
+    inner = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return 1 + sum(helped(child) for action in inner for child in action.choices.values())
+
+
+def test_every_command_can_say_how_it_is_used() -> None:
+    assert helped(tools._parser()) > 10
 
 
 def test_bench_accuracy(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
