@@ -25,6 +25,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
@@ -594,15 +595,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; the exit status is 0 then."""
     node: DepthNode | None = None
     executor: SingleThreadedExecutor | None = None
-    stops = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # they wait until all is built
+    early: list[int] = []  # signals wait until all is built, whichever thread they reach
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda number, _: early.append(number))
     try:
-        rclpy.init(args=arguments)
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
-        executor.spin()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        install_signal_handlers(SignalHandlerOptions.ALL)
+        if not early:
+            executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException, ROSInterruptException):
         pass
     except RuntimeError as error:  # rcl cannot read its arguments or the parameter file
@@ -611,7 +615,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"depth_node: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # a second one must not interrupt the end
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not interrupt the end
         if executor is not None:
             executor.shutdown()
         if node is not None:
