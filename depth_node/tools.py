@@ -485,12 +485,7 @@ def _run_field(options: argparse.Namespace) -> int:
                 found = case(benchmark_field.Task(options.sources, network, seeds, advance))
             except ValueError as error:
                 raise UsageError(str(error)) from None
-    for table in found:
-        print_table(screen, table.title, table.head, table.rows, set())
-        for note in table.notes:
-            screen.print(f"  {note}")
-    if options.out:
-        write_text(options.out, benchmark.markdown(found))
+    _show_tables(screen, found, options.out)
     return 0
 
 
@@ -506,13 +501,18 @@ def _run_regions(options: argparse.Namespace) -> int:
             found = case(options.sources, network, seeds, advance)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    for table in found:
+    _show_tables(screen, found, options.out)
+    return 0
+
+
+def _show_tables(screen: Console, tables: Sequence[benchmark.Table], out: Path | None) -> None:
+    """On the screen and, if a file is named, there as Markdown."""
+    for table in tables:
         print_table(screen, table.title, table.head, table.rows, set())
         for note in table.notes:
             screen.print(f"  {note}")
-    if options.out:
-        write_text(options.out, benchmark.markdown(found))
-    return 0
+    if out:
+        write_text(out, benchmark.markdown(tables))
 
 
 def _words(text: str) -> list[str]:

@@ -7,6 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
+from golden import STUDENT, TEACHER, as_map, everywhere  # noqa: E402
+
 from training.losses import (  # noqa: E402
     context_l1,
     dead_outputs,
@@ -22,17 +24,6 @@ from training.losses import (  # noqa: E402
 )
 from training.normalization import normalise  # noqa: E402
 from training.recipes.supervised import LossConfig, disparity_loss  # noqa: E402
-
-TEACHER = [1.0, 2.0, 3.0, 4.0, 10.0]
-STUDENT = [2.0, 2.0, 3.0, 5.0, 9.0]
-
-
-def as_map(values: list[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64).view(1, 1, 1, -1)
-
-
-def everywhere(values: torch.Tensor) -> torch.Tensor:
-    return torch.ones_like(values, dtype=torch.bool)
 
 
 def test_global_loss_golden() -> None:
