@@ -62,7 +62,9 @@ def kernels(compiler: str = "auto") -> Kernels:
     def compiled(loop: Callable[..., None], types: str) -> Callable[..., None]:
         # Inputs hold no NaN and no infinity, so reassociation is the only effect of fastmath.
         # The types are told, so all is compiled here and no frame ever waits for a compiler.
-        make = numba.njit(f"void({types})", cache=True, fastmath=True, nogil=True)
+        make = numba.njit(
+            f"void({types})", cache=True, fastmath=True, nogil=True, error_model="numpy"
+        )
         fast: Callable[..., None] = make(loop)
         return fast
 
@@ -111,6 +113,8 @@ def _nearest(
             ring += 1
             left, right = max(0, col - ring), min(cell_cols - 1, col + ring)
             for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
+                if seen >= candidates:
+                    break  # enough, whatever else is there
                 whole = i == row - ring or i == row + ring
                 for side in range(1 if whole else 2):
                     # A whole row of cells, or its two ends.
@@ -132,7 +136,11 @@ def _nearest(
         found = 0
         worst = np.inf
         left, right = max(0, col - ring), min(cell_cols - 1, col + ring)
-        for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
+        for turn in range(2 * ring + 1):
+            # The query's own row of cells first: what it holds rules most others out.
+            i = row + ((turn + 1) // 2 if turn % 2 else -(turn // 2))
+            if i < 0 or i >= cell_rows:
+                continue
             for p in range(start[i * cell_cols + left], start[i * cell_cols + right + 1]):
                 d0, d1 = q0 - point[p, 0], q1 - point[p, 1]
                 d = d0 * d0 + d1 * d1

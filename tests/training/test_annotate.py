@@ -262,6 +262,7 @@ def test_a_port_in_use_and_an_empty_folder_are_refused(folder: Path, tmp_path: P
 
 
 def test_the_command_serves_until_it_is_interrupted(folder: Path) -> None:
+    pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
     out = folder.parent / "labels.csv"
     command = [sys.executable, "-m", "training", "annotate", str(folder), "--out", str(out)]
     with subprocess.Popen(
