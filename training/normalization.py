@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 EPS = 1e-6
+FEW = 8  # contexts in a layer up to which their medians are selected one by one
 # Equal-width bins that the teacher's range is cut into; every pixel lies in one bin of each level
 # (hierarchical depth normalisation; Distill Any Depth, section 3.2).
 LEVELS = {"global": (1,), "hybrid": (1, 2, 4), "local": (4,)}
@@ -33,13 +35,21 @@ def statistics(values: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor
     place = label + torch.arange(rows, device=label.device)[:, None] * top
     inside = label > 0
     count = torch.bincount(place.flatten(), minlength=rows * top)
-    # By value first, then stably by context: each context lies in one piece, in order.
-    ordered = torch.where(inside, flat.detach(), torch.zeros_like(flat)).flatten().argsort()
-    order = ordered[place.flatten()[ordered].int().argsort(stable=True)]
-    begin = count.cumsum(0) - count
-    middle = begin + torch.div((count - 1).clamp_min(0), 2, rounding_mode="floor")
     clean = torch.where(inside, flat, torch.zeros_like(flat)).flatten()
-    median = clean[order[middle.clamp_max(len(order) - 1)]] * (count > 0)
+    if top <= FEW + 1 and flat.device.type == "cpu":
+        # A selection for each is several times quicker than sorting; on a GPU sorting costs little.
+        beyond = torch.full_like(flat, torch.nan)
+        picked = [torch.where(label == k, flat.detach(), beyond) for k in range(1, top)]
+        at = torch.stack([p.nanmedian(dim=1).indices for p in picked or [beyond]], dim=1)
+        first = torch.arange(rows, device=label.device)[:, None] * flat.shape[1]
+        median = functional.pad(clean[at + first], (1, 0))[:, :top].flatten() * (count > 0)
+    else:
+        # By value first, then stably by context: each context lies in one piece, in order.
+        ordered = torch.where(inside, flat.detach(), torch.zeros_like(flat)).flatten().argsort()
+        order = ordered[place.flatten()[ordered].int().argsort(stable=True)]
+        begin = count.cumsum(0) - count
+        middle = begin + torch.div((count - 1).clamp_min(0), 2, rounding_mode="floor")
+        median = clean[order[middle.clamp_max(len(order) - 1)]] * (count > 0)
     away = (clean - median[place.flatten()]).abs() * inside.flatten()
     total = torch.zeros_like(median).index_add(0, place.flatten(), away)
     deviation = total / count.clamp_min(1)

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from golden import STUDENT, TEACHER, as_map, everywhere  # noqa: E402
 
 from training.normalization import (  # noqa: E402
+    FEW,
     bins,
     layers,
     normalise,
@@ -33,14 +34,15 @@ def test_statistics_golden() -> None:
         assert int(count[0, 1]) == 5
 
 
-def test_all_contexts_at_once_equal_one_by_one() -> None:
+@pytest.mark.parametrize("count", [1, 4, FEW + 3])  # selected one by one, and sorted
+def test_all_contexts_at_once_equal_one_by_one(count: int) -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(3, 1, 9, 7, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 5, (3, 1, 9, 7), generator=generator)
+    labels = torch.randint(0, count + 1, (3, 1, 9, 7), generator=generator)
     found = normalise(values, labels)
     assert torch.equal(found[labels == 0], torch.zeros_like(found[labels == 0]))
     for picture in range(3):
-        for label in range(1, 5):
+        for label in range(1, count + 1):
             inside = labels[picture] == label
             mine = values[picture][inside]
             centred = mine - mine.median()
