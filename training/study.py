@@ -3,7 +3,7 @@
 
     python -m training study westar --out STUDY [--target fog --severity 5 --seeds 1 2 3]
     python -m training study distill --out STUDY
-    python -m training study mesa | depthmaster --out STUDY      (study_pretraining.py)
+    python -m training study mesa | depthmaster | assistant --out STUDY   (study_pretraining.py)
 
 Every variant is a run of the recipe itself in a folder of its own, then judged on rooms that no
 run saw; what is done is not done again. The table says the error of each variant, how it compares
@@ -36,6 +36,7 @@ from training.ordinal import LabelSet, SimulationConfig, simulate
 from training.recipes import distill, westar
 from training.teachers import NetworkTeacher
 
+PRETRAINING = ("mesa", "depthmaster", "assistant")  # of study_pretraining.py
 HEIGHT, WIDTH = 96, 128
 ALIGNMENT, PROTOCOL = "disp_ls", "indoor"
 # Of rooms that the embedded network was not trained on (its pool has seed 20), and different ones
@@ -256,7 +257,7 @@ def _quiet() -> Console:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `study`."""
-    parser.add_argument("what", choices=("westar", "distill", "mesa", "depthmaster"))
+    parser.add_argument("what", choices=("westar", "distill", *PRETRAINING))
     parser.add_argument("--out", required=True, type=Path, help="folder of rooms, runs and scores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="a run of each variant")
     parser.add_argument("--only", nargs="+", default=[], help="variants, by their names")
@@ -274,7 +275,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run what is missing, print the table after every run."""
-    if args.what in ("mesa", "depthmaster"):
+    if args.what in PRETRAINING:
         from training import study_pretraining
 
         return study_pretraining.command(args, console)

@@ -2,17 +2,20 @@
 """Do MeSa and DepthMaster do here what their papers say? The same kind of study as study.py.
 
     python -m training study mesa --out STUDY [--seeds 1 2 3]
-    python -m training study depthmaster --out STUDY
+    python -m training study depthmaster --out STUDY --pictures 3000
+    python -m training study assistant --out STUDY --pictures 3000      (after depthmaster)
 
 mesa: an encoder pre-trained in five ways (from scratch is one), then fine-tuned alike on few
 pictures of rooms, judged in metres on rooms and on desks that it never saw. depthmaster: small
-networks from scratch, one change at a time, judged in their own space.
+networks from scratch, one change at a time, judged in their own space. assistant: a student of the
+embedded network, with depthmaster's "both stages" as a second teacher and without.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,19 @@ from torch import nn
 from torch.nn import functional
 
 from depth_node import config
-from depth_node.metrics import evaluate
+from depth_node.metrics import boundary_f1, evaluate
 from training import checkpoints
 from training.data import Pool, Sample, Window
+from training.diffusion import open_run, target
+from training.evaluate import BASELINES, baseline
 from training.loop import run
 from training.mixture import Mixture, MixtureConfig
-from training.recipes import depthmaster, mesa
+from training.models import InputSpec, NetworkConfig, open_network
+from training.models import open_run as open_student
+from training.recipes import depthmaster, distill, mesa
 from training.sequences import open_triplets
-from training.study import Variant, compared, judged
+from training.study import HEIGHT, WIDTH, Variant, compared, errors, judged
+from training.teachers import NetworkTeacher
 
 F64 = NDArray[np.float64]
 
@@ -69,38 +77,92 @@ MESA = (
     Variant("all three", {}),
 )
 
+# The external encoder of the alignment sees 0.875 of a picture: 3 x 4 patches of 14 px, as many
+# as the U-Net's middle has cells.
+MASTER_SIZE = {"height": 48, "width": 64}
+STEPS, DETAIL = 1400, 400  # of the first stage, of the second
 MASTER_BASE: dict[str, Any] = {
-    "height": 32,
-    "width": 48,
-    "diffusion": {"unet_widths": [16, 32, 32], "vae_widths": [8, 16]},
+    **MASTER_SIZE,
+    "diffusion": {"unet_widths": [32, 48, 64], "vae_widths": [16, 32, 32]},
     "loss": {"align": 0},
     "loop": {
         "batch": 16,
-        "steps": 500,
+        "steps": STEPS,
         "learning_rate": 2e-3,
-        "warmup": 50,
+        "warmup": 100,
         "ema": 0.99,
         "tensorboard": False,
-        "checkpoint_every": 250,
+        "checkpoint_every": 200,
     },
 }
-# A second stage: 200 steps at a tenth of the rate, through the decoder.
-SECOND: dict[str, Any] = {
-    "loss.latent": 0,
-    "loss.pixel": 1,
-    "loss.gradient": 0.001,
-    "loop.steps": 200,
-    "loop.learning_rate": 2e-4,
+AUTOENCODER: dict[str, Any] = {"learn": "autoencoder", "loop.learning_rate": 3e-3}
+# What stands for DINOv2, whose weights are not at hand: an encoder of tokens that learnt to guess
+# hidden patches of the same pictures.
+STAND_IN: dict[str, Any] = {
+    "height": 42,
+    "width": 56,
+    "masking.unit_px": 14,
+    "loss.geometric": 0,
+    "loss.supervised": 0,
+    "loop.steps": 2000,
+    "loop.batch": 16,
+    "loop.checkpoint_every": 500,
 }
+ENCODER = "encoder"  # of external.source: the stand-in's folder
+# A second stage: a tenth of the rate, through the decoder.
+PIXELS: dict[str, Any] = {"loss.latent": 0, "loss.pixel": 1, "loss.gradient": 0.001}
+LATER: dict[str, Any] = {"start": "sqrt-disparity", "loop.steps": DETAIL}
+SECOND: dict[str, Any] = {**LATER, **PIXELS, "loop.learning_rate": 2e-4}
+FOURIER = {"diffusion.fourier": True}
+ALIGNED: dict[str, Any] = {"loss.align": 1, "external.kind": "debug", "external.source": ENCODER}
 MASTER = (
     Variant("sqrt-disparity", {}),
     Variant("disparity", {"diffusion.space": "disparity"}),
     Variant("depth", {"diffusion.space": "depth"}),
-    Variant("pixels only", {"loss.latent": 0, "loss.pixel": 1, "loop.steps": 700}),
-    Variant("two stages", {**SECOND, "diffusion.fourier": True}),
-    Variant("two stages, code's form", {**SECOND, "diffusion.fourier": True, "loss.form": "code"}),
-    Variant("two stages without Fourier", SECOND),
+    Variant("aligned", ALIGNED),
+    Variant("aligned, random encoder", {**ALIGNED, "external.source": ""}),
+    Variant("stage 1 for longer", {**LATER, "loop.learning_rate": 2e-4}),
+    Variant("stage 2 alone", {**PIXELS, **FOURIER, "loop.steps": STEPS + DETAIL}),
+    Variant("both stages", {**SECOND, **FOURIER}),
+    Variant("both stages, code's form", {**SECOND, **FOURIER, "loss.form": "code"}),
+    Variant("both stages without Fourier", SECOND),
+    Variant("both stages, pixel loss only", {**SECOND, "loss.gradient": 0}),
+    Variant("both stages, aligned", {**SECOND, **FOURIER, "start": "aligned"}),
 )
+
+# A student of the embedded network's kind, taught by it, or now and then by the network of
+# "both stages".
+STUDENTS = (
+    Variant("embedded network alone", {"who": "primary"}),
+    Variant("with the diffusion assistant", {"who": "random", "assistant_share": 0.3}),
+    Variant("diffusion network alone", {"who": "assistant"}),
+)
+ASSISTANT = "both stages"
+STUDENT_BASE: dict[str, Any] = {
+    "height": HEIGHT,
+    "width": WIDTH,
+    "encoder_rate": 1.0,
+    "network": {
+        "kind": "unet",
+        "unet": {
+            "widths": [12, 20, 32, 48, 64],
+            "depths": [0, 1, 1, 1, 1],
+            "decoder": [32, 24, 16, 12],
+        },
+    },
+    "crop": {"smallest_px": 78},
+    "view": {"colour": 0.2, "gamma": 0.2},
+    "loss": {"feature": 0},
+    "loop": {
+        "steps": 600,
+        "batch": 16,
+        "warmup": 30,
+        "learning_rate": 2e-3,
+        "precision": "bf16",
+        "tensorboard": False,
+        "checkpoint_every": 100,
+    },
+}
 
 
 def pool(out: Path, what: str, count: int, style: str, seed: int, size: tuple[int, int]) -> Pool:
@@ -137,7 +199,7 @@ def samples(of: Pool) -> list[Sample]:
 def pretrained(out: Path, variant: Variant, seed: int, learn: Pool, few: Pool) -> Path:
     """The run of one variant: pre-trained on `learn`, fine-tuned on `few`."""
     start: dict[str, Any] = {}
-    slug = variant.name.replace(" ", "-")
+    slug = _slug(variant.name)
     if variant.settings is not None:
         first = out / "runs" / f"{slug}-{seed}-pretrained"
         _mesa(first, {**variant.settings, "loop.seed": seed}, learn)
@@ -181,42 +243,125 @@ def metre_errors(path: Path, judge: Sequence[Sample]) -> F64:
 # --- DepthMaster ---------------------------------------------------------------------------------
 
 
-def answered(out: Path, variant: Variant, seed: int, learn: Pool) -> tuple[nn.Module, str]:
-    """The network of one variant and its space; stages before it are made first."""
+def answered(out: Path, variant: Variant, seed: int, learn: Pool) -> Path:
+    """The run of one variant; what it starts from is made first. One autoencoder serves all of
+    them, as Stable Diffusion's does, and one external encoder.
+    """
     settings = dict(variant.settings or {})
-    first = out / "runs" / f"autoencoder-{seed}"
-    _master(first, {"learn": "autoencoder", "loop.learning_rate": 3e-3, "loop.seed": seed}, learn)
-    start = first
-    if settings.get("loss.gradient"):  # a second stage goes on from the first variant
-        start = out / "runs" / f"{MASTER[0].name}-{seed}"
-        _master(start, {"start": str(first), "loop.seed": seed}, learn)
-    last = out / "runs" / f"{variant.name.replace(' ', '-')}-{seed}"
-    cfg = _master(last, {**settings, "start": str(start), "loop.seed": seed}, learn)
-    network, _, _ = depthmaster.exportable(checkpoints.read(last))
-    return network, cfg.diffusion.space
+    start = _master(out / "runs" / "autoencoder", {**AUTOENCODER, "loop.seed": 0}, learn)
+    if settings.get("external.source"):
+        settings["external.source"] = str(stand_in(out, learn))
+    if "start" in settings:
+        before = next(v for v in MASTER if v.name == settings["start"])
+        start = answered(out, before, seed, learn)
+    last = out / "runs" / f"{_slug(variant.name)}-{seed}"
+    return _master(last, {**settings, "start": str(start), "loop.seed": seed}, learn)
 
 
-def _master(folder: Path, changes: dict[str, Any], learn: Pool) -> depthmaster.Config:
+def stand_in(out: Path, learn: Pool) -> Path:
+    """A folder that models.open_dino opens: the encoder that learnt by STAND_IN."""
+    folder, made = out / "runs" / "encoder", out / "runs" / "encoder-dinov2"
+    if not (made / "config.json").is_file():
+        _mesa(folder, {**STAND_IN, "loop.seed": 0}, learn)
+        learnt: Any = mesa.exportable(checkpoints.read(folder))[0].network
+        learnt.network.backbone.save_pretrained(made)
+    return made
+
+
+def _master(folder: Path, changes: dict[str, Any], learn: Pool) -> Path:
     cfg = config.replace(config.build(depthmaster.Config, MASTER_BASE), changes)
     mixture = Mixture(config.replace(cfg.pictures, _pool_settings(learn)))
     recipe = depthmaster.DepthMaster(cfg, mixture)
     run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
-    return cfg
+    return folder
 
 
 @torch.no_grad()
-def space_errors(network: Any, space: str, judge: Sequence[Sample]) -> F64:
-    """(pictures, 2): AbsRel, and 1 - boundary F1, aligned in the network's own space."""
+def space_errors(network: Any, space: str, judge: Sequence[Sample], through: bool = False) -> F64:
+    """(pictures, 2): AbsRel and boundary F1, aligned in the network's own space.
+
+    through: of the truth, sent through the autoencoder alone (table II).
+    """
     found = []
     for sample in judge:
         assert sample.depth is not None
-        window = Window.whole(sample.image.shape, MASTER_BASE["height"], MASTER_BASE["width"])
-        x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
-        abs_rel, _, f1 = depthmaster.judged(
-            network.map(network.spec.normalise(x)), sample.depth, space
-        )
-        found.append((abs_rel, 1 - f1))
+        window = Window.whole(sample.image.shape, MASTER_SIZE["height"], MASTER_SIZE["width"])
+        if through:
+            depth = torch.from_numpy(window.nearest(sample.depth))[None, None]
+            seen = target(depth, torch.isfinite(depth), space)
+            values = network.reconstruct(seen.values).clamp(-1, 1)
+        else:
+            x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
+            values = network.map(network.spec.normalise(x))
+        abs_rel, _, f1 = depthmaster.judged(values, sample.depth, space)
+        found.append((abs_rel, f1))
     return np.array(found)
+
+
+def rival_errors(name: str, judge: Sequence[Sample]) -> F64:
+    """(pictures, 2): AbsRel and boundary F1 of a rival that does not look at the picture."""
+    found = []
+    for sample in judge:
+        assert sample.depth is not None
+        depth = baseline(name, sample.depth)
+        found.append((evaluate(depth, sample.depth).abs_rel, boundary_f1(depth, sample.depth)))
+    return np.array(found)
+
+
+def master_errors(out: Path, name: str, seed: int, learn: Pool, judge: Sequence[Sample]) -> F64:
+    """The errors of a variant or of a reference, by its name in the table."""
+    if name in BASELINES:
+        return rival_errors(name, judge)
+    variant = next((v for v in MASTER if v.name == name), MASTER[0])
+    path = answered(out, variant, seed, learn)
+    network = open_run(path)
+    return space_errors(network, network.cfg.space, judge, through=name == THROUGH)
+
+
+THROUGH = "the truth through the autoencoder"
+
+
+# --- the assistant -------------------------------------------------------------------------------
+
+
+def student_errors(
+    out: Path, name: str, seed: int, learn: Pool, see: Sequence[Sample], judge: Sequence[Sample]
+) -> F64:
+    """(pictures, 2): AbsRel and 1 - delta1 of a student, or of a teacher by its name."""
+    embedded = NetworkTeacher(open_network(NetworkConfig(source="embedded")), "embedded")
+    if name == TEACHERS[0]:
+        return errors(embedded.network, judge)
+    variant = next(v for v in MASTER if v.name == ASSISTANT)
+    network: Any = open_run(answered(out / "depthmaster", variant, seed, learn))
+    size = (MASTER_SIZE["height"], MASTER_SIZE["width"])
+    assistant = NetworkTeacher(network, "diffusion", size)
+    if name == TEACHERS[1]:
+        sized: Any = _Sized(assistant)
+        return errors(sized, judge)
+    chosen = next(v for v in STUDENTS if v.name == name)
+    changes = {**(chosen.settings or {}), "loop.seed": seed}
+    cfg = config.replace(config.build(distill.Config, STUDENT_BASE), changes)
+    folder = out / "assistant" / "runs" / f"{_slug(name)}-{seed}"
+    plain = [Sample(s.name, s.image) for s in see]
+    recipe = distill.Distill(cfg, plain, [embedded, assistant])
+    run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
+    return errors(open_student(folder), judge)
+
+
+TEACHERS = ("the embedded network itself", "the diffusion network itself")
+
+
+class _Sized(nn.Module):
+    """A teacher as a network, of pictures in 0..1."""
+
+    spec = InputSpec((0.0,) * 3, (1.0,) * 3, 1)  # type: ignore[arg-type]
+
+    def __init__(self, teacher: NetworkTeacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.teacher(x)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -247,37 +392,71 @@ def table(
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run what is missing of a study, print its table after every run."""
     torch.set_num_threads(1)
-    place = args.out / args.what
+    study = {"mesa": _mesa_study, "depthmaster": _master_study, "assistant": _assistant_study}
+    names, units, parts, make = study[args.what](args)
     results: dict[str, list[dict[str, Any]]] = {}
     text = ""
-    is_mesa = args.what == "mesa"
-    variants = [v for v in (MESA if is_mesa else MASTER) if not args.only or v.name in args.only]
-    if is_mesa:
-        size = (60, 88)
-        learn = pool(args.out, "mesa-learn", args.pictures, "room", 8001, size)
-        few = pool(args.out, "mesa-few", min(120, args.pictures), "room", 8002, size)
-        judge = {
-            "rooms": samples(pool(args.out, "mesa-rooms", 3 * args.rooms, "room", 8004, size)),
-            "desks": samples(pool(args.out, "mesa-desks", 3 * args.rooms, "desk", 8005, size)),
-        }
-        units = ("RMSE (m)", "AbsRel")
-    else:
-        learn = pool(args.out, "master-learn", args.pictures, "mixed", 8011, (36, 54))
-        held_out = pool(args.out, "master-judge", 3 * args.rooms, "mixed", 8014, (64, 96))
-        judge = {"rooms": samples(held_out)}
-        units = ("AbsRel", "1 - boundary F1")
     for seed in args.seeds:
-        for variant in variants:
-
-            def make(v: Variant = variant, s: int = seed) -> dict[str, F64]:
-                if is_mesa:
-                    path = pretrained(place, v, s, learn, few)
-                    return {part: metre_errors(path, rows) for part, rows in judge.items()}
-                network, space = answered(place, v, s, learn)
-                return {part: space_errors(network, space, rows) for part, rows in judge.items()}
-
-            name = f"{variant.name.replace(' ', '-')}-{seed}-{args.rooms}.json"
-            results.setdefault(variant.name, []).append(judged(place / "scores" / name, make))
-            text = table(results, list(judge), units)
-            (place / "table.md").write_text(text + "\n", encoding="utf-8")
+        for name in names:
+            if (args.only and name not in args.only) or (name in UNSEEDED and name in results):
+                continue
+            path = args.out / args.what / "scores" / f"{_slug(name)}-{seed}-{args.rooms}.json"
+            row = judged(path, functools.partial(make, name, seed))
+            results.setdefault(name, []).append(row)
+            text = table(results, parts, units)
+            (args.out / args.what / "table.md").write_text(text + "\n", encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+# Names of the rows, their two measures, the sets they are judged on, and what judges a row.
+Study = tuple[Sequence[str], Sequence[str], Sequence[str], Callable[[str, int], dict[str, F64]]]
+UNSEEDED = (*BASELINES, THROUGH, TEACHERS[0])
+
+
+def _mesa_study(args: argparse.Namespace) -> Study:
+    size = (60, 88)
+    learn = pool(args.out, "mesa-learn", args.pictures, "room", 8001, size)
+    few = pool(args.out, "mesa-few", min(120, args.pictures), "room", 8002, size)
+    judge = {
+        "rooms": samples(pool(args.out, "mesa-rooms", 3 * args.rooms, "room", 8004, size)),
+        "desks": samples(pool(args.out, "mesa-desks", 3 * args.rooms, "desk", 8005, size)),
+    }
+
+    def make(name: str, seed: int) -> dict[str, F64]:
+        variant = next(v for v in MESA if v.name == name)
+        path = pretrained(args.out / "mesa", variant, seed, learn, few)
+        return {part: metre_errors(path, rows) for part, rows in judge.items()}
+
+    return [v.name for v in MESA], ("RMSE (m)", "AbsRel"), list(judge), make
+
+
+def _master_learn(args: argparse.Namespace) -> Pool:
+    return pool(args.out, "master-learn", args.pictures, "room", 8011, (54, 72))
+
+
+def _master_study(args: argparse.Namespace) -> Study:
+    learn = _master_learn(args)
+    size = (MASTER_SIZE["height"], MASTER_SIZE["width"])
+    judge = samples(pool(args.out, "master-judge", 3 * args.rooms, "room", 8014, size))
+
+    def make(name: str, seed: int) -> dict[str, F64]:
+        return {"rooms": master_errors(args.out / "depthmaster", name, seed, learn, judge)}
+
+    names = [*(v.name for v in MASTER), THROUGH, *BASELINES]
+    return names, ("AbsRel", "boundary F1"), ["rooms"], make
+
+
+def _assistant_study(args: argparse.Namespace) -> Study:
+    learn, size = _master_learn(args), (108, 144)
+    see = samples(pool(args.out, "assistant-see", min(args.pictures, 900), "room", 8021, size))
+    judge = samples(pool(args.out, "assistant-judge", 3 * args.rooms, "room", 8024, size))
+
+    def make(name: str, seed: int) -> dict[str, F64]:
+        return {"rooms": student_errors(args.out, name, seed, learn, see, judge)}
+
+    names = [*(v.name for v in STUDENTS), *TEACHERS]
+    return names, ("AbsRel", "1 - delta1"), ["rooms"], make
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "-")
