@@ -5,6 +5,10 @@ Both forms give the same numbers (to 1e-5; a test holds them together). The loop
 functions that numba compiles when it is there: numba keeps the machine code beside this file, or in
 the user's cache folder where that is read-only, so only the first start on a machine compiles.
 
+The innermost loops run over what lies side by side in memory, so that the compiler makes vector
+instructions of them: candidates of a query, queries of a block, cells of a row. Unsigned places
+tell it that no index counts from the end (and must not share a name with signed ones).
+
 Shapes used throughout: N points, M queries (lattice nodes or points), F features, k neighbours.
 The F = 6 features are row, column, logarithm of the base map and three of colour, each in units of
 its correlation length.
@@ -28,6 +32,10 @@ Integers = NDArray[np.int64]
 COMPILERS = ("auto", "numba", "numpy")
 STUDENT_PEAK = 0.3675526  # density at 0 of Student's distribution with 3 degrees of freedom
 _CHUNK = 4096  # queries that the NumPy forms work on at a time
+_LANES = 8  # numbers of a vector
+_BLOCK = 64  # queries that are kriged side by side
+_ROW = 96  # cells of a row that are worked on at a time
+_RANKED = 56  # up to so many candidates are ordered by counting, more one by one
 
 
 @dataclass(frozen=True)
@@ -99,83 +107,83 @@ def _nearest(
     label_gap to the squared feature distance. Written: index (M, k) int64, -1 where there are
     fewer, and square (M, k), ascending.
     """
-    k = index.shape[1]
-    best: Integers = np.empty(k, np.int64)
-    least: Floats = np.empty(k)
+    k, count = index.shape[1], len(point)
+    room = count + 2 * _LANES  # whole vectors may begin at the last point
+    f: Floats = np.zeros((7, room))
+    for p in range(count):
+        for c in range(6):
+            f[c, p] = point[p, c]
+        f[6, p] = label[p]
+    far, which = np.empty(room), np.empty(room, np.int64)
+    rank, order = np.empty(room, np.int64), np.empty(room, np.int64)
     for m in range(len(query)):
         q0, q1, q2 = query[m, 0], query[m, 1], query[m, 2]
         q3, q4, q5 = query[m, 3], query[m, 4], query[m, 5]
+        q6 = float(query_label[m])
         row = query_cell[m] // cell_cols
         col = query_cell[m] - row * cell_cols
-        seen = 0
-        ring = -1
-        while ring < 1 or (seen < candidates and (ring < cell_rows or ring < cell_cols)):
+        # Candidates in ascending order, and their distances.
+        size = ring = 0
+        while ring < 1 or (size < candidates and (ring < cell_rows or ring < cell_cols)):
             ring += 1
+            size = 0
             left, right = max(0, col - ring), min(cell_cols - 1, col + ring)
             for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
-                if seen >= candidates:
-                    break  # enough, whatever else is there
-                whole = i == row - ring or i == row + ring
-                for side in range(1 if whole else 2):
-                    # A whole row of cells, or its two ends.
-                    first, last = left, right
-                    if not whole:
-                        first = last = col - ring if side == 0 else col + ring
-                        if first < 0 or first >= cell_cols:
-                            continue
-                    begin, end = start[i * cell_cols + first], start[i * cell_cols + last + 1]
-                    if hole[m] <= 0.0:
-                        seen += end - begin
-                        continue
+                begin, end = start[i * cell_cols + left], start[i * cell_cols + right + 1]
+                if hole[m] > 0.0:
                     for p in range(begin, end):
-                        d0, d1 = q0 - point[p, 0], q1 - point[p, 1]
+                        d0, d1 = q0 - f[0, p], q1 - f[1, p]
                         measure = d0 * d0 * shape[0] + 2.0 * d0 * d1 * shape[1]
                         if measure + d1 * d1 * shape[2] >= hole[m]:
-                            seen += 1
-        holed = hole[m] > 0.0
-        found = 0
-        worst = np.inf
-        left, right = max(0, col - ring), min(cell_cols - 1, col + ring)
-        for turn in range(2 * ring + 1):
-            # The query's own row of cells first: what it holds rules most others out.
-            i = row + ((turn + 1) // 2 if turn % 2 else -(turn // 2))
-            if i < 0 or i >= cell_rows:
-                continue
-            for p in range(start[i * cell_cols + left], start[i * cell_cols + right + 1]):
-                d0, d1 = q0 - point[p, 0], q1 - point[p, 1]
-                d = d0 * d0 + d1 * d1
-                if d > worst:
+                            which[size] = p
+                            size += 1
                     continue
-                if holed:
-                    measure = d0 * d0 * shape[0] + 2.0 * d0 * d1 * shape[1]
-                    if measure + d1 * d1 * shape[2] < hole[m]:
-                        continue
-                d2, d3, d4, d5 = (
-                    q2 - point[p, 2],
-                    q3 - point[p, 3],
-                    q4 - point[p, 4],
-                    q5 - point[p, 5],
-                )
-                d += d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
-                if query_label[m] != label[p]:
-                    d += label_gap
-                if d > worst or (d == worst and p > best[k - 1]):
+                first, at = np.uint64(begin), np.uint64(size)
+                whole = (end - begin + _LANES - 1) // _LANES * _LANES
+                for j in range(whole):
+                    u, to = first + np.uint64(j), at + np.uint64(j)
+                    d0, d1, d2 = q0 - f[0, u], q1 - f[1, u], q2 - f[2, u]
+                    d3, d4, d5 = q3 - f[3, u], q4 - f[4, u], q5 - f[5, u]
+                    d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
+                    far[to] = d + (label_gap if f[6, u] != q6 else 0.0)
+                for j in range(whole):
+                    which[at + np.uint64(j)] = begin + j
+                size += end - begin
+        if hole[m] > 0.0:
+            for a in range(size):
+                p = which[a]
+                d0, d1, d2 = q0 - f[0, p], q1 - f[1, p], q2 - f[2, p]
+                d3, d4, d5 = q3 - f[3, p], q4 - f[4, p], q5 - f[5, p]
+                d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
+                far[a] = d + (label_gap if f[6, p] != q6 else 0.0)
+        if size <= _RANKED:
+            # The rank of a candidate is how many are nearer: nothing depends on what comes out.
+            whole = (size + _LANES - 1) // _LANES * _LANES
+            for a in range(size, whole):
+                far[a] = 1e300
+            for a in range(whole):
+                rank[a] = 0
+            for b in range(size):
+                d = far[b]
+                for a in range(whole):
+                    rank[a] += int(d < far[a]) + int((d == far[a]) & (b < a))
+            for a in range(size):
+                order[rank[a]] = a
+            found = min(k, size)
+        else:
+            found = 0
+            for a in range(size):
+                if found == k and far[a] >= far[order[k - 1]]:
                     continue
                 slot = min(found, k - 1)
                 found = min(found + 1, k)
-                while slot > 0 and (
-                    least[slot - 1] > d or (least[slot - 1] == d and best[slot - 1] > p)
-                ):
-                    least[slot] = least[slot - 1]
-                    best[slot] = best[slot - 1]
+                while slot > 0 and far[order[slot - 1]] > far[a]:
+                    order[slot] = order[slot - 1]
                     slot -= 1
-                least[slot] = d
-                best[slot] = p
-                if found == k:
-                    worst = least[k - 1]
+                order[slot] = a
         for slot in range(k):
-            index[m, slot] = best[slot] if slot < found else -1
-            square[m, slot] = least[slot] if slot < found else 0.0
+            index[m, slot] = which[order[slot]] if slot < found else -1
+            square[m, slot] = far[order[slot]] if slot < found else 0.0
 
 
 def nearest_numpy(
@@ -256,64 +264,82 @@ def _krige(
     Written, (G, M): mean, variance (of a unit prior, at least 1e-4) and sill, the prior variance
     that the neighbours' values speak for: y' K^-1 y / n.
     """
-    k = index.shape[1]
-    alike: Floats = np.empty((k, k))
-    towards: Floats = np.empty(k)
-    matrix: Floats = np.empty((k, k))
-    weight: Floats = np.empty(k)
-    white: Floats = np.empty(k)
-    for m in range(len(index)):
-        n = 0
-        while n < k and index[m, n] >= 0:
-            n += 1
-        for a in range(n):
-            p = index[m, a]
+    k, short = index.shape[1], 1.0 - long_share
+    x: Floats = np.empty((k, 7, _BLOCK))
+    there: Floats = np.empty((k, _BLOCK))
+    y: Floats = np.empty((k, _BLOCK))
+    nugget: Floats = np.empty((k, _BLOCK))
+    extra: Floats = np.empty((k, _BLOCK))
+    towards: Floats = np.empty((k, _BLOCK))
+    alike: Floats = np.empty((k, k, _BLOCK))
+    matrix: Floats = np.empty((k, k, _BLOCK))
+    weight: Floats = np.empty((k, _BLOCK))
+    white: Floats = np.empty((k, _BLOCK))
+    left: Floats = np.empty((3, _BLOCK))
+    for begin in range(0, len(index), _BLOCK):
+        size = min(_BLOCK, len(index) - begin)
+        for m in range(size):
+            for a in range(k):
+                # A missing neighbour is an independent one that says nothing.
+                p = max(index[begin + m, a], 0)
+                here = 1.0 if index[begin + m, a] >= 0 else 0.0
+                for c in range(6):
+                    x[a, c, m] = point[p, c]
+                x[a, 6, m] = label[p]
+                there[a, m] = here
+                y[a, m] = value[p] * here
+                nugget[a, m] = noise[p] * here
+                extra[a, m] = doubt[p] * here
+                dr, dc = point[p, 0] - query[begin + m, 0], point[p, 1] - query[begin + m, 1]
+                d, s = 1.0 + square[begin + m, a], 1.0 + long_scale * (dr * dr + dc * dc)
+                towards[a, m] = here * (short * s + long_share * d) / (d * s)
+        for a in range(k):
             for b in range(a):
-                q = index[m, b]
-                d0, d1 = point[p, 0] - point[q, 0], point[p, 1] - point[q, 1]
-                d2, d3 = point[p, 2] - point[q, 2], point[p, 3] - point[q, 3]
-                d4, d5 = point[p, 4] - point[q, 4], point[p, 5] - point[q, 5]
-                near = d0 * d0 + d1 * d1
-                d = near + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
-                if label[p] != label[q]:
-                    d += label_gap
-                alike[a, b] = (1.0 - long_share) / (1.0 + d) + long_share / (
-                    1.0 + long_scale * near
-                )
-            dr = point[p, 0] - query[m, 0]
-            dc = point[p, 1] - query[m, 1]
-            towards[a] = (1.0 - long_share) / (1.0 + square[m, a]) + long_share / (
-                1.0 + long_scale * (dr * dr + dc * dc)
-            )
+                for m in range(size):
+                    d0, d1 = x[a, 0, m] - x[b, 0, m], x[a, 1, m] - x[b, 1, m]
+                    d2, d3 = x[a, 2, m] - x[b, 2, m], x[a, 3, m] - x[b, 3, m]
+                    d4, d5 = x[a, 4, m] - x[b, 4, m], x[a, 5, m] - x[b, 5, m]
+                    near = d0 * d0 + d1 * d1
+                    d = 1.0 + near + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
+                    d += label_gap if x[a, 6, m] != x[b, 6, m] else 0.0
+                    s = 1.0 + long_scale * near
+                    both = there[a, m] * there[b, m]
+                    alike[a, b, m] = both * (short * s + long_share * d) / (d * s)
         for g in range(len(levels)):
-            explained = 0.0
-            estimate = 0.0
-            energy = 0.0
-            for a in range(n):
-                p = index[m, a]
+            for a in range(k):
                 for b in range(a):
-                    entry = alike[a, b]
+                    for m in range(size):
+                        matrix[a, b, m] = alike[a, b, m]
                     for c in range(b):
-                        entry -= matrix[a, c] * matrix[b, c]
-                    matrix[a, b] = entry * matrix[b, b]
-                entry = 1.0 + levels[g] * noise[p] + doubt[p]
-                x = towards[a]
-                y = value[p]
+                        for m in range(size):
+                            matrix[a, b, m] -= matrix[a, c, m] * matrix[b, c, m]
+                    for m in range(size):
+                        matrix[a, b, m] *= matrix[b, b, m]
+                for m in range(size):
+                    left[0, m] = 1.0 + levels[g] * nugget[a, m] + extra[a, m]
+                    left[1, m] = towards[a, m]
+                    left[2, m] = y[a, m]
                 for c in range(a):
-                    entry -= matrix[a, c] * matrix[a, c]
-                    x -= matrix[a, c] * weight[c]
-                    y -= matrix[a, c] * white[c]
-                # The diagonal holds its inverse: everything is divided by it.
-                inverse = 1.0 / math.sqrt(max(entry, 1e-9))
-                matrix[a, a] = inverse
-                weight[a] = x * inverse
-                white[a] = y * inverse
-                explained += weight[a] * weight[a]
-                estimate += weight[a] * white[a]
-                energy += white[a] * white[a]
-            mean[g, m] = estimate
-            variance[g, m] = max(1.0 - explained, 1e-4)
-            sill[g, m] = energy / max(n, 1)
+                    for m in range(size):
+                        left[0, m] -= matrix[a, c, m] * matrix[a, c, m]
+                        left[1, m] -= matrix[a, c, m] * weight[c, m]
+                        left[2, m] -= matrix[a, c, m] * white[c, m]
+                for m in range(size):
+                    # The diagonal holds its inverse: everything is divided by it.
+                    inverse = 1.0 / math.sqrt(max(left[0, m], 1e-9))
+                    matrix[a, a, m] = inverse
+                    weight[a, m] = left[1, m] * inverse
+                    white[a, m] = left[2, m] * inverse
+            for m in range(size):
+                explained = estimate = energy = count = 0.0
+                for a in range(k):
+                    explained += weight[a, m] * weight[a, m]
+                    estimate += weight[a, m] * white[a, m]
+                    energy += white[a, m] * white[a, m]
+                    count += there[a, m]
+                mean[g, begin + m] = estimate
+                variance[g, begin + m] = max(1.0 - explained, 1e-4)
+                sill[g, begin + m] = energy / max(count, 1.0)
 
 
 def krige_numpy(
@@ -461,31 +487,43 @@ def _spread(
     takes the point's depth plus s, no more than `clip` of it. Added to total and sum_, (H, W).
     """
     height, width = surface.shape
-    one = np.float32(1.0)
+    zero, one = np.float32(0.0), np.float32(1.0)
     r2_inverse = np.float32(1.0 / (radius * radius))
     soft = np.float32(softening)
     gain_s = np.float32(surface_gain)
     gain_c = np.float32(colour_gain)
     limit = np.float32(clip)
+    part = np.empty(2 * _ROW, np.float32)  # of one array: the compiler sees that they are apart
     for n in range(len(row)):
         top = max(0, math.ceil(row[n] - radius))
         bottom = min(height - 1, math.floor(row[n] + radius))
-        for i in range(top, bottom + 1):
-            dr = np.float32(i) - row[n]
-            half = math.sqrt(max(radius * radius - dr * dr, 0.0))
-            left = max(0, math.ceil(col[n] - half))
-            right = min(width - 1, math.floor(col[n] + half))
-            for j in range(left, right + 1):
-                dc = np.float32(j) - col[n]
-                r2 = dr * dr + dc * dc
-                s = surface[i, j] - surface_at[n]
-                c0 = colour[0, i, j] - colour_at[n, 0]
-                c1 = colour[1, i, j] - colour_at[n, 1]
-                c2 = colour[2, i, j] - colour_at[n, 2]
-                unlike = one + gain_s * s * s + gain_c * (c0 * c0 + c1 * c1 + c2 * c2)
-                share = weight[n] * (one - r2 * r2_inverse) / ((soft + r2) * unlike * unlike)
-                total[i, j] += share
-                sum_[i, j] += share * (rest[n] + min(max(s, -limit), limit) - s)
+        first = max(0, math.ceil(col[n] - radius))
+        last = min(width - 1, math.floor(col[n] + radius))
+        # A short row is made as long as a vector: beyond the radius all weights are 0.
+        least = min(_LANES, width) if last - first < _ROW else 1
+        for left in range(first, last + 1, _ROW):
+            size = max(min(last - left + 1, _ROW), least)
+            begin = np.uint64(min(left, width - size))
+            shift = np.float32(begin) - col[n]
+            for i in range(np.uint64(top), np.uint64(bottom + 1)):
+                dr = np.float32(i) - row[n]
+                for j in range(size):
+                    at = begin + np.uint64(j)
+                    dc = shift + np.float32(j)
+                    r2 = dr * dr + dc * dc
+                    s = surface[i, at] - surface_at[n]
+                    c0 = colour[0, i, at] - colour_at[n, 0]
+                    c1 = colour[1, i, at] - colour_at[n, 1]
+                    c2 = colour[2, i, at] - colour_at[n, 2]
+                    unlike = one + gain_s * s * s + gain_c * (c0 * c0 + c1 * c1 + c2 * c2)
+                    share = weight[n] * max(one - r2 * r2_inverse, zero)
+                    share /= (soft + r2) * unlike * unlike
+                    part[j] = share
+                    part[_ROW + j] = share * (rest[n] + min(max(s, -limit), limit) - s)
+                for j in range(size):
+                    at = begin + np.uint64(j)
+                    total[i, at] += part[j]
+                    sum_[i, at] += part[_ROW + j]
 
 
 def spread_numpy(
