@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -40,7 +40,7 @@ class Sample:
 
     image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None. camera: of the
     picture, or None. masks: (H, W) int32 regions, 0 = none, or None. name: unique within the data
-    set.
+    set, or within the source: pictures of one source (room, recording) are not independent.
     """
 
     name: str
@@ -48,6 +48,15 @@ class Sample:
     depth: F32 | None = None
     camera: Camera | None = None
     masks: NDArray[np.int32] | None = None
+    source: str = ""
+
+
+class Pictures(Protocol):
+    """Samples by number: a pool, a data set, a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
 
 
 @dataclass(frozen=True)

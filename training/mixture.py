@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from depth_node import config
-from training.data import F32, DataError, Pool, PoolConfig, ViewConfig, augment, open_pool
+from training.data import (
+    F32,
+    DataError,
+    Pictures,
+    Pool,
+    PoolConfig,
+    Sample,
+    ViewConfig,
+    augment,
+    open_pool,
+)
 from training.datasets import DataConfig, open_samples
 
 
@@ -42,48 +52,66 @@ class Mixture:
         self, cfg: MixtureConfig, waiting: Callable[[int], None] = lambda found: None
     ) -> None:
         self.cfg = cfg
-        self.pool: Pool | None = None
-        self._sources: list[tuple[int, Callable[[int], tuple[np.ndarray, F32]]]] = []
-        if cfg.first == "pool":
-            self.pool = open_pool(cfg.pool, waiting)
-        else:
-            self._add(cfg.data)
-        if cfg.second_share > 0:
-            self._add(cfg.second)
-
-    def _add(self, data: DataConfig) -> None:
-        samples = open_samples(data)
-
-        @functools.lru_cache(self.cfg.keep)
-        def read(index: int) -> tuple[np.ndarray, F32]:
-            sample = samples[index]
-            if sample.depth is None:
-                raise DataError(
-                    f"{sample.name} of {samples.name} has no depth: give a data set with depth."
-                )
-            return sample.image, sample.depth
-
-        self._sources.append((len(samples), read))
+        self.first = open_first(cfg.first, cfg.pool, cfg.data, waiting)
+        self.pool = self.first if isinstance(self.first, Pool) else None
+        if self.pool is None:
+            self.first = _Kept(self.first, cfg.keep)
+        self.second: Pictures = (
+            _Kept(open_samples(cfg.second), cfg.keep) if cfg.second_share > 0 else ()
+        )
 
     def draw(
         self, rng: np.random.Generator, height: int, width: int, view: ViewConfig
     ) -> tuple[F32, F32]:
         """A picture (height, width, 3) float32 in 0..1 and its depth (height, width) m."""
         second = self.cfg.second_share > 0 and rng.random() < self.cfg.second_share
-        if self.pool is not None and not second:
-            i = int(rng.integers(0, len(self.pool)))
-            image, depth = self.pool.image[i], self.pool.depth[i].astype(np.float32)
-        else:
-            count, read = self._sources[-1 if second else 0]
-            image, depth = read(int(rng.integers(0, count)))
-        return augment(image, depth, height, width, view, rng)
+        return drawn(self.second if second else self.first, rng, height, width, view)
 
     def batch(
         self, rngs: list[np.random.Generator], height: int, width: int, view: ViewConfig
     ) -> dict[str, Tensor]:
         """`image` (N, 3, h, w) in 0..1 and `depth` (N, 1, h, w) m, a picture per generator."""
-        images, depths = zip(*(self.draw(rng, height, width, view) for rng in rngs), strict=True)
-        return {
-            "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
-            "depth": torch.from_numpy(np.stack(depths))[:, None],
-        }
+        return batched([self.draw(rng, height, width, view) for rng in rngs])
+
+
+class _Kept:
+    """Pictures of which those read last are in memory."""
+
+    def __init__(self, pictures: Pictures, keep: int) -> None:
+        self._pictures = pictures
+        self._read = functools.lru_cache(keep)(pictures.__getitem__)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._read(index)
+
+
+def open_first(
+    which: str,
+    pool: PoolConfig,
+    data: DataConfig,
+    waiting: Callable[[int], None] = lambda found: None,
+) -> Pictures:
+    """The rendered rooms, once there are enough, if `which` is "pool"; else the data set."""
+    return open_pool(pool, waiting) if which == "pool" else open_samples(data)
+
+
+def drawn(
+    pictures: Pictures, rng: np.random.Generator, height: int, width: int, view: ViewConfig
+) -> tuple[F32, F32]:
+    """One of the pictures, varied: (height, width, 3) float32 in 0..1, depth (height, width) m."""
+    sample = pictures[int(rng.integers(0, len(pictures)))]
+    if sample.depth is None:
+        raise DataError(f"{sample.name} has no depth to learn from: give a data set with depth.")
+    return augment(sample.image, sample.depth, height, width, view, rng)
+
+
+def batched(pairs: Sequence[tuple[F32, F32]]) -> dict[str, Tensor]:
+    """What `drawn` gave, as `image` (N, 3, h, w) and `depth` (N, 1, h, w)."""
+    images, depths = zip(*pairs, strict=True)
+    return {
+        "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+        "depth": torch.from_numpy(np.stack(depths))[:, None],
+    }

@@ -80,9 +80,9 @@ def test_a_run_starts_from_a_smaller_student_and_refuses_another_one(tmp_path: P
     save_file(SmallUNet(SMALL).state_dict(), str(weights))
     grown = StudentConfig(SMALL.widths, (0, 1, 2, 1, 1), SMALL.decoder)
     cfg = supervised.Config(student=grown, start=str(weights))
-    model = supervised.Supervised(cfg, []).model()  # type: ignore[arg-type]
+    model = supervised.Supervised(cfg, []).model()
     assert len(model.stages[2]) == 2
     wider = StudentConfig((4, 6, 8, 8, 16), SMALL.depths, SMALL.decoder)
     cfg = supervised.Config(student=wider, start=str(weights))
     with pytest.raises(TrainingError, match="another network"):
-        supervised.Supervised(cfg, []).model()  # type: ignore[arg-type]
+        supervised.Supervised(cfg, []).model()

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from depth_node import config  # noqa: E402
 from training import loop  # noqa: E402
 from training.__main__ import main  # noqa: E402
+from training.data import open_pool  # noqa: E402
 from training.models import SmallUNet, StudentConfig, parameter_count  # noqa: E402
 from training.recipes import supervised  # noqa: E402
 
@@ -30,7 +31,7 @@ DEBUG = REPO / "training" / "configs" / "debug.yaml"
 def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pool that every test of this file reads."""
     folder = tmp_path_factory.mktemp("pool")
-    supervised.open_pool(settings(folder).pool)
+    open_pool(settings(folder).pool)
     return folder
 
 
@@ -77,7 +78,7 @@ def test_an_interrupt_ends_between_steps_and_can_go_on(
     pool_folder: Path, tmp_path: Path, number: int
 ) -> None:
     cfg = settings(pool_folder, "loop.steps=5")
-    recipe = supervised.Supervised(cfg, supervised.open_pool(cfg.pool))
+    recipe = supervised.Supervised(cfg, open_pool(cfg.pool))
     real = recipe.batch
 
     def interrupted(step: int, share: loop.Share) -> loop.Batch:

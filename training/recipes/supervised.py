@@ -20,19 +20,12 @@ from torch import Tensor, nn
 
 from depth_node import config
 from training.checkpoints import load, starting_weights
-from training.data import (
-    RENDERED,
-    DataError,
-    Pool,
-    PoolConfig,
-    ViewConfig,
-    augment,
-    open_pool,
-)
-from training.datasets import DataConfig, Samples, open_samples
+from training.data import RENDERED, Pictures, PoolConfig, ViewConfig
+from training.datasets import DataConfig
 from training.diffusion import Alignment, directional_gradient, root, student_target
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.losses import gradient_matching, normalised_l1, relative_error
+from training.mixture import batched, drawn, open_first
 from training.models import NetworkConfig, Residual, SmallUNet, StudentConfig, open_dino
 from training.normalization import LEVELS, normalise
 
@@ -174,7 +167,7 @@ class Supervised(Recipe):
     name = "supervised"
     free_to_change = ("pool.folder", "pictures.folder")
 
-    def __init__(self, cfg: Config, pictures: Pool | Samples) -> None:
+    def __init__(self, cfg: Config, pictures: Pictures) -> None:
         self.cfg = cfg
         self.pictures = pictures
         self._alignment: Alignment | None = None
@@ -197,20 +190,12 @@ class Supervised(Recipe):
     def batch(self, step: int, share: Share) -> Batch:
         """Pictures (N, 3, h, w) as the network sees them and depth (N, 1, h, w) m."""
         cfg = self.cfg
-        pairs = []
-        for rng in generators(cfg.loop, step, share):
-            sample = self.pictures[int(rng.integers(0, len(self.pictures)))]
-            if sample.depth is None:
-                raise DataError(f"{sample.name} has no depth: this recipe learns from it.")
-            pairs.append(
-                augment(sample.image, sample.depth, cfg.height, cfg.width, cfg.augment, rng)
-            )
-        images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
-        depth = torch.from_numpy(np.stack([depth for _, depth in pairs]))[:, None]
-        return {
-            "image": ((images - MEAN) / STD).contiguous(memory_format=torch.channels_last),
-            "depth": depth,
-        }
+        rngs = generators(cfg.loop, step, share)
+        batch = batched(
+            [drawn(self.pictures, rng, cfg.height, cfg.width, cfg.augment) for rng in rngs]
+        )
+        seen = (batch["image"] - MEAN) / STD
+        return {**batch, "image": seen.contiguous(memory_format=torch.channels_last)}
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
         """Normalised-disparity regression, and what the settings add to it."""
@@ -241,10 +226,8 @@ class Supervised(Recipe):
 
 def build(cfg: Config, console: Console) -> Supervised:
     """The recipe on its pool, once that holds enough, or on a data set."""
-    if cfg.source == "pictures":
-        return Supervised(cfg, open_samples(cfg.pictures))
 
     def waiting(found: int) -> None:
         console.print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} pictures")
 
-    return Supervised(cfg, open_pool(cfg.pool, waiting))
+    return Supervised(cfg, open_first(cfg.source, cfg.pool, cfg.pictures, waiting))
