@@ -80,22 +80,26 @@ MESA = (
 # The external encoder of the alignment sees 0.875 of a picture: 3 x 4 patches of 14 px, as many
 # as the U-Net's middle has cells.
 MASTER_SIZE = {"height": 48, "width": 64}
-STEPS, DETAIL = 1400, 400  # of the first stage, of the second
+STEPS, DETAIL = 700, 200  # of the first stage, of the second
 MASTER_BASE: dict[str, Any] = {
     **MASTER_SIZE,
-    "diffusion": {"unet_widths": [32, 48, 64], "vae_widths": [16, 32, 32]},
+    "diffusion": {"unet_widths": [24, 32, 48], "vae_widths": [8, 16, 32]},
     "loss": {"align": 0},
     "loop": {
         "batch": 16,
         "steps": STEPS,
         "learning_rate": 2e-3,
-        "warmup": 100,
+        "warmup": 50,
         "ema": 0.99,
         "tensorboard": False,
         "checkpoint_every": 200,
     },
 }
-AUTOENCODER: dict[str, Any] = {"learn": "autoencoder", "loop.learning_rate": 3e-3}
+AUTOENCODER: dict[str, Any] = {
+    "learn": "autoencoder",
+    "loop.learning_rate": 3e-3,
+    "loop.steps": 800,
+}
 # What stands for DINOv2, whose weights are not at hand: an encoder of tokens that learnt to guess
 # hidden patches of the same pictures.
 STAND_IN: dict[str, Any] = {
@@ -104,7 +108,7 @@ STAND_IN: dict[str, Any] = {
     "masking.unit_px": 14,
     "loss.geometric": 0,
     "loss.supervised": 0,
-    "loop.steps": 2000,
+    "loop.steps": 1500,
     "loop.batch": 16,
     "loop.checkpoint_every": 500,
 }

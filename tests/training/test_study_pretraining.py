@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The studies of MeSa and DepthMaster: a step of two variants each, their table, nothing twice."""
+"""The studies of MeSa and DepthMaster: a step of a few variants, their tables, nothing twice."""
 
 from __future__ import annotations
 
@@ -7,18 +7,47 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 
-from training import study_pretraining as study
-from training.__main__ import main
+from depth_node import config  # noqa: E402
+from training import checkpoints, diffusion  # noqa: E402
+from training import study_pretraining as study  # noqa: E402
+from training.__main__ import main  # noqa: E402
+from training.models import NetworkConfig, open_dino  # noqa: E402
+from training.recipes import depthmaster  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of two pictures for everything, of networks as small as they can be."""
+    for base in (study.MESA_BASE, study.MASTER_BASE, study.STUDENT_BASE):
+        monkeypatch.setitem(base["loop"], "batch", 2)
+        monkeypatch.setitem(base["loop"], "steps", 1)
+    for changes in (study.MESA_TUNE, study.AUTOENCODER, study.STAND_IN, study.LATER):
+        monkeypatch.setitem(changes, "loop.steps", 1)
+    monkeypatch.setitem(study.STAND_IN, "loop.batch", 2)
+    for variant in study.MASTER:
+        if variant.settings and "loop.steps" in variant.settings:
+            monkeypatch.setitem(variant.settings, "loop.steps", 1)
+    widths = {"unet_widths": [8, 8], "vae_widths": [8, 8, 8]}
+    monkeypatch.setitem(study.MASTER_BASE, "diffusion", widths)
 
 
 @pytest.mark.parametrize(
     ("what", "names", "columns"),
     [
         ("mesa", ["masked", "from scratch"], ["rooms: RMSE (m)", "desks: AbsRel"]),
-        ("depthmaster", ["sqrt-disparity", "two stages"], ["rooms: 1 - boundary F1"]),
+        (
+            "depthmaster",
+            ["sqrt-disparity", "both stages, aligned", study.THROUGH, "constant"],
+            ["rooms: AbsRel", "rooms: boundary F1"],
+        ),
+        (
+            "assistant",
+            ["with the diffusion assistant", *study.TEACHERS],
+            ["rooms: AbsRel", "rooms: 1 - delta1"],
+        ),
     ],
 )
 def test_a_study_makes_a_table_and_repeats_nothing(
@@ -26,23 +55,38 @@ def test_a_study_makes_a_table_and_repeats_nothing(
     names: list[str],
     columns: list[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for base in (study.MESA_BASE, study.MASTER_BASE):
-        monkeypatch.setitem(base["loop"], "steps", 1)
-        monkeypatch.setitem(base["loop"], "batch", 2)
-    monkeypatch.setitem(study.MESA_TUNE, "loop.steps", 1)
-    second = next(v.settings for v in study.MASTER if v.name == "two stages")
-    monkeypatch.setitem(second, "loop.steps", 1)
-    widths = {"unet_widths": [8, 8], "vae_widths": [8, 8]}
-    monkeypatch.setitem(study.MASTER_BASE, "diffusion", widths)
     words = ["study", what, "--out", str(tmp_path), "--rooms", "1", "--pictures", "3", "--only"]
     assert main([*words, *names]) == 0
     found = (tmp_path / what / "table.md").read_text()
     assert all(column in found for column in columns)
     assert [line.split(" | ")[0].strip("| ") for line in found.splitlines()[2:]] == names
-    runs = sorted(path.stat().st_mtime_ns for path in (tmp_path / what / "runs").iterdir())
+    runs = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*/runs/*"))
     assert main([*words, *names]) == 0
-    assert runs == sorted(path.stat().st_mtime_ns for path in (tmp_path / what / "runs").iterdir())
+    assert runs == sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*/runs/*"))
     assert found.strip() in capsys.readouterr().out
+
+
+def test_the_stand_in_is_what_the_alignment_opens(tmp_path: Path) -> None:
+    """The encoder that the masked term taught, as a folder of DINOv2; its patches fit the study."""
+    learn = study.pool(tmp_path, "learn", 3, "room", 1, (54, 72))
+    made = study.stand_in(tmp_path, learn)
+    weights = checkpoints.read(tmp_path / "runs" / "encoder")["averaged"]
+    dino = open_dino(NetworkConfig("debug", source=str(made)))
+    name = "encoder.layer.0.norm1.weight"
+    assert torch.equal(dino.network.state_dict()[name], weights[f"network.backbone.{name}"])
+    size = diffusion.external_size(*study.MASTER_SIZE.values(), dino.spec.multiple_px)
+    assert size == (study.STAND_IN["height"], study.STAND_IN["width"])
+
+
+def test_every_variant_resolves_and_changes_something() -> None:
+    """Misspelt settings, and two rows that are the same run, would say nothing."""
+    seen = []
+    for variant in study.MASTER:
+        cfg = config.build(depthmaster.Config, study.MASTER_BASE)
+        seen.append(config.to_dict(config.replace(cfg, dict(variant.settings or {}))))
+    assert all(a != b for k, a in enumerate(seen) for b in seen[:k])
+    names = [variant.name for variant in study.MASTER]
+    starts = {(v.settings or {}).get("start", names[0]) for v in study.MASTER}
+    assert starts <= set(names) and study.ASSISTANT in names
