@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 
 from rich.console import Console  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 from depth_node import config  # noqa: E402
 from training import checkpoints, diffusion, loop  # noqa: E402
@@ -20,6 +23,7 @@ from training.__main__ import main  # noqa: E402
 from training.checkpoints import TrainingError  # noqa: E402
 from training.datasets import open_samples  # noqa: E402
 from training.mixture import Mixture  # noqa: E402
+from training.models import NetworkConfig, open_dino  # noqa: E402
 from training.recipes import depthmaster, distill, supervised  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
@@ -105,14 +109,82 @@ def test_the_command_runs_the_debug_settings_and_refuses_to_export(
     assert all(row["abs_rel"] > 0 for row in found)
 
 
-def test_published_settings_resolve() -> None:
-    for name in ("stage1", "stage2", "small", "small_autoencoder"):
-        cfg = config.load(depthmaster.Config, CONFIGS / f"depthmaster_{name}.yaml", [])
-        assert cfg.loop.batch % cfg.loop.accumulate == 0
-    one = config.load(depthmaster.Config, CONFIGS / "depthmaster_stage1.yaml", []).loop
+def published(name: str) -> depthmaster.Config:
+    return config.load(depthmaster.Config, CONFIGS / f"depthmaster_{name}.yaml", [])
+
+
+def test_the_published_stages_are_the_papers() -> None:
+    one, two = published("stage1"), published("stage2")
+    for cfg, steps, rate in ((one, 20_000, 3e-5), (two, 10_000, 3e-6)):
+        assert (cfg.height, cfg.width) == (480, 640)
+        assert (cfg.loop.steps, cfg.loop.learning_rate, cfg.loop.batch) == (steps, rate, 32)
+        assert cfg.loop.accumulate == 32 and cfg.loop.weight_decay == 0 and cfg.loop.warmup == 100
+        assert (cfg.pictures.data.kind, cfg.pictures.second.kind) == ("hypersim", "vkitti2")
+        assert cfg.pictures.second_share == 0.1 and cfg.augment.flip == 0.5
+        assert cfg.diffusion.space == "sqrt_disparity" and cfg.loss.tails == 0.02
+        assert cfg.diffusion.paradigm == "single" and cfg.diffusion.checkpointing
+    assert (one.loss.latent, one.loss.align, one.loss.pixel, one.loss.gradient) == (1, 1, 0, 0)
+    assert (two.loss.latent, two.loss.align, two.loss.pixel, two.loss.gradient) == (0, 0, 1, 0.001)
+    assert one.loss.place == "mid" and not one.diffusion.fourier
+    assert two.diffusion.fourier and (two.loss.delta, two.loss.form) == (0.2, "paper")
     # IterExponential of the published code: 0.01^((it - 100) / 24900) at 20,000.
     expected = 3e-5 * 0.01 ** ((20_000 - 100) / (25_000 - 100))
-    assert loop.learning_rate(one, 20_000) == pytest.approx(expected, rel=0.01)
+    assert loop.learning_rate(one.loop, 20_000) == pytest.approx(expected, rel=0.01)
+    assert loop.learning_rate(one.loop, 50) == pytest.approx(3e-5 / 2, rel=0.05)
+    for name in ("small", "small_autoencoder"):
+        assert published(name).loop.batch % published(name).loop.accumulate == 0
+
+
+def write_data_sets(folder: Path) -> list[str]:
+    """Two pictures as Hypersim's (depth prepared as PNG) and Virtual KITTI 2's; settings for them.
+
+    The list names Hypersim's pairs, as Marigold's preparation does.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    pair = {"rgb": "frames/rgb/Camera_0/rgb_00001.jpg",
+            "depth": "frames/depth/Camera_0/depth_00001.png"}  # fmt: skip
+    for k in range(2):
+        image = cv2.resize(rng.integers(0, 255, (4, 6, 3), dtype=np.uint8), (72, 54))
+        depth = np.tile(np.linspace(1500, 6000, 72).astype(np.uint16), (54, 1))
+        kitti = folder / "vkitti2" / "Scene01" / ("clone", "fog")[k]
+        files = {folder / "hypersim" / f"{k}.png": image, kitti / pair["rgb"]: image,
+                 folder / "hypersim" / f"{k}_depth.png": depth,
+                 kitti / pair["depth"]: depth // 10}  # fmt: skip
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(path), content)
+        rows.append(f"{k}.png {k}_depth.png")
+    (folder / "list.txt").write_text("\n".join(rows))
+    return [
+        f"pictures.data.folder={folder / 'hypersim'}", f"pictures.data.list={folder / 'list.txt'}",
+        "pictures.data.split=", f"pictures.second.folder={folder / 'vkitti2'}",
+    ]  # fmt: skip
+
+
+def test_the_published_stages_run_on_folders_of_their_kind(tmp_path: Path) -> None:
+    """Both commands of the docs, from a folder like Stable Diffusion 2's, a DINOv2 and the layouts
+    of the data sets; smaller, for two pictures and one step.
+    """
+    torch.manual_seed(0)
+    source = diffusion.open_diffusion(
+        diffusion.DiffusionConfig(unet_widths=(8, 16), vae_widths=(8, 8), prompt_width=8)
+    )
+    source.unet.save_pretrained(tmp_path / "sd2" / "unet")
+    source.vae.save_pretrained(tmp_path / "sd2" / "vae")
+    save_file({"prompt": torch.zeros(1, 5, 8)}, str(tmp_path / "sd2" / diffusion.PROMPT_FILE))
+    open_dino(NetworkConfig("debug")).network.save_pretrained(tmp_path / "dinov2")
+    small = ["height=48", "width=64", "loop.steps=1", "loop.batch=2", "loop.accumulate=2",
+             "loop.seed=0", "loop.tensorboard=false", "check.limit=0"]  # fmt: skip
+    common = [*small, *write_data_sets(tmp_path), f"diffusion.source={tmp_path / 'sd2'}"]
+    one, two = tmp_path / "stage1", tmp_path / "stage2"
+    for run, more in ((one, f"external.source={tmp_path / 'dinov2'}"), (two, f"start={one}")):
+        settings_file = str(CONFIGS / f"depthmaster_{run.name}.yaml")
+        words = ["depthmaster", "--config", settings_file, "--run", str(run), *common, more]
+        assert main(words) == 0
+    before, after = (checkpoints.read(run)["averaged"] for run in (one, two))
+    assert not same(before, after, "unet.") and same(before, after, "vae.")
+    assert after["fourier.fuse.weight"].abs().max() > 0
 
 
 def test_every_switch_changes_what_is_minimised(pool: Mixture) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("transformers", reason="the encoder comes with transformers")
+
+from test_sequences import make_scannet  # noqa: E402
 
 from depth_node import config  # noqa: E402
 from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
@@ -280,10 +283,52 @@ def test_a_run_is_exported_with_its_metres(data: tuple[Mixture, Triplets], tmp_p
     np.testing.assert_allclose(found.values, expected, rtol=2e-3)
 
 
-def test_published_settings_resolve() -> None:
-    for name in ("mesa", "mesa_finetune"):
-        cfg = config.load(mesa.Config, CONFIGS / f"{name}.yaml", [])
+def test_the_published_settings_are_the_sources() -> None:
+    """SimMIM's share, Monodepth2's terms, MIM-Depth's fine-tuning; what has no source is ours."""
+    joint, tuned = (
+        config.load(mesa.Config, CONFIGS / f"{name}.yaml", []) for name in ("mesa", "mesa_finetune")
+    )
+    for cfg in (joint, tuned):
         assert cfg.height % 14 == 0 and cfg.width % 14 == 0
+    assert (joint.loss.masked, joint.loss.geometric, joint.loss.supervised) == (1, 1, 1)
+    assert (joint.masking.ratio, joint.loss.share, joint.scales) == (0.6, 0.5, 4)
+    # Squares of 28 px, two patches, stand for SimMIM's 32, two cells of a Swin.
+    assert joint.masking.unit_px == 28 and joint.height % 28 == joint.width % 28 == 0
+    pixels = joint.geometric
+    assert (pixels.ssim, pixels.smooth, pixels.near, pixels.far) == (0.85, 1e-3, 0.1, 100)
+    assert pixels.minimum and pixels.automask and joint.loop.learning_rate == 1e-4
+    assert (tuned.loss.masked, tuned.loss.geometric, tuned.loss.supervised) == (0, 0, 1)
+    assert (tuned.layer_decay, tuned.drop_path) == (0.9, 0.3)
+    # Up to 5e-4 for half of the run, then down to 3e-5.
+    assert (tuned.loop.batch, tuned.loop.weight_decay, tuned.loop.power) == (24, 0.05, 0.9)
+    assert loop.learning_rate(tuned.loop, tuned.loop.steps // 2) == pytest.approx(5e-4, rel=1e-3)
+    assert loop.learning_rate(tuned.loop, tuned.loop.steps) == pytest.approx(3e-5, rel=1e-2)
+
+
+def test_the_published_settings_run_on_folders_of_their_kind(tmp_path: Path) -> None:
+    """The three commands of the docs on the layouts of NYUv2 and ScanNet; smaller, for one step."""
+    rng = np.random.default_rng(0)
+    rooms = tmp_path / "nyuv2" / "train" / "bathroom"
+    rooms.mkdir(parents=True)
+    for k in range(4):
+        image = cv2.resize(rng.integers(0, 255, (4, 6, 3), dtype=np.uint8), (96, 72))
+        cv2.imwrite(str(rooms / f"rgb_{k:04d}.jpg"), image)
+        cv2.imwrite(str(rooms / f"sync_depth_{k:04d}.png"), np.full((72, 96), 2500, np.uint16))
+    make_scannet(tmp_path / "scannet", frames=21)
+    first, tuned = tmp_path / "mesa", tmp_path / "tuned"
+    common = ["network.kind=debug", "height=56", "width=84", "loop.seed=0", "loop.steps=1",
+              "loop.batch=2", "loop.tensorboard=false", "check.inside.limit=0",
+              "check.outside.limit=0", f"pictures.data.folder={tmp_path / 'nyuv2'}"]  # fmt: skip
+    for run, name, more in (
+        (first, "mesa", f"sequences.folder={tmp_path / 'scannet'}"),
+        (tuned, "mesa_finetune", f"start={first}"),
+    ):
+        settings_file = str(CONFIGS / f"{name}.yaml")
+        assert main(["mesa", "--config", settings_file, "--run", str(run), *common, more]) == 0
+    out = ["--data", str(rooms), "--out", str(tmp_path / "cka"), "--height", "56", "--width", "84"]
+    assert main(["cka", str(first), str(tuned), *out]) == 0
+    found = json.loads((tmp_path / "cka" / "cka.json").read_text())["layer_by_layer"]
+    assert len(found) == 4 and all(0 < value <= 1 + 1e-9 for value in found)
 
 
 def test_what_does_not_fit_is_refused_with_a_sentence(

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command in docs/training.md is one that this program understands, to the last setting."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
+
+from training.__main__ import TOOLS, _arguments, main
+from training.recipes import RECIPES
+
+REPO = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Those of code blocks and of single lines of code, without their comments."""
+    text = (REPO / "docs" / "training.md").read_text(encoding="utf-8")
+    lines = "\n".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
+    inline = [" ".join(code.split()) for code in re.findall(r"`(python -m [^`]*)`", text)]
+    found = [line.split("  #")[0].strip() for line in [*lines, *inline]]
+    return [
+        line for line in found if line.startswith("python -m training") and " RECIPE " not in line
+    ]
+
+
+def words(command: str) -> list[str]:
+    """The arguments; `...` says that more may follow, a|b that either stands there."""
+    found = [word.split("|")[0] for word in shlex.split(command)[3:]]
+    # Behind an option it stands for the option's value.
+    return [w for k, w in enumerate(found) if w != "..." or found[k - 1].startswith("--")]
+
+
+def test_the_docs_have_commands_of_every_kind() -> None:
+    used = {words(command)[0] for command in commands()}
+    assert set(RECIPES) <= used and {"export", "evaluate", "study", "cka", "annotate"} <= used
+    named = {Path(w).name for c in commands() for w in words(c) if w.endswith(".yaml")}
+    published = {p.name for p in (REPO / "training" / "configs").glob("*.yaml")}
+    text = (REPO / "docs" / "training.md").read_text(encoding="utf-8")
+    assert not {name for name in published - named if "debug" not in name and name not in text}
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_a_command_of_the_docs_is_understood(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe prints its settings, which checks each of them; a tool reads its options."""
+    monkeypatch.chdir(REPO)
+    given = words(command)
+    if given[0] in TOOLS and given[0] != "benchmark":
+        assert _arguments(given).command == given[0]
+        return
+    if given[0] == "benchmark":  # its second word is a recipe, with that recipe's settings
+        settings = [word for word in given[2:] if "=" in word or word.endswith(".yaml")]
+        given = [given[1], "--config", *settings]
+    assert main([*given, "--dry-run"]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "loop:" in printed and "seed:" in printed
