@@ -337,6 +337,11 @@ def test_a_missing_part_is_named(folder: Path, tmp_path: Path, part: str, what: 
     shutil.rmtree(place / part)
     with pytest.raises(TrainingError, match=rf"{what} is missing.*{part}/"):
         opened(place)
+    # Described, but without its weights.
+    (place / part).mkdir()
+    shutil.copy(folder / part / "config.json", place / part)
+    with pytest.raises(TrainingError, match=rf"{part} cannot be opened.*safetensors"):
+        opened(place)
 
 
 def test_nothing_is_downloaded_unasked(tmp_path: Path) -> None:
@@ -416,6 +421,13 @@ def test_a_run_teaches_through_the_same_door(tmp_path: Path) -> None:
     network = small()
     about = {"recipe": "depthmaster", "settings": {"diffusion": config.to_dict(SMALL)}}
     checkpoints.write(tmp_path, 1, about, {"averaged": network.state_dict()}, {})
+    for wrong, said in (({"recipe": "mesa"}, "of the recipe mesa"),
+                        ({"settings": {"diffusion": config.to_dict(DiffusionConfig())}},
+                         "of another network")):  # fmt: skip
+        place = tmp_path / said.split()[-1]
+        checkpoints.write(place, 1, {**about, **wrong}, {"averaged": network.state_dict()}, {})
+        with pytest.raises(TrainingError, match=said):
+            diffusion.open_assistant(str(place))
     teacher = teachers.open_teacher(teachers.TeacherConfig(what="diffusion", path=str(tmp_path)))
     pictures = torch.rand(1, 3, 17, 23)  # brought to what the network takes, and back
     disparity, known = teachers.ask(teacher, pictures)

@@ -331,6 +331,27 @@ def test_the_published_settings_run_on_folders_of_their_kind(tmp_path: Path) -> 
     assert len(found) == 4 and all(0 < value <= 1 + 1e-9 for value in found)
 
 
+@pytest.mark.parametrize(
+    ("frames", "gone", "said"),
+    [
+        (1, "", "has 1 frame and a triplet with spacing 1 needs 3"),
+        (4, "pose/2.txt", "poses: network"),
+        (4, "intrinsic/intrinsic_color.txt", "intrinsics is missing"),
+    ],
+)
+def test_a_sequence_that_cannot_be_used_ends_the_command_with_a_sentence(
+    frames: int, gone: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = make_scannet(tmp_path / "scannet", frames=frames)
+    if gone:
+        (scene / gone).unlink()
+    videos = ["sequences.layout=scannet", f"sequences.folder={tmp_path / 'scannet'}"]
+    run = ["mesa", "--config", str(DEBUG), "--run", str(tmp_path / "run")]
+    assert main([*run, *ONLY["geometric"], *videos]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_does_not_fit_is_refused_with_a_sentence(
     data: tuple[Mixture, Triplets], tmp_path: Path
 ) -> None:
