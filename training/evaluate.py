@@ -33,6 +33,7 @@ from rich.table import Table
 
 from depth_node import config
 from depth_node.engine import EngineError
+from depth_node.engine.opening import REFERENCE
 from depth_node.frames import find_frames, read_frame
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.metrics import boundary_f1, evaluate
@@ -48,6 +49,7 @@ from training.corruptions import (
     mean_corruption_error,
     mean_resilience_rate,
 )
+from training.data import DataError, Sample
 from training.datasets import DataConfig, Samples, open_samples
 from training.ordinal import LabelSet, read_labels
 
@@ -64,19 +66,6 @@ ROWS = 20  # sources that a table lists; of more it shows the mean alone
 # --- pictures ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A picture (H, W, 3) uint8 RGB with metric depth (H, W) float32 m, NaN unknown.
-
-    Frames of one source belong together: they are not independent.
-    """
-
-    source: str
-    name: str
-    image: NDArray[np.uint8]
-    depth: F32
-
-
 def procedural(
     count: int, seed: int, height: int = 240, width: int = 320, style: str = "mixed"
 ) -> Iterable[Sample]:
@@ -86,7 +75,8 @@ def procedural(
         scene = Scene.random(rng, style)
         camera, pose = random_view(scene, rng, width, height)
         seen = scene.render(camera, pose)
-        yield Sample(f"procedural {scene.style}", f"{seed}-{k}", seen.image, seen.depth)
+        source = f"procedural {scene.style}"
+        yield Sample(f"{seed}-{k}", seen.image, seen.depth, source=source)
 
 
 def recorded(folder: Path) -> Iterable[Sample]:
@@ -94,14 +84,13 @@ def recorded(folder: Path) -> Iterable[Sample]:
     for place in find_frames(folder):
         frame = read_frame(place)
         if frame.depth is not None:
-            yield Sample(frame.source, frame.name, frame.image, frame.depth)
+            yield Sample(frame.name, frame.image, frame.depth, source=frame.source)
 
 
 def worn(sample: Sample, name: str, severity: int) -> Sample:
     """The sample seen through a corruption; its random field follows from the frame's name."""
     seed = zlib.crc32(f"{sample.source}/{sample.name}".encode())
-    image = corrupt(sample.image, name, severity, seed)
-    return Sample(sample.source, sample.name, image, sample.depth)
+    return replace(sample, image=corrupt(sample.image, name, severity, seed))
 
 
 # --- networks ------------------------------------------------------------------------------------
@@ -142,10 +131,12 @@ class Cached:
         return found
 
 
-def open_model(text: str, threads: int = 1) -> tuple[str, str, Any]:
+def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
     """Name, identity and predictor of `embedded`, FILE.onnx[=MANIFEST] or a run of this package.
 
-    Raises EngineError or TrainingError, a sentence.
+    backend: what runs a file; unless asked otherwise the reference, so that scores do not depend on
+    the machine. A run is calculated by torch on the CPU. Raises EngineError or TrainingError, a
+    sentence.
     """
     path, _, manifest = text.partition("=")
     if Path(path).is_dir():
@@ -153,9 +144,11 @@ def open_model(text: str, threads: int = 1) -> tuple[str, str, Any]:
 
         opened = open_checkpoint(Path(path))
         return Path(path).name, opened.identity, opened
-    model = DepthModel.open(ModelConfig(path=path, manifest=manifest, threads=threads))
+    model = DepthModel.open(ModelConfig(path, manifest, backend, threads=1))
     facts = model.engine.manifest
-    shaping = (facts.sha256, facts.input, facts.output_name, facts.meaning)
+    shaping: tuple[Any, ...] = (facts.sha256, facts.input, facts.output_name, facts.meaning)
+    if model.engine.backend != REFERENCE:  # answers kept for one are not those of another
+        shaping = (*shaping, model.engine.backend)
     return facts.name, hashlib.sha256(repr(shaping).encode()).hexdigest(), model
 
 
@@ -214,11 +207,13 @@ def score(
     """Every model and every baseline on every picture, clean and worn.
 
     A picture without a scored pixel gives no row. Raises ValueError for an alignment that a
-    network's output does not have.
+    network's output does not have, DataError for a picture without depth.
     """
     protocol = protocols.find(plan.protocol or INDOOR)
     rows = []
     for sample in samples:
+        if sample.depth is None:
+            raise DataError(f"{sample.name} has no depth to be judged by: give a set with depth.")
         mask = protocols.counted(protocol, sample.depth)
         if not mask.any():
             continue
@@ -436,6 +431,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="also score pictures worn at five severities: mCE and mRR",
     )
     add("--base", default="", help="the method that mCE and ratios are taken over")
+    add(
+        "--backend",
+        default=REFERENCE,
+        help=f"what runs .onnx files: auto, tensorrt, onnxruntime-cuda, ... (default {REFERENCE})",
+    )
     add("--cache", type=Path, default=None, help="folder that keeps predictions for the next time")
     add("--json", type=Path, default=None, help="write settings, summary and every frame's scores")
     add("--markdown", type=Path, default=None, help="write the tables")
@@ -459,6 +459,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
             base=args.base,
             cache=args.cache,
             markdown=args.markdown,
+            backend=args.backend,
         )
     except (ValueError, EngineError) as error:
         raise TrainingError(str(error)) from error
@@ -478,11 +479,12 @@ def report(
     base: str = "",
     cache: Path | None = None,
     markdown: Path | None = None,
+    backend: str = REFERENCE,
 ) -> list[Row]:
     """Score, print and write the tables: rendered rooms, recorded frames, a data set, labels.
 
     labels: an ordinal label file and the folder of its pictures. base: the method that ratios and
-    mCE are taken over (default: the first one).
+    mCE are taken over (default: the first one). backend: what runs files (open_model).
     """
     sets = list(_sets(count, seed, folders, data))
     opened: dict[str, Any] = {}
@@ -498,7 +500,7 @@ def report(
     try:
         predictors: dict[str, Predictor] = {}
         for text in models or ["embedded"]:
-            name, identity, model = open_model(text)
+            name, identity, model = open_model(text, backend)
             name = text if name in opened else name
             opened[name] = model
             predictors[name] = Cached(model, identity, cache) if cache else model
@@ -530,6 +532,7 @@ def report(
                 "data": data and {**config.to_dict(data), "folder": Path(data.folder).name},
                 **vars(plan),
                 "base": base,
+                "backend": backend,
             },
             "machine": {"python": platform.python_version(), "processor": platform.machine()},
             "summary": summary,
@@ -588,7 +591,7 @@ def published(found: Samples) -> Iterator[Sample]:
     for sample in found:
         if sample.depth is not None:
             scene = sample.name.rpartition("/")[0] or found.name
-            yield Sample(scene, sample.name, sample.image, sample.depth)
+            yield replace(sample, source=scene)
 
 
 def _agreement(

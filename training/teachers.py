@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from depth_node import config
 from depth_node.engine import EngineError, manifest_path
+from depth_node.engine.opening import REFERENCE
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.prediction import Prediction
 from training.checkpoints import TrainingError
@@ -71,6 +72,11 @@ class TeacherConfig:
     )
     path: str = config.option(
         "", "Of an engine: the .onnx file, or `embedded`; of a diffusion network: its folder."
+    )
+    backend: str = config.option(
+        REFERENCE,
+        "What runs an engine, as the node's model.backend. The CPU's answers are the reference:"
+        " others may differ in the last bits, and are kept apart.",
     )
     height: int = config.option(
         0, "Rows that a network works in; 0: those of the pictures.", unit="px", minimum=0
@@ -127,11 +133,11 @@ class NetworkTeacher:
 
 
 class EngineTeacher:
-    """A shipped network: an ONNX file with its manifest, through depth_node's engine (CPU)."""
+    """A shipped network: an ONNX file with its manifest, through depth_node's engine."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, backend: str = REFERENCE) -> None:
         try:
-            self.model = DepthModel.open(ModelConfig(path=path, threads=1))
+            self.model = DepthModel.open(ModelConfig(path=path, backend=backend, threads=1))
         except EngineError as error:
             raise TrainingError(f"The teacher {path!r} cannot be opened: {error}") from error
         facts = self.model.engine.manifest
@@ -140,6 +146,8 @@ class EngineTeacher:
         content = where.read_bytes() if where.is_file() else json.dumps(facts.training).encode()
         beside = manifest_path(where)
         content += beside.read_bytes() if beside.is_file() else b""
+        runs_on = self.model.engine.backend
+        content += b"" if runs_on == REFERENCE else runs_on.encode()
         self.revision = hashlib.blake2b(content, digest_size=8).hexdigest()
 
     def __call__(self, pictures: Tensor) -> Tensor:
@@ -163,7 +171,7 @@ def fingerprint(network: nn.Module) -> str:
 def open_teacher(cfg: TeacherConfig) -> Teacher:
     """The teacher that the settings name. Raises TrainingError with a sentence."""
     if cfg.what == "engine":
-        return EngineTeacher(cfg.path or "embedded")
+        return EngineTeacher(cfg.path or "embedded", cfg.backend)
     if cfg.what == "diffusion":
         from training import diffusion  # needs diffusers
 

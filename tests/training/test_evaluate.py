@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,10 +15,12 @@ from rich.console import Console
 
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
+from depth_node.engine import opening
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.prediction import Prediction
 from training import datasets, evaluate, ordinal, protocols
 from training.__main__ import main
+from training.data import DataError, Sample
 
 H, W = 24, 32
 INDOOR = protocols.PROTOCOLS["indoor"]
@@ -147,13 +150,13 @@ class Counting:
         return Prediction(image[..., 0].astype(np.float32) + 1, "disparity_affine_invariant")
 
 
-def samples(count: int = 2) -> list[evaluate.Sample]:
+def samples(count: int = 2) -> list[Sample]:
     rng = np.random.default_rng(3)
     found = []
     for k in range(count):
         depth = rng.uniform(1, 5, (H, W)).astype(np.float32)
         image = np.repeat((200 / depth).astype(np.uint8)[..., None], 3, axis=2)
-        found.append(evaluate.Sample(f"s{k % 2}", str(k), image, depth))
+        found.append(Sample(str(k), image, depth, source=f"s{k % 2}"))
     return found
 
 
@@ -186,16 +189,30 @@ def test_a_damaged_prediction_is_made_anew(tmp_path: Path) -> None:
     assert model.asked == 2
 
 
+def test_scores_are_of_the_reference_unless_asked_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # on a machine with a GPU it would be taken
+    _, identity, model = evaluate.open_model("embedded")
+    assert model.engine.backend == opening.REFERENCE
+    monkeypatch.setattr(opening, "AUTO", (opening.REFERENCE,))
+    assert evaluate.open_model("embedded", "auto")[1] == identity
+    assert main(["evaluate", "--procedural", "1", "--seed", "1", "--backend", "cpu"]) == 1
+    assert "back end 'cpu' is not known" in capsys.readouterr().err
+
+
 def test_pictures_without_a_scored_pixel_give_no_row() -> None:
-    blind = evaluate.Sample("s", "0", samples()[0].image, np.full((H, W), 30.0, np.float32))
+    blind = Sample("0", samples()[0].image, np.full((H, W), 30.0, np.float32), source="s")
     assert evaluate.score([blind], {"m": Counting()}) == []
+    with pytest.raises(DataError, match="no depth to be judged by"):
+        evaluate.score([Sample("0", blind.image)], {"m": Counting()})
 
 
 def test_a_corruption_wears_each_frame_in_its_own_way() -> None:
     a, b = samples()
     one = evaluate.worn(a, "gaussian", 2)
     np.testing.assert_array_equal(one.image, evaluate.worn(a, "gaussian", 2).image)
-    renamed = evaluate.Sample(b.source, b.name, a.image, a.depth)
+    renamed = replace(a, source=b.source, name=b.name)
     assert not np.array_equal(one.image, evaluate.worn(renamed, "gaussian", 2).image)
 
 

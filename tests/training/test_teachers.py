@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
+from depth_node.engine import opening  # noqa: E402
 from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
 from training.checkpoints import TrainingError  # noqa: E402
 from training.models import InputSpec, NetworkConfig  # noqa: E402
@@ -105,6 +106,13 @@ def test_an_engine_teaches_as_it_runs_on_the_robot() -> None:
         expected = model.predict(image).disparity()
     np.testing.assert_allclose(disparity[0, 0].numpy(), expected, rtol=1e-5)
     assert known.all()
+
+
+def test_an_engine_is_the_reference_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # on a robot a GPU would be taken
+    assert open_teacher(TeacherConfig(what="engine")).model.engine.backend == opening.REFERENCE
+    with pytest.raises(TrainingError, match=r"cannot be opened: .*no-such"):
+        open_teacher(TeacherConfig(what="engine", backend="no-such"))
 
 
 def test_an_engine_that_is_not_there_is_said(tmp_path: Path) -> None:
