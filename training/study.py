@@ -2,7 +2,7 @@
 """Do the recipes help? Small experiments on rendered rooms, repeatable, resumable, with intervals.
 
     python -m training study westar --out STUDY [--target fog --severity 5 --seeds 1 2 3]
-    python -m training study distill --out STUDY
+    python -m training study distill --out STUDY                         (study_distillation.py)
     python -m training study mesa | depthmaster | assistant --out STUDY   (study_pretraining.py)
 
 Every variant is a run of the recipe itself in a folder of its own, then judged on rooms that no
@@ -33,8 +33,7 @@ from training.data import Pool, PoolConfig, Sample, Window
 from training.loop import run
 from training.models import Network, NetworkConfig, open_network, open_run
 from training.ordinal import LabelSet, SimulationConfig, simulate
-from training.recipes import distill, westar
-from training.teachers import NetworkTeacher
+from training.recipes import westar
 
 PRETRAINING = ("mesa", "depthmaster", "assistant")  # of study_pretraining.py
 HEIGHT, WIDTH = 96, 128
@@ -181,27 +180,6 @@ DISTILL_BASE: dict[str, Any] = {
         "log_every": 50,
     },
 }
-DISTILL = (
-    Variant("hybrid, both contexts", {}),
-    Variant("hybrid, shared context", {"loss.local": 0}),
-    Variant("hybrid, local-global", {"loss.shared": 0}),
-    Variant("global, shared context", {"loss.local": 0, "loss.norm": "global"}),
-    Variant("none, shared context", {"loss.local": 0, "loss.norm": "none"}),
-    Variant("local, shared context", {"loss.local": 0, "loss.norm": "local"}),
-    Variant("without gradient term", {"loss.gradient": 0}),
-)
-
-
-def taught(out: Path, variant: Variant, seed: int, seen: Sequence[Sample], steps: int) -> Network:
-    """A small U-Net taught by the embedded network."""
-    changes = {**(variant.settings or {}), "loop.seed": seed, "loop.steps": steps}
-    cfg = config.replace(config.build(distill.Config, DISTILL_BASE), changes)
-    teacher = NetworkTeacher(open_network(NetworkConfig(source="embedded")), "embedded")
-    folder = out / "runs" / f"{_slug(variant.name)}-{seed}-{steps}"
-    plain = [Sample(s.name, s.image) for s in seen]
-    recipe = distill.Distill(cfg, plain, [teacher, None])
-    run(recipe, cfg.loop, folder, config.to_dict(cfg), console=_quiet())
-    return open_run(folder)
 
 
 def judged(path: Path, make: Callable[[], dict[str, NDArray[np.float64]]]) -> dict[str, Any]:
@@ -266,6 +244,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rooms", type=int, default=100, help="rooms to judge by, three views each"
     )
+    parser.add_argument(
+        "--frames", type=Path, nargs="+", default=[], help="distill: recorded frames to judge by"
+    )
     parser.add_argument("--target", default="fog", choices=CORRUPTIONS, help="westar: corruption")
     parser.add_argument("--severity", type=int, default=5, help="westar: of the corruption")
     parser.add_argument(
@@ -279,20 +260,19 @@ def command(args: argparse.Namespace, console: Console) -> None:
         from training import study_pretraining
 
         return study_pretraining.command(args, console)
+    if args.what == "distill":
+        from training import study_distillation
+
+        return study_distillation.command(args, console)
     torch.set_num_threads(1)
     learn = rooms(args.out, "learn", args.pictures)
     judge = rooms(args.out, "choose" if args.choose else "judge", 3 * args.rooms)
     place = args.out / args.what
-    variants: tuple[Variant, ...] = DISTILL
-    steps = args.steps or DISTILL_BASE["loop"]["steps"]
-    sets = {"rooms": judge}
-    if args.what == "westar":
-        variants = WESTAR
-        steps = args.steps or WESTAR_BASE["loop"]["steps"]
-        place = place / f"{args.target}-{args.severity}"
-        learn = worn(learn, args.target, args.severity)
-        sets = {"target": worn(judge, args.target, args.severity), "source": judge}
-    chosen = [v for v in variants if not args.only or v.name in args.only or v.settings is None]
+    steps = args.steps or WESTAR_BASE["loop"]["steps"]
+    place = place / f"{args.target}-{args.severity}"
+    learn = worn(learn, args.target, args.severity)
+    sets = {"target": worn(judge, args.target, args.severity), "source": judge}
+    chosen = [v for v in WESTAR if not args.only or v.name in args.only or v.settings is None]
     results: dict[str, list[dict[str, Any]]] = {}
     for seed in args.seeds:
         for variant in chosen:
@@ -301,8 +281,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
             name = f"{_slug(variant.name)}-{seed}-{steps}-{len(judge)}-{int(args.choose)}.json"
 
             def make(v: Variant = variant, s: int = seed) -> dict[str, NDArray[np.float64]]:
-                made = adapt if args.what == "westar" else taught
-                network = made(place, v, s, learn, steps)
+                network = adapt(place, v, s, learn, steps)
                 return {name: errors(network, samples) for name, samples in sets.items()}
 
             row = judged(place / "scores" / name, make)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of distillation: its tables by hand, and at toy scale through the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+
+from training import study_distillation as study  # noqa: E402
+from training.__main__ import main  # noqa: E402
+
+
+def seed_of(errors: list[list[float]]) -> dict[str, Any]:
+    """Scores of one seed: AbsRel of the pictures of each source."""
+    rows = [
+        [f"s{k}", str(j), error, 2 * error, 0.5]
+        for k, source in enumerate(errors)
+        for j, error in enumerate(source)
+    ]
+    return {"rooms": rows, "frames": rows}
+
+
+def test_seeds_are_averaged_first_and_sources_weigh_as_they_should() -> None:
+    first = [seed_of([[0.1, 0.3], [0.2]])["rooms"], seed_of([[0.3, 0.1], [0.4]])["rooms"]]
+    assert study.mean(first, 2, pooled=True) == pytest.approx((0.2 + 0.2 + 0.3) / 3)
+    assert study.mean(first, 2, pooled=False) == pytest.approx((0.2 + 0.3) / 2)
+    other = [seed_of([[0.1, 0.1], [0.15]])["rooms"]]
+    pooled = study.compared(first, other, pooled=True)
+    assert pooled.value == pytest.approx((0.35 / 0.7) - 1)
+    assert (pooled.low, pooled.high) == pytest.approx((-0.5, -0.5)), "half of it in every source"
+    assert study.compared(first, other, pooled=False).value == pytest.approx(0.25 / 0.5 - 1)
+
+
+def test_a_published_pair_is_confirmed_contradicted_or_open() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.1, 0.3, (20, 3))
+    results = {
+        "both contexts, hybrid": [seed_of((0.9 * base).tolist())],
+        "shared, hybrid": [seed_of(base.tolist())],
+        "local-global, hybrid": [seed_of((0.95 * base).tolist())],
+        "average of two": [seed_of((0.9 * base + rng.normal(0, 0.02, base.shape)).tolist())],
+    }
+    lines = study.orders(results, ["rooms"]).splitlines()[2:]
+    verdicts = {tuple(line.split(" | ")[1:3]): line.rsplit(" ", 2)[1] for line in lines}
+    assert verdicts == {
+        ("both contexts, hybrid", "shared, hybrid"): "yes",
+        ("both contexts, hybrid", "local-global, hybrid"): "yes",
+        ("shared, hybrid", "local-global, hybrid"): "no",
+        ("both contexts, hybrid", "average of two"): "open",
+    }
+    names = {variant.name for variant in study.VARIANTS}
+    assert {name for _, better, worse, *_ in study.PUBLISHED for name in (better, worse)} <= names
+    assert all(a < b for _, _, _, *sets in study.PUBLISHED for a, b in zip(*sets, strict=True))
+
+
+def test_the_assistant_answers_from_0_to_1(tmp_path: Path) -> None:
+    primary = study.Study(tmp_path, 9, 2).primary
+    pictures = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    maps = study.Unit(primary)(pictures)
+    for scaled, plain in zip(maps, primary(pictures), strict=True):
+        assert (float(scaled.min()), float(scaled.max())) == pytest.approx((0, 1))
+        assert bool((scaled.flatten().argsort() == plain.flatten().argsort()).all())
+    assert study.Unit(primary).revision != primary.revision
+
+
+def test_the_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["both contexts, hybrid", study.ALIKE, "taught by the truth"]
+    command = ["study", "distill", "--out", str(tmp_path), "--steps", "1", "--pictures", "9"]
+    command += ["--rooms", "1", "--only", *names]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    for name in (*names, "start", "primary teacher", "assistant"):
+        assert f"| {name} | 0." in said
+    assert (tmp_path / "distill" / "table.md").read_text() == said
+    runs = sorted((tmp_path / "distill").rglob("about.json"))
+    folders = {path.relative_to(tmp_path / "distill" / "runs").parts[0] for path in runs}
+    assert {"start-1", "assistant-1", "taught-by-the-truth-1-1"} < folders
+    before = [path.stat().st_mtime_ns for path in runs]
+    assert main(command) == 0
+    assert capsys.readouterr().out == said
+    assert [path.stat().st_mtime_ns for path in runs] == before
