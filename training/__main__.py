@@ -8,15 +8,12 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from depth_node import config
-from depth_node.frames import FrameError
 from training import recipes
-from training.data import DataError, Pool
-from training.loop import TrainingError, main_first, run
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Each a module with `arguments(parser)` and `command(args, console)`.
 TOOLS: dict[str, tuple[str, str]] = {
@@ -78,21 +75,46 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
 
 def main(text: list[str] | None = None) -> int:
     """Run one command; 0 on success, 1 with a sentence on standard error."""
+    try:  # the packages are imported where they are needed, so that one that is missing can be told
+        return _run(text)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "training", "depth_node") or package in sys.stdlib_module_names:
+            raise
+        print(
+            f"The package {package} is not installed, and this command needs it:"
+            " pip install -r requirements-training.txt (docs/training.md says how without a GPU).",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _run(text: list[str] | None) -> int:
     args = _arguments(text)
+    from rich.console import Console
+
+    from depth_node.config import ConfigError
+    from depth_node.frames import FrameError
+    from training.checkpoints import TrainingError
+    from training.data import DataError
+
     console = Console()
     try:
         if args.command in recipes.RECIPES:
             return _train(args, console)
         if args.command == "render":
-            return _render(args, console)
+            return _render(args)
         importlib.import_module(TOOLS[args.command][0]).command(args, console)
         return 0
-    except (config.ConfigError, DataError, FrameError, TrainingError) as error:
+    except (ConfigError, DataError, FrameError, TrainingError) as error:
         print(error, file=sys.stderr)
         return 1
 
 
 def _train(args: argparse.Namespace, console: Console) -> int:
+    from depth_node import config
+    from training.loop import main_first, run
+
     recipe = recipes.find(args.command)
     cfg = config.load(recipe.Config, args.config, args.overrides)
     if args.dry_run:
@@ -105,7 +127,18 @@ def _train(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _render(args: argparse.Namespace, console: Console) -> int:
+def _render(args: argparse.Namespace) -> int:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from depth_node import config
+    from training.data import Pool
+
     cfg = config.load(recipes.find("supervised").Config, args.config, args.overrides)
     if args.dry_run:
         print(config.dump(cfg), end="")
@@ -114,7 +147,7 @@ def _render(args: argparse.Namespace, console: Console) -> int:
     pool = Pool(cfg.pool, write=True)
     target = args.count or cfg.pool.samples
     columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns) as bar:
         task = bar.add_task("", total=target, completed=pool.written)
         for count in pool.fill(target):
             bar.update(task, completed=count)
