@@ -35,6 +35,7 @@ CHANGED_COLOUR = 0.35  # of a correlation length of colour, after blurring
 CHANGED_BASE = 0.08  # log of the network's map
 CONTRADICTION = 3.0  # times the expected error
 LEAST_CONTRADICTION = 0.04  # log depth
+MANY_POINTS = 2000  # more tell no more of a median
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,9 @@ class FieldState:
             shift, weight = _trust(past, changed, answer)
             old = past.log_depth + np.float32(shift)
             weight *= np.minimum(past.frames / (past.frames + 1), np.float32(config.memory))
-            blended = answer.log_depth + weight * (
-                np.where(weight > 0, old, 0) - np.where(weight > 0, answer.log_depth, 0)
-            )
+            step = old - answer.log_depth
+            step[~(weight > 0)] = 0  # what is not remembered may be NaN
+            blended = answer.log_depth + weight * step
             frames = weight / np.maximum(1 - weight, np.float32(1e-3)) + 1
             self.share = float(weight.mean())
         self._past = _Past(
@@ -199,9 +200,11 @@ def _trust(past: _Past, changed: NDArray[np.bool_], answer: Answer) -> tuple[flo
     if np.count_nonzero(still) < 4:
         return 0.0, np.zeros_like(weight)
     # A camera that comes nearer shifts the whole map; that much can be told from the points.
-    shift = float(np.median(miss[still]))
-    spread, large = np.quantile(np.abs(miss[still] - shift), [0.5, QUANTILE])
-    certainty = 1.5 * spread / math.sqrt(np.count_nonzero(still))
+    number = np.count_nonzero(still)
+    told = miss[still][:: 1 + number // MANY_POINTS]
+    shift = float(np.median(told))
+    spread, large = np.quantile(np.abs(told - shift), [0.5, QUANTILE])
+    certainty = 1.5 * spread / math.sqrt(number)
     shift = math.copysign(max(abs(shift) - certainty, 0.0), shift)
     low, high = ERROR_LIMITS
     ratio = max(spread / expected, large / max(answer.large_error, 1e-3))
@@ -223,14 +226,15 @@ def _about(
     """(h, w) share of contradicting points around each cell, 0 where there is none near."""
     spacing = math.sqrt(shape[0] * shape[1] / len(rows))
     size = 2 * round(min(max(spacing, 2.0), 24.0)) + 1
-    votes: Map = np.zeros(shape, np.float32)
-    all_: Map = np.zeros(shape, np.float32)
-    np.add.at(votes, (rows, cols), against.astype(np.float32))
-    np.add.at(all_, (rows, cols), np.float32(1))
-    border = cv2.BORDER_CONSTANT
-    votes = np.asarray(cv2.boxFilter(votes, -1, (size, size), normalize=False, borderType=border))
-    all_ = np.asarray(cv2.boxFilter(all_, -1, (size, size), normalize=False, borderType=border))
-    share = votes / np.maximum(all_, np.float32(0.5))
+    cell, cells = rows * shape[1] + cols, shape[0] * shape[1]
+
+    def around(which: NDArray[np.int64]) -> Map:
+        count = np.bincount(which, minlength=cells).reshape(shape).astype(np.float32)
+        border = cv2.BORDER_CONSTANT
+        summed = cv2.boxFilter(count, -1, (size, size), normalize=False, borderType=border)
+        return np.asarray(summed, np.float32)
+
+    share = around(cell[against]) / np.maximum(around(cell), np.float32(0.5))
     # A third of the points about a cell is enough: an edge of what moved runs through.
     return np.minimum(3 * np.maximum(share, 0), 1).astype(np.float32)
 
