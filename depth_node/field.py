@@ -158,7 +158,7 @@ class Field:
 
 
 def warm_up(config: FieldConfig | None = None) -> None:
-    """Load or compile the loops and touch all that a frame needs, so that the first is no slower."""
+    """Load or compile the loops and touch all that a frame needs: the first is no slower then."""
     config = config or FieldConfig()
     rng = np.random.default_rng(0)
     height, width, count = 480, 640, 300
