@@ -717,11 +717,51 @@ class Marigold(nn.Module):
         return found
 
 
+class GenPercept(nn.Module):
+    """A GenPercept as a teacher: pictures in -1..1 in, its maps in 0..1 out, one step, no noise.
+
+    Its U-Net sees the latent of the picture itself, at time 1 under a schedule that is all noise
+    (beta 1), so that the velocity it gives is the negative of the answer's latent. The prompt is
+    empty and not padded (begin and end). Read in the authors' pipeline (aim-uofa/GenPercept
+    afc1578b); the variants with a DPT head instead of the decoder are not for this class.
+    """
+
+    def __init__(self, network: SingleStep, gives: str) -> None:
+        super().__init__()
+        self.network, self.spec = network, network.spec
+        self.meaning = f"{gives}_affine_invariant"
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps (N, 1, H, W): depth is 0 at the nearest, disparity 1."""
+        velocity = self.network.step(self.network.encode(pictures)).latent
+        return (self.network.decode(-velocity).clamp(-1, 1) + 1) / 2
+
+
+def open_genpercept(cfg: DiffusionConfig, gives: str) -> GenPercept:
+    """A folder of Stable Diffusion 2.1 whose unet/ is GenPercept's. gives: depth or disparity."""
+    for head in ("dpt_head", "dpt_head_identity"):
+        if (Path(cfg.source) / head).is_dir():
+            raise TrainingError(
+                f"{cfg.source} holds a GenPercept that answers through a DPT head ({head}/), which"
+                " is not supported: take one that answers through the decoder (unet_depth_v2,"
+                " unet_disparity_v2)."
+            )
+    unet, vae, prompt = _folder_parts(cfg)
+    # Attention in the text encoder looks back only: what follows the end changes nothing before it.
+    return GenPercept(SingleStep(unet, vae, prompt[:, :2], cfg), gives)
+
+
 def open_assistant(
-    source: str, allow_download: bool = False, revision: str = "main"
-) -> SingleStep | Marigold:
-    """A diffusion network to teach others: a run of depthmaster, or a Marigold of diffusers."""
+    source: str, allow_download: bool = False, revision: str = "main", gives: str = ""
+) -> SingleStep | Marigold | GenPercept:
+    """A diffusion network to teach others: a run of depthmaster, a Marigold of diffusers, or, where
+    it is said what it `gives`, a GenPercept.
+    """
     folder = Path(source)
+    if gives:
+        cfg = DiffusionConfig(source=source, allow_download=allow_download, revision=revision)
+        return open_genpercept(cfg, gives)
     if any((folder / name).is_file() for name in ("about.json", "last/about.json")):
         return open_run(folder)
     from diffusers import MarigoldDepthPipeline
@@ -739,7 +779,8 @@ def open_assistant(
         first = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise TrainingError(
             f"{source} cannot be opened as a Marigold ({first}): it must hold model_index.json,"
-            " unet/, vae/, scheduler/, text_encoder/ and tokenizer/."
+            " unet/, vae/, scheduler/, text_encoder/ and tokenizer/; of a GenPercept say what it"
+            " gives (genpercept=depth or disparity)."
         ) from error
     return Marigold(pipe)
 

@@ -67,11 +67,17 @@ class TeacherConfig:
     what: str = config.option(
         "network",
         "network: of torch, on the training device; engine: an ONNX file with manifest, through"
-        " depth_node; diffusion: a run of depthmaster, or a Marigold of diffusers.",
+        " depth_node; diffusion: a run of depthmaster, a Marigold of diffusers, or a GenPercept.",
         choices=SOURCES,
     )
     path: str = config.option(
         "", "Of an engine: the .onnx file, or `embedded`; of a diffusion network: its folder."
+    )
+    genpercept: str = config.option(
+        "",
+        "`path` is a GenPercept, a Stable Diffusion 2.1 with its U-Net in unet/, that gives this,"
+        " which no file tells; empty: it is none.",
+        choices=("", "depth", "disparity"),
     )
     backend: str = config.option(
         REFERENCE,
@@ -176,7 +182,7 @@ def open_teacher(cfg: TeacherConfig) -> Teacher:
         from training import diffusion  # needs diffusers
 
         assistant: Any = diffusion.open_assistant(
-            cfg.path, cfg.network.allow_download, cfg.network.revision
+            cfg.path, cfg.network.allow_download, cfg.network.revision, cfg.genpercept
         )
         return NetworkTeacher(assistant, cfg.path, (cfg.height, cfg.width), cfg.shift)
     generator = torch.random.get_rng_state()

@@ -61,6 +61,19 @@ def add_text_encoder(place: Path) -> None:
     )
 
 
+def add_index(place: Path, pipeline: str = "StableDiffusionPipeline") -> None:
+    """What a pipeline's folder says of its parts."""
+    parts = {
+        "_class_name": pipeline,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    (place / "model_index.json").write_text(json.dumps(parts))
+
+
 # --- target and losses ---------------------------------------------------------------------------
 
 
@@ -314,18 +327,7 @@ def test_the_empty_prompt_comes_from_the_text_encoder(folder: Path, tmp_path: Pa
     with pytest.raises(TrainingError, match=r"empty prompt.*text_encoder/"):
         opened(place)
     add_text_encoder(place)
-    (place / "model_index.json").write_text(
-        json.dumps(
-            {
-                "_class_name": "StableDiffusionPipeline",
-                "unet": ["diffusers", "UNet2DConditionModel"],
-                "vae": ["diffusers", "AutoencoderKL"],
-                "scheduler": ["diffusers", "DDIMScheduler"],
-                "text_encoder": ["transformers", "CLIPTextModel"],
-                "tokenizer": ["transformers", "CLIPTokenizer"],
-            }
-        )
-    )
+    add_index(place)
     prompt = opened(place).prompt
     assert prompt.shape == (1, 7, 8) and torch.isfinite(prompt).all()
 
@@ -409,10 +411,56 @@ def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
     torch.testing.assert_close(depth, teacher(pictures))
     for d, m in zip(disparity, depth, strict=True):  # large = near
         assert float(torch.corrcoef(torch.stack([d.flatten(), m.flatten()]))[0, 1]) < 0
-    with pytest.raises(TrainingError, match="cannot be opened as a Marigold"):
+    with pytest.raises(TrainingError, match=r"cannot be opened as a Marigold.*genpercept=depth"):
         diffusion.open_assistant(str(tmp_path))
     with pytest.raises(TrainingError, match="run of depthmaster"):
         diffusion.open_assistant(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("gives", ["disparity", "depth"])
+def test_a_genpercept_teaches_through_the_same_door(gives: str, tmp_path: Path) -> None:
+    """Against the authors' way: one step of DDIM under their schedule, from the picture itself."""
+    import diffusers
+    import transformers
+
+    from training import teachers
+
+    add_text_encoder(tmp_path)
+    network = small()
+    network.unet.save_pretrained(tmp_path / "unet")
+    network.vae.save_pretrained(tmp_path / "vae")
+    text = transformers.CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
+    words = transformers.CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    shift = teachers.TeacherConfig().shift if gives == "depth" else 0.0
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=1.0, beta_end=1.0, beta_schedule="scaled_linear", clip_sample=False,
+        prediction_type="v_prediction", set_alpha_to_one=False, steps_offset=1,
+        timestep_spacing="leading",
+    )  # fmt: skip
+    scheduler.set_timesteps(1)
+    pictures = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ids = words("", padding="do_not_pad", return_tensors="pt").input_ids
+        assert ids.shape == (1, 2)
+        prompt = text(ids)[0].repeat(2, 1, 1)
+        latent = network.vae.encode(2 * pictures - 1).latent_dist.mean
+        said = network.unet(latent, scheduler.timesteps[0], encoder_hidden_states=prompt).sample
+        clean = scheduler.step(said, scheduler.timesteps[0], latent).pred_original_sample
+        expected = (network.vae.decode(clean).sample.mean(1, True).clip(-1, 1) + 1) / 2
+    assert float(expected.std()) > 1e-3
+
+    add_index(tmp_path, "GenPerceptPipeline")
+    cfg = teachers.TeacherConfig(what="diffusion", path=str(tmp_path), genpercept=gives)
+    teacher = teachers.open_teacher(cfg)
+    assert teacher.kind == f"{gives}_affine_invariant"
+    torch.testing.assert_close(teacher(pictures), expected + shift, atol=1e-5, rtol=1e-5)
+    disparity, known = teachers.ask(teacher, pictures)
+    assert known.all()
+    wanted = expected if gives == "disparity" else 1 / (expected + shift)
+    torch.testing.assert_close(disparity, wanted, atol=1e-4, rtol=1e-4)
+    (tmp_path / "dpt_head_identity").mkdir()
+    with pytest.raises(TrainingError, match="DPT head"):
+        teachers.open_teacher(cfg)
 
 
 def test_a_run_teaches_through_the_same_door(tmp_path: Path) -> None:
