@@ -86,9 +86,9 @@ TRUTH: dict[str, Any] = {
                 "noise": 0.0, "grey": 0.0},
     "loop": LOOP,
 }  # fmt: skip
-# Where all begin: other pictures, few of them.
-START: dict[str, Any] = {"start": "", "loop.steps": 500, "loop.batch": 16, "loop.seed": 1,
-         "loop.learning_rate": 2e-3, "loop.checkpoint_every": 250}  # fmt: skip
+# Where all begin.
+START: dict[str, Any] = {"start": "", "loop.steps": 2400, "loop.batch": 16, "loop.seed": 1,
+         "loop.learning_rate": 2e-3, "loop.checkpoint_every": 600}  # fmt: skip
 ASSISTANT: dict[str, Any] = {
     "height": TEACHER[0],
     "width": TEACHER[1],
@@ -198,9 +198,9 @@ class Study:
     @cached_property
     def start(self) -> Path:
         """The run of the student that all begin with."""
-        steps = min(START["loop.steps"], self.steps)
+        steps = min(START["loop.steps"], 6 * self.steps)
         cfg = config.replace(config.build(supervised.Config, TRUTH), {**START, "loop.steps": steps})
-        pictures = functools.partial(self.rendered, "start", self.pictures // 9 * 6, SMALL)
+        pictures = functools.partial(self.rendered, "start", self.pictures // 9 * 12, SMALL)
         return self._trained(f"start-{steps}", cfg, lambda: supervised.Supervised(cfg, pictures()))
 
     @cached_property
