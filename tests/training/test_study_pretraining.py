@@ -40,7 +40,7 @@ def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mesa", ["masked", "from scratch"], ["rooms: RMSE (m)", "desks: AbsRel"]),
         (
             "depthmaster",
-            ["sqrt-disparity", "both stages, aligned", study.THROUGH, "constant"],
+            ["sqrt-disparity", "both stages, aligned", *study.THROUGH, "constant"],
             ["rooms: AbsRel", "rooms: boundary F1"],
         ),
         (
