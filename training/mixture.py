@@ -40,9 +40,19 @@ class MixtureConfig:
     pool: PoolConfig = config.section(PoolConfig, "The rendered rooms.")
     data: DataConfig = config.section(DataConfig, "The data set.")
     second: DataConfig = config.section(DataConfig, "Another data set.")
+    second_height: int = config.option(
+        0,
+        "Rows of the pictures of `second`, where its shape is another; 0: as of the others. Each"
+        " part of a step then holds one picture (loop.accumulate as large as loop.batch).",
+        unit="px",
+        minimum=0,
+    )
+    second_width: int = config.option(0, "Columns of the same.", unit="px", minimum=0)
 
     def __post_init__(self) -> None:
         config.validate(self)
+        if bool(self.second_height) != bool(self.second_width):
+            raise config.ConfigError("second_height and second_width: set both, or neither")
 
 
 class Mixture:
@@ -63,14 +73,25 @@ class Mixture:
     def draw(
         self, rng: np.random.Generator, height: int, width: int, view: ViewConfig
     ) -> tuple[F32, F32]:
-        """A picture (height, width, 3) float32 in 0..1 and its depth (height, width) m."""
-        second = self.cfg.second_share > 0 and rng.random() < self.cfg.second_share
-        return drawn(self.second if second else self.first, rng, height, width, view)
+        """A picture (height, width, 3) float32 in 0..1 and its depth (height, width) m; one of the
+        second data set has that one's size where it is set.
+        """
+        cfg = self.cfg
+        if not (cfg.second_share > 0 and rng.random() < cfg.second_share):
+            return drawn(self.first, rng, height, width, view)
+        size = (cfg.second_height or height, cfg.second_width or width)
+        return drawn(self.second, rng, *size, view)
 
     def batch(
         self, rngs: list[np.random.Generator], height: int, width: int, view: ViewConfig
     ) -> dict[str, Tensor]:
         """`image` (N, 3, h, w) in 0..1 and `depth` (N, 1, h, w) m, a picture per generator."""
+        if self.cfg.second_height and len(rngs) > 1:
+            raise DataError(
+                f"Pictures of two sizes cannot share a part of a step, and {len(rngs)} are in one:"
+                " set loop.accumulate to the pictures that a process has of a step, or"
+                " pictures.second_height and second_width to 0."
+            )
         return batched([self.draw(rng, height, width, view) for rng in rngs])
 
 

@@ -120,6 +120,7 @@ def test_the_published_stages_are_the_papers() -> None:
         assert (cfg.loop.steps, cfg.loop.learning_rate, cfg.loop.batch) == (steps, rate, 32)
         assert cfg.loop.accumulate == 32 and cfg.loop.weight_decay == 0 and cfg.loop.warmup == 100
         assert (cfg.pictures.data.kind, cfg.pictures.second.kind) == ("hypersim", "vkitti2")
+        assert (cfg.pictures.second_height, cfg.pictures.second_width) == (352, 1216)
         assert cfg.pictures.second_share == 0.1 and cfg.augment.flip == 0.5
         assert cfg.diffusion.space == "sqrt_disparity" and cfg.loss.tails == 0.02
         assert cfg.diffusion.paradigm == "single" and cfg.diffusion.checkpointing
@@ -164,7 +165,7 @@ def write_data_sets(folder: Path) -> list[str]:
 
 def test_the_published_stages_run_on_folders_of_their_kind(tmp_path: Path) -> None:
     """Both commands of the docs, from a folder like Stable Diffusion 2's, a DINOv2 and the layouts
-    of the data sets; smaller, for two pictures and one step.
+    of the data sets; smaller, for four pictures and one step.
     """
     torch.manual_seed(0)
     source = diffusion.open_diffusion(
@@ -174,7 +175,8 @@ def test_the_published_stages_run_on_folders_of_their_kind(tmp_path: Path) -> No
     source.vae.save_pretrained(tmp_path / "sd2" / "vae")
     save_file({"prompt": torch.zeros(1, 5, 8)}, str(tmp_path / "sd2" / diffusion.PROMPT_FILE))
     open_dino(NetworkConfig("debug")).network.save_pretrained(tmp_path / "dinov2")
-    small = ["height=48", "width=64", "loop.steps=1", "loop.batch=2", "loop.accumulate=2",
+    small = ["height=48", "width=64", "pictures.second_height=32", "pictures.second_width=80",
+             "pictures.second_share=0.5", "loop.steps=1", "loop.batch=4", "loop.accumulate=4",
              "loop.seed=0", "loop.tensorboard=false", "check.limit=0"]  # fmt: skip
     common = [*small, *write_data_sets(tmp_path), f"diffusion.source={tmp_path / 'sd2'}"]
     one, two = tmp_path / "stage1", tmp_path / "stage2"

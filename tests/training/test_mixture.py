@@ -56,6 +56,18 @@ def test_the_second_data_set_has_its_share(tmp_path: Path) -> None:
     assert len(set(drawn(pooled, 60))) == 6 + 1
 
 
+def test_the_second_data_set_may_have_its_own_size(tmp_path: Path) -> None:
+    cfg = settings(tmp_path, second_share=0.5, second_height=8, second_width=32)
+    mixture = Mixture(cfg)
+    rngs = [np.random.default_rng(k) for k in range(20)]
+    shapes = {tuple(mixture.batch([rng], 16, 16, ViewConfig())["depth"].shape) for rng in rngs}
+    assert shapes == {(1, 1, 16, 16), (1, 1, 8, 32)}
+    with pytest.raises(DataError, match=r"two sizes.*loop\.accumulate"):
+        mixture.batch(rngs[:2], 16, 16, ViewConfig())
+    with pytest.raises(config.ConfigError, match="both, or neither"):
+        settings(tmp_path, second_height=8)
+
+
 def test_pictures_without_depth_are_refused_when_they_are_drawn(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     cv2.imwrite(str(tmp_path / "pictures" / "a.png"), np.zeros((40, 60, 3), np.uint8))
