@@ -14,8 +14,7 @@ stand the start, the teachers, and the student that went on learning from the tr
 from __future__ import annotations
 
 import argparse
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,10 +27,9 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from depth_node import config
+from depth_node import config, metrics
 from depth_node.prediction import Prediction
-from depth_node.scene import STYLES
-from training import evaluate
+from training import evaluate, protocols
 from training.data import PoolConfig, Sample, Window, open_pool
 from training.loop import Recipe, run
 from training.models import NetworkConfig, open_network, open_run
@@ -43,6 +41,7 @@ HEIGHT, WIDTH = 64, 96  # of the student
 TEACHER = (96, 128)  # of the teachers, as they were trained
 SMALL = (108, 144)  # of pictures that are only learnt from as they are
 ALIGNMENT = "disp_ls"
+SPECIAL = ("desk", "bin", "shelf")  # styles that the assistant saw more of
 # Of rooms that the embedded network (seed 20) never saw; other ones to judge by than to learn from.
 SEEDS = {"learn": 7101, "judge": 7103, "desk": 7111, "bin": 7112, "shelf": 7113,
          "start": 7120}  # fmt: skip
@@ -182,7 +181,7 @@ class Study:
             height=size[0],
             width=size[1],
             views_per_scene=3,
-            style=what if what in STYLES else "mixed",
+            style=what if what in SPECIAL else "mixed",
             seed=SEEDS[what],
             wait_for=count,
             fill=True,
@@ -195,13 +194,18 @@ class Study:
         """What students look at."""
         return self.rendered("learn", self.pictures)
 
+    @property
+    def place(self) -> Path:
+        """Of everything that other numbers of pictures or steps would change."""
+        return self.out / "distill" / f"{self.pictures}-{self.steps}"
+
     @cached_property
     def start(self) -> Path:
         """The run of the student that all begin with."""
-        steps = min(START["loop.steps"], 6 * self.steps)
-        cfg = config.replace(config.build(supervised.Config, TRUTH), {**START, "loop.steps": steps})
-        pictures = functools.partial(self.rendered, "start", self.pictures // 9 * 12, SMALL)
-        return self._trained(f"start-{steps}", cfg, lambda: supervised.Supervised(cfg, pictures()))
+        steps = {"loop.steps": min(START["loop.steps"], 6 * self.steps)}
+        cfg = config.replace(config.build(supervised.Config, TRUTH), {**START, **steps})
+        pictures = self.rendered("start", self.pictures // 9 * 12, SMALL)
+        return self._trained("start", cfg, supervised.Supervised(cfg, pictures))
 
     @cached_property
     def primary(self) -> Teacher:
@@ -212,52 +216,72 @@ class Study:
     @cached_property
     def assistant(self) -> Unit:
         """The embedded network after more pictures of desks, bins and shelves; maps in 0..1."""
-        weights = self.out / "distill" / "embedded.safetensors"
+        weights = self.place / "embedded.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
         save_file(open_network(NetworkConfig(source="embedded")).state_dict(), str(weights))
         steps = min(ASSISTANT["loop"]["steps"], self.steps)
         changes = {"start": str(weights), "loop.steps": steps}
         cfg = config.replace(config.build(supervised.Config, ASSISTANT), changes)
-
-        def recipe() -> Recipe:
-            count = self.pictures // 9 * 3
-            special = [self.rendered(style, count, SMALL) for style in ("desk", "bin", "shelf")]
-            return supervised.Supervised(cfg, [sample for part in special for sample in part])
-
-        folder = self._trained(f"assistant-{steps}", cfg, recipe)
-        return Unit(NetworkTeacher(open_run(folder), "assistant", TEACHER))
+        count = self.pictures // 9 * 3
+        special = [s for style in SPECIAL for s in self.rendered(style, count, SMALL)]
+        run = self._trained("assistant", cfg, supervised.Supervised(cfg, special))
+        return Unit(NetworkTeacher(open_run(run), "assistant", TEACHER))
 
     def student(self, variant: Variant, seed: int) -> Teacher:
         """What one variant learnt."""
         settings = variant.settings or {}
         changes = {**settings, "loop.seed": seed, "loop.steps": self.steps}
-        recipe: Callable[[], Recipe]
+        recipe: Recipe
         if variant.settings is None:
-            truth = {**changes, "start": str(self.start)}
-            cfg: Any = config.replace(config.build(supervised.Config, TRUTH), truth)
-
-            def recipe() -> Recipe:
-                return supervised.Supervised(cfg, self.learn)
-
+            changes["start"] = str(self.start)
+            cfg: Any = config.replace(config.build(supervised.Config, TRUTH), changes)
+            recipe = supervised.Supervised(cfg, self.learn)
         else:
-            taught = {**changes, "network.source": str(self.start)}
-            cfg = config.replace(config.build(distill.Config, BASE), taught)
-
-            def recipe() -> Recipe:
-                second: Teacher | None = None
-                if cfg.who != "primary":
-                    second = self.assistant.teacher if variant.name == ALIKE else self.assistant
-                plain = [Sample(s.name, s.image) for s in self.learn]  # no depth to look at
-                return distill.Distill(cfg, plain, [self.primary, second])
-
-        folder = self._trained(f"{slug(variant.name)}-{seed}-{self.steps}", cfg, recipe)
+            changes["network.source"] = str(self.start)
+            cfg = config.replace(config.build(distill.Config, BASE), changes)
+            second: Teacher | None = None
+            if cfg.who != "primary":
+                second = self.assistant.teacher if variant.name == ALIKE else self.assistant
+            plain = [Sample(s.name, s.image) for s in self.learn]  # no depth to look at
+            recipe = distill.Distill(cfg, plain, [self.primary, second])
+        folder = self._trained(f"{slug(variant.name)}-{seed}", cfg, recipe)
         return NetworkTeacher(open_run(folder), variant.name)
 
-    def _trained(self, name: str, cfg: Any, recipe: Callable[[], Recipe]) -> Path:
+    def _trained(self, name: str, cfg: Any, recipe: Recipe) -> Path:
         """The folder of a run, gone on with if it did not end."""
-        folder = self.out / "distill" / "runs" / name
-        run(recipe(), cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
+        folder = self.place / "runs" / name
+        run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
         return folder
+
+
+def parts_seen(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
+    """AbsRel of the teacher on the parts of wide views, as lists of one row a picture like those of
+    `scores`: asked about the part itself, and cut from its answer to the whole.
+
+    Local-global distillation presumes that the former is the better one.
+    """
+    cfg = config.build(distill.Config, BASE)
+    rows, columns = cfg.wide_size
+    protocol = protocols.find(evaluate.INDOOR)
+    found: dict[str, list[list[Any]]] = {"alone": [], "cut": []}
+    for sample in judge:
+        assert sample.depth is not None
+        wide = Window.whole(sample.image.shape, rows, columns)
+        image, truth = wide.image(sample.image), wide.nearest(sample.depth)
+        whole = Seen(teacher).predict(image).values
+        errors: dict[str, list[float]] = {"alone": [], "cut": []}
+        for top, left in cfg.corners():
+            part = np.s_[top : top + HEIGHT, left : left + WIDTH]
+            counted = protocols.counted(protocol, truth[part])
+            said = {"alone": Seen(teacher).predict(image[part]).values, "cut": whole[part]}
+            for how, values in said.items():
+                seen = Prediction(values, "disparity_affine_invariant")
+                depth = protocols.align(seen, truth[part], counted, ALIGNMENT, protocol)
+                scored = np.where(counted, truth[part], np.float32(np.nan))
+                errors[how].append(metrics.evaluate(depth, scored).abs_rel)
+        for how, values_ in errors.items():
+            found[how].append([sample.source, sample.name, float(np.nanmean(values_))])
+    return {how: np.array(lines, dtype=object) for how, lines in found.items()}
 
 
 def scores(teacher: Teacher, sets: dict[str, list[Sample]]) -> dict[str, Any]:
@@ -367,16 +391,16 @@ def command(args: argparse.Namespace, console: Console) -> None:
         sets["frames"] = frames
     chosen = [v for v in VARIANTS if not args.only or v.name in args.only]
     results: Results = {v.name: [] for v in chosen}
-    place = args.out / "distill"
+    more: list[str] = []
 
     def kept(name: str, make: Any) -> dict[str, Any]:
-        what = f"{slug(name)}-{study.steps}-{study.pictures}-{len(judge)}-{len(frames)}.json"
-        return judged(place / "scores" / what, make)
+        what = f"{slug(name)}-{len(judge)}-{len(frames)}.json"
+        return judged(study.place / "scores" / what, make)
 
     def write() -> str:
         done = {name: rows for name, rows in results.items() if rows}
-        text = f"{table(done, list(sets))}\n\n{orders(done, list(sets))}"
-        (place / "table.md").write_text(text + "\n", encoding="utf-8")
+        text = "\n\n".join([table(done, list(sets)), orders(done, list(sets)), *more])
+        (study.place / "table.md").write_text(text + "\n", encoding="utf-8")
         return text
 
     for seed in args.seeds:
@@ -394,4 +418,11 @@ def command(args: argparse.Namespace, console: Console) -> None:
     }
     for name, who in others.items():
         results[name] = [kept(name, lambda who=who: scores(who(), sets))]  # type: ignore[misc]
+    parts = kept("parts", lambda: parts_seen(study.primary, judge))
+    change = compared([parts["cut"]], [parts["alone"]], pooled=True)
+    alone, cut = (mean([parts[how]], 2, pooled=True) for how in ("alone", "cut"))
+    more.append(
+        f"The teacher on parts of wide views, AbsRel: {alone:.4f} asked about the part,"
+        f" {cut:.4f} cut from its answer to the whole ({percent(change)})."
+    )
     console.print(write(), markup=False, highlight=False, soft_wrap=True)
