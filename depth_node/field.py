@@ -90,13 +90,14 @@ SOFTENING = 0.5  # squared cells
 # Interval
 NORMAL_95 = 1.959964
 COVERAGE = 0.95
-SILL_PRIOR = 3.0  # neighbours' worth of trust in the picture's prior variance
-VARIANCE_POWER, SILL_POWER = 1.35, 1.2  # wide intervals are still too narrow, narrow ones too wide
+SILL_PRIOR = 5.0  # neighbours' worth of trust in the picture's prior variance
+VARIANCE_POWER, SILL_POWER = 1.4, 1.35  # wide intervals are still too narrow, narrow ones too wide
 LEAST_SPREAD = 1e-3
-NEAR_GROWTH, FAR_GROWTH = 0.5, 1.5  # per correlation length of place, within and beyond the spacing
+FAR_GROWTH = 8.0  # per correlation length of place beyond the points' spacing
+EDGE_GROWTH, EDGE_CAP = 12.0, 0.5  # of the spread per unit of a step of log depth, up to such a step
 FEW_GROWTH, FEW_GROWTH_SQUARED = 8.0, 40.0
 NOISE_SHARE = 0.6  # of the points' noise that left-out errors are freed of
-LEAST_BOUND_SHARE = 0.1  # of a squared bound that stays
+LEAST_BOUND_SHARE, LEAST_BOUND_POINTS = 0.1, 15.0  # of a squared bound that stays: a + b / N
 
 
 @dataclass(frozen=True)
@@ -208,12 +209,8 @@ def solve(
         update = state.blend(answer, config.temporal) - scene.grid_log
     out = _resized(np.exp(update), (width, height))
     out *= base.map
-    quantile = _quantile(trial, choice)
-    far = _resized(trial.far_px, scene.nodes.size).reshape(-1) / scene.place_px
-    bound = quantile * _spread(variance, sill, far.astype(np.float64), trial)
-    shape = scene.nodes.shape
-    relative = _without_noise(bound, sill, trial) / NORMAL_95
-    std = _resized(relative.astype(np.float32).reshape(shape), (width, height))
+    bound = _bound(scene, trial, choice, scene.grid_log + update, variance, sill)
+    std = _resized(bound.relative / np.float32(NORMAL_95), (width, height))
     std *= out
     _forget_far(std, trial, config)
     if base.unknown is not None:
@@ -221,14 +218,14 @@ def solve(
         std[base.unknown] = np.nan
     details = base.details() | {
         "points": len(samples.z),
-        "nodes": int(np.prod(shape)),
+        "nodes": len(variance),
         "leave_one_out": float(np.average(choice.error, weights=trial.weight)),
         "outlier_share": float(suspect.mean()),
-        "coverage": choice.coverage(quantile, trial),
+        "coverage": bound.coverage,
         "nugget": trial.nugget,
         "detail": choice.share,
         "clip": choice.clip,
-        "interval_factor": quantile,
+        "interval_factor": bound.factor,
         "compiler": loops.name,
     }
     if state is not None:
@@ -773,8 +770,8 @@ class _Trial:
     """Up to VALIDATION_POINTS points, each predicted without itself and what lies too near.
 
     which: (m,) points. near: their neighbours. mean, variance, sill: (m,) of kriging with the
-    chosen nugget. weight: (m,) trust in the point itself. distance: (m,) of the nearest neighbour
-    in features 0 and 1. far_px: (h, w) of the grid's cells from the nearest point. points: of the
+    chosen nugget. weight: (m,) trust in the point itself. distance: (m,) from which each is
+    predicted, in features 0 and 1. far_px: (h, w) of the grid's cells from the nearest point. points: of the
     frame. spacing: of evenly spread points, in features 0 and 1.
     """
 
@@ -804,7 +801,7 @@ class _Trial:
             np.full(number, 1e-12),
         )
         near = scene.find(queries, size, loops)
-        hole, shape = _matched_hole(scene, which, near[0], far_px)
+        hole, shape, distance = _matched_hole(scene, which, near[0], far_px)
         holed = np.flatnonzero(hole > 0)
         if len(holed):
             again = _Queries(
@@ -825,10 +822,6 @@ class _Trial:
         loss = (error * kept).sum(axis=1) / kept.sum(axis=1)
         best = int(np.argmin(loss))
         mean, variance, sill = (each[best] for each in answer)
-        step = queries.feature[:, None, :2] - scene.feature[np.maximum(near[0], 0), :2]
-        distance = np.sqrt((step**2).sum(axis=2))
-        distance[near[0] < 0] = np.inf
-        distance = distance.min(axis=1)
         distance[~np.isfinite(distance)] = far_px.max() / scene.place_px
         height, width = scene.grid.picture
         spacing = math.sqrt(height * width / count) / scene.place_px
@@ -858,8 +851,9 @@ def _distance(scene: _Scene) -> Map:
 
 def _matched_hole(
     scene: _Scene, which: Integers, index: Integers, far_px: Map
-) -> tuple[Floats, Floats]:
-    """Radius (features 0, 1) about each point inside which no other may predict it, and its shape.
+) -> tuple[Floats, Floats, Floats]:
+    """Radius (features 0, 1) about each point inside which no other may predict it, its shape, and
+    the distance from which the point is predicted then.
 
     A pixel of the picture lies farther from its nearest point than the points of a scan line lie
     from each other. The k-th closest of the points is predicted from the distance of the k-th
@@ -875,16 +869,17 @@ def _matched_hole(
     far = np.sort(far_px[::4, ::4], axis=None).astype(np.float64)
     wanted = far[((rank + 0.5) / len(which) * len(far)).astype(np.int64)] / scene.place_px
     hole = np.where(wanted > MATCH_SLACK * own + 0.5 / scene.place_px, wanted, 0.0)
+    distance = np.where(hole > 0, hole, own)
     circle = np.array([1.0, 0.0, 1.0])
     towards = step[np.arange(len(which)), closest][np.isfinite(own) & (own > 0)]
     if not (hole > 0).any() or len(towards) == 0:
-        return hole, circle
+        return hole, circle, distance
     towards /= np.sqrt((towards**2).sum(axis=1, keepdims=True))
     share, axes = np.linalg.eigh(towards.T @ towards / len(towards))
     longer = math.sqrt(share[1] / max(share[0], 1e-9))
     longer = min(longer, MAX_ELONGATION)
     form = axes @ np.diag([1.0, 1.0 / longer**2]) @ axes.T
-    return hole, np.array([form[0, 0], form[0, 1], form[1, 1]])
+    return hole, np.array([form[0, 0], form[0, 1], form[1, 1]]), distance
 
 
 # --- kriging on the nodes, detail about the points -----------------------------------------------
@@ -937,12 +932,6 @@ class _Choice:
     radius: float
     prior: float
     error: Floats
-    spread: Floats
-
-    def coverage(self, quantile: float, trial: _Trial) -> float:
-        """Share of the left-out points inside their interval."""
-        inside = self.error <= quantile * self.spread
-        return float(np.average(inside, weights=trial.weight))
 
 
 def _choose_detail(
@@ -988,14 +977,7 @@ def _choose_detail(
             if best is None or loss < best[0]:
                 best = (loss, weight, clip, np.abs(np.expm1(truth - found)))
     assert best is not None
-    return _Choice(
-        best[1],
-        best[2],
-        radius,
-        prior,
-        best[3],
-        _spread(trial.variance, trial.sill, trial.distance, trial),
-    )
+    return _Choice(best[1], best[2], radius, prior, best[3])
 
 
 def _detail(
@@ -1031,6 +1013,51 @@ def _detail(
 # --- interval ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """relative: (h, w) 95 % bound of the relative error on the grid. factor: by which the spread
+    is widened to it. coverage: share of the left-out points inside theirs.
+    """
+
+    relative: Map
+    factor: float
+    coverage: float
+
+
+def _bound(
+    scene: _Scene, trial: _Trial, choice: _Choice, log_depth: Map, variance: Floats, sill: Floats
+) -> _Bound:
+    """The spread of every cell, widened so that the left-out points lie within theirs.
+
+    variance, sill: (M,) of kriging at the nodes. log_depth: (h, w) of the answer: at its steps an
+    edge that is out of place by a pixel is wrong by the height of the step.
+    """
+
+    def on_grid(at_nodes: Floats) -> Map:
+        return _resized(at_nodes.astype(np.float32).reshape(scene.nodes.shape), scene.grid.size)
+
+    step = cv2.morphologyEx(log_depth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    edge = 1 + np.float32(EDGE_GROWTH) * np.minimum(step, np.float32(EDGE_CAP))
+    far = _resized(trial.far_px, scene.nodes.size).reshape(-1) / scene.place_px
+    which = trial.which
+    own = _spread(trial.variance, trial.sill, trial.distance, trial)
+    own *= _sample(edge, scene.grid_row[which], scene.grid_col[which])
+    share = min(COVERAGE + 0.8 / len(own), 1.0)
+    # The largest of few errors is no bound of the next.
+    factor = 1 + FEW_GROWTH / trial.points + FEW_GROWTH_SQUARED / trial.points**2
+    factor *= _weighted_quantile(choice.error / own, trial.weight, share)
+    bound = on_grid(factor * _spread(variance, sill, far.astype(np.float64), trial)) * edge
+    # A point has measurement noise, a pixel has not. The smallest nugget is structure that the
+    # points are too sparse for; the rest is mostly noise.
+    noise = (trial.nugget - NUGGETS[0]) * _local_sill(sill, trial)
+    bound *= bound
+    least = min(LEAST_BOUND_SHARE + LEAST_BOUND_POINTS / trial.points, 1.0)
+    without = bound - on_grid(NOISE_SHARE * NORMAL_95**2 * noise)
+    relative: Map = np.sqrt(np.maximum(without, np.float32(least) * bound))
+    coverage = float(np.average(choice.error <= factor * own, weights=trial.weight))
+    return _Bound(relative, factor, coverage)
+
+
 def _local_sill(sill: Floats, trial: _Trial) -> Floats:
     """(m,) prior variance that the neighbourhoods speak for, drawn towards the picture's."""
     count = trial.near[0].shape[1]
@@ -1043,37 +1070,14 @@ def _spread(variance: Floats, sill: Floats, distance: Floats, trial: _Trial) -> 
     """(m,) relative standard deviation up to a factor.
 
     Kriging's variance and nugget times the local prior variance. It grows with the distance (m,)
-    from the nearest point, in features 0 and 1, most of all beyond the points' usual distance: what
-    the points say of each other says little of what lies beyond them.
+    from the nearest point, in features 0 and 1, beyond the points' usual distance: what the points
+    say of each other says little of what lies beyond them.
     """
     result = (variance + trial.nugget) ** (0.5 * VARIANCE_POWER)
     result *= _local_sill(sill, trial) ** (0.5 * SILL_POWER)
     beyond = np.maximum(distance - trial.spacing, 0)
-    near = np.minimum(distance, trial.spacing)
-    return np.maximum(result, LEAST_SPREAD**SILL_POWER) * (
-        1 + NEAR_GROWTH * near + FAR_GROWTH * beyond
-    )
-
-
-def _without_noise(bound: Floats, sill: Floats, trial: _Trial) -> Floats:
-    """(m,) relative bounds less the measurement noise, which a point has and a pixel has not.
-
-    The smallest nugget is structure that the points are too sparse for; the rest is mostly noise.
-    """
-    noise = (trial.nugget - NUGGETS[0]) * _local_sill(sill, trial)
-    squared = bound * bound
-    result: Floats = np.sqrt(
-        np.maximum(squared - NOISE_SHARE * NORMAL_95**2 * noise, LEAST_BOUND_SHARE * squared)
-    )
-    return result
-
-
-def _quantile(trial: _Trial, choice: _Choice) -> float:
-    """The factor that makes a spread a 95 % bound of the relative error at left-out points."""
-    share = min(COVERAGE + 0.8 / len(choice.error), 1.0)
-    # The largest of few errors is no bound of the next.
-    few = 1 + FEW_GROWTH / trial.points + FEW_GROWTH_SQUARED / trial.points**2
-    return few * _weighted_quantile(choice.error / choice.spread, trial.weight, share)
+    spread: Floats = np.maximum(result, LEAST_SPREAD**SILL_POWER) * (1 + FAR_GROWTH * beyond)
+    return spread
 
 
 def _forget_far(std: Map, trial: _Trial, config: FieldConfig) -> None:
