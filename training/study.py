@@ -153,35 +153,6 @@ def adapt(out: Path, variant: Variant, seed: int, target: Sequence[Sample], step
     return open_run(folder)
 
 
-DISTILL_BASE: dict[str, Any] = {
-    "height": HEIGHT,
-    "width": WIDTH,
-    "who": "primary",
-    "encoder_rate": 1.0,
-    "network": {
-        "kind": "unet",
-        "unet": {
-            "widths": [12, 20, 32, 48, 64],
-            "depths": [0, 1, 1, 1, 1],
-            "decoder": [32, 24, 16, 12],
-        },
-    },
-    "crop": {"smallest_px": 78},
-    "view": {"colour": 0.2, "gamma": 0.2},
-    "loss": {"feature": 0},
-    "loop": {
-        "steps": 600,
-        "batch": 16,
-        "warmup": 30,
-        "learning_rate": 2e-3,
-        "precision": "bf16",
-        "tensorboard": False,
-        "checkpoint_every": 100,
-        "log_every": 50,
-    },
-}
-
-
 def judged(path: Path, make: Callable[[], dict[str, NDArray[np.float64]]]) -> dict[str, Any]:
     """What `make` gives, kept in a file and read from there the next time."""
     if not path.is_file():
