@@ -59,6 +59,25 @@ def test_a_published_pair_is_confirmed_contradicted_or_open() -> None:
     assert all(a < b for _, _, _, *sets in study.PUBLISHED for a, b in zip(*sets, strict=True))
 
 
+def test_seeds_that_disagree_leave_a_pair_open() -> None:
+    base = np.random.default_rng(0).uniform(0.1, 0.3, (20, 3))
+    results = {
+        "both contexts, hybrid": [seed_of((f * base).tolist()) for f in (0.8, 1.05)],
+        "shared, hybrid": [seed_of(base.tolist()), seed_of(base.tolist())],
+    }
+    line = study.orders(results, ["rooms"]).splitlines()[-1]
+    assert "-7.5% [-7.5%, -7.5%] open" in line
+
+
+def test_what_cannot_be_studied_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in ((["--only", "hybrid"], "No variant is called 'hybrid': there are both"),
+                        (["--pictures", "3"], "--pictures 3 is too few")):  # fmt: skip
+        assert main(["study", "distill", "--out", str(tmp_path), *words]) == 1
+        assert capsys.readouterr().err.startswith(said)
+
+
 def test_the_assistant_answers_from_0_to_1(tmp_path: Path) -> None:
     primary = study.Study(tmp_path, 9, 2).primary
     pictures = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
