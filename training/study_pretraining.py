@@ -119,19 +119,23 @@ LATER: dict[str, Any] = {"start": "sqrt-disparity", "loop.steps": DETAIL}
 SECOND: dict[str, Any] = {**LATER, **PIXELS, "loop.learning_rate": 2e-4}
 FOURIER = {"diffusion.fourier": True}
 ALIGNED: dict[str, Any] = {"loss.align": 1, "external.kind": "debug", "external.source": ENCODER}
+# The small autoencoder's latents have a variance of about 10, Stable Diffusion's of about 1, so that
+# the paper's weight of 1 would be 10 here; a hundred, so that the term is felt.
+STRONG = "aligned, weight 100"
 MASTER = (
     Variant("sqrt-disparity", {}),
     Variant("disparity", {"diffusion.space": "disparity"}),
     Variant("depth", {"diffusion.space": "depth"}),
     Variant("aligned", ALIGNED),
     Variant("aligned, random encoder", {**ALIGNED, "external.source": ""}),
+    Variant(STRONG, {**ALIGNED, "loss.align": 100}),
     Variant("stage 1 for longer", {**LATER, "loop.learning_rate": 2e-4}),
     Variant("stage 2 alone", {**PIXELS, **FOURIER, "loop.steps": STEPS + DETAIL}),
     Variant("both stages", {**SECOND, **FOURIER}),
     Variant("both stages, code's form", {**SECOND, **FOURIER, "loss.form": "code"}),
     Variant("both stages without Fourier", SECOND),
     Variant("both stages, pixel loss only", {**SECOND, "loss.gradient": 0}),
-    Variant("both stages, aligned", {**SECOND, **FOURIER, "start": "aligned"}),
+    Variant("both stages, aligned", {**SECOND, **FOURIER, "start": STRONG}),
 )
 
 # A student of the embedded network's kind, taught by it, or now and then by the network of
