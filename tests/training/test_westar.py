@@ -147,6 +147,64 @@ def test_terms_switch_off(overrides: list[str], absent: str) -> None:
     assert all(float(terms[name].detach()) > 0 for name in others)
 
 
+def test_what_the_source_knows_is_held_by_its_answers() -> None:
+    """Nothing at the start; once the weights have moved, a pull back to what the source said."""
+    torch.manual_seed(0)
+    known = [Sample("old", s.image) for s in samples(2)]
+    made = westar.Westar(settings("loss.known=2", "loss.reg=0"), samples(), None, known)
+    model = made.model()
+    batch = made.batch(0, (0, 1))
+    assert batch["known"].shape == batch["strong"].shape
+    terms = made.loss(model, batch, model)
+    assert float(terms["known"].detach()) == pytest.approx(0, abs=1e-6)
+    plain = recipe("loss.reg=0")
+    other = plain.batch(0, (0, 1))
+    assert not {"known", "truth"} & other.keys()
+    terms = made.loss(model, {**other, "known": batch["known"]}, model)
+    assert float(terms["st"].detach()) == pytest.approx(
+        float(plain.loss(model, other, model)["st"].detach()), abs=1e-6
+    ), "the old place's pictures take no part in self-training"
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.5)
+    moved = made.loss(model, batch, model)
+    assert float(moved["known"].detach()) > 0.01
+    parts = float(moved["st"].detach()) + 0.001 * float(moved["weak"].detach())
+    total = parts + 2 * float(moved["known"].detach())
+    assert float(moved["loss"].detach()) == pytest.approx(total, rel=1e-5)
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    gradient = torch.autograd.grad(moved["known"], learnt)
+    with torch.no_grad():
+        for p, g in zip(learnt, gradient, strict=True):
+            p.sub_(g, alpha=1e-3 / float(torch.cat([x.flatten() for x in gradient]).norm()))
+    after = made.loss(model, batch, model)["known"]
+    assert float(after.detach()) < float(moved["known"].detach())
+    with pytest.raises(DataError, match="needs pictures: set `known`"):
+        recipe("loss.known=1")
+
+
+def test_a_teacher_that_knows_the_truth() -> None:
+    """The student of a perfect network would cost nothing; here brightness says the disparity."""
+    made = recipe(
+        "teacher=truth", "weak.smallest_crop=0.6", "weak.flip=0.5", "loss.contexts=global"
+    )
+    batch = made.batch(0, (0, 1))
+    bright = batch["weak"].mean(dim=1, keepdim=True)
+    assert float(self_training(bright, batch["truth"], None, made.cfg.loss)) < 0.1
+    terms = made.loss(made.model(), batch, None)
+    assert float(terms["st"].detach()) > 0.2, "random weights know nothing"
+    blind = [Sample(s.name, s.image) for s in samples()]
+    with pytest.raises(DataError, match="teacher=truth needs it"):
+        westar.Westar(made.cfg, blind).batch(0, (0, 1))
+    depth = np.full(SIZE, 2.0, np.float32)
+    depth[:30] = 0
+    half = [Sample(s.name, s.image, depth) for s in samples()]
+    truth = westar.Westar(made.cfg, half).batch(0, (0, 1))["truth"]
+    assert set(truth[torch.isfinite(truth)].tolist()) == {0.5}
+    assert 0 < float(torch.isnan(truth).float().mean()) < 1
+
+
 def test_contexts_by_hand() -> None:
     """One mask over the left half: a scale of that half alone costs less with it than without."""
     teacher = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()

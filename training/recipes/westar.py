@@ -4,7 +4,9 @@
 A student sees a strongly changed view of a picture, its teacher (the average of its own weights) a
 weak one; the student follows the teacher's disparity, normalised over the whole picture and over
 the masks of the things in it. A few pairs of points, of which a person said the nearer, correct
-the order; the low-rank updates are held back to the source. No depth is needed.
+the order; the low-rank updates are held back to the source. No depth is needed. Ours: pictures of
+the place that the source knows, on which the student goes on answering as the source does; a pull
+of the weights alone forgets what it must not (docs/training.md).
 
 The paper's text at hand is its abstract. Structure, weights of the losses, rank and the average's
 0.996 are from notes of others; what no source states is ours and is a setting: the margin and that
@@ -28,7 +30,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
-from training.data import STRONG, WEAK, Sample, ViewConfig, Window, random_window, recolour
+from training.data import (
+    STRONG,
+    WEAK,
+    DataError,
+    Sample,
+    ViewConfig,
+    Window,
+    random_window,
+    recolour,
+)
 from training.datasets import DataConfig, open_samples
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.losses import (
@@ -46,12 +57,13 @@ from training.ordinal import LabelSet, SimulationConfig, read_labels, simulate
 from training.panels import sheet
 
 CONTEXTS = ("global", "depth_bins", "masks")
-TEACHERS = ("ema", "shared", "frozen_source")
+TEACHERS = ("ema", "shared", "frozen_source", "truth")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised: st * self-training + weak * ordinal + reg * distance to the source.
+    """What is minimised: st * self-training + weak * ordinal + reg * distance to the source, and
+    known * difference from the source's answers where it is at home.
 
     A weight of 0 switches a term off.
     """
@@ -87,6 +99,12 @@ class LossConfig:
     )
     dead: float = config.option(
         0.0, "Weight of the cost of outputs that a final ReLU cut off.", minimum=0
+    )
+    known: float = config.option(
+        0.0,
+        "Weight of answering as the source does on the pictures of `known`, normalised over the"
+        " whole picture; one is seen beside each picture of the new place.",
+        minimum=0,
     )
 
     def __post_init__(self) -> None:
@@ -128,13 +146,17 @@ class Config:
     )
     teacher: str = config.option(
         "ema",
-        "The student's averaged weights, the student itself, or the source as it was.",
+        "The student's averaged weights, the student itself, the source as it was, or the depth"
+        " that comes with the pictures (what this tuning could reach at best).",
         choices=TEACHERS,
     )
     network: NetworkConfig = config.section(NetworkConfig, "The source model.", kind="small")
     tune: TuneConfig = config.section(TuneConfig, "What of it learns.")
     keep: int = config.option(32, "Pictures that are held in memory.", minimum=0)
     pictures: DataConfig = config.section(DataConfig, "The new place.")
+    known: DataConfig = config.section(
+        DataConfig, "loss.known: pictures of the place that the source knows, without depth."
+    )
     weak: ViewConfig = config.section(ViewConfig, "The teacher's view.", **WEAK)
     strong: ViewConfig = config.section(
         ViewConfig, "The student's view; its geometry is the teacher's.", **STRONG
@@ -166,16 +188,23 @@ class Config:
 
 
 class Westar(Recipe):
-    """The recipe: pictures, their masks and labels, two views of each."""
+    """The recipe: pictures, their masks and labels, two views of each; pictures known before."""
 
     name = "westar"
     free_to_change = ("masks.folder", "keep")
 
     def __init__(
-        self, cfg: Config, pictures: Sequence[Sample], labels: LabelSet | None = None
+        self,
+        cfg: Config,
+        pictures: Sequence[Sample],
+        labels: LabelSet | None = None,
+        known: Sequence[Sample] = (),
     ) -> None:
+        if cfg.loss.known and not known:
+            raise DataError("loss.known needs pictures: set `known` to a data set, or it to 0.")
         self.cfg = cfg
         self.pictures = pictures
+        self.known = known
         self.labels = labels
         self.held: list[str] = []
         if labels is not None and cfg.labels.held:
@@ -184,7 +213,7 @@ class Westar(Recipe):
             self.held = [labels.pictures[k] for k in sorted(order[:count])]
         self.masks = MaskMaker(cfg.masks)
         self._read = functools.lru_cache(cfg.keep)(pictures.__getitem__)
-        self.source: nn.Module | None = None  # teacher=frozen_source
+        self.source: nn.Module | None = None  # for teacher=frozen_source and loss.known
         self.before: list[Tensor] = []  # learnt weights as they were, where no LoRA holds them back
 
     def model(self) -> nn.Module:
@@ -192,7 +221,7 @@ class Westar(Recipe):
         cfg = self.cfg
         network = open_network(cfg.network)
         network.spec.require(cfg.height, cfg.width)
-        if cfg.teacher == "frozen_source":
+        if cfg.teacher == "frozen_source" or cfg.loss.known:
             self.source = copy.deepcopy(network).eval().requires_grad_(False)
         tune(network, cfg.tune)
         if cfg.loss.reg and cfg.tune.what != "lora":
@@ -202,15 +231,19 @@ class Westar(Recipe):
     def batch(self, step: int, share: Share) -> Batch:
         """Pictures (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
 
-        points (P, 4): x1, y1, x2, y2 in the view; sign (P,); owner (P,): which picture.
+        points (P, 4): x1, y1, x2, y2 in the view; sign (P,); owner (P,): which picture. Where asked
+        for: known (n, 3, h, w), pictures of the old place; truth (n, 1, h, w), disparity in 1/m.
         """
         rows = [self._view(rng) for rng in generators(self.cfg.loop, step, share)]
         batch: Batch = {
             name: torch.from_numpy(np.stack([row[name] for row in rows])).permute(0, 3, 1, 2)
-            for name in ("weak", "strong")
+            for name in ("weak", "strong", "known")
+            if name in rows[0]
         }
         if self.cfg.loss.contexts == "masks" and self.cfg.loss.st:
             batch["masks"] = torch.from_numpy(stacked([row["masks"] for row in rows]))
+        if self.cfg.teacher == "truth":
+            batch["truth"] = torch.from_numpy(np.stack([row["truth"] for row in rows]))[:, None]
         counts = [len(row["sign"]) for row in rows]
         batch["points"] = torch.from_numpy(np.concatenate([row["points"] for row in rows])).float()
         batch["sign"] = torch.from_numpy(np.concatenate([row["sign"] for row in rows]))
@@ -227,6 +260,12 @@ class Westar(Recipe):
             "weak": recolour(seen, cfg.weak, rng),
             "strong": recolour(seen, cfg.strong, rng),
         }
+        if cfg.loss.known:
+            old = self.known[int(rng.integers(0, len(self.known)))].image
+            place = random_window(old.shape, cfg.height, cfg.width, cfg.weak, rng)
+            row["known"] = place.image(old).astype(np.float32) / np.float32(255)
+        if cfg.teacher == "truth":
+            row["truth"] = _disparity(sample, window)
         if cfg.loss.contexts == "masks" and cfg.loss.st:
             found = as_layers(self.masks(sample.image))
             row["masks"] = np.stack([window.nearest(layer) for layer in found])
@@ -248,36 +287,42 @@ class Westar(Recipe):
         return labels.points(sample.name, sample.image.shape)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """Self-training, ordinal labels and the distance to the source."""
+        """Self-training, ordinal labels and the distance to the source, in weights and answers."""
         cfg = self.cfg.loss
         network: Any = model
         hold_statistics(model)
-        answer = network.answer(network.spec.normalise(batch["strong"]))
-        student = answer.disparity
+        views = [batch[name] for name in ("strong", "known") if name in batch]
+        answer = network.answer(network.spec.normalise(torch.cat(views)))
+        student, again = answer.disparity.tensor_split([len(batch["strong"])])
         zero = student.sum() * 0.0
         terms = {"st": zero, "weak": zero, "reg": zero}
         if cfg.st:
-            teacher = self._teach(network, batch["weak"], averaged)
+            teacher = self._teach(network, batch, averaged)
             terms["st"] = self_training(student, teacher, batch.get("masks"), cfg)
         if cfg.weak and len(batch["sign"]):
             terms["weak"] = ordinal_loss(student, batch, cfg)
         if cfg.reg:
             terms["reg"] = self._distance(model)
         total = cfg.st * terms["st"] + cfg.weak * terms["weak"] + cfg.reg * terms["reg"]
+        if cfg.known:
+            said = self._source_says(network, batch["known"])
+            terms["known"] = self_training(again, said, None, KNOWN)
+            total = total + cfg.known * terms["known"]
         if cfg.dead and answer.before is not None:
             terms["dead"] = dead_outputs(answer.before)
             total = total + cfg.dead * terms["dead"]
         return {"loss": total, **terms}
 
     @torch.no_grad()
-    def _teach(self, model: Any, pictures: Tensor, averaged: nn.Module | None) -> Tensor:
-        x = model.spec.normalise(pictures)
+    def _teach(self, model: Any, batch: Batch, averaged: nn.Module | None) -> Tensor:
+        x = model.spec.normalise(batch["weak"])
         if self.cfg.teacher == "ema":
             assert averaged is not None
             return averaged(x)  # type: ignore[no-any-return]
+        if self.cfg.teacher == "truth":
+            return batch["truth"]  # type: ignore[no-any-return]
         if self.cfg.teacher == "frozen_source":
-            assert self.source is not None
-            return self.source.to(x.device)(x)  # type: ignore[no-any-return]
+            return self._source_says(model, batch["weak"])
         was = model.training
         model.eval()  # the teacher of a shared network must not move its running statistics
         try:
@@ -286,12 +331,18 @@ class Westar(Recipe):
             model.train(was)
             hold_statistics(model)
 
+    @torch.no_grad()
+    def _source_says(self, model: Any, pictures: Tensor) -> Tensor:
+        assert self.source is not None
+        x = model.spec.normalise(pictures)
+        return self.source.to(x.device)(x)  # type: ignore[no-any-return]
+
     def panels(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
         """Both views, what the teacher says of the weak one and the student of the strong one."""
         network: Any = model
-        teacher = self._teach(network, batch["weak"], averaged)
+        teacher = self._teach(network, batch, averaged)
         student = network(network.spec.normalise(batch["strong"]))
         views = [batch["weak"], batch["strong"]]
         return {"views": sheet(views, [teacher, student])}
@@ -335,6 +386,17 @@ class Westar(Recipe):
         if learnt and self.before[0].device != learnt[0].device:
             self.before = [w.to(learnt[0].device) for w in self.before]
         return drift(learnt, self.before)
+
+
+def _disparity(sample: Sample, window: Window) -> NDArray[np.float32]:
+    """The truth (h, w) in 1/m as a window shows it, NaN where it is unknown."""
+    if sample.depth is None:
+        raise DataError(f"{sample.name} has no depth: teacher=truth needs it.")
+    depth = window.nearest(sample.depth)
+    return np.float32(1) / np.where(depth > 0, depth, np.float32(np.nan)).astype(np.float32)
+
+
+KNOWN = LossConfig(contexts="global")
 
 
 def self_training(
@@ -397,4 +459,5 @@ def build(cfg: Config, console: Console) -> Westar:
         console.print(
             f"{len(labels)} ordinal labels on {len(labels.pictures)} of {len(pictures)} pictures"
         )
-    return Westar(cfg, pictures, labels)
+    known = open_samples(cfg.known) if cfg.loss.known else ()
+    return Westar(cfg, pictures, labels, known)
