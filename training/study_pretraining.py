@@ -119,8 +119,8 @@ LATER: dict[str, Any] = {"start": "sqrt-disparity", "loop.steps": DETAIL}
 SECOND: dict[str, Any] = {**LATER, **PIXELS, "loop.learning_rate": 2e-4}
 FOURIER = {"diffusion.fourier": True}
 ALIGNED: dict[str, Any] = {"loss.align": 1, "external.kind": "debug", "external.source": ENCODER}
-# The small autoencoder's latents have a variance of about 10, Stable Diffusion's of about 1, so that
-# the paper's weight of 1 would be 10 here; a hundred, so that the term is felt.
+# The small autoencoder's latents have a variance of about 10, Stable Diffusion's of about 1: the
+# paper's weight of 1 would be 10 here. A hundred, so that the term is felt.
 STRONG = "aligned, weight 100"
 MASTER = (
     Variant("sqrt-disparity", {}),
@@ -377,23 +377,31 @@ class _Sized(nn.Module):
 
 
 def table(
-    results: dict[str, list[dict[str, Any]]], sets: Sequence[str], units: Sequence[str]
+    results: dict[str, dict[int, dict[str, Any]]], sets: Sequence[str], units: Sequence[str]
 ) -> str:
     """Markdown: the errors of every variant, means over pictures and seeds; the change of each
-    against the first variant with its 95 % interval over rooms.
+    against the first variant on the same seeds, with its 95 % interval over rooms.
     """
     names = list(results)
     head = [f"{part}: {unit} | change" for part in sets for unit in units]
     lines = [f"| variant | seeds | {' | '.join(head)} |", "|---" * (2 + 2 * len(head)) + "|"]
     for name in names:
-        cells = [name, str(len(results[name]))]
+        own, first = results[name], results[names[0]]
+        both = sorted(set(own) & set(first))
+        cells = [name, "" if name in UNSEEDED else str(len(own))]
         for part in sets:
-            mine = np.mean([np.array(row[part]) for row in results[name]], axis=0)
-            base = np.mean([np.array(row[part]) for row in results[names[0]]], axis=0)
+            mine = np.mean([np.array(row[part]) for row in own.values()], axis=0)
+            new, old = (
+                np.mean([np.array(rows[seed][part]) for seed in both], axis=0)
+                for rows in (own, first)
+            )
             for k in range(len(units)):
-                change, low, high = compared(base[:, k], mine[:, k])
-                said = "" if name == names[0] else f"{change:+.1%} [{low:+.1%}, {high:+.1%}]"
-                cells += [f"{mine[:, k].mean():.3f}", said]
+                cells.append(f"{mine[:, k].mean():.3f}")
+                if name == names[0] or name in UNSEEDED:
+                    cells.append("")
+                    continue
+                change, low, high = compared(old[:, k], new[:, k])
+                cells.append(f"{change:+.1%} [{low:+.1%}, {high:+.1%}]")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -403,7 +411,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
     torch.set_num_threads(1)
     study = {"mesa": _mesa_study, "depthmaster": _master_study, "assistant": _assistant_study}
     names, units, parts, make = study[args.what](args)
-    results: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, dict[int, dict[str, Any]]] = {}
     text = ""
     for seed in args.seeds:
         for name in names:
@@ -411,7 +419,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
                 continue
             path = args.out / args.what / "scores" / f"{_slug(name)}-{seed}-{args.rooms}.json"
             row = judged(path, functools.partial(make, name, seed))
-            results.setdefault(name, []).append(row)
+            results.setdefault(name, {})[seed] = row
             text = table(results, parts, units)
             (args.out / args.what / "table.md").write_text(text + "\n", encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
