@@ -17,6 +17,7 @@ its correlation length.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,14 @@ def kernels(compiler: str = "auto") -> Kernels:
     """
     if compiler not in COMPILERS:
         raise ValueError(f"the compiler {compiler!r} is unknown: use {', '.join(COMPILERS)}.")
-    if compiler == "numpy" or (compiler == "auto" and find_spec("numba") is None):
+    missing = compiler == "auto" and find_spec("numba") is None
+    if missing:
+        logging.getLogger(__name__).warning(
+            "numba is not installed: method field runs as NumPy code, 40 times slower or worse"
+            " (0.2 to 6 s a picture). Install it (apt install python3-numba, or pip install numba),"
+            " take another fit.method, or set fit.field.compiler to numpy to hear no more of it."
+        )
+    if missing or compiler == "numpy":
         return Kernels("numpy", nearest_numpy, krige_numpy, agree_numpy, spread_numpy)
     try:
         import numba

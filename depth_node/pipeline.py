@@ -132,17 +132,17 @@ class DepthPipeline:
     def warm_up(self) -> None:
         """One made-up frame: what compiles or allocates at first use does so before the first
         picture, and a method that cannot run here says so now."""
-        height, width = 120, 160
+        height, width = 480, 640
         rows, cols = np.mgrid[0:height, 0:width]
         image = np.repeat((cols[..., None] * 255 // (width - 1)).astype(np.uint8), 3, axis=2)
         prediction = None
         if self.depth_model is None:
             values = (1.0 + cols / width).astype(np.float32)
             prediction = Prediction(values, "depth_affine_invariant")
-        camera = Camera(width, height, 150.0, 150.0, (width - 1) / 2, (height - 1) / 2)
+        camera = Camera(width, height, 600.0, 600.0, (width - 1) / 2, (height - 1) / 2)
         # Waves, which no network sees in that picture: every step of the fit has something to do.
-        waves = (2 + np.sin(cols / 8) * np.cos(rows / 6)).astype(np.float32)
-        points = camera.backproject(waves)[::6, ::6].reshape(-1, 3)
+        waves = (2 + np.sin(cols / 32) * np.cos(rows / 24)).astype(np.float32)
+        points = camera.backproject(waves)[::24, ::24].reshape(-1, 3)
         self.process(image, camera, points, np.eye(4), prediction=prediction)
 
     def process(

@@ -578,7 +578,12 @@ PACKAGES = (  # module, distribution, needed for, cure
     ("cv2", "opencv-python-headless", "", "pip install opencv-python-headless"),
     ("yaml", "pyyaml", "", "pip install pyyaml"),
     ("onnxruntime", "onnxruntime", "", "pip install onnxruntime"),
-    ("numba", "numba", "faster fits", "pip install numba"),
+    (
+        "numba",
+        "numba",
+        "method field at full speed",
+        "apt install python3-numba, or pip install numba",
+    ),
     ("rosbags", "rosbags", "replay of bags", "pip install rosbags"),
     ("tensorrt", "tensorrt", "TensorRT engines", "see docs/engines.md"),
     ("cuda", "cuda-bindings", "TensorRT engines", "pip install cuda-python"),

@@ -423,6 +423,70 @@ def test_kriging_agrees_with_a_dense_solution() -> None:
         np.testing.assert_allclose(sill[0], value @ np.linalg.solve(matrix, value) / 12, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "radius"), [(60, 80, 3.3), (5, 6, 9.0), (40, 300, 120.0)]
+)
+def test_details_are_spread_alike(height: int, width: int, radius: float) -> None:
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(4)
+    count = 50
+
+    def drawn(*shape: int) -> NDArray[np.float32]:
+        return rng.random(shape, np.float32)
+
+    rows, cols = drawn(count) * (height - 1), drawn(count) * (width - 1)
+    points = (rows, cols, drawn(count), drawn(count), drawn(count, 3), drawn(count))
+    maps = (drawn(height, width), drawn(3, height, width))
+    found = []
+    for name in ("numba", "numpy"):
+        total: NDArray[np.float32] = np.zeros((height, width), np.float32)
+        given: NDArray[np.float32] = np.zeros((height, width), np.float32)
+        field_kernels.kernels(name).spread(
+            *points, *maps, radius, 0.5, 100.0, 5.0, 0.06, total, given
+        )
+        found.append((total, given))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_are_found_alike_however_many_there_are() -> None:
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(5)
+    rows, cols, count = 3, 4, 900  # 75 points a cell: more than are ordered by counting
+    cell = np.sort(rng.integers(0, rows * cols, count))
+    start = np.searchsorted(cell, np.arange(rows * cols + 1)).astype(np.int64)
+    point, query = rng.normal(size=(count, 6)), rng.normal(size=(40, 6))
+    point[1::7] = point[::7][: len(point[1::7])]  # equally near: the first one counts
+    label: NDArray[np.int32] = rng.integers(0, 3, count).astype(np.int32)
+    hole = np.where(rng.random(40) < 0.3, 0.5, 0.0)
+    shape = np.array([1.0, 0.1, 0.7])
+    cell_of_query = rng.integers(0, rows * cols, 40)
+    found = []
+    for name in ("numba", "numpy"):
+        index: NDArray[np.int64] = np.empty((40, 10), np.int64)
+        square = np.empty((40, 10))
+        field_kernels.kernels(name).nearest(
+            query, label[:40], cell_of_query, hole, shape,
+            point, label, start, rows, cols, 15, 0.1, index, square,
+        )  # fmt: skip
+        found.append((index, square))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-12)
+
+
+def test_numba_that_is_missing_costs_time_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    field_kernels.kernels.cache_clear()
+    monkeypatch.setattr(field_kernels, "find_spec", lambda name: None)
+    assert field_kernels.kernels("auto").name == "numpy"
+    assert "apt install python3-numba" in caplog.text
+    caplog.clear()
+    assert field_kernels.kernels("numpy").name == "numpy"
+    assert not caplog.text
+    field_kernels.kernels.cache_clear()
+
+
 def test_numba_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

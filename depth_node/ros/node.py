@@ -101,7 +101,7 @@ class DepthNode(LifecycleNode):
             self._motion = self._make_motion(config)
             with _told_to(self.get_logger()):
                 self._pipeline = DepthPipeline(config)
-            self._pipeline.warm_up()
+                self._pipeline.warm_up()
         except Exception as error:
             self._release()
             kind = "" if isinstance(error, (ConfigError, RuntimeError)) else f"{_kind(error)}: "
@@ -553,7 +553,7 @@ class DepthNode(LifecycleNode):
 
 @contextmanager
 def _told_to(logger: Any) -> Iterator[None]:
-    """What the engines log meanwhile (a build takes minutes) goes to the node's logger."""
+    """What the package logs meanwhile (a build takes minutes) goes to the node's logger."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -563,7 +563,7 @@ def _told_to(logger: Any) -> Iterator[None]:
             else:
                 logger.info(record.getMessage())
 
-    source, handler = logging.getLogger("depth_node.engine"), Handler(logging.INFO)
+    source, handler = logging.getLogger("depth_node"), Handler(logging.INFO)
     before = source.level
     source.addHandler(handler)
     source.setLevel(logging.INFO)
