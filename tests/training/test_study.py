@@ -10,8 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
+from depth_node import config  # noqa: E402
 from training import study  # noqa: E402
 from training.__main__ import main  # noqa: E402
+from training.recipes import westar  # noqa: E402
 
 
 def test_a_variant_is_compared_picture_by_picture() -> None:
@@ -36,12 +38,20 @@ def test_rooms_repeat_and_the_three_kinds_differ(tmp_path: Path) -> None:
     assert fog[0].depth is learn[0].depth
 
 
+@pytest.mark.parametrize("variant", [v for v in study.WESTAR if v.settings], ids=lambda v: v.name)
+def test_every_variant_is_a_setting_of_the_recipe(variant: study.Variant) -> None:
+    cfg = config.replace(config.build(westar.Config, study.WESTAR_BASE), variant.settings or {})
+    assert cfg != config.build(westar.Config, study.WESTAR_BASE)
+
+
 def test_a_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["study", "westar", "--out", str(tmp_path), "--only", "WeSTAR", "--steps", "2"]
-    command += ["--pictures", "3", "--rooms", "1"]
+    command = ["study", "westar", "--out", str(tmp_path), "--steps", "2", "--pictures", "3"]
+    command += ["--rooms", "1", "--only", "WeSTAR", "WeSTAR, rooms of the source kept"]
+    command += ["upper bound: depth is known"]
     assert main(command) == 0
     table = capsys.readouterr().out
-    assert "| WeSTAR | 1 |" in table
+    for name in ("WeSTAR", "WeSTAR, rooms of the source kept", "upper bound: depth is known"):
+        assert f"| {name} | 1 |" in table
     runs = list((tmp_path / "westar").rglob("about.json"))
     assert runs
     before = [path.stat().st_mtime_ns for path in runs]
