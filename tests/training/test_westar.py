@@ -17,7 +17,7 @@ from rich.console import Console  # noqa: E402
 from depth_node import config  # noqa: E402
 from training import loop  # noqa: E402
 from training.data import DataError, Sample  # noqa: E402
-from training.models import low_rank, open_run  # noqa: E402
+from training.models import low_rank, open_network, open_run  # noqa: E402
 from training.ordinal import LabelSet, Pair, write_labels  # noqa: E402
 from training.recipes import westar  # noqa: E402
 from training.recipes.westar import LossConfig, at, ordinal_loss, self_training  # noqa: E402
@@ -301,6 +301,30 @@ def test_a_label_file_is_used_and_checked(tmp_path: Path) -> None:
     made = westar.build(settings(*overrides), Console(quiet=True))
     with pytest.raises(DataError, match="outside the picture of 80x60"):
         [made.batch(step, (0, 1)) for step in range(9)]
+
+
+def test_the_embedded_network_is_adapted_beside_rendered_rooms(tmp_path: Path) -> None:
+    """The published config as it is, but for its length: it learns, is kept, and opens merged."""
+    import cv2
+
+    for sample in samples():
+        cv2.imwrite(str(tmp_path / sample.name), sample.image[..., ::-1])
+    write_labels(tmp_path / "labels.csv", [Pair("1.png", 5, 5, 70, 50, "farther")])
+    overrides = [
+        f"pictures.folder={tmp_path}", f"labels.file={tmp_path / 'labels.csv'}", "loop.steps=2",
+        "known.limit=2", "masks.folder=", "loop.warmup=0", "loop.log_every=1",
+    ]  # fmt: skip
+    cfg = config.load(westar.Config, CONFIG.with_name("westar_embedded.yaml"), overrides)
+    made = westar.build(cfg, Console(quiet=True))
+    loop.run(made, cfg.loop, tmp_path / "run", config.to_dict(cfg), console=Console(quiet=True))
+    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert rows[0]["known"] < 0.02 < rows[0]["st"], "the strong view alone is new to the source"
+    assert rows[1]["reg"] > 0
+    adapted, source = open_run(tmp_path / "run"), open_network(cfg.network)
+    moved = [
+        n for n, w in source.state_dict().items() if not torch.equal(w, adapted.state_dict()[n])
+    ]
+    assert any(name.startswith("up.") for name in moved), "the decoder learns too"
 
 
 def test_held_back_labels_judge_and_are_not_learnt() -> None:

@@ -152,7 +152,7 @@ class Config:
     )
     network: NetworkConfig = config.section(NetworkConfig, "The source model.", kind="small")
     tune: TuneConfig = config.section(TuneConfig, "What of it learns.")
-    keep: int = config.option(32, "Pictures that are held in memory.", minimum=0)
+    keep: int = config.option(32, "Pictures of each place that are held in memory.", minimum=0)
     pictures: DataConfig = config.section(DataConfig, "The new place.")
     known: DataConfig = config.section(
         DataConfig, "loss.known: pictures of the place that the source knows, without depth."
@@ -204,7 +204,7 @@ class Westar(Recipe):
             raise DataError("loss.known needs pictures: set `known` to a data set, or it to 0.")
         self.cfg = cfg
         self.pictures = pictures
-        self.known = known
+        self.known = len(known)
         self.labels = labels
         self.held: list[str] = []
         if labels is not None and cfg.labels.held:
@@ -213,6 +213,7 @@ class Westar(Recipe):
             self.held = [labels.pictures[k] for k in sorted(order[:count])]
         self.masks = MaskMaker(cfg.masks)
         self._read = functools.lru_cache(cfg.keep)(pictures.__getitem__)
+        self._recall = functools.lru_cache(cfg.keep)(known.__getitem__)
         self.source: nn.Module | None = None  # for teacher=frozen_source and loss.known
         self.before: list[Tensor] = []  # learnt weights as they were, where no LoRA holds them back
 
@@ -261,7 +262,7 @@ class Westar(Recipe):
             "strong": recolour(seen, cfg.strong, rng),
         }
         if cfg.loss.known:
-            old = self.known[int(rng.integers(0, len(self.known)))].image
+            old = self._recall(int(rng.integers(0, self.known))).image
             place = random_window(old.shape, cfg.height, cfg.width, cfg.weak, rng)
             row["known"] = place.image(old).astype(np.float32) / np.float32(255)
         if cfg.teacher == "truth":
