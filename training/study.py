@@ -107,10 +107,10 @@ WESTAR_BASE: dict[str, Any] = {
     "network": {"kind": "unet", "source": "embedded"},
     "tune": {"pattern": ".*"},
     "labels": {"from_depth": False},
-    "loss": {"weak": 2.0, "reg": 0.1, "margin": 0.3, "mask_px": 48},
+    "loss": {"weak": 2.0, "reg": 0.01, "margin": 0.3, "mask_px": 48},
     "loop": {
-        "steps": 400,
-        "batch": 4,
+        "steps": 500,
+        "batch": 8,
         "warmup": 20,
         "learning_rate": 2e-3,
         "ema": 0.98,
@@ -124,7 +124,7 @@ ALONE: dict[str, Any] = {"loss.weak": 0, "loss.reg": 0}
 WESTAR = (
     Variant("source", None),
     Variant("WeSTAR", {}),
-    Variant("WeSTAR, rooms of the source kept", {"loss.known": 10.0}),
+    Variant("WeSTAR, rooms of the source kept", {"loss.known": 12.0}),
     Variant("self-training, whole picture", {**ALONE, "loss.contexts": "global"}),
     Variant("self-training, masks", ALONE),
     Variant("without labels", {"loss.weak": 0}),
