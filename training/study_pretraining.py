@@ -162,7 +162,7 @@ STUDENT_BASE: dict[str, Any] = {
     "view": {"colour": 0.2, "gamma": 0.2},
     "loss": {"feature": 0},
     "loop": {
-        "steps": 400,
+        "steps": 300,
         "batch": 16,
         "warmup": 30,
         "learning_rate": 2e-3,
