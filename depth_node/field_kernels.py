@@ -112,8 +112,9 @@ def _nearest(
     points start[c] to start[c + 1]. Around a query means: the smallest square of cells about its
     own, at least 3 x 3, with `candidates` points. Points nearer than hole (M,) do not count,
     measured by d0^2 shape[0] + 2 d0 d1 shape[1] + d1^2 shape[2] < hole. Another label adds
-    label_gap to the squared feature distance. Written: index (M, k) int64, -1 where there are
-    fewer, and square (M, k), ascending.
+    label_gap to the squared feature distance. Distances are compared as float32: those that only
+    rounding tells apart are alike, and the point that comes first counts. Written: index (M, k)
+    int64, -1 where there are fewer, and square (M, k), ascending.
     """
     k, count = index.shape[1], len(point)
     room = count + 2 * _LANES  # whole vectors may begin at the last point
@@ -122,8 +123,8 @@ def _nearest(
         for c in range(6):
             f[c, p] = point[p, c]
         f[6, p] = label[p]
-    far, which = np.empty(room), np.empty(room, np.int64)
-    rank, order = np.empty(room, np.int64), np.empty(room, np.int64)
+    far, which = np.empty(room, np.float32), np.empty(room, np.int64)
+    rank, order = np.empty(room, np.int32), np.empty(room, np.int64)
     for m in range(len(query)):
         q0, q1, q2 = query[m, 0], query[m, 1], query[m, 2]
         q3, q4, q5 = query[m, 3], query[m, 4], query[m, 5]
@@ -153,7 +154,7 @@ def _nearest(
                     d0, d1, d2 = q0 - f[0, u], q1 - f[1, u], q2 - f[2, u]
                     d3, d4, d5 = q3 - f[3, u], q4 - f[4, u], q5 - f[5, u]
                     d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
-                    far[to] = d + (label_gap if f[6, u] != q6 else 0.0)
+                    far[to] = np.float32(d + (label_gap if f[6, u] != q6 else 0.0))
                 for j in range(whole):
                     which[at + np.uint64(j)] = begin + j
                 size += end - begin
@@ -163,18 +164,18 @@ def _nearest(
                 d0, d1, d2 = q0 - f[0, p], q1 - f[1, p], q2 - f[2, p]
                 d3, d4, d5 = q3 - f[3, p], q4 - f[4, p], q5 - f[5, p]
                 d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
-                far[a] = d + (label_gap if f[6, p] != q6 else 0.0)
+                far[a] = np.float32(d + (label_gap if f[6, p] != q6 else 0.0))
         if size <= _RANKED:
             # The rank of a candidate is how many are nearer: nothing depends on what comes out.
             whole = (size + _LANES - 1) // _LANES * _LANES
             for a in range(size, whole):
-                far[a] = 1e300
+                far[a] = np.float32(1e30)
             for a in range(whole):
                 rank[a] = 0
             for b in range(size):
-                d = far[b]
+                mine = far[b]
                 for a in range(whole):
-                    rank[a] += int(d < far[a]) + int((d == far[a]) & (b < a))
+                    rank[a] += int(mine < far[a]) + int((mine == far[a]) & (b < a))
             for a in range(size):
                 order[rank[a]] = a
             found = min(k, size)
@@ -234,6 +235,7 @@ def nearest_numpy(
         allowed &= ring <= np.maximum(reach, 1)[:, None]
         distance = place + ((q[:, None, 2:] - point[None, :, 2:]) ** 2).sum(axis=2)
         distance += label_gap * (query_label[part, None] != label[None, :])
+        distance = distance.astype(np.float32).astype(np.float64)
         distance[~allowed] = np.inf
         best = np.argsort(distance, axis=1, kind="stable")[:, :k]
         value = np.take_along_axis(distance, best, axis=1)
