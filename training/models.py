@@ -500,11 +500,14 @@ def open_run(path: Path, weights: bool = True) -> Network:
             f"The run in {path} is of recipe {found.get('recipe')!r}, whose network is not known"
             " here; give a run of supervised, distill or westar."
         )
+    share = 1.0
     if "tune" in settings:
-        tune(network, config.build(TuneConfig, settings["tune"]))
+        tuned = config.build(TuneConfig, settings["tune"])
+        tune(network, tuned)
+        share = tuned.share
     if weights:
         checkpoints.load(network, found["averaged"], path)
-    return merged(network).requires_grad_(True).eval()  # type: ignore[return-value]
+    return merged(network, share).requires_grad_(True).eval()  # type: ignore[return-value]
 
 
 def open_dino(cfg: NetworkConfig) -> Dino:
@@ -657,6 +660,13 @@ class TuneConfig:
         "Instead of `targets`: regular expression of the whole names of linear layers and"
         " convolutions. A U-Net has no attention: by default its encoder's layers.",
     )
+    share: float = config.option(
+        1.0,
+        "Share of the low-rank updates with which a run is opened, once it has learnt: a point on"
+        " the line from the source to what was learnt. Less forgets less.",
+        minimum=0,
+        maximum=1,
+    )
 
     def __post_init__(self) -> None:
         config.validate(self)
@@ -734,12 +744,13 @@ def hold_statistics(model: nn.Module) -> None:
             layer.eval()
 
 
-def merged(model: nn.Module) -> nn.Module:
-    """The same model, in place, with its low-rank updates added to the weights and gone."""
+def merged(model: nn.Module, share: float = 1.0) -> nn.Module:
+    """The same model, in place, with a share of its low-rank updates added to the weights."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             child: Any = module
             if hasattr(child, "lora_A") and hasattr(child, "merge"):
+                child.scale_layer(share)
                 child.merge(safe_merge=True)
                 setattr(parent, name, child.get_base_layer())
     return model

@@ -125,6 +125,7 @@ WESTAR = (
     Variant("source", None),
     Variant("WeSTAR", {}),
     Variant("WeSTAR, rooms of the source kept", {"loss.known": 12.0}),
+    Variant("the same, kept less, then half the update", {"loss.known": 4.0, "tune.share": 0.5}),
     Variant("self-training, whole picture", {**ALONE, "loss.contexts": "global"}),
     Variant("self-training, masks", ALONE),
     Variant("without labels", {"loss.weak": 0}),

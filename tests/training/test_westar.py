@@ -327,6 +327,25 @@ def test_the_embedded_network_is_adapted_beside_rendered_rooms(tmp_path: Path) -
     assert any(name.startswith("up.") for name in moved), "the decoder learns too"
 
 
+def test_a_run_is_opened_with_a_share_of_its_updates(tmp_path: Path) -> None:
+    """Half of them lies half-way from the source; none of them is the source."""
+
+    def opened(share: float) -> dict[str, torch.Tensor]:
+        fast = ["loop.steps=3", "loop.warmup=0", "loop.learning_rate=0.05", "loop.ema=0.5"]
+        made = recipe(f"tune.share={share}", *fast)
+        loop.run(made, made.cfg.loop, tmp_path / str(share), config.to_dict(made.cfg))
+        return open_run(tmp_path / str(share)).state_dict()
+
+    whole, half, none = opened(1.0), opened(0.5), opened(0.0)
+    torch.manual_seed(settings().loop.seed)
+    source = open_network(settings().network).state_dict()
+    moved = [name for name, weight in source.items() if not torch.equal(weight, whole[name])]
+    assert max(float((whole[name] - source[name]).abs().max()) for name in moved) > 1e-3
+    for name in moved:
+        torch.testing.assert_close(none[name], source[name], atol=0, rtol=0)
+        torch.testing.assert_close(half[name], (whole[name] + source[name]) / 2)
+
+
 def test_held_back_labels_judge_and_are_not_learnt() -> None:
     named = samples()
     pairs = [Pair(s.name, 5, 5, 5, 55, "farther") for s in named]  # lower is nearer in all of them
