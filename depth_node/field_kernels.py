@@ -21,11 +21,12 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from depth_node.compiling import find_numba
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -54,26 +55,24 @@ class Kernels:
 def kernels(compiler: str = "auto") -> Kernels:
     """The loops as asked: numba, numpy, or auto (numba where it is installed).
 
-    Raises RuntimeError when numba is asked for and not installed.
+    Raises RuntimeError when numba is asked for and cannot be used.
     """
     if compiler not in COMPILERS:
         raise ValueError(f"the compiler {compiler!r} is unknown: use {', '.join(COMPILERS)}.")
-    missing = compiler == "auto" and find_spec("numba") is None
-    if missing:
-        logging.getLogger(__name__).warning(
-            "numba is not installed: method field runs as NumPy code, 40 times slower or worse"
-            " (0.2 to 6 s a picture). Install it (apt install python3-numba, or pip install numba),"
-            " take another fit.method, or set fit.field.compiler to numpy to hear no more of it."
-        )
-    if missing or compiler == "numpy":
+    numba, why_not = (None, "") if compiler == "numpy" else find_numba()
+    if numba is None:
+        if compiler == "numba":
+            raise RuntimeError(
+                f"fit.field.compiler is numba, but {why_not}: pip install --upgrade numba, or set"
+                " the compiler to auto or numpy."
+            )
+        if why_not:
+            logging.getLogger(__name__).warning(
+                f"{why_not}: method field runs as NumPy code, 40 times slower or worse (0.2 to 6 s"
+                " a picture). pip install --upgrade numba, take another fit.method, or set"
+                " fit.field.compiler to numpy to hear no more of it."
+            )
         return Kernels("numpy", nearest_numpy, krige_numpy, agree_numpy, spread_numpy)
-    try:
-        import numba
-    except ImportError as error:
-        raise RuntimeError(
-            "The field is to be compiled by numba, which is not installed: "
-            "pip install numba, or set fit.field.compiler to auto or numpy."
-        ) from error
 
     def compiled(loop: Callable[..., None], types: str) -> Callable[..., None]:
         # Inputs hold no NaN and no infinity, so reassociation is the only effect of fastmath.

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node import demo
+from depth_node.compiling import find_numba
 from depth_node.config import build
 from depth_node.engine import open_engine
 from depth_node.fitting import FitConfig, fit
@@ -314,7 +314,7 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
             " without standard deviation and evidence, ours still with both",
             f"both give the same depth: median relative difference {agreement:.1e}; pure memory"
             f" traffic is {values['memory_share']:.0%} of ours",
-            f"depth from surfaces: {'compiled by numba' if find_spec('numba') else 'NumPy alone'}",
+            f"depth from surfaces: {'compiled by numba' if find_numba()[0] else 'NumPy alone'}",
         ],
     )
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_node.compiling import find_numba
 from depth_node.surfaces import SurfaceTable
 
 FEATHER_SHARE = 0.05  # seams with a larger step are edges of the scene
@@ -86,11 +86,10 @@ def depth_map(
 
 @functools.cache
 def _compiled_paint() -> Callable[..., None] | None:
-    """The loop of depth_map as machine code, kept on disk; None where numba is not installed."""
-    if find_spec("numba") is None:
+    """The loop of depth_map as machine code, kept on disk; None where numba cannot be used."""
+    numba, _ = find_numba()
+    if numba is None:
         return None
-    import numba
-
     compiled: Callable[..., None] = numba.njit(_paint, cache=True, nogil=True)
     return compiled
 

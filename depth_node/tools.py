@@ -573,17 +573,12 @@ def _add_doctor(commands: Any) -> None:
 
 
 PACKAGES = (  # module, distribution, needed for, cure
-    ("numpy", "numpy", "", "pip install numpy"),
+    ("numpy", "numpy", "", "pip install 'numpy>=1.26'"),
     ("scipy", "scipy", "", "pip install scipy"),
     ("cv2", "opencv-python-headless", "", "pip install opencv-python-headless"),
     ("yaml", "pyyaml", "", "pip install pyyaml"),
     ("onnxruntime", "onnxruntime", "", "pip install onnxruntime"),
-    (
-        "numba",
-        "numba",
-        "method field at full speed",
-        "apt install python3-numba, or pip install numba",
-    ),
+    ("numba", "numba", "method field at full speed", "pip install numba"),
     ("rosbags", "rosbags", "replay of bags", "pip install rosbags"),
     ("tensorrt", "tensorrt", "TensorRT engines", "see docs/engines.md"),
     ("cuda", "cuda-bindings", "TensorRT engines", "pip install cuda-python"),

@@ -20,8 +20,8 @@ TRAINING_ONLY = ("torch", "torchvision", "transformers", "peft", "diffusers", "t
 # Modules that may use only arrays: no engine, no pipeline, no ROS.
 CORE = {
     "prediction", "projection", "regions", "region_reuse", "masks", "fitting", "surfaces",
-    "surface_maps", "field", "field_kernels", "temporal", "metrics", "preprocess", "scene",
-    "furniture", "textures", "monitor", "config", "transforms",
+    "surface_maps", "compiling", "field", "field_kernels", "temporal", "metrics", "preprocess",
+    "scene", "furniture", "textures", "monitor", "config", "transforms",
 }  # fmt: skip
 ABOVE_CORE = {
     "engine", "inference", "pipeline", "frames", "bags", "replay", "benchmark", "speed", "drawing",

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from numpy.typing import NDArray
 
 from depth_node import field, field_kernels
 from depth_node.benchmark import Interpolation
+from depth_node.compiling import find_numba
 from depth_node.config import ConfigError, replace
 from depth_node.fitting import FitConfig, FitResult, FitStatus, fit
 from depth_node.frames import find_frames, read_frame, split_lines, split_uniform
@@ -492,27 +497,41 @@ def test_neighbours_are_found_alike_however_many_there_are() -> None:
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
 
 
-def test_numba_that_is_missing_costs_time_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine without it."""
+    monkeypatch.setitem(sys.modules, "numba", None)
+    find_numba.cache_clear()
     field_kernels.kernels.cache_clear()
-    monkeypatch.setattr(field_kernels, "find_spec", lambda name: None)
+    yield
+    find_numba.cache_clear()
+    field_kernels.kernels.cache_clear()
+
+
+@pytest.mark.usefixtures("without_numba")
+def test_numba_that_is_missing_costs_time_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     assert field_kernels.kernels("auto").name == "numpy"
-    assert "apt install python3-numba" in caplog.text
+    assert "numba is not installed: method field runs as NumPy code" in caplog.text
     caplog.clear()
     assert field_kernels.kernels("numpy").name == "numpy"
     assert not caplog.text
-    field_kernels.kernels.cache_clear()
-
-
-def test_numba_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    field_kernels.kernels.cache_clear()
-    monkeypatch.setitem(sys.modules, "numba", None)
-    with pytest.raises(RuntimeError, match="pip install numba"):
+    with pytest.raises(RuntimeError, match="pip install --upgrade numba"):
         field_kernels.kernels("numba")
-    field_kernels.kernels.cache_clear()
+
+
+def test_numba_that_cannot_be_loaded_is_as_good_as_missing(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.21 or less')\n")
+    code = "from depth_node.field_kernels import kernels; print(kernels('auto').name)"
+    path = os.pathsep.join([str(tmp_path), str(Path(field.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "numpy"
+    assert "cannot be loaded (ImportError: Numba needs NumPy 1.21 or less)" in done.stderr
 
 
 def test_settings_are_checked() -> None:

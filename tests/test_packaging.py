@@ -107,3 +107,16 @@ def test_every_ros_package_imported_is_declared() -> None:
         )
     )
     assert used and used <= declared
+
+
+def test_a_numpy_that_is_too_old_is_refused_with_its_cure(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text('__version__ = "1.21.5"\n')
+    path = os.pathsep.join([str(tmp_path), str(REPO)])
+    done = subprocess.run(
+        [sys.executable, "-c", "import depth_node"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "needs NumPy 1.26 or newer, and 1.21.5 is installed: python3 -m pip" in done.stderr
