@@ -125,7 +125,10 @@ WESTAR = (
     Variant("source", None),
     Variant("WeSTAR", {}),
     Variant("WeSTAR, rooms of the source kept", {"loss.known": 12.0}),
-    Variant("the same, kept less, then half the update", {"loss.known": 4.0, "tune.share": 0.5}),
+    Variant(
+        "held by answers alone, half the update",
+        {"loss.known": 4.0, "loss.reg": 0, "loss.contexts": "global", "tune.share": 0.5},
+    ),
     Variant("self-training, whole picture", {**ALONE, "loss.contexts": "global"}),
     Variant("self-training, masks", ALONE),
     Variant("without labels", {"loss.weak": 0}),
