@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""numba, where it is installed and goes with this NumPy. Whoever compiles has a NumPy form too."""
+"""numba, where it is installed and goes with this NumPy. Whoever compiles has a NumPy form too.
+
+Machine code is kept beside the source or, where that is read-only, in the user's cache folder.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,3 +24,28 @@ def find_numba() -> tuple[Any, str]:
         said = " ".join(str(error).split())
         return None, f"numba is installed but cannot be loaded ({type(error).__name__}: {said})"
     return numba, ""
+
+
+def compiled(loop: Callable[..., None], types: str = "", **options: Any) -> Callable[..., None]:
+    """The loop as machine code of numba, which must be there; at once where types are told."""
+    numba, why_not = find_numba()
+    if numba is None:
+        raise RuntimeError(why_not)
+    signature = [f"void({types})"] if types else []
+    fast: Callable[..., None]
+    try:
+        fast = numba.njit(*signature, cache=True, nogil=True, **options)(loop)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        _say_once(
+            "no folder to keep machine code in, every start compiles anew (seconds): set"
+            " NUMBA_CACHE_DIR to one that can be written."
+        )
+        fast = numba.njit(*signature, nogil=True, **options)(loop)
+    return fast
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    logging.getLogger(__name__).warning(text)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.compiling import find_numba
+from depth_node.compiling import compiled, find_numba
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -74,16 +74,12 @@ def kernels(compiler: str = "auto") -> Kernels:
             )
         return Kernels("numpy", nearest_numpy, krige_numpy, agree_numpy, spread_numpy)
 
-    def compiled(loop: Callable[..., None], types: str) -> Callable[..., None]:
-        # Inputs hold no NaN and no infinity, so reassociation is the only effect of fastmath.
-        # The types are told, so all is compiled here and no frame ever waits for a compiler.
-        make = numba.njit(
-            f"void({types})", cache=True, fastmath=True, nogil=True, error_model="numpy"
-        )
-        fast: Callable[..., None] = make(loop)
-        return fast
-
-    return Kernels("numba", *(compiled(loop, types) for loop, types in _TYPES.items()))
+    # Inputs hold no NaN and no infinity, so reassociation is the only effect of fastmath.
+    # The types are told, so all is compiled here and no frame ever waits for a compiler.
+    loops = (
+        compiled(loop, types, fastmath=True, error_model="numpy") for loop, types in _TYPES.items()
+    )
+    return Kernels("numba", *loops)
 
 
 # --- neighbours ----------------------------------------------------------------------------------

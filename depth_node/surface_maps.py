@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.compiling import find_numba
+from depth_node.compiling import compiled, find_numba
 from depth_node.surfaces import SurfaceTable
 
 FEATHER_SHARE = 0.05  # seams with a larger step are edges of the scene
@@ -87,11 +87,7 @@ def depth_map(
 @functools.cache
 def _compiled_paint() -> Callable[..., None] | None:
     """The loop of depth_map as machine code, kept on disk; None where numba cannot be used."""
-    numba, _ = find_numba()
-    if numba is None:
-        return None
-    compiled: Callable[..., None] = numba.njit(_paint, cache=True, nogil=True)
-    return compiled
+    return compiled(_paint) if find_numba()[0] else None
 
 
 def _paint(

@@ -519,6 +519,26 @@ def test_numba_that_is_missing_costs_time_and_says_so(caplog: pytest.LogCaptureF
         field_kernels.kernels("numba")
 
 
+def test_without_a_folder_for_machine_code_it_is_compiled_anew_and_said_once() -> None:
+    pytest.importorskip("numba")
+    code = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []  # as where package, home and temporary folder are read-only
+from depth_node import field
+field.warm_up()
+print(field.kernels("auto").name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(field.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "numba"
+    assert done.stderr.count("NUMBA_CACHE_DIR") == 1
+
+
 def test_numba_that_cannot_be_loaded_is_as_good_as_missing(tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.21 or less')\n")
     code = "from depth_node.field_kernels import kernels; print(kernels('auto').name)"
