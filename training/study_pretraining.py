@@ -146,9 +146,10 @@ STUDENTS = (
     Variant("diffusion network alone", {"who": "assistant"}),
 )
 ASSISTANT = "both stages"
+STUDENT_SIZE = (64, 96)
 STUDENT_BASE: dict[str, Any] = {
-    "height": HEIGHT,
-    "width": WIDTH,
+    "height": STUDENT_SIZE[0],
+    "width": STUDENT_SIZE[1],
     "encoder_rate": 1.0,
     "network": {
         "kind": "unet",
@@ -160,9 +161,9 @@ STUDENT_BASE: dict[str, Any] = {
     },
     "crop": {"smallest_px": 78},
     "view": {"colour": 0.2, "gamma": 0.2},
-    "loss": {"feature": 0},
+    "loss": {"feature": 0, "local": 0, "gradient": 0.5, "norm": "global"},
     "loop": {
-        "steps": 300,
+        "steps": 600,
         "batch": 16,
         "warmup": 30,
         "learning_rate": 2e-3,
@@ -306,13 +307,17 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
     return np.array(found)
 
 
-def rival_errors(name: str, judge: Sequence[Sample]) -> F64:
-    """(pictures, 2): AbsRel and boundary F1 of a rival that does not look at the picture."""
+def rival_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
+    """(pictures, 2): AbsRel and boundary F1 (or 1 - delta1) of a rival that does not look at the
+    picture.
+    """
     found = []
     for sample in judge:
         assert sample.depth is not None
         depth = baseline(name, sample.depth)
-        found.append((evaluate(depth, sample.depth).abs_rel, boundary_f1(depth, sample.depth)))
+        scores = evaluate(depth, sample.depth)
+        second = boundary_f1(depth, sample.depth) if edges else 1 - scores.delta1
+        found.append((scores.abs_rel, second))
     return np.array(found)
 
 
@@ -337,16 +342,18 @@ def student_errors(
     out: Path, name: str, seed: int, learn: Pool, see: Sequence[Sample], judge: Sequence[Sample]
 ) -> F64:
     """(pictures, 2): AbsRel and 1 - delta1 of a student, or of a teacher by its name."""
-    embedded = NetworkTeacher(open_network(NetworkConfig(source="embedded")), "embedded")
+    if name in BASELINES:
+        return rival_errors(name, judge, edges=False)
+    source = open_network(NetworkConfig(source="embedded"))
+    embedded = NetworkTeacher(source, "embedded", (HEIGHT, WIDTH))
     if name == TEACHERS[0]:
-        return errors(embedded.network, judge)
+        return errors(source, judge)
     variant = next(v for v in MASTER if v.name == ASSISTANT)
     network: Any = open_run(answered(out / "depthmaster", variant, seed, learn))
     size = (MASTER_SIZE["height"], MASTER_SIZE["width"])
     assistant = NetworkTeacher(network, "diffusion", size)
     if name == TEACHERS[1]:
-        sized: Any = _Sized(assistant)
-        return errors(sized, judge)
+        return errors(_sized(assistant), judge)
     chosen = next(v for v in STUDENTS if v.name == name)
     changes = {**(chosen.settings or {}), "loop.seed": seed}
     cfg = config.replace(config.build(distill.Config, STUDENT_BASE), changes)
@@ -354,23 +361,27 @@ def student_errors(
     plain = [Sample(s.name, s.image) for s in see]
     recipe = distill.Distill(cfg, plain, [embedded, assistant])
     run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
-    return errors(open_student(folder), judge)
+    return errors(_sized(NetworkTeacher(open_student(folder), "student", STUDENT_SIZE)), judge)
 
 
 TEACHERS = ("the embedded network itself", "the diffusion network itself")
 
 
 class _Sized(nn.Module):
-    """A teacher as a network, of pictures in 0..1."""
+    """What works at a size of its own, as a network of pictures in 0..1."""
 
     spec = InputSpec((0.0,) * 3, (1.0,) * 3, 1)  # type: ignore[arg-type]
 
-    def __init__(self, teacher: NetworkTeacher) -> None:
+    def __init__(self, inner: NetworkTeacher) -> None:
         super().__init__()
-        self.teacher = teacher
+        self.inner = inner
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.teacher(x)
+        return self.inner(x)
+
+
+def _sized(inner: NetworkTeacher) -> Any:
+    return _Sized(inner)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -471,7 +482,7 @@ def _assistant_study(args: argparse.Namespace) -> Study:
     def make(name: str, seed: int) -> dict[str, F64]:
         return {"rooms": student_errors(args.out, name, seed, learn, see, judge)}
 
-    names = [*(v.name for v in STUDENTS), *TEACHERS]
+    names = [*(v.name for v in STUDENTS), *TEACHERS, *BASELINES]
     return names, ("AbsRel", "1 - delta1"), ["rooms"], make
 
 

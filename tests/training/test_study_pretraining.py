@@ -45,7 +45,7 @@ def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             "assistant",
-            ["with the diffusion assistant", *study.TEACHERS],
+            ["with the diffusion assistant", *study.TEACHERS, "plane"],
             ["rooms: AbsRel", "rooms: 1 - delta1"],
         ),
     ],
