@@ -14,7 +14,8 @@ help:  ## this list
 $(VENV)/stamp-%: % setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else "depth_node needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d: run make PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@# Without --use-pep517 older pips put depth_tools beside the node's executable (setup.cfg), not into bin.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -r $<
 	@touch $@
 $(VENV)/stamp-requirements-dev.txt: requirements.txt
 $(VENV)/stamp-requirements-training.txt: requirements.txt requirements-dev.txt
