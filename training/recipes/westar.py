@@ -316,14 +316,14 @@ class Westar(Recipe):
 
     @torch.no_grad()
     def _teach(self, model: Any, batch: Batch, averaged: nn.Module | None) -> Tensor:
-        x = model.spec.normalise(batch["weak"])
-        if self.cfg.teacher == "ema":
-            assert averaged is not None
-            return averaged(x)  # type: ignore[no-any-return]
         if self.cfg.teacher == "truth":
             return batch["truth"]  # type: ignore[no-any-return]
         if self.cfg.teacher == "frozen_source":
             return self._source_says(model, batch["weak"])
+        x = model.spec.normalise(batch["weak"])
+        if self.cfg.teacher == "ema":
+            assert averaged is not None
+            return averaged(x)  # type: ignore[no-any-return]
         was = model.training
         model.eval()  # the teacher of a shared network must not move its running statistics
         try:
@@ -377,7 +377,8 @@ class Westar(Recipe):
     @functools.cached_property
     def _held_places(self) -> list[int]:
         """Where the held-back pictures stand in the data set."""
-        names = [self.pictures[k].name for k in range(len(self.pictures))]
+        # A data set tells its names without reading its pictures.
+        names = [item.name for item in getattr(self.pictures, "items", self.pictures)]
         return [names.index(name) for name in self.held]
 
     def _distance(self, model: nn.Module) -> Tensor:
