@@ -94,10 +94,7 @@ SILL_PRIOR = 5.0  # neighbours' worth of trust in the picture's prior variance
 VARIANCE_POWER, SILL_POWER = 1.4, 1.35  # wide intervals are still too narrow, narrow ones too wide
 LEAST_SPREAD = 1e-3
 FAR_GROWTH = 8.0  # per correlation length of place beyond the points' spacing
-EDGE_GROWTH, EDGE_CAP = (
-    12.0,
-    0.5,
-)  # of the spread per unit of a step of log depth, up to such a step
+EDGE_GROWTH, EDGE_CAP = 12.0, 0.5  # per unit of a step of log depth, up to such a step
 FEW_GROWTH, FEW_GROWTH_SQUARED = 8.0, 40.0
 NOISE_SHARE = 0.6  # of the points' noise that left-out errors are freed of
 LEAST_BOUND_SHARE, LEAST_BOUND_POINTS = 0.1, 15.0  # of a squared bound that stays: a + b / N

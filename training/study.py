@@ -163,7 +163,7 @@ def adapt(
         labels = LabelSet([pair for pairs in drawn for pair in pairs], [s.name for s in target])
     # A recipe that has no depth cannot use it.
     seen = target if cfg.teacher == "truth" else [Sample(s.name, s.image) for s in target]
-    folder = out / "runs" / f"{_slug(variant.name)}-{seed}-{steps}"
+    folder = out / "runs" / f"{slug(variant.name)}-{seed}-{steps}"
     recipe = westar.Westar(cfg, seen, labels, [Sample(s.name, s.image) for s in known])
     run(recipe, cfg.loop, folder, config.to_dict(cfg), console=_quiet())
     return open_run(folder)
@@ -205,14 +205,19 @@ def table(results: dict[str, list[dict[str, Any]]], sets: Sequence[str]) -> str:
         for part in sets:
             mine = np.mean([np.array(row[part]) for row in results[name]], axis=0)
             base = np.mean([np.array(row[part]) for row in results[names[0]]], axis=0)
-            change, low, high = compared(base[:, 1], mine[:, 1])
-            said = "" if name == names[0] else f"{change:+.1%} [{low:+.1%}, {high:+.1%}]"
+            said = "" if name == names[0] else percent(*compared(base[:, 1], mine[:, 1]))
             cells += [f"{mine[:, 1].mean():.4f}", f"{mine[:, 0].mean():.4f}", said]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _slug(name: str) -> str:
+def percent(change: float, low: float, high: float) -> str:
+    """A change and its interval, as the tables have them."""
+    return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+
+def slug(name: str) -> str:
+    """The name of a variant as that of a file."""
     return "".join(c if c.isalnum() else "-" for c in name)
 
 
@@ -268,7 +273,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
         for variant in chosen:
             if variant.settings is None and variant.name in results:
                 continue
-            name = f"{_slug(variant.name)}-{seed}-{steps}-{len(judge)}-{int(args.choose)}.json"
+            name = f"{slug(variant.name)}-{seed}-{steps}-{len(judge)}-{int(args.choose)}.json"
 
             def make(v: Variant = variant, s: int = seed) -> dict[str, NDArray[np.float64]]:
                 network = adapt(place, v, s, learn, known, steps)

@@ -35,7 +35,7 @@ from training.data import PoolConfig, Sample, Window, open_pool
 from training.loop import Recipe, run
 from training.models import NetworkConfig, open_network, open_run
 from training.recipes import distill, supervised
-from training.study import Variant, judged
+from training.study import Variant, judged, percent, slug
 from training.teachers import NetworkTeacher, Teacher, ask
 
 HEIGHT, WIDTH = 64, 96  # of the student
@@ -336,7 +336,7 @@ def table(results: Results, parts: Sequence[str]) -> str:
             change = ""
             if name != first:
                 base = [row[part] for row in results[first]]
-                change = percent(compared(base, mine, pooled))
+                change = told(compared(base, mine, pooled))
             cells += [f"{abs_rel:.4f}", each, change, f"{1 - delta1:.4f}", f"{edges:.4f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -352,8 +352,8 @@ def orders(results: Results, parts: Sequence[str]) -> str:
     for number, better, worse, low, high in PUBLISHED:
         if better not in results or worse not in results:
             continue
-        told = ", ".join(f"{a / b - 1:+.1%}" for a, b in zip(low, high, strict=True))
-        cells = [str(number), better, worse, told]
+        published = ", ".join(f"{a / b - 1:+.1%}" for a, b in zip(low, high, strict=True))
+        cells = [str(number), better, worse, published]
         for part in parts:
             two, one = ([row[part] for row in results[name]] for name in (worse, better))
             found = compared(two, one, POOLED[part])
@@ -363,7 +363,7 @@ def orders(results: Results, parts: Sequence[str]) -> str:
                 verdict = "yes"
             elif found.low > 0 and min(each) > 0:
                 verdict = "no"
-            cells.append(f"{percent(found)} {verdict}")
+            cells.append(f"{told(found)} {verdict}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -379,14 +379,9 @@ def mean(seeds: Sequence[Any], column: int, pooled: bool) -> float:
     return float(np.nanmean([np.nanmean(values) for values in by_source.values()]))
 
 
-def percent(change: evaluate.Interval) -> str:
+def told(change: evaluate.Interval) -> str:
     """As in the tables."""
-    return f"{change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
-
-
-def slug(name: str) -> str:
-    """A name of a file."""
-    return "".join(c if c.isalnum() else "-" for c in name)
+    return percent(change.value, change.low, change.high)
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
@@ -440,6 +435,6 @@ def command(args: argparse.Namespace, console: Console) -> None:
     alone, cut = (mean([parts[how]], 2, pooled=True) for how in ("alone", "cut"))
     more.append(
         f"The teacher on parts of wide views, AbsRel: {alone:.4f} asked about the part,"
-        f" {cut:.4f} cut from its answer to the whole ({percent(change)})."
+        f" {cut:.4f} cut from its answer to the whole ({told(change)})."
     )
     console.print(write(), markup=False, highlight=False, soft_wrap=True)

@@ -38,7 +38,7 @@ from training.models import InputSpec, NetworkConfig, open_network
 from training.models import open_run as open_student
 from training.recipes import depthmaster, distill, mesa
 from training.sequences import open_triplets
-from training.study import HEIGHT, WIDTH, Variant, compared, errors, judged
+from training.study import HEIGHT, WIDTH, Variant, compared, errors, judged, percent, slug
 from training.teachers import NetworkTeacher
 
 F64 = NDArray[np.float64]
@@ -208,12 +208,12 @@ def samples(of: Pool) -> list[Sample]:
 def pretrained(out: Path, variant: Variant, seed: int, learn: Pool, few: Pool) -> Path:
     """The run of one variant: pre-trained on `learn`, fine-tuned on `few`."""
     start: dict[str, Any] = {}
-    slug = _slug(variant.name)
+    named = slug(variant.name)
     if variant.settings is not None:
-        first = out / "runs" / f"{slug}-{seed}-pretrained"
+        first = out / "runs" / f"{named}-{seed}-pretrained"
         _mesa(first, {**variant.settings, "loop.seed": seed}, learn)
         start = {"start": str(first)}
-    last = out / "runs" / f"{slug}-{seed}-tuned"
+    last = out / "runs" / f"{named}-{seed}-tuned"
     _mesa(last, {**MESA_TUNE, **start, "loop.seed": seed}, few)
     return last
 
@@ -263,7 +263,7 @@ def answered(out: Path, variant: Variant, seed: int, learn: Pool) -> Path:
     if "start" in settings:
         before = next(v for v in MASTER if v.name == settings["start"])
         start = answered(out, before, seed, learn)
-    last = out / "runs" / f"{_slug(variant.name)}-{seed}"
+    last = out / "runs" / f"{slug(variant.name)}-{seed}"
     return _master(last, {**settings, "start": str(start), "loop.seed": seed}, learn)
 
 
@@ -357,7 +357,7 @@ def student_errors(
     chosen = next(v for v in STUDENTS if v.name == name)
     changes = {**(chosen.settings or {}), "loop.seed": seed}
     cfg = config.replace(config.build(distill.Config, STUDENT_BASE), changes)
-    folder = out / "assistant" / "runs" / f"{_slug(name)}-{seed}"
+    folder = out / "assistant" / "runs" / f"{slug(name)}-{seed}"
     plain = [Sample(s.name, s.image) for s in see]
     recipe = distill.Distill(cfg, plain, [embedded, assistant])
     run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
@@ -411,8 +411,7 @@ def table(
                 if name == names[0] or name in UNSEEDED:
                     cells.append("")
                     continue
-                change, low, high = compared(old[:, k], new[:, k])
-                cells.append(f"{change:+.1%} [{low:+.1%}, {high:+.1%}]")
+                cells.append(percent(*compared(old[:, k], new[:, k])))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -428,7 +427,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
         for name in names:
             if (args.only and name not in args.only) or (name in UNSEEDED and name in results):
                 continue
-            path = args.out / args.what / "scores" / f"{_slug(name)}-{seed}-{args.rooms}.json"
+            path = args.out / args.what / "scores" / f"{slug(name)}-{seed}-{args.rooms}.json"
             row = judged(path, functools.partial(make, name, seed))
             results.setdefault(name, {})[seed] = row
             text = table(results, parts, units)
@@ -484,7 +483,3 @@ def _assistant_study(args: argparse.Namespace) -> Study:
 
     names = [*(v.name for v in STUDENTS), *TEACHERS, *BASELINES]
     return names, ("AbsRel", "1 - delta1"), ["rooms"], make
-
-
-def _slug(name: str) -> str:
-    return name.replace(" ", "-")
