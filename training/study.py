@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,7 @@ def rooms(out: Path, what: str, count: int) -> list[Sample]:
     pool = Pool(cfg, write=True)
     for _ in pool.fill(count):
         pass
-    return [
-        Sample(f"{what}-{k}", np.array(pool.image[k]), pool.depth[k].astype(np.float32))
-        for k in range(count)
-    ]
+    return [replace(pool[k], name=f"{what}-{k}") for k in range(count)]
 
 
 def worn(samples: Sequence[Sample], name: str, severity: int) -> list[Sample]:

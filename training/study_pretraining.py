@@ -196,10 +196,7 @@ def _mixture(tree: dict[str, Any]) -> Mixture:
 
 def samples(of: Pool) -> list[Sample]:
     """All pictures of a pool."""
-    return [
-        Sample(str(k), np.array(of.image[k]), of.depth[k].astype(np.float32))
-        for k in range(len(of))
-    ]
+    return [of[k] for k in range(len(of))]
 
 
 # --- MeSa ----------------------------------------------------------------------------------------
