@@ -15,6 +15,7 @@ from depth_node.engine import (
     PROMPT_DECODER,
     PROMPTS,
     REGION_MEANINGS,
+    Closing,
     Engine,
     EngineError,
     PictureEngine,
@@ -36,7 +37,7 @@ from depth_node.regions import (
 _Model = TypeVar("_Model", bound="_PictureModel")
 
 
-class _PictureModel:
+class _PictureModel(Closing):
     """An engine whose output is a map of the picture: resizing, timing and life are the same."""
 
     meanings: tuple[str, ...] = ()
@@ -67,12 +68,6 @@ class _PictureModel:
     def close(self) -> None:
         """Free the engine."""
         self.engine.close()
-
-    def __enter__(self: _Model) -> _Model:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _try(self, image: npt.NDArray[np.uint8]) -> None:
         """A picture through the network: an output of a wrong shape shows when it is opened."""
