@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.projection import Camera, ScanBuffer, check_rigid, rigid_transform, transform
-from depth_node.transforms import TransformError, TransformTree
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import check_rigid, rigid_transform, transform
+from depth_node.geometry.scan_buffer import ScanBuffer
+from depth_node.geometry.transform_tree import TransformError, TransformTree
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"

@@ -42,10 +42,12 @@ from depth_node.frames import (
     split_lines,
     split_uniform,
 )
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
-from depth_node.projection import SparseDepth
-from depth_node.regions import Labels, SegmentationConfig, segment
+from depth_node.regions.label_maps import Labels
+from depth_node.regions.segmentation import segment
+from depth_node.regions.settings import SegmentationConfig
 
 OWN_METHODS = ("constant", "idw")
 ROBUST = "_robust"

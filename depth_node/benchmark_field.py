@@ -32,14 +32,15 @@ from depth_node.benchmark import (
     predicted,
     run_accuracy,
 )
-from depth_node.field import warm_up
 from depth_node.fitting import FitConfig, FitResult, fit
+from depth_node.fitting.field.memory import FieldState
+from depth_node.fitting.field.solve import warm_up
 from depth_node.frames import Frame, Split, find_frames, frame_seed, split_lines, split_uniform
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
-from depth_node.projection import SparseDepth
-from depth_node.regions import Labels, segment
-from depth_node.temporal import FieldState
+from depth_node.regions.label_maps import Labels
+from depth_node.regions.segmentation import segment
 
 FIELD = FitConfig(method="field")
 SSF = FitConfig(method="ssf", mode="paper")
@@ -536,7 +537,7 @@ def figure() -> NDArray[np.uint8]:
 
     A network's place is taken by the room's disparity, blurred and smoothly wrong.
     """
-    from depth_node.scene import Scene, random_view
+    from depth_node.simulation.renderer import Scene, random_view
 
     rng = np.random.default_rng(FIGURE_SEED)
     scene = Scene.random(FIGURE_SEED)

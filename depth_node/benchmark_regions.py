@@ -22,17 +22,20 @@ from numpy.typing import NDArray
 
 from depth_node import config as settings
 from depth_node.benchmark import Means, Predictor, Table, predicted
-from depth_node.engine import Manifest
+from depth_node.engine.manifest import Manifest
+from depth_node.engine.preprocess import InputSpec
 from depth_node.fitting import FitConfig, fit
 from depth_node.frames import split_uniform
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import PromptedRegionModel
-from depth_node.masks import PromptConfig, point_grid
 from depth_node.metrics import evaluate
-from depth_node.preprocess import InputSpec
-from depth_node.projection import Camera, SparseDepth
-from depth_node.region_reuse import RegionMemory, follow, small_grey
-from depth_node.regions import Labels, SegmentationConfig, segment
-from depth_node.scene import Rendered, Scene, camera_path, random_view
+from depth_node.regions.label_maps import Labels
+from depth_node.regions.prompted_masks import PromptConfig, point_grid
+from depth_node.regions.propagation import RegionMemory, follow, small_grey
+from depth_node.regions.segmentation import segment
+from depth_node.regions.settings import SegmentationConfig
+from depth_node.simulation.renderer import Rendered, Scene, camera_path, random_view
 from depth_node.speed import machine, one_core
 
 Case = Callable[[Sequence[Path], Predictor, Sequence[int], Callable[[str], None]], list[Table]]

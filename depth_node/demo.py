@@ -37,9 +37,9 @@ from depth_node import replay
 from depth_node.config import flatten
 from depth_node.config import replace as changed
 from depth_node.frames import find_frames, read_frame
+from depth_node.geometry.camera import Camera
 from depth_node.pipeline import DepthPipeline, DepthResult, PipelineConfig
-from depth_node.projection import Camera
-from depth_node.scene import LidarPattern, Scene, camera_path
+from depth_node.simulation.renderer import LidarPattern, Scene, camera_path
 
 # The LiDAR (x forward, y left, z up) sits 8 cm above and 3 cm behind the camera (optical frame).
 T_CAMERA_LIDAR = np.array(

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from depth_node.projection import Camera
+from depth_node.geometry.camera import Camera
 
 BACKGROUND = (17, 19, 24)
 CARD = (27, 30, 37)

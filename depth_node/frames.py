@@ -33,9 +33,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import check_rigid
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
-from depth_node.projection import Camera, SparseDepth, check_rigid
-from depth_node.regions import Labels, labels_from_ids
+from depth_node.regions.label_maps import Labels, labels_from_ids
 
 IMAGE_FILES = ("rgb.jpg", "rgb.jpeg", "rgb.png")
 LINE_BAND_PX = 3  # rows that one simulated LiDAR line covers

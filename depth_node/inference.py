@@ -6,33 +6,63 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.engine import (
-    PROMPT_DECODER,
-    PROMPTS,
-    REGION_MEANINGS,
-    Closing,
-    Engine,
-    EngineError,
-    PictureEngine,
-)
-from depth_node.engine.opening import ModelConfig, open_model
-from depth_node.masks import batches, edges_to_ids, paint, point_grid, select
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import PROMPT_DECODER, PROMPTS, REGION_MEANINGS
+from depth_node.engine.opening import open_model
+from depth_node.engine.options import ModelConfig, configured
+from depth_node.engine.preprocess import tensor_box, to_picture, to_tensor
+from depth_node.engine.protocol import Closing, Engine, PictureEngine, Progress
+from depth_node.model_zoo.registry import locate
 from depth_node.prediction import KINDS, Prediction
-from depth_node.preprocess import tensor_box, to_picture, to_tensor
-from depth_node.regions import (
+from depth_node.regions.label_maps import (
     REFERENCE_AREA_PX,
     Labels,
-    SegmentationConfig,
     labels_from_ids,
     labels_from_masks,
     labels_from_painting,
     scaled_px,
 )
+from depth_node.regions.prompted_masks import batches, edges_to_ids, paint, point_grid, select
+from depth_node.regions.settings import SegmentationConfig
+
+
+def open_engine(model: str | Path, *, manifest: str | Path | None = None, **options: Any) -> Engine:
+    """Open a model, verified and warm: a file, the name of a fetched network, or "embedded".
+
+    ``manifest`` is looked for beside the model unless given. ``options`` are those of ModelConfig:
+    backend, threads, precision and so on. Takes seconds for a large model, minutes where an engine
+    is built. Raises EngineError with the cause and the cure.
+    """
+    return open_configured(configured(model, manifest, options))
+
+
+def build_engine(
+    model: str | Path,
+    *,
+    manifest: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Build the TensorRT engine of a model ahead, into the cache, and check it.
+
+    ``options`` as in open_engine. Returns the engine's details: key, file, check and so on; an
+    engine that is there already is only checked. Raises EngineError.
+    """
+    config = configured(model, manifest, {"backend": "tensorrt", **options, "build_engines": True})
+    with open_configured(config, progress) as engine:
+        return dict(engine.details)
+
+
+def open_configured(config: ModelConfig, progress: Progress | None = None) -> Engine:
+    """The engine that the settings of a model ask for. Raises EngineError."""
+    model, manifest = locate(config.path, config.manifest or None)
+    return open_model(model, manifest, config, progress)
+
 
 _Model = TypeVar("_Model", bound="_PictureModel")
 
@@ -58,7 +88,7 @@ class _PictureModel(Closing):
     @classmethod
     def open(cls: type[_Model], config: ModelConfig) -> _Model:
         """Open the model that the settings name. Raises EngineError."""
-        engine = open_model(config)
+        engine = open_configured(config)
         try:
             return cls(engine)
         except EngineError:
@@ -149,7 +179,7 @@ class RegionModel(_PictureModel):
         """Open the model that the settings name; a prompted one with its decoder, which its
         manifest names. Raises EngineError.
         """
-        engine = open_model(config)
+        engine = open_configured(config)
         half: Engine | None = None
         try:
             if engine.manifest.meaning != PROMPTS:
@@ -316,7 +346,7 @@ class PromptedRegionModel(RegionModel):
             raise EngineError(
                 f"prompt decoder {self.decoder.manifest.name} gives {shapes}: it must give masks"
                 " (n, m, h, w), iou and stability (n, m) and boxes (n, m, 4); export it with"
-                " training.segmentation"
+                " training.export.segment_anything"
             )
 
 
@@ -329,4 +359,4 @@ def _opened_decoder(config: ModelConfig, encoder: Engine) -> Engine:
             f"the prompt decoder {beside} of model {encoder.manifest.name} is missing: put both"
             " halves of the export into one folder, or export the model again"
         )
-    return open_model(replace(config, path=str(beside), manifest=""))
+    return open_configured(replace(config, path=str(beside), manifest=""))

@@ -12,19 +12,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depth_node import convert, graphs, halving, parity, zoo
-from depth_node.engine import (
-    MEANINGS,
-    Engine,
-    Manifest,
-    Progress,
-    build,
-    locate,
-    manifest_path,
-    model_sha256,
-    open_engine,
-    write_manifest,
-)
+from depth_node.engine.manifest import MEANINGS, Manifest, manifest_path, model_sha256
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.engine.protocol import Engine, Progress
+from depth_node.inference import build_engine, open_engine
+from depth_node.model_zoo import compare, convert, fetch, fp16, onnx_graph, registry
+from depth_node.model_zoo.registry import locate
 from depth_node.screen import (
     UsageError,
     console,
@@ -91,7 +84,7 @@ def _run_list(options: argparse.Namespace) -> int:
         raise UsageError("the package holds no network: install it again, or give --model FILE")
     head: tuple[str, ...] = ("model", "gives", "input", "size", "licence", "file")
     print_table(screen, "Networks in the package", head, rows, set(), left=6)
-    entries = list(zoo.registry().values())
+    entries = list(registry.registry().values())
     for meaning in dict.fromkeys(entry.meaning for entry in entries):
         rows = [
             (
@@ -106,11 +99,11 @@ def _run_list(options: argparse.Namespace) -> int:
         ]
         head = ("model", "parameters", "licence", "as", "here")
         print_table(screen, f"To fetch: {meaning}", head, rows, set(), left=5)
-    screen.print(f"fetched networks lie in {zoo.models_folder()}")
+    screen.print(f"fetched networks lie in {registry.models_folder()}")
     return 0
 
 
-def _what_is_here(entry: zoo.Entry) -> str:
+def _what_is_here(entry: registry.Entry) -> str:
     folder = entry.folder
     found = sorted(path.name for path in folder.glob("*.onnx"))
     if not found and (folder / entry.main).is_file():
@@ -120,7 +113,7 @@ def _what_is_here(entry: zoo.Entry) -> str:
 
 def _run_fetch(options: argparse.Namespace) -> int:
     screen = console()
-    entry = zoo.find(options.name)
+    entry = registry.find(options.name)
     size = picture_size("--size", options.size) if options.size else ()
     screen.print(
         f"{entry.name}: a network of {entry.maker}, from {entry.repo}, licence {entry.licence}"
@@ -131,7 +124,7 @@ def _run_fetch(options: argparse.Namespace) -> int:
     if entry.non_commercial and not options.accept_licence:
         _confirm(screen, entry)
     with _bytes_bar(screen) as on_bytes:
-        done = zoo.fetch(entry, on_bytes, size, options.output_name)
+        done = fetch.fetch(entry, on_bytes, size, options.output_name)
     for name, kept in done.record.files.items():
         screen.print(f"{name}: {kept.bytes / 1e6:.1f} MB, sha256 {kept.sha256} ({kept.basis})")
         if kept.basis == "first use":
@@ -157,7 +150,7 @@ def _run_fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _confirm(screen: Console, entry: zoo.Entry) -> None:
+def _confirm(screen: Console, entry: registry.Entry) -> None:
     """UsageError unless the user agrees at the terminal."""
     question = f"The licence {entry.licence} forbids commercial use. Is yours non-commercial? [y/N]"
     if sys.stdin.isatty() and screen.input(question + " ").strip().lower() in ("y", "yes"):
@@ -169,7 +162,7 @@ def _confirm(screen: Console, entry: zoo.Entry) -> None:
 
 
 @contextmanager
-def _bytes_bar(screen: Console) -> Iterator[zoo.OnBytes]:
+def _bytes_bar(screen: Console) -> Iterator[fetch.OnBytes]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -196,17 +189,17 @@ def _bytes_bar(screen: Console) -> Iterator[zoo.OnBytes]:
 
 def _run_verify(options: argparse.Namespace) -> int:
     screen = console()
-    entries = [zoo.find(name) for name in options.names] or list(zoo.registry().values())
+    entries = [registry.find(name) for name in options.names] or list(registry.registry().values())
     verdicts = []
     for entry in entries:
-        found = zoo.verify(entry)
+        found = fetch.verify(entry)
         if not found and options.names:
             raise UsageError(
                 f"{entry.name} is not on this machine: run `depth_tools models fetch {entry.name}`"
             )
         verdicts += found
     if not verdicts:
-        screen.print(f"no network of the list is in {zoo.models_folder()}")
+        screen.print(f"no network of the list is in {registry.models_folder()}")
         return 0
     rows = [(v.name, v.file, v.basis, v.problem or "whole") for v in verdicts]
     print_table(
@@ -215,7 +208,7 @@ def _run_verify(options: argparse.Namespace) -> int:
     bad = sorted({v.name for v in verdicts if v.problem})
     for name in bad:
         screen.print(
-            f"{name} is not what was fetched: delete {zoo.models_folder() / name} and run"
+            f"{name} is not what was fetched: delete {registry.models_folder() / name} and run"
             f" `depth_tools models fetch {name}`",
             style="red",
         )
@@ -263,15 +256,15 @@ def _add_converting(kinds: Any) -> None:
                 "--pictures", type=Path, metavar="DIR", help="to compare on (rendered rooms)"
             )
             command.add_argument(
-                "--count", type=int, default=parity.WANTED, metavar="N", help="of them (50)"
+                "--count", type=int, default=compare.WANTED, metavar="N", help="of them (50)"
             )
 
 
 def _run_convert(options: argparse.Namespace) -> int:
     screen = console()
-    graphs.onnx_package()  # said before anything takes time
+    onnx_graph.onnx_package()  # said before anything takes time
     _, facts = locate(options.model, options.manifest or None)
-    pictures = parity.Pictures.of(options.pictures, facts, options.count)
+    pictures = compare.Pictures.of(options.pictures, facts, options.count)
     asked = [word.strip() for word in options.keep.split(",") if word.strip()]
     with progress(screen, "comparing with FP32", pictures.count + 1) as advance:
         done = convert.convert(
@@ -285,7 +278,7 @@ def _run_convert(options: argparse.Namespace) -> int:
         )
     half = done.half
     rows = []
-    for reason, meaning in halving.REASONS.items():
+    for reason, meaning in fp16.REASONS.items():
         ops = {op: n for (why, op), n in half.kept.items() if why == reason}
         if ops:
             named = ", ".join(f"{n} {op}" for op, n in sorted(ops.items(), key=lambda x: -x[1]))
@@ -302,19 +295,19 @@ def _run_convert(options: argparse.Namespace) -> int:
         f"written with its manifest: {done.path}, {after / 1e6:.1f} MB instead of"
         f" {before / 1e6:.1f} MB"
     )
-    name = f"{options.model}.fp16" if options.model in zoo.registry() else done.path
+    name = f"{options.model}.fp16" if options.model in registry.registry() else done.path
     screen.print(f"run it: model.precision: fp16, or --model {name}")
     return 0
 
 
 def _print_parity(
-    screen: Console, title: str, found: parity.Comparison, pictures: parity.Pictures
+    screen: Console, title: str, found: compare.Comparison, pictures: compare.Pictures
 ) -> None:
     head = ("figure", "mean", "worst", "limit", "")
     print_table(screen, title, head, found.rows(), set())
-    if pictures.count < parity.WANTED:
+    if pictures.count < compare.WANTED:
         screen.print(
-            f"note: {pictures.count} pictures say less than the {parity.WANTED} that are meant",
+            f"note: {pictures.count} pictures say less than the {compare.WANTED} that are meant",
             style="yellow",
         )
 
@@ -331,11 +324,11 @@ def _run_check(options: argparse.Namespace) -> int:
             engine, how = _as_a_gpu(opened, stack)
             engines.append(engine)
             names.append(f"{engine.manifest.name} ({opened.manifest.model}, {how})")
-        pictures = parity.Pictures.of(options.pictures, engines[0].manifest, options.count)
+        pictures = compare.Pictures.of(options.pictures, engines[0].manifest, options.count)
         with progress(screen, "comparing", pictures.count) as advance:
-            found = parity.compare(engines[0], engines[1], pictures, advance)
+            found = compare.compare(engines[0], engines[1], pictures, advance)
     _print_parity(screen, f"{names[1]} against {names[0]}, {pictures}", found, pictures)
-    times = parity.median_ms(found.ms)
+    times = compare.median_ms(found.ms)
     screen.print(f"median of a run: {times[0]:.1f} ms and {times[1]:.1f} ms")
     if options.json:
         write_json(
@@ -362,7 +355,7 @@ def _as_a_gpu(engine: Engine, stack: ExitStack) -> tuple[Engine, str]:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     try:
         rounding = convert.rounding_engine(Path(engine.details["model"]), engine.manifest, folder)
-    except graphs.ConvertError:  # a graph that branches runs all the same
+    except onnx_graph.ConvertError:  # a graph that branches runs all the same
         return engine, f"{engine.backend}, FP16 in it, if any, not rounded"
     if rounding is None:
         return engine, engine.backend
@@ -379,7 +372,7 @@ def _pair(option: str, text: str) -> list[str]:
 def _run_build(options: argparse.Namespace) -> int:
     screen = console()
     with _steps_bar(screen) as tell:
-        details = build(
+        details = build_engine(
             options.model,
             manifest=options.manifest or None,
             progress=tell,

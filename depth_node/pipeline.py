@@ -20,21 +20,18 @@ import numpy.typing as npt
 
 from depth_node.config import section, validate
 from depth_node.engine import EngineError
+from depth_node.engine.preprocess import resize_map
 from depth_node.fitting import REGION_METHODS, FitConfig, FitResult, fit
+from depth_node.fitting.field.memory import FieldState, Pose
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import FloatArray, check_rigid
+from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
 from depth_node.inference import DepthModel, ModelConfig, RegionModel
 from depth_node.prediction import Prediction
-from depth_node.preprocess import resize_map
-from depth_node.projection import (
-    Camera,
-    FloatArray,
-    ProjectionConfig,
-    SparseDepth,
-    check_rigid,
-    project_points,
-)
-from depth_node.region_reuse import RegionMemory
-from depth_node.regions import Labels, SegmentationConfig, segment
-from depth_node.temporal import FieldState, Pose
+from depth_node.regions.label_maps import Labels
+from depth_node.regions.propagation import RegionMemory
+from depth_node.regions.segmentation import segment
+from depth_node.regions.settings import SegmentationConfig
 
 
 @dataclass(frozen=True)

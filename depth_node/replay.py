@@ -40,10 +40,11 @@ from depth_node.frames import (
     split_lines,
     split_uniform,
 )
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import SparseDepth, project_points
 from depth_node.metrics import coverage, evaluate
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.prediction import Prediction
-from depth_node.projection import Camera, SparseDepth, project_points
 
 COMPARED = ("global_depth", "global_disparity", "slf", "ssf")
 SCORES = ("abs_rel", "delta1", "rmse", "coverage95", "answered")

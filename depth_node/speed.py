@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node import demo
-from depth_node.compiling import find_numba
 from depth_node.config import build
-from depth_node.engine import open_engine
 from depth_node.fitting import FitConfig, fit
+from depth_node.fitting.numba_support import find_numba
+from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.inference import open_engine
 from depth_node.pipeline import PipelineConfig
 from depth_node.prediction import Prediction
-from depth_node.projection import SparseDepth
 
 HEIGHT, WIDTH, REGIONS, POINTS = 480, 640, 100, 1000
 NODE_SIZE = (720, 1280)

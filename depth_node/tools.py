@@ -30,11 +30,13 @@ from depth_node import (
 )
 from depth_node.bags import BagError
 from depth_node.config import ConfigError, load, override
-from depth_node.engine import EMBEDDED, EngineError, backends, open_engine
+from depth_node.engine import EngineError
 from depth_node.engine.cache import EngineCache
+from depth_node.engine.manifest import EMBEDDED
+from depth_node.engine.opening import backends
 from depth_node.fitting import METHODS
 from depth_node.frames import FrameError, find_frames
-from depth_node.inference import DepthModel, ModelConfig
+from depth_node.inference import DepthModel, ModelConfig, open_engine
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.screen import (
     UsageError,

@@ -306,7 +306,8 @@ def _returns(function: Any) -> str:
 def our_module(given: Any) -> dict[str, Any]:
     """Import depth_node.engine.trt for real and ask what can be asked without a GPU."""
     tensorrt_module()
-    from depth_node.engine import EngineError, cuda, open_engine, trt
+    from depth_node.engine import EngineError, cuda, trt
+    from depth_node.inference import open_engine
 
     logger = trt._Logger()
     logger.log(trt.trt.ILogger.Severity.ERROR, "first\n error")

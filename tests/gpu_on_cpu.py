@@ -29,7 +29,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from depth_node.engine import kernels
+from depth_node.engine import gpu_kernels
 
 _SHIM = r"""
 #include <cmath>
@@ -76,7 +76,7 @@ def compiled_kernels() -> ctypes.CDLL:
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler (g++) to run the kernels on the CPU")
-    source = _SHIM + kernels.SOURCE + _DISPATCH
+    source = _SHIM + gpu_kernels.SOURCE + _DISPATCH
     name = f"depth_node_kernels_{hashlib.sha256(source.encode()).hexdigest()[:16]}.so"
     folder = Path(tempfile.mkdtemp(prefix="depth_node_kernels_"))
     command = [compiler, "-O1", "-std=c++17", "-Wall", "-Werror", "-Wno-unused-variable"]

@@ -10,7 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from depth_node.projection import Camera, invert_rigid, transform
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import invert_rigid, transform
 
 CAMERA = Camera(width=96, height=72, fx=80.0, fy=80.0, cx=47.5, cy=35.5)
 # LiDAR x forward, y left, z up; 8 cm above the camera.

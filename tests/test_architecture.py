@@ -52,7 +52,7 @@ def top(name: str) -> str:
 
 
 def within(name: str) -> str:
-    """`fitting` for `depth_node.fitting.fit`, empty for what is not ours."""
+    """`fitting` for `depth_node.fitting.methods.fit`, empty for what is not ours."""
     parts = name.split(".")
     return parts[1] if parts[0] == "depth_node" and len(parts) > 1 else ""
 

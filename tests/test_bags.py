@@ -16,7 +16,8 @@ from recordings import CAMERA, T_CAMERA_LIDAR, BagWriter, lidar_of, scene
 from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 
 from depth_node.bags import Bag, BagError, BagMoment, BagTopics, is_bag
-from depth_node.projection import invert_rigid, project_points
+from depth_node.geometry.rigid import invert_rigid
+from depth_node.geometry.sparse_depth import project_points
 
 
 def record(path: Path, write: Callable[[BagWriter], None], **options: object) -> Path:

@@ -24,8 +24,8 @@ from depth_node.benchmark import (
     tables,
 )
 from depth_node.frames import FrameError, read_frame, split_uniform
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
-from depth_node.projection import SparseDepth
 
 HEIGHT, WIDTH = 60, 80
 

@@ -9,9 +9,9 @@ import pytest
 
 from depth_node import benchmark_regions
 from depth_node.fitting import FitConfig
+from depth_node.geometry.camera import Camera
 from depth_node.prediction import Prediction
-from depth_node.projection import Camera
-from depth_node.scene import Scene, random_view
+from depth_node.simulation.renderer import Scene, random_view
 
 
 class Flat:

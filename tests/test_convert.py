@@ -15,20 +15,17 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node import convert, graphs, halving, parity, tools
-from depth_node.engine import (
-    EngineError,
-    Manifest,
-    manifest_path,
-    model_sha256,
-    open_engine,
-    write_manifest,
-)
+from depth_node import tools
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import Manifest, manifest_path, model_sha256
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.inference import open_engine
+from depth_node.model_zoo import compare, convert, fp16, onnx_graph
 
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from onnx.reference import ReferenceEvaluator  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 SHAPE = (1, 3, 8, 12)
@@ -70,9 +67,9 @@ def saved(
     return path
 
 
-def halved(model: Any, **options: Any) -> halving.Half:
-    half = halving.to_half(graphs.prepared(model, {"image": SHAPE}), **options)
-    assert graphs.mixed_types(half.model) == []
+def halved(model: Any, **options: Any) -> fp16.Half:
+    half = fp16.to_half(onnx_graph.prepared(model, {"image": SHAPE}), **options)
+    assert onnx_graph.mixed_types(half.model) == []
     return half
 
 
@@ -87,7 +84,7 @@ def answer(model: Any, image: np.ndarray) -> np.ndarray:
 def blindly(model: Any) -> Any:
     """Everything in FP16, as a converter does that knows nothing of the network."""
     cast = onnx.ModelProto()
-    cast.CopyFrom(graphs.prepared(model, {"image": SHAPE}))
+    cast.CopyFrom(onnx_graph.prepared(model, {"image": SHAPE}))
     for index, item in enumerate(cast.graph.initializer):
         if item.data_type == FLOAT:
             values = numpy_helper.to_array(item).astype(np.float16)
@@ -176,8 +173,8 @@ def test_overflow_of_a_blind_cast_is_none_of_ours(name: str) -> None:
     ours = halved(model).model
     assert near(answer(ours, IMAGE), wanted)
     # The graph that stands for a GPU here says the same of both.
-    assert not near(answer(graphs.rounded(blind), IMAGE), wanted)
-    assert near(answer(graphs.rounded(ours), IMAGE), wanted)
+    assert not near(answer(onnx_graph.rounded(blind), IMAGE), wanted)
+    assert near(answer(onnx_graph.rounded(ours), IMAGE), wanted)
 
 
 def test_blind_cast_would_pass_on_onnxruntime_alone(tmp_path: Path) -> None:
@@ -187,7 +184,7 @@ def test_blind_cast_would_pass_on_onnxruntime_alone(tmp_path: Path) -> None:
     cast = blindly(model)
     for path, content in ((plain, model), (blind, cast), (tmp_path / "r.onnx", cast)):
         if path.name == "r.onnx":
-            content = graphs.rounded(cast)
+            content = onnx_graph.rounded(cast)
         saved(content, path)
     found = {}
     for path in (plain, blind, tmp_path / "r.onnx"):
@@ -207,7 +204,7 @@ def test_what_stays_fp32_and_why() -> None:
     assert half.kept[("attention scores", "Mul")] == 2  # scale, and what makes Q
     assert half.kept[("softmax", "Softmax")] == 1
     assert half.halved == {"MatMul": 1, "Relu": 1}  # times V
-    assert set(why for why, _ in half.kept) <= set(halving.REASONS)
+    assert set(why for why, _ in half.kept) <= set(fp16.REASONS)
 
 
 def test_measured_ranges_keep_what_the_shape_of_the_graph_does_not_tell(tmp_path: Path) -> None:
@@ -225,18 +222,18 @@ def test_measured_ranges_keep_what_the_shape_of_the_graph_does_not_tell(tmp_path
             "same": np.ones((1, 3, 1, 1), np.float32),
         },
     )
-    ready = graphs.prepared(large, {"image": SHAPE})
-    unaware = halving.to_half(ready)
+    ready = onnx_graph.prepared(large, {"image": SHAPE})
+    unaware = fp16.to_half(ready)
     assert ("range", "Conv") in unaware.kept  # the weights alone say it
     path = saved(large, tmp_path / "large.onnx")
-    pictures = parity.Pictures(2, height=32, width=48)
+    pictures = compare.Pictures(2, height=32, width=48)
     done = convert.convert(path, pictures)
     assert done.half.kept[("range", "Relu")] >= 1
     assert done.comparison.worst.finite == 1 and not done.comparison.failures
     manifest = Manifest.load(manifest_path(path))
     found = convert.measured(ready, manifest, pictures, tmp_path)
     with open_engine(path) as engine:  # ... and they are measured right
-        tensors = [parity.tensors_of(manifest, p, 0)["image"] for p in pictures]
+        tensors = [compare.tensors_of(manifest, p, 0)["image"] for p in pictures]
         assert found["out"] == max(np.abs(engine.run(t)).max() for t in tensors)
     assert found["high"] == found["still"] > 65504
 
@@ -331,10 +328,10 @@ def test_picture_of_bytes(tmp_path: Path) -> None:
     half = halved(model)
     assert half.halved["Mul"] == 1 and half.casts == 2
     path = saved(model, tmp_path / "bytes.onnx", scale=1.0)
-    done = convert.convert(path, parity.Pictures(1, (), 32, 48))
+    done = convert.convert(path, compare.Pictures(1, (), 32, 48))
     assert done.manifest.input.dtype == "uint8"
     assert "leave --half-input out" in refusal(
-        lambda: convert.convert(path, parity.Pictures(1, (), 32, 48), half_input=True)
+        lambda: convert.convert(path, compare.Pictures(1, (), 32, 48), half_input=True)
     )
 
 
@@ -342,8 +339,8 @@ def test_mixed_types_are_found() -> None:
     model = graph(
         [("Cast", ["image"], ["h"], {"to": HALF}), ("Add", ["image", "h"], ["out"])], output=FLOAT
     )
-    with pytest.raises(graphs.ConvertError, match="not valid ONNX"):
-        graphs.mixed_types(model)
+    with pytest.raises(onnx_graph.ConvertError, match="not valid ONNX"):
+        onnx_graph.mixed_types(model)
     where = graph(
         [
             ("Cast", ["image"], ["h"], {"to": HALF}),
@@ -352,8 +349,8 @@ def test_mixed_types_are_found() -> None:
         ]
     )
     try:
-        faults = graphs.mixed_types(where)
-    except graphs.ConvertError:
+        faults = onnx_graph.mixed_types(where)
+    except onnx_graph.ConvertError:
         return  # this onnx checks it while inferring
     assert "Where" in faults[0] and "FLOAT16" in faults[0]
 
@@ -365,7 +362,7 @@ def test_half_input_and_open_size(tmp_path: Path) -> None:
         shape=[1, 3, "h", "w"],
     )
     path = saved(model, tmp_path / "net.onnx", height=24, width=32)
-    done = convert.convert(path, parity.Pictures(2, height=32, width=48), half_input=True)
+    done = convert.convert(path, compare.Pictures(2, height=32, width=48), half_input=True)
     assert done.path == tmp_path / "net.fp16.onnx"
     assert done.manifest.input.dtype == "float16"
     (found,) = onnx.load(str(done.path)).graph.input
@@ -384,7 +381,7 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
     onnx.save(model, str(path), save_as_external_data=True, location="net.onnx.data",
               size_threshold=0)  # fmt: skip
     write_manifest(path, "depth_metric")
-    done = convert.convert(path, parity.Pictures(1, height=32, width=48))
+    done = convert.convert(path, compare.Pictures(1, height=32, width=48))
     assert done.bytes[0] > (tmp_path / "net.onnx.data").stat().st_size
     open_engine(done.path).close()
 
@@ -448,9 +445,9 @@ def depth_anything(tmp_path: Path, opset: int) -> Path:
 @pytest.mark.parametrize("opset", [pytest.param(20, marks=pytest.mark.slow), 17, 14])
 def test_depth_anything(opset: int, tmp_path: Path) -> None:
     path = depth_anything(tmp_path, opset)
-    done = convert.convert(path, parity.Pictures(4, height=64, width=96))
+    done = convert.convert(path, compare.Pictures(4, height=64, width=96))
     kept = done.half.kept
-    assert graphs.mixed_types(onnx.load(str(done.path))) == []
+    assert onnx_graph.mixed_types(onnx.load(str(done.path))) == []
     if opset >= 17:  # torch's older exporter also writes those whose result is not used
         assert kept[("normalisation", "LayerNormalization")] == (9 if opset == 20 else 12)
     else:  # written out: every one of the 12 in all its parts
@@ -464,7 +461,7 @@ def test_depth_anything(opset: int, tmp_path: Path) -> None:
 
 def test_the_packages_network(tmp_path: Path) -> None:
     done = convert.convert(
-        "embedded", parity.Pictures(3, height=96, width=128), out=tmp_path / "e.onnx"
+        "embedded", compare.Pictures(3, height=96, width=128), out=tmp_path / "e.onnx"
     )
     assert done.half.halved["Conv"] > 20 and done.comparison.worst.relative_error < 1e-3
     with open_engine(done.path) as engine:
@@ -477,7 +474,7 @@ def test_fastdepth(shared: Path, tmp_path: Path) -> None:
     write_manifest(model, "depth_metric", manifest=facts)
     done = convert.convert(
         model,
-        parity.Pictures.of(shared / "data", Manifest.load(facts), 4),
+        compare.Pictures.of(shared / "data", Manifest.load(facts), 4),
         manifest=facts,
         out=tmp_path / "fast.fp16.onnx",
     )
@@ -505,7 +502,7 @@ def net(tmp_path: Path) -> Path:
     return saved(graph(nodes, weights), folder / "net.onnx")
 
 
-FEW = parity.Pictures(2, height=32, width=48)
+FEW = compare.Pictures(2, height=32, width=48)
 
 
 def refusal(call: Callable[[], Any]) -> str:
@@ -570,12 +567,12 @@ def branching() -> Any:
 
 def test_control_flow_and_unknown_inputs() -> None:
     model = branching()
-    assert "without control flow" in refusal(lambda: graphs.prepared(model, {"image": SHAPE}))
+    assert "without control flow" in refusal(lambda: onnx_graph.prepared(model, {"image": SHAPE}))
     plain = graph([("Relu", ["image"], ["out"])])
-    assert "does not name" in refusal(lambda: graphs.prepared(plain, {"picture": SHAPE}))
+    assert "does not name" in refusal(lambda: onnx_graph.prepared(plain, {"picture": SHAPE}))
     wrong = graph([("MatMul", ["image", "w"], ["out"])], {"w": np.ones((5, 5), np.float32)})
     assert "not valid ONNX" in refusal(
-        lambda: halving.to_half(graphs.prepared(wrong, {"image": SHAPE}))
+        lambda: fp16.to_half(onnx_graph.prepared(wrong, {"image": SHAPE}))
     )
 
 
@@ -590,24 +587,24 @@ def test_without_onnx(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pictures(net: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(manifest_path(net))
     folder = tmp_path / "pictures"
-    assert "no folder" in refusal(lambda: parity.Pictures.of(folder, manifest))
+    assert "no folder" in refusal(lambda: compare.Pictures.of(folder, manifest))
     (folder / "deep").mkdir(parents=True)
-    assert "no picture below" in refusal(lambda: parity.Pictures.of(folder, manifest))
+    assert "no picture below" in refusal(lambda: compare.Pictures.of(folder, manifest))
     for number in range(6):
         picture = np.full((4, 5, 3), (number, 0, 100), np.uint8)  # B, G, R
         cv2.imwrite(str(folder / "deep" / f"{number}.png"), picture)
     cv2.imwrite(str(folder / "depth.png"), np.zeros((4, 5), np.uint16))
-    chosen = parity.Pictures.of(folder, manifest, 3)
+    chosen = compare.Pictures.of(folder, manifest, 3)
     assert [path.stem for path in chosen.files] == ["0", "2", "4"] and str(chosen) == "3 pictures"
     assert [tuple(p[0, 0]) for p in chosen] == [(100, 0, 0), (100, 0, 2), (100, 0, 4)]
-    assert parity.Pictures.of(folder, manifest, 50).count == 6
+    assert compare.Pictures.of(folder, manifest, 50).count == 6
     (folder / "deep" / "0.png").write_text("no picture")
     assert "cannot be read as a picture" in refusal(lambda: list(chosen))
-    assert "at least one" in refusal(lambda: parity.Pictures.of(None, manifest, 0))
-    rooms = [*parity.Pictures(7, height=32, width=48)]
+    assert "at least one" in refusal(lambda: compare.Pictures.of(None, manifest, 0))
+    rooms = [*compare.Pictures(7, height=32, width=48)]
     assert rooms[0].shape == (32, 48, 3) and rooms[0].dtype == np.uint8
     assert len({room.tobytes() for room in rooms}) == 7
-    assert np.array_equal(rooms, [*parity.Pictures(7, (), 32, 48)])  # the same every time
+    assert np.array_equal(rooms, [*compare.Pictures(7, (), 32, 48)])  # the same every time
 
 
 def test_compare_says_how_far_apart(net: Path, tmp_path: Path) -> None:
@@ -615,16 +612,16 @@ def test_compare_says_how_far_apart(net: Path, tmp_path: Path) -> None:
     moved.graph.initializer[2].CopyFrom(numpy_helper.from_array(f32(10.2), "ten"))
     other = saved(moved, tmp_path / "other.onnx", "depth_metric")
     with open_engine(net) as a, open_engine(other) as b:
-        assert "only networks of one meaning" in refusal(lambda: parity.compare(a, b, FEW))
+        assert "only networks of one meaning" in refusal(lambda: compare.compare(a, b, FEW))
     write_manifest(net, "depth_metric")
     with open_engine(net) as a, open_engine(other) as b:
-        found = parity.compare(a, b, FEW)
+        found = compare.compare(a, b, FEW)
     assert found.worst.correlation > 0.999999 and len(found.found) == 2
     assert found.worst.relative_error > 0.005 and "relative error" in found.failures[0]
     write_manifest(net, "disparity_affine_invariant")
     write_manifest(other, "disparity_affine_invariant")
     with open_engine(net) as a, open_engine(other) as b:  # the shift is not of the meaning
-        assert parity.compare(a, b, FEW).worst.relative_error < 1e-6
+        assert compare.compare(a, b, FEW).worst.relative_error < 1e-6
 
 
 def test_networks_of_two_sizes_are_compared_in_the_picture(tmp_path: Path) -> None:
@@ -635,7 +632,7 @@ def test_networks_of_two_sizes_are_compared_in_the_picture(tmp_path: Path) -> No
         shape = (1, 3, height, width)
         paths.append(saved(graph(nodes, shape=shape), path, "depth_affine_invariant"))
     with open_engine(paths[0]) as a, open_engine(paths[1]) as b:
-        assert parity.compare(a, b, FEW).worst.correlation > 0.9
+        assert compare.compare(a, b, FEW).worst.correlation > 0.9
 
 
 # --- the command line
@@ -732,7 +729,7 @@ def test_models_of_several_tensors(tmp_path: Path) -> None:
         str(path),
     )
     write_manifest(path, "prompt_masks", outputs=("masks", "iou"), height=32, width=48)
-    done = convert.convert(path, parity.Pictures(3, (), 32, 48))
+    done = convert.convert(path, compare.Pictures(3, (), 32, 48))
     assert done.manifest.outputs == ("masks", "iou") and set(done.manifest.inputs) == {
         "points",
         "embedding",
@@ -742,7 +739,7 @@ def test_models_of_several_tensors(tmp_path: Path) -> None:
     onnx.save(onnx.load(str(path)), str(one))
     write_manifest(one, "prompt_masks", output_name="masks", height=32, width=48)
     with open_engine(path) as a, open_engine(one) as b:
-        assert "has 2 outputs and one 1" in refusal(lambda: parity.compare(a, b, FEW))
+        assert "has 2 outputs and one 1" in refusal(lambda: compare.compare(a, b, FEW))
     # One wrong output is enough to be told.
     wrong = onnx.load(str(path))
     for item in wrong.graph.initializer:
@@ -752,7 +749,7 @@ def test_models_of_several_tensors(tmp_path: Path) -> None:
     onnx.save(wrong, str(other))
     write_manifest(other, "prompt_masks", outputs=("masks", "iou"), height=32, width=48)
     with open_engine(path) as a, open_engine(other) as b:
-        found = parity.compare(a, b, FEW)
+        found = compare.compare(a, b, FEW)
     assert found.worst.relative_error == pytest.approx(0.1, abs=0.01) and found.failures
 
 

@@ -19,14 +19,14 @@ import cv2
 import numpy as np
 import pytest
 
-import depth_node.field
-from depth_node import surface_maps
-from depth_node.engine import EngineError, kernels
-from depth_node.engine.kernels import Line, Resampling, Taps
-from depth_node.field import FieldConfig
+import depth_node.fitting.field.solve
+from depth_node.engine import EngineError, gpu_kernels
+from depth_node.engine.gpu_kernels import Line, Resampling, Taps
+from depth_node.engine.preprocess import INTERPOLATIONS, RESIZES, InputSpec, to_tensor
+from depth_node.fitting import surface_maps
+from depth_node.fitting.field.solve import FieldConfig
+from depth_node.fitting.region_surfaces import SurfaceTable
 from depth_node.prediction import KINDS, Prediction
-from depth_node.preprocess import INTERPOLATIONS, RESIZES, InputSpec, to_tensor
-from depth_node.surfaces import SurfaceTable
 
 pytest.importorskip("onnxruntime")
 from gpu_on_cpu import Error, Machine
@@ -72,7 +72,7 @@ def test_the_twin_is_to_tensor(interpolation: str, resize: str, size: tuple[int,
     spec = InputSpec(120, 168, resize=resize, interpolation=interpolation, scale=1.0)
     image = picture(*size)
     step = np.abs(
-        kernels.picture_to_tensor(image, Resampling.of(*size, spec)) - to_tensor(image, spec)
+        gpu_kernels.picture_to_tensor(image, Resampling.of(*size, spec)) - to_tensor(image, spec)
     )
     assert step.max() <= (0 if interpolation == "nearest" else 1.001)
     if cv2.__version__.startswith("4."):  # how it rounds is no promise of OpenCV's
@@ -88,10 +88,10 @@ def test_the_twin_scales_and_orders_channels_as_to_tensor(order: str, dtype: str
     spec = InputSpec(60, 80, channel_order=order, scale=scale, dtype=dtype, **values)
     image = picture(60, 80)
     expected = to_tensor(image, spec)
-    found = kernels.picture_to_tensor(image, Resampling.of(60, 80, spec))
+    found = gpu_kernels.picture_to_tensor(image, Resampling.of(60, 80, spec))
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)  # nothing is resized, so nothing is rounded
-    turned = kernels.picture_to_tensor(image[..., ::-1], Resampling.of(60, 80, spec, "bgr"))
+    turned = gpu_kernels.picture_to_tensor(image[..., ::-1], Resampling.of(60, 80, spec, "bgr"))
     np.testing.assert_array_equal(turned, expected)
 
 
@@ -126,7 +126,7 @@ def test_the_kernel_is_its_twin(cuda: Any, dtype: str, interpolation: str, resiz
             entry.enqueue(image)
             gpu.download(pinned, place)
             gpu.wait()
-            expected = kernels.picture_to_tensor(image, how)
+            expected = gpu_kernels.picture_to_tensor(image, how)
             # Sums in another order may round one grey level in a few places elsewhere.
             level = 1.0 if plain else float(how.gains.max())
             step = np.abs(pinned.astype(np.float32) - expected.astype(np.float32))
@@ -149,7 +149,7 @@ def test_half_precision_is_rounded_as_numpy_does(cuda: Any) -> None:
             entry.enqueue(image)
             gpu.download(pinned, place)
             gpu.wait()
-            expected = kernels.picture_to_tensor(image, how)
+            expected = gpu_kernels.picture_to_tensor(image, how)
             # A GPU multiplies and adds in one step, so the number before rounding may differ.
             bits = pinned.view(np.int16).astype(int) - expected.view(np.int16).astype(int)
         assert np.abs(bits).max() <= 1
@@ -185,7 +185,7 @@ def test_regions_twin_is_the_fits_own_map(in_disparity: bool, labelled: bool) ->
         in_disparity=in_disparity, max_depth_m=50.0,
     )  # fmt: skip
     rows = np.concatenate([table.parameters, table.limits], axis=1)
-    found = kernels.apply_table(relative, labels, rows, 1 / 50.0 if in_disparity else 0.0)
+    found = gpu_kernels.apply_table(relative, labels, rows, 1 / 50.0 if in_disparity else 0.0)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert np.isnan(found[3, 4])
 
@@ -199,7 +199,7 @@ def test_regions_kernel_is_its_twin(cuda: Any, least: float, labelled: bool) -> 
     labels = rng.integers(-1, 8, relative.shape).astype(np.int32) if labelled else None
     table = surfaces(6, rng)
     rows = np.concatenate([table.parameters, table.limits], axis=1)
-    expected = kernels.apply_table(relative, labels, rows, least)
+    expected = gpu_kernels.apply_table(relative, labels, rows, least)
     with cuda.Gpu() as gpu:
         applied = cuda.table_applied(cuda.Kernels(gpu), relative, labels, rows, least)
         applied.launch()
@@ -227,29 +227,31 @@ def test_field_twin_is_the_fields_own_depth(kind: str, monkeypatch: pytest.Monke
     points = points[points != 5 * 80 + 6]
     row, col = np.divmod(points, 80)
     grids: list[np.ndarray] = []
-    resized = depth_node.field._resized
+    resized = depth_node.fitting.field.solve._resized
 
     def caught(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         grids.append(image)
         return resized(image, size)
 
     bases: list[Any] = []
-    fit_base = depth_node.field._fit_base
+    fit_base = depth_node.fitting.field.solve._fit_base
 
     def noted(*given: Any) -> Any:
         bases.append(fit_base(*given))
         return bases[-1]
 
-    monkeypatch.setattr(depth_node.field, "_resized", caught)
-    monkeypatch.setattr(depth_node.field, "_fit_base", noted)
-    found = depth_node.field.solve(
+    monkeypatch.setattr(depth_node.fitting.field.solve, "_resized", caught)
+    monkeypatch.setattr(depth_node.fitting.field.solve, "_fit_base", noted)
+    found = depth_node.fitting.field.solve.solve(
         Prediction(values, kind), row, col, truth[row, col].astype(np.float64),
         np.zeros(len(row)), None, None, FieldConfig(compiler="numpy"),
     )  # fmt: skip
     (base,) = bases
     line = Line(base.kind, base.scale, base.shift, base.nearest, base.farthest, 0.05, 200.0)
     close = [
-        np.allclose(kernels.apply_grid(values, grid, line), found.depth, rtol=2e-5, equal_nan=True)
+        np.allclose(
+            gpu_kernels.apply_grid(values, grid, line), found.depth, rtol=2e-5, equal_nan=True
+        )
         for grid in grids
         if grid.min() > 0
     ]
@@ -257,7 +259,7 @@ def test_field_twin_is_the_fields_own_depth(kind: str, monkeypatch: pytest.Monke
     assert np.isnan(found.depth[5, 6])
 
 
-@pytest.mark.parametrize("space", kernels.SPACES)
+@pytest.mark.parametrize("space", gpu_kernels.SPACES)
 @pytest.mark.parametrize("cells", [(30, 40), (1, 1), (60, 80), (2, 90)])
 def test_field_kernel_is_its_twin(cuda: Any, space: str, cells: tuple[int, int]) -> None:
     rng = np.random.default_rng(4)
@@ -265,7 +267,7 @@ def test_field_kernel_is_its_twin(cuda: Any, space: str, cells: tuple[int, int])
     values[0, :3] = np.nan, np.inf, -np.inf
     factor = np.exp(rng.normal(0, 0.3, cells)).astype(np.float32)
     line = Line(space, 0.9, 0.4, 0.3, 12.0, 0.5, 9.0)
-    expected = kernels.apply_grid(values, factor, line)
+    expected = gpu_kernels.apply_grid(values, factor, line)
     with cuda.Gpu() as gpu:
         applied = cuda.grid_applied(cuda.Kernels(gpu), values, factor, line)
         applied.launch()
@@ -406,7 +408,7 @@ def test_the_played_machine_is_as_large_as_the_tables(machine: Machine) -> None:
     """It has what USED names, and nothing that the tables do not allow is needed."""
     import ast
 
-    source = Path(kernels.__file__).with_name("cuda.py").read_text()
+    source = Path(gpu_kernels.__file__).with_name("cuda.py").read_text()
     used = next(
         ast.literal_eval(node.value)
         for node in ast.parse(source).body
@@ -428,11 +430,11 @@ def test_gpu_check_writes_its_json_and_row(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its logic, on the played machine: the times mean nothing here, the agreement does."""
-    from depth_node.engine import gpu_check
+    from depth_node.benchmarks import gpu as gpu_benchmark
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(gpu_check, "_COPY_BYTES", 4_000_000)
-    assert gpu_check.main(["--repeats", "2", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(gpu_benchmark, "_COPY_BYTES", 4_000_000)
+    assert gpu_benchmark.main(["--repeats", "2", "--out", str(tmp_path)]) == 0
     facts = json.loads((tmp_path / "gpu_check.json").read_text())
     assert facts["gpu"] == "Played GPU" and facts["failures"] == []
     assert set(facts["kernels"]) == {"picture_vga", "picture_1080p", "regions", "field"}
@@ -447,13 +449,13 @@ def test_gpu_check_writes_its_json_and_row(
 def test_gpu_check_fails_where_a_kernel_does(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from depth_node.engine import gpu_check
+    from depth_node.benchmarks import gpu as gpu_benchmark
 
-    twin = kernels.apply_grid
+    twin = gpu_kernels.apply_grid
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(gpu_check, "_COPY_BYTES", 4_000_000)
-    monkeypatch.setattr(kernels, "apply_grid", lambda *given: twin(*given) + np.float32(0.01))
-    assert gpu_check.main(["--repeats", "1", "--out", str(tmp_path)]) == 1
+    monkeypatch.setattr(gpu_benchmark, "_COPY_BYTES", 4_000_000)
+    monkeypatch.setattr(gpu_kernels, "apply_grid", lambda *given: twin(*given) + np.float32(0.01))
+    assert gpu_benchmark.main(["--repeats", "1", "--out", str(tmp_path)]) == 1
     facts = json.loads((tmp_path / "gpu_check.json").read_text())
     assert [text for text in facts["failures"] if text.startswith("kernel field")]
 
@@ -461,9 +463,9 @@ def test_gpu_check_fails_where_a_kernel_does(
 def test_gpu_check_without_a_gpu_says_so(
     machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from depth_node.engine import gpu_check
+    from depth_node.benchmarks import gpu as gpu_benchmark
 
     machine.driver_version = 0
-    assert gpu_check.main(["--out", str(tmp_path)]) == 2
+    assert gpu_benchmark.main(["--out", str(tmp_path)]) == 2
     assert "no NVIDIA driver" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

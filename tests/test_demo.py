@@ -13,7 +13,7 @@ import pytest
 
 from depth_node import demo
 from depth_node.frames import find_frames, read_frame
-from depth_node.projection import project_points
+from depth_node.geometry.sparse_depth import project_points
 
 
 @contextmanager

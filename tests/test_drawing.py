@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from depth_node import drawing
-from depth_node.projection import Camera
+from depth_node.geometry.camera import Camera
 
 CAMERA = Camera(width=160, height=120, fx=140.0, fy=140.0, cx=79.5, cy=59.5)
 

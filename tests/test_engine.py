@@ -10,21 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-import depth_node.engine
-from depth_node.engine import (
-    Engine,
-    EngineError,
-    Manifest,
-    backends,
-    manifest_path,
-    model_sha256,
-    open_engine,
-    write_manifest,
-)
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import Manifest, manifest_path, model_sha256
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.engine.opening import backends
+from depth_node.engine.protocol import Engine
+from depth_node.inference import open_engine
+from depth_node.model_zoo import registry
 
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
-from tiny_models import save_model, save_nodes  # noqa: E402 - it needs onnx
+from tiny_models import save_model, save_nodes
 
 
 @pytest.fixture
@@ -171,14 +167,14 @@ def test_missing_model(tmp_path: Path) -> None:
 
 
 def test_missing_embedded_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(depth_node.engine, "_EMBEDDED_FILE", tmp_path / "embedded.onnx")
+    monkeypatch.setattr(registry, "_EMBEDDED_FILE", tmp_path / "embedded.onnx")
     assert "install the package again" in refusal("embedded")
 
 
 def test_embedded_name_opens_the_packages_network(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(depth_node.engine, "_EMBEDDED_FILE", model)
+    monkeypatch.setattr(registry, "_EMBEDDED_FILE", model)
     with open_engine("embedded") as engine:
         assert engine.manifest.name == "tiny"
 

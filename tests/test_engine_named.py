@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
-from depth_node.engine import EngineError, Manifest, manifest_path, open_engine, write_manifest
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import Manifest, manifest_path
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.inference import open_engine
 
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
-from onnx import helper  # noqa: E402 - it needs onnx
+from onnx import helper
 
 
 def save_two(path: Path, rows: int | str = 4) -> Path:

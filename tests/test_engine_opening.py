@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from depth_node.engine import BackendError, EngineError, open_engine, opening, write_manifest
-from depth_node.engine.opening import AUTO, Job
+from depth_node.engine import BackendError, EngineError, opening
+from depth_node.engine import options as model_options
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.engine.opening import AUTO
+from depth_node.engine.options import OpenRequest
+from depth_node.inference import open_engine
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx", reason="onnx builds the models of these tests")
-from tiny_models import save_model, save_nodes  # noqa: E402 - it needs onnx
+from tiny_models import save_model, save_nodes
 
-from depth_node.engine import ort  # noqa: E402 - it needs onnxruntime
+from depth_node.engine import ort
 
 
 @pytest.fixture
@@ -36,21 +40,21 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Every back end but the CPU is "not here"; tests put what they like in their place."""
     table = dict(opening._BACKENDS)
     for name in table:
-        if name != opening.REFERENCE:
+        if name != model_options.REFERENCE:
             table[name] = opening._Backend(_never, lambda name=name: f"{name} is not here")
     monkeypatch.setattr(opening, "_BACKENDS", table)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     return table
 
 
-def _never(job: Job) -> Any:
+def _never(job: OpenRequest) -> Any:
     raise AssertionError("it was opened")
 
 
 class Played(ort.OrtEngine):
     """ONNX Runtime on the CPU that calls itself otherwise, and may bend what it says."""
 
-    def __init__(self, job: Job, backend: str, bend: float = 0.0) -> None:
+    def __init__(self, job: OpenRequest, backend: str, bend: float = 0.0) -> None:
         self._bend = bend
         super().__init__(job.model, job.manifest)
         self.backend = backend
@@ -66,7 +70,7 @@ class Played(ort.OrtEngine):
 
 
 def usable(name: str, bend: float = 0.0, opened: list | None = None) -> Any:
-    def make(job: Job) -> Played:
+    def make(job: OpenRequest) -> Played:
         engine = Played(job, name, bend)
         if opened is not None:
             opened.append(engine)
@@ -122,7 +126,7 @@ def test_without_a_fallback_nothing_else_runs(played: dict, model: Path) -> None
 
 
 def test_a_back_end_that_fails_to_start_is_passed_over(played: dict, model: Path) -> None:
-    def broken(job: Job) -> Any:
+    def broken(job: OpenRequest) -> Any:
         raise BackendError("its libraries are missing")
 
     played["onnxruntime-cuda"] = opening._Backend(broken, lambda: "")
@@ -230,9 +234,9 @@ def test_a_gpu_provider_is_never_silently_the_cpu(
 
 
 def test_the_job_of_a_back_end_is_the_copy_it_is_to_run(played: dict, model: Path) -> None:
-    jobs: list[Job] = []
+    jobs: list[OpenRequest] = []
 
-    def noted(job: Job) -> Played:
+    def noted(job: OpenRequest) -> Played:
         jobs.append(job)
         return Played(job, "tensorrt")
 

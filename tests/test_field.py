@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from depth_node import field, field_kernels
 from depth_node.benchmark import Interpolation
-from depth_node.compiling import find_numba
 from depth_node.config import ConfigError, replace
 from depth_node.fitting import FitConfig, FitResult, FitStatus, fit
+from depth_node.fitting.field import kernels, solve
+from depth_node.fitting.numba_support import find_numba
 from depth_node.frames import find_frames, read_frame, split_lines, split_uniform
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
-from depth_node.projection import SparseDepth
-from depth_node.regions import segment
+from depth_node.regions.segmentation import segment
 
 HEIGHT, WIDTH = 240, 320
 FIELD = FitConfig(method="field")
@@ -405,8 +405,8 @@ def test_numpy_form_gives_the_same_numbers_where_neighbours_are_equally_near(see
     depth = 2 + np.sin(rows / 5) + rng.normal(0, 0.02, count)
     flat = Prediction(np.ones((height, width), np.float32), "disparity_affine_invariant")
     found = [
-        field.solve(
-            flat, rows, cols, depth, np.zeros(count), None, None, field.FieldConfig(compiler=name)
+        solve.solve(
+            flat, rows, cols, depth, np.zeros(count), None, None, solve.FieldConfig(compiler=name)
         )
         for name in ("numba", "numpy")
     ]
@@ -437,7 +437,7 @@ def test_kriging_agrees_with_a_dense_solution() -> None:
         if name == "numba":
             pytest.importorskip("numba")
         mean, variance, sill = (np.empty((1, 5)) for _ in range(3))
-        field_kernels.kernels(name).krige(
+        kernels.kernels(name).krige(
             query, index, square, point, label, value, noise, doubt, np.array([0.1]),
             0.6, 0.05, 0.3, mean, variance, sill,
         )  # fmt: skip
@@ -464,9 +464,7 @@ def test_details_are_spread_alike(height: int, width: int, radius: float) -> Non
     for name in ("numba", "numpy"):
         total: NDArray[np.float32] = np.zeros((height, width), np.float32)
         given: NDArray[np.float32] = np.zeros((height, width), np.float32)
-        field_kernels.kernels(name).spread(
-            *points, *maps, radius, 0.5, 100.0, 5.0, 0.06, total, given
-        )
+        kernels.kernels(name).spread(*points, *maps, radius, 0.5, 100.0, 5.0, 0.06, total, given)
         found.append((total, given))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)
@@ -488,7 +486,7 @@ def test_neighbours_are_found_alike_however_many_there_are() -> None:
     for name in ("numba", "numpy"):
         index: NDArray[np.int64] = np.empty((40, 10), np.int64)
         square = np.empty((40, 10))
-        field_kernels.kernels(name).nearest(
+        kernels.kernels(name).nearest(
             query, label[:40], cell_of_query, hole, shape,
             point, label, start, rows, cols, 15, 0.1, index, square,
         )  # fmt: skip
@@ -502,21 +500,21 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine without it."""
     monkeypatch.setitem(sys.modules, "numba", None)
     find_numba.cache_clear()
-    field_kernels.kernels.cache_clear()
+    kernels.kernels.cache_clear()
     yield
     find_numba.cache_clear()
-    field_kernels.kernels.cache_clear()
+    kernels.kernels.cache_clear()
 
 
 @pytest.mark.usefixtures("without_numba")
 def test_numba_that_is_missing_costs_time_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    assert field_kernels.kernels("auto").name == "numpy"
+    assert kernels.kernels("auto").name == "numpy"
     assert "numba is not installed: method field runs as NumPy code" in caplog.text
     caplog.clear()
-    assert field_kernels.kernels("numpy").name == "numpy"
+    assert kernels.kernels("numpy").name == "numpy"
     assert not caplog.text
     with pytest.raises(RuntimeError, match="pip install --upgrade numba"):
-        field_kernels.kernels("numba")
+        kernels.kernels("numba")
 
 
 def test_without_a_folder_for_machine_code_it_is_compiled_anew_and_said_once() -> None:
@@ -530,7 +528,7 @@ print(field.kernels("auto").name)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(Path(field.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(solve.__file__).parents[1])},
         capture_output=True,
         text=True,
         check=True,
@@ -541,8 +539,8 @@ print(field.kernels("auto").name)
 
 def test_numba_that_cannot_be_loaded_is_as_good_as_missing(tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.21 or less')\n")
-    code = "from depth_node.field_kernels import kernels; print(kernels('auto').name)"
-    path = os.pathsep.join([str(tmp_path), str(Path(field.__file__).parents[1])])
+    code = "from depth_node.fitting.field.kernels import kernels; print(kernels('auto').name)"
+    path = os.pathsep.join([str(tmp_path), str(Path(solve.__file__).parents[1])])
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path},
@@ -556,10 +554,10 @@ def test_numba_that_cannot_be_loaded_is_as_good_as_missing(tmp_path: Path) -> No
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="compiler"):
-        field.FieldConfig(compiler="fortran")
+        solve.FieldConfig(compiler="fortran")
     with pytest.raises(ConfigError, match="neighbours"):
         replace(FIELD, {"field.neighbours": 1})
-    field.warm_up()
+    solve.warm_up()
 
 
 # --- real frames ---------------------------------------------------------------------------------

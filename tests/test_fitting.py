@@ -11,12 +11,20 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node import fitting, regions, speed, surface_maps, surfaces
+from depth_node import fitting, speed
 from depth_node.config import ConfigError
-from depth_node.fitting import FitConfig, FitStatus, RegionStatus, fit
+from depth_node.fitting import (
+    FitConfig,
+    FitStatus,
+    RegionStatus,
+    fit,
+    region_surfaces,
+    surface_maps,
+)
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
-from depth_node.projection import SparseDepth
+from depth_node.regions import label_maps
 
 HEIGHT, WIDTH = 120, 160
 SSF = FitConfig(method="ssf")
@@ -264,7 +272,7 @@ def test_neighbours_are_looked_up_only_when_somebody_needs_them(
     def refuse(labels: np.ndarray) -> None:
         raise AssertionError("nobody needs to borrow")
 
-    monkeypatch.setattr(surfaces, "adjacency", refuse)
+    monkeypatch.setattr(region_surfaces, "adjacency", refuse)
     relative, labels = bumpy(), cells(2, 2)
     points = sample(truth_of(relative, labels)[0], 200)
     prediction = Prediction(relative, "depth_affine_invariant")
@@ -666,7 +674,7 @@ def simple_regions(image: np.ndarray) -> np.ndarray:
     smooth = cv2.pyrMeanShiftFiltering(image, 10, 22)
     lab = cv2.cvtColor(smooth, cv2.COLOR_RGB2LAB).astype(np.int64)
     ids = (lab[..., 0] // 26) * 4096 + (lab[..., 1] // 12) * 64 + lab[..., 2] // 12 + 1
-    return regions.merge_small(regions.connected(regions.relabel(ids)), 700)
+    return label_maps.merge_small(label_maps.connected(label_maps.relabel(ids)), 700)
 
 
 def real_frame(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node.engine import EngineError, write_manifest
+from depth_node.engine import EngineError
+from depth_node.engine.manifest_writer import write_manifest
 from depth_node.inference import DepthModel, ModelConfig, RegionModel
 from depth_node.metrics import evaluate
 from depth_node.prediction import KINDS
-from depth_node.regions import SegmentationConfig
+from depth_node.regions.settings import SegmentationConfig
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx", reason="onnx builds the models of these tests")

@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node.masks import (
+from depth_node.regions.label_maps import labels_from_masks, labels_from_painting
+from depth_node.regions.prompted_masks import (
     PromptConfig,
     batches,
     box_overlap,
@@ -16,7 +17,7 @@ from depth_node.masks import (
     select,
     suppressed,
 )
-from depth_node.regions import SegmentationConfig, labels_from_masks, labels_from_painting
+from depth_node.regions.settings import SegmentationConfig
 
 EVERYTHING = PromptConfig(min_iou=0.0, min_stability=0.0, nms_iou=1.0)
 

@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 
 from depth_node import config as settings
-from depth_node.engine import EngineError, Manifest, write_manifest
-from depth_node.field_kernels import kernels
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import Manifest
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.engine.preprocess import InputSpec
 from depth_node.fitting import FitStatus
+from depth_node.fitting.field.kernels import kernels
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import rigid_transform, transform
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import DepthModel, RegionModel
 from depth_node.metrics import evaluate
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.prediction import Prediction
-from depth_node.preprocess import InputSpec
-from depth_node.projection import Camera, SparseDepth, rigid_transform, transform
-from depth_node.regions import labels_from_ids
+from depth_node.regions.label_maps import labels_from_ids
 
 CAMERA = Camera(160, 120, 130.0, 130.0, 79.5, 59.5)
 T_CAMERA_LIDAR = rigid_transform((0.02, -0.1, 0.0), (0.5, -0.5, 0.5, -0.5))

@@ -4,7 +4,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from depth_node.preprocess import InputSpec, resize_map, resize_picture, to_picture, to_tensor
+from depth_node.engine.preprocess import (
+    InputSpec,
+    resize_map,
+    resize_picture,
+    to_picture,
+    to_tensor,
+)
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

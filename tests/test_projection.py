@@ -11,17 +11,14 @@ import numpy as np
 import pytest
 
 from depth_node.config import ConfigError
-from depth_node.projection import (
-    Camera,
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform, transform
+from depth_node.geometry.scan_buffer import ScanBuffer
+from depth_node.geometry.sparse_depth import (
     ProjectionConfig,
-    ScanBuffer,
     SparseDepth,
-    check_rigid,
-    invert_rigid,
     project_points,
-    rigid_transform,
     scan_to_points,
-    transform,
 )
 
 PINHOLE = Camera(640, 480, 520.0, 510.0, 318.2, 241.7)

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 from depth_node.config import replace as settings
-from depth_node.engine import EngineError, write_manifest
+from depth_node.engine import EngineError
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.geometry.camera import Camera
 from depth_node.inference import ModelConfig, PromptedRegionModel, RegionModel
-from depth_node.masks import PromptConfig
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.prediction import Prediction
-from depth_node.projection import Camera
-from depth_node.regions import SegmentationConfig
+from depth_node.regions.prompted_masks import PromptConfig
+from depth_node.regions.settings import SegmentationConfig
 
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
-from onnx import helper, numpy_helper  # noqa: E402 - it needs onnx
+from onnx import helper, numpy_helper
 
 SIZE, MAP, RADIUS = 128, 32, 14.0  # px of the encoder's input, of the masks; of the discs, in input
 FLOAT = onnx.TensorProto.FLOAT

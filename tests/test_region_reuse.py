@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from depth_node.config import replace as settings
+from depth_node.geometry.camera import Camera
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.prediction import Prediction
-from depth_node.projection import Camera
-from depth_node.region_reuse import RegionMemory
-from depth_node.regions import SegmentationConfig, segment
-from depth_node.scene import Scene, camera_path
+from depth_node.regions.propagation import RegionMemory
+from depth_node.regions.segmentation import segment
+from depth_node.regions.settings import SegmentationConfig
+from depth_node.simulation.renderer import Scene, camera_path
 
 CAMERA = Camera(160, 120, 120.0, 120.0, 79.5, 59.5)
 ALWAYS = SegmentationConfig(every=0, change=1.0)

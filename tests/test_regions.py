@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from depth_node.config import ConfigError
-from depth_node.regions import (
-    SegmentationConfig,
+from depth_node.regions.label_maps import (
     adjacency,
     border_lengths,
     connected,
@@ -18,8 +17,9 @@ from depth_node.regions import (
     merge_small,
     relabel,
     scaled_px,
-    segment,
 )
+from depth_node.regions.segmentation import segment
+from depth_node.regions.settings import SegmentationConfig
 
 
 def picture_of(text: str) -> np.ndarray:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from depth_node.furniture import BOX, CYLINDER, ELLIPSOID, STYLES, Lamp, Material, Part, Plan
-from depth_node.projection import Camera, transform
-from depth_node.scene import LidarPattern, Scene, camera_path, look_at, random_view
-from depth_node.textures import (
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import transform
+from depth_node.simulation.renderer import LidarPattern, Scene, camera_path, look_at, random_view
+from depth_node.simulation.rooms import BOX, CYLINDER, ELLIPSOID, STYLES, Lamp, Material, Part, Plan
+from depth_node.simulation.textures import (
     TEXTURE_LEVELS,
     TEXTURE_NAMES,
     TEXTURE_SIZE_PX,

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from depth_node.config import replace
 from depth_node.fitting import FitConfig, fit
+from depth_node.fitting.field.memory import FieldState, Pose
 from depth_node.frames import find_frames, read_frame
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
-from depth_node.projection import Camera, SparseDepth
-from depth_node.scene import Scene, camera_path
-from depth_node.temporal import FieldState, Pose
+from depth_node.simulation.renderer import Scene, camera_path
 
 CONFIG = FitConfig(method="field")
 FRAME_NS = 100_000_000

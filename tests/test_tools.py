@@ -15,7 +15,7 @@ import pytest
 from recordings import T_CAMERA_LIDAR, BagWriter, write_frame
 
 from depth_node import tools
-from depth_node.engine import Manifest
+from depth_node.engine.manifest import Manifest
 
 pytest.importorskip("rich", reason="rich is not installed")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from depth_node.projection import invert_rigid, rigid_transform
-from depth_node.transforms import TransformError, TransformTree
+from depth_node.geometry.rigid import invert_rigid, rigid_transform
+from depth_node.geometry.transform_tree import TransformError, TransformTree
 
 SECOND = 1_000_000_000
 

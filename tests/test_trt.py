@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import depth_node.engine
-from depth_node.engine import EngineError, build, manifest_path, open_engine, write_manifest
-from depth_node.engine.check import Limits, Parity, Reference, parity
-from depth_node.engine.opening import ModelConfig
-from depth_node.inference import DepthModel
-from depth_node.preprocess import to_tensor
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import converted_path, manifest_path
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.engine.opening import backends
+from depth_node.engine.options import ModelConfig
+from depth_node.engine.preprocess import to_tensor
+from depth_node.engine.self_check import Limits, Parity, Reference, parity
+from depth_node.inference import DepthModel, build_engine, open_engine
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx", reason="onnx builds the models of these tests")
@@ -175,7 +177,9 @@ def test_build_ahead_then_open_without_building(
     machine: Machine, model: Path, options: dict
 ) -> None:
     told: list[tuple[str, int, int]] = []
-    facts = build(model, cache_dir=options["cache_dir"], progress=lambda *step: told.append(step))
+    facts = build_engine(
+        model, cache_dir=options["cache_dir"], progress=lambda *step: told.append(step)
+    )
     assert told == [("tactics", 0, 2), ("tactics", 1, 2), ("tactics", 2, 2)]
     assert machine.leaks == {}
     beside = json.loads(Path(facts["engine file"]).with_suffix(".json").read_text())
@@ -196,7 +200,7 @@ def test_an_interrupted_build_ends_and_leaves_nothing(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(model, cache_dir=options["cache_dir"], progress=stop)
+        build_engine(model, cache_dir=options["cache_dir"], progress=stop)
     assert machine.leaks == {}
     assert not list(Path(options["cache_dir"]).glob("*.engine"))
 
@@ -235,7 +239,7 @@ def test_another_tensorrt_gpu_model_or_option_is_another_engine(
 def test_a_broken_engine_is_built_anew_or_refused(
     machine: Machine, model: Path, options: dict, harm: str
 ) -> None:
-    plan = Path(build(model, cache_dir=options["cache_dir"])["engine file"])
+    plan = Path(build_engine(model, cache_dir=options["cache_dir"])["engine file"])
     about = plan.with_suffix(".json")
     if harm == "cut":
         plan.write_bytes(plan.read_bytes()[:-9])
@@ -263,14 +267,14 @@ def test_a_whole_engine_that_tensorrt_does_not_take(
     machine: Machine, model: Path, options: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The version in its name is right, and yet: it is forgotten and built once more."""
-    build(model, cache_dir=options["cache_dir"])
+    build_engine(model, cache_dir=options["cache_dir"])
     import tensorrt
 
     monkeypatch.setattr(machine, "tensorrt_version", "10.13.3.10")  # what runs; __version__ stays
     assert tensorrt.__version__ == "10.13.3.9"
     sentence = refusal(model, build_engines=False, **options)
     assert "build_engines is false" in sentence
-    build(model, cache_dir=options["cache_dir"])
+    build_engine(model, cache_dir=options["cache_dir"])
     monkeypatch.setattr(machine, "tensorrt_version", "10.13.3.11")
     with open_engine(model, **options) as engine:
         assert engine.run(np.ones((1, 3, 24, 36), np.float32)).max() == 2
@@ -333,7 +337,7 @@ def test_a_model_that_cannot_be_built(machine: Machine, model: Path, options: di
 
 
 def test_a_file_that_tensorrt_cannot_read(machine: Machine, model: Path, options: dict) -> None:
-    from depth_node.engine import model_sha256
+    from depth_node.engine.manifest import model_sha256
 
     model.write_bytes(model.read_bytes()[:-40])
     facts = manifest_path(model).read_text()
@@ -385,7 +389,7 @@ def test_a_run_that_fails(machine: Machine, model: Path, options: dict) -> None:
 def test_nothing_is_kept_after_a_partial_failure(
     machine: Machine, model: Path, options: dict, call: str
 ) -> None:
-    build(model, cache_dir=options["cache_dir"])
+    build_engine(model, cache_dir=options["cache_dir"])
     machine.fail[call] = Error.cudaErrorInvalidValue
     assert "cudaErrorInvalidValue" in refusal(model, **options)
     assert machine.leaks == {}
@@ -488,7 +492,7 @@ def test_on_engine_failure_cpu(
 
 def half_copy(model: Path, factor: float = 1.0) -> Path:
     """A copy beside the model as `models convert` makes one; `factor` makes it another network."""
-    path = depth_node.engine.converted_path(model, "fp16")
+    path = converted_path(model, "fp16")
     save_nodes(
         path,
         [
@@ -631,7 +635,7 @@ def test_the_users_cache_folder_is_the_default(
 
 @pytest.mark.gpu
 def test_ten_cycles_on_the_real_gpu_leave_its_memory_where_it_was(tmp_path: Path) -> None:
-    why = depth_node.engine.backends()["tensorrt"]
+    why = backends()["tensorrt"]
     if why:
         pytest.skip(f"no TensorRT: {why}")
     from depth_node.engine import cuda

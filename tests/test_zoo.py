@@ -18,14 +18,17 @@ import numpy as np
 import pytest
 import yaml
 
-from depth_node import tools, zoo
-from depth_node.engine import EngineError, Manifest, manifest_path, open_engine
+from depth_node import tools
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import Manifest, manifest_path
+from depth_node.inference import open_engine
+from depth_node.model_zoo import fetch, registry
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("rich", reason="rich is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
-import hub_server  # noqa: E402
-from tiny_models import save_model  # noqa: E402 - it needs onnx
+import hub_server
+from tiny_models import save_model
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "cubic"}
 
@@ -81,19 +84,19 @@ def net(
 
 
 def install(
-    registry: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entries: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "registry.yaml"
-    path.write_text(yaml.safe_dump(registry))
-    monkeypatch.setattr(zoo, "REGISTRY", path)
+    path.write_text(yaml.safe_dump(entries))
+    monkeypatch.setattr(registry, "REGISTRY", path)
 
 
 @pytest.fixture
 def ready(
     net: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> zoo.Entry:
+) -> registry.Entry:
     install(net, tmp_path, monkeypatch)
-    return zoo.find("net")
+    return registry.find("net")
 
 
 def refusal(call: Any) -> str:
@@ -108,7 +111,7 @@ def refusal(call: Any) -> str:
 
 
 def test_registry_holds_what_is_promised_and_every_rule_can_be_used() -> None:
-    known = zoo.registry()
+    known = registry.registry()
     assert {f"depth-anything-v2-{size}" for size in ("small", "base", "large")} <= set(known)
     for place in ("indoor", "outdoor"):
         assert f"depth-anything-v2-metric-{place}-large" in known
@@ -143,12 +146,12 @@ def test_damaged_registry_says_so(
     changes: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install({"net": entry_facts(**changes)}, tmp_path, monkeypatch)
-    assert words in refusal(zoo.registry)
+    assert words in refusal(registry.registry)
 
 
 def test_unknown_name_gets_the_nearest() -> None:
     assert "did you mean depth-anything-v2-small?" in refusal(
-        lambda: zoo.find("depth-anything-v2-smal")
+        lambda: registry.find("depth-anything-v2-smal")
     )
 
 
@@ -156,10 +159,10 @@ def test_unknown_name_gets_the_nearest() -> None:
 
 
 def test_fetch_writes_model_manifest_and_record(
-    ready: zoo.Entry, hub: hub_server.Hub, data: Path
+    ready: registry.Entry, hub: hub_server.Hub, data: Path
 ) -> None:
     told: list[tuple[str, int, int | None]] = []
-    done = zoo.fetch(ready, lambda *facts: told.append(facts))
+    done = fetch.fetch(ready, lambda *facts: told.append(facts))
     content = hub.files["somebody/net/onnx/model.onnx"]
     assert done.path == data / "net" / "model.onnx" and done.path.read_bytes() == content
     assert told[-1] == ("model.onnx", len(content), len(content))
@@ -170,10 +173,10 @@ def test_fetch_writes_model_manifest_and_record(
     kept = done.record.files["model.onnx"]
     assert kept.sha256 == hashlib.sha256(content).hexdigest()
     assert kept.basis == "the hub's own hash" and done.record.revision == hub_server.COMMIT
-    assert zoo.Record.load(data / "net") == done.record
+    assert fetch.Record.load(data / "net") == done.record
     assert not [path for path in (data / "net").iterdir() if path.suffix == ".part"]
     assert set(hub.tokens) == {""}, "the storage server is another host and gets no token"
-    assert zoo.resolve("net") == done.path
+    assert registry.resolve("net") == done.path
     with open_engine("net") as engine:
         assert engine.manifest == manifest
     # Again: nothing is downloaded, and what the user set in the manifest stays.
@@ -181,37 +184,37 @@ def test_fetch_writes_model_manifest_and_record(
     manifest_path(done.path).write_text(
         manifest_path(done.path).read_text().replace("interpolation: cubic", "interpolation: area")
     )
-    again = zoo.fetch(ready)
+    again = fetch.fetch(ready)
     assert again.record == done.record and len(hub.requests) == asked
     assert again.manifest is not None and again.manifest.input.interpolation == "area"
 
 
-def test_size_may_be_chosen_where_the_file_leaves_it_open(ready: zoo.Entry) -> None:
-    assert zoo.fetch(ready).manifest is not None
-    other = zoo.fetch(ready, size=(42, 56)).manifest
+def test_size_may_be_chosen_where_the_file_leaves_it_open(ready: registry.Entry) -> None:
+    assert fetch.fetch(ready).manifest is not None
+    other = fetch.fetch(ready, size=(42, 56)).manifest
     assert other is not None and other.input.shape == (1, 3, 42, 56)
-    assert "no multiple of patch_size 14" in refusal(lambda: zoo.fetch(ready, size=(40, 56)))
+    assert "no multiple of patch_size 14" in refusal(lambda: fetch.fetch(ready, size=(40, 56)))
 
 
 def test_size_of_a_fixed_file_cannot_be_chosen(
-    ready: zoo.Entry, hub: hub_server.Hub, tmp_path: Path
+    ready: registry.Entry, hub: hub_server.Hub, tmp_path: Path
 ) -> None:
     fixed = model_bytes(tmp_path, inputs={"image": [1, 3, 14, 14]})
     hub.files["somebody/net/onnx/model.onnx"] = fixed
-    manifest = zoo.fetch(ready).manifest
+    manifest = fetch.fetch(ready).manifest
     assert manifest is not None and manifest.input.shape == (1, 3, 14, 14)
-    assert "has one size, 14x14" in refusal(lambda: zoo.fetch(ready, size=(28, 28)))
+    assert "has one size, 14x14" in refusal(lambda: fetch.fetch(ready, size=(28, 28)))
 
 
 def test_several_outputs_need_a_name(
-    ready: zoo.Entry, hub: hub_server.Hub, tmp_path: Path, data: Path
+    ready: registry.Entry, hub: hub_server.Hub, tmp_path: Path, data: Path
 ) -> None:
     hub.files["somebody/net/onnx/model.onnx"] = model_bytes(
         tmp_path, inputs={"image": [1, 3, 14, 14]}, extra_output=True
     )
-    assert "outputs features, depth" in refusal(lambda: zoo.fetch(ready))
+    assert "outputs features, depth" in refusal(lambda: fetch.fetch(ready))
     assert (data / "net" / "model.onnx").is_file(), "what was downloaded is not thrown away"
-    manifest = zoo.fetch(ready, output_name="depth").manifest
+    manifest = fetch.fetch(ready, output_name="depth").manifest
     assert manifest is not None and manifest.output_name == "depth"
 
 
@@ -234,12 +237,15 @@ def test_weights_of_several_files(
     command = f"python -m training export {folder} --out {folder}/net.onnx --licence Apache-2.0"
     assert command in shown
     assert (folder / "model.safetensors").read_bytes() == b"weights"
-    assert set(zoo.fetch(zoo.find("net")).record.files) == {"model.safetensors", "config.json"}
-    assert f"run `{command}`" in refusal(lambda: zoo.resolve("net"))
+    assert set(fetch.fetch(registry.find("net")).record.files) == {
+        "model.safetensors",
+        "config.json",
+    }
+    assert f"run `{command}`" in refusal(lambda: registry.resolve("net"))
     save_model(folder / "net.onnx")
-    assert zoo.resolve("net") == folder / "net.onnx"
+    assert registry.resolve("net") == folder / "net.onnx"
     save_model(folder / "net.fp16.onnx")
-    assert zoo.resolve("net.fp16") == folder / "net.fp16.onnx"
+    assert registry.resolve("net.fp16") == folder / "net.fp16.onnx"
 
 
 def test_weights_that_only_their_maker_can_export(
@@ -254,15 +260,17 @@ def test_weights_that_only_their_maker_can_export(
     install(net, tmp_path, monkeypatch)
     assert tools.main(["models", "fetch", "net"]) == 0
     assert "with the package of somebody" in capsys.readouterr().out
-    assert "maker's package and put the file at" in refusal(lambda: zoo.resolve("net"))
+    assert "maker's package and put the file at" in refusal(lambda: registry.resolve("net"))
 
 
-def test_damaged_download_is_deleted(ready: zoo.Entry, hub: hub_server.Hub, data: Path) -> None:
+def test_damaged_download_is_deleted(
+    ready: registry.Entry, hub: hub_server.Hub, data: Path
+) -> None:
     hub.damage = True
-    assert "arrived damaged" in refusal(lambda: zoo.fetch(ready))
-    assert not list((data / "net").glob("*model*")) and zoo.Record.load(data / "net") is None
+    assert "arrived damaged" in refusal(lambda: fetch.fetch(ready))
+    assert not list((data / "net").glob("*model*")) and fetch.Record.load(data / "net") is None
     hub.damage = False
-    assert zoo.fetch(ready).path.is_file()
+    assert fetch.fetch(ready).path.is_file()
 
 
 def test_damage_is_found_by_the_registry_where_the_hub_says_nothing(
@@ -275,10 +283,10 @@ def test_damage_is_found_by_the_registry_where_the_hub_says_nothing(
     net["net"]["files"] = {"onnx/model.onnx": digest}
     install(net, tmp_path, monkeypatch)
     hub.small, hub.damage = True, True
-    entry = zoo.find("net")
-    assert f"instead of {digest[:12]}" in refusal(lambda: zoo.fetch(entry))
+    entry = registry.find("net")
+    assert f"instead of {digest[:12]}" in refusal(lambda: fetch.fetch(entry))
     hub.damage = False
-    assert zoo.fetch(entry).record.files["model.onnx"].basis == "registry"
+    assert fetch.fetch(entry).record.files["model.onnx"].basis == "registry"
 
 
 def test_another_file_than_the_registered_one_is_not_downloaded(
@@ -289,20 +297,20 @@ def test_another_file_than_the_registered_one_is_not_downloaded(
 ) -> None:
     net["net"]["files"] = {"onnx/model.onnx": "a" * 64}
     install(net, tmp_path, monkeypatch)
-    assert "the hub now has another" in refusal(lambda: zoo.fetch(zoo.find("net")))
+    assert "the hub now has another" in refusal(lambda: fetch.fetch(registry.find("net")))
     assert not any("GET" in request for request in hub.requests)
 
 
-def test_broken_connection_is_continued(ready: zoo.Entry, hub: hub_server.Hub) -> None:
+def test_broken_connection_is_continued(ready: registry.Entry, hub: hub_server.Hub) -> None:
     content = _large(hub)
     hub.cut_after = 11 << 20
-    assert zoo.fetch(_weights(ready)).path.read_bytes() == content
+    assert fetch.fetch(_weights(ready)).path.read_bytes() == content
     (resumed,) = hub.ranges
     assert resumed.startswith("bytes=") and int(resumed[6:].split("-")[0]) > 0
 
 
 def test_download_that_was_killed_is_continued(
-    ready: zoo.Entry, hub: hub_server.Hub, data: Path
+    ready: registry.Entry, hub: hub_server.Hub, data: Path
 ) -> None:
     """Another process is killed in the middle of it; what it had written is not asked for again."""
     content = _large(hub)
@@ -310,15 +318,15 @@ def test_download_that_was_killed_is_continued(
     script = f"""
 import dataclasses
 from pathlib import Path
-from depth_node import zoo
-zoo.REGISTRY = Path({str(zoo.REGISTRY)!r})
-zoo.fetch(dataclasses.replace(zoo.find("net"), format="weights"))
+from depth_node.model_zoo import fetch, registry
+registry.REGISTRY = Path({str(registry.REGISTRY)!r})
+fetch.fetch(dataclasses.replace(registry.find("net"), format="weights"))
 """
     process = subprocess.Popen([sys.executable, "-c", script])
     try:
         assert hub.held.wait(60)
         part = _wait_for_part(data / "net")
-        sentence = refusal(lambda: zoo.fetch(_weights(ready)))
+        sentence = refusal(lambda: fetch.fetch(_weights(ready)))
         assert "another process is fetching" in sentence
     finally:
         process.send_signal(signal.SIGKILL)
@@ -327,13 +335,13 @@ zoo.fetch(dataclasses.replace(zoo.find("net"), format="weights"))
     here = part.stat().st_size
     assert here > 0
     told: list[int] = []
-    done = zoo.fetch(_weights(ready), lambda name, size, total: told.append(size))
+    done = fetch.fetch(_weights(ready), lambda name, size, total: told.append(size))
     assert done.path.read_bytes() == content
     assert hub.ranges == [f"bytes={here}-"] and told[0] == here
 
 
-def _weights(entry: zoo.Entry) -> zoo.Entry:
-    return zoo.dataclasses.replace(entry, format="weights")
+def _weights(entry: registry.Entry) -> registry.Entry:
+    return fetch.dataclasses.replace(entry, format="weights")
 
 
 def _large(hub: hub_server.Hub) -> bytes:
@@ -366,23 +374,23 @@ def _wait_for_part(folder: Path) -> Path:
     ],
 )
 def test_answers_of_the_hub(
-    ready: zoo.Entry, hub: hub_server.Hub, status: int, code: str, words: str
+    ready: registry.Entry, hub: hub_server.Hub, status: int, code: str, words: str
 ) -> None:
     hub.errors["somebody/net/onnx/model.onnx"] = (status, code)
-    assert words in refusal(lambda: zoo.fetch(ready))
+    assert words in refusal(lambda: fetch.fetch(ready))
 
 
 def test_without_a_network_the_place_of_the_file_is_said(
-    ready: zoo.Entry, hub: hub_server.Hub, data: Path, monkeypatch: pytest.MonkeyPatch
+    ready: registry.Entry, hub: hub_server.Hub, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    sentence = refusal(lambda: zoo.fetch(ready))
+    sentence = refusal(lambda: fetch.fetch(ready))
     place = data / "net" / "model.onnx"
-    assert f"put {zoo.HUB}/somebody/net/resolve/main/onnx/model.onnx" in sentence
+    assert f"put {registry.HUB}/somebody/net/resolve/main/onnx/model.onnx" in sentence
     assert f"to {place} and run `depth_tools models fetch net` again" in sentence
     # ... and it is so.
     place.write_bytes(hub.files["somebody/net/onnx/model.onnx"])
-    done = zoo.fetch(ready)
+    done = fetch.fetch(ready)
     assert done.manifest is not None and manifest_path(place).is_file()
     assert done.record.files["model.onnx"].basis == "put there by hand"
 
@@ -394,44 +402,46 @@ def test_a_wrong_file_put_there_by_hand_is_refused(
     install(net, tmp_path, monkeypatch)
     (data / "net").mkdir(parents=True)
     (data / "net" / "model.onnx").write_bytes(b"something else")
-    assert "delete it and fetch again" in refusal(lambda: zoo.fetch(zoo.find("net")))
+    assert "delete it and fetch again" in refusal(lambda: fetch.fetch(registry.find("net")))
 
 
-def test_what_is_no_onnx_is_refused(ready: zoo.Entry, hub: hub_server.Hub) -> None:
+def test_what_is_no_onnx_is_refused(ready: registry.Entry, hub: hub_server.Hub) -> None:
     hub.files["somebody/net/onnx/model.onnx"] = b"<html>log in first</html>"
-    assert "cannot be read as an ONNX model" in refusal(lambda: zoo.fetch(ready))
+    assert "cannot be read as an ONNX model" in refusal(lambda: fetch.fetch(ready))
 
 
-def test_full_disk(ready: zoo.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = zoo.shutil.disk_usage("/")
-    monkeypatch.setattr(zoo.shutil, "disk_usage", lambda _: usage._replace(free=10))
-    assert "make room, or set XDG_DATA_HOME" in refusal(lambda: zoo.fetch(ready))
+def test_full_disk(ready: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = fetch.shutil.disk_usage("/")
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=10))
+    assert "make room, or set XDG_DATA_HOME" in refusal(lambda: fetch.fetch(ready))
 
 
-def test_disk_that_fills_up_on_the_way(ready: zoo.Entry, hub: hub_server.Hub, data: Path) -> None:
+def test_disk_that_fills_up_on_the_way(
+    ready: registry.Entry, hub: hub_server.Hub, data: Path
+) -> None:
     """/dev/full stands for the disk: it takes no byte."""
     content = hub.files["somebody/net/onnx/model.onnx"]
     etag = hashlib.sha256(content).hexdigest()
     part = data / "net" / f".model.onnx.{hashlib.sha256(etag.encode()).hexdigest()[:16]}.part"
     part.parent.mkdir(parents=True)
     part.symlink_to("/dev/full")
-    assert "cannot be stored" in refusal(lambda: zoo.fetch(ready))
+    assert "cannot be stored" in refusal(lambda: fetch.fetch(ready))
 
 
-def test_record_that_cannot_be_written(ready: zoo.Entry, data: Path) -> None:
-    (data / "net" / zoo.RECORD).mkdir(parents=True)
-    assert "fetched.json cannot be written" in refusal(lambda: zoo.fetch(ready))
+def test_record_that_cannot_be_written(ready: registry.Entry, data: Path) -> None:
+    (data / "net" / fetch.RECORD).mkdir(parents=True)
+    assert "fetched.json cannot be written" in refusal(lambda: fetch.fetch(ready))
 
 
-def test_folder_that_cannot_be_made(ready: zoo.Entry, data: Path) -> None:
+def test_folder_that_cannot_be_made(ready: registry.Entry, data: Path) -> None:
     data.parent.parent.mkdir(parents=True)
     data.parent.write_text("a file where the folder should be")
-    assert "set XDG_DATA_HOME" in refusal(lambda: zoo.fetch(ready))
+    assert "set XDG_DATA_HOME" in refusal(lambda: fetch.fetch(ready))
 
 
-def test_without_huggingface_hub(ready: zoo.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_huggingface_hub(ready: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    sentence = refusal(lambda: zoo.fetch(ready))
+    sentence = refusal(lambda: fetch.fetch(ready))
     assert "pip install huggingface_hub" in sentence and "from another machine" in sentence
 
 
@@ -439,15 +449,15 @@ def test_without_huggingface_hub(ready: zoo.Entry, monkeypatch: pytest.MonkeyPat
 
 
 def test_resolve() -> None:
-    assert zoo.resolve("/somewhere/net.onnx") is None
-    assert zoo.resolve("net.onnx") is None
-    assert zoo.resolve("some-file") is None
-    sentence = refusal(lambda: zoo.resolve("depth-anything-v2-small"))
+    assert registry.resolve("/somewhere/net.onnx") is None
+    assert registry.resolve("net.onnx") is None
+    assert registry.resolve("some-file") is None
+    sentence = refusal(lambda: registry.resolve("depth-anything-v2-small"))
     assert "run `depth_tools models fetch depth-anything-v2-small`" in sentence
-    sentence = refusal(lambda: zoo.resolve("depth-anything-v2-small.fp16"))
+    sentence = refusal(lambda: registry.resolve("depth-anything-v2-small.fp16"))
     assert "convert depth-anything-v2-small --precision fp16" in sentence
     assert "run `depth_tools models fetch sam-2.1-tiny`" in refusal(
-        lambda: zoo.resolve("sam-2.1-tiny")
+        lambda: registry.resolve("sam-2.1-tiny")
     )
 
 
@@ -455,28 +465,31 @@ def test_folder_is_where_the_base_directories_say(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", "/home/robot")
     for value in ("", "relative"):  # a relative path is to be ignored
         monkeypatch.setenv("XDG_DATA_HOME", value)
-        assert zoo.models_folder() == Path("/home/robot/.local/share/depth_node/models")
+        assert registry.models_folder() == Path("/home/robot/.local/share/depth_node/models")
 
 
 # --- verify
 
 
-def test_verify(ready: zoo.Entry, data: Path) -> None:
-    assert zoo.verify(ready) == []
-    done = zoo.fetch(ready)
-    (verdict,) = zoo.verify(ready)
+def test_verify(ready: registry.Entry, data: Path) -> None:
+    assert fetch.verify(ready) == []
+    done = fetch.fetch(ready)
+    (verdict,) = fetch.verify(ready)
     assert verdict.problem == "" and "first download" in verdict.basis
     done.path.write_bytes(done.path.read_bytes() + b" ")
-    assert "DAMAGED" in zoo.verify(ready)[0].problem
+    assert "DAMAGED" in fetch.verify(ready)[0].problem
     done.path.unlink()
-    assert zoo.verify(ready)[0].problem == "missing"
+    assert fetch.verify(ready)[0].problem == "missing"
 
 
 # --- the command line
 
 
 def test_commands(
-    ready: zoo.Entry, hub: hub_server.Hub, data: Path, capsys: pytest.CaptureFixture[str]
+    ready: registry.Entry,
+    hub: hub_server.Hub,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     hub.small = True
     assert tools.main(["models", "fetch", "net", "--size", "56x28"]) == 0
@@ -512,7 +525,7 @@ def test_non_commercial_licence_is_confirmed(
     assert hub.requests == [] and not data.exists()
     for answer, status in (("n\n", 2), ("y\n", 0)):
         assert _at_a_terminal(["models", "fetch", "net"], answer) == status
-    assert zoo.Record.load(data / "net") is not None
+    assert fetch.Record.load(data / "net") is not None
     (data / "net" / "model.onnx").unlink()
     assert tools.main(["models", "fetch", "net", "--accept-licence"]) == 0
 
@@ -525,8 +538,9 @@ def _at_a_terminal(arguments: list[str], answer: str) -> int:
     script = f"""
 import sys
 from pathlib import Path
-from depth_node import tools, zoo
-zoo.REGISTRY = Path({str(zoo.REGISTRY)!r})
+from depth_node import tools
+from depth_node.model_zoo import fetch, registry
+registry.REGISTRY = Path({str(registry.REGISTRY)!r})
 sys.exit(tools.main({arguments!r}))
 """
     os.write(ours, answer.encode())
@@ -540,12 +554,13 @@ sys.exit(tools.main({arguments!r}))
     return done.returncode
 
 
-def test_offline_mode_of_the_hub_is_a_sentence(ready: zoo.Entry) -> None:
+def test_offline_mode_of_the_hub_is_a_sentence(ready: registry.Entry) -> None:
     script = f"""
 import sys
 from pathlib import Path
-from depth_node import tools, zoo
-zoo.REGISTRY = Path({str(zoo.REGISTRY)!r})
+from depth_node import tools
+from depth_node.model_zoo import fetch, registry
+registry.REGISTRY = Path({str(registry.REGISTRY)!r})
 sys.exit(tools.main(["models", "fetch", "net"]))
 """
     done = subprocess.run(
@@ -563,7 +578,7 @@ def test_export_commands_are_commands() -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     from training import __main__ as training
 
-    for entry in zoo.registry().values():
+    for entry in registry.registry().values():
         if entry.export:
             words = shlex.split(entry.export_command)[3:]
             assert training._arguments(words).command == words[0]

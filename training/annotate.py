@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from depth_node.regions import segment
+from depth_node.regions.segmentation import segment
 from training.data import DataError
 from training.datasets import DataConfig, open_samples
 from training.ordinal import SIGNS, Pair, append_label, mended, read_labels, write_labels

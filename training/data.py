@@ -19,11 +19,12 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import yaml
+from depth_node.scene import STYLES
 from numpy.typing import NDArray
 
 from depth_node import config
-from depth_node.projection import Camera
-from depth_node.scene import STYLES, Scene, random_view
+from depth_node.geometry.camera import Camera
+from depth_node.simulation.renderer import Scene, random_view
 
 SHADOW_PX = 96  # coarser than by default: pooled pictures are small
 F32 = NDArray[np.float32]

@@ -21,12 +21,13 @@ from typing import Any, overload
 
 import cv2
 import numpy as np
+from depth_node.scene import STYLES
 from numpy.typing import NDArray
 
 from depth_node import config
 from depth_node.frames import FrameError, find_frames, read_frame
-from depth_node.projection import Camera
-from depth_node.scene import STYLES, Scene, random_view
+from depth_node.geometry.camera import Camera
+from depth_node.simulation.renderer import Scene, random_view
 from training.data import F32, U8, DataError, Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

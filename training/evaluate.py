@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judge depth networks as shipped: predictions once, scores many times, with their uncertainty.
 
-A network is an ONNX file behind depth_node.engine, exactly what a robot runs, or a checkpoint of
+A network is an ONNX file behind depth_node.engine.manifest, exactly what a robot runs, or a checkpoint of
 this package. Predictions are kept in a folder by network and picture, so that another alignment,
 protocol or metric costs no second run. Every score names the alignment that was fitted to the
 truth and the protocol that chose the pixels (protocols.py).
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from depth_node.scene import STYLES
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -33,12 +34,12 @@ from rich.table import Table
 
 from depth_node import config
 from depth_node.engine import EngineError
-from depth_node.engine.opening import REFERENCE
+from depth_node.engine.options import REFERENCE
 from depth_node.frames import find_frames, read_frame
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.metrics import boundary_f1, evaluate
 from depth_node.prediction import Prediction
-from depth_node.scene import STYLES, Scene, random_view
+from depth_node.simulation.renderer import Scene, random_view
 from training import protocols
 from training.checkpoints import TrainingError
 from training.corruptions import (

@@ -33,18 +33,15 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from torch import nn
 
-from depth_node import config, convert, preprocess
-from depth_node.engine import (
-    EMBEDDED,
-    EngineError,
-    Manifest,
-    manifest_path,
-    open_engine,
-    write_manifest,
-)
-from depth_node.parity import Pictures
+from depth_node import config
+from depth_node.engine import EngineError, preprocess
+from depth_node.engine.manifest import EMBEDDED, Manifest, manifest_path
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.inference import open_engine
+from depth_node.model_zoo import convert
+from depth_node.model_zoo.compare import Pictures
 from depth_node.prediction import Prediction
-from depth_node.scene import Scene, random_view
+from depth_node.simulation.renderer import Scene, random_view
 from training import checkpoints, models, recipes
 from training.checkpoints import TrainingError
 
@@ -198,7 +195,7 @@ def _story(payload: Mapping[str, Any]) -> dict[str, Any]:
         story["start"] = Path(str(start)).name
     if "pool" in settings:
         story["pool_seed"] = settings["pool"]["seed"]
-        story["data"] = "procedural rooms of depth_node.scene, no photographs"
+        story["data"] = "procedural rooms of depth_node.simulation.renderer, no photographs"
     return story
 
 

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from depth_node import config
-from depth_node.regions import SegmentationConfig, segment
+from depth_node.regions.segmentation import segment
+from depth_node.regions.settings import SegmentationConfig
 from training.cache import Cache, Key, digest
 from training.checkpoints import TrainingError
 from training.models import Sam, open_sam

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
-from depth_node.engine import EMBEDDED, EngineError, locate
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import EMBEDDED
+from depth_node.model_zoo.registry import locate
 from training import checkpoints
 from training.checkpoints import TrainingError
 

@@ -29,9 +29,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from depth_node.engine import PROMPT_DECODER, PROMPTS, manifest_path, open_engine, write_manifest
-from depth_node.preprocess import InputSpec, to_tensor
-from depth_node.scene import Scene, random_view
+from depth_node.engine.manifest import PROMPT_DECODER, PROMPTS, manifest_path
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.engine.preprocess import InputSpec, to_tensor
+from depth_node.inference import open_engine
+from depth_node.simulation.renderer import Scene, random_view
 from training.export import OPSET, clean
 from training.loop import TrainingError
 

@@ -18,11 +18,12 @@ from typing import cast
 
 import cv2
 import numpy as np
+from depth_node.scene import STYLES
 from numpy.typing import NDArray
 
 from depth_node import config
-from depth_node.projection import Camera
-from depth_node.scene import STYLES, Scene, camera_path
+from depth_node.geometry.camera import Camera
+from depth_node.simulation.renderer import Scene, camera_path
 from training.data import DataError
 
 F32 = NDArray[np.float32]

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 
 from depth_node import config
-from depth_node.projection import Camera
+from depth_node.geometry.camera import Camera
 from training.data import DataError, Sample
 from training.datasets import DataConfig, Item, Samples, decode, open_samples, reading
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
-from depth_node.engine import EngineError, manifest_path
-from depth_node.engine.opening import REFERENCE
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import manifest_path
+from depth_node.engine.options import REFERENCE
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.prediction import Prediction
 from training.checkpoints import TrainingError

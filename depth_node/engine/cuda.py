@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver, nvrtc, runtime
 
-from depth_node.engine import Closing, EngineError, kernels
+from depth_node.engine import EngineError, gpu_kernels
+from depth_node.engine.protocol import Closing
 
 # All that this file uses of cuda.bindings: functions with the number of their parameters and of the
 # values that they return, enum members, constants. Tests hold it against this file and the real
@@ -313,7 +314,7 @@ def compile_source(capability: str) -> bytes:
         )
     arch = f"sm_{wanted}" if native else f"compute_{max(older)}"
     program = _compiled(
-        nvrtc.nvrtcCreateProgram(kernels.SOURCE.encode(), b"depth_node.cu", 0, [], [])
+        nvrtc.nvrtcCreateProgram(gpu_kernels.SOURCE.encode(), b"depth_node.cu", 0, [], [])
     )
     try:
         options = [f"--gpu-architecture={arch}".encode(), b"--std=c++17"]
@@ -359,7 +360,7 @@ class Kernels:
     def prepare(self, name: str, height: int, width: int, arguments: Sequence[Argument]) -> Launch:
         """A launch with a thread for each of height x width places; arguments are kept."""
         function = self._functions[name]
-        block_x, block_y = kernels.BLOCK
+        block_x, block_y = gpu_kernels.BLOCK
         grid = (-(-width // block_x), -(-height // block_y))
         kept = list(arguments)
         pointers = (ctypes.c_void_p * len(kept))(*[ctypes.addressof(value) for value in kept])
@@ -379,7 +380,7 @@ class PictureInput:
     """Pictures of one size -> the input tensor on the device, by one kernel."""
 
     def __init__(
-        self, loaded: Kernels, height: int, width: int, how: kernels.Resampling, tensor: int
+        self, loaded: Kernels, height: int, width: int, how: gpu_kernels.Resampling, tensor: int
     ) -> None:
         """tensor: address of the (1, 3, height, width) tensor that is written."""
         gpu = loaded.gpu
@@ -415,7 +416,7 @@ class PictureInput:
                 *(whole(number) for number in numbers),
                 *(real(float(value)) for value in (*how.gains, *how.offsets)),
                 whole(how.fixed),
-                whole(kernels.TENSOR_TYPES[spec.dtype]),
+                whole(gpu_kernels.TENSOR_TYPES[spec.dtype]),
                 pointer(tensor),
             ],
         )
@@ -502,14 +503,14 @@ def grid_applied(
     loaded: Kernels,
     values: npt.NDArray[np.float32],
     factor: npt.NDArray[np.float32],
-    line: kernels.Line,
+    line: gpu_kernels.Line,
 ) -> Applied:
     """kernels.apply_grid on the device."""
     arrays: list[npt.NDArray] = [values.astype(np.float32), factor.astype(np.float32)]
     numbers = (line.scale, line.shift, *line.bounds, line.min_depth_m, line.max_depth_m)
 
     def arguments(places: Sequence[int], depth: int) -> list[Argument]:
-        sizes = (*factor.shape, *values.shape, kernels.SPACES[line.space])
+        sizes = (*factor.shape, *values.shape, gpu_kernels.SPACES[line.space])
         return [
             *(ctypes.c_void_p(place) for place in places),
             *(ctypes.c_int(number) for number in sizes),

@@ -13,114 +13,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from depth_node.config import ConfigError, nearest, option, validate
-from depth_node.engine import (
-    EMBEDDED,
-    BackendError,
-    Engine,
-    EngineError,
-    Manifest,
-    Progress,
-    converted_path,
-    locate,
-)
+from depth_node.config import nearest
+from depth_node.engine import BackendError, EngineError
 from depth_node.engine.cache import EngineCache
-from depth_node.engine.check import Limits, Reference, check
-
-REFERENCE = "onnxruntime-cpu"
-PRECISIONS = ("file", "fp16")
-ON_FAILURE = ("error", "cpu", "fp32")
+from depth_node.engine.manifest import Manifest, converted_path, verified_manifest
+from depth_node.engine.options import REFERENCE, ModelConfig, OpenRequest
+from depth_node.engine.protocol import Engine, Progress
+from depth_node.engine.self_check import Limits, Reference, check
 
 _log = logging.getLogger("depth_node.engine")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which network runs, and on what."""
-
-    path: str = option(
-        EMBEDDED,
-        "path of an .onnx file with its manifest beside it, or the name of a network fetched with"
-        f' `depth_tools models fetch`; "{EMBEDDED}": the package\'s',
-    )
-    manifest: str = option("", "path of the manifest if it does not lie beside the model")
-    backend: str = option(
-        "auto",
-        "what runs the network: tensorrt, onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-cpu,"
-        " or auto: the first of tensorrt, onnxruntime-cuda, onnxruntime-cpu that this machine can",
-    )
-    fallback: tuple[str, ...] = option(
-        (), "back ends to try, in this order, where this machine cannot use `backend`"
-    )
-    precision: str = option(
-        "file",
-        "file: as the model file is typed; fp16: its copy NAME.fp16.onnx, made by"
-        " `depth_tools models convert`",
-        choices=PRECISIONS,
-    )
-    on_engine_failure: str = option(
-        "error",
-        "where an engine cannot be built or answers otherwise than ONNX Runtime on the CPU: error:"
-        " refuse to start; cpu: run on the CPU; fp32: run the model file instead of its fp16 copy",
-        choices=ON_FAILURE,
-    )
-    build_engines: bool = option(
-        True,
-        "build a TensorRT engine where none is in the cache, which takes minutes; false: refuse",
-    )
-    workspace_mb: int = option(
-        0, "GPU memory that building may use; 0: all of it", unit="MB", minimum=0
-    )
-    cache_dir: str = option(
-        "", "where built engines are kept; empty: depth_node/engines in the user's cache folder"
-    )
-    cache_mb: int = option(
-        4000, "size of that cache; what was not used for longest goes", unit="MB", minimum=1
-    )
-    threads: int = option(
-        0, "cores that one run of the network may use; 0: as the back end likes", minimum=0
-    )
-
-    def __post_init__(self) -> None:
-        validate(self)
-
-
-def configured(
-    model: str | Path, manifest: str | Path | None, options: Mapping[str, Any]
-) -> ModelConfig:
-    """The settings of a model that is given by hand. Raises EngineError for what is no option."""
-    try:
-        return ModelConfig(str(model), str(manifest or ""), **options)
-    except (ConfigError, TypeError) as error:
-        raise EngineError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class Job:
-    """A model to be opened: its file, what it is, the settings, and who is told of a build."""
-
-    model: Path
-    manifest: Manifest
-    config: ModelConfig
-    cache: EngineCache
-    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
 class _Backend:
     """How a back end is opened, and "" or what this machine lacks for it."""
 
-    open: Callable[[Job], Engine]
+    open: Callable[[OpenRequest], Engine]
     missing: Callable[[], str]
 
 
 def _ort(provider: str) -> _Backend:
-    def opened(job: Job) -> Engine:
+    def opened(request: OpenRequest) -> Engine:
         from depth_node.engine import ort
 
-        return ort.OrtEngine(job.model, job.manifest, job.config.threads, provider)
+        return ort.OrtEngine(request.model, request.manifest, request.config.threads, provider)
 
     def missing() -> str:
         package = "onnxruntime" if provider == "cpu" else "onnxruntime-gpu"
@@ -133,10 +50,10 @@ def _ort(provider: str) -> _Backend:
     return _Backend(opened, missing)
 
 
-def _open_tensorrt(job: Job) -> Engine:
+def _open_tensorrt(request: OpenRequest) -> Engine:
     from depth_node.engine import trt
 
-    return trt.open_tensorrt(job)
+    return trt.open_tensorrt(request)
 
 
 def _tensorrt_missing() -> str:
@@ -188,19 +105,20 @@ def summary(engine: Engine) -> dict[str, str]:
     return found | {key: str(value) for key, value in details.items() if key.startswith("not ")}
 
 
-def open_model(config: ModelConfig, progress: Progress | None = None) -> Engine:
-    """The engine that the settings ask for, verified, checked and warm. Raises EngineError."""
+def open_model(
+    model: Path, manifest: Manifest, config: ModelConfig, progress: Progress | None = None
+) -> Engine:
+    """The engine of a model file as the settings ask, checked and warm. Raises EngineError."""
     order = _order(config)
-    model, manifest = locate(config.path, config.manifest or None)
     cache = EngineCache.of(config.cache_dir, config.cache_mb * 1_000_000)
-    job = Job(model, manifest, config, cache, progress)
+    request = OpenRequest(model, manifest, config, cache, progress)
     passed: dict[str, str] = {}
     engine = None
     for name in order:
         reason = _missing(_BACKENDS[name])
         if not reason:
             try:
-                engine = _tried(name, job)
+                engine = _tried(name, request)
                 break
             except BackendError as error:  # seen only when it was to start
                 reason = str(error)
@@ -210,7 +128,7 @@ def open_model(config: ModelConfig, progress: Progress | None = None) -> Engine:
     if engine is None:
         if config.on_engine_failure != "cpu" or REFERENCE in passed:
             raise EngineError(_none(passed))
-        engine = _opened(REFERENCE, job, "file")
+        engine = _opened(REFERENCE, request, "file")
     for other, why in passed.items():
         engine.details[f"not {other}"] = why
     _log.info("model %s runs on %s", manifest.name, engine.backend)
@@ -245,11 +163,11 @@ def _none(passed: Mapping[str, str]) -> str:
     return f"no back end can run a network here: {reasons}"
 
 
-def _tried(name: str, job: Job) -> Engine:
+def _tried(name: str, request: OpenRequest) -> Engine:
     """The engine of a back end, or what `on_engine_failure` says instead."""
-    config = job.config
+    config = request.config
     try:
-        return _opened(name, job, config.precision)
+        return _opened(name, request, config.precision)
     except BackendError:
         raise
     except EngineError as error:
@@ -259,32 +177,33 @@ def _tried(name: str, job: Job) -> Engine:
         if kind == "error" or last or (kind == "fp32" and config.precision == "file"):
             raise
         _log.warning("%s, so on_engine_failure: %s", error, kind)
-        engine = _opened(REFERENCE if kind == "cpu" else name, job, "file")
+        engine = _opened(REFERENCE if kind == "cpu" else name, request, "file")
         engine.details["replaced"] = f"{name} {config.precision}: {error}"
         return engine
 
 
-def _opened(name: str, job: Job, precision: str) -> Engine:
+def _opened(name: str, request: OpenRequest, precision: str) -> Engine:
     """The engine of one back end, its answers compared with the reference's."""
-    limits = Limits.of(job.manifest)
-    typed = job
+    limits = Limits.of(request.manifest)
+    typed = request
     if precision != "file":
-        path = converted_path(job.model, precision)
+        path = converted_path(request.model, precision)
         if not path.is_file():
             raise EngineError(
-                f"model {job.model.name} has no copy in {precision} ({path.name} beside it): make"
-                f" one with `depth_tools models convert {job.model} --precision {precision}`, or"
-                " set model.precision to file"
+                f"model {request.model.name} has no copy in {precision} ({path.name} beside it):"
+                f" make one with `depth_tools models convert {request.model} --precision"
+                f" {precision}`, or set model.precision to file"
             )
-        path, manifest = locate(path)
-        typed = Job(path, manifest, job.config, job.cache, job.progress)
+        typed = OpenRequest(
+            path, verified_manifest(path), request.config, request.cache, request.progress
+        )
     engine = _BACKENDS[name].open(typed)
     engine.details["precision"] = precision
     if name == REFERENCE and precision == "file":
         engine.details["check"] = "is the reference"
         return engine
     try:
-        check(engine, Reference.of(job.model, job.manifest, job.cache.folder), limits)
+        check(engine, Reference.of(request.model, request.manifest, request.cache.folder), limits)
     except EngineError:
         engine.close()
         raise

@@ -11,14 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from depth_node.engine import (
-    BackendError,
-    Closing,
-    EngineError,
-    Manifest,
-    check_tensor,
-    check_tensors,
-)
+from depth_node.engine import BackendError, EngineError
+from depth_node.engine.manifest import Manifest
+from depth_node.engine.protocol import Closing, check_tensor, check_tensors
 
 # Back end -> ONNX Runtime's providers, in the order in which each gets what the one before cannot.
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

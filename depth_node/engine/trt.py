@@ -20,20 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import tensorrt as trt
 
-from depth_node.engine import (
-    Closing,
-    EngineError,
-    Manifest,
-    Progress,
-    check_tensor,
-    check_tensors,
-    cuda,
-)
+from depth_node.engine import EngineError, cuda
 from depth_node.engine.cache import Entry, Identity
-from depth_node.engine.kernels import Resampling
-from depth_node.engine.opening import Job
+from depth_node.engine.gpu_kernels import Resampling
+from depth_node.engine.manifest import Manifest
+from depth_node.engine.options import OpenRequest
+from depth_node.engine.preprocess import to_tensor
+from depth_node.engine.protocol import Closing, Progress, check_tensor, check_tensors
 from depth_node.prediction import KINDS
-from depth_node.preprocess import to_tensor
 
 # Of every class what this file uses: properties, enum members, methods with their parameters.
 USED: dict[str, tuple[str, ...]] = {
@@ -103,36 +97,36 @@ def known_trouble(version: str, manifest: Manifest) -> str:
     return ""
 
 
-def open_tensorrt(job: Job) -> TrtEngine:
+def open_tensorrt(request: OpenRequest) -> TrtEngine:
     """The engine of a model: from the cache, or built into it. Raises EngineError."""
     version = trt.__version__
     reason = _wrong_version(version)
     if reason:
         raise EngineError(f"back end tensorrt cannot be used here: {reason}")
-    trouble = known_trouble(version, job.manifest)
+    trouble = known_trouble(version, request.manifest)
     if trouble:
         _log.warning("%s", trouble)
     gpu = cuda.Gpu()
     try:
         identity = Identity(
-            model_sha256=job.manifest.sha256,
+            model_sha256=request.manifest.sha256,
             builder=f"TensorRT {version}",
             gpu=gpu.name,
             compute_capability=gpu.capability,
-            precision=f"as typed, input {job.manifest.input.dtype}",
-            shapes=job.manifest.input_shapes,
-            options={"strongly_typed": True, "workspace_mb": job.config.workspace_mb},
+            precision=f"as typed, input {request.manifest.input.dtype}",
+            shapes=request.manifest.input_shapes,
+            options={"strongly_typed": True, "workspace_mb": request.config.workspace_mb},
         )
-        entry = _obtain(job, identity, gpu)
+        entry = _obtain(request, identity, gpu)
         try:
-            engine = TrtEngine(entry.plan, job.manifest, gpu)
+            engine = TrtEngine(entry.plan, request.manifest, gpu)
         except PlanError:
             # It was whole, but this TensorRT does not take it: only a new one helps.
-            job.cache.discard(identity)
+            request.cache.discard(identity)
             if entry.built:
                 raise
-            entry = _obtain(job, identity, gpu)
-            engine = TrtEngine(entry.plan, job.manifest, gpu)
+            entry = _obtain(request, identity, gpu)
+            engine = TrtEngine(entry.plan, request.manifest, gpu)
     except BaseException:
         gpu.close()
         raise
@@ -140,16 +134,16 @@ def open_tensorrt(job: Job) -> TrtEngine:
         "key": identity.key,
         "engine file": str(entry.path),
         "built": f"{entry.facts['built']} in {entry.facts['build_seconds']:g} s",
-        "model": str(job.model),
-        "sha256": job.manifest.sha256,
+        "model": str(request.model),
+        "sha256": request.manifest.sha256,
     }
     if trouble:
         engine.details["warning"] = trouble
     return engine
 
 
-def _obtain(job: Job, identity: Identity, gpu: cuda.Gpu) -> Entry:
-    config = job.config
+def _obtain(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> Entry:
+    config = request.config
     command = f"depth_tools models build {config.path}"
     for option, value, usual in (
         ("--manifest", config.manifest, ""),
@@ -159,12 +153,14 @@ def _obtain(job: Job, identity: Identity, gpu: cuda.Gpu) -> Entry:
     ):
         if value != usual:
             command += f" {option} {value}"
-    return job.cache.obtain(
+    return request.cache.obtain(
         identity,
-        lambda: build_plan(job.model, job.manifest, config.workspace_mb, gpu, job.progress),
+        lambda: build_plan(
+            request.model, request.manifest, config.workspace_mb, gpu, request.progress
+        ),
         may_build=config.build_engines,
         command=command,
-        facts={"model": job.model.name, "driver": gpu.driver, "cuda": gpu.runtime},
+        facts={"model": request.model.name, "driver": gpu.driver, "cuda": gpu.runtime},
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.projection import rigid_transform
+from depth_node.geometry.rigid import rigid_transform
 
 if TYPE_CHECKING:
     from rclpy.node import Node

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from sensor_msgs.msg import LaserScan, PointCloud2
 
-from depth_node.projection import ScanBuffer, transform
+from depth_node.geometry.rigid import transform
+from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
 from depth_node.ros.messages import MessageError, cloud_to_points, scan_message_to_points
 from depth_node.ros.motion import CameraMotion

@@ -19,7 +19,8 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from depth_node.projection import Camera, scan_to_points
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import scan_to_points
 
 IMAGE_LAYOUTS: dict[str, tuple[str, int]] = {  # encoding -> NumPy type, channels
     "rgb8": ("u1", 3),

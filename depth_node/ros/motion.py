@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from depth_node.projection import invert_rigid
+from depth_node.geometry.rigid import invert_rigid
 from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
 
 

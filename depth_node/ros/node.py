@@ -32,11 +32,11 @@ from std_srvs.srv import SetBool, Trigger
 
 from depth_node.config import ConfigError
 from depth_node.engine.opening import summary
+from depth_node.engine.preprocess import resize_picture
 from depth_node.fitting import FitStatus
+from depth_node.geometry.camera import Camera
 from depth_node.monitor import Frame, Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
-from depth_node.preprocess import resize_picture
-from depth_node.projection import Camera
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
 from depth_node.ros.lidar import LidarInput, LidarMessage, LidarPoints

@@ -15,8 +15,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
+from depth_node.geometry.camera import Camera
 from depth_node.pipeline import DepthResult
-from depth_node.projection import Camera
 from depth_node.ros import messages
 from depth_node.ros.parameters import NodeConfig
 

@@ -23,8 +23,8 @@ from depth_node.config import (
     replace,
     validate,
 )
+from depth_node.geometry.rigid import check_rigid
 from depth_node.pipeline import PipelineConfig
-from depth_node.projection import check_rigid
 
 NEEDS_CLEANUP = ("model.", "region_model.")
 """Parameters that open an engine, which happens at configure."""

@@ -27,7 +27,7 @@ def save_network(path: Path, layers: int = 0, size: tuple[int, int] = (48, 64)) 
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from depth_node.engine import write_manifest
+    from depth_node.engine.manifest_writer import write_manifest
 
     nodes, weights, name = [], [], "picture"
     channels = 3

@@ -21,9 +21,9 @@ from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, cloud, info, lidar_points, pic
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
-from depth_node.engine import Manifest, manifest_path
+from depth_node.engine.manifest import Manifest, manifest_path
+from depth_node.geometry.rigid import rigid_transform
 from depth_node.pipeline import DepthResult
-from depth_node.projection import rigid_transform
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
 from depth_node.ros.node import DepthNode
@@ -341,7 +341,7 @@ def resign(model: Path) -> None:
     """Make the manifest fit the damaged file, so that the damage itself must be noticed."""
     import dataclasses
 
-    from depth_node.engine import model_sha256
+    from depth_node.engine.manifest import model_sha256
 
     path = manifest_path(model)
     dataclasses.replace(Manifest.load(path), sha256=model_sha256(model)).save(path)

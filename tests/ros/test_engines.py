@@ -10,7 +10,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from rig import IDENTITY, PATIENCE_S, Rig, until
 
-from depth_node.engine import manifest_path
+from depth_node.engine.manifest import manifest_path
 
 no_tensorrt = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is here"

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from depth_node.projection import rigid_transform
+from depth_node.geometry.rigid import rigid_transform
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, Transform
 
 T_AT_1 = rigid_transform((1.0, 0.0, 0.0), (0, 0, 0, 1))

@@ -18,7 +18,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, Point
 from std_msgs.msg import Header
 
 from depth_node.fitting import REGION_FIT_DTYPE
-from depth_node.projection import Camera
+from depth_node.geometry.camera import Camera
 from depth_node.ros import messages
 from depth_node.ros.messages import MessageError
 

@@ -15,7 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, cloud, info, lidar_points, picture, until
 from sensor_msgs.msg import Image, PointCloud2
 
-from depth_node.projection import rigid_transform
+from depth_node.geometry.rigid import rigid_transform
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
 from depth_node.ros.motion import CameraMotion

@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node.regions import segment
-from depth_node.scene import Scene, random_view
+from depth_node.regions.segmentation import segment
+from depth_node.simulation.renderer import Scene, random_view
 from training.annotate import Session, propose, serve
 from training.data import DataError
 from training.datasets import DataConfig

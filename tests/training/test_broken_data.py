@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from training.__main__ import main  # noqa: E402
-from training.data import DataError  # noqa: E402
-from training.datasets import DataConfig, Samples, checked, open_samples, read_image  # noqa: E402
-from training.recipes import RECIPES, find  # noqa: E402
+from training.__main__ import main
+from training.data import DataError
+from training.datasets import DataConfig, Samples, checked, open_samples, read_image
+from training.recipes import RECIPES, find
 
 REPO = Path(__file__).resolve().parents[2]
 DEBUG = REPO / "training" / "configs" / "debug.yaml"

@@ -14,11 +14,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("transformers", reason="the encoders come with transformers")
 
-from depth_node import config  # noqa: E402
-from training import checkpoints, cka  # noqa: E402
-from training.__main__ import main  # noqa: E402
-from training.checkpoints import TrainingError  # noqa: E402
-from training.models import NetworkConfig, open_network  # noqa: E402
+from depth_node import config
+from training import checkpoints, cka
+from training.__main__ import main
+from training.checkpoints import TrainingError
+from training.models import NetworkConfig, open_network
 
 
 def features(rows: int = 40, columns: int = 6, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from depth_node import config
-from depth_node.projection import Camera
+from depth_node.geometry.camera import Camera
 from training import data
 from training.cache import Cache, Key, digest
 from training.data import DataError, ViewConfig, Window

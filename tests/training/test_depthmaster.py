@@ -14,17 +14,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 
-from rich.console import Console  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from rich.console import Console
+from safetensors.torch import save_file
 
-from depth_node import config  # noqa: E402
-from training import checkpoints, diffusion, loop  # noqa: E402
-from training.__main__ import main  # noqa: E402
-from training.checkpoints import TrainingError  # noqa: E402
-from training.datasets import open_samples  # noqa: E402
-from training.mixture import Mixture  # noqa: E402
-from training.models import NetworkConfig, open_dino  # noqa: E402
-from training.recipes import depthmaster, distill, supervised  # noqa: E402
+from depth_node import config
+from training import checkpoints, diffusion, loop
+from training.__main__ import main
+from training.checkpoints import TrainingError
+from training.datasets import open_samples
+from training.mixture import Mixture
+from training.models import NetworkConfig, open_dino
+from training.recipes import depthmaster, distill, supervised
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 DEBUG = CONFIGS / "depthmaster_debug.yaml"

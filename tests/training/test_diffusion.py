@@ -12,12 +12,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import save_file
 
-from depth_node import config  # noqa: E402
-from training import diffusion  # noqa: E402
-from training.checkpoints import TrainingError  # noqa: E402
-from training.diffusion import DiffusionConfig, SingleStep, open_diffusion  # noqa: E402
+from depth_node import config
+from training import diffusion
+from training.checkpoints import TrainingError
+from training.diffusion import DiffusionConfig, SingleStep, open_diffusion
 
 SMALL = DiffusionConfig(unet_widths=(8, 16), vae_widths=(8, 8), prompt_width=8)
 

@@ -12,15 +12,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from rich.console import Console  # noqa: E402
+from rich.console import Console
 
-from depth_node import config  # noqa: E402
-from training import loop  # noqa: E402
-from training.data import Sample, Window  # noqa: E402
-from training.losses import normalised_l1  # noqa: E402
-from training.models import NetworkConfig, fresh_decoder, open_network, open_run  # noqa: E402
-from training.recipes import distill  # noqa: E402
-from training.recipes.distill import Distill, parts_of  # noqa: E402
+from depth_node import config
+from training import loop
+from training.data import Sample, Window
+from training.losses import normalised_l1
+from training.models import NetworkConfig, fresh_decoder, open_network, open_run
+from training.recipes import distill
+from training.recipes.distill import Distill, parts_of
 
 CONFIG = Path(__file__).resolve().parents[2] / "training" / "configs" / "distill_debug.yaml"
 SIZE = (90, 120)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from depth_node.engine import opening
+from depth_node.engine import opening, options
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.prediction import Prediction
 from training import datasets, evaluate, ordinal, protocols
@@ -194,8 +194,8 @@ def test_scores_are_of_the_reference_unless_asked_otherwise(
 ) -> None:
     monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # on a machine with a GPU it would be taken
     _, identity, model = evaluate.open_model("embedded")
-    assert model.engine.backend == opening.REFERENCE
-    monkeypatch.setattr(opening, "AUTO", (opening.REFERENCE,))
+    assert model.engine.backend == options.REFERENCE
+    monkeypatch.setattr(opening, "AUTO", (options.REFERENCE,))
     assert evaluate.open_model("embedded", "auto")[1] == identity
     assert main(["evaluate", "--procedural", "1", "--seed", "1", "--backend", "cpu"]) == 1
     assert "back end 'cpu' is not known" in capsys.readouterr().err

@@ -12,17 +12,19 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-import onnx  # noqa: E402
-from rich.console import Console  # noqa: E402
+import onnx
+from rich.console import Console
 
-from depth_node import config, preprocess  # noqa: E402
-from depth_node.engine import Manifest, manifest_path, open_engine  # noqa: E402
-from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
-from depth_node.pipeline import DepthPipeline, PipelineConfig  # noqa: E402
-from depth_node.projection import Camera, SparseDepth  # noqa: E402
-from depth_node.scene import Scene, random_view  # noqa: E402
-from training import checkpoints, evaluate, export, models  # noqa: E402
-from training.__main__ import main  # noqa: E402
+from depth_node import config
+from depth_node.engine import preprocess
+from depth_node.engine.manifest import Manifest, manifest_path
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.inference import DepthModel, ModelConfig, open_engine
+from depth_node.pipeline import DepthPipeline, PipelineConfig
+from depth_node.simulation.renderer import Scene, random_view
+from training import checkpoints, evaluate, export, models
+from training.__main__ import main
 
 REPO = Path(__file__).resolve().parents[2]
 UNET = models.StudentConfig(widths=(4, 6, 8, 8, 8), depths=(0, 1, 1, 1, 1), decoder=(8, 6, 6, 4))
@@ -94,7 +96,7 @@ def test_the_unet_is_exported_folded_and_shifted(unet: tuple[Path, Path]) -> Non
         "batch": 2,
         "seed": 4,
         "pool_seed": 9,
-        "data": "procedural rooms of depth_node.scene, no photographs",
+        "data": "procedural rooms of depth_node.simulation.renderer, no photographs",
         "student": config.to_dict(UNET),
     }
     plain = models.open_run(run)

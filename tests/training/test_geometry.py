@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from depth_node import config  # noqa: E402
-from training import geometry  # noqa: E402
-from training.geometry import GeometricConfig  # noqa: E402
-from training.sequences import SequenceConfig, Triplet, Triplets, open_triplets  # noqa: E402
+from depth_node import config
+from training import geometry
+from training.geometry import GeometricConfig
+from training.sequences import SequenceConfig, Triplet, Triplets, open_triplets
 
 PLAIN = GeometricConfig(automask=False)
 

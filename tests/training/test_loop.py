@@ -20,13 +20,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from rich.console import Console  # noqa: E402
-from torch import nn  # noqa: E402
-from toy import Config, Toy, train  # noqa: E402
+from rich.console import Console
+from torch import nn
+from toy import Config, Toy, train
 
-from depth_node import config  # noqa: E402
-from training import benchmark, checkpoints, loop  # noqa: E402
-from training.data import DataError  # noqa: E402
+from depth_node import config
+from training import benchmark, checkpoints, loop
+from training.data import DataError
 
 REPO = Path(__file__).resolve().parents[2]
 TOY = Path(__file__).with_name("toy.py")

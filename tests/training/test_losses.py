@@ -7,9 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from golden import STUDENT, TEACHER, as_map, everywhere  # noqa: E402
+from golden import STUDENT, TEACHER, as_map, everywhere
 
-from training.losses import (  # noqa: E402
+from training.losses import (
     context_l1,
     dead_outputs,
     drift,
@@ -22,8 +22,8 @@ from training.losses import (  # noqa: E402
     product_norm,
     scale_anchor,
 )
-from training.normalization import normalise  # noqa: E402
-from training.recipes.supervised import LossConfig, disparity_loss  # noqa: E402
+from training.normalization import normalise
+from training.recipes.supervised import LossConfig, disparity_loss
 
 
 def test_global_loss_golden() -> None:

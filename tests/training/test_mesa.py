@@ -14,20 +14,20 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("transformers", reason="the encoder comes with transformers")
 
-from test_sequences import make_scannet  # noqa: E402
+from test_sequences import make_scannet
 
-from depth_node import config  # noqa: E402
-from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
-from training import checkpoints, loop, masking  # noqa: E402
-from training.__main__ import main  # noqa: E402
-from training.checkpoints import TrainingError  # noqa: E402
-from training.data import DataError  # noqa: E402
-from training.datasets import DataConfig, open_samples  # noqa: E402
-from training.masking import MaskingConfig  # noqa: E402
-from training.mixture import Mixture  # noqa: E402
-from training.models import NetworkConfig, open_network, open_run  # noqa: E402
-from training.recipes import mesa  # noqa: E402
-from training.sequences import Triplets, open_triplets  # noqa: E402
+from depth_node import config
+from depth_node.inference import DepthModel, ModelConfig
+from training import checkpoints, loop, masking
+from training.__main__ import main
+from training.checkpoints import TrainingError
+from training.data import DataError
+from training.datasets import DataConfig, open_samples
+from training.masking import MaskingConfig
+from training.mixture import Mixture
+from training.models import NetworkConfig, open_network, open_run
+from training.recipes import mesa
+from training.sequences import Triplets, open_triplets
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 DEBUG = CONFIGS / "mesa_debug.yaml"

@@ -12,15 +12,16 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from depth_node import config  # noqa: E402
-from depth_node.engine import locate, manifest_path  # noqa: E402
-from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
-from training import checkpoints  # noqa: E402
-from training.checkpoints import TrainingError  # noqa: E402
-from training.losses import product_norm  # noqa: E402
-from training.models import (  # noqa: E402
+from depth_node import config
+from depth_node.engine.manifest import manifest_path
+from depth_node.inference import DepthModel, ModelConfig
+from depth_node.model_zoo.registry import locate
+from training import checkpoints
+from training.checkpoints import TrainingError
+from training.losses import product_norm
+from training.models import (
     DepthAnything,
     NetworkConfig,
     SmallUNet,

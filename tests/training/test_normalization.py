@@ -7,9 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from golden import STUDENT, TEACHER, as_map, everywhere  # noqa: E402
+from golden import STUDENT, TEACHER, as_map, everywhere
 
-from training.normalization import (  # noqa: E402
+from training.normalization import (
     FEW,
     bins,
     layers,

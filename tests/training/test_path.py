@@ -15,13 +15,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("peft", reason="adaptation needs peft (requirements-training.txt)")
 
-from depth_node.inference import ModelConfig  # noqa: E402
-from depth_node.pipeline import DepthPipeline, PipelineConfig  # noqa: E402
-from depth_node.projection import SparseDepth  # noqa: E402
-from depth_node.scene import Scene, random_view  # noqa: E402
-from training import models  # noqa: E402
-from training.__main__ import _arguments, main  # noqa: E402
-from training.ordinal import SimulationConfig, simulate, write_labels  # noqa: E402
+from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.inference import ModelConfig
+from depth_node.pipeline import DepthPipeline, PipelineConfig
+from depth_node.simulation.renderer import Scene, random_view
+from training import models
+from training.__main__ import _arguments, main
+from training.ordinal import SimulationConfig, simulate, write_labels
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 # What makes it a toy: everything else is the command as it is printed.

@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from training import masks as module  # noqa: E402
-from training.checkpoints import TrainingError  # noqa: E402
-from training.masks import MaskConfig, MaskMaker, as_layers, sam_masks, stacked  # noqa: E402
-from training.models import open_sam  # noqa: E402
+from training import masks as module
+from training.checkpoints import TrainingError
+from training.masks import MaskConfig, MaskMaker, as_layers, sam_masks, stacked
+from training.models import open_sam
 
 H, W = 48, 64
 

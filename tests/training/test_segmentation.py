@@ -60,16 +60,16 @@ TORCHVISION = helped_torchvision()  # before transformers, which imports it wher
 transformers = pytest.importorskip("transformers", reason="needs requirements-training.txt")
 
 
-from rich.console import Console  # noqa: E402 - after what may be missing
+from rich.console import Console
 
-from depth_node.engine import Manifest, manifest_path, open_engine  # noqa: E402
-from depth_node.inference import ModelConfig, PromptedRegionModel, RegionModel  # noqa: E402
-from depth_node.masks import PromptConfig, box_overlap, select  # noqa: E402
-from depth_node.preprocess import to_tensor  # noqa: E402
-from depth_node.regions import SegmentationConfig  # noqa: E402
-from depth_node.scene import Scene, random_view  # noqa: E402
-from training import segmentation  # noqa: E402
-from training.loop import TrainingError  # noqa: E402
+from depth_node.engine.manifest import Manifest, manifest_path
+from depth_node.engine.preprocess import to_tensor
+from depth_node.inference import ModelConfig, PromptedRegionModel, RegionModel, open_engine
+from depth_node.regions.prompted_masks import PromptConfig, box_overlap, select
+from depth_node.regions.settings import SegmentationConfig
+from depth_node.simulation.renderer import Scene, random_view
+from training import segmentation
+from training.loop import TrainingError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what torch, timm and others deprecate
 SIZE, PER_SIDE, BATCH = 256, 4, 5  # 16 points in batches of 5: the last is filled up

@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from depth_node import config  # noqa: E402
-from training import study  # noqa: E402
-from training.__main__ import main  # noqa: E402
-from training.recipes import westar  # noqa: E402
+from depth_node import config
+from training import study
+from training.__main__ import main
+from training.recipes import westar
 
 
 def test_a_variant_is_compared_picture_by_picture() -> None:

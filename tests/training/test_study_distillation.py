@@ -11,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from training import study_distillation as study  # noqa: E402
-from training.__main__ import main  # noqa: E402
-from training.data import Sample  # noqa: E402
+from training import study_distillation as study
+from training.__main__ import main
+from training.data import Sample
 
 
 def seed_of(errors: list[list[float]]) -> dict[str, Any]:

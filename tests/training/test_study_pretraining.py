@@ -10,12 +10,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 
-from depth_node import config  # noqa: E402
-from training import checkpoints, diffusion  # noqa: E402
-from training import study_pretraining as study  # noqa: E402
-from training.__main__ import main  # noqa: E402
-from training.models import NetworkConfig, open_dino  # noqa: E402
-from training.recipes import depthmaster  # noqa: E402
+from depth_node import config
+from training import checkpoints, diffusion
+from training import study_pretraining as study
+from training.__main__ import main
+from training.models import NetworkConfig, open_dino
+from training.recipes import depthmaster
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from depth_node.metrics import evaluate  # noqa: E402
-from depth_node.prediction import Prediction  # noqa: E402
-from training import losses, protocols  # noqa: E402
-from training.checkpoints import TrainingError  # noqa: E402
-from training.models import SmallUNet, StudentConfig  # noqa: E402
-from training.recipes import supervised  # noqa: E402
+from depth_node.metrics import evaluate
+from depth_node.prediction import Prediction
+from training import losses, protocols
+from training.checkpoints import TrainingError
+from training.models import SmallUNet, StudentConfig
+from training.recipes import supervised
 
 SMALL = StudentConfig(widths=(4, 6, 8, 8, 8), depths=(0, 1, 1, 1, 1), decoder=(8, 6, 6, 4))
 

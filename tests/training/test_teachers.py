@@ -10,11 +10,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from depth_node.engine import opening  # noqa: E402
-from depth_node.inference import DepthModel, ModelConfig  # noqa: E402
-from training.checkpoints import TrainingError  # noqa: E402
-from training.models import InputSpec, NetworkConfig  # noqa: E402
-from training.teachers import (  # noqa: E402
+from depth_node.engine import opening, options
+from depth_node.inference import DepthModel, ModelConfig
+from training.checkpoints import TrainingError
+from training.models import InputSpec, NetworkConfig
+from training.teachers import (
     NetworkTeacher,
     TeacherConfig,
     ask,
@@ -110,7 +110,7 @@ def test_an_engine_teaches_as_it_runs_on_the_robot() -> None:
 
 def test_an_engine_is_the_reference_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # on a robot a GPU would be taken
-    assert open_teacher(TeacherConfig(what="engine")).model.engine.backend == opening.REFERENCE
+    assert open_teacher(TeacherConfig(what="engine")).model.engine.backend == options.REFERENCE
     with pytest.raises(TrainingError, match=r"cannot be opened: .*no-such"):
         open_teacher(TeacherConfig(what="engine", backend="no-such"))
 

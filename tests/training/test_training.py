@@ -16,12 +16,12 @@ from rich.console import Console
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from depth_node import config  # noqa: E402
-from training import loop  # noqa: E402
-from training.__main__ import main  # noqa: E402
-from training.data import open_pool  # noqa: E402
-from training.models import SmallUNet, StudentConfig, parameter_count  # noqa: E402
-from training.recipes import supervised  # noqa: E402
+from depth_node import config
+from training import loop
+from training.__main__ import main
+from training.data import open_pool
+from training.models import SmallUNet, StudentConfig, parameter_count
+from training.recipes import supervised
 
 REPO = Path(__file__).resolve().parents[2]
 DEBUG = REPO / "training" / "configs" / "debug.yaml"

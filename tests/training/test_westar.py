@@ -12,15 +12,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from rich.console import Console  # noqa: E402
+from rich.console import Console
 
-from depth_node import config  # noqa: E402
-from training import loop  # noqa: E402
-from training.data import DataError, Sample  # noqa: E402
-from training.models import low_rank, open_network, open_run  # noqa: E402
-from training.ordinal import LabelSet, Pair, write_labels  # noqa: E402
-from training.recipes import westar  # noqa: E402
-from training.recipes.westar import LossConfig, at, ordinal_loss, self_training  # noqa: E402
+from depth_node import config
+from training import loop
+from training.data import DataError, Sample
+from training.models import low_rank, open_network, open_run
+from training.ordinal import LabelSet, Pair, write_labels
+from training.recipes import westar
+from training.recipes.westar import LossConfig, at, ordinal_loss, self_training
 
 CONFIG = Path(__file__).resolve().parents[2] / "training" / "configs" / "westar_debug.yaml"
 SIZE = (60, 80)

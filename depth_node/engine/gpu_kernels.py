@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.preprocess import (
+from depth_node.engine.preprocess import (
     InputSpec,
     channel_gains,
     interpolation_of,

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.compiling import compiled, find_numba
+from depth_node.fitting.numba_support import compiled, find_numba
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

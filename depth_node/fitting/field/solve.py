@@ -28,9 +28,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.config import option, section, validate
-from depth_node.field_kernels import COMPILERS, STUDENT_PEAK, Floats, Integers, Kernels, kernels
+from depth_node.fitting.field.kernels import (
+    COMPILERS,
+    STUDENT_PEAK,
+    Floats,
+    Integers,
+    Kernels,
+    kernels,
+)
+from depth_node.fitting.field.memory import QUANTILE, Answer, FieldState, TemporalConfig
 from depth_node.prediction import Prediction
-from depth_node.temporal import QUANTILE, Answer, FieldState, TemporalConfig
 
 Map = NDArray[np.float32]
 

@@ -15,10 +15,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.engine import Engine, EngineError, Manifest
-from depth_node.engine.check import Limits, Parity, parity
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import Manifest
+from depth_node.engine.preprocess import to_picture, to_tensor
+from depth_node.engine.protocol import Engine
+from depth_node.engine.self_check import Limits, Parity, parity
 from depth_node.prediction import KINDS
-from depth_node.preprocess import to_picture, to_tensor
+from depth_node.simulation.renderer import Scene, random_view
 
 WANTED = 50  # pictures on which a limit says something
 _ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -77,8 +80,6 @@ class Pictures:
         if self.files:
             yield from (_read(path) for path in self.files[: self.count])
             return
-        from depth_node.scene import Scene, random_view
-
         for number in range(self.count):
             if number % _VIEWS == 0:  # a room costs more than another view of it
                 rng = np.random.default_rng([self.seed, number])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.graphs import (
+from depth_node.model_zoo.onnx_graph import (
     ConvertError,
     head,
     inferred,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
-from depth_node.projection import invert_rigid
+from depth_node.geometry.rigid import invert_rigid
 
 Transform = NDArray[np.float64]
 

@@ -18,15 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_node import __version__
-from depth_node.engine import (
-    Engine,
-    Manifest,
-    converted_path,
-    locate,
-    manifest_path,
-    model_sha256,
-)
-from depth_node.graphs import (
+from depth_node.engine.manifest import Manifest, converted_path, manifest_path, model_sha256
+from depth_node.engine.protocol import Engine
+from depth_node.model_zoo.compare import Comparison, Picture, Pictures, compare, tensors_of
+from depth_node.model_zoo.fp16 import Half, to_half
+from depth_node.model_zoo.onnx_graph import (
     ConvertError,
     inferred,
     onnx_package,
@@ -35,8 +31,7 @@ from depth_node.graphs import (
     tensor_types,
     with_ranges,
 )
-from depth_node.halving import Half, to_half
-from depth_node.parity import Comparison, Picture, Pictures, compare, tensors_of
+from depth_node.model_zoo.registry import locate
 
 if TYPE_CHECKING:
     import onnx

@@ -25,11 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.config import ConfigError, option, section, validate
-from depth_node.field import MIN_POINTS as FIELD_MIN_POINTS
-from depth_node.field import Field, FieldConfig, solve
-from depth_node.prediction import Prediction
-from depth_node.surface_maps import Picture, depth_map, feather, std_map
-from depth_node.surfaces import (
+from depth_node.fitting.field.solve import MIN_POINTS as FIELD_MIN_POINTS
+from depth_node.fitting.field.solve import Field, FieldConfig, solve
+from depth_node.fitting.region_surfaces import (
     INLIER_STDS,
     MIN_RELATIVE_STD,
     PARAMETERS,
@@ -42,23 +40,12 @@ from depth_node.surfaces import (
     fit_surfaces,
     median_scale,
 )
+from depth_node.fitting.surface_maps import Picture, depth_map, feather, std_map
+from depth_node.prediction import Prediction
 
 if TYPE_CHECKING:
-    from depth_node.projection import SparseDepth
-    from depth_node.temporal import FieldState
-
-__all__ = [
-    "LABEL_METHODS",
-    "METHODS",
-    "MODES",
-    "REGION_FIT_DTYPE",
-    "REGION_METHODS",
-    "FitConfig",
-    "FitResult",
-    "FitStatus",
-    "RegionStatus",
-    "fit",
-]
+    from depth_node.fitting.field.memory import FieldState
+    from depth_node.geometry.sparse_depth import SparseDepth
 
 METHODS: tuple[str, ...] = (
     "global_depth",

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.compiling import compiled, find_numba
-from depth_node.surfaces import SurfaceTable
+from depth_node.fitting.numba_support import compiled, find_numba
+from depth_node.fitting.region_surfaces import SurfaceTable
 
 FEATHER_SHARE = 0.05  # seams with a larger step are edges of the scene
 

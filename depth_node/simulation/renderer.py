@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.furniture import BOX, CYLINDER, ELLIPSOID, STYLES, Lamp, Plan, furnish
-from depth_node.projection import Camera
-from depth_node.textures import TEXTURE_SIZE_PX, look_up, texture_set
+from depth_node.geometry.camera import Camera
+from depth_node.simulation.rooms import BOX, CYLINDER, ELLIPSOID, STYLES, Lamp, Plan, furnish
+from depth_node.simulation.textures import TEXTURE_SIZE_PX, look_up, texture_set
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

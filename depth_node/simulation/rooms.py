@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.textures import TEXTURE_NAMES, TEXTURE_SETS
+from depth_node.simulation.textures import TEXTURE_NAMES, TEXTURE_SETS
 
 F64 = NDArray[np.float64]
 

@@ -20,8 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.engine import EMBEDDED, EngineError, PictureEngine, backends, kernels, open_engine
-from depth_node.preprocess import InputSpec, to_tensor
+from depth_node.engine import EngineError, gpu_kernels
+from depth_node.engine.manifest import EMBEDDED
+from depth_node.engine.opening import backends
+from depth_node.engine.preprocess import InputSpec, to_tensor
+from depth_node.engine.protocol import PictureEngine
+from depth_node.inference import open_engine
 
 REPEATS = 200
 CYCLES = 10
@@ -133,7 +137,7 @@ def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, F
     place = gpu.allocate(pinned.nbytes, "the tensor")
     for name, size in (("picture_vga", (480, 640)), ("picture_1080p", (1080, 1920))):
         image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        how = kernels.Resampling.of(*size, spec)
+        how = gpu_kernels.Resampling.of(*size, spec)
         entry = cuda.PictureInput(loaded, *size, how, place)
         entry.enqueue(image)
         gpu.download(pinned, place)
@@ -141,7 +145,7 @@ def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, F
         # One grey level, where sums in another order round otherwise.
         level = float(how.gains.max())
         moved = image.nbytes + pinned.nbytes
-        twin = kernels.picture_to_tensor(image, how)
+        twin = gpu_kernels.picture_to_tensor(image, how)
         note(name, pinned, twin, level / 4, 2e-3, entry.launch, moved)
         entry.close()
 
@@ -151,15 +155,15 @@ def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, F
     table = np.column_stack([rng.uniform(0.5, 1.5, (100, 4)), np.full(100, 0.1), np.full(100, 50)])
     applied = cuda.table_applied(loaded, values, labels, table, 0.0)
     applied.launch()
-    twin = kernels.apply_table(values, labels, table, 0.0)
+    twin = gpu_kernels.apply_table(values, labels, table, 0.0)
     note("regions", applied.result(), twin, 1e-4, 0.0, applied.launch, 3 * values.nbytes)
     applied.close()
 
     factor = np.exp(rng.normal(0, 0.2, (240, 320))).astype(np.float32)
-    line = kernels.Line("disparity", 0.8, 0.05, 0.2, 40.0, 0.05, 100.0)
+    line = gpu_kernels.Line("disparity", 0.8, 0.05, 0.2, 40.0, 0.05, 100.0)
     applied = cuda.grid_applied(loaded, values, factor, line)
     applied.launch()
-    twin = kernels.apply_grid(values, factor, line)
+    twin = gpu_kernels.apply_grid(values, factor, line)
     moved = 2 * values.nbytes + factor.nbytes
     note("field", applied.result(), twin, 1e-3, 0.0, applied.launch, moved)
     applied.close()
@@ -175,7 +179,7 @@ def _cycles(cuda: Any) -> Facts:
             spec = InputSpec(518, 518)
             place = gpu.allocate(4 * 3 * 518 * 518, "the tensor")
             entry = cuda.PictureInput(
-                loaded, 480, 640, kernels.Resampling.of(480, 640, spec), place
+                loaded, 480, 640, gpu_kernels.Resampling.of(480, 640, spec), place
             )
             picture: npt.NDArray[np.uint8] = np.zeros((480, 640, 3), np.uint8)
             gpu.capture(lambda: entry.enqueue(picture))()

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of others: which there are, getting one by explicit command, knowing it again.
-
-models/registry.yaml lists them. What is fetched lies in a folder of the user's data, a folder per
-network, with a record of the hashes; an ONNX file gets its manifest there and is then opened by its
-name (:func:`resolve`). Nothing here is called by the node but resolve(), which only looks.
-"""
+"""Getting a network by explicit command, and knowing it again."""
 
 from __future__ import annotations
 
@@ -14,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,176 +17,15 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-import yaml
+from depth_node.engine.manifest import Manifest, manifest_path
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.model_zoo.registry import HUB, Entry, FetchError
 
-from depth_node.config import nearest
-from depth_node.engine import (
-    MEANINGS,
-    EngineError,
-    Manifest,
-    converted_path,
-    manifest_path,
-    write_manifest,
-)
-from depth_node.preprocess import InputSpec
-
-REGISTRY = Path(__file__).resolve().parent / "models" / "registry.yaml"
-FORMATS = ("onnx", "weights")
 RECORD = "fetched.json"
-HUB = "https://huggingface.co"
 _CURE = "pip install huggingface_hub"
 _BLOCK = 1 << 20
-
 # Told of a download: the file, the bytes that are here, the bytes in all (None: unknown).
 OnBytes = Callable[[str, int, "int | None"], None]
-
-
-class FetchError(EngineError):
-    """A network cannot be fetched or is not what it should be; one sentence, cause and cure."""
-
-
-# --- the registry --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A network of the registry; the keys are explained at the head of registry.yaml.
-
-    ``files`` maps paths in the repository to hexadecimal SHA-256, "" where it is not known; the
-    first is the network itself. ``size`` is (height, width) in pixels, ``parameters`` millions.
-    """
-
-    name: str
-    repo: str
-    revision: str
-    files: Mapping[str, str]
-    format: str
-    maker: str
-    parameters: float
-    licence: str
-    meaning: str
-    size: tuple[int, int]
-    input: Mapping[str, Any]
-    patch_size: int = 0
-    output_name: str = ""
-    non_commercial: bool = False
-    export: str = ""
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS or self.meaning not in MEANINGS:
-            raise EngineError(
-                f"registry: {self.name} has format {self.format!r} and meaning {self.meaning!r}:"
-                f" use {' or '.join(FORMATS)} and one of {', '.join(MEANINGS)}"
-            )
-        if not self.files or not all(
-            re.fullmatch("[0-9a-f]{64}|", str(digest)) for digest in self.files.values()
-        ):
-            raise EngineError(
-                f"registry: files of {self.name} must map paths to a SHA-256 of 64 digits, or to"
-                ' "" where it is not known'
-            )
-        object.__setattr__(self, "size", tuple(self.size))
-        InputSpec(*self.size, **self.input)  # a wrong rule is found now, not after the download
-
-    @property
-    def main(self) -> str:
-        """File name of the network itself."""
-        return PurePosixPath(next(iter(self.files))).name
-
-    @property
-    def folder(self) -> Path:
-        """Where its files lie once they are fetched."""
-        return models_folder() / self.name
-
-    @property
-    def onnx(self) -> Path:
-        """The file that runs: what was fetched, or is to be made of the weights."""
-        return self.folder / (self.main if self.format == "onnx" else f"{self.name}.onnx")
-
-    @property
-    def export_command(self) -> str:
-        """What makes the ONNX file of weights, as typed; "" where others have to do it."""
-        words = {
-            "folder": self.folder, "onnx": self.onnx, "name": self.name, "licence": self.licence
-        }  # fmt: skip
-        return self.export.format(**{key: shlex.quote(str(word)) for key, word in words.items()})
-
-    @property
-    def page(self) -> str:
-        """Where people read about it and its licence."""
-        return f"{HUB}/{self.repo}"
-
-
-def registry() -> dict[str, Entry]:
-    """Every network of the registry by its name. Raises EngineError if the file is damaged."""
-    try:
-        values = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
-        return {name: Entry(name=name, **facts) for name, facts in values.items()}
-    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise EngineError(
-            f"the registry of networks {REGISTRY} cannot be read ({' '.join(str(error).split())}):"
-            " install the package again"
-        ) from error
-
-
-def find(name: str) -> Entry:
-    """A network by its name. Raises FetchError, with the nearest name."""
-    known = registry()
-    if name not in known:
-        guess = nearest(name, known)
-        hint = f" (did you mean {guess}?)" if guess else ""
-        raise FetchError(
-            f"no network is called {name!r}{hint}: `depth_tools models list` shows all"
-        )
-    return known[name]
-
-
-# --- what is here --------------------------------------------------------------------------------
-
-
-def models_folder() -> Path:
-    """Where fetched networks lie: ``$XDG_DATA_HOME/depth_node/models``."""
-    home = os.environ.get("XDG_DATA_HOME", "")
-    base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "share"
-    return base / "depth_node" / "models"
-
-
-def resolve(name: str) -> Path | None:
-    """The ONNX file of a registered name; None if the name is not one, so perhaps a path.
-
-    ``name.fp16`` is what `depth_tools models convert` made of it. Raises EngineError with the
-    command to run if the network is not here yet.
-    """
-    entry = _named(name)
-    if entry is None:
-        return None
-    variant = name[len(entry.name) + 1 :]
-    path = entry.onnx if not variant else converted_path(entry.onnx, variant)
-    if path.is_file():
-        return path
-    command = f"depth_tools models fetch {entry.name}"
-    if variant:
-        command = f"depth_tools models convert {entry.name} --precision {variant}"
-    elif (entry.folder / entry.main).is_file():  # weights, which are here
-        command = entry.export_command
-        if not command:
-            raise EngineError(
-                f"{entry.name} is here as weights, which do not run: export them with their"
-                f" maker's package and put the file at {path}"
-            )
-    raise EngineError(f"network {name} is not on this machine: run `{command}`")
-
-
-def _named(name: str) -> Entry | None:
-    """The entry of ``name`` or ``name.variant``."""
-    if os.sep in name or name.endswith(".onnx"):
-        return None
-    known = registry()
-    if name in known:
-        return known[name]
-    stem, dot, variant = name.rpartition(".")
-    return known.get(stem) if dot and variant else None
 
 
 @dataclass(frozen=True)
@@ -271,9 +104,6 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-# --- fetching ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

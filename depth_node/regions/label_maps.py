@@ -8,88 +8,18 @@ the readings its text leaves open are ours and named where they are made).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse import csgraph
 
-from depth_node.config import option, section, validate
-from depth_node.masks import PromptConfig
+from depth_node.regions.settings import SegmentationConfig
 
 REFERENCE_AREA_PX = 640 * 480  # pixel counts in the configuration are given for this picture size
 _DENSE_ID_LIMIT = 1 << 22  # ids up to here are relabelled through a table, larger ones by sorting
-
 Labels = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class SegmentationConfig:
-    """How a picture becomes regions."""
-
-    cell_px: float = option(
-        4.0,
-        "Side of the cells that the picture is segmented in; at 640x480, scaled with the picture.",
-        unit="px",
-        minimum=1.0,
-        maximum=64.0,
-    )
-    grow_cells: int = option(
-        40,
-        "A region grows, by the neighbour that resembles it most, until it has this many cells.",
-        minimum=1,
-        maximum=100_000,
-    )
-    depth_weight: float = option(
-        0.15,
-        "Weight of the prediction (in mean deviations from its median) against colour (Lab / 100).",
-        minimum=0.0,
-        maximum=10.0,
-    )
-    blur_cells: float = option(
-        0.7, "Standard deviation of the blur over cells; 0 = none.", minimum=0.0, maximum=10.0
-    )
-    min_region_px: int = option(
-        100,
-        "Smaller masks are ignored and smaller regions between masks join the neighbour with the "
-        "longest border; at 640x480, scaled with the area of the picture.",
-        unit="px",
-        minimum=0,
-    )
-    edge_level: float = option(
-        0.3,
-        "Stronger edges of a network that gives edges part regions.",
-        minimum=0.0,
-        maximum=1.0,
-    )
-    edge_gap_px: float = option(
-        4.0,
-        "Gaps of such edges up to this width are closed; at 640x480, scaled with the picture.",
-        unit="px",
-        minimum=0.0,
-        maximum=100.0,
-    )
-    every: int = option(
-        1,
-        "Segment every so many pictures of a sequence and carry the regions to those between by the"
-        " image's motion; 1 = every picture, 0 = only those that changed.",
-        minimum=0,
-        maximum=1000,
-    )
-    change: float = option(
-        0.15,
-        "With `every` above or below 1: segment as soon as more than this share of the picture was"
-        " not there when it was last segmented.",
-        minimum=0.0,
-        maximum=1.0,
-    )
-    prompts: PromptConfig = section(PromptConfig, "points and masks of a prompted network")
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 def relabel(labels: NDArray[np.integer]) -> Labels:
@@ -236,108 +166,6 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
     return np.repeat(table[number[region]], run_px).reshape(labels.shape)
 
 
-def segment(
-    image: NDArray[np.uint8],
-    prediction_values: NDArray[np.floating] | None = None,
-    config: SegmentationConfig | None = None,
-) -> Labels:
-    """Regions of a picture without a network: (H, W) int32, every pixel in a region 1..K.
-
-    image: (H, W, 3) uint8 RGB. prediction_values: (H, W) output of a depth network in any of its
-    spaces, NaN unknown, so that edges of depth count as well as edges of colour.
-
-    The picture is averaged into cells and every cell is a region at first. In rounds, every region
-    that is still too small joins the neighbour whose mean colour and mean prediction are nearest
-    to its own (Boruvka's rounds with means; a relative of Felzenszwalb and Huttenlocher's graph
-    segmentation, which compares single pixels). Every region is 4-connected, has at least
-    `config.grow_cells` cells (if the picture has) and breaks where colour or depth does.
-    """
-    config = config or SegmentationConfig()
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(
-            f"the picture is {image.dtype} of shape {image.shape}, give uint8 RGB (H, W, 3)."
-        )
-    height, width = image.shape[:2]
-    if prediction_values is not None and np.shape(prediction_values) != (height, width):
-        raise ValueError(
-            f"the prediction has shape {np.shape(prediction_values)} and the picture "
-            f"{(height, width)}: give the prediction in picture coordinates."
-        )
-    cell_px = config.cell_px * np.sqrt(height * width / REFERENCE_AREA_PX)
-    # Not more cells than pixels, so that every cell has pixels and regions stay connected.
-    rows = int(np.clip(round(height / cell_px), 1, height))
-    cols = int(np.clip(round(width / cell_px), 1, width))
-
-    small = cv2.resize(image, (cols, rows), interpolation=cv2.INTER_AREA)
-    colour = cv2.cvtColor(small.astype(np.float32) / np.float32(255), cv2.COLOR_RGB2Lab)
-    features: list[NDArray[Any]] = [colour / np.float32(100)]
-    if prediction_values is not None and config.depth_weight > 0:
-        values: NDArray[Any] = np.asarray(prediction_values, np.float32)
-        values = np.asarray(cv2.resize(values, (cols, rows), interpolation=cv2.INTER_AREA))
-        features.append(np.float32(config.depth_weight) * _levelled(values)[..., None])
-    cells: NDArray[Any] = np.concatenate(features, axis=2)
-    if config.blur_cells > 0:
-        cells = np.asarray(cv2.GaussianBlur(cells, (0, 0), config.blur_cells))
-    labels: NDArray[Any] = _grow(cells, config.grow_cells)
-    labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(labels, np.int32)
-
-
-def _levelled(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A prediction in mean deviations from its median, large ones compressed, unknown ones 0."""
-    known = np.isfinite(values)
-    if not known.any():
-        return np.zeros_like(values)
-    centred = np.where(known, values, 0) - np.median(values[known])
-    deviation = float(np.abs(centred[known]).mean())
-    if not 0 < deviation < np.inf:
-        return np.zeros_like(values)
-    # Metres have a long tail to the far, disparities to the near; an edge there counts the same.
-    return np.where(known, np.arcsinh(centred / np.float32(deviation)), np.float32(0))
-
-
-def _grow(cells: NDArray[np.float32], least: int) -> Labels:
-    """Join cells (h, w, f) to regions of at least `least` cells, nearest mean features first."""
-    height, width, _ = cells.shape
-    index = np.arange(height * width, dtype=np.int32).reshape(height, width)
-    one = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
-    other = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
-    region: NDArray[Any] = index.ravel()  # of every cell
-    size: NDArray[Any] = np.ones(len(region))
-    mean: NDArray[Any] = cells.reshape(len(region), -1)
-    while len(one):
-        active = (size[one] < least) | (size[other] < least)
-        if not active.any():
-            break
-        difference = mean[one[active]] - mean[other[active]]
-        distance = np.einsum("ij,ij->i", difference, difference)
-        from_farthest = np.argsort(-distance, kind="stable")
-        left, right = one[active][from_farthest], other[active][from_farthest]
-        # The last of repeated writes stays, so each region ends up with its nearest neighbour.
-        both = np.stack([left, right], axis=1).ravel()
-        back = np.stack([right, left], axis=1).ravel()
-        nearest = np.arange(len(size), dtype=np.int32)
-        nearest[both] = back
-        grown = size >= least
-        nearest[grown] = np.flatnonzero(grown)
-        links = sparse.csr_matrix(
-            (np.ones(len(size), np.int8), nearest, np.arange(len(size) + 1)),
-            shape=(len(size), len(size)),
-        )
-        count, joined = csgraph.connected_components(links, directed=False)
-        region = joined[region]
-        sums = [np.bincount(joined, mean[:, k] * size, count) for k in range(mean.shape[1])]
-        size = np.bincount(joined, size, count)
-        mean = (np.stack(sums, axis=1) / size[:, None]).astype(np.float32)
-        one, other = joined[one], joined[other]
-        keep = one != other
-        one, other = np.minimum(one[keep], other[keep]), np.maximum(one[keep], other[keep])
-        pairs = np.unique(one.astype(np.int64) * count + other)
-        one, other = pairs // count, pairs % count
-    return region.reshape(height, width).astype(np.int32) + 1
-
-
 def labels_from_masks(masks: NDArray[np.bool_], config: SegmentationConfig | None = None) -> Labels:
     """One label map from (M, H, W) possibly overlapping masks.
 
@@ -375,7 +203,7 @@ def labels_from_ids(
 def labels_from_painting(
     painted: NDArray[np.integer], config: SegmentationConfig | None = None
 ) -> Labels:
-    """One label map from masks that are painted over each other already (depth_node.masks.paint).
+    """One label map from masks that are painted over each other already (prompted_masks.paint).
 
     painted: (H, W) a number for every mask, 0 = no mask. As labels_from_masks from there on.
     """

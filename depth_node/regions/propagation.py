@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.regions import Labels, SegmentationConfig, relabel
+from depth_node.regions.label_maps import Labels, relabel
+from depth_node.regions.settings import SegmentationConfig
 
 SMALL_PX = 320  # docs/benchmarks_regions.md compares sizes and methods
 SMALLEST_PX = 32  # the flow's patches need some room

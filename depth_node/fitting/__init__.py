@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metric depth from a prediction and sparse points: `fit`, its settings and its result."""
+
+from depth_node.fitting.methods import (
+    LABEL_METHODS,
+    METHODS,
+    MODES,
+    REGION_METHODS,
+    FitConfig,
+    FitResult,
+    FitStatus,
+    fit,
+)
+from depth_node.fitting.region_surfaces import REGION_FIT_DTYPE, RegionStatus
+
+__all__ = [
+    "LABEL_METHODS",
+    "METHODS",
+    "MODES",
+    "REGION_FIT_DTYPE",
+    "REGION_METHODS",
+    "FitConfig",
+    "FitResult",
+    "FitStatus",
+    "RegionStatus",
+    "fit",
+]

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recent scans by sensor frame, and which of them belong to an image."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.geometry.rigid import FloatArray
+
+
+class ScanBuffer:
+    """The recent scans of one or several LiDARs, to be collected for the stamp of a picture.
+
+    Scans go in as points of one common frame, under a key per source. Safe to fill from one thread
+    and to collect from another.
+    """
+
+    def __init__(self, max_scan_age_s: float) -> None:
+        if not max_scan_age_s > 0:
+            raise ValueError(f"max_scan_age is {max_scan_age_s:g} s: it must be above 0")
+        self._max_age_ns = round(max_scan_age_s * 1e9)
+        # A picture that is processed late still finds the scans around its own stamp.
+        self._keep_ns = 2 * self._max_age_ns + 1_000_000_000
+        self._scans: dict[str, dict[int, npt.NDArray[np.float32]]] = {}
+        self._lock = threading.Lock()
+        self.jumps_back = 0
+
+    def add(self, stamp_ns: int, points: FloatArray, key: str = "points") -> bool:
+        """Store an (N, 3) scan. True if time had jumped back (a bag that loops): all was cleared.
+
+        A scan somewhat older than its forerunner is kept, one with the same stamp replaces it.
+        """
+        with self._lock:
+            scans = self._scans.get(key, {})
+            jumped = bool(scans) and stamp_ns < max(scans) - self._keep_ns
+            if jumped:
+                self._scans.clear()
+                self.jumps_back += 1
+            scans = self._scans.setdefault(key, {})
+            scans[stamp_ns] = np.asarray(points, dtype=np.float32).reshape(-1, 3)
+            oldest = max(scans) - self._keep_ns
+            for stamp in [stamp for stamp in scans if stamp < oldest]:
+                del scans[stamp]
+            return jumped
+
+    def collect(
+        self, stamp_ns: int, key: str | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Points (N, 3) of the scans within max_scan_age before or after the stamp, of all sources
+        or of one, and their ages (N,) in seconds: how far each scan is from the stamp in time."""
+        chosen = self.scans(stamp_ns, key)
+        if not chosen:
+            return np.empty((0, 3), np.float32), np.empty(0, np.float32)
+        ages = [
+            np.full(len(points), abs(stamp_ns - stamp) * 1e-9, np.float32)
+            for stamp, points in chosen
+        ]
+        return np.concatenate([points for _, points in chosen]), np.concatenate(ages)
+
+    def scans(
+        self, stamp_ns: int, key: str | None = None
+    ) -> list[tuple[int, npt.NDArray[np.float32]]]:
+        """The same scans one by one: their stamps and points (N, 3)."""
+        with self._lock:
+            sources = self._scans.values() if key is None else [self._scans.get(key, {})]
+            return [
+                (stamp, points)
+                for scans in sources
+                for stamp, points in scans.items()
+                if abs(stamp_ns - stamp) <= self._max_age_ns
+            ]
+
+    def newest_stamp_ns(self, key: str | None = None) -> int | None:
+        """Stamp of the newest scan held, of all sources or of one; None without any."""
+        with self._lock:
+            sources = self._scans.values() if key is None else [self._scans.get(key, {})]
+            return max((stamp for scans in sources for stamp in scans), default=None)
+
+    def clear(self) -> None:
+        """Forget every scan."""
+        with self._lock:
+            self._scans.clear()

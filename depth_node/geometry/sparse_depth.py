@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LiDAR points to pixels with a measured depth; points that the camera cannot see are dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.config import ConfigError, option, validate
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import FloatArray
+
+
+def scan_to_points(
+    ranges: FloatArray,
+    angle_min: float,
+    angle_increment: float,
+    range_min: float,
+    range_max: float,
+) -> npt.NDArray[np.float32]:
+    """A planar scan (metres, radians, as LaserScan) -> (M, 3) float32 points with z = 0.
+
+    Inf and NaN (REP 117) and everything outside [range_min, range_max] is dropped.
+    """
+    r = np.asarray(ranges, dtype=np.float64).reshape(-1)
+    with np.errstate(invalid="ignore"):
+        keep = np.isfinite(r) & (r >= range_min) & (r <= range_max) & (r > 0)
+    angles = angle_min + angle_increment * np.flatnonzero(keep)
+    kept = r[keep]
+    points = np.zeros((len(kept), 3), np.float32)
+    points[:, 0] = kept * np.cos(angles)
+    points[:, 1] = kept * np.sin(angles)
+    return points
+
+
+@dataclass(frozen=True)
+class ProjectionCounts:
+    """What became of the points of one frame; ``given`` is the sum of all the others."""
+
+    given: int = 0
+    invalid: int = 0  # not finite, or (0, 0, 0): how many drivers mark a missing return
+    behind: int = 0  # z <= 0
+    out_of_range: int = 0  # nearer than min_depth_m or farther than max_depth_m
+    outside: int = 0  # not in the picture, or beyond the range of the distortion model
+    duplicate: int = 0  # a nearer point has the same pixel
+    occluded: int = 0  # hidden behind something nearer
+    used: int = 0
+
+
+@dataclass(frozen=True)
+class SparseDepth:
+    """Metric measurements at single pixels, at most one per pixel when projected.
+
+    rows, cols: (N,) int32. depth: (N,) float32 metres along the optical axis. age_s: (N,) float32
+    seconds between the measurement and the picture.
+    """
+
+    rows: npt.NDArray[np.int32]
+    cols: npt.NDArray[np.int32]
+    depth: npt.NDArray[np.float32]
+    age_s: npt.NDArray[np.float32]
+    counts: ProjectionCounts = field(default_factory=ProjectionCounts)
+
+    def __post_init__(self) -> None:
+        shapes = {array.shape for array in (self.rows, self.cols, self.depth, self.age_s)}
+        if shapes != {(len(self.depth),)}:
+            raise ValueError(f"sparse depth needs four arrays of one length, not shapes {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.depth)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        rows: npt.ArrayLike,
+        cols: npt.ArrayLike,
+        depth: npt.ArrayLike,
+        age_s: npt.ArrayLike | None = None,
+    ) -> SparseDepth:
+        """From pixel rows, columns and metres; points without finite positive depth are dropped."""
+        z = np.asarray(depth, dtype=np.float32)
+        age = np.zeros(z.shape, np.float32) if age_s is None else np.asarray(age_s, np.float32)
+        sparse = cls(
+            np.asarray(rows, dtype=np.int32),
+            np.asarray(cols, dtype=np.int32),
+            z,
+            np.broadcast_to(age, z.shape),
+        )
+        valid = np.isfinite(z) & (z > 0)
+        used = int(valid.sum())
+        counts = ProjectionCounts(given=len(z), invalid=len(z) - used, used=used)
+        kept = sparse if used == len(z) else sparse.subset(valid)
+        return cls(kept.rows, kept.cols, kept.depth, kept.age_s, counts)
+
+    @classmethod
+    def from_map(cls, depth_map: FloatArray) -> SparseDepth:
+        """The known pixels (finite and above 0) of an (H, W) depth map in metres."""
+        with np.errstate(invalid="ignore"):
+            rows, cols = np.nonzero(np.isfinite(depth_map) & (depth_map > 0))
+        return cls.from_arrays(rows, cols, depth_map[rows, cols])
+
+    def to_map(self, height: int, width: int) -> npt.NDArray[np.float32]:
+        """(height, width) float32 metres, NaN where there is no point; the nearest wins."""
+        depth_map = np.full((height, width), np.inf, np.float32)
+        np.minimum.at(depth_map, (self.rows, self.cols), self.depth)
+        depth_map[np.isinf(depth_map)] = np.nan
+        return depth_map
+
+    def subset(self, mask: npt.NDArray[np.bool_] | npt.NDArray[np.integer]) -> SparseDepth:
+        """The points of a mask or of indices. The counts stay those of the whole frame."""
+        return SparseDepth(
+            self.rows[mask], self.cols[mask], self.depth[mask], self.age_s[mask], self.counts
+        )
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """Which LiDAR points count as seen by the camera."""
+
+    drop_occluded: bool = option(
+        True, "drop points that the camera cannot see because something nearer covers them"
+    )
+    occlusion_radius_px: int = option(
+        16,
+        "how far around a point nearer points are looked for; about the distance in the picture"
+        " between neighbouring LiDAR lines",
+        unit="px",
+        minimum=1,
+        maximum=100,
+    )
+    occlusion_ratio: float = option(
+        1.15,
+        "a point is hidden if it is this many times as far as nearer points on all sides of it",
+        minimum=1.01,
+        maximum=10.0,
+    )
+    min_depth_m: float = option(
+        0.05, "nearer points are not used (the robot itself)", unit="m", minimum=0.0
+    )
+    max_depth_m: float = option(200.0, "farther points are not used", unit="m", minimum=0.1)
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.min_depth_m >= self.max_depth_m:
+            raise ConfigError(
+                f"min_depth_m {self.min_depth_m:g} is not below max_depth_m {self.max_depth_m:g}:"
+                " no point could be used; lower min_depth_m or raise max_depth_m"
+            )
+
+
+def project_points(
+    points_lidar: FloatArray,
+    T_camera_lidar: npt.NDArray[np.float64],
+    camera: Camera,
+    config: ProjectionConfig | None = None,
+    age_s: float | FloatArray = 0.0,
+) -> SparseDepth:
+    """LiDAR points (N, 3) in metres -> the pixels at which the camera has a metric depth.
+
+    Points that are not finite, behind the camera, out of range or outside the picture go; of
+    several points in one pixel the nearest stays; hidden points go (see _hidden). The result is in
+    row-major order, whatever the order of the points.
+    """
+    config = config or ProjectionConfig()
+    points = np.asarray(points_lidar)
+    if points.ndim < 2 or points.shape[-1] != 3:
+        raise ValueError(f"points have shape {points.shape}: give (N, 3) metres (x, y, z)")
+    points = points.reshape(-1, 3)
+    given = len(points)
+    x, y, z = np.ascontiguousarray(points.T, dtype=np.float64)
+    rotation, shift = T_camera_lidar[:3, :3], T_camera_lidar[:3, 3]
+    # Written out: a matrix product this thin makes BLAS wake every core for nothing. Depth first,
+    # for of a full turn most points are behind the camera.
+    with np.errstate(invalid="ignore", over="ignore"):
+        depth = rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2] * z + shift[2]
+    # Whatever is not finite in a point is not finite in its depth, for 0 * Inf is NaN too.
+    valid = np.isfinite(depth) & ((x != 0) | (y != 0) | (z != 0))
+    front = valid & (depth > 0)
+    in_range = front & (depth >= config.min_depth_m) & (depth <= config.max_depth_m)
+    source = np.flatnonzero(in_range)
+
+    x, y, z = x[source], y[source], z[source]
+    in_camera = np.empty((len(source), 3))
+    for row in (0, 1):
+        in_camera[:, row] = (
+            rotation[row, 0] * x + rotation[row, 1] * y + rotation[row, 2] * z + shift[row]
+        )
+    in_camera[:, 2] = depth[source]
+    pixels = camera.project(in_camera)
+    with np.errstate(invalid="ignore"):
+        # floor(u + 0.5) in 0 .. width - 1, written without rounding; NaN compares false
+        inside = (pixels[:, 0] >= -0.5) & (pixels[:, 0] < camera.width - 0.5)
+        inside &= (pixels[:, 1] >= -0.5) & (pixels[:, 1] < camera.height - 0.5)
+    source, pixels = source[inside], pixels[inside]
+    rounded = np.floor(pixels + 0.5).astype(np.int64)
+    cols, rows = rounded[:, 0], rounded[:, 1]
+    depth = depth[source].astype(np.float32)
+
+    # The z-buffer is padded to the right and below for the windows of _hidden.
+    pad = config.occlusion_radius_px if config.drop_occluded else 0
+    z_buffer = np.full((camera.height + pad, camera.width + pad), np.inf, np.float32)
+    cell = rows * z_buffer.shape[1] + cols
+    flat = z_buffer.reshape(-1)
+    np.minimum.at(flat, cell, depth)
+    nearest = np.flatnonzero(depth == flat[cell])
+    _, first = np.unique(cell[nearest], return_index=True)  # equal depth in one pixel: one of them
+    nearest = nearest[first]
+    rows, cols, depth, source = rows[nearest], cols[nearest], depth[nearest], source[nearest]
+    duplicate = len(inside.nonzero()[0]) - len(nearest)
+
+    occluded = 0
+    if config.drop_occluded and len(depth):
+        seen = ~_hidden(z_buffer, rows, cols, depth, pad, config.occlusion_ratio)
+        occluded = len(seen) - int(seen.sum())
+        rows, cols, depth, source = rows[seen], cols[seen], depth[seen], source[seen]
+
+    n_valid, n_front, n_range = int(valid.sum()), int(front.sum()), int(in_range.sum())
+    n_inside = int(inside.sum())
+    ages = np.asarray(age_s, dtype=np.float32)
+    return SparseDepth(
+        rows.astype(np.int32),
+        cols.astype(np.int32),
+        depth,
+        np.full(len(depth), ages, np.float32) if ages.ndim == 0 else ages[source],
+        ProjectionCounts(
+            given=given,
+            invalid=given - n_valid,
+            behind=n_valid - n_front,
+            out_of_range=n_front - n_range,
+            outside=n_range - n_inside,
+            duplicate=duplicate,
+            occluded=occluded,
+            used=len(depth),
+        ),
+    )
+
+
+def _hidden(
+    z_buffer: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64],
+    cols: npt.NDArray[np.int64],
+    depth: npt.NDArray[np.float32],
+    radius: int,
+    ratio: float,
+) -> npt.NDArray[np.bool_]:
+    """Which points something nearer covers: (N,) bool.
+
+    A LiDAR beside the camera sees past a foreground object onto what is hidden from the camera;
+    these points land amid those of the object. A point is hidden if in each of the four quadrants
+    around it, ``radius`` pixels wide and high, some point is nearer by ``ratio``. A slanted floor
+    has nearer points only below, a wall beside an object only on one side: both stay.
+    """
+    # One running minimum over (radius + 1)^2 windows that end at a pixel serves all four
+    # quadrants: read at the pixel, and shifted by the radius to the right, below, and both.
+    kernel = np.ones((radius + 1, radius + 1), np.uint8)
+    window_min = cv2.erode(z_buffer, kernel, anchor=(radius, radius))
+    limit = depth / np.float32(ratio)
+    hidden: npt.NDArray[np.bool_] = window_min[rows, cols] < limit
+    for down, right in ((0, radius), (radius, 0), (radius, radius)):
+        hidden &= window_min[rows + down, cols + right] < limit
+    return hidden
