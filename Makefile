@@ -31,10 +31,10 @@ check: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## ruff and types
 	$(BIN)/mypy
 bench: $(VENV)/stamp-requirements.txt  ## the benchmarks of docs/benchmarks.md (not the accuracy ones, which need data)
 	$(BIN)/depth_tools bench speed $(ARGS)
-	$(BIN)/depth_tools bench field speed
+	$(BIN)/depth_tools bench field
 gpu-check: $(VENV)/stamp-$(TEST_REQUIREMENTS) $(VENV)/stamp-requirements-gpu.txt  ## on a CUDA machine: kernels, times, TensorRT where installed
 	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/test_cuda.py tests/test_trt.py
-	$(BIN)/python -m depth_node.engine.gpu_check $(ARGS)
+	$(BIN)/python -m depth_node.benchmarks.gpu $(ARGS)
 docs: $(VENV)/stamp-requirements.txt  ## regenerate docs/parameters.md from the code
 	$(BIN)/depth_tools parameters > docs/parameters.md
 clean:  ## remove what the targets above made

@@ -37,7 +37,7 @@ setup(
     entry_points={
         "console_scripts": [
             "depth_node = depth_node.ros.node:main",
-            "depth_tools = depth_node.tools:main",
+            "depth_tools = depth_node.cli.main:main",
         ],
     },
 )

@@ -15,9 +15,9 @@ pytest.importorskip("sensor_msgs", reason="the ROS message packages are not inst
 from recordings import CAMERA, T_CAMERA_LIDAR, BagWriter, lidar_of, scene
 from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 
-from depth_node.bags import Bag, BagError, BagMoment, BagTopics, is_bag
 from depth_node.geometry.rigid import invert_rigid
 from depth_node.geometry.sparse_depth import project_points
+from depth_node.ros.bags import Bag, BagError, BagMoment, BagTopics, is_bag
 
 
 def record(path: Path, write: Callable[[BagWriter], None], **options: object) -> Path:

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node import benchmark
-from depth_node.benchmark import (
+from depth_node.benchmarks import accuracy
+from depth_node.benchmarks.accuracy import (
     AccuracyReport,
     AccuracyRow,
     Interpolation,
@@ -19,13 +19,13 @@ from depth_node.benchmark import (
     disturbed,
     fit_config,
     known_methods,
-    markdown,
     run_accuracy,
     tables,
 )
-from depth_node.frames import FrameError, read_frame, split_uniform
+from depth_node.benchmarks.tables import markdown
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
+from depth_node.recordings.frames import FrameError, read_frame, split_uniform
 
 HEIGHT, WIDTH = 60, 80
 
@@ -144,8 +144,8 @@ def test_measured_pixels_are_not_scored(data: Path, monkeypatch: pytest.MonkeyPa
         counts.append(len(truth))
         return evaluate(depth, truth)
 
-    evaluate = benchmark.evaluate
-    monkeypatch.setattr(benchmark, "evaluate", watched)
+    evaluate = accuracy.evaluate
+    monkeypatch.setattr(accuracy, "evaluate", watched)
     run_accuracy([data / "a" / "f0"], "exact", methods=["constant"], points=[100])
     assert counts == [(HEIGHT - 3) * WIDTH - 100]
 
@@ -294,7 +294,7 @@ def test_a_prediction_that_is_not_there_is_refused(data: Path) -> None:
 def test_every_method_has_a_name_and_a_fit() -> None:
     assert set(default_methods()) <= set(known_methods())
     for method in known_methods():
-        if method not in benchmark.OWN_METHODS:
+        if method not in accuracy.OWN_METHODS:
             assert fit_config(method).method in method
     assert (fit_config("ssf").mode, fit_config("ssf_robust").mode) == ("paper", "sensor")
 

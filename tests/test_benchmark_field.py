@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from test_benchmark import write_frame
 
-from depth_node import benchmark_field as cases
-from depth_node import tools
-from depth_node.benchmark import Means, markdown
+from depth_node.benchmarks.speed import fit_problem
+from depth_node.benchmarks.tables import Means, markdown
+from depth_node.cli import main
 from depth_node.prediction import Prediction
-from depth_node.speed import fit_problem
+from training.studies import field as cases
 
 HEIGHT, WIDTH = 90, 120
 
@@ -136,14 +136,14 @@ def test_notes_stand_below_a_table_on_the_page() -> None:
 def test_figure_and_command_line(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tools.main(["bench", "field", "figure", "--out", str(tmp_path / "f.png")]) == 0
+    assert main.main(["bench", "field", "figure", "--out", str(tmp_path / "f.png")]) == 0
     assert cv2.imread(str(tmp_path / "f.png")).std() > 10
     assert (tmp_path / "f.png").stat().st_size < 200_000
     arguments = ["bench", "field", "few", str(source), "--out", str(tmp_path / "few.md")]
-    assert tools.main(arguments) == 0
+    assert main.main(arguments) == 0
     assert "MEDIAN_SCALE" in (tmp_path / "few.md").read_text()
     assert "Few points" in capsys.readouterr().out
-    assert tools.main(["bench", "field", "few"]) == 2
+    assert main.main(["bench", "field", "few"]) == 2
     assert "no SOURCE is given" in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_numbers_of_a_wide_table_stay_whole(capsys: pytest.CaptureFixture[str]) 
     """However narrow the screen is."""
     from rich.console import Console
 
-    from depth_node.screen import print_table
+    from depth_node.cli.console import print_table
 
     head = ["method", *(f"condition {n}" for n in range(12))]
     row = ["a long name of a method", *(f"0.12{n:02d}" for n in range(12))]

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from depth_node import benchmark_regions
 from depth_node.fitting import FitConfig
 from depth_node.geometry.camera import Camera
 from depth_node.prediction import Prediction
 from depth_node.simulation.renderer import Scene, random_view
+from training.studies import regions
 
 
 class Flat:
@@ -23,24 +23,22 @@ class Flat:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_regions, "ROOMS", (3,))
-    monkeypatch.setattr(benchmark_regions, "WALK_FRAMES", 5)
-    monkeypatch.setattr(benchmark_regions, "STEPS", (1, 4))
-    monkeypatch.setattr(benchmark_regions, "CAMERA", Camera(96, 72, 72.0, 72.0, 47.5, 35.5))
-    monkeypatch.setattr(
-        benchmark_regions, "METHODS", {"slf": FitConfig(method="slf"), "field": FitConfig()}
-    )
+    monkeypatch.setattr(regions, "ROOMS", (3,))
+    monkeypatch.setattr(regions, "WALK_FRAMES", 5)
+    monkeypatch.setattr(regions, "STEPS", (1, 4))
+    monkeypatch.setattr(regions, "CAMERA", Camera(96, 72, 72.0, 72.0, 47.5, 35.5))
+    monkeypatch.setattr(regions, "METHODS", {"slf": FitConfig(method="slf"), "field": FitConfig()})
 
 
 def run(case: str, *sources: Path) -> list[Any]:
-    return benchmark_regions.CASES[case](sources, Flat(), [0], lambda name: None)
+    return regions.CASES[case](sources, Flat(), [0], lambda name: None)
 
 
 def test_stand_in_of_a_network_gives_back_the_regions_it_knows() -> None:
     scene = Scene.random(3)
     camera, pose = random_view(scene, np.random.default_rng(3), 320, 240)
     view = scene.render(camera, pose, antialias=False)
-    model = benchmark_regions.prompted_model(view.labels, 16)
+    model = regions.prompted_model(view.labels, 16)
     labels = model.predict(view.image)
     assert model.message == ""
     assert labels.shape == (240, 320)
@@ -53,12 +51,12 @@ def test_stand_in_of_a_network_gives_back_the_regions_it_knows() -> None:
 
 def test_motion_and_reuse_give_a_row_each(small: None) -> None:
     (table,) = run("motion")
-    assert [row[0] for row in table.rows] == list(benchmark_regions.WAYS)
+    assert [row[0] for row in table.rows] == list(regions.WAYS)
     wrong = {row[0]: float(row[1].rstrip("%")) for row in table.rows}
     assert wrong["DIS ultrafast, 320 px (chosen)"] < 0.7 * wrong["regions stay where they are"]
     for table in run("reuse"):
         rows = {row[0]: row for row in table.rows}
-        assert list(rows) == list(benchmark_regions.EVERY)
+        assert list(rows) == list(regions.EVERY)
         assert rows["every picture"][1] == "100%"
         assert rows["every 4th"][1] == "40%"
         assert rows["once"][1] == "20%"

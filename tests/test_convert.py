@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node import tools
+from depth_node.cli import main
 from depth_node.engine import EngineError
 from depth_node.engine.manifest import Manifest, manifest_path, model_sha256
 from depth_node.engine.manifest_writer import write_manifest
@@ -641,7 +641,7 @@ def test_networks_of_two_sizes_are_compared_in_the_picture(tmp_path: Path) -> No
 def test_commands(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich", reason="rich is not installed")
     count = ["--count", "2"]
-    assert tools.main(["models", "convert", str(net), *count]) == 0
+    assert main.main(["models", "convert", str(net), *count]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for word in ("Kept in FP32", "last layers", "relative error", "2 pictures say less", "written"):
         assert word in shown
@@ -649,20 +649,20 @@ def test_commands(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     figures = tmp_path / "check.json"
     backends = ["--backends", "onnxruntime-cpu,onnxruntime-cpu"]
     arguments = ["models", "check", str(net), half, *count, *backends]
-    assert tools.main([*arguments, "--json", str(figures)]) == 0
+    assert main.main([*arguments, "--json", str(figures)]) == 0
     assert "every FP16 value rounded" in " ".join(capsys.readouterr().out.split())
     stored = json.loads(figures.read_text())
     assert len(stored["each"]) == 2 and stored["worst"]["finite"] == 1
     same = ["models", "check", str(net), str(net), *count, *backends]
-    assert tools.main([*same, "--precisions", "file,fp16"]) == 0
-    assert tools.main([*same, "--precisions", "file"]) == 2
+    assert main.main([*same, "--precisions", "file,fp16"]) == 0
+    assert main.main([*same, "--precisions", "file"]) == 2
     assert "two words with a comma" in capsys.readouterr().err
     strict(net)
-    assert tools.main(arguments) == 1
+    assert main.main(arguments) == 1
     assert "not near enough" in " ".join(capsys.readouterr().out.split())
-    assert tools.main(["models", "convert", str(net), *count]) == 2
+    assert main.main(["models", "convert", str(net), *count]) == 2
     assert "nothing was written" in capsys.readouterr().err
-    assert tools.main(["models", "check", str(net), "/nowhere.onnx"]) == 2
+    assert main.main(["models", "check", str(net), "/nowhere.onnx"]) == 2
 
 
 def test_check_sees_the_overflow_of_a_file_from_elsewhere(
@@ -675,8 +675,8 @@ def test_check_sees_the_overflow_of_a_file_from_elsewhere(
     theirs = saved(blindly(model), tmp_path / "theirs.onnx", "region_labels")
     ours = saved(halved(model).model, tmp_path / "ours.onnx", "region_labels")
     backends = ["--backends", "onnxruntime-cpu,onnxruntime-cpu", "--count", "2"]
-    assert tools.main(["models", "check", str(plain), str(ours), *backends]) == 0
-    assert tools.main(["models", "check", str(plain), str(theirs), *backends]) == 1
+    assert main.main(["models", "check", str(plain), str(ours), *backends]) == 0
+    assert main.main(["models", "check", str(plain), str(theirs), *backends]) == 1
     assert "B is not near enough to A" in capsys.readouterr().out
 
 
@@ -684,7 +684,7 @@ def test_check_of_a_graph_that_branches(tmp_path: Path, capsys: pytest.CaptureFi
     pytest.importorskip("rich", reason="rich is not installed")
     path = saved(branching(), tmp_path / "branch.onnx", "region_labels")
     backends = ["--backends", "onnxruntime-cpu,onnxruntime-cpu", "--count", "1"]
-    assert tools.main(["models", "check", str(path), str(path), *backends]) == 0
+    assert main.main(["models", "check", str(path), str(path), *backends]) == 0
     assert "if any, not rounded" in " ".join(capsys.readouterr().out.split())
 
 
@@ -693,7 +693,7 @@ def test_build_names_what_this_machine_lacks(
 ) -> None:
     pytest.importorskip("rich", reason="rich is not installed")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert tools.main(["models", "build", str(net)]) == 2
+    assert main.main(["models", "build", str(net)]) == 2
     error = capsys.readouterr().err
     assert "tensorrt" in error and "pip install" in error and "Traceback" not in error
 
@@ -768,7 +768,7 @@ def test_build_on_a_played_gpu(
     convert.convert(net, FEW)
     arguments = ["models", "build", str(net), "--precision", "fp16"]
     for _ in range(2):
-        assert tools.main([*arguments, "--cache-dir", str(tmp_path / "cache")]) == 0
+        assert main.main([*arguments, "--cache-dir", str(tmp_path / "cache")]) == 0
         shown = " ".join(capsys.readouterr().out.split())
         assert "key" in shown and "fp16" in shown and "correlation" in shown
     assert machine.calls.count("build") == 1

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depth_node import demo
-from depth_node.frames import find_frames, read_frame
+from depth_node.cli import demo
 from depth_node.geometry.sparse_depth import project_points
+from depth_node.recordings.frames import find_frames, read_frame
+from depth_node.ros import live
+from depth_node.simulation import walk
 
 
 @contextmanager
@@ -22,7 +24,7 @@ def silent(what: str, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def test_rendered_views_are_frames_whose_lidar_agrees_with_the_depth(tmp_path: Path) -> None:
-    options = demo.DemoOptions(seconds=1.0, rate_hz=2.0, size=(96, 128), views=2)
+    options = live.DemoOptions(seconds=1.0, rate_hz=2.0, size=(96, 128), views=2)
     steps: list[str] = []
 
     @contextmanager
@@ -30,7 +32,7 @@ def test_rendered_views_are_frames_whose_lidar_agrees_with_the_depth(tmp_path: P
         assert total == 2
         yield steps.append
 
-    demo.render(options, tmp_path, counted)
+    walk.render(options, tmp_path, counted)
     assert len(steps) == 2
     folders = find_frames(tmp_path)
     assert [folder.name for folder in folders] == ["view_0000", "view_0001"]
@@ -44,22 +46,22 @@ def test_rendered_views_are_frames_whose_lidar_agrees_with_the_depth(tmp_path: P
         error = np.abs(sparse.depth - frame.truth[sparse.rows, sparse.cols])
         assert np.median(error) < 0.02
     stamps = [folder.stat().st_mtime_ns for folder in folders]
-    demo.render(options, tmp_path, silent)  # what is there already stays
+    walk.render(options, tmp_path, silent)  # what is there already stays
     assert [folder.stat().st_mtime_ns for folder in folders] == stamps
 
 
 def test_extrinsics_turn_lidar_axes_into_optical_ones() -> None:
     ahead_left_up = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
-    turned = ahead_left_up @ demo.T_CAMERA_LIDAR[:3, :3].T
+    turned = ahead_left_up @ walk.T_CAMERA_LIDAR[:3, :3].T
     assert turned.tolist() == [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
-    origin = demo.T_CAMERA_LIDAR[:3, 3]
+    origin = walk.T_CAMERA_LIDAR[:3, 3]
     assert origin[1] < 0 and origin[2] < 0, "the LiDAR is above and behind the camera"
 
 
 @pytest.mark.parametrize("wrong", [{"seconds": 0.1}, {"rate_hz": 0.0}, {"size": (10, 640)}])
 def test_options_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(demo.DemoError):
-        demo.DemoOptions(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(live.DemoError):
+        live.DemoOptions(**wrong)  # type: ignore[arg-type]
 
 
 def test_difference_of_depth_maps() -> None:
@@ -72,18 +74,18 @@ def test_difference_of_depth_maps() -> None:
 def test_a_child_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
     script = "import sys, json; print(json.dumps({'event': 'hello'}), flush=True);"
     script += "print('not json'); print('the reason', file=sys.stderr); sys.exit(3)"
-    child = demo.Child("node", ["-c", script], tmp_path, {})
+    child = live.Child("node", ["-c", script], tmp_path, {})
     events: queue.Queue[tuple[str, dict[str, object]]] = queue.Queue()
     child.events(events)
-    with pytest.raises(demo.DemoError, match=r"(?s)node ended early with status 3.*the reason"):
-        list(demo._events({"node": child}, events, {"hello", "never"}, 2))
+    with pytest.raises(live.DemoError, match=r"(?s)node ended early with status 3.*the reason"):
+        list(live._events({"node": child}, events, {"hello", "never"}, 2))
     child.end()
 
 
 def test_a_child_that_does_not_listen_is_ended(tmp_path: Path) -> None:
     stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN);"
     stubborn += 'print(\'{"event": "up"}\', flush=True); time.sleep(60)'
-    child = demo.Child("stubborn", ["-c", stubborn], tmp_path, {})
+    child = live.Child("stubborn", ["-c", stubborn], tmp_path, {})
     events: queue.Queue[tuple[str, dict[str, object]]] = queue.Queue()
     child.events(events)
     assert events.get(timeout=20)[1] == {"event": "up"}
@@ -97,7 +99,7 @@ def test_the_environment_of_the_processes_stays_on_this_machine(
 ) -> None:
     monkeypatch.setenv("ROS_LOCALHOST_ONLY", "0")
     monkeypatch.setenv("ROS_DOMAIN_ID", "0")
-    env = demo._environment(tmp_path)
+    env = live._environment(tmp_path)
     assert env["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
     assert 1 <= int(env["ROS_DOMAIN_ID"]) <= 100
     assert "ROS_LOCALHOST_ONLY" not in env

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node import drawing
 from depth_node.geometry.camera import Camera
+from depth_node.visualization import clouds, colours, panels, points, text
 
 CAMERA = Camera(width=160, height=120, fx=140.0, fy=140.0, cx=79.5, cy=59.5)
 
@@ -26,7 +26,7 @@ def room() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("logarithmic", [False, True])
 def test_scale_orders_values_and_clips(logarithmic: bool) -> None:
-    scale = drawing.Scale("depth", 1.0, 16.0, logarithmic)
+    scale = colours.Scale("depth", 1.0, 16.0, logarithmic)
     place = scale.position(np.array([0.1, 1.0, 2.0, 4.0, 16.0, 99.0, np.inf]))
     assert place[0] == place[1] == 0.0
     assert place[-3] == place[-2] == 1.0
@@ -37,14 +37,14 @@ def test_scale_orders_values_and_clips(logarithmic: bool) -> None:
 @pytest.mark.parametrize(
     "scale",
     [
-        drawing.Scale("depth", 0.31, 0.83, logarithmic=True),
-        drawing.Scale("depth", 1.1, 7.2, logarithmic=True),
-        drawing.Scale("depth", 6.8, 113.0, logarithmic=True),
-        drawing.Scale("deviation", 0.0, 0.037),
-        drawing.error_scale(25.0),
+        colours.Scale("depth", 0.31, 0.83, logarithmic=True),
+        colours.Scale("depth", 1.1, 7.2, logarithmic=True),
+        colours.Scale("depth", 6.8, 113.0, logarithmic=True),
+        colours.Scale("deviation", 0.0, 0.037),
+        colours.error_scale(25.0),
     ],
 )
-def test_ticks_are_few_round_and_inside(scale: drawing.Scale) -> None:
+def test_ticks_are_few_round_and_inside(scale: colours.Scale) -> None:
     ticks = scale.ticks()
     assert 2 <= len(ticks) <= 6
     assert all(scale.low - 1e-9 <= tick <= scale.high + 1e-9 for tick in ticks)
@@ -54,27 +54,27 @@ def test_ticks_are_few_round_and_inside(scale: drawing.Scale) -> None:
 
 def test_scale_refuses_what_cannot_be_drawn() -> None:
     with pytest.raises(ValueError, match="low < high"):
-        drawing.Scale("depth", 2.0, 2.0)
+        colours.Scale("depth", 2.0, 2.0)
     with pytest.raises(ValueError, match="low > 0"):
-        drawing.Scale("depth", 0.0, 2.0, logarithmic=True)
+        colours.Scale("depth", 0.0, 2.0, logarithmic=True)
     with pytest.raises(ValueError, match="No colour table"):
-        drawing.colour_table("rainbow")
+        colours.colour_table("rainbow")
 
 
 def test_unknown_pixels_never_take_a_colour_of_the_scale() -> None:
-    scale = drawing.Scale("depth", 1.0, 5.0, logarithmic=True)
+    scale = colours.Scale("depth", 1.0, 5.0, logarithmic=True)
     values = np.linspace(1, 5, 40, dtype=np.float32).reshape(4, 10)
     values[1, 3] = np.nan
     values[2, 5] = np.inf
-    picture = drawing.colour_map(values, scale)
-    ground = {drawing.UNKNOWN, drawing.UNKNOWN_LINE}
-    assert not ground & {tuple(colour) for colour in drawing.colour_table("depth").tolist()}
+    picture = colours.colour_map(values, scale)
+    ground = {colours.UNKNOWN, colours.UNKNOWN_LINE}
+    assert not ground & {tuple(colour) for colour in colours.colour_table("depth").tolist()}
     unknown = [[tuple(pixel) in ground for pixel in row] for row in picture.tolist()]
     assert np.array_equal(unknown, ~np.isfinite(values))
 
 
 def test_near_is_warm_and_far_is_cold() -> None:
-    near, far = drawing.Scale("depth", 1.0, 9.0).colours(np.array([1.0, 9.0])).astype(int)
+    near, far = colours.Scale("depth", 1.0, 9.0).colours(np.array([1.0, 9.0])).astype(int)
     assert near[0] > near[2] + 80
     assert far[2] > far[0] + 80
 
@@ -82,43 +82,43 @@ def test_near_is_warm_and_far_is_cold() -> None:
 def test_error_is_signed_and_unknown_where_either_is_unknown() -> None:
     truth = np.array([[2.0, 2.0, np.nan, 2.0, 0.0]], np.float32)
     depth = np.array([[2.2, 1.0, 2.0, np.nan, 1.0]], np.float32)
-    error = drawing.relative_error_percent(depth, truth)
+    error = colours.relative_error_percent(depth, truth)
     assert error[0, :2] == pytest.approx([10.0, -50.0], rel=1e-5)
     assert np.isnan(error[0, 2:]).all()
-    too_far, too_near = drawing.error_scale().colours(np.array([25.0, -25.0])).astype(int)
+    too_far, too_near = colours.error_scale().colours(np.array([25.0, -25.0])).astype(int)
     assert too_far[0] > too_far[2]
     assert too_near[2] > too_near[0]
 
 
 def test_neighbouring_region_numbers_are_told_apart() -> None:
-    palette = drawing.region_palette(60).astype(int)
+    palette = colours.region_palette(60).astype(int)
     steps = np.abs(np.diff(palette[1:], axis=0)).sum(axis=1)
     assert steps.min() > 60
-    assert tuple(palette[0]) == drawing.UNKNOWN
+    assert tuple(palette[0]) == colours.UNKNOWN
 
 
 def test_points_are_drawn_where_they_are_and_the_nearest_on_top() -> None:
     image = np.zeros((60, 80, 3), np.uint8)
-    scale = drawing.Scale("depth", 1.0, 9.0)
+    scale = colours.Scale("depth", 1.0, 9.0)
     rows, cols = np.array([20, 20]), np.array([30, 30])
     for depth in (np.array([1.0, 9.0]), np.array([9.0, 1.0])):
-        picture = drawing.points_on_image(image, rows, cols, depth, scale)
+        picture = points.points_on_image(image, rows, cols, depth, scale)
         assert np.array_equal(picture[20, 30], scale.colours(np.array([1.0]))[0])
         assert not picture[40:, 50:].any()
 
 
 def test_flying_pixels_at_edges_are_left_out() -> None:
     _, depth = room()
-    keep = drawing.smooth_surface(depth)
+    keep = clouds.smooth_surface(depth)
     assert keep[10, 10] and keep[60, 70]
     assert not keep[40, 50:100].any() and not keep[39, 50:100].any()
     depth[5, 5] = np.nan
-    assert not drawing.smooth_surface(depth)[5, 5]
+    assert not clouds.smooth_surface(depth)[5, 5]
 
 
 def test_cloud_views_show_the_box_and_survive_emptiness() -> None:
     image, depth = room()
-    for view in (drawing.point_cloud_view, drawing.top_view):
+    for view in (clouds.point_cloud_view, clouds.top_view):
         picture = view(depth, image, CAMERA, 150, 200)
         assert picture.shape == (150, 200, 3)
         red = (picture[..., 0] > 120) & (picture[..., 1] < 90)
@@ -129,21 +129,19 @@ def test_cloud_views_show_the_box_and_survive_emptiness() -> None:
 
 def test_crosses_mark_the_place_and_leave_the_rest_alone() -> None:
     picture = np.full((120, 160, 3), 99, np.uint8)
-    crossed = drawing.draw_crosses(picture, np.array([40]), np.array([100]))
+    crossed = points.draw_crosses(picture, np.array([40]), np.array([100]))
     assert picture.min() == picture.max() == 99, "the given picture is not drawn into"
-    red = np.argwhere((crossed == drawing.REJECTED).all(axis=2))
+    red = np.argwhere((crossed == colours.REJECTED).all(axis=2))
     np.testing.assert_allclose(red.mean(axis=0), (40, 100), atol=0.6)
     changed = np.argwhere((crossed != 99).any(axis=2))
     assert np.abs(changed - (40, 100)).max() <= 6
-    np.testing.assert_array_equal(
-        drawing.draw_crosses(picture, np.array([]), np.array([])), picture
-    )
+    np.testing.assert_array_equal(points.draw_crosses(picture, np.array([]), np.array([])), picture)
 
 
 def test_top_view_is_metric() -> None:
     """The wall at 4 m is drawn twice as far from the camera's foot as the box at 2 m."""
     image, depth = room()
-    picture = drawing.top_view(depth, image, CAMERA, 300, 300).astype(int)
+    picture = clouds.top_view(depth, image, CAMERA, 300, 300).astype(int)
     column = picture[:, 140]  # beside the middle grid line, through box and wall
     red = np.flatnonzero((column[:, 0] > 120) & (column[:, 1] < 90))
     column = picture[:, 90]
@@ -154,10 +152,10 @@ def test_top_view_is_metric() -> None:
 
 def test_text_is_drawn_and_clipped_at_the_border() -> None:
     picture = np.zeros((40, 60, 3), np.uint8)
-    drawing.put_text(picture, "12.5 m ± é", (50, 30), 11)
+    text.put_text(picture, "12.5 m ± é", (50, 30), 11)
     assert picture.max() > 100
-    drawing.put_text(picture, "outside", (500, 500), 11)
-    assert drawing.text_width("mm", 11) > drawing.text_width("m", 11) > 0
+    text.put_text(picture, "outside", (500, 500), 11)
+    assert text.text_width("mm", 11) > text.text_width("m", 11) > 0
 
 
 @pytest.mark.parametrize("with_truth", [True, False])
@@ -169,16 +167,16 @@ def test_frame_panel_has_every_card_and_saves_them(tmp_path: Path, with_truth: b
     rows, cols = np.array([10, 60, 100]), np.array([10, 70, 150])
     rejected = np.array([False, True, False])
     labels = (depth < 3).astype(np.int32) + 1
-    numbers = drawing.Table("Scores", ("method", "AbsRel"), [("ssf", "0.05")], 0, columns=3)
-    pictures = drawing.frame_pictures(
+    numbers = panels.Table("Scores", ("method", "AbsRel"), [("ssf", "0.05")], 0, columns=3)
+    pictures = panels.frame_pictures(
         image, CAMERA, rows, cols, depth[rows, cols], rejected, labels, depth, depth, 0.1 * depth,
         truth=truth, heading="A room", method="ssf", numbers=numbers,
     )  # fmt: skip
     lidar = next(card for card in pictures.cards if card.title == "LiDAR on image")
-    assert isinstance(lidar, drawing.Tile)
+    assert isinstance(lidar, panels.Tile)
     assert lidar.caption == "3 metric points, 1 rejected (red crosses)"
-    assert tuple(lidar.picture[60, 70]) == drawing.REJECTED
-    assert tuple(lidar.picture[10, 10]) != drawing.REJECTED
+    assert tuple(lidar.picture[60, 70]) == colours.REJECTED
+    assert tuple(lidar.picture[10, 10]) != colours.REJECTED
     titles = [card.title for card in pictures.cards]
     assert ("Error against the truth" in titles) == with_truth
     always = {"Camera image", "LiDAR on image", "Regions", "Relative depth", "Metric depth"}
@@ -188,9 +186,9 @@ def test_frame_panel_has_every_card_and_saves_them(tmp_path: Path, with_truth: b
     assert paths[0].name == "f0_panel.png"
     assert {path.name for path in paths} == {p.name for p in (tmp_path / "pictures").iterdir()}
     panel = cv2.imread(str(paths[0]))
-    assert panel is not None and panel.shape[1] == 3 * drawing.CARD_WIDTH + 4 * drawing.MARGIN
+    assert panel is not None and panel.shape[1] == 3 * panels.CARD_WIDTH + 4 * panels.MARGIN
     metric = cv2.imread(str(tmp_path / "pictures" / "f0_metric_depth.png"))
-    scale = drawing.depth_scale(depth, depth[rows, cols])
+    scale = colours.depth_scale(depth, depth[rows, cols])
     assert np.array_equal(metric[..., ::-1], scale.colours(depth))
 
 
@@ -199,7 +197,7 @@ def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
     image, _ = room()
     unknown = np.full((120, 160), np.nan, np.float32)
     none = np.empty(0, np.int64)
-    pictures = drawing.frame_pictures(
+    pictures = panels.frame_pictures(
         image, CAMERA, none, none, np.empty(0, np.float32), none.astype(bool),
         np.zeros((120, 160), np.int32), unknown, unknown, unknown, truth=unknown, heading="Nothing",
     )  # fmt: skip
@@ -210,4 +208,4 @@ def test_write_picture_says_why_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     picture = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
-        drawing.write_picture(tmp_path / "file" / "a.png", picture)
+        panels.write_picture(tmp_path / "file" / "a.png", picture)

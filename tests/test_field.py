@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from depth_node.benchmark import Interpolation
+from depth_node.benchmarks.accuracy import Interpolation
 from depth_node.config import ConfigError, replace
 from depth_node.fitting import FitConfig, FitResult, FitStatus, fit
 from depth_node.fitting.field import kernels, solve
 from depth_node.fitting.numba_support import find_numba
-from depth_node.frames import find_frames, read_frame, split_lines, split_uniform
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
+from depth_node.recordings.frames import find_frames, read_frame, split_lines, split_uniform
 from depth_node.regions.segmentation import segment
 
 HEIGHT, WIDTH = 240, 320

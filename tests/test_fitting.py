@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node import fitting, speed
+from depth_node import fitting
+from depth_node.benchmarks import speed
 from depth_node.config import ConfigError
 from depth_node.fitting import (
     FitConfig,

@@ -9,7 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node.frames import FrameError, find_frames, read_frame, split_lines, split_uniform
+from depth_node.recordings.frames import (
+    FrameError,
+    find_frames,
+    read_frame,
+    split_lines,
+    split_uniform,
+)
 
 HEIGHT, WIDTH = 24, 32
 

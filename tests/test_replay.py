@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from recordings import CAMERA, T_CAMERA_LIDAR, BagWriter, lidar_of, relative_of, scene, write_frame
 
-from depth_node import replay
-from depth_node.bags import Bag
 from depth_node.config import build, load
 from depth_node.fitting import FitStatus
-from depth_node.frames import FrameError
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.prediction import Prediction
+from depth_node.recordings import replay
+from depth_node.recordings.frames import FrameError
+from depth_node.ros import bags
+from depth_node.ros.bags import Bag
 
 NO_NETWORK = {"model": {"path": ""}}
 
@@ -249,7 +250,7 @@ def test_a_bag_gives_the_same_depth_as_the_folder(source: Path, tmp_path: Path) 
     (frame, _) = moments(source, pipeline, hold_out=0.0)
     want = replay.process(pipeline, dataclasses.replace(frame, prediction=None))
     with Bag(write_bag(tmp_path / "bag", frame)) as bag:
-        played = replay.BagMoments(bag, replay.Sampling(hold_out=0.0), pipeline)
+        played = bags.BagMoments(bag, replay.Sampling(hold_out=0.0), pipeline)
         assert len(played) == 3
         got = [replay.process(pipeline, moment) for moment in played]
     assert len(got) == 3
@@ -264,9 +265,9 @@ def test_a_bag_is_scored_on_the_points_that_were_held_out(source: Path, tmp_path
     pipeline = DepthPipeline(build(PipelineConfig, NO_NETWORK), Oracle())  # type: ignore[arg-type]
     (frame, _) = moments(source, pipeline, hold_out=0.0)
     with pytest.raises(FrameError, match="--hold-out"):
-        replay.BagMoments(Bag(tmp_path), replay.Sampling(points=5), pipeline)
+        bags.BagMoments(Bag(tmp_path), replay.Sampling(points=5), pipeline)
     with Bag(write_bag(tmp_path / "bag", frame)) as bag:
-        played = replay.BagMoments(bag, replay.Sampling(hold_out=0.4), pipeline)
+        played = bags.BagMoments(bag, replay.Sampling(hold_out=0.4), pipeline)
         done = replay.replay(played, pipeline, tmp_path / "run", facts={}, pictures=1)
     assert done.frames == 3 and len(done.panels) == 1
     everything = len(lidar_of(scene()[1]))

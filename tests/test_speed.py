@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from depth_node import speed
+from depth_node.benchmarks import speed
 from depth_node.fitting import FitConfig, fit
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from recordings import T_CAMERA_LIDAR, BagWriter, write_frame
 
-from depth_node import tools
+from depth_node.cli import arguments as arguments_module
+from depth_node.cli import main
 from depth_node.engine.manifest import Manifest
 
 pytest.importorskip("rich", reason="rich is not installed")
@@ -55,7 +56,7 @@ def test_replay_of_a_folder(
 ) -> None:
     arguments = ["replay", str(source), "--prediction", "test", "--points", "150", "--seed", "1"]
     arguments += ["--out", str(tmp_path / "run"), "--json", str(tmp_path / "all.json")]
-    assert tools.main([*arguments, "--pictures", "1", "--set", "fit.mode=paper"]) == 0
+    assert main.main([*arguments, "--pictures", "1", "--set", "fit.mode=paper"]) == 0
     shown = capsys.readouterr().out
     for word in ("2 frames", "AbsRel", "global_depth", "ssf", "field", "run folder"):
         assert word in shown
@@ -67,7 +68,7 @@ def test_replay_of_a_folder(
 
 def test_replay_of_a_bag(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = " ".join(str(value) for value in T_CAMERA_LIDAR.reshape(-1))
-    assert tools.main(["replay", str(bag), "--t-camera-lidar", numbers, "--pictures", "0"]) == 0
+    assert main.main(["replay", str(bag), "--t-camera-lidar", numbers, "--pictures", "0"]) == 0
     shown = capsys.readouterr().out
     assert "topics: /camera/image_raw, /camera/camera_info, /lidar/points" in shown
     assert "2 frames" in shown
@@ -78,9 +79,9 @@ def test_replay_of_a_bag(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_bag_without_extrinsics_and_with_wrong_ones(
     bag: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tools.main(["replay", str(bag)]) == 2
+    assert main.main(["replay", str(bag)]) == 2
     assert "--t-camera-lidar" in capsys.readouterr().err
-    assert tools.main(["replay", str(bag), "--t-camera-lidar", "1 2 3"]) == 2
+    assert main.main(["replay", str(bag), "--t-camera-lidar", "1 2 3"]) == 2
     assert "16 numbers" in capsys.readouterr().err
 
 
@@ -106,7 +107,7 @@ MISTAKES = [
 def test_mistakes_get_one_sentence_and_status_2(
     arguments: list[str], words: str, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = tools.main([part.format(source=source) for part in arguments])
+    status = main.main([part.format(source=source) for part in arguments])
     errors = capsys.readouterr().err.strip()
     assert status == 2
     assert words in errors
@@ -117,7 +118,7 @@ def test_mistakes_get_one_sentence_and_status_2(
 def test_unknown_commands_and_help() -> None:
     for arguments, status in ((["dance"], 2), ([], 2), (["--help"], 0), (["bench", "-h"], 0)):
         with pytest.raises(SystemExit) as stopped:
-            tools.main(arguments)
+            main.main(arguments)
         assert stopped.value.code == status
 
 
@@ -129,14 +130,14 @@ def helped(parser: argparse.ArgumentParser) -> int:
 
 
 def test_every_command_can_say_how_it_is_used() -> None:
-    assert helped(tools._parser()) > 10
+    assert helped(main._parser()) > 10
 
 
 def test_bench_accuracy(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["bench", "accuracy", str(source), "--prediction", "test", "--lines", "4"]
     arguments += ["--methods", "global_depth,idw,ssf", "--points", "50,250", "--seed", "0,1"]
     arguments += ["--noise", "clean,noisy", "--json", str(tmp_path / "new" / "a.json")]
-    assert tools.main([*arguments, "--markdown", str(tmp_path / "a.md")]) == 0
+    assert main.main([*arguments, "--markdown", str(tmp_path / "a.md")]) == 0
     shown = capsys.readouterr().out
     for word in ("AbsRel, mean over sources", "delta1", "RMSE", "95 %", "lines_4"):
         assert word in shown
@@ -153,13 +154,13 @@ def test_manifest_of_a_users_model(
     model = shared / "models" / "fastdepth_nyu_224.onnx"
     place = tmp_path / "fastdepth.manifest.yaml"
     arguments = ["models", "manifest", str(model), "--meaning", "depth_metric", "--out", str(place)]
-    assert tools.main([*arguments, "--licence", "MIT", "--mean", "0.5", "0.4", "0.3"]) == 0
+    assert main.main([*arguments, "--licence", "MIT", "--mean", "0.5", "0.4", "0.3"]) == 0
     manifest = Manifest.load(place)
     assert manifest.meaning == "depth_metric" and manifest.licence == "MIT"
     assert manifest.input.mean == (0.5, 0.4, 0.3)
     assert (manifest.input.height, manifest.input.width) == (224, 224)
     assert f"--model {model} --manifest {place}" in capsys.readouterr().out
-    assert tools.main([*arguments[:4], "depth_metrc", *arguments[5:]]) == 2
+    assert main.main([*arguments[:4], "depth_metrc", *arguments[5:]]) == 2
     assert "did you mean depth_metric?" in capsys.readouterr().err
 
 
@@ -170,12 +171,12 @@ def test_region_methods_beat_global_ones_on_real_frames(
     model = shared / "models" / "fastdepth_nyu_224.onnx"
     place = str(tmp_path / "fastdepth.manifest.yaml")
     manifest = ["models", "manifest", str(model), "--meaning", "depth_metric", "--out", place]
-    assert tools.main(manifest) == 0
+    assert main.main(manifest) == 0
     desks = ["--model", str(model), "--manifest", place, "--points", "250"]
     for name, options in (("opencalib_road", []), ("tum_rgbd", desks)):
         found = tmp_path / f"{name}.json"
         arguments = ["replay", str(shared / "data" / name), *options, "--json", str(found)]
-        assert tools.main([*arguments, "--out", str(tmp_path / name), "--pictures", "1"]) == 0
+        assert main.main([*arguments, "--out", str(tmp_path / name), "--pictures", "1"]) == 0
         summary = {row["method"]: row for row in json.loads(found.read_text())["summary"]}
         for method in ("slf", "ssf"):
             for rival in ("global_depth", "global_disparity"):
@@ -184,10 +185,10 @@ def test_region_methods_beat_global_ones_on_real_frames(
 
 
 def test_models_list_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tools.main(["models", "list"]) == 0
+    assert main.main(["models", "list"]) == 0
     shown = capsys.readouterr().out
     assert "embedded" in shown and "whole" in shown and "disparity_affine_invariant" in shown
-    assert tools.main(["doctor", "--listen", "0"]) == 0
+    assert main.main(["doctor", "--listen", "0"]) == 0
     shown = capsys.readouterr().out
     for word in ("numpy", "onnxruntime-cpu", "usable", "runs", "Everything that is needed"):
         assert word in shown
@@ -208,11 +209,11 @@ def test_doctor_shows_the_engine_its_key_and_its_check(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     asked = ["doctor", "--listen", "0", "--backend", "tensorrt"]
-    assert tools.main(asked) == 1  # it builds nothing, and names the command that does
+    assert main.main(asked) == 1  # it builds nothing, and names the command that does
     assert "`depth_tools models build embedded`" in capsys.readouterr().out
-    assert tools.main(["models", "build", "embedded"]) == 0
+    assert main.main(["models", "build", "embedded"]) == 0
     built = capsys.readouterr().out
-    assert tools.main(asked) == 0
+    assert main.main(asked) == 0
     shown = capsys.readouterr().out
     key = next(tmp_path.rglob("*.engine")).stem
     for word in (
@@ -229,13 +230,13 @@ def test_doctor_shows_the_engine_its_key_and_its_check(
 def test_doctor_names_what_does_not_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tools.main(["doctor", "--listen", "0", "--model", str(tmp_path / "none.onnx")]) == 1
+    assert main.main(["doctor", "--listen", "0", "--model", str(tmp_path / "none.onnx")]) == 1
     assert "missing: model file" in " ".join(capsys.readouterr().out.split())
 
 
 def test_parameters_page_comes_from_the_code(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rclpy", reason="ROS 2 is not installed")
-    assert tools.main(["parameters"]) == 0
+    assert main.main(["parameters"]) == 0
     assert "| `fit.method` |" in capsys.readouterr().out
 
 
@@ -269,14 +270,14 @@ def test_interrupt_ends_quietly(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tools.replay, "replay", interrupt)
+    monkeypatch.setattr(main.replay, "replay", interrupt)
     arguments = ["replay", str(source), "--prediction", "test", "--points", "9"]
-    assert tools.main(arguments) == 130
+    assert main.main(arguments) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
 def test_matrix_is_read_row_by_row() -> None:
     text = ", ".join(str(value) for value in range(16))
-    matrix = tools._matrix(text)
+    matrix = arguments_module._matrix(text)
     assert matrix is not None and np.array_equal(matrix, np.arange(16.0).reshape(4, 4))
-    assert tools._matrix("") is None
+    assert arguments_module._matrix("") is None

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from depth_node import tools
+from depth_node.cli import main
 from depth_node.engine import EngineError
 from depth_node.engine.manifest import Manifest, manifest_path
 from depth_node.inference import open_engine
@@ -231,7 +231,7 @@ def test_weights_of_several_files(
     hub.files["somebody/net/a b/model.safetensors"] = b"weights"
     hub.files["somebody/net/config.json"] = b"{}"
     install(net, tmp_path, monkeypatch)
-    assert tools.main(["models", "fetch", "net"]) == 0
+    assert main.main(["models", "fetch", "net"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     folder = data / "net"
     command = f"python -m training export {folder} --out {folder}/net.onnx --licence Apache-2.0"
@@ -258,7 +258,7 @@ def test_weights_that_only_their_maker_can_export(
     net["net"].update(format="weights", files={"model.safetensors": ""})
     hub.files["somebody/net/model.safetensors"] = b"weights"
     install(net, tmp_path, monkeypatch)
-    assert tools.main(["models", "fetch", "net"]) == 0
+    assert main.main(["models", "fetch", "net"]) == 0
     assert "with the package of somebody" in capsys.readouterr().out
     assert "maker's package and put the file at" in refusal(lambda: registry.resolve("net"))
 
@@ -492,21 +492,21 @@ def test_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     hub.small = True
-    assert tools.main(["models", "fetch", "net", "--size", "56x28"]) == 0
+    assert main.main(["models", "fetch", "net", "--size", "56x28"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for word in ("licence Apache-2.0", "first use", "nobody published this hash", "takes 56x28"):
         assert word in shown
-    assert tools.main(["models", "verify"]) == 0
+    assert main.main(["models", "verify"]) == 0
     assert "whole" in capsys.readouterr().out
-    assert tools.main(["models", "list"]) == 0
+    assert main.main(["models", "list"]) == 0
     assert "model.onnx" in capsys.readouterr().out
     (data / "net" / "model.onnx").write_bytes(b"rotten")
-    assert tools.main(["models", "verify", "net"]) == 1
+    assert main.main(["models", "verify", "net"]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "DAMAGED" in shown and f"delete {data / 'net'} and run" in shown
-    assert tools.main(["models", "fetch", "nett"]) == 2
+    assert main.main(["models", "fetch", "nett"]) == 2
     assert "did you mean net?" in capsys.readouterr().err
-    assert tools.main(["models", "verify", "sam-vit-base"]) == 2
+    assert main.main(["models", "verify", "sam-vit-base"]) == 2
 
 
 def test_non_commercial_licence_is_confirmed(
@@ -519,7 +519,7 @@ def test_non_commercial_licence_is_confirmed(
 ) -> None:
     net["net"].update(licence="CC-BY-NC-4.0", non_commercial=True)
     install(net, tmp_path, monkeypatch)
-    assert tools.main(["models", "fetch", "net"]) == 2  # nobody to ask
+    assert main.main(["models", "fetch", "net"]) == 2  # nobody to ask
     error = capsys.readouterr().err
     assert "CC-BY-NC-4.0 forbids commercial use" in error and "--accept-licence" in error
     assert hub.requests == [] and not data.exists()
@@ -527,7 +527,7 @@ def test_non_commercial_licence_is_confirmed(
         assert _at_a_terminal(["models", "fetch", "net"], answer) == status
     assert fetch.Record.load(data / "net") is not None
     (data / "net" / "model.onnx").unlink()
-    assert tools.main(["models", "fetch", "net", "--accept-licence"]) == 0
+    assert main.main(["models", "fetch", "net", "--accept-licence"]) == 0
 
 
 def _at_a_terminal(arguments: list[str], answer: str) -> int:

@@ -94,7 +94,7 @@ def _run(text: list[str] | None) -> int:
     from rich.console import Console
 
     from depth_node.config import ConfigError
-    from depth_node.frames import FrameError
+    from depth_node.recordings.frames import FrameError
     from training.checkpoints import TrainingError
     from training.data import DataError
 

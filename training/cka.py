@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from depth_node import drawing
+from depth_node.visualization import colours, panels, text
 from training import checkpoints, models
 from training.checkpoints import TrainingError
 from training.data import DataError
@@ -281,26 +281,26 @@ def draw(result: dict[str, Any], a: str, b: str) -> NDArray[np.uint8]:
     left, top = 90, 96
     # The longest text decides as well: a small matrix must not cut its own title.
     title = f"CKA of layers, {result['pictures']} pictures, {result['estimator']}"
-    width = max(left + columns * side + 24, drawing.text_width(title, 12) + 48)
-    picture = np.full((top + rows * side + 56, width, 3), drawing.BACKGROUND, np.uint8)
-    table = drawing.colour_table("deviation")
-    drawing.put_text(picture, title, (24, 16), 12)
-    drawing.put_text(picture, f"down: {a}", (24, 38), 8, drawing.MUTED)
-    drawing.put_text(picture, f"right: {b}", (24, 56), 8, drawing.MUTED)
+    width = max(left + columns * side + 24, text.text_width(title, 12) + 48)
+    picture = np.full((top + rows * side + 56, width, 3), colours.BACKGROUND, np.uint8)
+    table = colours.colour_table("deviation")
+    text.put_text(picture, title, (24, 16), 12)
+    text.put_text(picture, f"down: {a}", (24, 38), 8, colours.MUTED)
+    text.put_text(picture, f"right: {b}", (24, 56), 8, colours.MUTED)
     for r in range(rows):
         y = top + r * side
-        drawing.put_text(picture, str(r), (left - 34, y + side // 2 - 7), 8, drawing.MUTED)
+        text.put_text(picture, str(r), (left - 34, y + side // 2 - 7), 8, colours.MUTED)
         for c in range(columns):
             x, value = left + c * side, cells[r, c]
             if r == 0:
-                drawing.put_text(picture, str(c), (x + side // 2 - 6, top - 20), 8, drawing.MUTED)
-            colour = np.array(drawing.UNKNOWN, np.uint8)
+                text.put_text(picture, str(c), (x + side // 2 - 6, top - 20), 8, colours.MUTED)
+            colour = np.array(colours.UNKNOWN, np.uint8)
             if np.isfinite(value):
                 colour = table[int(np.clip(value, 0, 1) * 255)]
             picture[y : y + side - 1, x : x + side - 1] = colour
             if side >= 34 and np.isfinite(value):
-                ink = (20, 20, 20) if value > 0.6 else drawing.TEXT
-                drawing.put_text(
+                ink = (20, 20, 20) if value > 0.6 else colours.TEXT
+                text.put_text(
                     picture,
                     f"{value:.2f}",
                     (x + side // 2, y + side // 2 - 5),
@@ -309,9 +309,7 @@ def draw(result: dict[str, Any], a: str, b: str) -> NDArray[np.uint8]:
                     align="centre",
                 )
     same = " ".join("-" if v is None else f"{v:.2f}" for v in result["layer_by_layer"])
-    drawing.put_text(
-        picture, f"layer by layer: {same}", (24, picture.shape[0] - 36), 8, drawing.TEXT
-    )
+    text.put_text(picture, f"layer by layer: {same}", (24, picture.shape[0] - 36), 8, colours.TEXT)
     return picture
 
 
@@ -349,7 +347,7 @@ def command(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     result = {"a": str(args.a), "b": str(args.b), "height": size[0], "width": size[1], **result}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cka.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    drawing.write_picture(
+    panels.write_picture(
         args.out / "cka.png",
         draw(result, *("/".join(path.parts[-2:]) for path in (args.a, args.b))),
     )

@@ -25,8 +25,8 @@ from depth_node.scene import STYLES
 from numpy.typing import NDArray
 
 from depth_node import config
-from depth_node.frames import FrameError, find_frames, read_frame
 from depth_node.geometry.camera import Camera
+from depth_node.recordings.frames import FrameError, find_frames, read_frame
 from depth_node.simulation.renderer import Scene, random_view
 from training.data import F32, U8, DataError, Sample
 

@@ -35,10 +35,10 @@ from rich.table import Table
 from depth_node import config
 from depth_node.engine import EngineError
 from depth_node.engine.options import REFERENCE
-from depth_node.frames import find_frames, read_frame
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.metrics import boundary_f1, evaluate
 from depth_node.prediction import Prediction
+from depth_node.recordings.frames import find_frames, read_frame
 from depth_node.simulation.renderer import Scene, random_view
 from training import protocols
 from training.checkpoints import TrainingError

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from depth_node import drawing
+from depth_node.visualization import colours
 
 
 def sheet(pictures: Sequence[Tensor], maps: Sequence[Tensor], most: int = 4) -> NDArray[np.uint8]:
@@ -25,7 +25,7 @@ def sheet(pictures: Sequence[Tensor], maps: Sequence[Tensor], most: int = 4) -> 
     for values in maps:
         shown = [-m[0] for m in values[:most].detach().float().cpu().numpy()]
         # The drawing's relative maps are large where it is far.
-        rows.append([drawing.colour_map(m, drawing.relative_scale(m)) for m in shown])
+        rows.append([colours.colour_map(m, colours.relative_scale(m)) for m in shown])
     return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
 
 

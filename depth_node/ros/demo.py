@@ -31,7 +31,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
-from depth_node.frames import find_frames, read_frame
+from depth_node.recordings.frames import find_frames, read_frame
 from depth_node.ros import messages
 
 CAMERA_FRAME = "camera_optical_frame"

@@ -21,10 +21,10 @@ from recordings import write_frame
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
-from depth_node import demo
 from depth_node.config import build
 from depth_node.pipeline import PipelineConfig
 from depth_node.ros import demo as processes
+from depth_node.ros import live
 from depth_node.ros.demo import there_and_back
 
 
@@ -79,7 +79,7 @@ def test_a_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_demo_with_the_network_in_the_package(tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "depth_node.tools", "demo", "--seconds", "4", "--rate", "1.5"),
+        *(sys.executable, "-m", "depth_node.cli.main", "demo", "--seconds", "4", "--rate", "1.5"),
         *("--size", "160x120", "--out", str(tmp_path), "--json", str(tmp_path / "demo.json")),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
@@ -108,10 +108,10 @@ def test_a_demo_without_depth_says_why_and_shows_the_log(tmp_path: Path) -> None
     frames = tmp_path / "frames"
     write_frame(frames / "a")
     missing = str(tmp_path / "missing.onnx")
-    options = demo.DemoOptions(build(PipelineConfig, {"model": {"path": missing}}))
+    options = live.DemoOptions(build(PipelineConfig, {"model": {"path": missing}}))
     (tmp_path / "run").mkdir()
-    with pytest.raises(demo.DemoError, match=r"(?s)refuses to configure.*does not exist"):
-        demo.run_live(options, frames, tmp_path / "run", silent)
+    with pytest.raises(live.DemoError, match=r"(?s)refuses to configure.*does not exist"):
+        live.run_live(options, frames, tmp_path / "run", silent)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

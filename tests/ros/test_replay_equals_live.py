@@ -16,9 +16,10 @@ from recordings import write_frame
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
-from depth_node import demo, replay
 from depth_node.config import build, replace
 from depth_node.pipeline import DepthPipeline, PipelineConfig
+from depth_node.recordings import replay
+from depth_node.ros.live import DemoOptions, run_live
 
 PICTURES = 4
 RATE_HZ = 2.0
@@ -34,8 +35,8 @@ def live_depths(
 ) -> list[tuple[int, int, np.ndarray]]:
     """(number, index of the frame, depth as it came over ROS) of every answered picture."""
     folder.mkdir()
-    options = demo.DemoOptions(config, seconds=PICTURES / RATE_HZ, rate_hz=RATE_HZ)
-    live = demo.run_live(options, frames, folder, silent)
+    options = DemoOptions(config, seconds=PICTURES / RATE_HZ, rate_hz=RATE_HZ)
+    live = run_live(options, frames, folder, silent)
     assert live.received >= PICTURES // 2, live
     rows = map(json.loads, (folder / "published.jsonl").read_text().splitlines())
     index_of = {row["number"]: row["index"] for row in rows}

@@ -22,9 +22,10 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from depth_node import config, drawing
+from depth_node import config
 from depth_node.metrics import boundary_f1, evaluate
 from depth_node.prediction import Prediction
+from depth_node.visualization import colours
 from training import checkpoints, protocols
 from training.data import Sample, ViewConfig, Window
 from training.datasets import DataConfig, open_samples
@@ -272,9 +273,9 @@ class DepthMaster(Recipe):
         image, depth = batch["image"][:1], batch["depth"][:1]
         seen = target(depth, torch.isfinite(depth), self.cfg.diffusion.space, self.cfg.loss.tails)
         found = model.map(model.spec.normalise(image))
-        scale = drawing.Scale("relative", -1.0, 1.0, unit="")
+        scale = colours.Scale("relative", -1.0, 1.0, unit="")
         maps = [
-            drawing.colour_map(m[0, 0].float().cpu().numpy(), scale) for m in (seen.values, found)
+            colours.colour_map(m[0, 0].float().cpu().numpy(), scale) for m in (seen.values, found)
         ]
         rgb = (image[0].permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
         return {"depth": np.concatenate([rgb, *maps], axis=1)}

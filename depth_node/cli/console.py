@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depth_node.benchmarks.tables import Table, markdown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -97,3 +99,13 @@ def picture_size(option: str, text: str) -> tuple[int, int]:
     if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise UsageError(f"{option} {text!r} is no picture size: write it like 640x480")
     return int(height), int(width)
+
+
+def print_tables(screen: Console, tables: Sequence[Table], out: Path | None = None) -> None:
+    """Tables with their notes on the screen and, if a file is named, there as Markdown."""
+    for table in tables:
+        print_table(screen, table.title, table.head, table.rows, set())
+        for note in table.notes:
+            screen.print(f"  {note}")
+    if out:
+        write_text(out, markdown(tables))

@@ -23,15 +23,19 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node import __version__, drawing
-from depth_node.bags import Bag
+from depth_node import __version__
 from depth_node.config import dump, replace
-from depth_node.frames import (
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import SparseDepth, project_points
+from depth_node.metrics import coverage, evaluate
+from depth_node.pipeline import DepthPipeline, DepthResult
+from depth_node.prediction import Prediction
+from depth_node.recordings.frames import (
     Frame,
     FrameError,
     find_frames,
@@ -40,11 +44,7 @@ from depth_node.frames import (
     split_lines,
     split_uniform,
 )
-from depth_node.geometry.camera import Camera
-from depth_node.geometry.sparse_depth import SparseDepth, project_points
-from depth_node.metrics import coverage, evaluate
-from depth_node.pipeline import DepthPipeline, DepthResult
-from depth_node.prediction import Prediction
+from depth_node.visualization import panels
 
 COMPARED = ("global_depth", "global_disparity", "slf", "ssf")
 SCORES = ("abs_rel", "delta1", "rmse", "coverage95", "answered")
@@ -105,11 +105,16 @@ class Sampling:
             raise FrameError(f"--hold-out must be at least 0 and below 1, not {self.hold_out:g}.")
 
 
-# --------------------------------------------------------------------------------- what to process
+class FrameSource(Protocol):
+    """Recorded frames, wherever they come from: how many, and each in turn."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Moment]: ...
 
 
 class FolderMoments:
-    """The frames under a folder (layout: depth_node.frames) as moments, read one at a time."""
+    """The frames under a folder as moments, read one at a time."""
 
     def __init__(
         self,
@@ -165,14 +170,14 @@ class FolderMoments:
                 " with --points N, or which scan lines with --lines K."
             )
         rng = frame_seed(frame, choice.seed)
-        used = frame.points_lidar[_measured(len(frame.points_lidar), choice.hold_out, rng)]
+        used = frame.points_lidar[measured_points(len(frame.points_lidar), choice.hold_out, rng)]
         scored = None
         if frame.depth is not None and choice.hold_out > 0:
             scored = np.isfinite(frame.depth) & ~hit_pixels(self.pipeline, used, frame)
         return Moment(points=used, T_camera_lidar=frame.T_camera_lidar, scored=scored, **common)
 
 
-def _measured(count: int, hold_out: float, rng: np.random.Generator) -> NDArray[np.intp]:
+def measured_points(count: int, hold_out: float, rng: np.random.Generator) -> NDArray[np.intp]:
     """Indices of the points that are used, in their old order."""
     if hold_out == 0:
         return np.arange(count)
@@ -189,51 +194,6 @@ def hit_pixels(
     mask = np.zeros(frame.image.shape[:2], dtype=bool)
     mask[sparse.rows, sparse.cols] = True
     return mask
-
-
-class BagMoments:
-    """The pictures of an opened bag as moments; a share of the LiDAR points is kept for scoring."""
-
-    def __init__(self, bag: Bag, sampling: Sampling, pipeline: DepthPipeline) -> None:
-        if sampling.points or sampling.lines:
-            raise FrameError("--points and --lines are for folders of frames: use --hold-out.")
-        self.bag = bag
-        self.sampling = sampling
-        self.pipeline = pipeline
-
-    def __len__(self) -> int:
-        return len(self.bag)
-
-    def __iter__(self) -> Iterator[Moment]:
-        choice = self.sampling
-        for number, moment in enumerate(self.bag.moments()):
-            rng = np.random.default_rng([choice.seed, number])
-            used = _measured(len(moment.points), choice.hold_out, rng)
-            truth = scored = None
-            if choice.hold_out > 0 and len(moment.points):
-                kept = np.ones(len(moment.points), dtype=bool)
-                kept[used] = False
-                size = moment.image.shape[:2]
-                place = (moment.T_camera_lidar, moment.camera, self.pipeline.config.projection)
-                truth = project_points(moment.points[kept], *place).to_map(*size)
-                seen = project_points(moment.points[used], *place).to_map(*size)
-                scored = np.isfinite(truth) & ~np.isfinite(seen)
-            yield Moment(
-                source=self.bag.path.stem,
-                name=f"{number:05d}_{moment.stamp_ns}",
-                image=moment.image,
-                camera=moment.camera,
-                points=moment.points[used],
-                age_s=moment.age_s[used],
-                stamp_ns=moment.stamp_ns,
-                T_camera_lidar=moment.T_camera_lidar,
-                T_world_camera=moment.T_world_camera,
-                truth=truth,
-                scored=scored,
-            )
-
-
-# ------------------------------------------------------------------------------------ processing
 
 
 def process(pipeline: DepthPipeline, moment: Moment) -> DepthResult:
@@ -344,9 +304,6 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-# ------------------------------------------------------------------------------------- run folder
-
-
 def metric_cells(row: Mapping[str, Any]) -> list[str]:
     """A row's AbsRel, delta1, RMSE, coverage and answered share as text."""
     forms = (("abs_rel", "{:.4f}"), ("delta1", "{:.3f}"), ("rmse", "{:.3f} m"))
@@ -376,7 +333,7 @@ def panel(
     heading: str,
     subheading: str,
     names: Mapping[str, str] | None = None,
-) -> drawing.FramePictures:
+) -> panels.FramePictures:
     """The pictures of one moment with the table of all methods on it, `own` the last one.
 
     names: what to call a method in the picture, for people.
@@ -392,12 +349,12 @@ def panel(
         pixels = np.count_nonzero(np.isfinite(truth))
         title = f"This frame, {pixels} pixels that were not measured"
         head = ("method", *METRIC_HEAD)
-        numbers = drawing.Table(title, head, rows, highlight=len(rows) - 1, columns=3)
+        numbers = panels.Table(title, head, rows, highlight=len(rows) - 1, columns=3)
     # A method without regions shows those of the methods beside it.
     labels = next(
         (one.labels for one in (result, *results.values()) if one.labels is not None), None
     )
-    return drawing.frame_pictures(
+    return panels.frame_pictures(
         moment.image,
         moment.camera,
         result.sparse.rows,
@@ -477,7 +434,7 @@ class Replayed:
 
 
 def replay(
-    moments: FolderMoments | BagMoments,
+    moments: FrameSource,
     pipeline: DepthPipeline,
     out: Path,
     *,

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import check_rigid, rigid_transform, transform
 from depth_node.geometry.scan_buffer import ScanBuffer
+from depth_node.geometry.sparse_depth import project_points
 from depth_node.geometry.transform_tree import TransformError, TransformTree
+from depth_node.pipeline import DepthPipeline
+from depth_node.recordings.frames import (
+    FrameError,
+)
+from depth_node.recordings.replay import Moment, Sampling, measured_points
+from depth_node.ros import messages
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
@@ -32,7 +39,7 @@ TF = "tf2_msgs/msg/TFMessage"
 _NOT_A_PICTURE = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
 
 
-class BagError(ValueError):
+class BagError(FrameError):
     """A bag that cannot be used; says what is missing and what to do."""
 
 
@@ -64,11 +71,6 @@ class BagMoment:
     T_world_camera: NDArray[np.float64] | None = None
 
 
-def is_bag(path: Path) -> bool:
-    """Whether a path looks like a rosbag2: its folder, or one of its .mcap or .db3 files."""
-    return (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3", ".bag")
-
-
 @dataclass
 class Bag:
     """A rosbag2 opened for reading; a context manager. `topics` then says what is used.
@@ -87,7 +89,6 @@ class Bag:
     world_frame: str = ""
 
     def __enter__(self) -> Bag:
-        self._messages = _message_readers()
         self._reader = _open(self.path)
         try:
             self._types = {topic: info.msgtype or "" for topic, info in self._reader.topics.items()}
@@ -115,7 +116,7 @@ class Bag:
         early = 0
         names = [name for name in vars(self.topics).values() if name]
         for topic, recorded_ns, message in self._read(names):
-            stamp = self._messages.stamp_ns(message.header.stamp) or recorded_ns
+            stamp = messages.stamp_ns(message.header.stamp) or recorded_ns
             if topic == self.topics.camera_info:
                 camera = self._camera(message)
             elif topic == self.topics.image:
@@ -143,7 +144,7 @@ class Bag:
         self, stamp: int, message: Any, camera: Camera, scans: ScanBuffer, frames: set[str]
     ) -> BagMoment:
         compressed = self._types[self.topics.image] == COMPRESSED
-        read = self._messages.compressed_to_rgb if compressed else self._messages.image_to_rgb
+        read = messages.compressed_to_rgb if compressed else messages.image_to_rgb
         try:
             image = read(message)
         except ValueError as error:
@@ -198,14 +199,14 @@ class Bag:
 
     def _camera(self, message: Any) -> Camera:
         try:
-            camera: Camera = self._messages.camera_of(message, self.rectified)
+            camera: Camera = messages.camera_of(message, self.rectified)
         except ValueError as error:
             raise BagError(f"{self.path}: {self.topics.camera_info}: {error}") from None
         return camera
 
     def _points(self, topic: str, message: Any) -> NDArray[np.float32]:
         scan = topic == self.topics.scan
-        read = self._messages.scan_message_to_points if scan else self._messages.cloud_to_points
+        read = messages.scan_message_to_points if scan else messages.cloud_to_points
         try:
             points: NDArray[np.float32] = read(message)
         except ValueError as error:
@@ -281,7 +282,7 @@ class Bag:
             for item in message.transforms:
                 move, turn = item.transform.translation, item.transform.rotation
                 T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
-                stamp = self._messages.stamp_ns(item.header.stamp) or recorded_ns
+                stamp = messages.stamp_ns(item.header.stamp) or recorded_ns
                 moving = topic == "/tf"
                 tree.add(item.header.frame_id, item.child_frame_id, T, stamp if moving else None)
         return tree
@@ -302,17 +303,6 @@ def _same_camera(info_topic: str, image_topic: str) -> bool:
     """/a/camera_info belongs to /a/image_raw and to /a/image_raw/compressed."""
     namespace = info_topic.rpartition("/")[0]
     return image_topic.startswith(f"{namespace}/")
-
-
-def _message_readers() -> Any:
-    try:
-        from depth_node.ros import messages
-    except ImportError as error:
-        raise BagError(
-            f"Reading a bag needs the ROS message packages ({error}): source ROS 2, or"
-            " pip install ros-jazzy-common-interfaces."
-        ) from None
-    return messages
 
 
 def _open(path: Path) -> Any:
@@ -342,3 +332,45 @@ def _open(path: Path) -> Any:
             f"{path} cannot be opened as a rosbag2 ({reason}): is the file whole?"
         ) from None
     return reader
+
+
+class BagMoments:
+    """The pictures of an opened bag as moments; a share of the LiDAR points is kept for scoring."""
+
+    def __init__(self, bag: Bag, sampling: Sampling, pipeline: DepthPipeline) -> None:
+        if sampling.points or sampling.lines:
+            raise FrameError("--points and --lines are for folders of frames: use --hold-out.")
+        self.bag = bag
+        self.sampling = sampling
+        self.pipeline = pipeline
+
+    def __len__(self) -> int:
+        return len(self.bag)
+
+    def __iter__(self) -> Iterator[Moment]:
+        choice = self.sampling
+        for number, moment in enumerate(self.bag.moments()):
+            rng = np.random.default_rng([choice.seed, number])
+            used = measured_points(len(moment.points), choice.hold_out, rng)
+            truth = scored = None
+            if choice.hold_out > 0 and len(moment.points):
+                kept = np.ones(len(moment.points), dtype=bool)
+                kept[used] = False
+                size = moment.image.shape[:2]
+                place = (moment.T_camera_lidar, moment.camera, self.pipeline.config.projection)
+                truth = project_points(moment.points[kept], *place).to_map(*size)
+                seen = project_points(moment.points[used], *place).to_map(*size)
+                scored = np.isfinite(truth) & ~np.isfinite(seen)
+            yield Moment(
+                source=self.bag.path.stem,
+                name=f"{number:05d}_{moment.stamp_ns}",
+                image=moment.image,
+                camera=moment.camera,
+                points=moment.points[used],
+                age_s=moment.age_s[used],
+                stamp_ns=moment.stamp_ns,
+                T_camera_lidar=moment.T_camera_lidar,
+                T_world_camera=moment.T_world_camera,
+                truth=truth,
+                scored=scored,
+            )

@@ -1,69 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live demo: renders a room, runs camera, node and listener as processes, judges the result.
+"""Starts and steers the processes of a live run: camera, node and listener.
 
 Nothing here imports ROS: depth_node.ros.demo and depth_node.ros.node run as processes of their own,
-in a ROS domain of their own that does not leave this machine. The other methods of the table are
-computed afterwards by the same pipeline from the same pictures and points.
+in a ROS domain of their own that does not leave this machine.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import multiprocessing
 import os
 import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from depth_node import replay
 from depth_node.config import flatten
-from depth_node.config import replace as changed
-from depth_node.frames import find_frames, read_frame
-from depth_node.geometry.camera import Camera
-from depth_node.pipeline import DepthPipeline, DepthResult, PipelineConfig
-from depth_node.simulation.renderer import LidarPattern, Scene, camera_path
+from depth_node.pipeline import PipelineConfig
+from depth_node.recordings.frames import find_frames, read_frame
 
-# The LiDAR (x forward, y left, z up) sits 8 cm above and 3 cm behind the camera (optical frame).
-T_CAMERA_LIDAR = np.array(
-    [[0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, -0.08], [1.0, 0.0, 0.0, -0.03], [0.0, 0.0, 0.0, 1.0]]
-)
-LIDAR = LidarPattern(beams=16, azimuth_steps=900, range_noise_m=0.01)
 VIEWS = 80  # rendered; played back and forth
-STEPS_OF_WALK = 160  # the views are half of a closed walk through the room
 SCORED = 30  # of the depth images that came
-PANELS = 3
-RIVALS = ("global_depth", "slf", "ssf")
-NAMES = {
-    "global_depth": "one scale + shift",
-    "global_disparity": "one scale + shift in disparity",
-    "median": "one scale",
-    "slf": "SLF, per region",
-    "ssf": "SSF, per region",
-    "field": "residual field",
-}
-FAST_DDS_PROFILE = (
-    Path(__file__).parent / "ros" / "fastdds.xml"
-)  # room for pictures in shared memory
+FAST_DDS_PROFILE = Path(__file__).parent / "fastdds.xml"  # room for images in shared memory
 PATIENCE_S = 120.0  # for the node to come up on a busy machine
-
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 
 
@@ -94,117 +63,6 @@ class DemoOptions:
     def pictures(self) -> int:
         """How many are published."""
         return max(1, round(self.seconds * self.rate_hz))
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """What the demo found.
-
-    rows: a row per scored frame and method (replay.score), the node's own as method "live".
-    latency_ms, arrival_ms: stamp to publish and stamp to receive. worst_difference: largest
-    relative difference between depth received live and computed off line from the same frame.
-    """
-
-    rows: list[dict[str, Any]]
-    summary: list[dict[str, Any]]
-    latency_ms: list[float]
-    arrival_ms: list[float]
-    published: int
-    received: int
-    worst_difference: float
-    diagnostics: dict[str, str]
-    panels: list[Path]
-
-    def quantiles(self) -> dict[str, list[float]]:
-        """p50, p95, p99 in ms from the stamp to publishing and to receiving."""
-        return {
-            name: np.percentile(times, (50, 95, 99)).tolist()
-            for name, times in (
-                ("stamp to publish", self.latency_ms),
-                ("stamp to received", self.arrival_ms),
-            )
-        }
-
-
-def run(options: DemoOptions, out: Path, progress: Progress) -> DemoReport:
-    """Everything, from rendering to the pictures in `out`. Raises DemoError when no depth came.
-
-    progress(what, total) is a context manager that gives a function to call after each step.
-    """
-    # Every picture on its own, so that any of them can be computed again and compared.
-    alone = changed(options.config, {"fit.field.temporal.enabled": False})
-    options = dataclasses.replace(options, config=alone)
-    with tempfile.TemporaryDirectory(prefix="depth_demo_") as temporary:
-        folder = Path(temporary)
-        frames = options.frames or folder / "frames"
-        frames.mkdir(parents=True, exist_ok=True)
-        render(options, frames, progress)
-        live = run_live(options, frames, folder, progress)
-        return _judge(options, frames, folder, live, out, progress)
-
-
-# ------------------------------------------------------------------------------------ rendering
-
-
-def render(options: DemoOptions, folder: Path, progress: Progress) -> None:
-    """Views of a room with truth and LiDAR as frame folders; those that are there already stay."""
-    count = min(options.views, options.pictures)
-    note = folder / "rendered.json"
-    request = {"seed": options.seed, "size": list(options.size), "count": count}
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == request:
-        return
-    # A fresh interpreter: forking a process in which a progress bar's thread runs may hang.
-    context = multiprocessing.get_context("spawn")
-    workers = min(os.cpu_count() or 1, 8, count)
-    with (
-        progress("rendering a room", count) as advance,
-        ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts) as pool,
-    ):
-        futures = [
-            pool.submit(_render_view, folder, options.seed, options.size, index)
-            for index in range(count)
-        ]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                advance("")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    note.write_text(json.dumps(request), encoding="utf-8")
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@lru_cache(maxsize=1)
-def _walk(seed: int) -> tuple[Scene, NDArray[np.float64]]:
-    """The room and the poses T_world_camera (STEPS_OF_WALK, 4, 4) of a walk through it."""
-    scene = Scene.random(seed)
-    return scene, camera_path(scene, STEPS_OF_WALK, seed)
-
-
-def _render_view(folder: Path, seed: int, size: tuple[int, int], index: int) -> None:
-    """Write one view as a frame folder (layout: depth_node.frames)."""
-    scene, path = _walk(seed)
-    height, width = size
-    focal = 0.8 * width
-    camera = Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
-    view = scene.render(camera, path[index])
-    points = scene.lidar(path[index] @ T_CAMERA_LIDAR, LIDAR, seed=index)
-    place = folder / f"view_{index:04d}"
-    place.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(place / "rgb.png"), cv2.cvtColor(view.image, cv2.COLOR_RGB2BGR))
-    np.savez(place / "depth.npz", depth=view.depth)
-    np.save(place / "lidar.npy", points)
-    intrinsics = {key: getattr(camera, key) for key in ("fx", "fy", "cx", "cy", "width", "height")}
-    (place / "intrinsics.json").write_text(json.dumps(intrinsics), encoding="utf-8")
-    calibration = {"T_cam_lidar": T_CAMERA_LIDAR.tolist()}
-    (place / "calib.json").write_text(json.dumps(calibration), encoding="utf-8")
-
-
-# ----------------------------------------------------------------------------------- processes
 
 
 class Child:
@@ -433,99 +291,3 @@ def _fail_on_end(children: dict[str, Child], name: str, event: dict[str, Any]) -
 
 def _sentence(children: dict[str, Child], reason: str, name: str = "node") -> str:
     return f"{reason}; the end of the {name}'s log:\n{children[name].tail() or '(empty)'}"
-
-
-# -------------------------------------------------------------------------------------- judging
-
-
-def _judge(
-    options: DemoOptions, frames: Path, folder: Path, live: Live, out: Path, progress: Progress
-) -> DemoReport:
-    """Score what came against the truth and the other methods; draw."""
-    index_of = {
-        row["number"]: row["index"]
-        for row in map(json.loads, (folder / "published.jsonl").read_text("utf-8").splitlines())
-    }
-    kept = {int(path.stem.split("_")[1]): path for path in sorted(folder.glob("live_*.npy"))}
-    chosen = np.linspace(0, len(kept) - 1, min(PANELS + 2, len(kept))).round().astype(int)
-    drawn = {list(kept)[k] for k in (chosen[1:-1] if len(chosen) > 2 else chosen)}
-    rows: list[dict[str, Any]] = []
-    panels: list[Path] = []
-    worst = 0.0
-    own = options.config.fit.method
-    views = find_frames(frames)
-    with (
-        DepthPipeline(options.config) as pipeline,
-        progress("comparing methods", len(kept)) as advance,
-    ):
-        pipeline.warm_up()
-        comparison = replay.Comparison(pipeline, RIVALS)
-        for number, path in kept.items():
-            moment = _moment(pipeline, views[index_of[number]])
-            result = replay.process(pipeline, moment)
-            results = comparison.results(moment, result)
-            depth = np.load(path)
-            worst = max(worst, depth_difference(depth, result.depth))
-            results["live"] = dataclasses.replace(result, depth=depth)
-            rows += [replay.score(moment, method, one) for method, one in results.items()]
-            if number in drawn:
-                panels += _draw(moment, results, own, out, len(panels), options)
-            advance("")
-    report = live.report
-    return DemoReport(
-        rows=rows,
-        summary=replay.summarise(rows),
-        latency_ms=report["latency_ms"],
-        arrival_ms=report["arrival_ms"],
-        published=live.published,
-        received=live.received,
-        worst_difference=worst,
-        diagnostics=report["diagnostics"],
-        panels=panels,
-    )
-
-
-def _moment(pipeline: DepthPipeline, folder: Path) -> replay.Moment:
-    """A rendered view with all of its LiDAR points; pixels that were measured are not scored."""
-    frame = read_frame(folder)
-    assert frame.points_lidar is not None and frame.T_camera_lidar is not None
-    return replay.Moment(
-        source="room",
-        name=frame.name,
-        image=frame.image,
-        camera=frame.camera,
-        points=frame.points_lidar,
-        T_camera_lidar=frame.T_camera_lidar,
-        truth=frame.truth,
-        scored=~replay.hit_pixels(pipeline, frame.points_lidar, frame),
-    )
-
-
-def depth_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Largest relative difference of two depth maps; infinite when one is unknown elsewhere."""
-    known = np.isfinite(one)
-    if not np.array_equal(known, np.isfinite(other)):
-        return math.inf
-    return float((np.abs(one - other)[known] / other[known]).max(initial=0.0))
-
-
-def _draw(
-    moment: replay.Moment,
-    results: dict[str, DepthResult],
-    own: str,
-    out: Path,
-    number: int,
-    options: DemoOptions,
-) -> list[Path]:
-    """The panel of a frame and, for the first one, every picture by itself."""
-    shown = {method: one for method, one in results.items() if method != own}
-    pictures = replay.panel(
-        moment,
-        shown,
-        "live",
-        "Metric depth, live over ROS 2",
-        f"one camera picture, {len(results[own].sparse)} LiDAR points, the network in the package;"
-        f" {results[own].fit.message}",
-        names={**NAMES, "live": f"the node, live ({own})"},
-    )
-    return pictures.save(out, f"demo_{number}", singles=number == 0)[:1]

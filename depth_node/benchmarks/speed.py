@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node import demo
 from depth_node.config import build
 from depth_node.fitting import FitConfig, fit
 from depth_node.fitting.numba_support import find_numba
@@ -30,6 +29,8 @@ from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import open_engine
 from depth_node.pipeline import PipelineConfig
 from depth_node.prediction import Prediction
+from depth_node.ros.live import DemoOptions, run_live
+from depth_node.simulation.walk import Progress, render_walk
 
 HEIGHT, WIDTH, REGIONS, POINTS = 480, 640, 100, 1000
 NODE_SIZE = (720, 1280)
@@ -362,25 +363,25 @@ def measure_engine(model: str, manifest: str = "", repeats: int = 0) -> SpeedRep
 STAGES = ("preprocess", "engine", "postprocess", "project", "segment", "fit", "publish")
 
 
-def measure_node(model: str, manifest: str, repeats: int, progress: demo.Progress) -> SpeedReport:
+def measure_node(model: str, manifest: str, repeats: int, progress: Progress) -> SpeedReport:
     """Stamp to publish at 1280x720 of the node and of a bare rclpy node, processes of their own.
 
     The bare node takes the same picture and publishes a 32FC1 image of the same size.
     """
     config = build(PipelineConfig, {"model": {"path": model, "manifest": manifest}})
     count = repeats or 40
-    options = demo.DemoOptions(config, count / NODE_RATE_HZ, NODE_RATE_HZ, NODE_SIZE, views=4)
+    options = DemoOptions(config, count / NODE_RATE_HZ, NODE_RATE_HZ, NODE_SIZE, views=4)
     times: dict[str, list[float]] = {"bare": [], "node": []}
     counts = {"bare": 0, "node": 0}
     stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
     with tempfile.TemporaryDirectory(prefix="depth_bench_") as temporary:
         frames = Path(temporary) / "frames"
-        demo.render(options, frames, progress)
+        render_walk(frames, 4, options.seed, options.size, progress)
         for turn in range(4):
             who = ("bare", "node")[turn % 2]
             folder = Path(temporary) / f"{turn}"
             folder.mkdir()
-            live = demo.run_live(options, frames, folder, progress, bare=who == "bare")
+            live = run_live(options, frames, folder, progress, bare=who == "bare")
             times[who] += live.report["latency_ms"]
             counts[who] += live.published
             for stage, found in stages.items():

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of method `field` and what it reaches: `depth_tools bench field CASE SOURCE...`.
+"""What is asked of method `field` and what it reaches.
 
-A case takes a task (frames as in depth_node.frames, a network and seeds) and gives tables. Scores
-are averaged over the frames and seeds of a source, then over the sources.
+A case takes a task (frames as in depth_node.recordings.frames, a network and seeds) and gives
+tables. Scores are averaged over the frames and seeds of a source, then over the sources.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import mmap
-import multiprocessing
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,28 +17,39 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from depth_node import config as settings
-from depth_node import drawing
-from depth_node.benchmark import (
+from depth_node.benchmarks.accuracy import (
     NOISES,
     AccuracyRow,
-    Means,
     Predictor,
-    Table,
     disturbed,
     predicted,
     run_accuracy,
 )
+from depth_node.benchmarks.tables import Means, Table
+from depth_node.cli.console import UsageError, print_tables, progress
+from depth_node.engine.options import ModelConfig
 from depth_node.fitting import FitConfig, FitResult, fit
 from depth_node.fitting.field.memory import FieldState
-from depth_node.fitting.field.solve import warm_up
-from depth_node.frames import Frame, Split, find_frames, frame_seed, split_lines, split_uniform
 from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.inference import DepthModel
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
+from depth_node.recordings.frames import (
+    Frame,
+    Split,
+    find_frames,
+    frame_seed,
+    split_lines,
+    split_uniform,
+)
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.segmentation import segment
+from depth_node.visualization import colours, panels
+from depth_node.visualization.panels import write_picture
+from training.studies.common import add_source_options
 
 FIELD = FitConfig(method="field")
 SSF = FitConfig(method="ssf", mode="paper")
@@ -57,7 +66,6 @@ FEW = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
 FLICKER_FRAMES, FLICKER_START = 12, 4
 FLICKER_COUNTS = (50, 250, 1000)
 RANGE_NOISE = 0.02
-GROWTH_FRAMES = (20, 220)
 GRAPH_SCALES = (100, 400)  # of Felzenszwalb's segmentation: fine, coarse
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -401,134 +409,6 @@ CASES: dict[str, Callable[[Task], list[Table]]] = {
 # --- speed ---------------------------------------------------------------------------------------
 
 
-def speed(repeats: int = 0) -> list[Table]:
-    """Milliseconds on one core beside SSF, the NumPy form, and a pass over the picture's memory."""
-    from depth_node.speed import fit_problem, machine, one_core
-
-    with multiprocessing.get_context("spawn").Pool(1) as fresh:
-        first = fresh.apply(first_calls)
-    warm_up()
-    prediction, _, labels = fit_problem()
-    body, names = [], [""]
-    with one_core():
-        for height, width in ((480, 640), (720, 1280)):
-            for count in COUNTS:
-                problem = SpeedProblem.of(prediction, labels, height, width, count)
-                found = problem.medians(repeats or 30)
-                names = list(found)
-                cells = [f"{value:.1f}" for value in found.values()]
-                body.append([f"{width}x{height}", str(count), *cells])
-    notes = [
-        "medians of processor time in ms on one core",
-        f"a fresh process: warm-up {first[0]:.0f} ms, first fit after it {first[1]:.1f} ms, "
-        f"median of the next {first[2]:.1f} ms (480x640, 1000 points)",
-        f"memory of the process after {GROWTH_FRAMES[0]} frames {first[3]:.0f} MiB, after "
-        f"{GROWTH_FRAMES[1]} {first[4]:.0f} MiB",
-        machine(),
-    ]
-    return [Table("Speed of the field", ["picture", "points", *names], body, notes)]
-
-
-def first_calls() -> list[float]:
-    """Milliseconds of the warm-up, the first fit after it and the median of twenty more; growth."""
-    from depth_node.speed import fit_problem, one_core
-
-    with one_core():
-        begin = time.perf_counter()
-        warm_up()
-        warm_ms = (time.perf_counter() - begin) * 1e3
-        prediction, _, labels = fit_problem()
-        problem = SpeedProblem.of(prediction, labels, 480, 640, 1000)
-        times = []
-        for _ in range(21):
-            begin = time.perf_counter()
-            problem.fit(FIELD)
-            times.append((time.perf_counter() - begin) * 1e3)
-        return [warm_ms, times[0], float(np.median(times[1:])), *problem.growth()]
-
-
-class SpeedProblem:
-    """A picture of regions with points on a bent version of what the network says."""
-
-    def __init__(
-        self,
-        prediction: Prediction,
-        labels: NDArray[np.integer],
-        points: SparseDepth,
-        image: NDArray[np.uint8],
-    ) -> None:
-        self.prediction, self.labels, self.points, self.image = prediction, labels, points, image
-
-    @classmethod
-    def of(
-        cls,
-        prediction: Prediction,
-        labels: NDArray[np.integer],
-        height: int,
-        width: int,
-        count: int,
-    ) -> SpeedProblem:
-        """The picture of depth_node.speed.fit_problem at another size and number of points."""
-        size, whole = (width, height), cv2.INTER_NEAREST
-        values = np.asarray(cv2.resize(prediction.values, size, interpolation=whole), np.float32)
-        labels = np.asarray(cv2.resize(labels.astype(np.int32), size, interpolation=whole))
-        rng = np.random.default_rng(0)
-        rows, cols = np.divmod(rng.permutation(height * width)[:count], width)
-        given = Prediction(values, prediction.kind)
-        bend = np.exp(0.1 * np.sin(rows / height * 7) * np.cos(cols / width * 5))
-        depth = given.relative_depth()[rows, cols] * bend * 2 + 0.5
-        colours = rng.integers(0, 256, (int(labels.max()) + 1, 3))
-        grain = rng.normal(0, 5, (height, width, 1))
-        image = np.clip(colours[labels] + grain, 0, 255).astype(np.uint8)
-        return cls(given, labels, SparseDepth.from_arrays(rows, cols, depth), image)
-
-    def fit(self, config: FitConfig, state: FieldState | None = None) -> FitResult:
-        """One frame."""
-        labels = self.labels if config.method != "field" else None
-        return fit(
-            self.prediction, self.points, labels, image=self.image, config=config, state=state
-        )
-
-    def medians(self, repeats: int) -> dict[str, float]:
-        """Median processor milliseconds of the ways to fit, which take turns."""
-        from depth_node.speed import take_turns
-
-        state, clock = FieldState(), iter(range(1, 1_000_000))
-
-        def remembered() -> FitResult:
-            state.at(next(clock) * 100_000_000)
-            return self.fit(FIELD, state)
-
-        plain = settings.replace(FIELD, {"field.compiler": "numpy"})
-        values, image = self.prediction.values, self.image
-        parts: dict[str, Callable[[], object]] = {
-            "field": lambda: self.fit(FIELD),
-            "with memory": remembered,
-            "ssf": lambda: self.fit(SSF),
-            "ssf robust": lambda: self.fit(FitConfig(method="ssf", mode="sensor")),
-            # What any method must do: read prediction and picture, write depth and std.
-            "memory floor": lambda: (values * 2.0, values + 1.0, image.max()),
-        }
-        times = take_turns(parts, repeats)
-        times |= take_turns({"NumPy form": lambda: self.fit(plain)}, 3)
-        return {name: float(np.median(found.cpu)) for name, found in times.items()}
-
-    def growth(self) -> list[float]:
-        """Memory of the process in MiB after GROWTH_FRAMES frames with memory; NaN off Linux."""
-        state, found = FieldState(), []
-        for number in range(max(GROWTH_FRAMES)):
-            state.at((number + 1) * 100_000_000)
-            self.fit(FIELD, state)
-            if number + 1 in GROWTH_FRAMES:
-                pages = Path("/proc/self/statm")
-                resident = float(pages.read_text().split()[1]) if pages.is_file() else np.nan
-                found.append(resident * mmap.PAGESIZE / 2**20)
-        return found
-
-
-# --- figure --------------------------------------------------------------------------------------
-
-
 FIGURE_SEED, FIGURE_POINTS, FIGURE_HEIGHT, FIGURE_WIDTH, FIGURE_SHADE = 3, 250, 240, 320, 16
 
 
@@ -557,14 +437,14 @@ def figure() -> NDArray[np.uint8]:
     base = fit(prediction, points, image=view.image, config=alone).depth
     labels = segment(view.image, prediction.values)
     rival = fit(prediction, points, labels, config=SSF)
-    scale = drawing.depth_scale(view.depth)
+    scale = colours.depth_scale(view.depth)
     rejected = ~found.point_inlier
-    measured = drawing.points_on_image(view.image, rows, cols, depth, scale)
-    measured = drawing.draw_crosses(measured, rows[rejected], cols[rejected])
-    change = drawing.Scale("error", -25, 25, unit="%", low_word="nearer", high_word="farther")
+    measured = points_on_image(view.image, rows, cols, depth, scale)
+    measured = draw_crosses(measured, rows[rejected], cols[rejected])
+    change = colours.Scale("error", -25, 25, unit="%", low_word="nearer", high_word="farther")
     percent = 196 * found.std / found.depth
-    width = drawing.Scale("deviation", 0.0, float(np.quantile(percent, 0.95)), unit="%")
-    wrongness = drawing.relative_error_percent(found.depth, view.depth)
+    width = colours.Scale("deviation", 0.0, float(np.quantile(percent, 0.95)), unit="%")
+    wrongness = colours.relative_error_percent(found.depth, view.depth)
     inside = float(np.mean(np.abs(wrongness) / 100 * view.depth <= 1.96 * found.std))
     captions = {
         "points": f"{FIGURE_POINTS} points, 2 % noise; crosses: not believed",
@@ -574,29 +454,51 @@ def figure() -> NDArray[np.uint8]:
         "width": f"holds the truth at {inside:.0%} of the pixels",
         "error": f"SSF as published: error {mean_percent(rival.depth, view.depth):.1f} %",
     }
-    error = drawing.error_scale()
+    error = colours.error_scale()
     cards = [
-        drawing.Tile("Points", measured, captions["points"], scale),
-        drawing.Tile("Base B", drawing.colour_map(base, scale), captions["base"], scale),
-        drawing.Tile(
+        panels.Tile("Points", measured, captions["points"], scale),
+        panels.Tile("Base B", colours.colour_map(base, scale), captions["base"], scale),
+        panels.Tile(
             "Residual m + U + C",
-            drawing.colour_map(100 * (found.depth / base - 1), change),
+            colours.colour_map(100 * (found.depth / base - 1), change),
             captions["change"],
             change,
         ),
-        drawing.Tile("Depth", drawing.colour_map(found.depth, scale), captions["depth"], scale),
-        drawing.Tile(
-            "95 % interval, ±", drawing.colour_map(percent, width), captions["width"], width
+        panels.Tile("Depth", colours.colour_map(found.depth, scale), captions["depth"], scale),
+        panels.Tile(
+            "95 % interval, ±", colours.colour_map(percent, width), captions["width"], width
         ),
-        drawing.Tile("Error", drawing.colour_map(wrongness, error), captions["error"], error),
+        panels.Tile("Error", colours.colour_map(wrongness, error), captions["error"], error),
     ]
     heading = "Method field"
     told = "a rendered room; the network is the true disparity, blurred and bent by 15 %"
-    picture = drawing.compose(heading, told, cards, columns=3, card_width=340)
+    picture = panels.compose(heading, told, cards, columns=3, card_width=340)
     shades = np.uint8(FIGURE_SHADE)
     return picture // shades * shades + shades // 2  # fewer shades, smaller file
 
 
 def mean_percent(depth: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
     """Mean relative error in percent."""
-    return float(np.nanmean(np.abs(drawing.relative_error_percent(depth, truth))))
+    return float(np.nanmean(np.abs(colours.relative_error_percent(depth, truth))))
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `python -m training study field`."""
+    parser.add_argument("case", choices=(*CASES, "figure"))
+    add_source_options(parser)
+
+
+def command(args: argparse.Namespace, console: Console) -> None:
+    """Run a case and print its tables; `figure` writes the image of docs/method.md."""
+    if args.case == "figure":
+        write_picture(args.out or Path("field.png"), figure())
+        return
+    count = sum(len(find_frames(source)) for source in args.sources)
+    if not count:
+        raise UsageError("no SOURCE is given: name folders of recorded frames")
+    with (
+        DepthModel.open(ModelConfig(args.model, args.manifest)) as network,
+        progress(console, args.case, count) as advance,
+    ):
+        tables = CASES[args.case](Task(args.sources, network, args.seeds, advance))
+    print_tables(console, tables, args.out)

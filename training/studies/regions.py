@@ -10,6 +10,7 @@ Cases
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,24 +20,29 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from depth_node import config as settings
-from depth_node.benchmark import Means, Predictor, Table, predicted
+from depth_node.benchmarks.accuracy import Predictor, predicted
+from depth_node.benchmarks.speed import machine, one_core
+from depth_node.benchmarks.tables import Means, Table
+from depth_node.cli.console import print_tables, progress
 from depth_node.engine.manifest import Manifest
+from depth_node.engine.options import ModelConfig
 from depth_node.engine.preprocess import InputSpec
 from depth_node.fitting import FitConfig, fit
-from depth_node.frames import split_uniform
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
-from depth_node.inference import PromptedRegionModel
+from depth_node.inference import DepthModel, PromptedRegionModel
 from depth_node.metrics import evaluate
+from depth_node.recordings.frames import split_uniform
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.prompted_masks import PromptConfig, point_grid
 from depth_node.regions.propagation import RegionMemory, follow, small_grey
 from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
 from depth_node.simulation.renderer import Rendered, Scene, camera_path, random_view
-from depth_node.speed import machine, one_core
+from training.studies.common import add_source_options
 
 Case = Callable[[Sequence[Path], Predictor, Sequence[int], Callable[[str], None]], list[Table]]
 Flow = NDArray[np.float32]
@@ -422,3 +428,19 @@ def masks(
 
 
 CASES: dict[str, Case] = {"prompts": prompts, "motion": motion, "reuse": reuse, "masks": masks}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `python -m training study regions`."""
+    parser.add_argument("case", choices=tuple(CASES))
+    add_source_options(parser)
+
+
+def command(args: argparse.Namespace, console: Console) -> None:
+    """Run a case and print its tables."""
+    with (
+        DepthModel.open(ModelConfig(args.model, args.manifest)) as network,
+        progress(console, args.case, None) as advance,
+    ):
+        tables = CASES[args.case](args.sources, network, args.seeds, advance)
+    print_tables(console, tables, args.out)

@@ -12,13 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depth_node.engine.manifest import MEANINGS, Manifest, manifest_path, model_sha256
-from depth_node.engine.manifest_writer import write_manifest
-from depth_node.engine.protocol import Engine, Progress
-from depth_node.inference import build_engine, open_engine
-from depth_node.model_zoo import compare, convert, fetch, fp16, onnx_graph, registry
-from depth_node.model_zoo.registry import locate
-from depth_node.screen import (
+from depth_node.cli.console import (
     UsageError,
     console,
     picture_size,
@@ -26,6 +20,12 @@ from depth_node.screen import (
     progress,
     write_json,
 )
+from depth_node.engine.manifest import MEANINGS, Manifest, manifest_path, model_sha256
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.engine.protocol import Engine, Progress
+from depth_node.inference import build_engine, open_engine
+from depth_node.model_zoo import compare, convert, fetch, fp16, onnx_graph, registry
+from depth_node.model_zoo.registry import locate
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,9 +30,13 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from depth_node import fitting
+from depth_node.benchmarks.tables import Means, Table
 from depth_node.config import nearest
 from depth_node.fitting import FitConfig, fit
-from depth_node.frames import (
+from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.metrics import coverage, evaluate
+from depth_node.prediction import Prediction
+from depth_node.recordings.frames import (
     Frame,
     Split,
     find_frames,
@@ -42,9 +45,6 @@ from depth_node.frames import (
     split_lines,
     split_uniform,
 )
-from depth_node.geometry.sparse_depth import SparseDepth
-from depth_node.metrics import coverage, evaluate
-from depth_node.prediction import Prediction
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
@@ -54,14 +54,12 @@ ROBUST = "_robust"
 NOISES = ("clean", "noisy")
 LABELS = ("classical", "masks", "none")
 PAPER_METHOD = "ssf"  # what the others are divided by
-
 RANGE_NOISE = 0.02
 OUTLIER_SHARE = 0.05
 OUTLIER_RANGE = (0.4, 2.0)
 IDW_NEIGHBOURS = 4
 IDW_POWER = 2.0
 SCORED_SHARE = 0.1  # a frame of which less than this would be left to score is left out
-
 _NOISE_STREAM, _SHIFT_STREAM = 101, 102  # random numbers of their own beside those of the split
 
 
@@ -124,49 +122,6 @@ class AccuracyReport:
         return {"rows": [row.as_dict() for row in self.rows], "notes": self.notes}
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table for the screen or for a page, and what must be known to read it."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
-
-
-class Means:
-    """Means over the values of a source, then over the sources, by row and column of a table."""
-
-    def __init__(self) -> None:
-        self._values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
-
-    def add(self, row: str, column: str, source: str, value: float) -> None:
-        """One more value; NaN is one that is not known."""
-        self._values[row, column][source].append(value)
-
-    def of_sources(self, row: str, column: str) -> dict[str, float]:
-        """Mean of every source, NaN where nothing is known."""
-        return {name: _mean(values) for name, values in self._values[row, column].items()}
-
-    def __call__(self, row: str, column: str) -> float:
-        """The mean over sources, NaN without values."""
-        return _mean(list(self.of_sources(row, column).values()))
-
-    def rows(self) -> list[str]:
-        """In the order of arrival."""
-        return list(dict.fromkeys(row for row, _ in self._values))
-
-    def columns(self) -> list[str]:
-        """In the order of arrival."""
-        return list(dict.fromkeys(column for _, column in self._values))
-
-    def all(self) -> dict[tuple[str, str], float]:
-        """(row, column) -> mean over sources."""
-        return {key: self(*key) for key in list(self._values)}
-
-
 def known_methods() -> tuple[str, ...]:
     """Every name that run_accuracy takes."""
     robust = tuple(f"{method}{ROBUST}" for method in fitting.METHODS if method != "field")
@@ -203,7 +158,7 @@ def run_accuracy(
 ) -> AccuracyReport:
     """Score methods on frames under every combination of the conditions.
 
-    sources: frames, sources or folders of sources (depth_node.frames). predictor: a network, or the
+    sources: frames, sources or folders of sources (depth_node.recordings.frames). predictor: a network, or the
     NAME of the predictions stored beside the frames. methods: known_methods(), default
     default_methods(). lines: measure one scan line of so many too, 0 = no lines. labels: regions
     from the picture (classical), from the frame's masks where it has them (masks), or none.
@@ -354,18 +309,6 @@ def tables(report: AccuracyReport) -> list[Table]:
     return found
 
 
-def markdown(found: Sequence[Table]) -> str:
-    """Tables as Markdown."""
-    blocks = []
-    for table in found:
-        head = "| " + " | ".join(table.head) + " |"
-        rule = "|" + "|".join("---" for _ in table.head) + "|"
-        body = ["| " + " | ".join(row) + " |" for row in table.rows]
-        notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
-        blocks.append("\n".join([f"### {table.title}", "", head, rule, *body, *notes]))
-    return "\n\n".join(blocks) + "\n"
-
-
 def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
     if not given:
         raise ValueError(f"no {what} is given: use one of {', '.join(known)}.")
@@ -449,12 +392,6 @@ def _score(
             )
 
 
-def _mean(values: Sequence[float]) -> float:
-    """Mean of what is known; NaN of nothing."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
 def _table(rows: Sequence[AccuracyRow], score: str, title: str, digits: int) -> Table:
     return _grid(title, averaged(rows, score), digits)
 
@@ -470,11 +407,11 @@ def _grid(title: str, values: dict[tuple[str, str], float], digits: int) -> Tabl
     return Table(title, ["method", *conditions], body)
 
 
+def _text(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def _condition_order(condition: str) -> tuple[bool, bool, int]:
     pattern = condition.removesuffix("n")
     noisy = pattern != condition
     return (not pattern.isdigit(), noisy, int(pattern) if pattern.isdigit() else 0)
-
-
-def _text(value: float, digits: int) -> str:
-    return "" if math.isnan(value) else f"{value:.{digits}f}"

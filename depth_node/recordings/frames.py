@@ -109,6 +109,11 @@ class Split:
     scored: NDArray[np.bool_]
 
 
+def is_bag(path: Path) -> bool:
+    """Whether a path looks like a rosbag2: its folder, or one of its .mcap or .db3 files."""
+    return (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3", ".bag")
+
+
 def find_frames(path: str | Path) -> list[Path]:
     """The frame folders under a frame, a source (folder of frames) or a folder of sources."""
     path = Path(path).resolve()

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed of method `field`: beside SSF, its NumPy form and a pass over the image's memory."""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node import config as settings
+from depth_node.benchmarks.speed import fit_problem, machine, one_core, take_turns
+from depth_node.benchmarks.tables import Table
+from depth_node.fitting import FitConfig, FitResult, fit
+from depth_node.fitting.field.memory import FieldState
+from depth_node.fitting.field.solve import warm_up
+from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.prediction import Prediction
+
+FIELD = FitConfig(method="field")
+SSF = FitConfig(method="ssf", mode="paper")
+COUNTS = (50, 250, 1000, 10000)
+GROWTH_FRAMES = (20, 220)
+
+
+def speed(repeats: int = 0) -> list[Table]:
+    """Milliseconds on one core beside SSF, the NumPy form, and a pass over the picture's memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as fresh:
+        first = fresh.apply(first_calls)
+    warm_up()
+    prediction, _, labels = fit_problem()
+    body, names = [], [""]
+    with one_core():
+        for height, width in ((480, 640), (720, 1280)):
+            for count in COUNTS:
+                problem = SpeedProblem.of(prediction, labels, height, width, count)
+                found = problem.medians(repeats or 30)
+                names = list(found)
+                cells = [f"{value:.1f}" for value in found.values()]
+                body.append([f"{width}x{height}", str(count), *cells])
+    notes = [
+        "medians of processor time in ms on one core",
+        f"a fresh process: warm-up {first[0]:.0f} ms, first fit after it {first[1]:.1f} ms, "
+        f"median of the next {first[2]:.1f} ms (480x640, 1000 points)",
+        f"memory of the process after {GROWTH_FRAMES[0]} frames {first[3]:.0f} MiB, after "
+        f"{GROWTH_FRAMES[1]} {first[4]:.0f} MiB",
+        machine(),
+    ]
+    return [Table("Speed of the field", ["picture", "points", *names], body, notes)]
+
+
+def first_calls() -> list[float]:
+    """Milliseconds of the warm-up, the first fit after it and the median of twenty more; growth."""
+    with one_core():
+        begin = time.perf_counter()
+        warm_up()
+        warm_ms = (time.perf_counter() - begin) * 1e3
+        prediction, _, labels = fit_problem()
+        problem = SpeedProblem.of(prediction, labels, 480, 640, 1000)
+        times = []
+        for _ in range(21):
+            begin = time.perf_counter()
+            problem.fit(FIELD)
+            times.append((time.perf_counter() - begin) * 1e3)
+        return [warm_ms, times[0], float(np.median(times[1:])), *problem.growth()]
+
+
+class SpeedProblem:
+    """A picture of regions with points on a bent version of what the network says."""
+
+    def __init__(
+        self,
+        prediction: Prediction,
+        labels: NDArray[np.integer],
+        points: SparseDepth,
+        image: NDArray[np.uint8],
+    ) -> None:
+        self.prediction, self.labels, self.points, self.image = prediction, labels, points, image
+
+    @classmethod
+    def of(
+        cls,
+        prediction: Prediction,
+        labels: NDArray[np.integer],
+        height: int,
+        width: int,
+        count: int,
+    ) -> SpeedProblem:
+        """The image of speed.fit_problem at another size and number of points."""
+        size, whole = (width, height), cv2.INTER_NEAREST
+        values = np.asarray(cv2.resize(prediction.values, size, interpolation=whole), np.float32)
+        labels = np.asarray(cv2.resize(labels.astype(np.int32), size, interpolation=whole))
+        rng = np.random.default_rng(0)
+        rows, cols = np.divmod(rng.permutation(height * width)[:count], width)
+        given = Prediction(values, prediction.kind)
+        bend = np.exp(0.1 * np.sin(rows / height * 7) * np.cos(cols / width * 5))
+        depth = given.relative_depth()[rows, cols] * bend * 2 + 0.5
+        colours = rng.integers(0, 256, (int(labels.max()) + 1, 3))
+        grain = rng.normal(0, 5, (height, width, 1))
+        image = np.clip(colours[labels] + grain, 0, 255).astype(np.uint8)
+        return cls(given, labels, SparseDepth.from_arrays(rows, cols, depth), image)
+
+    def fit(self, config: FitConfig, state: FieldState | None = None) -> FitResult:
+        """One frame."""
+        labels = self.labels if config.method != "field" else None
+        return fit(
+            self.prediction, self.points, labels, image=self.image, config=config, state=state
+        )
+
+    def medians(self, repeats: int) -> dict[str, float]:
+        """Median processor milliseconds of the ways to fit, which take turns."""
+        state, clock = FieldState(), iter(range(1, 1_000_000))
+
+        def remembered() -> FitResult:
+            state.at(next(clock) * 100_000_000)
+            return self.fit(FIELD, state)
+
+        plain = settings.replace(FIELD, {"field.compiler": "numpy"})
+        values, image = self.prediction.values, self.image
+        parts: dict[str, Callable[[], object]] = {
+            "field": lambda: self.fit(FIELD),
+            "with memory": remembered,
+            "ssf": lambda: self.fit(SSF),
+            "ssf robust": lambda: self.fit(FitConfig(method="ssf", mode="sensor")),
+            # What any method must do: read prediction and picture, write depth and std.
+            "memory floor": lambda: (values * 2.0, values + 1.0, image.max()),
+        }
+        times = take_turns(parts, repeats)
+        times |= take_turns({"NumPy form": lambda: self.fit(plain)}, 3)
+        return {name: float(np.median(found.cpu)) for name, found in times.items()}
+
+    def growth(self) -> list[float]:
+        """Memory of the process in MiB after GROWTH_FRAMES frames with memory; NaN off Linux."""
+        state, found = FieldState(), []
+        for number in range(max(GROWTH_FRAMES)):
+            state.at((number + 1) * 100_000_000)
+            self.fit(FIELD, state)
+            if number + 1 in GROWTH_FRAMES:
+                pages = Path("/proc/self/statm")
+                resident = float(pages.read_text().split()[1]) if pages.is_file() else np.nan
+                found.append(resident * mmap.PAGESIZE / 2**20)
+        return found
+
+
+# --- figure --------------------------------------------------------------------------------------

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one table of benchmarks and studies, on the console and as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the screen or for a page, and what must be known to read it."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+class Means:
+    """Means over the values of a source, then over the sources, by row and column of a table."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+
+    def add(self, row: str, column: str, source: str, value: float) -> None:
+        """One more value; NaN is one that is not known."""
+        self._values[row, column][source].append(value)
+
+    def of_sources(self, row: str, column: str) -> dict[str, float]:
+        """Mean of every source, NaN where nothing is known."""
+        return {name: _mean(values) for name, values in self._values[row, column].items()}
+
+    def __call__(self, row: str, column: str) -> float:
+        """The mean over sources, NaN without values."""
+        return _mean(list(self.of_sources(row, column).values()))
+
+    def rows(self) -> list[str]:
+        """In the order of arrival."""
+        return list(dict.fromkeys(row for row, _ in self._values))
+
+    def columns(self) -> list[str]:
+        """In the order of arrival."""
+        return list(dict.fromkeys(column for _, column in self._values))
+
+    def all(self) -> dict[tuple[str, str], float]:
+        """(row, column) -> mean over sources."""
+        return {key: self(*key) for key in list(self._values)}
+
+
+def markdown(found: Sequence[Table]) -> str:
+    """Tables as Markdown."""
+    blocks = []
+    for table in found:
+        head = "| " + " | ".join(table.head) + " |"
+        rule = "|" + "|".join("---" for _ in table.head) + "|"
+        body = ["| " + " | ".join(row) + " |" for row in table.rows]
+        notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
+        blocks.append("\n".join([f"### {table.title}", "", head, rule, *body, *notes]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of what is known; NaN of nothing."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from depth_node.cli.console import (
+    UsageError,
+)
+from depth_node.config import load, override
+from depth_node.engine.manifest import EMBEDDED
+from depth_node.fitting import METHODS
+from depth_node.pipeline import PipelineConfig
+
+ROS_CURE = (
+    "source your ROS 2 (`source /opt/ros/jazzy/setup.bash`), or in a virtual environment"
+    " `pip install ros-jazzy-rclpy ros-jazzy-rmw-fastrtps-cpp ros-jazzy-rmw-implementation"
+    " ros-jazzy-common-interfaces ros-jazzy-rcl-interfaces`"
+)
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --manifest, --method, --config and --set."""
+    parser.add_argument(
+        "--model", default="", metavar="FILE", help=f'ONNX file, or "{EMBEDDED}" (default)'
+    )
+    parser.add_argument("--manifest", default="", metavar="FILE", help="its manifest, elsewhere")
+    parser.add_argument("--method", default="", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings of the pipeline, YAML"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, repeatable"
+    )
+
+
+def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
+    """The settings that --config, --set, --model, --manifest and --method ask for."""
+    config = load(PipelineConfig, options.config) if options.config else PipelineConfig()
+    shortcuts = {
+        "model.path": options.model,
+        "model.manifest": options.manifest,
+        "fit.method": options.method,
+    }
+    changes = [f"{key}={value}" for key, value in shortcuts.items() if value]
+    return override(config, [*options.set, *changes])
+
+
+def need_ros() -> None:
+    """UsageError on a machine without ROS 2."""
+    if importlib.util.find_spec("rclpy") is None:
+        raise UsageError(f"this needs ROS 2, which is not here: {ROS_CURE}")
+
+
+def matrix(text: str) -> np.ndarray | None:
+    """(4, 4) from 16 numbers row by row, None of an empty text. Raises UsageError."""
+    if not text:
+        return None
+    try:
+        values = np.array([float(part) for part in text.replace(",", " ").split()])
+    except ValueError:
+        values = np.empty(0)
+    if values.size != 16:
+        raise UsageError("--t-camera-lidar needs the 16 numbers of a 4x4 matrix, row by row")
+    return values.reshape(4, 4)
+
+
+def words(text: str) -> list[str]:
+    """Words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def integers(name: str, text: str) -> list[int]:
+    """Whole numbers between commas. Raises UsageError, which names the option."""
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError:
+        raise UsageError(f"{name} {text!r} must be whole numbers like 50,250") from None

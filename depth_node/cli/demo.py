@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live demo: renders a room, runs camera, node and listener as processes, judges the result.
+
+Nothing here imports ROS: depth_node.ros.demo and depth_node.ros.node run as processes of their own,
+in a ROS domain of their own that does not leave this machine. The other methods of the table are
+computed afterwards by the same pipeline from the same pictures and points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.cli.arguments import add_method_options, need_ros, pipeline_config
+from depth_node.cli.console import (
+    console,
+    picture_size,
+    print_table,
+    progress,
+    write_json,
+)
+from depth_node.config import replace as changed
+from depth_node.pipeline import DepthPipeline, DepthResult
+from depth_node.recordings import replay
+from depth_node.recordings.frames import find_frames, read_frame
+from depth_node.ros.live import DemoError, DemoOptions, Live, Progress, run_live
+from depth_node.simulation.walk import render_walk
+
+PANELS = 3
+RIVALS = ("global_depth", "slf", "ssf")
+NAMES = {
+    "global_depth": "one scale + shift",
+    "global_disparity": "one scale + shift in disparity",
+    "median": "one scale",
+    "slf": "SLF, per region",
+    "ssf": "SSF, per region",
+    "field": "residual field",
+}
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo found.
+
+    rows: a row per scored frame and method (replay.score), the node's own as method "live".
+    latency_ms, arrival_ms: stamp to publish and stamp to receive. worst_difference: largest
+    relative difference between depth received live and computed off line from the same frame.
+    """
+
+    rows: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    latency_ms: list[float]
+    arrival_ms: list[float]
+    published: int
+    received: int
+    worst_difference: float
+    diagnostics: dict[str, str]
+    panels: list[Path]
+
+    def quantiles(self) -> dict[str, list[float]]:
+        """p50, p95, p99 in ms from the stamp to publishing and to receiving."""
+        return {
+            name: np.percentile(times, (50, 95, 99)).tolist()
+            for name, times in (
+                ("stamp to publish", self.latency_ms),
+                ("stamp to received", self.arrival_ms),
+            )
+        }
+
+
+def run(options: DemoOptions, out: Path, progress: Progress) -> DemoReport:
+    """Everything, from rendering to the pictures in `out`. Raises DemoError when no depth came.
+
+    progress(what, total) is a context manager that gives a function to call after each step.
+    """
+    # Every picture on its own, so that any of them can be computed again and compared.
+    alone = changed(options.config, {"fit.field.temporal.enabled": False})
+    options = dataclasses.replace(options, config=alone)
+    with tempfile.TemporaryDirectory(prefix="depth_demo_") as temporary:
+        folder = Path(temporary)
+        frames = options.frames or folder / "frames"
+        frames.mkdir(parents=True, exist_ok=True)
+        views = min(options.views, options.pictures)
+        render_walk(frames, views, options.seed, options.size, progress)
+        live = run_live(options, frames, folder, progress)
+        return _judge(options, frames, folder, live, out, progress)
+
+
+def _judge(
+    options: DemoOptions, frames: Path, folder: Path, live: Live, out: Path, progress: Progress
+) -> DemoReport:
+    """Score what came against the truth and the other methods; draw."""
+    index_of = {
+        row["number"]: row["index"]
+        for row in map(json.loads, (folder / "published.jsonl").read_text("utf-8").splitlines())
+    }
+    kept = {int(path.stem.split("_")[1]): path for path in sorted(folder.glob("live_*.npy"))}
+    chosen = np.linspace(0, len(kept) - 1, min(PANELS + 2, len(kept))).round().astype(int)
+    drawn = {list(kept)[k] for k in (chosen[1:-1] if len(chosen) > 2 else chosen)}
+    rows: list[dict[str, Any]] = []
+    panels: list[Path] = []
+    worst = 0.0
+    own = options.config.fit.method
+    views = find_frames(frames)
+    with (
+        DepthPipeline(options.config) as pipeline,
+        progress("comparing methods", len(kept)) as advance,
+    ):
+        pipeline.warm_up()
+        comparison = replay.Comparison(pipeline, RIVALS)
+        for number, path in kept.items():
+            moment = _moment(pipeline, views[index_of[number]])
+            result = replay.process(pipeline, moment)
+            results = comparison.results(moment, result)
+            depth = np.load(path)
+            worst = max(worst, depth_difference(depth, result.depth))
+            results["live"] = dataclasses.replace(result, depth=depth)
+            rows += [replay.score(moment, method, one) for method, one in results.items()]
+            if number in drawn:
+                panels += _draw(moment, results, own, out, len(panels), options)
+            advance("")
+    report = live.report
+    return DemoReport(
+        rows=rows,
+        summary=replay.summarise(rows),
+        latency_ms=report["latency_ms"],
+        arrival_ms=report["arrival_ms"],
+        published=live.published,
+        received=live.received,
+        worst_difference=worst,
+        diagnostics=report["diagnostics"],
+        panels=panels,
+    )
+
+
+def _moment(pipeline: DepthPipeline, folder: Path) -> replay.Moment:
+    """A rendered view with all of its LiDAR points; pixels that were measured are not scored."""
+    frame = read_frame(folder)
+    assert frame.points_lidar is not None and frame.T_camera_lidar is not None
+    return replay.Moment(
+        source="room",
+        name=frame.name,
+        image=frame.image,
+        camera=frame.camera,
+        points=frame.points_lidar,
+        T_camera_lidar=frame.T_camera_lidar,
+        truth=frame.truth,
+        scored=~replay.hit_pixels(pipeline, frame.points_lidar, frame),
+    )
+
+
+def depth_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Largest relative difference of two depth maps; infinite when one is unknown elsewhere."""
+    known = np.isfinite(one)
+    if not np.array_equal(known, np.isfinite(other)):
+        return math.inf
+    return float((np.abs(one - other)[known] / other[known]).max(initial=0.0))
+
+
+def _draw(
+    moment: replay.Moment,
+    results: dict[str, DepthResult],
+    own: str,
+    out: Path,
+    number: int,
+    options: DemoOptions,
+) -> list[Path]:
+    """The panel of a frame and, for the first one, every picture by itself."""
+    shown = {method: one for method, one in results.items() if method != own}
+    pictures = replay.panel(
+        moment,
+        shown,
+        "live",
+        "Metric depth, live over ROS 2",
+        f"one camera picture, {len(results[own].sparse)} LiDAR points, the network in the package;"
+        f" {results[own].fit.message}",
+        names={**NAMES, "live": f"the node, live ({own})"},
+    )
+    return pictures.save(out, f"demo_{number}", singles=number == 0)[:1]
+
+
+def add(commands: Any) -> None:
+    """The options of `depth_tools demo`."""
+    parser = commands.add_parser(
+        "demo", help="live demo over ROS 2: a moving camera and a LiDAR in a procedural room"
+    )
+    add_method_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), metavar="DIR")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long (20)")
+    parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="pictures (10)")
+    parser.add_argument("--size", default="640x480", metavar="WxH", help="of the picture")
+    parser.add_argument("--seed", type=int, default=10, help="which room (10)")
+    parser.add_argument(
+        "--frames", type=Path, metavar="DIR", help="render into here, or use what is there"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run the demo and tell what came; the exit status."""
+    need_ros()
+    screen = console()
+    config = pipeline_config(options)
+    try:
+        wanted = DemoOptions(
+            config,
+            options.seconds,
+            options.rate,
+            picture_size("--size", options.size),
+            options.seed,
+            options.frames,
+        )
+        report = run(wanted, options.out, lambda what, total: progress(screen, what, total))
+    except DemoError as error:
+        print(f"depth_tools: no depth came: {error}", file=sys.stderr)
+        return 1
+    own = f"the node, live ({config.fit.method})"
+    names = {**NAMES, "live": own}
+    rows = [
+        (names[row["method"]], *replay.metric_cells(row))
+        for row in report.summary
+        if row["method"] != config.fit.method or row["method"] in RIVALS
+    ]
+    scored = report.summary[-1]["frames"]
+    title = f"Against the truth, {scored} frames, the same points for every method"
+    print_table(screen, title, ("method", *replay.METRIC_HEAD), rows, {own})
+    times = [
+        (name, *(f"{value:.1f} ms" for value in values))
+        for name, values in report.quantiles().items()
+    ]
+    print_table(screen, "Latency of the node", ("", "p50", "p95", "p99"), times, set())
+    dropped = report.published - report.received
+    screen.print(
+        f"pictures in: {report.published}, depth out: {report.received}, dropped: {dropped}"
+    )
+    if dropped > 0.2 * report.published:
+        screen.print(
+            f"This machine is too busy for {options.rate:g} pictures a second (the newest picture"
+            " wins, the others are dropped): try --rate 2, or when less else runs.",
+            style="yellow",
+        )
+    screen.print(f"network: {report.diagnostics.get('backend', 'unknown')}")
+    if report.worst_difference < 1e-4:
+        screen.print("Replaying the same frames off line gives the same depth.")
+    else:
+        screen.print(
+            f"Live and replayed depth differ by up to {report.worst_difference:.2%}.",
+            style="yellow",
+        )
+    for path in report.panels:
+        screen.print(f"picture: {path}")
+    if options.json:
+        facts = dataclasses.asdict(report)
+        facts["panels"] = [str(path) for path in report.panels]
+        write_json(options.json, {**facts, "quantiles_ms": report.quantiles()})
+    return 0

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line `depth_tools`: demo, replay, bench, doctor, models, parameters.
+
+A mistake of the user ends with one sentence and exit status 2, a check that failed with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from depth_node import __version__
+from depth_node.cli import bench, demo, doctor, models, replay
+from depth_node.cli.arguments import need_ros
+from depth_node.cli.console import (
+    UsageError,
+)
+from depth_node.config import ConfigError
+from depth_node.engine import EngineError
+from depth_node.recordings.frames import FrameError
+
+USER_ERRORS = (UsageError, ConfigError, EngineError, FrameError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the return value is the exit status."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except USER_ERRORS as error:
+        print(f"depth_tools: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `depth_tools ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("depth_tools: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="depth_tools", description="Metric depth from images and sparse LiDAR: tools."
+    )
+    parser.add_argument("--version", action="version", version=f"depth_node {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    demo.add(commands)
+    replay.add(commands)
+    bench.add(commands)
+    doctor.add(commands)
+    models.add(commands)
+    parameters = commands.add_parser("parameters", help="print the node's parameters as markdown")
+    parameters.set_defaults(run=_run_parameters)
+    return parser
+
+
+def _run_parameters(options: argparse.Namespace) -> int:
+    need_ros()
+    from depth_node.ros import parameters
+
+    print(parameters.markdown(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

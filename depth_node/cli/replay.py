@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depth_tools replay`: recorded frames or a rosbag2 through the pipeline."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depth_node.cli.console import (
+    UsageError,
+    console,
+    print_table,
+    progress,
+    write_json,
+)
+from depth_node.config import override
+from depth_node.pipeline import DepthPipeline
+from depth_node.recordings import replay
+from depth_node.recordings.frames import is_bag
+
+if TYPE_CHECKING:
+    from rich.console import Console
+from depth_node.cli.arguments import add_method_options, matrix, pipeline_config
+
+
+def add(commands: Any) -> None:
+    """The options of `depth_tools replay`."""
+    parser = commands.add_parser(
+        "replay", help="recorded frames or a rosbag2 through the pipeline, into a run folder"
+    )
+    parser.add_argument("source", type=Path, help="folder of frames, or rosbag2")
+    add_method_options(parser)
+    which = parser.add_argument_group("measured points (those that are used are never scored)")
+    which.add_argument("--points", type=int, default=0, metavar="N", help="N pixels of the depth")
+    which.add_argument("--lines", type=int, default=0, metavar="K", help="one of K scan lines")
+    which.add_argument(
+        "--hold-out",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of the LiDAR points that is kept for scoring (0.5; 0 = none)",
+    )
+    which.add_argument("--seed", type=int, default=0, help="of that choice (0)")
+    frames = parser.add_argument_group("folders of frames")
+    frames.add_argument(
+        "--stored-regions",
+        action="store_true",
+        help="regions from segmentation_*.png, for methods that use regions",
+    )
+    frames.add_argument(
+        "--prediction", default="", metavar="NAME", help="prediction_NAME.npz, no network"
+    )
+    bag = parser.add_argument_group("rosbag2 (topics are found by their type unless named)")
+    for name in ("image", "camera-info", "points", "scan"):
+        bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
+    bag.add_argument("--max-scan-age", type=float, default=0.3, metavar="S")
+    bag.add_argument("--scans-per-picture", type=int, default=0, metavar="N")
+    bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S")
+    bag.add_argument(
+        "--rectified", action="store_true", help="the picture has no distortion: use P"
+    )
+    bag.add_argument(
+        "--t-camera-lidar",
+        default="",
+        metavar="'16 NUMBERS'",
+        help="4x4 row by row, LiDAR into optical frame; else TF of the bag",
+    )
+    bag.add_argument(
+        "--world-frame",
+        default="",
+        metavar="FRAME",
+        help="a frame of the bag's TF that stands still, such as odom: memory and older scans move"
+        " with the camera",
+    )
+    out = parser.add_argument_group("output")
+    out.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/SOURCE)")
+    out.add_argument("--pictures", type=int, default=12, metavar="N", help="at most N panels (12)")
+    out.add_argument("--save-depth", action="store_true", help="keep depth and std of every frame")
+    out.add_argument("--json", type=Path, metavar="FILE", help="all rows and the summary")
+    parser.set_defaults(run=_run_replay)
+
+
+def _run_replay(options: argparse.Namespace) -> int:
+    screen = console()
+    config = pipeline_config(options)
+    if options.prediction:
+        config = override(config, ["model.path="])
+    sampling = replay.Sampling(options.points, options.lines, options.hold_out, options.seed)
+    source = options.source.resolve()
+    out = options.out or Path("runs") / source.stem
+    facts = {
+        "source": str(options.source),
+        "model": config.model.path,
+        "method": config.fit.method,
+        "points": options.points,
+        "lines": options.lines,
+        "hold_out": options.hold_out,
+        "seed": options.seed,
+    }
+    keep = {"pictures": max(options.pictures, 0), "save_depth": options.save_depth}
+    with DepthPipeline(config) as pipeline:
+        if is_bag(source):
+            bags = _bags()
+            T = matrix(options.t_camera_lidar)
+            topics = bags.BagTopics(
+                options.image_topic, options.camera_info_topic, options.points_topic,
+                options.scan_topic,
+            )  # fmt: skip
+            with bags.Bag(
+                source,
+                topics,
+                T,
+                options.max_scan_age,
+                options.scans_per_picture,
+                options.scan_wait,
+                options.rectified,
+                options.world_frame,
+            ) as bag:
+                facts["topics"] = vars(bag.topics)
+                chosen = ", ".join(name for name in vars(bag.topics).values() if name)
+                screen.print(f"topics: {chosen}")
+                bag_moments = bags.BagMoments(bag, sampling, pipeline)
+                done = _replay_with_bar(screen, bag_moments, pipeline, out, facts, keep)
+        else:
+            moments = replay.FolderMoments(
+                source,
+                sampling,
+                pipeline,
+                stored_regions=options.stored_regions,
+                stored_prediction=options.prediction,
+            )
+            done = _replay_with_bar(screen, moments, pipeline, out, facts, keep)
+    _print_summary(screen, done.summary, config.fit.method, f"{done.frames} frames")
+    for message in sorted({row["message"] for row in done.rows if row["status"] != "OK"}):
+        screen.print(f"note: {message}", style="yellow")
+    screen.print(f"run folder: {out}")
+    if done.panels:
+        screen.print(f"pictures:   {done.panels[0].parent}")
+    if options.json:
+        write_json(options.json, {"rows": done.rows, "summary": done.summary, "run": facts})
+    return 0
+
+
+def _replay_with_bar(
+    screen: Console,
+    moments: Any,
+    pipeline: DepthPipeline,
+    out: Path,
+    facts: Mapping[str, Any],
+    keep: Mapping[str, Any],
+) -> Any:
+    with progress(screen, "replaying", len(moments)) as advance:
+        return replay.replay(
+            moments, pipeline, out, facts=facts, on_frame=lambda name: advance(name), **keep
+        )
+
+
+def _print_summary(
+    screen: Console, summary: Sequence[Mapping[str, Any]], own: str, title: str
+) -> None:
+    if all(row["abs_rel"] is None for row in summary):
+        screen.print("No truth to compare with (give --points, --lines or --hold-out above 0).")
+        return
+    rows = [(row["method"], *replay.metric_cells(row)) for row in summary]
+    print_table(screen, title, ("method", *replay.METRIC_HEAD), rows, {own})
+
+
+def _bags() -> Any:
+    """The reader of bags. UsageError where the ROS message packages are missing."""
+    try:
+        from depth_node.ros import bags
+    except ImportError as error:
+        raise UsageError(
+            f"Reading a bag needs the ROS message packages ({error}): source ROS 2, or"
+            " pip install ros-jazzy-common-interfaces."
+        ) from None
+    return bags

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A walk through a procedural room as frame folders with truth and LiDAR."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.geometry.camera import Camera
+from depth_node.simulation.renderer import LidarPattern, Scene, camera_path
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
+
+# The LiDAR (x forward, y left, z up) sits 8 cm above and 3 cm behind the camera (optical frame).
+T_CAMERA_LIDAR = np.array(
+    [[0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, -0.08], [1.0, 0.0, 0.0, -0.03], [0.0, 0.0, 0.0, 1.0]]
+)
+LIDAR = LidarPattern(beams=16, azimuth_steps=900, range_noise_m=0.01)
+STEPS_OF_WALK = 160  # the views are half of a closed walk through the room
+
+
+def render_walk(
+    folder: Path, count: int, seed: int, size: tuple[int, int], progress: Progress
+) -> None:
+    """Views of a room with truth and LiDAR as frame folders; those that are there already stay.
+
+    size: (height, width) px. progress(what, total) is a context manager that gives a function to
+    call after each step.
+    """
+    note = folder / "rendered.json"
+    request = {"seed": seed, "size": list(size), "count": count}
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == request:
+        return
+    # A fresh interpreter: forking a process in which a progress bar's thread runs may hang.
+    context = multiprocessing.get_context("spawn")
+    workers = min(os.cpu_count() or 1, 8, count)
+    with (
+        progress("rendering a room", count) as advance,
+        ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts) as pool,
+    ):
+        futures = [pool.submit(_render_view, folder, seed, size, index) for index in range(count)]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                advance("")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    note.write_text(json.dumps(request), encoding="utf-8")
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@lru_cache(maxsize=1)
+def _walk(seed: int) -> tuple[Scene, NDArray[np.float64]]:
+    """The room and the poses T_world_camera (STEPS_OF_WALK, 4, 4) of a walk through it."""
+    scene = Scene.random(seed)
+    return scene, camera_path(scene, STEPS_OF_WALK, seed)
+
+
+def _render_view(folder: Path, seed: int, size: tuple[int, int], index: int) -> None:
+    """Write one view as a frame folder (layout: depth_node.recordings.frames)."""
+    scene, path = _walk(seed)
+    height, width = size
+    focal = 0.8 * width
+    camera = Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
+    view = scene.render(camera, path[index])
+    points = scene.lidar(path[index] @ T_CAMERA_LIDAR, LIDAR, seed=index)
+    place = folder / f"view_{index:04d}"
+    place.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(place / "rgb.png"), cv2.cvtColor(view.image, cv2.COLOR_RGB2BGR))
+    np.savez(place / "depth.npz", depth=view.depth)
+    np.save(place / "lidar.npy", points)
+    intrinsics = {key: getattr(camera, key) for key in ("fx", "fy", "cx", "cy", "width", "height")}
+    (place / "intrinsics.json").write_text(json.dumps(intrinsics), encoding="utf-8")
+    calibration = {"T_cam_lidar": T_CAMERA_LIDAR.tolist()}
+    (place / "calib.json").write_text(json.dumps(calibration), encoding="utf-8")

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Point clouds as images: in perspective and from above."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from depth_node.geometry.camera import Camera
+from depth_node.visualization.colours import ACCENT, MUTED
+from depth_node.visualization.text import put_text
+
+
+def smooth_surface(depth: np.ndarray, jump: float = 0.08) -> np.ndarray:
+    """Mask of pixels whose depth goes on into all four neighbours: no flying pixels.
+
+    jump: largest relative step to a neighbour that still counts as one surface.
+    """
+    keep = np.isfinite(depth)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for axis in (0, 1):
+            step = np.abs(np.diff(depth, axis=axis))
+            low = np.minimum(
+                depth.take(range(depth.shape[axis] - 1), axis),
+                depth.take(range(1, depth.shape[axis]), axis),
+            )
+            torn = step > jump * low
+            first = (slice(None),) * axis + (slice(None, -1),)
+            second = (slice(None),) * axis + (slice(1, None),)
+            keep[first] &= ~torn
+            keep[second] &= ~torn
+    return keep
+
+
+def _cloud(depth: np.ndarray, image: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) points in the camera frame and their (N, 3) colours, torn and far pixels left out."""
+    keep = smooth_surface(depth)
+    if not keep.any():
+        return np.empty((0, 3)), np.empty((0, 3), dtype=np.uint8)
+    keep &= depth <= 1.2 * np.quantile(depth[keep], 0.95)
+    points = camera.backproject(depth)
+    keep &= np.isfinite(points).all(axis=2)  # a fisheye picture's corners have no ray
+    return points[keep].astype(np.float64), image[keep]
+
+
+def point_cloud_view(
+    depth: np.ndarray,
+    image: np.ndarray,
+    camera: Camera,
+    height: int,
+    width: int,
+    *,
+    orbit_deg: float = -24.0,
+    tilt_deg: float = 18.0,
+) -> np.ndarray:
+    """The metric cloud in perspective from beside and above the camera that took it.
+
+    depth (H, W) metres, image (H, W, 3), camera of that size -> (height, width, 3) RGB. The eye
+    turns about the middle of the cloud by orbit_deg (negative: to the left) and tilt_deg
+    (positive: upwards).
+    """
+    over = 2  # drawn at twice the size and shrunk: soft edges for the splats
+    size = np.array([width * over, height * over])
+    canvas = _ground_gradient(height * over, width * over)
+    points, colours = _cloud(depth, image, camera)
+    if len(points):
+        rotation, eye = _orbit(np.median(points, axis=0), orbit_deg, tilt_deg)
+        seen = (points - eye) @ rotation
+        seen, colours = seen[seen[:, 2] > 1e-6], colours[seen[:, 2] > 1e-6]
+        low, high = np.quantile(seen[:, :2] / seen[:, 2:], (0.02, 0.98), axis=0)
+        focal = 0.92 * float(np.min(size / (high - low)))
+        centre = size / 2 - focal * (low + high) / 2
+        haze = np.clip(1.2 - 0.4 * seen[:, 2:] / np.median(seen[:, 2]), 0.5, 1.0)
+        _splat(canvas, seen, (colours * haze).astype(np.uint8), focal, centre, 1.0 / camera.fx)
+    return cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def top_view(
+    depth: np.ndarray, image: np.ndarray, camera: Camera, height: int, width: int
+) -> np.ndarray:
+    """The cloud along the camera's y axis on a grid in metres: a floor plan for a level camera.
+
+    What is well above the camera (a ceiling) is left out. The camera stands at the bottom, its
+    field of view as two lines. Same arguments as point_cloud_view.
+    """
+    over = 2
+    canvas = _ground_gradient(height * over, width * over)
+    points, colours = _cloud(depth, image, camera)
+    if not len(points):
+        return cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+    low_enough = points[:, 1] > -0.25 * np.median(points[:, 2])
+    if low_enough.mean() > 0.2:
+        points, colours = points[low_enough], colours[low_enough]
+    reach = 1.06 * float(np.quantile(points[:, 2], 0.995))
+    half = 1.06 * float(np.quantile(np.abs(points[:, 0]), 0.99))
+    foot = 26 * over
+    per_metre = min((height * over - foot) / reach, width * over / 2 / half)
+    origin = np.array([width * over / 2, height * over - foot])
+
+    span = max(height, width) * over / per_metre
+    step = next(s for s in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 1e9) if span / s <= 12)
+    lines = [k * step for k in range(-13, 14)]
+    for metres in lines:
+        x, y = (int(v) for v in (origin[0] + metres * per_metre, origin[1] - metres * per_metre))
+        cv2.line(canvas, (x, 0), (x, canvas.shape[0]), (50, 55, 66), over)
+        cv2.line(canvas, (0, y), (canvas.shape[1], y), (50, 55, 66), over)
+    # an orthographic view is a perspective one from very far away
+    away = 1e3 * reach
+    seen = np.stack([points[:, 0], -points[:, 2], points[:, 1] + away], axis=1)
+    _splat(
+        canvas,
+        seen,
+        colours,
+        per_metre * away,
+        origin,
+        float(np.median(points[:, 2])) / camera.fx / away,
+    )
+    for x_pixel in (0, camera.width - 1):
+        slope = (x_pixel - camera.cx) / camera.fx
+        end = origin + np.array([slope, -1.0]) * per_metre * reach
+        start, stop = ((int(v[0] * 16), int(v[1] * 16)) for v in (origin, end))
+        cv2.line(canvas, start, stop, ACCENT, 2, cv2.LINE_AA, 4)
+    cv2.circle(canvas, (int(origin[0]), int(origin[1])), 5 * over, ACCENT, -1, cv2.LINE_AA)
+    picture = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+    for metres in lines:
+        y = round((origin[1] - metres * per_metre) / over)
+        if metres > 0 and y > 6:
+            put_text(picture, f"{metres:g} m", (5, y - 14), 8, MUTED)
+    return picture
+
+
+def _ground_gradient(height: int, width: int) -> np.ndarray:
+    ramp = np.linspace(1.0, 0.0, height)[:, None, None]
+    top, bottom = np.array([33, 37, 46]), np.array([12, 13, 17])
+    shades = np.repeat(bottom + ramp * (top - bottom), width, axis=1)
+    return np.ascontiguousarray(shades, dtype=np.uint8)
+
+
+def _orbit(middle: np.ndarray, orbit_deg: float, tilt_deg: float) -> tuple[np.ndarray, np.ndarray]:
+    """(rotation, eye): point_in_eye = (point - eye) @ rotation, turning about `middle`."""
+    turn, tilt = math.radians(orbit_deg), math.radians(tilt_deg)
+    about_y = np.array(
+        [
+            [math.cos(turn), 0, -math.sin(turn)],
+            [0, 1, 0],
+            [math.sin(turn), 0, math.cos(turn)],
+        ]
+    )
+    about_x = np.array(
+        [
+            [1, 0, 0],
+            [0, math.cos(tilt), -math.sin(tilt)],
+            [0, math.sin(tilt), math.cos(tilt)],
+        ]
+    )
+    rotation = about_x @ about_y  # rows are the eye's axes in camera coordinates
+    back = np.array([0.0, 0.0, 1.15 * float(np.linalg.norm(middle))])
+    return rotation.T, middle - back @ rotation
+
+
+def _splat(
+    canvas: np.ndarray,
+    seen: np.ndarray,
+    colours: np.ndarray,
+    focal: float,
+    centre: np.ndarray,
+    pixel_angle: float,
+) -> None:
+    """Paint square splats into `canvas`, far ones first, each as large as its source pixel."""
+    order = np.argsort(-seen[:, 2], kind="stable")
+    seen, colours = seen[order], colours[order]
+    u = np.floor(focal * seen[:, 0] / seen[:, 2] + centre[0] + 0.5).astype(np.int64)
+    v = np.floor(focal * seen[:, 1] / seen[:, 2] + centre[1] + 0.5).astype(np.int64)
+    side = int(np.clip(math.ceil(focal * pixel_angle * 1.5), 2, 9))
+    # one z-buffered pass per offset of the square; the nearest of all offsets wins
+    flat_depth = np.full(canvas.shape[0] * canvas.shape[1], np.inf, dtype=np.float64)
+    flat_colour = canvas.reshape(-1, 3)
+    for dv in range(side):
+        for du in range(side):
+            row, col = v + dv - side // 2, u + du - side // 2
+            inside = (row >= 0) & (row < canvas.shape[0]) & (col >= 0) & (col < canvas.shape[1])
+            at = row[inside] * canvas.shape[1] + col[inside]
+            nearest = np.full(flat_depth.shape, -1, dtype=np.int64)
+            nearest[at] = np.nonzero(inside)[0]  # sorted far to near: the last write is nearest
+            hit = np.nonzero(nearest >= 0)[0]
+            source = nearest[hit]
+            wins = seen[source, 2] < flat_depth[hit]
+            flat_depth[hit[wins]] = seen[source[wins], 2]
+            flat_colour[hit[wins]] = colours[source[wins]]

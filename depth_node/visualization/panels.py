@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures for people: depth, points, regions and errors as labelled panels.
+
+Every picture is (H, W, 3) uint8 RGB. Depth is metres along the optical axis, NaN unknown. An
+unknown pixel is always drawn as the hatched dark ground, never in a colour of the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from depth_node.geometry.camera import Camera
+from depth_node.visualization.clouds import point_cloud_view, top_view
+from depth_node.visualization.colours import (
+    ACCENT,
+    BACKGROUND,
+    CARD,
+    MUTED,
+    TEXT,
+    Scale,
+    colour_map,
+    colour_regions,
+    colour_table,
+    depth_scale,
+    deviation_scale,
+    error_scale,
+    relative_error_percent,
+    relative_scale,
+)
+from depth_node.visualization.points import draw_crosses, points_on_image, sparse_map
+from depth_node.visualization.text import put_text, text_width
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One card of a panel: a titled picture, a line below it, the scale drawn as a bar."""
+
+    title: str
+    picture: np.ndarray
+    caption: str = ""
+    scale: Scale | None = None
+    columns: int = 1  # how many columns of the panel it covers
+
+
+@dataclass(frozen=True)
+class Table:
+    """One card of a panel holding numbers: the first column left, the others right aligned."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    highlight: int | None = None
+    notes: Sequence[str] = ()
+    columns: int = 1
+
+
+CARD_WIDTH = 620
+MARGIN = 18
+PADDING = 12
+TITLE_HEIGHT = 34
+CAPTION_HEIGHT = 26
+BAR_WIDTH = 84
+
+
+def compose(
+    heading: str,
+    subheading: str,
+    cards: Sequence[Tile | Table],
+    *,
+    columns: int = 3,
+    card_width: int = CARD_WIDTH,
+) -> np.ndarray:
+    """Cards in rows of `columns` on a dark ground under a heading -> (H, W, 3) RGB.
+
+    Cards of one row share the height of the tallest. A Tile or Table may span several columns.
+    """
+    rows: list[list[Tile | Table]] = [[]]
+    for card in cards:
+        if sum(c.columns for c in rows[-1]) + card.columns > columns:
+            rows.append([])
+        rows[-1].append(card)
+    total_width = MARGIN + columns * (card_width + MARGIN)
+    strips = [_heading_strip(heading, subheading, total_width)]
+    for row in rows:
+        widths = [c.columns * card_width + (c.columns - 1) * MARGIN for c in row]
+        heights = [_card_height(c, w) for c, w in zip(row, widths, strict=True)]
+        single = [h for c, h in zip(row, heights, strict=True) if c.columns == 1]
+        height = max(single) if single else max(heights)
+        strip = np.empty((height + MARGIN, total_width, 3), dtype=np.uint8)
+        strip[:] = BACKGROUND
+        x = MARGIN
+        for card, width in zip(row, widths, strict=True):
+            strip[:height, x : x + width] = _draw_card(card, height, width)
+            x += width + MARGIN
+        strips.append(strip)
+    return np.vstack(strips)
+
+
+def cloud_size(
+    image_size: tuple[int, int], *, columns: int, card_width: int = CARD_WIDTH
+) -> tuple[int, int]:
+    """(height, width) of a picture that fills a card of `columns` beside one of a picture.
+
+    image_size: (height, width) of the pictures in the single cards of that row.
+    """
+    single = Tile("", np.zeros((*image_size, 3), np.uint8), scale=Scale("depth", 1, 2))
+    height = _card_height(single, card_width) - TITLE_HEIGHT - CAPTION_HEIGHT
+    return height, columns * card_width + (columns - 1) * MARGIN - 2 * PADDING
+
+
+def _heading_strip(heading: str, subheading: str, width: int) -> np.ndarray:
+    strip = np.empty((86, width, 3), dtype=np.uint8)
+    strip[:] = BACKGROUND
+    strip[20:70, MARGIN : MARGIN + 5] = ACCENT
+    put_text(strip, heading, (MARGIN + 18, 15), 19, TEXT, bold=True)
+    put_text(strip, subheading, (MARGIN + 18, 53), 11, MUTED)
+    return strip
+
+
+def _picture_width(card: Tile, width: int) -> int:
+    return width - 2 * PADDING - (BAR_WIDTH if card.columns == 1 else 0)
+
+
+def _card_height(card: Tile | Table, width: int) -> int:
+    if isinstance(card, Table):
+        return TITLE_HEIGHT + PADDING + 26 * (len(card.rows) + 1) + 20 * len(card.notes) + PADDING
+    height, source_width = card.picture.shape[:2]
+    return (
+        TITLE_HEIGHT + round(height * _picture_width(card, width) / source_width) + CAPTION_HEIGHT
+    )
+
+
+def _draw_card(card: Tile | Table, height: int, width: int) -> np.ndarray:
+    ground = np.empty((height, width, 3), dtype=np.uint8)
+    ground[:] = CARD
+    put_text(ground, card.title, (PADDING, 10), 12, TEXT, bold=True)
+    if isinstance(card, Table):
+        _draw_table(ground, card)
+        return ground
+    room_h = height - TITLE_HEIGHT - CAPTION_HEIGHT
+    room_w = width - 2 * PADDING - (BAR_WIDTH if card.scale is not None else 0)
+    source_h, source_w = card.picture.shape[:2]
+    ratio = min(room_w / source_w, room_h / source_h)
+    size = (max(1, round(source_w * ratio)), max(1, round(source_h * ratio)))
+    how = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
+    picture = cv2.resize(card.picture, size, interpolation=how)
+    x = PADDING + (room_w - size[0]) // 2
+    y = TITLE_HEIGHT + (room_h - size[1]) // 2
+    ground[y : y + size[1], x : x + size[0]] = picture
+    put_text(ground, card.caption, (PADDING, height - CAPTION_HEIGHT + 7), 9, MUTED)
+    if card.scale is not None:
+        _draw_bar(ground, card.scale, (PADDING + room_w + 12, y, 15, size[1]))
+    return ground
+
+
+def _draw_bar(ground: np.ndarray, scale: Scale, place: tuple[int, int, int, int]) -> None:
+    """A vertical colour bar with ticks; place is (x, y, width, height); high values on top."""
+    x, y, width, height = place
+    top, bottom = y, y + height
+    if scale.high_word:
+        put_text(ground, scale.high_word, (x - 2, y), 8, MUTED)
+        top = y + 17
+    if scale.low_word:
+        put_text(ground, scale.low_word, (x - 2, y + height - 11), 8, MUTED)
+        bottom = y + height - 19
+    ramp = np.linspace(255, 0, bottom - top).astype(np.uint8)
+    ground[top:bottom, x : x + width] = colour_table(scale.table)[ramp][:, None]
+    if not scale.unit:
+        return
+    labels = [(scale.position(np.array(t)), f"{t:g}") for t in scale.ticks()]
+    for place_on_bar, label in labels:
+        row = bottom - 1 - round(float(place_on_bar) * (bottom - top - 1))
+        ground[row, x + width : x + width + 4] = MUTED
+        row = int(np.clip(row - 5, top - 3, bottom - 8))
+        put_text(ground, f"{label} {scale.unit}", (x + width + 6, row), 9, TEXT)
+
+
+def _draw_table(ground: np.ndarray, card: Table) -> None:
+    width = ground.shape[1]
+    count = len(card.head)
+    first = max(text_width(r[0], 11, True) for r in (card.head, *card.rows)) + 24
+    step = (width - 2 * PADDING - first) / max(count - 1, 1)
+    ends = [round(PADDING + first + step * (k + 1)) - 4 for k in range(count - 1)]
+    y = TITLE_HEIGHT + PADDING
+    for number, row in enumerate((card.head, *card.rows)):
+        is_head, strong = number == 0, number - 1 == card.highlight
+        colour = MUTED if is_head else ACCENT if strong else TEXT
+        size = 9 if is_head else 11
+        put_text(ground, row[0], (PADDING, y), size, colour, bold=strong)
+        for end, text in zip(ends, row[1:], strict=True):
+            put_text(ground, text, (end, y), size, colour, bold=strong, align="right")
+        y += 26
+        if is_head:
+            ground[y - 8, PADDING : width - PADDING] = (60, 65, 78)
+    for note in card.notes:
+        put_text(ground, note, (PADDING, y + 6), 9, MUTED)
+        y += 20
+
+
+@dataclass(frozen=True)
+class FramePictures:
+    """Every picture of one processed frame, ready to be saved one by one or as a panel."""
+
+    heading: str
+    subheading: str
+    cards: tuple[Tile | Table, ...]
+
+    def panel(self) -> np.ndarray:
+        """All cards on one (H, W, 3) RGB picture."""
+        return compose(self.heading, self.subheading, self.cards)
+
+    def save(self, folder: Path, stem: str, *, singles: bool = True) -> list[Path]:
+        """Write `<stem>_panel.png` and, with `singles`, a PNG per picture card; panel first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{stem}_panel.png"]
+        write_picture(paths[0], self.panel())
+        for card in self.cards:
+            if singles and isinstance(card, Tile):
+                name = "_".join(card.title.lower().replace("-", " ").split())
+                paths.append(folder / f"{stem}_{name}.png")
+                write_picture(paths[-1], card.picture)
+        return paths
+
+
+def frame_pictures(
+    image: np.ndarray,
+    camera: Camera,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    points_depth: np.ndarray,
+    rejected: np.ndarray,
+    labels: np.ndarray | None,
+    relative: np.ndarray,
+    depth: np.ndarray,
+    std: np.ndarray,
+    *,
+    truth: np.ndarray | None = None,
+    heading: str,
+    subheading: str = "",
+    method: str = "",
+    relative_caption: str = "",
+    regions_caption: str = "",
+    numbers: Table | None = None,
+) -> FramePictures:
+    """The cards of one frame.
+
+    image (H, W, 3) RGB; rows, cols, points_depth (N,): the metric points used, pixels and metres;
+    rejected (N,) bool: those that the fit does not believe, marked by crosses; labels (H, W), None
+    without regions; relative (H, W) the network's relative depth, large = far; depth, std, truth
+    (H, W) metres. Without truth the standard deviation takes the place of the error.
+    """
+    if labels is None:
+        labels = np.zeros(depth.shape, np.int32)
+    trusted = trusted_depth(depth, std)
+    scale = depth_scale(trusted, points_depth, *([] if truth is None else [truth]))
+    answered = 100.0 * float(np.isfinite(depth).mean())
+    lidar = points_on_image(image, rows, cols, points_depth, scale)
+    lidar_caption = f"{len(rows)} metric points"
+    if rejected.any():
+        lidar = draw_crosses(lidar, rows[rejected], cols[rejected])
+        lidar_caption += f", {np.count_nonzero(rejected)} rejected (red crosses)"
+    cards: list[Tile | Table] = [
+        Tile("Camera image", image, f"{image.shape[1]} x {image.shape[0]} px"),
+        Tile("LiDAR on image", lidar, lidar_caption, scale),
+        Tile(
+            "Regions",
+            colour_regions(labels, image),
+            ", ".join(filter(None, (f"{int(labels.max(initial=0))} regions", regions_caption))),
+        ),
+        Tile(
+            "Relative depth",
+            colour_map(relative, relative_scale(relative)),
+            relative_caption or "what the network alone says: no metres yet",
+            relative_scale(relative),
+        ),
+        Tile(
+            "Metric depth",
+            colour_map(depth, scale),
+            f"method {method}, {answered:.0f} % of the pixels answered",
+            scale,
+        ),
+    ]
+    deviation = deviation_scale(std)
+    deviation_tile = Tile(
+        "Standard deviation",
+        colour_map(std, deviation),
+        "what the method believes its own error to be",
+        deviation,
+    )
+    cards.append(deviation_tile if truth is None else _error_tile(depth, truth, image))
+    span = 2 if truth is None else 1
+    cards.append(
+        Tile(
+            "Point cloud",
+            point_cloud_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=span)),
+            "metric depth in 3-D from beside and above, without what is known badly",
+            columns=span,
+        )
+    )
+    cards.append(
+        Tile(
+            "Seen from above",
+            top_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=1)),
+            "floor plan in the camera's axes, the camera in yellow",
+        )
+    )
+    if truth is not None:
+        cards.append(deviation_tile)
+    if numbers is not None:
+        cards.append(numbers)
+    return FramePictures(heading, subheading, tuple(cards))
+
+
+def trusted_depth(depth: np.ndarray, std: np.ndarray, share: float = 0.25) -> np.ndarray:
+    """Depth where its standard deviation is below a share of it, else NaN; all if little is left.
+
+    Sky and other guesses would fill a cloud with things that are not there, and spoil a scale.
+    """
+    with np.errstate(invalid="ignore"):
+        trusted = np.where(std < share * depth, depth, np.float32(np.nan))
+    known = np.isfinite(depth).sum()
+    return trusted if np.isfinite(trusted).sum() > 0.3 * known else depth
+
+
+def _error_tile(depth: np.ndarray, truth: np.ndarray, image: np.ndarray) -> Tile:
+    error = relative_error_percent(depth, truth)
+    known = np.isfinite(error)
+    scale = error_scale()
+    dense = known.mean() > 0.3
+    picture = colour_map(error, scale) if dense else sparse_map(error, scale, image)
+    caption = "no pixel with a truth to compare with"
+    if known.any():
+        metres = float(np.median(np.abs(depth - truth)[known]))
+        caption = f"mean {np.abs(error[known]).mean():.1f} %, median {metres:.3g} m off the truth"
+    return Tile("Error against the truth", picture, caption, scale)
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write (H, W, 3) RGB as PNG or JPEG by the suffix; raises OSError when it cannot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"Could not write {path}: check the folder's permissions and the suffix")

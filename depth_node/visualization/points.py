@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measured points drawn on images."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from depth_node.visualization.colours import REJECTED, Scale
+
+
+def draw_points(
+    picture: np.ndarray,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    colours: np.ndarray,
+    radius_px: float | None = None,
+) -> np.ndarray:
+    """Discs with a dark rim at (rows, cols) on a copy of `picture`; far ones first by input order.
+
+    rows, cols: (N,) pixels; colours: (N, 3) uint8 RGB; radius_px: chosen from the count when None.
+    """
+    picture = picture.copy()
+    if radius_px is None:
+        spacing = math.sqrt(picture.shape[0] * picture.shape[1] / max(len(rows), 1))
+        radius_px = float(np.clip(0.22 * spacing, 0.9, 0.009 * picture.shape[1] + 0.6))
+    shift = 4  # cv2 takes positions in 1/16 pixel
+    inner = round(radius_px * 16)
+    rim = round((radius_px + 1.0) * 16)
+    centres = [(int(c) * 16, int(r) * 16) for r, c in zip(rows, cols, strict=True)]
+    if radius_px >= 1.6:
+        for centre in centres:
+            cv2.circle(picture, centre, rim, (12, 13, 16), -1, cv2.LINE_AA, shift)
+    for centre, colour in zip(centres, np.asarray(colours).tolist(), strict=True):
+        cv2.circle(picture, centre, inner, colour, -1, cv2.LINE_AA, shift)
+    return picture
+
+
+def points_on_image(
+    image: np.ndarray, rows: np.ndarray, cols: np.ndarray, depth: np.ndarray, scale: Scale
+) -> np.ndarray:
+    """Sparse depth as coloured discs over the dimmed, greyed image; the nearest on top."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    dimmed = (0.22 * image + 0.28 * grey).astype(np.uint8)
+    order = np.argsort(-np.asarray(depth), kind="stable")
+    return draw_points(dimmed, rows[order], cols[order], scale.colours(depth[order]))
+
+
+def draw_crosses(
+    picture: np.ndarray,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    colour: tuple[int, int, int] = REJECTED,
+) -> np.ndarray:
+    """Crosses with a dark rim at (rows, cols), (N,) pixels, on a copy of `picture`."""
+    picture = picture.copy()
+    arm = max(2.0, 0.008 * picture.shape[1])
+    line = max(1, round(0.35 * arm))
+    shift = 4  # cv2 takes positions in 1/16 pixel
+    reach = round(arm * 16)
+    for ink, thickness in (((12, 13, 16), line + 2), (colour, line)):
+        for row, col in zip(rows, cols, strict=True):
+            x, y = int(col) * 16, int(row) * 16
+            for down in (reach, -reach):
+                ends = (x - reach, y - down), (x + reach, y + down)
+                cv2.line(picture, *ends, ink, thickness, cv2.LINE_AA, shift)
+    return picture
+
+
+def sparse_map(values: np.ndarray, scale: Scale, image: np.ndarray) -> np.ndarray:
+    """A map known at few pixels (e.g. a LiDAR truth) as dots over the dimmed image."""
+    rows, cols = np.nonzero(np.isfinite(values))
+    most = 30_000  # more dots than this only cover each other
+    if len(rows) > most:
+        keep = np.linspace(0, len(rows) - 1, most).astype(int)
+        rows, cols = rows[keep], cols[keep]
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    dimmed = np.repeat(grey * 0.3, 3, axis=2).astype(np.uint8)
+    radius = max(0.9, 0.0022 * image.shape[1])
+    return draw_points(dimmed, rows, cols, scale.colours(values[rows, cols]), radius)

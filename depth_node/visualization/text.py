@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text on images."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from depth_node.visualization.colours import TEXT
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+TEXT_OVERSAMPLING = 4  # Hershey strokes have no hinting: draw large, shrink, and they read well
+
+
+@lru_cache(maxsize=1024)
+def _text_mask(text: str, size_px: int, bold: bool) -> np.ndarray:
+    """Coverage 0..1 of a line of text, (h, w) float32; size_px is the height of a capital."""
+    over = TEXT_OVERSAMPLING
+    scale = size_px * over / 21.0  # a Hershey Simplex capital is 21 units high
+    thickness = max(1, round(size_px * over * (0.17 if bold else 0.115)))
+    (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
+    pad = thickness + over
+    below += pad
+    picture = np.zeros((height + below + pad, width + 2 * pad), dtype=np.uint8)
+    cv2.putText(picture, text, (pad, height + pad), FONT, scale, 255, thickness, cv2.LINE_AA)
+    shape = (max(1, picture.shape[1] // over), max(1, picture.shape[0] // over))
+    return cv2.resize(picture, shape, interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
+
+
+def text_width(text: str, size_px: int, bold: bool = False) -> int:
+    """Width in pixels that `put_text` takes."""
+    return _text_mask(_ascii(text), size_px, bold).shape[1] if text else 0
+
+
+def put_text(
+    picture: np.ndarray,
+    text: str,
+    at: tuple[int, int],
+    size_px: int = 11,
+    colour: tuple[int, int, int] = TEXT,
+    *,
+    bold: bool = False,
+    align: str = "left",
+) -> None:
+    """Draw one line into `picture`; `at` is (x, y) of the top of the capitals.
+
+    align: left, centre or right of x. The font knows ASCII only, other signs are spelled out.
+    """
+    if not text:
+        return
+    mask = _text_mask(_ascii(text), size_px, bold)
+    x = at[0] - {"left": 0, "centre": mask.shape[1] // 2, "right": mask.shape[1]}[align]
+    y = at[1]
+    top, left = max(y, 0), max(x, 0)
+    bottom = min(y + mask.shape[0], picture.shape[0])
+    right = min(x + mask.shape[1], picture.shape[1])
+    if bottom <= top or right <= left:
+        return
+    cover = mask[top - y : bottom - y, left - x : right - x, None]
+    area = picture[top:bottom, left:right]
+    area[:] = (area * (1 - cover) + np.array(colour, dtype=np.float32) * cover + 0.5).astype(
+        np.uint8
+    )
+
+
+def _ascii(text: str) -> str:
+    for sign, words in (("±", "+/-"), ("δ", "delta"), ("…", "..."), ("×", "x"), ("–", "-")):
+        text = text.replace(sign, words)
+    return text.encode("ascii", "replace").decode("ascii")
