@@ -346,7 +346,7 @@ class PromptedRegionModel(RegionModel):
             raise EngineError(
                 f"prompt decoder {self.decoder.manifest.name} gives {shapes}: it must give masks"
                 " (n, m, h, w), iou and stability (n, m) and boxes (n, m, 4); export it with"
-                " training.export.segment_anything"
+                " training.export.depth.segment_anything"
             )
 
 

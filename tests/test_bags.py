@@ -17,7 +17,8 @@ from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 
 from depth_node.geometry.rigid import invert_rigid
 from depth_node.geometry.sparse_depth import project_points
-from depth_node.ros.bags import Bag, BagError, BagMoment, BagTopics, is_bag
+from depth_node.recordings.frames import is_bag
+from depth_node.ros.bags import Bag, BagError, BagMoment, BagTopics
 
 
 def record(path: Path, write: Callable[[BagWriter], None], **options: object) -> Path:

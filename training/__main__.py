@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 
 # Each a module with `arguments(parser)` and `command(args, console)`.
 TOOLS: dict[str, tuple[str, str]] = {
-    "export": ("training.export", "checkpoint to ONNX with manifest, after a parity check"),
-    "evaluate": ("training.evaluate", "score networks on unseen rendered rooms and RGB-D frames"),
-    "benchmark": ("training.benchmark", "images a second of the loop against a bare one"),
-    "shards": ("training.shards", "pack a data set into WebDataset shards"),
-    "study": ("training.study", "small experiments: do the recipes help?"),
-    "annotate": ("training.annotate", "a page that asks which of two points is nearer"),
-    "corrupt": ("training.corruptions", "a sheet of all corruptions of a picture"),
-    "segmentation": ("training.segmentation", "SAM and its kin to encoder and prompt decoder"),
-    "cka": ("training.cka", "how alike two checkpoints see, layer against layer"),
+    "export": ("training.export.depth", "checkpoint to ONNX with manifest, after a parity check"),
+    "evaluate": (
+        "training.evaluation.report",
+        "score networks on unseen rendered rooms and RGB-D frames",
+    ),
+    "benchmark": ("training.tools.benchmark", "images a second of the loop against a bare one"),
+    "shards": ("training.tools.pack_shards", "pack a data set into WebDataset shards"),
+    "study": ("training.studies", "small experiments: do the recipes help?"),
+    "annotate": ("training.tools.annotate", "a page that asks which of two points is nearer"),
+    "corrupt": ("training.data.corruptions", "a sheet of all corruptions of a picture"),
+    "segmentation": (
+        "training.export.segment_anything",
+        "SAM and its kin to encoder and prompt decoder",
+    ),
+    "cka": ("training.evaluation.cka", "how alike two checkpoints see, layer against layer"),
 }
 
 
@@ -63,7 +69,11 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
     for name, (module, what) in TOOLS.items():
         sub = commands.add_parser(name, help=what)
         if words[:1] == [name]:  # the others need libraries of their own
-            importlib.import_module(module).arguments(sub)
+            tool = importlib.import_module(module)
+            if name == "study":
+                tool.arguments(sub, words[1:])
+            else:
+                tool.arguments(sub)
     args, rest = parser.parse_known_args(text)
     # argparse takes the settings in one run only; here they may stand among the options.
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
@@ -93,10 +103,12 @@ def _run(text: list[str] | None) -> int:
     args = _arguments(text)
     from rich.console import Console
 
+    from depth_node.cli.console import UsageError
     from depth_node.config import ConfigError
+    from depth_node.engine import EngineError
     from depth_node.recordings.frames import FrameError
     from training.checkpoints import TrainingError
-    from training.data import DataError
+    from training.data.samples import DataError
 
     console = Console()
     try:
@@ -106,7 +118,7 @@ def _run(text: list[str] | None) -> int:
             return _render(args)
         importlib.import_module(TOOLS[args.command][0]).command(args, console)
         return 0
-    except (ConfigError, DataError, FrameError, TrainingError) as error:
+    except (ConfigError, DataError, EngineError, FrameError, TrainingError, UsageError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -137,7 +149,7 @@ def _render(args: argparse.Namespace) -> int:
     )
 
     from depth_node import config
-    from training.data import Pool
+    from training.data.pool import Pool
 
     cfg = config.load(recipes.find("supervised").Config, args.config, args.overrides)
     if args.dry_run:

@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from depth_node import config
 from training import checkpoints
 from training.checkpoints import BEST, LAST, TrainingError, read
-from training.journal import Journal, environment
+from training.run_log import Journal, environment
 
 __all__ = [
     "Batch",

@@ -158,7 +158,7 @@ def run_accuracy(
 ) -> AccuracyReport:
     """Score methods on frames under every combination of the conditions.
 
-    sources: frames, sources or folders of sources (depth_node.recordings.frames). predictor: a network, or the
+    sources: frames, sources or folders of sources. predictor: a network, or the
     NAME of the predictions stored beside the frames. methods: known_methods(), default
     default_methods(). lines: measure one scan line of so many too, 0 = no lines. labels: regions
     from the picture (classical), from the frame's masks where it has them (masks), or none.

@@ -70,7 +70,7 @@ def _run_doctor(options: argparse.Namespace) -> int:
     screen = console()
     bad: list[str] = []
     rows = [("python", platform.python_version(), sys.executable)]
-    rows.append(("depth_node", __version__, str(Path(__file__).resolve().parent)))
+    rows.append(("depth_node", __version__, str(Path(__file__).resolve().parent.parent)))
     for module, distribution, purpose, cure in (*PACKAGES, *ROS_PACKAGES):
         if importlib.util.find_spec(module) is not None:
             rows.append((module, _version(module, distribution), ""))

@@ -66,7 +66,7 @@ def _add_fetching(kinds: Any) -> None:
 def _run_list(options: argparse.Namespace) -> int:
     screen = console()
     rows: list[tuple[str, ...]] = []
-    for model in sorted((Path(__file__).resolve().parent / "models").glob("*.onnx")):
+    for model in sorted((Path(__file__).resolve().parent.parent / "models").glob("*.onnx")):
         manifest = Manifest.load(manifest_path(model))
         spec = manifest.input
         whole = model_sha256(model) == manifest.sha256

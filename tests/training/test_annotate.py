@@ -25,10 +25,10 @@ import pytest
 
 from depth_node.regions.segmentation import segment
 from depth_node.simulation.renderer import Scene, random_view
-from training.annotate import Session, propose, serve
-from training.data import DataError
-from training.datasets import DataConfig
-from training.ordinal import Pair, append_label, read_labels, write_labels
+from training.data.open import DataConfig
+from training.data.ordinal_labels import Pair, append_label, read_labels, write_labels
+from training.data.samples import DataError
+from training.tools.annotate import Session, propose, serve
 
 REPO = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -236,7 +236,7 @@ def test_a_full_disk_and_a_bad_picture_are_said_on_the_page(
 
     with served(session) as url:
         with monkeypatch.context() as patch:
-            patch.setattr("training.annotate.append_label", full)
+            patch.setattr("training.tools.annotate.append_label", full)
             status, answer = ask(url + "answer", {"question": 0, "relation": "closer"})
         assert (status, session.pairs) == (500, [])
         assert "No space left" in answer["error"]

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from training.__main__ import main
-from training.data import DataError
-from training.datasets import DataConfig, Samples, checked, open_samples, read_image
+from training.data.layouts import read_image
+from training.data.open import DataConfig, open_samples
+from training.data.samples import DataError, Samples, checked
 from training.recipes import RECIPES, find
 
 REPO = Path(__file__).resolve().parents[2]

@@ -15,10 +15,11 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 pytest.importorskip("transformers", reason="the encoders come with transformers")
 
 from depth_node import config
-from training import checkpoints, cka
+from training import checkpoints
 from training.__main__ import main
 from training.checkpoints import TrainingError
-from training.models import NetworkConfig, open_network
+from training.evaluation import cka
+from training.models.networks import NetworkConfig, open_network
 
 
 def features(rows: int = 40, columns: int = 6, seed: int = 0) -> np.ndarray:
@@ -153,7 +154,7 @@ def test_what_cannot_be_compared_is_refused(
 
 def test_depthmasters_runs_open_too(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
-    from training import diffusion
+    from training.models import diffusion
 
     cfg = diffusion.DiffusionConfig(unet_widths=(8, 16), vae_widths=(8, 8), prompt_width=8)
     about = {"recipe": "depthmaster", "settings": {"diffusion": config.to_dict(cfg)}}

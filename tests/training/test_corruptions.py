@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="training needs torch (requirements-training
 
 from depth_node.simulation.renderer import Scene, random_view
 from training.__main__ import main
-from training.corruptions import (
+from training.data.corruptions import (
     CORRUPTIONS,
     INDOOR,
     corrupt,

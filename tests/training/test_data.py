@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from depth_node import config
 from depth_node.geometry.camera import Camera
-from training import data
-from training.cache import Cache, Key, digest
-from training.data import DataError, ViewConfig, Window
+from training.data import augmentation
+from training.data import pool as pool_module
+from training.data.augmentation import ViewConfig, Window
+from training.data.cache import Cache, Key, digest
+from training.data.samples import DataError
 
 
 def coordinates(height: int, width: int) -> NDArray[np.float32]:
@@ -74,14 +76,14 @@ def test_the_camera_of_a_window_sees_points_where_they_are() -> None:
 def test_random_windows_stay_inside_and_vary() -> None:
     cfg = ViewConfig(smallest_crop=0.5, aspect=0.2, flip=0.5)
     rng = np.random.default_rng(0)
-    windows = [data.random_window((40, 60, 3), 20, 30, cfg, rng) for _ in range(200)]
+    windows = [augmentation.random_window((40, 60, 3), 20, 30, cfg, rng) for _ in range(200)]
     for window in windows:
         assert 0 <= window.top <= window.top + window.rows <= 40
         assert 0 <= window.left <= window.left + window.columns <= 60
         assert window.rows >= 0.4 * 40 - 1
     assert len({(w.top, w.left, w.rows) for w in windows}) > 100
     assert 60 < sum(window.flip for window in windows) < 140
-    whole = data.random_window((40, 60, 3), 20, 30, ViewConfig(), rng)
+    whole = augmentation.random_window((40, 60, 3), 20, 30, ViewConfig(), rng)
     assert whole == Window.whole((40, 60, 3), 20, 30)
 
 
@@ -92,7 +94,7 @@ def test_augmentation_moves_picture_and_depth_together() -> None:
     plain = ViewConfig(0.6, aspect=0.08, flip=0.5)
     directions = set()
     for seed in range(12):
-        x, z = data.augment(image, ramp, 96, 128, plain, np.random.default_rng(seed))
+        x, z = augmentation.augment(image, ramp, 96, 128, plain, np.random.default_rng(seed))
         assert x.shape == (96, 128, 3) and x.dtype == np.float32
         np.testing.assert_allclose(x.mean(axis=2), z - 1, atol=0.015)
         directions.add(bool(z[0, 0] < z[0, -1]))
@@ -104,15 +106,18 @@ def test_augmentation_moves_picture_and_depth_together() -> None:
 
 def test_by_default_nothing_changes() -> None:
     x = smooth()
-    np.testing.assert_array_equal(data.recolour(x, ViewConfig(), np.random.default_rng(0)), x)
+    np.testing.assert_array_equal(
+        augmentation.recolour(x, ViewConfig(), np.random.default_rng(0)), x
+    )
 
 
 def test_augmented_pictures_stay_in_range_and_differ() -> None:
     image = np.full((108, 144, 3), 128, np.uint8)
     depth = np.ones((108, 144), np.float32)
-    cfg = ViewConfig(**data.RENDERED)
+    cfg = ViewConfig(**augmentation.RENDERED)
     found = [
-        data.augment(image, depth, 96, 128, cfg, np.random.default_rng(k))[0] for k in range(8)
+        augmentation.augment(image, depth, 96, 128, cfg, np.random.default_rng(k))[0]
+        for k in range(8)
     ]
     assert all(x.min() >= 0 and x.max() <= 1 for x in found)
     assert np.std([x.mean() for x in found]) > 0.01
@@ -125,7 +130,7 @@ STRONG_NAMES = ("posterize", "equalize", "sharpen", "solarize", "exposure", "sha
 def test_each_strong_change_does_what_it_says(name: str) -> None:
     x = smooth()
     x[20:40, 30:50] = 0.95  # something bright with edges
-    y = data.recolour(x, ViewConfig(**{name: 1.0}), np.random.default_rng(3))
+    y = augmentation.recolour(x, ViewConfig(**{name: 1.0}), np.random.default_rng(3))
     assert y.dtype == np.float32 and y.shape == x.shape
     assert y.min() >= 0 and y.max() <= 1
     assert np.abs(y - x).max() > 0.01
@@ -150,27 +155,27 @@ def test_each_strong_change_does_what_it_says(name: str) -> None:
 
 def test_a_strong_view_nearly_always_differs_and_moves_no_pixel() -> None:
     x = smooth()
-    cfg = ViewConfig(**data.STRONG)
+    cfg = ViewConfig(**augmentation.STRONG)
     assert cfg.flip == 0 and cfg.smallest_crop == 1
-    views = [data.recolour(x, cfg, np.random.default_rng(seed)) for seed in range(30)]
+    views = [augmentation.recolour(x, cfg, np.random.default_rng(seed)) for seed in range(30)]
     # A shadow may fall beside a picture, and a dark one has nothing to solarize.
     assert sum(np.abs(y - x).max() > 0.003 for y in views) >= 26
     never = config.replace(cfg, {"at_least_one": False})
-    plain = [data.recolour(x, never, np.random.default_rng(seed)) for seed in range(30)]
+    plain = [augmentation.recolour(x, never, np.random.default_rng(seed)) for seed in range(30)]
     assert sum(np.array_equal(y, x) for y in plain) > sum(np.array_equal(y, x) for y in views)
-    again = [data.recolour(x, cfg, np.random.default_rng(5)) for _ in range(2)]
+    again = [augmentation.recolour(x, cfg, np.random.default_rng(5)) for _ in range(2)]
     np.testing.assert_array_equal(*again)
 
 
 # --- the pool -------------------------------------------------------------------------------------
 
 
-def pool_config(folder: Path, samples: int, views: int) -> data.PoolConfig:
-    return data.PoolConfig(str(folder), samples, 24, 32, views_per_scene=views, seed=5)
+def pool_config(folder: Path, samples: int, views: int) -> pool_module.PoolConfig:
+    return pool_module.PoolConfig(str(folder), samples, 24, 32, views_per_scene=views, seed=5)
 
 
-def fill(cfg: data.PoolConfig, until: int) -> data.Pool:
-    pool = data.Pool(cfg, write=True)
+def fill(cfg: pool_module.PoolConfig, until: int) -> pool_module.Pool:
+    pool = pool_module.Pool(cfg, write=True)
     for _ in pool.fill(until):
         pass
     return pool
@@ -181,7 +186,7 @@ def test_the_pool_repeats_itself_and_goes_on_where_it_stopped(tmp_path: Path) ->
     fill(cfg, 9)
     fill(cfg, 12)
     whole = fill(config.replace(cfg, {"folder": str(tmp_path / "b")}), 12)
-    parts = data.Pool(cfg)
+    parts = pool_module.Pool(cfg)
     assert len(parts) == len(whole) == 12
     np.testing.assert_array_equal(parts.image, whole.image)
     np.testing.assert_array_equal(parts.depth, whole.depth)
@@ -200,12 +205,12 @@ def test_a_full_pool_replaces_its_oldest(tmp_path: Path) -> None:
 def test_a_pool_of_other_settings_is_refused(tmp_path: Path) -> None:
     cfg = pool_config(tmp_path / "p", 4, 6)
     with pytest.raises(DataError, match="no pool"):
-        data.Pool(cfg)
-    data.Pool(cfg, write=True)
+        pool_module.Pool(cfg)
+    pool_module.Pool(cfg, write=True)
     with pytest.raises(DataError, match="other settings"):
-        data.Pool(config.replace(cfg, {"seed": 6}))
+        pool_module.Pool(config.replace(cfg, {"seed": 6}))
     with pytest.raises(DataError, match=r"pool\.seed"):
-        data.Pool(config.replace(cfg, {"seed": -1}))
+        pool_module.Pool(config.replace(cfg, {"seed": -1}))
 
 
 # --- the cache ------------------------------------------------------------------------------------

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from depth_node import config
-from training import datasets, shards
 from training.__main__ import main
-from training.data import DataError, Sample
-from training.datasets import DataConfig, Samples, open_samples
+from training.data import layouts
+from training.data.open import DataConfig, open_samples
+from training.data.samples import DataError, Sample, Samples
+from training.tools import pack_shards
 
 H, W = 12, 16
 
@@ -325,7 +326,7 @@ def test_shards_give_back_what_went_in(tmp_path: Path) -> None:
     hole[:4] = np.nan
     written[0] = Sample("holes", written[0].image, hole, written[0].camera, masks)
     written[1] = Sample("no truth", written[1].image)
-    assert shards.write_shards(written, tmp_path / "out", per_shard=2) == 5
+    assert pack_shards.write_shards(written, tmp_path / "out", per_shard=2) == 5
     assert len(list((tmp_path / "out").glob("*.tar"))) == 3
     read = open_samples(DataConfig(kind="shards", folder=str(tmp_path / "out")))
     assert names(read) == [sample.name for sample in written]
@@ -347,7 +348,7 @@ def test_shards_give_back_what_went_in(tmp_path: Path) -> None:
 def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
     import webdataset
 
-    shards.write_shards(rooms(), tmp_path / "out", per_shard=3, jpeg=95)
+    pack_shards.write_shards(rooms(), tmp_path / "out", per_shard=3, jpeg=95)
     urls = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
     found = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
     assert [set(sample) >= {"jpg", "depth.png", "json"} for sample in found] == [True] * 5
@@ -376,4 +377,4 @@ def test_shards_by_command_and_their_refusals(
 
 def test_the_kinds_are_the_layouts() -> None:
     (kind,) = (item for item in config.describe(DataConfig) if item.name == "kind")
-    assert set(kind.choices) == set(datasets.LAYOUTS) | {"shards", "procedural"}
+    assert set(kind.choices) == set(layouts.LAYOUTS) | {"shards", "procedural"}

@@ -18,12 +18,14 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from depth_node import config
-from training import checkpoints, diffusion, loop
+from training import checkpoints, loop
 from training.__main__ import main
 from training.checkpoints import TrainingError
-from training.datasets import open_samples
-from training.mixture import Mixture
-from training.models import NetworkConfig, open_dino
+from training.data.mixed import Mixture
+from training.data.open import open_samples
+from training.losses import diffusion as diffusion_losses
+from training.models import diffusion
+from training.models.networks import NetworkConfig, open_dino
 from training.recipes import depthmaster, distill, supervised
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
@@ -196,7 +198,7 @@ def test_every_switch_changes_what_is_minimised(pool: Mixture) -> None:
     assert set(two) == {"loss", "pixel_term", "gradient_term"}
     torch.testing.assert_close(two["loss"], two["pixel_term"] + 0.001 * two["gradient_term"])
     paper, code = (float(terms(pool, *STAGE_2, f"loss.form={f}")["gradient_term"].detach())
-                   for f in diffusion.FORMS)  # fmt: skip
+                   for f in diffusion_losses.FORMS)  # fmt: skip
     assert paper != code
     losses = {
         space: float(terms(pool, "loss.align=0", f"diffusion.space={space}")["loss"].detach())

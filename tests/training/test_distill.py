@@ -16,9 +16,11 @@ from rich.console import Console
 
 from depth_node import config
 from training import loop
-from training.data import Sample, Window
-from training.losses import normalised_l1
-from training.models import NetworkConfig, fresh_decoder, open_network, open_run
+from training.data.augmentation import Window
+from training.data.samples import Sample
+from training.losses.depth import normalised_l1
+from training.models.lora import fresh_decoder
+from training.models.networks import NetworkConfig, open_network, open_run
 from training.recipes import distill
 from training.recipes.distill import Distill, parts_of
 
@@ -202,7 +204,7 @@ def test_kept_answers_are_asked_once_and_equal_the_fresh_ones(tmp_path: Path) ->
 
 
 def test_an_answer_that_is_not_kept_is_said(tmp_path: Path) -> None:
-    from training.data import DataError
+    from training.data.samples import DataError
 
     with pytest.raises(DataError, match="has nothing of"):
         recipe("crop.kept=2", f"cache={tmp_path}").batch(0, (0, 1))
@@ -236,7 +238,7 @@ def test_the_encoder_learns_more_slowly() -> None:
 
 @pytest.mark.parametrize("kind", ["debug", "unet"])
 def test_a_fresh_decoder_keeps_the_encoder(kind: str) -> None:
-    from training.models import in_encoder
+    from training.models.lora import in_encoder
 
     network = open_network(NetworkConfig(kind))
     before = {name: p.clone() for name, p in network.named_parameters()}

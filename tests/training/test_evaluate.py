@@ -18,9 +18,11 @@ pytest.importorskip("torch", reason="training needs torch (requirements-training
 from depth_node.engine import opening, options
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.prediction import Prediction
-from training import datasets, evaluate, ordinal, protocols
 from training.__main__ import main
-from training.data import DataError, Sample
+from training.data import layouts, ordinal_labels
+from training.data.samples import DataError, Sample
+from training.evaluation import predict as predict_module
+from training.evaluation import protocols, report, score, statistics
 
 H, W = 24, 32
 INDOOR = protocols.PROTOCOLS["indoor"]
@@ -162,23 +164,23 @@ def samples(count: int = 2) -> list[Sample]:
 
 def test_predictions_are_made_once_and_scored_often(tmp_path: Path) -> None:
     first, again = Counting(), Counting()
-    plan = evaluate.Plan(corruptions=("jpeg",))
-    rows = evaluate.score(samples(), {"m": evaluate.Cached(first, "a" * 30, tmp_path)}, plan)
+    plan = score.Plan(corruptions=("jpeg",))
+    rows = score.score(samples(), {"m": predict_module.Cached(first, "a" * 30, tmp_path)}, plan)
     assert first.asked == 2 * 6
-    other = evaluate.Plan(("disp_ls", "sqrt_disp_ls", "median"), corruptions=("jpeg",))
-    more = evaluate.score(samples(), {"m": evaluate.Cached(again, "a" * 30, tmp_path)}, other)
+    other = score.Plan(("disp_ls", "sqrt_disp_ls", "median"), corruptions=("jpeg",))
+    more = score.score(samples(), {"m": predict_module.Cached(again, "a" * 30, tmp_path)}, other)
     assert again.asked == 0
     same = [row for row in more if row.alignment in ("disp_ls", "-")]
     assert same == rows
     assert len(more) == 2 * (2 + 3 * 6)
-    stranger = evaluate.Cached(again, "b" * 30, tmp_path)
+    stranger = predict_module.Cached(again, "b" * 30, tmp_path)
     stranger.predict(samples()[0].image)
     assert again.asked == 1
 
 
 def test_a_damaged_prediction_is_made_anew(tmp_path: Path) -> None:
     model = Counting()
-    cached = evaluate.Cached(model, "a" * 30, tmp_path)
+    cached = predict_module.Cached(model, "a" * 30, tmp_path)
     image = samples()[0].image
     whole = cached.predict(image).values
     (entry,) = cached.folder.iterdir()
@@ -193,105 +195,103 @@ def test_scores_are_of_the_reference_unless_asked_otherwise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # on a machine with a GPU it would be taken
-    _, identity, model = evaluate.open_model("embedded")
+    _, identity, model = predict_module.open_model("embedded")
     assert model.engine.backend == options.REFERENCE
     monkeypatch.setattr(opening, "AUTO", (options.REFERENCE,))
-    assert evaluate.open_model("embedded", "auto")[1] == identity
+    assert predict_module.open_model("embedded", "auto")[1] == identity
     assert main(["evaluate", "--procedural", "1", "--seed", "1", "--backend", "cpu"]) == 1
     assert "back end 'cpu' is not known" in capsys.readouterr().err
 
 
 def test_pictures_without_a_scored_pixel_give_no_row() -> None:
     blind = Sample("0", samples()[0].image, np.full((H, W), 30.0, np.float32), source="s")
-    assert evaluate.score([blind], {"m": Counting()}) == []
+    assert score.score([blind], {"m": Counting()}) == []
     with pytest.raises(DataError, match="no depth to be judged by"):
-        evaluate.score([Sample("0", blind.image)], {"m": Counting()})
+        score.score([Sample("0", blind.image)], {"m": Counting()})
 
 
 def test_a_corruption_wears_each_frame_in_its_own_way() -> None:
     a, b = samples()
-    one = evaluate.worn(a, "gaussian", 2)
-    np.testing.assert_array_equal(one.image, evaluate.worn(a, "gaussian", 2).image)
+    one = predict_module.worn(a, "gaussian", 2)
+    np.testing.assert_array_equal(one.image, predict_module.worn(a, "gaussian", 2).image)
     renamed = replace(a, source=b.source, name=b.name)
-    assert not np.array_equal(one.image, evaluate.worn(renamed, "gaussian", 2).image)
+    assert not np.array_equal(one.image, predict_module.worn(renamed, "gaussian", 2).image)
 
 
 # --- means and intervals -------------------------------------------------------------------------
 
 
 def test_the_plane_fits_a_slanted_floor() -> None:
-    terms = evaluate.plane_terms(H, W)
+    terms = score.plane_terms(H, W)
     truth = (1 / (terms @ [0.2, 0.1, 0.5])).astype(np.float32)
-    np.testing.assert_allclose(evaluate.baseline("plane", truth), truth, rtol=1e-5)
-    spread = np.abs(evaluate.baseline("constant", truth) - truth) / truth
+    np.testing.assert_allclose(score.baseline("plane", truth), truth, rtol=1e-5)
+    spread = np.abs(score.baseline("constant", truth) - truth) / truth
     assert spread.mean() > 0.1
 
 
 def test_means_are_over_frames_then_over_sources() -> None:
     rows = [
-        evaluate.Row("a", "x", "1", 0.1, 1.0),
-        evaluate.Row("a", "x", "2", 0.3, 0.0),
-        evaluate.Row("a", "y", "3", 0.6, 0.5),
+        score.Row("a", "x", "1", 0.1, 1.0),
+        score.Row("a", "x", "2", 0.3, 0.0),
+        score.Row("a", "y", "3", 0.6, 0.5),
     ]
-    assert evaluate.mean(rows, "a", "x") == pytest.approx((0.2, 0.5))
-    assert evaluate.mean(rows, "a") == pytest.approx((0.4, 0.5))
-    pooled = evaluate.bootstrap(evaluate.gather(rows, ["a"], "abs_rel"), pooled=True)
+    assert statistics.mean(rows, "a", "x") == pytest.approx((0.2, 0.5))
+    assert statistics.mean(rows, "a") == pytest.approx((0.4, 0.5))
+    pooled = statistics.bootstrap(statistics.gather(rows, ["a"], "abs_rel"), pooled=True)
     assert pooled.value == pytest.approx(1 / 3)
-    assert math.isnan(evaluate.mean(rows, "b")[0])
+    assert math.isnan(statistics.mean(rows, "b")[0])
 
 
 def test_the_interval_is_that_of_the_normal_theory() -> None:
     values = np.random.default_rng(0).normal(1.0, 0.2, (400, 1))
-    found = evaluate.bootstrap({"x": values}, pooled=True)
+    found = statistics.bootstrap({"x": values}, pooled=True)
     half = 1.96 * values.std() / 20
     assert (found.low, found.high) == pytest.approx(
         (values.mean() - half, values.mean() + half), abs=0.1 * half
     )
-    assert found == evaluate.bootstrap({"x": values}, pooled=True)
+    assert found == statistics.bootstrap({"x": values}, pooled=True)
 
 
 def test_a_comparison_is_paired() -> None:
     """b is always 10 % above a: their ratio is certain though neither mean is."""
     a = np.random.default_rng(1).uniform(0.1, 0.9, (30, 1))
     both = {"x": np.concatenate([a, 1.1 * a], axis=1)}
-    found = evaluate.bootstrap(both, evaluate.ratio, pooled=True)
+    found = statistics.bootstrap(both, statistics.ratio, pooled=True)
     assert (found.low, found.value, found.high) == pytest.approx((1 / 1.1,) * 3)
-    alone = evaluate.bootstrap(both, pooled=True)
+    alone = statistics.bootstrap(both, pooled=True)
     assert alone.high - alone.low > 0.1
 
 
 def test_sources_that_differ_widen_the_interval_by_source() -> None:
     rng = np.random.default_rng(2)
     values = {str(k): k / 10 + rng.normal(0, 0.01, (20, 1)) for k in range(5)}
-    by_frame, by_source = (evaluate.bootstrap(values, by=by) for by in ("frame", "source"))
+    by_frame, by_source = (statistics.bootstrap(values, by=by) for by in ("frame", "source"))
     assert by_frame.value == by_source.value == pytest.approx(0.2, abs=0.01)
     # Means of five draws of 0, .1, .2, .3, .4: standard deviation .1414 / sqrt 5.
     assert by_source.high - by_source.low == pytest.approx(2 * 1.96 * 0.0632, rel=0.1)
     assert by_frame.high - by_frame.low < 0.01
     with pytest.raises(ValueError, match="by frame or by source"):
-        evaluate.bootstrap(values, by="room")
+        statistics.bootstrap(values, by="room")
 
 
 def test_only_frames_that_all_methods_have_are_compared() -> None:
     rows = [
-        evaluate.Row("a", "x", "1", 0.1, 1.0),
-        evaluate.Row("b", "x", "1", 0.2, 1.0),
-        evaluate.Row("a", "x", "2", 0.9, 1.0),
-        evaluate.Row("b", "x", "2", math.nan, 1.0),
+        score.Row("a", "x", "1", 0.1, 1.0),
+        score.Row("b", "x", "1", 0.2, 1.0),
+        score.Row("a", "x", "2", 0.9, 1.0),
+        score.Row("b", "x", "2", math.nan, 1.0),
     ]
-    assert evaluate.gather(rows, ["a", "b"], "abs_rel")["x"].tolist() == [[0.1, 0.2]]
+    assert statistics.gather(rows, ["a", "b"], "abs_rel")["x"].tolist() == [[0.1, 0.2]]
 
 
 def test_robustness_by_hand() -> None:
     """DEE2 of m: clean (.1 - .9 + 1) / 2 = .1, jpeg .2 at every severity; of base .1 and .4."""
     rows = []
     for method, worn in (("m", 0.2), ("base", 0.4)):
-        rows.append(evaluate.Row(method, "x", "1", 0.1, 0.9))
+        rows.append(score.Row(method, "x", "1", 0.1, 0.9))
         for k in range(1, 6):
-            rows.append(
-                evaluate.Row(method, "x", "1", worn, 1 - worn, corruption="jpeg", severity=k)
-            )
-    (line,) = evaluate.robustness(rows, ["m"], "base")
+            rows.append(score.Row(method, "x", "1", worn, 1 - worn, corruption="jpeg", severity=k))
+    (line,) = report.robustness(rows, ["m"], "base")
     assert (line["clean"], line["jpeg"]) == pytest.approx((0.1, 0.2))
     assert line["mce"] == pytest.approx(50.0)
     assert line["mrr"] == pytest.approx(100 * 0.8 / 0.9)
@@ -303,8 +303,8 @@ def test_robustness_by_hand() -> None:
 def test_the_embedded_network_beats_the_plane_on_unseen_rooms() -> None:
     """The gate at a small scale; the full one is in docs/benchmarks.md."""
     with DepthModel.open(ModelConfig(threads=1)) as model:
-        samples = evaluate.procedural(24, seed=77, height=96, width=128)
-        rows = evaluate.score(samples, {"embedded": model})
+        samples = predict_module.procedural(24, seed=77, height=96, width=128)
+        rows = score.score(samples, {"embedded": model})
     errors = {
         name: np.mean([row.abs_rel for row in rows if row.method == name])
         for name in ("embedded", "plane", "constant")
@@ -316,23 +316,23 @@ def test_the_embedded_network_beats_the_plane_on_real_rooms(shared: Path) -> Non
     rows = []
     with DepthModel.open(ModelConfig(threads=1)) as model:
         for source in ("apc_shelf", "arc_tote", "rtabmap_lab", "tum_rgbd"):
-            samples = evaluate.recorded(shared / "data" / source)
-            rows += evaluate.score(samples, {"embedded": model})
-    network, plane = (evaluate.mean(rows, name)[0] for name in ("embedded", "plane"))
+            samples = predict_module.recorded(shared / "data" / source)
+            rows += score.score(samples, {"embedded": model})
+    network, plane = (statistics.mean(rows, name)[0] for name in ("embedded", "plane"))
     assert network <= 0.85 * plane
 
 
 def test_report_prints_and_writes(tmp_path: Path) -> None:
     out, page = tmp_path / "a" / "rows.json", tmp_path / "page.md"
     console = Console(record=True, width=140, quiet=True)
-    rows = evaluate.report(
+    rows = report.report(
         ["embedded"],
         2,
         5,
         [],
         out,
         console,
-        plan=evaluate.Plan(corruptions=("fog",)),
+        plan=score.Plan(corruptions=("fog",)),
         cache=tmp_path / "cache",
         markdown=page,
     )
@@ -349,7 +349,7 @@ def test_report_prints_and_writes(tmp_path: Path) -> None:
 
 
 def test_every_data_set_names_a_protocol() -> None:
-    named = {layout.protocol for layout in datasets.LAYOUTS.values()} - {"none"}
+    named = {layout.protocol for layout in layouts.LAYOUTS.values()} - {"none"}
     assert named <= set(protocols.PROTOCOLS)
 
 
@@ -386,13 +386,15 @@ def test_a_network_is_judged_by_the_order_that_a_person_said(
     nearer = disparity[10, 5] > disparity[10, 35]
     said, wrong = ("closer", "farther") if nearer else ("farther", "closer")
     labels, out = tmp_path / "labels.csv", tmp_path / "out.json"
-    pairs = [ordinal.Pair("a.png", 5, 10, 35, 10, word) for word in (said, said, said, wrong)]
-    ordinal.write_labels(labels, [*pairs, ordinal.Pair("a.png", 1, 1, 2, 2, "equal")])
+    pairs = [
+        ordinal_labels.Pair("a.png", 5, 10, 35, 10, word) for word in (said, said, said, wrong)
+    ]
+    ordinal_labels.write_labels(labels, [*pairs, ordinal_labels.Pair("a.png", 1, 1, 2, 2, "equal")])
     words = ["evaluate", "--labels", str(labels), "--pictures", str(tmp_path)]
     assert main([*words, "--json", str(out)]) == 0
     (line,) = json.loads(out.read_text())["summary"]
     assert (line["pairs"], line["agreed"]["value"]) == (4, 0.75)
-    ordinal.write_labels(labels, [ordinal.Pair("a.png", 5, 10, 40, 10, "closer")])
+    ordinal_labels.write_labels(labels, [ordinal_labels.Pair("a.png", 5, 10, 40, 10, "closer")])
     assert main(words) == 1
     assert "(40, 10) outside the picture of 40x20" in capsys.readouterr().err
 

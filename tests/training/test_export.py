@@ -23,11 +23,17 @@ from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import DepthModel, ModelConfig, open_engine
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.simulation.renderer import Scene, random_view
-from training import checkpoints, evaluate, export, models
+from training import checkpoints
 from training.__main__ import main
+from training.evaluation import predict, score
+from training.export import depth
+from training.models import hub, lora, network_io, networks
+from training.models import unet as unet_module
 
 REPO = Path(__file__).resolve().parents[2]
-UNET = models.StudentConfig(widths=(4, 6, 8, 8, 8), depths=(0, 1, 1, 1, 1), decoder=(8, 6, 6, 4))
+UNET = unet_module.StudentConfig(
+    widths=(4, 6, 8, 8, 8), depths=(0, 1, 1, 1, 1), decoder=(8, 6, 6, 4)
+)
 QUIET = Console(quiet=True)
 
 
@@ -38,10 +44,10 @@ def run_of(folder: Path, network: torch.nn.Module, settings: dict, recipe: str) 
     return folder
 
 
-def unet_run(folder: Path, cfg: models.StudentConfig = UNET) -> Path:
+def unet_run(folder: Path, cfg: unet_module.StudentConfig = UNET) -> Path:
     height, width = 64, 96
     torch.manual_seed(0)
-    network = models.SmallUNet(cfg)
+    network = unet_module.SmallUNet(cfg)
     network.train()
     with torch.no_grad():  # batch statistics that are not those of a fresh layer
         for _ in range(3):
@@ -71,7 +77,7 @@ def picture(height: int = 90, width: int = 120) -> np.ndarray:
     return scene.render(*random_view(scene, rng, width, height)).image
 
 
-def agrees(path: Path, opened: export.Exportable, limit: float) -> Manifest:
+def agrees(path: Path, opened: depth.Exportable, limit: float) -> Manifest:
     """The file behind depth_node answers as the network did in torch."""
     image = picture()
     expected = opened.predict(image).values
@@ -87,7 +93,7 @@ def agrees(path: Path, opened: export.Exportable, limit: float) -> Manifest:
 
 def test_the_unet_is_exported_folded_and_shifted(unet: tuple[Path, Path]) -> None:
     run, out = unet
-    manifest = agrees(out, export.open_checkpoint(run), 5e-3)
+    manifest = agrees(out, depth.open_checkpoint(run), 5e-3)
     assert (manifest.input.height, manifest.input.width) == (64, 96)
     assert (manifest.input.interpolation, manifest.licence) == ("area", "Apache-2.0")
     assert dict(manifest.training) == {
@@ -99,60 +105,60 @@ def test_the_unet_is_exported_folded_and_shifted(unet: tuple[Path, Path]) -> Non
         "data": "procedural rooms of depth_node.simulation.renderer, no photographs",
         "student": config.to_dict(UNET),
     }
-    plain = models.open_run(run)
+    plain = networks.open_run(run)
     x = torch.from_numpy(preprocess.to_tensor(picture(), manifest.input))
     with torch.no_grad(), open_engine(out, threads=1) as engine:
         shift = engine.run(x.numpy()) - plain(x).numpy()
-    assert np.median(shift) == pytest.approx(export.OFFSET, abs=1e-2)
+    assert np.median(shift) == pytest.approx(depth.OFFSET, abs=1e-2)
     graph = onnx.load(str(out))
     assert not [node for node in graph.graph.node if node.op_type == "BatchNormalization"]
-    assert graph.opset_import[0].version == export.OPSET
+    assert graph.opset_import[0].version == depth.OPSET
 
 
 @pytest.mark.parametrize(("kind", "weights"), [("debug", "fp16"), ("vit_tiny", "fp32")])
 def test_transformer_students_are_exported(
     kind: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = models.SIZES[kind]
-    monkeypatch.setitem(models.SIZES, kind, dataclasses.replace(size, depth=4, taps=(1, 2, 3, 4)))
+    size = hub.SIZES[kind]
+    monkeypatch.setitem(hub.SIZES, kind, dataclasses.replace(size, depth=4, taps=(1, 2, 3, 4)))
     torch.manual_seed(1)
-    cfg = models.NetworkConfig(kind=kind)
+    cfg = networks.NetworkConfig(kind=kind)
     settings = {"network": config.to_dict(cfg)}
-    run = run_of(tmp_path / "run", models.open_network(cfg), settings, "distill")
+    run = run_of(tmp_path / "run", networks.open_network(cfg), settings, "distill")
     out = tmp_path / "student.onnx"
     words = ["--height", "70", "--width", "98", "--weights", weights]
     assert main(["export", str(run), "--out", str(out), *words]) == 0
-    opened = export.open_checkpoint(run, 70, 98)
+    opened = depth.open_checkpoint(run, 70, 98)
     manifest = agrees(out, opened, 5e-3 if weights == "fp16" else 1e-4)
-    assert (manifest.patch_size, manifest.input.mean) == (14, models.IMAGENET_MEAN)
+    assert (manifest.patch_size, manifest.input.mean) == (14, network_io.IMAGENET_MEAN)
 
 
 def test_a_mirroring_student_is_exported_and_opens_again_as_one(tmp_path: Path) -> None:
     run = unet_run(tmp_path / "run", dataclasses.replace(UNET, mirror=True))
     out = tmp_path / "student.onnx"
-    export.export_checkpoint(run, out, None, QUIET)
-    manifest = agrees(out, export.open_checkpoint(run), 5e-3)
+    depth.export_checkpoint(run, out, None, QUIET)
+    manifest = agrees(out, depth.open_checkpoint(run), 5e-3)
     x = preprocess.to_tensor(picture(), manifest.input)
     with open_engine(out, threads=1) as engine:
         found, turned = engine.run(x), engine.run(np.ascontiguousarray(x[..., ::-1]))
     np.testing.assert_allclose(turned[..., ::-1], found, atol=1e-4)
-    again = models.open_network(models.NetworkConfig(source=str(out))).eval()
+    again = networks.open_network(networks.NetworkConfig(source=str(out))).eval()
     assert again.cfg.mirror
     with torch.no_grad():
         np.testing.assert_allclose(again(torch.from_numpy(x)).numpy(), found, atol=1e-3)
 
 
 def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> None:
-    cfg = models.NetworkConfig(source="embedded")
+    cfg = networks.NetworkConfig(source="embedded")
     settings = {"network": config.to_dict(cfg), "height": 96, "width": 128}
-    run = run_of(tmp_path / "run", models.open_network(cfg), settings, "westar")
+    run = run_of(tmp_path / "run", networks.open_network(cfg), settings, "westar")
     again = {"network": {"source": str(run)}, "height": 96, "width": 128}
-    second = run_of(tmp_path / "second", models.open_run(run), again, "westar")
+    second = run_of(tmp_path / "second", networks.open_run(run), again, "westar")
     image = picture()
     with DepthModel.open(ModelConfig(threads=1)) as model:
         expected = model.predict(image).values
     for path in (run, second):
-        found = export.open_checkpoint(path).predict(image).values
+        found = depth.open_checkpoint(path).predict(image).values
         assert np.abs(found - expected).max() <= 1e-2 * np.ptp(expected)
 
 
@@ -168,15 +174,15 @@ def test_a_copy_in_fp16_is_compared_and_written_beside_it(
     assert main(words) == 0
     half = tmp_path / "student.fp16.onnx"
     assert half.stat().st_size < out.stat().st_size
-    agrees(half, export.open_checkpoint(run), 2e-2)
+    agrees(half, depth.open_checkpoint(run), 2e-2)
     assert main([*words, "--weights", "fp16"]) == 1
     assert "leave --weights fp16 out" in capsys.readouterr().err
 
 
 def test_low_rank_updates_are_merged(tmp_path: Path) -> None:
     torch.manual_seed(2)
-    cfg, tuned = models.NetworkConfig(kind="debug"), models.TuneConfig(rank=2)
-    network = models.tune(models.open_network(cfg), tuned).eval()
+    cfg, tuned = networks.NetworkConfig(kind="debug"), lora.TuneConfig(rank=2)
+    network = lora.tune(networks.open_network(cfg), tuned).eval()
     with torch.no_grad():
         for name, value in network.named_parameters():
             if "lora_" in name:
@@ -186,14 +192,14 @@ def test_low_rank_updates_are_merged(tmp_path: Path) -> None:
     settings = {"network": config.to_dict(cfg), "tune": config.to_dict(tuned)}
     run = run_of(tmp_path / "run", network, {**settings, "height": 70, "width": 98}, "westar")
     out = tmp_path / "adapted.onnx"
-    export.export_checkpoint(run, out, None, QUIET)
+    depth.export_checkpoint(run, out, None, QUIET)
     with open_engine(out, threads=1) as engine:
         found = engine.run(x.numpy())
     assert np.abs(found - expected.numpy()).max() <= 1e-4 * np.ptp(expected.numpy())
     assert b"lora" not in out.read_bytes()
     # Without the updates it is another network: the comparison above can fail.
     with torch.no_grad():
-        bare = models.open_network(cfg)(x).numpy()
+        bare = networks.open_network(cfg)(x).numpy()
     assert np.abs(bare - expected.numpy()).max() > 1e-2 * np.ptp(expected.numpy())
 
 
@@ -202,15 +208,15 @@ def test_depth_anything_v2_small_at_392x518(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its widths and decoder at the real size; four layers of the twelve, for time."""
-    small = dataclasses.replace(models.SIZES["small"], depth=4, taps=(1, 2, 3, 4))
-    monkeypatch.setitem(models.SIZES, "small", small)
+    small = dataclasses.replace(hub.SIZES["small"], depth=4, taps=(1, 2, 3, 4))
+    monkeypatch.setitem(hub.SIZES, "small", small)
     torch.manual_seed(3)
-    network = models.open_network(models.NetworkConfig(kind="small"))
+    network = networks.open_network(networks.NetworkConfig(kind="small"))
     folder, out = tmp_path / "hub", tmp_path / "da.onnx"
     network.network.save_pretrained(folder)
     assert main(["export", str(folder), "--out", str(out), "--licence", "its own"]) == 0
     manifest = Manifest.load(manifest_path(out))
-    assert (manifest.input.height, manifest.input.width) == export.PATCHED_SIZE
+    assert (manifest.input.height, manifest.input.width) == depth.PATCHED_SIZE
     assert (manifest.licence, manifest.input.interpolation) == ("its own", "cubic")
     nodes = onnx.load(str(out)).graph.node
     modes = [a.s for n in nodes if n.op_type == "Resize" for a in n.attribute if a.name == "mode"]
@@ -233,9 +239,9 @@ def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
             return self.mix(x.flip(3) if torch.compiler.is_exporting() else x)
 
     spec = preprocess.InputSpec(height=56, width=84)
-    opened = export.Exportable(Mirrored().eval(), spec, "disparity_affine_invariant")
+    opened = depth.Exportable(Mirrored().eval(), spec, "disparity_affine_invariant")
     with pytest.raises(checkpoints.TrainingError, match=r"differ by .* at 56x84"):
-        export.to_onnx(opened, tmp_path / "x.onnx", half=False)
+        depth.to_onnx(opened, tmp_path / "x.onnx", half=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -253,12 +259,12 @@ def test_a_square_network_is_also_compared_at_another_size(tmp_path: Path) -> No
                 y = y.transpose(2, 3).reshape(y.shape)
             return y
 
-    def exportable(height: int, width: int) -> export.Exportable:
+    def exportable(height: int, width: int) -> depth.Exportable:
         spec = preprocess.InputSpec(height=height, width=width, mean=(0.5,) * 3, std=(0.25,) * 3)
-        return export.Exportable(Swapped().eval(), spec, "disparity_affine_invariant")
+        return depth.Exportable(Swapped().eval(), spec, "disparity_affine_invariant")
 
     with pytest.raises(checkpoints.TrainingError, match="at 64x32"):
-        export.to_onnx(exportable(64, 64), tmp_path / "x.onnx", half=False)
+        depth.to_onnx(exportable(64, 64), tmp_path / "x.onnx", half=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,9 +281,9 @@ def test_nothing_of_this_machine_is_in_the_file(unet: tuple[Path, Path]) -> None
 def test_a_size_that_does_not_fit_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cfg = models.NetworkConfig(kind="debug")
+    cfg = networks.NetworkConfig(kind="debug")
     settings = {"network": config.to_dict(cfg)}
-    run = run_of(tmp_path / "run", models.open_network(cfg), settings, "distill")
+    run = run_of(tmp_path / "run", networks.open_network(cfg), settings, "distill")
     out = tmp_path / "x.onnx"
     words = ["export", str(run), "--out", str(out), "--height", "100", "--width", "98"]
     assert main(words) == 1
@@ -300,12 +306,16 @@ def test_a_recipe_may_bring_its_own_network(
         def exportable(payload: dict) -> tuple:
             fresh = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 3, padding=1), torch.nn.Softplus())
             fresh.load_state_dict(payload["averaged"])
-            return fresh.eval(), models.InputSpec((0.1, 0.2, 0.3), (1.0,) * 3, 8), "depth_metric"
+            return (
+                fresh.eval(),
+                network_io.InputSpec((0.1, 0.2, 0.3), (1.0,) * 3, 8),
+                "depth_metric",
+            )
 
-    monkeypatch.setattr(export, "_recipe", lambda payload: Own)
+    monkeypatch.setattr(depth, "_recipe", lambda payload: Own)
     out = tmp_path / "own.onnx"
-    export.export_checkpoint(run, out, None, QUIET)
-    manifest = agrees(out, export.open_checkpoint(run), 1e-4)
+    depth.export_checkpoint(run, out, None, QUIET)
+    manifest = agrees(out, depth.open_checkpoint(run), 1e-4)
     assert (manifest.meaning, manifest.output_name) == ("depth_metric", "depth")
     assert manifest.input.mean == (0.1, 0.2, 0.3)
 
@@ -330,8 +340,8 @@ def test_an_exported_model_runs_in_the_pipeline_with_no_further_word(
 def test_a_checkpoint_is_judged_like_the_file_made_of_it(unet: tuple[Path, Path]) -> None:
     scores = []
     for text in map(str, unet):
-        _, identity, model = evaluate.open_model(text)
-        rows = evaluate.score(evaluate.procedural(3, 1, 60, 80), {"m": model})
+        _, identity, model = predict.open_model(text)
+        rows = score.score(predict.procedural(3, 1, 60, 80), {"m": model})
         scores.append([row.abs_rel for row in rows if row.method == "m"])
         assert len(identity) == 64
         model.close()

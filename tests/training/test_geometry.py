@@ -11,9 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from depth_node import config
-from training import geometry
-from training.geometry import GeometricConfig
-from training.sequences import SequenceConfig, Triplet, Triplets, open_triplets
+from training.data.sequences import SequenceConfig, Triplet, Triplets, open_triplets
+from training.losses import photometric
+from training.losses.photometric import GeometricConfig
 
 PLAIN = GeometricConfig(automask=False)
 
@@ -43,7 +43,7 @@ def tensors(triplet: Triplet) -> dict[str, torch.Tensor]:
 
 def loss(batch: dict[str, torch.Tensor], depth: torch.Tensor, cfg: GeometricConfig) -> float:
     names = ("target", "sources", "K_target", "K_sources", "T_sources_target")
-    found = geometry.geometric_loss([depth], *(batch[name] for name in names), cfg)
+    found = photometric.geometric_loss([depth], *(batch[name] for name in names), cfg)
     return float(found["photometric"])
 
 
@@ -69,11 +69,13 @@ def test_projection_agrees_with_the_renderer_to_numerical_tolerance(walks: Tripl
         batch = tensors(walks[k])
         for s, view in enumerate(walks[k].sources):
             pose = batch["T_sources_target"][:, s]
-            pixels, z = geometry.project(
+            pixels, z = photometric.project(
                 batch["depth"], batch["K_target"], batch["K_sources"][:, s], pose
             )
-            found = geometry.sample(1 / torch.from_numpy(view.depth)[None, None].double(), pixels)
-            _, inside = geometry.warp(
+            found = photometric.sample(
+                1 / torch.from_numpy(view.depth)[None, None].double(), pixels
+            )
+            _, inside = photometric.warp(
                 batch["sources"][:, s], batch["depth"], batch["K_target"],
                 batch["K_sources"][:, s], pose,
             )  # fmt: skip
@@ -113,7 +115,7 @@ def test_exact_depth_and_pose_cost_nothing_on_surfaces_that_can_be_interpolated(
             ],
             1,
         )  # fmt: skip
-        error, counts = geometry.reprojection(
+        error, counts = photometric.reprojection(
             batch["depth"], batch["target"], batch["sources"], batch["K_target"],
             batch["K_sources"], batch["T_sources_target"], GeometricConfig(ssim=0, automask=False),
         )  # fmt: skip
@@ -140,7 +142,7 @@ def test_the_gradient_leads_to_the_true_scale_of_depth(walks: Triplets) -> None:
     names = ("target", "sources", "K_target", "K_sources", "T_sources_target")
     for start, towards in ((0.9, -1), (1.12, 1)):
         scale = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-        cost = geometry.geometric_loss(
+        cost = photometric.geometric_loss(
             [batch["depth"] * scale], *(batch[name] for name in names), PLAIN
         )["loss"]
         (slope,) = torch.autograd.grad(cost, scale)
@@ -162,63 +164,67 @@ def test_coarser_scales_are_compared_at_full_size_and_smooth_at_their_own(walks:
     rest = [batch[name] for name in names]
     plane = torch.full_like(batch["depth"], 2.0)
     coarse = plane[..., ::2, ::2]
-    one, both = (geometry.geometric_loss(maps, *rest, PLAIN) for maps in ([plane], [plane, coarse]))
+    one, both = (
+        photometric.geometric_loss(maps, *rest, PLAIN) for maps in ([plane], [plane, coarse])
+    )
     torch.testing.assert_close(one["photometric"], both["photometric"])
     ramp = 1 / torch.linspace(0.2, 1, 128).double().expand(1, 1, 96, 128)
-    fine, half = (geometry.smoothness(1 / m, batch["target"][..., ::k, ::k])
+    fine, half = (photometric.smoothness(1 / m, batch["target"][..., ::k, ::k])
                   for m, k in ((ramp, 1), (ramp[..., ::2, ::2], 2)))  # fmt: skip
-    found = geometry.geometric_loss([ramp, ramp[..., ::2, ::2]], *rest, PLAIN)["smooth"]
+    found = photometric.geometric_loss([ramp, ramp[..., ::2, ::2]], *rest, PLAIN)["smooth"]
     # Twice the step at half the size, half the weight; the picture is averaged, not picked.
     assert float(found) == pytest.approx(float(fine + half / 2) / 2, rel=0.05)
     with pytest.raises(ValueError, match="at least one scale"):
-        geometry.geometric_loss([], *rest, PLAIN)
+        photometric.geometric_loss([], *rest, PLAIN)
 
 
 def test_similarity_and_photometric_error() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.rand(2, 1, 3, 16, 20, generator=generator)
-    assert float(geometry.dissimilarity(a, a).max()) < 1e-6
-    torch.testing.assert_close(geometry.dissimilarity(a, b), geometry.dissimilarity(b, a))
-    assert float(geometry.photometric(a, a).max()) < 1e-6
+    assert float(photometric.dissimilarity(a, a).max()) < 1e-6
+    torch.testing.assert_close(photometric.dissimilarity(a, b), photometric.dissimilarity(b, a))
+    assert float(photometric.photometric(a, a).max()) < 1e-6
     torch.testing.assert_close(
-        geometry.photometric(a, b, ssim=0.0), (a - b).abs().mean(1, keepdim=True)
+        photometric.photometric(a, b, ssim=0.0), (a - b).abs().mean(1, keepdim=True)
     )
     flat, bright = (torch.full((1, 3, 8, 8), v).double() for v in (0.2, 0.6))
     # Constant windows: SSIM is (2 m n + c1) / (m^2 + n^2 + c1).
     expected = (1 - (0.24 + 1e-4) / (0.4 + 1e-4)) / 2
-    assert float(geometry.dissimilarity(flat, bright).mean()) == pytest.approx(expected, rel=1e-5)
+    assert float(photometric.dissimilarity(flat, bright).mean()) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_smoothness_is_free_of_scale_and_cheap_at_edges() -> None:
     disparity = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(1)) + 0.5
     grey = torch.full((1, 3, 12, 12), 0.5)
-    plain = geometry.smoothness(disparity, grey)
-    torch.testing.assert_close(geometry.smoothness(3 * disparity, grey), plain)
+    plain = photometric.smoothness(disparity, grey)
+    torch.testing.assert_close(photometric.smoothness(3 * disparity, grey), plain)
     step = torch.ones(1, 1, 12, 12)
     step[..., 6:] = 2.0
     edge = grey.clone()
     edge[..., 6:] = 1.0
-    assert float(geometry.smoothness(step, edge)) < float(geometry.smoothness(step, grey))
-    assert float(geometry.smoothness(torch.ones(1, 1, 8, 8), grey[..., :8, :8])) == 0
+    assert float(photometric.smoothness(step, edge)) < float(photometric.smoothness(step, grey))
+    assert float(photometric.smoothness(torch.ones(1, 1, 8, 8), grey[..., :8, :8])) == 0
 
 
 def test_silog_golden_values() -> None:
     p, g = (torch.tensor(x).view(1, 1, 1, 3).double() for x in ([1.0, 2.0, 4.0], [1.1, 1.9, 4.4]))
     mask = torch.ones_like(p, dtype=torch.bool)
-    assert float(geometry.silog(p, g, mask)) == pytest.approx(0.0765152, abs=1e-6)
-    assert 100 * float(geometry.silog(p, g, mask, 1.0)) == pytest.approx(6.910954, abs=1e-4)
+    assert float(photometric.silog(p, g, mask)) == pytest.approx(0.0765152, abs=1e-6)
+    assert 100 * float(photometric.silog(p, g, mask, 1.0)) == pytest.approx(6.910954, abs=1e-4)
     x = p.clone().requires_grad_(True)
-    (slope,) = torch.autograd.grad(geometry.silog(x, g, ~mask), x)
+    (slope,) = torch.autograd.grad(photometric.silog(x, g, ~mask), x)
     assert float(slope.abs().max()) == 0
     poisoned = g.clone()
     poisoned[..., 0] = torch.nan
     mask[..., 0] = False
-    assert torch.isfinite(geometry.silog(p, poisoned, mask))
+    assert torch.isfinite(photometric.silog(p, poisoned, mask))
 
 
 def test_bounded_depth_keeps_its_bounds() -> None:
     raw = torch.tensor([-100.0, 0.0, 100.0])
-    found = geometry.bounded_depth(raw, 0.1, 100.0)
+    found = photometric.bounded_depth(raw, 0.1, 100.0)
     assert float(found[0]) == pytest.approx(100.0)
     assert float(found[2]) == pytest.approx(0.1)
     assert float(found[1]) == pytest.approx(2 / (10 + 0.01))
@@ -227,11 +233,11 @@ def test_bounded_depth_keeps_its_bounds() -> None:
 
 
 def test_rotations_are_rotations_and_the_pose_network_starts_near_the_identity() -> None:
-    turn = geometry.rotation_matrix(torch.tensor([[0.0, 0.0, math.pi / 2]]).double())[0]
+    turn = photometric.rotation_matrix(torch.tensor([[0.0, 0.0, math.pi / 2]]).double())[0]
     torch.testing.assert_close(turn @ torch.tensor([1.0, 0.0, 0.0]).double(),
                                torch.tensor([0.0, 1.0, 0.0]).double())  # fmt: skip
     torch.manual_seed(0)
-    network = geometry.PoseNetwork((8, 16, 16))
+    network = photometric.PoseNetwork((8, 16, 16))
     a, b = torch.rand(2, 2, 3, 32, 48)
     pose = network(a, b)
     assert pose.shape == (2, 4, 4)

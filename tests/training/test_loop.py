@@ -25,8 +25,9 @@ from torch import nn
 from toy import Config, Toy, train
 
 from depth_node import config
-from training import benchmark, checkpoints, loop
-from training.data import DataError
+from training import checkpoints, loop
+from training.data.samples import DataError
+from training.tools import benchmark
 
 REPO = Path(__file__).resolve().parents[2]
 TOY = Path(__file__).with_name("toy.py")

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 
 from golden import STUDENT, TEACHER, as_map, everywhere
 
-from training.losses import (
+from training.losses.depth import (
     context_l1,
     dead_outputs,
     drift,
@@ -22,7 +22,7 @@ from training.losses import (
     product_norm,
     scale_anchor,
 )
-from training.normalization import normalise
+from training.losses.normalization import normalise
 from training.recipes.supervised import LossConfig, disparity_loss
 
 

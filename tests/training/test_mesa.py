@@ -18,16 +18,17 @@ from test_sequences import make_scannet
 
 from depth_node import config
 from depth_node.inference import DepthModel, ModelConfig
-from training import checkpoints, loop, masking
+from training import checkpoints, loop
 from training.__main__ import main
 from training.checkpoints import TrainingError
-from training.data import DataError
-from training.datasets import DataConfig, open_samples
-from training.masking import MaskingConfig
-from training.mixture import Mixture
-from training.models import NetworkConfig, open_network, open_run
+from training.data.mixed import Mixture
+from training.data.open import DataConfig, open_samples
+from training.data.samples import DataError
+from training.data.sequences import Triplets, open_triplets
+from training.models import masked as models_masked
+from training.models.masked import MaskingConfig
+from training.models.networks import NetworkConfig, open_network, open_run
 from training.recipes import mesa
-from training.sequences import Triplets, open_triplets
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 DEBUG = CONFIGS / "mesa_debug.yaml"
@@ -67,17 +68,17 @@ def started(
 
 def test_simmims_masks_hide_their_share_in_units() -> None:
     torch.manual_seed(0)
-    mask = masking.random_mask(5, 192, 192, 32, 0.6)
+    mask = models_masked.random_mask(5, 192, 192, 32, 0.6)
     units = mask[:, :, ::32, ::32]
     assert units.shape == (5, 1, 6, 6)
     assert (units.sum(dim=(1, 2, 3)) == round(0.6 * 36)).all()
     assert torch.equal(mask, units.repeat_interleave(32, 2).repeat_interleave(32, 3))
     assert not torch.equal(mask[0], mask[1])
     torch.manual_seed(0)
-    assert torch.equal(mask, masking.random_mask(5, 192, 192, 32, 0.6))
-    assert masking.cells(mask, 16).shape == (5, 1, 12, 12)
+    assert torch.equal(mask, models_masked.random_mask(5, 192, 192, 32, 0.6))
+    assert models_masked.cells(mask, 16).shape == (5, 1, 12, 12)
     with pytest.raises(TrainingError, match=r"masking\.unit_px"):
-        masking.random_mask(1, 190, 192, 32, 0.6)
+        models_masked.random_mask(1, 190, 192, 32, 0.6)
 
 
 def test_only_what_is_hidden_counts() -> None:
@@ -86,29 +87,29 @@ def test_only_what_is_hidden_counts() -> None:
     mask[:, :, :4] = True
     found = pictures.clone()
     found[:, :, 4:] += 9.0
-    assert float(masking.hidden_l1(found, pictures, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(models_masked.hidden_l1(found, pictures, mask)) == pytest.approx(0, abs=1e-6)
     found[:, :, :4] += 0.5
-    assert float(masking.hidden_l1(found, pictures, mask)) == pytest.approx(0.5, rel=1e-5)
+    assert float(models_masked.hidden_l1(found, pictures, mask)) == pytest.approx(0.5, rel=1e-5)
     # MAE's target is normalised per patch: a patch of another brightness costs the same.
-    patches = masking.patch_pixels(pictures, 4)
+    patches = models_masked.patch_pixels(pictures, 4)
     assert patches.shape == (2, 4, 48)
     truth = (patches - patches.mean(2, keepdim=True)) / patches.var(2, keepdim=True).sqrt()
     hidden = torch.tensor([[True, True, False, False]] * 2)
     wrong = truth.clone()
     wrong[:, 2:] += 5.0
     for x in (pictures, 0.5 * pictures + 0.2):
-        assert float(masking.hidden_mse(wrong, x, hidden, 4)) < 1e-4
+        assert float(models_masked.hidden_mse(wrong, x, hidden, 4)) < 1e-4
 
 
-@pytest.mark.parametrize("variant", masking.VARIANTS)
+@pytest.mark.parametrize("variant", models_masked.VARIANTS)
 def test_what_is_hidden_does_not_reach_the_encoder(variant: str) -> None:
     """Whatever stands in hidden squares, the guess is the same; what is shown changes it."""
     torch.manual_seed(0)
     network = open_network(DEPTH_ANYTHING).eval()
-    guess = masking.Guess(network, MaskingConfig(variant, 28, 0.5), 56, 84).eval()
+    guess = models_masked.Guess(network, MaskingConfig(variant, 28, 0.5), 56, 84).eval()
     pictures = torch.randn(2, 3, 56, 84)
     torch.manual_seed(1)
-    mask = masking.random_mask(2, 56, 84, 28, 0.5)
+    mask = models_masked.random_mask(2, 56, 84, 28, 0.5)
     seen: list[torch.Tensor] = []
     head = guess.head if variant == "simmim" else guess.head_patches
     head.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
@@ -125,7 +126,7 @@ def test_masked_modelling_learns_and_the_unet_has_its_own_way() -> None:
     torch.manual_seed(0)
     for kind, unit in (("debug", 28), ("unet", 32)):
         network = open_network(NetworkConfig(kind=kind))
-        guess = masking.Guess(network, MaskingConfig(unit_px=unit), 2 * unit, 2 * unit)
+        guess = models_masked.Guess(network, MaskingConfig(unit_px=unit), 2 * unit, 2 * unit)
         flat = torch.ones(4, 3, 2 * unit, 2 * unit)
         parameters = [*network.parameters(), *guess.parameters()]
         optimiser = torch.optim.Adam(parameters, lr=0.01)
@@ -139,14 +140,14 @@ def test_masked_modelling_learns_and_the_unet_has_its_own_way() -> None:
             costs.append(float(cost.detach()))
         assert costs[-1] < 0.5 * costs[0]
     with pytest.raises(TrainingError, match="MAE needs an encoder of tokens"):
-        masking.Guess(network, MaskingConfig("mae", 32), 64, 64)
+        models_masked.Guess(network, MaskingConfig("mae", 32), 64, 64)
     with pytest.raises(TrainingError, match="no multiple of the encoder's patch"):
-        masking.Guess(open_network(DEPTH_ANYTHING), MaskingConfig(unit_px=32), 64, 64)
+        models_masked.Guess(open_network(DEPTH_ANYTHING), MaskingConfig(unit_px=32), 64, 64)
 
 
 def test_drop_path_is_whole_branches_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    drop = masking.DropPath(0.25).train()
+    drop = models_masked.DropPath(0.25).train()
     x = torch.ones(4000, 2, 3)
     found = drop(x)
     kept = found[:, 0, 0] > 0
@@ -154,11 +155,11 @@ def test_drop_path_is_whole_branches_and_keeps_the_mean() -> None:
     assert float(found.mean()) == pytest.approx(1, abs=0.05)
     assert torch.equal(drop.eval()(x), x)
     network = open_network(DEPTH_ANYTHING)
-    masking.drop_paths(network, 0.3)
+    models_masked.drop_paths(network, 0.3)
     shares = [layer.drop_path.share for layer in network.network.backbone.encoder.layer]
     assert shares == pytest.approx([0, 0.1, 0.2, 0.3])
     with pytest.raises(TrainingError, match="drop_path"):
-        masking.drop_paths(open_network(NetworkConfig()), 0.3)
+        models_masked.drop_paths(open_network(NetworkConfig()), 0.3)
 
 
 # --- the recipe ----------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from depth_node import config
-from training.data import DataError, ViewConfig
-from training.mixture import Mixture, MixtureConfig
+from training.data.augmentation import ViewConfig
+from training.data.mixed import Mixture, MixtureConfig
+from training.data.samples import DataError
 
 
 def settings(folder: Path, **more: object) -> MixtureConfig:

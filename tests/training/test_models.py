@@ -20,21 +20,18 @@ from depth_node.inference import DepthModel, ModelConfig
 from depth_node.model_zoo.registry import locate
 from training import checkpoints
 from training.checkpoints import TrainingError
-from training.losses import product_norm
-from training.models import (
-    DepthAnything,
-    NetworkConfig,
-    SmallUNet,
-    StudentConfig,
+from training.losses.depth import product_norm
+from training.models.hub import DepthAnything
+from training.models.lora import (
     TuneConfig,
     hold_statistics,
     low_rank,
     merged,
-    open_dino,
-    open_network,
     parameter_count,
     tune,
 )
+from training.models.networks import NetworkConfig, open_dino, open_network
+from training.models.unet import SmallUNet, StudentConfig
 
 SMALL_UNET = StudentConfig((8, 8, 16, 16, 16), (0, 1, 1, 1, 1), (16, 8, 8, 8))
 

@@ -9,14 +9,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 
 from golden import STUDENT, TEACHER, as_map, everywhere
 
-from training.normalization import (
-    FEW,
-    bins,
-    layers,
-    normalise,
-    statistics,
-    worthwhile,
-)
+from training.losses.normalization import FEW, bins, layers, normalise, statistics, worthwhile
 
 
 def test_normalise_golden() -> None:

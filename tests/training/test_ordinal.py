@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data import DataError
-from training.ordinal import (
+from training.data.ordinal_labels import (
     LabelSet,
     Pair,
     SimulationConfig,
@@ -21,6 +20,7 @@ from training.ordinal import (
     simulate,
     write_labels,
 )
+from training.data.samples import DataError
 
 PAIRS = [
     Pair("a.png", 1.0, 2.0, 3.0, 4.0, "closer"),

@@ -19,9 +19,9 @@ from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import ModelConfig
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.simulation.renderer import Scene, random_view
-from training import models
 from training.__main__ import _arguments, main
-from training.ordinal import SimulationConfig, simulate, write_labels
+from training.data.ordinal_labels import SimulationConfig, simulate, write_labels
+from training.models import networks
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 # What makes it a toy: everything else is the command as it is printed.
@@ -55,7 +55,7 @@ def test_five_commands_lead_to_a_network_in_the_node(
         cv2.imwrite(f"photos/{k}.png", seen.image[..., ::-1])
         pairs += simulate(f"{k}.png", seen.depth, SimulationConfig(count=4, seed=1))
     torch.manual_seed(0)
-    source = models.open_network(models.NetworkConfig(kind="debug"))
+    source = networks.open_network(networks.NetworkConfig(kind="debug"))
     source.network.save_pretrained("MODEL")
 
     annotate, westar, export, evaluate, launch = (words for words in commands())

@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from training import masks as module
 from training.checkpoints import TrainingError
-from training.masks import MaskConfig, MaskMaker, as_layers, sam_masks, stacked
-from training.models import open_sam
+from training.data import region_masks as module
+from training.data.region_masks import MaskConfig, MaskMaker, as_layers, sam_masks, stacked
+from training.models.segment_anything import open_sam
 
 H, W = 48, 64
 
@@ -134,7 +134,7 @@ def test_points_land_where_they_are_meant(tmp_path: Path) -> None:
 
 
 def test_what_is_no_segment_anything_is_refused(tmp_path: Path) -> None:
-    from training.models import NetworkConfig, open_dino
+    from training.models.networks import NetworkConfig, open_dino
 
     with pytest.raises(TrainingError, match="cannot be opened"):
         open_sam(MaskConfig(source=str(tmp_path / "nothing")))

@@ -68,7 +68,7 @@ from depth_node.inference import ModelConfig, PromptedRegionModel, RegionModel, 
 from depth_node.regions.prompted_masks import PromptConfig, box_overlap, select
 from depth_node.regions.settings import SegmentationConfig
 from depth_node.simulation.renderer import Scene, random_view
-from training import segmentation
+from training.export import segment_anything
 from training.loop import TrainingError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what torch, timm and others deprecate
@@ -147,11 +147,11 @@ def exported(kind: str, folder: Path) -> tuple[Any, Path, str]:
     model = {"sam": sam, "sam2": sam2}[kind]()
     model.save_pretrained(folder / kind)
     parser = argparse.ArgumentParser()
-    segmentation.arguments(parser)
+    segment_anything.arguments(parser)
     out = folder / "out"
     args = parser.parse_args([str(folder / kind), "--out", str(out), "--batch", str(BATCH)])
     console = Console(record=True, width=300, file=io.StringIO())
-    segmentation.command(args, console)
+    segment_anything.command(args, console)
     return model, out / f"{kind}.onnx", console.export_text()
 
 
@@ -231,30 +231,30 @@ def test_stability_and_boxes_are_those_of_the_masks(folder: Path) -> None:
 
 
 def test_large_weights_get_a_file_of_their_own(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(segmentation, "LARGEST_FILE", 10_000)
+    monkeypatch.setattr(segment_anything, "LARGEST_FILE", 10_000)
     part = torch.nn.Linear(64, 64)
     path = folder / "large.onnx"
-    segmentation._write(part, {"x": torch.ones(1, 64)}, ["y"], path)
+    segment_anything._write(part, {"x": torch.ones(1, 64)}, ["y"], path)
     assert path.with_name("large.onnx.data").stat().st_size >= 64 * 64 * 4
     assert path.stat().st_size < 64 * 64 * 4
 
 
 def test_what_cannot_be_exported_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"Linear is no promptable segmentation network: give"):
-        segmentation.halves(torch.nn.Linear(2, 2))
+        segment_anything.halves(torch.nn.Linear(2, 2))
     tiny = {"num_hidden_layers": 1, "hidden_size": 24, "mlp_dim": 8, "image_size": 32}
     sdpa = transformers.SamModel(
         transformers.SamConfig(vision_config={**tiny, "num_attention_heads": 2})
     )
     with pytest.raises(TrainingError, match="eager"):
-        segmentation.halves(sdpa)
+        segment_anything.halves(sdpa)
     with pytest.raises(TrainingError, match="batch is 0"):
-        segmentation.export(sdpa, tmp_path, "x", batch=0)
+        segment_anything.export(sdpa, tmp_path, "x", batch=0)
     with pytest.raises(TrainingError, match=r"cannot be loaded by transformers.*--kind"):
-        segmentation.load(str(tmp_path))
+        segment_anything.load(str(tmp_path))
     transformers.DPTConfig().save_pretrained(tmp_path)
     with pytest.raises(TrainingError, match=r"is a dpt: give a SAM"):
-        segmentation.load(str(tmp_path))
+        segment_anything.load(str(tmp_path))
 
 
 def test_a_graph_of_other_weights_is_not_written(
@@ -265,11 +265,11 @@ def test_a_graph_of_other_weights_is_not_written(
     def other(network: Any, given: Any, outputs: Any, path: Path) -> None:
         shutil.copy(encoder.with_name(path.name.replace("wrong", "sam")), path)
 
-    monkeypatch.setattr(segmentation, "_write", other)
+    monkeypatch.setattr(segment_anything, "_write", other)
     with pytest.raises(TrainingError, match=r"differ by .* was not written"):
-        segmentation.export(shaken(sam(), seed=2), tmp_path, "wrong", batch=BATCH)
+        segment_anything.export(shaken(sam(), seed=2), tmp_path, "wrong", batch=BATCH)
     assert list(tmp_path.iterdir()) == []
-    segmentation.export(model, tmp_path, "wrong", batch=BATCH)  # with its own weights it is
+    segment_anything.export(model, tmp_path, "wrong", batch=BATCH)  # with its own weights it is
 
 
 # --- the authors' packages
@@ -341,7 +341,7 @@ def test_masks_are_those_of_the_authors_mask_generator(
 ) -> None:
     package = packages[name]
     model, size = original(package)
-    done = segmentation.export(model, tmp_path, name, batch=BATCH)
+    done = segment_anything.export(model, tmp_path, name, batch=BATCH)
     image = room(size * 3 // 4, size)
     everything = {"pred_iou_thresh": 1e-6, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
     theirs = generated(package, model, image, **everything)

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from depth_node import config
-from training.data import DataError
-from training.sequences import SequenceConfig, open_triplets
+from training.data.samples import DataError
+from training.data.sequences import SequenceConfig, open_triplets
 
 HEIGHT, WIDTH = 24, 32
 

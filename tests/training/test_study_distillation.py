@@ -11,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from training import study_distillation as study
 from training.__main__ import main
-from training.data import Sample
+from training.data.samples import Sample
+from training.studies import distill as study
 
 
 def seed_of(errors: list[list[float]]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 
 from depth_node.metrics import evaluate
 from depth_node.prediction import Prediction
-from training import losses, protocols
 from training.checkpoints import TrainingError
-from training.models import SmallUNet, StudentConfig
+from training.evaluation import protocols
+from training.losses import depth as losses_depth
+from training.models.unet import SmallUNet, StudentConfig
 from training.recipes import supervised
 
 SMALL = StudentConfig(widths=(4, 6, 8, 8, 8), depths=(0, 1, 1, 1, 1), decoder=(8, 6, 6, 4))
@@ -26,7 +27,7 @@ def test_the_relative_error_is_the_one_that_networks_are_judged_by() -> None:
     depth = rng.uniform(1, 5, (2, 1, 12, 16)).astype(np.float32)
     disparity = (3 / depth + 1 + rng.normal(0, 0.05, depth.shape)).astype(np.float32)
     known = rng.random(depth.shape) > 0.2
-    found = losses.relative_error(*(torch.from_numpy(x) for x in (disparity, depth, known)))
+    found = losses_depth.relative_error(*(torch.from_numpy(x) for x in (disparity, depth, known)))
     expected = []
     for p, g, m in zip(disparity[:, 0], depth[:, 0], known[:, 0], strict=True):
         prediction = Prediction(p, "disparity_affine_invariant")
@@ -41,7 +42,7 @@ def test_depths_far_too_far_count_with_their_logarithm() -> None:
 
     def cost(disparities: list[float]) -> float:
         depth = 1 / torch.tensor(disparities).view(1, 1, 1, -1)
-        return float(losses.relative_error(torch.ones_like(depth), depth, depth > 0))
+        return float(losses_depth.relative_error(torch.ones_like(depth), depth, depth > 0))
 
     assert cost([0.8, 0.2]) == pytest.approx((0.6 + 0.6) / 2)  # ratios 1.6 and 0.4
     # Ratios 2.5, which costs 1 + 2 ln(2.5 / 2), and twice 0.25.
@@ -51,7 +52,9 @@ def test_depths_far_too_far_count_with_their_logarithm() -> None:
 def test_nothing_valid_costs_nothing_and_has_a_gradient() -> None:
     prediction = torch.rand(1, 1, 4, 4, requires_grad=True)
     depth = torch.ones(1, 1, 4, 4)
-    found = losses.relative_error(prediction, depth, torch.zeros_like(depth, dtype=torch.bool))
+    found = losses_depth.relative_error(
+        prediction, depth, torch.zeros_like(depth, dtype=torch.bool)
+    )
     (gradient,) = torch.autograd.grad(found, prediction)
     assert float(found.detach()) == 0.0 and torch.equal(gradient, torch.zeros_like(gradient))
 

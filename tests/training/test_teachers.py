@@ -13,14 +13,9 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from depth_node.engine import opening, options
 from depth_node.inference import DepthModel, ModelConfig
 from training.checkpoints import TrainingError
-from training.models import InputSpec, NetworkConfig
-from training.teachers import (
-    NetworkTeacher,
-    TeacherConfig,
-    ask,
-    fingerprint,
-    open_teacher,
-)
+from training.models.network_io import InputSpec
+from training.models.networks import NetworkConfig
+from training.models.teachers import NetworkTeacher, TeacherConfig, ask, fingerprint, open_teacher
 
 
 class Fixed:

@@ -19,8 +19,9 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from depth_node import config
 from training import loop
 from training.__main__ import main
-from training.data import open_pool
-from training.models import SmallUNet, StudentConfig, parameter_count
+from training.data.pool import open_pool
+from training.models.lora import parameter_count
+from training.models.unet import SmallUNet, StudentConfig
 from training.recipes import supervised
 
 REPO = Path(__file__).resolve().parents[2]

@@ -16,9 +16,10 @@ from rich.console import Console
 
 from depth_node import config
 from training import loop
-from training.data import DataError, Sample
-from training.models import low_rank, open_network, open_run
-from training.ordinal import LabelSet, Pair, write_labels
+from training.data.ordinal_labels import LabelSet, Pair, write_labels
+from training.data.samples import DataError, Sample
+from training.models.lora import low_rank
+from training.models.networks import open_network, open_run
 from training.recipes import westar
 from training.recipes.westar import LossConfig, at, ordinal_loss, self_training
 

@@ -26,28 +26,29 @@ from depth_node import config
 from depth_node.metrics import boundary_f1, evaluate
 from depth_node.prediction import Prediction
 from depth_node.visualization import colours
-from training import checkpoints, protocols
-from training.data import Sample, ViewConfig, Window
-from training.datasets import DataConfig, open_samples
-from training.diffusion import (
-    FORMS,
+from training import checkpoints
+from training.data.augmentation import ViewConfig, Window
+from training.data.mixed import Mixture, MixtureConfig
+from training.data.open import DataConfig, open_samples
+from training.data.samples import Sample
+from training.evaluation import protocols
+from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.losses.diffusion import FORMS, directional_gradient, masked_mse, pooled_mask
+from training.models.diffusion import (
     PLACES,
     Alignment,
     DiffusionConfig,
     SingleStep,
     Target,
-    directional_gradient,
     external_size,
     from_checkpoint,
-    masked_mse,
     memory,
     open_diffusion,
-    pooled_mask,
     target,
 )
-from training.loop import Batch, LoopConfig, Recipe, Share, generators
-from training.mixture import Mixture, MixtureConfig
-from training.models import Dino, InputSpec, NetworkConfig, open_dino
+from training.models.hub import Dino
+from training.models.network_io import InputSpec
+from training.models.networks import NetworkConfig, open_dino
 
 LEARN = ("unet", "autoencoder")
 

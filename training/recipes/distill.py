@@ -27,31 +27,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
-from training.cache import Cache, Key, digest
-from training.data import Sample, ViewConfig, Window, recolour
-from training.datasets import DataConfig, open_samples
-from training.diffusion import directional_gradient, root, token_divergence
+from training.batch_images import sheet
+from training.data.augmentation import ViewConfig, Window, recolour
+from training.data.cache import Cache, Key, digest
+from training.data.open import DataConfig, open_samples
+from training.data.samples import Sample
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
-from training.losses import (
+from training.losses.depth import (
     dead_outputs,
     feature_alignment,
     gradient_preservation,
     normalised_l1,
     scale_anchor,
 )
-from training.models import (
-    Dino,
-    NetworkConfig,
-    TuneConfig,
-    fresh_decoder,
-    in_encoder,
-    open_dino,
-    open_network,
-    tune,
-)
-from training.normalization import NORMS, normalise
-from training.panels import sheet
-from training.teachers import Teacher, TeacherConfig, ask, open_teacher
+from training.losses.diffusion import directional_gradient, token_divergence
+from training.losses.normalization import NORMS, normalise
+from training.models.diffusion import root
+from training.models.hub import Dino
+from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
+from training.models.networks import NetworkConfig, open_dino, open_network
+from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
 
 WHO = ("random", "primary", "assistant", "average")
 

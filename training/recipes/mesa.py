@@ -31,11 +31,21 @@ from depth_node import config
 from depth_node.metrics import evaluate
 from training import checkpoints
 from training.checkpoints import TrainingError
-from training.data import Sample, ViewConfig, Window
-from training.datasets import DataConfig, open_samples
-from training.geometry import GeometricConfig, PoseNetwork, bounded_depth, geometric_loss, silog
+from training.data.augmentation import ViewConfig, Window
+from training.data.mixed import Mixture, MixtureConfig
+from training.data.open import DataConfig, open_samples
+from training.data.samples import Sample
+from training.data.sequences import SequenceConfig, Triplets, open_triplets
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
-from training.masking import (
+from training.losses.photometric import (
+    GeometricConfig,
+    PoseNetwork,
+    bounded_depth,
+    geometric_loss,
+    silog,
+)
+from training.models.hub import DepthAnything
+from training.models.masked import (
     Guess,
     MaskingConfig,
     cells,
@@ -44,9 +54,8 @@ from training.masking import (
     random_mask,
     replaced,
 )
-from training.mixture import Mixture, MixtureConfig
-from training.models import DepthAnything, InputSpec, Network, NetworkConfig, open_network
-from training.sequences import SequenceConfig, Triplets, open_triplets
+from training.models.network_io import InputSpec
+from training.models.networks import Network, NetworkConfig, open_network
 
 ENCODER = re.compile(r"^(network\.backbone|stem|stages|context)\.")
 LAYER = re.compile(r"(?:encoder\.layer|stages)\.(\d+)\.")

@@ -20,14 +20,18 @@ from torch import Tensor, nn
 
 from depth_node import config
 from training.checkpoints import load, starting_weights
-from training.data import RENDERED, Pictures, PoolConfig, ViewConfig
-from training.datasets import DataConfig
-from training.diffusion import Alignment, directional_gradient, root, student_target
+from training.data.augmentation import RENDERED, ViewConfig
+from training.data.mixed import batched, drawn, open_first
+from training.data.open import DataConfig
+from training.data.pool import PoolConfig
+from training.data.samples import Pictures
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
-from training.losses import gradient_matching, normalised_l1, relative_error
-from training.mixture import batched, drawn, open_first
-from training.models import NetworkConfig, Residual, SmallUNet, StudentConfig, open_dino
-from training.normalization import LEVELS, normalise
+from training.losses.depth import gradient_matching, normalised_l1, relative_error
+from training.losses.diffusion import directional_gradient
+from training.losses.normalization import LEVELS, normalise
+from training.models.diffusion import Alignment, root, student_target
+from training.models.networks import NetworkConfig, open_dino
+from training.models.unet import Residual, SmallUNet, StudentConfig
 
 MEANING = "disparity_affine_invariant"
 # The network sees (pixel / 255 - MEAN) / STD; the export writes both into the manifest.

@@ -30,19 +30,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
-from training.data import (
-    STRONG,
-    WEAK,
-    DataError,
-    Sample,
-    ViewConfig,
-    Window,
-    random_window,
-    recolour,
-)
-from training.datasets import DataConfig, open_samples
+from training.batch_images import sheet
+from training.data.augmentation import STRONG, WEAK, ViewConfig, Window, random_window, recolour
+from training.data.open import DataConfig, open_samples
+from training.data.ordinal_labels import LabelSet, SimulationConfig, read_labels, simulate
+from training.data.region_masks import MaskConfig, MaskMaker, as_layers, stacked
+from training.data.samples import DataError, Sample
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
-from training.losses import (
+from training.losses.depth import (
     ORDINAL_FORMS,
     context_l1,
     dead_outputs,
@@ -50,11 +45,9 @@ from training.losses import (
     ordinal,
     product_norm,
 )
-from training.masks import MaskConfig, MaskMaker, as_layers, stacked
-from training.models import NetworkConfig, TuneConfig, hold_statistics, low_rank, open_network, tune
-from training.normalization import layers, normalise, worthwhile
-from training.ordinal import LabelSet, SimulationConfig, read_labels, simulate
-from training.panels import sheet
+from training.losses.normalization import layers, normalise, worthwhile
+from training.models.lora import TuneConfig, hold_statistics, low_rank, tune
+from training.models.networks import NetworkConfig, open_network
 
 CONTEXTS = ("global", "depth_bins", "masks")
 TEACHERS = ("ema", "shared", "frozen_source", "truth")

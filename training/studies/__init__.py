@@ -1,2 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an experiment shows: the arguments behind the defaults (docs/studies)."""
+"""What an experiment shows: the arguments behind the defaults (docs/studies).
+
+    python -m training study westar --out STUDY --pictures 900 [--target defocus --severity 5]
+    python -m training study distill | mesa | depthmaster | assistant --out STUDY
+    python -m training study field | regions CASE SOURCE ... --out TABLES.md
+
+Every variant of a recipe is a run of the recipe itself in a folder of its own, then judged on rooms
+that no run saw; what is done is not done again. The studies of the field and of regions score
+recorded frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from depth_node.engine.manifest import EMBEDDED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Each a module with `arguments(parser)` and `command(args, console)`.
+STUDIES = {
+    "westar": ("training.studies.westar", "adaptation to degraded images"),
+    "distill": ("training.studies.distill", "distillation: normalisations, teachers, assistants"),
+    "mesa": ("training.studies.mesa", "pre-training: masked, geometric, supervised"),
+    "depthmaster": ("training.studies.depthmaster", "the single-step diffusion teacher"),
+    "assistant": ("training.studies.depthmaster", "that teacher beside another one"),
+    "field": ("training.studies.field", "method field: ablation, targets, interval, flicker"),
+    "regions": ("training.studies.regions", "what regions cost and what they bring"),
+}
+
+
+def arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """A parser for each study; only the one that the words begin with is imported."""
+    studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
+    for name, (module, what) in STUDIES.items():
+        sub = studies.add_parser(name, help=what)
+        if words[:1] == [name]:  # the others need libraries of their own
+            importlib.import_module(module).arguments(sub)
+
+
+def command(args: argparse.Namespace, console: Console) -> None:
+    """Run a study and print its tables."""
+    importlib.import_module(STUDIES[args.study][0]).command(args, console)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the studies that train: where, how many seeds, images and rooms."""
+    parser.add_argument("--out", required=True, type=Path, help="folder of rooms, runs and scores")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="a run of each variant")
+    parser.add_argument("--only", nargs="+", default=[], help="variants, by their names")
+    parser.add_argument("--steps", type=int, default=0, help="0: as the study says")
+    parser.add_argument("--pictures", type=int, default=300, help="to learn from")
+    parser.add_argument("--rooms", type=int, default=100, help="to judge by, three views each")
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the studies that score recorded frames."""
+    parser.add_argument("sources", type=Path, nargs="*", metavar="SOURCE")
+    parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    parser.add_argument("--manifest", default="", metavar="FILE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the points drawn")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the tables for a page")

@@ -49,7 +49,8 @@ from depth_node.regions.label_maps import Labels
 from depth_node.regions.segmentation import segment
 from depth_node.visualization import colours, panels
 from depth_node.visualization.panels import write_picture
-from training.studies.common import add_source_options
+from depth_node.visualization.points import draw_crosses, points_on_image
+from training.studies import add_source_options
 
 FIELD = FitConfig(method="field")
 SSF = FitConfig(method="ssf", mode="paper")

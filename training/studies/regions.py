@@ -42,7 +42,7 @@ from depth_node.regions.propagation import RegionMemory, follow, small_grey
 from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
 from depth_node.simulation.renderer import Rendered, Scene, camera_path, random_view
-from training.studies.common import add_source_options
+from training.studies import add_source_options
 
 Case = Callable[[Sequence[Path], Predictor, Sequence[int], Callable[[str], None]], list[Table]]
 Flow = NDArray[np.float32]

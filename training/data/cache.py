@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is computed once per picture and read many times: teachers' maps and masks.
+
+    FOLDER/ab/abcdef...png    uint16: the map between its least (1) and greatest value (65535),
+                              0 = unknown; or masks, 16 to a page of bits, pages below each other
+    FOLDER/ab/abcdef...json   the key, the range or the number of masks; written last
+
+The name is a digest of the key, so another picture, crop, teacher or revision is another file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.augmentation import Window
+from training.data.samples import DataError
+
+STEPS = 65534  # between the least and the greatest value; 0 is kept for unknown
+
+
+def digest(image: NDArray[np.uint8]) -> str:
+    """A picture's name that follows from its pixels alone."""
+    shape = json.dumps(image.shape).encode()
+    return hashlib.blake2b(
+        shape + np.ascontiguousarray(image).tobytes(), digest_size=16
+    ).hexdigest()
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which map: of which picture (its `digest`), seen how, made by whom."""
+
+    image: str
+    maker: str
+    revision: str
+    window: Window | None = None  # None: the whole picture in its own size
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class Cache:
+    """A folder of maps and masks. `cure`: the command that fills it, for the sentence."""
+
+    def __init__(self, folder: str | Path, cure: str = "") -> None:
+        self.folder = Path(folder)
+        self.cure = cure
+
+    def __contains__(self, key: Key) -> bool:
+        return self._path(key, ".json").is_file()
+
+    def write_map(self, key: Key, values: NDArray[np.floating], **about: Any) -> None:
+        """Keep a map (H, W) float, not finite = unknown, in 16 bits of its own range.
+
+        about: plain values kept beside it (meaning, processing size). Raises DataError for a map
+        without any finite value.
+        """
+        known = np.isfinite(values)
+        if values.ndim != 2 or not known.any():
+            raise DataError(
+                f"The map of {key.maker} for picture {key.image} has no finite value or not two"
+                " dimensions: it is not kept; look at that picture."
+            )
+        low, high = float(values[known].min()), float(values[known].max())
+        share = (np.where(known, values, low).astype(np.float64) - low) / max(high - low, 1e-30)
+        stored = np.where(known, np.round(share * STEPS) + 1, 0).astype(np.uint16)
+        self._write(key, stored, {"kind": "map", "low": low, "high": high, **about})
+
+    def read_map(self, key: Key) -> NDArray[np.float32]:
+        """The map (H, W) float32, NaN unknown; off by at most its range / 131068."""
+        stored, about = self._read(key, "map")
+        low, high = float(about["low"]), float(about["high"])
+        values = low + (stored.astype(np.float64) - 1) / STEPS * (high - low)
+        return np.where(stored > 0, values, np.nan).astype(np.float32)
+
+    def write_masks(self, key: Key, masks: NDArray[np.bool_], **about: Any) -> None:
+        """Keep masks (K, H, W) bool; they may overlap."""
+        count, height, width = masks.shape
+        pages = np.zeros((max(-(-count // 16), 1), height, width), np.uint16)
+        for k, mask in enumerate(masks):
+            pages[k // 16] |= mask.astype(np.uint16) << np.uint16(k % 16)
+        content = {"kind": "masks", "count": count, "height": height, **about}
+        self._write(key, pages.reshape(-1, width), content)
+
+    def read_masks(self, key: Key) -> NDArray[np.bool_]:
+        """The masks (K, H, W)."""
+        stored, about = self._read(key, "masks")
+        count, height = int(about["count"]), int(about["height"])
+        pages = stored.reshape(-1, height, stored.shape[1])
+        planes = [(pages[k // 16] >> np.uint16(k % 16)) & 1 for k in range(count)]
+        return np.array(planes, bool).reshape(count, height, stored.shape[1])
+
+    def about(self, key: Key) -> dict[str, Any]:
+        """What was said beside a map or masks."""
+        try:
+            return dict(json.loads(self._path(key, ".json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            made = f" run `{self.cure}` first." if self.cure else " fill it first."
+            raise DataError(
+                f"The cache {self.folder} has nothing of {key.maker} (revision {key.revision}) for"
+                f" picture {key.image} in this view:{made}"
+            ) from None
+        except ValueError as error:
+            raise self._damaged(key, str(error)) from error
+
+    def _path(self, key: Key, suffix: str) -> Path:
+        return self.folder / key.name[:2] / (key.name + suffix)
+
+    def _write(self, key: Key, stored: NDArray[np.uint16], about: Mapping[str, Any]) -> None:
+        done, png = cv2.imencode(".png", stored)
+        assert done
+        text = json.dumps({"key": asdict(key), **about}, indent=1)
+        try:
+            self._path(key, "").parent.mkdir(parents=True, exist_ok=True)
+            for suffix, content in ((".png", png.tobytes()), (".json", text.encode())):
+                path = self._path(key, suffix)
+                partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+                partial.write_bytes(content)
+                os.replace(partial, path)
+        except OSError as error:
+            raise DataError(
+                f"The cache {self.folder} cannot be written ({error}): make room there, or choose"
+                " another folder."
+            ) from error
+
+    def _read(self, key: Key, kind: str) -> tuple[NDArray[np.uint16], dict[str, Any]]:
+        about = self.about(key)
+        if about.get("kind") != kind:
+            raise self._damaged(key, f"it holds no {kind}")
+        path = self._path(key, ".png")
+        stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
+        if stored is None or stored.dtype != np.uint16 or stored.ndim != 2:
+            raise self._damaged(key, "its picture is not readable")
+        return np.asarray(stored, np.uint16), about
+
+    def _damaged(self, key: Key, why: str) -> DataError:
+        return DataError(
+            f"{self._path(key, '.png')} is damaged ({why}): delete it and its .json, and fill the"
+            " cache again."
+        )

@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets as they are published: folders on disk -> Samples, read one by one, never copied.
+
+A data set is a sequence of Sample. Where its authors or a benchmark publish a list of files
+(Eigen's 697 of KITTI, Marigold's lists, ScanNet's scenes), give that file as `list`; without it
+`split` chooses by the layout itself. Depth is metres along the optical axis; what a data set marks
+as unknown (0, inf, sky, mask) is NaN. Whatever cannot be used is refused in one sentence that names
+the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.geometry.camera import Camera
+from depth_node.recordings.frames import find_frames, read_frame
+from training.data.samples import F32, U8, DataError, Item, Sample
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged or missing file raises into a DataError that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: copy it there, or take it off the list.") from error
+    except (OSError, EOFError, ValueError, KeyError, IndexError, cv2.error) as error:
+        raise DataError(f"{path} cannot be read ({error}): copy it again.") from error
+
+
+def decode(content: bytes, flags: int) -> NDArray[Any]:
+    """The picture in the bytes of a file, all of it; ValueError for what is cut or is none."""
+    # libjpeg fills the missing part of a cut file with grey and says nothing.
+    cut = content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+    stored = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+    if stored is None or cut:
+        raise ValueError("the file is damaged or cut")
+    return np.asarray(stored)
+
+
+def read_image(path: Path) -> U8:
+    """A picture (H, W, 3) uint8 RGB."""
+    with reading(path):
+        bgr = decode(path.read_bytes(), cv2.IMREAD_COLOR)
+        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def read_depth_png(path: Path, per_metre: float) -> F32:
+    """Depth (H, W) m of a uint16 PNG that counts `per_metre` steps a metre; 0 is unknown."""
+    with reading(path):
+        stored = decode(path.read_bytes(), cv2.IMREAD_UNCHANGED)
+        if stored.dtype != np.uint16 or stored.ndim != 2:
+            raise ValueError(f"{stored.dtype} with {stored.ndim} dimensions instead of one uint16")
+        return (stored / np.float32(per_metre)).astype(np.float32)
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    with reading(path):
+        return np.squeeze(np.load(path, allow_pickle=False))
+
+
+def _hdf5(path: Path) -> Any:
+    """An open HDF5 file."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(
+            f"{path} is an HDF5 file: install h5py (requirements-training.txt) to read it."
+        ) from error
+    with reading(path):
+        return h5py.File(path, "r")
+
+
+def listed_lines(path: Path) -> list[list[str]]:
+    """The words of every line of a list that is not empty."""
+    with reading(path):
+        return [
+            line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.split()
+        ]
+
+
+def _first(*paths: Path) -> Path:
+    """The first that exists, otherwise the first, for the sentence."""
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def _pairs(folder: Path, lines: list[list[str]]) -> list[Item]:
+    """`image depth ...` lines; a depth called None (no truth was published) leaves them out."""
+    return [
+        Item(words[0], folder / words[0], folder / words[1])
+        for words in lines
+        if len(words) > 1 and words[1] != "None"
+    ]
+
+
+def _part(folder: Path, split: str) -> Path:
+    return folder / split if split else folder
+
+
+def _find_images(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+    if lines:
+        return [Item(" ".join(words), folder / " ".join(words)) for words in lines]
+    root = _part(folder, split)
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return [Item(str(path.relative_to(root)), path) for path in paths]
+
+
+def _read_image_only(item: Item) -> Sample:
+    return Sample(item.name, read_image(item.image))
+
+
+def _find_frames(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+    places = [folder / " ".join(words) for words in lines] or find_frames(_part(folder, split))
+    return [Item(f"{place.parent.name}/{place.name}", place) for place in places]
+
+
+def _read_frame(item: Item) -> Sample:
+    image = next(iter(sorted(item.image.glob("rgb.jp*g"))), None)
+    if image is not None:
+        read_image(image)  # refuses a cut JPEG
+    frame = read_frame(item.image)
+    return Sample(item.name, frame.image, frame.depth, frame.camera, frame.labels)
+
+
+def _camera(image: U8, size: tuple[int, int], fx: float, fy: float, cx: float, cy: float) -> Camera:
+    """A published calibration for pictures of `size` (width, height), scaled to this picture."""
+    height, width = image.shape[:2]
+    x, y = width / size[0], height / size[1]
+    return Camera(width, height, fx * x, fy * y, (cx + 0.5) * x - 0.5, (cy + 0.5) * y - 0.5)
+
+
+def _matrix_camera(path: Path, image: U8) -> Camera | None:
+    """The camera whose matrix K a text file holds, if it is there."""
+    if not path.is_file():
+        return None
+    with reading(path):
+        k = np.loadtxt(path)
+        return Camera(image.shape[1], image.shape[0], k[0, 0], k[1, 1], k[0, 2], k[1, 2])
+
+
+def _find_nyuv2(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+    if lines:
+        return _pairs(folder, lines)
+    labelled = folder / "nyu_depth_v2_labeled.mat"
+    if labelled.is_file():
+        return [Item(f"{k + 1:04d}", labelled, labelled, k) for k in _nyuv2_numbers(folder, split)]
+    items = []
+    for image in sorted(_part(folder, split).rglob("rgb_*.*")):
+        number = image.stem.removeprefix("rgb_")
+        names = [f"{kind}_{number}.png" for kind in ("depth", "sync_depth")]
+        depth = _first(*(image.parent / name for name in names))
+        items.append(Item(str(image.relative_to(folder)), image, depth))
+    return items
+
+
+def _nyuv2_numbers(folder: Path, split: str) -> list[int]:
+    """Indices (from 0) of the official split: 795 to train, 654 to test."""
+    if not split:
+        with _hdf5(folder / "nyu_depth_v2_labeled.mat") as file:
+            return list(range(len(file["images"])))
+    from scipy.io import loadmat
+
+    path = folder / "splits.mat"
+    with reading(path):
+        numbers = loadmat(str(path))[f"{split}Ndxs"]
+    return [int(number) - 1 for number in numbers.ravel()]
+
+
+def _read_nyuv2(item: Item) -> Sample:
+    assert item.depth is not None
+    if item.about is None:
+        image, depth = read_image(item.image), read_depth_png(item.depth, 1000)
+    else:
+        with _hdf5(item.image) as file, reading(item.image):
+            # MATLAB's order: (picture, channel, column, row). What was measured, not inpainted.
+            image = np.asarray(file["images"][item.about], np.uint8).transpose(2, 1, 0)
+            measured = file["rawDepths" if "rawDepths" in file else "depths"]
+            depth = np.asarray(measured[item.about], np.float32).T
+    camera = _camera(image, (640, 480), 518.85790, 519.46961, 325.58245, 253.73617)
+    return Sample(item.name, np.ascontiguousarray(image), depth, camera)
+
+
+def _find_kitti(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+    roots = [folder, folder / "train", folder / "val", folder / "raw"]
+    if lines:  # Eigen's: raw image, annotated depth (or None), focal length
+        return [
+            Item(
+                item.name,
+                _first(*(root / item.name for root in roots)),
+                _first(*(root / item.depth.relative_to(folder) for root in roots)),
+            )
+            for item in _pairs(folder, lines)
+            if item.depth is not None
+        ]
+    items = []
+    pattern = "*/proj_depth/groundtruth/image_0[23]/*.png"
+    for depth in sorted(
+        {*_part(folder, split).glob(pattern), *folder.glob(f"{split or '*'}/{pattern}")}
+    ):
+        drive, camera = depth.parents[3].name, depth.parent.name
+        raw = Path(drive[:10]) / drive / camera / "data" / depth.name
+        image = _first(
+            *(root / raw for root in roots), depth.parents[3] / camera / "data" / depth.name
+        )
+        items.append(Item(f"{drive}/{camera}/{depth.stem}", image, depth))
+    return items
+
+
+def _read_kitti(item: Item) -> Sample:
+    assert item.depth is not None
+    image = read_image(item.image)
+    camera = None
+    calibration = item.image.parents[3] / "calib_cam_to_cam.txt"
+    if calibration.is_file():
+        with reading(calibration):
+            text = calibration.read_text(encoding="utf-8")
+            name = item.image.parents[1].name.removeprefix("image_")
+            found = re.search(rf"^P_rect_{name}:(.*)$", text, re.MULTILINE)
+            if found is None:
+                raise ValueError(f"it has no P_rect_{name}")
+            p = [float(word) for word in found.group(1).split()]
+        camera = Camera(image.shape[1], image.shape[0], p[0], p[5], p[2], p[6])
+    return Sample(item.name, image, read_depth_png(item.depth, 256), camera)
+
+
+def _find_diode(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+    depths = (
+        [item.depth for item in _pairs(folder, lines)]
+        if lines
+        else sorted(_part(folder, split).rglob("*_depth.npy"))
+    )
+    items = []
+    for depth in depths:
+        assert depth is not None
+        stem = depth.name.removesuffix("_depth.npy")
+        image = depth.with_name(f"{stem}.png")
+        mask = depth.with_name(f"{stem}_depth_mask.npy")
+        items.append(Item(str(image.relative_to(folder)), image, depth, mask))
+    return items
+
+
+def _read_diode(item: Item) -> Sample:
+    assert item.depth is not None
+    image = read_image(item.image)
+    depth, mask = _read_npy(item.depth), _read_npy(item.about)
+    if depth.shape != mask.shape:
+        raise DataError(
+            f"{item.about} is {mask.shape} and {item.depth.name} {depth.shape}: fetch both again."
+        )
+    known = np.where(mask > 0, depth, np.nan).astype(np.float32)
+    camera = _camera(image, (1024, 768), 886.81, 927.06, 512.0, 384.0)
+    return Sample(item.name, image, known, camera)
+
+
+def _find_eth3d(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+    if lines:
+        return _pairs(folder, lines)
+    items = []
+    for image in sorted(_part(folder, split).rglob("images/dslr_images/*.JPG")):
+        depth = image.parents[2] / "ground_truth_depth" / "dslr_images" / image.name
+        if depth.is_file():
+            items.append(Item(str(image.relative_to(folder)), image, depth))
+    return items
+
+
+def _read_eth3d(item: Item) -> Sample:
+    assert item.depth is not None
+    image = read_image(item.image)
+    with reading(item.depth):
+        values = np.fromfile(item.depth, "<f4")  # bare numbers, row by row
+        if values.size != image.shape[0] * image.shape[1]:
+            raise ValueError(
+                f"{values.size} numbers for a picture of {image.shape[1]}x{image.shape[0]}"
+            )
+    # Thin-prism fisheye: no camera model of ours.
+    return Sample(item.name, image, values.reshape(image.shape[:2]))
+
+
+def _find_scannet(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+    if lines and len(lines[0]) > 1:
+        return _pairs(folder, lines)
+    wanted = {words[0] for words in lines}
+    items = []
+    for depth in sorted(_part(folder, split).rglob("depth/*.png"), key=_natural):
+        scene = depth.parents[1]
+        if wanted and scene.name not in wanted:
+            continue
+        image = _first(*(scene / "color" / (depth.stem + end) for end in (".jpg", ".png")))
+        items.append(Item(f"{scene.name}/{depth.stem}", image, depth))
+    return items
+
+
+def _natural(path: Path) -> tuple[str, int, str]:
+    """scene/depth/10.png after scene/depth/9.png."""
+    digits = re.sub(r"\D", "", path.stem)
+    return str(path.parent), int(digits) if digits else -1, path.stem
+
+
+def _read_scannet(item: Item) -> Sample:
+    assert item.depth is not None
+    image, depth = read_image(item.image), read_depth_png(item.depth, 1000)
+    size = (depth.shape[1], depth.shape[0])
+    if image.shape[:2] != depth.shape:  # colour is published at 1296x968, depth at 640x480
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    camera = _matrix_camera(item.depth.parents[1] / "intrinsic" / "intrinsic_depth.txt", image)
+    return Sample(item.name, image, depth, camera)
+
+
+def _find_void(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+    if not lines and split:  # the release's own lists: one of images, one of truths
+        images, truths = (
+            listed_lines(folder / f"{split}_{n}.txt") for n in ("image", "ground_truth")
+        )
+        lines = [[a[0], b[0]] for a, b in zip(images, truths, strict=True)]
+    if lines:
+        return [
+            Item(item.name, _void(folder, item.image), _void(folder, item.depth))
+            for item in _pairs(folder, lines)
+            if item.depth is not None
+        ]
+    return [
+        Item(
+            f"{image.parents[1].name}/{image.stem}",
+            image,
+            image.parents[1] / "ground_truth" / image.name,
+        )
+        for image in sorted(folder.glob("data/*/image/*.png"))
+    ]
+
+
+def _void(folder: Path, path: Path) -> Path:
+    """The lists name files from the place the release was made in: only data/... counts."""
+    return _first(path, folder.joinpath("data", *path.parts[-3:]))
+
+
+def _read_void(item: Item) -> Sample:
+    assert item.depth is not None
+    image = read_image(item.image)
+    camera = _matrix_camera(item.image.parents[1] / "K.txt", image)
+    return Sample(item.name, image, read_depth_png(item.depth, 256), camera)
+
+
+HYPERSIM_FOCAL_PX, HYPERSIM_WIDTH_PX = 886.81, 1024
+
+
+def _find_hypersim(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+    if lines:
+        return _pairs(folder, lines)
+    wanted = _hypersim_split(folder, split) if split else None
+    items = []
+    for depth in sorted(folder.glob("*/images/scene_*_geometry_hdf5/frame.*.depth_meters.hdf5")):
+        scene = depth.parents[2].name
+        camera = depth.parent.name.removeprefix("scene_").removesuffix("_geometry_hdf5")
+        number = depth.name.split(".")[1]
+        if wanted is not None and (scene, camera, int(number)) not in wanted:
+            continue
+        image = depth.parents[1] / f"scene_{camera}_final_preview" / f"frame.{number}.tonemap.jpg"
+        items.append(Item(f"{scene}/{camera}/{number}", image, depth))
+    return items
+
+
+def _hypersim_split(folder: Path, split: str) -> set[tuple[str, str, int]]:
+    """Scene, camera and frame of the official partition train, val or test."""
+    path = folder / "metadata_images_split_scene_v1.csv"
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+        return {
+            (row["scene_name"], row["camera_name"], int(row["frame_id"]))
+            for row in csv.DictReader(file)
+            if row["split_partition_name"] == split
+            and row["included_in_public_release"].strip().lower() == "true"
+        }
+
+
+def _read_hypersim(item: Item) -> Sample:
+    assert item.depth is not None
+    image = read_image(item.image)
+    height, width = image.shape[:2]
+    focal = HYPERSIM_FOCAL_PX * width / HYPERSIM_WIDTH_PX
+    if item.depth.suffix == ".png":  # as Marigold's preparation stores it: already planar
+        depth = read_depth_png(item.depth, 1000)
+    else:
+        with _hdf5(item.depth) as file, reading(item.depth):
+            distance = np.asarray(file["dataset"], np.float32)
+        # Published is the distance along the ray.
+        v, u = np.mgrid[0 : distance.shape[0], 0 : distance.shape[1]].astype(np.float32)
+        x, y = u - (distance.shape[1] - 1) / 2, v - (distance.shape[0] - 1) / 2
+        depth = distance * (focal / np.sqrt(focal**2 + x**2 + y**2))
+    # The nominal camera of most scenes; a few were rendered with a shifted lens.
+    camera = Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
+    return Sample(item.name, image, depth.astype(np.float32), camera)
+
+
+def _find_vkitti2(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+    if lines:
+        return _pairs(folder, lines)
+    items = []
+    for image in sorted(folder.glob("**/frames/rgb/Camera_*/rgb_*.*")):
+        scene, variation, camera = image.parents[4].name, image.parents[3].name, image.parent.name
+        if split and split not in (scene, variation):
+            continue
+        number = image.stem.removeprefix("rgb_")
+        inner = Path(scene, variation, "frames", "depth", camera, f"depth_{number}.png")
+        # One folder for all, or each archive unpacked into its own (vkitti_2.0.3_rgb, ..._depth).
+        beside = [place / inner for place in sorted(folder.glob("*_depth"))]
+        depth = _first(image.parents[5] / inner, *beside)
+        items.append(Item(f"{scene}/{variation}/{camera}/{number}", image, depth))
+    return items
+
+
+def _read_vkitti2(item: Item) -> Sample:
+    assert item.depth is not None
+    image, depth = read_image(item.image), read_depth_png(item.depth, 100)
+    depth[depth >= 655.35] = np.nan  # 65535 is the sky
+    return Sample(
+        item.name, image, depth, _camera(image, (1242, 375), 725.0087, 725.0087, 620.5, 187.0)
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set lies on disk and how one of its samples is read."""
+
+    find: Callable[[Path, str, list[list[str]]], list[Item]]
+    read: Callable[[Item], Sample]
+    protocol: str
+    expects: str
+
+
+LAYOUTS = {
+    "images": Layout(
+        _find_images, _read_image_only, "none", f"files that end in {', '.join(IMAGE_SUFFIXES)}"
+    ),
+    "frames": Layout(_find_frames, _read_frame, "indoor", "SOURCE/FRAME/rgb.jpg with depth.png"),
+    "nyuv2": Layout(
+        _find_nyuv2,
+        _read_nyuv2,
+        "nyu",
+        "nyu_depth_v2_labeled.mat with splits.mat, or SPLIT/SCENE/rgb_N.png with depth_N.png or"
+        " sync_depth_N.png",
+    ),
+    "kitti": Layout(
+        _find_kitti,
+        _read_kitti,
+        "kitti_eigen",
+        "DATE/DRIVE/image_02/data/N.png with [train|val/]DRIVE/proj_depth/groundtruth/image_02/"
+        "N.png, or Eigen's list",
+    ),
+    "diode": Layout(
+        _find_diode,
+        _read_diode,
+        "diode",
+        "SPLIT/indoors/SCENE/SCAN/NAME.png with NAME_depth.npy and NAME_depth_mask.npy",
+    ),
+    "eth3d": Layout(
+        _find_eth3d,
+        _read_eth3d,
+        "eth3d",
+        "SCENE/images/dslr_images/NAME.JPG with SCENE/ground_truth_depth/dslr_images/NAME.JPG",
+    ),
+    "scannet": Layout(
+        _find_scannet, _read_scannet, "scannet", "SCENE/color/N.jpg with SCENE/depth/N.png"
+    ),
+    "void": Layout(
+        _find_void,
+        _read_void,
+        "void",
+        "data/SEQUENCE/image/T.png with data/SEQUENCE/ground_truth/T.png, and test_image.txt"
+        " with test_ground_truth.txt for the split test",
+    ),
+    "hypersim": Layout(
+        _find_hypersim,
+        _read_hypersim,
+        "hypersim",
+        "SCENE/images/scene_CAM_final_preview/frame.N.tonemap.jpg with"
+        " scene_CAM_geometry_hdf5/frame.N.depth_meters.hdf5",
+    ),
+    "vkitti2": Layout(
+        _find_vkitti2,
+        _read_vkitti2,
+        "outdoor",
+        "SceneNN/VARIATION/frames/rgb/Camera_0/rgb_N.jpg with frames/depth/Camera_0/depth_N.png",
+    ),
+}

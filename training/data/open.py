@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data set from its settings: published layouts, shards, folders, rendered rooms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from depth_node import config
+from depth_node.recordings.frames import FrameError
+from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.rooms import STYLES
+from training.data.layouts import LAYOUTS, listed_lines
+from training.data.samples import DataError, Item, Sample, Samples
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which pictures."""
+
+    kind: str = config.option(
+        "images",
+        "Layout of the folder.",
+        choices=(
+            "images", "frames", "shards", "procedural",
+            "nyuv2", "kitti", "diode", "eth3d", "scannet", "void", "hypersim", "vkitti2",
+        ),
+    )  # fmt: skip
+    folder: str = config.option("", "Where they lie.")
+    split: str = config.option("", "Part of the data set by its own layout; empty = all of it.")
+    list: str = config.option(
+        "", "Text file with a line per picture, `image depth`, or per scene; empty = none."
+    )
+    limit: int = config.option(0, "Use only the first so many; 0 = all.", minimum=0)
+    seed: int = config.option(-1, "Procedural only: seed of the rooms; must be set.")
+    style: str = config.option(
+        "mixed", "Procedural only: kind of rooms.", choices=("mixed", *STYLES)
+    )
+    height: int = config.option(240, "Procedural only: rows.", unit="px", minimum=16)
+    width: int = config.option(320, "Procedural only: columns.", unit="px", minimum=16)
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+def open_samples(cfg: DataConfig) -> Samples:
+    """The data set that the settings name; DataError where there is none."""
+    if cfg.kind == "procedural":
+        return procedural(cfg)
+    folder = Path(cfg.folder).expanduser()
+    if not cfg.folder or not folder.is_dir():
+        raise DataError(f"There is no folder {cfg.folder!r}: set the data's folder to where it is.")
+    if cfg.kind == "shards":
+        from training.data import shards
+
+        samples = shards.open_shards(folder)
+    else:
+        layout = LAYOUTS[cfg.kind]
+        lines = listed_lines(Path(cfg.list).expanduser()) if cfg.list else []
+        try:
+            items = layout.find(folder, cfg.split, lines)
+        except FrameError as error:
+            raise DataError(str(error)) from error
+        if not items:
+            part = f", split {cfg.split!r}" if cfg.split else ""
+            listed = f", list {cfg.list}" if cfg.list else ""
+            raise DataError(
+                f"{folder}{part}{listed} holds nothing laid out as {cfg.kind}: expected"
+                f" {layout.expects}."
+            )
+        samples = Samples(cfg.kind, layout.protocol, items, layout.read)
+    return samples[: cfg.limit] if cfg.limit else samples
+
+
+def procedural(cfg: DataConfig) -> Samples:
+    """One picture of each of cfg.limit rooms; picture k follows from the seed and k alone."""
+    if cfg.seed < 0 or not cfg.limit:
+        raise DataError("Procedural pictures need a seed of 0 or more and a limit: how many rooms.")
+    items = [Item(f"{cfg.seed}-{k}", Path(), about=k) for k in range(cfg.limit)]
+    return Samples("procedural", "indoor", items, partial(_render, cfg))
+
+
+def _render(cfg: DataConfig, item: Item) -> Sample:
+    rng = np.random.default_rng([cfg.seed, item.about])
+    scene = Scene.random(rng, cfg.style)
+    camera, pose = random_view(scene, rng, cfg.width, cfg.height)
+    seen = scene.render(camera, pose)
+    return Sample(item.name, seen.image, seen.depth, camera)

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairwise ordinal labels: which of two points of a picture is nearer.
+
+A label file is CSV with the header `image,x1,y1,x2,y2,relation`, or JSON: a list of objects with
+these keys. x is the column and y the row of a pixel, centres at integers, in the picture's own
+size. relation says how the FIRST point lies to the second: `closer`, `farther` or `equal`. image is
+a path below the folder of the pictures, as the data set names it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node import config
+from training.data.samples import DataError
+
+COLUMNS = ("image", "x1", "y1", "x2", "y2", "relation")
+# The sign of a relation is that of disparity(first) - disparity(second).
+SIGNS = {"closer": 1, "farther": -1, "equal": 0}
+RATIO = 1.03  # of depths that are still alike (Chen et al. 2016; structure-guided ranking)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One label: the first point (x1, y1) is `relation` than the second; pixels of the picture."""
+
+    image: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    relation: str
+
+    @property
+    def sign(self) -> int:
+        """+1 the first is nearer, -1 it is farther, 0 they are alike."""
+        return SIGNS[self.relation]
+
+
+def read_labels(path: str | Path) -> list[Pair]:
+    """The labels of a .csv or .json file. Raises DataError that names the line."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no label file {path}; make one with `python -m training annotate FOLDER"
+            f" --out {path}`."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The label file {path} cannot be read ({error}); check it.") from error
+    if path.suffix.lower() == ".json":
+        return _read_json(path, text)
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+    if missing:
+        raise DataError(
+            f"The label file {path} has no column {missing[0]!r}: its first line must be"
+            f" {','.join(COLUMNS)}."
+        )
+    return [_pair(row, f"{path}, line {reader.line_num}") for row in reader]
+
+
+def _read_json(path: Path, text: str) -> list[Pair]:
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"The label file {path} is no JSON ({error}); correct it.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"The label file {path} must be a list of objects with {COLUMNS}.")
+    return [_pair(row, f"{path}, label {k + 1}") for k, row in enumerate(rows)]
+
+
+def _pair(row: Mapping[str, object], where: str) -> Pair:
+    missing = [name for name in COLUMNS if row.get(name) in (None, "")]
+    if missing:
+        raise DataError(f"{where}: {missing[0]!r} is missing; complete or delete that label.")
+    relation = str(row["relation"]).strip().lower()
+    if relation not in SIGNS:
+        guess = config.nearest(relation, SIGNS)
+        hint = f" (did you mean {guess!r}?)" if guess else ""
+        raise DataError(
+            f"{where}: the relation {relation!r} is none of {', '.join(SIGNS)}{hint}; correct it."
+        )
+    try:
+        x1, y1, x2, y2 = numbers = [float(str(row[name])) for name in COLUMNS[1:5]]
+    except ValueError as error:
+        raise DataError(f"{where}: a coordinate is no number ({error}); correct it.") from error
+    if not all(math.isfinite(number) for number in numbers):
+        raise DataError(f"{where}: a coordinate is not finite; correct it.")
+    return Pair(str(row["image"]).strip(), x1, y1, x2, y2, relation)
+
+
+def write_labels(path: str | Path, pairs: Iterable[Pair]) -> None:
+    """The whole file anew, in the format of its suffix; a crash leaves the old one."""
+    path = Path(path)
+    rows = [{name: getattr(pair, name) for name in COLUMNS} for pair in pairs]
+    if path.suffix.lower() == ".json":
+        text = json.dumps(rows, indent=1)
+    else:
+        text = ",".join(COLUMNS) + "\n" + "".join(_line(row) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def append_label(path: str | Path, pair: Pair) -> None:
+    """One label more, on the disk when this returns. CSV: one write at the end of the file."""
+    path = Path(path)
+    if path.suffix.lower() == ".json" or not path.exists():
+        write_labels(path, [*(read_labels(path) if path.exists() else []), pair])
+        return
+    with path.open("ab", buffering=0) as file:
+        file.write(_line({name: getattr(pair, name) for name in COLUMNS}).encode())
+        os.fsync(file.fileno())
+
+
+def _line(row: Mapping[str, object]) -> str:
+    out = io.StringIO()
+    values = [f"{v:.10g}" if isinstance(v, float) else v for v in (row[name] for name in COLUMNS)]
+    csv.writer(out, lineterminator="\n").writerow(values)
+    return out.getvalue()
+
+
+def mended(path: str | Path) -> bool:
+    """Cut off a last line that a crash left without its end; True if there was one."""
+    path = Path(path)
+    if path.suffix.lower() == ".json" or not path.exists():
+        return False
+    content = path.read_bytes()
+    if not content or content.endswith(b"\n"):
+        return False
+    whole = content[: content.rfind(b"\n") + 1]
+    with path.open("r+b") as file:
+        file.truncate(len(whole))
+        os.fsync(file.fileno())
+    return True
+
+
+class LabelSet:
+    """The labels of a folder of pictures, by picture.
+
+    names: what the pictures are called. A label may leave out the suffix of its picture. Raises
+    DataError for labels of pictures that are not there.
+    """
+
+    def __init__(self, pairs: Iterable[Pair], names: Iterable[str]) -> None:
+        known = list(names)
+        by_stem: dict[str, str] = {}
+        for name in known:
+            by_stem.setdefault(name.rpartition(".")[0] or name, name)
+        everyone = {**by_stem, **{name: name for name in known}}
+        self._pairs: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            if pair.image not in everyone:
+                guess = config.nearest(pair.image, known)
+                hint = f"; did you mean {guess!r}?" if guess else ""
+                raise DataError(
+                    f"A label names the picture {pair.image!r}, which is not among the"
+                    f" {len(known)} pictures{hint}; correct the label file or the folder."
+                )
+            self._pairs.setdefault(everyone[pair.image], []).append(pair)
+
+    def __len__(self) -> int:
+        """Labels in all."""
+        return sum(len(pairs) for pairs in self._pairs.values())
+
+    @property
+    def pictures(self) -> list[str]:
+        """The pictures that have labels, in order."""
+        return sorted(self._pairs)
+
+    def points(
+        self, name: str, shape: tuple[int, ...]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """First points (K, 2) as (x, y), second points (K, 2), signs (K,) of a picture of a shape.
+
+        Raises DataError for a point outside the picture.
+        """
+        pairs = self._pairs.get(name, [])
+        first = np.array([(p.x1, p.y1) for p in pairs], np.float64).reshape(-1, 2)
+        second = np.array([(p.x2, p.y2) for p in pairs], np.float64).reshape(-1, 2)
+        height, width = shape[:2]
+        for x, y in np.concatenate([first, second]):
+            if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
+                raise DataError(
+                    f"A label of {name!r} has the point ({x:g}, {y:g}) outside the picture of"
+                    f" {width}x{height} pixels; correct it, or label this size of the picture."
+                )
+        return first, second, np.array([pair.sign for pair in pairs], np.int64)
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """Labels drawn from known depth, in place of a person's.
+
+    Notes on WeSTAR disagree whether its five samples are triples or pairs, hence the choice.
+    """
+
+    count: int = config.option(5, "Samples per picture.", minimum=0)
+    form: str = config.option(
+        "triples",
+        "triples: an anchor, a farther and a closer point give three pairs; pairs: any two points.",
+        choices=("triples", "pairs"),
+    )
+    ratio: float = config.option(RATIO, "Depths within this factor are equal.", minimum=1)
+    wrong: float = config.option(
+        0.0, "Share of labels that say the opposite.", minimum=0, maximum=1
+    )
+    seed: int = config.option(0, "Seed of the points, together with the picture's name.")
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+def relation_of(first_m: float, second_m: float, ratio: float = RATIO) -> str:
+    """closer, farther or equal, of the depth of the first point to that of the second."""
+    quotient = first_m / second_m
+    return "closer" if quotient < 1 / ratio else "farther" if quotient > ratio else "equal"
+
+
+def simulate(name: str, depth: NDArray[np.floating], cfg: SimulationConfig) -> list[Pair]:
+    """Labels of one picture from its depth (H, W) m, NaN unknown.
+
+    Fewer than asked where the depth is unknown or flat. The same name and seed give the same
+    labels.
+    """
+    rng = np.random.default_rng([cfg.seed, *name.encode()])
+    rows, columns = np.nonzero(np.isfinite(depth) & (depth > 0))
+    if len(rows) < 3:
+        return []
+    z = depth[rows, columns].astype(np.float64)
+    pairs: list[Pair] = []
+    for _ in range(cfg.count):
+        if cfg.form == "pairs":
+            drawn = rng.choice(len(z), 2, replace=False)
+            chosen = [(int(drawn[0]), int(drawn[1]))]
+        else:
+            chosen = _triple(z, cfg.ratio, rng)
+        for i, j in chosen:
+            relation = relation_of(float(z[i]), float(z[j]), cfg.ratio)
+            if rng.random() < cfg.wrong:
+                relation = {"closer": "farther", "farther": "closer"}.get(relation, "closer")
+            here = (float(columns[i]), float(rows[i]), float(columns[j]), float(rows[j]))
+            pairs.append(Pair(name, *here, relation))
+    return pairs
+
+
+def _triple(
+    z: NDArray[np.float64], ratio: float, rng: np.random.Generator, tries: int = 20
+) -> list[tuple[int, int]]:
+    """An anchor with a farther and a closer point, as pairs of indices; empty where none is."""
+    for _ in range(tries):
+        anchor = int(rng.integers(len(z)))
+        far, near = np.flatnonzero(z > ratio * z[anchor]), np.flatnonzero(z < z[anchor] / ratio)
+        if len(far) and len(near):
+            f, n = int(rng.choice(far)), int(rng.choice(near))
+            return [(anchor, f), (anchor, n), (f, n)]
+    return []

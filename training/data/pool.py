@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pool of rendered rooms on disk, made once and drawn from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from depth_node import config
+from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.rooms import STYLES
+from training.data.samples import U8, DataError, Sample
+
+SHADOW_PX = 96  # coarser than by default: pooled pictures are small
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Where rendered scenes lie and what they look like."""
+
+    folder: str = config.option("pool", "Folder of the pool (outside the repository).")
+    samples: int = config.option(
+        100_000, "Pictures the ring holds before the oldest is replaced.", minimum=1
+    )
+    height: int = config.option(108, "Rows of a pooled picture.", unit="px", minimum=16)
+    width: int = config.option(144, "Columns of a pooled picture.", unit="px", minimum=16)
+    views_per_scene: int = config.option(6, "Pictures taken of each scene.", minimum=1)
+    style: str = config.option("mixed", "Kind of scenes.", choices=("mixed", *STYLES))
+    seed: int = config.option(-1, "Seed of the scenes; must be set.")
+    wait_for: int = config.option(
+        2000, "Pictures that must be there before training starts.", minimum=1
+    )
+    fill: bool = config.option(
+        False, "Render wait_for pictures first, in the training process itself."
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+class Pool:
+    """Memory-mapped pictures (N, H, W, 3) uint8 and depth (N, H, W) float16 m."""
+
+    def __init__(self, cfg: PoolConfig, write: bool = False) -> None:
+        if cfg.seed < 0:
+            raise DataError("The pool has no seed: set pool.seed to a number of 0 or more.")
+        self.cfg = cfg
+        self.folder = Path(cfg.folder)
+        self._identity = {
+            "height": cfg.height,
+            "width": cfg.width,
+            "samples": cfg.samples,
+            "seed": cfg.seed,
+            "style": cfg.style,
+            "views_per_scene": cfg.views_per_scene,
+        }
+        about = self.folder / "pool.yaml"
+        if write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if about.exists():
+            found = yaml.safe_load(about.read_text(encoding="utf-8"))
+            if found != self._identity:
+                raise DataError(
+                    f"The pool in {self.folder} was made with other settings ({json.dumps(found)});"
+                    " "
+                    f"choose another pool.folder or the settings of that pool."
+                )
+        elif not write:
+            raise DataError(
+                f"There is no pool in {self.folder}; start `python -m training render` with the"
+                " same config."
+            )
+        new = not about.exists()
+        image_shape = (cfg.samples, cfg.height, cfg.width, 3)
+        self.image: U8 = self._map("image.u8", np.uint8, image_shape, write)
+        self.depth: NDArray[np.float16] = self._map("depth.f16", np.float16, image_shape[:3], write)
+        self._count: NDArray[np.int64] = self._map("count.i64", np.int64, (1,), write)
+        if new:
+            about.write_text(yaml.safe_dump(self._identity), encoding="utf-8")
+
+    def _map(self, name: str, dtype: type, shape: tuple[int, ...], write: bool) -> np.memmap:  # type: ignore[type-arg]
+        path = self.folder / name
+        mode = ("r+" if path.exists() else "w+") if write else "r"
+        return np.memmap(path, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload,no-any-return]
+
+    @property
+    def written(self) -> int:
+        """Pictures rendered so far, those replaced since included."""
+        return int(self._count[0])
+
+    def __len__(self) -> int:
+        """Pictures that can be read."""
+        return min(self.written, self.cfg.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One picture with its depth."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no picture {index} among {len(self)}")
+        depth = self.depth[index].astype(np.float32)
+        return Sample(f"{self.cfg.seed}-{index}", self.image[index], depth)
+
+    def fill(self, until: int) -> Iterator[int]:
+        """Render on to `until` pictures in all; yields the count after every scene. Continues where
+        it stopped.
+        """
+        cfg = self.cfg
+        per_scene = cfg.views_per_scene
+        while self.written < until:
+            index = self.written // per_scene
+            rng = np.random.default_rng([cfg.seed, index])
+            scene = Scene.random(rng, cfg.style, shadow_px=SHADOW_PX)
+            for k in range(per_scene):
+                camera, pose = random_view(scene, rng, cfg.width, cfg.height)
+                seen = scene.render(camera, pose, antialias=False)
+                slot = (index * per_scene + k) % cfg.samples
+                self.image[slot] = seen.image
+                self.depth[slot] = seen.depth
+            self._count[0] = (index + 1) * per_scene
+            yield self.written
+
+
+def open_pool(
+    cfg: PoolConfig, waiting: Callable[[int], None] = lambda found: None, poll_s: float = 5.0
+) -> Pool:
+    """The pool, once it holds cfg.wait_for pictures; rendered here if cfg.fill says so.
+
+    waiting(found) is called now and then while another process has rendered too few.
+    """
+    if cfg.fill:
+        writer = Pool(cfg, write=True)
+        for _ in writer.fill(cfg.wait_for):
+            pass
+        return writer
+    pool = Pool(cfg)
+    while len(pool) < min(cfg.wait_for, cfg.samples):
+        waiting(len(pool))
+        time.sleep(poll_s)
+    return pool

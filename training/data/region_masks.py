@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks of the things in a picture, made once and kept: contexts of WeSTAR's normalisation.
+
+By a Segment Anything network of the library where its weights are at hand, else the regions that
+depth_node cuts a picture into without any network. Masks may overlap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from depth_node import config
+from depth_node.regions.segmentation import segment
+from depth_node.regions.settings import SegmentationConfig
+from training.checkpoints import TrainingError
+from training.data.cache import Cache, Key, digest
+from training.models.segment_anything import Sam, open_sam
+
+Masks = NDArray[np.bool_]
+U8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Who makes masks, and where they are kept.
+
+    Number, order and limits are ours: WeSTAR's text says only that the masks are SAM 2's.
+    """
+
+    source: str = config.option(
+        "",
+        "Folder or id on the Hugging Face hub of a Segment Anything (1, 2, 2.1); empty: classical"
+        " regions.",
+    )
+    revision: str = config.option("main", "Revision on the hub.")
+    allow_download: bool = config.option(
+        False, "May fetch `source` from the hub; otherwise only what lies on this machine is used."
+    )
+    folder: str = config.option("", "Folder that keeps the masks; empty: they are not kept.")
+    most: int = config.option(64, "Most masks of a picture; the largest stay.", minimum=1)
+    grid: int = config.option(
+        16, "Segment Anything is asked at grid x grid points.", minimum=1, maximum=128
+    )
+    overlap: float = config.option(
+        0.8, "Least overlap with what is there that the network itself expects.", minimum=0
+    )
+    stability: float = config.option(
+        0.9, "Least overlap of the masks at logits above +1 and -1.", minimum=0, maximum=1
+    )
+    same: float = config.option(
+        0.8, "Masks that overlap more are the same; the better stays.", minimum=0, maximum=1
+    )
+    regions: SegmentationConfig = config.section(SegmentationConfig, "The classical regions.")
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+    @property
+    def maker(self) -> str:
+        """What the masks depend on besides the picture: their key in the cache."""
+        if not self.source:
+            return f"regions {config.flatten(self.regions)} most={self.most}"
+        limits = (self.most, self.grid, self.overlap, self.stability, self.same)
+        return f"sam {self.source} {limits}"
+
+
+class MaskMaker:
+    """Masks (K, H, W) bool of pictures, the largest first. Opens its network when first needed."""
+
+    def __init__(self, cfg: MaskConfig) -> None:
+        self.cfg = cfg
+        self._cache = Cache(cfg.folder) if cfg.folder else None
+        self._sam: Sam | None = None
+
+    def __call__(self, image: U8) -> Masks:
+        """The masks of a picture (H, W, 3) uint8 RGB, from the cache if they were made before."""
+        if self._cache is None:
+            return self._made(image)
+        key = Key(digest(image), self.cfg.maker, self.cfg.revision)
+        if key not in self._cache:
+            self._cache.write_masks(key, self._made(image))
+        return self._cache.read_masks(key)
+
+    def _made(self, image: U8) -> Masks:
+        if self.cfg.source:
+            self._sam = self._sam or open_sam(self.cfg)
+            masks = sam_masks(self._sam, image, self.cfg)
+        else:
+            labels = segment(image, config=self.cfg.regions)
+            masks = labels[None] == np.arange(1, labels.max() + 1)[:, None, None]
+        size = masks.sum(axis=(1, 2))
+        order = np.argsort(-size, kind="stable")[: self.cfg.most]
+        return np.ascontiguousarray(masks[order[size[order] > 0]])
+
+
+def sam_masks(sam: Sam, image: U8, cfg: MaskConfig) -> Masks:
+    """What Segment Anything finds at a grid of points, the doubtful and the double left out."""
+    device = next(sam.parameters()).device
+    picture = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+    height, width = image.shape[:2]
+    ys = (torch.arange(cfg.grid, device=device) + 0.5) * height / cfg.grid - 0.5
+    xs = (torch.arange(cfg.grid, device=device) + 0.5) * width / cfg.grid - 0.5
+    points = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
+    found, scores = [], []
+    for logits, score in sam(picture, points):
+        inner, outer = (logits > 1).sum(dim=(1, 2)), (logits > -1).sum(dim=(1, 2))
+        good = (score >= cfg.overlap) & (inner >= cfg.stability * outer) & (inner > 0)
+        found.append((logits[good] > 0).cpu().numpy())
+        scores.append(score[good].cpu().numpy())
+    masks, score = np.concatenate(found), np.concatenate(scores)
+    if not len(masks):
+        return masks
+    return masks[_unlike(masks, score, cfg.same)]
+
+
+def _unlike(masks: Masks, score: NDArray[np.floating], same: float) -> NDArray[np.intp]:
+    """Indices of the masks that are left when of two alike the better stays (greedily)."""
+    order = np.argsort(-score, kind="stable")
+    flat = masks[order].reshape(len(masks), -1)[:, ::4].astype(np.float32)  # every fourth will do
+    both = flat @ flat.T
+    size = np.diagonal(both)
+    alike = both > same * np.maximum(size[:, None] + size[None] - both, 1)
+    kept: list[int] = []
+    for k in range(len(order)):
+        if not alike[k, kept].any():
+            kept.append(k)
+    return order[kept]
+
+
+def as_layers(masks: Masks) -> NDArray[np.int32]:
+    """Overlapping masks (K, H, W) as few layers (L, H, W) of numbers 1..K; 0 = in none.
+
+    Each mask goes whole into the first layer where it overlaps nothing. At least one layer.
+    """
+    layers = [np.zeros(masks.shape[1:], np.int32)]
+    for number, mask in enumerate(masks, start=1):
+        for layer in layers:
+            if not layer[mask].any():
+                break
+        else:
+            layer = np.zeros(masks.shape[1:], np.int32)
+            layers.append(layer)
+        layer[mask] = number
+    return np.stack(layers)
+
+
+def stacked(pictures: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """Layers (L_i, H, W) of several pictures as one array (N, max L, H, W), filled up with 0."""
+    if len({layers.shape[1:] for layers in pictures}) != 1:
+        raise TrainingError("Masks of one batch have different sizes: resize them alike first.")
+    most = max(len(layers) for layers in pictures)
+    return np.stack([np.pad(part, ((0, most - len(part)), (0, 0), (0, 0))) for part in pictures])

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures to learn from: what one is, how it is varied, and a pool of rendered ones on disk.
+
+The pool is a ring of fixed-size arrays that one process fills (`python -m training render`) while
+another trains on what is there. Sample i follows from the pool's seed and i alone. A training run
+on a pool that is still growing sees what the renderer has managed so far; only on a complete pool
+does a run repeat itself to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.geometry.camera import Camera
+from depth_node.recordings.frames import FrameError
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+
+class DataError(RuntimeError):
+    """Training data that is missing or does not fit; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture to learn from or to be judged on.
+
+    image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None. camera: of the
+    picture, or None. masks: (H, W) int32 regions, 0 = none, or None. name: unique within the data
+    set, or within the source: pictures of one source (room, recording) are not independent.
+    """
+
+    name: str
+    image: U8
+    depth: F32 | None = None
+    camera: Camera | None = None
+    masks: NDArray[np.int32] | None = None
+    source: str = ""
+
+
+class Pictures(Protocol):
+    """Samples by number: a pool, a data set, a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample on disk; `about` is what its layout needs besides (a mask, an index)."""
+
+    name: str
+    image: Path
+    depth: Path | None = None
+    about: Any = None
+
+
+class Samples(Sequence[Sample]):
+    """A data set, read when asked. protocol: how it is scored (a name of training/protocols.py)."""
+
+    def __init__(
+        self, name: str, protocol: str, items: Sequence[Item], read: Callable[[Item], Sample]
+    ) -> None:
+        self.name = name
+        self.protocol = protocol
+        self.items = items
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Samples: ...
+    def __getitem__(self, index: int | slice) -> Sample | Samples:
+        if isinstance(index, slice):
+            return Samples(self.name, self.protocol, self.items[index], self._read)
+        try:
+            return checked(self._read(self.items[index]))
+        except FrameError as error:
+            raise DataError(str(error)) from error
+
+
+def checked(sample: Sample) -> Sample:
+    """The sample with unknown depth as NaN; DataError for one that nothing can be learnt from."""
+    if sample.depth is None:
+        return sample
+    depth = np.array(sample.depth, np.float32)
+    if depth.shape != sample.image.shape[:2]:
+        raise DataError(
+            f"{sample.name}: the depth has {depth.shape[1]}x{depth.shape[0]} pixels and the picture"
+            f" {sample.image.shape[1]}x{sample.image.shape[0]}: these files do not belong together."
+        )
+    with np.errstate(invalid="ignore"):
+        depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
+    if np.isnan(depth).all():
+        raise DataError(f"{sample.name}: no pixel has a valid depth: take it off the list.")
+    return Sample(sample.name, sample.image, depth, sample.camera, sample.masks)

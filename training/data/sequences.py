@@ -1,0 +1,511 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triplets of neighbouring video frames with intrinsics, and with poses and depth where known.
+
+Read from folders as their authors published them (KITTI raw, ScanNet as its tool exports it, TUM
+RGB-D), or rendered along walks through procedural rooms with exact poses and depth. Frames are
+(H, W, 3) uint8 RGB, K (3, 3) in pixels with centres at integers, T_world_camera (4, 4) in metres,
+depth (H, W) float32 m with NaN where unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node import config
+from depth_node.geometry.camera import Camera
+from depth_node.simulation.renderer import Scene, camera_path
+from depth_node.simulation.rooms import STYLES
+from training.data.samples import DataError
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
+
+LAYOUTS = ("procedural", "kitti", "scannet", "tum")
+EARTH_RADIUS_M = 6_378_137.0
+# The calibration that TUM RGB-D publishes for its three cameras: fx, fy, cx, cy.
+TUM_CAMERAS = {
+    "freiburg1": (517.3, 516.5, 318.6, 255.3),
+    "freiburg2": (520.9, 521.0, 325.1, 249.7),
+    "freiburg3": (535.4, 539.2, 320.1, 247.6),
+}
+SHADOW_PX = 96  # coarser than by default: the pictures are small
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """Which videos, and how far apart the frames of a triplet are."""
+
+    layout: str = config.option(
+        "procedural", "How the folder is laid out; procedural needs none.", choices=LAYOUTS
+    )
+    folder: str = config.option("", "Folder of the data set or of one of its sequences.")
+    spacing: int = config.option(1, "Frames from a picture to its neighbours.", minimum=1)
+    scenes: int = config.option(100, "Procedural: rooms to walk through.", minimum=1)
+    views: int = config.option(8, "Procedural: neighbouring frames taken of a walk.", minimum=3)
+    walk: int = config.option(
+        120, "Procedural: frames that the whole walk would have; more = smaller steps.", minimum=3
+    )
+    style: str = config.option("room", "Procedural: kind of rooms.", choices=("mixed", *STYLES))
+    seed: int = config.option(-1, "Procedural: seed of the rooms; must be set.")
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        if self.layout == "procedural" and self.views < 2 * self.spacing + 1:
+            raise config.ConfigError(
+                f"views ({self.views}) must be at least {2 * self.spacing + 1}, a triplet with"
+                f" spacing {self.spacing}"
+            )
+
+
+@dataclass(frozen=True)
+class View:
+    """One frame: picture, K, pose (None: unknown) and depth (None: unknown)."""
+
+    image: U8
+    K: F64
+    T_world_camera: F64 | None
+    depth: F32 | None
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """A picture and the frames before and after it."""
+
+    target: View
+    sources: tuple[View, View]
+
+    def poses(self) -> F64:
+        """T_source_target (2, 4, 4): target coordinates into each source; DataError if unknown."""
+        target = self.target.T_world_camera
+        found = []
+        for source in self.sources:
+            if target is None or source.T_world_camera is None:
+                raise DataError(
+                    "This sequence has no poses: learn them with a pose network (poses: network)"
+                    " or give a sequence with poses."
+                )
+            found.append(np.linalg.inv(source.T_world_camera) @ target)
+        return np.stack(found)
+
+
+class Clip(ABC):
+    """Frames of one moving camera, in order."""
+
+    name: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Frames."""
+
+    @abstractmethod
+    def view(self, index: int, height: int, width: int) -> View:
+        """A frame, scaled to a size."""
+
+    def usable(self, index: int) -> bool:
+        """Whether the frame may be part of a triplet (some are recorded without a pose)."""
+        return True
+
+
+class Triplets:
+    """All triplets of some clips, as a sequence: triplets[k]."""
+
+    def __init__(self, clips: Sequence[Clip], spacing: int, height: int, width: int) -> None:
+        self.height, self.width, self.spacing = height, width, spacing
+        self.clips = list(clips)
+        self._places: list[tuple[int, int]] = []
+        need = 2 * spacing + 1
+        for number, clip in enumerate(self.clips):
+            if len(clip) < need:
+                frames = "1 frame" if len(clip) == 1 else f"{len(clip)} frames"
+                raise DataError(
+                    f"The sequence {clip.name} has {frames} and a triplet with spacing {spacing}"
+                    f" needs {need}: give a longer sequence or leave this one out."
+                )
+            for k in range(spacing, len(clip) - spacing):
+                if all(clip.usable(j) for j in (k - spacing, k, k + spacing)):
+                    self._places.append((number, k))
+        if not self._places:
+            raise DataError(
+                "No three neighbouring frames of the sequences can be used (poses are missing or"
+                " not finite): give other sequences or learn the poses (poses: network)."
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, k: int) -> Triplet:
+        number, middle = self._places[k]
+        clip = self.clips[number]
+        before, here, after = (
+            clip.view(middle + shift * self.spacing, self.height, self.width)
+            for shift in (-1, 0, 1)
+        )
+        return Triplet(here, (before, after))
+
+
+def open_triplets(cfg: SequenceConfig, height: int, width: int, need_poses: bool) -> Triplets:
+    """The triplets that the settings name; DataError says what is missing."""
+    clips: list[Clip]
+    if cfg.layout == "procedural":
+        if cfg.seed < 0:
+            raise DataError("The rooms have no seed: set sequences.seed to a number of 0 or more.")
+        clips = [Walk(cfg, k) for k in range(cfg.scenes)]
+    else:
+        if not cfg.folder or not Path(cfg.folder).is_dir():
+            raise DataError(
+                f"There is no folder {cfg.folder or '(empty)'} of sequences: set sequences.folder"
+                f" to data in the layout {cfg.layout}."
+            )
+        clips = list(READERS[cfg.layout](Path(cfg.folder), need_poses))
+    return Triplets(clips, cfg.spacing, height, width)
+
+
+# --- rendered ------------------------------------------------------------------------------------
+
+
+class Walk(Clip):
+    """Neighbouring frames of a walk through a procedural room; rendered when first asked for."""
+
+    def __init__(self, cfg: SequenceConfig, number: int) -> None:
+        self.cfg, self.number = cfg, number
+        self.name = f"room {cfg.seed}-{number}"
+        self._views: dict[tuple[int, int], list[View]] = {}
+
+    def __len__(self) -> int:
+        return self.cfg.views
+
+    def view(self, index: int, height: int, width: int) -> View:
+        """A frame with exact pose and depth."""
+        key = (height, width)
+        if key not in self._views:
+            self._views[key] = self._render(height, width)
+        return self._views[key][index]
+
+    def _render(self, height: int, width: int) -> list[View]:
+        cfg = self.cfg
+        rng = np.random.default_rng([cfg.seed, self.number])
+        scene = Scene.random(rng, cfg.style, shadow_px=SHADOW_PX)
+        path = camera_path(scene, cfg.walk, seed=int(rng.integers(2**31)))
+        first = int(rng.integers(len(path)))
+        focal = width / 2 / math.tan(math.radians(float(rng.uniform(50, 80))) / 2)
+        camera = Camera(width, height, focal, focal, width / 2 - 0.5, height / 2 - 0.5)
+        views = []
+        for k in range(cfg.views):
+            pose = path[(first + k) % len(path)]
+            seen = scene.render(camera, pose, antialias=False)
+            views.append(View(seen.image, camera.matrix, pose, seen.depth))
+        return views
+
+
+# --- recorded ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Recording(Clip):
+    """Frames on disk. poses None: unknown; depth files may be missing one by one."""
+
+    name: str
+    images: list[Path]
+    K: F64
+    poses: list[F64] | None
+    depths: list[Path | None]
+    units_per_m: float
+    """What a stored depth of 1 m is; 0 is unknown"""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def usable(self, index: int) -> bool:
+        """A finite pose, where poses are known at all."""
+        return self.poses is None or bool(np.isfinite(self.poses[index]).all())
+
+    def view(self, index: int, height: int, width: int) -> View:
+        """A frame from disk; DataError for a file that cannot be read."""
+        image = _read(self.images[index], cv2.IMREAD_COLOR)
+        rows, columns = image.shape[:2]
+        camera = Camera.from_matrix(self.K, width=columns, height=rows).resized(width, height)
+        shrinks = height <= rows and width <= columns
+        small = cv2.resize(
+            cv2.cvtColor(image, cv2.COLOR_BGR2RGB),
+            (width, height),
+            interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+        )
+        return View(
+            np.asarray(small, np.uint8),
+            camera.matrix,
+            None if self.poses is None else self.poses[index],
+            self._depth(index, height, width),
+        )
+
+    def _depth(self, index: int, height: int, width: int) -> F32 | None:
+        path = self.depths[index]
+        if path is None:
+            return None
+        stored = _read(path, cv2.IMREAD_UNCHANGED)
+        if stored.ndim != 2 or stored.dtype != np.uint16:
+            raise DataError(
+                f"{path} is {stored.dtype} of shape {stored.shape}: depth must be a PNG of one"
+                " 16 bit channel."
+            )
+        near = cv2.resize(stored, (width, height), interpolation=cv2.INTER_NEAREST)
+        metres = near.astype(np.float32) / np.float32(self.units_per_m)
+        metres[near == 0] = np.nan
+        return metres
+
+
+def _read(path: Path, how: int) -> NDArray[np.integer]:
+    found = cv2.imread(str(path), how)
+    if found is None:
+        raise DataError(f"{path} cannot be read as a picture: replace or remove it.")
+    return cast("NDArray[np.integer]", found)
+
+
+def _numbers(path: Path, what: str) -> F64:
+    """A text file of numbers, its rows alike."""
+    if not path.is_file():
+        raise DataError(f"{path} with the {what} is missing: copy it from the data set.")
+    try:
+        return np.loadtxt(path, dtype=np.float64, ndmin=2, comments="#")
+    except ValueError as error:
+        raise DataError(f"{path} with the {what} cannot be read ({error}).") from error
+
+
+def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]:
+    """KITTI raw: <date>/<date>_drive_<n>_sync/image_02/data/*.png, <date>/calib_cam_to_cam.txt.
+
+    Poses come from oxts/data and calib_{imu_to_velo,velo_to_cam}.txt, depth from
+    proj_depth/groundtruth/image_02 where it lies beside them. folder: the set, a date or a drive.
+    """
+    data = sorted(folder.glob(f"**/image_{camera}/data"))
+    if not data:
+        raise DataError(
+            f"{folder} holds no image_{camera}/data: give the folder of KITTI's raw data, of a date"
+            " or of a drive."
+        )
+    found = []
+    for pictures in data:
+        drive = pictures.parent.parent
+        calibration = _kitti_calibration(drive.parent / "calib_cam_to_cam.txt")
+        if f"P_rect_{camera}" not in calibration:
+            raise DataError(
+                f"{drive.parent / 'calib_cam_to_cam.txt'} has no P_rect_{camera}: without the"
+                " intrinsics of that camera its frames cannot be warped."
+            )
+        projection = calibration[f"P_rect_{camera}"].reshape(3, 4)
+        images = sorted(pictures.glob("*.png")) or sorted(pictures.glob("*.jpg"))
+        truth = drive / "proj_depth" / "groundtruth" / f"image_{camera}"
+        depths = [truth / f"{image.stem}.png" for image in images]
+        poses = _kitti_poses(drive, images, calibration, projection) if need_poses else None
+        found.append(
+            Recording(
+                drive.name,
+                images,
+                projection[:, :3],
+                poses,
+                [path if path.is_file() else None for path in depths],
+                256.0,
+            )
+        )
+    return found
+
+
+def _kitti_calibration(path: Path) -> dict[str, F64]:
+    """Rows `name: numbers` of a calibration file."""
+    if not path.is_file():
+        raise DataError(f"{path} with the calibration is missing: copy it from KITTI's raw data.")
+    rows = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, _, text = line.partition(":")
+        try:
+            rows[name.strip()] = np.array(text.split(), np.float64)
+        except ValueError:
+            continue  # calib_time and the like
+    return rows
+
+
+def _kitti_rigid(path: Path) -> F64:
+    """R and T of a calibration file as (4, 4)."""
+    rows = _kitti_calibration(path)
+    if not {"R", "T"} <= rows.keys():
+        raise DataError(f"{path} lacks R or T: copy it from KITTI's raw data.")
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = rows["R"].reshape(3, 3), rows["T"]
+    return matrix
+
+
+def _kitti_poses(
+    drive: Path, images: list[Path], calibration: dict[str, F64], projection: F64
+) -> list[F64]:
+    """T_world_camera of every picture: GPS and inertial unit on a Mercator plane (KITTI devkit)."""
+    files = [drive / "oxts" / "data" / f"{image.stem}.txt" for image in images]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{missing[0]} with the pose is missing: copy oxts/ of that drive, or learn the poses"
+            " (poses: network)."
+        )
+    rectify, shift = np.eye(4), np.eye(4)
+    rectify[:3, :3] = calibration["R_rect_00"].reshape(3, 3)
+    shift[0, 3] = projection[0, 3] / projection[0, 0]
+    T_camera_imu = (
+        shift
+        @ rectify
+        @ _kitti_rigid(drive.parent / "calib_velo_to_cam.txt")
+        @ _kitti_rigid(drive.parent / "calib_imu_to_velo.txt")
+    )
+    T_imu_camera = np.linalg.inv(T_camera_imu)
+    scale = math.cos(math.radians(float(_numbers(files[0], "pose")[0, 0])))
+    return [_kitti_imu(_numbers(path, "pose")[0], scale) @ T_imu_camera for path in files]
+
+
+def _kitti_imu(row: F64, scale: float) -> F64:
+    """T_world_imu of latitude, longitude, altitude, roll, pitch, yaw."""
+    latitude, longitude, altitude, roll, pitch, yaw = row[:6]
+    x = scale * EARTH_RADIUS_M * math.radians(longitude)
+    y = scale * EARTH_RADIUS_M * math.log(math.tan(math.radians(90 + latitude) / 2))
+    turns = np.eye(3)
+    for axis, angle in ((2, yaw), (1, pitch), (0, roll)):
+        vector = np.zeros(3)
+        vector[axis] = angle
+        turns = turns @ cv2.Rodrigues(vector)[0]
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = turns, (x, y, altitude)
+    return matrix
+
+
+def scannet(folder: Path, need_poses: bool) -> list[Recording]:
+    """ScanNet as SensReader exports it: <scene>/{color,depth,pose,intrinsic}/; depth in mm."""
+    scenes = sorted(path.parent for path in folder.glob("**/color") if path.is_dir())
+    if not scenes:
+        raise DataError(
+            f"{folder} holds no <scene>/color: export the .sens files with SensReader and give the"
+            " folder of the scenes."
+        )
+    found = []
+    for scene in scenes:
+        images = sorted((scene / "color").glob("*.[jp][pn]g"), key=lambda path: int(path.stem))
+        K = _numbers(scene / "intrinsic" / "intrinsic_color.txt", "intrinsics")[:3, :3]
+        depths = [scene / "depth" / f"{image.stem}.png" for image in images]
+        poses = None
+        if need_poses:
+            poses = [
+                _numbers(scene / "pose" / f"{image.stem}.txt", "pose (or set poses: network)")
+                for image in images
+            ]
+        found.append(
+            Recording(
+                scene.name,
+                images,
+                K,
+                poses,
+                [path if path.is_file() else None for path in depths],
+                1000.0,
+            )
+        )
+    return found
+
+
+def tum(folder: Path, need_poses: bool) -> list[Recording]:
+    """TUM RGB-D: <sequence>/{rgb,depth,groundtruth}.txt with rgb/ and depth/; depth x 5000.
+
+    The intrinsics follow from freiburg1, 2 or 3 in the sequence's name, or from a file
+    intrinsics.txt (fx fy cx cy) in it.
+    """
+    lists = sorted(folder.glob("**/rgb.txt"))
+    if not lists:
+        raise DataError(f"{folder} holds no <sequence>/rgb.txt: give the folder of TUM sequences.")
+    found = []
+    for file in lists:
+        place = file.parent
+        stamps, images = _tum_list(file)
+        depth_stamps, depth_files = (
+            _tum_list(place / "depth.txt") if (place / "depth.txt").is_file() else (np.empty(0), [])
+        )
+        depths: list[Path | None] = []
+        for stamp in stamps:
+            k = _nearest(depth_stamps, float(stamp), 0.02)
+            depths.append(None if k is None else depth_files[k])
+        poses = _tum_poses(place / "groundtruth.txt", stamps) if need_poses else None
+        found.append(Recording(place.name, images, _tum_intrinsics(place), poses, depths, 5000.0))
+    return found
+
+
+def _tum_intrinsics(place: Path) -> F64:
+    own = place / "intrinsics.txt"
+    if own.is_file():
+        values = _numbers(own, "intrinsics").ravel()
+        if len(values) != 4:
+            raise DataError(f"{own} has {len(values)} numbers: write fx fy cx cy.")
+        fx, fy, cx, cy = (float(value) for value in values)
+    else:
+        known = next((name for name in TUM_CAMERAS if name in place.name), None)
+        if known is None:
+            raise DataError(
+                f"The intrinsics of {place} are missing: its name has none of"
+                f" {', '.join(TUM_CAMERAS)}, so write fx fy cx cy into {own}."
+            )
+        fx, fy, cx, cy = TUM_CAMERAS[known]
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
+def _tum_list(path: Path) -> tuple[F64, list[Path]]:
+    """Stamps and files of rgb.txt or depth.txt."""
+    rows = [
+        line.split()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    try:
+        stamps = np.array([float(row[0]) for row in rows])
+        return stamps, [path.parent / row[1] for row in rows]
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path} must have rows `stamp file` ({error}).") from error
+
+
+def _tum_poses(path: Path, stamps: F64) -> list[F64]:
+    """T_world_camera at each stamp; not finite where none was measured within 20 ms."""
+    rows = _numbers(path, "poses (or set poses: network)")
+    if rows.shape[1] != 8:
+        raise DataError(f"{path} has {rows.shape[1]} columns: it needs stamp tx ty tz qx qy qz qw.")
+    poses = []
+    for stamp in stamps:
+        k = _nearest(rows[:, 0], float(stamp), 0.02)
+        poses.append(np.full((4, 4), np.nan) if k is None else _from_quaternion(rows[k, 1:]))
+    return poses
+
+
+def _nearest(stamps: F64, stamp: float, tolerance_s: float) -> int | None:
+    if not len(stamps):
+        return None
+    k = int(np.abs(stamps - stamp).argmin())
+    return k if abs(stamps[k] - stamp) <= tolerance_s else None
+
+
+def _from_quaternion(row: F64) -> F64:
+    """(4, 4) of tx ty tz qx qy qz qw."""
+    x, y, z, w = row[3:] / np.linalg.norm(row[3:])
+    matrix = np.eye(4)
+    matrix[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    matrix[:3, 3] = row[:3]
+    return matrix
+
+
+READERS: dict[str, Callable[[Path, bool], list[Recording]]] = {
+    "kitti": kitti,
+    "scannet": scannet,
+    "tum": tum,
+}

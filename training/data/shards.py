@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets as WebDataset shards: few large tar files instead of many small ones.
+
+    shard-000000.tar    KEY.png         or .jpg: the picture
+                        KEY.depth.png   uint16, 0 = unknown, depth = value * depth_step_m
+                        KEY.masks.png   uint16 regions, 0 = none
+                        KEY.json        name, depth_step_m, camera
+
+Any WebDataset reader streams them. Here a sample is read by its number: training must find the same
+picture again after an interruption. The table of where members lie is made by reading the headers
+once, when the shards are opened.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from depth_node.geometry.camera import Camera
+from training.data.layouts import decode, reading
+from training.data.samples import DataError, Item, Sample, Samples
+
+PATTERN = "shard-%06d.tar"
+
+
+def open_shards(folder: Path) -> Samples:
+    """The samples of all shards of a folder, in order; DataError where a shard is cut."""
+    items = []
+    for path in sorted(folder.glob("*.tar")):
+        members: dict[str, dict[str, tuple[int, int]]] = {}
+        with reading(path):
+            try:
+                with tarfile.open(path, "r:") as tar:
+                    for member in tar:
+                        key, _, end = member.name.partition(".")
+                        members.setdefault(key, {})[end] = (member.offset_data, member.size)
+            except tarfile.TarError as error:
+                raise ValueError(str(error)) from error
+            ends = [start + size for parts in members.values() for start, size in parts.values()]
+            if max(ends, default=0) > path.stat().st_size:
+                raise ValueError("the file is cut")
+        items += [Item(key, path, about=parts) for key, parts in members.items()]
+    if not items:
+        raise DataError(f"{folder} holds no shards: write some with `python -m training shards`.")
+    return Samples("shards", "none", items, _read)
+
+
+def _read(item: Item) -> Sample:
+    parts: dict[str, tuple[int, int]] = item.about
+    with reading(item.image), item.image.open("rb") as file:
+
+        def content(end: str) -> bytes:
+            start, size = parts[end]
+            file.seek(start)
+            return file.read(size)
+
+        about = json.loads(content("json"))
+        end = next(end for end in ("png", "jpg", "jpeg") if end in parts)
+        bgr = decode(content(end), cv2.IMREAD_COLOR)
+        depth = masks = None
+        if "depth.png" in parts:
+            counts = decode(content("depth.png"), cv2.IMREAD_UNCHANGED)
+            known = np.where(counts > 0, counts * float(about["depth_step_m"]), np.nan)
+            depth = known.astype(np.float32)
+        if "masks.png" in parts:
+            masks = decode(content("masks.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
+        camera = None
+        if "camera" in about:
+            kept = about["camera"]
+            camera = Camera(**{**kept, "distortion": tuple(kept["distortion"])})
+        image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+        return Sample(about["name"], image, depth, camera, masks)

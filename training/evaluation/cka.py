@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How alike two networks see: centred kernel alignment, layer against layer.
+
+CKA (Kornblith et al. 2019) of features X (n, p) and Y (n, q) of the same n inputs is 1 where one is
+the other turned and scaled, near 0 where they have nothing in common. MeSa reads from it which
+layers of a pre-trained encoder fine-tuning had to change.
+
+    python -m training cka A B --data DIR --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from depth_node.visualization import colours, panels, text
+from training import checkpoints
+from training.checkpoints import TrainingError
+from training.data.samples import DataError
+from training.models import networks
+from training.models.network_io import InputSpec
+
+F64 = NDArray[np.float64]
+
+ENCODERS = r"encoder\.layer|stem|stages|context|unet\.(down_blocks|mid_block)"
+ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+LEAST_ROWS = 4  # of a batch: the unbiased estimate divides by n - 3
+
+
+# --- the number ----------------------------------------------------------------------------------
+
+
+def linear_cka(x: F64, y: F64) -> float:
+    """||Y^T X||^2 / (||X^T X|| ||Y^T Y||) of centred (n, p) and (n, q); NaN without spread."""
+    x, y = (np.asarray(a, np.float64) - np.mean(a, axis=0, dtype=np.float64) for a in (x, y))
+    above = np.linalg.norm(y.T @ x) ** 2
+    below = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    return float(above / below) if below > 0 else float("nan")
+
+
+def gram(features: F64) -> F64:
+    """Inner products (n, n) of rows, the diagonal left out: what `unbiased_hsic` compares."""
+    # Centring changes nothing but the rounding.
+    features = np.asarray(features, np.float64) - np.mean(features, axis=0, dtype=np.float64)
+    products = features @ features.T
+    np.fill_diagonal(products, 0.0)
+    return products
+
+
+def unbiased_hsic(k: F64, l: F64) -> float:  # noqa: E741  # the symbols of the paper
+    """Unbiased dependence of two Gram matrices with empty diagonals (Song et al. 2012, eq. 5)."""
+    n = len(k)
+    if n < LEAST_ROWS:
+        raise ValueError(f"An unbiased estimate needs {LEAST_ROWS} or more rows, not {n}.")
+    means = k.sum() * l.sum() / ((n - 1) * (n - 2))
+    mixed = 2.0 * float(k.sum(0) @ l.sum(1)) / (n - 2)
+    return float((np.sum(k * l.T) + means - mixed) / (n * (n - 3)))
+
+
+class Comparison:
+    """CKA of all layers of one network against all of another, batch by batch.
+
+    estimator "unbiased": the means over batches of unbiased HSIC enter the ratio (Nguyen et al.
+    2021); its expectation does not depend on the size of the batch. "linear": all rows are kept
+    and linear_cka is taken at the end.
+    """
+
+    def __init__(self, estimator: str = "linear") -> None:
+        if estimator not in ("linear", "unbiased"):
+            raise ValueError(f"No estimator is called {estimator!r}: use linear or unbiased.")
+        self.estimator = estimator
+        self._rows: tuple[list[list[F64]], list[list[F64]]] = ([], [])
+        self._sums: tuple[F64, F64, F64] | None = None
+
+    def add(self, a: Sequence[F64], b: Sequence[F64]) -> None:
+        """Features (n, .) of every layer of both networks for the same batch."""
+        if self.estimator == "linear":
+            self._rows[0].append(list(a))
+            self._rows[1].append(list(b))
+            return
+        first, second = [gram(x) for x in a], [gram(x) for x in b]
+        both = np.array([[unbiased_hsic(k, l) for l in second] for k in first])  # noqa: E741
+        own = [np.array([unbiased_hsic(k, k) for k in grams]) for grams in (first, second)]
+        now = (both, own[0], own[1])
+        if self._sums is None:
+            self._sums = now
+        else:
+            self._sums = tuple(x + y for x, y in zip(self._sums, now, strict=True))  # type: ignore[assignment]
+
+    def matrix(self) -> F64:
+        """(layers of the first, layers of the second); NaN where a layer answers all alike."""
+        if self.estimator == "linear":
+            if not self._rows[0]:
+                raise ValueError("There are no features: add batches first.")
+            a, b = (
+                [np.concatenate(layer) for layer in zip(*side, strict=True)] for side in self._rows
+            )
+            return np.array([[linear_cka(x, y) for y in b] for x in a])
+        if self._sums is None:
+            raise ValueError("There are no features: add batches first.")
+        both, first, second = self._sums
+        below = np.sqrt(np.maximum(np.outer(first, second), 0.0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(below > 0, both / below, np.nan)
+
+
+# --- the layers ----------------------------------------------------------------------------------
+
+
+def layers(model: nn.Module, pattern: str = ENCODERS) -> dict[str, nn.Module]:
+    """Blocks of a network by name: what its outermost lists of modules hold, and single blocks
+    whose own name fits; `pattern` is searched in the names.
+    """
+    found: dict[str, nn.Module] = {}
+
+    def visit(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}.{name}" if prefix else name
+            if isinstance(module, nn.ModuleList) or name in ("stem", "mid_block", "context"):
+                if re.search(pattern, path):
+                    found[path] = child
+            else:
+                visit(child, path)
+
+    visit(model, "")
+    if not found:
+        raise TrainingError(
+            f"No layer of this network is called like {pattern!r}: choose others with --layers."
+        )
+    return found
+
+
+class Probe:
+    """Features of chosen layers while a network answers."""
+
+    def __init__(self, model: nn.Module, chosen: dict[str, nn.Module]) -> None:
+        self.model, self.chosen = model.eval(), chosen
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor, rows: str = "image", seed: int = 0) -> list[F64]:
+        """One (n, C) per layer: the mean over places of a picture, or 16 places of each."""
+        kept: dict[str, Tensor] = {}
+        hooks = [
+            module.register_forward_hook(
+                lambda _m, _i, out, name=name: kept.__setitem__(name, _first(out))
+            )
+            for name, module in self.chosen.items()
+        ]
+        try:
+            self.model(pictures)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [_rows(kept[name], rows, seed) for name in self.chosen]
+
+
+def _first(output: Any) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = output[0]
+    return output
+
+
+def _rows(features: Tensor, rows: str, seed: int) -> F64:
+    # Maps (N, C, h, w) and tokens (N, T, C) alike as (N, places, C).
+    places = features.flatten(2).mT if features.ndim == 4 else features
+    if places.ndim == 2:
+        places = places[:, None]
+    if rows == "image":
+        return places.double().mean(dim=1).cpu().numpy()
+    generator = np.random.default_rng(seed)  # the same places in every layer of as many
+    chosen = generator.permutation(places.shape[1])[:16]
+    return places[:, chosen].flatten(0, 1).double().cpu().numpy()
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def pictures(folder: Path, count: int, height: int, width: int) -> list[NDArray[np.uint8]]:
+    """Up to `count` pictures below a folder, (height, width, 3) uint8 RGB."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)[:count]
+    if len(files) < LEAST_ROWS:
+        raise DataError(
+            f"{folder} holds {len(files)} pictures: CKA needs {LEAST_ROWS}, and hundreds to mean"
+            " something."
+        )
+    found = []
+    for path in files:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise DataError(f"{path} cannot be read as a picture: replace or remove it.")
+        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        found.append(
+            np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+        )
+    return found
+
+
+def open_checkpoint(path: Path) -> tuple[nn.Module, InputSpec]:
+    """A network of any of our recipes, or a Depth Anything folder, and how its pictures look."""
+    if (path / "config.json").is_file():
+        network = networks.open_network(networks.NetworkConfig(kind="small", source=str(path)))
+    elif checkpoints.read(path)["recipe"] == "depthmaster":
+        from training.models import diffusion
+
+        teacher = diffusion.open_run(path)
+        return teacher, teacher.spec
+    else:
+        network = networks.open_run(path)
+    return network, network.spec
+
+
+def compare(
+    a: tuple[nn.Module, InputSpec],
+    b: tuple[nn.Module, InputSpec],
+    images: Sequence[NDArray[np.uint8]],
+    comparison: Comparison,
+    pattern: str = ENCODERS,
+    rows: str = "image",
+    batch: int = 16,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """The result as it is written: layers of both, the matrix, and layer against same layer."""
+    probes = [Probe(model, layers(model, pattern)) for model, _ in (a, b)]
+    groups = list(_batches(images, batch))
+    steps = track(groups, "comparing", console=console) if console is not None else groups
+    for k, group in enumerate(steps):
+        x = torch.from_numpy(np.stack(group)).permute(0, 3, 1, 2).float() / 255
+        found = [
+            probe(spec.normalise(x), rows, k)
+            for probe, (_, spec) in zip(probes, (a, b), strict=True)
+        ]
+        comparison.add(*found)
+    matrix = comparison.matrix()
+    names = [list(probe.chosen) for probe in probes]
+    same = [float(matrix[k, k]) for k in range(min(matrix.shape))]
+    return {
+        "estimator": comparison.estimator,
+        "rows": rows,
+        "pictures": len(images),
+        "layers_a": names[0],
+        "layers_b": names[1],
+        "layer_by_layer": [_plain(value) for value in same],
+        "matrix": [[_plain(value) for value in row] for row in matrix],
+    }
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN."""
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def _batches(
+    images: Sequence[NDArray[np.uint8]], size: int
+) -> Iterator[Sequence[NDArray[np.uint8]]]:
+    """Batches of about one size; none is too small to be estimated from."""
+    parts = max(len(images) // max(size, LEAST_ROWS), 1)
+    ends = np.linspace(0, len(images), parts + 1).astype(int)
+    for first, last in itertools.pairwise(ends):
+        yield images[first:last]
+
+
+def draw(result: dict[str, Any], a: str, b: str) -> NDArray[np.uint8]:
+    """The matrix as a heat map, the first network's layers downwards, numbers in the cells."""
+    cells = np.array(
+        [[np.nan if v is None else v for v in row] for row in result["matrix"]], np.float64
+    )
+    rows, columns = cells.shape
+    side = int(np.clip(720 // max(rows, columns), 26, 64))
+    left, top = 90, 96
+    # The longest text decides as well: a small matrix must not cut its own title.
+    title = f"CKA of layers, {result['pictures']} pictures, {result['estimator']}"
+    width = max(left + columns * side + 24, text.text_width(title, 12) + 48)
+    picture = np.full((top + rows * side + 56, width, 3), colours.BACKGROUND, np.uint8)
+    table = colours.colour_table("deviation")
+    text.put_text(picture, title, (24, 16), 12)
+    text.put_text(picture, f"down: {a}", (24, 38), 8, colours.MUTED)
+    text.put_text(picture, f"right: {b}", (24, 56), 8, colours.MUTED)
+    for r in range(rows):
+        y = top + r * side
+        text.put_text(picture, str(r), (left - 34, y + side // 2 - 7), 8, colours.MUTED)
+        for c in range(columns):
+            x, value = left + c * side, cells[r, c]
+            if r == 0:
+                text.put_text(picture, str(c), (x + side // 2 - 6, top - 20), 8, colours.MUTED)
+            colour = np.array(colours.UNKNOWN, np.uint8)
+            if np.isfinite(value):
+                colour = table[int(np.clip(value, 0, 1) * 255)]
+            picture[y : y + side - 1, x : x + side - 1] = colour
+            if side >= 34 and np.isfinite(value):
+                ink = (20, 20, 20) if value > 0.6 else colours.TEXT
+                text.put_text(
+                    picture,
+                    f"{value:.2f}",
+                    (x + side // 2, y + side // 2 - 5),
+                    8,
+                    ink,
+                    align="centre",
+                )
+    same = " ".join("-" if v is None else f"{v:.2f}" for v in result["layer_by_layer"])
+    text.put_text(picture, f"layer by layer: {same}", (24, picture.shape[0] - 36), 8, colours.TEXT)
+    return picture
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What `python -m training cka` takes."""
+    parser.add_argument("a", type=Path, metavar="A", help="run, checkpoint or network folder")
+    parser.add_argument("b", type=Path, metavar="B", help="another one")
+    parser.add_argument("--data", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder for cka.json and cka.png")
+    parser.add_argument("--count", type=int, default=512, help="most pictures")
+    parser.add_argument("--batch", type=int, default=64, help="pictures at once")
+    parser.add_argument("--height", type=int, default=224, help="pictures are brought to this size")
+    parser.add_argument("--width", type=int, default=224)
+    parser.add_argument("--rows", choices=("image", "tokens"), default="image")
+    parser.add_argument(
+        "--estimator", choices=("auto", "linear", "unbiased"), default="auto",
+        help="unbiased works batch by batch; auto: above 4096 rows",
+    )  # fmt: skip
+    parser.add_argument("--layers", default=ENCODERS, help="regular expression of layer names")
+
+
+def command(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Compare two checkpoints; writes OUT/cka.json and OUT/cka.png."""
+    a, b = open_checkpoint(args.a), open_checkpoint(args.b)
+    unit = int(np.lcm(a[1].multiple_px, b[1].multiple_px))
+    size = [max(round(side / unit), 1) * unit for side in (args.height, args.width)]
+    images = pictures(args.data, args.count, *size)
+    rows = len(images) * (16 if args.rows == "tokens" else 1)
+    estimator = args.estimator
+    if estimator == "auto":
+        estimator = "unbiased" if rows > 4096 else "linear"
+    result = compare(
+        a, b, images, Comparison(estimator), args.layers, args.rows, args.batch, console
+    )
+    result = {"a": str(args.a), "b": str(args.b), "height": size[0], "width": size[1], **result}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "cka.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    panels.write_picture(
+        args.out / "cka.png",
+        draw(result, *("/".join(path.parts[-2:]) for path in (args.a, args.b))),
+    )
+    same = ", ".join("-" if v is None else f"{v:.3f}" for v in result["layer_by_layer"])
+    console.print(f"layer by layer: {same}")
+    return result

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions of a network over a data set, computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.engine.options import REFERENCE
+from depth_node.inference import DepthModel, ModelConfig
+from depth_node.prediction import Prediction
+from depth_node.recordings.frames import find_frames, read_frame
+from depth_node.simulation.renderer import Scene, random_view
+from training.data.corruptions import (
+    corrupt,
+)
+from training.data.samples import Sample
+
+
+def procedural(
+    count: int, seed: int, height: int = 240, width: int = 320, style: str = "mixed"
+) -> Iterable[Sample]:
+    """One picture of each of `count` rooms; frame k follows from the seed and k alone."""
+    for k in range(count):
+        rng = np.random.default_rng([seed, k])
+        scene = Scene.random(rng, style)
+        camera, pose = random_view(scene, rng, width, height)
+        seen = scene.render(camera, pose)
+        source = f"procedural {scene.style}"
+        yield Sample(f"{seed}-{k}", seen.image, seen.depth, source=source)
+
+
+def recorded(folder: Path) -> Iterable[Sample]:
+    """The frames below a folder that have depth."""
+    for place in find_frames(folder):
+        frame = read_frame(place)
+        if frame.depth is not None:
+            yield Sample(frame.name, frame.image, frame.depth, source=frame.source)
+
+
+def worn(sample: Sample, name: str, severity: int) -> Sample:
+    """The sample seen through a corruption; its random field follows from the frame's name."""
+    seed = zlib.crc32(f"{sample.source}/{sample.name}".encode())
+    return replace(sample, image=corrupt(sample.image, name, severity, seed))
+
+
+class Predictor(Protocol):
+    """What is judged: DepthModel is one."""
+
+    def predict(self, image: NDArray[np.uint8]) -> Prediction:
+        """(H, W, 3) uint8 RGB -> the prediction at the picture's size."""
+
+
+class Cached:
+    """A predictor whose answers are kept: predictions once, scores many times.
+
+    identity: of everything that shapes an answer. folder: where they lie, a subfolder per network.
+    An entry that cannot be read is made anew.
+    """
+
+    def __init__(self, predictor: Predictor, identity: str, folder: Path) -> None:
+        self.predictor = predictor
+        self.folder = folder / identity[:24]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def predict(self, image: NDArray[np.uint8]) -> Prediction:
+        """From the disk if this very picture was seen before."""
+        digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
+        path = self.folder / f"{digest.hexdigest()[:32]}.npz"
+        try:
+            with path.open("rb") as file, np.load(file) as stored:
+                return Prediction(stored["values"], str(stored["kind"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass
+        found = self.predictor.predict(image)
+        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
+        np.savez(partial, values=found.values, kind=np.array(found.kind))
+        os.replace(partial, path)
+        return found
+
+
+def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
+    """Name, identity and predictor of `embedded`, FILE.onnx[=MANIFEST] or a run of this package.
+
+    backend: what runs a file; unless asked otherwise the reference, so that scores do not depend on
+    the machine. A run is calculated by torch on the CPU. Raises EngineError or TrainingError, a
+    sentence.
+    """
+    path, _, manifest = text.partition("=")
+    if Path(path).is_dir():
+        from training.export.depth import open_checkpoint  # torch only where it is asked for
+
+        opened = open_checkpoint(Path(path))
+        return Path(path).name, opened.identity, opened
+    model = DepthModel.open(ModelConfig(path, manifest, backend, threads=1))
+    facts = model.engine.manifest
+    shaping: tuple[Any, ...] = (facts.sha256, facts.input, facts.output_name, facts.meaning)
+    if model.engine.backend != REFERENCE:  # answers kept for one are not those of another
+        shaping = (*shaping, model.engine.backend)
+    return facts.name, hashlib.sha256(repr(shaping).encode()).hexdigest(), model

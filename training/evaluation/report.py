@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge depth networks as shipped: predictions once, scores many times, with their uncertainty.
+
+A network is an ONNX file behind depth_node.engine, exactly what a robot runs, or a checkpoint of
+this package. Predictions are kept in a folder by network and picture, so that another alignment,
+protocol or metric costs no second run. Every score names the alignment that was fitted to the
+truth and the protocol that chose the pixels (protocols.py).
+
+Two rivals never look at the picture: `constant` (the median disparity) and `plane`, the best
+1/z = a + b x + c y, which is fitted with three numbers where a network gets two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from depth_node import config
+from depth_node.engine import EngineError
+from depth_node.engine.options import REFERENCE
+from depth_node.simulation.rooms import STYLES
+from training.checkpoints import TrainingError
+from training.data.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    depth_error,
+    mean_corruption_error,
+    mean_resilience_rate,
+)
+from training.data.open import DataConfig, open_samples
+from training.data.ordinal_labels import LabelSet, read_labels
+from training.data.samples import Sample, Samples
+from training.evaluation import protocols
+from training.evaluation.predict import Cached, Predictor, open_model, procedural, recorded
+from training.evaluation.score import BASELINES, CLEAN, INDOOR, ROWS, SCORES, Plan, Row, score
+from training.evaluation.statistics import bootstrap, gather, mean, ratio
+
+
+def robustness(rows: Sequence[Row], methods: Sequence[str], base: str) -> list[dict[str, Any]]:
+    """A line per method: DEE clean, of every corruption (mean of severities), mCE against `base`
+    and mRR.
+    """
+
+    def error(method: str, corruption: str, severity: int) -> float:
+        mine = [row for row in rows if (row.corruption, row.severity) == (corruption, severity)]
+        return depth_error(*mean(mine, method))
+
+    names = sorted({row.corruption for row in rows} - {CLEAN}, key=CORRUPTIONS.index)
+    tables = {
+        method: {name: [error(method, name, k) for k in SEVERITIES] for name in names}
+        for method in {*methods, base}
+    }
+    lines = []
+    for method in methods:
+        clean = error(method, CLEAN, 0)
+        line: dict[str, Any] = {"method": method, "base": base, "clean": clean}
+        line["mce"] = mean_corruption_error(tables[method], tables[base])
+        line["mrr"] = mean_resilience_rate(tables[method], clean)
+        lines.append({**line, **{name: float(np.mean(tables[method][name])) for name in names}})
+    return lines
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """`python -m training evaluate ...`."""
+    add = parser.add_argument
+    add(
+        "--model",
+        action="append",
+        default=[],
+        help="embedded, FILE.onnx[=MANIFEST] or a run folder; repeatable",
+    )
+    add("--procedural", type=int, default=0, help="rendered rooms to score on; needs --seed")
+    add("--seed", type=int, default=-1, help="seed of those rooms; not the one of the pool")
+    add("--frames", type=Path, action="append", default=[], help="folder of <source>/<frame>")
+    add(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a published data set: kind=nyuv2 folder=... split=test (see training/datasets.py)",
+    )
+    add("--labels", type=Path, default=None, help="ordinal labels (.csv, .json) to be agreed with")
+    add("--pictures", type=Path, default=None, help="the pictures that --labels speaks of")
+    add(
+        "--alignment",
+        action="append",
+        default=[],
+        help=f"one of {', '.join(protocols.ALIGNMENTS)}; repeatable (default: as the output needs)",
+    )
+    add(
+        "--protocol",
+        default="",
+        help=f"one of {', '.join(protocols.PROTOCOLS)} (default: the data set's, else indoor)",
+    )
+    add(
+        "--corruptions",
+        default="",
+        metavar="all|NAME,NAME",
+        help="also score pictures worn at five severities: mCE and mRR",
+    )
+    add("--base", default="", help="the method that mCE and ratios are taken over")
+    add(
+        "--backend",
+        default=REFERENCE,
+        help=f"what runs .onnx files: auto, tensorrt, onnxruntime-cuda, ... (default {REFERENCE})",
+    )
+    add("--cache", type=Path, default=None, help="folder that keeps predictions for the next time")
+    add("--json", type=Path, default=None, help="write settings, summary and every frame's scores")
+    add("--markdown", type=Path, default=None, help="write the tables")
+
+
+def command(args: argparse.Namespace, console: Console) -> None:
+    """Run it. Raises TrainingError: one sentence."""
+    named = CORRUPTIONS if args.corruptions == "all" else args.corruptions.split(",")
+    worn_by = tuple(name.strip() for name in named if name.strip())
+    try:
+        report(
+            args.model,
+            args.procedural,
+            args.seed,
+            args.frames,
+            args.json,
+            console,
+            data=config.override(DataConfig(), args.data) if args.data else None,
+            labels=(args.labels, args.pictures) if args.labels else None,
+            plan=Plan(tuple(args.alignment), args.protocol, worn_by),
+            base=args.base,
+            cache=args.cache,
+            markdown=args.markdown,
+            backend=args.backend,
+        )
+    except (ValueError, EngineError) as error:
+        raise TrainingError(str(error)) from error
+
+
+def report(
+    models: Sequence[str],
+    count: int,
+    seed: int,
+    folders: Sequence[Path],
+    out: Path | None,
+    console: Console,
+    *,
+    data: DataConfig | None = None,
+    labels: tuple[Path, Path | None] | None = None,
+    plan: Plan = Plan(),
+    base: str = "",
+    cache: Path | None = None,
+    markdown: Path | None = None,
+    backend: str = REFERENCE,
+) -> list[Row]:
+    """Score, print and write the tables: rendered rooms, recorded frames, a data set, labels.
+
+    labels: an ordinal label file and the folder of its pictures. base: the method that ratios and
+    mCE are taken over (default: the first one). backend: what runs files (open_model).
+    """
+    sets = list(_sets(count, seed, folders, data))
+    opened: dict[str, Any] = {}
+    rows: list[Row] = []
+    texts: list[str] = []
+    summary: list[dict[str, Any]] = []
+
+    def show(table: Table, lines: list[dict[str, Any]]) -> None:
+        console.print(table)
+        texts.append(_markdown(table))
+        summary.extend(lines)
+
+    try:
+        predictors: dict[str, Predictor] = {}
+        for text in models or ["embedded"]:
+            name, identity, model = open_model(text, backend)
+            name = text if name in opened else name
+            opened[name] = model
+            predictors[name] = Cached(model, identity, cache) if cache else model
+        base = base or next(iter(opened))
+        if base not in (*opened, *BASELINES):
+            raise ValueError(
+                f"--base {base!r} is none of the methods {', '.join((*opened, *BASELINES))}."
+            )
+        for judged in sets:
+            shown = track(judged.samples, judged.title, total=judged.total, console=console)
+            made = score(
+                shown, predictors, replace(plan, protocol=plan.protocol or judged.protocol)
+            )
+            rows += made
+            for table, lines in _tables(judged, made, list(opened), base):
+                show(table, lines)
+        if labels is not None:
+            show(*_agreement(labels[0], labels[1], predictors, console))
+    finally:
+        for model in opened.values():
+            model.close()
+    if out is not None:
+        content = {
+            "settings": {
+                "models": list(opened),
+                "procedural": count,
+                "seed": seed,
+                "frames": [folder.name for folder in folders],
+                "data": data and {**config.to_dict(data), "folder": Path(data.folder).name},
+                **vars(plan),
+                "base": base,
+                "backend": backend,
+            },
+            "machine": {"python": platform.python_version(), "processor": platform.machine()},
+            "summary": summary,
+            "rows": [vars(row) for row in rows],
+        }
+        _write(out, json.dumps(_plain(content), indent=1, allow_nan=False))
+    if markdown is not None:
+        _write(markdown, "\n".join(texts))
+    return rows
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Pictures that share a table. pooled: their mean is over pictures, else over sources' means.
+
+    by: what the bootstrap draws; order: of the sources in the table.
+    """
+
+    title: str
+    samples: Iterable[Sample]
+    total: int | None
+    order: tuple[str, ...]
+    pooled: bool
+    by: str
+    protocol: str = INDOOR
+
+
+def _sets(
+    count: int, seed: int, folders: Sequence[Path], data: DataConfig | None
+) -> Iterator[_Set]:
+    """Every set that is asked for. Raises ValueError or DataError where one cannot be had."""
+    if count:
+        if seed < 0:
+            raise ValueError("Rendered rooms need a seed: give --seed, and not that of the pool.")
+        # Rooms of all styles are one population: their mean is over pictures, not over styles.
+        order = tuple(f"procedural {style}" for style in STYLES)
+        title = f"{count} unseen rooms, seed {seed}"
+        yield _Set(title, procedural(count, seed), count, order, True, "frame")
+    if folders:
+        frames = (sample for folder in folders for sample in recorded(folder))
+        yield _Set("recorded frames", frames, None, (), False, "source")
+    if data is not None:
+        found = open_samples(data)
+        if found.protocol not in protocols.PROTOCOLS:
+            raise ValueError(
+                f"Pictures of kind {data.kind!r} have no depth to be scored on: give --labels and"
+                " --pictures, or a data set with depth."
+            )
+        title = f"{found.name}{' ' + data.split if data.split else ''} ({len(found)})"
+        # As published: the mean over all pictures; drawn by scene, whose pictures are alike.
+        yield _Set(title, published(found), len(found), (), True, "source", found.protocol)
+
+
+def published(found: Samples) -> Iterator[Sample]:
+    """The samples of a data set that have depth; those of one folder are of one scene."""
+    for sample in found:
+        if sample.depth is not None:
+            scene = sample.name.rpartition("/")[0] or found.name
+            yield replace(sample, source=scene)
+
+
+def _agreement(
+    labels: Path, pictures: Path | None, predictors: Mapping[str, Predictor], console: Console
+) -> tuple[Table, list[dict[str, Any]]]:
+    """How many of a person's ordered pairs each network puts in that order."""
+    if pictures is None:
+        raise ValueError("--labels needs --pictures, the folder that its images lie in.")
+    found = open_samples(DataConfig(kind="images", folder=str(pictures)))
+    said = LabelSet(read_labels(labels), [item.name for item in found.items])
+    title = f"ordered pairs of {labels.name}"
+    right: dict[str, list[list[float]]] = {name: [] for name in predictors}
+    for k, item in enumerate(track(found.items, title, console=console)):
+        if item.name not in said.pictures:
+            continue
+        picture = found[k].image
+        *ends, signs = said.points(item.name, picture.shape)
+        (c1, r1), (c2, r2) = (np.floor(points + 0.5).astype(int).T for points in ends)
+        for name, model in predictors.items():
+            disparity = model.predict(picture).disparity()
+            agreed = np.sign(disparity[r1, c1] - disparity[r2, c2]) == signs
+            right[name] += [[float(agreed[signs != 0].sum()), float((signs != 0).sum())]]
+    if not any(line[1] for line in next(iter(right.values()))):
+        raise ValueError(f"{labels} has no pair with a nearer point: label some more.")
+    table = Table(title=f"{title}: share in the order that was said, 95 % by picture")
+    table.add_column("")
+    table.add_column("pairs", justify="right")
+    table.add_column("agreed", justify="right")
+    lines = []
+    for name, counts in right.items():
+        by_picture = {str(k): np.array([line]) for k, line in enumerate(counts) if line[1]}
+        share = bootstrap(by_picture, ratio, by="source", pooled=True)
+        total = sum(line[1] for line in counts)
+        table.add_row(name, f"{total:.0f}", str(share))
+        lines.append({"set": title, "method": name, "pairs": total, "agreed": vars(share)})
+    return table, lines
+
+
+def _tables(
+    judged: _Set, rows: list[Row], methods: list[str], base: str
+) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
+    """A table per alignment and one of the corruptions, each with its lines for the JSON file."""
+    pooled, by = judged.pooled, judged.by
+    title = f"{judged.title}, protocol {rows[0].protocol}" if rows else judged.title
+    clean = [row for row in rows if row.corruption == CLEAN]
+    present = {row.source for row in clean}
+    sources = [source for source in judged.order if source in present] or sorted(present)
+    every = [*methods, *BASELINES]
+    alignments = sorted({row.alignment for row in clean} - {"-"})
+    for alignment in alignments:
+        mine = [row for row in clean if row.alignment in (alignment, "-")]
+        counts = {source: len({r.frame for r in mine if r.source == source}) for source in sources}
+        table = Table(title=f"{title}: AbsRel / delta1, alignment {alignment}")
+        table.add_column("")
+        for method in every:
+            table.add_column(method, justify="right")
+        for source in sources if len(sources) <= ROWS else ():
+            cells = (mean(mine, method, source) for method in every)
+            label = f"{source.removeprefix('procedural ')} ({counts[source]})"
+            table.add_row(label, *(f"{a:.3f} / {d:.2f}" for a, d in cells))
+        lines = []
+        for method in every:
+            line: dict[str, Any] = {"set": title, "alignment": alignment, "method": method}
+            for metric in (*SCORES, "boundary_f1"):
+                found = bootstrap(gather(mine, [method], metric), by=by, pooled=pooled)
+                line[metric] = vars(found)
+            over = bootstrap(gather(mine, [method, base], "abs_rel"), ratio, by=by, pooled=pooled)
+            lines.append({**line, "resampled_by": by, "ratio_over": base, "ratio": vars(over)})
+        name = "all pictures" if pooled else "mean of sources"
+        table.add_row(
+            name,
+            *(f"{x['abs_rel']['value']:.3f} / {x['delta1']['value']:.2f}" for x in lines),
+            style="bold",
+        )
+        for label, key, digits in (
+            (f"AbsRel, 95 % by {by}", "abs_rel", 3),
+            (f"AbsRel over {base}, paired", "ratio", 2),
+        ):
+            spans = (x[key] for x in lines)
+            table.add_row(
+                label,
+                *(
+                    f"{'' if key == 'abs_rel' else format(s['value'], '.2f') + ' '}"
+                    f"[{s['low']:.{digits}f}, {s['high']:.{digits}f}]"
+                    for s in spans
+                ),
+            )
+        table.add_row("boundary F1", *(f"{x['boundary_f1']['value']:.3f}" for x in lines))
+        yield table, lines
+    if len(rows) > len(clean) and base not in BASELINES:
+        for alignment in alignments:
+            mine = [row for row in rows if row.alignment == alignment]
+            lines = robustness(mine, methods, base)
+            table = Table(title=f"{title}: depth error DEE2, alignment {alignment}, base {base}")
+            table.add_column("")
+            for line in lines:
+                table.add_column(line["method"], justify="right")
+            for key in lines[0]:
+                if key not in ("method", "base"):
+                    style = ".1f" if key in ("mce", "mrr") else ".3f"
+                    shown = {"mce": "mCE, %", "mrr": "mRR, %"}.get(key, key)
+                    table.add_row(shown, *(format(line[key], style) for line in lines))
+            yield table, [{"set": title, "alignment": alignment, **line} for line in lines]
+
+
+def _markdown(table: Table) -> str:
+    """A rich table as GitHub's."""
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    lines = [" | ".join([str(column.header) for column in table.columns])]
+    lines.append(" | ".join(["---"] + ["--:"] * (len(cells) - 1)))
+    lines += [" | ".join(row) for row in zip(*cells, strict=True)]
+    return f"{table.title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """The same tree with None for what JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

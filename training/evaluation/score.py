@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of predictions under a protocol and an alignment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.metrics import boundary_f1, evaluate
+from training.data.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+)
+from training.data.samples import DataError, Sample
+from training.evaluation import protocols
+from training.evaluation.predict import Predictor, worn
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+BASELINES = ("constant", "plane")
+INDOOR = "indoor"
+CLEAN = "clean"
+SCORES = ("abs_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log", "log10", "silog")
+ROWS = 20  # sources that a table lists; of more it shows the mean alone
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one method on one picture, and what they were taken under."""
+
+    method: str
+    source: str
+    frame: str
+    abs_rel: float
+    delta1: float
+    delta2: float = math.nan
+    delta3: float = math.nan
+    rmse: float = math.nan
+    rmse_log: float = math.nan
+    log10: float = math.nan
+    silog: float = math.nan
+    boundary_f1: float = math.nan
+    answered: float = math.nan
+    alignment: str = ""
+    protocol: str = ""
+    corruption: str = CLEAN
+    severity: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scored: alignments (empty: the usual one of each network), protocol (empty: that of
+    the set), corruptions.
+    """
+
+    alignments: tuple[str, ...] = ()
+    protocol: str = ""
+    corruptions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.protocol:
+            protocols.find(self.protocol)
+        for name in self.alignments:
+            if name not in protocols.ALIGNMENTS:
+                raise ValueError(
+                    f"No alignment is called {name!r}: use {', '.join(protocols.ALIGNMENTS)}."
+                )
+        for name in self.corruptions:
+            if name not in CORRUPTIONS:
+                raise ValueError(f"No corruption is called {name!r}: use {', '.join(CORRUPTIONS)}.")
+
+
+def score(
+    samples: Iterable[Sample], models: Mapping[str, Predictor], plan: Plan = Plan()
+) -> list[Row]:
+    """Every model and every baseline on every picture, clean and worn.
+
+    A picture without a scored pixel gives no row. Raises ValueError for an alignment that a
+    network's output does not have, DataError for a picture without depth.
+    """
+    protocol = protocols.find(plan.protocol or INDOOR)
+    rows = []
+    for sample in samples:
+        if sample.depth is None:
+            raise DataError(f"{sample.name} has no depth to be judged by: give a set with depth.")
+        mask = protocols.counted(protocol, sample.depth)
+        if not mask.any():
+            continue
+        truth = np.where(mask, sample.depth, np.float32(np.nan))
+        for name in BASELINES:
+            depth = np.clip(baseline(name, truth, protocol), 0, protocol.max_depth_m)
+            rows.append(_row(name, sample, depth, truth, "-", protocol.name, CLEAN, 0))
+        variants = [(CLEAN, 0), *((name, k) for name in plan.corruptions for k in SEVERITIES)]
+        for corruption, severity in variants:
+            seen = worn(sample, corruption, severity) if severity else sample
+            for name, model in models.items():
+                found = model.predict(seen.image)
+                for alignment in plan.alignments or protocols.alignments_for(found.kind)[:1]:
+                    depth = protocols.align(found, sample.depth, mask, alignment, protocol)
+                    where = (alignment, protocol.name, corruption, severity)
+                    rows.append(_row(name, sample, depth, truth, *where))
+    return rows
+
+
+def _row(
+    method: str,
+    sample: Sample,
+    depth: F32,
+    truth: F32,
+    alignment: str,
+    protocol: str,
+    corruption: str,
+    severity: int,
+) -> Row:
+    found = evaluate(depth, truth)
+    return Row(
+        method,
+        sample.source,
+        sample.name,
+        **{name: getattr(found, name) for name in SCORES},
+        # The edges are those of the whole truth: of worn pictures the clean ones' say enough.
+        boundary_f1=boundary_f1(depth, truth) if not severity else math.nan,
+        answered=found.answered,
+        alignment=alignment,
+        protocol=protocol,
+        corruption=corruption,
+        severity=severity,
+    )
+
+
+def plane_terms(height: int, width: int) -> F64:
+    """Columns 1, x, y of every pixel (H, W, 3)."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([np.ones((height, width)), x / width, y / height], axis=-1)
+
+
+def baseline(
+    name: str, truth: F32, protocol: protocols.Protocol = protocols.PROTOCOLS[INDOOR]
+) -> F32:
+    """Depth (H, W) m of a rival that does not look at the picture; truth NaN where not counted."""
+    if name == "constant":
+        return np.full(truth.shape, 1.0 / np.nanmedian(1.0 / truth), np.float32)
+    if name == "plane":
+        terms, known = plane_terms(*truth.shape), np.isfinite(truth)
+        weights = np.linalg.lstsq(terms[known], 1.0 / truth[known].astype(np.float64), rcond=None)
+        least = max(1.0 / protocol.max_depth_m, protocols.SMALLEST_DISPARITY)
+        return (1.0 / np.maximum(terms @ weights[0], least)).astype(np.float32)
+    raise ValueError(f"No baseline is called {name!r}; known are {', '.join(BASELINES)}.")

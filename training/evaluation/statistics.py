@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Means over images and sources, and bootstrap intervals of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.evaluation.score import F64, Row
+
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the bounds that hold it in 95 % of the resampled sets."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def gather(rows: Iterable[Row], methods: Sequence[str], metric: str) -> dict[str, F64]:
+    """Source -> (frames, methods) of a metric, over the frames that all of the methods have."""
+    table: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        if row.method in methods:
+            table.setdefault((row.source, row.frame), {})[row.method] = getattr(row, metric)
+    found: dict[str, list[list[float]]] = {}
+    for (source, _), values in sorted(table.items()):
+        if all(math.isfinite(values.get(name, math.nan)) for name in methods):
+            found.setdefault(source, []).append([values[name] for name in methods])
+    return {source: np.array(values) for source, values in found.items()}
+
+
+def bootstrap(
+    values: Mapping[str, F64],
+    statistic: Callable[[F64], F64] = lambda means: means[:, 0],
+    by: str = "frame",
+    pooled: bool = False,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Interval:
+    """A statistic of the methods' means with its 95 % interval.
+
+    values: as gather() gives them. statistic: means (n, methods) -> (n,). A mean is that over the
+    sources' means, or over all frames if `pooled`. by: "frame" draws frames inside every source;
+    "source" also draws the sources, for frames of one source that look alike. All methods are drawn
+    together, so that a difference or a ratio is a paired one.
+    """
+    if by not in ("frame", "source"):
+        raise ValueError(f"by is {by!r}: draw by frame or by source.")
+    tables = [table for table in values.values() if len(table)]
+    if not tables:
+        return Interval(math.nan, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    sizes = np.array([len(table) for table in tables], float)
+
+    def mean(sums: F64, counts: F64) -> F64:  # (n, sources, methods), (n, sources)
+        if pooled:
+            return sums.sum(1) / counts.sum(1)[:, None]
+        return (sums / counts[..., None]).mean(1)
+
+    exact: F64 = np.stack([table.sum(0) for table in tables])[None]
+    centre = float(statistic(mean(exact, sizes[None]))[0])
+    slots: NDArray[np.int64] = np.tile(np.arange(len(tables)), (draws, 1))
+    if by == "source":
+        slots = rng.integers(0, len(tables), (draws, len(tables)))
+    sums = np.empty((draws, len(tables), tables[0].shape[1]))
+    for k, table in enumerate(tables):
+        here = np.nonzero(slots == k)
+        times = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), here[0].size)
+        sums[here] = times @ table
+    drawn = statistic(mean(sums, sizes[slots]))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(centre, float(low), float(high))
+
+
+def ratio(means: F64) -> F64:
+    """First method over second: below 1 the first has the smaller number."""
+    found: F64 = means[:, 0] / means[:, 1]
+    return found
+
+
+def mean(rows: Iterable[Row], method: str, source: str | None = None) -> tuple[float, float]:
+    """AbsRel and delta1 of a method over the frames of a source, or over all sources' means."""
+    rows = [row for row in rows if source is None or row.source == source]
+    return (
+        bootstrap(gather(rows, [method], "abs_rel"), draws=1).value,
+        bootstrap(gather(rows, [method], "delta1"), draws=1).value,
+    )

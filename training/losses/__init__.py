@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses and normalisations of the recipes, each with its paper and equation."""

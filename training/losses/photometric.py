@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth from motion: what a picture looks like from its neighbour, and how wrong that is.
+
+The self-supervision of Monodepth2 (Godard et al. 2019), from its formulas. Pictures are
+(N, 3, H, W) in 0..1, depth is (N, 1, H, W) in metres along the optical axis, K (N, 3, 3) in pixels
+with centres at integers; T_source_target (N, 4, 4) maps target coordinates into the source camera.
+All of it is computed in float32 or better: half a pixel of rounding is an edge elsewhere. The
+scale-invariant loss that metric depth is supervised with (Eigen et al. 2014) stands here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from depth_node import config
+from training.losses.normalization import exact
+
+NEAREST_M = 1e-3  # points nearer than this to the source camera's plane are not in its picture
+
+
+@dataclass(frozen=True)
+class GeometricConfig:
+    """How the warped neighbours are compared with the picture."""
+
+    ssim: float = config.option(
+        0.85, "Share of structural similarity, the rest is |difference|.", minimum=0, maximum=1
+    )
+    automask: bool = config.option(
+        True, "Leave out pixels that the unmoved neighbour explains better (standing camera)."
+    )
+    minimum: bool = config.option(
+        True, "Of the neighbours take the better one per pixel (occlusions), not their mean."
+    )
+    smooth: float = config.option(
+        1e-3, "Weight of the edge-aware smoothness; halved at every coarser scale.", minimum=0
+    )
+    near: float = config.option(0.1, "Nearest depth the head can say.", unit="m", minimum=1e-3)
+    far: float = config.option(100.0, "Farthest depth the head can say.", unit="m", minimum=0.1)
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        if self.far <= self.near:
+            raise config.ConfigError(f"far ({self.far}) must be greater than near ({self.near})")
+
+
+def bounded_depth(raw: Tensor, near: float, far: float) -> Tensor:
+    """Depth between near and far, metres: its inverse is a sigmoid of what the head says."""
+    span = 1.0 / near - 1.0 / far
+    return 1.0 / (1.0 / far + span * torch.sigmoid(exact(raw)))
+
+
+# --- warping -------------------------------------------------------------------------------------
+
+
+def project(
+    depth: Tensor, K_target: Tensor, K_source: Tensor, T_source_target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where target pixels lie in the source: (u, v) (N, H, W, 2) in pixels and z (N, 1, H, W) m."""
+    n, _, height, width = depth.shape
+    v, u = torch.meshgrid(
+        torch.arange(height, device=depth.device, dtype=depth.dtype),
+        torch.arange(width, device=depth.device, dtype=depth.dtype),
+        indexing="ij",
+    )
+    pixels = torch.stack([u, v, torch.ones_like(u)]).view(1, 3, -1)
+    rays = torch.linalg.solve(K_target, pixels.expand(n, -1, -1))
+    points = rays * depth.view(n, 1, -1)
+    moved = T_source_target[:, :3, :3] @ points + T_source_target[:, :3, 3:]
+    z = moved[:, 2:]
+    safe = z.clamp_min(NEAREST_M)
+    seen = (K_source @ (moved / safe))[:, :2]
+    return seen.transpose(1, 2).view(n, height, width, 2), z.view(n, 1, height, width)
+
+
+def sample(source: Tensor, pixels: Tensor) -> Tensor:
+    """Source (N, C, h, w) at pixels (N, H, W, 2), bilinear; beyond the border its last pixel."""
+    size = torch.tensor([source.shape[3], source.shape[2]], device=source.device)
+    grid = 2 * pixels / (size - 1).clamp_min(1) - 1
+    return functional.grid_sample(
+        source, grid, mode="bilinear", padding_mode="border", align_corners=True
+    )
+
+
+def warp(
+    source: Tensor, depth: Tensor, K_target: Tensor, K_source: Tensor, T_source_target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The source picture as the target camera would see it, and where (N, 1, H, W) it can be."""
+    with torch.autocast(depth.device.type, enabled=False):
+        depth = exact(depth)
+        # At least float32, and all of one type: tests run in float64.
+        source, K_target, K_source, T_source_target = (
+            x.to(depth.dtype) for x in (source, K_target, K_source, T_source_target)
+        )
+        pixels, z = project(depth, K_target, K_source, T_source_target)
+        height, width = source.shape[2:]
+        u, v = pixels[..., 0], pixels[..., 1]
+        # A hundredth of a pixel of rounding does not put a border pixel outside.
+        inside = (u > -0.01) & (u < width - 0.99) & (v > -0.01) & (v < height - 0.99)
+        return sample(source, pixels), inside[:, None] & (z > NEAREST_M)
+
+
+# --- comparing -----------------------------------------------------------------------------------
+
+
+def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
+    """(1 - SSIM) / 2 in 0..1 per pixel and channel, over windows of 3 x 3 (Wang et al. 2004)."""
+
+    def mean(x: Tensor) -> Tensor:
+        return functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
+
+    c1, c2 = 0.01**2, 0.03**2
+    mean_a, mean_b = mean(a), mean(b)
+    var_a = mean(a * a) - mean_a**2
+    var_b = mean(b * b) - mean_b**2
+    both = mean(a * b) - mean_a * mean_b
+    above = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+    below = (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    return ((1 - above / below) / 2).clamp(0, 1)
+
+
+def photometric(a: Tensor, b: Tensor, ssim: float = 0.85) -> Tensor:
+    """(N, 1, H, W): ssim * (1 - SSIM)/2 + (1 - ssim) * |a - b|, mean over the channels."""
+    away = (a - b).abs()
+    if ssim > 0:
+        away = ssim * dissimilarity(a, b) + (1 - ssim) * away
+    return away.mean(dim=1, keepdim=True)
+
+
+def smoothness(disparity: Tensor, image: Tensor) -> Tensor:
+    """Mean |gradient| of disparity / its mean, less where the picture has an edge; a scalar."""
+    flat = disparity / disparity.mean(dim=(2, 3), keepdim=True).clamp_min(1e-7)
+    across = (flat[..., :, 1:] - flat[..., :, :-1]).abs()
+    down = (flat[..., 1:, :] - flat[..., :-1, :]).abs()
+    edge_x = (image[..., :, 1:] - image[..., :, :-1]).abs().mean(1, keepdim=True)
+    edge_y = (image[..., 1:, :] - image[..., :-1, :]).abs().mean(1, keepdim=True)
+    return (across * torch.exp(-edge_x)).mean() + (down * torch.exp(-edge_y)).mean()
+
+
+def reprojection(
+    depth: Tensor,
+    target: Tensor,
+    sources: Tensor,
+    K_target: Tensor,
+    K_sources: Tensor,
+    T_sources_target: Tensor,
+    cfg: GeometricConfig = GeometricConfig(),
+) -> tuple[Tensor, Tensor]:
+    """Photometric error (N, 1, H, W) of the warped neighbours, and where it counts.
+
+    sources (N, S, 3, H, W), K_sources (N, S, 3, 3), T_sources_target (N, S, 4, 4). A pixel that
+    lies in none of the source pictures does not count (ours: Monodepth2 compares it with the
+    border's colour); with cfg.automask neither does one that an unmoved neighbour explains as well.
+    """
+    errors, views = [], []
+    for k in range(sources.shape[1]):
+        warped, inside = warp(
+            sources[:, k], depth, K_target, K_sources[:, k], T_sources_target[:, k]
+        )
+        errors.append(photometric(warped, target.to(warped.dtype), cfg.ssim))
+        views.append(inside)
+    error, view = torch.cat(errors, dim=1), torch.cat(views, dim=1)
+    counts = view.any(dim=1, keepdim=True)
+    if cfg.minimum:
+        best = error.masked_fill(~view, torch.inf).amin(dim=1, keepdim=True)
+        best = torch.where(counts, best, torch.zeros_like(best))
+    else:
+        best = (error * view).sum(1, keepdim=True) / view.sum(1, keepdim=True).clamp_min(1)
+    if cfg.automask:
+        with torch.no_grad():
+            unmoved = torch.cat(
+                [photometric(sources[:, k], target, cfg.ssim) for k in range(sources.shape[1])], 1
+            )
+            still = unmoved.amin(1, keepdim=True) if cfg.minimum else unmoved.mean(1, keepdim=True)
+            # The noise breaks the tie of a camera that stands still.
+            counts = counts & (best < still + 1e-5 * torch.randn_like(still))
+    return best, counts
+
+
+def geometric_loss(
+    depths: Sequence[Tensor],
+    target: Tensor,
+    sources: Tensor,
+    K_target: Tensor,
+    K_sources: Tensor,
+    T_sources_target: Tensor,
+    cfg: GeometricConfig = GeometricConfig(),
+) -> dict[str, Tensor]:
+    """`photometric`, `smooth` and their sum `loss`: means over scales, finest depth first.
+
+    depths: (N, 1, h_k, w_k); each is brought to the picture's size before it is compared, and is
+    smooth at its own. Masked
+    pixels count as 0 in the mean over all pixels: a batch of standing cameras weighs little.
+    """
+    if not depths:
+        raise ValueError("There is no depth to judge: give at least one scale.")
+    total = torch.zeros((), device=target.device)
+    smooth = torch.zeros((), device=target.device)
+    for k, depth in enumerate(depths):
+        depth, image = exact(depth), target
+        inverse = 1.0 / depth
+        if depth.shape[2:] != target.shape[2:]:
+            image = functional.interpolate(target, size=depth.shape[2:], mode="area")
+            # In inverse depth: that is what the head says, and what is linear along a plane.
+            depth = 1.0 / functional.interpolate(
+                inverse, size=target.shape[2:], mode="bilinear", align_corners=False
+            )
+        error, counts = reprojection(
+            depth, target, sources, K_target, K_sources, T_sources_target, cfg
+        )
+        total = total + (error * counts).mean() / len(depths)
+        smooth = smooth + smoothness(inverse, image) / 2**k / len(depths)
+    return {"photometric": total, "smooth": smooth, "loss": total + cfg.smooth * smooth}
+
+
+def silog(depth: Tensor, truth: Tensor, mask: Tensor, share: float = 0.5) -> Tensor:
+    """sqrt(mean g^2 - share (mean g)^2), g = ln depth - ln truth over the batch's valid pixels."""
+    safe = torch.where(mask, exact(truth), torch.ones_like(exact(truth)))
+    away = torch.log(exact(depth).clamp_min(1e-6)) - torch.log(safe.clamp_min(1e-6))
+    away = torch.where(mask, away, torch.zeros_like(away))
+    count = mask.sum().clamp_min(1)
+    spread = (away**2).sum() / count - share * (away.sum() / count) ** 2
+    # The root has no slope at 0: a batch without valid pixels must still have a gradient.
+    return torch.sqrt(spread.clamp_min(1e-12)) * mask.any()
+
+
+# --- pose ----------------------------------------------------------------------------------------
+
+
+def rotation_matrix(axis_angle: Tensor) -> Tensor:
+    """Rotation vectors (N, 3) in radians -> (N, 3, 3)."""
+    x, y, z = axis_angle.unbind(dim=1)
+    zero = torch.zeros_like(x)
+    rows = [zero, -z, y, z, zero, -x, -y, x, zero]
+    return torch.matrix_exp(torch.stack(rows, dim=1).view(-1, 3, 3))
+
+
+def transform(rotation: Tensor, translation: Tensor) -> Tensor:
+    """Rotation vectors (N, 3) and translations (N, 3) in metres -> (N, 4, 4)."""
+    matrix = torch.cat([rotation_matrix(rotation), translation[:, :, None]], dim=2)
+    last = matrix.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(matrix), 1, 4)
+    return torch.cat([matrix, last], dim=1)
+
+
+class PoseNetwork(nn.Module):
+    """Two pictures (N, 3, H, W) each -> T_source_target (N, 4, 4), up to the scale of depth.
+
+    Strided convolutions and a mean over the picture; the answer is scaled by 0.01 so that training
+    starts near the identity. Ours, and smaller than Monodepth2's ResNet-18.
+    """
+
+    def __init__(self, widths: Sequence[int] = (16, 32, 64, 128, 256)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 6
+        for k, width in enumerate(widths):
+            size = 7 if k == 0 else 3
+            layers += [nn.Conv2d(inputs, width, size, 2, size // 2), nn.ReLU(inplace=True)]
+            inputs = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Conv2d(inputs, 6, 1)
+
+    def forward(self, target: Tensor, source: Tensor) -> Tensor:
+        """Where the target's coordinates lie in the source camera."""
+        said = self.head(self.body(torch.cat([target, source], dim=1))).mean(dim=(2, 3))
+        rotation, translation = (0.01 * exact(said)).split(3, dim=1)
+        with torch.autocast(said.device.type, enabled=False):
+            return transform(rotation, translation)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diffusion networks of others as assistant teachers: Marigold, GenPercept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.checkpoints import TrainingError
+from training.models.diffusion import DiffusionConfig, SingleStep, _folder_parts, open_run
+from training.models.network_io import InputSpec
+
+
+class Marigold(nn.Module):
+    """A Marigold-class pipeline of diffusers as a teacher: pictures in 0..1 in, its maps out.
+
+    `meaning` says what the maps are. The noise is the same for every picture, one map is drawn.
+    """
+
+    spec = InputSpec((0.0,) * 3, (1.0,) * 3, 8)  # type: ignore[arg-type]
+
+    def __init__(self, pipe: Any, steps: int = 0) -> None:
+        super().__init__()
+        self.unet, self.vae, self.text_encoder = pipe.unet, pipe.vae, pipe.text_encoder
+        self._pipe = (pipe,)  # in a tuple: no submodule
+        self.steps = steps
+        kind = pipe.config.get("prediction_type") or "depth"
+        self.meaning = f"{kind}_affine_invariant"
+        pipe.set_progress_bar_config(disable=True)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps (N, 1, H, W), in 0..1."""
+        found: Tensor = self._pipe[0](
+            pictures,
+            num_inference_steps=self.steps or None,
+            ensemble_size=1,
+            processing_resolution=0,
+            match_input_resolution=True,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+        ).prediction
+        return found
+
+
+class GenPercept(nn.Module):
+    """A GenPercept as a teacher: pictures in -1..1 in, its maps in 0..1 out, one step, no noise.
+
+    Its U-Net sees the latent of the picture itself, at time 1 under a schedule that is all noise
+    (beta 1), so that the velocity it gives is the negative of the answer's latent. The prompt is
+    empty and not padded (begin and end). Read in the authors' pipeline (aim-uofa/GenPercept
+    afc1578b); the variants with a DPT head instead of the decoder are not for this class.
+    """
+
+    def __init__(self, network: SingleStep, gives: str) -> None:
+        super().__init__()
+        self.network, self.spec = network, network.spec
+        self.meaning = f"{gives}_affine_invariant"
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps (N, 1, H, W): depth is 0 at the nearest, disparity 1."""
+        velocity = self.network.step(self.network.encode(pictures)).latent
+        return (self.network.decode(-velocity).clamp(-1, 1) + 1) / 2
+
+
+def open_genpercept(cfg: DiffusionConfig, gives: str) -> GenPercept:
+    """A folder of Stable Diffusion 2.1 whose unet/ is GenPercept's. gives: depth or disparity."""
+    for head in ("dpt_head", "dpt_head_identity"):
+        if (Path(cfg.source) / head).is_dir():
+            raise TrainingError(
+                f"{cfg.source} holds a GenPercept that answers through a DPT head ({head}/), which"
+                " is not supported: take one that answers through the decoder (unet_depth_v2,"
+                " unet_disparity_v2)."
+            )
+    unet, vae, prompt = _folder_parts(cfg)
+    # Attention in the text encoder looks back only: what follows the end changes nothing before it.
+    return GenPercept(SingleStep(unet, vae, prompt[:, :2], cfg), gives)
+
+
+def open_assistant(
+    source: str, allow_download: bool = False, revision: str = "main", gives: str = ""
+) -> SingleStep | Marigold | GenPercept:
+    """A diffusion network to teach others: a run of depthmaster, a Marigold of diffusers, or, where
+    it is said what it `gives`, a GenPercept.
+    """
+    folder = Path(source)
+    if gives:
+        cfg = DiffusionConfig(source=source, allow_download=allow_download, revision=revision)
+        return open_genpercept(cfg, gives)
+    if any((folder / name).is_file() for name in ("about.json", "last/about.json")):
+        return open_run(folder)
+    from diffusers import MarigoldDepthPipeline
+
+    if not folder.is_dir() and not allow_download:
+        raise TrainingError(
+            f"There is no folder {source}: give a run of depthmaster or a folder that holds a"
+            " Marigold (model_index.json), or allow the download."
+        )
+    try:
+        pipe = MarigoldDepthPipeline.from_pretrained(
+            source, local_files_only=folder.is_dir() or not allow_download, revision=revision
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(
+            f"{source} cannot be opened as a Marigold ({first}): it must hold model_index.json,"
+            " unet/, vae/, scheduler/, text_encoder/ and tokenizer/; of a GenPercept say what it"
+            " gives (genpercept=depth or disparity)."
+        ) from error
+    return Marigold(pipe)

@@ -1,0 +1,625 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DepthMaster (arXiv 2501.02576): a Stable Diffusion that answers depth in one step.
+
+The autoencoder stays as it is; the U-Net, always told that it is at t = 1 and that the prompt is
+empty, turns the latent of a picture into the latent of its depth. Pictures enter as
+(N, 3, H, W) in -1..1; the answer is a map (N, 1, H, W) that is meant to lie in -1..1, in one of
+SPACES. diffusers supplies the networks. Nothing is downloaded that `allow_download` did not ask
+for. Where the paper leaves something open, or its code says otherwise, the place says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from depth_node import config
+from training import checkpoints
+from training.checkpoints import TrainingError
+from training.losses.diffusion import masked_mse, token_divergence
+from training.losses.normalization import exact
+from training.models.hub import Dino
+from training.models.network_io import Answer, InputSpec
+
+SPACES = ("sqrt_disparity", "disparity", "depth")
+PLACES = ("mid", "down1", "down2")
+PARADIGMS = ("single", "iterative", "denoising")
+TIMESTEP = 1
+ITERATIONS = 4  # of the iterative paradigm (table II)
+SHRINK = 0.875  # the external encoder sees the picture at this share of its sides
+PROMPT_FILE = "empty_prompt.safetensors"
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Which diffusion model, and how it is used."""
+
+    source: str = config.option(
+        "",
+        "Folder of a Stable Diffusion 2 (unet/, vae/, text_encoder/, tokenizer/), or its id on the"
+        " Hugging Face hub; empty: the small networks below, with random weights.",
+    )
+    revision: str = config.option("main", "Revision on the hub.")
+    allow_download: bool = config.option(
+        False, "May fetch `source` from the hub; otherwise only what lies on this machine is used."
+    )
+    unet_widths: tuple[int, ...] = config.option(
+        (32, 64, 64), "Without source: channels of the U-Net's levels; multiples of 8.", minimum=8
+    )
+    vae_widths: tuple[int, ...] = config.option(
+        (16, 32, 32), "Without source: channels of the autoencoder's levels; multiples of 8.",
+        minimum=8,
+    )  # fmt: skip
+    prompt_width: int = config.option(
+        32, "Without source: width of the empty prompt's embedding.", minimum=1
+    )
+    space: str = config.option("sqrt_disparity", "What is predicted (table III).", choices=SPACES)
+    paradigm: str = config.option(
+        "single",
+        "One step; the U-Net's answer fed back to it four times; or denoising (table II).",
+        choices=PARADIGMS,
+    )
+    denoise_steps: int = config.option(10, "Steps of the denoising paradigm.", minimum=1)
+    fourier: bool = config.option(False, "Fourier Enhancement behind the U-Net's middle block.")
+    checkpointing: bool = config.option(
+        False, "Save memory: compute activations of U-Net and decoder anew in the backward pass."
+    )
+    decoder_fp32: bool = config.option(
+        False, "Run the autoencoder in float32 whatever loop.precision says."
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        for name in ("unet_widths", "vae_widths"):
+            widths = getattr(self, name)
+            if len(widths) < 2 or any(width % 8 for width in widths):
+                raise config.ConfigError(f"{name} needs two or more multiples of 8, got {widths}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the network shall say: map (N, 1, H, W) in -1..1, where it is known, and its range.
+
+    low and high (N,) are the values of -1 and 1 before scaling, in the space's unit.
+    """
+
+    values: Tensor
+    mask: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def target(
+    depth: Tensor, mask: Tensor, space: str = "sqrt_disparity", tails: float = 0.02
+) -> Target:
+    """Depth (N, 1, H, W) m -> clip(2 (y - q_low) / (q_high - q_low) - 1, -1, 1).
+
+    y is sqrt(1 / depth), 1 / depth or depth; q are the `tails` and 1 - `tails` quantiles of a
+    picture's valid pixels. Pictures without spread are not valid. What is not valid holds the
+    farthest value, so that the autoencoder sees no edge that says "near".
+    """
+    if space not in SPACES:
+        raise ValueError(f"No target space is called {space!r}: use one of {', '.join(SPACES)}.")
+    depth = exact(depth)
+    mask = mask & torch.isfinite(depth) & (depth > 0)
+    safe = torch.where(mask, depth, torch.ones_like(depth))
+    y = {"sqrt_disparity": safe.rsqrt(), "disparity": 1.0 / safe, "depth": safe}[space]
+    ends = y.new_zeros(len(y), 2)
+    for k, (row, valid) in enumerate(zip(y, mask, strict=True)):
+        if valid.any():
+            share = y.new_tensor([tails, 1 - tails])
+            # torch.quantile sorts; it refuses more than 16 million values, no picture has as many.
+            ends[k] = torch.quantile(row[valid], share)
+    low, high = ends.unbind(1)
+    spread = (high > low).view(-1, 1, 1, 1)
+    span = torch.where(high > low, high - low, torch.ones_like(low)).view(-1, 1, 1, 1)
+    scaled = (2 * (y - low.view(-1, 1, 1, 1)) / span - 1).clamp(-1, 1)
+    far = 1.0 if space == "depth" else -1.0
+    valid = mask & spread
+    return Target(torch.where(valid, scaled, torch.full_like(scaled, far)), valid, low, high)
+
+
+class Projector(nn.Module):
+    """Features (N, C, h, w) of the U-Net to the channels of the external encoder: three layers."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1),
+            nn.SiLU(),
+            nn.Conv2d(outputs, outputs, 1),
+            nn.SiLU(),
+            nn.Conv2d(outputs, outputs, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Projected features."""
+        out: Tensor = self.body(features)
+        return out
+
+
+def external_size(height: int, width: int, patch_px: int) -> tuple[int, int]:
+    """The size at which the external encoder sees a picture: whole patches of 0.875 of it."""
+    rows, columns = (round(SHRINK * side / patch_px) for side in (height, width))
+    if min(rows, columns) < 1:
+        raise TrainingError(
+            f"A picture of {height}x{width} is smaller than a patch of the external encoder"
+            f" ({patch_px} px) at {SHRINK} of its size: raise height and width, or switch the"
+            " feature alignment off (loss.align=0)."
+        )
+    return rows * patch_px, columns * patch_px
+
+
+class Alignment(nn.Module):
+    """How far features are from DINOv2's tokens of the same pictures; the projector is learnt.
+
+    Pictures enter DINOv2 as its normalisation wants them, 0..1; the published code gives it
+    pictures in -1..1.
+    """
+
+    def __init__(self, channels: int, external: Dino) -> None:
+        super().__init__()
+        self.projector = Projector(channels, external.channels)
+        self._external = (external,)  # in a tuple: frozen, and in no checkpoint
+
+    def forward(self, pictures: Tensor, features: Tensor) -> Tensor:
+        """token_divergence for pictures (N, 3, H, W) in 0..1 and features (N, C, h, w)."""
+        external = self._external[0].to(pictures.device)
+        size = external_size(pictures.shape[-2], pictures.shape[-1], external.spec.multiple_px)
+        with torch.no_grad():
+            seen = functional.interpolate(
+                pictures, size, mode="bicubic", align_corners=False, antialias=True
+            )
+            tokens = external(external.spec.normalise(seen.clamp(0, 1))).float()
+            tokens = functional.interpolate(
+                tokens, features.shape[-2:], mode="bicubic", align_corners=False
+            )
+        return token_divergence(self.projector(features), tokens)
+
+
+# What a student's root of disparity has at -1 of the target: half of the target's range (ours; the
+# room's far end is not at infinity).
+STUDENT_OFFSET = 0.5
+
+
+def root(disparity: Tensor, least: float = 1e-2) -> Tensor:
+    """Square root of a student's disparity, below `least` its tangent: no dead end at 0."""
+    x = exact(disparity)
+    tangent = (x + least) / (2 * least**0.5)
+    return torch.where(x > least, x.clamp_min(least).sqrt(), tangent)
+
+
+def student_target(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What `root` of a student's disparity shall be, and where: the paper's target, moved."""
+    seen = target(depth, mask)
+    return (seen.values + 1) / 2 + STUDENT_OFFSET, seen.mask
+
+
+class FourierEnhancement(nn.Module):
+    """Amplitude and phase of features, each with its own filter, beside a spatial branch.
+
+    Published without an outer residual; ours adds the block to its input through a last convolution
+    that starts at zero, so that a second stage starts from what the first one learnt.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+        def conv(inputs: int, size: int) -> nn.Conv2d:
+            return nn.Conv2d(inputs, channels, size, padding=size // 2)
+
+        self.norm = nn.GroupNorm(8, channels)
+        self.enter = conv(channels, 3)
+        self.amplitude, self.phase = conv(channels, 3), conv(channels, 3)
+        self.leave = conv(channels, 1)
+        self.spatial = nn.Sequential(conv(channels, 3), nn.SiLU(), conv(channels, 3))
+        self.fuse = conv(2 * channels, 1)
+        nn.init.zeros_(self.fuse.weight)
+        nn.init.zeros_(self.fuse.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, C, h, w) -> the same shape."""
+        x0 = self.norm(x)
+        u = functional.silu(self.enter(x0))
+        # A transform of half precision exists for some sizes on some devices only.
+        spectrum = torch.fft.rfft2(u.float(), norm="ortho")
+        amplitude = functional.silu(self.amplitude(spectrum.abs().to(u.dtype))).float()
+        phase = functional.silu(self.phase(spectrum.angle().to(u.dtype))).float()
+        turned = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
+        v = torch.fft.irfft2(turned, s=u.shape[-2:], norm="ortho").to(u.dtype)
+        frequency = self.leave(v + u)
+        spatial = self.spatial(x0) + x0
+        out: Tensor = x + self.fuse(torch.cat([spatial, frequency], dim=1))
+        return out
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass of the U-Net gives: the latent of depth, and the features asked for."""
+
+    latent: Tensor
+    features: Tensor | None
+
+
+class SingleStep(nn.Module):
+    """Picture in, map of `space` out; the networks of diffusers around DepthMaster's way of use.
+
+    As every network here it has `spec`, `forward` (disparity, large = near) and `answer`.
+    """
+
+    teacher_only = True
+    """Nine hundred million parameters and Fourier transforms: no network to export"""
+    prompt: Tensor
+    offset: Tensor
+
+    def __init__(self, unet: Any, vae: Any, prompt: Tensor, cfg: DiffusionConfig) -> None:
+        super().__init__()
+        self.unet, self.vae, self.cfg = unet, vae.requires_grad_(False), cfg
+        self.register_buffer("prompt", prompt)
+        # low / (high - low) of the targets seen in training: what a square or an inverse needs to
+        # undo the scaling to -1..1. A picture's own is not known to the network.
+        self.register_buffer("offset", torch.tensor(0.5))
+        self.channels: int = unet.config.block_out_channels[-1]
+        self.latent_px = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.spec = InputSpec((0.5,) * 3, (0.5,) * 3, self.latent_px)
+        self.fourier = FourierEnhancement(self.channels) if cfg.fourier else None
+        if cfg.checkpointing:
+            unet.enable_gradient_checkpointing()
+            vae.enable_gradient_checkpointing()
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in -1..1 -> scaled latents: the mean, nothing is drawn."""
+        if min(pictures.shape[-2:]) < self.latent_px or any(
+            side % self.latent_px for side in pictures.shape[-2:]
+        ):
+            height, width = pictures.shape[-2:]
+            raise TrainingError(
+                f"A picture of {height}x{width} does not fit latent cells of {self.latent_px} px:"
+                " give sides that are multiples of it."
+            )
+        with self._autoencoder_precision(pictures):
+            mean: Tensor = self.vae.encode(self._wide(pictures)).latent_dist.mean
+        return mean * self.vae.config.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latents -> map (N, 1, H, W) float32, the mean of the three channels, not clipped.
+
+        Raises TrainingError where half precision overflowed on the way.
+        """
+        with self._autoencoder_precision(latent):
+            found: Tensor = self.vae.decode(
+                self._wide(latent / self.vae.config.scaling_factor)
+            ).sample
+        if not torch.isfinite(found).all():
+            half = found.dtype in (torch.float16, torch.bfloat16)
+            if half and torch.isfinite(latent).all():
+                raise TrainingError(
+                    f"The decoder overflowed in {str(found.dtype).removeprefix('torch.')} (its"
+                    " answer holds NaN or infinity): set diffusion.decoder_fp32=true."
+                )
+            raise TrainingError(
+                "The decoder's answer holds NaN or infinity, because the U-Net's does: lower"
+                " loop.learning_rate, or use loop.precision=bf16 or fp32."
+            )
+        return found.float().mean(dim=1, keepdim=True)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        return x.float() if self.cfg.decoder_fp32 else x
+
+    def _autoencoder_precision(self, x: Tensor) -> Any:
+        if not self.cfg.decoder_fp32:
+            return nullcontext()
+        return torch.autocast(x.device.type, enabled=False)
+
+    def step(self, latent: Tensor, place: str = "", timestep: Tensor | None = None) -> Step:
+        """One pass of the U-Net; with `place`, one of PLACES, also the features there."""
+        kept: list[Tensor] = []
+
+        def enhance(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            if place == "mid":
+                kept.append(output)
+            return output if self.fourier is None else self.fourier(output)
+
+        def keep(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Any]) -> None:
+            kept.append(output[0])
+
+        hooks = [self.unet.mid_block.register_forward_hook(enhance)]
+        if place in ("down1", "down2"):
+            block = self.unet.down_blocks[int(place[-1]) - 1]
+            hooks.append(block.register_forward_hook(keep))
+        try:
+            t = latent.new_full((len(latent),), TIMESTEP).long() if timestep is None else timestep
+            prompt = self.prompt.expand(len(latent), -1, -1)
+            found: Tensor = self.unet(latent, t, encoder_hidden_states=prompt).sample
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Step(found, kept[-1] if kept else None)
+
+    def predict(self, latent: Tensor, place: str = "") -> Step:
+        """The latent of depth from the latent of the picture, by the paradigm."""
+        if self.cfg.paradigm == "single":
+            return self.step(latent, place)
+        if self.cfg.paradigm == "iterative":
+            found = Step(latent, None)
+            for _ in range(ITERATIONS):
+                found = self.step(found.latent, place)
+            return found
+        return Step(self._denoise(latent), None)
+
+    def _denoise(self, latent: Tensor) -> Tensor:
+        """From noise (the same every time) to the latent of depth, seeing the picture's."""
+        from diffusers import DDIMScheduler
+
+        scheduler = DDIMScheduler.from_config(_noise().config, timestep_spacing="trailing")
+        scheduler.set_timesteps(self.cfg.denoise_steps, device=latent.device)
+        drawn = torch.randn(
+            latent.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float32
+        )
+        noisy = drawn.to(latent.device, latent.dtype).expand_as(latent)
+        for t in scheduler.timesteps:
+            now = t.expand(len(latent))
+            said = self.step(torch.cat([latent, noisy], dim=1), timestep=now).latent
+            noisy = scheduler.step(said, t, noisy).prev_sample
+        return noisy
+
+    def denoising_loss(self, latent: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+        """The denoising paradigm's loss: velocity at a drawn time (Marigold), valid cells only."""
+        scheduler = _noise()
+        steps = scheduler.config["num_train_timesteps"]
+        t = torch.randint(0, steps, (len(latent),), device=latent.device)
+        noise = torch.randn_like(truth)
+        noisy = scheduler.add_noise(truth, noise, t)
+        said = self.step(torch.cat([latent, noisy.to(latent.dtype)], dim=1), timestep=t).latent
+        return masked_mse(said, scheduler.get_velocity(truth, noise, t), mask)
+
+    def map(self, pictures: Tensor) -> Tensor:
+        """The map (N, 1, H, W) of `space`, clipped to -1..1."""
+        return self.decode(self.predict(self.encode(pictures)).latent).clamp(-1, 1)
+
+    @torch.no_grad()
+    def observe(self, seen: Target) -> None:
+        """Remember where the targets' ranges lie, for `disparity`."""
+        usable = seen.high > seen.low
+        if usable.any():
+            ratio = (seen.low / (seen.high - seen.low).clamp_min(1e-6))[usable].mean()
+            self.offset.lerp_(ratio.to(self.offset), 0.02)
+
+    def disparity(self, values: Tensor) -> Tensor:
+        """Maps of `space` in -1..1 -> relative disparity, large = near.
+
+        Exact up to scale where the range of the picture is the average one (`offset`); the paper
+        aligns in its own space instead, which needs no such guess (evaluation sqrt_disp_ls).
+        """
+        share = (values + 1) / 2
+        offset = self.offset.clamp_min(0)
+        if self.cfg.space == "disparity":
+            return share
+        if self.cfg.space == "sqrt_disparity":
+            return (share + offset) ** 2
+        return 1.0 / (share + offset.clamp_min(0.05))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Relative disparity of pictures normalised by `spec` (-1..1)."""
+        return self.disparity(self.map(pictures))
+
+    def answer(self, pictures: Tensor) -> Answer:
+        """Disparity, and the features of the U-Net's middle block."""
+        step = self.predict(self.encode(pictures), "mid")
+        features = step.features if step.features is not None else step.latent
+        return Answer(self.disparity(self.decode(step.latent).clamp(-1, 1)), None, features)
+
+    def reconstruct(self, values: Tensor) -> Tensor:
+        """Maps in -1..1 through the autoencoder alone: what is lost there (table II, I2L)."""
+        return self.decode(self.encode(values.expand(-1, 3, -1, -1)))
+
+
+def _noise() -> Any:
+    """Stable Diffusion 2's noise, ending in pure noise (zero terminal SNR), velocity predicted."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        clip_sample=False,
+    )
+
+
+def open_diffusion(cfg: DiffusionConfig) -> SingleStep:
+    """The network as the settings say. TrainingError where its parts are missing or do not fit."""
+    unet, vae, prompt = _random_parts(cfg) if not cfg.source else _folder_parts(cfg)
+    if cfg.paradigm == "denoising":
+        _widen(unet)
+    return SingleStep(unet, vae, prompt, cfg)
+
+
+def from_checkpoint(content: Mapping[str, Any], where: object = "the checkpoint") -> SingleStep:
+    """The network of a run of depthmaster, from what checkpoints.read gives; in eval mode."""
+    if content["recipe"] != "depthmaster":
+        raise TrainingError(
+            f"The run in {where} is of the recipe {content['recipe']}, not of depthmaster: give one"
+            " that trained a diffusion network."
+        )
+    network = open_diffusion(config.build(DiffusionConfig, content["settings"]["diffusion"]))
+    checkpoints.load(network, content["averaged"], where)
+    return network.eval()
+
+
+def open_run(path: Path) -> SingleStep:
+    """The network that a run of the recipe depthmaster learnt, in eval mode."""
+    return from_checkpoint(checkpoints.read(path), path)
+
+
+def stable_diffusion_2(**more: Any) -> Any:
+    """The U-Net of Stable Diffusion 2 with random weights: its shape, for arithmetic and tests."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=96,
+        block_out_channels=(320, 640, 1280, 1280),
+        attention_head_dim=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+        **more,
+    )
+
+
+def _random_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    levels = len(cfg.unet_widths)
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=cfg.unet_widths,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+        cross_attention_dim=cfg.prompt_width,
+        # The number of heads, despite its name.
+        attention_head_dim=tuple(max(width // 16, 1) for width in cfg.unet_widths),
+        norm_num_groups=8,
+        use_linear_projection=True,
+    )
+    depth = len(cfg.vae_widths)
+    vae = AutoencoderKL(
+        block_out_channels=cfg.vae_widths,
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+    return unet, vae, torch.zeros(1, 1, cfg.prompt_width)
+
+
+def _folder_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
+    """U-Net, autoencoder and empty prompt of a Stable Diffusion 2, each in its subfolder."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    folder = Path(cfg.source)
+    if not folder.is_dir() and not cfg.allow_download:
+        raise TrainingError(
+            f"There is no folder {cfg.source}: give one that holds a Stable Diffusion 2 (unet/,"
+            " vae/, text_encoder/, tokenizer/), or say diffusion.allow_download=true to fetch it."
+        )
+    unet = _part(UNet2DConditionModel, "unet", cfg)
+    vae = _part(AutoencoderKL, "vae", cfg)
+    channels = vae.config.latent_channels
+    found = (unet.config.in_channels, unet.config.out_channels)
+    if found != (channels, channels):
+        raise TrainingError(
+            f"The U-Net in {cfg.source} takes {found[0]} and gives {found[1]} channels, the latents"
+            f" here have {channels}: give the U-Net of a plain Stable Diffusion 2, not one changed"
+            " for another task (Marigold's takes 8)."
+        )
+    prompt = _empty_prompt(cfg)
+    width = unet.config.cross_attention_dim
+    if prompt.shape[-1] != width:
+        raise TrainingError(
+            f"The empty prompt of {cfg.source} is {prompt.shape[-1]} wide and its U-Net takes"
+            f" {width}: U-Net and text encoder are of different models, take both from one."
+        )
+    return unet, vae, prompt
+
+
+def _part(cls: Any, name: str, cfg: DiffusionConfig) -> Any:
+    local = Path(cfg.source).is_dir()
+    if local and not (Path(cfg.source) / name / "config.json").is_file():
+        what = {"unet": "U-Net", "vae": "autoencoder"}[name]
+        raise TrainingError(
+            f"The {what} is missing: {cfg.source}/{name} has no config.json; copy the folder"
+            f" {name}/ of a Stable Diffusion 2 there."
+        )
+    arguments: dict[str, Any] = {
+        "subfolder": name,
+        "local_files_only": local or not cfg.allow_download,
+        "use_safetensors": True,
+        "low_cpu_mem_usage": False,  # the other way needs every key, and says less of a wrong one
+        "torch_dtype": torch.float32,
+    }
+    if not local:
+        arguments["revision"] = cfg.revision
+    try:
+        model, info = cls.from_pretrained(cfg.source, output_loading_info=True, **arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            f"{cfg.source}/{name} cannot be opened ({first}): it must hold config.json and"
+            " diffusion_pytorch_model.safetensors of one network."
+        ) from error
+    lacks = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+    lacks += [str(key) for key in info["mismatched_keys"]]
+    if lacks:
+        raise TrainingError(
+            f"The weights in {cfg.source}/{name} are of another network than its config.json:"
+            f" {lacks[0]} and {len(lacks) - 1} more do not fit; take both from one place."
+        )
+    return model
+
+
+def _empty_prompt(cfg: DiffusionConfig) -> Tensor:
+    """The embedding (1, 77, 1024) of "": from a file beside the networks, or by the text encoder.
+
+    It is kept in every checkpoint, so that the text encoder is needed once.
+    """
+    folder = Path(cfg.source)
+    if (folder / PROMPT_FILE).is_file():
+        return next(iter(load_file(str(folder / PROMPT_FILE)).values())).float()
+    from diffusers import StableDiffusionPipeline
+
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(
+            cfg.source,
+            local_files_only=folder.is_dir() or not cfg.allow_download,
+            **dict.fromkeys(
+                ("unet", "vae", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
+            ),
+            requires_safety_checker=False,
+        )
+        with torch.no_grad():
+            prompt, _ = pipe.encode_prompt("", "cpu", 1, False)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(
+            f"The empty prompt of {cfg.source} cannot be made ({first}): it needs text_encoder/,"
+            f" tokenizer/ and model_index.json, or the finished embedding in {PROMPT_FILE}."
+        ) from error
+    return prompt.detach().float()
+
+
+@torch.no_grad()
+def _widen(unet: Any) -> None:
+    """Twice the input channels, picture beside noisy depth; the weights are shared out evenly."""
+    old = unet.conv_in
+    wide = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
+    wide.weight.copy_(torch.cat([old.weight, old.weight], dim=1) / 2)
+    wide.bias.copy_(old.bias)  # type: ignore[union-attr]
+    unet.conv_in = wide
+
+
+def memory(model: nn.Module, optimiser_states: int = 2) -> dict[str, float]:
+    """GiB that a model takes in training but for its activations: float32 weights as they are,
+    gradients and AdamW's two moments of what is learnt.
+    """
+    gib = 2.0**30
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / gib
+    learnt = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad) / gib
+    return {
+        "weights": weights,
+        "gradients": learnt,
+        "optimiser": optimiser_states * learnt,
+        "total": weights + (1 + optimiser_states) * learnt,
+    }

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of the Hugging Face hub: Depth Anything and DINO encoders, from local folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.checkpoints import TrainingError
+from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, PATCH_PX, Answer, InputSpec
+
+
+@dataclass(frozen=True)
+class _Size:
+    """The sizes of a Depth Anything: encoder width, layers, heads; decoder; tapped layers."""
+
+    hidden: int
+    depth: int
+    heads: int
+    neck: tuple[int, int, int, int]
+    fusion: int
+    taps: tuple[int, int, int, int]
+    head: int = 32
+
+
+# small, base, large are those of Depth Anything V2 (and of Distill Any Depth); vit_tiny is ours,
+# after DeiT's, for edge devices; debug is for tests.
+SIZES = {
+    "debug": _Size(32, 4, 2, (8, 8, 16, 16), 16, (1, 2, 3, 4), head=8),
+    "vit_tiny": _Size(192, 12, 3, (24, 48, 96, 192), 48, (3, 6, 9, 12)),
+    "small": _Size(384, 12, 6, (48, 96, 192, 384), 64, (3, 6, 9, 12)),
+    "base": _Size(768, 12, 12, (96, 192, 384, 768), 128, (3, 6, 9, 12)),
+    "large": _Size(1024, 24, 16, (256, 512, 1024, 1024), 256, (5, 12, 18, 24)),
+}
+
+
+class DepthAnything(nn.Module):
+    """DINOv2 encoder and DPT decoder of transformers' DepthAnythingForDepthEstimation.
+
+    (N, 3, H, W) normalised pictures, H and W multiples of 14 -> (N, 1, H, W). Relative networks
+    give disparity; a metric one gives metres (`meaning`).
+    """
+
+    spec = InputSpec(IMAGENET_MEAN, IMAGENET_STD, PATCH_PX)
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        facts = network.config
+        self.channels: int = facts.backbone_config.hidden_size
+        relative = facts.depth_estimation_type == "relative"
+        self.meaning = "disparity_affine_invariant" if relative else "depth_metric"
+        if relative:  # taken out of the network, so that losses can see behind it
+            network.head.activation2 = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Relative disparity (or metres) of normalised pictures."""
+        return self.answer(x).disparity
+
+    def answer(self, x: Tensor) -> Answer:
+        """Disparity, what entered the final ReLU, and the encoder's patch features."""
+        rows, columns = x.shape[-2] // PATCH_PX, x.shape[-1] // PATCH_PX
+        if x.shape[-2] % PATCH_PX or x.shape[-1] % PATCH_PX:
+            raise ValueError(
+                f"A picture of {x.shape[-2]}x{x.shape[-1]} does not fit patches of {PATCH_PX} px:"
+                " give sides that are multiples of it."
+            )
+        net = self.network
+        maps = net.backbone.forward_with_filtered_kwargs(x).feature_maps
+        # The first token stands for the whole picture, the others for the patches row by row.
+        features = maps[-1][:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
+        y = net.head(net.neck(maps, rows, columns), rows, columns)[:, None].float()
+        if self.meaning == "depth_metric":
+            return Answer(y, None, features)
+        return Answer(functional.relu(y), y, features)
+
+
+class Dino(nn.Module):
+    """A frozen DINOv2: what feature alignment compares a student's encoder with."""
+
+    spec = InputSpec(IMAGENET_MEAN, IMAGENET_STD, PATCH_PX)
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.channels: int = network.config.hidden_size
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Patch features (N, C, H / 14, W / 14) of normalised pictures."""
+        rows, columns = x.shape[-2] // PATCH_PX, x.shape[-1] // PATCH_PX
+        tokens: Tensor = self.network(pixel_values=x).last_hidden_state
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
+
+
+@torch.no_grad()
+def _awake(network: Any) -> Any:
+    """Random weights that learn: the library's are so small that the decoder answers 1e-8."""
+    for part in (network.neck, network.head):
+        for layer in part.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                layer.reset_parameters()
+    network.head.conv3.bias.fill_(1.0)  # above the ReLU's dead side
+    return network
+
+
+def _depth_anything_config(kind: str) -> Any:
+    from transformers import DepthAnythingConfig, Dinov2Config
+
+    size = SIZES[kind]
+    taps: dict[str, Any] = {"out_indices": list(size.taps)}
+    encoder = Dinov2Config(
+        hidden_size=size.hidden,
+        num_hidden_layers=size.depth,
+        num_attention_heads=size.heads,
+        image_size=518,
+        reshape_hidden_states=False,
+        apply_layernorm=True,
+        **taps,
+    )
+    return DepthAnythingConfig(
+        backbone_config=encoder,
+        neck_hidden_sizes=list(size.neck),
+        reassemble_hidden_size=size.hidden,
+        fusion_hidden_size=size.fusion,
+        head_hidden_size=size.head,
+    )
+
+
+class Source(Protocol):
+    """Where the library's weights come from, a folder or a name on the hub, and what is allowed."""
+
+    @property
+    def source(self) -> str: ...  # noqa: D102
+
+    @property
+    def revision(self) -> str: ...  # noqa: D102
+
+    @property
+    def allow_download(self) -> bool: ...  # noqa: D102
+
+
+def _library(cls: Any, cfg: Source) -> Any:
+    """`cls.from_pretrained`, local unless asked, without pickles and with every weight in place."""
+    from transformers.utils import logging
+
+    local = Path(cfg.source).is_dir()
+    arguments: dict[str, Any] = {"local_files_only": local or not cfg.allow_download}
+    if not local:
+        arguments["revision"] = cfg.revision
+    is_model = issubclass(cls, nn.Module)
+    if is_model:
+        arguments |= {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
+    talk, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        found = cls.from_pretrained(cfg.source, **arguments)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        cure = (
+            "check the folder: it needs config.json and model.safetensors of that architecture"
+            if local
+            else "give a folder that holds it, or set its allow_download to true"
+            if not cfg.allow_download
+            else "check the name, the revision and the connection"
+        )
+        raise TrainingError(
+            f"The network {cfg.source!r} cannot be opened ({first}); {cure}."
+        ) from (error)
+    finally:
+        logging.set_verbosity(talk)
+        if bar:
+            logging.enable_progress_bar()
+    if not is_model:
+        return found
+    network, info = found
+    missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
+    if missing:
+        raise TrainingError(
+            f"The weights in {cfg.source!r} do not fit a {cls.__name__}: {missing[0]} and"
+            f" {len(missing) - 1} more are missing or of another size; give a folder of that"
+            " architecture."
+        )
+    return network

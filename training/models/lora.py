@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which part of a network learns: all, decoder, or low-rank updates (LoRA)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depth_node import config
+from training.checkpoints import TrainingError
+from training.models.hub import DepthAnything, _awake
+from training.models.unet import SmallUNet
+
+
+def in_encoder(name: str) -> bool:
+    """Whether a parameter of that name belongs to the encoder of one of these networks."""
+    return bool(_ENCODER.search(name))
+
+
+@torch.no_grad()
+def fresh_decoder(network: nn.Module) -> None:
+    """Random weights for all but the encoder, in place."""
+    if isinstance(network, DepthAnything):
+        _awake(network.network)
+        return
+    for name, layer in network.named_modules():
+        if name and not in_encoder(name) and hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()  # type: ignore[operator]
+
+
+TUNES = ("lora", "full", "encoder", "decoder")
+# The names of the same four matrices: transformers 5, transformers 4, and one fused matrix for the
+# first three (timm, the original DINOv2), of which no part can be had alone.
+_LAYERS = {
+    "q": ("q_proj", "query", "qkv"),
+    "k": ("k_proj", "key", "qkv"),
+    "v": ("v_proj", "value", "qkv"),
+    "o": ("o_proj", r"attention\.output\.dense", r"attn\.proj"),
+}
+_ENCODER = re.compile(r"(^|\.)(backbone|blocks|stem|stages|context)(\.|$)")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Which weights learn. Which of q, k, v, o is not said in WeSTAR; q and v are WeSAM's."""
+
+    what: str = config.option(
+        "lora", "low-rank updates of the encoder, or whole parts.", choices=TUNES
+    )
+    rank: int = config.option(8, "Rank of the updates.", minimum=1)
+    alpha: int = config.option(16, "Updates are scaled by alpha / rank.", minimum=0)
+    targets: tuple[str, ...] = config.option(
+        ("q", "v"), "Matrices of the attention layers that get one.", choices=tuple(_LAYERS)
+    )
+    pattern: str = config.option(
+        "",
+        "Instead of `targets`: regular expression of the whole names of linear layers and"
+        " convolutions. A U-Net has no attention: by default its encoder's layers.",
+    )
+    share: float = config.option(
+        1.0,
+        "Share of the low-rank updates with which a run is opened, once it has learnt: a point on"
+        " the line from the source to what was learnt. Less forgets less.",
+        minimum=0,
+        maximum=1,
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise config.ConfigError(f"pattern is no regular expression: {error}") from error
+
+    def regex(self) -> str:
+        """What the names of the updated layers match."""
+        if self.pattern:
+            return self.pattern
+        names = dict.fromkeys(name for target in self.targets for name in _LAYERS[target])
+        return rf"(.*\.)?(backbone|blocks|encoder)\..*({'|'.join(names)})"
+
+
+def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
+    """The same model, in place, with gradients for what learns and low-rank updates where asked.
+
+    Raises TrainingError where no layer fits.
+    """
+    if cfg.what != "lora":
+        for name, parameter in model.named_parameters():
+            inside = in_encoder(name)
+            learns = cfg.what == "full" or inside == (cfg.what == "encoder")
+            # The mask token is of masked image modelling: it takes no part in any answer.
+            parameter.requires_grad_(learns and not name.endswith("mask_token"))
+        return model
+    from peft import LoraConfig, inject_adapter_in_model
+
+    unet = isinstance(model, SmallUNet) and not cfg.pattern
+    regex = r"(stem|stages|context)\..*" if unet else cfg.regex()
+    found = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and re.fullmatch(regex, name)
+    ]
+    if not found:
+        raise TrainingError(
+            f"No layer of this network is called like {regex!r}: set tune.pattern to the names of"
+            " its linear layers or convolutions, or tune.what to full, encoder or decoder."
+        )
+    updates = LoraConfig(
+        r=cfg.rank, lora_alpha=cfg.alpha, target_modules=found, lora_dropout=0.0, bias="none"
+    )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    inject_adapter_in_model(updates, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return model
+
+
+def low_rank(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """(A (r, in), B (out, r), scale) of every low-rank update: W + scale B A.
+
+    Of a convolution, in counts the kernel's places too: A is a convolution and B is 1x1.
+    """
+    for module in model.modules():
+        layer: Any = module
+        if hasattr(layer, "lora_A") and hasattr(layer, "scaling"):
+            for name, a in layer.lora_A.items():
+                b = layer.lora_B[name].weight
+                yield a.weight.flatten(1), b.flatten(1), float(layer.scaling[name])
+
+
+def hold_statistics(model: nn.Module) -> None:
+    """Batch normalisations whose weights do not learn use their statistics as they are.
+
+    Otherwise a network of which only low-rank updates learn would drift by its statistics, which
+    no pull to the source holds back. Call it after train().
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad:
+            layer.eval()
+
+
+def merged(model: nn.Module, share: float = 1.0) -> nn.Module:
+    """The same model, in place, with a share of its low-rank updates added to the weights."""
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            child: Any = module
+            if hasattr(child, "lora_A") and hasattr(child, "merge"):
+                child.scale_layer(share)
+                child.merge(safe_merge=True)
+                setattr(parent, name, child.get_base_layer())
+    return model
+
+
+def parameter_count(model: nn.Module, learnt: bool = False) -> int:
+    """Numbers in the network; with `learnt` those with a gradient."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not learnt)

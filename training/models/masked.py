@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masked image modelling: an encoder learns to say what a picture has where it is hidden.
+
+Two kinds. SimMIM (Xie et al. 2022): hidden patches are replaced by a learnt token, one convolution
+guesses their pixels, the mean |difference| over hidden pixels counts. MAE (He et al. 2022): hidden
+patches never enter the encoder, a small transformer guesses their pixels, each patch normalised;
+the mean squared difference counts. Written from the papers; pictures are (N, 3, H, W), normalised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from depth_node import config
+from training.checkpoints import TrainingError
+from training.models.hub import DepthAnything
+from training.models.network_io import PATCH_PX
+from training.models.networks import Network
+
+VARIANTS = ("simmim", "mae")
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """What is hidden. SimMIM's unit of 32 px is that of a Swin; with patches of 14 px it is 28."""
+
+    variant: str = config.option("simmim", "Kind of masked image modelling.", choices=VARIANTS)
+    unit_px: int = config.option(
+        28, "Side of a hidden square; a multiple of the encoder's patch.", unit="px", minimum=1
+    )
+    ratio: float = config.option(
+        0.6, "Share of the squares that is hidden; MAE: 0.75.", minimum=0.01, maximum=0.99
+    )
+    decoder_width: int = config.option(64, "MAE: width of the decoder.", minimum=8)
+    decoder_layers: int = config.option(2, "MAE: layers of the decoder.", minimum=1)
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+def random_mask(
+    count: int, height: int, width: int, unit_px: int, ratio: float, device: Any = None
+) -> Tensor:
+    """(count, 1, height, width) bool, True = hidden: round(ratio * units) squares of each picture.
+
+    Drawn from torch's generator. Raises TrainingError where not one square fits.
+    """
+    rows, columns = height // unit_px, width // unit_px
+    if not rows or not columns or height % unit_px or width % unit_px:
+        raise TrainingError(
+            f"A picture of {height}x{width} cannot be cut into squares of {unit_px} px: set height"
+            " and width to multiples of masking.unit_px."
+        )
+    hidden = min(max(round(ratio * rows * columns), 1), rows * columns)
+    order = torch.rand(count, rows * columns, device=device).argsort(dim=1)
+    units = (order.argsort(dim=1) < hidden).view(count, 1, rows, columns)
+    return units.repeat_interleave(unit_px, 2).repeat_interleave(unit_px, 3)
+
+
+def cells(mask: Tensor, patch_px: int) -> Tensor:
+    """The mask (N, 1, H, W) per patch (N, 1, H / patch, W / patch)."""
+    return mask[..., ::patch_px, ::patch_px]
+
+
+def hidden_l1(found: Tensor, pictures: Tensor, mask: Tensor) -> Tensor:
+    """SimMIM's loss: sum |x - x'| over hidden pixels / (their number + 1e-5) / channels."""
+    total = ((found.float() - pictures).abs() * mask).sum()
+    return total / (mask.sum() + 1e-5) / pictures.shape[1]
+
+
+def patch_pixels(pictures: Tensor, patch_px: int) -> Tensor:
+    """Pictures (N, C, H, W) as rows of patches (N, P, C * patch * patch), from left to right."""
+    return functional.unfold(pictures, patch_px, stride=patch_px).mT
+
+
+def hidden_mse(found: Tensor, pictures: Tensor, hidden: Tensor, patch_px: int) -> Tensor:
+    """MAE's loss: patches (N, P, .) against pixels normalised within each patch, where hidden."""
+    pixels = patch_pixels(pictures, patch_px)
+    truth = (pixels - pixels.mean(2, keepdim=True)) / (pixels.var(2, keepdim=True) + 1e-6).sqrt()
+    error = ((found.float() - truth) ** 2).mean(dim=2)
+    return (error * hidden).sum() / hidden.sum().clamp_min(1)
+
+
+class Guess(nn.Module):
+    """What guesses the hidden pixels from an encoder's features; learnt beside it, not exported."""
+
+    place: Tensor
+
+    def __init__(self, network: Network, cfg: MaskingConfig, height: int, width: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.patch_px = stride(network)
+        check_unit(network, cfg)
+        pixels = 3 * self.patch_px**2
+        if cfg.variant == "simmim":
+            self.head = nn.Conv2d(network.channels, pixels, 1)
+            if not isinstance(network, DepthAnything):
+                # The U-Net has no tokens: what is hidden is painted over.
+                self.paint = nn.Parameter(torch.zeros(1, 3, 1, 1))
+            return
+        if not isinstance(network, DepthAnything):
+            raise TrainingError(
+                "MAE needs an encoder of tokens: set network.kind to a Depth Anything, or"
+                " masking.variant to simmim."
+            )
+        rows, columns = height // self.patch_px, width // self.patch_px
+        self.narrow = nn.Linear(network.channels, cfg.decoder_width)
+        self.token = nn.Parameter(torch.zeros(1, 1, cfg.decoder_width))
+        self.register_buffer("place", _sines(rows, columns, cfg.decoder_width), persistent=False)
+        layer = nn.TransformerEncoderLayer(
+            cfg.decoder_width,
+            max(cfg.decoder_width // 32, 1),
+            4 * cfg.decoder_width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.decoder = nn.TransformerEncoder(layer, cfg.decoder_layers, enable_nested_tensor=False)
+        self.head_patches = nn.Linear(cfg.decoder_width, pixels)
+
+    def loss(self, network: Network, pictures: Tensor) -> Tensor:
+        """Hide a part of every picture; what is guessed from the rest is compared with it."""
+        n, _, height, width = pictures.shape
+        mask = random_mask(
+            n, height, width, self.cfg.unit_px, self.cfg.ratio, device=pictures.device
+        )
+        if self.cfg.variant == "mae":
+            return self._mae(network, pictures, mask)
+        if isinstance(network, DepthAnything):
+            with replaced(network, cells(mask, self.patch_px)):
+                features = encode(network, pictures)
+        else:
+            features = encode(network, torch.where(mask, self.paint, pictures))
+        found = functional.pixel_shuffle(self.head(features), self.patch_px)
+        return hidden_l1(found, pictures, mask)
+
+    def _mae(self, network: Network, pictures: Tensor, mask: Tensor) -> Tensor:
+        hidden = cells(mask, self.patch_px).flatten(1)
+        # Visible patches first, each in its order: all pictures show as many.
+        order = hidden.int().argsort(dim=1, stable=True)
+        shown = int((~hidden[0]).sum())
+        with _only(network, order[:, :shown]):
+            tokens = _tokens(network, pictures)
+        narrow = self.narrow(tokens[:, 1:])
+        width = narrow.shape[2]
+        all_tokens = self.token.to(narrow.dtype).expand(len(order), order.shape[1], width)
+        index = order[:, :shown, None].expand(-1, -1, width)
+        placed = all_tokens.scatter(1, index, narrow) + self.place
+        return hidden_mse(self.head_patches(self.decoder(placed)), pictures, hidden, self.patch_px)
+
+
+def check_unit(network: Network, cfg: MaskingConfig) -> None:
+    """TrainingError where a hidden square would cut through a patch."""
+    if cfg.unit_px % stride(network):
+        raise TrainingError(
+            f"masking.unit_px {cfg.unit_px} is no multiple of the encoder's patch of"
+            f" {stride(network)} px: set it to one."
+        )
+
+
+def stride(network: Network) -> int:
+    """Pixels per cell of the encoder's last features."""
+    return PATCH_PX if isinstance(network, DepthAnything) else network.spec.multiple_px
+
+
+def encode(network: Network, pictures: Tensor) -> Tensor:
+    """The encoder's last features (N, C, h, w), without the decoder where that can be spared."""
+    if not isinstance(network, DepthAnything):
+        return network.answer(pictures).features
+    tokens = _tokens(network, pictures)[:, 1:]
+    rows, columns = pictures.shape[-2] // PATCH_PX, pictures.shape[-1] // PATCH_PX
+    return tokens.mT.unflatten(2, (rows, columns))
+
+
+def _tokens(network: Any, pictures: Tensor) -> Tensor:
+    backbone = network.network.backbone
+    maps = backbone.forward_with_filtered_kwargs(pictures).feature_maps
+    tokens: Tensor = maps[-1]
+    return tokens
+
+
+@contextmanager
+def replaced(network: Any, hidden: Tensor) -> Iterator[None]:
+    """Hidden patches (N, 1, h, w) enter the encoder as its mask token, with their place."""
+    embeddings = network.network.backbone.embeddings
+
+    def swap(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        token = embeddings.mask_token.to(output.dtype)
+        return torch.where(hidden.flatten(1)[..., None], token, output)
+
+    handle = embeddings.patch_embeddings.register_forward_hook(swap)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _only(network: Any, shown: Tensor) -> Iterator[None]:
+    """Only the patches `shown` (N, V), and the first token, enter the encoder's layers."""
+
+    def choose(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        index = shown[..., None].expand(-1, -1, output.shape[2])
+        return torch.cat([output[:, :1], output[:, 1:].gather(1, index)], dim=1)
+
+    handle = network.network.backbone.embeddings.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _sines(rows: int, columns: int, width: int) -> Tensor:
+    """Places (1, rows * columns, width): half of the channels say the row, half the column."""
+    quarter = width // 4
+    rate = torch.exp(-math.log(10_000.0) * torch.arange(quarter) / max(quarter, 1))
+
+    def wave(count: int) -> Tensor:
+        phase = torch.arange(count)[:, None] * rate
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+    down = wave(rows)[:, None].expand(rows, columns, -1)
+    across = wave(columns)[None].expand(rows, columns, -1)
+    place = torch.cat([down, across], dim=2).flatten(0, 1)
+    return functional.pad(place, (0, width - place.shape[1]))[None]
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual branch of some pictures of a batch, and makes up for it in the others
+    (stochastic depth, Huang et al. 2016).
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch, or 0, per picture; as it is outside of training."""
+        if not self.training or self.share == 0:
+            return x
+        keep = 1 - self.share
+        drawn = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < keep
+        return x * (drawn / keep).to(x.dtype)
+
+
+def drop_paths(network: Network, share: float) -> None:
+    """Give an encoder of tokens drop paths whose share grows linearly from 0 to `share`."""
+    if share == 0:
+        return
+    if not isinstance(network, DepthAnything):
+        raise TrainingError(
+            "Drop path needs an encoder of residual layers: set drop_path=0 for the U-Net."
+        )
+    layers = network.network.backbone.encoder.layer
+    for k, layer in enumerate(layers):
+        layer.drop_path = DropPath(share * k / max(len(layers) - 1, 1))

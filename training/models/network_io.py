@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every network of training takes and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from depth_node import config
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PATCH_PX = 14  # of DINOv2
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How pictures must look to a network: (pixel / 255 - mean) / std, sides a multiple of px."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    multiple_px: int
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in 0..1 as the network sees them."""
+        mean, std = (pictures.new_tensor(x).view(1, 3, 1, 1) for x in (self.mean, self.std))
+        return (pictures - mean) / std
+
+    def fitting(self, height: int, width: int) -> tuple[int, int]:
+        """The nearest size that the network takes."""
+        m = self.multiple_px
+        return max(round(height / m), 1) * m, max(round(width / m), 1) * m
+
+    def require(self, height: int, width: int) -> None:
+        """Raise ConfigError, with the nearest size that fits, unless the network takes this one."""
+        fitting = self.fitting(height, width)
+        if fitting != (height, width):
+            raise config.ConfigError(
+                f"height and width {height}x{width} do not fit this network: use"
+                f" {fitting[0]}x{fitting[1]}"
+            )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All that a network says of a batch.
+
+    disparity (N, 1, H, W); before: what entered a final ReLU, or None; features (N, C, h, w): the
+    encoder's last, at the stride of the encoder.
+    """
+
+    disparity: Tensor
+    before: Tensor | None
+    features: Tensor

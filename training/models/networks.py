@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks: picture in, one channel of relative disparity out; from the library, from a folder, or
+from random weights. LoRA on their encoders.
+
+Every network here takes pictures normalised by its own `spec` and answers (N, 1, H, W) float32,
+large = near. `answer` gives what losses need besides: the encoder's features and, where a ReLU ends
+the network, what entered it. Nothing is ever downloaded that `allow_download` did not ask for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from depth_node import config
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import EMBEDDED
+from depth_node.model_zoo.registry import locate
+from training import checkpoints
+from training.checkpoints import TrainingError
+from training.models.hub import SIZES, DepthAnything, Dino, _awake, _depth_anything_config, _library
+from training.models.lora import TuneConfig, merged, tune
+from training.models.unet import SmallUNet, StudentConfig
+
+KINDS = ("unet", *SIZES)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network, and where its weights come from."""
+
+    kind: str = config.option(
+        "unet",
+        "unet: the small residual U-Net; else a Depth Anything of that size. With `source`, the"
+        " size is the source's.",
+        choices=KINDS,
+    )
+    source: str = config.option(
+        "",
+        "Folder (config.json, model.safetensors) or id on the Hugging Face hub of a Depth Anything"
+        " or Distill Any Depth; a run folder of ours; `embedded` or an .onnx file exported from a"
+        " U-Net of ours; empty: random weights.",
+    )
+    revision: str = config.option("main", "Revision on the hub.")
+    allow_download: bool = config.option(
+        False, "May fetch `source` from the hub; otherwise only what lies on this machine is used."
+    )
+    unet: StudentConfig = config.section(StudentConfig, "The U-Net, where kind is unet.")
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+Network = SmallUNet | DepthAnything
+
+
+def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
+    """A network as the settings say. `weights=False`: its shape alone, to load a checkpoint into.
+
+    Raises TrainingError where the weights are not there or do not fit.
+    """
+    if cfg.source == EMBEDDED or cfg.source.endswith(".onnx"):
+        return _from_onnx(cfg) if weights else SmallUNet(_student_of(cfg))
+    if cfg.source and _is_ours(Path(cfg.source)):
+        return open_run(Path(cfg.source), weights)
+    if cfg.kind == "unet":
+        if cfg.source:
+            raise TrainingError(
+                f"There is no checkpoint of ours in {cfg.source!r}; correct the source, or set kind"
+                " to the size of a Depth Anything if it is one."
+            )
+        return SmallUNet(cfg.unet)
+    from transformers import DepthAnythingForDepthEstimation
+
+    if not cfg.source:
+        return DepthAnything(
+            _awake(DepthAnythingForDepthEstimation(_depth_anything_config(cfg.kind)))
+        )
+    if weights:
+        return DepthAnything(_library(DepthAnythingForDepthEstimation, cfg))
+    shape = _library(DepthAnythingForDepthEstimation.config_class, cfg)
+    return DepthAnything(DepthAnythingForDepthEstimation(shape))
+
+
+def _student_of(cfg: NetworkConfig) -> StudentConfig:
+    """The shape of an exported U-Net, as its manifest says; as cfg.unet says where that is gone."""
+    try:
+        _, facts = locate(cfg.source)
+    except EngineError:
+        return cfg.unet
+    said = facts.training.get("student")
+    return config.build(StudentConfig, said) if said else cfg.unet
+
+
+def _from_onnx(cfg: NetworkConfig) -> SmallUNet:
+    """Our exported U-Net back in torch, so that what is shipped can be adapted further.
+
+    The export folds batch normalisations into the convolutions; here they come back as ones that
+    only add the bias.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx import numpy_helper
+
+    network = SmallUNet(_student_of(cfg)).eval()
+    try:
+        path, _ = locate(cfg.source)
+        stored = {
+            item.name.removesuffix("_half"): torch.from_numpy(numpy_helper.to_array(item).copy())
+            for item in onnx.load(str(path)).graph.initializer
+        }
+    except (EngineError, DecodeError) as error:
+        raise TrainingError(
+            f"The network {cfg.source!r} cannot be opened ({error}); give `embedded` or an .onnx"
+            " file that `python -m training export` wrote."
+        ) from error
+    layers = dict(network.named_modules())
+    content = {}
+    for name, own in network.state_dict().items():
+        layer, _, part = name.rpartition(".")
+        if isinstance(layers[layer], nn.BatchNorm2d):
+            before = re.sub(r"1$", "0", layer)  # the convolution that it was folded into
+            bias = stored.get(f"{before}.bias", own)
+            neutral = {"weight": torch.sqrt(1 + torch.tensor(layers[layer].eps)).expand_as(own)}
+            neutral |= {"running_mean": own * 0, "running_var": own * 0 + 1, "bias": bias}
+            content[name] = neutral.get(part, own).to(own.dtype)
+        elif name in stored:
+            content[name] = stored[name].to(own.dtype)
+    checkpoints.load(network, content, cfg.source)
+    return network
+
+
+def _is_ours(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("about.json", "last/about.json"))
+
+
+def open_run(path: Path, weights: bool = True) -> Network:
+    """The network that a run of ours learnt, its low-rank updates merged, in eval mode.
+
+    path: a run folder or a checkpoint in it. The averaged weights are taken.
+    """
+    found = checkpoints.read(path)
+    settings = found["settings"]
+    if "network" in settings:
+        network = open_network(config.build(NetworkConfig, settings["network"]), weights=False)
+    elif "student" in settings:
+        network = SmallUNet(config.build(StudentConfig, settings["student"]))
+    else:
+        raise TrainingError(
+            f"The run in {path} is of recipe {found.get('recipe')!r}, whose network is not known"
+            " here; give a run of supervised, distill or westar."
+        )
+    share = 1.0
+    if "tune" in settings:
+        tuned = config.build(TuneConfig, settings["tune"])
+        tune(network, tuned)
+        share = tuned.share
+    if weights:
+        checkpoints.load(network, found["averaged"], path)
+    return merged(network, share).requires_grad_(True).eval()  # type: ignore[return-value]
+
+
+def open_dino(cfg: NetworkConfig) -> Dino:
+    """A frozen DINOv2 from a folder or the hub; with random weights where `source` is empty."""
+    from transformers import Dinov2Model
+
+    if cfg.source:
+        return Dino(_library(Dinov2Model, cfg))
+    if cfg.kind not in SIZES:
+        raise TrainingError(
+            f"A DINOv2 of kind {cfg.kind!r} does not exist: use one of {', '.join(SIZES)}."
+        )
+    return Dino(Dinov2Model(_depth_anything_config(cfg.kind).backbone_config))

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segment Anything as a maker of masks for training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.checkpoints import TrainingError
+from training.models.hub import Source, _library
+from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, InputSpec
+
+
+class Sam(nn.Module):
+    """A Segment Anything (1, 2 or 2.1) of the library: masks at points of a picture."""
+
+    spec = InputSpec(IMAGENET_MEAN, IMAGENET_STD, 1)
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        # The first one keeps the picture's shape and pads it below and right, the others stretch.
+        self.pads = network.config.model_type == "sam"
+        self.side_px = int(network.prompt_encoder.input_image_size)
+
+    @torch.no_grad()
+    def forward(
+        self, picture: Tensor, points: Tensor, at_once: int = 64
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Candidates at points (P, 2), (x, y) px of a picture (1, 3, H, W) in 0..1, by and by.
+
+        Each time logits (k, H, W), above 0 inside, and the network's guess (k,) of their overlap
+        with what is there; three candidates a point.
+        """
+        height, width = picture.shape[-2:]
+        side = self.side_px
+        if self.pads:
+            share = side / max(height, width)
+            inner = (max(round(height * share), 1), max(round(width * share), 1))
+        else:
+            inner = (side, side)
+        x = functional.interpolate(
+            picture, inner, mode="bilinear", align_corners=False, antialias=True
+        )
+        x = functional.pad(self.spec.normalise(x), (0, side - inner[1], 0, side - inner[0]))
+        seen = self.network.get_image_embeddings(x)
+        scale = points.new_tensor([inner[1] / width, inner[0] / height])
+        for part in ((points + 0.5) * scale).split(at_once):
+            out = self.network(
+                image_embeddings=seen,
+                input_points=part[None, :, None].to(x.dtype),
+                multimask_output=True,
+            )
+            logits = functional.interpolate(
+                out.pred_masks[0], (side, side), mode="bilinear", align_corners=False
+            )[..., : inner[0], : inner[1]]
+            logits = functional.interpolate(
+                logits, (height, width), mode="bilinear", align_corners=False
+            )
+            yield logits.flatten(0, 1), out.iou_scores[0].flatten()
+
+
+def open_sam(cfg: Source) -> Sam:
+    """A Segment Anything from a folder or the hub. Raises TrainingError where there is none."""
+    from transformers import AutoConfig, Sam2Model, SamModel
+
+    kind = _library(AutoConfig, cfg).model_type
+    classes = {"sam": SamModel, "sam2": Sam2Model, "sam2_video": Sam2Model}
+    if kind not in classes:
+        raise TrainingError(
+            f"The network in {cfg.source!r} is a {kind!r}, no Segment Anything; give one of"
+            f" {', '.join(classes)}."
+        )
+    return Sam(_library(classes[kind], cfg))

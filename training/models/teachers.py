@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Teachers: whatever answers a batch of pictures with depth or disparity, behind one door.
+
+A teacher says what its numbers mean (`kind`, of depth_node.prediction.KINDS); `ask` turns them into
+disparity, large = near, with a mask of what is known. The conversion is depth_node's own: inverses
+no closer to zero than a share of the median. For affine depth (Marigold) that is a choice of ours,
+as its shift is unknown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from depth_node import config
+from depth_node.engine import EngineError
+from depth_node.engine.manifest import manifest_path
+from depth_node.engine.options import REFERENCE
+from depth_node.inference import DepthModel, ModelConfig
+from depth_node.prediction import Prediction
+from training.checkpoints import TrainingError
+from training.models.networks import Network, NetworkConfig, open_network
+
+SOURCES = ("network", "engine", "diffusion")
+
+
+class Teacher(Protocol):
+    """Pictures (N, 3, H, W) float32 in 0..1, any size -> maps (N, 1, H, W) of its `kind`."""
+
+    name: str
+    revision: str
+    kind: str
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """The maps."""
+
+
+def ask(teacher: Teacher, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Disparity (N, 1, H, W) float32, 0 where unknown, and the mask of what is known."""
+    with torch.no_grad():
+        maps = teacher(pictures).float()
+    if maps.shape != (len(pictures), 1, *pictures.shape[-2:]):
+        raise TrainingError(
+            f"Teacher {teacher.name} answers {tuple(maps.shape)} to pictures of"
+            f" {tuple(pictures.shape)}; it must give one map of their size each."
+        )
+    if teacher.kind.startswith("disparity"):
+        disparity = maps
+    else:
+        found = [Prediction(m[0], teacher.kind).disparity() for m in maps.cpu().numpy()]
+        disparity = torch.from_numpy(np.stack(found))[:, None].to(maps.device)
+    known = torch.isfinite(disparity)
+    return torch.where(known, disparity, torch.zeros_like(disparity)), known
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Who teaches."""
+
+    what: str = config.option(
+        "network",
+        "network: of torch, on the training device; engine: an ONNX file with manifest, through"
+        " depth_node; diffusion: a run of depthmaster, a Marigold of diffusers, or a GenPercept.",
+        choices=SOURCES,
+    )
+    path: str = config.option(
+        "", "Of an engine: the .onnx file, or `embedded`; of a diffusion network: its folder."
+    )
+    genpercept: str = config.option(
+        "",
+        "`path` is a GenPercept, a Stable Diffusion 2.1 with its U-Net in unet/, that gives this,"
+        " which no file tells; empty: it is none.",
+        choices=("", "depth", "disparity"),
+    )
+    backend: str = config.option(
+        REFERENCE,
+        "What runs an engine, as the node's model.backend. The CPU's answers are the reference:"
+        " others may differ in the last bits, and are kept apart.",
+    )
+    height: int = config.option(
+        0, "Rows that a network works in; 0: those of the pictures.", unit="px", minimum=0
+    )
+    width: int = config.option(
+        0, "Columns that a network works in; 0: those of the pictures.", unit="px", minimum=0
+    )
+    shift: float = config.option(
+        0.1,
+        "Of a network that gives affine depth (Marigold: 0..1, the nearest is 0): added before it"
+        " is inverted, as the true shift is unknown. Ours.",
+        minimum=0,
+    )
+    seed: int = config.option(0, "Of a network without source: seed of its random weights.")
+    network: NetworkConfig = config.section(NetworkConfig, "The network.")
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+
+
+class NetworkTeacher:
+    """A torch network, frozen. It moves to the device of the pictures it is asked about."""
+
+    def __init__(
+        self, network: Network, name: str, size: tuple[int, int] = (0, 0), shift: float = 0.0
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.name, self.size = name, size
+        self.kind = getattr(network, "meaning", "disparity_affine_invariant")
+        # Whatever is added, affine depth stays what it is; only its inverse is another.
+        self.shift = shift if self.kind == "depth_affine_invariant" else 0.0
+        self.revision = fingerprint(network) + (f"+{self.shift:g}" if self.shift else "")
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Maps of the pictures' size; the network sees them resized to what it takes."""
+        return self._maps(pictures) + self.shift
+
+    def _maps(self, pictures: Tensor) -> Tensor:
+        self.network.to(pictures.device)  # type: ignore[arg-type]
+        height, width = pictures.shape[-2:]
+        inner = self.network.spec.fitting(self.size[0] or height, self.size[1] or width)
+        x = pictures
+        if inner != (height, width):
+            shrinks = inner[0] < height or inner[1] < width
+            x = functional.interpolate(
+                x, inner, mode="bilinear", align_corners=False, antialias=shrinks
+            )
+        maps: Tensor = self.network(self.network.spec.normalise(x))
+        if inner == (height, width):
+            return maps
+        return functional.interpolate(
+            maps.float(), (height, width), mode="bilinear", align_corners=False
+        )
+
+
+class EngineTeacher:
+    """A shipped network: an ONNX file with its manifest, through depth_node's engine."""
+
+    def __init__(self, path: str, backend: str = REFERENCE) -> None:
+        try:
+            self.model = DepthModel.open(ModelConfig(path=path, backend=backend, threads=1))
+        except EngineError as error:
+            raise TrainingError(f"The teacher {path!r} cannot be opened: {error}") from error
+        facts = self.model.engine.manifest
+        self.name, self.kind = facts.name, facts.meaning
+        where = Path(path)
+        content = where.read_bytes() if where.is_file() else json.dumps(facts.training).encode()
+        beside = manifest_path(where)
+        content += beside.read_bytes() if beside.is_file() else b""
+        runs_on = self.model.engine.backend
+        content += b"" if runs_on == REFERENCE else runs_on.encode()
+        self.revision = hashlib.blake2b(content, digest_size=8).hexdigest()
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Maps of the pictures' size, as the engine gives them in picture coordinates."""
+        images = (pictures.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        maps = [self.model.predict(image.contiguous().numpy()).values for image in images]
+        return torch.from_numpy(np.stack(maps))[:, None].to(pictures.device)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A short name of a network's weights: other weights, another name."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in network.state_dict().items():
+        found.update(name.encode())
+        found.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return found.hexdigest()
+
+
+def open_teacher(cfg: TeacherConfig) -> Teacher:
+    """The teacher that the settings name. Raises TrainingError with a sentence."""
+    if cfg.what == "engine":
+        return EngineTeacher(cfg.path or "embedded", cfg.backend)
+    if cfg.what == "diffusion":
+        from training.models import assistants  # needs diffusers
+
+        assistant: Any = assistants.open_assistant(
+            cfg.path, cfg.network.allow_download, cfg.network.revision, cfg.genpercept
+        )
+        return NetworkTeacher(assistant, cfg.path, (cfg.height, cfg.width), cfg.shift)
+    generator = torch.random.get_rng_state()
+    try:  # random weights of a teacher must not depend on what was drawn before
+        torch.manual_seed(cfg.seed)
+        network = open_network(cfg.network)
+    finally:
+        torch.random.set_rng_state(generator)
+    name = cfg.network.source or f"random {cfg.network.kind} {cfg.seed}"
+    return NetworkTeacher(network, name, (cfg.height, cfg.width), cfg.shift)

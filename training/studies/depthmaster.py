@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do MeSa and DepthMaster do here what their papers say? The same kind of study as study.py.
+
+    python -m training study mesa --out STUDY [--seeds 1 2 3]
+    python -m training study depthmaster --out STUDY --pictures 3000
+    python -m training study assistant --out STUDY --pictures 3000      (after depthmaster)
+
+mesa: an encoder pre-trained in five ways (from scratch is one), then fine-tuned alike on few
+pictures of rooms, judged in metres on rooms and on desks that it never saw. depthmaster: small
+networks from scratch, one change at a time, judged in their own space. assistant: a student of the
+embedded network, with depthmaster's "both stages" as a second teacher and without.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from depth_node import config
+from depth_node.metrics import boundary_f1, evaluate
+from training import checkpoints
+from training.data.augmentation import Window
+from training.data.mixed import Mixture
+from training.data.pool import Pool
+from training.data.samples import Sample
+from training.evaluation.score import BASELINES, baseline
+from training.loop import run
+from training.models.diffusion import SPACES, open_run, target
+from training.models.network_io import InputSpec
+from training.models.networks import NetworkConfig, open_network
+from training.models.networks import open_run as open_student
+from training.models.teachers import NetworkTeacher
+from training.recipes import depthmaster, distill, mesa
+from training.studies import add_run_options
+from training.studies.common import HEIGHT, WIDTH, Variant, errors, slug
+from training.studies.mesa import run_mesa
+from training.studies.runs import F64, Study, pool, pool_settings, run_study, samples
+
+# The external encoder of the alignment sees 0.875 of a picture: 3 x 4 patches of 14 px, as many
+# as the U-Net's middle has cells.
+MASTER_SIZE = {"height": 48, "width": 64}
+STEPS, DETAIL = 700, 200  # of the first stage, of the second
+MASTER_BASE: dict[str, Any] = {
+    **MASTER_SIZE,
+    "diffusion": {"unet_widths": [24, 32, 48], "vae_widths": [8, 16, 32]},
+    "loss": {"align": 0},
+    "loop": {
+        "batch": 16,
+        "steps": STEPS,
+        "learning_rate": 2e-3,
+        "warmup": 50,
+        "ema": 0.99,
+        "tensorboard": False,
+        "checkpoint_every": 200,
+    },
+}
+AUTOENCODER: dict[str, Any] = {
+    "learn": "autoencoder",
+    "loop.learning_rate": 3e-3,
+    "loop.steps": 800,
+}
+# What stands for DINOv2, whose weights are not at hand: an encoder of tokens that learnt to guess
+# hidden patches of the same pictures.
+STAND_IN: dict[str, Any] = {
+    "height": 42,
+    "width": 56,
+    "masking.unit_px": 14,
+    "loss.geometric": 0,
+    "loss.supervised": 0,
+    "loop.steps": 1500,
+    "loop.batch": 16,
+    "loop.checkpoint_every": 500,
+}
+ENCODER = "encoder"  # of external.source: the stand-in's folder
+# A second stage: a tenth of the rate, through the decoder.
+PIXELS: dict[str, Any] = {"loss.latent": 0, "loss.pixel": 1, "loss.gradient": 0.001}
+LATER: dict[str, Any] = {"start": "sqrt-disparity", "loop.steps": DETAIL}
+SECOND: dict[str, Any] = {**LATER, **PIXELS, "loop.learning_rate": 2e-4}
+FOURIER = {"diffusion.fourier": True}
+ALIGNED: dict[str, Any] = {"loss.align": 1, "external.kind": "debug", "external.source": ENCODER}
+# The small autoencoder's latents have a variance of about 10, Stable Diffusion's of about 1: the
+# paper's weight of 1 would be 10 here. A hundred, so that the term is felt.
+STRONG = "aligned, weight 100"
+MASTER = (
+    Variant("sqrt-disparity", {}),
+    Variant("disparity", {"diffusion.space": "disparity"}),
+    Variant("depth", {"diffusion.space": "depth"}),
+    Variant("aligned", ALIGNED),
+    Variant("aligned, random encoder", {**ALIGNED, "external.source": ""}),
+    Variant(STRONG, {**ALIGNED, "loss.align": 100}),
+    Variant("stage 1 for longer", {**LATER, "loop.learning_rate": 2e-4}),
+    Variant("stage 2 alone", {**PIXELS, **FOURIER, "loop.steps": STEPS + DETAIL}),
+    Variant("both stages", {**SECOND, **FOURIER}),
+    Variant("both stages, code's form", {**SECOND, **FOURIER, "loss.form": "code"}),
+    Variant("both stages without Fourier", SECOND),
+    Variant("both stages, pixel loss only", {**SECOND, "loss.gradient": 0}),
+    Variant("both stages, aligned", {**SECOND, **FOURIER, "start": STRONG}),
+)
+# A student of the embedded network's kind, taught by it, or now and then by the network of
+# "both stages".
+STUDENTS = (
+    Variant("embedded network alone", {"who": "primary"}),
+    Variant("with the diffusion assistant", {"who": "random", "assistant_share": 0.3}),
+    Variant("diffusion network alone", {"who": "assistant"}),
+)
+ASSISTANT = "both stages"
+STUDENT_SIZE = (64, 96)
+STUDENT_BASE: dict[str, Any] = {
+    "height": STUDENT_SIZE[0],
+    "width": STUDENT_SIZE[1],
+    "encoder_rate": 1.0,
+    "network": {
+        "kind": "unet",
+        "unet": {
+            "widths": [12, 20, 32, 48, 64],
+            "depths": [0, 1, 1, 1, 1],
+            "decoder": [32, 24, 16, 12],
+        },
+    },
+    "crop": {"smallest_px": 78},
+    "view": {"colour": 0.2, "gamma": 0.2},
+    "loss": {"feature": 0, "local": 0, "gradient": 0.5, "norm": "global"},
+    "loop": {
+        "steps": 600,
+        "batch": 16,
+        "warmup": 30,
+        "learning_rate": 2e-3,
+        "precision": "bf16",
+        "tensorboard": False,
+        "checkpoint_every": 100,
+    },
+}
+
+
+def answered(out: Path, variant: Variant, seed: int, learn: Pool) -> Path:
+    """The run of one variant; what it starts from is made first. One autoencoder serves all of
+    them, as Stable Diffusion's does, and one external encoder.
+    """
+    settings = dict(variant.settings or {})
+    start = _master(out / "runs" / "autoencoder", {**AUTOENCODER, "loop.seed": 0}, learn)
+    if settings.get("external.source"):
+        settings["external.source"] = str(stand_in(out, learn))
+    if "start" in settings:
+        before = next(v for v in MASTER if v.name == settings["start"])
+        start = answered(out, before, seed, learn)
+    last = out / "runs" / f"{slug(variant.name)}-{seed}"
+    return _master(last, {**settings, "start": str(start), "loop.seed": seed}, learn)
+
+
+def stand_in(out: Path, learn: Pool) -> Path:
+    """A folder that models.open_dino opens: the encoder that learnt by STAND_IN."""
+    folder, made = out / "runs" / "encoder", out / "runs" / "encoder-dinov2"
+    if not (made / "config.json").is_file():
+        run_mesa(folder, {**STAND_IN, "loop.seed": 0}, learn)
+        learnt: Any = mesa.exportable(checkpoints.read(folder))[0].network
+        learnt.network.backbone.save_pretrained(made)
+    return made
+
+
+def _master(folder: Path, changes: dict[str, Any], learn: Pool) -> Path:
+    cfg = config.replace(config.build(depthmaster.Config, MASTER_BASE), changes)
+    mixture = Mixture(config.replace(cfg.pictures, pool_settings(learn)))
+    recipe = depthmaster.DepthMaster(cfg, mixture)
+    run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
+    return folder
+
+
+@torch.no_grad()
+def space_errors(network: Any, space: str, judge: Sequence[Sample], through: bool = False) -> F64:
+    """(pictures, 2): AbsRel and boundary F1, aligned in the network's own space.
+
+    through: of the truth, sent through the autoencoder alone (table II).
+    """
+    found = []
+    for sample in judge:
+        assert sample.depth is not None
+        window = Window.whole(sample.image.shape, MASTER_SIZE["height"], MASTER_SIZE["width"])
+        if through:
+            depth = torch.from_numpy(window.nearest(sample.depth))[None, None]
+            seen = target(depth, torch.isfinite(depth), space)
+            values = network.reconstruct(seen.values).clamp(-1, 1)
+        else:
+            x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
+            values = network.map(network.spec.normalise(x))
+        abs_rel, _, f1 = depthmaster.judged(values, sample.depth, space)
+        found.append((abs_rel, f1))
+    return np.array(found)
+
+
+def rival_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
+    """(pictures, 2): AbsRel and boundary F1 (or 1 - delta1) of a rival that does not look at the
+    picture.
+    """
+    found = []
+    for sample in judge:
+        assert sample.depth is not None
+        depth = baseline(name, sample.depth)
+        scores = evaluate(depth, sample.depth)
+        second = boundary_f1(depth, sample.depth) if edges else 1 - scores.delta1
+        found.append((scores.abs_rel, second))
+    return np.array(found)
+
+
+def master_errors(out: Path, name: str, seed: int, learn: Pool, judge: Sequence[Sample]) -> F64:
+    """The errors of a variant or of a reference, by its name in the table."""
+    if name in BASELINES:
+        return rival_errors(name, judge)
+    variant = next((v for v in MASTER if v.name == name), MASTER[0])
+    path = answered(out, variant, seed, learn)
+    network = open_run(path)
+    space = THROUGH.get(name, network.cfg.space)
+    return space_errors(network, space, judge, through=name in THROUGH)
+
+
+THROUGH = {f"autoencoder alone, {space}": space for space in SPACES}
+
+
+def student_errors(
+    out: Path, name: str, seed: int, learn: Pool, see: Sequence[Sample], judge: Sequence[Sample]
+) -> F64:
+    """(pictures, 2): AbsRel and 1 - delta1 of a student, or of a teacher by its name."""
+    if name in BASELINES:
+        return rival_errors(name, judge, edges=False)
+    source = open_network(NetworkConfig(source="embedded"))
+    embedded = NetworkTeacher(source, "embedded", (HEIGHT, WIDTH))
+    if name == TEACHERS[0]:
+        return errors(source, judge)
+    variant = next(v for v in MASTER if v.name == ASSISTANT)
+    network: Any = open_run(answered(out / "depthmaster", variant, seed, learn))
+    size = (MASTER_SIZE["height"], MASTER_SIZE["width"])
+    assistant = NetworkTeacher(network, "diffusion", size)
+    if name == TEACHERS[1]:
+        return errors(_sized(assistant), judge)
+    chosen = next(v for v in STUDENTS if v.name == name)
+    changes = {**(chosen.settings or {}), "loop.seed": seed}
+    cfg = config.replace(config.build(distill.Config, STUDENT_BASE), changes)
+    folder = out / "assistant" / "runs" / f"{slug(name)}-{seed}"
+    plain = [Sample(s.name, s.image) for s in see]
+    recipe = distill.Distill(cfg, plain, [embedded, assistant])
+    run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
+    return errors(_sized(NetworkTeacher(open_student(folder), "student", STUDENT_SIZE)), judge)
+
+
+TEACHERS = ("the embedded network itself", "the diffusion network itself")
+
+
+class _Sized(nn.Module):
+    """What works at a size of its own, as a network of pictures in 0..1."""
+
+    spec = InputSpec((0.0,) * 3, (1.0,) * 3, 1)  # type: ignore[arg-type]
+
+    def __init__(self, inner: NetworkTeacher) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def _sized(inner: NetworkTeacher) -> Any:
+    return _Sized(inner)
+
+
+UNSEEDED = (*BASELINES, *THROUGH, TEACHERS[0])
+
+
+def _master_learn(args: argparse.Namespace) -> Pool:
+    return pool(args.out, "master-learn", args.pictures, "room", 8011, (54, 72))
+
+
+def _master_study(args: argparse.Namespace) -> Study:
+    learn = _master_learn(args)
+    size = (MASTER_SIZE["height"], MASTER_SIZE["width"])
+    judge = samples(pool(args.out, "master-judge", 3 * args.rooms, "room", 8014, size))
+
+    def make(name: str, seed: int) -> dict[str, F64]:
+        return {"rooms": master_errors(args.out / "depthmaster", name, seed, learn, judge)}
+
+    names = [*(v.name for v in MASTER), *THROUGH, *BASELINES]
+    return Study(names, ("AbsRel", "boundary F1"), ["rooms"], make, UNSEEDED)
+
+
+def _assistant_study(args: argparse.Namespace) -> Study:
+    learn, size = _master_learn(args), (108, 144)
+    see = samples(pool(args.out, "assistant-see", min(args.pictures, 900), "room", 8021, size))
+    judge = samples(pool(args.out, "assistant-judge", 3 * args.rooms, "room", 8024, size))
+
+    def make(name: str, seed: int) -> dict[str, F64]:
+        return {"rooms": student_errors(args.out, name, seed, learn, see, judge)}
+
+    names = [*(v.name for v in STUDENTS), *TEACHERS, *BASELINES]
+    return Study(names, ("AbsRel", "1 - delta1"), ["rooms"], make, UNSEEDED)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of the study."""
+    add_run_options(parser)
+
+
+def command(args: argparse.Namespace, console: Console) -> None:
+    """Run what is missing of the study and print its table."""
+    study = _master_study if args.study == "depthmaster" else _assistant_study
+    run_study(study(args), args, console)

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A page in your browser that asks, picture by picture, which of two points is nearer.
+
+    python -m training annotate PICTURES --out labels.csv
+
+Every answer is on the disk before the next question shows; the same command goes on where it
+stopped. Which points are asked follows from the seed and the picture's name: two places inside two
+different regions of the picture, away from their borders, where a person can tell. First every
+picture is asked once, then every picture again, so that stopping early leaves no picture out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import threading
+import webbrowser
+from collections import Counter
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from depth_node.regions.segmentation import segment
+from training.data.open import DataConfig, open_samples
+from training.data.ordinal_labels import (
+    SIGNS,
+    Pair,
+    append_label,
+    mended,
+    read_labels,
+    write_labels,
+)
+from training.data.samples import DataError
+
+PAGE = Path(__file__).with_name("annotate.html")
+LONGEST_ASKED_PX = 320  # the regions that points are drawn from are found at this size
+APART = 0.08  # least distance of two points over the picture's diagonal
+ROOM_PX = 4.0  # at that size: regions that are narrower everywhere are not asked about
+LARGEST_ANSWER = 4096  # bytes of a request
+
+
+def propose(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """x1, y1, x2, y2 (px) of two points of a picture (H, W, 3), inside two of its regions."""
+    height, width = image.shape[:2]
+    share = min(1.0, LONGEST_ASKED_PX / max(height, width))
+    size = (max(round(width * share), 2), max(round(height * share), 2))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    labels = segment(np.ascontiguousarray(small, np.uint8))
+    area = np.bincount(labels.ravel())[1:].astype(np.float64)
+    weight = np.sqrt(area) / np.sqrt(area).sum()
+    for _ in range(50):
+        if len(area) > 1:
+            one, other = rng.choice(len(area), 2, replace=False, p=weight) + 1
+            first, room = _inside(labels == one, rng)
+            second, more = _inside(labels == other, rng)
+        else:
+            first, second = rng.uniform(0, size, (2, 2))
+            room = more = ROOM_PX
+        apart = float(np.hypot(*(first - second)))
+        if apart >= APART * np.hypot(*size) and min(room, more) >= ROOM_PX:
+            break
+    scale = np.array([width / size[0], height / size[1]])
+    points = np.floor((np.stack([first, second]) + 0.5) * scale).astype(int)
+    (x1, y1), (x2, y2) = np.clip(points, 0, [width - 1, height - 1])
+    return int(x1), int(y1), int(x2), int(y2)
+
+
+def _inside(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
+    """A random (x, y) well inside a mask, at least half as far from its border as one can be; and
+    how far that is.
+    """
+    padded = np.pad(mask.astype(np.uint8), 1)  # the picture's edge is a border too
+    depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
+    rows, columns = np.nonzero(depth >= 0.5 * depth.max())
+    k = int(rng.integers(len(rows)))
+    return np.array([columns[k], rows[k]], np.float64), float(depth.max())
+
+
+class Session:
+    """Questions, answers and where they are kept. Safe to use from several threads."""
+
+    def __init__(self, cfg: DataConfig, out: Path, per_picture: int = 5, seed: int = 0) -> None:
+        self.samples = open_samples(cfg)
+        self.names = [item.name for item in self.samples.items]
+        self.out, self.seed = out, seed
+        self.lock = threading.Lock()
+        # Question q is the (q // pictures)-th one of picture q % pictures.
+        self.total = per_picture * len(self.names)
+        self.mended = mended(out)
+        self.pairs = read_labels(out) if out.exists() else []
+        self._answered = {_place(pair) for pair in self.pairs}
+        self._skipped: list[int] = []
+        # What can be taken back, the last one last: (question, was it skipped).
+        self._history: list[tuple[int, bool]] = []
+        self._question = 0
+        self._picture = functools.lru_cache(8)(lambda index: self.samples[index].image)
+        self._points = functools.lru_cache(None)(self._propose)
+        # Which questions were answered is counted by picture at first, as to know it exactly every
+        # labelled picture would have to be read; _forward puts right what was skipped in between.
+        self._done: set[int] = set()
+        count = Counter(pair.image for pair in self.pairs)
+        for index, name in enumerate(self.names):
+            turns = range(min(count[name], per_picture))
+            self._done.update(turn * len(self.names) + index for turn in turns)
+        self._forward()
+
+    def _propose(self, question: int) -> tuple[int, int, int, int]:
+        index, turn = question % len(self.names), question // len(self.names)
+        rng = np.random.default_rng([self.seed, turn, *self.names[index].encode()])
+        return propose(self._picture(index), rng)
+
+    def _is_answered(self, question: int) -> bool:
+        name = self.names[question % len(self.names)]
+        return (name, *self._points(question)) in self._answered
+
+    def _forward(self) -> None:
+        """To the first question that is neither answered nor skipped, then to the skipped ones."""
+        while True:
+            passed = self._done | set(self._skipped)
+            found = next((q for q in range(self.total) if q not in passed), -1)
+            if found < 0 or not self._is_answered(found):
+                break
+            # Answered before the program was started anew, but an earlier one was not.
+            self._done.add(found)
+            same = range(found % len(self.names), found, len(self.names))
+            owed = [q for q in same if q in self._done and not self._is_answered(q)]
+            self._done.difference_update(owed[:1])
+        if found < 0 and self._skipped:
+            found = self._skipped[0]
+        self._question = found
+
+    def state(self) -> dict[str, Any]:
+        """What the page shows."""
+        base = {
+            "done": len(self._done),
+            "total": self.total,
+            "undo": bool(self._history),
+            "out": str(self.out),
+            "labels": len(self.pairs),
+        }
+        if self._question < 0:
+            return {**base, "finished": True}
+        index = self._question % len(self.names)
+        x1, y1, x2, y2 = self._points(self._question)
+        height, width = self._picture(index).shape[:2]
+        return {
+            **base,
+            "finished": False,
+            "question": self._question,
+            "image": self.names[index],
+            "url": f"image/{index}",
+            "ahead": f"image/{(index + 1) % len(self.names)}",
+            "width": width,
+            "height": height,
+            "again": self._question in self._skipped,
+            "points": [[x1, y1], [x2, y2]],
+        }
+
+    def answer(self, question: int, relation: str) -> bool:
+        """Keep an answer; False, and nothing kept, where another question is the current one."""
+        if question != self._question or question < 0 or relation not in SIGNS:
+            return False
+        x1, y1, x2, y2 = self._points(question)
+        name = self.names[question % len(self.names)]
+        pair = Pair(name, float(x1), float(y1), float(x2), float(y2), relation)
+        append_label(self.out, pair)
+        self.pairs.append(pair)
+        self._answered.add(_place(pair))
+        self._done.add(question)
+        if question in self._skipped:
+            self._skipped.remove(question)
+        self._history.append((question, False))
+        self._forward()
+        return True
+
+    def skip(self, question: int) -> bool:
+        """Ask it later, after all others; after a restart it is asked in its turn."""
+        if question != self._question or question < 0:
+            return False
+        if question in self._skipped:
+            self._skipped.remove(question)
+        self._skipped.append(question)
+        self._history.append((question, True))
+        self._forward()
+        return True
+
+    def undo(self) -> bool:
+        """Take back the last answer or skip of this session; it is asked again."""
+        if not self._history:
+            return False
+        question, skipped = self._history.pop()
+        if skipped:
+            if question in self._skipped:
+                self._skipped.remove(question)
+        else:
+            place = (self.names[question % len(self.names)], *self._points(question))
+            self.pairs = [pair for pair in self.pairs if _place(pair) != place]
+            write_labels(self.out, self.pairs)
+            self._answered.discard(place)
+            self._done.discard(question)
+        self._question = question
+        return True
+
+    def picture(self, index: int) -> bytes:
+        """A picture as JPEG, in the pixels that labels count in."""
+        image = self._picture(index)
+        done, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])
+        assert done
+        return content.tobytes()
+
+
+def _place(pair: Pair) -> tuple[str, int, int, int, int]:
+    return (pair.image, round(pair.x1), round(pair.y1), round(pair.x2), round(pair.y2))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    session: Session
+
+    def do_GET(self) -> None:
+        session = self.session
+        if self.path == "/":
+            return self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
+        if self.path == "/state":
+            return self._json(lambda: True)
+        number = self.path.removeprefix("/image/")
+        if number != self.path and number.isdigit() and int(number) < len(session.names):
+            try:
+                with session.lock:
+                    content = session.picture(int(number))
+            except DataError as error:
+                return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+            return self._send(content, "image/jpeg", "max-age=3600")
+        return self._fail(HTTPStatus.NOT_FOUND, "There is no such page.")
+
+    def do_POST(self) -> None:
+        size = self.headers.get("Content-Length", "")
+        # Other pages in the same browser cannot send this type without being asked.
+        if self.headers.get("Content-Type") != "application/json":
+            return self._fail(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send application/json.")
+        if not size.isdigit() or int(size) > LARGEST_ANSWER:
+            self.close_connection = True
+            return self._fail(HTTPStatus.BAD_REQUEST, "The request has no or too large a size.")
+        try:
+            asked = json.loads(self.rfile.read(int(size)) or b"{}")
+            question = int(asked.get("question", -1))
+            relation = str(asked.get("relation", ""))
+        except (ValueError, AttributeError, TypeError):
+            return self._fail(HTTPStatus.BAD_REQUEST, "The request is no JSON object.")
+        session = self.session
+        if self.path == "/answer":
+            return self._json(lambda: session.answer(question, relation))
+        if self.path == "/skip":
+            return self._json(lambda: session.skip(question))
+        if self.path == "/undo":
+            return self._json(session.undo)
+        return self._fail(HTTPStatus.NOT_FOUND, "There is no such page.")
+
+    def _json(self, act: Any) -> None:
+        """Do something and send the state after it; 409 where it was for another question."""
+        try:
+            with self.session.lock:
+                status = HTTPStatus.OK if act() else HTTPStatus.CONFLICT
+                state = self.session.state()
+        except (DataError, OSError) as error:  # an unreadable picture, a full disk
+            return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+        return self._send(json.dumps(state).encode(), "application/json", status=status)
+
+    def _fail(self, status: HTTPStatus, sentence: str) -> None:
+        self._send(json.dumps({"error": sentence}).encode(), "application/json", status=status)
+
+    def _send(
+        self,
+        content: bytes,
+        kind: str,
+        cache: str = "no-store",
+        status: HTTPStatus = HTTPStatus.OK,
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", cache)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent: the terminal is for the user."""
+
+
+def serve(session: Session, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
+    """A server of the page, not yet running; port 0: any that is free."""
+    handler = type("Handler", (_Handler,), {"session": session})
+    try:
+        return ThreadingHTTPServer((host, port), handler)
+    except OSError as error:
+        raise DataError(
+            f"The page cannot be served on {host}:{port} ({error.strerror}); choose another --port."
+        ) from error
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `annotate`."""
+    parser.add_argument("folder", type=Path, help="folder of pictures, or of RGB-D frames")
+    parser.add_argument("--out", required=True, type=Path, help="label file, .csv or .json")
+    parser.add_argument("--kind", default="images", help="layout of the folder: images or frames")
+    parser.add_argument("--per-picture", type=int, default=5, help="questions per picture")
+    parser.add_argument("--seed", type=int, default=0, help="of the points that are asked")
+    parser.add_argument("--host", default="127.0.0.1", help="address; only this machine by default")
+    parser.add_argument("--port", type=int, default=8642, help="0: any that is free")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+
+
+def command(args: argparse.Namespace, console: Console) -> None:
+    """Serve the page until Ctrl-C."""
+    if args.per_picture < 1:
+        raise DataError("--per-picture must be at least 1.")
+    data = DataConfig(kind=args.kind, folder=str(args.folder))
+    session = Session(data, args.out, args.per_picture, args.seed)
+    if session.mended:
+        console.print(f"The last line of {args.out} was cut off and is gone; it is asked again.")
+    server = serve(session, args.host, args.port)
+    address = f"http://{args.host}:{server.server_address[1]}/"
+    console.print(f"{len(session.pairs)} labels so far; {address} asks on. Ctrl-C ends it.")
+    if not args.no_browser:
+        webbrowser.open(address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        console.print(f"\n{len(session.pairs)} labels in {args.out}.")
+    finally:
+        server.server_close()
