@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Picture in, array in picture coordinates out: what the tensors of a network mean."""
+"""Image in, array in image coordinates out: what the tensors of a network mean."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from depth_node.engine import EngineError
 from depth_node.engine.manifest import PROMPT_DECODER, PROMPTS, REGION_MEANINGS
 from depth_node.engine.opening import open_model
 from depth_node.engine.options import ModelConfig, configured
-from depth_node.engine.preprocess import tensor_box, to_picture, to_tensor
-from depth_node.engine.protocol import Closing, Engine, PictureEngine, Progress
+from depth_node.engine.preprocess import tensor_box, to_image, to_tensor
+from depth_node.engine.protocol import Closeable, Engine, ImageEngine, Progress
 from depth_node.model_zoo.registry import locate
 from depth_node.prediction import KINDS, Prediction
 from depth_node.regions.label_maps import (
@@ -64,11 +64,11 @@ def open_configured(config: ModelConfig, progress: Progress | None = None) -> En
     return open_model(model, manifest, config, progress)
 
 
-_Model = TypeVar("_Model", bound="_PictureModel")
+_Model = TypeVar("_Model", bound="_ImageModel")
 
 
-class _PictureModel(Closing):
-    """An engine whose output is a map of the picture: resizing, timing and life are the same."""
+class _ImageModel(Closeable):
+    """An engine whose output is a map of the image: resizing, timing and life are the same."""
 
     meanings: tuple[str, ...] = ()
     what = ""
@@ -100,15 +100,15 @@ class _PictureModel(Closing):
         self.engine.close()
 
     def _try(self, image: npt.NDArray[np.uint8]) -> None:
-        """A picture through the network: an output of a wrong shape shows when it is opened."""
+        """An image through the network: an output of a wrong shape shows when it is opened."""
         self._infer(image)
 
     def _infer(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
-        """The network's output for a picture, leading axes of size 1 dropped; times are noted."""
+        """The network's output for an image, leading axes of size 1 dropped; times are noted."""
         start = time.perf_counter()
         ready = start
-        if isinstance(self.engine, PictureEngine):  # it makes the tensor where the network runs
-            output = self.engine.run_picture(image)
+        if isinstance(self.engine, ImageEngine):  # it makes the tensor where the network runs
+            output = self.engine.run_image(image)
         else:
             tensor = to_tensor(image, self.engine.manifest.input)
             ready = time.perf_counter()
@@ -130,7 +130,7 @@ class _PictureModel(Closing):
         return output
 
 
-class DepthModel(_PictureModel):
+class DepthModel(_ImageModel):
     """A network that gives relative or metric depth or disparity.
 
     Raises EngineError if the engine's manifest says that its network gives something else.
@@ -141,12 +141,12 @@ class DepthModel(_PictureModel):
     what = "depth"
 
     def predict(self, image: npt.NDArray[np.uint8]) -> Prediction:
-        """(H, W, 3) uint8 RGB -> the prediction at the picture's size."""
+        """(H, W, 3) uint8 RGB -> the prediction at the image's size."""
         output = self._infer(image)
         start = time.perf_counter()
         manifest = self.engine.manifest
         # Interpolated in the network's own space: whatever is affine in it stays so.
-        values = to_picture(output, manifest.input, image.shape[0], image.shape[1])
+        values = to_image(output, manifest.input, image.shape[0], image.shape[1])
         prediction = Prediction(values, manifest.meaning)
         self.stage_ms["postprocess"] = (time.perf_counter() - start) * 1e3
         return prediction
@@ -155,13 +155,13 @@ class DepthModel(_PictureModel):
 _ANSWERS = ("masks", "iou", "stability", "boxes")
 
 
-class RegionModel(_PictureModel):
-    """A network that cuts the picture into regions in one pass.
+class RegionModel(_ImageModel):
+    """A network that cuts the image into regions in one pass.
 
     Its manifest's meaning is one of: region_masks, (masks, h, w), above 0 inside a mask;
     region_labels, (h, w), one number per region and 0 for none; region_edges, (h, w), strength of
     an edge, 0 to 1. Raises EngineError for other meanings. ``stage_ms`` as in DepthModel.
-    ``message``: a sentence if the last picture gave no regions, else empty.
+    ``message``: a sentence if the last image gave no regions, else empty.
     """
 
     meanings: tuple[str, ...] = tuple(name for name in REGION_MEANINGS if name != PROMPTS)
@@ -202,29 +202,29 @@ class RegionModel(_PictureModel):
             # Enlarged before the threshold, so that borders are smooth and not in steps.
             masks = np.zeros((len(output), height, width), bool)
             for mask, scores in zip(masks, output, strict=True):
-                np.greater(to_picture(scores, spec, height, width), 0, out=mask)
+                np.greater(to_image(scores, spec, height, width), 0, out=mask)
             labels = labels_from_masks(masks, self.config)
-            self.message = "" if masks.any() else "the network found no mask in the picture"
+            self.message = "" if masks.any() else "the network found no mask in the image"
         elif meaning == "region_edges":
-            edges = to_picture(output, spec, height, width)
+            edges = to_image(output, spec, height, width)
             gap_px = self.config.edge_gap_px * np.sqrt(height * width / REFERENCE_AREA_PX)
             ids = edges_to_ids(edges, self.config.edge_level, gap_px / 2)
             labels = labels_from_ids(np.where(np.isfinite(edges), ids, 0), self.config)
         else:
             ids = np.rint(output).astype(np.int32)
-            ids = to_picture(ids, spec, height, width, nearest=True)
+            ids = to_image(ids, spec, height, width, nearest=True)
             labels = labels_from_ids(ids, self.config)
-            self.message = "" if ids.any() else "the network found no region in the picture"
+            self.message = "" if ids.any() else "the network found no region in the image"
         self.stage_ms["postprocess"] = (time.perf_counter() - start) * 1e3
         return labels
 
 
 class PromptedRegionModel(RegionModel):
-    """Segment Anything and its kin: an encoder sees the picture once, a decoder answers points.
+    """Segment Anything and its kin: an encoder sees the image once, a decoder answers points.
 
     The encoder's outputs are inputs of the decoder, by the same names; the decoder's other inputs
     are `points` (n, 2), x and y in pixels of the encoder's input, and `extent` (2,), how many rows
-    and columns of that input the picture fills. It gives for every point m `masks` (n, m, h, w),
+    and columns of that input the image fills. It gives for every point m `masks` (n, m, h, w),
     above 0 inside, what it thinks of them, `iou` and `stability` (n, m), and their `boxes`
     (n, m, 4), first and last column and row inside: x0, y0, x1, y1. RegionModel.open opens both.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How good a depth map is: the only depth metrics of the package.
 
-Everything is computed in float64 over the valid pixels of one picture; average over pictures
+Everything is computed in float64 over the valid pixels of one image; average over images
 afterwards. A pixel is valid when its truth is finite and above zero (and the mask allows it). It is
 answered when the prediction is finite and above zero too: a depth of zero or less is no depth. The
 errors are means over the answered pixels; ``answered`` tells how many that are, so that a method
@@ -108,7 +108,7 @@ def coverage(
     predicted, true, counted = _same_shape(depth, truth, mask)
     spread = np.asarray(std)
     if spread.shape != true.shape:
-        raise ValueError(f"std is {spread.shape} but the truth {true.shape}: pass one picture's.")
+        raise ValueError(f"std is {spread.shape} but the truth {true.shape}: pass one image's.")
     answered = counted & _known(true) & _known(predicted) & np.isfinite(spread) & (spread >= 0)
     if not answered.any():
         return math.nan

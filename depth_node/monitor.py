@@ -32,7 +32,7 @@ _DETAILS = (
     ("resets", "fit new beginnings", "{}"),
 )
 
-_EVENTS = ("image", "scan", "published", "dropped", "refused", "failed", "unheard")
+_EVENTS = ("image", "scan", "published", "dropped", "refused", "failed", "skipped_no_subscribers")
 
 
 class Level(IntEnum):
@@ -44,10 +44,10 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True)
-class Frame:
+class FrameRecord:
     """What one published frame says about the node's health.
 
-    stamp_ms: from the picture's stamp to its publication, None where the stamp is of another clock.
+    stamp_ms: from the image's stamp to its publication, None where the stamp is of another clock.
     node_ms: from its arrival in the node to its publication. stage_ms: where that time went.
     scan_age_s: oldest LiDAR point used, None without any. inlier_fraction and residual_m: of the
     fit, NaN without any. details: what the method tells of its fit, FitResult.details. trouble: an
@@ -100,11 +100,11 @@ class Monitor:
             self._start_s = now_s
             self._totals: Counter[str] = Counter()
             self._times: dict[str, deque[float]] = {name: deque() for name in _EVENTS}
-            self._frames: deque[tuple[float, Frame]] = deque()
+            self._frames: deque[tuple[float, FrameRecord]] = deque()
             self._reason = ""
 
     def image(self, now_s: float) -> None:
-        """A picture arrived."""
+        """An image arrived."""
         self._count("image", now_s)
 
     def scan(self, now_s: float) -> None:
@@ -112,12 +112,12 @@ class Monitor:
         self._count("scan", now_s)
 
     def dropped(self, now_s: float) -> None:
-        """A picture was replaced by a newer one before its turn came."""
+        """An image was replaced by a newer one before its turn came."""
         self._count("dropped", now_s)
 
-    def unheard(self, now_s: float) -> None:
-        """A picture was left alone since nobody listens."""
-        self._count("unheard", now_s)
+    def skipped_no_subscribers(self, now_s: float) -> None:
+        """An image was left alone since nobody listens."""
+        self._count("skipped_no_subscribers", now_s)
 
     def refused(self, now_s: float, reason: str) -> None:
         """Input that cannot be used: wrong size, unknown encoding, no calibration."""
@@ -127,7 +127,7 @@ class Monitor:
         """A frame whose processing raised."""
         self._count("failed", now_s, reason)
 
-    def published(self, now_s: float, frame: Frame) -> None:
+    def published(self, now_s: float, frame: FrameRecord) -> None:
         """A frame went out."""
         self._count("published", now_s)
         with self._lock:
@@ -154,7 +154,7 @@ class Monitor:
         self,
         recent: dict[str, int],
         rates: dict[str, float],
-        frames: list[Frame],
+        frames: list[FrameRecord],
         situation: Situation,
         age_s: float,
     ) -> tuple[Level, str]:
@@ -164,9 +164,9 @@ class Monitor:
             return Level.WARN, "switched off through ~/enable: call it with true to go on"
         if not recent["image"]:
             if age_s < min(2.0, self._window_s):
-                return Level.OK, "just started: waits for the first picture"
+                return Level.OK, "just started: waits for the first image"
             return Level.ERROR, (
-                f"no picture on {situation.image_topic} in {self._window_s:g} s:"
+                f"no image on {situation.image_topic} in {self._window_s:g} s:"
                 " check the camera, the remapping of `image` and its QoS"
             )
         if situation.listeners == 0:
@@ -194,7 +194,7 @@ class Monitor:
         )
 
     def _values(
-        self, rates: dict[str, float], frames: list[Frame], situation: Situation
+        self, rates: dict[str, float], frames: list[FrameRecord], situation: Situation
     ) -> dict[str, str]:
         values = {
             "backend": situation.backend or "none",
@@ -223,7 +223,7 @@ class Monitor:
             for key, name, form in _DETAILS:
                 if key in last.details:
                     values[name] = form.format(last.details[key]).rstrip("%")
-        for name in ("dropped", "refused", "failed", "unheard"):
+        for name in ("dropped", "refused", "failed", "skipped_no_subscribers"):
             values[f"frames {name}"] = str(self._totals[name])
         if self._reason:
             values["last refusal or failure"] = self._reason

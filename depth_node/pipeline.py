@@ -42,8 +42,8 @@ class PipelineConfig:
     region_model: ModelConfig = section(
         ModelConfig, "the network that finds regions; empty path: none, classical", path=""
     )
-    projection: ProjectionConfig = section(ProjectionConfig, "LiDAR points into the picture")
-    segmentation: SegmentationConfig = section(SegmentationConfig, "the picture into regions")
+    projection: ProjectionConfig = section(ProjectionConfig, "LiDAR points into the image")
+    segmentation: SegmentationConfig = section(SegmentationConfig, "the image into regions")
     fit: FitConfig = section(FitConfig, "metres from relative depth, region by region")
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class DepthResult:
-    """Metric depth of one picture and everything it came from.
+    """Metric depth of one image and everything it came from.
 
     depth, std: (H, W) float32 metres, NaN unknown (FitResult says what std means). labels: (H, W)
     int32, None if the method needs no regions. stage_ms: wall time of every stage of this frame.
@@ -128,7 +128,7 @@ class DepthPipeline:
 
     def warm_up(self) -> None:
         """One made-up frame: what compiles or allocates at first use does so before the first
-        picture, and a method that cannot run here says so now."""
+        image, and a method that cannot run here says so now."""
         height, width = 480, 640
         rows, cols = np.mgrid[0:height, 0:width]
         image = np.repeat((cols[..., None] * 255 // (width - 1)).astype(np.uint8), 3, axis=2)
@@ -137,7 +137,7 @@ class DepthPipeline:
             values = (1.0 + cols / width).astype(np.float32)
             prediction = Prediction(values, "depth_affine_invariant")
         camera = Camera(width, height, 600.0, 600.0, (width - 1) / 2, (height - 1) / 2)
-        # Waves, which no network sees in that picture: every step of the fit has something to do.
+        # Waves, which no network sees in that image: every step of the fit has something to do.
         waves = (2 + np.sin(cols / 32) * np.cos(rows / 24)).astype(np.float32)
         points = camera.backproject(waves)[::24, ::24].reshape(-1, 3)
         self.process(image, camera, points, np.eye(4), prediction=prediction)
@@ -161,7 +161,7 @@ class DepthPipeline:
         points_lidar: (N, 3) metres in the LiDAR frame, with their ages in seconds; None or empty:
         no points, which fit's status then tells. Labels (masks made elsewhere), a prediction or
         sparse depth that are given are taken instead of being computed. stamp_ns: time of the
-        picture, T_world_camera: where the camera was, in any frame that stands still (odometry), if
+        image, T_world_camera: where the camera was, in any frame that stands still (odometry), if
         known; both only for what is remembered. A frame that cannot be
         measured is told by ``result.fit.status``; arguments that contradict each other raise
         ValueError, a network that fails EngineError.
@@ -237,7 +237,7 @@ class DepthPipeline:
         if labels is not None and labels.shape != (height, width):
             raise ValueError(
                 f"labels have shape {labels.shape}, the image {(height, width)}: give labels of the"
-                " same picture"
+                " same image"
             )
 
     def _predict(self, image: npt.NDArray[np.uint8], stage_ms: dict[str, float]) -> Prediction:
@@ -298,7 +298,7 @@ class DepthPipeline:
             labels, source = self.region_model.predict(image), "network"
             if self.region_model.message:
                 labels, source = None, "classical"
-                message = f"{self.region_model.message}: the picture's own regions are used instead"
+                message = f"{self.region_model.message}: the image's own regions are used instead"
         if labels is None:
             labels = segment(image, prediction.values, config)
         if memory is not None and config.every != 1:

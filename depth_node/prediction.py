@@ -29,7 +29,7 @@ INVERSE_FLOOR_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Prediction:
-    """A network's output in picture coordinates, with its meaning.
+    """A network's output in image coordinates, with its meaning.
 
     ``values``: (H, W) float32, the unit given by ``kind`` (one of :data:`KINDS`); non-finite = the
     network gave nothing there. The spaces derived from it are computed once and read-only: do not

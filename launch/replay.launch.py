@@ -4,7 +4,7 @@
     ros2 launch depth_node replay.launch.py bag:=/data/run1 \
         image:=/camera/image_raw camera_info:=/camera/camera_info points:=/lidar/points
 
-Every argument of depth_node.launch.py can be given. For numbers and pictures without a running ROS
+Every argument of depth_node.launch.py can be given. For numbers and images without a running ROS
 use `depth_tools replay BAG`.
 """
 

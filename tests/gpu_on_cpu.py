@@ -64,7 +64,7 @@ extern "C" int launch(
     const char* name, unsigned gx, unsigned gy, unsigned bx, unsigned by, void** a)
 {
 #define CASE(f) if (!std::strcmp(name, #f)) { launch_all(f, gx, gy, bx, by, a); return 0; }
-    CASE(picture_to_tensor) CASE(apply_table) CASE(apply_grid)
+    CASE(image_to_tensor) CASE(apply_table) CASE(apply_grid)
     return 1;
 }
 """

@@ -96,15 +96,15 @@ class BagWriter:
         return self.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame)
 
     def image(self, time_s: float, topic: str = "/camera/image_raw", **changes: Any) -> None:
-        picture = np.ascontiguousarray(scene()[0])
+        image = np.ascontiguousarray(scene()[0])
         fields = {
             "header": self.header(time_s, "camera"),
-            "height": picture.shape[0],
-            "width": picture.shape[1],
+            "height": image.shape[0],
+            "width": image.shape[1],
             "encoding": "rgb8",
             "is_bigendian": 0,
-            "step": picture.shape[1] * 3,
-            "data": picture.reshape(-1),
+            "step": image.shape[1] * 3,
+            "data": image.reshape(-1),
         }
         kind = "sensor_msgs/msg/Image"
         self.write(topic, kind, time_s, self.types[kind](**{**fields, **changes}))

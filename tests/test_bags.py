@@ -29,7 +29,7 @@ def record(path: Path, write: Callable[[BagWriter], None], **options: object) ->
 
 
 def ordinary(bag: BagWriter) -> None:
-    """Three pictures at 10 Hz, each with a scan that was recorded just before it."""
+    """Three images at 10 Hz, each with a scan that was recorded just before it."""
     bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
     for number in range(3):
         bag.info(1.0 + 0.1 * number)
@@ -174,9 +174,9 @@ def test_scans_are_matched_as_the_live_node_does(tmp_path: Path) -> None:
     (moment,) = read(path)  # what had come by then, the nearest in time
     assert moment.points[:, 2].tolist() == [2.0]
     assert moment.age_s == pytest.approx([0.02], abs=1e-6)
-    (moment,) = read(path, scans_per_picture=9, max_scan_age_s=0.5)
+    (moment,) = read(path, scans_per_image=9, max_scan_age_s=0.5)
     assert sorted(moment.points[:, 2].tolist()) == [1.0, 2.0]
-    (moment,) = read(path, scans_per_picture=9, scan_wait_s=0.1)
+    (moment,) = read(path, scans_per_image=9, scan_wait_s=0.1)
     assert sorted(moment.points[:, 2].tolist()) == [1.0, 2.0, 3.0]
     (moment,) = read(path, max_scan_age_s=0.01)
     assert len(moment.points) == 0
@@ -226,7 +226,7 @@ def several(bag: BagWriter) -> None:
 def test_several_cameras_need_a_choice_and_depth_is_no_picture(tmp_path: Path) -> None:
     path = record(tmp_path / "bag", several)
     with pytest.raises(
-        BagError, match=r"several picture topics \(/left/image_raw, /right/image_raw\).*--image-top"
+        BagError, match=r"several image topics \(/left/image_raw, /right/image_raw\).*--image-top"
     ):
         read(path)
     with Bag(path, BagTopics(image="/right/image_raw")) as bag:
@@ -250,7 +250,7 @@ def test_wrong_topics_are_refused(tmp_path: Path, topics: BagTopics, words: str)
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("image", "no picture topic; it has: "),
+        ("image", "no image topic; it has: "),
         ("info", "no camera_info topic"),
         ("cloud", "no LiDAR"),
     ],
@@ -291,7 +291,7 @@ def test_a_camera_info_that_never_comes(tmp_path: Path) -> None:
 
     path = record(tmp_path / "bag", write)
     topics = BagTopics(camera_info="/other/camera_info")
-    with Bag(path, topics) as bag:  # it comes after the only picture
+    with Bag(path, topics) as bag:  # it comes after the only image
         assert list(bag.moments()) == []
 
 

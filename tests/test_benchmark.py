@@ -113,7 +113,7 @@ def test_there_is_one_row_for_every_combination(data: Path) -> None:
         for row in report.rows
     }
     assert len(report.rows) == len(keys) == 3 * 2 * (2 + 1) * 2 * 2
-    assert network.asked == 3, "a picture is predicted once"
+    assert network.asked == 3, "an image is predicted once"
     assert seen == ["a/f0", "a/f1", "b/f0"]
     assert {row.pattern for row in report.rows} == {"uniform", "lines_4"}
     assert report.segmentation_ms > 0

@@ -38,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Bent:
-    """A network that is right up to a scale that changes over the picture."""
+    """A network that is right up to a scale that changes over the image."""
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -79,7 +79,7 @@ def test_extrapolation_compares_with_the_global_fit(source: Path) -> None:
     table = run("extrapolation", source)
     assert {row[0].split(",")[0] for row in table.rows} == set(cases.AREAS)
     ours, theirs = column(table, "field"), column(table, "global fit")
-    assert ours["left half, picture"] < theirs["left half, picture"]
+    assert ours["left half, image"] < theirs["left half, image"]
 
 
 def test_few_points_name_their_status(source: Path) -> None:

@@ -57,7 +57,7 @@ def test_motion_and_reuse_give_a_row_each(small: None) -> None:
     for table in run("reuse"):
         rows = {row[0]: row for row in table.rows}
         assert list(rows) == list(regions.EVERY)
-        assert rows["every picture"][1] == "100%"
+        assert rows["every image"][1] == "100%"
         assert rows["every 4th"][1] == "40%"
         assert rows["once"][1] == "20%"
 

@@ -67,8 +67,8 @@ def saved(
     return path
 
 
-def halved(model: Any, **options: Any) -> fp16.Half:
-    half = fp16.to_half(onnx_graph.prepared(model, {"image": SHAPE}), **options)
+def halved(model: Any, **options: Any) -> fp16.Fp16Model:
+    half = fp16.to_fp16(onnx_graph.prepared(model, {"image": SHAPE}), **options)
     assert onnx_graph.mixed_types(half.model) == []
     return half
 
@@ -223,17 +223,17 @@ def test_measured_ranges_keep_what_the_shape_of_the_graph_does_not_tell(tmp_path
         },
     )
     ready = onnx_graph.prepared(large, {"image": SHAPE})
-    unaware = fp16.to_half(ready)
+    unaware = fp16.to_fp16(ready)
     assert ("range", "Conv") in unaware.kept  # the weights alone say it
     path = saved(large, tmp_path / "large.onnx")
-    pictures = compare.Pictures(2, height=32, width=48)
-    done = convert.convert(path, pictures)
+    images = compare.ComparisonImages(2, height=32, width=48)
+    done = convert.convert(path, images)
     assert done.half.kept[("range", "Relu")] >= 1
     assert done.comparison.worst.finite == 1 and not done.comparison.failures
     manifest = Manifest.load(manifest_path(path))
-    found = convert.measured(ready, manifest, pictures, tmp_path)
+    found = convert.measured(ready, manifest, images, tmp_path)
     with open_engine(path) as engine:  # ... and they are measured right
-        tensors = [compare.tensors_of(manifest, p, 0)["image"] for p in pictures]
+        tensors = [compare.tensors_of(manifest, p, 0)["image"] for p in images]
         assert found["out"] == max(np.abs(engine.run(t)).max() for t in tensors)
     assert found["high"] == found["still"] > 65504
 
@@ -328,10 +328,10 @@ def test_picture_of_bytes(tmp_path: Path) -> None:
     half = halved(model)
     assert half.halved["Mul"] == 1 and half.casts == 2
     path = saved(model, tmp_path / "bytes.onnx", scale=1.0)
-    done = convert.convert(path, compare.Pictures(1, (), 32, 48))
+    done = convert.convert(path, compare.ComparisonImages(1, (), 32, 48))
     assert done.manifest.input.dtype == "uint8"
     assert "leave --half-input out" in refusal(
-        lambda: convert.convert(path, compare.Pictures(1, (), 32, 48), half_input=True)
+        lambda: convert.convert(path, compare.ComparisonImages(1, (), 32, 48), half_input=True)
     )
 
 
@@ -362,7 +362,7 @@ def test_half_input_and_open_size(tmp_path: Path) -> None:
         shape=[1, 3, "h", "w"],
     )
     path = saved(model, tmp_path / "net.onnx", height=24, width=32)
-    done = convert.convert(path, compare.Pictures(2, height=32, width=48), half_input=True)
+    done = convert.convert(path, compare.ComparisonImages(2, height=32, width=48), half_input=True)
     assert done.path == tmp_path / "net.fp16.onnx"
     assert done.manifest.input.dtype == "float16"
     (found,) = onnx.load(str(done.path)).graph.input
@@ -381,7 +381,7 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
     onnx.save(model, str(path), save_as_external_data=True, location="net.onnx.data",
               size_threshold=0)  # fmt: skip
     write_manifest(path, "depth_metric")
-    done = convert.convert(path, compare.Pictures(1, height=32, width=48))
+    done = convert.convert(path, compare.ComparisonImages(1, height=32, width=48))
     assert done.bytes[0] > (tmp_path / "net.onnx.data").stat().st_size
     open_engine(done.path).close()
 
@@ -445,7 +445,7 @@ def depth_anything(tmp_path: Path, opset: int) -> Path:
 @pytest.mark.parametrize("opset", [pytest.param(20, marks=pytest.mark.slow), 17, 14])
 def test_depth_anything(opset: int, tmp_path: Path) -> None:
     path = depth_anything(tmp_path, opset)
-    done = convert.convert(path, compare.Pictures(4, height=64, width=96))
+    done = convert.convert(path, compare.ComparisonImages(4, height=64, width=96))
     kept = done.half.kept
     assert onnx_graph.mixed_types(onnx.load(str(done.path))) == []
     if opset >= 17:  # torch's older exporter also writes those whose result is not used
@@ -461,7 +461,7 @@ def test_depth_anything(opset: int, tmp_path: Path) -> None:
 
 def test_the_packages_network(tmp_path: Path) -> None:
     done = convert.convert(
-        "embedded", compare.Pictures(3, height=96, width=128), out=tmp_path / "e.onnx"
+        "embedded", compare.ComparisonImages(3, height=96, width=128), out=tmp_path / "e.onnx"
     )
     assert done.half.halved["Conv"] > 20 and done.comparison.worst.relative_error < 1e-3
     with open_engine(done.path) as engine:
@@ -474,7 +474,7 @@ def test_fastdepth(shared: Path, tmp_path: Path) -> None:
     write_manifest(model, "depth_metric", manifest=facts)
     done = convert.convert(
         model,
-        compare.Pictures.of(shared / "data", Manifest.load(facts), 4),
+        compare.ComparisonImages.of(shared / "data", Manifest.load(facts), 4),
         manifest=facts,
         out=tmp_path / "fast.fp16.onnx",
     )
@@ -502,7 +502,7 @@ def net(tmp_path: Path) -> Path:
     return saved(graph(nodes, weights), folder / "net.onnx")
 
 
-FEW = compare.Pictures(2, height=32, width=48)
+FEW = compare.ComparisonImages(2, height=32, width=48)
 
 
 def refusal(call: Callable[[], Any]) -> str:
@@ -569,10 +569,10 @@ def test_control_flow_and_unknown_inputs() -> None:
     model = branching()
     assert "without control flow" in refusal(lambda: onnx_graph.prepared(model, {"image": SHAPE}))
     plain = graph([("Relu", ["image"], ["out"])])
-    assert "does not name" in refusal(lambda: onnx_graph.prepared(plain, {"picture": SHAPE}))
+    assert "does not name" in refusal(lambda: onnx_graph.prepared(plain, {"image": SHAPE}))
     wrong = graph([("MatMul", ["image", "w"], ["out"])], {"w": np.ones((5, 5), np.float32)})
     assert "not valid ONNX" in refusal(
-        lambda: fp16.to_half(onnx_graph.prepared(wrong, {"image": SHAPE}))
+        lambda: fp16.to_fp16(onnx_graph.prepared(wrong, {"image": SHAPE}))
     )
 
 
@@ -581,30 +581,30 @@ def test_without_onnx(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install onnx" in refusal(lambda: convert.convert(net, FEW))
 
 
-# --- pictures and comparing
+# --- images and comparing
 
 
 def test_pictures(net: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(manifest_path(net))
-    folder = tmp_path / "pictures"
-    assert "no folder" in refusal(lambda: compare.Pictures.of(folder, manifest))
+    folder = tmp_path / "images"
+    assert "no folder" in refusal(lambda: compare.ComparisonImages.of(folder, manifest))
     (folder / "deep").mkdir(parents=True)
-    assert "no picture below" in refusal(lambda: compare.Pictures.of(folder, manifest))
+    assert "no image below" in refusal(lambda: compare.ComparisonImages.of(folder, manifest))
     for number in range(6):
-        picture = np.full((4, 5, 3), (number, 0, 100), np.uint8)  # B, G, R
-        cv2.imwrite(str(folder / "deep" / f"{number}.png"), picture)
+        image = np.full((4, 5, 3), (number, 0, 100), np.uint8)  # B, G, R
+        cv2.imwrite(str(folder / "deep" / f"{number}.png"), image)
     cv2.imwrite(str(folder / "depth.png"), np.zeros((4, 5), np.uint16))
-    chosen = compare.Pictures.of(folder, manifest, 3)
-    assert [path.stem for path in chosen.files] == ["0", "2", "4"] and str(chosen) == "3 pictures"
+    chosen = compare.ComparisonImages.of(folder, manifest, 3)
+    assert [path.stem for path in chosen.files] == ["0", "2", "4"] and str(chosen) == "3 images"
     assert [tuple(p[0, 0]) for p in chosen] == [(100, 0, 0), (100, 0, 2), (100, 0, 4)]
-    assert compare.Pictures.of(folder, manifest, 50).count == 6
-    (folder / "deep" / "0.png").write_text("no picture")
-    assert "cannot be read as a picture" in refusal(lambda: list(chosen))
-    assert "at least one" in refusal(lambda: compare.Pictures.of(None, manifest, 0))
-    rooms = [*compare.Pictures(7, height=32, width=48)]
+    assert compare.ComparisonImages.of(folder, manifest, 50).count == 6
+    (folder / "deep" / "0.png").write_text("no image")
+    assert "cannot be read as an image" in refusal(lambda: list(chosen))
+    assert "at least one" in refusal(lambda: compare.ComparisonImages.of(None, manifest, 0))
+    rooms = [*compare.ComparisonImages(7, height=32, width=48)]
     assert rooms[0].shape == (32, 48, 3) and rooms[0].dtype == np.uint8
     assert len({room.tobytes() for room in rooms}) == 7
-    assert np.array_equal(rooms, [*compare.Pictures(7, (), 32, 48)])  # the same every time
+    assert np.array_equal(rooms, [*compare.ComparisonImages(7, (), 32, 48)])  # the same every time
 
 
 def test_compare_says_how_far_apart(net: Path, tmp_path: Path) -> None:
@@ -643,7 +643,7 @@ def test_commands(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     count = ["--count", "2"]
     assert main.main(["models", "convert", str(net), *count]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for word in ("Kept in FP32", "last layers", "relative error", "2 pictures say less", "written"):
+    for word in ("Kept in FP32", "last layers", "relative error", "2 images say less", "written"):
         assert word in shown
     half = str(net.with_name("net.fp16.onnx"))
     figures = tmp_path / "check.json"
@@ -699,7 +699,7 @@ def test_build_names_what_this_machine_lacks(
 
 
 def test_models_of_several_tensors(tmp_path: Path) -> None:
-    """A prompt decoder: no picture goes in, several outputs come out, and all have to be right."""
+    """A prompt decoder: no image goes in, several outputs come out, and all have to be right."""
     rng = np.random.default_rng(0)
     nodes = [
         ("MatMul", ["points", "w"], ["a"]),
@@ -729,7 +729,7 @@ def test_models_of_several_tensors(tmp_path: Path) -> None:
         str(path),
     )
     write_manifest(path, "prompt_masks", outputs=("masks", "iou"), height=32, width=48)
-    done = convert.convert(path, compare.Pictures(3, (), 32, 48))
+    done = convert.convert(path, compare.ComparisonImages(3, (), 32, 48))
     assert done.manifest.outputs == ("masks", "iou") and set(done.manifest.inputs) == {
         "points",
         "embedding",

@@ -34,8 +34,8 @@ from gpu_on_cpu import Error, Machine
 SIZES = [(60, 80), (97, 131), (120, 168), (201, 320), (270, 480)]
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth picture with noise, as a camera gives it."""
+def sample_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth image with noise, as a camera gives it."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int64)
@@ -61,7 +61,7 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     yield module
 
 
-# --- picture to tensor
+# --- image to tensor
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
@@ -70,9 +70,9 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 def test_the_twin_is_to_tensor(interpolation: str, resize: str, size: tuple[int, int]) -> None:
     """The same pixels, but for a few that OpenCV rounds otherwise by one grey level."""
     spec = InputSpec(120, 168, resize=resize, interpolation=interpolation, scale=1.0)
-    image = picture(*size)
+    image = sample_image(*size)
     step = np.abs(
-        gpu_kernels.picture_to_tensor(image, Resampling.of(*size, spec)) - to_tensor(image, spec)
+        gpu_kernels.image_to_tensor(image, Resampling.of(*size, spec)) - to_tensor(image, spec)
     )
     assert step.max() <= (0 if interpolation == "nearest" else 1.001)
     if cv2.__version__.startswith("4."):  # how it rounds is no promise of OpenCV's
@@ -86,12 +86,12 @@ def test_the_twin_scales_and_orders_channels_as_to_tensor(order: str, dtype: str
     values: dict[str, Any] = {} if plain else {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
     scale = 1.0 if plain else 1 / 255
     spec = InputSpec(60, 80, channel_order=order, scale=scale, dtype=dtype, **values)
-    image = picture(60, 80)
+    image = sample_image(60, 80)
     expected = to_tensor(image, spec)
-    found = gpu_kernels.picture_to_tensor(image, Resampling.of(60, 80, spec))
+    found = gpu_kernels.image_to_tensor(image, Resampling.of(60, 80, spec))
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)  # nothing is resized, so nothing is rounded
-    turned = gpu_kernels.picture_to_tensor(image[..., ::-1], Resampling.of(60, 80, spec, "bgr"))
+    turned = gpu_kernels.image_to_tensor(image[..., ::-1], Resampling.of(60, 80, spec, "bgr"))
     np.testing.assert_array_equal(turned, expected)
 
 
@@ -121,12 +121,12 @@ def test_the_kernel_is_its_twin(cuda: Any, dtype: str, interpolation: str, resiz
         place = gpu.allocate(pinned.nbytes, "the tensor")
         for height, width in ((61, 83), (30, 41)):
             how = Resampling.of(height, width, spec)
-            image = picture(height, width)
-            entry = cuda.PictureInput(loaded, height, width, how, place)
+            image = sample_image(height, width)
+            entry = cuda.ImageInput(loaded, height, width, how, place)
             entry.enqueue(image)
             gpu.download(pinned, place)
             gpu.wait()
-            expected = gpu_kernels.picture_to_tensor(image, how)
+            expected = gpu_kernels.image_to_tensor(image, how)
             # Sums in another order may round one grey level in a few places elsewhere.
             level = 1.0 if plain else float(how.gains.max())
             step = np.abs(pinned.astype(np.float32) - expected.astype(np.float32))
@@ -145,11 +145,11 @@ def test_half_precision_is_rounded_as_numpy_does(cuda: Any) -> None:
         with cuda.Gpu() as gpu, np.errstate(over="ignore"):
             pinned = gpu.pinned(spec.shape, "float16", "the tensor")
             place = gpu.allocate(pinned.nbytes, "the tensor")
-            entry = cuda.PictureInput(cuda.Kernels(gpu), 1, 256, how, place)
+            entry = cuda.ImageInput(cuda.Kernels(gpu), 1, 256, how, place)
             entry.enqueue(image)
             gpu.download(pinned, place)
             gpu.wait()
-            expected = gpu_kernels.picture_to_tensor(image, how)
+            expected = gpu_kernels.image_to_tensor(image, how)
             # A GPU multiplies and adds in one step, so the number before rounding may differ.
             bits = pinned.view(np.int16).astype(int) - expected.view(np.int16).astype(int)
         assert np.abs(bits).max() <= 1
@@ -181,7 +181,7 @@ def test_regions_twin_is_the_fits_own_map(in_disparity: bool, labelled: bool) ->
     labels = rng.integers(0, 6, relative.shape).astype(np.int32) if labelled else None
     table = surfaces(6, rng)
     expected = surface_maps.depth_map(
-        surface_maps.Picture.of(relative), labels, table,
+        surface_maps.Image.of(relative), labels, table,
         in_disparity=in_disparity, max_depth_m=50.0,
     )  # fmt: skip
     rows = np.concatenate([table.parameters, table.limits], axis=1)
@@ -315,12 +315,12 @@ def test_a_failure_half_way_gives_back_what_was_taken(machine: Machine) -> None:
         loaded = cuda.Kernels(gpu)
         place = gpu.allocate(4 * 3 * 8 * 12, "the tensor")
         before = {kind: len(held) for kind, held in machine.live.items()}
-        machine.memory = machine.used() + 2000  # enough for the picture, not for the tables
-        with pytest.raises(EngineError, match=r"resizing tables|the picture"):
-            cuda.PictureInput(loaded, 20, 30, how, place)
+        machine.memory = machine.used() + 2000  # enough for the image, not for the tables
+        with pytest.raises(EngineError, match=r"resizing tables|the image"):
+            cuda.ImageInput(loaded, 20, 30, how, place)
         assert {kind: len(held) for kind, held in machine.live.items()} == before
         machine.memory = 10**9
-        cuda.PictureInput(loaded, 20, 30, how, place).close()
+        cuda.ImageInput(loaded, 20, 30, how, place).close()
         assert {kind: len(held) for kind, held in machine.live.items()} == before
     assert machine.leaks == {}
 
@@ -437,7 +437,7 @@ def test_gpu_check_writes_its_json_and_row(
     assert gpu_benchmark.main(["--repeats", "2", "--out", str(tmp_path)]) == 0
     facts = json.loads((tmp_path / "gpu_check.json").read_text())
     assert facts["gpu"] == "Played GPU" and facts["failures"] == []
-    assert set(facts["kernels"]) == {"picture_vga", "picture_1080p", "regions", "field"}
+    assert set(facts["kernels"]) == {"image_vga", "image_1080p", "regions", "field"}
     assert all(found["agrees"] for found in facts["kernels"].values())
     assert facts["cycles"]["lost_bytes"] == 0
     assert "correlation 1.000000" in facts["engines"]["tensorrt"]["check"]

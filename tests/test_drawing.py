@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures: colours that mean what the bar says, unknown never looks like a value."""
+"""Images: colours that mean what the bar says, unknown never looks like a value."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def test_unknown_pixels_never_take_a_colour_of_the_scale() -> None:
     values = np.linspace(1, 5, 40, dtype=np.float32).reshape(4, 10)
     values[1, 3] = np.nan
     values[2, 5] = np.inf
-    picture = colours.colour_map(values, scale)
+    sample_image = colours.colour_map(values, scale)
     ground = {colours.UNKNOWN, colours.UNKNOWN_LINE}
     assert not ground & {tuple(colour) for colour in colours.colour_table("depth").tolist()}
-    unknown = [[tuple(pixel) in ground for pixel in row] for row in picture.tolist()]
+    unknown = [[tuple(pixel) in ground for pixel in row] for row in sample_image.tolist()]
     assert np.array_equal(unknown, ~np.isfinite(values))
 
 
@@ -102,9 +102,9 @@ def test_points_are_drawn_where_they_are_and_the_nearest_on_top() -> None:
     scale = colours.Scale("depth", 1.0, 9.0)
     rows, cols = np.array([20, 20]), np.array([30, 30])
     for depth in (np.array([1.0, 9.0]), np.array([9.0, 1.0])):
-        picture = points.points_on_image(image, rows, cols, depth, scale)
-        assert np.array_equal(picture[20, 30], scale.colours(np.array([1.0]))[0])
-        assert not picture[40:, 50:].any()
+        sample_image = points.points_on_image(image, rows, cols, depth, scale)
+        assert np.array_equal(sample_image[20, 30], scale.colours(np.array([1.0]))[0])
+        assert not sample_image[40:, 50:].any()
 
 
 def test_flying_pixels_at_edges_are_left_out() -> None:
@@ -119,42 +119,44 @@ def test_flying_pixels_at_edges_are_left_out() -> None:
 def test_cloud_views_show_the_box_and_survive_emptiness() -> None:
     image, depth = room()
     for view in (clouds.point_cloud_view, clouds.top_view):
-        picture = view(depth, image, CAMERA, 150, 200)
-        assert picture.shape == (150, 200, 3)
-        red = (picture[..., 0] > 120) & (picture[..., 1] < 90)
+        sample_image = view(depth, image, CAMERA, 150, 200)
+        assert sample_image.shape == (150, 200, 3)
+        red = (sample_image[..., 0] > 120) & (sample_image[..., 1] < 90)
         assert red.sum() > 20
         nothing = view(np.full_like(depth, np.nan), image, CAMERA, 150, 200)
         assert nothing.std() < 20
 
 
 def test_crosses_mark_the_place_and_leave_the_rest_alone() -> None:
-    picture = np.full((120, 160, 3), 99, np.uint8)
-    crossed = points.draw_crosses(picture, np.array([40]), np.array([100]))
-    assert picture.min() == picture.max() == 99, "the given picture is not drawn into"
+    sample_image = np.full((120, 160, 3), 99, np.uint8)
+    crossed = points.draw_crosses(sample_image, np.array([40]), np.array([100]))
+    assert sample_image.min() == sample_image.max() == 99, "the given image is not drawn into"
     red = np.argwhere((crossed == colours.REJECTED).all(axis=2))
     np.testing.assert_allclose(red.mean(axis=0), (40, 100), atol=0.6)
     changed = np.argwhere((crossed != 99).any(axis=2))
     assert np.abs(changed - (40, 100)).max() <= 6
-    np.testing.assert_array_equal(points.draw_crosses(picture, np.array([]), np.array([])), picture)
+    np.testing.assert_array_equal(
+        points.draw_crosses(sample_image, np.array([]), np.array([])), sample_image
+    )
 
 
 def test_top_view_is_metric() -> None:
     """The wall at 4 m is drawn twice as far from the camera's foot as the box at 2 m."""
     image, depth = room()
-    picture = clouds.top_view(depth, image, CAMERA, 300, 300).astype(int)
-    column = picture[:, 140]  # beside the middle grid line, through box and wall
+    sample_image = clouds.top_view(depth, image, CAMERA, 300, 300).astype(int)
+    column = sample_image[:, 140]  # beside the middle grid line, through box and wall
     red = np.flatnonzero((column[:, 0] > 120) & (column[:, 1] < 90))
-    column = picture[:, 90]
+    column = sample_image[:, 90]
     blue = np.flatnonzero((column[:, 2] > 120) & (column[:, 0] < 120))
     foot = 300 - 26
     assert (foot - blue.mean()) / (foot - red.mean()) == pytest.approx(2.0, rel=0.05)
 
 
 def test_text_is_drawn_and_clipped_at_the_border() -> None:
-    picture = np.zeros((40, 60, 3), np.uint8)
-    text.put_text(picture, "12.5 m ± é", (50, 30), 11)
-    assert picture.max() > 100
-    text.put_text(picture, "outside", (500, 500), 11)
+    sample_image = np.zeros((40, 60, 3), np.uint8)
+    text.put_text(sample_image, "12.5 m ± é", (50, 30), 11)
+    assert sample_image.max() > 100
+    text.put_text(sample_image, "outside", (500, 500), 11)
     assert text.text_width("mm", 11) > text.text_width("m", 11) > 0
 
 
@@ -167,27 +169,27 @@ def test_frame_panel_has_every_card_and_saves_them(tmp_path: Path, with_truth: b
     rows, cols = np.array([10, 60, 100]), np.array([10, 70, 150])
     rejected = np.array([False, True, False])
     labels = (depth < 3).astype(np.int32) + 1
-    numbers = panels.Table("Scores", ("method", "AbsRel"), [("ssf", "0.05")], 0, columns=3)
-    pictures = panels.frame_pictures(
+    numbers = panels.TableCard("Scores", ("method", "AbsRel"), [("ssf", "0.05")], 0, columns=3)
+    images = panels.frame_images(
         image, CAMERA, rows, cols, depth[rows, cols], rejected, labels, depth, depth, 0.1 * depth,
         truth=truth, heading="A room", method="ssf", numbers=numbers,
     )  # fmt: skip
-    lidar = next(card for card in pictures.cards if card.title == "LiDAR on image")
-    assert isinstance(lidar, panels.Tile)
+    lidar = next(card for card in images.cards if card.title == "LiDAR on image")
+    assert isinstance(lidar, panels.ImageCard)
     assert lidar.caption == "3 metric points, 1 rejected (red crosses)"
-    assert tuple(lidar.picture[60, 70]) == colours.REJECTED
-    assert tuple(lidar.picture[10, 10]) != colours.REJECTED
-    titles = [card.title for card in pictures.cards]
+    assert tuple(lidar.image[60, 70]) == colours.REJECTED
+    assert tuple(lidar.image[10, 10]) != colours.REJECTED
+    titles = [card.title for card in images.cards]
     assert ("Error against the truth" in titles) == with_truth
     always = {"Camera image", "LiDAR on image", "Regions", "Relative depth", "Metric depth"}
     always |= {"Point cloud", "Seen from above", "Standard deviation", "Scores"}
     assert always <= set(titles)
-    paths = pictures.save(tmp_path / "pictures", "f0")
+    paths = images.save(tmp_path / "images", "f0")
     assert paths[0].name == "f0_panel.png"
-    assert {path.name for path in paths} == {p.name for p in (tmp_path / "pictures").iterdir()}
+    assert {path.name for path in paths} == {p.name for p in (tmp_path / "images").iterdir()}
     panel = cv2.imread(str(paths[0]))
     assert panel is not None and panel.shape[1] == 3 * panels.CARD_WIDTH + 4 * panels.MARGIN
-    metric = cv2.imread(str(tmp_path / "pictures" / "f0_metric_depth.png"))
+    metric = cv2.imread(str(tmp_path / "images" / "f0_metric_depth.png"))
     scale = colours.depth_scale(depth, depth[rows, cols])
     assert np.array_equal(metric[..., ::-1], scale.colours(depth))
 
@@ -197,15 +199,15 @@ def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
     image, _ = room()
     unknown = np.full((120, 160), np.nan, np.float32)
     none = np.empty(0, np.int64)
-    pictures = panels.frame_pictures(
+    images = panels.frame_images(
         image, CAMERA, none, none, np.empty(0, np.float32), none.astype(bool),
         np.zeros((120, 160), np.int32), unknown, unknown, unknown, truth=unknown, heading="Nothing",
     )  # fmt: skip
-    assert pictures.panel().ndim == 3
+    assert images.panel().ndim == 3
 
 
 def test_write_picture_says_why_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    picture = np.zeros((4, 4, 3), np.uint8)
+    sample_image = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
-        panels.write_picture(tmp_path / "file" / "a.png", picture)
+        panels.write_image(tmp_path / "file" / "a.png", sample_image)

@@ -56,7 +56,7 @@ def room() -> Room:
 
 
 def warp(seed: int, amplitude: float) -> NDArray[np.float64]:
-    """A smooth factor over the picture, as networks err."""
+    """A smooth factor over the image, as networks err."""
     coarse = np.random.default_rng(seed).normal(0, amplitude, (5, 6))
     return np.exp(cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
 

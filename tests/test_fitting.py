@@ -630,7 +630,7 @@ def test_output_is_clamped_to_the_configured_depths() -> None:
 def test_programming_errors_raise_sentences() -> None:
     prediction = Prediction(bumpy(), "depth_affine_invariant")
     points = sample(bumpy(), 50)
-    with pytest.raises(ValueError, match="segment the picture"):
+    with pytest.raises(ValueError, match="segment the image"):
         fit(prediction, points, cells()[1:], config=SSF)
     with pytest.raises(ValueError, match="below 0"):
         fit(prediction, points, cells() - 5, config=SSF)

@@ -90,7 +90,7 @@ def test_distorted_cameras_are_read(folder: Path) -> None:
 Damage = Callable[[Path], None]
 
 
-def write_picture(name: str, array: np.ndarray) -> Damage:
+def write_image(name: str, array: np.ndarray) -> Damage:
     def damage(folder: Path) -> None:
         cv2.imwrite(str(folder / name), array)
 
@@ -133,7 +133,7 @@ INTRINSICS = {"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": WIDTH, "height": HEIG
     ("damage", "file", "cure"),
     [
         (remove("rgb.png"), "frame_1", "add rgb.jpg"),
-        (write_text("rgb.png", "no picture"), "rgb.png", "damaged"),
+        (write_text("rgb.png", "no image"), "rgb.png", "damaged"),
         (remove("intrinsics.json"), "intrinsics.json", "fx, fy, cx, cy"),
         (write_text("intrinsics.json", "{"), "intrinsics.json", "not JSON"),
         (write_text("intrinsics.json", "[]"), "intrinsics.json", "JSON object"),
@@ -145,12 +145,12 @@ INTRINSICS = {"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": WIDTH, "height": HEIG
         ),
         (
             write_text("intrinsics.json", json.dumps({**INTRINSICS, "width": 64})),
-            "intrinsics.json is for 64x24 but the picture is 32x24",
+            "intrinsics.json is for 64x24 but the image is 32x24",
             "resize",
         ),
-        (write_text("depth.png", "no picture"), "depth.png", "damaged"),
-        (write_picture("depth.png", np.ones((HEIGHT, WIDTH), np.uint8)), "depth.png", "uint16"),
-        (write_picture("depth.png", np.ones((HEIGHT, 9), np.uint16)), "depth.png is for", "resize"),
+        (write_text("depth.png", "no image"), "depth.png", "damaged"),
+        (write_image("depth.png", np.ones((HEIGHT, WIDTH), np.uint8)), "depth.png", "uint16"),
+        (write_image("depth.png", np.ones((HEIGHT, 9), np.uint16)), "depth.png is for", "resize"),
         (without_depth_png(z=np.ones((HEIGHT, WIDTH))), "depth.npz", "store `depth`"),
         (without_depth_png(depth=np.ones((HEIGHT, WIDTH), int)), "depth.npz", "float32 metres"),
         (without_depth_png(depth=np.ones((9, 9))), "depth.npz", "resize"),
@@ -167,12 +167,12 @@ INTRINSICS = {"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": WIDTH, "height": HEIG
             "rotation",
         ),
         (
-            write_picture("segmentation_objects.png", np.ones((9, 9), np.uint16)),
+            write_image("segmentation_objects.png", np.ones((9, 9), np.uint16)),
             "segmentation_objects.png",
             "resize",
         ),
         (
-            write_picture("segmentation_objects.png", np.ones((HEIGHT, WIDTH, 3), np.uint8)),
+            write_image("segmentation_objects.png", np.ones((HEIGHT, WIDTH, 3), np.uint8)),
             "segmentation_objects.png",
             "one uint16 channel",
         ),
@@ -190,7 +190,7 @@ def test_what_cannot_be_used_is_named_with_its_cure(
 @pytest.mark.parametrize(
     ("content", "cure"),
     [
-        ({"prediction": np.ones((9, 9), np.float32), "kind": "depth_metric"}, "picture's size"),
+        ({"prediction": np.ones((9, 9), np.float32), "kind": "depth_metric"}, "image's size"),
         ({"prediction": np.ones((HEIGHT, WIDTH), int), "kind": "depth_metric"}, "float32"),
         ({"prediction": np.ones((HEIGHT, WIDTH), np.float32)}, "`kind`"),
         ({"prediction": np.ones((HEIGHT, WIDTH), np.float32), "kind": "depth"}, "use one of"),
@@ -221,7 +221,7 @@ def test_frames_are_found_from_every_level(folder: Path) -> None:
     assert find_frames(folder) == [folder]
     assert find_frames(folder.parent) == [folder]
     assert find_frames(folder.parent.parent) == [other, folder]
-    with pytest.raises(FrameError, match="no picture"):
+    with pytest.raises(FrameError, match="no image"):
         read_frame(other)
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("onnx", reason="onnx builds the models of these tests")
 from tiny_models import save_model, save_nodes
 
 
-def ramp_picture(height: int, width: int) -> np.ndarray:
+def ramp_image(height: int, width: int) -> np.ndarray:
     """Grey, brighter to the right and below."""
     across = np.linspace(20, 120, width)[None]
     down = np.linspace(0, 100, height)[:, None]
@@ -40,7 +40,7 @@ def test_prediction_has_the_pictures_size_and_the_manifests_meaning(
     tmp_path: Path, kind: str
 ) -> None:
     with depth_model(tmp_path, kind) as model:
-        prediction = model.predict(ramp_picture(48, 64))
+        prediction = model.predict(ramp_image(48, 64))
     assert prediction.kind == kind
     assert prediction.shape == (48, 64)
     assert prediction.values.dtype == np.float32
@@ -51,8 +51,8 @@ def test_prediction_has_the_pictures_size_and_the_manifests_meaning(
 def test_prediction_lies_where_the_picture_shows_it(
     tmp_path: Path, resize: str, size: tuple
 ) -> None:
-    """The network returns twice its input, so the prediction is twice the picture."""
-    image = ramp_picture(*size)
+    """The network returns twice its input, so the prediction is twice the image."""
+    image = ramp_image(*size)
     with depth_model(tmp_path, scale=1.0, resize=resize) as model:
         values = model.predict(image).values
     inner = (slice(size[0] // 8, -size[0] // 8), slice(size[1] // 8, -size[1] // 8))
@@ -61,7 +61,7 @@ def test_prediction_lies_where_the_picture_shows_it(
 
 def test_crop_answers_only_where_it_looked(tmp_path: Path) -> None:
     with depth_model(tmp_path, scale=1.0, resize="crop") as model:
-        values = model.predict(ramp_picture(48, 128)).values
+        values = model.predict(ramp_image(48, 128)).values
     known = np.isfinite(values)
     assert known[:, 32:96].all()
     assert not known[:, :32].any()
@@ -88,7 +88,7 @@ def test_prediction_is_kept_when_the_next_picture_comes(tmp_path: Path) -> None:
 
 def test_times_of_the_last_call(tmp_path: Path) -> None:
     with depth_model(tmp_path) as model:
-        model.predict(ramp_picture(480, 640))
+        model.predict(ramp_image(480, 640))
         assert set(model.stage_ms) == {"preprocess", "engine", "postprocess"}
         assert all(0 < ms < 10_000 for ms in model.stage_ms.values())
 
@@ -146,7 +146,7 @@ def test_closed_model_says_so(tmp_path: Path) -> None:
     model = depth_model(tmp_path)
     model.close()
     with pytest.raises(EngineError, match="closed"):
-        model.predict(ramp_picture(24, 32))
+        model.predict(ramp_image(24, 32))
 
 
 def test_fastdepth_on_real_rooms(shared: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def scaled_error(depth: np.ndarray, truth: np.ndarray) -> float:
 def test_embedded_network_comes_with_the_package() -> None:
     with DepthModel.open(ModelConfig(threads=1)) as model:
         assert model.engine.manifest.meaning in KINDS
-        prediction = model.predict(ramp_picture(240, 320))
+        prediction = model.predict(ramp_image(240, 320))
     assert prediction.shape == (240, 320)
     assert np.isfinite(prediction.values).all()
     assert np.ptp(prediction.values) > 0
@@ -184,7 +184,7 @@ def test_embedded_network_comes_with_the_package() -> None:
 
 
 def test_region_masks_become_labels(tmp_path: Path) -> None:
-    """Two masks, red and green above one half, on a picture three times as large."""
+    """Two masks, red and green above one half, on an image three times as large."""
     path = save_nodes(
         tmp_path / "masks.onnx",
         [

@@ -7,10 +7,10 @@ import dataclasses
 
 import pytest
 
-from depth_node.monitor import Frame, Level, Monitor, Situation
+from depth_node.monitor import FrameRecord, Level, Monitor, Situation
 
 ACTIVE = Situation(backend="onnxruntime-cpu", engine={"check": "correlation 0.99999"})
-GOOD = Frame(
+GOOD = FrameRecord(
     node_ms=40.0,
     stamp_ms=60.0,
     stage_ms={"engine": 12.0, "fit": 5.0},
@@ -21,7 +21,7 @@ GOOD = Frame(
 )
 
 
-def running(frame: Frame = GOOD, seconds: float = 5.0, rate: float = 10.0) -> Monitor:
+def running(frame: FrameRecord = GOOD, seconds: float = 5.0, rate: float = 10.0) -> Monitor:
     monitor = Monitor()
     monitor.reset(0.0)
     for index in range(int(seconds * rate) + 1):
@@ -111,14 +111,14 @@ def test_failures_warn_while_frames_come_and_are_an_error_when_none_does() -> No
 
 
 def test_the_trouble_of_the_last_frame_is_the_sentence() -> None:
-    report = running(Frame(node_ms=1.0, trouble="no LiDAR points")).report(5.0, ACTIVE)
+    report = running(FrameRecord(node_ms=1.0, trouble="no LiDAR points")).report(5.0, ACTIVE)
     assert (report.level, report.message) == (Level.WARN, "no LiDAR points")
     assert report.values["scan age [ms]"] == "no scan"
     assert report.values["stamp to publish p50/p95 [ms]"] == "stamps are of another clock"
 
 
 def test_few_inliers_warn() -> None:
-    frame = Frame(node_ms=1.0, points=100, inlier_fraction=0.3, residual_m=1.0)
+    frame = FrameRecord(node_ms=1.0, points=100, inlier_fraction=0.3, residual_m=1.0)
     report = running(frame).report(5.0, ACTIVE)
     assert report.level == Level.WARN
     assert "30%" in report.message

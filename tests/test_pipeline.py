@@ -57,7 +57,7 @@ class FixedEngine:
 
 
 def room() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Picture, exact depth in metres and labels of a wall, a floor and a box before them."""
+    """Image, exact depth in metres and labels of a wall, a floor and a box before them."""
     rows, cols = np.mgrid[0:120, 0:160]
     depth = np.full((120, 160), 4.0, np.float32)
     labels = np.ones((120, 160), np.int32)

@@ -6,16 +6,16 @@ import pytest
 
 from depth_node.engine.preprocess import (
     InputSpec,
+    resize_image,
     resize_map,
-    resize_picture,
-    to_picture,
+    to_image,
     to_tensor,
 )
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def sample_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -29,7 +29,7 @@ def ramp(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_tensor_values_follow_the_manifest(order: str) -> None:
     spec = InputSpec(6, 8, channel_order=order, **IMAGENET)
-    image = picture(6, 8)
+    image = sample_image(6, 8)
     tensor = to_tensor(image, spec)
     assert tensor.shape == spec.shape == (1, 3, 6, 8)
     assert tensor.dtype == np.float32
@@ -42,9 +42,9 @@ def test_tensor_values_follow_the_manifest(order: str) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])
 def test_other_types(dtype: str) -> None:
     spec = InputSpec(6, 8, dtype=dtype, scale=1.0)
-    tensor = to_tensor(picture(6, 8), spec)
+    tensor = to_tensor(sample_image(6, 8), spec)
     assert tensor.dtype == dtype
-    np.testing.assert_array_equal(tensor[0].astype(int), picture(6, 8).transpose(2, 0, 1))
+    np.testing.assert_array_equal(tensor[0].astype(int), sample_image(6, 8).transpose(2, 0, 1))
 
 
 def test_area_averages_when_shrinking() -> None:
@@ -94,7 +94,7 @@ def test_what_goes_in_comes_back_in_place(resize: str, size: tuple, shrunk: int)
     image = np.repeat((values * 20)[..., None], 3, axis=2).astype(np.uint8)
     seen = to_tensor(image, spec)[0, 0]
     seen = resize_map(seen, 64 // shrunk, 80 // shrunk)  # such as from a network with stride 2
-    back = to_picture(seen, spec, height, width)
+    back = to_image(seen, spec, height, width)
     assert back.shape == (height, width)
     assert back.dtype == np.float32
     known = np.isfinite(back)
@@ -116,21 +116,21 @@ def test_what_goes_in_comes_back_in_place(resize: str, size: tuple, shrunk: int)
 def test_labels_come_back_unmixed() -> None:
     labels = np.array([[1, 7], [3, 200_000]], np.int32)
     for resize in ("stretch", "letterbox", "corner", "crop"):
-        back = to_picture(labels, InputSpec(20, 20, resize=resize), 50, 90, nearest=True)
+        back = to_image(labels, InputSpec(20, 20, resize=resize), 50, 90, nearest=True)
         assert back.dtype == np.int32
         assert set(np.unique(back)) - {0} == {1, 3, 7, 200_000}
         assert (0 in back) == (resize == "crop")  # cut off: unassigned
-    wide = to_picture(labels.astype(np.int64), InputSpec(2, 2), 4, 4, nearest=True)
+    wide = to_image(labels.astype(np.int64), InputSpec(2, 2), 4, 4, nearest=True)
     assert wide[3, 3] == 200_000
 
 
 def test_same_size_is_exact() -> None:
     values = np.random.default_rng(0).normal(size=(30, 40)).astype(np.float32)
-    np.testing.assert_array_equal(to_picture(values, InputSpec(30, 40), 30, 40), values)
+    np.testing.assert_array_equal(to_image(values, InputSpec(30, 40), 30, 40), values)
 
 
 def test_half_precision_output() -> None:
-    back = to_picture(ramp(8, 8).astype(np.float16), InputSpec(8, 8), 16, 16)
+    back = to_image(ramp(8, 8).astype(np.float16), InputSpec(8, 8), 16, 16)
     assert back.dtype == np.float32
 
 
@@ -150,7 +150,7 @@ def test_what_is_no_picture_is_refused(bad: np.ndarray) -> None:
 
 def test_output_that_is_no_map_is_refused() -> None:
     with pytest.raises(ValueError, match="one \\(h, w\\) map"):
-        to_picture(np.zeros((1, 4, 4), np.float32), InputSpec(4, 4), 4, 4)
+        to_image(np.zeros((1, 4, 4), np.float32), InputSpec(4, 4), 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_unusable_input_specification_is_refused(values: dict, word: str) -> Non
 
 def test_a_shrunk_picture_is_the_mean_of_its_areas() -> None:
     image = np.random.default_rng(5).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    shrunk = resize_picture(image, 3, 4)
+    shrunk = resize_image(image, 3, 4)
     means = image.reshape(3, 2, 4, 2, 3).mean(axis=(1, 3))
     assert shrunk.dtype == np.uint8
     np.testing.assert_allclose(shrunk, means, atol=0.51)
-    np.testing.assert_array_equal(resize_picture(image, 6, 8), image)
+    np.testing.assert_array_equal(resize_image(image, 6, 8), image)

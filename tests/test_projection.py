@@ -445,7 +445,7 @@ def test_a_floor_up_to_the_horizon_stays() -> None:
 
 
 def test_occlusion_at_the_picture_border() -> None:
-    """Windows that reach out of the picture on every side."""
+    """Windows that reach out of the image on every side."""
     camera = Camera(20, 20, 10.0, 10.0, 9.5, 9.5)
     depth = np.full((20, 20), np.nan, np.float32)
     depth[::2, ::2] = 1.0

@@ -46,7 +46,7 @@ def save(path: Path, nodes: list, given: dict, gives: list[str], constants: dict
 def pair(folder: Path, *, channels: int = 1, resize: str = "corner", batch: int = 5) -> Path:
     """An encoder that averages the colours, and a decoder that answers every point with a disc
     about it. A disc's IoU grows to the right, up to the mean of the encoder's map; its stability is
-    the share of the input that the picture fills.
+    the share of the input that the image fills.
     """
     encoder = save(
         folder / "discs.onnx",
@@ -127,7 +127,7 @@ def test_one_path_opens_both_and_every_point_has_its_mask(tmp_path: Path) -> Non
     assert labels.shape == (60, 80)
     assert labels.dtype == np.int32
     assert masks.shape == (16, 60, 80)
-    radius = RADIUS * 80 / SIZE  # the picture fills 96 x 128 of the input
+    radius = RADIUS * 80 / SIZE  # the image fills 96 x 128 of the input
     rows, cols = np.mgrid[0:60, 0:80] + 0.5
     for k, inside in enumerate(masks):  # best first: from the right
         assert abs(inside.sum() - np.pi * radius**2) < 0.1 * np.pi * radius**2

@@ -21,7 +21,7 @@ ALWAYS = SegmentationConfig(every=0, change=1.0)
 
 @pytest.fixture(scope="module")
 def walk() -> list[Any]:
-    """Eight pictures of a walk through a room, with their exact regions."""
+    """Eight images of a walk through a room, with their exact regions."""
     scene = Scene.random(3)
     path = camera_path(scene, 240, 3)[:8]
     return [scene.render(CAMERA, pose, antialias=False) for pose in path]
@@ -85,7 +85,7 @@ def test_nothing_to_carry(walk: list[Any]) -> None:
     memory = RegionMemory()
     assert memory.carried(walk[0].image, ALWAYS) is None
     memory.keep(walk[0].image, walk[0].labels)
-    assert memory.carried(walk[1].image, SegmentationConfig()) is None  # every picture anew
+    assert memory.carried(walk[1].image, SegmentationConfig()) is None  # every image anew
     half = np.ascontiguousarray(walk[1].image[::2, ::2])
     assert memory.carried(half, ALWAYS) is None
     tiny = np.zeros((12, 16, 3), np.uint8)
@@ -126,7 +126,7 @@ def test_pipeline_carries_regions_and_tells(walk: list[Any]) -> None:
         for one, other in zip(first, again, strict=True):
             np.testing.assert_array_equal(one.labels, other.labels)
             np.testing.assert_array_equal(one.depth, other.depth)
-        alone = run(pipe, walk, stamped=False)  # pictures of no sequence
+        alone = run(pipe, walk, stamped=False)  # images of no sequence
         assert {one.segmentation for one in alone} == {"classical"}
 
 

@@ -22,7 +22,7 @@ from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
 
 
-def picture_of(text: str) -> np.ndarray:
+def image_of(text: str) -> np.ndarray:
     return np.array([[int(c) for c in line] for line in text.split()], np.int32)
 
 
@@ -47,11 +47,11 @@ def is_one_piece(mask: np.ndarray) -> bool:
 
 
 def test_relabel_closes_gaps_in_order() -> None:
-    assert relabel(picture_of("037 770")).tolist() == [[0, 1, 2], [2, 2, 0]]
+    assert relabel(image_of("037 770")).tolist() == [[0, 1, 2], [2, 2, 0]]
 
 
 def test_relabel_of_huge_ids_equals_that_of_small_ones() -> None:
-    small = picture_of("0359 9953")
+    small = image_of("0359 9953")
     huge = np.where(small > 0, small.astype(np.int64) + 2_000_000_000, 0)
     assert np.array_equal(relabel(huge), relabel(small))
     assert relabel(huge).dtype == np.int32
@@ -77,8 +77,8 @@ def test_what_is_no_label_map_is_refused(labels: np.ndarray, words: str) -> None
 
 
 def test_connected_splits_what_does_not_touch() -> None:
-    parts = connected(picture_of("1122 1211 0121 0011"))
-    assert same_partition(parts, picture_of("1122 1344 0564 0044"))
+    parts = connected(image_of("1122 1211 0121 0011"))
+    assert same_partition(parts, image_of("1122 1344 0564 0044"))
     assert (parts[2:, 0] == 0).all()
 
 
@@ -98,7 +98,7 @@ def test_connected_parts_of_random_maps_are_in_one_piece() -> None:
 
 
 def test_borders_count_pixel_pairs() -> None:
-    lengths = border_lengths(picture_of("112 132 334")).toarray()
+    lengths = border_lengths(image_of("112 132 334")).toarray()
     expected = np.zeros((5, 5), int)
     for one, other, pairs in [(1, 2, 1), (1, 3, 3), (2, 3, 1), (2, 4, 1), (3, 4, 1)]:
         expected[one, other] = expected[other, one] = pairs
@@ -106,12 +106,12 @@ def test_borders_count_pixel_pairs() -> None:
 
 
 def test_regions_that_meet_at_a_corner_or_across_unassigned_pixels_are_no_neighbours() -> None:
-    assert adjacency(picture_of("1003 0200")).nnz == 0
+    assert adjacency(image_of("1003 0200")).nnz == 0
 
 
 def test_the_end_of_a_row_does_not_touch_the_next_row() -> None:
-    assert not adjacency(picture_of("1112 3332")).toarray()[2, 2]
-    assert adjacency(picture_of("1112 3111 4444")).toarray()[2, 3] == 0
+    assert not adjacency(image_of("1112 3332")).toarray()[2, 2]
+    assert adjacency(image_of("1112 3111 4444")).toarray()[2, 3] == 0
 
 
 @pytest.mark.parametrize("count", [3, 200, 400, 70_000])
@@ -124,8 +124,8 @@ def test_neighbours_are_those_with_a_border_however_many_regions(count: int) -> 
 
 
 def test_adjacency_of_one_pixel_and_of_nothing() -> None:
-    assert adjacency(picture_of("1")).shape == (2, 2)
-    assert adjacency(picture_of("00 00")).shape == (1, 1)
+    assert adjacency(image_of("1")).shape == (2, 2)
+    assert adjacency(image_of("00 00")).shape == (1, 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -146,8 +146,8 @@ def test_adjacency_agrees_with_a_plain_loop(seed: int) -> None:
 
 
 def test_a_small_region_joins_the_longest_border_not_the_largest_neighbour() -> None:
-    merged = merge_small(picture_of("111111 111122 111132 111122"), 2)
-    assert same_partition(merged, picture_of("111111 111122 111122 111122"))
+    merged = merge_small(image_of("111111 111122 111132 111122"), 2)
+    assert same_partition(merged, image_of("111111 111122 111122 111122"))
 
 
 def test_equal_borders_are_decided_by_size_then_by_position() -> None:
@@ -157,18 +157,18 @@ def test_equal_borders_are_decided_by_size_then_by_position() -> None:
         ("22311", "22211"),
         ("11322", "11122"),
     ]:
-        merged = merge_small(picture_of(labels), 2)
-        assert same_partition(merged, picture_of(expected)), labels
+        merged = merge_small(image_of(labels), 2)
+        assert same_partition(merged, image_of(expected)), labels
 
 
 def test_a_region_that_grows_enough_on_the_way_stays() -> None:
     # 3 can only join 2, and then 2 is large enough to be nobody's.
-    merged = merge_small(picture_of("11110 11100 22230"), 4)
-    assert same_partition(merged, picture_of("11110 11100 22220"))
+    merged = merge_small(image_of("11110 11100 22230"), 4)
+    assert same_partition(merged, image_of("11110 11100 22220"))
 
 
 def test_a_small_region_without_neighbours_stays() -> None:
-    assert merge_small(picture_of("1000 0022 0022"), 3).tolist() == [
+    assert merge_small(image_of("1000 0022 0022"), 3).tolist() == [
         [1, 0, 0, 0],
         [0, 0, 2, 2],
         [0, 0, 2, 2],
@@ -257,7 +257,7 @@ def test_pixel_counts_scale_with_the_area() -> None:
 
 
 def quadrants(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of four colours and what its regions are."""
+    """An image of four colours and what its regions are."""
     truth = 1 + (np.arange(height)[:, None] >= height // 2) * 2 + (np.arange(width) >= width // 2)
     colours = np.array([[0, 0, 0], [200, 40, 40], [40, 160, 60], [40, 60, 200], [220, 200, 60]])
     return colours[truth].astype(np.uint8), truth
@@ -331,7 +331,7 @@ def test_mirroring_the_picture_mirrors_the_regions() -> None:
 def test_wrong_pictures_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8 RGB"):
         segment(np.zeros((48, 64), np.uint8))
-    with pytest.raises(ValueError, match="picture coordinates"):
+    with pytest.raises(ValueError, match="image coordinates"):
         segment(np.zeros((48, 64, 3), np.uint8), np.zeros((24, 32), np.float32))
     with pytest.raises(ConfigError, match="grow_cells"):
         SegmentationConfig(grow_cells=0)

@@ -113,7 +113,7 @@ def test_rivals_get_the_same_prediction_regions_and_points(
     source: Path, pipeline: DepthPipeline
 ) -> None:
     moment = moments(source, pipeline, points=60)[0]
-    comparison = replay.Comparison(pipeline)
+    comparison = replay.MethodComparison(pipeline)
     assert comparison.methods == ("global_depth", "global_disparity", "slf", "ssf", "field")
     result = replay.process(pipeline, moment)
     results = comparison.results(moment, result)
@@ -135,7 +135,7 @@ def test_run_folder_holds_everything(source: Path, pipeline: DepthPipeline, tmp_
     frames = replay.FolderMoments(source, sampling, pipeline, stored_prediction="test")
     done: list[str] = []
     result = replay.replay(
-        frames, pipeline, out, facts={"seed": 0}, pictures=1, save_depth=True, on_frame=done.append
+        frames, pipeline, out, facts={"seed": 0}, images=1, save_depth=True, on_frame=done.append
     )
     assert done == ["a", "b"] and result.frames == 2
     assert load(PipelineConfig, out / "config.yaml") == pipeline.config
@@ -168,7 +168,7 @@ def test_rows_are_kept_when_a_replay_is_interrupted(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        replay.replay(frames, pipeline, tmp_path, facts={}, pictures=0, on_frame=stop)
+        replay.replay(frames, pipeline, tmp_path, facts={}, images=0, on_frame=stop)
     assert len((tmp_path / "frames.jsonl").read_text().splitlines()) == 5
     assert not (tmp_path / "summary.json").exists()
 
@@ -212,9 +212,9 @@ def test_a_frame_without_any_point_is_told_and_does_not_stop_the_run(
     row = replay.score(nothing, "field", result)
     assert (row["status"], row["abs_rel"], row["answered"]) == ("NO_POINTS", None, 0.0)
     assert json.loads(json.dumps(row)) == row
-    results = replay.Comparison(pipeline).results(nothing, result)
-    pictures = replay.panel(nothing, results, "field", "Nothing", "")
-    assert pictures.panel().shape[2] == 3
+    results = replay.MethodComparison(pipeline).results(nothing, result)
+    images = replay.panel(nothing, results, "field", "Nothing", "")
+    assert images.panel().shape[2] == 3
 
 
 # --- bags
@@ -268,7 +268,7 @@ def test_a_bag_is_scored_on_the_points_that_were_held_out(source: Path, tmp_path
         bags.BagMoments(Bag(tmp_path), replay.Sampling(points=5), pipeline)
     with Bag(write_bag(tmp_path / "bag", frame)) as bag:
         played = bags.BagMoments(bag, replay.Sampling(hold_out=0.4), pipeline)
-        done = replay.replay(played, pipeline, tmp_path / "run", facts={}, pictures=1)
+        done = replay.replay(played, pipeline, tmp_path / "run", facts={}, images=1)
     assert done.frames == 3 and len(done.panels) == 1
     everything = len(lidar_of(scene()[1]))
     for row in done.rows:

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import transform
 from depth_node.simulation.renderer import LidarPattern, Scene, camera_path, look_at, random_view
-from depth_node.simulation.rooms import BOX, CYLINDER, ELLIPSOID, STYLES, Lamp, Material, Part, Plan
+from depth_node.simulation.rooms import (
+    BOX,
+    CYLINDER,
+    ELLIPSOID,
+    STYLES,
+    Lamp,
+    Material,
+    Primitive,
+    Room,
+)
 from depth_node.simulation.textures import (
     TEXTURE_LEVELS,
     TEXTURE_NAMES,
@@ -26,9 +35,9 @@ ROOM_HALF = np.array([4.0, 3.0, 1.5])
 CAMERA = Camera(80, 60, 55.0, 55.0, 39.5, 29.5)
 
 
-def plan(*parts: Part, lamps: tuple[Lamp, ...] = (), ambient: float = 0.5) -> Plan:
+def plan(*parts: Primitive, lamps: tuple[Lamp, ...] = (), ambient: float = 0.5) -> Room:
     focus = np.array([0.0, 0.0, 1.0])
-    return Plan(ROOM_HALF, (GREY,) * 6, parts, lamps, np.full(3, ambient), 0, "room", focus)
+    return Room(ROOM_HALF, (GREY,) * 6, parts, lamps, np.full(3, ambient), 0, "room", focus)
 
 
 def turned(yaw: float) -> NDArray[np.float64]:
@@ -36,8 +45,10 @@ def turned(yaw: float) -> NDArray[np.float64]:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
-def part(kind: int, centre: tuple[float, ...], half: tuple[float, ...], yaw: float = 0.0) -> Part:
-    return Part(kind, np.array(centre), turned(yaw), np.array(half), GREY)
+def part(
+    kind: int, centre: tuple[float, ...], half: tuple[float, ...], yaw: float = 0.0
+) -> Primitive:
+    return Primitive(kind, np.array(centre), turned(yaw), np.array(half), GREY)
 
 
 def world_rays(camera: Camera, pose: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -135,7 +135,7 @@ def test_moved_box_is_followed_at_once() -> None:
 
 
 def test_move_that_only_the_points_see_is_followed_in_two_frames() -> None:
-    """Neither the picture nor the network shows it."""
+    """Neither the image nor the network shows it."""
     twins = Twins(count=1500)
     before, after = room(30, textured=False), room(60, textured=False)
     blind = Prediction(np.full((HEIGHT, WIDTH), 2, np.float32), "depth_affine_invariant")

@@ -56,19 +56,19 @@ def test_replay_of_a_folder(
 ) -> None:
     arguments = ["replay", str(source), "--prediction", "test", "--points", "150", "--seed", "1"]
     arguments += ["--out", str(tmp_path / "run"), "--json", str(tmp_path / "all.json")]
-    assert main.main([*arguments, "--pictures", "1", "--set", "fit.mode=paper"]) == 0
+    assert main.main([*arguments, "--images", "1", "--set", "fit.mode=paper"]) == 0
     shown = capsys.readouterr().out
     for word in ("2 frames", "AbsRel", "global_depth", "ssf", "field", "run folder"):
         assert word in shown
     stored = json.loads((tmp_path / "all.json").read_text())
     assert len(stored["rows"]) == 10 and stored["run"]["seed"] == 1
     assert "mode: paper" in (tmp_path / "run" / "config.yaml").read_text()
-    assert len(list((tmp_path / "run" / "pictures").iterdir())) == 1
+    assert len(list((tmp_path / "run" / "images").iterdir())) == 1
 
 
 def test_replay_of_a_bag(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = " ".join(str(value) for value in T_CAMERA_LIDAR.reshape(-1))
-    assert main.main(["replay", str(bag), "--t-camera-lidar", numbers, "--pictures", "0"]) == 0
+    assert main.main(["replay", str(bag), "--t-camera-lidar", numbers, "--images", "0"]) == 0
     shown = capsys.readouterr().out
     assert "topics: /camera/image_raw, /camera/camera_info, /lidar/points" in shown
     assert "2 frames" in shown
@@ -98,7 +98,7 @@ MISTAKES = [
     (["bench", "accuracy", "{source}", "--methods", "slff"], "did you mean slf?"),
     (["bench", "accuracy", "{source}", "--points", "50,many"], "whole numbers"),
     (["bench", "accuracy", "/nowhere"], "is not a folder"),
-    (["demo", "--size", "big"], "--size 'big' is no picture size"),
+    (["demo", "--size", "big"], "--size 'big' is no image size"),
     (["models", "manifest", "/nowhere.onnx", "--meaning", "depth_metric"], "does not exist"),
 ]
 
@@ -176,7 +176,7 @@ def test_region_methods_beat_global_ones_on_real_frames(
     for name, options in (("opencalib_road", []), ("tum_rgbd", desks)):
         found = tmp_path / f"{name}.json"
         arguments = ["replay", str(shared / "data" / name), *options, "--json", str(found)]
-        assert main.main([*arguments, "--out", str(tmp_path / name), "--pictures", "1"]) == 0
+        assert main.main([*arguments, "--out", str(tmp_path / name), "--images", "1"]) == 0
         summary = {row["method"]: row for row in json.loads(found.read_text())["summary"]}
         for method in ("slf", "ssf"):
             for rival in ("global_depth", "global_disparity"):

@@ -22,13 +22,13 @@ from depth_node.engine.manifest_writer import write_manifest
 from depth_node.engine.opening import backends
 from depth_node.engine.options import ModelConfig
 from depth_node.engine.preprocess import to_tensor
-from depth_node.engine.self_check import Limits, Parity, Reference, parity
+from depth_node.engine.self_check import Limits, OutputDifference, Reference, output_difference
 from depth_node.inference import DepthModel, build_engine, open_engine
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx", reason="onnx builds the models of these tests")
 from gpu_on_cpu import Error, Machine
-from test_cuda import picture
+from test_cuda import sample_image
 from tiny_models import save_model, save_nodes
 
 
@@ -79,9 +79,9 @@ def test_it_answers_as_onnx_runtime_does(machine: Machine, model: Path, options:
         details = engine.details
         assert details["version"] == "10.13.3.9"
         assert details["cuda graph"] == "yes"
-        assert details["picture to tensor"] == "on the GPU"
+        assert details["image to tensor"] == "on the GPU"
         assert details["check"] == "finite 100.00%, correlation 1.000000, relative error 0.000%"
-        assert re.match(r"finite 100.00%, correlation 0.9999", details["check of pictures"])
+        assert re.match(r"finite 100.00%, correlation 0.9999", details["check of images"])
         assert len(details["key"]) == 64
         assert "Played GPU (compute capability 8.7)" in details["gpu"]
     assert machine.calls.count("build") == 1
@@ -95,17 +95,17 @@ def test_pictures_go_through_the_kernel(machine: Machine, model: Path, options: 
         open_engine(model, backend="onnxruntime-cpu") as r,
     ):
         for size in ((48, 72), (48, 72), (31, 40), (48, 72)):
-            image = picture(*size, seed=size[0])
+            image = sample_image(*size, seed=size[0])
             expected = r.run(to_tensor(image, engine.manifest.input))
-            found = engine.run_picture(image)  # type: ignore[attr-defined]
+            found = engine.run_image(image)  # type: ignore[attr-defined]
             assert np.abs(found - expected).max() < 2.1 / 255
         with pytest.raises(EngineError, match=r"give .H, W, 3. uint8 RGB"):
-            engine.run_picture(image[..., 0])  # type: ignore[attr-defined]
+            engine.run_image(image[..., 0])  # type: ignore[attr-defined]
     assert machine.leaks == {}
 
 
 def test_depth_model_takes_the_picture_there(machine: Machine, model: Path, options: dict) -> None:
-    image = picture(48, 72)
+    image = sample_image(48, 72)
     reference = DepthModel.open(ModelConfig(str(model), backend="onnxruntime-cpu"))
     with DepthModel.open(ModelConfig(str(model), **options)) as network, reference:
         machine.calls.clear()
@@ -125,7 +125,7 @@ def test_ten_cycles_leave_nothing(machine: Machine, model: Path, options: dict) 
         with pytest.raises(EngineError, match="closed"):
             engine.run(np.zeros((1, 3, 24, 36), np.float32))
         with pytest.raises(EngineError, match="closed"):
-            engine.run_picture(picture(9, 9))  # type: ignore[attr-defined]
+            engine.run_image(sample_image(9, 9))  # type: ignore[attr-defined]
     assert machine.calls.count("build") == 1
 
 
@@ -164,11 +164,11 @@ def test_without_nvrtc_pictures_are_resized_on_the_cpu(
 
     monkeypatch.setattr(cuda.bindings.nvrtc, "nvrtcGetSupportedArchs", lacking)
     with open_engine(model, **options) as engine:
-        assert "on the CPU: NVRTC" in engine.details["picture to tensor"]
-        assert "pip install nvidia-cuda-nvrtc" in engine.details["picture to tensor"]
-        image = picture(48, 72)
+        assert "on the CPU: NVRTC" in engine.details["image to tensor"]
+        assert "pip install nvidia-cuda-nvrtc" in engine.details["image to tensor"]
+        image = sample_image(48, 72)
         np.testing.assert_array_equal(
-            engine.run_picture(image),  # type: ignore[attr-defined]
+            engine.run_image(image),  # type: ignore[attr-defined]
             engine.run(to_tensor(image, engine.manifest.input)),
         )
 
@@ -588,29 +588,33 @@ def test_the_references_answer_is_kept(
 def test_parity_of_equal_scaled_noisy_and_flat_maps() -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(1, 5, (30, 40)).astype(np.float32)
-    assert parity(truth, truth, "depth_metric") == Parity(1.0, pytest.approx(1.0), 0.0)
-    assert parity(1.1 * truth, truth, "depth_metric").relative_error == pytest.approx(0.1, rel=1e-5)
-    assert parity(1.1 * truth + 3, truth, "depth_affine_invariant").relative_error < 1e-6
-    logs = parity(np.log(truth) + 0.01, np.log(truth), "log_depth_metric")
+    assert output_difference(truth, truth, "depth_metric") == OutputDifference(
+        1.0, pytest.approx(1.0), 0.0
+    )
+    assert output_difference(1.1 * truth, truth, "depth_metric").relative_error == pytest.approx(
+        0.1, rel=1e-5
+    )
+    assert output_difference(1.1 * truth + 3, truth, "depth_affine_invariant").relative_error < 1e-6
+    logs = output_difference(np.log(truth) + 0.01, np.log(truth), "log_depth_metric")
     assert logs.relative_error == pytest.approx(0.01, rel=1e-3)
-    noisy = parity(truth + rng.normal(0, 0.5, truth.shape), truth, "depth_metric")
+    noisy = output_difference(truth + rng.normal(0, 0.5, truth.shape), truth, "depth_metric")
     assert 0.8 < noisy.correlation < 0.99
     flat = np.ones_like(truth)
-    assert parity(flat, truth, "depth_metric").correlation == 0
-    assert parity(flat, flat, "depth_metric") == Parity(1.0, 1.0, 0.0)
-    nothing = parity(np.full_like(truth, np.nan), truth, "depth_metric")
+    assert output_difference(flat, truth, "depth_metric").correlation == 0
+    assert output_difference(flat, flat, "depth_metric") == OutputDifference(1.0, 1.0, 0.0)
+    nothing = output_difference(np.full_like(truth, np.nan), truth, "depth_metric")
     assert (nothing.finite, nothing.correlation) == (0.0, 0.0)
     assert nothing.failures(Limits())
     with pytest.raises(EngineError, match="not of one model"):
-        parity(truth, truth[1:], "depth_metric")
+        output_difference(truth, truth[1:], "depth_metric")
 
 
 def test_what_the_reference_leaves_open_is_not_asked_for() -> None:
     truth = np.linspace(1, 2, 100, dtype=np.float32).reshape(10, 10)
     reference = truth.copy()
     reference[0] = np.nan
-    assert parity(truth, reference, "depth_metric").finite == 1.0
-    assert parity(reference, truth, "depth_metric").finite == pytest.approx(0.9)
+    assert output_difference(truth, reference, "depth_metric").finite == 1.0
+    assert output_difference(reference, truth, "depth_metric").finite == pytest.approx(0.9)
 
 
 @pytest.fixture
@@ -624,9 +628,9 @@ def test_the_users_cache_folder_is_the_default(
 ) -> None:
     with open_engine(model, backend="tensorrt") as engine:
         assert Path(engine.details["engine file"]).parent == no_cache
-    # Both pictures in one folder: that of the reference and the engine.
+    # Both images in one folder: that of the reference and the engine.
     reference = Reference.of(model, engine.manifest, no_cache)
-    assert reference.picture.shape[2] == 3
+    assert reference.image.shape[2] == 3
     assert list(no_cache.glob("*.reference.npz"))
 
 
@@ -642,7 +646,7 @@ def test_ten_cycles_on_the_real_gpu_leave_its_memory_where_it_was(tmp_path: Path
 
     def once() -> None:
         with open_engine("embedded", backend="tensorrt", cache_dir=str(tmp_path)) as engine:
-            engine.run_picture(picture(480, 640))  # type: ignore[attr-defined]
+            engine.run_image(sample_image(480, 640))  # type: ignore[attr-defined]
 
     def free() -> int:
         with cuda.Gpu() as gpu:

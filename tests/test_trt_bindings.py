@@ -39,7 +39,7 @@ HOLDERS = {
 OTHERS = {
     "np", "npt", "cuda", "logging", "time", "self", "gpu", "request", "entry", "identity",
     "manifest", "facts", "logger", "_log", "found", "pinned", "image", "text", "str", "builtins",
-    "self._gpu", "self._logger", "self.manifest", "self.errors", "self.details", "self._picture",
+    "self._gpu", "self._logger", "self.manifest", "self.errors", "self.details", "self._image",
     "self._outputs", "self._inputs", "self._phases", "request.manifest", "request.cache",
     "request.config", "entry.facts", "self.manifest.input", "manifest.input_shapes", "facts.input",
     "facts.inputs", "facts.input_shapes", "found.dtype", "request.manifest.input", "request.model",

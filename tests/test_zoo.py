@@ -94,7 +94,7 @@ def install(
 @pytest.fixture
 def ready(
     net: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> registry.Entry:
+) -> registry.RegistryEntry:
     install(net, tmp_path, monkeypatch)
     return registry.find("net")
 
@@ -159,7 +159,7 @@ def test_unknown_name_gets_the_nearest() -> None:
 
 
 def test_fetch_writes_model_manifest_and_record(
-    ready: registry.Entry, hub: hub_server.Hub, data: Path
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path
 ) -> None:
     told: list[tuple[str, int, int | None]] = []
     done = fetch.fetch(ready, lambda *facts: told.append(facts))
@@ -189,7 +189,7 @@ def test_fetch_writes_model_manifest_and_record(
     assert again.manifest is not None and again.manifest.input.interpolation == "area"
 
 
-def test_size_may_be_chosen_where_the_file_leaves_it_open(ready: registry.Entry) -> None:
+def test_size_may_be_chosen_where_the_file_leaves_it_open(ready: registry.RegistryEntry) -> None:
     assert fetch.fetch(ready).manifest is not None
     other = fetch.fetch(ready, size=(42, 56)).manifest
     assert other is not None and other.input.shape == (1, 3, 42, 56)
@@ -197,7 +197,7 @@ def test_size_may_be_chosen_where_the_file_leaves_it_open(ready: registry.Entry)
 
 
 def test_size_of_a_fixed_file_cannot_be_chosen(
-    ready: registry.Entry, hub: hub_server.Hub, tmp_path: Path
+    ready: registry.RegistryEntry, hub: hub_server.Hub, tmp_path: Path
 ) -> None:
     fixed = model_bytes(tmp_path, inputs={"image": [1, 3, 14, 14]})
     hub.files["somebody/net/onnx/model.onnx"] = fixed
@@ -207,7 +207,7 @@ def test_size_of_a_fixed_file_cannot_be_chosen(
 
 
 def test_several_outputs_need_a_name(
-    ready: registry.Entry, hub: hub_server.Hub, tmp_path: Path, data: Path
+    ready: registry.RegistryEntry, hub: hub_server.Hub, tmp_path: Path, data: Path
 ) -> None:
     hub.files["somebody/net/onnx/model.onnx"] = model_bytes(
         tmp_path, inputs={"image": [1, 3, 14, 14]}, extra_output=True
@@ -264,7 +264,7 @@ def test_weights_that_only_their_maker_can_export(
 
 
 def test_damaged_download_is_deleted(
-    ready: registry.Entry, hub: hub_server.Hub, data: Path
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path
 ) -> None:
     hub.damage = True
     assert "arrived damaged" in refusal(lambda: fetch.fetch(ready))
@@ -301,7 +301,7 @@ def test_another_file_than_the_registered_one_is_not_downloaded(
     assert not any("GET" in request for request in hub.requests)
 
 
-def test_broken_connection_is_continued(ready: registry.Entry, hub: hub_server.Hub) -> None:
+def test_broken_connection_is_continued(ready: registry.RegistryEntry, hub: hub_server.Hub) -> None:
     content = _large(hub)
     hub.cut_after = 11 << 20
     assert fetch.fetch(_weights(ready)).path.read_bytes() == content
@@ -310,7 +310,7 @@ def test_broken_connection_is_continued(ready: registry.Entry, hub: hub_server.H
 
 
 def test_download_that_was_killed_is_continued(
-    ready: registry.Entry, hub: hub_server.Hub, data: Path
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path
 ) -> None:
     """Another process is killed in the middle of it; what it had written is not asked for again."""
     content = _large(hub)
@@ -340,7 +340,7 @@ fetch.fetch(dataclasses.replace(registry.find("net"), format="weights"))
     assert hub.ranges == [f"bytes={here}-"] and told[0] == here
 
 
-def _weights(entry: registry.Entry) -> registry.Entry:
+def _weights(entry: registry.RegistryEntry) -> registry.RegistryEntry:
     return fetch.dataclasses.replace(entry, format="weights")
 
 
@@ -374,14 +374,14 @@ def _wait_for_part(folder: Path) -> Path:
     ],
 )
 def test_answers_of_the_hub(
-    ready: registry.Entry, hub: hub_server.Hub, status: int, code: str, words: str
+    ready: registry.RegistryEntry, hub: hub_server.Hub, status: int, code: str, words: str
 ) -> None:
     hub.errors["somebody/net/onnx/model.onnx"] = (status, code)
     assert words in refusal(lambda: fetch.fetch(ready))
 
 
 def test_without_a_network_the_place_of_the_file_is_said(
-    ready: registry.Entry, hub: hub_server.Hub, data: Path, monkeypatch: pytest.MonkeyPatch
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     sentence = refusal(lambda: fetch.fetch(ready))
@@ -405,19 +405,19 @@ def test_a_wrong_file_put_there_by_hand_is_refused(
     assert "delete it and fetch again" in refusal(lambda: fetch.fetch(registry.find("net")))
 
 
-def test_what_is_no_onnx_is_refused(ready: registry.Entry, hub: hub_server.Hub) -> None:
+def test_what_is_no_onnx_is_refused(ready: registry.RegistryEntry, hub: hub_server.Hub) -> None:
     hub.files["somebody/net/onnx/model.onnx"] = b"<html>log in first</html>"
     assert "cannot be read as an ONNX model" in refusal(lambda: fetch.fetch(ready))
 
 
-def test_full_disk(ready: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk(ready: registry.RegistryEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = fetch.shutil.disk_usage("/")
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=10))
     assert "make room, or set XDG_DATA_HOME" in refusal(lambda: fetch.fetch(ready))
 
 
 def test_disk_that_fills_up_on_the_way(
-    ready: registry.Entry, hub: hub_server.Hub, data: Path
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path
 ) -> None:
     """/dev/full stands for the disk: it takes no byte."""
     content = hub.files["somebody/net/onnx/model.onnx"]
@@ -428,18 +428,20 @@ def test_disk_that_fills_up_on_the_way(
     assert "cannot be stored" in refusal(lambda: fetch.fetch(ready))
 
 
-def test_record_that_cannot_be_written(ready: registry.Entry, data: Path) -> None:
+def test_record_that_cannot_be_written(ready: registry.RegistryEntry, data: Path) -> None:
     (data / "net" / fetch.RECORD).mkdir(parents=True)
     assert "fetched.json cannot be written" in refusal(lambda: fetch.fetch(ready))
 
 
-def test_folder_that_cannot_be_made(ready: registry.Entry, data: Path) -> None:
+def test_folder_that_cannot_be_made(ready: registry.RegistryEntry, data: Path) -> None:
     data.parent.parent.mkdir(parents=True)
     data.parent.write_text("a file where the folder should be")
     assert "set XDG_DATA_HOME" in refusal(lambda: fetch.fetch(ready))
 
 
-def test_without_huggingface_hub(ready: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_huggingface_hub(
+    ready: registry.RegistryEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     sentence = refusal(lambda: fetch.fetch(ready))
     assert "pip install huggingface_hub" in sentence and "from another machine" in sentence
@@ -471,7 +473,7 @@ def test_folder_is_where_the_base_directories_say(monkeypatch: pytest.MonkeyPatc
 # --- verify
 
 
-def test_verify(ready: registry.Entry, data: Path) -> None:
+def test_verify(ready: registry.RegistryEntry, data: Path) -> None:
     assert fetch.verify(ready) == []
     done = fetch.fetch(ready)
     (verdict,) = fetch.verify(ready)
@@ -486,7 +488,7 @@ def test_verify(ready: registry.Entry, data: Path) -> None:
 
 
 def test_commands(
-    ready: registry.Entry,
+    ready: registry.RegistryEntry,
     hub: hub_server.Hub,
     data: Path,
     capsys: pytest.CaptureFixture[str],
@@ -554,7 +556,7 @@ sys.exit(tools.main({arguments!r}))
     return done.returncode
 
 
-def test_offline_mode_of_the_hub_is_a_sentence(ready: registry.Entry) -> None:
+def test_offline_mode_of_the_hub_is_a_sentence(ready: registry.RegistryEntry) -> None:
     script = f"""
 import sys
 from pathlib import Path

@@ -22,9 +22,9 @@ def save_model(
 ) -> Path:
     """A model whose output (1, h, w) is the mean over the channels of its input, times two."""
     inputs = inputs or {"image": [1, 3, 8, 12]}
-    picture = next(iter(inputs))
+    image = next(iter(inputs))
     nodes = [
-        helper.make_node("Cast", [picture], ["cast"], to=FLOAT),
+        helper.make_node("Cast", [image], ["cast"], to=FLOAT),
         helper.make_node("ReduceMean", ["cast", "axes"], ["mean"], keepdims=0),
         helper.make_node("Add", ["mean", "mean"], [output]),
     ]

@@ -26,7 +26,7 @@ TOOLS: dict[str, tuple[str, str]] = {
     "shards": ("training.tools.pack_shards", "pack a data set into WebDataset shards"),
     "study": ("training.studies", "small experiments: do the recipes help?"),
     "annotate": ("training.tools.annotate", "a page that asks which of two points is nearer"),
-    "corrupt": ("training.data.corruptions", "a sheet of all corruptions of a picture"),
+    "corrupt": ("training.data.corruptions", "a sheet of all corruptions of an image"),
     "segmentation": (
         "training.export.segment_anything",
         "SAM and its kin to encoder and prompt decoder",
@@ -56,7 +56,7 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
                 "--count",
                 type=int,
                 default=0,
-                help="pictures in all (default: the size of the pool)",
+                help="images in all (default: the size of the pool)",
             )
         else:
             sub.add_argument(
@@ -133,7 +133,7 @@ def _train(args: argparse.Namespace, console: Console) -> int:
         print(config.dump(cfg), end="")
         return 0
     folder = args.run or Path("runs") / args.config.stem
-    with main_first():  # it may render pictures, fetch weights, make masks
+    with main_first():  # it may render images, fetch weights, make masks
         built = recipe.build(cfg, console)
     run(built, cfg.loop, folder, config.to_dict(cfg), console=console)
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run shows of its batches: pictures above the maps that belong to them."""
+"""What a run shows of its batches: images above the maps that belong to them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from torch import Tensor
 from depth_node.visualization import colours
 
 
-def sheet(pictures: Sequence[Tensor], maps: Sequence[Tensor], most: int = 4) -> NDArray[np.uint8]:
-    """A column per picture of a batch, at most `most`: its views, then its maps.
+def sheet(images: Sequence[Tensor], maps: Sequence[Tensor], most: int = 4) -> NDArray[np.uint8]:
+    """A column per image of a batch, at most `most`: its views, then its maps.
 
-    pictures (N, 3, H, W) in 0..1 and maps (N, 1, H, W) of disparity, all of one size; each map in
+    images (N, 3, H, W) in 0..1 and maps (N, 1, H, W) of disparity, all of one size; each map in
     the colours of its own range, as scale and shift mean nothing.
     """
     rows = [
-        [_picture(view) for view in views[:most].detach().float().cpu().numpy()]
-        for views in pictures
+        [_image(view) for view in views[:most].detach().float().cpu().numpy()] for views in images
     ]
     for values in maps:
         shown = [-m[0] for m in values[:most].detach().float().cpu().numpy()]
@@ -29,5 +28,5 @@ def sheet(pictures: Sequence[Tensor], maps: Sequence[Tensor], most: int = 4) -> 
     return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
 
 
-def _picture(view: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _image(view: NDArray[np.float32]) -> NDArray[np.uint8]:
     return (np.clip(view.transpose(1, 2, 0), 0, 1) * 255 + 0.5).astype(np.uint8)

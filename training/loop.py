@@ -2,8 +2,8 @@
 """The only training loop: optimiser, schedule, averaged weights, checkpoints, resume, log.
 
 A recipe supplies the model, the batch of a step and the loss; the loop alone calls backward() and
-step(). The pictures of step k follow from the seed and k, and so do the random numbers drawn during
-it: a resumed run goes on as if it had never stopped, and how a step's pictures are shared out among
+step(). The images of step k follow from the seed and k, and so do the random numbers drawn during
+it: a resumed run goes on as if it had never stopped, and how a step's images are shared out among
 processes and accumulated parts does not change what is learnt. accelerate supplies devices,
 processes, precision and gradient scaling.
 """
@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from depth_node import config
 from training import checkpoints
 from training.checkpoints import BEST, LAST, TrainingError, read
-from training.run_log import Journal, environment
+from training.run_log import RunLog, environment
 
 __all__ = [
     "Batch",
@@ -71,7 +71,7 @@ FREE_TO_CHANGE = (
 )
 
 Batch = dict[str, Any]
-Share = tuple[int, int]  # (index, count): which of `count` equal parts of a step's pictures
+Share = tuple[int, int]  # (index, count): which of `count` equal parts of a step's images
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class LoopConfig:
     seed: int = config.option(-1, "Seed of weights, batches and augmentation; must be set.")
     steps: int = config.option(10_000, "Optimiser steps in all.", minimum=1)
     batch: int = config.option(
-        32, "Pictures per step, over all processes and accumulated parts together.", minimum=1
+        32, "Images per step, over all processes and accumulated parts together.", minimum=1
     )
     accumulate: int = config.option(
-        1, "Parts that a process cuts its pictures of a step into, to save memory.", minimum=1
+        1, "Parts that a process cuts its images of a step into, to save memory.", minimum=1
     )
     learning_rate: float = config.option(2e-3, "Peak learning rate of AdamW.", minimum=0)
     schedule: str = config.option(
@@ -123,7 +123,7 @@ class LoopConfig:
         0, "Processes that make batches ahead; 0 = the training process itself.", minimum=0
     )
     log_every: int = config.option(50, "Steps between log lines.", minimum=1)
-    panels_every: int = config.option(0, "Steps between pictures; 0 = none.", minimum=0)
+    panels_every: int = config.option(0, "Steps between images; 0 = none.", minimum=0)
     checkpoint_every: int = config.option(
         500, "Steps between checkpoints (and the recipe's validation).", minimum=1
     )
@@ -153,7 +153,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def batch(self, step: int, share: Share) -> Batch:
-        """One part of the pictures of a step, on the CPU: see `generators`.
+        """One part of the images of a step, on the CPU: see `generators`.
 
         A function of seed, step and share alone. It may run in another process (loop.workers):
         networks that it needs belong into `loss`.
@@ -181,7 +181,7 @@ class Recipe(ABC):
     def panels(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Pictures (H, W, 3) uint8 RGB by name; model is in eval mode, no gradients are kept."""
+        """Images (H, W, 3) uint8 RGB by name; model is in eval mode, no gradients are kept."""
         return {}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -204,7 +204,7 @@ def _on_cpu() -> bool:
 
 
 def generators(cfg: LoopConfig, step: int, share: Share) -> list[np.random.Generator]:
-    """A generator per picture of this part of a step: of the seed, the step, and its number."""
+    """A generator per image of this part of a step: of the seed, the step, and its number."""
     index, count = share
     each = cfg.batch // count
     return [np.random.default_rng([cfg.seed, step, index * each + k]) for k in range(each)]
@@ -636,7 +636,7 @@ def _run(
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         text = json.dumps({"processes": accelerator.num_processes, **environment()}, indent=1)
         (folder / "environment.json").write_text(text, encoding="utf-8")
-    journal = Journal(folder, state.step, cfg.steps, console, cfg.tensorboard, quiet)
+    journal = RunLog(folder, state.step, cfg.steps, console, cfg.tensorboard, quiet)
     with journal, _Interrupt() as interrupt:
         saved = logged = state.step
         clock = time.monotonic()
@@ -691,7 +691,7 @@ def _panels(state: State, batch: Batch) -> dict[str, NDArray[np.uint8]]:
 
 
 def _checkpoint(
-    state: State, cfg: LoopConfig, folder: Path, settings: dict[str, Any], journal: Journal
+    state: State, cfg: LoopConfig, folder: Path, settings: dict[str, Any], journal: RunLog
 ) -> None:
     """Validate and save, on the main process; the others wait."""
     accelerator = state.accelerator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves for people: log.jsonl, TensorBoard, pictures, and a progress bar meanwhile."""
+"""What a run leaves for people: log.jsonl, TensorBoard, images, and a progress bar meanwhile."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-class Journal:
+class RunLog:
     """The log of one run; goes on after the row of `first` and forgets what came later.
 
     A process that is not the main one (quiet) writes nothing.
@@ -106,7 +106,7 @@ class Journal:
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLog:
         self._bar.start()
         return self
 
@@ -139,17 +139,17 @@ class Journal:
         if not self.console.is_terminal:
             self.console.print(f"step {step}/{self.steps}  {note}", highlight=False)
 
-    def panels(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Pictures (H, W, 3) uint8 RGB by name: to pictures/ and to TensorBoard."""
+    def panels(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Images (H, W, 3) uint8 RGB by name: to images/ and to TensorBoard."""
         if self.quiet:
             return
-        (self.folder / "pictures").mkdir(exist_ok=True)
-        for name, picture in pictures.items():
-            path = self.folder / "pictures" / f"{step:07d}_{name}.png"
-            if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+        (self.folder / "images").mkdir(exist_ok=True)
+        for name, image in images.items():
+            path = self.folder / "images" / f"{step:07d}_{name}.png"
+            if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
                 raise OSError(f"cannot write {path}")
             if self._board is not None:
-                self._board.add_image(name, picture, step, dataformats="HWC")
+                self._board.add_image(name, image, step, dataformats="HWC")
 
     def at(self, step: int) -> None:
         """Move the bar."""

@@ -37,7 +37,7 @@ from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
 from depth_node.recordings.frames import (
-    Frame,
+    RecordedFrame,
     Split,
     find_frames,
     frame_seed,
@@ -63,11 +63,11 @@ SCORED_SHARE = 0.1  # a frame of which less than this would be left to score is 
 _NOISE_STREAM, _SHIFT_STREAM = 101, 102  # random numbers of their own beside those of the split
 
 
-class Predictor(Protocol):
-    """What gives a prediction for a picture: DepthModel, or anything like it."""
+class DepthPredictor(Protocol):
+    """What gives a prediction for an image: DepthModel, or anything like it."""
 
     def predict(self, image: NDArray[np.uint8], /) -> Prediction:
-        """Relative or metric depth of an (H, W, 3) uint8 RGB picture, (H, W)."""
+        """Relative or metric depth of an (H, W, 3) uint8 RGB image, (H, W)."""
         ...
 
 
@@ -144,7 +144,7 @@ def fit_config(method: str) -> FitConfig:
 
 def run_accuracy(
     sources: Iterable[str | Path],
-    predictor: Predictor | str,
+    predictor: DepthPredictor | str,
     *,
     methods: Sequence[str] = (),
     points: Sequence[int] = (50, 250, 1000),
@@ -161,7 +161,7 @@ def run_accuracy(
     sources: frames, sources or folders of sources. predictor: a network, or the
     NAME of the predictions stored beside the frames. methods: known_methods(), default
     default_methods(). lines: measure one scan line of so many too, 0 = no lines. labels: regions
-    from the picture (classical), from the frame's masks where it has them (masks), or none.
+    from the image (classical), from the frame's masks where it has them (masks), or none.
     on_frame: called with the name of every frame when it is done.
 
     Raises FrameError for a frame that cannot be used, ValueError for a wrong argument.
@@ -199,9 +199,9 @@ def run_accuracy(
 
 def predicted(
     sources: Iterable[str | Path],
-    predictor: Predictor | str,
+    predictor: DepthPredictor | str,
     on_frame: Callable[[str], None] | None = None,
-) -> Iterator[tuple[Frame, Prediction]]:
+) -> Iterator[tuple[RecordedFrame, Prediction]]:
     """Every frame of the sources once, with its prediction; on_frame is told when it is done."""
     for folder in dict.fromkeys(path for source in sources for path in find_frames(source)):
         frame = read_frame(folder)
@@ -227,7 +227,7 @@ def _warm_up(methods: Iterable[str]) -> None:
 
 
 def disturbed(
-    frame: Frame, points: SparseDepth, noise: str, calibration_px: float, seed: int
+    frame: RecordedFrame, points: SparseDepth, noise: str, calibration_px: float, seed: int
 ) -> SparseDepth:
     """The points as a sensor would give them: with noise of their range, at displaced pixels."""
     rows, cols, depth = points.rows, points.cols, points.depth.astype(np.float64)
@@ -320,7 +320,7 @@ def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _regions(
-    frame: Frame, prediction: Prediction, labels: str, config: SegmentationConfig | None
+    frame: RecordedFrame, prediction: Prediction, labels: str, config: SegmentationConfig | None
 ) -> Labels | None:
     if labels == "none":
         return None
@@ -330,7 +330,7 @@ def _regions(
 
 
 def _splits(
-    frame: Frame, points: Sequence[int], lines: int, seed: int, notes: list[str]
+    frame: RecordedFrame, points: Sequence[int], lines: int, seed: int, notes: list[str]
 ) -> Iterator[tuple[str, Split]]:
     known = int(np.isfinite(frame.truth).sum())
     for count in points:
@@ -345,7 +345,7 @@ def _splits(
 
 
 def _score(
-    frame: Frame,
+    frame: RecordedFrame,
     prediction: Prediction,
     labels: Labels | None,
     methods: Sequence[str],

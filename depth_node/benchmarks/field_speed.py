@@ -29,7 +29,7 @@ GROWTH_FRAMES = (20, 220)
 
 
 def speed(repeats: int = 0) -> list[Table]:
-    """Milliseconds on one core beside SSF, the NumPy form, and a pass over the picture's memory."""
+    """Milliseconds on one core beside SSF, the NumPy form, and a pass over the image's memory."""
     with multiprocessing.get_context("spawn").Pool(1) as fresh:
         first = fresh.apply(first_calls)
     warm_up()
@@ -51,7 +51,7 @@ def speed(repeats: int = 0) -> list[Table]:
         f"{GROWTH_FRAMES[1]} {first[4]:.0f} MiB",
         machine(),
     ]
-    return [Table("Speed of the field", ["picture", "points", *names], body, notes)]
+    return [Table("Speed of the field", ["image", "points", *names], body, notes)]
 
 
 def first_calls() -> list[float]:
@@ -71,7 +71,7 @@ def first_calls() -> list[float]:
 
 
 class SpeedProblem:
-    """A picture of regions with points on a bent version of what the network says."""
+    """An image of regions with points on a bent version of what the network says."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class SpeedProblem:
             "with memory": remembered,
             "ssf": lambda: self.fit(SSF),
             "ssf robust": lambda: self.fit(FitConfig(method="ssf", mode="sensor")),
-            # What any method must do: read prediction and picture, write depth and std.
+            # What any method must do: read prediction and image, write depth and std.
             "memory floor": lambda: (values * 2.0, values + 1.0, image.max()),
         }
         times = take_turns(parts, repeats)

@@ -24,7 +24,7 @@ from depth_node.engine import EngineError, gpu_kernels
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.opening import backends
 from depth_node.engine.preprocess import InputSpec, to_tensor
-from depth_node.engine.protocol import PictureEngine
+from depth_node.engine.protocol import ImageEngine
 from depth_node.inference import open_engine
 
 REPEATS = 200
@@ -88,9 +88,9 @@ def markdown(facts: Facts) -> str:
 
 
 HEAD = (
-    "GPU", "compute capability", "GB/s", "picture VGA to 518x518 FP16 (x floor)",
-    "picture 1080p to 518x518 FP16", "regions applied, VGA", "field applied, VGA",
-    "TensorRT: picture to map", "date",
+    "GPU", "compute capability", "GB/s", "image VGA to 518x518 FP16 (x floor)",
+    "image 1080p to 518x518 FP16", "regions applied, VGA", "field applied, VGA",
+    "TensorRT: image to map", "date",
 )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def _bandwidth(gpu: Any, repeats: int) -> float:
 
 def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, Facts]:
     """Every kernel: how far off its twin, its time on the device, and the floor of its bytes."""
-    loaded = cuda.Kernels(gpu)
+    loaded = cuda.CompiledKernels(gpu)
     rng = np.random.default_rng(0)
     found: dict[str, Facts] = {}
 
@@ -135,17 +135,17 @@ def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, F
     spec = InputSpec(518, 518, dtype="float16", mean=(0.485, 0.456, 0.406), std=(0.229,) * 3)
     pinned = gpu.pinned(spec.shape, spec.dtype, "the tensor")
     place = gpu.allocate(pinned.nbytes, "the tensor")
-    for name, size in (("picture_vga", (480, 640)), ("picture_1080p", (1080, 1920))):
+    for name, size in (("image_vga", (480, 640)), ("image_1080p", (1080, 1920))):
         image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         how = gpu_kernels.Resampling.of(*size, spec)
-        entry = cuda.PictureInput(loaded, *size, how, place)
+        entry = cuda.ImageInput(loaded, *size, how, place)
         entry.enqueue(image)
         gpu.download(pinned, place)
         gpu.wait()
         # One grey level, where sums in another order round otherwise.
         level = float(how.gains.max())
         moved = image.nbytes + pinned.nbytes
-        twin = gpu_kernels.picture_to_tensor(image, how)
+        twin = gpu_kernels.image_to_tensor(image, how)
         note(name, pinned, twin, level / 4, 2e-3, entry.launch, moved)
         entry.close()
 
@@ -175,14 +175,14 @@ def _cycles(cuda: Any) -> Facts:
 
     def once() -> None:
         with cuda.Gpu() as gpu:
-            loaded = cuda.Kernels(gpu)
+            loaded = cuda.CompiledKernels(gpu)
             spec = InputSpec(518, 518)
             place = gpu.allocate(4 * 3 * 518 * 518, "the tensor")
-            entry = cuda.PictureInput(
+            entry = cuda.ImageInput(
                 loaded, 480, 640, gpu_kernels.Resampling.of(480, 640, spec), place
             )
-            picture: npt.NDArray[np.uint8] = np.zeros((480, 640, 3), np.uint8)
-            gpu.capture(lambda: entry.enqueue(picture))()
+            image: npt.NDArray[np.uint8] = np.zeros((480, 640, 3), np.uint8)
+            gpu.capture(lambda: entry.enqueue(image))()
             gpu.wait()
 
     once()
@@ -196,7 +196,7 @@ def _cycles(cuda: Any) -> Facts:
 
 
 def _engine(name: str, model: str, manifest: str, repeats: int) -> Facts:
-    """A network on a back end: its check, and times from a VGA picture to the map."""
+    """A network on a back end: its check, and times from a VGA image to the map."""
     start = time.perf_counter()
     try:
         engine = open_engine(model, manifest=manifest or None, backend=name)
@@ -209,8 +209,8 @@ def _engine(name: str, model: str, manifest: str, repeats: int) -> Facts:
         times = []
         for turn in range(repeats + 10):
             start = time.perf_counter()
-            if isinstance(engine, PictureEngine):
-                engine.run_picture(image)
+            if isinstance(engine, ImageEngine):
+                engine.run_image(image)
             else:
                 engine.run(to_tensor(image, engine.manifest.input))
             if turn >= 10:

@@ -135,7 +135,7 @@ def _row(name: str, found: Mapping[str, float], base: Mapping[str, float]) -> tu
 
 
 def fit_problem(seed: int = 0) -> tuple[Prediction, SparseDepth, NDArray[np.int32]]:
-    """A picture's worth of work: about 100 regions of different size, 1000 points."""
+    """An image's worth of work: about 100 regions of different size, 1000 points."""
     rng = np.random.default_rng(seed)
     seeds = rng.uniform(0, 1, (REGIONS, 2)) * (HEIGHT, WIDTH)
     rows, cols = np.mgrid[:HEIGHT, :WIDTH]
@@ -245,7 +245,7 @@ def borrow(
     known: NDArray[np.bool_],
     enough: int,
 ) -> tuple[NDArray[np.bool_], int]:
-    """The measured pixels (H, W) a short region uses; rings it borrowed (-1: the whole picture)."""
+    """The measured pixels (H, W) a short region uses; rings it borrowed (-1: the whole image)."""
     members, ring = {label}, 0
     while True:
         grown = members.union(*(links[member] for member in members))
@@ -366,7 +366,7 @@ STAGES = ("preprocess", "engine", "postprocess", "project", "segment", "fit", "p
 def measure_node(model: str, manifest: str, repeats: int, progress: Progress) -> SpeedReport:
     """Stamp to publish at 1280x720 of the node and of a bare rclpy node, processes of their own.
 
-    The bare node takes the same picture and publishes a 32FC1 image of the same size.
+    The bare node takes the same image and publishes a 32FC1 image of the same size.
     """
     config = build(PipelineConfig, {"model": {"path": model, "manifest": manifest}})
     count = repeats or 40
@@ -415,7 +415,7 @@ def measure_node(model: str, manifest: str, repeats: int, progress: Progress) ->
         [
             f"without the network the node adds {added:.1f} ms to a bare one (aim: at most"
             f" {NODE_OVERHEAD_MS:g} ms + fit + segmentation = {allowed:.1f} ms)",
-            f"{len(times['node'])} of {counts['node']} pictures answered by the node,"
+            f"{len(times['node'])} of {counts['node']} images answered by the node,"
             f" {len(times['bare'])} of {counts['bare']} by the bare one; two turns each",
         ],
     )

@@ -73,7 +73,7 @@ def add(commands: Any) -> None:
 
 
 def _run_accuracy(options: argparse.Namespace) -> int:
-    screen = console()
+    terminal = console()
     count = sum(len(find_frames(source)) for source in options.sources)
     points = "" if options.points == "none" else options.points
     chosen: dict[str, Any] = {
@@ -90,16 +90,16 @@ def _run_accuracy(options: argparse.Namespace) -> int:
         if not predictor:
             config = ModelConfig(options.model, options.manifest)
             predictor = stack.enter_context(DepthModel.open(config))
-        advance = stack.enter_context(progress(screen, "scoring", count))
+        advance = stack.enter_context(progress(terminal, "scoring", count))
         try:
             report = accuracy.run_accuracy(options.sources, predictor, on_frame=advance, **chosen)
         except ValueError as error:
             raise UsageError(str(error)) from None
     found = accuracy.tables(report)
     for table in found:
-        print_table(screen, table.title, table.head, table.rows, set())
+        print_table(terminal, table.title, table.head, table.rows, set())
     for note in report.notes:
-        screen.print(f"note: {note}", style="yellow")
+        terminal.print(f"note: {note}", style="yellow")
     if options.json:
         facts = {
             **report.as_dict(),
@@ -119,7 +119,7 @@ def _run_field(options: argparse.Namespace) -> int:
 
 
 def _run_speed(options: argparse.Namespace) -> int:
-    screen = console()
+    terminal = console()
     names = ("fit", "engine", "node") if options.benchmark == "speed" else (options.benchmark,)
     for name in names:
         if name == "node":
@@ -129,21 +129,21 @@ def _run_speed(options: argparse.Namespace) -> int:
                     options.model,
                     options.manifest,
                     options.repeats,
-                    lambda what, total: progress(screen, what, total),
+                    lambda what, total: progress(terminal, what, total),
                 )
             except DemoError as error:
                 print(f"depth_tools: the node could not be measured: {error}", file=sys.stderr)
                 return 1
         else:
-            with progress(screen, f"measuring {name}", None):
+            with progress(terminal, f"measuring {name}", None):
                 if name == "fit":
                     report = speed.measure_fit(options.repeats)
                 else:
                     report = speed.measure_engine(options.model, options.manifest, options.repeats)
-        print_table(screen, report.title, report.head, report.rows, set())
+        print_table(terminal, report.title, report.head, report.rows, set())
         for note in report.notes:
-            screen.print(f"  {note}")
+            terminal.print(f"  {note}")
         write_json(options.out / f"{name}.json", {**report.values, "machine": speed.machine()})
         write_text(options.out / f"{name}.md", speed.markdown(report))
-    screen.print(f"written: {options.out}/*.json, and *.md for docs/benchmarks.md")
+    terminal.print(f"written: {options.out}/*.json, and *.md for docs/benchmarks.md")
     return 0

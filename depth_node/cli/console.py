@@ -30,7 +30,7 @@ def console() -> Console:
 
 
 @contextmanager
-def progress(screen: Console, what: str, total: int | None) -> Iterator[Callable[[str], None]]:
+def progress(terminal: Console, what: str, total: int | None) -> Iterator[Callable[[str], None]]:
     """A progress bar; call the value with a word about what is done to advance it by one."""
     from rich.progress import (
         BarColumn,
@@ -44,13 +44,13 @@ def progress(screen: Console, what: str, total: int | None) -> Iterator[Callable
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
     if total is not None:
         columns += [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[word]}")]
-    with Progress(*columns, console=screen) as bar:
+    with Progress(*columns, console=terminal) as bar:
         task = bar.add_task(what, total=total, word="")
         yield lambda word: bar.update(task, advance=1, word=word)
 
 
 def print_table(
-    screen: Console,
+    terminal: Console,
     title: str,
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -66,17 +66,17 @@ def print_table(
         if number < left:
             table.add_column(name, overflow="fold")
             continue
-        # Texts fold where the screen is narrow; a number on two lines would be two numbers.
+        # Texts fold where the terminal is narrow; a number on two lines would be two numbers.
         words = [*name.split(), *(row[number] for row in rows)]
         width = max((len(word) for word in words), default=0)
         folded = "\n".join(textwrap.wrap(name, width)) if name else ""
         table.add_column(folded, justify="right", no_wrap=True, min_width=width)
     for row in rows:
         table.add_row(*row, style="bold yellow" if row[0] in highlight else None)
-    wide = screen.measure(table, options=screen.options.update_width(10_000))
-    if wide.minimum > screen.width:
+    wide = terminal.measure(table, options=terminal.options.update_width(10_000))
+    if wide.minimum > terminal.width:
         table.width = wide.minimum
-    screen.print(table, crop=False)
+    terminal.print(table, crop=False)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -93,19 +93,19 @@ def write_text(path: Path, text: str) -> None:
         raise UsageError(f"{path} cannot be written ({error.strerror}): name another") from None
 
 
-def picture_size(option: str, text: str) -> tuple[int, int]:
+def image_size(option: str, text: str) -> tuple[int, int]:
     """ "640x480" -> (height, width)."""
     width, cross, height = text.lower().partition("x")
     if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise UsageError(f"{option} {text!r} is no picture size: write it like 640x480")
+        raise UsageError(f"{option} {text!r} is no image size: write it like 640x480")
     return int(height), int(width)
 
 
-def print_tables(screen: Console, tables: Sequence[Table], out: Path | None = None) -> None:
-    """Tables with their notes on the screen and, if a file is named, there as Markdown."""
+def print_tables(terminal: Console, tables: Sequence[Table], out: Path | None = None) -> None:
+    """Tables with their notes on the terminal and, if a file is named, there as Markdown."""
     for table in tables:
-        print_table(screen, table.title, table.head, table.rows, set())
+        print_table(terminal, table.title, table.head, table.rows, set())
         for note in table.notes:
-            screen.print(f"  {note}")
+            terminal.print(f"  {note}")
     if out:
         write_text(out, markdown(tables))

@@ -3,7 +3,7 @@
 
 Nothing here imports ROS: depth_node.ros.demo and depth_node.ros.node run as processes of their own,
 in a ROS domain of their own that does not leave this machine. The other methods of the table are
-computed afterwards by the same pipeline from the same pictures and points.
+computed afterwards by the same pipeline from the same images and points.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from depth_node.cli.arguments import add_method_options, need_ros, pipeline_config
 from depth_node.cli.console import (
     console,
-    picture_size,
+    image_size,
     print_table,
     progress,
     write_json,
@@ -79,18 +79,18 @@ class DemoReport:
 
 
 def run(options: DemoOptions, out: Path, progress: Progress) -> DemoReport:
-    """Everything, from rendering to the pictures in `out`. Raises DemoError when no depth came.
+    """Everything, from rendering to the images in `out`. Raises DemoError when no depth came.
 
     progress(what, total) is a context manager that gives a function to call after each step.
     """
-    # Every picture on its own, so that any of them can be computed again and compared.
+    # Every image on its own, so that any of them can be computed again and compared.
     alone = changed(options.config, {"fit.field.temporal.enabled": False})
     options = dataclasses.replace(options, config=alone)
     with tempfile.TemporaryDirectory(prefix="depth_demo_") as temporary:
         folder = Path(temporary)
         frames = options.frames or folder / "frames"
         frames.mkdir(parents=True, exist_ok=True)
-        views = min(options.views, options.pictures)
+        views = min(options.views, options.images)
         render_walk(frames, views, options.seed, options.size, progress)
         live = run_live(options, frames, folder, progress)
         return _judge(options, frames, folder, live, out, progress)
@@ -117,7 +117,7 @@ def _judge(
         progress("comparing methods", len(kept)) as advance,
     ):
         pipeline.warm_up()
-        comparison = replay.Comparison(pipeline, RIVALS)
+        comparison = replay.MethodComparison(pipeline, RIVALS)
         for number, path in kept.items():
             moment = _moment(pipeline, views[index_of[number]])
             result = replay.process(pipeline, moment)
@@ -175,18 +175,18 @@ def _draw(
     number: int,
     options: DemoOptions,
 ) -> list[Path]:
-    """The panel of a frame and, for the first one, every picture by itself."""
+    """The panel of a frame and, for the first one, every image by itself."""
     shown = {method: one for method, one in results.items() if method != own}
-    pictures = replay.panel(
+    images = replay.panel(
         moment,
         shown,
         "live",
         "Metric depth, live over ROS 2",
-        f"one camera picture, {len(results[own].sparse)} LiDAR points, the network in the package;"
+        f"one camera image, {len(results[own].sparse)} LiDAR points, the network in the package;"
         f" {results[own].fit.message}",
         names={**NAMES, "live": f"the node, live ({own})"},
     )
-    return pictures.save(out, f"demo_{number}", singles=number == 0)[:1]
+    return images.save(out, f"demo_{number}", singles=number == 0)[:1]
 
 
 def add(commands: Any) -> None:
@@ -197,8 +197,8 @@ def add(commands: Any) -> None:
     add_method_options(parser)
     parser.add_argument("--out", type=Path, default=Path("demo_output"), metavar="DIR")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long (20)")
-    parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="pictures (10)")
-    parser.add_argument("--size", default="640x480", metavar="WxH", help="of the picture")
+    parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="images (10)")
+    parser.add_argument("--size", default="640x480", metavar="WxH", help="of the image")
     parser.add_argument("--seed", type=int, default=10, help="which room (10)")
     parser.add_argument(
         "--frames", type=Path, metavar="DIR", help="render into here, or use what is there"
@@ -210,18 +210,18 @@ def add(commands: Any) -> None:
 def run_command(options: argparse.Namespace) -> int:
     """Run the demo and tell what came; the exit status."""
     need_ros()
-    screen = console()
+    terminal = console()
     config = pipeline_config(options)
     try:
         wanted = DemoOptions(
             config,
             options.seconds,
             options.rate,
-            picture_size("--size", options.size),
+            image_size("--size", options.size),
             options.seed,
             options.frames,
         )
-        report = run(wanted, options.out, lambda what, total: progress(screen, what, total))
+        report = run(wanted, options.out, lambda what, total: progress(terminal, what, total))
     except DemoError as error:
         print(f"depth_tools: no depth came: {error}", file=sys.stderr)
         return 1
@@ -234,32 +234,32 @@ def run_command(options: argparse.Namespace) -> int:
     ]
     scored = report.summary[-1]["frames"]
     title = f"Against the truth, {scored} frames, the same points for every method"
-    print_table(screen, title, ("method", *replay.METRIC_HEAD), rows, {own})
+    print_table(terminal, title, ("method", *replay.METRIC_HEAD), rows, {own})
     times = [
         (name, *(f"{value:.1f} ms" for value in values))
         for name, values in report.quantiles().items()
     ]
-    print_table(screen, "Latency of the node", ("", "p50", "p95", "p99"), times, set())
+    print_table(terminal, "Latency of the node", ("", "p50", "p95", "p99"), times, set())
     dropped = report.published - report.received
-    screen.print(
-        f"pictures in: {report.published}, depth out: {report.received}, dropped: {dropped}"
+    terminal.print(
+        f"images in: {report.published}, depth out: {report.received}, dropped: {dropped}"
     )
     if dropped > 0.2 * report.published:
-        screen.print(
-            f"This machine is too busy for {options.rate:g} pictures a second (the newest picture"
+        terminal.print(
+            f"This machine is too busy for {options.rate:g} images a second (the newest image"
             " wins, the others are dropped): try --rate 2, or when less else runs.",
             style="yellow",
         )
-    screen.print(f"network: {report.diagnostics.get('backend', 'unknown')}")
+    terminal.print(f"network: {report.diagnostics.get('backend', 'unknown')}")
     if report.worst_difference < 1e-4:
-        screen.print("Replaying the same frames off line gives the same depth.")
+        terminal.print("Replaying the same frames off line gives the same depth.")
     else:
-        screen.print(
+        terminal.print(
             f"Live and replayed depth differ by up to {report.worst_difference:.2%}.",
             style="yellow",
         )
     for path in report.panels:
-        screen.print(f"picture: {path}")
+        terminal.print(f"image: {path}")
     if options.json:
         facts = dataclasses.asdict(report)
         facts["panels"] = [str(path) for path in report.panels]

@@ -62,12 +62,12 @@ ROS_PACKAGES = (
         "extrinsics from TF",
         "apt install ros-jazzy-tf2-ros-py, or set T_camera_lidar",
     ),
-    ("cv_bridge", "cv-bridge", "Bayer and YUV pictures", "apt install ros-jazzy-cv-bridge"),
+    ("cv_bridge", "cv-bridge", "Bayer and YUV images", "apt install ros-jazzy-cv-bridge"),
 )
 
 
 def _run_doctor(options: argparse.Namespace) -> int:
-    screen = console()
+    terminal = console()
     bad: list[str] = []
     rows = [("python", platform.python_version(), sys.executable)]
     rows.append(("depth_node", __version__, str(Path(__file__).resolve().parent.parent)))
@@ -79,7 +79,7 @@ def _run_doctor(options: argparse.Namespace) -> int:
             rows.append((module, "missing", f"{needed}: {cure}"))
             if not purpose:
                 bad.append(f"{module} is missing: {cure}")
-    print_table(screen, "Installed", ("part", "version", "note"), rows, set(), left=3)
+    print_table(terminal, "Installed", ("part", "version", "note"), rows, set(), left=3)
 
     rows = [(name, "usable" if not why else "not usable", why) for name, why in backends().items()]
     how = {"backend": options.backend, "precision": options.precision, "build_engines": False}
@@ -92,18 +92,18 @@ def _run_doctor(options: argparse.Namespace) -> int:
     except EngineError as error:
         bad.append(str(error))
         rows.append((f"model {Path(options.model).name}", "does not run", str(error)))
-    print_table(screen, "Networks", ("what", "state", "note"), rows, set(), left=3)
-    _doctor_cache(screen)
+    print_table(terminal, "Networks", ("what", "state", "note"), rows, set(), left=3)
+    _doctor_cache(terminal)
 
-    bad += _doctor_ros(screen, options.listen)
+    bad += _doctor_ros(terminal, options.listen)
     for sentence in bad:
-        screen.print(f"missing: {sentence}", style="red")
+        terminal.print(f"missing: {sentence}", style="red")
     if not bad:
-        screen.print("Everything that is needed is here.", style="green")
+        terminal.print("Everything that is needed is here.", style="green")
     return 1 if bad else 0
 
 
-def _doctor_cache(screen: Console) -> None:
+def _doctor_cache(terminal: Console) -> None:
     """What lies in the user's cache of built engines."""
     rows = [
         (
@@ -115,10 +115,10 @@ def _doctor_cache(screen: Console) -> None:
         for fact in EngineCache.of("", 0).entries()
     ]
     if rows:
-        print_table(screen, "Built engines", ("model", "key", "for", "file"), rows, set(), left=4)
+        print_table(terminal, "Built engines", ("model", "key", "for", "file"), rows, set(), left=4)
 
 
-def _doctor_ros(screen: Console, seconds: float) -> list[str]:
+def _doctor_ros(terminal: Console, seconds: float) -> list[str]:
     try:
         from depth_node.ros import graph
     except ImportError as error:
@@ -126,14 +126,14 @@ def _doctor_ros(screen: Console, seconds: float) -> list[str]:
     names = ("ROS_DISTRO", "ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY")
     rows = [("middleware", graph.middleware(), "")]
     rows += [(name, os.environ.get(name, "(not set)"), "") for name in names]
-    with progress(screen, "listening to the ROS graph", None):
+    with progress(terminal, "listening to the ROS graph", None):
         topics = graph.seen_topics(seconds)
     rows += [(topic.role, topic.name, f"{topic.type}, {topic.publishers} publishing")
              for topic in topics]  # fmt: skip
     for role in graph.WANTED:
         if role not in {topic.role for topic in topics}:
             rows.append((role, "none seen", "no driver runs, or another ROS_DOMAIN_ID"))
-    print_table(screen, "ROS 2", ("what", "value", "note"), rows, set(), left=3)
+    print_table(terminal, "ROS 2", ("what", "value", "note"), rows, set(), left=3)
     return []
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from depth_node.cli.console import (
     UsageError,
     console,
-    picture_size,
+    image_size,
     print_table,
     progress,
     write_json,
@@ -64,7 +64,7 @@ def _add_fetching(kinds: Any) -> None:
 
 
 def _run_list(options: argparse.Namespace) -> int:
-    screen = console()
+    terminal = console()
     rows: list[tuple[str, ...]] = []
     for model in sorted((Path(__file__).resolve().parent.parent / "models").glob("*.onnx")):
         manifest = Manifest.load(manifest_path(model))
@@ -83,7 +83,7 @@ def _run_list(options: argparse.Namespace) -> int:
     if not rows:
         raise UsageError("the package holds no network: install it again, or give --model FILE")
     head: tuple[str, ...] = ("model", "gives", "input", "size", "licence", "file")
-    print_table(screen, "Networks in the package", head, rows, set(), left=6)
+    print_table(terminal, "Networks in the package", head, rows, set(), left=6)
     entries = list(registry.registry().values())
     for meaning in dict.fromkeys(entry.meaning for entry in entries):
         rows = [
@@ -98,12 +98,12 @@ def _run_list(options: argparse.Namespace) -> int:
             if entry.meaning == meaning
         ]
         head = ("model", "parameters", "licence", "as", "here")
-        print_table(screen, f"To fetch: {meaning}", head, rows, set(), left=5)
-    screen.print(f"fetched networks lie in {registry.models_folder()}")
+        print_table(terminal, f"To fetch: {meaning}", head, rows, set(), left=5)
+    terminal.print(f"fetched networks lie in {registry.models_folder()}")
     return 0
 
 
-def _what_is_here(entry: registry.Entry) -> str:
+def _what_is_here(entry: registry.RegistryEntry) -> str:
     folder = entry.folder
     found = sorted(path.name for path in folder.glob("*.onnx"))
     if not found and (folder / entry.main).is_file():
@@ -112,30 +112,30 @@ def _what_is_here(entry: registry.Entry) -> str:
 
 
 def _run_fetch(options: argparse.Namespace) -> int:
-    screen = console()
+    terminal = console()
     entry = registry.find(options.name)
-    size = picture_size("--size", options.size) if options.size else ()
-    screen.print(
+    size = image_size("--size", options.size) if options.size else ()
+    terminal.print(
         f"{entry.name}: a network of {entry.maker}, from {entry.repo}, licence {entry.licence}"
         f" ({entry.page})"
     )
     if entry.note:
-        screen.print(f"note: {entry.note}", style="yellow")
+        terminal.print(f"note: {entry.note}", style="yellow")
     if entry.non_commercial and not options.accept_licence:
-        _confirm(screen, entry)
-    with _bytes_bar(screen) as on_bytes:
+        _confirm(terminal, entry)
+    with _bytes_bar(terminal) as on_bytes:
         done = fetch.fetch(entry, on_bytes, size, options.output_name)
     for name, kept in done.record.files.items():
-        screen.print(f"{name}: {kept.bytes / 1e6:.1f} MB, sha256 {kept.sha256} ({kept.basis})")
+        terminal.print(f"{name}: {kept.bytes / 1e6:.1f} MB, sha256 {kept.sha256} ({kept.basis})")
         if kept.basis == "first use":
-            screen.print(
+            terminal.print(
                 "  nobody published this hash, so this file is trusted as it came; from now on it"
                 " is compared with what came today",
                 style="yellow",
             )
     if done.manifest is None:
-        screen.print(f"weights: {done.path}; they run once they are exported to ONNX:")
-        screen.print(
+        terminal.print(f"weights: {done.path}; they run once they are exported to ONNX:")
+        terminal.print(
             f"  {entry.export_command}"
             if entry.export
             else f"  with the package of {entry.maker}, to {entry.onnx}; then `depth_tools models"
@@ -143,17 +143,17 @@ def _run_fetch(options: argparse.Namespace) -> int:
         )
         return 0
     spec = done.manifest.input
-    screen.print(
+    terminal.print(
         f"ready: {done.path} takes {spec.width}x{spec.height} and gives {done.manifest.meaning};"
         f" use it by its name: --model {entry.name}"
     )
     return 0
 
 
-def _confirm(screen: Console, entry: registry.Entry) -> None:
+def _confirm(terminal: Console, entry: registry.RegistryEntry) -> None:
     """UsageError unless the user agrees at the terminal."""
     question = f"The licence {entry.licence} forbids commercial use. Is yours non-commercial? [y/N]"
-    if sys.stdin.isatty() and screen.input(question + " ").strip().lower() in ("y", "yes"):
+    if sys.stdin.isatty() and terminal.input(question + " ").strip().lower() in ("y", "yes"):
         return
     raise UsageError(
         f"{entry.name} was not fetched: its licence {entry.licence} forbids commercial use; read it"
@@ -162,7 +162,7 @@ def _confirm(screen: Console, entry: registry.Entry) -> None:
 
 
 @contextmanager
-def _bytes_bar(screen: Console) -> Iterator[fetch.OnBytes]:
+def _bytes_bar(terminal: Console) -> Iterator[fetch.OnBytes]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -176,7 +176,7 @@ def _bytes_bar(screen: Console) -> Iterator[fetch.OnBytes]:
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=screen) as bar:
+    with Progress(*columns, console=terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def tell(name: str, here: int, total: int | None) -> None:
@@ -188,7 +188,7 @@ def _bytes_bar(screen: Console) -> Iterator[fetch.OnBytes]:
 
 
 def _run_verify(options: argparse.Namespace) -> int:
-    screen = console()
+    terminal = console()
     entries = [registry.find(name) for name in options.names] or list(registry.registry().values())
     verdicts = []
     for entry in entries:
@@ -199,15 +199,15 @@ def _run_verify(options: argparse.Namespace) -> int:
             )
         verdicts += found
     if not verdicts:
-        screen.print(f"no network of the list is in {registry.models_folder()}")
+        terminal.print(f"no network of the list is in {registry.models_folder()}")
         return 0
     rows = [(v.name, v.file, v.basis, v.problem or "whole") for v in verdicts]
     print_table(
-        screen, "Fetched networks", ("model", "file", "compared with", "file is"), rows, set(), 4
+        terminal, "Fetched networks", ("model", "file", "compared with", "file is"), rows, set(), 4
     )
     bad = sorted({v.name for v in verdicts if v.problem})
     for name in bad:
-        screen.print(
+        terminal.print(
             f"{name} is not what was fetched: delete {registry.models_folder() / name} and run"
             f" `depth_tools models fetch {name}`",
             style="red",
@@ -225,7 +225,7 @@ def _add_converting(kinds: Any) -> None:
     converting.add_argument("--precision", default="fp16", choices=["fp16"])
     converting.add_argument("--out", type=Path, metavar="FILE", help="(MODEL.fp16.onnx, beside it)")
     converting.add_argument(
-        "--half-input", action="store_true", help="the picture's tensor in FP16 too"
+        "--half-input", action="store_true", help="the image's tensor in FP16 too"
     )
     converting.add_argument(
         "--keep", default="", metavar="OP,OP", help="operators to keep in FP32 besides"
@@ -237,7 +237,7 @@ def _add_converting(kinds: Any) -> None:
         "--backends", default="onnxruntime-cpu,auto", metavar="A,B", help="(onnxruntime-cpu,auto)"
     )
     checking.add_argument("--precisions", default="file,file", metavar="A,B", help="file or fp16")
-    checking.add_argument("--json", type=Path, metavar="FILE", help="the figures of every picture")
+    checking.add_argument("--json", type=Path, metavar="FILE", help="the figures of every image")
     building = kinds.add_parser("build", help="a TensorRT engine, ahead of the node's start")
     building.add_argument("model", metavar="MODEL", help=model)
     building.add_argument("--precision", default="file", choices=["file", "fp16"])
@@ -253,7 +253,7 @@ def _add_converting(kinds: Any) -> None:
             command.add_argument("--manifest", default="", metavar="FILE", help="if not beside it")
         if run is not _run_build:
             command.add_argument(
-                "--pictures", type=Path, metavar="DIR", help="to compare on (rendered rooms)"
+                "--images", type=Path, metavar="DIR", help="to compare on (rendered rooms)"
             )
             command.add_argument(
                 "--count", type=int, default=compare.WANTED, metavar="N", help="of them (50)"
@@ -261,15 +261,15 @@ def _add_converting(kinds: Any) -> None:
 
 
 def _run_convert(options: argparse.Namespace) -> int:
-    screen = console()
+    terminal = console()
     onnx_graph.onnx_package()  # said before anything takes time
     _, facts = locate(options.model, options.manifest or None)
-    pictures = compare.Pictures.of(options.pictures, facts, options.count)
+    images = compare.ComparisonImages.of(options.images, facts, options.count)
     asked = [word.strip() for word in options.keep.split(",") if word.strip()]
-    with progress(screen, "comparing with FP32", pictures.count + 1) as advance:
+    with progress(terminal, "comparing with FP32", images.count + 1) as advance:
         done = convert.convert(
             options.model,
-            pictures,
+            images,
             manifest=options.manifest or None,
             out=options.out,
             half_input=options.half_input,
@@ -283,37 +283,37 @@ def _run_convert(options: argparse.Namespace) -> int:
         if ops:
             named = ", ".join(f"{n} {op}" for op, n in sorted(ops.items(), key=lambda x: -x[1]))
             rows.append((reason, named, meaning))
-    print_table(screen, "Kept in FP32", ("reason", "operators", "what"), rows, set(), 3)
+    print_table(terminal, "Kept in FP32", ("reason", "operators", "what"), rows, set(), 3)
     total = sum(half.halved.values())
-    screen.print(
+    terminal.print(
         f"FP16: {total} operators, FP32: {sum(half.kept.values())}, casts between: {half.casts};"
         f" weights that became 0: {half.flushed:.3%}"
     )
-    _print_parity(screen, f"FP16 against FP32, {pictures}", done.comparison, pictures)
+    _print_parity(terminal, f"FP16 against FP32, {images}", done.comparison, images)
     before, after = done.bytes
-    screen.print(
+    terminal.print(
         f"written with its manifest: {done.path}, {after / 1e6:.1f} MB instead of"
         f" {before / 1e6:.1f} MB"
     )
     name = f"{options.model}.fp16" if options.model in registry.registry() else done.path
-    screen.print(f"run it: model.precision: fp16, or --model {name}")
+    terminal.print(f"run it: model.precision: fp16, or --model {name}")
     return 0
 
 
 def _print_parity(
-    screen: Console, title: str, found: compare.Comparison, pictures: compare.Pictures
+    terminal: Console, title: str, found: compare.ModelComparison, images: compare.ComparisonImages
 ) -> None:
     head = ("figure", "mean", "worst", "limit", "")
-    print_table(screen, title, head, found.rows(), set())
-    if pictures.count < compare.WANTED:
-        screen.print(
-            f"note: {pictures.count} pictures say less than the {compare.WANTED} that are meant",
+    print_table(terminal, title, head, found.rows(), set())
+    if images.count < compare.WANTED:
+        terminal.print(
+            f"note: {images.count} images say less than the {compare.WANTED} that are meant",
             style="yellow",
         )
 
 
 def _run_check(options: argparse.Namespace) -> int:
-    screen = console()
+    terminal = console()
     backends = _pair("--backends", options.backends)
     precisions = _pair("--precisions", options.precisions)
     with ExitStack() as stack:
@@ -324,19 +324,19 @@ def _run_check(options: argparse.Namespace) -> int:
             engine, how = _as_a_gpu(opened, stack)
             engines.append(engine)
             names.append(f"{engine.manifest.name} ({opened.manifest.model}, {how})")
-        pictures = compare.Pictures.of(options.pictures, engines[0].manifest, options.count)
-        with progress(screen, "comparing", pictures.count) as advance:
-            found = compare.compare(engines[0], engines[1], pictures, advance)
-    _print_parity(screen, f"{names[1]} against {names[0]}, {pictures}", found, pictures)
+        images = compare.ComparisonImages.of(options.images, engines[0].manifest, options.count)
+        with progress(terminal, "comparing", images.count) as advance:
+            found = compare.compare(engines[0], engines[1], images, advance)
+    _print_parity(terminal, f"{names[1]} against {names[0]}, {images}", found, images)
     times = compare.median_ms(found.ms)
-    screen.print(f"median of a run: {times[0]:.1f} ms and {times[1]:.1f} ms")
+    terminal.print(f"median of a run: {times[0]:.1f} ms and {times[1]:.1f} ms")
     if options.json:
         write_json(
             options.json,
             {
                 "a": names[0],
                 "b": names[1],
-                "pictures": str(pictures),
+                "images": str(images),
                 "limits": vars(found.limits),
                 "worst": vars(found.worst),
                 "median_ms": times,
@@ -344,7 +344,7 @@ def _run_check(options: argparse.Namespace) -> int:
             },
         )
     for failure in found.failures:
-        screen.print(f"B is not near enough to A: {failure}", style="red")
+        terminal.print(f"B is not near enough to A: {failure}", style="red")
     return 1 if found.failures else 0
 
 
@@ -370,8 +370,8 @@ def _pair(option: str, text: str) -> list[str]:
 
 
 def _run_build(options: argparse.Namespace) -> int:
-    screen = console()
-    with _steps_bar(screen) as tell:
+    terminal = console()
+    with _steps_bar(terminal) as tell:
         details = build_engine(
             options.model,
             manifest=options.manifest or None,
@@ -381,17 +381,17 @@ def _run_build(options: argparse.Namespace) -> int:
             cache_dir=options.cache_dir,
         )
     rows = [(key, str(value)) for key, value in details.items()]
-    print_table(screen, "Engine", ("what", "value"), rows, set(), 2)
+    print_table(terminal, "Engine", ("what", "value"), rows, set(), 2)
     return 0
 
 
 @contextmanager
-def _steps_bar(screen: Console) -> Iterator[Progress]:
+def _steps_bar(terminal: Console) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bar(*columns, TimeElapsedColumn(), console=screen) as bar:
+    with Bar(*columns, TimeElapsedColumn(), console=terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int) -> None:

@@ -56,11 +56,9 @@ def add(commands: Any) -> None:
     for name in ("image", "camera-info", "points", "scan"):
         bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
     bag.add_argument("--max-scan-age", type=float, default=0.3, metavar="S")
-    bag.add_argument("--scans-per-picture", type=int, default=0, metavar="N")
+    bag.add_argument("--scans-per-image", type=int, default=0, metavar="N")
     bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S")
-    bag.add_argument(
-        "--rectified", action="store_true", help="the picture has no distortion: use P"
-    )
+    bag.add_argument("--rectified", action="store_true", help="the image has no distortion: use P")
     bag.add_argument(
         "--t-camera-lidar",
         default="",
@@ -76,14 +74,14 @@ def add(commands: Any) -> None:
     )
     out = parser.add_argument_group("output")
     out.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/SOURCE)")
-    out.add_argument("--pictures", type=int, default=12, metavar="N", help="at most N panels (12)")
+    out.add_argument("--images", type=int, default=12, metavar="N", help="at most N panels (12)")
     out.add_argument("--save-depth", action="store_true", help="keep depth and std of every frame")
     out.add_argument("--json", type=Path, metavar="FILE", help="all rows and the summary")
     parser.set_defaults(run=_run_replay)
 
 
 def _run_replay(options: argparse.Namespace) -> int:
-    screen = console()
+    terminal = console()
     config = pipeline_config(options)
     if options.prediction:
         config = override(config, ["model.path="])
@@ -99,7 +97,7 @@ def _run_replay(options: argparse.Namespace) -> int:
         "hold_out": options.hold_out,
         "seed": options.seed,
     }
-    keep = {"pictures": max(options.pictures, 0), "save_depth": options.save_depth}
+    keep = {"images": max(options.images, 0), "save_depth": options.save_depth}
     with DepthPipeline(config) as pipeline:
         if is_bag(source):
             bags = _bags()
@@ -113,16 +111,16 @@ def _run_replay(options: argparse.Namespace) -> int:
                 topics,
                 T,
                 options.max_scan_age,
-                options.scans_per_picture,
+                options.scans_per_image,
                 options.scan_wait,
                 options.rectified,
                 options.world_frame,
             ) as bag:
                 facts["topics"] = vars(bag.topics)
                 chosen = ", ".join(name for name in vars(bag.topics).values() if name)
-                screen.print(f"topics: {chosen}")
+                terminal.print(f"topics: {chosen}")
                 bag_moments = bags.BagMoments(bag, sampling, pipeline)
-                done = _replay_with_bar(screen, bag_moments, pipeline, out, facts, keep)
+                done = _replay_with_bar(terminal, bag_moments, pipeline, out, facts, keep)
         else:
             moments = replay.FolderMoments(
                 source,
@@ -131,40 +129,40 @@ def _run_replay(options: argparse.Namespace) -> int:
                 stored_regions=options.stored_regions,
                 stored_prediction=options.prediction,
             )
-            done = _replay_with_bar(screen, moments, pipeline, out, facts, keep)
-    _print_summary(screen, done.summary, config.fit.method, f"{done.frames} frames")
+            done = _replay_with_bar(terminal, moments, pipeline, out, facts, keep)
+    _print_summary(terminal, done.summary, config.fit.method, f"{done.frames} frames")
     for message in sorted({row["message"] for row in done.rows if row["status"] != "OK"}):
-        screen.print(f"note: {message}", style="yellow")
-    screen.print(f"run folder: {out}")
+        terminal.print(f"note: {message}", style="yellow")
+    terminal.print(f"run folder: {out}")
     if done.panels:
-        screen.print(f"pictures:   {done.panels[0].parent}")
+        terminal.print(f"images:   {done.panels[0].parent}")
     if options.json:
         write_json(options.json, {"rows": done.rows, "summary": done.summary, "run": facts})
     return 0
 
 
 def _replay_with_bar(
-    screen: Console,
+    terminal: Console,
     moments: Any,
     pipeline: DepthPipeline,
     out: Path,
     facts: Mapping[str, Any],
     keep: Mapping[str, Any],
 ) -> Any:
-    with progress(screen, "replaying", len(moments)) as advance:
+    with progress(terminal, "replaying", len(moments)) as advance:
         return replay.replay(
             moments, pipeline, out, facts=facts, on_frame=lambda name: advance(name), **keep
         )
 
 
 def _print_summary(
-    screen: Console, summary: Sequence[Mapping[str, Any]], own: str, title: str
+    terminal: Console, summary: Sequence[Mapping[str, Any]], own: str, title: str
 ) -> None:
     if all(row["abs_rel"] is None for row in summary):
-        screen.print("No truth to compare with (give --points, --lines or --hold-out above 0).")
+        terminal.print("No truth to compare with (give --points, --lines or --hold-out above 0).")
         return
     rows = [(row["method"], *replay.metric_cells(row)) for row in summary]
-    print_table(screen, title, ("method", *replay.METRIC_HEAD), rows, {own})
+    print_table(terminal, title, ("method", *replay.METRIC_HEAD), rows, {own})
 
 
 def _bags() -> Any:

@@ -61,7 +61,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedEngine:
     """An engine in the cache: its file, its content, and what the JSON beside it says."""
 
     path: Path
@@ -94,7 +94,7 @@ class EngineCache:
         may_build: bool = True,
         command: str = "",
         facts: Mapping[str, Any] | None = None,
-    ) -> Entry:
+    ) -> CachedEngine:
         """The engine of this identity, built if it is not there or broken.
 
         Only one process builds it; others wait and take what it made. `facts` join the JSON.
@@ -140,7 +140,7 @@ class EngineCache:
         # The plan goes last: where it lies, its JSON lies too.
         return self.folder / f"{key[:32]}.json", self.folder / f"{key[:32]}.engine"
 
-    def _read(self, identity: Identity) -> tuple[Entry | None, str]:
+    def _read(self, identity: Identity) -> tuple[CachedEngine | None, str]:
         """The engine, or None and why not."""
         about, path = self._files(identity.key)
         name = f"the engine of model {identity.model_sha256[:12]}…"
@@ -157,9 +157,9 @@ class EngineCache:
             return None, f"{name} is damaged"
         with contextlib.suppress(OSError):
             os.utime(path)  # its age counts from its last use
-        return Entry(path, plan, facts, built=False), ""
+        return CachedEngine(path, plan, facts, built=False), ""
 
-    def _write(self, identity: Identity, plan: bytes, made: Mapping[str, Any]) -> Entry:
+    def _write(self, identity: Identity, plan: bytes, made: Mapping[str, Any]) -> CachedEngine:
         about, path = self._files(identity.key)
         facts = {
             "key": identity.key,
@@ -184,7 +184,7 @@ class EngineCache:
                 f"the engine cannot be kept in {self.folder} ({error.strerror}): make room or set"
                 " model.cache_dir to a folder that can be written"
             ) from error
-        return Entry(path, plan, facts, built=True)
+        return CachedEngine(path, plan, facts, built=True)
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cuda.bindings import driver, nvrtc, runtime
 
 from depth_node.engine import EngineError, gpu_kernels
-from depth_node.engine.protocol import Closing
+from depth_node.engine.protocol import Closeable
 
 # All that this file uses of cuda.bindings: functions with the number of their parameters and of the
 # values that they return, enum members, constants. Tests hold it against this file and the real
@@ -118,7 +118,7 @@ def _driven(result: Sequence[Any], what: str) -> Any:
 # --- the device ----------------------------------------------------------------------------------
 
 
-class Gpu(Closing):
+class Gpu(Closeable):
     """The first GPU: one stream, and memory that is given back by close().
 
     name, capability ("8.7"), driver and runtime (CUDA versions) say which it is. Raises EngineError
@@ -172,12 +172,12 @@ class Gpu(Closing):
         self, result: Sequence[Any], free: Callable[[int], Any], size: int, what: str, kind: str
     ) -> int:
         if result[0] == runtime.cudaError_t.cudaErrorMemoryAllocation:
-            raise self.full(size, f"{what} ({kind} memory)")
+            raise self.out_of_memory_error(size, f"{what} ({kind} memory)")
         address = int(_taken(result, f"taking memory for {what}"))
         self._held[address] = lambda: free(address)
         return address
 
-    def full(self, size: int, what: str) -> EngineError:
+    def out_of_memory_error(self, size: int, what: str) -> EngineError:
         """The error for memory that could not be had."""
         runtime.cudaGetLastError()  # this error does not stay: the next call may go well
         free, total = self.memory()
@@ -343,7 +343,7 @@ def _compiled(result: Sequence[Any]) -> Any:
     return values[0] if values else None
 
 
-class Kernels:
+class CompiledKernels:
     """Our kernels, loaded on a device. Goes with its Gpu."""
 
     def __init__(self, gpu: Gpu) -> None:
@@ -354,7 +354,7 @@ class Kernels:
         gpu.hold(int(module), lambda: driver.cuModuleUnload(module))
         self._functions = {
             name: _driven(driver.cuModuleGetFunction(module, name.encode()), f"finding {name}")
-            for name in ("picture_to_tensor", "apply_table", "apply_grid")
+            for name in ("image_to_tensor", "apply_table", "apply_grid")
         }
 
     def prepare(self, name: str, height: int, width: int, arguments: Sequence[Argument]) -> Launch:
@@ -376,11 +376,16 @@ class Kernels:
         return launch
 
 
-class PictureInput:
-    """Pictures of one size -> the input tensor on the device, by one kernel."""
+class ImageInput:
+    """Images of one size -> the input tensor on the device, by one kernel."""
 
     def __init__(
-        self, loaded: Kernels, height: int, width: int, how: gpu_kernels.Resampling, tensor: int
+        self,
+        loaded: CompiledKernels,
+        height: int,
+        width: int,
+        how: gpu_kernels.Resampling,
+        tensor: int,
     ) -> None:
         """tensor: address of the (1, 3, height, width) tensor that is written."""
         gpu = loaded.gpu
@@ -388,9 +393,9 @@ class PictureInput:
         self._gpu = gpu
         self._held: list[int | npt.NDArray] = []
         try:
-            self._picture = gpu.pinned(self.shape, np.uint8, "the picture")
-            self._held.append(self._picture)
-            self._target = self._room(self._picture.nbytes)
+            self._image = gpu.pinned(self.shape, np.uint8, "the image")
+            self._held.append(self._image)
+            self._target = self._room(self._image.nbytes)
             tables = [how.rows.index, how.rows.weight, how.cols.index, how.cols.weight]
             places = [self._constant(table) for table in tables]
             gpu.wait()
@@ -401,7 +406,7 @@ class PictureInput:
         spec = how.spec
         numbers = (*how.box, spec.height, spec.width, how.first, how.step)
         self._launch = loaded.prepare(
-            "picture_to_tensor",
+            "image_to_tensor",
             spec.height,
             spec.width,
             [
@@ -422,13 +427,13 @@ class PictureInput:
         )
 
     def enqueue(self, image: npt.NDArray[np.uint8]) -> None:
-        """Copy the picture and make the tensor, in the stream's order."""
-        np.copyto(self._picture, image)
-        self._gpu.upload(self._target, self._picture)
+        """Copy the image and make the tensor, in the stream's order."""
+        np.copyto(self._image, image)
+        self._gpu.upload(self._target, self._image)
         self._launch()
 
     def launch(self) -> None:
-        """Make the tensor anew from the picture that is on the device; for timings."""
+        """Make the tensor anew from the image that is on the device; for timings."""
         self._launch()
 
     def close(self) -> None:
@@ -438,7 +443,7 @@ class PictureInput:
         self._held.clear()
 
     def _room(self, size: int) -> int:
-        address = self._gpu.allocate(size, "the picture")
+        address = self._gpu.allocate(size, "the image")
         self._held.append(address)
         return address
 
@@ -474,7 +479,7 @@ class Applied:
 
 
 def table_applied(
-    loaded: Kernels,
+    loaded: CompiledKernels,
     relative: npt.NDArray[np.float32],
     labels: npt.NDArray[np.integer] | None,
     table: npt.NDArray[np.float64],
@@ -500,7 +505,7 @@ def table_applied(
 
 
 def grid_applied(
-    loaded: Kernels,
+    loaded: CompiledKernels,
     values: npt.NDArray[np.float32],
     factor: npt.NDArray[np.float32],
     line: gpu_kernels.Line,
@@ -522,7 +527,7 @@ def grid_applied(
 
 
 def _applied(
-    loaded: Kernels,
+    loaded: CompiledKernels,
     name: str,
     arrays: Sequence[npt.NDArray],
     shape: tuple[int, ...],

@@ -3,7 +3,7 @@
 
 The NumPy twin of a kernel is what tests hold it against; and the twin is held against the code that
 does the same on the CPU (preprocess.to_tensor, surface_maps.depth_map, the end of field.solve), so
-that a picture has one tensor and a fit one depth, wherever they are computed. The source is plain C
+that an image has one tensor and a fit one depth, wherever they are computed. The source is plain C
 but for the indices of its threads, so tests also compile it for the CPU and run it.
 """
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from depth_node.engine.preprocess import (
     InputSpec,
     channel_gains,
+    image_box,
     interpolation_of,
-    picture_box,
     tensor_box,
 )
 
@@ -50,13 +50,13 @@ __device__ static unsigned short half_bits(float v)
     return (unsigned short)(sign | (rest >> 13));
 }
 
-// Picture (rows of `pitch` bytes, 3 bytes a pixel) -> (3, height, width) tensor. Every row and
-// column of the tensor's part that shows the picture has `taps` indices into the picture and
-// weights; the rest of the tensor is 0. Tensor channel c is picture channel first + c * step.
+// Image (rows of `pitch` bytes, 3 bytes a pixel) -> (3, height, width) tensor. Every row and
+// column of the tensor's part that shows the image has `taps` indices into the image and
+// weights; the rest of the tensor is 0. Tensor channel c is image channel first + c * step.
 // fixed: weights are multiples of 2^-11, and products are cut off as OpenCV does when it resizes
-// 8-bit pictures linearly, so that the same pixels come out.
-extern "C" __global__ void picture_to_tensor(
-    const unsigned char* picture, int pitch,
+// 8-bit images linearly, so that the same pixels come out.
+extern "C" __global__ void image_to_tensor(
+    const unsigned char* image, int pitch,
     const int* row_index, const float* row_weight, int row_taps,
     const int* col_index, const float* col_weight, int col_taps,
     int top, int left, int rows, int cols, int height, int width, int first, int step,
@@ -72,7 +72,7 @@ extern "C" __global__ void picture_to_tensor(
         int total[3] = {0, 0, 0};
         for (int i = 0; i < row_taps; ++i) {
             int wr = (int)(row_weight[r * row_taps + i] * 2048.f);
-            const unsigned char* line = picture + (long long)row_index[r * row_taps + i] * pitch;
+            const unsigned char* line = image + (long long)row_index[r * row_taps + i] * pitch;
             int part[3] = {0, 0, 0};
             for (int j = 0; j < col_taps; ++j) {
                 int wc = (int)(col_weight[c * col_taps + j] * 2048.f);
@@ -86,7 +86,7 @@ extern "C" __global__ void picture_to_tensor(
         for (int i = 0; i < row_taps; ++i) {
             float wr = row_weight[r * row_taps + i];
             if (wr == 0.f) continue;
-            const unsigned char* line = picture + (long long)row_index[r * row_taps + i] * pitch;
+            const unsigned char* line = image + (long long)row_index[r * row_taps + i] * pitch;
             float part[3] = {0.f, 0.f, 0.f};
             for (int j = 0; j < col_taps; ++j) {
                 float wc = col_weight[c * col_taps + j];
@@ -229,10 +229,10 @@ def _cubic(f: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Resampling:
-    """All that the kernel has to know to make a picture of one size into a network's tensor.
+    """All that the kernel has to know to make an image of one size into a network's tensor.
 
-    rows, cols: taps into the picture. box: (top, left, rows, cols) of the tensor that show it.
-    first, step: tensor channel c is picture channel first + c * step. gains, offsets: (3,). fixed:
+    rows, cols: taps into the image. box: (top, left, rows, cols) of the tensor that show it.
+    first, step: tensor channel c is image channel first + c * step. gains, offsets: (3,). fixed:
     linear, in whole numbers as OpenCV does it.
     """
 
@@ -248,8 +248,8 @@ class Resampling:
 
     @classmethod
     def of(cls, height: int, width: int, spec: InputSpec, order: str = "rgb") -> Resampling:
-        """For (height, width) pictures with channels in this order, by the rules of to_tensor."""
-        top, left, rows, cols = picture_box(height, width, spec)
+        """For (height, width) images with channels in this order, by the rules of to_tensor."""
+        top, left, rows, cols = image_box(height, width, spec)
         box = tensor_box(height, width, spec)
         interpolation = interpolation_of(spec.interpolation, (rows, cols), box[2:])
         same = order == spec.channel_order
@@ -265,11 +265,11 @@ class Resampling:
         )
 
 
-def picture_to_tensor(picture: NDArray[np.uint8], how: Resampling) -> NDArray:
+def image_to_tensor(image: NDArray[np.uint8], how: Resampling) -> NDArray:
     """Twin of the kernel: (H, W, 3) uint8 -> (1, 3, height, width) of the spec's type."""
     spec = how.spec
     tensor = np.zeros(spec.shape, spec.dtype)
-    small = _resampled_fixed(picture, how) if how.fixed else _resampled(picture, how)
+    small = _resampled_fixed(image, how) if how.fixed else _resampled(image, how)
     top, left, rows, cols = how.box
     for channel in range(3):
         plane = small[..., how.first + channel * how.step]
@@ -279,23 +279,23 @@ def picture_to_tensor(picture: NDArray[np.uint8], how: Resampling) -> NDArray:
     return tensor
 
 
-def _resampled(picture: NDArray[np.uint8], how: Resampling) -> Floats:
+def _resampled(image: NDArray[np.uint8], how: Resampling) -> Floats:
     """(H, W, 3) -> (rows, cols, 3) whole numbers from 0 to 255."""
-    part = np.zeros((len(how.rows.index), *picture.shape[1:]), np.float32)
+    part = np.zeros((len(how.rows.index), *image.shape[1:]), np.float32)
     for index, weight in zip(how.rows.index.T, how.rows.weight.T, strict=True):
-        part += weight[:, None, None] * picture[index]
+        part += weight[:, None, None] * image[index]
     small = np.zeros((len(part), len(how.cols.index), 3), np.float32)
     for index, weight in zip(how.cols.index.T, how.cols.weight.T, strict=True):
         small += weight[None, :, None] * part[:, index]
     return np.clip(np.floor(small + np.float32(0.5)), 0, 255)
 
 
-def _resampled_fixed(picture: NDArray[np.uint8], how: Resampling) -> Floats:
+def _resampled_fixed(image: NDArray[np.uint8], how: Resampling) -> Floats:
     """The same in whole numbers, cut off where OpenCV cuts off."""
     rows, cols = (np.rint(taps.weight * FIXED).astype(np.int64) for taps in (how.rows, how.cols))
-    part = np.zeros((len(picture), len(cols), 3), np.int64)
+    part = np.zeros((len(image), len(cols), 3), np.int64)
     for index, weight in zip(how.cols.index.T, cols.T, strict=True):
-        part += weight[None, :, None] * picture[:, index]
+        part += weight[None, :, None] * image[:, index]
     small = np.zeros((len(rows), len(cols), 3), np.int64)
     for index, weight in zip(how.rows.index.T, rows.T, strict=True):
         small += (weight[:, None, None] * (part[index] >> 4)) >> 16

@@ -37,10 +37,10 @@ class Manifest:
     values that cannot be used.
 
     A model with several outputs that belong together names them all in ``outputs``, the first of
-    which is ``output_name``. A model that is fed with other tensors than one picture names them
+    which is ``output_name``. A model that is fed with other tensors than one image names them
     with their shapes in ``inputs`` (all float32, the first is ``input_name``); its ``input`` is
-    then the picture that they come from. ``decoder`` is the file, beside an encoder of meaning
-    "region_prompts", that makes masks of its outputs and of points in the picture.
+    then the image that they come from. ``decoder`` is the file, beside an encoder of meaning
+    "region_prompts", that makes masks of its outputs and of points in the image.
 
     ``limits`` says how far an engine may be from ONNX Runtime on the CPU (engine/check.py) where
     the usual limits do not suit the model.
@@ -115,7 +115,7 @@ class Manifest:
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every input tensor and its shape: the picture alone, or those of ``inputs``."""
+        """Every input tensor and its shape: the image alone, or those of ``inputs``."""
         return dict(self.inputs) or {self.input_name: self.input.shape}
 
     @property

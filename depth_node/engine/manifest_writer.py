@@ -52,12 +52,12 @@ def write_manifest(
     if len(inputs) != 1 and not prompted:
         raise EngineError(
             f"model {model} has {len(inputs)} inputs ({', '.join(item.name for item in inputs)}):"
-            " only models with one input, the picture, can be used; export it so"
+            " only models with one input, the image, can be used; export it so"
         )
     tensor = inputs[0]
     if not prompted and (len(tensor.shape) != 4 or tensor.shape[1] not in (3, None)):
         raise EngineError(
-            f"model {model} has an input of shape {tensor.shape}: export it with one picture of"
+            f"model {model} has an input of shape {tensor.shape}: export it with one image of"
             " shape (1, 3, height, width)"
         )
     for item in inputs if prompted else ():

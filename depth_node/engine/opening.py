@@ -99,8 +99,8 @@ def _missing(backend: _Backend) -> str:
 def summary(engine: Engine) -> dict[str, str]:
     """What an operator should see of an engine, for diagnostics: few, short and in fixed order."""
     details = engine.details
-    shown = ("version", "precision", "check", "check of pictures", "key", "engine file", "built",
-             "cuda graph", "picture to tensor", "warning", "replaced")  # fmt: skip
+    shown = ("version", "precision", "check", "check of images", "key", "engine file", "built",
+             "cuda graph", "image to tensor", "warning", "replaced")  # fmt: skip
     found = {key: str(details[key]) for key in shown if key in details}
     return found | {key: str(value) for key, value in details.items() if key.startswith("not ")}
 

@@ -13,7 +13,7 @@ import onnxruntime
 
 from depth_node.engine import BackendError, EngineError
 from depth_node.engine.manifest import Manifest
-from depth_node.engine.protocol import Closing, check_tensor, check_tensors
+from depth_node.engine.protocol import Closeable, check_tensor, check_tensors
 
 # Back end -> ONNX Runtime's providers, in the order in which each gets what the one before cannot.
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -50,7 +50,7 @@ def missing(provider: str) -> str:
     )
 
 
-class OrtEngine(Closing):
+class OrtEngine(Closeable):
     """Engine on a provider of ONNX Runtime; checked against the manifest and warm when made."""
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Picture -> tensor and back, as a model's manifest says: the only resizing rules there are."""
+"""Image -> tensor and back, as a model's manifest says: the only resizing rules there are."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class InputSpec:
 
     A tensor value is ``(pixel * scale - mean) / std`` with 8-bit pixels; mean and std are in the
     order of the tensor's channels. ``resize``: "stretch" (the aspect is lost), "letterbox" (the
-    whole picture in the middle, the rest of the tensor is 0), "corner" (the same in the upper left
-    corner) or "crop" (the middle of the picture; what is cut off has no answer). ``interpolation``
+    whole image in the middle, the rest of the tensor is 0), "corner" (the same in the upper left
+    corner) or "crop" (the middle of the image; what is cut off has no answer). ``interpolation``
     is for shrinking; enlarging takes "linear" instead of "area". Raises ValueError, in a sentence,
     for values that cannot be used.
     """
@@ -84,7 +84,7 @@ def _number(value: object, name: str) -> float:
 
 
 def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray:
-    """(H, W, 3) uint8 RGB picture -> contiguous (1, 3, height, width) tensor of spec.dtype."""
+    """(H, W, 3) uint8 RGB image -> contiguous (1, 3, height, width) tensor of spec.dtype."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
             f"image has shape {image.shape} and type {image.dtype}: give (H, W, 3) uint8 RGB"
@@ -93,7 +93,7 @@ def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray:
     if min(height, width) < 1:
         raise ValueError(f"image is {width}x{height}: it has no pixels")
     tensor = np.zeros(spec.shape, spec.dtype)
-    top, left, rows, cols = picture_box(height, width, spec)
+    top, left, rows, cols = image_box(height, width, spec)
     image = image[top : top + rows, left : left + cols]
     top, left, rows, cols = tensor_box(height, width, spec)
     small = _resize(image, rows, cols, spec.interpolation)
@@ -114,8 +114,8 @@ def channel_gains(spec: InputSpec) -> tuple[npt.NDArray[np.float32], npt.NDArray
     return (spec.scale / std).astype(np.float32), (-np.array(spec.mean) / std).astype(np.float32)
 
 
-def picture_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """(top, left, rows, cols) of the picture that the network sees."""
+def image_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+    """(top, left, rows, cols) of the image that the network sees."""
     return _crop_box(height, width, spec) if spec.resize == "crop" else (0, 0, height, width)
 
 
@@ -125,10 +125,10 @@ def interpolation_of(name: str, source: tuple[int, int], target: tuple[int, int]
     return "linear" if name == "area" and enlarged else name
 
 
-def to_picture(
+def to_image(
     output: npt.NDArray, spec: InputSpec, height: int, width: int, *, nearest: bool = False
 ) -> npt.NDArray:
-    """(h, w) network output -> (height, width) of the picture that to_tensor was given.
+    """(h, w) network output -> (height, width) of the image that to_tensor was given.
 
     The output may be smaller or larger than the tensor; it covers the same view. Floating values
     come back as float32, linearly interpolated, NaN where a crop saw nothing. With ``nearest``
@@ -145,9 +145,9 @@ def to_picture(
         output = full[top : top + rows, left : left + cols]
     elif spec.resize == "crop":
         top, left, rows, cols = _crop_box(height, width, spec)
-        picture = np.full((height, width), 0 if nearest else np.nan, output.dtype)
-        picture[top : top + rows, left : left + cols] = _resize(output, rows, cols, interpolation)
-        return picture
+        image = np.full((height, width), 0 if nearest else np.nan, output.dtype)
+        image[top : top + rows, left : left + cols] = _resize(output, rows, cols, interpolation)
+        return image
     return _resize(output, height, width, interpolation)
 
 
@@ -156,13 +156,13 @@ def resize_map(values: npt.NDArray, height: int, width: int) -> npt.NDArray:
     return _resize(np.ascontiguousarray(values, dtype=np.float32), height, width, "linear")
 
 
-def resize_picture(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) picture at another size; shrinking averages over areas."""
+def resize_image(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) image at another size; shrinking averages over areas."""
     return _resize(image, height, width, "area")
 
 
 def tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """(top, left, rows, cols) of the tensor that show the picture."""
+    """(top, left, rows, cols) of the tensor that show the image."""
     if spec.resize not in ("letterbox", "corner"):
         return 0, 0, spec.height, spec.width
     scale = min(spec.height / height, spec.width / width)
@@ -174,7 +174,7 @@ def tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int,
 
 
 def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """(top, left, rows, cols) of the picture that fill the tensor."""
+    """(top, left, rows, cols) of the image that fill the tensor."""
     scale = max(spec.height / height, spec.width / width)
     rows = min(height, max(1, math.floor(spec.height / scale + 0.5)))
     cols = min(width, max(1, math.floor(spec.width / scale + 0.5)))

@@ -16,7 +16,7 @@ from depth_node.engine.manifest import Manifest
 _Self = TypeVar("_Self")
 
 
-class Closing:
+class Closeable:
     """Something that is closed at the end of a `with` statement."""
 
     def close(self) -> None:
@@ -76,10 +76,10 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class PictureEngine(Engine, Protocol):
+class ImageEngine(Engine, Protocol):
     """An engine that makes the input tensor itself, where the network runs."""
 
-    def run_picture(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
+    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
         """(H, W, 3) uint8 RGB -> what run() gives for preprocess.to_tensor of it."""
 
 

@@ -27,7 +27,7 @@ from depth_node.engine import EngineError
 from depth_node.engine.cache import REFERENCE_ENDING
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.preprocess import to_tensor
-from depth_node.engine.protocol import Engine, PictureEngine
+from depth_node.engine.protocol import Engine, ImageEngine
 from depth_node.prediction import INVERSE_FLOOR_SHARE, KINDS
 
 Tensors = dict[str, npt.NDArray]
@@ -66,11 +66,11 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How near an answer is to the reference: the worst of several outputs or pictures.
+class OutputDifference:
+    """How near an answer is to the reference: the worst of several outputs or images.
 
     finite: share of finite values where the reference is finite. correlation: of the values.
-    relative_error: mean relative difference (see :func:`parity`).
+    relative_error: mean relative difference (see :func:`output_difference`).
     """
 
     finite: float
@@ -83,9 +83,9 @@ class Parity:
             f" relative error {self.relative_error:.3%}"
         )
 
-    def worse(self, other: Parity) -> Parity:
+    def worse(self, other: OutputDifference) -> OutputDifference:
         """The worse figure of either."""
-        return Parity(
+        return OutputDifference(
             min(self.finite, other.finite),
             min(self.correlation, other.correlation),
             max(self.relative_error, other.relative_error),
@@ -105,7 +105,9 @@ class Parity:
         return found
 
 
-def parity(output: npt.NDArray, reference: npt.NDArray, meaning: str = "") -> Parity:
+def output_difference(
+    output: npt.NDArray, reference: npt.NDArray, meaning: str = ""
+) -> OutputDifference:
     """How near an output is to the reference's, two arrays of one shape.
 
     Outputs whose meaning leaves scale and shift open are aligned by both first (least squares).
@@ -123,7 +125,7 @@ def parity(output: npt.NDArray, reference: npt.NDArray, meaning: str = "") -> Pa
     finite = float(good.mean()) if len(a) else 1.0
     a, r = a[good], r[good]
     if len(a) == 0:
-        return Parity(finite, 0.0, float("inf"))
+        return OutputDifference(finite, 0.0, float("inf"))
     step_a, step_r = a - a.mean(), r - r.mean()
     spread_a, spread_r = float(step_a @ step_a), float(step_r @ step_r)
     if spread_a > 0 and spread_r > 0:
@@ -140,13 +142,13 @@ def parity(output: npt.NDArray, reference: npt.NDArray, meaning: str = "") -> Pa
         size = np.maximum(size, INVERSE_FLOOR_SHARE * np.median(size[size > 0]))
     else:
         size = np.full(1, size.mean() or 1.0)
-    return Parity(finite, correlation, float((error / size).mean()))
+    return OutputDifference(finite, correlation, float((error / size).mean()))
 
 
 def reference_inputs(manifest: Manifest) -> tuple[npt.NDArray[np.uint8], Tensors]:
-    """The reference picture, (H, W, 3) uint8 RGB, and the input tensors that belong to it.
+    """The reference image, (H, W, 3) uint8 RGB, and the input tensors that belong to it.
 
-    A model that sees no picture (a prompt decoder) gets random numbers, the same every time.
+    A model that sees no image (a prompt decoder) gets random numbers, the same every time.
     """
     height, width = manifest.input.height, manifest.input.width
     if manifest.inputs:
@@ -156,8 +158,8 @@ def reference_inputs(manifest: Manifest) -> tuple[npt.NDArray[np.uint8], Tensors
             name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes
         }
     # A little larger than the tensor, so that the engine's own resizing is part of what is checked.
-    picture = _test_pattern(height + height // 8, width + width // 8)
-    return picture, {manifest.input_name: to_tensor(picture, manifest.input)}
+    image = _test_pattern(height + height // 8, width + width // 8)
+    return image, {manifest.input_name: to_tensor(image, manifest.input)}
 
 
 @functools.lru_cache(maxsize=4)
@@ -187,16 +189,16 @@ def _test_pattern(height: int, width: int) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference's answer: a picture, its input tensors, and the outputs by name."""
+    """The reference's answer: an image, its input tensors, and the outputs by name."""
 
-    picture: npt.NDArray[np.uint8]
+    image: npt.NDArray[np.uint8]
     inputs: Tensors
     outputs: Tensors
 
     @classmethod
     def of(cls, model: Path, manifest: Manifest, folder: Path | None = None) -> Reference:
         """Ask ONNX Runtime on the CPU, or read what it said before from `folder`."""
-        picture, inputs = reference_inputs(manifest)
+        image, inputs = reference_inputs(manifest)
         path = None
         if folder is not None:
             digest = hashlib.sha256(repr((manifest.sha256, manifest.output_names)).encode())
@@ -205,16 +207,16 @@ class Reference:
             path = folder / f"{digest.hexdigest()[:32]}{REFERENCE_ENDING}"
             kept = _read(path, manifest)
             if kept is not None:
-                return cls(picture, inputs, kept)
+                return cls(image, inputs, kept)
         from depth_node.engine import ort
 
         with ort.OrtEngine(model, manifest) as engine:
             outputs = engine.run_named(inputs)
         if path is not None:
             _write(path, outputs)
-        return cls(picture, inputs, outputs)
+        return cls(image, inputs, outputs)
 
-    def judge(self, engine: Engine) -> Parity:
+    def judge(self, engine: Engine) -> OutputDifference:
         """How near an engine's answers are. Raises EngineError if it cannot answer."""
         manifest = engine.manifest
         # A copy in another precision may take another type, and name its tensors anew.
@@ -222,29 +224,29 @@ class Reference:
         tensors = [tensor.astype(dtype, copy=False) for tensor in self.inputs.values()]
         own = engine.run_named(dict(zip(manifest.input_shapes, tensors, strict=True)))
         reference = list(self.outputs.values())
-        found = Parity(1.0, 1.0, 0.0)
+        found = OutputDifference(1.0, 1.0, 0.0)
         for name, wanted in zip(manifest.output_names, reference, strict=True):
-            found = found.worse(parity(own[name], wanted, manifest.meaning))
+            found = found.worse(output_difference(own[name], wanted, manifest.meaning))
         return found
 
-    def judge_picture(self, engine: PictureEngine) -> Parity:
+    def judge_image(self, engine: ImageEngine) -> OutputDifference:
         """How near the answers are of an engine that makes the tensor itself."""
         wanted = next(iter(self.outputs.values()))
-        return parity(engine.run_picture(self.picture), wanted, engine.manifest.meaning)
+        return output_difference(engine.run_image(self.image), wanted, engine.manifest.meaning)
 
 
 def check(engine: Engine, reference: Reference, limits: Limits) -> None:
     """Compare an engine with the reference and note the figures in its details.
 
-    EngineError if they are beyond the limits. Where the engine resizes pictures itself, one grey
+    EngineError if they are beyond the limits. Where the engine resizes images itself, one grey
     level in some places is no fault, so that path has four times the room.
     """
     found = reference.judge(engine)
     engine.details["check"] = str(found)
     failures = found.failures(limits)
-    if isinstance(engine, PictureEngine) and not engine.manifest.inputs:
-        found = reference.judge_picture(engine)
-        engine.details["check of pictures"] = str(found)
+    if isinstance(engine, ImageEngine) and not engine.manifest.inputs:
+        found = reference.judge_image(engine)
+        engine.details["check of images"] = str(found)
         wide = Limits(limits.finite, 1 - 4 * (1 - limits.correlation), 4 * limits.relative_error)
         failures += [f"with its own resizing {text}" for text in found.failures(wide)]
     if failures:

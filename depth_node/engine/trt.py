@@ -21,12 +21,12 @@ import numpy.typing as npt
 import tensorrt as trt
 
 from depth_node.engine import EngineError, cuda
-from depth_node.engine.cache import Entry, Identity
+from depth_node.engine.cache import CachedEngine, Identity
 from depth_node.engine.gpu_kernels import Resampling
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.options import OpenRequest
 from depth_node.engine.preprocess import to_tensor
-from depth_node.engine.protocol import Closing, Progress, check_tensor, check_tensors
+from depth_node.engine.protocol import Closeable, Progress, check_tensor, check_tensors
 from depth_node.prediction import KINDS
 
 # Of every class what this file uses: properties, enum members, methods with their parameters.
@@ -142,7 +142,7 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
     return engine
 
 
-def _obtain(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> Entry:
+def _obtain(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> CachedEngine:
     config = request.config
     command = f"depth_tools models build {config.path}"
     for option, value, usual in (
@@ -271,7 +271,7 @@ def build_plan(
     if plan is None:
         if logger.full():
             size = workspace_mb * 1_000_000 or gpu.memory()[1]
-            raise gpu.full(size, f"building the engine of {manifest.name}")
+            raise gpu.out_of_memory_error(size, f"building the engine of {manifest.name}")
         raise EngineError(
             f"TensorRT {trt.__version__} cannot build an engine of {model} ({logger.told()}):"
             " use another version, model.precision or back end"
@@ -301,7 +301,7 @@ class PlanError(EngineError):
     """A serialised engine that this TensorRT does not take."""
 
 
-class TrtEngine(Closing):
+class TrtEngine(Closeable):
     """A network on TensorRT: buffers taken once, one stream, a CUDA graph where it can be captured.
 
     close() closes the Gpu too; if the engine cannot be made, that is left to the caller.
@@ -326,8 +326,8 @@ class TrtEngine(Closing):
         self._context: Any = None
         self._inputs: dict[str, tuple[npt.NDArray, int]] = {}
         self._outputs: dict[str, tuple[npt.NDArray, int]] = {}
-        self._kernels: cuda.Kernels | None = None
-        self._picture: cuda.PictureInput | None = None
+        self._kernels: cuda.CompiledKernels | None = None
+        self._image: cuda.ImageInput | None = None
         self._launch: cuda.Launch = self._enqueue
         self._open = True
         try:
@@ -352,8 +352,8 @@ class TrtEngine(Closing):
         check_tensors(tensors, self.manifest)
         return self._answer(tensors)
 
-    def run_picture(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
-        """See PictureEngine.run_picture."""
+    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
+        """See ImageEngine.run_image."""
         if self._kernels is None:
             return self.run(to_tensor(image, self.manifest.input))
         self._check_open()
@@ -362,15 +362,15 @@ class TrtEngine(Closing):
                 f"image has shape {image.shape} and type {image.dtype}: give (H, W, 3) uint8 RGB"
             )
         self._gpu.begin()
-        if self._picture is None or self._picture.shape != image.shape:
-            if self._picture is not None:
-                self._picture.close()
-                self._picture = None
+        if self._image is None or self._image.shape != image.shape:
+            if self._image is not None:
+                self._image.close()
+                self._image = None
             height, width = image.shape[:2]
             how = Resampling.of(height, width, self.manifest.input)
             place = self._inputs[self.manifest.input_name][1]
-            self._picture = cuda.PictureInput(self._kernels, height, width, how, place)
-        self._picture.enqueue(image)
+            self._image = cuda.ImageInput(self._kernels, height, width, how, place)
+        self._image.enqueue(image)
         self._launch()
         self._gpu.wait()
         return self._taken(self.manifest.output_name)
@@ -414,7 +414,9 @@ class TrtEngine(Closing):
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             if self._logger.full():
-                raise self._gpu.full(len(plan), f"the engine of {self.manifest.name}")
+                raise self._gpu.out_of_memory_error(
+                    len(plan), f"the engine of {self.manifest.name}"
+                )
             raise PlanError(
                 f"TensorRT {trt.__version__} does not take the engine of {self.manifest.name}"
                 f" ({self._logger.told()}): it was built by another version or for another GPU;"
@@ -426,7 +428,7 @@ class TrtEngine(Closing):
         if self._context is None:
             size = int(self._engine.device_memory_size_v2)
             if self._logger.full() or size > self._gpu.memory()[0]:
-                raise self._gpu.full(size, f"running {self.manifest.name}")
+                raise self._gpu.out_of_memory_error(size, f"running {self.manifest.name}")
             raise EngineError(
                 f"the engine of {self.manifest.name} cannot be started ({self._logger.told()}):"
                 " build it again with `depth_tools models build`"
@@ -468,7 +470,7 @@ class TrtEngine(Closing):
             shape = tuple(context.get_tensor_shape(name))
             if -1 in shape:
                 raise EngineError(
-                    f"output {name} of {facts.name} has a size that depends on the picture"
+                    f"output {name} of {facts.name} has a size that depends on the image"
                     f" {shape}: export the model with fixed sizes"
                 )
             self._outputs[name] = self._buffers(name, shape, self._numpy_type(name))
@@ -509,15 +511,15 @@ class TrtEngine(Closing):
             self.details["cuda graph"] = f"no: {error}"
 
     def _load_kernels(self) -> None:
-        self.details["picture to tensor"] = "on the GPU"
+        self.details["image to tensor"] = "on the GPU"
         if self.manifest.inputs:
-            self.details["picture to tensor"] = "takes no picture"
+            self.details["image to tensor"] = "takes no image"
             return
         try:
-            self._kernels = cuda.Kernels(self._gpu)
+            self._kernels = cuda.CompiledKernels(self._gpu)
         except EngineError as error:
-            self.details["picture to tensor"] = f"on the CPU: {error}"
-            _log.warning("pictures are resized on the CPU: %s", error)
+            self.details["image to tensor"] = f"on the CPU: {error}"
+            _log.warning("images are resized on the CPU: %s", error)
 
     def _drop(self) -> None:
         """Let TensorRT's objects go; the buffers belong to the Gpu."""
@@ -528,7 +530,7 @@ class TrtEngine(Closing):
                 _log.warning("%s", error)
         self._open = False
         self._launch = _closed
-        self._picture = None
+        self._image = None
         self._kernels = None
         self._context = None
         self._engine = None

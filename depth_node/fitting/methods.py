@@ -7,7 +7,7 @@ region R of a label map the relative depth d becomes metres through
     SLF   D = s d + t                      (sparse linear fit)
     SSF   D = s d + a x + b y + t          (sparse surface fit)
 
-estimated by least squares at the measured points of R; x and y run from -1 to 1 over the picture.
+estimated by least squares at the measured points of R; x and y run from -1 to 1 over the image.
 A region with too few points borrows those of its neighbours, ring after ring, and the result is
 applied to the original region only. ``paper`` mode is exactly that; ``sensor`` mode withstands
 outliers, wild extrapolation and upside-down surfaces. All regions are solved at once, so a frame
@@ -33,14 +33,14 @@ from depth_node.fitting.region_surfaces import (
     PARAMETERS,
     REGION_FIT_DTYPE,
     Regions,
+    RegionSamples,
     RegionStatus,
     Rules,
-    Samples,
     SurfaceTable,
     fit_surfaces,
     median_scale,
 )
-from depth_node.fitting.surface_maps import Picture, depth_map, feather, std_map
+from depth_node.fitting.surface_maps import ImageGrid, depth_map, feather, std_map
 from depth_node.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class FitStatus(IntEnum):
     """How a frame came to its depth."""
 
     OK = 0  # fitted as asked
-    MEDIAN_SCALE = 1  # too few points for the method: one scale for the picture
+    MEDIAN_SCALE = 1  # too few points for the method: one scale for the image
     NETWORK_METRES = 2  # no point: the metric network's own metres, unchecked
     NO_POINTS = 3  # no point and no metric network: no depth
     NO_PREDICTION = 4  # the network gave nothing (at any point): no depth
@@ -77,7 +77,7 @@ class FitStatus(IntEnum):
 _REGION_TEXTS = {
     RegionStatus.OK: "on their own",
     RegionStatus.EXPANDED: "with neighbours",
-    RegionStatus.GLOBAL: "with the picture's fit",
+    RegionStatus.GLOBAL: "with the image's fit",
     RegionStatus.REDUCED: "with fewer parameters",
     RegionStatus.UNKNOWN: "without an answer",
 }
@@ -89,9 +89,9 @@ class FitConfig:
 
     method: str = option(
         "field",
-        "Fit of metres to the relative depth: one for the picture (global_depth, global_disparity, "
+        "Fit of metres to the relative depth: one for the image (global_depth, global_disparity, "
         "median) or one per region (region_median; slf: scale, shift; ssf: scale, slopes, shift), "
-        "or one for the picture with the residual of the points spread over it (field).",
+        "or one for the image with the residual of the points spread over it (field).",
         choices=METHODS,
     )
     mode: str = option(
@@ -142,7 +142,7 @@ class FitConfig:
     )
     polarity_guard: bool = option(
         False,
-        "A region whose fit turns near and far around takes the scale of the whole picture (sensor "
+        "A region whose fit turns near and far around takes the scale of the whole image (sensor "
         "mode). Off because it cost up to 6 % AbsRel on the real frames tried.",
     )
     feather_px: int = option(
@@ -194,7 +194,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Metric depth of a picture with its evidence.
+    """Metric depth of an image with its evidence.
 
     depth: (H, W) float32 m, NaN unknown. std: (H, W) float32 m, such that depth ± 1.96 std is meant
     as a 95 % interval (errors have heavier tails than a normal variable: this is the 95 % bound
@@ -224,10 +224,10 @@ def fit(
     config: FitConfig | None = None,
     state: FieldState | None = None,
 ) -> FitResult:
-    """Metric depth of the picture from its prediction and the points measured in it.
+    """Metric depth of the image from its prediction and the points measured in it.
 
     labels: (H, W) integers, 0 = unassigned, regions 1..K; used by the region methods, without them
-    the picture is one region. image: (H, W, 3) uint8 RGB and state, what earlier frames left and
+    the image is one region. image: (H, W, 3) uint8 RGB and state, what earlier frames left and
     FieldState.at was told of this one, are used by method ``field`` only. A frame that cannot be
     fitted is told by ``status`` and ``message``; wrong shapes raise ValueError.
     """
@@ -235,7 +235,7 @@ def fit(
     if labels is not None and np.shape(labels) != prediction.shape:
         raise ValueError(
             f"Labels are {np.shape(labels)} but the prediction is {prediction.shape}: "
-            "segment the picture at the size of the prediction."
+            "segment the image at the size of the prediction."
         )
     if config.method == "field":
         usable = _usable(points, prediction.values, config)
@@ -248,11 +248,11 @@ def fit(
     if np.count_nonzero(usable) < rules.enough:
         relative, in_disparity = prediction.relative_depth(), False  # for a scale without a shift
     rows, cols = points.rows[usable], points.cols[usable]
-    picture = Picture.of(relative)
-    samples = Samples(
+    grid = ImageGrid.of(relative)
+    samples = RegionSamples(
         d=relative[rows, cols].astype(np.float64),
-        x=picture.x[cols],
-        y=picture.y[rows],
+        x=grid.x[cols],
+        y=grid.y[rows],
         z=points.depth[usable].astype(np.float64),
     )
     regions = Regions.of(labels if config.method in REGION_METHODS else None, rows, cols)
@@ -264,11 +264,11 @@ def fit(
         table, status = fit_surfaces(samples, regions, rules), FitStatus.OK
     limits = {"min_depth_m": config.min_depth_m, "max_depth_m": config.max_depth_m}
     depth = depth_map(
-        picture, regions.labels, table, in_disparity=in_disparity, max_depth_m=config.max_depth_m
+        grid, regions.labels, table, in_disparity=in_disparity, max_depth_m=config.max_depth_m
     )
     if config.robust and config.feather_px and regions.labels is not None:
-        feather(depth, picture, regions.labels, table, distance_px=config.feather_px, **limits)
-    std = std_map(picture, regions.labels, table, depth)
+        feather(depth, grid, regions.labels, table, distance_px=config.feather_px, **limits)
+    std = std_map(grid, regions.labels, table, depth)
     if not np.isfinite(table.parameters[:, 0]).any():
         status = FitStatus.NO_PREDICTION
     return _result(points, usable, regions, table, depth, std, status)
@@ -283,7 +283,7 @@ def _fit_field(
     config: FitConfig,
     state: FieldState | None,
 ) -> FitResult:
-    """The residual field, which is one fit of the picture: one row of evidence, label 0."""
+    """The residual field, which is one fit of the image: one row of evidence, label 0."""
     z = points.depth[usable]
     rows, cols = points.rows[usable], points.cols[usable]
     age_s = points.age_s[usable]
@@ -324,7 +324,7 @@ def _field_message(found: Field, given: int, used: int) -> str:
 def _usable(
     points: SparseDepth, relative: NDArray[np.float32], config: FitConfig
 ) -> NDArray[np.bool_]:
-    """(N,) points inside the picture with a depth in range on a pixel that the network answered."""
+    """(N,) points inside the image with a depth in range on a pixel that the network answered."""
     height, width = relative.shape
     rows, cols, depth = points.rows, points.cols, points.depth
     usable = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
@@ -341,7 +341,7 @@ def _without_points(
     reason = "No point was measured"
     if len(points):
         reason = (
-            f"None of {len(points)} points could be used (outside the picture, outside "
+            f"None of {len(points)} points could be used (outside the image, outside "
             f"{config.min_depth_m:g} to {config.max_depth_m:g} m or where the network is silent)"
         )
     status = FitStatus.NO_POINTS
@@ -409,7 +409,7 @@ def _message(rows: NDArray[np.void], given: int, used: int, status: FitStatus) -
         return f"The network gave no relative depth above zero at any of {used_text}: no depth."
     if status is FitStatus.MEDIAN_SCALE:
         return (
-            f"{used_text} are too few for this method: one scale for the whole picture; "
+            f"{used_text} are too few for this method: one scale for the whole image; "
             "give more points or lower min_points."
         )
     counts = np.bincount(rows["status"], minlength=len(RegionStatus))

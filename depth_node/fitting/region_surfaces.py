@@ -49,13 +49,13 @@ REGION_FIT_DTYPE = np.dtype(
         ("status", np.int32),  # RegionStatus
         ("points", np.int32),  # measured in the region itself
         ("inliers", np.int32),  # of all points used, borrowed ones included
-        ("rings", np.int32),  # rings of neighbours borrowed; -1 = every point of the picture
+        ("rings", np.int32),  # rings of neighbours borrowed; -1 = every point of the image
         (
             "scale",
             np.float32,
         ),  # s: metres per unit of relative depth (global_disparity: of disparity, 1/m)
-        ("slope_x", np.float32),  # a: metres per half picture width
-        ("slope_y", np.float32),  # b: metres per half picture height
+        ("slope_x", np.float32),  # a: metres per half image width
+        ("slope_y", np.float32),  # b: metres per half image height
         ("shift", np.float32),  # t: metres (global_disparity: 1/m)
         ("residual", np.float32),  # standard deviation of the points about the fit, m
     ]
@@ -70,11 +70,11 @@ class RegionStatus(IntEnum):
 
     OK = 0  # fitted to its own points
     EXPANDED = 1  # borrowed the points of neighbours
-    GLOBAL = 2  # has the fit to all points of the picture
+    GLOBAL = 2  # has the fit to all points of the image
     REDUCED = (
         3  # the points could not tell all parameters apart: columns were dropped (y, x, then d)
     )
-    MEDIAN_SCALE = 4  # too few points in the whole picture: one scale, no shift
+    MEDIAN_SCALE = 4  # too few points in the whole image: one scale, no shift
     UNKNOWN = 5  # no answer
 
 
@@ -102,7 +102,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Regions:
-    """The label map (None: the picture is one region, 0), labels with pixels, labels of the points.
+    """The label map (None: the image is one region, 0), labels with pixels, labels of the points.
 
     present: (K+1,) bool. of_point: (n,).
     """
@@ -151,7 +151,7 @@ class SurfaceTable:
 
 
 @dataclass(frozen=True)
-class Samples:
+class RegionSamples:
     """The n usable points: relative depth (or disparity), position in -1..1, measured metres."""
 
     d: NDArray[np.float64]
@@ -163,8 +163,8 @@ class Samples:
         return len(self.z)
 
 
-def fit_surfaces(samples: Samples, regions: Regions, rules: Rules) -> SurfaceTable:
-    """Fit every region, or the picture as a whole where there are no regions."""
+def fit_surfaces(samples: RegionSamples, regions: Regions, rules: Rules) -> SurfaceTable:
+    """Fit every region, or the image as a whole where there are no regions."""
     groups, own = _group(regions, rules.enough)
     d, z = samples.d[groups.point], samples.z[groups.point]
     target = 1 / z if rules.in_disparity else z
@@ -180,7 +180,7 @@ def fit_surfaces(samples: Samples, regions: Regions, rules: Rules) -> SurfaceTab
     residual = np.where(known[groups.group], target - fitted, 0)  # unknown is put in below
     inlier, spread = _inliers(groups, residual, surfaces, rules)
 
-    # Each label takes the group of its own, else the last one: every point of the picture.
+    # Each label takes the group of its own, else the last one: every point of the image.
     count = len(regions.present)
     source = np.full(count, len(groups.label) - 1)
     source[groups.label[:-1]] = np.arange(len(groups.label) - 1)
@@ -231,8 +231,8 @@ def fit_surfaces(samples: Samples, regions: Regions, rules: Rules) -> SurfaceTab
     )
 
 
-def median_scale(samples: Samples, regions: Regions, rules: Rules) -> SurfaceTable:
-    """Too few points for the method: z = s d with s = median(z / d), for the whole picture."""
+def median_scale(samples: RegionSamples, regions: Regions, rules: Rules) -> SurfaceTable:
+    """Too few points for the method: z = s d with s = median(z / d), for the whole image."""
     count = len(regions.present)
     positive = samples.d > 0
     ratios = samples.z[positive] / samples.d[positive]
@@ -275,7 +275,7 @@ def median_scale(samples: Samples, regions: Regions, rules: Rules) -> SurfaceTab
 class _Groups:
     """Which points each fit uses: S groups over M (group, point) pairs, sorted by group.
 
-    label: (S,) region, -1 = every point of the picture (always the last group). rings: (S,). group,
+    label: (S,) region, -1 = every point of the image (always the last group). rings: (S,). group,
     point: (M,). start: (S,) first pair. No group is empty.
     """
 
@@ -500,7 +500,7 @@ def _regress(
 def _scale_only(groups: _Groups, d: NDArray[np.float64], target: NDArray[np.float64]) -> _Surfaces:
     """The median methods: z = s d with s = median(z) / median(d) of every group.
 
-    Where relative depth is not above zero, the picture's scale is taken, if there is one.
+    Where relative depth is not above zero, the image's scale is taken, if there is one.
     """
     middle = groups.median(d - d.min()) + d.min()
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -533,21 +533,21 @@ def _guarded(
     """Parameters of every group and which of them are not all from its own points.
 
     Where even d had to be dropped only a shift is left: the median in paper mode, a median shift of
-    the picture's scale in sensor mode. In sensor mode a surface that turns near and far around is
-    fitted again with the picture's scale (polarity guard).
+    the image's scale in sensor mode. In sensor mode a surface that turns near and far around is
+    fitted again with the image's scale (polarity guard).
     """
     parameters = surfaces.parameters.copy()
     reduced = surfaces.kept < len(columns)
-    picture_scale = surfaces.parameters[-1, 0] if rules.robust else 0.0
+    image_scale = surfaces.parameters[-1, 0] if rules.robust else 0.0
     flat = surfaces.kept == 0
     if flat.any():
-        offset = target - picture_scale * columns[0]
+        offset = target - image_scale * columns[0]
         low = offset.min()
         shift = groups.median(offset - low) + low
         parameters[flat] = 0
-        parameters[flat, 0] = picture_scale
+        parameters[flat, 0] = image_scale
         parameters[flat, 3] = shift[flat]
-    if rules.robust and rules.polarity_guard and picture_scale > 0:
+    if rules.robust and rules.polarity_guard and image_scale > 0:
         turned = ~flat & (parameters[:, 0] <= 0)
         turned[-1] = False
         if turned.any():
@@ -556,11 +556,11 @@ def _guarded(
             rest = _least_squares(
                 some,
                 [column[pairs] for column in columns[1:]],
-                (target - picture_scale * columns[0])[pairs],
+                (target - image_scale * columns[0])[pairs],
                 surfaces.weights[pairs],
             )
             fixed = np.zeros((np.count_nonzero(turned), 4))
-            fixed[:, 0] = picture_scale
+            fixed[:, 0] = image_scale
             # parameters are named from the first column on, which here is x
             fixed[:, 1 : len(columns)] = rest.parameters[:, : len(columns) - 1]
             fixed[:, 3] = rest.parameters[:, 3]

@@ -27,7 +27,7 @@ _FULL_DEVIATION_PX = 100_000
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageGrid:
     """The map to be made metric, (H, W) float32; positions of its columns and rows in -1..1."""
 
     relative: NDArray[np.float32]
@@ -35,14 +35,14 @@ class Picture:
     y: NDArray[np.float64]
 
     @classmethod
-    def of(cls, relative: NDArray[np.float32]) -> Picture:
-        """The picture of a map (H, W)."""
+    def of(cls, relative: NDArray[np.float32]) -> ImageGrid:
+        """The image of a map (H, W)."""
         height, width = relative.shape
         return cls(relative, _axis(width), _axis(height))
 
 
 def depth_map(
-    picture: Picture,
+    grid: ImageGrid,
     labels: NDArray[np.integer] | None,
     table: SurfaceTable,
     *,
@@ -53,12 +53,12 @@ def depth_map(
 
     In float64: where s d and t are large and nearly cancel, float32 would lose millimetres.
     """
-    depth = np.empty(picture.relative.shape, np.float32)
+    depth = np.empty(grid.relative.shape, np.float32)
     paint = _compiled_paint() if labels is not None else None
     if paint is not None:
         rows = np.concatenate([table.parameters, table.limits], axis=1)
         least = 1 / max_depth_m if in_disparity else 0.0
-        paint(picture.relative, labels, picture.x, picture.y, rows, least, depth)
+        paint(grid.relative, labels, grid.x, grid.y, rows, least, depth)
         return depth
     scale, slope_x, slope_y, shift = table.parameters.T
     low, high = table.limits.T
@@ -67,13 +67,13 @@ def depth_map(
     buffer: NDArray[Any] = np.empty((_block_rows(depth.shape), depth.shape[1]))
     for block, look in _blocks(labels, table, depth.shape, np.float64):
         out = buffer[: block.stop - block.start]
-        np.copyto(out, picture.relative[block])
+        np.copyto(out, grid.relative[block])
         out *= look(scale)
         if sloped:
             part = look(slope_x)
-            out += np.multiply(part, picture.x, out=look.buffer)
+            out += np.multiply(part, grid.x, out=look.buffer)
             part = look(slope_y)
-            out += np.multiply(part, picture.y[block, None], out=look.buffer)
+            out += np.multiply(part, grid.y[block, None], out=look.buffer)
         out += look(shift)
         if in_disparity:
             np.maximum(out, 1 / max_depth_m, out=out)
@@ -124,7 +124,7 @@ def _paint(
 
 
 def std_map(
-    picture: Picture,
+    grid: ImageGrid,
     labels: NDArray[np.integer] | None,
     table: SurfaceTable,
     depth: NDArray[np.float32],
@@ -132,13 +132,13 @@ def std_map(
     """Standard deviation of every pixel, (H, W) float32 m, NaN where depth is.
 
     spread sqrt(1 + leverage), the leverage of a pixel being 1 / weight + the sum of its squared
-    basis functionals: it grows away from the points that were fitted. Large pictures are worked on
+    basis functionals: it grows away from the points that were fitted. Large images are worked on
     at every second pixel, as the leverage is smooth.
     """
     step = 2 if depth.size > _FULL_DEVIATION_PX else 1
-    relative = np.ascontiguousarray(picture.relative[::step, ::step])
-    x = picture.x[::step].astype(np.float32)[None, :]
-    y = picture.y[::step].astype(np.float32)[:, None]
+    relative = np.ascontiguousarray(grid.relative[::step, ::step])
+    x = grid.x[::step].astype(np.float32)[None, :]
+    y = grid.y[::step].astype(np.float32)[:, None]
     some_labels = None if labels is None else np.ascontiguousarray(labels[::step, ::step])
     functionals = (table.spread[:, None, None] * table.basis).astype(np.float32)
     constant = (table.spread**2 * (1 + 1 / table.weight)).astype(np.float32)
@@ -171,7 +171,7 @@ def std_map(
 
 def feather(
     depth: NDArray[np.float32],
-    picture: Picture,
+    grid: ImageGrid,
     labels: NDArray[np.integer],
     table: SurfaceTable,
     *,
@@ -189,7 +189,7 @@ def feather(
     index = labels.astype(np.intp)
     share: Any = cv2.blur(known.astype(np.float32)[index], size)
     blend: Any = np.zeros_like(depth)
-    factors: list[Any] = [picture.relative, picture.x[None, :], picture.y[:, None], 1.0]
+    factors: list[Any] = [grid.relative, grid.x[None, :], grid.y[:, None], 1.0]
     for parameter, factor in zip(table.parameters.T, factors, strict=True):
         values = np.where(known, parameter, 0).astype(np.float32)[index]
         blend += (cv2.blur(values, size) * factor).astype(np.float32)

@@ -95,7 +95,7 @@ class Camera:
         """Camera from K (3x3 or nine values, row by row), D and a distortion model of ROS or ours.
 
         A polynomial model whose coefficients are all zero is a pinhole (a rectified image); an
-        equidistant one is not, its zero coefficients still bend the picture.
+        equidistant one is not, its zero coefficients still bend the image.
         """
         k = np.asarray(matrix, dtype=np.float64)
         if k.size != 9:
@@ -130,7 +130,7 @@ class Camera:
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
 
     def resized(self, width: int, height: int) -> Camera:
-        """The camera of the same picture scaled to another size (pixel centres at integers)."""
+        """The camera of the same image scaled to another size (pixel centres at integers)."""
         sx, sy = width / self.width, height / self.height
         return Camera(
             width,
@@ -147,7 +147,7 @@ class Camera:
         """(N, 3) points in the camera frame, metres -> (N, 2) float64 pixel coordinates (u, v).
 
         NaN for points with z <= 0 and for those beyond the range in which the distortion model is
-        monotonic: there the polynomial folds the world back into the picture. The picture's border
+        monotonic: there the polynomial folds the world back into the image. The image's border
         is not applied.
         """
         p = np.asarray(points, dtype=np.float64)
@@ -166,7 +166,7 @@ class Camera:
     def rays(self) -> npt.NDArray[np.float32]:
         """(height, width, 3) float32 directions with z = 1 through the pixel centres, read-only.
 
-        NaN where the distortion model has no inverse (corners of some fisheye pictures). Computed
+        NaN where the distortion model has no inverse (corners of some fisheye images). Computed
         once per camera.
         """
         return _rays(self)
@@ -259,7 +259,7 @@ def _rays(camera: Camera) -> npt.NDArray[np.float32]:
     v = (np.arange(camera.height) - camera.cy) / camera.fy
     x, y = np.meshgrid(u, v)
     if camera.model != "pinhole":
-        # In pieces that fit a core's cache: three times as fast as the whole picture at once.
+        # In pieces that fit a core's cache: three times as fast as the whole image at once.
         pieces = max(1, x.size >> 14)
         parts = [
             _undistort(camera, *part)
@@ -299,7 +299,7 @@ def _undistort(
         return x_d * ratio, y_d * ratio
 
     numerator, denominator = _radial_polynomials(camera.distortion)
-    # Without a fold the range is unbounded; a picture beyond tan = 20 (87 degrees) is no pinhole.
+    # Without a fold the range is unbounded; an image beyond tan = 20 (87 degrees) is no pinhole.
     grid = np.asarray(np.linspace(0.0, min(limit, 20.0), 8193), np.float64)
     square = grid * grid
     table = grid * _horner(numerator, square) / _horner(denominator, square)

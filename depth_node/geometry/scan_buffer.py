@@ -12,7 +12,7 @@ from depth_node.geometry.rigid import FloatArray
 
 
 class ScanBuffer:
-    """The recent scans of one or several LiDARs, to be collected for the stamp of a picture.
+    """The recent scans of one or several LiDARs, to be collected for the stamp of an image.
 
     Scans go in as points of one common frame, under a key per source. Safe to fill from one thread
     and to collect from another.
@@ -22,7 +22,7 @@ class ScanBuffer:
         if not max_scan_age_s > 0:
             raise ValueError(f"max_scan_age is {max_scan_age_s:g} s: it must be above 0")
         self._max_age_ns = round(max_scan_age_s * 1e9)
-        # A picture that is processed late still finds the scans around its own stamp.
+        # An image that is processed late still finds the scans around its own stamp.
         self._keep_ns = 2 * self._max_age_ns + 1_000_000_000
         self._scans: dict[str, dict[int, npt.NDArray[np.float32]]] = {}
         self._lock = threading.Lock()

@@ -44,7 +44,7 @@ class ProjectionCounts:
     invalid: int = 0  # not finite, or (0, 0, 0): how many drivers mark a missing return
     behind: int = 0  # z <= 0
     out_of_range: int = 0  # nearer than min_depth_m or farther than max_depth_m
-    outside: int = 0  # not in the picture, or beyond the range of the distortion model
+    outside: int = 0  # not in the image, or beyond the range of the distortion model
     duplicate: int = 0  # a nearer point has the same pixel
     occluded: int = 0  # hidden behind something nearer
     used: int = 0
@@ -55,7 +55,7 @@ class SparseDepth:
     """Metric measurements at single pixels, at most one per pixel when projected.
 
     rows, cols: (N,) int32. depth: (N,) float32 metres along the optical axis. age_s: (N,) float32
-    seconds between the measurement and the picture.
+    seconds between the measurement and the image.
     """
 
     rows: npt.NDArray[np.int32]
@@ -125,7 +125,7 @@ class ProjectionConfig:
     )
     occlusion_radius_px: int = option(
         16,
-        "how far around a point nearer points are looked for; about the distance in the picture"
+        "how far around a point nearer points are looked for; about the distance in the image"
         " between neighbouring LiDAR lines",
         unit="px",
         minimum=1,
@@ -160,7 +160,7 @@ def project_points(
 ) -> SparseDepth:
     """LiDAR points (N, 3) in metres -> the pixels at which the camera has a metric depth.
 
-    Points that are not finite, behind the camera, out of range or outside the picture go; of
+    Points that are not finite, behind the camera, out of range or outside the image go; of
     several points in one pixel the nearest stays; hidden points go (see _hidden). The result is in
     row-major order, whatever the order of the points.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two networks, or one in two precisions or on two back ends, on the same pictures.
+"""Two networks, or one in two precisions or on two back ends, on the same images.
 
-The figures and their limits are those of engine/check.py, here over many pictures.
+The figures and their limits are those of engine/check.py, here over many images.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ import numpy.typing as npt
 
 from depth_node.engine import EngineError
 from depth_node.engine.manifest import Manifest
-from depth_node.engine.preprocess import to_picture, to_tensor
+from depth_node.engine.preprocess import to_image, to_tensor
 from depth_node.engine.protocol import Engine
-from depth_node.engine.self_check import Limits, Parity, parity
+from depth_node.engine.self_check import Limits, OutputDifference, output_difference
 from depth_node.prediction import KINDS
 from depth_node.simulation.renderer import Scene, random_view
 
-WANTED = 50  # pictures on which a limit says something
+WANTED = 50  # images on which a limit says something
 _ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _VIEWS = 5  # of a rendered room
-_LONGEST_PX = 384  # of a rendered picture; more costs time and shows a network nothing new
+_LONGEST_PX = 384  # of a rendered image; more costs time and shows a network nothing new
 
-Picture = npt.NDArray[np.uint8]
+Image = npt.NDArray[np.uint8]
 Tensors = dict[str, npt.NDArray]
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Every picture below a folder, in order of its name. Raises EngineError if there is none."""
+def image_files(folder: Path) -> list[Path]:
+    """Every image below a folder, in order of its name. Raises EngineError if there is none."""
     if not folder.is_dir():
-        raise EngineError(f"{folder} is no folder: give --pictures a folder with pictures in it")
+        raise EngineError(f"{folder} is no folder: give --images a folder with images in it")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
-    # What lies beside pictures in folders of RGB-D frames is measured, not seen.
+    # What lies beside images in folders of RGB-D frames is measured, not seen.
     found = [path for path in found if not path.stem.startswith(("depth", "segmentation"))]
     if not found:
         raise EngineError(
-            f"there is no picture below {folder} ({', '.join(sorted(_ENDINGS))}): name another"
-            " folder, or leave --pictures out for rendered rooms"
+            f"there is no image below {folder} ({', '.join(sorted(_ENDINGS))}): name another"
+            " folder, or leave --images out for rendered rooms"
         )
     return found
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures to compare on, read or rendered one at a time; iterating gives (H, W, 3) uint8 RGB.
+class ComparisonImages:
+    """Images to compare on, read or rendered one at a time; iterating gives (H, W, 3) uint8 RGB.
 
     ``files`` empty: ``count`` rendered rooms of about ``height`` x ``width`` pixels, from ``seed``.
     """
@@ -61,12 +61,12 @@ class Pictures:
     seed: int = 0
 
     @classmethod
-    def of(cls, folder: Path | None, manifest: Manifest, count: int = WANTED) -> Pictures:
-        """At most `count` pictures of a folder, spread over it; without one, rendered rooms."""
+    def of(cls, folder: Path | None, manifest: Manifest, count: int = WANTED) -> ComparisonImages:
+        """At most `count` images of a folder, spread over it; without one, rendered rooms."""
         if count < 1:
-            raise EngineError(f"--count is {count}: compare on at least one picture")
+            raise EngineError(f"--count is {count}: compare on at least one image")
         if folder is not None:
-            files = picture_files(folder)
+            files = image_files(folder)
             step = max(len(files) / count, 1.0)
             chosen = tuple(files[int(k * step)] for k in range(min(count, len(files))))
             return cls(len(chosen), chosen)
@@ -75,8 +75,8 @@ class Pictures:
         size = [max(int(side * shrink), 32) for side in (spec.height, spec.width)]
         return cls(count, (), *size)
 
-    def __iter__(self) -> Iterator[Picture]:
-        """Picture by picture. Raises EngineError for a file that is none."""
+    def __iter__(self) -> Iterator[Image]:
+        """Image by image. Raises EngineError for a file that is none."""
         if self.files:
             yield from (_read(path) for path in self.files[: self.count])
             return
@@ -88,37 +88,37 @@ class Pictures:
             yield room.render(*view, antialias=False).image
 
     def __str__(self) -> str:
-        return f"{self.count} " + ("pictures" if self.files else "rendered rooms")
+        return f"{self.count} " + ("images" if self.files else "rendered rooms")
 
 
-def _read(path: Path) -> Picture:
+def _read(path: Path) -> Image:
     found = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if found is None:
-        raise EngineError(f"{path} cannot be read as a picture: remove or replace it")
+        raise EngineError(f"{path} cannot be read as an image: remove or replace it")
     return cv2.cvtColor(found, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 
-def tensors_of(manifest: Manifest, picture: Picture, number: int) -> Tensors:
-    """The input tensors of a model; random numbers for one that sees no picture."""
+def tensors_of(manifest: Manifest, image: Image, number: int) -> Tensors:
+    """The input tensors of a model; random numbers for one that sees no image."""
     if manifest.inputs:
         rng = np.random.default_rng(number)
         shapes = manifest.input_shapes.items()
         return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes}
-    return {manifest.input_name: to_tensor(picture, manifest.input)}
+    return {manifest.input_name: to_tensor(image, manifest.input)}
 
 
 @dataclass
-class Comparison:
-    """How near B came to A, a :class:`Parity` per picture, and the times of a run."""
+class ModelComparison:
+    """How near B came to A, a :class:`OutputDifference` per image, and the times of a run."""
 
     limits: Limits
-    found: list[Parity] = field(default_factory=list)
+    found: list[OutputDifference] = field(default_factory=list)
     ms: list[tuple[float, float]] = field(default_factory=list)
 
     @property
-    def worst(self) -> Parity:
-        """The worst figure of any picture."""
-        worst = Parity(1.0, 1.0, 0.0)
+    def worst(self) -> OutputDifference:
+        """The worst figure of any image."""
+        worst = OutputDifference(1.0, 1.0, 0.0)
         for one in self.found:
             worst = worst.worse(one)
         return worst
@@ -157,49 +157,49 @@ def _row(
 def compare(
     a: Engine,
     b: Engine,
-    pictures: Pictures,
-    on_picture: Callable[[str], None] = lambda word: None,
+    images: ComparisonImages,
+    on_image: Callable[[str], None] = lambda word: None,
     limits: Limits | None = None,
-) -> Comparison:
-    """Run both on every picture; A is the reference. Raises EngineError if they do not compare.
+) -> ModelComparison:
+    """Run both on every image; A is the reference. Raises EngineError if they do not compare.
 
-    Depth maps of two sizes are compared in the picture's pixels.
+    Depth maps of two sizes are compared in the image's pixels.
     """
     if a.manifest.meaning != b.manifest.meaning:
         raise EngineError(
             f"{a.manifest.name} gives {a.manifest.meaning} and {b.manifest.name}"
             f" {b.manifest.meaning}: only networks of one meaning can be compared"
         )
-    result = Comparison(limits or Limits.of(a.manifest))
-    for number, picture in enumerate(pictures):
+    result = ModelComparison(limits or Limits.of(a.manifest))
+    for number, image in enumerate(images):
         start = time.perf_counter()
-        wanted = a.run_named(tensors_of(a.manifest, picture, number))
+        wanted = a.run_named(tensors_of(a.manifest, image, number))
         middle = time.perf_counter()
-        given = b.run_named(tensors_of(b.manifest, picture, number))
+        given = b.run_named(tensors_of(b.manifest, image, number))
         end = time.perf_counter()
         result.ms.append(((middle - start) * 1e3, (end - middle) * 1e3))
-        result.found.append(_worst_output(a.manifest, b.manifest, wanted, given, picture))
-        on_picture(pictures.files[number].name if pictures.files else "")
+        result.found.append(_worst_output(a.manifest, b.manifest, wanted, given, image))
+        on_image(images.files[number].name if images.files else "")
     return result
 
 
 def _worst_output(
-    a: Manifest, b: Manifest, wanted: Tensors, given: Tensors, picture: Picture
-) -> Parity:
+    a: Manifest, b: Manifest, wanted: Tensors, given: Tensors, image: Image
+) -> OutputDifference:
     names = list(zip(a.output_names, b.output_names, strict=False))
     if len(a.output_names) != len(b.output_names):
         raise EngineError(
             f"{a.name} has {len(a.output_names)} outputs and {b.name} {len(b.output_names)}: only"
             " networks of one kind can be compared"
         )
-    worst = Parity(1.0, 1.0, 0.0)
+    worst = OutputDifference(1.0, 1.0, 0.0)
     for one, other in names:
         reference, answer = wanted[one], given[other]
         if reference.shape != answer.shape and a.meaning in KINDS:
-            height, width = picture.shape[:2]
-            reference = to_picture(_flat(reference), a.input, height, width)
-            answer = to_picture(_flat(answer), b.input, height, width)
-        worst = worst.worse(parity(answer, reference, a.meaning))
+            height, width = image.shape[:2]
+            reference = to_image(_flat(reference), a.input, height, width)
+            answer = to_image(_flat(answer), b.input, height, width)
+        worst = worst.worse(output_difference(answer, reference, a.meaning))
     return worst
 
 

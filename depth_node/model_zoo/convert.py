@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model file's FP16 copy, written only if it answers on pictures as the FP32 file does.
+"""A model file's FP16 copy, written only if it answers on images as the FP32 file does.
 
 What stays FP32 is decided in halving.py, by the graph and by ranges that are measured here.
 """
@@ -20,8 +20,14 @@ from typing import TYPE_CHECKING
 from depth_node import __version__
 from depth_node.engine.manifest import Manifest, converted_path, manifest_path, model_sha256
 from depth_node.engine.protocol import Engine
-from depth_node.model_zoo.compare import Comparison, Picture, Pictures, compare, tensors_of
-from depth_node.model_zoo.fp16 import Half, to_half
+from depth_node.model_zoo.compare import (
+    ComparisonImages,
+    Image,
+    ModelComparison,
+    compare,
+    tensors_of,
+)
+from depth_node.model_zoo.fp16 import Fp16Model, to_fp16
 from depth_node.model_zoo.onnx_graph import (
     ConvertError,
     inferred,
@@ -36,7 +42,7 @@ from depth_node.model_zoo.registry import locate
 if TYPE_CHECKING:
     import onnx
 
-MEASURED = 4  # pictures on which the ranges are measured
+MEASURED = 4  # images on which the ranges are measured
 _LARGEST_FILE = 2_000_000_000  # bytes; protobuf ends at 2^31
 
 
@@ -49,14 +55,14 @@ class Converted:
 
     path: Path
     manifest: Manifest
-    half: Half
-    comparison: Comparison
+    half: Fp16Model
+    comparison: ModelComparison
     bytes: tuple[int, int]
 
 
 def convert(
     model: str | Path,
-    pictures: Pictures,
+    images: ComparisonImages,
     *,
     manifest: str | Path | None = None,
     out: Path | None = None,
@@ -66,7 +72,7 @@ def convert(
 ) -> Converted:
     """Write a model's FP16 copy, ``NAME.fp16.onnx`` unless `out` names it, and its manifest.
 
-    First it has to answer as the FP32 file does on the pictures, within the manifest's limits, with
+    First it has to answer as the FP32 file does on the images, within the manifest's limits, with
     every FP16 tensor rounded (:func:`rounded`). Raises EngineError, and writes nothing, where it
     does not or cannot be converted.
     """
@@ -79,7 +85,7 @@ def convert(
         raise ConvertError(f"{target} is the model itself: give another --out")
     if half_input and (facts.inputs or facts.input.dtype != "float32"):
         raise ConvertError(
-            f"{facts.name} takes no float32 picture, so its input stays as it is: leave"
+            f"{facts.name} takes no float32 image, so its input stays as it is: leave"
             " --half-input out"
         )
     loaded = _loaded(source)
@@ -88,9 +94,9 @@ def convert(
         raise ConvertError(f"{source} is in FP16 already: use it, or convert the FP32 file")
     with _scratch(target) as folder:
         on_step("measuring ranges")
-        half = to_half(
+        half = to_fp16(
             ready,
-            measured(ready, facts, itertools.islice(pictures, MEASURED), folder),
+            measured(ready, facts, itertools.islice(images, MEASURED), folder),
             half_input,
             keep,
         )
@@ -111,13 +117,13 @@ def convert(
             proto.Clear()  # the memory for the engines
         with ort.OrtEngine(source, facts) as reference:
             with ort.OrtEngine(path, made) as written:
-                once = compare(reference, written, dataclasses.replace(pictures, count=1))
+                once = compare(reference, written, dataclasses.replace(images, count=1))
             with ort.OrtEngine(simulated, facts) as rounding:
-                comparison = compare(reference, rounding, pictures, on_step)
+                comparison = compare(reference, rounding, images, on_step)
         comparison.found += once.found  # the file itself has to run, and right
         if comparison.failures:
             raise ConvertError(
-                f"{facts.name} in FP16 is not near enough to FP32 on {pictures}"
+                f"{facts.name} in FP16 is not near enough to FP32 on {images}"
                 f" ({'; '.join(comparison.failures)}), so nothing was written: keep more in FP32"
                 " with --keep OPERATOR, or use the FP32 file"
             )
@@ -133,9 +139,9 @@ def convert(
 
 
 def measured(
-    ready: onnx.ModelProto, manifest: Manifest, pictures: Iterable[Picture], folder: Path
+    ready: onnx.ModelProto, manifest: Manifest, images: Iterable[Image], folder: Path
 ) -> dict[str, float]:
-    """Largest magnitude of every FP32 tensor over the pictures; infinite where one is not finite.
+    """Largest magnitude of every FP32 tensor over the images; infinite where one is not finite.
 
     The FP32 graph is run by ONNX Runtime; its file is made in `folder`.
     """
@@ -149,8 +155,8 @@ def measured(
     facts = dataclasses.replace(manifest, output_name=names[0], outputs=names, limits={})
     found: dict[str, float] = dict.fromkeys(outputs.values(), 0.0)
     with ort.OrtEngine(path, facts) as engine:
-        for number, picture in enumerate(pictures):
-            answers = engine.run_named(tensors_of(manifest, picture, number))
+        for number, image in enumerate(images):
+            answers = engine.run_named(tensors_of(manifest, image, number))
             for peak, name in outputs.items():
                 value = float(answers[peak])
                 found[name] = max(found[name], value if math.isfinite(value) else math.inf)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from depth_node.engine.manifest import Manifest, manifest_path
 from depth_node.engine.manifest_writer import write_manifest
-from depth_node.model_zoo.registry import HUB, Entry, FetchError
+from depth_node.model_zoo.registry import HUB, FetchError, RegistryEntry
 
 RECORD = "fetched.json"
 _CURE = "pip install huggingface_hub"
@@ -74,7 +74,7 @@ class Verdict:
     problem: str
 
 
-def verify(entry: Entry) -> list[Verdict]:
+def verify(entry: RegistryEntry) -> list[Verdict]:
     """Hash the files of a fetched network again. No file is changed; empty if it is not here."""
     folder = entry.folder
     record = Record.load(folder)
@@ -116,7 +116,7 @@ class Fetched:
 
 
 def fetch(
-    entry: Entry,
+    entry: RegistryEntry,
     on_bytes: OnBytes | None = None,
     size: Sequence[int] = (),
     output_name: str = "",
@@ -155,7 +155,7 @@ def fetch(
 
 
 def _manifest(
-    entry: Entry, folder: Path, commit: str, size: Sequence[int], output_name: str
+    entry: RegistryEntry, folder: Path, commit: str, size: Sequence[int], output_name: str
 ) -> Manifest | None:
     if entry.format != "onnx":
         return None
@@ -189,7 +189,7 @@ def _manifest(
     )
 
 
-def _adopt(entry: Entry, place: Path, registered: str, known: Kept | None) -> Kept:
+def _adopt(entry: RegistryEntry, place: Path, registered: str, known: Kept | None) -> Kept:
     """A file that is already there: fetched before, or put there by hand."""
     found = sha256_of(place)
     wanted = registered or (known.sha256 if known else "")
@@ -231,7 +231,7 @@ class _Counted:
 
 
 def _download(
-    entry: Entry, path: str, place: Path, registered: str, on_bytes: OnBytes | None
+    entry: RegistryEntry, path: str, place: Path, registered: str, on_bytes: OnBytes | None
 ) -> tuple[Kept, str]:
     """One file by huggingface_hub, into its place when its hash is right; and the commit."""
     hub = _hub(entry, place)
@@ -288,7 +288,7 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def _hub(entry: Entry, place: Path) -> Any:
+def _hub(entry: RegistryEntry, place: Path) -> Any:
     """huggingface_hub, silent; its parts that are used are loaded."""
     try:
         import huggingface_hub
@@ -302,7 +302,7 @@ def _hub(entry: Entry, place: Path) -> Any:
     return huggingface_hub
 
 
-def _by_hand(entry: Entry, place: Path) -> str:
+def _by_hand(entry: RegistryEntry, place: Path) -> str:
     path = next(path for path in entry.files if PurePosixPath(path).name == place.name)
     url = f"{entry.page}/resolve/{entry.revision}/{path}".replace(" ", "%20")
     return (
@@ -321,7 +321,7 @@ def _room(place: Path, needed: int) -> None:
 
 
 @contextmanager
-def _sentences(hub: Any, entry: Entry, path: str, place: Path) -> Iterator[None]:
+def _sentences(hub: Any, entry: RegistryEntry, path: str, place: Path) -> Iterator[None]:
     """Whatever huggingface_hub raises, as one sentence."""
     errors = hub.errors
     try:
@@ -355,7 +355,7 @@ def _sentences(hub: Any, entry: Entry, path: str, place: Path) -> Iterator[None]
         raise _unreachable(entry, place, error) from error
 
 
-def _unreachable(entry: Entry, place: Path, error: Exception) -> FetchError:
+def _unreachable(entry: RegistryEntry, place: Path, error: Exception) -> FetchError:
     return FetchError(
         f"the hub at {_endpoint() or HUB} cannot be reached or failed ({_short(error)}): try again,"
         f" what has arrived is kept; without a network, {_by_hand(entry, place)}"

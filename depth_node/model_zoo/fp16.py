@@ -44,7 +44,7 @@ REASONS = {
 }
 
 
-# Values seen on a few pictures may be larger on others; FP16 ends at 65504.
+# Values seen on a few images may be larger on others; FP16 ends at 65504.
 LARGEST = 65504 / 4
 # FP16 has its full 11 bits down to 6.1e-5; a tensor whose largest value is here has few above that.
 SMALLEST = 2.0**-10
@@ -72,7 +72,7 @@ _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
 
 
 @dataclass(frozen=True)
-class Half:
+class Fp16Model:
     """A graph in FP16. ``kept`` counts the nodes that stayed FP32 by (reason, operator);
     ``halved`` the FP16 nodes by operator; ``casts`` the Casts put in; ``flushed`` the share of the
     FP16 weights that became 0.
@@ -268,12 +268,12 @@ def _last_layers(graph: _Graph) -> set[int]:
 # --- writing it ----------------------------------------------------------------------------------
 
 
-def to_half(
+def to_fp16(
     ready: onnx.ModelProto,
     ranges: Mapping[str, float] | None = None,
     half_input: bool = False,
     keep: Collection[str] = (),
-) -> Half:
+) -> Fp16Model:
     """A prepared FP32 graph in FP16, input and outputs FP32 (``half_input``: the input FP16 too).
 
     ``ranges``: largest magnitude of tensors by name, as measured; without them only the shape of
@@ -313,7 +313,7 @@ def to_half(
     typed = [
         n for n in range(len(graph.nodes)) if graph.floats(n) and graph.op(n) not in _ANY_FLOAT
     ]
-    return Half(
+    return Fp16Model(
         result,
         Counter((why[n], graph.op(n)) for n in typed if n in why),
         Counter(graph.op(n) for n in typed if n not in why),

@@ -56,9 +56,9 @@ def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onn
                 " with fixed shapes and without control flow, then convert again"
             )
     weights = {item.name for item in graph.initializer}
-    pictures = [item for item in graph.input if item.name not in weights]  # old files list both
+    images = [item for item in graph.input if item.name not in weights]  # old files list both
     del graph.input[:]
-    graph.input.extend(pictures)
+    graph.input.extend(images)
     for item in graph.input:
         if item.name not in inputs:
             raise ConvertError(

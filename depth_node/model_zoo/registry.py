@@ -41,7 +41,7 @@ class FetchError(EngineError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegistryEntry:
     """A network of the registry; the keys are explained at the head of registry.yaml.
 
     ``files`` maps paths in the repository to hexadecimal SHA-256, "" where it is not known; the
@@ -110,11 +110,11 @@ class Entry:
         return f"{HUB}/{self.repo}"
 
 
-def registry() -> dict[str, Entry]:
+def registry() -> dict[str, RegistryEntry]:
     """Every network of the registry by its name. Raises EngineError if the file is damaged."""
     try:
         values = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
-        return {name: Entry(name=name, **facts) for name, facts in values.items()}
+        return {name: RegistryEntry(name=name, **facts) for name, facts in values.items()}
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise EngineError(
             f"the registry of networks {REGISTRY} cannot be read ({' '.join(str(error).split())}):"
@@ -122,7 +122,7 @@ def registry() -> dict[str, Entry]:
         ) from error
 
 
-def find(name: str) -> Entry:
+def find(name: str) -> RegistryEntry:
     """A network by its name. Raises FetchError, with the nearest name."""
     known = registry()
     if name not in known:
@@ -167,7 +167,7 @@ def resolve(name: str) -> Path | None:
     raise EngineError(f"network {name} is not on this machine: run `{command}`")
 
 
-def _named(name: str) -> Entry | None:
+def _named(name: str) -> RegistryEntry | None:
     """The entry of ``name`` or ``name.variant``."""
     if os.sep in name or name.endswith(".onnx"):
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded frames on disk: a picture with its calibration, depth, LiDAR, regions and predictions.
+"""Recorded frames on disk: an image with its calibration, depth, LiDAR, regions and predictions.
 
 A frame is a folder, a source is a folder of frames::
 
@@ -12,7 +12,7 @@ A frame is a folder, a source is a folder of frames::
                      segmentation_*.png   ids of masks, 0 = none; of several the first by name
                      prediction_NAME.npz  keys `prediction` (H, W) float, `kind`
 
-Only the picture and the intrinsics must be there. Whatever cannot be used raises FrameError, a
+Only the image and the intrinsics must be there. Whatever cannot be used raises FrameError, a
 sentence that names the file and the cure.
 
 Which of the known pixels are measured and which are scored is decided here too, by split_uniform
@@ -48,7 +48,7 @@ class FrameError(ValueError):
 
 
 @dataclass(frozen=True)
-class Frame:
+class RecordedFrame:
     """One recorded moment.
 
     image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None without truth.
@@ -82,7 +82,7 @@ class Frame:
         return self.depth
 
     def prediction(self, name: str) -> Prediction:
-        """The stored output `prediction_<name>.npz` of a network for this picture."""
+        """The stored output `prediction_<name>.npz` of a network for this image."""
         path = self.folder / f"prediction_{name}.npz"
         if not path.is_file():
             stored = sorted(self.folder.glob("prediction_*.npz"))
@@ -93,7 +93,7 @@ class Frame:
         if values.dtype.kind != "f" or values.shape != self.image.shape[:2]:
             raise FrameError(
                 f"{path} holds `prediction` as {values.dtype} of shape {values.shape}: store "
-                f"float32 of the picture's size {self.image.shape[:2]}."
+                f"float32 of the image's size {self.image.shape[:2]}."
             )
         try:
             return Prediction(values.astype(np.float32), str(content["kind"]))
@@ -135,18 +135,18 @@ def find_frames(path: str | Path) -> list[Path]:
     return frames
 
 
-def read_frame(folder: str | Path) -> Frame:
+def read_frame(folder: str | Path) -> RecordedFrame:
     """Read and check everything a frame folder holds, except its stored predictions."""
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise FrameError(f"{folder} is not a folder: a frame is a folder with rgb.jpg in it.")
     image_path = next((folder / name for name in IMAGE_FILES if (folder / name).is_file()), None)
     if image_path is None:
-        raise FrameError(f"{folder} has no picture: add rgb.jpg or rgb.png.")
-    image = cv2.cvtColor(_read_picture(image_path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        raise FrameError(f"{folder} has no image: add rgb.jpg or rgb.png.")
+    image = cv2.cvtColor(_read_image(image_path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     camera = _read_camera(folder / "intrinsics.json", image)
     points_lidar, T_camera_lidar = _read_lidar(folder)
-    return Frame(
+    return RecordedFrame(
         folder=folder,
         image=np.asarray(image, np.uint8),
         camera=camera,
@@ -157,12 +157,12 @@ def read_frame(folder: str | Path) -> Frame:
     )
 
 
-def frame_seed(frame: Frame, seed: int, *more: int) -> np.random.Generator:
+def frame_seed(frame: RecordedFrame, seed: int, *more: int) -> np.random.Generator:
     """A random stream of its own for each frame, seed and further numbers, the same everywhere."""
     return np.random.default_rng([seed, zlib.crc32(f"{frame.source}/{frame.name}".encode()), *more])
 
 
-def split_uniform(frame: Frame, points: int, seed: int) -> Split:
+def split_uniform(frame: RecordedFrame, points: int, seed: int) -> Split:
     """Measure `points` known pixels drawn uniformly without replacement, score the other ones."""
     known = np.flatnonzero(np.isfinite(frame.truth))
     if not 0 <= points < len(known):
@@ -174,7 +174,7 @@ def split_uniform(frame: Frame, points: int, seed: int) -> Split:
     return _split(frame.truth, np.sort(chosen))
 
 
-def split_lines(frame: Frame, one_of: int, seed: int) -> Split:
+def split_lines(frame: RecordedFrame, one_of: int, seed: int) -> Split:
     """Measure scan lines: rows in bands of 3, one band of `one_of` measured, the others scored."""
     if one_of < 2:
         raise ValueError(f"one line of {one_of} leaves nothing to score: use 2 or more.")
@@ -203,11 +203,11 @@ def _is_frame(folder: Path) -> bool:
     return folder.is_dir() and any((folder / name).is_file() for name in marks)
 
 
-def _read_picture(path: Path, flags: int) -> NDArray[Any]:
-    picture = cv2.imread(str(path), flags)
-    if picture is None:
+def _read_image(path: Path, flags: int) -> NDArray[Any]:
+    image = cv2.imread(str(path), flags)
+    if image is None:
         raise FrameError(f"{path} cannot be decoded: the file is damaged, copy it again.")
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def _read_depth(folder: Path, image: NDArray[Any]) -> NDArray[np.float32] | None
     if png.is_file() and npz.is_file():
         raise FrameError(f"{folder} has depth.png and depth.npz: keep the one that is the truth.")
     if png.is_file():
-        stored = _read_picture(png, cv2.IMREAD_UNCHANGED)
+        stored = _read_image(png, cv2.IMREAD_UNCHANGED)
         if stored.dtype != np.uint16 or stored.ndim != 2:
             raise FrameError(
                 f"{png} is {stored.dtype} with {stored.ndim} dimensions: store depth as one "
@@ -323,7 +323,7 @@ def _read_labels(folder: Path, image: NDArray[Any]) -> Labels | None:
     paths = sorted(folder.glob("segmentation_*.png"))
     if not paths:
         return None
-    ids = _read_picture(paths[0], cv2.IMREAD_UNCHANGED)
+    ids = _read_image(paths[0], cv2.IMREAD_UNCHANGED)
     if ids.ndim != 2 or ids.dtype.kind != "u":
         raise FrameError(
             f"{paths[0]} has shape {ids.shape} {ids.dtype}: store one uint16 channel of ids."
@@ -335,6 +335,6 @@ def _read_labels(folder: Path, image: NDArray[Any]) -> Labels | None:
 def _check_size(path: Path, size: tuple[int, ...], image: NDArray[Any]) -> None:
     if size != image.shape[:2]:
         raise FrameError(
-            f"{path} is for {size[1]}x{size[0]} but the picture is "
+            f"{path} is for {size[1]}x{size[0]} but the image is "
             f"{image.shape[1]}x{image.shape[0]}: resize one of them (and scale the intrinsics)."
         )

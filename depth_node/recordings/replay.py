@@ -8,7 +8,7 @@ A run folder holds what was done and what came out::
     frames.jsonl    one line per frame and method: status, errors, stage times
     summary.json    the errors averaged over each source, then over the sources
     summary.md      the same as a table
-    pictures/       panels
+    images/       panels
     depth/          with save_depth: <frame>.npz, keys depth and std
 
 Every method of the comparison gets the same prediction, regions and points as the pipeline's own.
@@ -36,8 +36,8 @@ from depth_node.metrics import coverage, evaluate
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.prediction import Prediction
 from depth_node.recordings.frames import (
-    Frame,
     FrameError,
+    RecordedFrame,
     find_frames,
     frame_seed,
     read_frame,
@@ -52,10 +52,10 @@ SCORES = ("abs_rel", "delta1", "rmse", "coverage95", "answered")
 
 @dataclass(frozen=True)
 class Moment:
-    """One picture to process, wherever it was recorded.
+    """One image to process, wherever it was recorded.
 
     points: (N, 3) float32 m in the LiDAR frame with their age in s, or `sparse` when pixels were
-    measured directly. stamp_ns: its time, None for a picture of no sequence; T_world_camera: where
+    measured directly. stamp_ns: its time, None for an image of no sequence; T_world_camera: where
     the camera was, None where nobody knows. truth: (H, W) m and scored: (H, W) bool pixels to
     compare with, or None.
     """
@@ -138,7 +138,7 @@ class FolderMoments:
         for folder in self.frames:
             yield self._moment(read_frame(folder))
 
-    def _moment(self, frame: Frame) -> Moment:
+    def _moment(self, frame: RecordedFrame) -> Moment:
         common: dict[str, Any] = {
             "source": frame.source,
             "name": frame.name,
@@ -185,7 +185,7 @@ def measured_points(count: int, hold_out: float, rng: np.random.Generator) -> ND
 
 
 def hit_pixels(
-    pipeline: DepthPipeline, used: NDArray[np.float32], frame: Frame
+    pipeline: DepthPipeline, used: NDArray[np.float32], frame: RecordedFrame
 ) -> NDArray[np.bool_]:
     """Pixels on which a used point falls, hidden or not: none of them is scored."""
     assert frame.T_camera_lidar is not None
@@ -212,7 +212,7 @@ def process(pipeline: DepthPipeline, moment: Moment) -> DepthResult:
     )
 
 
-class Comparison:
+class MethodComparison:
     """Other methods on the prediction, regions and points of a result that is there already."""
 
     def __init__(self, pipeline: DepthPipeline, methods: Sequence[str] = COMPARED) -> None:
@@ -333,10 +333,10 @@ def panel(
     heading: str,
     subheading: str,
     names: Mapping[str, str] | None = None,
-) -> panels.FramePictures:
-    """The pictures of one moment with the table of all methods on it, `own` the last one.
+) -> panels.FrameImages:
+    """The images of one moment with the table of all methods on it, `own` the last one.
 
-    names: what to call a method in the picture, for people.
+    names: what to call a method in the image, for people.
     """
     result = results[own]
     called = {name: (names or {}).get(name, name) for name in results}
@@ -349,12 +349,12 @@ def panel(
         pixels = np.count_nonzero(np.isfinite(truth))
         title = f"This frame, {pixels} pixels that were not measured"
         head = ("method", *METRIC_HEAD)
-        numbers = panels.Table(title, head, rows, highlight=len(rows) - 1, columns=3)
+        numbers = panels.TableCard(title, head, rows, highlight=len(rows) - 1, columns=3)
     # A method without regions shows those of the methods beside it.
     labels = next(
         (one.labels for one in (result, *results.values()) if one.labels is not None), None
     )
-    return panels.frame_pictures(
+    return panels.frame_images(
         moment.image,
         moment.camera,
         result.sparse.rows,
@@ -439,19 +439,19 @@ def replay(
     out: Path,
     *,
     facts: Mapping[str, Any],
-    pictures: int = 12,
+    images: int = 12,
     save_depth: bool = False,
     methods: Sequence[str] = COMPARED,
     on_frame: Callable[[str], None] = lambda name: None,
 ) -> Replayed:
     """Process every moment and write the run folder.
 
-    pictures: panels of at most so many frames, spread evenly. on_frame: called with the name of
+    images: panels of at most so many frames, spread evenly. on_frame: called with the name of
     every frame that is done.
     """
     pipeline.warm_up()
-    comparison = Comparison(pipeline, methods)
-    drawn = set(np.linspace(0, len(moments) - 1, min(pictures, len(moments))).round().tolist())
+    comparison = MethodComparison(pipeline, methods)
+    drawn = set(np.linspace(0, len(moments) - 1, min(images, len(moments))).round().tolist())
     rows: list[dict[str, Any]] = []
     panels: list[Path] = []
     frames = 0
@@ -467,13 +467,13 @@ def replay(
             if frames in drawn:
                 heading = f"Metric depth from one image and {len(result.sparse)} measured points"
                 words = f"{moment.source} / {moment.name}   |   {result.fit.message}"
-                pictures_of = panel(moment, results, comparison.own, heading, words)
+                images_of = panel(moment, results, comparison.own, heading, words)
                 stem = f"{moment.source}_{moment.name}"
-                panels += pictures_of.save(out / "pictures", stem, singles=False)
+                panels += images_of.save(out / "images", stem, singles=False)
             frames += 1
             on_frame(moment.name)
         if not frames:
-            raise FrameError("The source gave no picture at all: nothing was replayed.")
+            raise FrameError("The source gave no image at all: nothing was replayed.")
         summary = summarise(rows)
         folder.finish(summary)
     return Replayed(rows, summary, panels, frames)

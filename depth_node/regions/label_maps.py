@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regions of a picture: label maps from masks or from the picture itself, and their neighbourhood.
+"""Regions of an image: label maps from masks or from the image itself, and their neighbourhood.
 
 A label map is (H, W) int32: 0 = unassigned, 1..K = regions. Two regions are neighbours when they
 share a 4-adjacent pixel pair (Region-aware Depth Scale Adaptation, arXiv 2507.14879, section 3;
@@ -17,7 +17,7 @@ from scipy import sparse
 
 from depth_node.regions.settings import SegmentationConfig
 
-REFERENCE_AREA_PX = 640 * 480  # pixel counts in the configuration are given for this picture size
+REFERENCE_AREA_PX = 640 * 480  # pixel counts in the configuration are given for this image size
 _DENSE_ID_LIMIT = 1 << 22  # ids up to here are relabelled through a table, larger ones by sorting
 Labels = NDArray[np.int32]
 
@@ -101,7 +101,7 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
     This goes in rounds, because one region can join many at once: in a round every small region
     joins, except one that a smaller region is joining, which may grow past `min_px` that way and
     stay. Equal borders are decided by the larger neighbour, then by the one that begins higher up
-    in the picture, so the result does not depend on the numbering. A small region without
+    in the image, so the result does not depend on the numbering. A small region without
     neighbours stays.
     Returns labels 1..K without gaps, numbered anew; unassigned pixels
     stay 0.
@@ -118,7 +118,7 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
     dense: Labels = np.repeat(region.astype(np.int32), run_px).reshape(labels.shape)
     if len(area) < 2 or area[1:].min() >= min_px:
         return dense
-    # Renumber by first pixel: from here on a smaller number means higher up in the picture.
+    # Renumber by first pixel: from here on a smaller number means higher up in the image.
     order = np.concatenate([[0], 1 + np.argsort(first_run[1:], kind="stable")])
     number: NDArray[np.int64] = np.empty(len(area), np.int64)
     number[order] = np.arange(len(area))
@@ -191,7 +191,7 @@ def labels_from_masks(masks: NDArray[np.bool_], config: SegmentationConfig | Non
 def labels_from_ids(
     id_image: NDArray[np.integer], config: SegmentationConfig | None = None
 ) -> Labels:
-    """One label map from a picture of (H, W) mask ids, 0 = no mask; rules of labels_from_masks."""
+    """One label map from an image of (H, W) mask ids, 0 = no mask; rules of labels_from_masks."""
     config = config or SegmentationConfig()
     labels = relabel(id_image)
     limit = scaled_px(config.min_region_px, *labels.shape)
@@ -213,7 +213,7 @@ def labels_from_painting(
 
 
 def scaled_px(pixels: int, height: int, width: int) -> int:
-    """A pixel count given for 640x480, scaled with the area of the picture."""
+    """A pixel count given for 640x480, scaled with the area of the image."""
     return int(np.ceil(pixels * height * width / REFERENCE_AREA_PX))
 
 

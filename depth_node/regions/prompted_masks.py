@@ -58,7 +58,7 @@ class PromptConfig:
 
 
 def point_grid(per_side: int, height: float, width: float) -> NDArray[np.float32]:
-    """(per_side^2, 2) points (x, y), row after row, in the middle of as many cells of a picture."""
+    """(per_side^2, 2) points (x, y), row after row, in the middle of as many cells of an image."""
     middle = (np.arange(per_side) + 0.5) / per_side
     x, y = np.meshgrid(middle * width, middle * height)
     return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
@@ -138,8 +138,8 @@ def paint(
     """Masks painted over each other, large to small: (height, width) int32, 0 where there is none.
 
     masks: n maps (h, w), above 0 inside, enlarged before the threshold, so that borders are smooth.
-    boxes: (n, 4) as in select(). extent: how many rows and columns of the maps the picture fills,
-    from the upper left. min_px: smaller masks (in the picture) are left out. Mask i is painted as
+    boxes: (n, 4) as in select(). extent: how many rows and columns of the maps the image fills,
+    from the upper left. min_px: smaller masks (in the image) are left out. Mask i is painted as
     i + 1; of equally large masks the first is painted last.
     """
     painted = np.zeros((height, width), np.uint16)
@@ -147,7 +147,7 @@ def paint(
     sizes = [_area(mask, box) for mask, box in zip(masks, boxes.astype(np.int64), strict=True)]
     for index in np.argsort(sizes, kind="stable")[::-1]:
         if boxes[index][0] >= extent[1] or boxes[index][1] >= extent[0]:
-            continue  # beyond the picture
+            continue  # beyond the image
         window, inside = _enlarged(masks[index], boxes[index], extent, height, width)
         if cv2.countNonZero(inside) < max(min_px, 1):
             continue
@@ -163,7 +163,7 @@ def _area(mask: Map, box: NDArray[np.int64]) -> int:
 def _enlarged(
     mask: Map, box: NDArray[np.float32], extent: tuple[float, float], height: int, width: int
 ) -> tuple[tuple[slice, slice], NDArray[np.uint8]]:
-    """Window of the picture about a mask's box, and where in it the mask is, 0 or 1."""
+    """Window of the image about a mask's box, and where in it the mask is, 0 or 1."""
     rows = _Axis.about(box[1], box[3], extent[0], len(mask), height)
     cols = _Axis.about(box[0], box[2], extent[1], mask.shape[1], width)
     source = mask[rows.source, cols.source]
@@ -188,9 +188,9 @@ def _enlarged(
 
 @dataclass(frozen=True)
 class _Axis:
-    """Which pixels of a map and of the picture belong together along one axis.
+    """Which pixels of a map and of the image belong together along one axis.
 
-    The window begins at picture pixel `first` and has `count` pixels, of which the last may lie
+    The window begins at image pixel `first` and has `count` pixels, of which the last may lie
     outside. Its pixel t lies at step * t + shift of the source. whole: source and window cover the
     very same stretch, as cv2.resize wants it (several times faster).
     """
@@ -206,7 +206,7 @@ class _Axis:
     def about(cls, low: float, high: float, extent: float, length: int, size: int) -> _Axis:
         """The stretch of a map of `length` pixels that shows its pixels low to high.
 
-        One more is seen on each side, also beyond the picture's end, where the map goes on.
+        One more is seen on each side, also beyond the image's end, where the map goes on.
         """
         step = extent / size
         begin, end = max(int(low) - 1, 0), min(int(high) + 2, length)
@@ -238,7 +238,7 @@ def edges_to_ids(edges: Map, level: float, radius_px: float) -> NDArray[np.int32
     flat = (strength < level).astype(np.uint8)
     if not flat.any():
         return np.ones(flat.shape, np.int32)
-    framed = np.pad(flat, 1, constant_values=1)  # the border of the picture is no edge
+    framed = np.pad(flat, 1, constant_values=1)  # the border of the image is no edge
     distance = np.asarray(cv2.distanceTransform(framed, cv2.DIST_L2, 3))[1:-1, 1:-1]
     count, seeds = cv2.connectedComponents((distance > radius_px).astype(np.uint8), connectivity=4)
     places, narrow = cv2.connectedComponents(flat, connectivity=4)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regions carried from picture to picture: segmentation only every so often.
+"""Regions carried from image to image: segmentation only every so often.
 
-The regions of one picture (the key) are kept. In a later picture they are found again by dense
-inverse search optical flow (arXiv 1603.03590) between small grey pictures; what every pixel shows
+The regions of one image (the key) are kept. In a later image they are found again by dense
+inverse search optical flow (arXiv 1603.03590) between small grey images; what every pixel shows
 was somewhere in the key, and it takes the region from there. The same flow tells when that stops
 working: a pixel whose grey differs from where it is said to come from, or that comes from outside,
-has changed, and with too many of those the picture is segmented anew.
+has changed, and with too many of those the image is segmented anew.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Map = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Key:
-    """The last segmented picture, small and grey, its regions, and where its pixels went since."""
+    """The last segmented image, small and grey, its regions, and where its pixels went since."""
 
     grey: NDArray[np.uint8]
     labels: Labels
-    flow: Map | None = None  # (h, w, 2) px of the small picture, from the last picture to the key
-    age: int = 0  # pictures since
+    flow: Map | None = None  # (h, w, 2) px of the small image, from the last image to the key
+    age: int = 0  # images since
 
 
 class RegionMemory:
@@ -42,10 +42,10 @@ class RegionMemory:
 
     def __init__(self) -> None:
         self._key: _Key | None = None
-        self.changed = 0.0  # share of the last picture that did not come from the key
+        self.changed = 0.0  # share of the last image that did not come from the key
 
     def carried(self, image: NDArray[np.uint8], config: SegmentationConfig) -> Labels | None:
-        """Regions of an (H, W, 3) uint8 RGB picture from the key's, None if it must be segmented.
+        """Regions of an (H, W, 3) uint8 RGB image from the key's, None if it must be segmented.
 
         (H, W) int32, 1..K without gaps. Call keep() with the regions that are made instead.
         """
@@ -65,7 +65,7 @@ class RegionMemory:
         return relabel(follow(key.labels, flow))
 
     def keep(self, image: NDArray[np.uint8], labels: Labels) -> None:
-        """Make a picture and its regions (H, W) the key."""
+        """Make an image and its regions (H, W) the key."""
         self._key = _Key(small_grey(image), labels)
 
 

@@ -20,28 +20,28 @@ def segment(
     prediction_values: NDArray[np.floating] | None = None,
     config: SegmentationConfig | None = None,
 ) -> Labels:
-    """Regions of a picture without a network: (H, W) int32, every pixel in a region 1..K.
+    """Regions of an image without a network: (H, W) int32, every pixel in a region 1..K.
 
     image: (H, W, 3) uint8 RGB. prediction_values: (H, W) output of a depth network in any of its
     spaces, NaN unknown, so that edges of depth count as well as edges of colour.
 
-    The picture is averaged into cells and every cell is a region at first. In rounds, every region
+    The image is averaged into cells and every cell is a region at first. In rounds, every region
     that is still too small joins the neighbour whose mean colour and mean prediction are nearest
     to its own (Boruvka's rounds with means; a relative of Felzenszwalb and Huttenlocher's graph
     segmentation, which compares single pixels). Every region is 4-connected, has at least
-    `config.grow_cells` cells (if the picture has) and breaks where colour or depth does.
+    `config.grow_cells` cells (if the image has) and breaks where colour or depth does.
     """
     config = config or SegmentationConfig()
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(
-            f"the picture is {image.dtype} of shape {image.shape}, give uint8 RGB (H, W, 3)."
+            f"the image is {image.dtype} of shape {image.shape}, give uint8 RGB (H, W, 3)."
         )
     height, width = image.shape[:2]
     if prediction_values is not None and np.shape(prediction_values) != (height, width):
         raise ValueError(
-            f"the prediction has shape {np.shape(prediction_values)} and the picture "
-            f"{(height, width)}: give the prediction in picture coordinates."
+            f"the prediction has shape {np.shape(prediction_values)} and the image "
+            f"{(height, width)}: give the prediction in image coordinates."
         )
     cell_px = config.cell_px * np.sqrt(height * width / REFERENCE_AREA_PX)
     # Not more cells than pixels, so that every cell has pixels and regions stay connected.

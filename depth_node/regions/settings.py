@@ -11,11 +11,11 @@ from depth_node.regions.prompted_masks import PromptConfig
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """How a picture becomes regions."""
+    """How an image becomes regions."""
 
     cell_px: float = option(
         4.0,
-        "Side of the cells that the picture is segmented in; at 640x480, scaled with the picture.",
+        "Side of the cells that the image is segmented in; at 640x480, scaled with the image.",
         unit="px",
         minimum=1.0,
         maximum=64.0,
@@ -38,7 +38,7 @@ class SegmentationConfig:
     min_region_px: int = option(
         100,
         "Smaller masks are ignored and smaller regions between masks join the neighbour with the "
-        "longest border; at 640x480, scaled with the area of the picture.",
+        "longest border; at 640x480, scaled with the area of the image.",
         unit="px",
         minimum=0,
     )
@@ -50,21 +50,21 @@ class SegmentationConfig:
     )
     edge_gap_px: float = option(
         4.0,
-        "Gaps of such edges up to this width are closed; at 640x480, scaled with the picture.",
+        "Gaps of such edges up to this width are closed; at 640x480, scaled with the image.",
         unit="px",
         minimum=0.0,
         maximum=100.0,
     )
     every: int = option(
         1,
-        "Segment every so many pictures of a sequence and carry the regions to those between by the"
-        " image's motion; 1 = every picture, 0 = only those that changed.",
+        "Segment every so many images of a sequence and carry the regions to those between by the"
+        " image's motion; 1 = every image, 0 = only those that changed.",
         minimum=0,
         maximum=1000,
     )
     change: float = option(
         0.15,
-        "With `every` above or below 1: segment as soon as more than this share of the picture was"
+        "With `every` above or below 1: segment as soon as more than this share of the image was"
         " not there when it was last segmented.",
         minimum=0.0,
         maximum=1.0,

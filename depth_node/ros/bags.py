@@ -35,8 +35,8 @@ CLOUD = "sensor_msgs/msg/PointCloud2"
 SCAN = "sensor_msgs/msg/LaserScan"
 TF = "tf2_msgs/msg/TFMessage"
 
-# Words in a topic that say it is no picture of the kind a monocular network wants.
-_NOT_A_PICTURE = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
+# Words in a topic that say it is no image of the kind a monocular network wants.
+_NOT_A_IMAGE = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
 
 
 class BagError(FrameError):
@@ -55,7 +55,7 @@ class BagTopics:
 
 @dataclass(frozen=True)
 class BagMoment:
-    """One picture and the LiDAR points that belong to it.
+    """One image and the LiDAR points that belong to it.
 
     image: (H, W, 3) uint8 RGB; points: (N, 3) float32 m in the LiDAR frame, age_s (N,) their
     distance in time; T_camera_lidar: (4, 4). T_world_camera: (4, 4) where the bag's world_frame
@@ -75,7 +75,7 @@ class BagMoment:
 class Bag:
     """A rosbag2 opened for reading; a context manager. `topics` then says what is used.
 
-    T_camera_lidar: overrules the bag's TF. rectified: take the camera from P (a picture without
+    T_camera_lidar: overrules the bag's TF. rectified: take the camera from P (an image without
     distortion) and not from K and D. The others are the node's parameters of these names.
     """
 
@@ -83,7 +83,7 @@ class Bag:
     topics: BagTopics = field(default_factory=BagTopics)
     T_camera_lidar: NDArray[np.float64] | None = None
     max_scan_age_s: float = 0.3
-    scans_per_picture: int = 0
+    scans_per_image: int = 0
     scan_wait_s: float = 0.0
     rectified: bool = False
     world_frame: str = ""
@@ -93,7 +93,7 @@ class Bag:
         try:
             self._types = {topic: info.msgtype or "" for topic, info in self._reader.topics.items()}
             self.topics = self._choose()
-            self._pictures = self._reader.topics[self.topics.image].msgcount
+            self._images = self._reader.topics[self.topics.image].msgcount
             self._tree = self._transforms()
         except BaseException:
             self._reader.close()
@@ -104,15 +104,15 @@ class Bag:
         self._reader.close()
 
     def __len__(self) -> int:
-        """Pictures in the bag."""
-        return self._pictures
+        """Images in the bag."""
+        return self._images
 
     def moments(self) -> Iterator[BagMoment]:
-        """Every picture with the scans that a live node would have had for it."""
+        """Every image with the scans that a live node would have had for it."""
         scans = ScanBuffer(self.max_scan_age_s)
         camera: Camera | None = None
         frames: set[str] = set()  # in which there are scans
-        waiting: list[tuple[int, int, Any]] = []  # (recorded, stamp, picture), oldest first
+        waiting: list[tuple[int, int, Any]] = []  # (recorded, stamp, image), oldest first
         early = 0
         names = [name for name in vars(self.topics).values() if name]
         for topic, recorded_ns, message in self._read(names):
@@ -135,7 +135,7 @@ class Bag:
         if camera is None:
             raise BagError(
                 f"{self.path}: {self.topics.camera_info} has no message, so none of {early}"
-                " pictures can be used: record it too, or name another --camera-info-topic."
+                " images can be used: record it too, or name another --camera-info-topic."
             )
         for _, stamp, message in waiting:
             yield self._moment(stamp, message, camera, scans, frames)
@@ -153,7 +153,7 @@ class Bag:
             raise BagError(
                 f"{self.path}: {self.topics.image} is {image.shape[1]}x{image.shape[0]} but"
                 f" {self.topics.camera_info} {camera.width}x{camera.height}: name the camera_info"
-                " that belongs to the picture with --camera-info-topic."
+                " that belongs to the image with --camera-info-topic."
             )
         camera_frame = message.header.frame_id
         found = []
@@ -161,7 +161,7 @@ class Bag:
             held = [scan for scan in scans.scans(stamp, frame) if len(scan[1])]
             nearest = sorted(held, key=lambda scan: abs(stamp - scan[0]))
             # Points that have moved are worse than fewer points: one scan, unless asked for more.
-            limit = self.scans_per_picture or (None if self.world_frame else 1)
+            limit = self.scans_per_image or (None if self.world_frame else 1)
             for scan_ns, points in nearest[:limit]:
                 age_s = np.full(len(points), abs(stamp - scan_ns) * 1e-9, np.float32)
                 T = self._extrinsics(camera_frame, frame, stamp)
@@ -222,9 +222,9 @@ class Bag:
                 topic
                 for topic, kind in self._types.items()
                 if kind in (IMAGE, COMPRESSED)
-                and not any(word in topic.lower() for word in _NOT_A_PICTURE)
+                and not any(word in topic.lower() for word in _NOT_A_IMAGE)
             ],
-            "picture",
+            "image",
         )
         camera_info = self._named("camera-info", self.topics.camera_info, (CAMERA_INFO,))
         if not camera_info:
@@ -335,7 +335,7 @@ def _open(path: Path) -> Any:
 
 
 class BagMoments:
-    """The pictures of an opened bag as moments; a share of the LiDAR points is kept for scoring."""
+    """The images of an opened bag as moments; a share of the LiDAR points is kept for scoring."""
 
     def __init__(self, bag: Bag, sampling: Sampling, pipeline: DepthPipeline) -> None:
         if sampling.points or sampling.lines:

@@ -171,7 +171,7 @@ class Listener:
             np.save(self.folder / f"live_{number:05d}.npy", messages.image_view(message))
 
     def _number(self, stamp: int) -> int:
-        """Which published picture has this stamp; -1 for none."""
+        """Which published image has this stamp; -1 for none."""
         if stamp not in self._numbers:
             text = (self.folder / "published.jsonl").read_text(encoding="utf-8")
             lines = text[: text.rfind("\n") + 1].splitlines()
@@ -189,7 +189,7 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
     listener = Listener(node, options.folder, options.keep_every)
     if options.lifecycle:
         change(node, "activate", options.timeout)
-    # The node does no work while nobody listens: it must have found us before the first picture.
+    # The node does no work while nobody listens: it must have found us before the first image.
     wait_for_publisher(node, f"{NODE}/depth/image_rect", options.timeout)
     for _ in range(10):
         rclpy.spin_once(node, timeout_sec=0.05)
@@ -263,7 +263,7 @@ def wait_for_publisher(node: Node, topic: str, timeout_s: float) -> None:
 
 
 def answer_barely(options: argparse.Namespace, node: Node, words: Words) -> None:
-    """What a node costs that does nothing: each picture is answered with zeros of its size."""
+    """What a node costs that does nothing: each image is answered with zeros of its size."""
     out = node.create_publisher(Image, f"{NODE}/depth/image_rect", QoSProfile(depth=5))
     zeros: dict[tuple[int, int], np.ndarray] = {}
 

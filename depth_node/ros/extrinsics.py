@@ -37,7 +37,7 @@ class Extrinsics:
     """T_camera_lidar of a frame, from a fixed matrix or from a TransformSource.
 
     A chain of static transforms is looked up once and kept, also when its publisher is gone later.
-    A moving one is looked up at the stamp of the picture; where TF is late, the newest transform
+    A moving one is looked up at the stamp of the image; where TF is late, the newest transform
     serves if it is at most `tolerance_s` away.
     """
 
@@ -55,7 +55,7 @@ class Extrinsics:
         self._static: dict[tuple[str, str], Transform] = {}
 
     def find(self, camera_frame: str, lidar_frame: str, stamp_ns: int) -> Transform:
-        """T_camera_lidar for the picture's stamp. Raises NoTransformError with cause and cure."""
+        """T_camera_lidar for the image's stamp. Raises NoTransformError with cause and cure."""
         if self._fixed is not None:
             return self._fixed
         assert self._source is not None
@@ -64,7 +64,7 @@ class Extrinsics:
             return self._static[key]
         if not camera_frame or not lidar_frame:
             raise NoTransformError(
-                f"the picture's frame_id is {camera_frame!r} and the points' {lidar_frame!r}: TF"
+                f"the image's frame_id is {camera_frame!r} and the points' {lidar_frame!r}: TF"
                 " needs both; let the drivers set them or set the parameter T_camera_lidar"
             )
         try:
@@ -85,7 +85,7 @@ class Extrinsics:
                 return newest
             raise NoTransformError(
                 f"the newest transform from {lidar_frame} to {camera_frame} is {behind_s:.2f} s"
-                " older than the picture: check what publishes it and the clocks, or raise"
+                " older than the image: check what publishes it and the clocks, or raise"
                 " tf_tolerance"
             ) from error
 

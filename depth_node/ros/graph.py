@@ -12,7 +12,7 @@ import rclpy
 from rclpy.context import Context
 
 WANTED = {
-    "picture": ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"),
+    "image": ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"),
     "camera_info": ("sensor_msgs/msg/CameraInfo",),
     "LiDAR": ("sensor_msgs/msg/PointCloud2", "sensor_msgs/msg/LaserScan"),
 }

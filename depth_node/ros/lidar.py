@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's LiDAR side: messages in, the points that belong to a picture out."""
+"""The node's LiDAR side: messages in, the points that belong to an image out."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _MAX_WAITING = 64  # messages of a LiDAR that is faster than anything here needs
 
 @dataclass(frozen=True)
 class LidarPoints:
-    """What the LiDARs say about one picture.
+    """What the LiDARs say about one image.
 
     points: (N, 3) float32 metres, T_camera_lidar: (4, 4), age_s: (N,) seconds between scan and
-    picture. trouble: why there are no points or not all of them, empty if all is well.
+    image. trouble: why there are no points or not all of them, empty if all is well.
     """
 
     points: npt.NDArray[np.floating]
@@ -48,11 +48,11 @@ class LidarInput:
         self,
         extrinsics: Extrinsics,
         max_scan_age_s: float,
-        scans_per_picture: int = 0,
+        scans_per_image: int = 0,
         refused: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.extrinsics = extrinsics
-        self.scans_per_picture = scans_per_picture
+        self.scans_per_image = scans_per_image
         self._max_scan_age_s = max_scan_age_s
         self._refused = refused
         self._buffer = ScanBuffer(max_scan_age_s)
@@ -73,7 +73,7 @@ class LidarInput:
             self._arrival.notify_all()
 
     def wait(self, stamp_ns: int, timeout_s: float) -> None:
-        """Wait until there is a scan that is not older than the picture, but not for ever."""
+        """Wait until there is a scan that is not older than the image, but not for ever."""
         if timeout_s > 0:
             with self._arrival:
                 self._arrival.wait_for(lambda: self._newest_ns >= stamp_ns, timeout_s)
@@ -85,7 +85,7 @@ class LidarInput:
 
         motion: moves scans of another time to where they are seen at the stamp, given that LiDAR
         and camera move as one. Without it one scan of each LiDAR is taken, unless
-        scans_per_picture asks for more: points that have moved are worse than fewer points.
+        scans_per_image asks for more: points that have moved are worse than fewer points.
         """
         self._take_in()
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
@@ -93,7 +93,7 @@ class LidarInput:
         trouble = ""
         for frame in sorted(self._frames):
             scans = self._nearest(stamp_ns, frame)
-            scans = scans[: self.scans_per_picture or (1 if motion is None else None)]
+            scans = scans[: self.scans_per_image or (1 if motion is None else None)]
             if not scans:
                 continue
             try:
@@ -108,7 +108,7 @@ class LidarInput:
                         T_scan = motion.since(camera_frame, scan_ns, stamp_ns) @ T
                     except NoTransformError as error:
                         trouble = str(error)
-                        if scan_ns != scans[0][0] and not self.scans_per_picture:
+                        if scan_ns != scans[0][0] and not self.scans_per_image:
                             continue
                 found.append((points, T_scan))
                 age_s = abs(stamp_ns - scan_ns) * 1e-9
@@ -161,7 +161,7 @@ class LidarInput:
             return "the LiDAR scans are empty: check the LiDAR"
         side = "older" if apart_s > 0 else "newer"
         return (
-            f"the newest LiDAR scan is {abs(apart_s):.2f} s {side} than the picture, more than"
+            f"the newest LiDAR scan is {abs(apart_s):.2f} s {side} than the image, more than"
             f" max_scan_age = {self._max_scan_age_s:g} s: check the LiDAR and that both clocks"
             " agree, or raise max_scan_age"
         )

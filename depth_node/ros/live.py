@@ -55,12 +55,12 @@ class DemoOptions:
 
     def __post_init__(self) -> None:
         if not (0.5 <= self.seconds <= 3600 and 0.1 <= self.rate_hz <= 100):
-            raise DemoError("the demo runs 0.5 to 3600 seconds at 0.1 to 100 pictures a second")
+            raise DemoError("the demo runs 0.5 to 3600 seconds at 0.1 to 100 images a second")
         if min(self.size) < 48 or max(self.size) > 4096:
-            raise DemoError("pictures of the demo have 48 to 4096 pixels a side")
+            raise DemoError("images of the demo have 48 to 4096 pixels a side")
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """How many are published."""
         return max(1, round(self.seconds * self.rate_hz))
 
@@ -128,7 +128,7 @@ class Child:
 
 @dataclass
 class Live:
-    """What the processes told: pictures sent and depth images received, the listener's report."""
+    """What the processes told: images sent and depth images received, the listener's report."""
 
     published: int = 0
     received: int = 0
@@ -156,7 +156,7 @@ def _node_parameters(config: PipelineConfig, T_camera_lidar: NDArray[np.float64]
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flatten(config).items()
     }
-    # The LiDAR turns with the camera: each picture has a scan with the same stamp.
+    # The LiDAR turns with the camera: each image has a scan with the same stamp.
     extra: dict[str, Any] = {
         "T_camera_lidar": T_camera_lidar.reshape(-1).tolist(),
         "scan_wait": 0.05,
@@ -167,12 +167,12 @@ def _node_parameters(config: PipelineConfig, T_camera_lidar: NDArray[np.float64]
 def run_live(
     options: DemoOptions, frames: Path, folder: Path, progress: Progress, bare: bool = False
 ) -> Live:
-    """Camera, node and listener as processes until all pictures have gone through.
+    """Camera, node and listener as processes until all images have gone through.
 
     frames: frame folders with a LiDAR, all with the extrinsics of the first. folder: an empty one
     for what they leave: published.jsonl (number, index of the frame, stamp) and live_NUMBER.npy,
     the depth that was received. bare: in place of the node one that does nothing but
-    answer each picture with a depth image of its size.
+    answer each image with a depth image of its size.
     """
     T_camera_lidar = read_frame(find_frames(frames)[0]).T_camera_lidar
     if T_camera_lidar is None:
@@ -181,7 +181,7 @@ def run_live(
     values = _node_parameters(options.config, T_camera_lidar)
     parameters.write_text(yaml.safe_dump(values), encoding="utf-8")
     env = _environment(folder)
-    keep_every = max(1, options.pictures // SCORED)
+    keep_every = max(1, options.images // SCORED)
     node = ["-m", "depth_node.ros.node", "--ros-args", "--params-file", str(parameters)]
     commands = {
         "node": ["-m", "depth_node.ros.demo", "bare", str(folder)] if bare else node,
@@ -189,7 +189,7 @@ def run_live(
                      "--keep-every", str(keep_every), "--timeout", str(PATIENCE_S),
                      *(["--no-lifecycle"] if bare else [])],
         "publisher": ["-m", "depth_node.ros.demo", "publish", str(folder), "--frames", str(frames),
-                      "--rate", str(options.rate_hz), "--count", str(options.pictures)],
+                      "--rate", str(options.rate_hz), "--count", str(options.images)],
     }  # fmt: skip
     children: dict[str, Child] = {}
     events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
@@ -224,15 +224,15 @@ def _conduct(
     events: queue.Queue[tuple[str, dict[str, Any]]],
     progress: Progress,
 ) -> Live:
-    """Wait until all are ready, let the pictures go, gather what comes back."""
+    """Wait until all are ready, let the images go, gather what comes back."""
     with progress("starting camera, node and listener", 2) as advance:
         for name, _ in _events(children, events, {"loaded", "ready"}, 2):
             advance(name)
     children["publisher"].tell("go")
     live = Live()
-    bar = progress("live: pictures in, depth out", options.pictures)
+    bar = progress("live: images in, depth out", options.images)
     with bar as advance:
-        end: float | None = None  # for what is still on its way after the last picture
+        end: float | None = None  # for what is still on its way after the last image
         while end is None or time.monotonic() < end:
             try:
                 name, event = events.get(timeout=0.2)

@@ -97,11 +97,11 @@ def image_view(message: Image) -> npt.NDArray[Any]:
 
 
 def image_to_rgb(message: Image) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB picture of an Image; encodings without own lines go through cv_bridge."""
+    """(H, W, 3) uint8 RGB image of an Image; encodings without own lines go through cv_bridge."""
     encoding = message.encoding
     if encoding in ("16UC1", "32FC1"):
         raise MessageError(
-            f"image encoding {encoding} is no picture but plain numbers; publish rgb8, bgr8 or"
+            f"image encoding {encoding} is no image but plain numbers; publish rgb8, bgr8 or"
             " mono8, or mono16 for a 16-bit camera"
         )
     if encoding not in IMAGE_LAYOUTS:
@@ -116,20 +116,20 @@ def image_to_rgb(message: Image) -> npt.NDArray[np.uint8]:
 
 
 def compressed_to_rgb(message: CompressedImage) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB picture of a JPEG or PNG."""
+    """(H, W, 3) uint8 RGB image of a JPEG or PNG."""
     if "compressedDepth" in message.format:
         raise MessageError(
             f"compressed image format {message.format!r} is a depth image; subscribe to the"
-            " compressed picture of the camera"
+            " compressed image of the camera"
         )
     data = np.frombuffer(message.data, np.uint8)
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    if picture is None:
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    if image is None:
         raise MessageError(
             f"compressed image of {len(data)} bytes, format {message.format!r}, is not readable as"
             " JPEG or PNG; check the publisher"
         )
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
@@ -191,8 +191,8 @@ def scan_message_to_points(message: LaserScan) -> npt.NDArray[np.float32]:
 
 
 def camera_of(info: CameraInfo, rectified: bool = False) -> Camera:
-    """The camera of the picture that comes with this CameraInfo, region of interest and binning
-    applied. Of a rectified picture it is P without distortion, else K with D.
+    """The camera of the image that comes with this CameraInfo, region of interest and binning
+    applied. Of a rectified image it is P without distortion, else K with D.
 
     Raises ValueError with one sentence for a calibration that cannot be used.
     """
@@ -249,7 +249,7 @@ def labels_to_pixels(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.uint16]:
 
 
 def camera_info_message(camera: Camera, header: Header) -> CameraInfo:
-    """CameraInfo of a camera; R is the identity and P is K: the picture is not turned further."""
+    """CameraInfo of a camera; R is the identity and P is K: the image is not turned further."""
     model = "plumb_bob" if camera.model == "pinhole" else camera.model
     if len(camera.distortion) == 8:
         model = "rational_polynomial"
@@ -303,19 +303,19 @@ def table_rows(message: PointCloud2) -> npt.NDArray[np.void]:
 def colour_points(
     depth: npt.NDArray[np.float32],
     camera: Camera,
-    picture: npt.NDArray[np.uint8],
+    image: npt.NDArray[np.uint8],
     decimation: int = 1,
 ) -> npt.NDArray[np.void]:
     """XYZRGB rows, in the camera's frame, of the known depth in every n-th row and column.
 
-    depth: (H, W) metres, picture: (H, W, 3) RGB. rgb is the customary float32 whose bits are
+    depth: (H, W) metres, image: (H, W, 3) RGB. rgb is the customary float32 whose bits are
     0x00RRGGBB.
     """
     every = (slice(None, None, decimation),) * 2
     z, rays = depth[every], camera.rays()[every]
     rows = np.empty((*z.shape, 4), np.float32)
     np.multiply(rays, z[..., None], out=rows[..., :3])
-    colours = picture[every].astype(np.uint32)
+    colours = image[every].astype(np.uint32)
     packed = rows[..., 3].view(np.uint32)  # not through float: a NaN's bits would not survive
     np.left_shift(colours[..., 0], 16, out=packed)
     np.bitwise_or(packed, colours[..., 1] << 8, out=packed)

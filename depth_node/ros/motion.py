@@ -24,7 +24,7 @@ class CameraMotion:
         """T_world_camera (4, 4). Raises NoTransformError with cause and cure."""
         if not camera_frame:
             raise NoTransformError(
-                "the picture has no frame_id, so its camera's motion cannot be looked up: let the"
+                "the image has no frame_id, so its camera's motion cannot be looked up: let the"
                 " driver set it or empty world_frame"
             )
         try:

@@ -32,10 +32,10 @@ from std_srvs.srv import SetBool, Trigger
 
 from depth_node.config import ConfigError
 from depth_node.engine.opening import summary
-from depth_node.engine.preprocess import resize_picture
+from depth_node.engine.preprocess import resize_image
 from depth_node.fitting import FitStatus
 from depth_node.geometry.camera import Camera
-from depth_node.monitor import Frame, Monitor, Situation
+from depth_node.monitor import FrameRecord, Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
@@ -53,15 +53,15 @@ from depth_node.ros.worker import LatestWorker
 
 INPUTS = ("image", "camera_info", "points", "scan")
 
-_SAY_AGAIN_S = 10.0
+_REPEAT_WARNING_S = 10.0
 _CLOSE_TIMEOUT_S = 30.0
-_FOREIGN_CLOCK_S = 60.0  # a picture that old, or from the future, was stamped by another clock
+_FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A picture as it waits for the worker."""
+class PendingImage:
+    """An image as it waits for the worker."""
 
     message: Image | CompressedImage
     stamp_ns: int
@@ -81,7 +81,7 @@ class DepthNode(LifecycleNode):
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
         self._motion: CameraMotion | None = None
-        self._worker: LatestWorker[_Picture] | None = None
+        self._worker: LatestWorker[PendingImage] | None = None
         self._outputs: Outputs | None = None
         self._inputs: list[Any] = []
         self._housekeeping: list[Any] = []
@@ -99,7 +99,7 @@ class DepthNode(LifecycleNode):
             config = self._settings.config
             self._lidar = self._make_lidar(config, self._make_extrinsics(config))
             self._motion = self._make_motion(config)
-            with _told_to(self.get_logger()):
+            with _forward_logs(self.get_logger()):
                 self._pipeline = DepthPipeline(config)
                 self._pipeline.warm_up()
         except Exception as error:
@@ -127,23 +127,23 @@ class DepthNode(LifecycleNode):
         self._worker = LatestWorker(self._work, self._on_failure, "depth_node_worker")
         try:
             self._outputs = Outputs(self)
-            picture = CompressedImage if config.image_transport == "compressed" else Image
-            # In this order: of messages that wait together, points are taken before their picture.
+            pending = CompressedImage if config.image_transport == "compressed" else Image
+            # In this order: of messages that wait together, points are taken before their image.
             self._subscribe(CameraInfo, "camera_info", self._on_info)
             if "points" in config.lidar_sources:
                 self._subscribe(PointCloud2, "points", self._on_lidar)
             if "scan" in config.lidar_sources:
                 self._subscribe(LaserScan, "scan", self._on_lidar)
-            self._subscribe(picture, "image", self._on_image)
+            self._subscribe(pending, "image", self._on_image)
         except Exception as error:
-            self._quiet()
+            self._stop_io()
             self.get_logger().error(f"cannot be activated: {_kind(error)}: {error}")
             return _FAILURE
         return _SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """The worker ends, publishers and subscriptions go."""
-        self._quiet()
+        self._stop_io()
         return _SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -166,7 +166,7 @@ class DepthNode(LifecycleNode):
         self._release()
         super().destroy_node()
 
-    def _quiet(self) -> None:
+    def _stop_io(self) -> None:
         if self._worker is not None:
             if not self._worker.close(_CLOSE_TIMEOUT_S):
                 self.get_logger().error(f"the worker is still busy after {_CLOSE_TIMEOUT_S:g} s")
@@ -180,7 +180,7 @@ class DepthNode(LifecycleNode):
         self._forget()
 
     def _release(self) -> None:
-        self._quiet()
+        self._stop_io()
         if self._housekeeping:
             timer, *services = self._housekeeping
             self.destroy_timer(timer)
@@ -233,7 +233,7 @@ class DepthNode(LifecycleNode):
                         old_motion.close()
                 if new.max_scan_age != old.max_scan_age or extrinsics is not self._lidar.extrinsics:
                     self._lidar = self._make_lidar(new, extrinsics)
-                self._lidar.scans_per_picture = new.scans_per_picture
+                self._lidar.scans_per_image = new.scans_per_image
                 self._pipeline.reconfigure(new)
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
@@ -283,9 +283,7 @@ class DepthNode(LifecycleNode):
         return TfSource(self)
 
     def _make_lidar(self, config: NodeConfig, extrinsics: Extrinsics) -> LidarInput:
-        return LidarInput(
-            extrinsics, config.max_scan_age, config.scans_per_picture, self._on_refusal
-        )
+        return LidarInput(extrinsics, config.max_scan_age, config.scans_per_image, self._on_refusal)
 
     # --- callbacks of the executor: they keep what comes and leave the work to the worker --------
 
@@ -316,19 +314,21 @@ class DepthNode(LifecycleNode):
         stamp_ns = self._stamp(message.header, "image")
         behind_s = (self._newest_ns - stamp_ns) * 1e-9
         if behind_s > self._settings.config.max_scan_age:
-            self._say("jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)")
+            self._warn_throttled(
+                "jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)"
+            )
             self._newest_ns = 0  # the scans notice it by their own stamps
         self._newest_ns = max(self._newest_ns, stamp_ns)
-        if self._outputs is None or not self._outputs.heard():
-            self._monitor.unheard(now_s)
-        elif self._worker.offer(_Picture(message, stamp_ns, now_s)):
+        if self._outputs is None or not self._outputs.topics_with_subscribers():
+            self._monitor.skipped_no_subscribers(now_s)
+        elif self._worker.offer(PendingImage(message, stamp_ns, now_s)):
             self._monitor.dropped(now_s)
 
     def _stamp(self, header: Header, what: str) -> int:
         """The stamp in ns; the time of arrival for a publisher that sets none."""
         stamp_ns = messages.stamp_ns(header.stamp)
         if stamp_ns == 0:
-            self._say(
+            self._warn_throttled(
                 f"zero {what}",
                 f"{what} messages have stamp 0, so their time of arrival is taken for matching:"
                 " let the driver set header.stamp",
@@ -345,7 +345,7 @@ class DepthNode(LifecycleNode):
         self._monitor.reset(time.monotonic())
         response.success, response.message = (
             True,
-            "pictures, scans, static transforms and counters forgotten",
+            "images, scans, static transforms and counters forgotten",
         )
         return response
 
@@ -360,7 +360,9 @@ class DepthNode(LifecycleNode):
         situation = Situation(
             active=self._worker is not None,
             enabled=self._enabled,
-            listeners=len(self._outputs.heard()) if self._outputs is not None else 0,
+            listeners=len(self._outputs.topics_with_subscribers())
+            if self._outputs is not None
+            else 0,
             backend=self._backend(),
             image_topic=self.resolve_topic_name("image"),
             engine=self._engine_facts(),
@@ -379,37 +381,37 @@ class DepthNode(LifecycleNode):
 
     # --- the worker's thread ---------------------------------------------------------------------
 
-    def _work(self, picture: _Picture) -> None:
+    def _work(self, pending: PendingImage) -> None:
         pipeline, lidar, config = self._pipeline, self._lidar, self._settings.config
         assert pipeline is not None and lidar is not None
         try:
-            image, camera = self._see(picture.message, config)
+            image, camera = self._decode(pending.message, config)
         except ValueError as error:  # a MessageError, or a calibration that cannot be used
             self._on_refusal(str(error))
             return
         wanted = self._wanted(camera)
         if not wanted:
-            self._monitor.unheard(time.monotonic())
+            self._monitor.skipped_no_subscribers(time.monotonic())
             return
-        lidar.wait(picture.stamp_ns, config.scan_wait)
-        motion, frame = self._motion, picture.message.header.frame_id
-        points = lidar.collect(frame, picture.stamp_ns, motion)
+        lidar.wait(pending.stamp_ns, config.scan_wait)
+        motion, frame = self._motion, pending.message.header.frame_id
+        points = lidar.collect(frame, pending.stamp_ns, motion)
         result = pipeline.process(
             image,
             camera,
             points.points,
             points.T_camera_lidar,
             age_s=points.age_s,
-            stamp_ns=picture.stamp_ns,
-            T_world_camera=self._pose(motion, frame, picture.stamp_ns),
+            stamp_ns=pending.stamp_ns,
+            T_world_camera=self._pose(motion, frame, pending.stamp_ns),
         )
         stage_ms = dict(result.stage_ms)
         start_s = time.perf_counter()
         if self._outputs is not None:
-            header = picture.message.header
+            header = pending.message.header
             self._outputs.publish(wanted, result, image, camera, header, config)
         stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
-        self._report(picture, points, result, stage_ms)
+        self._report(pending, points, result, stage_ms)
 
     def _pose(
         self, motion: CameraMotion | None, frame: str, stamp_ns: int
@@ -418,13 +420,13 @@ class DepthNode(LifecycleNode):
         try:
             return motion.pose(frame, stamp_ns) if motion is not None else None
         except NoTransformError as error:
-            self._say("motion", str(error))
+            self._warn_throttled("motion", str(error))
             return None
 
-    def _see(
+    def _decode(
         self, message: Image | CompressedImage, config: NodeConfig
     ) -> tuple[npt.NDArray[np.uint8], Camera]:
-        """The RGB picture and its camera, at the size that is worked at. Raises ValueError."""
+        """The RGB image and its camera, at the size that is worked at. Raises ValueError."""
         if isinstance(message, Image):
             image = messages.image_to_rgb(message)
         else:
@@ -433,13 +435,13 @@ class DepthNode(LifecycleNode):
         camera = self._camera(config)
         if (camera.width, camera.height) != (width, height):
             raise MessageError(
-                f"the picture is {width}x{height} but camera_info is for"
+                f"the image is {width}x{height} but camera_info is for"
                 f" {camera.width}x{camera.height}: let both come from one driver at one"
-                " size, or remap camera_info to the one of this picture"
+                " size, or remap camera_info to the one of this image"
             )
         if 0 < config.max_width < width:
             size = (config.max_width, max(1, round(height * config.max_width / width)))
-            image = resize_picture(image, size[1], size[0])
+            image = resize_image(image, size[1], size[0])
             camera = camera.resized(*size)
         return image, camera
 
@@ -458,47 +460,45 @@ class DepthNode(LifecycleNode):
 
     def _wanted(self, camera: Camera) -> set[str]:
         """The topics that somebody listens to and that this camera has something for."""
-        heard = self._outputs.heard() if self._outputs is not None else set()
+        heard = self._outputs.topics_with_subscribers() if self._outputs is not None else set()
         right = depth_topic(camera)
         wrong = UNRECTIFIED if right == RECTIFIED else RECTIFIED
         if wrong in heard:
             has = "no distortion" if right == RECTIFIED else "distortion"
-            self._say(
+            self._warn_throttled(
                 "wrong depth topic",
-                f"{self.resolve_topic_name(wrong)} stays silent: the picture has {has},"
+                f"{self.resolve_topic_name(wrong)} stays silent: the image has {has},"
                 f" so its depth is on {self.resolve_topic_name(right)}",
             )
         return heard - {wrong}
 
     def _report(
         self,
-        picture: _Picture,
+        pending: PendingImage,
         points: LidarPoints,
         result: DepthResult,
         stage_ms: dict[str, float],
     ) -> None:
         now_s = time.monotonic()
         stamp_ms: float | None = None
-        if messages.stamp_ns(picture.message.header.stamp):
-            behind_s = (self.get_clock().now().nanoseconds - picture.stamp_ns) * 1e-9
+        if messages.stamp_ns(pending.message.header.stamp):
+            behind_s = (self.get_clock().now().nanoseconds - pending.stamp_ns) * 1e-9
             stamp_ms = behind_s * 1e3 if 0 <= behind_s < _FOREIGN_CLOCK_S else None
         fit, used = result.fit, len(result.sparse)
         trouble = points.trouble
         if not trouble and len(points.points) and not used:
-            trouble = (
-                f"none of {len(points.points)} LiDAR points is in the picture: {_fate(result)}"
-            )
+            trouble = f"none of {len(points.points)} LiDAR points is in the image: {_describe_losses(result)}"
         if not trouble and fit.status != FitStatus.OK:
             trouble = fit.message
         if not trouble:
             trouble = result.message
         if trouble:
-            self._say(f"trouble {fit.status} {len(points.points) > 0}", trouble)
+            self._warn_throttled(f"trouble {fit.status} {len(points.points) > 0}", trouble)
         residual = np.abs(fit.point_residual[np.isfinite(fit.point_residual)])
         self._monitor.published(
             now_s,
-            Frame(
-                node_ms=(now_s - picture.arrival_s) * 1e3,
+            FrameRecord(
+                node_ms=(now_s - pending.arrival_s) * 1e3,
                 stamp_ms=stamp_ms,
                 stage_ms=stage_ms,
                 scan_age_s=float(result.sparse.age_s.max()) if used else None,
@@ -512,7 +512,7 @@ class DepthNode(LifecycleNode):
 
     def _on_refusal(self, reason: str) -> None:
         self._monitor.refused(time.monotonic(), reason)
-        self._say(reason[:40], reason)
+        self._warn_throttled(reason[:40], reason)
 
     def _on_failure(self, error: Exception) -> None:
         """A frame made the worker raise: count it, log it once, go on with the next."""
@@ -543,16 +543,16 @@ class DepthNode(LifecycleNode):
             facts |= {f"of regions: {key}": text for key, text in summary(regions.engine).items()}
         return facts
 
-    def _say(self, key: str, text: str) -> None:
+    def _warn_throttled(self, key: str, text: str) -> None:
         """Warn, but of the same kind of thing at most every ten seconds."""
         now_s = time.monotonic()
-        if now_s - self._said.get(key, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
+        if now_s - self._said.get(key, -_REPEAT_WARNING_S) >= _REPEAT_WARNING_S:
             self._said[key] = now_s
             self.get_logger().warning(text)
 
 
 @contextmanager
-def _told_to(logger: Any) -> Iterator[None]:
+def _forward_logs(logger: Any) -> Iterator[None]:
     """What the package logs meanwhile (a build takes minutes) goes to the node's logger."""
 
     class Handler(logging.Handler):
@@ -578,7 +578,7 @@ def _kind(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _fate(result: DepthResult) -> str:
+def _describe_losses(result: DepthResult) -> str:
     counts = result.sparse.counts
     fates = {
         "not finite": counts.invalid,

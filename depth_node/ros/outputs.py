@@ -21,7 +21,7 @@ from depth_node.ros import messages
 from depth_node.ros.parameters import NodeConfig
 
 RECTIFIED = "~/depth/image_rect"
-UNRECTIFIED = "~/depth/image"  # depth of a picture with distortion must not be called rectified
+UNRECTIFIED = "~/depth/image"  # depth of an image with distortion must not be called rectified
 CAMERA_INFO = "~/depth/camera_info"
 POINTS = "~/points"
 CONFIDENCE = "~/confidence"
@@ -42,7 +42,7 @@ OUTPUTS: dict[str, type] = {
 
 
 def depth_topic(camera: Camera) -> str:
-    """Where the depth of this camera's pictures goes."""
+    """Where the depth of this camera's images goes."""
     return RECTIFIED if camera.model == "pinhole" else UNRECTIFIED
 
 
@@ -62,7 +62,7 @@ class Outputs:
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
 
-    def heard(self) -> set[str]:
+    def topics_with_subscribers(self) -> set[str]:
         """The topics that somebody listens to."""
         return {
             topic for topic, out in self._publishers.items() if out.get_subscription_count() > 0
@@ -77,7 +77,7 @@ class Outputs:
         header: Header,
         config: NodeConfig,
     ) -> None:
-        """Make and publish these topics and no other; stamp and frame are those of the picture."""
+        """Make and publish these topics and no other; stamp and frame are those of the image."""
 
         def depth() -> Image:
             if config.depth_encoding == "16UC1":

@@ -56,13 +56,13 @@ class NodeConfig(PipelineConfig):
     )
     image_rectified: str = option(
         "auto",
-        "Whether the picture is rectified: yes (P of camera_info holds, D is ignored), no (K and D"
+        "Whether the image is rectified: yes (P of camera_info holds, D is ignored), no (K and D"
         " hold), auto (yes if D is zero or the topic is called image_rect...).",
         choices=("auto", "yes", "no"),
     )
     max_width: int = option(
         0,
-        "Wider pictures are shrunk to this width before anything else, and all output has the"
+        "Wider images are shrunk to this width before anything else, and all output has the"
         " smaller size; 0 = as they come.",
         unit="px",
         minimum=0,
@@ -80,23 +80,23 @@ class NodeConfig(PipelineConfig):
     world_frame: str = option(
         "",
         "A TF frame that stands still, such as odom. If it is given, what is remembered of earlier"
-        " pictures and LiDAR scans of another time move with the camera. Empty: TF is not asked.",
+        " images and LiDAR scans of another time move with the camera. Empty: TF is not asked.",
     )
     tf_tolerance: float = option(
         0.1,
-        "A moving transform that TF has not for the picture's stamp yet may be this much older.",
+        "A moving transform that TF has not for the image's stamp yet may be this much older.",
         unit="s",
         minimum=0.0,
         maximum=10.0,
     )
     max_scan_age: float = option(
         0.3,
-        "LiDAR scans count for a picture if their stamps are at most this far apart.",
+        "LiDAR scans count for an image if their stamps are at most this far apart.",
         unit="s",
         minimum=0.001,
         maximum=60.0,
     )
-    scans_per_picture: int = option(
+    scans_per_image: int = option(
         0,
         "How many scans of each LiDAR accumulate, those nearest in time first. 0 = all within"
         " max_scan_age if world_frame tells how the robot moved between them, else one. More than"
@@ -105,7 +105,7 @@ class NodeConfig(PipelineConfig):
     )
     scan_wait: float = option(
         0.0,
-        "How long a picture waits for a scan that is not older than itself. For a LiDAR that is"
+        "How long an image waits for a scan that is not older than itself. For a LiDAR that is"
         " triggered with the camera; adds to the latency.",
         unit="s",
         minimum=0.0,

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.geometry.camera import Camera
-from depth_node.simulation.rooms import BOX, CYLINDER, ELLIPSOID, STYLES, Lamp, Plan, furnish
+from depth_node.simulation.rooms import BOX, CYLINDER, ELLIPSOID, STYLES, Lamp, Room, furnish
 from depth_node.simulation.textures import TEXTURE_SIZE_PX, look_up, texture_set
 
 F32 = NDArray[np.float32]
@@ -127,10 +127,10 @@ class Scene:
     """A furnished room to look at. `Scene.random(seed)` makes one; all follows from the seed.
 
     shadow_px: size of the depth maps around each lamp; an edge of a shadow is one of their pixels
-    wide, and they are what a scene costs before its first picture.
+    wide, and they are what a scene costs before its first image.
     """
 
-    def __init__(self, plan: Plan, shadow_px: int = 192) -> None:
+    def __init__(self, plan: Room, shadow_px: int = 192) -> None:
         if len(plan.surfaces) != ROOM_FACES:
             raise ValueError(f"A room has {ROOM_FACES} faces, not {len(plan.surfaces)}.")
         self.plan = plan
@@ -186,7 +186,7 @@ class Scene:
         return in_room & ~in_part
 
     def render(self, camera: Camera, T_world_camera: F64, antialias: bool = True) -> Rendered:
-        """Picture, depth and labels from a pose (4, 4) inside the room.
+        """Image, depth and labels from a pose (4, 4) inside the room.
 
         Depth and labels are those of the ray through the pixel's centre. With `antialias` the
         colours at the edges of parts are means of four rays; without, it is about twice as fast.
@@ -217,9 +217,9 @@ class Scene:
         return Rendered(image.reshape(*depth.shape, 3), depth, labels.reshape(depth.shape))
 
     def probe(self, camera: Camera, T_world_camera: F64) -> tuple[F32, I32]:
-        """Depth (H, W) float32 m and part (H, W) int32, 0 the room: `render` without the picture.
+        """Depth (H, W) float32 m and part (H, W) int32, 0 the room: `render` without the image.
 
-        Several times cheaper than a picture.
+        Several times cheaper than an image.
         """
         rotation, origin = _pose(T_world_camera)
         rays, _ = _camera_rays(camera)
@@ -376,8 +376,8 @@ class Scene:
         light, shine = self._light(point, normal, rays, surface)
         colour = albedo * (light + self._emission[surface][:, None]) + shine
         # A film's shoulder, then the display's gamma.
-        picture = 1.0 - np.exp(-np.maximum(colour, 0.0))
-        return np.power(picture, np.float32(1 / 2.2)), surface
+        image = 1.0 - np.exp(-np.maximum(colour, 0.0))
+        return np.power(image, np.float32(1 / 2.2)), surface
 
     def _surface(self, part: I32, point: list[F32]) -> tuple[list[F32], I32, F32, F32]:
         """Unit normals (3 of (n,)), surfaces (n,) and texture coordinates (n,) in m of hits."""

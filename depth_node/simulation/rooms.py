@@ -41,7 +41,7 @@ class Lamp:
 
 
 @dataclass(frozen=True)
-class Part:
+class Primitive:
     """A unit shape under an affine map.
 
     centre (3,) m; the columns of axes (3, 3) are its directions in the world; half (3,) m.
@@ -55,7 +55,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Room:
     """A furnished room before it is rendered.
 
     half: (3,) m, half the room's length, width and height. surfaces: materials of the faces
@@ -65,7 +65,7 @@ class Plan:
 
     half: F64
     surfaces: tuple[Material, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[Primitive, ...]
     lamps: tuple[Lamp, ...]
     ambient: F64
     texture_set: int
@@ -73,7 +73,7 @@ class Plan:
     focus: F64
 
 
-def furnish(rng: np.random.Generator, style: str) -> Plan:
+def furnish(rng: np.random.Generator, style: str) -> Room:
     """A random room; `style` is one of STYLES and decides what stands in the middle."""
     return _Builder(rng, style).build()
 
@@ -96,7 +96,7 @@ class _Builder:
     def __init__(self, rng: np.random.Generator, style: str) -> None:
         self.rng = rng
         self.style = style
-        self.parts: list[Part] = []
+        self.parts: list[Primitive] = []
         self.taken: list[tuple[float, float, float]] = []  # x, y, radius on the floor
         self.half: F64 = np.zeros(3)
         self.origin: F64 = np.zeros(3)
@@ -232,7 +232,7 @@ class _Builder:
         axes = self.rotation if turn is None else self.rotation @ turn
         where = self.origin + self.rotation @ np.asarray(centre, np.float64)
         self.parts.append(
-            Part(kind, where, axes, np.maximum(np.asarray(half, np.float64), 2e-3), material)
+            Primitive(kind, where, axes, np.maximum(np.asarray(half, np.float64), 2e-3), material)
         )
 
     def box(
@@ -539,7 +539,7 @@ class _Builder:
         return strength * np.array([1.0, self.uniform(0.82, 1.0), self.uniform(0.65, 1.05)])
 
     def on_wall(self) -> None:
-        """A door, a window, a picture, a board, a pillar or a radiator at the walls."""
+        """A door, a window, an image, a board, a pillar or a radiator at the walls."""
         hx, hy, top = self.half[0], self.half[1], 2 * self.half[2]
         side = int(self.rng.integers(4))
         span = hy if side % 2 == 0 else hx
@@ -575,7 +575,7 @@ class _Builder:
 
     # -------------------------------------------------------- the whole
 
-    def build(self) -> Plan:
+    def build(self) -> Room:
         r = self.uniform
         low, high = (1.3, 3.2) if self.style != "room" else (1.7, 5.0)
         self.half = np.array([r(low, high), r(low, high), r(1.15, 1.7)])
@@ -599,7 +599,7 @@ class _Builder:
                 self.box((reach - 0.01, 0, tall), (0.01, span, tall), m)
         self.ceiling_lamps(lamps)
         ambient = r(0.12, 0.6) * np.array([1.0, r(0.9, 1.05), r(0.8, 1.15)])
-        return Plan(
+        return Room(
             self.half,
             tuple(room),
             tuple(self.parts),

@@ -41,7 +41,7 @@ def _cloud(depth: np.ndarray, image: np.ndarray, camera: Camera) -> tuple[np.nda
         return np.empty((0, 3)), np.empty((0, 3), dtype=np.uint8)
     keep &= depth <= 1.2 * np.quantile(depth[keep], 0.95)
     points = camera.backproject(depth)
-    keep &= np.isfinite(points).all(axis=2)  # a fisheye picture's corners have no ray
+    keep &= np.isfinite(points).all(axis=2)  # a fisheye image's corners have no ray
     return points[keep].astype(np.float64), image[keep]
 
 
@@ -123,12 +123,12 @@ def top_view(
         start, stop = ((int(v[0] * 16), int(v[1] * 16)) for v in (origin, end))
         cv2.line(canvas, start, stop, ACCENT, 2, cv2.LINE_AA, 4)
     cv2.circle(canvas, (int(origin[0]), int(origin[1])), 5 * over, ACCENT, -1, cv2.LINE_AA)
-    picture = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+    rendered = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
     for metres in lines:
         y = round((origin[1] - metres * per_metre) / over)
         if metres > 0 and y > 6:
-            put_text(picture, f"{metres:g} m", (5, y - 14), 8, MUTED)
-    return picture
+            put_text(rendered, f"{metres:g} m", (5, y - 14), 8, MUTED)
+    return rendered
 
 
 def _ground_gradient(height: int, width: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def colour_table(name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scale:
-    """How values become colours and what the bar beside the picture says.
+    """How values become colours and what the bar beside the image says.
 
     `logarithmic` gives equal ratios equal steps, which suits depth: 1 m matters at 3 m, not at 80.
     """
@@ -85,9 +85,9 @@ class Scale:
         place = self.position(values)
         known = np.isfinite(place) & ~np.isnan(np.asarray(values, dtype=np.float32))
         index = np.where(known, place, 0.0) * 255 + 0.5
-        picture = colour_table(self.table)[index.astype(np.int32)]
-        picture[~known] = UNKNOWN
-        return picture
+        painted = colour_table(self.table)[index.astype(np.int32)]
+        painted[~known] = UNKNOWN
+        return painted
 
     def ticks(self, most: int = 6) -> list[float]:
         """Round values for the bar, `most` at the most, within [low, high]."""
@@ -114,7 +114,7 @@ class Scale:
 def depth_scale(*maps: np.ndarray) -> Scale:
     """One scale in metres that suits all the given depth maps or depth lists together.
 
-    The ends are the 2 % and 98 % quantiles, so that one stray point does not wash out a picture.
+    The ends are the 2 % and 98 % quantiles, so that one stray point does not wash out an image.
     """
     finite = [np.asarray(m)[np.isfinite(m) & (np.asarray(m) > 0)] for m in maps]
     values = np.concatenate(finite) if finite else np.empty(0)
@@ -159,18 +159,18 @@ def deviation_scale(std: np.ndarray) -> Scale:
 @lru_cache(maxsize=8)
 def _hatch(height: int, width: int) -> np.ndarray:
     rows, cols = np.ogrid[:height, :width]
-    picture = np.empty((height, width, 3), dtype=np.uint8)
-    picture[:] = UNKNOWN
-    picture[(rows + cols) % 9 == 0] = UNKNOWN_LINE
-    return picture
+    painted = np.empty((height, width, 3), dtype=np.uint8)
+    painted[:] = UNKNOWN
+    painted[(rows + cols) % 9 == 0] = UNKNOWN_LINE
+    return painted
 
 
 def colour_map(values: np.ndarray, scale: Scale) -> np.ndarray:
-    """(H, W) values -> (H, W, 3) RGB picture; unknown pixels hatched."""
-    picture = scale.colours(values)
+    """(H, W) values -> (H, W, 3) RGB image; unknown pixels hatched."""
+    painted = scale.colours(values)
     unknown = ~np.isfinite(values)
-    picture[unknown] = _hatch(*values.shape)[unknown]
-    return picture
+    painted[unknown] = _hatch(*values.shape)[unknown]
+    return painted
 
 
 def relative_error_percent(depth: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -195,12 +195,12 @@ def region_palette(count: int) -> np.ndarray:
 def colour_regions(labels: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
     """Regions in colours over the grey image, their borders as fine dark lines."""
     palette = region_palette(int(labels.max(initial=0)))
-    picture = palette[labels].astype(np.float32)
+    painted = palette[labels].astype(np.float32)
     if image is not None:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
-        picture = 0.6 * picture * (0.6 + 0.4 * grey / 255.0) + 0.4 * grey
+        painted = 0.6 * painted * (0.6 + 0.4 * grey / 255.0) + 0.4 * grey
     border = np.zeros(labels.shape, dtype=bool)
     border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     border[1:] |= labels[1:] != labels[:-1]
-    picture[border] = 0.25 * picture[border]
-    return picture.astype(np.uint8)
+    painted[border] = 0.25 * painted[border]
+    return painted.astype(np.uint8)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures for people: depth, points, regions and errors as labelled panels.
+"""Images for people: depth, points, regions and errors as labelled panels.
 
-Every picture is (H, W, 3) uint8 RGB. Depth is metres along the optical axis, NaN unknown. An
+Every image is (H, W, 3) uint8 RGB. Depth is metres along the optical axis, NaN unknown. An
 unknown pixel is always drawn as the hatched dark ground, never in a colour of the scale.
 """
 
@@ -37,18 +37,18 @@ from depth_node.visualization.text import put_text, text_width
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One card of a panel: a titled picture, a line below it, the scale drawn as a bar."""
+class ImageCard:
+    """One card of a panel: a titled image, a line below it, the scale drawn as a bar."""
 
     title: str
-    picture: np.ndarray
+    image: np.ndarray
     caption: str = ""
     scale: Scale | None = None
     columns: int = 1  # how many columns of the panel it covers
 
 
 @dataclass(frozen=True)
-class Table:
+class TableCard:
     """One card of a panel holding numbers: the first column left, the others right aligned."""
 
     title: str
@@ -70,16 +70,16 @@ BAR_WIDTH = 84
 def compose(
     heading: str,
     subheading: str,
-    cards: Sequence[Tile | Table],
+    cards: Sequence[ImageCard | TableCard],
     *,
     columns: int = 3,
     card_width: int = CARD_WIDTH,
 ) -> np.ndarray:
     """Cards in rows of `columns` on a dark ground under a heading -> (H, W, 3) RGB.
 
-    Cards of one row share the height of the tallest. A Tile or Table may span several columns.
+    Cards of one row share the height of the tallest. A card may span several columns.
     """
-    rows: list[list[Tile | Table]] = [[]]
+    rows: list[list[ImageCard | TableCard]] = [[]]
     for card in cards:
         if sum(c.columns for c in rows[-1]) + card.columns > columns:
             rows.append([])
@@ -104,11 +104,11 @@ def compose(
 def cloud_size(
     image_size: tuple[int, int], *, columns: int, card_width: int = CARD_WIDTH
 ) -> tuple[int, int]:
-    """(height, width) of a picture that fills a card of `columns` beside one of a picture.
+    """(height, width) of an image that fills a card of `columns` beside one of an image.
 
-    image_size: (height, width) of the pictures in the single cards of that row.
+    image_size: (height, width) of the images in the single cards of that row.
     """
-    single = Tile("", np.zeros((*image_size, 3), np.uint8), scale=Scale("depth", 1, 2))
+    single = ImageCard("", np.zeros((*image_size, 3), np.uint8), scale=Scale("depth", 1, 2))
     height = _card_height(single, card_width) - TITLE_HEIGHT - CAPTION_HEIGHT
     return height, columns * card_width + (columns - 1) * MARGIN - 2 * PADDING
 
@@ -122,36 +122,34 @@ def _heading_strip(heading: str, subheading: str, width: int) -> np.ndarray:
     return strip
 
 
-def _picture_width(card: Tile, width: int) -> int:
+def _image_width(card: ImageCard, width: int) -> int:
     return width - 2 * PADDING - (BAR_WIDTH if card.columns == 1 else 0)
 
 
-def _card_height(card: Tile | Table, width: int) -> int:
-    if isinstance(card, Table):
+def _card_height(card: ImageCard | TableCard, width: int) -> int:
+    if isinstance(card, TableCard):
         return TITLE_HEIGHT + PADDING + 26 * (len(card.rows) + 1) + 20 * len(card.notes) + PADDING
-    height, source_width = card.picture.shape[:2]
-    return (
-        TITLE_HEIGHT + round(height * _picture_width(card, width) / source_width) + CAPTION_HEIGHT
-    )
+    height, source_width = card.image.shape[:2]
+    return TITLE_HEIGHT + round(height * _image_width(card, width) / source_width) + CAPTION_HEIGHT
 
 
-def _draw_card(card: Tile | Table, height: int, width: int) -> np.ndarray:
+def _draw_card(card: ImageCard | TableCard, height: int, width: int) -> np.ndarray:
     ground = np.empty((height, width, 3), dtype=np.uint8)
     ground[:] = CARD
     put_text(ground, card.title, (PADDING, 10), 12, TEXT, bold=True)
-    if isinstance(card, Table):
+    if isinstance(card, TableCard):
         _draw_table(ground, card)
         return ground
     room_h = height - TITLE_HEIGHT - CAPTION_HEIGHT
     room_w = width - 2 * PADDING - (BAR_WIDTH if card.scale is not None else 0)
-    source_h, source_w = card.picture.shape[:2]
+    source_h, source_w = card.image.shape[:2]
     ratio = min(room_w / source_w, room_h / source_h)
     size = (max(1, round(source_w * ratio)), max(1, round(source_h * ratio)))
     how = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
-    picture = cv2.resize(card.picture, size, interpolation=how)
+    resized = cv2.resize(card.image, size, interpolation=how)
     x = PADDING + (room_w - size[0]) // 2
     y = TITLE_HEIGHT + (room_h - size[1]) // 2
-    ground[y : y + size[1], x : x + size[0]] = picture
+    ground[y : y + size[1], x : x + size[0]] = resized
     put_text(ground, card.caption, (PADDING, height - CAPTION_HEIGHT + 7), 9, MUTED)
     if card.scale is not None:
         _draw_bar(ground, card.scale, (PADDING + room_w + 12, y, 15, size[1]))
@@ -180,7 +178,7 @@ def _draw_bar(ground: np.ndarray, scale: Scale, place: tuple[int, int, int, int]
         put_text(ground, f"{label} {scale.unit}", (x + width + 6, row), 9, TEXT)
 
 
-def _draw_table(ground: np.ndarray, card: Table) -> None:
+def _draw_table(ground: np.ndarray, card: TableCard) -> None:
     width = ground.shape[1]
     count = len(card.head)
     first = max(text_width(r[0], 11, True) for r in (card.head, *card.rows)) + 24
@@ -203,31 +201,31 @@ def _draw_table(ground: np.ndarray, card: Table) -> None:
 
 
 @dataclass(frozen=True)
-class FramePictures:
-    """Every picture of one processed frame, ready to be saved one by one or as a panel."""
+class FrameImages:
+    """Every image of one processed frame, ready to be saved one by one or as a panel."""
 
     heading: str
     subheading: str
-    cards: tuple[Tile | Table, ...]
+    cards: tuple[ImageCard | TableCard, ...]
 
     def panel(self) -> np.ndarray:
-        """All cards on one (H, W, 3) RGB picture."""
+        """All cards on one (H, W, 3) RGB image."""
         return compose(self.heading, self.subheading, self.cards)
 
     def save(self, folder: Path, stem: str, *, singles: bool = True) -> list[Path]:
-        """Write `<stem>_panel.png` and, with `singles`, a PNG per picture card; panel first."""
+        """Write `<stem>_panel.png` and, with `singles`, a PNG per image card; panel first."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{stem}_panel.png"]
-        write_picture(paths[0], self.panel())
+        write_image(paths[0], self.panel())
         for card in self.cards:
-            if singles and isinstance(card, Tile):
+            if singles and isinstance(card, ImageCard):
                 name = "_".join(card.title.lower().replace("-", " ").split())
                 paths.append(folder / f"{stem}_{name}.png")
-                write_picture(paths[-1], card.picture)
+                write_image(paths[-1], card.image)
         return paths
 
 
-def frame_pictures(
+def frame_images(
     image: np.ndarray,
     camera: Camera,
     rows: np.ndarray,
@@ -245,8 +243,8 @@ def frame_pictures(
     method: str = "",
     relative_caption: str = "",
     regions_caption: str = "",
-    numbers: Table | None = None,
-) -> FramePictures:
+    numbers: TableCard | None = None,
+) -> FrameImages:
     """The cards of one frame.
 
     image (H, W, 3) RGB; rows, cols, points_depth (N,): the metric points used, pixels and metres;
@@ -264,21 +262,21 @@ def frame_pictures(
     if rejected.any():
         lidar = draw_crosses(lidar, rows[rejected], cols[rejected])
         lidar_caption += f", {np.count_nonzero(rejected)} rejected (red crosses)"
-    cards: list[Tile | Table] = [
-        Tile("Camera image", image, f"{image.shape[1]} x {image.shape[0]} px"),
-        Tile("LiDAR on image", lidar, lidar_caption, scale),
-        Tile(
+    cards: list[ImageCard | TableCard] = [
+        ImageCard("Camera image", image, f"{image.shape[1]} x {image.shape[0]} px"),
+        ImageCard("LiDAR on image", lidar, lidar_caption, scale),
+        ImageCard(
             "Regions",
             colour_regions(labels, image),
             ", ".join(filter(None, (f"{int(labels.max(initial=0))} regions", regions_caption))),
         ),
-        Tile(
+        ImageCard(
             "Relative depth",
             colour_map(relative, relative_scale(relative)),
             relative_caption or "what the network alone says: no metres yet",
             relative_scale(relative),
         ),
-        Tile(
+        ImageCard(
             "Metric depth",
             colour_map(depth, scale),
             f"method {method}, {answered:.0f} % of the pixels answered",
@@ -286,7 +284,7 @@ def frame_pictures(
         ),
     ]
     deviation = deviation_scale(std)
-    deviation_tile = Tile(
+    deviation_tile = ImageCard(
         "Standard deviation",
         colour_map(std, deviation),
         "what the method believes its own error to be",
@@ -295,7 +293,7 @@ def frame_pictures(
     cards.append(deviation_tile if truth is None else _error_tile(depth, truth, image))
     span = 2 if truth is None else 1
     cards.append(
-        Tile(
+        ImageCard(
             "Point cloud",
             point_cloud_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=span)),
             "metric depth in 3-D from beside and above, without what is known badly",
@@ -303,7 +301,7 @@ def frame_pictures(
         )
     )
     cards.append(
-        Tile(
+        ImageCard(
             "Seen from above",
             top_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=1)),
             "floor plan in the camera's axes, the camera in yellow",
@@ -313,7 +311,7 @@ def frame_pictures(
         cards.append(deviation_tile)
     if numbers is not None:
         cards.append(numbers)
-    return FramePictures(heading, subheading, tuple(cards))
+    return FrameImages(heading, subheading, tuple(cards))
 
 
 def trusted_depth(depth: np.ndarray, std: np.ndarray, share: float = 0.25) -> np.ndarray:
@@ -327,21 +325,21 @@ def trusted_depth(depth: np.ndarray, std: np.ndarray, share: float = 0.25) -> np
     return trusted if np.isfinite(trusted).sum() > 0.3 * known else depth
 
 
-def _error_tile(depth: np.ndarray, truth: np.ndarray, image: np.ndarray) -> Tile:
+def _error_tile(depth: np.ndarray, truth: np.ndarray, image: np.ndarray) -> ImageCard:
     error = relative_error_percent(depth, truth)
     known = np.isfinite(error)
     scale = error_scale()
     dense = known.mean() > 0.3
-    picture = colour_map(error, scale) if dense else sparse_map(error, scale, image)
+    panel_image = colour_map(error, scale) if dense else sparse_map(error, scale, image)
     caption = "no pixel with a truth to compare with"
     if known.any():
         metres = float(np.median(np.abs(depth - truth)[known]))
         caption = f"mean {np.abs(error[known]).mean():.1f} %, median {metres:.3g} m off the truth"
-    return Tile("Error against the truth", picture, caption, scale)
+    return ImageCard("Error against the truth", panel_image, caption, scale)
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
+def write_image(path: Path, image: np.ndarray) -> None:
     """Write (H, W, 3) RGB as PNG or JPEG by the suffix; raises OSError when it cannot."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
         raise OSError(f"Could not write {path}: check the folder's permissions and the suffix")

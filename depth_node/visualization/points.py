@@ -12,30 +12,30 @@ from depth_node.visualization.colours import REJECTED, Scale
 
 
 def draw_points(
-    picture: np.ndarray,
+    image: np.ndarray,
     rows: np.ndarray,
     cols: np.ndarray,
     colours: np.ndarray,
     radius_px: float | None = None,
 ) -> np.ndarray:
-    """Discs with a dark rim at (rows, cols) on a copy of `picture`; far ones first by input order.
+    """Discs with a dark rim at (rows, cols) on a copy of `image`; far ones first by input order.
 
     rows, cols: (N,) pixels; colours: (N, 3) uint8 RGB; radius_px: chosen from the count when None.
     """
-    picture = picture.copy()
+    image = image.copy()
     if radius_px is None:
-        spacing = math.sqrt(picture.shape[0] * picture.shape[1] / max(len(rows), 1))
-        radius_px = float(np.clip(0.22 * spacing, 0.9, 0.009 * picture.shape[1] + 0.6))
+        spacing = math.sqrt(image.shape[0] * image.shape[1] / max(len(rows), 1))
+        radius_px = float(np.clip(0.22 * spacing, 0.9, 0.009 * image.shape[1] + 0.6))
     shift = 4  # cv2 takes positions in 1/16 pixel
     inner = round(radius_px * 16)
     rim = round((radius_px + 1.0) * 16)
     centres = [(int(c) * 16, int(r) * 16) for r, c in zip(rows, cols, strict=True)]
     if radius_px >= 1.6:
         for centre in centres:
-            cv2.circle(picture, centre, rim, (12, 13, 16), -1, cv2.LINE_AA, shift)
+            cv2.circle(image, centre, rim, (12, 13, 16), -1, cv2.LINE_AA, shift)
     for centre, colour in zip(centres, np.asarray(colours).tolist(), strict=True):
-        cv2.circle(picture, centre, inner, colour, -1, cv2.LINE_AA, shift)
-    return picture
+        cv2.circle(image, centre, inner, colour, -1, cv2.LINE_AA, shift)
+    return image
 
 
 def points_on_image(
@@ -49,14 +49,14 @@ def points_on_image(
 
 
 def draw_crosses(
-    picture: np.ndarray,
+    image: np.ndarray,
     rows: np.ndarray,
     cols: np.ndarray,
     colour: tuple[int, int, int] = REJECTED,
 ) -> np.ndarray:
-    """Crosses with a dark rim at (rows, cols), (N,) pixels, on a copy of `picture`."""
-    picture = picture.copy()
-    arm = max(2.0, 0.008 * picture.shape[1])
+    """Crosses with a dark rim at (rows, cols), (N,) pixels, on a copy of `image`."""
+    image = image.copy()
+    arm = max(2.0, 0.008 * image.shape[1])
     line = max(1, round(0.35 * arm))
     shift = 4  # cv2 takes positions in 1/16 pixel
     reach = round(arm * 16)
@@ -65,8 +65,8 @@ def draw_crosses(
             x, y = int(col) * 16, int(row) * 16
             for down in (reach, -reach):
                 ends = (x - reach, y - down), (x + reach, y + down)
-                cv2.line(picture, *ends, ink, thickness, cv2.LINE_AA, shift)
-    return picture
+                cv2.line(image, *ends, ink, thickness, cv2.LINE_AA, shift)
+    return image
 
 
 def sparse_map(values: np.ndarray, scale: Scale, image: np.ndarray) -> np.ndarray:

@@ -23,10 +23,10 @@ def _text_mask(text: str, size_px: int, bold: bool) -> np.ndarray:
     (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
     pad = thickness + over
     below += pad
-    picture = np.zeros((height + below + pad, width + 2 * pad), dtype=np.uint8)
-    cv2.putText(picture, text, (pad, height + pad), FONT, scale, 255, thickness, cv2.LINE_AA)
-    shape = (max(1, picture.shape[1] // over), max(1, picture.shape[0] // over))
-    return cv2.resize(picture, shape, interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
+    image = np.zeros((height + below + pad, width + 2 * pad), dtype=np.uint8)
+    cv2.putText(image, text, (pad, height + pad), FONT, scale, 255, thickness, cv2.LINE_AA)
+    shape = (max(1, image.shape[1] // over), max(1, image.shape[0] // over))
+    return cv2.resize(image, shape, interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
 
 
 def text_width(text: str, size_px: int, bold: bool = False) -> int:
@@ -35,7 +35,7 @@ def text_width(text: str, size_px: int, bold: bool = False) -> int:
 
 
 def put_text(
-    picture: np.ndarray,
+    image: np.ndarray,
     text: str,
     at: tuple[int, int],
     size_px: int = 11,
@@ -44,7 +44,7 @@ def put_text(
     bold: bool = False,
     align: str = "left",
 ) -> None:
-    """Draw one line into `picture`; `at` is (x, y) of the top of the capitals.
+    """Draw one line into `image`; `at` is (x, y) of the top of the capitals.
 
     align: left, centre or right of x. The font knows ASCII only, other signs are spelled out.
     """
@@ -54,12 +54,12 @@ def put_text(
     x = at[0] - {"left": 0, "centre": mask.shape[1] // 2, "right": mask.shape[1]}[align]
     y = at[1]
     top, left = max(y, 0), max(x, 0)
-    bottom = min(y + mask.shape[0], picture.shape[0])
-    right = min(x + mask.shape[1], picture.shape[1])
+    bottom = min(y + mask.shape[0], image.shape[0])
+    right = min(x + mask.shape[1], image.shape[1])
     if bottom <= top or right <= left:
         return
     cover = mask[top - y : bottom - y, left - x : right - x, None]
-    area = picture[top:bottom, left:right]
+    area = image[top:bottom, left:right]
     area[:] = (area * (1 - cover) + np.array(colour, dtype=np.float32) * cover + 0.5).astype(
         np.uint8
     )

@@ -29,7 +29,7 @@ def save_network(path: Path, layers: int = 0, size: tuple[int, int] = (48, 64)) 
 
     from depth_node.engine.manifest_writer import write_manifest
 
-    nodes, weights, name = [], [], "picture"
+    nodes, weights, name = [], [], "image"
     channels = 3
     rng = np.random.default_rng(0)
     for layer in range(layers):
@@ -44,7 +44,7 @@ def save_network(path: Path, layers: int = 0, size: tuple[int, int] = (48, 64)) 
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, [1, 3, *size])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, *size])],
         [helper.make_tensor_value_info("disparity", TensorProto.FLOAT, [1, *size])],
         weights,
     )
@@ -57,14 +57,14 @@ def save_network(path: Path, layers: int = 0, size: tuple[int, int] = (48, 64)) 
 
 @pytest.fixture(scope="session")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reads the disparity off the brightness of the picture."""
+    """Reads the disparity off the brightness of the image."""
     pytest.importorskip("onnx", reason="onnx, which makes the test's network, is not installed")
     return save_network(tmp_path_factory.mktemp("network") / "tiny.onnx")
 
 
 @pytest.fixture(scope="session")
 def slow_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Takes a good part of a second for a picture."""
+    """Takes a good part of a second for an image."""
     pytest.importorskip("onnx", reason="onnx, which makes the test's network, is not installed")
     folder = tmp_path_factory.mktemp("slow_network")
     return save_network(folder / "slow.onnx", layers=6, size=(192, 256))

@@ -52,10 +52,10 @@ def header(stamp_s: float, frame: str = "camera_optical_frame") -> Header:
     return message
 
 
-def picture(
+def camera_image(
     stamp_s: float, height: int = HEIGHT, width: int = WIDTH
 ) -> tuple[Image, npt.NDArray[np.float64]]:
-    """A grey picture whose brightness is the disparity, and the depth in metres that it shows.
+    """A grey image whose brightness is the disparity, and the depth in metres that it shows.
 
     The tiny network of conftest.py reads the disparity off it, so the true depth is known.
     """
@@ -260,8 +260,8 @@ class Rig:
     def show(
         self, stamp_s: float, points: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float64]:
-        """Publish camera_info, points (those that the picture shows) and the picture."""
-        image, depth = picture(stamp_s)
+        """Publish camera_info, points (those that the image shows) and the image."""
+        image, depth = camera_image(stamp_s)
         points = lidar_points(depth) if points is None else points
         scans = self.node._monitor.total("scan")
         self.publish("camera_info", info(stamp_s))
@@ -273,14 +273,14 @@ class Rig:
         return depth
 
     def silent(self) -> None:
-        """Wait until every picture that arrived has had its fate."""
+        """Wait until every image that arrived has had its fate."""
         count = self.node._monitor.total
 
         def settled() -> bool:
-            fates = ("published", "dropped", "refused", "failed", "unheard")
+            fates = ("published", "dropped", "refused", "failed", "skipped_no_subscribers")
             return count("image") > 0 and sum(map(count, fates)) >= count("image")
 
-        until(settled, PATIENCE_S, "the fate of every picture")
+        until(settled, PATIENCE_S, "the fate of every image")
 
     def said(self, words: str, timeout_s: float = PATIENCE_S) -> str:
         """The log line with these words."""
@@ -291,7 +291,9 @@ class Rig:
         outputs = self.node._outputs
         if name == "/diagnostics" or outputs is None:
             return self.peer.count_publishers(name) > 0
-        return name in {self.node.resolve_topic_name(topic) for topic in outputs.heard()}
+        return name in {
+            self.node.resolve_topic_name(topic) for topic in outputs.topics_with_subscribers()
+        }
 
 
 def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

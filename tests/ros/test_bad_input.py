@@ -17,7 +17,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
-from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, cloud, info, lidar_points, picture, until
+from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, camera_image, cloud, info, lidar_points, until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
@@ -29,7 +29,7 @@ from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSour
 from depth_node.ros.node import DepthNode
 
 NO_POINTS = np.empty((0, 3), np.float32)
-POINTS = lidar_points(picture(0.0)[1])
+POINTS = lidar_points(camera_image(0.0)[1])
 
 
 def settings(network: Path, *more: str) -> list[str]:
@@ -78,7 +78,7 @@ def test_scans_that_are_too_old(rig: Rig) -> None:
     rig.show(9.0, NO_POINTS)
     until(lambda: depths(rig), PATIENCE_S, "an answer")
     assert np.isnan(depths(rig)[0]).all()
-    assert "raise max_scan_age" in rig.said("8.00 s older than the picture")
+    assert "raise max_scan_age" in rig.said("8.00 s older than the image")
     good_frame_works(rig)
 
 
@@ -129,11 +129,11 @@ def test_a_cloud_that_cannot_be_read(rig: Rig) -> None:
     good_frame_works(rig)
 
 
-# --- picture and calibration ---------------------------------------------------------------------
+# --- image and calibration ---------------------------------------------------------------------
 
 
 def changed(**changes: object) -> Image:
-    message = picture(1.0)[0]
+    message = camera_image(1.0)[0]
     for name, value in changes.items():
         setattr(message, name, value)
     return message
@@ -143,10 +143,10 @@ def changed(**changes: object) -> Image:
     ("image", "words"),
     [
         (changed(encoding="mystery8"), "encoding 'mystery8'"),
-        (changed(encoding="16UC1"), "no picture"),
+        (changed(encoding="16UC1"), "no image"),
         (changed(step=10), "step is 10 bytes"),
         (changed(data=array.array("B", b"12345")), "data has 5 bytes"),
-        (picture(1.0, 24, 32)[0], "the picture is 32x24 but camera_info is for 64x48"),
+        (camera_image(1.0, 24, 32)[0], "the image is 32x24 but camera_info is for 64x48"),
     ],
 )
 def test_pictures_that_cannot_be_used(rig: Rig, image: Image, words: str) -> None:
@@ -171,7 +171,7 @@ def test_pictures_that_cannot_be_used(rig: Rig, image: Image, words: str) -> Non
 def test_calibrations_that_cannot_be_used(rig: Rig, changes: dict[str, object], words: str) -> None:
     rig.publish("camera_info", info(1.0, **changes))
     until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
-    rig.publish("image", picture(1.0)[0])
+    rig.publish("image", camera_image(1.0)[0])
     rig.said(words)
     assert not depths(rig)
     rig.publish("camera_info", info(1.1))
@@ -180,7 +180,7 @@ def test_calibrations_that_cannot_be_used(rig: Rig, changes: dict[str, object], 
 
 
 def test_no_camera_info(rig: Rig) -> None:
-    rig.publish("image", picture(1.0)[0])
+    rig.publish("image", camera_image(1.0)[0])
     assert "remap `camera_info`" in rig.said("no camera_info on /camera_info yet")
     good_frame_works(rig)
 
@@ -189,7 +189,7 @@ def test_the_picture_may_change_its_size_at_run_time(rig: Rig) -> None:
     good_frame_works(rig, 1.0)
     rig.publish("camera_info", info(2.0, 96, 128))
     until(lambda: rig.node._info.width == 128, PATIENCE_S, "camera_info")
-    image, truth = picture(2.0, 96, 128)
+    image, truth = camera_image(2.0, 96, 128)
     rig.publish("points", cloud(2.0, lidar_points(truth)))
     until(lambda: rig.node._monitor.total("scan") == 2, PATIENCE_S, "the scan")
     rig.publish("image", image)

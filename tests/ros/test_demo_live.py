@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live demo end to end, small: real processes, real middleware, pictures, clean ends."""
+"""The live demo end to end, small: real processes, real middleware, images, clean ends."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ demo.run_live(options, Path({str(frames)!r}), Path({str(tmp_path / "run")!r}), p
     )
     assert process.stdout is not None and process.stderr is not None
     for line in process.stdout:
-        if "live: pictures in" in line:
+        if "live: images in" in line:
             break
     children = [pid for pid in all_processes() if parent_of(pid) == process.pid]
     assert len(children) == 3

@@ -70,7 +70,7 @@ def test_depth_images_are_read_as_numbers_and_refused_as_pictures(
     numbers = RNG.uniform(0, 9, (5, 7)).astype(kind)
     message = image(numbers, encoding, 4, big)
     np.testing.assert_array_equal(messages.image_view(message), numbers)
-    with pytest.raises(MessageError, match="no picture"):
+    with pytest.raises(MessageError, match="no image"):
         messages.image_to_rgb(message)
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, cloud, info, lidar_points, picture, until
+from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, camera_image, cloud, info, lidar_points, until
 from sensor_msgs.msg import Image, PointCloud2
 
 from depth_node.geometry.rigid import rigid_transform
@@ -76,9 +76,9 @@ def settings(network: Path, *more: str) -> list[str]:
 
 
 def late_scan_depth(rig: Rig) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Depth of a picture whose only scan is a quarter of a second and half a metre older."""
+    """Depth of an image whose only scan is a quarter of a second and half a metre older."""
     heard = rig.listen(Image, "depth/image_rect")
-    image, truth = picture(1.25)
+    image, truth = camera_image(1.25)
     points = lidar_points(truth) + np.float32([0, 0, 0.5])
     rig.publish("camera_info", info(1.25))
     rig.publish("points", cloud(1.0, points))
@@ -93,7 +93,7 @@ def test_an_older_scan_moves_with_the_camera(network: Path) -> None:
     parameters = settings(network, "world_frame:=odom")
     with Rig(*parameters, node_class=driving(drive)).start() as rig:
         depth, truth = late_scan_depth(rig)
-        inner = (slice(4, -4), slice(4, -4))  # what came nearer left the picture at its border
+        inner = (slice(4, -4), slice(4, -4))  # what came nearer left the image at its border
         np.testing.assert_allclose(depth[inner], truth[inner], rtol=CLOSE)
     assert drive.closed
 
@@ -110,7 +110,7 @@ def test_scans_accumulate_where_motion_is_known(network: Path, world_frame: str)
     parameters = settings(network, "max_scan_age:=0.3", *more)
     with Rig(*parameters, node_class=driving(Drive(speed=2.0))).start() as rig:
         heard = rig.listen(PointCloud2, "fit")
-        points = lidar_points(picture(1.0)[1])
+        points = lidar_points(camera_image(1.0)[1])
         for scan_s, share in ((0.8, points[::2]), (0.9, points[1::2])):
             # Where they were seen then: the camera has since come nearer.
             rig.publish("points", cloud(scan_s, share + np.float32([0, 0, 2 * (1.0 - scan_s)])))

@@ -20,7 +20,18 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
-from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, cloud, header, info, lidar_points, picture, until
+from rig import (
+    CLOSE,
+    IDENTITY,
+    PATIENCE_S,
+    Rig,
+    camera_image,
+    cloud,
+    header,
+    info,
+    lidar_points,
+    until,
+)
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 
 from depth_node.fitting import REGION_FIT_DTYPE
@@ -59,7 +70,7 @@ def test_every_output_of_one_picture(network: Path, method: str) -> None:
     with Rig(*settings(network, f"fit.method:={method}")).start() as rig:
         heard = {name[2:]: rig.listen(kind, name[2:]) for name, kind in OUTPUTS.items()}
         truth = rig.show(10.5)
-        silent = "depth/image"  # the picture has no distortion
+        silent = "depth/image"  # the image has no distortion
         until(
             lambda: all(heard[name] for name in heard if name != silent), PATIENCE_S, "every output"
         )
@@ -100,7 +111,7 @@ def test_live_depth_is_that_of_the_pipeline(rig: Rig) -> None:
     heard = rig.listen(Image, "depth/image_rect")
     rig.show(1.0)
     until(lambda: len(heard) == 1, PATIENCE_S, "depth")
-    image, depth = picture(1.0)
+    image, depth = camera_image(1.0)
     with DepthPipeline(rig.node._settings.config) as pipeline:
         expected = pipeline.process(
             messages.image_to_rgb(image),
@@ -124,16 +135,16 @@ def test_a_distorted_picture_is_not_called_rectified(rig: Rig) -> None:
     heard = {name: rig.listen(Image, f"depth/{name}") for name in ("image", "image_rect")}
     rig.publish("camera_info", info(1.0, d=[-0.05, 0.0, 0.0, 0.0, 0.0]))
     until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
-    image, depth = picture(1.0)
+    image, depth = camera_image(1.0)
     rig.publish("points", cloud(1.0, lidar_points(depth)))
     rig.publish("image", image)
     until(lambda: heard["image"], PATIENCE_S, "depth")
     assert not heard["image_rect"]
-    assert "image_rect stays silent: the picture has distortion" in rig.said("stays silent")
+    assert "image_rect stays silent: the image has distortion" in rig.said("stays silent")
 
 
 def test_a_rectified_topic_is_believed(network: Path) -> None:
-    """Drivers publish the distortion of the raw picture with the rectified one too."""
+    """Drivers publish the distortion of the raw image with the rectified one too."""
     arguments = ["-r", "image:=camera/image_rect"]
     with Rig(*settings(network), arguments=arguments).start() as rig:
         heard = rig.listen(Image, "depth/image_rect")
@@ -147,7 +158,7 @@ def test_a_rectified_topic_is_believed(network: Path) -> None:
             ),
         )
         until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
-        rig.publish("camera/image_rect", picture(1.0)[0])
+        rig.publish("camera/image_rect", camera_image(1.0)[0])
         until(lambda: heard and infos, PATIENCE_S, "depth")
         assert infos[0].k[0] == 60.0, "P of camera_info, not K"
         assert not any(infos[0].d)
@@ -172,7 +183,7 @@ def test_shrunk_pictures_have_a_scaled_camera_info(network: Path) -> None:
 def test_compressed_pictures(network: Path) -> None:
     with Rig(*settings(network, "image_transport:=compressed")).start() as rig:
         heard = rig.listen(Image, "depth/image_rect")
-        image, truth = picture(1.0)
+        image, truth = camera_image(1.0)
         rig.publish("camera_info", info(1.0))
         rig.publish("points", cloud(1.0, lidar_points(truth)))
         until(lambda: rig.node._info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs")
@@ -189,7 +200,7 @@ def test_a_laser_scan_is_enough(network: Path) -> None:
     more = ["lidar_sources:=[scan]", f"T_camera_lidar:={laser}", "fit.method:=global_disparity"]
     with Rig(*settings(network)[:1], *more).start() as rig:
         heard = rig.listen(Image, "depth/image_rect")
-        image, truth = picture(1.0)
+        image, truth = camera_image(1.0)
         rig.publish("camera_info", info(1.0))
         columns = np.arange(4, 60)
         angles = np.arctan2(-(columns - 31.5) / 60.0, 1.0)[::-1]
@@ -266,10 +277,10 @@ class Held(DepthNode):
         self.started = threading.Event()
         super().__init__(**arguments)
 
-    def _work(self, picture: object) -> None:
+    def _work(self, camera_image: object) -> None:
         self.started.set()
         assert self.go_on.wait(PATIENCE_S)
-        super()._work(picture)
+        super()._work(camera_image)
 
 
 def test_the_newest_picture_wins_and_drops_are_counted(network: Path) -> None:
@@ -278,8 +289,8 @@ def test_the_newest_picture_wins_and_drops_are_counted(network: Path) -> None:
         rig.show(1.0)
         assert rig.node.started.wait(PATIENCE_S)
         for stamp in (1.1, 1.2, 1.3, 1.4):
-            rig.publish("image", picture(stamp)[0])
-        until(lambda: rig.node._monitor.total("image") == 5, PATIENCE_S, "five pictures")
+            rig.publish("image", camera_image(stamp)[0])
+        until(lambda: rig.node._monitor.total("image") == 5, PATIENCE_S, "five images")
         rig.node.go_on.set()
         until(lambda: len(heard) == 2, PATIENCE_S, "two depth images")
         assert [stamp_of(message) for message in heard] == [1.0, 1.4]
@@ -289,15 +300,15 @@ def test_the_newest_picture_wins_and_drops_are_counted(network: Path) -> None:
 def test_enable_and_reset(rig: Rig) -> None:
     heard = rig.listen(Image, "depth/image_rect")
     rig.enable(False)
-    rig.publish("image", picture(1.0)[0])
-    until(lambda: rig.node._monitor.total("image") == 1, PATIENCE_S, "the picture")
+    rig.publish("image", camera_image(1.0)[0])
+    until(lambda: rig.node._monitor.total("image") == 1, PATIENCE_S, "the image")
     assert not heard
     rig.enable(True)
     rig.show(2.0)
     until(lambda: len(heard) == 1, PATIENCE_S, "depth")
     rig.reset()
     assert rig.node._monitor.total("image") == 0
-    rig.publish("image", picture(2.0)[0])
+    rig.publish("image", camera_image(2.0)[0])
     until(lambda: len(heard) == 2, PATIENCE_S, "depth")
     assert np.isnan(messages.image_view(heard[1])).all(), "the scan before the reset is forgotten"
 
@@ -305,7 +316,7 @@ def test_enable_and_reset(rig: Rig) -> None:
 def test_a_picture_can_wait_for_its_scan(network: Path) -> None:
     with Rig(*settings(network, "scan_wait:=1.0", "max_scan_age:=0.01")).start() as rig:
         heard = rig.listen(Image, "depth/image_rect")
-        image, truth = picture(1.0)
+        image, truth = camera_image(1.0)
         rig.publish("camera_info", info(1.0))
         until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
         rig.publish("image", image)
@@ -317,10 +328,10 @@ def test_a_picture_can_wait_for_its_scan(network: Path) -> None:
 
 
 def test_scans_accumulate_if_they_are_asked_to(network: Path) -> None:
-    more = ["scans_per_picture:=9", "max_scan_age:=0.5"]
+    more = ["scans_per_image:=9", "max_scan_age:=0.5"]
     with Rig(*settings(network, *more)).start() as rig:
         table = rig.listen(PointCloud2, "fit")
-        points = lidar_points(picture(0.0)[1])
+        points = lidar_points(camera_image(0.0)[1])
         rig.publish("points", cloud(0.8, points[::2]))
         rig.publish("points", cloud(0.9, points[1::2], frame="second_lidar"))
         rig.publish("points", cloud(0.1, points * np.float32(3.0)))  # too old
@@ -352,7 +363,7 @@ def test_cheap_parameters_apply_at_once(rig: Rig) -> None:
     heard = rig.listen(PointCloud2, "fit")
     rig.show(1.0)
     until(lambda: len(heard) == 1, PATIENCE_S, "the fit")
-    assert messages.table_rows(heard[0])["label"].tolist() == [0], "one fit for the whole picture"
+    assert messages.table_rows(heard[0])["label"].tolist() == [0], "one fit for the whole image"
     assert set_parameter(rig, "fit.method", "ssf") == (True, "")
     rig.show(2.0)
     until(lambda: len(heard) == 2, PATIENCE_S, "the fit")
@@ -443,7 +454,7 @@ def test_rejected_points_and_what_the_field_tells_of_its_fit(network: Path) -> N
     with Rig(*settings(network, "fit.method:=field")).start() as rig:
         arrays = rig.listen(DiagnosticArray, "/diagnostics")
         clouds = rig.listen(PointCloud2, "rejected")
-        points = lidar_points(picture(1.0)[1])
+        points = lidar_points(camera_image(1.0)[1])
         wrong = np.arange(20, len(points), 40)
         points[wrong] *= 0.5  # a farther one would count as hidden
         rig.show(1.0, points)

@@ -23,11 +23,11 @@ from rig import (
     PATIENCE_S,
     Services,
     Spinner,
+    camera_image,
     cloud,
     info,
     lidar_points,
     own_domain,
-    picture,
     until,
 )
 from sensor_msgs.msg import Image
@@ -114,7 +114,7 @@ def test_a_signal_during_inference_ends_the_node_cleanly(running: Process, numbe
     assert running.change("activate"), running.lines
     depths: list[Image] = []
     running.peer.create_subscription(Image, "/depth_node/depth/image_rect", depths.append, 10)
-    image, depth = picture(1.0)
+    image, depth = camera_image(1.0)
     publishers = []
     for topic, message in (
         ("camera_info", info(1.0)),

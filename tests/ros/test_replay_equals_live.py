@@ -21,7 +21,7 @@ from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.recordings import replay
 from depth_node.ros.live import DemoOptions, run_live
 
-PICTURES = 4
+IMAGES = 4
 RATE_HZ = 2.0
 
 
@@ -33,11 +33,11 @@ def silent(what: str, total: int) -> Iterator[Callable[[str], None]]:
 def live_depths(
     config: PipelineConfig, frames: Path, folder: Path
 ) -> list[tuple[int, int, np.ndarray]]:
-    """(number, index of the frame, depth as it came over ROS) of every answered picture."""
+    """(number, index of the frame, depth as it came over ROS) of every answered image."""
     folder.mkdir()
-    options = DemoOptions(config, seconds=PICTURES / RATE_HZ, rate_hz=RATE_HZ)
+    options = DemoOptions(config, seconds=IMAGES / RATE_HZ, rate_hz=RATE_HZ)
     live = run_live(options, frames, folder, silent)
-    assert live.received >= PICTURES // 2, live
+    assert live.received >= IMAGES // 2, live
     rows = map(json.loads, (folder / "published.jsonl").read_text().splitlines())
     index_of = {row["number"]: row["index"] for row in rows}
     kept = sorted(folder.glob("live_*.npy"))
@@ -46,13 +46,13 @@ def live_depths(
 
 
 def compare(config: PipelineConfig, frames: Path, folder: Path) -> None:
-    """Every picture by itself."""
+    """Every image by itself."""
     config = replace(config, {"fit.field.temporal.enabled": False})
     with DepthPipeline(config) as pipeline:
         moments = replay.FolderMoments(frames, replay.Sampling(hold_out=0.0), pipeline)
         want = [replay.process(pipeline, moment).depth for moment in moments]
     got = live_depths(config, frames, folder)
-    assert len(got) >= PICTURES // 2
+    assert len(got) >= IMAGES // 2
     for _, index, depth in got:
         assert np.isfinite(depth).mean() > 0.5
         np.testing.assert_allclose(depth, want[index], rtol=1e-6)
@@ -67,7 +67,7 @@ def test_made_up_frames(network: Path, tmp_path: Path, method: str) -> None:
 
 
 def test_a_sequence_that_is_remembered(network: Path, tmp_path: Path) -> None:
-    """With the memory on, the same pictures in the same order and at the same times."""
+    """With the memory on, the same images in the same order and at the same times."""
     frames = tmp_path / "frames"
     write_frame(frames / "a")
     points = np.load(frames / "a" / "lidar.npy")

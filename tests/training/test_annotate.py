@@ -34,7 +34,7 @@ REPO = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
-def picture(k: int) -> np.ndarray:
+def image(k: int) -> np.ndarray:
     """Four areas of different colours."""
     image = np.zeros((90, 120, 3), np.uint8)
     image[:45, : 50 + 10 * k] = (200, 30, 30)
@@ -46,11 +46,11 @@ def picture(k: int) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, one of them in a folder below."""
-    where = tmp_path / "pictures"
+    """Three images, one of them in a folder below."""
+    where = tmp_path / "images"
     (where / "more").mkdir(parents=True)
     for k, name in enumerate(("a.png", "b.png", "more/ü.png")):
-        done, content = cv2.imencode(".png", picture(k)[..., ::-1])
+        done, content = cv2.imencode(".png", image(k)[..., ::-1])
         assert done
         (where / name).write_bytes(content.tobytes())
     return where
@@ -87,7 +87,7 @@ def test_a_picture_of_one_colour_is_asked_too() -> None:
 
 
 def test_every_picture_is_asked_once_before_any_is_asked_twice(folder: Path) -> None:
-    session = opened(folder, per_picture=2)
+    session = opened(folder, per_image=2)
     asked = []
     while not session.state()["finished"]:
         state = session.state()
@@ -99,7 +99,7 @@ def test_every_picture_is_asked_once_before_any_is_asked_twice(folder: Path) -> 
 
 
 def test_it_goes_on_where_it_stopped_also_after_skips_and_a_cut_line(folder: Path) -> None:
-    first = opened(folder, per_picture=3)
+    first = opened(folder, per_image=3)
     order = []
     for turn in range(7):
         question = first.state()["question"]
@@ -110,14 +110,14 @@ def test_it_goes_on_where_it_stopped_also_after_skips_and_a_cut_line(folder: Pat
             order.append(question)
     before = first.out.read_bytes()
     first.out.write_bytes(before + b"a.png,1,2")
-    again = opened(folder, per_picture=3)
+    again = opened(folder, per_image=3)
     assert again.mended
     assert first.out.read_bytes() == before
     assert again.state()["done"] == len(order) == 6
     while not again.state()["finished"]:
         assert again.answer(again.state()["question"], "equal")
     assert len(set(places(again))) == len(places(again)) == 9
-    assert opened(folder, per_picture=3).state()["finished"]
+    assert opened(folder, per_image=3).state()["finished"]
 
 
 def test_labels_of_other_hands_stay(folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_undo_takes_back_answers_and_skips_one_by_one(folder: Path) -> None:
 
 
 def test_skipped_ones_come_last(folder: Path) -> None:
-    session = opened(folder, per_picture=1)
+    session = opened(folder, per_image=1)
     skipped = session.state()["question"]
     session.skip(skipped)
     for _ in range(2):
@@ -203,7 +203,7 @@ def test_over_http(folder: Path) -> None:
         with urllib.request.urlopen(url + state["url"]) as answer:
             content = np.frombuffer(answer.read(), np.uint8)
         seen = cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1]
-        assert np.abs(seen.astype(int) - picture(0)).mean() < 3
+        assert np.abs(seen.astype(int) - image(0)).mean() < 3
         status, state = ask(url + "answer", {"question": state["question"], "relation": "closer"})
         assert (status, state["done"]) == (200, 1)
         assert len(read_labels(session.out)) == 1
@@ -241,7 +241,7 @@ def test_a_full_disk_and_a_bad_picture_are_said_on_the_page(
         assert (status, session.pairs) == (500, [])
         assert "No space left" in answer["error"]
         assert ask(url + "state")[1]["question"] == 0
-        (folder / "b.png").write_bytes(b"no picture")
+        (folder / "b.png").write_bytes(b"no image")
         status, answer = ask(url + "answer", {"question": 0, "relation": "closer"})
         assert status == 500 and "b.png" in answer["error"]
     assert len(read_labels(session.out)) == 1
@@ -368,21 +368,21 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 def test_in_a_real_browser(folder: Path, browser: Browser) -> None:
     """A person's hour in ten seconds: keys, buttons, undo, skip, reload, the end."""
-    session = opened(folder, per_picture=2)
+    session = opened(folder, per_image=2)
     ready = "document.body.dataset.ready"
     question = "document.body.dataset.question"
     with served(session) as url:
         browser.open(url)
         browser.until(ready, "image/0")
         assert browser.evaluate("$('undo').disabled")
-        # The points are drawn where they are: colours of the picture under the marks' centres.
+        # The points are drawn where they are: colours of the image under the marks' centres.
         (x1, y1), _ = session.state()["points"]
         assert browser.pixel("lens0", 100, 100)[2] > 200, "the mark's centre is A's blue"
         browser.evaluate("dispatchEvent(new KeyboardEvent('keydown', {key: 'h'}))")
         shown = browser.pixel("lens0", 100, 100)
-        colours = np.unique(picture(0).reshape(-1, 3), axis=0).astype(int)
+        colours = np.unique(image(0).reshape(-1, 3), axis=0).astype(int)
         nearest = colours[np.abs(colours - shown).sum(axis=1).argmin()]
-        assert nearest.tolist() == picture(0)[y1, x1].tolist(), "hidden: the picture"
+        assert nearest.tolist() == image(0)[y1, x1].tolist(), "hidden: the image"
         browser.evaluate("dispatchEvent(new KeyboardEvent('keyup', {key: 'h'}))")
         for k, (key, relation) in enumerate((("a", "closer"), ("ArrowRight", "farther"))):
             browser.key(key)

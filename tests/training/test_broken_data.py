@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from training.__main__ import main
 from training.data.layouts import read_image
 from training.data.open import DataConfig, open_samples
-from training.data.samples import DataError, Samples, checked
+from training.data.samples import DataError, DataSet, checked
 from training.recipes import RECIPES, find
 
 REPO = Path(__file__).resolve().parents[2]
@@ -48,13 +48,13 @@ def cut(path: Path, share: float = 0.6) -> None:
     path.write_bytes(content[: int(len(content) * share)])
 
 
-def frames(folder: Path) -> Samples:
+def frames(folder: Path) -> DataSet:
     return open_samples(DataConfig(kind="frames", folder=str(folder)))
 
 
 def run(folder: Path, out: Path, *more: str) -> int:
     """The recipe `supervised` on RGB-D frames, by the command line."""
-    settings = ["source=pictures", f"pictures.folder={folder}", "loop.steps=3", *more]
+    settings = ["source=images", f"images.folder={folder}", "loop.steps=3", *more]
     return main(["supervised", "--config", str(DEBUG), "--run", str(out), *settings])
 
 
@@ -69,7 +69,7 @@ def test_a_damaged_picture_is_named(
     if damage == "cut":
         cut(path)
     else:
-        path.write_text("" if damage == "empty" else "this is no picture")
+        path.write_text("" if damage == "empty" else "this is no image")
     samples = open_samples(DataConfig(kind="images", folder=str(tmp_path)))
     with pytest.raises(DataError, match=rf"a\.{end} cannot be read .*copy it again"):
         samples[0]
@@ -77,11 +77,11 @@ def test_a_damaged_picture_is_named(
 
 def test_a_jpeg_with_a_thumbnail_and_a_tail_is_whole(tmp_path: Path) -> None:
     """Cameras put a small JPEG into the header and bytes of their own behind the end."""
-    done, picture = cv2.imencode(".jpg", noise())
+    done, image = cv2.imencode(".jpg", noise())
     assert done
     small = cv2.imencode(".jpg", noise()[:8, :8])[1].tobytes()
     header = b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small
-    content = picture.tobytes()
+    content = image.tobytes()
     path = tmp_path / "a.jpg"
     path.write_bytes(content[:2] + header + content[2:] + bytes(40))
     assert read_image(path).shape == (H, W, 3)
@@ -122,11 +122,11 @@ def test_eight_bit_depth_is_refused(tmp_path: Path) -> None:
 
 def test_sizes_that_differ_are_refused(tmp_path: Path) -> None:
     frame(tmp_path / "a" / "0001", np.full((H // 2, W), 900, np.uint16))
-    with pytest.raises(DataError, match=r"depth\.png is for 64x24 but the picture is 64x48"):
+    with pytest.raises(DataError, match=r"depth\.png is for 64x24 but the image is 64x48"):
         frames(tmp_path)[0]
     assert cv2.imwrite(str(tmp_path / "rgb_1.png"), noise())
     assert cv2.imwrite(str(tmp_path / "depth_1.png"), np.ones((H, W // 2), np.uint16))
-    with pytest.raises(DataError, match=r"depth has 32x48 pixels and the picture 64x48"):
+    with pytest.raises(DataError, match=r"depth has 32x48 pixels and the image 64x48"):
         open_samples(DataConfig(kind="nyuv2", folder=str(tmp_path)))[0]
 
 
@@ -198,7 +198,7 @@ def test_pictures_without_depth_cannot_supervise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cv2.imwrite(str(tmp_path / "a.png"), noise())
-    assert run(tmp_path, tmp_path / "run", "pictures.kind=images") == 1
+    assert run(tmp_path, tmp_path / "run", "images.kind=images") == 1
     assert "a.png has no depth" in capsys.readouterr().err
 
 

@@ -62,7 +62,7 @@ def test_batches_agree_with_the_whole_where_the_biased_number_does_not() -> None
     whole = cka.linear_cka(x, y)
     found = {}
     for size in (24, 120):
-        parts = cka.Comparison("unbiased")
+        parts = cka.LayerSimilarity("unbiased")
         for first in range(0, 1200, size):
             now = slice(first, first + size)
             parts.add([x[now]], [y[now], x[now]])
@@ -71,12 +71,12 @@ def test_batches_agree_with_the_whole_where_the_biased_number_does_not() -> None
         assert found[size][0] == pytest.approx(whole, abs=0.03)
     biased = np.mean([cka.linear_cka(x[k : k + 24], y[k : k + 24]) for k in range(0, 1200, 24)])
     assert abs(biased - whole) > 0.1
-    lines = cka.Comparison("linear")
+    lines = cka.LayerSimilarity("linear")
     for first in range(0, 1200, 120):
         lines.add([x[first : first + 120]], [y[first : first + 120]])
     assert lines.matrix()[0, 0] == pytest.approx(whole)
-    for bad, said in ((lambda: cka.Comparison("mean"), "linear or unbiased"),
-                      (lambda: cka.Comparison().matrix(), "no features")):  # fmt: skip
+    for bad, said in ((lambda: cka.LayerSimilarity("mean"), "linear or unbiased"),
+                      (lambda: cka.LayerSimilarity().matrix(), "no features")):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             bad()
 
@@ -88,7 +88,7 @@ def test_layers_and_their_rows() -> None:
     probe = cka.Probe(network, chosen)
     x = torch.rand(3, 3, 28, 42)
     assert [f.shape for f in probe(x)] == [(3, 32)] * 4
-    # 2 x 3 patches and the token of the whole picture.
+    # 2 x 3 patches and the token of the whole image.
     assert [f.shape for f in probe(x, "tokens")] == [(3 * 7, 32)] * 4
     unet = open_network(NetworkConfig())
     assert set(cka.layers(unet)) == {"stem", "context", *(f"stages.{k}" for k in range(5))}
@@ -109,26 +109,26 @@ def write_run(folder: Path, kind: str, seed: int) -> Path:
 def test_the_command_compares_any_two_checkpoints(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", "debug", 0), write_run(tmp_path / "b", "debug", 1)
     unet = write_run(tmp_path / "unet", "unet", 0)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     rng = np.random.default_rng(0)
     for k in range(6):
         image = cv2.resize(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8), (60, 44))
-        cv2.imwrite(str(pictures / f"{k}.png"), image)
-    size = ["--height", "42", "--width", "56", "--data", str(pictures)]
+        cv2.imwrite(str(images / f"{k}.png"), image)
+    size = ["--height", "42", "--width", "56", "--data", str(images)]
     for second, columns in ((a, 4), (b, 4), (unet, 7)):
         out = tmp_path / f"out_{second.name}"
         assert main(["cka", str(a), str(second), *size, "--out", str(out)]) == 0
         result = json.loads((out / "cka.json").read_text())
         matrix = np.array(result["matrix"], float)
-        assert matrix.shape == (4, columns) and result["pictures"] == 6
+        assert matrix.shape == (4, columns) and result["images"] == 6
         if second is a:
             np.testing.assert_allclose(result["layer_by_layer"], 1)
             np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
         if second is b:
             assert result["layer_by_layer"][-1] < 0.999
-        picture = cv2.imread(str(out / "cka.png"))
-        assert picture is not None and picture.std() > 5
+        sample_image = cv2.imread(str(out / "cka.png"))
+        assert sample_image is not None and sample_image.std() > 5
     out = tmp_path / "tokens"
     more = ["--rows", "tokens", "--estimator", "unbiased", "--batch", "3"]
     assert main(["cka", str(a), str(b), *size, *more, "--out", str(out)]) == 0
@@ -143,7 +143,7 @@ def test_what_cannot_be_compared_is_refused(
     empty.mkdir()
     out = ["--out", str(tmp_path / "out")]
     assert main(["cka", str(a), str(a), "--data", str(empty), *out]) == 1
-    assert "holds 0 pictures" in capsys.readouterr().err
+    assert "holds 0 images" in capsys.readouterr().err
     assert main(["cka", str(a), str(empty), "--data", str(empty), *out]) == 1
     assert "no checkpoint" in capsys.readouterr().err
     for k in range(4):

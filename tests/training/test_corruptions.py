@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corruptions wear a picture step by step; their scores agree with sums done by hand."""
+"""Corruptions wear an image step by step; their scores agree with sums done by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.data.corruptions import (
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     rooms = []
     for seed in (0, 1):
         rng = np.random.default_rng(seed)
@@ -41,9 +41,9 @@ def test_the_sets_are_those_of_robodepth() -> None:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_every_severity_is_farther_from_the_clean_picture(
-    name: str, pictures: list[np.ndarray]
+    name: str, images: list[np.ndarray]
 ) -> None:
-    for seed, image in enumerate(pictures):
+    for seed, image in enumerate(images):
         before = image.copy()
         worn = [corrupt(image, name, k, seed) for k in range(6)]
         np.testing.assert_array_equal(image, before)
@@ -53,10 +53,10 @@ def test_every_severity_is_farther_from_the_clean_picture(
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_seed_repeats_itself(name: str, pictures: list[np.ndarray]) -> None:
-    once, again = (corrupt(pictures[0], name, 3, seed=7) for _ in range(2))
+def test_a_seed_repeats_itself(name: str, images: list[np.ndarray]) -> None:
+    once, again = (corrupt(images[0], name, 3, seed=7) for _ in range(2))
     np.testing.assert_array_equal(once, again)
-    other = corrupt(pictures[0], name, 3, seed=8)
+    other = corrupt(images[0], name, 3, seed=8)
     drawn = name not in (
         "brightness",
         "contrast",
@@ -126,12 +126,12 @@ def test_refusals() -> None:
 
 
 def test_a_sheet_shows_them_all(
-    pictures: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = sheet(pictures[0], columns_px=40)
+    made = sheet(images[0], columns_px=40)
     assert made.shape == (18 * (14 + 30), 6 * 40, 3)
     source, out = tmp_path / "in.png", tmp_path / "out" / "sheet.png"
-    cv2.imwrite(str(source), pictures[0][:60, :80])
+    cv2.imwrite(str(source), images[0][:60, :80])
     assert main(["corrupt", str(source), "--out", str(out)]) == 0
     assert cv2.imread(str(out)).shape[1] == 6 * 160
     assert main(["corrupt", str(tmp_path / "absent.png"), "--out", str(out)]) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows and views of pictures, the pool of rendered rooms, the cache of maps and masks."""
+"""Windows and views of images, the pool of rendered rooms, the cache of maps and masks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.data.samples import DataError
 
 
 def coordinates(height: int, width: int) -> NDArray[np.float32]:
-    """A picture whose first two channels say where each pixel lies (column, row)."""
+    """An image whose first two channels say where each pixel lies (column, row)."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     return np.stack([x, y, 0 * x], axis=2)
 
@@ -37,7 +37,7 @@ def smooth(height: int = 60, width: int = 80) -> NDArray[np.float32]:
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("size", [(30, 60), (24, 30), (57, 133)])
 def test_a_window_moves_picture_and_points_alike(flip: bool, size: tuple[int, int]) -> None:
-    """The picture says at each of its pixels where it came from; points must agree."""
+    """The image says at each of its pixels where it came from; points must agree."""
     window = Window(5, 11, 24, 30, *size, flip)
     moved = window.image(coordinates(50, 70))
     inner = [(r, c) for r in range(4, size[0] - 4, 3) for c in range(4, size[1] - 4, 3)]
@@ -88,7 +88,7 @@ def test_random_windows_stay_inside_and_vary() -> None:
 
 
 def test_augmentation_moves_picture_and_depth_together() -> None:
-    """With colours that say the depth, picture and depth still agree after crop and flip."""
+    """With colours that say the depth, image and depth still agree after crop and flip."""
     ramp = np.linspace(1.0, 2.0, 144, dtype=np.float32)[None, :] * np.ones((108, 1), np.float32)
     image = np.repeat(np.round((ramp - 1) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
     plain = ViewConfig(0.6, aspect=0.08, flip=0.5)
@@ -158,7 +158,7 @@ def test_a_strong_view_nearly_always_differs_and_moves_no_pixel() -> None:
     cfg = ViewConfig(**augmentation.STRONG)
     assert cfg.flip == 0 and cfg.smallest_crop == 1
     views = [augmentation.recolour(x, cfg, np.random.default_rng(seed)) for seed in range(30)]
-    # A shadow may fall beside a picture, and a dark one has nothing to solarize.
+    # A shadow may fall beside an image, and a dark one has nothing to solarize.
     assert sum(np.abs(y - x).max() > 0.003 for y in views) >= 26
     never = config.replace(cfg, {"at_least_one": False})
     plain = [augmentation.recolour(x, never, np.random.default_rng(seed)) for seed in range(30)]

@@ -20,13 +20,13 @@ from depth_node import config
 from training.__main__ import main
 from training.data import layouts
 from training.data.open import DataConfig, open_samples
-from training.data.samples import DataError, Sample, Samples
+from training.data.samples import DataError, DataSet, Sample
 from training.tools import pack_shards
 
 H, W = 12, 16
 
 
-def picture(seed: int = 0, height: int = H, width: int = W) -> NDArray[np.uint8]:
+def sample_image(seed: int = 0, height: int = H, width: int = W) -> NDArray[np.uint8]:
     """Smooth, so that JPEG keeps it nearly."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 10 + seed, y * 15, x * 0 + 40 + seed], axis=2).astype(np.uint8)
@@ -40,7 +40,7 @@ def truth() -> NDArray[np.float64]:
 
 
 def put(path: Path, content: NDArray[Any]) -> Path:
-    """A picture (RGB) or map as the file that its name says."""
+    """An image (RGB) or map as the file that its name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":
         np.save(path, content)
@@ -57,7 +57,7 @@ def steps(per_metre: float) -> NDArray[np.uint16]:
     return np.round(truth() * per_metre).astype(np.uint16)
 
 
-def opened(kind: str, folder: Path, **more: Any) -> Samples:
+def opened(kind: str, folder: Path, **more: Any) -> DataSet:
     return open_samples(DataConfig(kind=kind, folder=str(folder), **more))
 
 
@@ -71,20 +71,20 @@ def agrees(sample: Sample, expected: NDArray[Any] | None = None, atol: float = 0
     np.testing.assert_allclose(sample.depth[depth > 0], depth[depth > 0], atol=atol)
 
 
-def names(samples: Samples) -> list[str]:
+def names(samples: DataSet) -> list[str]:
     return [samples[k].name for k in range(len(samples))]
 
 
 def test_images_of_any_depth_of_folders(tmp_path: Path) -> None:
     for name in ("b/2.jpg", "b/1.PNG", "a.jpeg"):
-        put(tmp_path / name, picture())
-    (tmp_path / "notes.txt").write_text("no picture")
+        put(tmp_path / name, sample_image())
+    (tmp_path / "notes.txt").write_text("no image")
     samples = opened("images", tmp_path)
     assert names(samples) == ["a.jpeg", "b/1.PNG", "b/2.jpg"]
     assert samples[0].depth is None and samples[0].camera is None
-    np.testing.assert_array_equal(samples[1].image, picture())
+    np.testing.assert_array_equal(samples[1].image, sample_image())
     assert names(opened("images", tmp_path, split="b")) == ["1.PNG", "2.jpg"]
-    put(tmp_path / "with a space.png", picture())
+    put(tmp_path / "with a space.png", sample_image())
     listed = tmp_path / "list.txt"
     listed.write_text("b/2.jpg\n\nwith a space.png\n")
     assert names(opened("images", tmp_path, list=str(listed))) == ["b/2.jpg", "with a space.png"]
@@ -95,7 +95,7 @@ def test_images_of_any_depth_of_folders(tmp_path: Path) -> None:
 
 def test_recorded_frames(tmp_path: Path) -> None:
     frame = tmp_path / "lab" / "0001"
-    put(frame / "rgb.png", picture())
+    put(frame / "rgb.png", sample_image())
     put(frame / "depth.png", steps(1000))
     put(frame / "segmentation_1.png", np.full((H, W), 7, np.uint16))
     (frame / "intrinsics.json").write_text(
@@ -116,7 +116,7 @@ def test_the_real_frames(shared: Path) -> None:
 
 def test_nyuv2_as_folders(tmp_path: Path) -> None:
     for split, end, kind in (("test", "png", "depth"), ("train", "jpg", "sync_depth")):
-        put(tmp_path / split / "bathroom" / f"rgb_0046.{end}", picture())
+        put(tmp_path / split / "bathroom" / f"rgb_0046.{end}", sample_image())
         put(tmp_path / split / "bathroom" / f"{kind}_0046.png", steps(1000))
     samples = opened("nyuv2", tmp_path, split="test")
     assert names(samples) == ["test/bathroom/rgb_0046.png"]
@@ -134,7 +134,7 @@ def test_nyuv2_as_published(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     from scipy.io import savemat
 
-    image = picture(height=480, width=640)
+    image = sample_image(height=480, width=640)
     depth = np.linspace(1, 3, 480 * 640).reshape(480, 640)
     depth[:5] = 0
     with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "w") as file:
@@ -154,7 +154,7 @@ def test_nyuv2_as_published(tmp_path: Path) -> None:
 
 def kitti(folder: Path, merged: bool) -> str:
     drive = "2011_09_26_drive_0002_sync"
-    put(folder / "2011_09_26" / drive / "image_02" / "data" / "0000000069.png", picture())
+    put(folder / "2011_09_26" / drive / "image_02" / "data" / "0000000069.png", sample_image())
     (folder / "2011_09_26" / "calib_cam_to_cam.txt").write_text(
         "calib_time: 09\nP_rect_02: 20 0 7.5 1 0 21 5.5 0 0 0 1 0\n"
     )
@@ -186,7 +186,7 @@ def test_kitti(tmp_path: Path, merged: bool) -> None:
 def test_diode(tmp_path: Path) -> None:
     place = tmp_path / "val" / "indoors" / "scene_00019" / "scan_00183"
     stem = "00019_00183_indoors_000_010"
-    put(place / f"{stem}.png", picture())
+    put(place / f"{stem}.png", sample_image())
     depth = truth()
     depth[0] = 5.0  # masked out instead
     put(place / f"{stem}_depth.npy", depth[..., None].astype(np.float32))
@@ -201,7 +201,7 @@ def test_diode(tmp_path: Path) -> None:
 
 
 def test_eth3d(tmp_path: Path) -> None:
-    put(tmp_path / "courtyard" / "images" / "dslr_images" / "DSC_0286.JPG", picture())
+    put(tmp_path / "courtyard" / "images" / "dslr_images" / "DSC_0286.JPG", sample_image())
     depth = truth().astype(np.float32)
     depth[0] = np.inf
     place = tmp_path / "courtyard" / "ground_truth_depth" / "dslr_images"
@@ -217,7 +217,10 @@ def test_eth3d(tmp_path: Path) -> None:
 def test_scannet(tmp_path: Path) -> None:
     for scene in ("scene0000_00", "scene0707_00"):
         for number in (0, 2, 10):
-            put(tmp_path / "scans" / scene / "color" / f"{number}.jpg", picture(0, 2 * H, 2 * W))
+            put(
+                tmp_path / "scans" / scene / "color" / f"{number}.jpg",
+                sample_image(0, 2 * H, 2 * W),
+            )
             put(tmp_path / "scans" / scene / "depth" / f"{number}.png", steps(1000))
         where = tmp_path / "scans" / scene / "intrinsic"
         where.mkdir()
@@ -236,7 +239,7 @@ def test_void(tmp_path: Path) -> None:
     release = tmp_path / "void_release" / "void_150"
     for sequence in ("classroom0", "birthplace"):
         place = release / "data" / sequence
-        put(place / "image" / "1552.25.png", picture())
+        put(place / "image" / "1552.25.png", sample_image())
         put(place / "ground_truth" / "1552.25.png", steps(256))
         np.savetxt(place / "K.txt", np.array([[20.0, 0, 8], [0, 21, 6], [0, 0, 1]]))
     made = "data/void_release/void_150/data/classroom0"  # where the release was made
@@ -257,7 +260,10 @@ def test_hypersim_distance_becomes_depth(tmp_path: Path) -> None:
     ray = np.sqrt(((x - (W - 1) / 2) / focal) ** 2 + ((y - (H - 1) / 2) / focal) ** 2 + 1)
     for scene, number in (("ai_001_001", 0), ("ai_001_001", 7), ("ai_055_010", 0)):
         images = tmp_path / scene / "images"
-        put(images / "scene_cam_00_final_preview" / f"frame.{number:04d}.tonemap.jpg", picture())
+        put(
+            images / "scene_cam_00_final_preview" / f"frame.{number:04d}.tonemap.jpg",
+            sample_image(),
+        )
         (images / "scene_cam_00_geometry_hdf5").mkdir(exist_ok=True)
         path = images / "scene_cam_00_geometry_hdf5" / f"frame.{number:04d}.depth_meters.hdf5"
         distance = np.where(truth() > 0, truth() * ray, np.nan)
@@ -286,7 +292,7 @@ def test_virtual_kitti_2(tmp_path: Path, archives: bool) -> None:
     stored[0] = 65535  # sky
     for variation in ("clone", "fog"):
         inner = Path("Scene01") / variation / "frames"
-        put(rgb / inner / "rgb" / "Camera_0" / "rgb_00001.jpg", picture())
+        put(rgb / inner / "rgb" / "Camera_0" / "rgb_00001.jpg", sample_image())
         put(depth / inner / "depth" / "Camera_0" / "depth_00001.png", stored)
     assert len(opened("vkitti2", tmp_path)) == 2
     samples = opened("vkitti2", tmp_path, split="fog")
@@ -306,15 +312,15 @@ def test_procedural_rooms_follow_from_the_seed() -> None:
 
 
 def test_samples_travel_to_workers(tmp_path: Path) -> None:
-    put(tmp_path / "a.png", picture())
+    put(tmp_path / "a.png", sample_image())
     samples = pickle.loads(pickle.dumps(opened("images", tmp_path)))
-    np.testing.assert_array_equal(samples[0].image, picture())
+    np.testing.assert_array_equal(samples[0].image, sample_image())
 
 
 # --- shards ---------------------------------------------------------------------------------------
 
 
-def rooms(count: int = 5) -> Samples:
+def rooms(count: int = 5) -> DataSet:
     return open_samples(DataConfig(kind="procedural", seed=4, limit=count, height=24, width=32))
 
 
@@ -358,7 +364,7 @@ def test_shards_by_command_and_their_refusals(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    put(tmp_path / "in" / "a.png", picture())
+    put(tmp_path / "in" / "a.png", sample_image())
     settings = ["kind=images", f"folder={tmp_path / 'in'}"]
     assert main(["shards", "--out", str(out), *settings]) == 0
     assert "1 samples" in capsys.readouterr().out

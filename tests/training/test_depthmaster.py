@@ -39,7 +39,7 @@ STAGE_2 = [
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
     folder = tmp_path_factory.mktemp("pool")
-    return Mixture(settings(f"pictures.pool.folder={folder}").pictures)
+    return Mixture(settings(f"images.pool.folder={folder}").images)
 
 
 def settings(*overrides: str) -> depthmaster.Config:
@@ -93,9 +93,7 @@ def test_the_command_runs_the_debug_settings_and_refuses_to_export(
 ) -> None:
     run = tmp_path / "run"
     common = ["depthmaster", "--config", str(DEBUG), "--run", str(run)]
-    assert (
-        main([*common, f"pictures.pool.folder={pool.cfg.pool.folder}", "loop.panels_every=2"]) == 0
-    )
+    assert main([*common, f"images.pool.folder={pool.cfg.pool.folder}", "loop.panels_every=2"]) == 0
     assert list(run.rglob("*.png"))
     assert "GiB of weights" in " ".join(capsys.readouterr().out.split())
     # A student is exported, never this network with its Fourier block.
@@ -121,9 +119,9 @@ def test_the_published_stages_are_the_papers() -> None:
         assert (cfg.height, cfg.width) == (480, 640)
         assert (cfg.loop.steps, cfg.loop.learning_rate, cfg.loop.batch) == (steps, rate, 32)
         assert cfg.loop.accumulate == 32 and cfg.loop.weight_decay == 0 and cfg.loop.warmup == 100
-        assert (cfg.pictures.data.kind, cfg.pictures.second.kind) == ("hypersim", "vkitti2")
-        assert (cfg.pictures.second_height, cfg.pictures.second_width) == (352, 1216)
-        assert cfg.pictures.second_share == 0.1 and cfg.augment.flip == 0.5
+        assert (cfg.images.data.kind, cfg.images.second.kind) == ("hypersim", "vkitti2")
+        assert (cfg.images.second_height, cfg.images.second_width) == (352, 1216)
+        assert cfg.images.second_share == 0.1 and cfg.augment.flip == 0.5
         assert cfg.diffusion.space == "sqrt_disparity" and cfg.loss.tails == 0.02
         assert cfg.diffusion.paradigm == "single" and cfg.diffusion.checkpointing
     assert (one.loss.latent, one.loss.align, one.loss.pixel, one.loss.gradient) == (1, 1, 0, 0)
@@ -139,7 +137,7 @@ def test_the_published_stages_are_the_papers() -> None:
 
 
 def write_data_sets(folder: Path) -> list[str]:
-    """Two pictures as Hypersim's (depth prepared as PNG) and Virtual KITTI 2's; settings for them.
+    """Two images as Hypersim's (depth prepared as PNG) and Virtual KITTI 2's; settings for them.
 
     The list names Hypersim's pairs, as Marigold's preparation does.
     """
@@ -160,14 +158,14 @@ def write_data_sets(folder: Path) -> list[str]:
         rows.append(f"{k}.png {k}_depth.png")
     (folder / "list.txt").write_text("\n".join(rows))
     return [
-        f"pictures.data.folder={folder / 'hypersim'}", f"pictures.data.list={folder / 'list.txt'}",
-        "pictures.data.split=", f"pictures.second.folder={folder / 'vkitti2'}",
+        f"images.data.folder={folder / 'hypersim'}", f"images.data.list={folder / 'list.txt'}",
+        "images.data.split=", f"images.second.folder={folder / 'vkitti2'}",
     ]  # fmt: skip
 
 
 def test_the_published_stages_run_on_folders_of_their_kind(tmp_path: Path) -> None:
     """Both commands of the docs, from a folder like Stable Diffusion 2's, a DINOv2 and the layouts
-    of the data sets; smaller, for four pictures and one step.
+    of the data sets; smaller, for four images and one step.
     """
     torch.manual_seed(0)
     source = diffusion.open_diffusion(
@@ -177,8 +175,8 @@ def test_the_published_stages_run_on_folders_of_their_kind(tmp_path: Path) -> No
     source.vae.save_pretrained(tmp_path / "sd2" / "vae")
     save_file({"prompt": torch.zeros(1, 5, 8)}, str(tmp_path / "sd2" / diffusion.PROMPT_FILE))
     open_dino(NetworkConfig("debug")).network.save_pretrained(tmp_path / "dinov2")
-    small = ["height=48", "width=64", "pictures.second_height=32", "pictures.second_width=80",
-             "pictures.second_share=0.5", "loop.steps=1", "loop.batch=4", "loop.accumulate=4",
+    small = ["height=48", "width=64", "images.second_height=32", "images.second_width=80",
+             "images.second_share=0.5", "loop.steps=1", "loop.batch=4", "loop.accumulate=4",
              "loop.seed=0", "loop.tensorboard=false", "check.limit=0"]  # fmt: skip
     common = [*small, *write_data_sets(tmp_path), f"diffusion.source={tmp_path / 'sd2'}"]
     one, two = tmp_path / "stage1", tmp_path / "stage2"
@@ -305,7 +303,7 @@ def test_it_assists_a_distillation_and_its_answers_are_kept(pool: Mixture, tmp_p
         distill.Config,
         CONFIGS / "distill_debug.yaml",
         ["who=assistant", "assistant.what=diffusion", f"assistant.path={tmp_path / 'teacher'}",
-         "crop.kept=1", f"cache={tmp_path / 'cache'}", "pictures.limit=2", "loop.steps=1",
+         "crop.kept=1", f"cache={tmp_path / 'cache'}", "images.limit=2", "loop.steps=1",
          "loss.root=true", "loss.directional=0.001", "loss.likeness=divergence"],
     )  # fmt: skip
     recipe = distill.build(cfg, Console(quiet=True))

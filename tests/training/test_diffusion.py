@@ -221,24 +221,24 @@ def test_the_fourier_block_starts_as_nothing_and_learns() -> None:
     # A plain network and one with a fresh block answer alike.
     plain, enhanced = small(), small(fourier=True)
     enhanced.load_state_dict(plain.state_dict(), strict=False)
-    pictures = torch.rand(1, 3, 16, 24) * 2 - 1
+    images = torch.rand(1, 3, 16, 24) * 2 - 1
     with torch.no_grad():
-        torch.testing.assert_close(plain.map(pictures), enhanced.map(pictures))
+        torch.testing.assert_close(plain.map(images), enhanced.map(images))
 
 
 def test_one_step_is_deterministic_frozen_outside_the_unet_and_of_the_right_shapes() -> None:
     network = small()
     assert not any(p.requires_grad for p in network.vae.parameters())
     assert all(p.requires_grad for p in network.unet.parameters())
-    pictures = torch.rand(2, 3, 16, 24) * 2 - 1
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
     with torch.no_grad():
-        first, again = network(pictures), network(pictures)
-        answer = network.answer(pictures)
+        first, again = network(images), network(images)
+        answer = network.answer(images)
     assert first.shape == (2, 1, 16, 24) and torch.equal(first, again)
     torch.testing.assert_close(answer.disparity, first)
     assert answer.features.shape == (2, network.channels, 4, 6)
     assert network.spec.multiple_px == 2
-    latent = network.encode(pictures)
+    latent = network.encode(images)
     for place, channels in (("mid", 16), ("down1", 8), ("down2", 16)):
         assert network.step(latent, place).features.shape[1] == channels
     with pytest.raises(TrainingError, match="multiples"):
@@ -246,11 +246,11 @@ def test_one_step_is_deterministic_frozen_outside_the_unet_and_of_the_right_shap
 
 
 def test_gradients_reach_the_unet_through_the_decoder_and_checkpointing_changes_nothing() -> None:
-    pictures = torch.rand(1, 3, 16, 16) * 2 - 1
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
     found = []
     for checkpointing in (False, True):
         network = small(checkpointing=checkpointing, fourier=True).train()
-        cost = network.decode(network.predict(network.encode(pictures)).latent).square().mean()
+        cost = network.decode(network.predict(network.encode(images)).latent).square().mean()
         found.append(torch.autograd.grad(cost, network.unet.conv_in.weight)[0])
     assert float(found[0].abs().max()) > 0
     torch.testing.assert_close(found[0], found[1])
@@ -272,13 +272,13 @@ def test_disparity_undoes_the_space(space: str) -> None:
 
 
 def test_overflow_of_the_decoder_in_half_precision_is_named_with_its_cure() -> None:
-    pictures = torch.rand(1, 3, 16, 16) * 2 - 1
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
     for switch in (False, True):
         network = small(decoder_fp32=switch)
         with torch.no_grad():
             network.vae.post_quant_conv.weight.mul_(1e6)
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
-            latent = network.predict(network.encode(pictures)).latent
+            latent = network.predict(network.encode(images)).latent
             assert torch.isfinite(latent).all()
             if switch:
                 assert torch.isfinite(network.decode(latent)).all()
@@ -290,19 +290,19 @@ def test_overflow_of_the_decoder_in_half_precision_is_named_with_its_cure() -> N
 
 
 def test_other_paradigms() -> None:
-    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
     once, four = small(), small(paradigm="iterative")
     with torch.no_grad():
-        latent = once.encode(pictures)
+        latent = once.encode(images)
         for _ in range(diffusion.ITERATIONS):
             latent = once.step(latent).latent
-        torch.testing.assert_close(four.predict(four.encode(pictures)).latent, latent)
+        torch.testing.assert_close(four.predict(four.encode(images)).latent, latent)
     denoising = small(paradigm="denoising", denoise_steps=2)
     assert denoising.unet.conv_in.in_channels == 8
     with torch.no_grad():
-        a, b = denoising(pictures), denoising(pictures)
+        a, b = denoising(images), denoising(images)
     assert torch.equal(a, b) and torch.isfinite(a).all()
-    latent = denoising.encode(pictures)
+    latent = denoising.encode(images)
     mask = torch.ones(2, 1, 8, 8, dtype=torch.bool)
     cost = denoising.denoising_loss(latent, latent, mask)
     assert torch.isfinite(cost) and cost.requires_grad
@@ -413,11 +413,11 @@ def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
     cfg = teachers.TeacherConfig(what="diffusion", path=str(tmp_path / "marigold"))
     teacher = teachers.open_teacher(cfg)
     assert teacher.kind == "depth_affine_invariant"
-    pictures = torch.rand(2, 3, 16, 24)
-    depth = teacher(pictures)
-    disparity, known = teachers.ask(teacher, pictures)
+    images = torch.rand(2, 3, 16, 24)
+    depth = teacher(images)
+    disparity, known = teachers.ask(teacher, images)
     assert disparity.shape == (2, 1, 16, 24) and known.any()
-    torch.testing.assert_close(depth, teacher(pictures))
+    torch.testing.assert_close(depth, teacher(images))
     for d, m in zip(disparity, depth, strict=True):  # large = near
         assert float(torch.corrcoef(torch.stack([d.flatten(), m.flatten()]))[0, 1]) < 0
     with pytest.raises(TrainingError, match=r"cannot be opened as a Marigold.*genpercept=depth"):
@@ -428,7 +428,7 @@ def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gives", ["disparity", "depth"])
 def test_a_genpercept_teaches_through_the_same_door(gives: str, tmp_path: Path) -> None:
-    """Against the authors' way: one step of DDIM under their schedule, from the picture itself."""
+    """Against the authors' way: one step of DDIM under their schedule, from the image itself."""
     import diffusers
     import transformers
 
@@ -447,12 +447,12 @@ def test_a_genpercept_teaches_through_the_same_door(gives: str, tmp_path: Path) 
         timestep_spacing="leading",
     )  # fmt: skip
     scheduler.set_timesteps(1)
-    pictures = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ids = words("", padding="do_not_pad", return_tensors="pt").input_ids
         assert ids.shape == (1, 2)
         prompt = text(ids)[0].repeat(2, 1, 1)
-        latent = network.vae.encode(2 * pictures - 1).latent_dist.mean
+        latent = network.vae.encode(2 * images - 1).latent_dist.mean
         said = network.unet(latent, scheduler.timesteps[0], encoder_hidden_states=prompt).sample
         clean = scheduler.step(said, scheduler.timesteps[0], latent).pred_original_sample
         expected = (network.vae.decode(clean).sample.mean(1, True).clip(-1, 1) + 1) / 2
@@ -462,8 +462,8 @@ def test_a_genpercept_teaches_through_the_same_door(gives: str, tmp_path: Path) 
     cfg = teachers.TeacherConfig(what="diffusion", path=str(tmp_path), genpercept=gives)
     teacher = teachers.open_teacher(cfg)
     assert teacher.kind == f"{gives}_affine_invariant"
-    torch.testing.assert_close(teacher(pictures), expected + shift, atol=1e-5, rtol=1e-5)
-    disparity, known = teachers.ask(teacher, pictures)
+    torch.testing.assert_close(teacher(images), expected + shift, atol=1e-5, rtol=1e-5)
+    disparity, known = teachers.ask(teacher, images)
     assert known.all()
     wanted = expected if gives == "disparity" else 1 / (expected + shift)
     torch.testing.assert_close(disparity, wanted, atol=1e-4, rtol=1e-4)
@@ -487,8 +487,8 @@ def test_a_run_teaches_through_the_same_door(tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match=said):
             assistants.open_assistant(str(place))
     teacher = teachers.open_teacher(teachers.TeacherConfig(what="diffusion", path=str(tmp_path)))
-    pictures = torch.rand(1, 3, 17, 23)  # brought to what the network takes, and back
-    disparity, known = teachers.ask(teacher, pictures)
+    images = torch.rand(1, 3, 17, 23)  # brought to what the network takes, and back
+    disparity, known = teachers.ask(teacher, images)
     assert disparity.shape == (1, 1, 17, 23) and known.all()
     x = torch.rand(1, 3, 16, 24)
     with torch.no_grad():

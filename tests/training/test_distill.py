@@ -36,13 +36,13 @@ class Red:
     def __init__(self, name: str = "red", scale: float = 1.0) -> None:
         self.name, self.revision, self.scale, self.asked = name, "1", scale, 0
 
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        self.asked += len(pictures)
-        return pictures[:, :1] * self.scale
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.asked += len(images)
+        return images[:, :1] * self.scale
 
 
 def samples(count: int = 3) -> list[Sample]:
-    """Pictures whose red channel is smooth and whose others are noise."""
+    """Images whose red channel is smooth and whose others are noise."""
     out = []
     for k in range(count):
         rng = np.random.default_rng(k)
@@ -70,7 +70,7 @@ def terms(made: Distill, step: int = 0) -> dict[str, float]:
 
 
 def test_the_debug_config_runs_and_opens(tmp_path: Path) -> None:
-    made = distill.build(settings("pictures.limit=2", "loop.steps=2"), Console(quiet=True))
+    made = distill.build(settings("images.limit=2", "loop.steps=2"), Console(quiet=True))
     state = loop.run(made, made.cfg.loop, tmp_path, config.to_dict(made.cfg))
     opened = open_run(tmp_path)
     x = torch.rand(1, 3, 56, 84)
@@ -191,7 +191,7 @@ def test_kept_answers_are_asked_once_and_equal_the_fresh_ones(tmp_path: Path) ->
     common = ["crop.kept=2", "crop.flip=0.5", "who=primary"]
     cached = recipe(*common, f"cache={tmp_path}")
     asked = cached.fill(Console(quiet=True))
-    assert asked == 3 * 2 * 2 * 5  # pictures, crops, teachers, a crop and four parts
+    assert asked == 3 * 2 * 2 * 5  # images, crops, teachers, a crop and four parts
     assert cached.fill(Console(quiet=True)) == 0
     fresh = recipe(*common)
     for step in range(3):

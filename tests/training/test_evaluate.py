@@ -164,10 +164,10 @@ def samples(count: int = 2) -> list[Sample]:
 
 def test_predictions_are_made_once_and_scored_often(tmp_path: Path) -> None:
     first, again = Counting(), Counting()
-    plan = score.Plan(corruptions=("jpeg",))
+    plan = score.ScoringPlan(corruptions=("jpeg",))
     rows = score.score(samples(), {"m": predict_module.Cached(first, "a" * 30, tmp_path)}, plan)
     assert first.asked == 2 * 6
-    other = score.Plan(("disp_ls", "sqrt_disp_ls", "median"), corruptions=("jpeg",))
+    other = score.ScoringPlan(("disp_ls", "sqrt_disp_ls", "median"), corruptions=("jpeg",))
     more = score.score(samples(), {"m": predict_module.Cached(again, "a" * 30, tmp_path)}, other)
     assert again.asked == 0
     same = [row for row in more if row.alignment in ("disp_ls", "-")]
@@ -212,10 +212,10 @@ def test_pictures_without_a_scored_pixel_give_no_row() -> None:
 
 def test_a_corruption_wears_each_frame_in_its_own_way() -> None:
     a, b = samples()
-    one = predict_module.worn(a, "gaussian", 2)
-    np.testing.assert_array_equal(one.image, predict_module.worn(a, "gaussian", 2).image)
+    one = predict_module.corrupted(a, "gaussian", 2)
+    np.testing.assert_array_equal(one.image, predict_module.corrupted(a, "gaussian", 2).image)
     renamed = replace(a, source=b.source, name=b.name)
-    assert not np.array_equal(one.image, predict_module.worn(renamed, "gaussian", 2).image)
+    assert not np.array_equal(one.image, predict_module.corrupted(renamed, "gaussian", 2).image)
 
 
 # --- means and intervals -------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_report_prints_and_writes(tmp_path: Path) -> None:
         [],
         out,
         console,
-        plan=score.Plan(corruptions=("fog",)),
+        plan=score.ScoringPlan(corruptions=("fog",)),
         cache=tmp_path / "cache",
         markdown=page,
     )
@@ -354,7 +354,7 @@ def test_every_data_set_names_a_protocol() -> None:
 
 
 def test_a_published_data_set_is_scored_by_its_own_protocol(tmp_path: Path) -> None:
-    """Two NYUv2 pictures: the mean is over pictures, drawn by scene."""
+    """Two NYUv2 images: the mean is over images, drawn by scene."""
     rng = np.random.default_rng(4)
     for k, scene in enumerate(("bath_1", "bath_1", "office_2")):
         folder = tmp_path / "test" / scene
@@ -390,13 +390,13 @@ def test_a_network_is_judged_by_the_order_that_a_person_said(
         ordinal_labels.Pair("a.png", 5, 10, 35, 10, word) for word in (said, said, said, wrong)
     ]
     ordinal_labels.write_labels(labels, [*pairs, ordinal_labels.Pair("a.png", 1, 1, 2, 2, "equal")])
-    words = ["evaluate", "--labels", str(labels), "--pictures", str(tmp_path)]
+    words = ["evaluate", "--labels", str(labels), "--images", str(tmp_path)]
     assert main([*words, "--json", str(out)]) == 0
     (line,) = json.loads(out.read_text())["summary"]
     assert (line["pairs"], line["agreed"]["value"]) == (4, 0.75)
     ordinal_labels.write_labels(labels, [ordinal_labels.Pair("a.png", 5, 10, 40, 10, "closer")])
     assert main(words) == 1
-    assert "(40, 10) outside the picture of 40x20" in capsys.readouterr().err
+    assert "(40, 10) outside the image of 40x20" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
@@ -410,7 +410,7 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
         (["--model", "absent.onnx"], "absent.onnx"),
         (["--seed", "-1"], "give --seed"),
         (["--data", "kind=nyu"], "nyuv2"),
-        (["--labels", "absent.csv"], "--labels needs --pictures"),
+        (["--labels", "absent.csv"], "--labels needs --images"),
     ):
         assert main([*common, *words]) == 1
         assert said in capsys.readouterr().err

@@ -71,7 +71,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return run, out
 
 
-def picture(height: int = 90, width: int = 120) -> np.ndarray:
+def sample_image(height: int = 90, width: int = 120) -> np.ndarray:
     rng = np.random.default_rng(2)
     scene = Scene.random(rng)
     return scene.render(*random_view(scene, rng, width, height)).image
@@ -79,7 +79,7 @@ def picture(height: int = 90, width: int = 120) -> np.ndarray:
 
 def agrees(path: Path, opened: depth.Exportable, limit: float) -> Manifest:
     """The file behind depth_node answers as the network did in torch."""
-    image = picture()
+    image = sample_image()
     expected = opened.predict(image).values
     with DepthModel.open(ModelConfig(path=str(path), threads=1)) as model:
         found = model.predict(image).values
@@ -106,7 +106,7 @@ def test_the_unet_is_exported_folded_and_shifted(unet: tuple[Path, Path]) -> Non
         "student": config.to_dict(UNET),
     }
     plain = networks.open_run(run)
-    x = torch.from_numpy(preprocess.to_tensor(picture(), manifest.input))
+    x = torch.from_numpy(preprocess.to_tensor(sample_image(), manifest.input))
     with torch.no_grad(), open_engine(out, threads=1) as engine:
         shift = engine.run(x.numpy()) - plain(x).numpy()
     assert np.median(shift) == pytest.approx(depth.OFFSET, abs=1e-2)
@@ -138,7 +138,7 @@ def test_a_mirroring_student_is_exported_and_opens_again_as_one(tmp_path: Path) 
     out = tmp_path / "student.onnx"
     depth.export_checkpoint(run, out, None, QUIET)
     manifest = agrees(out, depth.open_checkpoint(run), 5e-3)
-    x = preprocess.to_tensor(picture(), manifest.input)
+    x = preprocess.to_tensor(sample_image(), manifest.input)
     with open_engine(out, threads=1) as engine:
         found, turned = engine.run(x), engine.run(np.ascontiguousarray(x[..., ::-1]))
     np.testing.assert_allclose(turned[..., ::-1], found, atol=1e-4)
@@ -154,7 +154,7 @@ def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> 
     run = run_of(tmp_path / "run", networks.open_network(cfg), settings, "westar")
     again = {"network": {"source": str(run)}, "height": 96, "width": 128}
     second = run_of(tmp_path / "second", networks.open_run(run), again, "westar")
-    image = picture()
+    image = sample_image()
     with DepthModel.open(ModelConfig(threads=1)) as model:
         expected = model.predict(image).values
     for path in (run, second):
@@ -169,8 +169,8 @@ def test_a_copy_in_fp16_is_compared_and_written_beside_it(
     photos = tmp_path / "photos"
     photos.mkdir()
     for k in range(3):
-        cv2.imwrite(str(photos / f"{k}.png"), np.roll(picture(), 20 * k, axis=1))
-    words = ["export", str(run), "--out", str(out), "--fp16", "--pictures", str(photos)]
+        cv2.imwrite(str(photos / f"{k}.png"), np.roll(sample_image(), 20 * k, axis=1))
+    words = ["export", str(run), "--out", str(out), "--fp16", "--images", str(photos)]
     assert main(words) == 0
     half = tmp_path / "student.fp16.onnx"
     assert half.stat().st_size < out.stat().st_size
@@ -308,7 +308,7 @@ def test_a_recipe_may_bring_its_own_network(
             fresh.load_state_dict(payload["averaged"])
             return (
                 fresh.eval(),
-                network_io.InputSpec((0.1, 0.2, 0.3), (1.0,) * 3, 8),
+                network_io.NetworkInput((0.1, 0.2, 0.3), (1.0,) * 3, 8),
                 "depth_metric",
             )
 
@@ -327,7 +327,7 @@ def test_an_exported_model_runs_in_the_pipeline_with_no_further_word(
     unet: tuple[Path, Path],
 ) -> None:
     _, out = unet
-    image = picture()
+    image = sample_image()
     rows, cols = (grid.ravel() for grid in np.mgrid[5:85:10, 5:115:10])
     points = SparseDepth.from_arrays(rows, cols, np.linspace(1, 3, rows.size))
     camera = Camera(120, 90, 100.0, 100.0, 59.5, 44.5)

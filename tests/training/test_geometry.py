@@ -27,13 +27,13 @@ def walks() -> Triplets:
 def tensors(triplet: Triplet) -> dict[str, torch.Tensor]:
     """A triplet as a batch of one, float64."""
 
-    def picture(image: np.ndarray) -> torch.Tensor:
+    def sample_image(image: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(image).permute(2, 0, 1)[None].double() / 255
 
     views = triplet.sources
     return {
-        "target": picture(triplet.target.image),
-        "sources": torch.stack([picture(view.image) for view in views], 1),
+        "target": sample_image(triplet.target.image),
+        "sources": torch.stack([sample_image(view.image) for view in views], 1),
         "depth": torch.from_numpy(triplet.target.depth)[None, None].double(),
         "K_target": torch.from_numpy(triplet.target.K)[None],
         "K_sources": torch.from_numpy(np.stack([view.K for view in views]))[None],
@@ -172,7 +172,7 @@ def test_coarser_scales_are_compared_at_full_size_and_smooth_at_their_own(walks:
     fine, half = (photometric.smoothness(1 / m, batch["target"][..., ::k, ::k])
                   for m, k in ((ramp, 1), (ramp[..., ::2, ::2], 2)))  # fmt: skip
     found = photometric.geometric_loss([ramp, ramp[..., ::2, ::2]], *rest, PLAIN)["smooth"]
-    # Twice the step at half the size, half the weight; the picture is averaged, not picked.
+    # Twice the step at half the size, half the weight; the image is averaged, not picked.
     assert float(found) == pytest.approx(float(fine + half / 2) / 2, rel=0.05)
     with pytest.raises(ValueError, match="at least one scale"):
         photometric.geometric_loss([], *rest, PLAIN)

@@ -178,7 +178,7 @@ ACCELERATE = (
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="made for CPUs: each process wants its GPU")
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Each of two gets half of a step's pictures: losses and weights of one with all of them."""
+    """Each of two gets half of a step's images: losses and weights of one with all of them."""
     train(settings(), tmp_path / "one")
     done = child(tmp_path / "two", launcher=ACCELERATE)
     assert done.returncode == 0, done.stderr
@@ -220,11 +220,11 @@ def test_bad_data_is_one_sentence_wherever_it_is_read(tmp_path: Path, workers: i
     class Missing(Toy):
         def batch(self, step: int, share: loop.Share) -> loop.Batch:
             if step == 2:
-                raise DataError("picture 7 is cut: fetch it again")
+                raise DataError("image 7 is cut: fetch it again")
             return super().batch(step, share)
 
     cfg = settings(f"loop.workers={workers}")
-    with pytest.raises(DataError, match=r"^picture 7 is cut: fetch it again$"):
+    with pytest.raises(DataError, match=r"^image 7 is cut: fetch it again$"):
         train(cfg, tmp_path, Missing(cfg))
 
 
@@ -297,8 +297,8 @@ def test_logs_and_pictures(tmp_path: Path) -> None:
     class Shown(Toy):
         def panels(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
             assert not model.training and not torch.is_grad_enabled()
-            picture = (batch["image"][0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-            return {"input": picture}
+            image = (batch["image"][0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+            return {"input": image}
 
     cfg = settings("loop.tensorboard=true", "loop.panels_every=4")
     train(cfg, tmp_path, Shown(cfg))
@@ -309,7 +309,7 @@ def test_logs_and_pictures(tmp_path: Path) -> None:
     logged = [(event.step, event.value) for event in events.Scalars("loss")]
     np.testing.assert_allclose(logged, rows(tmp_path, "step", "loss"), rtol=1e-5)
     assert [event.step for event in events.Images("input")] == [4, 8]
-    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {
+    assert {p.name for p in (tmp_path / "images").iterdir()} == {
         "0000004_input.png",
         "0000008_input.png",
     }

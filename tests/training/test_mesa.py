@@ -39,8 +39,8 @@ DEPTH_ANYTHING = NetworkConfig(kind="debug")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Mixture, Triplets]:
     folder = tmp_path_factory.mktemp("pool")
-    cfg = settings(f"pictures.pool.folder={folder}")
-    return Mixture(cfg.pictures), open_triplets(cfg.sequences, cfg.height, cfg.width, True)
+    cfg = settings(f"images.pool.folder={folder}")
+    return Mixture(cfg.images), open_triplets(cfg.sequences, cfg.height, cfg.width, True)
 
 
 def settings(*overrides: str) -> mesa.Config:
@@ -82,22 +82,22 @@ def test_simmims_masks_hide_their_share_in_units() -> None:
 
 
 def test_only_what_is_hidden_counts() -> None:
-    pictures = torch.rand(2, 3, 8, 8)
+    images = torch.rand(2, 3, 8, 8)
     mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
     mask[:, :, :4] = True
-    found = pictures.clone()
+    found = images.clone()
     found[:, :, 4:] += 9.0
-    assert float(models_masked.hidden_l1(found, pictures, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(models_masked.hidden_l1(found, images, mask)) == pytest.approx(0, abs=1e-6)
     found[:, :, :4] += 0.5
-    assert float(models_masked.hidden_l1(found, pictures, mask)) == pytest.approx(0.5, rel=1e-5)
+    assert float(models_masked.hidden_l1(found, images, mask)) == pytest.approx(0.5, rel=1e-5)
     # MAE's target is normalised per patch: a patch of another brightness costs the same.
-    patches = models_masked.patch_pixels(pictures, 4)
+    patches = models_masked.patch_pixels(images, 4)
     assert patches.shape == (2, 4, 48)
     truth = (patches - patches.mean(2, keepdim=True)) / patches.var(2, keepdim=True).sqrt()
     hidden = torch.tensor([[True, True, False, False]] * 2)
     wrong = truth.clone()
     wrong[:, 2:] += 5.0
-    for x in (pictures, 0.5 * pictures + 0.2):
+    for x in (images, 0.5 * images + 0.2):
         assert float(models_masked.hidden_mse(wrong, x, hidden, 4)) < 1e-4
 
 
@@ -106,15 +106,15 @@ def test_what_is_hidden_does_not_reach_the_encoder(variant: str) -> None:
     """Whatever stands in hidden squares, the guess is the same; what is shown changes it."""
     torch.manual_seed(0)
     network = open_network(DEPTH_ANYTHING).eval()
-    guess = models_masked.Guess(network, MaskingConfig(variant, 28, 0.5), 56, 84).eval()
-    pictures = torch.randn(2, 3, 56, 84)
+    guess = models_masked.PixelHead(network, MaskingConfig(variant, 28, 0.5), 56, 84).eval()
+    images = torch.randn(2, 3, 56, 84)
     torch.manual_seed(1)
     mask = models_masked.random_mask(2, 56, 84, 28, 0.5)
     seen: list[torch.Tensor] = []
     head = guess.head if variant == "simmim" else guess.head_patches
     head.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
-    noise = torch.randn_like(pictures)
-    for x in (pictures, torch.where(mask, noise, pictures), torch.where(mask, pictures, noise)):
+    noise = torch.randn_like(images)
+    for x in (images, torch.where(mask, noise, images), torch.where(mask, images, noise)):
         torch.manual_seed(1)
         with torch.no_grad():
             assert torch.isfinite(guess.loss(network, x))
@@ -126,7 +126,7 @@ def test_masked_modelling_learns_and_the_unet_has_its_own_way() -> None:
     torch.manual_seed(0)
     for kind, unit in (("debug", 28), ("unet", 32)):
         network = open_network(NetworkConfig(kind=kind))
-        guess = models_masked.Guess(network, MaskingConfig(unit_px=unit), 2 * unit, 2 * unit)
+        guess = models_masked.PixelHead(network, MaskingConfig(unit_px=unit), 2 * unit, 2 * unit)
         flat = torch.ones(4, 3, 2 * unit, 2 * unit)
         parameters = [*network.parameters(), *guess.parameters()]
         optimiser = torch.optim.Adam(parameters, lr=0.01)
@@ -140,9 +140,9 @@ def test_masked_modelling_learns_and_the_unet_has_its_own_way() -> None:
             costs.append(float(cost.detach()))
         assert costs[-1] < 0.5 * costs[0]
     with pytest.raises(TrainingError, match="MAE needs an encoder of tokens"):
-        models_masked.Guess(network, MaskingConfig("mae", 32), 64, 64)
+        models_masked.PixelHead(network, MaskingConfig("mae", 32), 64, 64)
     with pytest.raises(TrainingError, match="no multiple of the encoder's patch"):
-        models_masked.Guess(open_network(DEPTH_ANYTHING), MaskingConfig(unit_px=32), 64, 64)
+        models_masked.PixelHead(open_network(DEPTH_ANYTHING), MaskingConfig(unit_px=32), 64, 64)
 
 
 def test_drop_path_is_whole_branches_and_keeps_the_mean() -> None:
@@ -247,7 +247,7 @@ def test_staged_then_fine_tuned(data: tuple[Mixture, Triplets], tmp_path: Path) 
 
 def test_the_command_judges_in_metres(data: tuple[Mixture, Triplets], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    folder = f"pictures.pool.folder={data[0].cfg.pool.folder}"
+    folder = f"images.pool.folder={data[0].cfg.pool.folder}"
     more = [*ONLY["supervised"], "check.inside.limit=1", "check.inside.seed=5",
             "check.inside.height=64", "check.inside.width=96", "loop.steps=1"]  # fmt: skip
     assert main(["mesa", "--config", str(DEBUG), "--run", str(run), folder, *more]) == 0
@@ -319,7 +319,7 @@ def test_the_published_settings_run_on_folders_of_their_kind(tmp_path: Path) -> 
     first, tuned = tmp_path / "mesa", tmp_path / "tuned"
     common = ["network.kind=debug", "height=56", "width=84", "loop.seed=0", "loop.steps=1",
               "loop.batch=2", "loop.tensorboard=false", "check.inside.limit=0",
-              "check.outside.limit=0", f"pictures.data.folder={tmp_path / 'nyuv2'}"]  # fmt: skip
+              "check.outside.limit=0", f"images.data.folder={tmp_path / 'nyuv2'}"]  # fmt: skip
     for run, name, more in (
         (first, "mesa", f"sequences.folder={tmp_path / 'scannet'}"),
         (tuned, "mesa_finetune", f"start={first}"),
@@ -372,10 +372,10 @@ def test_what_does_not_fit_is_refused_with_a_sentence(
         settings("typical=200")
     with pytest.raises(TrainingError, match="no checkpoint"):
         started(data, f"start={tmp_path / 'absent'}")
-    image = tmp_path / "pictures"
+    image = tmp_path / "images"
     image.mkdir()
     cv2.imwrite(str(image / "a.png"), torch.zeros(70, 90, 3).byte().numpy())
-    cfg = settings("pictures.first=data", f"pictures.data.folder={image}")
+    cfg = settings("images.first=data", f"images.data.folder={image}")
     assert len(open_samples(DataConfig(folder=str(image)))) == 1
     with pytest.raises(DataError, match="has no depth"):
-        mesa.Mesa(cfg, Mixture(cfg.pictures), data[1]).batch(0, (0, 1))
+        mesa.Mesa(cfg, Mixture(cfg.images), data[1]).batch(0, (0, 1))

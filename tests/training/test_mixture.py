@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures with depth from a pool, a data set, or both in shares."""
+"""Images with depth from a pool, a data set, or both in shares."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def test_the_second_data_set_may_have_its_own_size(tmp_path: Path) -> None:
 
 
 def test_pictures_without_depth_are_refused_when_they_are_drawn(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    cv2.imwrite(str(tmp_path / "pictures" / "a.png"), np.zeros((40, 60, 3), np.uint8))
-    data = {"kind": "images", "folder": str(tmp_path / "pictures")}
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.zeros((40, 60, 3), np.uint8))
+    data = {"kind": "images", "folder": str(tmp_path / "images")}
     mixture = Mixture(settings(tmp_path / "pool", first="data", data=data))
     with pytest.raises(DataError, match="has no depth"):
         drawn(mixture, 1)

@@ -52,7 +52,7 @@ def awake(model: nn.Module) -> nn.Module:
     return model
 
 
-def pictures(height: int = 56, width: int = 84) -> torch.Tensor:
+def images(height: int = 56, width: int = 84) -> torch.Tensor:
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(2))
 
 
@@ -69,7 +69,7 @@ def test_sizes_are_the_published_ones(kind: str, millions: float) -> None:
 def test_every_network_answers_disparity_of_the_pictures_size(kind: str) -> None:
     network = open_network(NetworkConfig(kind, unet=SMALL_UNET)).eval()
     height, width = network.spec.fitting(60, 90)
-    x = network.spec.normalise(pictures(height, width))
+    x = network.spec.normalise(images(height, width))
     answer = network.answer(x)
     assert answer.disparity.shape == (2, 1, height, width)
     assert answer.disparity.dtype == torch.float32
@@ -79,7 +79,7 @@ def test_every_network_answers_disparity_of_the_pictures_size(kind: str) -> None
 
 def test_the_relu_can_be_looked_behind_and_the_answer_is_the_librarys() -> None:
     network = debug()
-    x = network.spec.normalise(pictures())
+    x = network.spec.normalise(images())
     library = copy.deepcopy(network.network)
     library.head.activation2 = nn.ReLU()
     answer = network.answer(x)
@@ -89,9 +89,9 @@ def test_the_relu_can_be_looked_behind_and_the_answer_is_the_librarys() -> None:
 
 
 def test_features_are_the_patches_in_their_places() -> None:
-    """A picture changed in one corner changes the features of that corner most."""
+    """An image changed in one corner changes the features of that corner most."""
     network = debug()
-    x = pictures()
+    x = images()
     other = x.clone()
     other[..., :14, -14:] = 0
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_saved_and_opened_is_the_same(tmp_path: Path) -> None:
     network.network.save_pretrained(tmp_path)
     again = open_network(NetworkConfig("small", source=str(tmp_path))).eval()
     assert isinstance(again, DepthAnything)
-    torch.testing.assert_close(again(pictures()), network(pictures()))
+    torch.testing.assert_close(again(images()), network(images()))
     empty = open_network(NetworkConfig(source=str(tmp_path), kind="small"), weights=False)
     assert parameter_count(empty) == parameter_count(network)
 
@@ -154,11 +154,11 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 def test_dino_gives_frozen_features(tmp_path: Path) -> None:
     dino = open_dino(NetworkConfig("debug"))
-    assert dino(pictures()).shape == (2, dino.channels, 4, 6)
+    assert dino(images()).shape == (2, dino.channels, 4, 6)
     assert parameter_count(dino, learnt=True) == 0
     dino.network.save_pretrained(tmp_path)
     again = open_dino(NetworkConfig("debug", source=str(tmp_path)))
-    torch.testing.assert_close(again(pictures()), dino(pictures()))
+    torch.testing.assert_close(again(images()), dino(images()))
 
 
 class Attention4(nn.Module):
@@ -212,7 +212,7 @@ def test_low_rank_updates_under_the_other_names() -> None:
 
 def test_merging_changes_nothing() -> None:
     network = awake(tune(debug(), TuneConfig(rank=4)))
-    x = network.spec.normalise(pictures())  # type: ignore[union-attr, operator]
+    x = network.spec.normalise(images())  # type: ignore[union-attr, operator]
     with torch.no_grad():
         before, plain = network(x), debug()(x)
         names = {name for name, _ in debug().named_parameters()}
@@ -252,7 +252,7 @@ def test_convolutions_get_low_rank_updates_too() -> None:
     network = awake(tune(source, TuneConfig(rank=2, alpha=1)))
     names = {n.split(".")[0] for n, p in network.named_parameters() if p.requires_grad}
     assert names == {"stem", "stages", "context"}
-    x = pictures(64, 96)
+    x = images(64, 96)
     cheap = float(product_norm(low_rank(network)).detach())
     with torch.no_grad():
         answer = network(x)
@@ -270,7 +270,7 @@ def test_statistics_of_what_does_not_learn_are_held() -> None:
     network.train()
     hold_statistics(network)
     before = {name: weight.clone() for name, weight in network.named_buffers()}
-    network(pictures(64, 96))
+    network(images(64, 96))
     for name, value in network.named_buffers():
         assert torch.equal(value, before[name])
     whole = tune(SmallUNet(SMALL_UNET), TuneConfig(what="full")).train()
@@ -305,7 +305,7 @@ def test_a_mirroring_unet_answers_alike_from_both_sides_once_trained() -> None:
     network = SmallUNet(dataclasses.replace(SMALL_UNET, mirror=True)).eval()
     plain = SmallUNet(SMALL_UNET).eval()
     plain.load_state_dict(network.state_dict())
-    x = pictures(64, 96)
+    x = images(64, 96)
     with torch.no_grad():
         torch.testing.assert_close(network(x.flip(3)).flip(3), network(x))
         assert not torch.allclose(plain(x.flip(3)).flip(3), plain(x))
@@ -335,7 +335,7 @@ def test_a_run_of_ours_opens_as_a_source(tmp_path: Path, lora: bool) -> None:
     checkpoints.write(tmp_path, 3, about, {"averaged": network.state_dict()}, {})
     again = open_network(NetworkConfig(source=str(tmp_path)))
     assert not list(low_rank(again))
-    torch.testing.assert_close(again(pictures()), network(pictures()), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again(images()), network(images()), atol=1e-5, rtol=1e-5)
     other = {"recipe": "other", "settings": {}}
     checkpoints.write(tmp_path / "o", 3, other, {"averaged": network.state_dict()}, {})
     with pytest.raises(TrainingError, match="other"):

@@ -34,13 +34,13 @@ def test_all_contexts_at_once_equal_one_by_one(count: int) -> None:
     labels = torch.randint(0, count + 1, (3, 1, 9, 7), generator=generator)
     found = normalise(values, labels)
     assert torch.equal(found[labels == 0], torch.zeros_like(found[labels == 0]))
-    for picture in range(3):
+    for image in range(3):
         for label in range(1, count + 1):
-            inside = labels[picture] == label
-            mine = values[picture][inside]
+            inside = labels[image] == label
+            mine = values[image][inside]
             centred = mine - mine.median()
             expected = centred / (centred.abs().mean() + 1e-6)
-            torch.testing.assert_close(found[picture][inside], expected)
+            torch.testing.assert_close(found[image][inside], expected)
 
 
 def test_values_outside_do_not_matter_and_get_no_gradient() -> None:

@@ -98,7 +98,7 @@ def test_a_line_that_a_crash_cut_is_mended(tmp_path: Path) -> None:
 def test_labels_find_their_pictures_with_and_without_suffix() -> None:
     pairs = [Pair("room/a", 1, 2, 3, 4, "closer"), Pair("room/b.jpg", 1, 2, 3, 4, "equal")]
     labels = LabelSet(pairs, ["room/a.png", "room/b.jpg", "room/c.jpg"])
-    assert labels.pictures == ["room/a.png", "room/b.jpg"]
+    assert labels.images == ["room/a.png", "room/b.jpg"]
     assert len(labels) == 2
     first, second, signs = labels.points("room/a.png", (10, 20, 3))
     assert (first.tolist(), second.tolist(), signs.tolist()) == ([[1, 2]], [[3, 4]], [1])
@@ -109,7 +109,7 @@ def test_labels_without_a_picture_or_outside_it_are_refused() -> None:
     with pytest.raises(DataError, match=r"'rom/a\.png'.*did you mean 'room/a\.png'"):
         LabelSet([Pair("rom/a.png", 1, 2, 3, 4, "closer")], ["room/a.png"])
     labels = LabelSet([Pair("a", 1, 2, 20, 4, "closer")], ["a.png"])
-    with pytest.raises(DataError, match=r"\(20, 4\) outside the picture of 20x10"):
+    with pytest.raises(DataError, match=r"\(20, 4\) outside the image of 20x10"):
         labels.points("a.png", (10, 20, 3))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a folder of pictures and ordinal labels to a network in the node: the README's commands."""
+"""From a folder of images and ordinal labels to a network in the node: the README's commands."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from training.models.segment_anything import open_sam
 H, W = 48, 64
 
 
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     """Four areas of different colours."""
     image = np.zeros((H, W, 3), np.uint8)
     image[: H // 2, : W // 2] = (200, 30, 30)
@@ -73,30 +73,30 @@ def tiny_sam(folder: Path, kind: str) -> Path:
 
 
 def test_classical_regions_are_masks_that_fill_the_picture() -> None:
-    found = MaskMaker(MaskConfig())(picture())
+    found = MaskMaker(MaskConfig())(image())
     assert found.dtype == np.bool_
     assert found.shape[1:] == (H, W)
     assert (found.sum(axis=0) == 1).all()
     size = found.sum(axis=(1, 2))
     assert (np.diff(size) <= 0).all()
     assert len(found) >= 4
-    few = MaskMaker(MaskConfig(most=2))(picture())
+    few = MaskMaker(MaskConfig(most=2))(image())
     np.testing.assert_array_equal(few, found[:2])
 
 
 def test_masks_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = MaskConfig(folder=str(tmp_path))
-    first = MaskMaker(cfg)(picture())
+    first = MaskMaker(cfg)(image())
 
     def again(*_: object, **__: object) -> None:
         raise AssertionError("made twice")
 
     monkeypatch.setattr(module, "segment", again)
-    np.testing.assert_array_equal(MaskMaker(cfg)(picture()), first)
+    np.testing.assert_array_equal(MaskMaker(cfg)(image()), first)
     with pytest.raises(AssertionError, match="twice"):
-        MaskMaker(cfg)(picture()[::-1].copy())
+        MaskMaker(cfg)(image()[::-1].copy())
     with pytest.raises(AssertionError, match="twice"):
-        MaskMaker(MaskConfig(folder=str(tmp_path), most=3))(picture())
+        MaskMaker(MaskConfig(folder=str(tmp_path), most=3))(image())
 
 
 @pytest.mark.parametrize("kind", ["sam", "sam2"])
@@ -108,16 +108,16 @@ def test_segment_anything_gives_masks_of_the_pictures_size(tmp_path: Path, kind:
     with torch.no_grad():
         scores = torch.cat([s for _, s in sam(torch.rand(1, 3, H, W), torch.rand(5, 2) * H)])
     assert scores.shape == (15,)
-    found = sam_masks(sam, picture(), generous)
+    found = sam_masks(sam, image(), generous)
     assert found.dtype == np.bool_
     assert found.shape[1:] == (H, W)
     assert 1 <= len(found) <= 4 * 4 * 3
     strict = MaskConfig(source=str(folder), grid=4, overlap=1000.0)
-    assert sam_masks(sam, picture(), strict).shape == (0, H, W)
+    assert sam_masks(sam, image(), strict).shape == (0, H, W)
 
 
 def test_points_land_where_they_are_meant(tmp_path: Path) -> None:
-    """The network is told the same place for the same share of the picture, whatever its size."""
+    """The network is told the same place for the same share of the image, whatever its size."""
     sam = open_sam(MaskConfig(source=str(tiny_sam(tmp_path, "sam2"))))
     told = []
     real = sam.network.forward

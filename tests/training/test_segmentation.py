@@ -82,7 +82,7 @@ def room(height: int, width: int) -> np.ndarray:
 
 
 def shaken(model: Any, seed: int = 1) -> Any:
-    """Random weights under which masks have sizes and depend on the picture and on the point."""
+    """Random weights under which masks have sizes and depend on the image and on the point."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -221,7 +221,7 @@ def test_stability_and_boxes_are_those_of_the_masks(folder: Path) -> None:
     tensors["extent"] = np.array([SIZE / 2, SIZE], np.float32)
     with open_engine(decoder, threads=1) as engine:
         found = engine.run_named(tensors)
-    masks = found["masks"][:, :, : found["masks"].shape[2] // 2]  # what lies in the picture
+    masks = found["masks"][:, :, : found["masks"].shape[2] // 2]  # what lies in the image
     strict, lax = ((masks > level).sum(axis=(2, 3)) for level in (1.0, -1.0))
     np.testing.assert_allclose(found["stability"], strict / np.maximum(lax, 1), rtol=1e-6)
     for index in np.ndindex(masks.shape[:2]):
@@ -288,7 +288,7 @@ def packages() -> dict[str, Any]:
 
 
 def original(package: Any) -> tuple[Any, int]:
-    """A Sam of the package, small and random, and the size of its picture."""
+    """A Sam of the package, small and random, and the size of its image."""
     torch.manual_seed(0)
     parts = package.modeling
     if package.__name__ == "mobile_sam":  # its encoder is made for 1024 pixels and 256 channels

@@ -23,7 +23,7 @@ def opened(layout: str, folder: Path, need_poses: bool = True, **more: object):
     return open_triplets(cfg, HEIGHT, WIDTH, need_poses)
 
 
-def picture(path: Path, value: int, shape: tuple[int, ...] = (48, 64, 3)) -> None:
+def image(path: Path, value: int, shape: tuple[int, ...] = (48, 64, 3)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.full(shape, value, np.uint8))
 
@@ -38,7 +38,7 @@ def depth_map(path: Path, value: int, shape: tuple[int, int] = (48, 64)) -> None
 def make_scannet(folder: Path, frames: int = 4) -> Path:
     scene = folder / "scene0000_00"
     for k in range(frames):
-        picture(scene / "color" / f"{k}.png", 10 * k)
+        image(scene / "color" / f"{k}.png", 10 * k)
         depth_map(scene / "depth" / f"{k}.png", 1500)
         pose = np.eye(4)
         pose[0, 3] = 0.1 * k
@@ -56,7 +56,7 @@ def make_tum(folder: Path, name: str = "rgbd_dataset_freiburg1_desk", frames: in
     rows: dict[str, list[str]] = {"rgb": [], "depth": [], "groundtruth": []}
     for k in range(frames):
         stamp = 100 + 0.1 * k
-        picture(place / "rgb" / f"{stamp:.6f}.png", 10 * k)
+        image(place / "rgb" / f"{stamp:.6f}.png", 10 * k)
         depth_map(place / "depth" / f"{stamp:.6f}.png", 10_000)
         rows["rgb"].append(f"{stamp:.6f} rgb/{stamp:.6f}.png")
         rows["depth"].append(f"{stamp + 0.01:.6f} depth/{stamp:.6f}.png")
@@ -72,7 +72,7 @@ def make_kitti(folder: Path, frames: int = 3) -> Path:
     day = folder / "2011_09_26"
     drive = day / "2011_09_26_drive_0001_sync"
     for k in range(frames):
-        picture(drive / "image_02" / "data" / f"{k:010d}.png", 10 * k)
+        image(drive / "image_02" / "data" / f"{k:010d}.png", 10 * k)
         oxts = drive / "oxts" / "data" / f"{k:010d}.txt"
         oxts.parent.mkdir(parents=True, exist_ok=True)
         # Northwards by 1e-5 degrees a frame, heading north (yaw 90 degrees from east).
@@ -109,7 +109,7 @@ def test_scannet(tmp_path: Path) -> None:
     assert len(triplets) == 2
     found = triplets[0]
     assert found.target.image.shape == (HEIGHT, WIDTH, 3) and (found.target.image == 10).all()
-    # Half the size: half the focal length, and the centre of the picture stays its centre.
+    # Half the size: half the focal length, and the centre of the image stays its centre.
     np.testing.assert_allclose(found.target.K, [[30, 0, 15.5], [0, 31, 11.5], [0, 0, 1]], atol=1e-9)
     np.testing.assert_allclose(found.poses()[:, 0, 3], [0.1, -0.1])
     assert np.isnan(found.target.depth[0]).all()
@@ -206,7 +206,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     (scene / "color" / "1.png").write_bytes(b"cut")
     with pytest.raises(DataError, match=r"1\.png cannot be read"):
         opened("scannet", tmp_path)[0]
-    picture(scene / "color" / "1.png", 10)
-    picture(scene / "depth" / "1.png", 10)
+    image(scene / "color" / "1.png", 10)
+    image(scene / "depth" / "1.png", 10)
     with pytest.raises(DataError, match="16 bit"):
         opened("scannet", tmp_path)[0]

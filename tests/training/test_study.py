@@ -34,7 +34,7 @@ def test_rooms_repeat_and_the_three_kinds_differ(tmp_path: Path) -> None:
     for one, same, other in zip(learn, again, judge, strict=True):
         np.testing.assert_array_equal(one.image, same.image)
         assert not np.array_equal(one.image, other.image)
-    fog = common.worn(learn, "fog", 5)
+    fog = common.corrupted(learn, "fog", 5)
     assert not np.array_equal(fog[0].image, learn[0].image)
     assert fog[0].depth is learn[0].depth
 
@@ -62,7 +62,7 @@ def test_the_published_config_is_what_the_study_judged() -> None:
 
 
 def test_a_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["study", "westar", "--out", str(tmp_path), "--steps", "2", "--pictures", "3"]
+    command = ["study", "westar", "--out", str(tmp_path), "--steps", "2", "--images", "3"]
     command += ["--rooms", "1", "--only", "WeSTAR", "WeSTAR, rooms of the source kept"]
     command += ["upper bound: depth is known"]
     assert main(command) == 0

@@ -17,7 +17,7 @@ from training.studies import distill as study
 
 
 def seed_of(errors: list[list[float]]) -> dict[str, Any]:
-    """Scores of one seed: AbsRel of the pictures of each source."""
+    """Scores of one seed: AbsRel of the images of each source."""
     rows = [
         [f"s{k}", str(j), error, 2 * error, 0.5]
         for k, source in enumerate(errors)
@@ -73,16 +73,16 @@ def test_what_cannot_be_studied_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, said in ((["--only", "hybrid"], "No variant is called 'hybrid': there are both"),
-                        (["--pictures", "3"], "--pictures 3 is too few")):  # fmt: skip
+                        (["--images", "3"], "--images 3 is too few")):  # fmt: skip
         assert main(["study", "distill", "--out", str(tmp_path), *words]) == 1
         assert capsys.readouterr().err.startswith(said)
 
 
 def test_the_assistant_answers_from_0_to_1(tmp_path: Path) -> None:
-    primary = study.Study(tmp_path, 9, 2).primary
-    pictures = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    maps = study.Unit(primary)(pictures)
-    for scaled, plain in zip(maps, primary(pictures), strict=True):
+    primary = study.DistillStudy(tmp_path, 9, 2).primary
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    maps = study.Unit(primary)(images)
+    for scaled, plain in zip(maps, primary(images), strict=True):
         assert (float(scaled.min()), float(scaled.max())) == pytest.approx((0, 1))
         assert bool((scaled.flatten().argsort() == plain.flatten().argsort()).all())
     assert study.Unit(primary).revision != primary.revision
@@ -94,8 +94,8 @@ def test_a_teacher_that_sees_more_in_a_part_is_better_there(tmp_path: Path) -> N
     class Bright:
         name, revision, kind = "bright", "1", "disparity_affine_invariant"
 
-        def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-            return pictures.mean(dim=1, keepdim=True)
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean(dim=1, keepdim=True)
 
     rng = np.random.default_rng(0)
     fine = rng.uniform(0.2, 1, (96, 144)).astype(np.float32)
@@ -106,7 +106,7 @@ def test_a_teacher_that_sees_more_in_a_part_is_better_there(tmp_path: Path) -> N
 
 def test_the_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [study.ALIKE, "taught by the truth"]
-    command = ["study", "distill", "--out", str(tmp_path), "--steps", "1", "--pictures", "9"]
+    command = ["study", "distill", "--out", str(tmp_path), "--steps", "1", "--images", "9"]
     command += ["--rooms", "1", "--only", *names]
     assert main(command) == 0
     said = capsys.readouterr().out

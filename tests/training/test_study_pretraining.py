@@ -23,7 +23,7 @@ from training.studies import runs as runs_module
 
 @pytest.fixture(autouse=True)
 def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step of two pictures for everything, of networks as small as they can be."""
+    """One step of two images for everything, of networks as small as they can be."""
     for base in (mesa.MESA_BASE, depthmaster_module.MASTER_BASE, depthmaster_module.STUDENT_BASE):
         monkeypatch.setitem(base["loop"], "batch", 2)
         monkeypatch.setitem(base["loop"], "steps", 1)
@@ -65,7 +65,7 @@ def test_a_study_makes_a_table_and_repeats_nothing(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["study", what, "--out", str(tmp_path), "--rooms", "1", "--pictures", "3", "--only"]
+    words = ["study", what, "--out", str(tmp_path), "--rooms", "1", "--images", "3", "--only"]
     assert main([*words, *names]) == 0
     found = (tmp_path / what / "table.md").read_text()
     assert all(column in found for column in columns)

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from depth_node.engine import opening, options
 from depth_node.inference import DepthModel, ModelConfig
 from training.checkpoints import TrainingError
-from training.models.network_io import InputSpec
+from training.models.network_io import NetworkInput
 from training.models.networks import NetworkConfig
 from training.models.teachers import NetworkTeacher, TeacherConfig, ask, fingerprint, open_teacher
 
@@ -26,7 +26,7 @@ class Fixed:
     def __init__(self, kind: str, values: torch.Tensor) -> None:
         self.kind, self.values = kind, values
 
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return self.values
 
 
@@ -58,23 +58,23 @@ def test_a_network_teaches_at_any_size_and_repeats() -> None:
     before = torch.random.get_rng_state()
     teacher = open_teacher(cfg)
     assert torch.equal(before, torch.random.get_rng_state())
-    pictures = torch.rand(2, 3, 60, 80)
-    disparity, known = ask(teacher, pictures)
+    images = torch.rand(2, 3, 60, 80)
+    disparity, known = ask(teacher, images)
     assert disparity.shape == (2, 1, 60, 80)
     assert known.all()
     again = open_teacher(cfg)
     assert again.revision == teacher.revision
-    assert torch.equal(ask(again, pictures)[0], disparity)
+    assert torch.equal(ask(again, images)[0], disparity)
     other = open_teacher(TeacherConfig(network=NetworkConfig("debug"), seed=4))
     assert other.revision != teacher.revision
     fixed = open_teacher(TeacherConfig(network=NetworkConfig("debug"), seed=3, height=28, width=28))
-    assert ask(fixed, pictures)[0].shape == (2, 1, 60, 80)
+    assert ask(fixed, images)[0].shape == (2, 1, 60, 80)
 
 
 class Ramp(torch.nn.Module):
     """A network whose affine depth is the red channel."""
 
-    spec = InputSpec((0.0,) * 3, (1.0,) * 3, 8)
+    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 8)
     meaning = "depth_affine_invariant"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -83,11 +83,11 @@ class Ramp(torch.nn.Module):
 
 def test_affine_depth_gets_a_shift_before_it_is_inverted() -> None:
     """Its nearest is 0, whose inverse would tower over everything else."""
-    pictures = torch.linspace(0, 1, 16).expand(1, 3, 8, 16)
-    disparity, known = ask(NetworkTeacher(Ramp(), "ramp", shift=0.1), pictures)
-    torch.testing.assert_close(disparity, 1 / (pictures[:, :1] + 0.1))
+    images = torch.linspace(0, 1, 16).expand(1, 3, 8, 16)
+    disparity, known = ask(NetworkTeacher(Ramp(), "ramp", shift=0.1), images)
+    torch.testing.assert_close(disparity, 1 / (images[:, :1] + 0.1))
     assert known.all()
-    plain, _ = ask(NetworkTeacher(Ramp(), "ramp"), pictures)
+    plain, _ = ask(NetworkTeacher(Ramp(), "ramp"), images)
     assert float(plain.max()) > 5 * float(disparity.max())
     revisions = {NetworkTeacher(Ramp(), "ramp", shift=s).revision for s in (0.0, 0.1, 0.2)}
     assert len(revisions) == 3, "kept answers of another shift are not mistaken for these"

@@ -107,7 +107,7 @@ def test_the_schedule_rises_and_falls() -> None:
 
 
 def test_learning_happens(pool_folder: Path, tmp_path: Path) -> None:
-    """Twenty-four pictures, always seen alike, are learnt by heart."""
+    """Twenty-four images, always seen alike, are learnt by heart."""
     plain = [f"augment.{name}=0" for name in ("flip", "colour", "gamma", "blur", "noise", "grey")]
     cfg = settings(
         pool_folder,

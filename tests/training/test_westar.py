@@ -28,7 +28,7 @@ SIZE = (60, 80)
 
 
 def samples(count: int = 3) -> list[Sample]:
-    """Pictures whose brightness says the disparity, with that depth."""
+    """Images whose brightness says the disparity, with that depth."""
     out = []
     for k in range(count):
         rng = np.random.default_rng(k)
@@ -164,7 +164,7 @@ def test_what_the_source_knows_is_held_by_its_answers() -> None:
     terms = made.loss(model, {**other, "known": batch["known"]}, model)
     assert float(terms["st"].detach()) == pytest.approx(
         float(plain.loss(model, other, model)["st"].detach()), abs=1e-6
-    ), "the old place's pictures take no part in self-training"
+    ), "the old place's images take no part in self-training"
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
@@ -181,7 +181,7 @@ def test_what_the_source_knows_is_held_by_its_answers() -> None:
             p.sub_(g, alpha=1e-3 / float(torch.cat([x.flatten() for x in gradient]).norm()))
     after = made.loss(model, batch, model)["known"]
     assert float(after.detach()) < float(moved["known"].detach())
-    with pytest.raises(DataError, match="needs pictures: set `known`"):
+    with pytest.raises(DataError, match="needs images: set `known`"):
         recipe("loss.known=1")
 
 
@@ -288,19 +288,19 @@ def test_a_label_file_is_used_and_checked(tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     write_labels(labels, [Pair("1.png", 5, 5, 70, 50, "farther")])
     overrides = [
-        "pictures.kind=images", f"pictures.folder={tmp_path}", f"labels.file={labels}",
+        "images.kind=images", f"images.folder={tmp_path}", f"labels.file={labels}",
         "labels.from_depth=false", "loop.batch=8",
     ]  # fmt: skip
     console = Console(record=True, width=120, quiet=False, file=open(tmp_path / "out", "w"))  # noqa: SIM115
     made = westar.build(settings(*overrides), console)
-    assert "1 ordinal labels on 1 of 3 pictures" in console.export_text()
+    assert "1 ordinal labels on 1 of 3 images" in console.export_text()
     console.file.close()
     batch = made.batch(0, (0, 1))
     assert len(batch["sign"]) > 0
     assert set(batch["sign"].tolist()) == {-1}
     write_labels(labels, [Pair("1.png", 5, 5, 170, 50, "farther")])
     made = westar.build(settings(*overrides), Console(quiet=True))
-    with pytest.raises(DataError, match="outside the picture of 80x60"):
+    with pytest.raises(DataError, match="outside the image of 80x60"):
         [made.batch(step, (0, 1)) for step in range(9)]
 
 
@@ -312,7 +312,7 @@ def test_the_embedded_network_is_adapted_beside_rendered_rooms(tmp_path: Path) -
         cv2.imwrite(str(tmp_path / sample.name), sample.image[..., ::-1])
     write_labels(tmp_path / "labels.csv", [Pair("1.png", 5, 5, 70, 50, "farther")])
     overrides = [
-        f"pictures.folder={tmp_path}", f"labels.file={tmp_path / 'labels.csv'}", "loop.steps=2",
+        f"images.folder={tmp_path}", f"labels.file={tmp_path / 'labels.csv'}", "loop.steps=2",
         "known.limit=2", "masks.folder=", "loop.warmup=0", "loop.log_every=1",
     ]  # fmt: skip
     cfg = config.load(westar.Config, CONFIG.with_name("westar_embedded.yaml"), overrides)

@@ -4,7 +4,7 @@
     python toy.py RUN [key=value ...] [--kill-in-save N] [--interrupt-at STEP]
 
 There is no batch normalisation in it: statistics over a batch are the one thing that depends on how
-a step's pictures are shared out.
+a step's images are shared out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from training import checkpoints, loop
 
 @dataclass(frozen=True)
 class Config:
-    """Eight steps of four pictures."""
+    """Eight steps of four images."""
 
     width: int = config.option(6, "Channels.", minimum=1)
     loop: loop.LoopConfig = config.section(
@@ -46,7 +46,7 @@ class Config:
 
 
 class Toy(loop.Recipe):
-    """Brightness of noise pictures through a frozen and two learnt layers."""
+    """Brightness of noise images through a frozen and two learnt layers."""
 
     name = "toy"
 
@@ -73,10 +73,10 @@ class Toy(loop.Recipe):
         return self.projection
 
     def batch(self, step: int, share: loop.Share) -> loop.Batch:
-        pictures = [
+        images = [
             rng.random((3, 8, 8), np.float32) for rng in loop.generators(self.cfg.loop, step, share)
         ]
-        return {"image": torch.from_numpy(np.stack(pictures))}
+        return {"image": torch.from_numpy(np.stack(images))}
 
     def loss(
         self, model: nn.Module, batch: loop.Batch, averaged: nn.Module | None

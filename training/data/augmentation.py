@@ -17,9 +17,9 @@ from training.data.samples import F32, U8
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a picture, resized, perhaps mirrored: one geometry for picture, depth and points.
+    """A part of an image, resized, perhaps mirrored: one geometry for image, depth and points.
 
-    Rows top .. top + rows, columns left .. left + columns of the picture become (height, width).
+    Rows top .. top + rows, columns left .. left + columns of the image become (height, width).
     """
 
     top: int
@@ -32,11 +32,11 @@ class Window:
 
     @classmethod
     def whole(cls, shape: tuple[int, ...], height: int, width: int) -> Window:
-        """All of a picture of that shape."""
+        """All of an image of that shape."""
         return cls(0, 0, shape[0], shape[1], height, width)
 
     def image(self, image: NDArray[Any]) -> NDArray[Any]:
-        """A picture (H, W, C): averaged where it shrinks, linear where it grows."""
+        """An image (H, W, C): averaged where it shrinks, linear where it grows."""
         shrinks = self.rows >= self.height and self.columns >= self.width
         return self._cut(image, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
@@ -52,7 +52,7 @@ class Window:
         return np.ascontiguousarray(out[:, ::-1] if self.flip else out).astype(kind, copy=False)
 
     def points(self, uv: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Picture coordinates (N, 2) as (column, row) -> coordinates in the window, maybe outside.
+        """Image coordinates (N, 2) as (column, row) -> coordinates in the window, maybe outside.
 
         Pixel centres lie at integers on both sides.
         """
@@ -64,7 +64,7 @@ class Window:
     def camera(self, camera: Camera) -> Camera:
         """The undistorted camera of the window; a mirrored one has no camera: ValueError."""
         if self.flip:
-            raise ValueError("a mirrored picture has no camera: take the window without flip")
+            raise ValueError("a mirrored image has no camera: take the window without flip")
         x, y = self.width / self.columns, self.height / self.rows
         centre = self.points(np.array([[camera.cx, camera.cy]]))[0]
         return Camera(
@@ -79,10 +79,10 @@ class Window:
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """How a picture is varied; by default not at all. RENDERED, WEAK and STRONG are presets."""
+    """How an image is varied; by default not at all. RENDERED, WEAK and STRONG are presets."""
 
     smallest_crop: float = config.option(
-        1.0, "Least share of the picture's sides that a crop keeps.", minimum=0.1, maximum=1
+        1.0, "Least share of the image's sides that a crop keeps.", minimum=0.1, maximum=1
     )
     aspect: float = config.option(
         0.0, "Greatest share that a crop loses of one side more.", minimum=0, maximum=0.5
@@ -94,9 +94,9 @@ class ViewConfig:
     gamma: float = config.option(0.0, "Spread of the logarithm of gamma.", minimum=0, maximum=2)
     blur: float = config.option(0.0, "Probability of a blur of up to 1 px.", minimum=0, maximum=1)
     noise: float = config.option(
-        0.0, "Greatest sigma of pixel noise (picture in 0..1).", minimum=0, maximum=1
+        0.0, "Greatest sigma of pixel noise (image in 0..1).", minimum=0, maximum=1
     )
-    grey: float = config.option(0.0, "Probability of a grey picture.", minimum=0, maximum=1)
+    grey: float = config.option(0.0, "Probability of a grey image.", minimum=0, maximum=1)
     posterize: float = config.option(
         0.0, "Probability of 4 to 6 bits a colour.", minimum=0, maximum=1
     )
@@ -119,7 +119,7 @@ class ViewConfig:
         config.validate(self)
 
 
-# For rendered rooms: their pictures have no camera's faults, so they are given some.
+# For rendered rooms: their images have no camera's faults, so they are given some.
 RENDERED: dict[str, Any] = {
     "smallest_crop": 0.72,
     "aspect": 0.08,
@@ -147,7 +147,7 @@ STRONG: dict[str, Any] = {
 def random_window(
     shape: tuple[int, ...], height: int, width: int, cfg: ViewConfig, rng: np.random.Generator
 ) -> Window:
-    """A crop of a picture of that shape by cfg's geometry."""
+    """A crop of an image of that shape by cfg's geometry."""
     share = rng.uniform(cfg.smallest_crop, 1.0)
     rows = max(int(shape[0] * share * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[0]))
     columns = max(int(shape[1] * share * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[1]))
@@ -159,10 +159,10 @@ def random_window(
 def augment(
     image: U8, depth: F32, height: int, width: int, cfg: ViewConfig, rng: np.random.Generator
 ) -> tuple[F32, F32]:
-    """One training pair: picture (height, width, 3) float32 0..1 and depth (height, width) float32
+    """One training pair: image (height, width, 3) float32 0..1 and depth (height, width) float32
     m (nearest).
     """
-    # The aspect varies a little as well: a network input is a stretched picture, whatever the
+    # The aspect varies a little as well: a network input is a stretched image, whatever the
     # camera's aspect.
     window = random_window(depth.shape, height, width, cfg, rng)
     x = window.image(image).astype(np.float32) / np.float32(255)
@@ -170,7 +170,7 @@ def augment(
 
 
 def recolour(x: F32, cfg: ViewConfig, rng: np.random.Generator) -> F32:
-    """Another light, another camera for a picture (H, W, 3) float32 in 0..1; no pixel moves."""
+    """Another light, another camera for an image (H, W, 3) float32 in 0..1; no pixel moves."""
     x = _distort(np.clip(x, 0, 1).astype(np.float32, copy=False), cfg, rng)
     spread = cfg.colour
     if cfg.gamma:

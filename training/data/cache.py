@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is computed once per picture and read many times: teachers' maps and masks.
+"""What is computed once per image and read many times: teachers' maps and masks.
 
     FOLDER/ab/abcdef...png    uint16: the map between its least (1) and greatest value (65535),
                               0 = unknown; or masks, 16 to a page of bits, pages below each other
     FOLDER/ab/abcdef...json   the key, the range or the number of masks; written last
 
-The name is a digest of the key, so another picture, crop, teacher or revision is another file.
+The name is a digest of the key, so another image, crop, teacher or revision is another file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEPS = 65534  # between the least and the greatest value; 0 is kept for unknown
 
 
 def digest(image: NDArray[np.uint8]) -> str:
-    """A picture's name that follows from its pixels alone."""
+    """An image's name that follows from its pixels alone."""
     shape = json.dumps(image.shape).encode()
     return hashlib.blake2b(
         shape + np.ascontiguousarray(image).tobytes(), digest_size=16
@@ -38,12 +38,12 @@ def digest(image: NDArray[np.uint8]) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """Which map: of which picture (its `digest`), seen how, made by whom."""
+    """Which map: of which image (its `digest`), seen how, made by whom."""
 
     image: str
     maker: str
     revision: str
-    window: Window | None = None  # None: the whole picture in its own size
+    window: Window | None = None  # None: the whole image in its own size
 
     @property
     def name(self) -> str:
@@ -71,8 +71,8 @@ class Cache:
         known = np.isfinite(values)
         if values.ndim != 2 or not known.any():
             raise DataError(
-                f"The map of {key.maker} for picture {key.image} has no finite value or not two"
-                " dimensions: it is not kept; look at that picture."
+                f"The map of {key.maker} for image {key.image} has no finite value or not two"
+                " dimensions: it is not kept; look at that image."
             )
         low, high = float(values[known].min()), float(values[known].max())
         share = (np.where(known, values, low).astype(np.float64) - low) / max(high - low, 1e-30)
@@ -111,7 +111,7 @@ class Cache:
             made = f" run `{self.cure}` first." if self.cure else " fill it first."
             raise DataError(
                 f"The cache {self.folder} has nothing of {key.maker} (revision {key.revision}) for"
-                f" picture {key.image} in this view:{made}"
+                f" image {key.image} in this view:{made}"
             ) from None
         except ValueError as error:
             raise self._damaged(key, str(error)) from error
@@ -143,7 +143,7 @@ class Cache:
         path = self._path(key, ".png")
         stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
         if stored is None or stored.dtype != np.uint16 or stored.ndim != 2:
-            raise self._damaged(key, "its picture is not readable")
+            raise self._damaged(key, "its image is not readable")
         return np.asarray(stored, np.uint16), about
 
     def _damaged(self, key: Key, why: str) -> DataError:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What weather, lenses and sensors do to a picture: 18 corruptions at five severities.
+"""What weather, lenses and sensors do to an image: 18 corruptions at five severities.
 
 The list and its numbers are RoboDepth's (Kong et al., NeurIPS 2023), after Hendrycks and
 Dietterich (ICLR 2019); the code is ours, and so is what a table of numbers leaves open: frost is
 synthesised and not pasted from photographs, glass moves pixels by a random field instead of
-swapping them one by one, elastic bends without shifting, the dark picture's noise is a tenth of
-`gaussian` and `shot` one severity lower. Lengths are in pixels of the picture that is given, as
+swapping them one by one, elastic bends without shifting, the dark image's noise is a tenth of
+`gaussian` and `shot` one severity lower. Lengths are in pixels of the image that is given, as
 they are there.
 
 Every corruption follows from its seed alone. The severities of one seed share what is drawn (of
@@ -32,7 +32,7 @@ U8 = NDArray[np.uint8]
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-# --- weather and light: pictures are float32 RGB in 0..1 -----------------------------------------
+# --- weather and light: images are float32 RGB in 0..1 -----------------------------------------
 
 
 def _brightness(x: F32, rng: np.random.Generator, add: float) -> F32:
@@ -183,7 +183,7 @@ def _jpeg(x: F32, rng: np.random.Generator, quality: int) -> F32:
     bgr = np.ascontiguousarray(_as_bytes(x)[..., ::-1])
     done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise RuntimeError(f"OpenCV could not write a JPEG of {x.shape}: use a smaller picture.")
+        raise RuntimeError(f"OpenCV could not write a JPEG of {x.shape}: use a smaller image.")
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if decoded is None:
         raise RuntimeError("OpenCV cannot read the JPEG that it wrote: install it with JPEG.")
@@ -241,9 +241,9 @@ INDOOR = tuple(name for name in CORRUPTIONS if name not in ("fog", "frost", "sno
 
 
 def corrupt(image: U8, name: str, severity: int, seed: int = 0) -> U8:
-    """(H, W, 3) uint8 RGB -> the same picture worn by one of CORRUPTIONS; severity 0 is a copy.
+    """(H, W, 3) uint8 RGB -> the same image worn by one of CORRUPTIONS; severity 0 is a copy.
 
-    Raises ValueError for an unknown name, a severity outside 0..5 or another kind of picture.
+    Raises ValueError for an unknown name, a severity outside 0..5 or another kind of image.
     """
     if name not in _TABLE:
         raise ValueError(f"No corruption is called {name!r}: use one of {', '.join(CORRUPTIONS)}.")
@@ -251,7 +251,7 @@ def corrupt(image: U8, name: str, severity: int, seed: int = 0) -> U8:
         raise ValueError(f"severity is {severity!r}: give a whole number from 0 (clean) to 5.")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(
-            f"The picture has shape {image.shape} and type {image.dtype}: give (H, W, 3) uint8 RGB."
+            f"The image has shape {image.shape} and type {image.dtype}: give (H, W, 3) uint8 RGB."
         )
     if severity == 0:
         return image.copy()
@@ -262,9 +262,9 @@ def corrupt(image: U8, name: str, severity: int, seed: int = 0) -> U8:
 
 
 def sheet(image: U8, columns_px: int = 160, seed: int = 0) -> U8:
-    """All corruptions of a picture on one sheet (rows, columns, 3): a row each, clean at the left.
+    """All corruptions of an image on one sheet (rows, columns, 3): a row each, clean at the left.
 
-    They are applied at the picture's own size and shrunk afterwards.
+    They are applied at the image's own size and shrunk afterwards.
     """
     rows_px = max(8, round(columns_px * image.shape[0] / image.shape[1]))
     strip = 14
@@ -291,10 +291,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run it. Raises DataError: one sentence."""
-    picture = cv2.imread(str(args.image), cv2.IMREAD_COLOR) if args.image.is_file() else None
-    if picture is None:
-        raise DataError(f"{args.image} cannot be read as a picture: give a JPEG or PNG file.")
-    made = sheet(np.ascontiguousarray(picture[..., ::-1]), seed=args.seed)
+    image = cv2.imread(str(args.image), cv2.IMREAD_COLOR) if args.image.is_file() else None
+    if image is None:
+        raise DataError(f"{args.image} cannot be read as an image: give a JPEG or PNG file.")
+    made = sheet(np.ascontiguousarray(image[..., ::-1]), seed=args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         written = cv2.imwrite(str(args.out), np.ascontiguousarray(made[..., ::-1]))
@@ -330,7 +330,7 @@ def mean_corruption_error(
 
 
 def mean_resilience_rate(errors: Mapping[str, Sequence[float]], clean: float) -> float:
-    """mRR in per cent: what is kept of 1 - DEE of the clean pictures. More is better."""
+    """mRR in per cent: what is kept of 1 - DEE of the clean images. More is better."""
     kept = [float(np.mean([1.0 - e for e in line])) for line, _ in _pairs(errors, errors)]
     return 100.0 * float(np.mean(kept)) / (1.0 - clean)
 
@@ -387,7 +387,7 @@ def _streak(x: F32, radius: int, sigma: float, angle_deg: float) -> F32:
 def _cloud(rng: np.random.Generator, height: int, width: int, persistence: float) -> F32:
     """Fractal noise (H, W) in 0..1 around 0.5: octaves of smooth noise, each weaker by a factor.
 
-    The octaves are those of the larger side: a picture of any shape sees round clouds. The weights
+    The octaves are those of the larger side: an image of any shape sees round clouds. The weights
     are not brought to a fixed sum, so that a rougher cloud is also a stronger one.
     """
     side = max(height, width)

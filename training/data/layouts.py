@@ -41,7 +41,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def decode(content: bytes, flags: int) -> NDArray[Any]:
-    """The picture in the bytes of a file, all of it; ValueError for what is cut or is none."""
+    """The image in the bytes of a file, all of it; ValueError for what is cut or is none."""
     # libjpeg fills the missing part of a cut file with grey and says nothing.
     cut = content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
     stored = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
@@ -51,7 +51,7 @@ def decode(content: bytes, flags: int) -> NDArray[Any]:
 
 
 def read_image(path: Path) -> U8:
-    """A picture (H, W, 3) uint8 RGB."""
+    """An image (H, W, 3) uint8 RGB."""
     with reading(path):
         bgr = decode(path.read_bytes(), cv2.IMREAD_COLOR)
         return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
@@ -135,7 +135,7 @@ def _read_frame(item: Item) -> Sample:
 
 
 def _camera(image: U8, size: tuple[int, int], fx: float, fy: float, cx: float, cy: float) -> Camera:
-    """A published calibration for pictures of `size` (width, height), scaled to this picture."""
+    """A published calibration for images of `size` (width, height), scaled to this image."""
     height, width = image.shape[:2]
     x, y = width / size[0], height / size[1]
     return Camera(width, height, fx * x, fy * y, (cx + 0.5) * x - 0.5, (cy + 0.5) * y - 0.5)
@@ -184,7 +184,7 @@ def _read_nyuv2(item: Item) -> Sample:
         image, depth = read_image(item.image), read_depth_png(item.depth, 1000)
     else:
         with _hdf5(item.image) as file, reading(item.image):
-            # MATLAB's order: (picture, channel, column, row). What was measured, not inpainted.
+            # MATLAB's order: (image, channel, column, row). What was measured, not inpainted.
             image = np.asarray(file["images"][item.about], np.uint8).transpose(2, 1, 0)
             measured = file["rawDepths" if "rawDepths" in file else "depths"]
             depth = np.asarray(measured[item.about], np.float32).T
@@ -282,7 +282,7 @@ def _read_eth3d(item: Item) -> Sample:
         values = np.fromfile(item.depth, "<f4")  # bare numbers, row by row
         if values.size != image.shape[0] * image.shape[1]:
             raise ValueError(
-                f"{values.size} numbers for a picture of {image.shape[1]}x{image.shape[0]}"
+                f"{values.size} numbers for an image of {image.shape[1]}x{image.shape[0]}"
             )
     # Thin-prism fisheye: no camera model of ours.
     return Sample(item.name, image, values.reshape(image.shape[:2]))

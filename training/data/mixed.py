@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures with depth to learn from: rendered rooms, a data set, or a mixture with a second one."""
+"""Images with depth to learn from: rendered rooms, a data set, or a mixture with a second one."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from depth_node import config
 from training.data.augmentation import ViewConfig, augment
 from training.data.open import DataConfig, open_samples
 from training.data.pool import Pool, PoolConfig, open_pool
-from training.data.samples import F32, DataError, Pictures, Sample
+from training.data.samples import F32, DataError, Images, Sample
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """Where pictures and depth come from."""
+    """Where images and depth come from."""
 
     first: str = config.option(
         "pool", "The rendered rooms of `pool`, or the data set `data`.", choices=("pool", "data")
     )
     second_share: float = config.option(
-        0.0, "Share of the pictures that come from the data set `second`.", minimum=0, maximum=1
+        0.0, "Share of the images that come from the data set `second`.", minimum=0, maximum=1
     )
-    keep: int = config.option(32, "Pictures of data sets that are held in memory.", minimum=0)
+    keep: int = config.option(32, "Images of data sets that are held in memory.", minimum=0)
     pool: PoolConfig = config.section(PoolConfig, "The rendered rooms.")
     data: DataConfig = config.section(DataConfig, "The data set.")
     second: DataConfig = config.section(DataConfig, "Another data set.")
     second_height: int = config.option(
         0,
-        "Rows of the pictures of `second`, where its shape is another; 0: as of the others. Each"
-        " part of a step then holds one picture (loop.accumulate as large as loop.batch).",
+        "Rows of the images of `second`, where its shape is another; 0: as of the others. Each"
+        " part of a step then holds one image (loop.accumulate as large as loop.batch).",
         unit="px",
         minimum=0,
     )
@@ -58,14 +58,14 @@ class Mixture:
         self.pool = self.first if isinstance(self.first, Pool) else None
         if self.pool is None:
             self.first = _Kept(self.first, cfg.keep)
-        self.second: Pictures = (
+        self.second: Images = (
             _Kept(open_samples(cfg.second), cfg.keep) if cfg.second_share > 0 else ()
         )
 
     def draw(
         self, rng: np.random.Generator, height: int, width: int, view: ViewConfig
     ) -> tuple[F32, F32]:
-        """A picture (height, width, 3) float32 in 0..1 and its depth (height, width) m; one of the
+        """An image (height, width, 3) float32 in 0..1 and its depth (height, width) m; one of the
         second data set has that one's size where it is set.
         """
         cfg = self.cfg
@@ -77,25 +77,25 @@ class Mixture:
     def batch(
         self, rngs: list[np.random.Generator], height: int, width: int, view: ViewConfig
     ) -> dict[str, Tensor]:
-        """`image` (N, 3, h, w) in 0..1 and `depth` (N, 1, h, w) m, a picture per generator."""
+        """`image` (N, 3, h, w) in 0..1 and `depth` (N, 1, h, w) m, an image per generator."""
         if self.cfg.second_height and len(rngs) > 1:
             raise DataError(
-                f"Pictures of two sizes cannot share a part of a step, and {len(rngs)} are in one:"
-                " set loop.accumulate to the pictures that a process has of a step, or"
-                " pictures.second_height and second_width to 0."
+                f"Images of two sizes cannot share a part of a step, and {len(rngs)} are in one:"
+                " set loop.accumulate to the images that a process has of a step, or"
+                " images.second_height and second_width to 0."
             )
         return batched([self.draw(rng, height, width, view) for rng in rngs])
 
 
 class _Kept:
-    """Pictures of which those read last are in memory."""
+    """Images of which those read last are in memory."""
 
-    def __init__(self, pictures: Pictures, keep: int) -> None:
-        self._pictures = pictures
-        self._read = functools.lru_cache(keep)(pictures.__getitem__)
+    def __init__(self, images: Images, keep: int) -> None:
+        self._images = images
+        self._read = functools.lru_cache(keep)(images.__getitem__)
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
         return self._read(index)
@@ -106,16 +106,16 @@ def open_first(
     pool: PoolConfig,
     data: DataConfig,
     waiting: Callable[[int], None] = lambda found: None,
-) -> Pictures:
+) -> Images:
     """The rendered rooms, once there are enough, if `which` is "pool"; else the data set."""
     return open_pool(pool, waiting) if which == "pool" else open_samples(data)
 
 
 def drawn(
-    pictures: Pictures, rng: np.random.Generator, height: int, width: int, view: ViewConfig
+    images: Images, rng: np.random.Generator, height: int, width: int, view: ViewConfig
 ) -> tuple[F32, F32]:
-    """One of the pictures, varied: (height, width, 3) float32 in 0..1, depth (height, width) m."""
-    sample = pictures[int(rng.integers(0, len(pictures)))]
+    """One of the images, varied: (height, width, 3) float32 in 0..1, depth (height, width) m."""
+    sample = images[int(rng.integers(0, len(images)))]
     if sample.depth is None:
         raise DataError(f"{sample.name} has no depth to learn from: give a data set with depth.")
     return augment(sample.image, sample.depth, height, width, view, rng)

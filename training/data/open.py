@@ -14,12 +14,12 @@ from depth_node.recordings.frames import FrameError
 from depth_node.simulation.renderer import Scene, random_view
 from depth_node.simulation.rooms import STYLES
 from training.data.layouts import LAYOUTS, listed_lines
-from training.data.samples import DataError, Item, Sample, Samples
+from training.data.samples import DataError, DataSet, Item, Sample
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which pictures."""
+    """Which images."""
 
     kind: str = config.option(
         "images",
@@ -32,7 +32,7 @@ class DataConfig:
     folder: str = config.option("", "Where they lie.")
     split: str = config.option("", "Part of the data set by its own layout; empty = all of it.")
     list: str = config.option(
-        "", "Text file with a line per picture, `image depth`, or per scene; empty = none."
+        "", "Text file with a line per image, `image depth`, or per scene; empty = none."
     )
     limit: int = config.option(0, "Use only the first so many; 0 = all.", minimum=0)
     seed: int = config.option(-1, "Procedural only: seed of the rooms; must be set.")
@@ -46,7 +46,7 @@ class DataConfig:
         config.validate(self)
 
 
-def open_samples(cfg: DataConfig) -> Samples:
+def open_samples(cfg: DataConfig) -> DataSet:
     """The data set that the settings name; DataError where there is none."""
     if cfg.kind == "procedural":
         return procedural(cfg)
@@ -71,16 +71,16 @@ def open_samples(cfg: DataConfig) -> Samples:
                 f"{folder}{part}{listed} holds nothing laid out as {cfg.kind}: expected"
                 f" {layout.expects}."
             )
-        samples = Samples(cfg.kind, layout.protocol, items, layout.read)
+        samples = DataSet(cfg.kind, layout.protocol, items, layout.read)
     return samples[: cfg.limit] if cfg.limit else samples
 
 
-def procedural(cfg: DataConfig) -> Samples:
-    """One picture of each of cfg.limit rooms; picture k follows from the seed and k alone."""
+def procedural(cfg: DataConfig) -> DataSet:
+    """One image of each of cfg.limit rooms; image k follows from the seed and k alone."""
     if cfg.seed < 0 or not cfg.limit:
-        raise DataError("Procedural pictures need a seed of 0 or more and a limit: how many rooms.")
+        raise DataError("Procedural images need a seed of 0 or more and a limit: how many rooms.")
     items = [Item(f"{cfg.seed}-{k}", Path(), about=k) for k in range(cfg.limit)]
-    return Samples("procedural", "indoor", items, partial(_render, cfg))
+    return DataSet("procedural", "indoor", items, partial(_render, cfg))
 
 
 def _render(cfg: DataConfig, item: Item) -> Sample:

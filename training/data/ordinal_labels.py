@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairwise ordinal labels: which of two points of a picture is nearer.
+"""Pairwise ordinal labels: which of two points of an image is nearer.
 
 A label file is CSV with the header `image,x1,y1,x2,y2,relation`, or JSON: a list of objects with
-these keys. x is the column and y the row of a pixel, centres at integers, in the picture's own
+these keys. x is the column and y the row of a pixel, centres at integers, in the image's own
 size. relation says how the FIRST point lies to the second: `closer`, `farther` or `equal`. image is
-a path below the folder of the pictures, as the data set names it.
+a path below the folder of the images, as the data set names it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RATIO = 1.03  # of depths that are still alike (Chen et al. 2016; structure-guid
 
 @dataclass(frozen=True)
 class Pair:
-    """One label: the first point (x1, y1) is `relation` than the second; pixels of the picture."""
+    """One label: the first point (x1, y1) is `relation` than the second; pixels of the image."""
 
     image: str
     x1: float
@@ -152,10 +152,10 @@ def mended(path: str | Path) -> bool:
 
 
 class LabelSet:
-    """The labels of a folder of pictures, by picture.
+    """The labels of a folder of images, by image.
 
-    names: what the pictures are called. A label may leave out the suffix of its picture. Raises
-    DataError for labels of pictures that are not there.
+    names: what the images are called. A label may leave out the suffix of its image. Raises
+    DataError for labels of images that are not there.
     """
 
     def __init__(self, pairs: Iterable[Pair], names: Iterable[str]) -> None:
@@ -170,8 +170,8 @@ class LabelSet:
                 guess = config.nearest(pair.image, known)
                 hint = f"; did you mean {guess!r}?" if guess else ""
                 raise DataError(
-                    f"A label names the picture {pair.image!r}, which is not among the"
-                    f" {len(known)} pictures{hint}; correct the label file or the folder."
+                    f"A label names the image {pair.image!r}, which is not among the"
+                    f" {len(known)} images{hint}; correct the label file or the folder."
                 )
             self._pairs.setdefault(everyone[pair.image], []).append(pair)
 
@@ -180,16 +180,16 @@ class LabelSet:
         return sum(len(pairs) for pairs in self._pairs.values())
 
     @property
-    def pictures(self) -> list[str]:
-        """The pictures that have labels, in order."""
+    def images(self) -> list[str]:
+        """The images that have labels, in order."""
         return sorted(self._pairs)
 
     def points(
         self, name: str, shape: tuple[int, ...]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """First points (K, 2) as (x, y), second points (K, 2), signs (K,) of a picture of a shape.
+        """First points (K, 2) as (x, y), second points (K, 2), signs (K,) of an image of a shape.
 
-        Raises DataError for a point outside the picture.
+        Raises DataError for a point outside the image.
         """
         pairs = self._pairs.get(name, [])
         first = np.array([(p.x1, p.y1) for p in pairs], np.float64).reshape(-1, 2)
@@ -198,8 +198,8 @@ class LabelSet:
         for x, y in np.concatenate([first, second]):
             if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
                 raise DataError(
-                    f"A label of {name!r} has the point ({x:g}, {y:g}) outside the picture of"
-                    f" {width}x{height} pixels; correct it, or label this size of the picture."
+                    f"A label of {name!r} has the point ({x:g}, {y:g}) outside the image of"
+                    f" {width}x{height} pixels; correct it, or label this size of the image."
                 )
         return first, second, np.array([pair.sign for pair in pairs], np.int64)
 
@@ -211,7 +211,7 @@ class SimulationConfig:
     Notes on WeSTAR disagree whether its five samples are triples or pairs, hence the choice.
     """
 
-    count: int = config.option(5, "Samples per picture.", minimum=0)
+    count: int = config.option(5, "Samples per image.", minimum=0)
     form: str = config.option(
         "triples",
         "triples: an anchor, a farther and a closer point give three pairs; pairs: any two points.",
@@ -221,7 +221,7 @@ class SimulationConfig:
     wrong: float = config.option(
         0.0, "Share of labels that say the opposite.", minimum=0, maximum=1
     )
-    seed: int = config.option(0, "Seed of the points, together with the picture's name.")
+    seed: int = config.option(0, "Seed of the points, together with the image's name.")
 
     def __post_init__(self) -> None:
         config.validate(self)
@@ -234,7 +234,7 @@ def relation_of(first_m: float, second_m: float, ratio: float = RATIO) -> str:
 
 
 def simulate(name: str, depth: NDArray[np.floating], cfg: SimulationConfig) -> list[Pair]:
-    """Labels of one picture from its depth (H, W) m, NaN unknown.
+    """Labels of one image from its depth (H, W) m, NaN unknown.
 
     Fewer than asked where the depth is unknown or flat. The same name and seed give the same
     labels.

@@ -18,7 +18,7 @@ from depth_node.simulation.renderer import Scene, random_view
 from depth_node.simulation.rooms import STYLES
 from training.data.samples import U8, DataError, Sample
 
-SHADOW_PX = 96  # coarser than by default: pooled pictures are small
+SHADOW_PX = 96  # coarser than by default: pooled images are small
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,18 @@ class PoolConfig:
 
     folder: str = config.option("pool", "Folder of the pool (outside the repository).")
     samples: int = config.option(
-        100_000, "Pictures the ring holds before the oldest is replaced.", minimum=1
+        100_000, "Images the ring holds before the oldest is replaced.", minimum=1
     )
-    height: int = config.option(108, "Rows of a pooled picture.", unit="px", minimum=16)
-    width: int = config.option(144, "Columns of a pooled picture.", unit="px", minimum=16)
-    views_per_scene: int = config.option(6, "Pictures taken of each scene.", minimum=1)
+    height: int = config.option(108, "Rows of a pooled image.", unit="px", minimum=16)
+    width: int = config.option(144, "Columns of a pooled image.", unit="px", minimum=16)
+    views_per_scene: int = config.option(6, "Images taken of each scene.", minimum=1)
     style: str = config.option("mixed", "Kind of scenes.", choices=("mixed", *STYLES))
     seed: int = config.option(-1, "Seed of the scenes; must be set.")
     wait_for: int = config.option(
-        2000, "Pictures that must be there before training starts.", minimum=1
+        2000, "Images that must be there before training starts.", minimum=1
     )
     fill: bool = config.option(
-        False, "Render wait_for pictures first, in the training process itself."
+        False, "Render wait_for images first, in the training process itself."
     )
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class PoolConfig:
 
 
 class Pool:
-    """Memory-mapped pictures (N, H, W, 3) uint8 and depth (N, H, W) float16 m."""
+    """Memory-mapped images (N, H, W, 3) uint8 and depth (N, H, W) float16 m."""
 
     def __init__(self, cfg: PoolConfig, write: bool = False) -> None:
         if cfg.seed < 0:
@@ -92,22 +92,22 @@ class Pool:
 
     @property
     def written(self) -> int:
-        """Pictures rendered so far, those replaced since included."""
+        """Images rendered so far, those replaced since included."""
         return int(self._count[0])
 
     def __len__(self) -> int:
-        """Pictures that can be read."""
+        """Images that can be read."""
         return min(self.written, self.cfg.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        """One picture with its depth."""
+        """One image with its depth."""
         if not 0 <= index < len(self):
-            raise IndexError(f"there is no picture {index} among {len(self)}")
+            raise IndexError(f"there is no image {index} among {len(self)}")
         depth = self.depth[index].astype(np.float32)
         return Sample(f"{self.cfg.seed}-{index}", self.image[index], depth)
 
     def fill(self, until: int) -> Iterator[int]:
-        """Render on to `until` pictures in all; yields the count after every scene. Continues where
+        """Render on to `until` images in all; yields the count after every scene. Continues where
         it stopped.
         """
         cfg = self.cfg
@@ -129,7 +129,7 @@ class Pool:
 def open_pool(
     cfg: PoolConfig, waiting: Callable[[int], None] = lambda found: None, poll_s: float = 5.0
 ) -> Pool:
-    """The pool, once it holds cfg.wait_for pictures; rendered here if cfg.fill says so.
+    """The pool, once it holds cfg.wait_for images; rendered here if cfg.fill says so.
 
     waiting(found) is called now and then while another process has rendered too few.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of the things in a picture, made once and kept: contexts of WeSTAR's normalisation.
+"""Masks of the things in an image, made once and kept: contexts of WeSTAR's normalisation.
 
 By a Segment Anything network of the library where its weights are at hand, else the regions that
-depth_node cuts a picture into without any network. Masks may overlap.
+depth_node cuts an image into without any network. Masks may overlap.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MaskConfig:
         False, "May fetch `source` from the hub; otherwise only what lies on this machine is used."
     )
     folder: str = config.option("", "Folder that keeps the masks; empty: they are not kept.")
-    most: int = config.option(64, "Most masks of a picture; the largest stay.", minimum=1)
+    most: int = config.option(64, "Most masks of an image; the largest stay.", minimum=1)
     grid: int = config.option(
         16, "Segment Anything is asked at grid x grid points.", minimum=1, maximum=128
     )
@@ -61,7 +61,7 @@ class MaskConfig:
 
     @property
     def maker(self) -> str:
-        """What the masks depend on besides the picture: their key in the cache."""
+        """What the masks depend on besides the image: their key in the cache."""
         if not self.source:
             return f"regions {config.flatten(self.regions)} most={self.most}"
         limits = (self.most, self.grid, self.overlap, self.stability, self.same)
@@ -69,7 +69,7 @@ class MaskConfig:
 
 
 class MaskMaker:
-    """Masks (K, H, W) bool of pictures, the largest first. Opens its network when first needed."""
+    """Masks (K, H, W) bool of images, the largest first. Opens its network when first needed."""
 
     def __init__(self, cfg: MaskConfig) -> None:
         self.cfg = cfg
@@ -77,7 +77,7 @@ class MaskMaker:
         self._sam: Sam | None = None
 
     def __call__(self, image: U8) -> Masks:
-        """The masks of a picture (H, W, 3) uint8 RGB, from the cache if they were made before."""
+        """The masks of an image (H, W, 3) uint8 RGB, from the cache if they were made before."""
         if self._cache is None:
             return self._made(image)
         key = Key(digest(image), self.cfg.maker, self.cfg.revision)
@@ -100,13 +100,13 @@ class MaskMaker:
 def sam_masks(sam: Sam, image: U8, cfg: MaskConfig) -> Masks:
     """What Segment Anything finds at a grid of points, the doubtful and the double left out."""
     device = next(sam.parameters()).device
-    picture = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+    tensor = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
     height, width = image.shape[:2]
     ys = (torch.arange(cfg.grid, device=device) + 0.5) * height / cfg.grid - 0.5
     xs = (torch.arange(cfg.grid, device=device) + 0.5) * width / cfg.grid - 0.5
     points = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
     found, scores = [], []
-    for logits, score in sam(picture, points):
+    for logits, score in sam(tensor, points):
         inner, outer = (logits > 1).sum(dim=(1, 2)), (logits > -1).sum(dim=(1, 2))
         good = (score >= cfg.overlap) & (inner >= cfg.stability * outer) & (inner > 0)
         found.append((logits[good] > 0).cpu().numpy())
@@ -148,9 +148,9 @@ def as_layers(masks: Masks) -> NDArray[np.int32]:
     return np.stack(layers)
 
 
-def stacked(pictures: list[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """Layers (L_i, H, W) of several pictures as one array (N, max L, H, W), filled up with 0."""
-    if len({layers.shape[1:] for layers in pictures}) != 1:
+def stacked(images: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """Layers (L_i, H, W) of several images as one array (N, max L, H, W), filled up with 0."""
+    if len({layers.shape[1:] for layers in images}) != 1:
         raise TrainingError("Masks of one batch have different sizes: resize them alike first.")
-    most = max(len(layers) for layers in pictures)
-    return np.stack([np.pad(part, ((0, most - len(part)), (0, 0), (0, 0))) for part in pictures])
+    most = max(len(layers) for layers in images)
+    return np.stack([np.pad(part, ((0, most - len(part)), (0, 0), (0, 0))) for part in images])

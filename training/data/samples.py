@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures to learn from: what one is, how it is varied, and a pool of rendered ones on disk.
+"""Images to learn from: what one is, how it is varied, and a pool of rendered ones on disk.
 
 The pool is a ring of fixed-size arrays that one process fills (`python -m training render`) while
 another trains on what is there. Sample i follows from the pool's seed and i alone. A training run
@@ -30,11 +30,11 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture to learn from or to be judged on.
+    """One image to learn from or to be judged on.
 
     image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None. camera: of the
-    picture, or None. masks: (H, W) int32 regions, 0 = none, or None. name: unique within the data
-    set, or within the source: pictures of one source (room, recording) are not independent.
+    image, or None. masks: (H, W) int32 regions, 0 = none, or None. name: unique within the data
+    set, or within the source: images of one source (room, recording) are not independent.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Sample:
     source: str = ""
 
 
-class Pictures(Protocol):
+class Images(Protocol):
     """Samples by number: a pool, a data set, a list."""
 
     def __len__(self) -> int: ...
@@ -63,7 +63,7 @@ class Item:
     about: Any = None
 
 
-class Samples(Sequence[Sample]):
+class DataSet(Sequence[Sample]):
     """A data set, read when asked. protocol: how it is scored (a name of training/protocols.py)."""
 
     def __init__(
@@ -80,10 +80,10 @@ class Samples(Sequence[Sample]):
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload
-    def __getitem__(self, index: slice) -> Samples: ...
-    def __getitem__(self, index: int | slice) -> Sample | Samples:
+    def __getitem__(self, index: slice) -> DataSet: ...
+    def __getitem__(self, index: int | slice) -> Sample | DataSet:
         if isinstance(index, slice):
-            return Samples(self.name, self.protocol, self.items[index], self._read)
+            return DataSet(self.name, self.protocol, self.items[index], self._read)
         try:
             return checked(self._read(self.items[index]))
         except FrameError as error:
@@ -97,7 +97,7 @@ def checked(sample: Sample) -> Sample:
     depth = np.array(sample.depth, np.float32)
     if depth.shape != sample.image.shape[:2]:
         raise DataError(
-            f"{sample.name}: the depth has {depth.shape[1]}x{depth.shape[0]} pixels and the picture"
+            f"{sample.name}: the depth has {depth.shape[1]}x{depth.shape[0]} pixels and the image"
             f" {sample.image.shape[1]}x{sample.image.shape[0]}: these files do not belong together."
         )
     with np.errstate(invalid="ignore"):

@@ -38,7 +38,7 @@ TUM_CAMERAS = {
     "freiburg2": (520.9, 521.0, 325.1, 249.7),
     "freiburg3": (535.4, 539.2, 320.1, 247.6),
 }
-SHADOW_PX = 96  # coarser than by default: the pictures are small
+SHADOW_PX = 96  # coarser than by default: the images are small
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SequenceConfig:
         "procedural", "How the folder is laid out; procedural needs none.", choices=LAYOUTS
     )
     folder: str = config.option("", "Folder of the data set or of one of its sequences.")
-    spacing: int = config.option(1, "Frames from a picture to its neighbours.", minimum=1)
+    spacing: int = config.option(1, "Frames from an image to its neighbours.", minimum=1)
     scenes: int = config.option(100, "Procedural: rooms to walk through.", minimum=1)
     views: int = config.option(8, "Procedural: neighbouring frames taken of a walk.", minimum=3)
     walk: int = config.option(
@@ -69,7 +69,7 @@ class SequenceConfig:
 
 @dataclass(frozen=True)
 class View:
-    """One frame: picture, K, pose (None: unknown) and depth (None: unknown)."""
+    """One frame: image, K, pose (None: unknown) and depth (None: unknown)."""
 
     image: U8
     K: F64
@@ -79,7 +79,7 @@ class View:
 
 @dataclass(frozen=True)
 class Triplet:
-    """A picture and the frames before and after it."""
+    """An image and the frames before and after it."""
 
     target: View
     sources: tuple[View, View]
@@ -266,7 +266,7 @@ class Recording(Clip):
 def _read(path: Path, how: int) -> NDArray[np.integer]:
     found = cv2.imread(str(path), how)
     if found is None:
-        raise DataError(f"{path} cannot be read as a picture: replace or remove it.")
+        raise DataError(f"{path} cannot be read as an image: replace or remove it.")
     return cast("NDArray[np.integer]", found)
 
 
@@ -293,8 +293,8 @@ def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]
             " or of a drive."
         )
     found = []
-    for pictures in data:
-        drive = pictures.parent.parent
+    for image_folder in data:
+        drive = image_folder.parent.parent
         calibration = _kitti_calibration(drive.parent / "calib_cam_to_cam.txt")
         if f"P_rect_{camera}" not in calibration:
             raise DataError(
@@ -302,7 +302,7 @@ def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]
                 " intrinsics of that camera its frames cannot be warped."
             )
         projection = calibration[f"P_rect_{camera}"].reshape(3, 4)
-        images = sorted(pictures.glob("*.png")) or sorted(pictures.glob("*.jpg"))
+        images = sorted(image_folder.glob("*.png")) or sorted(image_folder.glob("*.jpg"))
         truth = drive / "proj_depth" / "groundtruth" / f"image_{camera}"
         depths = [truth / f"{image.stem}.png" for image in images]
         poses = _kitti_poses(drive, images, calibration, projection) if need_poses else None
@@ -346,7 +346,7 @@ def _kitti_rigid(path: Path) -> F64:
 def _kitti_poses(
     drive: Path, images: list[Path], calibration: dict[str, F64], projection: F64
 ) -> list[F64]:
-    """T_world_camera of every picture: GPS and inertial unit on a Mercator plane (KITTI devkit)."""
+    """T_world_camera of every image: GPS and inertial unit on a Mercator plane (KITTI devkit)."""
     files = [drive / "oxts" / "data" / f"{image.stem}.txt" for image in images]
     missing = [path for path in files if not path.is_file()]
     if missing:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets as WebDataset shards: few large tar files instead of many small ones.
 
-    shard-000000.tar    KEY.png         or .jpg: the picture
+    shard-000000.tar    KEY.png         or .jpg: the image
                         KEY.depth.png   uint16, 0 = unknown, depth = value * depth_step_m
                         KEY.masks.png   uint16 regions, 0 = none
                         KEY.json        name, depth_step_m, camera
 
 Any WebDataset reader streams them. Here a sample is read by its number: training must find the same
-picture again after an interruption. The table of where members lie is made by reading the headers
+image again after an interruption. The table of where members lie is made by reading the headers
 once, when the shards are opened.
 """
 
@@ -22,12 +22,12 @@ import numpy as np
 
 from depth_node.geometry.camera import Camera
 from training.data.layouts import decode, reading
-from training.data.samples import DataError, Item, Sample, Samples
+from training.data.samples import DataError, DataSet, Item, Sample
 
 PATTERN = "shard-%06d.tar"
 
 
-def open_shards(folder: Path) -> Samples:
+def open_shards(folder: Path) -> DataSet:
     """The samples of all shards of a folder, in order; DataError where a shard is cut."""
     items = []
     for path in sorted(folder.glob("*.tar")):
@@ -46,7 +46,7 @@ def open_shards(folder: Path) -> Samples:
         items += [Item(key, path, about=parts) for key, parts in members.items()]
     if not items:
         raise DataError(f"{folder} holds no shards: write some with `python -m training shards`.")
-    return Samples("shards", "none", items, _read)
+    return DataSet("shards", "none", items, _read)
 
 
 def _read(item: Item) -> Sample:

@@ -31,7 +31,7 @@ from training import checkpoints
 from training.checkpoints import TrainingError
 from training.data.samples import DataError
 from training.models import networks
-from training.models.network_io import InputSpec
+from training.models.network_io import NetworkInput
 
 F64 = NDArray[np.float64]
 
@@ -70,7 +70,7 @@ def unbiased_hsic(k: F64, l: F64) -> float:  # noqa: E741  # the symbols of the 
     return float((np.sum(k * l.T) + means - mixed) / (n * (n - 3)))
 
 
-class Comparison:
+class LayerSimilarity:
     """CKA of all layers of one network against all of another, batch by batch.
 
     estimator "unbiased": the means over batches of unbiased HSIC enter the ratio (Nguyen et al.
@@ -150,8 +150,8 @@ class Probe:
         self.model, self.chosen = model.eval(), chosen
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor, rows: str = "image", seed: int = 0) -> list[F64]:
-        """One (n, C) per layer: the mean over places of a picture, or 16 places of each."""
+    def __call__(self, read_images: Tensor, rows: str = "image", seed: int = 0) -> list[F64]:
+        """One (n, C) per layer: the mean over places of an image, or 16 places of each."""
         kept: dict[str, Tensor] = {}
         hooks = [
             module.register_forward_hook(
@@ -160,7 +160,7 @@ class Probe:
             for name, module in self.chosen.items()
         ]
         try:
-            self.model(pictures)
+            self.model(read_images)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -188,19 +188,19 @@ def _rows(features: Tensor, rows: str, seed: int) -> F64:
 # --- the command ---------------------------------------------------------------------------------
 
 
-def pictures(folder: Path, count: int, height: int, width: int) -> list[NDArray[np.uint8]]:
-    """Up to `count` pictures below a folder, (height, width, 3) uint8 RGB."""
+def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArray[np.uint8]]:
+    """Up to `count` images below a folder, (height, width, 3) uint8 RGB."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)[:count]
     if len(files) < LEAST_ROWS:
         raise DataError(
-            f"{folder} holds {len(files)} pictures: CKA needs {LEAST_ROWS}, and hundreds to mean"
+            f"{folder} holds {len(files)} images: CKA needs {LEAST_ROWS}, and hundreds to mean"
             " something."
         )
     found = []
     for path in files:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
-            raise DataError(f"{path} cannot be read as a picture: replace or remove it.")
+            raise DataError(f"{path} cannot be read as an image: replace or remove it.")
         rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         found.append(
             np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
@@ -208,8 +208,8 @@ def pictures(folder: Path, count: int, height: int, width: int) -> list[NDArray[
     return found
 
 
-def open_checkpoint(path: Path) -> tuple[nn.Module, InputSpec]:
-    """A network of any of our recipes, or a Depth Anything folder, and how its pictures look."""
+def open_checkpoint(path: Path) -> tuple[nn.Module, NetworkInput]:
+    """A network of any of our recipes, or a Depth Anything folder, and how its images look."""
     if (path / "config.json").is_file():
         network = networks.open_network(networks.NetworkConfig(kind="small", source=str(path)))
     elif checkpoints.read(path)["recipe"] == "depthmaster":
@@ -223,10 +223,10 @@ def open_checkpoint(path: Path) -> tuple[nn.Module, InputSpec]:
 
 
 def compare(
-    a: tuple[nn.Module, InputSpec],
-    b: tuple[nn.Module, InputSpec],
+    a: tuple[nn.Module, NetworkInput],
+    b: tuple[nn.Module, NetworkInput],
     images: Sequence[NDArray[np.uint8]],
-    comparison: Comparison,
+    comparison: LayerSimilarity,
     pattern: str = ENCODERS,
     rows: str = "image",
     batch: int = 16,
@@ -249,7 +249,7 @@ def compare(
     return {
         "estimator": comparison.estimator,
         "rows": rows,
-        "pictures": len(images),
+        "images": len(images),
         "layers_a": names[0],
         "layers_b": names[1],
         "layer_by_layer": [_plain(value) for value in same],
@@ -281,28 +281,28 @@ def draw(result: dict[str, Any], a: str, b: str) -> NDArray[np.uint8]:
     side = int(np.clip(720 // max(rows, columns), 26, 64))
     left, top = 90, 96
     # The longest text decides as well: a small matrix must not cut its own title.
-    title = f"CKA of layers, {result['pictures']} pictures, {result['estimator']}"
+    title = f"CKA of layers, {result['images']} images, {result['estimator']}"
     width = max(left + columns * side + 24, text.text_width(title, 12) + 48)
-    picture = np.full((top + rows * side + 56, width, 3), colours.BACKGROUND, np.uint8)
+    canvas = np.full((top + rows * side + 56, width, 3), colours.BACKGROUND, np.uint8)
     table = colours.colour_table("deviation")
-    text.put_text(picture, title, (24, 16), 12)
-    text.put_text(picture, f"down: {a}", (24, 38), 8, colours.MUTED)
-    text.put_text(picture, f"right: {b}", (24, 56), 8, colours.MUTED)
+    text.put_text(canvas, title, (24, 16), 12)
+    text.put_text(canvas, f"down: {a}", (24, 38), 8, colours.MUTED)
+    text.put_text(canvas, f"right: {b}", (24, 56), 8, colours.MUTED)
     for r in range(rows):
         y = top + r * side
-        text.put_text(picture, str(r), (left - 34, y + side // 2 - 7), 8, colours.MUTED)
+        text.put_text(canvas, str(r), (left - 34, y + side // 2 - 7), 8, colours.MUTED)
         for c in range(columns):
             x, value = left + c * side, cells[r, c]
             if r == 0:
-                text.put_text(picture, str(c), (x + side // 2 - 6, top - 20), 8, colours.MUTED)
+                text.put_text(canvas, str(c), (x + side // 2 - 6, top - 20), 8, colours.MUTED)
             colour = np.array(colours.UNKNOWN, np.uint8)
             if np.isfinite(value):
                 colour = table[int(np.clip(value, 0, 1) * 255)]
-            picture[y : y + side - 1, x : x + side - 1] = colour
+            canvas[y : y + side - 1, x : x + side - 1] = colour
             if side >= 34 and np.isfinite(value):
                 ink = (20, 20, 20) if value > 0.6 else colours.TEXT
                 text.put_text(
-                    picture,
+                    canvas,
                     f"{value:.2f}",
                     (x + side // 2, y + side // 2 - 5),
                     8,
@@ -310,19 +310,19 @@ def draw(result: dict[str, Any], a: str, b: str) -> NDArray[np.uint8]:
                     align="centre",
                 )
     same = " ".join("-" if v is None else f"{v:.2f}" for v in result["layer_by_layer"])
-    text.put_text(picture, f"layer by layer: {same}", (24, picture.shape[0] - 36), 8, colours.TEXT)
-    return picture
+    text.put_text(canvas, f"layer by layer: {same}", (24, canvas.shape[0] - 36), 8, colours.TEXT)
+    return canvas
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What `python -m training cka` takes."""
     parser.add_argument("a", type=Path, metavar="A", help="run, checkpoint or network folder")
     parser.add_argument("b", type=Path, metavar="B", help="another one")
-    parser.add_argument("--data", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--data", type=Path, required=True, help="folder of images")
     parser.add_argument("--out", type=Path, required=True, help="folder for cka.json and cka.png")
-    parser.add_argument("--count", type=int, default=512, help="most pictures")
-    parser.add_argument("--batch", type=int, default=64, help="pictures at once")
-    parser.add_argument("--height", type=int, default=224, help="pictures are brought to this size")
+    parser.add_argument("--count", type=int, default=512, help="most images")
+    parser.add_argument("--batch", type=int, default=64, help="images at once")
+    parser.add_argument("--height", type=int, default=224, help="images are brought to this size")
     parser.add_argument("--width", type=int, default=224)
     parser.add_argument("--rows", choices=("image", "tokens"), default="image")
     parser.add_argument(
@@ -337,18 +337,18 @@ def command(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     a, b = open_checkpoint(args.a), open_checkpoint(args.b)
     unit = int(np.lcm(a[1].multiple_px, b[1].multiple_px))
     size = [max(round(side / unit), 1) * unit for side in (args.height, args.width)]
-    images = pictures(args.data, args.count, *size)
+    images = read_images(args.data, args.count, *size)
     rows = len(images) * (16 if args.rows == "tokens" else 1)
     estimator = args.estimator
     if estimator == "auto":
         estimator = "unbiased" if rows > 4096 else "linear"
     result = compare(
-        a, b, images, Comparison(estimator), args.layers, args.rows, args.batch, console
+        a, b, images, LayerSimilarity(estimator), args.layers, args.rows, args.batch, console
     )
     result = {"a": str(args.a), "b": str(args.b), "height": size[0], "width": size[1], **result}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cka.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    panels.write_picture(
+    panels.write_image(
         args.out / "cka.png",
         draw(result, *("/".join(path.parts[-2:]) for path in (args.a, args.b))),
     )

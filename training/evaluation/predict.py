@@ -29,7 +29,7 @@ from training.data.samples import Sample
 def procedural(
     count: int, seed: int, height: int = 240, width: int = 320, style: str = "mixed"
 ) -> Iterable[Sample]:
-    """One picture of each of `count` rooms; frame k follows from the seed and k alone."""
+    """One image of each of `count` rooms; frame k follows from the seed and k alone."""
     for k in range(count):
         rng = np.random.default_rng([seed, k])
         scene = Scene.random(rng, style)
@@ -47,17 +47,17 @@ def recorded(folder: Path) -> Iterable[Sample]:
             yield Sample(frame.name, frame.image, frame.depth, source=frame.source)
 
 
-def worn(sample: Sample, name: str, severity: int) -> Sample:
+def corrupted(sample: Sample, name: str, severity: int) -> Sample:
     """The sample seen through a corruption; its random field follows from the frame's name."""
     seed = zlib.crc32(f"{sample.source}/{sample.name}".encode())
     return replace(sample, image=corrupt(sample.image, name, severity, seed))
 
 
-class Predictor(Protocol):
+class NetworkPredictor(Protocol):
     """What is judged: DepthModel is one."""
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """(H, W, 3) uint8 RGB -> the prediction at the picture's size."""
+        """(H, W, 3) uint8 RGB -> the prediction at the image's size."""
 
 
 class Cached:
@@ -67,13 +67,13 @@ class Cached:
     An entry that cannot be read is made anew.
     """
 
-    def __init__(self, predictor: Predictor, identity: str, folder: Path) -> None:
+    def __init__(self, predictor: NetworkPredictor, identity: str, folder: Path) -> None:
         self.predictor = predictor
         self.folder = folder / identity[:24]
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """From the disk if this very picture was seen before."""
+        """From the disk if this very image was seen before."""
         digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
         path = self.folder / f"{digest.hexdigest()[:32]}.npz"
         try:

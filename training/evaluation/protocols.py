@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is counted of a picture, and what a network is forgiven before it is scored.
+"""What is counted of an image, and what a network is forgiven before it is scored.
 
 A number without its protocol (range, crop) and its alignment (the scale and shift that were fitted
 to the truth) says nothing: both have a name here, and every result carries them.
@@ -72,9 +72,9 @@ def find(name: str) -> Protocol:
 
 
 def crop_box(crop: str, height: int, width: int) -> tuple[int, int, int, int]:
-    """Rows top:bottom and columns left:right that a crop leaves of a picture.
+    """Rows top:bottom and columns left:right that a crop leaves of an image.
 
-    nyu: of 480x640, other sizes in proportion. kitti: the bottom-centred 352x1216, smaller pictures
+    nyu: of 480x640, other sizes in proportion. kitti: the bottom-centred 352x1216, smaller images
     whole; kitti_eigen and kitti_garg are shares of THAT box, as in Marigold.
     """
     if crop == "none":

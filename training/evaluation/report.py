@@ -2,11 +2,11 @@
 """Judge depth networks as shipped: predictions once, scores many times, with their uncertainty.
 
 A network is an ONNX file behind depth_node.engine, exactly what a robot runs, or a checkpoint of
-this package. Predictions are kept in a folder by network and picture, so that another alignment,
+this package. Predictions are kept in a folder by network and image, so that another alignment,
 protocol or metric costs no second run. Every score names the alignment that was fitted to the
 truth and the protocol that chose the pixels (protocols.py).
 
-Two rivals never look at the picture: `constant` (the median disparity) and `plane`, the best
+Two rivals never look at the image: `constant` (the median disparity) and `plane`, the best
 1/z = a + b x + c y, which is fitted with three numbers where a network gets two.
 """
 
@@ -40,10 +40,19 @@ from training.data.corruptions import (
 )
 from training.data.open import DataConfig, open_samples
 from training.data.ordinal_labels import LabelSet, read_labels
-from training.data.samples import Sample, Samples
+from training.data.samples import DataSet, Sample
 from training.evaluation import protocols
-from training.evaluation.predict import Cached, Predictor, open_model, procedural, recorded
-from training.evaluation.score import BASELINES, CLEAN, INDOOR, ROWS, SCORES, Plan, Row, score
+from training.evaluation.predict import Cached, NetworkPredictor, open_model, procedural, recorded
+from training.evaluation.score import (
+    BASELINES,
+    CLEAN,
+    INDOOR,
+    ROWS,
+    SCORES,
+    Row,
+    ScoringPlan,
+    score,
+)
 from training.evaluation.statistics import bootstrap, gather, mean, ratio
 
 
@@ -91,7 +100,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="a published data set: kind=nyuv2 folder=... split=test (see training/datasets.py)",
     )
     add("--labels", type=Path, default=None, help="ordinal labels (.csv, .json) to be agreed with")
-    add("--pictures", type=Path, default=None, help="the pictures that --labels speaks of")
+    add("--images", type=Path, default=None, help="the images that --labels speaks of")
     add(
         "--alignment",
         action="append",
@@ -107,7 +116,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--corruptions",
         default="",
         metavar="all|NAME,NAME",
-        help="also score pictures worn at five severities: mCE and mRR",
+        help="also score images worn at five severities: mCE and mRR",
     )
     add("--base", default="", help="the method that mCE and ratios are taken over")
     add(
@@ -133,8 +142,8 @@ def command(args: argparse.Namespace, console: Console) -> None:
             args.json,
             console,
             data=config.override(DataConfig(), args.data) if args.data else None,
-            labels=(args.labels, args.pictures) if args.labels else None,
-            plan=Plan(tuple(args.alignment), args.protocol, worn_by),
+            labels=(args.labels, args.images) if args.labels else None,
+            plan=ScoringPlan(tuple(args.alignment), args.protocol, worn_by),
             base=args.base,
             cache=args.cache,
             markdown=args.markdown,
@@ -154,7 +163,7 @@ def report(
     *,
     data: DataConfig | None = None,
     labels: tuple[Path, Path | None] | None = None,
-    plan: Plan = Plan(),
+    plan: ScoringPlan = ScoringPlan(),
     base: str = "",
     cache: Path | None = None,
     markdown: Path | None = None,
@@ -162,7 +171,7 @@ def report(
 ) -> list[Row]:
     """Score, print and write the tables: rendered rooms, recorded frames, a data set, labels.
 
-    labels: an ordinal label file and the folder of its pictures. base: the method that ratios and
+    labels: an ordinal label file and the folder of its images. base: the method that ratios and
     mCE are taken over (default: the first one). backend: what runs files (open_model).
     """
     sets = list(_sets(count, seed, folders, data))
@@ -177,7 +186,7 @@ def report(
         summary.extend(lines)
 
     try:
-        predictors: dict[str, Predictor] = {}
+        predictors: dict[str, NetworkPredictor] = {}
         for text in models or ["embedded"]:
             name, identity, model = open_model(text, backend)
             name = text if name in opened else name
@@ -225,7 +234,7 @@ def report(
 
 @dataclass(frozen=True)
 class _Set:
-    """Pictures that share a table. pooled: their mean is over pictures, else over sources' means.
+    """Images that share a table. pooled: their mean is over images, else over sources' means.
 
     by: what the bootstrap draws; order: of the sources in the table.
     """
@@ -246,7 +255,7 @@ def _sets(
     if count:
         if seed < 0:
             raise ValueError("Rendered rooms need a seed: give --seed, and not that of the pool.")
-        # Rooms of all styles are one population: their mean is over pictures, not over styles.
+        # Rooms of all styles are one population: their mean is over images, not over styles.
         order = tuple(f"procedural {style}" for style in STYLES)
         title = f"{count} unseen rooms, seed {seed}"
         yield _Set(title, procedural(count, seed), count, order, True, "frame")
@@ -257,15 +266,15 @@ def _sets(
         found = open_samples(data)
         if found.protocol not in protocols.PROTOCOLS:
             raise ValueError(
-                f"Pictures of kind {data.kind!r} have no depth to be scored on: give --labels and"
-                " --pictures, or a data set with depth."
+                f"Images of kind {data.kind!r} have no depth to be scored on: give --labels and"
+                " --images, or a data set with depth."
             )
         title = f"{found.name}{' ' + data.split if data.split else ''} ({len(found)})"
-        # As published: the mean over all pictures; drawn by scene, whose pictures are alike.
+        # As published: the mean over all images; drawn by scene, whose images are alike.
         yield _Set(title, published(found), len(found), (), True, "source", found.protocol)
 
 
-def published(found: Samples) -> Iterator[Sample]:
+def published(found: DataSet) -> Iterator[Sample]:
     """The samples of a data set that have depth; those of one folder are of one scene."""
     for sample in found:
         if sample.depth is not None:
@@ -274,35 +283,35 @@ def published(found: Samples) -> Iterator[Sample]:
 
 
 def _agreement(
-    labels: Path, pictures: Path | None, predictors: Mapping[str, Predictor], console: Console
+    labels: Path, images: Path | None, predictors: Mapping[str, NetworkPredictor], console: Console
 ) -> tuple[Table, list[dict[str, Any]]]:
     """How many of a person's ordered pairs each network puts in that order."""
-    if pictures is None:
-        raise ValueError("--labels needs --pictures, the folder that its images lie in.")
-    found = open_samples(DataConfig(kind="images", folder=str(pictures)))
+    if images is None:
+        raise ValueError("--labels needs --images, the folder that its images lie in.")
+    found = open_samples(DataConfig(kind="images", folder=str(images)))
     said = LabelSet(read_labels(labels), [item.name for item in found.items])
     title = f"ordered pairs of {labels.name}"
     right: dict[str, list[list[float]]] = {name: [] for name in predictors}
     for k, item in enumerate(track(found.items, title, console=console)):
-        if item.name not in said.pictures:
+        if item.name not in said.images:
             continue
-        picture = found[k].image
-        *ends, signs = said.points(item.name, picture.shape)
+        image = found[k].image
+        *ends, signs = said.points(item.name, image.shape)
         (c1, r1), (c2, r2) = (np.floor(points + 0.5).astype(int).T for points in ends)
         for name, model in predictors.items():
-            disparity = model.predict(picture).disparity()
+            disparity = model.predict(image).disparity()
             agreed = np.sign(disparity[r1, c1] - disparity[r2, c2]) == signs
             right[name] += [[float(agreed[signs != 0].sum()), float((signs != 0).sum())]]
     if not any(line[1] for line in next(iter(right.values()))):
         raise ValueError(f"{labels} has no pair with a nearer point: label some more.")
-    table = Table(title=f"{title}: share in the order that was said, 95 % by picture")
+    table = Table(title=f"{title}: share in the order that was said, 95 % by image")
     table.add_column("")
     table.add_column("pairs", justify="right")
     table.add_column("agreed", justify="right")
     lines = []
     for name, counts in right.items():
-        by_picture = {str(k): np.array([line]) for k, line in enumerate(counts) if line[1]}
-        share = bootstrap(by_picture, ratio, by="source", pooled=True)
+        by_image = {str(k): np.array([line]) for k, line in enumerate(counts) if line[1]}
+        share = bootstrap(by_image, ratio, by="source", pooled=True)
         total = sum(line[1] for line in counts)
         table.add_row(name, f"{total:.0f}", str(share))
         lines.append({"set": title, "method": name, "pairs": total, "agreed": vars(share)})
@@ -339,7 +348,7 @@ def _tables(
                 line[metric] = vars(found)
             over = bootstrap(gather(mine, [method, base], "abs_rel"), ratio, by=by, pooled=pooled)
             lines.append({**line, "resampled_by": by, "ratio_over": base, "ratio": vars(over)})
-        name = "all pictures" if pooled else "mean of sources"
+        name = "all images" if pooled else "mean of sources"
         table.add_row(
             name,
             *(f"{x['abs_rel']['value']:.3f} / {x['delta1']['value']:.2f}" for x in lines),

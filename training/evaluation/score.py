@@ -17,7 +17,7 @@ from training.data.corruptions import (
 )
 from training.data.samples import DataError, Sample
 from training.evaluation import protocols
-from training.evaluation.predict import Predictor, worn
+from training.evaluation.predict import NetworkPredictor, corrupted
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -30,7 +30,7 @@ ROWS = 20  # sources that a table lists; of more it shows the mean alone
 
 @dataclass(frozen=True)
 class Row:
-    """The scores of one method on one picture, and what they were taken under."""
+    """The scores of one method on one image, and what they were taken under."""
 
     method: str
     source: str
@@ -52,7 +52,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScoringPlan:
     """What is scored: alignments (empty: the usual one of each network), protocol (empty: that of
     the set), corruptions.
     """
@@ -75,12 +75,14 @@ class Plan:
 
 
 def score(
-    samples: Iterable[Sample], models: Mapping[str, Predictor], plan: Plan = Plan()
+    samples: Iterable[Sample],
+    models: Mapping[str, NetworkPredictor],
+    plan: ScoringPlan = ScoringPlan(),
 ) -> list[Row]:
-    """Every model and every baseline on every picture, clean and worn.
+    """Every model and every baseline on every image, clean and corrupted.
 
-    A picture without a scored pixel gives no row. Raises ValueError for an alignment that a
-    network's output does not have, DataError for a picture without depth.
+    An image without a scored pixel gives no row. Raises ValueError for an alignment that a
+    network's output does not have, DataError for an image without depth.
     """
     protocol = protocols.find(plan.protocol or INDOOR)
     rows = []
@@ -96,7 +98,7 @@ def score(
             rows.append(_row(name, sample, depth, truth, "-", protocol.name, CLEAN, 0))
         variants = [(CLEAN, 0), *((name, k) for name in plan.corruptions for k in SEVERITIES)]
         for corruption, severity in variants:
-            seen = worn(sample, corruption, severity) if severity else sample
+            seen = corrupted(sample, corruption, severity) if severity else sample
             for name, model in models.items():
                 found = model.predict(seen.image)
                 for alignment in plan.alignments or protocols.alignments_for(found.kind)[:1]:
@@ -122,7 +124,7 @@ def _row(
         sample.source,
         sample.name,
         **{name: getattr(found, name) for name in SCORES},
-        # The edges are those of the whole truth: of worn pictures the clean ones' say enough.
+        # The edges are those of the whole truth: of corrupted images the clean ones' say enough.
         boundary_f1=boundary_f1(depth, truth) if not severity else math.nan,
         answered=found.answered,
         alignment=alignment,
@@ -141,7 +143,7 @@ def plane_terms(height: int, width: int) -> F64:
 def baseline(
     name: str, truth: F32, protocol: protocols.Protocol = protocols.PROTOCOLS[INDOOR]
 ) -> F32:
-    """Depth (H, W) m of a rival that does not look at the picture; truth NaN where not counted."""
+    """Depth (H, W) m of a rival that does not look at the image; truth NaN where not counted."""
     if name == "constant":
         return np.full(truth.shape, 1.0 / np.nanmedian(1.0 / truth), np.float32)
     if name == "plane":

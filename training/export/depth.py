@@ -39,7 +39,7 @@ from depth_node.engine.manifest import EMBEDDED, Manifest, manifest_path
 from depth_node.engine.manifest_writer import write_manifest
 from depth_node.inference import open_engine
 from depth_node.model_zoo import convert
-from depth_node.model_zoo.compare import Pictures
+from depth_node.model_zoo.compare import ComparisonImages
 from depth_node.prediction import Prediction
 from depth_node.simulation.renderer import Scene, random_view
 from training import checkpoints, recipes
@@ -48,7 +48,7 @@ from training.models import network_io, networks, unet
 
 OPSET = 20
 # Added to the output of the U-Net, which is centred on 0 in training: the usual median over
-# deviation of a picture's disparity, so that 1 / output is about proportional to depth for methods
+# deviation of an image's disparity, so that 1 / output is about proportional to depth for methods
 # that need a relative DEPTH. Affine invariance allows it.
 OFFSET = 3.0
 # Greatest deviation from torch over the range of the output. Rounding weights to float16 moves it
@@ -86,10 +86,10 @@ class Exportable:
 
     @torch.no_grad()
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """(H, W, 3) uint8 RGB -> the prediction at the picture's size, by torch."""
+        """(H, W, 3) uint8 RGB -> the prediction at the image's size, by torch."""
         tensor = torch.from_numpy(preprocess.to_tensor(image, self.spec))
         values = self.network(tensor)[0, 0].float().numpy()
-        full = preprocess.to_picture(values, self.spec, image.shape[0], image.shape[1])
+        full = preprocess.to_image(values, self.spec, image.shape[0], image.shape[1])
         return Prediction(full, self.meaning)
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ def _exportable(
     width: int,
     settings: Mapping[str, Any],
     story: dict[str, Any],
-    spec: network_io.InputSpec | None = None,
+    spec: network_io.NetworkInput | None = None,
     meaning: str = "",
 ) -> Exportable:
     network = network.eval().requires_grad_(False)
@@ -158,7 +158,7 @@ def _exportable(
             mean=spec.mean,
             std=spec.std,
             resize="stretch",
-            # Ours learn from averaged pictures; Depth Anything was made with cubic ones.
+            # Ours learn from averaged images; Depth Anything was made with cubic ones.
             interpolation="area" if settings else "cubic",
         ),
         meaning,
@@ -420,10 +420,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="beside it write NAME.fp16.onnx that also calculates in FP16, if it answers alike",
     )
     add(
-        "--pictures",
+        "--images",
         type=Path,
         default=None,
-        help="folder of pictures on which --fp16 is compared (default: rendered rooms)",
+        help="folder of images on which --fp16 is compared (default: rendered rooms)",
     )
 
 
@@ -439,12 +439,12 @@ def command(args: argparse.Namespace, console: Console) -> None:
     )
     if args.fp16:
         try:
-            pictures = Pictures.of(args.pictures, Manifest.load(manifest_path(args.out)))
-            made = convert.convert(args.out, pictures)
+            images = ComparisonImages.of(args.images, Manifest.load(manifest_path(args.out)))
+            made = convert.convert(args.out, images)
         except EngineError as error:
             raise TrainingError(str(error)) from error
         size = made.path.stat().st_size / 1e6
-        console.print(f"{made.path} ({size:.2f} MB): FP16, compared with FP32 on {pictures}")
+        console.print(f"{made.path} ({size:.2f} MB): FP16, compared with FP32 on {images}")
 
 
 def export_checkpoint(

@@ -47,9 +47,9 @@ KINDS["vit_t"] = "mobile_sam"
 
 
 class Encoder(nn.Module):
-    """Normalised picture (1, 3, size, size) -> the tensors that the decoder needs of it."""
+    """Normalised image (1, 3, size, size) -> the tensors that the decoder needs of it."""
 
-    size: int  # of the picture, px
+    size: int  # of the image, px
     resize: str  # of the manifest
     names: tuple[str, ...] = ("embedding",)
 
@@ -210,7 +210,7 @@ def _side(size: Any) -> int:
     if isinstance(size, int):
         return size
     if len(set(size)) != 1:
-        raise TrainingError(f"the model wants pictures of {size}: only square inputs are known.")
+        raise TrainingError(f"the model wants images of {size}: only square inputs are known.")
     return int(size[0])
 
 
@@ -263,12 +263,12 @@ def export(
     spec = InputSpec(
         encoder.size, encoder.size, mean=MEAN, std=STD, resize=encoder.resize, interpolation="area"
     )
-    picture = torch.from_numpy(to_tensor(_room(encoder.size), spec))
+    image = torch.from_numpy(to_tensor(_room(encoder.size), spec))
     rng = np.random.default_rng(0)
     points = torch.from_numpy((rng.random((batch, 2)) * encoder.size).astype(np.float32))
     extent = torch.tensor([0.75 * encoder.size, encoder.size], dtype=torch.float32)
     with torch.no_grad():
-        features = encoder(picture)
+        features = encoder(image)
     features = (features,) if isinstance(features, Tensor) else features
     common: dict[str, Any] = {
         "licence": licence,
@@ -282,7 +282,7 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         first, second = (Path(scratch) / path.name for path in paths)
-        _write(encoder, {"image": picture}, encoder.names, first)
+        _write(encoder, {"image": image}, encoder.names, first)
         write_manifest(
             first, PROMPTS, outputs=encoder.names, decoder=second.name, name=name,
             **common,
@@ -295,7 +295,7 @@ def export(
             name=f"{name}_decoder",  **common,
         )  # fmt: skip
         deviation = max(
-            _deviation(first, {"image": picture}, dict(zip(encoder.names, features, strict=True))),
+            _deviation(first, {"image": image}, dict(zip(encoder.names, features, strict=True))),
             _deviation(second, given, _answers(decoder, given)),
         )
         if not deviation <= LIMIT:

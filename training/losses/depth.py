@@ -52,7 +52,7 @@ def gradient_matching(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor
 def gradient_preservation(
     student: Tensor, teacher: Tensor, mask: Tensor, scales: int = 4
 ) -> Tensor:
-    """gradient_matching of N(student) - N(teacher), normalised over the whole picture.
+    """gradient_matching of N(student) - N(teacher), normalised over the whole image.
 
     Distill Any Depth names the term and cites MiDaS; that it works on normalised maps is the usage
     of Depth Anything V2.
@@ -89,8 +89,8 @@ def relative_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
     """Mean |z - depth| / depth (scalar), where 1 / z is the prediction after least squares of scale
     and shift to 1 / depth: what a disparity is judged by, with the fit in the gradient.
 
-    prediction, depth (m, above 0 everywhere) and mask are (N, 1, H, W); the mean over a picture,
-    then over pictures. z ends at FARTHEST_M; a depth too far by more than a factor BEYOND counts
+    prediction, depth (m, above 0 everywhere) and mask are (N, 1, H, W); the mean over an image,
+    then over images. z ends at FARTHEST_M; a depth too far by more than a factor BEYOND counts
     with its logarithm, or a few pixels of a wall would be all that counts. Ours.
     """
     share = mask.flatten(1).float()
@@ -125,7 +125,7 @@ def normalised_l1(
 def feature_alignment(student: Tensor, teacher: Tensor, tolerance: float = 0.85) -> Tensor:
     """Mean 1 - cos over the tokens that are not yet alike: cos <= tolerance (Depth Anything).
 
-    Tokens (N, P, C) of the same patches. Each picture's mean is over its own unlike tokens; one
+    Tokens (N, P, C) of the same patches. Each image's mean is over its own unlike tokens; one
     whose tokens are all alike counts 0.
     """
     likeness = functional.cosine_similarity(student.float(), teacher.detach().float(), dim=-1)
@@ -135,10 +135,10 @@ def feature_alignment(student: Tensor, teacher: Tensor, tolerance: float = 0.85)
 
 
 def scale_anchor(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Pull of the student's median and deviation to the teacher's: mean over pictures.
+    """Pull of the student's median and deviation to the teacher's: mean over images.
 
     (log s(student) - log s(teacher))^2 + ((med student - med teacher) / s(teacher))^2; ours, for
-    invariant losses let scale and shift drift. Pictures in which the teacher has
+    invariant losses let scale and shift drift. Images in which the teacher has
     no spread count 0.
     """
     if not mask.any():
@@ -153,7 +153,7 @@ def scale_anchor(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 
 def dead_outputs(before: Tensor, allowed: float = 0.05) -> Tensor:
-    """Cost of a final ReLU that answers 0 at more than a share `allowed` of a picture's pixels.
+    """Cost of a final ReLU that answers 0 at more than a share `allowed` of an image's pixels.
 
     before (N, 1, H, W): what enters the ReLU. Negative values are pulled up, but for the allowed
     share of the most negative ones (sky). Ours: the share of zeros itself has no gradient.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is left of a map without scale and shift: (d - median) / mean absolute deviation.
 
-Maps are (N, 1, H, W) float. Statistics are taken over contexts: sets of pixels of one picture,
+Maps are (N, 1, H, W) float. Statistics are taken over contexts: sets of pixels of one image,
 written as a map (N, 1, H, W) of numbers from 1, where 0 lies in none (a boolean mask is one context
-per picture). Contexts that overlap stand in several such layers (N, L, H, W). The median is
+per image). Contexts that overlap stand in several such layers (N, L, H, W). The median is
 torch's, the lower middle of an even count; the deviation is the MEAN absolute one about it. All is
 computed in float32 or better, whatever the precision of the network.
 """
@@ -109,7 +109,7 @@ def worthwhile(
     """Contexts (N, L, H, W) without those too small or too flat to say anything.
 
     Dropped are contexts with fewer than `least_px` valid pixels, and those in which the teacher
-    deviates by less than `least_share` of what it does in the whole picture: a constant plane would
+    deviates by less than `least_share` of what it does in the whole image: a constant plane would
     amplify noise. Both limits are ours, WeSTAR's text does not give any.
     """
     _, overall, _ = statistics(teacher, mask)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth from motion: what a picture looks like from its neighbour, and how wrong that is.
+"""Depth from motion: what an image looks like from its neighbour, and how wrong that is.
 
-The self-supervision of Monodepth2 (Godard et al. 2019), from its formulas. Pictures are
+The self-supervision of Monodepth2 (Godard et al. 2019), from its formulas. Images are
 (N, 3, H, W) in 0..1, depth is (N, 1, H, W) in metres along the optical axis, K (N, 3, 3) in pixels
 with centres at integers; T_source_target (N, 4, 4) maps target coordinates into the source camera.
 All of it is computed in float32 or better: half a pixel of rounding is an edge elsewhere. The
@@ -20,12 +20,12 @@ from torch.nn import functional
 from depth_node import config
 from training.losses.normalization import exact
 
-NEAREST_M = 1e-3  # points nearer than this to the source camera's plane are not in its picture
+NEAREST_M = 1e-3  # points nearer than this to the source camera's plane are not in its image
 
 
 @dataclass(frozen=True)
 class GeometricConfig:
-    """How the warped neighbours are compared with the picture."""
+    """How the warped neighbours are compared with the image."""
 
     ssim: float = config.option(
         0.85, "Share of structural similarity, the rest is |difference|.", minimum=0, maximum=1
@@ -89,7 +89,7 @@ def sample(source: Tensor, pixels: Tensor) -> Tensor:
 def warp(
     source: Tensor, depth: Tensor, K_target: Tensor, K_source: Tensor, T_source_target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The source picture as the target camera would see it, and where (N, 1, H, W) it can be."""
+    """The source image as the target camera would see it, and where (N, 1, H, W) it can be."""
     with torch.autocast(depth.device.type, enabled=False):
         depth = exact(depth)
         # At least float32, and all of one type: tests run in float64.
@@ -132,7 +132,7 @@ def photometric(a: Tensor, b: Tensor, ssim: float = 0.85) -> Tensor:
 
 
 def smoothness(disparity: Tensor, image: Tensor) -> Tensor:
-    """Mean |gradient| of disparity / its mean, less where the picture has an edge; a scalar."""
+    """Mean |gradient| of disparity / its mean, less where the image has an edge; a scalar."""
     flat = disparity / disparity.mean(dim=(2, 3), keepdim=True).clamp_min(1e-7)
     across = (flat[..., :, 1:] - flat[..., :, :-1]).abs()
     down = (flat[..., 1:, :] - flat[..., :-1, :]).abs()
@@ -153,7 +153,7 @@ def reprojection(
     """Photometric error (N, 1, H, W) of the warped neighbours, and where it counts.
 
     sources (N, S, 3, H, W), K_sources (N, S, 3, 3), T_sources_target (N, S, 4, 4). A pixel that
-    lies in none of the source pictures does not count (ours: Monodepth2 compares it with the
+    lies in none of the source images does not count (ours: Monodepth2 compares it with the
     border's colour); with cfg.automask neither does one that an unmoved neighbour explains as well.
     """
     errors, views = [], []
@@ -192,7 +192,7 @@ def geometric_loss(
 ) -> dict[str, Tensor]:
     """`photometric`, `smooth` and their sum `loss`: means over scales, finest depth first.
 
-    depths: (N, 1, h_k, w_k); each is brought to the picture's size before it is compared, and is
+    depths: (N, 1, h_k, w_k); each is brought to the image's size before it is compared, and is
     smooth at its own. Masked
     pixels count as 0 in the mean over all pixels: a batch of standing cameras weighs little.
     """
@@ -247,9 +247,9 @@ def transform(rotation: Tensor, translation: Tensor) -> Tensor:
 
 
 class PoseNetwork(nn.Module):
-    """Two pictures (N, 3, H, W) each -> T_source_target (N, 4, 4), up to the scale of depth.
+    """Two images (N, 3, H, W) each -> T_source_target (N, 4, 4), up to the scale of depth.
 
-    Strided convolutions and a mean over the picture; the answer is scaled by 0.01 so that training
+    Strided convolutions and a mean over the image; the answer is scaled by 0.01 so that training
     starts near the identity. Ours, and smaller than Monodepth2's ResNet-18.
     """
 

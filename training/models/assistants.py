@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from training.checkpoints import TrainingError
 from training.models.diffusion import DiffusionConfig, SingleStep, _folder_parts, open_run
-from training.models.network_io import InputSpec
+from training.models.network_io import NetworkInput
 
 
 class Marigold(nn.Module):
-    """A Marigold-class pipeline of diffusers as a teacher: pictures in 0..1 in, its maps out.
+    """A Marigold-class pipeline of diffusers as a teacher: images in 0..1 in, its maps out.
 
-    `meaning` says what the maps are. The noise is the same for every picture, one map is drawn.
+    `meaning` says what the maps are. The noise is the same for every image, one map is drawn.
     """
 
-    spec = InputSpec((0.0,) * 3, (1.0,) * 3, 8)  # type: ignore[arg-type]
+    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 8)  # type: ignore[arg-type]
 
     def __init__(self, pipe: Any, steps: int = 0) -> None:
         super().__init__()
@@ -32,10 +32,10 @@ class Marigold(nn.Module):
         pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps (N, 1, H, W), in 0..1."""
         found: Tensor = self._pipe[0](
-            pictures,
+            images,
             num_inference_steps=self.steps or None,
             ensemble_size=1,
             processing_resolution=0,
@@ -47,9 +47,9 @@ class Marigold(nn.Module):
 
 
 class GenPercept(nn.Module):
-    """A GenPercept as a teacher: pictures in -1..1 in, its maps in 0..1 out, one step, no noise.
+    """A GenPercept as a teacher: images in -1..1 in, its maps in 0..1 out, one step, no noise.
 
-    Its U-Net sees the latent of the picture itself, at time 1 under a schedule that is all noise
+    Its U-Net sees the latent of the image itself, at time 1 under a schedule that is all noise
     (beta 1), so that the velocity it gives is the negative of the answer's latent. The prompt is
     empty and not padded (begin and end). Read in the authors' pipeline (aim-uofa/GenPercept
     afc1578b); the variants with a DPT head instead of the decoder are not for this class.
@@ -61,9 +61,9 @@ class GenPercept(nn.Module):
         self.meaning = f"{gives}_affine_invariant"
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps (N, 1, H, W): depth is 0 at the nearest, disparity 1."""
-        velocity = self.network.step(self.network.encode(pictures)).latent
+        velocity = self.network.step(self.network.encode(images)).latent
         return (self.network.decode(-velocity).clamp(-1, 1) + 1) / 2
 
 

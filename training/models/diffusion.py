@@ -2,7 +2,7 @@
 """DepthMaster (arXiv 2501.02576): a Stable Diffusion that answers depth in one step.
 
 The autoencoder stays as it is; the U-Net, always told that it is at t = 1 and that the prompt is
-empty, turns the latent of a picture into the latent of its depth. Pictures enter as
+empty, turns the latent of an image into the latent of its depth. Images enter as
 (N, 3, H, W) in -1..1; the answer is a map (N, 1, H, W) that is meant to lie in -1..1, in one of
 SPACES. diffusers supplies the networks. Nothing is downloaded that `allow_download` did not ask
 for. Where the paper leaves something open, or its code says otherwise, the place says so.
@@ -27,14 +27,14 @@ from training.checkpoints import TrainingError
 from training.losses.diffusion import masked_mse, token_divergence
 from training.losses.normalization import exact
 from training.models.hub import Dino
-from training.models.network_io import Answer, InputSpec
+from training.models.network_io import NetworkInput, NetworkOutput
 
 SPACES = ("sqrt_disparity", "disparity", "depth")
 PLACES = ("mid", "down1", "down2")
 PARADIGMS = ("single", "iterative", "denoising")
 TIMESTEP = 1
 ITERATIONS = 4  # of the iterative paradigm (table II)
-SHRINK = 0.875  # the external encoder sees the picture at this share of its sides
+SHRINK = 0.875  # the external encoder sees the image at this share of its sides
 PROMPT_FILE = "empty_prompt.safetensors"
 
 
@@ -102,8 +102,8 @@ def target(
 ) -> Target:
     """Depth (N, 1, H, W) m -> clip(2 (y - q_low) / (q_high - q_low) - 1, -1, 1).
 
-    y is sqrt(1 / depth), 1 / depth or depth; q are the `tails` and 1 - `tails` quantiles of a
-    picture's valid pixels. Pictures without spread are not valid. What is not valid holds the
+    y is sqrt(1 / depth), 1 / depth or depth; q are the `tails` and 1 - `tails` quantiles of an
+    image's valid pixels. Images without spread are not valid. What is not valid holds the
     farthest value, so that the autoencoder sees no edge that says "near".
     """
     if space not in SPACES:
@@ -116,7 +116,7 @@ def target(
     for k, (row, valid) in enumerate(zip(y, mask, strict=True)):
         if valid.any():
             share = y.new_tensor([tails, 1 - tails])
-            # torch.quantile sorts; it refuses more than 16 million values, no picture has as many.
+            # torch.quantile sorts; it refuses more than 16 million values, no image has as many.
             ends[k] = torch.quantile(row[valid], share)
     low, high = ends.unbind(1)
     spread = (high > low).view(-1, 1, 1, 1)
@@ -147,11 +147,11 @@ class Projector(nn.Module):
 
 
 def external_size(height: int, width: int, patch_px: int) -> tuple[int, int]:
-    """The size at which the external encoder sees a picture: whole patches of 0.875 of it."""
+    """The size at which the external encoder sees an image: whole patches of 0.875 of it."""
     rows, columns = (round(SHRINK * side / patch_px) for side in (height, width))
     if min(rows, columns) < 1:
         raise TrainingError(
-            f"A picture of {height}x{width} is smaller than a patch of the external encoder"
+            f"An image of {height}x{width} is smaller than a patch of the external encoder"
             f" ({patch_px} px) at {SHRINK} of its size: raise height and width, or switch the"
             " feature alignment off (loss.align=0)."
         )
@@ -159,10 +159,10 @@ def external_size(height: int, width: int, patch_px: int) -> tuple[int, int]:
 
 
 class Alignment(nn.Module):
-    """How far features are from DINOv2's tokens of the same pictures; the projector is learnt.
+    """How far features are from DINOv2's tokens of the same images; the projector is learnt.
 
-    Pictures enter DINOv2 as its normalisation wants them, 0..1; the published code gives it
-    pictures in -1..1.
+    Images enter DINOv2 as its normalisation wants them, 0..1; the published code gives it
+    images in -1..1.
     """
 
     def __init__(self, channels: int, external: Dino) -> None:
@@ -170,13 +170,13 @@ class Alignment(nn.Module):
         self.projector = Projector(channels, external.channels)
         self._external = (external,)  # in a tuple: frozen, and in no checkpoint
 
-    def forward(self, pictures: Tensor, features: Tensor) -> Tensor:
-        """token_divergence for pictures (N, 3, H, W) in 0..1 and features (N, C, h, w)."""
-        external = self._external[0].to(pictures.device)
-        size = external_size(pictures.shape[-2], pictures.shape[-1], external.spec.multiple_px)
+    def forward(self, images: Tensor, features: Tensor) -> Tensor:
+        """token_divergence for images (N, 3, H, W) in 0..1 and features (N, C, h, w)."""
+        external = self._external[0].to(images.device)
+        size = external_size(images.shape[-2], images.shape[-1], external.spec.multiple_px)
         with torch.no_grad():
             seen = functional.interpolate(
-                pictures, size, mode="bicubic", align_corners=False, antialias=True
+                images, size, mode="bicubic", align_corners=False, antialias=True
             )
             tokens = external(external.spec.normalise(seen.clamp(0, 1))).float()
             tokens = functional.interpolate(
@@ -250,7 +250,7 @@ class Step:
 
 
 class SingleStep(nn.Module):
-    """Picture in, map of `space` out; the networks of diffusers around DepthMaster's way of use.
+    """Image in, map of `space` out; the networks of diffusers around DepthMaster's way of use.
 
     As every network here it has `spec`, `forward` (disparity, large = near) and `answer`.
     """
@@ -265,28 +265,28 @@ class SingleStep(nn.Module):
         self.unet, self.vae, self.cfg = unet, vae.requires_grad_(False), cfg
         self.register_buffer("prompt", prompt)
         # low / (high - low) of the targets seen in training: what a square or an inverse needs to
-        # undo the scaling to -1..1. A picture's own is not known to the network.
+        # undo the scaling to -1..1. An image's own is not known to the network.
         self.register_buffer("offset", torch.tensor(0.5))
         self.channels: int = unet.config.block_out_channels[-1]
         self.latent_px = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.spec = InputSpec((0.5,) * 3, (0.5,) * 3, self.latent_px)
+        self.spec = NetworkInput((0.5,) * 3, (0.5,) * 3, self.latent_px)
         self.fourier = FourierEnhancement(self.channels) if cfg.fourier else None
         if cfg.checkpointing:
             unet.enable_gradient_checkpointing()
             vae.enable_gradient_checkpointing()
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) in -1..1 -> scaled latents: the mean, nothing is drawn."""
-        if min(pictures.shape[-2:]) < self.latent_px or any(
-            side % self.latent_px for side in pictures.shape[-2:]
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in -1..1 -> scaled latents: the mean, nothing is drawn."""
+        if min(images.shape[-2:]) < self.latent_px or any(
+            side % self.latent_px for side in images.shape[-2:]
         ):
-            height, width = pictures.shape[-2:]
+            height, width = images.shape[-2:]
             raise TrainingError(
-                f"A picture of {height}x{width} does not fit latent cells of {self.latent_px} px:"
+                f"An image of {height}x{width} does not fit latent cells of {self.latent_px} px:"
                 " give sides that are multiples of it."
             )
-        with self._autoencoder_precision(pictures):
-            mean: Tensor = self.vae.encode(self._wide(pictures)).latent_dist.mean
+        with self._autoencoder_precision(images):
+            mean: Tensor = self.vae.encode(self._wide(images)).latent_dist.mean
         return mean * self.vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -345,7 +345,7 @@ class SingleStep(nn.Module):
         return Step(found, kept[-1] if kept else None)
 
     def predict(self, latent: Tensor, place: str = "") -> Step:
-        """The latent of depth from the latent of the picture, by the paradigm."""
+        """The latent of depth from the latent of the image, by the paradigm."""
         if self.cfg.paradigm == "single":
             return self.step(latent, place)
         if self.cfg.paradigm == "iterative":
@@ -356,7 +356,7 @@ class SingleStep(nn.Module):
         return Step(self._denoise(latent), None)
 
     def _denoise(self, latent: Tensor) -> Tensor:
-        """From noise (the same every time) to the latent of depth, seeing the picture's."""
+        """From noise (the same every time) to the latent of depth, seeing the image's."""
         from diffusers import DDIMScheduler
 
         scheduler = DDIMScheduler.from_config(_noise().config, timestep_spacing="trailing")
@@ -381,9 +381,9 @@ class SingleStep(nn.Module):
         said = self.step(torch.cat([latent, noisy.to(latent.dtype)], dim=1), timestep=t).latent
         return masked_mse(said, scheduler.get_velocity(truth, noise, t), mask)
 
-    def map(self, pictures: Tensor) -> Tensor:
+    def map(self, images: Tensor) -> Tensor:
         """The map (N, 1, H, W) of `space`, clipped to -1..1."""
-        return self.decode(self.predict(self.encode(pictures)).latent).clamp(-1, 1)
+        return self.decode(self.predict(self.encode(images)).latent).clamp(-1, 1)
 
     @torch.no_grad()
     def observe(self, seen: Target) -> None:
@@ -396,7 +396,7 @@ class SingleStep(nn.Module):
     def disparity(self, values: Tensor) -> Tensor:
         """Maps of `space` in -1..1 -> relative disparity, large = near.
 
-        Exact up to scale where the range of the picture is the average one (`offset`); the paper
+        Exact up to scale where the range of the image is the average one (`offset`); the paper
         aligns in its own space instead, which needs no such guess (evaluation sqrt_disp_ls).
         """
         share = (values + 1) / 2
@@ -407,15 +407,15 @@ class SingleStep(nn.Module):
             return (share + offset) ** 2
         return 1.0 / (share + offset.clamp_min(0.05))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Relative disparity of pictures normalised by `spec` (-1..1)."""
-        return self.disparity(self.map(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        """Relative disparity of images normalised by `spec` (-1..1)."""
+        return self.disparity(self.map(images))
 
-    def answer(self, pictures: Tensor) -> Answer:
+    def answer(self, images: Tensor) -> NetworkOutput:
         """Disparity, and the features of the U-Net's middle block."""
-        step = self.predict(self.encode(pictures), "mid")
+        step = self.predict(self.encode(images), "mid")
         features = step.features if step.features is not None else step.latent
-        return Answer(self.disparity(self.decode(step.latent).clamp(-1, 1)), None, features)
+        return NetworkOutput(self.disparity(self.decode(step.latent).clamp(-1, 1)), None, features)
 
     def reconstruct(self, values: Tensor) -> Tensor:
         """Maps in -1..1 through the autoencoder alone: what is lost there (table II, I2L)."""
@@ -602,7 +602,7 @@ def _empty_prompt(cfg: DiffusionConfig) -> Tensor:
 
 @torch.no_grad()
 def _widen(unet: Any) -> None:
-    """Twice the input channels, picture beside noisy depth; the weights are shared out evenly."""
+    """Twice the input channels, image beside noisy depth; the weights are shared out evenly."""
     old = unet.conv_in
     wide = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
     wide.weight.copy_(torch.cat([old.weight, old.weight], dim=1) / 2)

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.checkpoints import TrainingError
-from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, PATCH_PX, Answer, InputSpec
+from training.models.network_io import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PATCH_PX,
+    NetworkInput,
+    NetworkOutput,
+)
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,11 @@ SIZES = {
 class DepthAnything(nn.Module):
     """DINOv2 encoder and DPT decoder of transformers' DepthAnythingForDepthEstimation.
 
-    (N, 3, H, W) normalised pictures, H and W multiples of 14 -> (N, 1, H, W). Relative networks
+    (N, 3, H, W) normalised images, H and W multiples of 14 -> (N, 1, H, W). Relative networks
     give disparity; a metric one gives metres (`meaning`).
     """
 
-    spec = InputSpec(IMAGENET_MEAN, IMAGENET_STD, PATCH_PX)
+    spec = NetworkInput(IMAGENET_MEAN, IMAGENET_STD, PATCH_PX)
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -60,31 +66,31 @@ class DepthAnything(nn.Module):
             network.head.activation2 = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Relative disparity (or metres) of normalised pictures."""
+        """Relative disparity (or metres) of normalised images."""
         return self.answer(x).disparity
 
-    def answer(self, x: Tensor) -> Answer:
+    def answer(self, x: Tensor) -> NetworkOutput:
         """Disparity, what entered the final ReLU, and the encoder's patch features."""
         rows, columns = x.shape[-2] // PATCH_PX, x.shape[-1] // PATCH_PX
         if x.shape[-2] % PATCH_PX or x.shape[-1] % PATCH_PX:
             raise ValueError(
-                f"A picture of {x.shape[-2]}x{x.shape[-1]} does not fit patches of {PATCH_PX} px:"
+                f"An image of {x.shape[-2]}x{x.shape[-1]} does not fit patches of {PATCH_PX} px:"
                 " give sides that are multiples of it."
             )
         net = self.network
         maps = net.backbone.forward_with_filtered_kwargs(x).feature_maps
-        # The first token stands for the whole picture, the others for the patches row by row.
+        # The first token stands for the whole image, the others for the patches row by row.
         features = maps[-1][:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
         y = net.head(net.neck(maps, rows, columns), rows, columns)[:, None].float()
         if self.meaning == "depth_metric":
-            return Answer(y, None, features)
-        return Answer(functional.relu(y), y, features)
+            return NetworkOutput(y, None, features)
+        return NetworkOutput(functional.relu(y), y, features)
 
 
 class Dino(nn.Module):
     """A frozen DINOv2: what feature alignment compares a student's encoder with."""
 
-    spec = InputSpec(IMAGENET_MEAN, IMAGENET_STD, PATCH_PX)
+    spec = NetworkInput(IMAGENET_MEAN, IMAGENET_STD, PATCH_PX)
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -93,7 +99,7 @@ class Dino(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Patch features (N, C, H / 14, W / 14) of normalised pictures."""
+        """Patch features (N, C, H / 14, W / 14) of normalised images."""
         rows, columns = x.shape[-2] // PATCH_PX, x.shape[-1] // PATCH_PX
         tokens: Tensor = self.network(pixel_values=x).last_hidden_state
         return tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))

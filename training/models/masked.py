@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masked image modelling: an encoder learns to say what a picture has where it is hidden.
+"""Masked image modelling: an encoder learns to say what an image has where it is hidden.
 
 Two kinds. SimMIM (Xie et al. 2022): hidden patches are replaced by a learnt token, one convolution
 guesses their pixels, the mean |difference| over hidden pixels counts. MAE (He et al. 2022): hidden
 patches never enter the encoder, a small transformer guesses their pixels, each patch normalised;
-the mean squared difference counts. Written from the papers; pictures are (N, 3, H, W), normalised.
+the mean squared difference counts. Written from the papers; images are (N, 3, H, W), normalised.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class MaskingConfig:
 def random_mask(
     count: int, height: int, width: int, unit_px: int, ratio: float, device: Any = None
 ) -> Tensor:
-    """(count, 1, height, width) bool, True = hidden: round(ratio * units) squares of each picture.
+    """(count, 1, height, width) bool, True = hidden: round(ratio * units) squares of each image.
 
     Drawn from torch's generator. Raises TrainingError where not one square fits.
     """
     rows, columns = height // unit_px, width // unit_px
     if not rows or not columns or height % unit_px or width % unit_px:
         raise TrainingError(
-            f"A picture of {height}x{width} cannot be cut into squares of {unit_px} px: set height"
+            f"An image of {height}x{width} cannot be cut into squares of {unit_px} px: set height"
             " and width to multiples of masking.unit_px."
         )
     hidden = min(max(round(ratio * rows * columns), 1), rows * columns)
@@ -70,26 +70,26 @@ def cells(mask: Tensor, patch_px: int) -> Tensor:
     return mask[..., ::patch_px, ::patch_px]
 
 
-def hidden_l1(found: Tensor, pictures: Tensor, mask: Tensor) -> Tensor:
+def hidden_l1(found: Tensor, images: Tensor, mask: Tensor) -> Tensor:
     """SimMIM's loss: sum |x - x'| over hidden pixels / (their number + 1e-5) / channels."""
-    total = ((found.float() - pictures).abs() * mask).sum()
-    return total / (mask.sum() + 1e-5) / pictures.shape[1]
+    total = ((found.float() - images).abs() * mask).sum()
+    return total / (mask.sum() + 1e-5) / images.shape[1]
 
 
-def patch_pixels(pictures: Tensor, patch_px: int) -> Tensor:
-    """Pictures (N, C, H, W) as rows of patches (N, P, C * patch * patch), from left to right."""
-    return functional.unfold(pictures, patch_px, stride=patch_px).mT
+def patch_pixels(images: Tensor, patch_px: int) -> Tensor:
+    """Images (N, C, H, W) as rows of patches (N, P, C * patch * patch), from left to right."""
+    return functional.unfold(images, patch_px, stride=patch_px).mT
 
 
-def hidden_mse(found: Tensor, pictures: Tensor, hidden: Tensor, patch_px: int) -> Tensor:
+def hidden_mse(found: Tensor, images: Tensor, hidden: Tensor, patch_px: int) -> Tensor:
     """MAE's loss: patches (N, P, .) against pixels normalised within each patch, where hidden."""
-    pixels = patch_pixels(pictures, patch_px)
+    pixels = patch_pixels(images, patch_px)
     truth = (pixels - pixels.mean(2, keepdim=True)) / (pixels.var(2, keepdim=True) + 1e-6).sqrt()
     error = ((found.float() - truth) ** 2).mean(dim=2)
     return (error * hidden).sum() / hidden.sum().clamp_min(1)
 
 
-class Guess(nn.Module):
+class PixelHead(nn.Module):
     """What guesses the hidden pixels from an encoder's features; learnt beside it, not exported."""
 
     place: Tensor
@@ -127,35 +127,33 @@ class Guess(nn.Module):
         self.decoder = nn.TransformerEncoder(layer, cfg.decoder_layers, enable_nested_tensor=False)
         self.head_patches = nn.Linear(cfg.decoder_width, pixels)
 
-    def loss(self, network: Network, pictures: Tensor) -> Tensor:
-        """Hide a part of every picture; what is guessed from the rest is compared with it."""
-        n, _, height, width = pictures.shape
-        mask = random_mask(
-            n, height, width, self.cfg.unit_px, self.cfg.ratio, device=pictures.device
-        )
+    def loss(self, network: Network, images: Tensor) -> Tensor:
+        """Hide a part of every image; what is guessed from the rest is compared with it."""
+        n, _, height, width = images.shape
+        mask = random_mask(n, height, width, self.cfg.unit_px, self.cfg.ratio, device=images.device)
         if self.cfg.variant == "mae":
-            return self._mae(network, pictures, mask)
+            return self._mae(network, images, mask)
         if isinstance(network, DepthAnything):
             with replaced(network, cells(mask, self.patch_px)):
-                features = encode(network, pictures)
+                features = encode(network, images)
         else:
-            features = encode(network, torch.where(mask, self.paint, pictures))
+            features = encode(network, torch.where(mask, self.paint, images))
         found = functional.pixel_shuffle(self.head(features), self.patch_px)
-        return hidden_l1(found, pictures, mask)
+        return hidden_l1(found, images, mask)
 
-    def _mae(self, network: Network, pictures: Tensor, mask: Tensor) -> Tensor:
+    def _mae(self, network: Network, images: Tensor, mask: Tensor) -> Tensor:
         hidden = cells(mask, self.patch_px).flatten(1)
-        # Visible patches first, each in its order: all pictures show as many.
+        # Visible patches first, each in its order: all images show as many.
         order = hidden.int().argsort(dim=1, stable=True)
         shown = int((~hidden[0]).sum())
         with _only(network, order[:, :shown]):
-            tokens = _tokens(network, pictures)
+            tokens = _tokens(network, images)
         narrow = self.narrow(tokens[:, 1:])
         width = narrow.shape[2]
         all_tokens = self.token.to(narrow.dtype).expand(len(order), order.shape[1], width)
         index = order[:, :shown, None].expand(-1, -1, width)
         placed = all_tokens.scatter(1, index, narrow) + self.place
-        return hidden_mse(self.head_patches(self.decoder(placed)), pictures, hidden, self.patch_px)
+        return hidden_mse(self.head_patches(self.decoder(placed)), images, hidden, self.patch_px)
 
 
 def check_unit(network: Network, cfg: MaskingConfig) -> None:
@@ -172,18 +170,18 @@ def stride(network: Network) -> int:
     return PATCH_PX if isinstance(network, DepthAnything) else network.spec.multiple_px
 
 
-def encode(network: Network, pictures: Tensor) -> Tensor:
+def encode(network: Network, images: Tensor) -> Tensor:
     """The encoder's last features (N, C, h, w), without the decoder where that can be spared."""
     if not isinstance(network, DepthAnything):
-        return network.answer(pictures).features
-    tokens = _tokens(network, pictures)[:, 1:]
-    rows, columns = pictures.shape[-2] // PATCH_PX, pictures.shape[-1] // PATCH_PX
+        return network.answer(images).features
+    tokens = _tokens(network, images)[:, 1:]
+    rows, columns = images.shape[-2] // PATCH_PX, images.shape[-1] // PATCH_PX
     return tokens.mT.unflatten(2, (rows, columns))
 
 
-def _tokens(network: Any, pictures: Tensor) -> Tensor:
+def _tokens(network: Any, images: Tensor) -> Tensor:
     backbone = network.network.backbone
-    maps = backbone.forward_with_filtered_kwargs(pictures).feature_maps
+    maps = backbone.forward_with_filtered_kwargs(images).feature_maps
     tokens: Tensor = maps[-1]
     return tokens
 
@@ -235,7 +233,7 @@ def _sines(rows: int, columns: int, width: int) -> Tensor:
 
 
 class DropPath(nn.Module):
-    """Leaves out a residual branch of some pictures of a batch, and makes up for it in the others
+    """Leaves out a residual branch of some images of a batch, and makes up for it in the others
     (stochastic depth, Huang et al. 2016).
     """
 
@@ -244,7 +242,7 @@ class DropPath(nn.Module):
         self.share = share
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch, or 0, per picture; as it is outside of training."""
+        """The branch, or 0, per image; as it is outside of training."""
         if not self.training or self.share == 0:
             return x
         keep = 1 - self.share

@@ -14,17 +14,17 @@ PATCH_PX = 14  # of DINOv2
 
 
 @dataclass(frozen=True)
-class InputSpec:
-    """How pictures must look to a network: (pixel / 255 - mean) / std, sides a multiple of px."""
+class NetworkInput:
+    """How images must look to a network: (pixel / 255 - mean) / std, sides a multiple of px."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     multiple_px: int
 
-    def normalise(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) in 0..1 as the network sees them."""
-        mean, std = (pictures.new_tensor(x).view(1, 3, 1, 1) for x in (self.mean, self.std))
-        return (pictures - mean) / std
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in 0..1 as the network sees them."""
+        mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in (self.mean, self.std))
+        return (images - mean) / std
 
     def fitting(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size that the network takes."""
@@ -42,7 +42,7 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
-class Answer:
+class NetworkOutput:
     """All that a network says of a batch.
 
     disparity (N, 1, H, W); before: what entered a final ReLU, or None; features (N, C, h, w): the

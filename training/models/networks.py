@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks: picture in, one channel of relative disparity out; from the library, from a folder, or
+"""Networks: image in, one channel of relative disparity out; from the library, from a folder, or
 from random weights. LoRA on their encoders.
 
-Every network here takes pictures normalised by its own `spec` and answers (N, 1, H, W) float32,
+Every network here takes images normalised by its own `spec` and answers (N, 1, H, W) float32,
 large = near. `answer` gives what losses need besides: the encoder's features and, where a ReLU ends
 the network, what entered it. Nothing is ever downloaded that `allow_download` did not ask for.
 """

@@ -12,31 +12,31 @@ from torch.nn import functional
 
 from training.checkpoints import TrainingError
 from training.models.hub import Source, _library
-from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, InputSpec
+from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, NetworkInput
 
 
 class Sam(nn.Module):
-    """A Segment Anything (1, 2 or 2.1) of the library: masks at points of a picture."""
+    """A Segment Anything (1, 2 or 2.1) of the library: masks at points of an image."""
 
-    spec = InputSpec(IMAGENET_MEAN, IMAGENET_STD, 1)
+    spec = NetworkInput(IMAGENET_MEAN, IMAGENET_STD, 1)
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        # The first one keeps the picture's shape and pads it below and right, the others stretch.
+        # The first one keeps the image's shape and pads it below and right, the others stretch.
         self.pads = network.config.model_type == "sam"
         self.side_px = int(network.prompt_encoder.input_image_size)
 
     @torch.no_grad()
     def forward(
-        self, picture: Tensor, points: Tensor, at_once: int = 64
+        self, image: Tensor, points: Tensor, at_once: int = 64
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Candidates at points (P, 2), (x, y) px of a picture (1, 3, H, W) in 0..1, by and by.
+        """Candidates at points (P, 2), (x, y) px of an image (1, 3, H, W) in 0..1, by and by.
 
         Each time logits (k, H, W), above 0 inside, and the network's guess (k,) of their overlap
         with what is there; three candidates a point.
         """
-        height, width = picture.shape[-2:]
+        height, width = image.shape[-2:]
         side = self.side_px
         if self.pads:
             share = side / max(height, width)
@@ -44,7 +44,7 @@ class Sam(nn.Module):
         else:
             inner = (side, side)
         x = functional.interpolate(
-            picture, inner, mode="bilinear", align_corners=False, antialias=True
+            image, inner, mode="bilinear", align_corners=False, antialias=True
         )
         x = functional.pad(self.spec.normalise(x), (0, side - inner[1], 0, side - inner[0]))
         seen = self.network.get_image_embeddings(x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teachers: whatever answers a batch of pictures with depth or disparity, behind one door.
+"""Teachers: whatever answers a batch of images with depth or disparity, behind one door.
 
 A teacher says what its numbers mean (`kind`, of depth_node.prediction.KINDS); `ask` turns them into
 disparity, large = near, with a mask of what is known. The conversion is depth_node's own: inverses
@@ -33,24 +33,24 @@ SOURCES = ("network", "engine", "diffusion")
 
 
 class Teacher(Protocol):
-    """Pictures (N, 3, H, W) float32 in 0..1, any size -> maps (N, 1, H, W) of its `kind`."""
+    """Images (N, 3, H, W) float32 in 0..1, any size -> maps (N, 1, H, W) of its `kind`."""
 
     name: str
     revision: str
     kind: str
 
-    def __call__(self, pictures: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """The maps."""
 
 
-def ask(teacher: Teacher, pictures: Tensor) -> tuple[Tensor, Tensor]:
+def ask(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
     """Disparity (N, 1, H, W) float32, 0 where unknown, and the mask of what is known."""
     with torch.no_grad():
-        maps = teacher(pictures).float()
-    if maps.shape != (len(pictures), 1, *pictures.shape[-2:]):
+        maps = teacher(images).float()
+    if maps.shape != (len(images), 1, *images.shape[-2:]):
         raise TrainingError(
-            f"Teacher {teacher.name} answers {tuple(maps.shape)} to pictures of"
-            f" {tuple(pictures.shape)}; it must give one map of their size each."
+            f"Teacher {teacher.name} answers {tuple(maps.shape)} to images of"
+            f" {tuple(images.shape)}; it must give one map of their size each."
         )
     if teacher.kind.startswith("disparity"):
         disparity = maps
@@ -86,10 +86,10 @@ class TeacherConfig:
         " others may differ in the last bits, and are kept apart.",
     )
     height: int = config.option(
-        0, "Rows that a network works in; 0: those of the pictures.", unit="px", minimum=0
+        0, "Rows that a network works in; 0: those of the images.", unit="px", minimum=0
     )
     width: int = config.option(
-        0, "Columns that a network works in; 0: those of the pictures.", unit="px", minimum=0
+        0, "Columns that a network works in; 0: those of the images.", unit="px", minimum=0
     )
     shift: float = config.option(
         0.1,
@@ -105,7 +105,7 @@ class TeacherConfig:
 
 
 class NetworkTeacher:
-    """A torch network, frozen. It moves to the device of the pictures it is asked about."""
+    """A torch network, frozen. It moves to the device of the images it is asked about."""
 
     def __init__(
         self, network: Network, name: str, size: tuple[int, int] = (0, 0), shift: float = 0.0
@@ -117,15 +117,15 @@ class NetworkTeacher:
         self.shift = shift if self.kind == "depth_affine_invariant" else 0.0
         self.revision = fingerprint(network) + (f"+{self.shift:g}" if self.shift else "")
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Maps of the pictures' size; the network sees them resized to what it takes."""
-        return self._maps(pictures) + self.shift
+    def __call__(self, images: Tensor) -> Tensor:
+        """Maps of the images' size; the network sees them resized to what it takes."""
+        return self._maps(images) + self.shift
 
-    def _maps(self, pictures: Tensor) -> Tensor:
-        self.network.to(pictures.device)  # type: ignore[arg-type]
-        height, width = pictures.shape[-2:]
+    def _maps(self, images: Tensor) -> Tensor:
+        self.network.to(images.device)  # type: ignore[arg-type]
+        height, width = images.shape[-2:]
         inner = self.network.spec.fitting(self.size[0] or height, self.size[1] or width)
-        x = pictures
+        x = images
         if inner != (height, width):
             shrinks = inner[0] < height or inner[1] < width
             x = functional.interpolate(
@@ -157,11 +157,11 @@ class EngineTeacher:
         content += b"" if runs_on == REFERENCE else runs_on.encode()
         self.revision = hashlib.blake2b(content, digest_size=8).hexdigest()
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Maps of the pictures' size, as the engine gives them in picture coordinates."""
-        images = (pictures.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu()
-        maps = [self.model.predict(image.contiguous().numpy()).values for image in images]
-        return torch.from_numpy(np.stack(maps))[:, None].to(pictures.device)
+    def __call__(self, images: Tensor) -> Tensor:
+        """Maps of the images' size, as the engine gives them in image coordinates."""
+        pixels = (images.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        maps = [self.model.predict(image.contiguous().numpy()).values for image in pixels]
+        return torch.from_numpy(np.stack(maps))[:, None].to(images.device)
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
-from training.models.network_io import Answer, InputSpec
+from training.models.network_io import NetworkInput, NetworkOutput
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class StudentConfig:
     )
     mirror: bool = config.option(
         False,
-        "Once trained, answer with the mean over the picture and its mirror image: twice the time,"
+        "Once trained, answer with the mean over the image and its mirror image: twice the time,"
         " a few per cent less error.",
     )
 
@@ -76,7 +76,7 @@ class Residual(nn.Module):
 
 
 class _Context(nn.Module):
-    """What the whole picture says to every pixel: its mean feature through two layers, added."""
+    """What the whole image says to every pixel: its mean feature through two layers, added."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -109,14 +109,14 @@ class _Up(nn.Module):
 
 
 class SmallUNet(nn.Module):
-    """(N, 3, H, W) normalised picture, H and W multiples of 32 -> (N, 1, H, W) relative disparity,
+    """(N, 3, H, W) normalised image, H and W multiples of 32 -> (N, 1, H, W) relative disparity,
     large = near.
 
-    Two planes of pixel coordinates beside the colours let the first layer know where in the picture
+    Two planes of pixel coordinates beside the colours let the first layer know where in the image
     it looks: the prior "lower is nearer" then needs no depth of network.
     """
 
-    spec = InputSpec((0.5,) * 3, (0.25,) * 3, 32)
+    spec = NetworkInput((0.5,) * 3, (0.25,) * 3, 32)
 
     def __init__(self, cfg: StudentConfig = StudentConfig()) -> None:
         super().__init__()
@@ -145,14 +145,14 @@ class SmallUNet(nn.Module):
         self.head = nn.Conv2d(d[3], 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Relative disparity of normalised pictures."""
+        """Relative disparity of normalised images."""
         if self.training or not self.cfg.mirror:
             return self.answer(x).disparity
         plain, mirrored = self.answer(torch.cat([x, x.flip(3)])).disparity.chunk(2)
         return (plain + mirrored.flip(3)) / 2
 
-    def answer(self, x: Tensor) -> Answer:
-        """Disparity and the encoder's last features (stride 32) of normalised pictures."""
+    def answer(self, x: Tensor) -> NetworkOutput:
+        """Disparity and the encoder's last features (stride 32) of normalised images."""
         n, _, h, w = x.shape
         ys = torch.linspace(-1, 1, h, dtype=x.dtype, device=x.device).view(1, 1, h, 1)
         xs = torch.linspace(-1, 1, w, dtype=x.dtype, device=x.device).view(1, 1, 1, w)
@@ -168,4 +168,4 @@ class SmallUNet(nn.Module):
         # float32 even under autocast: the last bits of a disparity are the far end of a room.
         y = self.head(y).float()
         y = functional.interpolate(y, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return Answer(y, None, features)
+        return NetworkOutput(y, None, features)

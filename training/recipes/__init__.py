@@ -15,7 +15,7 @@ from depth_node import config
 # What the command line offers, and what the name in a checkpoint stands for.
 RECIPES = {
     "supervised": "train a student on rendered rooms",
-    "westar": "adapt a network to the pictures of a new place",
+    "westar": "adapt a network to the images of a new place",
     "distill": "train a student on the answers of teachers",
     "depthmaster": "train a diffusion network that answers depth in one step, a teacher",
     "mesa": "pre-train an encoder masked, geometrically and supervised, or fine-tune it",

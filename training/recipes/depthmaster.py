@@ -47,7 +47,7 @@ from training.models.diffusion import (
     target,
 )
 from training.models.hub import Dino
-from training.models.network_io import InputSpec
+from training.models.network_io import NetworkInput
 from training.models.networks import NetworkConfig, open_dino
 
 LEARN = ("unet", "autoencoder")
@@ -75,7 +75,7 @@ class LossConfig:
         "mid", "Where the U-Net's features are aligned (table V).", choices=PLACES
     )
     tails: float = config.option(
-        0.02, "Share of a picture's pixels beyond each end of the target.", minimum=0, maximum=0.4
+        0.02, "Share of an image's pixels beyond each end of the target.", minimum=0, maximum=0.4
     )
     far: float = config.option(80.0, "Depth beyond this is not known.", unit="m", minimum=0.1)
     kl: float = config.option(
@@ -90,8 +90,8 @@ class LossConfig:
 class Config:
     """Everything that shapes a run of DepthMaster."""
 
-    height: int = config.option(480, "Rows of the pictures.", unit="px", minimum=8)
-    width: int = config.option(640, "Columns of the pictures.", unit="px", minimum=8)
+    height: int = config.option(480, "Rows of the images.", unit="px", minimum=8)
+    width: int = config.option(640, "Columns of the images.", unit="px", minimum=8)
     learn: str = config.option("unet", "What is learnt; the other part is frozen.", choices=LEARN)
     start: str = config.option(
         "", "Run of this recipe whose weights it goes on from (the stage before)."
@@ -103,8 +103,8 @@ class Config:
         kind="small",
     )
     loss: LossConfig = config.section(LossConfig, "What is minimised.")
-    pictures: MixtureConfig = config.section(MixtureConfig, "What it learns from.")
-    augment: ViewConfig = config.section(ViewConfig, "How pictures are varied.", flip=0.5)
+    images: MixtureConfig = config.section(MixtureConfig, "What it learns from.")
+    augment: ViewConfig = config.section(ViewConfig, "How images are varied.", flip=0.5)
     check: DataConfig = config.section(
         DataConfig, "What it is judged on at every checkpoint (limit 0: nothing).",
         kind="procedural",
@@ -129,19 +129,19 @@ class Config:
 
 
 class DepthMaster(Recipe):
-    """The recipe: pictures with depth."""
+    """The recipe: images with depth."""
 
     name = "depthmaster"
-    free_to_change = ("pictures.pool.folder", "pictures.data.folder", "pictures.second.folder")
+    free_to_change = ("images.pool.folder", "images.data.folder", "images.second.folder")
 
     def __init__(
         self,
         cfg: Config,
-        pictures: Mixture,
+        images: Mixture,
         check: Sequence[Sample] = (),
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
-        self.cfg, self.pictures, self.check, self.say = cfg, pictures, check, say
+        self.cfg, self.images, self.check, self.say = cfg, images, check, say
         self._alignment: Alignment | None = None
         self._network: SingleStep | None = None
 
@@ -164,7 +164,7 @@ class DepthMaster(Recipe):
         self.say(
             f"training takes {size['weights']:.2f} GiB of weights, {size['gradients']:.2f} of"
             f" gradients, {size['optimiser']:.2f} of AdamW's moments: {size['total']:.2f} GiB, and"
-            " the activations of the pictures that are seen at once"
+            " the activations of the images that are seen at once"
         )
         return network
 
@@ -180,10 +180,10 @@ class DepthMaster(Recipe):
         return self._alignment
 
     def batch(self, step: int, share: Share) -> Batch:
-        """Pictures (N, 3, h, w) in 0..1 and depth (N, 1, h, w) m."""
+        """Images (N, 3, h, w) in 0..1 and depth (N, 1, h, w) m."""
         cfg = self.cfg
         rngs = generators(cfg.loop, step, share)
-        return self.pictures.batch(rngs, cfg.height, cfg.width, cfg.augment)
+        return self.images.batch(rngs, cfg.height, cfg.width, cfg.augment)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
         """The terms whose weights are not 0, and their weighted sum."""
@@ -192,13 +192,13 @@ class DepthMaster(Recipe):
         depth = batch["depth"]
         known = torch.isfinite(depth) & (depth > 0) & (depth <= weights.far)
         seen = target(depth, known, cfg.diffusion.space, weights.tails)
-        pictures = model.spec.normalise(batch["image"])
+        images = model.spec.normalise(batch["image"])
         if cfg.learn == "autoencoder":
-            return self._reconstruction(model, pictures, seen)
+            return self._reconstruction(model, images, seen)
         if model.training:
             model.observe(seen)
         with torch.no_grad():
-            latent = model.encode(pictures)
+            latent = model.encode(images)
             truth = model.encode(seen.values.expand(-1, 3, -1, -1)) if weights.latent else latent
         cells = pooled_mask(seen.mask, model.latent_px)
         if cfg.diffusion.paradigm == "denoising":
@@ -221,11 +221,9 @@ class DepthMaster(Recipe):
         total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
         return {"loss": total, **{f"{name}_term": term for name, term in terms.items()}}
 
-    def _reconstruction(
-        self, model: SingleStep, pictures: Tensor, seen: Target
-    ) -> dict[str, Tensor]:
-        """The autoencoder on pictures and on maps, half of the batch each."""
-        x = torch.cat([pictures, seen.values.expand(-1, 3, -1, -1)])
+    def _reconstruction(self, model: SingleStep, images: Tensor, seen: Target) -> dict[str, Tensor]:
+        """The autoencoder on images and on maps, half of the batch each."""
+        x = torch.cat([images, seen.values.expand(-1, 3, -1, -1)])
         drawn = model.vae.encode(x).latent_dist
         found = model.vae.decode(drawn.sample()).sample
         away = (found.float() - x).abs().mean()
@@ -269,7 +267,7 @@ class DepthMaster(Recipe):
     def panels(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """The first picture, its target and the answer, side by side."""
+        """The first image, its target and the answer, side by side."""
         assert isinstance(model, SingleStep)
         image, depth = batch["image"][:1], batch["depth"][:1]
         seen = target(depth, torch.isfinite(depth), self.cfg.diffusion.space, self.cfg.loss.tails)
@@ -303,18 +301,18 @@ def judged(
 
 
 def build(cfg: Config, console: Console) -> DepthMaster:
-    """The recipe on its pictures, once a pool holds enough."""
+    """The recipe on its images, once a pool holds enough."""
 
     def waiting(found: int) -> None:
-        wanted = cfg.pictures.pool.wait_for
-        console.print(f"waiting for the renderer: {found} of {wanted} pictures")
+        wanted = cfg.images.pool.wait_for
+        console.print(f"waiting for the renderer: {found} of {wanted} images")
 
     check = open_samples(cfg.check) if cfg.check.limit else ()
-    return DepthMaster(cfg, Mixture(cfg.pictures, waiting), check, console.print)
+    return DepthMaster(cfg, Mixture(cfg.images, waiting), check, console.print)
 
 
-def exportable(payload: Mapping[str, Any]) -> tuple[SingleStep, InputSpec, str]:
-    """The network of a checkpoint, how its pictures look, what it says: to be judged by
+def exportable(payload: Mapping[str, Any]) -> tuple[SingleStep, NetworkInput, str]:
+    """The network of a checkpoint, how its images look, what it says: to be judged by
     `evaluate`. It is a teacher: `export` refuses it.
     """
     network = from_checkpoint(payload)

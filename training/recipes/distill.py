@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distill Any Depth: a student from teachers' answers to pictures without depth (arXiv 2502.19204).
+"""Distill Any Depth: a student from teachers' answers to images without depth (arXiv 2502.19204).
 
 Two contexts: both see the same crop (shared), or the student sees a wide view and the teacher parts
 of it (local-global). One of two teachers is drawn at each step. What is compared, how maps are
@@ -93,10 +93,10 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class CropConfig:
-    """What is seen of a picture. The crops have the shape of the network's input."""
+    """What is seen of an image. The crops have the shape of the network's input."""
 
     smallest_px: int = config.option(
-        644, "Least rows of a crop; less where the picture is smaller.", unit="px", minimum=14
+        644, "Least rows of a crop; less where the image is smaller.", unit="px", minimum=14
     )
     flip: float = config.option(0.5, "Probability of a left-right flip.", minimum=0, maximum=1)
     wide: float = config.option(
@@ -105,7 +105,7 @@ class CropConfig:
     grid: int = config.option(2, "The wide view has grid x grid overlapping parts.", minimum=1)
     parts: int = config.option(1, "Parts of each wide view that a step looks at.", minimum=1)
     kept: int = config.option(
-        0, "Crops of each picture that are used again and again; 0: always new ones.", minimum=0
+        0, "Crops of each image that are used again and again; 0: always new ones.", minimum=0
     )
 
     def __post_init__(self) -> None:
@@ -138,7 +138,7 @@ class Config:
     encoder_rate: float = config.option(
         0.1, "Learning rate of the encoder over that of the rest.", minimum=0, maximum=1
     )
-    keep: int = config.option(32, "Pictures that are held in memory.", minimum=0)
+    keep: int = config.option(32, "Images that are held in memory.", minimum=0)
     cache: str = config.option(
         "", "Folder for teachers' answers, made before training; needs crop.kept. Empty: none."
     )
@@ -148,7 +148,7 @@ class Config:
     dino: NetworkConfig = config.section(
         NetworkConfig, "The DINOv2 whose features the encoder's are to be like.", kind="small"
     )
-    pictures: DataConfig = config.section(DataConfig, "What is looked at; depth is not used.")
+    images: DataConfig = config.section(DataConfig, "What is looked at; depth is not used.")
     crop: CropConfig = config.section(CropConfig, "Which parts of it.")
     view: ViewConfig = config.section(ViewConfig, "What else the student's view goes through.")
     loss: LossConfig = config.section(LossConfig, "What is minimised.")
@@ -175,7 +175,7 @@ class Config:
             )
         if self.cache and not self.crop.kept:
             raise config.ConfigError(
-                "cache needs crops that come again: set crop.kept to their number per picture"
+                "cache needs crops that come again: set crop.kept to their number per image"
             )
         if self.view.flip or self.view.smallest_crop < 1:
             raise config.ConfigError("view may not move pixels: use crop.flip and crop.smallest_px")
@@ -195,7 +195,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is seen of one picture, as (h, w, 3) uint8 RGB: a crop, a wide view, its parts.
+    """What is seen of one image, as (h, w, 3) uint8 RGB: a crop, a wide view, its parts.
 
     window and wide: where; flip comes after, so that a teacher's kept answers serve both ways.
     """
@@ -206,21 +206,21 @@ class Seen:
 
 
 class Distill(Recipe):
-    """The recipe: crops of pictures, and teachers that answer to them."""
+    """The recipe: crops of images, and teachers that answer to them."""
 
     name = "distill"
     free_to_change = ("cache", "keep")
 
     def __init__(
-        self, cfg: Config, pictures: Sequence[Sample], teachers: Sequence[Teacher | None]
+        self, cfg: Config, images: Sequence[Sample], teachers: Sequence[Teacher | None]
     ) -> None:
         self.cfg = cfg
-        self.pictures = pictures
+        self.images = images
         self.teachers = list(teachers)  # primary, assistant; None where it never teaches
         self.cache = Cache(cfg.cache) if cfg.cache else None
         self.projection: nn.Module | None = None
         self.dino: Dino | None = None
-        self._read = functools.lru_cache(cfg.keep)(pictures.__getitem__)
+        self._read = functools.lru_cache(cfg.keep)(images.__getitem__)
         if not any(self.teachers[k] is not None for k in (0, 1)):
             raise config.ConfigError("a distillation needs a teacher")
 
@@ -245,7 +245,7 @@ class Distill(Recipe):
         return self.cfg.encoder_rate if in_encoder(name) else 1.0
 
     def seen(self, index: int, window: Window) -> Seen:
-        """A crop of a picture and the same crop as a wide view."""
+        """A crop of an image and the same crop as a wide view."""
         image = self._read(index).image
         rows, columns = self.cfg.wide_size
         wide = Window(window.top, window.left, window.rows, window.columns, rows, columns)
@@ -262,7 +262,7 @@ class Distill(Recipe):
         return Window(top, left, rows, columns, cfg.height, cfg.width)
 
     def kept_window(self, index: int, k: int) -> Window:
-        """The k-th of a picture's crops that come again."""
+        """The k-th of an image's crops that come again."""
         rng = np.random.default_rng([self.cfg.loop.seed, index, k])
         return self.window(self._read(index).image.shape, rng)
 
@@ -275,7 +275,7 @@ class Distill(Recipe):
         return [1 if chance < cfg.assistant_share else 0]
 
     def batch(self, step: int, share: Share) -> Batch:
-        """The student's views, the teachers' pictures or kept answers.
+        """The student's views, the teachers' images or kept answers.
 
         crop, wide (n, 3, h, w) as the student sees them; corner (n * parts, 2): top, left of each
         part in the wide view; for teachers either teach_crop (n, 3, h, w) and teach_part, or
@@ -299,7 +299,7 @@ class Distill(Recipe):
 
     def _row(self, rng: np.random.Generator, who: list[int]) -> dict[str, Any]:
         cfg = self.cfg
-        index = int(rng.integers(0, len(self.pictures)))
+        index = int(rng.integers(0, len(self.images)))
         if cfg.crop.kept:
             window = self.kept_window(index, int(rng.integers(0, cfg.crop.kept)))
         else:
@@ -325,7 +325,7 @@ class Distill(Recipe):
             width = cfg.wide_size[1]
             for name, part in row.items():
                 if name != "corner":
-                    row[name] = [np.ascontiguousarray(picture[:, ::-1]) for picture in part]
+                    row[name] = [np.ascontiguousarray(image[:, ::-1]) for image in part]
             row["corner"][:, 1] = width - cfg.width - row["corner"][:, 1]
         return row
 
@@ -351,7 +351,7 @@ class Distill(Recipe):
         asked = 0
         columns = (TextColumn("teachers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            jobs = [(i, k) for i in range(len(self.pictures)) for k in range(self.cfg.crop.kept)]
+            jobs = [(i, k) for i in range(len(self.images)) for k in range(self.cfg.crop.kept)]
             for index, k in bar.track(jobs):
                 seen = self.seen(index, self.kept_window(index, k))
                 for t, teacher in enumerate(self.teachers):
@@ -364,11 +364,11 @@ class Distill(Recipe):
         corners = self.cfg.corners() if self.cfg.loss.local else []
         parts = [seen.crop, *(self._part(seen, corner) for corner in corners)]
         count = 0
-        for part, picture in enumerate(parts, start=-1):
+        for part, image in enumerate(parts, start=-1):
             key = self._key(seen, number, part)
             if key in self.cache:
                 continue
-            disparity, known = ask(teacher, _batched([picture]))
+            disparity, known = ask(teacher, _batched([image]))
             disparity = disparity.masked_fill(~known, float("nan"))
             self.cache.write_map(key, disparity[0, 0].numpy(), meaning="disparity")
             count += 1
@@ -396,9 +396,9 @@ class Distill(Recipe):
             compared.append((mine, target, known))
             answers.append((answer, batch["wide"]))
         # The other terms are of the shared context; of the wide view where that one is off.
-        (answer, picture), (student, target, known) = answers[0], compared[0]
+        (answer, image), (student, target, known) = answers[0], compared[0]
         if weights.feature:
-            terms["feature"] = self._likeness(answer.features, picture)
+            terms["feature"] = self._likeness(answer.features, image)
         if weights.gradient:
             terms["gradient"] = gradient_preservation(student, target, known)
         if weights.directional:
@@ -444,13 +444,13 @@ class Distill(Recipe):
         target = torch.stack([disparity for disparity, _ in found]).mean(dim=0)
         return target, torch.stack([known for _, known in found]).all(dim=0)
 
-    def _likeness(self, features: Tensor, pictures: Tensor) -> Tensor:
+    def _likeness(self, features: Tensor, images: Tensor) -> Tensor:
         """Feature alignment on the grid of the student's features."""
         assert self.dino is not None and self.projection is not None
-        self.dino.to(pictures.device)
-        size = self.dino.spec.fitting(*pictures.shape[-2:])
-        x = pictures
-        if size != tuple(pictures.shape[-2:]):
+        self.dino.to(images.device)
+        size = self.dino.spec.fitting(*images.shape[-2:])
+        x = images
+        if size != tuple(images.shape[-2:]):
             x = functional.interpolate(x, size, mode="bilinear", align_corners=False)
         wanted = self.dino(self.dino.spec.normalise(x)).float()
         if wanted.shape[-2:] != features.shape[-2:]:
@@ -478,22 +478,22 @@ def parts_of(disparity: Tensor, corner: Tensor, cfg: Config) -> Tensor:
     return torch.stack(cut)
 
 
-def _unit(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return picture.astype(np.float32) / np.float32(255)
+def _unit(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return image.astype(np.float32) / np.float32(255)
 
 
-def _batched(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-    return torch.from_numpy(np.stack([_unit(p) for p in pictures])).permute(0, 3, 1, 2)
+def _batched(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.stack([_unit(p) for p in images])).permute(0, 3, 1, 2)
 
 
 def build(cfg: Config, console: Console) -> Distill:
-    """The recipe on its pictures and teachers; kept answers are made first."""
+    """The recipe on its images and teachers; kept answers are made first."""
     needed = [cfg.who != "assistant", cfg.who != "primary"]
     if cfg.who == "random":
         needed = [cfg.assistant_share < 1, cfg.assistant_share > 0]
     settings = (cfg.primary, cfg.assistant)
     teachers = [open_teacher(t) if use else None for t, use in zip(settings, needed, strict=True)]
-    recipe = Distill(cfg, open_samples(cfg.pictures), teachers)
+    recipe = Distill(cfg, open_samples(cfg.images), teachers)
     asked = recipe.fill(console)
     if asked:
         console.print(f"{asked} teachers' answers kept in {cfg.cache}")

@@ -4,7 +4,7 @@
 The text at hand is the paper's abstract: three kinds of pre-training of one encoder, and that the
 last layers gain. Everything else is ours and a setting: the encoder (a Depth Anything's), the
 masked loss (SimMIM or MAE), the geometric one (Monodepth2), the supervised one (scale-invariant
-logarithm), their weights, and that each picture gets the losses that its batch offers.
+logarithm), their weights, and that each image gets the losses that its batch offers.
 
     jointly   weights masked, geometric, supervised above 0
     staged    one above 0 a run, `start` the run before, `take: all`
@@ -46,15 +46,15 @@ from training.losses.photometric import (
 )
 from training.models.hub import DepthAnything
 from training.models.masked import (
-    Guess,
     MaskingConfig,
+    PixelHead,
     cells,
     check_unit,
     drop_paths,
     random_mask,
     replaced,
 )
-from training.models.network_io import InputSpec
+from training.models.network_io import NetworkInput
 from training.models.networks import Network, NetworkConfig, open_network
 
 ENCODER = re.compile(r"^(network\.backbone|stem|stages|context)\.")
@@ -77,7 +77,7 @@ class LossConfig:
         maximum=1,
     )  # fmt: skip
     hide: bool = config.option(
-        False, "Geometric and supervised terms see masked pictures too (tokens only)."
+        False, "Geometric and supervised terms see masked images too (tokens only)."
     )
     alternate: bool = config.option(
         False,
@@ -105,8 +105,8 @@ class CheckConfig:
 class Config:
     """Everything that shapes a run of MeSa."""
 
-    height: int = config.option(224, "Rows of the pictures.", unit="px", minimum=14)
-    width: int = config.option(224, "Columns of the pictures.", unit="px", minimum=14)
+    height: int = config.option(224, "Rows of the images.", unit="px", minimum=14)
+    width: int = config.option(224, "Columns of the images.", unit="px", minimum=14)
     network: NetworkConfig = config.section(NetworkConfig, "Encoder and decoder.", kind="small")
     start: str = config.option("", "Run of this recipe whose weights it starts from.")
     take: str = config.option("encoder", "What is taken from `start`.", choices=("encoder", "all"))
@@ -130,15 +130,15 @@ class Config:
         maximum=1,
     )  # fmt: skip
     drop_path: float = config.option(
-        0.0, "Share of pictures that skip the last layer; earlier ones less.", minimum=0,
+        0.0, "Share of images that skip the last layer; earlier ones less.", minimum=0,
         maximum=0.9,
     )  # fmt: skip
     masking: MaskingConfig = config.section(MaskingConfig, "The masked term.")
     geometric: GeometricConfig = config.section(GeometricConfig, "The geometric term.")
     loss: LossConfig = config.section(LossConfig, "The weights.")
-    pictures: MixtureConfig = config.section(MixtureConfig, "Masked and supervised: pictures.")
+    images: MixtureConfig = config.section(MixtureConfig, "Masked and supervised: images.")
     sequences: SequenceConfig = config.section(SequenceConfig, "Geometric: videos.")
-    augment: ViewConfig = config.section(ViewConfig, "How pictures are varied.", flip=0.5)
+    augment: ViewConfig = config.section(ViewConfig, "How images are varied.", flip=0.5)
     check: CheckConfig = config.section(CheckConfig, "What it is judged on.")
     loop: LoopConfig = config.section(
         LoopConfig, "How long and how fast.", learning_rate=1e-4, weight_decay=0.05
@@ -173,7 +173,7 @@ class Metric(nn.Module):
         self.network, self.cfg = network, cfg
 
     def forward(self, x: Tensor) -> Tensor:
-        """Depth (N, 1, H, W) m of pictures normalised by the network's spec."""
+        """Depth (N, 1, H, W) m of images normalised by the network's spec."""
         answer = self.network.answer(x)
         return metres(answer.before if answer.before is not None else answer.disparity, self.cfg)
 
@@ -184,7 +184,7 @@ class Beside(nn.Module):
     def __init__(self, network: Network, cfg: Config) -> None:
         super().__init__()
         loss = cfg.loss
-        self.guess = Guess(network, cfg.masking, cfg.height, cfg.width) if loss.masked else None
+        self.guess = PixelHead(network, cfg.masking, cfg.height, cfg.width) if loss.masked else None
         needs_pose = loss.geometric and cfg.poses == "network"
         self.pose = PoseNetwork() if needs_pose else None
         self.coarse: nn.ModuleList | None = None
@@ -196,24 +196,24 @@ class Beside(nn.Module):
 
 
 class Mesa(Recipe):
-    """The recipe: pictures with depth and triplets of frames, as far as the terms need them."""
+    """The recipe: images with depth and triplets of frames, as far as the terms need them."""
 
     name = "mesa"
     free_to_change = (
-        "pictures.pool.folder",
-        "pictures.data.folder",
-        "pictures.second.folder",
+        "images.pool.folder",
+        "images.data.folder",
+        "images.second.folder",
         "sequences.folder",
     )
 
     def __init__(
         self,
         cfg: Config,
-        pictures: Mixture | None,
+        images: Mixture | None,
         triplets: Triplets | None,
         checks: Mapping[str, Sequence[Sample]] | None = None,
     ) -> None:
-        self.cfg, self.pictures, self.triplets = cfg, pictures, triplets
+        self.cfg, self.images, self.triplets = cfg, images, triplets
         self.checks = checks or {}
         self._network: Network | None = None
         self._beside: Beside | None = None
@@ -229,7 +229,7 @@ class Mesa(Recipe):
             smaller = min(cfg.height, cfg.width) < network.spec.multiple_px
             why = "is smaller than a patch" if smaller else "does not fit the patches"
             raise TrainingError(
-                f"A picture of {cfg.height}x{cfg.width} {why} of {network.spec.multiple_px} px: set"
+                f"An image of {cfg.height}x{cfg.width} {why} of {network.spec.multiple_px} px: set"
                 f" height and width to {fitting[0]}x{fitting[1]}."
             )
         if cfg.start:
@@ -288,8 +288,8 @@ class Mesa(Recipe):
             terms = [terms[step % len(terms)]]
         batch: Batch = {"terms": torch.tensor([name in terms for name in TERMS])}
         rngs = generators(cfg.loop, step, share)
-        if self.pictures is not None and {"masked", "supervised"} & set(terms):
-            batch |= self.pictures.batch(rngs, cfg.height, cfg.width, cfg.augment)
+        if self.images is not None and {"masked", "supervised"} & set(terms):
+            batch |= self.images.batch(rngs, cfg.height, cfg.width, cfg.augment)
         if self.triplets is not None and "geometric" in terms:
             batch |= self._videos(rngs)
         return batch
@@ -363,8 +363,8 @@ class Mesa(Recipe):
             self.cfg.geometric,
         )
 
-    def depths(self, network: Any, pictures: Tensor, coarse: bool = False) -> list[Tensor]:
-        """Depth (N, 1, h, w) m of pictures in 0..1; with `coarse` the other scales too, each half
+    def depths(self, network: Any, images: Tensor, coarse: bool = False) -> list[Tensor]:
+        """Depth (N, 1, h, w) m of images in 0..1; with `coarse` the other scales too, each half
         as large as the one before.
         """
         cfg = self.cfg
@@ -378,13 +378,13 @@ class Mesa(Recipe):
         hidden: Any = nullcontext()
         if cfg.loss.hide and network.training:
             mask = random_mask(
-                pictures.shape[0], pictures.shape[-2], pictures.shape[-1],
-                cfg.masking.unit_px, cfg.masking.ratio, device=pictures.device,
+                images.shape[0], images.shape[-2], images.shape[-1],
+                cfg.masking.unit_px, cfg.masking.ratio, device=images.device,
             )  # fmt: skip
             hidden = replaced(network, cells(mask, network.spec.multiple_px))
         try:
             with hidden:
-                answer = network.answer(network.spec.normalise(pictures))
+                answer = network.answer(network.spec.normalise(images))
         finally:
             if handle is not None:
                 handle.remove()
@@ -393,7 +393,7 @@ class Mesa(Recipe):
         if heads is not None:
             # Fused from coarse to fine; the finest is what the network's own head sees.
             for k, head in enumerate(heads, start=1):
-                size = [max(side // 2**k, 1) for side in pictures.shape[-2:]]
+                size = [max(side // 2**k, 1) for side in images.shape[-2:]]
                 said = head(fused[0][-1 - k]).float()
                 maps.append(
                     functional.interpolate(said, size, mode="bilinear", align_corners=False)
@@ -433,11 +433,11 @@ def build(cfg: Config, console: Console) -> Mesa:
     """The recipe on the data that its terms need."""
 
     def waiting(found: int) -> None:
-        wanted = cfg.pictures.pool.wait_for
-        console.print(f"waiting for the renderer: {found} of {wanted} pictures")
+        wanted = cfg.images.pool.wait_for
+        console.print(f"waiting for the renderer: {found} of {wanted} images")
 
     loss = cfg.loss
-    pictures = Mixture(cfg.pictures, waiting) if loss.masked or loss.supervised else None
+    images = Mixture(cfg.images, waiting) if loss.masked or loss.supervised else None
     triplets = None
     if loss.geometric:
         triplets = open_triplets(cfg.sequences, cfg.height, cfg.width, cfg.poses == "given")
@@ -446,11 +446,11 @@ def build(cfg: Config, console: Console) -> Mesa:
         for name, data in (("inside", cfg.check.inside), ("outside", cfg.check.outside))
         if data.limit
     }
-    return Mesa(cfg, pictures, triplets, checks)
+    return Mesa(cfg, images, triplets, checks)
 
 
-def exportable(payload: Mapping[str, Any]) -> tuple[Metric, InputSpec, str]:
-    """The network of a checkpoint, how its pictures look, what it says: metres."""
+def exportable(payload: Mapping[str, Any]) -> tuple[Metric, NetworkInput, str]:
+    """The network of a checkpoint, how its images look, what it says: metres."""
     cfg = config.build(Config, payload["settings"])
     network = open_network(cfg.network, weights=False)
     checkpoints.load(network, payload["averaged"], "the checkpoint")

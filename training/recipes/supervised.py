@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small student from pictures with depth: the normalised disparity of the truth, regressed.
+"""A small student from images with depth: the normalised disparity of the truth, regressed.
 
-The target is (disparity - median) / mean absolute deviation of each picture; the prediction is left
+The target is (disparity - median) / mean absolute deviation of each image; the prediction is left
 as it is. Normalising the prediction too (a fully scale-and-shift-invariant loss) stalled at a
 vertical ramp in our runs.
 """
@@ -24,7 +24,7 @@ from training.data.augmentation import RENDERED, ViewConfig
 from training.data.mixed import batched, drawn, open_first
 from training.data.open import DataConfig
 from training.data.pool import PoolConfig
-from training.data.samples import Pictures
+from training.data.samples import Images
 from training.loop import Batch, LoopConfig, Recipe, Share, generators
 from training.losses.depth import gradient_matching, normalised_l1, relative_error
 from training.losses.diffusion import directional_gradient
@@ -97,9 +97,9 @@ class Config:
     trust_pickle: bool = config.option(
         False, "Open `start` even if it is a pickle that could run code; only if you made it."
     )
-    source: str = config.option("pool", "What it learns from.", choices=("pool", "pictures"))
+    source: str = config.option("pool", "What it learns from.", choices=("pool", "images"))
     pool: PoolConfig = config.section(PoolConfig, "The rendered scenes.")
-    pictures: DataConfig = config.section(DataConfig, "The data set.", kind="frames")
+    images: DataConfig = config.section(DataConfig, "The data set.", kind="frames")
     augment: ViewConfig = config.section(ViewConfig, "How they are varied.", **RENDERED)
     external: NetworkConfig = config.section(
         NetworkConfig, "loss.align: the DINOv2 whose tokens are compared with.", kind="small"
@@ -166,14 +166,14 @@ def with_new_blocks(model: SmallUNet, weights: Mapping[str, Tensor]) -> dict[str
 
 
 class Supervised(Recipe):
-    """The recipe: batches from a sequence of pictures with depth, drawn at random."""
+    """The recipe: batches from a sequence of images with depth, drawn at random."""
 
     name = "supervised"
-    free_to_change = ("pool.folder", "pictures.folder")
+    free_to_change = ("pool.folder", "images.folder")
 
-    def __init__(self, cfg: Config, pictures: Pictures) -> None:
+    def __init__(self, cfg: Config, images: Images) -> None:
         self.cfg = cfg
-        self.pictures = pictures
+        self.images = images
         self._alignment: Alignment | None = None
 
     def model(self) -> nn.Module:
@@ -192,11 +192,11 @@ class Supervised(Recipe):
         return self._alignment
 
     def batch(self, step: int, share: Share) -> Batch:
-        """Pictures (N, 3, h, w) as the network sees them and depth (N, 1, h, w) m."""
+        """Images (N, 3, h, w) as the network sees them and depth (N, 1, h, w) m."""
         cfg = self.cfg
         rngs = generators(cfg.loop, step, share)
         batch = batched(
-            [drawn(self.pictures, rng, cfg.height, cfg.width, cfg.augment) for rng in rngs]
+            [drawn(self.images, rng, cfg.height, cfg.width, cfg.augment) for rng in rngs]
         )
         seen = (batch["image"] - MEAN) / STD
         return {**batch, "image": seen.contiguous(memory_format=torch.channels_last)}
@@ -214,7 +214,7 @@ class Supervised(Recipe):
     def panels(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Up to four pictures above what the network says of them and the truth, near bright."""
+        """Up to four images above what the network says of them and the truth, near bright."""
         shown = batch["image"][:4].float()
         depth = batch["depth"][:4, 0].float()
         maps = [model(shown)[:, 0].float(), 1.0 / depth]
@@ -232,6 +232,6 @@ def build(cfg: Config, console: Console) -> Supervised:
     """The recipe on its pool, once that holds enough, or on a data set."""
 
     def waiting(found: int) -> None:
-        console.print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} pictures")
+        console.print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} images")
 
-    return Supervised(cfg, open_first(cfg.source, cfg.pool, cfg.pictures, waiting))
+    return Supervised(cfg, open_first(cfg.source, cfg.pool, cfg.images, waiting))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WeSTAR: a depth network adapted to the pictures of a new place (arXiv 2511.14238).
+"""WeSTAR: a depth network adapted to the images of a new place (arXiv 2511.14238).
 
-A student sees a strongly changed view of a picture, its teacher (the average of its own weights) a
-weak one; the student follows the teacher's disparity, normalised over the whole picture and over
+A student sees a strongly changed view of an image, its teacher (the average of its own weights) a
+weak one; the student follows the teacher's disparity, normalised over the whole image and over
 the masks of the things in it. A few pairs of points, of which a person said the nearer, correct
-the order; the low-rank updates are held back to the source. No depth is needed. Ours: pictures of
+the order; the low-rank updates are held back to the source. No depth is needed. Ours: images of
 the place that the source knows, on which the student goes on answering as the source does; a pull
 of the weights alone forgets what it must not (docs/training.md).
 
@@ -68,8 +68,8 @@ class LossConfig:
     )
     contexts: str = config.option(
         "masks",
-        "Normalised over the whole picture (global), over 1 + 2 + 4 bins of the teacher's range"
-        " (depth_bins), or over the whole picture and each mask.",
+        "Normalised over the whole image (global), over 1 + 2 + 4 bins of the teacher's range"
+        " (depth_bins), or over the whole image and each mask.",
         choices=CONTEXTS,
     )
     mask_px: int = config.option(
@@ -78,7 +78,7 @@ class LossConfig:
     mask_spread: float = config.option(
         1e-3,
         "Nor are masks in which the teacher deviates by less than this share of what it does in the"
-        " whole picture.",
+        " whole image.",
         minimum=0,
     )
     ordinal: str = config.option("margin", "Form of the ordinal loss.", choices=ORDINAL_FORMS)
@@ -87,7 +87,7 @@ class LossConfig:
     )
     ordinal_on: str = config.option(
         "normalised",
-        "Pairs are compared on the map normalised over the picture, or as it is.",
+        "Pairs are compared on the map normalised over the image, or as it is.",
         choices=("normalised", "raw"),
     )
     dead: float = config.option(
@@ -95,8 +95,8 @@ class LossConfig:
     )
     known: float = config.option(
         0.0,
-        "Weight of answering as the source does on the pictures of `known`, normalised over the"
-        " whole picture; one is seen beside each picture of the new place.",
+        "Weight of answering as the source does on the images of `known`, normalised over the"
+        " whole image; one is seen beside each image of the new place.",
         minimum=0,
     )
 
@@ -110,11 +110,11 @@ class LabelConfig:
 
     file: str = config.option("", "Label file, .csv or .json (see training/ordinal.py).")
     from_depth: bool = config.option(
-        False, "Draw labels from the depth that comes with the pictures, instead of a file."
+        False, "Draw labels from the depth that comes with the images, instead of a file."
     )
     held: float = config.option(
         0.1,
-        "Share of the labelled pictures that is not learnt from: the share of their pairs in the"
+        "Share of the labelled images that is not learnt from: the share of their pairs in the"
         " wrong order is logged at every checkpoint and decides which is best.",
         minimum=0,
         maximum=0.9,
@@ -140,21 +140,21 @@ class Config:
     teacher: str = config.option(
         "ema",
         "The student's averaged weights, the student itself, the source as it was, or the depth"
-        " that comes with the pictures (what this tuning could reach at best).",
+        " that comes with the images (what this tuning could reach at best).",
         choices=TEACHERS,
     )
     network: NetworkConfig = config.section(NetworkConfig, "The source model.", kind="small")
     tune: TuneConfig = config.section(TuneConfig, "What of it learns.")
-    keep: int = config.option(32, "Pictures of each place that are held in memory.", minimum=0)
-    pictures: DataConfig = config.section(DataConfig, "The new place.")
+    keep: int = config.option(32, "Images of each place that are held in memory.", minimum=0)
+    images: DataConfig = config.section(DataConfig, "The new place.")
     known: DataConfig = config.section(
-        DataConfig, "loss.known: pictures of the place that the source knows, without depth."
+        DataConfig, "loss.known: images of the place that the source knows, without depth."
     )
     weak: ViewConfig = config.section(ViewConfig, "The teacher's view.", **WEAK)
     strong: ViewConfig = config.section(
         ViewConfig, "The student's view; its geometry is the teacher's.", **STRONG
     )
-    masks: MaskConfig = config.section(MaskConfig, "The things in the pictures.")
+    masks: MaskConfig = config.section(MaskConfig, "The things in the images.")
     labels: LabelConfig = config.section(LabelConfig, "The ordinal labels.")
     loss: LossConfig = config.section(LossConfig, "What is minimised.")
     loop: LoopConfig = config.section(
@@ -181,7 +181,7 @@ class Config:
 
 
 class Westar(Recipe):
-    """The recipe: pictures, their masks and labels, two views of each; pictures known before."""
+    """The recipe: images, their masks and labels, two views of each; images known before."""
 
     name = "westar"
     free_to_change = ("masks.folder", "keep")
@@ -189,23 +189,23 @@ class Westar(Recipe):
     def __init__(
         self,
         cfg: Config,
-        pictures: Sequence[Sample],
+        images: Sequence[Sample],
         labels: LabelSet | None = None,
         known: Sequence[Sample] = (),
     ) -> None:
         if cfg.loss.known and not known:
-            raise DataError("loss.known needs pictures: set `known` to a data set, or it to 0.")
+            raise DataError("loss.known needs images: set `known` to a data set, or it to 0.")
         self.cfg = cfg
-        self.pictures = pictures
+        self.images = images
         self.known = len(known)
         self.labels = labels
         self.held: list[str] = []
         if labels is not None and cfg.labels.held:
-            order = np.random.default_rng(max(cfg.loop.seed, 0)).permutation(len(labels.pictures))
+            order = np.random.default_rng(max(cfg.loop.seed, 0)).permutation(len(labels.images))
             count = int(cfg.labels.held * len(order))
-            self.held = [labels.pictures[k] for k in sorted(order[:count])]
+            self.held = [labels.images[k] for k in sorted(order[:count])]
         self.masks = MaskMaker(cfg.masks)
-        self._read = functools.lru_cache(cfg.keep)(pictures.__getitem__)
+        self._read = functools.lru_cache(cfg.keep)(images.__getitem__)
         self._recall = functools.lru_cache(cfg.keep)(known.__getitem__)
         self.source: nn.Module | None = None  # for teacher=frozen_source and loss.known
         self.before: list[Tensor] = []  # learnt weights as they were, where no LoRA holds them back
@@ -223,10 +223,10 @@ class Westar(Recipe):
         return network
 
     def batch(self, step: int, share: Share) -> Batch:
-        """Pictures (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
+        """Images (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
 
-        points (P, 4): x1, y1, x2, y2 in the view; sign (P,); owner (P,): which picture. Where asked
-        for: known (n, 3, h, w), pictures of the old place; truth (n, 1, h, w), disparity in 1/m.
+        points (P, 4): x1, y1, x2, y2 in the view; sign (P,); owner (P,): which image. Where asked
+        for: known (n, 3, h, w), images of the old place; truth (n, 1, h, w), disparity in 1/m.
         """
         rows = [self._view(rng) for rng in generators(self.cfg.loop, step, share)]
         batch: Batch = {
@@ -246,7 +246,7 @@ class Westar(Recipe):
 
     def _view(self, rng: np.random.Generator) -> dict[str, Any]:
         cfg = self.cfg
-        index = int(rng.integers(0, len(self.pictures)))
+        index = int(rng.integers(0, len(self.images)))
         sample = self._read(index)
         window = random_window(sample.image.shape, cfg.height, cfg.width, cfg.weak, rng)
         seen = window.image(sample.image).astype(np.float32) / np.float32(255)
@@ -326,9 +326,9 @@ class Westar(Recipe):
             hold_statistics(model)
 
     @torch.no_grad()
-    def _source_says(self, model: Any, pictures: Tensor) -> Tensor:
+    def _source_says(self, model: Any, images: Tensor) -> Tensor:
         assert self.source is not None
-        x = model.spec.normalise(pictures)
+        x = model.spec.normalise(images)
         return self.source.to(x.device)(x)  # type: ignore[no-any-return]
 
     def panels(
@@ -349,7 +349,7 @@ class Westar(Recipe):
         device = next(model.parameters()).device
         wrong: list[Tensor] = []
         for index in self._held_places:
-            sample = self.pictures[index]
+            sample = self.images[index]
             window = Window.whole(sample.image.shape, self.cfg.height, self.cfg.width)
             seen = window.image(sample.image).astype(np.float32) / np.float32(255)
             x = torch.from_numpy(seen).permute(2, 0, 1)[None].to(device)
@@ -369,9 +369,9 @@ class Westar(Recipe):
 
     @functools.cached_property
     def _held_places(self) -> list[int]:
-        """Where the held-back pictures stand in the data set."""
-        # A data set tells its names without reading its pictures.
-        names = [item.name for item in getattr(self.pictures, "items", self.pictures)]
+        """Where the held-back images stand in the data set."""
+        # A data set tells its names without reading its images.
+        names = [item.name for item in getattr(self.images, "items", self.images)]
         return [names.index(name) for name in self.held]
 
     def _distance(self, model: nn.Module) -> Tensor:
@@ -413,7 +413,7 @@ def self_training(
 
 
 def ordinal_loss(student: Tensor, batch: Batch, cfg: LossConfig) -> Tensor:
-    """Mean over the labelled pictures of the mean cost of their pairs; see Westar.batch."""
+    """Mean over the labelled images of the mean cost of their pairs; see Westar.batch."""
     mapped = student
     if cfg.ordinal_on == "normalised":
         mapped = normalise(student, torch.ones_like(student, dtype=torch.bool))
@@ -446,13 +446,13 @@ def at(maps: Tensor, points: Tensor, owner: Tensor) -> Tensor:
 
 
 def build(cfg: Config, console: Console) -> Westar:
-    """The recipe on its pictures and labels."""
-    pictures = open_samples(cfg.pictures)
+    """The recipe on its images and labels."""
+    images = open_samples(cfg.images)
     labels = None
     if cfg.labels.file and cfg.loss.weak:
-        labels = LabelSet(read_labels(cfg.labels.file), [item.name for item in pictures.items])
+        labels = LabelSet(read_labels(cfg.labels.file), [item.name for item in images.items])
         console.print(
-            f"{len(labels)} ordinal labels on {len(labels.pictures)} of {len(pictures)} pictures"
+            f"{len(labels)} ordinal labels on {len(labels.images)} of {len(images)} images"
         )
     known = open_samples(cfg.known) if cfg.loss.known else ()
-    return Westar(cfg, pictures, labels, known)
+    return Westar(cfg, images, labels, known)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an experiment shows: the arguments behind the defaults (docs/studies).
 
-    python -m training study westar --out STUDY --pictures 900 [--target defocus --severity 5]
+    python -m training study westar --out STUDY --images 900 [--target defocus --severity 5]
     python -m training study distill | mesa | depthmaster | assistant --out STUDY
     python -m training study field | regions CASE SOURCE ... --out TABLES.md
 
@@ -55,7 +55,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="a run of each variant")
     parser.add_argument("--only", nargs="+", default=[], help="variants, by their names")
     parser.add_argument("--steps", type=int, default=0, help="0: as the study says")
-    parser.add_argument("--pictures", type=int, default=300, help="to learn from")
+    parser.add_argument("--images", type=int, default=300, help="to learn from")
     parser.add_argument("--rooms", type=int, default=100, help="to judge by, three views each")
 
 

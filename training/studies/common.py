@@ -39,7 +39,7 @@ class Variant:
 
 
 def rooms(out: Path, what: str, count: int) -> list[Sample]:
-    """Rendered pictures with depth, 108 x 144, three of each room."""
+    """Rendered images with depth, 108 x 144, three of each room."""
     cfg = PoolConfig(
         str(out / "rooms" / f"{what}-{count}"),
         samples=count,
@@ -53,8 +53,8 @@ def rooms(out: Path, what: str, count: int) -> list[Sample]:
     return [replace(pool[k], name=f"{what}-{k}") for k in range(count)]
 
 
-def worn(samples: Sequence[Sample], name: str, severity: int) -> list[Sample]:
-    """The same pictures, corrupted; each in its own way, always the same."""
+def corrupted(samples: Sequence[Sample], name: str, severity: int) -> list[Sample]:
+    """The same images, corrupted; each in its own way, always the same."""
     return [
         Sample(s.name, corrupt(s.image, name, severity, seed=k), s.depth)
         for k, s in enumerate(samples)
@@ -63,7 +63,7 @@ def worn(samples: Sequence[Sample], name: str, severity: int) -> list[Sample]:
 
 @torch.no_grad()
 def errors(network: Network, samples: Sequence[Sample]) -> NDArray[np.float64]:
-    """(pictures, 2): AbsRel and 1 - delta1 after scale and shift in disparity."""
+    """(images, 2): AbsRel and 1 - delta1 after scale and shift in disparity."""
     network.eval()
     protocol = protocols.find(PROTOCOL)
     found = []
@@ -95,9 +95,9 @@ def judged(path: Path, make: Callable[[], dict[str, NDArray[np.float64]]]) -> di
 def compared(
     first: NDArray[np.float64], other: NDArray[np.float64], draws: int = 4000
 ) -> tuple[float, float, float]:
-    """Mean of other over mean of first, minus 1, with its 95 % interval; (pictures,) each.
+    """Mean of other over mean of first, minus 1, with its 95 % interval; (images,) each.
 
-    Pictures of one room (three) are drawn together.
+    Images of one room (three) are drawn together.
     """
     usable = len(first) // 3 * 3
     one, two = first[:usable].reshape(-1, 3).mean(1), other[:usable].reshape(-1, 3).mean(1)

@@ -2,11 +2,11 @@
 """Do MeSa and DepthMaster do here what their papers say? The same kind of study as study.py.
 
     python -m training study mesa --out STUDY [--seeds 1 2 3]
-    python -m training study depthmaster --out STUDY --pictures 3000
-    python -m training study assistant --out STUDY --pictures 3000      (after depthmaster)
+    python -m training study depthmaster --out STUDY --images 3000
+    python -m training study assistant --out STUDY --images 3000      (after depthmaster)
 
 mesa: an encoder pre-trained in five ways (from scratch is one), then fine-tuned alike on few
-pictures of rooms, judged in metres on rooms and on desks that it never saw. depthmaster: small
+images of rooms, judged in metres on rooms and on desks that it never saw. depthmaster: small
 networks from scratch, one change at a time, judged in their own space. assistant: a student of the
 embedded network, with depthmaster's "both stages" as a second teacher and without.
 """
@@ -33,7 +33,7 @@ from training.data.samples import Sample
 from training.evaluation.score import BASELINES, baseline
 from training.loop import run
 from training.models.diffusion import SPACES, open_run, target
-from training.models.network_io import InputSpec
+from training.models.network_io import NetworkInput
 from training.models.networks import NetworkConfig, open_network
 from training.models.networks import open_run as open_student
 from training.models.teachers import NetworkTeacher
@@ -43,7 +43,7 @@ from training.studies.common import HEIGHT, WIDTH, Variant, errors, slug
 from training.studies.mesa import run_mesa
 from training.studies.runs import F64, Study, pool, pool_settings, run_study, samples
 
-# The external encoder of the alignment sees 0.875 of a picture: 3 x 4 patches of 14 px, as many
+# The external encoder of the alignment sees 0.875 of an image: 3 x 4 patches of 14 px, as many
 # as the U-Net's middle has cells.
 MASTER_SIZE = {"height": 48, "width": 64}
 STEPS, DETAIL = 700, 200  # of the first stage, of the second
@@ -67,7 +67,7 @@ AUTOENCODER: dict[str, Any] = {
     "loop.steps": 800,
 }
 # What stands for DINOv2, whose weights are not at hand: an encoder of tokens that learnt to guess
-# hidden patches of the same pictures.
+# hidden patches of the same images.
 STAND_IN: dict[str, Any] = {
     "height": 42,
     "width": 56,
@@ -166,7 +166,7 @@ def stand_in(out: Path, learn: Pool) -> Path:
 
 def _master(folder: Path, changes: dict[str, Any], learn: Pool) -> Path:
     cfg = config.replace(config.build(depthmaster.Config, MASTER_BASE), changes)
-    mixture = Mixture(config.replace(cfg.pictures, pool_settings(learn)))
+    mixture = Mixture(config.replace(cfg.images, pool_settings(learn)))
     recipe = depthmaster.DepthMaster(cfg, mixture)
     run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
     return folder
@@ -174,7 +174,7 @@ def _master(folder: Path, changes: dict[str, Any], learn: Pool) -> Path:
 
 @torch.no_grad()
 def space_errors(network: Any, space: str, judge: Sequence[Sample], through: bool = False) -> F64:
-    """(pictures, 2): AbsRel and boundary F1, aligned in the network's own space.
+    """(images, 2): AbsRel and boundary F1, aligned in the network's own space.
 
     through: of the truth, sent through the autoencoder alone (table II).
     """
@@ -195,8 +195,8 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
 
 
 def rival_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
-    """(pictures, 2): AbsRel and boundary F1 (or 1 - delta1) of a rival that does not look at the
-    picture.
+    """(images, 2): AbsRel and boundary F1 (or 1 - delta1) of a rival that does not look at the
+    image.
     """
     found = []
     for sample in judge:
@@ -225,7 +225,7 @@ THROUGH = {f"autoencoder alone, {space}": space for space in SPACES}
 def student_errors(
     out: Path, name: str, seed: int, learn: Pool, see: Sequence[Sample], judge: Sequence[Sample]
 ) -> F64:
-    """(pictures, 2): AbsRel and 1 - delta1 of a student, or of a teacher by its name."""
+    """(images, 2): AbsRel and 1 - delta1 of a student, or of a teacher by its name."""
     if name in BASELINES:
         return rival_errors(name, judge, edges=False)
     source = open_network(NetworkConfig(source="embedded"))
@@ -252,9 +252,9 @@ TEACHERS = ("the embedded network itself", "the diffusion network itself")
 
 
 class _Sized(nn.Module):
-    """What works at a size of its own, as a network of pictures in 0..1."""
+    """What works at a size of its own, as a network of images in 0..1."""
 
-    spec = InputSpec((0.0,) * 3, (1.0,) * 3, 1)  # type: ignore[arg-type]
+    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 1)  # type: ignore[arg-type]
 
     def __init__(self, inner: NetworkTeacher) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ UNSEEDED = (*BASELINES, *THROUGH, TEACHERS[0])
 
 
 def _master_learn(args: argparse.Namespace) -> Pool:
-    return pool(args.out, "master-learn", args.pictures, "room", 8011, (54, 72))
+    return pool(args.out, "master-learn", args.images, "room", 8011, (54, 72))
 
 
 def _master_study(args: argparse.Namespace) -> Study:
@@ -289,7 +289,7 @@ def _master_study(args: argparse.Namespace) -> Study:
 
 def _assistant_study(args: argparse.Namespace) -> Study:
     learn, size = _master_learn(args), (108, 144)
-    see = samples(pool(args.out, "assistant-see", min(args.pictures, 900), "room", 8021, size))
+    see = samples(pool(args.out, "assistant-see", min(args.images, 900), "room", 8021, size))
     judge = samples(pool(args.out, "assistant-judge", 3 * args.rooms, "room", 8024, size))
 
     def make(name: str, seed: int) -> dict[str, F64]:

@@ -44,13 +44,13 @@ from training.studies.common import Variant, judged, percent, slug
 
 HEIGHT, WIDTH = 64, 96  # of the student
 TEACHER = (96, 128)  # of the teachers, as they were trained
-SMALL = (108, 144)  # of pictures that are only learnt from as they are
+SMALL = (108, 144)  # of images that are only learnt from as they are
 ALIGNMENT = "disp_ls"
 SPECIAL = ("desk", "bin", "shelf")  # styles that the assistant saw more of
 # Of rooms that the embedded network (seed 20) never saw; other ones to judge by than to learn from.
 SEEDS = {"learn": 7101, "judge": 7103, "desk": 7111, "bin": 7112, "shelf": 7113,
          "start": 7120}  # fmt: skip
-PICTURE = (216, 288)  # finer than the wide view, 96 x 144, so that its parts show more than it does
+IMAGE = (216, 288)  # finer than the wide view, 96 x 144, so that its parts show more than it does
 
 STEPS = 400
 UNET = {"widths": [12, 20, 32, 48, 64], "depths": [0, 1, 1, 1, 1], "decoder": [32, 24, 16, 12]}
@@ -80,12 +80,12 @@ BASE: dict[str, Any] = {
     "loss": {"feature": 0, "anchor": 0},
     "loop": LOOP,
 }
-# The upper row: the same start, steps and pictures, taught by the truth.
+# The upper row: the same start, steps and images, taught by the truth.
 TRUTH: dict[str, Any] = {
     "height": HEIGHT,
     "width": WIDTH,
     "student": UNET,
-    "source": "pictures",
+    "source": "images",
     "augment": {"smallest_crop": 0.7, "aspect": 0.0, "colour": 0.2, "gamma": 0.2, "blur": 0.0,
                 "noise": 0.0, "grey": 0.0},
     "loop": LOOP,
@@ -96,7 +96,7 @@ START: dict[str, Any] = {"start": "", "loop.steps": 2400, "loop.batch": 16, "loo
 ASSISTANT: dict[str, Any] = {
     "height": TEACHER[0],
     "width": TEACHER[1],
-    "source": "pictures",
+    "source": "images",
     "loss": {"relative": 2.0},
     "loop": {**LOOP, "seed": 1, "steps": 250, "batch": 16, "learning_rate": 5e-4},
 }
@@ -141,7 +141,7 @@ PUBLISHED: tuple[tuple[int, str, str, tuple[float, float], tuple[float, float]],
 
 
 class Unit:
-    """A teacher whose maps are scaled to 0..1, picture by picture, as GenPercept's are."""
+    """A teacher whose maps are scaled to 0..1, image by image, as GenPercept's are."""
 
     kind = "disparity_affine_invariant"
 
@@ -149,16 +149,16 @@ class Unit:
         self.teacher = teacher
         self.name, self.revision = teacher.name, f"{teacher.revision}+unit"
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Maps of the pictures' size, 0 far to 1 near."""
-        maps, _ = ask(self.teacher, pictures)
+    def __call__(self, images: Tensor) -> Tensor:
+        """Maps of the images' size, 0 far to 1 near."""
+        maps, _ = ask(self.teacher, images)
         low, high = maps.amin((1, 2, 3), True), maps.amax((1, 2, 3), True)
         return (maps - low) / (high - low).clamp_min(1e-6)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A teacher or a student as something to be judged: it sees a picture as students do."""
+class PartErrors:
+    """A teacher or a student as something to be judged: it sees an image as students do."""
 
     teacher: Teacher
 
@@ -171,15 +171,15 @@ class Seen:
 
 
 @dataclass
-class Study:
+class DistillStudy:
     """What all variants share, made when it is first asked for and kept on the disk."""
 
     out: Path
-    pictures: int
+    images: int
     steps: int
 
-    def rendered(self, what: str, count: int, size: tuple[int, int] = PICTURE) -> list[Sample]:
-        """Pictures with depth, three of each room; of a style by its name, else of all."""
+    def rendered(self, what: str, count: int, size: tuple[int, int] = IMAGE) -> list[Sample]:
+        """Images with depth, three of each room; of a style by its name, else of all."""
         cfg = PoolConfig(
             str(self.out / "rooms" / f"distill-{what}-{count}"),
             samples=count,
@@ -197,20 +197,20 @@ class Study:
     @cached_property
     def learn(self) -> list[Sample]:
         """What students look at."""
-        return self.rendered("learn", self.pictures)
+        return self.rendered("learn", self.images)
 
     @property
     def place(self) -> Path:
-        """Of everything that other numbers of pictures or steps would change."""
-        return self.out / "distill" / f"{self.pictures}-{self.steps}"
+        """Of everything that other numbers of images or steps would change."""
+        return self.out / "distill" / f"{self.images}-{self.steps}"
 
     @cached_property
     def start(self) -> Path:
         """The run of the student that all begin with."""
         steps = {"loop.steps": min(START["loop.steps"], 6 * self.steps)}
         cfg = config.replace(config.build(supervised.Config, TRUTH), {**START, **steps})
-        pictures = self.rendered("start", self.pictures // 9 * 12, SMALL)
-        return self._trained("start", cfg, supervised.Supervised(cfg, pictures))
+        images = self.rendered("start", self.images // 9 * 12, SMALL)
+        return self._trained("start", cfg, supervised.Supervised(cfg, images))
 
     @cached_property
     def primary(self) -> Teacher:
@@ -220,14 +220,14 @@ class Study:
 
     @cached_property
     def assistant(self) -> Unit:
-        """The embedded network after more pictures of desks, bins and shelves; maps in 0..1."""
+        """The embedded network after more images of desks, bins and shelves; maps in 0..1."""
         weights = self.place / "embedded.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
         save_file(open_network(NetworkConfig(source="embedded")).state_dict(), str(weights))
         steps = min(ASSISTANT["loop"]["steps"], self.steps)
         changes = {"start": str(weights), "loop.steps": steps}
         cfg = config.replace(config.build(supervised.Config, ASSISTANT), changes)
-        count = self.pictures // 9 * 3
+        count = self.images // 9 * 3
         special = [s for style in SPECIAL for s in self.rendered(style, count, SMALL)]
         run = self._trained("assistant", cfg, supervised.Supervised(cfg, special))
         return Unit(NetworkTeacher(open_run(run), "assistant", TEACHER))
@@ -260,7 +260,7 @@ class Study:
 
 
 def parts_seen(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
-    """AbsRel of the teacher on the parts of wide views, as lists of one row a picture like those of
+    """AbsRel of the teacher on the parts of wide views, as lists of one row an image like those of
     `scores`: asked about the part itself, and cut from its answer to the whole.
 
     Local-global distillation presumes that the former is the better one.
@@ -273,12 +273,12 @@ def parts_seen(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
         assert sample.depth is not None
         wide = Window.whole(sample.image.shape, rows, columns)
         image, truth = wide.image(sample.image), wide.nearest(sample.depth)
-        whole = Seen(teacher).predict(image).values
+        whole = PartErrors(teacher).predict(image).values
         errors: dict[str, list[float]] = {"alone": [], "cut": []}
         for top, left in cfg.corners():
             part = np.s_[top : top + HEIGHT, left : left + WIDTH]
             counted = protocols.counted(protocol, truth[part])
-            said = {"alone": Seen(teacher).predict(image[part]).values, "cut": whole[part]}
+            said = {"alone": PartErrors(teacher).predict(image[part]).values, "cut": whole[part]}
             for how, values in said.items():
                 seen = Prediction(values, "disparity_affine_invariant")
                 depth = protocols.align(seen, truth[part], counted, ALIGNMENT, protocol)
@@ -290,11 +290,11 @@ def parts_seen(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
 
 
 def scores(teacher: Teacher, sets: dict[str, list[Sample]]) -> dict[str, Any]:
-    """Source, frame, AbsRel, delta1 and boundary F1 of every picture, by set."""
-    plan = score.Plan((ALIGNMENT,))
+    """Source, frame, AbsRel, delta1 and boundary F1 of every image, by set."""
+    plan = score.ScoringPlan((ALIGNMENT,))
     found = {}
     for part, samples in sets.items():
-        rows = score.score(samples, {"it": Seen(teacher)}, plan)
+        rows = score.score(samples, {"it": PartErrors(teacher)}, plan)
         kept = [row for row in rows if row.method == "it"]
         table = [[r.source, r.frame, r.abs_rel, r.delta1, r.boundary_f1] for r in kept]
         found[part] = np.array(table, dtype=object)
@@ -306,7 +306,7 @@ def compared(
 ) -> statistics.Interval:
     """Mean of other over mean of first, minus 1; each a list of `scores` of one set, per seed.
 
-    Means over the seeds first, then over pictures (`pooled`) or sources; drawn by source, paired.
+    Means over the seeds first, then over images (`pooled`) or sources; drawn by source, paired.
     """
     means = [
         np.mean([[row[column] for row in rows] for rows in seeds], 0) for seeds in (first, other)
@@ -319,7 +319,7 @@ def compared(
 
 
 Results = dict[str, list[dict[str, Any]]]
-POOLED = {"rooms": True, "frames": False}  # the mean is over pictures, or over sources' means
+POOLED = {"rooms": True, "frames": False}  # the mean is over images, or over sources' means
 
 
 def table(results: Results, parts: Sequence[str]) -> str:
@@ -373,7 +373,7 @@ def orders(results: Results, parts: Sequence[str]) -> str:
 
 
 def mean(seeds: Sequence[Any], column: int, pooled: bool) -> float:
-    """Mean of a column of `scores`, over the seeds and then over pictures or sources."""
+    """Mean of a column of `scores`, over the seeds and then over images or sources."""
     by_source: dict[str, list[float]] = {}
     for rows in seeds:
         for row in rows:
@@ -402,12 +402,10 @@ def command(args: argparse.Namespace, console: Console) -> None:
     for name in args.only:
         if name not in names:
             raise TrainingError(f"No variant is called {name!r}: there are {'; '.join(names)}.")
-    if args.pictures < 9:
-        raise TrainingError(
-            f"--pictures {args.pictures} is too few for this study: give 9 or more."
-        )
+    if args.images < 9:
+        raise TrainingError(f"--images {args.images} is too few for this study: give 9 or more.")
     torch.set_num_threads(1)
-    study = Study(args.out, args.pictures, args.steps or STEPS)
+    study = DistillStudy(args.out, args.images, args.steps or STEPS)
     judge = study.rendered("judge", 3 * args.rooms)
     sets = {"rooms": judge}
     frames = [sample for folder in args.frames for sample in predict_module.recorded(folder)]

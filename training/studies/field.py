@@ -23,7 +23,7 @@ from depth_node import config as settings
 from depth_node.benchmarks.accuracy import (
     NOISES,
     AccuracyRow,
-    Predictor,
+    DepthPredictor,
     disturbed,
     predicted,
     run_accuracy,
@@ -38,7 +38,7 @@ from depth_node.inference import DepthModel
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
 from depth_node.recordings.frames import (
-    Frame,
+    RecordedFrame,
     Split,
     find_frames,
     frame_seed,
@@ -48,7 +48,7 @@ from depth_node.recordings.frames import (
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.segmentation import segment
 from depth_node.visualization import colours, panels
-from depth_node.visualization.panels import write_picture
+from depth_node.visualization.panels import write_image
 from depth_node.visualization.points import draw_crosses, points_on_image
 from training.studies import add_source_options
 
@@ -75,7 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without detail": {"field.detail": False},
     "without colour": {"field.colour": False},
     "without outlier rule": {"field.outliers": False},
-    "regions from the picture": {"field.regions": True},
+    "regions from the image": {"field.regions": True},
     "regions from masks": {"field.regions": True},
     "nodes every 6 px": {"field.node_px": 6.0},
     "nodes every 16 px": {"field.node_px": 16.0},
@@ -98,21 +98,21 @@ class Task:
     """What a case works on; on_frame is told the name of every finished frame."""
 
     sources: Sequence[Path]
-    predictor: Predictor
+    predictor: DepthPredictor
     seeds: Sequence[int]
     on_frame: Callable[[str], None] | None = None
 
-    def frames(self) -> Iterator[tuple[Frame, Prediction]]:
+    def frames(self) -> Iterator[tuple[RecordedFrame, Prediction]]:
         """Every frame with its prediction."""
         return predicted(self.sources, self.predictor, self.on_frame)
 
-    def conditions(self, frame: Frame) -> Iterator[tuple[str, Split]]:
+    def conditions(self, frame: RecordedFrame) -> Iterator[tuple[str, Split]]:
         """The protocol's conditions, of all seeds."""
         for seed in self.seeds:
             yield from conditions(frame, seed)
 
 
-def conditions(frame: Frame, seed: int) -> Iterator[tuple[str, Split]]:
+def conditions(frame: RecordedFrame, seed: int) -> Iterator[tuple[str, Split]]:
     """The protocol's conditions that this frame has enough pixels for, noisy points among them."""
     known = int(np.isfinite(frame.truth).sum())
     for count in COUNTS:
@@ -261,7 +261,7 @@ def graph_regions(image: NDArray[np.uint8], scale: int) -> Labels:
 
 
 def extrapolation(task: Task) -> list[Table]:
-    """Points in a part of the picture alone: error and interval in and beyond it."""
+    """Points in a part of the image alone: error and interval in and beyond it."""
     means, worst = Means(), Means()
     for frame, prediction in task.frames():
         kind = "global_disparity" if prediction.is_disparity else "global_depth"
@@ -282,7 +282,7 @@ def extrapolation(task: Task) -> list[Table]:
                 plain = fit(prediction, points, config=FitConfig(method=kind, mode="paper"))
                 scored = known.copy()
                 scored[at] = False
-                for where, mask in (("picture", scored), ("beyond", beyond)):
+                for where, mask in (("image", scored), ("beyond", beyond)):
                     row = f"{name}, {where}"
                     score, share = errors(own, frame.truth, mask)
                     means.add(row, "field", frame.source, score)
@@ -295,7 +295,7 @@ def extrapolation(task: Task) -> list[Table]:
         cells = [f"{ours:.3f}", f"{theirs:.3f}", f"{ours / theirs:.2f}"]
         body.append([row, *cells, f"{worst(row, 'inside'):.3f}", f"{least:.2f}"])
     head = ["points in, scored", "field", "global fit", "ratio", "inside", "worst source"]
-    return [Table(f"{EXTRAPOLATION_POINTS} points in a part of the picture", head, body)]
+    return [Table(f"{EXTRAPOLATION_POINTS} points in a part of the image", head, body)]
 
 
 def few(task: Task) -> list[Table]:
@@ -457,25 +457,25 @@ def figure() -> NDArray[np.uint8]:
     }
     error = colours.error_scale()
     cards = [
-        panels.Tile("Points", measured, captions["points"], scale),
-        panels.Tile("Base B", colours.colour_map(base, scale), captions["base"], scale),
-        panels.Tile(
+        panels.ImageCard("Points", measured, captions["points"], scale),
+        panels.ImageCard("Base B", colours.colour_map(base, scale), captions["base"], scale),
+        panels.ImageCard(
             "Residual m + U + C",
             colours.colour_map(100 * (found.depth / base - 1), change),
             captions["change"],
             change,
         ),
-        panels.Tile("Depth", colours.colour_map(found.depth, scale), captions["depth"], scale),
-        panels.Tile(
+        panels.ImageCard("Depth", colours.colour_map(found.depth, scale), captions["depth"], scale),
+        panels.ImageCard(
             "95 % interval, ±", colours.colour_map(percent, width), captions["width"], width
         ),
-        panels.Tile("Error", colours.colour_map(wrongness, error), captions["error"], error),
+        panels.ImageCard("Error", colours.colour_map(wrongness, error), captions["error"], error),
     ]
     heading = "Method field"
     told = "a rendered room; the network is the true disparity, blurred and bent by 15 %"
-    picture = panels.compose(heading, told, cards, columns=3, card_width=340)
+    image = panels.compose(heading, told, cards, columns=3, card_width=340)
     shades = np.uint8(FIGURE_SHADE)
-    return picture // shades * shades + shades // 2  # fewer shades, smaller file
+    return image // shades * shades + shades // 2  # fewer shades, smaller file
 
 
 def mean_percent(depth: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
@@ -492,7 +492,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run a case and print its tables; `figure` writes the image of docs/method.md."""
     if args.case == "figure":
-        write_picture(args.out or Path("field.png"), figure())
+        write_image(args.out or Path("field.png"), figure())
         return
     count = sum(len(find_frames(source)) for source in args.sources)
     if not count:

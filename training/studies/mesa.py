@@ -78,7 +78,7 @@ def pretrained(out: Path, variant: Variant, seed: int, learn: Pool, few: Pool) -
 def run_mesa(folder: Path, changes: dict[str, Any], learn: Pool) -> None:
     """Train a run of the study with some settings changed."""
     cfg = config.replace(config.build(mesa.Config, MESA_BASE), changes)
-    mixture = Mixture(config.replace(cfg.pictures, pool_settings(learn)))
+    mixture = Mixture(config.replace(cfg.images, pool_settings(learn)))
     triplets = None
     if cfg.loss.geometric:
         triplets = open_triplets(cfg.sequences, cfg.height, cfg.width, need_poses=True)
@@ -88,7 +88,7 @@ def run_mesa(folder: Path, changes: dict[str, Any], learn: Pool) -> None:
 
 @torch.no_grad()
 def metre_errors(path: Path, judge: Sequence[Sample]) -> F64:
-    """(pictures, 2): RMSE in metres and AbsRel, nothing aligned."""
+    """(images, 2): RMSE in metres and AbsRel, nothing aligned."""
     network, spec, _ = mesa.exportable(checkpoints.read(path))
     network.eval()
     found = []
@@ -105,8 +105,8 @@ def metre_errors(path: Path, judge: Sequence[Sample]) -> F64:
 
 def _mesa_study(args: argparse.Namespace) -> Study:
     size = (60, 88)
-    learn = pool(args.out, "mesa-learn", args.pictures, "room", 8001, size)
-    few = pool(args.out, "mesa-few", min(120, args.pictures), "room", 8002, size)
+    learn = pool(args.out, "mesa-learn", args.images, "room", 8001, size)
+    few = pool(args.out, "mesa-few", min(120, args.images), "room", 8002, size)
     judge = {
         "rooms": samples(pool(args.out, "mesa-rooms", 3 * args.rooms, "room", 8004, size)),
         "desks": samples(pool(args.out, "mesa-desks", 3 * args.rooms, "desk", 8005, size)),

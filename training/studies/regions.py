@@ -3,9 +3,9 @@
 
 Cases
     prompts     everything but the engines of a prompted network, on one core
-    motion      ways to carry regions to the next pictures, on rendered walks
-    reuse       segmentation of every k-th picture: accuracy and time, on rendered walks
-    masks       real masks, the picture's own regions, none: accuracy on recorded frames
+    motion      ways to carry regions to the next images, on rendered walks
+    reuse       segmentation of every k-th image: accuracy and time, on rendered walks
+    masks       real masks, the image's own regions, none: accuracy on recorded frames
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from depth_node import config as settings
-from depth_node.benchmarks.accuracy import Predictor, predicted
+from depth_node.benchmarks.accuracy import DepthPredictor, predicted
 from depth_node.benchmarks.speed import machine, one_core
 from depth_node.benchmarks.tables import Means, Table
 from depth_node.cli.console import print_tables, progress
@@ -44,7 +44,7 @@ from depth_node.regions.settings import SegmentationConfig
 from depth_node.simulation.renderer import Rendered, Scene, camera_path, random_view
 from training.studies import add_source_options
 
-Case = Callable[[Sequence[Path], Predictor, Sequence[int], Callable[[str], None]], list[Table]]
+Case = Callable[[Sequence[Path], DepthPredictor, Sequence[int], Callable[[str], None]], list[Table]]
 Flow = NDArray[np.float32]
 Finder = Callable[[NDArray[np.uint8], NDArray[np.uint8], Any], Flow]
 
@@ -57,10 +57,10 @@ METHODS = {
 }
 POINTS = (50, 250, 1000)
 CAMERA = Camera(640, 480, 480.0, 480.0, 319.5, 239.5)
-ROOMS, LOOP_FRAMES, WALK_FRAMES = (3, 10, 21), 200, 17  # a loop in 20 s at 10 pictures a second
+ROOMS, LOOP_FRAMES, WALK_FRAMES = (3, 10, 21), 200, 17  # a loop in 20 s at 10 images a second
 STEPS = (1, 2, 4, 8, 16)
 EVERY = {
-    "every picture": SegmentationConfig(),
+    "every image": SegmentationConfig(),
     "every 2nd": SegmentationConfig(every=2),
     "every 4th": SegmentationConfig(every=4),
     "every 8th": SegmentationConfig(every=8),
@@ -104,7 +104,7 @@ class _Answers:
 
 
 def prompted_model(labels: Labels, per_side: int) -> PromptedRegionModel:
-    """A prompted network without engines that knows the exact regions (H, W) of a picture.
+    """A prompted network without engines that knows the exact regions (H, W) of an image.
 
     As SAM does it gives three masks for a point: a part, the whole, and what lies around it, each
     with an IoU and a stability of which the default limits keep about the half.
@@ -156,7 +156,7 @@ def prompted_model(labels: Labels, per_side: int) -> PromptedRegionModel:
 
 def prompts(
     sources: Sequence[Path],
-    predictor: Predictor,
+    predictor: DepthPredictor,
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
@@ -183,7 +183,7 @@ def prompts(
             found = [f"{width}x{height}", str(3 * 256), str(kept), str(labels.max())]
             rows.append([*found, *ms.values()])
             on_frame(f"{width}x{height}")
-    head = ["picture", "masks given", "masks kept", "regions", "to the tensor, ms"]
+    head = ["image", "masks given", "masks kept", "regions", "to the tensor, ms"]
     head += ["answers to regions, ms", "all, ms of the processor"]
     notes = [
         f"256 points in batches of {BATCH}; median and (shortest) of {REPEATS} runs; aim: 20 ms at"
@@ -219,7 +219,7 @@ def _farneback(now: NDArray[np.uint8], key: NDArray[np.uint8], start: Any) -> Fl
     return np.asarray(found, np.float32)
 
 
-# Name -> width of the small pictures, the method, and whether it begins with the last answer.
+# Name -> width of the small images, the method, and whether it begins with the last answer.
 WAYS: dict[str, tuple[int, Finder, bool]] = {
     "regions stay where they are": (160, _still, False),
     "phase correlation, 160 px": (160, _phase, False),
@@ -235,11 +235,11 @@ WAYS: dict[str, tuple[int, Finder, bool]] = {
 
 def motion(
     sources: Sequence[Path],
-    predictor: Predictor,
+    predictor: DepthPredictor,
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """Share of pixels that carried exact regions name wrongly, after so many pictures."""
+    """Share of pixels that carried exact regions name wrongly, after so many images."""
     means = Means()
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     with one_core():
@@ -266,12 +266,12 @@ def motion(
         for name in WAYS
     ]
     head = [
-        "wrong pixels after pictures:",
+        "wrong pixels after images:",
         *(str(step) for step in STEPS),
         "flow, ms of the processor",
     ]
     notes = [
-        f"{len(ROOMS)} rooms, 640x480, exact regions of the first picture, 10 pictures a second",
+        f"{len(ROOMS)} rooms, 640x480, exact regions of the first image, 10 images a second",
         machine(),
     ]
     return [Table("Regions carried by image motion", head, rows, notes)]
@@ -282,12 +282,12 @@ def motion(
 
 def reuse(
     sources: Sequence[Path],
-    predictor: Predictor,
+    predictor: DepthPredictor,
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """AbsRel and the time for regions, by how often the picture is segmented."""
-    makers = {"the picture's own regions": _own, "exact regions": _exact}
+    """AbsRel and the time for regions, by how often the image is segmented."""
+    makers = {"the image's own regions": _own, "exact regions": _exact}
     means = {title: Means() for title in makers}
     methods = {method: fitted for method, fitted in METHODS.items() if method != "field"}
     with one_core():
@@ -310,9 +310,9 @@ def reuse(
                         error = _error(view, prediction, labels, fitted, 500, [room, step])
                         found.add(name, method, str(room), error)
             on_frame(f"room {room}")
-    head = ["segmented", "pictures segmented", *methods, "regions, ms of the processor a picture"]
+    head = ["segmented", "images segmented", *methods, "regions, ms of the processor an image"]
     notes = [
-        f"AbsRel at 500 points; {len(ROOMS)} rooms, {WALK_FRAMES} pictures each, 640x480",
+        f"AbsRel at 500 points; {len(ROOMS)} rooms, {WALK_FRAMES} images each, 640x480",
         "exact regions stand for a good network; their own time is not counted",
         machine(),
     ]
@@ -363,7 +363,7 @@ def _error(
 
 
 def _walk(room: int) -> list[Rendered]:
-    """Pictures of a part of a closed walk through a rendered room."""
+    """Images of a part of a closed walk through a rendered room."""
     scene = Scene.random(room)
     path = camera_path(scene, LOOP_FRAMES, room)[:WALK_FRAMES]
     return [scene.render(CAMERA, pose, antialias=False) for pose in path]
@@ -374,11 +374,11 @@ def _walk(room: int) -> list[Rendered]:
 
 def masks(
     sources: Sequence[Path],
-    predictor: Predictor,
+    predictor: DepthPredictor,
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """AbsRel with stored masks, the picture's own regions and none, at the same points."""
+    """AbsRel with stored masks, the image's own regions and none, at the same points."""
     scores: dict[str, Means] = {}
     count: dict[str, int] = {}
     regions_of: dict[str, list[int]] = {}

@@ -41,7 +41,7 @@ class Study:
 
 
 def pool(out: Path, what: str, count: int, style: str, seed: int, size: tuple[int, int]) -> Pool:
-    """`count` rendered pictures, three of each scene, on disk."""
+    """`count` rendered images, three of each scene, on disk."""
     tree = {
         "folder": str(out / "rooms" / f"{what}-{count}-{size[0]}x{size[1]}"),
         "samples": count,
@@ -61,7 +61,7 @@ def _mixture(tree: dict[str, Any]) -> Mixture:
 
 
 def samples(of: Pool) -> list[Sample]:
-    """All pictures of a pool."""
+    """All images of a pool."""
     return [of[k] for k in range(len(of))]
 
 
@@ -76,7 +76,7 @@ def table(
     units: Sequence[str],
     unseeded: Sequence[str] = (),
 ) -> str:
-    """Markdown: the errors of every variant, means over pictures and seeds; the change of each
+    """Markdown: the errors of every variant, means over images and seeds; the change of each
     against the first variant on the same seeds, with its 95 % interval over rooms.
     """
     names = list(results)

@@ -26,15 +26,15 @@ from training.studies.common import (
     WIDTH,
     Variant,
     _quiet,
+    corrupted,
     errors,
     judged,
     rooms,
     slug,
     table,
-    worn,
 )
 
-# What a person could label in an afternoon: a triple of points, so three pairs, in every picture.
+# What a person could label in an afternoon: a triple of points, so three pairs, in every image.
 TRIPLES = SimulationConfig(count=1)
 # The paper's weights are for another network; these were set by the rooms "choose".
 WESTAR_BASE: dict[str, Any] = {
@@ -66,7 +66,7 @@ WESTAR = (
         "held by answers alone, half the update",
         {"loss.known": 4.0, "loss.reg": 0, "loss.contexts": "global", "tune.share": 0.5},
     ),
-    Variant("self-training, whole picture", {**ALONE, "loss.contexts": "global"}),
+    Variant("self-training, whole image", {**ALONE, "loss.contexts": "global"}),
     Variant("self-training, masks", ALONE),
     Variant("without labels", {"loss.weak": 0}),
     Variant("without regulariser", {"loss.reg": 0}),
@@ -119,14 +119,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run what is missing, print the table after every run."""
     torch.set_num_threads(1)
-    learn = rooms(args.out, "learn", args.pictures)
-    known = rooms(args.out, "known", max(args.pictures // 9, 1) * 3)
+    learn = rooms(args.out, "learn", args.images)
+    known = rooms(args.out, "known", max(args.images // 9, 1) * 3)
     judge = rooms(args.out, "choose" if args.choose else "judge", 3 * args.rooms)
     place = args.out / args.study
     steps = args.steps or WESTAR_BASE["loop"]["steps"]
-    place = place / f"{args.target}-{args.severity}-{args.pictures}"
-    learn = worn(learn, args.target, args.severity)
-    sets = {"target": worn(judge, args.target, args.severity), "source": judge}
+    place = place / f"{args.target}-{args.severity}-{args.images}"
+    learn = corrupted(learn, args.target, args.severity)
+    sets = {"target": corrupted(judge, args.target, args.severity), "source": judge}
     chosen = [v for v in WESTAR if not args.only or v.name in args.only or v.settings is None]
     results: dict[str, list[dict[str, Any]]] = {}
     for seed in args.seeds:

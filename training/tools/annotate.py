@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page in your browser that asks, picture by picture, which of two points is nearer.
+"""A page in your browser that asks, image by image, which of two points is nearer.
 
-    python -m training annotate PICTURES --out labels.csv
+    python -m training annotate IMAGES --out labels.csv
 
 Every answer is on the disk before the next question shows; the same command goes on where it
-stopped. Which points are asked follows from the seed and the picture's name: two places inside two
-different regions of the picture, away from their borders, where a person can tell. First every
-picture is asked once, then every picture again, so that stopping early leaves no picture out.
+stopped. Which points are asked follows from the seed and the image's name: two places inside two
+different regions of the image, away from their borders, where a person can tell. First every
+image is asked once, then every image again, so that stopping early leaves no image out.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from training.data.samples import DataError
 
 PAGE = Path(__file__).with_name("annotate.html")
 LONGEST_ASKED_PX = 320  # the regions that points are drawn from are found at this size
-APART = 0.08  # least distance of two points over the picture's diagonal
+APART = 0.08  # least distance of two points over the image's diagonal
 ROOM_PX = 4.0  # at that size: regions that are narrower everywhere are not asked about
 LARGEST_ANSWER = 4096  # bytes of a request
 
 
 def propose(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """x1, y1, x2, y2 (px) of two points of a picture (H, W, 3), inside two of its regions."""
+    """x1, y1, x2, y2 (px) of two points of an image (H, W, 3), inside two of its regions."""
     height, width = image.shape[:2]
     share = min(1.0, LONGEST_ASKED_PX / max(height, width))
     size = (max(round(width * share), 2), max(round(height * share), 2))
@@ -76,7 +76,7 @@ def _inside(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[NDArray[
     """A random (x, y) well inside a mask, at least half as far from its border as one can be; and
     how far that is.
     """
-    padded = np.pad(mask.astype(np.uint8), 1)  # the picture's edge is a border too
+    padded = np.pad(mask.astype(np.uint8), 1)  # the image's edge is a border too
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
     rows, columns = np.nonzero(depth >= 0.5 * depth.max())
     k = int(rng.integers(len(rows)))
@@ -86,13 +86,13 @@ def _inside(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[NDArray[
 class Session:
     """Questions, answers and where they are kept. Safe to use from several threads."""
 
-    def __init__(self, cfg: DataConfig, out: Path, per_picture: int = 5, seed: int = 0) -> None:
+    def __init__(self, cfg: DataConfig, out: Path, per_image: int = 5, seed: int = 0) -> None:
         self.samples = open_samples(cfg)
         self.names = [item.name for item in self.samples.items]
         self.out, self.seed = out, seed
         self.lock = threading.Lock()
-        # Question q is the (q // pictures)-th one of picture q % pictures.
-        self.total = per_picture * len(self.names)
+        # Question q is the (q // images)-th one of image q % images.
+        self.total = per_image * len(self.names)
         self.mended = mended(out)
         self.pairs = read_labels(out) if out.exists() else []
         self._answered = {_place(pair) for pair in self.pairs}
@@ -100,21 +100,21 @@ class Session:
         # What can be taken back, the last one last: (question, was it skipped).
         self._history: list[tuple[int, bool]] = []
         self._question = 0
-        self._picture = functools.lru_cache(8)(lambda index: self.samples[index].image)
+        self._image = functools.lru_cache(8)(lambda index: self.samples[index].image)
         self._points = functools.lru_cache(None)(self._propose)
-        # Which questions were answered is counted by picture at first, as to know it exactly every
-        # labelled picture would have to be read; _forward puts right what was skipped in between.
+        # Which questions were answered is counted by image at first, as to know it exactly every
+        # labelled image would have to be read; _forward puts right what was skipped in between.
         self._done: set[int] = set()
         count = Counter(pair.image for pair in self.pairs)
         for index, name in enumerate(self.names):
-            turns = range(min(count[name], per_picture))
+            turns = range(min(count[name], per_image))
             self._done.update(turn * len(self.names) + index for turn in turns)
         self._forward()
 
     def _propose(self, question: int) -> tuple[int, int, int, int]:
         index, turn = question % len(self.names), question // len(self.names)
         rng = np.random.default_rng([self.seed, turn, *self.names[index].encode()])
-        return propose(self._picture(index), rng)
+        return propose(self._image(index), rng)
 
     def _is_answered(self, question: int) -> bool:
         name = self.names[question % len(self.names)]
@@ -149,7 +149,7 @@ class Session:
             return {**base, "finished": True}
         index = self._question % len(self.names)
         x1, y1, x2, y2 = self._points(self._question)
-        height, width = self._picture(index).shape[:2]
+        height, width = self._image(index).shape[:2]
         return {
             **base,
             "finished": False,
@@ -208,9 +208,9 @@ class Session:
         self._question = question
         return True
 
-    def picture(self, index: int) -> bytes:
-        """A picture as JPEG, in the pixels that labels count in."""
-        image = self._picture(index)
+    def image(self, index: int) -> bytes:
+        """An image as JPEG, in the pixels that labels count in."""
+        image = self._image(index)
         done, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])
         assert done
         return content.tobytes()
@@ -233,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
         if number != self.path and number.isdigit() and int(number) < len(session.names):
             try:
                 with session.lock:
-                    content = session.picture(int(number))
+                    content = session.image(int(number))
             except DataError as error:
                 return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
             return self._send(content, "image/jpeg", "max-age=3600")
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
             with self.session.lock:
                 status = HTTPStatus.OK if act() else HTTPStatus.CONFLICT
                 state = self.session.state()
-        except (DataError, OSError) as error:  # an unreadable picture, a full disk
+        except (DataError, OSError) as error:  # an unreadable image, a full disk
             return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
         return self._send(json.dumps(state).encode(), "application/json", status=status)
 
@@ -306,10 +306,10 @@ def serve(session: Session, host: str = "127.0.0.1", port: int = 0) -> Threading
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `annotate`."""
-    parser.add_argument("folder", type=Path, help="folder of pictures, or of RGB-D frames")
+    parser.add_argument("folder", type=Path, help="folder of images, or of RGB-D frames")
     parser.add_argument("--out", required=True, type=Path, help="label file, .csv or .json")
     parser.add_argument("--kind", default="images", help="layout of the folder: images or frames")
-    parser.add_argument("--per-picture", type=int, default=5, help="questions per picture")
+    parser.add_argument("--per-image", type=int, default=5, help="questions per image")
     parser.add_argument("--seed", type=int, default=0, help="of the points that are asked")
     parser.add_argument("--host", default="127.0.0.1", help="address; only this machine by default")
     parser.add_argument("--port", type=int, default=8642, help="0: any that is free")
@@ -318,10 +318,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace, console: Console) -> None:
     """Serve the page until Ctrl-C."""
-    if args.per_picture < 1:
-        raise DataError("--per-picture must be at least 1.")
+    if args.per_image < 1:
+        raise DataError("--per-image must be at least 1.")
     data = DataConfig(kind=args.kind, folder=str(args.folder))
-    session = Session(data, args.out, args.per_picture, args.seed)
+    session = Session(data, args.out, args.per_image, args.seed)
     if session.mended:
         console.print(f"The last line of {args.out} was cut off and is gone; it is asked again.")
     server = serve(session, args.host, args.port)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loop costs: pictures a second of loop.run against the shortest loop that PyTorch allows.
+"""What the loop costs: images a second of loop.run against the shortest loop that PyTorch allows.
 
 Both train a model of the same recipe on the same batches, in one process, taking turns of a few
 steps, so that whatever else the machine does hits both. The bare loop has no averaged weights, no
@@ -133,7 +133,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Print pictures a second of both, their ratio and the peak memory of both."""
+    """Print images a second of both, their ratio and the peak memory of both."""
     module = recipes.find(args.recipe)
     cfg = config.load(module.Config, args.config, args.overrides)
     settings = config.to_dict(cfg)
@@ -146,7 +146,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
         return
     torch.set_num_threads(cfg.loop.threads)
     ours, theirs = (np.array(s) for s in compare(build, cfg.loop, settings, args.steps, args.turn))
-    pictures = cfg.loop.batch * args.turn
+    images = cfg.loop.batch * args.turn
     quartiles = np.percentile(theirs / ours, [25, 50, 75])
     console.print(
         f"{args.recipe}, batch {cfg.loop.batch}, {cfg.loop.precision}, {cfg.loop.threads} threads:"
@@ -157,7 +157,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
         again += ["--config", str(args.config), "--peak", name]
         done = subprocess.run(again, capture_output=True, text=True, check=True)
         console.print(
-            f"  {name}  {pictures / np.median(seconds):8.1f} images/s"
+            f"  {name}  {images / np.median(seconds):8.1f} images/s"
             f"   {json.loads(done.stdout):6.0f} MB at peak"
         )
     console.print(

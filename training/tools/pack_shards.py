@@ -27,7 +27,7 @@ from training.data.shards import PATTERN
 def write_shards(
     samples: Iterable[Sample], folder: Path, per_shard: int = 1000, jpeg: int = 0
 ) -> int:
-    """Pack samples; returns how many. jpeg: quality of the pictures, 0 = PNG, without loss.
+    """Pack samples; returns how many. jpeg: quality of the images, 0 = PNG, without loss.
 
     Written beside the folder and renamed at the end: DataError where it exists already.
     """
@@ -75,8 +75,8 @@ def _packed(key: str, sample: Sample, jpeg: int) -> dict[str, Any]:
     return content
 
 
-def _encoded(end: str, picture: NDArray[Any], options: list[int] | None = None) -> bytes:
-    done, content = cv2.imencode(end, picture, options if end == ".jpg" and options else [])
+def _encoded(end: str, image: NDArray[Any], options: list[int] | None = None) -> bytes:
+    done, content = cv2.imencode(end, image, options if end == ".jpg" and options else [])
     assert done
     return content.tobytes()
 
@@ -86,7 +86,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
     parser.add_argument("--per-shard", type=int, default=1000, help="samples in a file")
     parser.add_argument(
-        "--jpeg", type=int, default=0, help="quality of the pictures; 0 (default) = PNG"
+        "--jpeg", type=int, default=0, help="quality of the images; 0 (default) = PNG"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="the data set: kind=nyuv2 folder=... ..."
