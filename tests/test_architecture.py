@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parent.parent
+from tests.helpers import REPO
+
 PACKAGE = REPO / "depth_node"
 
 ROS = ("rclpy", "tf2_ros", "cv_bridge", "message_filters", "launch", "launch_ros")

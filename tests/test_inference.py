@@ -16,7 +16,7 @@ from depth_node.regions.settings import SegmentationConfig
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx", reason="onnx builds the models of these tests")
-from tiny_models import save_model, save_nodes
+from tests.helpers.tiny_models import save_model, save_nodes
 
 
 def ramp_image(height: int, width: int) -> np.ndarray:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parent.parent
+from tests.helpers import REPO
+
 BUILT = ["package.xml", "setup.py", "setup.cfg", "resource", "depth_node", "launch", "config"]
 
 

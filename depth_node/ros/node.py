@@ -487,7 +487,8 @@ class DepthNode(LifecycleNode):
         fit, used = result.fit, len(result.sparse)
         trouble = points.trouble
         if not trouble and len(points.points) and not used:
-            trouble = f"none of {len(points.points)} LiDAR points is in the image: {_describe_losses(result)}"
+            losses = _describe_losses(result)
+            trouble = f"none of {len(points.points)} LiDAR points is in the image: {losses}"
         if not trouble and fit.status != FitStatus.OK:
             trouble = fit.message
         if not trouble:

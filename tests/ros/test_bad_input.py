@@ -17,7 +17,6 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
-from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, camera_image, cloud, info, lidar_points, until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
@@ -27,6 +26,17 @@ from depth_node.pipeline import DepthResult
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
 from depth_node.ros.node import DepthNode
+from tests.helpers.rig import (
+    CLOSE,
+    IDENTITY,
+    PATIENCE_S,
+    Rig,
+    camera_image,
+    cloud,
+    info,
+    lidar_points,
+    until,
+)
 
 NO_POINTS = np.empty((0, 3), np.float32)
 POINTS = lidar_points(camera_image(0.0)[1])

@@ -17,7 +17,8 @@ from typing import Any
 
 import cv2
 import pytest
-from recordings import write_frame
+
+from tests.helpers.recordings import write_frame
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 

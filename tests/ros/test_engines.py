@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
-from rig import IDENTITY, PATIENCE_S, Rig, until
 
 from depth_node.engine.manifest import manifest_path
+from tests.helpers.rig import IDENTITY, PATIENCE_S, Rig, until
 
 no_tensorrt = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is here"

@@ -17,7 +17,8 @@ pytest.importorskip("launch_ros", reason="launch_ros comes with apt's ROS 2, not
 from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
-from rig import IDENTITY, PATIENCE_S, own_domain, until
+
+from tests.helpers.rig import IDENTITY, PATIENCE_S, own_domain, until
 
 # What `ros2 launch` does, without needing ros2cli.
 RUN = """

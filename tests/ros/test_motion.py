@@ -12,7 +12,6 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rig import CLOSE, IDENTITY, PATIENCE_S, Rig, camera_image, cloud, info, lidar_points, until
 from sensor_msgs.msg import Image, PointCloud2
 
 from depth_node.geometry.rigid import rigid_transform
@@ -20,6 +19,17 @@ from depth_node.ros import messages
 from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.node import DepthNode
+from tests.helpers.rig import (
+    CLOSE,
+    IDENTITY,
+    PATIENCE_S,
+    Rig,
+    camera_image,
+    cloud,
+    info,
+    lidar_points,
+    until,
+)
 
 
 class Drive:

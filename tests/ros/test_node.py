@@ -20,7 +20,13 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
-from rig import (
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
+
+from depth_node.fitting import REGION_FIT_DTYPE
+from depth_node.pipeline import DepthPipeline
+from depth_node.ros import messages
+from depth_node.ros.node import OUTPUTS, DepthNode
+from tests.helpers.rig import (
     CLOSE,
     IDENTITY,
     PATIENCE_S,
@@ -32,12 +38,6 @@ from rig import (
     lidar_points,
     until,
 )
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
-
-from depth_node.fitting import REGION_FIT_DTYPE
-from depth_node.pipeline import DepthPipeline
-from depth_node.ros import messages
-from depth_node.ros.node import OUTPUTS, DepthNode
 
 NO_POINTS = np.empty((0, 3), np.float32)
 

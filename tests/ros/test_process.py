@@ -18,7 +18,9 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 import rclpy
 from rclpy.node import Node
-from rig import (
+from sensor_msgs.msg import Image
+
+from tests.helpers.rig import (
     IDENTITY,
     PATIENCE_S,
     Services,
@@ -30,7 +32,6 @@ from rig import (
     own_domain,
     until,
 )
-from sensor_msgs.msg import Image
 
 
 class Process:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recordings import write_frame
+
+from tests.helpers.recordings import write_frame
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 

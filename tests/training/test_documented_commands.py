@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import REPO
+
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 
 from training.__main__ import TOOLS, _arguments, main
 from training.recipes import RECIPES
 
-REPO = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

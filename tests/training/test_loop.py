@@ -18,19 +18,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers import REPO
+
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from rich.console import Console
 from torch import nn
-from toy import Config, Toy, train
 
 from depth_node import config
+from tests.helpers.toy import Config, Toy, train
 from training import checkpoints, loop
 from training.data.samples import DataError
 from training.tools import benchmark
 
-REPO = Path(__file__).resolve().parents[2]
-TOY = Path(__file__).with_name("toy.py")
+TOY = REPO / "tests" / "helpers" / "toy.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
 
 

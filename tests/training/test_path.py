@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.helpers import REPO
+
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("peft", reason="adaptation needs peft (requirements-training.txt)")
 
@@ -23,7 +25,7 @@ from training.__main__ import _arguments, main
 from training.data.ordinal_labels import SimulationConfig, simulate, write_labels
 from training.models import networks
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = REPO / "README.md"
 # What makes it a toy: everything else is the command as it is printed.
 TOY = [
     "height=56", "width=84", "masks.folder=", "loop.steps=3", "loop.batch=2", "loop.warmup=1",

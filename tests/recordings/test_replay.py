@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay: what is measured is never scored, rivals get the same input, the run folder is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from depth_node.config import build, load
+from depth_node.fitting import FitStatus
+from depth_node.pipeline import DepthPipeline, PipelineConfig
+from depth_node.prediction import Prediction
+from depth_node.recordings import replay
+from depth_node.recordings.frames import FrameError
+from depth_node.ros import bags
+from depth_node.ros.bags import Bag
+from tests.helpers.recordings import (
+    CAMERA,
+    T_CAMERA_LIDAR,
+    BagWriter,
+    lidar_of,
+    relative_of,
+    scene,
+    write_frame,
+)
+
+NO_NETWORK = {"model": {"path": ""}}
+
+
+@pytest.fixture
+def pipeline() -> DepthPipeline:
+    return DepthPipeline(build(PipelineConfig, NO_NETWORK))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recordings") / "hall"
+    for name in ("a", "b"):
+        write_frame(folder / name)
+    return folder
+
+
+def moments(source: Path, pipeline: DepthPipeline, **sampling: float) -> list[replay.Moment]:
+    choice = replay.Sampling(**sampling)  # type: ignore[arg-type]
+    return list(replay.FolderMoments(source, choice, pipeline, stored_prediction="test"))
+
+
+def test_points_of_the_depth_are_measured_and_not_scored(
+    source: Path, pipeline: DepthPipeline
+) -> None:
+    for moment in moments(source, pipeline, points=40, seed=3):
+        assert moment.sparse is not None and len(moment.sparse) == 40
+        assert moment.scored is not None and moment.judged is not None
+        assert not moment.scored[moment.sparse.rows, moment.sparse.cols].any()
+        assert moment.scored.sum() == CAMERA.width * CAMERA.height - 40
+        assert np.array_equal(np.isfinite(moment.judged), moment.scored)
+
+
+def test_half_of_the_lidar_is_measured_and_the_pixels_it_hits_are_not_scored(
+    source: Path, pipeline: DepthPipeline
+) -> None:
+    for moment in moments(source, pipeline):
+        everything = len(lidar_of(scene()[1]))
+        assert len(moment.points) == round(everything / 2)
+        assert moment.scored is not None
+        result = replay.process(pipeline, moment)
+        assert not moment.scored[result.sparse.rows, result.sparse.cols].any()
+        hit = CAMERA.project((moment.points @ T_CAMERA_LIDAR[:3, :3].T) + T_CAMERA_LIDAR[:3, 3])
+        cols, rows = np.floor(hit + 0.5).astype(int).T
+        assert not moment.scored[rows, cols].any()
+
+
+def test_without_hold_out_all_points_are_used_and_nothing_is_scored(
+    source: Path, pipeline: DepthPipeline
+) -> None:
+    (moment, _) = moments(source, pipeline, hold_out=0.0)
+    assert np.array_equal(moment.points, lidar_of(scene()[1]))
+    assert moment.judged is None
+    result = replay.process(pipeline, moment)
+    row = replay.score(moment, "field", result)
+    assert row["abs_rel"] is None and row["points"] > 0 and row["status"] == "OK"
+
+
+def test_the_seed_decides_which_points(source: Path, pipeline: DepthPipeline) -> None:
+    def chosen(seed: int) -> list[bytes]:
+        return [m.points.tobytes() for m in moments(source, pipeline, seed=seed)]
+
+    assert chosen(1) == chosen(1)
+    assert chosen(1) != chosen(2)
+    assert len(set(chosen(1))) == 2, "equal frames of different names get different points"
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        ({"points": 5, "lines": 4}, "exclude each other"),
+        ({"points": -1}, "at least 1"),
+        ({"lines": 1}, "at least 2"),
+        ({"hold_out": 1.0}, "below 1"),
+    ],
+)
+def test_contradictory_choices_are_refused(sampling: dict[str, float], words: str) -> None:
+    with pytest.raises(FrameError, match=words):
+        replay.Sampling(**sampling)  # type: ignore[arg-type]
+
+
+def test_a_frame_without_lidar_needs_points_or_lines(
+    tmp_path: Path, pipeline: DepthPipeline
+) -> None:
+    write_frame(tmp_path / "s" / "f", lidar=False)
+    with pytest.raises(FrameError, match=r"no lidar\.npy.*--points N"):
+        moments(tmp_path / "s", pipeline)
+    assert len(moments(tmp_path / "s", pipeline, lines=4)) == 1
+
+
+def test_rivals_get_the_same_prediction_regions_and_points(
+    source: Path, pipeline: DepthPipeline
+) -> None:
+    moment = moments(source, pipeline, points=60)[0]
+    comparison = replay.MethodComparison(pipeline)
+    assert comparison.methods == ("global_depth", "global_disparity", "slf", "ssf", "field")
+    result = replay.process(pipeline, moment)
+    results = comparison.results(moment, result)
+    assert list(results) == list(comparison.methods)
+    assert results["field"] is result
+    assert result.labels is None, "nobody waits for regions that the method does not use"
+    for rival in results.values():
+        assert rival.prediction is result.prediction
+        assert rival.sparse is result.sparse
+    assert results["slf"].labels is not None
+    assert results["slf"].labels is results["ssf"].labels, "segmented once"
+    alone = DepthPipeline(build(PipelineConfig, {**NO_NETWORK, "fit": {"method": "slf"}}))
+    assert np.array_equal(replay.process(alone, moment).depth, results["slf"].depth)
+
+
+def test_run_folder_holds_everything(source: Path, pipeline: DepthPipeline, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    sampling = replay.Sampling(points=200)
+    frames = replay.FolderMoments(source, sampling, pipeline, stored_prediction="test")
+    done: list[str] = []
+    result = replay.replay(
+        frames, pipeline, out, facts={"seed": 0}, images=1, save_depth=True, on_frame=done.append
+    )
+    assert done == ["a", "b"] and result.frames == 2
+    assert load(PipelineConfig, out / "config.yaml") == pipeline.config
+    lines = [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()]
+    assert lines == result.rows and len(lines) == 2 * 5
+    assert json.loads((out / "summary.json").read_text()) == result.summary
+    assert "| field |" in (out / "summary.md").read_text()
+    assert json.loads((out / "run.json").read_text())["seed"] == 0
+    assert [path.name for path in result.panels] == ["hall_a_panel.png"]
+    stored = np.load(out / "depth" / "b.npz")
+    assert stored["depth"].shape == stored["std"].shape == (CAMERA.height, CAMERA.width)
+    by_method = {row["method"]: row for row in result.summary}
+    best_global = min(
+        by_method["global_depth"]["abs_rel"], by_method["global_disparity"]["abs_rel"]
+    )
+    # Wall and box have scales of their own, which only fits per region can follow.
+    assert by_method["slf"]["abs_rel"] < 0.5 * best_global
+    assert by_method["ssf"]["abs_rel"] < 0.5 * best_global
+    # The field needs no regions to do the same.
+    assert by_method["field"]["abs_rel"] < 0.5 * best_global
+
+
+def test_rows_are_kept_when_a_replay_is_interrupted(
+    source: Path, pipeline: DepthPipeline, tmp_path: Path
+) -> None:
+    sampling = replay.Sampling(points=50)
+    frames = replay.FolderMoments(source, sampling, pipeline, stored_prediction="test")
+
+    def stop(name: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay.replay(frames, pipeline, tmp_path, facts={}, images=0, on_frame=stop)
+    assert len((tmp_path / "frames.jsonl").read_text().splitlines()) == 5
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_run_folder_that_cannot_be_written(
+    source: Path, pipeline: DepthPipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    frames = replay.FolderMoments(
+        source, replay.Sampling(points=50), pipeline, stored_prediction="test"
+    )
+    with pytest.raises(FrameError, match=r"cannot be written.*--out"):
+        replay.replay(frames, pipeline, tmp_path / "file" / "run", facts={})
+
+
+def test_summary_averages_frames_then_sources() -> None:
+    def row(source: str, abs_rel: float | None) -> dict[str, object]:
+        scores = dict.fromkeys(replay.SCORES, 1.0) | {"abs_rel": abs_rel}
+        return {"method": "ssf", "source": source, "points": 1, "ms": 1.0, **scores}
+
+    (one,) = replay.summarise([row("a", 0.1), row("a", 0.3), row("a", None), row("b", 0.6)])
+    assert one["abs_rel"] == pytest.approx((0.2 + 0.6) / 2)
+    assert (one["frames"], one["sources"]) == (4, 2)
+    (none,) = replay.summarise([row("a", None)])
+    assert none["abs_rel"] is None
+    assert replay.metric_cells(none)[0] == "-"
+
+
+def test_a_frame_without_any_point_is_told_and_does_not_stop_the_run(
+    pipeline: DepthPipeline, tmp_path: Path
+) -> None:
+    image, depth = scene()
+    prediction = Prediction(relative_of(depth), "disparity_affine_invariant")
+    nothing = replay.Moment(
+        source="s", name="n", image=image, camera=CAMERA, points=np.empty((0, 3), np.float32),
+        T_camera_lidar=np.eye(4), prediction=prediction, truth=depth,
+        scored=np.ones(depth.shape, bool),
+    )  # fmt: skip
+    result = replay.process(pipeline, nothing)
+    assert result.fit.status is FitStatus.NO_POINTS
+    row = replay.score(nothing, "field", result)
+    assert (row["status"], row["abs_rel"], row["answered"]) == ("NO_POINTS", None, 0.0)
+    assert json.loads(json.dumps(row)) == row
+    results = replay.MethodComparison(pipeline).results(nothing, result)
+    images = replay.panel(nothing, results, "field", "Nothing", "")
+    assert images.panel().shape[2] == 3
+
+
+# --- bags
+
+
+def write_bag(path: Path, moment: replay.Moment) -> Path:
+    bag = BagWriter(path)
+    bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+    for time_s in (1.0, 1.1, 1.2):
+        bag.info(time_s)
+        bag.cloud(time_s, moment.points)
+        bag.image(time_s)
+    bag.close()
+    return path
+
+
+class Oracle:
+    """Stands where a network stands and says what the frame's stored prediction says."""
+
+    def __init__(self) -> None:
+        self.stage_ms: dict[str, float] = {}
+
+    def predict(self, image: np.ndarray) -> Prediction:
+        return Prediction(relative_of(scene()[1]), "disparity_affine_invariant")
+
+
+def test_a_bag_gives_the_same_depth_as_the_folder(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    pytest.importorskip("sensor_msgs", reason="the ROS message packages are not installed")
+    alone = {"method": "field", "field": {"temporal": {"enabled": False}}}
+    config = build(PipelineConfig, {**NO_NETWORK, "fit": alone})
+    pipeline = DepthPipeline(config, Oracle())  # type: ignore[arg-type]
+    (frame, _) = moments(source, pipeline, hold_out=0.0)
+    want = replay.process(pipeline, dataclasses.replace(frame, prediction=None))
+    with Bag(write_bag(tmp_path / "bag", frame)) as bag:
+        played = bags.BagMoments(bag, replay.Sampling(hold_out=0.0), pipeline)
+        assert len(played) == 3
+        got = [replay.process(pipeline, moment) for moment in played]
+    assert len(got) == 3
+    for result in got:
+        assert np.array_equal(result.sparse.depth, want.sparse.depth)
+        assert result.depth == pytest.approx(want.depth, rel=1e-6)
+
+
+def test_a_bag_is_scored_on_the_points_that_were_held_out(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    pytest.importorskip("sensor_msgs", reason="the ROS message packages are not installed")
+    pipeline = DepthPipeline(build(PipelineConfig, NO_NETWORK), Oracle())  # type: ignore[arg-type]
+    (frame, _) = moments(source, pipeline, hold_out=0.0)
+    with pytest.raises(FrameError, match="--hold-out"):
+        bags.BagMoments(Bag(tmp_path), replay.Sampling(points=5), pipeline)
+    with Bag(write_bag(tmp_path / "bag", frame)) as bag:
+        played = bags.BagMoments(bag, replay.Sampling(hold_out=0.4), pipeline)
+        done = replay.replay(played, pipeline, tmp_path / "run", facts={}, images=1)
+    assert done.frames == 3 and len(done.panels) == 1
+    everything = len(lidar_of(scene()[1]))
+    for row in done.rows:
+        assert row["points"] <= round(0.6 * everything)
+        assert 0 < row["scored_pixels"] <= everything - round(0.6 * everything)
+    by_method = {row["method"]: row for row in done.summary}
+    assert by_method["ssf"]["abs_rel"] < 0.5 * by_method["global_disparity"]["abs_rel"]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Normalisation over contexts against values computed by hand and by plain loops."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+
+from tests.helpers.golden import STUDENT, TEACHER, as_map, everywhere
+from training.losses.normalization import FEW, bins, layers, normalise, statistics, worthwhile
+
+
+def test_normalise_golden() -> None:
+    teacher, student = as_map(TEACHER), as_map(STUDENT)
+    found = normalise(teacher, everywhere(teacher)).flatten().tolist()
+    assert found == pytest.approx([-0.9090909, -0.4545455, 0, 0.4545455, 3.1818182], abs=1e-5)
+    found = normalise(student, everywhere(student)).flatten().tolist()
+    assert found == pytest.approx([-0.5, -0.5, 0, 1, 3], abs=1e-5)
+
+
+def test_statistics_golden() -> None:
+    for values, deviation in ((TEACHER, 2.2), (STUDENT, 2.0)):
+        median, spread, count = statistics(as_map(values), everywhere(as_map(values)))
+        assert (float(median[0, 1]), float(spread[0, 1])) == pytest.approx((3.0, deviation))
+        assert int(count[0, 1]) == 5
+
+
+@pytest.mark.parametrize("count", [1, 4, FEW + 3])  # selected one by one, and sorted
+def test_all_contexts_at_once_equal_one_by_one(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 1, 9, 7, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, count + 1, (3, 1, 9, 7), generator=generator)
+    found = normalise(values, labels)
+    assert torch.equal(found[labels == 0], torch.zeros_like(found[labels == 0]))
+    for image in range(3):
+        for label in range(1, count + 1):
+            inside = labels[image] == label
+            mine = values[image][inside]
+            centred = mine - mine.median()
+            expected = centred / (centred.abs().mean() + 1e-6)
+            torch.testing.assert_close(found[image][inside], expected)
+
+
+def test_values_outside_do_not_matter_and_get_no_gradient() -> None:
+    values = torch.tensor([1.0, 2.0, 4.0, float("nan"), 100.0]).view(1, 1, 1, 5)
+    values.requires_grad_(True)
+    mask = torch.tensor([1, 1, 1, 0, 0], dtype=torch.bool).view(1, 1, 1, 5)
+    found = normalise(values, mask)
+    assert found.flatten().tolist() == pytest.approx([-1, 0, 2, 0, 0], abs=1e-5)
+    (gradient,) = torch.autograd.grad((found**2).sum(), values)
+    assert torch.isfinite(gradient).all()
+    assert gradient.flatten()[3:].tolist() == [0, 0]
+
+
+def test_a_flat_or_single_context_becomes_zero_with_a_finite_gradient() -> None:
+    values = torch.tensor([5.0, 5.0, 5.0, 7.0]).view(1, 1, 1, 4).requires_grad_(True)
+    labels = torch.tensor([1, 1, 1, 2]).view(1, 1, 1, 4)
+    found = normalise(values, labels)
+    assert found.flatten().tolist() == [0, 0, 0, 0]
+    (gradient,) = torch.autograd.grad(found.abs().sum(), values)
+    assert torch.isfinite(gradient).all()
+    assert float(gradient.abs().max()) <= 10
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    values = torch.linspace(1000, 1001, 64).view(1, 1, 8, 8)
+    found = normalise(values.to(torch.bfloat16), everywhere(values))
+    assert found.dtype == torch.float32
+
+
+def test_layers_hold_every_valid_pixel_once_each() -> None:
+    teacher = torch.rand(2, 1, 7, 9, generator=torch.Generator().manual_seed(0))
+    mask = teacher > 0.1
+    found = layers(teacher, mask, "hybrid")
+    assert found.shape == (2, 3, 7, 9)
+    assert torch.equal(found > 0, mask.expand(2, 3, 7, 9))
+    assert [int(found[:, k].max()) for k in range(3)] == [1, 2, 4]
+    assert layers(teacher, mask, "local").shape[1] == 1
+
+
+def test_the_largest_value_lies_in_the_last_bin() -> None:
+    """In the public code of hierarchical normalisation it lies in none."""
+    teacher = as_map(TEACHER)
+    assert bins(teacher, everywhere(teacher), 2).flatten().tolist() == [1, 1, 1, 1, 2]
+    assert bins(teacher, everywhere(teacher), 4).flatten().tolist() == [1, 1, 1, 2, 4]
+
+
+def test_unknown_normalisation_is_refused() -> None:
+    teacher = as_map(TEACHER)
+    with pytest.raises(ValueError, match="globl"):
+        layers(teacher, everywhere(teacher), "globl")
+
+
+def test_small_and_flat_contexts_are_dropped() -> None:
+    teacher = torch.zeros(1, 1, 20, 30)
+    teacher[..., 10:, :] = torch.linspace(0, 1, 30)
+    contexts = torch.zeros(1, 2, 20, 30, dtype=torch.long)
+    contexts[:, 0, :10] = 1  # flat
+    contexts[:, 0, 10:] = 2
+    contexts[:, 1, 12:14, :4] = 1  # eight pixels
+    kept = worthwhile(contexts, teacher, everywhere(teacher), least_px=50)
+    assert kept[0, 0].unique().tolist() == [0, 2]
+    assert kept[0, 1].max() == 0
+    assert worthwhile(contexts, teacher, everywhere(teacher), least_px=8)[0, 1].max() == 1
+
+
+def test_nothing_valid_gives_zeros() -> None:
+    values = torch.full((2, 1, 3, 3), float("nan"))
+    mask = torch.zeros(2, 1, 3, 3, dtype=torch.bool)
+    assert torch.equal(normalise(values, mask), torch.zeros(2, 1, 3, 3))
+    assert worthwhile(mask.long(), values, mask).max() == 0
