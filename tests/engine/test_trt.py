@@ -27,8 +27,7 @@ from depth_node.inference import DepthModel, build_engine, open_engine
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx", reason="onnx builds the models of these tests")
-from test_cuda import sample_image
-
+from tests.engine.test_cuda import sample_image
 from tests.helpers.gpu_on_cpu import Error, Machine
 from tests.helpers.tiny_models import save_model, save_nodes
 

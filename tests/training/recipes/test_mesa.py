@@ -16,10 +16,9 @@ from tests.helpers import REPO
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("transformers", reason="the encoder comes with transformers")
 
-from test_sequences import make_scannet
-
 from depth_node import config
 from depth_node.inference import DepthModel, ModelConfig
+from tests.training.data.test_sequences import make_scannet
 from training import checkpoints, loop
 from training.__main__ import main
 from training.checkpoints import TrainingError

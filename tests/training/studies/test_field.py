@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_benchmark import write_frame
 
 from depth_node.benchmarks.speed import fit_problem
 from depth_node.benchmarks.tables import Means, markdown
 from depth_node.cli import main
 from depth_node.prediction import Prediction
+from tests.benchmarks.test_accuracy import write_frame
 from training.studies import field as cases
 
 HEIGHT, WIDTH = 90, 120
