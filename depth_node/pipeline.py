@@ -2,10 +2,10 @@
 """The method on one screen: image and LiDAR points in, dense metric depth out.
 
 A network predicts relative depth and sparse measured points turn it into metres: by the residual
-field (depth_node/field.py) or by Region-aware Depth Scale Adaptation (arXiv 2507.14879), where the
-points fall into the regions of a segmentation, and in every region a fit to its points, or to those
-of its neighbours when it has too few, does it. The live node, the replay and the benchmarks all
-drive this one object.
+field (fitting/field/solve.py), or by Region-aware Depth Scale Adaptation (arXiv 2507.14879): the
+points fall into the regions of a segmentation, and each region is fitted to its own points, or to
+those of its neighbours when it has too few. The live node, the replay and the benchmarks all drive
+this one object.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from depth_node.engine import EngineError
 from depth_node.engine.preprocess import resize_map
 from depth_node.fitting import REGION_METHODS, FitConfig, FitResult, fit
 from depth_node.fitting.field.memory import FieldState, Pose
+from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
-from depth_node.geometry.rigid import FloatArray, check_rigid
+from depth_node.geometry.rigid import check_rigid
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
 from depth_node.inference import DepthModel, ModelConfig, RegionModel
 from depth_node.prediction import Prediction
@@ -140,62 +141,32 @@ class DepthPipeline:
         # Waves, which no network sees in that image: every step of the fit has something to do.
         waves = (2 + np.sin(cols / 32) * np.cos(rows / 24)).astype(np.float32)
         points = camera.backproject(waves)[::24, ::24].reshape(-1, 3)
-        self.process(image, camera, points, np.eye(4), prediction=prediction)
+        self.process(FrameInput(image, camera, points, np.eye(4), prediction=prediction))
 
-    def process(
-        self,
-        image: npt.NDArray[np.uint8],
-        camera: Camera,
-        points_lidar: FloatArray | None,
-        T_camera_lidar: npt.NDArray[np.float64] | None,
-        *,
-        age_s: float | FloatArray = 0.0,
-        labels: npt.NDArray[np.int32] | None = None,
-        prediction: Prediction | None = None,
-        sparse: SparseDepth | None = None,
-        stamp_ns: int | None = None,
-        T_world_camera: npt.NDArray[np.float64] | None = None,
-    ) -> DepthResult:
-        """Metric depth of an (H, W, 3) uint8 RGB image seen by ``camera``.
+    def process(self, frame: FrameInput) -> DepthResult:
+        """Metric depth of one frame.
 
-        points_lidar: (N, 3) metres in the LiDAR frame, with their ages in seconds; None or empty:
-        no points, which fit's status then tells. Labels (masks made elsewhere), a prediction or
-        sparse depth that are given are taken instead of being computed. stamp_ns: time of the
-        image, T_world_camera: where the camera was, in any frame that stands still (odometry), if
-        known; both only for what is remembered. A frame that cannot be
-        measured is told by ``result.fit.status``; arguments that contradict each other raise
-        ValueError, a network that fails EngineError.
+        A frame that cannot be measured is told by ``result.fit.status``. Raises ValueError for
+        inputs that contradict each other, EngineError for a network that fails.
         """
-        self._check(image, camera, labels)
+        frame.check()
         config = self._config
         stage_ms: dict[str, float] = {}
         with _timed(stage_ms, "total"):
-            if prediction is None:
-                prediction = self._predict(image, stage_ms)
-            elif prediction.shape != image.shape[:2]:
-                values = resize_map(prediction.values, *image.shape[:2])
-                prediction = Prediction(values, prediction.kind)
-
+            prediction = self._predict(frame, stage_ms)
+            sparse = frame.sparse
             if sparse is None:
                 with _timed(stage_ms, "project"):
-                    sparse = self._project(
-                        points_lidar, T_camera_lidar, camera, config.projection, age_s
-                    )
-
-            source, message = "given", ""
-            if not _uses_regions(config.fit):
-                labels, source = None, ""
-            elif labels is None:
-                with _timed(stage_ms, "segment"):
-                    memory = None if stamp_ns is None else self._regions
-                    labels, source, message = self._segment(
-                        image, prediction, config.segmentation, memory
-                    )
-
+                    sparse = _project(frame, config.projection)
+            labels, source, message = self._segment(frame, prediction, config, stage_ms)
             with _timed(stage_ms, "fit"):
-                state = self._remember(camera, stamp_ns, T_world_camera)
                 result = fit(
-                    prediction, sparse, labels, image=image, config=config.fit, state=state
+                    prediction,
+                    sparse,
+                    labels,
+                    image=frame.image,
+                    config=config.fit,
+                    state=self._remember(frame),
                 )
         return DepthResult(
             result.depth, result.std, labels, prediction, sparse, result, stage_ms, source, message
@@ -217,93 +188,76 @@ class DepthPipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check(
-        self,
-        image: npt.NDArray[np.uint8],
-        camera: Camera,
-        labels: npt.NDArray[np.int32] | None,
-    ) -> None:
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"image has shape {image.shape} and type {image.dtype}: give (H, W, 3) uint8 RGB"
-            )
-        height, width = image.shape[:2]
-        if (camera.height, camera.width) != (height, width):
-            raise ValueError(
-                f"image is {width}x{height} but the camera's calibration is for"
-                f" {camera.width}x{camera.height}: give the calibration of this image, or"
-                " Camera.resized() if the image was scaled"
-            )
-        if labels is not None and labels.shape != (height, width):
-            raise ValueError(
-                f"labels have shape {labels.shape}, the image {(height, width)}: give labels of the"
-                " same image"
-            )
+    def _predict(self, frame: FrameInput, stage_ms: dict[str, float]) -> Prediction:
+        """The network's answer, or the prediction that is given, at the image's size."""
+        given = frame.prediction
+        if given is None:
+            if self.depth_model is None:
+                raise ValueError(
+                    "there is no depth network (model.path is empty) and no prediction was given:"
+                    " set model.path, or give a prediction with every frame"
+                )
+            prediction = self.depth_model.predict(frame.image)
+            stage_ms.update(self.depth_model.stage_ms)
+            return prediction
+        if given.shape != frame.image.shape[:2]:
+            return Prediction(resize_map(given.values, *frame.image.shape[:2]), given.kind)
+        return given
 
-    def _predict(self, image: npt.NDArray[np.uint8], stage_ms: dict[str, float]) -> Prediction:
-        if self.depth_model is None:
-            raise ValueError(
-                "there is no depth network (model.path is empty) and no prediction was given:"
-                " set model.path, or give a prediction with every frame"
-            )
-        prediction = self.depth_model.predict(image)
-        stage_ms.update(self.depth_model.stage_ms)
-        return prediction
-
-    def _project(
-        self,
-        points_lidar: FloatArray | None,
-        T_camera_lidar: npt.NDArray[np.float64] | None,
-        camera: Camera,
-        config: ProjectionConfig,
-        age_s: float | FloatArray,
-    ) -> SparseDepth:
-        if points_lidar is None or len(points_lidar) == 0:
-            return SparseDepth.from_arrays([], [], [])
-        if T_camera_lidar is None:
-            raise ValueError(
-                "there are LiDAR points but no T_camera_lidar: give the LiDAR's pose in the camera"
-            )
-        pose = check_rigid(T_camera_lidar, "T_camera_lidar")
-        return project_points(points_lidar, pose, camera, config, age_s)
-
-    def _remember(
-        self,
-        camera: Camera,
-        stamp_ns: int | None,
-        T_world_camera: npt.NDArray[np.float64] | None,
-    ) -> FieldState | None:
-        if stamp_ns is None:
+    def _remember(self, frame: FrameInput) -> FieldState | None:
+        """What earlier frames left, told of this one; None for a frame of no sequence."""
+        if frame.stamp_ns is None:
             return None
         pose = None
-        if T_world_camera is not None:
-            pose = Pose(camera.matrix, check_rigid(T_world_camera, "T_world_camera"))
-        self._memory.at(stamp_ns, pose)
+        if frame.T_world_camera is not None:
+            T_world_camera = check_rigid(frame.T_world_camera, "T_world_camera")
+            pose = Pose(frame.camera.matrix, T_world_camera)
+        self._memory.at(frame.stamp_ns, pose)
         return self._memory
 
     def _segment(
         self,
-        image: npt.NDArray[np.uint8],
+        frame: FrameInput,
         prediction: Prediction,
-        config: SegmentationConfig,
-        memory: RegionMemory | None,
-    ) -> tuple[Labels, str, str]:
-        """Labels, where they come from, and what went wrong."""
-        if memory is not None:
-            carried = memory.carried(image, config)
-            if carried is not None:
-                return carried, "carried", ""
-        labels, source, message = None, "classical", ""
-        if self.region_model is not None:
-            labels, source = self.region_model.predict(image), "network"
-            if self.region_model.message:
-                labels, source = None, "classical"
-                message = f"{self.region_model.message}: the image's own regions are used instead"
-        if labels is None:
-            labels = segment(image, prediction.values, config)
-        if memory is not None and config.every != 1:
-            memory.keep(image, labels)
-        return labels, source, message
+        config: PipelineConfig,
+        stage_ms: dict[str, float],
+    ) -> tuple[Labels | None, str, str]:
+        """Labels, where they come from, and what went wrong; nothing if the fit needs none."""
+        if not _uses_regions(config.fit):
+            return None, "", ""
+        if frame.labels is not None:
+            return frame.labels, "given", ""
+        with _timed(stage_ms, "segment"):
+            memory = None if frame.stamp_ns is None else self._regions
+            if memory is not None:
+                carried = memory.carried(frame.image, config.segmentation)
+                if carried is not None:
+                    return carried, "carried", ""
+            labels, source, message = None, "classical", ""
+            if self.region_model is not None:
+                labels, source = self.region_model.predict(frame.image), "network"
+                if self.region_model.message:
+                    labels, source = None, "classical"
+                    message = (
+                        f"{self.region_model.message}: the image's own regions are used instead"
+                    )
+            if labels is None:
+                labels = segment(frame.image, prediction.values, config.segmentation)
+            if memory is not None and config.segmentation.every != 1:
+                memory.keep(frame.image, labels)
+            return labels, source, message
+
+
+def _project(frame: FrameInput, config: ProjectionConfig) -> SparseDepth:
+    """The points of a frame as pixels with a measured depth."""
+    if frame.points is None or len(frame.points) == 0:
+        return SparseDepth.from_arrays([], [], [])
+    if frame.T_camera_lidar is None:
+        raise ValueError(
+            "there are LiDAR points but no T_camera_lidar: give the LiDAR's pose in the camera"
+        )
+    pose = check_rigid(frame.T_camera_lidar, "T_camera_lidar")
+    return project_points(frame.points, pose, frame.camera, config, frame.age_s)
 
 
 def _uses_regions(config: FitConfig) -> bool:

@@ -16,6 +16,7 @@ from depth_node.engine.manifest_writer import write_manifest
 from depth_node.engine.preprocess import InputSpec
 from depth_node.fitting import FitStatus
 from depth_node.fitting.field.kernels import kernels
+from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import rigid_transform, transform
 from depth_node.geometry.sparse_depth import SparseDepth
@@ -102,18 +103,20 @@ def pipeline(method: str = "ssf", mode: str = "paper", **changes: Any) -> DepthP
 def test_metres_are_recovered_region_by_region(mode: str) -> None:
     image, depth, labels = room()
     points = lidar_points(depth, 1000)
-    result = pipeline("ssf", mode).process(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels)
+    result = pipeline("ssf", mode).process(
+        FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels)
+    )
     assert result.fit.status == FitStatus.OK
     assert result.sparse.counts.used > 900
     np.testing.assert_allclose(result.depth, depth, rtol=2e-3)
-    one = pipeline("global_depth", mode).process(image, CAMERA, points, T_CAMERA_LIDAR)
+    one = pipeline("global_depth", mode).process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR))
     assert evaluate(one.depth, depth).abs_rel > 0.05  # one scale cannot serve all three
 
 
 def test_stages_are_timed_and_evidence_is_kept() -> None:
     image, depth, _ = room()
     points = lidar_points(depth, 500)
-    result = pipeline().process(image, CAMERA, points, T_CAMERA_LIDAR, age_s=0.05)
+    result = pipeline().process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, age_s=0.05))
     stages = ["preprocess", "engine", "postprocess", "project", "segment", "fit"]
     assert list(result.stage_ms) == [*stages, "total"]
     assert sum(result.stage_ms[name] for name in stages) <= result.stage_ms["total"]
@@ -130,7 +133,9 @@ def test_stages_are_timed_and_evidence_is_kept() -> None:
 def test_no_regions_are_sought_for_a_method_without_them(method: str) -> None:
     image, depth, labels = room()
     points = lidar_points(depth, 300)
-    result = pipeline(method).process(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels)
+    result = pipeline(method).process(
+        FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels)
+    )
     assert result.labels is None
     assert "segment" not in result.stage_ms
     assert np.isfinite(result.depth).all()
@@ -143,7 +148,7 @@ def test_what_is_given_is_not_computed() -> None:
     pipe = pipeline()
     runs = pipe.depth_model.engine.runs
     result = pipe.process(
-        image, CAMERA, None, None, labels=labels, prediction=prediction, sparse=sparse
+        FrameInput(image, CAMERA, None, None, labels=labels, prediction=prediction, sparse=sparse)
     )
     assert pipe.depth_model.engine.runs == runs
     assert result.prediction is prediction
@@ -158,7 +163,7 @@ def test_prediction_of_another_size_is_brought_to_the_pictures() -> None:
     small = Prediction(relative(depth)[::2, ::2], "depth_affine_invariant")
     points = lidar_points(depth, 500)
     result = pipeline().process(
-        image, CAMERA, points, T_CAMERA_LIDAR, labels=labels, prediction=small
+        FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels, prediction=small)
     )
     assert result.prediction.shape == (120, 160)
     assert result.prediction.kind == small.kind
@@ -168,20 +173,20 @@ def test_prediction_of_another_size_is_brought_to_the_pictures() -> None:
 def test_scaling_the_lidar_scales_the_depth() -> None:
     image, depth, labels = room()
     points, pose = lidar_points(depth, 400), T_CAMERA_LIDAR.copy()
-    one = pipeline().process(image, CAMERA, points, pose, labels=labels)
+    one = pipeline().process(FrameInput(image, CAMERA, points, pose, labels=labels))
     pose[:3, 3] *= 3
-    two = pipeline().process(image, CAMERA, 3 * points, pose, labels=labels)
+    two = pipeline().process(FrameInput(image, CAMERA, 3 * points, pose, labels=labels))
     np.testing.assert_allclose(two.depth, 3 * one.depth, rtol=1e-3)
 
 
 def test_frames_do_not_depend_on_each_other() -> None:
     image, depth, labels = room()
     pipe, points = pipeline(mode="sensor"), lidar_points(depth, 300)
-    first = pipe.process(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels)
+    first = pipe.process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels))
     kept = first.depth.copy()
-    pipe.process(image, CAMERA, 2 * points, T_CAMERA_LIDAR, labels=labels)
-    pipe.process(image, CAMERA, None, None)
-    again = pipe.process(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels)
+    pipe.process(FrameInput(image, CAMERA, 2 * points, T_CAMERA_LIDAR, labels=labels))
+    pipe.process(FrameInput(image, CAMERA, None, None))
+    again = pipe.process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels))
     np.testing.assert_array_equal(first.depth, kept)
     np.testing.assert_array_equal(again.depth, kept)
 
@@ -191,7 +196,7 @@ def test_region_network_is_used() -> None:
     regions = FixedEngine(labels[None], "region_labels")
     pipe = pipeline(**{"segmentation.min_region_px": 0})
     pipe.region_model = RegionModel(regions)
-    result = pipe.process(image, CAMERA, lidar_points(depth, 1000), T_CAMERA_LIDAR)
+    result = pipe.process(FrameInput(image, CAMERA, lidar_points(depth, 1000), T_CAMERA_LIDAR))
     assert regions.runs == 2  # once when made, once for the frame
     np.testing.assert_allclose(result.depth, depth, rtol=2e-3)
     pipe.close()
@@ -202,9 +207,9 @@ def test_region_network_is_used() -> None:
 def test_settings_change_from_the_next_frame_on() -> None:
     image, depth, labels = room()
     pipe, points = pipeline("global_depth"), lidar_points(depth, 500)
-    assert pipe.process(image, CAMERA, points, T_CAMERA_LIDAR).labels is None
+    assert pipe.process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR)).labels is None
     pipe.reconfigure(settings.replace(pipe.config, {"fit.method": "slf"}))
-    result = pipe.process(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels)
+    result = pipe.process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels))
     np.testing.assert_allclose(result.depth, depth, rtol=2e-3)
     with pytest.raises(ValueError, match="new pipeline"):
         pipe.reconfigure(settings.replace(pipe.config, {"model.threads": 3}))
@@ -225,12 +230,12 @@ NO_VIEW = (
 def test_no_usable_points(points: np.ndarray | None) -> None:
     image, depth, _ = room()
     pipe = pipeline(mode="sensor")
-    result = pipe.process(image, CAMERA, points, T_CAMERA_LIDAR)
+    result = pipe.process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR))
     assert result.fit.status == FitStatus.NO_POINTS
     assert result.fit.message
     assert np.isnan(result.depth).all()
     metric = Prediction(depth, "depth_metric")
-    result = pipe.process(image, CAMERA, points, T_CAMERA_LIDAR, prediction=metric)
+    result = pipe.process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, prediction=metric))
     assert result.fit.status == FitStatus.NETWORK_METRES
     np.testing.assert_array_equal(result.depth, depth)
 
@@ -239,7 +244,7 @@ def test_fewer_points_than_parameters() -> None:
     image, depth, _ = room()
     for count in (1, 2, 3):
         points = lidar_points(depth, count)
-        result = pipeline(mode="sensor").process(image, CAMERA, points, T_CAMERA_LIDAR)
+        result = pipeline(mode="sensor").process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR))
         assert result.fit.status == FitStatus.MEDIAN_SCALE
         assert result.fit.message
 
@@ -248,7 +253,9 @@ def test_network_that_gives_nothing() -> None:
     image, depth, _ = room()
     nothing = Prediction(np.full((120, 160), np.nan, np.float32), "disparity_affine_invariant")
     points = lidar_points(depth, 100)
-    result = pipeline().process(image, CAMERA, points, T_CAMERA_LIDAR, prediction=nothing)
+    result = pipeline().process(
+        FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, prediction=nothing)
+    )
     assert result.fit.status == FitStatus.NO_PREDICTION
     assert np.isnan(result.depth).all()
 
@@ -259,20 +266,20 @@ def test_network_that_gives_nothing() -> None:
 def test_image_and_camera_of_different_size() -> None:
     image, _, _ = room()
     with pytest.raises(ValueError, match=r"image is 160x120 .* 320x240.*resized"):
-        pipeline().process(image, CAMERA.resized(320, 240), None, None)
+        pipeline().process(FrameInput(image, CAMERA.resized(320, 240), None, None))
 
 
 def test_other_contradictions() -> None:
     image, depth, labels = room()
     points, pipe = lidar_points(depth, 10), pipeline()
     with pytest.raises(ValueError, match="uint8 RGB"):
-        pipe.process(image[..., 0], CAMERA, points, T_CAMERA_LIDAR)
+        pipe.process(FrameInput(image[..., 0], CAMERA, points, T_CAMERA_LIDAR))
     with pytest.raises(ValueError, match="labels have shape"):
-        pipe.process(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels[::2])
+        pipe.process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, labels=labels[::2]))
     with pytest.raises(ValueError, match="no T_camera_lidar"):
-        pipe.process(image, CAMERA, points, None)
+        pipe.process(FrameInput(image, CAMERA, points, None))
     with pytest.raises(ValueError, match=r"T_camera_lidar.*no rotation"):
-        pipe.process(image, CAMERA, points, np.diag([1.0, 1.0, -1.0, 1.0]))
+        pipe.process(FrameInput(image, CAMERA, points, np.diag([1.0, 1.0, -1.0, 1.0])))
 
 
 def test_without_a_network_every_frame_must_bring_its_prediction() -> None:
@@ -280,10 +287,10 @@ def test_without_a_network_every_frame_must_bring_its_prediction() -> None:
     with DepthPipeline(settings.replace(PipelineConfig(), {"model.path": ""})) as pipe:
         assert pipe.depth_model is None
         with pytest.raises(ValueError, match=r"model\.path is empty"):
-            pipe.process(image, CAMERA, None, None)
+            pipe.process(FrameInput(image, CAMERA, None, None))
         prediction = Prediction(depth, "depth_metric")
         assert np.isfinite(
-            pipe.process(image, CAMERA, None, None, prediction=prediction).depth
+            pipe.process(FrameInput(image, CAMERA, None, None, prediction=prediction)).depth
         ).all()
 
 
@@ -324,7 +331,7 @@ def errors_of_methods(
     pipe = DepthPipeline(settings.replace(PipelineConfig(), values))
     for method in ("global_depth", "global_disparity", "slf", "ssf"):
         pipe.reconfigure(settings.replace(pipe.config, {"fit.method": method}))
-        result = pipe.process(image, camera, points, pose, labels=labels)
+        result = pipe.process(FrameInput(image, camera, points, pose, labels=labels))
         unseen = truth.copy()
         unseen[result.sparse.rows, result.sparse.cols] = np.nan
         errors[method] = evaluate(result.depth, unseen).abs_rel
@@ -376,5 +383,5 @@ def test_after_warming_up_nothing_is_left_to_compile() -> None:
         assert min(compiled) >= 1
         image, depth, _ = room()
         for count in (50, 5000):
-            warm.process(image, CAMERA, lidar_points(depth, count), T_CAMERA_LIDAR)
+            warm.process(FrameInput(image, CAMERA, lidar_points(depth, count), T_CAMERA_LIDAR))
     assert [len(loop.signatures) for loop in loops] == compiled

@@ -12,6 +12,7 @@ import pytest
 from depth_node.config import replace as settings
 from depth_node.engine import EngineError
 from depth_node.engine.manifest_writer import write_manifest
+from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
 from depth_node.inference import ModelConfig, PromptedRegionModel, RegionModel
 from depth_node.pipeline import DepthPipeline, PipelineConfig
@@ -202,12 +203,12 @@ def test_pipeline_falls_back_to_the_pictures_own_regions(tmp_path: Path) -> None
     prediction = Prediction(np.ones((60, 80), np.float32), "depth_metric")
     camera = Camera(80, 60, 70.0, 70.0, 39.5, 29.5)
     with DepthPipeline(settings(PipelineConfig(), values)) as pipe:
-        result = pipe.process(image, camera, None, None, prediction=prediction)
+        result = pipe.process(FrameInput(image, camera, None, None, prediction=prediction))
         assert result.segmentation == "classical"
         assert "none of 16 masks passed" in result.message
         assert "own regions are used instead" in result.message
         assert result.labels is not None
-        result = pipe.process(WHITE, camera, None, None, prediction=prediction)
+        result = pipe.process(FrameInput(WHITE, camera, None, None, prediction=prediction))
         assert (result.segmentation, result.message) == ("network", "")
 
 

@@ -30,6 +30,7 @@ from depth_node.cli.console import (
     write_json,
 )
 from depth_node.config import replace as changed
+from depth_node.frame import FrameInput
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.recordings import replay
 from depth_node.recordings.frames import find_frames, read_frame
@@ -119,15 +120,15 @@ def _judge(
         pipeline.warm_up()
         comparison = replay.MethodComparison(pipeline, RIVALS)
         for number, path in kept.items():
-            moment = _moment(pipeline, views[index_of[number]])
-            result = replay.process(pipeline, moment)
-            results = comparison.results(moment, result)
+            frame = _scored_frame(pipeline, views[index_of[number]])
+            result = pipeline.process(frame.input)
+            results = comparison.results(frame.input, result)
             depth = np.load(path)
             worst = max(worst, depth_difference(depth, result.depth))
             results["live"] = dataclasses.replace(result, depth=depth)
-            rows += [replay.score(moment, method, one) for method, one in results.items()]
+            rows += [replay.score(frame, method, one) for method, one in results.items()]
             if number in drawn:
-                panels += _draw(moment, results, own, out, len(panels), options)
+                panels += _draw(frame, results, own, out, len(panels), options)
             advance("")
     report = live.report
     return DemoReport(
@@ -143,20 +144,13 @@ def _judge(
     )
 
 
-def _moment(pipeline: DepthPipeline, folder: Path) -> replay.Moment:
+def _scored_frame(pipeline: DepthPipeline, folder: Path) -> replay.ScoredFrame:
     """A rendered view with all of its LiDAR points; pixels that were measured are not scored."""
     frame = read_frame(folder)
     assert frame.points_lidar is not None and frame.T_camera_lidar is not None
-    return replay.Moment(
-        source="room",
-        name=frame.name,
-        image=frame.image,
-        camera=frame.camera,
-        points=frame.points_lidar,
-        T_camera_lidar=frame.T_camera_lidar,
-        truth=frame.truth,
-        scored=~replay.hit_pixels(pipeline, frame.points_lidar, frame),
-    )
+    observed = FrameInput(frame.image, frame.camera, frame.points_lidar, frame.T_camera_lidar)
+    scored = ~replay.hit_pixels(pipeline, frame.points_lidar, frame)
+    return replay.ScoredFrame("room", frame.name, observed, frame.truth, scored)
 
 
 def depth_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
@@ -168,7 +162,7 @@ def depth_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> fl
 
 
 def _draw(
-    moment: replay.Moment,
+    frame: replay.ScoredFrame,
     results: dict[str, DepthResult],
     own: str,
     out: Path,
@@ -178,7 +172,7 @@ def _draw(
     """The panel of a frame and, for the first one, every image by itself."""
     shown = {method: one for method, one in results.items() if method != own}
     images = replay.panel(
-        moment,
+        frame,
         shown,
         "live",
         "Metric depth, live over ROS 2",

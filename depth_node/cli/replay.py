@@ -119,17 +119,17 @@ def _run_replay(options: argparse.Namespace) -> int:
                 facts["topics"] = vars(bag.topics)
                 chosen = ", ".join(name for name in vars(bag.topics).values() if name)
                 terminal.print(f"topics: {chosen}")
-                bag_moments = bags.BagMoments(bag, sampling, pipeline)
-                done = _replay_with_bar(terminal, bag_moments, pipeline, out, facts, keep)
+                bag_frames = bags.BagFrames(bag, sampling, pipeline)
+                done = _replay_with_bar(terminal, bag_frames, pipeline, out, facts, keep)
         else:
-            moments = replay.FolderMoments(
+            frames = replay.FolderFrames(
                 source,
                 sampling,
                 pipeline,
                 stored_regions=options.stored_regions,
                 stored_prediction=options.prediction,
             )
-            done = _replay_with_bar(terminal, moments, pipeline, out, facts, keep)
+            done = _replay_with_bar(terminal, frames, pipeline, out, facts, keep)
     _print_summary(terminal, done.summary, config.fit.method, f"{done.frames} frames")
     for message in sorted({row["message"] for row in done.rows if row["status"] != "OK"}):
         terminal.print(f"note: {message}", style="yellow")
@@ -143,15 +143,15 @@ def _run_replay(options: argparse.Namespace) -> int:
 
 def _replay_with_bar(
     terminal: Console,
-    moments: Any,
+    frames: Any,
     pipeline: DepthPipeline,
     out: Path,
     facts: Mapping[str, Any],
     keep: Mapping[str, Any],
 ) -> Any:
-    with progress(terminal, "replaying", len(moments)) as advance:
+    with progress(terminal, "replaying", len(frames)) as advance:
         return replay.replay(
-            moments, pipeline, out, facts=facts, on_frame=lambda name: advance(name), **keep
+            frames, pipeline, out, facts=facts, on_frame=lambda name: advance(name), **keep
         )
 
 

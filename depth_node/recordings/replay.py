@@ -17,6 +17,7 @@ Points that were used are never scored.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import platform
@@ -30,11 +31,10 @@ from numpy.typing import NDArray
 
 from depth_node import __version__
 from depth_node.config import dump, replace
-from depth_node.geometry.camera import Camera
-from depth_node.geometry.sparse_depth import SparseDepth, project_points
+from depth_node.frame import FrameInput
+from depth_node.geometry.sparse_depth import project_points
 from depth_node.metrics import coverage, evaluate
 from depth_node.pipeline import DepthPipeline, DepthResult
-from depth_node.prediction import Prediction
 from depth_node.recordings.frames import (
     FrameError,
     RecordedFrame,
@@ -51,32 +51,20 @@ SCORES = ("abs_rel", "delta1", "rmse", "coverage95", "answered")
 
 
 @dataclass(frozen=True)
-class Moment:
-    """One image to process, wherever it was recorded.
+class ScoredFrame:
+    """A recorded frame and what its depth is compared with.
 
-    points: (N, 3) float32 m in the LiDAR frame with their age in s, or `sparse` when pixels were
-    measured directly. stamp_ns: its time, None for an image of no sequence; T_world_camera: where
-    the camera was, None where nobody knows. truth: (H, W) m and scored: (H, W) bool pixels to
-    compare with, or None.
+    truth: (H, W) m and scored: (H, W) bool pixels to compare with, or None.
     """
 
     source: str
     name: str
-    image: NDArray[np.uint8]
-    camera: Camera
-    points: NDArray[np.float32]
-    T_camera_lidar: NDArray[np.float64]
-    age_s: float | NDArray[np.float32] = 0.0
-    stamp_ns: int | None = None
-    T_world_camera: NDArray[np.float64] | None = None
-    sparse: SparseDepth | None = None
-    labels: NDArray[np.int32] | None = None
-    prediction: Prediction | None = None
+    input: FrameInput
     truth: NDArray[np.float32] | None = None
     scored: NDArray[np.bool_] | None = None
 
     @property
-    def judged(self) -> NDArray[np.float32] | None:
+    def scored_truth(self) -> NDArray[np.float32] | None:
         """(H, W) truth in metres at the scored pixels, NaN elsewhere; None without any."""
         if self.truth is None or self.scored is None:
             return None
@@ -110,11 +98,11 @@ class FrameSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Moment]: ...
+    def __iter__(self) -> Iterator[ScoredFrame]: ...
 
 
-class FolderMoments:
-    """The frames under a folder as moments, read one at a time."""
+class FolderFrames:
+    """The frames under a folder, read one at a time."""
 
     def __init__(
         self,
@@ -134,47 +122,40 @@ class FolderMoments:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __iter__(self) -> Iterator[Moment]:
+    def __iter__(self) -> Iterator[ScoredFrame]:
         for folder in self.frames:
-            yield self._moment(read_frame(folder))
+            yield self._scored(read_frame(folder))
 
-    def _moment(self, frame: RecordedFrame) -> Moment:
-        common: dict[str, Any] = {
-            "source": frame.source,
-            "name": frame.name,
-            "image": frame.image,
-            "camera": frame.camera,
-            "labels": frame.labels if self.stored_regions else None,
-            "prediction": (
+    def _scored(self, frame: RecordedFrame) -> ScoredFrame:
+        observed = FrameInput(
+            frame.image,
+            frame.camera,
+            labels=frame.labels if self.stored_regions else None,
+            prediction=(
                 frame.prediction(self.stored_prediction) if self.stored_prediction else None
             ),
-            "truth": frame.depth,
-        }
-        choice = self.sampling
-        if choice.points or choice.lines:
+        )
+        sampling = self.sampling
+        if sampling.points or sampling.lines:
             split = (
-                split_uniform(frame, choice.points, choice.seed)
-                if choice.points
-                else split_lines(frame, choice.lines, choice.seed)
+                split_uniform(frame, sampling.points, sampling.seed)
+                if sampling.points
+                else split_lines(frame, sampling.lines, sampling.seed)
             )
-            return Moment(
-                points=np.empty((0, 3), np.float32),
-                T_camera_lidar=np.eye(4),
-                sparse=split.points,
-                scored=split.scored,
-                **common,
-            )
+            observed = dataclasses.replace(observed, sparse=split.points)
+            return ScoredFrame(frame.source, frame.name, observed, frame.depth, split.scored)
         if frame.points_lidar is None or frame.T_camera_lidar is None:
             raise FrameError(
                 f"{frame.folder} has no lidar.npy: say how many pixels of its depth are measured"
                 " with --points N, or which scan lines with --lines K."
             )
-        rng = frame_seed(frame, choice.seed)
-        used = frame.points_lidar[measured_points(len(frame.points_lidar), choice.hold_out, rng)]
+        rng = frame_seed(frame, sampling.seed)
+        used = frame.points_lidar[measured_points(len(frame.points_lidar), sampling.hold_out, rng)]
         scored = None
-        if frame.depth is not None and choice.hold_out > 0:
+        if frame.depth is not None and sampling.hold_out > 0:
             scored = np.isfinite(frame.depth) & ~hit_pixels(self.pipeline, used, frame)
-        return Moment(points=used, T_camera_lidar=frame.T_camera_lidar, scored=scored, **common)
+        observed = dataclasses.replace(observed, points=used, T_camera_lidar=frame.T_camera_lidar)
+        return ScoredFrame(frame.source, frame.name, observed, frame.depth, scored)
 
 
 def measured_points(count: int, hold_out: float, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -196,22 +177,6 @@ def hit_pixels(
     return mask
 
 
-def process(pipeline: DepthPipeline, moment: Moment) -> DepthResult:
-    """One moment through the pipeline."""
-    return pipeline.process(
-        moment.image,
-        moment.camera,
-        moment.points,
-        moment.T_camera_lidar,
-        age_s=moment.age_s,
-        labels=moment.labels,
-        prediction=moment.prediction,
-        sparse=moment.sparse,
-        stamp_ns=moment.stamp_ns,
-        T_world_camera=moment.T_world_camera,
-    )
-
-
 class MethodComparison:
     """Other methods on the prediction, regions and points of a result that is there already."""
 
@@ -229,32 +194,27 @@ class MethodComparison:
         }
         self.methods = (*self._rivals, own)
 
-    def results(self, moment: Moment, result: DepthResult) -> dict[str, DepthResult]:
+    def results(self, frame: FrameInput, result: DepthResult) -> dict[str, DepthResult]:
         """Method -> result; the pipeline's own comes last."""
-        found = {}
-        labels = result.labels if result.labels is not None else moment.labels
+        by_method = {}
+        labels = result.labels if result.labels is not None else frame.labels
+        # No stamp: each method works on this frame alone.
+        frame = dataclasses.replace(
+            frame, stamp_ns=None, prediction=result.prediction, sparse=result.sparse
+        )
         for method, rival in self._rivals.items():
-            found[method] = rival.process(
-                moment.image,
-                moment.camera,
-                moment.points,
-                moment.T_camera_lidar,
-                age_s=moment.age_s,
-                labels=labels,
-                prediction=result.prediction,
-                sparse=result.sparse,
-            )
+            by_method[method] = rival.process(dataclasses.replace(frame, labels=labels))
             if labels is None:  # segmented once, for all that want regions
-                labels = found[method].labels
-        found[self.own] = result
-        return found
+                labels = by_method[method].labels
+        by_method[self.own] = result
+        return by_method
 
 
-def score(moment: Moment, method: str, result: DepthResult) -> dict[str, Any]:
+def score(frame: ScoredFrame, method: str, result: DepthResult) -> dict[str, Any]:
     """One row: where, which method, how it went, how far off; errors None without a truth."""
     row: dict[str, Any] = {
-        "source": moment.source,
-        "frame": moment.name,
+        "source": frame.source,
+        "frame": frame.name,
         "method": method,
         "points": len(result.sparse),
         "status": result.fit.status.name,
@@ -264,7 +224,7 @@ def score(moment: Moment, method: str, result: DepthResult) -> dict[str, Any]:
         "stage_ms": {stage: round(ms, 3) for stage, ms in result.stage_ms.items()},
         "ms": round(result.stage_ms["total"], 3),
     }
-    truth = moment.judged
+    truth = frame.scored_truth
     if truth is not None:
         metrics = evaluate(result.depth, truth)
         values = {**metrics.as_dict(), "coverage95": coverage(result.depth, result.std, truth)}
@@ -327,23 +287,23 @@ def markdown(summary: Sequence[Mapping[str, Any]]) -> str:
 
 
 def panel(
-    moment: Moment,
+    frame: ScoredFrame,
     results: Mapping[str, DepthResult],
     own: str,
     heading: str,
     subheading: str,
     names: Mapping[str, str] | None = None,
 ) -> panels.FrameImages:
-    """The images of one moment with the table of all methods on it, `own` the last one.
+    """The images of one frame with the table of all methods on it, `own` the last one.
 
     names: what to call a method in the image, for people.
     """
     result = results[own]
     called = {name: (names or {}).get(name, name) for name in results}
     rows = [
-        (called[name], *metric_cells(score(moment, name, found))) for name, found in results.items()
+        (called[name], *metric_cells(score(frame, name, found))) for name, found in results.items()
     ]
-    truth = moment.judged
+    truth = frame.scored_truth
     numbers = None
     if truth is not None:
         pixels = np.count_nonzero(np.isfinite(truth))
@@ -355,8 +315,8 @@ def panel(
         (one.labels for one in (result, *results.values()) if one.labels is not None), None
     )
     return panels.frame_images(
-        moment.image,
-        moment.camera,
+        frame.input.image,
+        frame.input.camera,
         result.sparse.rows,
         result.sparse.cols,
         result.sparse.depth,
@@ -434,7 +394,7 @@ class Replayed:
 
 
 def replay(
-    moments: FrameSource,
+    frames: FrameSource,
     pipeline: DepthPipeline,
     out: Path,
     *,
@@ -444,36 +404,36 @@ def replay(
     methods: Sequence[str] = COMPARED,
     on_frame: Callable[[str], None] = lambda name: None,
 ) -> Replayed:
-    """Process every moment and write the run folder.
+    """Process every frame and write the run folder.
 
     images: panels of at most so many frames, spread evenly. on_frame: called with the name of
     every frame that is done.
     """
     pipeline.warm_up()
     comparison = MethodComparison(pipeline, methods)
-    drawn = set(np.linspace(0, len(moments) - 1, min(images, len(moments))).round().tolist())
+    drawn = set(np.linspace(0, len(frames) - 1, min(images, len(frames))).round().tolist())
     rows: list[dict[str, Any]] = []
     panels: list[Path] = []
-    frames = 0
+    count = 0
     with RunFolder(out, pipeline, facts) as folder:
-        for moment in moments:
-            result = process(pipeline, moment)
-            results = comparison.results(moment, result)
-            found = [score(moment, method, one) for method, one in results.items()]
+        for frame in frames:
+            result = pipeline.process(frame.input)
+            results = comparison.results(frame.input, result)
+            found = [score(frame, method, one) for method, one in results.items()]
             folder.add(found)
             rows += found
             if save_depth:
-                folder.save_depth(moment.name, result)
-            if frames in drawn:
+                folder.save_depth(frame.name, result)
+            if count in drawn:
                 heading = f"Metric depth from one image and {len(result.sparse)} measured points"
-                words = f"{moment.source} / {moment.name}   |   {result.fit.message}"
-                images_of = panel(moment, results, comparison.own, heading, words)
-                stem = f"{moment.source}_{moment.name}"
+                words = f"{frame.source} / {frame.name}   |   {result.fit.message}"
+                images_of = panel(frame, results, comparison.own, heading, words)
+                stem = f"{frame.source}_{frame.name}"
                 panels += images_of.save(out / "images", stem, singles=False)
-            frames += 1
-            on_frame(moment.name)
-        if not frames:
+            count += 1
+            on_frame(frame.name)
+        if not count:
             raise FrameError("The source gave no image at all: nothing was replayed.")
         summary = summarise(rows)
         folder.finish(summary)
-    return Replayed(rows, summary, panels, frames)
+    return Replayed(rows, summary, panels, count)

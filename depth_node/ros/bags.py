@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded moments from a rosbag2 (SQLite3 or MCAP) without a running ROS.
+"""Recorded frames from a rosbag2 (SQLite3 or MCAP) without a running ROS.
 
 Reading goes through `rosbags`; what a message means is known to depth_node.ros.messages alone, so
 the ROS message packages must be importable. Messages are taken in the order of the recording, as a
@@ -8,6 +8,7 @@ live node would get them. Whatever cannot be used raises BagError, a sentence wi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import check_rigid, rigid_transform, transform
 from depth_node.geometry.scan_buffer import ScanBuffer
@@ -25,7 +27,7 @@ from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.frames import (
     FrameError,
 )
-from depth_node.recordings.replay import Moment, Sampling, measured_points
+from depth_node.recordings.replay import Sampling, ScoredFrame, measured_points
 from depth_node.ros import messages
 
 IMAGE = "sensor_msgs/msg/Image"
@@ -51,24 +53,6 @@ class BagTopics:
     camera_info: str = ""
     points: str = ""
     scan: str = ""
-
-
-@dataclass(frozen=True)
-class BagMoment:
-    """One image and the LiDAR points that belong to it.
-
-    image: (H, W, 3) uint8 RGB; points: (N, 3) float32 m in the LiDAR frame, age_s (N,) their
-    distance in time; T_camera_lidar: (4, 4). T_world_camera: (4, 4) where the bag's world_frame
-    is known, else None.
-    """
-
-    stamp_ns: int
-    image: NDArray[np.uint8]
-    camera: Camera
-    points: NDArray[np.float32]
-    age_s: NDArray[np.float32]
-    T_camera_lidar: NDArray[np.float64]
-    T_world_camera: NDArray[np.float64] | None = None
 
 
 @dataclass
@@ -107,7 +91,7 @@ class Bag:
         """Images in the bag."""
         return self._images
 
-    def moments(self) -> Iterator[BagMoment]:
+    def frames(self) -> Iterator[FrameInput]:
         """Every image with the scans that a live node would have had for it."""
         scans = ScanBuffer(self.max_scan_age_s)
         camera: Camera | None = None
@@ -131,18 +115,18 @@ class Bag:
                 scan_is_there = newest is not None and newest >= waiting[0][1]
                 if not scan_is_there and recorded_ns < waiting[0][0] + self.scan_wait_s * 1e9:
                     break
-                yield self._moment(*waiting.pop(0)[1:], camera, scans, frames)
+                yield self._frame_input(*waiting.pop(0)[1:], camera, scans, frames)
         if camera is None:
             raise BagError(
                 f"{self.path}: {self.topics.camera_info} has no message, so none of {early}"
                 " images can be used: record it too, or name another --camera-info-topic."
             )
         for _, stamp, message in waiting:
-            yield self._moment(stamp, message, camera, scans, frames)
+            yield self._frame_input(stamp, message, camera, scans, frames)
 
-    def _moment(
+    def _frame_input(
         self, stamp: int, message: Any, camera: Camera, scans: ScanBuffer, frames: set[str]
-    ) -> BagMoment:
+    ) -> FrameInput:
         compressed = self._types[self.topics.image] == COMPRESSED
         read = messages.compressed_to_rgb if compressed else messages.image_to_rgb
         try:
@@ -171,12 +155,13 @@ class Bag:
                 found.append((points, age_s, T))
         pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
         if len(found) == 1:
-            return BagMoment(stamp, image, camera, *found[0], pose)
+            points, age_s, T_camera_lidar = found[0]
+            return FrameInput(image, camera, points, T_camera_lidar, age_s, stamp, pose)
         in_camera = [transform(T, points).astype(np.float32) for points, _, T in found]
         none = np.empty((0, 3), np.float32)
         ages = np.concatenate([none[:, 0], *(age_s for _, age_s, _ in found)])
         points = np.concatenate([none, *in_camera])
-        return BagMoment(stamp, image, camera, points, ages, np.eye(4), pose)
+        return FrameInput(image, camera, points, np.eye(4), ages, stamp, pose)
 
     def _extrinsics(
         self, camera_frame: str, lidar_frame: str, stamp_ns: int
@@ -334,8 +319,8 @@ def _open(path: Path) -> Any:
     return reader
 
 
-class BagMoments:
-    """The images of an opened bag as moments; a share of the LiDAR points is kept for scoring."""
+class BagFrames:
+    """The images of an opened bag; a share of the LiDAR points is left out for scoring."""
 
     def __init__(self, bag: Bag, sampling: Sampling, pipeline: DepthPipeline) -> None:
         if sampling.points or sampling.lines:
@@ -347,30 +332,22 @@ class BagMoments:
     def __len__(self) -> int:
         return len(self.bag)
 
-    def __iter__(self) -> Iterator[Moment]:
-        choice = self.sampling
-        for number, moment in enumerate(self.bag.moments()):
-            rng = np.random.default_rng([choice.seed, number])
-            used = measured_points(len(moment.points), choice.hold_out, rng)
+    def __iter__(self) -> Iterator[ScoredFrame]:
+        sampling, projection = self.sampling, self.pipeline.config.projection
+        for number, frame in enumerate(self.bag.frames()):
+            points, age_s = frame.points, np.asarray(frame.age_s)
+            assert points is not None and frame.T_camera_lidar is not None
+            rng = np.random.default_rng([sampling.seed, number])
+            used = measured_points(len(points), sampling.hold_out, rng)
             truth = scored = None
-            if choice.hold_out > 0 and len(moment.points):
-                kept = np.ones(len(moment.points), dtype=bool)
-                kept[used] = False
-                size = moment.image.shape[:2]
-                place = (moment.T_camera_lidar, moment.camera, self.pipeline.config.projection)
-                truth = project_points(moment.points[kept], *place).to_map(*size)
-                seen = project_points(moment.points[used], *place).to_map(*size)
-                scored = np.isfinite(truth) & ~np.isfinite(seen)
-            yield Moment(
-                source=self.bag.path.stem,
-                name=f"{number:05d}_{moment.stamp_ns}",
-                image=moment.image,
-                camera=moment.camera,
-                points=moment.points[used],
-                age_s=moment.age_s[used],
-                stamp_ns=moment.stamp_ns,
-                T_camera_lidar=moment.T_camera_lidar,
-                T_world_camera=moment.T_world_camera,
-                truth=truth,
-                scored=scored,
-            )
+            if sampling.hold_out > 0 and len(points):
+                left_out = np.ones(len(points), dtype=bool)
+                left_out[used] = False
+                size = frame.image.shape[:2]
+                view = (frame.T_camera_lidar, frame.camera, projection)
+                truth = project_points(points[left_out], *view).to_map(*size)
+                measured = project_points(points[used], *view).to_map(*size)
+                scored = np.isfinite(truth) & ~np.isfinite(measured)
+            observed = dataclasses.replace(frame, points=points[used], age_s=age_s[used])
+            name = f"{number:05d}_{frame.stamp_ns}"
+            yield ScoredFrame(self.bag.path.stem, name, observed, truth, scored)

@@ -34,6 +34,7 @@ from depth_node.config import ConfigError
 from depth_node.engine.opening import summary
 from depth_node.engine.preprocess import resize_image
 from depth_node.fitting import FitStatus
+from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
 from depth_node.monitor import FrameRecord, Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
@@ -397,13 +398,15 @@ class DepthNode(LifecycleNode):
         motion, frame = self._motion, pending.message.header.frame_id
         points = lidar.collect(frame, pending.stamp_ns, motion)
         result = pipeline.process(
-            image,
-            camera,
-            points.points,
-            points.T_camera_lidar,
-            age_s=points.age_s,
-            stamp_ns=pending.stamp_ns,
-            T_world_camera=self._pose(motion, frame, pending.stamp_ns),
+            FrameInput(
+                image,
+                camera,
+                points.points,
+                points.T_camera_lidar,
+                points.age_s,
+                pending.stamp_ns,
+                self._pose(motion, frame, pending.stamp_ns),
+            )
         )
         stage_ms = dict(result.stage_ms)
         start_s = time.perf_counter()

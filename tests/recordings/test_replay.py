@@ -12,6 +12,7 @@ import pytest
 
 from depth_node.config import build, load
 from depth_node.fitting import FitStatus
+from depth_node.frame import FrameInput
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.prediction import Prediction
 from depth_node.recordings import replay
@@ -44,50 +45,52 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def moments(source: Path, pipeline: DepthPipeline, **sampling: float) -> list[replay.Moment]:
+def frames_of(source: Path, pipeline: DepthPipeline, **sampling: float) -> list[replay.ScoredFrame]:
     choice = replay.Sampling(**sampling)  # type: ignore[arg-type]
-    return list(replay.FolderMoments(source, choice, pipeline, stored_prediction="test"))
+    return list(replay.FolderFrames(source, choice, pipeline, stored_prediction="test"))
 
 
 def test_points_of_the_depth_are_measured_and_not_scored(
     source: Path, pipeline: DepthPipeline
 ) -> None:
-    for moment in moments(source, pipeline, points=40, seed=3):
-        assert moment.sparse is not None and len(moment.sparse) == 40
-        assert moment.scored is not None and moment.judged is not None
-        assert not moment.scored[moment.sparse.rows, moment.sparse.cols].any()
-        assert moment.scored.sum() == CAMERA.width * CAMERA.height - 40
-        assert np.array_equal(np.isfinite(moment.judged), moment.scored)
+    for frame in frames_of(source, pipeline, points=40, seed=3):
+        assert frame.input.sparse is not None and len(frame.input.sparse) == 40
+        assert frame.scored is not None and frame.scored_truth is not None
+        assert not frame.scored[frame.input.sparse.rows, frame.input.sparse.cols].any()
+        assert frame.scored.sum() == CAMERA.width * CAMERA.height - 40
+        assert np.array_equal(np.isfinite(frame.scored_truth), frame.scored)
 
 
 def test_half_of_the_lidar_is_measured_and_the_pixels_it_hits_are_not_scored(
     source: Path, pipeline: DepthPipeline
 ) -> None:
-    for moment in moments(source, pipeline):
+    for frame in frames_of(source, pipeline):
         everything = len(lidar_of(scene()[1]))
-        assert len(moment.points) == round(everything / 2)
-        assert moment.scored is not None
-        result = replay.process(pipeline, moment)
-        assert not moment.scored[result.sparse.rows, result.sparse.cols].any()
-        hit = CAMERA.project((moment.points @ T_CAMERA_LIDAR[:3, :3].T) + T_CAMERA_LIDAR[:3, 3])
+        assert len(frame.input.points) == round(everything / 2)
+        assert frame.scored is not None
+        result = pipeline.process(frame.input)
+        assert not frame.scored[result.sparse.rows, result.sparse.cols].any()
+        hit = CAMERA.project(
+            (frame.input.points @ T_CAMERA_LIDAR[:3, :3].T) + T_CAMERA_LIDAR[:3, 3]
+        )
         cols, rows = np.floor(hit + 0.5).astype(int).T
-        assert not moment.scored[rows, cols].any()
+        assert not frame.scored[rows, cols].any()
 
 
 def test_without_hold_out_all_points_are_used_and_nothing_is_scored(
     source: Path, pipeline: DepthPipeline
 ) -> None:
-    (moment, _) = moments(source, pipeline, hold_out=0.0)
-    assert np.array_equal(moment.points, lidar_of(scene()[1]))
-    assert moment.judged is None
-    result = replay.process(pipeline, moment)
-    row = replay.score(moment, "field", result)
+    (frame, _) = frames_of(source, pipeline, hold_out=0.0)
+    assert np.array_equal(frame.input.points, lidar_of(scene()[1]))
+    assert frame.scored_truth is None
+    result = pipeline.process(frame.input)
+    row = replay.score(frame, "field", result)
     assert row["abs_rel"] is None and row["points"] > 0 and row["status"] == "OK"
 
 
 def test_the_seed_decides_which_points(source: Path, pipeline: DepthPipeline) -> None:
     def chosen(seed: int) -> list[bytes]:
-        return [m.points.tobytes() for m in moments(source, pipeline, seed=seed)]
+        return [m.input.points.tobytes() for m in frames_of(source, pipeline, seed=seed)]
 
     assert chosen(1) == chosen(1)
     assert chosen(1) != chosen(2)
@@ -113,18 +116,18 @@ def test_a_frame_without_lidar_needs_points_or_lines(
 ) -> None:
     write_frame(tmp_path / "s" / "f", lidar=False)
     with pytest.raises(FrameError, match=r"no lidar\.npy.*--points N"):
-        moments(tmp_path / "s", pipeline)
-    assert len(moments(tmp_path / "s", pipeline, lines=4)) == 1
+        frames_of(tmp_path / "s", pipeline)
+    assert len(frames_of(tmp_path / "s", pipeline, lines=4)) == 1
 
 
 def test_rivals_get_the_same_prediction_regions_and_points(
     source: Path, pipeline: DepthPipeline
 ) -> None:
-    moment = moments(source, pipeline, points=60)[0]
+    frame = frames_of(source, pipeline, points=60)[0]
     comparison = replay.MethodComparison(pipeline)
     assert comparison.methods == ("global_depth", "global_disparity", "slf", "ssf", "field")
-    result = replay.process(pipeline, moment)
-    results = comparison.results(moment, result)
+    result = pipeline.process(frame.input)
+    results = comparison.results(frame.input, result)
     assert list(results) == list(comparison.methods)
     assert results["field"] is result
     assert result.labels is None, "nobody waits for regions that the method does not use"
@@ -134,13 +137,13 @@ def test_rivals_get_the_same_prediction_regions_and_points(
     assert results["slf"].labels is not None
     assert results["slf"].labels is results["ssf"].labels, "segmented once"
     alone = DepthPipeline(build(PipelineConfig, {**NO_NETWORK, "fit": {"method": "slf"}}))
-    assert np.array_equal(replay.process(alone, moment).depth, results["slf"].depth)
+    assert np.array_equal(alone.process(frame.input).depth, results["slf"].depth)
 
 
 def test_run_folder_holds_everything(source: Path, pipeline: DepthPipeline, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sampling = replay.Sampling(points=200)
-    frames = replay.FolderMoments(source, sampling, pipeline, stored_prediction="test")
+    frames = replay.FolderFrames(source, sampling, pipeline, stored_prediction="test")
     done: list[str] = []
     result = replay.replay(
         frames, pipeline, out, facts={"seed": 0}, images=1, save_depth=True, on_frame=done.append
@@ -170,7 +173,7 @@ def test_rows_are_kept_when_a_replay_is_interrupted(
     source: Path, pipeline: DepthPipeline, tmp_path: Path
 ) -> None:
     sampling = replay.Sampling(points=50)
-    frames = replay.FolderMoments(source, sampling, pipeline, stored_prediction="test")
+    frames = replay.FolderFrames(source, sampling, pipeline, stored_prediction="test")
 
     def stop(name: str) -> None:
         raise KeyboardInterrupt
@@ -185,7 +188,7 @@ def test_a_run_folder_that_cannot_be_written(
     source: Path, pipeline: DepthPipeline, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    frames = replay.FolderMoments(
+    frames = replay.FolderFrames(
         source, replay.Sampling(points=50), pipeline, stored_prediction="test"
     )
     with pytest.raises(FrameError, match=r"cannot be written.*--out"):
@@ -210,17 +213,19 @@ def test_a_frame_without_any_point_is_told_and_does_not_stop_the_run(
 ) -> None:
     image, depth = scene()
     prediction = Prediction(relative_of(depth), "disparity_affine_invariant")
-    nothing = replay.Moment(
-        source="s", name="n", image=image, camera=CAMERA, points=np.empty((0, 3), np.float32),
-        T_camera_lidar=np.eye(4), prediction=prediction, truth=depth,
-        scored=np.ones(depth.shape, bool),
-    )  # fmt: skip
-    result = replay.process(pipeline, nothing)
+    nothing = replay.ScoredFrame(
+        "s",
+        "n",
+        FrameInput(image, CAMERA, np.empty((0, 3), np.float32), np.eye(4), prediction=prediction),
+        depth,
+        np.ones(depth.shape, bool),
+    )
+    result = pipeline.process(nothing.input)
     assert result.fit.status is FitStatus.NO_POINTS
     row = replay.score(nothing, "field", result)
     assert (row["status"], row["abs_rel"], row["answered"]) == ("NO_POINTS", None, 0.0)
     assert json.loads(json.dumps(row)) == row
-    results = replay.MethodComparison(pipeline).results(nothing, result)
+    results = replay.MethodComparison(pipeline).results(nothing.input, result)
     images = replay.panel(nothing, results, "field", "Nothing", "")
     assert images.panel().shape[2] == 3
 
@@ -228,12 +233,12 @@ def test_a_frame_without_any_point_is_told_and_does_not_stop_the_run(
 # --- bags
 
 
-def write_bag(path: Path, moment: replay.Moment) -> Path:
+def write_bag(path: Path, frame: replay.ScoredFrame) -> Path:
     bag = BagWriter(path)
     bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
     for time_s in (1.0, 1.1, 1.2):
         bag.info(time_s)
-        bag.cloud(time_s, moment.points)
+        bag.cloud(time_s, frame.input.points)
         bag.image(time_s)
     bag.close()
     return path
@@ -255,12 +260,12 @@ def test_a_bag_gives_the_same_depth_as_the_folder(source: Path, tmp_path: Path) 
     alone = {"method": "field", "field": {"temporal": {"enabled": False}}}
     config = build(PipelineConfig, {**NO_NETWORK, "fit": alone})
     pipeline = DepthPipeline(config, Oracle())  # type: ignore[arg-type]
-    (frame, _) = moments(source, pipeline, hold_out=0.0)
-    want = replay.process(pipeline, dataclasses.replace(frame, prediction=None))
+    (frame, _) = frames_of(source, pipeline, hold_out=0.0)
+    want = pipeline.process(dataclasses.replace(frame.input, prediction=None))
     with Bag(write_bag(tmp_path / "bag", frame)) as bag:
-        played = bags.BagMoments(bag, replay.Sampling(hold_out=0.0), pipeline)
+        played = bags.BagFrames(bag, replay.Sampling(hold_out=0.0), pipeline)
         assert len(played) == 3
-        got = [replay.process(pipeline, moment) for moment in played]
+        got = [pipeline.process(frame.input) for frame in played]
     assert len(got) == 3
     for result in got:
         assert np.array_equal(result.sparse.depth, want.sparse.depth)
@@ -271,11 +276,11 @@ def test_a_bag_is_scored_on_the_points_that_were_held_out(source: Path, tmp_path
     pytest.importorskip("rosbags", reason="rosbags is not installed")
     pytest.importorskip("sensor_msgs", reason="the ROS message packages are not installed")
     pipeline = DepthPipeline(build(PipelineConfig, NO_NETWORK), Oracle())  # type: ignore[arg-type]
-    (frame, _) = moments(source, pipeline, hold_out=0.0)
+    (frame, _) = frames_of(source, pipeline, hold_out=0.0)
     with pytest.raises(FrameError, match="--hold-out"):
-        bags.BagMoments(Bag(tmp_path), replay.Sampling(points=5), pipeline)
+        bags.BagFrames(Bag(tmp_path), replay.Sampling(points=5), pipeline)
     with Bag(write_bag(tmp_path / "bag", frame)) as bag:
-        played = bags.BagMoments(bag, replay.Sampling(hold_out=0.4), pipeline)
+        played = bags.BagFrames(bag, replay.Sampling(hold_out=0.4), pipeline)
         done = replay.replay(played, pipeline, tmp_path / "run", facts={}, images=1)
     assert done.frames == 3 and len(done.panels) == 1
     everything = len(lidar_of(scene()[1]))

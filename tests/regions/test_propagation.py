@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from depth_node.config import replace as settings
+from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.prediction import Prediction
@@ -104,7 +105,9 @@ def run(pipe: DepthPipeline, walk: list[Any], stamped: bool = True) -> list[Any]
         stamp = 100_000_000 * number if stamped else None
         results.append(
             pipe.process(
-                view.image, CAMERA, points, np.eye(4), prediction=prediction, stamp_ns=stamp
+                FrameInput(
+                    view.image, CAMERA, points, np.eye(4), prediction=prediction, stamp_ns=stamp
+                )
             )
         )
     return results
@@ -139,12 +142,14 @@ def test_off_by_default_and_new_settings_begin_anew(walk: list[Any]) -> None:
         pipe.reconfigure(settings(pipe.config, {"segmentation.grow_cells": 20}))
         assert run(pipe, walk[:1])[0].segmentation == "classical"
         given = pipe.process(
-            walk[0].image,
-            CAMERA,
-            None,
-            None,
-            labels=walk[0].labels,
-            prediction=Prediction(walk[0].depth, "depth_metric"),
+            FrameInput(
+                walk[0].image,
+                CAMERA,
+                None,
+                None,
+                labels=walk[0].labels,
+                prediction=Prediction(walk[0].depth, "depth_metric"),
+            )
         )
         assert given.segmentation == "given"
     with pipeline(**{"fit.method": "global_depth"}) as pipe:

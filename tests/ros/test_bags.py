@@ -14,10 +14,11 @@ pytest.importorskip("sensor_msgs", reason="the ROS message packages are not inst
 
 from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 
+from depth_node.frame import FrameInput
 from depth_node.geometry.rigid import invert_rigid
 from depth_node.geometry.sparse_depth import project_points
 from depth_node.recordings.frames import is_bag
-from depth_node.ros.bags import Bag, BagError, BagMoment, BagTopics
+from depth_node.ros.bags import Bag, BagError, BagTopics
 from tests.helpers.recordings import CAMERA, T_CAMERA_LIDAR, BagWriter, lidar_of, scene
 
 
@@ -37,9 +38,9 @@ def ordinary(bag: BagWriter) -> None:
         bag.image(1.0 + 0.1 * number)
 
 
-def read(path: Path, **options: object) -> list[BagMoment]:
+def read(path: Path, **options: object) -> list[FrameInput]:
     with Bag(path, **options) as bag:
-        return list(bag.moments())
+        return list(bag.frames())
 
 
 @pytest.mark.parametrize("mcap", [False, True], ids=["sqlite3", "mcap"])
@@ -51,7 +52,7 @@ def test_topics_are_found_and_moments_are_whole(tmp_path: Path, mcap: bool) -> N
             "/camera/image_raw", "/camera/camera_info", "/lidar/points", ""
         )
         assert len(bag) == 3
-        moments = list(bag.moments())
+        moments = list(bag.frames())
     image, depth = scene()
     assert [moment.stamp_ns for moment in moments] == [1_000_000_000, 1_100_000_000, 1_200_000_000]
     for moment in moments:
@@ -292,7 +293,7 @@ def test_a_camera_info_that_never_comes(tmp_path: Path) -> None:
     path = record(tmp_path / "bag", write)
     topics = BagTopics(camera_info="/other/camera_info")
     with Bag(path, topics) as bag:  # it comes after the only image
-        assert list(bag.moments()) == []
+        assert list(bag.frames()) == []
 
 
 def test_what_is_no_bag_is_said_so(tmp_path: Path) -> None:

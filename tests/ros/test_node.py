@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from depth_node.frame import FrameInput
+
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 import cv2
@@ -114,10 +116,12 @@ def test_live_depth_is_that_of_the_pipeline(rig: Rig) -> None:
     image, depth = camera_image(1.0)
     with DepthPipeline(rig.node._settings.config) as pipeline:
         expected = pipeline.process(
-            messages.image_to_rgb(image),
-            messages.camera_of(info(1.0)),
-            lidar_points(depth),
-            np.eye(4),
+            FrameInput(
+                messages.image_to_rgb(image),
+                messages.camera_of(info(1.0)),
+                lidar_points(depth),
+                np.eye(4),
+            )
         )
     np.testing.assert_allclose(messages.image_view(heard[0]), expected.depth, rtol=1e-6)
 

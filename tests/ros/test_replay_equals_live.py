@@ -50,8 +50,8 @@ def compare(config: PipelineConfig, frames: Path, folder: Path) -> None:
     """Every image by itself."""
     config = replace(config, {"fit.field.temporal.enabled": False})
     with DepthPipeline(config) as pipeline:
-        moments = replay.FolderMoments(frames, replay.Sampling(hold_out=0.0), pipeline)
-        want = [replay.process(pipeline, moment).depth for moment in moments]
+        scored = replay.FolderFrames(frames, replay.Sampling(hold_out=0.0), pipeline)
+        want = [pipeline.process(frame.input).depth for frame in scored]
     got = live_depths(config, frames, folder)
     assert len(got) >= IMAGES // 2
     for _, index, depth in got:
@@ -82,11 +82,11 @@ def test_a_sequence_that_is_remembered(network: Path, tmp_path: Path) -> None:
     stamps = {row["number"]: row["stamp"] for row in rows}
     with DepthPipeline(config) as pipeline:
         sampling = replay.Sampling(hold_out=0.0)
-        moments = list(replay.FolderMoments(frames, sampling, pipeline))
+        scored = list(replay.FolderFrames(frames, sampling, pipeline))
         differs = False
         for number, index, depth in got:
-            moment = dataclasses.replace(moments[index], stamp_ns=stamps[number])
-            result = replay.process(pipeline, moment)
+            frame = dataclasses.replace(scored[index].input, stamp_ns=stamps[number])
+            result = pipeline.process(frame)
             np.testing.assert_allclose(depth, result.depth, rtol=1e-6)
             differs |= bool(result.fit.details["remembered"] > 0.1)
         assert differs, "nothing was remembered, so nothing was compared"

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from depth_node.frame import FrameInput
 from tests.helpers import REPO
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
@@ -81,7 +82,7 @@ def test_five_commands_lead_to_a_network_in_the_node(
     points = SparseDepth.from_arrays(rows, cols, seen.depth[rows, cols])
     with DepthPipeline(PipelineConfig(model=ModelConfig(path=path, threads=1))) as pipeline:
         manifest = pipeline.depth_model.engine.manifest
-        result = pipeline.process(seen.image, camera, None, None, sparse=points)
+        result = pipeline.process(FrameInput(seen.image, camera, None, None, sparse=points))
     assert (manifest.name, manifest.input.height, manifest.input.width) == ("mine", 56, 84)
     assert manifest.training["recipe"] == "westar" and manifest.training["start"] == "MODEL"
     assert np.isfinite(result.depth).mean() > 0.9

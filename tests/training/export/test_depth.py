@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from depth_node.frame import FrameInput
 from tests.helpers import REPO
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
@@ -333,7 +334,7 @@ def test_an_exported_model_runs_in_the_pipeline_with_no_further_word(
     points = SparseDepth.from_arrays(rows, cols, np.linspace(1, 3, rows.size))
     camera = Camera(120, 90, 100.0, 100.0, 59.5, 44.5)
     with DepthPipeline(PipelineConfig(model=ModelConfig(path=str(out), threads=1))) as pipeline:
-        result = pipeline.process(image, camera, None, None, sparse=points)
+        result = pipeline.process(FrameInput(image, camera, None, None, sparse=points))
     assert result.depth.shape == image.shape[:2]
     assert np.isfinite(result.depth).mean() > 0.9
 
