@@ -413,7 +413,7 @@ def test_parameters_that_cannot_be(network: Path, parameter: str, words: str) ->
 
 
 def test_a_wrong_parameter_can_be_corrected_without_a_restart(network: Path) -> None:
-    from test_node import set_parameter
+    from tests.ros.test_node import set_parameter
 
     with Rig(*settings(network, "fit.method:=sff")) as rig:
         assert not rig.change("configure")

@@ -123,13 +123,13 @@ def test_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signa
     script = f"""
 from contextlib import contextmanager
 from pathlib import Path
-from depth_node import demo
+from depth_node.ros import live
 @contextmanager
 def progress(what, total):
     print(what, flush=True)
     yield lambda word: print(word, flush=True)
-options = demo.DemoOptions(seconds=60)
-demo.run_live(options, Path({str(frames)!r}), Path({str(tmp_path / "run")!r}), progress)
+options = live.DemoOptions(seconds=60)
+live.run_live(options, Path({str(frames)!r}), Path({str(tmp_path / "run")!r}), progress)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

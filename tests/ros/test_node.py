@@ -266,7 +266,7 @@ def test_no_listener_no_inference_and_only_what_is_heard_is_made(
     rig.show(1.0)
     rig.silent()
     assert computed == [], "nobody listens"
-    assert rig.node._monitor.total("unheard") == 1
+    assert rig.node._monitor.total("skipped_no_subscribers") == 1
     heard = rig.listen(Image, "confidence")
     rig.show(2.0)
     until(lambda: heard, PATIENCE_S, "the confidence")
