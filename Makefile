@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TRAINING ?= 1
 TEST_REQUIREMENTS := $(if $(filter 1,$(TRAINING)),requirements-training.txt,requirements-dev.txt)
 
-.PHONY: help setup demo test check bench gpu-check docs clean
+.PHONY: help setup demo test test-fast check format mutants bench gpu-check docs clean distclean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
@@ -25,10 +25,17 @@ demo: $(VENV)/stamp-requirements.txt  ## live demo: camera and LiDAR in, metric 
 	$(BIN)/depth_tools demo $(ARGS)
 test: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## all tests (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(ARGS)
+test-fast: $(VENV)/stamp-requirements-dev.txt  ## a minute: no ROS, no training, nothing slow
+	$(BIN)/python -m pytest -m "not slow and not gpu" --ignore tests/ros --ignore tests/training $(ARGS)
 check: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## ruff and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+format: $(VENV)/stamp-requirements-dev.txt  ## ruff's format and its safe fixes
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+mutants: $(VENV)/stamp-requirements-dev.txt  ## which constants of the method no test notices (20 minutes)
+	$(BIN)/python -m tests.mutants $(ARGS)
 bench: $(VENV)/stamp-requirements.txt  ## the benchmarks of docs/benchmarks.md (not the accuracy ones, which need data)
 	$(BIN)/depth_tools bench speed $(ARGS)
 	$(BIN)/depth_tools bench field
@@ -37,5 +44,7 @@ gpu-check: $(VENV)/stamp-$(TEST_REQUIREMENTS) $(VENV)/stamp-requirements-gpu.txt
 	$(BIN)/python -m depth_node.benchmarks.gpu $(ARGS)
 docs: $(VENV)/stamp-requirements.txt  ## regenerate docs/parameters.md from the code
 	$(BIN)/depth_tools parameters > docs/parameters.md
-clean:  ## remove what the targets above made
-	rm -rf $(VENV) build install log demo_output .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove what the targets above made, but not .venv
+	rm -rf build install log demo_output runs .pytest_cache .mypy_cache .ruff_cache
+distclean: clean  ## and .venv
+	rm -rf $(VENV)

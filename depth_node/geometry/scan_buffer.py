@@ -20,7 +20,7 @@ class ScanBuffer:
 
     def __init__(self, max_scan_age_s: float) -> None:
         if not max_scan_age_s > 0:
-            raise ValueError(f"max_scan_age is {max_scan_age_s:g} s: it must be above 0")
+            raise ValueError(f"max_scan_age_s is {max_scan_age_s:g} s: it must be above 0")
         self._max_age_ns = round(max_scan_age_s * 1e9)
         # An image that is processed late still finds the scans around its own stamp.
         self._keep_ns = 2 * self._max_age_ns + 1_000_000_000
@@ -49,7 +49,7 @@ class ScanBuffer:
     def collect(
         self, stamp_ns: int, key: str | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Points (N, 3) of the scans within max_scan_age before or after the stamp, of all sources
+        """Points (N, 3) of the scans within max_age_s before or after the stamp, of all sources
         or of one, and their ages (N,) in seconds: how far each scan is from the stamp in time."""
         chosen = self.scans(stamp_ns, key)
         if not chosen:

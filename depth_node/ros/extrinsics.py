@@ -86,7 +86,7 @@ class Extrinsics:
             raise NoTransformError(
                 f"the newest transform from {lidar_frame} to {camera_frame} is {behind_s:.2f} s"
                 " older than the image: check what publishes it and the clocks, or raise"
-                " tf_tolerance"
+                " tf_tolerance_s"
             ) from error
 
     def forget(self) -> None:

@@ -81,7 +81,7 @@ class LidarInput:
     def collect(
         self, camera_frame: str, stamp_ns: int, motion: CameraMotion | None = None
     ) -> LidarPoints:
-        """The points within max_scan_age of the stamp, of every LiDAR; for the worker's thread.
+        """The points within max_scan_age_s of the stamp, of every LiDAR; for the worker's thread.
 
         motion: moves scans of another time to where they are seen at the stamp, given that LiDAR
         and camera move as one. Without it one scan of each LiDAR is taken, unless
@@ -162,6 +162,6 @@ class LidarInput:
         side = "older" if apart_s > 0 else "newer"
         return (
             f"the newest LiDAR scan is {abs(apart_s):.2f} s {side} than the image, more than"
-            f" max_scan_age = {self._max_scan_age_s:g} s: check the LiDAR and that both clocks"
-            " agree, or raise max_scan_age"
+            f" max_scan_age_s = {self._max_scan_age_s:g} s: check the LiDAR and that both clocks"
+            " agree, or raise max_scan_age_s"
         )

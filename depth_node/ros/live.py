@@ -159,7 +159,7 @@ def _node_parameters(config: PipelineConfig, T_camera_lidar: NDArray[np.float64]
     # The LiDAR turns with the camera: each image has a scan with the same stamp.
     extra: dict[str, Any] = {
         "T_camera_lidar": T_camera_lidar.reshape(-1).tolist(),
-        "scan_wait": 0.05,
+        "scan_wait_s": 0.05,
     }
     return {"/**": {"ros__parameters": {**values, **extra}}}
 

@@ -227,12 +227,15 @@ class DepthNode(LifecycleNode):
                 if new.T_camera_lidar != old.T_camera_lidar:
                     extrinsics = self._make_extrinsics(new)
                     self._lidar.extrinsics.close()
-                extrinsics.tolerance_s = new.tf_tolerance
-                if (new.world_frame, new.tf_tolerance) != (old.world_frame, old.tf_tolerance):
+                extrinsics.tolerance_s = new.tf_tolerance_s
+                if (new.world_frame, new.tf_tolerance_s) != (old.world_frame, old.tf_tolerance_s):
                     old_motion, self._motion = self._motion, self._make_motion(new)
                     if old_motion is not None:
                         old_motion.close()
-                if new.max_scan_age != old.max_scan_age or extrinsics is not self._lidar.extrinsics:
+                if (
+                    new.max_scan_age_s != old.max_scan_age_s
+                    or extrinsics is not self._lidar.extrinsics
+                ):
                     self._lidar = self._make_lidar(new, extrinsics)
                 self._lidar.scans_per_image = new.scans_per_image
                 self._pipeline.reconfigure(new)
@@ -265,7 +268,7 @@ class DepthNode(LifecycleNode):
                     " row by row) or install tf2_ros (apt install ros-jazzy-tf2-ros-py) and publish"
                     f" the transform ({error})"
                 ) from error
-        return Extrinsics(fixed, source, config.tf_tolerance)
+        return Extrinsics(fixed, source, config.tf_tolerance_s)
 
     def _make_motion(self, config: NodeConfig) -> CameraMotion | None:
         if not config.world_frame:
@@ -277,14 +280,16 @@ class DepthNode(LifecycleNode):
                 "world_frame needs TF: install tf2_ros (apt install ros-jazzy-tf2-ros-py) or empty"
                 f" world_frame ({error})"
             ) from error
-        return CameraMotion(config.world_frame, source, config.tf_tolerance)
+        return CameraMotion(config.world_frame, source, config.tf_tolerance_s)
 
     def make_transform_source(self) -> TransformSource:
         """Where transforms come from without T_camera_lidar. ImportError without tf2_ros."""
         return TfSource(self)
 
     def _make_lidar(self, config: NodeConfig, extrinsics: Extrinsics) -> LidarInput:
-        return LidarInput(extrinsics, config.max_scan_age, config.scans_per_image, self._on_refusal)
+        return LidarInput(
+            extrinsics, config.max_scan_age_s, config.scans_per_image, self._on_refusal
+        )
 
     # --- callbacks of the executor: they keep what comes and leave the work to the worker --------
 
@@ -314,7 +319,7 @@ class DepthNode(LifecycleNode):
             return
         stamp_ns = self._stamp(message.header, "image")
         behind_s = (self._newest_ns - stamp_ns) * 1e-9
-        if behind_s > self._settings.config.max_scan_age:
+        if behind_s > self._settings.config.max_scan_age_s:
             self._warn_throttled(
                 "jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)"
             )
@@ -394,7 +399,7 @@ class DepthNode(LifecycleNode):
         if not wanted:
             self._monitor.skipped_no_subscribers(time.monotonic())
             return
-        lidar.wait(pending.stamp_ns, config.scan_wait)
+        lidar.wait(pending.stamp_ns, config.scan_wait_s)
         motion, frame = self._motion, pending.message.header.frame_id
         points = lidar.collect(frame, pending.stamp_ns, motion)
         result = pipeline.process(
@@ -442,8 +447,8 @@ class DepthNode(LifecycleNode):
                 f" {camera.width}x{camera.height}: let both come from one driver at one"
                 " size, or remap camera_info to the one of this image"
             )
-        if 0 < config.max_width < width:
-            size = (config.max_width, max(1, round(height * config.max_width / width)))
+        if 0 < config.max_width_px < width:
+            size = (config.max_width_px, max(1, round(height * config.max_width_px / width)))
             image = resize_image(image, size[1], size[0])
             camera = camera.resized(*size)
         return image, camera

@@ -60,7 +60,7 @@ class NodeConfig(PipelineConfig):
         " hold), auto (yes if D is zero or the topic is called image_rect...).",
         choices=("auto", "yes", "no"),
     )
-    max_width: int = option(
+    max_width_px: int = option(
         0,
         "Wider images are shrunk to this width before anything else, and all output has the"
         " smaller size; 0 = as they come.",
@@ -82,14 +82,14 @@ class NodeConfig(PipelineConfig):
         "A TF frame that stands still, such as odom. If it is given, what is remembered of earlier"
         " images and LiDAR scans of another time move with the camera. Empty: TF is not asked.",
     )
-    tf_tolerance: float = option(
+    tf_tolerance_s: float = option(
         0.1,
         "A moving transform that TF has not for the image's stamp yet may be this much older.",
         unit="s",
         minimum=0.0,
         maximum=10.0,
     )
-    max_scan_age: float = option(
+    max_scan_age_s: float = option(
         0.3,
         "LiDAR scans count for an image if their stamps are at most this far apart.",
         unit="s",
@@ -99,11 +99,11 @@ class NodeConfig(PipelineConfig):
     scans_per_image: int = option(
         0,
         "How many scans of each LiDAR accumulate, those nearest in time first. 0 = all within"
-        " max_scan_age if world_frame tells how the robot moved between them, else one. More than"
+        " max_scan_age_s if world_frame tells how the robot moved between them, else one. More than"
         " one without world_frame smears while the robot moves.",
         minimum=0,
     )
-    scan_wait: float = option(
+    scan_wait_s: float = option(
         0.0,
         "How long an image waits for a scan that is not older than itself. For a LiDAR that is"
         " triggered with the camera; adds to the latency.",

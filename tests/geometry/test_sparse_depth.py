@@ -599,5 +599,5 @@ def test_buffer_filled_and_collected_by_two_threads() -> None:
 
 
 def test_age_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="max_scan_age"):
+    with pytest.raises(ValueError, match="max_scan_age_s"):
         ScanBuffer(0.0)

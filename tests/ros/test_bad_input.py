@@ -88,7 +88,7 @@ def test_scans_that_are_too_old(rig: Rig) -> None:
     rig.show(9.0, NO_POINTS)
     until(lambda: depths(rig), PATIENCE_S, "an answer")
     assert np.isnan(depths(rig)[0]).all()
-    assert "raise max_scan_age" in rig.said("8.00 s older than the image")
+    assert "raise max_scan_age_s" in rig.said("8.00 s older than the image")
     good_frame_works(rig)
 
 

@@ -117,7 +117,7 @@ def test_without_a_world_frame_it_does_not(network: Path) -> None:
 @pytest.mark.parametrize("world_frame", ["odom", ""])
 def test_scans_accumulate_where_motion_is_known(network: Path, world_frame: str) -> None:
     more = [f"world_frame:={world_frame}"] if world_frame else []
-    parameters = settings(network, "max_scan_age:=0.3", *more)
+    parameters = settings(network, "max_scan_age_s:=0.3", *more)
     with Rig(*parameters, node_class=driving(Drive(speed=2.0))).start() as rig:
         heard = rig.listen(PointCloud2, "fit")
         points = lidar_points(camera_image(1.0)[1])

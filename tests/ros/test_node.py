@@ -169,7 +169,7 @@ def test_a_rectified_topic_is_believed(network: Path) -> None:
 
 
 def test_shrunk_pictures_have_a_scaled_camera_info(network: Path) -> None:
-    with Rig(*settings(network, "max_width:=32")).start() as rig:
+    with Rig(*settings(network, "max_width_px:=32")).start() as rig:
         depths, infos = (
             rig.listen(Image, "depth/image_rect"),
             rig.listen(CameraInfo, "depth/camera_info"),
@@ -318,7 +318,7 @@ def test_enable_and_reset(rig: Rig) -> None:
 
 
 def test_a_picture_can_wait_for_its_scan(network: Path) -> None:
-    with Rig(*settings(network, "scan_wait:=1.0", "max_scan_age:=0.01")).start() as rig:
+    with Rig(*settings(network, "scan_wait_s:=1.0", "max_scan_age_s:=0.01")).start() as rig:
         heard = rig.listen(Image, "depth/image_rect")
         image, truth = camera_image(1.0)
         rig.publish("camera_info", info(1.0))
@@ -332,7 +332,7 @@ def test_a_picture_can_wait_for_its_scan(network: Path) -> None:
 
 
 def test_scans_accumulate_if_they_are_asked_to(network: Path) -> None:
-    more = ["scans_per_image:=9", "max_scan_age:=0.5"]
+    more = ["scans_per_image:=9", "max_scan_age_s:=0.5"]
     with Rig(*settings(network, *more)).start() as rig:
         table = rig.listen(PointCloud2, "fit")
         points = lidar_points(camera_image(0.0)[1])
@@ -387,7 +387,7 @@ def test_cheap_parameters_apply_at_once(rig: Rig) -> None:
         ("fit.method", "sff", "did you mean 'ssf'"),
         ("fit.method", PATIENCE_S, "type"),
         ("points_decimation", 0, "range"),
-        ("max_scan_age", -1.0, "range"),
+        ("max_scan_age_s", -1.0, "range"),
         ("T_camera_lidar", [1.0, 2.0], "2 values"),
         ("T_camera_lidar", [], "T_camera_lidar"),
         ("projection.min_depth_m", 500.0, "min_depth_m 500 is not below max_depth_m"),
