@@ -32,6 +32,28 @@ NEEDS_CLEANUP = ("model.", "region_model.")
 NEEDS_DEACTIVATE = ("image_transport", "lidar_sources")
 """Parameters that choose subscriptions, which are made at activate."""
 
+RENAMED = {
+    "max_width": "max_width_px",
+    "max_scan_age": "max_scan_age_s",
+    "scan_wait": "scan_wait_s",
+    "scans_per_picture": "scans_per_image",
+    "tf_tolerance": "tf_tolerance_s",
+}
+"""Former names of parameters -> the name now, or a sentence where there is none."""
+
+ESSENTIAL = (
+    "model.path",
+    "fit.method",
+    "T_camera_lidar",
+    "world_frame",
+    "max_scan_age_s",
+    "image_transport",
+    "image_rectified",
+    "max_width_px",
+    "depth_encoding",
+)
+"""What a user sets; everything else has a default that suits most robots."""
+
 # Topics whose QoS other code in this process lets a parameter file override.
 _FOREIGN_TOPICS = ("/clock", "/parameter_events", "/rosout", "/tf", "/tf_static")
 
@@ -206,6 +228,14 @@ class NodeParameters:
                 guess = nearest(name, [f"{item}.{rest.rpartition('.')[2]}" for item in known])
             else:
                 guess = nearest(name, self._options)
+            if name in RENAMED:
+                now = RENAMED[name]
+                sentences.append(
+                    f"parameter {name} is now called {now}: use the new name"
+                    if now in self._options
+                    else f"parameter {name} no longer exists: {now}"
+                )
+                continue
             hint = f"did you mean {guess}?" if guess else "`ros2 param list` shows those it has"
             sentences.append(f"unknown parameter {name}: {hint}")
         return sentences
@@ -245,20 +275,37 @@ def _declare(node: Node, item: Option, value: Any) -> None:
 
 def markdown() -> str:
     """docs/parameters.md: every parameter with type, default, range, unit and description."""
-    lines = [
-        "<!-- Written by `make docs` from the code; edit the code. -->",
-        "# Parameters",
-        "",
-        "All of them can be given in a YAML file (`--ros-args --params-file`, or `params_file:=` of"
-        " the launch file), on the command line (`-p fit.method:=slf`) and at run time"
-        " (`ros2 param set`). A wrong value or an unknown name is refused with a sentence."
-        " Marks: **c** can be set only while the node is unconfigured, since an engine is opened"
-        " at configure; **d** not while it is active; all others take effect with the next frame.",
-        "",
-        "| parameter | type | default | allowed | what it does |",
-        "|---|---|---|---|---|",
-    ]
-    for item in describe(NodeConfig):
+    options = {item.name: item for item in describe(NodeConfig)}
+    return "\n".join(
+        [
+            "<!-- Written by `make docs` from the code; edit the code. -->",
+            "# Parameters",
+            "",
+            "All of them can be given in a YAML file (`--ros-args --params-file`, or `params_file:=`"
+            " of the launch file), on the command line (`-p fit.method:=slf`) and at run time"
+            " (`ros2 param set`). A wrong value or an unknown name is refused with a sentence."
+            " Marks: **c** can be set only while the node is unconfigured, since an engine is"
+            " opened at configure; **d** not while it is active; all others take effect with the"
+            " next frame.",
+            "",
+            "## What a user sets",
+            "",
+            *_table([options[name] for name in ESSENTIAL]),
+            "",
+            "## Everything else",
+            "",
+            *_table([item for name, item in options.items() if name not in ESSENTIAL]),
+            "",
+            "Besides these: `use_sim_time`, and `qos_overrides.<topic>.<publisher or"
+            " subscription>.<history, depth or reliability>` for every topic of the node.",
+            "",
+        ]
+    )
+
+
+def _table(options: list[Option]) -> list[str]:
+    lines = ["| parameter | type | default | allowed | what it does |", "|---|---|---|---|---|"]
+    for item in options:
         name = f"`{item.name}`"
         if item.name.startswith(NEEDS_CLEANUP):
             name += " **c**"
@@ -268,13 +315,7 @@ def markdown() -> str:
         unit = f" {item.unit}" if item.unit else ""
         cells = [name, item.type_name, f"`{default!r}`{unit}", _allowed(item), item.description]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += [
-        "",
-        "Besides these: `use_sim_time`, and `qos_overrides.<topic>.<publisher or"
-        " subscription>.<history, depth or reliability>` for every topic of the node.",
-        "",
-    ]
-    return "\n".join(lines)
+    return lines
 
 
 def _allowed(item: Option) -> str:

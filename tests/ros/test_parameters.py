@@ -9,11 +9,21 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
+import rclpy
 import yaml
+from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 from depth_node.config import ConfigError, build, describe
 from depth_node.ros.node import INPUTS, OUTPUTS
-from depth_node.ros.parameters import NodeConfig, descriptor, markdown
+from depth_node.ros.parameters import (
+    ESSENTIAL,
+    RENAMED,
+    NodeConfig,
+    NodeParameters,
+    descriptor,
+    markdown,
+)
 
 IDENTITY = [1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
 
@@ -56,3 +66,23 @@ def test_rviz_shows_topics_that_the_node_has(repo: Path) -> None:
     published = {name.replace("~", "/depth_node") for name in OUTPUTS}
     assert topics <= published | {f"/{name}" for name in INPUTS}
     assert "/depth_node/points" in topics
+
+
+def test_a_renamed_parameter_is_refused_with_its_new_name() -> None:
+    known = {item.name for item in describe(NodeConfig)}
+    assert not set(RENAMED) & known, "an old name is a parameter again"
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    old = Parameter("max_scan_age", value=0.2)
+    node = Node("renamed", context=context, parameter_overrides=[old])
+    try:
+        (sentence,) = NodeParameters(node).unknown({})
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+    assert sentence == "parameter max_scan_age is now called max_scan_age_s: use the new name"
+
+
+def test_what_a_user_sets_comes_first_in_the_documentation() -> None:
+    first, _, rest = markdown().partition("## Everything else")
+    assert all(f"| `{name}`" in first and f"| `{name}`" not in rest for name in ESSENTIAL)
