@@ -2,6 +2,7 @@
 """Build of the ROS 2 package (ament_python); `training/` is not installed on a robot."""
 
 from glob import glob
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -20,7 +21,7 @@ setup(
     ],
     python_requires=">=3.10",
     # What the robot needs at run time. The ROS packages come from apt (package.xml), not from pip.
-    install_requires=["setuptools", "numpy", "scipy", "opencv-python-headless", "pyyaml"],
+    install_requires=["setuptools", "numpy>=1.26", "scipy", "opencv-python-headless", "pyyaml"],
     extras_require={
         "onnxruntime": ["onnxruntime"],
         "gpu": ["cuda-bindings", "nvidia-cuda-nvrtc-cu12"],
@@ -28,15 +29,29 @@ setup(
         "bags": ["rosbags"],
         "tools": ["rich"],
         "models": ["huggingface_hub", "onnx"],
+        "test": ["pytest"],
     },
     zip_safe=False,
     maintainer="depth_node maintainers",
     maintainer_email="maintainers@depth-node.example",
     description="Dense metric depth from a camera and sparse LiDAR, with its fit quality.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    if Path(__file__).with_name("README.md").is_file()
+    else "",
+    long_description_content_type="text/markdown",
+    url="https://depth-node.example",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     entry_points={
         "console_scripts": [
-            "depth_node = depth_node.ros.node:main",
+            "depth_node = depth_node.ros.main:main",
             "depth_tools = depth_node.cli.main:main",
         ],
     },

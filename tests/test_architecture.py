@@ -64,6 +64,7 @@ LAZY = {
     ("depth_node.engine.manifest_writer", "depth_node.engine.ort"),
     ("depth_node.engine.self_check", "depth_node.engine.ort"),
     ("depth_node.model_zoo.convert", "depth_node.engine.ort"),
+    ("depth_node.ros.main", "depth_node.ros.node"),  # rclpy
     ("depth_node.model_zoo.fetch", "depth_node.engine.ort"),
 }
 TRAINING_LIBRARIES = {  # library -> folders and files of training/ that may import it
@@ -231,7 +232,7 @@ def test_everything_but_ros_imports_without_ros_and_training_packages() -> None:
     """A fresh interpreter in which the forbidden packages raise at import."""
     modules = [
         name for name in OURS if top(name) == "depth_node" and not within(name).startswith("ros")
-    ] + ["depth_node.ros.live"]
+    ] + ["depth_node.ros.live", "depth_node.ros.main"]
     poison = ["rclpy", "sensor_msgs", "cv_bridge", "tf2_ros", "torch", "tensorrt", "onnxruntime"]
     poison.append("cuda")
     python(f"""

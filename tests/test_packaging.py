@@ -107,7 +107,29 @@ def test_every_ros_package_imported_is_declared() -> None:
             re.M,
         )
     )
-    assert used and used <= declared
+    # `tf2_ros_py` brings the Python module tf2_ros; the package tf2_ros is the C++ one.
+    assert used and {"tf2_ros_py" if name == "tf2_ros" else name for name in used} <= declared
+
+
+def test_bloom_and_rosdep_can_read_the_manifest() -> None:
+    """No key that only pip serves, none that nobody uses, and where to read and to complain."""
+    manifest = ElementTree.parse(REPO / "package.xml").getroot()
+    declared = {element.text or "" for element in manifest.findall("exec_depend")}
+    assert not [name for name in declared if name.endswith("-pip")]
+    assert not declared & {"nav_msgs", "geometry_msgs", "tf2_ros"}
+    assert {url.get("type") for url in manifest.findall("url")} == {
+        "website", "repository", "bugtracker"
+    }  # fmt: skip
+
+
+def test_without_ros_the_executable_says_so_in_one_sentence() -> None:
+    script = "import sys; sys.modules['rclpy'] = None\n"
+    script += "from depth_node.ros.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, check=False
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "rclpy is missing" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_numpy_that_is_too_old_is_refused_with_its_cure(tmp_path: Path) -> None:

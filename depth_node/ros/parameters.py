@@ -281,12 +281,12 @@ def markdown() -> str:
             "<!-- Written by `make docs` from the code; edit the code. -->",
             "# Parameters",
             "",
-            "All of them can be given in a YAML file (`--ros-args --params-file`, or `params_file:=`"
-            " of the launch file), on the command line (`-p fit.method:=slf`) and at run time"
-            " (`ros2 param set`). A wrong value or an unknown name is refused with a sentence."
-            " Marks: **c** can be set only while the node is unconfigured, since an engine is"
-            " opened at configure; **d** not while it is active; all others take effect with the"
-            " next frame.",
+            "All of them can be given in a YAML file (`--ros-args --params-file`, or"
+            " `params_file:=` of the launch file), on the command line (`-p fit.method:=slf`)"
+            " and at run time (`ros2 param set`). A wrong value or an unknown name is refused"
+            " with a sentence. Marks: **c** can be set only while the node is unconfigured, since"
+            " an engine is opened at configure; **d** not while it is active; all others take"
+            " effect with the next frame.",
             "",
             "## What a user sets",
             "",

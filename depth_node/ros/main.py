@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The executable `depth_node`: the node, or one sentence where ROS 2 is missing."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the node; the exit status. 2 without ROS 2, with one sentence on standard error."""
+    try:
+        from depth_node.ros import node  # imports rclpy and the message packages
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("depth_node", "") or package in sys.stdlib_module_names:
+            raise
+        print(
+            f"depth_node: the package {package} is missing, and the node needs ROS 2: source it"
+            " (`source /opt/ros/jazzy/setup.bash`); `depth_tools doctor` says what else is needed",
+            file=sys.stderr,
+        )
+        return 2
+    return node.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
