@@ -1,7 +1,7 @@
 # depth_node on ROS 2 Jazzy (Ubuntu 24.04, Python 3.12). Build from the checkout:
 #   docker build -t depth_node .
 #   docker run --rm --net host depth_node image:=/camera/image_rect camera_info:=/camera/camera_info points:=/lidar/points
-# On a Jetson: docker/Dockerfile.jetpack.
+# On a Jetson: Dockerfile.jetpack.
 FROM ros:jazzy
 
 RUN apt-get update && apt-get install --yes --no-install-recommends \

@@ -88,6 +88,32 @@ def test_installed_executable_reads_a_parameter_file(install_space: Path) -> Non
     assert "Traceback" not in first + rest
 
 
+@pytest.mark.slow
+def test_colcon_test_runs_the_fast_tier(install_space: Path) -> None:
+    """In the workspace as it was built; some tests of it are enough here."""
+    workspace = install_space.parents[1]
+    shutil.copytree(
+        REPO / "tests",
+        workspace / "src/depth_node/tests",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "colcon", "test", "--packages-select", "depth_node",
+         "--pytest-args", "-k", "test_config or test_metrics or test_worker"],
+        cwd=workspace,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = ElementTree.parse(workspace / "build/depth_node/pytest.xml").getroot()
+    suite = report if report.tag == "testsuite" else report.find("testsuite")
+    assert suite is not None
+    assert int(suite.get("tests", "0")) > 20 and suite.get("failures") == "0"
+    names = {case.get("classname", "") for case in suite.iter("testcase")}
+    assert not [name for name in names if ".ros." in name or ".training." in name]
+
+
 def test_one_version() -> None:
     manifest = ElementTree.parse(REPO / "package.xml").getroot()
     version = manifest.findtext("version")
