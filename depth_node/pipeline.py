@@ -2,10 +2,10 @@
 """The method on one screen: image and LiDAR points in, dense metric depth out.
 
 A network predicts relative depth and sparse measured points turn it into metres: by the residual
-field (depth_node/field.py) or by Region-aware Depth Scale Adaptation (arXiv 2507.14879), where the
-points fall into the regions of a segmentation, and in every region a fit to its points, or to those
-of its neighbours when it has too few, does it. The live node, the replay and the benchmarks all
-drive this one object.
+field (depth_node/fitting/field/solve.py) or by Region-aware Depth Scale Adaptation
+(arXiv 2507.14879), where the points fall into the regions of a segmentation, and in every region a
+fit to its points, or to those of its neighbours when it has too few, does it. The live node, the
+replay and the benchmarks all drive this one object.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class DepthPipeline:
                     )
 
             source, message = "given", ""
-            if not _uses_regions(config.fit):
+            if config.fit.method not in REGION_METHODS:  # nobody waits for a segmentation
                 labels, source = None, ""
             elif labels is None:
                 with _timed(stage_ms, "segment"):
@@ -304,11 +304,6 @@ class DepthPipeline:
         if memory is not None and config.every != 1:
             memory.keep(image, labels)
         return labels, source, message
-
-
-def _uses_regions(config: FitConfig) -> bool:
-    """Whether the fit makes something of regions; where not, nobody waits for a segmentation."""
-    return config.method in REGION_METHODS or (config.method == "field" and config.field.regions)
 
 
 @contextmanager
