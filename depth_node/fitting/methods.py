@@ -229,10 +229,10 @@ def fit(
     """Metric depth of the image from its prediction and the points measured in it.
 
     labels: (H, W) integers, 0 = unassigned, regions 1..K; used by the region methods, without them
-    the image is one region. image: (H, W, 3) uint8 RGB and state, what earlier frames left and
-    FieldState.at was told of this one, are used by method ``field`` only. ablation: what studies
-    leave out of method ``field``. A frame that cannot be fitted is told by ``status`` and
-    ``message``; wrong shapes raise ValueError.
+    the image is one region. image: (H, W, 3) uint8 RGB and state, of earlier frames, after its `at`
+    was called for this one, are used by method ``field`` only. ablation: what studies leave out of
+    method ``field``. A frame that cannot be fitted is reported by ``status`` and ``message``; wrong
+    shapes raise ValueError.
     """
     config = config or FitConfig()
     if labels is not None and np.shape(labels) != prediction.shape:

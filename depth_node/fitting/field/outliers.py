@@ -21,7 +21,7 @@ OUTLIER_DENSITY = 0.8  # per unit of log depth; 0.6: evenly between 0.4 and 2 ti
 STUDENT_MEDIAN = 0.765  # median of |t_3|
 NUGGET = NUGGETS[1]  # that outliers are judged with
 AGREEMENT_WEIGHT = 0.4  # of single neighbours in the likelihood; the rest is kriging's
-MANY_POINTS = 2000  # from here on single neighbours alone tell outliers well enough
+MANY_POINTS = 2000  # from here on single neighbours alone show outliers well enough
 FEW_POINT_NEIGHBOURS, MANY_POINT_NEIGHBOURS = 8, 5  # that judge a point, below MANY_POINTS and not
 OUTLIER_NUGGET = 0.4  # added per odds of being an outlier
 

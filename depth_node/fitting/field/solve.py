@@ -11,13 +11,12 @@ C    detail: what is left at the points after U, handed to the cells about them 
 How far noise is smoothed and how strongly the details count is chosen in each frame by leaving
 points out, at the distances at which the image's pixels lie from their nearest point; the same
 left-out errors calibrate the interval. Outliers are points that no neighbour agrees with.
-docs/method.md explains it. Every step has a file of its name, with its constants, which were chosen
-with one source of frames left out at a time (docs/benchmarks_field.md).
+docs/method.md explains it. The constants stand beside their step; they were chosen with one source
+of frames left out at a time (docs/benchmarks_field.md).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +49,7 @@ class Field:
     depth: Map
     std: Map
     outlier: Floats
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    details: dict[str, Any]
 
 
 def solve(
@@ -69,23 +68,23 @@ def solve(
     """The field of a frame from n >= 1 points at pixels (rows, cols) with finite depth above 0 m.
 
     labels: (H, W) regions or None, read by an ablation alone. image: (H, W, 3) uint8 RGB or None.
-    The network must have given a number at every point. state: what earlier frames left, told of
-    this one by `at`. Raises RuntimeError where config.compiler is numba and cannot be used.
+    The network must have given a number at every point. state: of earlier frames, after its `at`
+    was called for this one. Raises RuntimeError where config.compiler is numba and cannot be used.
     """
     points, merged = merge_points(rows, cols, depth, age_s, prediction.shape)
     base = fit_base(prediction, points)
     details = base.details() | {"points": len(points)}
     if not ablation.residual:
         return Field(*base_alone(base, points), np.zeros(len(merged)), details)
-    loops, count = kernels(config.compiler), ablation.neighbours
+    loops, neighbours = kernels(config.compiler), ablation.neighbours
     features = FieldFeatures.of(base, points, labels, image, config.age_s, ablation)
     outlier = outlier_probability(features, loops, ablation)
-    left_out = LeaveOut.of(features, outlier, count, loops)
-    nodes = features.krige_nodes(outlier_nugget(outlier), left_out.nugget, count, loops)
+    left_out = LeaveOut.of(features, outlier, neighbours, loops)
+    nodes = features.krige_nodes(outlier_nugget(outlier), left_out.nugget, neighbours, loops)
     surface = Surface.of(features, nodes.mean[0])
     detail = choose_detail(features, left_out, surface, outlier, ablation.detail)
     update = surface.update + detail_correction(features, surface, detail, outlier, loops)
-    update += np.float32(features.middle)
+    update += np.float32(features.middle)  # log of what B is multiplied by
     log_depth = features.grid_log + update
     if state is not None:
         answer = FieldAnswer.of(prediction, base, features, log_depth, left_out, detail, outlier)
@@ -101,8 +100,7 @@ def solve(
     base.blank_unknown(out, std)
     details |= {"nodes": nodes.mean.size, "nugget": left_out.nugget, "compiler": loops.name}
     details |= {"outlier_fraction": float(outlier.mean())} | detail.details() | bound.details()
-    details |= {} if state is None else state.details()
-    return Field(out, std, outlier[merged], details)
+    return Field(out, std, outlier[merged], details | ({} if state is None else state.details()))
 
 
 def warm_up(config: FieldConfig | None = None) -> None:
