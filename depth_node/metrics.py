@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-NORMAL_95 = 1.96  # a normal variable is within ± 1.96 standard deviations in 95 % of all cases
+NORMAL_95 = 1.959964  # standard deviations within which 95 % of a normal variable lie
 
 _BOUNDARY_RATIOS = np.linspace(1.05, 1.25, 10)
 

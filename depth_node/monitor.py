@@ -25,7 +25,7 @@ _DETAILS = (
     ("scale", "fit base scale", "{:.4g}"),
     ("shift", "fit base shift", "{:.4g}"),
     ("leave_one_out", "fit left-out error [%]", "{:.1%}"),
-    ("outlier_share", "fit outliers [%]", "{:.1%}"),
+    ("outlier_fraction", "fit outliers [%]", "{:.1%}"),
     ("coverage", "fit coverage of the interval [%]", "{:.1%}"),
     ("nodes", "fit nodes", "{}"),
     ("remembered", "fit remembered [%]", "{:.0%}"),

@@ -223,7 +223,7 @@ class DepthPipeline:
         stage_ms: dict[str, float],
     ) -> tuple[Labels | None, str, str]:
         """Labels, where they come from, and what went wrong; nothing if the fit needs none."""
-        if not _uses_regions(config.fit):
+        if config.fit.method not in REGION_METHODS:
             return None, "", ""
         if frame.labels is not None:
             return frame.labels, "given", ""
@@ -258,11 +258,6 @@ def _project(frame: FrameInput, config: ProjectionConfig) -> SparseDepth:
         )
     pose = check_rigid(frame.T_camera_lidar, "T_camera_lidar")
     return project_points(frame.points, pose, frame.camera, config, frame.age_s)
-
-
-def _uses_regions(config: FitConfig) -> bool:
-    """Whether the fit makes something of regions; where not, nobody waits for a segmentation."""
-    return config.method in REGION_METHODS or (config.method == "field" and config.field.regions)
 
 
 @contextmanager

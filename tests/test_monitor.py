@@ -48,7 +48,7 @@ def test_a_healthy_node_says_its_rate_and_latency() -> None:
 def test_what_the_method_tells_of_its_fit_is_passed_on_and_nothing_is_made_up() -> None:
     details = {
         "base": "disparity", "scale": 0.01234567, "shift": -2.5, "leave_one_out": 0.0321,
-        "outlier_share": 0.004, "coverage": 0.951, "nodes": 4800, "something else": 1,
+        "outlier_fraction": 0.004, "coverage": 0.951, "nodes": 4800, "something else": 1,
     }  # fmt: skip
     values = running(dataclasses.replace(GOOD, details=details)).report(5.0, ACTIVE).values
     told = {name: text for name, text in values.items() if name.startswith("fit ")}

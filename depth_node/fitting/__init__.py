@@ -2,7 +2,6 @@
 """Metric depth from a prediction and sparse points: `fit`, its settings and its result."""
 
 from depth_node.fitting.methods import (
-    LABEL_METHODS,
     METHODS,
     MODES,
     REGION_METHODS,
@@ -14,7 +13,6 @@ from depth_node.fitting.methods import (
 from depth_node.fitting.region_surfaces import REGION_FIT_DTYPE, RegionStatus
 
 __all__ = [
-    "LABEL_METHODS",
     "METHODS",
     "MODES",
     "REGION_FIT_DTYPE",

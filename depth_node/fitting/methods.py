@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.config import ConfigError, option, section, validate
-from depth_node.fitting.field.solve import MIN_POINTS as FIELD_MIN_POINTS
-from depth_node.fitting.field.solve import Field, FieldConfig, solve
+from depth_node.fitting.field.points import MIN_POINTS as FIELD_MIN_POINTS
+from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
+from depth_node.fitting.field.solve import Field, solve
 from depth_node.fitting.region_surfaces import (
     INLIER_STDS,
     MIN_RELATIVE_STD,
@@ -40,6 +41,7 @@ from depth_node.fitting.region_surfaces import (
     fit_surfaces,
     median_scale,
 )
+from depth_node.fitting.robust import HUBER
 from depth_node.fitting.surface_maps import ImageGrid, depth_map, feather, std_map
 from depth_node.prediction import Prediction
 
@@ -59,7 +61,6 @@ METHODS: tuple[str, ...] = (
 MODES = ("paper", "sensor")
 
 REGION_METHODS = ("region_median", "slf", "ssf")  # one fit per region
-LABEL_METHODS = (*REGION_METHODS, "field")  # that make use of a label map
 _COLUMNS = {"median": 0, "region_median": 0, "global_depth": 1, "global_disparity": 1}
 _COLUMNS |= {"slf": 1, "ssf": 3, "field": 1}  # how many of d, x, y are fitted beside the constant
 
@@ -119,7 +120,7 @@ class FitConfig:
         minimum=1e-2,
     )
     huber_threshold: float = option(
-        1.345,
+        HUBER,
         "Residuals beyond this many robust standard deviations lose weight (sensor mode).",
         minimum=0.5,
         maximum=10.0,
@@ -202,7 +203,7 @@ class FitResult:
     one row per region, :data:`REGION_FIT_DTYPE`. point_inlier: (N,) bool, point agrees with its
     region's fit. point_residual: (N,) float32 m, measured minus fitted; NaN for points that could
     not be used. message: one sentence for an operator. details: more for an operator, by name
-    (method field: base, leave-one-out error, share of outliers and the like).
+    (method field: base, leave-one-out error, fraction of outliers and the like).
     """
 
     depth: NDArray[np.float32]
@@ -223,13 +224,15 @@ def fit(
     image: NDArray[np.uint8] | None = None,
     config: FitConfig | None = None,
     state: FieldState | None = None,
+    ablation: FieldAblation = WHOLE_METHOD,
 ) -> FitResult:
     """Metric depth of the image from its prediction and the points measured in it.
 
     labels: (H, W) integers, 0 = unassigned, regions 1..K; used by the region methods, without them
-    the image is one region. image: (H, W, 3) uint8 RGB and state, what earlier frames left and
-    FieldState.at was told of this one, are used by method ``field`` only. A frame that cannot be
-    fitted is told by ``status`` and ``message``; wrong shapes raise ValueError.
+    the image is one region. image: (H, W, 3) uint8 RGB and state, of earlier frames, after its `at`
+    was called for this one, are used by method ``field`` only. ablation: what studies leave out of
+    method ``field``. A frame that cannot be fitted is reported by ``status`` and ``message``; wrong
+    shapes raise ValueError.
     """
     config = config or FitConfig()
     if labels is not None and np.shape(labels) != prediction.shape:
@@ -240,7 +243,7 @@ def fit(
     if config.method == "field":
         usable = _usable(points, prediction.values, config)
         if np.count_nonzero(usable) >= config.enough_points():
-            return _fit_field(prediction, points, usable, labels, image, config, state)
+            return _fit_field(prediction, points, usable, labels, image, config, state, ablation)
     rules = config.rules()
     in_disparity = rules.in_disparity
     relative = prediction.disparity() if in_disparity else prediction.relative_depth()
@@ -282,41 +285,44 @@ def _fit_field(
     image: NDArray[np.uint8] | None,
     config: FitConfig,
     state: FieldState | None,
+    ablation: FieldAblation,
 ) -> FitResult:
     """The residual field, which is one fit of the image: one row of evidence, label 0."""
     z = points.depth[usable]
     rows, cols = points.rows[usable], points.cols[usable]
     age_s = points.age_s[usable]
-    found = solve(prediction, rows, cols, z, age_s, labels, image, config.field, state)
-    depth = np.clip(found.depth, np.float32(config.min_depth_m), np.float32(config.max_depth_m))
+    answer = solve(
+        prediction, rows, cols, z, age_s, labels, image, config.field, state, ablation=ablation
+    )
+    depth = np.clip(answer.depth, np.float32(config.min_depth_m), np.float32(config.max_depth_m))
     inlier = np.zeros(len(points), dtype=bool)
-    inlier[usable] = found.outlier < 0.5
+    inlier[usable] = answer.outlier < 0.5
     residual = np.full(len(points), np.nan, np.float32)
     residual[usable] = z - depth[rows, cols]
     table = np.zeros(1, REGION_FIT_DTYPE)
     table["status"] = RegionStatus.OK
     table["points"] = len(z)
     table["inliers"] = np.count_nonzero(inlier)
-    table["scale"], table["shift"] = found.details["scale"], found.details["shift"]
+    table["scale"], table["shift"] = answer.details["scale"], answer.details["shift"]
     table["residual"] = np.sqrt(np.mean(residual[inlier] ** 2)) if inlier.any() else np.nan
     return FitResult(
         depth=depth,
-        std=found.std,
+        std=answer.std,
         regions=table,
         point_inlier=inlier,
         point_residual=residual,
         status=FitStatus.OK,
-        message=_field_message(found, len(points), len(z)),
-        details=found.details,
+        message=_field_message(answer, len(points), len(z)),
+        details=answer.details,
     )
 
 
-def _field_message(found: Field, given: int, used: int) -> str:
+def _field_message(answer: Field, given: int, used: int) -> str:
     text = f"{used} points" if used == given else f"{used} of {given} points"
-    details = found.details
+    details = answer.details
     message = f"Base fit in {details['base']} space and residual field of {text}"
     if "leave_one_out" in details:
-        rejected = int(np.count_nonzero(found.outlier >= 0.5))
+        rejected = int(np.count_nonzero(answer.outlier >= 0.5))
         message += f", {rejected} rejected; left-out error {details['leave_one_out']:.1%}"
     return message + "."
 

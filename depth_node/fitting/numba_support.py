@@ -26,15 +26,21 @@ def find_numba() -> tuple[Any, str]:
     return numba, ""
 
 
-def compiled(loop: Callable[..., None], types: str = "", **options: Any) -> Callable[..., None]:
-    """The loop as machine code of numba, which must be there; at once where types are told."""
+def compiled(
+    loop: Callable[..., None], signature: Any = None, **options: Any
+) -> Callable[..., None]:
+    """The loop as machine code of numba, which must be there.
+
+    signature: numba's, such as numba.types.void(numba.types.float64[::1]): with it the loop is
+    compiled at once, without it at its first call. Raises RuntimeError without numba.
+    """
     numba, why_not = find_numba()
     if numba is None:
         raise RuntimeError(why_not)
-    signature = [f"void({types})"] if types else []
+    signatures = [] if signature is None else [signature]
     fast: Callable[..., None]
     try:
-        fast = numba.njit(*signature, cache=True, nogil=True, **options)(loop)
+        fast = numba.njit(*signatures, cache=True, nogil=True, **options)(loop)
     except RuntimeError as error:
         if "cannot cache" not in str(error):
             raise
@@ -42,7 +48,7 @@ def compiled(loop: Callable[..., None], types: str = "", **options: Any) -> Call
             "no folder to keep machine code in, every start compiles anew (seconds): set"
             " NUMBA_CACHE_DIR to one that can be written."
         )
-        fast = numba.njit(*signature, nogil=True, **options)(loop)
+        fast = numba.njit(*signatures, nogil=True, **options)(loop)
     return fast
 
 

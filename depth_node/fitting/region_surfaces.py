@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import stdtrit
 
+from depth_node.fitting.robust import MAD_TO_STD
 from depth_node.metrics import NORMAL_95
 from depth_node.regions.label_maps import adjacency
 
-MAD_TO_STD = 1.4826  # of a normal variable
 INLIER_STDS = 3.0  # a point farther than this from its region's fit is called an outlier
 
 # A column is kept while the columns before it leave at least this share of its variance

@@ -24,7 +24,7 @@ from depth_node.engine import EngineError, gpu_kernels
 from depth_node.engine.gpu_kernels import Line, Resampling, Taps
 from depth_node.engine.preprocess import INTERPOLATIONS, RESIZES, InputSpec, to_tensor
 from depth_node.fitting import surface_maps
-from depth_node.fitting.field.solve import FieldConfig
+from depth_node.fitting.field.settings import FieldConfig
 from depth_node.fitting.region_surfaces import SurfaceTable
 from depth_node.prediction import KINDS, Prediction
 
@@ -227,21 +227,21 @@ def test_field_twin_is_the_fields_own_depth(kind: str, monkeypatch: pytest.Monke
     points = points[points != 5 * 80 + 6]
     row, col = np.divmod(points, 80)
     grids: list[np.ndarray] = []
-    resized = depth_node.fitting.field.solve._resized
+    resized = depth_node.fitting.field.solve.resized
 
     def caught(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         grids.append(image)
         return resized(image, size)
 
     bases: list[Any] = []
-    fit_base = depth_node.fitting.field.solve._fit_base
+    fit_base = depth_node.fitting.field.solve.fit_base
 
     def noted(*given: Any) -> Any:
         bases.append(fit_base(*given))
         return bases[-1]
 
-    monkeypatch.setattr(depth_node.fitting.field.solve, "_resized", caught)
-    monkeypatch.setattr(depth_node.fitting.field.solve, "_fit_base", noted)
+    monkeypatch.setattr(depth_node.fitting.field.solve, "resized", caught)
+    monkeypatch.setattr(depth_node.fitting.field.solve, "fit_base", noted)
     found = depth_node.fitting.field.solve.solve(
         Prediction(values, kind), row, col, truth[row, col].astype(np.float64),
         np.zeros(len(row)), None, None, FieldConfig(compiler="numpy"),

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from depth_node import config as settings
 from depth_node.benchmarks.accuracy import (
     NOISES,
     AccuracyRow,
@@ -33,9 +32,10 @@ from depth_node.cli.console import UsageError, print_tables, progress
 from depth_node.engine.options import ModelConfig
 from depth_node.fitting import FitConfig, FitResult, fit
 from depth_node.fitting.field.memory import FieldState
+from depth_node.fitting.field.settings import FieldAblation
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import DepthModel
-from depth_node.metrics import coverage, evaluate
+from depth_node.metrics import NORMAL_95, coverage, evaluate
 from depth_node.prediction import Prediction
 from depth_node.recordings.frames import (
     RecordedFrame,
@@ -69,19 +69,19 @@ FLICKER_COUNTS = (50, 250, 1000)
 RANGE_NOISE = 0.02
 GRAPH_SCALES = (100, 400)  # of Felzenszwalb's segmentation: fine, coarse
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "field": {},
-    "base alone": {"field.residual": False},
-    "without detail": {"field.detail": False},
-    "without colour": {"field.colour": False},
-    "without outlier rule": {"field.outliers": False},
-    "regions from the image": {"field.regions": True},
-    "regions from masks": {"field.regions": True},
-    "nodes every 6 px": {"field.node_px": 6.0},
-    "nodes every 16 px": {"field.node_px": 16.0},
-    "nodes every 32 px": {"field.node_px": 32.0},
-    "6 neighbours": {"field.neighbours": 6},
-    "16 neighbours": {"field.neighbours": 16},
+VARIANTS: dict[str, FieldAblation] = {
+    "field": FieldAblation(),
+    "base alone": FieldAblation(residual=False),
+    "without detail": FieldAblation(detail=False),
+    "without colour": FieldAblation(colour=False),
+    "without outlier rule": FieldAblation(outliers=False),
+    "regions from the image": FieldAblation(regions=True),
+    "regions from masks": FieldAblation(regions=True),
+    "nodes every 6 px": FieldAblation(node_px=6.0),
+    "nodes every 16 px": FieldAblation(node_px=16.0),
+    "nodes every 32 px": FieldAblation(node_px=32.0),
+    "6 neighbours": FieldAblation(neighbours=6),
+    "16 neighbours": FieldAblation(neighbours=16),
 }
 NO_NETWORK = "without network"
 
@@ -193,13 +193,14 @@ def ablation(task: Task) -> list[Table]:
         classical = segment(frame.image, prediction.values)
         flat = Prediction(np.full_like(prediction.values, 2), "depth_affine_invariant")
         for condition, split in task.conditions(frame):
-            for name, changes in (*VARIANTS.items(), (NO_NETWORK, {})):
+            for name, variant in (*VARIANTS.items(), (NO_NETWORK, FieldAblation())):
                 labels = frame.labels if "masks" in name else classical
                 if labels is None:
                     continue
                 given = flat if name == NO_NETWORK else prediction
-                config = settings.replace(FIELD, changes)
-                found = fit(given, split.points, labels, image=frame.image, config=config)
+                found = fit(
+                    given, split.points, labels, image=frame.image, config=FIELD, ablation=variant
+                )
                 means.add(
                     name, condition, frame.source, errors(found, frame.truth, split.scored)[0]
                 )
@@ -336,7 +337,7 @@ def interval(task: Task) -> list[Table]:
             found = fit(prediction, split.points, image=frame.image, config=FIELD)
             where = split.scored & np.isfinite(found.std)
             width = found.std[where] / found.depth[where]
-            inside = np.abs(found.depth - frame.truth)[where] <= 1.96 * found.std[where]
+            inside = np.abs(found.depth - frame.truth)[where] <= NORMAL_95 * found.std[where]
             low, high = np.quantile(width, [1 / 3, 2 / 3])
             parts = {
                 "all": np.ones(len(width), bool),
@@ -347,7 +348,7 @@ def interval(task: Task) -> list[Table]:
             for name, part in parts.items():
                 share = float(inside[part].mean()) if part.any() else np.nan
                 means.add(condition, name, frame.source, share)
-            means.add(condition, "median width", frame.source, float(1.96 * np.median(width)))
+            means.add(condition, "median width", frame.source, float(NORMAL_95 * np.median(width)))
     columns = ["all", "narrow third", "middle", "wide", "median width"]
     body = []
     for row in means.rows():
@@ -434,8 +435,8 @@ def figure() -> NDArray[np.uint8]:
     depth[wrong] *= rng.uniform(0.4, 2.0, np.count_nonzero(wrong))
     points = SparseDepth.from_arrays(rows, cols, depth)
     found = fit(prediction, points, image=view.image, config=FIELD)
-    alone = settings.replace(FIELD, {"field.residual": False})
-    base = fit(prediction, points, image=view.image, config=alone).depth
+    alone = FieldAblation(residual=False)
+    base = fit(prediction, points, image=view.image, config=FIELD, ablation=alone).depth
     labels = segment(view.image, prediction.values)
     rival = fit(prediction, points, labels, config=SSF)
     scale = colours.depth_scale(view.depth)
@@ -443,10 +444,10 @@ def figure() -> NDArray[np.uint8]:
     measured = points_on_image(view.image, rows, cols, depth, scale)
     measured = draw_crosses(measured, rows[rejected], cols[rejected])
     change = colours.Scale("error", -25, 25, unit="%", low_word="nearer", high_word="farther")
-    percent = 196 * found.std / found.depth
+    percent = 100 * NORMAL_95 * found.std / found.depth
     width = colours.Scale("deviation", 0.0, float(np.quantile(percent, 0.95)), unit="%")
     wrongness = colours.relative_error_percent(found.depth, view.depth)
-    inside = float(np.mean(np.abs(wrongness) / 100 * view.depth <= 1.96 * found.std))
+    inside = float(np.mean(np.abs(wrongness) / 100 * view.depth <= NORMAL_95 * found.std))
     captions = {
         "points": f"{FIGURE_POINTS} points, 2 % noise; crosses: not believed",
         "base": f"robust line in disparity: error {mean_percent(base, view.depth):.1f} %",

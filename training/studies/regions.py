@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from depth_node import config as settings
 from depth_node.benchmarks.accuracy import DepthPredictor, predicted
 from depth_node.benchmarks.speed import machine, one_core
 from depth_node.benchmarks.tables import Means, Table
@@ -31,6 +30,7 @@ from depth_node.engine.manifest import Manifest
 from depth_node.engine.options import ModelConfig
 from depth_node.engine.preprocess import InputSpec
 from depth_node.fitting import FitConfig, fit
+from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import DepthModel, PromptedRegionModel
@@ -53,8 +53,9 @@ METHODS = {
     "ssf, sensor": FitConfig(method="ssf", mode="sensor"),
     "slf, sensor": FitConfig(method="slf", mode="sensor"),
     "field": FitConfig(method="field"),
-    "field with regions": settings.replace(FitConfig(method="field"), {"field.regions": True}),
+    "field with regions": FitConfig(method="field"),
 }
+ABLATIONS = {"field with regions": FieldAblation(regions=True)}
 POINTS = (50, 250, 1000)
 CAMERA = Camera(640, 480, 480.0, 480.0, 319.5, 239.5)
 ROOMS, LOOP_FRAMES, WALK_FRAMES = (3, 10, 21), 200, 17  # a loop in 20 s at 10 images a second
@@ -289,7 +290,7 @@ def reuse(
     """AbsRel and the time for regions, by how often the image is segmented."""
     makers = {"the image's own regions": _own, "exact regions": _exact}
     means = {title: Means() for title in makers}
-    methods = {method: fitted for method, fitted in METHODS.items() if method != "field"}
+    methods = [method for method in METHODS if method != "field"]
     with one_core():
         for room in ROOMS:
             views = _walk(room)
@@ -306,8 +307,8 @@ def reuse(
                     spent_ms = (time.process_time() - start) * 1e3
                     found.add(name, "segmented", str(room), float(anew))
                     found.add(name, "ms", str(room), spent_ms)
-                    for method, fitted in methods.items():
-                        error = _error(view, prediction, labels, fitted, 500, [room, step])
+                    for method in methods:
+                        error = _error(view, prediction, labels, method, 500, [room, step])
                         found.add(name, method, str(room), error)
             on_frame(f"room {room}")
     head = ["segmented", "images segmented", *methods, "regions, ms of the processor an image"]
@@ -347,7 +348,7 @@ def _error(
     view: Rendered,
     prediction: Any,
     labels: Labels,
-    config: FitConfig,
+    method: str,
     points: int,
     seed: Sequence[int],
 ) -> float:
@@ -356,7 +357,10 @@ def _error(
     chosen = np.sort(np.random.default_rng(seed).choice(known, points, replace=False))
     rows, cols = np.unravel_index(chosen, view.depth.shape)
     sparse = SparseDepth.from_arrays(rows, cols, view.depth[rows, cols])
-    result = fit(prediction, sparse, labels, image=view.image, config=config)
+    ablation = ABLATIONS.get(method, WHOLE_METHOD)
+    result = fit(
+        prediction, sparse, labels, image=view.image, config=METHODS[method], ablation=ablation
+    )
     truth = view.depth.copy()
     truth[rows, cols] = np.nan
     return float(evaluate(result.depth, truth).abs_rel)
@@ -406,7 +410,12 @@ def masks(
                         if method == "field" and kind != "none":
                             continue  # it uses no regions
                         result = fit(
-                            prediction, split.points, labels, image=frame.image, config=config
+                            prediction,
+                            split.points,
+                            labels,
+                            image=frame.image,
+                            config=config,
+                            ablation=ABLATIONS.get(method, WHOLE_METHOD),
                         )
                         error = float(evaluate(result.depth, truth).abs_rel)
                         means.add(f"{method} | {kind}", str(points), frame.name, error)

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inner loops of the residual field, compiled with numba or as NumPy array code.
 
-Both forms give the same numbers (to 1e-5; a test holds them together). The loops are plain Python
-functions that numba compiles when it is there: numba keeps the machine code beside this file, or in
-the user's cache folder where that is read-only, so only the first start on a machine compiles.
+Both forms give the same numbers (to 1e-5; a test compares them). The loops are plain Python
+functions that numba compiles where it is installed: numba keeps the machine code beside this file,
+or in the user's cache folder where that is read-only, so only the first start on a machine
+compiles.
 
-The innermost loops run over what lies side by side in memory, so that the compiler makes vector
-instructions of them: candidates of a query, queries of a block, cells of a row. Unsigned places
-tell it that no index counts from the end (and must not share a name with signed ones).
+Arrays that belong together travel as named tuples, which numba knows. The innermost loops run over
+what lies side by side in memory, so that the compiler makes vector instructions of them: candidates
+of a query, queries of a block, cells of a row. Unsigned positions tell it that no index counts from
+the end (and must not share a name with signed ones).
 
-Shapes used throughout: N points, M queries (lattice nodes or points), F features, k neighbours.
-The F = 6 features are row, column, logarithm of the base map and three of colour, each in units of
-its correlation length.
+Shapes used throughout: N points, M queries (lattice nodes or points), F features, k neighbours,
+G nugget levels. The F = 6 features are row, column, logarithm of the base map and three of colour,
+each in units of its correlation length.
 """
 
 from __future__ import annotations
@@ -21,18 +23,17 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_node.fitting.field.lattice import Floats, Integers, Map
 from depth_node.fitting.numba_support import compiled, find_numba
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 COMPILERS = ("auto", "numba", "numpy")
 STUDENT_PEAK = 0.3675526  # density at 0 of Student's distribution with 3 degrees of freedom
+CIRCLE = (1.0, 0.0, 1.0)  # shape of a hole that is as wide in every direction
 _CHUNK = 4096  # queries that the NumPy forms work on at a time
 _LANES = 8  # numbers of a vector
 _BLOCK = 64  # queries that are kriged side by side
@@ -40,8 +41,133 @@ _ROW = 96  # cells of a row that are worked on at a time
 _RANKED = 56  # up to so many candidates are ordered by counting, more one by one
 
 
+class Points(NamedTuple):
+    """The N points among which neighbours are sought, ordered by cell.
+
+    feature: (N, F). label: (N,) int32 region. The image is divided into (cell_rows, cell_cols)
+    cells; cell c holds points start[c] to start[c + 1], start has cell_rows cell_cols + 1 entries.
+    """
+
+    feature: Floats
+    label: NDArray[np.int32]
+    start: Integers
+    cell_rows: int
+    cell_cols: int
+
+
+class Queries(NamedTuple):
+    """Where neighbours are sought.
+
+    feature: (M, F). label: (M,) int32 region. cell: (M,) in which each lies. hole: (M,) squared
+    size, in features 0 and 1, of the ellipse about a query inside which no point counts. shape:
+    (3,) of that ellipse: d0^2 shape[0] + 2 d0 d1 shape[1] + d1^2 shape[2] < hole is inside.
+    """
+
+    feature: Floats
+    label: NDArray[np.int32]
+    cell: Integers
+    hole: Floats
+    shape: Floats
+
+
+class Neighbours(NamedTuple):
+    """The k points nearest to each query, in ascending order of distance.
+
+    indices: (M, k) int64 points, -1 where there are fewer. square: (M, k) squared feature distance.
+    """
+
+    indices: Integers
+    square: Floats
+
+    @classmethod
+    def empty(cls, queries: int, count: int) -> Neighbours:
+        """Room for the `count` neighbours of so many queries."""
+        return cls(np.empty((queries, count), np.int64), np.empty((queries, count)))
+
+
+class Correlation(NamedTuple):
+    """Correlation of the residual over squared feature distance D and its part of position S.
+
+        (1 - long_weight) / (1 + D) + long_weight / (1 + long_scale S)
+
+    These are two rational quadratic functions, of which the long one changes slowly, with position
+    alone. Points of two regions have D increased by label_gap.
+    """
+
+    long_weight: float
+    long_scale: float
+    label_gap: float
+
+    def at(self, square: Floats, position_square: Floats) -> Floats:
+        """The correlation at squared distances D (label_gap included) and S, of one shape."""
+        result: Floats = (1 - self.long_weight) / (1 + square) + self.long_weight / (
+            1 + self.long_scale * position_square
+        )
+        return result
+
+
+class Observations(NamedTuple):
+    """What kriging spreads, (N,) each.
+
+    value: log residual. noise: factor of the nugget level, 1 for a fresh point. extra_nugget: is
+    added to the level.
+    """
+
+    value: Floats
+    noise: Floats
+    extra_nugget: Floats
+
+
+class Kriged(NamedTuple):
+    """Simple kriging at M queries for G nugget levels, (G, M) each.
+
+    mean. variance: of a unit prior, at least 1e-4. sill: prior variance that the neighbours' values
+    speak for, y' K^-1 y / n.
+    """
+
+    mean: Floats
+    variance: Floats
+    sill: Floats
+
+    @classmethod
+    def empty(cls, levels: int, queries: int) -> Kriged:
+        """Room for the answers of so many levels at so many queries."""
+        mean, variance, sill = (np.empty((levels, queries)) for _ in range(3))
+        return cls(mean, variance, sill)
+
+
+class DetailPoints(NamedTuple):
+    """Points whose remaining errors are handed to the cells about them, float32.
+
+    row, col: (N,) on the lattice. rest: (N,) measured log depth minus surface (N,), the surface at
+    the point. colour: (N, 3). weight: (N,) trust in the point.
+    """
+
+    row: Map
+    col: Map
+    rest: Map
+    surface: Map
+    colour: Map
+    weight: Map
+
+
+class DetailWeights(NamedTuple):
+    """How the weight of a point falls over the cells about it.
+
+    radius: cells. softening: squared cells. surface_gain: per squared step of log depth.
+    colour_gain: per squared step of colour in correlation lengths. clip: log depth, how much of a
+    step of the surface is believed.
+    """
+
+    radius: float
+    softening: float
+    surface_gain: float
+    colour_gain: float
+    clip: float
+
+
 @dataclass(frozen=True)
-class Kernels:
+class FieldKernels:
     """One form of the loops. `name` is numba or numpy."""
 
     name: str
@@ -52,7 +178,7 @@ class Kernels:
 
 
 @functools.cache
-def kernels(compiler: str = "auto") -> Kernels:
+def kernels(compiler: str = "auto") -> FieldKernels:
     """The loops as asked: numba, numpy, or auto (numba where it is installed).
 
     Raises RuntimeError when numba is asked for and cannot be used.
@@ -69,57 +195,74 @@ def kernels(compiler: str = "auto") -> Kernels:
         if why_not:
             logging.getLogger(__name__).warning(
                 f"{why_not}: method field runs as NumPy code, 40 times slower or worse (0.2 to 6 s"
-                " a picture). pip install --upgrade numba, take another fit.method, or set"
-                " fit.field.compiler to numpy to hear no more of it."
+                " an image). pip install --upgrade numba, take another fit.method, or set"
+                " fit.field.compiler to numpy to silence this warning."
             )
-        return Kernels("numpy", nearest_numpy, krige_numpy, agree_numpy, spread_numpy)
+        return FieldKernels("numpy", nearest_numpy, krige_numpy, agree_numpy, spread_numpy)
 
     # Inputs hold no NaN and no infinity, so reassociation is the only effect of fastmath.
-    # The types are told, so all is compiled here and no frame ever waits for a compiler.
+    # The types are given, so all is compiled here and no frame ever waits for a compiler.
     loops = (
-        compiled(loop, types, fastmath=True, error_model="numpy") for loop, types in _TYPES.items()
+        compiled(loop, types, fastmath=True, error_model="numpy")
+        for loop, types in _signatures(numba.types).items()
     )
-    return Kernels("numba", *loops)
+    return FieldKernels("numba", *loops)
+
+
+def _signatures(types: Any) -> dict[Callable[..., None], Any]:
+    """The loops and the types of their arguments (`types` is numba.types), contiguous arrays."""
+    real, whole = types.float64, types.int64
+    vector, matrix = real[::1], real[:, ::1]
+    indices, index_matrix, labels = whole[::1], whole[:, ::1], types.int32[::1]
+    float32_vector, image = types.float32[::1], types.float32[:, ::1]
+
+    def group(cls: type, *members: Any) -> Any:
+        return types.BaseTuple.from_types(members, cls)
+
+    points = group(Points, matrix, labels, indices, whole, whole)
+    queries = group(Queries, matrix, labels, indices, vector, vector)
+    neighbours = group(Neighbours, index_matrix, matrix)
+    correlation = group(Correlation, real, real, real)
+    observations = group(Observations, vector, vector, vector)
+    kriged = group(Kriged, matrix, matrix, matrix)
+    one = float32_vector
+    detail_points = group(DetailPoints, one, one, one, one, image, one)
+    weights = group(DetailWeights, real, real, real, real, real)
+    return {
+        _nearest: types.void(queries, points, whole, real, neighbours),
+        _krige: types.void(matrix, neighbours, points, observations, vector, correlation, kriged),
+        _agree: types.void(neighbours, points, vector, vector, real, real, correlation, vector),
+        _spread: types.void(detail_points, image, types.float32[:, :, ::1], weights, image, image),
+    }
 
 
 # --- neighbours ----------------------------------------------------------------------------------
 
 
 def _nearest(
-    query: Floats,
-    query_label: NDArray[np.int32],
-    query_cell: Integers,
-    hole: Floats,
-    shape: Floats,
-    point: Floats,
-    label: NDArray[np.int32],
-    start: Integers,
-    cell_rows: int,
-    cell_cols: int,
-    candidates: int,
-    label_gap: float,
-    index: Integers,
-    square: Floats,
+    queries: Queries, points: Points, candidates: int, label_gap: float, neighbours: Neighbours
 ) -> None:
     """The k points nearest to every query in feature distance, among those around it.
 
-    Points are sorted by cell of a (cell_rows, cell_cols) partition of the picture; cell c holds
-    points start[c] to start[c + 1]. Around a query means: the smallest square of cells about its
-    own, at least 3 x 3, with `candidates` points. Points nearer than hole (M,) do not count,
-    measured by d0^2 shape[0] + 2 d0 d1 shape[1] + d1^2 shape[2] < hole. Another label adds
-    label_gap to the squared feature distance. Distances are compared as float32: those that only
-    rounding tells apart are alike, and the point that comes first counts. Written: index (M, k)
-    int64, -1 where there are fewer, and square (M, k), ascending.
+    Around a query means: the smallest square of cells about its own, at least 3 x 3, with
+    `candidates` points outside its hole. Another label adds label_gap to the squared feature
+    distance. Distances are compared as float32: those that only rounding tells apart are alike, and
+    the point that comes first counts. Written: neighbours.
     """
+    query, query_label, query_cell = queries.feature, queries.label, queries.cell
+    hole, shape = queries.hole, queries.shape
+    point, label, start = points.feature, points.label, points.start
+    cell_rows, cell_cols = points.cell_rows, points.cell_cols
+    index, square = neighbours.indices, neighbours.square
     k, count = index.shape[1], len(point)
-    room = count + 2 * _LANES  # whole vectors may begin at the last point
-    f: Floats = np.zeros((7, room))
+    capacity = count + 2 * _LANES  # whole vectors may begin at the last point
+    f: Floats = np.zeros((7, capacity))
     for p in range(count):
         for c in range(6):
             f[c, p] = point[p, c]
         f[6, p] = label[p]
-    far, which = np.empty(room, np.float32), np.empty(room, np.int64)
-    rank, order = np.empty(room, np.int32), np.empty(room, np.int64)
+    distance, which = np.empty(capacity, np.float32), np.empty(capacity, np.int64)
+    rank, order = np.empty(capacity, np.int32), np.empty(capacity, np.int64)
     for m in range(len(query)):
         q0, q1, q2 = query[m, 0], query[m, 1], query[m, 2]
         q3, q4, q5 = query[m, 3], query[m, 4], query[m, 5]
@@ -149,7 +292,7 @@ def _nearest(
                     d0, d1, d2 = q0 - f[0, u], q1 - f[1, u], q2 - f[2, u]
                     d3, d4, d5 = q3 - f[3, u], q4 - f[4, u], q5 - f[5, u]
                     d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
-                    far[to] = np.float32(d + (label_gap if f[6, u] != q6 else 0.0))
+                    distance[to] = np.float32(d + (label_gap if f[6, u] != q6 else 0.0))
                 for j in range(whole):
                     which[at + np.uint64(j)] = begin + j
                 size += end - begin
@@ -159,62 +302,54 @@ def _nearest(
                 d0, d1, d2 = q0 - f[0, p], q1 - f[1, p], q2 - f[2, p]
                 d3, d4, d5 = q3 - f[3, p], q4 - f[4, p], q5 - f[5, p]
                 d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
-                far[a] = np.float32(d + (label_gap if f[6, p] != q6 else 0.0))
+                distance[a] = np.float32(d + (label_gap if f[6, p] != q6 else 0.0))
         if size <= _RANKED:
             # The rank of a candidate is how many are nearer: nothing depends on what comes out.
             whole = (size + _LANES - 1) // _LANES * _LANES
             for a in range(size, whole):
-                far[a] = np.float32(1e30)
+                distance[a] = np.float32(1e30)
             for a in range(whole):
                 rank[a] = 0
             for b in range(size):
-                mine = far[b]
+                own = distance[b]
                 for a in range(whole):
-                    rank[a] += int(mine < far[a]) + int((mine == far[a]) & (b < a))
+                    rank[a] += int(own < distance[a]) + int((own == distance[a]) & (b < a))
             for a in range(size):
                 order[rank[a]] = a
-            found = min(k, size)
+            filled = min(k, size)
         else:
-            found = 0
+            filled = 0
             for a in range(size):
-                if found == k and far[a] >= far[order[k - 1]]:
+                if filled == k and distance[a] >= distance[order[k - 1]]:
                     continue
-                slot = min(found, k - 1)
-                found = min(found + 1, k)
-                while slot > 0 and far[order[slot - 1]] > far[a]:
+                slot = min(filled, k - 1)
+                filled = min(filled + 1, k)
+                while slot > 0 and distance[order[slot - 1]] > distance[a]:
                     order[slot] = order[slot - 1]
                     slot -= 1
                 order[slot] = a
         for slot in range(k):
-            index[m, slot] = which[order[slot]] if slot < found else -1
-            square[m, slot] = far[order[slot]] if slot < found else 0.0
+            index[m, slot] = which[order[slot]] if slot < filled else -1
+            square[m, slot] = distance[order[slot]] if slot < filled else 0.0
 
 
 def nearest_numpy(
-    query: Floats,
-    query_label: NDArray[np.int32],
-    query_cell: Integers,
-    hole: Floats,
-    shape: Floats,
-    point: Floats,
-    label: NDArray[np.int32],
-    start: Integers,
-    cell_rows: int,
-    cell_cols: int,
-    candidates: int,
-    label_gap: float,
-    index: Integers,
-    square: Floats,
+    queries: Queries, points: Points, candidates: int, label_gap: float, neighbours: Neighbours
 ) -> None:
     """As :func:`_nearest`."""
+    query, query_label, query_cell = queries.feature, queries.label, queries.cell
+    hole, shape = queries.hole, queries.shape
+    point, label = points.feature, points.label
+    cell_rows, cell_cols = points.cell_rows, points.cell_cols
+    index, square = neighbours
     k = index.shape[1]
-    cell_of_point = np.repeat(np.arange(cell_rows * cell_cols), np.diff(start))
+    cell_of_point = np.repeat(np.arange(cell_rows * cell_cols), np.diff(points.start))
     rows, cols = cell_of_point // cell_cols, cell_of_point % cell_cols
     for begin in range(0, len(query), max(1, _CHUNK * 256 // max(len(point), 1))):
         part = slice(begin, begin + max(1, _CHUNK * 256 // max(len(point), 1)))
         q, cell = query[part], query_cell[part]
         d0, d1 = q[:, None, 0] - point[None, :, 0], q[:, None, 1] - point[None, :, 1]
-        place = d0 * d0 + d1 * d1
+        position_square = d0 * d0 + d1 * d1
         measure = d0 * d0 * shape[0] + 2 * d0 * d1 * shape[1] + d1 * d1 * shape[2]
         allowed = ~(measure < hole[part, None])
         # The ring of cells about the query's own in which a point lies.
@@ -228,7 +363,7 @@ def nearest_numpy(
         else:
             reach = np.full(len(q), cell_rows + cell_cols)
         allowed &= ring <= np.maximum(reach, 1)[:, None]
-        distance = place + ((q[:, None, 2:] - point[None, :, 2:]) ** 2).sum(axis=2)
+        distance = position_square + ((q[:, None, 2:] - point[None, :, 2:]) ** 2).sum(axis=2)
         distance += label_gap * (query_label[part, None] != label[None, :])
         distance = distance.astype(np.float32).astype(np.float64)
         distance[~allowed] = np.inf
@@ -246,32 +381,27 @@ def nearest_numpy(
 
 def _krige(
     query: Floats,
-    index: Integers,
-    square: Floats,
-    point: Floats,
-    label: NDArray[np.int32],
-    value: Floats,
-    noise: Floats,
-    doubt: Floats,
+    neighbours: Neighbours,
+    points: Points,
+    observations: Observations,
     levels: Floats,
-    long_share: float,
-    long_scale: float,
-    label_gap: float,
-    mean: Floats,
-    variance: Floats,
-    sill: Floats,
+    correlation: Correlation,
+    kriged: Kriged,
 ) -> None:
-    """Simple kriging of point values at the queries from their neighbours (index, square).
+    """Simple kriging of observations at queries (M, F) from their neighbours. Written: kriged.
 
-    Correlation of squared feature distance D and squared distance S in features 0 and 1:
-    (1 - long_share) / (1 + D) + long_share / (1 + long_scale S), two rational quadratic parts.
-    On the diagonal comes the nugget level noise + doubt, (N,) each, for each of the G levels.
-    Written, (G, M): mean, variance (of a unit prior, at least 1e-4) and sill, the prior variance
-    that the neighbours' values speak for: y' K^-1 y / n.
+    The diagonal of the matrix is 1 + nugget level * noise + extra_nugget, for each of the levels
+    (G,).
     """
-    k, short = index.shape[1], 1.0 - long_share
+    index, square = neighbours.indices, neighbours.square
+    point, label = points.feature, points.label
+    value, noise, extra_nugget = observations.value, observations.noise, observations.extra_nugget
+    long_weight, long_scale = correlation.long_weight, correlation.long_scale
+    label_gap = correlation.label_gap
+    mean, variance, sill = kriged.mean, kriged.variance, kriged.sill
+    k, short_weight = index.shape[1], 1.0 - long_weight
     x: Floats = np.empty((k, 7, _BLOCK))
-    there: Floats = np.empty((k, _BLOCK))
+    exists: Floats = np.empty((k, _BLOCK))
     y: Floats = np.empty((k, _BLOCK))
     nugget: Floats = np.empty((k, _BLOCK))
     extra: Floats = np.empty((k, _BLOCK))
@@ -287,17 +417,17 @@ def _krige(
             for a in range(k):
                 # A missing neighbour is an independent one that says nothing.
                 p = max(index[begin + m, a], 0)
-                here = 1.0 if index[begin + m, a] >= 0 else 0.0
+                present = 1.0 if index[begin + m, a] >= 0 else 0.0
                 for c in range(6):
                     x[a, c, m] = point[p, c]
                 x[a, 6, m] = label[p]
-                there[a, m] = here
-                y[a, m] = value[p] * here
-                nugget[a, m] = noise[p] * here
-                extra[a, m] = doubt[p] * here
+                exists[a, m] = present
+                y[a, m] = value[p] * present
+                nugget[a, m] = noise[p] * present
+                extra[a, m] = extra_nugget[p] * present
                 dr, dc = point[p, 0] - query[begin + m, 0], point[p, 1] - query[begin + m, 1]
                 d, s = 1.0 + square[begin + m, a], 1.0 + long_scale * (dr * dr + dc * dc)
-                towards[a, m] = here * (short * s + long_share * d) / (d * s)
+                towards[a, m] = present * (short_weight * s + long_weight * d) / (d * s)
         for a in range(k):
             for b in range(a):
                 for m in range(size):
@@ -308,8 +438,8 @@ def _krige(
                     d = 1.0 + near + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
                     d += label_gap if x[a, 6, m] != x[b, 6, m] else 0.0
                     s = 1.0 + long_scale * near
-                    both = there[a, m] * there[b, m]
-                    alike[a, b, m] = both * (short * s + long_share * d) / (d * s)
+                    both = exists[a, m] * exists[b, m]
+                    alike[a, b, m] = both * (short_weight * s + long_weight * d) / (d * s)
         for g in range(len(levels)):
             for a in range(k):
                 for b in range(a):
@@ -341,7 +471,7 @@ def _krige(
                     explained += weight[a, m] * weight[a, m]
                     estimate += weight[a, m] * white[a, m]
                     energy += white[a, m] * white[a, m]
-                    count += there[a, m]
+                    count += exists[a, m]
                 mean[g, begin + m] = estimate
                 variance[g, begin + m] = max(1.0 - explained, 1e-4)
                 sill[g, begin + m] = energy / max(count, 1.0)
@@ -349,27 +479,18 @@ def _krige(
 
 def krige_numpy(
     query: Floats,
-    index: Integers,
-    square: Floats,
-    point: Floats,
-    label: NDArray[np.int32],
-    value: Floats,
-    noise: Floats,
-    doubt: Floats,
+    neighbours: Neighbours,
+    points: Points,
+    observations: Observations,
     levels: Floats,
-    long_share: float,
-    long_scale: float,
-    label_gap: float,
-    mean: Floats,
-    variance: Floats,
-    sill: Floats,
+    correlation: Correlation,
+    kriged: Kriged,
 ) -> None:
     """As :func:`_krige`."""
-
-    def correlation(d: Floats, near: Floats) -> Floats:
-        result: Floats = (1 - long_share) / (1 + d) + long_share / (1 + long_scale * near)
-        return result
-
+    index, square = neighbours
+    point, label = points.feature, points.label
+    value, noise, extra_nugget = observations
+    mean, variance, sill = kriged
     k = index.shape[1]
     for begin in range(0, len(index), _CHUNK):
         part = slice(begin, begin + _CHUNK)
@@ -377,9 +498,9 @@ def krige_numpy(
         x = point[chosen]  # (m, k, F)
         near = ((x[:, :, None, :2] - x[:, None, :, :2]) ** 2).sum(axis=3)
         d = near + ((x[:, :, None, 2:] - x[:, None, :, 2:]) ** 2).sum(axis=3)
-        d += label_gap * (label[chosen][:, :, None] != label[chosen][:, None, :])
-        alike = correlation(d, near)
-        towards = correlation(
+        d += correlation.label_gap * (label[chosen][:, :, None] != label[chosen][:, None, :])
+        alike = correlation.at(d, near)
+        towards = correlation.at(
             square[part], ((x[:, :, :2] - query[part, None, :2]) ** 2).sum(axis=2)
         )
         y = value[chosen]
@@ -388,7 +509,7 @@ def krige_numpy(
         towards[missing], y[missing] = 0.0, 0.0
         count = np.maximum(k - missing.sum(axis=1), 1)
         for g, level in enumerate(levels):
-            nugget = np.where(missing, 0.0, level * noise[chosen] + doubt[chosen])
+            nugget = np.where(missing, 0.0, level * noise[chosen] + extra_nugget[chosen])
             alike[:, np.arange(k), np.arange(k)] = 1.0 + nugget
             factor = np.linalg.cholesky(alike)
             white = np.linalg.solve(factor, np.stack([towards, y], axis=2))
@@ -401,23 +522,24 @@ def krige_numpy(
 
 
 def _agree(
-    index: Integers,
-    square: Floats,
-    point: Floats,
+    neighbours: Neighbours,
+    points: Points,
     value: Floats,
-    suspect: Floats,
+    outlier_probability: Floats,
     scale: float,
     nugget: float,
-    long_share: float,
-    long_scale: float,
+    correlation: Correlation,
     density: Floats,
 ) -> None:
     """How likely each point's value is if one of its neighbours is right about it.
 
-    A mixture over the neighbours (index, square) of Student's densities (3 degrees of freedom) of
-    the difference, in units of scale sqrt(2 (1 - correlation) + 2 nugget); the weights are the
-    squared correlation times the trust in the neighbour, 1 - suspect (N,). Written: density (N,).
+    A mixture over the neighbours of Student's densities (3 degrees of freedom) of the difference of
+    values (N,), in units of scale sqrt(2 (1 - correlation) + 2 nugget); the weights are the squared
+    correlation times the trust in the neighbour, 1 - outlier_probability (N,). Written: density
+    (N,).
     """
+    index, square, point = neighbours.indices, neighbours.square, points.feature
+    long_weight, long_scale = correlation.long_weight, correlation.long_scale
     k = index.shape[1]
     for n in range(len(index)):
         mass = 0.0
@@ -428,37 +550,37 @@ def _agree(
                 break
             dr = point[n, 0] - point[p, 0]
             dc = point[n, 1] - point[p, 1]
-            alike = (1.0 - long_share) / (1.0 + square[n, a]) + long_share / (
+            alike = (1.0 - long_weight) / (1.0 + square[n, a]) + long_weight / (
                 1.0 + long_scale * (dr * dr + dc * dc)
             )
             step = 1.0 / (scale * math.sqrt(2.0 * (1.0 - alike) + 2.0 * nugget))
             off = (value[n] - value[p]) * step
             tail = 1.0 + off * off / 3.0
-            weight = alike * alike * (1.0 - suspect[p]) + 1e-9
+            weight = alike * alike * (1.0 - outlier_probability[p]) + 1e-9
             mass += weight
             likely += weight * step / (tail * tail)
         density[n] = STUDENT_PEAK * likely / max(mass, 1e-9)
 
 
 def agree_numpy(
-    index: Integers,
-    square: Floats,
-    point: Floats,
+    neighbours: Neighbours,
+    points: Points,
     value: Floats,
-    suspect: Floats,
+    outlier_probability: Floats,
     scale: float,
     nugget: float,
-    long_share: float,
-    long_scale: float,
+    correlation: Correlation,
     density: Floats,
 ) -> None:
     """As :func:`_agree`."""
+    index, square = neighbours
+    point = points.feature
     chosen = np.maximum(index, 0)
     near = ((point[:, None, :2] - point[chosen, :2]) ** 2).sum(axis=2)
-    alike = (1 - long_share) / (1 + square) + long_share / (1 + long_scale * near)
+    alike = correlation.at(square, near)
     step = 1 / (scale * np.sqrt(2 * (1 - alike) + 2 * nugget))
     off = (value[:, None] - value[chosen]) * step
-    weight = np.where(index < 0, 0.0, alike**2 * (1 - suspect[chosen]) + 1e-9)
+    weight = np.where(index < 0, 0.0, alike**2 * (1 - outlier_probability[chosen]) + 1e-9)
     likely = (weight * step / (1 + off * off / 3) ** 2).sum(axis=1)
     density[:] = STUDENT_PEAK * likely / np.maximum(weight.sum(axis=1), 1e-9)
 
@@ -467,37 +589,31 @@ def agree_numpy(
 
 
 def _spread(
-    row: NDArray[np.float32],
-    col: NDArray[np.float32],
-    rest: NDArray[np.float32],
-    surface_at: NDArray[np.float32],
-    colour_at: NDArray[np.float32],
-    weight: NDArray[np.float32],
-    surface: NDArray[np.float32],
-    colour: NDArray[np.float32],
-    radius: float,
-    softening: float,
-    surface_gain: float,
-    colour_gain: float,
-    clip: float,
-    total: NDArray[np.float32],
-    sum_: NDArray[np.float32],
+    points: DetailPoints,
+    surface: Map,
+    colour: Map,
+    weights: DetailWeights,
+    total: Map,
+    weighted_sum: Map,
 ) -> None:
-    """What the points still disagree with a surface is handed to the cells about them.
+    """The points' remaining disagreement with a surface is handed to the cells about them.
 
-    row, col (N,): places on the (H, W) lattice of `surface` (log depth) and `colour` (3, H, W).
-    rest (N,): measured log depth minus surface_at (N,). A cell within `radius` at squared distance
-    r2, whose surface differs by s and whose colour by c, has the weight
+    surface (H, W) log depth, colour (3, H, W). A cell within `radius` at squared distance r2, whose
+    surface differs from the point's by s and whose colour by c, has the weight
     weight (1 - r2 / radius^2) / ((softening + r2) (1 + surface_gain s^2 + colour_gain c^2)^2), and
-    takes the point's depth plus s, no more than `clip` of it. Added to total and sum_, (H, W).
+    takes the point's depth plus s, no more than `clip` of it. Added to total (of weights) and
+    weighted_sum, (H, W).
     """
+    row, col, rest, weight = points.row, points.col, points.rest, points.weight
+    surface_at, colour_at = points.surface, points.colour
+    radius = weights.radius
     height, width = surface.shape
     zero, one = np.float32(0.0), np.float32(1.0)
     r2_inverse = np.float32(1.0 / (radius * radius))
-    soft = np.float32(softening)
-    gain_s = np.float32(surface_gain)
-    gain_c = np.float32(colour_gain)
-    limit = np.float32(clip)
+    soft = np.float32(weights.softening)
+    gain_s = np.float32(weights.surface_gain)
+    gain_c = np.float32(weights.colour_gain)
+    limit = np.float32(weights.clip)
     part = np.empty(2 * _ROW, np.float32)  # of one array: the compiler sees that they are apart
     for n in range(len(row)):
         top = max(0, math.ceil(row[n] - radius))
@@ -521,34 +637,27 @@ def _spread(
                     c1 = colour[1, i, at] - colour_at[n, 1]
                     c2 = colour[2, i, at] - colour_at[n, 2]
                     unlike = one + gain_s * s * s + gain_c * (c0 * c0 + c1 * c1 + c2 * c2)
-                    share = weight[n] * max(one - r2 * r2_inverse, zero)
-                    share /= (soft + r2) * unlike * unlike
-                    part[j] = share
-                    part[_ROW + j] = share * (rest[n] + min(max(s, -limit), limit) - s)
+                    cell_weight = weight[n] * max(one - r2 * r2_inverse, zero)
+                    cell_weight /= (soft + r2) * unlike * unlike
+                    part[j] = cell_weight
+                    part[_ROW + j] = cell_weight * (rest[n] + min(max(s, -limit), limit) - s)
                 for j in range(size):
                     at = begin + np.uint64(j)
                     total[i, at] += part[j]
-                    sum_[i, at] += part[_ROW + j]
+                    weighted_sum[i, at] += part[_ROW + j]
 
 
 def spread_numpy(
-    row: NDArray[np.float32],
-    col: NDArray[np.float32],
-    rest: NDArray[np.float32],
-    surface_at: NDArray[np.float32],
-    colour_at: NDArray[np.float32],
-    weight: NDArray[np.float32],
-    surface: NDArray[np.float32],
-    colour: NDArray[np.float32],
-    radius: float,
-    softening: float,
-    surface_gain: float,
-    colour_gain: float,
-    clip: float,
-    total: NDArray[np.float32],
-    sum_: NDArray[np.float32],
+    points: DetailPoints,
+    surface: Map,
+    colour: Map,
+    weights: DetailWeights,
+    total: Map,
+    weighted_sum: Map,
 ) -> None:
     """As :func:`_spread`; every offset from the cell of a point for all points at once."""
+    row, col, rest, surface_at, colour_at, weight = points
+    radius, softening, surface_gain, colour_gain, clip = weights
     height, width = surface.shape
     reach = math.ceil(radius) + 1
     base_row, base_col = np.floor(row).astype(np.int64), np.floor(col).astype(np.int64)
@@ -563,28 +672,11 @@ def spread_numpy(
             s = surface[i, j] - surface_at[use]
             c: Any = colour[:, i, j].T - colour_at[use]
             unlike = 1 + surface_gain * s * s + colour_gain * (c * c).sum(axis=1)
-            share = weight[use] * (1 - r2 / (radius * radius)) / ((softening + r2) * unlike**2)
+            cell_weight = (
+                weight[use] * (1 - r2 / (radius * radius)) / ((softening + r2) * unlike**2)
+            )
             cell = i * width + j
             size = height * width
-            total += np.bincount(cell, share, size).reshape(height, width).astype(np.float32)
-            given = share * (rest[use] + np.clip(s, -clip, clip) - s)
-            sum_ += np.bincount(cell, given, size).reshape(height, width).astype(np.float32)
-
-
-_MAP, _VECTOR, _INDEX = "f8[:,::1]", "f8[::1]", "i8[:,::1]"  # numba's names, contiguous arrays
-_PLACES, _LABELS, _PICTURE = "i8[::1]", "i4[::1]", "f4[:,::1]"
-_TYPES: dict[Callable[..., None], str] = {
-    _nearest: (
-        f"{_MAP}, {_LABELS}, {_PLACES}, {_VECTOR}, {_VECTOR}, {_MAP}, {_LABELS}, {_PLACES}, "
-        f"i8, i8, i8, f8, {_INDEX}, {_MAP}"
-    ),
-    _krige: (
-        f"{_MAP}, {_INDEX}, {_MAP}, {_MAP}, {_LABELS}, {_VECTOR}, {_VECTOR}, {_VECTOR}, {_VECTOR}, "
-        f"f8, f8, f8, {_MAP}, {_MAP}, {_MAP}"
-    ),
-    _agree: f"{_INDEX}, {_MAP}, {_MAP}, {_VECTOR}, {_VECTOR}, f8, f8, f8, f8, {_VECTOR}",
-    _spread: (
-        f"f4[::1], f4[::1], f4[::1], f4[::1], {_PICTURE}, f4[::1], {_PICTURE}, f4[:,:,::1], "
-        f"f8, f8, f8, f8, f8, {_PICTURE}, {_PICTURE}"
-    ),
-}
+            total += np.bincount(cell, cell_weight, size).reshape(height, width).astype(np.float32)
+            given = cell_weight * (rest[use] + np.clip(s, -clip, clip) - s)
+            weighted_sum += np.bincount(cell, given, size).reshape(height, width).astype(np.float32)

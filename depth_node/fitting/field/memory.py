@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the residual field remembers from frame to frame.
 
-A per-frame answer trembles: other points, other noise. Where the scene stands still the answers of
-several frames are averaged (in log depth, on the field's grid), as a Kalman filter with a bounded
-memory would. Old answers are moved with the camera when its pose is known. They lose their say
+The answers of single frames tremble: other points, other noise. Where the scene stands still the
+answers of several frames are averaged (in log depth, on the field's grid), as a Kalman filter with
+a bounded memory would. Old answers are moved with the camera when its pose is known. They lose
+their weight
 
 - everywhere, when they predict the new points worse than the new frame's own left-out points are
-  predicted (the camera moved and nobody said so, the scene changed),
-- about new points that contradict them, and where the picture or the network's answer changed,
-- altogether, after a jump in time, a change of the picture's size or camera, or a new scene.
+  predicted (the camera moved without a known pose, the scene changed),
+- about new points that contradict them, and where the image or the network's answer changed,
+- altogether, after a jump in time, a change of the image's size or camera, or a new scene.
 """
 
 from __future__ import annotations
@@ -16,54 +17,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.config import option, validate
-
-Map = NDArray[np.float32]
-Floats = NDArray[np.float64]
+from depth_node.fitting.field.base import Base
+from depth_node.fitting.field.detail import DetailParameters
+from depth_node.fitting.field.features import FieldFeatures
+from depth_node.fitting.field.lattice import Floats, Map, rounded
+from depth_node.fitting.field.leave_out import LeaveOut
+from depth_node.fitting.field.settings import TemporalConfig
+from depth_node.fitting.robust import weighted_quantile
+from depth_node.prediction import Prediction
 
 # An old answer counts fully while its median error at new points is below the first of these times
 # the expected one, and not at all above the second.
 ERROR_LIMITS = (1.05, 1.45)
-QUANTILE = 0.85  # of the errors, tells edges that are out of place
-NEW_SCENE = 0.6  # share of changed cells that makes a new scene
+LARGE_ERROR_QUANTILE = 0.85  # of the errors, shows edges that are out of place
+NEW_SCENE = 0.6  # fraction of changed cells that makes a new scene
 CHANGED_COLOUR = 0.35  # of a correlation length of colour, after blurring
 CHANGED_BASE = 0.08  # log of the network's map
 CONTRADICTION = 3.0  # times the expected error
-LEAST_CONTRADICTION = 0.04  # log depth
-MANY_POINTS = 2000  # more tell no more of a median
-
-
-@dataclass(frozen=True)
-class TemporalConfig:
-    """The memory of method field."""
-
-    enabled: bool = option(True, "Average over frames where the scene stands still.")
-    memory: float = option(
-        0.8,
-        "Largest share of the old answer in the new one; 0.8 averages about nine frames.",
-        minimum=0.0,
-        maximum=0.98,
-    )
-    max_gap_s: float = option(
-        1.0,
-        "A longer pause between frames, or a step back, makes a new beginning.",
-        unit="s",
-        minimum=0.01,
-        maximum=60.0,
-    )
-
-    def __post_init__(self) -> None:
-        validate(self)
+MIN_CONTRADICTION = 0.04  # log depth
+MAX_MEDIAN_POINTS = 2000  # more points estimate the median shift no better
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the camera was. matrix: (3, 3) intrinsics of the undistorted picture in pixels.
+    """Where the camera was. matrix: (3, 3) intrinsics of the undistorted image in pixels.
 
     T_world_camera: (4, 4), p_world = T p_camera, in any frame that stands still.
     """
@@ -73,13 +56,14 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class Answer:
+class FieldAnswer:
     """One frame's answer on the grid, for the memory.
 
-    log_depth: (h, w) float32. values: (h, w) what the network gave; log_base makes log metres of
-    such a map with this frame's base. colour: (3, h, w) in correlation lengths. row, col, log_z,
-    trust: (n,) points on the grid and how far they are to be believed. error, large_error: median
-    and QUANTILE of the expected errors of log depth at new points. height, width: of the picture.
+    log_depth: (h, w) float32. values: (h, w) of the network; log_base makes log metres of such a
+    map with this frame's base. colour: (3, h, w) in correlation lengths. row, col, log_z, trust:
+    (n,) points on the grid and how far they are to be believed, 0 to 1. error, large_error: median
+    and LARGE_ERROR_QUANTILE of the expected errors of log depth at new points. height, width: of
+    the image.
     """
 
     log_depth: Map
@@ -95,6 +79,40 @@ class Answer:
     height: int
     width: int
 
+    @classmethod
+    def of(
+        cls,
+        prediction: Prediction,
+        base: Base,
+        features: FieldFeatures,
+        log_depth: Map,
+        left_out: LeaveOut,
+        parameters: DetailParameters,
+        outlier: Floats,
+    ) -> FieldAnswer:
+        """The answer of a frame whose log depth on the grid is log_depth (h, w).
+
+        outlier: (n,) probability that a point is one.
+        """
+        values = prediction.values
+        if base.unknown is not None:
+            values = np.where(base.unknown, np.float32(0), values)
+        size, area = features.grid.size, cv2.INTER_AREA
+        return cls(
+            log_depth=log_depth,
+            values=np.asarray(cv2.resize(values, size, interpolation=area)),
+            log_base=base.log_metres,
+            colour=features.grid_colour,
+            row=features.grid_row,
+            col=features.grid_col,
+            log_z=features.y + features.log_base + features.middle,
+            trust=1 - outlier,
+            error=weighted_quantile(parameters.error, left_out.weight, 0.5),
+            large_error=weighted_quantile(parameters.error, left_out.weight, LARGE_ERROR_QUANTILE),
+            height=features.image[0],
+            width=features.image[1],
+        )
+
 
 @dataclass(frozen=True)
 class _Past:
@@ -108,14 +126,14 @@ class _Past:
 
 
 class FieldState:
-    """The memory of one camera. Call `at` for every frame, then give the state to `fit`."""
+    """The memory of one camera. Call `at` for every frame, then pass the state to `fit`."""
 
     def __init__(self) -> None:
         self._past: _Past | None = None
         self._stamp_ns = 0
         self._pose: Pose | None = None
         self.resets = 0
-        self.share = 0.0  # of the old answer in the last one, mean over the picture
+        self.old_weight = 0.0  # of the old answer in the last one, mean over the image
 
     def reset(self) -> None:
         """Forget everything."""
@@ -126,22 +144,26 @@ class FieldState:
         self._stamp_ns = stamp_ns
         self._pose = pose
 
-    def blend(self, answer: Answer, config: TemporalConfig) -> Map:
-        """(h, w) log depth of the frame with what is remembered, which is then kept."""
+    def details(self) -> dict[str, Any]:
+        """The memory's part in the last answer, for an operator."""
+        return {"remembered": self.old_weight, "resets": self.resets}
+
+    def blend(self, answer: FieldAnswer, config: TemporalConfig) -> Map:
+        """(h, w) log depth of the frame averaged with the remembered one; is remembered itself."""
         past, changed = self._fitting_past(answer, config)
         if past is None:
             frames: Map = np.ones(answer.log_depth.shape, np.float32)
             blended = answer.log_depth
-            self.share = 0.0
+            self.old_weight = 0.0
         else:
             shift, weight = _trust(past, changed, answer)
             old = past.log_depth + np.float32(shift)
             weight *= np.minimum(past.frames / (past.frames + 1), np.float32(config.memory))
             step = old - answer.log_depth
-            step[~(weight > 0)] = 0  # what is not remembered may be NaN
+            step[~(weight > 0)] = 0  # log depth that is not remembered may be NaN
             blended = answer.log_depth + weight * step
             frames = weight / np.maximum(1 - weight, np.float32(1e-3)) + 1
-            self.share = float(weight.mean())
+            self.old_weight = float(weight.mean())
         self._past = _Past(
             blended,
             frames,
@@ -154,9 +176,9 @@ class FieldState:
         return blended
 
     def _fitting_past(
-        self, answer: Answer, config: TemporalConfig
+        self, answer: FieldAnswer, config: TemporalConfig
     ) -> tuple[_Past | None, NDArray[np.bool_]]:
-        """The past as seen from here, or None for a new beginning; (h, w) where it changed."""
+        """The past moved to the new pose, or None for a new beginning; (h, w) where it changed."""
         past = self._past
         nothing: NDArray[np.bool_] = np.zeros((0, 0), bool)
         if past is None or not config.enabled or config.memory == 0:
@@ -175,7 +197,7 @@ class FieldState:
         return past, changed
 
 
-def _changed(past: _Past, answer: Answer) -> NDArray[np.bool_]:
+def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
     """(h, w) cells whose colour or base changed more than noise would."""
     colour = np.sqrt(((past.colour - answer.colour) ** 2).sum(axis=0))
     changed = ~(cv2.blur(colour, (3, 3)) < CHANGED_COLOUR)
@@ -186,34 +208,34 @@ def _changed(past: _Past, answer: Answer) -> NDArray[np.bool_]:
     return changed
 
 
-def _trust(past: _Past, changed: NDArray[np.bool_], answer: Answer) -> tuple[float, Map]:
-    """What to add to the old log depth, and (h, w) how far it is to be believed, 0 to 1."""
-    rows = np.clip((answer.row + 0.5).astype(np.int64), 0, past.log_depth.shape[0] - 1)
-    cols = np.clip((answer.col + 0.5).astype(np.int64), 0, past.log_depth.shape[1] - 1)
+def _trust(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer) -> tuple[float, Map]:
+    """Shift to add to the old log depth, and (h, w) how far that is to be believed, 0 to 1."""
+    rows = np.clip(rounded(answer.row), 0, past.log_depth.shape[0] - 1)
+    cols = np.clip(rounded(answer.col), 0, past.log_depth.shape[1] - 1)
     miss = answer.log_z - past.log_depth[rows, cols].astype(np.float64)
-    seen = np.isfinite(miss) & (answer.trust > 0.5)
+    comparable = np.isfinite(miss) & (answer.trust > 0.5)
     weight = (~changed & np.isfinite(past.log_depth)).astype(np.float32)
-    if np.count_nonzero(seen) < 4:
+    if np.count_nonzero(comparable) < 4:
         return 0.0, weight
     expected = max(answer.error, 1e-3)
-    still = seen & (weight[rows, cols] > 0)
+    still = comparable & (weight[rows, cols] > 0)
     if np.count_nonzero(still) < 4:
         return 0.0, np.zeros_like(weight)
-    # A camera that comes nearer shifts the whole map; that much can be told from the points.
+    # A camera that comes nearer shifts the whole map; the points show by how much.
     number = np.count_nonzero(still)
-    told = miss[still][:: 1 + number // MANY_POINTS]
-    shift = float(np.median(told))
-    spread, large = np.quantile(np.abs(told - shift), [0.5, QUANTILE])
+    some = miss[still][:: 1 + number // MAX_MEDIAN_POINTS]
+    shift = float(np.median(some))
+    spread, large = np.quantile(np.abs(some - shift), [0.5, LARGE_ERROR_QUANTILE])
     certainty = 1.5 * spread / math.sqrt(number)
     shift = math.copysign(max(abs(shift) - certainty, 0.0), shift)
     low, high = ERROR_LIMITS
     ratio = max(spread / expected, large / max(answer.large_error, 1e-3))
     weight *= np.float32(np.clip((high - ratio) / (high - low), 0, 1))
     # Around a point that contradicts the past, the past is wrong; around one that agrees it holds.
-    limit = max(CONTRADICTION * expected / 0.6745, LEAST_CONTRADICTION)
+    limit = max(CONTRADICTION * expected / 0.6745, MIN_CONTRADICTION)
     against = np.abs(miss - shift) > limit
-    if (against & seen).any():
-        weight *= 1 - _about(rows[seen], cols[seen], against[seen], weight.shape)
+    if (against & comparable).any():
+        weight *= 1 - _about(rows[comparable], cols[comparable], against[comparable], weight.shape)
     return shift, weight
 
 
@@ -223,7 +245,7 @@ def _about(
     against: NDArray[np.bool_],
     shape: tuple[int, ...],
 ) -> Map:
-    """(h, w) share of contradicting points around each cell, 0 where there is none near."""
+    """(h, w) 0 to 1: how much the points around a cell contradict, 0 where there is none near."""
     spacing = math.sqrt(shape[0] * shape[1] / len(rows))
     size = 2 * round(min(max(spacing, 2.0), 24.0)) + 1
     cell, cells = rows * shape[1] + cols, shape[0] * shape[1]
@@ -234,12 +256,12 @@ def _about(
         summed = cv2.boxFilter(count, -1, (size, size), normalize=False, borderType=border)
         return np.asarray(summed, np.float32)
 
-    share = around(cell[against]) / np.maximum(around(cell), np.float32(0.5))
+    fraction = around(cell[against]) / np.maximum(around(cell), np.float32(0.5))
     # A third of the points about a cell is enough: an edge of what moved runs through.
-    return np.minimum(3 * np.maximum(share, 0), 1).astype(np.float32)
+    return np.minimum(3 * np.maximum(fraction, 0), 1).astype(np.float32)
 
 
-def _moved(past: _Past, pose: Pose, answer: Answer) -> _Past:
+def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:
     """The past as the camera sees it from its new pose; NaN where nothing is known.
 
     Cells go forward to where their points appear, the nearest wins; the small gaps between cells

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base B: a robust line from the network's declared space to metres, for the whole image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.fitting.field.lattice import Floats, Map
+from depth_node.fitting.field.points import MergedPoints
+from depth_node.fitting.robust import HUBER, MAD_TO_STD, TUKEY
+from depth_node.metrics import NORMAL_95
+from depth_node.prediction import Prediction
+
+ROBUST_STEPS = 6
+MAX_LINE_POINTS = 2000  # more points determine two numbers no better
+RANGE_FACTOR = 3.0  # B stays within the points' 2 to 98 % range widened by this factor
+
+
+@dataclass(frozen=True)
+class Base:
+    """The network's map in metres by one line: z, 1/z or log z = scale v + shift.
+
+    kind: depth, disparity or log. nearest, farthest: m, the map keeps within. map: (H, W) float32
+    m, finite everywhere. unknown: (H, W) bool where the network gave nothing, or None.
+    """
+
+    kind: str
+    scale: float
+    shift: float
+    nearest: float
+    farthest: float
+    map: Map
+    unknown: NDArray[np.bool_] | None
+
+    def details(self) -> dict[str, Any]:
+        """The line, for an operator."""
+        return {"base": self.kind, "scale": self.scale, "shift": self.shift}
+
+    def log_metres(self, values: Map) -> Map:
+        """Logarithm of the map that this base makes of a network's values (h, w)."""
+        return np.log(
+            _metres(self.kind, self.scale, self.shift, self.nearest, self.farthest, values)
+        )
+
+    def blank_unknown(self, *maps: Map) -> None:
+        """NaN in (H, W) maps where the network gave nothing, in place."""
+        if self.unknown is not None:
+            for each in maps:
+                each[self.unknown] = np.nan
+
+
+def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
+    """The robust line in the space that the network declares, and its map kept within reason."""
+    every = slice(None, None, 1 + len(points) // MAX_LINE_POINTS)
+    v = prediction.values[points.rows[every], points.cols[every]].astype(np.float64)
+    z = points.z[every]
+    low, high = np.percentile(z, [2, 98])
+    kind = prediction.kind.split("_", 1)[0]
+    # Weights turn residuals of depth and disparity into relative ones.
+    if kind == "disparity":
+        target, weight = 1 / z, z * z
+    elif kind == "log":
+        target, weight = np.log(z), np.ones(len(z))
+    else:
+        target, weight = z, 1 / (z * z)
+    scale, shift = robust_line(v, target, weight)
+    if scale <= 0:  # the network has near and far the wrong way round: it says nothing
+        scale, shift = 0.0, float(np.median(target))
+    nearest, farthest = float(low) / RANGE_FACTOR, float(high) * RANGE_FACTOR
+    unknown = None
+    values = prediction.values
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum()
+    if not np.isfinite(total):  # or the sum is too large: then nothing is unknown
+        unknown = ~np.isfinite(values)
+        values = np.where(unknown, np.float32(np.median(v)), values)
+    metres = _metres(kind, scale, shift, nearest, farthest, values)
+    return Base(kind, scale, shift, nearest, farthest, metres, unknown)
+
+
+def base_alone(base: Base, points: MergedPoints) -> tuple[Map, Map]:
+    """Depth and std (H, W), m, of the base without a residual field."""
+    residual = np.log(points.z) - np.log(base.map[points.rows, points.cols].astype(np.float64))
+    middle = float(np.median(residual))
+    depth = base.map * np.float32(math.exp(middle))
+    relative = float(np.quantile(np.abs(np.expm1(residual - middle)), 0.95)) / NORMAL_95
+    std = depth * np.float32(relative)
+    base.blank_unknown(depth, std)
+    return depth, std
+
+
+def robust_line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
+    """Slope and intercept of y over x, (n,) each, by reweighted least squares.
+
+    Huber's loss first, then Tukey's biweight, of residuals times sqrt(weight). The slope is 0 where
+    all x are alike.
+    """
+    slope, shift = 0.0, float(np.median(y))
+    now = weight
+    for step in range(ROBUST_STEPS):
+        total = now.sum()
+        middle_x, middle_y = (now * x).sum() / total, (now * y).sum() / total
+        width = (now * (x - middle_x) ** 2).sum() / total
+        flat = width <= 1e-14 * max(middle_x * middle_x, 1e-12)
+        slope = 0.0 if flat else (now * (x - middle_x) * (y - middle_y)).sum() / total / width
+        shift = middle_y - slope * middle_x
+        residual = np.abs(y - slope * x - shift) * np.sqrt(weight)
+        spread = MAD_TO_STD * float(np.median(residual)) + 1e-9
+        if step < ROBUST_STEPS // 2:
+            now = weight * np.minimum(1, HUBER * spread / np.maximum(residual, 1e-12))
+        else:
+            now = weight * np.maximum(1 - (residual / (TUKEY * spread)) ** 2, 0) ** 2
+    return float(slope), float(shift)
+
+
+def _metres(
+    kind: str, scale: float, shift: float, nearest: float, farthest: float, values: Map
+) -> Map:
+    """(h, w) m of a network's values by the line, within nearest to farthest."""
+    out: Map = values * np.float32(scale)
+    out += np.float32(shift)
+    bottom, top = nearest, farthest
+    if kind == "disparity":
+        bottom, top = 1 / farthest, 1 / nearest
+    elif kind == "log":
+        bottom, top = math.log(nearest), math.log(farthest)
+    np.clip(out, np.float32(bottom), np.float32(top), out=out)
+    if kind == "disparity":
+        np.reciprocal(out, out=out)
+    elif kind == "log":
+        np.exp(out, out=out)
+    return out

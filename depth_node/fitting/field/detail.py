@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detail C: what kriging leaves at the points, handed to the cells about them that look alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from depth_node.fitting.field.features import FieldFeatures
+from depth_node.fitting.field.kernels import DetailPoints, DetailWeights, FieldKernels
+from depth_node.fitting.field.lattice import REFERENCE_PX, Floats, Map, resized, sample
+from depth_node.fitting.field.leave_out import LeaveOut
+
+# Reach
+DETAIL_SPACINGS = 1.25  # spacings of the points
+MIN_DETAIL_CELLS = 1.5
+MAX_DETAIL_PX = 64.0  # of an image of REFERENCE_PX
+LINE_GAPS, LINE_CELLS = 4.0, 4.0  # reach across dense scan lines: median distances, at most cells
+
+# Weight of a point
+SURFACE_GAIN, COLOUR_GAIN = 100.0, 5.0
+SOFTENING = 0.5  # squared cells
+
+# Choices
+PRIOR_WEIGHTS = (0.05, 0.5, 4.0, math.inf)  # of U against the points about a cell
+CLIPS = (0.005, 0.02, 0.06, 9.0)  # how much of a step of the surface is believed, in log depth
+USUAL_CHOICE = (1, 2)
+CHOICE_PENALTY = 0.3  # over sqrt(n), per step away from the usual choice
+ERROR_CAP = 0.5  # log depth
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Log depth after kriging, without the middle: on the grid and at the points.
+
+    update: (h, w) U on the grid. log: (h, w) log B + U. at_point: (n,). rest: (n,) measured minus
+    at_point. update_at_point: (n,) U.
+    """
+
+    update: Map
+    log: Map
+    at_point: Floats
+    rest: Floats
+    update_at_point: Floats
+
+    @classmethod
+    def of(cls, features: FieldFeatures, mean: Floats) -> Surface:
+        """The surface of the residual (M,) at the nodes."""
+        lattice = mean.reshape(features.nodes.shape).astype(np.float32)
+        update = resized(lattice, features.grid.size)
+        at_point = sample(lattice, features.node_row, features.node_col)
+        return cls(
+            update,
+            features.grid_log + update,
+            features.log_base + at_point,
+            features.y - at_point,
+            at_point,
+        )
+
+
+@dataclass(frozen=True)
+class DetailParameters:
+    """How strongly the detail counts.
+
+    prior_weight: of U against the points about a cell, inf: no detail. clip: log depth. radius:
+    cells. prior: weight of a point at the usual distance, which prior_weight multiplies. error:
+    (m,) left-out relative error of the points tried; mean_error: its mean, weighted by trust.
+    """
+
+    prior_weight: float
+    clip: float
+    radius: float
+    prior: float
+    error: Floats
+    mean_error: float
+
+    def details(self) -> dict[str, Any]:
+        """The choice and its error, for an operator."""
+        return {"leave_one_out": self.mean_error, "detail": self.prior_weight, "clip": self.clip}
+
+
+def choose_detail(
+    features: FieldFeatures, left_out: LeaveOut, surface: Surface, outlier: Floats, detail: bool
+) -> DetailParameters:
+    """The prior weight and the clip that predict left-out points best.
+
+    outlier: (n,) probability that a point is one. detail: whether any may be chosen.
+    """
+    spacing, radius = _reach(features, left_out)
+    prior = 1 / (SOFTENING + spacing * spacing)
+    which = left_out.which
+    missing, index = left_out.neighbours.indices < 0, np.maximum(left_out.neighbours.indices, 0)
+    # At a left-out point the surface is what kriging says or, where the lattice of nodes is too
+    # coarse to follow the points, as wrong as it is at the point itself.
+    worse = np.abs(surface.rest[which]) > np.abs(features.y[which] - left_out.mean)
+    update = np.where(worse, surface.update_at_point[which], left_out.mean)
+    start = features.log_base[which] + update
+    r2 = (features.grid_row[which, None] - features.grid_row[index]) ** 2
+    r2 += (features.grid_col[which, None] - features.grid_col[index]) ** 2
+    step = start[:, None] - surface.at_point[index]
+    colour_step = ((features.colour[which, None] - features.colour[index]) ** 2).sum(axis=2)
+    unlike = 1 + SURFACE_GAIN * step * step + COLOUR_GAIN * colour_step
+    weight = (1 - outlier[index]) ** 2 * np.maximum(1 - r2 / radius**2, 0)
+    weight /= (SOFTENING + r2) * unlike * unlike
+    weight[missing] = 0
+    total = weight.sum(axis=1)
+    truth = features.log_base[which] + features.y[which]
+    best: tuple[float, float, float, Floats] | None = None
+    penalty = CHOICE_PENALTY / math.sqrt(len(features))
+    prior_weights = PRIOR_WEIGHTS if detail else (math.inf,)
+    for b, clip in enumerate(CLIPS):
+        clipped = surface.rest[index] + np.clip(step, -clip, clip) - step
+        weighted_sum = (weight * clipped).sum(axis=1)
+        for a, prior_weight in enumerate(prior_weights):
+            estimate = start
+            if math.isfinite(prior_weight):
+                estimate = start + weighted_sum / (total + prior_weight * prior)
+            error = np.minimum(np.abs(truth - estimate), ERROR_CAP)
+            away = abs(a - USUAL_CHOICE[0]) + abs(b - USUAL_CHOICE[1])
+            loss = float(error @ left_out.weight) * (1 + penalty * away)
+            if best is None or loss < best[0]:
+                best = loss, prior_weight, clip, np.abs(np.expm1(truth - estimate))
+    assert best is not None
+    _, prior_weight, clip, error = best
+    mean_error = float(np.average(error, weights=left_out.weight))
+    return DetailParameters(prior_weight, clip, radius, prior, error, mean_error)
+
+
+def _reach(features: FieldFeatures, left_out: LeaveOut) -> tuple[float, float]:
+    """Spacing of the points and radius of their details, in cells of the grid."""
+    height, width = features.image
+    cell_px = features.grid.cell_px
+    spacing = math.sqrt(height * width / len(features)) / cell_px
+    unit = max(height, width) / REFERENCE_PX
+    radius = max(DETAIL_SPACINGS * spacing, MIN_DETAIL_CELLS)
+    radius = min(radius, MAX_DETAIL_PX * unit / cell_px)
+    between_lines = LINE_GAPS * float(np.median(left_out.far_px[::4, ::4])) / cell_px
+    if between_lines > 2 * radius:
+        radius = max(radius, min(between_lines, LINE_CELLS))
+    return spacing, radius
+
+
+def detail_correction(
+    features: FieldFeatures,
+    surface: Surface,
+    parameters: DetailParameters,
+    outlier: Floats,
+    kernels: FieldKernels,
+) -> Map:
+    """C: (h, w) correction of log depth on the grid. outlier: (n,) probability."""
+    total: Map = np.zeros(features.grid.shape, np.float32)
+    weighted_sum: Map = np.zeros(features.grid.shape, np.float32)
+    if not math.isfinite(parameters.prior_weight):
+        return weighted_sum
+    points = DetailPoints(
+        row=features.grid_row.astype(np.float32),
+        col=features.grid_col.astype(np.float32),
+        rest=surface.rest.astype(np.float32),
+        surface=surface.at_point.astype(np.float32),
+        colour=features.colour.astype(np.float32),
+        weight=((1 - outlier) ** 2).astype(np.float32),
+    )
+    weights = DetailWeights(
+        parameters.radius, SOFTENING, SURFACE_GAIN, COLOUR_GAIN, parameters.clip
+    )
+    kernels.spread(points, surface.log, features.grid_colour, weights, total, weighted_sum)
+    total += np.float32(parameters.prior_weight * parameters.prior)
+    weighted_sum /= total
+    return weighted_sum

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features by which points inform each other, and kriging of the residual in them.
+
+A feature vector holds row, column, log B and three of colour, each in units of its correlation
+length: the distance over which the residual changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.fitting.field.base import Base
+from depth_node.fitting.field.kernels import (
+    CIRCLE,
+    Correlation,
+    FieldKernels,
+    Kriged,
+    Neighbours,
+    Observations,
+    Points,
+    Queries,
+)
+from depth_node.fitting.field.lattice import (
+    REFERENCE_PX,
+    Floats,
+    Integers,
+    Lattice,
+    Map,
+    resized,
+    rounded,
+)
+from depth_node.fitting.field.points import MergedPoints
+from depth_node.fitting.field.settings import FieldAblation
+
+GRID_PX = 2.0  # cell of the grid of the details and of the answer
+
+# Correlation lengths
+POSITION_LENGTH = 0.2  # of row and column: fraction of the larger side of the image
+LOG_BASE_LENGTH = 0.5
+LIGHTNESS_LENGTH, CHROMA_LENGTH = 0.7, 0.4  # of Lab scaled to 0..1
+LONG_POSITION_LENGTH = 0.6  # of the part that changes slowly: fraction of the larger side
+CORRELATION = Correlation(
+    long_weight=0.8,  # of the prior variance that changes slowly, with position alone
+    long_scale=(POSITION_LENGTH / LONG_POSITION_LENGTH) ** 2 / 2,
+    label_gap=0.1,  # squared feature distance between two regions
+)
+
+CANDIDATES_PER_NEIGHBOUR = 1.5
+OLD_NOISE = 3.0  # a point of the age `age_s` has the noise variance 1 + this of a fresh one
+NUGGETS = (0.003, 0.01, 0.03, 0.1, 0.3)  # levels of noise, relative to the prior variance
+OWN_HOLE = 1e-12  # squared size of a hole that holds the queried point alone
+
+
+@dataclass(frozen=True)
+class FieldFeatures:
+    """Everything known before the residual is spread; n points are ordered by cells.
+
+    y: (n,) log residual less its median `middle`. log_base: (n,). points: feature vectors, regions
+    and cells of the points. noise: (n,) factor of the nugget from age. grid: the fine lattice of
+    cells (h, w); grid_log: (h, w) log base; grid_colour: (3, h, w) and colour: (n, 3), in
+    correlation lengths; grid_row, grid_col: (n,) coordinates of the points. nodes: the coarse
+    lattice, node_queries its M nodes; node_row, node_col: (n,) coordinates of the points. cell:
+    (n,) in which each point lies. length_px: pixels per unit of features 0 and 1.
+    """
+
+    y: Floats
+    log_base: Floats
+    middle: float
+    points: Points
+    noise: Floats
+    cell: Integers
+    grid: Lattice
+    grid_log: Map
+    grid_colour: Map
+    grid_row: Floats
+    grid_col: Floats
+    colour: Floats
+    nodes: Lattice
+    node_queries: Queries
+    node_row: Floats
+    node_col: Floats
+    length_px: float
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return self.grid.image
+
+    @classmethod
+    def of(
+        cls,
+        base: Base,
+        points: MergedPoints,
+        labels: NDArray[np.integer] | None,
+        image: NDArray[np.uint8] | None,
+        age_s: float,
+        ablation: FieldAblation,
+    ) -> FieldFeatures:
+        """Features of points and nodes of an (H, W, 3) uint8 RGB image with regions (H, W).
+
+        age_s: s, FieldConfig.age_s.
+        """
+        shape = (int(base.map.shape[0]), int(base.map.shape[1]))
+        unit = max(shape) / REFERENCE_PX
+        grid = Lattice.of(shape, GRID_PX * unit)
+        nodes = Lattice.of(shape, ablation.node_px * unit)
+        rows, cols = points.rows, points.cols
+        # An average over the cell would mix near and far at an edge less well in log.
+        grid_log: Map = np.log(cv2.resize(base.map, grid.size, interpolation=cv2.INTER_AREA))
+        grid_row, grid_col = grid.coordinates(rows, cols)
+        if image is not None and ablation.colour:
+            lab = _lab_colour(image, grid)
+            colour = lab[rounded(grid_row), rounded(grid_col)].astype(np.float64)
+            node_colour = resized(lab, nodes.size)
+            grid_colour = np.ascontiguousarray(np.moveaxis(lab, 2, 0))
+        else:
+            colour = np.zeros((len(rows), 3))
+            node_colour = np.zeros((*nodes.shape, 3), np.float32)
+            grid_colour = np.zeros((3, *grid.shape), np.float32)
+        length_px = POSITION_LENGTH * max(shape)
+        log_base = np.log(base.map[rows, cols].astype(np.float64))
+        y = np.log(points.z) - log_base
+        middle = float(np.median(y))
+        node_rows, node_cols = nodes.centres()
+        node_log = resized(grid_log, nodes.size).reshape(-1)
+        label: NDArray[np.int32] = np.zeros(len(rows), np.int32)
+        node_label: NDArray[np.int32] = np.zeros(len(node_rows), np.int32)
+        if labels is not None and ablation.regions:
+            label = labels[rows, cols].astype(np.int32)
+            node_label = labels[node_rows.astype(int), node_cols.astype(int)].astype(np.int32)
+        node_row, node_col = nodes.coordinates(rows, cols)
+        return cls(
+            y=y - middle,
+            log_base=log_base,
+            middle=middle,
+            points=Points(
+                _vectors(rows, cols, log_base, colour, length_px),
+                label,
+                points.start,
+                *points.cells.shape,
+            ),
+            noise=1 + (points.age_s / age_s) ** 2 * OLD_NOISE,
+            cell=points.cell,
+            grid=grid,
+            grid_log=grid_log,
+            grid_colour=grid_colour,
+            grid_row=grid_row,
+            grid_col=grid_col,
+            colour=colour,
+            nodes=nodes,
+            node_queries=Queries(
+                _vectors(node_rows, node_cols, node_log, node_colour.reshape(-1, 3), length_px),
+                node_label,
+                points.cells.cell(node_rows, node_cols),
+                np.zeros(len(node_rows)),
+                np.array(CIRCLE),
+            ),
+            node_row=node_row,
+            node_col=node_col,
+            length_px=length_px,
+        )
+
+    def queries(self, which: Integers | slice = slice(None)) -> Queries:
+        """Points (all, or some) as queries that do not find themselves."""
+        feature = np.ascontiguousarray(self.points.feature[which])
+        hole = np.full(len(feature), OWN_HOLE)
+        return Queries(feature, self.points.label[which], self.cell[which], hole, np.array(CIRCLE))
+
+    def nearest(
+        self,
+        queries: Queries,
+        count: int,
+        kernels: FieldKernels,
+        candidates_per_neighbour: float = CANDIDATES_PER_NEIGHBOUR,
+    ) -> Neighbours:
+        """The `count` points nearest to each query in feature distance."""
+        neighbours = Neighbours.empty(len(queries.feature), count)
+        candidates = math.ceil(candidates_per_neighbour * count)
+        kernels.nearest(queries, self.points, candidates, CORRELATION.label_gap, neighbours)
+        return neighbours
+
+    def krige(
+        self,
+        feature: Floats,
+        neighbours: Neighbours,
+        extra_nugget: Floats,
+        levels: Sequence[float],
+        kernels: FieldKernels,
+    ) -> Kriged:
+        """The residual at feature vectors (m, F) from their neighbours, for each nugget level.
+
+        extra_nugget: (n,) of the points.
+        """
+        kriged = Kriged.empty(len(levels), len(feature))
+        observations = Observations(self.y, self.noise, extra_nugget)
+        kernels.krige(
+            feature, neighbours, self.points, observations, np.array(levels), CORRELATION, kriged
+        )
+        return kriged
+
+    def krige_nodes(
+        self, extra_nugget: Floats, nugget: float, neighbours: int, kernels: FieldKernels
+    ) -> Kriged:
+        """The residual at the M nodes, (1, M) each."""
+        nearest = self.nearest(self.node_queries, min(neighbours, len(self)), kernels)
+        return self.krige(self.node_queries.feature, nearest, extra_nugget, (nugget,), kernels)
+
+    def nodes_on_grid(self, values: Floats) -> Map:
+        """(h, w) on the grid of values (M,) at the nodes."""
+        return resized(values.astype(np.float32).reshape(self.nodes.shape), self.grid.size)
+
+
+def _vectors(
+    rows: NDArray[Any], cols: NDArray[Any], log_base: NDArray[Any], colour: Any, length_px: float
+) -> Floats:
+    """(m, F) feature vectors of pixels (m,)."""
+    columns = [rows / length_px, cols / length_px, log_base / LOG_BASE_LENGTH, colour]
+    return np.ascontiguousarray(np.column_stack(columns), np.float64)
+
+
+def _lab_colour(image: NDArray[np.uint8], grid: Lattice) -> Map:
+    """(h, w, 3) slightly blurred Lab colour on the grid, in correlation lengths."""
+    half = (max(2, grid.size[0] // 2), max(2, grid.size[1] // 2))
+    small: NDArray[Any] = image
+    if image.shape[:2] == (4 * half[1], 4 * half[0]):  # twice by half is OpenCV's fast way
+        small = cv2.resize(image, (2 * half[0], 2 * half[1]), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(small, half, interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), 0.6)
+    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    scale = np.array(
+        [0.01 / LIGHTNESS_LENGTH, 1 / 255 / CHROMA_LENGTH, 1 / 255 / CHROMA_LENGTH], np.float32
+    )
+    return resized(lab * scale, grid.size)

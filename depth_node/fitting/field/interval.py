@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The 95 % interval: kriging's spread, calibrated in each frame by the left-out errors.
+
+docs/method.md gives the formula.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from depth_node.fitting.field.detail import DetailParameters
+from depth_node.fitting.field.features import NUGGETS, FieldFeatures
+from depth_node.fitting.field.kernels import Kriged
+from depth_node.fitting.field.lattice import Floats, Map, resized, sample
+from depth_node.fitting.field.leave_out import LeaveOut
+from depth_node.fitting.robust import weighted_quantile
+from depth_node.metrics import NORMAL_95
+
+COVERAGE = 0.945  # of left-out points, which have noise: it is 0.95 to 0.96 of the pixels
+SILL_PRIOR = 5.0  # neighbours' worth of trust in the image's prior variance
+VARIANCE_POWER, SILL_POWER = 1.4, 1.35  # wide intervals are still too narrow, narrow ones too wide
+MIN_SPREAD = 1e-3
+FAR_GROWTH = 8.0  # per correlation length of position beyond the points' spacing
+EDGE_GROWTH, EDGE_CAP = 12.0, 0.5  # per unit of a step of log depth, up to such a step
+FEW_GROWTH, FEW_GROWTH_SQUARED = 8.0, 40.0  # over n and n^2
+NOISE_FRACTION = 0.6  # of the points' noise that left-out errors are freed of
+MIN_BOUND_FRACTION, MIN_BOUND_POINTS = 0.1, 15.0  # of a squared bound that stays: a + b / n
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The interval on the grid.
+
+    relative: (h, w) 95 % bound of the relative error. factor: by which the spread is widened to it.
+    coverage: fraction of the left-out points inside theirs.
+    """
+
+    relative: Map
+    factor: float
+    coverage: float
+
+    def details(self) -> dict[str, Any]:
+        """How the interval came out at the left-out points, for an operator."""
+        return {"coverage": self.coverage, "interval_factor": self.factor}
+
+
+def relative_bound(
+    features: FieldFeatures,
+    left_out: LeaveOut,
+    parameters: DetailParameters,
+    log_depth: Map,
+    nodes: Kriged,
+) -> Bound:
+    """The spread of every cell, widened so that the left-out points lie within theirs.
+
+    nodes: (1, M) of kriging at the nodes. log_depth: (h, w) of the answer: at its steps an edge
+    that is out of place by a pixel is wrong by the height of the step.
+    """
+    variance, sill = nodes.variance[0], nodes.sill[0]
+    step = cv2.morphologyEx(log_depth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    edge = 1 + np.float32(EDGE_GROWTH) * np.minimum(step, np.float32(EDGE_CAP))
+    far = resized(left_out.far_px, features.nodes.size).reshape(-1) / features.length_px
+    which = left_out.which
+    own = _spread(left_out.variance, left_out.sill, left_out.distance, left_out)
+    own *= sample(edge, features.grid_row[which], features.grid_col[which])
+    probability = min(COVERAGE + 0.8 / len(own), 1.0)
+    # The largest of few errors is no bound of the next.
+    factor = 1 + FEW_GROWTH / left_out.points + FEW_GROWTH_SQUARED / left_out.points**2
+    factor *= weighted_quantile(parameters.error / own, left_out.weight, probability)
+    spread = factor * _spread(variance, sill, far.astype(np.float64), left_out)
+    bound = features.nodes_on_grid(spread) * edge
+    # A point has measurement noise, a pixel has not. The smallest nugget is structure that the
+    # points are too sparse for; the rest is mostly noise.
+    noise = (left_out.nugget - NUGGETS[0]) * _local_sill(sill, left_out)
+    squared = np.square(bound, out=bound)
+    fraction = min(MIN_BOUND_FRACTION + MIN_BOUND_POINTS / left_out.points, 1.0)
+    without_noise = squared - features.nodes_on_grid(NOISE_FRACTION * NORMAL_95**2 * noise)
+    relative: Map = np.sqrt(np.maximum(without_noise, np.float32(fraction) * squared))
+    coverage = float(np.average(parameters.error <= factor * own, weights=left_out.weight))
+    return Bound(relative, factor, coverage)
+
+
+def _local_sill(sill: Floats, left_out: LeaveOut) -> Floats:
+    """(m,) prior variance that the neighbourhoods speak for, drawn towards the image's."""
+    count = left_out.neighbours.indices.shape[1]
+    middle = float(np.average(left_out.sill, weights=left_out.weight))
+    result: Floats = (count * sill + SILL_PRIOR * middle) / (count + SILL_PRIOR)
+    return result
+
+
+def _spread(variance: Floats, sill: Floats, distance: Floats, left_out: LeaveOut) -> Floats:
+    """(m,) relative standard deviation up to a factor.
+
+    Kriging's variance and nugget times the local prior variance. It grows with the distance (m,)
+    from the nearest point, in features 0 and 1, beyond the points' usual distance: what the points
+    say of each other says little of what lies beyond them.
+    """
+    result = (variance + left_out.nugget) ** (0.5 * VARIANCE_POWER)
+    result *= _local_sill(sill, left_out) ** (0.5 * SILL_POWER)
+    beyond = np.maximum(distance - left_out.spacing, 0)
+    spread: Floats = np.maximum(result, MIN_SPREAD**SILL_POWER) * (1 + FAR_GROWTH * beyond)
+    return spread
+
+
+def forget_far(std: Map, far_px: Map, max_extrapolation: float) -> None:
+    """NaN in std (H, W) where no point is near enough to judge by, in place.
+
+    far_px: (h, w) distance from the nearest point. max_extrapolation: fraction of the larger side.
+    """
+    height, width = std.shape
+    limit_px = max_extrapolation * max(height, width)
+    if far_px.max() > limit_px:
+        std[resized(far_px, (width, height)) > limit_px] = np.nan

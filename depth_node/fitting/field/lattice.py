@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lattices of cells that divide an image, and maps on them enlarged, reduced and sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Map = NDArray[np.float32]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+REFERENCE_PX = 640.0  # sizes in pixels are for an image whose larger side is this long
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Cells that divide an image evenly, so that a mirrored image has the mirrored lattice.
+
+    shape: (h, w) cells. image: (H, W) pixels.
+    """
+
+    shape: tuple[int, int]
+    image: tuple[int, int]
+
+    @classmethod
+    def of(cls, image: tuple[int, int], cell_px: float) -> Lattice:
+        """The lattice of an (H, W) image whose cells are about `cell_px` wide, 2 x 2 at least."""
+        return cls((max(2, round(image[0] / cell_px)), max(2, round(image[1] / cell_px))), image)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in cells, as OpenCV wants it."""
+        return self.shape[1], self.shape[0]
+
+    @property
+    def cell_px(self) -> float:
+        """Width of a cell in pixels."""
+        return self.image[1] / self.shape[1]
+
+    def coordinates(self, rows: NDArray[Any], cols: NDArray[Any]) -> tuple[Floats, Floats]:
+        """Rows and columns on the lattice of pixels (n,), whole numbers in the middle of cells."""
+        (height, width), (lattice_height, lattice_width) = self.image, self.shape
+        return (
+            (rows + 0.5) * (lattice_height / height) - 0.5,
+            (cols + 0.5) * (lattice_width / width) - 0.5,
+        )
+
+    def cell(self, rows: NDArray[Any], cols: NDArray[Any]) -> Integers:
+        """Number of the cell, row by row, in which each pixel (n,) lies."""
+        row, col = self.coordinates(rows, cols)
+        return np.asarray(rounded(row) * self.shape[1] + rounded(col), np.int64)
+
+    def centres(self) -> tuple[Floats, Floats]:
+        """Rows and columns in pixels of the middles of all cells, each (cells,)."""
+        (height, width), (lattice_height, lattice_width) = self.image, self.shape
+        rows = (np.arange(lattice_height) + 0.5) * (height / lattice_height) - 0.5
+        cols = (np.arange(lattice_width) + 0.5) * (width / lattice_width) - 0.5
+        return np.repeat(rows, lattice_width), np.tile(cols, lattice_height)
+
+
+def rounded(coordinate: Floats) -> Integers:
+    """The row or column of the cell in which a coordinate (not below -0.5) lies."""
+    return (coordinate + 0.5).astype(np.int64)
+
+
+def resized(image: Map, size: tuple[int, int]) -> Map:
+    """A map at another (width, height), linear between the middles of its cells."""
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def sample(image: Map, rows: Floats, cols: Floats) -> Floats:
+    """Bilinear values (n,) of an (h, w) map at coordinates (n,); the border is continued."""
+    height, width = image.shape
+    r, c = np.clip(rows, 0, height - 1), np.clip(cols, 0, width - 1)
+    i = np.minimum(r.astype(np.int64), height - 2)
+    j = np.minimum(c.astype(np.int64), width - 2)
+    a, b = r - i, c - j
+    top = (1 - b) * image[i, j] + b * image[i, j + 1]
+    bottom = (1 - b) * image[i + 1, j] + b * image[i + 1, j + 1]
+    result: Floats = (1 - a) * top + a * bottom
+    return result

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Points predicted without themselves: the nugget is chosen by them, detail and interval later.
+
+A pixel of the image lies farther from its nearest point than the points of a scan line lie from
+each other. So points are left out with all that lie nearer than a pixel's nearest point (a hole).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.fitting.field.features import NUGGETS, OWN_HOLE, FieldFeatures
+from depth_node.fitting.field.kernels import CIRCLE, FieldKernels, Neighbours, Queries
+from depth_node.fitting.field.lattice import Floats, Integers, Map, rounded
+from depth_node.fitting.field.outliers import outlier_nugget
+
+VALIDATION_POINTS = 256
+TRIM = 0.97  # weight of the smallest errors, of which the mean judges a nugget
+MATCH_SLACK = 1.3  # a hole up to this times the own distance is not needed
+MAX_ELONGATION = 4.0  # of a hole
+
+
+@dataclass(frozen=True)
+class LeaveOut:
+    """Up to VALIDATION_POINTS points, each predicted without itself and what lies too near.
+
+    which: (m,) of the n points. neighbours: (m, k), by which each is predicted. mean, variance,
+    sill: (m,) of kriging with the chosen nugget. weight: (m,) trust in the point itself. far_px:
+    (h, w) distance of the grid's cells from the nearest point, pixels. distance: (m,) from which
+    each is predicted, in features 0 and 1. points: n. spacing: of evenly spread points, in features
+    0 and 1.
+    """
+
+    which: Integers
+    neighbours: Neighbours
+    mean: Floats
+    variance: Floats
+    sill: Floats
+    weight: Floats
+    nugget: float
+    far_px: Map
+    distance: Floats
+    points: int
+    spacing: float
+
+    @classmethod
+    def of(
+        cls, features: FieldFeatures, outlier: Floats, neighbours: int, kernels: FieldKernels
+    ) -> LeaveOut:
+        """Predict points from at most `neighbours` others, with the nugget that does it best.
+
+        outlier: (n,) probability that a point is one.
+        """
+        count = len(features)
+        which = np.linspace(0, count - 1, min(count, VALIDATION_POINTS)).astype(np.int64)
+        far_px = distance_px(features)
+        queries = features.queries(which)
+        nearest, distance = _matched(features, which, queries, neighbours, far_px, kernels)
+        weight = 1 - outlier[which]
+        kriged = features.krige(queries.feature, nearest, outlier_nugget(outlier), NUGGETS, kernels)
+        best = _best_level(np.abs(features.y[which] - kriged.mean), weight)
+        distance[~np.isfinite(distance)] = far_px.max() / features.length_px
+        height, width = features.image
+        return cls(
+            which=which,
+            neighbours=nearest,
+            mean=kriged.mean[best],
+            variance=kriged.variance[best],
+            sill=kriged.sill[best],
+            weight=weight,
+            nugget=NUGGETS[best],
+            far_px=far_px,
+            distance=distance,
+            points=count,
+            spacing=math.sqrt(height * width / count) / features.length_px,
+        )
+
+
+def distance_px(features: FieldFeatures) -> Map:
+    """(h, w) distance in pixels of the grid's cells from the nearest point."""
+    empty: NDArray[np.uint8] = np.ones(features.grid.shape, np.uint8)
+    empty[rounded(features.grid_row), rounded(features.grid_col)] = 0
+    cells = np.asarray(cv2.distanceTransform(empty, cv2.DIST_L2, 3), np.float32)
+    return cells * np.float32(features.grid.cell_px)
+
+
+def _best_level(error: Floats, weight: Floats) -> int:
+    """The level with the least trimmed mean of errors (G, m) of points trusted by weight (m,)."""
+    order = np.argsort(error, axis=1)
+    cumulative_weight = np.cumsum(weight[order], axis=1)
+    counted = cumulative_weight <= TRIM * cumulative_weight[:, -1:]
+    counted[:, 0] = True
+    loss = (np.sort(error, axis=1) * counted).sum(axis=1) / counted.sum(axis=1)
+    return int(np.argmin(loss))
+
+
+def _matched(
+    features: FieldFeatures,
+    which: Integers,
+    queries: Queries,
+    neighbours: int,
+    far_px: Map,
+    kernels: FieldKernels,
+) -> tuple[Neighbours, Floats]:
+    """Neighbours (m, k) outside each point's hole, and the distance (m,) of the nearest there."""
+    size = max(1, min(neighbours, len(features) - 1))
+    nearest = features.nearest(queries, size, kernels)
+    hole, shape, distance = matched_hole(features, which, nearest.indices, far_px)
+    holed = np.flatnonzero(hole > 0)
+    if len(holed):
+        again = Queries(
+            np.ascontiguousarray(queries.feature[holed]),
+            queries.label[holed],
+            queries.cell[holed],
+            np.maximum(hole[holed] ** 2, OWN_HOLE),
+            shape,
+        )
+        outside = features.nearest(again, size, kernels)
+        nearest.indices[holed], nearest.square[holed] = outside
+    return nearest, distance
+
+
+def matched_hole(
+    features: FieldFeatures, which: Integers, indices: Integers, far_px: Map
+) -> tuple[Floats, Floats, Floats]:
+    """Radius (m,) about each point inside which no other may predict it, 0 where none is needed.
+
+    Also the hole's shape (3,), see Queries, and the distance (m,) from which each point is
+    predicted then (inf without neighbours); all in features 0 and 1. indices: (m, k) neighbours,
+    -1 none.
+
+    The k-th closest of the points is predicted from the distance that the k-th closest of the
+    pixels without a point has, in ranks as fractions. Along a scan line the hole is longer, as
+    pixels between two lines have their nearest points across.
+    """
+    position = features.points.feature[:, :2]
+    step = position[which, None] - position[np.maximum(indices, 0)]
+    all_distances = np.sqrt((step**2).sum(axis=2))
+    all_distances[indices < 0] = np.inf
+    closest = all_distances.argmin(axis=1)
+    own = all_distances.min(axis=1)
+    rank = np.argsort(np.argsort(own, kind="stable"), kind="stable")
+    far = far_px[::4, ::4]
+    far = np.sort(far[far > 0] if (far > 0).any() else far, axis=None).astype(np.float64)
+    matched = far[((rank + 0.5) / len(which) * len(far)).astype(np.int64)] / features.length_px
+    needed = matched > MATCH_SLACK * own + 0.5 / features.length_px
+    hole = np.where(needed, matched, 0.0)
+    distance = np.where(hole > 0, hole, own)
+    circle = np.array(CIRCLE)
+    towards = step[np.arange(len(which)), closest][np.isfinite(own) & (own > 0)]
+    if not (hole > 0).any() or len(towards) == 0:
+        return hole, circle, distance
+    towards /= np.sqrt((towards**2).sum(axis=1, keepdims=True))
+    strength, axes = np.linalg.eigh(towards.T @ towards / len(towards))
+    elongation = min(math.sqrt(strength[1] / max(strength[0], 1e-9)), MAX_ELONGATION)
+    form = axes @ np.diag([1.0, 1.0 / elongation**2]) @ axes.T
+    return hole, np.array([form[0, 0], form[0, 1], form[1, 1]]), distance

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outliers: points that neither kriging nor any single neighbour explains.
+
+Honest deviations are Student-t with 3 degrees of freedom, those of outliers uniform in log depth.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from depth_node.fitting.field.features import CORRELATION, NUGGETS, FieldFeatures
+from depth_node.fitting.field.kernels import STUDENT_PEAK, FieldKernels, Neighbours
+from depth_node.fitting.field.lattice import Floats
+from depth_node.fitting.field.settings import FieldAblation
+from depth_node.fitting.robust import weighted_quantile
+
+MIN_JUDGED_POINTS = 4  # fewer points do not judge each other
+PRIOR_PROBABILITY = 0.02
+PRIOR_POINTS = 10.0  # that the prior probability counts as
+OUTLIER_DENSITY = 0.8  # per unit of log depth; 0.6: evenly between 0.4 and 2 times the true range
+STUDENT_MEDIAN = 0.765  # median of |t_3|
+NUGGET = NUGGETS[1]  # that outliers are judged with
+AGREEMENT_WEIGHT = 0.4  # of single neighbours in the likelihood; the rest is kriging's
+MANY_POINTS = 2000  # from here on single neighbours alone show outliers well enough
+FEW_POINT_NEIGHBOURS, MANY_POINT_NEIGHBOURS = 8, 5  # that judge a point, below MANY_POINTS and not
+OUTLIER_NUGGET = 0.4  # added per odds of being an outlier
+
+
+def outlier_probability(
+    features: FieldFeatures, kernels: FieldKernels, ablation: FieldAblation
+) -> Floats:
+    """(n,) probability that a point is an outlier.
+
+    A point is explained by kriging from its neighbours or by any single one of them (a point beyond
+    an edge of the scene agrees with those on its side). The overall probability of an outlier is
+    estimated along with it.
+    """
+    count = len(features)
+    probability: Floats = np.zeros(count)
+    if not ablation.outliers or count < MIN_JUDGED_POINTS:
+        return probability
+    queries = features.queries()
+    krige = count < MANY_POINTS
+    if krige:
+        number = min(ablation.neighbours, FEW_POINT_NEIGHBOURS, count - 1)
+        neighbours = features.nearest(queries, number, kernels)
+    else:
+        neighbours = features.nearest(queries, MANY_POINT_NEIGHBOURS, kernels, 1)
+    every = slice(None, None, 1 + count // MANY_POINTS)  # enough points to estimate the scale
+    prior = PRIOR_PROBABILITY
+    likelihood: Floats = np.empty(count)
+    for _ in range(2):
+        if krige:
+            extra = outlier_nugget(probability)
+            kriged = features.krige(queries.feature, neighbours, extra, (NUGGET,), kernels)
+            spread = np.sqrt(kriged.variance[0] + NUGGET)
+            deviation = np.abs(features.y - kriged.mean[0]) / spread
+        else:
+            deviation = _deviation_from_closest(features, neighbours)
+        middle = weighted_quantile(deviation[every], 1 - probability[every], 0.5)
+        scale = middle / STUDENT_MEDIAN + 1e-6
+        kernels.agree(
+            neighbours,
+            features.points,
+            features.y,
+            probability,
+            scale,
+            NUGGET,
+            CORRELATION,
+            likelihood,
+        )
+        if krige:
+            likelihood *= AGREEMENT_WEIGHT
+            peak = (1 - AGREEMENT_WEIGHT) * STUDENT_PEAK / (scale * spread)
+            likelihood += peak / (1 + (deviation / scale) ** 2 / 3) ** 2
+        for _ in range(3):
+            wrong = prior * OUTLIER_DENSITY
+            probability = wrong / (wrong + (1 - prior) * likelihood)
+            prior = (PRIOR_POINTS * PRIOR_PROBABILITY + probability.sum()) / (PRIOR_POINTS + count)
+    return probability
+
+
+def _deviation_from_closest(features: FieldFeatures, neighbours: Neighbours) -> Floats:
+    """(n,) deviation of each point from its closest neighbour, in expected standard deviations."""
+    closest = neighbours.indices[:, 0]
+    position = features.points.feature[:, :2]
+    position_square = ((position - position[closest]) ** 2).sum(axis=1)
+    correlation = CORRELATION.at(neighbours.square[:, 0], position_square)
+    expected = np.sqrt(2 * (1 - correlation + NUGGET))
+    deviation: Floats = np.abs(features.y - features.y[closest]) / expected
+    return deviation
+
+
+def outlier_nugget(probability: Floats) -> Floats:
+    """Extra nugget (n,) of points from their probability (n,) of being an outlier."""
+    result: Floats = OUTLIER_NUGGET * probability / np.maximum(1 - probability, 1e-3)
+    return result

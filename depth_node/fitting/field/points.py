@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measured points of a frame: those at one pixel made one, ordered by cells of the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.fitting.field.lattice import Floats, Integers, Lattice
+
+MIN_POINTS = 4  # with fewer points only a scale can be estimated
+POINTS_PER_CELL = 1.7  # on average; the nine cells about a node hold its candidates
+
+
+@dataclass(frozen=True)
+class MergedPoints:
+    """n points at different pixels, ordered by cell and pixel: their given order changes nothing.
+
+    rows, cols: (n,) pixels. z: (n,) m. age_s: (n,) s. cell: (n,) of `cells`. start: (cells + 1,),
+    cell c holds points start[c] to start[c + 1].
+    """
+
+    rows: Integers
+    cols: Integers
+    z: Floats
+    age_s: Floats
+    cells: Lattice
+    cell: Integers
+    start: Integers
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+
+def merge_points(
+    rows: NDArray[np.integer],
+    cols: NDArray[np.integer],
+    depth: NDArray[np.floating],
+    age_s: NDArray[np.floating],
+    image: tuple[int, int],
+) -> tuple[MergedPoints, Integers]:
+    """Points (N,) with those at one pixel made one, and which of these each given one became, (N,).
+
+    The newest of a pixel counts, of equally new ones the mean log depth. depth: (N,) m, above 0.
+    image: (H, W), rows and cols lie within; N >= 1.
+    """
+    height, width = image
+    occupied: NDArray[np.bool_] = np.zeros(height * width, bool)
+    occupied[rows.astype(np.int64) * width + cols] = True
+    spacing = math.sqrt(height * width / np.count_nonzero(occupied))
+    cells = Lattice.of(image, math.sqrt(POINTS_PER_CELL) * spacing)
+    cell = cells.cell(rows, cols)
+    key = (cell * height + rows) * width + cols
+    # Where every pixel has one point, any order of equal keys will do, which is faster.
+    order = np.argsort(key, kind=None if len(key) == np.count_nonzero(occupied) else "stable")
+    key, age = key[order], np.asarray(age_s, np.float64)[order]
+    log_z = np.log(depth[order].astype(np.float64))
+    first = np.concatenate([[True], key[1:] != key[:-1]])
+    merged: Integers = np.empty(len(rows), np.int64)
+    merged[order] = np.cumsum(first) - 1
+    if not first.all():
+        group = merged[order]
+        newest_age = np.minimum.reduceat(age, np.flatnonzero(first))
+        newest = age <= newest_age[group]
+        log_z = np.bincount(group[newest], log_z[newest]) / np.bincount(group[newest])
+        age, key = newest_age, key[first]
+    row, col = np.divmod(key, width)
+    cell, row = np.divmod(row, height)
+    start = np.searchsorted(cell, np.arange(cells.shape[0] * cells.shape[1] + 1))
+    points = MergedPoints(row, col, np.exp(log_z), age, cells, cell, start.astype(np.int64))
+    return points, merged

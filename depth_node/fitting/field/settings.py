@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of method `field`: what a robot's user sets, and what only studies switch off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from depth_node.config import option, section, validate
+from depth_node.fitting.field.kernels import COMPILERS
+
+
+@dataclass(frozen=True)
+class TemporalConfig:
+    """The memory of method field."""
+
+    enabled: bool = option(True, "Average over frames where the scene stands still.")
+    memory: float = option(
+        0.8,
+        "Largest weight of the old answer in the new one; 0.8 averages about nine frames.",
+        minimum=0.0,
+        maximum=0.98,
+    )
+    max_gap_s: float = option(
+        1.0,
+        "After a longer pause between frames, or a step back in time, earlier frames are "
+        "forgotten.",
+        unit="s",
+        minimum=0.01,
+        maximum=60.0,
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """The residual field on a robot."""
+
+    max_extrapolation: float = option(
+        1.0,
+        "Farther than this from every used point, as a fraction of the larger side of the image, "
+        "the interval is unknown (NaN).",
+        minimum=0.01,
+        maximum=2.0,
+    )
+    age_s: float = option(
+        0.5,
+        "Points of this age have twice the noise of fresh ones.",
+        unit="s",
+        minimum=0.01,
+        maximum=100.0,
+    )
+    temporal: TemporalConfig = section(TemporalConfig, "What is remembered from frame to frame.")
+    compiler: str = option(
+        "auto",
+        "numba: refuse to start without it rather than run 40 times slower; numpy: run without "
+        "numba and without its warning; auto: numba where it is installed.",
+        choices=COMPILERS,
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class FieldAblation:
+    """Parts of the method that studies and tests leave out or change; no robot sets them.
+
+    The defaults are the whole method (docs/benchmarks_field.md says what each part brings). Raises
+    ConfigError out of range.
+    """
+
+    residual: bool = option(True, "Spread what the base fit leaves at the points (U and C).")
+    detail: bool = option(True, "Follow single points closely where they are dense (C).")
+    colour: bool = option(True, "Points of similar colour inform each other more.")
+    regions: bool = option(
+        False,
+        "Points of one region inform each other more. Off: beside colour it gained less than 1 % "
+        "with good regions and cost up to 3 % with fine ones (docs/benchmarks_field.md).",
+    )
+    outliers: bool = option(True, "Find and disregard points that disagree with all neighbours.")
+    node_px: float = option(
+        10.0,
+        "Distance of the nodes of U in an image whose larger side is 640 pixels.",
+        unit="px",
+        minimum=4.0,
+        maximum=64.0,
+    )
+    neighbours: int = option(10, "Points that inform one node.", minimum=3, maximum=24)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+WHOLE_METHOD = FieldAblation()

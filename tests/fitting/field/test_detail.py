@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Details follow dense points."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from depth_node.benchmarks.accuracy import Interpolation
+from depth_node.fitting.field import kernels
+from depth_node.fitting.field.detail import Surface, choose_detail, detail_correction
+from depth_node.fitting.field.leave_out import LeaveOut
+from depth_node.prediction import Prediction
+from tests.helpers.field_room import Room, error, measure, measured_pixels, room_features, solved
+
+
+def test_answer_tends_to_the_points_as_they_grow_dense(room: Room) -> None:
+    """Even where the network says nothing."""
+    flat = Prediction(np.full(room.depth.shape, 2, np.float32), "depth_affine_invariant")
+    errors = [
+        error(solved(room, measure(room, n), prediction=flat), room.depth)
+        for n in (100, 1000, 10000)
+    ]
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[2] < 0.6 * errors[1]
+
+
+def test_dense_scan_lines_are_joined_better_than_by_interpolation(room: Room) -> None:
+    """Points every pixel along lines 12 pixels apart, and a network that says nothing."""
+    blind = Prediction(np.full(room.depth.shape, 2, np.float32), "depth_affine_invariant")
+    on_line = np.zeros(room.depth.shape, bool)
+    for row in range(3):
+        on_line[row::12] = True
+    points = measure(room, np.count_nonzero(on_line), area=on_line)
+    result = solved(room, points, prediction=blind)
+    rows, cols = np.nonzero(~on_line)
+    plain = Interpolation.of(points, rows, cols)(points.depth)
+    truth = room.depth[rows, cols]
+    assert error(result, room.depth) <= 0.75 * np.mean(np.abs(plain - truth) / truth)
+
+
+def test_surface_and_rest_make_up_what_was_measured(room: Room) -> None:
+    features = room_features(room, measure(room, 200))
+    nodes = np.random.default_rng(0).normal(0, 0.1, len(features.node_queries.cell))
+    surface = Surface.of(features, nodes)
+    measured = np.log(room.depth[measured_pixels(features)].astype(np.float64))
+    np.testing.assert_allclose(
+        surface.at_point + surface.rest + features.middle, measured, rtol=1e-6, atol=1e-6
+    )
+    assert surface.log.shape == features.grid.shape
+
+
+def test_without_detail_nothing_is_corrected(room: Room) -> None:
+    features = room_features(room, measure(room, 200))
+    outlier, loops = np.zeros(len(features)), kernels.kernels("auto")
+    left_out = LeaveOut.of(features, outlier, 10, loops)
+    surface = Surface.of(features, np.zeros(len(features.node_queries.cell)))
+    parameters = choose_detail(features, left_out, surface, outlier, False)
+    assert parameters.prior_weight == np.inf
+    assert not detail_correction(features, surface, parameters, outlier, loops).any()
