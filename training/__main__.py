@@ -40,11 +40,11 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
         prog="python -m training", description="Train, export and judge depth networks."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in {
+    for name, description in {
         **recipes.RECIPES,
         "render": "fill the pool of rendered rooms that `supervised` trains on",
     }.items():
-        sub = commands.add_parser(name, help=what)
+        sub = commands.add_parser(name, help=description)
         sub.add_argument(
             "--config", required=True, type=Path, help="YAML file, see training/configs"
         )
@@ -66,8 +66,8 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
             "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
         )
     words = sys.argv[1:] if text is None else text
-    for name, (module, what) in TOOLS.items():
-        sub = commands.add_parser(name, help=what)
+    for name, (module, description) in TOOLS.items():
+        sub = commands.add_parser(name, help=description)
         if words[:1] == [name]:  # the others need libraries of their own
             tool = importlib.import_module(module)
             if name == "study":

@@ -104,8 +104,8 @@ def tidy(run: Path, keep_every: int = 0) -> None:
     named = {(run / name).resolve() for name in (LAST, BEST)}
     for folder in (run / "checkpoints").glob("step_*"):
         number = folder.name.removeprefix("step_")
-        kept = number.isdigit() and keep_every > 0 and int(number) % keep_every == 0
-        if folder.resolve() not in named and not kept:
+        milestone = number.isdigit() and keep_every > 0 and int(number) % keep_every == 0
+        if folder.resolve() not in named and not milestone:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -202,11 +202,14 @@ def load(module: nn.Module, content: Mapping[str, Tensor], where: object) -> Non
         if name in content and content[name].shape != own[name].shape
     ]
     if missing or unknown or shapes:
-        what = [f"{len(missing)} tensors are missing, first {missing[0]!r}"] if missing else []
-        what += [f"{len(unknown)} are not known here, first {unknown[0]!r}"] if unknown else []
+        mismatches = shapes[:1]
+        if unknown:
+            mismatches.insert(0, f"{len(unknown)} are not known here, first {unknown[0]!r}")
+        if missing:
+            mismatches.insert(0, f"{len(missing)} tensors are missing, first {missing[0]!r}")
         raise TrainingError(
-            f"The weights in {where} are of another network ({'; '.join(what + shapes[:1])}): use"
-            " the settings of the run that wrote them."
+            f"The weights in {where} are of another network ({'; '.join(mismatches)}): use the"
+            " settings of the run that wrote them."
         )
     module.load_state_dict(dict(content))
 

@@ -396,8 +396,8 @@ def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
             scalars = state.loss(batch)
             accelerator.backward(scalars["loss"] / len(parts))
         for name, value in scalars.items():
-            share = value.detach().float() / len(parts)
-            sums[name] = sums[name] + share if name in sums else share
+            contribution = value.detach().float() / len(parts)
+            sums[name] = sums[name] + contribution if name in sums else contribution
     limit = cfg.clip if cfg.clip > 0 else math.inf
     norm = accelerator.clip_grad_norm_(state.loss.parameters(), limit)
     if not torch.isfinite(norm):
@@ -468,11 +468,12 @@ def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
             f" {state.recipe.name}; use another run folder."
         )
     if changed:
-        what = ", ".join(
+        differences = ", ".join(
             f"{name} (was {before.get(name)!r}, is {now.get(name)!r})" for name in changed
         )
         raise TrainingError(
-            f"The run in {path} was started with other settings: {what}; use another run folder."
+            f"The run in {path} was started with other settings: {differences}; use another run"
+            " folder."
         )
     folder = checkpoints.find(path)
     averaged = content["averaged"]
@@ -574,8 +575,8 @@ class _Interrupt:
         """Whether any process was interrupted: all must stop at the same step."""
         if accelerator.num_processes == 1:
             return self.seen
-        mine = torch.tensor(float(self.seen), device=accelerator.device)
-        self.seen = bool(accelerator.reduce(mine, "sum") > 0)
+        own = torch.tensor(float(self.seen), device=accelerator.device)
+        self.seen = bool(accelerator.reduce(own, "sum") > 0)
         return self.seen
 
     def _note(self, number: int, frame: object) -> None:
@@ -636,8 +637,8 @@ def _run(
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         text = json.dumps({"processes": accelerator.num_processes, **environment()}, indent=1)
         (folder / "environment.json").write_text(text, encoding="utf-8")
-    journal = RunLog(folder, state.step, cfg.steps, console, cfg.tensorboard, quiet)
-    with journal, _Interrupt() as interrupt:
+    log = RunLog(folder, state.step, cfg.steps, console, cfg.tensorboard, quiet)
+    with log, _Interrupt() as interrupt:
         saved = logged = state.step
         clock = time.monotonic()
         for parts in batches(state, cfg):
@@ -651,16 +652,16 @@ def _run(
                 row = _row(state, cfg)
                 now = time.monotonic()
                 row["images_per_s"] = (state.step - logged) * cfg.batch / (now - clock)
-                journal.row(state.step, row)
+                log.row(state.step, row)
                 logged, clock = state.step, now
             if cfg.panels_every and state.step % cfg.panels_every == 0:
-                journal.panels(state.step, _panels(state, parts[0]))
+                log.panels(state.step, _panels(state, parts[0]))
             if state.step % cfg.checkpoint_every == 0:
-                _checkpoint(state, cfg, folder, settings, journal)
+                _checkpoint(state, cfg, folder, settings, log)
                 saved = state.step
-            journal.at(state.step)
+            log.at(state.step)
         if saved != state.step:
-            _checkpoint(state, cfg, folder, settings, journal)
+            _checkpoint(state, cfg, folder, settings, log)
     if interrupt.seen and state.step < cfg.steps:
         raise TrainingError(
             f"Interrupted at step {state.step}; the same command goes on from there."
@@ -691,7 +692,7 @@ def _panels(state: State, batch: Batch) -> dict[str, NDArray[np.uint8]]:
 
 
 def _checkpoint(
-    state: State, cfg: LoopConfig, folder: Path, settings: dict[str, Any], journal: RunLog
+    state: State, cfg: LoopConfig, folder: Path, settings: dict[str, Any], log: RunLog
 ) -> None:
     """Validate and save, on the main process; the others wait."""
     accelerator = state.accelerator
@@ -703,7 +704,7 @@ def _checkpoint(
         with torch.no_grad():
             numbers = state.recipe.validate(state.product.eval())
         if numbers:
-            journal.row(state.step, numbers)
+            log.row(state.step, numbers)
         save(state, cfg, settings, folder, numbers.get("score", score))
     accelerator.wait_for_everyone()
 

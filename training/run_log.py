@@ -98,8 +98,8 @@ class RunLog:
         if quiet:
             return
         path = folder / "log.jsonl"
-        kept = [line for line in _lines(path) if _step(line) <= first]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        earlier = [line for line in _lines(path) if _step(line) <= first]
+        path.write_text("".join(line + "\n" for line in earlier), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

@@ -148,9 +148,9 @@ def random_window(
     shape: tuple[int, ...], height: int, width: int, cfg: ViewConfig, rng: np.random.Generator
 ) -> Window:
     """A crop of an image of that shape by cfg's geometry."""
-    share = rng.uniform(cfg.smallest_crop, 1.0)
-    rows = max(int(shape[0] * share * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[0]))
-    columns = max(int(shape[1] * share * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[1]))
+    scale = rng.uniform(cfg.smallest_crop, 1.0)
+    rows = max(int(shape[0] * scale * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[0]))
+    columns = max(int(shape[1] * scale * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[1]))
     top = int(rng.integers(0, shape[0] - rows + 1))
     left = int(rng.integers(0, shape[1] - columns + 1))
     return Window(top, left, rows, columns, height, width, bool(rng.random() < cfg.flip))

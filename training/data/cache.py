@@ -75,8 +75,8 @@ class Cache:
                 " dimensions: it is not kept; look at that image."
             )
         low, high = float(values[known].min()), float(values[known].max())
-        share = (np.where(known, values, low).astype(np.float64) - low) / max(high - low, 1e-30)
-        stored = np.where(known, np.round(share * STEPS) + 1, 0).astype(np.uint16)
+        relative = (np.where(known, values, low).astype(np.float64) - low) / max(high - low, 1e-30)
+        stored = np.where(known, np.round(relative * STEPS) + 1, 0).astype(np.uint16)
         self._write(key, stored, {"kind": "map", "low": low, "high": high, **about})
 
     def read_map(self, key: Key) -> NDArray[np.float32]:

@@ -145,8 +145,8 @@ def _elastic(x: F32, rng: np.random.Generator, deformation: float) -> F32:
 
 
 def _colour_quant(x: F32, rng: np.random.Generator, bits: int) -> F32:
-    kept = np.uint8(256 - (1 << (8 - bits)))
-    return (_as_bytes(x) & kept).astype(np.float32) / np.float32(255)
+    high_bits = np.uint8(256 - (1 << (8 - bits)))
+    return (_as_bytes(x) & high_bits).astype(np.float32) / np.float32(255)
 
 
 # --- sensor and file -----------------------------------------------------------------------------
@@ -331,8 +331,8 @@ def mean_corruption_error(
 
 def mean_resilience_rate(errors: Mapping[str, Sequence[float]], clean: float) -> float:
     """mRR in per cent: what is kept of 1 - DEE of the clean images. More is better."""
-    kept = [float(np.mean([1.0 - e for e in line])) for line, _ in _pairs(errors, errors)]
-    return 100.0 * float(np.mean(kept)) / (1.0 - clean)
+    resilience = [float(np.mean([1.0 - e for e in line])) for line, _ in _pairs(errors, errors)]
+    return 100.0 * float(np.mean(resilience)) / (1.0 - clean)
 
 
 def _pairs(
@@ -365,8 +365,8 @@ def _blurred(x: F32, sigma: float) -> F32:
 
 
 def _filtered(x: F32, kernel: F32) -> F32:
-    found = cv2.filter2D(x, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
-    return np.asarray(found, np.float32)
+    filtered = cv2.filter2D(x, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(filtered, np.float32)
 
 
 def _streak(x: F32, radius: int, sigma: float, angle_deg: float) -> F32:
@@ -378,9 +378,9 @@ def _streak(x: F32, radius: int, sigma: float, angle_deg: float) -> F32:
         weight = math.exp(-(k * k) / (2 * sigma * sigma))
         c, r = reach + 1 + k * math.cos(along), reach + 1 + k * math.sin(along)
         c0, r0 = math.floor(c), math.floor(r)
-        for row, share_r in ((r0, 1 - r + r0), (r0 + 1, r - r0)):
-            for col, share_c in ((c0, 1 - c + c0), (c0 + 1, c - c0)):
-                kernel[row, col] += weight * share_r * share_c
+        for row, weight_r in ((r0, 1 - r + r0), (r0 + 1, r - r0)):
+            for col, weight_c in ((c0, 1 - c + c0), (c0 + 1, c - c0)):
+                kernel[row, col] += weight * weight_r * weight_c
     return _filtered(x, kernel)
 
 

@@ -122,8 +122,8 @@ def _read_image_only(item: Item) -> Sample:
 
 
 def _find_frames(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
-    places = [folder / " ".join(words) for words in lines] or find_frames(_part(folder, split))
-    return [Item(f"{place.parent.name}/{place.name}", place) for place in places]
+    folders = [folder / " ".join(words) for words in lines] or find_frames(_part(folder, split))
+    return [Item(f"{frame.parent.name}/{frame.name}", frame) for frame in folders]
 
 
 def _read_frame(item: Item) -> Sample:
@@ -227,10 +227,10 @@ def _read_kitti(item: Item) -> Sample:
         with reading(calibration):
             text = calibration.read_text(encoding="utf-8")
             name = item.image.parents[1].name.removeprefix("image_")
-            found = re.search(rf"^P_rect_{name}:(.*)$", text, re.MULTILINE)
-            if found is None:
+            match = re.search(rf"^P_rect_{name}:(.*)$", text, re.MULTILINE)
+            if match is None:
                 raise ValueError(f"it has no P_rect_{name}")
-            p = [float(word) for word in found.group(1).split()]
+            p = [float(word) for word in match.group(1).split()]
         camera = Camera(image.shape[1], image.shape[0], p[0], p[5], p[2], p[6])
     return Sample(item.name, image, read_depth_png(item.depth, 256), camera)
 
@@ -291,11 +291,11 @@ def _read_eth3d(item: Item) -> Sample:
 def _find_scannet(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
     if lines and len(lines[0]) > 1:
         return _pairs(folder, lines)
-    wanted = {words[0] for words in lines}
+    scenes = {words[0] for words in lines}
     items = []
     for depth in sorted(_part(folder, split).rglob("depth/*.png"), key=_natural):
         scene = depth.parents[1]
-        if wanted and scene.name not in wanted:
+        if scenes and scene.name not in scenes:
             continue
         image = _first(*(scene / "color" / (depth.stem + end) for end in (".jpg", ".png")))
         items.append(Item(f"{scene.name}/{depth.stem}", image, depth))
@@ -358,13 +358,13 @@ HYPERSIM_FOCAL_PX, HYPERSIM_WIDTH_PX = 886.81, 1024
 def _find_hypersim(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
-    wanted = _hypersim_split(folder, split) if split else None
+    selected = _hypersim_split(folder, split) if split else None
     items = []
     for depth in sorted(folder.glob("*/images/scene_*_geometry_hdf5/frame.*.depth_meters.hdf5")):
         scene = depth.parents[2].name
         camera = depth.parent.name.removeprefix("scene_").removesuffix("_geometry_hdf5")
         number = depth.name.split(".")[1]
-        if wanted is not None and (scene, camera, int(number)) not in wanted:
+        if selected is not None and (scene, camera, int(number)) not in selected:
             continue
         image = depth.parents[1] / f"scene_{camera}_final_preview" / f"frame.{number}.tonemap.jpg"
         items.append(Item(f"{scene}/{camera}/{number}", image, depth))
@@ -413,7 +413,7 @@ def _find_vkitti2(folder: Path, split: str, lines: list[list[str]]) -> list[Item
         number = image.stem.removeprefix("rgb_")
         inner = Path(scene, variation, "frames", "depth", camera, f"depth_{number}.png")
         # One folder for all, or each archive unpacked into its own (vkitti_2.0.3_rgb, ..._depth).
-        beside = [place / inner for place in sorted(folder.glob("*_depth"))]
+        beside = [archive / inner for archive in sorted(folder.glob("*_depth"))]
         depth = _first(image.parents[5] / inner, *beside)
         items.append(Item(f"{scene}/{variation}/{camera}/{number}", image, depth))
     return items

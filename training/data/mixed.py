@@ -51,7 +51,7 @@ class Mixture:
     """What `draw` draws from. DataError where a source is missing."""
 
     def __init__(
-        self, cfg: MixtureConfig, waiting: Callable[[int], None] = lambda found: None
+        self, cfg: MixtureConfig, waiting: Callable[[int], None] = lambda count: None
     ) -> None:
         self.cfg = cfg
         self.first = open_first(cfg.first, cfg.pool, cfg.data, waiting)
@@ -105,7 +105,7 @@ def open_first(
     which: str,
     pool: PoolConfig,
     data: DataConfig,
-    waiting: Callable[[int], None] = lambda found: None,
+    waiting: Callable[[int], None] = lambda count: None,
 ) -> Images:
     """The rendered rooms, once there are enough, if `which` is "pool"; else the data set."""
     return open_pool(pool, waiting) if which == "pool" else open_samples(data)

@@ -87,5 +87,5 @@ def _render(cfg: DataConfig, item: Item) -> Sample:
     rng = np.random.default_rng([cfg.seed, item.about])
     scene = Scene.random(rng, cfg.style)
     camera, pose = random_view(scene, rng, cfg.width, cfg.height)
-    seen = scene.render(camera, pose)
-    return Sample(item.name, seen.image, seen.depth, camera)
+    view = scene.render(camera, pose)
+    return Sample(item.name, view.image, view.depth, camera)

@@ -65,12 +65,12 @@ class Pool:
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
         if about.exists():
-            found = yaml.safe_load(about.read_text(encoding="utf-8"))
-            if found != self._identity:
+            stored = yaml.safe_load(about.read_text(encoding="utf-8"))
+            if stored != self._identity:
                 raise DataError(
-                    f"The pool in {self.folder} was made with other settings ({json.dumps(found)});"
-                    " "
-                    f"choose another pool.folder or the settings of that pool."
+                    f"The pool in {self.folder} was made with other settings"
+                    f" ({json.dumps(stored)}); choose another pool.folder or the settings of that"
+                    " pool."
                 )
         elif not write:
             raise DataError(
@@ -118,16 +118,16 @@ class Pool:
             scene = Scene.random(rng, cfg.style, shadow_px=SHADOW_PX)
             for k in range(per_scene):
                 camera, pose = random_view(scene, rng, cfg.width, cfg.height)
-                seen = scene.render(camera, pose, antialias=False)
+                view = scene.render(camera, pose, antialias=False)
                 slot = (index * per_scene + k) % cfg.samples
-                self.image[slot] = seen.image
-                self.depth[slot] = seen.depth
+                self.image[slot] = view.image
+                self.depth[slot] = view.depth
             self._count[0] = (index + 1) * per_scene
             yield self.written
 
 
 def open_pool(
-    cfg: PoolConfig, waiting: Callable[[int], None] = lambda found: None, poll_s: float = 5.0
+    cfg: PoolConfig, waiting: Callable[[int], None] = lambda count: None, poll_s: float = 5.0
 ) -> Pool:
     """The pool, once it holds cfg.wait_for images; rendered here if cfg.fill says so.
 

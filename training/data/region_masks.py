@@ -105,13 +105,13 @@ def sam_masks(sam: Sam, image: U8, cfg: MaskConfig) -> Masks:
     ys = (torch.arange(cfg.grid, device=device) + 0.5) * height / cfg.grid - 0.5
     xs = (torch.arange(cfg.grid, device=device) + 0.5) * width / cfg.grid - 0.5
     points = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
-    found, scores = [], []
+    accepted, scores = [], []
     for logits, score in sam(tensor, points):
         inner, outer = (logits > 1).sum(dim=(1, 2)), (logits > -1).sum(dim=(1, 2))
         good = (score >= cfg.overlap) & (inner >= cfg.stability * outer) & (inner > 0)
-        found.append((logits[good] > 0).cpu().numpy())
+        accepted.append((logits[good] > 0).cpu().numpy())
         scores.append(score[good].cpu().numpy())
-    masks, score = np.concatenate(found), np.concatenate(scores)
+    masks, score = np.concatenate(accepted), np.concatenate(scores)
     if not len(masks):
         return masks
     return masks[_unlike(masks, score, cfg.same)]
@@ -124,11 +124,11 @@ def _unlike(masks: Masks, score: NDArray[np.floating], same: float) -> NDArray[n
     both = flat @ flat.T
     size = np.diagonal(both)
     alike = both > same * np.maximum(size[:, None] + size[None] - both, 1)
-    kept: list[int] = []
+    selected: list[int] = []
     for k in range(len(order)):
-        if not alike[k, kept].any():
-            kept.append(k)
-    return order[kept]
+        if not alike[k, selected].any():
+            selected.append(k)
+    return order[selected]
 
 
 def as_layers(masks: Masks) -> NDArray[np.int32]:

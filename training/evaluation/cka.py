@@ -124,23 +124,23 @@ def layers(model: nn.Module, pattern: str = ENCODERS) -> dict[str, nn.Module]:
     """Blocks of a network by name: what its outermost lists of modules hold, and single blocks
     whose own name fits; `pattern` is searched in the names.
     """
-    found: dict[str, nn.Module] = {}
+    blocks: dict[str, nn.Module] = {}
 
     def visit(module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             path = f"{prefix}.{name}" if prefix else name
             if isinstance(module, nn.ModuleList) or name in ("stem", "mid_block", "context"):
                 if re.search(pattern, path):
-                    found[path] = child
+                    blocks[path] = child
             else:
                 visit(child, path)
 
     visit(model, "")
-    if not found:
+    if not blocks:
         raise TrainingError(
             f"No layer of this network is called like {pattern!r}: choose others with --layers."
         )
-    return found
+    return blocks
 
 
 class Probe:
@@ -152,10 +152,10 @@ class Probe:
     @torch.no_grad()
     def __call__(self, read_images: Tensor, rows: str = "image", seed: int = 0) -> list[F64]:
         """One (n, C) per layer: the mean over places of an image, or 16 places of each."""
-        kept: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         hooks = [
             module.register_forward_hook(
-                lambda _m, _i, out, name=name: kept.__setitem__(name, _first(out))
+                lambda _m, _i, out, name=name: outputs.__setitem__(name, _first(out))
             )
             for name, module in self.chosen.items()
         ]
@@ -164,7 +164,7 @@ class Probe:
         finally:
             for hook in hooks:
                 hook.remove()
-        return [_rows(kept[name], rows, seed) for name in self.chosen]
+        return [_rows(outputs[name], rows, seed) for name in self.chosen]
 
 
 def _first(output: Any) -> Tensor:
@@ -175,14 +175,14 @@ def _first(output: Any) -> Tensor:
 
 def _rows(features: Tensor, rows: str, seed: int) -> F64:
     # Maps (N, C, h, w) and tokens (N, T, C) alike as (N, places, C).
-    places = features.flatten(2).mT if features.ndim == 4 else features
-    if places.ndim == 2:
-        places = places[:, None]
+    locations = features.flatten(2).mT if features.ndim == 4 else features
+    if locations.ndim == 2:
+        locations = locations[:, None]
     if rows == "image":
-        return places.double().mean(dim=1).cpu().numpy()
+        return locations.double().mean(dim=1).cpu().numpy()
     generator = np.random.default_rng(seed)  # the same places in every layer of as many
-    chosen = generator.permutation(places.shape[1])[:16]
-    return places[:, chosen].flatten(0, 1).double().cpu().numpy()
+    chosen = generator.permutation(locations.shape[1])[:16]
+    return locations[:, chosen].flatten(0, 1).double().cpu().numpy()
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -196,16 +196,16 @@ def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArr
             f"{folder} holds {len(files)} images: CKA needs {LEAST_ROWS}, and hundreds to mean"
             " something."
         )
-    found = []
+    images = []
     for path in files:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
             raise DataError(f"{path} cannot be read as an image: replace or remove it.")
         rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        found.append(
+        images.append(
             np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         )
-    return found
+    return images
 
 
 def open_checkpoint(path: Path) -> tuple[nn.Module, NetworkInput]:
@@ -238,11 +238,11 @@ def compare(
     steps = track(groups, "comparing", console=console) if console is not None else groups
     for k, group in enumerate(steps):
         x = torch.from_numpy(np.stack(group)).permute(0, 3, 1, 2).float() / 255
-        found = [
+        features = [
             probe(spec.normalise(x), rows, k)
             for probe, (_, spec) in zip(probes, (a, b), strict=True)
         ]
-        comparison.add(*found)
+        comparison.add(*features)
     matrix = comparison.matrix()
     names = [list(probe.chosen) for probe in probes]
     same = [float(matrix[k, k]) for k in range(min(matrix.shape))]

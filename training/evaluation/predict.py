@@ -34,15 +34,15 @@ def procedural(
         rng = np.random.default_rng([seed, k])
         scene = Scene.random(rng, style)
         camera, pose = random_view(scene, rng, width, height)
-        seen = scene.render(camera, pose)
+        view = scene.render(camera, pose)
         source = f"procedural {scene.style}"
-        yield Sample(f"{seed}-{k}", seen.image, seen.depth, source=source)
+        yield Sample(f"{seed}-{k}", view.image, view.depth, source=source)
 
 
 def recorded(folder: Path) -> Iterable[Sample]:
     """The frames below a folder that have depth."""
-    for place in find_frames(folder):
-        frame = read_frame(place)
+    for path in find_frames(folder):
+        frame = read_frame(path)
         if frame.depth is not None:
             yield Sample(frame.name, frame.image, frame.depth, source=frame.source)
 
@@ -81,11 +81,11 @@ class Cached:
                 return Prediction(stored["values"], str(stored["kind"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass
-        found = self.predictor.predict(image)
+        prediction = self.predictor.predict(image)
         partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-        np.savez(partial, values=found.values, kind=np.array(found.kind))
+        np.savez(partial, values=prediction.values, kind=np.array(prediction.kind))
         os.replace(partial, path)
-        return found
+        return prediction
 
 
 def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
@@ -102,8 +102,13 @@ def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
         opened = open_checkpoint(Path(path))
         return Path(path).name, opened.identity, opened
     model = DepthModel.open(ModelConfig(path, manifest, backend, threads=1))
-    facts = model.engine.manifest
-    shaping: tuple[Any, ...] = (facts.sha256, facts.input, facts.output_name, facts.meaning)
+    described = model.engine.manifest
+    shaping: tuple[Any, ...] = (
+        described.sha256,
+        described.input,
+        described.output_name,
+        described.meaning,
+    )
     if model.engine.backend != REFERENCE:  # answers kept for one are not those of another
         shaping = (*shaping, model.engine.backend)
-    return facts.name, hashlib.sha256(repr(shaping).encode()).hexdigest(), model
+    return described.name, hashlib.sha256(repr(shaping).encode()).hexdigest(), model

@@ -89,12 +89,12 @@ def crop_box(crop: str, height: int, width: int) -> tuple[int, int, int, int]:
     top, left = height - rows, (width - columns) // 2
     if crop == "kitti":
         return top, height, left, left + columns
-    share = _GARG if crop == "kitti_garg" else _EIGEN
+    edges = _GARG if crop == "kitti_garg" else _EIGEN
     return (
-        top + int(share[0] * rows),
-        top + int(share[1] * rows),
-        left + int(share[2] * columns),
-        left + int(share[3] * columns),
+        top + int(edges[0] * rows),
+        top + int(edges[1] * rows),
+        left + int(edges[2] * columns),
+        left + int(edges[3] * columns),
     )
 
 
@@ -169,7 +169,7 @@ def _line(values: F64, target: F64, mask: Mask) -> F64:
     return scale * (values - p.mean()) + g.mean()
 
 
-def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
+def _unknown(kind: str, name: str, known: tuple[str, ...]) -> str:
     guess = nearest(name, known)
     hint = f"did you mean {guess!r}? There are" if guess else "there are"
-    return f"No {what} is called {name!r}; {hint} {', '.join(known)}."
+    return f"No {kind} is called {name!r}; {hint} {', '.join(known)}."

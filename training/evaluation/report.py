@@ -62,8 +62,8 @@ def robustness(rows: Sequence[Row], methods: Sequence[str], base: str) -> list[d
     """
 
     def error(method: str, corruption: str, severity: int) -> float:
-        mine = [row for row in rows if (row.corruption, row.severity) == (corruption, severity)]
-        return depth_error(*mean(mine, method))
+        selected = [row for row in rows if (row.corruption, row.severity) == (corruption, severity)]
+        return depth_error(*mean(selected, method))
 
     names = sorted({row.corruption for row in rows} - {CLEAN}, key=CORRUPTIONS.index)
     tables = {
@@ -263,22 +263,22 @@ def _sets(
         frames = (sample for folder in folders for sample in recorded(folder))
         yield _Set("recorded frames", frames, None, (), False, "source")
     if data is not None:
-        found = open_samples(data)
-        if found.protocol not in protocols.PROTOCOLS:
+        data_set = open_samples(data)
+        if data_set.protocol not in protocols.PROTOCOLS:
             raise ValueError(
                 f"Images of kind {data.kind!r} have no depth to be scored on: give --labels and"
                 " --images, or a data set with depth."
             )
-        title = f"{found.name}{' ' + data.split if data.split else ''} ({len(found)})"
+        title = f"{data_set.name}{' ' + data.split if data.split else ''} ({len(data_set)})"
         # As published: the mean over all images; drawn by scene, whose images are alike.
-        yield _Set(title, published(found), len(found), (), True, "source", found.protocol)
+        yield _Set(title, published(data_set), len(data_set), (), True, "source", data_set.protocol)
 
 
-def published(found: DataSet) -> Iterator[Sample]:
+def published(data_set: DataSet) -> Iterator[Sample]:
     """The samples of a data set that have depth; those of one folder are of one scene."""
-    for sample in found:
+    for sample in data_set:
         if sample.depth is not None:
-            scene = sample.name.rpartition("/")[0] or found.name
+            scene = sample.name.rpartition("/")[0] or data_set.name
             yield replace(sample, source=scene)
 
 
@@ -288,15 +288,15 @@ def _agreement(
     """How many of a person's ordered pairs each network puts in that order."""
     if images is None:
         raise ValueError("--labels needs --images, the folder that its images lie in.")
-    found = open_samples(DataConfig(kind="images", folder=str(images)))
-    said = LabelSet(read_labels(labels), [item.name for item in found.items])
+    data_set = open_samples(DataConfig(kind="images", folder=str(images)))
+    labelled = LabelSet(read_labels(labels), [item.name for item in data_set.items])
     title = f"ordered pairs of {labels.name}"
     right: dict[str, list[list[float]]] = {name: [] for name in predictors}
-    for k, item in enumerate(track(found.items, title, console=console)):
-        if item.name not in said.images:
+    for k, item in enumerate(track(data_set.items, title, console=console)):
+        if item.name not in labelled.images:
             continue
-        image = found[k].image
-        *ends, signs = said.points(item.name, image.shape)
+        image = data_set[k].image
+        *ends, signs = labelled.points(item.name, image.shape)
         (c1, r1), (c2, r2) = (np.floor(points + 0.5).astype(int).T for points in ends)
         for name, model in predictors.items():
             disparity = model.predict(image).disparity()
@@ -311,10 +311,10 @@ def _agreement(
     lines = []
     for name, counts in right.items():
         by_image = {str(k): np.array([line]) for k, line in enumerate(counts) if line[1]}
-        share = bootstrap(by_image, ratio, by="source", pooled=True)
+        agreement = bootstrap(by_image, ratio, by="source", pooled=True)
         total = sum(line[1] for line in counts)
-        table.add_row(name, f"{total:.0f}", str(share))
-        lines.append({"set": title, "method": name, "pairs": total, "agreed": vars(share)})
+        table.add_row(name, f"{total:.0f}", str(agreement))
+        lines.append({"set": title, "method": name, "pairs": total, "agreed": vars(agreement)})
     return table, lines
 
 
@@ -330,23 +330,27 @@ def _tables(
     every = [*methods, *BASELINES]
     alignments = sorted({row.alignment for row in clean} - {"-"})
     for alignment in alignments:
-        mine = [row for row in clean if row.alignment in (alignment, "-")]
-        counts = {source: len({r.frame for r in mine if r.source == source}) for source in sources}
+        selected = [row for row in clean if row.alignment in (alignment, "-")]
+        counts = {
+            source: len({r.frame for r in selected if r.source == source}) for source in sources
+        }
         table = Table(title=f"{title}: AbsRel / delta1, alignment {alignment}")
         table.add_column("")
         for method in every:
             table.add_column(method, justify="right")
         for source in sources if len(sources) <= ROWS else ():
-            cells = (mean(mine, method, source) for method in every)
+            cells = (mean(selected, method, source) for method in every)
             label = f"{source.removeprefix('procedural ')} ({counts[source]})"
             table.add_row(label, *(f"{a:.3f} / {d:.2f}" for a, d in cells))
         lines = []
         for method in every:
             line: dict[str, Any] = {"set": title, "alignment": alignment, "method": method}
             for metric in (*SCORES, "boundary_f1"):
-                found = bootstrap(gather(mine, [method], metric), by=by, pooled=pooled)
-                line[metric] = vars(found)
-            over = bootstrap(gather(mine, [method, base], "abs_rel"), ratio, by=by, pooled=pooled)
+                interval = bootstrap(gather(selected, [method], metric), by=by, pooled=pooled)
+                line[metric] = vars(interval)
+            over = bootstrap(
+                gather(selected, [method, base], "abs_rel"), ratio, by=by, pooled=pooled
+            )
             lines.append({**line, "resampled_by": by, "ratio_over": base, "ratio": vars(over)})
         name = "all images" if pooled else "mean of sources"
         table.add_row(
@@ -371,8 +375,8 @@ def _tables(
         yield table, lines
     if len(rows) > len(clean) and base not in BASELINES:
         for alignment in alignments:
-            mine = [row for row in rows if row.alignment == alignment]
-            lines = robustness(mine, methods, base)
+            selected = [row for row in rows if row.alignment == alignment]
+            lines = robustness(selected, methods, base)
             table = Table(title=f"{title}: depth error DEE2, alignment {alignment}, base {base}")
             table.add_column("")
             for line in lines:

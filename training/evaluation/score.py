@@ -98,11 +98,11 @@ def score(
             rows.append(_row(name, sample, depth, truth, "-", protocol.name, CLEAN, 0))
         variants = [(CLEAN, 0), *((name, k) for name in plan.corruptions for k in SEVERITIES)]
         for corruption, severity in variants:
-            seen = corrupted(sample, corruption, severity) if severity else sample
+            variant = corrupted(sample, corruption, severity) if severity else sample
             for name, model in models.items():
-                found = model.predict(seen.image)
-                for alignment in plan.alignments or protocols.alignments_for(found.kind)[:1]:
-                    depth = protocols.align(found, sample.depth, mask, alignment, protocol)
+                prediction = model.predict(variant.image)
+                for alignment in plan.alignments or protocols.alignments_for(prediction.kind)[:1]:
+                    depth = protocols.align(prediction, sample.depth, mask, alignment, protocol)
                     where = (alignment, protocol.name, corruption, severity)
                     rows.append(_row(name, sample, depth, truth, *where))
     return rows
@@ -118,15 +118,15 @@ def _row(
     corruption: str,
     severity: int,
 ) -> Row:
-    found = evaluate(depth, truth)
+    scores = evaluate(depth, truth)
     return Row(
         method,
         sample.source,
         sample.name,
-        **{name: getattr(found, name) for name in SCORES},
+        **{name: getattr(scores, name) for name in SCORES},
         # The edges are those of the whole truth: of corrupted images the clean ones' say enough.
         boundary_f1=boundary_f1(depth, truth) if not severity else math.nan,
-        answered=found.answered,
+        answered=scores.answered,
         alignment=alignment,
         protocol=protocol,
         corruption=corruption,

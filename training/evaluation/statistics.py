@@ -33,11 +33,11 @@ def gather(rows: Iterable[Row], methods: Sequence[str], metric: str) -> dict[str
     for row in rows:
         if row.method in methods:
             table.setdefault((row.source, row.frame), {})[row.method] = getattr(row, metric)
-    found: dict[str, list[list[float]]] = {}
+    by_source: dict[str, list[list[float]]] = {}
     for (source, _), values in sorted(table.items()):
         if all(math.isfinite(values.get(name, math.nan)) for name in methods):
-            found.setdefault(source, []).append([values[name] for name in methods])
-    return {source: np.array(values) for source, values in found.items()}
+            by_source.setdefault(source, []).append([values[name] for name in methods])
+    return {source: np.array(values) for source, values in by_source.items()}
 
 
 def bootstrap(

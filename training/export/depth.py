@@ -224,8 +224,8 @@ def _fold(model: nn.Module) -> nn.Module:
 @contextmanager
 def _sized(model: nn.Module, height: int, width: int) -> Iterator[None]:
     """Inside, the positional embeddings are those of one size: no cubic Resize in the graph."""
-    found: list[Any] = [m for m in model.modules() if hasattr(m, "interpolate_pos_encoding")]
-    for module in found:
+    embeddings: list[Any] = [m for m in model.modules() if hasattr(m, "interpolate_pos_encoding")]
+    for module in embeddings:
         patch = module.patch_embeddings.patch_size
         tokens = 1 + (height // patch[0]) * (width // patch[1])
         with torch.no_grad():
@@ -238,7 +238,7 @@ def _sized(model: nn.Module, height: int, width: int) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in found:
+        for module in embeddings:
             del module.interpolate_pos_encoding, module.fixed_positions
 
 
@@ -388,8 +388,8 @@ def _halve(graph: onnx.ModelProto) -> None:
 def _deviation(path: Path, tensor: F32, expected: F32) -> float:
     """Greatest absolute difference to torch over the range of torch's output."""
     with open_engine(path, backend="onnxruntime-cpu", threads=1) as engine:
-        found = engine.run(tensor)
-    return float(np.abs(found - expected).max() / (np.ptp(expected) + 1e-12))
+        output = engine.run(tensor)
+    return float(np.abs(output - expected).max() / (np.ptp(expected) + 1e-12))
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -71,15 +71,15 @@ class Decoder(nn.Module):
         height, width = masks.shape[-2:]
         row = torch.arange(height, dtype=masks.dtype)
         col = torch.arange(width, dtype=masks.dtype)
-        seen = ((row + 0.5) * (self.size / height) < extent[0])[:, None] & (
+        in_image = ((row + 0.5) * (self.size / height) < extent[0])[:, None] & (
             (col + 0.5) * (self.size / width) < extent[1]
         )
         strict, lax = (
-            ((masks > level) & seen).to(masks.dtype).sum(dim=(-2, -1))
+            ((masks > level) & in_image).to(masks.dtype).sum(dim=(-2, -1))
             for level in (STABILITY_OFFSET, -STABILITY_OFFSET)
         )
         stability = strict / lax.clamp(min=1.0)
-        inside = ((masks > 0) & seen).to(masks.dtype)
+        inside = ((masks > 0) & in_image).to(masks.dtype)
         rows, cols = inside.amax(dim=-1), inside.amax(dim=-2)
         far = float(max(height, width))
         boxes = torch.stack(
@@ -349,9 +349,9 @@ def _write(
 def _deviation(path: Path, given: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Greatest absolute difference to torch over the standard deviation of torch's tensor."""
     with open_engine(path, backend="onnxruntime-cpu", threads=1) as engine:
-        found = engine.run_named({name: tensor.numpy() for name, tensor in given.items()})
+        outputs = engine.run_named({name: tensor.numpy() for name, tensor in given.items()})
     return max(
-        float(np.abs(found[name] - tensor.numpy()).max() / (tensor.numpy().std() + 1e-12))
+        float(np.abs(outputs[name] - tensor.numpy()).max() / (tensor.numpy().std() + 1e-12))
         for name, tensor in expected.items()
     )
 
@@ -365,13 +365,13 @@ def load(source: str, kind: str = "") -> Any:
         from transformers import AutoConfig, Sam2Model, SamModel
 
         try:
-            known = AutoConfig.from_pretrained(source).model_type
-            model: Any = {"sam": SamModel, "sam2": Sam2Model, "sam2_video": Sam2Model}[known]
+            model_type = AutoConfig.from_pretrained(source).model_type
+            model: Any = {"sam": SamModel, "sam2": Sam2Model, "sam2_video": Sam2Model}[model_type]
             return model.from_pretrained(source, attn_implementation="eager")
         except KeyError:
             raise TrainingError(
-                f"{source} is a {known}: give a SAM or a SAM 2.1, such as facebook/sam-vit-base or"
-                " facebook/sam2.1-hiera-tiny."
+                f"{source} is a {model_type}: give a SAM or a SAM 2.1, such as"
+                " facebook/sam-vit-base or facebook/sam2.1-hiera-tiny."
             ) from None
         except (OSError, ValueError) as error:
             raise TrainingError(

@@ -26,9 +26,9 @@ from training.losses.normalization import (
 
 def masked_l1(residual: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean |residual| over the valid pixels of the batch; with `weight` the weighted mean."""
-    share = mask.to(residual.dtype) if weight is None else weight * mask
+    weights = mask.to(residual.dtype) if weight is None else weight * mask
     size = torch.where(mask, residual, torch.zeros_like(residual)).abs()
-    return (size * share).sum() / share.sum().clamp_min(1e-6)
+    return (size * weights).sum() / weights.sum().clamp_min(1e-6)
 
 
 def gradient_matching(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor:
@@ -74,8 +74,8 @@ def context_l1(
     for layer in contexts.split(1, dim=1):
         layer = torch.where(mask, layer.long(), torch.zeros_like(layer, dtype=torch.long))
         target, spread = standardise(teacher, layer)
-        found = (normalise(student, layer) - target).abs()
-        total = total + torch.where(spread > 0, found, torch.zeros_like(found))
+        difference = (normalise(student, layer) - target).abs()
+        total = total + torch.where(spread > 0, difference, torch.zeros_like(difference))
         number = number + (layer > 0)
     covered = mask & (number > 0)
     return masked_l1(total / number.clamp_min(1), covered, weight)
@@ -93,15 +93,15 @@ def relative_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
     then over images. z ends at FARTHEST_M; a depth too far by more than a factor BEYOND counts
     with its logarithm, or a few pixels of a wall would be all that counts. Ours.
     """
-    share = mask.flatten(1).float()
+    valid = mask.flatten(1).float()
     p, truth = prediction.flatten(1).float(), 1.0 / depth.flatten(1).float()
-    count = share.sum(dim=1, keepdim=True).clamp_min(1.0)
+    count = valid.sum(dim=1, keepdim=True).clamp_min(1.0)
 
     def mean(values: Tensor) -> Tensor:
-        return (values * share).sum(dim=1, keepdim=True) / count
+        return (values * valid).sum(dim=1, keepdim=True) / count
 
-    centred, wanted = p - mean(p), truth - mean(truth)
-    scale = mean(centred * wanted) / mean(centred * centred).clamp_min(EPS)
+    centred, target = p - mean(p), truth - mean(truth)
+    scale = mean(centred * target) / mean(centred * centred).clamp_min(EPS)
     fitted = (scale * centred + mean(truth)).clamp_min(1.0 / FARTHEST_M)
     ratio = truth / fitted
     far = BEYOND - 1.0 + BEYOND * torch.log(ratio.clamp_min(BEYOND) / BEYOND)

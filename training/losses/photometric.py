@@ -73,8 +73,8 @@ def project(
     moved = T_source_target[:, :3, :3] @ points + T_source_target[:, :3, 3:]
     z = moved[:, 2:]
     safe = z.clamp_min(NEAREST_M)
-    seen = (K_source @ (moved / safe))[:, :2]
-    return seen.transpose(1, 2).view(n, height, width, 2), z.view(n, 1, height, width)
+    pixels_source = (K_source @ (moved / safe))[:, :2]
+    return pixels_source.transpose(1, 2).view(n, height, width, 2), z.view(n, 1, height, width)
 
 
 def sample(source: Tensor, pixels: Tensor) -> Tensor:
@@ -217,13 +217,13 @@ def geometric_loss(
     return {"photometric": total, "smooth": smooth, "loss": total + cfg.smooth * smooth}
 
 
-def silog(depth: Tensor, truth: Tensor, mask: Tensor, share: float = 0.5) -> Tensor:
+def silog(depth: Tensor, truth: Tensor, mask: Tensor, variance_focus: float = 0.5) -> Tensor:
     """sqrt(mean g^2 - share (mean g)^2), g = ln depth - ln truth over the batch's valid pixels."""
     safe = torch.where(mask, exact(truth), torch.ones_like(exact(truth)))
     away = torch.log(exact(depth).clamp_min(1e-6)) - torch.log(safe.clamp_min(1e-6))
     away = torch.where(mask, away, torch.zeros_like(away))
     count = mask.sum().clamp_min(1)
-    spread = (away**2).sum() / count - share * (away.sum() / count) ** 2
+    spread = (away**2).sum() / count - variance_focus * (away.sum() / count) ** 2
     # The root has no slope at 0: a batch without valid pixels must still have a gradient.
     return torch.sqrt(spread.clamp_min(1e-12)) * mask.any()
 
@@ -266,7 +266,7 @@ class PoseNetwork(nn.Module):
 
     def forward(self, target: Tensor, source: Tensor) -> Tensor:
         """Where the target's coordinates lie in the source camera."""
-        said = self.head(self.body(torch.cat([target, source], dim=1))).mean(dim=(2, 3))
-        rotation, translation = (0.01 * exact(said)).split(3, dim=1)
-        with torch.autocast(said.device.type, enabled=False):
+        motion = self.head(self.body(torch.cat([target, source], dim=1))).mean(dim=(2, 3))
+        rotation, translation = (0.01 * exact(motion)).split(3, dim=1)
+        with torch.autocast(motion.device.type, enabled=False):
             return transform(rotation, translation)

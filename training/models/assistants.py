@@ -34,7 +34,7 @@ class Marigold(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Maps (N, 1, H, W), in 0..1."""
-        found: Tensor = self._pipe[0](
+        maps: Tensor = self._pipe[0](
             images,
             num_inference_steps=self.steps or None,
             ensemble_size=1,
@@ -43,7 +43,7 @@ class Marigold(nn.Module):
             output_type="pt",
             generator=torch.Generator().manual_seed(0),
         ).prediction
-        return found
+        return maps
 
 
 class GenPercept(nn.Module):

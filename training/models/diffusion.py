@@ -115,9 +115,9 @@ def target(
     ends = y.new_zeros(len(y), 2)
     for k, (row, valid) in enumerate(zip(y, mask, strict=True)):
         if valid.any():
-            share = y.new_tensor([tails, 1 - tails])
+            fractions = y.new_tensor([tails, 1 - tails])
             # torch.quantile sorts; it refuses more than 16 million values, no image has as many.
-            ends[k] = torch.quantile(row[valid], share)
+            ends[k] = torch.quantile(row[valid], fractions)
     low, high = ends.unbind(1)
     spread = (high > low).view(-1, 1, 1, 1)
     span = torch.where(high > low, high - low, torch.ones_like(low)).view(-1, 1, 1, 1)
@@ -175,10 +175,10 @@ class Alignment(nn.Module):
         external = self._external[0].to(images.device)
         size = external_size(images.shape[-2], images.shape[-1], external.spec.multiple_px)
         with torch.no_grad():
-            seen = functional.interpolate(
+            resized = functional.interpolate(
                 images, size, mode="bicubic", align_corners=False, antialias=True
             )
-            tokens = external(external.spec.normalise(seen.clamp(0, 1))).float()
+            tokens = external(external.spec.normalise(resized.clamp(0, 1))).float()
             tokens = functional.interpolate(
                 tokens, features.shape[-2:], mode="bicubic", align_corners=False
             )
@@ -199,8 +199,8 @@ def root(disparity: Tensor, least: float = 1e-2) -> Tensor:
 
 def student_target(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """What `root` of a student's disparity shall be, and where: the paper's target, moved."""
-    seen = target(depth, mask)
-    return (seen.values + 1) / 2 + STUDENT_OFFSET, seen.mask
+    scaled = target(depth, mask)
+    return (scaled.values + 1) / 2 + STUDENT_OFFSET, scaled.mask
 
 
 class FourierEnhancement(nn.Module):
@@ -295,21 +295,21 @@ class SingleStep(nn.Module):
         Raises TrainingError where half precision overflowed on the way.
         """
         with self._autoencoder_precision(latent):
-            found: Tensor = self.vae.decode(
+            decoded: Tensor = self.vae.decode(
                 self._wide(latent / self.vae.config.scaling_factor)
             ).sample
-        if not torch.isfinite(found).all():
-            half = found.dtype in (torch.float16, torch.bfloat16)
+        if not torch.isfinite(decoded).all():
+            half = decoded.dtype in (torch.float16, torch.bfloat16)
             if half and torch.isfinite(latent).all():
                 raise TrainingError(
-                    f"The decoder overflowed in {str(found.dtype).removeprefix('torch.')} (its"
+                    f"The decoder overflowed in {str(decoded.dtype).removeprefix('torch.')} (its"
                     " answer holds NaN or infinity): set diffusion.decoder_fp32=true."
                 )
             raise TrainingError(
                 "The decoder's answer holds NaN or infinity, because the U-Net's does: lower"
                 " loop.learning_rate, or use loop.precision=bf16 or fp32."
             )
-        return found.float().mean(dim=1, keepdim=True)
+        return decoded.float().mean(dim=1, keepdim=True)
 
     def _wide(self, x: Tensor) -> Tensor:
         return x.float() if self.cfg.decoder_fp32 else x
@@ -319,40 +319,40 @@ class SingleStep(nn.Module):
             return nullcontext()
         return torch.autocast(x.device.type, enabled=False)
 
-    def step(self, latent: Tensor, place: str = "", timestep: Tensor | None = None) -> Step:
+    def step(self, latent: Tensor, layer: str = "", timestep: Tensor | None = None) -> Step:
         """One pass of the U-Net; with `place`, one of PLACES, also the features there."""
-        kept: list[Tensor] = []
+        captured: list[Tensor] = []
 
         def enhance(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            if place == "mid":
-                kept.append(output)
+            if layer == "mid":
+                captured.append(output)
             return output if self.fourier is None else self.fourier(output)
 
-        def keep(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Any]) -> None:
-            kept.append(output[0])
+        def capture(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Any]) -> None:
+            captured.append(output[0])
 
         hooks = [self.unet.mid_block.register_forward_hook(enhance)]
-        if place in ("down1", "down2"):
-            block = self.unet.down_blocks[int(place[-1]) - 1]
-            hooks.append(block.register_forward_hook(keep))
+        if layer in ("down1", "down2"):
+            block = self.unet.down_blocks[int(layer[-1]) - 1]
+            hooks.append(block.register_forward_hook(capture))
         try:
             t = latent.new_full((len(latent),), TIMESTEP).long() if timestep is None else timestep
             prompt = self.prompt.expand(len(latent), -1, -1)
-            found: Tensor = self.unet(latent, t, encoder_hidden_states=prompt).sample
+            answer: Tensor = self.unet(latent, t, encoder_hidden_states=prompt).sample
         finally:
             for hook in hooks:
                 hook.remove()
-        return Step(found, kept[-1] if kept else None)
+        return Step(answer, captured[-1] if captured else None)
 
-    def predict(self, latent: Tensor, place: str = "") -> Step:
+    def predict(self, latent: Tensor, layer: str = "") -> Step:
         """The latent of depth from the latent of the image, by the paradigm."""
         if self.cfg.paradigm == "single":
-            return self.step(latent, place)
+            return self.step(latent, layer)
         if self.cfg.paradigm == "iterative":
-            found = Step(latent, None)
+            step = Step(latent, None)
             for _ in range(ITERATIONS):
-                found = self.step(found.latent, place)
-            return found
+                step = self.step(step.latent, layer)
+            return step
         return Step(self._denoise(latent), None)
 
     def _denoise(self, latent: Tensor) -> Tensor:
@@ -367,8 +367,8 @@ class SingleStep(nn.Module):
         noisy = drawn.to(latent.device, latent.dtype).expand_as(latent)
         for t in scheduler.timesteps:
             now = t.expand(len(latent))
-            said = self.step(torch.cat([latent, noisy], dim=1), timestep=now).latent
-            noisy = scheduler.step(said, t, noisy).prev_sample
+            velocity = self.step(torch.cat([latent, noisy], dim=1), timestep=now).latent
+            noisy = scheduler.step(velocity, t, noisy).prev_sample
         return noisy
 
     def denoising_loss(self, latent: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -378,19 +378,20 @@ class SingleStep(nn.Module):
         t = torch.randint(0, steps, (len(latent),), device=latent.device)
         noise = torch.randn_like(truth)
         noisy = scheduler.add_noise(truth, noise, t)
-        said = self.step(torch.cat([latent, noisy.to(latent.dtype)], dim=1), timestep=t).latent
-        return masked_mse(said, scheduler.get_velocity(truth, noise, t), mask)
+        velocity = self.step(torch.cat([latent, noisy.to(latent.dtype)], dim=1), timestep=t).latent
+        return masked_mse(velocity, scheduler.get_velocity(truth, noise, t), mask)
 
     def map(self, images: Tensor) -> Tensor:
         """The map (N, 1, H, W) of `space`, clipped to -1..1."""
         return self.decode(self.predict(self.encode(images)).latent).clamp(-1, 1)
 
     @torch.no_grad()
-    def observe(self, seen: Target) -> None:
-        """Remember where the targets' ranges lie, for `disparity`."""
-        usable = seen.high > seen.low
+    def observe(self, target_map: Target) -> None:
+        """Track the average range of the training targets, which `disparity` needs."""
+        span = target_map.high - target_map.low
+        usable = span > 0
         if usable.any():
-            ratio = (seen.low / (seen.high - seen.low).clamp_min(1e-6))[usable].mean()
+            ratio = (target_map.low / span.clamp_min(1e-6))[usable].mean()
             self.offset.lerp_(ratio.to(self.offset), 0.02)
 
     def disparity(self, values: Tensor) -> Tensor:
@@ -399,13 +400,13 @@ class SingleStep(nn.Module):
         Exact up to scale where the range of the image is the average one (`offset`); the paper
         aligns in its own space instead, which needs no such guess (evaluation sqrt_disp_ls).
         """
-        share = (values + 1) / 2
+        relative = (values + 1) / 2
         offset = self.offset.clamp_min(0)
         if self.cfg.space == "disparity":
-            return share
+            return relative
         if self.cfg.space == "sqrt_disparity":
-            return (share + offset) ** 2
-        return 1.0 / (share + offset.clamp_min(0.05))
+            return (relative + offset) ** 2
+        return 1.0 / (relative + offset.clamp_min(0.05))
 
     def forward(self, images: Tensor) -> Tensor:
         """Relative disparity of images normalised by `spec` (-1..1)."""
@@ -518,12 +519,12 @@ def _folder_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
     unet = _part(UNet2DConditionModel, "unet", cfg)
     vae = _part(AutoencoderKL, "vae", cfg)
     channels = vae.config.latent_channels
-    found = (unet.config.in_channels, unet.config.out_channels)
-    if found != (channels, channels):
+    unet_channels = (unet.config.in_channels, unet.config.out_channels)
+    if unet_channels != (channels, channels):
         raise TrainingError(
-            f"The U-Net in {cfg.source} takes {found[0]} and gives {found[1]} channels, the latents"
-            f" here have {channels}: give the U-Net of a plain Stable Diffusion 2, not one changed"
-            " for another task (Marigold's takes 8)."
+            f"The U-Net in {cfg.source} takes {unet_channels[0]} and gives {unet_channels[1]}"
+            f" channels, the latents here have {channels}: give the U-Net of a plain Stable"
+            " Diffusion 2, not one changed for another task (Marigold's takes 8)."
         )
     prompt = _empty_prompt(cfg)
     width = unet.config.cross_attention_dim
@@ -538,9 +539,9 @@ def _folder_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
 def _part(cls: Any, name: str, cfg: DiffusionConfig) -> Any:
     local = Path(cfg.source).is_dir()
     if local and not (Path(cfg.source) / name / "config.json").is_file():
-        what = {"unet": "U-Net", "vae": "autoencoder"}[name]
+        part = {"unet": "U-Net", "vae": "autoencoder"}[name]
         raise TrainingError(
-            f"The {what} is missing: {cfg.source}/{name} has no config.json; copy the folder"
+            f"The {part} is missing: {cfg.source}/{name} has no config.json; copy the folder"
             f" {name}/ of a Stable Diffusion 2 there."
         )
     arguments: dict[str, Any] = {

@@ -58,9 +58,9 @@ class DepthAnything(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
-        facts = network.config
-        self.channels: int = facts.backbone_config.hidden_size
-        relative = facts.depth_estimation_type == "relative"
+        settings = network.config
+        self.channels: int = settings.backbone_config.hidden_size
+        relative = settings.depth_estimation_type == "relative"
         self.meaning = "disparity_affine_invariant" if relative else "depth_metric"
         if relative:  # taken out of the network, so that losses can see behind it
             network.head.activation2 = nn.Identity()
@@ -167,7 +167,7 @@ def _library(cls: Any, cfg: Source) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        found = cls.from_pretrained(cfg.source, **arguments)
+        loaded = cls.from_pretrained(cfg.source, **arguments)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         cure = (
@@ -185,8 +185,8 @@ def _library(cls: Any, cfg: Source) -> Any:
         if bar:
             logging.enable_progress_bar()
     if not is_model:
-        return found
-    network, info = found
+        return loaded
+    network, info = loaded
     missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if missing:
         raise TrainingError(

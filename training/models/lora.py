@@ -101,18 +101,18 @@ def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
 
     unet = isinstance(model, SmallUNet) and not cfg.pattern
     regex = r"(stem|stages|context)\..*" if unet else cfg.regex()
-    found = [
+    layer_names = [
         name
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and re.fullmatch(regex, name)
     ]
-    if not found:
+    if not layer_names:
         raise TrainingError(
             f"No layer of this network is called like {regex!r}: set tune.pattern to the names of"
             " its linear layers or convolutions, or tune.what to full, encoder or decoder."
         )
     updates = LoraConfig(
-        r=cfg.rank, lora_alpha=cfg.alpha, target_modules=found, lora_dropout=0.0, bias="none"
+        r=cfg.rank, lora_alpha=cfg.alpha, target_modules=layer_names, lora_dropout=0.0, bias="none"
     )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -146,13 +146,13 @@ def hold_statistics(model: nn.Module) -> None:
             layer.eval()
 
 
-def merged(model: nn.Module, share: float = 1.0) -> nn.Module:
+def merged(model: nn.Module, scale: float = 1.0) -> nn.Module:
     """The same model, in place, with a share of its low-rank updates added to the weights."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             child: Any = module
             if hasattr(child, "lora_A") and hasattr(child, "merge"):
-                child.scale_layer(share)
+                child.scale_layer(scale)
                 child.merge(safe_merge=True)
                 setattr(parent, name, child.get_base_layer())
     return model

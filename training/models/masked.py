@@ -70,9 +70,9 @@ def cells(mask: Tensor, patch_px: int) -> Tensor:
     return mask[..., ::patch_px, ::patch_px]
 
 
-def hidden_l1(found: Tensor, images: Tensor, mask: Tensor) -> Tensor:
+def hidden_l1(prediction: Tensor, images: Tensor, mask: Tensor) -> Tensor:
     """SimMIM's loss: sum |x - x'| over hidden pixels / (their number + 1e-5) / channels."""
-    total = ((found.float() - images).abs() * mask).sum()
+    total = ((prediction.float() - images).abs() * mask).sum()
     return total / (mask.sum() + 1e-5) / images.shape[1]
 
 
@@ -81,11 +81,11 @@ def patch_pixels(images: Tensor, patch_px: int) -> Tensor:
     return functional.unfold(images, patch_px, stride=patch_px).mT
 
 
-def hidden_mse(found: Tensor, images: Tensor, hidden: Tensor, patch_px: int) -> Tensor:
+def hidden_mse(prediction: Tensor, images: Tensor, hidden: Tensor, patch_px: int) -> Tensor:
     """MAE's loss: patches (N, P, .) against pixels normalised within each patch, where hidden."""
     pixels = patch_pixels(images, patch_px)
     truth = (pixels - pixels.mean(2, keepdim=True)) / (pixels.var(2, keepdim=True) + 1e-6).sqrt()
-    error = ((found.float() - truth) ** 2).mean(dim=2)
+    error = ((prediction.float() - truth) ** 2).mean(dim=2)
     return (error * hidden).sum() / hidden.sum().clamp_min(1)
 
 
@@ -138,8 +138,8 @@ class PixelHead(nn.Module):
                 features = encode(network, images)
         else:
             features = encode(network, torch.where(mask, self.paint, images))
-        found = functional.pixel_shuffle(self.head(features), self.patch_px)
-        return hidden_l1(found, images, mask)
+        pixels = functional.pixel_shuffle(self.head(features), self.patch_px)
+        return hidden_l1(pixels, images, mask)
 
     def _mae(self, network: Network, images: Tensor, mask: Tensor) -> Tensor:
         hidden = cells(mask, self.patch_px).flatten(1)
@@ -228,8 +228,8 @@ def _sines(rows: int, columns: int, width: int) -> Tensor:
 
     down = wave(rows)[:, None].expand(rows, columns, -1)
     across = wave(columns)[None].expand(rows, columns, -1)
-    place = torch.cat([down, across], dim=2).flatten(0, 1)
-    return functional.pad(place, (0, width - place.shape[1]))[None]
+    positions = torch.cat([down, across], dim=2).flatten(0, 1)
+    return functional.pad(positions, (0, width - positions.shape[1]))[None]
 
 
 class DropPath(nn.Module):
@@ -237,9 +237,9 @@ class DropPath(nn.Module):
     (stochastic depth, Huang et al. 2016).
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, probability: float) -> None:
         super().__init__()
-        self.share = share
+        self.share = probability
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch, or 0, per image; as it is outside of training."""
@@ -250,9 +250,9 @@ class DropPath(nn.Module):
         return x * (drawn / keep).to(x.dtype)
 
 
-def drop_paths(network: Network, share: float) -> None:
+def drop_paths(network: Network, probability: float) -> None:
     """Give an encoder of tokens drop paths whose share grows linearly from 0 to `share`."""
-    if share == 0:
+    if probability == 0:
         return
     if not isinstance(network, DepthAnything):
         raise TrainingError(
@@ -260,4 +260,4 @@ def drop_paths(network: Network, share: float) -> None:
         )
     layers = network.network.backbone.encoder.layer
     for k, layer in enumerate(layers):
-        layer.drop_path = DropPath(share * k / max(len(layers) - 1, 1))
+        layer.drop_path = DropPath(probability * k / max(len(layers) - 1, 1))

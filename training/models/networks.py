@@ -89,11 +89,11 @@ def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
 def _student_of(cfg: NetworkConfig) -> StudentConfig:
     """The shape of an exported U-Net, as its manifest says; as cfg.unet says where that is gone."""
     try:
-        _, facts = locate(cfg.source)
+        _, manifest = locate(cfg.source)
     except EngineError:
         return cfg.unet
-    said = facts.training.get("student")
-    return config.build(StudentConfig, said) if said else cfg.unet
+    student = manifest.training.get("student")
+    return config.build(StudentConfig, student) if student else cfg.unet
 
 
 def _from_onnx(cfg: NetworkConfig) -> SmallUNet:
@@ -143,25 +143,25 @@ def open_run(path: Path, weights: bool = True) -> Network:
 
     path: a run folder or a checkpoint in it. The averaged weights are taken.
     """
-    found = checkpoints.read(path)
-    settings = found["settings"]
+    content = checkpoints.read(path)
+    settings = content["settings"]
     if "network" in settings:
         network = open_network(config.build(NetworkConfig, settings["network"]), weights=False)
     elif "student" in settings:
         network = SmallUNet(config.build(StudentConfig, settings["student"]))
     else:
         raise TrainingError(
-            f"The run in {path} is of recipe {found.get('recipe')!r}, whose network is not known"
+            f"The run in {path} is of recipe {content.get('recipe')!r}, whose network is not known"
             " here; give a run of supervised, distill or westar."
         )
-    share = 1.0
+    scale = 1.0
     if "tune" in settings:
         tuned = config.build(TuneConfig, settings["tune"])
         tune(network, tuned)
-        share = tuned.share
+        scale = tuned.share
     if weights:
-        checkpoints.load(network, found["averaged"], path)
-    return merged(network, share).requires_grad_(True).eval()  # type: ignore[return-value]
+        checkpoints.load(network, content["averaged"], path)
+    return merged(network, scale).requires_grad_(True).eval()  # type: ignore[return-value]
 
 
 def open_dino(cfg: NetworkConfig) -> Dino:

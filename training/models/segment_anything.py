@@ -39,19 +39,19 @@ class Sam(nn.Module):
         height, width = image.shape[-2:]
         side = self.side_px
         if self.pads:
-            share = side / max(height, width)
-            inner = (max(round(height * share), 1), max(round(width * share), 1))
+            factor = side / max(height, width)
+            inner = (max(round(height * factor), 1), max(round(width * factor), 1))
         else:
             inner = (side, side)
         x = functional.interpolate(
             image, inner, mode="bilinear", align_corners=False, antialias=True
         )
         x = functional.pad(self.spec.normalise(x), (0, side - inner[1], 0, side - inner[0]))
-        seen = self.network.get_image_embeddings(x)
+        embeddings = self.network.get_image_embeddings(x)
         scale = points.new_tensor([inner[1] / width, inner[0] / height])
         for part in ((points + 0.5) * scale).split(at_once):
             out = self.network(
-                image_embeddings=seen,
+                image_embeddings=embeddings,
                 input_points=part[None, :, None].to(x.dtype),
                 multimask_output=True,
             )

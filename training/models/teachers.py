@@ -55,8 +55,8 @@ def ask(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
     if teacher.kind.startswith("disparity"):
         disparity = maps
     else:
-        found = [Prediction(m[0], teacher.kind).disparity() for m in maps.cpu().numpy()]
-        disparity = torch.from_numpy(np.stack(found))[:, None].to(maps.device)
+        disparities = [Prediction(m[0], teacher.kind).disparity() for m in maps.cpu().numpy()]
+        disparity = torch.from_numpy(np.stack(disparities))[:, None].to(maps.device)
     known = torch.isfinite(disparity)
     return torch.where(known, disparity, torch.zeros_like(disparity)), known
 
@@ -147,10 +147,10 @@ class EngineTeacher:
             self.model = DepthModel.open(ModelConfig(path=path, backend=backend, threads=1))
         except EngineError as error:
             raise TrainingError(f"The teacher {path!r} cannot be opened: {error}") from error
-        facts = self.model.engine.manifest
-        self.name, self.kind = facts.name, facts.meaning
+        manifest = self.model.engine.manifest
+        self.name, self.kind = manifest.name, manifest.meaning
         where = Path(path)
-        content = where.read_bytes() if where.is_file() else json.dumps(facts.training).encode()
+        content = where.read_bytes() if where.is_file() else json.dumps(manifest.training).encode()
         beside = manifest_path(where)
         content += beside.read_bytes() if beside.is_file() else b""
         runs_on = self.model.engine.backend
@@ -166,13 +166,13 @@ class EngineTeacher:
 
 def fingerprint(network: nn.Module) -> str:
     """A short name of a network's weights: other weights, another name."""
-    found = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     for name, tensor in network.state_dict().items():
-        found.update(name.encode())
-        found.update(
+        digest.update(name.encode())
+        digest.update(
             tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         )
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def open_teacher(cfg: TeacherConfig) -> Teacher:

@@ -150,12 +150,15 @@ class DepthMaster(Recipe):
         cfg = self.cfg
         network = open_diffusion(cfg.diffusion)
         if cfg.start:
-            found = checkpoints.read(Path(cfg.start))["averaged"]
+            weights = checkpoints.read(Path(cfg.start))["averaged"]
             if network.fourier is not None:
                 # The second stage's block is not in the first stage's run: it starts as nothing.
                 fresh = network.fourier.state_dict(prefix="fourier.")
-                found = {**{name: t for name, t in fresh.items() if name not in found}, **found}
-            checkpoints.load(network, found, cfg.start)
+                weights = {
+                    **{name: t for name, t in fresh.items() if name not in weights},
+                    **weights,
+                }
+            checkpoints.load(network, weights, cfg.start)
         if cfg.learn == "autoencoder":
             network.requires_grad_(False)
             network.vae.requires_grad_(True)
@@ -191,16 +194,18 @@ class DepthMaster(Recipe):
         assert isinstance(model, SingleStep)
         depth = batch["depth"]
         known = torch.isfinite(depth) & (depth > 0) & (depth <= weights.far)
-        seen = target(depth, known, cfg.diffusion.space, weights.tails)
+        target_map = target(depth, known, cfg.diffusion.space, weights.tails)
         images = model.spec.normalise(batch["image"])
         if cfg.learn == "autoencoder":
-            return self._reconstruction(model, images, seen)
+            return self._reconstruction(model, images, target_map)
         if model.training:
-            model.observe(seen)
+            model.observe(target_map)
         with torch.no_grad():
             latent = model.encode(images)
-            truth = model.encode(seen.values.expand(-1, 3, -1, -1)) if weights.latent else latent
-        cells = pooled_mask(seen.mask, model.latent_px)
+            truth = (
+                model.encode(target_map.values.expand(-1, 3, -1, -1)) if weights.latent else latent
+            )
+        cells = pooled_mask(target_map.mask, model.latent_px)
         if cfg.diffusion.paradigm == "denoising":
             cost = model.denoising_loss(latent, truth, cells)
             return {"loss": weights.latent * cost, "latent": cost}
@@ -211,22 +216,24 @@ class DepthMaster(Recipe):
         if self._alignment is not None and step.features is not None:
             terms["align"] = self._alignment(batch["image"], step.features)
         if weights.pixel or weights.gradient:
-            found = model.decode(step.latent)
+            decoded = model.decode(step.latent)
             if weights.pixel:
-                terms["pixel"] = masked_mse(found, seen.values, seen.mask)
+                terms["pixel"] = masked_mse(decoded, target_map.values, target_map.mask)
             if weights.gradient:
                 terms["gradient"] = directional_gradient(
-                    found, seen.values, seen.mask, weights.delta, weights.form
+                    decoded, target_map.values, target_map.mask, weights.delta, weights.form
                 )
         total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
         return {"loss": total, **{f"{name}_term": term for name, term in terms.items()}}
 
-    def _reconstruction(self, model: SingleStep, images: Tensor, seen: Target) -> dict[str, Tensor]:
+    def _reconstruction(
+        self, model: SingleStep, images: Tensor, target_map: Target
+    ) -> dict[str, Tensor]:
         """The autoencoder on images and on maps, half of the batch each."""
-        x = torch.cat([images, seen.values.expand(-1, 3, -1, -1)])
+        x = torch.cat([images, target_map.values.expand(-1, 3, -1, -1)])
         drawn = model.vae.encode(x).latent_dist
-        found = model.vae.decode(drawn.sample()).sample
-        away = (found.float() - x).abs().mean()
+        decoded = model.vae.decode(drawn.sample()).sample
+        away = (decoded.float() - x).abs().mean()
         divergence = drawn.kl().mean() / x[0].numel()
         return {
             "loss": away + self.cfg.loss.kl * divergence,
@@ -249,14 +256,14 @@ class DepthMaster(Recipe):
             window = Window.whole(sample.image.shape, cfg.height, cfg.width)
             x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
             depth = torch.from_numpy(window.nearest(sample.depth))[None, None].to(device)
-            seen = target(depth, torch.isfinite(depth), cfg.diffusion.space, cfg.loss.tails)
-            through = model.reconstruct(seen.values)
+            target_map = target(depth, torch.isfinite(depth), cfg.diffusion.space, cfg.loss.tails)
+            through = model.reconstruct(target_map.values)
             maps = [through]
             if cfg.learn == "unet":
                 maps.append(model.map(model.spec.normalise(x.to(device))))
             rules = getattr(self.check, "protocol", "indoor")
-            found = [judged(m, sample.depth, cfg.diffusion.space, rules) for m in maps]
-            rows.append([found[0][0], *(found[1] if len(found) > 1 else ())])
+            scores = [judged(m, sample.depth, cfg.diffusion.space, rules) for m in maps]
+            rows.append([scores[0][0], *(scores[1] if len(scores) > 1 else ())])
         if not rows:
             return {}
         names = ("autoencoder_abs_rel", "abs_rel", "delta1", "boundary_f1")
@@ -270,11 +277,14 @@ class DepthMaster(Recipe):
         """The first image, its target and the answer, side by side."""
         assert isinstance(model, SingleStep)
         image, depth = batch["image"][:1], batch["depth"][:1]
-        seen = target(depth, torch.isfinite(depth), self.cfg.diffusion.space, self.cfg.loss.tails)
-        found = model.map(model.spec.normalise(image))
+        target_map = target(
+            depth, torch.isfinite(depth), self.cfg.diffusion.space, self.cfg.loss.tails
+        )
+        answer = model.map(model.spec.normalise(image))
         scale = colours.Scale("relative", -1.0, 1.0, unit="")
         maps = [
-            colours.colour_map(m[0, 0].float().cpu().numpy(), scale) for m in (seen.values, found)
+            colours.colour_map(m[0, 0].float().cpu().numpy(), scale)
+            for m in (target_map.values, answer)
         ]
         rgb = (image[0].permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
         return {"depth": np.concatenate([rgb, *maps], axis=1)}
@@ -303,9 +313,9 @@ def judged(
 def build(cfg: Config, console: Console) -> DepthMaster:
     """The recipe on its images, once a pool holds enough."""
 
-    def waiting(found: int) -> None:
-        wanted = cfg.images.pool.wait_for
-        console.print(f"waiting for the renderer: {found} of {wanted} images")
+    def waiting(count: int) -> None:
+        needed = cfg.images.pool.wait_for
+        console.print(f"waiting for the renderer: {count} of {needed} images")
 
     check = open_samples(cfg.check) if cfg.check.limit else ()
     return DepthMaster(cfg, Mixture(cfg.images, waiting), check, console.print)

@@ -335,10 +335,12 @@ class Distill(Recipe):
 
     def _key(self, seen: Seen, teacher: int, part: int) -> Key:
         """Of a teacher's answer to a crop (part -1) or to a part of its wide view."""
-        asked = self.teachers[teacher]
-        assert asked is not None
-        what = "crop" if part < 0 else f"part {part} of {self.cfg.corners()} in {seen.wide.shape}"
-        return Key(digest(seen.crop), f"{asked.name} {what}", asked.revision, seen.window)
+        source = self.teachers[teacher]
+        assert source is not None
+        content = (
+            "crop" if part < 0 else f"part {part} of {self.cfg.corners()} in {seen.wide.shape}"
+        )
+        return Key(digest(seen.crop), f"{source.name} {content}", source.revision, seen.window)
 
     def _kept(self, seen: Seen, teacher: int, part: int) -> NDArray[np.float32]:
         assert self.cache is not None
@@ -348,7 +350,7 @@ class Distill(Recipe):
         """Ask the teachers for every answer that is not kept yet; returns how many were asked."""
         if self.cache is None:
             return 0
-        asked = 0
+        count = 0
         columns = (TextColumn("teachers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             jobs = [(i, k) for i in range(len(self.images)) for k in range(self.cfg.crop.kept)]
@@ -356,8 +358,8 @@ class Distill(Recipe):
                 seen = self.seen(index, self.kept_window(index, k))
                 for t, teacher in enumerate(self.teachers):
                     if teacher is not None:
-                        asked += self._fill_one(seen, t, teacher)
-        return asked
+                        count += self._fill_one(seen, t, teacher)
+        return count
 
     def _fill_one(self, seen: Seen, number: int, teacher: Teacher) -> int:
         assert self.cache is not None
@@ -384,16 +386,16 @@ class Distill(Recipe):
         if weights.shared:
             answer = network.answer(network.spec.normalise(batch["crop"]))
             target, known = self._target(batch, "crop")
-            mine, target = self._compared(answer.disparity, target)
-            terms["shared"] = normalised_l1(mine, target, known, weights.norm)
-            compared.append((mine, target, known))
+            own, target = self._compared(answer.disparity, target)
+            terms["shared"] = normalised_l1(own, target, known, weights.norm)
+            compared.append((own, target, known))
             answers.append((answer, batch["crop"]))
         if weights.local:
             answer = network.answer(network.spec.normalise(batch["wide"]))
             target, known = self._target(batch, "part")
-            mine, target = self._compared(parts_of(answer.disparity, batch["corner"], cfg), target)
-            terms["local"] = normalised_l1(mine, target, known, weights.norm)
-            compared.append((mine, target, known))
+            own, target = self._compared(parts_of(answer.disparity, batch["corner"], cfg), target)
+            terms["local"] = normalised_l1(own, target, known, weights.norm)
+            compared.append((own, target, known))
             answers.append((answer, batch["wide"]))
         # The other terms are of the shared context; of the wide view where that one is off.
         (answer, image), (student, target, known) = answers[0], compared[0]
@@ -429,20 +431,20 @@ class Distill(Recipe):
         return {"crop": sheet([batch["crop"]], [target, student])}
 
     @torch.no_grad()
-    def _target(self, batch: Batch, what: str) -> tuple[Tensor, Tensor]:
+    def _target(self, batch: Batch, content: str) -> tuple[Tensor, Tensor]:
         """The teachers' disparity (n, 1, h, w), averaged if two were asked, and what is known."""
-        found = []
+        answers = []
         for number in batch["who"].tolist():
-            if f"map_{what}_{number}" in batch:
-                kept = batch[f"map_{what}_{number}"]
-                known = torch.isfinite(kept)
-                found.append((torch.where(known, kept, torch.zeros_like(kept)), known))
+            if f"map_{content}_{number}" in batch:
+                stored = batch[f"map_{content}_{number}"]
+                known = torch.isfinite(stored)
+                answers.append((torch.where(known, stored, torch.zeros_like(stored)), known))
             else:
                 teacher = self.teachers[number]
                 assert teacher is not None
-                found.append(ask(teacher, batch[f"teach_{what}"]))
-        target = torch.stack([disparity for disparity, _ in found]).mean(dim=0)
-        return target, torch.stack([known for _, known in found]).all(dim=0)
+                answers.append(ask(teacher, batch[f"teach_{content}"]))
+        target = torch.stack([disparity for disparity, _ in answers]).mean(dim=0)
+        return target, torch.stack([known for _, known in answers]).all(dim=0)
 
     def _likeness(self, features: Tensor, images: Tensor) -> Tensor:
         """Feature alignment on the grid of the student's features."""
@@ -452,17 +454,17 @@ class Distill(Recipe):
         x = images
         if size != tuple(images.shape[-2:]):
             x = functional.interpolate(x, size, mode="bilinear", align_corners=False)
-        wanted = self.dino(self.dino.spec.normalise(x)).float()
-        if wanted.shape[-2:] != features.shape[-2:]:
-            wanted = functional.interpolate(
-                wanted, features.shape[-2:], mode="bilinear", align_corners=False
+        reference = self.dino(self.dino.spec.normalise(x)).float()
+        if reference.shape[-2:] != features.shape[-2:]:
+            reference = functional.interpolate(
+                reference, features.shape[-2:], mode="bilinear", align_corners=False
             )
-        mine = self.projection(features)
+        projected = self.projection(features)
         if self.cfg.loss.likeness == "divergence":
-            return token_divergence(mine, wanted)
+            return token_divergence(projected, reference)
         return feature_alignment(
-            mine.flatten(2).transpose(1, 2),
-            wanted.flatten(2).transpose(1, 2),
+            projected.flatten(2).transpose(1, 2),
+            reference.flatten(2).transpose(1, 2),
             self.cfg.loss.tolerance,
         )
 
@@ -494,7 +496,7 @@ def build(cfg: Config, console: Console) -> Distill:
     settings = (cfg.primary, cfg.assistant)
     teachers = [open_teacher(t) if use else None for t, use in zip(settings, needed, strict=True)]
     recipe = Distill(cfg, open_samples(cfg.images), teachers)
-    asked = recipe.fill(console)
-    if asked:
-        console.print(f"{asked} teachers' answers kept in {cfg.cache}")
+    count = recipe.fill(console)
+    if count:
+        console.print(f"{count} teachers' answers kept in {cfg.cache}")
     return recipe

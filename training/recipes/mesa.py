@@ -161,8 +161,8 @@ def metres(raw: Tensor, cfg: Config) -> Tensor:
     near, far = cfg.geometric.near, cfg.geometric.far
     if cfg.head == "inverse":
         return 1.0 / functional.relu(raw.float()).clamp(1 / far, 1 / near)
-    share = (1 / cfg.typical - 1 / far) / (1 / near - 1 / far)
-    return bounded_depth(raw + math.log(share / (1 - share)), near, far)
+    relative = (1 / cfg.typical - 1 / far) / (1 / near - 1 / far)
+    return bounded_depth(raw + math.log(relative / (1 - relative)), near, far)
 
 
 class Metric(nn.Module):
@@ -233,11 +233,11 @@ class Mesa(Recipe):
                 f" height and width to {fitting[0]}x{fitting[1]}."
             )
         if cfg.start:
-            found = checkpoints.read(Path(cfg.start))["averaged"]
+            weights = checkpoints.read(Path(cfg.start))["averaged"]
             if cfg.take == "encoder":
                 own = {n: t for n, t in network.state_dict().items() if not ENCODER.match(n)}
-                found = {**own, **{n: t for n, t in found.items() if ENCODER.match(n)}}
-            checkpoints.load(network, found, cfg.start)
+                weights = {**own, **{n: t for n, t in weights.items() if ENCODER.match(n)}}
+            checkpoints.load(network, weights, cfg.start)
         drop_paths(network, cfg.drop_path)
         if cfg.loss.hide:
             if not isinstance(network, DepthAnything):
@@ -265,9 +265,9 @@ class Mesa(Recipe):
         if decay == 1 or not ENCODER.match(name) or self._network is None:
             return 1.0
         numbers = [
-            int(found.group(1))
-            for found in map(LAYER.search, self._network.state_dict())
-            if found is not None
+            int(match.group(1))
+            for match in map(LAYER.search, self._network.state_dict())
+            if match is not None
         ]
         depth = max(numbers) + 1
         here = LAYER.search(name)
@@ -324,26 +324,26 @@ class Mesa(Recipe):
         """The terms that the batch offers, weighted, and their sum."""
         weights = self.cfg.loss
         network: Any = model
-        asked = dict(zip(TERMS, batch["terms"].tolist(), strict=True))
-        found: dict[str, Tensor] = {}
-        if asked["masked"] and self._beside is not None and self._beside.guess is not None:
-            found["masked"] = self._beside.guess.loss(
+        active = dict(zip(TERMS, batch["terms"].tolist(), strict=True))
+        scalars: dict[str, Tensor] = {}
+        if active["masked"] and self._beside is not None and self._beside.guess is not None:
+            scalars["masked"] = self._beside.guess.loss(
                 network, network.spec.normalise(batch["image"])
             )
-        if asked["supervised"]:
+        if active["supervised"]:
             depth = batch["depth"]
             known = torch.isfinite(depth) & (depth > 0)
-            found["supervised"] = silog(
+            scalars["supervised"] = silog(
                 self.depths(network, batch["image"])[0], depth, known, weights.share
             )
-        if asked["geometric"]:
+        if active["geometric"]:
             terms = self._geometric(network, batch)
-            found["geometric"] = terms["loss"]
-            found["smooth"] = terms["smooth"].detach()
+            scalars["geometric"] = terms["loss"]
+            scalars["smooth"] = terms["smooth"].detach()
         total = torch.stack(
-            [getattr(weights, name) * found[name] for name in TERMS if name in found]
+            [getattr(weights, name) * scalars[name] for name in TERMS if name in scalars]
         ).sum()
-        return {"loss": total, **found}
+        return {"loss": total, **scalars}
 
     def _geometric(self, network: Any, batch: Batch) -> dict[str, Tensor]:
         target, sources = batch["target"], batch["sources"]
@@ -394,9 +394,9 @@ class Mesa(Recipe):
             # Fused from coarse to fine; the finest is what the network's own head sees.
             for k, head in enumerate(heads, start=1):
                 size = [max(side // 2**k, 1) for side in images.shape[-2:]]
-                said = head(fused[0][-1 - k]).float()
+                answered = head(fused[0][-1 - k]).float()
                 maps.append(
-                    functional.interpolate(said, size, mode="bilinear", align_corners=False)
+                    functional.interpolate(answered, size, mode="bilinear", align_corners=False)
                 )
         return [metres(m, cfg) for m in maps]
 
@@ -404,7 +404,7 @@ class Mesa(Recipe):
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """RMSE (m) and AbsRel on the data sets of `check`, as the network's metres are."""
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         device = next(model.parameters()).device
         for name, samples in self.checks.items():
             rows = []
@@ -419,11 +419,11 @@ class Mesa(Recipe):
                 if sample.depth is not None:
                     rows.append(evaluate(full[0, 0].cpu().numpy(), sample.depth))
             if rows:
-                found[f"{name}_rmse"] = float(np.mean([row.rmse for row in rows]))
-                found[f"{name}_abs_rel"] = float(np.mean([row.abs_rel for row in rows]))
-        if "inside_rmse" in found:
-            found["score"] = found["inside_rmse"]
-        return found
+                numbers[f"{name}_rmse"] = float(np.mean([row.rmse for row in rows]))
+                numbers[f"{name}_abs_rel"] = float(np.mean([row.abs_rel for row in rows]))
+        if "inside_rmse" in numbers:
+            numbers["score"] = numbers["inside_rmse"]
+        return numbers
 
 
 TERMS = ("masked", "geometric", "supervised")
@@ -432,9 +432,9 @@ TERMS = ("masked", "geometric", "supervised")
 def build(cfg: Config, console: Console) -> Mesa:
     """The recipe on the data that its terms need."""
 
-    def waiting(found: int) -> None:
-        wanted = cfg.images.pool.wait_for
-        console.print(f"waiting for the renderer: {found} of {wanted} images")
+    def waiting(count: int) -> None:
+        needed = cfg.images.pool.wait_for
+        console.print(f"waiting for the renderer: {count} of {needed} images")
 
     loss = cfg.loss
     images = Mixture(cfg.images, waiting) if loss.masked or loss.supervised else None

@@ -180,8 +180,8 @@ class Supervised(Recipe):
         """A fresh student, or one that has learnt before."""
         model = SmallUNet(self.cfg.student)
         if self.cfg.start:
-            found = starting_weights(self.cfg.start, self.cfg.trust_pickle)
-            load(model, with_new_blocks(model, found), self.cfg.start)
+            weights = starting_weights(self.cfg.start, self.cfg.trust_pickle)
+            load(model, with_new_blocks(model, weights), self.cfg.start)
         return model
 
     def extra(self) -> nn.Module | None:
@@ -198,8 +198,8 @@ class Supervised(Recipe):
         batch = batched(
             [drawn(self.images, rng, cfg.height, cfg.width, cfg.augment) for rng in rngs]
         )
-        seen = (batch["image"] - MEAN) / STD
-        return {**batch, "image": seen.contiguous(memory_format=torch.channels_last)}
+        normalised = (batch["image"] - MEAN) / STD
+        return {**batch, "image": normalised.contiguous(memory_format=torch.channels_last)}
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
         """Normalised-disparity regression, and what the settings add to it."""
@@ -231,7 +231,7 @@ class Supervised(Recipe):
 def build(cfg: Config, console: Console) -> Supervised:
     """The recipe on its pool, once that holds enough, or on a data set."""
 
-    def waiting(found: int) -> None:
-        console.print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} images")
+    def waiting(count: int) -> None:
+        console.print(f"waiting for the renderer: {count} of {cfg.pool.wait_for} images")
 
     return Supervised(cfg, open_first(cfg.source, cfg.pool, cfg.images, waiting))

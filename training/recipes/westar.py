@@ -249,20 +249,20 @@ class Westar(Recipe):
         index = int(rng.integers(0, len(self.images)))
         sample = self._read(index)
         window = random_window(sample.image.shape, cfg.height, cfg.width, cfg.weak, rng)
-        seen = window.image(sample.image).astype(np.float32) / np.float32(255)
+        pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
         row: dict[str, Any] = {
-            "weak": recolour(seen, cfg.weak, rng),
-            "strong": recolour(seen, cfg.strong, rng),
+            "weak": recolour(pixels, cfg.weak, rng),
+            "strong": recolour(pixels, cfg.strong, rng),
         }
         if cfg.loss.known:
             old = self._recall(int(rng.integers(0, self.known))).image
-            place = random_window(old.shape, cfg.height, cfg.width, cfg.weak, rng)
-            row["known"] = place.image(old).astype(np.float32) / np.float32(255)
+            known_window = random_window(old.shape, cfg.height, cfg.width, cfg.weak, rng)
+            row["known"] = known_window.image(old).astype(np.float32) / np.float32(255)
         if cfg.teacher == "truth":
             row["truth"] = _disparity(sample, window)
         if cfg.loss.contexts == "masks" and cfg.loss.st:
-            found = as_layers(self.masks(sample.image))
-            row["masks"] = np.stack([window.nearest(layer) for layer in found])
+            mask_layers = as_layers(self.masks(sample.image))
+            row["masks"] = np.stack([window.nearest(layer) for layer in mask_layers])
         first, second, sign = self._points(sample)
         one, other = window.points(first), window.points(second)
         both = np.concatenate([one, other], axis=1)
@@ -299,8 +299,8 @@ class Westar(Recipe):
             terms["reg"] = self._distance(model)
         total = cfg.st * terms["st"] + cfg.weak * terms["weak"] + cfg.reg * terms["reg"]
         if cfg.known:
-            said = self._source_says(network, batch["known"])
-            terms["known"] = self_training(again, said, None, KNOWN)
+            reference = self._source_says(network, batch["known"])
+            terms["known"] = self_training(again, reference, None, KNOWN)
             total = total + cfg.known * terms["known"]
         if cfg.dead and answer.before is not None:
             terms["dead"] = dead_outputs(answer.before)
@@ -351,21 +351,27 @@ class Westar(Recipe):
         for index in self._held_places:
             sample = self.images[index]
             window = Window.whole(sample.image.shape, self.cfg.height, self.cfg.width)
-            seen = window.image(sample.image).astype(np.float32) / np.float32(255)
-            x = torch.from_numpy(seen).permute(2, 0, 1)[None].to(device)
-            said = network(network.spec.normalise(x))
+            pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
+            x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+            disparity = network(network.spec.normalise(x))
             first, second, sign = self.labels.points(sample.name, sample.image.shape)
             points = np.concatenate([window.points(first), window.points(second)], axis=1)
-            places = torch.from_numpy(points).float().to(device)
-            owner = torch.zeros(len(places), dtype=torch.long, device=device)
-            difference = at(said, places[:, :2], owner) - at(said, places[:, 2:], owner)
+            locations = torch.from_numpy(points).float().to(device)
+            owner = torch.zeros(len(locations), dtype=torch.long, device=device)
+            difference = at(disparity, locations[:, :2], owner) - at(
+                disparity, locations[:, 2:], owner
+            )
             ordered = torch.from_numpy(sign).to(device)
             wrong.append((difference * ordered <= 0)[ordered != 0].float())
         pairs = torch.cat(wrong)
         if not len(pairs):
             return {}
-        share = float(pairs.mean())
-        return {"wrong_order": share, "held_pairs": float(len(pairs)), "score": share}
+        wrong_fraction = float(pairs.mean())
+        return {
+            "wrong_order": wrong_fraction,
+            "held_pairs": float(len(pairs)),
+            "score": wrong_fraction,
+        }
 
     @functools.cached_property
     def _held_places(self) -> list[int]:
@@ -407,8 +413,8 @@ def self_training(
         return context_l1(student, teacher, layers(teacher, valid, "hybrid"), valid)
     contexts = layers(teacher, valid, "global")
     if cfg.contexts == "masks" and masks is not None:
-        kept = worthwhile(masks, teacher, valid, cfg.mask_px, cfg.mask_spread)
-        contexts = torch.cat([contexts, kept], dim=1)
+        mask_contexts = worthwhile(masks, teacher, valid, cfg.mask_px, cfg.mask_spread)
+        contexts = torch.cat([contexts, mask_contexts], dim=1)
     return context_l1(student, teacher, contexts, valid)
 
 
@@ -431,18 +437,18 @@ def at(maps: Tensor, points: Tensor, owner: Tensor) -> Tensor:
     """Values (P,) of maps (N, 1, H, W) at points (P, 2) as (x, y) px of map owner (P,), linear."""
     height, width = maps.shape[-2:]
     size = points.new_tensor([width, height])
-    places = (2 * points + 1) / size - 1  # centres at integers; -1..1 is from border to border
-    found = [
+    grid = (2 * points + 1) / size - 1  # centres at integers; -1..1 is from border to border
+    sampled = [
         functional.grid_sample(
             maps[k : k + 1].float(),
-            places[owner == k][None, None],
+            grid[owner == k][None, None],
             mode="bilinear",
             padding_mode="border",
             align_corners=False,
         ).flatten()
         for k in range(len(maps))
     ]
-    return torch.cat(found)  # owners come in order
+    return torch.cat(sampled)  # owners come in order
 
 
 def build(cfg: Config, console: Console) -> Westar:

@@ -38,8 +38,8 @@ STUDIES = {
 def arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """A parser for each study; only the one that the words begin with is imported."""
     studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
-    for name, (module, what) in STUDIES.items():
-        sub = studies.add_parser(name, help=what)
+    for name, (module, description) in STUDIES.items():
+        sub = studies.add_parser(name, help=description)
         if words[:1] == [name]:  # the others need libraries of their own
             importlib.import_module(module).arguments(sub)
 

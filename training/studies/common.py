@@ -38,19 +38,19 @@ class Variant:
     settings: dict[str, Any] | None
 
 
-def rooms(out: Path, what: str, count: int) -> list[Sample]:
+def rooms(out: Path, purpose: str, count: int) -> list[Sample]:
     """Rendered images with depth, 108 x 144, three of each room."""
     cfg = PoolConfig(
-        str(out / "rooms" / f"{what}-{count}"),
+        str(out / "rooms" / f"{purpose}-{count}"),
         samples=count,
         views_per_scene=3,
-        seed=ROOMS[what],
+        seed=ROOMS[purpose],
         wait_for=count,
     )
     pool = Pool(cfg, write=True)
     for _ in pool.fill(count):
         pass
-    return [replace(pool[k], name=f"{what}-{k}") for k in range(count)]
+    return [replace(pool[k], name=f"{purpose}-{k}") for k in range(count)]
 
 
 def corrupted(samples: Sequence[Sample], name: str, severity: int) -> list[Sample]:
@@ -66,28 +66,28 @@ def errors(network: Network, samples: Sequence[Sample]) -> NDArray[np.float64]:
     """(images, 2): AbsRel and 1 - delta1 after scale and shift in disparity."""
     network.eval()
     protocol = protocols.find(PROTOCOL)
-    found = []
+    rows = []
     for sample in samples:
         assert sample.depth is not None
         window = Window.whole(sample.image.shape, HEIGHT, WIDTH)
-        seen = window.image(sample.image).astype(np.float32) / np.float32(255)
-        x = network.spec.normalise(torch.from_numpy(seen).permute(2, 0, 1)[None])
+        pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
+        x = network.spec.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         truth = window.nearest(sample.depth)
         counted = protocols.counted(protocol, truth)
-        said = Prediction(network(x)[0, 0].numpy(), "disparity_affine_invariant")
-        depth = protocols.align(said, truth, counted, ALIGNMENT, protocol)
+        prediction = Prediction(network(x)[0, 0].numpy(), "disparity_affine_invariant")
+        depth = protocols.align(prediction, truth, counted, ALIGNMENT, protocol)
         scores = evaluate(np.where(counted, depth, np.nan), np.where(counted, truth, np.nan))
-        found.append((scores.abs_rel, 1 - scores.delta1))
-    return np.array(found)
+        rows.append((scores.abs_rel, 1 - scores.delta1))
+    return np.array(rows)
 
 
 def judged(path: Path, make: Callable[[], dict[str, NDArray[np.float64]]]) -> dict[str, Any]:
     """What `make` gives, kept in a file and read from there the next time."""
     if not path.is_file():
-        found = {name: values.tolist() for name, values in make().items()}
+        errors_by_set = {name: values.tolist() for name, values in make().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(found), encoding="utf-8")
+        partial.write_text(json.dumps(errors_by_set), encoding="utf-8")
         partial.replace(path)
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
@@ -115,10 +115,10 @@ def table(results: dict[str, list[dict[str, Any]]], sets: Sequence[str]) -> str:
     for name in names:
         cells = [name, str(len(results[name]))]
         for part in sets:
-            mine = np.mean([np.array(row[part]) for row in results[name]], axis=0)
+            own = np.mean([np.array(row[part]) for row in results[name]], axis=0)
             base = np.mean([np.array(row[part]) for row in results[names[0]]], axis=0)
-            said = "" if name == names[0] else percent(*compared(base[:, 1], mine[:, 1]))
-            cells += [f"{mine[:, 1].mean():.4f}", f"{mine[:, 0].mean():.4f}", said]
+            change = "" if name == names[0] else percent(*compared(base[:, 1], own[:, 1]))
+            cells += [f"{own[:, 1].mean():.4f}", f"{own[:, 0].mean():.4f}", change]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -178,34 +178,34 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
 
     through: of the truth, sent through the autoencoder alone (table II).
     """
-    found = []
+    rows = []
     for sample in judge:
         assert sample.depth is not None
         window = Window.whole(sample.image.shape, MASTER_SIZE["height"], MASTER_SIZE["width"])
         if through:
             depth = torch.from_numpy(window.nearest(sample.depth))[None, None]
-            seen = target(depth, torch.isfinite(depth), space)
-            values = network.reconstruct(seen.values).clamp(-1, 1)
+            target_map = target(depth, torch.isfinite(depth), space)
+            values = network.reconstruct(target_map.values).clamp(-1, 1)
         else:
             x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
             values = network.map(network.spec.normalise(x))
         abs_rel, _, f1 = depthmaster.judged(values, sample.depth, space)
-        found.append((abs_rel, f1))
-    return np.array(found)
+        rows.append((abs_rel, f1))
+    return np.array(rows)
 
 
 def rival_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
     """(images, 2): AbsRel and boundary F1 (or 1 - delta1) of a rival that does not look at the
     image.
     """
-    found = []
+    rows = []
     for sample in judge:
         assert sample.depth is not None
         depth = baseline(name, sample.depth)
         scores = evaluate(depth, sample.depth)
         second = boundary_f1(depth, sample.depth) if edges else 1 - scores.delta1
-        found.append((scores.abs_rel, second))
-    return np.array(found)
+        rows.append((scores.abs_rel, second))
+    return np.array(rows)
 
 
 def master_errors(out: Path, name: str, seed: int, learn: Pool, judge: Sequence[Sample]) -> F64:

@@ -178,21 +178,21 @@ class DistillStudy:
     images: int
     steps: int
 
-    def rendered(self, what: str, count: int, size: tuple[int, int] = IMAGE) -> list[Sample]:
+    def rendered(self, purpose: str, count: int, size: tuple[int, int] = IMAGE) -> list[Sample]:
         """Images with depth, three of each room; of a style by its name, else of all."""
         cfg = PoolConfig(
-            str(self.out / "rooms" / f"distill-{what}-{count}"),
+            str(self.out / "rooms" / f"distill-{purpose}-{count}"),
             samples=count,
             height=size[0],
             width=size[1],
             views_per_scene=3,
-            style=what if what in SPECIAL else "mixed",
-            seed=SEEDS[what],
+            style=purpose if purpose in SPECIAL else "mixed",
+            seed=SEEDS[purpose],
             wait_for=count,
             fill=True,
         )
         pool = open_pool(cfg)
-        return [replace(pool[k], source=f"{what} {k // 3}") for k in range(count)]
+        return [replace(pool[k], source=f"{purpose} {k // 3}") for k in range(count)]
 
     @cached_property
     def learn(self) -> list[Sample]:
@@ -268,7 +268,7 @@ def parts_seen(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
     cfg = config.build(distill.Config, BASE)
     rows, columns = cfg.wide_size
     protocol = protocols.find(score.INDOOR)
-    found: dict[str, list[list[Any]]] = {"alone": [], "cut": []}
+    rows_of: dict[str, list[list[Any]]] = {"alone": [], "cut": []}
     for sample in judge:
         assert sample.depth is not None
         wide = Window.whole(sample.image.shape, rows, columns)
@@ -278,27 +278,27 @@ def parts_seen(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
         for top, left in cfg.corners():
             part = np.s_[top : top + HEIGHT, left : left + WIDTH]
             counted = protocols.counted(protocol, truth[part])
-            said = {"alone": PartErrors(teacher).predict(image[part]).values, "cut": whole[part]}
-            for how, values in said.items():
-                seen = Prediction(values, "disparity_affine_invariant")
-                depth = protocols.align(seen, truth[part], counted, ALIGNMENT, protocol)
+            answers = {"alone": PartErrors(teacher).predict(image[part]).values, "cut": whole[part]}
+            for way, values in answers.items():
+                prediction = Prediction(values, "disparity_affine_invariant")
+                depth = protocols.align(prediction, truth[part], counted, ALIGNMENT, protocol)
                 scored = np.where(counted, truth[part], np.float32(np.nan))
-                errors[how].append(metrics.evaluate(depth, scored).abs_rel)
-        for how, values_ in errors.items():
-            found[how].append([sample.source, sample.name, float(np.nanmean(values_))])
-    return {how: np.array(lines, dtype=object) for how, lines in found.items()}
+                errors[way].append(metrics.evaluate(depth, scored).abs_rel)
+        for way, values_ in errors.items():
+            rows_of[way].append([sample.source, sample.name, float(np.nanmean(values_))])
+    return {way: np.array(lines, dtype=object) for way, lines in rows_of.items()}
 
 
 def scores(teacher: Teacher, sets: dict[str, list[Sample]]) -> dict[str, Any]:
     """Source, frame, AbsRel, delta1 and boundary F1 of every image, by set."""
     plan = score.ScoringPlan((ALIGNMENT,))
-    found = {}
+    tables = {}
     for part, samples in sets.items():
         rows = score.score(samples, {"it": PartErrors(teacher)}, plan)
-        kept = [row for row in rows if row.method == "it"]
-        table = [[r.source, r.frame, r.abs_rel, r.delta1, r.boundary_f1] for r in kept]
-        found[part] = np.array(table, dtype=object)
-    return found
+        own = [row for row in rows if row.method == "it"]
+        table = [[r.source, r.frame, r.abs_rel, r.delta1, r.boundary_f1] for r in own]
+        tables[part] = np.array(table, dtype=object)
+    return tables
 
 
 def compared(
@@ -332,15 +332,15 @@ def table(results: Results, parts: Sequence[str]) -> str:
     for name, rows in results.items():
         cells = [name]
         for part in parts:
-            mine = [row[part] for row in rows]
+            own = [row[part] for row in rows]
             pooled = POOLED[part]
-            values = [[mean([one], k, pooled) for one in mine] for k in (2, 3, 4)]
+            values = [[mean([one], k, pooled) for one in own] for k in (2, 3, 4)]
             abs_rel, delta1, edges = (float(np.mean(v)) for v in values)
-            each = " ".join(f"{v:.4f}" for v in values[0]) if len(mine) > 1 else ""
+            each = " ".join(f"{v:.4f}" for v in values[0]) if len(own) > 1 else ""
             change = ""
             if name != first:
                 base = [row[part] for row in results[first]]
-                change = told(compared(base, mine, pooled))
+                change = told(compared(base, own, pooled))
             cells += [f"{abs_rel:.4f}", each, change, f"{1 - delta1:.4f}", f"{edges:.4f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -360,14 +360,14 @@ def orders(results: Results, parts: Sequence[str]) -> str:
         cells = [str(number), better, worse, published]
         for part in parts:
             two, one = ([row[part] for row in results[name]] for name in (worse, better))
-            found = compared(two, one, POOLED[part])
+            interval = compared(two, one, POOLED[part])
             each = [compared([a], [b], POOLED[part]).value for a, b in zip(two, one, strict=False)]
             verdict = "open"
-            if found.high < 0 and max(each) < 0:
+            if interval.high < 0 and max(each) < 0:
                 verdict = "yes"
-            elif found.low > 0 and min(each) > 0:
+            elif interval.low > 0 and min(each) > 0:
                 verdict = "no"
-            cells.append(f"{told(found)} {verdict}")
+            cells.append(f"{told(interval)} {verdict}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -415,9 +415,9 @@ def command(args: argparse.Namespace, console: Console) -> None:
     results: Results = {v.name: [] for v in chosen}
     more: list[str] = []
 
-    def kept(name: str, make: Any) -> dict[str, Any]:
-        what = f"{slug(name)}-{len(judge)}-{len(frames)}.json"
-        return judged(study.place / "scores" / what, make)
+    def scored(name: str, make: Any) -> dict[str, Any]:
+        file = f"{slug(name)}-{len(judge)}-{len(frames)}.json"
+        return judged(study.place / "scores" / file, make)
 
     def write() -> str:
         done = {name: rows for name, rows in results.items() if rows}
@@ -431,18 +431,20 @@ def command(args: argparse.Namespace, console: Console) -> None:
             def make(v: Variant = variant, s: int = seed) -> dict[str, Any]:
                 return scores(study.student(v, s), sets)
 
-            results[variant.name].append(kept(f"{variant.name}-{seed}", make))
+            results[variant.name].append(scored(f"{variant.name}-{seed}", make))
             write()
     others = {
         "start": lambda: NetworkTeacher(open_run(study.start), "start"),
         "primary teacher": lambda: study.primary,
         "assistant": lambda: study.assistant,
     }
-    for name, who in others.items():
-        results[name] = [kept(name, lambda who=who: scores(who(), sets))]  # type: ignore[misc]
-    parts = kept("parts", lambda: parts_seen(study.primary, judge))
+    for name, open_teacher in others.items():
+        results[name] = [
+            scored(name, lambda open_teacher=open_teacher: scores(open_teacher(), sets))
+        ]  # type: ignore[misc]
+    parts = scored("parts", lambda: parts_seen(study.primary, judge))
     change = compared([parts["cut"]], [parts["alone"]], pooled=True)
-    alone, cut = (mean([parts[how]], 2, pooled=True) for how in ("alone", "cut"))
+    alone, cut = (mean([parts[way]], 2, pooled=True) for way in ("alone", "cut"))
     more.append(
         f"The teacher on parts of wide views, AbsRel: {alone:.4f} asked about the part,"
         f" {cut:.4f} cut from its answer to the whole ({told(change)})."

@@ -126,12 +126,12 @@ def conditions(frame: RecordedFrame, seed: int) -> Iterator[tuple[str, Split]]:
 
 
 def errors(
-    found: FitResult, known: NDArray[np.floating], where: NDArray[np.bool_]
+    result: FitResult, known: NDArray[np.floating], where: NDArray[np.bool_]
 ) -> tuple[float, float]:
     """AbsRel, and share inside the 95 % interval, over an area (H, W) of the truth (H, W)."""
     truth = known[where]
-    score = evaluate(found.depth[where], truth).abs_rel
-    return score, coverage(found.depth[where], found.std[where], truth)
+    score = evaluate(result.depth[where], truth).abs_rel
+    return score, coverage(result.depth[where], result.std[where], truth)
 
 
 # --- targets -------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def targets(task: Task) -> list[Table]:
             own[source] / min(score.of_sources(condition, rival)[source] for rival in RIVALS)
             for source in own
         )
-        shares = inside.of_sources(condition, "field").values()
+        coverages = inside.of_sources(condition, "field").values()
         field, paper, idw = (score(condition, name) for name in ("field", "ssf", "idw"))
         reach = MUST_REACH.get(condition)
         body.append(
@@ -175,7 +175,7 @@ def targets(task: Task) -> list[Table]:
                 f"{rmse(condition, 'field') / rmse(condition, 'idw'):.2f}",
                 f"{worst:.2f}",
                 f"{inside(condition, 'field'):.3f}",
-                f"{min(shares):.2f} to {max(shares):.2f}",
+                f"{min(coverages):.2f} to {max(coverages):.2f}",
             ]
         )
     head = ["condition", "AbsRel", "/ SSF", "must reach", "/ IDW", "RMSE / IDW"]
@@ -199,9 +199,9 @@ def ablation(task: Task) -> list[Table]:
                     continue
                 given = flat if name == NO_NETWORK else prediction
                 config = settings.replace(FIELD, changes)
-                found = fit(given, split.points, labels, image=frame.image, config=config)
+                result = fit(given, split.points, labels, image=frame.image, config=config)
                 means.add(
-                    name, condition, frame.source, errors(found, frame.truth, split.scored)[0]
+                    name, condition, frame.source, errors(result, frame.truth, split.scored)[0]
                 )
                 if "masks" in name:  # few frames have masks: compare on these alone
                     whole = fit(prediction, split.points, image=frame.image, config=FIELD)
@@ -232,9 +232,9 @@ def segmentation(task: Task) -> list[Table]:
             own = fit(prediction, split.points, image=frame.image, config=FIELD)
             means.add("field", condition, frame.source, errors(own, frame.truth, split.scored)[0])
             for name, labels in kinds.items():
-                found = fit(prediction, split.points, labels, config=SSF)
+                result = fit(prediction, split.points, labels, config=SSF)
                 means.add(
-                    name, condition, frame.source, errors(found, frame.truth, split.scored)[0]
+                    name, condition, frame.source, errors(result, frame.truth, split.scored)[0]
                 )
     columns = means.columns()
     rows = [["field", *(f"{means('field', c):.4f}" for c in columns)]]
@@ -253,8 +253,8 @@ def graph_regions(image: NDArray[np.uint8], scale: int) -> Labels:
         raise ValueError(
             "The graph segmentation comes from scikit-image: pip install scikit-image."
         ) from None
-    found = felzenszwalb(image, scale=scale, sigma=0.8, min_size=scale // 2)
-    return np.asarray(found + 1, np.int32)
+    regions = felzenszwalb(image, scale=scale, sigma=0.8, min_size=scale // 2)
+    return np.asarray(regions + 1, np.int32)
 
 
 # --- where points are missing --------------------------------------------------------------------
@@ -284,10 +284,10 @@ def extrapolation(task: Task) -> list[Table]:
                 scored[at] = False
                 for where, mask in (("image", scored), ("beyond", beyond)):
                     row = f"{name}, {where}"
-                    score, share = errors(own, frame.truth, mask)
+                    score, covered = errors(own, frame.truth, mask)
                     means.add(row, "field", frame.source, score)
                     means.add(row, "global", frame.source, errors(plain, frame.truth, mask)[0])
-                    worst.add(row, "inside", frame.source, share)
+                    worst.add(row, "inside", frame.source, covered)
     body = []
     for row in means.rows():
         ours, theirs = means(row, "field"), means(row, "global")
@@ -309,19 +309,19 @@ def few(task: Task) -> list[Table]:
             for seed in task.seeds:
                 split = split_uniform(frame, count, seed)
                 for name, config in rivals.items():
-                    found = fit(prediction, split.points, image=frame.image, config=config)
-                    score, share = errors(found, frame.truth, split.scored)
+                    result = fit(prediction, split.points, image=frame.image, config=config)
+                    score, covered = errors(result, frame.truth, split.scored)
                     means.add(str(count), name, frame.source, score)
                     if name == "field":
-                        means.add(str(count), "inside", frame.source, share)
-                        means.add(str(count), found.status.name, frame.source, 1.0)
+                        means.add(str(count), "inside", frame.source, covered)
+                        means.add(str(count), result.status.name, frame.source, 1.0)
     statuses = [name for name in means.columns() if name.isupper()]
     body = []
     for row in means.rows():
         cells = [f"{means(row, name):.3f}" for name in rivals]
-        share = means(row, "inside")
+        covered = means(row, "inside")
         status = next(name for name in statuses if means(row, name) == 1)
-        body.append([row, *cells, f"{share:.3f}" if np.isfinite(share) else "", status])
+        body.append([row, *cells, f"{covered:.3f}" if np.isfinite(covered) else "", status])
     return [Table("Few points, AbsRel", ["points", *rivals, "inside", "status"], body)]
 
 
@@ -333,10 +333,10 @@ def interval(task: Task) -> list[Table]:
     means = Means()
     for frame, prediction in task.frames():
         for condition, split in task.conditions(frame):
-            found = fit(prediction, split.points, image=frame.image, config=FIELD)
-            where = split.scored & np.isfinite(found.std)
-            width = found.std[where] / found.depth[where]
-            inside = np.abs(found.depth - frame.truth)[where] <= 1.96 * found.std[where]
+            result = fit(prediction, split.points, image=frame.image, config=FIELD)
+            where = split.scored & np.isfinite(result.std)
+            width = result.std[where] / result.depth[where]
+            inside = np.abs(result.depth - frame.truth)[where] <= 1.96 * result.std[where]
             low, high = np.quantile(width, [1 / 3, 2 / 3])
             parts = {
                 "all": np.ones(len(width), bool),
@@ -345,15 +345,15 @@ def interval(task: Task) -> list[Table]:
                 "wide": width > high,
             }
             for name, part in parts.items():
-                share = float(inside[part].mean()) if part.any() else np.nan
-                means.add(condition, name, frame.source, share)
+                covered = float(inside[part].mean()) if part.any() else np.nan
+                means.add(condition, name, frame.source, covered)
             means.add(condition, "median width", frame.source, float(1.96 * np.median(width)))
     columns = ["all", "narrow third", "middle", "wide", "median width"]
     body = []
     for row in means.rows():
-        shares = means.of_sources(row, "all").values()
+        coverages = means.of_sources(row, "all").values()
         values = [f"{means(row, name):.3f}" for name in columns]
-        body.append([row, *values, f"{min(shares):.2f} to {max(shares):.2f}"])
+        body.append([row, *values, f"{min(coverages):.2f} to {max(coverages):.2f}"])
     over_all = [float(np.nanmean([means(row, name) for row in means.rows()])) for name in columns]
     body.append(["mean", *(f"{value:.3f}" for value in over_all), ""])
     head = ["condition", *columns, "least and most of a source"]
@@ -433,25 +433,25 @@ def figure() -> NDArray[np.uint8]:
     wrong = rng.random(FIGURE_POINTS) < 0.05
     depth[wrong] *= rng.uniform(0.4, 2.0, np.count_nonzero(wrong))
     points = SparseDepth.from_arrays(rows, cols, depth)
-    found = fit(prediction, points, image=view.image, config=FIELD)
+    result = fit(prediction, points, image=view.image, config=FIELD)
     alone = settings.replace(FIELD, {"field.residual": False})
     base = fit(prediction, points, image=view.image, config=alone).depth
     labels = segment(view.image, prediction.values)
     rival = fit(prediction, points, labels, config=SSF)
     scale = colours.depth_scale(view.depth)
-    rejected = ~found.point_inlier
+    rejected = ~result.point_inlier
     measured = points_on_image(view.image, rows, cols, depth, scale)
     measured = draw_crosses(measured, rows[rejected], cols[rejected])
     change = colours.Scale("error", -25, 25, unit="%", low_word="nearer", high_word="farther")
-    percent = 196 * found.std / found.depth
+    percent = 196 * result.std / result.depth
     width = colours.Scale("deviation", 0.0, float(np.quantile(percent, 0.95)), unit="%")
-    wrongness = colours.relative_error_percent(found.depth, view.depth)
-    inside = float(np.mean(np.abs(wrongness) / 100 * view.depth <= 1.96 * found.std))
+    wrongness = colours.relative_error_percent(result.depth, view.depth)
+    inside = float(np.mean(np.abs(wrongness) / 100 * view.depth <= 1.96 * result.std))
     captions = {
         "points": f"{FIGURE_POINTS} points, 2 % noise; crosses: not believed",
         "base": f"robust line in disparity: error {mean_percent(base, view.depth):.1f} %",
         "change": "kriging of the residual, and detail",
-        "depth": f"B exp(m + U + C): error {mean_percent(found.depth, view.depth):.1f} %",
+        "depth": f"B exp(m + U + C): error {mean_percent(result.depth, view.depth):.1f} %",
         "width": f"holds the truth at {inside:.0%} of the pixels",
         "error": f"SSF as published: error {mean_percent(rival.depth, view.depth):.1f} %",
     }
@@ -461,19 +461,21 @@ def figure() -> NDArray[np.uint8]:
         panels.ImageCard("Base B", colours.colour_map(base, scale), captions["base"], scale),
         panels.ImageCard(
             "Residual m + U + C",
-            colours.colour_map(100 * (found.depth / base - 1), change),
+            colours.colour_map(100 * (result.depth / base - 1), change),
             captions["change"],
             change,
         ),
-        panels.ImageCard("Depth", colours.colour_map(found.depth, scale), captions["depth"], scale),
+        panels.ImageCard(
+            "Depth", colours.colour_map(result.depth, scale), captions["depth"], scale
+        ),
         panels.ImageCard(
             "95 % interval, ±", colours.colour_map(percent, width), captions["width"], width
         ),
         panels.ImageCard("Error", colours.colour_map(wrongness, error), captions["error"], error),
     ]
     heading = "Method field"
-    told = "a rendered room; the network is the true disparity, blurred and bent by 15 %"
-    image = panels.compose(heading, told, cards, columns=3, card_width=340)
+    subtitle = "a rendered room; the network is the true disparity, blurred and bent by 15 %"
+    image = panels.compose(heading, subtitle, cards, columns=3, card_width=340)
     shades = np.uint8(FIGURE_SHADE)
     return image // shades * shades + shades // 2  # fewer shades, smaller file
 

@@ -91,7 +91,7 @@ def metre_errors(path: Path, judge: Sequence[Sample]) -> F64:
     """(images, 2): RMSE in metres and AbsRel, nothing aligned."""
     network, spec, _ = mesa.exportable(checkpoints.read(path))
     network.eval()
-    found = []
+    rows = []
     for sample in judge:
         assert sample.depth is not None
         window = Window.whole(sample.image.shape, MESA_SIZE["height"], MESA_SIZE["width"])
@@ -99,8 +99,8 @@ def metre_errors(path: Path, judge: Sequence[Sample]) -> F64:
         depth = network(spec.normalise(x.permute(2, 0, 1)[None].float() / 255))
         full = functional.interpolate(depth, sample.depth.shape, mode="bilinear")[0, 0].numpy()
         scores = evaluate(full, sample.depth)
-        found.append((scores.rmse, scores.abs_rel))
-    return np.array(found)
+        rows.append((scores.rmse, scores.abs_rel))
+    return np.array(rows)
 
 
 def _mesa_study(args: argparse.Namespace) -> Study:

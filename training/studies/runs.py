@@ -40,10 +40,10 @@ class Study:
     unseeded: Sequence[str] = ()
 
 
-def pool(out: Path, what: str, count: int, style: str, seed: int, size: tuple[int, int]) -> Pool:
+def pool(out: Path, purpose: str, count: int, style: str, seed: int, size: tuple[int, int]) -> Pool:
     """`count` rendered images, three of each scene, on disk."""
     tree = {
-        "folder": str(out / "rooms" / f"{what}-{count}-{size[0]}x{size[1]}"),
+        "folder": str(out / "rooms" / f"{purpose}-{count}-{size[0]}x{size[1]}"),
         "samples": count,
         "wait_for": count,
         "views_per_scene": 3,
@@ -87,13 +87,13 @@ def table(
         both = sorted(set(own) & set(first))
         cells = [name, "" if name in unseeded else str(len(own))]
         for part in sets:
-            mine = np.mean([np.array(row[part]) for row in own.values()], axis=0)
+            own_means = np.mean([np.array(row[part]) for row in own.values()], axis=0)
             new, old = (
                 np.mean([np.array(rows[seed][part]) for seed in both], axis=0)
                 for rows in (own, first)
             )
             for k in range(len(units)):
-                cells.append(f"{mine[:, k].mean():.3f}")
+                cells.append(f"{own_means[:, k].mean():.3f}")
                 if name == names[0] or name in unseeded:
                     cells.append("")
                     continue

@@ -99,9 +99,9 @@ def adapt(
         drawn = [simulate(s.name, s.depth, TRIPLES) for s in target if s.depth is not None]
         labels = LabelSet([pair for pairs in drawn for pair in pairs], [s.name for s in target])
     # A recipe that has no depth cannot use it.
-    seen = target if cfg.teacher == "truth" else [Sample(s.name, s.image) for s in target]
+    visible = target if cfg.teacher == "truth" else [Sample(s.name, s.image) for s in target]
     folder = out / "runs" / f"{slug(variant.name)}-{seed}-{steps}"
-    recipe = westar.Westar(cfg, seen, labels, [Sample(s.name, s.image) for s in known])
+    recipe = westar.Westar(cfg, visible, labels, [Sample(s.name, s.image) for s in known])
     run(recipe, cfg.loop, folder, config.to_dict(cfg), console=_quiet())
     return open_run(folder)
 
@@ -122,9 +122,9 @@ def command(args: argparse.Namespace, console: Console) -> None:
     learn = rooms(args.out, "learn", args.images)
     known = rooms(args.out, "known", max(args.images // 9, 1) * 3)
     judge = rooms(args.out, "choose" if args.choose else "judge", 3 * args.rooms)
-    place = args.out / args.study
+    folder = args.out / args.study
     steps = args.steps or WESTAR_BASE["loop"]["steps"]
-    place = place / f"{args.target}-{args.severity}-{args.images}"
+    folder = folder / f"{args.target}-{args.severity}-{args.images}"
     learn = corrupted(learn, args.target, args.severity)
     sets = {"target": corrupted(judge, args.target, args.severity), "source": judge}
     chosen = [v for v in WESTAR if not args.only or v.name in args.only or v.settings is None]
@@ -136,11 +136,11 @@ def command(args: argparse.Namespace, console: Console) -> None:
             name = f"{slug(variant.name)}-{seed}-{steps}-{len(judge)}-{int(args.choose)}.json"
 
             def make(v: Variant = variant, s: int = seed) -> dict[str, NDArray[np.float64]]:
-                network = adapt(place, v, s, learn, known, steps)
+                network = adapt(folder, v, s, learn, known, steps)
                 return {name: errors(network, samples) for name, samples in sets.items()}
 
-            row = judged(place / "scores" / name, make)
+            row = judged(folder / "scores" / name, make)
             results.setdefault(variant.name, []).append(row)
             text = table(results, list(sets))
-            (place / "table.md").write_text(text + "\n", encoding="utf-8")
+            (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)

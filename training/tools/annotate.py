@@ -49,8 +49,8 @@ LARGEST_ANSWER = 4096  # bytes of a request
 def propose(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """x1, y1, x2, y2 (px) of two points of an image (H, W, 3), inside two of its regions."""
     height, width = image.shape[:2]
-    share = min(1.0, LONGEST_ASKED_PX / max(height, width))
-    size = (max(round(width * share), 2), max(round(height * share), 2))
+    shrink = min(1.0, LONGEST_ASKED_PX / max(height, width))
+    size = (max(round(width * shrink), 2), max(round(height * shrink), 2))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     labels = segment(np.ascontiguousarray(small, np.uint8))
     area = np.bincount(labels.ravel())[1:].astype(np.float64)
@@ -124,17 +124,17 @@ class Session:
         """To the first question that is neither answered nor skipped, then to the skipped ones."""
         while True:
             passed = self._done | set(self._skipped)
-            found = next((q for q in range(self.total) if q not in passed), -1)
-            if found < 0 or not self._is_answered(found):
+            question = next((q for q in range(self.total) if q not in passed), -1)
+            if question < 0 or not self._is_answered(question):
                 break
             # Answered before the program was started anew, but an earlier one was not.
-            self._done.add(found)
-            same = range(found % len(self.names), found, len(self.names))
-            owed = [q for q in same if q in self._done and not self._is_answered(q)]
-            self._done.difference_update(owed[:1])
-        if found < 0 and self._skipped:
-            found = self._skipped[0]
-        self._question = found
+            self._done.add(question)
+            same = range(question % len(self.names), question, len(self.names))
+            unanswered = [q for q in same if q in self._done and not self._is_answered(q)]
+            self._done.difference_update(unanswered[:1])
+        if question < 0 and self._skipped:
+            question = self._skipped[0]
+        self._question = question
 
     def state(self) -> dict[str, Any]:
         """What the page shows."""
@@ -200,10 +200,10 @@ class Session:
             if question in self._skipped:
                 self._skipped.remove(question)
         else:
-            place = (self.names[question % len(self.names)], *self._points(question))
-            self.pairs = [pair for pair in self.pairs if _place(pair) != place]
+            asked_pair = (self.names[question % len(self.names)], *self._points(question))
+            self.pairs = [pair for pair in self.pairs if _place(pair) != asked_pair]
             write_labels(self.out, self.pairs)
-            self._answered.discard(place)
+            self._answered.discard(asked_pair)
             self._done.discard(question)
         self._question = question
         return True
@@ -248,9 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return self._fail(HTTPStatus.BAD_REQUEST, "The request has no or too large a size.")
         try:
-            asked = json.loads(self.rfile.read(int(size)) or b"{}")
-            question = int(asked.get("question", -1))
-            relation = str(asked.get("relation", ""))
+            request = json.loads(self.rfile.read(int(size)) or b"{}")
+            question = int(request.get("question", -1))
+            relation = str(request.get("relation", ""))
         except (ValueError, AttributeError, TypeError):
             return self._fail(HTTPStatus.BAD_REQUEST, "The request is no JSON object.")
         session = self.session
