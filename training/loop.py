@@ -46,9 +46,9 @@ from training.run_log import RunLog, environment
 
 __all__ = [
     "Batch",
+    "BatchPart",
     "LoopConfig",
     "Recipe",
-    "Share",
     "TrainingError",
     "generators",
     "main_first",
@@ -64,14 +64,14 @@ FREE_TO_CHANGE = (
     "loop.log_every",
     "loop.checkpoint_every",
     "loop.keep_every",
-    "loop.panels_every",
+    "loop.images_every",
     "loop.tensorboard",
     "loop.threads",
     "loop.workers",
 )
 
 Batch = dict[str, Any]
-Share = tuple[int, int]  # (index, count): which of `count` equal parts of a step's images
+BatchPart = tuple[int, int]  # (index, count): which of `count` equal parts of a step's images
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class LoopConfig:
     clip: float = config.option(1.0, "Greatest norm of the gradient; 0 = no limit.", minimum=0)
     ema: float = config.option(
         0.999,
-        "Share that the averaged weights keep at each step; 0 = no averaged copy.",
+        "Fraction that the averaged weights keep at each step; 0 = no averaged copy.",
         minimum=0,
         maximum=1,
     )
@@ -123,7 +123,7 @@ class LoopConfig:
         0, "Processes that make batches ahead; 0 = the training process itself.", minimum=0
     )
     log_every: int = config.option(50, "Steps between log lines.", minimum=1)
-    panels_every: int = config.option(0, "Steps between images; 0 = none.", minimum=0)
+    images_every: int = config.option(0, "Steps between images; 0 = none.", minimum=0)
     checkpoint_every: int = config.option(
         500, "Steps between checkpoints (and the recipe's validation).", minimum=1
     )
@@ -152,10 +152,10 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def batch(self, step: int, share: Share) -> Batch:
+    def batch(self, step: int, part: BatchPart) -> Batch:
         """One part of the images of a step, on the CPU: see `generators`.
 
-        A function of seed, step and share alone. It may run in another process (loop.workers):
+        A function of seed, step and part alone. It may run in another process (loop.workers):
         networks that it needs belong into `loss`.
         """
 
@@ -178,7 +178,7 @@ class Recipe(ABC):
         """Learning rate of a parameter, by its name in model or extra, over the loop's."""
         return 1.0
 
-    def panels(
+    def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
         """Images (H, W, 3) uint8 RGB by name; model is in eval mode, no gradients are kept."""
@@ -203,9 +203,9 @@ def _on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
-def generators(cfg: LoopConfig, step: int, share: Share) -> list[np.random.Generator]:
+def generators(cfg: LoopConfig, step: int, part: BatchPart) -> list[np.random.Generator]:
     """A generator per image of this part of a step: of the seed, the step, and its number."""
-    index, count = share
+    index, count = part
     each = cfg.batch // count
     return [np.random.default_rng([cfg.seed, step, index * each + k]) for k in range(each)]
 
@@ -360,7 +360,7 @@ def _averaged_copy(model: nn.Module) -> nn.Module:
 
 
 def _groups(loss: nn.Module, recipe: Recipe, cfg: LoopConfig) -> list[dict[str, Any]]:
-    """Parameters by their share of the rate; vectors (biases, norms) without weight decay."""
+    """Parameters by their factor on the rate; vectors (biases, norms) without weight decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in loss.named_parameters():
         if parameter.requires_grad:
@@ -506,7 +506,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class _Parts(Dataset[Any]):
     """What one process gets, part after part, from a step on; read by DataLoader's workers."""
 
-    def __init__(self, recipe: Recipe, cfg: LoopConfig, first: int, process: Share) -> None:
+    def __init__(self, recipe: Recipe, cfg: LoopConfig, first: int, process: BatchPart) -> None:
         self._recipe, self._cfg, self._first, self._process = recipe, cfg, first, process
 
     def __len__(self) -> int:
@@ -654,8 +654,8 @@ def _run(
                 row["images_per_s"] = (state.step - logged) * cfg.batch / (now - clock)
                 log.row(state.step, row)
                 logged, clock = state.step, now
-            if cfg.panels_every and state.step % cfg.panels_every == 0:
-                log.panels(state.step, _panels(state, parts[0]))
+            if cfg.images_every and state.step % cfg.images_every == 0:
+                log.images(state.step, _batch_images(state, parts[0]))
             if state.step % cfg.checkpoint_every == 0:
                 _checkpoint(state, cfg, folder, settings, log)
                 saved = state.step
@@ -684,11 +684,11 @@ def _row(state: State, cfg: LoopConfig) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _panels(state: State, batch: Batch) -> dict[str, NDArray[np.uint8]]:
+def _batch_images(state: State, batch: Batch) -> dict[str, NDArray[np.uint8]]:
     if not state.accelerator.is_main_process:
         return {}
     state.loss.eval()
-    return state.recipe.panels(state.model, batch, state.averaged)
+    return state.recipe.batch_images(state.model, batch, state.averaged)
 
 
 def _checkpoint(

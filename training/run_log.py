@@ -139,7 +139,7 @@ class RunLog:
         if not self.console.is_terminal:
             self.console.print(f"step {step}/{self.steps}  {note}", highlight=False)
 
-    def panels(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
+    def images(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
         """Images (H, W, 3) uint8 RGB by name: to images/ and to TensorBoard."""
         if self.quiet:
             return

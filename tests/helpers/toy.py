@@ -72,9 +72,9 @@ class Toy(loop.Recipe):
         self.projection.register_parameter("unused", nn.Parameter(torch.ones(2)))
         return self.projection
 
-    def batch(self, step: int, share: loop.Share) -> loop.Batch:
+    def batch(self, step: int, part: loop.BatchPart) -> loop.Batch:
         images = [
-            rng.random((3, 8, 8), np.float32) for rng in loop.generators(self.cfg.loop, step, share)
+            rng.random((3, 8, 8), np.float32) for rng in loop.generators(self.cfg.loop, step, part)
         ]
         return {"image": torch.from_numpy(np.stack(images))}
 
@@ -82,8 +82,8 @@ class Toy(loop.Recipe):
         self, model: nn.Module, batch: loop.Batch, averaged: nn.Module | None
     ) -> dict[str, torch.Tensor]:
         features = model(batch["image"]).mean(dim=(2, 3))
-        found = self.projection(features)[:, 0]
-        return {"loss": (found - batch["image"].mean(dim=(1, 2, 3))).square().mean()}
+        answer = self.projection(features)[:, 0]
+        return {"loss": (answer - batch["image"].mean(dim=(1, 2, 3))).square().mean()}
 
 
 def train(cfg: Config, run: Path, recipe: Toy | None = None, **more: Any) -> loop.State:
@@ -113,10 +113,10 @@ def main() -> int:
     if args.interrupt_at >= 0:
         usual = recipe.batch
 
-        def interrupted(step: int, share: loop.Share) -> loop.Batch:
+        def interrupted(step: int, part: loop.BatchPart) -> loop.Batch:
             if step == args.interrupt_at:
                 os.killpg(0, signal.SIGINT)  # as a terminal does: to all processes of the group
-            return usual(step, share)
+            return usual(step, part)
 
         recipe.batch = interrupted  # type: ignore[method-assign]
     try:

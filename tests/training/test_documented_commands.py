@@ -14,7 +14,7 @@ from tests.helpers import REPO
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 
-from training.__main__ import TOOLS, _arguments, main
+from training.__main__ import TOOLS, main, parse_arguments
 from training.recipes import RECIPES
 
 BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -55,7 +55,7 @@ def test_a_command_of_the_docs_is_understood(
     monkeypatch.chdir(REPO)
     given = words(command)
     if given[0] in TOOLS and given[0] != "benchmark":
-        assert _arguments(given).command == given[0]
+        assert parse_arguments(given).command == given[0]
         return
     if given[0] == "benchmark":  # its second word is a recipe, with that recipe's settings
         settings = [word for word in given[2:] if "=" in word or word.endswith(".yaml")]

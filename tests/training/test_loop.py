@@ -219,7 +219,7 @@ def test_batches_made_ahead_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_data_is_one_sentence_wherever_it_is_read(tmp_path: Path, workers: int) -> None:
     class Missing(Toy):
-        def batch(self, step: int, share: loop.Share) -> loop.Batch:
+        def batch(self, step: int, share: loop.BatchPart) -> loop.Batch:
             if step == 2:
                 raise DataError("image 7 is cut: fetch it again")
             return super().batch(step, share)
@@ -296,12 +296,14 @@ def test_a_part_of_the_network_learns_slower(tmp_path: Path) -> None:
 
 def test_logs_and_pictures(tmp_path: Path) -> None:
     class Shown(Toy):
-        def panels(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
+        def batch_images(
+            self, model: nn.Module, batch: loop.Batch, averaged: Any
+        ) -> dict[str, Any]:
             assert not model.training and not torch.is_grad_enabled()
             image = (batch["image"][0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
             return {"input": image}
 
-    cfg = settings("loop.tensorboard=true", "loop.panels_every=4")
+    cfg = settings("loop.tensorboard=true", "loop.images_every=4")
     train(cfg, tmp_path, Shown(cfg))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -324,7 +326,9 @@ def test_logs_and_pictures(tmp_path: Path) -> None:
 
 def test_panels_and_validation_change_nothing_that_is_learnt(tmp_path: Path) -> None:
     class Watched(Toy):
-        def panels(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
+        def batch_images(
+            self, model: nn.Module, batch: loop.Batch, averaged: Any
+        ) -> dict[str, Any]:
             torch.rand(3)
             return {"a": np.zeros((4, 4, 3), np.uint8)}
 
@@ -332,7 +336,7 @@ def test_panels_and_validation_change_nothing_that_is_learnt(tmp_path: Path) -> 
             torch.rand(3)
             return {"score": 1.0}
 
-    cfg = settings("loop.panels_every=1", "loop.checkpoint_every=1")
+    cfg = settings("loop.images_every=1", "loop.checkpoint_every=1")
     train(cfg, tmp_path / "watched", Watched(cfg))
     train(settings(), tmp_path / "plain")
     assert same(tensors(tmp_path / "watched"), tensors(tmp_path / "plain"))
@@ -442,7 +446,7 @@ def test_float16_needs_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_run_with_its_batch(tmp_path: Path, bad: str) -> None:
     class Broken(Toy):
-        def batch(self, step: int, share: loop.Share) -> loop.Batch:
+        def batch(self, step: int, share: loop.BatchPart) -> loop.Batch:
             made = super().batch(step, share)
             if step == 5:
                 made["image"][0, 0, 0, 0] = float("nan") if bad == "loss" else 1e30

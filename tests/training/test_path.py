@@ -21,7 +21,7 @@ from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import ModelConfig
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.simulation.renderer import Scene, random_view
-from training.__main__ import _arguments, main
+from training.__main__ import main, parse_arguments
 from training.data.ordinal_labels import SimulationConfig, simulate, write_labels
 from training.models import networks
 
@@ -63,7 +63,7 @@ def test_five_commands_lead_to_a_network_in_the_node(
     annotate, westar, export, evaluate, launch = (words for words in commands())
     for words in (annotate, westar, export, evaluate):
         assert words[:3] == ["python", "-m", "training"]
-    asked = _arguments(annotate[3:])  # a person answers; here the depth does
+    asked = parse_arguments(annotate[3:])  # a person answers; here the depth does
     assert str(asked.folder) == "photos"
     write_labels(asked.out, pairs)
     assert main([*westar[3:], *TOY]) == 0

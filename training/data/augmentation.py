@@ -82,10 +82,10 @@ class ViewConfig:
     """How an image is varied; by default not at all. RENDERED, WEAK and STRONG are presets."""
 
     smallest_crop: float = config.option(
-        1.0, "Least share of the image's sides that a crop keeps.", minimum=0.1, maximum=1
+        1.0, "Smallest scale of a crop, over the image's sides.", minimum=0.1, maximum=1
     )
     aspect: float = config.option(
-        0.0, "Greatest share that a crop loses of one side more.", minimum=0, maximum=0.5
+        0.0, "Largest further fraction that a crop loses of one side.", minimum=0, maximum=0.5
     )
     flip: float = config.option(0.0, "Probability of a left-right flip.", minimum=0, maximum=1)
     colour: float = config.option(

@@ -22,13 +22,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
-from training.data.samples import DataError
+from training.data.samples import F32, U8, DataError
 
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
@@ -346,7 +343,7 @@ def _pairs(
         yield line, base[name]
 
 
-# --- what several of them share ------------------------------------------------------------------
+# --- helpers of several corruptions --------------------------------------------------------------
 
 
 def _as_bytes(x: F32) -> U8:

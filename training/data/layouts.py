@@ -23,10 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.geometry.camera import Camera
-from depth_node.recordings.frames import find_frames, read_frame
+from depth_node.recordings.frames import IMAGE_SUFFIXES, find_frames, read_frame
 from training.data.samples import F32, U8, DataError, Item, Sample
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @contextmanager

@@ -25,8 +25,8 @@ class MixtureConfig:
     first: str = config.option(
         "pool", "The rendered rooms of `pool`, or the data set `data`.", choices=("pool", "data")
     )
-    second_share: float = config.option(
-        0.0, "Share of the images that come from the data set `second`.", minimum=0, maximum=1
+    second_probability: float = config.option(
+        0.0, "Probability that an image comes from the data set `second`.", minimum=0, maximum=1
     )
     keep: int = config.option(32, "Images of data sets that are held in memory.", minimum=0)
     pool: PoolConfig = config.section(PoolConfig, "The rendered rooms.")
@@ -57,9 +57,9 @@ class Mixture:
         self.first = open_first(cfg.first, cfg.pool, cfg.data, waiting)
         self.pool = self.first if isinstance(self.first, Pool) else None
         if self.pool is None:
-            self.first = _Kept(self.first, cfg.keep)
+            self.first = _InMemory(self.first, cfg.keep)
         self.second: Images = (
-            _Kept(open_samples(cfg.second), cfg.keep) if cfg.second_share > 0 else ()
+            _InMemory(open_samples(cfg.second), cfg.keep) if cfg.second_probability > 0 else ()
         )
 
     def draw(
@@ -69,7 +69,7 @@ class Mixture:
         second data set has that one's size where it is set.
         """
         cfg = self.cfg
-        if not (cfg.second_share > 0 and rng.random() < cfg.second_share):
+        if not (cfg.second_probability > 0 and rng.random() < cfg.second_probability):
             return drawn(self.first, rng, height, width, view)
         size = (cfg.second_height or height, cfg.second_width or width)
         return drawn(self.second, rng, *size, view)
@@ -87,7 +87,7 @@ class Mixture:
         return batched([self.draw(rng, height, width, view) for rng in rngs])
 
 
-class _Kept:
+class _InMemory:
     """Images of which those read last are in memory."""
 
     def __init__(self, images: Images, keep: int) -> None:

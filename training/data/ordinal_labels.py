@@ -219,7 +219,7 @@ class SimulationConfig:
     )
     ratio: float = config.option(RATIO, "Depths within this factor are equal.", minimum=1)
     wrong: float = config.option(
-        0.0, "Share of labels that say the opposite.", minimum=0, maximum=1
+        0.0, "Fraction of labels that say the opposite.", minimum=0, maximum=1
     )
     seed: int = config.option(0, "Seed of the points, together with the image's name.")
 

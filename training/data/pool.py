@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pool of rendered rooms on disk, made once and drawn from."""
+"""A pool of rendered rooms on disk.
+
+The pool is a ring of fixed-size arrays that one process fills (`python -m training render`) while
+another trains on what is there. Sample i follows from the pool's seed and i alone. A training run
+on a growing pool sees the images rendered so far; only on a complete pool is a run repeatable to
+the bit.
+"""
 
 from __future__ import annotations
 

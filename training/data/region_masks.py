@@ -18,15 +18,16 @@ from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
 from training.checkpoints import TrainingError
 from training.data.cache import Cache, Key, digest
+from training.data.samples import U8
+from training.models.hub import HubSource
 from training.models.segment_anything import Sam, open_sam
 
 Masks = NDArray[np.bool_]
-U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class MaskConfig:
-    """Who makes masks, and where they are kept.
+class MaskConfig(HubSource):
+    """Which network makes masks, and where they are stored.
 
     Number, order and limits are ours: WeSTAR's text says only that the masks are SAM 2's.
     """
@@ -35,10 +36,6 @@ class MaskConfig:
         "",
         "Folder or id on the Hugging Face hub of a Segment Anything (1, 2, 2.1); empty: classical"
         " regions.",
-    )
-    revision: str = config.option("main", "Revision on the hub.")
-    allow_download: bool = config.option(
-        False, "May fetch `source` from the hub; otherwise only what lies on this machine is used."
     )
     folder: str = config.option("", "Folder that keeps the masks; empty: they are not kept.")
     most: int = config.option(64, "Most masks of an image; the largest stay.", minimum=1)
@@ -55,9 +52,6 @@ class MaskConfig:
         0.8, "Masks that overlap more are the same; the better stays.", minimum=0, maximum=1
     )
     regions: SegmentationConfig = config.section(SegmentationConfig, "The classical regions.")
-
-    def __post_init__(self) -> None:
-        config.validate(self)
 
     @property
     def maker(self) -> str:

@@ -24,13 +24,10 @@ from depth_node import config
 from depth_node.geometry.camera import Camera
 from depth_node.simulation.renderer import Scene, camera_path
 from depth_node.simulation.rooms import STYLES
-from training.data.samples import DataError
+from training.data.pool import SHADOW_PX
+from training.data.samples import F32, F64, U8, DataError
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-U8 = NDArray[np.uint8]
-
-LAYOUTS = ("procedural", "kitti", "scannet", "tum")
+SEQUENCE_LAYOUTS = ("procedural", "kitti", "scannet", "tum")
 EARTH_RADIUS_M = 6_378_137.0
 # The calibration that TUM RGB-D publishes for its three cameras: fx, fy, cx, cy.
 TUM_CAMERAS = {
@@ -38,7 +35,6 @@ TUM_CAMERAS = {
     "freiburg2": (520.9, 521.0, 325.1, 249.7),
     "freiburg3": (535.4, 539.2, 320.1, 247.6),
 }
-SHADOW_PX = 96  # coarser than by default: the images are small
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class SequenceConfig:
     """Which videos, and how far apart the frames of a triplet are."""
 
     layout: str = config.option(
-        "procedural", "How the folder is laid out; procedural needs none.", choices=LAYOUTS
+        "procedural", "How the folder is laid out; procedural needs none.", choices=SEQUENCE_LAYOUTS
     )
     folder: str = config.option("", "Folder of the data set or of one of its sequences.")
     spacing: int = config.option(1, "Frames from an image to its neighbours.", minimum=1)

@@ -26,17 +26,15 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from depth_node.recordings.frames import IMAGE_SUFFIXES
 from depth_node.visualization import colours, panels, text
 from training import checkpoints
 from training.checkpoints import TrainingError
-from training.data.samples import DataError
+from training.data.samples import F64, DataError
 from training.models import networks
 from training.models.network_io import NetworkInput
 
-F64 = NDArray[np.float64]
-
 ENCODERS = r"encoder\.layer|stem|stages|context|unet\.(down_blocks|mid_block)"
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 LEAST_ROWS = 4  # of a batch: the unbiased estimate divides by n - 3
 
 
@@ -190,7 +188,8 @@ def _rows(features: Tensor, rows: str, seed: int) -> F64:
 
 def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArray[np.uint8]]:
     """Up to `count` images below a folder, (height, width, 3) uint8 RGB."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)[:count]
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(paths)[:count]
     if len(files) < LEAST_ROWS:
         raise DataError(
             f"{folder} holds {len(files)} images: CKA needs {LEAST_ROWS}, and hundreds to mean"

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from depth_node.config import nearest
 from depth_node.prediction import Prediction
+from training.data.samples import F32, F64
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 # Where a protocol has no far end, an aligned disparity needs one: 1000 km.
 SMALLEST_DISPARITY = 1e-6
 
-# The crop of Garg et al. and that of Eigen et al. on KITTI, as shares of rows and columns.
+# The crop of Garg et al. and that of Eigen et al. on KITTI, as fractions of rows and columns.
 _GARG = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
 _EIGEN = (0.3324324, 0.91351351, 0.0359477, 0.96405229)
 # Rows and columns of NYUv2's 480x640 that have depth.
@@ -75,7 +74,7 @@ def crop_box(crop: str, height: int, width: int) -> tuple[int, int, int, int]:
     """Rows top:bottom and columns left:right that a crop leaves of an image.
 
     nyu: of 480x640, other sizes in proportion. kitti: the bottom-centred 352x1216, smaller images
-    whole; kitti_eigen and kitti_garg are shares of THAT box, as in Marigold.
+    whole; kitti_eigen and kitti_garg are fractions of THAT box, as in Marigold.
     """
     if crop == "none":
         return 0, height, 0, width

@@ -304,7 +304,7 @@ def _agreement(
             right[name] += [[float(agreed[signs != 0].sum()), float((signs != 0).sum())]]
     if not any(line[1] for line in next(iter(right.values()))):
         raise ValueError(f"{labels} has no pair with a nearer point: label some more.")
-    table = Table(title=f"{title}: share in the order that was said, 95 % by image")
+    table = Table(title=f"{title}: fraction in the labelled order, 95 % by image")
     table.add_column("")
     table.add_column("pairs", justify="right")
     table.add_column("agreed", justify="right")

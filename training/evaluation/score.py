@@ -8,19 +8,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from depth_node.metrics import boundary_f1, evaluate
 from training.data.corruptions import (
     CORRUPTIONS,
     SEVERITIES,
 )
-from training.data.samples import DataError, Sample
+from training.data.samples import F32, F64, DataError, Sample
 from training.evaluation import protocols
 from training.evaluation.predict import NetworkPredictor, corrupted
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 BASELINES = ("constant", "plane")
 INDOOR = "indoor"
 CLEAN = "clean"

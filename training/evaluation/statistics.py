@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.score import F64, Row
+from training.data.samples import F64
+from training.evaluation.score import Row
 
 DRAWS = 4000
 

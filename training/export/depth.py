@@ -44,6 +44,7 @@ from depth_node.prediction import Prediction
 from depth_node.simulation.renderer import Scene, random_view
 from training import checkpoints, recipes
 from training.checkpoints import TrainingError
+from training.data.samples import F32
 from training.models import network_io, networks, unet
 
 OPSET = 20
@@ -54,9 +55,8 @@ OFFSET = 3.0
 # Greatest deviation from torch over the range of the output. Rounding weights to float16 moves it
 # by a few 1e-4; a wrong graph by far more.
 LIMIT_FP32, LIMIT_FP16 = 1e-4, 5e-3
-SMALLEST_HALVED = 1024  # values; smaller tensors are not worth a Cast
+SMALLEST_FP16 = 1024  # values; smaller tensors are not worth a Cast
 PATCHED_SIZE = (392, 518)  # 4:3 at the width that Depth Anything was trained at
-F32 = NDArray[np.float32]
 
 
 # --- what is exported ----------------------------------------------------------------------------
@@ -73,7 +73,7 @@ class Exportable:
     spec: preprocess.InputSpec
     meaning: str
     patch_size: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, Any] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -113,7 +113,7 @@ def open_checkpoint(path: Path, height: int = 0, width: int = 0) -> Exportable:
         network, spec, meaning = hook(payload)
     else:
         network, spec, meaning = networks.open_run(path), None, ""
-    return _exportable(network, height, width, settings, _story(payload), spec, meaning)
+    return _exportable(network, height, width, settings, _provenance(payload), spec, meaning)
 
 
 def _recipe(payload: Mapping[str, Any]) -> Any:
@@ -126,7 +126,7 @@ def _exportable(
     height: int,
     width: int,
     settings: Mapping[str, Any],
-    story: dict[str, Any],
+    provenance: dict[str, Any],
     spec: network_io.NetworkInput | None = None,
     meaning: str = "",
 ) -> Exportable:
@@ -146,7 +146,9 @@ def _exportable(
             f" {spec.multiple_px}; {fitting[0]}x{fitting[1]} is near."
         )
     if isinstance(network, unet.SmallUNet):
-        story["student"] = config.to_dict(network.cfg)  # so that models.py can open the file again
+        provenance["student"] = config.to_dict(
+            network.cfg
+        )  # so that models.py can open the file again
         if not _has_offset(settings):
             assert network.head.bias is not None
             network.head.bias.add_(OFFSET)  # the upsampling after the head keeps a constant
@@ -165,11 +167,11 @@ def _exportable(
         spec.multiple_px if patched else 0,
         {
             # Weights that began as somebody else's keep his licence, which is not known here.
-            "licence": "" if patched and "start" in story else "Apache-2.0",
-            "source": f"trained by this project: python -m training {story['recipe']}"
-            if "recipe" in story
+            "licence": "" if patched and "start" in provenance else "Apache-2.0",
+            "source": f"trained by this project: python -m training {provenance['recipe']}"
+            if "recipe" in provenance
             else "exported by this project",
-            "training": story,
+            "training": provenance,
         },
     )
 
@@ -185,19 +187,22 @@ def _has_offset(settings: Mapping[str, Any]) -> bool:
     )
 
 
-def _story(payload: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(payload: Mapping[str, Any]) -> dict[str, Any]:
     """How a network came about, without a path of the machine that it happened on."""
     settings = payload["settings"]
     loop = settings.get("loop", {})
-    story: dict[str, Any] = {"recipe": str(payload.get("recipe")), "steps": int(payload["step"])}
-    story.update({key: loop[key] for key in ("batch", "seed") if key in loop})
+    provenance: dict[str, Any] = {
+        "recipe": str(payload.get("recipe")),
+        "steps": int(payload["step"]),
+    }
+    provenance.update({key: loop[key] for key in ("batch", "seed") if key in loop})
     start = settings.get("network", {}).get("source") or settings.get("start")
     if start:
-        story["start"] = Path(str(start)).name
+        provenance["start"] = Path(str(start)).name
     if "pool" in settings:
-        story["pool_seed"] = settings["pool"]["seed"]
-        story["data"] = "procedural rooms of depth_node.simulation.renderer, no photographs"
-    return story
+        provenance["pool_seed"] = settings["pool"]["seed"]
+        provenance["data"] = "procedural rooms of depth_node.simulation.renderer, no photographs"
+    return provenance
 
 
 # --- the graph -----------------------------------------------------------------------------------
@@ -242,7 +247,7 @@ def _sized(model: nn.Module, height: int, width: int) -> Iterator[None]:
             del module.interpolate_pos_encoding, module.fixed_positions
 
 
-def to_onnx(model: Exportable, path: Path, half: bool) -> float:
+def to_onnx(model: Exportable, path: Path, fp16_weights: bool) -> float:
     """Write a network as ONNX with its manifest; returns the greatest deviation from torch over the
     range of its output.
 
@@ -263,10 +268,10 @@ def to_onnx(model: Exportable, path: Path, half: bool) -> float:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         deviation = 0.0
-        limit = LIMIT_FP16 if half else LIMIT_FP32
+        limit = LIMIT_FP16 if fp16_weights else LIMIT_FP32
         for size, x, y in reversed(list(zip(sizes, inputs, expected, strict=True))):
             ready = Path(scratch) / path.name
-            _save(network, x, _output_name(model.meaning), ready, half)
+            _save(network, x, _output_name(model.meaning), ready, fp16_weights)
             _describe(model, ready, size)
             deviation = max(deviation, _deviation(ready, x, y))
             if not deviation <= limit:
@@ -284,7 +289,7 @@ def _output_name(meaning: str) -> str:
     return "disparity" if meaning.startswith("disparity") else "depth"
 
 
-def _save(model: nn.Module, x: F32, output: str, path: Path, half: bool) -> None:
+def _save(model: nn.Module, x: F32, output: str, path: Path, fp16_weights: bool) -> None:
     # The exporter deprecates its own internals and misses torchvision, which nothing here needs.
     talk = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = talk.level
@@ -304,8 +309,8 @@ def _save(model: nn.Module, x: F32, output: str, path: Path, half: bool) -> None
         )
     talk.setLevel(level)
     graph = clean(onnx.load(str(path)))
-    if half:
-        _halve(graph)
+    if fp16_weights:
+        _store_weights_as_fp16(graph)
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, str(path))
 
@@ -326,7 +331,7 @@ def _describe(model: Exportable, path: Path, size: tuple[int, int]) -> None:
         std=spec.std,
         resize=spec.resize,
         interpolation=spec.interpolation,
-        **{"name": path.stem, **model.facts},
+        **{"name": path.stem, **model.entries},
     )
 
 
@@ -366,11 +371,11 @@ def clean(graph: onnx.ModelProto) -> onnx.ModelProto:
     return graph
 
 
-def _halve(graph: onnx.ModelProto) -> None:
+def _store_weights_as_fp16(graph: onnx.ModelProto) -> None:
     """Store large float32 weights as float16, cast back where they are used."""
     casts = []
     for index, item in enumerate(graph.graph.initializer):
-        if item.data_type != TensorProto.FLOAT or np.prod(item.dims) < SMALLEST_HALVED:
+        if item.data_type != TensorProto.FLOAT or np.prod(item.dims) < SMALLEST_FP16:
             continue
         values = numpy_helper.to_array(item).astype(np.float16)
         name = item.name
@@ -432,10 +437,16 @@ def command(args: argparse.Namespace, console: Console) -> None:
     if args.fp16 and args.weights == "fp16":
         raise TrainingError("--fp16 converts the FP32 file: leave --weights fp16 out.")
     weights = "fp32" if args.fp16 else args.weights
-    half = None if weights == "auto" else weights == "fp16"
+    fp16_weights = None if weights == "auto" else weights == "fp16"
     given = {key: getattr(args, key) for key in ("name", "licence") if getattr(args, key)}
     export_checkpoint(
-        args.checkpoint, args.out, half, console, height=args.height, width=args.width, **given
+        args.checkpoint,
+        args.out,
+        fp16_weights,
+        console,
+        height=args.height,
+        width=args.width,
+        **given,
     )
     if args.fp16:
         try:
@@ -450,12 +461,12 @@ def command(args: argparse.Namespace, console: Console) -> None:
 def export_checkpoint(
     checkpoint: Path,
     out: Path,
-    half: bool | None,
+    fp16_weights: bool | None,
     console: Console,
     *,
     height: int = 0,
     width: int = 0,
-    **facts: str,
+    **entries: str,
 ) -> None:
     """Write the averaged weights of a run as `out` with its manifest beside it.
 
@@ -467,10 +478,10 @@ def export_checkpoint(
             f"{checkpoint} is a teacher and not made for a robot: distil a student from it"
             " (`python -m training distill`) and export that."
         )
-    model.facts.update(facts)
-    if half is None:
-        half = isinstance(model.network, unet.SmallUNet)
-    deviation = to_onnx(model, out, half)
+    model.entries.update(entries)
+    if fp16_weights is None:
+        fp16_weights = isinstance(model.network, unet.SmallUNet)
+    deviation = to_onnx(model, out, fp16_weights)
     size = out.stat().st_size / 1e6
     console.print(
         f"{out} ({size:.2f} MB, {model.spec.height}x{model.spec.width}), {manifest_path(out).name};"

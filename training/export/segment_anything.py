@@ -34,10 +34,10 @@ from depth_node.engine.manifest_writer import write_manifest
 from depth_node.engine.preprocess import InputSpec, to_tensor
 from depth_node.inference import open_engine
 from depth_node.simulation.renderer import Scene, random_view
+from training.checkpoints import TrainingError
 from training.export.depth import OPSET, clean
-from training.loop import TrainingError
+from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STABILITY_OFFSET = 1.0  # of the logits, as in the automatic mask generators of SAM and SAM 2
 ANSWERS = ("masks", "iou", "stability", "boxes")
 LIMIT = 1e-3  # greatest deviation of a tensor from torch's, over its spread
@@ -214,7 +214,7 @@ def _side(size: Any) -> int:
     return int(size[0])
 
 
-def halves(model: Any) -> tuple[Encoder, Decoder]:
+def encoder_and_decoder(model: Any) -> tuple[Encoder, Decoder]:
     """Encoder and decoder of a Sam (segment-anything, mobile_sam), a SamModel or a Sam2Model."""
     model = model.eval()
     if hasattr(model, "no_memory_embedding"):
@@ -259,9 +259,14 @@ def export(
         raise TrainingError(
             f"the batch is {batch}: give how many points are asked at once, from 1."
         )
-    encoder, decoder = halves(model)
+    encoder, decoder = encoder_and_decoder(model)
     spec = InputSpec(
-        encoder.size, encoder.size, mean=MEAN, std=STD, resize=encoder.resize, interpolation="area"
+        encoder.size,
+        encoder.size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        resize=encoder.resize,
+        interpolation="area",
     )
     image = torch.from_numpy(to_tensor(_room(encoder.size), spec))
     rng = np.random.default_rng(0)
@@ -273,8 +278,8 @@ def export(
     common: dict[str, Any] = {
         "licence": licence,
         "source": source,
-        "mean": MEAN,
-        "std": STD,
+        "mean": spec.mean,
+        "std": spec.std,
         "resize": spec.resize,
         "interpolation": spec.interpolation,
     }

@@ -153,10 +153,10 @@ def scale_anchor(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 
 def dead_outputs(before: Tensor, allowed: float = 0.05) -> Tensor:
-    """Cost of a final ReLU that answers 0 at more than a share `allowed` of an image's pixels.
+    """Cost of a final ReLU that answers 0 at more than a fraction `allowed` of an image's pixels.
 
     before (N, 1, H, W): what enters the ReLU. Negative values are pulled up, but for the allowed
-    share of the most negative ones (sky). Ours: the share of zeros itself has no gradient.
+    fraction of the most negative ones (sky). Ours: the fraction of zeros itself has no gradient.
     """
     below = functional.relu(-before.float().flatten(1))
     keep = int(allowed * below.shape[1])

@@ -28,7 +28,7 @@ class GeometricConfig:
     """How the warped neighbours are compared with the image."""
 
     ssim: float = config.option(
-        0.85, "Share of structural similarity, the rest is |difference|.", minimum=0, maximum=1
+        0.85, "Weight of structural similarity; the rest is |difference|.", minimum=0, maximum=1
     )
     automask: bool = config.option(
         True, "Leave out pixels that the unmoved neighbour explains better (standing camera)."
@@ -218,7 +218,10 @@ def geometric_loss(
 
 
 def silog(depth: Tensor, truth: Tensor, mask: Tensor, variance_focus: float = 0.5) -> Tensor:
-    """sqrt(mean g^2 - share (mean g)^2), g = ln depth - ln truth over the batch's valid pixels."""
+    """Scale-invariant logarithm (Eigen et al. 2014): sqrt(mean g^2 - variance_focus (mean g)^2).
+
+    depth, truth (N, 1, H, W) m and mask; g = ln depth - ln truth over the batch's valid pixels.
+    """
     safe = torch.where(mask, exact(truth), torch.ones_like(exact(truth)))
     away = torch.log(exact(depth).clamp_min(1e-6)) - torch.log(safe.clamp_min(1e-6))
     away = torch.where(mask, away, torch.zeros_like(away))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoints import TrainingError
-from training.models.diffusion import DiffusionConfig, SingleStep, _folder_parts, open_run
+from training.models.diffusion import DiffusionConfig, SingleStep, open_run, stable_diffusion_parts
 from training.models.network_io import NetworkInput
 
 
@@ -76,7 +76,7 @@ def open_genpercept(cfg: DiffusionConfig, gives: str) -> GenPercept:
                 " is not supported: take one that answers through the decoder (unet_depth_v2,"
                 " unet_disparity_v2)."
             )
-    unet, vae, prompt = _folder_parts(cfg)
+    unet, vae, prompt = stable_diffusion_parts(cfg)
     # Attention in the text encoder looks back only: what follows the end changes nothing before it.
     return GenPercept(SingleStep(unet, vae, prompt[:, :2], cfg), gives)
 

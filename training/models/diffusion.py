@@ -26,30 +26,26 @@ from training import checkpoints
 from training.checkpoints import TrainingError
 from training.losses.diffusion import masked_mse, token_divergence
 from training.losses.normalization import exact
-from training.models.hub import Dino
+from training.models.hub import Dino, HubSource
 from training.models.network_io import NetworkInput, NetworkOutput
 
 SPACES = ("sqrt_disparity", "disparity", "depth")
-PLACES = ("mid", "down1", "down2")
+FEATURE_LAYERS = ("mid", "down1", "down2")
 PARADIGMS = ("single", "iterative", "denoising")
 TIMESTEP = 1
 ITERATIONS = 4  # of the iterative paradigm (table II)
-SHRINK = 0.875  # the external encoder sees the image at this share of its sides
+SHRINK = 0.875  # the external encoder sees the image at this scale
 PROMPT_FILE = "empty_prompt.safetensors"
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(HubSource):
     """Which diffusion model, and how it is used."""
 
     source: str = config.option(
         "",
         "Folder of a Stable Diffusion 2 (unet/, vae/, text_encoder/, tokenizer/), or its id on the"
         " Hugging Face hub; empty: the small networks below, with random weights.",
-    )
-    revision: str = config.option("main", "Revision on the hub.")
-    allow_download: bool = config.option(
-        False, "May fetch `source` from the hub; otherwise only what lies on this machine is used."
     )
     unet_widths: tuple[int, ...] = config.option(
         (32, 64, 64), "Without source: channels of the U-Net's levels; multiples of 8.", minimum=8
@@ -320,7 +316,7 @@ class SingleStep(nn.Module):
         return torch.autocast(x.device.type, enabled=False)
 
     def step(self, latent: Tensor, layer: str = "", timestep: Tensor | None = None) -> Step:
-        """One pass of the U-Net; with `place`, one of PLACES, also the features there."""
+        """One pass of the U-Net; with `place`, one of FEATURE_LAYERS, also the features there."""
         captured: list[Tensor] = []
 
         def enhance(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -439,7 +435,7 @@ def _noise() -> Any:
 
 def open_diffusion(cfg: DiffusionConfig) -> SingleStep:
     """The network as the settings say. TrainingError where its parts are missing or do not fit."""
-    unet, vae, prompt = _random_parts(cfg) if not cfg.source else _folder_parts(cfg)
+    unet, vae, prompt = _random_parts(cfg) if not cfg.source else stable_diffusion_parts(cfg)
     if cfg.paradigm == "denoising":
         _widen(unet)
     return SingleStep(unet, vae, prompt, cfg)
@@ -506,7 +502,7 @@ def _random_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
     return unet, vae, torch.zeros(1, 1, cfg.prompt_width)
 
 
-def _folder_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
+def stable_diffusion_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
     """U-Net, autoencoder and empty prompt of a Stable Diffusion 2, each in its subfolder."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 

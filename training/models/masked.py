@@ -37,7 +37,7 @@ class MaskingConfig:
         28, "Side of a hidden square; a multiple of the encoder's patch.", unit="px", minimum=1
     )
     ratio: float = config.option(
-        0.6, "Share of the squares that is hidden; MAE: 0.75.", minimum=0.01, maximum=0.99
+        0.6, "Fraction of the squares that is hidden; MAE: 0.75.", minimum=0.01, maximum=0.99
     )
     decoder_width: int = config.option(64, "MAE: width of the decoder.", minimum=8)
     decoder_layers: int = config.option(2, "MAE: layers of the decoder.", minimum=1)
@@ -239,19 +239,22 @@ class DropPath(nn.Module):
 
     def __init__(self, probability: float) -> None:
         super().__init__()
-        self.share = probability
+        self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch, or 0, per image; as it is outside of training."""
-        if not self.training or self.share == 0:
+        if not self.training or self.probability == 0:
             return x
-        keep = 1 - self.share
+        keep = 1 - self.probability
         drawn = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < keep
         return x * (drawn / keep).to(x.dtype)
 
 
 def drop_paths(network: Network, probability: float) -> None:
-    """Give an encoder of tokens drop paths whose share grows linearly from 0 to `share`."""
+    """Give an encoder of tokens drop paths; their probability grows linearly with the layer.
+
+    The first layer has 0, the last one `probability`. Raises TrainingError for a U-Net.
+    """
     if probability == 0:
         return
     if not isinstance(network, DepthAnything):

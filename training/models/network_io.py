@@ -22,9 +22,14 @@ class NetworkInput:
     multiple_px: int
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in 0..1 as the network sees them."""
+        """Images (N, 3, H, W) in 0..1 as the network takes them."""
         mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in (self.mean, self.std))
         return (images - mean) / std
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """The inverse of `normalise`, for (N, 3, H, W)."""
+        mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in (self.mean, self.std))
+        return images * std + mean
 
     def fitting(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size that the network takes."""

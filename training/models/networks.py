@@ -22,7 +22,15 @@ from depth_node.engine.manifest import EMBEDDED
 from depth_node.model_zoo.registry import locate
 from training import checkpoints
 from training.checkpoints import TrainingError
-from training.models.hub import SIZES, DepthAnything, Dino, _awake, _depth_anything_config, _library
+from training.models.hub import (
+    SIZES,
+    DepthAnything,
+    Dino,
+    HubSource,
+    depth_anything_config,
+    from_pretrained,
+    initialise_decoder,
+)
 from training.models.lora import TuneConfig, merged, tune
 from training.models.unet import SmallUNet, StudentConfig
 
@@ -30,29 +38,22 @@ KINDS = ("unet", *SIZES)
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(HubSource):
     """Which network, and where its weights come from."""
 
-    kind: str = config.option(
-        "unet",
-        "unet: the small residual U-Net; else a Depth Anything of that size. With `source`, the"
-        " size is the source's.",
-        choices=KINDS,
-    )
     source: str = config.option(
         "",
         "Folder (config.json, model.safetensors) or id on the Hugging Face hub of a Depth Anything"
         " or Distill Any Depth; a run folder of ours; `embedded` or an .onnx file exported from a"
         " U-Net of ours; empty: random weights.",
     )
-    revision: str = config.option("main", "Revision on the hub.")
-    allow_download: bool = config.option(
-        False, "May fetch `source` from the hub; otherwise only what lies on this machine is used."
+    kind: str = config.option(
+        "unet",
+        "unet: the small residual U-Net; else a Depth Anything of that size. With `source`, the"
+        " size is the source's.",
+        choices=KINDS,
     )
     unet: StudentConfig = config.section(StudentConfig, "The U-Net, where kind is unet.")
-
-    def __post_init__(self) -> None:
-        config.validate(self)
 
 
 Network = SmallUNet | DepthAnything
@@ -78,11 +79,11 @@ def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
 
     if not cfg.source:
         return DepthAnything(
-            _awake(DepthAnythingForDepthEstimation(_depth_anything_config(cfg.kind)))
+            initialise_decoder(DepthAnythingForDepthEstimation(depth_anything_config(cfg.kind)))
         )
     if weights:
-        return DepthAnything(_library(DepthAnythingForDepthEstimation, cfg))
-    shape = _library(DepthAnythingForDepthEstimation.config_class, cfg)
+        return DepthAnything(from_pretrained(DepthAnythingForDepthEstimation, cfg))
+    shape = from_pretrained(DepthAnythingForDepthEstimation.config_class, cfg)
     return DepthAnything(DepthAnythingForDepthEstimation(shape))
 
 
@@ -158,7 +159,7 @@ def open_run(path: Path, weights: bool = True) -> Network:
     if "tune" in settings:
         tuned = config.build(TuneConfig, settings["tune"])
         tune(network, tuned)
-        scale = tuned.share
+        scale = tuned.merge_scale
     if weights:
         checkpoints.load(network, content["averaged"], path)
     return merged(network, scale).requires_grad_(True).eval()  # type: ignore[return-value]
@@ -169,9 +170,9 @@ def open_dino(cfg: NetworkConfig) -> Dino:
     from transformers import Dinov2Model
 
     if cfg.source:
-        return Dino(_library(Dinov2Model, cfg))
+        return Dino(from_pretrained(Dinov2Model, cfg))
     if cfg.kind not in SIZES:
         raise TrainingError(
             f"A DINOv2 of kind {cfg.kind!r} does not exist: use one of {', '.join(SIZES)}."
         )
-    return Dino(Dinov2Model(_depth_anything_config(cfg.kind).backbone_config))
+    return Dino(Dinov2Model(depth_anything_config(cfg.kind).backbone_config))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.checkpoints import TrainingError
-from training.models.hub import Source, _library
+from training.models.hub import HubSource, from_pretrained
 from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, NetworkInput
 
 
@@ -64,15 +64,15 @@ class Sam(nn.Module):
             yield logits.flatten(0, 1), out.iou_scores[0].flatten()
 
 
-def open_sam(cfg: Source) -> Sam:
+def open_sam(cfg: HubSource) -> Sam:
     """A Segment Anything from a folder or the hub. Raises TrainingError where there is none."""
     from transformers import AutoConfig, Sam2Model, SamModel
 
-    kind = _library(AutoConfig, cfg).model_type
+    kind = from_pretrained(AutoConfig, cfg).model_type
     classes = {"sam": SamModel, "sam2": Sam2Model, "sam2_video": Sam2Model}
     if kind not in classes:
         raise TrainingError(
             f"The network in {cfg.source!r} is a {kind!r}, no Segment Anything; give one of"
             f" {', '.join(classes)}."
         )
-    return Sam(_library(classes[kind], cfg))
+    return Sam(from_pretrained(classes[kind], cfg))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teachers: whatever answers a batch of images with depth or disparity, behind one door.
+"""Teachers: networks of torch, exported engines and diffusion networks behind one interface.
 
-A teacher says what its numbers mean (`kind`, of depth_node.prediction.KINDS); `ask` turns them into
-disparity, large = near, with a mask of what is known. The conversion is depth_node's own: inverses
-no closer to zero than a share of the median. For affine depth (Marigold) that is a choice of ours,
-as its shift is unknown.
+A teacher declares what its maps mean (`kind`, of depth_node.prediction.KINDS); `ask` converts them
+to disparity, large = near, with a mask of known pixels. The conversion is depth_node's: inverses no
+closer to zero than a fraction of the median. For affine depth (Marigold) that is a choice of ours,
+because its shift is unknown.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def ask(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
 class TeacherConfig:
     """Who teaches."""
 
-    what: str = config.option(
+    source: str = config.option(
         "network",
         "network: of torch, on the training device; engine: an ONNX file with manifest, through"
         " depth_node; diffusion: a run of depthmaster, a Marigold of diffusers, or a GenPercept.",
@@ -177,9 +177,9 @@ def fingerprint(network: nn.Module) -> str:
 
 def open_teacher(cfg: TeacherConfig) -> Teacher:
     """The teacher that the settings name. Raises TrainingError with a sentence."""
-    if cfg.what == "engine":
+    if cfg.source == "engine":
         return EngineTeacher(cfg.path or "embedded", cfg.backend)
-    if cfg.what == "diffusion":
+    if cfg.source == "diffusion":
         from training.models import assistants  # needs diffusers
 
         assistant: Any = assistants.open_assistant(

@@ -32,10 +32,10 @@ from training.data.mixed import Mixture, MixtureConfig
 from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample
 from training.evaluation import protocols
-from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.diffusion import FORMS, directional_gradient, masked_mse, pooled_mask
 from training.models.diffusion import (
-    PLACES,
+    FEATURE_LAYERS,
     Alignment,
     DiffusionConfig,
     SingleStep,
@@ -71,11 +71,11 @@ class LossConfig:
     form: str = config.option(
         "paper", "The gradient loss as the paper or as its code has it.", choices=FORMS
     )
-    place: str = config.option(
-        "mid", "Where the U-Net's features are aligned (table V).", choices=PLACES
+    align_layer: str = config.option(
+        "mid", "Where the U-Net's features are aligned (table V).", choices=FEATURE_LAYERS
     )
     tails: float = config.option(
-        0.02, "Share of an image's pixels beyond each end of the target.", minimum=0, maximum=0.4
+        0.02, "Fraction of an image's pixels beyond each end of the target.", minimum=0, maximum=0.4
     )
     far: float = config.option(80.0, "Depth beyond this is not known.", unit="m", minimum=0.1)
     kl: float = config.option(
@@ -178,14 +178,14 @@ class DepthMaster(Recipe):
             return None
         external_size(cfg.height, cfg.width, Dino.spec.multiple_px)  # refuses what is too small
         widths = self._network.unet.config.block_out_channels
-        inputs = {"mid": widths[-1], "down1": widths[0], "down2": widths[1]}[cfg.loss.place]
+        inputs = {"mid": widths[-1], "down1": widths[0], "down2": widths[1]}[cfg.loss.align_layer]
         self._alignment = Alignment(inputs, open_dino(cfg.external))
         return self._alignment
 
-    def batch(self, step: int, share: Share) -> Batch:
+    def batch(self, step: int, part: BatchPart) -> Batch:
         """Images (N, 3, h, w) in 0..1 and depth (N, 1, h, w) m."""
         cfg = self.cfg
-        rngs = generators(cfg.loop, step, share)
+        rngs = generators(cfg.loop, step, part)
         return self.images.batch(rngs, cfg.height, cfg.width, cfg.augment)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
@@ -209,7 +209,7 @@ class DepthMaster(Recipe):
         if cfg.diffusion.paradigm == "denoising":
             cost = model.denoising_loss(latent, truth, cells)
             return {"loss": weights.latent * cost, "latent": cost}
-        step = model.predict(latent, weights.place if weights.align else "")
+        step = model.predict(latent, weights.align_layer if weights.align else "")
         terms: dict[str, Tensor] = {}
         if weights.latent:
             terms["latent"] = masked_mse(step.latent, truth, cells)
@@ -271,7 +271,7 @@ class DepthMaster(Recipe):
         numbers = dict(zip(names, means, strict=False))
         return {**numbers, "score": numbers.get("abs_rel", numbers["autoencoder_abs_rel"])}
 
-    def panels(
+    def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
         """The first image, its target and the answer, side by side."""

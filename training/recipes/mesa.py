@@ -36,7 +36,7 @@ from training.data.mixed import Mixture, MixtureConfig
 from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample
 from training.data.sequences import SequenceConfig, Triplets, open_triplets
-from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.photometric import (
     GeometricConfig,
     PoseNetwork,
@@ -72,7 +72,7 @@ class LossConfig:
     supervised: float = config.option(
         1.0, "Weight of the scale-invariant logarithm against depth.", minimum=0
     )
-    share: float = config.option(
+    variance_focus: float = config.option(
         0.5, "How much of a common factor of depth is forgiven; 1 = all of it.", minimum=0,
         maximum=1,
     )  # fmt: skip
@@ -130,7 +130,7 @@ class Config:
         maximum=1,
     )  # fmt: skip
     drop_path: float = config.option(
-        0.0, "Share of images that skip the last layer; earlier ones less.", minimum=0,
+        0.0, "Fraction of images that skip the last layer; earlier ones less.", minimum=0,
         maximum=0.9,
     )  # fmt: skip
     masking: MaskingConfig = config.section(MaskingConfig, "The masked term.")
@@ -278,7 +278,7 @@ class Mesa(Recipe):
 
     # --- data ------------------------------------------------------------------------------------
 
-    def batch(self, step: int, share: Share) -> Batch:
+    def batch(self, step: int, part: BatchPart) -> Batch:
         """`image` and `depth` for the masked and supervised terms; `target`, `sources`, K and poses
         for the geometric one. With loss.alternate only what the step's term needs.
         """
@@ -287,7 +287,7 @@ class Mesa(Recipe):
         if loss.alternate:
             terms = [terms[step % len(terms)]]
         batch: Batch = {"terms": torch.tensor([name in terms for name in TERMS])}
-        rngs = generators(cfg.loop, step, share)
+        rngs = generators(cfg.loop, step, part)
         if self.images is not None and {"masked", "supervised"} & set(terms):
             batch |= self.images.batch(rngs, cfg.height, cfg.width, cfg.augment)
         if self.triplets is not None and "geometric" in terms:
@@ -334,7 +334,7 @@ class Mesa(Recipe):
             depth = batch["depth"]
             known = torch.isfinite(depth) & (depth > 0)
             scalars["supervised"] = silog(
-                self.depths(network, batch["image"])[0], depth, known, weights.share
+                self.depths(network, batch["image"])[0], depth, known, weights.variance_focus
             )
         if active["geometric"]:
             terms = self._geometric(network, batch)

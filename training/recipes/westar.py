@@ -36,7 +36,7 @@ from training.data.open import DataConfig, open_samples
 from training.data.ordinal_labels import LabelSet, SimulationConfig, read_labels, simulate
 from training.data.region_masks import MaskConfig, MaskMaker, as_layers, stacked
 from training.data.samples import DataError, Sample
-from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
     ORDINAL_FORMS,
     context_l1,
@@ -77,8 +77,8 @@ class LossConfig:
     )
     mask_spread: float = config.option(
         1e-3,
-        "Nor are masks in which the teacher deviates by less than this share of what it does in the"
-        " whole image.",
+        "Masks in which the teacher's deviation is below this fraction of its deviation in the"
+        " whole image are no context.",
         minimum=0,
     )
     ordinal: str = config.option("margin", "Form of the ordinal loss.", choices=ORDINAL_FORMS)
@@ -114,7 +114,7 @@ class LabelConfig:
     )
     held: float = config.option(
         0.1,
-        "Share of the labelled images that is not learnt from: the share of their pairs in the"
+        "Fraction of the labelled images held out of training: the fraction of their pairs in the"
         " wrong order is logged at every checkpoint and decides which is best.",
         minimum=0,
         maximum=0.9,
@@ -218,17 +218,17 @@ class Westar(Recipe):
         if cfg.teacher == "frozen_source" or cfg.loss.known:
             self.source = copy.deepcopy(network).eval().requires_grad_(False)
         tune(network, cfg.tune)
-        if cfg.loss.reg and cfg.tune.what != "lora":
+        if cfg.loss.reg and cfg.tune.mode != "lora":
             self.before = [p.detach().clone() for p in network.parameters() if p.requires_grad]
         return network
 
-    def batch(self, step: int, share: Share) -> Batch:
+    def batch(self, step: int, part: BatchPart) -> Batch:
         """Images (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
 
         points (P, 4): x1, y1, x2, y2 in the view; sign (P,); owner (P,): which image. Where asked
         for: known (n, 3, h, w), images of the old place; truth (n, 1, h, w), disparity in 1/m.
         """
-        rows = [self._view(rng) for rng in generators(self.cfg.loop, step, share)]
+        rows = [self._view(rng) for rng in generators(self.cfg.loop, step, part)]
         batch: Batch = {
             name: torch.from_numpy(np.stack([row[name] for row in rows])).permute(0, 3, 1, 2)
             for name in ("weak", "strong", "known")
@@ -331,7 +331,7 @@ class Westar(Recipe):
         x = model.spec.normalise(images)
         return self.source.to(x.device)(x)  # type: ignore[no-any-return]
 
-    def panels(
+    def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
         """Both views, what the teacher says of the weak one and the student of the strong one."""
@@ -342,7 +342,7 @@ class Westar(Recipe):
         return {"views": sheet(views, [teacher, student])}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Share of the held-back pairs (those that are not alike) in the wrong order."""
+        """Fraction of the held-back pairs (those that are not alike) in the wrong order."""
         if not self.held or self.labels is None:
             return {}
         network: Any = model
@@ -381,7 +381,7 @@ class Westar(Recipe):
         return [names.index(name) for name in self.held]
 
     def _distance(self, model: nn.Module) -> Tensor:
-        if self.cfg.tune.what == "lora":
+        if self.cfg.tune.mode == "lora":
             return product_norm(low_rank(model))
         learnt = [p for p in model.parameters() if p.requires_grad]
         if learnt and self.before[0].device != learnt[0].device:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the studies share: rooms, variants, runs that are judged once, tables with intervals."""
+"""Common to the studies: rooms, variants, scores that are computed once, tables with intervals."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from training import checkpoints
 from training.data.augmentation import Window
 from training.data.mixed import Mixture
 from training.data.pool import Pool
-from training.data.samples import Sample
+from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES, baseline
 from training.loop import run
 from training.models.diffusion import SPACES, open_run, target
@@ -41,7 +41,7 @@ from training.recipes import depthmaster, distill, mesa
 from training.studies import add_run_options
 from training.studies.common import HEIGHT, WIDTH, Variant, errors, slug
 from training.studies.mesa import run_mesa
-from training.studies.runs import F64, Study, pool, pool_settings, run_study, samples
+from training.studies.runs import Study, pool, pool_settings, run_study, samples
 
 # The external encoder of the alignment sees 0.875 of an image: 3 x 4 patches of 14 px, as many
 # as the U-Net's middle has cells.
@@ -106,9 +106,11 @@ MASTER = (
 # A student of the embedded network's kind, taught by it, or now and then by the network of
 # "both stages".
 STUDENTS = (
-    Variant("embedded network alone", {"who": "primary"}),
-    Variant("with the diffusion assistant", {"who": "random", "assistant_share": 0.3}),
-    Variant("diffusion network alone", {"who": "assistant"}),
+    Variant("embedded network alone", {"teacher_choice": "primary"}),
+    Variant(
+        "with the diffusion assistant", {"teacher_choice": "random", "assistant_probability": 0.3}
+    ),
+    Variant("diffusion network alone", {"teacher_choice": "assistant"}),
 )
 ASSISTANT = "both stages"
 STUDENT_SIZE = (64, 96)

@@ -71,7 +71,7 @@ LOOP = {
 BASE: dict[str, Any] = {
     "height": HEIGHT,
     "width": WIDTH,
-    "who": "primary",
+    "teacher_choice": "primary",
     "encoder_rate": 1.0,
     "keep": 0,
     "network": {"kind": "unet", "unet": UNET},
@@ -108,10 +108,10 @@ VARIANTS = (
     Variant("shared, hybrid", SHARED),
     Variant("local-global, hybrid", LOCAL),
     # Table 4: who teaches, with both contexts and hybrid.
-    Variant("assistant teaches", {"who": "assistant"}),
-    Variant("average of two", {"who": "average"}),
-    Variant("one of two by chance", {"who": "random"}),
-    Variant(ALIKE, {"who": "average"}),
+    Variant("assistant teaches", {"teacher_choice": "assistant"}),
+    Variant("average of two", {"teacher_choice": "average"}),
+    Variant("one of two by chance", {"teacher_choice": "random"}),
+    Variant(ALIKE, {"teacher_choice": "average"}),
     # Table 1: normalisation, in each context.
     Variant("shared, global", {**SHARED, "loss.norm": "global"}),
     Variant("shared, none", {**SHARED, "loss.norm": "none"}),
@@ -245,7 +245,7 @@ class DistillStudy:
             changes["network.source"] = str(self.start)
             cfg = config.replace(config.build(distill.Config, BASE), changes)
             second: Teacher | None = None
-            if cfg.who != "primary":
+            if cfg.teacher_choice != "primary":
                 second = self.assistant.teacher if variant.name == ALIKE else self.assistant
             plain = [Sample(s.name, s.image) for s in self.learn]  # no depth to look at
             recipe = distill.Distill(cfg, plain, [self.primary, second])

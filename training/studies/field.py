@@ -128,7 +128,7 @@ def conditions(frame: RecordedFrame, seed: int) -> Iterator[tuple[str, Split]]:
 def errors(
     result: FitResult, known: NDArray[np.floating], where: NDArray[np.bool_]
 ) -> tuple[float, float]:
-    """AbsRel, and share inside the 95 % interval, over an area (H, W) of the truth (H, W)."""
+    """AbsRel, and fraction inside the 95 % interval, over an area (H, W) of the truth (H, W)."""
     truth = known[where]
     score = evaluate(result.depth[where], truth).abs_rel
     return score, coverage(result.depth[where], result.std[where], truth)
@@ -329,7 +329,7 @@ def few(task: Task) -> list[Table]:
 
 
 def interval(task: Task) -> list[Table]:
-    """Share of held-out pixels inside the interval, by condition and tercile of its width."""
+    """Fraction of held-out pixels inside the interval, by condition and tercile of its width."""
     means = Means()
     for frame, prediction in task.frames():
         for condition, split in task.conditions(frame):
@@ -357,7 +357,7 @@ def interval(task: Task) -> list[Table]:
     over_all = [float(np.nanmean([means(row, name) for row in means.rows()])) for name in columns]
     body.append(["mean", *(f"{value:.3f}" for value in over_all), ""])
     head = ["condition", *columns, "least and most of a source"]
-    return [Table("Share of held-out pixels inside the 95 % interval", head, body)]
+    return [Table("Fraction of held-out pixels inside the 95 % interval", head, body)]
 
 
 def flicker(task: Task) -> list[Table]:

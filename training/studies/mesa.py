@@ -19,13 +19,13 @@ from training import checkpoints
 from training.data.augmentation import Window
 from training.data.mixed import Mixture
 from training.data.pool import Pool
-from training.data.samples import Sample
+from training.data.samples import F64, Sample
 from training.data.sequences import open_triplets
 from training.loop import run
 from training.recipes import mesa
 from training.studies import add_run_options
 from training.studies.common import Variant, slug
-from training.studies.runs import F64, Study, pool, pool_settings, run_study, samples
+from training.studies.runs import Study, pool, pool_settings, run_study, samples
 
 MESA_SIZE = {"height": 56, "width": 84}
 MESA_BASE: dict[str, Any] = {

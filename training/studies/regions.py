@@ -239,7 +239,7 @@ def motion(
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """Share of pixels that carried exact regions name wrongly, after so many images."""
+    """Fraction of pixels that carried exact regions label wrongly, after so many images."""
     means = Means()
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     with one_core():

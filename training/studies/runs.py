@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 
 from depth_node import config
 from training.data.mixed import Mixture, MixtureConfig
 from training.data.pool import Pool
-from training.data.samples import Sample
+from training.data.samples import F64, Sample
 from training.studies.common import compared, judged, percent, slug
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

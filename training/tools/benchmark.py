@@ -27,7 +27,7 @@ from accelerate.utils import send_to_device
 from rich.console import Console
 
 from depth_node import config
-from training import recipes
+from training import recipes, renamed_settings
 from training.loop import LoopConfig, Recipe, run
 
 WARM_STEPS = 3
@@ -135,7 +135,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace, console: Console) -> None:
     """Print images a second of both, their ratio and the peak memory of both."""
     module = recipes.find(args.recipe)
-    cfg = config.load(module.Config, args.config, args.overrides)
+    cfg = renamed_settings.load(module.Config, args.config, args.overrides)
     settings = config.to_dict(cfg)
 
     def build() -> Recipe:

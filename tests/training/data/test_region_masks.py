@@ -138,7 +138,7 @@ def test_what_is_no_segment_anything_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(TrainingError, match="cannot be opened"):
         open_sam(MaskConfig(source=str(tmp_path / "nothing")))
-    open_dino(NetworkConfig("debug")).network.save_pretrained(tmp_path)
+    open_dino(NetworkConfig(kind="debug")).network.save_pretrained(tmp_path)
     with pytest.raises(TrainingError, match="no Segment Anything"):
         open_sam(MaskConfig(source=str(tmp_path)))
 

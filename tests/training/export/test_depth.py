@@ -242,7 +242,7 @@ def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
     spec = preprocess.InputSpec(height=56, width=84)
     opened = depth.Exportable(Mirrored().eval(), spec, "disparity_affine_invariant")
     with pytest.raises(checkpoints.TrainingError, match=r"differ by .* at 56x84"):
-        depth.to_onnx(opened, tmp_path / "x.onnx", half=False)
+        depth.to_onnx(opened, tmp_path / "x.onnx", fp16_weights=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,7 +265,7 @@ def test_a_square_network_is_also_compared_at_another_size(tmp_path: Path) -> No
         return depth.Exportable(Swapped().eval(), spec, "disparity_affine_invariant")
 
     with pytest.raises(checkpoints.TrainingError, match="at 64x32"):
-        depth.to_onnx(exportable(64, 64), tmp_path / "x.onnx", half=False)
+        depth.to_onnx(exportable(64, 64), tmp_path / "x.onnx", fp16_weights=False)
     assert list(tmp_path.iterdir()) == []
 
 

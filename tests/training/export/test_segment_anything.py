@@ -241,13 +241,13 @@ def test_large_weights_get_a_file_of_their_own(folder: Path, monkeypatch) -> Non
 
 def test_what_cannot_be_exported_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"Linear is no promptable segmentation network: give"):
-        segment_anything.halves(torch.nn.Linear(2, 2))
+        segment_anything.encoder_and_decoder(torch.nn.Linear(2, 2))
     tiny = {"num_hidden_layers": 1, "hidden_size": 24, "mlp_dim": 8, "image_size": 32}
     sdpa = transformers.SamModel(
         transformers.SamConfig(vision_config={**tiny, "num_attention_heads": 2})
     )
     with pytest.raises(TrainingError, match="eager"):
-        segment_anything.halves(sdpa)
+        segment_anything.encoder_and_decoder(sdpa)
     with pytest.raises(TrainingError, match="batch is 0"):
         segment_anything.export(sdpa, tmp_path, "x", batch=0)
     with pytest.raises(TrainingError, match=r"cannot be loaded by transformers.*--kind"):

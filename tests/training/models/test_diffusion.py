@@ -410,7 +410,7 @@ def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
     )
     network.unet.register_to_config(in_channels=8)
     pipe.save_pretrained(tmp_path / "marigold")
-    cfg = teachers.TeacherConfig(what="diffusion", path=str(tmp_path / "marigold"))
+    cfg = teachers.TeacherConfig(source="diffusion", path=str(tmp_path / "marigold"))
     teacher = teachers.open_teacher(cfg)
     assert teacher.kind == "depth_affine_invariant"
     images = torch.rand(2, 3, 16, 24)
@@ -459,7 +459,7 @@ def test_a_genpercept_teaches_through_the_same_door(gives: str, tmp_path: Path) 
     assert float(expected.std()) > 1e-3
 
     add_index(tmp_path, "GenPerceptPipeline")
-    cfg = teachers.TeacherConfig(what="diffusion", path=str(tmp_path), genpercept=gives)
+    cfg = teachers.TeacherConfig(source="diffusion", path=str(tmp_path), genpercept=gives)
     teacher = teachers.open_teacher(cfg)
     assert teacher.kind == f"{gives}_affine_invariant"
     torch.testing.assert_close(teacher(images), expected + shift, atol=1e-5, rtol=1e-5)
@@ -486,7 +486,7 @@ def test_a_run_teaches_through_the_same_door(tmp_path: Path) -> None:
         checkpoints.write(place, 1, {**about, **wrong}, {"averaged": network.state_dict()}, {})
         with pytest.raises(TrainingError, match=said):
             assistants.open_assistant(str(place))
-    teacher = teachers.open_teacher(teachers.TeacherConfig(what="diffusion", path=str(tmp_path)))
+    teacher = teachers.open_teacher(teachers.TeacherConfig(source="diffusion", path=str(tmp_path)))
     images = torch.rand(1, 3, 17, 23)  # brought to what the network takes, and back
     disparity, known = teachers.ask(teacher, images)
     assert disparity.shape == (1, 1, 17, 23) and known.all()
@@ -496,5 +496,5 @@ def test_a_run_teaches_through_the_same_door(tmp_path: Path) -> None:
     other = small()
     torch.nn.init.zeros_(other.unet.conv_out.weight)
     checkpoints.write(tmp_path / "b", 1, about, {"averaged": other.state_dict()}, {})
-    cfg = teachers.TeacherConfig(what="diffusion", path=str(tmp_path / "b"))
+    cfg = teachers.TeacherConfig(source="diffusion", path=str(tmp_path / "b"))
     assert teachers.open_teacher(cfg).revision != teacher.revision  # so that no cache mixes them

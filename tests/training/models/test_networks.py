@@ -38,7 +38,7 @@ SMALL_UNET = StudentConfig((8, 8, 16, 16, 16), (0, 1, 1, 1, 1), (16, 8, 8, 8))
 
 def debug() -> DepthAnything:
     torch.manual_seed(0)
-    network = open_network(NetworkConfig("debug"))
+    network = open_network(NetworkConfig(kind="debug"))
     assert isinstance(network, DepthAnything)
     return network.eval()
 
@@ -108,7 +108,7 @@ def test_sides_that_are_no_multiple_of_a_patch_are_refused() -> None:
 def test_saved_and_opened_is_the_same(tmp_path: Path) -> None:
     network = debug()
     network.network.save_pretrained(tmp_path)
-    again = open_network(NetworkConfig("small", source=str(tmp_path))).eval()
+    again = open_network(NetworkConfig(kind="small", source=str(tmp_path))).eval()
     assert isinstance(again, DepthAnything)
     torch.testing.assert_close(again(images()), network(images()))
     empty = open_network(NetworkConfig(source=str(tmp_path), kind="small"), weights=False)
@@ -126,15 +126,15 @@ def test_what_is_not_there_is_said_and_never_fetched(
     monkeypatch.setattr(socket.socket, "connect", no_network)
     name = "somebody/a-network-that-is-not-here"
     with pytest.raises(TrainingError, match="allow_download"):
-        open_network(NetworkConfig("small", source=name))
+        open_network(NetworkConfig(kind="small", source=name))
     with pytest.raises(TrainingError, match=r"config\.json"):
-        open_network(NetworkConfig("small", source=str(tmp_path)))
+        open_network(NetworkConfig(kind="small", source=str(tmp_path)))
     with pytest.raises(TrainingError, match="no checkpoint of ours"):
-        open_network(NetworkConfig("unet", source=str(tmp_path)))
+        open_network(NetworkConfig(kind="unet", source=str(tmp_path)))
     with pytest.raises(TrainingError, match="cannot be opened"):
-        open_dino(NetworkConfig("small", source=name))
+        open_dino(NetworkConfig(kind="small", source=name))
     with pytest.raises(TrainingError, match="DINOv2"):
-        open_dino(NetworkConfig("unet"))
+        open_dino(NetworkConfig(kind="unet"))
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
@@ -142,22 +142,22 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     network.config.save_pretrained(tmp_path)
     torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(TrainingError, match="safetensors"):
-        open_network(NetworkConfig("small", source=str(tmp_path)))
+        open_network(NetworkConfig(kind="small", source=str(tmp_path)))
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
-    open_dino(NetworkConfig("debug")).network.save_pretrained(tmp_path)
+    open_dino(NetworkConfig(kind="debug")).network.save_pretrained(tmp_path)
     debug().network.config.save_pretrained(tmp_path)
     with pytest.raises(TrainingError, match="do not fit"):
-        open_network(NetworkConfig("small", source=str(tmp_path)))
+        open_network(NetworkConfig(kind="small", source=str(tmp_path)))
 
 
 def test_dino_gives_frozen_features(tmp_path: Path) -> None:
-    dino = open_dino(NetworkConfig("debug"))
+    dino = open_dino(NetworkConfig(kind="debug"))
     assert dino(images()).shape == (2, dino.channels, 4, 6)
     assert parameter_count(dino, learnt=True) == 0
     dino.network.save_pretrained(tmp_path)
-    again = open_dino(NetworkConfig("debug", source=str(tmp_path)))
+    again = open_dino(NetworkConfig(kind="debug", source=str(tmp_path)))
     torch.testing.assert_close(again(images()), dino(images()))
 
 
@@ -193,7 +193,7 @@ def test_low_rank_updates_of_the_small_depth_anything(
     targets: tuple[str, ...], layers: int, numbers: int
 ) -> None:
     with torch.device("meta"):
-        network = tune(open_network(NetworkConfig("small")), TuneConfig(targets=targets))
+        network = tune(open_network(NetworkConfig(kind="small")), TuneConfig(targets=targets))
     assert len(list(low_rank(network))) == layers
     assert parameter_count(network, learnt=True) == numbers
 
@@ -235,11 +235,11 @@ def test_the_cheap_norm_is_that_of_the_change_of_the_weights() -> None:
 
 @pytest.mark.parametrize("what", ["full", "encoder", "decoder"])
 def test_parts_learn_as_told(what: str) -> None:
-    network = tune(debug(), TuneConfig(what=what))
+    network = tune(debug(), TuneConfig(mode=what))
     learnt = {n.split(".")[1] for n, p in network.named_parameters() if p.requires_grad}
     expected = {"full": {"backbone", "neck", "head"}, "encoder": {"backbone"}}
     assert learnt == expected.get(what, {"neck", "head"})
-    unet = tune(SmallUNet(SMALL_UNET), TuneConfig(what=what))
+    unet = tune(SmallUNet(SMALL_UNET), TuneConfig(mode=what))
     learnt = {n.split(".")[0] for n, p in unet.named_parameters() if p.requires_grad}
     encoder, decoder = {"stem", "stages", "context"}, {"up", "head"}
     both = encoder | decoder
@@ -273,7 +273,7 @@ def test_statistics_of_what_does_not_learn_are_held() -> None:
     network(images(64, 96))
     for name, value in network.named_buffers():
         assert torch.equal(value, before[name])
-    whole = tune(SmallUNet(SMALL_UNET), TuneConfig(what="full")).train()
+    whole = tune(SmallUNet(SMALL_UNET), TuneConfig(mode="full")).train()
     hold_statistics(whole)
     assert all(layer.training for layer in whole.modules())
 
@@ -325,11 +325,11 @@ def test_lora_where_no_layer_fits_is_refused() -> None:
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_run_of_ours_opens_as_a_source(tmp_path: Path, lora: bool) -> None:
-    network = tune(debug(), TuneConfig(what="lora" if lora else "full"))
+    network = tune(debug(), TuneConfig(mode="lora" if lora else "full"))
     awake(network)
     settings = {
-        "network": config.to_dict(NetworkConfig("debug")),
-        "tune": config.to_dict(TuneConfig(what="lora" if lora else "full")),
+        "network": config.to_dict(NetworkConfig(kind="debug")),
+        "tune": config.to_dict(TuneConfig(mode="lora" if lora else "full")),
     }
     about = {"recipe": "westar", "settings": settings}
     checkpoints.write(tmp_path, 3, about, {"averaged": network.state_dict()}, {})

@@ -95,7 +95,7 @@ def test_the_command_runs_the_debug_settings_and_refuses_to_export(
 ) -> None:
     run = tmp_path / "run"
     common = ["depthmaster", "--config", str(DEBUG), "--run", str(run)]
-    assert main([*common, f"images.pool.folder={pool.cfg.pool.folder}", "loop.panels_every=2"]) == 0
+    assert main([*common, f"images.pool.folder={pool.cfg.pool.folder}", "loop.images_every=2"]) == 0
     assert list(run.rglob("*.png"))
     assert "GiB of weights" in " ".join(capsys.readouterr().out.split())
     # A student is exported, never this network with its Fourier block.
@@ -123,12 +123,12 @@ def test_the_published_stages_are_the_papers() -> None:
         assert cfg.loop.accumulate == 32 and cfg.loop.weight_decay == 0 and cfg.loop.warmup == 100
         assert (cfg.images.data.kind, cfg.images.second.kind) == ("hypersim", "vkitti2")
         assert (cfg.images.second_height, cfg.images.second_width) == (352, 1216)
-        assert cfg.images.second_share == 0.1 and cfg.augment.flip == 0.5
+        assert cfg.images.second_probability == 0.1 and cfg.augment.flip == 0.5
         assert cfg.diffusion.space == "sqrt_disparity" and cfg.loss.tails == 0.02
         assert cfg.diffusion.paradigm == "single" and cfg.diffusion.checkpointing
     assert (one.loss.latent, one.loss.align, one.loss.pixel, one.loss.gradient) == (1, 1, 0, 0)
     assert (two.loss.latent, two.loss.align, two.loss.pixel, two.loss.gradient) == (0, 0, 1, 0.001)
-    assert one.loss.place == "mid" and not one.diffusion.fourier
+    assert one.loss.align_layer == "mid" and not one.diffusion.fourier
     assert two.diffusion.fourier and (two.loss.delta, two.loss.form) == (0.2, "paper")
     # IterExponential of the published code: 0.01^((it - 100) / 24900) at 20,000.
     expected = 3e-5 * 0.01 ** ((20_000 - 100) / (25_000 - 100))
@@ -176,9 +176,9 @@ def test_the_published_stages_run_on_folders_of_their_kind(tmp_path: Path) -> No
     source.unet.save_pretrained(tmp_path / "sd2" / "unet")
     source.vae.save_pretrained(tmp_path / "sd2" / "vae")
     save_file({"prompt": torch.zeros(1, 5, 8)}, str(tmp_path / "sd2" / diffusion.PROMPT_FILE))
-    open_dino(NetworkConfig("debug")).network.save_pretrained(tmp_path / "dinov2")
+    open_dino(NetworkConfig(kind="debug")).network.save_pretrained(tmp_path / "dinov2")
     small = ["height=48", "width=64", "images.second_height=32", "images.second_width=80",
-             "images.second_share=0.5", "loop.steps=1", "loop.batch=4", "loop.accumulate=4",
+             "images.second_probability=0.5", "loop.steps=1", "loop.batch=4", "loop.accumulate=4",
              "loop.seed=0", "loop.tensorboard=false", "check.limit=0"]  # fmt: skip
     common = [*small, *write_data_sets(tmp_path), f"diffusion.source={tmp_path / 'sd2'}"]
     one, two = tmp_path / "stage1", tmp_path / "stage2"
@@ -206,8 +206,8 @@ def test_every_switch_changes_what_is_minimised(pool: Mixture) -> None:
     }
     assert len(set(losses.values())) == 3
     places = {
-        place: float(terms(pool, f"loss.place={place}")["align_term"].detach())
-        for place in diffusion.PLACES
+        place: float(terms(pool, f"loss.align_layer={place}")["align_term"].detach())
+        for place in diffusion.FEATURE_LAYERS
     }
     assert len(set(places.values())) == 3
     assert set(terms(pool, "loss.align=0", "diffusion.paradigm=denoising")) == {"loss", "latent"}
@@ -221,7 +221,7 @@ def test_accumulated_parts_have_the_gradient_of_the_whole(pool: Mixture) -> None
     model = recipe.model().train()
     weight = model.unet.conv_in.weight
 
-    def gradient(*shares: loop.Share) -> torch.Tensor:
+    def gradient(*shares: loop.BatchPart) -> torch.Tensor:
         losses = [recipe.loss(model, recipe.batch(0, share), None)["loss"] for share in shares]
         return torch.autograd.grad(torch.stack(losses).mean(), weight)[0]
 
@@ -304,8 +304,9 @@ def test_it_assists_a_distillation_and_its_answers_are_kept(pool: Mixture, tmp_p
     cfg = config.load(
         distill.Config,
         CONFIGS / "distill_debug.yaml",
-        ["who=assistant", "assistant.what=diffusion", f"assistant.path={tmp_path / 'teacher'}",
-         "crop.kept=1", f"cache={tmp_path / 'cache'}", "images.limit=2", "loop.steps=1",
+        ["teacher_choice=assistant", "assistant.source=diffusion",
+         f"assistant.path={tmp_path / 'teacher'}", "crop.per_image=1",
+         f"cache={tmp_path / 'cache'}", "images.limit=2", "loop.steps=1",
          "loss.root=true", "loss.directional=0.001", "loss.likeness=divergence"],
     )  # fmt: skip
     recipe = distill.build(cfg, Console(quiet=True))

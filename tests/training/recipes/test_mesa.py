@@ -157,7 +157,7 @@ def test_drop_path_is_whole_branches_and_keeps_the_mean() -> None:
     assert torch.equal(drop.eval()(x), x)
     network = open_network(DEPTH_ANYTHING)
     models_masked.drop_paths(network, 0.3)
-    shares = [layer.drop_path.share for layer in network.network.backbone.encoder.layer]
+    shares = [layer.drop_path.probability for layer in network.network.backbone.encoder.layer]
     assert shares == pytest.approx([0, 0.1, 0.2, 0.3])
     with pytest.raises(TrainingError, match="drop_path"):
         models_masked.drop_paths(open_network(NetworkConfig()), 0.3)
@@ -293,7 +293,7 @@ def test_the_published_settings_are_the_sources() -> None:
     for cfg in (joint, tuned):
         assert cfg.height % 14 == 0 and cfg.width % 14 == 0
     assert (joint.loss.masked, joint.loss.geometric, joint.loss.supervised) == (1, 1, 1)
-    assert (joint.masking.ratio, joint.loss.share, joint.scales) == (0.6, 0.5, 4)
+    assert (joint.masking.ratio, joint.loss.variance_focus, joint.scales) == (0.6, 0.5, 4)
     # Squares of 28 px, two patches, stand for SimMIM's 32, two cells of a Swin.
     assert joint.masking.unit_px == 28 and joint.height % 28 == joint.width % 28 == 0
     pixels = joint.geometric

@@ -83,7 +83,7 @@ def test_an_interrupt_ends_between_steps_and_can_go_on(
     recipe = supervised.Supervised(cfg, open_pool(cfg.pool))
     real = recipe.batch
 
-    def interrupted(step: int, share: loop.Share) -> loop.Batch:
+    def interrupted(step: int, share: loop.BatchPart) -> loop.Batch:
         if step == 2:
             os.kill(os.getpid(), number)
         return real(step, share)

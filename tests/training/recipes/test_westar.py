@@ -120,7 +120,7 @@ def test_no_gradient_reaches_the_teacher(teacher: str) -> None:
 
 @pytest.mark.parametrize("what", ["full", "encoder", "decoder"])
 def test_whole_parts_are_held_back_by_their_distance(what: str) -> None:
-    made = recipe(f"tune.what={what}")
+    made = recipe(f"tune.mode={what}")
     model = made.model()
     assert float(made._distance(model).detach()) == 0
     with torch.no_grad():
@@ -335,7 +335,7 @@ def test_a_run_is_opened_with_a_share_of_its_updates(tmp_path: Path) -> None:
 
     def opened(share: float) -> dict[str, torch.Tensor]:
         fast = ["loop.steps=3", "loop.warmup=0", "loop.learning_rate=0.05", "loop.ema=0.5"]
-        made = recipe(f"tune.share={share}", *fast)
+        made = recipe(f"tune.merge_scale={share}", *fast)
         loop.run(made, made.cfg.loop, tmp_path / str(share), config.to_dict(made.cfg))
         return open_run(tmp_path / str(share)).state_dict()
 
@@ -386,7 +386,7 @@ def test_panels_show_views_and_maps() -> None:
     made = recipe()
     model = made.model().eval()
     with torch.no_grad():
-        (found,) = made.panels(model, made.batch(0, (0, 1)), model).values()
+        (found,) = made.batch_images(model, made.batch(0, (0, 1)), model).values()
     assert found.shape == (4 * 56, 4 * 84, 3)
     assert found.dtype == np.uint8
     assert found[:56].std() > 5 and found[-56:].std() > 5
@@ -409,7 +409,7 @@ def test_contradictions_are_refused(overrides: list[str], sentence: str) -> None
 def test_defaults_are_the_published_ones_where_there_are_such() -> None:
     cfg = config.load(westar.Config, CONFIG.with_name("westar.yaml"))
     assert (cfg.loss.st, cfg.loss.weak, cfg.loss.reg) == (1.0, 0.001, 1.0)
-    assert (cfg.tune.what, cfg.tune.rank, cfg.tune.alpha) == ("lora", 8, 16)
+    assert (cfg.tune.mode, cfg.tune.rank, cfg.tune.alpha) == ("lora", 8, 16)
     assert (cfg.loop.ema, cfg.loop.ema_warmup, cfg.loop.batch) == (0.996, False, 4)
     assert (cfg.loop.schedule, cfg.teacher, cfg.loss.contexts) == ("cosine", "ema", "masks")
     assert (cfg.labels.simulation.count, cfg.labels.simulation.ratio) == (5, 1.03)

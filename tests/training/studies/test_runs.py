@@ -81,7 +81,7 @@ def test_the_stand_in_is_what_the_alignment_opens(tmp_path: Path) -> None:
     learn = runs_module.pool(tmp_path, "learn", 3, "room", 1, (54, 72))
     made = depthmaster_module.stand_in(tmp_path, learn)
     weights = checkpoints.read(tmp_path / "runs" / "encoder")["averaged"]
-    dino = open_dino(NetworkConfig("debug", source=str(made)))
+    dino = open_dino(NetworkConfig(kind="debug", source=str(made)))
     name = "encoder.layer.0.norm1.weight"
     assert torch.equal(dino.network.state_dict()[name], weights[f"network.backbone.{name}"])
     size = diffusion.external_size(*depthmaster_module.MASTER_SIZE.values(), dino.spec.multiple_px)
