@@ -108,10 +108,10 @@ def sam_masks(sam: Sam, image: U8, cfg: MaskConfig) -> Masks:
     masks, score = np.concatenate(accepted), np.concatenate(scores)
     if not len(masks):
         return masks
-    return masks[_unlike(masks, score, cfg.same)]
+    return masks[distinct(masks, score, cfg.same)]
 
 
-def _unlike(masks: Masks, score: NDArray[np.floating], same: float) -> NDArray[np.intp]:
+def distinct(masks: Masks, score: NDArray[np.floating], same: float) -> NDArray[np.intp]:
     """Indices of the masks that are left when of two alike the better stays (greedily)."""
     order = np.argsort(-score, kind="stable")
     flat = masks[order].reshape(len(masks), -1)[:, ::4].astype(np.float32)  # every fourth will do

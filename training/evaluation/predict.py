@@ -26,7 +26,7 @@ from training.data.corruptions import (
 from training.data.samples import Sample
 
 
-def procedural(
+def rendered_rooms(
     count: int, seed: int, height: int = 240, width: int = 320, style: str = "mixed"
 ) -> Iterable[Sample]:
     """One image of each of `count` rooms; frame k follows from the seed and k alone."""

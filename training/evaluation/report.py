@@ -42,7 +42,13 @@ from training.data.open import DataConfig, open_samples
 from training.data.ordinal_labels import LabelSet, read_labels
 from training.data.samples import DataSet, Sample
 from training.evaluation import protocols
-from training.evaluation.predict import Cached, NetworkPredictor, open_model, procedural, recorded
+from training.evaluation.predict import (
+    Cached,
+    NetworkPredictor,
+    open_model,
+    recorded,
+    rendered_rooms,
+)
 from training.evaluation.score import (
     BASELINES,
     CLEAN,
@@ -258,7 +264,7 @@ def _sets(
         # Rooms of all styles are one population: their mean is over images, not over styles.
         order = tuple(f"procedural {style}" for style in STYLES)
         title = f"{count} unseen rooms, seed {seed}"
-        yield _Set(title, procedural(count, seed), count, order, True, "frame")
+        yield _Set(title, rendered_rooms(count, seed), count, order, True, "frame")
     if folders:
         frames = (sample for folder in folders for sample in recorded(folder))
         yield _Set("recorded frames", frames, None, (), False, "source")

@@ -39,9 +39,19 @@ from training.models.networks import open_run as open_student
 from training.models.teachers import NetworkTeacher
 from training.recipes import depthmaster, distill, mesa
 from training.studies import add_run_options
-from training.studies.common import HEIGHT, WIDTH, Variant, errors, slug
+from training.studies.common import (
+    HEIGHT,
+    WIDTH,
+    Study,
+    Variant,
+    errors,
+    pool,
+    pool_settings,
+    run_study,
+    samples,
+    slug,
+)
 from training.studies.mesa import run_mesa
-from training.studies.runs import Study, pool, pool_settings, run_study, samples
 
 # The external encoder of the alignment sees 0.875 of an image: 3 x 4 patches of 14 px, as many
 # as the U-Net's middle has cells.

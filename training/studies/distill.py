@@ -33,14 +33,13 @@ from training.checkpoints import TrainingError
 from training.data.augmentation import Window
 from training.data.pool import PoolConfig, open_pool
 from training.data.samples import Sample
-from training.evaluation import predict as predict_module
-from training.evaluation import protocols, score, statistics
+from training.evaluation import predict, protocols, score, statistics
 from training.loop import Recipe, run
 from training.models.networks import NetworkConfig, open_network, open_run
 from training.models.teachers import NetworkTeacher, Teacher, ask
 from training.recipes import distill, supervised
 from training.studies import add_run_options
-from training.studies.common import Variant, judged, percent, slug
+from training.studies.common import Variant, percent, scored_once, slug
 
 HEIGHT, WIDTH = 64, 96  # of the student
 TEACHER = (96, 128)  # of the teachers, as they were trained
@@ -140,7 +139,7 @@ PUBLISHED: tuple[tuple[int, str, str, tuple[float, float], tuple[float, float]],
 )
 
 
-class Unit:
+class UnitRangeTeacher:
     """A teacher whose maps are scaled to 0..1, image by image, as GenPercept's are."""
 
     kind = "disparity_affine_invariant"
@@ -157,7 +156,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class PartErrors:
+class StudentSizePredictor:
     """A teacher or a student as something to be judged: it sees an image as students do."""
 
     teacher: Teacher
@@ -200,7 +199,7 @@ class DistillStudy:
         return self.rendered("learn", self.images)
 
     @property
-    def place(self) -> Path:
+    def folder(self) -> Path:
         """Of everything that other numbers of images or steps would change."""
         return self.out / "distill" / f"{self.images}-{self.steps}"
 
@@ -219,9 +218,9 @@ class DistillStudy:
         return NetworkTeacher(network, "embedded", TEACHER)
 
     @cached_property
-    def assistant(self) -> Unit:
+    def assistant(self) -> UnitRangeTeacher:
         """The embedded network after more images of desks, bins and shelves; maps in 0..1."""
-        weights = self.place / "embedded.safetensors"
+        weights = self.folder / "embedded.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
         save_file(open_network(NetworkConfig(source="embedded")).state_dict(), str(weights))
         steps = min(ASSISTANT["loop"]["steps"], self.steps)
@@ -230,7 +229,7 @@ class DistillStudy:
         count = self.images // 9 * 3
         special = [s for style in SPECIAL for s in self.rendered(style, count, SMALL)]
         run = self._trained("assistant", cfg, supervised.Supervised(cfg, special))
-        return Unit(NetworkTeacher(open_run(run), "assistant", TEACHER))
+        return UnitRangeTeacher(NetworkTeacher(open_run(run), "assistant", TEACHER))
 
     def student(self, variant: Variant, seed: int) -> Teacher:
         """What one variant learnt."""
@@ -254,12 +253,12 @@ class DistillStudy:
 
     def _trained(self, name: str, cfg: Any, recipe: Recipe) -> Path:
         """The folder of a run, gone on with if it did not end."""
-        folder = self.place / "runs" / name
+        folder = self.folder / "runs" / name
         run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
         return folder
 
 
-def parts_seen(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
+def part_errors(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
     """AbsRel of the teacher on the parts of wide views, as lists of one row an image like those of
     `scores`: asked about the part itself, and cut from its answer to the whole.
 
@@ -268,25 +267,28 @@ def parts_seen(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
     cfg = config.build(distill.Config, BASE)
     rows, columns = cfg.wide_size
     protocol = protocols.find(score.INDOOR)
-    rows_of: dict[str, list[list[Any]]] = {"alone": [], "cut": []}
+    rows_by_way: dict[str, list[list[Any]]] = {"alone": [], "cut": []}
     for sample in judge:
         assert sample.depth is not None
         wide = Window.whole(sample.image.shape, rows, columns)
         image, truth = wide.image(sample.image), wide.nearest(sample.depth)
-        whole = PartErrors(teacher).predict(image).values
+        whole = StudentSizePredictor(teacher).predict(image).values
         errors: dict[str, list[float]] = {"alone": [], "cut": []}
         for top, left in cfg.corners():
             part = np.s_[top : top + HEIGHT, left : left + WIDTH]
             counted = protocols.counted(protocol, truth[part])
-            answers = {"alone": PartErrors(teacher).predict(image[part]).values, "cut": whole[part]}
+            answers = {
+                "alone": StudentSizePredictor(teacher).predict(image[part]).values,
+                "cut": whole[part],
+            }
             for way, values in answers.items():
                 prediction = Prediction(values, "disparity_affine_invariant")
                 depth = protocols.align(prediction, truth[part], counted, ALIGNMENT, protocol)
                 scored = np.where(counted, truth[part], np.float32(np.nan))
                 errors[way].append(metrics.evaluate(depth, scored).abs_rel)
         for way, values_ in errors.items():
-            rows_of[way].append([sample.source, sample.name, float(np.nanmean(values_))])
-    return {way: np.array(lines, dtype=object) for way, lines in rows_of.items()}
+            rows_by_way[way].append([sample.source, sample.name, float(np.nanmean(values_))])
+    return {way: np.array(lines, dtype=object) for way, lines in rows_by_way.items()}
 
 
 def scores(teacher: Teacher, sets: dict[str, list[Sample]]) -> dict[str, Any]:
@@ -294,7 +296,7 @@ def scores(teacher: Teacher, sets: dict[str, list[Sample]]) -> dict[str, Any]:
     plan = score.ScoringPlan((ALIGNMENT,))
     tables = {}
     for part, samples in sets.items():
-        rows = score.score(samples, {"it": PartErrors(teacher)}, plan)
+        rows = score.score(samples, {"it": StudentSizePredictor(teacher)}, plan)
         own = [row for row in rows if row.method == "it"]
         table = [[r.source, r.frame, r.abs_rel, r.delta1, r.boundary_f1] for r in own]
         tables[part] = np.array(table, dtype=object)
@@ -315,7 +317,7 @@ def compared(
     for (source, *_), one, two in zip(first[0], *means, strict=True):
         by_source.setdefault(source, []).append([float(one), float(two)])
     tables = {name: np.array(rows) for name, rows in by_source.items()}
-    return statistics.bootstrap(tables, lambda m: m[:, 1] / m[:, 0] - 1, by="source", pooled=pooled)
+    return statistics.bootstrap(tables, statistics.change, by="source", pooled=pooled)
 
 
 Results = dict[str, list[dict[str, Any]]]
@@ -340,7 +342,7 @@ def table(results: Results, parts: Sequence[str]) -> str:
             change = ""
             if name != first:
                 base = [row[part] for row in results[first]]
-                change = told(compared(base, own, pooled))
+                change = percent(compared(base, own, pooled))
             cells += [f"{abs_rel:.4f}", each, change, f"{1 - delta1:.4f}", f"{edges:.4f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -367,25 +369,20 @@ def orders(results: Results, parts: Sequence[str]) -> str:
                 verdict = "yes"
             elif interval.low > 0 and min(each) > 0:
                 verdict = "no"
-            cells.append(f"{told(interval)} {verdict}")
+            cells.append(f"{percent(interval)} {verdict}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def mean(seeds: Sequence[Any], column: int, pooled: bool) -> float:
     """Mean of a column of `scores`, over the seeds and then over images or sources."""
-    by_source: dict[str, list[float]] = {}
+    by_source: dict[str, list[list[float]]] = {}
     for rows in seeds:
         for row in rows:
-            by_source.setdefault(row[0], []).append(row[column])
-    if pooled:
-        return float(np.nanmean([v for values in by_source.values() for v in values]))
-    return float(np.nanmean([np.nanmean(values) for values in by_source.values()]))
-
-
-def told(change: statistics.Interval) -> str:
-    """As in the tables."""
-    return percent(change.value, change.low, change.high)
+            if np.isfinite(row[column]):
+                by_source.setdefault(row[0], []).append([row[column]])
+    tables = {name: np.array(values) for name, values in by_source.items()}
+    return float(statistics.mean_over(tables, pooled)[0])
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -408,7 +405,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
     study = DistillStudy(args.out, args.images, args.steps or STEPS)
     judge = study.rendered("judge", 3 * args.rooms)
     sets = {"rooms": judge}
-    frames = [sample for folder in args.frames for sample in predict_module.recorded(folder)]
+    frames = [sample for folder in args.frames for sample in predict.recorded(folder)]
     if frames:
         sets["frames"] = frames
     chosen = [v for v in VARIANTS if not args.only or v.name in args.only]
@@ -417,12 +414,12 @@ def command(args: argparse.Namespace, console: Console) -> None:
 
     def scored(name: str, make: Any) -> dict[str, Any]:
         file = f"{slug(name)}-{len(judge)}-{len(frames)}.json"
-        return judged(study.place / "scores" / file, make)
+        return scored_once(study.folder / "scores" / file, make)
 
     def write() -> str:
         done = {name: rows for name, rows in results.items() if rows}
         text = "\n\n".join([table(done, list(sets)), orders(done, list(sets)), *more])
-        (study.place / "table.md").write_text(text + "\n", encoding="utf-8")
+        (study.folder / "table.md").write_text(text + "\n", encoding="utf-8")
         return text
 
     for seed in args.seeds:
@@ -442,11 +439,11 @@ def command(args: argparse.Namespace, console: Console) -> None:
         results[name] = [
             scored(name, lambda open_teacher=open_teacher: scores(open_teacher(), sets))
         ]  # type: ignore[misc]
-    parts = scored("parts", lambda: parts_seen(study.primary, judge))
+    parts = scored("parts", lambda: part_errors(study.primary, judge))
     change = compared([parts["cut"]], [parts["alone"]], pooled=True)
     alone, cut = (mean([parts[way]], 2, pooled=True) for way in ("alone", "cut"))
     more.append(
         f"The teacher on parts of wide views, AbsRel: {alone:.4f} asked about the part,"
-        f" {cut:.4f} cut from its answer to the whole ({told(change)})."
+        f" {cut:.4f} cut from its answer to the whole ({percent(change)})."
     )
     console.print(write(), markup=False, highlight=False, soft_wrap=True)

@@ -24,8 +24,7 @@ from training.data.sequences import open_triplets
 from training.loop import run
 from training.recipes import mesa
 from training.studies import add_run_options
-from training.studies.common import Variant, slug
-from training.studies.runs import Study, pool, pool_settings, run_study, samples
+from training.studies.common import Study, Variant, pool, pool_settings, run_study, samples, slug
 
 MESA_SIZE = {"height": 56, "width": 84}
 MESA_BASE: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from training.checkpoints import TrainingError
-from training.data import region_masks as module
+from training.data import region_masks
 from training.data.region_masks import MaskConfig, MaskMaker, as_layers, sam_masks, stacked
 from training.models.segment_anything import open_sam
 
@@ -91,7 +91,7 @@ def test_masks_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def again(*_: object, **__: object) -> None:
         raise AssertionError("made twice")
 
-    monkeypatch.setattr(module, "segment", again)
+    monkeypatch.setattr(region_masks, "segment", again)
     np.testing.assert_array_equal(MaskMaker(cfg)(image()), first)
     with pytest.raises(AssertionError, match="twice"):
         MaskMaker(cfg)(image()[::-1].copy())
@@ -116,37 +116,10 @@ def test_segment_anything_gives_masks_of_the_pictures_size(tmp_path: Path, kind:
     assert sam_masks(sam, image(), strict).shape == (0, H, W)
 
 
-def test_points_land_where_they_are_meant(tmp_path: Path) -> None:
-    """The network is told the same place for the same share of the image, whatever its size."""
-    sam = open_sam(MaskConfig(source=str(tiny_sam(tmp_path, "sam2"))))
-    told = []
-    real = sam.network.forward
-
-    def listening(**inputs: torch.Tensor) -> object:
-        told.append(inputs["input_points"].clone())
-        return real(**inputs)
-
-    sam.network.forward = listening
-    for height, width in ((48, 64), (96, 32)):
-        middle = torch.tensor([[(width - 1) / 2, (height - 1) / 2]])
-        list(sam(torch.rand(1, 3, height, width), middle))
-    assert [points.flatten().tolist() for points in told] == [[64, 64], [64, 64]]
-
-
-def test_what_is_no_segment_anything_is_refused(tmp_path: Path) -> None:
-    from training.models.networks import NetworkConfig, open_dino
-
-    with pytest.raises(TrainingError, match="cannot be opened"):
-        open_sam(MaskConfig(source=str(tmp_path / "nothing")))
-    open_dino(NetworkConfig(kind="debug")).network.save_pretrained(tmp_path)
-    with pytest.raises(TrainingError, match="no Segment Anything"):
-        open_sam(MaskConfig(source=str(tmp_path)))
-
-
 def test_of_masks_alike_the_better_stays() -> None:
     masks = np.zeros((3, 8, 8), bool)
     masks[0, :4], masks[1, :4, :7], masks[2, 4:] = True, True, True
-    kept = module._unlike(masks, np.array([0.5, 0.9, 0.1]), 0.8)
+    kept = region_masks.distinct(masks, np.array([0.5, 0.9, 0.1]), 0.8)
     assert sorted(kept.tolist()) == [1, 2]
 
 

@@ -30,9 +30,9 @@ from training.__main__ import main
 from training.evaluation import predict, score
 from training.export import depth
 from training.models import hub, lora, network_io, networks
-from training.models import unet as unet_module
+from training.models import unet as unet_model
 
-UNET = unet_module.StudentConfig(
+UNET = unet_model.StudentConfig(
     widths=(4, 6, 8, 8, 8), depths=(0, 1, 1, 1, 1), decoder=(8, 6, 6, 4)
 )
 QUIET = Console(quiet=True)
@@ -45,10 +45,10 @@ def run_of(folder: Path, network: torch.nn.Module, settings: dict, recipe: str) 
     return folder
 
 
-def unet_run(folder: Path, cfg: unet_module.StudentConfig = UNET) -> Path:
+def unet_run(folder: Path, cfg: unet_model.StudentConfig = UNET) -> Path:
     height, width = 64, 96
     torch.manual_seed(0)
-    network = unet_module.SmallUNet(cfg)
+    network = unet_model.SmallUNet(cfg)
     network.train()
     with torch.no_grad():  # batch statistics that are not those of a fresh layer
         for _ in range(3):
@@ -342,7 +342,7 @@ def test_a_checkpoint_is_judged_like_the_file_made_of_it(unet: tuple[Path, Path]
     scores = []
     for text in map(str, unet):
         _, identity, model = predict.open_model(text)
-        rows = score.score(predict.procedural(3, 1, 60, 80), {"m": model})
+        rows = score.score(predict.rendered_rooms(3, 1, 60, 80), {"m": model})
         scores.append([row.abs_rel for row in rows if row.method == "m"])
         assert len(identity) == 64
         model.close()

@@ -138,7 +138,7 @@ def test_the_assistant_teaches_its_share_of_the_steps() -> None:
     assert np.mean([d == [1] for d in drawn]) == pytest.approx(0.3, abs=0.04)
     assert drawn[:9] == [made.asked_teachers(step) for step in range(9)]
     assert recipe("teacher_choice=average").asked_teachers(0) == [0, 1]
-    parts = [made.batch(5, (k, 2))["who"].tolist() for k in (0, 1)]
+    parts = [made.batch(5, (k, 2))["teachers"].tolist() for k in (0, 1)]
     assert parts[0] == parts[1] == drawn[5]
 
 

@@ -81,11 +81,11 @@ def test_what_cannot_be_studied_is_refused(
 def test_the_assistant_answers_from_0_to_1(tmp_path: Path) -> None:
     primary = study.DistillStudy(tmp_path, 9, 2).primary
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    maps = study.Unit(primary)(images)
+    maps = study.UnitRangeTeacher(primary)(images)
     for scaled, plain in zip(maps, primary(images), strict=True):
         assert (float(scaled.min()), float(scaled.max())) == pytest.approx((0, 1))
         assert bool((scaled.flatten().argsort() == plain.flatten().argsort()).all())
-    assert study.Unit(primary).revision != primary.revision
+    assert study.UnitRangeTeacher(primary).revision != primary.revision
 
 
 def test_a_teacher_that_sees_more_in_a_part_is_better_there(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_teacher_that_sees_more_in_a_part_is_better_there(tmp_path: Path) -> N
     rng = np.random.default_rng(0)
     fine = rng.uniform(0.2, 1, (96, 144)).astype(np.float32)
     image = np.repeat((255 * fine).round().astype(np.uint8)[..., None], 3, axis=2)
-    found = study.parts_seen(Bright(), [Sample("a", image, 1 / fine, source="room")])
+    found = study.part_errors(Bright(), [Sample("a", image, 1 / fine, source="room")])
     assert found["alone"][0][2] < 0.02 < 0.2 < found["cut"][0][2]
 
 

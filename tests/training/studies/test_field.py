@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from depth_node.benchmarks.field_speed import SpeedProblem
 from depth_node.benchmarks.speed import fit_problem
 from depth_node.benchmarks.tables import Means, markdown
-from depth_node.cli import main
 from depth_node.prediction import Prediction
 from tests.benchmarks.test_accuracy import write_frame
+from training.__main__ import main
 from training.studies import field as cases
 
 HEIGHT, WIDTH = 90, 120
@@ -110,7 +111,7 @@ def test_segmentation_names_the_library_it_lacks(
 
 def test_every_way_of_fitting_is_timed() -> None:
     prediction, _, labels = fit_problem()
-    problem = cases.SpeedProblem.of(prediction, labels, 48, 64, 100)
+    problem = SpeedProblem.of(prediction, labels, 48, 64, 100)
     assert problem.image.shape == (48, 64, 3)
     times = problem.medians(1)
     assert set(times) == {
@@ -136,14 +137,14 @@ def test_notes_stand_below_a_table_on_the_page() -> None:
 def test_figure_and_command_line(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.main(["bench", "field", "figure", "--out", str(tmp_path / "f.png")]) == 0
+    assert main(["study", "field", "figure", "--out", str(tmp_path / "f.png")]) == 0
     assert cv2.imread(str(tmp_path / "f.png")).std() > 10
     assert (tmp_path / "f.png").stat().st_size < 200_000
-    arguments = ["bench", "field", "few", str(source), "--out", str(tmp_path / "few.md")]
-    assert main.main(arguments) == 0
+    arguments = ["study", "field", "few", str(source), "--out", str(tmp_path / "few.md")]
+    assert main(arguments) == 0
     assert "MEDIAN_SCALE" in (tmp_path / "few.md").read_text()
     assert "Few points" in capsys.readouterr().out
-    assert main.main(["bench", "field", "few"]) == 2
+    assert main(["study", "field", "few"]) == 1
     assert "no SOURCE is given" in capsys.readouterr().err
 
 
