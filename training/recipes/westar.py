@@ -6,7 +6,7 @@ weak one; the student follows the teacher's disparity, normalised over the whole
 the masks of the things in it. A few pairs of points, of which a person said the nearer, correct
 the order; the low-rank updates are held back to the source. No depth is needed. Ours: images of
 the place that the source knows, on which the student goes on answering as the source does; a pull
-of the weights alone forgets what it must not (docs/training.md).
+of the weights alone forgets what it must not (docs/studies/westar.md).
 
 The paper's text at hand is its abstract. Structure, weights of the losses, rank and the average's
 0.996 are from notes of others; what no source states is ours and is a setting: the margin and that

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What regions cost and what they bring: `depth_tools bench regions CASE [SOURCE...]`.
+"""What regions cost and what they bring: `python -m training study regions CASE [SOURCE...]`.
 
 Cases
     prompts     everything but the engines of a prompted network, on one core
-    motion      ways to carry regions to the next images, on rendered walks
+    motion      methods that propagate regions to the next images, on rendered walks
     reuse       segmentation of every k-th image: accuracy and time, on rendered walks
     masks       real masks, the image's own regions, none: accuracy on recorded frames
 """

@@ -12,7 +12,7 @@ How far noise is smoothed and how strongly the details count is chosen in each f
 points out, at the distances at which the picture's pixels lie from their nearest point; the same
 left-out errors calibrate the interval. Outliers are found as points that no neighbour agrees with.
 docs/method.md explains it; the constants below were chosen with one source of frames left out at a
-time (docs/benchmarks_field.md).
+time (docs/studies/field.md).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class FieldConfig:
     regions: bool = option(
         False,
         "Points of one region inform each other more. Off: beside colour it gained less than 1 % "
-        "with good regions and cost up to 3 % with fine ones (docs/benchmarks_field.md).",
+        "with good regions and cost up to 3 % with fine ones (docs/studies/field.md).",
     )
     outliers: bool = option(True, "Find and disregard points that disagree with all neighbours.")
     node_px: float = option(

@@ -32,7 +32,7 @@ def images(height: int = 56, width: int = 84) -> torch.Tensor:
 )
 def test_sizes_are_the_published_ones(kind: str, millions: float) -> None:
     with torch.device("meta"):
-        network = open_network(NetworkConfig(kind))
+        network = open_network(NetworkConfig(kind=kind))
     assert parameter_count(network) / 1e6 == pytest.approx(millions, abs=0.1)
 
 

@@ -54,7 +54,7 @@ def images(height: int = 56, width: int = 84) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["debug", "unet"])
 def test_every_network_answers_disparity_of_the_pictures_size(kind: str) -> None:
-    network = open_network(NetworkConfig(kind, unet=SMALL_UNET)).eval()
+    network = open_network(NetworkConfig(kind=kind, unet=SMALL_UNET)).eval()
     height, width = network.spec.fitting(60, 90)
     x = network.spec.normalise(images(height, width))
     answer = network.answer(x)

@@ -242,7 +242,7 @@ def test_the_encoder_learns_more_slowly() -> None:
 def test_a_fresh_decoder_keeps_the_encoder(kind: str) -> None:
     from training.models.lora import in_encoder
 
-    network = open_network(NetworkConfig(kind))
+    network = open_network(NetworkConfig(kind=kind))
     before = {name: p.clone() for name, p in network.named_parameters()}
     fresh_decoder(network)
     for name, p in network.named_parameters():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cases of `depth_tools bench field` on small frames whose truth is known."""
+"""The cases of `study field` on small frames whose truth is known."""
 
 from __future__ import annotations
 
