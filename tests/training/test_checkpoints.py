@@ -36,9 +36,9 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     wider = settings("width=9")
     with pytest.raises(loop.TrainingError, match=r"of another network.*there and.*here"):
         loop.restore(loop.start(Toy(wider), wider.loop), tmp_path / "run", config.to_dict(cfg))
-    found = checkpoints.weights(checkpoints.find(tmp_path / "run") / "model.safetensors")
+    learnt = checkpoints.weights(checkpoints.find(tmp_path / "run") / "model.safetensors")
     with pytest.raises(loop.TrainingError, match="2 tensors are missing, first 'weight'; 4 are"):
-        checkpoints.load(nn.Linear(2, 2), found, "run")
+        checkpoints.load(nn.Linear(2, 2), learnt, "run")
 
 
 def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:

@@ -52,12 +52,12 @@ def child(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Comp
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a run's last checkpoint."""
     folder = checkpoints.find(run)
-    found = {}
+    by_name = {}
     for file in sorted(folder.glob("*.safetensors")):
-        found.update({f"{file.stem}.{k}": v for k, v in checkpoints.weights(file).items()})
+        by_name.update({f"{file.stem}.{k}": v for k, v in checkpoints.weights(file).items()})
     for number, moments in checkpoints.read_state(folder)["optimiser"]["state"].items():
-        found.update({f"{number}.{name}": value for name, value in moments.items()})
-    return found
+        by_name.update({f"{number}.{name}": value for name, value in moments.items()})
+    return by_name
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -209,10 +209,10 @@ def test_batches_made_ahead_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_data_is_one_sentence_wherever_it_is_read(tmp_path: Path, workers: int) -> None:
     class Missing(Toy):
-        def batch(self, step: int, share: loop.BatchPart) -> loop.Batch:
+        def batch(self, step: int, part: loop.BatchPart) -> loop.Batch:
             if step == 2:
                 raise DataError("image 7 is cut: fetch it again")
-            return super().batch(step, share)
+            return super().batch(step, part)
 
     cfg = settings(f"loop.workers={workers}")
     with pytest.raises(DataError, match=r"^image 7 is cut: fetch it again$"):
@@ -235,18 +235,18 @@ def test_the_average_holds_only_what_is_learnt(tmp_path: Path) -> None:
 
 
 def test_the_average_follows_its_formula(tmp_path: Path) -> None:
-    seen: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
 
     class Watching(Toy):
         def loss(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
             assert averaged is not None and not averaged.training
-            seen.append(model.state_dict()["2.weight"].clone())
+            weights.append(model.state_dict()["2.weight"].clone())
             return super().loss(model, batch, averaged)
 
     cfg = settings("loop.ema=0.75", "loop.ema_warmup=false", "loop.steps=3")
     state = train(cfg, tmp_path, Watching(cfg))
-    expected = seen[0]
-    for now in [*seen[1:], state.model.state_dict()["2.weight"]]:
+    expected = weights[0]
+    for now in [*weights[1:], state.model.state_dict()["2.weight"]]:
         expected = 0.75 * expected + 0.25 * now
     torch.testing.assert_close(state.product.state_dict()["2.weight"], expected)
 
@@ -254,8 +254,8 @@ def test_the_average_follows_its_formula(tmp_path: Path) -> None:
 def test_without_an_average_the_model_is_the_product(tmp_path: Path) -> None:
     state = train(settings("loop.ema=0"), tmp_path)
     assert state.product is state.model
-    found = checkpoints.read(tmp_path)["averaged"]
-    assert torch.equal(found["2.weight"], state.model.state_dict()["2.weight"])
+    averaged = checkpoints.read(tmp_path)["averaged"]
+    assert torch.equal(averaged["2.weight"], state.model.state_dict()["2.weight"])
 
 
 def test_extra_modules_learn_and_are_kept(tmp_path: Path) -> None:
@@ -263,13 +263,13 @@ def test_extra_modules_learn_and_are_kept(tmp_path: Path) -> None:
     recipe = Toy(cfg)
     state = train(cfg, tmp_path, recipe)
     assert state.extra is recipe.projection
-    kept = checkpoints.weights(checkpoints.find(tmp_path) / "extra.safetensors")
-    assert torch.equal(kept["weight"], recipe.projection.weight)
+    extra = checkpoints.weights(checkpoints.find(tmp_path) / "extra.safetensors")
+    assert torch.equal(extra["weight"], recipe.projection.weight)
     fresh = loop.start(Toy(cfg), cfg.loop)
     assert fresh.extra is not None
-    assert not torch.equal(kept["weight"], fresh.extra.state_dict()["weight"])
+    assert not torch.equal(extra["weight"], fresh.extra.state_dict()["weight"])
     loop.restore(fresh, tmp_path, config.to_dict(cfg))
-    assert torch.equal(kept["weight"], fresh.extra.state_dict()["weight"])
+    assert torch.equal(extra["weight"], fresh.extra.state_dict()["weight"])
 
 
 def test_a_part_of_the_network_learns_slower(tmp_path: Path) -> None:
@@ -311,16 +311,16 @@ def test_best_last_and_kept_ones(tmp_path: Path) -> None:
     class Scored(Toy):
         def validate(self, model: nn.Module) -> dict[str, float]:
             assert not torch.is_grad_enabled()
-            return {"score": scores[len(seen) * 2 + 2], "steps": seen.append(1) or 0.0}
+            return {"score": scores[len(steps) * 2 + 2], "steps": steps.append(1) or 0.0}
 
-    seen: list[int] = []
+    steps: list[int] = []
     cfg = settings("loop.checkpoint_every=2", "loop.keep_every=6")
     train(cfg, tmp_path, Scored(cfg))
     assert checkpoints.read(tmp_path / "best")["step"] == 4
     assert checkpoints.read(tmp_path / "last")["step"] == 8
     assert checkpoints.read(tmp_path)["step"] == 8
-    kept = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["step_0000004", "step_0000006", "step_0000008"]
+    folders = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
+    assert folders == ["step_0000004", "step_0000006", "step_0000008"]
     assert checkpoints.read(tmp_path)["recipe"] == "toy"
 
 
@@ -342,25 +342,25 @@ def test_float16_needs_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_run_with_its_batch(tmp_path: Path, bad: str) -> None:
     class Broken(Toy):
-        def batch(self, step: int, share: loop.BatchPart) -> loop.Batch:
-            made = super().batch(step, share)
+        def batch(self, step: int, part: loop.BatchPart) -> loop.Batch:
+            made = super().batch(step, part)
             if step == 5:
                 made["image"][0, 0, 0, 0] = float("nan") if bad == "loss" else 1e30
             return made
 
         def loss(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
-            found = super().loss(model, batch, averaged)
+            scalars = super().loss(model, batch, averaged)
             if bad == "gradient" and float(batch["image"].max()) > 1:  # finite, its slope is not
                 weight = model.state_dict(keep_vars=True)["2.weight"]
-                found["loss"] = found["loss"].detach() + (weight * 0).abs().sqrt().sum()
-            return found
+                scalars["loss"] = scalars["loss"].detach() + (weight * 0).abs().sqrt().sum()
+            return scalars
 
     cfg = settings()
     with pytest.raises(loop.TrainingError, match=r"of step 5 is not finite.*bad_batch"):
         train(cfg, tmp_path, Broken(cfg))
-    kept = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
+    stored = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
     expected = Broken(cfg).batch(5, (0, 1))["image"]
-    torch.testing.assert_close(kept["image"], expected, equal_nan=True)
+    torch.testing.assert_close(stored["image"], expected, equal_nan=True)
     assert checkpoints.read(tmp_path)["step"] == 3
     assert all(torch.isfinite(value).all() for value in tensors(tmp_path).values())
 

@@ -108,12 +108,12 @@ def test_augmented_pictures_stay_in_range_and_differ() -> None:
     image = np.full((108, 144, 3), 128, np.uint8)
     depth = np.ones((108, 144), np.float32)
     cfg = ViewConfig(**augmentation.RENDERED)
-    found = [
+    views = [
         augmentation.augment(image, depth, 96, 128, cfg, np.random.default_rng(k))[0]
         for k in range(8)
     ]
-    assert all(x.min() >= 0 and x.max() <= 1 for x in found)
-    assert np.std([x.mean() for x in found]) > 0.01
+    assert all(x.min() >= 0 and x.max() <= 1 for x in views)
+    assert np.std([x.mean() for x in views]) > 0.01
 
 
 STRONG_NAMES = ("posterize", "equalize", "sharpen", "solarize", "exposure", "shadow")
@@ -130,8 +130,8 @@ def test_each_strong_change_does_what_it_says(name: str) -> None:
     if name == "posterize":
         assert len(np.unique(y)) <= 64
     elif name == "equalize":
-        shares = np.histogram(y[..., 0], bins=4, range=(0, 1))[0] / y[..., 0].size
-        assert shares.min() > 0.15
+        fractions = np.histogram(y[..., 0], bins=4, range=(0, 1))[0] / y[..., 0].size
+        assert fractions.min() > 0.15
     elif name == "sharpen":
         assert np.abs(np.diff(y, axis=1)).max() > np.abs(np.diff(x, axis=1)).max()
     elif name == "solarize":

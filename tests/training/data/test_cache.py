@@ -26,11 +26,11 @@ def test_maps_come_back_within_half_a_step(tmp_path: Path) -> None:
     assert KEY not in cache
     cache.write_map(KEY, values, meaning="disparity_affine_invariant", processing_px=518)
     assert KEY in cache
-    found = cache.read_map(KEY)
+    stored = cache.read_map(KEY)
     known = np.isfinite(values)
-    np.testing.assert_array_equal(np.isfinite(found), known)
+    np.testing.assert_array_equal(np.isfinite(stored), known)
     spread = float(np.ptp(values[known]))
-    assert np.abs(found[known] - values[known]).max() <= spread / 131068 * 1.01
+    assert np.abs(stored[known] - values[known]).max() <= spread / 131068 * 1.01
     about = cache.about(KEY)
     assert (about["meaning"], about["processing_px"]) == ("disparity_affine_invariant", 518)
     assert about["key"]["maker"] == "teacher-small"
@@ -66,9 +66,9 @@ def test_pictures_are_told_apart_by_their_pixels() -> None:
 def test_masks_may_overlap(tmp_path: Path, count: int) -> None:
     masks = np.random.default_rng(count).random((count, 9, 7)) < 0.4
     Cache(tmp_path).write_masks(KEY, masks)
-    found = Cache(tmp_path).read_masks(KEY)
-    assert found.shape == masks.shape
-    np.testing.assert_array_equal(found, masks)
+    stored = Cache(tmp_path).read_masks(KEY)
+    assert stored.shape == masks.shape
+    np.testing.assert_array_equal(stored, masks)
 
 
 def test_what_is_missing_or_damaged_is_a_sentence(tmp_path: Path) -> None:

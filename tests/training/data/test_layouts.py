@@ -156,13 +156,13 @@ def test_kitti(tmp_path: Path, merged: bool) -> None:
 
 
 def test_diode(tmp_path: Path) -> None:
-    place = tmp_path / "val" / "indoors" / "scene_00019" / "scan_00183"
+    scan = tmp_path / "val" / "indoors" / "scene_00019" / "scan_00183"
     stem = "00019_00183_indoors_000_010"
-    put(place / f"{stem}.png", sample_image())
+    put(scan / f"{stem}.png", sample_image())
     depth = truth()
     depth[0] = 5.0  # masked out instead
-    put(place / f"{stem}_depth.npy", depth[..., None].astype(np.float32))
-    put(place / f"{stem}_depth_mask.npy", (truth() > 0).astype(np.float32))
+    put(scan / f"{stem}_depth.npy", depth[..., None].astype(np.float32))
+    put(scan / f"{stem}_depth_mask.npy", (truth() > 0).astype(np.float32))
     samples = opened("diode", tmp_path, split="val/indoors")
     assert names(samples) == [f"val/indoors/scene_00019/scan_00183/{stem}.png"]
     agrees(samples[0], atol=1e-6)
@@ -176,12 +176,12 @@ def test_eth3d(tmp_path: Path) -> None:
     put(tmp_path / "courtyard" / "images" / "dslr_images" / "DSC_0286.JPG", sample_image())
     depth = truth().astype(np.float32)
     depth[0] = np.inf
-    place = tmp_path / "courtyard" / "ground_truth_depth" / "dslr_images"
-    place.mkdir(parents=True)
-    depth.tofile(place / "DSC_0286.JPG")
+    depths = tmp_path / "courtyard" / "ground_truth_depth" / "dslr_images"
+    depths.mkdir(parents=True)
+    depth.tofile(depths / "DSC_0286.JPG")
     (sample,) = opened("eth3d", tmp_path)
     agrees(sample, atol=1e-6)
-    depth[:3].tofile(place / "DSC_0286.JPG")
+    depth[:3].tofile(depths / "DSC_0286.JPG")
     with pytest.raises(DataError, match=r"DSC_0286\.JPG cannot be read \(48 numbers"):
         opened("eth3d", tmp_path)[0]
 
@@ -210,10 +210,10 @@ def test_scannet(tmp_path: Path) -> None:
 def test_void(tmp_path: Path) -> None:
     release = tmp_path / "void_release" / "void_150"
     for sequence in ("classroom0", "birthplace"):
-        place = release / "data" / sequence
-        put(place / "image" / "1552.25.png", sample_image())
-        put(place / "ground_truth" / "1552.25.png", steps(256))
-        np.savetxt(place / "K.txt", np.array([[20.0, 0, 8], [0, 21, 6], [0, 0, 1]]))
+        frames_of = release / "data" / sequence
+        put(frames_of / "image" / "1552.25.png", sample_image())
+        put(frames_of / "ground_truth" / "1552.25.png", steps(256))
+        np.savetxt(frames_of / "K.txt", np.array([[20.0, 0, 8], [0, 21, 6], [0, 0, 1]]))
     made = "data/void_release/void_150/data/classroom0"  # where the release was made
     (release / "test_image.txt").write_text(f"{made}/image/1552.25.png\n")
     (release / "test_ground_truth.txt").write_text(f"{made}/ground_truth/1552.25.png\n")

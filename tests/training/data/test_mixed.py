@@ -51,8 +51,8 @@ def test_the_second_data_set_has_its_share(tmp_path: Path) -> None:
     both = Mixture(settings(tmp_path, first="data", second_probability=0.25))
     only = set(drawn(first, 3))
     assert len(only) == 1
-    share = np.mean([depth not in only for depth in drawn(both)])
-    assert share == pytest.approx(0.25, abs=0.1)
+    fraction = np.mean([depth not in only for depth in drawn(both)])
+    assert fraction == pytest.approx(0.25, abs=0.1)
     pooled = Mixture(settings(tmp_path, second_probability=0.5))
     assert len(set(drawn(pooled, 60))) == 6 + 1
 

@@ -73,15 +73,15 @@ def tiny_sam(folder: Path, kind: str) -> Path:
 
 
 def test_classical_regions_are_masks_that_fill_the_picture() -> None:
-    found = MaskMaker(MaskConfig())(image())
-    assert found.dtype == np.bool_
-    assert found.shape[1:] == (H, W)
-    assert (found.sum(axis=0) == 1).all()
-    size = found.sum(axis=(1, 2))
+    masks = MaskMaker(MaskConfig())(image())
+    assert masks.dtype == np.bool_
+    assert masks.shape[1:] == (H, W)
+    assert (masks.sum(axis=0) == 1).all()
+    size = masks.sum(axis=(1, 2))
     assert (np.diff(size) <= 0).all()
-    assert len(found) >= 4
+    assert len(masks) >= 4
     few = MaskMaker(MaskConfig(most=2))(image())
-    np.testing.assert_array_equal(few, found[:2])
+    np.testing.assert_array_equal(few, masks[:2])
 
 
 def test_masks_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,10 +108,10 @@ def test_segment_anything_gives_masks_of_the_pictures_size(tmp_path: Path, kind:
     with torch.no_grad():
         scores = torch.cat([s for _, s in sam(torch.rand(1, 3, H, W), torch.rand(5, 2) * H)])
     assert scores.shape == (15,)
-    found = sam_masks(sam, image(), generous)
-    assert found.dtype == np.bool_
-    assert found.shape[1:] == (H, W)
-    assert 1 <= len(found) <= 4 * 4 * 3
+    masks = sam_masks(sam, image(), generous)
+    assert masks.dtype == np.bool_
+    assert masks.shape[1:] == (H, W)
+    assert 1 <= len(masks) <= 4 * 4 * 3
     strict = MaskConfig(source=str(folder), grid=4, overlap=1000.0)
     assert sam_masks(sam, image(), strict).shape == (0, H, W)
 
@@ -119,8 +119,8 @@ def test_segment_anything_gives_masks_of_the_pictures_size(tmp_path: Path, kind:
 def test_of_masks_alike_the_better_stays() -> None:
     masks = np.zeros((3, 8, 8), bool)
     masks[0, :4], masks[1, :4, :7], masks[2, 4:] = True, True, True
-    kept = region_masks.distinct(masks, np.array([0.5, 0.9, 0.1]), 0.8)
-    assert sorted(kept.tolist()) == [1, 2]
+    selected = region_masks.distinct(masks, np.array([0.5, 0.9, 0.1]), 0.8)
+    assert sorted(selected.tolist()) == [1, 2]
 
 
 def test_layers_hold_every_mask_whole() -> None:
@@ -135,8 +135,8 @@ def test_layers_hold_every_mask_whole() -> None:
 
 def test_layers_of_several_pictures_stand_together() -> None:
     one, three = np.ones((1, 4, 4), np.int32), np.ones((3, 4, 4), np.int32)
-    found = stacked([one, three])
-    assert found.shape == (2, 3, 4, 4)
-    assert found[0].sum() == 16
+    batch = stacked([one, three])
+    assert batch.shape == (2, 3, 4, 4)
+    assert batch[0].sum() == 16
     with pytest.raises(TrainingError, match="different sizes"):
         stacked([one, np.ones((1, 4, 5), np.int32)])

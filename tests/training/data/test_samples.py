@@ -48,9 +48,9 @@ def test_what_is_no_depth_is_unknown(tmp_path: Path) -> None:
     depth = np.full((H, W), 2.0, np.float32)
     depth[0, :4] = [np.nan, np.inf, -1.0, 0.0]
     frame(tmp_path / "a" / "0001", depth)
-    found = frames(tmp_path)[0].depth
-    assert found is not None
-    assert np.isnan(found[0, :4]).all() and np.isfinite(found[0, 4:]).all()
+    read = frames(tmp_path)[0].depth
+    assert read is not None
+    assert np.isnan(read[0, :4]).all() and np.isfinite(read[0, 4:]).all()
     assert checked(frames(tmp_path)[0]).depth is not None
 
 

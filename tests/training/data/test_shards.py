@@ -54,5 +54,5 @@ def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
 
     pack_shards.write_shards(rooms(), tmp_path / "out", per_shard=3, jpeg=95)
     urls = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
-    found = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
-    assert [set(sample) >= {"jpg", "depth.png", "json"} for sample in found] == [True] * 5
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert [set(sample) >= {"jpg", "depth.png", "json"} for sample in samples] == [True] * 5

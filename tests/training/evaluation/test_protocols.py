@@ -24,12 +24,12 @@ def truth() -> np.ndarray:
 
 
 def aligned(values: np.ndarray, kind: str, truth: np.ndarray, name: str) -> np.ndarray:
-    found = Prediction(values.astype(np.float32), kind)
-    return protocols.align(found, truth, np.isfinite(truth), name, INDOOR)
+    prediction = Prediction(values.astype(np.float32), kind)
+    return protocols.align(prediction, truth, np.isfinite(truth), name, INDOOR)
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "told"),
+    ("name", "kind", "distort"),
     [
         ("disp_ls", "disparity_affine_invariant", lambda z: 7 / z + 3),
         ("sqrt_disp_ls", "disparity_affine_invariant", lambda z: (2 / np.sqrt(z) + 1) ** 2),
@@ -41,9 +41,9 @@ def aligned(values: np.ndarray, kind: str, truth: np.ndarray, name: str) -> np.n
         ("none", "disparity_metric", lambda z: 1 / z),
     ],
 )
-def test_an_alignment_forgives_what_its_name_says(name, kind, told, truth) -> None:
-    found = aligned(told(np.nan_to_num(truth, nan=2.0)), kind, truth, name)
-    np.testing.assert_allclose(found[3:], truth[3:], rtol=1e-4)
+def test_an_alignment_forgives_what_its_name_says(name, kind, distort, truth) -> None:
+    depth = aligned(distort(np.nan_to_num(truth, nan=2.0)), kind, truth, name)
+    np.testing.assert_allclose(depth[3:], truth[3:], rtol=1e-4)
 
 
 def test_an_alignment_forgives_no_more_than_that(truth: np.ndarray) -> None:
@@ -58,8 +58,8 @@ def test_fits_agree_with_numpy_and_by_hand(truth: np.ndarray) -> None:
     known = np.isfinite(truth)
     terms = np.stack([values[known], np.ones(known.sum())], axis=1)
     scale, shift = np.linalg.lstsq(terms, 1 / truth[known].astype(float), rcond=None)[0]
-    found = aligned(values, "disparity_affine_invariant", truth, "disp_ls")
-    np.testing.assert_allclose(found[known], 1 / (scale * values + shift)[known], rtol=1e-4)
+    depth = aligned(values, "disparity_affine_invariant", truth, "disp_ls")
+    np.testing.assert_allclose(depth[known], 1 / (scale * values + shift)[known], rtol=1e-4)
     # p = 1, 2, 6 against 2, 2, 3: medians 2 and 2; least squares 24 / 41.
     p, g = np.array([[1.0, 2.0, 6.0]]), np.array([[2.0, 2.0, 3.0]], np.float32)
     assert aligned(p, "depth_metric", g, "median")[0].tolist() == pytest.approx([1, 2, 6])
@@ -70,8 +70,8 @@ def test_fits_agree_with_numpy_and_by_hand(truth: np.ndarray) -> None:
 def test_alignments_clip_to_the_range_of_the_protocol() -> None:
     truth = np.array([[1.0, 2.0, 4.0, 19.0]], np.float32)
     values = np.array([[1.0, 0.5, 0.25, -3.0]])
-    found = aligned(values, "disparity_affine_invariant", truth, "disp_ls")
-    assert found.max() <= 20
+    clipped = aligned(values, "disparity_affine_invariant", truth, "disp_ls")
+    assert clipped.max() <= 20
     far = protocols.align(
         Prediction(values.astype(np.float32), "disparity_affine_invariant"),
         truth,
@@ -90,8 +90,8 @@ def test_what_a_prediction_does_not_have_is_refused(truth: np.ndarray) -> None:
 
 
 def test_a_constant_prediction_is_the_mean_and_nothing_known_is_nan(truth: np.ndarray) -> None:
-    found = aligned(np.full((H, W), 3.0), "disparity_affine_invariant", truth, "disp_ls")
-    np.testing.assert_allclose(found, 1 / np.nanmean(1 / truth.astype(float)), rtol=1e-5)
+    depth = aligned(np.full((H, W), 3.0), "disparity_affine_invariant", truth, "disp_ls")
+    np.testing.assert_allclose(depth, 1 / np.nanmean(1 / truth.astype(float)), rtol=1e-5)
     nothing = np.full((H, W), np.nan, np.float32)
     for name in ("median", "scale", "depth_ls", "disp_ls"):
         assert np.isnan(aligned(np.ones((H, W)), "depth_metric", nothing, name)).all()

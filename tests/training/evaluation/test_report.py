@@ -24,12 +24,12 @@ H, W = 24, 32
 
 def samples(count: int = 2) -> list[Sample]:
     rng = np.random.default_rng(3)
-    found = []
+    made = []
     for k in range(count):
         depth = rng.uniform(1, 5, (H, W)).astype(np.float32)
         image = np.repeat((200 / depth).astype(np.uint8)[..., None], 3, axis=2)
-        found.append(Sample(str(k), image, depth, source=f"s{k % 2}"))
-    return found
+        made.append(Sample(str(k), image, depth, source=f"s{k % 2}"))
+    return made
 
 
 def test_robustness_by_hand() -> None:
@@ -107,10 +107,13 @@ def test_a_published_data_set_is_scored_by_its_own_protocol(tmp_path: Path) -> N
     assert main([*words, "--json", str(out)]) == 0
     stored = json.loads(out.read_text())
     assert {row["protocol"] for row in stored["rows"]} == {"nyu"}
-    mine = [row for row in stored["rows"] if row["method"] == "embedded"]
-    assert len(mine) == 3 and {row["source"] for row in mine} == {"test/bath_1", "test/office_2"}
+    embedded = [row for row in stored["rows"] if row["method"] == "embedded"]
+    assert len(embedded) == 3 and {row["source"] for row in embedded} == {
+        "test/bath_1",
+        "test/office_2",
+    }
     (line,) = [x for x in stored["summary"] if x["method"] == "embedded"]
-    assert line["abs_rel"]["value"] == pytest.approx(np.mean([row["abs_rel"] for row in mine]))
+    assert line["abs_rel"]["value"] == pytest.approx(np.mean([row["abs_rel"] for row in embedded]))
     assert line["resampled_by"] == "source"
     assert stored["settings"]["data"]["folder"] == tmp_path.name  # no path of this machine
 
@@ -124,10 +127,10 @@ def test_a_network_is_judged_by_the_order_that_a_person_said(
     with DepthModel.open(ModelConfig(threads=1)) as model:
         disparity = model.predict(image).disparity()
     nearer = disparity[10, 5] > disparity[10, 35]
-    said, wrong = ("closer", "farther") if nearer else ("farther", "closer")
+    right, wrong = ("closer", "farther") if nearer else ("farther", "closer")
     labels, out = tmp_path / "labels.csv", tmp_path / "out.json"
     pairs = [
-        ordinal_labels.Pair("a.png", 5, 10, 35, 10, word) for word in (said, said, said, wrong)
+        ordinal_labels.Pair("a.png", 5, 10, 35, 10, word) for word in (right, right, right, wrong)
     ]
     ordinal_labels.write_labels(labels, [*pairs, ordinal_labels.Pair("a.png", 1, 1, 2, 2, "equal")])
     words = ["evaluate", "--labels", str(labels), "--images", str(tmp_path)]
@@ -141,7 +144,7 @@ def test_a_network_is_judged_by_the_order_that_a_person_said(
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     common = ["evaluate", "--procedural", "1", "--seed", "3"]
-    for words, said in (
+    for words, message in (
         (["--alignment", "disp"], "No alignment is called 'disp'"),
         (["--protocol", "indor"], "did you mean 'indoor'"),
         (["--corruptions", "rain"], "No corruption is called 'rain'"),
@@ -153,4 +156,4 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
         (["--labels", "absent.csv"], "--labels needs --images"),
     ):
         assert main([*common, *words]) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

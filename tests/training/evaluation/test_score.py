@@ -34,12 +34,12 @@ class Counting:
 
 def samples(count: int = 2) -> list[Sample]:
     rng = np.random.default_rng(3)
-    found = []
+    made = []
     for k in range(count):
         depth = rng.uniform(1, 5, (H, W)).astype(np.float32)
         image = np.repeat((200 / depth).astype(np.uint8)[..., None], 3, axis=2)
-        found.append(Sample(str(k), image, depth, source=f"s{k % 2}"))
-    return found
+        made.append(Sample(str(k), image, depth, source=f"s{k % 2}"))
+    return made
 
 
 def test_pictures_without_a_scored_pixel_give_no_row() -> None:

@@ -27,20 +27,20 @@ def test_means_are_over_frames_then_over_sources() -> None:
 
 def test_the_interval_is_that_of_the_normal_theory() -> None:
     values = np.random.default_rng(0).normal(1.0, 0.2, (400, 1))
-    found = statistics.bootstrap({"x": values}, pooled=True)
+    interval = statistics.bootstrap({"x": values}, pooled=True)
     half = 1.96 * values.std() / 20
-    assert (found.low, found.high) == pytest.approx(
+    assert (interval.low, interval.high) == pytest.approx(
         (values.mean() - half, values.mean() + half), abs=0.1 * half
     )
-    assert found == statistics.bootstrap({"x": values}, pooled=True)
+    assert interval == statistics.bootstrap({"x": values}, pooled=True)
 
 
 def test_a_comparison_is_paired() -> None:
     """b is always 10 % above a: their ratio is certain though neither mean is."""
     a = np.random.default_rng(1).uniform(0.1, 0.9, (30, 1))
     both = {"x": np.concatenate([a, 1.1 * a], axis=1)}
-    found = statistics.bootstrap(both, statistics.ratio, pooled=True)
-    assert (found.low, found.value, found.high) == pytest.approx((1 / 1.1,) * 3)
+    interval = statistics.bootstrap(both, statistics.ratio, pooled=True)
+    assert (interval.low, interval.value, interval.high) == pytest.approx((1 / 1.1,) * 3)
     alone = statistics.bootstrap(both, pooled=True)
     assert alone.high - alone.low > 0.1
 

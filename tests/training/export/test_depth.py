@@ -83,9 +83,9 @@ def agrees(path: Path, opened: depth.Exportable, limit: float) -> Manifest:
     image = sample_image()
     expected = opened.predict(image).values
     with DepthModel.open(ModelConfig(path=str(path), threads=1)) as model:
-        found = model.predict(image).values
+        values = model.predict(image).values
         manifest = model.engine.manifest
-    assert np.abs(found - expected).max() <= limit * np.ptp(expected)
+    assert np.abs(values - expected).max() <= limit * np.ptp(expected)
     return manifest
 
 
@@ -141,12 +141,12 @@ def test_a_mirroring_student_is_exported_and_opens_again_as_one(tmp_path: Path) 
     manifest = agrees(out, depth.open_checkpoint(run), 5e-3)
     x = preprocess.to_tensor(sample_image(), manifest.input)
     with open_engine(out, threads=1) as engine:
-        found, turned = engine.run(x), engine.run(np.ascontiguousarray(x[..., ::-1]))
-    np.testing.assert_allclose(turned[..., ::-1], found, atol=1e-4)
+        plain, turned = engine.run(x), engine.run(np.ascontiguousarray(x[..., ::-1]))
+    np.testing.assert_allclose(turned[..., ::-1], plain, atol=1e-4)
     again = networks.open_network(networks.NetworkConfig(source=str(out))).eval()
     assert again.cfg.mirror
     with torch.no_grad():
-        np.testing.assert_allclose(again(torch.from_numpy(x)).numpy(), found, atol=1e-3)
+        np.testing.assert_allclose(again(torch.from_numpy(x)).numpy(), plain, atol=1e-3)
 
 
 def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> 
     with DepthModel.open(ModelConfig(threads=1)) as model:
         expected = model.predict(image).values
     for path in (run, second):
-        found = depth.open_checkpoint(path).predict(image).values
-        assert np.abs(found - expected).max() <= 1e-2 * np.ptp(expected)
+        values = depth.open_checkpoint(path).predict(image).values
+        assert np.abs(values - expected).max() <= 1e-2 * np.ptp(expected)
 
 
 def test_a_copy_in_fp16_is_compared_and_written_beside_it(
@@ -195,8 +195,8 @@ def test_low_rank_updates_are_merged(tmp_path: Path) -> None:
     out = tmp_path / "adapted.onnx"
     depth.export_checkpoint(run, out, None, QUIET)
     with open_engine(out, threads=1) as engine:
-        found = engine.run(x.numpy())
-    assert np.abs(found - expected.numpy()).max() <= 1e-4 * np.ptp(expected.numpy())
+        output = engine.run(x.numpy())
+    assert np.abs(output - expected.numpy()).max() <= 1e-4 * np.ptp(expected.numpy())
     assert b"lora" not in out.read_bytes()
     # Without the updates it is another network: the comparison above can fail.
     with torch.no_grad():
@@ -271,9 +271,9 @@ def test_a_square_network_is_also_compared_at_another_size(tmp_path: Path) -> No
 
 def test_nothing_of_this_machine_is_in_the_file(unet: tuple[Path, Path]) -> None:
     run, out = unet
-    said = out.read_bytes() + manifest_path(out).read_bytes()
+    content = out.read_bytes() + manifest_path(out).read_bytes()
     for word in (str(REPO), "site-packages", "/secret", str(run.parent), ".py"):
-        assert word.encode() not in said, word
+        assert word.encode() not in content, word
     graph = onnx.load(str(out))
     assert not graph.metadata_props and not graph.doc_string
     assert all(not node.metadata_props and not node.doc_string for node in graph.graph.node)

@@ -94,5 +94,5 @@ def test_token_divergence_is_the_mean_over_channels_too() -> None:
     library = torch.nn.functional.kl_div(
         torch.zeros_like(tokens).log_softmax(1), tokens.softmax(1), reduction="sum"
     )
-    found = diffusion_losses.token_divergence(torch.zeros_like(tokens), tokens)
-    torch.testing.assert_close(found, library / tokens.numel())
+    divergence = diffusion_losses.token_divergence(torch.zeros_like(tokens), tokens)
+    torch.testing.assert_close(divergence, library / tokens.numel())

@@ -23,7 +23,7 @@ def small(**more: object) -> SingleStep:
     return open_diffusion(config.replace(SMALL, more)).eval()
 
 
-def add_text_encoder(place: Path) -> None:
+def add_text_encoder(folder: Path) -> None:
     """A text encoder of a few numbers, and a tokenizer of three words."""
     transformers = pytest.importorskip("transformers")
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
@@ -32,8 +32,8 @@ def add_text_encoder(place: Path) -> None:
         num_attention_heads=2, max_position_embeddings=7, bos_token_id=0, eos_token_id=1,
         pad_token_id=1,
     )  # fmt: skip
-    transformers.CLIPTextModel(shape).save_pretrained(place / "text_encoder")
-    tokenizer = place / "tokenizer"
+    transformers.CLIPTextModel(shape).save_pretrained(folder / "text_encoder")
+    tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "vocab.json").write_text(json.dumps(words))
     (tokenizer / "merges.txt").write_text("#version: 0.2\n")
@@ -42,7 +42,7 @@ def add_text_encoder(place: Path) -> None:
     )
 
 
-def add_index(place: Path, pipeline: str = "StableDiffusionPipeline") -> None:
+def add_index(folder: Path, pipeline: str = "StableDiffusionPipeline") -> None:
     """What a pipeline's folder says of its parts."""
     parts = {
         "_class_name": pipeline,
@@ -52,7 +52,7 @@ def add_index(place: Path, pipeline: str = "StableDiffusionPipeline") -> None:
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
     }
-    (place / "model_index.json").write_text(json.dumps(parts))
+    (folder / "model_index.json").write_text(json.dumps(parts))
 
 
 def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ def test_a_genpercept_teaches_through_the_same_door(gives: str, tmp_path: Path) 
         assert ids.shape == (1, 2)
         prompt = text(ids)[0].repeat(2, 1, 1)
         latent = network.vae.encode(2 * images - 1).latent_dist.mean
-        said = network.unet(latent, scheduler.timesteps[0], encoder_hidden_states=prompt).sample
-        clean = scheduler.step(said, scheduler.timesteps[0], latent).pred_original_sample
+        velocity = network.unet(latent, scheduler.timesteps[0], encoder_hidden_states=prompt).sample
+        clean = scheduler.step(velocity, scheduler.timesteps[0], latent).pred_original_sample
         expected = (network.vae.decode(clean).sample.mean(1, True).clip(-1, 1) + 1) / 2
     assert float(expected.std()) > 1e-3
 
@@ -133,8 +133,8 @@ def test_a_genpercept_teaches_through_the_same_door(gives: str, tmp_path: Path) 
     torch.testing.assert_close(teacher(images), expected + shift, atol=1e-5, rtol=1e-5)
     disparity, known = teachers.ask(teacher, images)
     assert known.all()
-    wanted = expected if gives == "disparity" else 1 / (expected + shift)
-    torch.testing.assert_close(disparity, wanted, atol=1e-4, rtol=1e-4)
+    inverted = expected if gives == "disparity" else 1 / (expected + shift)
+    torch.testing.assert_close(disparity, inverted, atol=1e-4, rtol=1e-4)
     (tmp_path / "dpt_head_identity").mkdir()
     with pytest.raises(TrainingError, match="DPT head"):
         teachers.open_teacher(cfg)
@@ -147,13 +147,13 @@ def test_a_run_teaches_through_the_same_door(tmp_path: Path) -> None:
     network = small()
     about = {"recipe": "depthmaster", "settings": {"diffusion": config.to_dict(SMALL)}}
     checkpoints.write(tmp_path, 1, about, {"averaged": network.state_dict()}, {})
-    for wrong, said in (({"recipe": "mesa"}, "of the recipe mesa"),
+    for wrong, message in (({"recipe": "mesa"}, "of the recipe mesa"),
                         ({"settings": {"diffusion": config.to_dict(DiffusionConfig())}},
                          "of another network")):  # fmt: skip
-        place = tmp_path / said.split()[-1]
-        checkpoints.write(place, 1, {**about, **wrong}, {"averaged": network.state_dict()}, {})
-        with pytest.raises(TrainingError, match=said):
-            assistants.open_assistant(str(place))
+        run = tmp_path / message.split()[-1]
+        checkpoints.write(run, 1, {**about, **wrong}, {"averaged": network.state_dict()}, {})
+        with pytest.raises(TrainingError, match=message):
+            assistants.open_assistant(str(run))
     teacher = teachers.open_teacher(teachers.TeacherConfig(source="diffusion", path=str(tmp_path)))
     images = torch.rand(1, 3, 17, 23)  # brought to what the network takes, and back
     disparity, known = teachers.ask(teacher, images)

@@ -30,19 +30,19 @@ def small(**more: object) -> SingleStep:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder laid out like Stable Diffusion 2, with small networks and a finished prompt."""
-    place = tmp_path_factory.mktemp("sd2")
+    made = tmp_path_factory.mktemp("sd2")
     network = small()
-    network.unet.save_pretrained(place / "unet")
-    network.vae.save_pretrained(place / "vae")
-    save_file({"prompt": torch.full((1, 5, 8), 0.5)}, str(place / diffusion.PROMPT_FILE))
-    return place
+    network.unet.save_pretrained(made / "unet")
+    network.vae.save_pretrained(made / "vae")
+    save_file({"prompt": torch.full((1, 5, 8), 0.5)}, str(made / diffusion.PROMPT_FILE))
+    return made
 
 
-def opened(place: Path, **more: object) -> SingleStep:
-    return open_diffusion(DiffusionConfig(source=str(place), **more)).eval()
+def opened(source: Path, **more: object) -> SingleStep:
+    return open_diffusion(DiffusionConfig(source=str(source), **more)).eval()
 
 
-def add_text_encoder(place: Path) -> None:
+def add_text_encoder(source: Path) -> None:
     """A text encoder of a few numbers, and a tokenizer of three words."""
     transformers = pytest.importorskip("transformers")
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
@@ -51,8 +51,8 @@ def add_text_encoder(place: Path) -> None:
         num_attention_heads=2, max_position_embeddings=7, bos_token_id=0, eos_token_id=1,
         pad_token_id=1,
     )  # fmt: skip
-    transformers.CLIPTextModel(shape).save_pretrained(place / "text_encoder")
-    tokenizer = place / "tokenizer"
+    transformers.CLIPTextModel(shape).save_pretrained(source / "text_encoder")
+    tokenizer = source / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "vocab.json").write_text(json.dumps(words))
     (tokenizer / "merges.txt").write_text("#version: 0.2\n")
@@ -61,7 +61,7 @@ def add_text_encoder(place: Path) -> None:
     )
 
 
-def add_index(place: Path, pipeline: str = "StableDiffusionPipeline") -> None:
+def add_index(source: Path, pipeline: str = "StableDiffusionPipeline") -> None:
     """What a pipeline's folder says of its parts."""
     parts = {
         "_class_name": pipeline,
@@ -71,7 +71,7 @@ def add_index(place: Path, pipeline: str = "StableDiffusionPipeline") -> None:
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
     }
-    (place / "model_index.json").write_text(json.dumps(parts))
+    (source / "model_index.json").write_text(json.dumps(parts))
 
 
 # --- target ---------------------------------------------------------------------------
@@ -80,18 +80,18 @@ def add_index(place: Path, pipeline: str = "StableDiffusionPipeline") -> None:
 def test_the_target_spans_its_quantiles() -> None:
     depth = torch.linspace(1, 16, 64).view(1, 1, 8, 8)
     everywhere = torch.ones_like(depth, dtype=torch.bool)
-    found = diffusion.target(depth, everywhere)
+    scaled = diffusion.target(depth, everywhere)
     y = depth.rsqrt()
     low, high = torch.quantile(y, 0.02), torch.quantile(y, 0.98)
-    assert float(found.low) == pytest.approx(float(low))
-    torch.testing.assert_close(found.values, (2 * (y - low) / (high - low) - 1).clamp(-1, 1))
-    assert float(found.values.max()) == 1 and float(found.values.min()) == -1
+    assert float(scaled.low) == pytest.approx(float(low))
+    torch.testing.assert_close(scaled.values, (2 * (y - low) / (high - low) - 1).clamp(-1, 1))
+    assert float(scaled.values.max()) == 1 and float(scaled.values.min()) == -1
     # A scale of the depth is nothing to the target, in every space.
     for space in diffusion.SPACES:
         a, b = (diffusion.target(s * depth, everywhere, space).values for s in (1, 7))
         torch.testing.assert_close(a, b, atol=2e-6, rtol=0)
     near = diffusion.target(depth, everywhere, "depth").values
-    assert float(near[0, 0, 0, 0]) == -1 and float(found.values[0, 0, 0, 0]) == 1
+    assert float(near[0, 0, 0, 0]) == -1 and float(scaled.values[0, 0, 0, 0]) == 1
 
 
 def test_what_is_not_known_is_not_in_the_target() -> None:
@@ -101,10 +101,10 @@ def test_what_is_not_known_is_not_in_the_target() -> None:
     for poison in (torch.nan, torch.inf, 0.0, -1.0):
         bad = depth.clone()
         bad[:, :, 7] = poison
-        found = diffusion.target(bad, mask)
-        assert not found.mask[:, :, 7].any() and found.mask[:, :, :7].all()
-        torch.testing.assert_close(found.values[:, :, :7], clean)
-        assert (found.values[:, :, 7] == -1).all()
+        scaled = diffusion.target(bad, mask)
+        assert not scaled.mask[:, :, 7].any() and scaled.mask[:, :, :7].all()
+        torch.testing.assert_close(scaled.values[:, :, :7], clean)
+        assert (scaled.values[:, :, 7] == -1).all()
     flat = diffusion.target(torch.ones(2, 1, 8, 8), torch.ones(2, 1, 8, 8, dtype=torch.bool))
     assert not flat.mask.any() and torch.isfinite(flat.values).all()
 
@@ -150,33 +150,33 @@ def test_one_step_is_deterministic_frozen_outside_the_unet_and_of_the_right_shap
     assert answer.features.shape == (2, network.channels, 4, 6)
     assert network.spec.multiple_px == 2
     latent = network.encode(images)
-    for place, channels in (("mid", 16), ("down1", 8), ("down2", 16)):
-        assert network.step(latent, place).features.shape[1] == channels
+    for layer, channels in (("mid", 16), ("down1", 8), ("down2", 16)):
+        assert network.step(latent, layer).features.shape[1] == channels
     with pytest.raises(TrainingError, match="multiples"):
         network(torch.zeros(1, 3, 15, 24))
 
 
 def test_gradients_reach_the_unet_through_the_decoder_and_checkpointing_changes_nothing() -> None:
     images = torch.rand(1, 3, 16, 16) * 2 - 1
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         network = small(checkpointing=checkpointing, fourier=True).train()
         cost = network.decode(network.predict(network.encode(images)).latent).square().mean()
-        found.append(torch.autograd.grad(cost, network.unet.conv_in.weight)[0])
-    assert float(found[0].abs().max()) > 0
-    torch.testing.assert_close(found[0], found[1])
+        gradients.append(torch.autograd.grad(cost, network.unet.conv_in.weight)[0])
+    assert float(gradients[0].abs().max()) > 0
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("space", diffusion.SPACES)
 def test_disparity_undoes_the_space(space: str) -> None:
     network = small(space=space)
     depth = 1 + 4 * torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    seen = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space)
+    scaled = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space)
     for _ in range(400):
-        network.observe(seen)
-    inner = seen.values.abs() < 1
-    found, truth = network.disparity(seen.values)[inner], (1 / depth)[inner]
-    terms = torch.stack([torch.ones_like(found), found], 1)
+        network.observe(scaled)
+    inner = scaled.values.abs() < 1
+    disparity, truth = network.disparity(scaled.values)[inner], (1 / depth)[inner]
+    terms = torch.stack([torch.ones_like(disparity), disparity], 1)
     fit = torch.linalg.lstsq(terms, truth).solution
     torch.testing.assert_close(terms @ fit, truth, atol=2e-3, rtol=0)
     assert float(fit[1]) > 0  # large = near
@@ -225,9 +225,9 @@ def test_the_arithmetic_of_stable_diffusion_2() -> None:
         unet = diffusion.stable_diffusion_2()
     assert sum(p.numel() for p in unet.parameters()) == 865_910_724
     assert unet.config.block_out_channels[-1] == 1280
-    found = diffusion.memory(unet)
-    assert found["total"] == pytest.approx(4 * found["weights"])
-    assert found["total"] < 13.0
+    gib = diffusion.memory(unet)
+    assert gib["total"] == pytest.approx(4 * gib["weights"])
+    assert gib["total"] < 13.0
 
 
 # --- opening -------------------------------------------------------------------------------------
@@ -241,29 +241,29 @@ def test_a_folder_opens_with_its_weights_and_its_prompt(folder: Path) -> None:
 
 
 def test_the_empty_prompt_comes_from_the_text_encoder(folder: Path, tmp_path: Path) -> None:
-    place = tmp_path / "sd2"
-    shutil.copytree(folder, place)
-    (place / diffusion.PROMPT_FILE).unlink()
+    copy = tmp_path / "sd2"
+    shutil.copytree(folder, copy)
+    (copy / diffusion.PROMPT_FILE).unlink()
     with pytest.raises(TrainingError, match=r"empty prompt.*text_encoder/"):
-        opened(place)
-    add_text_encoder(place)
-    add_index(place)
-    prompt = opened(place).prompt
+        opened(copy)
+    add_text_encoder(copy)
+    add_index(copy)
+    prompt = opened(copy).prompt
     assert prompt.shape == (1, 7, 8) and torch.isfinite(prompt).all()
 
 
-@pytest.mark.parametrize(("part", "what"), [("unet", "U-Net"), ("vae", "autoencoder")])
-def test_a_missing_part_is_named(folder: Path, tmp_path: Path, part: str, what: str) -> None:
-    place = tmp_path / "sd2"
-    shutil.copytree(folder, place)
-    shutil.rmtree(place / part)
-    with pytest.raises(TrainingError, match=rf"{what} is missing.*{part}/"):
-        opened(place)
+@pytest.mark.parametrize(("part", "content"), [("unet", "U-Net"), ("vae", "autoencoder")])
+def test_a_missing_part_is_named(folder: Path, tmp_path: Path, part: str, content: str) -> None:
+    copy = tmp_path / "sd2"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / part)
+    with pytest.raises(TrainingError, match=rf"{content} is missing.*{part}/"):
+        opened(copy)
     # Described, but without its weights.
-    (place / part).mkdir()
-    shutil.copy(folder / part / "config.json", place / part)
+    (copy / part).mkdir()
+    shutil.copy(folder / part / "config.json", copy / part)
     with pytest.raises(TrainingError, match=rf"{part} cannot be opened.*safetensors"):
-        opened(place)
+        opened(copy)
 
 
 def test_nothing_is_downloaded_unasked(tmp_path: Path) -> None:
@@ -272,20 +272,20 @@ def test_nothing_is_downloaded_unasked(tmp_path: Path) -> None:
 
 
 def test_the_unet_of_another_task_or_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    place = tmp_path / "sd2"
-    shutil.copytree(folder, place)
+    copy = tmp_path / "sd2"
+    shutil.copytree(folder, copy)
     wide = small(paradigm="denoising").unet  # eight channels in, as Marigold's
     wide.register_to_config(in_channels=8)
-    wide.save_pretrained(place / "unet")
+    wide.save_pretrained(copy / "unet")
     with pytest.raises(TrainingError, match="takes 8 and gives 4 channels"):
-        opened(place)
-    small(prompt_width=16).unet.save_pretrained(place / "unet")
+        opened(copy)
+    small(prompt_width=16).unet.save_pretrained(copy / "unet")
     with pytest.raises(TrainingError, match="8 wide and its U-Net takes 16"):
-        opened(place)
+        opened(copy)
     # Weights that do not belong to the description beside them.
-    shutil.copy(folder / "unet" / "config.json", place / "unet" / "config.json")
+    shutil.copy(folder / "unet" / "config.json", copy / "unet" / "config.json")
     with pytest.raises(TrainingError, match="unet"):
-        opened(place)
+        opened(copy)
 
 
 def test_settings_that_contradict_themselves() -> None:

@@ -118,17 +118,17 @@ def test_the_cheap_norm_is_that_of_the_change_of_the_weights() -> None:
     assert cheap == pytest.approx(dense, rel=1e-4)
 
 
-@pytest.mark.parametrize("what", ["full", "encoder", "decoder"])
-def test_parts_learn_as_told(what: str) -> None:
-    network = tune(debug(), TuneConfig(mode=what))
+@pytest.mark.parametrize("mode", ["full", "encoder", "decoder"])
+def test_parts_learn_as_told(mode: str) -> None:
+    network = tune(debug(), TuneConfig(mode=mode))
     learnt = {n.split(".")[1] for n, p in network.named_parameters() if p.requires_grad}
     expected = {"full": {"backbone", "neck", "head"}, "encoder": {"backbone"}}
-    assert learnt == expected.get(what, {"neck", "head"})
-    unet = tune(SmallUNet(SMALL_UNET), TuneConfig(mode=what))
+    assert learnt == expected.get(mode, {"neck", "head"})
+    unet = tune(SmallUNet(SMALL_UNET), TuneConfig(mode=mode))
     learnt = {n.split(".")[0] for n, p in unet.named_parameters() if p.requires_grad}
     encoder, decoder = {"stem", "stages", "context"}, {"up", "head"}
     both = encoder | decoder
-    assert learnt == {"full": both, "encoder": encoder, "decoder": decoder}[what]
+    assert learnt == {"full": both, "encoder": encoder, "decoder": decoder}[mode]
 
 
 def test_convolutions_get_low_rank_updates_too() -> None:

@@ -34,11 +34,11 @@ def test_only_what_is_hidden_counts() -> None:
     images = torch.rand(2, 3, 8, 8)
     mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
     mask[:, :, :4] = True
-    found = images.clone()
-    found[:, :, 4:] += 9.0
-    assert float(models_masked.hidden_l1(found, images, mask)) == pytest.approx(0, abs=1e-6)
-    found[:, :, :4] += 0.5
-    assert float(models_masked.hidden_l1(found, images, mask)) == pytest.approx(0.5, rel=1e-5)
+    predicted = images.clone()
+    predicted[:, :, 4:] += 9.0
+    assert float(models_masked.hidden_l1(predicted, images, mask)) == pytest.approx(0, abs=1e-6)
+    predicted[:, :, :4] += 0.5
+    assert float(models_masked.hidden_l1(predicted, images, mask)) == pytest.approx(0.5, rel=1e-5)
     # MAE's target is normalised per patch: a patch of another brightness costs the same.
     patches = models_masked.patch_pixels(images, 4)
     assert patches.shape == (2, 4, 48)
@@ -59,16 +59,16 @@ def test_what_is_hidden_does_not_reach_the_encoder(variant: str) -> None:
     images = torch.randn(2, 3, 56, 84)
     torch.manual_seed(1)
     mask = models_masked.random_mask(2, 56, 84, 28, 0.5)
-    seen: list[torch.Tensor] = []
+    embedded: list[torch.Tensor] = []
     head = guess.head if variant == "simmim" else guess.head_patches
-    head.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
+    head.register_forward_hook(lambda _m, _i, out: embedded.append(out.detach()))
     noise = torch.randn_like(images)
     for x in (images, torch.where(mask, noise, images), torch.where(mask, images, noise)):
         torch.manual_seed(1)
         with torch.no_grad():
             assert torch.isfinite(guess.loss(network, x))
-    torch.testing.assert_close(seen[0], seen[1])
-    assert float((seen[0] - seen[2]).abs().max()) > 1e-4
+    torch.testing.assert_close(embedded[0], embedded[1])
+    assert float((embedded[0] - embedded[2]).abs().max()) > 1e-4
 
 
 def test_masked_modelling_learns_and_the_unet_has_its_own_way() -> None:
@@ -98,14 +98,16 @@ def test_drop_path_is_whole_branches_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     drop = models_masked.DropPath(0.25).train()
     x = torch.ones(4000, 2, 3)
-    found = drop(x)
-    kept = found[:, 0, 0] > 0
-    assert torch.equal(found, kept[:, None, None] * torch.full_like(x, 4 / 3))
-    assert float(found.mean()) == pytest.approx(1, abs=0.05)
+    dropped = drop(x)
+    passed = dropped[:, 0, 0] > 0
+    assert torch.equal(dropped, passed[:, None, None] * torch.full_like(x, 4 / 3))
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.05)
     assert torch.equal(drop.eval()(x), x)
     network = open_network(DEPTH_ANYTHING)
     models_masked.drop_paths(network, 0.3)
-    shares = [layer.drop_path.probability for layer in network.network.backbone.encoder.layer]
-    assert shares == pytest.approx([0, 0.1, 0.2, 0.3])
+    probabilities = [
+        layer.drop_path.probability for layer in network.network.backbone.encoder.layer
+    ]
+    assert probabilities == pytest.approx([0, 0.1, 0.2, 0.3])
     with pytest.raises(TrainingError, match="drop_path"):
         models_masked.drop_paths(open_network(NetworkConfig()), 0.3)

@@ -118,17 +118,17 @@ def test_the_shipped_network_opens_in_torch_as_it_runs_on_the_robot() -> None:
     with DepthModel.open(ModelConfig(threads=1)) as model:
         expected = model.predict(image).values
     with torch.no_grad():
-        found = network(x)[0, 0].numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-3 * expected.std())
+        values = network(x)[0, 0].numpy()
+    np.testing.assert_allclose(values, expected, atol=1e-3 * expected.std())
 
 
 def test_a_shipped_file_that_is_not_there_or_another_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="does not exist"):
         open_network(NetworkConfig(source=str(tmp_path / "no.onnx")))
-    path, facts = locate("embedded")
+    path, manifest = locate("embedded")
     alone = tmp_path / path.name
     alone.write_bytes(path.read_bytes())
-    dataclasses.replace(facts, training={}).save(manifest_path(alone))  # says no shape
+    dataclasses.replace(manifest, training={}).save(manifest_path(alone))  # says no shape
     with pytest.raises(TrainingError, match="another network"):
         open_network(NetworkConfig(source=str(alone), unet=SMALL_UNET))
 

@@ -60,18 +60,18 @@ def tiny_sam(folder: Path, kind: str) -> Path:
 def test_points_land_where_they_are_meant(tmp_path: Path) -> None:
     """The network is told the same place for the same share of the image, whatever its size."""
     sam = open_sam(MaskConfig(source=str(tiny_sam(tmp_path, "sam2"))))
-    told = []
+    prompts = []
     real = sam.network.forward
 
     def listening(**inputs: torch.Tensor) -> object:
-        told.append(inputs["input_points"].clone())
+        prompts.append(inputs["input_points"].clone())
         return real(**inputs)
 
     sam.network.forward = listening
     for height, width in ((48, 64), (96, 32)):
         middle = torch.tensor([[(width - 1) / 2, (height - 1) / 2]])
         list(sam(torch.rand(1, 3, height, width), middle))
-    assert [points.flatten().tolist() for points in told] == [[64, 64], [64, 64]]
+    assert [points.flatten().tolist() for points in prompts] == [[64, 64], [64, 64]]
 
 
 def test_what_is_no_segment_anything_is_refused(tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def test_autoencoder_then_structure_then_detail(pool: Mixture, tmp_path: Path) -
     teacher = diffusion.open_run(third)
     assert torch.equal(teacher.prompt, c["prompt"])
     with torch.no_grad():
-        found = teacher(teacher.spec.normalise(torch.rand(1, 3, 32, 48)))
-    assert found.shape == (1, 1, 32, 48) and torch.isfinite(found).all()
+        answer = teacher(teacher.spec.normalise(torch.rand(1, 3, 32, 48)))
+    assert answer.shape == (1, 1, 32, 48) and torch.isfinite(answer).all()
 
 
 def test_the_command_runs_the_debug_settings_and_refuses_to_export(
@@ -106,9 +106,9 @@ def test_the_command_runs_the_debug_settings_and_refuses_to_export(
     rows = tmp_path / "rows.json"
     assert main(["evaluate", "--model", str(run), "--procedural", "1", "--seed", "9",
                  "--alignment", "sqrt_disp_ls", "--json", str(rows)]) == 0  # fmt: skip
-    found = [row for row in json.loads(rows.read_text())["rows"] if row["method"] == "run"]
-    assert found and all(row["alignment"] == "sqrt_disp_ls" for row in found)
-    assert all(row["abs_rel"] > 0 for row in found)
+    scored = [row for row in json.loads(rows.read_text())["rows"] if row["method"] == "run"]
+    assert scored and all(row["alignment"] == "sqrt_disp_ls" for row in scored)
+    assert all(row["abs_rel"] > 0 for row in scored)
 
 
 def published(name: str) -> depthmaster.Config:
@@ -205,14 +205,14 @@ def test_every_switch_changes_what_is_minimised(pool: Mixture) -> None:
         for space in diffusion.SPACES
     }
     assert len(set(losses.values())) == 3
-    places = {
-        place: float(terms(pool, f"loss.align_layer={place}")["align_term"].detach())
-        for place in diffusion.FEATURE_LAYERS
+    by_layer = {
+        layer: float(terms(pool, f"loss.align_layer={layer}")["align_term"].detach())
+        for layer in diffusion.FEATURE_LAYERS
     }
-    assert len(set(places.values())) == 3
+    assert len(set(by_layer.values())) == 3
     assert set(terms(pool, "loss.align=0", "diffusion.paradigm=denoising")) == {"loss", "latent"}
-    for found in (two, terms(pool, "loss.latent=0")):
-        assert found["loss"].requires_grad
+    for minimised in (two, terms(pool, "loss.latent=0")):
+        assert minimised["loss"].requires_grad
 
 
 def test_accumulated_parts_have_the_gradient_of_the_whole(pool: Mixture) -> None:
@@ -221,8 +221,8 @@ def test_accumulated_parts_have_the_gradient_of_the_whole(pool: Mixture) -> None
     model = recipe.model().train()
     weight = model.unet.conv_in.weight
 
-    def gradient(*shares: loop.BatchPart) -> torch.Tensor:
-        losses = [recipe.loss(model, recipe.batch(0, share), None)["loss"] for share in shares]
+    def gradient(*parts: loop.BatchPart) -> torch.Tensor:
+        losses = [recipe.loss(model, recipe.batch(0, part), None)["loss"] for part in parts]
         return torch.autograd.grad(torch.stack(losses).mean(), weight)[0]
 
     torch.testing.assert_close(gradient((0, 1)), gradient((0, 2), (1, 2)), atol=5e-6, rtol=0)
@@ -247,20 +247,20 @@ def test_a_missing_external_encoder_is_named(pool: Mixture, tmp_path: Path) -> N
 def test_it_is_judged_in_its_own_space(space: str) -> None:
     """The target itself is right to its clipped tails; a map of nothing is not."""
     depth = 1 + 4 * torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(0))
-    seen = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space, tails=0.0)
+    scaled = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space, tails=0.0)
     truth = depth[0, 0].numpy()
-    abs_rel, delta1, f1 = depthmaster.judged(seen.values, truth, space)
+    abs_rel, delta1, f1 = depthmaster.judged(scaled.values, truth, space)
     assert abs_rel < 1e-4 and delta1 == 1 and f1 > 0.99
     assert depthmaster.judged(torch.zeros_like(depth), truth, space)[0] > 0.2
 
 
 def test_settings_that_contradict_themselves() -> None:
-    for bad, said in (
+    for bad, message in (
         (["learn=autoencoder", "diffusion.source=x"], "stays frozen"),
         (["diffusion.paradigm=denoising"], "latent loss only"),
         (["loss.latent=0", "loss.align=0"], "nothing would be learnt"),
     ):
-        with pytest.raises(config.ConfigError, match=said):
+        with pytest.raises(config.ConfigError, match=message):
             settings(*bad)
 
 
@@ -271,9 +271,9 @@ def test_a_students_disparity_that_is_the_square_of_the_target_costs_nothing() -
     depth = 1 + 5 * torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     cfg = supervised.LossConfig(space="sqrt_disparity", directional=0.001)
     y, _ = diffusion.student_target(depth, torch.ones_like(depth, dtype=torch.bool))
-    found = supervised.disparity_loss(y**2, depth, cfg)
+    scalars = supervised.disparity_loss(y**2, depth, cfg)
     for name in ("level", "shape", "directional"):
-        assert float(found[name]) == pytest.approx(0, abs=1e-5)
+        assert float(scalars[name]) == pytest.approx(0, abs=1e-5)
     assert float(supervised.disparity_loss(y**2 + 0.1, depth, cfg)["level"]) > 0.01
     x = torch.tensor([-3.0, -1.0, 0.0, 0.01, 4.0], requires_grad=True)
     (slope,) = torch.autograd.grad(diffusion.root(x).sum(), x)

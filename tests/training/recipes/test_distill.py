@@ -67,8 +67,8 @@ def recipe(*overrides: str) -> Distill:
 def terms(made: Distill, step: int = 0) -> dict[str, float]:
     torch.manual_seed(0)
     model = made.model()
-    found = made.loss(model, made.batch(step, (0, 1)), None)
-    return {name: float(value.detach()) for name, value in found.items()}
+    scalars = made.loss(model, made.batch(step, (0, 1)), None)
+    return {name: float(value.detach()) for name, value in scalars.items()}
 
 
 def test_the_debug_config_runs_and_opens(tmp_path: Path) -> None:
@@ -106,11 +106,11 @@ def test_a_student_comes_to_follow_its_teacher(tmp_path: Path) -> None:
 
 def test_total_is_the_weighted_sum_of_what_is_on() -> None:
     made = recipe("teacher_choice=primary", "loss.local=0.5", "loss.gradient=2", "loss.anchor=0.01")
-    found = terms(made)
-    assert set(found) == {"loss", "shared", "local", "feature", "gradient", "anchor", "dead"}
+    scalars = terms(made)
+    assert set(scalars) == {"loss", "shared", "local", "feature", "gradient", "anchor", "dead"}
     w = made.cfg.loss
-    assert found["loss"] == pytest.approx(
-        sum(getattr(w, name) * value for name, value in found.items() if name != "loss"), rel=1e-5
+    assert scalars["loss"] == pytest.approx(
+        sum(getattr(w, name) * value for name, value in scalars.items() if name != "loss"), rel=1e-5
     )
     for name in ("shared", "local", "feature", "gradient", "anchor", "dead"):
         assert name not in terms(recipe("teacher_choice=primary", f"loss.{name}=0"))
@@ -159,9 +159,9 @@ def test_both_see_the_same_place(flip: int) -> None:
     torch.testing.assert_close(batch["crop"][:, :1], crop)
     part, known = made._target(batch, "part")
     assert part.shape == (16, 1, 56, 84)
-    mine = parts_of(batch["wide"][:, :1], batch["corner"], made.cfg)
-    assert float((mine - part).abs().mean()) < 0.02
-    assert float(normalised_l1(mine, part, known, "hybrid")) < 0.2
+    own = parts_of(batch["wide"][:, :1], batch["corner"], made.cfg)
+    assert float((own - part).abs().mean()) < 0.02
+    assert float(normalised_l1(own, part, known, "hybrid")) < 0.2
 
 
 def test_parts_are_the_overlapping_corners_of_the_wide_view() -> None:
@@ -192,17 +192,17 @@ def test_crops_lie_in_the_picture_and_have_the_inputs_shape() -> None:
 def test_kept_answers_are_asked_once_and_equal_the_fresh_ones(tmp_path: Path) -> None:
     common = ["crop.per_image=2", "crop.flip=0.5", "teacher_choice=primary"]
     cached = recipe(*common, f"cache={tmp_path}")
-    asked = cached.fill(Console(quiet=True))
-    assert asked == 3 * 2 * 2 * 5  # images, crops, teachers, a crop and four parts
+    count = cached.fill(Console(quiet=True))
+    assert count == 3 * 2 * 2 * 5  # images, crops, teachers, a crop and four parts
     assert cached.fill(Console(quiet=True)) == 0
     fresh = recipe(*common)
     for step in range(3):
         one, other = cached.batch(step, (0, 1)), fresh.batch(step, (0, 1))
         assert torch.equal(one["crop"], other["crop"])
         assert "teach_crop" not in one
-        for what in ("crop", "part"):
-            kept, _ = cached._target(one, what)
-            torch.testing.assert_close(kept, fresh._target(other, what)[0], atol=2e-5, rtol=0)
+        for content in ("crop", "part"):
+            stored, _ = cached._target(one, content)
+            torch.testing.assert_close(stored, fresh._target(other, content)[0], atol=2e-5, rtol=0)
 
 
 def test_an_answer_that_is_not_kept_is_said(tmp_path: Path) -> None:
@@ -215,9 +215,9 @@ def test_an_answer_that_is_not_kept_is_said(tmp_path: Path) -> None:
 def test_panels_show_crops_and_maps() -> None:
     made = recipe()
     with torch.no_grad():
-        (found,) = made.batch_images(made.model(), made.batch(0, (0, 1)), None).values()
-    assert found.shape == (3 * 56, 4 * 84, 3)
-    assert found[56:112].std() > 5
+        (image,) = made.batch_images(made.model(), made.batch(0, (0, 1)), None).values()
+    assert image.shape == (3 * 56, 4 * 84, 3)
+    assert image[56:112].std() > 5
 
 
 def test_features_may_have_other_strides_than_dinos() -> None:
@@ -225,9 +225,9 @@ def test_features_may_have_other_strides_than_dinos() -> None:
         "network.kind=unet", "height=64", "width=96", "network.unet.widths=[8, 8, 16, 16, 16]",
         "network.unet.depths=[0, 1, 1, 1, 1]", "network.unet.decoder=[16, 8, 8, 8]",
     ]  # fmt: skip
-    found = terms(recipe(*unet))
-    assert 0 < found["feature"] < 2
-    assert "dead" not in found
+    scalars = terms(recipe(*unet))
+    assert 0 < scalars["feature"] < 2
+    assert "dead" not in scalars
 
 
 def test_the_encoder_learns_more_slowly() -> None:
@@ -287,7 +287,7 @@ def test_a_size_that_does_not_fit_is_refused_with_one_that_does() -> None:
 
 def test_the_wide_view_is_the_crop_with_more_pixels() -> None:
     made = recipe()
-    seen = made.views(0, Window(10, 5, 60, 90, 56, 84))
-    assert seen.wide.shape == (84, 126, 3)
-    small = Window.whole(seen.wide.shape, 56, 84).image(seen.wide)
-    assert np.abs(small[..., 0].astype(float) - seen.crop[..., 0]).mean() < 3
+    views = made.views(0, Window(10, 5, 60, 90, 56, 84))
+    assert views.wide.shape == (84, 126, 3)
+    small = Window.whole(views.wide.shape, 56, 84).image(views.wide)
+    assert np.abs(small[..., 0].astype(float) - views.crop[..., 0]).mean() < 3

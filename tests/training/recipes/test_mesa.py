@@ -66,9 +66,9 @@ def started(
 
 def test_each_term_alone_and_all_together(data: tuple[Mixture, Triplets]) -> None:
     alone = {name: started(data, *only)[2] for name, only in ONLY.items()}
-    for name, found in alone.items():
-        assert set(found) - {"smooth"} == {"loss", name}
-        assert found["loss"].requires_grad and torch.isfinite(found["loss"])
+    for name, scalars in alone.items():
+        assert set(scalars) - {"smooth"} == {"loss", name}
+        assert scalars["loss"].requires_grad and torch.isfinite(scalars["loss"])
     _, masked, _ = started(data, *ONLY["masked"])
     for name, parameter in masked.named_parameters():
         assert parameter.requires_grad == bool(mesa.ENCODER.match(name)), name
@@ -102,19 +102,19 @@ def test_the_geometric_term_is_least_at_the_truth(data: tuple[Mixture, Triplets]
 
 
 def test_poses_are_learnt_where_none_are_given(data: tuple[Mixture, Triplets]) -> None:
-    recipe, _, found = started(data, *ONLY["geometric"], "poses=network")
+    recipe, _, scalars = started(data, *ONLY["geometric"], "poses=network")
     assert "T_sources_target" not in recipe.batch(0, (0, 1))
     weight = recipe._beside.pose.head.weight
-    (slope,) = torch.autograd.grad(found["loss"], weight)
+    (slope,) = torch.autograd.grad(scalars["loss"], weight)
     assert float(slope.abs().max()) > 0
 
 
 def test_scales_of_depth_and_both_heads(data: tuple[Mixture, Triplets]) -> None:
     recipe, model, _ = started(data)
     x = torch.rand(1, 3, 56, 84)
-    found = recipe.depths(model, x, coarse=True)
-    assert [tuple(m.shape[-2:]) for m in found] == [(56, 84), (28, 42), (14, 21), (7, 10)]
-    assert all(float(m.detach().min()) >= 0.1 and float(m.detach().max()) <= 100 for m in found)
+    depths = recipe.depths(model, x, coarse=True)
+    assert [tuple(m.shape[-2:]) for m in depths] == [(56, 84), (28, 42), (14, 21), (7, 10)]
+    assert all(float(m.detach().min()) >= 0.1 and float(m.detach().max()) <= 100 for m in depths)
     inverse, model, _ = started(data, "head=inverse", *ONLY["supervised"])
     model.eval()
     with torch.no_grad():
@@ -163,8 +163,8 @@ def test_resumed_equals_uninterrupted(data: tuple[Mixture, Triplets], tmp_path: 
             mesa.Mesa(cfg, *data), cfg.loop, tmp_path / "parts", config.to_dict(cfg), stop=stop
         )
     for a, b in ((whole.product, parts.product), (whole.extra, parts.extra)):
-        found, expected = a.state_dict(), b.state_dict()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        resumed, expected = a.state_dict(), b.state_dict()
+        assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 def test_a_run_is_exported_with_its_metres(data: tuple[Mixture, Triplets], tmp_path: Path) -> None:
@@ -173,14 +173,14 @@ def test_a_run_is_exported_with_its_metres(data: tuple[Mixture, Triplets], tmp_p
     assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
     image = np.random.default_rng(0).integers(0, 255, (56, 84, 3), dtype=np.uint8)
     with DepthModel.open(ModelConfig(path=str(out), threads=1)) as model:
-        found = model.predict(image)
-    assert found.kind == "depth_metric"
+        prediction = model.predict(image)
+    assert prediction.kind == "depth_metric"
     recipe, network, _ = started(data, *ONLY["supervised"])
     checkpoints.load(network, checkpoints.read(tmp_path / "run")["averaged"], "x")
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         expected = recipe.depths(network.eval(), x)[0][0, 0].numpy()
-    np.testing.assert_allclose(found.values, expected, rtol=2e-3)
+    np.testing.assert_allclose(prediction.values, expected, rtol=2e-3)
 
 
 def test_the_published_settings_are_the_sources() -> None:
@@ -227,12 +227,12 @@ def test_the_published_settings_run_on_folders_of_their_kind(tmp_path: Path) -> 
         assert main(["mesa", "--config", settings_file, "--run", str(run), *common, more]) == 0
     out = ["--data", str(rooms), "--out", str(tmp_path / "cka"), "--height", "56", "--width", "84"]
     assert main(["cka", str(first), str(tuned), *out]) == 0
-    found = json.loads((tmp_path / "cka" / "cka.json").read_text())["layer_by_layer"]
-    assert len(found) == 4 and all(0 < value <= 1 + 1e-9 for value in found)
+    similarities = json.loads((tmp_path / "cka" / "cka.json").read_text())["layer_by_layer"]
+    assert len(similarities) == 4 and all(0 < value <= 1 + 1e-9 for value in similarities)
 
 
 @pytest.mark.parametrize(
-    ("frames", "gone", "said"),
+    ("frames", "gone", "message"),
     [
         (1, "", "has 1 frame and a triplet with spacing 1 needs 3"),
         (4, "pose/2.txt", "poses: network"),
@@ -240,7 +240,7 @@ def test_the_published_settings_run_on_folders_of_their_kind(tmp_path: Path) -> 
     ],
 )
 def test_a_sequence_that_cannot_be_used_ends_the_command_with_a_sentence(
-    frames: int, gone: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    frames: int, gone: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = make_scannet(tmp_path / "scannet", frames=frames)
     if gone:
@@ -248,7 +248,7 @@ def test_a_sequence_that_cannot_be_used_ends_the_command_with_a_sentence(
     videos = ["sequences.layout=scannet", f"sequences.folder={tmp_path / 'scannet'}"]
     run = ["mesa", "--config", str(DEBUG), "--run", str(tmp_path / "run")]
     assert main([*run, *ONLY["geometric"], *videos]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

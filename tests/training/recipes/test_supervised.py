@@ -119,10 +119,10 @@ def test_an_interrupt_ends_between_steps_and_can_go_on(
     recipe = supervised.Supervised(cfg, open_pool(cfg.pool))
     real = recipe.batch
 
-    def interrupted(step: int, share: loop.BatchPart) -> loop.Batch:
+    def interrupted(step: int, part: loop.BatchPart) -> loop.Batch:
         if step == 2:
             os.kill(os.getpid(), number)
-        return real(step, share)
+        return real(step, part)
 
     recipe.batch = interrupted  # type: ignore[method-assign]
     before = signal.getsignal(number)

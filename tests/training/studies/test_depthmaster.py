@@ -41,7 +41,7 @@ def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "names", "columns"),
+    ("case", "names", "columns"),
     [
         ("mesa", ["masked", "from scratch"], ["rooms: RMSE (m)", "desks: AbsRel"]),
         (
@@ -57,21 +57,21 @@ def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_study_makes_a_table_and_repeats_nothing(
-    what: str,
+    case: str,
     names: list[str],
     columns: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["study", what, "--out", str(tmp_path), "--rooms", "1", "--images", "3", "--only"]
+    words = ["study", case, "--out", str(tmp_path), "--rooms", "1", "--images", "3", "--only"]
     assert main([*words, *names]) == 0
-    found = (tmp_path / what / "table.md").read_text()
-    assert all(column in found for column in columns)
-    assert [line.split(" | ")[0].strip("| ") for line in found.splitlines()[2:]] == names
+    table = (tmp_path / case / "table.md").read_text()
+    assert all(column in table for column in columns)
+    assert [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:]] == names
     runs = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*/runs/*"))
     assert main([*words, *names]) == 0
     assert runs == sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*/runs/*"))
-    assert found.strip() in capsys.readouterr().out
+    assert table.strip() in capsys.readouterr().out
 
 
 def test_the_stand_in_is_what_the_alignment_opens(tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_the_stand_in_is_what_the_alignment_opens(tmp_path: Path) -> None:
 
 def test_every_variant_resolves_and_changes_something() -> None:
     """Misspelt settings, and two rows that are the same run, would say nothing."""
-    seen = []
+    settings = []
     for variant in study.MASTER:
         cfg = config.build(depthmaster.Config, study.MASTER_BASE)
-        seen.append(config.to_dict(config.replace(cfg, dict(variant.settings or {}))))
-    assert all(a != b for k, a in enumerate(seen) for b in seen[:k])
+        settings.append(config.to_dict(config.replace(cfg, dict(variant.settings or {}))))
+    assert all(a != b for k, a in enumerate(settings) for b in settings[:k])
     names = [variant.name for variant in study.MASTER]
     starts = {(v.settings or {}).get("start", names[0]) for v in study.MASTER}
     assert starts <= set(names) and study.ASSISTANT in names

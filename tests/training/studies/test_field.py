@@ -53,9 +53,9 @@ def column(table: cases.Table, name: str) -> dict[str, float]:
 
 
 def run(name: str, source: Path) -> cases.Table:
-    told: list[str] = []
-    (table,) = cases.CASES[name](cases.Task([source], Bent(), [0], told.append))
-    assert {"room/a", "room/b"} <= set(told)
+    finished: list[str] = []
+    (table,) = cases.CASES[name](cases.Task([source], Bent(), [0], finished.append))
+    assert {"room/a", "room/b"} <= set(finished)
     assert all(len(row) == len(table.head) for row in table.rows)
     return table
 

@@ -39,12 +39,16 @@ def test_every_variant_is_a_setting_of_the_recipe(variant: common.Variant) -> No
 
 def test_the_published_config_is_what_the_study_judged() -> None:
     path = REPO / "training" / "configs" / "westar_embedded.yaml"
-    told = config.load(westar.Config, path)
-    kept = next(v.settings for v in study.WESTAR if v.settings and "loss.known" in v.settings)
-    judged = config.replace(config.build(westar.Config, study.WESTAR_BASE), kept)
-    judged = config.replace(judged, {"loop.seed": told.loop.seed, "loop.tensorboard": True})
-    judged = config.replace(judged, {"loop.log_every": told.loop.log_every})
-    assert (told.loss, told.tune, told.loop) == (judged.loss, judged.tune, judged.loop)
+    published = config.load(westar.Config, path)
+    changes = next(v.settings for v in study.WESTAR if v.settings and "loss.known" in v.settings)
+    judged = config.replace(config.build(westar.Config, study.WESTAR_BASE), changes)
+    judged = config.replace(judged, {"loop.seed": published.loop.seed, "loop.tensorboard": True})
+    judged = config.replace(judged, {"loop.log_every": published.loop.log_every})
+    assert (published.loss, published.tune, published.loop) == (
+        judged.loss,
+        judged.tune,
+        judged.loop,
+    )
 
 
 def test_a_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
