@@ -3,7 +3,7 @@
 
 A recipe supplies the model, the batch of a step and the loss; the loop alone calls backward() and
 step(). The images of step k follow from the seed and k, and so do the random numbers drawn during
-it: a resumed run goes on as if it had never stopped, and how a step's images are shared out among
+it: a resumed run continues as if it had never stopped, and how a step's images are divided among
 processes and accumulated parts does not change what is learnt. accelerate supplies devices,
 processes, precision and gradient scaling.
 """
@@ -56,7 +56,7 @@ __all__ = [
     "run",
 ]
 
-# What may differ between a checkpoint's settings and those of the run that goes on from it; a
+# Settings that may differ between a checkpoint and the run that resumes from it; a
 # recipe adds its own.
 FREE_TO_CHANGE = (
     "loop.steps",
@@ -104,7 +104,7 @@ class LoopConfig:
     clip: float = config.option(1.0, "Greatest norm of the gradient; 0 = no limit.", minimum=0)
     ema: float = config.option(
         0.999,
-        "Fraction that the averaged weights keep at each step; 0 = no averaged copy.",
+        "Decay of the averaged weights at each step; 0 = no averaged copy.",
         minimum=0,
         maximum=1,
     )
@@ -137,10 +137,10 @@ class LoopConfig:
 
 
 class Recipe(ABC):
-    """What a recipe gives to the loop. model, batch and loss it must; the rest it may."""
+    """The interface of a recipe to the loop. model, batch and loss are required."""
 
     name: str = ""
-    """As in the table of training/recipes: kept in checkpoints, so that export knows the network"""
+    """As in the table of training/recipes; stored in checkpoints for the export."""
     free_to_change: tuple[str, ...] = ()
     """Dotted settings of its own that may change between interruption and resumption"""
 
@@ -168,7 +168,7 @@ class Recipe(ABC):
         """
 
     def extra(self) -> nn.Module | None:
-        """What is learnt beside the model and not exported (a projection); kept in checkpoints.
+        """A module learnt beside the model and not exported (a projection); part of checkpoints.
 
         Called once, after model(); the recipe holds on to it and uses it in `loss`.
         """
@@ -199,7 +199,7 @@ def main_first() -> AbstractContextManager[None]:
 
 
 def _on_cpu() -> bool:
-    """accelerate joins processes over CPUs only where it is told that there is nothing else."""
+    """accelerate joins processes over CPUs only with cpu=True."""
     return not torch.accelerator.is_available()
 
 
@@ -226,8 +226,8 @@ def learning_rate(cfg: LoopConfig, step: int) -> float:
 
 
 class _Loss(nn.Module):
-    """The loss as one forward call: what is wrapped for several processes is this, so that a recipe
-    sees its own model and may call it as often as it likes.
+    """The loss as one forward call. It is what several processes wrap, so that a recipe gets its
+    own model and may call it any number of times.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class _Loss(nn.Module):
 
 
 class _Average:
-    """The exponential average of whatever of the model changes, taken in place."""
+    """The exponential moving average of the changing tensors of the model, in place."""
 
     def __init__(self, model: nn.Module, averaged: nn.Module) -> None:
         current = model.state_dict()
@@ -293,7 +293,10 @@ class State:
 
 
 def start(recipe: Recipe, cfg: LoopConfig) -> State:
-    """Fresh model, averaged copy and optimiser from the seed, on this process's device."""
+    """Fresh model, averaged copy and optimiser from the seed, on this process's device.
+
+    Raises TrainingError without a seed, for a frozen model and for a batch that cannot be divided.
+    """
     if cfg.seed < 0:
         raise TrainingError(
             "The run has no seed: set loop.seed to 0 or more, so that it can be repeated."
@@ -374,7 +377,7 @@ def _groups(loss: nn.Module, recipe: Recipe, cfg: LoopConfig) -> list[dict[str, 
 
 
 def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
-    """One optimiser step over this process's parts; what happened is added to the windows.
+    """One optimiser step over this process's parts; its scalars are added to the windows.
 
     Raises FloatingPointError where the loss or the gradient is not finite: the weights are then as
     they were before the step.
@@ -451,8 +454,9 @@ def save(
 
 
 def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
-    """Bring a fresh state to where a checkpoint left off; TrainingError where settings that shape
-    the result, or the network, are others.
+    """Restore a fresh state from a checkpoint.
+
+    Raises TrainingError where settings that shape the result, or the network, differ.
     """
     content = read(path)
     before, now = _flat(content["settings"]), _flat(settings)
@@ -504,7 +508,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class _Parts(Dataset[Any]):
-    """What one process gets, part after part, from a step on; read by DataLoader's workers."""
+    """The parts of one process in order, from a step on; read by DataLoader's workers."""
 
     def __init__(self, recipe: Recipe, cfg: LoopConfig, first: int, process: BatchPart) -> None:
         self._recipe, self._cfg, self._first, self._process = recipe, cfg, first, process
@@ -603,7 +607,8 @@ def run(
     """Train to cfg.steps in a run folder, going on from its last checkpoint if there is one.
 
     settings: the resolved configuration, kept in the checkpoints. stop(step): True ends the run
-    early, with a checkpoint. So does Ctrl-C or SIGTERM, and TrainingError then says where.
+    early, with a checkpoint. Ctrl-C or SIGTERM end it too and raise TrainingError with the step;
+    so do a full disk, settings of another run and values that are not finite.
     """
     torch.set_num_threads(cfg.threads)
     state = start(recipe, cfg)

@@ -10,9 +10,13 @@ a step's images are shared out.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import resource
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +92,26 @@ class Toy(loop.Recipe):
 
 def train(cfg: Config, run: Path, recipe: Toy | None = None, **more: Any) -> loop.State:
     return loop.run(recipe or Toy(cfg), cfg.loop, run, config.to_dict(cfg), **more)
+
+
+def settings(*overrides: str) -> Config:
+    return config.override(Config(), overrides)
+
+
+def rows(run: Path, *names: str) -> list[tuple[float, ...]]:
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [tuple(json.loads(line)[name] for name in names) for line in lines]
+
+
+@contextmanager
+def nearly_full_disk(left: int) -> Iterator[None]:
+    """A limit on file size stands for a full disk: a write fails half way, for real."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def main() -> int:

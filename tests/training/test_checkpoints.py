@@ -13,12 +13,8 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from torch import nn
 
 from depth_node import config
-from tests.helpers.toy import Config, Toy, train
+from tests.helpers.toy import Toy, settings, train
 from training import checkpoints, loop
-
-
-def settings(*overrides: str) -> Config:
-    return config.override(Config(), overrides)
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:

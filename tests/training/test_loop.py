@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +22,12 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from torch import nn
 
 from depth_node import config
-from tests.helpers.toy import Config, Toy, train
+from tests.helpers.toy import Toy, nearly_full_disk, rows, settings, train
 from training import checkpoints, loop
 from training.data.samples import DataError
 
 TOY = REPO / "tests" / "helpers" / "toy.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-
-
-def settings(*overrides: str) -> Config:
-    return config.override(Config(), overrides)
 
 
 def child(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -62,11 +55,6 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def rows(run: Path, *names: str) -> list[tuple[float, ...]]:
-    lines = (run / "log.jsonl").read_text().splitlines()
-    return [tuple(json.loads(line)[name] for name in names) for line in lines]
 
 
 # --- going on -------------------------------------------------------------------------------------
@@ -115,17 +103,6 @@ def test_ctrl_c_with_workers_ends_between_steps(tmp_path: Path) -> None:
     train(settings(f"loop.steps={step}"), tmp_path / "parts")  # nothing left to do
     train(settings("loop.steps=1"), tmp_path / "parts")  # less than that
     assert checkpoints.read(tmp_path / "parts")["step"] == step
-
-
-@contextmanager
-def nearly_full_disk(left: int) -> Iterator[None]:
-    """A limit on file size stands for a full disk: a write fails half way, for real."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (left, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:

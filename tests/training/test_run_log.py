@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +15,14 @@ from rich.console import Console
 from torch import nn
 
 from depth_node import config
-from tests.helpers.toy import Config, Toy, train
+from tests.helpers.toy import Config, Toy, nearly_full_disk, rows, settings, train
 from training import loop
 
 
-def settings(*overrides: str) -> Config:
-    return config.override(Config(), overrides)
-
-
-def rows(run: Path, *names: str) -> list[tuple[float, ...]]:
-    lines = (run / "log.jsonl").read_text().splitlines()
-    return [tuple(json.loads(line)[name] for name in names) for line in lines]
-
-
-@contextmanager
-def nearly_full_disk(left: int) -> Iterator[None]:
-    """A limit on file size stands for a full disk: a write fails half way, for real."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (left, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "environment", dict)  # its length depends on the working tree
     cfg = settings("loop.steps=40", "loop.checkpoint_every=100")
     sentence = r"The run folder .* cannot be written .*make room"
     with nearly_full_disk(1500), pytest.raises(loop.TrainingError, match=sentence):

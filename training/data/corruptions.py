@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What weather, lenses and sensors do to an image: 18 corruptions at five severities.
+"""Corruptions of images by weather, lenses and sensors: 18 kinds at five severities.
 
 The list and its numbers are RoboDepth's (Kong et al., NeurIPS 2023), after Hendrycks and
 Dietterich (ICLR 2019); the code is ours, and so is what a table of numbers leaves open: frost is
@@ -238,7 +238,7 @@ INDOOR = tuple(name for name in CORRUPTIONS if name not in ("fog", "frost", "sno
 
 
 def corrupt(image: U8, name: str, severity: int, seed: int = 0) -> U8:
-    """(H, W, 3) uint8 RGB -> the same image worn by one of CORRUPTIONS; severity 0 is a copy.
+    """(H, W, 3) uint8 RGB -> the same image corrupted by one of CORRUPTIONS; severity 0 is a copy.
 
     Raises ValueError for an unknown name, a severity outside 0..5 or another kind of image.
     """
@@ -307,7 +307,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
 
 def depth_error(abs_rel: float, delta1: float, kind: int = 2) -> float:
     """DEE: AbsRel and delta1 as one error. 1: sum with 1 - delta1; 2: half of it, the main one; 3:
-    their ratio.
+    their ratio. Raises ValueError for another kind.
     """
     if kind == 3:
         return abs_rel / delta1 if delta1 > 0 else math.inf
@@ -327,7 +327,7 @@ def mean_corruption_error(
 
 
 def mean_resilience_rate(errors: Mapping[str, Sequence[float]], clean: float) -> float:
-    """mRR in per cent: what is kept of 1 - DEE of the clean images. More is better."""
+    """mRR in per cent: 1 - DEE of corrupted images over that of the clean ones. More is better."""
     resilience = [float(np.mean([1.0 - e for e in line])) for line, _ in _pairs(errors, errors)]
     return 100.0 * float(np.mean(resilience)) / (1.0 - clean)
 
@@ -351,7 +351,7 @@ def _as_bytes(x: F32) -> U8:
 
 
 def _photons(x: F32, rng: np.random.Generator, count: float) -> F32:
-    """What a sensor reads where full white is `count` photons."""
+    """The value (H, W, 3) that a sensor reads where full white is `count` photons."""
     rate = np.maximum(x, 0).astype(np.float64) * count
     return (rng.poisson(rate) / count).astype(np.float32)
 

@@ -29,7 +29,7 @@ from training.data.samples import F32, U8, DataError, Item, Sample
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged or missing file raises into a DataError that names it."""
+    """Turn the exception of a damaged or missing file into a DataError that names the file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -39,7 +39,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def decode(content: bytes, flags: int) -> NDArray[Any]:
-    """The image in the bytes of a file, all of it; ValueError for what is cut or is none."""
+    """The image in the bytes of a file. Raises ValueError for a cut or damaged file."""
     # libjpeg fills the missing part of a cut file with grey and says nothing.
     cut = content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
     stored = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
@@ -49,14 +49,17 @@ def decode(content: bytes, flags: int) -> NDArray[Any]:
 
 
 def read_image(path: Path) -> U8:
-    """An image (H, W, 3) uint8 RGB."""
+    """An image (H, W, 3) uint8 RGB. Raises DataError for a damaged file."""
     with reading(path):
         bgr = decode(path.read_bytes(), cv2.IMREAD_COLOR)
         return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def read_depth_png(path: Path, per_metre: float) -> F32:
-    """Depth (H, W) m of a uint16 PNG that counts `per_metre` steps a metre; 0 is unknown."""
+    """Depth (H, W) m of a uint16 PNG with `per_metre` steps a metre; 0 is unknown.
+
+    Raises DataError for a damaged file or another type.
+    """
     with reading(path):
         stored = decode(path.read_bytes(), cv2.IMREAD_UNCHANGED)
         if stored.dtype != np.uint16 or stored.ndim != 2:
@@ -82,7 +85,7 @@ def _hdf5(path: Path) -> Any:
 
 
 def listed_lines(path: Path) -> list[list[str]]:
-    """The words of every line of a list that is not empty."""
+    """The words of every non-empty line of a list. Raises DataError for an unreadable file."""
     with reading(path):
         return [
             line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.split()
@@ -428,7 +431,7 @@ def _read_vkitti2(item: Item) -> Sample:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set lies on disk and how one of its samples is read."""
+    """Functions that find and read the samples of a data set, its protocol, and its layout."""
 
     find: Callable[[Path, str, list[list[str]]], list[Item]]
     read: Callable[[Item], Sample]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with depth to learn from: rendered rooms, a data set, or a mixture with a second one."""
+"""Images with depth for training: rendered rooms, a data set, or a mixture with a second one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class MixtureConfig:
 
 
 class Mixture:
-    """What `draw` draws from. DataError where a source is missing."""
+    """The data sets that `draw` draws from. Raises DataError where a source is missing."""
 
     def __init__(
         self, cfg: MixtureConfig, waiting: Callable[[int], None] = lambda count: None
@@ -77,7 +77,10 @@ class Mixture:
     def batch(
         self, rngs: list[np.random.Generator], height: int, width: int, view: ViewConfig
     ) -> dict[str, Tensor]:
-        """`image` (N, 3, h, w) in 0..1 and `depth` (N, 1, h, w) m, an image per generator."""
+        """`image` (N, 3, h, w) in 0..1 and `depth` (N, 1, h, w) m, an image per generator.
+
+        Raises DataError where images of two sizes would share a part of a step.
+        """
         if self.cfg.second_height and len(rngs) > 1:
             raise DataError(
                 f"Images of two sizes cannot share a part of a step, and {len(rngs)} are in one:"
@@ -88,7 +91,7 @@ class Mixture:
 
 
 class _InMemory:
-    """Images of which those read last are in memory."""
+    """Images; the most recently read ones are in memory."""
 
     def __init__(self, images: Images, keep: int) -> None:
         self._images = images
@@ -114,7 +117,10 @@ def open_first(
 def drawn(
     images: Images, rng: np.random.Generator, height: int, width: int, view: ViewConfig
 ) -> tuple[F32, F32]:
-    """One of the images, varied: (height, width, 3) float32 in 0..1, depth (height, width) m."""
+    """A random image, augmented: (height, width, 3) float32 in 0..1, depth (height, width) m.
+
+    Raises DataError for an image without depth.
+    """
     sample = images[int(rng.integers(0, len(images)))]
     if sample.depth is None:
         raise DataError(f"{sample.name} has no depth to learn from: give a data set with depth.")

@@ -29,7 +29,7 @@ SHADOW_PX = 96  # coarser than by default: pooled images are small
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """Where rendered scenes lie and what they look like."""
+    """Folder, size and style of a pool of rendered scenes."""
 
     folder: str = config.option("pool", "Folder of the pool (outside the repository).")
     samples: int = config.option(
@@ -52,7 +52,10 @@ class PoolConfig:
 
 
 class Pool:
-    """Memory-mapped images (N, H, W, 3) uint8 and depth (N, H, W) float16 m."""
+    """Memory-mapped images (N, H, W, 3) uint8 and depth (N, H, W) float16 m.
+
+    Raises DataError without a seed, without a pool to read, and for a pool of other settings.
+    """
 
     def __init__(self, cfg: PoolConfig, write: bool = False) -> None:
         if cfg.seed < 0:
@@ -135,7 +138,7 @@ class Pool:
 def open_pool(
     cfg: PoolConfig, waiting: Callable[[int], None] = lambda count: None, poll_s: float = 5.0
 ) -> Pool:
-    """The pool, once it holds cfg.wait_for images; rendered here if cfg.fill says so.
+    """The pool, once it holds cfg.wait_for images; rendered here if cfg.fill is set.
 
     waiting(found) is called now and then while another process has rendered too few.
     """

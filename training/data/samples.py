@@ -25,7 +25,7 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image to learn from or to be judged on.
+    """One image for training or evaluation.
 
     image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None. camera: of the
     image, or None. masks: (H, W) int32 regions, 0 = none, or None. name: unique within the data

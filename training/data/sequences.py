@@ -150,7 +150,7 @@ class Triplets:
 
 
 def open_triplets(cfg: SequenceConfig, height: int, width: int, need_poses: bool) -> Triplets:
-    """The triplets that the settings name; DataError says what is missing."""
+    """The triplets that the settings name. Raises DataError where data are missing."""
     clips: list[Clip]
     if cfg.layout == "procedural":
         if cfg.seed < 0:
@@ -170,7 +170,7 @@ def open_triplets(cfg: SequenceConfig, height: int, width: int, need_poses: bool
 
 
 class Walk(Clip):
-    """Neighbouring frames of a walk through a procedural room; rendered when first asked for."""
+    """Neighbouring frames of a walk through a procedural room; rendered on first access."""
 
     def __init__(self, cfg: SequenceConfig, number: int) -> None:
         self.cfg, self.number = cfg, number
@@ -280,7 +280,8 @@ def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]
     """KITTI raw: <date>/<date>_drive_<n>_sync/image_02/data/*.png, <date>/calib_cam_to_cam.txt.
 
     Poses come from oxts/data and calib_{imu_to_velo,velo_to_cam}.txt, depth from
-    proj_depth/groundtruth/image_02 where it lies beside them. folder: the set, a date or a drive.
+    proj_depth/groundtruth/image_02 where it exists. folder: the set, a date or a drive. Raises
+    DataError for missing files.
     """
     data = sorted(folder.glob(f"**/image_{camera}/data"))
     if not data:
@@ -380,7 +381,10 @@ def _kitti_imu(row: F64, scale: float) -> F64:
 
 
 def scannet(folder: Path, need_poses: bool) -> list[Recording]:
-    """ScanNet as SensReader exports it: <scene>/{color,depth,pose,intrinsic}/; depth in mm."""
+    """ScanNet as SensReader exports it: <scene>/{color,depth,pose,intrinsic}/; depth in mm.
+
+    Raises DataError for missing files.
+    """
     scenes = sorted(path.parent for path in folder.glob("**/color") if path.is_dir())
     if not scenes:
         raise DataError(
@@ -415,7 +419,7 @@ def tum(folder: Path, need_poses: bool) -> list[Recording]:
     """TUM RGB-D: <sequence>/{rgb,depth,groundtruth}.txt with rgb/ and depth/; depth x 5000.
 
     The intrinsics follow from freiburg1, 2 or 3 in the sequence's name, or from a file
-    intrinsics.txt (fx fy cx cy) in it.
+    intrinsics.txt (fx fy cx cy) in it. Raises DataError for missing files.
     """
     lists = sorted(folder.glob("**/rgb.txt"))
     if not lists:

@@ -28,7 +28,7 @@ PATTERN = "shard-%06d.tar"
 
 
 def open_shards(folder: Path) -> DataSet:
-    """The samples of all shards of a folder, in order; DataError where a shard is cut."""
+    """The samples of all shards of a folder, in order. Raises DataError for a cut shard."""
     items = []
     for path in sorted(folder.glob("*.tar")):
         members: dict[str, dict[str, tuple[int, int]]] = {}

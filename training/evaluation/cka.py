@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How alike two networks see: centred kernel alignment, layer against layer.
+"""Similarity of two networks: centred kernel alignment, layer against layer.
 
 CKA (Kornblith et al. 2019) of features X (n, p) and Y (n, q) of the same n inputs is 1 where one is
 the other turned and scaled, near 0 where they have nothing in common. MeSa reads from it which
@@ -59,7 +59,10 @@ def gram(features: F64) -> F64:
 
 
 def unbiased_hsic(k: F64, l: F64) -> float:  # noqa: E741  # the symbols of the paper
-    """Unbiased dependence of two Gram matrices with empty diagonals (Song et al. 2012, eq. 5)."""
+    """Unbiased HSIC of two Gram matrices (n, n) with zero diagonals (Song et al. 2012, eq. 5).
+
+    Raises ValueError for fewer than LEAST_ROWS rows.
+    """
     n = len(k)
     if n < LEAST_ROWS:
         raise ValueError(f"An unbiased estimate needs {LEAST_ROWS} or more rows, not {n}.")
@@ -72,7 +75,7 @@ class LayerSimilarity:
     """CKA of all layers of one network against all of another, batch by batch.
 
     estimator "unbiased": the means over batches of unbiased HSIC enter the ratio (Nguyen et al.
-    2021); its expectation does not depend on the size of the batch. "linear": all rows are kept
+    2021); its expectation does not depend on the size of the batch. "linear": all rows are stored
     and linear_cka is taken at the end.
     """
 
@@ -99,7 +102,10 @@ class LayerSimilarity:
             self._sums = tuple(x + y for x, y in zip(self._sums, now, strict=True))  # type: ignore[assignment]
 
     def matrix(self) -> F64:
-        """(layers of the first, layers of the second); NaN where a layer answers all alike."""
+        """(layers of the first, layers of the second); NaN for a layer with constant output.
+
+        Raises ValueError without features.
+        """
         if self.estimator == "linear":
             if not self._rows[0]:
                 raise ValueError("There are no features: add batches first.")
@@ -119,8 +125,10 @@ class LayerSimilarity:
 
 
 def layers(model: nn.Module, pattern: str = ENCODERS) -> dict[str, nn.Module]:
-    """Blocks of a network by name: what its outermost lists of modules hold, and single blocks
+    """Blocks of a network by name: the items of its outermost module lists, and single blocks
     whose own name fits; `pattern` is searched in the names.
+
+    Raises TrainingError where none fits.
     """
     blocks: dict[str, nn.Module] = {}
 
@@ -142,7 +150,7 @@ def layers(model: nn.Module, pattern: str = ENCODERS) -> dict[str, nn.Module]:
 
 
 class Probe:
-    """Features of chosen layers while a network answers."""
+    """Captures the features of chosen layers during a forward pass."""
 
     def __init__(self, model: nn.Module, chosen: dict[str, nn.Module]) -> None:
         self.model, self.chosen = model.eval(), chosen
@@ -187,7 +195,10 @@ def _rows(features: Tensor, rows: str, seed: int) -> F64:
 
 
 def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArray[np.uint8]]:
-    """Up to `count` images below a folder, (height, width, 3) uint8 RGB."""
+    """Up to `count` images below a folder, (height, width, 3) uint8 RGB.
+
+    Raises DataError for too few images or an unreadable one.
+    """
     paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     files = sorted(paths)[:count]
     if len(files) < LEAST_ROWS:
@@ -208,7 +219,7 @@ def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArr
 
 
 def open_checkpoint(path: Path) -> tuple[nn.Module, NetworkInput]:
-    """A network of any of our recipes, or a Depth Anything folder, and how its images look."""
+    """A network of any of our recipes, or of a Depth Anything folder, and its input."""
     if (path / "config.json").is_file():
         network = networks.open_network(networks.NetworkConfig(kind="small", source=str(path)))
     elif checkpoints.read(path)["recipe"] == "depthmaster":
@@ -231,7 +242,10 @@ def compare(
     batch: int = 16,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """The result as it is written: layers of both, the matrix, and layer against same layer."""
+    """The content of cka.json: layers of both, the matrix, and each layer against the same layer.
+
+    images: (H, W, 3) uint8 RGB, of one size.
+    """
     probes = [Probe(model, layers(model, pattern)) for model, _ in (a, b)]
     groups = list(_batches(images, batch))
     steps = track(groups, "comparing", console=console) if console is not None else groups

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions of a network over a data set, computed once and kept."""
+"""Samples to evaluate on, and predictions of a network for them, computed once and stored."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ def recorded(folder: Path) -> Iterable[Sample]:
 
 
 def corrupted(sample: Sample, name: str, severity: int) -> Sample:
-    """The sample seen through a corruption; its random field follows from the frame's name."""
+    """The sample with its image corrupted; the random field follows from the frame's name."""
     seed = zlib.crc32(f"{sample.source}/{sample.name}".encode())
     return replace(sample, image=corrupt(sample.image, name, severity, seed))
 
 
 class NetworkPredictor(Protocol):
-    """What is judged: DepthModel is one."""
+    """A network to evaluate: DepthModel is one."""
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         """(H, W, 3) uint8 RGB -> the prediction at the image's size."""
 
 
 class Cached:
-    """A predictor whose answers are kept: predictions once, scores many times.
+    """A predictor with stored predictions: predictions once, scores many times.
 
-    identity: of everything that shapes an answer. folder: where they lie, a subfolder per network.
-    An entry that cannot be read is made anew.
+    identity: digest of everything that shapes a prediction. folder: has a subfolder per network.
+    An entry that cannot be read is computed again.
     """
 
     def __init__(self, predictor: NetworkPredictor, identity: str, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Cached:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """From the disk if this very image was seen before."""
+        """The prediction for an image (H, W, 3) uint8 RGB, from the disk if it is stored."""
         digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
         path = self.folder / f"{digest.hexdigest()[:32]}.npz"
         try:
@@ -91,13 +91,13 @@ class Cached:
 def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
     """Name, identity and predictor of `embedded`, FILE.onnx[=MANIFEST] or a run of this package.
 
-    backend: what runs a file; unless asked otherwise the reference, so that scores do not depend on
+    backend: what runs a file; the reference by default, so that scores do not depend on
     the machine. A run is calculated by torch on the CPU. Raises EngineError or TrainingError, a
     sentence.
     """
     path, _, manifest = text.partition("=")
     if Path(path).is_dir():
-        from training.export.depth import open_checkpoint  # torch only where it is asked for
+        from training.export.depth import open_checkpoint  # torch only for a run
 
         opened = open_checkpoint(Path(path))
         return Path(path).name, opened.identity, opened

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is counted of an image, and what a network is forgiven before it is scored.
+"""Protocols (range and crop of the scored pixels) and alignments (what is fitted to the truth).
 
-A number without its protocol (range, crop) and its alignment (the scale and shift that were fitted
-to the truth) says nothing: both have a name here, and every result carries them.
+A score means nothing without both: they have names here, and every result carries them.
 """
 
 from __future__ import annotations
@@ -74,7 +73,8 @@ def crop_box(crop: str, height: int, width: int) -> tuple[int, int, int, int]:
     """Rows top:bottom and columns left:right that a crop leaves of an image.
 
     nyu: of 480x640, other sizes in proportion. kitti: the bottom-centred 352x1216, smaller images
-    whole; kitti_eigen and kitti_garg are fractions of THAT box, as in Marigold.
+    whole; kitti_eigen and kitti_garg are fractions of THAT box, as in Marigold. Raises ValueError
+    for an unknown crop.
     """
     if crop == "none":
         return 0, height, 0, width

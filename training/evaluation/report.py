@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge depth networks as shipped: predictions once, scores many times, with their uncertainty.
+"""Evaluate depth networks as shipped: predictions once, scores many times, with their intervals.
 
 A network is an ONNX file behind depth_node.engine, exactly what a robot runs, or a checkpoint of
-this package. Predictions are kept in a folder by network and image, so that another alignment,
+this package. Predictions are stored in a folder by network and image, so that another alignment,
 protocol or metric costs no second run. Every score names the alignment that was fitted to the
 truth and the protocol that chose the pixels (protocols.py).
 
-Two rivals never look at the image: `constant` (the median disparity) and `plane`, the best
+Two baselines do not use the image: `constant` (the median disparity) and `plane`, the best
 1/z = a + b x + c y, which is fitted with three numbers where a network gets two.
 """
 
@@ -103,10 +103,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="a published data set: kind=nyuv2 folder=... split=test (see training/datasets.py)",
+        help="a published data set: kind=nyuv2 folder=... split=test (docs/training/data.md)",
     )
-    add("--labels", type=Path, default=None, help="ordinal labels (.csv, .json) to be agreed with")
-    add("--images", type=Path, default=None, help="the images that --labels speaks of")
+    add("--labels", type=Path, default=None, help="ordinal labels (.csv, .json) to compare with")
+    add("--images", type=Path, default=None, help="folder of the images of --labels")
     add(
         "--alignment",
         action="append",
@@ -122,7 +122,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--corruptions",
         default="",
         metavar="all|NAME,NAME",
-        help="also score images worn at five severities: mCE and mRR",
+        help="also score corrupted images at five severities: mCE and mRR",
     )
     add("--base", default="", help="the method that mCE and ratios are taken over")
     add(
@@ -130,7 +130,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=REFERENCE,
         help=f"what runs .onnx files: auto, tensorrt, onnxruntime-cuda, ... (default {REFERENCE})",
     )
-    add("--cache", type=Path, default=None, help="folder that keeps predictions for the next time")
+    add("--cache", type=Path, default=None, help="folder that stores predictions")
     add("--json", type=Path, default=None, help="write settings, summary and every frame's scores")
     add("--markdown", type=Path, default=None, help="write the tables")
 
@@ -138,7 +138,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run it. Raises TrainingError: one sentence."""
     named = CORRUPTIONS if args.corruptions == "all" else args.corruptions.split(",")
-    worn_by = tuple(name.strip() for name in named if name.strip())
+    corruptions = tuple(name.strip() for name in named if name.strip())
     try:
         report(
             args.model,
@@ -149,7 +149,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
             console,
             data=config.override(DataConfig(), args.data) if args.data else None,
             labels=(args.labels, args.images) if args.labels else None,
-            plan=ScoringPlan(tuple(args.alignment), args.protocol, worn_by),
+            plan=ScoringPlan(tuple(args.alignment), args.protocol, corruptions),
             base=args.base,
             cache=args.cache,
             markdown=args.markdown,
@@ -178,7 +178,8 @@ def report(
     """Score, print and write the tables: rendered rooms, recorded frames, a data set, labels.
 
     labels: an ordinal label file and the folder of its images. base: the method that ratios and
-    mCE are taken over (default: the first one). backend: what runs files (open_model).
+    mCE are taken over (default: the first one). backend: what runs files (open_model). Raises
+    ValueError for an unknown base, and what opening, reading and scoring raise.
     """
     sets = list(_sets(count, seed, folders, data))
     opened: dict[str, Any] = {}
@@ -203,13 +204,13 @@ def report(
             raise ValueError(
                 f"--base {base!r} is none of the methods {', '.join((*opened, *BASELINES))}."
             )
-        for judged in sets:
-            shown = track(judged.samples, judged.title, total=judged.total, console=console)
+        for subset in sets:
+            shown = track(subset.samples, subset.title, total=subset.total, console=console)
             made = score(
-                shown, predictors, replace(plan, protocol=plan.protocol or judged.protocol)
+                shown, predictors, replace(plan, protocol=plan.protocol or subset.protocol)
             )
             rows += made
-            for table, lines in _tables(judged, made, list(opened), base):
+            for table, lines in _tables(subset, made, list(opened), base):
                 show(table, lines)
         if labels is not None:
             show(*_agreement(labels[0], labels[1], predictors, console))
@@ -239,8 +240,8 @@ def report(
 
 
 @dataclass(frozen=True)
-class _Set:
-    """Images that share a table. pooled: their mean is over images, else over sources' means.
+class _EvaluationSet:
+    """Images of one table. pooled: their mean is over images, else over sources' means.
 
     by: what the bootstrap draws; order: of the sources in the table.
     """
@@ -256,18 +257,18 @@ class _Set:
 
 def _sets(
     count: int, seed: int, folders: Sequence[Path], data: DataConfig | None
-) -> Iterator[_Set]:
-    """Every set that is asked for. Raises ValueError or DataError where one cannot be had."""
+) -> Iterator[_EvaluationSet]:
+    """Every requested set. Raises ValueError or DataError where one cannot be opened."""
     if count:
         if seed < 0:
             raise ValueError("Rendered rooms need a seed: give --seed, and not that of the pool.")
         # Rooms of all styles are one population: their mean is over images, not over styles.
         order = tuple(f"procedural {style}" for style in STYLES)
         title = f"{count} unseen rooms, seed {seed}"
-        yield _Set(title, rendered_rooms(count, seed), count, order, True, "frame")
+        yield _EvaluationSet(title, rendered_rooms(count, seed), count, order, True, "frame")
     if folders:
         frames = (sample for folder in folders for sample in recorded(folder))
-        yield _Set("recorded frames", frames, None, (), False, "source")
+        yield _EvaluationSet("recorded frames", frames, None, (), False, "source")
     if data is not None:
         data_set = open_samples(data)
         if data_set.protocol not in protocols.PROTOCOLS:
@@ -277,7 +278,9 @@ def _sets(
             )
         title = f"{data_set.name}{' ' + data.split if data.split else ''} ({len(data_set)})"
         # As published: the mean over all images; drawn by scene, whose images are alike.
-        yield _Set(title, published(data_set), len(data_set), (), True, "source", data_set.protocol)
+        yield _EvaluationSet(
+            title, published(data_set), len(data_set), (), True, "source", data_set.protocol
+        )
 
 
 def published(data_set: DataSet) -> Iterator[Sample]:
@@ -291,7 +294,7 @@ def published(data_set: DataSet) -> Iterator[Sample]:
 def _agreement(
     labels: Path, images: Path | None, predictors: Mapping[str, NetworkPredictor], console: Console
 ) -> tuple[Table, list[dict[str, Any]]]:
-    """How many of a person's ordered pairs each network puts in that order."""
+    """The fraction of a person's ordered pairs that each network puts in that order."""
     if images is None:
         raise ValueError("--labels needs --images, the folder that its images lie in.")
     data_set = open_samples(DataConfig(kind="images", folder=str(images)))
@@ -325,14 +328,14 @@ def _agreement(
 
 
 def _tables(
-    judged: _Set, rows: list[Row], methods: list[str], base: str
+    subset: _EvaluationSet, rows: list[Row], methods: list[str], base: str
 ) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
     """A table per alignment and one of the corruptions, each with its lines for the JSON file."""
-    pooled, by = judged.pooled, judged.by
-    title = f"{judged.title}, protocol {rows[0].protocol}" if rows else judged.title
+    pooled, by = subset.pooled, subset.by
+    title = f"{subset.title}, protocol {rows[0].protocol}" if rows else subset.title
     clean = [row for row in rows if row.corruption == CLEAN]
     present = {row.source for row in clean}
-    sources = [source for source in judged.order if source in present] or sorted(present)
+    sources = [source for source in subset.order if source in present] or sorted(present)
     every = [*methods, *BASELINES]
     alignments = sorted({row.alignment for row in clean} - {"-"})
     for alignment in alignments:
@@ -405,7 +408,7 @@ def _markdown(table: Table) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same tree with None for what JSON cannot say."""
+    """The same tree with None for values that JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -50,8 +50,8 @@ class Row:
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """What is scored: alignments (empty: the usual one of each network), protocol (empty: that of
-    the set), corruptions.
+    """Alignments (empty: the usual one of each network), protocol (empty: that of the set) and
+    corruptions of an evaluation. Raises ValueError for an unknown name.
     """
 
     alignments: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ def _row(
         sample.source,
         sample.name,
         **{name: getattr(scores, name) for name in SCORES},
-        # The edges are those of the whole truth: of corrupted images the clean ones' say enough.
+        # The edges are those of the whole truth; of corrupted images they are not scored.
         boundary_f1=boundary_f1(depth, truth) if not severity else math.nan,
         answered=scores.answered,
         alignment=alignment,
@@ -140,7 +140,10 @@ def plane_terms(height: int, width: int) -> F64:
 def baseline(
     name: str, truth: F32, protocol: protocols.Protocol = protocols.PROTOCOLS[INDOOR]
 ) -> F32:
-    """Depth (H, W) m of a rival that does not look at the image; truth NaN where not counted."""
+    """Depth (H, W) m of a baseline that does not use the image; truth NaN where not counted.
+
+    Raises ValueError for an unknown name.
+    """
     if name == "constant":
         return np.full(truth.shape, 1.0 / np.nanmedian(1.0 / truth), np.float32)
     if name == "plane":

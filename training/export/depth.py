@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint -> ONNX with manifest, parity first: what is written opens in depth_node as it is.
+"""Checkpoint -> ONNX with manifest, compared with torch before it is written.
 
 Static size, batch 1, opset 20; low-rank updates merged, batch normalisations folded, the positional
 embedding of a transformer computed for that very size. (A dynamic height and width would be
 silently wrong: the depth head turns its output size into a constant.) Weights may be stored as
-float16 and cast to float32 in the graph: half the file, the same arithmetic.
+FP16 and cast to FP32 in the graph: half the file, the same arithmetic.
 
-A recipe whose network models.open_run() does not know offers `exportable(payload)`, payload as
-training.checkpoints.read() gives it, which returns (network in eval mode, models.InputSpec,
+A recipe whose network models.networks.open_run() does not know offers `exportable(payload)`,
+payload as training.checkpoints.read() gives it, which returns (network in eval mode, NetworkInput,
 meaning); its settings have `height` and `width`, or they are given on the command line.
 """
 
@@ -64,9 +64,9 @@ PATCHED_SIZE = (392, 518)  # 4:3 at the width that Depth Anything was trained at
 
 @dataclass
 class Exportable:
-    """A network in eval mode with all that its manifest says; it predicts like the shipped one.
+    """A network in eval mode with the content of its manifest; it predicts like the exported file.
 
-    facts: name, licence, source and training of the manifest. identity: of weights and input.
+    entries: name, licence, source and training of the manifest. identity: of weights and input.
     """
 
     network: nn.Module
@@ -77,7 +77,7 @@ class Exportable:
 
     @property
     def identity(self) -> str:
-        """Hexadecimal SHA-256 of everything that shapes an answer."""
+        """Hexadecimal SHA-256 of weights, input specification and meaning."""
         digest = hashlib.sha256(repr((self.spec, self.meaning)).encode())
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
@@ -97,7 +97,7 @@ class Exportable:
 
 
 def open_checkpoint(path: Path, height: int = 0, width: int = 0) -> Exportable:
-    """What a run of ours, or a folder of transformers' Depth Anything, exports as.
+    """The network to export of a run of ours, or of a folder of transformers' Depth Anything.
 
     path: RUN, RUN/best, another checkpoint, or a folder with config.json and model.safetensors.
     height, width: of the network's input (default: the run's). Raises TrainingError.
@@ -138,7 +138,7 @@ def _exportable(
     height = height or int(settings.get("height", 0)) or default[0]
     width = width or int(settings.get("width", 0)) or default[1]
     if not height or not width:
-        raise TrainingError("The run does not say how large its input is: give --height, --width.")
+        raise TrainingError("The run has no input size: give --height and --width.")
     fitting = spec.fitting(height, width)
     if fitting != (height, width):
         raise TrainingError(
@@ -166,7 +166,7 @@ def _exportable(
         meaning,
         spec.multiple_px if patched else 0,
         {
-            # Weights that began as somebody else's keep his licence, which is not known here.
+            # Weights that began as a third party's keep its licence, which is not known here.
             "licence": "" if patched and "start" in provenance else "Apache-2.0",
             "source": f"trained by this project: python -m training {provenance['recipe']}"
             if "recipe" in provenance
@@ -188,7 +188,7 @@ def _has_offset(settings: Mapping[str, Any]) -> bool:
 
 
 def _provenance(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """How a network came about, without a path of the machine that it happened on."""
+    """Recipe, steps, seeds and source of a network, without paths of this machine."""
     settings = payload["settings"]
     loop = settings.get("loop", {})
     provenance: dict[str, Any] = {
@@ -228,7 +228,7 @@ def _fold(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _sized(model: nn.Module, height: int, width: int) -> Iterator[None]:
-    """Inside, the positional embeddings are those of one size: no cubic Resize in the graph."""
+    """Inside, positional embeddings are constants of one size: no cubic Resize in the graph."""
     embeddings: list[Any] = [m for m in model.modules() if hasattr(m, "interpolate_pos_encoding")]
     for module in embeddings:
         patch = module.patch_embeddings.patch_size
@@ -348,9 +348,7 @@ def _structured_input(spec: preprocess.InputSpec, height: int, width: int) -> F3
 
 
 def clean(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what the exporter says about the machine it ran on (source paths in metadata and doc
-    strings).
-    """
+    """Remove what the exporter writes about this machine: source paths in metadata, doc strings."""
     del graph.metadata_props[:]
     graph.doc_string = ""
     graph.graph.doc_string = ""
@@ -422,7 +420,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--fp16",
         action="store_true",
-        help="beside it write NAME.fp16.onnx that also calculates in FP16, if it answers alike",
+        help="also write NAME.fp16.onnx, which calculates in FP16, if its outputs agree",
     )
     add(
         "--images",

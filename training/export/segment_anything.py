@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment Anything and its kin -> an encoder and a prompt decoder in ONNX, parity first.
+"""Segment Anything and MobileSAM -> an encoder and a prompt decoder in ONNX, compared with torch.
 
 `python -m training segmentation SOURCE --out FOLDER` writes NAME.onnx (the encoder, whose manifest
 names the decoder) and NAME_decoder.onnx. What the decoder takes and gives is described at
@@ -215,7 +215,10 @@ def _side(size: Any) -> int:
 
 
 def encoder_and_decoder(model: Any) -> tuple[Encoder, Decoder]:
-    """Encoder and decoder of a Sam (segment-anything, mobile_sam), a SamModel or a Sam2Model."""
+    """Encoder and decoder of a Sam (segment-anything, mobile_sam), a SamModel or a Sam2Model.
+
+    Raises TrainingError for another network.
+    """
     model = model.eval()
     if hasattr(model, "no_memory_embedding"):
         return _Hub2Encoder(model).eval(), _HubDecoder(model).eval()
@@ -252,12 +255,12 @@ def export(
 ) -> Exported:
     """Write out/NAME.onnx and out/NAME_decoder.onnx with their manifests.
 
-    batch: how many points the decoder is asked for at once, fixed in its graph. Raises
+    batch: number of points of a run of the decoder, fixed in its graph. Raises
     TrainingError, and writes nothing, where ONNX Runtime disagrees with torch.
     """
     if batch < 1:
         raise TrainingError(
-            f"the batch is {batch}: give how many points are asked at once, from 1."
+            f"the batch is {batch}: give the number of points of a decoder run, 1 or more."
         )
     encoder, decoder = encoder_and_decoder(model)
     spec = InputSpec(
@@ -320,7 +323,7 @@ def _answers(decoder: Decoder, given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _room(size: int) -> NDArray[np.uint8]:
-    """A rendered room, wider than high: parity on noise alone hides errors of large areas."""
+    """A rendered room (H, W, 3) uint8 RGB: noise alone would hide errors of large areas."""
     rng = np.random.default_rng(5)
     scene = Scene.random(rng)
     view = random_view(scene, rng, size, size * 3 // 4)
@@ -411,7 +414,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Load, export, say what was written."""
+    """Load a network, export it and print the files. Raises TrainingError."""
     name = args.name or Path(args.source).stem
     model = load(args.source, args.kind)
     done = export(model, args.out, name, batch=args.batch, licence=args.licence, source=args.source)

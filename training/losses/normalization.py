@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left of a map without scale and shift: (d - median) / mean absolute deviation.
+"""Maps normalised to no scale and shift: (d - median) / mean absolute deviation.
 
 Maps are (N, 1, H, W) float. Statistics are taken over contexts: sets of pixels of one image,
 written as a map (N, 1, H, W) of numbers from 1, where 0 lies in none (a boolean mask is one context
@@ -97,7 +97,10 @@ def bins(teacher: Tensor, mask: Tensor, count: int) -> Tensor:
 
 
 def layers(teacher: Tensor, mask: Tensor, norm: str) -> Tensor:
-    """(N, L, H, W) integers: the contexts over which `norm`, a key of LEVELS, works."""
+    """(N, L, H, W) integers: the contexts over which `norm`, a key of LEVELS, normalises.
+
+    teacher and mask (N, 1, H, W). Raises ValueError for an unknown norm.
+    """
     if norm not in LEVELS:
         raise ValueError(f"No normalisation is called {norm!r}: use one of {', '.join(LEVELS)}.")
     return torch.cat([bins(teacher, mask, count) for count in LEVELS[norm]], dim=1)
@@ -106,7 +109,7 @@ def layers(teacher: Tensor, mask: Tensor, norm: str) -> Tensor:
 def worthwhile(
     contexts: Tensor, teacher: Tensor, mask: Tensor, least_px: int = 256, least_share: float = 1e-3
 ) -> Tensor:
-    """Contexts (N, L, H, W) without those too small or too flat to say anything.
+    """Contexts (N, L, H, W) without those that are too small or too flat.
 
     Dropped are contexts with fewer than `least_px` valid pixels, and those in which the teacher
     deviates by less than `least_share` of what it does in the whole image: a constant plane would

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diffusion networks of others as assistant teachers: Marigold, GenPercept."""
+"""Published diffusion networks as assistant teachers: Marigold, GenPercept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.models.network_io import NetworkInput
 class Marigold(nn.Module):
     """A Marigold-class pipeline of diffusers as a teacher: images in 0..1 in, its maps out.
 
-    `meaning` says what the maps are. The noise is the same for every image, one map is drawn.
+    `meaning` is that of the maps. The noise is the same for every image, one map is drawn.
     """
 
     spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 8)  # type: ignore[arg-type]
@@ -68,7 +68,10 @@ class GenPercept(nn.Module):
 
 
 def open_genpercept(cfg: DiffusionConfig, gives: str) -> GenPercept:
-    """A folder of Stable Diffusion 2.1 whose unet/ is GenPercept's. gives: depth or disparity."""
+    """A folder of Stable Diffusion 2.1 whose unet/ is GenPercept's. gives: depth or disparity.
+
+    Raises TrainingError for a variant with a DPT head.
+    """
     for head in ("dpt_head", "dpt_head_identity"):
         if (Path(cfg.source) / head).is_dir():
             raise TrainingError(
@@ -84,8 +87,10 @@ def open_genpercept(cfg: DiffusionConfig, gives: str) -> GenPercept:
 def open_assistant(
     source: str, allow_download: bool = False, revision: str = "main", gives: str = ""
 ) -> SingleStep | Marigold | GenPercept:
-    """A diffusion network to teach others: a run of depthmaster, a Marigold of diffusers, or, where
-    it is said what it `gives`, a GenPercept.
+    """A diffusion network as a teacher: a run of depthmaster, a Marigold of diffusers, or, where
+    `gives` is set to depth or disparity, a GenPercept.
+
+    Raises TrainingError where it cannot be opened.
     """
     folder = Path(source)
     if gives:

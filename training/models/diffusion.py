@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DepthMaster (arXiv 2501.02576): a Stable Diffusion that answers depth in one step.
+"""DepthMaster (arXiv 2501.02576): a Stable Diffusion that predicts depth in one step.
 
-The autoencoder stays as it is; the U-Net, always told that it is at t = 1 and that the prompt is
-empty, turns the latent of an image into the latent of its depth. Images enter as
-(N, 3, H, W) in -1..1; the answer is a map (N, 1, H, W) that is meant to lie in -1..1, in one of
-SPACES. diffusers supplies the networks. Nothing is downloaded that `allow_download` did not ask
-for. Where the paper leaves something open, or its code says otherwise, the place says so.
+The autoencoder is frozen; the U-Net, always at t = 1 and with the empty prompt, maps the latent of
+an image to the latent of its depth. Images enter as (N, 3, H, W) in -1..1; the output is a map
+(N, 1, H, W), nominally in -1..1, in one of SPACES. diffusers supplies the networks. Nothing is
+downloaded unless `allow_download` is set. Where the paper is silent, or its code differs, a
+comment states it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DiffusionConfig(HubSource):
     space: str = config.option("sqrt_disparity", "What is predicted (table III).", choices=SPACES)
     paradigm: str = config.option(
         "single",
-        "One step; the U-Net's answer fed back to it four times; or denoising (table II).",
+        "One step; the U-Net's output fed back to it four times; or denoising (table II).",
         choices=PARADIGMS,
     )
     denoise_steps: int = config.option(10, "Steps of the denoising paradigm.", minimum=1)
@@ -69,7 +69,7 @@ class DiffusionConfig(HubSource):
         False, "Save memory: compute activations of U-Net and decoder anew in the backward pass."
     )
     decoder_fp32: bool = config.option(
-        False, "Run the autoencoder in float32 whatever loop.precision says."
+        False, "Run the autoencoder in float32 whatever loop.precision is."
     )
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class DiffusionConfig(HubSource):
 
 @dataclass(frozen=True)
 class Target:
-    """What the network shall say: map (N, 1, H, W) in -1..1, where it is known, and its range.
+    """Target of the network: map (N, 1, H, W) in -1..1, the mask of known pixels, and its range.
 
     low and high (N,) are the values of -1 and 1 before scaling, in the space's unit.
     """
@@ -99,8 +99,9 @@ def target(
     """Depth (N, 1, H, W) m -> clip(2 (y - q_low) / (q_high - q_low) - 1, -1, 1).
 
     y is sqrt(1 / depth), 1 / depth or depth; q are the `tails` and 1 - `tails` quantiles of an
-    image's valid pixels. Images without spread are not valid. What is not valid holds the
-    farthest value, so that the autoencoder sees no edge that says "near".
+    image's valid pixels. Images without spread are not valid. Invalid pixels hold the farthest
+    value, so that they add no near edge to the autoencoder's input. Raises ValueError for another
+    space.
     """
     if space not in SPACES:
         raise ValueError(f"No target space is called {space!r}: use one of {', '.join(SPACES)}.")
@@ -143,7 +144,10 @@ class Projector(nn.Module):
 
 
 def external_size(height: int, width: int, patch_px: int) -> tuple[int, int]:
-    """The size at which the external encoder sees an image: whole patches of 0.875 of it."""
+    """Height and width of the external encoder's input: whole patches at 0.875 of the image.
+
+    Raises TrainingError for an image smaller than a patch.
+    """
     rows, columns = (round(SHRINK * side / patch_px) for side in (height, width))
     if min(rows, columns) < 1:
         raise TrainingError(
@@ -194,7 +198,10 @@ def root(disparity: Tensor, least: float = 1e-2) -> Tensor:
 
 
 def student_target(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """What `root` of a student's disparity shall be, and where: the paper's target, moved."""
+    """Target of `root` of a student's disparity and its mask, (N, 1, H, W): the paper's, shifted.
+
+    depth (N, 1, H, W) m, mask of known pixels.
+    """
     scaled = target(depth, mask)
     return (scaled.values + 1) / 2 + STUDENT_OFFSET, scaled.mask
 
@@ -239,7 +246,7 @@ class FourierEnhancement(nn.Module):
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass of the U-Net gives: the latent of depth, and the features asked for."""
+    """Output of one pass of the U-Net: the latent of depth, and features if requested."""
 
     latent: Tensor
     features: Tensor | None
@@ -272,7 +279,10 @@ class SingleStep(nn.Module):
             vae.enable_gradient_checkpointing()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in -1..1 -> scaled latents: the mean, nothing is drawn."""
+        """Images (N, 3, H, W) in -1..1 -> scaled latents (N, 4, h, w): the mean, nothing is drawn.
+
+        Raises TrainingError where the sides are no multiples of a latent cell.
+        """
         if min(images.shape[-2:]) < self.latent_px or any(
             side % self.latent_px for side in images.shape[-2:]
         ):
@@ -316,7 +326,7 @@ class SingleStep(nn.Module):
         return torch.autocast(x.device.type, enabled=False)
 
     def step(self, latent: Tensor, layer: str = "", timestep: Tensor | None = None) -> Step:
-        """One pass of the U-Net; with `place`, one of FEATURE_LAYERS, also the features there."""
+        """One pass of the U-Net; with `layer`, one of FEATURE_LAYERS, also its features."""
         captured: list[Tensor] = []
 
         def enhance(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -434,7 +444,7 @@ def _noise() -> Any:
 
 
 def open_diffusion(cfg: DiffusionConfig) -> SingleStep:
-    """The network as the settings say. TrainingError where its parts are missing or do not fit."""
+    """The network of the settings. Raises TrainingError where parts are missing or do not fit."""
     unet, vae, prompt = _random_parts(cfg) if not cfg.source else stable_diffusion_parts(cfg)
     if cfg.paradigm == "denoising":
         _widen(unet)
@@ -442,7 +452,10 @@ def open_diffusion(cfg: DiffusionConfig) -> SingleStep:
 
 
 def from_checkpoint(content: Mapping[str, Any], where: object = "the checkpoint") -> SingleStep:
-    """The network of a run of depthmaster, from what checkpoints.read gives; in eval mode."""
+    """The network of a run of depthmaster, in eval mode; content: as checkpoints.read gives it.
+
+    Raises TrainingError for a run of another recipe.
+    """
     if content["recipe"] != "depthmaster":
         raise TrainingError(
             f"The run in {where} is of the recipe {content['recipe']}, not of depthmaster: give one"
@@ -503,7 +516,10 @@ def _random_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
 
 
 def stable_diffusion_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
-    """U-Net, autoencoder and empty prompt of a Stable Diffusion 2, each in its subfolder."""
+    """U-Net, autoencoder and empty prompt of a Stable Diffusion 2, each in its subfolder.
+
+    Raises TrainingError for missing or unfitting parts.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     folder = Path(cfg.source)
@@ -544,7 +560,7 @@ def _part(cls: Any, name: str, cfg: DiffusionConfig) -> Any:
         "subfolder": name,
         "local_files_only": local or not cfg.allow_download,
         "use_safetensors": True,
-        "low_cpu_mem_usage": False,  # the other way needs every key, and says less of a wrong one
+        "low_cpu_mem_usage": False,  # with it missing keys are an error without their names
         "torch_dtype": torch.float32,
     }
     if not local:
@@ -570,7 +586,7 @@ def _part(cls: Any, name: str, cfg: DiffusionConfig) -> Any:
 def _empty_prompt(cfg: DiffusionConfig) -> Tensor:
     """The embedding (1, 77, 1024) of "": from a file beside the networks, or by the text encoder.
 
-    It is kept in every checkpoint, so that the text encoder is needed once.
+    It is stored in every checkpoint, so that the text encoder is needed once.
     """
     folder = Path(cfg.source)
     if (folder / PROMPT_FILE).is_file():

@@ -88,7 +88,10 @@ class DepthAnything(nn.Module):
         return self.answer(x).disparity
 
     def answer(self, x: Tensor) -> NetworkOutput:
-        """Disparity, what entered the final ReLU, and the encoder's patch features."""
+        """Disparity, the input of the final ReLU, and the encoder's patch features.
+
+        Raises ValueError where the sides are no multiples of a patch.
+        """
         rows, columns = x.shape[-2] // PATCH_PX, x.shape[-1] // PATCH_PX
         if x.shape[-2] % PATCH_PX or x.shape[-1] % PATCH_PX:
             raise ValueError(

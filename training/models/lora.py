@@ -47,7 +47,7 @@ _ENCODER = re.compile(r"(^|\.)(backbone|blocks|stem|stages|context)(\.|$)")
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Which weights learn. Which of q, k, v, o is not said in WeSTAR; q and v are WeSAM's."""
+    """Which weights learn. WeSTAR does not state which of q, k, v, o; q and v are WeSAM's."""
 
     mode: str = config.option(
         "lora", "low-rank updates of the encoder, or whole parts.", choices=TUNE_MODES
@@ -86,7 +86,7 @@ class TuneConfig:
 
 
 def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
-    """The same model, in place, with gradients for what learns and low-rank updates where asked.
+    """The same model, in place, with gradients for the weights of cfg.mode, and low-rank updates.
 
     Raises TrainingError where no layer fits.
     """
@@ -94,7 +94,7 @@ def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
         for name, parameter in model.named_parameters():
             inside = in_encoder(name)
             learns = cfg.mode == "full" or inside == (cfg.mode == "encoder")
-            # The mask token is of masked image modelling: it takes no part in any answer.
+            # The mask token is of masked image modelling and takes no part in the output.
             parameter.requires_grad_(learns and not name.endswith("mask_token"))
         return model
     from peft import LoraConfig, inject_adapter_in_model

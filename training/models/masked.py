@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masked image modelling: an encoder learns to say what an image has where it is hidden.
+"""Masked image modelling: an encoder learns to predict the hidden parts of an image.
 
 Two kinds. SimMIM (Xie et al. 2022): hidden patches are replaced by a learnt token, one convolution
-guesses their pixels, the mean |difference| over hidden pixels counts. MAE (He et al. 2022): hidden
-patches never enter the encoder, a small transformer guesses their pixels, each patch normalised;
-the mean squared difference counts. Written from the papers; images are (N, 3, H, W), normalised.
+predicts their pixels, the loss is the mean |difference| over hidden pixels. MAE (He et al. 2022):
+hidden patches never enter the encoder, a small transformer predicts their pixels, each patch
+normalised; the loss is the mean squared difference. Written from the papers; images are
+(N, 3, H, W), normalised.
 """
 
 from __future__ import annotations
@@ -90,9 +91,12 @@ def hidden_mse(prediction: Tensor, images: Tensor, hidden: Tensor, patch_px: int
 
 
 class PixelHead(nn.Module):
-    """What guesses the hidden pixels from an encoder's features; learnt beside it, not exported."""
+    """Predicts hidden pixels from an encoder's features; learnt beside it, not exported.
 
-    place: Tensor
+    Raises TrainingError for a hidden square that cuts a patch, and for MAE without tokens.
+    """
+
+    positions: Tensor
 
     def __init__(self, network: Network, cfg: MaskingConfig, height: int, width: int) -> None:
         super().__init__()
@@ -114,7 +118,8 @@ class PixelHead(nn.Module):
         rows, columns = height // self.patch_px, width // self.patch_px
         self.narrow = nn.Linear(network.channels, cfg.decoder_width)
         self.token = nn.Parameter(torch.zeros(1, 1, cfg.decoder_width))
-        self.register_buffer("place", _sines(rows, columns, cfg.decoder_width), persistent=False)
+        sines = _sines(rows, columns, cfg.decoder_width)
+        self.register_buffer("positions", sines, persistent=False)
         layer = nn.TransformerEncoderLayer(
             cfg.decoder_width,
             max(cfg.decoder_width // 32, 1),
@@ -128,7 +133,7 @@ class PixelHead(nn.Module):
         self.head_patches = nn.Linear(cfg.decoder_width, pixels)
 
     def loss(self, network: Network, images: Tensor) -> Tensor:
-        """Hide a part of every image; what is guessed from the rest is compared with it."""
+        """Loss (scalar) of predicting hidden squares of images (N, 3, H, W) from the rest."""
         n, _, height, width = images.shape
         mask = random_mask(n, height, width, self.cfg.unit_px, self.cfg.ratio, device=images.device)
         if self.cfg.variant == "mae":
@@ -152,7 +157,7 @@ class PixelHead(nn.Module):
         width = narrow.shape[2]
         all_tokens = self.token.to(narrow.dtype).expand(len(order), order.shape[1], width)
         index = order[:, :shown, None].expand(-1, -1, width)
-        placed = all_tokens.scatter(1, index, narrow) + self.place
+        placed = all_tokens.scatter(1, index, narrow) + self.positions
         return hidden_mse(self.head_patches(self.decoder(placed)), images, hidden, self.patch_px)
 
 
@@ -218,7 +223,7 @@ def _only(network: Any, shown: Tensor) -> Iterator[None]:
 
 
 def _sines(rows: int, columns: int, width: int) -> Tensor:
-    """Places (1, rows * columns, width): half of the channels say the row, half the column."""
+    """Sinusoidal positions (1, rows * columns, width): half the channels row, half column."""
     quarter = width // 4
     rate = torch.exp(-math.log(10_000.0) * torch.arange(quarter) / max(quarter, 1))
 

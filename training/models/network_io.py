@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every network of training takes and gives."""
+"""Input and output of every network in training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATCH_PX = 14  # of DINOv2
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """How images must look to a network: (pixel / 255 - mean) / std, sides a multiple of px."""
+    """Input of a network: (pixel / 255 - mean) / std, sides a multiple of multiple_px."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -48,7 +48,7 @@ class NetworkInput:
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """All that a network says of a batch.
+    """Output of a network for a batch.
 
     disparity (N, 1, H, W); before: what entered a final ReLU, or None; features (N, C, h, w): the
     encoder's last, at the stride of the encoder.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks: image in, one channel of relative disparity out; from the library, from a folder, or
-from random weights. LoRA on their encoders.
+"""Networks: image in, one channel of relative disparity out; opened from the hub, from a folder, a
+run or an exported file, or with random weights.
 
-Every network here takes images normalised by its own `spec` and answers (N, 1, H, W) float32,
-large = near. `answer` gives what losses need besides: the encoder's features and, where a ReLU ends
-the network, what entered it. Nothing is ever downloaded that `allow_download` did not ask for.
+Every network takes images normalised by its own `spec` and returns (N, 1, H, W) float32, large =
+near. `answer` also gives what losses need: the encoder's features and, where a ReLU ends the
+network, its input. Nothing is downloaded unless `allow_download` is set.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Network = SmallUNet | DepthAnything
 
 
 def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
-    """A network as the settings say. `weights=False`: its shape alone, to load a checkpoint into.
+    """The network of the settings. `weights=False`: its shape alone, to load a checkpoint into.
 
     Raises TrainingError where the weights are not there or do not fit.
     """
@@ -88,7 +88,7 @@ def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
 
 
 def _student_of(cfg: NetworkConfig) -> StudentConfig:
-    """The shape of an exported U-Net, as its manifest says; as cfg.unet says where that is gone."""
+    """The shape of an exported U-Net by its manifest, or cfg.unet where it has none."""
     try:
         _, manifest = locate(cfg.source)
     except EngineError:
@@ -142,7 +142,7 @@ def _is_ours(path: Path) -> bool:
 def open_run(path: Path, weights: bool = True) -> Network:
     """The network that a run of ours learnt, its low-rank updates merged, in eval mode.
 
-    path: a run folder or a checkpoint in it. The averaged weights are taken.
+    path: a run folder or a checkpoint in it. The averaged weights are taken. Raises TrainingError.
     """
     content = checkpoints.read(path)
     settings = content["settings"]
@@ -166,7 +166,10 @@ def open_run(path: Path, weights: bool = True) -> Network:
 
 
 def open_dino(cfg: NetworkConfig) -> Dino:
-    """A frozen DINOv2 from a folder or the hub; with random weights where `source` is empty."""
+    """A frozen DINOv2 from a folder or the hub; with random weights where `source` is empty.
+
+    Raises TrainingError where it cannot be opened.
+    """
     from transformers import Dinov2Model
 
     if cfg.source:

@@ -31,10 +31,10 @@ class Sam(nn.Module):
     def forward(
         self, image: Tensor, points: Tensor, at_once: int = 64
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Candidates at points (P, 2), (x, y) px of an image (1, 3, H, W) in 0..1, by and by.
+        """Candidates at points (P, 2), (x, y) px of an image (1, 3, H, W) in 0..1, batch by batch.
 
-        Each time logits (k, H, W), above 0 inside, and the network's guess (k,) of their overlap
-        with what is there; three candidates a point.
+        Yields logits (k, H, W), above 0 inside, and the network's prediction (k,) of their IoU;
+        three candidates a point.
         """
         height, width = image.shape[-2:]
         side = self.side_px

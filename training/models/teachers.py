@@ -44,7 +44,10 @@ class Teacher(Protocol):
 
 
 def ask(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Disparity (N, 1, H, W) float32, 0 where unknown, and the mask of what is known."""
+    """Disparity (N, 1, H, W) float32, 0 where unknown, and the mask of known pixels.
+
+    images (N, 3, H, W) in 0..1. Raises TrainingError for maps of another size.
+    """
     with torch.no_grad():
         maps = teacher(images).float()
     if maps.shape != (len(images), 1, *images.shape[-2:]):
@@ -63,7 +66,7 @@ def ask(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Who teaches."""
+    """A teacher."""
 
     source: str = config.option(
         "network",
@@ -77,13 +80,13 @@ class TeacherConfig:
     genpercept: str = config.option(
         "",
         "`path` is a GenPercept, a Stable Diffusion 2.1 with its U-Net in unet/, that gives this,"
-        " which no file tells; empty: it is none.",
+        " which no file states; empty: it is none.",
         choices=("", "depth", "disparity"),
     )
     backend: str = config.option(
         REFERENCE,
-        "What runs an engine, as the node's model.backend. The CPU's answers are the reference:"
-        " others may differ in the last bits, and are kept apart.",
+        "What runs an engine, as the node's model.backend. The CPU's outputs are the reference:"
+        " others may differ in the last bits, and are cached apart.",
     )
     height: int = config.option(
         0, "Rows that a network works in; 0: those of the images.", unit="px", minimum=0
@@ -105,7 +108,7 @@ class TeacherConfig:
 
 
 class NetworkTeacher:
-    """A torch network, frozen. It moves to the device of the images it is asked about."""
+    """A torch network, frozen. It moves to the device of the images it predicts for."""
 
     def __init__(
         self, network: Network, name: str, size: tuple[int, int] = (0, 0), shift: float = 0.0
@@ -118,7 +121,7 @@ class NetworkTeacher:
         self.revision = fingerprint(network) + (f"+{self.shift:g}" if self.shift else "")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Maps of the images' size; the network sees them resized to what it takes."""
+        """Maps (N, 1, H, W) of the images' size; images are resized to the network's input."""
         return self._maps(images) + self.shift
 
     def _maps(self, images: Tensor) -> Tensor:
@@ -165,7 +168,7 @@ class EngineTeacher:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """A short name of a network's weights: other weights, another name."""
+    """A digest of a network's weights, as a short name."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())

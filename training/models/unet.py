@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small U-Net: the package's own student, trained from nothing."""
+"""The small U-Net: the package's own student, trained from random weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StudentConfig:
     )
     mirror: bool = config.option(
         False,
-        "Once trained, answer with the mean over the image and its mirror image: twice the time,"
+        "Once trained, predict the mean over the image and its mirror image: twice the time,"
         " a few per cent less error.",
     )
 
@@ -76,7 +76,7 @@ class Residual(nn.Module):
 
 
 class _Context(nn.Module):
-    """What the whole image says to every pixel: its mean feature through two layers, added."""
+    """Global context: the mean feature of the image through two layers, added to every pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

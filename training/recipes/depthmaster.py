@@ -94,7 +94,7 @@ class Config:
     width: int = config.option(640, "Columns of the images.", unit="px", minimum=8)
     learn: str = config.option("unet", "What is learnt; the other part is frozen.", choices=LEARN)
     start: str = config.option(
-        "", "Run of this recipe whose weights it goes on from (the stage before)."
+        "", "Run of this recipe that the weights come from (the stage before)."
     )
     diffusion: DiffusionConfig = config.section(DiffusionConfig, "The network.")
     external: NetworkConfig = config.section(
@@ -106,7 +106,7 @@ class Config:
     images: MixtureConfig = config.section(MixtureConfig, "What it learns from.")
     augment: ViewConfig = config.section(ViewConfig, "How images are varied.", flip=0.5)
     check: DataConfig = config.section(
-        DataConfig, "What it is judged on at every checkpoint (limit 0: nothing).",
+        DataConfig, "The data set that scores every checkpoint (limit 0: none).",
         kind="procedural",
     )  # fmt: skip
     loop: LoopConfig = config.section(LoopConfig, "How long and how fast.")
@@ -167,7 +167,7 @@ class DepthMaster(Recipe):
         self.say(
             f"training takes {size['weights']:.2f} GiB of weights, {size['gradients']:.2f} of"
             f" gradients, {size['optimiser']:.2f} of AdamW's moments: {size['total']:.2f} GiB, and"
-            " the activations of the images that are seen at once"
+            " the activations of the images of a part"
         )
         return network
 
@@ -262,7 +262,7 @@ class DepthMaster(Recipe):
             if cfg.learn == "unet":
                 maps.append(model.map(model.spec.normalise(x.to(device))))
             rules = getattr(self.check, "protocol", "indoor")
-            scores = [judged(m, sample.depth, cfg.diffusion.space, rules) for m in maps]
+            scores = [scores_in_space(m, sample.depth, cfg.diffusion.space, rules) for m in maps]
             rows.append([scores[0][0], *(scores[1] if len(scores) > 1 else ())])
         if not rows:
             return {}
@@ -290,7 +290,7 @@ class DepthMaster(Recipe):
         return {"depth": np.concatenate([rgb, *maps], axis=1)}
 
 
-def judged(
+def scores_in_space(
     values: Tensor, truth: NDArray[np.float32], space: str, rules: str = "indoor"
 ) -> tuple[float, float, float]:
     """AbsRel, delta1 and boundary F1 of a map (1, 1, h, w) of `space` against depth (H, W) m.
@@ -322,8 +322,8 @@ def build(cfg: Config, console: Console) -> DepthMaster:
 
 
 def exportable(payload: Mapping[str, Any]) -> tuple[SingleStep, NetworkInput, str]:
-    """The network of a checkpoint, how its images look, what it says: to be judged by
-    `evaluate`. It is a teacher: `export` refuses it.
+    """The network of a checkpoint, its input and the meaning of its output, for `evaluate`. It is
+    a teacher: `export` refuses it.
     """
     network = from_checkpoint(payload)
     return network, network.spec, "disparity_affine_invariant"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distill Any Depth: a student from teachers' answers to images without depth (arXiv 2502.19204).
+"""Distill Any Depth: a student from teachers' maps of images without depth (arXiv 2502.19204).
 
 Two contexts: both see the same crop (shared), or the student sees a wide view and the teacher parts
 of it (local-global). One of two teachers is drawn at each step. What is compared, how maps are
@@ -78,7 +78,7 @@ class LossConfig:
     likeness: str = config.option(
         "cosine",
         "How features are compared: by their angle, or as DepthMaster does, by the divergence of"
-        " what a softmax makes of them (`tolerance` then says nothing).",
+        " their softmax (`tolerance` then has no effect).",
         choices=("cosine", "divergence"),
     )
     directional: float = config.option(
@@ -94,7 +94,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class CropConfig:
-    """What is seen of an image. The crops have the shape of the network's input."""
+    """Crops of an image. They have the shape of the network's input."""
 
     smallest_px: int = config.option(
         644, "Least rows of a crop; less where the image is smaller.", unit="px", minimum=14
@@ -106,7 +106,7 @@ class CropConfig:
     grid: int = config.option(2, "The wide view has grid x grid overlapping parts.", minimum=1)
     parts: int = config.option(1, "Parts of each wide view that a step looks at.", minimum=1)
     per_image: int = config.option(
-        0, "Crops of each image that are used again and again; 0: always new ones.", minimum=0
+        0, "Number of fixed crops of each image; 0: new crops at every step.", minimum=0
     )
 
     def __post_init__(self) -> None:
@@ -127,11 +127,11 @@ class Config:
     )
     teacher_choice: str = config.option(
         "random",
-        "Who teaches a step: one of the two by chance, always the same one, or their average.",
+        "The teacher of a step: one of the two at random, always the same one, or their average.",
         choices=TEACHER_CHOICES,
     )
     assistant_probability: float = config.option(
-        0.3, "Fraction of the steps that the assistant teaches.", minimum=0, maximum=1
+        0.3, "random: probability that the assistant teaches a step.", minimum=0, maximum=1
     )
     fresh_decoder: bool = config.option(
         False, "The student keeps its encoder but starts with a random decoder."
@@ -141,7 +141,7 @@ class Config:
     )
     keep: int = config.option(32, "Images that are held in memory.", minimum=0)
     cache: str = config.option(
-        "", "Folder for teachers' answers, made before training; needs crop.per_image. Empty: none."
+        "", "Folder of teachers' maps, computed before training; needs crop.per_image. Empty: none."
     )
     network: NetworkConfig = config.section(NetworkConfig, "The student.", kind="small")
     primary: TeacherConfig = config.section(TeacherConfig, "The first teacher.")
@@ -172,11 +172,11 @@ class Config:
         if self.loss.norm == "none" and self.teacher_choice in ("random", "average"):
             raise config.ConfigError(
                 "loss.norm=none compares maps as they are, which needs one teacher, as two have"
-                " different scales: set who to primary or assistant"
+                " different scales: set teacher_choice to primary or assistant"
             )
         if self.cache and not self.crop.per_image:
             raise config.ConfigError(
-                "cache needs crops that come again: set crop.per_image to their number per image"
+                "cache needs fixed crops: set crop.per_image to their number per image"
             )
         if self.view.flip or self.view.smallest_crop < 1:
             raise config.ConfigError("view may not move pixels: use crop.flip and crop.smallest_px")
@@ -196,9 +196,9 @@ class Config:
 
 @dataclass(frozen=True)
 class CropViews:
-    """What is seen of one image, as (h, w, 3) uint8 RGB: a crop, a wide view, its parts.
+    """Views of one image, (h, w, 3) uint8 RGB: a crop, and the same crop as a wide view.
 
-    window and wide: where; flip comes after, so that a teacher's kept answers serve both ways.
+    window: of the crop; the flip comes later, so that a teacher's cached maps serve both ways.
     """
 
     window: Window
@@ -207,7 +207,7 @@ class CropViews:
 
 
 class Distill(Recipe):
-    """The recipe: crops of images, and teachers that answer to them."""
+    """The recipe: crops of images, and teachers that predict their disparity."""
 
     name = "distill"
     free_to_change = ("cache", "keep")
@@ -263,12 +263,12 @@ class Distill(Recipe):
         return Window(top, left, rows, columns, cfg.height, cfg.width)
 
     def fixed_window(self, index: int, k: int) -> Window:
-        """The k-th of an image's crops that come again."""
+        """The k-th fixed crop of an image."""
         rng = np.random.default_rng([self.cfg.loop.seed, index, k])
         return self.window(self._read(index).image.shape, rng)
 
     def asked_teachers(self, step: int) -> list[int]:
-        """Which teachers a step asks: 0 the primary, 1 the assistant. The same for all parts."""
+        """The teachers of a step: 0 the primary, 1 the assistant. The same for all parts."""
         cfg = self.cfg
         if cfg.teacher_choice != "random":
             return {"primary": [0], "assistant": [1], "average": [0, 1]}[cfg.teacher_choice]
@@ -276,11 +276,11 @@ class Distill(Recipe):
         return [1 if chance < cfg.assistant_probability else 0]
 
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """The student's views, the teachers' images or kept answers.
+        """The student's views, the teachers' images or cached maps.
 
         crop, wide (n, 3, h, w) as the student sees them; corner (n * parts, 2): top, left of each
         part in the wide view; for teachers either teach_crop (n, 3, h, w) and teach_part, or
-        map_crop (n, 1, h, w) and map_part, a list with one each per teacher asked.
+        map_crop (n, 1, h, w) and map_part, one of each per teacher of the step.
         """
         cfg = self.cfg
         asked = self.asked_teachers(step)
@@ -335,7 +335,7 @@ class Distill(Recipe):
         return views.wide[top : top + self.cfg.height, left : left + self.cfg.width]
 
     def _key(self, views: CropViews, teacher: int, part: int) -> Key:
-        """Of a teacher's answer to a crop (part -1) or to a part of its wide view."""
+        """Key of a teacher's map of a crop (part -1) or of a part of its wide view."""
         source = self.teachers[teacher]
         assert source is not None
         content = (
@@ -348,7 +348,7 @@ class Distill(Recipe):
         return self.cache.read_map(self._key(views, teacher, part))[..., None]
 
     def fill(self, console: Console) -> int:
-        """Ask the teachers for every answer that is not kept yet; returns how many were asked."""
+        """Compute every teacher's map that is not cached; returns their number."""
         if self.cache is None:
             return 0
         count = 0
@@ -424,7 +424,7 @@ class Distill(Recipe):
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Crops, what the teachers say of them and what the student does."""
+        """Crops, the teachers' maps and the student's."""
         network: Any = model
         target, known = self._target(batch, "crop")
         student = network(network.spec.normalise(batch["crop"]))
@@ -433,7 +433,7 @@ class Distill(Recipe):
 
     @torch.no_grad()
     def _target(self, batch: Batch, content: str) -> tuple[Tensor, Tensor]:
-        """The teachers' disparity (n, 1, h, w), averaged if two were asked, and what is known."""
+        """The teachers' disparity (n, 1, h, w), averaged over two, and the mask of known pixels."""
         answers = []
         for number in batch["teachers"].tolist():
             if f"map_{content}_{number}" in batch:
@@ -490,7 +490,7 @@ def _batched(images: Sequence[NDArray[np.uint8]]) -> Tensor:
 
 
 def build(cfg: Config, console: Console) -> Distill:
-    """The recipe on its images and teachers; kept answers are made first."""
+    """The recipe on its images and teachers; cached maps are computed first."""
     needed = [cfg.teacher_choice != "assistant", cfg.teacher_choice != "primary"]
     if cfg.teacher_choice == "random":
         needed = [cfg.assistant_probability < 1, cfg.assistant_probability > 0]
@@ -499,5 +499,5 @@ def build(cfg: Config, console: Console) -> Distill:
     recipe = Distill(cfg, open_samples(cfg.images), teachers)
     count = recipe.fill(console)
     if count:
-        console.print(f"{count} teachers' answers kept in {cfg.cache}")
+        console.print(f"{count} maps of teachers stored in {cfg.cache}")
     return recipe

@@ -73,7 +73,7 @@ class LossConfig:
         1.0, "Weight of the scale-invariant logarithm against depth.", minimum=0
     )
     variance_focus: float = config.option(
-        0.5, "How much of a common factor of depth is forgiven; 1 = all of it.", minimum=0,
+        0.5, "Weight of the squared mean; 1 ignores a common factor of depth.", minimum=0,
         maximum=1,
     )  # fmt: skip
     hide: bool = config.option(
@@ -91,7 +91,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Data sets with depth that the exported weights are judged on, without any alignment."""
+    """Data sets with depth that score the exported weights, without any alignment."""
 
     inside: DataConfig = config.section(
         DataConfig, "Of the kind that is learnt from (limit 0: none).", kind="procedural"
@@ -112,12 +112,12 @@ class Config:
     take: str = config.option("encoder", "What is taken from `start`.", choices=("encoder", "all"))
     head: str = config.option(
         "sigmoid",
-        "depth from the network's answer: between geometric.near and far by a sigmoid, or 1 over it"
+        "depth from the network's output: between geometric.near and far by a sigmoid, or 1 over it"
         " (then an exported network gives disparity).",
         choices=("sigmoid", "inverse"),
     )
     typical: float = config.option(
-        3.0, "sigmoid: the depth that an answer of 0 means.", unit="m", minimum=1e-2
+        3.0, "sigmoid: the depth of an output of 0.", unit="m", minimum=1e-2
     )
     scales: int = config.option(
         4, "Scales of the geometric term; the U-Net has one.", minimum=1, maximum=4
@@ -139,7 +139,7 @@ class Config:
     images: MixtureConfig = config.section(MixtureConfig, "Masked and supervised: images.")
     sequences: SequenceConfig = config.section(SequenceConfig, "Geometric: videos.")
     augment: ViewConfig = config.section(ViewConfig, "How images are varied.", flip=0.5)
-    check: CheckConfig = config.section(CheckConfig, "What it is judged on.")
+    check: CheckConfig = config.section(CheckConfig, "The data sets that score checkpoints.")
     loop: LoopConfig = config.section(
         LoopConfig, "How long and how fast.", learning_rate=1e-4, weight_decay=0.05
     )
@@ -157,7 +157,7 @@ class Config:
 
 
 def metres(raw: Tensor, cfg: Config) -> Tensor:
-    """Depth (N, 1, H, W) m of what the network's decoder says."""
+    """Depth (N, 1, H, W) m of the decoder's output (N, 1, H, W)."""
     near, far = cfg.geometric.near, cfg.geometric.far
     if cfg.head == "inverse":
         return 1.0 / functional.relu(raw.float()).clamp(1 / far, 1 / near)
@@ -166,7 +166,7 @@ def metres(raw: Tensor, cfg: Config) -> Tensor:
 
 
 class Metric(nn.Module):
-    """The network with its depth in metres as the answer: what is exported and judged."""
+    """The network with depth in metres as output, as it is exported and evaluated."""
 
     def __init__(self, network: Network, cfg: Config) -> None:
         super().__init__()
@@ -178,8 +178,8 @@ class Metric(nn.Module):
         return metres(answer.before if answer.before is not None else answer.disparity, self.cfg)
 
 
-class Beside(nn.Module):
-    """What is learnt beside the network and not exported; None where a term does not need it."""
+class TermModules(nn.Module):
+    """Modules learnt beside the network and not exported; None where a term does not need one."""
 
     def __init__(self, network: Network, cfg: Config) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class Beside(nn.Module):
         self.coarse: nn.ModuleList | None = None
         if loss.geometric and cfg.scales > 1:
             if not isinstance(network, DepthAnything):
-                raise config.ConfigError("the U-Net answers at one scale: set scales to 1")
+                raise config.ConfigError("the U-Net has one scale: set scales to 1")
             width = network.network.config.fusion_hidden_size
             self.coarse = nn.ModuleList([nn.Conv2d(width, 1, 1) for _ in range(cfg.scales - 1)])
 
@@ -216,12 +216,15 @@ class Mesa(Recipe):
         self.cfg, self.images, self.triplets = cfg, images, triplets
         self.checks = checks or {}
         self._network: Network | None = None
-        self._beside: Beside | None = None
+        self._beside: TermModules | None = None
 
     # --- network ---------------------------------------------------------------------------------
 
     def model(self) -> nn.Module:
-        """The network, its encoder (or all of it) from cfg.start."""
+        """The network, its encoder (or all of it) from cfg.start.
+
+        Raises TrainingError for a size or settings that do not fit the network.
+        """
         cfg = self.cfg
         network = open_network(cfg.network)
         fitting = network.spec.fitting(cfg.height, cfg.width)
@@ -256,7 +259,7 @@ class Mesa(Recipe):
     def extra(self) -> nn.Module | None:
         """Heads of the masked and geometric terms, and the pose network."""
         assert self._network is not None
-        self._beside = Beside(self._network, self.cfg)
+        self._beside = TermModules(self._network, self.cfg)
         return self._beside if any(True for _ in self._beside.parameters()) else None
 
     def rate(self, name: str) -> float:
@@ -450,7 +453,7 @@ def build(cfg: Config, console: Console) -> Mesa:
 
 
 def exportable(payload: Mapping[str, Any]) -> tuple[Metric, NetworkInput, str]:
-    """The network of a checkpoint, how its images look, what it says: metres."""
+    """The network of a checkpoint, its input, and the meaning of its output: metres."""
     cfg = config.build(Config, payload["settings"])
     network = open_network(cfg.network, weights=False)
     checkpoints.load(network, payload["averaged"], "the checkpoint")

@@ -52,8 +52,8 @@ class LossConfig:
     )
     relative: float = config.option(
         0.0,
-        "Weight of the relative error of depth after scale and shift are fitted, which a network is"
-        " judged by; for a run that starts from a trained one.",
+        "Weight of the relative error of depth after scale and shift are fitted, the score of a"
+        " network; for a run that starts from a trained one.",
         minimum=0,
     )
     space: str = config.option(
@@ -185,7 +185,7 @@ class Supervised(Recipe):
         return self._alignment
 
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """Images (N, 3, h, w) as the network sees them and depth (N, 1, h, w) m."""
+        """Images (N, 3, h, w) normalised for the network and depth (N, 1, h, w) m."""
         cfg = self.cfg
         rngs = generators(cfg.loop, step, part)
         batch = batched(
@@ -207,7 +207,7 @@ class Supervised(Recipe):
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Up to four images above what the network says of them and the truth, near bright."""
+        """Up to four images above the network's maps and the truth, near bright."""
         shown = batch["image"][:4].float()
         depth = batch["depth"][:4, 0].float()
         maps = [model(shown)[:, 0].float(), 1.0 / depth]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """WeSTAR: a depth network adapted to the images of a new place (arXiv 2511.14238).
 
-A student sees a strongly changed view of an image, its teacher (the average of its own weights) a
-weak one; the student follows the teacher's disparity, normalised over the whole image and over
-the masks of the things in it. A few pairs of points, of which a person said the nearer, correct
-the order; the low-rank updates are held back to the source. No depth is needed. Ours: images of
-the place that the source knows, on which the student goes on answering as the source does; a pull
-of the weights alone forgets what it must not (docs/studies/westar.md).
+A student sees a strong augmentation of an image, its teacher (the average of its own weights) a
+weak one; the student follows the teacher's disparity, normalised over the whole image and over the
+masks of the objects in it. A few pairs of points with ordinal labels correct the order; the
+low-rank updates are regularised towards the source. No depth is needed. Ours: images of the place
+that the source knows, on which the student keeps the source's output; regularised weights alone
+forget too much (docs/studies/westar.md).
 
 The paper's text at hand is its abstract. Structure, weights of the losses, rank and the average's
 0.996 are from notes of others; what no source states is ours and is a setting: the margin and that
@@ -56,7 +56,7 @@ TEACHERS = ("ema", "shared", "frozen_source", "truth")
 @dataclass(frozen=True)
 class LossConfig:
     """What is minimised: st * self-training + weak * ordinal + reg * distance to the source, and
-    known * difference from the source's answers where it is at home.
+    known * difference from the source's output on images of its own place.
 
     A weight of 0 switches a term off.
     """
@@ -108,7 +108,7 @@ class LossConfig:
 class LabelConfig:
     """Where the ordinal labels come from; without either there are none."""
 
-    file: str = config.option("", "Label file, .csv or .json (see training/ordinal.py).")
+    file: str = config.option("", "Label file, .csv or .json (docs/training/data.md).")
     from_depth: bool = config.option(
         False, "Draw labels from the depth that comes with the images, instead of a file."
     )
@@ -281,7 +281,7 @@ class Westar(Recipe):
         return labels.points(sample.name, sample.image.shape)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """Self-training, ordinal labels and the distance to the source, in weights and answers."""
+        """Self-training, ordinal labels and the distance to the source, in weights and outputs."""
         cfg = self.cfg.loss
         network: Any = model
         hold_statistics(model)
@@ -299,7 +299,7 @@ class Westar(Recipe):
             terms["reg"] = self._distance(model)
         total = cfg.st * terms["st"] + cfg.weak * terms["weak"] + cfg.reg * terms["reg"]
         if cfg.known:
-            reference = self._source_says(network, batch["known"])
+            reference = self._source_disparity(network, batch["known"])
             terms["known"] = self_training(again, reference, None, KNOWN)
             total = total + cfg.known * terms["known"]
         if cfg.dead and answer.before is not None:
@@ -312,7 +312,7 @@ class Westar(Recipe):
         if self.cfg.teacher == "truth":
             return batch["truth"]  # type: ignore[no-any-return]
         if self.cfg.teacher == "frozen_source":
-            return self._source_says(model, batch["weak"])
+            return self._source_disparity(model, batch["weak"])
         x = model.spec.normalise(batch["weak"])
         if self.cfg.teacher == "ema":
             assert averaged is not None
@@ -326,7 +326,7 @@ class Westar(Recipe):
             hold_statistics(model)
 
     @torch.no_grad()
-    def _source_says(self, model: Any, images: Tensor) -> Tensor:
+    def _source_disparity(self, model: Any, images: Tensor) -> Tensor:
         assert self.source is not None
         x = model.spec.normalise(images)
         return self.source.to(x.device)(x)  # type: ignore[no-any-return]
@@ -334,7 +334,7 @@ class Westar(Recipe):
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Both views, what the teacher says of the weak one and the student of the strong one."""
+        """Both views, the teacher's map of the weak one and the student's of the strong one."""
         network: Any = model
         teacher = self._teach(network, batch, averaged)
         student = network(network.spec.normalise(batch["strong"]))
@@ -376,7 +376,7 @@ class Westar(Recipe):
     @functools.cached_property
     def _held_places(self) -> list[int]:
         """Where the held-back images stand in the data set."""
-        # A data set tells its names without reading its images.
+        # A data set has its names without reading its images.
         names = [item.name for item in getattr(self.images, "items", self.images)]
         return [names.index(name) for name in self.held]
 

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do MeSa and DepthMaster do here what their papers say? The same kind of study as study.py.
+"""Studies of DepthMaster: its ablations with small networks, and the diffusion teacher.
 
-    python -m training study mesa --out STUDY [--seeds 1 2 3]
     python -m training study depthmaster --out STUDY --images 3000
     python -m training study assistant --out STUDY --images 3000      (after depthmaster)
 
-mesa: an encoder pre-trained in five ways (from scratch is one), then fine-tuned alike on few
-images of rooms, judged in metres on rooms and on desks that it never saw. depthmaster: small
-networks from scratch, one change at a time, judged in their own space. assistant: a student of the
-embedded network, with depthmaster's "both stages" as a second teacher and without.
+depthmaster: small networks from scratch, one change at a time, scored in their own space.
+assistant: a student of the embedded network, with depthmaster's "both stages" as a second teacher
+and without.
 """
 
 from __future__ import annotations
@@ -76,7 +74,7 @@ AUTOENCODER: dict[str, Any] = {
     "loop.learning_rate": 3e-3,
     "loop.steps": 800,
 }
-# What stands for DINOv2, whose weights are not at hand: an encoder of tokens that learnt to guess
+# In place of DINOv2, whose weights were not available: an encoder of tokens that learnt to predict
 # hidden patches of the same images.
 STAND_IN: dict[str, Any] = {
     "height": 42,
@@ -151,7 +149,7 @@ STUDENT_BASE: dict[str, Any] = {
 }
 
 
-def answered(out: Path, variant: Variant, seed: int, learn: Pool) -> Path:
+def trained(out: Path, variant: Variant, seed: int, learn: Pool) -> Path:
     """The run of one variant; what it starts from is made first. One autoencoder serves all of
     them, as Stable Diffusion's does, and one external encoder.
     """
@@ -161,13 +159,13 @@ def answered(out: Path, variant: Variant, seed: int, learn: Pool) -> Path:
         settings["external.source"] = str(stand_in(out, learn))
     if "start" in settings:
         before = next(v for v in MASTER if v.name == settings["start"])
-        start = answered(out, before, seed, learn)
+        start = trained(out, before, seed, learn)
     last = out / "runs" / f"{slug(variant.name)}-{seed}"
     return _master(last, {**settings, "start": str(start), "loop.seed": seed}, learn)
 
 
 def stand_in(out: Path, learn: Pool) -> Path:
-    """A folder that models.open_dino opens: the encoder that learnt by STAND_IN."""
+    """A folder that networks.open_dino opens: the encoder trained with the settings STAND_IN."""
     folder, made = out / "runs" / "encoder", out / "runs" / "encoder-dinov2"
     if not (made / "config.json").is_file():
         run_mesa(folder, {**STAND_IN, "loop.seed": 0}, learn)
@@ -201,13 +199,13 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
         else:
             x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
             values = network.map(network.spec.normalise(x))
-        abs_rel, _, f1 = depthmaster.judged(values, sample.depth, space)
+        abs_rel, _, f1 = depthmaster.scores_in_space(values, sample.depth, space)
         rows.append((abs_rel, f1))
     return np.array(rows)
 
 
-def rival_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
-    """(images, 2): AbsRel and boundary F1 (or 1 - delta1) of a rival that does not look at the
+def baseline_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
+    """(images, 2): AbsRel and boundary F1 (or 1 - delta1) of a baseline that does not use the
     image.
     """
     rows = []
@@ -223,9 +221,9 @@ def rival_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
 def master_errors(out: Path, name: str, seed: int, learn: Pool, judge: Sequence[Sample]) -> F64:
     """The errors of a variant or of a reference, by its name in the table."""
     if name in BASELINES:
-        return rival_errors(name, judge)
+        return baseline_errors(name, judge)
     variant = next((v for v in MASTER if v.name == name), MASTER[0])
-    path = answered(out, variant, seed, learn)
+    path = trained(out, variant, seed, learn)
     network = open_run(path)
     space = THROUGH.get(name, network.cfg.space)
     return space_errors(network, space, judge, through=name in THROUGH)
@@ -239,13 +237,13 @@ def student_errors(
 ) -> F64:
     """(images, 2): AbsRel and 1 - delta1 of a student, or of a teacher by its name."""
     if name in BASELINES:
-        return rival_errors(name, judge, edges=False)
+        return baseline_errors(name, judge, edges=False)
     source = open_network(NetworkConfig(source="embedded"))
     embedded = NetworkTeacher(source, "embedded", (HEIGHT, WIDTH))
     if name == TEACHERS[0]:
         return errors(source, judge)
     variant = next(v for v in MASTER if v.name == ASSISTANT)
-    network: Any = open_run(answered(out / "depthmaster", variant, seed, learn))
+    network: Any = open_run(trained(out / "depthmaster", variant, seed, learn))
     size = (MASTER_SIZE["height"], MASTER_SIZE["width"])
     assistant = NetworkTeacher(network, "diffusion", size)
     if name == TEACHERS[1]:

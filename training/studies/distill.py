@@ -106,7 +106,7 @@ VARIANTS = (
     Variant("both contexts, hybrid", {}),
     Variant("shared, hybrid", SHARED),
     Variant("local-global, hybrid", LOCAL),
-    # Table 4: who teaches, with both contexts and hybrid.
+    # Table 4: the teacher, with both contexts and hybrid.
     Variant("assistant teaches", {"teacher_choice": "assistant"}),
     Variant("average of two", {"teacher_choice": "average"}),
     Variant("one of two by chance", {"teacher_choice": "random"}),
@@ -157,7 +157,7 @@ class UnitRangeTeacher:
 
 @dataclass(frozen=True)
 class StudentSizePredictor:
-    """A teacher or a student as something to be judged: it sees an image as students do."""
+    """A teacher or a student as a predictor that gets images at the student's size."""
 
     teacher: Teacher
 
@@ -171,7 +171,7 @@ class StudentSizePredictor:
 
 @dataclass
 class DistillStudy:
-    """What all variants share, made when it is first asked for and kept on the disk."""
+    """Images, teachers and the initial student of all variants, made on first use and stored."""
 
     out: Path
     images: int
@@ -349,7 +349,7 @@ def table(results: Results, parts: Sequence[str]) -> str:
 
 
 def orders(results: Results, parts: Sequence[str]) -> str:
-    """Markdown: the published order, pair by pair, and what is seen here.
+    """Markdown: the published order, pair by pair, and the result here.
 
     yes or no only where the interval leaves 0 out and all seeds agree; else open.
     """
@@ -389,12 +389,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `study distill`."""
     add_run_options(parser)
     parser.add_argument(
-        "--frames", type=Path, nargs="+", default=[], help="recorded frames to judge by"
+        "--frames", type=Path, nargs="+", default=[], help="recorded frames to score on"
     )
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run what is missing, write the tables after every run and print them at the end."""
+    """Run what is missing, write the tables after every run and print them at the end.
+
+    Raises TrainingError for an unknown variant or too few images.
+    """
     names = [variant.name for variant in VARIANTS]
     for name in args.only:
         if name not in names:

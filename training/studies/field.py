@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of method `field` and what it reaches.
+"""Method `field`: its targets, the contribution of its parts, its interval and its limits.
 
-A case takes a task (frames as in depth_node.recordings.frames, a network and seeds) and gives
+    python -m training study field CASE SOURCE... [--seeds 0 1 2] [--out TABLES.md]
+
+A case takes a task (frames as in depth_node.recordings.frames, a network and seeds) and returns
 tables. Scores are averaged over the frames and seeds of a source, then over the sources.
 """
 
@@ -95,7 +97,7 @@ AREAS: dict[str, Callable[[int, int], tuple[slice, slice]]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a case works on; on_frame is told the name of every finished frame."""
+    """Input of a case; on_frame is called with the name of every finished frame."""
 
     sources: Sequence[Path]
     predictor: DepthPredictor
@@ -407,8 +409,7 @@ CASES: dict[str, Callable[[Task], list[Table]]] = {
 }
 
 
-# --- speed ---------------------------------------------------------------------------------------
-
+# --- the figure of docs/method.md ----------------------------------------------------------------
 
 FIGURE_SEED, FIGURE_POINTS, FIGURE_HEIGHT, FIGURE_WIDTH, FIGURE_SHADE = 3, 250, 240, 320, 16
 
@@ -492,7 +493,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run a case and print its tables; `figure` writes the image of docs/method.md."""
+    """Run a case and print its tables; `figure` writes the image of docs/method.md.
+
+    Raises UsageError without sources.
+    """
     if args.case == "figure":
         write_image(args.out or Path("field.png"), figure())
         return

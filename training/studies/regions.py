@@ -76,7 +76,7 @@ ENCODER_PX, MAP_PX, BATCH = 1024, 256, 64  # of SAM
 
 
 class _Answers:
-    """In the place of an engine: gives, in turns, answers that were made before, at once."""
+    """Stands in for an engine: returns prepared outputs in turn, at once."""
 
     backend = "none"
 
@@ -106,7 +106,7 @@ class _Answers:
 def prompted_model(labels: Labels, per_side: int) -> PromptedRegionModel:
     """A prompted network without engines that knows the exact regions (H, W) of an image.
 
-    As SAM does it gives three masks for a point: a part, the whole, and what lies around it, each
+    Like SAM it returns three masks for a point: a part, the whole, and its surroundings, each
     with an IoU and a stability of which the default limits keep about the half.
     """
     spec = InputSpec(ENCODER_PX, ENCODER_PX, resize="corner")
@@ -160,7 +160,7 @@ def prompts(
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """Milliseconds of preprocessing, choosing and painting of a prompted network's answers."""
+    """Milliseconds of preprocessing, selection and painting of a prompted network's masks."""
     rows = []
     with one_core():
         for height, width in ((480, 640), (720, 1280)):
@@ -219,7 +219,7 @@ def _farneback(now: NDArray[np.uint8], key: NDArray[np.uint8], start: Any) -> Fl
     return np.asarray(flow, np.float32)
 
 
-# Name -> width of the small images, the method, and whether it begins with the last answer.
+# Name -> width of the small images, the method, and whether it starts from the last flow.
 WAYS: dict[str, tuple[int, Finder, bool]] = {
     "regions stay where they are": (160, _still, False),
     "phase correlation, 160 px": (160, _phase, False),
@@ -378,7 +378,10 @@ def masks(
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """AbsRel with stored masks, the image's own regions and none, at the same points."""
+    """AbsRel with stored masks, the image's own regions and none, at the same points.
+
+    Raises ValueError where no frame has stored masks.
+    """
     scores: dict[str, Means] = {}
     count: dict[str, int] = {}
     regions_of: dict[str, list[int]] = {}

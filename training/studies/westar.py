@@ -154,7 +154,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="defocus", choices=CORRUPTIONS, help="corruption")
     parser.add_argument("--severity", type=int, default=5, help="of the corruption")
     parser.add_argument(
-        "--choose", action="store_true", help="judge by other rooms, for choosing settings"
+        "--choose", action="store_true", help="score on other rooms, for choosing settings"
     )
 
 

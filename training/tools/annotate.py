@@ -3,10 +3,10 @@
 
     python -m training annotate IMAGES --out labels.csv
 
-Every answer is on the disk before the next question shows; the same command goes on where it
-stopped. Which points are asked follows from the seed and the image's name: two places inside two
-different regions of the image, away from their borders, where a person can tell. First every
-image is asked once, then every image again, so that stopping early leaves no image out.
+Every answer is on the disk before the next question appears; the same command resumes where it
+stopped. The points follow from the seed and the image's name: two points inside two different
+regions of the image, away from their borders. Every image gets one question before any image gets
+a second one, so that stopping early leaves no image out.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _inside(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[NDArray[
 
 
 class Session:
-    """Questions, answers and where they are kept. Safe to use from several threads."""
+    """Questions, answers and the label file. Safe to use from several threads."""
 
     def __init__(self, cfg: DataConfig, out: Path, per_image: int = 5, seed: int = 0) -> None:
         self.samples = open_samples(cfg)
@@ -164,7 +164,7 @@ class Session:
         }
 
     def answer(self, question: int, relation: str) -> bool:
-        """Keep an answer; False, and nothing kept, where another question is the current one."""
+        """Store an answer; False, and nothing stored, where another question is the current one."""
         if question != self._question or question < 0 or relation not in SIGNS:
             return False
         x1, y1, x2, y2 = self._points(question)
@@ -181,7 +181,7 @@ class Session:
         return True
 
     def skip(self, question: int) -> bool:
-        """Ask it later, after all others; after a restart it is asked in its turn."""
+        """Defer a question until all others are answered; after a restart it comes in its turn."""
         if question != self._question or question < 0:
             return False
         if question in self._skipped:
@@ -294,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def serve(session: Session, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
-    """A server of the page, not yet running; port 0: any that is free."""
+    """A server of the page, not yet running; port 0: any that is free. Raises DataError."""
     handler = type("Handler", (_Handler,), {"session": session})
     try:
         return ThreadingHTTPServer((host, port), handler)
@@ -310,14 +310,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="label file, .csv or .json")
     parser.add_argument("--kind", default="images", help="layout of the folder: images or frames")
     parser.add_argument("--per-image", type=int, default=5, help="questions per image")
-    parser.add_argument("--seed", type=int, default=0, help="of the points that are asked")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the points")
     parser.add_argument("--host", default="127.0.0.1", help="address; only this machine by default")
     parser.add_argument("--port", type=int, default=8642, help="0: any that is free")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Serve the page until Ctrl-C."""
+    """Serve the page until Ctrl-C. Raises DataError."""
     if args.per_image < 1:
         raise DataError("--per-image must be at least 1.")
     data = DataConfig(kind=args.kind, folder=str(args.folder))

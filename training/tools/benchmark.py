@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loop costs: images a second of loop.run against the shortest loop that PyTorch allows.
+"""Images per second of loop.run against the shortest loop that PyTorch allows.
 
 Both train a model of the same recipe on the same batches, in one process, taking turns of a few
-steps, so that whatever else the machine does hits both. The bare loop has no averaged weights, no
+steps, so that other work on the machine affects both. The bare loop has no averaged weights, no
 log, no checkpoints and no progress bar. Peak memory is that of two further processes, one for each.
 """
 

@@ -94,14 +94,14 @@ def test_values_by_hand() -> None:
 
 def test_noise_has_the_size_the_table_says() -> None:
     grey = np.full((200, 200, 3), 128, np.uint8)
-    grey = 128 / 255
+    level = 128 / 255
 
     def spread(name: str) -> float:
         return float((corrupt(grey, name, 1).astype(float) / 255).std())
 
     assert spread("gaussian") == pytest.approx(0.08, rel=0.02)
-    assert spread("shot") == pytest.approx(np.sqrt(grey / 60), rel=0.03)
-    assert spread("iso") == pytest.approx(np.hypot(np.sqrt(grey / 25), 0.7 * 0.08), rel=0.05)
+    assert spread("shot") == pytest.approx(np.sqrt(level / 60), rel=0.03)
+    assert spread("iso") == pytest.approx(np.hypot(np.sqrt(level / 25), 0.7 * 0.08), rel=0.05)
     changed = (corrupt(grey, "impulse", 1) != 128).mean()
     assert changed == pytest.approx(0.03, rel=0.05)
     assert corrupt(grey, "shot", 1).mean() == pytest.approx(128, abs=0.5)

@@ -249,9 +249,9 @@ def test_it_is_judged_in_its_own_space(space: str) -> None:
     depth = 1 + 4 * torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(0))
     scaled = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space, tails=0.0)
     truth = depth[0, 0].numpy()
-    abs_rel, delta1, f1 = depthmaster.judged(scaled.values, truth, space)
+    abs_rel, delta1, f1 = depthmaster.scores_in_space(scaled.values, truth, space)
     assert abs_rel < 1e-4 and delta1 == 1 and f1 > 0.99
-    assert depthmaster.judged(torch.zeros_like(depth), truth, space)[0] > 0.2
+    assert depthmaster.scores_in_space(torch.zeros_like(depth), truth, space)[0] > 0.2
 
 
 def test_settings_that_contradict_themselves() -> None:

@@ -9,12 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 from depth_node import config
-from tests.helpers.toy import Config, Toy, train
+from tests.helpers.toy import Toy, settings, train
 from training.tools import benchmark
-
-
-def settings(*overrides: str) -> Config:
-    return config.override(Config(), overrides)
 
 
 def test_the_rival_of_the_benchmark_learns_the_same(tmp_path: Path) -> None:
