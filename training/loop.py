@@ -565,7 +565,7 @@ class _Interrupt:
     """
 
     def __init__(self) -> None:
-        self.seen = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interrupt:
@@ -578,13 +578,13 @@ class _Interrupt:
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was interrupted: all must stop at the same step."""
         if accelerator.num_processes == 1:
-            return self.seen
-        own = torch.tensor(float(self.seen), device=accelerator.device)
-        self.seen = bool(accelerator.reduce(own, "sum") > 0)
-        return self.seen
+            return self.requested
+        own = torch.tensor(float(self.requested), device=accelerator.device)
+        self.requested = bool(accelerator.reduce(own, "sum") > 0)
+        return self.requested
 
     def _note(self, number: int, frame: object) -> None:
-        self.seen = True
+        self.requested = True
         self._restore()
 
     def _restore(self) -> None:
@@ -667,7 +667,7 @@ def _run(
             log.at(state.step)
         if saved != state.step:
             _checkpoint(state, cfg, folder, settings, log)
-    if interrupt.seen and state.step < cfg.steps:
+    if interrupt.requested and state.step < cfg.steps:
         raise TrainingError(
             f"Interrupted at step {state.step}; the same command goes on from there."
         )

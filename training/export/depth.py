@@ -336,9 +336,7 @@ def _describe(model: Exportable, path: Path, size: tuple[int, int]) -> None:
 
 
 def _structured_input(spec: preprocess.InputSpec, height: int, width: int) -> F32:
-    """A rendered room as the network would see it: parity on noise alone hides errors of large
-    areas.
-    """
+    """A rendered room as input (1, 3, H, W): noise alone would hide errors of large areas."""
     rng = np.random.default_rng(5)
     scene = Scene.random(rng)
     image = scene.render(*random_view(scene, rng, width, height)).image

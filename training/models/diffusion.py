@@ -404,7 +404,7 @@ class SingleStep(nn.Module):
         """Maps of `space` in -1..1 -> relative disparity, large = near.
 
         Exact up to scale where the range of the image is the average one (`offset`); the paper
-        aligns in its own space instead, which needs no such guess (evaluation sqrt_disp_ls).
+        aligns in its own space instead, which needs no such average (evaluation sqrt_disp_ls).
         """
         relative = (values + 1) / 2
         offset = self.offset.clamp_min(0)

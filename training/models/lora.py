@@ -16,23 +16,6 @@ from training.checkpoints import TrainingError
 from training.models.hub import DepthAnything, initialise_decoder
 from training.models.unet import SmallUNet
 
-
-def in_encoder(name: str) -> bool:
-    """Whether a parameter of that name belongs to the encoder of one of these networks."""
-    return bool(_ENCODER.search(name))
-
-
-@torch.no_grad()
-def fresh_decoder(network: nn.Module) -> None:
-    """Random weights for all but the encoder, in place."""
-    if isinstance(network, DepthAnything):
-        initialise_decoder(network.network)
-        return
-    for name, layer in network.named_modules():
-        if name and not in_encoder(name) and hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()  # type: ignore[operator]
-
-
 TUNE_MODES = ("lora", "full", "encoder", "decoder")
 # The names of the same four matrices: transformers 5, transformers 4, and one fused matrix for the
 # first three (timm, the original DINOv2), of which no part can be had alone.
@@ -42,7 +25,6 @@ _LAYERS = {
     "v": ("v_proj", "value", "qkv"),
     "o": ("o_proj", r"attention\.output\.dense", r"attn\.proj"),
 }
-_ENCODER = re.compile(r"(^|\.)(backbone|blocks|stem|stages|context)(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -83,6 +65,25 @@ class TuneConfig:
             return self.pattern
         names = dict.fromkeys(name for target in self.targets for name in _LAYERS[target])
         return rf"(.*\.)?(backbone|blocks|encoder)\..*({'|'.join(names)})"
+
+
+ENCODER = re.compile(r"(^|\.)(backbone|blocks|stem|stages|context)(\.|$)")
+
+
+def in_encoder(name: str) -> bool:
+    """Whether a parameter of that name belongs to the encoder of a U-Net or Depth Anything."""
+    return bool(ENCODER.search(name))
+
+
+@torch.no_grad()
+def fresh_decoder(network: nn.Module) -> None:
+    """Random weights for all but the encoder, in place."""
+    if isinstance(network, DepthAnything):
+        initialise_decoder(network.network)
+        return
+    for name, layer in network.named_modules():
+        if name and not in_encoder(name) and hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()  # type: ignore[operator]
 
 
 def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:

@@ -45,10 +45,10 @@ def test_every_severity_is_farther_from_the_clean_picture(
 ) -> None:
     for seed, image in enumerate(images):
         before = image.copy()
-        worn = [corrupt(image, name, k, seed) for k in range(6)]
+        corrupted = [corrupt(image, name, k, seed) for k in range(6)]
         np.testing.assert_array_equal(image, before)
-        np.testing.assert_array_equal(worn[0], image)
-        distances = [float(np.mean((w.astype(float) - image) ** 2)) for w in worn]
+        np.testing.assert_array_equal(corrupted[0], image)
+        distances = [float(np.mean((w.astype(float) - image) ** 2)) for w in corrupted]
         assert np.all(np.diff(distances) > 0), distances
 
 

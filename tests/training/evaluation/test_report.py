@@ -35,10 +35,12 @@ def samples(count: int = 2) -> list[Sample]:
 def test_robustness_by_hand() -> None:
     """DEE2 of m: clean (.1 - .9 + 1) / 2 = .1, jpeg .2 at every severity; of base .1 and .4."""
     rows = []
-    for method, worn in (("m", 0.2), ("base", 0.4)):
+    for method, error in (("m", 0.2), ("base", 0.4)):
         rows.append(score.Row(method, "x", "1", 0.1, 0.9))
         for k in range(1, 6):
-            rows.append(score.Row(method, "x", "1", worn, 1 - worn, corruption="jpeg", severity=k))
+            rows.append(
+                score.Row(method, "x", "1", error, 1 - error, corruption="jpeg", severity=k)
+            )
     (line,) = report.robustness(rows, ["m"], "base")
     assert (line["clean"], line["jpeg"]) == pytest.approx((0.1, 0.2))
     assert line["mce"] == pytest.approx(50.0)

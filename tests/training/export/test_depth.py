@@ -225,7 +225,7 @@ def test_depth_anything_v2_small_at_392x518(
     assert sum(n.op_type == "LayerNormalization" for n in nodes) == 2 * 4 + 1
 
 
-# --- parity and refusal --------------------------------------------------------------------------
+# --- comparison with torch ------------------------------------------------------------------------
 
 
 def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:

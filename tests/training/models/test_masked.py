@@ -52,36 +52,38 @@ def test_only_what_is_hidden_counts() -> None:
 
 @pytest.mark.parametrize("variant", models_masked.VARIANTS)
 def test_what_is_hidden_does_not_reach_the_encoder(variant: str) -> None:
-    """Whatever stands in hidden squares, the guess is the same; what is shown changes it."""
+    """Whatever stands in hidden squares, the prediction is the same; visible ones change it."""
     torch.manual_seed(0)
     network = open_network(DEPTH_ANYTHING).eval()
-    guess = models_masked.PixelHead(network, MaskingConfig(variant, 28, 0.5), 56, 84).eval()
+    pixel_head = models_masked.PixelHead(network, MaskingConfig(variant, 28, 0.5), 56, 84).eval()
     images = torch.randn(2, 3, 56, 84)
     torch.manual_seed(1)
     mask = models_masked.random_mask(2, 56, 84, 28, 0.5)
-    embedded: list[torch.Tensor] = []
-    head = guess.head if variant == "simmim" else guess.head_patches
-    head.register_forward_hook(lambda _m, _i, out: embedded.append(out.detach()))
+    predictions: list[torch.Tensor] = []
+    head = pixel_head.head if variant == "simmim" else pixel_head.head_patches
+    head.register_forward_hook(lambda _m, _i, out: predictions.append(out.detach()))
     noise = torch.randn_like(images)
     for x in (images, torch.where(mask, noise, images), torch.where(mask, images, noise)):
         torch.manual_seed(1)
         with torch.no_grad():
-            assert torch.isfinite(guess.loss(network, x))
-    torch.testing.assert_close(embedded[0], embedded[1])
-    assert float((embedded[0] - embedded[2]).abs().max()) > 1e-4
+            assert torch.isfinite(pixel_head.loss(network, x))
+    torch.testing.assert_close(predictions[0], predictions[1])
+    assert float((predictions[0] - predictions[2]).abs().max()) > 1e-4
 
 
 def test_masked_modelling_learns_and_the_unet_has_its_own_way() -> None:
     torch.manual_seed(0)
     for kind, unit in (("debug", 28), ("unet", 32)):
         network = open_network(NetworkConfig(kind=kind))
-        guess = models_masked.PixelHead(network, MaskingConfig(unit_px=unit), 2 * unit, 2 * unit)
+        pixel_head = models_masked.PixelHead(
+            network, MaskingConfig(unit_px=unit), 2 * unit, 2 * unit
+        )
         flat = torch.ones(4, 3, 2 * unit, 2 * unit)
-        parameters = [*network.parameters(), *guess.parameters()]
+        parameters = [*network.parameters(), *pixel_head.parameters()]
         optimiser = torch.optim.Adam(parameters, lr=0.01)
         costs = []
         for _ in range(12):
-            cost = guess.loss(network, flat)
+            cost = pixel_head.loss(network, flat)
             gradients = torch.autograd.grad(cost, parameters, allow_unused=True)
             for p, g in zip(parameters, gradients, strict=True):
                 p.grad = g

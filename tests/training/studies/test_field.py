@@ -149,7 +149,7 @@ def test_figure_and_command_line(
 
 
 def test_numbers_of_a_wide_table_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    """However narrow the screen is."""
+    """However narrow the console is."""
     from rich.console import Console
 
     from depth_node.cli.console import print_table
