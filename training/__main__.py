@@ -17,34 +17,35 @@ if TYPE_CHECKING:
 
 # Each a module with `arguments(parser)` and `command(args, console)`.
 TOOLS: dict[str, tuple[str, str]] = {
-    "export": ("training.export.depth", "checkpoint to ONNX with manifest, after a parity check"),
+    "export": ("training.export.depth", "checkpoint to ONNX with manifest, compared with torch"),
     "evaluate": (
         "training.evaluation.report",
         "score networks on unseen rendered rooms and RGB-D frames",
     ),
-    "benchmark": ("training.tools.benchmark", "images a second of the loop against a bare one"),
+    "benchmark": ("training.tools.benchmark", "images per second of the loop and of a bare one"),
     "shards": ("training.tools.pack_shards", "pack a data set into WebDataset shards"),
-    "study": ("training.studies", "small experiments: do the recipes help?"),
-    "annotate": ("training.tools.annotate", "a page that asks which of two points is nearer"),
+    "study": ("training.studies", "experiments on recipes, the field and regions"),
+    "annotate": ("training.tools.annotate", "a web page that asks which of two points is nearer"),
     "corrupt": ("training.data.corruptions", "a sheet of all corruptions of an image"),
     "segmentation": (
         "training.export.segment_anything",
-        "SAM and its kin to encoder and prompt decoder",
+        "export a Segment Anything network as encoder and prompt decoder",
     ),
-    "cka": ("training.evaluation.cka", "how alike two checkpoints see, layer against layer"),
+    "cka": ("training.evaluation.cka", "similarity of two checkpoints, layer against layer"),
 }
 
 
-def _arguments(text: list[str] | None) -> argparse.Namespace:
+def parse_arguments(text: list[str] | None) -> argparse.Namespace:
+    """The command and its options, from `text` or from the process's own command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m training", description="Train, export and judge depth networks."
+        prog="python -m training", description="Train, export and evaluate depth networks."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in {
+    for name, description in {
         **recipes.RECIPES,
         "render": "fill the pool of rendered rooms that `supervised` trains on",
     }.items():
-        sub = commands.add_parser(name, help=what)
+        sub = commands.add_parser(name, help=description)
         sub.add_argument(
             "--config", required=True, type=Path, help="YAML file, see training/configs"
         )
@@ -66,8 +67,8 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
             "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
         )
     words = sys.argv[1:] if text is None else text
-    for name, (module, what) in TOOLS.items():
-        sub = commands.add_parser(name, help=what)
+    for name, (module, description) in TOOLS.items():
+        sub = commands.add_parser(name, help=description)
         if words[:1] == [name]:  # the others need libraries of their own
             tool = importlib.import_module(module)
             if name == "study":
@@ -85,7 +86,7 @@ def _arguments(text: list[str] | None) -> argparse.Namespace:
 
 def main(text: list[str] | None = None) -> int:
     """Run one command; 0 on success, 1 with a sentence on standard error."""
-    try:  # the packages are imported where they are needed, so that one that is missing can be told
+    try:  # packages are imported where they are needed, so that a missing one can be named
         return _run(text)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -93,14 +94,15 @@ def main(text: list[str] | None = None) -> int:
             raise
         print(
             f"The package {package} is not installed, and this command needs it:"
-            " pip install -r requirements-training.txt (docs/training.md says how without a GPU).",
+            " pip install -r requirements-training.txt (docs/training/run.md says how without a"
+            " GPU).",
             file=sys.stderr,
         )
         return 1
 
 
 def _run(text: list[str] | None) -> int:
-    args = _arguments(text)
+    args = parse_arguments(text)
     from rich.console import Console
 
     from depth_node.cli.console import UsageError
@@ -125,10 +127,11 @@ def _run(text: list[str] | None) -> int:
 
 def _train(args: argparse.Namespace, console: Console) -> int:
     from depth_node import config
+    from training import renamed_settings
     from training.loop import main_first, run
 
     recipe = recipes.find(args.command)
-    cfg = config.load(recipe.Config, args.config, args.overrides)
+    cfg = renamed_settings.load(recipe.Config, args.config, args.overrides)
     if args.dry_run:
         print(config.dump(cfg), end="")
         return 0
@@ -149,9 +152,10 @@ def _render(args: argparse.Namespace) -> int:
     )
 
     from depth_node import config
+    from training import renamed_settings
     from training.data.pool import Pool
 
-    cfg = config.load(recipes.find("supervised").Config, args.config, args.overrides)
+    cfg = renamed_settings.load(recipes.find("supervised").Config, args.config, args.overrides)
     if args.dry_run:
         print(config.dump(cfg), end="")
         return 0

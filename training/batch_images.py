@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run shows of its batches: images above the maps that belong to them."""
+"""Images that a run logs of its batches: views above their maps."""
 
 from __future__ import annotations
 

@@ -26,6 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.renamed_settings import upgraded
+
 FORMAT = 2
 PARTIAL = ".partial"
 LAST, BEST = "last", "best"
@@ -43,10 +45,10 @@ def write(
     state: Mapping[str, Any],
     links: Iterable[str] = (LAST,),
 ) -> Path:
-    """One checkpoint of a run folder, and the links (`last`, `best`) that now name it.
+    """Write one checkpoint of a run folder and point the links (`last`, `best`) to it.
 
     tensors: file stem -> state dict. Raises TrainingError where the disk is full or not writable;
-    every checkpoint that was there before is then still there.
+    earlier checkpoints then remain intact.
     """
     folder = run / "checkpoints" / f"step_{step:07d}"
     partial = folder.with_name(folder.name + PARTIAL)
@@ -91,7 +93,7 @@ def _write_folder(
 
 
 def _flush(path: Path) -> None:
-    """To the disk: what is renamed while its content is in memory is lost with the power."""
+    """Flush to the disk: a file renamed before its content is written is lost with the power."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -100,17 +102,20 @@ def _flush(path: Path) -> None:
 
 
 def tidy(run: Path, keep_every: int = 0) -> None:
-    """Remove what no link names, but every keep_every-th step (0: none), and what crashes left."""
+    """Remove checkpoints that no link names, except every keep_every-th step (0: none)."""
     named = {(run / name).resolve() for name in (LAST, BEST)}
     for folder in (run / "checkpoints").glob("step_*"):
         number = folder.name.removeprefix("step_")
-        kept = number.isdigit() and keep_every > 0 and int(number) % keep_every == 0
-        if folder.resolve() not in named and not kept:
+        milestone = number.isdigit() and keep_every > 0 and int(number) % keep_every == 0
+        if folder.resolve() not in named and not milestone:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def find(path: Path) -> Path:
-    """The checkpoint folder that is meant by a checkpoint, a link to one, or a run folder."""
+    """The checkpoint folder of a checkpoint, a link to one, or a run folder.
+
+    Raises TrainingError where there is none.
+    """
     for folder in (path, path / LAST):
         if (folder / "about.json").is_file():
             return folder.resolve()
@@ -126,6 +131,7 @@ def read(path: Path) -> dict[str, Any]:
     """`recipe`, `step`, `settings` (nested) and `averaged` (the whole network) of a checkpoint.
 
     path: a checkpoint, a link to one, or a run folder (its last one). No pickled code is run.
+    Renamed settings stand under their new names. Raises TrainingError.
     """
     folder = find(Path(path))
     try:
@@ -137,11 +143,15 @@ def read(path: Path) -> dict[str, Any]:
             f"{folder} is no checkpoint of this version of the loop (format {FORMAT}); use the"
             " revision that wrote it, named in environment.json beside it."
         )
+    about["settings"] = upgraded(about.get("settings", {}))
     return {**about, "averaged": weights(folder / "averaged.safetensors")}
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Optimiser and counters of a checkpoint folder: tensors and plain values only."""
+    """Optimiser and counters of a checkpoint folder: tensors and plain values only.
+
+    Raises TrainingError for a damaged file.
+    """
     try:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a damaged file
@@ -153,7 +163,7 @@ def weights(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]:
     """Name -> tensor of a .safetensors file, or of a .pt/.pth file.
 
     A .pt file that holds more than tensors could run any code when it is opened: it is refused
-    unless trust_pickle.
+    unless trust_pickle. Raises TrainingError.
     """
     path = Path(path)
     if not path.is_file():
@@ -183,16 +193,22 @@ def weights(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]:
 
 
 def starting_weights(path: str | Path, trust_pickle: bool = False) -> dict[str, Tensor]:
-    """What a new run starts from: the averaged weights of a run of ours, or a file of weights."""
+    """Initial weights of a new run: the averaged weights of a run of ours, or a file of weights.
+
+    Raises TrainingError.
+    """
     path = Path(path).expanduser()
     if path.is_dir():
-        found: dict[str, Tensor] = read(path)["averaged"]
-        return found
+        averaged: dict[str, Tensor] = read(path)["averaged"]
+        return averaged
     return weights(path, trust_pickle)
 
 
 def load(module: nn.Module, content: Mapping[str, Tensor], where: object) -> None:
-    """Put weights into a network of exactly that architecture; TrainingError for another one."""
+    """Load weights into a network of the same architecture.
+
+    where: named in the message. Raises TrainingError for another architecture.
+    """
     own = module.state_dict()
     missing = [name for name in own if name not in content]
     unknown = [name for name in content if name not in own]
@@ -202,11 +218,14 @@ def load(module: nn.Module, content: Mapping[str, Tensor], where: object) -> Non
         if name in content and content[name].shape != own[name].shape
     ]
     if missing or unknown or shapes:
-        what = [f"{len(missing)} tensors are missing, first {missing[0]!r}"] if missing else []
-        what += [f"{len(unknown)} are not known here, first {unknown[0]!r}"] if unknown else []
+        mismatches = shapes[:1]
+        if unknown:
+            mismatches.insert(0, f"{len(unknown)} are not known here, first {unknown[0]!r}")
+        if missing:
+            mismatches.insert(0, f"{len(missing)} tensors are missing, first {missing[0]!r}")
         raise TrainingError(
-            f"The weights in {where} are of another network ({'; '.join(what + shapes[:1])}): use"
-            " the settings of the run that wrote them."
+            f"The weights in {where} are of another network ({'; '.join(mismatches)}): use the"
+            " settings of the run that wrote them."
         )
     module.load_state_dict(dict(content))
 

@@ -3,7 +3,7 @@
 
 A recipe supplies the model, the batch of a step and the loss; the loop alone calls backward() and
 step(). The images of step k follow from the seed and k, and so do the random numbers drawn during
-it: a resumed run goes on as if it had never stopped, and how a step's images are shared out among
+it: a resumed run continues as if it had never stopped, and how a step's images are divided among
 processes and accumulated parts does not change what is learnt. accelerate supplies devices,
 processes, precision and gradient scaling.
 """
@@ -46,9 +46,9 @@ from training.run_log import RunLog, environment
 
 __all__ = [
     "Batch",
+    "BatchPart",
     "LoopConfig",
     "Recipe",
-    "Share",
     "TrainingError",
     "generators",
     "main_first",
@@ -56,7 +56,7 @@ __all__ = [
     "run",
 ]
 
-# What may differ between a checkpoint's settings and those of the run that goes on from it; a
+# Settings that may differ between a checkpoint and the run that resumes from it; a
 # recipe adds its own.
 FREE_TO_CHANGE = (
     "loop.steps",
@@ -64,14 +64,14 @@ FREE_TO_CHANGE = (
     "loop.log_every",
     "loop.checkpoint_every",
     "loop.keep_every",
-    "loop.panels_every",
+    "loop.images_every",
     "loop.tensorboard",
     "loop.threads",
     "loop.workers",
 )
 
 Batch = dict[str, Any]
-Share = tuple[int, int]  # (index, count): which of `count` equal parts of a step's images
+BatchPart = tuple[int, int]  # (index, count): which of `count` equal parts of a step's images
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class LoopConfig:
     clip: float = config.option(1.0, "Greatest norm of the gradient; 0 = no limit.", minimum=0)
     ema: float = config.option(
         0.999,
-        "Share that the averaged weights keep at each step; 0 = no averaged copy.",
+        "Decay of the averaged weights at each step; 0 = no averaged copy.",
         minimum=0,
         maximum=1,
     )
@@ -123,7 +123,7 @@ class LoopConfig:
         0, "Processes that make batches ahead; 0 = the training process itself.", minimum=0
     )
     log_every: int = config.option(50, "Steps between log lines.", minimum=1)
-    panels_every: int = config.option(0, "Steps between images; 0 = none.", minimum=0)
+    images_every: int = config.option(0, "Steps between images; 0 = none.", minimum=0)
     checkpoint_every: int = config.option(
         500, "Steps between checkpoints (and the recipe's validation).", minimum=1
     )
@@ -137,10 +137,10 @@ class LoopConfig:
 
 
 class Recipe(ABC):
-    """What a recipe gives to the loop. model, batch and loss it must; the rest it may."""
+    """The interface of a recipe to the loop. model, batch and loss are required."""
 
     name: str = ""
-    """As in the table of training/recipes: kept in checkpoints, so that export knows the network"""
+    """As in the table of training/recipes; stored in checkpoints for the export."""
     free_to_change: tuple[str, ...] = ()
     """Dotted settings of its own that may change between interruption and resumption"""
 
@@ -152,10 +152,10 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def batch(self, step: int, share: Share) -> Batch:
+    def batch(self, step: int, part: BatchPart) -> Batch:
         """One part of the images of a step, on the CPU: see `generators`.
 
-        A function of seed, step and share alone. It may run in another process (loop.workers):
+        A function of seed, step and part alone. It may run in another process (loop.workers):
         networks that it needs belong into `loss`.
         """
 
@@ -168,7 +168,7 @@ class Recipe(ABC):
         """
 
     def extra(self) -> nn.Module | None:
-        """What is learnt beside the model and not exported (a projection); kept in checkpoints.
+        """A module learnt beside the model and not exported (a projection); part of checkpoints.
 
         Called once, after model(); the recipe holds on to it and uses it in `loss`.
         """
@@ -178,7 +178,7 @@ class Recipe(ABC):
         """Learning rate of a parameter, by its name in model or extra, over the loop's."""
         return 1.0
 
-    def panels(
+    def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
         """Images (H, W, 3) uint8 RGB by name; model is in eval mode, no gradients are kept."""
@@ -199,13 +199,13 @@ def main_first() -> AbstractContextManager[None]:
 
 
 def _on_cpu() -> bool:
-    """accelerate joins processes over CPUs only where it is told that there is nothing else."""
+    """accelerate joins processes over CPUs only with cpu=True."""
     return not torch.accelerator.is_available()
 
 
-def generators(cfg: LoopConfig, step: int, share: Share) -> list[np.random.Generator]:
+def generators(cfg: LoopConfig, step: int, part: BatchPart) -> list[np.random.Generator]:
     """A generator per image of this part of a step: of the seed, the step, and its number."""
-    index, count = share
+    index, count = part
     each = cfg.batch // count
     return [np.random.default_rng([cfg.seed, step, index * each + k]) for k in range(each)]
 
@@ -226,8 +226,8 @@ def learning_rate(cfg: LoopConfig, step: int) -> float:
 
 
 class _Loss(nn.Module):
-    """The loss as one forward call: what is wrapped for several processes is this, so that a recipe
-    sees its own model and may call it as often as it likes.
+    """The loss as one forward call. It is what several processes wrap, so that a recipe gets its
+    own model and may call it any number of times.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class _Loss(nn.Module):
 
 
 class _Average:
-    """The exponential average of whatever of the model changes, taken in place."""
+    """The exponential moving average of the changing tensors of the model, in place."""
 
     def __init__(self, model: nn.Module, averaged: nn.Module) -> None:
         current = model.state_dict()
@@ -293,7 +293,10 @@ class State:
 
 
 def start(recipe: Recipe, cfg: LoopConfig) -> State:
-    """Fresh model, averaged copy and optimiser from the seed, on this process's device."""
+    """Fresh model, averaged copy and optimiser from the seed, on this process's device.
+
+    Raises TrainingError without a seed, for a frozen model and for a batch that cannot be divided.
+    """
     if cfg.seed < 0:
         raise TrainingError(
             "The run has no seed: set loop.seed to 0 or more, so that it can be repeated."
@@ -360,7 +363,7 @@ def _averaged_copy(model: nn.Module) -> nn.Module:
 
 
 def _groups(loss: nn.Module, recipe: Recipe, cfg: LoopConfig) -> list[dict[str, Any]]:
-    """Parameters by their share of the rate; vectors (biases, norms) without weight decay."""
+    """Parameters by their factor on the rate; vectors (biases, norms) without weight decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in loss.named_parameters():
         if parameter.requires_grad:
@@ -374,7 +377,7 @@ def _groups(loss: nn.Module, recipe: Recipe, cfg: LoopConfig) -> list[dict[str, 
 
 
 def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
-    """One optimiser step over this process's parts; what happened is added to the windows.
+    """One optimiser step over this process's parts; its scalars are added to the windows.
 
     Raises FloatingPointError where the loss or the gradient is not finite: the weights are then as
     they were before the step.
@@ -396,8 +399,8 @@ def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
             scalars = state.loss(batch)
             accelerator.backward(scalars["loss"] / len(parts))
         for name, value in scalars.items():
-            share = value.detach().float() / len(parts)
-            sums[name] = sums[name] + share if name in sums else share
+            contribution = value.detach().float() / len(parts)
+            sums[name] = sums[name] + contribution if name in sums else contribution
     limit = cfg.clip if cfg.clip > 0 else math.inf
     norm = accelerator.clip_grad_norm_(state.loss.parameters(), limit)
     if not torch.isfinite(norm):
@@ -451,8 +454,9 @@ def save(
 
 
 def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
-    """Bring a fresh state to where a checkpoint left off; TrainingError where settings that shape
-    the result, or the network, are others.
+    """Restore a fresh state from a checkpoint.
+
+    Raises TrainingError where settings that shape the result, or the network, differ.
     """
     content = read(path)
     before, now = _flat(content["settings"]), _flat(settings)
@@ -468,11 +472,12 @@ def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
             f" {state.recipe.name}; use another run folder."
         )
     if changed:
-        what = ", ".join(
+        differences = ", ".join(
             f"{name} (was {before.get(name)!r}, is {now.get(name)!r})" for name in changed
         )
         raise TrainingError(
-            f"The run in {path} was started with other settings: {what}; use another run folder."
+            f"The run in {path} was started with other settings: {differences}; use another run"
+            " folder."
         )
     folder = checkpoints.find(path)
     averaged = content["averaged"]
@@ -503,9 +508,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class _Parts(Dataset[Any]):
-    """What one process gets, part after part, from a step on; read by DataLoader's workers."""
+    """The parts of one process in order, from a step on; read by DataLoader's workers."""
 
-    def __init__(self, recipe: Recipe, cfg: LoopConfig, first: int, process: Share) -> None:
+    def __init__(self, recipe: Recipe, cfg: LoopConfig, first: int, process: BatchPart) -> None:
         self._recipe, self._cfg, self._first, self._process = recipe, cfg, first, process
 
     def __len__(self) -> int:
@@ -560,7 +565,7 @@ class _Interrupt:
     """
 
     def __init__(self) -> None:
-        self.seen = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interrupt:
@@ -573,13 +578,13 @@ class _Interrupt:
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was interrupted: all must stop at the same step."""
         if accelerator.num_processes == 1:
-            return self.seen
-        mine = torch.tensor(float(self.seen), device=accelerator.device)
-        self.seen = bool(accelerator.reduce(mine, "sum") > 0)
-        return self.seen
+            return self.requested
+        own = torch.tensor(float(self.requested), device=accelerator.device)
+        self.requested = bool(accelerator.reduce(own, "sum") > 0)
+        return self.requested
 
     def _note(self, number: int, frame: object) -> None:
-        self.seen = True
+        self.requested = True
         self._restore()
 
     def _restore(self) -> None:
@@ -602,7 +607,8 @@ def run(
     """Train to cfg.steps in a run folder, going on from its last checkpoint if there is one.
 
     settings: the resolved configuration, kept in the checkpoints. stop(step): True ends the run
-    early, with a checkpoint. So does Ctrl-C or SIGTERM, and TrainingError then says where.
+    early, with a checkpoint. Ctrl-C or SIGTERM end it too and raise TrainingError with the step;
+    so do a full disk, settings of another run and values that are not finite.
     """
     torch.set_num_threads(cfg.threads)
     state = start(recipe, cfg)
@@ -636,8 +642,8 @@ def _run(
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         text = json.dumps({"processes": accelerator.num_processes, **environment()}, indent=1)
         (folder / "environment.json").write_text(text, encoding="utf-8")
-    journal = RunLog(folder, state.step, cfg.steps, console, cfg.tensorboard, quiet)
-    with journal, _Interrupt() as interrupt:
+    log = RunLog(folder, state.step, cfg.steps, console, cfg.tensorboard, quiet)
+    with log, _Interrupt() as interrupt:
         saved = logged = state.step
         clock = time.monotonic()
         for parts in batches(state, cfg):
@@ -651,17 +657,17 @@ def _run(
                 row = _row(state, cfg)
                 now = time.monotonic()
                 row["images_per_s"] = (state.step - logged) * cfg.batch / (now - clock)
-                journal.row(state.step, row)
+                log.row(state.step, row)
                 logged, clock = state.step, now
-            if cfg.panels_every and state.step % cfg.panels_every == 0:
-                journal.panels(state.step, _panels(state, parts[0]))
+            if cfg.images_every and state.step % cfg.images_every == 0:
+                log.images(state.step, _batch_images(state, parts[0]))
             if state.step % cfg.checkpoint_every == 0:
-                _checkpoint(state, cfg, folder, settings, journal)
+                _checkpoint(state, cfg, folder, settings, log)
                 saved = state.step
-            journal.at(state.step)
+            log.at(state.step)
         if saved != state.step:
-            _checkpoint(state, cfg, folder, settings, journal)
-    if interrupt.seen and state.step < cfg.steps:
+            _checkpoint(state, cfg, folder, settings, log)
+    if interrupt.requested and state.step < cfg.steps:
         raise TrainingError(
             f"Interrupted at step {state.step}; the same command goes on from there."
         )
@@ -683,15 +689,15 @@ def _row(state: State, cfg: LoopConfig) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _panels(state: State, batch: Batch) -> dict[str, NDArray[np.uint8]]:
+def _batch_images(state: State, batch: Batch) -> dict[str, NDArray[np.uint8]]:
     if not state.accelerator.is_main_process:
         return {}
     state.loss.eval()
-    return state.recipe.panels(state.model, batch, state.averaged)
+    return state.recipe.batch_images(state.model, batch, state.averaged)
 
 
 def _checkpoint(
-    state: State, cfg: LoopConfig, folder: Path, settings: dict[str, Any], journal: RunLog
+    state: State, cfg: LoopConfig, folder: Path, settings: dict[str, Any], log: RunLog
 ) -> None:
     """Validate and save, on the main process; the others wait."""
     accelerator = state.accelerator
@@ -703,7 +709,7 @@ def _checkpoint(
         with torch.no_grad():
             numbers = state.recipe.validate(state.product.eval())
         if numbers:
-            journal.row(state.step, numbers)
+            log.row(state.step, numbers)
         save(state, cfg, settings, folder, numbers.get("score", score))
     accelerator.wait_for_everyone()
 

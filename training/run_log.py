@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves for people: log.jsonl, TensorBoard, images, and a progress bar meanwhile."""
+"""The log of a run: log.jsonl, TensorBoard, images, and a progress bar."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PACKAGES = ("torch", "numpy", "accelerate", "transformers", "peft", "diffusers",
 
 
 def environment() -> dict[str, Any]:
-    """Where a run takes place: enough to repeat it."""
+    """Revision, command and versions of a run: enough to repeat it."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -64,7 +64,7 @@ def _git(*arguments: str) -> str | None:
 
 
 class RunLog:
-    """The log of one run; goes on after the row of `first` and forgets what came later.
+    """The log of one run; continues after step `first` and removes later rows.
 
     A process that is not the main one (quiet) writes nothing.
     """
@@ -98,8 +98,8 @@ class RunLog:
         if quiet:
             return
         path = folder / "log.jsonl"
-        kept = [line for line in _lines(path) if _step(line) <= first]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        earlier = [line for line in _lines(path) if _step(line) <= first]
+        path.write_text("".join(line + "\n" for line in earlier), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -139,8 +139,11 @@ class RunLog:
         if not self.console.is_terminal:
             self.console.print(f"step {step}/{self.steps}  {note}", highlight=False)
 
-    def panels(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Images (H, W, 3) uint8 RGB by name: to images/ and to TensorBoard."""
+    def images(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Write images (H, W, 3) uint8 RGB by name to images/ and to TensorBoard.
+
+        Raises OSError where one cannot be written.
+        """
         if self.quiet:
             return
         (self.folder / "images").mkdir(exist_ok=True)

@@ -39,7 +39,8 @@ from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 from depth_node.regions.label_maps import Labels, labels_from_ids
 
-IMAGE_FILES = ("rgb.jpg", "rgb.jpeg", "rgb.png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_FILES = tuple(f"rgb{suffix}" for suffix in IMAGE_SUFFIXES[:3])  # of a recorded frame
 LINE_BAND_PX = 3  # rows that one simulated LiDAR line covers
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from depth_node.regions.label_maps import Labels, relabel
 from depth_node.regions.settings import SegmentationConfig
 
-SMALL_PX = 320  # docs/benchmarks_regions.md compares sizes and methods
+SMALL_PX = 320  # docs/studies/regions.md compares sizes and methods
 SMALLEST_PX = 32  # the flow's patches need some room
 GREY_STEP = 24.0  # of 255: a pixel that differs by more has changed
 

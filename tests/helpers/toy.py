@@ -10,9 +10,13 @@ a step's images are shared out.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import resource
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +76,9 @@ class Toy(loop.Recipe):
         self.projection.register_parameter("unused", nn.Parameter(torch.ones(2)))
         return self.projection
 
-    def batch(self, step: int, share: loop.Share) -> loop.Batch:
+    def batch(self, step: int, part: loop.BatchPart) -> loop.Batch:
         images = [
-            rng.random((3, 8, 8), np.float32) for rng in loop.generators(self.cfg.loop, step, share)
+            rng.random((3, 8, 8), np.float32) for rng in loop.generators(self.cfg.loop, step, part)
         ]
         return {"image": torch.from_numpy(np.stack(images))}
 
@@ -82,12 +86,32 @@ class Toy(loop.Recipe):
         self, model: nn.Module, batch: loop.Batch, averaged: nn.Module | None
     ) -> dict[str, torch.Tensor]:
         features = model(batch["image"]).mean(dim=(2, 3))
-        found = self.projection(features)[:, 0]
-        return {"loss": (found - batch["image"].mean(dim=(1, 2, 3))).square().mean()}
+        answer = self.projection(features)[:, 0]
+        return {"loss": (answer - batch["image"].mean(dim=(1, 2, 3))).square().mean()}
 
 
 def train(cfg: Config, run: Path, recipe: Toy | None = None, **more: Any) -> loop.State:
     return loop.run(recipe or Toy(cfg), cfg.loop, run, config.to_dict(cfg), **more)
+
+
+def settings(*overrides: str) -> Config:
+    return config.override(Config(), overrides)
+
+
+def rows(run: Path, *names: str) -> list[tuple[float, ...]]:
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [tuple(json.loads(line)[name] for name in names) for line in lines]
+
+
+@contextmanager
+def nearly_full_disk(left: int) -> Iterator[None]:
+    """A limit on file size stands for a full disk: a write fails half way, for real."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def main() -> int:
@@ -113,10 +137,10 @@ def main() -> int:
     if args.interrupt_at >= 0:
         usual = recipe.batch
 
-        def interrupted(step: int, share: loop.Share) -> loop.Batch:
+        def interrupted(step: int, part: loop.BatchPart) -> loop.Batch:
             if step == args.interrupt_at:
                 os.killpg(0, signal.SIGINT)  # as a terminal does: to all processes of the group
-            return usual(step, share)
+            return usual(step, part)
 
         recipe.batch = interrupted  # type: ignore[method-assign]
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command in docs/training.md is one that this program understands, to the last setting."""
+"""Every command of docs/training and docs/studies is understood, to the last setting."""
 
 from __future__ import annotations
 
@@ -14,28 +14,42 @@ from tests.helpers import REPO
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 
-from training.__main__ import TOOLS, _arguments, main
+from training.__main__ import TOOLS, main, parse_arguments
 from training.recipes import RECIPES
 
+PAGES = sorted(
+    [
+        *(REPO / "docs" / "training").glob("*.md"),
+        *(REPO / "docs" / "studies").glob("*.md"),
+        *(REPO / "docs").glob("benchmarks*.md"),
+    ]
+)
 BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def text() -> str:
+    return "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def commands() -> list[str]:
     """Those of code blocks and of single lines of code, without their comments."""
-    text = (REPO / "docs" / "training.md").read_text(encoding="utf-8")
-    lines = "\n".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
-    inline = [" ".join(code.split()) for code in re.findall(r"`(python -m [^`]*)`", text)]
-    found = [line.split("  #")[0].strip() for line in [*lines, *inline]]
+    blocks = "\n".join(block for page in PAGES for block in BLOCK.findall(page.read_text("utf-8")))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    # A word in capitals that stands for a recipe or a case is no command.
+    inline = [" ".join(code.split()) for code in re.findall(r"`(python -m [^`]*)`", text())]
+    stripped = [line.split("  #")[0].strip() for line in [*lines, *inline]]
     return [
-        line for line in found if line.startswith("python -m training") and " RECIPE " not in line
+        line
+        for line in stripped
+        if line.startswith("python -m training") and not re.search(r" (RECIPE|CASE) ", line)
     ]
 
 
 def words(command: str) -> list[str]:
     """The arguments; `...` says that more may follow, a|b that either stands there."""
-    found = [word.split("|")[0] for word in shlex.split(command)[3:]]
+    arguments = [word.split("|")[0] for word in shlex.split(command)[3:]]
     # Behind an option it stands for the option's value.
-    return [w for k, w in enumerate(found) if w != "..." or found[k - 1].startswith("--")]
+    return [w for k, w in enumerate(arguments) if w != "..." or arguments[k - 1].startswith("--")]
 
 
 def test_the_docs_have_commands_of_every_kind() -> None:
@@ -43,8 +57,7 @@ def test_the_docs_have_commands_of_every_kind() -> None:
     assert set(RECIPES) <= used and {"export", "evaluate", "study", "cka", "annotate"} <= used
     named = {Path(w).name for c in commands() for w in words(c) if w.endswith(".yaml")}
     published = {p.name for p in (REPO / "training" / "configs").glob("*.yaml")}
-    text = (REPO / "docs" / "training.md").read_text(encoding="utf-8")
-    assert not {name for name in published - named if "debug" not in name and name not in text}
+    assert not {name for name in published - named if "debug" not in name and name not in text()}
 
 
 @pytest.mark.parametrize("command", sorted(set(commands())))
@@ -55,7 +68,7 @@ def test_a_command_of_the_docs_is_understood(
     monkeypatch.chdir(REPO)
     given = words(command)
     if given[0] in TOOLS and given[0] != "benchmark":
-        assert _arguments(given).command == given[0]
+        assert parse_arguments(given).command == given[0]
         return
     if given[0] == "benchmark":  # its second word is a recipe, with that recipe's settings
         settings = [word for word in given[2:] if "=" in word or word.endswith(".yaml")]

@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +19,15 @@ from tests.helpers import REPO
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from rich.console import Console
 from torch import nn
 
 from depth_node import config
-from tests.helpers.toy import Config, Toy, train
+from tests.helpers.toy import Toy, nearly_full_disk, rows, settings, train
 from training import checkpoints, loop
 from training.data.samples import DataError
-from training.tools import benchmark
 
 TOY = REPO / "tests" / "helpers" / "toy.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-
-
-def settings(*overrides: str) -> Config:
-    return config.override(Config(), overrides)
 
 
 def child(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -54,21 +45,16 @@ def child(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Comp
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a run's last checkpoint."""
     folder = checkpoints.find(run)
-    found = {}
+    by_name = {}
     for file in sorted(folder.glob("*.safetensors")):
-        found.update({f"{file.stem}.{k}": v for k, v in checkpoints.weights(file).items()})
+        by_name.update({f"{file.stem}.{k}": v for k, v in checkpoints.weights(file).items()})
     for number, moments in checkpoints.read_state(folder)["optimiser"]["state"].items():
-        found.update({f"{number}.{name}": value for name, value in moments.items()})
-    return found
+        by_name.update({f"{number}.{name}": value for name, value in moments.items()})
+    return by_name
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def rows(run: Path, *names: str) -> list[tuple[float, ...]]:
-    lines = (run / "log.jsonl").read_text().splitlines()
-    return [tuple(json.loads(line)[name] for name in names) for line in lines]
 
 
 # --- going on -------------------------------------------------------------------------------------
@@ -119,17 +105,6 @@ def test_ctrl_c_with_workers_ends_between_steps(tmp_path: Path) -> None:
     assert checkpoints.read(tmp_path / "parts")["step"] == step
 
 
-@contextmanager
-def nearly_full_disk(left: int) -> Iterator[None]:
-    """A limit on file size stands for a full disk: a write fails half way, for real."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (left, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(settings("loop.steps=3"), run)
@@ -142,14 +117,6 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     train(settings(), run)
     train(settings(), tmp_path / "whole")
     assert same(tensors(tmp_path / "whole"), tensors(run))
-
-
-def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    cfg = settings("loop.steps=40", "loop.checkpoint_every=100")
-    sentence = r"The run folder .* cannot be written .*make room"
-    with nearly_full_disk(1500), pytest.raises(loop.TrainingError, match=sentence):
-        train(cfg, tmp_path)
-    assert (tmp_path / "log.jsonl").stat().st_size > 1000
 
 
 def test_a_run_whose_last_checkpoint_was_deleted_does_not_begin_again(tmp_path: Path) -> None:
@@ -219,10 +186,10 @@ def test_batches_made_ahead_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_data_is_one_sentence_wherever_it_is_read(tmp_path: Path, workers: int) -> None:
     class Missing(Toy):
-        def batch(self, step: int, share: loop.Share) -> loop.Batch:
+        def batch(self, step: int, part: loop.BatchPart) -> loop.Batch:
             if step == 2:
                 raise DataError("image 7 is cut: fetch it again")
-            return super().batch(step, share)
+            return super().batch(step, part)
 
     cfg = settings(f"loop.workers={workers}")
     with pytest.raises(DataError, match=r"^image 7 is cut: fetch it again$"):
@@ -245,18 +212,18 @@ def test_the_average_holds_only_what_is_learnt(tmp_path: Path) -> None:
 
 
 def test_the_average_follows_its_formula(tmp_path: Path) -> None:
-    seen: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
 
     class Watching(Toy):
         def loss(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
             assert averaged is not None and not averaged.training
-            seen.append(model.state_dict()["2.weight"].clone())
+            weights.append(model.state_dict()["2.weight"].clone())
             return super().loss(model, batch, averaged)
 
     cfg = settings("loop.ema=0.75", "loop.ema_warmup=false", "loop.steps=3")
     state = train(cfg, tmp_path, Watching(cfg))
-    expected = seen[0]
-    for now in [*seen[1:], state.model.state_dict()["2.weight"]]:
+    expected = weights[0]
+    for now in [*weights[1:], state.model.state_dict()["2.weight"]]:
         expected = 0.75 * expected + 0.25 * now
     torch.testing.assert_close(state.product.state_dict()["2.weight"], expected)
 
@@ -264,8 +231,8 @@ def test_the_average_follows_its_formula(tmp_path: Path) -> None:
 def test_without_an_average_the_model_is_the_product(tmp_path: Path) -> None:
     state = train(settings("loop.ema=0"), tmp_path)
     assert state.product is state.model
-    found = checkpoints.read(tmp_path)["averaged"]
-    assert torch.equal(found["2.weight"], state.model.state_dict()["2.weight"])
+    averaged = checkpoints.read(tmp_path)["averaged"]
+    assert torch.equal(averaged["2.weight"], state.model.state_dict()["2.weight"])
 
 
 def test_extra_modules_learn_and_are_kept(tmp_path: Path) -> None:
@@ -273,13 +240,13 @@ def test_extra_modules_learn_and_are_kept(tmp_path: Path) -> None:
     recipe = Toy(cfg)
     state = train(cfg, tmp_path, recipe)
     assert state.extra is recipe.projection
-    kept = checkpoints.weights(checkpoints.find(tmp_path) / "extra.safetensors")
-    assert torch.equal(kept["weight"], recipe.projection.weight)
+    extra = checkpoints.weights(checkpoints.find(tmp_path) / "extra.safetensors")
+    assert torch.equal(extra["weight"], recipe.projection.weight)
     fresh = loop.start(Toy(cfg), cfg.loop)
     assert fresh.extra is not None
-    assert not torch.equal(kept["weight"], fresh.extra.state_dict()["weight"])
+    assert not torch.equal(extra["weight"], fresh.extra.state_dict()["weight"])
     loop.restore(fresh, tmp_path, config.to_dict(cfg))
-    assert torch.equal(kept["weight"], fresh.extra.state_dict()["weight"])
+    assert torch.equal(extra["weight"], fresh.extra.state_dict()["weight"])
 
 
 def test_a_part_of_the_network_learns_slower(tmp_path: Path) -> None:
@@ -294,37 +261,11 @@ def test_a_part_of_the_network_learns_slower(tmp_path: Path) -> None:
     assert not torch.equal(before["4.weight"], after["4.weight"])
 
 
-def test_logs_and_pictures(tmp_path: Path) -> None:
-    class Shown(Toy):
-        def panels(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
-            assert not model.training and not torch.is_grad_enabled()
-            image = (batch["image"][0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-            return {"input": image}
-
-    cfg = settings("loop.tensorboard=true", "loop.panels_every=4")
-    train(cfg, tmp_path, Shown(cfg))
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    logged = [(event.step, event.value) for event in events.Scalars("loss")]
-    np.testing.assert_allclose(logged, rows(tmp_path, "step", "loss"), rtol=1e-5)
-    assert [event.step for event in events.Images("input")] == [4, 8]
-    assert {p.name for p in (tmp_path / "images").iterdir()} == {
-        "0000004_input.png",
-        "0000008_input.png",
-    }
-    assert {"images_per_s", "rate", "memory_mb"} <= set(
-        json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
-    )
-    about = json.loads((tmp_path / "environment.json").read_text())
-    assert about["packages"]["torch"] == torch.__version__.partition("+")[0] or about["packages"]
-    assert config.load(Config, tmp_path / "config.yaml") == cfg
-
-
 def test_panels_and_validation_change_nothing_that_is_learnt(tmp_path: Path) -> None:
     class Watched(Toy):
-        def panels(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
+        def batch_images(
+            self, model: nn.Module, batch: loop.Batch, averaged: Any
+        ) -> dict[str, Any]:
             torch.rand(3)
             return {"a": np.zeros((4, 4, 3), np.uint8)}
 
@@ -332,7 +273,7 @@ def test_panels_and_validation_change_nothing_that_is_learnt(tmp_path: Path) -> 
             torch.rand(3)
             return {"score": 1.0}
 
-    cfg = settings("loop.panels_every=1", "loop.checkpoint_every=1")
+    cfg = settings("loop.images_every=1", "loop.checkpoint_every=1")
     train(cfg, tmp_path / "watched", Watched(cfg))
     train(settings(), tmp_path / "plain")
     assert same(tensors(tmp_path / "watched"), tensors(tmp_path / "plain"))
@@ -347,81 +288,17 @@ def test_best_last_and_kept_ones(tmp_path: Path) -> None:
     class Scored(Toy):
         def validate(self, model: nn.Module) -> dict[str, float]:
             assert not torch.is_grad_enabled()
-            return {"score": scores[len(seen) * 2 + 2], "steps": seen.append(1) or 0.0}
+            return {"score": scores[len(steps) * 2 + 2], "steps": steps.append(1) or 0.0}
 
-    seen: list[int] = []
+    steps: list[int] = []
     cfg = settings("loop.checkpoint_every=2", "loop.keep_every=6")
     train(cfg, tmp_path, Scored(cfg))
     assert checkpoints.read(tmp_path / "best")["step"] == 4
     assert checkpoints.read(tmp_path / "last")["step"] == 8
     assert checkpoints.read(tmp_path)["step"] == 8
-    kept = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["step_0000004", "step_0000006", "step_0000008"]
+    folders = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
+    assert folders == ["step_0000004", "step_0000006", "step_0000008"]
     assert checkpoints.read(tmp_path)["recipe"] == "toy"
-
-
-def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    cfg = settings("loop.steps=2")
-    train(cfg, tmp_path / "run")
-    with pytest.raises(loop.TrainingError, match=r"loop\.learning_rate \(was 0\.01, is 0\.1\)"):
-        train(settings("loop.learning_rate=0.1"), tmp_path / "run")
-    assert train(settings("loop.steps=3"), tmp_path / "run").step == 3
-
-    class Other(Toy):
-        name = "other"
-
-    with pytest.raises(loop.TrainingError, match="recipe toy, not other"):
-        train(settings("loop.steps=3"), tmp_path / "run", Other(cfg))
-    wider = settings("width=9")
-    with pytest.raises(loop.TrainingError, match=r"of another network.*there and.*here"):
-        loop.restore(loop.start(Toy(wider), wider.loop), tmp_path / "run", config.to_dict(cfg))
-    found = checkpoints.weights(checkpoints.find(tmp_path / "run") / "model.safetensors")
-    with pytest.raises(loop.TrainingError, match="2 tensors are missing, first 'weight'; 4 are"):
-        checkpoints.load(nn.Linear(2, 2), found, "run")
-
-
-def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(loop.TrainingError, match="no checkpoint in"):
-        checkpoints.read(tmp_path / "absent")
-    (tmp_path / "old.pt").write_bytes(b"PK")
-    with pytest.raises(loop.TrainingError, match="no checkpoint of this loop but a file"):
-        checkpoints.read(tmp_path / "old.pt")
-    train(settings("loop.steps=2"), tmp_path / "run")
-    folder = checkpoints.find(tmp_path / "run")
-    state = (folder / "state.pt").read_bytes()
-    (folder / "state.pt").write_bytes(state[: len(state) // 2])
-    with pytest.raises(loop.TrainingError, match="cannot be read"):
-        train(settings("loop.steps=3"), tmp_path / "run")
-    os.truncate(folder / "averaged.safetensors", 100)
-    with pytest.raises(loop.TrainingError, match="cannot be read"):
-        checkpoints.read(tmp_path / "run")
-    (folder / "about.json").write_text('{"format": 1}')
-    with pytest.raises(loop.TrainingError, match="no checkpoint of this version"):
-        checkpoints.read(tmp_path / "run")
-
-
-class Dangerous:
-    """Runs code when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, ("ran",))
-
-
-def test_pickled_weights_run_nothing_unless_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"weight": torch.ones(2), "hook": Dangerous()}, tmp_path / "bad.pt")
-    with pytest.raises(loop.TrainingError, match=r"any code: convert it to \.safetensors, or set"):
-        checkpoints.weights(tmp_path / "bad.pt")
-    assert not (tmp_path / "ran").exists()
-    with pytest.raises(loop.TrainingError, match="no table of tensors"):
-        checkpoints.weights(tmp_path / "bad.pt", trust_pickle=True)
-    assert (tmp_path / "ran").exists()
-    torch.save({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "good.pt")
-    assert set(checkpoints.weights(tmp_path / "good.pt")) == {"weight"}
-    with pytest.raises(loop.TrainingError, match="no weights"):
-        checkpoints.weights(tmp_path / "absent.pt")
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -442,25 +319,25 @@ def test_float16_needs_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_run_with_its_batch(tmp_path: Path, bad: str) -> None:
     class Broken(Toy):
-        def batch(self, step: int, share: loop.Share) -> loop.Batch:
-            made = super().batch(step, share)
+        def batch(self, step: int, part: loop.BatchPart) -> loop.Batch:
+            made = super().batch(step, part)
             if step == 5:
                 made["image"][0, 0, 0, 0] = float("nan") if bad == "loss" else 1e30
             return made
 
         def loss(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
-            found = super().loss(model, batch, averaged)
+            scalars = super().loss(model, batch, averaged)
             if bad == "gradient" and float(batch["image"].max()) > 1:  # finite, its slope is not
                 weight = model.state_dict(keep_vars=True)["2.weight"]
-                found["loss"] = found["loss"].detach() + (weight * 0).abs().sqrt().sum()
-            return found
+                scalars["loss"] = scalars["loss"].detach() + (weight * 0).abs().sqrt().sum()
+            return scalars
 
     cfg = settings()
     with pytest.raises(loop.TrainingError, match=r"of step 5 is not finite.*bad_batch"):
         train(cfg, tmp_path, Broken(cfg))
-    kept = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
+    stored = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
     expected = Broken(cfg).batch(5, (0, 1))["image"]
-    torch.testing.assert_close(kept["image"], expected, equal_nan=True)
+    torch.testing.assert_close(stored["image"], expected, equal_nan=True)
     assert checkpoints.read(tmp_path)["step"] == 3
     assert all(torch.isfinite(value).all() for value in tensors(tmp_path).values())
 
@@ -490,30 +367,11 @@ def test_schedules() -> None:
     assert loop.learning_rate(cosine, 60) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
 
 
-def test_the_rival_of_the_benchmark_learns_the_same(tmp_path: Path) -> None:
-    """Without what only the loop has (schedule, groups), both reach the same weights."""
-    cfg = settings("loop.schedule=constant", "loop.warmup=0", "loop.weight_decay=0")
-    bare = benchmark.Bare(Toy(cfg), cfg.loop)
-    bare.steps(8)
-    ours = train(cfg, tmp_path).model.state_dict()
-    for name, value in bare.model.state_dict().items():
-        torch.testing.assert_close(ours[name], value)
-
-
-def test_the_benchmark_takes_turns() -> None:
-    cfg = settings("loop.steps=20")
-    made: list[Toy] = []
-
-    def build() -> Toy:
-        made.append(Toy(cfg))
-        return made[-1]
-
-    ours, theirs = benchmark.compare(build, cfg.loop, config.to_dict(cfg), steps=6, turn=2)
-    assert len(ours) == len(theirs) == 3
-    assert min(ours + theirs) > 0
-    assert len(made) == 2
-
-
-def test_output_off_a_terminal_is_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(settings("loop.log_every=4"), tmp_path, console=Console(force_terminal=False))
-    assert "step 8/8" in capsys.readouterr().out
+def test_the_schedule_rises_and_falls() -> None:
+    cfg = loop.LoopConfig(steps=100, warmup=10, learning_rate=1.0, final_rate=0.1)
+    rates = [loop.learning_rate(cfg, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == pytest.approx(1.0, abs=0.02)
+    assert rates[55] == pytest.approx(0.55, abs=0.01)
+    assert np.all(np.diff(rates[10:]) < 0)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)

@@ -22,7 +22,7 @@ from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import ModelConfig
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.simulation.renderer import Scene, random_view
-from training.__main__ import _arguments, main
+from training.__main__ import main, parse_arguments
 from training.data.ordinal_labels import SimulationConfig, simulate, write_labels
 from training.models import networks
 
@@ -53,10 +53,10 @@ def test_five_commands_lead_to_a_network_in_the_node(
         rng = np.random.default_rng(k)
         scene = Scene.random(rng)
         camera, pose = random_view(scene, rng, 96, 72)
-        seen = scene.render(camera, pose)
-        rooms.append((camera, seen))
-        cv2.imwrite(f"photos/{k}.png", seen.image[..., ::-1])
-        pairs += simulate(f"{k}.png", seen.depth, SimulationConfig(count=4, seed=1))
+        view = scene.render(camera, pose)
+        rooms.append((camera, view))
+        cv2.imwrite(f"photos/{k}.png", view.image[..., ::-1])
+        pairs += simulate(f"{k}.png", view.depth, SimulationConfig(count=4, seed=1))
     torch.manual_seed(0)
     source = networks.open_network(networks.NetworkConfig(kind="debug"))
     source.network.save_pretrained("MODEL")
@@ -64,9 +64,9 @@ def test_five_commands_lead_to_a_network_in_the_node(
     annotate, westar, export, evaluate, launch = (words for words in commands())
     for words in (annotate, westar, export, evaluate):
         assert words[:3] == ["python", "-m", "training"]
-    asked = _arguments(annotate[3:])  # a person answers; here the depth does
-    assert str(asked.folder) == "photos"
-    write_labels(asked.out, pairs)
+    given_arguments = parse_arguments(annotate[3:])  # a person answers; here the depth does
+    assert str(given_arguments.folder) == "photos"
+    write_labels(given_arguments.out, pairs)
     assert main([*westar[3:], *TOY]) == 0
     assert main(export[3:]) == 0
     assert main([*evaluate[3:], "--json", "agreement.json"]) == 0
@@ -77,12 +77,12 @@ def test_five_commands_lead_to_a_network_in_the_node(
     assert launch[:2] == ["ros2", "launch"]
     given = dict(word.split(":=") for word in launch[4:])
     path = given["model"].replace("$PWD", str(tmp_path))
-    camera, seen = rooms[0]
+    camera, view = rooms[0]
     rows, cols = (grid.ravel() for grid in np.mgrid[4:72:8, 4:96:8])
-    points = SparseDepth.from_arrays(rows, cols, seen.depth[rows, cols])
+    points = SparseDepth.from_arrays(rows, cols, view.depth[rows, cols])
     with DepthPipeline(PipelineConfig(model=ModelConfig(path=path, threads=1))) as pipeline:
         manifest = pipeline.depth_model.engine.manifest
-        result = pipeline.process(FrameInput(seen.image, camera, None, None, sparse=points))
+        result = pipeline.process(FrameInput(view.image, camera, None, None, sparse=points))
     assert (manifest.name, manifest.input.height, manifest.input.width) == ("mine", 56, 84)
     assert manifest.training["recipe"] == "westar" and manifest.training["start"] == "MODEL"
     assert np.isfinite(result.depth).mean() > 0.9

@@ -82,10 +82,10 @@ class ViewConfig:
     """How an image is varied; by default not at all. RENDERED, WEAK and STRONG are presets."""
 
     smallest_crop: float = config.option(
-        1.0, "Least share of the image's sides that a crop keeps.", minimum=0.1, maximum=1
+        1.0, "Smallest scale of a crop, over the image's sides.", minimum=0.1, maximum=1
     )
     aspect: float = config.option(
-        0.0, "Greatest share that a crop loses of one side more.", minimum=0, maximum=0.5
+        0.0, "Largest further fraction that a crop loses of one side.", minimum=0, maximum=0.5
     )
     flip: float = config.option(0.0, "Probability of a left-right flip.", minimum=0, maximum=1)
     colour: float = config.option(
@@ -148,9 +148,9 @@ def random_window(
     shape: tuple[int, ...], height: int, width: int, cfg: ViewConfig, rng: np.random.Generator
 ) -> Window:
     """A crop of an image of that shape by cfg's geometry."""
-    share = rng.uniform(cfg.smallest_crop, 1.0)
-    rows = max(int(shape[0] * share * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[0]))
-    columns = max(int(shape[1] * share * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[1]))
+    scale = rng.uniform(cfg.smallest_crop, 1.0)
+    rows = max(int(shape[0] * scale * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[0]))
+    columns = max(int(shape[1] * scale * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[1]))
     top = int(rng.integers(0, shape[0] - rows + 1))
     left = int(rng.integers(0, shape[1] - columns + 1))
     return Window(top, left, rows, columns, height, width, bool(rng.random() < cfg.flip))

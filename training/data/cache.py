@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is computed once per image and read many times: teachers' maps and masks.
+"""Teachers' maps and masks, computed once per image and read many times.
 
     FOLDER/ab/abcdef...png    uint16: the map between its least (1) and greatest value (65535),
                               0 = unknown; or masks, 16 to a page of bits, pages below each other
@@ -29,7 +29,7 @@ STEPS = 65534  # between the least and the greatest value; 0 is kept for unknown
 
 
 def digest(image: NDArray[np.uint8]) -> str:
-    """An image's name that follows from its pixels alone."""
+    """Name of an image (H, W, C), which follows from its pixels alone."""
     shape = json.dumps(image.shape).encode()
     return hashlib.blake2b(
         shape + np.ascontiguousarray(image).tobytes(), digest_size=16
@@ -38,7 +38,7 @@ def digest(image: NDArray[np.uint8]) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """Which map: of which image (its `digest`), seen how, made by whom."""
+    """Key of a map: its image (a `digest`), its maker with revision, and the window."""
 
     image: str
     maker: str
@@ -53,7 +53,10 @@ class Key:
 
 
 class Cache:
-    """A folder of maps and masks. `cure`: the command that fills it, for the sentence."""
+    """A folder of maps and masks. `cure`: the command that fills it, for error messages.
+
+    Reading raises DataError for an absent or damaged entry, writing for a full disk.
+    """
 
     def __init__(self, folder: str | Path, cure: str = "") -> None:
         self.folder = Path(folder)
@@ -63,9 +66,9 @@ class Cache:
         return self._path(key, ".json").is_file()
 
     def write_map(self, key: Key, values: NDArray[np.floating], **about: Any) -> None:
-        """Keep a map (H, W) float, not finite = unknown, in 16 bits of its own range.
+        """Store a map (H, W) float, not finite = unknown, in 16 bits of its own range.
 
-        about: plain values kept beside it (meaning, processing size). Raises DataError for a map
+        about: plain values stored beside it (meaning, processing size). Raises DataError for a map
         without any finite value.
         """
         known = np.isfinite(values)
@@ -75,8 +78,8 @@ class Cache:
                 " dimensions: it is not kept; look at that image."
             )
         low, high = float(values[known].min()), float(values[known].max())
-        share = (np.where(known, values, low).astype(np.float64) - low) / max(high - low, 1e-30)
-        stored = np.where(known, np.round(share * STEPS) + 1, 0).astype(np.uint16)
+        relative = (np.where(known, values, low).astype(np.float64) - low) / max(high - low, 1e-30)
+        stored = np.where(known, np.round(relative * STEPS) + 1, 0).astype(np.uint16)
         self._write(key, stored, {"kind": "map", "low": low, "high": high, **about})
 
     def read_map(self, key: Key) -> NDArray[np.float32]:
@@ -87,7 +90,7 @@ class Cache:
         return np.where(stored > 0, values, np.nan).astype(np.float32)
 
     def write_masks(self, key: Key, masks: NDArray[np.bool_], **about: Any) -> None:
-        """Keep masks (K, H, W) bool; they may overlap."""
+        """Store masks (K, H, W) bool; they may overlap."""
         count, height, width = masks.shape
         pages = np.zeros((max(-(-count // 16), 1), height, width), np.uint16)
         for k, mask in enumerate(masks):
@@ -96,7 +99,7 @@ class Cache:
         self._write(key, pages.reshape(-1, width), content)
 
     def read_masks(self, key: Key) -> NDArray[np.bool_]:
-        """The masks (K, H, W)."""
+        """The masks (K, H, W) bool."""
         stored, about = self._read(key, "masks")
         count, height = int(about["count"]), int(about["height"])
         pages = stored.reshape(-1, height, stored.shape[1])
@@ -104,7 +107,7 @@ class Cache:
         return np.array(planes, bool).reshape(count, height, stored.shape[1])
 
     def about(self, key: Key) -> dict[str, Any]:
-        """What was said beside a map or masks."""
+        """The values stored beside a map or masks; raises DataError where there is none."""
         try:
             return dict(json.loads(self._path(key, ".json").read_text(encoding="utf-8")))
         except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What weather, lenses and sensors do to an image: 18 corruptions at five severities.
+"""Corruptions of images by weather, lenses and sensors: 18 kinds at five severities.
 
 The list and its numbers are RoboDepth's (Kong et al., NeurIPS 2023), after Hendrycks and
 Dietterich (ICLR 2019); the code is ours, and so is what a table of numbers leaves open: frost is
@@ -22,13 +22,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
-from training.data.samples import DataError
+from training.data.samples import F32, U8, DataError
 
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
@@ -145,8 +142,8 @@ def _elastic(x: F32, rng: np.random.Generator, deformation: float) -> F32:
 
 
 def _colour_quant(x: F32, rng: np.random.Generator, bits: int) -> F32:
-    kept = np.uint8(256 - (1 << (8 - bits)))
-    return (_as_bytes(x) & kept).astype(np.float32) / np.float32(255)
+    high_bits = np.uint8(256 - (1 << (8 - bits)))
+    return (_as_bytes(x) & high_bits).astype(np.float32) / np.float32(255)
 
 
 # --- sensor and file -----------------------------------------------------------------------------
@@ -241,7 +238,7 @@ INDOOR = tuple(name for name in CORRUPTIONS if name not in ("fog", "frost", "sno
 
 
 def corrupt(image: U8, name: str, severity: int, seed: int = 0) -> U8:
-    """(H, W, 3) uint8 RGB -> the same image worn by one of CORRUPTIONS; severity 0 is a copy.
+    """(H, W, 3) uint8 RGB -> the same image corrupted by one of CORRUPTIONS; severity 0 is a copy.
 
     Raises ValueError for an unknown name, a severity outside 0..5 or another kind of image.
     """
@@ -310,7 +307,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
 
 def depth_error(abs_rel: float, delta1: float, kind: int = 2) -> float:
     """DEE: AbsRel and delta1 as one error. 1: sum with 1 - delta1; 2: half of it, the main one; 3:
-    their ratio.
+    their ratio. Raises ValueError for another kind.
     """
     if kind == 3:
         return abs_rel / delta1 if delta1 > 0 else math.inf
@@ -330,9 +327,9 @@ def mean_corruption_error(
 
 
 def mean_resilience_rate(errors: Mapping[str, Sequence[float]], clean: float) -> float:
-    """mRR in per cent: what is kept of 1 - DEE of the clean images. More is better."""
-    kept = [float(np.mean([1.0 - e for e in line])) for line, _ in _pairs(errors, errors)]
-    return 100.0 * float(np.mean(kept)) / (1.0 - clean)
+    """mRR in per cent: 1 - DEE of corrupted images over that of the clean ones. More is better."""
+    resilience = [float(np.mean([1.0 - e for e in line])) for line, _ in _pairs(errors, errors)]
+    return 100.0 * float(np.mean(resilience)) / (1.0 - clean)
 
 
 def _pairs(
@@ -346,7 +343,7 @@ def _pairs(
         yield line, base[name]
 
 
-# --- what several of them share ------------------------------------------------------------------
+# --- helpers of several corruptions --------------------------------------------------------------
 
 
 def _as_bytes(x: F32) -> U8:
@@ -354,7 +351,7 @@ def _as_bytes(x: F32) -> U8:
 
 
 def _photons(x: F32, rng: np.random.Generator, count: float) -> F32:
-    """What a sensor reads where full white is `count` photons."""
+    """The value (H, W, 3) that a sensor reads where full white is `count` photons."""
     rate = np.maximum(x, 0).astype(np.float64) * count
     return (rng.poisson(rate) / count).astype(np.float32)
 
@@ -365,8 +362,8 @@ def _blurred(x: F32, sigma: float) -> F32:
 
 
 def _filtered(x: F32, kernel: F32) -> F32:
-    found = cv2.filter2D(x, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
-    return np.asarray(found, np.float32)
+    filtered = cv2.filter2D(x, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(filtered, np.float32)
 
 
 def _streak(x: F32, radius: int, sigma: float, angle_deg: float) -> F32:
@@ -378,9 +375,9 @@ def _streak(x: F32, radius: int, sigma: float, angle_deg: float) -> F32:
         weight = math.exp(-(k * k) / (2 * sigma * sigma))
         c, r = reach + 1 + k * math.cos(along), reach + 1 + k * math.sin(along)
         c0, r0 = math.floor(c), math.floor(r)
-        for row, share_r in ((r0, 1 - r + r0), (r0 + 1, r - r0)):
-            for col, share_c in ((c0, 1 - c + c0), (c0 + 1, c - c0)):
-                kernel[row, col] += weight * share_r * share_c
+        for row, weight_r in ((r0, 1 - r + r0), (r0 + 1, r - r0)):
+            for col, weight_c in ((c0, 1 - c + c0), (c0 + 1, c - c0)):
+                kernel[row, col] += weight * weight_r * weight_c
     return _filtered(x, kernel)
 
 

@@ -23,15 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.geometry.camera import Camera
-from depth_node.recordings.frames import find_frames, read_frame
+from depth_node.recordings.frames import IMAGE_SUFFIXES, find_frames, read_frame
 from training.data.samples import F32, U8, DataError, Item, Sample
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged or missing file raises into a DataError that names it."""
+    """Turn the exception of a damaged or missing file into a DataError that names the file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -41,7 +39,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def decode(content: bytes, flags: int) -> NDArray[Any]:
-    """The image in the bytes of a file, all of it; ValueError for what is cut or is none."""
+    """The image in the bytes of a file. Raises ValueError for a cut or damaged file."""
     # libjpeg fills the missing part of a cut file with grey and says nothing.
     cut = content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
     stored = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
@@ -51,14 +49,17 @@ def decode(content: bytes, flags: int) -> NDArray[Any]:
 
 
 def read_image(path: Path) -> U8:
-    """An image (H, W, 3) uint8 RGB."""
+    """An image (H, W, 3) uint8 RGB. Raises DataError for a damaged file."""
     with reading(path):
         bgr = decode(path.read_bytes(), cv2.IMREAD_COLOR)
         return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def read_depth_png(path: Path, per_metre: float) -> F32:
-    """Depth (H, W) m of a uint16 PNG that counts `per_metre` steps a metre; 0 is unknown."""
+    """Depth (H, W) m of a uint16 PNG with `per_metre` steps a metre; 0 is unknown.
+
+    Raises DataError for a damaged file or another type.
+    """
     with reading(path):
         stored = decode(path.read_bytes(), cv2.IMREAD_UNCHANGED)
         if stored.dtype != np.uint16 or stored.ndim != 2:
@@ -84,7 +85,7 @@ def _hdf5(path: Path) -> Any:
 
 
 def listed_lines(path: Path) -> list[list[str]]:
-    """The words of every line of a list that is not empty."""
+    """The words of every non-empty line of a list. Raises DataError for an unreadable file."""
     with reading(path):
         return [
             line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.split()
@@ -122,8 +123,8 @@ def _read_image_only(item: Item) -> Sample:
 
 
 def _find_frames(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
-    places = [folder / " ".join(words) for words in lines] or find_frames(_part(folder, split))
-    return [Item(f"{place.parent.name}/{place.name}", place) for place in places]
+    folders = [folder / " ".join(words) for words in lines] or find_frames(_part(folder, split))
+    return [Item(f"{frame.parent.name}/{frame.name}", frame) for frame in folders]
 
 
 def _read_frame(item: Item) -> Sample:
@@ -227,10 +228,10 @@ def _read_kitti(item: Item) -> Sample:
         with reading(calibration):
             text = calibration.read_text(encoding="utf-8")
             name = item.image.parents[1].name.removeprefix("image_")
-            found = re.search(rf"^P_rect_{name}:(.*)$", text, re.MULTILINE)
-            if found is None:
+            match = re.search(rf"^P_rect_{name}:(.*)$", text, re.MULTILINE)
+            if match is None:
                 raise ValueError(f"it has no P_rect_{name}")
-            p = [float(word) for word in found.group(1).split()]
+            p = [float(word) for word in match.group(1).split()]
         camera = Camera(image.shape[1], image.shape[0], p[0], p[5], p[2], p[6])
     return Sample(item.name, image, read_depth_png(item.depth, 256), camera)
 
@@ -291,11 +292,11 @@ def _read_eth3d(item: Item) -> Sample:
 def _find_scannet(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
     if lines and len(lines[0]) > 1:
         return _pairs(folder, lines)
-    wanted = {words[0] for words in lines}
+    scenes = {words[0] for words in lines}
     items = []
     for depth in sorted(_part(folder, split).rglob("depth/*.png"), key=_natural):
         scene = depth.parents[1]
-        if wanted and scene.name not in wanted:
+        if scenes and scene.name not in scenes:
             continue
         image = _first(*(scene / "color" / (depth.stem + end) for end in (".jpg", ".png")))
         items.append(Item(f"{scene.name}/{depth.stem}", image, depth))
@@ -358,13 +359,13 @@ HYPERSIM_FOCAL_PX, HYPERSIM_WIDTH_PX = 886.81, 1024
 def _find_hypersim(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
-    wanted = _hypersim_split(folder, split) if split else None
+    selected = _hypersim_split(folder, split) if split else None
     items = []
     for depth in sorted(folder.glob("*/images/scene_*_geometry_hdf5/frame.*.depth_meters.hdf5")):
         scene = depth.parents[2].name
         camera = depth.parent.name.removeprefix("scene_").removesuffix("_geometry_hdf5")
         number = depth.name.split(".")[1]
-        if wanted is not None and (scene, camera, int(number)) not in wanted:
+        if selected is not None and (scene, camera, int(number)) not in selected:
             continue
         image = depth.parents[1] / f"scene_{camera}_final_preview" / f"frame.{number}.tonemap.jpg"
         items.append(Item(f"{scene}/{camera}/{number}", image, depth))
@@ -413,7 +414,7 @@ def _find_vkitti2(folder: Path, split: str, lines: list[list[str]]) -> list[Item
         number = image.stem.removeprefix("rgb_")
         inner = Path(scene, variation, "frames", "depth", camera, f"depth_{number}.png")
         # One folder for all, or each archive unpacked into its own (vkitti_2.0.3_rgb, ..._depth).
-        beside = [place / inner for place in sorted(folder.glob("*_depth"))]
+        beside = [archive / inner for archive in sorted(folder.glob("*_depth"))]
         depth = _first(image.parents[5] / inner, *beside)
         items.append(Item(f"{scene}/{variation}/{camera}/{number}", image, depth))
     return items
@@ -430,7 +431,7 @@ def _read_vkitti2(item: Item) -> Sample:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set lies on disk and how one of its samples is read."""
+    """Functions that find and read the samples of a data set, its protocol, and its layout."""
 
     find: Callable[[Path, str, list[list[str]]], list[Item]]
     read: Callable[[Item], Sample]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with depth to learn from: rendered rooms, a data set, or a mixture with a second one."""
+"""Images with depth for training: rendered rooms, a data set, or a mixture with a second one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class MixtureConfig:
     first: str = config.option(
         "pool", "The rendered rooms of `pool`, or the data set `data`.", choices=("pool", "data")
     )
-    second_share: float = config.option(
-        0.0, "Share of the images that come from the data set `second`.", minimum=0, maximum=1
+    second_probability: float = config.option(
+        0.0, "Probability that an image comes from the data set `second`.", minimum=0, maximum=1
     )
     keep: int = config.option(32, "Images of data sets that are held in memory.", minimum=0)
     pool: PoolConfig = config.section(PoolConfig, "The rendered rooms.")
@@ -48,18 +48,18 @@ class MixtureConfig:
 
 
 class Mixture:
-    """What `draw` draws from. DataError where a source is missing."""
+    """The data sets that `draw` draws from. Raises DataError where a source is missing."""
 
     def __init__(
-        self, cfg: MixtureConfig, waiting: Callable[[int], None] = lambda found: None
+        self, cfg: MixtureConfig, waiting: Callable[[int], None] = lambda count: None
     ) -> None:
         self.cfg = cfg
         self.first = open_first(cfg.first, cfg.pool, cfg.data, waiting)
         self.pool = self.first if isinstance(self.first, Pool) else None
         if self.pool is None:
-            self.first = _Kept(self.first, cfg.keep)
+            self.first = _InMemory(self.first, cfg.keep)
         self.second: Images = (
-            _Kept(open_samples(cfg.second), cfg.keep) if cfg.second_share > 0 else ()
+            _InMemory(open_samples(cfg.second), cfg.keep) if cfg.second_probability > 0 else ()
         )
 
     def draw(
@@ -69,7 +69,7 @@ class Mixture:
         second data set has that one's size where it is set.
         """
         cfg = self.cfg
-        if not (cfg.second_share > 0 and rng.random() < cfg.second_share):
+        if not (cfg.second_probability > 0 and rng.random() < cfg.second_probability):
             return drawn(self.first, rng, height, width, view)
         size = (cfg.second_height or height, cfg.second_width or width)
         return drawn(self.second, rng, *size, view)
@@ -77,7 +77,10 @@ class Mixture:
     def batch(
         self, rngs: list[np.random.Generator], height: int, width: int, view: ViewConfig
     ) -> dict[str, Tensor]:
-        """`image` (N, 3, h, w) in 0..1 and `depth` (N, 1, h, w) m, an image per generator."""
+        """`image` (N, 3, h, w) in 0..1 and `depth` (N, 1, h, w) m, an image per generator.
+
+        Raises DataError where images of two sizes would share a part of a step.
+        """
         if self.cfg.second_height and len(rngs) > 1:
             raise DataError(
                 f"Images of two sizes cannot share a part of a step, and {len(rngs)} are in one:"
@@ -87,8 +90,8 @@ class Mixture:
         return batched([self.draw(rng, height, width, view) for rng in rngs])
 
 
-class _Kept:
-    """Images of which those read last are in memory."""
+class _InMemory:
+    """Images; the most recently read ones are in memory."""
 
     def __init__(self, images: Images, keep: int) -> None:
         self._images = images
@@ -105,7 +108,7 @@ def open_first(
     which: str,
     pool: PoolConfig,
     data: DataConfig,
-    waiting: Callable[[int], None] = lambda found: None,
+    waiting: Callable[[int], None] = lambda count: None,
 ) -> Images:
     """The rendered rooms, once there are enough, if `which` is "pool"; else the data set."""
     return open_pool(pool, waiting) if which == "pool" else open_samples(data)
@@ -114,7 +117,10 @@ def open_first(
 def drawn(
     images: Images, rng: np.random.Generator, height: int, width: int, view: ViewConfig
 ) -> tuple[F32, F32]:
-    """One of the images, varied: (height, width, 3) float32 in 0..1, depth (height, width) m."""
+    """A random image, augmented: (height, width, 3) float32 in 0..1, depth (height, width) m.
+
+    Raises DataError for an image without depth.
+    """
     sample = images[int(rng.integers(0, len(images)))]
     if sample.depth is None:
         raise DataError(f"{sample.name} has no depth to learn from: give a data set with depth.")

@@ -19,7 +19,7 @@ from training.data.samples import DataError, DataSet, Item, Sample
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images."""
+    """A data set: layout, folder and selection."""
 
     kind: str = config.option(
         "images",
@@ -29,7 +29,7 @@ class DataConfig:
             "nyuv2", "kitti", "diode", "eth3d", "scannet", "void", "hypersim", "vkitti2",
         ),
     )  # fmt: skip
-    folder: str = config.option("", "Where they lie.")
+    folder: str = config.option("", "Folder of the data set.")
     split: str = config.option("", "Part of the data set by its own layout; empty = all of it.")
     list: str = config.option(
         "", "Text file with a line per image, `image depth`, or per scene; empty = none."
@@ -47,7 +47,7 @@ class DataConfig:
 
 
 def open_samples(cfg: DataConfig) -> DataSet:
-    """The data set that the settings name; DataError where there is none."""
+    """The data set that the settings name. Raises DataError where there is none."""
     if cfg.kind == "procedural":
         return procedural(cfg)
     folder = Path(cfg.folder).expanduser()
@@ -76,7 +76,10 @@ def open_samples(cfg: DataConfig) -> DataSet:
 
 
 def procedural(cfg: DataConfig) -> DataSet:
-    """One image of each of cfg.limit rooms; image k follows from the seed and k alone."""
+    """One image of each of cfg.limit rooms; image k follows from the seed and k alone.
+
+    Raises DataError without a seed or a limit.
+    """
     if cfg.seed < 0 or not cfg.limit:
         raise DataError("Procedural images need a seed of 0 or more and a limit: how many rooms.")
     items = [Item(f"{cfg.seed}-{k}", Path(), about=k) for k in range(cfg.limit)]
@@ -87,5 +90,5 @@ def _render(cfg: DataConfig, item: Item) -> Sample:
     rng = np.random.default_rng([cfg.seed, item.about])
     scene = Scene.random(rng, cfg.style)
     camera, pose = random_view(scene, rng, cfg.width, cfg.height)
-    seen = scene.render(camera, pose)
-    return Sample(item.name, seen.image, seen.depth, camera)
+    view = scene.render(camera, pose)
+    return Sample(item.name, view.image, view.depth, camera)

@@ -3,7 +3,7 @@
 
 A label file is CSV with the header `image,x1,y1,x2,y2,relation`, or JSON: a list of objects with
 these keys. x is the column and y the row of a pixel, centres at integers, in the image's own
-size. relation says how the FIRST point lies to the second: `closer`, `farther` or `equal`. image is
+size. relation is that of the FIRST point to the second: `closer`, `farther` or `equal`. image is
 a path below the folder of the images, as the data set names it.
 """
 
@@ -219,7 +219,7 @@ class SimulationConfig:
     )
     ratio: float = config.option(RATIO, "Depths within this factor are equal.", minimum=1)
     wrong: float = config.option(
-        0.0, "Share of labels that say the opposite.", minimum=0, maximum=1
+        0.0, "Fraction of labels with the opposite relation.", minimum=0, maximum=1
     )
     seed: int = config.option(0, "Seed of the points, together with the image's name.")
 
@@ -236,7 +236,7 @@ def relation_of(first_m: float, second_m: float, ratio: float = RATIO) -> str:
 def simulate(name: str, depth: NDArray[np.floating], cfg: SimulationConfig) -> list[Pair]:
     """Labels of one image from its depth (H, W) m, NaN unknown.
 
-    Fewer than asked where the depth is unknown or flat. The same name and seed give the same
+    Fewer than cfg.count where the depth is unknown or flat. The same name and seed give the same
     labels.
     """
     rng = np.random.default_rng([cfg.seed, *name.encode()])

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pool of rendered rooms on disk, made once and drawn from."""
+"""A pool of rendered rooms on disk.
+
+The pool is a ring of fixed-size arrays that one process fills (`python -m training render`) while
+another trains on what is there. Sample i follows from the pool's seed and i alone. A training run
+on a growing pool sees the images rendered so far; only on a complete pool is a run repeatable to
+the bit.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +29,7 @@ SHADOW_PX = 96  # coarser than by default: pooled images are small
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """Where rendered scenes lie and what they look like."""
+    """Folder, size and style of a pool of rendered scenes."""
 
     folder: str = config.option("pool", "Folder of the pool (outside the repository).")
     samples: int = config.option(
@@ -46,7 +52,10 @@ class PoolConfig:
 
 
 class Pool:
-    """Memory-mapped images (N, H, W, 3) uint8 and depth (N, H, W) float16 m."""
+    """Memory-mapped images (N, H, W, 3) uint8 and depth (N, H, W) float16 m.
+
+    Raises DataError without a seed, without a pool to read, and for a pool of other settings.
+    """
 
     def __init__(self, cfg: PoolConfig, write: bool = False) -> None:
         if cfg.seed < 0:
@@ -65,12 +74,12 @@ class Pool:
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
         if about.exists():
-            found = yaml.safe_load(about.read_text(encoding="utf-8"))
-            if found != self._identity:
+            stored = yaml.safe_load(about.read_text(encoding="utf-8"))
+            if stored != self._identity:
                 raise DataError(
-                    f"The pool in {self.folder} was made with other settings ({json.dumps(found)});"
-                    " "
-                    f"choose another pool.folder or the settings of that pool."
+                    f"The pool in {self.folder} was made with other settings"
+                    f" ({json.dumps(stored)}); choose another pool.folder or the settings of that"
+                    " pool."
                 )
         elif not write:
             raise DataError(
@@ -118,18 +127,18 @@ class Pool:
             scene = Scene.random(rng, cfg.style, shadow_px=SHADOW_PX)
             for k in range(per_scene):
                 camera, pose = random_view(scene, rng, cfg.width, cfg.height)
-                seen = scene.render(camera, pose, antialias=False)
+                view = scene.render(camera, pose, antialias=False)
                 slot = (index * per_scene + k) % cfg.samples
-                self.image[slot] = seen.image
-                self.depth[slot] = seen.depth
+                self.image[slot] = view.image
+                self.depth[slot] = view.depth
             self._count[0] = (index + 1) * per_scene
             yield self.written
 
 
 def open_pool(
-    cfg: PoolConfig, waiting: Callable[[int], None] = lambda found: None, poll_s: float = 5.0
+    cfg: PoolConfig, waiting: Callable[[int], None] = lambda count: None, poll_s: float = 5.0
 ) -> Pool:
-    """The pool, once it holds cfg.wait_for images; rendered here if cfg.fill says so.
+    """The pool, once it holds cfg.wait_for images; rendered here if cfg.fill is set.
 
     waiting(found) is called now and then while another process has rendered too few.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of the things in an image, made once and kept: contexts of WeSTAR's normalisation.
+"""Masks of the objects in an image, computed once and stored: contexts of WeSTAR's normalisation.
 
-By a Segment Anything network of the library where its weights are at hand, else the regions that
-depth_node cuts an image into without any network. Masks may overlap.
+They come from a Segment Anything network where its weights are available, else from depth_node's
+classical segmentation. Masks may overlap.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
 from training.checkpoints import TrainingError
 from training.data.cache import Cache, Key, digest
+from training.data.samples import U8
+from training.models.hub import HubSource
 from training.models.segment_anything import Sam, open_sam
 
 Masks = NDArray[np.bool_]
-U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class MaskConfig:
-    """Who makes masks, and where they are kept.
+class MaskConfig(HubSource):
+    """Which network makes masks, and where they are stored.
 
-    Number, order and limits are ours: WeSTAR's text says only that the masks are SAM 2's.
+    Number, order and limits are ours: WeSTAR's text states only that the masks are SAM 2's.
     """
 
     source: str = config.option(
@@ -36,32 +37,25 @@ class MaskConfig:
         "Folder or id on the Hugging Face hub of a Segment Anything (1, 2, 2.1); empty: classical"
         " regions.",
     )
-    revision: str = config.option("main", "Revision on the hub.")
-    allow_download: bool = config.option(
-        False, "May fetch `source` from the hub; otherwise only what lies on this machine is used."
-    )
-    folder: str = config.option("", "Folder that keeps the masks; empty: they are not kept.")
+    folder: str = config.option("", "Folder that stores the masks; empty: they are not stored.")
     most: int = config.option(64, "Most masks of an image; the largest stay.", minimum=1)
     grid: int = config.option(
-        16, "Segment Anything is asked at grid x grid points.", minimum=1, maximum=128
+        16, "Segment Anything is prompted at grid x grid points.", minimum=1, maximum=128
     )
     overlap: float = config.option(
-        0.8, "Least overlap with what is there that the network itself expects.", minimum=0
+        0.8, "Smallest IoU that the network predicts for a mask.", minimum=0
     )
     stability: float = config.option(
-        0.9, "Least overlap of the masks at logits above +1 and -1.", minimum=0, maximum=1
+        0.9, "Smallest IoU of the masks at logits above +1 and -1.", minimum=0, maximum=1
     )
     same: float = config.option(
-        0.8, "Masks that overlap more are the same; the better stays.", minimum=0, maximum=1
+        0.8, "Masks with a larger IoU are duplicates; the better one stays.", minimum=0, maximum=1
     )
     regions: SegmentationConfig = config.section(SegmentationConfig, "The classical regions.")
 
-    def __post_init__(self) -> None:
-        config.validate(self)
-
     @property
     def maker(self) -> str:
-        """What the masks depend on besides the image: their key in the cache."""
+        """The settings that the masks depend on: their key in the cache."""
         if not self.source:
             return f"regions {config.flatten(self.regions)} most={self.most}"
         limits = (self.most, self.grid, self.overlap, self.stability, self.same)
@@ -98,37 +92,43 @@ class MaskMaker:
 
 
 def sam_masks(sam: Sam, image: U8, cfg: MaskConfig) -> Masks:
-    """What Segment Anything finds at a grid of points, the doubtful and the double left out."""
+    """Masks (K, H, W) of Segment Anything at a grid of points of an image (H, W, 3) uint8 RGB.
+
+    Masks of low predicted IoU or stability, and duplicates, are left out.
+    """
     device = next(sam.parameters()).device
     tensor = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
     height, width = image.shape[:2]
     ys = (torch.arange(cfg.grid, device=device) + 0.5) * height / cfg.grid - 0.5
     xs = (torch.arange(cfg.grid, device=device) + 0.5) * width / cfg.grid - 0.5
     points = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
-    found, scores = [], []
+    accepted, scores = [], []
     for logits, score in sam(tensor, points):
         inner, outer = (logits > 1).sum(dim=(1, 2)), (logits > -1).sum(dim=(1, 2))
         good = (score >= cfg.overlap) & (inner >= cfg.stability * outer) & (inner > 0)
-        found.append((logits[good] > 0).cpu().numpy())
+        accepted.append((logits[good] > 0).cpu().numpy())
         scores.append(score[good].cpu().numpy())
-    masks, score = np.concatenate(found), np.concatenate(scores)
+    masks, score = np.concatenate(accepted), np.concatenate(scores)
     if not len(masks):
         return masks
-    return masks[_unlike(masks, score, cfg.same)]
+    return masks[distinct(masks, score, cfg.same)]
 
 
-def _unlike(masks: Masks, score: NDArray[np.floating], same: float) -> NDArray[np.intp]:
-    """Indices of the masks that are left when of two alike the better stays (greedily)."""
+def distinct(masks: Masks, score: NDArray[np.floating], same: float) -> NDArray[np.intp]:
+    """Indices of the masks (K, H, W) that remain when the better of two duplicates stays (greedy).
+
+    score (K,): larger is better. same: IoU above which two masks are duplicates.
+    """
     order = np.argsort(-score, kind="stable")
     flat = masks[order].reshape(len(masks), -1)[:, ::4].astype(np.float32)  # every fourth will do
     both = flat @ flat.T
     size = np.diagonal(both)
     alike = both > same * np.maximum(size[:, None] + size[None] - both, 1)
-    kept: list[int] = []
+    selected: list[int] = []
     for k in range(len(order)):
-        if not alike[k, kept].any():
-            kept.append(k)
-    return order[kept]
+        if not alike[k, selected].any():
+            selected.append(k)
+    return order[selected]
 
 
 def as_layers(masks: Masks) -> NDArray[np.int32]:
@@ -149,7 +149,10 @@ def as_layers(masks: Masks) -> NDArray[np.int32]:
 
 
 def stacked(images: list[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """Layers (L_i, H, W) of several images as one array (N, max L, H, W), filled up with 0."""
+    """Layers (L_i, H, W) of several images as one array (N, max L, H, W), filled up with 0.
+
+    Raises TrainingError for images of different sizes.
+    """
     if len({layers.shape[1:] for layers in images}) != 1:
         raise TrainingError("Masks of one batch have different sizes: resize them alike first.")
     most = max(len(layers) for layers in images)

@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images to learn from: what one is, how it is varied, and a pool of rendered ones on disk.
-
-The pool is a ring of fixed-size arrays that one process fills (`python -m training render`) while
-another trains on what is there. Sample i follows from the pool's seed and i alone. A training run
-on a pool that is still growing sees what the renderer has managed so far; only on a complete pool
-does a run repeat itself to the bit.
-"""
+"""The sample that recipes learn from and evaluation scores, and the data set that reads samples."""
 
 from __future__ import annotations
 
@@ -21,16 +15,17 @@ from depth_node.geometry.camera import Camera
 from depth_node.recordings.frames import FrameError
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 
 
 class DataError(RuntimeError):
-    """Training data that is missing or does not fit; the message says what to do."""
+    """Training data that is missing or does not fit; the message names cause and cure."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image to learn from or to be judged on.
+    """One image for training or evaluation.
 
     image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None. camera: of the
     image, or None. masks: (H, W) int32 regions, 0 = none, or None. name: unique within the data
@@ -64,7 +59,11 @@ class Item:
 
 
 class DataSet(Sequence[Sample]):
-    """A data set, read when asked. protocol: how it is scored (a name of training/protocols.py)."""
+    """A data set whose samples are read on access.
+
+    protocol: a name of training.evaluation.protocols.PROTOCOLS, or "none" without depth.
+    Reading a sample raises DataError where a file cannot be used.
+    """
 
     def __init__(
         self, name: str, protocol: str, items: Sequence[Item], read: Callable[[Item], Sample]
@@ -91,7 +90,10 @@ class DataSet(Sequence[Sample]):
 
 
 def checked(sample: Sample) -> Sample:
-    """The sample with unknown depth as NaN; DataError for one that nothing can be learnt from."""
+    """The sample with unknown depth as NaN.
+
+    Raises DataError where image and depth differ in size or no pixel has a valid depth.
+    """
     if sample.depth is None:
         return sample
     depth = np.array(sample.depth, np.float32)

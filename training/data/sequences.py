@@ -24,13 +24,10 @@ from depth_node import config
 from depth_node.geometry.camera import Camera
 from depth_node.simulation.renderer import Scene, camera_path
 from depth_node.simulation.rooms import STYLES
-from training.data.samples import DataError
+from training.data.pool import SHADOW_PX
+from training.data.samples import F32, F64, U8, DataError
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-U8 = NDArray[np.uint8]
-
-LAYOUTS = ("procedural", "kitti", "scannet", "tum")
+SEQUENCE_LAYOUTS = ("procedural", "kitti", "scannet", "tum")
 EARTH_RADIUS_M = 6_378_137.0
 # The calibration that TUM RGB-D publishes for its three cameras: fx, fy, cx, cy.
 TUM_CAMERAS = {
@@ -38,7 +35,6 @@ TUM_CAMERAS = {
     "freiburg2": (520.9, 521.0, 325.1, 249.7),
     "freiburg3": (535.4, 539.2, 320.1, 247.6),
 }
-SHADOW_PX = 96  # coarser than by default: the images are small
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class SequenceConfig:
     """Which videos, and how far apart the frames of a triplet are."""
 
     layout: str = config.option(
-        "procedural", "How the folder is laid out; procedural needs none.", choices=LAYOUTS
+        "procedural", "How the folder is laid out; procedural needs none.", choices=SEQUENCE_LAYOUTS
     )
     folder: str = config.option("", "Folder of the data set or of one of its sequences.")
     spacing: int = config.option(1, "Frames from an image to its neighbours.", minimum=1)
@@ -87,15 +83,15 @@ class Triplet:
     def poses(self) -> F64:
         """T_source_target (2, 4, 4): target coordinates into each source; DataError if unknown."""
         target = self.target.T_world_camera
-        found = []
+        poses = []
         for source in self.sources:
             if target is None or source.T_world_camera is None:
                 raise DataError(
                     "This sequence has no poses: learn them with a pose network (poses: network)"
                     " or give a sequence with poses."
                 )
-            found.append(np.linalg.inv(source.T_world_camera) @ target)
-        return np.stack(found)
+            poses.append(np.linalg.inv(source.T_world_camera) @ target)
+        return np.stack(poses)
 
 
 class Clip(ABC):
@@ -154,7 +150,7 @@ class Triplets:
 
 
 def open_triplets(cfg: SequenceConfig, height: int, width: int, need_poses: bool) -> Triplets:
-    """The triplets that the settings name; DataError says what is missing."""
+    """The triplets that the settings name. Raises DataError where data are missing."""
     clips: list[Clip]
     if cfg.layout == "procedural":
         if cfg.seed < 0:
@@ -174,7 +170,7 @@ def open_triplets(cfg: SequenceConfig, height: int, width: int, need_poses: bool
 
 
 class Walk(Clip):
-    """Neighbouring frames of a walk through a procedural room; rendered when first asked for."""
+    """Neighbouring frames of a walk through a procedural room; rendered on first access."""
 
     def __init__(self, cfg: SequenceConfig, number: int) -> None:
         self.cfg, self.number = cfg, number
@@ -202,8 +198,8 @@ class Walk(Clip):
         views = []
         for k in range(cfg.views):
             pose = path[(first + k) % len(path)]
-            seen = scene.render(camera, pose, antialias=False)
-            views.append(View(seen.image, camera.matrix, pose, seen.depth))
+            view = scene.render(camera, pose, antialias=False)
+            views.append(View(view.image, camera.matrix, pose, view.depth))
         return views
 
 
@@ -263,28 +259,29 @@ class Recording(Clip):
         return metres
 
 
-def _read(path: Path, how: int) -> NDArray[np.integer]:
-    found = cv2.imread(str(path), how)
-    if found is None:
+def _read(path: Path, flags: int) -> NDArray[np.integer]:
+    stored = cv2.imread(str(path), flags)
+    if stored is None:
         raise DataError(f"{path} cannot be read as an image: replace or remove it.")
-    return cast("NDArray[np.integer]", found)
+    return cast("NDArray[np.integer]", stored)
 
 
-def _numbers(path: Path, what: str) -> F64:
+def _numbers(path: Path, content: str) -> F64:
     """A text file of numbers, its rows alike."""
     if not path.is_file():
-        raise DataError(f"{path} with the {what} is missing: copy it from the data set.")
+        raise DataError(f"{path} with the {content} is missing: copy it from the data set.")
     try:
         return np.loadtxt(path, dtype=np.float64, ndmin=2, comments="#")
     except ValueError as error:
-        raise DataError(f"{path} with the {what} cannot be read ({error}).") from error
+        raise DataError(f"{path} with the {content} cannot be read ({error}).") from error
 
 
 def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]:
     """KITTI raw: <date>/<date>_drive_<n>_sync/image_02/data/*.png, <date>/calib_cam_to_cam.txt.
 
     Poses come from oxts/data and calib_{imu_to_velo,velo_to_cam}.txt, depth from
-    proj_depth/groundtruth/image_02 where it lies beside them. folder: the set, a date or a drive.
+    proj_depth/groundtruth/image_02 where it exists. folder: the set, a date or a drive. Raises
+    DataError for missing files.
     """
     data = sorted(folder.glob(f"**/image_{camera}/data"))
     if not data:
@@ -292,7 +289,7 @@ def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]
             f"{folder} holds no image_{camera}/data: give the folder of KITTI's raw data, of a date"
             " or of a drive."
         )
-    found = []
+    recordings = []
     for image_folder in data:
         drive = image_folder.parent.parent
         calibration = _kitti_calibration(drive.parent / "calib_cam_to_cam.txt")
@@ -306,7 +303,7 @@ def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]
         truth = drive / "proj_depth" / "groundtruth" / f"image_{camera}"
         depths = [truth / f"{image.stem}.png" for image in images]
         poses = _kitti_poses(drive, images, calibration, projection) if need_poses else None
-        found.append(
+        recordings.append(
             Recording(
                 drive.name,
                 images,
@@ -316,7 +313,7 @@ def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]
                 256.0,
             )
         )
-    return found
+    return recordings
 
 
 def _kitti_calibration(path: Path) -> dict[str, F64]:
@@ -384,14 +381,17 @@ def _kitti_imu(row: F64, scale: float) -> F64:
 
 
 def scannet(folder: Path, need_poses: bool) -> list[Recording]:
-    """ScanNet as SensReader exports it: <scene>/{color,depth,pose,intrinsic}/; depth in mm."""
+    """ScanNet as SensReader exports it: <scene>/{color,depth,pose,intrinsic}/; depth in mm.
+
+    Raises DataError for missing files.
+    """
     scenes = sorted(path.parent for path in folder.glob("**/color") if path.is_dir())
     if not scenes:
         raise DataError(
             f"{folder} holds no <scene>/color: export the .sens files with SensReader and give the"
             " folder of the scenes."
         )
-    found = []
+    recordings = []
     for scene in scenes:
         images = sorted((scene / "color").glob("*.[jp][pn]g"), key=lambda path: int(path.stem))
         K = _numbers(scene / "intrinsic" / "intrinsic_color.txt", "intrinsics")[:3, :3]
@@ -402,7 +402,7 @@ def scannet(folder: Path, need_poses: bool) -> list[Recording]:
                 _numbers(scene / "pose" / f"{image.stem}.txt", "pose (or set poses: network)")
                 for image in images
             ]
-        found.append(
+        recordings.append(
             Recording(
                 scene.name,
                 images,
@@ -412,46 +412,50 @@ def scannet(folder: Path, need_poses: bool) -> list[Recording]:
                 1000.0,
             )
         )
-    return found
+    return recordings
 
 
 def tum(folder: Path, need_poses: bool) -> list[Recording]:
     """TUM RGB-D: <sequence>/{rgb,depth,groundtruth}.txt with rgb/ and depth/; depth x 5000.
 
     The intrinsics follow from freiburg1, 2 or 3 in the sequence's name, or from a file
-    intrinsics.txt (fx fy cx cy) in it.
+    intrinsics.txt (fx fy cx cy) in it. Raises DataError for missing files.
     """
     lists = sorted(folder.glob("**/rgb.txt"))
     if not lists:
         raise DataError(f"{folder} holds no <sequence>/rgb.txt: give the folder of TUM sequences.")
-    found = []
+    recordings = []
     for file in lists:
-        place = file.parent
+        sequence = file.parent
         stamps, images = _tum_list(file)
         depth_stamps, depth_files = (
-            _tum_list(place / "depth.txt") if (place / "depth.txt").is_file() else (np.empty(0), [])
+            _tum_list(sequence / "depth.txt")
+            if (sequence / "depth.txt").is_file()
+            else (np.empty(0), [])
         )
         depths: list[Path | None] = []
         for stamp in stamps:
             k = _nearest(depth_stamps, float(stamp), 0.02)
             depths.append(None if k is None else depth_files[k])
-        poses = _tum_poses(place / "groundtruth.txt", stamps) if need_poses else None
-        found.append(Recording(place.name, images, _tum_intrinsics(place), poses, depths, 5000.0))
-    return found
+        poses = _tum_poses(sequence / "groundtruth.txt", stamps) if need_poses else None
+        recordings.append(
+            Recording(sequence.name, images, _tum_intrinsics(sequence), poses, depths, 5000.0)
+        )
+    return recordings
 
 
-def _tum_intrinsics(place: Path) -> F64:
-    own = place / "intrinsics.txt"
+def _tum_intrinsics(sequence: Path) -> F64:
+    own = sequence / "intrinsics.txt"
     if own.is_file():
         values = _numbers(own, "intrinsics").ravel()
         if len(values) != 4:
             raise DataError(f"{own} has {len(values)} numbers: write fx fy cx cy.")
         fx, fy, cx, cy = (float(value) for value in values)
     else:
-        known = next((name for name in TUM_CAMERAS if name in place.name), None)
+        known = next((name for name in TUM_CAMERAS if name in sequence.name), None)
         if known is None:
             raise DataError(
-                f"The intrinsics of {place} are missing: its name has none of"
+                f"The intrinsics of {sequence} are missing: its name has none of"
                 f" {', '.join(TUM_CAMERAS)}, so write fx fy cx cy into {own}."
             )
         fx, fy, cx, cy = TUM_CAMERAS[known]

@@ -28,7 +28,7 @@ PATTERN = "shard-%06d.tar"
 
 
 def open_shards(folder: Path) -> DataSet:
-    """The samples of all shards of a folder, in order; DataError where a shard is cut."""
+    """The samples of all shards of a folder, in order. Raises DataError for a cut shard."""
     items = []
     for path in sorted(folder.glob("*.tar")):
         members: dict[str, dict[str, tuple[int, int]]] = {}
@@ -70,7 +70,7 @@ def _read(item: Item) -> Sample:
             masks = decode(content("masks.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
         camera = None
         if "camera" in about:
-            kept = about["camera"]
-            camera = Camera(**{**kept, "distortion": tuple(kept["distortion"])})
+            stored = about["camera"]
+            camera = Camera(**{**stored, "distortion": tuple(stored["distortion"])})
         image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
         return Sample(about["name"], image, depth, camera, masks)

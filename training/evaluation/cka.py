@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How alike two networks see: centred kernel alignment, layer against layer.
+"""Similarity of two networks: centred kernel alignment, layer against layer.
 
 CKA (Kornblith et al. 2019) of features X (n, p) and Y (n, q) of the same n inputs is 1 where one is
 the other turned and scaled, near 0 where they have nothing in common. MeSa reads from it which
@@ -26,17 +26,15 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from depth_node.recordings.frames import IMAGE_SUFFIXES
 from depth_node.visualization import colours, panels, text
 from training import checkpoints
 from training.checkpoints import TrainingError
-from training.data.samples import DataError
+from training.data.samples import F64, DataError
 from training.models import networks
 from training.models.network_io import NetworkInput
 
-F64 = NDArray[np.float64]
-
 ENCODERS = r"encoder\.layer|stem|stages|context|unet\.(down_blocks|mid_block)"
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 LEAST_ROWS = 4  # of a batch: the unbiased estimate divides by n - 3
 
 
@@ -61,7 +59,10 @@ def gram(features: F64) -> F64:
 
 
 def unbiased_hsic(k: F64, l: F64) -> float:  # noqa: E741  # the symbols of the paper
-    """Unbiased dependence of two Gram matrices with empty diagonals (Song et al. 2012, eq. 5)."""
+    """Unbiased HSIC of two Gram matrices (n, n) with zero diagonals (Song et al. 2012, eq. 5).
+
+    Raises ValueError for fewer than LEAST_ROWS rows.
+    """
     n = len(k)
     if n < LEAST_ROWS:
         raise ValueError(f"An unbiased estimate needs {LEAST_ROWS} or more rows, not {n}.")
@@ -74,7 +75,7 @@ class LayerSimilarity:
     """CKA of all layers of one network against all of another, batch by batch.
 
     estimator "unbiased": the means over batches of unbiased HSIC enter the ratio (Nguyen et al.
-    2021); its expectation does not depend on the size of the batch. "linear": all rows are kept
+    2021); its expectation does not depend on the size of the batch. "linear": all rows are stored
     and linear_cka is taken at the end.
     """
 
@@ -101,7 +102,10 @@ class LayerSimilarity:
             self._sums = tuple(x + y for x, y in zip(self._sums, now, strict=True))  # type: ignore[assignment]
 
     def matrix(self) -> F64:
-        """(layers of the first, layers of the second); NaN where a layer answers all alike."""
+        """(layers of the first, layers of the second); NaN for a layer with constant output.
+
+        Raises ValueError without features.
+        """
         if self.estimator == "linear":
             if not self._rows[0]:
                 raise ValueError("There are no features: add batches first.")
@@ -121,30 +125,32 @@ class LayerSimilarity:
 
 
 def layers(model: nn.Module, pattern: str = ENCODERS) -> dict[str, nn.Module]:
-    """Blocks of a network by name: what its outermost lists of modules hold, and single blocks
+    """Blocks of a network by name: the items of its outermost module lists, and single blocks
     whose own name fits; `pattern` is searched in the names.
+
+    Raises TrainingError where none fits.
     """
-    found: dict[str, nn.Module] = {}
+    blocks: dict[str, nn.Module] = {}
 
     def visit(module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             path = f"{prefix}.{name}" if prefix else name
             if isinstance(module, nn.ModuleList) or name in ("stem", "mid_block", "context"):
                 if re.search(pattern, path):
-                    found[path] = child
+                    blocks[path] = child
             else:
                 visit(child, path)
 
     visit(model, "")
-    if not found:
+    if not blocks:
         raise TrainingError(
             f"No layer of this network is called like {pattern!r}: choose others with --layers."
         )
-    return found
+    return blocks
 
 
 class Probe:
-    """Features of chosen layers while a network answers."""
+    """Captures the features of chosen layers during a forward pass."""
 
     def __init__(self, model: nn.Module, chosen: dict[str, nn.Module]) -> None:
         self.model, self.chosen = model.eval(), chosen
@@ -152,10 +158,10 @@ class Probe:
     @torch.no_grad()
     def __call__(self, read_images: Tensor, rows: str = "image", seed: int = 0) -> list[F64]:
         """One (n, C) per layer: the mean over places of an image, or 16 places of each."""
-        kept: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         hooks = [
             module.register_forward_hook(
-                lambda _m, _i, out, name=name: kept.__setitem__(name, _first(out))
+                lambda _m, _i, out, name=name: outputs.__setitem__(name, _first(out))
             )
             for name, module in self.chosen.items()
         ]
@@ -164,7 +170,7 @@ class Probe:
         finally:
             for hook in hooks:
                 hook.remove()
-        return [_rows(kept[name], rows, seed) for name in self.chosen]
+        return [_rows(outputs[name], rows, seed) for name in self.chosen]
 
 
 def _first(output: Any) -> Tensor:
@@ -175,41 +181,45 @@ def _first(output: Any) -> Tensor:
 
 def _rows(features: Tensor, rows: str, seed: int) -> F64:
     # Maps (N, C, h, w) and tokens (N, T, C) alike as (N, places, C).
-    places = features.flatten(2).mT if features.ndim == 4 else features
-    if places.ndim == 2:
-        places = places[:, None]
+    locations = features.flatten(2).mT if features.ndim == 4 else features
+    if locations.ndim == 2:
+        locations = locations[:, None]
     if rows == "image":
-        return places.double().mean(dim=1).cpu().numpy()
+        return locations.double().mean(dim=1).cpu().numpy()
     generator = np.random.default_rng(seed)  # the same places in every layer of as many
-    chosen = generator.permutation(places.shape[1])[:16]
-    return places[:, chosen].flatten(0, 1).double().cpu().numpy()
+    chosen = generator.permutation(locations.shape[1])[:16]
+    return locations[:, chosen].flatten(0, 1).double().cpu().numpy()
 
 
 # --- the command ---------------------------------------------------------------------------------
 
 
 def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArray[np.uint8]]:
-    """Up to `count` images below a folder, (height, width, 3) uint8 RGB."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)[:count]
+    """Up to `count` images below a folder, (height, width, 3) uint8 RGB.
+
+    Raises DataError for too few images or an unreadable one.
+    """
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(paths)[:count]
     if len(files) < LEAST_ROWS:
         raise DataError(
             f"{folder} holds {len(files)} images: CKA needs {LEAST_ROWS}, and hundreds to mean"
             " something."
         )
-    found = []
+    images = []
     for path in files:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
             raise DataError(f"{path} cannot be read as an image: replace or remove it.")
         rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        found.append(
+        images.append(
             np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         )
-    return found
+    return images
 
 
 def open_checkpoint(path: Path) -> tuple[nn.Module, NetworkInput]:
-    """A network of any of our recipes, or a Depth Anything folder, and how its images look."""
+    """A network of any of our recipes, or of a Depth Anything folder, and its input."""
     if (path / "config.json").is_file():
         network = networks.open_network(networks.NetworkConfig(kind="small", source=str(path)))
     elif checkpoints.read(path)["recipe"] == "depthmaster":
@@ -232,17 +242,20 @@ def compare(
     batch: int = 16,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """The result as it is written: layers of both, the matrix, and layer against same layer."""
+    """The content of cka.json: layers of both, the matrix, and each layer against the same layer.
+
+    images: (H, W, 3) uint8 RGB, of one size.
+    """
     probes = [Probe(model, layers(model, pattern)) for model, _ in (a, b)]
     groups = list(_batches(images, batch))
     steps = track(groups, "comparing", console=console) if console is not None else groups
     for k, group in enumerate(steps):
         x = torch.from_numpy(np.stack(group)).permute(0, 3, 1, 2).float() / 255
-        found = [
+        features = [
             probe(spec.normalise(x), rows, k)
             for probe, (_, spec) in zip(probes, (a, b), strict=True)
         ]
-        comparison.add(*found)
+        comparison.add(*features)
     matrix = comparison.matrix()
     names = [list(probe.chosen) for probe in probes]
     same = [float(matrix[k, k]) for k in range(min(matrix.shape))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions of a network over a data set, computed once and kept."""
+"""Samples to evaluate on, and predictions of a network for them, computed once and stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training.data.corruptions import (
 from training.data.samples import Sample
 
 
-def procedural(
+def rendered_rooms(
     count: int, seed: int, height: int = 240, width: int = 320, style: str = "mixed"
 ) -> Iterable[Sample]:
     """One image of each of `count` rooms; frame k follows from the seed and k alone."""
@@ -34,37 +34,37 @@ def procedural(
         rng = np.random.default_rng([seed, k])
         scene = Scene.random(rng, style)
         camera, pose = random_view(scene, rng, width, height)
-        seen = scene.render(camera, pose)
+        view = scene.render(camera, pose)
         source = f"procedural {scene.style}"
-        yield Sample(f"{seed}-{k}", seen.image, seen.depth, source=source)
+        yield Sample(f"{seed}-{k}", view.image, view.depth, source=source)
 
 
 def recorded(folder: Path) -> Iterable[Sample]:
     """The frames below a folder that have depth."""
-    for place in find_frames(folder):
-        frame = read_frame(place)
+    for path in find_frames(folder):
+        frame = read_frame(path)
         if frame.depth is not None:
             yield Sample(frame.name, frame.image, frame.depth, source=frame.source)
 
 
 def corrupted(sample: Sample, name: str, severity: int) -> Sample:
-    """The sample seen through a corruption; its random field follows from the frame's name."""
+    """The sample with its image corrupted; the random field follows from the frame's name."""
     seed = zlib.crc32(f"{sample.source}/{sample.name}".encode())
     return replace(sample, image=corrupt(sample.image, name, severity, seed))
 
 
 class NetworkPredictor(Protocol):
-    """What is judged: DepthModel is one."""
+    """A network to evaluate: DepthModel is one."""
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         """(H, W, 3) uint8 RGB -> the prediction at the image's size."""
 
 
 class Cached:
-    """A predictor whose answers are kept: predictions once, scores many times.
+    """A predictor with stored predictions: predictions once, scores many times.
 
-    identity: of everything that shapes an answer. folder: where they lie, a subfolder per network.
-    An entry that cannot be read is made anew.
+    identity: digest of everything that shapes a prediction. folder: has a subfolder per network.
+    An entry that cannot be read is computed again.
     """
 
     def __init__(self, predictor: NetworkPredictor, identity: str, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Cached:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """From the disk if this very image was seen before."""
+        """The prediction for an image (H, W, 3) uint8 RGB, from the disk if it is stored."""
         digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
         path = self.folder / f"{digest.hexdigest()[:32]}.npz"
         try:
@@ -81,29 +81,34 @@ class Cached:
                 return Prediction(stored["values"], str(stored["kind"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass
-        found = self.predictor.predict(image)
+        prediction = self.predictor.predict(image)
         partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-        np.savez(partial, values=found.values, kind=np.array(found.kind))
+        np.savez(partial, values=prediction.values, kind=np.array(prediction.kind))
         os.replace(partial, path)
-        return found
+        return prediction
 
 
 def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
     """Name, identity and predictor of `embedded`, FILE.onnx[=MANIFEST] or a run of this package.
 
-    backend: what runs a file; unless asked otherwise the reference, so that scores do not depend on
+    backend: what runs a file; the reference by default, so that scores do not depend on
     the machine. A run is calculated by torch on the CPU. Raises EngineError or TrainingError, a
     sentence.
     """
     path, _, manifest = text.partition("=")
     if Path(path).is_dir():
-        from training.export.depth import open_checkpoint  # torch only where it is asked for
+        from training.export.depth import open_checkpoint  # torch only for a run
 
         opened = open_checkpoint(Path(path))
         return Path(path).name, opened.identity, opened
     model = DepthModel.open(ModelConfig(path, manifest, backend, threads=1))
-    facts = model.engine.manifest
-    shaping: tuple[Any, ...] = (facts.sha256, facts.input, facts.output_name, facts.meaning)
+    described = model.engine.manifest
+    shaping: tuple[Any, ...] = (
+        described.sha256,
+        described.input,
+        described.output_name,
+        described.meaning,
+    )
     if model.engine.backend != REFERENCE:  # answers kept for one are not those of another
         shaping = (*shaping, model.engine.backend)
-    return facts.name, hashlib.sha256(repr(shaping).encode()).hexdigest(), model
+    return described.name, hashlib.sha256(repr(shaping).encode()).hexdigest(), model

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is counted of an image, and what a network is forgiven before it is scored.
+"""Protocols (range and crop of the scored pixels) and alignments (what is fitted to the truth).
 
-A number without its protocol (range, crop) and its alignment (the scale and shift that were fitted
-to the truth) says nothing: both have a name here, and every result carries them.
+A score means nothing without both: they have names here, and every result carries them.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ from numpy.typing import NDArray
 
 from depth_node.config import nearest
 from depth_node.prediction import Prediction
+from training.data.samples import F32, F64
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 # Where a protocol has no far end, an aligned disparity needs one: 1000 km.
 SMALLEST_DISPARITY = 1e-6
 
-# The crop of Garg et al. and that of Eigen et al. on KITTI, as shares of rows and columns.
+# The crop of Garg et al. and that of Eigen et al. on KITTI, as fractions of rows and columns.
 _GARG = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
 _EIGEN = (0.3324324, 0.91351351, 0.0359477, 0.96405229)
 # Rows and columns of NYUv2's 480x640 that have depth.
@@ -75,7 +73,8 @@ def crop_box(crop: str, height: int, width: int) -> tuple[int, int, int, int]:
     """Rows top:bottom and columns left:right that a crop leaves of an image.
 
     nyu: of 480x640, other sizes in proportion. kitti: the bottom-centred 352x1216, smaller images
-    whole; kitti_eigen and kitti_garg are shares of THAT box, as in Marigold.
+    whole; kitti_eigen and kitti_garg are fractions of THAT box, as in Marigold. Raises ValueError
+    for an unknown crop.
     """
     if crop == "none":
         return 0, height, 0, width
@@ -89,12 +88,12 @@ def crop_box(crop: str, height: int, width: int) -> tuple[int, int, int, int]:
     top, left = height - rows, (width - columns) // 2
     if crop == "kitti":
         return top, height, left, left + columns
-    share = _GARG if crop == "kitti_garg" else _EIGEN
+    edges = _GARG if crop == "kitti_garg" else _EIGEN
     return (
-        top + int(share[0] * rows),
-        top + int(share[1] * rows),
-        left + int(share[2] * columns),
-        left + int(share[3] * columns),
+        top + int(edges[0] * rows),
+        top + int(edges[1] * rows),
+        left + int(edges[2] * columns),
+        left + int(edges[3] * columns),
     )
 
 
@@ -169,7 +168,7 @@ def _line(values: F64, target: F64, mask: Mask) -> F64:
     return scale * (values - p.mean()) + g.mean()
 
 
-def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
+def _unknown(kind: str, name: str, known: tuple[str, ...]) -> str:
     guess = nearest(name, known)
     hint = f"did you mean {guess!r}? There are" if guess else "there are"
-    return f"No {what} is called {name!r}; {hint} {', '.join(known)}."
+    return f"No {kind} is called {name!r}; {hint} {', '.join(known)}."

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge depth networks as shipped: predictions once, scores many times, with their uncertainty.
+"""Evaluate depth networks as shipped: predictions once, scores many times, with their intervals.
 
 A network is an ONNX file behind depth_node.engine, exactly what a robot runs, or a checkpoint of
-this package. Predictions are kept in a folder by network and image, so that another alignment,
+this package. Predictions are stored in a folder by network and image, so that another alignment,
 protocol or metric costs no second run. Every score names the alignment that was fitted to the
 truth and the protocol that chose the pixels (protocols.py).
 
-Two rivals never look at the image: `constant` (the median disparity) and `plane`, the best
+Two baselines do not use the image: `constant` (the median disparity) and `plane`, the best
 1/z = a + b x + c y, which is fitted with three numbers where a network gets two.
 """
 
@@ -42,7 +42,13 @@ from training.data.open import DataConfig, open_samples
 from training.data.ordinal_labels import LabelSet, read_labels
 from training.data.samples import DataSet, Sample
 from training.evaluation import protocols
-from training.evaluation.predict import Cached, NetworkPredictor, open_model, procedural, recorded
+from training.evaluation.predict import (
+    Cached,
+    NetworkPredictor,
+    open_model,
+    recorded,
+    rendered_rooms,
+)
 from training.evaluation.score import (
     BASELINES,
     CLEAN,
@@ -62,8 +68,8 @@ def robustness(rows: Sequence[Row], methods: Sequence[str], base: str) -> list[d
     """
 
     def error(method: str, corruption: str, severity: int) -> float:
-        mine = [row for row in rows if (row.corruption, row.severity) == (corruption, severity)]
-        return depth_error(*mean(mine, method))
+        selected = [row for row in rows if (row.corruption, row.severity) == (corruption, severity)]
+        return depth_error(*mean(selected, method))
 
     names = sorted({row.corruption for row in rows} - {CLEAN}, key=CORRUPTIONS.index)
     tables = {
@@ -97,10 +103,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="a published data set: kind=nyuv2 folder=... split=test (see training/datasets.py)",
+        help="a published data set: kind=nyuv2 folder=... split=test (docs/training/data.md)",
     )
-    add("--labels", type=Path, default=None, help="ordinal labels (.csv, .json) to be agreed with")
-    add("--images", type=Path, default=None, help="the images that --labels speaks of")
+    add("--labels", type=Path, default=None, help="ordinal labels (.csv, .json) to compare with")
+    add("--images", type=Path, default=None, help="folder of the images of --labels")
     add(
         "--alignment",
         action="append",
@@ -116,7 +122,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--corruptions",
         default="",
         metavar="all|NAME,NAME",
-        help="also score images worn at five severities: mCE and mRR",
+        help="also score corrupted images at five severities: mCE and mRR",
     )
     add("--base", default="", help="the method that mCE and ratios are taken over")
     add(
@@ -124,7 +130,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=REFERENCE,
         help=f"what runs .onnx files: auto, tensorrt, onnxruntime-cuda, ... (default {REFERENCE})",
     )
-    add("--cache", type=Path, default=None, help="folder that keeps predictions for the next time")
+    add("--cache", type=Path, default=None, help="folder that stores predictions")
     add("--json", type=Path, default=None, help="write settings, summary and every frame's scores")
     add("--markdown", type=Path, default=None, help="write the tables")
 
@@ -132,7 +138,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run it. Raises TrainingError: one sentence."""
     named = CORRUPTIONS if args.corruptions == "all" else args.corruptions.split(",")
-    worn_by = tuple(name.strip() for name in named if name.strip())
+    corruptions = tuple(name.strip() for name in named if name.strip())
     try:
         report(
             args.model,
@@ -143,7 +149,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
             console,
             data=config.override(DataConfig(), args.data) if args.data else None,
             labels=(args.labels, args.images) if args.labels else None,
-            plan=ScoringPlan(tuple(args.alignment), args.protocol, worn_by),
+            plan=ScoringPlan(tuple(args.alignment), args.protocol, corruptions),
             base=args.base,
             cache=args.cache,
             markdown=args.markdown,
@@ -172,7 +178,8 @@ def report(
     """Score, print and write the tables: rendered rooms, recorded frames, a data set, labels.
 
     labels: an ordinal label file and the folder of its images. base: the method that ratios and
-    mCE are taken over (default: the first one). backend: what runs files (open_model).
+    mCE are taken over (default: the first one). backend: what runs files (open_model). Raises
+    ValueError for an unknown base, and what opening, reading and scoring raise.
     """
     sets = list(_sets(count, seed, folders, data))
     opened: dict[str, Any] = {}
@@ -197,13 +204,13 @@ def report(
             raise ValueError(
                 f"--base {base!r} is none of the methods {', '.join((*opened, *BASELINES))}."
             )
-        for judged in sets:
-            shown = track(judged.samples, judged.title, total=judged.total, console=console)
+        for subset in sets:
+            shown = track(subset.samples, subset.title, total=subset.total, console=console)
             made = score(
-                shown, predictors, replace(plan, protocol=plan.protocol or judged.protocol)
+                shown, predictors, replace(plan, protocol=plan.protocol or subset.protocol)
             )
             rows += made
-            for table, lines in _tables(judged, made, list(opened), base):
+            for table, lines in _tables(subset, made, list(opened), base):
                 show(table, lines)
         if labels is not None:
             show(*_agreement(labels[0], labels[1], predictors, console))
@@ -233,8 +240,8 @@ def report(
 
 
 @dataclass(frozen=True)
-class _Set:
-    """Images that share a table. pooled: their mean is over images, else over sources' means.
+class _EvaluationSet:
+    """Images of one table. pooled: their mean is over images, else over sources' means.
 
     by: what the bootstrap draws; order: of the sources in the table.
     """
@@ -250,53 +257,55 @@ class _Set:
 
 def _sets(
     count: int, seed: int, folders: Sequence[Path], data: DataConfig | None
-) -> Iterator[_Set]:
-    """Every set that is asked for. Raises ValueError or DataError where one cannot be had."""
+) -> Iterator[_EvaluationSet]:
+    """Every requested set. Raises ValueError or DataError where one cannot be opened."""
     if count:
         if seed < 0:
             raise ValueError("Rendered rooms need a seed: give --seed, and not that of the pool.")
         # Rooms of all styles are one population: their mean is over images, not over styles.
         order = tuple(f"procedural {style}" for style in STYLES)
         title = f"{count} unseen rooms, seed {seed}"
-        yield _Set(title, procedural(count, seed), count, order, True, "frame")
+        yield _EvaluationSet(title, rendered_rooms(count, seed), count, order, True, "frame")
     if folders:
         frames = (sample for folder in folders for sample in recorded(folder))
-        yield _Set("recorded frames", frames, None, (), False, "source")
+        yield _EvaluationSet("recorded frames", frames, None, (), False, "source")
     if data is not None:
-        found = open_samples(data)
-        if found.protocol not in protocols.PROTOCOLS:
+        data_set = open_samples(data)
+        if data_set.protocol not in protocols.PROTOCOLS:
             raise ValueError(
                 f"Images of kind {data.kind!r} have no depth to be scored on: give --labels and"
                 " --images, or a data set with depth."
             )
-        title = f"{found.name}{' ' + data.split if data.split else ''} ({len(found)})"
+        title = f"{data_set.name}{' ' + data.split if data.split else ''} ({len(data_set)})"
         # As published: the mean over all images; drawn by scene, whose images are alike.
-        yield _Set(title, published(found), len(found), (), True, "source", found.protocol)
+        yield _EvaluationSet(
+            title, published(data_set), len(data_set), (), True, "source", data_set.protocol
+        )
 
 
-def published(found: DataSet) -> Iterator[Sample]:
+def published(data_set: DataSet) -> Iterator[Sample]:
     """The samples of a data set that have depth; those of one folder are of one scene."""
-    for sample in found:
+    for sample in data_set:
         if sample.depth is not None:
-            scene = sample.name.rpartition("/")[0] or found.name
+            scene = sample.name.rpartition("/")[0] or data_set.name
             yield replace(sample, source=scene)
 
 
 def _agreement(
     labels: Path, images: Path | None, predictors: Mapping[str, NetworkPredictor], console: Console
 ) -> tuple[Table, list[dict[str, Any]]]:
-    """How many of a person's ordered pairs each network puts in that order."""
+    """The fraction of a person's ordered pairs that each network puts in that order."""
     if images is None:
         raise ValueError("--labels needs --images, the folder that its images lie in.")
-    found = open_samples(DataConfig(kind="images", folder=str(images)))
-    said = LabelSet(read_labels(labels), [item.name for item in found.items])
+    data_set = open_samples(DataConfig(kind="images", folder=str(images)))
+    labelled = LabelSet(read_labels(labels), [item.name for item in data_set.items])
     title = f"ordered pairs of {labels.name}"
     right: dict[str, list[list[float]]] = {name: [] for name in predictors}
-    for k, item in enumerate(track(found.items, title, console=console)):
-        if item.name not in said.images:
+    for k, item in enumerate(track(data_set.items, title, console=console)):
+        if item.name not in labelled.images:
             continue
-        image = found[k].image
-        *ends, signs = said.points(item.name, image.shape)
+        image = data_set[k].image
+        *ends, signs = labelled.points(item.name, image.shape)
         (c1, r1), (c2, r2) = (np.floor(points + 0.5).astype(int).T for points in ends)
         for name, model in predictors.items():
             disparity = model.predict(image).disparity()
@@ -304,49 +313,53 @@ def _agreement(
             right[name] += [[float(agreed[signs != 0].sum()), float((signs != 0).sum())]]
     if not any(line[1] for line in next(iter(right.values()))):
         raise ValueError(f"{labels} has no pair with a nearer point: label some more.")
-    table = Table(title=f"{title}: share in the order that was said, 95 % by image")
+    table = Table(title=f"{title}: fraction in the labelled order, 95 % by image")
     table.add_column("")
     table.add_column("pairs", justify="right")
     table.add_column("agreed", justify="right")
     lines = []
     for name, counts in right.items():
         by_image = {str(k): np.array([line]) for k, line in enumerate(counts) if line[1]}
-        share = bootstrap(by_image, ratio, by="source", pooled=True)
+        agreement = bootstrap(by_image, ratio, by="source", pooled=True)
         total = sum(line[1] for line in counts)
-        table.add_row(name, f"{total:.0f}", str(share))
-        lines.append({"set": title, "method": name, "pairs": total, "agreed": vars(share)})
+        table.add_row(name, f"{total:.0f}", str(agreement))
+        lines.append({"set": title, "method": name, "pairs": total, "agreed": vars(agreement)})
     return table, lines
 
 
 def _tables(
-    judged: _Set, rows: list[Row], methods: list[str], base: str
+    subset: _EvaluationSet, rows: list[Row], methods: list[str], base: str
 ) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
     """A table per alignment and one of the corruptions, each with its lines for the JSON file."""
-    pooled, by = judged.pooled, judged.by
-    title = f"{judged.title}, protocol {rows[0].protocol}" if rows else judged.title
+    pooled, by = subset.pooled, subset.by
+    title = f"{subset.title}, protocol {rows[0].protocol}" if rows else subset.title
     clean = [row for row in rows if row.corruption == CLEAN]
     present = {row.source for row in clean}
-    sources = [source for source in judged.order if source in present] or sorted(present)
+    sources = [source for source in subset.order if source in present] or sorted(present)
     every = [*methods, *BASELINES]
     alignments = sorted({row.alignment for row in clean} - {"-"})
     for alignment in alignments:
-        mine = [row for row in clean if row.alignment in (alignment, "-")]
-        counts = {source: len({r.frame for r in mine if r.source == source}) for source in sources}
+        selected = [row for row in clean if row.alignment in (alignment, "-")]
+        counts = {
+            source: len({r.frame for r in selected if r.source == source}) for source in sources
+        }
         table = Table(title=f"{title}: AbsRel / delta1, alignment {alignment}")
         table.add_column("")
         for method in every:
             table.add_column(method, justify="right")
         for source in sources if len(sources) <= ROWS else ():
-            cells = (mean(mine, method, source) for method in every)
+            cells = (mean(selected, method, source) for method in every)
             label = f"{source.removeprefix('procedural ')} ({counts[source]})"
             table.add_row(label, *(f"{a:.3f} / {d:.2f}" for a, d in cells))
         lines = []
         for method in every:
             line: dict[str, Any] = {"set": title, "alignment": alignment, "method": method}
             for metric in (*SCORES, "boundary_f1"):
-                found = bootstrap(gather(mine, [method], metric), by=by, pooled=pooled)
-                line[metric] = vars(found)
-            over = bootstrap(gather(mine, [method, base], "abs_rel"), ratio, by=by, pooled=pooled)
+                interval = bootstrap(gather(selected, [method], metric), by=by, pooled=pooled)
+                line[metric] = vars(interval)
+            over = bootstrap(
+                gather(selected, [method, base], "abs_rel"), ratio, by=by, pooled=pooled
+            )
             lines.append({**line, "resampled_by": by, "ratio_over": base, "ratio": vars(over)})
         name = "all images" if pooled else "mean of sources"
         table.add_row(
@@ -371,8 +384,8 @@ def _tables(
         yield table, lines
     if len(rows) > len(clean) and base not in BASELINES:
         for alignment in alignments:
-            mine = [row for row in rows if row.alignment == alignment]
-            lines = robustness(mine, methods, base)
+            selected = [row for row in rows if row.alignment == alignment]
+            lines = robustness(selected, methods, base)
             table = Table(title=f"{title}: depth error DEE2, alignment {alignment}, base {base}")
             table.add_column("")
             for line in lines:
@@ -395,7 +408,7 @@ def _markdown(table: Table) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same tree with None for what JSON cannot say."""
+    """The same tree with None for values that JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -8,19 +8,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from depth_node.metrics import boundary_f1, evaluate
 from training.data.corruptions import (
     CORRUPTIONS,
     SEVERITIES,
 )
-from training.data.samples import DataError, Sample
+from training.data.samples import F32, F64, DataError, Sample
 from training.evaluation import protocols
 from training.evaluation.predict import NetworkPredictor, corrupted
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 BASELINES = ("constant", "plane")
 INDOOR = "indoor"
 CLEAN = "clean"
@@ -53,8 +50,8 @@ class Row:
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """What is scored: alignments (empty: the usual one of each network), protocol (empty: that of
-    the set), corruptions.
+    """Alignments (empty: the usual one of each network), protocol (empty: that of the set) and
+    corruptions of an evaluation. Raises ValueError for an unknown name.
     """
 
     alignments: tuple[str, ...] = ()
@@ -98,11 +95,11 @@ def score(
             rows.append(_row(name, sample, depth, truth, "-", protocol.name, CLEAN, 0))
         variants = [(CLEAN, 0), *((name, k) for name in plan.corruptions for k in SEVERITIES)]
         for corruption, severity in variants:
-            seen = corrupted(sample, corruption, severity) if severity else sample
+            variant = corrupted(sample, corruption, severity) if severity else sample
             for name, model in models.items():
-                found = model.predict(seen.image)
-                for alignment in plan.alignments or protocols.alignments_for(found.kind)[:1]:
-                    depth = protocols.align(found, sample.depth, mask, alignment, protocol)
+                prediction = model.predict(variant.image)
+                for alignment in plan.alignments or protocols.alignments_for(prediction.kind)[:1]:
+                    depth = protocols.align(prediction, sample.depth, mask, alignment, protocol)
                     where = (alignment, protocol.name, corruption, severity)
                     rows.append(_row(name, sample, depth, truth, *where))
     return rows
@@ -118,15 +115,15 @@ def _row(
     corruption: str,
     severity: int,
 ) -> Row:
-    found = evaluate(depth, truth)
+    scores = evaluate(depth, truth)
     return Row(
         method,
         sample.source,
         sample.name,
-        **{name: getattr(found, name) for name in SCORES},
-        # The edges are those of the whole truth: of corrupted images the clean ones' say enough.
+        **{name: getattr(scores, name) for name in SCORES},
+        # The edges are those of the whole truth; of corrupted images they are not scored.
         boundary_f1=boundary_f1(depth, truth) if not severity else math.nan,
-        answered=found.answered,
+        answered=scores.answered,
         alignment=alignment,
         protocol=protocol,
         corruption=corruption,
@@ -143,7 +140,10 @@ def plane_terms(height: int, width: int) -> F64:
 def baseline(
     name: str, truth: F32, protocol: protocols.Protocol = protocols.PROTOCOLS[INDOOR]
 ) -> F32:
-    """Depth (H, W) m of a rival that does not look at the image; truth NaN where not counted."""
+    """Depth (H, W) m of a baseline that does not use the image; truth NaN where not counted.
+
+    Raises ValueError for an unknown name.
+    """
     if name == "constant":
         return np.full(truth.shape, 1.0 / np.nanmedian(1.0 / truth), np.float32)
     if name == "plane":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Means over images and sources, and bootstrap intervals of them."""
+"""The mean over images and sources, and its bootstrap interval."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.score import F64, Row
+from training.data.samples import F64
+from training.evaluation.score import Row
 
 DRAWS = 4000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the bounds that hold it in 95 % of the resampled sets."""
+    """A mean and its 95 % interval."""
 
     value: float
     low: float
@@ -33,11 +34,24 @@ def gather(rows: Iterable[Row], methods: Sequence[str], metric: str) -> dict[str
     for row in rows:
         if row.method in methods:
             table.setdefault((row.source, row.frame), {})[row.method] = getattr(row, metric)
-    found: dict[str, list[list[float]]] = {}
+    by_source: dict[str, list[list[float]]] = {}
     for (source, _), values in sorted(table.items()):
         if all(math.isfinite(values.get(name, math.nan)) for name in methods):
-            found.setdefault(source, []).append([values[name] for name in methods])
-    return {source: np.array(values) for source, values in found.items()}
+            by_source.setdefault(source, []).append([values[name] for name in methods])
+    return {source: np.array(values) for source, values in by_source.items()}
+
+
+def mean_over(values: Mapping[str, F64], pooled: bool = False) -> F64:
+    """The methods' means (methods,) over the sources' means, or over all frames if `pooled`.
+
+    values: source -> (frames, methods), as gather() gives them. NaN without values.
+    """
+    tables = [table for table in values.values() if len(table)]
+    if not tables:
+        return np.full(1, math.nan)
+    if pooled:
+        return np.asarray(np.concatenate(tables).mean(axis=0), np.float64)
+    return np.asarray(np.mean([table.mean(axis=0) for table in tables], axis=0), np.float64)
 
 
 def bootstrap(
@@ -48,12 +62,12 @@ def bootstrap(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> Interval:
-    """A statistic of the methods' means with its 95 % interval.
+    """A statistic of the methods' means with its 95 % percentile-bootstrap interval.
 
-    values: as gather() gives them. statistic: means (n, methods) -> (n,). A mean is that over the
-    sources' means, or over all frames if `pooled`. by: "frame" draws frames inside every source;
-    "source" also draws the sources, for frames of one source that look alike. All methods are drawn
-    together, so that a difference or a ratio is a paired one.
+    values: as gather() gives them. statistic: means (n, methods) -> (n,). The means are those of
+    mean_over(). by: "frame" draws frames inside every source; "source" also draws the sources, for
+    frames of one source that look alike. All methods are drawn together, so that a difference or a
+    ratio is a paired one. Raises ValueError for another `by`.
     """
     if by not in ("frame", "source"):
         raise ValueError(f"by is {by!r}: draw by frame or by source.")
@@ -63,13 +77,12 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     sizes = np.array([len(table) for table in tables], float)
 
-    def mean(sums: F64, counts: F64) -> F64:  # (n, sources, methods), (n, sources)
+    def means(sums: F64, counts: F64) -> F64:  # (n, sources, methods), (n, sources)
         if pooled:
             return sums.sum(1) / counts.sum(1)[:, None]
         return (sums / counts[..., None]).mean(1)
 
-    exact: F64 = np.stack([table.sum(0) for table in tables])[None]
-    centre = float(statistic(mean(exact, sizes[None]))[0])
+    centre = float(statistic(mean_over(values, pooled)[None])[0])
     slots: NDArray[np.int64] = np.tile(np.arange(len(tables)), (draws, 1))
     if by == "source":
         slots = rng.integers(0, len(tables), (draws, len(tables)))
@@ -78,21 +91,27 @@ def bootstrap(
         here = np.nonzero(slots == k)
         times = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), here[0].size)
         sums[here] = times @ table
-    drawn = statistic(mean(sums, sizes[slots]))
+    drawn = statistic(means(sums, sizes[slots]))
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(centre, float(low), float(high))
 
 
 def ratio(means: F64) -> F64:
-    """First method over second: below 1 the first has the smaller number."""
-    found: F64 = means[:, 0] / means[:, 1]
-    return found
+    """First method over second (n,) of means (n, 2): below 1 the first has the smaller number."""
+    quotient: F64 = means[:, 0] / means[:, 1]
+    return quotient
+
+
+def change(means: F64) -> F64:
+    """Second method over first, minus 1, (n,) of means (n, 2): below 0 the second is smaller."""
+    relative: F64 = means[:, 1] / means[:, 0] - 1
+    return relative
 
 
 def mean(rows: Iterable[Row], method: str, source: str | None = None) -> tuple[float, float]:
     """AbsRel and delta1 of a method over the frames of a source, or over all sources' means."""
     rows = [row for row in rows if source is None or row.source == source]
-    return (
-        bootstrap(gather(rows, [method], "abs_rel"), draws=1).value,
-        bootstrap(gather(rows, [method], "delta1"), draws=1).value,
+    abs_rel, delta1 = (
+        float(mean_over(gather(rows, [method], metric))[0]) for metric in ("abs_rel", "delta1")
     )
+    return abs_rel, delta1

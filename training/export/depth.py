@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint -> ONNX with manifest, parity first: what is written opens in depth_node as it is.
+"""Checkpoint -> ONNX with manifest, compared with torch before it is written.
 
 Static size, batch 1, opset 20; low-rank updates merged, batch normalisations folded, the positional
 embedding of a transformer computed for that very size. (A dynamic height and width would be
 silently wrong: the depth head turns its output size into a constant.) Weights may be stored as
-float16 and cast to float32 in the graph: half the file, the same arithmetic.
+FP16 and cast to FP32 in the graph: half the file, the same arithmetic.
 
-A recipe whose network models.open_run() does not know offers `exportable(payload)`, payload as
-training.checkpoints.read() gives it, which returns (network in eval mode, models.InputSpec,
+A recipe whose network models.networks.open_run() does not know offers `exportable(payload)`,
+payload as training.checkpoints.read() gives it, which returns (network in eval mode, NetworkInput,
 meaning); its settings have `height` and `width`, or they are given on the command line.
 """
 
@@ -44,6 +44,7 @@ from depth_node.prediction import Prediction
 from depth_node.simulation.renderer import Scene, random_view
 from training import checkpoints, recipes
 from training.checkpoints import TrainingError
+from training.data.samples import F32
 from training.models import network_io, networks, unet
 
 OPSET = 20
@@ -54,9 +55,8 @@ OFFSET = 3.0
 # Greatest deviation from torch over the range of the output. Rounding weights to float16 moves it
 # by a few 1e-4; a wrong graph by far more.
 LIMIT_FP32, LIMIT_FP16 = 1e-4, 5e-3
-SMALLEST_HALVED = 1024  # values; smaller tensors are not worth a Cast
+SMALLEST_FP16 = 1024  # values; smaller tensors are not worth a Cast
 PATCHED_SIZE = (392, 518)  # 4:3 at the width that Depth Anything was trained at
-F32 = NDArray[np.float32]
 
 
 # --- what is exported ----------------------------------------------------------------------------
@@ -64,20 +64,20 @@ F32 = NDArray[np.float32]
 
 @dataclass
 class Exportable:
-    """A network in eval mode with all that its manifest says; it predicts like the shipped one.
+    """A network in eval mode with the content of its manifest; it predicts like the exported file.
 
-    facts: name, licence, source and training of the manifest. identity: of weights and input.
+    entries: name, licence, source and training of the manifest. identity: of weights and input.
     """
 
     network: nn.Module
     spec: preprocess.InputSpec
     meaning: str
     patch_size: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, Any] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
-        """Hexadecimal SHA-256 of everything that shapes an answer."""
+        """Hexadecimal SHA-256 of weights, input specification and meaning."""
         digest = hashlib.sha256(repr((self.spec, self.meaning)).encode())
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
@@ -97,7 +97,7 @@ class Exportable:
 
 
 def open_checkpoint(path: Path, height: int = 0, width: int = 0) -> Exportable:
-    """What a run of ours, or a folder of transformers' Depth Anything, exports as.
+    """The network to export of a run of ours, or of a folder of transformers' Depth Anything.
 
     path: RUN, RUN/best, another checkpoint, or a folder with config.json and model.safetensors.
     height, width: of the network's input (default: the run's). Raises TrainingError.
@@ -113,7 +113,7 @@ def open_checkpoint(path: Path, height: int = 0, width: int = 0) -> Exportable:
         network, spec, meaning = hook(payload)
     else:
         network, spec, meaning = networks.open_run(path), None, ""
-    return _exportable(network, height, width, settings, _story(payload), spec, meaning)
+    return _exportable(network, height, width, settings, _provenance(payload), spec, meaning)
 
 
 def _recipe(payload: Mapping[str, Any]) -> Any:
@@ -126,7 +126,7 @@ def _exportable(
     height: int,
     width: int,
     settings: Mapping[str, Any],
-    story: dict[str, Any],
+    provenance: dict[str, Any],
     spec: network_io.NetworkInput | None = None,
     meaning: str = "",
 ) -> Exportable:
@@ -138,7 +138,7 @@ def _exportable(
     height = height or int(settings.get("height", 0)) or default[0]
     width = width or int(settings.get("width", 0)) or default[1]
     if not height or not width:
-        raise TrainingError("The run does not say how large its input is: give --height, --width.")
+        raise TrainingError("The run has no input size: give --height and --width.")
     fitting = spec.fitting(height, width)
     if fitting != (height, width):
         raise TrainingError(
@@ -146,7 +146,9 @@ def _exportable(
             f" {spec.multiple_px}; {fitting[0]}x{fitting[1]} is near."
         )
     if isinstance(network, unet.SmallUNet):
-        story["student"] = config.to_dict(network.cfg)  # so that models.py can open the file again
+        provenance["student"] = config.to_dict(
+            network.cfg
+        )  # so that models.py can open the file again
         if not _has_offset(settings):
             assert network.head.bias is not None
             network.head.bias.add_(OFFSET)  # the upsampling after the head keeps a constant
@@ -164,12 +166,12 @@ def _exportable(
         meaning,
         spec.multiple_px if patched else 0,
         {
-            # Weights that began as somebody else's keep his licence, which is not known here.
-            "licence": "" if patched and "start" in story else "Apache-2.0",
-            "source": f"trained by this project: python -m training {story['recipe']}"
-            if "recipe" in story
+            # Weights that began as a third party's keep its licence, which is not known here.
+            "licence": "" if patched and "start" in provenance else "Apache-2.0",
+            "source": f"trained by this project: python -m training {provenance['recipe']}"
+            if "recipe" in provenance
             else "exported by this project",
-            "training": story,
+            "training": provenance,
         },
     )
 
@@ -185,19 +187,22 @@ def _has_offset(settings: Mapping[str, Any]) -> bool:
     )
 
 
-def _story(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """How a network came about, without a path of the machine that it happened on."""
+def _provenance(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe, steps, seeds and source of a network, without paths of this machine."""
     settings = payload["settings"]
     loop = settings.get("loop", {})
-    story: dict[str, Any] = {"recipe": str(payload.get("recipe")), "steps": int(payload["step"])}
-    story.update({key: loop[key] for key in ("batch", "seed") if key in loop})
+    provenance: dict[str, Any] = {
+        "recipe": str(payload.get("recipe")),
+        "steps": int(payload["step"]),
+    }
+    provenance.update({key: loop[key] for key in ("batch", "seed") if key in loop})
     start = settings.get("network", {}).get("source") or settings.get("start")
     if start:
-        story["start"] = Path(str(start)).name
+        provenance["start"] = Path(str(start)).name
     if "pool" in settings:
-        story["pool_seed"] = settings["pool"]["seed"]
-        story["data"] = "procedural rooms of depth_node.simulation.renderer, no photographs"
-    return story
+        provenance["pool_seed"] = settings["pool"]["seed"]
+        provenance["data"] = "procedural rooms of depth_node.simulation.renderer, no photographs"
+    return provenance
 
 
 # --- the graph -----------------------------------------------------------------------------------
@@ -223,9 +228,9 @@ def _fold(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _sized(model: nn.Module, height: int, width: int) -> Iterator[None]:
-    """Inside, the positional embeddings are those of one size: no cubic Resize in the graph."""
-    found: list[Any] = [m for m in model.modules() if hasattr(m, "interpolate_pos_encoding")]
-    for module in found:
+    """Inside, positional embeddings are constants of one size: no cubic Resize in the graph."""
+    embeddings: list[Any] = [m for m in model.modules() if hasattr(m, "interpolate_pos_encoding")]
+    for module in embeddings:
         patch = module.patch_embeddings.patch_size
         tokens = 1 + (height // patch[0]) * (width // patch[1])
         with torch.no_grad():
@@ -238,11 +243,11 @@ def _sized(model: nn.Module, height: int, width: int) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in found:
+        for module in embeddings:
             del module.interpolate_pos_encoding, module.fixed_positions
 
 
-def to_onnx(model: Exportable, path: Path, half: bool) -> float:
+def to_onnx(model: Exportable, path: Path, fp16_weights: bool) -> float:
     """Write a network as ONNX with its manifest; returns the greatest deviation from torch over the
     range of its output.
 
@@ -263,10 +268,10 @@ def to_onnx(model: Exportable, path: Path, half: bool) -> float:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         deviation = 0.0
-        limit = LIMIT_FP16 if half else LIMIT_FP32
+        limit = LIMIT_FP16 if fp16_weights else LIMIT_FP32
         for size, x, y in reversed(list(zip(sizes, inputs, expected, strict=True))):
             ready = Path(scratch) / path.name
-            _save(network, x, _output_name(model.meaning), ready, half)
+            _save(network, x, _output_name(model.meaning), ready, fp16_weights)
             _describe(model, ready, size)
             deviation = max(deviation, _deviation(ready, x, y))
             if not deviation <= limit:
@@ -284,7 +289,7 @@ def _output_name(meaning: str) -> str:
     return "disparity" if meaning.startswith("disparity") else "depth"
 
 
-def _save(model: nn.Module, x: F32, output: str, path: Path, half: bool) -> None:
+def _save(model: nn.Module, x: F32, output: str, path: Path, fp16_weights: bool) -> None:
     # The exporter deprecates its own internals and misses torchvision, which nothing here needs.
     talk = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = talk.level
@@ -304,8 +309,8 @@ def _save(model: nn.Module, x: F32, output: str, path: Path, half: bool) -> None
         )
     talk.setLevel(level)
     graph = clean(onnx.load(str(path)))
-    if half:
-        _halve(graph)
+    if fp16_weights:
+        _store_weights_as_fp16(graph)
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, str(path))
 
@@ -326,14 +331,12 @@ def _describe(model: Exportable, path: Path, size: tuple[int, int]) -> None:
         std=spec.std,
         resize=spec.resize,
         interpolation=spec.interpolation,
-        **{"name": path.stem, **model.facts},
+        **{"name": path.stem, **model.entries},
     )
 
 
 def _structured_input(spec: preprocess.InputSpec, height: int, width: int) -> F32:
-    """A rendered room as the network would see it: parity on noise alone hides errors of large
-    areas.
-    """
+    """A rendered room as input (1, 3, H, W): noise alone would hide errors of large areas."""
     rng = np.random.default_rng(5)
     scene = Scene.random(rng)
     image = scene.render(*random_view(scene, rng, width, height)).image
@@ -343,9 +346,7 @@ def _structured_input(spec: preprocess.InputSpec, height: int, width: int) -> F3
 
 
 def clean(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what the exporter says about the machine it ran on (source paths in metadata and doc
-    strings).
-    """
+    """Remove what the exporter writes about this machine: source paths in metadata, doc strings."""
     del graph.metadata_props[:]
     graph.doc_string = ""
     graph.graph.doc_string = ""
@@ -366,11 +367,11 @@ def clean(graph: onnx.ModelProto) -> onnx.ModelProto:
     return graph
 
 
-def _halve(graph: onnx.ModelProto) -> None:
+def _store_weights_as_fp16(graph: onnx.ModelProto) -> None:
     """Store large float32 weights as float16, cast back where they are used."""
     casts = []
     for index, item in enumerate(graph.graph.initializer):
-        if item.data_type != TensorProto.FLOAT or np.prod(item.dims) < SMALLEST_HALVED:
+        if item.data_type != TensorProto.FLOAT or np.prod(item.dims) < SMALLEST_FP16:
             continue
         values = numpy_helper.to_array(item).astype(np.float16)
         name = item.name
@@ -388,8 +389,8 @@ def _halve(graph: onnx.ModelProto) -> None:
 def _deviation(path: Path, tensor: F32, expected: F32) -> float:
     """Greatest absolute difference to torch over the range of torch's output."""
     with open_engine(path, backend="onnxruntime-cpu", threads=1) as engine:
-        found = engine.run(tensor)
-    return float(np.abs(found - expected).max() / (np.ptp(expected) + 1e-12))
+        output = engine.run(tensor)
+    return float(np.abs(output - expected).max() / (np.ptp(expected) + 1e-12))
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -417,7 +418,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--fp16",
         action="store_true",
-        help="beside it write NAME.fp16.onnx that also calculates in FP16, if it answers alike",
+        help="also write NAME.fp16.onnx, which calculates in FP16, if its outputs agree",
     )
     add(
         "--images",
@@ -432,10 +433,16 @@ def command(args: argparse.Namespace, console: Console) -> None:
     if args.fp16 and args.weights == "fp16":
         raise TrainingError("--fp16 converts the FP32 file: leave --weights fp16 out.")
     weights = "fp32" if args.fp16 else args.weights
-    half = None if weights == "auto" else weights == "fp16"
+    fp16_weights = None if weights == "auto" else weights == "fp16"
     given = {key: getattr(args, key) for key in ("name", "licence") if getattr(args, key)}
     export_checkpoint(
-        args.checkpoint, args.out, half, console, height=args.height, width=args.width, **given
+        args.checkpoint,
+        args.out,
+        fp16_weights,
+        console,
+        height=args.height,
+        width=args.width,
+        **given,
     )
     if args.fp16:
         try:
@@ -450,12 +457,12 @@ def command(args: argparse.Namespace, console: Console) -> None:
 def export_checkpoint(
     checkpoint: Path,
     out: Path,
-    half: bool | None,
+    fp16_weights: bool | None,
     console: Console,
     *,
     height: int = 0,
     width: int = 0,
-    **facts: str,
+    **entries: str,
 ) -> None:
     """Write the averaged weights of a run as `out` with its manifest beside it.
 
@@ -467,10 +474,10 @@ def export_checkpoint(
             f"{checkpoint} is a teacher and not made for a robot: distil a student from it"
             " (`python -m training distill`) and export that."
         )
-    model.facts.update(facts)
-    if half is None:
-        half = isinstance(model.network, unet.SmallUNet)
-    deviation = to_onnx(model, out, half)
+    model.entries.update(entries)
+    if fp16_weights is None:
+        fp16_weights = isinstance(model.network, unet.SmallUNet)
+    deviation = to_onnx(model, out, fp16_weights)
     size = out.stat().st_size / 1e6
     console.print(
         f"{out} ({size:.2f} MB, {model.spec.height}x{model.spec.width}), {manifest_path(out).name};"

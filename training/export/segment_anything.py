@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment Anything and its kin -> an encoder and a prompt decoder in ONNX, parity first.
+"""Segment Anything and MobileSAM -> an encoder and a prompt decoder in ONNX, compared with torch.
 
 `python -m training segmentation SOURCE --out FOLDER` writes NAME.onnx (the encoder, whose manifest
 names the decoder) and NAME_decoder.onnx. What the decoder takes and gives is described at
@@ -34,10 +34,10 @@ from depth_node.engine.manifest_writer import write_manifest
 from depth_node.engine.preprocess import InputSpec, to_tensor
 from depth_node.inference import open_engine
 from depth_node.simulation.renderer import Scene, random_view
+from training.checkpoints import TrainingError
 from training.export.depth import OPSET, clean
-from training.loop import TrainingError
+from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STABILITY_OFFSET = 1.0  # of the logits, as in the automatic mask generators of SAM and SAM 2
 ANSWERS = ("masks", "iou", "stability", "boxes")
 LIMIT = 1e-3  # greatest deviation of a tensor from torch's, over its spread
@@ -71,15 +71,15 @@ class Decoder(nn.Module):
         height, width = masks.shape[-2:]
         row = torch.arange(height, dtype=masks.dtype)
         col = torch.arange(width, dtype=masks.dtype)
-        seen = ((row + 0.5) * (self.size / height) < extent[0])[:, None] & (
+        in_image = ((row + 0.5) * (self.size / height) < extent[0])[:, None] & (
             (col + 0.5) * (self.size / width) < extent[1]
         )
         strict, lax = (
-            ((masks > level) & seen).to(masks.dtype).sum(dim=(-2, -1))
+            ((masks > level) & in_image).to(masks.dtype).sum(dim=(-2, -1))
             for level in (STABILITY_OFFSET, -STABILITY_OFFSET)
         )
         stability = strict / lax.clamp(min=1.0)
-        inside = ((masks > 0) & seen).to(masks.dtype)
+        inside = ((masks > 0) & in_image).to(masks.dtype)
         rows, cols = inside.amax(dim=-1), inside.amax(dim=-2)
         far = float(max(height, width))
         boxes = torch.stack(
@@ -214,8 +214,11 @@ def _side(size: Any) -> int:
     return int(size[0])
 
 
-def halves(model: Any) -> tuple[Encoder, Decoder]:
-    """Encoder and decoder of a Sam (segment-anything, mobile_sam), a SamModel or a Sam2Model."""
+def encoder_and_decoder(model: Any) -> tuple[Encoder, Decoder]:
+    """Encoder and decoder of a Sam (segment-anything, mobile_sam), a SamModel or a Sam2Model.
+
+    Raises TrainingError for another network.
+    """
     model = model.eval()
     if hasattr(model, "no_memory_embedding"):
         return _Hub2Encoder(model).eval(), _HubDecoder(model).eval()
@@ -252,16 +255,21 @@ def export(
 ) -> Exported:
     """Write out/NAME.onnx and out/NAME_decoder.onnx with their manifests.
 
-    batch: how many points the decoder is asked for at once, fixed in its graph. Raises
+    batch: number of points of a run of the decoder, fixed in its graph. Raises
     TrainingError, and writes nothing, where ONNX Runtime disagrees with torch.
     """
     if batch < 1:
         raise TrainingError(
-            f"the batch is {batch}: give how many points are asked at once, from 1."
+            f"the batch is {batch}: give the number of points of a decoder run, 1 or more."
         )
-    encoder, decoder = halves(model)
+    encoder, decoder = encoder_and_decoder(model)
     spec = InputSpec(
-        encoder.size, encoder.size, mean=MEAN, std=STD, resize=encoder.resize, interpolation="area"
+        encoder.size,
+        encoder.size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        resize=encoder.resize,
+        interpolation="area",
     )
     image = torch.from_numpy(to_tensor(_room(encoder.size), spec))
     rng = np.random.default_rng(0)
@@ -273,8 +281,8 @@ def export(
     common: dict[str, Any] = {
         "licence": licence,
         "source": source,
-        "mean": MEAN,
-        "std": STD,
+        "mean": spec.mean,
+        "std": spec.std,
         "resize": spec.resize,
         "interpolation": spec.interpolation,
     }
@@ -315,7 +323,7 @@ def _answers(decoder: Decoder, given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _room(size: int) -> NDArray[np.uint8]:
-    """A rendered room, wider than high: parity on noise alone hides errors of large areas."""
+    """A rendered room (H, W, 3) uint8 RGB: noise alone would hide errors of large areas."""
     rng = np.random.default_rng(5)
     scene = Scene.random(rng)
     view = random_view(scene, rng, size, size * 3 // 4)
@@ -349,9 +357,9 @@ def _write(
 def _deviation(path: Path, given: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Greatest absolute difference to torch over the standard deviation of torch's tensor."""
     with open_engine(path, backend="onnxruntime-cpu", threads=1) as engine:
-        found = engine.run_named({name: tensor.numpy() for name, tensor in given.items()})
+        outputs = engine.run_named({name: tensor.numpy() for name, tensor in given.items()})
     return max(
-        float(np.abs(found[name] - tensor.numpy()).max() / (tensor.numpy().std() + 1e-12))
+        float(np.abs(outputs[name] - tensor.numpy()).max() / (tensor.numpy().std() + 1e-12))
         for name, tensor in expected.items()
     )
 
@@ -365,13 +373,13 @@ def load(source: str, kind: str = "") -> Any:
         from transformers import AutoConfig, Sam2Model, SamModel
 
         try:
-            known = AutoConfig.from_pretrained(source).model_type
-            model: Any = {"sam": SamModel, "sam2": Sam2Model, "sam2_video": Sam2Model}[known]
+            model_type = AutoConfig.from_pretrained(source).model_type
+            model: Any = {"sam": SamModel, "sam2": Sam2Model, "sam2_video": Sam2Model}[model_type]
             return model.from_pretrained(source, attn_implementation="eager")
         except KeyError:
             raise TrainingError(
-                f"{source} is a {known}: give a SAM or a SAM 2.1, such as facebook/sam-vit-base or"
-                " facebook/sam2.1-hiera-tiny."
+                f"{source} is a {model_type}: give a SAM or a SAM 2.1, such as"
+                " facebook/sam-vit-base or facebook/sam2.1-hiera-tiny."
             ) from None
         except (OSError, ValueError) as error:
             raise TrainingError(
@@ -406,7 +414,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Load, export, say what was written."""
+    """Load a network, export it and print the files. Raises TrainingError."""
     name = args.name or Path(args.source).stem
     model = load(args.source, args.kind)
     done = export(model, args.out, name, batch=args.batch, licence=args.licence, source=args.source)

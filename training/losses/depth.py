@@ -26,9 +26,9 @@ from training.losses.normalization import (
 
 def masked_l1(residual: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean |residual| over the valid pixels of the batch; with `weight` the weighted mean."""
-    share = mask.to(residual.dtype) if weight is None else weight * mask
+    weights = mask.to(residual.dtype) if weight is None else weight * mask
     size = torch.where(mask, residual, torch.zeros_like(residual)).abs()
-    return (size * share).sum() / share.sum().clamp_min(1e-6)
+    return (size * weights).sum() / weights.sum().clamp_min(1e-6)
 
 
 def gradient_matching(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor:
@@ -74,34 +74,34 @@ def context_l1(
     for layer in contexts.split(1, dim=1):
         layer = torch.where(mask, layer.long(), torch.zeros_like(layer, dtype=torch.long))
         target, spread = standardise(teacher, layer)
-        found = (normalise(student, layer) - target).abs()
-        total = total + torch.where(spread > 0, found, torch.zeros_like(found))
+        difference = (normalise(student, layer) - target).abs()
+        total = total + torch.where(spread > 0, difference, torch.zeros_like(difference))
         number = number + (layer > 0)
     covered = mask & (number > 0)
     return masked_l1(total / number.clamp_min(1), covered, weight)
 
 
-FARTHEST_M = 20.0
-BEYOND = 2.0
+# Of relative_error: the far end of depth, and the ratio above which the logarithm counts.
+FARTHEST_M, BEYOND = 20.0, 2.0
 
 
 def relative_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
     """Mean |z - depth| / depth (scalar), where 1 / z is the prediction after least squares of scale
-    and shift to 1 / depth: what a disparity is judged by, with the fit in the gradient.
+    and shift to 1 / depth: the score of a disparity, with the fit in the gradient.
 
     prediction, depth (m, above 0 everywhere) and mask are (N, 1, H, W); the mean over an image,
     then over images. z ends at FARTHEST_M; a depth too far by more than a factor BEYOND counts
     with its logarithm, or a few pixels of a wall would be all that counts. Ours.
     """
-    share = mask.flatten(1).float()
+    valid = mask.flatten(1).float()
     p, truth = prediction.flatten(1).float(), 1.0 / depth.flatten(1).float()
-    count = share.sum(dim=1, keepdim=True).clamp_min(1.0)
+    count = valid.sum(dim=1, keepdim=True).clamp_min(1.0)
 
     def mean(values: Tensor) -> Tensor:
-        return (values * share).sum(dim=1, keepdim=True) / count
+        return (values * valid).sum(dim=1, keepdim=True) / count
 
-    centred, wanted = p - mean(p), truth - mean(truth)
-    scale = mean(centred * wanted) / mean(centred * centred).clamp_min(EPS)
+    centred, target = p - mean(p), truth - mean(truth)
+    scale = mean(centred * target) / mean(centred * centred).clamp_min(EPS)
     fitted = (scale * centred + mean(truth)).clamp_min(1.0 / FARTHEST_M)
     ratio = truth / fitted
     far = BEYOND - 1.0 + BEYOND * torch.log(ratio.clamp_min(BEYOND) / BEYOND)
@@ -113,7 +113,8 @@ def normalised_l1(
 ) -> Tensor:
     """context_l1 over the contexts of `norm`, one of normalization.NORMS; "none": both as they are.
 
-    Distill Any Depth, section 3.2; the sets of pixels are the teacher's.
+    Maps and mask (N, 1, H, W). Distill Any Depth, section 3.2; the sets of pixels are the
+    teacher's. Raises ValueError for an unknown norm.
     """
     if norm == "none":
         return masked_l1(student - teacher, mask, weight)
@@ -153,10 +154,10 @@ def scale_anchor(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 
 def dead_outputs(before: Tensor, allowed: float = 0.05) -> Tensor:
-    """Cost of a final ReLU that answers 0 at more than a share `allowed` of an image's pixels.
+    """Cost of a final ReLU that outputs 0 at more than a fraction `allowed` of an image's pixels.
 
     before (N, 1, H, W): what enters the ReLU. Negative values are pulled up, but for the allowed
-    share of the most negative ones (sky). Ours: the share of zeros itself has no gradient.
+    fraction of the most negative ones (sky). Ours: the fraction of zeros itself has no gradient.
     """
     below = functional.relu(-before.float().flatten(1))
     keep = int(allowed * below.shape[1])
@@ -171,12 +172,12 @@ ORDINAL_FORMS = ("margin", "logistic")
 def ordinal(
     difference: Tensor, relation: Tensor, form: str = "margin", margin: float = 0.05
 ) -> Tensor:
-    """Mean cost (scalar) of pairs whose disparities disagree with what a person said of them.
+    """Mean cost (scalar) of pairs whose disparities disagree with their ordinal labels.
 
     difference (K,): disparity of the first point minus that of the second. relation (K,): +1 the
     first is nearer, -1 it is farther, 0 they are alike. "margin": max(0, margin - l x), |x| for
     alike (WeSTAR); "logistic": log(1 + exp(-l x)), x^2 for alike (Chen et al. 2016). 0 without
-    pairs.
+    pairs. Raises ValueError for another form.
     """
     if form not in ORDINAL_FORMS:
         raise ValueError(f"No ordinal loss is called {form!r}: use {', '.join(ORDINAL_FORMS)}.")
@@ -193,7 +194,7 @@ def product_norm(pairs: Iterable[tuple[Tensor, Tensor, float]]) -> Tensor:
     """Sum over layers of ||scale B A||_F^2 for (A (r, in), B (out, r), scale) of low-rank updates.
 
     Without forming B A: its squared norm is trace((B^T B)(A A^T)), products of r x r. It is the L2
-    pull of the effective weight to its source (WeSTAR).
+    pull of the effective weight to its source (WeSTAR). Raises ValueError without layers.
     """
     terms = []
     for a, b, scale in pairs:

@@ -27,7 +27,8 @@ def inverse_huber(error: Tensor, delta: float = 0.2, form: str = "paper") -> Ten
     """delta |e| up to delta, beyond it e^2/2 + delta^2/2 (equation 8 of the paper).
 
     The published code adds delta^2/2 to the other branch, which makes a jump at delta; the slope is
-    the same. It is the reverse of Huber's: linear inside, square outside.
+    the same. It is the reverse of Huber's: linear inside, square outside. Raises ValueError for
+    another form.
     """
     if form not in FORMS:
         raise ValueError(f"No form is called {form!r}: use one of {', '.join(FORMS)}.")

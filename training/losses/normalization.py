@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left of a map without scale and shift: (d - median) / mean absolute deviation.
+"""Maps normalised to no scale and shift: (d - median) / mean absolute deviation.
 
 Maps are (N, 1, H, W) float. Statistics are taken over contexts: sets of pixels of one image,
 written as a map (N, 1, H, W) of numbers from 1, where 0 lies in none (a boolean mask is one context
@@ -32,9 +32,9 @@ def statistics(values: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor
     flat = exact(values.flatten(1))
     label = contexts.flatten(1).long()
     rows, top = len(flat), int(label.max()) + 1 if label.numel() else 1
-    place = label + torch.arange(rows, device=label.device)[:, None] * top
+    context = label + torch.arange(rows, device=label.device)[:, None] * top
     inside = label > 0
-    count = torch.bincount(place.flatten(), minlength=rows * top)
+    count = torch.bincount(context.flatten(), minlength=rows * top)
     clean = torch.where(inside, flat, torch.zeros_like(flat)).flatten()
     if top <= FEW + 1 and flat.device.type == "cpu":
         # A selection for each is several times quicker than sorting; on a GPU sorting costs little.
@@ -46,12 +46,12 @@ def statistics(values: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor
     else:
         # By value first, then stably by context: each context lies in one piece, in order.
         ordered = torch.where(inside, flat.detach(), torch.zeros_like(flat)).flatten().argsort()
-        order = ordered[place.flatten()[ordered].int().argsort(stable=True)]
+        order = ordered[context.flatten()[ordered].int().argsort(stable=True)]
         begin = count.cumsum(0) - count
         middle = begin + torch.div((count - 1).clamp_min(0), 2, rounding_mode="floor")
         median = clean[order[middle.clamp_max(len(order) - 1)]] * (count > 0)
-    away = (clean - median[place.flatten()]).abs() * inside.flatten()
-    total = torch.zeros_like(median).index_add(0, place.flatten(), away)
+    away = (clean - median[context.flatten()]).abs() * inside.flatten()
+    total = torch.zeros_like(median).index_add(0, context.flatten(), away)
     deviation = total / count.clamp_min(1)
     shape = (rows, top)
     return median.view(shape), deviation.view(shape), count.view(shape)
@@ -91,13 +91,16 @@ def bins(teacher: Tensor, mask: Tensor, count: int) -> Tensor:
     flat, valid = teacher.flatten(1), mask.flatten(1)
     low = flat.masked_fill(~valid, torch.inf).amin(dim=1, keepdim=True)
     high = flat.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True)
-    share = (flat - low) / (high - low).clamp_min(1e-12)
-    index = (share * count).nan_to_num(0.0).clamp(0, count - 1).floor().long() + 1
+    relative = (flat - low) / (high - low).clamp_min(1e-12)
+    index = (relative * count).nan_to_num(0.0).clamp(0, count - 1).floor().long() + 1
     return torch.where(valid, index, torch.zeros_like(index)).view_as(mask)
 
 
 def layers(teacher: Tensor, mask: Tensor, norm: str) -> Tensor:
-    """(N, L, H, W) integers: the contexts over which `norm`, a key of LEVELS, works."""
+    """(N, L, H, W) integers: the contexts over which `norm`, a key of LEVELS, normalises.
+
+    teacher and mask (N, 1, H, W). Raises ValueError for an unknown norm.
+    """
     if norm not in LEVELS:
         raise ValueError(f"No normalisation is called {norm!r}: use one of {', '.join(LEVELS)}.")
     return torch.cat([bins(teacher, mask, count) for count in LEVELS[norm]], dim=1)
@@ -106,7 +109,7 @@ def layers(teacher: Tensor, mask: Tensor, norm: str) -> Tensor:
 def worthwhile(
     contexts: Tensor, teacher: Tensor, mask: Tensor, least_px: int = 256, least_share: float = 1e-3
 ) -> Tensor:
-    """Contexts (N, L, H, W) without those too small or too flat to say anything.
+    """Contexts (N, L, H, W) without those that are too small or too flat.
 
     Dropped are contexts with fewer than `least_px` valid pixels, and those in which the teacher
     deviates by less than `least_share` of what it does in the whole image: a constant plane would
@@ -114,12 +117,14 @@ def worthwhile(
     """
     _, overall, _ = statistics(teacher, mask)
     least = least_share * (overall[:, 1:2] if overall.shape[1] > 1 else overall[:, :1])
-    kept = []
+    filtered = []
     for layer in contexts.split(1, dim=1):
         layer = torch.where(mask, layer.long(), torch.zeros_like(layer, dtype=torch.long))
         _, deviation, count = statistics(teacher, layer)
         good = (count >= least_px) & (deviation > least)
         good[:, 0] = False
         flat = layer.flatten(1)
-        kept.append(torch.where(good.gather(1, flat), flat, torch.zeros_like(flat)).view_as(layer))
-    return torch.cat(kept, dim=1)
+        filtered.append(
+            torch.where(good.gather(1, flat), flat, torch.zeros_like(flat)).view_as(layer)
+        )
+    return torch.cat(filtered, dim=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth from motion: what an image looks like from its neighbour, and how wrong that is.
+"""Depth from motion: neighbouring images warped by depth and pose, and their photometric error.
 
 The self-supervision of Monodepth2 (Godard et al. 2019), from its formulas. Images are
 (N, 3, H, W) in 0..1, depth is (N, 1, H, W) in metres along the optical axis, K (N, 3, 3) in pixels
@@ -28,7 +28,7 @@ class GeometricConfig:
     """How the warped neighbours are compared with the image."""
 
     ssim: float = config.option(
-        0.85, "Share of structural similarity, the rest is |difference|.", minimum=0, maximum=1
+        0.85, "Weight of structural similarity; the rest is |difference|.", minimum=0, maximum=1
     )
     automask: bool = config.option(
         True, "Leave out pixels that the unmoved neighbour explains better (standing camera)."
@@ -39,8 +39,8 @@ class GeometricConfig:
     smooth: float = config.option(
         1e-3, "Weight of the edge-aware smoothness; halved at every coarser scale.", minimum=0
     )
-    near: float = config.option(0.1, "Nearest depth the head can say.", unit="m", minimum=1e-3)
-    far: float = config.option(100.0, "Farthest depth the head can say.", unit="m", minimum=0.1)
+    near: float = config.option(0.1, "Nearest depth of the head.", unit="m", minimum=1e-3)
+    far: float = config.option(100.0, "Farthest depth of the head.", unit="m", minimum=0.1)
 
     def __post_init__(self) -> None:
         config.validate(self)
@@ -49,7 +49,7 @@ class GeometricConfig:
 
 
 def bounded_depth(raw: Tensor, near: float, far: float) -> Tensor:
-    """Depth between near and far, metres: its inverse is a sigmoid of what the head says."""
+    """Depth (N, 1, H, W) m between near and far: its inverse is a sigmoid of the head's output."""
     span = 1.0 / near - 1.0 / far
     return 1.0 / (1.0 / far + span * torch.sigmoid(exact(raw)))
 
@@ -73,8 +73,8 @@ def project(
     moved = T_source_target[:, :3, :3] @ points + T_source_target[:, :3, 3:]
     z = moved[:, 2:]
     safe = z.clamp_min(NEAREST_M)
-    seen = (K_source @ (moved / safe))[:, :2]
-    return seen.transpose(1, 2).view(n, height, width, 2), z.view(n, 1, height, width)
+    pixels_source = (K_source @ (moved / safe))[:, :2]
+    return pixels_source.transpose(1, 2).view(n, height, width, 2), z.view(n, 1, height, width)
 
 
 def sample(source: Tensor, pixels: Tensor) -> Tensor:
@@ -124,7 +124,10 @@ def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def photometric(a: Tensor, b: Tensor, ssim: float = 0.85) -> Tensor:
-    """(N, 1, H, W): ssim * (1 - SSIM)/2 + (1 - ssim) * |a - b|, mean over the channels."""
+    """Error (N, 1, H, W) of images (N, 3, H, W): ssim * (1 - SSIM)/2 + (1 - ssim) * |a - b|.
+
+    The mean over the channels (Godard et al. 2019, equation 3).
+    """
     away = (a - b).abs()
     if ssim > 0:
         away = ssim * dissimilarity(a, b) + (1 - ssim) * away
@@ -192,12 +195,12 @@ def geometric_loss(
 ) -> dict[str, Tensor]:
     """`photometric`, `smooth` and their sum `loss`: means over scales, finest depth first.
 
-    depths: (N, 1, h_k, w_k); each is brought to the image's size before it is compared, and is
-    smooth at its own. Masked
-    pixels count as 0 in the mean over all pixels: a batch of standing cameras weighs little.
+    depths: (N, 1, h_k, w_k); each is resized to the image's size before it is compared, and
+    smooth at its own. Masked pixels count as 0 in the mean over all pixels: a batch of standing
+    cameras weighs little. Raises ValueError without depths.
     """
     if not depths:
-        raise ValueError("There is no depth to judge: give at least one scale.")
+        raise ValueError("There is no depth to compare: give at least one scale.")
     total = torch.zeros((), device=target.device)
     smooth = torch.zeros((), device=target.device)
     for k, depth in enumerate(depths):
@@ -205,7 +208,7 @@ def geometric_loss(
         inverse = 1.0 / depth
         if depth.shape[2:] != target.shape[2:]:
             image = functional.interpolate(target, size=depth.shape[2:], mode="area")
-            # In inverse depth: that is what the head says, and what is linear along a plane.
+            # In inverse depth: the head's output, which is linear along a plane.
             depth = 1.0 / functional.interpolate(
                 inverse, size=target.shape[2:], mode="bilinear", align_corners=False
             )
@@ -217,13 +220,16 @@ def geometric_loss(
     return {"photometric": total, "smooth": smooth, "loss": total + cfg.smooth * smooth}
 
 
-def silog(depth: Tensor, truth: Tensor, mask: Tensor, share: float = 0.5) -> Tensor:
-    """sqrt(mean g^2 - share (mean g)^2), g = ln depth - ln truth over the batch's valid pixels."""
+def silog(depth: Tensor, truth: Tensor, mask: Tensor, variance_focus: float = 0.5) -> Tensor:
+    """Scale-invariant logarithm (Eigen et al. 2014): sqrt(mean g^2 - variance_focus (mean g)^2).
+
+    depth, truth (N, 1, H, W) m and mask; g = ln depth - ln truth over the batch's valid pixels.
+    """
     safe = torch.where(mask, exact(truth), torch.ones_like(exact(truth)))
     away = torch.log(exact(depth).clamp_min(1e-6)) - torch.log(safe.clamp_min(1e-6))
     away = torch.where(mask, away, torch.zeros_like(away))
     count = mask.sum().clamp_min(1)
-    spread = (away**2).sum() / count - share * (away.sum() / count) ** 2
+    spread = (away**2).sum() / count - variance_focus * (away.sum() / count) ** 2
     # The root has no slope at 0: a batch without valid pixels must still have a gradient.
     return torch.sqrt(spread.clamp_min(1e-12)) * mask.any()
 
@@ -249,7 +255,7 @@ def transform(rotation: Tensor, translation: Tensor) -> Tensor:
 class PoseNetwork(nn.Module):
     """Two images (N, 3, H, W) each -> T_source_target (N, 4, 4), up to the scale of depth.
 
-    Strided convolutions and a mean over the image; the answer is scaled by 0.01 so that training
+    Strided convolutions and a mean over the image; the output is scaled by 0.01 so that training
     starts near the identity. Ours, and smaller than Monodepth2's ResNet-18.
     """
 
@@ -266,7 +272,7 @@ class PoseNetwork(nn.Module):
 
     def forward(self, target: Tensor, source: Tensor) -> Tensor:
         """Where the target's coordinates lie in the source camera."""
-        said = self.head(self.body(torch.cat([target, source], dim=1))).mean(dim=(2, 3))
-        rotation, translation = (0.01 * exact(said)).split(3, dim=1)
-        with torch.autocast(said.device.type, enabled=False):
+        motion = self.head(self.body(torch.cat([target, source], dim=1))).mean(dim=(2, 3))
+        rotation, translation = (0.01 * exact(motion)).split(3, dim=1)
+        with torch.autocast(motion.device.type, enabled=False):
             return transform(rotation, translation)

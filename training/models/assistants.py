@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diffusion networks of others as assistant teachers: Marigold, GenPercept."""
+"""Published diffusion networks as assistant teachers: Marigold, GenPercept."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoints import TrainingError
-from training.models.diffusion import DiffusionConfig, SingleStep, _folder_parts, open_run
+from training.models.diffusion import DiffusionConfig, SingleStep, open_run, stable_diffusion_parts
 from training.models.network_io import NetworkInput
 
 
 class Marigold(nn.Module):
     """A Marigold-class pipeline of diffusers as a teacher: images in 0..1 in, its maps out.
 
-    `meaning` says what the maps are. The noise is the same for every image, one map is drawn.
+    `meaning` is that of the maps. The noise is the same for every image, one map is drawn.
     """
 
     spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 8)  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ class Marigold(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Maps (N, 1, H, W), in 0..1."""
-        found: Tensor = self._pipe[0](
+        maps: Tensor = self._pipe[0](
             images,
             num_inference_steps=self.steps or None,
             ensemble_size=1,
@@ -43,7 +43,7 @@ class Marigold(nn.Module):
             output_type="pt",
             generator=torch.Generator().manual_seed(0),
         ).prediction
-        return found
+        return maps
 
 
 class GenPercept(nn.Module):
@@ -68,7 +68,10 @@ class GenPercept(nn.Module):
 
 
 def open_genpercept(cfg: DiffusionConfig, gives: str) -> GenPercept:
-    """A folder of Stable Diffusion 2.1 whose unet/ is GenPercept's. gives: depth or disparity."""
+    """A folder of Stable Diffusion 2.1 whose unet/ is GenPercept's. gives: depth or disparity.
+
+    Raises TrainingError for a variant with a DPT head.
+    """
     for head in ("dpt_head", "dpt_head_identity"):
         if (Path(cfg.source) / head).is_dir():
             raise TrainingError(
@@ -76,7 +79,7 @@ def open_genpercept(cfg: DiffusionConfig, gives: str) -> GenPercept:
                 " is not supported: take one that answers through the decoder (unet_depth_v2,"
                 " unet_disparity_v2)."
             )
-    unet, vae, prompt = _folder_parts(cfg)
+    unet, vae, prompt = stable_diffusion_parts(cfg)
     # Attention in the text encoder looks back only: what follows the end changes nothing before it.
     return GenPercept(SingleStep(unet, vae, prompt[:, :2], cfg), gives)
 
@@ -84,8 +87,10 @@ def open_genpercept(cfg: DiffusionConfig, gives: str) -> GenPercept:
 def open_assistant(
     source: str, allow_download: bool = False, revision: str = "main", gives: str = ""
 ) -> SingleStep | Marigold | GenPercept:
-    """A diffusion network to teach others: a run of depthmaster, a Marigold of diffusers, or, where
-    it is said what it `gives`, a GenPercept.
+    """A diffusion network as a teacher: a run of depthmaster, a Marigold of diffusers, or, where
+    `gives` is set to depth or disparity, a GenPercept.
+
+    Raises TrainingError where it cannot be opened.
     """
     folder = Path(source)
     if gives:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DepthMaster (arXiv 2501.02576): a Stable Diffusion that answers depth in one step.
+"""DepthMaster (arXiv 2501.02576): a Stable Diffusion that predicts depth in one step.
 
-The autoencoder stays as it is; the U-Net, always told that it is at t = 1 and that the prompt is
-empty, turns the latent of an image into the latent of its depth. Images enter as
-(N, 3, H, W) in -1..1; the answer is a map (N, 1, H, W) that is meant to lie in -1..1, in one of
-SPACES. diffusers supplies the networks. Nothing is downloaded that `allow_download` did not ask
-for. Where the paper leaves something open, or its code says otherwise, the place says so.
+The autoencoder is frozen; the U-Net, always at t = 1 and with the empty prompt, maps the latent of
+an image to the latent of its depth. Images enter as (N, 3, H, W) in -1..1; the output is a map
+(N, 1, H, W), nominally in -1..1, in one of SPACES. diffusers supplies the networks. Nothing is
+downloaded unless `allow_download` is set. Where the paper is silent, or its code differs, a
+comment states it.
 """
 
 from __future__ import annotations
@@ -26,30 +26,26 @@ from training import checkpoints
 from training.checkpoints import TrainingError
 from training.losses.diffusion import masked_mse, token_divergence
 from training.losses.normalization import exact
-from training.models.hub import Dino
+from training.models.hub import Dino, HubSource
 from training.models.network_io import NetworkInput, NetworkOutput
 
 SPACES = ("sqrt_disparity", "disparity", "depth")
-PLACES = ("mid", "down1", "down2")
+FEATURE_LAYERS = ("mid", "down1", "down2")
 PARADIGMS = ("single", "iterative", "denoising")
 TIMESTEP = 1
 ITERATIONS = 4  # of the iterative paradigm (table II)
-SHRINK = 0.875  # the external encoder sees the image at this share of its sides
+SHRINK = 0.875  # the external encoder sees the image at this scale
 PROMPT_FILE = "empty_prompt.safetensors"
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(HubSource):
     """Which diffusion model, and how it is used."""
 
     source: str = config.option(
         "",
         "Folder of a Stable Diffusion 2 (unet/, vae/, text_encoder/, tokenizer/), or its id on the"
         " Hugging Face hub; empty: the small networks below, with random weights.",
-    )
-    revision: str = config.option("main", "Revision on the hub.")
-    allow_download: bool = config.option(
-        False, "May fetch `source` from the hub; otherwise only what lies on this machine is used."
     )
     unet_widths: tuple[int, ...] = config.option(
         (32, 64, 64), "Without source: channels of the U-Net's levels; multiples of 8.", minimum=8
@@ -64,7 +60,7 @@ class DiffusionConfig:
     space: str = config.option("sqrt_disparity", "What is predicted (table III).", choices=SPACES)
     paradigm: str = config.option(
         "single",
-        "One step; the U-Net's answer fed back to it four times; or denoising (table II).",
+        "One step; the U-Net's output fed back to it four times; or denoising (table II).",
         choices=PARADIGMS,
     )
     denoise_steps: int = config.option(10, "Steps of the denoising paradigm.", minimum=1)
@@ -73,7 +69,7 @@ class DiffusionConfig:
         False, "Save memory: compute activations of U-Net and decoder anew in the backward pass."
     )
     decoder_fp32: bool = config.option(
-        False, "Run the autoencoder in float32 whatever loop.precision says."
+        False, "Run the autoencoder in float32 whatever loop.precision is."
     )
 
     def __post_init__(self) -> None:
@@ -86,7 +82,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class Target:
-    """What the network shall say: map (N, 1, H, W) in -1..1, where it is known, and its range.
+    """Target of the network: map (N, 1, H, W) in -1..1, the mask of known pixels, and its range.
 
     low and high (N,) are the values of -1 and 1 before scaling, in the space's unit.
     """
@@ -103,8 +99,9 @@ def target(
     """Depth (N, 1, H, W) m -> clip(2 (y - q_low) / (q_high - q_low) - 1, -1, 1).
 
     y is sqrt(1 / depth), 1 / depth or depth; q are the `tails` and 1 - `tails` quantiles of an
-    image's valid pixels. Images without spread are not valid. What is not valid holds the
-    farthest value, so that the autoencoder sees no edge that says "near".
+    image's valid pixels. Images without spread are not valid. Invalid pixels hold the farthest
+    value, so that they add no near edge to the autoencoder's input. Raises ValueError for another
+    space.
     """
     if space not in SPACES:
         raise ValueError(f"No target space is called {space!r}: use one of {', '.join(SPACES)}.")
@@ -115,9 +112,9 @@ def target(
     ends = y.new_zeros(len(y), 2)
     for k, (row, valid) in enumerate(zip(y, mask, strict=True)):
         if valid.any():
-            share = y.new_tensor([tails, 1 - tails])
+            fractions = y.new_tensor([tails, 1 - tails])
             # torch.quantile sorts; it refuses more than 16 million values, no image has as many.
-            ends[k] = torch.quantile(row[valid], share)
+            ends[k] = torch.quantile(row[valid], fractions)
     low, high = ends.unbind(1)
     spread = (high > low).view(-1, 1, 1, 1)
     span = torch.where(high > low, high - low, torch.ones_like(low)).view(-1, 1, 1, 1)
@@ -147,7 +144,10 @@ class Projector(nn.Module):
 
 
 def external_size(height: int, width: int, patch_px: int) -> tuple[int, int]:
-    """The size at which the external encoder sees an image: whole patches of 0.875 of it."""
+    """Height and width of the external encoder's input: whole patches at 0.875 of the image.
+
+    Raises TrainingError for an image smaller than a patch.
+    """
     rows, columns = (round(SHRINK * side / patch_px) for side in (height, width))
     if min(rows, columns) < 1:
         raise TrainingError(
@@ -175,10 +175,10 @@ class Alignment(nn.Module):
         external = self._external[0].to(images.device)
         size = external_size(images.shape[-2], images.shape[-1], external.spec.multiple_px)
         with torch.no_grad():
-            seen = functional.interpolate(
+            resized = functional.interpolate(
                 images, size, mode="bicubic", align_corners=False, antialias=True
             )
-            tokens = external(external.spec.normalise(seen.clamp(0, 1))).float()
+            tokens = external(external.spec.normalise(resized.clamp(0, 1))).float()
             tokens = functional.interpolate(
                 tokens, features.shape[-2:], mode="bicubic", align_corners=False
             )
@@ -198,9 +198,12 @@ def root(disparity: Tensor, least: float = 1e-2) -> Tensor:
 
 
 def student_target(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """What `root` of a student's disparity shall be, and where: the paper's target, moved."""
-    seen = target(depth, mask)
-    return (seen.values + 1) / 2 + STUDENT_OFFSET, seen.mask
+    """Target of `root` of a student's disparity and its mask, (N, 1, H, W): the paper's, shifted.
+
+    depth (N, 1, H, W) m, mask of known pixels.
+    """
+    scaled = target(depth, mask)
+    return (scaled.values + 1) / 2 + STUDENT_OFFSET, scaled.mask
 
 
 class FourierEnhancement(nn.Module):
@@ -243,7 +246,7 @@ class FourierEnhancement(nn.Module):
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass of the U-Net gives: the latent of depth, and the features asked for."""
+    """Output of one pass of the U-Net: the latent of depth, and features if requested."""
 
     latent: Tensor
     features: Tensor | None
@@ -276,7 +279,10 @@ class SingleStep(nn.Module):
             vae.enable_gradient_checkpointing()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in -1..1 -> scaled latents: the mean, nothing is drawn."""
+        """Images (N, 3, H, W) in -1..1 -> scaled latents (N, 4, h, w): the mean, nothing is drawn.
+
+        Raises TrainingError where the sides are no multiples of a latent cell.
+        """
         if min(images.shape[-2:]) < self.latent_px or any(
             side % self.latent_px for side in images.shape[-2:]
         ):
@@ -295,21 +301,21 @@ class SingleStep(nn.Module):
         Raises TrainingError where half precision overflowed on the way.
         """
         with self._autoencoder_precision(latent):
-            found: Tensor = self.vae.decode(
+            decoded: Tensor = self.vae.decode(
                 self._wide(latent / self.vae.config.scaling_factor)
             ).sample
-        if not torch.isfinite(found).all():
-            half = found.dtype in (torch.float16, torch.bfloat16)
+        if not torch.isfinite(decoded).all():
+            half = decoded.dtype in (torch.float16, torch.bfloat16)
             if half and torch.isfinite(latent).all():
                 raise TrainingError(
-                    f"The decoder overflowed in {str(found.dtype).removeprefix('torch.')} (its"
+                    f"The decoder overflowed in {str(decoded.dtype).removeprefix('torch.')} (its"
                     " answer holds NaN or infinity): set diffusion.decoder_fp32=true."
                 )
             raise TrainingError(
                 "The decoder's answer holds NaN or infinity, because the U-Net's does: lower"
                 " loop.learning_rate, or use loop.precision=bf16 or fp32."
             )
-        return found.float().mean(dim=1, keepdim=True)
+        return decoded.float().mean(dim=1, keepdim=True)
 
     def _wide(self, x: Tensor) -> Tensor:
         return x.float() if self.cfg.decoder_fp32 else x
@@ -319,40 +325,40 @@ class SingleStep(nn.Module):
             return nullcontext()
         return torch.autocast(x.device.type, enabled=False)
 
-    def step(self, latent: Tensor, place: str = "", timestep: Tensor | None = None) -> Step:
-        """One pass of the U-Net; with `place`, one of PLACES, also the features there."""
-        kept: list[Tensor] = []
+    def step(self, latent: Tensor, layer: str = "", timestep: Tensor | None = None) -> Step:
+        """One pass of the U-Net; with `layer`, one of FEATURE_LAYERS, also its features."""
+        captured: list[Tensor] = []
 
         def enhance(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            if place == "mid":
-                kept.append(output)
+            if layer == "mid":
+                captured.append(output)
             return output if self.fourier is None else self.fourier(output)
 
-        def keep(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Any]) -> None:
-            kept.append(output[0])
+        def capture(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Any]) -> None:
+            captured.append(output[0])
 
         hooks = [self.unet.mid_block.register_forward_hook(enhance)]
-        if place in ("down1", "down2"):
-            block = self.unet.down_blocks[int(place[-1]) - 1]
-            hooks.append(block.register_forward_hook(keep))
+        if layer in ("down1", "down2"):
+            block = self.unet.down_blocks[int(layer[-1]) - 1]
+            hooks.append(block.register_forward_hook(capture))
         try:
             t = latent.new_full((len(latent),), TIMESTEP).long() if timestep is None else timestep
             prompt = self.prompt.expand(len(latent), -1, -1)
-            found: Tensor = self.unet(latent, t, encoder_hidden_states=prompt).sample
+            answer: Tensor = self.unet(latent, t, encoder_hidden_states=prompt).sample
         finally:
             for hook in hooks:
                 hook.remove()
-        return Step(found, kept[-1] if kept else None)
+        return Step(answer, captured[-1] if captured else None)
 
-    def predict(self, latent: Tensor, place: str = "") -> Step:
+    def predict(self, latent: Tensor, layer: str = "") -> Step:
         """The latent of depth from the latent of the image, by the paradigm."""
         if self.cfg.paradigm == "single":
-            return self.step(latent, place)
+            return self.step(latent, layer)
         if self.cfg.paradigm == "iterative":
-            found = Step(latent, None)
+            step = Step(latent, None)
             for _ in range(ITERATIONS):
-                found = self.step(found.latent, place)
-            return found
+                step = self.step(step.latent, layer)
+            return step
         return Step(self._denoise(latent), None)
 
     def _denoise(self, latent: Tensor) -> Tensor:
@@ -367,8 +373,8 @@ class SingleStep(nn.Module):
         noisy = drawn.to(latent.device, latent.dtype).expand_as(latent)
         for t in scheduler.timesteps:
             now = t.expand(len(latent))
-            said = self.step(torch.cat([latent, noisy], dim=1), timestep=now).latent
-            noisy = scheduler.step(said, t, noisy).prev_sample
+            velocity = self.step(torch.cat([latent, noisy], dim=1), timestep=now).latent
+            noisy = scheduler.step(velocity, t, noisy).prev_sample
         return noisy
 
     def denoising_loss(self, latent: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -378,34 +384,35 @@ class SingleStep(nn.Module):
         t = torch.randint(0, steps, (len(latent),), device=latent.device)
         noise = torch.randn_like(truth)
         noisy = scheduler.add_noise(truth, noise, t)
-        said = self.step(torch.cat([latent, noisy.to(latent.dtype)], dim=1), timestep=t).latent
-        return masked_mse(said, scheduler.get_velocity(truth, noise, t), mask)
+        velocity = self.step(torch.cat([latent, noisy.to(latent.dtype)], dim=1), timestep=t).latent
+        return masked_mse(velocity, scheduler.get_velocity(truth, noise, t), mask)
 
     def map(self, images: Tensor) -> Tensor:
         """The map (N, 1, H, W) of `space`, clipped to -1..1."""
         return self.decode(self.predict(self.encode(images)).latent).clamp(-1, 1)
 
     @torch.no_grad()
-    def observe(self, seen: Target) -> None:
-        """Remember where the targets' ranges lie, for `disparity`."""
-        usable = seen.high > seen.low
+    def observe(self, target_map: Target) -> None:
+        """Track the average range of the training targets, which `disparity` needs."""
+        span = target_map.high - target_map.low
+        usable = span > 0
         if usable.any():
-            ratio = (seen.low / (seen.high - seen.low).clamp_min(1e-6))[usable].mean()
+            ratio = (target_map.low / span.clamp_min(1e-6))[usable].mean()
             self.offset.lerp_(ratio.to(self.offset), 0.02)
 
     def disparity(self, values: Tensor) -> Tensor:
         """Maps of `space` in -1..1 -> relative disparity, large = near.
 
         Exact up to scale where the range of the image is the average one (`offset`); the paper
-        aligns in its own space instead, which needs no such guess (evaluation sqrt_disp_ls).
+        aligns in its own space instead, which needs no such average (evaluation sqrt_disp_ls).
         """
-        share = (values + 1) / 2
+        relative = (values + 1) / 2
         offset = self.offset.clamp_min(0)
         if self.cfg.space == "disparity":
-            return share
+            return relative
         if self.cfg.space == "sqrt_disparity":
-            return (share + offset) ** 2
-        return 1.0 / (share + offset.clamp_min(0.05))
+            return (relative + offset) ** 2
+        return 1.0 / (relative + offset.clamp_min(0.05))
 
     def forward(self, images: Tensor) -> Tensor:
         """Relative disparity of images normalised by `spec` (-1..1)."""
@@ -437,15 +444,18 @@ def _noise() -> Any:
 
 
 def open_diffusion(cfg: DiffusionConfig) -> SingleStep:
-    """The network as the settings say. TrainingError where its parts are missing or do not fit."""
-    unet, vae, prompt = _random_parts(cfg) if not cfg.source else _folder_parts(cfg)
+    """The network of the settings. Raises TrainingError where parts are missing or do not fit."""
+    unet, vae, prompt = _random_parts(cfg) if not cfg.source else stable_diffusion_parts(cfg)
     if cfg.paradigm == "denoising":
         _widen(unet)
     return SingleStep(unet, vae, prompt, cfg)
 
 
 def from_checkpoint(content: Mapping[str, Any], where: object = "the checkpoint") -> SingleStep:
-    """The network of a run of depthmaster, from what checkpoints.read gives; in eval mode."""
+    """The network of a run of depthmaster, in eval mode; content: as checkpoints.read gives it.
+
+    Raises TrainingError for a run of another recipe.
+    """
     if content["recipe"] != "depthmaster":
         raise TrainingError(
             f"The run in {where} is of the recipe {content['recipe']}, not of depthmaster: give one"
@@ -505,8 +515,11 @@ def _random_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
     return unet, vae, torch.zeros(1, 1, cfg.prompt_width)
 
 
-def _folder_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
-    """U-Net, autoencoder and empty prompt of a Stable Diffusion 2, each in its subfolder."""
+def stable_diffusion_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
+    """U-Net, autoencoder and empty prompt of a Stable Diffusion 2, each in its subfolder.
+
+    Raises TrainingError for missing or unfitting parts.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     folder = Path(cfg.source)
@@ -518,12 +531,12 @@ def _folder_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
     unet = _part(UNet2DConditionModel, "unet", cfg)
     vae = _part(AutoencoderKL, "vae", cfg)
     channels = vae.config.latent_channels
-    found = (unet.config.in_channels, unet.config.out_channels)
-    if found != (channels, channels):
+    unet_channels = (unet.config.in_channels, unet.config.out_channels)
+    if unet_channels != (channels, channels):
         raise TrainingError(
-            f"The U-Net in {cfg.source} takes {found[0]} and gives {found[1]} channels, the latents"
-            f" here have {channels}: give the U-Net of a plain Stable Diffusion 2, not one changed"
-            " for another task (Marigold's takes 8)."
+            f"The U-Net in {cfg.source} takes {unet_channels[0]} and gives {unet_channels[1]}"
+            f" channels, the latents here have {channels}: give the U-Net of a plain Stable"
+            " Diffusion 2, not one changed for another task (Marigold's takes 8)."
         )
     prompt = _empty_prompt(cfg)
     width = unet.config.cross_attention_dim
@@ -538,16 +551,16 @@ def _folder_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
 def _part(cls: Any, name: str, cfg: DiffusionConfig) -> Any:
     local = Path(cfg.source).is_dir()
     if local and not (Path(cfg.source) / name / "config.json").is_file():
-        what = {"unet": "U-Net", "vae": "autoencoder"}[name]
+        part = {"unet": "U-Net", "vae": "autoencoder"}[name]
         raise TrainingError(
-            f"The {what} is missing: {cfg.source}/{name} has no config.json; copy the folder"
+            f"The {part} is missing: {cfg.source}/{name} has no config.json; copy the folder"
             f" {name}/ of a Stable Diffusion 2 there."
         )
     arguments: dict[str, Any] = {
         "subfolder": name,
         "local_files_only": local or not cfg.allow_download,
         "use_safetensors": True,
-        "low_cpu_mem_usage": False,  # the other way needs every key, and says less of a wrong one
+        "low_cpu_mem_usage": False,  # with it missing keys are an error without their names
         "torch_dtype": torch.float32,
     }
     if not local:
@@ -573,7 +586,7 @@ def _part(cls: Any, name: str, cfg: DiffusionConfig) -> Any:
 def _empty_prompt(cfg: DiffusionConfig) -> Tensor:
     """The embedding (1, 77, 1024) of "": from a file beside the networks, or by the text encoder.
 
-    It is kept in every checkpoint, so that the text encoder is needed once.
+    It is stored in every checkpoint, so that the text encoder is needed once.
     """
     folder = Path(cfg.source)
     if (folder / PROMPT_FILE).is_file():

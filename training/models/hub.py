@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from depth_node import config
 from training.checkpoints import TrainingError
 from training.models.network_io import (
     IMAGENET_MEAN,
@@ -20,6 +21,23 @@ from training.models.network_io import (
     NetworkInput,
     NetworkOutput,
 )
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A network of the Hugging Face hub; every section of settings that names one derives from it.
+
+    A subclass redefines `source` where it accepts more than a folder or an id.
+    """
+
+    source: str = config.option("", "Folder or id on the Hugging Face hub; empty: none.")
+    revision: str = config.option("main", "Revision on the hub.")
+    allow_download: bool = config.option(
+        False, "Fetch `source` from the hub where it is not on this machine."
+    )
+
+    def __post_init__(self) -> None:
+        config.validate(self)
 
 
 @dataclass(frozen=True)
@@ -58,9 +76,9 @@ class DepthAnything(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
-        facts = network.config
-        self.channels: int = facts.backbone_config.hidden_size
-        relative = facts.depth_estimation_type == "relative"
+        settings = network.config
+        self.channels: int = settings.backbone_config.hidden_size
+        relative = settings.depth_estimation_type == "relative"
         self.meaning = "disparity_affine_invariant" if relative else "depth_metric"
         if relative:  # taken out of the network, so that losses can see behind it
             network.head.activation2 = nn.Identity()
@@ -70,7 +88,10 @@ class DepthAnything(nn.Module):
         return self.answer(x).disparity
 
     def answer(self, x: Tensor) -> NetworkOutput:
-        """Disparity, what entered the final ReLU, and the encoder's patch features."""
+        """Disparity, the input of the final ReLU, and the encoder's patch features.
+
+        Raises ValueError where the sides are no multiples of a patch.
+        """
         rows, columns = x.shape[-2] // PATCH_PX, x.shape[-1] // PATCH_PX
         if x.shape[-2] % PATCH_PX or x.shape[-1] % PATCH_PX:
             raise ValueError(
@@ -106,8 +127,11 @@ class Dino(nn.Module):
 
 
 @torch.no_grad()
-def _awake(network: Any) -> Any:
-    """Random weights that learn: the library's are so small that the decoder answers 1e-8."""
+def initialise_decoder(network: Any) -> Any:
+    """Initialise the decoder of a Depth Anything, in place.
+
+    The library's random weights are so small that the decoder answers 1e-8 and does not learn.
+    """
     for part in (network.neck, network.head):
         for layer in part.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -116,7 +140,8 @@ def _awake(network: Any) -> Any:
     return network
 
 
-def _depth_anything_config(kind: str) -> Any:
+def depth_anything_config(kind: str) -> Any:
+    """The configuration of transformers for a Depth Anything of SIZES[kind]."""
     from transformers import DepthAnythingConfig, Dinov2Config
 
     size = SIZES[kind]
@@ -139,21 +164,12 @@ def _depth_anything_config(kind: str) -> Any:
     )
 
 
-class Source(Protocol):
-    """Where the library's weights come from, a folder or a name on the hub, and what is allowed."""
+def from_pretrained(cls: Any, cfg: HubSource) -> Any:
+    """`cls.from_pretrained` of a model or configuration class of transformers.
 
-    @property
-    def source(self) -> str: ...  # noqa: D102
-
-    @property
-    def revision(self) -> str: ...  # noqa: D102
-
-    @property
-    def allow_download(self) -> bool: ...  # noqa: D102
-
-
-def _library(cls: Any, cfg: Source) -> Any:
-    """`cls.from_pretrained`, local unless asked, without pickles and with every weight in place."""
+    Reads local files unless cfg.allow_download, and no pickles. Raises TrainingError where the
+    network cannot be opened or lacks weights.
+    """
     from transformers.utils import logging
 
     local = Path(cfg.source).is_dir()
@@ -167,7 +183,7 @@ def _library(cls: Any, cfg: Source) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        found = cls.from_pretrained(cfg.source, **arguments)
+        loaded = cls.from_pretrained(cfg.source, **arguments)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         cure = (
@@ -185,8 +201,8 @@ def _library(cls: Any, cfg: Source) -> Any:
         if bar:
             logging.enable_progress_bar()
     if not is_model:
-        return found
-    network, info = found
+        return loaded
+    network, info = loaded
     missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if missing:
         raise TrainingError(

@@ -13,27 +13,10 @@ from torch import Tensor, nn
 
 from depth_node import config
 from training.checkpoints import TrainingError
-from training.models.hub import DepthAnything, _awake
+from training.models.hub import DepthAnything, initialise_decoder
 from training.models.unet import SmallUNet
 
-
-def in_encoder(name: str) -> bool:
-    """Whether a parameter of that name belongs to the encoder of one of these networks."""
-    return bool(_ENCODER.search(name))
-
-
-@torch.no_grad()
-def fresh_decoder(network: nn.Module) -> None:
-    """Random weights for all but the encoder, in place."""
-    if isinstance(network, DepthAnything):
-        _awake(network.network)
-        return
-    for name, layer in network.named_modules():
-        if name and not in_encoder(name) and hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()  # type: ignore[operator]
-
-
-TUNES = ("lora", "full", "encoder", "decoder")
+TUNE_MODES = ("lora", "full", "encoder", "decoder")
 # The names of the same four matrices: transformers 5, transformers 4, and one fused matrix for the
 # first three (timm, the original DINOv2), of which no part can be had alone.
 _LAYERS = {
@@ -42,15 +25,14 @@ _LAYERS = {
     "v": ("v_proj", "value", "qkv"),
     "o": ("o_proj", r"attention\.output\.dense", r"attn\.proj"),
 }
-_ENCODER = re.compile(r"(^|\.)(backbone|blocks|stem|stages|context)(\.|$)")
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Which weights learn. Which of q, k, v, o is not said in WeSTAR; q and v are WeSAM's."""
+    """Which weights learn. WeSTAR does not state which of q, k, v, o; q and v are WeSAM's."""
 
-    what: str = config.option(
-        "lora", "low-rank updates of the encoder, or whole parts.", choices=TUNES
+    mode: str = config.option(
+        "lora", "low-rank updates of the encoder, or whole parts.", choices=TUNE_MODES
     )
     rank: int = config.option(8, "Rank of the updates.", minimum=1)
     alpha: int = config.option(16, "Updates are scaled by alpha / rank.", minimum=0)
@@ -62,9 +44,9 @@ class TuneConfig:
         "Instead of `targets`: regular expression of the whole names of linear layers and"
         " convolutions. A U-Net has no attention: by default its encoder's layers.",
     )
-    share: float = config.option(
+    merge_scale: float = config.option(
         1.0,
-        "Share of the low-rank updates with which a run is opened, once it has learnt: a point on"
+        "Factor on the low-rank updates with which a trained run is opened: a point on"
         " the line from the source to what was learnt. Less forgets less.",
         minimum=0,
         maximum=1,
@@ -85,34 +67,53 @@ class TuneConfig:
         return rf"(.*\.)?(backbone|blocks|encoder)\..*({'|'.join(names)})"
 
 
+ENCODER = re.compile(r"(^|\.)(backbone|blocks|stem|stages|context)(\.|$)")
+
+
+def in_encoder(name: str) -> bool:
+    """Whether a parameter of that name belongs to the encoder of a U-Net or Depth Anything."""
+    return bool(ENCODER.search(name))
+
+
+@torch.no_grad()
+def fresh_decoder(network: nn.Module) -> None:
+    """Random weights for all but the encoder, in place."""
+    if isinstance(network, DepthAnything):
+        initialise_decoder(network.network)
+        return
+    for name, layer in network.named_modules():
+        if name and not in_encoder(name) and hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()  # type: ignore[operator]
+
+
 def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
-    """The same model, in place, with gradients for what learns and low-rank updates where asked.
+    """The same model, in place, with gradients for the weights of cfg.mode, and low-rank updates.
 
     Raises TrainingError where no layer fits.
     """
-    if cfg.what != "lora":
+    if cfg.mode != "lora":
         for name, parameter in model.named_parameters():
             inside = in_encoder(name)
-            learns = cfg.what == "full" or inside == (cfg.what == "encoder")
-            # The mask token is of masked image modelling: it takes no part in any answer.
+            learns = cfg.mode == "full" or inside == (cfg.mode == "encoder")
+            # The mask token is of masked image modelling and takes no part in the output.
             parameter.requires_grad_(learns and not name.endswith("mask_token"))
         return model
     from peft import LoraConfig, inject_adapter_in_model
 
     unet = isinstance(model, SmallUNet) and not cfg.pattern
     regex = r"(stem|stages|context)\..*" if unet else cfg.regex()
-    found = [
+    layer_names = [
         name
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and re.fullmatch(regex, name)
     ]
-    if not found:
+    if not layer_names:
         raise TrainingError(
             f"No layer of this network is called like {regex!r}: set tune.pattern to the names of"
-            " its linear layers or convolutions, or tune.what to full, encoder or decoder."
+            " its linear layers or convolutions, or tune.mode to full, encoder or decoder."
         )
     updates = LoraConfig(
-        r=cfg.rank, lora_alpha=cfg.alpha, target_modules=found, lora_dropout=0.0, bias="none"
+        r=cfg.rank, lora_alpha=cfg.alpha, target_modules=layer_names, lora_dropout=0.0, bias="none"
     )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -146,13 +147,13 @@ def hold_statistics(model: nn.Module) -> None:
             layer.eval()
 
 
-def merged(model: nn.Module, share: float = 1.0) -> nn.Module:
-    """The same model, in place, with a share of its low-rank updates added to the weights."""
+def merged(model: nn.Module, scale: float = 1.0) -> nn.Module:
+    """The same model, in place, with its low-rank updates, times `scale`, added to the weights."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             child: Any = module
             if hasattr(child, "lora_A") and hasattr(child, "merge"):
-                child.scale_layer(share)
+                child.scale_layer(scale)
                 child.merge(safe_merge=True)
                 setattr(parent, name, child.get_base_layer())
     return model

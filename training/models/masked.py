@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masked image modelling: an encoder learns to say what an image has where it is hidden.
+"""Masked image modelling: an encoder learns to predict the hidden parts of an image.
 
 Two kinds. SimMIM (Xie et al. 2022): hidden patches are replaced by a learnt token, one convolution
-guesses their pixels, the mean |difference| over hidden pixels counts. MAE (He et al. 2022): hidden
-patches never enter the encoder, a small transformer guesses their pixels, each patch normalised;
-the mean squared difference counts. Written from the papers; images are (N, 3, H, W), normalised.
+predicts their pixels, the loss is the mean |difference| over hidden pixels. MAE (He et al. 2022):
+hidden patches never enter the encoder, a small transformer predicts their pixels, each patch
+normalised; the loss is the mean squared difference. Written from the papers; images are
+(N, 3, H, W), normalised.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class MaskingConfig:
         28, "Side of a hidden square; a multiple of the encoder's patch.", unit="px", minimum=1
     )
     ratio: float = config.option(
-        0.6, "Share of the squares that is hidden; MAE: 0.75.", minimum=0.01, maximum=0.99
+        0.6, "Fraction of the squares that is hidden; MAE: 0.75.", minimum=0.01, maximum=0.99
     )
     decoder_width: int = config.option(64, "MAE: width of the decoder.", minimum=8)
     decoder_layers: int = config.option(2, "MAE: layers of the decoder.", minimum=1)
@@ -70,9 +71,9 @@ def cells(mask: Tensor, patch_px: int) -> Tensor:
     return mask[..., ::patch_px, ::patch_px]
 
 
-def hidden_l1(found: Tensor, images: Tensor, mask: Tensor) -> Tensor:
+def hidden_l1(prediction: Tensor, images: Tensor, mask: Tensor) -> Tensor:
     """SimMIM's loss: sum |x - x'| over hidden pixels / (their number + 1e-5) / channels."""
-    total = ((found.float() - images).abs() * mask).sum()
+    total = ((prediction.float() - images).abs() * mask).sum()
     return total / (mask.sum() + 1e-5) / images.shape[1]
 
 
@@ -81,18 +82,21 @@ def patch_pixels(images: Tensor, patch_px: int) -> Tensor:
     return functional.unfold(images, patch_px, stride=patch_px).mT
 
 
-def hidden_mse(found: Tensor, images: Tensor, hidden: Tensor, patch_px: int) -> Tensor:
+def hidden_mse(prediction: Tensor, images: Tensor, hidden: Tensor, patch_px: int) -> Tensor:
     """MAE's loss: patches (N, P, .) against pixels normalised within each patch, where hidden."""
     pixels = patch_pixels(images, patch_px)
     truth = (pixels - pixels.mean(2, keepdim=True)) / (pixels.var(2, keepdim=True) + 1e-6).sqrt()
-    error = ((found.float() - truth) ** 2).mean(dim=2)
+    error = ((prediction.float() - truth) ** 2).mean(dim=2)
     return (error * hidden).sum() / hidden.sum().clamp_min(1)
 
 
 class PixelHead(nn.Module):
-    """What guesses the hidden pixels from an encoder's features; learnt beside it, not exported."""
+    """Predicts hidden pixels from an encoder's features; learnt beside it, not exported.
 
-    place: Tensor
+    Raises TrainingError for a hidden square that cuts a patch, and for MAE without tokens.
+    """
+
+    positions: Tensor
 
     def __init__(self, network: Network, cfg: MaskingConfig, height: int, width: int) -> None:
         super().__init__()
@@ -114,7 +118,8 @@ class PixelHead(nn.Module):
         rows, columns = height // self.patch_px, width // self.patch_px
         self.narrow = nn.Linear(network.channels, cfg.decoder_width)
         self.token = nn.Parameter(torch.zeros(1, 1, cfg.decoder_width))
-        self.register_buffer("place", _sines(rows, columns, cfg.decoder_width), persistent=False)
+        sines = _sines(rows, columns, cfg.decoder_width)
+        self.register_buffer("positions", sines, persistent=False)
         layer = nn.TransformerEncoderLayer(
             cfg.decoder_width,
             max(cfg.decoder_width // 32, 1),
@@ -128,7 +133,7 @@ class PixelHead(nn.Module):
         self.head_patches = nn.Linear(cfg.decoder_width, pixels)
 
     def loss(self, network: Network, images: Tensor) -> Tensor:
-        """Hide a part of every image; what is guessed from the rest is compared with it."""
+        """Loss (scalar) of predicting hidden squares of images (N, 3, H, W) from the rest."""
         n, _, height, width = images.shape
         mask = random_mask(n, height, width, self.cfg.unit_px, self.cfg.ratio, device=images.device)
         if self.cfg.variant == "mae":
@@ -138,8 +143,8 @@ class PixelHead(nn.Module):
                 features = encode(network, images)
         else:
             features = encode(network, torch.where(mask, self.paint, images))
-        found = functional.pixel_shuffle(self.head(features), self.patch_px)
-        return hidden_l1(found, images, mask)
+        pixels = functional.pixel_shuffle(self.head(features), self.patch_px)
+        return hidden_l1(pixels, images, mask)
 
     def _mae(self, network: Network, images: Tensor, mask: Tensor) -> Tensor:
         hidden = cells(mask, self.patch_px).flatten(1)
@@ -152,7 +157,7 @@ class PixelHead(nn.Module):
         width = narrow.shape[2]
         all_tokens = self.token.to(narrow.dtype).expand(len(order), order.shape[1], width)
         index = order[:, :shown, None].expand(-1, -1, width)
-        placed = all_tokens.scatter(1, index, narrow) + self.place
+        placed = all_tokens.scatter(1, index, narrow) + self.positions
         return hidden_mse(self.head_patches(self.decoder(placed)), images, hidden, self.patch_px)
 
 
@@ -218,7 +223,7 @@ def _only(network: Any, shown: Tensor) -> Iterator[None]:
 
 
 def _sines(rows: int, columns: int, width: int) -> Tensor:
-    """Places (1, rows * columns, width): half of the channels say the row, half the column."""
+    """Sinusoidal positions (1, rows * columns, width): half the channels row, half column."""
     quarter = width // 4
     rate = torch.exp(-math.log(10_000.0) * torch.arange(quarter) / max(quarter, 1))
 
@@ -228,8 +233,8 @@ def _sines(rows: int, columns: int, width: int) -> Tensor:
 
     down = wave(rows)[:, None].expand(rows, columns, -1)
     across = wave(columns)[None].expand(rows, columns, -1)
-    place = torch.cat([down, across], dim=2).flatten(0, 1)
-    return functional.pad(place, (0, width - place.shape[1]))[None]
+    positions = torch.cat([down, across], dim=2).flatten(0, 1)
+    return functional.pad(positions, (0, width - positions.shape[1]))[None]
 
 
 class DropPath(nn.Module):
@@ -237,22 +242,25 @@ class DropPath(nn.Module):
     (stochastic depth, Huang et al. 2016).
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, probability: float) -> None:
         super().__init__()
-        self.share = share
+        self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch, or 0, per image; as it is outside of training."""
-        if not self.training or self.share == 0:
+        if not self.training or self.probability == 0:
             return x
-        keep = 1 - self.share
+        keep = 1 - self.probability
         drawn = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < keep
         return x * (drawn / keep).to(x.dtype)
 
 
-def drop_paths(network: Network, share: float) -> None:
-    """Give an encoder of tokens drop paths whose share grows linearly from 0 to `share`."""
-    if share == 0:
+def drop_paths(network: Network, probability: float) -> None:
+    """Give an encoder of tokens drop paths; their probability grows linearly with the layer.
+
+    The first layer has 0, the last one `probability`. Raises TrainingError for a U-Net.
+    """
+    if probability == 0:
         return
     if not isinstance(network, DepthAnything):
         raise TrainingError(
@@ -260,4 +268,4 @@ def drop_paths(network: Network, share: float) -> None:
         )
     layers = network.network.backbone.encoder.layer
     for k, layer in enumerate(layers):
-        layer.drop_path = DropPath(share * k / max(len(layers) - 1, 1))
+        layer.drop_path = DropPath(probability * k / max(len(layers) - 1, 1))

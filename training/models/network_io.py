@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every network of training takes and gives."""
+"""Input and output of every network in training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ PATCH_PX = 14  # of DINOv2
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """How images must look to a network: (pixel / 255 - mean) / std, sides a multiple of px."""
+    """Input of a network: (pixel / 255 - mean) / std, sides a multiple of multiple_px."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     multiple_px: int
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in 0..1 as the network sees them."""
+        """Images (N, 3, H, W) in 0..1 as the network takes them."""
         mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in (self.mean, self.std))
         return (images - mean) / std
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """The inverse of `normalise`, for (N, 3, H, W)."""
+        mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in (self.mean, self.std))
+        return images * std + mean
 
     def fitting(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size that the network takes."""
@@ -43,7 +48,7 @@ class NetworkInput:
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """All that a network says of a batch.
+    """Output of a network for a batch.
 
     disparity (N, 1, H, W); before: what entered a final ReLU, or None; features (N, C, h, w): the
     encoder's last, at the stride of the encoder.

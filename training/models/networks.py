@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks: image in, one channel of relative disparity out; from the library, from a folder, or
-from random weights. LoRA on their encoders.
+"""Networks: image in, one channel of relative disparity out; opened from the hub, from a folder, a
+run or an exported file, or with random weights.
 
-Every network here takes images normalised by its own `spec` and answers (N, 1, H, W) float32,
-large = near. `answer` gives what losses need besides: the encoder's features and, where a ReLU ends
-the network, what entered it. Nothing is ever downloaded that `allow_download` did not ask for.
+Every network takes images normalised by its own `spec` and returns (N, 1, H, W) float32, large =
+near. `answer` also gives what losses need: the encoder's features and, where a ReLU ends the
+network, its input. Nothing is downloaded unless `allow_download` is set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from depth_node.engine.manifest import EMBEDDED
 from depth_node.model_zoo.registry import locate
 from training import checkpoints
 from training.checkpoints import TrainingError
-from training.models.hub import SIZES, DepthAnything, Dino, _awake, _depth_anything_config, _library
+from training.models.hub import (
+    SIZES,
+    DepthAnything,
+    Dino,
+    HubSource,
+    depth_anything_config,
+    from_pretrained,
+    initialise_decoder,
+)
 from training.models.lora import TuneConfig, merged, tune
 from training.models.unet import SmallUNet, StudentConfig
 
@@ -30,36 +38,29 @@ KINDS = ("unet", *SIZES)
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(HubSource):
     """Which network, and where its weights come from."""
 
-    kind: str = config.option(
-        "unet",
-        "unet: the small residual U-Net; else a Depth Anything of that size. With `source`, the"
-        " size is the source's.",
-        choices=KINDS,
-    )
     source: str = config.option(
         "",
         "Folder (config.json, model.safetensors) or id on the Hugging Face hub of a Depth Anything"
         " or Distill Any Depth; a run folder of ours; `embedded` or an .onnx file exported from a"
         " U-Net of ours; empty: random weights.",
     )
-    revision: str = config.option("main", "Revision on the hub.")
-    allow_download: bool = config.option(
-        False, "May fetch `source` from the hub; otherwise only what lies on this machine is used."
+    kind: str = config.option(
+        "unet",
+        "unet: the small residual U-Net; else a Depth Anything of that size. With `source`, the"
+        " size is the source's.",
+        choices=KINDS,
     )
     unet: StudentConfig = config.section(StudentConfig, "The U-Net, where kind is unet.")
-
-    def __post_init__(self) -> None:
-        config.validate(self)
 
 
 Network = SmallUNet | DepthAnything
 
 
 def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
-    """A network as the settings say. `weights=False`: its shape alone, to load a checkpoint into.
+    """The network of the settings. `weights=False`: its shape alone, to load a checkpoint into.
 
     Raises TrainingError where the weights are not there or do not fit.
     """
@@ -78,22 +79,22 @@ def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
 
     if not cfg.source:
         return DepthAnything(
-            _awake(DepthAnythingForDepthEstimation(_depth_anything_config(cfg.kind)))
+            initialise_decoder(DepthAnythingForDepthEstimation(depth_anything_config(cfg.kind)))
         )
     if weights:
-        return DepthAnything(_library(DepthAnythingForDepthEstimation, cfg))
-    shape = _library(DepthAnythingForDepthEstimation.config_class, cfg)
+        return DepthAnything(from_pretrained(DepthAnythingForDepthEstimation, cfg))
+    shape = from_pretrained(DepthAnythingForDepthEstimation.config_class, cfg)
     return DepthAnything(DepthAnythingForDepthEstimation(shape))
 
 
 def _student_of(cfg: NetworkConfig) -> StudentConfig:
-    """The shape of an exported U-Net, as its manifest says; as cfg.unet says where that is gone."""
+    """The shape of an exported U-Net by its manifest, or cfg.unet where it has none."""
     try:
-        _, facts = locate(cfg.source)
+        _, manifest = locate(cfg.source)
     except EngineError:
         return cfg.unet
-    said = facts.training.get("student")
-    return config.build(StudentConfig, said) if said else cfg.unet
+    student = manifest.training.get("student")
+    return config.build(StudentConfig, student) if student else cfg.unet
 
 
 def _from_onnx(cfg: NetworkConfig) -> SmallUNet:
@@ -141,37 +142,40 @@ def _is_ours(path: Path) -> bool:
 def open_run(path: Path, weights: bool = True) -> Network:
     """The network that a run of ours learnt, its low-rank updates merged, in eval mode.
 
-    path: a run folder or a checkpoint in it. The averaged weights are taken.
+    path: a run folder or a checkpoint in it. The averaged weights are taken. Raises TrainingError.
     """
-    found = checkpoints.read(path)
-    settings = found["settings"]
+    content = checkpoints.read(path)
+    settings = content["settings"]
     if "network" in settings:
         network = open_network(config.build(NetworkConfig, settings["network"]), weights=False)
     elif "student" in settings:
         network = SmallUNet(config.build(StudentConfig, settings["student"]))
     else:
         raise TrainingError(
-            f"The run in {path} is of recipe {found.get('recipe')!r}, whose network is not known"
+            f"The run in {path} is of recipe {content.get('recipe')!r}, whose network is not known"
             " here; give a run of supervised, distill or westar."
         )
-    share = 1.0
+    scale = 1.0
     if "tune" in settings:
         tuned = config.build(TuneConfig, settings["tune"])
         tune(network, tuned)
-        share = tuned.share
+        scale = tuned.merge_scale
     if weights:
-        checkpoints.load(network, found["averaged"], path)
-    return merged(network, share).requires_grad_(True).eval()  # type: ignore[return-value]
+        checkpoints.load(network, content["averaged"], path)
+    return merged(network, scale).requires_grad_(True).eval()  # type: ignore[return-value]
 
 
 def open_dino(cfg: NetworkConfig) -> Dino:
-    """A frozen DINOv2 from a folder or the hub; with random weights where `source` is empty."""
+    """A frozen DINOv2 from a folder or the hub; with random weights where `source` is empty.
+
+    Raises TrainingError where it cannot be opened.
+    """
     from transformers import Dinov2Model
 
     if cfg.source:
-        return Dino(_library(Dinov2Model, cfg))
+        return Dino(from_pretrained(Dinov2Model, cfg))
     if cfg.kind not in SIZES:
         raise TrainingError(
             f"A DINOv2 of kind {cfg.kind!r} does not exist: use one of {', '.join(SIZES)}."
         )
-    return Dino(Dinov2Model(_depth_anything_config(cfg.kind).backbone_config))
+    return Dino(Dinov2Model(depth_anything_config(cfg.kind).backbone_config))

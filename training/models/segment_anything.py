@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.checkpoints import TrainingError
-from training.models.hub import Source, _library
+from training.models.hub import HubSource, from_pretrained
 from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, NetworkInput
 
 
@@ -31,27 +31,27 @@ class Sam(nn.Module):
     def forward(
         self, image: Tensor, points: Tensor, at_once: int = 64
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Candidates at points (P, 2), (x, y) px of an image (1, 3, H, W) in 0..1, by and by.
+        """Candidates at points (P, 2), (x, y) px of an image (1, 3, H, W) in 0..1, batch by batch.
 
-        Each time logits (k, H, W), above 0 inside, and the network's guess (k,) of their overlap
-        with what is there; three candidates a point.
+        Yields logits (k, H, W), above 0 inside, and the network's prediction (k,) of their IoU;
+        three candidates a point.
         """
         height, width = image.shape[-2:]
         side = self.side_px
         if self.pads:
-            share = side / max(height, width)
-            inner = (max(round(height * share), 1), max(round(width * share), 1))
+            factor = side / max(height, width)
+            inner = (max(round(height * factor), 1), max(round(width * factor), 1))
         else:
             inner = (side, side)
         x = functional.interpolate(
             image, inner, mode="bilinear", align_corners=False, antialias=True
         )
         x = functional.pad(self.spec.normalise(x), (0, side - inner[1], 0, side - inner[0]))
-        seen = self.network.get_image_embeddings(x)
+        embeddings = self.network.get_image_embeddings(x)
         scale = points.new_tensor([inner[1] / width, inner[0] / height])
         for part in ((points + 0.5) * scale).split(at_once):
             out = self.network(
-                image_embeddings=seen,
+                image_embeddings=embeddings,
                 input_points=part[None, :, None].to(x.dtype),
                 multimask_output=True,
             )
@@ -64,15 +64,15 @@ class Sam(nn.Module):
             yield logits.flatten(0, 1), out.iou_scores[0].flatten()
 
 
-def open_sam(cfg: Source) -> Sam:
+def open_sam(cfg: HubSource) -> Sam:
     """A Segment Anything from a folder or the hub. Raises TrainingError where there is none."""
     from transformers import AutoConfig, Sam2Model, SamModel
 
-    kind = _library(AutoConfig, cfg).model_type
+    kind = from_pretrained(AutoConfig, cfg).model_type
     classes = {"sam": SamModel, "sam2": Sam2Model, "sam2_video": Sam2Model}
     if kind not in classes:
         raise TrainingError(
             f"The network in {cfg.source!r} is a {kind!r}, no Segment Anything; give one of"
             f" {', '.join(classes)}."
         )
-    return Sam(_library(classes[kind], cfg))
+    return Sam(from_pretrained(classes[kind], cfg))

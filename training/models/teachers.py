@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teachers: whatever answers a batch of images with depth or disparity, behind one door.
+"""Teachers: networks of torch, exported engines and diffusion networks behind one interface.
 
-A teacher says what its numbers mean (`kind`, of depth_node.prediction.KINDS); `ask` turns them into
-disparity, large = near, with a mask of what is known. The conversion is depth_node's own: inverses
-no closer to zero than a share of the median. For affine depth (Marigold) that is a choice of ours,
-as its shift is unknown.
+A teacher declares what its maps mean (`kind`, of depth_node.prediction.KINDS); `ask` converts them
+to disparity, large = near, with a mask of known pixels. The conversion is depth_node's: inverses no
+closer to zero than a fraction of the median. For affine depth (Marigold) that is a choice of ours,
+because its shift is unknown.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class Teacher(Protocol):
 
 
 def ask(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Disparity (N, 1, H, W) float32, 0 where unknown, and the mask of what is known."""
+    """Disparity (N, 1, H, W) float32, 0 where unknown, and the mask of known pixels.
+
+    images (N, 3, H, W) in 0..1. Raises TrainingError for maps of another size.
+    """
     with torch.no_grad():
         maps = teacher(images).float()
     if maps.shape != (len(images), 1, *images.shape[-2:]):
@@ -55,17 +58,17 @@ def ask(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
     if teacher.kind.startswith("disparity"):
         disparity = maps
     else:
-        found = [Prediction(m[0], teacher.kind).disparity() for m in maps.cpu().numpy()]
-        disparity = torch.from_numpy(np.stack(found))[:, None].to(maps.device)
+        disparities = [Prediction(m[0], teacher.kind).disparity() for m in maps.cpu().numpy()]
+        disparity = torch.from_numpy(np.stack(disparities))[:, None].to(maps.device)
     known = torch.isfinite(disparity)
     return torch.where(known, disparity, torch.zeros_like(disparity)), known
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Who teaches."""
+    """A teacher."""
 
-    what: str = config.option(
+    source: str = config.option(
         "network",
         "network: of torch, on the training device; engine: an ONNX file with manifest, through"
         " depth_node; diffusion: a run of depthmaster, a Marigold of diffusers, or a GenPercept.",
@@ -77,13 +80,13 @@ class TeacherConfig:
     genpercept: str = config.option(
         "",
         "`path` is a GenPercept, a Stable Diffusion 2.1 with its U-Net in unet/, that gives this,"
-        " which no file tells; empty: it is none.",
+        " which no file states; empty: it is none.",
         choices=("", "depth", "disparity"),
     )
     backend: str = config.option(
         REFERENCE,
-        "What runs an engine, as the node's model.backend. The CPU's answers are the reference:"
-        " others may differ in the last bits, and are kept apart.",
+        "What runs an engine, as the node's model.backend. The CPU's outputs are the reference:"
+        " others may differ in the last bits, and are cached apart.",
     )
     height: int = config.option(
         0, "Rows that a network works in; 0: those of the images.", unit="px", minimum=0
@@ -105,7 +108,7 @@ class TeacherConfig:
 
 
 class NetworkTeacher:
-    """A torch network, frozen. It moves to the device of the images it is asked about."""
+    """A torch network, frozen. It moves to the device of the images it predicts for."""
 
     def __init__(
         self, network: Network, name: str, size: tuple[int, int] = (0, 0), shift: float = 0.0
@@ -118,7 +121,7 @@ class NetworkTeacher:
         self.revision = fingerprint(network) + (f"+{self.shift:g}" if self.shift else "")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Maps of the images' size; the network sees them resized to what it takes."""
+        """Maps (N, 1, H, W) of the images' size; images are resized to the network's input."""
         return self._maps(images) + self.shift
 
     def _maps(self, images: Tensor) -> Tensor:
@@ -147,10 +150,10 @@ class EngineTeacher:
             self.model = DepthModel.open(ModelConfig(path=path, backend=backend, threads=1))
         except EngineError as error:
             raise TrainingError(f"The teacher {path!r} cannot be opened: {error}") from error
-        facts = self.model.engine.manifest
-        self.name, self.kind = facts.name, facts.meaning
+        manifest = self.model.engine.manifest
+        self.name, self.kind = manifest.name, manifest.meaning
         where = Path(path)
-        content = where.read_bytes() if where.is_file() else json.dumps(facts.training).encode()
+        content = where.read_bytes() if where.is_file() else json.dumps(manifest.training).encode()
         beside = manifest_path(where)
         content += beside.read_bytes() if beside.is_file() else b""
         runs_on = self.model.engine.backend
@@ -165,21 +168,21 @@ class EngineTeacher:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """A short name of a network's weights: other weights, another name."""
-    found = hashlib.blake2b(digest_size=8)
+    """A digest of a network's weights, as a short name."""
+    digest = hashlib.blake2b(digest_size=8)
     for name, tensor in network.state_dict().items():
-        found.update(name.encode())
-        found.update(
+        digest.update(name.encode())
+        digest.update(
             tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         )
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def open_teacher(cfg: TeacherConfig) -> Teacher:
     """The teacher that the settings name. Raises TrainingError with a sentence."""
-    if cfg.what == "engine":
+    if cfg.source == "engine":
         return EngineTeacher(cfg.path or "embedded", cfg.backend)
-    if cfg.what == "diffusion":
+    if cfg.source == "diffusion":
         from training.models import assistants  # needs diffusers
 
         assistant: Any = assistants.open_assistant(

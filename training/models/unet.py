@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small U-Net: the package's own student, trained from nothing."""
+"""The small U-Net: the package's own student, trained from random weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StudentConfig:
     )
     mirror: bool = config.option(
         False,
-        "Once trained, answer with the mean over the image and its mirror image: twice the time,"
+        "Once trained, predict the mean over the image and its mirror image: twice the time,"
         " a few per cent less error.",
     )
 
@@ -76,7 +76,7 @@ class Residual(nn.Module):
 
 
 class _Context(nn.Module):
-    """What the whole image says to every pixel: its mean feature through two layers, added."""
+    """Global context: the mean feature of the image through two layers, added to every pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -87,8 +87,8 @@ class _Context(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        said: Tensor = self.body(x.mean(dim=(2, 3)))
-        return x + said[:, :, None, None]
+        context: Tensor = self.body(x.mean(dim=(2, 3)))
+        return x + context[:, :, None, None]
 
 
 class _Up(nn.Module):
@@ -156,8 +156,8 @@ class SmallUNet(nn.Module):
         n, _, h, w = x.shape
         ys = torch.linspace(-1, 1, h, dtype=x.dtype, device=x.device).view(1, 1, h, 1)
         xs = torch.linspace(-1, 1, w, dtype=x.dtype, device=x.device).view(1, 1, 1, w)
-        place = torch.cat([xs.expand(n, 1, h, w), ys.expand(n, 1, h, w)], dim=1)
-        y = self.stem(torch.cat([x, place], dim=1))
+        coordinates = torch.cat([xs.expand(n, 1, h, w), ys.expand(n, 1, h, w)], dim=1)
+        y = self.stem(torch.cat([x, coordinates], dim=1))
         skips = []
         for stage in self.stages:
             y = stage(y)

@@ -16,14 +16,17 @@ from depth_node import config
 RECIPES = {
     "supervised": "train a student on rendered rooms",
     "westar": "adapt a network to the images of a new place",
-    "distill": "train a student on the answers of teachers",
-    "depthmaster": "train a diffusion network that answers depth in one step, a teacher",
+    "distill": "train a student on the predictions of teachers",
+    "depthmaster": "train a diffusion network that predicts depth in one step, a teacher",
     "mesa": "pre-train an encoder masked, geometrically and supervised, or fine-tune it",
 }
 
 
 def find(name: str) -> ModuleType:
-    """The module of a recipe; only that one is imported (some need large libraries)."""
+    """The module of a recipe; only that one is imported (some need large libraries).
+
+    Raises ConfigError for an unknown name.
+    """
     if name not in RECIPES:
         guess = config.nearest(name, RECIPES)
         hint = f"; did you mean {guess!r}?" if guess else f"; there are {', '.join(RECIPES)}"

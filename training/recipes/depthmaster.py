@@ -32,10 +32,10 @@ from training.data.mixed import Mixture, MixtureConfig
 from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample
 from training.evaluation import protocols
-from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.diffusion import FORMS, directional_gradient, masked_mse, pooled_mask
 from training.models.diffusion import (
-    PLACES,
+    FEATURE_LAYERS,
     Alignment,
     DiffusionConfig,
     SingleStep,
@@ -71,11 +71,11 @@ class LossConfig:
     form: str = config.option(
         "paper", "The gradient loss as the paper or as its code has it.", choices=FORMS
     )
-    place: str = config.option(
-        "mid", "Where the U-Net's features are aligned (table V).", choices=PLACES
+    align_layer: str = config.option(
+        "mid", "Where the U-Net's features are aligned (table V).", choices=FEATURE_LAYERS
     )
     tails: float = config.option(
-        0.02, "Share of an image's pixels beyond each end of the target.", minimum=0, maximum=0.4
+        0.02, "Fraction of an image's pixels beyond each end of the target.", minimum=0, maximum=0.4
     )
     far: float = config.option(80.0, "Depth beyond this is not known.", unit="m", minimum=0.1)
     kl: float = config.option(
@@ -94,7 +94,7 @@ class Config:
     width: int = config.option(640, "Columns of the images.", unit="px", minimum=8)
     learn: str = config.option("unet", "What is learnt; the other part is frozen.", choices=LEARN)
     start: str = config.option(
-        "", "Run of this recipe whose weights it goes on from (the stage before)."
+        "", "Run of this recipe that the weights come from (the stage before)."
     )
     diffusion: DiffusionConfig = config.section(DiffusionConfig, "The network.")
     external: NetworkConfig = config.section(
@@ -106,7 +106,7 @@ class Config:
     images: MixtureConfig = config.section(MixtureConfig, "What it learns from.")
     augment: ViewConfig = config.section(ViewConfig, "How images are varied.", flip=0.5)
     check: DataConfig = config.section(
-        DataConfig, "What it is judged on at every checkpoint (limit 0: nothing).",
+        DataConfig, "The data set that scores every checkpoint (limit 0: none).",
         kind="procedural",
     )  # fmt: skip
     loop: LoopConfig = config.section(LoopConfig, "How long and how fast.")
@@ -150,12 +150,15 @@ class DepthMaster(Recipe):
         cfg = self.cfg
         network = open_diffusion(cfg.diffusion)
         if cfg.start:
-            found = checkpoints.read(Path(cfg.start))["averaged"]
+            weights = checkpoints.read(Path(cfg.start))["averaged"]
             if network.fourier is not None:
                 # The second stage's block is not in the first stage's run: it starts as nothing.
                 fresh = network.fourier.state_dict(prefix="fourier.")
-                found = {**{name: t for name, t in fresh.items() if name not in found}, **found}
-            checkpoints.load(network, found, cfg.start)
+                weights = {
+                    **{name: t for name, t in fresh.items() if name not in weights},
+                    **weights,
+                }
+            checkpoints.load(network, weights, cfg.start)
         if cfg.learn == "autoencoder":
             network.requires_grad_(False)
             network.vae.requires_grad_(True)
@@ -164,7 +167,7 @@ class DepthMaster(Recipe):
         self.say(
             f"training takes {size['weights']:.2f} GiB of weights, {size['gradients']:.2f} of"
             f" gradients, {size['optimiser']:.2f} of AdamW's moments: {size['total']:.2f} GiB, and"
-            " the activations of the images that are seen at once"
+            " the activations of the images of a part"
         )
         return network
 
@@ -175,14 +178,14 @@ class DepthMaster(Recipe):
             return None
         external_size(cfg.height, cfg.width, Dino.spec.multiple_px)  # refuses what is too small
         widths = self._network.unet.config.block_out_channels
-        inputs = {"mid": widths[-1], "down1": widths[0], "down2": widths[1]}[cfg.loss.place]
+        inputs = {"mid": widths[-1], "down1": widths[0], "down2": widths[1]}[cfg.loss.align_layer]
         self._alignment = Alignment(inputs, open_dino(cfg.external))
         return self._alignment
 
-    def batch(self, step: int, share: Share) -> Batch:
+    def batch(self, step: int, part: BatchPart) -> Batch:
         """Images (N, 3, h, w) in 0..1 and depth (N, 1, h, w) m."""
         cfg = self.cfg
-        rngs = generators(cfg.loop, step, share)
+        rngs = generators(cfg.loop, step, part)
         return self.images.batch(rngs, cfg.height, cfg.width, cfg.augment)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
@@ -191,42 +194,46 @@ class DepthMaster(Recipe):
         assert isinstance(model, SingleStep)
         depth = batch["depth"]
         known = torch.isfinite(depth) & (depth > 0) & (depth <= weights.far)
-        seen = target(depth, known, cfg.diffusion.space, weights.tails)
+        target_map = target(depth, known, cfg.diffusion.space, weights.tails)
         images = model.spec.normalise(batch["image"])
         if cfg.learn == "autoencoder":
-            return self._reconstruction(model, images, seen)
+            return self._reconstruction(model, images, target_map)
         if model.training:
-            model.observe(seen)
+            model.observe(target_map)
         with torch.no_grad():
             latent = model.encode(images)
-            truth = model.encode(seen.values.expand(-1, 3, -1, -1)) if weights.latent else latent
-        cells = pooled_mask(seen.mask, model.latent_px)
+            truth = (
+                model.encode(target_map.values.expand(-1, 3, -1, -1)) if weights.latent else latent
+            )
+        cells = pooled_mask(target_map.mask, model.latent_px)
         if cfg.diffusion.paradigm == "denoising":
             cost = model.denoising_loss(latent, truth, cells)
             return {"loss": weights.latent * cost, "latent": cost}
-        step = model.predict(latent, weights.place if weights.align else "")
+        step = model.predict(latent, weights.align_layer if weights.align else "")
         terms: dict[str, Tensor] = {}
         if weights.latent:
             terms["latent"] = masked_mse(step.latent, truth, cells)
         if self._alignment is not None and step.features is not None:
             terms["align"] = self._alignment(batch["image"], step.features)
         if weights.pixel or weights.gradient:
-            found = model.decode(step.latent)
+            decoded = model.decode(step.latent)
             if weights.pixel:
-                terms["pixel"] = masked_mse(found, seen.values, seen.mask)
+                terms["pixel"] = masked_mse(decoded, target_map.values, target_map.mask)
             if weights.gradient:
                 terms["gradient"] = directional_gradient(
-                    found, seen.values, seen.mask, weights.delta, weights.form
+                    decoded, target_map.values, target_map.mask, weights.delta, weights.form
                 )
         total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
         return {"loss": total, **{f"{name}_term": term for name, term in terms.items()}}
 
-    def _reconstruction(self, model: SingleStep, images: Tensor, seen: Target) -> dict[str, Tensor]:
+    def _reconstruction(
+        self, model: SingleStep, images: Tensor, target_map: Target
+    ) -> dict[str, Tensor]:
         """The autoencoder on images and on maps, half of the batch each."""
-        x = torch.cat([images, seen.values.expand(-1, 3, -1, -1)])
+        x = torch.cat([images, target_map.values.expand(-1, 3, -1, -1)])
         drawn = model.vae.encode(x).latent_dist
-        found = model.vae.decode(drawn.sample()).sample
-        away = (found.float() - x).abs().mean()
+        decoded = model.vae.decode(drawn.sample()).sample
+        away = (decoded.float() - x).abs().mean()
         divergence = drawn.kl().mean() / x[0].numel()
         return {
             "loss": away + self.cfg.loss.kl * divergence,
@@ -249,14 +256,14 @@ class DepthMaster(Recipe):
             window = Window.whole(sample.image.shape, cfg.height, cfg.width)
             x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
             depth = torch.from_numpy(window.nearest(sample.depth))[None, None].to(device)
-            seen = target(depth, torch.isfinite(depth), cfg.diffusion.space, cfg.loss.tails)
-            through = model.reconstruct(seen.values)
+            target_map = target(depth, torch.isfinite(depth), cfg.diffusion.space, cfg.loss.tails)
+            through = model.reconstruct(target_map.values)
             maps = [through]
             if cfg.learn == "unet":
                 maps.append(model.map(model.spec.normalise(x.to(device))))
             rules = getattr(self.check, "protocol", "indoor")
-            found = [judged(m, sample.depth, cfg.diffusion.space, rules) for m in maps]
-            rows.append([found[0][0], *(found[1] if len(found) > 1 else ())])
+            scores = [scores_in_space(m, sample.depth, cfg.diffusion.space, rules) for m in maps]
+            rows.append([scores[0][0], *(scores[1] if len(scores) > 1 else ())])
         if not rows:
             return {}
         names = ("autoencoder_abs_rel", "abs_rel", "delta1", "boundary_f1")
@@ -264,23 +271,26 @@ class DepthMaster(Recipe):
         numbers = dict(zip(names, means, strict=False))
         return {**numbers, "score": numbers.get("abs_rel", numbers["autoencoder_abs_rel"])}
 
-    def panels(
+    def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
         """The first image, its target and the answer, side by side."""
         assert isinstance(model, SingleStep)
         image, depth = batch["image"][:1], batch["depth"][:1]
-        seen = target(depth, torch.isfinite(depth), self.cfg.diffusion.space, self.cfg.loss.tails)
-        found = model.map(model.spec.normalise(image))
+        target_map = target(
+            depth, torch.isfinite(depth), self.cfg.diffusion.space, self.cfg.loss.tails
+        )
+        answer = model.map(model.spec.normalise(image))
         scale = colours.Scale("relative", -1.0, 1.0, unit="")
         maps = [
-            colours.colour_map(m[0, 0].float().cpu().numpy(), scale) for m in (seen.values, found)
+            colours.colour_map(m[0, 0].float().cpu().numpy(), scale)
+            for m in (target_map.values, answer)
         ]
         rgb = (image[0].permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
         return {"depth": np.concatenate([rgb, *maps], axis=1)}
 
 
-def judged(
+def scores_in_space(
     values: Tensor, truth: NDArray[np.float32], space: str, rules: str = "indoor"
 ) -> tuple[float, float, float]:
     """AbsRel, delta1 and boundary F1 of a map (1, 1, h, w) of `space` against depth (H, W) m.
@@ -303,17 +313,17 @@ def judged(
 def build(cfg: Config, console: Console) -> DepthMaster:
     """The recipe on its images, once a pool holds enough."""
 
-    def waiting(found: int) -> None:
-        wanted = cfg.images.pool.wait_for
-        console.print(f"waiting for the renderer: {found} of {wanted} images")
+    def waiting(count: int) -> None:
+        needed = cfg.images.pool.wait_for
+        console.print(f"waiting for the renderer: {count} of {needed} images")
 
     check = open_samples(cfg.check) if cfg.check.limit else ()
     return DepthMaster(cfg, Mixture(cfg.images, waiting), check, console.print)
 
 
 def exportable(payload: Mapping[str, Any]) -> tuple[SingleStep, NetworkInput, str]:
-    """The network of a checkpoint, how its images look, what it says: to be judged by
-    `evaluate`. It is a teacher: `export` refuses it.
+    """The network of a checkpoint, its input and the meaning of its output, for `evaluate`. It is
+    a teacher: `export` refuses it.
     """
     network = from_checkpoint(payload)
     return network, network.spec, "disparity_affine_invariant"

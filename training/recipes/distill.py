@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distill Any Depth: a student from teachers' answers to images without depth (arXiv 2502.19204).
+"""Distill Any Depth: a student from teachers' maps of images without depth (arXiv 2502.19204).
 
 Two contexts: both see the same crop (shared), or the student sees a wide view and the teacher parts
 of it (local-global). One of two teachers is drawn at each step. What is compared, how maps are
 normalised, and every other choice of the paper's tables 1, 2 and 4 is a setting.
 
-The paper gives crops, weights of the losses, tolerance and shares of the teachers. No training code
-was published; what no source states is ours and is a setting: how the wide view is cut (corners,
-overlap, how many a step), optimiser and rate of the encoder, the anchor against drift and the cost
-of dead outputs, and how two teachers are averaged (as they are).
+The paper gives crops, weights of the losses, tolerance and probabilities of the teachers. No
+training code was published; choices that no source states are ours and are settings: how the wide
+view is cut (corners, overlap, number per step), optimiser and rate of the encoder, the anchor
+against drift, the cost of dead outputs, and the average of two teachers (of their maps as they
+are).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from training.data.augmentation import ViewConfig, Window, recolour
 from training.data.cache import Cache, Key, digest
 from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample
-from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
     dead_outputs,
     feature_alignment,
@@ -48,7 +49,7 @@ from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
 from training.models.networks import NetworkConfig, open_dino, open_network
 from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
 
-WHO = ("random", "primary", "assistant", "average")
+TEACHER_CHOICES = ("random", "primary", "assistant", "average")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class LossConfig:
     likeness: str = config.option(
         "cosine",
         "How features are compared: by their angle, or as DepthMaster does, by the divergence of"
-        " what a softmax makes of them (`tolerance` then says nothing).",
+        " their softmax (`tolerance` then has no effect).",
         choices=("cosine", "divergence"),
     )
     directional: float = config.option(
@@ -93,7 +94,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class CropConfig:
-    """What is seen of an image. The crops have the shape of the network's input."""
+    """Crops of an image. They have the shape of the network's input."""
 
     smallest_px: int = config.option(
         644, "Least rows of a crop; less where the image is smaller.", unit="px", minimum=14
@@ -104,8 +105,8 @@ class CropConfig:
     )
     grid: int = config.option(2, "The wide view has grid x grid overlapping parts.", minimum=1)
     parts: int = config.option(1, "Parts of each wide view that a step looks at.", minimum=1)
-    kept: int = config.option(
-        0, "Crops of each image that are used again and again; 0: always new ones.", minimum=0
+    per_image: int = config.option(
+        0, "Number of fixed crops of each image; 0: new crops at every step.", minimum=0
     )
 
     def __post_init__(self) -> None:
@@ -124,13 +125,13 @@ class Config:
     width: int = config.option(
         560, "Columns of the network's input; fit for the network.", unit="px", minimum=14
     )
-    who: str = config.option(
+    teacher_choice: str = config.option(
         "random",
-        "Who teaches a step: one of the two by chance, always the same one, or their average.",
-        choices=WHO,
+        "The teacher of a step: one of the two at random, always the same one, or their average.",
+        choices=TEACHER_CHOICES,
     )
-    assistant_share: float = config.option(
-        0.3, "Share of the steps that the assistant teaches.", minimum=0, maximum=1
+    assistant_probability: float = config.option(
+        0.3, "random: probability that the assistant teaches a step.", minimum=0, maximum=1
     )
     fresh_decoder: bool = config.option(
         False, "The student keeps its encoder but starts with a random decoder."
@@ -140,7 +141,7 @@ class Config:
     )
     keep: int = config.option(32, "Images that are held in memory.", minimum=0)
     cache: str = config.option(
-        "", "Folder for teachers' answers, made before training; needs crop.kept. Empty: none."
+        "", "Folder of teachers' maps, computed before training; needs crop.per_image. Empty: none."
     )
     network: NetworkConfig = config.section(NetworkConfig, "The student.", kind="small")
     primary: TeacherConfig = config.section(TeacherConfig, "The first teacher.")
@@ -168,14 +169,14 @@ class Config:
         config.validate(self)
         if self.loss.shared == self.loss.local == 0:
             raise config.ConfigError("loss.shared and loss.local are both 0: nothing to learn from")
-        if self.loss.norm == "none" and self.who in ("random", "average"):
+        if self.loss.norm == "none" and self.teacher_choice in ("random", "average"):
             raise config.ConfigError(
                 "loss.norm=none compares maps as they are, which needs one teacher, as two have"
-                " different scales: set who to primary or assistant"
+                " different scales: set teacher_choice to primary or assistant"
             )
-        if self.cache and not self.crop.kept:
+        if self.cache and not self.crop.per_image:
             raise config.ConfigError(
-                "cache needs crops that come again: set crop.kept to their number per image"
+                "cache needs fixed crops: set crop.per_image to their number per image"
             )
         if self.view.flip or self.view.smallest_crop < 1:
             raise config.ConfigError("view may not move pixels: use crop.flip and crop.smallest_px")
@@ -194,10 +195,10 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is seen of one image, as (h, w, 3) uint8 RGB: a crop, a wide view, its parts.
+class CropViews:
+    """Views of one image, (h, w, 3) uint8 RGB: a crop, and the same crop as a wide view.
 
-    window and wide: where; flip comes after, so that a teacher's kept answers serve both ways.
+    window: of the crop; the flip comes later, so that a teacher's cached maps serve both ways.
     """
 
     window: Window
@@ -206,7 +207,7 @@ class Seen:
 
 
 class Distill(Recipe):
-    """The recipe: crops of images, and teachers that answer to them."""
+    """The recipe: crops of images, and teachers that predict their disparity."""
 
     name = "distill"
     free_to_change = ("cache", "keep")
@@ -234,7 +235,7 @@ class Distill(Recipe):
         if cfg.loss.feature:
             self.dino = open_dino(cfg.dino)
             self.projection = nn.Conv2d(network.channels, self.dino.channels, 1)
-        return tune(network, TuneConfig(what="full"))
+        return tune(network, TuneConfig(mode="full"))
 
     def extra(self) -> nn.Module | None:
         """The projection from the student's features to DINOv2's; not exported."""
@@ -244,12 +245,12 @@ class Distill(Recipe):
         """The encoder learns more slowly than the rest."""
         return self.cfg.encoder_rate if in_encoder(name) else 1.0
 
-    def seen(self, index: int, window: Window) -> Seen:
+    def views(self, index: int, window: Window) -> CropViews:
         """A crop of an image and the same crop as a wide view."""
         image = self._read(index).image
         rows, columns = self.cfg.wide_size
         wide = Window(window.top, window.left, window.rows, window.columns, rows, columns)
-        return Seen(window, window.image(image), wide.image(image))
+        return CropViews(window, window.image(image), wide.image(image))
 
     def window(self, shape: tuple[int, ...], rng: np.random.Generator) -> Window:
         """A random crop, of the shape of the network's input."""
@@ -261,29 +262,29 @@ class Distill(Recipe):
         left = int(rng.integers(0, shape[1] - columns + 1))
         return Window(top, left, rows, columns, cfg.height, cfg.width)
 
-    def kept_window(self, index: int, k: int) -> Window:
-        """The k-th of an image's crops that come again."""
+    def fixed_window(self, index: int, k: int) -> Window:
+        """The k-th fixed crop of an image."""
         rng = np.random.default_rng([self.cfg.loop.seed, index, k])
         return self.window(self._read(index).image.shape, rng)
 
-    def who(self, step: int) -> list[int]:
-        """Which teachers a step asks: 0 the primary, 1 the assistant. The same for all shares."""
+    def asked_teachers(self, step: int) -> list[int]:
+        """The teachers of a step: 0 the primary, 1 the assistant. The same for all parts."""
         cfg = self.cfg
-        if cfg.who != "random":
-            return {"primary": [0], "assistant": [1], "average": [0, 1]}[cfg.who]
-        chance = np.random.default_rng([cfg.loop.seed, step, len(WHO)]).random()
-        return [1 if chance < cfg.assistant_share else 0]
+        if cfg.teacher_choice != "random":
+            return {"primary": [0], "assistant": [1], "average": [0, 1]}[cfg.teacher_choice]
+        chance = np.random.default_rng([cfg.loop.seed, step, len(TEACHER_CHOICES)]).random()
+        return [1 if chance < cfg.assistant_probability else 0]
 
-    def batch(self, step: int, share: Share) -> Batch:
-        """The student's views, the teachers' images or kept answers.
+    def batch(self, step: int, part: BatchPart) -> Batch:
+        """The student's views, the teachers' images or cached maps.
 
         crop, wide (n, 3, h, w) as the student sees them; corner (n * parts, 2): top, left of each
         part in the wide view; for teachers either teach_crop (n, 3, h, w) and teach_part, or
-        map_crop (n, 1, h, w) and map_part, a list with one each per teacher asked.
+        map_crop (n, 1, h, w) and map_part, one of each per teacher of the step.
         """
         cfg = self.cfg
-        who = self.who(step)
-        rows = [self._row(rng, who) for rng in generators(cfg.loop, step, share)]
+        asked = self.asked_teachers(step)
+        rows = [self._row(rng, asked) for rng in generators(cfg.loop, step, part)]
 
         def stacked(name: str) -> Tensor:
             flat = [part for row in rows for part in row[name]]
@@ -291,36 +292,36 @@ class Distill(Recipe):
 
         batch: Batch = {name: stacked(name) for name in ("crop", "wide")}
         batch["corner"] = torch.from_numpy(np.concatenate([row["corner"] for row in rows]))
-        batch["who"] = torch.tensor(who)
+        batch["teachers"] = torch.tensor(asked)
         for name in rows[0]:
             if name.startswith(("teach_", "map_")):
                 batch[name] = stacked(name)
         return batch
 
-    def _row(self, rng: np.random.Generator, who: list[int]) -> dict[str, Any]:
+    def _row(self, rng: np.random.Generator, asked: list[int]) -> dict[str, Any]:
         cfg = self.cfg
         index = int(rng.integers(0, len(self.images)))
-        if cfg.crop.kept:
-            window = self.kept_window(index, int(rng.integers(0, cfg.crop.kept)))
+        if cfg.crop.per_image:
+            window = self.fixed_window(index, int(rng.integers(0, cfg.crop.per_image)))
         else:
             window = self.window(self._read(index).image.shape, rng)
-        seen = self.seen(index, window)
+        views = self.views(index, window)
         flip = rng.random() < cfg.crop.flip
         corners = cfg.corners()
         chosen = rng.permutation(len(corners))[: cfg.crop.parts]
-        small = Window.whole(seen.wide.shape, cfg.height, cfg.width).image(seen.wide)
+        small = Window.whole(views.wide.shape, cfg.height, cfg.width).image(views.wide)
         row: dict[str, Any] = {
-            "crop": [recolour(_unit(seen.crop), cfg.view, rng)],
+            "crop": [recolour(_unit(views.crop), cfg.view, rng)],
             "wide": [recolour(_unit(small), cfg.view, rng)],
             "corner": np.array([corners[k] for k in chosen]),
         }
         if self.cache is None:
-            row["teach_crop"] = [_unit(seen.crop)]
-            row["teach_part"] = [_unit(self._part(seen, corners[k])) for k in chosen]
+            row["teach_crop"] = [_unit(views.crop)]
+            row["teach_part"] = [_unit(self._part(views, corners[k])) for k in chosen]
         else:
-            for t in who:
-                row[f"map_crop_{t}"] = [self._kept(seen, t, -1)]
-                row[f"map_part_{t}"] = [self._kept(seen, t, int(k)) for k in chosen]
+            for t in asked:
+                row[f"map_crop_{t}"] = [self._cached_map(views, t, -1)]
+                row[f"map_part_{t}"] = [self._cached_map(views, t, int(k)) for k in chosen]
         if flip:
             width = cfg.wide_size[1]
             for name, part in row.items():
@@ -329,43 +330,45 @@ class Distill(Recipe):
             row["corner"][:, 1] = width - cfg.width - row["corner"][:, 1]
         return row
 
-    def _part(self, seen: Seen, corner: tuple[int, int]) -> NDArray[np.uint8]:
+    def _part(self, views: CropViews, corner: tuple[int, int]) -> NDArray[np.uint8]:
         top, left = corner
-        return seen.wide[top : top + self.cfg.height, left : left + self.cfg.width]
+        return views.wide[top : top + self.cfg.height, left : left + self.cfg.width]
 
-    def _key(self, seen: Seen, teacher: int, part: int) -> Key:
-        """Of a teacher's answer to a crop (part -1) or to a part of its wide view."""
-        asked = self.teachers[teacher]
-        assert asked is not None
-        what = "crop" if part < 0 else f"part {part} of {self.cfg.corners()} in {seen.wide.shape}"
-        return Key(digest(seen.crop), f"{asked.name} {what}", asked.revision, seen.window)
+    def _key(self, views: CropViews, teacher: int, part: int) -> Key:
+        """Key of a teacher's map of a crop (part -1) or of a part of its wide view."""
+        source = self.teachers[teacher]
+        assert source is not None
+        content = (
+            "crop" if part < 0 else f"part {part} of {self.cfg.corners()} in {views.wide.shape}"
+        )
+        return Key(digest(views.crop), f"{source.name} {content}", source.revision, views.window)
 
-    def _kept(self, seen: Seen, teacher: int, part: int) -> NDArray[np.float32]:
+    def _cached_map(self, views: CropViews, teacher: int, part: int) -> NDArray[np.float32]:
         assert self.cache is not None
-        return self.cache.read_map(self._key(seen, teacher, part))[..., None]
+        return self.cache.read_map(self._key(views, teacher, part))[..., None]
 
     def fill(self, console: Console) -> int:
-        """Ask the teachers for every answer that is not kept yet; returns how many were asked."""
+        """Compute every teacher's map that is not cached; returns their number."""
         if self.cache is None:
             return 0
-        asked = 0
+        count = 0
         columns = (TextColumn("teachers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            jobs = [(i, k) for i in range(len(self.images)) for k in range(self.cfg.crop.kept)]
+            jobs = [(i, k) for i in range(len(self.images)) for k in range(self.cfg.crop.per_image)]
             for index, k in bar.track(jobs):
-                seen = self.seen(index, self.kept_window(index, k))
+                views = self.views(index, self.fixed_window(index, k))
                 for t, teacher in enumerate(self.teachers):
                     if teacher is not None:
-                        asked += self._fill_one(seen, t, teacher)
-        return asked
+                        count += self._fill_one(views, t, teacher)
+        return count
 
-    def _fill_one(self, seen: Seen, number: int, teacher: Teacher) -> int:
+    def _fill_one(self, views: CropViews, number: int, teacher: Teacher) -> int:
         assert self.cache is not None
         corners = self.cfg.corners() if self.cfg.loss.local else []
-        parts = [seen.crop, *(self._part(seen, corner) for corner in corners)]
+        parts = [views.crop, *(self._part(views, corner) for corner in corners)]
         count = 0
         for part, image in enumerate(parts, start=-1):
-            key = self._key(seen, number, part)
+            key = self._key(views, number, part)
             if key in self.cache:
                 continue
             disparity, known = ask(teacher, _batched([image]))
@@ -384,16 +387,16 @@ class Distill(Recipe):
         if weights.shared:
             answer = network.answer(network.spec.normalise(batch["crop"]))
             target, known = self._target(batch, "crop")
-            mine, target = self._compared(answer.disparity, target)
-            terms["shared"] = normalised_l1(mine, target, known, weights.norm)
-            compared.append((mine, target, known))
+            own, target = self._compared(answer.disparity, target)
+            terms["shared"] = normalised_l1(own, target, known, weights.norm)
+            compared.append((own, target, known))
             answers.append((answer, batch["crop"]))
         if weights.local:
             answer = network.answer(network.spec.normalise(batch["wide"]))
             target, known = self._target(batch, "part")
-            mine, target = self._compared(parts_of(answer.disparity, batch["corner"], cfg), target)
-            terms["local"] = normalised_l1(mine, target, known, weights.norm)
-            compared.append((mine, target, known))
+            own, target = self._compared(parts_of(answer.disparity, batch["corner"], cfg), target)
+            terms["local"] = normalised_l1(own, target, known, weights.norm)
+            compared.append((own, target, known))
             answers.append((answer, batch["wide"]))
         # The other terms are of the shared context; of the wide view where that one is off.
         (answer, image), (student, target, known) = answers[0], compared[0]
@@ -405,7 +408,7 @@ class Distill(Recipe):
             terms["directional"] = directional_gradient(
                 normalise(student, known), normalise(target, known), known
             )
-        if weights.anchor and batch["who"].tolist() == [0]:
+        if weights.anchor and batch["teachers"].tolist() == [0]:
             terms["anchor"] = scale_anchor(student, target, known)
         if weights.dead and answer.before is not None:
             terms["dead"] = dead_outputs(answer.before)
@@ -418,10 +421,10 @@ class Distill(Recipe):
             return student, teacher
         return root(student), root(teacher.clamp_min(0))
 
-    def panels(
+    def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Crops, what the teachers say of them and what the student does."""
+        """Crops, the teachers' maps and the student's."""
         network: Any = model
         target, known = self._target(batch, "crop")
         student = network(network.spec.normalise(batch["crop"]))
@@ -429,20 +432,20 @@ class Distill(Recipe):
         return {"crop": sheet([batch["crop"]], [target, student])}
 
     @torch.no_grad()
-    def _target(self, batch: Batch, what: str) -> tuple[Tensor, Tensor]:
-        """The teachers' disparity (n, 1, h, w), averaged if two were asked, and what is known."""
-        found = []
-        for number in batch["who"].tolist():
-            if f"map_{what}_{number}" in batch:
-                kept = batch[f"map_{what}_{number}"]
-                known = torch.isfinite(kept)
-                found.append((torch.where(known, kept, torch.zeros_like(kept)), known))
+    def _target(self, batch: Batch, content: str) -> tuple[Tensor, Tensor]:
+        """The teachers' disparity (n, 1, h, w), averaged over two, and the mask of known pixels."""
+        answers = []
+        for number in batch["teachers"].tolist():
+            if f"map_{content}_{number}" in batch:
+                stored = batch[f"map_{content}_{number}"]
+                known = torch.isfinite(stored)
+                answers.append((torch.where(known, stored, torch.zeros_like(stored)), known))
             else:
                 teacher = self.teachers[number]
                 assert teacher is not None
-                found.append(ask(teacher, batch[f"teach_{what}"]))
-        target = torch.stack([disparity for disparity, _ in found]).mean(dim=0)
-        return target, torch.stack([known for _, known in found]).all(dim=0)
+                answers.append(ask(teacher, batch[f"teach_{content}"]))
+        target = torch.stack([disparity for disparity, _ in answers]).mean(dim=0)
+        return target, torch.stack([known for _, known in answers]).all(dim=0)
 
     def _likeness(self, features: Tensor, images: Tensor) -> Tensor:
         """Feature alignment on the grid of the student's features."""
@@ -452,17 +455,17 @@ class Distill(Recipe):
         x = images
         if size != tuple(images.shape[-2:]):
             x = functional.interpolate(x, size, mode="bilinear", align_corners=False)
-        wanted = self.dino(self.dino.spec.normalise(x)).float()
-        if wanted.shape[-2:] != features.shape[-2:]:
-            wanted = functional.interpolate(
-                wanted, features.shape[-2:], mode="bilinear", align_corners=False
+        reference = self.dino(self.dino.spec.normalise(x)).float()
+        if reference.shape[-2:] != features.shape[-2:]:
+            reference = functional.interpolate(
+                reference, features.shape[-2:], mode="bilinear", align_corners=False
             )
-        mine = self.projection(features)
+        projected = self.projection(features)
         if self.cfg.loss.likeness == "divergence":
-            return token_divergence(mine, wanted)
+            return token_divergence(projected, reference)
         return feature_alignment(
-            mine.flatten(2).transpose(1, 2),
-            wanted.flatten(2).transpose(1, 2),
+            projected.flatten(2).transpose(1, 2),
+            reference.flatten(2).transpose(1, 2),
             self.cfg.loss.tolerance,
         )
 
@@ -487,14 +490,14 @@ def _batched(images: Sequence[NDArray[np.uint8]]) -> Tensor:
 
 
 def build(cfg: Config, console: Console) -> Distill:
-    """The recipe on its images and teachers; kept answers are made first."""
-    needed = [cfg.who != "assistant", cfg.who != "primary"]
-    if cfg.who == "random":
-        needed = [cfg.assistant_share < 1, cfg.assistant_share > 0]
+    """The recipe on its images and teachers; cached maps are computed first."""
+    needed = [cfg.teacher_choice != "assistant", cfg.teacher_choice != "primary"]
+    if cfg.teacher_choice == "random":
+        needed = [cfg.assistant_probability < 1, cfg.assistant_probability > 0]
     settings = (cfg.primary, cfg.assistant)
     teachers = [open_teacher(t) if use else None for t, use in zip(settings, needed, strict=True)]
     recipe = Distill(cfg, open_samples(cfg.images), teachers)
-    asked = recipe.fill(console)
-    if asked:
-        console.print(f"{asked} teachers' answers kept in {cfg.cache}")
+    count = recipe.fill(console)
+    if count:
+        console.print(f"{count} maps of teachers stored in {cfg.cache}")
     return recipe

@@ -36,7 +36,7 @@ from training.data.mixed import Mixture, MixtureConfig
 from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample
 from training.data.sequences import SequenceConfig, Triplets, open_triplets
-from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.photometric import (
     GeometricConfig,
     PoseNetwork,
@@ -72,8 +72,8 @@ class LossConfig:
     supervised: float = config.option(
         1.0, "Weight of the scale-invariant logarithm against depth.", minimum=0
     )
-    share: float = config.option(
-        0.5, "How much of a common factor of depth is forgiven; 1 = all of it.", minimum=0,
+    variance_focus: float = config.option(
+        0.5, "Weight of the squared mean; 1 ignores a common factor of depth.", minimum=0,
         maximum=1,
     )  # fmt: skip
     hide: bool = config.option(
@@ -91,7 +91,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Data sets with depth that the exported weights are judged on, without any alignment."""
+    """Data sets with depth that score the exported weights, without any alignment."""
 
     inside: DataConfig = config.section(
         DataConfig, "Of the kind that is learnt from (limit 0: none).", kind="procedural"
@@ -112,12 +112,12 @@ class Config:
     take: str = config.option("encoder", "What is taken from `start`.", choices=("encoder", "all"))
     head: str = config.option(
         "sigmoid",
-        "depth from the network's answer: between geometric.near and far by a sigmoid, or 1 over it"
+        "depth from the network's output: between geometric.near and far by a sigmoid, or 1 over it"
         " (then an exported network gives disparity).",
         choices=("sigmoid", "inverse"),
     )
     typical: float = config.option(
-        3.0, "sigmoid: the depth that an answer of 0 means.", unit="m", minimum=1e-2
+        3.0, "sigmoid: the depth of an output of 0.", unit="m", minimum=1e-2
     )
     scales: int = config.option(
         4, "Scales of the geometric term; the U-Net has one.", minimum=1, maximum=4
@@ -130,7 +130,7 @@ class Config:
         maximum=1,
     )  # fmt: skip
     drop_path: float = config.option(
-        0.0, "Share of images that skip the last layer; earlier ones less.", minimum=0,
+        0.0, "Fraction of images that skip the last layer; earlier ones less.", minimum=0,
         maximum=0.9,
     )  # fmt: skip
     masking: MaskingConfig = config.section(MaskingConfig, "The masked term.")
@@ -139,7 +139,7 @@ class Config:
     images: MixtureConfig = config.section(MixtureConfig, "Masked and supervised: images.")
     sequences: SequenceConfig = config.section(SequenceConfig, "Geometric: videos.")
     augment: ViewConfig = config.section(ViewConfig, "How images are varied.", flip=0.5)
-    check: CheckConfig = config.section(CheckConfig, "What it is judged on.")
+    check: CheckConfig = config.section(CheckConfig, "The data sets that score checkpoints.")
     loop: LoopConfig = config.section(
         LoopConfig, "How long and how fast.", learning_rate=1e-4, weight_decay=0.05
     )
@@ -157,16 +157,16 @@ class Config:
 
 
 def metres(raw: Tensor, cfg: Config) -> Tensor:
-    """Depth (N, 1, H, W) m of what the network's decoder says."""
+    """Depth (N, 1, H, W) m of the decoder's output (N, 1, H, W)."""
     near, far = cfg.geometric.near, cfg.geometric.far
     if cfg.head == "inverse":
         return 1.0 / functional.relu(raw.float()).clamp(1 / far, 1 / near)
-    share = (1 / cfg.typical - 1 / far) / (1 / near - 1 / far)
-    return bounded_depth(raw + math.log(share / (1 - share)), near, far)
+    relative = (1 / cfg.typical - 1 / far) / (1 / near - 1 / far)
+    return bounded_depth(raw + math.log(relative / (1 - relative)), near, far)
 
 
 class Metric(nn.Module):
-    """The network with its depth in metres as the answer: what is exported and judged."""
+    """The network with depth in metres as output, as it is exported and evaluated."""
 
     def __init__(self, network: Network, cfg: Config) -> None:
         super().__init__()
@@ -178,8 +178,8 @@ class Metric(nn.Module):
         return metres(answer.before if answer.before is not None else answer.disparity, self.cfg)
 
 
-class Beside(nn.Module):
-    """What is learnt beside the network and not exported; None where a term does not need it."""
+class TermModules(nn.Module):
+    """Modules learnt beside the network and not exported; None where a term does not need one."""
 
     def __init__(self, network: Network, cfg: Config) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class Beside(nn.Module):
         self.coarse: nn.ModuleList | None = None
         if loss.geometric and cfg.scales > 1:
             if not isinstance(network, DepthAnything):
-                raise config.ConfigError("the U-Net answers at one scale: set scales to 1")
+                raise config.ConfigError("the U-Net has one scale: set scales to 1")
             width = network.network.config.fusion_hidden_size
             self.coarse = nn.ModuleList([nn.Conv2d(width, 1, 1) for _ in range(cfg.scales - 1)])
 
@@ -216,12 +216,15 @@ class Mesa(Recipe):
         self.cfg, self.images, self.triplets = cfg, images, triplets
         self.checks = checks or {}
         self._network: Network | None = None
-        self._beside: Beside | None = None
+        self._beside: TermModules | None = None
 
     # --- network ---------------------------------------------------------------------------------
 
     def model(self) -> nn.Module:
-        """The network, its encoder (or all of it) from cfg.start."""
+        """The network, its encoder (or all of it) from cfg.start.
+
+        Raises TrainingError for a size or settings that do not fit the network.
+        """
         cfg = self.cfg
         network = open_network(cfg.network)
         fitting = network.spec.fitting(cfg.height, cfg.width)
@@ -233,11 +236,11 @@ class Mesa(Recipe):
                 f" height and width to {fitting[0]}x{fitting[1]}."
             )
         if cfg.start:
-            found = checkpoints.read(Path(cfg.start))["averaged"]
+            weights = checkpoints.read(Path(cfg.start))["averaged"]
             if cfg.take == "encoder":
                 own = {n: t for n, t in network.state_dict().items() if not ENCODER.match(n)}
-                found = {**own, **{n: t for n, t in found.items() if ENCODER.match(n)}}
-            checkpoints.load(network, found, cfg.start)
+                weights = {**own, **{n: t for n, t in weights.items() if ENCODER.match(n)}}
+            checkpoints.load(network, weights, cfg.start)
         drop_paths(network, cfg.drop_path)
         if cfg.loss.hide:
             if not isinstance(network, DepthAnything):
@@ -256,7 +259,7 @@ class Mesa(Recipe):
     def extra(self) -> nn.Module | None:
         """Heads of the masked and geometric terms, and the pose network."""
         assert self._network is not None
-        self._beside = Beside(self._network, self.cfg)
+        self._beside = TermModules(self._network, self.cfg)
         return self._beside if any(True for _ in self._beside.parameters()) else None
 
     def rate(self, name: str) -> float:
@@ -265,9 +268,9 @@ class Mesa(Recipe):
         if decay == 1 or not ENCODER.match(name) or self._network is None:
             return 1.0
         numbers = [
-            int(found.group(1))
-            for found in map(LAYER.search, self._network.state_dict())
-            if found is not None
+            int(match.group(1))
+            for match in map(LAYER.search, self._network.state_dict())
+            if match is not None
         ]
         depth = max(numbers) + 1
         here = LAYER.search(name)
@@ -278,7 +281,7 @@ class Mesa(Recipe):
 
     # --- data ------------------------------------------------------------------------------------
 
-    def batch(self, step: int, share: Share) -> Batch:
+    def batch(self, step: int, part: BatchPart) -> Batch:
         """`image` and `depth` for the masked and supervised terms; `target`, `sources`, K and poses
         for the geometric one. With loss.alternate only what the step's term needs.
         """
@@ -287,7 +290,7 @@ class Mesa(Recipe):
         if loss.alternate:
             terms = [terms[step % len(terms)]]
         batch: Batch = {"terms": torch.tensor([name in terms for name in TERMS])}
-        rngs = generators(cfg.loop, step, share)
+        rngs = generators(cfg.loop, step, part)
         if self.images is not None and {"masked", "supervised"} & set(terms):
             batch |= self.images.batch(rngs, cfg.height, cfg.width, cfg.augment)
         if self.triplets is not None and "geometric" in terms:
@@ -324,26 +327,26 @@ class Mesa(Recipe):
         """The terms that the batch offers, weighted, and their sum."""
         weights = self.cfg.loss
         network: Any = model
-        asked = dict(zip(TERMS, batch["terms"].tolist(), strict=True))
-        found: dict[str, Tensor] = {}
-        if asked["masked"] and self._beside is not None and self._beside.guess is not None:
-            found["masked"] = self._beside.guess.loss(
+        active = dict(zip(TERMS, batch["terms"].tolist(), strict=True))
+        scalars: dict[str, Tensor] = {}
+        if active["masked"] and self._beside is not None and self._beside.guess is not None:
+            scalars["masked"] = self._beside.guess.loss(
                 network, network.spec.normalise(batch["image"])
             )
-        if asked["supervised"]:
+        if active["supervised"]:
             depth = batch["depth"]
             known = torch.isfinite(depth) & (depth > 0)
-            found["supervised"] = silog(
-                self.depths(network, batch["image"])[0], depth, known, weights.share
+            scalars["supervised"] = silog(
+                self.depths(network, batch["image"])[0], depth, known, weights.variance_focus
             )
-        if asked["geometric"]:
+        if active["geometric"]:
             terms = self._geometric(network, batch)
-            found["geometric"] = terms["loss"]
-            found["smooth"] = terms["smooth"].detach()
+            scalars["geometric"] = terms["loss"]
+            scalars["smooth"] = terms["smooth"].detach()
         total = torch.stack(
-            [getattr(weights, name) * found[name] for name in TERMS if name in found]
+            [getattr(weights, name) * scalars[name] for name in TERMS if name in scalars]
         ).sum()
-        return {"loss": total, **found}
+        return {"loss": total, **scalars}
 
     def _geometric(self, network: Any, batch: Batch) -> dict[str, Tensor]:
         target, sources = batch["target"], batch["sources"]
@@ -394,9 +397,9 @@ class Mesa(Recipe):
             # Fused from coarse to fine; the finest is what the network's own head sees.
             for k, head in enumerate(heads, start=1):
                 size = [max(side // 2**k, 1) for side in images.shape[-2:]]
-                said = head(fused[0][-1 - k]).float()
+                answered = head(fused[0][-1 - k]).float()
                 maps.append(
-                    functional.interpolate(said, size, mode="bilinear", align_corners=False)
+                    functional.interpolate(answered, size, mode="bilinear", align_corners=False)
                 )
         return [metres(m, cfg) for m in maps]
 
@@ -404,7 +407,7 @@ class Mesa(Recipe):
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """RMSE (m) and AbsRel on the data sets of `check`, as the network's metres are."""
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         device = next(model.parameters()).device
         for name, samples in self.checks.items():
             rows = []
@@ -419,11 +422,11 @@ class Mesa(Recipe):
                 if sample.depth is not None:
                     rows.append(evaluate(full[0, 0].cpu().numpy(), sample.depth))
             if rows:
-                found[f"{name}_rmse"] = float(np.mean([row.rmse for row in rows]))
-                found[f"{name}_abs_rel"] = float(np.mean([row.abs_rel for row in rows]))
-        if "inside_rmse" in found:
-            found["score"] = found["inside_rmse"]
-        return found
+                numbers[f"{name}_rmse"] = float(np.mean([row.rmse for row in rows]))
+                numbers[f"{name}_abs_rel"] = float(np.mean([row.abs_rel for row in rows]))
+        if "inside_rmse" in numbers:
+            numbers["score"] = numbers["inside_rmse"]
+        return numbers
 
 
 TERMS = ("masked", "geometric", "supervised")
@@ -432,9 +435,9 @@ TERMS = ("masked", "geometric", "supervised")
 def build(cfg: Config, console: Console) -> Mesa:
     """The recipe on the data that its terms need."""
 
-    def waiting(found: int) -> None:
-        wanted = cfg.images.pool.wait_for
-        console.print(f"waiting for the renderer: {found} of {wanted} images")
+    def waiting(count: int) -> None:
+        needed = cfg.images.pool.wait_for
+        console.print(f"waiting for the renderer: {count} of {needed} images")
 
     loss = cfg.loss
     images = Mixture(cfg.images, waiting) if loss.masked or loss.supervised else None
@@ -450,7 +453,7 @@ def build(cfg: Config, console: Console) -> Mesa:
 
 
 def exportable(payload: Mapping[str, Any]) -> tuple[Metric, NetworkInput, str]:
-    """The network of a checkpoint, how its images look, what it says: metres."""
+    """The network of a checkpoint, its input, and the meaning of its output: metres."""
     cfg = config.build(Config, payload["settings"])
     network = open_network(cfg.network, weights=False)
     checkpoints.load(network, payload["averaged"], "the checkpoint")

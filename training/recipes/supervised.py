@@ -25,17 +25,13 @@ from training.data.mixed import batched, drawn, open_first
 from training.data.open import DataConfig
 from training.data.pool import PoolConfig
 from training.data.samples import Images
-from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import gradient_matching, normalised_l1, relative_error
 from training.losses.diffusion import directional_gradient
 from training.losses.normalization import LEVELS, normalise
 from training.models.diffusion import Alignment, root, student_target
 from training.models.networks import NetworkConfig, open_dino
 from training.models.unet import Residual, SmallUNet, StudentConfig
-
-MEANING = "disparity_affine_invariant"
-# The network sees (pixel / 255 - MEAN) / STD; the export writes both into the manifest.
-MEAN, STD = 0.5, 0.25
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,8 @@ class LossConfig:
     )
     relative: float = config.option(
         0.0,
-        "Weight of the relative error of depth after scale and shift are fitted, which a network is"
-        " judged by; for a run that starts from a trained one.",
+        "Weight of the relative error of depth after scale and shift are fitted, the score of a"
+        " network; for a run that starts from a trained one.",
         minimum=0,
     )
     space: str = config.option(
@@ -113,9 +109,6 @@ class Config:
             raise config.ConfigError(
                 "height and width must be multiples of 32, the network's coarsest stride"
             )
-
-
-SupervisedConfig = Config  # its former name
 
 
 def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[str, Tensor]:
@@ -180,8 +173,8 @@ class Supervised(Recipe):
         """A fresh student, or one that has learnt before."""
         model = SmallUNet(self.cfg.student)
         if self.cfg.start:
-            found = starting_weights(self.cfg.start, self.cfg.trust_pickle)
-            load(model, with_new_blocks(model, found), self.cfg.start)
+            weights = starting_weights(self.cfg.start, self.cfg.trust_pickle)
+            load(model, with_new_blocks(model, weights), self.cfg.start)
         return model
 
     def extra(self) -> nn.Module | None:
@@ -191,15 +184,15 @@ class Supervised(Recipe):
             self._alignment = Alignment(channels, open_dino(self.cfg.external))
         return self._alignment
 
-    def batch(self, step: int, share: Share) -> Batch:
-        """Images (N, 3, h, w) as the network sees them and depth (N, 1, h, w) m."""
+    def batch(self, step: int, part: BatchPart) -> Batch:
+        """Images (N, 3, h, w) normalised for the network and depth (N, 1, h, w) m."""
         cfg = self.cfg
-        rngs = generators(cfg.loop, step, share)
+        rngs = generators(cfg.loop, step, part)
         batch = batched(
             [drawn(self.images, rng, cfg.height, cfg.width, cfg.augment) for rng in rngs]
         )
-        seen = (batch["image"] - MEAN) / STD
-        return {**batch, "image": seen.contiguous(memory_format=torch.channels_last)}
+        normalised = SmallUNet.spec.normalise(batch["image"])
+        return {**batch, "image": normalised.contiguous(memory_format=torch.channels_last)}
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
         """Normalised-disparity regression, and what the settings add to it."""
@@ -208,17 +201,17 @@ class Supervised(Recipe):
         network: Any = model
         answer = network.answer(batch["image"])
         scalars = disparity_loss(answer.disparity, batch["depth"], self.cfg.loss)
-        align = self._alignment(batch["image"] * STD + MEAN, answer.features)
+        align = self._alignment(SmallUNet.spec.denormalise(batch["image"]), answer.features)
         return {**scalars, "loss": scalars["loss"] + self.cfg.loss.align * align, "align": align}
 
-    def panels(
+    def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Up to four images above what the network says of them and the truth, near bright."""
+        """Up to four images above the network's maps and the truth, near bright."""
         shown = batch["image"][:4].float()
         depth = batch["depth"][:4, 0].float()
         maps = [model(shown)[:, 0].float(), 1.0 / depth]
-        rows = [((shown * STD + MEAN).clamp(0, 1) * 255).permute(0, 2, 3, 1)]
+        rows = [(SmallUNet.spec.denormalise(shown).clamp(0, 1) * 255).permute(0, 2, 3, 1)]
         for values in maps:
             known = torch.where(torch.isfinite(values), values, torch.nan).flatten(1)
             low, high = (known.nanquantile(q, dim=1).view(-1, 1, 1) for q in (0.02, 0.98))
@@ -231,7 +224,7 @@ class Supervised(Recipe):
 def build(cfg: Config, console: Console) -> Supervised:
     """The recipe on its pool, once that holds enough, or on a data set."""
 
-    def waiting(found: int) -> None:
-        console.print(f"waiting for the renderer: {found} of {cfg.pool.wait_for} images")
+    def waiting(count: int) -> None:
+        console.print(f"waiting for the renderer: {count} of {cfg.pool.wait_for} images")
 
     return Supervised(cfg, open_first(cfg.source, cfg.pool, cfg.images, waiting))

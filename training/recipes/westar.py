@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """WeSTAR: a depth network adapted to the images of a new place (arXiv 2511.14238).
 
-A student sees a strongly changed view of an image, its teacher (the average of its own weights) a
-weak one; the student follows the teacher's disparity, normalised over the whole image and over
-the masks of the things in it. A few pairs of points, of which a person said the nearer, correct
-the order; the low-rank updates are held back to the source. No depth is needed. Ours: images of
-the place that the source knows, on which the student goes on answering as the source does; a pull
-of the weights alone forgets what it must not (docs/training.md).
+A student sees a strong augmentation of an image, its teacher (the average of its own weights) a
+weak one; the student follows the teacher's disparity, normalised over the whole image and over the
+masks of the objects in it. A few pairs of points with ordinal labels correct the order; the
+low-rank updates are regularised towards the source. No depth is needed. Ours: images of the place
+that the source knows, on which the student keeps the source's output; regularised weights alone
+forget too much (docs/studies/westar.md).
 
 The paper's text at hand is its abstract. Structure, weights of the losses, rank and the average's
 0.996 are from notes of others; what no source states is ours and is a setting: the margin and that
@@ -36,7 +36,7 @@ from training.data.open import DataConfig, open_samples
 from training.data.ordinal_labels import LabelSet, SimulationConfig, read_labels, simulate
 from training.data.region_masks import MaskConfig, MaskMaker, as_layers, stacked
 from training.data.samples import DataError, Sample
-from training.loop import Batch, LoopConfig, Recipe, Share, generators
+from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
     ORDINAL_FORMS,
     context_l1,
@@ -56,7 +56,7 @@ TEACHERS = ("ema", "shared", "frozen_source", "truth")
 @dataclass(frozen=True)
 class LossConfig:
     """What is minimised: st * self-training + weak * ordinal + reg * distance to the source, and
-    known * difference from the source's answers where it is at home.
+    known * difference from the source's output on images of its own place.
 
     A weight of 0 switches a term off.
     """
@@ -77,8 +77,8 @@ class LossConfig:
     )
     mask_spread: float = config.option(
         1e-3,
-        "Nor are masks in which the teacher deviates by less than this share of what it does in the"
-        " whole image.",
+        "Masks in which the teacher's deviation is below this fraction of its deviation in the"
+        " whole image are no context.",
         minimum=0,
     )
     ordinal: str = config.option("margin", "Form of the ordinal loss.", choices=ORDINAL_FORMS)
@@ -108,13 +108,13 @@ class LossConfig:
 class LabelConfig:
     """Where the ordinal labels come from; without either there are none."""
 
-    file: str = config.option("", "Label file, .csv or .json (see training/ordinal.py).")
+    file: str = config.option("", "Label file, .csv or .json (docs/training/data.md).")
     from_depth: bool = config.option(
         False, "Draw labels from the depth that comes with the images, instead of a file."
     )
     held: float = config.option(
         0.1,
-        "Share of the labelled images that is not learnt from: the share of their pairs in the"
+        "Fraction of the labelled images held out of training: the fraction of their pairs in the"
         " wrong order is logged at every checkpoint and decides which is best.",
         minimum=0,
         maximum=0.9,
@@ -218,17 +218,17 @@ class Westar(Recipe):
         if cfg.teacher == "frozen_source" or cfg.loss.known:
             self.source = copy.deepcopy(network).eval().requires_grad_(False)
         tune(network, cfg.tune)
-        if cfg.loss.reg and cfg.tune.what != "lora":
+        if cfg.loss.reg and cfg.tune.mode != "lora":
             self.before = [p.detach().clone() for p in network.parameters() if p.requires_grad]
         return network
 
-    def batch(self, step: int, share: Share) -> Batch:
+    def batch(self, step: int, part: BatchPart) -> Batch:
         """Images (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
 
         points (P, 4): x1, y1, x2, y2 in the view; sign (P,); owner (P,): which image. Where asked
         for: known (n, 3, h, w), images of the old place; truth (n, 1, h, w), disparity in 1/m.
         """
-        rows = [self._view(rng) for rng in generators(self.cfg.loop, step, share)]
+        rows = [self._view(rng) for rng in generators(self.cfg.loop, step, part)]
         batch: Batch = {
             name: torch.from_numpy(np.stack([row[name] for row in rows])).permute(0, 3, 1, 2)
             for name in ("weak", "strong", "known")
@@ -249,20 +249,20 @@ class Westar(Recipe):
         index = int(rng.integers(0, len(self.images)))
         sample = self._read(index)
         window = random_window(sample.image.shape, cfg.height, cfg.width, cfg.weak, rng)
-        seen = window.image(sample.image).astype(np.float32) / np.float32(255)
+        pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
         row: dict[str, Any] = {
-            "weak": recolour(seen, cfg.weak, rng),
-            "strong": recolour(seen, cfg.strong, rng),
+            "weak": recolour(pixels, cfg.weak, rng),
+            "strong": recolour(pixels, cfg.strong, rng),
         }
         if cfg.loss.known:
             old = self._recall(int(rng.integers(0, self.known))).image
-            place = random_window(old.shape, cfg.height, cfg.width, cfg.weak, rng)
-            row["known"] = place.image(old).astype(np.float32) / np.float32(255)
+            known_window = random_window(old.shape, cfg.height, cfg.width, cfg.weak, rng)
+            row["known"] = known_window.image(old).astype(np.float32) / np.float32(255)
         if cfg.teacher == "truth":
             row["truth"] = _disparity(sample, window)
         if cfg.loss.contexts == "masks" and cfg.loss.st:
-            found = as_layers(self.masks(sample.image))
-            row["masks"] = np.stack([window.nearest(layer) for layer in found])
+            mask_layers = as_layers(self.masks(sample.image))
+            row["masks"] = np.stack([window.nearest(layer) for layer in mask_layers])
         first, second, sign = self._points(sample)
         one, other = window.points(first), window.points(second)
         both = np.concatenate([one, other], axis=1)
@@ -281,7 +281,7 @@ class Westar(Recipe):
         return labels.points(sample.name, sample.image.shape)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """Self-training, ordinal labels and the distance to the source, in weights and answers."""
+        """Self-training, ordinal labels and the distance to the source, in weights and outputs."""
         cfg = self.cfg.loss
         network: Any = model
         hold_statistics(model)
@@ -299,8 +299,8 @@ class Westar(Recipe):
             terms["reg"] = self._distance(model)
         total = cfg.st * terms["st"] + cfg.weak * terms["weak"] + cfg.reg * terms["reg"]
         if cfg.known:
-            said = self._source_says(network, batch["known"])
-            terms["known"] = self_training(again, said, None, KNOWN)
+            reference = self._source_disparity(network, batch["known"])
+            terms["known"] = self_training(again, reference, None, KNOWN)
             total = total + cfg.known * terms["known"]
         if cfg.dead and answer.before is not None:
             terms["dead"] = dead_outputs(answer.before)
@@ -312,7 +312,7 @@ class Westar(Recipe):
         if self.cfg.teacher == "truth":
             return batch["truth"]  # type: ignore[no-any-return]
         if self.cfg.teacher == "frozen_source":
-            return self._source_says(model, batch["weak"])
+            return self._source_disparity(model, batch["weak"])
         x = model.spec.normalise(batch["weak"])
         if self.cfg.teacher == "ema":
             assert averaged is not None
@@ -326,15 +326,15 @@ class Westar(Recipe):
             hold_statistics(model)
 
     @torch.no_grad()
-    def _source_says(self, model: Any, images: Tensor) -> Tensor:
+    def _source_disparity(self, model: Any, images: Tensor) -> Tensor:
         assert self.source is not None
         x = model.spec.normalise(images)
         return self.source.to(x.device)(x)  # type: ignore[no-any-return]
 
-    def panels(
+    def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Both views, what the teacher says of the weak one and the student of the strong one."""
+        """Both views, the teacher's map of the weak one and the student's of the strong one."""
         network: Any = model
         teacher = self._teach(network, batch, averaged)
         student = network(network.spec.normalise(batch["strong"]))
@@ -342,7 +342,7 @@ class Westar(Recipe):
         return {"views": sheet(views, [teacher, student])}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Share of the held-back pairs (those that are not alike) in the wrong order."""
+        """Fraction of the held-back pairs (those that are not alike) in the wrong order."""
         if not self.held or self.labels is None:
             return {}
         network: Any = model
@@ -351,31 +351,37 @@ class Westar(Recipe):
         for index in self._held_places:
             sample = self.images[index]
             window = Window.whole(sample.image.shape, self.cfg.height, self.cfg.width)
-            seen = window.image(sample.image).astype(np.float32) / np.float32(255)
-            x = torch.from_numpy(seen).permute(2, 0, 1)[None].to(device)
-            said = network(network.spec.normalise(x))
+            pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
+            x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+            disparity = network(network.spec.normalise(x))
             first, second, sign = self.labels.points(sample.name, sample.image.shape)
             points = np.concatenate([window.points(first), window.points(second)], axis=1)
-            places = torch.from_numpy(points).float().to(device)
-            owner = torch.zeros(len(places), dtype=torch.long, device=device)
-            difference = at(said, places[:, :2], owner) - at(said, places[:, 2:], owner)
+            locations = torch.from_numpy(points).float().to(device)
+            owner = torch.zeros(len(locations), dtype=torch.long, device=device)
+            difference = at(disparity, locations[:, :2], owner) - at(
+                disparity, locations[:, 2:], owner
+            )
             ordered = torch.from_numpy(sign).to(device)
             wrong.append((difference * ordered <= 0)[ordered != 0].float())
         pairs = torch.cat(wrong)
         if not len(pairs):
             return {}
-        share = float(pairs.mean())
-        return {"wrong_order": share, "held_pairs": float(len(pairs)), "score": share}
+        wrong_fraction = float(pairs.mean())
+        return {
+            "wrong_order": wrong_fraction,
+            "held_pairs": float(len(pairs)),
+            "score": wrong_fraction,
+        }
 
     @functools.cached_property
     def _held_places(self) -> list[int]:
         """Where the held-back images stand in the data set."""
-        # A data set tells its names without reading its images.
+        # A data set has its names without reading its images.
         names = [item.name for item in getattr(self.images, "items", self.images)]
         return [names.index(name) for name in self.held]
 
     def _distance(self, model: nn.Module) -> Tensor:
-        if self.cfg.tune.what == "lora":
+        if self.cfg.tune.mode == "lora":
             return product_norm(low_rank(model))
         learnt = [p for p in model.parameters() if p.requires_grad]
         if learnt and self.before[0].device != learnt[0].device:
@@ -407,8 +413,8 @@ def self_training(
         return context_l1(student, teacher, layers(teacher, valid, "hybrid"), valid)
     contexts = layers(teacher, valid, "global")
     if cfg.contexts == "masks" and masks is not None:
-        kept = worthwhile(masks, teacher, valid, cfg.mask_px, cfg.mask_spread)
-        contexts = torch.cat([contexts, kept], dim=1)
+        mask_contexts = worthwhile(masks, teacher, valid, cfg.mask_px, cfg.mask_spread)
+        contexts = torch.cat([contexts, mask_contexts], dim=1)
     return context_l1(student, teacher, contexts, valid)
 
 
@@ -431,18 +437,18 @@ def at(maps: Tensor, points: Tensor, owner: Tensor) -> Tensor:
     """Values (P,) of maps (N, 1, H, W) at points (P, 2) as (x, y) px of map owner (P,), linear."""
     height, width = maps.shape[-2:]
     size = points.new_tensor([width, height])
-    places = (2 * points + 1) / size - 1  # centres at integers; -1..1 is from border to border
-    found = [
+    grid = (2 * points + 1) / size - 1  # centres at integers; -1..1 is from border to border
+    sampled = [
         functional.grid_sample(
             maps[k : k + 1].float(),
-            places[owner == k][None, None],
+            grid[owner == k][None, None],
             mode="bilinear",
             padding_mode="border",
             align_corners=False,
         ).flatten()
         for k in range(len(maps))
     ]
-    return torch.cat(found)  # owners come in order
+    return torch.cat(sampled)  # owners come in order
 
 
 def build(cfg: Config, console: Console) -> Westar:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an experiment shows: the arguments behind the defaults (docs/studies).
+"""Experiments that justify defaults and compare recipes; results are in docs/studies.
 
     python -m training study westar --out STUDY --images 900 [--target defocus --severity 5]
     python -m training study distill | mesa | depthmaster | assistant --out STUDY
     python -m training study field | regions CASE SOURCE ... --out TABLES.md
 
-Every variant of a recipe is a run of the recipe itself in a folder of its own, then judged on rooms
-that no run saw; what is done is not done again. The studies of the field and of regions score
+Every variant of a recipe is a run of the recipe itself in a folder of its own, then scored on rooms
+that no run saw; finished runs are not repeated. The studies of the field and of regions score
 recorded frames.
 """
 
@@ -38,8 +38,8 @@ STUDIES = {
 def arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """A parser for each study; only the one that the words begin with is imported."""
     studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
-    for name, (module, what) in STUDIES.items():
-        sub = studies.add_parser(name, help=what)
+    for name, (module, description) in STUDIES.items():
+        sub = studies.add_parser(name, help=description)
         if words[:1] == [name]:  # the others need libraries of their own
             importlib.import_module(module).arguments(sub)
 
@@ -54,9 +54,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder of rooms, runs and scores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="a run of each variant")
     parser.add_argument("--only", nargs="+", default=[], help="variants, by their names")
-    parser.add_argument("--steps", type=int, default=0, help="0: as the study says")
-    parser.add_argument("--images", type=int, default=300, help="to learn from")
-    parser.add_argument("--rooms", type=int, default=100, help="to judge by, three views each")
+    parser.add_argument("--steps", type=int, default=0, help="0: the study's own number")
+    parser.add_argument("--images", type=int, default=300, help="images to train on")
+    parser.add_argument(
+        "--rooms", type=int, default=100, help="rooms to score on, three views each"
+    )
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do MeSa and DepthMaster do here what their papers say? The same kind of study as study.py.
+"""Studies of DepthMaster: its ablations with small networks, and the diffusion teacher.
 
-    python -m training study mesa --out STUDY [--seeds 1 2 3]
     python -m training study depthmaster --out STUDY --images 3000
     python -m training study assistant --out STUDY --images 3000      (after depthmaster)
 
-mesa: an encoder pre-trained in five ways (from scratch is one), then fine-tuned alike on few
-images of rooms, judged in metres on rooms and on desks that it never saw. depthmaster: small
-networks from scratch, one change at a time, judged in their own space. assistant: a student of the
-embedded network, with depthmaster's "both stages" as a second teacher and without.
+depthmaster: small networks from scratch, one change at a time, scored in their own space.
+assistant: a student of the embedded network, with depthmaster's "both stages" as a second teacher
+and without.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from training import checkpoints
 from training.data.augmentation import Window
 from training.data.mixed import Mixture
 from training.data.pool import Pool
-from training.data.samples import Sample
+from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES, baseline
 from training.loop import run
 from training.models.diffusion import SPACES, open_run, target
@@ -39,9 +37,19 @@ from training.models.networks import open_run as open_student
 from training.models.teachers import NetworkTeacher
 from training.recipes import depthmaster, distill, mesa
 from training.studies import add_run_options
-from training.studies.common import HEIGHT, WIDTH, Variant, errors, slug
+from training.studies.common import (
+    HEIGHT,
+    WIDTH,
+    Study,
+    Variant,
+    errors,
+    pool,
+    pool_settings,
+    run_study,
+    samples,
+    slug,
+)
 from training.studies.mesa import run_mesa
-from training.studies.runs import F64, Study, pool, pool_settings, run_study, samples
 
 # The external encoder of the alignment sees 0.875 of an image: 3 x 4 patches of 14 px, as many
 # as the U-Net's middle has cells.
@@ -66,7 +74,7 @@ AUTOENCODER: dict[str, Any] = {
     "loop.learning_rate": 3e-3,
     "loop.steps": 800,
 }
-# What stands for DINOv2, whose weights are not at hand: an encoder of tokens that learnt to guess
+# In place of DINOv2, whose weights were not available: an encoder of tokens that learnt to predict
 # hidden patches of the same images.
 STAND_IN: dict[str, Any] = {
     "height": 42,
@@ -106,9 +114,11 @@ MASTER = (
 # A student of the embedded network's kind, taught by it, or now and then by the network of
 # "both stages".
 STUDENTS = (
-    Variant("embedded network alone", {"who": "primary"}),
-    Variant("with the diffusion assistant", {"who": "random", "assistant_share": 0.3}),
-    Variant("diffusion network alone", {"who": "assistant"}),
+    Variant("embedded network alone", {"teacher_choice": "primary"}),
+    Variant(
+        "with the diffusion assistant", {"teacher_choice": "random", "assistant_probability": 0.3}
+    ),
+    Variant("diffusion network alone", {"teacher_choice": "assistant"}),
 )
 ASSISTANT = "both stages"
 STUDENT_SIZE = (64, 96)
@@ -139,7 +149,7 @@ STUDENT_BASE: dict[str, Any] = {
 }
 
 
-def answered(out: Path, variant: Variant, seed: int, learn: Pool) -> Path:
+def trained(out: Path, variant: Variant, seed: int, learn: Pool) -> Path:
     """The run of one variant; what it starts from is made first. One autoencoder serves all of
     them, as Stable Diffusion's does, and one external encoder.
     """
@@ -149,13 +159,13 @@ def answered(out: Path, variant: Variant, seed: int, learn: Pool) -> Path:
         settings["external.source"] = str(stand_in(out, learn))
     if "start" in settings:
         before = next(v for v in MASTER if v.name == settings["start"])
-        start = answered(out, before, seed, learn)
+        start = trained(out, before, seed, learn)
     last = out / "runs" / f"{slug(variant.name)}-{seed}"
     return _master(last, {**settings, "start": str(start), "loop.seed": seed}, learn)
 
 
 def stand_in(out: Path, learn: Pool) -> Path:
-    """A folder that models.open_dino opens: the encoder that learnt by STAND_IN."""
+    """A folder that networks.open_dino opens: the encoder trained with the settings STAND_IN."""
     folder, made = out / "runs" / "encoder", out / "runs" / "encoder-dinov2"
     if not (made / "config.json").is_file():
         run_mesa(folder, {**STAND_IN, "loop.seed": 0}, learn)
@@ -178,42 +188,42 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
 
     through: of the truth, sent through the autoencoder alone (table II).
     """
-    found = []
+    rows = []
     for sample in judge:
         assert sample.depth is not None
         window = Window.whole(sample.image.shape, MASTER_SIZE["height"], MASTER_SIZE["width"])
         if through:
             depth = torch.from_numpy(window.nearest(sample.depth))[None, None]
-            seen = target(depth, torch.isfinite(depth), space)
-            values = network.reconstruct(seen.values).clamp(-1, 1)
+            target_map = target(depth, torch.isfinite(depth), space)
+            values = network.reconstruct(target_map.values).clamp(-1, 1)
         else:
             x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
             values = network.map(network.spec.normalise(x))
-        abs_rel, _, f1 = depthmaster.judged(values, sample.depth, space)
-        found.append((abs_rel, f1))
-    return np.array(found)
+        abs_rel, _, f1 = depthmaster.scores_in_space(values, sample.depth, space)
+        rows.append((abs_rel, f1))
+    return np.array(rows)
 
 
-def rival_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
-    """(images, 2): AbsRel and boundary F1 (or 1 - delta1) of a rival that does not look at the
+def baseline_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
+    """(images, 2): AbsRel and boundary F1 (or 1 - delta1) of a baseline that does not use the
     image.
     """
-    found = []
+    rows = []
     for sample in judge:
         assert sample.depth is not None
         depth = baseline(name, sample.depth)
         scores = evaluate(depth, sample.depth)
         second = boundary_f1(depth, sample.depth) if edges else 1 - scores.delta1
-        found.append((scores.abs_rel, second))
-    return np.array(found)
+        rows.append((scores.abs_rel, second))
+    return np.array(rows)
 
 
 def master_errors(out: Path, name: str, seed: int, learn: Pool, judge: Sequence[Sample]) -> F64:
     """The errors of a variant or of a reference, by its name in the table."""
     if name in BASELINES:
-        return rival_errors(name, judge)
+        return baseline_errors(name, judge)
     variant = next((v for v in MASTER if v.name == name), MASTER[0])
-    path = answered(out, variant, seed, learn)
+    path = trained(out, variant, seed, learn)
     network = open_run(path)
     space = THROUGH.get(name, network.cfg.space)
     return space_errors(network, space, judge, through=name in THROUGH)
@@ -227,13 +237,13 @@ def student_errors(
 ) -> F64:
     """(images, 2): AbsRel and 1 - delta1 of a student, or of a teacher by its name."""
     if name in BASELINES:
-        return rival_errors(name, judge, edges=False)
+        return baseline_errors(name, judge, edges=False)
     source = open_network(NetworkConfig(source="embedded"))
     embedded = NetworkTeacher(source, "embedded", (HEIGHT, WIDTH))
     if name == TEACHERS[0]:
         return errors(source, judge)
     variant = next(v for v in MASTER if v.name == ASSISTANT)
-    network: Any = open_run(answered(out / "depthmaster", variant, seed, learn))
+    network: Any = open_run(trained(out / "depthmaster", variant, seed, learn))
     size = (MASTER_SIZE["height"], MASTER_SIZE["width"])
     assistant = NetworkTeacher(network, "diffusion", size)
     if name == TEACHERS[1]:

@@ -33,14 +33,13 @@ from training.checkpoints import TrainingError
 from training.data.augmentation import Window
 from training.data.pool import PoolConfig, open_pool
 from training.data.samples import Sample
-from training.evaluation import predict as predict_module
-from training.evaluation import protocols, score, statistics
+from training.evaluation import predict, protocols, score, statistics
 from training.loop import Recipe, run
 from training.models.networks import NetworkConfig, open_network, open_run
 from training.models.teachers import NetworkTeacher, Teacher, ask
 from training.recipes import distill, supervised
 from training.studies import add_run_options
-from training.studies.common import Variant, judged, percent, slug
+from training.studies.common import Variant, percent, scored_once, slug
 
 HEIGHT, WIDTH = 64, 96  # of the student
 TEACHER = (96, 128)  # of the teachers, as they were trained
@@ -71,7 +70,7 @@ LOOP = {
 BASE: dict[str, Any] = {
     "height": HEIGHT,
     "width": WIDTH,
-    "who": "primary",
+    "teacher_choice": "primary",
     "encoder_rate": 1.0,
     "keep": 0,
     "network": {"kind": "unet", "unet": UNET},
@@ -107,11 +106,11 @@ VARIANTS = (
     Variant("both contexts, hybrid", {}),
     Variant("shared, hybrid", SHARED),
     Variant("local-global, hybrid", LOCAL),
-    # Table 4: who teaches, with both contexts and hybrid.
-    Variant("assistant teaches", {"who": "assistant"}),
-    Variant("average of two", {"who": "average"}),
-    Variant("one of two by chance", {"who": "random"}),
-    Variant(ALIKE, {"who": "average"}),
+    # Table 4: the teacher, with both contexts and hybrid.
+    Variant("assistant teaches", {"teacher_choice": "assistant"}),
+    Variant("average of two", {"teacher_choice": "average"}),
+    Variant("one of two by chance", {"teacher_choice": "random"}),
+    Variant(ALIKE, {"teacher_choice": "average"}),
     # Table 1: normalisation, in each context.
     Variant("shared, global", {**SHARED, "loss.norm": "global"}),
     Variant("shared, none", {**SHARED, "loss.norm": "none"}),
@@ -140,7 +139,7 @@ PUBLISHED: tuple[tuple[int, str, str, tuple[float, float], tuple[float, float]],
 )
 
 
-class Unit:
+class UnitRangeTeacher:
     """A teacher whose maps are scaled to 0..1, image by image, as GenPercept's are."""
 
     kind = "disparity_affine_invariant"
@@ -157,8 +156,8 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class PartErrors:
-    """A teacher or a student as something to be judged: it sees an image as students do."""
+class StudentSizePredictor:
+    """A teacher or a student as a predictor that gets images at the student's size."""
 
     teacher: Teacher
 
@@ -172,27 +171,27 @@ class PartErrors:
 
 @dataclass
 class DistillStudy:
-    """What all variants share, made when it is first asked for and kept on the disk."""
+    """Images, teachers and the initial student of all variants, made on first use and stored."""
 
     out: Path
     images: int
     steps: int
 
-    def rendered(self, what: str, count: int, size: tuple[int, int] = IMAGE) -> list[Sample]:
+    def rendered(self, purpose: str, count: int, size: tuple[int, int] = IMAGE) -> list[Sample]:
         """Images with depth, three of each room; of a style by its name, else of all."""
         cfg = PoolConfig(
-            str(self.out / "rooms" / f"distill-{what}-{count}"),
+            str(self.out / "rooms" / f"distill-{purpose}-{count}"),
             samples=count,
             height=size[0],
             width=size[1],
             views_per_scene=3,
-            style=what if what in SPECIAL else "mixed",
-            seed=SEEDS[what],
+            style=purpose if purpose in SPECIAL else "mixed",
+            seed=SEEDS[purpose],
             wait_for=count,
             fill=True,
         )
         pool = open_pool(cfg)
-        return [replace(pool[k], source=f"{what} {k // 3}") for k in range(count)]
+        return [replace(pool[k], source=f"{purpose} {k // 3}") for k in range(count)]
 
     @cached_property
     def learn(self) -> list[Sample]:
@@ -200,7 +199,7 @@ class DistillStudy:
         return self.rendered("learn", self.images)
 
     @property
-    def place(self) -> Path:
+    def folder(self) -> Path:
         """Of everything that other numbers of images or steps would change."""
         return self.out / "distill" / f"{self.images}-{self.steps}"
 
@@ -219,9 +218,9 @@ class DistillStudy:
         return NetworkTeacher(network, "embedded", TEACHER)
 
     @cached_property
-    def assistant(self) -> Unit:
+    def assistant(self) -> UnitRangeTeacher:
         """The embedded network after more images of desks, bins and shelves; maps in 0..1."""
-        weights = self.place / "embedded.safetensors"
+        weights = self.folder / "embedded.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
         save_file(open_network(NetworkConfig(source="embedded")).state_dict(), str(weights))
         steps = min(ASSISTANT["loop"]["steps"], self.steps)
@@ -230,7 +229,7 @@ class DistillStudy:
         count = self.images // 9 * 3
         special = [s for style in SPECIAL for s in self.rendered(style, count, SMALL)]
         run = self._trained("assistant", cfg, supervised.Supervised(cfg, special))
-        return Unit(NetworkTeacher(open_run(run), "assistant", TEACHER))
+        return UnitRangeTeacher(NetworkTeacher(open_run(run), "assistant", TEACHER))
 
     def student(self, variant: Variant, seed: int) -> Teacher:
         """What one variant learnt."""
@@ -245,7 +244,7 @@ class DistillStudy:
             changes["network.source"] = str(self.start)
             cfg = config.replace(config.build(distill.Config, BASE), changes)
             second: Teacher | None = None
-            if cfg.who != "primary":
+            if cfg.teacher_choice != "primary":
                 second = self.assistant.teacher if variant.name == ALIKE else self.assistant
             plain = [Sample(s.name, s.image) for s in self.learn]  # no depth to look at
             recipe = distill.Distill(cfg, plain, [self.primary, second])
@@ -254,12 +253,12 @@ class DistillStudy:
 
     def _trained(self, name: str, cfg: Any, recipe: Recipe) -> Path:
         """The folder of a run, gone on with if it did not end."""
-        folder = self.place / "runs" / name
+        folder = self.folder / "runs" / name
         run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
         return folder
 
 
-def parts_seen(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
+def part_errors(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
     """AbsRel of the teacher on the parts of wide views, as lists of one row an image like those of
     `scores`: asked about the part itself, and cut from its answer to the whole.
 
@@ -268,37 +267,40 @@ def parts_seen(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
     cfg = config.build(distill.Config, BASE)
     rows, columns = cfg.wide_size
     protocol = protocols.find(score.INDOOR)
-    found: dict[str, list[list[Any]]] = {"alone": [], "cut": []}
+    rows_by_way: dict[str, list[list[Any]]] = {"alone": [], "cut": []}
     for sample in judge:
         assert sample.depth is not None
         wide = Window.whole(sample.image.shape, rows, columns)
         image, truth = wide.image(sample.image), wide.nearest(sample.depth)
-        whole = PartErrors(teacher).predict(image).values
+        whole = StudentSizePredictor(teacher).predict(image).values
         errors: dict[str, list[float]] = {"alone": [], "cut": []}
         for top, left in cfg.corners():
             part = np.s_[top : top + HEIGHT, left : left + WIDTH]
             counted = protocols.counted(protocol, truth[part])
-            said = {"alone": PartErrors(teacher).predict(image[part]).values, "cut": whole[part]}
-            for how, values in said.items():
-                seen = Prediction(values, "disparity_affine_invariant")
-                depth = protocols.align(seen, truth[part], counted, ALIGNMENT, protocol)
+            answers = {
+                "alone": StudentSizePredictor(teacher).predict(image[part]).values,
+                "cut": whole[part],
+            }
+            for way, values in answers.items():
+                prediction = Prediction(values, "disparity_affine_invariant")
+                depth = protocols.align(prediction, truth[part], counted, ALIGNMENT, protocol)
                 scored = np.where(counted, truth[part], np.float32(np.nan))
-                errors[how].append(metrics.evaluate(depth, scored).abs_rel)
-        for how, values_ in errors.items():
-            found[how].append([sample.source, sample.name, float(np.nanmean(values_))])
-    return {how: np.array(lines, dtype=object) for how, lines in found.items()}
+                errors[way].append(metrics.evaluate(depth, scored).abs_rel)
+        for way, values_ in errors.items():
+            rows_by_way[way].append([sample.source, sample.name, float(np.nanmean(values_))])
+    return {way: np.array(lines, dtype=object) for way, lines in rows_by_way.items()}
 
 
 def scores(teacher: Teacher, sets: dict[str, list[Sample]]) -> dict[str, Any]:
     """Source, frame, AbsRel, delta1 and boundary F1 of every image, by set."""
     plan = score.ScoringPlan((ALIGNMENT,))
-    found = {}
+    tables = {}
     for part, samples in sets.items():
-        rows = score.score(samples, {"it": PartErrors(teacher)}, plan)
-        kept = [row for row in rows if row.method == "it"]
-        table = [[r.source, r.frame, r.abs_rel, r.delta1, r.boundary_f1] for r in kept]
-        found[part] = np.array(table, dtype=object)
-    return found
+        rows = score.score(samples, {"it": StudentSizePredictor(teacher)}, plan)
+        own = [row for row in rows if row.method == "it"]
+        table = [[r.source, r.frame, r.abs_rel, r.delta1, r.boundary_f1] for r in own]
+        tables[part] = np.array(table, dtype=object)
+    return tables
 
 
 def compared(
@@ -315,7 +317,7 @@ def compared(
     for (source, *_), one, two in zip(first[0], *means, strict=True):
         by_source.setdefault(source, []).append([float(one), float(two)])
     tables = {name: np.array(rows) for name, rows in by_source.items()}
-    return statistics.bootstrap(tables, lambda m: m[:, 1] / m[:, 0] - 1, by="source", pooled=pooled)
+    return statistics.bootstrap(tables, statistics.change, by="source", pooled=pooled)
 
 
 Results = dict[str, list[dict[str, Any]]]
@@ -332,22 +334,22 @@ def table(results: Results, parts: Sequence[str]) -> str:
     for name, rows in results.items():
         cells = [name]
         for part in parts:
-            mine = [row[part] for row in rows]
+            own = [row[part] for row in rows]
             pooled = POOLED[part]
-            values = [[mean([one], k, pooled) for one in mine] for k in (2, 3, 4)]
+            values = [[mean([one], k, pooled) for one in own] for k in (2, 3, 4)]
             abs_rel, delta1, edges = (float(np.mean(v)) for v in values)
-            each = " ".join(f"{v:.4f}" for v in values[0]) if len(mine) > 1 else ""
+            each = " ".join(f"{v:.4f}" for v in values[0]) if len(own) > 1 else ""
             change = ""
             if name != first:
                 base = [row[part] for row in results[first]]
-                change = told(compared(base, mine, pooled))
+                change = percent(compared(base, own, pooled))
             cells += [f"{abs_rel:.4f}", each, change, f"{1 - delta1:.4f}", f"{edges:.4f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def orders(results: Results, parts: Sequence[str]) -> str:
-    """Markdown: the published order, pair by pair, and what is seen here.
+    """Markdown: the published order, pair by pair, and the result here.
 
     yes or no only where the interval leaves 0 out and all seeds agree; else open.
     """
@@ -360,44 +362,42 @@ def orders(results: Results, parts: Sequence[str]) -> str:
         cells = [str(number), better, worse, published]
         for part in parts:
             two, one = ([row[part] for row in results[name]] for name in (worse, better))
-            found = compared(two, one, POOLED[part])
+            interval = compared(two, one, POOLED[part])
             each = [compared([a], [b], POOLED[part]).value for a, b in zip(two, one, strict=False)]
             verdict = "open"
-            if found.high < 0 and max(each) < 0:
+            if interval.high < 0 and max(each) < 0:
                 verdict = "yes"
-            elif found.low > 0 and min(each) > 0:
+            elif interval.low > 0 and min(each) > 0:
                 verdict = "no"
-            cells.append(f"{told(found)} {verdict}")
+            cells.append(f"{percent(interval)} {verdict}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def mean(seeds: Sequence[Any], column: int, pooled: bool) -> float:
     """Mean of a column of `scores`, over the seeds and then over images or sources."""
-    by_source: dict[str, list[float]] = {}
+    by_source: dict[str, list[list[float]]] = {}
     for rows in seeds:
         for row in rows:
-            by_source.setdefault(row[0], []).append(row[column])
-    if pooled:
-        return float(np.nanmean([v for values in by_source.values() for v in values]))
-    return float(np.nanmean([np.nanmean(values) for values in by_source.values()]))
-
-
-def told(change: statistics.Interval) -> str:
-    """As in the tables."""
-    return percent(change.value, change.low, change.high)
+            if np.isfinite(row[column]):
+                by_source.setdefault(row[0], []).append([row[column]])
+    tables = {name: np.array(values) for name, values in by_source.items()}
+    return float(statistics.mean_over(tables, pooled)[0])
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `study distill`."""
     add_run_options(parser)
     parser.add_argument(
-        "--frames", type=Path, nargs="+", default=[], help="recorded frames to judge by"
+        "--frames", type=Path, nargs="+", default=[], help="recorded frames to score on"
     )
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run what is missing, write the tables after every run and print them at the end."""
+    """Run what is missing, write the tables after every run and print them at the end.
+
+    Raises TrainingError for an unknown variant or too few images.
+    """
     names = [variant.name for variant in VARIANTS]
     for name in args.only:
         if name not in names:
@@ -408,21 +408,21 @@ def command(args: argparse.Namespace, console: Console) -> None:
     study = DistillStudy(args.out, args.images, args.steps or STEPS)
     judge = study.rendered("judge", 3 * args.rooms)
     sets = {"rooms": judge}
-    frames = [sample for folder in args.frames for sample in predict_module.recorded(folder)]
+    frames = [sample for folder in args.frames for sample in predict.recorded(folder)]
     if frames:
         sets["frames"] = frames
     chosen = [v for v in VARIANTS if not args.only or v.name in args.only]
     results: Results = {v.name: [] for v in chosen}
     more: list[str] = []
 
-    def kept(name: str, make: Any) -> dict[str, Any]:
-        what = f"{slug(name)}-{len(judge)}-{len(frames)}.json"
-        return judged(study.place / "scores" / what, make)
+    def scored(name: str, make: Any) -> dict[str, Any]:
+        file = f"{slug(name)}-{len(judge)}-{len(frames)}.json"
+        return scored_once(study.folder / "scores" / file, make)
 
     def write() -> str:
         done = {name: rows for name, rows in results.items() if rows}
         text = "\n\n".join([table(done, list(sets)), orders(done, list(sets)), *more])
-        (study.place / "table.md").write_text(text + "\n", encoding="utf-8")
+        (study.folder / "table.md").write_text(text + "\n", encoding="utf-8")
         return text
 
     for seed in args.seeds:
@@ -431,20 +431,22 @@ def command(args: argparse.Namespace, console: Console) -> None:
             def make(v: Variant = variant, s: int = seed) -> dict[str, Any]:
                 return scores(study.student(v, s), sets)
 
-            results[variant.name].append(kept(f"{variant.name}-{seed}", make))
+            results[variant.name].append(scored(f"{variant.name}-{seed}", make))
             write()
     others = {
         "start": lambda: NetworkTeacher(open_run(study.start), "start"),
         "primary teacher": lambda: study.primary,
         "assistant": lambda: study.assistant,
     }
-    for name, who in others.items():
-        results[name] = [kept(name, lambda who=who: scores(who(), sets))]  # type: ignore[misc]
-    parts = kept("parts", lambda: parts_seen(study.primary, judge))
+    for name, open_teacher in others.items():
+        results[name] = [
+            scored(name, lambda open_teacher=open_teacher: scores(open_teacher(), sets))
+        ]  # type: ignore[misc]
+    parts = scored("parts", lambda: part_errors(study.primary, judge))
     change = compared([parts["cut"]], [parts["alone"]], pooled=True)
-    alone, cut = (mean([parts[how]], 2, pooled=True) for how in ("alone", "cut"))
+    alone, cut = (mean([parts[way]], 2, pooled=True) for way in ("alone", "cut"))
     more.append(
         f"The teacher on parts of wide views, AbsRel: {alone:.4f} asked about the part,"
-        f" {cut:.4f} cut from its answer to the whole ({told(change)})."
+        f" {cut:.4f} cut from its answer to the whole ({percent(change)})."
     )
     console.print(write(), markup=False, highlight=False, soft_wrap=True)

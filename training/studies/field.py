@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of method `field` and what it reaches.
+"""Method `field`: its targets, the contribution of its parts, its interval and its limits.
 
-A case takes a task (frames as in depth_node.recordings.frames, a network and seeds) and gives
+    python -m training study field CASE SOURCE... [--seeds 0 1 2] [--out TABLES.md]
+
+A case takes a task (frames as in depth_node.recordings.frames, a network and seeds) and returns
 tables. Scores are averaged over the frames and seeds of a source, then over the sources.
 """
 
@@ -95,7 +97,7 @@ AREAS: dict[str, Callable[[int, int], tuple[slice, slice]]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a case works on; on_frame is told the name of every finished frame."""
+    """Input of a case; on_frame is called with the name of every finished frame."""
 
     sources: Sequence[Path]
     predictor: DepthPredictor
@@ -126,12 +128,12 @@ def conditions(frame: RecordedFrame, seed: int) -> Iterator[tuple[str, Split]]:
 
 
 def errors(
-    found: FitResult, known: NDArray[np.floating], where: NDArray[np.bool_]
+    result: FitResult, known: NDArray[np.floating], where: NDArray[np.bool_]
 ) -> tuple[float, float]:
-    """AbsRel, and share inside the 95 % interval, over an area (H, W) of the truth (H, W)."""
+    """AbsRel, and fraction inside the 95 % interval, over an area (H, W) of the truth (H, W)."""
     truth = known[where]
-    score = evaluate(found.depth[where], truth).abs_rel
-    return score, coverage(found.depth[where], found.std[where], truth)
+    score = evaluate(result.depth[where], truth).abs_rel
+    return score, coverage(result.depth[where], result.std[where], truth)
 
 
 # --- targets -------------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ def targets(task: Task) -> list[Table]:
             own[source] / min(score.of_sources(condition, rival)[source] for rival in RIVALS)
             for source in own
         )
-        shares = inside.of_sources(condition, "field").values()
+        coverages = inside.of_sources(condition, "field").values()
         field, paper, idw = (score(condition, name) for name in ("field", "ssf", "idw"))
         reach = MUST_REACH.get(condition)
         body.append(
@@ -175,7 +177,7 @@ def targets(task: Task) -> list[Table]:
                 f"{rmse(condition, 'field') / rmse(condition, 'idw'):.2f}",
                 f"{worst:.2f}",
                 f"{inside(condition, 'field'):.3f}",
-                f"{min(shares):.2f} to {max(shares):.2f}",
+                f"{min(coverages):.2f} to {max(coverages):.2f}",
             ]
         )
     head = ["condition", "AbsRel", "/ SSF", "must reach", "/ IDW", "RMSE / IDW"]
@@ -198,11 +200,11 @@ def ablation(task: Task) -> list[Table]:
                 if labels is None:
                     continue
                 given = flat if name == NO_NETWORK else prediction
-                found = fit(
+                result = fit(
                     given, split.points, labels, image=frame.image, config=FIELD, ablation=variant
                 )
                 means.add(
-                    name, condition, frame.source, errors(found, frame.truth, split.scored)[0]
+                    name, condition, frame.source, errors(result, frame.truth, split.scored)[0]
                 )
                 if "masks" in name:  # few frames have masks: compare on these alone
                     whole = fit(prediction, split.points, image=frame.image, config=FIELD)
@@ -233,9 +235,9 @@ def segmentation(task: Task) -> list[Table]:
             own = fit(prediction, split.points, image=frame.image, config=FIELD)
             means.add("field", condition, frame.source, errors(own, frame.truth, split.scored)[0])
             for name, labels in kinds.items():
-                found = fit(prediction, split.points, labels, config=SSF)
+                result = fit(prediction, split.points, labels, config=SSF)
                 means.add(
-                    name, condition, frame.source, errors(found, frame.truth, split.scored)[0]
+                    name, condition, frame.source, errors(result, frame.truth, split.scored)[0]
                 )
     columns = means.columns()
     rows = [["field", *(f"{means('field', c):.4f}" for c in columns)]]
@@ -254,8 +256,8 @@ def graph_regions(image: NDArray[np.uint8], scale: int) -> Labels:
         raise ValueError(
             "The graph segmentation comes from scikit-image: pip install scikit-image."
         ) from None
-    found = felzenszwalb(image, scale=scale, sigma=0.8, min_size=scale // 2)
-    return np.asarray(found + 1, np.int32)
+    regions = felzenszwalb(image, scale=scale, sigma=0.8, min_size=scale // 2)
+    return np.asarray(regions + 1, np.int32)
 
 
 # --- where points are missing --------------------------------------------------------------------
@@ -285,10 +287,10 @@ def extrapolation(task: Task) -> list[Table]:
                 scored[at] = False
                 for where, mask in (("image", scored), ("beyond", beyond)):
                     row = f"{name}, {where}"
-                    score, share = errors(own, frame.truth, mask)
+                    score, covered = errors(own, frame.truth, mask)
                     means.add(row, "field", frame.source, score)
                     means.add(row, "global", frame.source, errors(plain, frame.truth, mask)[0])
-                    worst.add(row, "inside", frame.source, share)
+                    worst.add(row, "inside", frame.source, covered)
     body = []
     for row in means.rows():
         ours, theirs = means(row, "field"), means(row, "global")
@@ -310,19 +312,19 @@ def few(task: Task) -> list[Table]:
             for seed in task.seeds:
                 split = split_uniform(frame, count, seed)
                 for name, config in rivals.items():
-                    found = fit(prediction, split.points, image=frame.image, config=config)
-                    score, share = errors(found, frame.truth, split.scored)
+                    result = fit(prediction, split.points, image=frame.image, config=config)
+                    score, covered = errors(result, frame.truth, split.scored)
                     means.add(str(count), name, frame.source, score)
                     if name == "field":
-                        means.add(str(count), "inside", frame.source, share)
-                        means.add(str(count), found.status.name, frame.source, 1.0)
+                        means.add(str(count), "inside", frame.source, covered)
+                        means.add(str(count), result.status.name, frame.source, 1.0)
     statuses = [name for name in means.columns() if name.isupper()]
     body = []
     for row in means.rows():
         cells = [f"{means(row, name):.3f}" for name in rivals]
-        share = means(row, "inside")
+        covered = means(row, "inside")
         status = next(name for name in statuses if means(row, name) == 1)
-        body.append([row, *cells, f"{share:.3f}" if np.isfinite(share) else "", status])
+        body.append([row, *cells, f"{covered:.3f}" if np.isfinite(covered) else "", status])
     return [Table("Few points, AbsRel", ["points", *rivals, "inside", "status"], body)]
 
 
@@ -330,14 +332,14 @@ def few(task: Task) -> list[Table]:
 
 
 def interval(task: Task) -> list[Table]:
-    """Share of held-out pixels inside the interval, by condition and tercile of its width."""
+    """Fraction of held-out pixels inside the interval, by condition and tercile of its width."""
     means = Means()
     for frame, prediction in task.frames():
         for condition, split in task.conditions(frame):
-            found = fit(prediction, split.points, image=frame.image, config=FIELD)
-            where = split.scored & np.isfinite(found.std)
-            width = found.std[where] / found.depth[where]
-            inside = np.abs(found.depth - frame.truth)[where] <= NORMAL_95 * found.std[where]
+            result = fit(prediction, split.points, image=frame.image, config=FIELD)
+            where = split.scored & np.isfinite(result.std)
+            width = result.std[where] / result.depth[where]
+            inside = np.abs(result.depth - frame.truth)[where] <= NORMAL_95 * result.std[where]
             low, high = np.quantile(width, [1 / 3, 2 / 3])
             parts = {
                 "all": np.ones(len(width), bool),
@@ -352,13 +354,13 @@ def interval(task: Task) -> list[Table]:
     columns = ["all", "narrow third", "middle", "wide", "median width"]
     body = []
     for row in means.rows():
-        shares = means.of_sources(row, "all").values()
+        coverages = means.of_sources(row, "all").values()
         values = [f"{means(row, name):.3f}" for name in columns]
-        body.append([row, *values, f"{min(shares):.2f} to {max(shares):.2f}"])
+        body.append([row, *values, f"{min(coverages):.2f} to {max(coverages):.2f}"])
     over_all = [float(np.nanmean([means(row, name) for row in means.rows()])) for name in columns]
     body.append(["mean", *(f"{value:.3f}" for value in over_all), ""])
     head = ["condition", *columns, "least and most of a source"]
-    return [Table("Share of held-out pixels inside the 95 % interval", head, body)]
+    return [Table("Fraction of held-out pixels inside the 95 % interval", head, body)]
 
 
 def flicker(task: Task) -> list[Table]:
@@ -408,8 +410,7 @@ CASES: dict[str, Callable[[Task], list[Table]]] = {
 }
 
 
-# --- speed ---------------------------------------------------------------------------------------
-
+# --- the figure of docs/method.md ----------------------------------------------------------------
 
 FIGURE_SEED, FIGURE_POINTS, FIGURE_HEIGHT, FIGURE_WIDTH, FIGURE_SHADE = 3, 250, 240, 320, 16
 
@@ -434,25 +435,25 @@ def figure() -> NDArray[np.uint8]:
     wrong = rng.random(FIGURE_POINTS) < 0.05
     depth[wrong] *= rng.uniform(0.4, 2.0, np.count_nonzero(wrong))
     points = SparseDepth.from_arrays(rows, cols, depth)
-    found = fit(prediction, points, image=view.image, config=FIELD)
+    result = fit(prediction, points, image=view.image, config=FIELD)
     alone = FieldAblation(residual=False)
     base = fit(prediction, points, image=view.image, config=FIELD, ablation=alone).depth
     labels = segment(view.image, prediction.values)
     rival = fit(prediction, points, labels, config=SSF)
     scale = colours.depth_scale(view.depth)
-    rejected = ~found.point_inlier
+    rejected = ~result.point_inlier
     measured = points_on_image(view.image, rows, cols, depth, scale)
     measured = draw_crosses(measured, rows[rejected], cols[rejected])
     change = colours.Scale("error", -25, 25, unit="%", low_word="nearer", high_word="farther")
-    percent = 100 * NORMAL_95 * found.std / found.depth
+    percent = 100 * NORMAL_95 * result.std / result.depth
     width = colours.Scale("deviation", 0.0, float(np.quantile(percent, 0.95)), unit="%")
-    wrongness = colours.relative_error_percent(found.depth, view.depth)
-    inside = float(np.mean(np.abs(wrongness) / 100 * view.depth <= NORMAL_95 * found.std))
+    wrongness = colours.relative_error_percent(result.depth, view.depth)
+    inside = float(np.mean(np.abs(wrongness) / 100 * view.depth <= NORMAL_95 * result.std))
     captions = {
         "points": f"{FIGURE_POINTS} points, 2 % noise; crosses: not believed",
         "base": f"robust line in disparity: error {mean_percent(base, view.depth):.1f} %",
         "change": "kriging of the residual, and detail",
-        "depth": f"B exp(m + U + C): error {mean_percent(found.depth, view.depth):.1f} %",
+        "depth": f"B exp(m + U + C): error {mean_percent(result.depth, view.depth):.1f} %",
         "width": f"holds the truth at {inside:.0%} of the pixels",
         "error": f"SSF as published: error {mean_percent(rival.depth, view.depth):.1f} %",
     }
@@ -462,19 +463,21 @@ def figure() -> NDArray[np.uint8]:
         panels.ImageCard("Base B", colours.colour_map(base, scale), captions["base"], scale),
         panels.ImageCard(
             "Residual m + U + C",
-            colours.colour_map(100 * (found.depth / base - 1), change),
+            colours.colour_map(100 * (result.depth / base - 1), change),
             captions["change"],
             change,
         ),
-        panels.ImageCard("Depth", colours.colour_map(found.depth, scale), captions["depth"], scale),
+        panels.ImageCard(
+            "Depth", colours.colour_map(result.depth, scale), captions["depth"], scale
+        ),
         panels.ImageCard(
             "95 % interval, ±", colours.colour_map(percent, width), captions["width"], width
         ),
         panels.ImageCard("Error", colours.colour_map(wrongness, error), captions["error"], error),
     ]
     heading = "Method field"
-    told = "a rendered room; the network is the true disparity, blurred and bent by 15 %"
-    image = panels.compose(heading, told, cards, columns=3, card_width=340)
+    subtitle = "a rendered room; the network is the true disparity, blurred and bent by 15 %"
+    image = panels.compose(heading, subtitle, cards, columns=3, card_width=340)
     shades = np.uint8(FIGURE_SHADE)
     return image // shades * shades + shades // 2  # fewer shades, smaller file
 
@@ -491,7 +494,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run a case and print its tables; `figure` writes the image of docs/method.md."""
+    """Run a case and print its tables; `figure` writes the image of docs/method.md.
+
+    Raises UsageError without sources.
+    """
     if args.case == "figure":
         write_image(args.out or Path("field.png"), figure())
         return

@@ -19,13 +19,12 @@ from training import checkpoints
 from training.data.augmentation import Window
 from training.data.mixed import Mixture
 from training.data.pool import Pool
-from training.data.samples import Sample
+from training.data.samples import F64, Sample
 from training.data.sequences import open_triplets
 from training.loop import run
 from training.recipes import mesa
 from training.studies import add_run_options
-from training.studies.common import Variant, slug
-from training.studies.runs import F64, Study, pool, pool_settings, run_study, samples
+from training.studies.common import Study, Variant, pool, pool_settings, run_study, samples, slug
 
 MESA_SIZE = {"height": 56, "width": 84}
 MESA_BASE: dict[str, Any] = {
@@ -91,7 +90,7 @@ def metre_errors(path: Path, judge: Sequence[Sample]) -> F64:
     """(images, 2): RMSE in metres and AbsRel, nothing aligned."""
     network, spec, _ = mesa.exportable(checkpoints.read(path))
     network.eval()
-    found = []
+    rows = []
     for sample in judge:
         assert sample.depth is not None
         window = Window.whole(sample.image.shape, MESA_SIZE["height"], MESA_SIZE["width"])
@@ -99,8 +98,8 @@ def metre_errors(path: Path, judge: Sequence[Sample]) -> F64:
         depth = network(spec.normalise(x.permute(2, 0, 1)[None].float() / 255))
         full = functional.interpolate(depth, sample.depth.shape, mode="bilinear")[0, 0].numpy()
         scores = evaluate(full, sample.depth)
-        found.append((scores.rmse, scores.abs_rel))
-    return np.array(found)
+        rows.append((scores.rmse, scores.abs_rel))
+    return np.array(rows)
 
 
 def _mesa_study(args: argparse.Namespace) -> Study:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What regions cost and what they bring: `depth_tools bench regions CASE [SOURCE...]`.
+"""What regions cost and what they bring: `python -m training study regions CASE [SOURCE...]`.
 
 Cases
     prompts     everything but the engines of a prompted network, on one core
-    motion      ways to carry regions to the next images, on rendered walks
+    motion      methods that propagate regions to the next images, on rendered walks
     reuse       segmentation of every k-th image: accuracy and time, on rendered walks
     masks       real masks, the image's own regions, none: accuracy on recorded frames
 """
@@ -77,7 +77,7 @@ ENCODER_PX, MAP_PX, BATCH = 1024, 256, 64  # of SAM
 
 
 class _Answers:
-    """In the place of an engine: gives, in turns, answers that were made before, at once."""
+    """Stands in for an engine: returns prepared outputs in turn, at once."""
 
     backend = "none"
 
@@ -107,7 +107,7 @@ class _Answers:
 def prompted_model(labels: Labels, per_side: int) -> PromptedRegionModel:
     """A prompted network without engines that knows the exact regions (H, W) of an image.
 
-    As SAM does it gives three masks for a point: a part, the whole, and what lies around it, each
+    Like SAM it returns three masks for a point: a part, the whole, and its surroundings, each
     with an IoU and a stability of which the default limits keep about the half.
     """
     spec = InputSpec(ENCODER_PX, ENCODER_PX, resize="corner")
@@ -116,7 +116,7 @@ def prompted_model(labels: Labels, per_side: int) -> PromptedRegionModel:
     small = cv2.resize(labels, (cols, rows), interpolation=cv2.INTER_NEAREST_EXACT)
     rng = np.random.default_rng(0)
     points = point_grid(per_side, rows, cols).astype(np.int64)
-    found: dict[str, list[Any]] = {"masks": [], "boxes": []}
+    maps: dict[str, list[Any]] = {"masks": [], "boxes": []}
     for col, row in points:
         whole = (small == small[row, col]).astype(np.uint8)
         part = cv2.erode(whole, np.ones((9, 9), np.uint8))
@@ -125,10 +125,10 @@ def prompted_model(labels: Labels, per_side: int) -> PromptedRegionModel:
             logits: NDArray[np.float32] = np.full((MAP_PX, MAP_PX), -12, np.float32)
             logits[:rows] = cv2.GaussianBlur(mask * np.float32(24) - 12, (0, 0), 1.5)
             left, top, width, height = cv2.boundingRect((logits > 0).astype(np.uint8))
-            found["masks"].append(logits)
-            found["boxes"].append([left, top, left + width - 1, top + height - 1])
-    masks = np.stack(found["masks"]).reshape(-1, BATCH, 3, MAP_PX, MAP_PX)
-    boxes = np.array(found["boxes"], np.float32).reshape(-1, BATCH, 3, 4)
+            maps["masks"].append(logits)
+            maps["boxes"].append([left, top, left + width - 1, top + height - 1])
+    masks = np.stack(maps["masks"]).reshape(-1, BATCH, 3, MAP_PX, MAP_PX)
+    boxes = np.array(maps["boxes"], np.float32).reshape(-1, BATCH, 3, 4)
     answers = [
         {
             "masks": mask,
@@ -161,7 +161,7 @@ def prompts(
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """Milliseconds of preprocessing, choosing and painting of a prompted network's answers."""
+    """Milliseconds of preprocessing, selection and painting of a prompted network's masks."""
     rows = []
     with one_core():
         for height, width in ((480, 640), (720, 1280)):
@@ -179,10 +179,10 @@ def prompts(
                 spent_ms = (time.process_time() - begin) * 1e3
                 for stage, value in zip(stages, (*_own_ms(model), spent_ms), strict=True):
                     times[stage].append(value)
-            kept = len(model.masks(view.image))
+            mask_count = len(model.masks(view.image))
             ms = {stage: f"{np.median(ms):.1f} ({min(ms):.1f})" for stage, ms in times.items()}
-            found = [f"{width}x{height}", str(3 * 256), str(kept), str(labels.max())]
-            rows.append([*found, *ms.values()])
+            cells = [f"{width}x{height}", str(3 * 256), str(mask_count), str(labels.max())]
+            rows.append([*cells, *ms.values()])
             on_frame(f"{width}x{height}")
     head = ["image", "masks given", "masks kept", "regions", "to the tensor, ms"]
     head += ["answers to regions, ms", "all, ms of the processor"]
@@ -216,11 +216,11 @@ def _phase(now: NDArray[np.uint8], key: NDArray[np.uint8], start: Any) -> Flow:
 
 
 def _farneback(now: NDArray[np.uint8], key: NDArray[np.uint8], start: Any) -> Flow:
-    found = cv2.calcOpticalFlowFarneback(now, key, np.empty(0), 0.5, 3, 15, 3, 5, 1.2, 0)
-    return np.asarray(found, np.float32)
+    flow = cv2.calcOpticalFlowFarneback(now, key, np.empty(0), 0.5, 3, 15, 3, 5, 1.2, 0)
+    return np.asarray(flow, np.float32)
 
 
-# Name -> width of the small images, the method, and whether it begins with the last answer.
+# Name -> width of the small images, the method, and whether it starts from the last flow.
 WAYS: dict[str, tuple[int, Finder, bool]] = {
     "regions stay where they are": (160, _still, False),
     "phase correlation, 160 px": (160, _phase, False),
@@ -240,7 +240,7 @@ def motion(
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """Share of pixels that carried exact regions name wrongly, after so many images."""
+    """Fraction of pixels that carried exact regions label wrongly, after so many images."""
     means = Means()
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     with one_core():
@@ -296,7 +296,7 @@ def reuse(
             views = _walk(room)
             predictions = [predictor.predict(view.image) for view in views]
             for (title, make), (name, config) in itertools.product(makers.items(), EVERY.items()):
-                memory, found = RegionMemory(), means[title]
+                memory, scores = RegionMemory(), means[title]
                 for step, (view, prediction) in enumerate(zip(views, predictions, strict=True)):
                     start = time.process_time()
                     labels = memory.carried(view.image, config)
@@ -305,11 +305,11 @@ def reuse(
                         labels = make(view, prediction.values, config)
                         memory.keep(view.image, labels)
                     spent_ms = (time.process_time() - start) * 1e3
-                    found.add(name, "segmented", str(room), float(anew))
-                    found.add(name, "ms", str(room), spent_ms)
+                    scores.add(name, "segmented", str(room), float(anew))
+                    scores.add(name, "ms", str(room), spent_ms)
                     for method in methods:
                         error = _error(view, prediction, labels, method, 500, [room, step])
-                        found.add(name, method, str(room), error)
+                        scores.add(name, method, str(room), error)
             on_frame(f"room {room}")
     head = ["segmented", "images segmented", *methods, "regions, ms of the processor an image"]
     notes = [
@@ -324,15 +324,15 @@ def reuse(
             [
                 [
                     name,
-                    f"{found(name, 'segmented'):.0%}",
-                    *(f"{found(name, method):.4f}" for method in methods),
-                    f"{found(name, 'ms'):.1f}",
+                    f"{scores(name, 'segmented'):.0%}",
+                    *(f"{scores(name, method):.4f}" for method in methods),
+                    f"{scores(name, 'ms'):.1f}",
                 ]
                 for name in EVERY
             ],
             notes,
         )
-        for title, found in means.items()
+        for title, scores in means.items()
     ]
 
 
@@ -382,7 +382,10 @@ def masks(
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """AbsRel with stored masks, the image's own regions and none, at the same points."""
+    """AbsRel with stored masks, the image's own regions and none, at the same points.
+
+    Raises ValueError where no frame has stored masks.
+    """
     scores: dict[str, Means] = {}
     count: dict[str, int] = {}
     regions_of: dict[str, list[int]] = {}
@@ -397,8 +400,8 @@ def masks(
         means = scores.setdefault(frame.source, Means())
         count[frame.source] = count.get(frame.source, 0) + 1
         for kind, labels in kinds.items():
-            found = 1 if labels is None else int(labels.max())
-            regions_of.setdefault(f"{frame.source} {kind}", []).append(found)
+            number = 1 if labels is None else int(labels.max())
+            regions_of.setdefault(f"{frame.source} {kind}", []).append(number)
         for points in POINTS:
             if points > 0.5 * np.isfinite(frame.truth).sum():
                 continue

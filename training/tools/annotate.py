@@ -3,10 +3,10 @@
 
     python -m training annotate IMAGES --out labels.csv
 
-Every answer is on the disk before the next question shows; the same command goes on where it
-stopped. Which points are asked follows from the seed and the image's name: two places inside two
-different regions of the image, away from their borders, where a person can tell. First every
-image is asked once, then every image again, so that stopping early leaves no image out.
+Every answer is on the disk before the next question appears; the same command resumes where it
+stopped. The points follow from the seed and the image's name: two points inside two different
+regions of the image, away from their borders. Every image gets one question before any image gets
+a second one, so that stopping early leaves no image out.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ LARGEST_ANSWER = 4096  # bytes of a request
 def propose(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """x1, y1, x2, y2 (px) of two points of an image (H, W, 3), inside two of its regions."""
     height, width = image.shape[:2]
-    share = min(1.0, LONGEST_ASKED_PX / max(height, width))
-    size = (max(round(width * share), 2), max(round(height * share), 2))
+    shrink = min(1.0, LONGEST_ASKED_PX / max(height, width))
+    size = (max(round(width * shrink), 2), max(round(height * shrink), 2))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     labels = segment(np.ascontiguousarray(small, np.uint8))
     area = np.bincount(labels.ravel())[1:].astype(np.float64)
@@ -84,7 +84,7 @@ def _inside(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[NDArray[
 
 
 class Session:
-    """Questions, answers and where they are kept. Safe to use from several threads."""
+    """Questions, answers and the label file. Safe to use from several threads."""
 
     def __init__(self, cfg: DataConfig, out: Path, per_image: int = 5, seed: int = 0) -> None:
         self.samples = open_samples(cfg)
@@ -124,17 +124,17 @@ class Session:
         """To the first question that is neither answered nor skipped, then to the skipped ones."""
         while True:
             passed = self._done | set(self._skipped)
-            found = next((q for q in range(self.total) if q not in passed), -1)
-            if found < 0 or not self._is_answered(found):
+            question = next((q for q in range(self.total) if q not in passed), -1)
+            if question < 0 or not self._is_answered(question):
                 break
             # Answered before the program was started anew, but an earlier one was not.
-            self._done.add(found)
-            same = range(found % len(self.names), found, len(self.names))
-            owed = [q for q in same if q in self._done and not self._is_answered(q)]
-            self._done.difference_update(owed[:1])
-        if found < 0 and self._skipped:
-            found = self._skipped[0]
-        self._question = found
+            self._done.add(question)
+            same = range(question % len(self.names), question, len(self.names))
+            unanswered = [q for q in same if q in self._done and not self._is_answered(q)]
+            self._done.difference_update(unanswered[:1])
+        if question < 0 and self._skipped:
+            question = self._skipped[0]
+        self._question = question
 
     def state(self) -> dict[str, Any]:
         """What the page shows."""
@@ -164,7 +164,7 @@ class Session:
         }
 
     def answer(self, question: int, relation: str) -> bool:
-        """Keep an answer; False, and nothing kept, where another question is the current one."""
+        """Store an answer; False, and nothing stored, where another question is the current one."""
         if question != self._question or question < 0 or relation not in SIGNS:
             return False
         x1, y1, x2, y2 = self._points(question)
@@ -181,7 +181,7 @@ class Session:
         return True
 
     def skip(self, question: int) -> bool:
-        """Ask it later, after all others; after a restart it is asked in its turn."""
+        """Defer a question until all others are answered; after a restart it comes in its turn."""
         if question != self._question or question < 0:
             return False
         if question in self._skipped:
@@ -200,10 +200,10 @@ class Session:
             if question in self._skipped:
                 self._skipped.remove(question)
         else:
-            place = (self.names[question % len(self.names)], *self._points(question))
-            self.pairs = [pair for pair in self.pairs if _place(pair) != place]
+            asked_pair = (self.names[question % len(self.names)], *self._points(question))
+            self.pairs = [pair for pair in self.pairs if _place(pair) != asked_pair]
             write_labels(self.out, self.pairs)
-            self._answered.discard(place)
+            self._answered.discard(asked_pair)
             self._done.discard(question)
         self._question = question
         return True
@@ -248,9 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return self._fail(HTTPStatus.BAD_REQUEST, "The request has no or too large a size.")
         try:
-            asked = json.loads(self.rfile.read(int(size)) or b"{}")
-            question = int(asked.get("question", -1))
-            relation = str(asked.get("relation", ""))
+            request = json.loads(self.rfile.read(int(size)) or b"{}")
+            question = int(request.get("question", -1))
+            relation = str(request.get("relation", ""))
         except (ValueError, AttributeError, TypeError):
             return self._fail(HTTPStatus.BAD_REQUEST, "The request is no JSON object.")
         session = self.session
@@ -294,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def serve(session: Session, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
-    """A server of the page, not yet running; port 0: any that is free."""
+    """A server of the page, not yet running; port 0: any that is free. Raises DataError."""
     handler = type("Handler", (_Handler,), {"session": session})
     try:
         return ThreadingHTTPServer((host, port), handler)
@@ -310,14 +310,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="label file, .csv or .json")
     parser.add_argument("--kind", default="images", help="layout of the folder: images or frames")
     parser.add_argument("--per-image", type=int, default=5, help="questions per image")
-    parser.add_argument("--seed", type=int, default=0, help="of the points that are asked")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the points")
     parser.add_argument("--host", default="127.0.0.1", help="address; only this machine by default")
     parser.add_argument("--port", type=int, default=8642, help="0: any that is free")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Serve the page until Ctrl-C."""
+    """Serve the page until Ctrl-C. Raises DataError."""
     if args.per_image < 1:
         raise DataError("--per-image must be at least 1.")
     data = DataConfig(kind=args.kind, folder=str(args.folder))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loop costs: images a second of loop.run against the shortest loop that PyTorch allows.
+"""Images per second of loop.run against the shortest loop that PyTorch allows.
 
 Both train a model of the same recipe on the same batches, in one process, taking turns of a few
-steps, so that whatever else the machine does hits both. The bare loop has no averaged weights, no
+steps, so that other work on the machine affects both. The bare loop has no averaged weights, no
 log, no checkpoints and no progress bar. Peak memory is that of two further processes, one for each.
 """
 
@@ -27,7 +27,7 @@ from accelerate.utils import send_to_device
 from rich.console import Console
 
 from depth_node import config
-from training import recipes
+from training import recipes, renamed_settings
 from training.loop import LoopConfig, Recipe, run
 
 WARM_STEPS = 3
@@ -135,7 +135,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace, console: Console) -> None:
     """Print images a second of both, their ratio and the peak memory of both."""
     module = recipes.find(args.recipe)
-    cfg = config.load(module.Config, args.config, args.overrides)
+    cfg = renamed_settings.load(module.Config, args.config, args.overrides)
     settings = config.to_dict(cfg)
 
     def build() -> Recipe:

@@ -45,10 +45,10 @@ def test_every_severity_is_farther_from_the_clean_picture(
 ) -> None:
     for seed, image in enumerate(images):
         before = image.copy()
-        worn = [corrupt(image, name, k, seed) for k in range(6)]
+        corrupted = [corrupt(image, name, k, seed) for k in range(6)]
         np.testing.assert_array_equal(image, before)
-        np.testing.assert_array_equal(worn[0], image)
-        distances = [float(np.mean((w.astype(float) - image) ** 2)) for w in worn]
+        np.testing.assert_array_equal(corrupted[0], image)
+        distances = [float(np.mean((w.astype(float) - image) ** 2)) for w in corrupted]
         assert np.all(np.diff(distances) > 0), distances
 
 
@@ -74,8 +74,8 @@ def test_any_size_stays_what_it_is(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for name in CORRUPTIONS:
         for severity in (1, 5):
-            found = corrupt(image, name, severity)
-            assert found.shape == image.shape and found.dtype == np.uint8, name
+            corrupted = corrupt(image, name, severity)
+            assert corrupted.shape == image.shape and corrupted.dtype == np.uint8, name
 
 
 def test_values_by_hand() -> None:
@@ -94,14 +94,14 @@ def test_values_by_hand() -> None:
 
 def test_noise_has_the_size_the_table_says() -> None:
     grey = np.full((200, 200, 3), 128, np.uint8)
-    share = 128 / 255
+    level = 128 / 255
 
     def spread(name: str) -> float:
         return float((corrupt(grey, name, 1).astype(float) / 255).std())
 
     assert spread("gaussian") == pytest.approx(0.08, rel=0.02)
-    assert spread("shot") == pytest.approx(np.sqrt(share / 60), rel=0.03)
-    assert spread("iso") == pytest.approx(np.hypot(np.sqrt(share / 25), 0.7 * 0.08), rel=0.05)
+    assert spread("shot") == pytest.approx(np.sqrt(level / 60), rel=0.03)
+    assert spread("iso") == pytest.approx(np.hypot(np.sqrt(level / 25), 0.7 * 0.08), rel=0.05)
     changed = (corrupt(grey, "impulse", 1) != 128).mean()
     assert changed == pytest.approx(0.03, rel=0.05)
     assert corrupt(grey, "shot", 1).mean() == pytest.approx(128, abs=0.5)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of published data sets on tiny fakes of their layouts, and shards."""
+"""Readers of published data sets on small fakes of their layouts, and on damaged files."""
 
 from __future__ import annotations
 
 import csv
-import pickle
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,12 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from depth_node import config
-from training.__main__ import main
-from training.data import layouts
+from tests.helpers.data_sets import cut, frame, frames, noise, opened, put, sample_image
+from training.data.layouts import read_image
 from training.data.open import DataConfig, open_samples
 from training.data.samples import DataError, DataSet, Sample
-from training.tools import pack_shards
 
 H, W = 12, 16
-
-
-def sample_image(seed: int = 0, height: int = H, width: int = W) -> NDArray[np.uint8]:
-    """Smooth, so that JPEG keeps it nearly."""
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack([x * 10 + seed, y * 15, x * 0 + 40 + seed], axis=2).astype(np.uint8)
 
 
 def truth() -> NDArray[np.float64]:
@@ -39,26 +29,8 @@ def truth() -> NDArray[np.float64]:
     return depth
 
 
-def put(path: Path, content: NDArray[Any]) -> Path:
-    """An image (RGB) or map as the file that its name says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
-        np.save(path, content)
-    else:
-        plain = content if content.ndim == 2 else cv2.cvtColor(content, cv2.COLOR_RGB2BGR)
-        # ETH3D and Hypersim use upper case and several dots.
-        done, encoded = cv2.imencode(path.suffix.lower(), plain)
-        assert done
-        path.write_bytes(encoded.tobytes())
-    return path
-
-
 def steps(per_metre: float) -> NDArray[np.uint16]:
     return np.round(truth() * per_metre).astype(np.uint16)
-
-
-def opened(kind: str, folder: Path, **more: Any) -> DataSet:
-    return open_samples(DataConfig(kind=kind, folder=str(folder), **more))
 
 
 def agrees(sample: Sample, expected: NDArray[Any] | None = None, atol: float = 0.006) -> None:
@@ -184,13 +156,13 @@ def test_kitti(tmp_path: Path, merged: bool) -> None:
 
 
 def test_diode(tmp_path: Path) -> None:
-    place = tmp_path / "val" / "indoors" / "scene_00019" / "scan_00183"
+    scan = tmp_path / "val" / "indoors" / "scene_00019" / "scan_00183"
     stem = "00019_00183_indoors_000_010"
-    put(place / f"{stem}.png", sample_image())
+    put(scan / f"{stem}.png", sample_image())
     depth = truth()
     depth[0] = 5.0  # masked out instead
-    put(place / f"{stem}_depth.npy", depth[..., None].astype(np.float32))
-    put(place / f"{stem}_depth_mask.npy", (truth() > 0).astype(np.float32))
+    put(scan / f"{stem}_depth.npy", depth[..., None].astype(np.float32))
+    put(scan / f"{stem}_depth_mask.npy", (truth() > 0).astype(np.float32))
     samples = opened("diode", tmp_path, split="val/indoors")
     assert names(samples) == [f"val/indoors/scene_00019/scan_00183/{stem}.png"]
     agrees(samples[0], atol=1e-6)
@@ -204,12 +176,12 @@ def test_eth3d(tmp_path: Path) -> None:
     put(tmp_path / "courtyard" / "images" / "dslr_images" / "DSC_0286.JPG", sample_image())
     depth = truth().astype(np.float32)
     depth[0] = np.inf
-    place = tmp_path / "courtyard" / "ground_truth_depth" / "dslr_images"
-    place.mkdir(parents=True)
-    depth.tofile(place / "DSC_0286.JPG")
+    depths = tmp_path / "courtyard" / "ground_truth_depth" / "dslr_images"
+    depths.mkdir(parents=True)
+    depth.tofile(depths / "DSC_0286.JPG")
     (sample,) = opened("eth3d", tmp_path)
     agrees(sample, atol=1e-6)
-    depth[:3].tofile(place / "DSC_0286.JPG")
+    depth[:3].tofile(depths / "DSC_0286.JPG")
     with pytest.raises(DataError, match=r"DSC_0286\.JPG cannot be read \(48 numbers"):
         opened("eth3d", tmp_path)[0]
 
@@ -238,10 +210,10 @@ def test_scannet(tmp_path: Path) -> None:
 def test_void(tmp_path: Path) -> None:
     release = tmp_path / "void_release" / "void_150"
     for sequence in ("classroom0", "birthplace"):
-        place = release / "data" / sequence
-        put(place / "image" / "1552.25.png", sample_image())
-        put(place / "ground_truth" / "1552.25.png", steps(256))
-        np.savetxt(place / "K.txt", np.array([[20.0, 0, 8], [0, 21, 6], [0, 0, 1]]))
+        frames_of = release / "data" / sequence
+        put(frames_of / "image" / "1552.25.png", sample_image())
+        put(frames_of / "ground_truth" / "1552.25.png", steps(256))
+        np.savetxt(frames_of / "K.txt", np.array([[20.0, 0, 8], [0, 21, 6], [0, 0, 1]]))
     made = "data/void_release/void_150/data/classroom0"  # where the release was made
     (release / "test_image.txt").write_text(f"{made}/image/1552.25.png\n")
     (release / "test_ground_truth.txt").write_text(f"{made}/ground_truth/1552.25.png\n")
@@ -300,87 +272,66 @@ def test_virtual_kitti_2(tmp_path: Path, archives: bool) -> None:
     agrees(samples[0], atol=0.011)
 
 
-def test_procedural_rooms_follow_from_the_seed() -> None:
-    cfg = DataConfig(kind="procedural", seed=4, limit=3, height=24, width=32)
-    first, again = open_samples(cfg), open_samples(cfg)
-    assert len(first) == 3
-    np.testing.assert_array_equal(first[2].image, again[2].image)
-    assert not np.array_equal(first[1].image, first[2].image)
-    assert first[0].camera is not None and first[0].camera.width == 32
-    with pytest.raises(DataError, match="need a seed"):
-        open_samples(DataConfig(kind="procedural"))
+# --- files that cannot be used --------------------------------------------------------------------
 
 
-def test_samples_travel_to_workers(tmp_path: Path) -> None:
-    put(tmp_path / "a.png", sample_image())
-    samples = pickle.loads(pickle.dumps(opened("images", tmp_path)))
-    np.testing.assert_array_equal(samples[0].image, sample_image())
-
-
-# --- shards ---------------------------------------------------------------------------------------
-
-
-def rooms(count: int = 5) -> DataSet:
-    return open_samples(DataConfig(kind="procedural", seed=4, limit=count, height=24, width=32))
-
-
-def test_shards_give_back_what_went_in(tmp_path: Path) -> None:
-    written = list(rooms())
-    masks = np.arange(24 * 32, dtype=np.int32).reshape(24, 32)
-    assert written[0].depth is not None
-    hole = written[0].depth.copy()
-    hole[:4] = np.nan
-    written[0] = Sample("holes", written[0].image, hole, written[0].camera, masks)
-    written[1] = Sample("no truth", written[1].image)
-    assert pack_shards.write_shards(written, tmp_path / "out", per_shard=2) == 5
-    assert len(list((tmp_path / "out").glob("*.tar"))) == 3
-    read = open_samples(DataConfig(kind="shards", folder=str(tmp_path / "out")))
-    assert names(read) == [sample.name for sample in written]
-    for sample, before in zip(read, written, strict=True):
-        np.testing.assert_array_equal(sample.image, before.image)
-        assert sample.camera == before.camera
-        if before.depth is None:
-            assert sample.depth is None
-            continue
-        assert sample.depth is not None
-        half_step = np.nanmax(before.depth) / 65535 / 2
-        np.testing.assert_allclose(sample.depth, before.depth, atol=half_step * 1.01)
-    assert read[0].masks is not None
-    np.testing.assert_array_equal(read[0].masks, masks)
-
-
-# The library leaves its files to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
-    import webdataset
-
-    pack_shards.write_shards(rooms(), tmp_path / "out", per_shard=3, jpeg=95)
-    urls = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
-    found = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
-    assert [set(sample) >= {"jpg", "depth.png", "json"} for sample in found] == [True] * 5
-
-
-def test_shards_by_command_and_their_refusals(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("end", ["jpg", "png", "bmp", "webp", "tiff"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_a_damaged_picture_is_named(
+    tmp_path: Path, end: str, damage: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    put(tmp_path / "in" / "a.png", sample_image())
-    settings = ["kind=images", f"folder={tmp_path / 'in'}"]
-    assert main(["shards", "--out", str(out), *settings]) == 0
-    assert "1 samples" in capsys.readouterr().out
-    assert main(["shards", "--out", str(out), *settings]) == 1
-    assert "is not empty" in capsys.readouterr().err
-    (shard,) = out.glob("*.tar")
-    with tarfile.open(shard) as tar:
-        assert sorted(member.name for member in tar) == ["000000000.json", "000000000.png"]
-    shard.write_bytes(shard.read_bytes()[:700])
-    with pytest.raises(DataError, match=r"tar cannot be read \(.*copy it again"):
-        opened("shards", out)
-    (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="holds no shards"):
-        opened("shards", tmp_path / "none")
+    path = tmp_path / f"a.{end}"
+    assert cv2.imwrite(str(path), noise())
+    assert read_image(path).shape == noise().shape
+    if damage == "cut":
+        cut(path)
+    else:
+        path.write_text("" if damage == "empty" else "this is no image")
+    samples = open_samples(DataConfig(kind="images", folder=str(tmp_path)))
+    with pytest.raises(DataError, match=rf"a\.{end} cannot be read .*copy it again"):
+        samples[0]
 
 
-def test_the_kinds_are_the_layouts() -> None:
-    (kind,) = (item for item in config.describe(DataConfig) if item.name == "kind")
-    assert set(kind.choices) == set(layouts.LAYOUTS) | {"shards", "procedural"}
+def test_a_jpeg_with_a_thumbnail_and_a_tail_is_whole(tmp_path: Path) -> None:
+    """Cameras put a small JPEG into the header and bytes of their own behind the end."""
+    done, image = cv2.imencode(".jpg", noise())
+    assert done
+    small = cv2.imencode(".jpg", noise()[:8, :8])[1].tobytes()
+    header = b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small
+    content = image.tobytes()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content[:2] + header + content[2:] + bytes(40))
+    assert read_image(path).shape == noise().shape
+    path.write_bytes(content[:2] + header + content[2 : len(content) // 2])
+    with pytest.raises(DataError, match="damaged or cut"):
+        read_image(path)
+
+
+def test_damaged_depth_is_named(tmp_path: Path) -> None:
+    cut(frame(tmp_path / "png" / "0001") / "depth.png")
+    with pytest.raises(DataError, match=r"depth\.png cannot be decoded"):
+        frames(tmp_path / "png")[0]
+    cut(frame(tmp_path / "npz" / "0001", np.ones(noise().shape[:2], np.float32)) / "depth.npz")
+    with pytest.raises(DataError, match=r"depth\.npz cannot be read"):
+        frames(tmp_path / "npz")[0]
+    cut(frame(tmp_path / "jpg" / "0001", image="rgb.jpg") / "rgb.jpg")
+    with pytest.raises(DataError, match=r"rgb\.jpg cannot be read .*damaged or cut"):
+        frames(tmp_path / "jpg")[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"no array"])
+def test_a_damaged_array_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "s").mkdir()
+    assert cv2.imwrite(str(tmp_path / "s" / "a.png"), noise())
+    np.save(tmp_path / "s" / "a_depth_mask.npy", np.ones(noise().shape[:2]))
+    (tmp_path / "s" / "a_depth.npy").write_bytes(content)
+    samples = open_samples(DataConfig(kind="diode", folder=str(tmp_path)))
+    with pytest.raises(DataError, match=r"a_depth\.npy cannot be read"):
+        samples[0]
+
+
+def test_eight_bit_depth_is_refused(tmp_path: Path) -> None:
+    for name in ("rgb_1.png", "depth_1.png"):
+        assert cv2.imwrite(str(tmp_path / name), noise())
+    with pytest.raises(DataError, match=r"depth_1\.png cannot be read \(uint8 with 3"):
+        open_samples(DataConfig(kind="nyuv2", folder=str(tmp_path)))[0]

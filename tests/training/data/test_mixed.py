@@ -48,17 +48,17 @@ def test_a_batch_follows_from_its_generators(tmp_path: Path) -> None:
 
 def test_the_second_data_set_has_its_share(tmp_path: Path) -> None:
     first = Mixture(settings(tmp_path, first="data"))
-    both = Mixture(settings(tmp_path, first="data", second_share=0.25))
+    both = Mixture(settings(tmp_path, first="data", second_probability=0.25))
     only = set(drawn(first, 3))
     assert len(only) == 1
-    share = np.mean([depth not in only for depth in drawn(both)])
-    assert share == pytest.approx(0.25, abs=0.1)
-    pooled = Mixture(settings(tmp_path, second_share=0.5))
+    fraction = np.mean([depth not in only for depth in drawn(both)])
+    assert fraction == pytest.approx(0.25, abs=0.1)
+    pooled = Mixture(settings(tmp_path, second_probability=0.5))
     assert len(set(drawn(pooled, 60))) == 6 + 1
 
 
 def test_the_second_data_set_may_have_its_own_size(tmp_path: Path) -> None:
-    cfg = settings(tmp_path, second_share=0.5, second_height=8, second_width=32)
+    cfg = settings(tmp_path, second_probability=0.5, second_height=8, second_width=32)
     mixture = Mixture(cfg)
     rngs = [np.random.default_rng(k) for k in range(20)]
     shapes = {tuple(mixture.batch([rng], 16, 16, ViewConfig())["depth"].shape) for rng in rngs}

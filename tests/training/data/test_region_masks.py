@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from training.checkpoints import TrainingError
-from training.data import region_masks as module
+from training.data import region_masks
 from training.data.region_masks import MaskConfig, MaskMaker, as_layers, sam_masks, stacked
 from training.models.segment_anything import open_sam
 
@@ -73,15 +73,15 @@ def tiny_sam(folder: Path, kind: str) -> Path:
 
 
 def test_classical_regions_are_masks_that_fill_the_picture() -> None:
-    found = MaskMaker(MaskConfig())(image())
-    assert found.dtype == np.bool_
-    assert found.shape[1:] == (H, W)
-    assert (found.sum(axis=0) == 1).all()
-    size = found.sum(axis=(1, 2))
+    masks = MaskMaker(MaskConfig())(image())
+    assert masks.dtype == np.bool_
+    assert masks.shape[1:] == (H, W)
+    assert (masks.sum(axis=0) == 1).all()
+    size = masks.sum(axis=(1, 2))
     assert (np.diff(size) <= 0).all()
-    assert len(found) >= 4
+    assert len(masks) >= 4
     few = MaskMaker(MaskConfig(most=2))(image())
-    np.testing.assert_array_equal(few, found[:2])
+    np.testing.assert_array_equal(few, masks[:2])
 
 
 def test_masks_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_masks_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def again(*_: object, **__: object) -> None:
         raise AssertionError("made twice")
 
-    monkeypatch.setattr(module, "segment", again)
+    monkeypatch.setattr(region_masks, "segment", again)
     np.testing.assert_array_equal(MaskMaker(cfg)(image()), first)
     with pytest.raises(AssertionError, match="twice"):
         MaskMaker(cfg)(image()[::-1].copy())
@@ -108,46 +108,19 @@ def test_segment_anything_gives_masks_of_the_pictures_size(tmp_path: Path, kind:
     with torch.no_grad():
         scores = torch.cat([s for _, s in sam(torch.rand(1, 3, H, W), torch.rand(5, 2) * H)])
     assert scores.shape == (15,)
-    found = sam_masks(sam, image(), generous)
-    assert found.dtype == np.bool_
-    assert found.shape[1:] == (H, W)
-    assert 1 <= len(found) <= 4 * 4 * 3
+    masks = sam_masks(sam, image(), generous)
+    assert masks.dtype == np.bool_
+    assert masks.shape[1:] == (H, W)
+    assert 1 <= len(masks) <= 4 * 4 * 3
     strict = MaskConfig(source=str(folder), grid=4, overlap=1000.0)
     assert sam_masks(sam, image(), strict).shape == (0, H, W)
-
-
-def test_points_land_where_they_are_meant(tmp_path: Path) -> None:
-    """The network is told the same place for the same share of the image, whatever its size."""
-    sam = open_sam(MaskConfig(source=str(tiny_sam(tmp_path, "sam2"))))
-    told = []
-    real = sam.network.forward
-
-    def listening(**inputs: torch.Tensor) -> object:
-        told.append(inputs["input_points"].clone())
-        return real(**inputs)
-
-    sam.network.forward = listening
-    for height, width in ((48, 64), (96, 32)):
-        middle = torch.tensor([[(width - 1) / 2, (height - 1) / 2]])
-        list(sam(torch.rand(1, 3, height, width), middle))
-    assert [points.flatten().tolist() for points in told] == [[64, 64], [64, 64]]
-
-
-def test_what_is_no_segment_anything_is_refused(tmp_path: Path) -> None:
-    from training.models.networks import NetworkConfig, open_dino
-
-    with pytest.raises(TrainingError, match="cannot be opened"):
-        open_sam(MaskConfig(source=str(tmp_path / "nothing")))
-    open_dino(NetworkConfig("debug")).network.save_pretrained(tmp_path)
-    with pytest.raises(TrainingError, match="no Segment Anything"):
-        open_sam(MaskConfig(source=str(tmp_path)))
 
 
 def test_of_masks_alike_the_better_stays() -> None:
     masks = np.zeros((3, 8, 8), bool)
     masks[0, :4], masks[1, :4, :7], masks[2, 4:] = True, True, True
-    kept = module._unlike(masks, np.array([0.5, 0.9, 0.1]), 0.8)
-    assert sorted(kept.tolist()) == [1, 2]
+    selected = region_masks.distinct(masks, np.array([0.5, 0.9, 0.1]), 0.8)
+    assert sorted(selected.tolist()) == [1, 2]
 
 
 def test_layers_hold_every_mask_whole() -> None:
@@ -162,8 +135,8 @@ def test_layers_hold_every_mask_whole() -> None:
 
 def test_layers_of_several_pictures_stand_together() -> None:
     one, three = np.ones((1, 4, 4), np.int32), np.ones((3, 4, 4), np.int32)
-    found = stacked([one, three])
-    assert found.shape == (2, 3, 4, 4)
-    assert found[0].sum() == 16
+    batch = stacked([one, three])
+    assert batch.shape == (2, 3, 4, 4)
+    assert batch[0].sum() == 16
     with pytest.raises(TrainingError, match="different sizes"):
         stacked([one, np.ones((1, 4, 5), np.int32)])

@@ -52,20 +52,20 @@ def make_scannet(folder: Path, frames: int = 4) -> Path:
 
 
 def make_tum(folder: Path, name: str = "rgbd_dataset_freiburg1_desk", frames: int = 4) -> Path:
-    place = folder / name
+    sequence = folder / name
     rows: dict[str, list[str]] = {"rgb": [], "depth": [], "groundtruth": []}
     for k in range(frames):
         stamp = 100 + 0.1 * k
-        image(place / "rgb" / f"{stamp:.6f}.png", 10 * k)
-        depth_map(place / "depth" / f"{stamp:.6f}.png", 10_000)
+        image(sequence / "rgb" / f"{stamp:.6f}.png", 10 * k)
+        depth_map(sequence / "depth" / f"{stamp:.6f}.png", 10_000)
         rows["rgb"].append(f"{stamp:.6f} rgb/{stamp:.6f}.png")
         rows["depth"].append(f"{stamp + 0.01:.6f} depth/{stamp:.6f}.png")
         # A quarter turn about z, and half a metre a second along y.
         half = np.sqrt(0.5)
         rows["groundtruth"].append(f"{stamp + 0.005:.4f} 0 {0.05 * k} 0 0 0 {half} {half}")
     for name_, lines in rows.items():
-        (place / f"{name_}.txt").write_text("# stamp ...\n" + "\n".join(lines) + "\n")
-    return place
+        (sequence / f"{name_}.txt").write_text("# stamp ...\n" + "\n".join(lines) + "\n")
+    return sequence
 
 
 def make_kitti(folder: Path, frames: int = 3) -> Path:
@@ -107,13 +107,15 @@ def test_scannet(tmp_path: Path) -> None:
     make_scannet(tmp_path)
     triplets = opened("scannet", tmp_path)
     assert len(triplets) == 2
-    found = triplets[0]
-    assert found.target.image.shape == (HEIGHT, WIDTH, 3) and (found.target.image == 10).all()
+    triplet = triplets[0]
+    assert triplet.target.image.shape == (HEIGHT, WIDTH, 3) and (triplet.target.image == 10).all()
     # Half the size: half the focal length, and the centre of the image stays its centre.
-    np.testing.assert_allclose(found.target.K, [[30, 0, 15.5], [0, 31, 11.5], [0, 0, 1]], atol=1e-9)
-    np.testing.assert_allclose(found.poses()[:, 0, 3], [0.1, -0.1])
-    assert np.isnan(found.target.depth[0]).all()
-    np.testing.assert_allclose(found.target.depth[1:], 1.5)
+    np.testing.assert_allclose(
+        triplet.target.K, [[30, 0, 15.5], [0, 31, 11.5], [0, 0, 1]], atol=1e-9
+    )
+    np.testing.assert_allclose(triplet.poses()[:, 0, 3], [0.1, -0.1])
+    assert np.isnan(triplet.target.depth[0]).all()
+    np.testing.assert_allclose(triplet.target.depth[1:], 1.5)
     assert len(opened("scannet", tmp_path, spacing=1, views=3)) == 2
 
 
@@ -130,24 +132,26 @@ def test_frames_without_a_finite_pose_are_left_out(tmp_path: Path) -> None:
 
 def test_tum(tmp_path: Path) -> None:
     make_tum(tmp_path)
-    found = opened("tum", tmp_path)[0]
-    assert found.target.K[0, 0] == pytest.approx(517.3 / 2)
-    np.testing.assert_allclose(found.target.depth[1:], 2.0)
+    triplet = opened("tum", tmp_path)[0]
+    assert triplet.target.K[0, 0] == pytest.approx(517.3 / 2)
+    np.testing.assert_allclose(triplet.target.depth[1:], 2.0)
     # The world's y is the camera's x after a quarter turn: the one before lies behind, at -x.
-    np.testing.assert_allclose(found.poses()[:, :3, 3], [[0.05, 0, 0], [-0.05, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(triplet.poses()[:, :3, 3], [[0.05, 0, 0], [-0.05, 0, 0]], atol=1e-12)
 
 
 def test_kitti(tmp_path: Path) -> None:
     make_kitti(tmp_path)
-    found = opened("kitti", tmp_path)[0]
-    np.testing.assert_allclose(found.target.K, [[30, 0, 15.5], [0, 30, 11.5], [0, 0, 1]], atol=0.3)
+    triplet = opened("kitti", tmp_path)[0]
+    np.testing.assert_allclose(
+        triplet.target.K, [[30, 0, 15.5], [0, 30, 11.5], [0, 0, 1]], atol=0.3
+    )
     # 1e-5 degrees of latitude are 1.113 m on the sphere of KITTI's devkit, straight ahead.
     expected = np.deg2rad(1e-5) * 6_378_137
     np.testing.assert_allclose(
-        found.poses()[:, :3, 3], [[0, 0, expected], [0, 0, -expected]], atol=1e-4
+        triplet.poses()[:, :3, 3], [[0, 0, expected], [0, 0, -expected]], atol=1e-4
     )
-    np.testing.assert_allclose(found.target.depth[1:], 5.0)
-    assert found.sources[0].depth is None
+    np.testing.assert_allclose(triplet.target.depth[1:], 5.0)
+    assert triplet.sources[0].depth is None
 
 
 @pytest.mark.parametrize("layout", ["kitti", "scannet", "tum"])
@@ -171,10 +175,10 @@ def test_missing_intrinsics_are_named(tmp_path: Path) -> None:
     (make_scannet(tmp_path / "s") / "intrinsic" / "intrinsic_color.txt").unlink()
     with pytest.raises(DataError, match="intrinsics is missing"):
         opened("scannet", tmp_path / "s")
-    place = make_tum(tmp_path / "t", name="my_desk")
+    sequence = make_tum(tmp_path / "t", name="my_desk")
     with pytest.raises(DataError, match="write fx fy cx cy"):
         opened("tum", tmp_path / "t")
-    (place / "intrinsics.txt").write_text("60 61 31.5 23.5")
+    (sequence / "intrinsics.txt").write_text("60 61 31.5 23.5")
     assert opened("tum", tmp_path / "t")[0].target.K[1, 1] == pytest.approx(30.5)
     drive = make_kitti(tmp_path / "k")
     (drive.parent / "calib_cam_to_cam.txt").write_text("R_rect_00: 1 0 0 0 1 0 0 0 1\n")
@@ -182,10 +186,10 @@ def test_missing_intrinsics_are_named(tmp_path: Path) -> None:
         opened("kitti", tmp_path / "k")
 
 
-@pytest.mark.parametrize(("frames", "said"), [(1, "has 1 frame "), (2, "has 2 frames ")])
-def test_a_sequence_too_short_for_a_triplet(tmp_path: Path, frames: int, said: str) -> None:
+@pytest.mark.parametrize(("frames", "message"), [(1, "has 1 frame "), (2, "has 2 frames ")])
+def test_a_sequence_too_short_for_a_triplet(tmp_path: Path, frames: int, message: str) -> None:
     make_scannet(tmp_path, frames=frames)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         opened("scannet", tmp_path)
 
 

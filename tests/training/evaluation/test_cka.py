@@ -60,24 +60,24 @@ def test_batches_agree_with_the_whole_where_the_biased_number_does_not() -> None
     x = rng.standard_normal((1200, 20))
     y = np.concatenate([x[:, :10], rng.standard_normal((1200, 10))], axis=1)
     whole = cka.linear_cka(x, y)
-    found = {}
+    values = {}
     for size in (24, 120):
         parts = cka.LayerSimilarity("unbiased")
         for first in range(0, 1200, size):
             now = slice(first, first + size)
             parts.add([x[now]], [y[now], x[now]])
-        found[size] = parts.matrix()[0]
-        assert found[size][1] == pytest.approx(1)
-        assert found[size][0] == pytest.approx(whole, abs=0.03)
+        values[size] = parts.matrix()[0]
+        assert values[size][1] == pytest.approx(1)
+        assert values[size][0] == pytest.approx(whole, abs=0.03)
     biased = np.mean([cka.linear_cka(x[k : k + 24], y[k : k + 24]) for k in range(0, 1200, 24)])
     assert abs(biased - whole) > 0.1
     lines = cka.LayerSimilarity("linear")
     for first in range(0, 1200, 120):
         lines.add([x[first : first + 120]], [y[first : first + 120]])
     assert lines.matrix()[0, 0] == pytest.approx(whole)
-    for bad, said in ((lambda: cka.LayerSimilarity("mean"), "linear or unbiased"),
+    for bad, message in ((lambda: cka.LayerSimilarity("mean"), "linear or unbiased"),
                       (lambda: cka.LayerSimilarity().matrix(), "no features")):  # fmt: skip
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             bad()
 
 

@@ -31,9 +31,9 @@ from training.__main__ import main
 from training.evaluation import predict, score
 from training.export import depth
 from training.models import hub, lora, network_io, networks
-from training.models import unet as unet_module
+from training.models import unet as unet_model
 
-UNET = unet_module.StudentConfig(
+UNET = unet_model.StudentConfig(
     widths=(4, 6, 8, 8, 8), depths=(0, 1, 1, 1, 1), decoder=(8, 6, 6, 4)
 )
 QUIET = Console(quiet=True)
@@ -46,10 +46,10 @@ def run_of(folder: Path, network: torch.nn.Module, settings: dict, recipe: str) 
     return folder
 
 
-def unet_run(folder: Path, cfg: unet_module.StudentConfig = UNET) -> Path:
+def unet_run(folder: Path, cfg: unet_model.StudentConfig = UNET) -> Path:
     height, width = 64, 96
     torch.manual_seed(0)
-    network = unet_module.SmallUNet(cfg)
+    network = unet_model.SmallUNet(cfg)
     network.train()
     with torch.no_grad():  # batch statistics that are not those of a fresh layer
         for _ in range(3):
@@ -84,9 +84,9 @@ def agrees(path: Path, opened: depth.Exportable, limit: float) -> Manifest:
     image = sample_image()
     expected = opened.predict(image).values
     with DepthModel.open(ModelConfig(path=str(path), threads=1)) as model:
-        found = model.predict(image).values
+        values = model.predict(image).values
         manifest = model.engine.manifest
-    assert np.abs(found - expected).max() <= limit * np.ptp(expected)
+    assert np.abs(values - expected).max() <= limit * np.ptp(expected)
     return manifest
 
 
@@ -142,12 +142,12 @@ def test_a_mirroring_student_is_exported_and_opens_again_as_one(tmp_path: Path) 
     manifest = agrees(out, depth.open_checkpoint(run), 5e-3)
     x = preprocess.to_tensor(sample_image(), manifest.input)
     with open_engine(out, threads=1) as engine:
-        found, turned = engine.run(x), engine.run(np.ascontiguousarray(x[..., ::-1]))
-    np.testing.assert_allclose(turned[..., ::-1], found, atol=1e-4)
+        plain, turned = engine.run(x), engine.run(np.ascontiguousarray(x[..., ::-1]))
+    np.testing.assert_allclose(turned[..., ::-1], plain, atol=1e-4)
     again = networks.open_network(networks.NetworkConfig(source=str(out))).eval()
     assert again.cfg.mirror
     with torch.no_grad():
-        np.testing.assert_allclose(again(torch.from_numpy(x)).numpy(), found, atol=1e-3)
+        np.testing.assert_allclose(again(torch.from_numpy(x)).numpy(), plain, atol=1e-3)
 
 
 def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> 
     with DepthModel.open(ModelConfig(threads=1)) as model:
         expected = model.predict(image).values
     for path in (run, second):
-        found = depth.open_checkpoint(path).predict(image).values
-        assert np.abs(found - expected).max() <= 1e-2 * np.ptp(expected)
+        values = depth.open_checkpoint(path).predict(image).values
+        assert np.abs(values - expected).max() <= 1e-2 * np.ptp(expected)
 
 
 def test_a_copy_in_fp16_is_compared_and_written_beside_it(
@@ -196,8 +196,8 @@ def test_low_rank_updates_are_merged(tmp_path: Path) -> None:
     out = tmp_path / "adapted.onnx"
     depth.export_checkpoint(run, out, None, QUIET)
     with open_engine(out, threads=1) as engine:
-        found = engine.run(x.numpy())
-    assert np.abs(found - expected.numpy()).max() <= 1e-4 * np.ptp(expected.numpy())
+        output = engine.run(x.numpy())
+    assert np.abs(output - expected.numpy()).max() <= 1e-4 * np.ptp(expected.numpy())
     assert b"lora" not in out.read_bytes()
     # Without the updates it is another network: the comparison above can fail.
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_depth_anything_v2_small_at_392x518(
     assert sum(n.op_type == "LayerNormalization" for n in nodes) == 2 * 4 + 1
 
 
-# --- parity and refusal --------------------------------------------------------------------------
+# --- comparison with torch ------------------------------------------------------------------------
 
 
 def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
     spec = preprocess.InputSpec(height=56, width=84)
     opened = depth.Exportable(Mirrored().eval(), spec, "disparity_affine_invariant")
     with pytest.raises(checkpoints.TrainingError, match=r"differ by .* at 56x84"):
-        depth.to_onnx(opened, tmp_path / "x.onnx", half=False)
+        depth.to_onnx(opened, tmp_path / "x.onnx", fp16_weights=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -266,15 +266,15 @@ def test_a_square_network_is_also_compared_at_another_size(tmp_path: Path) -> No
         return depth.Exportable(Swapped().eval(), spec, "disparity_affine_invariant")
 
     with pytest.raises(checkpoints.TrainingError, match="at 64x32"):
-        depth.to_onnx(exportable(64, 64), tmp_path / "x.onnx", half=False)
+        depth.to_onnx(exportable(64, 64), tmp_path / "x.onnx", fp16_weights=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_of_this_machine_is_in_the_file(unet: tuple[Path, Path]) -> None:
     run, out = unet
-    said = out.read_bytes() + manifest_path(out).read_bytes()
+    content = out.read_bytes() + manifest_path(out).read_bytes()
     for word in (str(REPO), "site-packages", "/secret", str(run.parent), ".py"):
-        assert word.encode() not in said, word
+        assert word.encode() not in content, word
     graph = onnx.load(str(out))
     assert not graph.metadata_props and not graph.doc_string
     assert all(not node.metadata_props and not node.doc_string for node in graph.graph.node)
@@ -343,7 +343,7 @@ def test_a_checkpoint_is_judged_like_the_file_made_of_it(unet: tuple[Path, Path]
     scores = []
     for text in map(str, unet):
         _, identity, model = predict.open_model(text)
-        rows = score.score(predict.procedural(3, 1, 60, 80), {"m": model})
+        rows = score.score(predict.rendered_rooms(3, 1, 60, 80), {"m": model})
         scores.append([row.abs_rel for row in rows if row.method == "m"])
         assert len(identity) == 64
         model.close()

@@ -24,15 +24,15 @@ pytest.importorskip("onnxruntime")
 def plain_nms(boxes: Any, scores: Any, limit: float) -> Any:
     """torchvision's greedy suppression, written in torch."""
     order = torch.argsort(scores, descending=True, stable=True)
-    kept: list[int] = []
+    selected: list[int] = []
     for index in order.tolist():
-        low = torch.maximum(boxes[index, :2], boxes[kept, :2])
-        high = torch.minimum(boxes[index, 2:], boxes[kept, 2:])
+        low = torch.maximum(boxes[index, :2], boxes[selected, :2])
+        high = torch.minimum(boxes[index, 2:], boxes[selected, 2:])
         common = (high - low).clamp(min=0).prod(dim=1)
         area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-        if not (common / (area[index] + area[kept] - common) > limit).any():
-            kept.append(index)
-    return torch.tensor(kept, dtype=torch.int64)
+        if not (common / (area[index] + area[selected] - common) > limit).any():
+            selected.append(index)
+    return torch.tensor(selected, dtype=torch.int64)
 
 
 def helped_torchvision() -> Any:
@@ -163,8 +163,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(encoder: Path, **prompts: Any) -> PromptedRegionModel:
     """Without filters unless they are named: every mask of every point, best first."""
-    wanted = {"min_iou": 0.0, "min_stability": 0.0, "nms_iou": 1.0, **prompts}
-    config = SegmentationConfig(prompts=PromptConfig(points_per_side=PER_SIDE, **wanted))
+    limits = {"min_iou": 0.0, "min_stability": 0.0, "nms_iou": 1.0, **prompts}
+    config = SegmentationConfig(prompts=PromptConfig(points_per_side=PER_SIDE, **limits))
     model = RegionModel.open(ModelConfig(str(encoder), threads=1), config)
     assert isinstance(model, PromptedRegionModel)
     return model
@@ -182,24 +182,24 @@ def overlaps(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["sam", "sam2"])
 def test_exported_halves_give_the_masks_of_transformers(kind: str, folder: Path) -> None:
-    model, encoder, said = exported(kind, folder)
-    assert "region_model.path" in said
-    facts = Manifest.load(manifest_path(encoder))
-    decoder = encoder.with_name(facts.decoder)
+    model, encoder, printed = exported(kind, folder)
+    assert "region_model.path" in printed
+    manifest = Manifest.load(manifest_path(encoder))
+    decoder = encoder.with_name(manifest.decoder)
     assert Manifest.load(manifest_path(decoder)).inputs["points"] == (BATCH, 2)
     image = room(SIZE * 3 // 4 if kind == "sam" else SIZE, SIZE)
     rows, cols = image.shape[:2]
     with opened(encoder) as regions:
         ours = regions.masks(image)
         assert regions.predict(image).shape == (rows, cols)
-    place = (np.arange(PER_SIDE) + 0.5) / PER_SIDE
-    points = np.stack(np.meshgrid(place * cols, place * rows), axis=-1).reshape(1, -1, 1, 2)
+    centres = (np.arange(PER_SIDE) + 0.5) / PER_SIDE
+    points = np.stack(np.meshgrid(centres * cols, centres * rows), axis=-1).reshape(1, -1, 1, 2)
     with torch.no_grad():
-        found = model(
-            pixel_values=torch.from_numpy(to_tensor(image, facts.input)),
+        answer = model(
+            pixel_values=torch.from_numpy(to_tensor(image, manifest.input)),
             input_points=torch.tensor(points, dtype=torch.float32),
         )
-    maps, iou = found.pred_masks[0].flatten(0, 1), found.iou_scores[0].flatten()
+    maps, iou = answer.pred_masks[0].flatten(0, 1), answer.iou_scores[0].flatten()
     order = torch.argsort(-iou, stable=True)
     order = order[iou[order] > 0]
     large = torch.nn.functional.interpolate(maps[None], size=(SIZE, SIZE), mode="bilinear")[0]
@@ -220,14 +220,14 @@ def test_stability_and_boxes_are_those_of_the_masks(folder: Path) -> None:
     tensors["points"] = (rng.random((BATCH, 2)) * SIZE).astype(np.float32)
     tensors["extent"] = np.array([SIZE / 2, SIZE], np.float32)
     with open_engine(decoder, threads=1) as engine:
-        found = engine.run_named(tensors)
-    masks = found["masks"][:, :, : found["masks"].shape[2] // 2]  # what lies in the image
+        outputs = engine.run_named(tensors)
+    masks = outputs["masks"][:, :, : outputs["masks"].shape[2] // 2]  # what lies in the image
     strict, lax = ((masks > level).sum(axis=(2, 3)) for level in (1.0, -1.0))
-    np.testing.assert_allclose(found["stability"], strict / np.maximum(lax, 1), rtol=1e-6)
+    np.testing.assert_allclose(outputs["stability"], strict / np.maximum(lax, 1), rtol=1e-6)
     for index in np.ndindex(masks.shape[:2]):
         rows, cols = np.nonzero(masks[index] > 0)
         box = [cols.min(), rows.min(), cols.max(), rows.max()] if len(rows) else [0, 0, 0, 0]
-        np.testing.assert_array_equal(found["boxes"][index], box)
+        np.testing.assert_array_equal(outputs["boxes"][index], box)
 
 
 def test_large_weights_get_a_file_of_their_own(folder: Path, monkeypatch) -> None:
@@ -241,13 +241,13 @@ def test_large_weights_get_a_file_of_their_own(folder: Path, monkeypatch) -> Non
 
 def test_what_cannot_be_exported_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"Linear is no promptable segmentation network: give"):
-        segment_anything.halves(torch.nn.Linear(2, 2))
+        segment_anything.encoder_and_decoder(torch.nn.Linear(2, 2))
     tiny = {"num_hidden_layers": 1, "hidden_size": 24, "mlp_dim": 8, "image_size": 32}
     sdpa = transformers.SamModel(
         transformers.SamConfig(vision_config={**tiny, "num_attention_heads": 2})
     )
     with pytest.raises(TrainingError, match="eager"):
-        segment_anything.halves(sdpa)
+        segment_anything.encoder_and_decoder(sdpa)
     with pytest.raises(TrainingError, match="batch is 0"):
         segment_anything.export(sdpa, tmp_path, "x", batch=0)
     with pytest.raises(TrainingError, match=r"cannot be loaded by transformers.*--kind"):
@@ -278,13 +278,13 @@ def test_a_graph_of_other_weights_is_not_written(
 @pytest.fixture(scope="module")
 def packages() -> dict[str, Any]:
     """segment_anything and mobile_sam as published, or a skip that says what is missing."""
-    found = {}
+    modules = {}
     for name in ("torchvision", "segment_anything", "mobile_sam"):
         try:
-            found[name] = importlib.import_module(name)
+            modules[name] = importlib.import_module(name)
         except ImportError as error:
             pytest.skip(f"{error}: see docs/segmentation.md, requirements-segmentation.txt")
-    return found
+    return modules
 
 
 def original(package: Any) -> tuple[Any, int]:
@@ -326,8 +326,8 @@ def generated(package: Any, model: Any, image: np.ndarray, **options: float) -> 
     generator = package.SamAutomaticMaskGenerator(
         model, points_per_side=PER_SIDE, points_per_batch=7, **options
     )
-    found = sorted(generator.generate(image), key=lambda one: -one["predicted_iou"])
-    return filled(np.stack([one["segmentation"] for one in found]))
+    ordered = sorted(generator.generate(image), key=lambda one: -one["predicted_iou"])
+    return filled(np.stack([one["segmentation"] for one in ordered]))
 
 
 def filled(masks: np.ndarray) -> np.ndarray:
@@ -369,7 +369,7 @@ def test_boxes_are_suppressed_as_torchvision_does(packages: dict[str, Any]) -> N
     theirs = batched_nms(
         torch.from_numpy(full), torch.from_numpy(iou), torch.zeros(400), iou_threshold=0.3
     )
-    kept = theirs.numpy()[iou[theirs.numpy()] > 0]
-    np.testing.assert_array_equal(ours, kept)
+    expected = theirs.numpy()[iou[theirs.numpy()] > 0]
+    np.testing.assert_array_equal(ours, expected)
     assert 20 < len(ours) < 400
     assert box_overlap(boxes).shape == (400, 400)

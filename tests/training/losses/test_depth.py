@@ -7,7 +7,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
+import numpy as np
+
+from depth_node.metrics import evaluate
+from depth_node.prediction import Prediction
 from tests.helpers.golden import STUDENT, TEACHER, as_map, everywhere
+from training.evaluation import protocols
+from training.losses import depth as losses_depth
 from training.losses.depth import (
     context_l1,
     dead_outputs,
@@ -27,8 +33,8 @@ from training.recipes.supervised import LossConfig, disparity_loss
 
 def test_global_loss_golden() -> None:
     teacher, student = as_map(TEACHER), as_map(STUDENT)
-    found = normalised_l1(student, teacher, everywhere(teacher), "global")
-    assert float(found) == pytest.approx(0.2363636, abs=1e-5)
+    loss = normalised_l1(student, teacher, everywhere(teacher), "global")
+    assert float(loss) == pytest.approx(0.2363636, abs=1e-5)
 
 
 def test_hybrid_loss_by_hand() -> None:
@@ -39,9 +45,9 @@ def test_hybrid_loss_by_hand() -> None:
     student (0,0,1)/(1/3): differences 1.5, 0, 1.5. Singletons give 0.
     """
     teacher, student = as_map(TEACHER), as_map(STUDENT)
-    found = normalised_l1(student, teacher, everywhere(teacher), "hybrid")
-    assert float(found) == pytest.approx((1.1818182 + 2.0 + 3.0) / 15, abs=1e-5)
-    assert float(found) == pytest.approx(0.4121212, abs=1e-5)  # the same with NumPy's median
+    loss = normalised_l1(student, teacher, everywhere(teacher), "hybrid")
+    assert float(loss) == pytest.approx((1.1818182 + 2.0 + 3.0) / 15, abs=1e-5)
+    assert float(loss) == pytest.approx(0.4121212, abs=1e-5)  # the same with NumPy's median
 
 
 def test_unknown_normalisation_is_refused() -> None:
@@ -55,7 +61,7 @@ def test_an_overlapping_mask_is_one_context_more() -> None:
     teacher, student = as_map(TEACHER), as_map(STUDENT)
     whole = torch.ones(1, 1, 1, 5, dtype=torch.long)
     part = torch.tensor([0, 1, 1, 1, 0]).view(1, 1, 1, 5)
-    found = context_l1(student, teacher, torch.cat([whole, part], 1), everywhere(teacher))
+    loss = context_l1(student, teacher, torch.cat([whole, part], 1), everywhere(teacher))
     over_all = [0.4090909, 0.0454545, 0, 0.5454545, 0.1818182]
     # {2, 3, 4} is (-1, 0, 1) / (2 / 3), {2, 3, 5} is (-1, 0, 2) / 1.
     over_part = [0.0, 0.5, 0.0, 0.5, 0.0]
@@ -63,7 +69,7 @@ def test_an_overlapping_mask_is_one_context_more() -> None:
         (a + b) / 2 if 0 < k < 4 else a
         for k, (a, b) in enumerate(zip(over_all, over_part, strict=True))
     ]
-    assert float(found) == pytest.approx(sum(expected) / 5, abs=1e-5)
+    assert float(loss) == pytest.approx(sum(expected) / 5, abs=1e-5)
 
 
 def test_a_context_where_the_teacher_is_flat_says_nothing() -> None:
@@ -145,9 +151,9 @@ def test_gradient_preservation_knows_neither_scale_nor_shift() -> None:
 def test_feature_alignment_tolerates_what_is_alike() -> None:
     teacher = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
     student = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [0.6, 0.8]]], requires_grad=True)
-    found = feature_alignment(student, teacher)  # cos 1 (left out), 0 and 0.6
-    assert float(found.detach()) == pytest.approx((1.0 + 0.4) / 2)
-    (gradient,) = torch.autograd.grad(found, student)
+    loss = feature_alignment(student, teacher)  # cos 1 (left out), 0 and 0.6
+    assert float(loss.detach()) == pytest.approx((1.0 + 0.4) / 2)
+    (gradient,) = torch.autograd.grad(loss, student)
     assert gradient[0, 0].tolist() == [0, 0]
     assert float(feature_alignment(2 * teacher, teacher)) == 0
 
@@ -155,15 +161,15 @@ def test_feature_alignment_tolerates_what_is_alike() -> None:
 @pytest.mark.parametrize(("agreement", "cost"), [(1.0, 0.3132617), (-1.0, 1.3132617)])
 def test_logistic_ordinal_golden(agreement: float, cost: float) -> None:
     for sign in (1.0, -1.0):
-        found = ordinal(torch.tensor([agreement * sign]), torch.tensor([sign]), "logistic")
-        assert float(found) == pytest.approx(cost, abs=1e-6)
+        loss = ordinal(torch.tensor([agreement * sign]), torch.tensor([sign]), "logistic")
+        assert float(loss) == pytest.approx(cost, abs=1e-6)
 
 
 def test_margin_ordinal_by_hand() -> None:
     difference = torch.tensor([0.2, 0.02, -0.3, 0.1])
     relation = torch.tensor([1, 1, 1, 0])
-    found = ordinal(difference, relation, "margin", 0.05)
-    assert float(found) == pytest.approx((0 + 0.03 + 0.35 + 0.1) / 4)
+    loss = ordinal(difference, relation, "margin", 0.05)
+    assert float(loss) == pytest.approx((0 + 0.03 + 0.35 + 0.1) / 4)
     assert float(ordinal(torch.tensor([0.5]), torch.tensor([0]), "logistic")) == 0.25
     with pytest.raises(ValueError, match="margn"):
         ordinal(difference, relation, "margn")
@@ -184,12 +190,12 @@ def test_the_trace_identity_is_the_norm_of_the_product() -> None:
         )
         for scale in (2.0, 0.5)
     ]
-    found = product_norm(layers)
+    norm = product_norm(layers)
     dense = sum(((scale * b @ a) ** 2).sum() for a, b, scale in layers)
-    torch.testing.assert_close(found, dense)
+    torch.testing.assert_close(norm, dense)
     a, b, _ = layers[0]
     for one, other in zip(
-        torch.autograd.grad(found, (a, b)), torch.autograd.grad(dense, (a, b)), strict=True
+        torch.autograd.grad(norm, (a, b)), torch.autograd.grad(dense, (a, b)), strict=True
     ):
         torch.testing.assert_close(one, other)
     with pytest.raises(ValueError, match="LoRA"):
@@ -223,3 +229,39 @@ def test_a_few_dead_outputs_are_allowed_and_more_are_pulled_up() -> None:
     (gradient,) = torch.autograd.grad(dead_outputs(before), before)
     assert float(gradient.sum()) < 0  # downhill is upwards
     assert float(gradient[0, 0, 5:].abs().max()) == 0
+
+
+def test_the_relative_error_is_the_one_that_networks_are_judged_by() -> None:
+    """AbsRel after disp_ls, where no depth is wrong by more than a factor of two."""
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(1, 5, (2, 1, 12, 16)).astype(np.float32)
+    disparity = (3 / depth + 1 + rng.normal(0, 0.05, depth.shape)).astype(np.float32)
+    known = rng.random(depth.shape) > 0.2
+    loss = losses_depth.relative_error(*(torch.from_numpy(x) for x in (disparity, depth, known)))
+    expected = []
+    for p, g, m in zip(disparity[:, 0], depth[:, 0], known[:, 0], strict=True):
+        prediction = Prediction(p, "disparity_affine_invariant")
+        z = protocols.align(prediction, g, m, "disp_ls", protocols.PROTOCOLS["indoor"])
+        assert (z / g)[m].max() < 2
+        expected.append(evaluate(z, g, m).abs_rel)
+    assert float(loss) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_depths_far_too_far_count_with_their_logarithm() -> None:
+    """A flat prediction is fitted by the mean disparity: 0.5, then 0.4."""
+
+    def cost(disparities: list[float]) -> float:
+        depth = 1 / torch.tensor(disparities).view(1, 1, 1, -1)
+        return float(losses_depth.relative_error(torch.ones_like(depth), depth, depth > 0))
+
+    assert cost([0.8, 0.2]) == pytest.approx((0.6 + 0.6) / 2)  # ratios 1.6 and 0.4
+    # Ratios 2.5, which costs 1 + 2 ln(2.5 / 2), and twice 0.25.
+    assert cost([1.0, 0.1, 0.1]) == pytest.approx((1 + 2 * np.log(1.25) + 0.75 + 0.75) / 3)
+
+
+def test_nothing_valid_costs_nothing_and_has_a_gradient() -> None:
+    prediction = torch.rand(1, 1, 4, 4, requires_grad=True)
+    depth = torch.ones(1, 1, 4, 4)
+    loss = losses_depth.relative_error(prediction, depth, torch.zeros_like(depth, dtype=torch.bool))
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    assert float(loss.detach()) == 0.0 and torch.equal(gradient, torch.zeros_like(gradient))

@@ -13,10 +13,10 @@ from training.losses.normalization import FEW, bins, layers, normalise, statisti
 
 def test_normalise_golden() -> None:
     teacher, student = as_map(TEACHER), as_map(STUDENT)
-    found = normalise(teacher, everywhere(teacher)).flatten().tolist()
-    assert found == pytest.approx([-0.9090909, -0.4545455, 0, 0.4545455, 3.1818182], abs=1e-5)
-    found = normalise(student, everywhere(student)).flatten().tolist()
-    assert found == pytest.approx([-0.5, -0.5, 0, 1, 3], abs=1e-5)
+    normalised = normalise(teacher, everywhere(teacher)).flatten().tolist()
+    assert normalised == pytest.approx([-0.9090909, -0.4545455, 0, 0.4545455, 3.1818182], abs=1e-5)
+    normalised = normalise(student, everywhere(student)).flatten().tolist()
+    assert normalised == pytest.approx([-0.5, -0.5, 0, 1, 3], abs=1e-5)
 
 
 def test_statistics_golden() -> None:
@@ -31,24 +31,24 @@ def test_all_contexts_at_once_equal_one_by_one(count: int) -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(3, 1, 9, 7, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, count + 1, (3, 1, 9, 7), generator=generator)
-    found = normalise(values, labels)
-    assert torch.equal(found[labels == 0], torch.zeros_like(found[labels == 0]))
+    normalised = normalise(values, labels)
+    assert torch.equal(normalised[labels == 0], torch.zeros_like(normalised[labels == 0]))
     for image in range(3):
         for label in range(1, count + 1):
             inside = labels[image] == label
-            mine = values[image][inside]
-            centred = mine - mine.median()
+            own = values[image][inside]
+            centred = own - own.median()
             expected = centred / (centred.abs().mean() + 1e-6)
-            torch.testing.assert_close(found[image][inside], expected)
+            torch.testing.assert_close(normalised[image][inside], expected)
 
 
 def test_values_outside_do_not_matter_and_get_no_gradient() -> None:
     values = torch.tensor([1.0, 2.0, 4.0, float("nan"), 100.0]).view(1, 1, 1, 5)
     values.requires_grad_(True)
     mask = torch.tensor([1, 1, 1, 0, 0], dtype=torch.bool).view(1, 1, 1, 5)
-    found = normalise(values, mask)
-    assert found.flatten().tolist() == pytest.approx([-1, 0, 2, 0, 0], abs=1e-5)
-    (gradient,) = torch.autograd.grad((found**2).sum(), values)
+    normalised = normalise(values, mask)
+    assert normalised.flatten().tolist() == pytest.approx([-1, 0, 2, 0, 0], abs=1e-5)
+    (gradient,) = torch.autograd.grad((normalised**2).sum(), values)
     assert torch.isfinite(gradient).all()
     assert gradient.flatten()[3:].tolist() == [0, 0]
 
@@ -56,26 +56,26 @@ def test_values_outside_do_not_matter_and_get_no_gradient() -> None:
 def test_a_flat_or_single_context_becomes_zero_with_a_finite_gradient() -> None:
     values = torch.tensor([5.0, 5.0, 5.0, 7.0]).view(1, 1, 1, 4).requires_grad_(True)
     labels = torch.tensor([1, 1, 1, 2]).view(1, 1, 1, 4)
-    found = normalise(values, labels)
-    assert found.flatten().tolist() == [0, 0, 0, 0]
-    (gradient,) = torch.autograd.grad(found.abs().sum(), values)
+    normalised = normalise(values, labels)
+    assert normalised.flatten().tolist() == [0, 0, 0, 0]
+    (gradient,) = torch.autograd.grad(normalised.abs().sum(), values)
     assert torch.isfinite(gradient).all()
     assert float(gradient.abs().max()) <= 10
 
 
 def test_half_precision_is_computed_in_float32() -> None:
     values = torch.linspace(1000, 1001, 64).view(1, 1, 8, 8)
-    found = normalise(values.to(torch.bfloat16), everywhere(values))
-    assert found.dtype == torch.float32
+    normalised = normalise(values.to(torch.bfloat16), everywhere(values))
+    assert normalised.dtype == torch.float32
 
 
 def test_layers_hold_every_valid_pixel_once_each() -> None:
     teacher = torch.rand(2, 1, 7, 9, generator=torch.Generator().manual_seed(0))
     mask = teacher > 0.1
-    found = layers(teacher, mask, "hybrid")
-    assert found.shape == (2, 3, 7, 9)
-    assert torch.equal(found > 0, mask.expand(2, 3, 7, 9))
-    assert [int(found[:, k].max()) for k in range(3)] == [1, 2, 4]
+    contexts = layers(teacher, mask, "hybrid")
+    assert contexts.shape == (2, 3, 7, 9)
+    assert torch.equal(contexts > 0, mask.expand(2, 3, 7, 9))
+    assert [int(contexts[:, k].max()) for k in range(3)] == [1, 2, 4]
     assert layers(teacher, mask, "local").shape[1] == 1
 
 
@@ -99,9 +99,9 @@ def test_small_and_flat_contexts_are_dropped() -> None:
     contexts[:, 0, :10] = 1  # flat
     contexts[:, 0, 10:] = 2
     contexts[:, 1, 12:14, :4] = 1  # eight pixels
-    kept = worthwhile(contexts, teacher, everywhere(teacher), least_px=50)
-    assert kept[0, 0].unique().tolist() == [0, 2]
-    assert kept[0, 1].max() == 0
+    filtered = worthwhile(contexts, teacher, everywhere(teacher), least_px=50)
+    assert filtered[0, 0].unique().tolist() == [0, 2]
+    assert filtered[0, 1].max() == 0
     assert worthwhile(contexts, teacher, everywhere(teacher), least_px=8)[0, 1].max() == 1
 
 

@@ -43,8 +43,8 @@ def tensors(triplet: Triplet) -> dict[str, torch.Tensor]:
 
 def loss(batch: dict[str, torch.Tensor], depth: torch.Tensor, cfg: GeometricConfig) -> float:
     names = ("target", "sources", "K_target", "K_sources", "T_sources_target")
-    found = photometric.geometric_loss([depth], *(batch[name] for name in names), cfg)
-    return float(found["photometric"])
+    terms = photometric.geometric_loss([depth], *(batch[name] for name in names), cfg)
+    return float(terms["photometric"])
 
 
 def test_a_standing_camera_costs_nothing_whatever_the_depth(walks: Triplets) -> None:
@@ -72,7 +72,7 @@ def test_projection_agrees_with_the_renderer_to_numerical_tolerance(walks: Tripl
             pixels, z = photometric.project(
                 batch["depth"], batch["K_target"], batch["K_sources"][:, s], pose
             )
-            found = photometric.sample(
+            sampled = photometric.sample(
                 1 / torch.from_numpy(view.depth)[None, None].double(), pixels
             )
             _, inside = photometric.warp(
@@ -80,7 +80,7 @@ def test_projection_agrees_with_the_renderer_to_numerical_tolerance(walks: Tripl
                 batch["K_sources"][:, s], pose,
             )  # fmt: skip
             assert inside.float().mean() > 0.5
-            away = ((found * z - 1).abs())[inside]
+            away = ((sampled * z - 1).abs())[inside]
             # float32 of the renderer; round things and edges are the rest of the pixels.
             assert float(away.quantile(0.5)) < 2e-5
 
@@ -89,7 +89,7 @@ def test_exact_depth_and_pose_cost_nothing_on_surfaces_that_can_be_interpolated(
     """Paint a room with a smooth function of place: what is left is the bilinear interpolation,
     and halving the pixels quarters it.
     """
-    found = []
+    errors = []
     for size in (1, 2):
         cfg = SequenceConfig(scenes=1, views=3, walk=160, seed=4)
         triplet = open_triplets(cfg, 48 * size, 64 * size, need_poses=True)[0]
@@ -119,9 +119,9 @@ def test_exact_depth_and_pose_cost_nothing_on_surfaces_that_can_be_interpolated(
             batch["depth"], batch["target"], batch["sources"], batch["K_target"],
             batch["K_sources"], batch["T_sources_target"], GeometricConfig(ssim=0, automask=False),
         )  # fmt: skip
-        found.append(float(error[counts].median()))
-    assert found[0] < 5e-4
-    assert found[1] < found[0] / 2.5
+        errors.append(float(error[counts].median()))
+    assert errors[0] < 5e-4
+    assert errors[1] < errors[0] / 2.5
 
 
 def test_wrong_depth_pose_or_intrinsics_cost_more_than_the_truth(walks: Triplets) -> None:
@@ -171,9 +171,9 @@ def test_coarser_scales_are_compared_at_full_size_and_smooth_at_their_own(walks:
     ramp = 1 / torch.linspace(0.2, 1, 128).double().expand(1, 1, 96, 128)
     fine, half = (photometric.smoothness(1 / m, batch["target"][..., ::k, ::k])
                   for m, k in ((ramp, 1), (ramp[..., ::2, ::2], 2)))  # fmt: skip
-    found = photometric.geometric_loss([ramp, ramp[..., ::2, ::2]], *rest, PLAIN)["smooth"]
+    smooth = photometric.geometric_loss([ramp, ramp[..., ::2, ::2]], *rest, PLAIN)["smooth"]
     # Twice the step at half the size, half the weight; the image is averaged, not picked.
-    assert float(found) == pytest.approx(float(fine + half / 2) / 2, rel=0.05)
+    assert float(smooth) == pytest.approx(float(fine + half / 2) / 2, rel=0.05)
     with pytest.raises(ValueError, match="at least one scale"):
         photometric.geometric_loss([], *rest, PLAIN)
 
@@ -224,10 +224,10 @@ def test_silog_golden_values() -> None:
 
 def test_bounded_depth_keeps_its_bounds() -> None:
     raw = torch.tensor([-100.0, 0.0, 100.0])
-    found = photometric.bounded_depth(raw, 0.1, 100.0)
-    assert float(found[0]) == pytest.approx(100.0)
-    assert float(found[2]) == pytest.approx(0.1)
-    assert float(found[1]) == pytest.approx(2 / (10 + 0.01))
+    depth = photometric.bounded_depth(raw, 0.1, 100.0)
+    assert float(depth[0]) == pytest.approx(100.0)
+    assert float(depth[2]) == pytest.approx(0.1)
+    assert float(depth[1]) == pytest.approx(2 / (10 + 0.01))
     with pytest.raises(config.ConfigError, match="greater than near"):
         GeometricConfig(near=2.0, far=1.0)
 

@@ -54,7 +54,7 @@ def test_an_answer_of_another_size_is_refused() -> None:
 
 
 def test_a_network_teaches_at_any_size_and_repeats() -> None:
-    cfg = TeacherConfig(network=NetworkConfig("debug"), seed=3)
+    cfg = TeacherConfig(network=NetworkConfig(kind="debug"), seed=3)
     before = torch.random.get_rng_state()
     teacher = open_teacher(cfg)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -65,9 +65,11 @@ def test_a_network_teaches_at_any_size_and_repeats() -> None:
     again = open_teacher(cfg)
     assert again.revision == teacher.revision
     assert torch.equal(ask(again, images)[0], disparity)
-    other = open_teacher(TeacherConfig(network=NetworkConfig("debug"), seed=4))
+    other = open_teacher(TeacherConfig(network=NetworkConfig(kind="debug"), seed=4))
     assert other.revision != teacher.revision
-    fixed = open_teacher(TeacherConfig(network=NetworkConfig("debug"), seed=3, height=28, width=28))
+    fixed = open_teacher(
+        TeacherConfig(network=NetworkConfig(kind="debug"), seed=3, height=28, width=28)
+    )
     assert ask(fixed, images)[0].shape == (2, 1, 60, 80)
 
 
@@ -94,7 +96,7 @@ def test_affine_depth_gets_a_shift_before_it_is_inverted() -> None:
 
 
 def test_an_engine_teaches_as_it_runs_on_the_robot() -> None:
-    teacher = open_teacher(TeacherConfig(what="engine", path="embedded"))
+    teacher = open_teacher(TeacherConfig(source="engine", path="embedded"))
     image = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
     disparity, known = ask(teacher, torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
     with DepthModel.open(ModelConfig(threads=1)) as model:
@@ -105,14 +107,14 @@ def test_an_engine_teaches_as_it_runs_on_the_robot() -> None:
 
 def test_an_engine_is_the_reference_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # on a robot a GPU would be taken
-    assert open_teacher(TeacherConfig(what="engine")).model.engine.backend == options.REFERENCE
+    assert open_teacher(TeacherConfig(source="engine")).model.engine.backend == options.REFERENCE
     with pytest.raises(TrainingError, match=r"cannot be opened: .*no-such"):
-        open_teacher(TeacherConfig(what="engine", backend="no-such"))
+        open_teacher(TeacherConfig(source="engine", backend="no-such"))
 
 
 def test_an_engine_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="cannot be opened"):
-        open_teacher(TeacherConfig(what="engine", path=str(tmp_path / "no.onnx")))
+        open_teacher(TeacherConfig(source="engine", path=str(tmp_path / "no.onnx")))
 
 
 def test_the_fingerprint_knows_every_weight() -> None:

@@ -86,8 +86,8 @@ def test_autoencoder_then_structure_then_detail(pool: Mixture, tmp_path: Path) -
     teacher = diffusion.open_run(third)
     assert torch.equal(teacher.prompt, c["prompt"])
     with torch.no_grad():
-        found = teacher(teacher.spec.normalise(torch.rand(1, 3, 32, 48)))
-    assert found.shape == (1, 1, 32, 48) and torch.isfinite(found).all()
+        answer = teacher(teacher.spec.normalise(torch.rand(1, 3, 32, 48)))
+    assert answer.shape == (1, 1, 32, 48) and torch.isfinite(answer).all()
 
 
 def test_the_command_runs_the_debug_settings_and_refuses_to_export(
@@ -95,7 +95,7 @@ def test_the_command_runs_the_debug_settings_and_refuses_to_export(
 ) -> None:
     run = tmp_path / "run"
     common = ["depthmaster", "--config", str(DEBUG), "--run", str(run)]
-    assert main([*common, f"images.pool.folder={pool.cfg.pool.folder}", "loop.panels_every=2"]) == 0
+    assert main([*common, f"images.pool.folder={pool.cfg.pool.folder}", "loop.images_every=2"]) == 0
     assert list(run.rglob("*.png"))
     assert "GiB of weights" in " ".join(capsys.readouterr().out.split())
     # A student is exported, never this network with its Fourier block.
@@ -106,9 +106,9 @@ def test_the_command_runs_the_debug_settings_and_refuses_to_export(
     rows = tmp_path / "rows.json"
     assert main(["evaluate", "--model", str(run), "--procedural", "1", "--seed", "9",
                  "--alignment", "sqrt_disp_ls", "--json", str(rows)]) == 0  # fmt: skip
-    found = [row for row in json.loads(rows.read_text())["rows"] if row["method"] == "run"]
-    assert found and all(row["alignment"] == "sqrt_disp_ls" for row in found)
-    assert all(row["abs_rel"] > 0 for row in found)
+    scored = [row for row in json.loads(rows.read_text())["rows"] if row["method"] == "run"]
+    assert scored and all(row["alignment"] == "sqrt_disp_ls" for row in scored)
+    assert all(row["abs_rel"] > 0 for row in scored)
 
 
 def published(name: str) -> depthmaster.Config:
@@ -123,12 +123,12 @@ def test_the_published_stages_are_the_papers() -> None:
         assert cfg.loop.accumulate == 32 and cfg.loop.weight_decay == 0 and cfg.loop.warmup == 100
         assert (cfg.images.data.kind, cfg.images.second.kind) == ("hypersim", "vkitti2")
         assert (cfg.images.second_height, cfg.images.second_width) == (352, 1216)
-        assert cfg.images.second_share == 0.1 and cfg.augment.flip == 0.5
+        assert cfg.images.second_probability == 0.1 and cfg.augment.flip == 0.5
         assert cfg.diffusion.space == "sqrt_disparity" and cfg.loss.tails == 0.02
         assert cfg.diffusion.paradigm == "single" and cfg.diffusion.checkpointing
     assert (one.loss.latent, one.loss.align, one.loss.pixel, one.loss.gradient) == (1, 1, 0, 0)
     assert (two.loss.latent, two.loss.align, two.loss.pixel, two.loss.gradient) == (0, 0, 1, 0.001)
-    assert one.loss.place == "mid" and not one.diffusion.fourier
+    assert one.loss.align_layer == "mid" and not one.diffusion.fourier
     assert two.diffusion.fourier and (two.loss.delta, two.loss.form) == (0.2, "paper")
     # IterExponential of the published code: 0.01^((it - 100) / 24900) at 20,000.
     expected = 3e-5 * 0.01 ** ((20_000 - 100) / (25_000 - 100))
@@ -176,9 +176,9 @@ def test_the_published_stages_run_on_folders_of_their_kind(tmp_path: Path) -> No
     source.unet.save_pretrained(tmp_path / "sd2" / "unet")
     source.vae.save_pretrained(tmp_path / "sd2" / "vae")
     save_file({"prompt": torch.zeros(1, 5, 8)}, str(tmp_path / "sd2" / diffusion.PROMPT_FILE))
-    open_dino(NetworkConfig("debug")).network.save_pretrained(tmp_path / "dinov2")
+    open_dino(NetworkConfig(kind="debug")).network.save_pretrained(tmp_path / "dinov2")
     small = ["height=48", "width=64", "images.second_height=32", "images.second_width=80",
-             "images.second_share=0.5", "loop.steps=1", "loop.batch=4", "loop.accumulate=4",
+             "images.second_probability=0.5", "loop.steps=1", "loop.batch=4", "loop.accumulate=4",
              "loop.seed=0", "loop.tensorboard=false", "check.limit=0"]  # fmt: skip
     common = [*small, *write_data_sets(tmp_path), f"diffusion.source={tmp_path / 'sd2'}"]
     one, two = tmp_path / "stage1", tmp_path / "stage2"
@@ -205,14 +205,14 @@ def test_every_switch_changes_what_is_minimised(pool: Mixture) -> None:
         for space in diffusion.SPACES
     }
     assert len(set(losses.values())) == 3
-    places = {
-        place: float(terms(pool, f"loss.place={place}")["align_term"].detach())
-        for place in diffusion.PLACES
+    by_layer = {
+        layer: float(terms(pool, f"loss.align_layer={layer}")["align_term"].detach())
+        for layer in diffusion.FEATURE_LAYERS
     }
-    assert len(set(places.values())) == 3
+    assert len(set(by_layer.values())) == 3
     assert set(terms(pool, "loss.align=0", "diffusion.paradigm=denoising")) == {"loss", "latent"}
-    for found in (two, terms(pool, "loss.latent=0")):
-        assert found["loss"].requires_grad
+    for minimised in (two, terms(pool, "loss.latent=0")):
+        assert minimised["loss"].requires_grad
 
 
 def test_accumulated_parts_have_the_gradient_of_the_whole(pool: Mixture) -> None:
@@ -221,8 +221,8 @@ def test_accumulated_parts_have_the_gradient_of_the_whole(pool: Mixture) -> None
     model = recipe.model().train()
     weight = model.unet.conv_in.weight
 
-    def gradient(*shares: loop.Share) -> torch.Tensor:
-        losses = [recipe.loss(model, recipe.batch(0, share), None)["loss"] for share in shares]
+    def gradient(*parts: loop.BatchPart) -> torch.Tensor:
+        losses = [recipe.loss(model, recipe.batch(0, part), None)["loss"] for part in parts]
         return torch.autograd.grad(torch.stack(losses).mean(), weight)[0]
 
     torch.testing.assert_close(gradient((0, 1)), gradient((0, 2), (1, 2)), atol=5e-6, rtol=0)
@@ -247,20 +247,20 @@ def test_a_missing_external_encoder_is_named(pool: Mixture, tmp_path: Path) -> N
 def test_it_is_judged_in_its_own_space(space: str) -> None:
     """The target itself is right to its clipped tails; a map of nothing is not."""
     depth = 1 + 4 * torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(0))
-    seen = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space, tails=0.0)
+    scaled = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space, tails=0.0)
     truth = depth[0, 0].numpy()
-    abs_rel, delta1, f1 = depthmaster.judged(seen.values, truth, space)
+    abs_rel, delta1, f1 = depthmaster.scores_in_space(scaled.values, truth, space)
     assert abs_rel < 1e-4 and delta1 == 1 and f1 > 0.99
-    assert depthmaster.judged(torch.zeros_like(depth), truth, space)[0] > 0.2
+    assert depthmaster.scores_in_space(torch.zeros_like(depth), truth, space)[0] > 0.2
 
 
 def test_settings_that_contradict_themselves() -> None:
-    for bad, said in (
+    for bad, message in (
         (["learn=autoencoder", "diffusion.source=x"], "stays frozen"),
         (["diffusion.paradigm=denoising"], "latent loss only"),
         (["loss.latent=0", "loss.align=0"], "nothing would be learnt"),
     ):
-        with pytest.raises(config.ConfigError, match=said):
+        with pytest.raises(config.ConfigError, match=message):
             settings(*bad)
 
 
@@ -271,9 +271,9 @@ def test_a_students_disparity_that_is_the_square_of_the_target_costs_nothing() -
     depth = 1 + 5 * torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     cfg = supervised.LossConfig(space="sqrt_disparity", directional=0.001)
     y, _ = diffusion.student_target(depth, torch.ones_like(depth, dtype=torch.bool))
-    found = supervised.disparity_loss(y**2, depth, cfg)
+    scalars = supervised.disparity_loss(y**2, depth, cfg)
     for name in ("level", "shape", "directional"):
-        assert float(found[name]) == pytest.approx(0, abs=1e-5)
+        assert float(scalars[name]) == pytest.approx(0, abs=1e-5)
     assert float(supervised.disparity_loss(y**2 + 0.1, depth, cfg)["level"]) > 0.01
     x = torch.tensor([-3.0, -1.0, 0.0, 0.01, 4.0], requires_grad=True)
     (slope,) = torch.autograd.grad(diffusion.root(x).sum(), x)
@@ -304,8 +304,9 @@ def test_it_assists_a_distillation_and_its_answers_are_kept(pool: Mixture, tmp_p
     cfg = config.load(
         distill.Config,
         CONFIGS / "distill_debug.yaml",
-        ["who=assistant", "assistant.what=diffusion", f"assistant.path={tmp_path / 'teacher'}",
-         "crop.kept=1", f"cache={tmp_path / 'cache'}", "images.limit=2", "loop.steps=1",
+        ["teacher_choice=assistant", "assistant.source=diffusion",
+         f"assistant.path={tmp_path / 'teacher'}", "crop.per_image=1",
+         f"cache={tmp_path / 'cache'}", "images.limit=2", "loop.steps=1",
          "loss.root=true", "loss.directional=0.001", "loss.likeness=divergence"],
     )  # fmt: skip
     recipe = distill.build(cfg, Console(quiet=True))

@@ -67,8 +67,8 @@ def recipe(*overrides: str) -> Distill:
 def terms(made: Distill, step: int = 0) -> dict[str, float]:
     torch.manual_seed(0)
     model = made.model()
-    found = made.loss(model, made.batch(step, (0, 1)), None)
-    return {name: float(value.detach()) for name, value in found.items()}
+    scalars = made.loss(model, made.batch(step, (0, 1)), None)
+    return {name: float(value.detach()) for name, value in scalars.items()}
 
 
 def test_the_debug_config_runs_and_opens(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 
 def test_a_student_comes_to_follow_its_teacher(tmp_path: Path) -> None:
     made = recipe(
-        "who=primary", "loop.steps=24", "loop.learning_rate=4e-3", "loop.log_every=6",
+        "teacher_choice=primary", "loop.steps=24", "loop.learning_rate=4e-3", "loop.log_every=6",
         "loss.feature=0", "encoder_rate=1", "loss.dead=0", "loop.batch=2",
     )  # fmt: skip
     loop.run(made, made.cfg.loop, tmp_path, config.to_dict(made.cfg))
@@ -105,15 +105,15 @@ def test_a_student_comes_to_follow_its_teacher(tmp_path: Path) -> None:
 
 
 def test_total_is_the_weighted_sum_of_what_is_on() -> None:
-    made = recipe("who=primary", "loss.local=0.5", "loss.gradient=2", "loss.anchor=0.01")
-    found = terms(made)
-    assert set(found) == {"loss", "shared", "local", "feature", "gradient", "anchor", "dead"}
+    made = recipe("teacher_choice=primary", "loss.local=0.5", "loss.gradient=2", "loss.anchor=0.01")
+    scalars = terms(made)
+    assert set(scalars) == {"loss", "shared", "local", "feature", "gradient", "anchor", "dead"}
     w = made.cfg.loss
-    assert found["loss"] == pytest.approx(
-        sum(getattr(w, name) * value for name, value in found.items() if name != "loss"), rel=1e-5
+    assert scalars["loss"] == pytest.approx(
+        sum(getattr(w, name) * value for name, value in scalars.items() if name != "loss"), rel=1e-5
     )
     for name in ("shared", "local", "feature", "gradient", "anchor", "dead"):
-        assert name not in terms(recipe("who=primary", f"loss.{name}=0"))
+        assert name not in terms(recipe("teacher_choice=primary", f"loss.{name}=0"))
 
 
 def test_depthmasters_losses_are_options() -> None:
@@ -127,23 +127,23 @@ def test_depthmasters_losses_are_options() -> None:
 
 
 def test_the_anchor_holds_to_the_primary_only() -> None:
-    assert "anchor" in terms(recipe("who=primary"))
-    assert "anchor" not in terms(recipe("who=assistant"))
-    assert "anchor" not in terms(recipe("who=average"))
+    assert "anchor" in terms(recipe("teacher_choice=primary"))
+    assert "anchor" not in terms(recipe("teacher_choice=assistant"))
+    assert "anchor" not in terms(recipe("teacher_choice=average"))
 
 
 def test_the_assistant_teaches_its_share_of_the_steps() -> None:
-    made = recipe("assistant_share=0.3")
-    drawn = [made.who(step) for step in range(2000)]
+    made = recipe("assistant_probability=0.3")
+    drawn = [made.asked_teachers(step) for step in range(2000)]
     assert np.mean([d == [1] for d in drawn]) == pytest.approx(0.3, abs=0.04)
-    assert drawn[:9] == [made.who(step) for step in range(9)]
-    assert recipe("who=average").who(0) == [0, 1]
-    parts = [made.batch(5, (k, 2))["who"].tolist() for k in (0, 1)]
+    assert drawn[:9] == [made.asked_teachers(step) for step in range(9)]
+    assert recipe("teacher_choice=average").asked_teachers(0) == [0, 1]
+    parts = [made.batch(5, (k, 2))["teachers"].tolist() for k in (0, 1)]
     assert parts[0] == parts[1] == drawn[5]
 
 
 def test_two_teachers_are_averaged() -> None:
-    made = recipe("who=average")
+    made = recipe("teacher_choice=average")
     batch = made.batch(0, (0, 1))
     target, known = made._target(batch, "crop")
     torch.testing.assert_close(target, batch["teach_crop"][:, :1] * 0.55)
@@ -153,15 +153,15 @@ def test_two_teachers_are_averaged() -> None:
 @pytest.mark.parametrize("flip", [0, 1])
 def test_both_see_the_same_place(flip: int) -> None:
     """A student that answers the red channel agrees with the red teacher in both contexts."""
-    made = recipe(f"crop.flip={flip}", "crop.parts=4", "who=primary")
+    made = recipe(f"crop.flip={flip}", "crop.parts=4", "teacher_choice=primary")
     batch = made.batch(0, (0, 1))
     crop, _ = made._target(batch, "crop")
     torch.testing.assert_close(batch["crop"][:, :1], crop)
     part, known = made._target(batch, "part")
     assert part.shape == (16, 1, 56, 84)
-    mine = parts_of(batch["wide"][:, :1], batch["corner"], made.cfg)
-    assert float((mine - part).abs().mean()) < 0.02
-    assert float(normalised_l1(mine, part, known, "hybrid")) < 0.2
+    own = parts_of(batch["wide"][:, :1], batch["corner"], made.cfg)
+    assert float((own - part).abs().mean()) < 0.02
+    assert float(normalised_l1(own, part, known, "hybrid")) < 0.2
 
 
 def test_parts_are_the_overlapping_corners_of_the_wide_view() -> None:
@@ -190,34 +190,34 @@ def test_crops_lie_in_the_picture_and_have_the_inputs_shape() -> None:
 
 
 def test_kept_answers_are_asked_once_and_equal_the_fresh_ones(tmp_path: Path) -> None:
-    common = ["crop.kept=2", "crop.flip=0.5", "who=primary"]
+    common = ["crop.per_image=2", "crop.flip=0.5", "teacher_choice=primary"]
     cached = recipe(*common, f"cache={tmp_path}")
-    asked = cached.fill(Console(quiet=True))
-    assert asked == 3 * 2 * 2 * 5  # images, crops, teachers, a crop and four parts
+    count = cached.fill(Console(quiet=True))
+    assert count == 3 * 2 * 2 * 5  # images, crops, teachers, a crop and four parts
     assert cached.fill(Console(quiet=True)) == 0
     fresh = recipe(*common)
     for step in range(3):
         one, other = cached.batch(step, (0, 1)), fresh.batch(step, (0, 1))
         assert torch.equal(one["crop"], other["crop"])
         assert "teach_crop" not in one
-        for what in ("crop", "part"):
-            kept, _ = cached._target(one, what)
-            torch.testing.assert_close(kept, fresh._target(other, what)[0], atol=2e-5, rtol=0)
+        for content in ("crop", "part"):
+            stored, _ = cached._target(one, content)
+            torch.testing.assert_close(stored, fresh._target(other, content)[0], atol=2e-5, rtol=0)
 
 
 def test_an_answer_that_is_not_kept_is_said(tmp_path: Path) -> None:
     from training.data.samples import DataError
 
     with pytest.raises(DataError, match="has nothing of"):
-        recipe("crop.kept=2", f"cache={tmp_path}").batch(0, (0, 1))
+        recipe("crop.per_image=2", f"cache={tmp_path}").batch(0, (0, 1))
 
 
 def test_panels_show_crops_and_maps() -> None:
     made = recipe()
     with torch.no_grad():
-        (found,) = made.panels(made.model(), made.batch(0, (0, 1)), None).values()
-    assert found.shape == (3 * 56, 4 * 84, 3)
-    assert found[56:112].std() > 5
+        (image,) = made.batch_images(made.model(), made.batch(0, (0, 1)), None).values()
+    assert image.shape == (3 * 56, 4 * 84, 3)
+    assert image[56:112].std() > 5
 
 
 def test_features_may_have_other_strides_than_dinos() -> None:
@@ -225,9 +225,9 @@ def test_features_may_have_other_strides_than_dinos() -> None:
         "network.kind=unet", "height=64", "width=96", "network.unet.widths=[8, 8, 16, 16, 16]",
         "network.unet.depths=[0, 1, 1, 1, 1]", "network.unet.decoder=[16, 8, 8, 8]",
     ]  # fmt: skip
-    found = terms(recipe(*unet))
-    assert 0 < found["feature"] < 2
-    assert "dead" not in found
+    scalars = terms(recipe(*unet))
+    assert 0 < scalars["feature"] < 2
+    assert "dead" not in scalars
 
 
 def test_the_encoder_learns_more_slowly() -> None:
@@ -242,7 +242,7 @@ def test_the_encoder_learns_more_slowly() -> None:
 def test_a_fresh_decoder_keeps_the_encoder(kind: str) -> None:
     from training.models.lora import in_encoder
 
-    network = open_network(NetworkConfig(kind))
+    network = open_network(NetworkConfig(kind=kind))
     before = {name: p.clone() for name, p in network.named_parameters()}
     fresh_decoder(network)
     for name, p in network.named_parameters():
@@ -257,7 +257,7 @@ def test_a_fresh_decoder_keeps_the_encoder(kind: str) -> None:
     [
         (["loss.shared=0", "loss.local=0"], "nothing to learn from"),
         (["loss.norm=none"], "needs one teacher"),
-        (["cache=somewhere"], r"crop\.kept"),
+        (["cache=somewhere"], r"crop\.per_image"),
         (["crop.parts=5"], "at most grid"),
         (["view.flip=0.5"], "may not move pixels"),
     ],
@@ -265,14 +265,14 @@ def test_a_fresh_decoder_keeps_the_encoder(kind: str) -> None:
 def test_contradictions_are_refused(overrides: list[str], sentence: str) -> None:
     with pytest.raises(config.ConfigError, match=sentence):
         settings(*overrides)
-    assert settings("loss.norm=none", "who=primary").loss.norm == "none"
+    assert settings("loss.norm=none", "teacher_choice=primary").loss.norm == "none"
 
 
 def test_defaults_are_the_published_ones_where_there_are_such() -> None:
     cfg = config.load(distill.Config, CONFIG.with_name("distill.yaml"))
     w = cfg.loss
     assert (w.shared, w.local, w.feature, w.gradient) == (1.0, 0.5, 1.0, 2.0)
-    assert (w.norm, w.tolerance, cfg.assistant_share) == ("hybrid", 0.85, 0.3)
+    assert (w.norm, w.tolerance, cfg.assistant_probability) == ("hybrid", 0.85, 0.3)
     assert (cfg.height, cfg.width, cfg.crop.smallest_px) == (560, 560, 644)
     assert (cfg.loop.steps, cfg.loop.batch, cfg.loop.learning_rate) == (20_000, 8, 5e-5)
     # Of Depth Anything V2's code, and ours.
@@ -287,7 +287,7 @@ def test_a_size_that_does_not_fit_is_refused_with_one_that_does() -> None:
 
 def test_the_wide_view_is_the_crop_with_more_pixels() -> None:
     made = recipe()
-    seen = made.seen(0, Window(10, 5, 60, 90, 56, 84))
-    assert seen.wide.shape == (84, 126, 3)
-    small = Window.whole(seen.wide.shape, 56, 84).image(seen.wide)
-    assert np.abs(small[..., 0].astype(float) - seen.crop[..., 0]).mean() < 3
+    views = made.views(0, Window(10, 5, 60, 90, 56, 84))
+    assert views.wide.shape == (84, 126, 3)
+    small = Window.whole(views.wide.shape, 56, 84).image(views.wide)
+    assert np.abs(small[..., 0].astype(float) - views.crop[..., 0]).mean() < 3

@@ -26,15 +26,12 @@ from training.data.mixed import Mixture
 from training.data.open import DataConfig, open_samples
 from training.data.samples import DataError
 from training.data.sequences import Triplets, open_triplets
-from training.models import masked as models_masked
-from training.models.masked import MaskingConfig
-from training.models.networks import NetworkConfig, open_network, open_run
+from training.models.networks import open_run
 from training.recipes import mesa
 
 CONFIGS = REPO / "training" / "configs"
 DEBUG = CONFIGS / "mesa_debug.yaml"
 ONLY = {name: [f"loss.{other}=0" for other in mesa.TERMS if other != name] for name in mesa.TERMS}
-DEPTH_ANYTHING = NetworkConfig(kind="debug")
 
 
 @pytest.fixture(scope="module")
@@ -64,113 +61,14 @@ def started(
     return recipe, model, recipe.loss(model, recipe.batch(0, (0, 1)), None)
 
 
-# --- masks ---------------------------------------------------------------------------------------
-
-
-def test_simmims_masks_hide_their_share_in_units() -> None:
-    torch.manual_seed(0)
-    mask = models_masked.random_mask(5, 192, 192, 32, 0.6)
-    units = mask[:, :, ::32, ::32]
-    assert units.shape == (5, 1, 6, 6)
-    assert (units.sum(dim=(1, 2, 3)) == round(0.6 * 36)).all()
-    assert torch.equal(mask, units.repeat_interleave(32, 2).repeat_interleave(32, 3))
-    assert not torch.equal(mask[0], mask[1])
-    torch.manual_seed(0)
-    assert torch.equal(mask, models_masked.random_mask(5, 192, 192, 32, 0.6))
-    assert models_masked.cells(mask, 16).shape == (5, 1, 12, 12)
-    with pytest.raises(TrainingError, match=r"masking\.unit_px"):
-        models_masked.random_mask(1, 190, 192, 32, 0.6)
-
-
-def test_only_what_is_hidden_counts() -> None:
-    images = torch.rand(2, 3, 8, 8)
-    mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
-    mask[:, :, :4] = True
-    found = images.clone()
-    found[:, :, 4:] += 9.0
-    assert float(models_masked.hidden_l1(found, images, mask)) == pytest.approx(0, abs=1e-6)
-    found[:, :, :4] += 0.5
-    assert float(models_masked.hidden_l1(found, images, mask)) == pytest.approx(0.5, rel=1e-5)
-    # MAE's target is normalised per patch: a patch of another brightness costs the same.
-    patches = models_masked.patch_pixels(images, 4)
-    assert patches.shape == (2, 4, 48)
-    truth = (patches - patches.mean(2, keepdim=True)) / patches.var(2, keepdim=True).sqrt()
-    hidden = torch.tensor([[True, True, False, False]] * 2)
-    wrong = truth.clone()
-    wrong[:, 2:] += 5.0
-    for x in (images, 0.5 * images + 0.2):
-        assert float(models_masked.hidden_mse(wrong, x, hidden, 4)) < 1e-4
-
-
-@pytest.mark.parametrize("variant", models_masked.VARIANTS)
-def test_what_is_hidden_does_not_reach_the_encoder(variant: str) -> None:
-    """Whatever stands in hidden squares, the guess is the same; what is shown changes it."""
-    torch.manual_seed(0)
-    network = open_network(DEPTH_ANYTHING).eval()
-    guess = models_masked.PixelHead(network, MaskingConfig(variant, 28, 0.5), 56, 84).eval()
-    images = torch.randn(2, 3, 56, 84)
-    torch.manual_seed(1)
-    mask = models_masked.random_mask(2, 56, 84, 28, 0.5)
-    seen: list[torch.Tensor] = []
-    head = guess.head if variant == "simmim" else guess.head_patches
-    head.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
-    noise = torch.randn_like(images)
-    for x in (images, torch.where(mask, noise, images), torch.where(mask, images, noise)):
-        torch.manual_seed(1)
-        with torch.no_grad():
-            assert torch.isfinite(guess.loss(network, x))
-    torch.testing.assert_close(seen[0], seen[1])
-    assert float((seen[0] - seen[2]).abs().max()) > 1e-4
-
-
-def test_masked_modelling_learns_and_the_unet_has_its_own_way() -> None:
-    torch.manual_seed(0)
-    for kind, unit in (("debug", 28), ("unet", 32)):
-        network = open_network(NetworkConfig(kind=kind))
-        guess = models_masked.PixelHead(network, MaskingConfig(unit_px=unit), 2 * unit, 2 * unit)
-        flat = torch.ones(4, 3, 2 * unit, 2 * unit)
-        parameters = [*network.parameters(), *guess.parameters()]
-        optimiser = torch.optim.Adam(parameters, lr=0.01)
-        costs = []
-        for _ in range(12):
-            cost = guess.loss(network, flat)
-            gradients = torch.autograd.grad(cost, parameters, allow_unused=True)
-            for p, g in zip(parameters, gradients, strict=True):
-                p.grad = g
-            optimiser.step()
-            costs.append(float(cost.detach()))
-        assert costs[-1] < 0.5 * costs[0]
-    with pytest.raises(TrainingError, match="MAE needs an encoder of tokens"):
-        models_masked.PixelHead(network, MaskingConfig("mae", 32), 64, 64)
-    with pytest.raises(TrainingError, match="no multiple of the encoder's patch"):
-        models_masked.PixelHead(open_network(DEPTH_ANYTHING), MaskingConfig(unit_px=32), 64, 64)
-
-
-def test_drop_path_is_whole_branches_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
-    drop = models_masked.DropPath(0.25).train()
-    x = torch.ones(4000, 2, 3)
-    found = drop(x)
-    kept = found[:, 0, 0] > 0
-    assert torch.equal(found, kept[:, None, None] * torch.full_like(x, 4 / 3))
-    assert float(found.mean()) == pytest.approx(1, abs=0.05)
-    assert torch.equal(drop.eval()(x), x)
-    network = open_network(DEPTH_ANYTHING)
-    models_masked.drop_paths(network, 0.3)
-    shares = [layer.drop_path.share for layer in network.network.backbone.encoder.layer]
-    assert shares == pytest.approx([0, 0.1, 0.2, 0.3])
-    with pytest.raises(TrainingError, match="drop_path"):
-        models_masked.drop_paths(open_network(NetworkConfig()), 0.3)
-
-
 # --- the recipe ----------------------------------------------------------------------------------
 
 
 def test_each_term_alone_and_all_together(data: tuple[Mixture, Triplets]) -> None:
     alone = {name: started(data, *only)[2] for name, only in ONLY.items()}
-    for name, found in alone.items():
-        assert set(found) - {"smooth"} == {"loss", name}
-        assert found["loss"].requires_grad and torch.isfinite(found["loss"])
+    for name, scalars in alone.items():
+        assert set(scalars) - {"smooth"} == {"loss", name}
+        assert scalars["loss"].requires_grad and torch.isfinite(scalars["loss"])
     _, masked, _ = started(data, *ONLY["masked"])
     for name, parameter in masked.named_parameters():
         assert parameter.requires_grad == bool(mesa.ENCODER.match(name)), name
@@ -204,19 +102,19 @@ def test_the_geometric_term_is_least_at_the_truth(data: tuple[Mixture, Triplets]
 
 
 def test_poses_are_learnt_where_none_are_given(data: tuple[Mixture, Triplets]) -> None:
-    recipe, _, found = started(data, *ONLY["geometric"], "poses=network")
+    recipe, _, scalars = started(data, *ONLY["geometric"], "poses=network")
     assert "T_sources_target" not in recipe.batch(0, (0, 1))
     weight = recipe._beside.pose.head.weight
-    (slope,) = torch.autograd.grad(found["loss"], weight)
+    (slope,) = torch.autograd.grad(scalars["loss"], weight)
     assert float(slope.abs().max()) > 0
 
 
 def test_scales_of_depth_and_both_heads(data: tuple[Mixture, Triplets]) -> None:
     recipe, model, _ = started(data)
     x = torch.rand(1, 3, 56, 84)
-    found = recipe.depths(model, x, coarse=True)
-    assert [tuple(m.shape[-2:]) for m in found] == [(56, 84), (28, 42), (14, 21), (7, 10)]
-    assert all(float(m.detach().min()) >= 0.1 and float(m.detach().max()) <= 100 for m in found)
+    depths = recipe.depths(model, x, coarse=True)
+    assert [tuple(m.shape[-2:]) for m in depths] == [(56, 84), (28, 42), (14, 21), (7, 10)]
+    assert all(float(m.detach().min()) >= 0.1 and float(m.detach().max()) <= 100 for m in depths)
     inverse, model, _ = started(data, "head=inverse", *ONLY["supervised"])
     model.eval()
     with torch.no_grad():
@@ -265,8 +163,8 @@ def test_resumed_equals_uninterrupted(data: tuple[Mixture, Triplets], tmp_path: 
             mesa.Mesa(cfg, *data), cfg.loop, tmp_path / "parts", config.to_dict(cfg), stop=stop
         )
     for a, b in ((whole.product, parts.product), (whole.extra, parts.extra)):
-        found, expected = a.state_dict(), b.state_dict()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        resumed, expected = a.state_dict(), b.state_dict()
+        assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 def test_a_run_is_exported_with_its_metres(data: tuple[Mixture, Triplets], tmp_path: Path) -> None:
@@ -275,14 +173,14 @@ def test_a_run_is_exported_with_its_metres(data: tuple[Mixture, Triplets], tmp_p
     assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
     image = np.random.default_rng(0).integers(0, 255, (56, 84, 3), dtype=np.uint8)
     with DepthModel.open(ModelConfig(path=str(out), threads=1)) as model:
-        found = model.predict(image)
-    assert found.kind == "depth_metric"
+        prediction = model.predict(image)
+    assert prediction.kind == "depth_metric"
     recipe, network, _ = started(data, *ONLY["supervised"])
     checkpoints.load(network, checkpoints.read(tmp_path / "run")["averaged"], "x")
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         expected = recipe.depths(network.eval(), x)[0][0, 0].numpy()
-    np.testing.assert_allclose(found.values, expected, rtol=2e-3)
+    np.testing.assert_allclose(prediction.values, expected, rtol=2e-3)
 
 
 def test_the_published_settings_are_the_sources() -> None:
@@ -293,7 +191,7 @@ def test_the_published_settings_are_the_sources() -> None:
     for cfg in (joint, tuned):
         assert cfg.height % 14 == 0 and cfg.width % 14 == 0
     assert (joint.loss.masked, joint.loss.geometric, joint.loss.supervised) == (1, 1, 1)
-    assert (joint.masking.ratio, joint.loss.share, joint.scales) == (0.6, 0.5, 4)
+    assert (joint.masking.ratio, joint.loss.variance_focus, joint.scales) == (0.6, 0.5, 4)
     # Squares of 28 px, two patches, stand for SimMIM's 32, two cells of a Swin.
     assert joint.masking.unit_px == 28 and joint.height % 28 == joint.width % 28 == 0
     pixels = joint.geometric
@@ -329,12 +227,12 @@ def test_the_published_settings_run_on_folders_of_their_kind(tmp_path: Path) -> 
         assert main(["mesa", "--config", settings_file, "--run", str(run), *common, more]) == 0
     out = ["--data", str(rooms), "--out", str(tmp_path / "cka"), "--height", "56", "--width", "84"]
     assert main(["cka", str(first), str(tuned), *out]) == 0
-    found = json.loads((tmp_path / "cka" / "cka.json").read_text())["layer_by_layer"]
-    assert len(found) == 4 and all(0 < value <= 1 + 1e-9 for value in found)
+    similarities = json.loads((tmp_path / "cka" / "cka.json").read_text())["layer_by_layer"]
+    assert len(similarities) == 4 and all(0 < value <= 1 + 1e-9 for value in similarities)
 
 
 @pytest.mark.parametrize(
-    ("frames", "gone", "said"),
+    ("frames", "gone", "message"),
     [
         (1, "", "has 1 frame and a triplet with spacing 1 needs 3"),
         (4, "pose/2.txt", "poses: network"),
@@ -342,7 +240,7 @@ def test_the_published_settings_run_on_folders_of_their_kind(tmp_path: Path) -> 
     ],
 )
 def test_a_sequence_that_cannot_be_used_ends_the_command_with_a_sentence(
-    frames: int, gone: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    frames: int, gone: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = make_scannet(tmp_path / "scannet", frames=frames)
     if gone:
@@ -350,7 +248,7 @@ def test_a_sequence_that_cannot_be_used_ends_the_command_with_a_sentence(
     videos = ["sequences.layout=scannet", f"sequences.folder={tmp_path / 'scannet'}"]
     run = ["mesa", "--config", str(DEBUG), "--run", str(tmp_path / "run")]
     assert main([*run, *ONLY["geometric"], *videos]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

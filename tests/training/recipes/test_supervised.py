@@ -5,58 +5,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from depth_node.metrics import evaluate
-from depth_node.prediction import Prediction
+import json
+import os
+import shutil
+import signal
+from typing import Any
+
+from rich.console import Console
+
+from depth_node import config
+from tests.helpers import REPO
+from training import loop
+from training.__main__ import main
 from training.checkpoints import TrainingError
-from training.evaluation import protocols
-from training.losses import depth as losses_depth
+from training.data.pool import open_pool
+from training.models.lora import parameter_count
 from training.models.unet import SmallUNet, StudentConfig
 from training.recipes import supervised
 
 SMALL = StudentConfig(widths=(4, 6, 8, 8, 8), depths=(0, 1, 1, 1, 1), decoder=(8, 6, 6, 4))
-
-
-def test_the_relative_error_is_the_one_that_networks_are_judged_by() -> None:
-    """AbsRel after disp_ls, where no depth is wrong by more than a factor of two."""
-    rng = np.random.default_rng(0)
-    depth = rng.uniform(1, 5, (2, 1, 12, 16)).astype(np.float32)
-    disparity = (3 / depth + 1 + rng.normal(0, 0.05, depth.shape)).astype(np.float32)
-    known = rng.random(depth.shape) > 0.2
-    found = losses_depth.relative_error(*(torch.from_numpy(x) for x in (disparity, depth, known)))
-    expected = []
-    for p, g, m in zip(disparity[:, 0], depth[:, 0], known[:, 0], strict=True):
-        prediction = Prediction(p, "disparity_affine_invariant")
-        z = protocols.align(prediction, g, m, "disp_ls", protocols.PROTOCOLS["indoor"])
-        assert (z / g)[m].max() < 2
-        expected.append(evaluate(z, g, m).abs_rel)
-    assert float(found) == pytest.approx(np.mean(expected), rel=1e-4)
-
-
-def test_depths_far_too_far_count_with_their_logarithm() -> None:
-    """A flat prediction is fitted by the mean disparity: 0.5, then 0.4."""
-
-    def cost(disparities: list[float]) -> float:
-        depth = 1 / torch.tensor(disparities).view(1, 1, 1, -1)
-        return float(losses_depth.relative_error(torch.ones_like(depth), depth, depth > 0))
-
-    assert cost([0.8, 0.2]) == pytest.approx((0.6 + 0.6) / 2)  # ratios 1.6 and 0.4
-    # Ratios 2.5, which costs 1 + 2 ln(2.5 / 2), and twice 0.25.
-    assert cost([1.0, 0.1, 0.1]) == pytest.approx((1 + 2 * np.log(1.25) + 0.75 + 0.75) / 3)
-
-
-def test_nothing_valid_costs_nothing_and_has_a_gradient() -> None:
-    prediction = torch.rand(1, 1, 4, 4, requires_grad=True)
-    depth = torch.ones(1, 1, 4, 4)
-    found = losses_depth.relative_error(
-        prediction, depth, torch.zeros_like(depth, dtype=torch.bool)
-    )
-    (gradient,) = torch.autograd.grad(found, prediction)
-    assert float(found.detach()) == 0.0 and torch.equal(gradient, torch.zeros_like(gradient))
 
 
 def test_a_grown_student_begins_as_the_smaller_one() -> None:
@@ -89,3 +60,132 @@ def test_a_run_starts_from_a_smaller_student_and_refuses_another_one(tmp_path: P
     cfg = supervised.Config(student=wider, start=str(weights))
     with pytest.raises(TrainingError, match="another network"):
         supervised.Supervised(cfg, []).model()
+
+
+DEBUG = REPO / "training" / "configs" / "debug.yaml"
+
+
+@pytest.fixture(scope="module")
+def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool that every test of this file reads."""
+    folder = tmp_path_factory.mktemp("pool")
+    open_pool(settings(folder).pool)
+    return folder
+
+
+def settings(folder: Path, *overrides: str) -> supervised.Config:
+    return config.load(supervised.Config, DEBUG, [f"pool.folder={folder}", *overrides])
+
+
+def train(cfg: supervised.Config, folder: Path, **more: Any) -> loop.State:
+    recipe = supervised.build(cfg, Console())
+    return loop.run(recipe, cfg.loop, folder, config.to_dict(cfg), **more)
+
+
+def weights(state: loop.State) -> dict[str, torch.Tensor]:
+    models = {**state.model.state_dict(prefix="model."), **state.averaged.state_dict(prefix="ema.")}
+    return {name: tensor.clone() for name, tensor in models.items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_seed_gives_the_same_weights(pool_folder: Path, tmp_path: Path) -> None:
+    cfg = settings(pool_folder, "loop.steps=3")
+    first = train(cfg, tmp_path / "a")
+    again = train(cfg, tmp_path / "b")
+    other = train(settings(pool_folder, "loop.steps=3", "loop.seed=4"), tmp_path / "c")
+    assert same(weights(first), weights(again))
+    assert not same(weights(first), weights(other))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_equals_uninterrupted(pool_folder: Path, tmp_path: Path, precision: str) -> None:
+    cfg = settings(pool_folder, f"loop.precision={precision}", "loop.checkpoint_every=3")
+    whole = train(cfg, tmp_path / "whole")
+    stopped = train(cfg, tmp_path / "parts", stop=lambda step: step == 5)
+    assert stopped.step == 5
+    resumed = train(cfg, tmp_path / "parts")
+    assert resumed.step == cfg.loop.steps
+    assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_between_steps_and_can_go_on(
+    pool_folder: Path, tmp_path: Path, number: int
+) -> None:
+    cfg = settings(pool_folder, "loop.steps=5")
+    recipe = supervised.Supervised(cfg, open_pool(cfg.pool))
+    real = recipe.batch
+
+    def interrupted(step: int, part: loop.BatchPart) -> loop.Batch:
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return real(step, part)
+
+    recipe.batch = interrupted  # type: ignore[method-assign]
+    before = signal.getsignal(number)
+    with pytest.raises(loop.TrainingError, match="Interrupted at step 2"):
+        loop.run(recipe, cfg.loop, tmp_path / "parts", config.to_dict(cfg))
+    assert signal.getsignal(number) is before
+    resumed = train(cfg, tmp_path / "parts")
+    assert same(weights(train(cfg, tmp_path / "whole")), weights(resumed))
+
+
+def test_learning_happens(pool_folder: Path, tmp_path: Path) -> None:
+    """Twenty-four images, always seen alike, are learnt by heart."""
+    plain = [f"augment.{name}=0" for name in ("flip", "colour", "gamma", "blur", "noise", "grey")]
+    cfg = settings(
+        pool_folder,
+        "loop.steps=60",
+        "loop.log_every=15",
+        "loop.batch=8",
+        "loop.learning_rate=0.01",
+        "augment.smallest_crop=1.0",
+        *plain,
+    )
+    train(cfg, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [15, 30, 45, 60]
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+
+
+def test_a_run_may_start_from_another_ones_weights(
+    pool_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = train(settings(pool_folder, "loop.steps=2"), tmp_path / "before")
+    cfg = settings(pool_folder, f"start={tmp_path / 'before'}")
+    model = loop.start(supervised.build(cfg, Console()), cfg.loop).model
+    assert before.averaged is not None
+    assert same(model.state_dict(), before.averaged.state_dict())
+    torch.save(before.averaged, tmp_path / "whole.pt")  # a pickled module
+    arguments = ["supervised", "--config", str(DEBUG), "--run", str(tmp_path / "run")]
+    arguments += [f"pool.folder={pool_folder}", f"start={tmp_path / 'whole.pt'}"]
+    assert main(arguments) == 1
+    assert "could run any code" in capsys.readouterr().err.replace("\n", " ")
+    torch.save(before.averaged.state_dict(), tmp_path / "weights.pt")
+    plain = settings(pool_folder, f"start={tmp_path / 'weights.pt'}")
+    model = loop.start(supervised.build(plain, Console()), plain.loop).model
+    assert same(model.state_dict(), before.averaged.state_dict())
+
+
+def test_the_shipped_student_fits_its_budget() -> None:
+    assert parameter_count(SmallUNet(StudentConfig())) * 2 < 4_000_000  # bytes as float16
+    with pytest.raises(config.ConfigError, match="five values"):
+        StudentConfig(widths=(8, 8))
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--config", str(DEBUG)]
+    assert main(["supervised", *common, "--dry-run", "loop.batch=7"]) == 0
+    resolved = capsys.readouterr().out
+    assert "batch: 7" in resolved
+    assert main(["supervised", *common, "loop.bach=7"]) == 1
+    assert "loop.batch" in capsys.readouterr().err
+    run = tmp_path / "run"
+    pool = f"pool.folder={tmp_path / 'pool'}"
+    assert main(["supervised", *common, "--run", str(run), pool, "loop.steps=2"]) == 0
+    assert {"config.yaml", "environment.json", "last"} <= {p.name for p in run.iterdir()}
+    shutil.rmtree(tmp_path / "pool")
+    assert main(["render", *common, pool, "pool.samples=12", "--count", "6"]) == 0

@@ -57,8 +57,8 @@ def scalars(made: westar.Westar, averaged: bool = True) -> tuple[dict[str, float
 
     model = made.model()
     slow = copy.deepcopy(model).eval() if averaged else None
-    found = made.loss(model, made.batch(0, (0, 1)), slow)
-    return {name: float(value.detach()) for name, value in found.items()}, model, found
+    terms = made.loss(model, made.batch(0, (0, 1)), slow)
+    return {name: float(value.detach()) for name, value in terms.items()}, model, terms
 
 
 def test_the_debug_run_learns_only_the_updates_and_opens_merged(tmp_path: Path) -> None:
@@ -111,16 +111,16 @@ def test_without_a_strong_view_the_student_agrees_with_its_teacher() -> None:
 
 @pytest.mark.parametrize("teacher", ["ema", "shared", "frozen_source"])
 def test_no_gradient_reaches_the_teacher(teacher: str) -> None:
-    _, model, found = scalars(recipe(f"teacher={teacher}"), averaged=teacher == "ema")
+    _, model, terms = scalars(recipe(f"teacher={teacher}"), averaged=teacher == "ema")
     learnt = [p for p in model.parameters() if p.requires_grad]
-    gradient = torch.autograd.grad(found["loss"], learnt)
+    gradient = torch.autograd.grad(terms["loss"], learnt)
     assert any(float(g.abs().max()) > 0 for g in gradient)
     assert model.training or not any(m.training for m in model.modules())
 
 
-@pytest.mark.parametrize("what", ["full", "encoder", "decoder"])
-def test_whole_parts_are_held_back_by_their_distance(what: str) -> None:
-    made = recipe(f"tune.what={what}")
+@pytest.mark.parametrize("mode", ["full", "encoder", "decoder"])
+def test_whole_parts_are_held_back_by_their_distance(mode: str) -> None:
+    made = recipe(f"tune.mode={mode}")
     model = made.model()
     assert float(made._distance(model).detach()) == 0
     with torch.no_grad():
@@ -248,7 +248,7 @@ def test_right_order_costs_nothing_and_wrong_order_pulls(on: str) -> None:
 def test_labels_move_with_the_view() -> None:
     """Pairs drawn from depth stay true in every flipped and cropped view."""
     made = recipe("weak.smallest_crop=0.6", "weak.flip=0.5", "labels.simulation.count=9")
-    seen = 0
+    count = 0
     for step in range(4):
         batch = made.batch(step, (0, 1))
         bright = batch["weak"].mean(dim=1, keepdim=True)  # brightness says the disparity
@@ -256,8 +256,8 @@ def test_labels_move_with_the_view() -> None:
         other = at(bright, batch["points"][:, 2:], batch["owner"])
         right = ((one - other) * batch["sign"] > -0.02) | (batch["sign"] == 0)
         assert right.float().mean() > 0.9
-        seen += len(right)
-    assert seen > 100
+        count += len(right)
+    assert count > 100
 
 
 def test_masks_move_with_the_view() -> None:
@@ -333,11 +333,11 @@ def test_the_embedded_network_is_adapted_beside_rendered_rooms(tmp_path: Path) -
 def test_a_run_is_opened_with_a_share_of_its_updates(tmp_path: Path) -> None:
     """Half of them lies half-way from the source; none of them is the source."""
 
-    def opened(share: float) -> dict[str, torch.Tensor]:
+    def opened(scale: float) -> dict[str, torch.Tensor]:
         fast = ["loop.steps=3", "loop.warmup=0", "loop.learning_rate=0.05", "loop.ema=0.5"]
-        made = recipe(f"tune.share={share}", *fast)
-        loop.run(made, made.cfg.loop, tmp_path / str(share), config.to_dict(made.cfg))
-        return open_run(tmp_path / str(share)).state_dict()
+        made = recipe(f"tune.merge_scale={scale}", *fast)
+        loop.run(made, made.cfg.loop, tmp_path / str(scale), config.to_dict(made.cfg))
+        return open_run(tmp_path / str(scale)).state_dict()
 
     whole, half, none = opened(1.0), opened(0.5), opened(0.0)
     torch.manual_seed(settings().loop.seed)
@@ -386,10 +386,10 @@ def test_panels_show_views_and_maps() -> None:
     made = recipe()
     model = made.model().eval()
     with torch.no_grad():
-        (found,) = made.panels(model, made.batch(0, (0, 1)), model).values()
-    assert found.shape == (4 * 56, 4 * 84, 3)
-    assert found.dtype == np.uint8
-    assert found[:56].std() > 5 and found[-56:].std() > 5
+        (image,) = made.batch_images(model, made.batch(0, (0, 1)), model).values()
+    assert image.shape == (4 * 56, 4 * 84, 3)
+    assert image.dtype == np.uint8
+    assert image[:56].std() > 5 and image[-56:].std() > 5
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_contradictions_are_refused(overrides: list[str], sentence: str) -> None
 def test_defaults_are_the_published_ones_where_there_are_such() -> None:
     cfg = config.load(westar.Config, CONFIG.with_name("westar.yaml"))
     assert (cfg.loss.st, cfg.loss.weak, cfg.loss.reg) == (1.0, 0.001, 1.0)
-    assert (cfg.tune.what, cfg.tune.rank, cfg.tune.alpha) == ("lora", 8, 16)
+    assert (cfg.tune.mode, cfg.tune.rank, cfg.tune.alpha) == ("lora", 8, 16)
     assert (cfg.loop.ema, cfg.loop.ema_warmup, cfg.loop.batch) == (0.996, False, 4)
     assert (cfg.loop.schedule, cfg.teacher, cfg.loss.contexts) == ("cosine", "ema", "masks")
     assert (cfg.labels.simulation.count, cfg.labels.simulation.ratio) == (5, 1.03)

@@ -72,20 +72,20 @@ def test_seeds_that_disagree_leave_a_pair_open() -> None:
 def test_what_cannot_be_studied_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words, said in ((["--only", "hybrid"], "No variant is called 'hybrid': there are both"),
+    for words, message in ((["--only", "hybrid"], "No variant is called 'hybrid': there are both"),
                         (["--images", "3"], "--images 3 is too few")):  # fmt: skip
         assert main(["study", "distill", "--out", str(tmp_path), *words]) == 1
-        assert capsys.readouterr().err.startswith(said)
+        assert capsys.readouterr().err.startswith(message)
 
 
 def test_the_assistant_answers_from_0_to_1(tmp_path: Path) -> None:
     primary = study.DistillStudy(tmp_path, 9, 2).primary
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    maps = study.Unit(primary)(images)
+    maps = study.UnitRangeTeacher(primary)(images)
     for scaled, plain in zip(maps, primary(images), strict=True):
         assert (float(scaled.min()), float(scaled.max())) == pytest.approx((0, 1))
         assert bool((scaled.flatten().argsort() == plain.flatten().argsort()).all())
-    assert study.Unit(primary).revision != primary.revision
+    assert study.UnitRangeTeacher(primary).revision != primary.revision
 
 
 def test_a_teacher_that_sees_more_in_a_part_is_better_there(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_a_teacher_that_sees_more_in_a_part_is_better_there(tmp_path: Path) -> N
     rng = np.random.default_rng(0)
     fine = rng.uniform(0.2, 1, (96, 144)).astype(np.float32)
     image = np.repeat((255 * fine).round().astype(np.uint8)[..., None], 3, axis=2)
-    found = study.parts_seen(Bright(), [Sample("a", image, 1 / fine, source="room")])
-    assert found["alone"][0][2] < 0.02 < 0.2 < found["cut"][0][2]
+    errors = study.part_errors(Bright(), [Sample("a", image, 1 / fine, source="room")])
+    assert errors["alone"][0][2] < 0.02 < 0.2 < errors["cut"][0][2]
 
 
 def test_the_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,15 +109,15 @@ def test_the_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     command = ["study", "distill", "--out", str(tmp_path), "--steps", "1", "--images", "9"]
     command += ["--rooms", "1", "--only", *names]
     assert main(command) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in (*names, "start", "primary teacher", "assistant"):
-        assert f"| {name} | 0." in said
-    place = tmp_path / "distill" / "9-1"
-    assert (place / "table.md").read_text() == said
-    runs = sorted(place.rglob("about.json"))
-    folders = {path.relative_to(place / "runs").parts[0] for path in runs}
+        assert f"| {name} | 0." in printed
+    folder = tmp_path / "distill" / "9-1"
+    assert (folder / "table.md").read_text() == printed
+    runs = sorted(folder.rglob("about.json"))
+    folders = {path.relative_to(folder / "runs").parts[0] for path in runs}
     assert {"start", "assistant", "taught-by-the-truth-1"} < folders
     before = [path.stat().st_mtime_ns for path in runs]
     assert main(command) == 0
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == printed
     assert [path.stat().st_mtime_ns for path in runs] == before

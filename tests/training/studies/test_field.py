@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cases of `depth_tools bench field` on small frames whose truth is known."""
+"""The cases of `study field` on small frames whose truth is known."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from depth_node.benchmarks.field_speed import SpeedProblem
 from depth_node.benchmarks.speed import fit_problem
 from depth_node.benchmarks.tables import Means, markdown
-from depth_node.cli import main
 from depth_node.prediction import Prediction
 from tests.benchmarks.test_accuracy import write_frame
+from training.__main__ import main
 from training.studies import field as cases
 
 HEIGHT, WIDTH = 90, 120
@@ -52,9 +53,9 @@ def column(table: cases.Table, name: str) -> dict[str, float]:
 
 
 def run(name: str, source: Path) -> cases.Table:
-    told: list[str] = []
-    (table,) = cases.CASES[name](cases.Task([source], Bent(), [0], told.append))
-    assert {"room/a", "room/b"} <= set(told)
+    finished: list[str] = []
+    (table,) = cases.CASES[name](cases.Task([source], Bent(), [0], finished.append))
+    assert {"room/a", "room/b"} <= set(finished)
     assert all(len(row) == len(table.head) for row in table.rows)
     return table
 
@@ -110,7 +111,7 @@ def test_segmentation_names_the_library_it_lacks(
 
 def test_every_way_of_fitting_is_timed() -> None:
     prediction, _, labels = fit_problem()
-    problem = cases.SpeedProblem.of(prediction, labels, 48, 64, 100)
+    problem = SpeedProblem.of(prediction, labels, 48, 64, 100)
     assert problem.image.shape == (48, 64, 3)
     times = problem.medians(1)
     assert set(times) == {
@@ -136,19 +137,19 @@ def test_notes_stand_below_a_table_on_the_page() -> None:
 def test_figure_and_command_line(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.main(["bench", "field", "figure", "--out", str(tmp_path / "f.png")]) == 0
+    assert main(["study", "field", "figure", "--out", str(tmp_path / "f.png")]) == 0
     assert cv2.imread(str(tmp_path / "f.png")).std() > 10
     assert (tmp_path / "f.png").stat().st_size < 200_000
-    arguments = ["bench", "field", "few", str(source), "--out", str(tmp_path / "few.md")]
-    assert main.main(arguments) == 0
+    arguments = ["study", "field", "few", str(source), "--out", str(tmp_path / "few.md")]
+    assert main(arguments) == 0
     assert "MEDIAN_SCALE" in (tmp_path / "few.md").read_text()
     assert "Few points" in capsys.readouterr().out
-    assert main.main(["bench", "field", "few"]) == 2
+    assert main(["study", "field", "few"]) == 1
     assert "no SOURCE is given" in capsys.readouterr().err
 
 
 def test_numbers_of_a_wide_table_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    """However narrow the screen is."""
+    """However narrow the console is."""
     from rich.console import Console
 
     from depth_node.cli.console import print_table

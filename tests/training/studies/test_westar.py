@@ -16,51 +16,39 @@ from depth_node import config
 from training.__main__ import main
 from training.recipes import westar
 from training.studies import common
-from training.studies import westar as westar_module
-
-
-def test_a_variant_is_compared_picture_by_picture() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.uniform(0.1, 0.9, 300)
-    change, low, high = common.compared(base, 0.8 * base)
-    assert (change, low, high) == pytest.approx((-0.2, -0.2, -0.2))
-    change, low, high = common.compared(base, base + rng.normal(0, 0.05, 300))
-    assert low < 0 < high
-    assert low < change < high
+from training.studies import westar as study
 
 
 def test_rooms_repeat_and_the_three_kinds_differ(tmp_path: Path) -> None:
-    learn = common.rooms(tmp_path, "learn", 3)
-    again = common.rooms(tmp_path / "again", "learn", 3)
-    judge = common.rooms(tmp_path, "judge", 3)
+    learn = study.rooms(tmp_path, "learn", 3)
+    again = study.rooms(tmp_path / "again", "learn", 3)
+    judge = study.rooms(tmp_path, "judge", 3)
     for one, same, other in zip(learn, again, judge, strict=True):
         np.testing.assert_array_equal(one.image, same.image)
         assert not np.array_equal(one.image, other.image)
-    fog = common.corrupted(learn, "fog", 5)
+    fog = study.corrupted_images(learn, "fog", 5)
     assert not np.array_equal(fog[0].image, learn[0].image)
     assert fog[0].depth is learn[0].depth
 
 
-@pytest.mark.parametrize(
-    "variant", [v for v in westar_module.WESTAR if v.settings], ids=lambda v: v.name
-)
+@pytest.mark.parametrize("variant", [v for v in study.WESTAR if v.settings], ids=lambda v: v.name)
 def test_every_variant_is_a_setting_of_the_recipe(variant: common.Variant) -> None:
-    cfg = config.replace(
-        config.build(westar.Config, westar_module.WESTAR_BASE), variant.settings or {}
-    )
-    assert cfg != config.build(westar.Config, westar_module.WESTAR_BASE)
+    cfg = config.replace(config.build(westar.Config, study.WESTAR_BASE), variant.settings or {})
+    assert cfg != config.build(westar.Config, study.WESTAR_BASE)
 
 
 def test_the_published_config_is_what_the_study_judged() -> None:
     path = REPO / "training" / "configs" / "westar_embedded.yaml"
-    told = config.load(westar.Config, path)
-    kept = next(
-        v.settings for v in westar_module.WESTAR if v.settings and "loss.known" in v.settings
+    published = config.load(westar.Config, path)
+    changes = next(v.settings for v in study.WESTAR if v.settings and "loss.known" in v.settings)
+    judged = config.replace(config.build(westar.Config, study.WESTAR_BASE), changes)
+    judged = config.replace(judged, {"loop.seed": published.loop.seed, "loop.tensorboard": True})
+    judged = config.replace(judged, {"loop.log_every": published.loop.log_every})
+    assert (published.loss, published.tune, published.loop) == (
+        judged.loss,
+        judged.tune,
+        judged.loop,
     )
-    judged = config.replace(config.build(westar.Config, westar_module.WESTAR_BASE), kept)
-    judged = config.replace(judged, {"loop.seed": told.loop.seed, "loop.tensorboard": True})
-    judged = config.replace(judged, {"loop.log_every": told.loop.log_every})
-    assert (told.loss, told.tune, told.loop) == (judged.loss, judged.tune, judged.loop)
 
 
 def test_a_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

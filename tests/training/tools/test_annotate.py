@@ -60,7 +60,7 @@ def opened(folder: Path, **more: Any) -> Session:
     return Session(DataConfig(folder=str(folder)), folder.parent / "labels.csv", **more)
 
 
-def places(session: Session) -> list[tuple[Any, ...]]:
+def locations(session: Session) -> list[tuple[Any, ...]]:
     return [(p.image, p.x1, p.y1, p.x2, p.y2) for p in session.pairs]
 
 
@@ -88,13 +88,13 @@ def test_a_picture_of_one_colour_is_asked_too() -> None:
 
 def test_every_picture_is_asked_once_before_any_is_asked_twice(folder: Path) -> None:
     session = opened(folder, per_image=2)
-    asked = []
+    names = []
     while not session.state()["finished"]:
         state = session.state()
-        asked.append(state["image"])
+        names.append(state["image"])
         assert session.answer(state["question"], "closer")
-    assert asked == ["a.png", "b.png", "more/ü.png"] * 2
-    assert len(set(places(session))) == 6
+    assert names == ["a.png", "b.png", "more/ü.png"] * 2
+    assert len(set(locations(session))) == 6
     assert read_labels(session.out) == session.pairs
 
 
@@ -116,7 +116,7 @@ def test_it_goes_on_where_it_stopped_also_after_skips_and_a_cut_line(folder: Pat
     assert again.state()["done"] == len(order) == 6
     while not again.state()["finished"]:
         assert again.answer(again.state()["question"], "equal")
-    assert len(set(places(again))) == len(places(again)) == 9
+    assert len(set(locations(again))) == len(locations(again)) == 9
     assert opened(folder, per_image=3).state()["finished"]
 
 
@@ -202,8 +202,8 @@ def test_over_http(folder: Path) -> None:
         state = ask(url + "state")[1]
         with urllib.request.urlopen(url + state["url"]) as answer:
             content = np.frombuffer(answer.read(), np.uint8)
-        seen = cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1]
-        assert np.abs(seen.astype(int) - image(0)).mean() < 3
+        decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1]
+        assert np.abs(decoded.astype(int) - image(0)).mean() < 3
         status, state = ask(url + "answer", {"question": state["question"], "relation": "closer"})
         assert (status, state["done"]) == (200, 1)
         assert len(read_labels(session.out)) == 1
@@ -355,7 +355,7 @@ class Browser:
 def browser(tmp_path: Path) -> Iterator[Browser]:
     """DEPTH_NODE_BROWSER, or a Chromium of this machine."""
     names = [os.environ.get("DEPTH_NODE_BROWSER", ""), *BROWSERS]
-    path = next((found for name in names if name and (found := shutil.which(name))), None)
+    path = next((executable for name in names if name and (executable := shutil.which(name))), None)
     if path is None:
         reason = "no Chromium on this machine (DEPTH_NODE_BROWSER may name one)"
         if os.environ.get("REQUIRE_BROWSER") == "1":

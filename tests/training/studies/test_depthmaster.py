@@ -9,92 +9,90 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
-
 from depth_node import config
 from training import checkpoints
 from training.__main__ import main
 from training.models import diffusion
 from training.models.networks import NetworkConfig, open_dino
 from training.recipes import depthmaster
-from training.studies import depthmaster as depthmaster_module
-from training.studies import mesa
-from training.studies import runs as runs_module
+from training.studies import common, mesa
+from training.studies import depthmaster as study
 
 
 @pytest.fixture(autouse=True)
 def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """One step of two images for everything, of networks as small as they can be."""
-    for base in (mesa.MESA_BASE, depthmaster_module.MASTER_BASE, depthmaster_module.STUDENT_BASE):
+    for base in (mesa.MESA_BASE, study.MASTER_BASE, study.STUDENT_BASE):
         monkeypatch.setitem(base["loop"], "batch", 2)
         monkeypatch.setitem(base["loop"], "steps", 1)
     for changes in (
         mesa.MESA_TUNE,
-        depthmaster_module.AUTOENCODER,
-        depthmaster_module.STAND_IN,
-        depthmaster_module.LATER,
+        study.AUTOENCODER,
+        study.STAND_IN,
+        study.LATER,
     ):
         monkeypatch.setitem(changes, "loop.steps", 1)
-    monkeypatch.setitem(depthmaster_module.STAND_IN, "loop.batch", 2)
-    for variant in depthmaster_module.MASTER:
+    monkeypatch.setitem(study.STAND_IN, "loop.batch", 2)
+    for variant in study.MASTER:
         if variant.settings and "loop.steps" in variant.settings:
             monkeypatch.setitem(variant.settings, "loop.steps", 1)
     widths = {"unet_widths": [8, 8], "vae_widths": [8, 8, 8]}
-    monkeypatch.setitem(depthmaster_module.MASTER_BASE, "diffusion", widths)
+    monkeypatch.setitem(study.MASTER_BASE, "diffusion", widths)
 
 
 @pytest.mark.parametrize(
-    ("what", "names", "columns"),
+    ("case", "names", "columns"),
     [
         ("mesa", ["masked", "from scratch"], ["rooms: RMSE (m)", "desks: AbsRel"]),
         (
             "depthmaster",
-            ["sqrt-disparity", "both stages, aligned", *depthmaster_module.THROUGH, "constant"],
+            ["sqrt-disparity", "both stages, aligned", *study.THROUGH, "constant"],
             ["rooms: AbsRel", "rooms: boundary F1"],
         ),
         (
             "assistant",
-            ["with the diffusion assistant", *depthmaster_module.TEACHERS, "plane"],
+            ["with the diffusion assistant", *study.TEACHERS, "plane"],
             ["rooms: AbsRel", "rooms: 1 - delta1"],
         ),
     ],
 )
 def test_a_study_makes_a_table_and_repeats_nothing(
-    what: str,
+    case: str,
     names: list[str],
     columns: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["study", what, "--out", str(tmp_path), "--rooms", "1", "--images", "3", "--only"]
+    words = ["study", case, "--out", str(tmp_path), "--rooms", "1", "--images", "3", "--only"]
     assert main([*words, *names]) == 0
-    found = (tmp_path / what / "table.md").read_text()
-    assert all(column in found for column in columns)
-    assert [line.split(" | ")[0].strip("| ") for line in found.splitlines()[2:]] == names
+    table = (tmp_path / case / "table.md").read_text()
+    assert all(column in table for column in columns)
+    assert [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:]] == names
     runs = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*/runs/*"))
     assert main([*words, *names]) == 0
     assert runs == sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*/runs/*"))
-    assert found.strip() in capsys.readouterr().out
+    assert table.strip() in capsys.readouterr().out
 
 
 def test_the_stand_in_is_what_the_alignment_opens(tmp_path: Path) -> None:
     """The encoder that the masked term taught, as a folder of DINOv2; its patches fit the study."""
-    learn = runs_module.pool(tmp_path, "learn", 3, "room", 1, (54, 72))
-    made = depthmaster_module.stand_in(tmp_path, learn)
+    learn = common.pool(tmp_path, "learn", 3, "room", 1, (54, 72))
+    made = study.stand_in(tmp_path, learn)
     weights = checkpoints.read(tmp_path / "runs" / "encoder")["averaged"]
-    dino = open_dino(NetworkConfig("debug", source=str(made)))
+    dino = open_dino(NetworkConfig(kind="debug", source=str(made)))
     name = "encoder.layer.0.norm1.weight"
     assert torch.equal(dino.network.state_dict()[name], weights[f"network.backbone.{name}"])
-    size = diffusion.external_size(*depthmaster_module.MASTER_SIZE.values(), dino.spec.multiple_px)
-    assert size == (depthmaster_module.STAND_IN["height"], depthmaster_module.STAND_IN["width"])
+    size = diffusion.external_size(*study.MASTER_SIZE.values(), dino.spec.multiple_px)
+    assert size == (study.STAND_IN["height"], study.STAND_IN["width"])
 
 
 def test_every_variant_resolves_and_changes_something() -> None:
     """Misspelt settings, and two rows that are the same run, would say nothing."""
-    seen = []
-    for variant in depthmaster_module.MASTER:
-        cfg = config.build(depthmaster.Config, depthmaster_module.MASTER_BASE)
-        seen.append(config.to_dict(config.replace(cfg, dict(variant.settings or {}))))
-    assert all(a != b for k, a in enumerate(seen) for b in seen[:k])
-    names = [variant.name for variant in depthmaster_module.MASTER]
-    starts = {(v.settings or {}).get("start", names[0]) for v in depthmaster_module.MASTER}
-    assert starts <= set(names) and depthmaster_module.ASSISTANT in names
+    settings = []
+    for variant in study.MASTER:
+        cfg = config.build(depthmaster.Config, study.MASTER_BASE)
+        settings.append(config.to_dict(config.replace(cfg, dict(variant.settings or {}))))
+    assert all(a != b for k, a in enumerate(settings) for b in settings[:k])
+    names = [variant.name for variant in study.MASTER]
+    starts = {(v.settings or {}).get("start", names[0]) for v in study.MASTER}
+    assert starts <= set(names) and study.ASSISTANT in names

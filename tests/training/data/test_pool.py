@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pool of rendered rooms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from depth_node import config
+from training.data.pool import Pool, PoolConfig
+from training.data.samples import DataError
+
+
+def pool_config(folder: Path, samples: int, views: int) -> PoolConfig:
+    return PoolConfig(str(folder), samples, 24, 32, views_per_scene=views, seed=5)
+
+
+def fill(cfg: PoolConfig, until: int) -> Pool:
+    pool = Pool(cfg, write=True)
+    for _ in pool.fill(until):
+        pass
+    return pool
+
+
+def test_the_pool_repeats_itself_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    cfg = pool_config(tmp_path / "a", 12, 3)
+    fill(cfg, 9)
+    fill(cfg, 12)
+    whole = fill(config.replace(cfg, {"folder": str(tmp_path / "b")}), 12)
+    parts = Pool(cfg)
+    assert len(parts) == len(whole) == 12
+    np.testing.assert_array_equal(parts.image, whole.image)
+    np.testing.assert_array_equal(parts.depth, whole.depth)
+    assert np.unique(parts.image.reshape(12, -1), axis=0).shape[0] == 12
+
+
+def test_a_full_pool_replaces_its_oldest(tmp_path: Path) -> None:
+    cfg = pool_config(tmp_path, 4, 2)
+    before = fill(cfg, 4).image.copy()
+    pool = fill(cfg, 6)
+    assert (len(pool), pool.written) == (4, 6)
+    np.testing.assert_array_equal(pool.image[2:], before[2:])
+    assert not np.array_equal(pool.image[:2], before[:2])
+
+
+def test_a_pool_of_other_settings_is_refused(tmp_path: Path) -> None:
+    cfg = pool_config(tmp_path / "p", 4, 6)
+    with pytest.raises(DataError, match="no pool"):
+        Pool(cfg)
+    Pool(cfg, write=True)
+    with pytest.raises(DataError, match="other settings"):
+        Pool(config.replace(cfg, {"seed": 6}))
+    with pytest.raises(DataError, match=r"pool\.seed"):
+        Pool(config.replace(cfg, {"seed": -1}))

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets as WebDataset shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+from training.data.open import DataConfig, open_samples
+from training.data.samples import DataSet, Sample
+from training.tools import pack_shards
+
+
+def names(samples: DataSet) -> list[str]:
+    return [samples[k].name for k in range(len(samples))]
+
+
+def rooms(count: int = 5) -> DataSet:
+    return open_samples(DataConfig(kind="procedural", seed=4, limit=count, height=24, width=32))
+
+
+def test_shards_give_back_what_went_in(tmp_path: Path) -> None:
+    written = list(rooms())
+    masks = np.arange(24 * 32, dtype=np.int32).reshape(24, 32)
+    assert written[0].depth is not None
+    hole = written[0].depth.copy()
+    hole[:4] = np.nan
+    written[0] = Sample("holes", written[0].image, hole, written[0].camera, masks)
+    written[1] = Sample("no truth", written[1].image)
+    assert pack_shards.write_shards(written, tmp_path / "out", per_shard=2) == 5
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 3
+    read = open_samples(DataConfig(kind="shards", folder=str(tmp_path / "out")))
+    assert names(read) == [sample.name for sample in written]
+    for sample, before in zip(read, written, strict=True):
+        np.testing.assert_array_equal(sample.image, before.image)
+        assert sample.camera == before.camera
+        if before.depth is None:
+            assert sample.depth is None
+            continue
+        assert sample.depth is not None
+        half_step = np.nanmax(before.depth) / 65535 / 2
+        np.testing.assert_allclose(sample.depth, before.depth, atol=half_step * 1.01)
+    assert read[0].masks is not None
+    np.testing.assert_array_equal(read[0].masks, masks)
+
+
+# The library leaves its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
+    import webdataset
+
+    pack_shards.write_shards(rooms(), tmp_path / "out", per_shard=3, jpeg=95)
+    urls = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert [set(sample) >= {"jpg", "depth.png", "json"} for sample in samples] == [True] * 5

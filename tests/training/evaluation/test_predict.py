@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions are computed once and kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+from depth_node.engine import opening, options
+from depth_node.prediction import Prediction
+from training.__main__ import main
+from training.data.samples import Sample
+from training.evaluation import predict, score
+
+H, W = 24, 32
+
+
+class Counting:
+    """Disparity from red, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def predict(self, image: np.ndarray) -> Prediction:
+        self.asked += 1
+        return Prediction(image[..., 0].astype(np.float32) + 1, "disparity_affine_invariant")
+
+
+def samples(count: int = 2) -> list[Sample]:
+    rng = np.random.default_rng(3)
+    made = []
+    for k in range(count):
+        depth = rng.uniform(1, 5, (H, W)).astype(np.float32)
+        image = np.repeat((200 / depth).astype(np.uint8)[..., None], 3, axis=2)
+        made.append(Sample(str(k), image, depth, source=f"s{k % 2}"))
+    return made
+
+
+def test_predictions_are_made_once_and_scored_often(tmp_path: Path) -> None:
+    first, again = Counting(), Counting()
+    plan = score.ScoringPlan(corruptions=("jpeg",))
+    rows = score.score(samples(), {"m": predict.Cached(first, "a" * 30, tmp_path)}, plan)
+    assert first.asked == 2 * 6
+    other = score.ScoringPlan(("disp_ls", "sqrt_disp_ls", "median"), corruptions=("jpeg",))
+    more = score.score(samples(), {"m": predict.Cached(again, "a" * 30, tmp_path)}, other)
+    assert again.asked == 0
+    same = [row for row in more if row.alignment in ("disp_ls", "-")]
+    assert same == rows
+    assert len(more) == 2 * (2 + 3 * 6)
+    stranger = predict.Cached(again, "b" * 30, tmp_path)
+    stranger.predict(samples()[0].image)
+    assert again.asked == 1
+
+
+def test_a_damaged_prediction_is_made_anew(tmp_path: Path) -> None:
+    model = Counting()
+    cached = predict.Cached(model, "a" * 30, tmp_path)
+    image = samples()[0].image
+    whole = cached.predict(image).values
+    (entry,) = cached.folder.iterdir()
+    entry.write_bytes(entry.read_bytes()[:50])
+    np.testing.assert_array_equal(cached.predict(image).values, whole)
+    assert model.asked == 2
+    cached.predict(image)
+    assert model.asked == 2
+
+
+def test_scores_are_of_the_reference_unless_asked_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # on a machine with a GPU it would be taken
+    _, identity, model = predict.open_model("embedded")
+    assert model.engine.backend == options.REFERENCE
+    monkeypatch.setattr(opening, "AUTO", (options.REFERENCE,))
+    assert predict.open_model("embedded", "auto")[1] == identity
+    assert main(["evaluate", "--procedural", "1", "--seed", "1", "--backend", "cpu"]) == 1
+    assert "back end 'cpu' is not known" in capsys.readouterr().err
+
+
+def test_a_corruption_wears_each_frame_in_its_own_way() -> None:
+    a, b = samples()
+    one = predict.corrupted(a, "gaussian", 2)
+    np.testing.assert_array_equal(one.image, predict.corrupted(a, "gaussian", 2).image)
+    renamed = replace(a, source=b.source, name=b.name)
+    assert not np.array_equal(one.image, predict.corrupted(renamed, "gaussian", 2).image)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Means over images and sources, and their intervals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+from training.evaluation import score, statistics
+
+
+def test_means_are_over_frames_then_over_sources() -> None:
+    rows = [
+        score.Row("a", "x", "1", 0.1, 1.0),
+        score.Row("a", "x", "2", 0.3, 0.0),
+        score.Row("a", "y", "3", 0.6, 0.5),
+    ]
+    assert statistics.mean(rows, "a", "x") == pytest.approx((0.2, 0.5))
+    assert statistics.mean(rows, "a") == pytest.approx((0.4, 0.5))
+    pooled = statistics.bootstrap(statistics.gather(rows, ["a"], "abs_rel"), pooled=True)
+    assert pooled.value == pytest.approx(1 / 3)
+    assert math.isnan(statistics.mean(rows, "b")[0])
+
+
+def test_the_interval_is_that_of_the_normal_theory() -> None:
+    values = np.random.default_rng(0).normal(1.0, 0.2, (400, 1))
+    interval = statistics.bootstrap({"x": values}, pooled=True)
+    half = 1.96 * values.std() / 20
+    assert (interval.low, interval.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=0.1 * half
+    )
+    assert interval == statistics.bootstrap({"x": values}, pooled=True)
+
+
+def test_a_comparison_is_paired() -> None:
+    """b is always 10 % above a: their ratio is certain though neither mean is."""
+    a = np.random.default_rng(1).uniform(0.1, 0.9, (30, 1))
+    both = {"x": np.concatenate([a, 1.1 * a], axis=1)}
+    interval = statistics.bootstrap(both, statistics.ratio, pooled=True)
+    assert (interval.low, interval.value, interval.high) == pytest.approx((1 / 1.1,) * 3)
+    alone = statistics.bootstrap(both, pooled=True)
+    assert alone.high - alone.low > 0.1
+
+
+def test_sources_that_differ_widen_the_interval_by_source() -> None:
+    rng = np.random.default_rng(2)
+    values = {str(k): k / 10 + rng.normal(0, 0.01, (20, 1)) for k in range(5)}
+    by_frame, by_source = (statistics.bootstrap(values, by=by) for by in ("frame", "source"))
+    assert by_frame.value == by_source.value == pytest.approx(0.2, abs=0.01)
+    # Means of five draws of 0, .1, .2, .3, .4: standard deviation .1414 / sqrt 5.
+    assert by_source.high - by_source.low == pytest.approx(2 * 1.96 * 0.0632, rel=0.1)
+    assert by_frame.high - by_frame.low < 0.01
+    with pytest.raises(ValueError, match="by frame or by source"):
+        statistics.bootstrap(values, by="room")
+
+
+def test_only_frames_that_all_methods_have_are_compared() -> None:
+    rows = [
+        score.Row("a", "x", "1", 0.1, 1.0),
+        score.Row("b", "x", "1", 0.2, 1.0),
+        score.Row("a", "x", "2", 0.9, 1.0),
+        score.Row("b", "x", "2", math.nan, 1.0),
+    ]
+    assert statistics.gather(rows, ["a", "b"], "abs_rel")["x"].tolist() == [[0.1, 0.2]]

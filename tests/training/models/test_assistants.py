@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diffusion networks as teachers: Marigold, GenPercept, runs of DepthMaster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
+from depth_node import config
+from training.checkpoints import TrainingError
+from training.models import assistants
+from training.models.diffusion import DiffusionConfig, SingleStep, open_diffusion
+
+SMALL = DiffusionConfig(unet_widths=(8, 16), vae_widths=(8, 8), prompt_width=8)
+
+
+def small(**more: object) -> SingleStep:
+    torch.manual_seed(0)
+    return open_diffusion(config.replace(SMALL, more)).eval()
+
+
+def add_text_encoder(folder: Path) -> None:
+    """A text encoder of a few numbers, and a tokenizer of three words."""
+    transformers = pytest.importorskip("transformers")
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
+    shape = transformers.CLIPTextConfig(
+        vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=7, bos_token_id=0, eos_token_id=1,
+        pad_token_id=1,
+    )  # fmt: skip
+    transformers.CLIPTextModel(shape).save_pretrained(folder / "text_encoder")
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "vocab.json").write_text(json.dumps(words))
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    (tokenizer / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 7})
+    )
+
+
+def add_index(folder: Path, pipeline: str = "StableDiffusionPipeline") -> None:
+    """What a pipeline's folder says of its parts."""
+    parts = {
+        "_class_name": pipeline,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(parts))
+
+
+def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
+    """Affine depth comes out as disparity, the same every time, with what is known."""
+    import diffusers
+    import transformers
+
+    from training.models import teachers
+
+    add_text_encoder(tmp_path)
+    network = small(paradigm="denoising")
+    pipe = diffusers.MarigoldDepthPipeline(
+        unet=network.unet,
+        vae=network.vae,
+        scheduler=diffusers.DDIMScheduler(prediction_type="v_prediction"),
+        text_encoder=transformers.CLIPTextModel.from_pretrained(tmp_path / "text_encoder"),
+        tokenizer=transformers.CLIPTokenizer.from_pretrained(tmp_path / "tokenizer"),
+        prediction_type="depth",
+        scale_invariant=True,
+        shift_invariant=True,
+        default_denoising_steps=1,
+        default_processing_resolution=0,
+    )
+    network.unet.register_to_config(in_channels=8)
+    pipe.save_pretrained(tmp_path / "marigold")
+    cfg = teachers.TeacherConfig(source="diffusion", path=str(tmp_path / "marigold"))
+    teacher = teachers.open_teacher(cfg)
+    assert teacher.kind == "depth_affine_invariant"
+    images = torch.rand(2, 3, 16, 24)
+    depth = teacher(images)
+    disparity, known = teachers.ask(teacher, images)
+    assert disparity.shape == (2, 1, 16, 24) and known.any()
+    torch.testing.assert_close(depth, teacher(images))
+    for d, m in zip(disparity, depth, strict=True):  # large = near
+        assert float(torch.corrcoef(torch.stack([d.flatten(), m.flatten()]))[0, 1]) < 0
+    with pytest.raises(TrainingError, match=r"cannot be opened as a Marigold.*genpercept=depth"):
+        assistants.open_assistant(str(tmp_path))
+    with pytest.raises(TrainingError, match="run of depthmaster"):
+        assistants.open_assistant(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("gives", ["disparity", "depth"])
+def test_a_genpercept_teaches_through_the_same_door(gives: str, tmp_path: Path) -> None:
+    """Against the authors' way: one step of DDIM under their schedule, from the image itself."""
+    import diffusers
+    import transformers
+
+    from training.models import teachers
+
+    add_text_encoder(tmp_path)
+    network = small()
+    network.unet.save_pretrained(tmp_path / "unet")
+    network.vae.save_pretrained(tmp_path / "vae")
+    text = transformers.CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
+    words = transformers.CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    shift = teachers.TeacherConfig().shift if gives == "depth" else 0.0
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=1.0, beta_end=1.0, beta_schedule="scaled_linear", clip_sample=False,
+        prediction_type="v_prediction", set_alpha_to_one=False, steps_offset=1,
+        timestep_spacing="leading",
+    )  # fmt: skip
+    scheduler.set_timesteps(1)
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ids = words("", padding="do_not_pad", return_tensors="pt").input_ids
+        assert ids.shape == (1, 2)
+        prompt = text(ids)[0].repeat(2, 1, 1)
+        latent = network.vae.encode(2 * images - 1).latent_dist.mean
+        velocity = network.unet(latent, scheduler.timesteps[0], encoder_hidden_states=prompt).sample
+        clean = scheduler.step(velocity, scheduler.timesteps[0], latent).pred_original_sample
+        expected = (network.vae.decode(clean).sample.mean(1, True).clip(-1, 1) + 1) / 2
+    assert float(expected.std()) > 1e-3
+
+    add_index(tmp_path, "GenPerceptPipeline")
+    cfg = teachers.TeacherConfig(source="diffusion", path=str(tmp_path), genpercept=gives)
+    teacher = teachers.open_teacher(cfg)
+    assert teacher.kind == f"{gives}_affine_invariant"
+    torch.testing.assert_close(teacher(images), expected + shift, atol=1e-5, rtol=1e-5)
+    disparity, known = teachers.ask(teacher, images)
+    assert known.all()
+    inverted = expected if gives == "disparity" else 1 / (expected + shift)
+    torch.testing.assert_close(disparity, inverted, atol=1e-4, rtol=1e-4)
+    (tmp_path / "dpt_head_identity").mkdir()
+    with pytest.raises(TrainingError, match="DPT head"):
+        teachers.open_teacher(cfg)
+
+
+def test_a_run_teaches_through_the_same_door(tmp_path: Path) -> None:
+    from training import checkpoints
+    from training.models import teachers
+
+    network = small()
+    about = {"recipe": "depthmaster", "settings": {"diffusion": config.to_dict(SMALL)}}
+    checkpoints.write(tmp_path, 1, about, {"averaged": network.state_dict()}, {})
+    for wrong, message in (({"recipe": "mesa"}, "of the recipe mesa"),
+                        ({"settings": {"diffusion": config.to_dict(DiffusionConfig())}},
+                         "of another network")):  # fmt: skip
+        run = tmp_path / message.split()[-1]
+        checkpoints.write(run, 1, {**about, **wrong}, {"averaged": network.state_dict()}, {})
+        with pytest.raises(TrainingError, match=message):
+            assistants.open_assistant(str(run))
+    teacher = teachers.open_teacher(teachers.TeacherConfig(source="diffusion", path=str(tmp_path)))
+    images = torch.rand(1, 3, 17, 23)  # brought to what the network takes, and back
+    disparity, known = teachers.ask(teacher, images)
+    assert disparity.shape == (1, 1, 17, 23) and known.all()
+    x = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(x), network(2 * x - 1))
+    other = small()
+    torch.nn.init.zeros_(other.unet.conv_out.weight)
+    checkpoints.write(tmp_path / "b", 1, about, {"averaged": other.state_dict()}, {})
+    cfg = teachers.TeacherConfig(source="diffusion", path=str(tmp_path / "b"))
+    assert teachers.open_teacher(cfg).revision != teacher.revision  # so that no cache mixes them

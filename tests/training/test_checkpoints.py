@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that do not fit, are damaged or carry code are refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+from torch import nn
+
+from depth_node import config
+from tests.helpers.toy import Toy, settings, train
+from training import checkpoints, loop
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    cfg = settings("loop.steps=2")
+    train(cfg, tmp_path / "run")
+    with pytest.raises(loop.TrainingError, match=r"loop\.learning_rate \(was 0\.01, is 0\.1\)"):
+        train(settings("loop.learning_rate=0.1"), tmp_path / "run")
+    assert train(settings("loop.steps=3"), tmp_path / "run").step == 3
+
+    class Other(Toy):
+        name = "other"
+
+    with pytest.raises(loop.TrainingError, match="recipe toy, not other"):
+        train(settings("loop.steps=3"), tmp_path / "run", Other(cfg))
+    wider = settings("width=9")
+    with pytest.raises(loop.TrainingError, match=r"of another network.*there and.*here"):
+        loop.restore(loop.start(Toy(wider), wider.loop), tmp_path / "run", config.to_dict(cfg))
+    learnt = checkpoints.weights(checkpoints.find(tmp_path / "run") / "model.safetensors")
+    with pytest.raises(loop.TrainingError, match="2 tensors are missing, first 'weight'; 4 are"):
+        checkpoints.load(nn.Linear(2, 2), learnt, "run")
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(loop.TrainingError, match="no checkpoint in"):
+        checkpoints.read(tmp_path / "absent")
+    (tmp_path / "old.pt").write_bytes(b"PK")
+    with pytest.raises(loop.TrainingError, match="no checkpoint of this loop but a file"):
+        checkpoints.read(tmp_path / "old.pt")
+    train(settings("loop.steps=2"), tmp_path / "run")
+    folder = checkpoints.find(tmp_path / "run")
+    state = (folder / "state.pt").read_bytes()
+    (folder / "state.pt").write_bytes(state[: len(state) // 2])
+    with pytest.raises(loop.TrainingError, match="cannot be read"):
+        train(settings("loop.steps=3"), tmp_path / "run")
+    os.truncate(folder / "averaged.safetensors", 100)
+    with pytest.raises(loop.TrainingError, match="cannot be read"):
+        checkpoints.read(tmp_path / "run")
+    (folder / "about.json").write_text('{"format": 1}')
+    with pytest.raises(loop.TrainingError, match="no checkpoint of this version"):
+        checkpoints.read(tmp_path / "run")
+
+
+class Dangerous:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("ran",))
+
+
+def test_pickled_weights_run_nothing_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.ones(2), "hook": Dangerous()}, tmp_path / "bad.pt")
+    with pytest.raises(loop.TrainingError, match=r"any code: convert it to \.safetensors, or set"):
+        checkpoints.weights(tmp_path / "bad.pt")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(loop.TrainingError, match="no table of tensors"):
+        checkpoints.weights(tmp_path / "bad.pt", trust_pickle=True)
+    assert (tmp_path / "ran").exists()
+    torch.save({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "good.pt")
+    assert set(checkpoints.weights(tmp_path / "good.pt")) == {"weight"}
+    with pytest.raises(loop.TrainingError, match="no weights"):
+        checkpoints.weights(tmp_path / "absent.pt")

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+from rich.console import Console
+from torch import nn
+
+from depth_node import config
+from tests.helpers.toy import Config, Toy, nearly_full_disk, rows, settings, train
+from training import loop
+
+
+def test_a_log_that_cannot_be_written_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "environment", dict)  # its length depends on the working tree
+    cfg = settings("loop.steps=40", "loop.checkpoint_every=100")
+    sentence = r"The run folder .* cannot be written .*make room"
+    with nearly_full_disk(1500), pytest.raises(loop.TrainingError, match=sentence):
+        train(cfg, tmp_path)
+    assert (tmp_path / "log.jsonl").stat().st_size > 1000
+
+
+def test_logs_and_pictures(tmp_path: Path) -> None:
+    class Shown(Toy):
+        def batch_images(
+            self, model: nn.Module, batch: loop.Batch, averaged: Any
+        ) -> dict[str, Any]:
+            assert not model.training and not torch.is_grad_enabled()
+            image = (batch["image"][0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+            return {"input": image}
+
+    cfg = settings("loop.tensorboard=true", "loop.images_every=4")
+    train(cfg, tmp_path, Shown(cfg))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("loss")]
+    np.testing.assert_allclose(logged, rows(tmp_path, "step", "loss"), rtol=1e-5)
+    assert [event.step for event in events.Images("input")] == [4, 8]
+    assert {p.name for p in (tmp_path / "images").iterdir()} == {
+        "0000004_input.png",
+        "0000008_input.png",
+    }
+    assert {"images_per_s", "rate", "memory_mb"} <= set(
+        json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    )
+    about = json.loads((tmp_path / "environment.json").read_text())
+    assert about["packages"]["torch"] == torch.__version__.partition("+")[0] or about["packages"]
+    assert config.load(Config, tmp_path / "config.yaml") == cfg
+
+
+def test_output_off_a_terminal_is_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(settings("loop.log_every=4"), tmp_path, console=Console(force_terminal=False))
+    assert "step 8/8" in capsys.readouterr().out

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop against the shortest loop of PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+from depth_node import config
+from tests.helpers.toy import Toy, settings, train
+from training.tools import benchmark
+
+
+def test_the_rival_of_the_benchmark_learns_the_same(tmp_path: Path) -> None:
+    """Without what only the loop has (schedule, groups), both reach the same weights."""
+    cfg = settings("loop.schedule=constant", "loop.warmup=0", "loop.weight_decay=0")
+    bare = benchmark.Bare(Toy(cfg), cfg.loop)
+    bare.steps(8)
+    ours = train(cfg, tmp_path).model.state_dict()
+    for name, value in bare.model.state_dict().items():
+        torch.testing.assert_close(ours[name], value)
+
+
+def test_the_benchmark_takes_turns() -> None:
+    cfg = settings("loop.steps=20")
+    made: list[Toy] = []
+
+    def build() -> Toy:
+        made.append(Toy(cfg))
+        return made[-1]
+
+    ours, theirs = benchmark.compare(build, cfg.loop, config.to_dict(cfg), steps=6, turn=2)
+    assert len(ours) == len(theirs) == 3
+    assert min(ours + theirs) > 0
+    assert len(made) == 2
