@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""numba, where it is installed and goes with this NumPy. Whoever compiles has a NumPy form too.
+"""Optional compilation by numba. Every compiled loop has a NumPy form of the same result.
 
-Machine code is kept beside the source or, where that is read-only, in the user's cache folder.
+Machine code is cached beside the source or, if that is read-only, in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from typing import Any
 
 @functools.cache
 def find_numba() -> tuple[Any, str]:
-    """The module and "", or None and why it cannot be used."""
+    """The module numba and "", or None and the reason why it cannot be used."""
     if find_spec("numba") is None:
         return None, "numba is not installed"
     try:
         import numba
-    except Exception as error:  # of another age than NumPy or LLVM it fails in many ways
-        said = " ".join(str(error).split())
-        return None, f"numba is installed but cannot be loaded ({type(error).__name__}: {said})"
+    except Exception as error:  # a version that does not fit NumPy or LLVM fails in many ways
+        reason = " ".join(str(error).split())
+        return None, f"numba is installed but cannot be loaded ({type(error).__name__}: {reason})"
     return numba, ""
 
 
 def compiled(loop: Callable[..., None], types: str = "", **options: Any) -> Callable[..., None]:
-    """The loop as machine code of numba, which must be there; at once where types are told."""
-    numba, why_not = find_numba()
+    """Compile a loop with numba: now if `types` are given, else at its first call.
+
+    Raises RuntimeError if numba cannot be used.
+    """
+    numba, reason = find_numba()
     if numba is None:
-        raise RuntimeError(why_not)
+        raise RuntimeError(reason)
     signature = [f"void({types})"] if types else []
     fast: Callable[..., None]
     try:
@@ -38,14 +41,14 @@ def compiled(loop: Callable[..., None], types: str = "", **options: Any) -> Call
     except RuntimeError as error:
         if "cannot cache" not in str(error):
             raise
-        _say_once(
-            "no folder to keep machine code in, every start compiles anew (seconds): set"
-            " NUMBA_CACHE_DIR to one that can be written."
+        _warn_once(
+            "no folder for machine code can be written, so every start compiles again (seconds):"
+            " set NUMBA_CACHE_DIR to a folder that can be written."
         )
         fast = numba.njit(*signature, nogil=True, **options)(loop)
     return fast
 
 
 @functools.cache
-def _say_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     logging.getLogger(__name__).warning(text)

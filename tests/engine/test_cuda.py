@@ -38,7 +38,7 @@ def test_all_is_given_back(machine: Machine) -> None:
             launch()
             values = np.ones((8, 9), np.float32)
             line = Line("depth", 1, 0, 0.1, 9, 0.1, 9)
-            cuda.grid_applied(loaded, values, values, line)
+            cuda.prepare_grid(loaded, values, values, line)
         gpu.close()
         assert machine.leaks == {}
 

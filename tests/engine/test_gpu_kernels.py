@@ -142,7 +142,7 @@ def test_regions_twin_is_the_fits_own_map(in_disparity: bool, labelled: bool) ->
     labels = rng.integers(0, 6, relative.shape).astype(np.int32) if labelled else None
     table = surfaces(6, rng)
     expected = surface_maps.depth_map(
-        surface_maps.Image.of(relative), labels, table,
+        surface_maps.ImageGrid.of(relative), labels, table,
         in_disparity=in_disparity, max_depth_m=50.0,
     )  # fmt: skip
     rows = np.concatenate([table.parameters, table.limits], axis=1)
@@ -162,7 +162,7 @@ def test_regions_kernel_is_its_twin(cuda: Any, least: float, labelled: bool) -> 
     rows = np.concatenate([table.parameters, table.limits], axis=1)
     expected = gpu_kernels.apply_table(relative, labels, rows, least)
     with cuda.Gpu() as gpu:
-        applied = cuda.table_applied(cuda.CompiledKernels(gpu), relative, labels, rows, least)
+        applied = cuda.prepare_table(cuda.CompiledKernels(gpu), relative, labels, rows, least)
         applied.launch()
         found = applied.result()
         applied.close()
@@ -227,7 +227,7 @@ def test_field_kernel_is_its_twin(cuda: Any, space: str, cells: tuple[int, int])
     line = Line(space, 0.9, 0.4, 0.3, 12.0, 0.5, 9.0)
     expected = gpu_kernels.apply_grid(values, factor, line)
     with cuda.Gpu() as gpu:
-        applied = cuda.grid_applied(cuda.CompiledKernels(gpu), values, factor, line)
+        applied = cuda.prepare_grid(cuda.CompiledKernels(gpu), values, factor, line)
         applied.launch()
         found = applied.result()
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -54,7 +54,7 @@ def test_compare_says_how_far_apart(network: Path, tmp_path: Path) -> None:
     write_manifest(network, "depth_metric")
     with open_engine(network) as a, open_engine(other) as b:
         found = compare.compare(a, b, FEW)
-    assert found.worst.correlation > 0.999999 and len(found.found) == 2
+    assert found.worst.correlation > 0.999999 and len(found.differences) == 2
     assert found.worst.relative_error > 0.005 and "relative error" in found.failures[0]
     write_manifest(network, "disparity_affine_invariant")
     write_manifest(other, "disparity_affine_invariant")

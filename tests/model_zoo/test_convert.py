@@ -55,14 +55,14 @@ def test_measured_ranges_keep_what_the_shape_of_the_graph_does_not_tell(tmp_path
     )
     ready = onnx_graph.prepared(large, {"image": SHAPE})
     unaware = fp16.to_fp16(ready)
-    assert ("range", "Conv") in unaware.kept  # the weights alone say it
+    assert ("range", "Conv") in unaware.fp32_nodes  # the weights alone say it
     path = saved(large, tmp_path / "large.onnx")
     images = compare.ComparisonImages(2, height=32, width=48)
     done = convert.convert(path, images)
-    assert done.half.kept[("range", "Relu")] >= 1
+    assert done.fp16.fp32_nodes[("range", "Relu")] >= 1
     assert done.comparison.worst.finite == 1 and not done.comparison.failures
     manifest = Manifest.load(manifest_path(path))
-    found = convert.measured(ready, manifest, images, tmp_path)
+    found = convert.measure_ranges(ready, manifest, images, tmp_path)
     with open_engine(path) as engine:  # ... and they are measured right
         tensors = [compare.tensors_of(manifest, p, 0)["image"] for p in images]
         assert found["out"] == max(np.abs(engine.run(t)).max() for t in tensors)
@@ -87,12 +87,12 @@ def test_picture_of_bytes(tmp_path: Path) -> None:
         kind=TensorProto.UINT8,
     )
     half = halved(model)
-    assert half.halved["Mul"] == 1 and half.casts == 2
+    assert half.fp16_nodes["Mul"] == 1 and half.casts == 2
     path = saved(model, tmp_path / "bytes.onnx", scale=1.0)
     done = convert.convert(path, compare.ComparisonImages(1, (), 32, 48))
     assert done.manifest.input.dtype == "uint8"
-    assert "leave --half-input out" in refusal(
-        lambda: convert.convert(path, compare.ComparisonImages(1, (), 32, 48), half_input=True)
+    assert "leave --fp16-input out" in refusal(
+        lambda: convert.convert(path, compare.ComparisonImages(1, (), 32, 48), fp16_input=True)
     )
 
 
@@ -103,7 +103,7 @@ def test_half_input_and_open_size(tmp_path: Path) -> None:
         shape=[1, 3, "h", "w"],
     )
     path = saved(model, tmp_path / "network.onnx", height=24, width=32)
-    done = convert.convert(path, compare.ComparisonImages(2, height=32, width=48), half_input=True)
+    done = convert.convert(path, compare.ComparisonImages(2, height=32, width=48), fp16_input=True)
     assert done.path == tmp_path / "network.fp16.onnx"
     assert done.manifest.input.dtype == "float16"
     (found,) = onnx.load(str(done.path)).graph.input
@@ -187,15 +187,15 @@ def depth_anything(tmp_path: Path, opset: int) -> Path:
 def test_depth_anything(opset: int, tmp_path: Path) -> None:
     path = depth_anything(tmp_path, opset)
     done = convert.convert(path, compare.ComparisonImages(4, height=64, width=96))
-    kept = done.half.kept
+    kept = done.fp16.fp32_nodes
     assert onnx_graph.mixed_types(onnx.load(str(done.path))) == []
     if opset >= 17:  # torch's older exporter also writes those whose result is not used
         assert kept[("normalisation", "LayerNormalization")] == (9 if opset == 20 else 12)
     else:  # written out: every one of the 12 in all its parts
         assert [kept[("normalisation", op)] for op in ("Pow", "Sqrt", "Sub", "Div")] == [12] * 4
     assert kept[("softmax", "Softmax")] == kept[("attention scores", "MatMul")] == 4
-    assert kept[("last layers", "Conv")] == 1 and done.half.halved["Conv"] == 30
-    assert done.half.halved["MatMul"] == 28
+    assert kept[("last layers", "Conv")] == 1 and done.fp16.fp16_nodes["Conv"] == 30
+    assert done.fp16.fp16_nodes["MatMul"] == 28
     assert done.comparison.worst.relative_error < 1e-3
     assert done.bytes[1] < 0.6 * done.bytes[0]
 
@@ -204,7 +204,7 @@ def test_the_packages_network(tmp_path: Path) -> None:
     done = convert.convert(
         "embedded", compare.ComparisonImages(3, height=96, width=128), out=tmp_path / "e.onnx"
     )
-    assert done.half.halved["Conv"] > 20 and done.comparison.worst.relative_error < 1e-3
+    assert done.fp16.fp16_nodes["Conv"] > 20 and done.comparison.worst.relative_error < 1e-3
     with open_engine(done.path) as engine:
         assert engine.manifest.meaning == "disparity_affine_invariant"
 
@@ -234,7 +234,9 @@ def test_not_near_enough_writes_nothing(network: Path) -> None:
     assert "relative error" in sentence and "nothing was written" in sentence
     assert "--keep" in sentence and sorted(network.parent.iterdir()) == before
     done = convert.convert(network, FEW, keep=["Conv", "Relu", "Add"])  # FP32 throughout
-    assert done.half.kept[("asked", "Conv")] == 2 and done.comparison.worst.relative_error == 0
+    assert (
+        done.fp16.fp32_nodes[("asked", "Conv")] == 2 and done.comparison.worst.relative_error == 0
+    )
 
 
 def test_refusals(network: Path, tmp_path: Path) -> None:
@@ -248,8 +250,8 @@ def test_refusals(network: Path, tmp_path: Path) -> None:
     assert "folder.onnx cannot be written" in refusal(
         lambda: convert.convert(network, FEW, out=tmp_path / "folder.onnx")
     )
-    for half_input in (False, True):
-        done = convert.convert(network, FEW, half_input=half_input)
+    for fp16_input in (False, True):
+        done = convert.convert(network, FEW, fp16_input=fp16_input)
         sentence = refusal(lambda done=done: convert.convert(done.path, FEW))
         assert "is in FP16 already" in sentence
     network.write_bytes(network.read_bytes()[:-30])
@@ -259,7 +261,7 @@ def test_refusals(network: Path, tmp_path: Path) -> None:
 
 
 def test_network_that_no_file_holds(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "_LARGEST_FILE", 100)
+    monkeypatch.setattr(convert, "_MAX_FILE_BYTES", 100)
     assert "one ONNX file holds 2 GB" in refusal(lambda: convert.convert(network, FEW))
 
 
@@ -276,7 +278,13 @@ def test_commands(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     count = ["--count", "2"]
     assert main.main(["models", "convert", str(network), *count]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for word in ("Kept in FP32", "last layers", "relative error", "2 images say less", "written"):
+    for word in (
+        "Kept in FP32",
+        "last layers",
+        "relative error",
+        "50 are recommended",
+        "written",
+    ):
         assert word in shown
     half = str(network.with_name("network.fp16.onnx"))
     figures = tmp_path / "check.json"
@@ -367,7 +375,7 @@ def test_models_of_several_tensors(tmp_path: Path) -> None:
         "points",
         "embedding",
     }
-    assert done.half.halved == {"MatMul": 2, "Relu": 2}
+    assert done.fp16.fp16_nodes == {"MatMul": 2, "Relu": 2}
     one = tmp_path / "one.onnx"
     onnx.save(onnx.load(str(path)), str(one))
     write_manifest(one, "prompt_masks", output_name="masks", height=32, width=48)

@@ -346,7 +346,12 @@ def test_commands(
     hub.small = True
     assert main.main(["models", "fetch", "net", "--size", "56x28"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for word in ("licence Apache-2.0", "first use", "nobody published this hash", "takes 56x28"):
+    for word in (
+        "licence Apache-2.0",
+        "first use",
+        "no hash of this file",
+        "takes 56x28",
+    ):
         assert word in shown
     assert main.main(["models", "verify"]) == 0
     assert "whole" in capsys.readouterr().out

@@ -42,16 +42,16 @@ def test_overflow_of_a_blind_cast_is_none_of_ours(name: str) -> None:
 
 
 def test_what_stays_fp32_and_why() -> None:
-    kept = halved(OVERFLOWS["squares of a normalisation"]).kept
+    kept = halved(OVERFLOWS["squares of a normalisation"]).fp32_nodes
     assert kept[("normalisation", "Sub")] == 1 and kept[("normalisation", "Pow")] == 1
     assert kept[("normalisation", "ReduceMean")] == 2 and kept[("normalisation", "Div")] == 1
     assert kept[("last layers", "MatMul")] == 1
     half = halved(attention(1.0))
-    assert half.kept[("attention scores", "MatMul")] == 1
-    assert half.kept[("attention scores", "Mul")] == 2  # scale, and what makes Q
-    assert half.kept[("softmax", "Softmax")] == 1
-    assert half.halved == {"MatMul": 1, "Relu": 1}  # times V
-    assert set(why for why, _ in half.kept) <= set(fp16.REASONS)
+    assert half.fp32_nodes[("attention scores", "MatMul")] == 1
+    assert half.fp32_nodes[("attention scores", "Mul")] == 2  # scale, and what makes Q
+    assert half.fp32_nodes[("softmax", "Softmax")] == 1
+    assert half.fp16_nodes == {"MatMul": 1, "Relu": 1}  # times V
+    assert set(why for why, _ in half.fp32_nodes) <= set(fp16.REASONS)
 
 
 def test_types_of_every_kind_of_operator() -> None:
@@ -84,13 +84,13 @@ def test_types_of_every_kind_of_operator() -> None:
     )
     del model.graph.node[9]  # onnx cannot infer through an operator it does not know
     half = halved(model)
-    kept = {op: why for why, op in half.kept}
-    assert kept["Resize"] == "cubic resize" and half.halved["Resize"] == 1
-    assert kept["Sigmoid"] == "last layers" and half.halved["Conv"] == 1
+    kept = {op: why for why, op in half.fp32_nodes}
+    assert kept["Resize"] == "cubic resize" and half.fp16_nodes["Resize"] == 1
+    assert kept["Sigmoid"] == "last layers" and half.fp16_nodes["Conv"] == 1
     wanted = answer(model, IMAGE)
     assert near(answer(half.model, IMAGE), wanted)
     names = {item.name: item.data_type for item in half.model.graph.initializer}
-    assert names["scales"] == FLOAT and names["low.half"] == HALF and "stored" not in names
+    assert names["scales"] == FLOAT and names["low.fp16"] == HALF and "stored" not in names
 
 
 def test_sizes_that_the_graph_works_out_stay_exact() -> None:
@@ -116,6 +116,6 @@ def test_sizes_that_the_graph_works_out_stay_exact() -> None:
         },
     )
     half = halved(model)
-    assert half.kept[("constant", "Mul")] == half.kept[("constant", "Div")] == 1
+    assert half.fp32_nodes[("constant", "Mul")] == half.fp32_nodes[("constant", "Div")] == 1
     assert near(answer(half.model, IMAGE), answer(model, IMAGE))
     assert answer(half.model, IMAGE).shape == SHAPE

@@ -69,7 +69,7 @@ def test_control_flow_and_unknown_inputs() -> None:
     model = branching()
     assert "without control flow" in refusal(lambda: onnx_graph.prepared(model, {"image": SHAPE}))
     plain = graph([("Relu", ["image"], ["out"])])
-    assert "does not name" in refusal(lambda: onnx_graph.prepared(plain, {"image": SHAPE}))
+    assert "does not name" in refusal(lambda: onnx_graph.prepared(plain, {"photo": SHAPE}))
     wrong = graph([("MatMul", ["image", "w"], ["out"])], {"w": np.ones((5, 5), np.float32)})
     assert "not valid ONNX" in refusal(
         lambda: fp16.to_fp16(onnx_graph.prepared(wrong, {"image": SHAPE}))
