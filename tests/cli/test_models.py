@@ -29,3 +29,13 @@ def test_manifest_of_a_users_model(
     assert f"--model {model} --manifest {place}" in capsys.readouterr().out
     assert main.main([*arguments[:4], "depth_metrc", *arguments[5:]]) == 2
     assert "did you mean depth_metric?" in capsys.readouterr().err
+
+
+def test_list_shows_the_packages_network_and_those_to_fetch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main.main(["models", "list"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("embedded", "whole", "To fetch", "licence", "fetched networks lie in"):
+        assert word in shown
