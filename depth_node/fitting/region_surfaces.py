@@ -315,8 +315,7 @@ class _Groups:
 
 
 def _group(regions: Regions, enough: int) -> tuple[_Groups, NDArray[np.intp]]:
-    """Groups of points per region, with borrowed points if there are too few, and own points
-    (K+1,).
+    """Groups of points per region, borrowed ones included, and numbers of own points (K+1,).
 
     A ring is all regions that touch those gathered so far; it is borrowed as a whole. A region
     whose connected neighbours do not have enough points has no group.
@@ -361,8 +360,7 @@ def _group(regions: Regions, enough: int) -> tuple[_Groups, NDArray[np.intp]]:
 def _borrow(
     short: NDArray[np.intp], links: sparse.csr_matrix, own: NDArray[np.intp], enough: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
-    """Grow all short regions together, one ring of neighbours per step, until each has enough
-    points.
+    """Grow all short regions together, a ring of neighbours per step, up to enough points.
 
     Returns (region, member) pairs, including the region itself, and the number of rings of every
     short region; regions that cannot get enough points have no pair and -1 rings.

@@ -14,8 +14,7 @@ FloatArray = npt.NDArray[np.floating]
 def rigid_transform(
     translation_xyz: Sequence[float] | FloatArray, quaternion_xyzw: Sequence[float] | FloatArray
 ) -> npt.NDArray[np.float64]:
-    """(4, 4) float64 transform from a translation (3,) in metres and a unit quaternion (x, y, z,
-    w).
+    """(4, 4) float64 transform from a translation (3,), m, and a unit quaternion (x, y, z, w).
 
     Raises ValueError if the quaternion is not a unit one or a value is not finite.
     """

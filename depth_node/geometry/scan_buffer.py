@@ -29,8 +29,7 @@ class ScanBuffer:
         self.jumps_back = 0
 
     def add(self, stamp_ns: int, points: FloatArray, key: str = "points") -> bool:
-        """Store an (N, 3) scan. True if time jumped back (a looping bag) and all scans were
-        deleted.
+        """Store an (N, 3) scan. True if time jumped back (a looping bag), which deletes all scans.
 
         A scan that is slightly older than the one before is stored; one of the same stamp replaces
         it.

@@ -145,8 +145,7 @@ class Scene:
         self._half = np.stack([room.half] + [p.half for p in primitives])
         self._to_metric = np.swapaxes(self._axes, 1, 2)
         self._to_unit = self._to_metric / self._half[:, :, None]
-        # Gathered per pixel: 9 of world to primitive, 3 of centre, 3 of half, 9 of primitive to
-        # world.
+        # Per pixel: 9 of world to primitive, 3 of centre, 3 of half, 9 of primitive to world.
         flat = [self._to_metric.reshape(-1, 9), self._centre, self._half, self._axes.reshape(-1, 9)]
         self._geometry = np.concatenate(flat, axis=1).astype(np.float32)
         materials = [*room.surfaces, *(p.material for p in primitives)]
@@ -207,11 +206,11 @@ class Scene:
         n = depth.size
         image = np.empty((n, 3), np.uint8)
         labels = np.empty(n, np.int32)
-        flat_rays, flat_depth, flat_part = rays.reshape(3, n), depth.ravel(), primitive.ravel()
+        flat_rays, flat_depth, flat_primitive = rays.reshape(3, n), depth.ravel(), primitive.ravel()
         for start in range(0, n, CHUNK_PX):
             now = slice(start, start + CHUNK_PX)
             colour, surface = self._shade(
-                origin, turn @ flat_rays[:, now], flat_depth[now], flat_part[now], angle
+                origin, turn @ flat_rays[:, now], flat_depth[now], flat_primitive[now], angle
             )
             image[now] = colour * 255 + 0.5
             labels[now] = surface + 1
@@ -224,8 +223,7 @@ class Scene:
         return Rendered(image.reshape(*depth.shape, 3), depth, labels.reshape(depth.shape))
 
     def probe(self, camera: Camera, T_world_camera: F64) -> tuple[F32, I32]:
-        """Depth (H, W) float32 m and primitive (H, W) int32, 0 the room: `render` without the
-        image.
+        """Depth (H, W) float32 m and primitive (H, W) int32, 0 the room, without an image.
 
         Several times faster than an image.
         """
