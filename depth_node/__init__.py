@@ -6,7 +6,8 @@ import numpy
 __version__ = "0.1.0"
 
 if tuple(int(part) for part in numpy.__version__.split(".")[:2]) < (1, 26):
-    # Said here, because older ones do not fail cleanly: with 1.21 array code of ours crashes.
+    # Checked here, because older versions do not fail cleanly: with 1.21 the package's code
+    # crashes.
     raise ImportError(
         f"depth_node needs NumPy 1.26 or newer, and {numpy.__version__} is installed:"
         " python3 -m pip install --user 'numpy>=1.26,<2' (2.x where nothing, such as an older"

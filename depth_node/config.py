@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings: a tree of frozen dataclasses and its YAML, `a.b=3` overrides and dotted ROS parameters.
+"""Settings: a tree of frozen dataclasses, read from YAML, `a.b=3` overrides and ROS parameters.
 
-Every part of the package keeps its settings beside the code that uses them::
+Every module defines its settings beside the code that uses them::
 
     @dataclass(frozen=True)
     class FitConfig:
@@ -15,10 +15,10 @@ Every part of the package keeps its settings beside the code that uses them::
     class PipelineConfig:
         fit: FitConfig = section(FitConfig, "The fit of metres to the relative depth.")
 
-The option is the one home of default, meaning, unit and range; `build`, `load`, `replace` refuse
-whatever does not fit with one sentence that names the dotted key, and an unknown key with the
-nearest known one. Leaves are bool, int, float, str and tuples of these, the types that YAML and
-ROS parameters share; there is no None (say "" or 0 and describe it).
+An option alone defines default, meaning, unit and range. `build`, `load` and `replace` refuse a
+wrong value with one sentence that names the dotted key, and an unknown key with the nearest known
+one. Leaves are bool, int, float, str and tuples of these, the types that YAML and ROS parameters
+share; there is no None (use "" or 0 and say so in the description).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; names the key, what is wrong and what is allowed."""
+    """A setting cannot be used; the message names the key, the fault and the allowed values."""
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """What `option` was told about one field."""
+    """The arguments of `option` of one field."""
 
     description: str
     unit: str
@@ -61,7 +61,7 @@ class _Rule:
 
 @dataclass(frozen=True)
 class Option:
-    """One leaf of a config tree, as documentation and ROS descriptors need it.
+    """One leaf of a config tree, for documentation and ROS descriptors.
 
     type is bool, int, float or str; for tuples it is the type of the elements, `is_list` is True
     and `length` the fixed number of elements (0 = any).
@@ -81,7 +81,7 @@ class Option:
 
     @property
     def type_name(self) -> str:
-        """The type for people: `float`, `str`, `list of 3 float`."""
+        """The type in words: `float`, `str`, `list of 3 float`."""
         if not self.is_list:
             return self.type.__name__
         return (
@@ -91,7 +91,7 @@ class Option:
         )
 
     def check(self, value: Any) -> Any:
-        """The value in its exact type (list to tuple, int to float), or ConfigError."""
+        """Return the value in its exact type (list to tuple, int to float). Raises ConfigError."""
         if not self.is_list:
             return self._check_scalar(value)
         if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
@@ -136,7 +136,7 @@ def option(
 ) -> Any:
     """A leaf of a config dataclass. Bounds are inclusive and hold for every element of a tuple.
 
-    read_only says that a running node cannot change it (it is fixed when the node is created).
+    read_only: a running node cannot change the value; it is fixed when the node is created.
     """
     rule = _Rule(description, unit, minimum, maximum, tuple(choices), read_only)
     return dataclasses.field(default=default, metadata={_OPTION: rule})
@@ -149,12 +149,18 @@ def section(cls: type, description: str, **defaults: Any) -> Any:
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A validated instance of `cls` from nested mappings; what is not named keeps its default."""
+    """A validated instance of `cls` from nested mappings; keys left out keep their defaults.
+
+    Raises ConfigError for an unknown key or a value that cannot be used.
+    """
     return _build(cls, values, "", cls())
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """A validated instance of `cls` from a YAML file and `a.b=3` overrides (the later wins)."""
+    """A validated instance of `cls` from a YAML file and `a.b=3` overrides (the last one wins).
+
+    Raises ConfigError if the file cannot be read or a key or value cannot be used.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -174,7 +180,10 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 
 def override(config: T, overrides: Sequence[str]) -> T:
-    """`config` with `a.b=3` texts applied; values are YAML, a str option takes the text itself."""
+    """Apply `a.b=3` texts; values are YAML, a str option takes the text itself.
+
+    Raises ConfigError if a text has no `=` or a key or value cannot be used.
+    """
     types = {item.name: item for item in describe(type(config))}
     changes: dict[str, Any] = {}
     for text in overrides:
@@ -196,7 +205,10 @@ def override(config: T, overrides: Sequence[str]) -> T:
 
 
 def replace(config: T, changes: Mapping[str, Any]) -> T:
-    """A new validated config with dotted keys changed: replace(c, {"fit.method": "slf"})."""
+    """A new validated config with dotted keys changed: replace(c, {"fit.method": "slf"}).
+
+    Raises ConfigError for an unknown key or a value that cannot be used.
+    """
     known = flatten(config)
     nested = to_dict(config)
     for name, value in changes.items():
@@ -211,7 +223,10 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
 
 
 def validate(config: Any) -> None:
-    """Check every option of an instance and bring it to its exact type; for `__post_init__`."""
+    """Check every option of an instance and convert it to its exact type; for `__post_init__`.
+
+    Raises ConfigError for a value that cannot be used.
+    """
     for field, item in _leaves(config.__class__):
         object.__setattr__(config, field.name, item.check(getattr(config, field.name)))
     for field, cls, _ in _sections(type(config)):
@@ -257,18 +272,18 @@ def describe(cls: type) -> list[Option]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that `name` most likely means, or "" when none is near.
+    """The known name most similar to `name`, or "" if none is similar.
 
     A dotted name also matches by its last part: `metod` and `method` both find `fit.method`.
     """
     names = list(known)
     lower = {candidate.lower(): candidate for candidate in reversed(names)}
-    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.65)
-    if found:
-        return lower[found[0]]
+    matches = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.65)
+    if matches:
+        return lower[matches[0]]
     leaves = {candidate.rpartition(".")[2].lower(): candidate for candidate in reversed(names)}
-    found = difflib.get_close_matches(name.rpartition(".")[2].lower(), leaves, n=1, cutoff=0.65)
-    return leaves[found[0]] if found else ""
+    matches = difflib.get_close_matches(name.rpartition(".")[2].lower(), leaves, n=1, cutoff=0.65)
+    return leaves[matches[0]] if matches else ""
 
 
 def _did_you_mean(guess: str) -> str:
@@ -307,7 +322,7 @@ def _build(cls: type[T], values: Mapping[str, Any], prefix: str, defaults: Any) 
             )
     try:
         return cls(**arguments)
-    except ConfigError as error:  # a contradiction between two options, found in __post_init__
+    except ConfigError as error:  # two options contradict each other (__post_init__)
         raise ConfigError(f"{prefix.rstrip('.')}: {error}" if prefix else str(error)) from error
 
 
@@ -372,19 +387,19 @@ def _leaf_type(hint: Any, where: str) -> tuple[type, bool, int]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.1: a text) and refuses a key given twice."""
+    """SafeLoader that reads 1e-3 as a number (YAML 1.1: a text) and refuses duplicate keys."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     loader.flatten_mapping(node)
-    seen: set[Any] = set()
+    keys: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
-        if key in seen:
+        if key in keys:
             raise ConfigError(
                 f"the key {key!r} is given twice (line {key_node.start_mark.line + 1}); remove one"
             )
-        seen.add(key)
+        keys.add(key)
     return dict(loader.construct_mapping(node, deep=True))
 
 
@@ -398,9 +413,9 @@ _Loader.add_implicit_resolver(
 
 def _parse(text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds no objects
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader, which creates no Python objects
     except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
+        mark = getattr(error, "problem_mark", None)
+        position = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"not valid YAML{place}: {problem}") from error
+        raise ConfigError(f"not valid YAML{position}: {problem}") from error

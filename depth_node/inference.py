@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image in, array in image coordinates out: what the tensors of a network mean."""
+"""Networks as image functions: an image in, a depth map or a label map in its coordinates out."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from depth_node.regions.settings import SegmentationConfig
 def open_engine(model: str | Path, *, manifest: str | Path | None = None, **options: Any) -> Engine:
     """Open a model, verified and warm: a file, the name of a fetched network, or "embedded".
 
-    ``manifest`` is looked for beside the model unless given. ``options`` are those of ModelConfig:
-    backend, threads, precision and so on. Takes seconds for a large model, minutes where an engine
-    is built. Raises EngineError with the cause and the cure.
+    The manifest beside the model is used unless ``manifest`` is given. ``options`` are those of
+    ModelConfig: backend, threads, precision and so on. Takes seconds for a large model, minutes if
+    an engine is built. Raises EngineError with cause and cure.
     """
     return open_configured(configured(model, manifest, options))
 
@@ -48,10 +48,10 @@ def build_engine(
     progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Build the TensorRT engine of a model ahead, into the cache, and check it.
+    """Build the TensorRT engine of a model into the cache in advance, and check it.
 
-    ``options`` as in open_engine. Returns the engine's details: key, file, check and so on; an
-    engine that is there already is only checked. Raises EngineError.
+    ``options`` as in open_engine. Returns the engine's details: key, file, check and so on. An
+    engine that the cache has already is only checked. Raises EngineError with cause and cure.
     """
     config = configured(model, manifest, {"backend": "tensorrt", **options, "build_engines": True})
     with open_configured(config, progress) as engine:
@@ -59,7 +59,7 @@ def build_engine(
 
 
 def open_configured(config: ModelConfig, progress: Progress | None = None) -> Engine:
-    """The engine that the settings of a model ask for. Raises EngineError."""
+    """Open the engine that the settings describe. Raises EngineError with cause and cure."""
     model, manifest = locate(config.path, config.manifest or None)
     return open_model(model, manifest, config, progress)
 
@@ -68,26 +68,26 @@ _Model = TypeVar("_Model", bound="_ImageModel")
 
 
 class _ImageModel(Closeable):
-    """An engine whose output is a map of the image: resizing, timing and life are the same."""
+    """Base class of networks whose output is a map of the image: resizing, timing, closing."""
 
     meanings: tuple[str, ...] = ()
-    what = ""
+    output_kind = ""
 
     def __init__(self, engine: Engine) -> None:
         meaning = engine.manifest.meaning
         if meaning not in self.meanings:
             raise EngineError(
-                f"model {engine.manifest.name} gives {meaning}: that is no {self.what}; give a"
-                f" model whose manifest says one of {', '.join(self.meanings)}"
+                f"model {engine.manifest.name} gives {meaning}: that is no {self.output_kind}; give"
+                f" a model whose manifest says one of {', '.join(self.meanings)}"
             )
         self.engine = engine
         self.stage_ms: dict[str, float] = {}
         spec = engine.manifest.input
-        self._try(np.zeros((spec.height, spec.width, 3), np.uint8))
+        self._check_outputs(np.zeros((spec.height, spec.width, 3), np.uint8))
 
     @classmethod
     def open(cls: type[_Model], config: ModelConfig) -> _Model:
-        """Open the model that the settings name. Raises EngineError."""
+        """Open the model that the settings name. Raises EngineError with cause and cure."""
         engine = open_configured(config)
         try:
             return cls(engine)
@@ -99,15 +99,15 @@ class _ImageModel(Closeable):
         """Free the engine."""
         self.engine.close()
 
-    def _try(self, image: npt.NDArray[np.uint8]) -> None:
-        """An image through the network: an output of a wrong shape shows when it is opened."""
+    def _check_outputs(self, image: npt.NDArray[np.uint8]) -> None:
+        """Run the network once, so that a wrong output shape is an error when it is opened."""
         self._infer(image)
 
     def _infer(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
-        """The network's output for an image, leading axes of size 1 dropped; times are noted."""
+        """The network's output without leading axes of size 1; stores the times in stage_ms."""
         start = time.perf_counter()
         ready = start
-        if isinstance(self.engine, ImageEngine):  # it makes the tensor where the network runs
+        if isinstance(self.engine, ImageEngine):  # it makes the tensor on its own device
             output = self.engine.run_image(image)
         else:
             tensor = to_tensor(image, self.engine.manifest.input)
@@ -120,11 +120,11 @@ class _ImageModel(Closeable):
         while output.ndim > axes and output.shape[0] == 1:
             output = output[0]
         if output.ndim != axes or 0 in output.shape[-2:]:
-            facts = self.engine.manifest
+            manifest = self.engine.manifest
             needed = "(masks, height, width)" if axes == 3 else "(height, width)"
             raise EngineError(
-                f"output {facts.output_name} of model {facts.name} has shape {shape}, but"
-                f" {facts.meaning} needs {needed}: correct output_name or meaning in"
+                f"output {manifest.output_name} of model {manifest.name} has shape {shape}, but"
+                f" {manifest.meaning} needs {needed}: correct output_name or meaning in"
                 " the manifest, or export the model so"
             )
         return output
@@ -133,19 +133,19 @@ class _ImageModel(Closeable):
 class DepthModel(_ImageModel):
     """A network that gives relative or metric depth or disparity.
 
-    Raises EngineError if the engine's manifest says that its network gives something else.
-    ``stage_ms`` holds the times of the last call: preprocess, engine, postprocess.
+    Raises EngineError if the engine's manifest has another meaning. ``stage_ms``: times of the last
+    call, ms: preprocess, engine, postprocess.
     """
 
     meanings = KINDS
-    what = "depth"
+    output_kind = "depth"
 
     def predict(self, image: npt.NDArray[np.uint8]) -> Prediction:
         """(H, W, 3) uint8 RGB -> the prediction at the image's size."""
         output = self._infer(image)
         start = time.perf_counter()
         manifest = self.engine.manifest
-        # Interpolated in the network's own space: whatever is affine in it stays so.
+        # Interpolated in the network's own space, so that an affine relation to depth stays affine.
         values = to_image(output, manifest.input, image.shape[0], image.shape[1])
         prediction = Prediction(values, manifest.meaning)
         self.stage_ms["postprocess"] = (time.perf_counter() - start) * 1e3
@@ -156,16 +156,16 @@ _ANSWERS = ("masks", "iou", "stability", "boxes")
 
 
 class RegionModel(_ImageModel):
-    """A network that cuts the image into regions in one pass.
+    """A network that segments the image into regions in one pass.
 
     Its manifest's meaning is one of: region_masks, (masks, h, w), above 0 inside a mask;
     region_labels, (h, w), one number per region and 0 for none; region_edges, (h, w), strength of
     an edge, 0 to 1. Raises EngineError for other meanings. ``stage_ms`` as in DepthModel.
-    ``message``: a sentence if the last image gave no regions, else empty.
+    ``message``: a sentence if the last image has no regions, else empty.
     """
 
     meanings: tuple[str, ...] = tuple(name for name in REGION_MEANINGS if name != PROMPTS)
-    what = "region map"
+    output_kind = "region map"
 
     def __init__(self, engine: Engine, config: SegmentationConfig | None = None) -> None:
         self.config = config or SegmentationConfig()
@@ -176,20 +176,21 @@ class RegionModel(_ImageModel):
     def open(  # type: ignore[override]
         cls, config: ModelConfig, segmentation: SegmentationConfig | None = None
     ) -> RegionModel:
-        """Open the model that the settings name; a prompted one with its decoder, which its
-        manifest names. Raises EngineError.
+        """Open the model that the settings name, and its decoder if the manifest names one.
+
+        Raises EngineError with cause and cure.
         """
         engine = open_configured(config)
-        half: Engine | None = None
+        decoder: Engine | None = None
         try:
             if engine.manifest.meaning != PROMPTS:
                 return cls(engine, segmentation)
-            half = _opened_decoder(config, engine)
-            return PromptedRegionModel(engine, half, segmentation)
+            decoder = _opened_decoder(config, engine)
+            return PromptedRegionModel(engine, decoder, segmentation)
         except EngineError:
             engine.close()
-            if half is not None:
-                half.close()
+            if decoder is not None:
+                decoder.close()
             raise
 
     def predict(self, image: npt.NDArray[np.uint8]) -> Labels:
@@ -199,7 +200,7 @@ class RegionModel(_ImageModel):
         spec, meaning = self.engine.manifest.input, self.engine.manifest.meaning
         height, width = image.shape[:2]
         if meaning == "region_masks":
-            # Enlarged before the threshold, so that borders are smooth and not in steps.
+            # Enlarged before the threshold, so that borders are smooth.
             masks = np.zeros((len(output), height, width), bool)
             for mask, scores in zip(masks, output, strict=True):
                 np.greater(to_image(scores, spec, height, width), 0, out=mask)
@@ -220,13 +221,14 @@ class RegionModel(_ImageModel):
 
 
 class PromptedRegionModel(RegionModel):
-    """Segment Anything and its kin: an encoder sees the image once, a decoder answers points.
+    """Segment Anything and similar networks: an image encoder and a decoder of point prompts.
 
-    The encoder's outputs are inputs of the decoder, by the same names; the decoder's other inputs
-    are `points` (n, 2), x and y in pixels of the encoder's input, and `extent` (2,), how many rows
-    and columns of that input the image fills. It gives for every point m `masks` (n, m, h, w),
-    above 0 inside, what it thinks of them, `iou` and `stability` (n, m), and their `boxes`
-    (n, m, 4), first and last column and row inside: x0, y0, x1, y1. RegionModel.open opens both.
+    The encoder runs once per image. Its outputs are inputs of the decoder, by the same names; the
+    decoder's other inputs are `points` (n, 2), x and y in pixels of the encoder's input, and
+    `extent` (2,), the number of rows and columns of that input that the image fills. For every
+    point the decoder gives m `masks` (n, m, h, w), above 0 inside, their predicted `iou` and their
+    `stability` (n, m), and their `boxes` (n, m, 4), first and last column and row inside: x0, y0,
+    x1, y1. RegionModel.open opens both. Raises EngineError if the two do not belong together.
     """
 
     meanings = (PROMPTS,)
@@ -234,24 +236,24 @@ class PromptedRegionModel(RegionModel):
     def __init__(
         self, engine: Engine, decoder: Engine, config: SegmentationConfig | None = None
     ) -> None:
-        facts, half = engine.manifest, decoder.manifest
-        needed = {*half.inputs} - {"points", "extent"}
-        if half.meaning != PROMPT_DECODER or half.output_names != _ANSWERS:
+        encoder, prompted = engine.manifest, decoder.manifest
+        needed = {*prompted.inputs} - {"points", "extent"}
+        if prompted.meaning != PROMPT_DECODER or prompted.output_names != _ANSWERS:
             raise EngineError(
-                f"{half.name} gives {half.meaning} ({', '.join(half.output_names)}), a prompt"
-                f" decoder gives {PROMPT_DECODER} ({', '.join(_ANSWERS)}): name the decoder of"
-                f" {facts.name} in its manifest"
+                f"{prompted.name} gives {prompted.meaning} ({', '.join(prompted.output_names)}), a"
+                f" prompt decoder gives {PROMPT_DECODER} ({', '.join(_ANSWERS)}): name the decoder"
+                f" of {encoder.name} in its manifest"
             )
-        if needed != {*facts.output_names} or len(half.inputs) != len(needed) + 2:
+        if needed != {*encoder.output_names} or len(prompted.inputs) != len(needed) + 2:
             raise EngineError(
-                f"prompt decoder {half.name} takes {', '.join(half.inputs)} and the encoder"
-                f" {facts.name} gives {', '.join(facts.output_names)}: it belongs to another"
+                f"prompt decoder {prompted.name} takes {', '.join(prompted.inputs)} and the encoder"
+                f" {encoder.name} gives {', '.join(encoder.output_names)}: it belongs to another"
                 " encoder; export both together"
             )
-        if facts.input.resize not in ("stretch", "corner"):
+        if encoder.input.resize not in ("stretch", "corner"):
             raise EngineError(
-                f"the encoder {facts.name} has resize {facts.input.resize}: its points would be out"
-                " of place; use corner or stretch in its manifest"
+                f"the encoder {encoder.name} has resize {encoder.input.resize}: its points would be"
+                " out of place; use corner or stretch in its manifest"
             )
         self.decoder = decoder
         super().__init__(engine, config)
@@ -264,10 +266,10 @@ class PromptedRegionModel(RegionModel):
     def predict(self, image: npt.NDArray[np.uint8]) -> Labels:
         """(H, W, 3) uint8 RGB -> (H, W) int32 labels, 0 = unassigned, 1..K."""
         height, width = image.shape[:2]
-        maps, boxes, extent = self._kept(image)
+        maps, boxes, extent = self._selected_masks(image)
         start = time.perf_counter()
-        least_px = scaled_px(self.config.min_region_px, height, width)
-        painted = paint(maps, boxes, extent, height, width, least_px)
+        min_px = scaled_px(self.config.min_region_px, height, width)
+        painted = paint(maps, boxes, extent, height, width, min_px)
         labels = labels_from_painting(painted, self.config)
         if maps and not painted.any():
             self.message = f"all {len(maps)} masks are smaller than segmentation.min_region_px"
@@ -275,24 +277,24 @@ class PromptedRegionModel(RegionModel):
         return labels
 
     def masks(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """(H, W, 3) uint8 RGB -> the masks (n, H, W) that predict() paints, best first."""
+        """(H, W, 3) uint8 RGB -> the masks (n, H, W) bool that predict() paints, best first."""
         height, width = image.shape[:2]
-        maps, boxes, extent = self._kept(image)
-        found = np.zeros((len(maps), height, width), bool)
-        for mask, one, box in zip(found, maps, boxes, strict=True):
-            mask |= paint([one], box[None], extent, height, width) > 0
-        return found
+        maps, boxes, extent = self._selected_masks(image)
+        masks = np.zeros((len(maps), height, width), bool)
+        for mask, scores, box in zip(masks, maps, boxes, strict=True):
+            mask |= paint([scores], box[None], extent, height, width) > 0
+        return masks
 
-    def _kept(
+    def _selected_masks(
         self, image: npt.NDArray[np.uint8]
     ) -> tuple[list[npt.NDArray], npt.NDArray, tuple[float, float]]:
-        """Maps (h, w) and boxes (n, 4) of the masks that are kept, best first, and their extent."""
-        wanted, spec = self.config.prompts, self.engine.manifest.input
+        """Maps (h, w) and boxes (n, 4) of the selected masks, best first, and their extent."""
+        prompts, spec = self.config.prompts, self.engine.manifest.input
         _, _, rows, cols = tensor_box(image.shape[0], image.shape[1], spec)
-        points = point_grid(wanted.points_per_side, rows, cols)
-        answers = self._ask(image, points)
+        points = point_grid(prompts.points_per_side, rows, cols)
+        answers = self._decode(image, points)
         start = time.perf_counter()
-        count = len(points) * answers[0]["masks"].shape[1]  # the last batch may be filled up
+        count = len(points) * answers[0]["masks"].shape[1]  # the last batch may be padded
         maps = [mask for answer in answers for one in answer["masks"] for mask in one][:count]
         iou, stability, boxes = (
             np.concatenate(
@@ -300,23 +302,23 @@ class PromptedRegionModel(RegionModel):
             )
             for name in ("iou", "stability", "boxes")
         )
-        kept = select(iou[:count], stability[:count], boxes[:count], maps, wanted)
+        selected = select(iou[:count], stability[:count], boxes[:count], maps, prompts)
         self.message = ""
-        if not len(kept):
+        if not len(selected):
             self.message = (
-                f"none of {count} masks passed segmentation.prompts: min_iou {wanted.min_iou:g}"
-                f" (best {float(iou.max()):.2f}), min_stability {wanted.min_stability:g}"
+                f"none of {count} masks passed segmentation.prompts: min_iou {prompts.min_iou:g}"
+                f" (best {float(iou.max()):.2f}), min_stability {prompts.min_stability:g}"
                 f" (best {float(stability.max()):.2f})"
             )
         self.stage_ms["postprocess"] = (time.perf_counter() - start) * 1e3
         height, width = maps[0].shape
         extent = rows * height / spec.height, cols * width / spec.width
-        return [maps[index] for index in kept], boxes[kept], extent
+        return [maps[index] for index in selected], boxes[selected], extent
 
-    def _ask(
+    def _decode(
         self, image: npt.NDArray[np.uint8], points: npt.NDArray[np.float32]
     ) -> list[dict[str, npt.NDArray]]:
-        """The decoder's answers to points (n, 2), batch by batch; times are noted."""
+        """The decoder's outputs for points (n, 2), batch by batch; stores the times in stage_ms."""
         start = time.perf_counter()
         spec = self.engine.manifest.input
         tensor = to_tensor(image, spec)
@@ -331,9 +333,9 @@ class PromptedRegionModel(RegionModel):
         self.stage_ms = {"preprocess": (ready - start) * 1e3, "engine": (end - ready) * 1e3}
         return answers
 
-    def _try(self, image: npt.NDArray[np.uint8]) -> None:
+    def _check_outputs(self, image: npt.NDArray[np.uint8]) -> None:
         try:
-            answer = self._ask(image, np.zeros((1, 2), np.float32))[0]
+            answer = self._decode(image, np.zeros((1, 2), np.float32))[0]
         except EngineError as error:
             raise EngineError(
                 f"the encoder {self.engine.manifest.name} and the prompt decoder"
@@ -341,17 +343,17 @@ class PromptedRegionModel(RegionModel):
             ) from error
         shapes = {name: answer[name].shape for name in _ANSWERS}
         prompts = shapes["masks"][:2]
-        wanted = {"iou": prompts, "stability": prompts, "boxes": (*prompts, 4)}
-        if len(shapes["masks"]) != 4 or any(shapes[name] != wanted[name] for name in wanted):
+        needed = {"iou": prompts, "stability": prompts, "boxes": (*prompts, 4)}
+        if len(shapes["masks"]) != 4 or any(shapes[name] != needed[name] for name in needed):
             raise EngineError(
                 f"prompt decoder {self.decoder.manifest.name} gives {shapes}: it must give masks"
                 " (n, m, h, w), iou and stability (n, m) and boxes (n, m, 4); export it with"
-                " training.export.depth.segment_anything"
+                " training.export.segment_anything"
             )
 
 
 def _opened_decoder(config: ModelConfig, encoder: Engine) -> Engine:
-    """The prompt decoder that lies beside its encoder."""
+    """Open the prompt decoder that lies beside its encoder."""
     file = Path(encoder.details.get("model", config.path)).expanduser()
     beside = file.with_name(encoder.manifest.decoder)
     if not beside.is_file():

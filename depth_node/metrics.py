@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a depth map is: the only depth metrics of the package.
+"""Depth metrics: the only ones of the package.
 
-Everything is computed in float64 over the valid pixels of one image; average over images
-afterwards. A pixel is valid when its truth is finite and above zero (and the mask allows it). It is
-answered when the prediction is finite and above zero too: a depth of zero or less is no depth. The
-errors are means over the answered pixels; ``answered`` tells how many that are, so that a method
-cannot look better by staying silent unnoticed.
+All metrics are computed in float64 over the valid pixels of one image; average over images
+afterwards. A pixel is valid if its truth is finite and above zero (and the mask is True). It is
+answered if its prediction is finite and above zero too. The errors are means over the answered
+pixels; ``answered`` is their fraction of the valid pixels, so that a method cannot look better by
+leaving pixels out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BOUNDARY_RATIOS = np.linspace(1.05, 1.25, 10)
 
 @dataclass(frozen=True)
 class Metrics:
-    """Errors of one depth map p against the truth g, float; NaN when no pixel is answered."""
+    """Errors of one depth map p against the truth g, float; NaN if no pixel is answered."""
 
     abs_rel: float
     """mean |p - g| / g"""
@@ -37,7 +37,7 @@ class Metrics:
     log10: float
     """mean |log10 p - log10 g|"""
     delta1: float
-    """share of pixels with max(p/g, g/p) < 1.25"""
+    """fraction of pixels with max(p/g, g/p) < 1.25"""
     delta2: float
     """the same for 1.25²"""
     delta3: float
@@ -49,7 +49,7 @@ class Metrics:
     pixels: float
     """number of answered pixels, over which the errors are averaged"""
     answered: float
-    """share of the valid pixels that are answered; NaN when the truth has none"""
+    """fraction of the valid pixels that are answered; NaN if no pixel is valid"""
 
     def as_dict(self) -> dict[str, float]:
         """Name to value, in the order above."""
@@ -59,8 +59,9 @@ class Metrics:
 def evaluate(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None) -> Metrics:
     """Metrics of a depth map in metres against the truth in metres.
 
-    All arrays have the same shape, usually (H, W); ``mask`` is True where pixels count (default:
-    everywhere). NaN, Inf and values not above zero mean "unknown" in both maps.
+    All arrays have the same shape, usually (H, W); ``mask`` is True at pixels that count (default:
+    all). NaN, Inf and values not above zero mean "unknown" in both maps. Raises ValueError if the
+    shapes differ.
     """
     predicted, true, counted = _same_shape(prediction, truth, mask)
     valid = counted & _known(true)
@@ -68,10 +69,10 @@ def evaluate(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = N
     valid_count = int(np.count_nonzero(valid))
     p = predicted[answered].astype(np.float64)
     g = true[answered].astype(np.float64)
-    share = p.size / valid_count if valid_count else math.nan
+    answered_fraction = p.size / valid_count if valid_count else math.nan
     if p.size == 0:
         unknown = dict.fromkeys((field.name for field in fields(Metrics)), math.nan)
-        return Metrics(**{**unknown, "pixels": 0.0, "answered": share})
+        return Metrics(**{**unknown, "pixels": 0.0, "answered": answered_fraction})
     error = p - g
     log_error = np.log(p) - np.log(g)
     ratio = np.exp(np.abs(log_error))
@@ -89,7 +90,7 @@ def evaluate(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = N
         irmse=math.sqrt(float(np.mean((1 / p - 1 / g) ** 2))),
         silog=100 * math.sqrt(variance_log),
         pixels=float(p.size),
-        answered=share,
+        answered=answered_fraction,
     )
 
 
@@ -100,10 +101,11 @@ def coverage(
     mask: ArrayLike | None = None,
     z: float = NORMAL_95,
 ) -> float:
-    """Share of the answered pixels whose truth lies in ``depth ± z std``; NaN when there is none.
+    """Fraction of the answered pixels whose truth lies in ``depth ± z std``; NaN if there is none.
 
-    An answered pixel has a known depth and a known standard deviation (not negative), all in
-    metres. An honest interval with z = 1.96 holds the truth in 95 % of them.
+    All arrays have the same shape, usually (H, W), in metres. An answered pixel has a known depth
+    and a known standard deviation (not negative). A calibrated interval with z = 1.96 contains the
+    truth of 95 % of them. Raises ValueError if the shapes differ.
     """
     predicted, true, counted = _same_shape(depth, truth, mask)
     spread = np.asarray(std)
@@ -117,12 +119,13 @@ def coverage(
 
 
 def boundary_f1(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None) -> float:
-    """How well occluding edges are placed, 0..1 (Depth Pro): scale-free, but align shifts first.
+    """F1 score of occluding edges, 0..1, of two (H, W) depth maps (Depth Pro, arXiv 2410.02073).
 
-    (H, W) depths. An edge lies between two 4-neighbours whose depths differ by more than a ratio;
-    precision and recall are averaged over the four directions, F1 over the ratios 1.05 to 1.25
-    with weights that grow with the ratio. Pairs whose truth is unknown count for neither; a pair
-    whose prediction is unknown is no predicted edge.
+    Independent of a common scale, but not of a shift. An edge lies between two 4-neighbours whose
+    depths differ by more than a ratio; precision and recall are averaged over the four directions,
+    F1 over the ratios 1.05 to 1.25 with weights that grow with the ratio. Pairs of unknown truth do
+    not count; a pair of unknown prediction is not a predicted edge. Raises ValueError if the arrays
+    are not maps of one shape.
     """
     predicted, true, counted = _same_shape(prediction, truth, mask)
     if true.ndim != 2:
@@ -136,10 +139,10 @@ def boundary_f1(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None 
         judged = np.isfinite(g_ratio)
         p_step, g_step = p_ratio[judged], g_ratio[judged]
         for sign in (0, 1):
-            if sign:  # the same pairs seen from the other side
+            if sign:  # the same pairs in the opposite direction
                 p_step, g_step = 1 / p_step, 1 / g_step
             for k, threshold in enumerate(_BOUNDARY_RATIOS):
-                p_edge, g_edge = p_step > threshold, g_step > threshold  # NaN is no edge
+                p_edge, g_edge = p_step > threshold, g_step > threshold  # NaN is not an edge
                 both = np.count_nonzero(p_edge & g_edge)
                 precision[2 * axis + sign, k] = both / max(np.count_nonzero(p_edge), 1)
                 recall[2 * axis + sign, k] = both / max(np.count_nonzero(g_edge), 1)
@@ -150,7 +153,7 @@ def boundary_f1(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None 
 
 
 def _neighbour_ratio(depth: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Depth of the next pixel along ``axis`` divided by this one's."""
+    """Depth of the next pixel along ``axis`` divided by the depth of this one."""
     nearer, farther = (depth[:-1], depth[1:]) if axis == 0 else (depth[:, :-1], depth[:, 1:])
     return farther / nearer
 

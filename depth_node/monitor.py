@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Health over frames: what comes in and out, how late, how well it fits, and one sentence on it.
+"""Health of the node over the last seconds: rates, latencies, quality of the fit, one sentence.
 
-No ROS and no clock of its own: every call is told the time, in seconds of any clock that does not
-jump. Safe to feed from several threads.
+Independent of ROS and of a clock: every call gets the time, in seconds of any monotonic clock. Safe
+for several threads.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 LOW_INLIERS = 0.5
-"""Below this share of points that agree with the fit, extrinsics or time offset are suspect."""
+"""If a smaller fraction of points agrees with the fit, extrinsics or time offset may be wrong."""
 
-# What a method tells of a fit (FitResult.details): key, name for an operator, form.
+# Entries of FitResult.details: key, name in the diagnostics, format.
 _DETAILS = (
     ("base", "fit base", "{}"),
     ("scale", "fit base scale", "{:.4g}"),
@@ -45,13 +45,13 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What one published frame says about the node's health.
+    """Facts of one published frame.
 
-    stamp_ms: from the image's stamp to its publication, None where the stamp is of another clock.
-    node_ms: from its arrival in the node to its publication. stage_ms: where that time went.
-    scan_age_s: oldest LiDAR point used, None without any. inlier_fraction and residual_m: of the
-    fit, NaN without any. details: what the method tells of its fit, FitResult.details. trouble: an
-    operator's sentence, empty if all is well.
+    stamp_ms: time from the image's stamp to publication, None if the stamp is of another clock.
+    node_ms: time from the image's arrival in the node to publication. stage_ms: time of each stage.
+    scan_age_s: age of the oldest LiDAR point used, None without points. inlier_fraction and
+    residual_m: of the fit, NaN without points. details: FitResult.details. trouble: a sentence for
+    the operator, empty if there is no fault.
     """
 
     node_ms: float
@@ -67,11 +67,11 @@ class FrameRecord:
 
 @dataclass(frozen=True)
 class Situation:
-    """What the monitor cannot see by itself. engine: facts about the back end in use, by name."""
+    """State of the node that the monitor does not count. engine: facts of the engine in use."""
 
     active: bool = True
     enabled: bool = True
-    listeners: int = 1
+    subscribers: int = 1
     backend: str = ""
     image_topic: str = "image"
     engine: Mapping[str, str] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class Report:
-    """Level, one sentence, and the numbers behind it as texts in a fixed order."""
+    """Level, one sentence, and the figures behind it as texts in a fixed order."""
 
     level: Level
     message: str
@@ -87,7 +87,7 @@ class Report:
 
 
 class Monitor:
-    """Counts events and keeps the frames of the last `window_s` seconds."""
+    """Counts events and stores the frames of the last `window_s` seconds."""
 
     def __init__(self, window_s: float = 5.0) -> None:
         self._window_s = window_s
@@ -95,7 +95,7 @@ class Monitor:
         self.reset(None)
 
     def reset(self, now_s: float | None) -> None:
-        """Forget everything; the time since the last event counts from `now_s`."""
+        """Delete all counts and frames; the window starts at `now_s`."""
         with self._lock:
             self._start_s = now_s
             self._totals: Counter[str] = Counter()
@@ -112,36 +112,36 @@ class Monitor:
         self._count("scan", now_s)
 
     def dropped(self, now_s: float) -> None:
-        """An image was replaced by a newer one before its turn came."""
+        """An image was replaced by a newer one before it was processed."""
         self._count("dropped", now_s)
 
     def skipped_no_subscribers(self, now_s: float) -> None:
-        """An image was left alone since nobody listens."""
+        """An image was skipped: no output topic has a subscriber."""
         self._count("skipped_no_subscribers", now_s)
 
     def refused(self, now_s: float, reason: str) -> None:
-        """Input that cannot be used: wrong size, unknown encoding, no calibration."""
+        """An input cannot be used: wrong size, unknown encoding, no calibration."""
         self._count("refused", now_s, reason)
 
     def failed(self, now_s: float, reason: str) -> None:
-        """A frame whose processing raised."""
+        """Processing a frame raised an exception."""
         self._count("failed", now_s, reason)
 
     def published(self, now_s: float, frame: FrameRecord) -> None:
-        """A frame went out."""
+        """A frame was published."""
         self._count("published", now_s)
         with self._lock:
             self._frames.append((now_s, frame))
 
     def total(self, event: str) -> int:
-        """How often an event happened since the last reset."""
+        """Number of events of this name since the last reset."""
         with self._lock:
             return self._totals[event]
 
     def report(self, now_s: float, situation: Situation) -> Report:
-        """The judgement of the last window."""
+        """Level, sentence and figures of the last window."""
         with self._lock:
-            self._forget(now_s)
+            self._drop_old(now_s)
             recent = {name: len(times) for name, times in self._times.items()}
             since = self._start_s if self._start_s is not None else now_s
             span = max(min(self._window_s, now_s - since), 1e-3)
@@ -159,23 +159,25 @@ class Monitor:
         age_s: float,
     ) -> tuple[Level, str]:
         if not situation.active:
-            return Level.OK, "inactive: waits to be activated"
+            return Level.OK, "inactive: waiting to be activated"
         if not situation.enabled:
-            return Level.WARN, "switched off through ~/enable: call it with true to go on"
+            return Level.WARN, "switched off by ~/enable: call it with true to continue"
         if not recent["image"]:
             if age_s < min(2.0, self._window_s):
-                return Level.OK, "just started: waits for the first image"
+                return Level.OK, "just started: waiting for the first image"
             return Level.ERROR, (
                 f"no image on {situation.image_topic} in {self._window_s:g} s:"
                 " check the camera, the remapping of `image` and its QoS"
             )
-        if situation.listeners == 0:
-            return Level.OK, "nobody listens, so nothing is computed"
+        if situation.subscribers == 0:
+            return Level.OK, "no output topic has a subscriber: images are skipped"
         bad = recent["failed"] + recent["refused"]
         if bad and not frames:
-            return Level.ERROR, f"no frame gets through: {self._reason}"
+            return Level.ERROR, f"every frame fails: {self._reason}"
         if not frames:
-            return Level.WARN, f"no frame in the last {self._window_s:g} s: the first is under way"
+            return Level.WARN, (
+                f"no frame in the last {self._window_s:g} s: the first one is being processed"
+            )
         if bad:
             return Level.WARN, f"{bad} of {bad + len(frames)} frames failed: {self._reason}"
         last = frames[-1]
@@ -186,10 +188,10 @@ class Monitor:
                 f"only {last.inlier_fraction:.0%} of the LiDAR points agree with the fit:"
                 " check the extrinsics and the clocks of camera and LiDAR"
             )
-        behind = last.node_ms if last.stamp_ms is None else last.stamp_ms
+        latency_ms = last.node_ms if last.stamp_ms is None else last.stamp_ms
         origin = "arrival" if last.stamp_ms is None else "stamp"
         return Level.OK, (
-            f"{rates['published']:.1f} of {rates['image']:.1f} frames/s, {behind:.0f} ms after"
+            f"{rates['published']:.1f} of {rates['image']:.1f} frames/s, {latency_ms:.0f} ms after"
             f" their {origin}, {last.points} LiDAR points"
         )
 
@@ -199,7 +201,7 @@ class Monitor:
         values = {
             "backend": situation.backend or "none",
             **{f"engine {name}": value for name, value in situation.engine.items()},
-            "listeners": str(situation.listeners),
+            "subscribers": str(situation.subscribers),
             "image rate [1/s]": f"{rates['image']:.1f}",
             "scan rate [1/s]": f"{rates['scan']:.1f}",
             "depth rate [1/s]": f"{rates['published']:.1f}",
@@ -237,9 +239,9 @@ class Monitor:
             self._times[event].append(now_s)
             if reason:
                 self._reason = reason
-            self._forget(now_s)
+            self._drop_old(now_s)
 
-    def _forget(self, now_s: float) -> None:
+    def _drop_old(self, now_s: float) -> None:
         oldest = now_s - self._window_s
         for times in self._times.values():
             while times and times[0] < oldest:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a depth network's output means.
+"""The meaning of a depth network's output.
 
-A network's numbers are named by what they lack (``disparity_affine_invariant``: large is near,
-scale and shift unknown). Everything downstream asks :class:`Prediction` for the space it works in
-and never guesses.
+The kind of an output is named by what it lacks (``disparity_affine_invariant``: large is near,
+scale and shift are unknown). Other modules ask :class:`Prediction` for the space that they work in.
 """
 
 from __future__ import annotations
@@ -22,18 +21,20 @@ KINDS = (
     "depth_metric",
 )
 
-# Networks with a ReLU at the end give exactly 0 for sky, and 1/0 is no depth. Inverses are taken no
-# closer to zero than this share of the median positive value; .02 to .05 give equal accuracy.
-INVERSE_FLOOR_SHARE = 0.02
+# Networks with a final ReLU give exactly 0 for sky, which has no inverse. Values are floored at
+# this ratio to the median positive value before they are inverted; 0.02 to 0.05 give equal
+# accuracy.
+INVERSE_FLOOR_RATIO = 0.02
 
 
 @dataclass(frozen=True)
 class Prediction:
     """A network's output in image coordinates, with its meaning.
 
-    ``values``: (H, W) float32, the unit given by ``kind`` (one of :data:`KINDS`); non-finite = the
-    network gave nothing there. The spaces derived from it are computed once and read-only: do not
-    write into ``values`` after construction.
+    ``values``: (H, W) float32 in the unit of ``kind`` (one of :data:`KINDS`); a value that is not
+    finite is unknown. Derived maps are computed once and are read-only: do not write into
+    ``values`` after construction. Raises ValueError for an unknown kind or an array that is not
+    one map.
     """
 
     values: NDArray[np.float32]
@@ -60,7 +61,7 @@ class Prediction:
 
     @property
     def is_metric(self) -> bool:
-        """Whether the network claims absolute scale (metres or 1/metres)."""
+        """Whether the values have an absolute scale (metres or 1/metres)."""
         return self.kind.endswith("_metric")
 
     @property
@@ -69,19 +70,23 @@ class Prediction:
         return self.kind.startswith("disparity")
 
     def relative_depth(self) -> NDArray[np.float32]:
-        """(H, W) float32, proportional to depth up to the scale and shift the network lacks.
+        """(H, W) float32, linear in depth up to the scale and shift that the network lacks.
 
-        Disparity becomes ``1 / max(inv, e)`` with ``e = 0.02 median(inv > 0)`` (the paper's d_rel),
-        log depth ``exp``, depth stays. NaN = unknown. Read-only.
+        Disparity becomes ``1 / max(inv, e)`` with ``e = 0.02 median(inv > 0)`` (d_rel of
+        Region-aware Depth Scale Adaptation, arXiv 2507.14879), log depth its ``exp``; depth stays.
+        NaN = unknown. Read-only.
         """
         return self._relative_depth
 
     def disparity(self) -> NDArray[np.float32]:
-        """(H, W) float32, proportional to 1/depth up to scale and shift; NaN unknown; read-only."""
+        """(H, W) float32, linear in 1/depth up to scale and shift; NaN = unknown; read-only."""
         return self._disparity
 
     def metric_depth(self) -> NDArray[np.float32]:
-        """(H, W) float32 metres as the network states them, NaN where it states none above zero."""
+        """(H, W) float32 metres, NaN where the network gives none above zero.
+
+        Raises ValueError if the kind is not metric.
+        """
         if not self.is_metric:
             raise ValueError(
                 f"A prediction of kind {self.kind!r} has no metres: fit it to measured points."
@@ -106,15 +111,15 @@ class Prediction:
 
 
 def _frozen(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A read-only view: the map is shared by everyone who asks."""
+    """A read-only view: all callers share the map."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``values`` with everything non-finite turned into NaN; no copy when nothing needs turning."""
-    if np.isfinite(values.min()) and np.isfinite(values.max()):  # both are NaN if a member is
+    """``values`` with non-finite values replaced by NaN; no copy if all are finite."""
+    if np.isfinite(values.min()) and np.isfinite(values.max()):  # min and max are NaN if a value is
         return values
     return np.where(np.isfinite(values), values, np.float32(np.nan))
 
@@ -125,23 +130,23 @@ def _exp(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _floored_inverse(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``1 / max(values, e)``; all NaN when nothing is above zero, as then no floor can be told."""
+    """``1 / max(values, e)``; all NaN if no value is above zero, because then e is unknown."""
     finite = _finite(values)
-    share, tiny = np.float32(INVERSE_FLOOR_SHARE), np.finfo(np.float32).tiny
+    ratio, tiny = np.float32(INVERSE_FLOOR_RATIO), np.finfo(np.float32).tiny
     lowest = finite.min()
-    # Most often the floor is below all values, which is seen without the median: more than half of
-    # them are less than 50 times the lowest (0.99: safely, whatever the rounding).
+    # The floor is usually below all values, which can be seen without the median: more than half of
+    # them are less than 50 times the lowest (0.99 covers rounding).
     if lowest >= tiny:
-        reach = np.float32(0.99) * (lowest / share)
+        reach = np.float32(0.99) * (lowest / ratio)
         if 2 * np.count_nonzero(finite < reach) > finite.size:
             return np.reciprocal(finite)
     positive = finite[finite > 0]
     if positive.size == 0:
         return np.full(values.shape, np.nan, dtype=np.float32)
-    # The lower middle for even counts; one partition is seven times faster than np.median.
+    # The lower middle value for even counts; one partition is seven times faster than np.median.
     middle = (positive.size - 1) // 2
     median = np.partition(positive, middle)[middle]
-    floor = max(share * median, tiny)
+    floor = max(ratio * median, tiny)
     out: NDArray[np.float32] = np.maximum(finite, floor)  # NaN stays NaN
     np.reciprocal(out, out=out)
     return out

@@ -6,10 +6,15 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.helpers import REPO
+
+if TYPE_CHECKING:
+    from tests.helpers.gpu_on_cpu import Machine
+
 
 FAST_TIER_IGNORES = [str(REPO / "tests" / name) for name in ("ros", "training")]
 
@@ -46,3 +51,13 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         absent(f"no real frames at {folder}", "REQUIRE_SHARED")
     return folder
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A played GPU: CUDA and TensorRT on the CPU."""
+    from tests.helpers.gpu_on_cpu import Machine
+
+    played = Machine()
+    played.install(monkeypatch)
+    return played

@@ -72,7 +72,7 @@ def test_what_the_method_tells_of_its_fit_is_passed_on_and_nothing_is_made_up() 
     [
         (Situation(active=False), Level.OK, "inactive"),
         (Situation(enabled=False), Level.WARN, "~/enable"),
-        (Situation(listeners=0), Level.OK, "nobody listens"),
+        (Situation(subscribers=0), Level.OK, "no output topic has a subscriber"),
     ],
 )
 def test_situations_that_explain_silence(situation: Situation, level: Level, words: str) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instruments: how accurate and how fast the methods and the node are."""
+"""Benchmarks: accuracy and speed of the methods, the engines and the node."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How accurate the methods are: recorded frames, the same points for every method, held-out truth.
+"""Accuracy benchmark: recorded frames, the same points for every method, held-out truth.
 
 Sparse points are drawn from the truth of a frame and never scored. Every method gets the same
 prediction, the same points and the same regions. Scores are averaged over the frames and seeds of a
-source, then over the sources, because the frames of one source resemble each other.
+source, then over the sources, because the frames of one source are similar.
 
 Conditions
     points      N known pixels, uniformly at random
@@ -11,9 +11,9 @@ Conditions
     noise       clean, or noisy: 2 % range noise and 5 % outliers of 0.4 to 2 times the range
     calibration measured pixels moved by so many pixels in one direction, the same for the frame
 
-Methods beside those of depth_node.fitting (paper mode; with the ending `_robust` sensor mode)
-    constant    median of the points everywhere
-    idw         the points alone, without a network: inverse distance, 4 nearest
+Methods besides those of depth_node.fitting (paper mode; sensor mode with the suffix `_robust`)
+    constant    median of the points
+    idw         the points without a network: inverse distance weighting of the 4 nearest
 """
 
 from __future__ import annotations
@@ -53,32 +53,32 @@ OWN_METHODS = ("constant", "idw")
 ROBUST = "_robust"
 NOISES = ("clean", "noisy")
 LABELS = ("classical", "masks", "none")
-PAPER_METHOD = "ssf"  # what the others are divided by
+PAPER_METHOD = "ssf"  # denominator of the table of ratios
 RANGE_NOISE = 0.02
-OUTLIER_SHARE = 0.05
+OUTLIER_FRACTION = 0.05
 OUTLIER_RANGE = (0.4, 2.0)
 IDW_NEIGHBOURS = 4
 IDW_POWER = 2.0
-SCORED_SHARE = 0.1  # a frame of which less than this would be left to score is left out
-_NOISE_STREAM, _SHIFT_STREAM = 101, 102  # random numbers of their own beside those of the split
+MIN_SCORED_FRACTION = 0.1  # of the known pixels; with less a frame is left out
+_NOISE_STREAM, _SHIFT_STREAM = 101, 102  # random streams besides that of the split
 
 
 class DepthPredictor(Protocol):
-    """What gives a prediction for an image: DepthModel, or anything like it."""
+    """Protocol of a network that gives a prediction for an image, such as DepthModel."""
 
     def predict(self, image: NDArray[np.uint8], /) -> Prediction:
-        """Relative or metric depth of an (H, W, 3) uint8 RGB image, (H, W)."""
+        """(H, W, 3) uint8 RGB image -> prediction (H, W)."""
         ...
 
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """One method on one frame under one condition. Errors over the answered scored pixels.
+    """Scores of one method on one frame under one condition, over the answered scored pixels.
 
-    points: how many were measured. pattern: "uniform" or "lines_K". rmse in metres. coverage95:
-    share of the scored pixels inside the stated 95 % interval, NaN for a method that states none.
-    answered: share of the scored pixels with a depth. ms: the fit alone, without the network and
-    the segmentation; NaN for idw, which is asked for the scored pixels only.
+    points: number of measured points. pattern: "uniform" or "lines_K". rmse in metres. coverage95:
+    fraction of the scored pixels inside the stated 95 % interval, NaN for a method without one.
+    answered: fraction of the scored pixels with a depth. ms: time of the fit alone, without network
+    and segmentation; NaN for idw, which computes the scored pixels only.
     """
 
     source: str
@@ -96,7 +96,7 @@ class AccuracyRow:
     ms: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: NaN, which JSON lacks, becomes None."""
+        """The values for JSON; NaN, which JSON does not have, becomes None."""
         return {
             name: None if isinstance(value, float) and math.isnan(value) else value
             for name, value in asdict(self).items()
@@ -111,19 +111,19 @@ class AccuracyRow:
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """All rows, and what a reader of their averages must know."""
+    """All rows, notes for the reader of their averages, and the time of the segmentation."""
 
     rows: list[AccuracyRow]
     notes: list[str] = field(default_factory=list)
     segmentation_ms: float = math.nan
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The values for JSON."""
         return {"rows": [row.as_dict() for row in self.rows], "notes": self.notes}
 
 
 def known_methods() -> tuple[str, ...]:
-    """Every name that run_accuracy takes."""
+    """All names of methods of run_accuracy."""
     robust = tuple(f"{method}{ROBUST}" for method in fitting.METHODS if method != "field")
     return (*OWN_METHODS, *fitting.METHODS, *robust)
 
@@ -136,7 +136,7 @@ def default_methods() -> tuple[str, ...]:
 
 
 def fit_config(method: str) -> FitConfig:
-    """The fit behind a method's name: paper mode, with `_robust` (and for `field`) sensor mode."""
+    """Settings of the fit of a method: paper mode; sensor mode with `_robust` and for `field`."""
     if method.endswith(ROBUST):
         return FitConfig(method=method[: -len(ROBUST)], mode="sensor")
     return FitConfig(method=method, mode="sensor" if method == "field" else "paper")
@@ -160,11 +160,11 @@ def run_accuracy(
 
     sources: frames, sources or folders of sources. predictor: a network, or the
     NAME of the predictions stored beside the frames. methods: known_methods(), default
-    default_methods(). lines: measure one scan line of so many too, 0 = no lines. labels: regions
+    default_methods(). lines: measure one of this many scan lines too, 0 = no lines. labels: regions
     from the image (classical), from the frame's masks where it has them (masks), or none.
     on_frame: called with the name of every frame when it is done.
 
-    Raises FrameError for a frame that cannot be used, ValueError for a wrong argument.
+    Raises FrameError if a frame cannot be used, ValueError for a wrong argument.
     """
     methods = tuple(methods) or default_methods()
     _check_names("method", methods, known_methods())
@@ -177,7 +177,7 @@ def run_accuracy(
     segmentation_ms = []
     _warm_up(methods)
     for frame, prediction in predicted(sources, predictor, on_frame):
-        # Derived maps are made once per frame and belong to no method's time.
+        # Derived maps are made once per frame and do not count for a method's time.
         prediction.relative_depth(), prediction.disparity()
         begin = time.perf_counter()
         regions = _regions(frame, prediction, labels, segmentation)
@@ -202,7 +202,7 @@ def predicted(
     predictor: DepthPredictor | str,
     on_frame: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[RecordedFrame, Prediction]]:
-    """Every frame of the sources once, with its prediction; on_frame is told when it is done."""
+    """Yield every frame of the sources with its prediction; then call on_frame with its name."""
     for folder in dict.fromkeys(path for source in sources for path in find_frames(source)):
         frame = read_frame(folder)
         if isinstance(predictor, str):
@@ -214,7 +214,7 @@ def predicted(
 
 
 def _warm_up(methods: Iterable[str]) -> None:
-    """Whatever the methods load or compile at their first call is no part of a fit's time."""
+    """Run every method once, so that loading and compiling do not count for its time."""
     values = np.linspace(1, 2, 48 * 64, dtype=np.float32).reshape(48, 64)
     rows, cols = np.divmod(np.arange(0, 48 * 64, 61), 64)
     points = SparseDepth.from_arrays(rows, cols, values[rows, cols])
@@ -229,12 +229,12 @@ def _warm_up(methods: Iterable[str]) -> None:
 def disturbed(
     frame: RecordedFrame, points: SparseDepth, noise: str, calibration_px: float, seed: int
 ) -> SparseDepth:
-    """The points as a sensor would give them: with noise of their range, at displaced pixels."""
+    """The points with range noise, outliers and displaced pixels, as of a real sensor."""
     rows, cols, depth = points.rows, points.cols, points.depth.astype(np.float64)
     if noise == "noisy":
         rng = frame_seed(frame, seed, _NOISE_STREAM, len(points))
         depth = depth * (1 + RANGE_NOISE * rng.standard_normal(len(depth)))
-        outlier = rng.random(len(depth)) < OUTLIER_SHARE
+        outlier = rng.random(len(depth)) < OUTLIER_FRACTION
         depth[outlier] *= rng.uniform(*OUTLIER_RANGE, np.count_nonzero(outlier))
     if calibration_px:
         angle = frame_seed(frame, seed, _SHIFT_STREAM).uniform(0, 2 * np.pi)
@@ -248,7 +248,7 @@ def disturbed(
 
 @dataclass(frozen=True)
 class Interpolation:
-    """Inverse distance weighting of the nearest points, at chosen pixels; ready for any depths."""
+    """Inverse distance weighting of the nearest points at given pixels; index, weight: (n, k)."""
 
     index: NDArray[np.intp]
     weight: NDArray[np.float64]
@@ -261,7 +261,7 @@ class Interpolation:
         cols: NDArray[np.integer],
         neighbours: int = IDW_NEIGHBOURS,
     ) -> Interpolation:
-        """Neighbours and weights (n, k) of pixels (rows, cols); at a point its own value stays."""
+        """Neighbours and weights (n, k) of pixels (rows, cols), (n,) each; exact at a point."""
         tree = cKDTree(np.stack([points.rows, points.cols], axis=1))
         count = min(neighbours, len(points))
         # k as a list keeps the neighbour axis even for one neighbour.
@@ -284,39 +284,39 @@ def averaged(rows: Iterable[AccuracyRow], score: str) -> dict[tuple[str, str], f
 
 
 def tables(report: AccuracyReport) -> list[Table]:
-    """Averages for people: every score over the conditions, and AbsRel of every source."""
+    """Tables of averages: every score by condition, and AbsRel of every source."""
     rows = report.rows
-    found = [_table(rows, "abs_rel", "AbsRel, mean over sources", 4)]
+    result = [_table(rows, "abs_rel", "AbsRel, mean over sources", 4)]
     base = averaged(rows, "abs_rel")
     if any(method == PAPER_METHOD for method, _ in base):
         ratio = {
             (method, condition): value / base.get((PAPER_METHOD, condition), math.nan)
             for (method, condition), value in base.items()
         }
-        found.append(_grid(f"AbsRel / AbsRel of {PAPER_METHOD}", ratio, 2))
-    found.append(_table(rows, "delta1", "delta1", 3))
-    found.append(_table(rows, "rmse", "RMSE, m", 3))
-    found.append(_table(rows, "coverage95", "share inside the stated 95 % interval", 3))
+        result.append(_grid(f"AbsRel / AbsRel of {PAPER_METHOD}", ratio, 2))
+    result.append(_table(rows, "delta1", "delta1", 3))
+    result.append(_table(rows, "rmse", "RMSE, m", 3))
+    result.append(_table(rows, "coverage95", "fraction inside the stated 95 % interval", 3))
     if any(row.answered < 1 for row in rows):
-        found.append(_table(rows, "answered", "share of scored pixels with an answer", 3))
-    found.append(_table(rows, "ms", "ms of the fit", 1))
+        result.append(_table(rows, "answered", "fraction of scored pixels with a depth", 3))
+    result.append(_table(rows, "ms", "ms of the fit", 1))
     sources = list(dict.fromkeys(row.source for row in rows))
     if len(sources) > 1:
         for source in sources:
             own = [row for row in rows if row.source == source]
             count = len({row.frame for row in own})
-            found.append(_table(own, "abs_rel", f"AbsRel, {source} ({count} frames)", 4))
-    return found
+            result.append(_table(own, "abs_rel", f"AbsRel, {source} ({count} frames)", 4))
+    return result
 
 
-def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+def _check_names(kind: str, given: Sequence[str], known: Sequence[str]) -> None:
     if not given:
-        raise ValueError(f"no {what} is given: use one of {', '.join(known)}.")
+        raise ValueError(f"no {kind} is given: use one of {', '.join(known)}.")
     for name in given:
         if name not in known:
             guess = nearest(name, known)
             hint = f"did you mean {guess}?" if guess else f"use one of {', '.join(known)}."
-            raise ValueError(f"the {what} {name!r} is unknown: {hint}")
+            raise ValueError(f"the {kind} {name!r} is unknown: {hint}")
 
 
 def _regions(
@@ -334,7 +334,7 @@ def _splits(
 ) -> Iterator[tuple[str, Split]]:
     known = int(np.isfinite(frame.truth).sum())
     for count in points:
-        if count <= (1 - SCORED_SHARE) * known:
+        if count <= (1 - MIN_SCORED_FRACTION) * known:
             yield "uniform", split_uniform(frame, count, seed)
         else:
             notes.append(
@@ -365,7 +365,7 @@ def _score(
             if method == "constant" and len(points):
                 depth = np.full(len(rows), np.median(points.depth), np.float32)
             elif method == "idw" and len(points):
-                # Noise moves no point: the neighbours are the same for all kinds of noise.
+                # Noise does not move points, so the neighbours are the same for all kinds of noise.
                 interpolation = interpolation or Interpolation.of(points, rows, cols)
                 depth = interpolation(points.depth)
             elif method not in OWN_METHODS:
@@ -387,7 +387,7 @@ def _score(
                 rmse=scores.rmse,
                 coverage95=coverage(depth, std, truth),
                 answered=scores.answered,
-                # Interpolation shares its neighbours between rows, so one row's time says nothing.
+                # Rows share the neighbours of the interpolation, so one row has no time of its own.
                 ms=math.nan if method == "idw" else elapsed_ms,
             )
 

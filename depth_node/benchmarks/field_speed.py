@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of method `field`: beside SSF, its NumPy form and a pass over the image's memory."""
+"""Speed of method `field` against SSF, its own NumPy form and a pass over the image's memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GROWTH_FRAMES = (20, 220)
 
 
 def speed(repeats: int = 0) -> list[Table]:
-    """Milliseconds on one core beside SSF, the NumPy form, and a pass over the image's memory."""
+    """Times in ms on one core of the field, SSF, the NumPy form, and a pass over memory."""
     with multiprocessing.get_context("spawn").Pool(1) as fresh:
         first = fresh.apply(first_calls)
     warm_up()
@@ -39,9 +39,9 @@ def speed(repeats: int = 0) -> list[Table]:
         for height, width in ((480, 640), (720, 1280)):
             for count in COUNTS:
                 problem = SpeedProblem.of(prediction, labels, height, width, count)
-                found = problem.medians(repeats or 30)
-                names = list(found)
-                cells = [f"{value:.1f}" for value in found.values()]
+                medians = problem.medians(repeats or 30)
+                names = list(medians)
+                cells = [f"{value:.1f}" for value in medians.values()]
                 body.append([f"{width}x{height}", str(count), *cells])
     notes = [
         "medians of processor time in ms on one core",
@@ -55,7 +55,7 @@ def speed(repeats: int = 0) -> list[Table]:
 
 
 def first_calls() -> list[float]:
-    """Milliseconds of the warm-up, the first fit after it and the median of twenty more; growth."""
+    """Times in ms of the warm-up, the first fit and the median of 20 more; then memory in MiB."""
     with one_core():
         begin = time.perf_counter()
         warm_up()
@@ -71,7 +71,10 @@ def first_calls() -> list[float]:
 
 
 class SpeedProblem:
-    """An image of regions with points on a bent version of what the network says."""
+    """A prediction with regions, and points on a smoothly distorted version of it.
+
+    labels: (H, W). image: (H, W, 3) uint8 RGB.
+    """
 
     def __init__(
         self,
@@ -91,29 +94,29 @@ class SpeedProblem:
         width: int,
         count: int,
     ) -> SpeedProblem:
-        """The image of speed.fit_problem at another size and number of points."""
-        size, whole = (width, height), cv2.INTER_NEAREST
-        values = np.asarray(cv2.resize(prediction.values, size, interpolation=whole), np.float32)
-        labels = np.asarray(cv2.resize(labels.astype(np.int32), size, interpolation=whole))
+        """The problem of speed.fit_problem at another size and number of points."""
+        size, nearest = (width, height), cv2.INTER_NEAREST
+        values = np.asarray(cv2.resize(prediction.values, size, interpolation=nearest), np.float32)
+        labels = np.asarray(cv2.resize(labels.astype(np.int32), size, interpolation=nearest))
         rng = np.random.default_rng(0)
         rows, cols = np.divmod(rng.permutation(height * width)[:count], width)
-        given = Prediction(values, prediction.kind)
+        resized = Prediction(values, prediction.kind)
         bend = np.exp(0.1 * np.sin(rows / height * 7) * np.cos(cols / width * 5))
-        depth = given.relative_depth()[rows, cols] * bend * 2 + 0.5
+        depth = resized.relative_depth()[rows, cols] * bend * 2 + 0.5
         colours = rng.integers(0, 256, (int(labels.max()) + 1, 3))
         grain = rng.normal(0, 5, (height, width, 1))
         image = np.clip(colours[labels] + grain, 0, 255).astype(np.uint8)
-        return cls(given, labels, SparseDepth.from_arrays(rows, cols, depth), image)
+        return cls(resized, labels, SparseDepth.from_arrays(rows, cols, depth), image)
 
     def fit(self, config: FitConfig, state: FieldState | None = None) -> FitResult:
-        """One frame."""
+        """Fit one frame."""
         labels = self.labels if config.method != "field" else None
         return fit(
             self.prediction, self.points, labels, image=self.image, config=config, state=state
         )
 
     def medians(self, repeats: int) -> dict[str, float]:
-        """Median processor milliseconds of the ways to fit, which take turns."""
+        """Median processor time in ms of every way to fit; they take turns."""
         state, clock = FieldState(), iter(range(1, 1_000_000))
 
         def remembered() -> FitResult:
@@ -127,24 +130,21 @@ class SpeedProblem:
             "with memory": remembered,
             "ssf": lambda: self.fit(SSF),
             "ssf robust": lambda: self.fit(FitConfig(method="ssf", mode="sensor")),
-            # What any method must do: read prediction and image, write depth and std.
+            # The least that a method does: read prediction and image, write depth and std.
             "memory floor": lambda: (values * 2.0, values + 1.0, image.max()),
         }
         times = take_turns(parts, repeats)
         times |= take_turns({"NumPy form": lambda: self.fit(plain)}, 3)
-        return {name: float(np.median(found.cpu)) for name, found in times.items()}
+        return {name: float(np.median(one.cpu)) for name, one in times.items()}
 
     def growth(self) -> list[float]:
         """Memory of the process in MiB after GROWTH_FRAMES frames with memory; NaN off Linux."""
-        state, found = FieldState(), []
+        state, memory_mib = FieldState(), []
         for number in range(max(GROWTH_FRAMES)):
             state.at((number + 1) * 100_000_000)
             self.fit(FIELD, state)
             if number + 1 in GROWTH_FRAMES:
                 pages = Path("/proc/self/statm")
                 resident = float(pages.read_text().split()[1]) if pages.is_file() else np.nan
-                found.append(resident * mmap.PAGESIZE / 2**20)
-        return found
-
-
-# --- figure --------------------------------------------------------------------------------------
+                memory_mib.append(resident * mmap.PAGESIZE / 2**20)
+        return memory_mib

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make gpu-check`: what a CUDA machine alone can show, into one JSON file and a markdown row.
+"""`make gpu-check`: checks that need a CUDA machine, written to a JSON file and a Markdown row.
 
-The kernels against their NumPy twins, their times against the least time that moving their bytes
-takes, memory after ten openings, and where TensorRT is installed a checked and timed engine.
+Compares the kernels with their NumPy twins, their times with the minimum time of moving their
+bytes, the memory before and after ten openings; with TensorRT it also checks and times an engine.
 """
 
 from __future__ import annotations
@@ -30,60 +30,62 @@ from depth_node.inference import open_engine
 REPEATS = 200
 CYCLES = 10
 _COPY_BYTES = 256_000_000
-_LOST_BYTES = 1_000_000  # the driver's own bookkeeping may keep some
+_LOST_BYTES = 1_000_000  # the driver may keep some memory
 
-Facts = dict[str, Any]
+Report = dict[str, Any]
 
 
-def run(model: str = EMBEDDED, manifest: str = "", repeats: int = REPEATS) -> Facts:
-    """Everything that can be checked here. Raises EngineError where there is no GPU."""
+def run(model: str = EMBEDDED, manifest: str = "", repeats: int = REPEATS) -> Report:
+    """Run all checks. Raises EngineError if there is no GPU."""
     from depth_node.engine import cuda
 
-    facts: Facts = {
+    report: Report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "failures": [],
     }
     with cuda.Gpu() as gpu:
-        facts |= {
+        report |= {
             "gpu": gpu.name,
             "compute_capability": gpu.capability,
             "driver_cuda": gpu.driver,
             "runtime_cuda": gpu.runtime,
             "memory_mb": round(gpu.memory()[1] / 1e6),
         }
-        facts["bandwidth_gb_s"] = _bandwidth(gpu, repeats)
-        facts["kernels"] = _kernels(cuda, gpu, facts["bandwidth_gb_s"], repeats)
-    facts["cycles"] = _cycles(cuda)
-    facts["engines"] = {
-        name: _engine(name, model, manifest, repeats) if not why else {"not run": why}
-        for name, why in backends().items()
+        report["bandwidth_gb_s"] = _bandwidth(gpu, repeats)
+        report["kernels"] = _kernels(cuda, gpu, report["bandwidth_gb_s"], repeats)
+    report["cycles"] = _cycles(cuda)
+    report["engines"] = {
+        name: _engine(name, model, manifest, repeats) if not reason else {"not run": reason}
+        for name, reason in backends().items()
     }
-    for name, found in facts["kernels"].items():
-        if not found["agrees"]:
-            facts["failures"].append(f"kernel {name} is {found['difference']:.3g} off its twin")
-    if not facts["cycles"]["agrees"]:
-        facts["failures"].append(f"{facts['cycles']['lost_bytes']} bytes are lost in ten openings")
-    for name, found in facts["engines"].items():
-        if "failed" in found:
-            facts["failures"].append(f"{name}: {found['failed']}")
-    return facts
+    for name, result in report["kernels"].items():
+        if not result["agrees"]:
+            report["failures"].append(f"kernel {name} is {result['difference']:.3g} off its twin")
+    if not report["cycles"]["agrees"]:
+        report["failures"].append(
+            f"{report['cycles']['lost_bytes']} bytes are lost in ten openings"
+        )
+    for name, result in report["engines"].items():
+        if "failed" in result:
+            report["failures"].append(f"{name}: {result['failed']}")
+    return report
 
 
-def markdown(facts: Facts) -> str:
-    """A row for the table of GPUs in docs/benchmarks.md, in the order of :data:`HEAD`."""
-    cells = [facts["gpu"], facts["compute_capability"], f"{facts['bandwidth_gb_s']:.0f}"]
+def markdown(report: Report) -> str:
+    """A row of the table of GPUs in docs/benchmarks.md, in the order of :data:`HEAD`."""
+    cells = [report["gpu"], report["compute_capability"], f"{report['bandwidth_gb_s']:.0f}"]
     cells += [
-        f"{found['ms'] * 1e3:.0f} µs ({found['times_floor']:.1f} x)"
-        for found in facts["kernels"].values()
+        f"{result['ms'] * 1e3:.0f} µs ({result['times_floor']:.1f} x)"
+        for result in report["kernels"].values()
     ]
-    engine = facts["engines"]["tensorrt"]
+    engine = report["engines"]["tensorrt"]
     if "p50_ms" in engine:
         cells.append(f"{engine['version']}: {engine['p50_ms']:.2f} ms; {engine['check']}")
     else:
         cells.append("not run")
-    cells.append(facts["date"][:10])
+    cells.append(report["date"][:10])
     return "| " + " | ".join(cells) + " |"
 
 
@@ -95,7 +97,7 @@ HEAD = (
 
 
 def _bandwidth(gpu: Any, repeats: int) -> float:
-    """GB/s of a copy on the device, reading and writing counted."""
+    """GB/s of a copy on the device; reading and writing count."""
     size = min(_COPY_BYTES, gpu.memory()[0] // 4)
     source, target = gpu.allocate(size, "the copy"), gpu.allocate(size, "the copy")
     try:
@@ -107,26 +109,26 @@ def _bandwidth(gpu: Any, repeats: int) -> float:
     return 2 * size / took_ms / 1e6
 
 
-def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, Facts]:
-    """Every kernel: how far off its twin, its time on the device, and the floor of its bytes."""
+def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, Report]:
+    """Every kernel: difference to its twin, time on the device, minimum time of its bytes."""
     loaded = cuda.CompiledKernels(gpu)
     rng = np.random.default_rng(0)
-    found: dict[str, Facts] = {}
+    kernels: dict[str, Report] = {}
 
-    def note(
-        name: str, answer: npt.NDArray, twin: npt.NDArray, near: float, few: float,
+    def measure(
+        name: str, output: npt.NDArray, twin: npt.NDArray, tolerance: float, max_fraction: float,
         launch: Callable[[], None], moved: int,
     ) -> None:  # fmt: skip
         gpu.milliseconds(launch, 5)
         took_ms = gpu.milliseconds(launch, repeats)
         floor_ms = moved / bandwidth / 1e6
-        a, b = answer.astype(np.float64), twin.astype(np.float64)
-        same = (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= near)
+        a, b = output.astype(np.float64), twin.astype(np.float64)
+        same = (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= tolerance)
         worst = float(np.nanmax(np.abs(a - b)))
-        found[name] = {
-            "agrees": bool((~same).mean() <= few),
+        kernels[name] = {
+            "agrees": bool((~same).mean() <= max_fraction),
             "difference": worst,
-            "share_off": float((~same).mean()),
+            "fraction_off": float((~same).mean()),
             "ms": took_ms,
             "floor_ms": floor_ms,
             "times_floor": took_ms / floor_ms,
@@ -134,55 +136,55 @@ def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, F
 
     spec = InputSpec(518, 518, dtype="float16", mean=(0.485, 0.456, 0.406), std=(0.229,) * 3)
     pinned = gpu.pinned(spec.shape, spec.dtype, "the tensor")
-    place = gpu.allocate(pinned.nbytes, "the tensor")
+    address = gpu.allocate(pinned.nbytes, "the tensor")
     for name, size in (("image_vga", (480, 640)), ("image_1080p", (1080, 1920))):
         image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        how = gpu_kernels.Resampling.of(*size, spec)
-        entry = cuda.ImageInput(loaded, *size, how, place)
-        entry.enqueue(image)
-        gpu.download(pinned, place)
+        resampling = gpu_kernels.Resampling.of(*size, spec)
+        image_input = cuda.ImageInput(loaded, *size, resampling, address)
+        image_input.enqueue(image)
+        gpu.download(pinned, address)
         gpu.wait()
-        # One grey level, where sums in another order round otherwise.
-        level = float(how.gains.max())
+        # One grey level, because sums in another order round differently.
+        level = float(resampling.gains.max())
         moved = image.nbytes + pinned.nbytes
-        twin = gpu_kernels.image_to_tensor(image, how)
-        note(name, pinned, twin, level / 4, 2e-3, entry.launch, moved)
-        entry.close()
+        twin = gpu_kernels.image_to_tensor(image, resampling)
+        measure(name, pinned, twin, level / 4, 2e-3, image_input.launch, moved)
+        image_input.close()
 
     shape = (480, 640)
     values = rng.uniform(0.1, 3, shape).astype(np.float32)
     labels = rng.integers(0, 100, shape).astype(np.int32)
     table = np.column_stack([rng.uniform(0.5, 1.5, (100, 4)), np.full(100, 0.1), np.full(100, 50)])
-    applied = cuda.table_applied(loaded, values, labels, table, 0.0)
-    applied.launch()
+    kernel = cuda.prepare_table(loaded, values, labels, table, 0.0)
+    kernel.launch()
     twin = gpu_kernels.apply_table(values, labels, table, 0.0)
-    note("regions", applied.result(), twin, 1e-4, 0.0, applied.launch, 3 * values.nbytes)
-    applied.close()
+    measure("regions", kernel.result(), twin, 1e-4, 0.0, kernel.launch, 3 * values.nbytes)
+    kernel.close()
 
     factor = np.exp(rng.normal(0, 0.2, (240, 320))).astype(np.float32)
     line = gpu_kernels.Line("disparity", 0.8, 0.05, 0.2, 40.0, 0.05, 100.0)
-    applied = cuda.grid_applied(loaded, values, factor, line)
-    applied.launch()
+    kernel = cuda.prepare_grid(loaded, values, factor, line)
+    kernel.launch()
     twin = gpu_kernels.apply_grid(values, factor, line)
     moved = 2 * values.nbytes + factor.nbytes
-    note("field", applied.result(), twin, 1e-3, 0.0, applied.launch, moved)
-    applied.close()
-    return found
+    measure("field", kernel.result(), twin, 1e-3, 0.0, kernel.launch, moved)
+    kernel.close()
+    return kernels
 
 
-def _cycles(cuda: Any) -> Facts:
-    """Free memory before and after ten openings and closings of a device with all that it holds."""
+def _cycles(cuda: Any) -> Report:
+    """Memory that is lost by ten openings and closings of a device with its resources."""
 
     def once() -> None:
         with cuda.Gpu() as gpu:
             loaded = cuda.CompiledKernels(gpu)
             spec = InputSpec(518, 518)
-            place = gpu.allocate(4 * 3 * 518 * 518, "the tensor")
-            entry = cuda.ImageInput(
-                loaded, 480, 640, gpu_kernels.Resampling.of(480, 640, spec), place
+            address = gpu.allocate(4 * 3 * 518 * 518, "the tensor")
+            image_input = cuda.ImageInput(
+                loaded, 480, 640, gpu_kernels.Resampling.of(480, 640, spec), address
             )
             image: npt.NDArray[np.uint8] = np.zeros((480, 640, 3), np.uint8)
-            gpu.capture(lambda: entry.enqueue(image))()
+            gpu.capture(lambda: image_input.enqueue(image))()
             gpu.wait()
 
     once()
@@ -195,8 +197,8 @@ def _cycles(cuda: Any) -> Facts:
     return {"cycles": CYCLES, "lost_bytes": lost, "agrees": lost <= _LOST_BYTES}
 
 
-def _engine(name: str, model: str, manifest: str, repeats: int) -> Facts:
-    """A network on a back end: its check, and times from a VGA image to the map."""
+def _engine(name: str, model: str, manifest: str, repeats: int) -> Report:
+    """Open a network on a back end; its check and its times from a VGA image to the map."""
     start = time.perf_counter()
     try:
         engine = open_engine(model, manifest=manifest or None, backend=name)
@@ -221,7 +223,7 @@ def _engine(name: str, model: str, manifest: str, repeats: int) -> Facts:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; exit status 1 where a check failed, 2 where nothing could be run."""
+    """Command line; exit status 1 if a check failed, 2 if nothing could be run."""
     parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__)
     parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
     parser.add_argument("--manifest", default="", metavar="FILE")
@@ -229,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"), metavar="DIR")
     options = parser.parse_args(arguments)
     try:
-        facts = run(options.model, options.manifest, options.repeats)
+        report = run(options.model, options.manifest, options.repeats)
     except ImportError as error:
         print(f"gpu-check: {error}: pip install -r requirements-gpu.txt", file=sys.stderr)
         return 2
@@ -237,14 +239,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpu-check: {error}", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     (options.out / "gpu_check.json").write_text(text, encoding="utf-8")
-    lines = ["| " + " | ".join(HEAD) + " |", "|---|" + "--:|" * (len(HEAD) - 1), markdown(facts)]
+    lines = ["| " + " | ".join(HEAD) + " |", "|---|" + "--:|" * (len(HEAD) - 1), markdown(report)]
     (options.out / "gpu_check.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(text + "\n".join(lines))
-    for failure in facts["failures"]:
+    for failure in report["failures"]:
         print(f"gpu-check: {failure}", file=sys.stderr)
-    return 1 if facts["failures"] else 0
+    return 1 if report["failures"] else 0
 
 
 if __name__ == "__main__":

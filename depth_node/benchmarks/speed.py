@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the parts are, each against a rival in the same run; for docs/benchmarks.md.
+"""Speed benchmarks of fit, engine and node, each against a rival in the same run.
 
-Ours and the rival take turns, so that whatever else the machine does hits both. Ratios compare the
-medians of processor time, which other processes on the machine disturb least; on an idle one it is
-the time on the clock, whose median and spread (10 % and 90 % quantile) stand beside it.
+Ours and the rival take turns, so that other processes of the machine disturb both. Ratios compare
+medians of processor time, which other processes disturb least; the tables also show the median and
+the spread (10 % and 90 % quantile) of the time on the clock. Results are for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from depth_node.simulation.walk import Progress, render_walk
 HEIGHT, WIDTH, REGIONS, POINTS = 480, 640, 100, 1000
 NODE_SIZE = (720, 1280)
 NODE_RATE_HZ = 4.0
-NODE_OVERHEAD_MS = 15.0  # what the node may add to a bare one besides fit and segmentation
+NODE_OVERHEAD_MS = 15.0  # that the node may add to a bare node besides fit and segmentation
 
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """A table for people, the same numbers for machines, and what must be known to read them."""
+    """A table, the same numbers for JSON, and notes for the reader."""
 
     title: str
     head: tuple[str, ...]
@@ -50,7 +50,7 @@ class SpeedReport:
 
 
 def machine() -> str:
-    """Processor, cores and versions, for the page of benchmarks."""
+    """Processor, cores and versions, in one line."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -80,7 +80,7 @@ def markdown(report: SpeedReport) -> str:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Keep this process on one core, where the system allows that."""
+    """Keep this process on one core, if the system can."""
     threads = cv2.getNumThreads()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     try:
@@ -96,20 +96,20 @@ def one_core() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of every call of one part: on the clock, and of the processor."""
+    """Times of every call of one function, ms, (n,) each: on the clock and of the processor."""
 
     wall: NDArray[np.float64]
     cpu: NDArray[np.float64]
 
-    def facts(self) -> dict[str, float]:
-        """Medians and the spread on the clock, for JSON."""
+    def summary(self) -> dict[str, float]:
+        """Medians, and the spread of the time on the clock, for JSON."""
         low, median, high = np.percentile(self.wall, (10, 50, 90)).tolist()
         cpu = float(np.median(self.cpu))
         return {"median_ms": median, "p10_ms": low, "p90_ms": high, "cpu_ms": cpu}
 
 
 def take_turns(parts: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
-    """Times of every part, (repeats,) each; one call of each is left out as warm-up."""
+    """Call all functions in turn -> their times, (repeats,) each, without one warm-up call."""
     wall: dict[str, list[float]] = {name: [] for name in parts}
     cpu: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(repeats + 1):
@@ -125,17 +125,17 @@ def take_turns(parts: Mapping[str, Callable[[], object]], repeats: int) -> dict[
 TIMES_HEAD = ("", "median ms", "10 % to 90 %", "CPU ms", "ratio (CPU)")
 
 
-def _row(name: str, found: Mapping[str, float], base: Mapping[str, float]) -> tuple[str, ...]:
-    spread = f"{found['p10_ms']:.2f} to {found['p90_ms']:.2f}"
-    ratio = found["cpu_ms"] / base["cpu_ms"]
-    return name, f"{found['median_ms']:.2f}", spread, f"{found['cpu_ms']:.2f}", f"{ratio:.3g}"
+def _row(name: str, times: Mapping[str, float], base: Mapping[str, float]) -> tuple[str, ...]:
+    spread = f"{times['p10_ms']:.2f} to {times['p90_ms']:.2f}"
+    ratio = times["cpu_ms"] / base["cpu_ms"]
+    return name, f"{times['median_ms']:.2f}", spread, f"{times['cpu_ms']:.2f}", f"{ratio:.3g}"
 
 
 # --------------------------------------------------------------------------------------------- fit
 
 
 def fit_problem(seed: int = 0) -> tuple[Prediction, SparseDepth, NDArray[np.int32]]:
-    """An image's worth of work: about 100 regions of different size, 1000 points."""
+    """A problem of one image: about 100 regions of different size (H, W), 1000 points."""
     rng = np.random.default_rng(seed)
     seeds = rng.uniform(0, 1, (REGIONS, 2)) * (HEIGHT, WIDTH)
     rows, cols = np.mgrid[:HEIGHT, :WIDTH]
@@ -158,7 +158,7 @@ def fit_problem(seed: int = 0) -> tuple[Prediction, SparseDepth, NDArray[np.int3
 
 @dataclass(frozen=True)
 class PlainFit:
-    """What plain_fit gives: depth (H, W) m; if asked for, std (H, W) m and a row per region.
+    """Result of plain_fit: depth (H, W) m; with evidence std (H, W) m and a row per region.
 
     rows: label, own points, points used, standard deviation of these about the fit in metres.
     """
@@ -178,13 +178,13 @@ def plain_fit(
     min_depth: float = 0.05,
     max_depth: float = 200.0,
 ) -> PlainFit:
-    """Region fits as one writes them first: a loop over masks, numpy.linalg.lstsq; fit()'s rival.
+    """Region fits by a plain loop over masks and numpy.linalg.lstsq; the rival of fit().
 
-    It is also the independent check of fit() in paper mode and shares no code with it: a region is
-    a mask, a neighbour is found by comparing pixels, one region is solved at a time. relative
+    It also checks fit() in paper mode, with which it shares no code: a region is a mask, neighbours
+    are found by comparing pixels, one region is solved at a time. relative
     (H, W); sparse (H, W) metres, NaN = not measured; labels (H, W), 0 = unassigned (these pixels
-    get the fit to all points); method slf or ssf. With `evidence` the textbook's standard deviation
-    of a prediction, sigma sqrt(1 + leverage), is computed at every pixel.
+    take the fit to all points); method slf or ssf. With `evidence` the standard
+    deviation of a prediction, sigma sqrt(1 + leverage), is computed at every pixel.
     """
     x, y = unit_grid(*labels.shape)
     known = np.isfinite(sparse)
@@ -228,7 +228,7 @@ def unit_grid(height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def neighbours(labels: NDArray[np.integer]) -> dict[int, set[int]]:
-    """Which regions share a 4-adjacent pixel pair."""
+    """Neighbours of every region of labels (H, W), by 4-adjacent pixels."""
     links: dict[int, set[int]] = {label: set() for label in np.unique(labels).tolist()}
     for one, other in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
         edge = (one != other) & (one > 0) & (other > 0)
@@ -245,7 +245,7 @@ def borrow(
     known: NDArray[np.bool_],
     enough: int,
 ) -> tuple[NDArray[np.bool_], int]:
-    """The measured pixels (H, W) a short region uses; rings it borrowed (-1: the whole image)."""
+    """Measured pixels (H, W) of a region with too few, and the rings borrowed (-1: the image)."""
     members, ring = {label}, 0
     while True:
         grown = members.union(*(links[member] for member in members))
@@ -266,7 +266,9 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
     bits = labels.view(np.float32)
 
     def ours(mode: str) -> NDArray[np.float32]:
-        fresh = Prediction(prediction.values, prediction.kind)  # nothing is kept from before
+        fresh = Prediction(
+            prediction.values, prediction.kind
+        )  # without derived maps of earlier calls
         return fit(fresh, points, labels, config=FitConfig(method="ssf", mode=mode)).depth
 
     with one_core():
@@ -276,13 +278,12 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
                 "ssf, sensor mode": lambda: ours("sensor"),
                 "plain loop": lambda: plain_fit(relative, sparse, labels, evidence=True),
                 "plain loop, depth alone": lambda: plain_fit(relative, sparse, labels),
-                # The bits of the labels are added as if they were numbers: what counts is that two
-                # maps are read and one is written.
+                # The bits of the labels are added as numbers: two maps are read, one is written.
                 "memory": lambda: np.add(relative, bits, out=out),
             },
             repeats or 15,
         )
-    found = {name: one.facts() for name, one in times.items()}
+    summaries = {name: one.summary() for name, one in times.items()}
     plain = plain_fit(relative, sparse, labels).depth
     agreement = float(np.median(np.abs(ours("paper") - plain) / plain))
     titles = {
@@ -292,30 +293,30 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
         "plain loop, depth alone": "masks and numpy.linalg.lstsq: depth alone",
         "memory": "memory traffic alone",
     }
-    rows = [_row(title, found[name], found["ssf"]) for name, title in titles.items()]
-    cpu = {name: one["cpu_ms"] for name, one in found.items()}
+    rows = [_row(title, summaries[name], summaries["ssf"]) for name, title in titles.items()]
+    cpu = {name: one["cpu_ms"] for name, one in summaries.items()}
     values = {
         "speedup": cpu["plain loop"] / cpu["ssf"],
         "speedup_sensor": cpu["plain loop"] / cpu["ssf, sensor mode"],
         "speedup_over_depth_alone": cpu["plain loop, depth alone"] / cpu["ssf"],
         "speedup_sensor_over_depth_alone": cpu["plain loop, depth alone"] / cpu["ssf, sensor mode"],
-        "memory_share": cpu["memory"] / cpu["ssf"],
+        "memory_fraction": cpu["memory"] / cpu["ssf"],
         "median_relative_difference": agreement,
     }
     return SpeedReport(
         "Fit: SSF, 640x480, 1000 points, 100 regions, one core",
         TIMES_HEAD,
         rows,
-        {**found, **values},
+        {**summaries, **values},
         [
             f"{values['speedup']:.0f} times (sensor mode {values['speedup_sensor']:.0f} times) as"
             " fast as the plain loop that gives the same (aim: 20 and at most 8 ms)",
             f"{values['speedup_over_depth_alone']:.0f} times (sensor mode"
             f" {values['speedup_sensor_over_depth_alone']:.0f} times) as fast as the plain loop"
             " without standard deviation and evidence, ours still with both",
-            f"both give the same depth: median relative difference {agreement:.1e}; pure memory"
-            f" traffic is {values['memory_share']:.0%} of ours",
-            f"depth from surfaces: {'compiled by numba' if find_numba()[0] else 'NumPy alone'}",
+            f"both give equal depth: median relative difference {agreement:.1e}; pure memory"
+            f" traffic is {values['memory_fraction']:.0%} of ours",
+            f"depth of surfaces: {'compiled by numba' if find_numba()[0] else 'NumPy alone'}",
         ],
     )
 
@@ -324,7 +325,7 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
 
 
 def measure_engine(model: str, manifest: str = "", repeats: int = 0) -> SpeedReport:
-    """Our way to ONNX Runtime against its own session, same model, one thread."""
+    """The engine against a plain session of ONNX Runtime, same model, one thread."""
     from depth_node.engine import ort  # onnxruntime comes with it
 
     with open_engine(
@@ -333,7 +334,7 @@ def measure_engine(model: str, manifest: str = "", repeats: int = 0) -> SpeedRep
         spec = engine.manifest.input
         tensor = np.random.default_rng(0).uniform(0, 1, spec.shape).astype(spec.dtype)
         name, output = engine.manifest.input_name, engine.manifest.output_name
-        session = ort._session(Path(engine.details["model"]), 1)
+        session = ort.open_session(Path(engine.details["model"]), 1)
         times = take_turns(
             {
                 "ours": lambda: engine.run(tensor),
@@ -342,17 +343,17 @@ def measure_engine(model: str, manifest: str = "", repeats: int = 0) -> SpeedRep
             repeats or 200,
         )
         title = f"Engine: {engine.manifest.name}, {spec.width}x{spec.height}, one thread"
-    found = {name: one.facts() for name, one in times.items()}
-    plain = found["onnxruntime"]
-    ratio = found["ours"]["cpu_ms"] / plain["cpu_ms"]
+    summaries = {name: one.summary() for name, one in times.items()}
+    plain = summaries["onnxruntime"]
+    ratio = summaries["ours"]["cpu_ms"] / plain["cpu_ms"]
     return SpeedReport(
         title,
         TIMES_HEAD,
         [
-            _row("our engine", found["ours"], plain),
+            _row("our engine", summaries["ours"], plain),
             _row("onnxruntime's session", plain, plain),
         ],
-        {**found, "ratio": ratio},
+        {**summaries, "ratio": ratio},
         [f"{ratio:.3f} times the time of ONNX Runtime itself (aim: at most 1.05)"],
     )
 
@@ -364,7 +365,7 @@ STAGES = ("preprocess", "engine", "postprocess", "project", "segment", "fit", "p
 
 
 def measure_node(model: str, manifest: str, repeats: int, progress: Progress) -> SpeedReport:
-    """Stamp to publish at 1280x720 of the node and of a bare rclpy node, processes of their own.
+    """Time from stamp to publication at 1280x720: the node, and a bare rclpy node, as processes.
 
     The bare node takes the same image and publishes a 32FC1 image of the same size.
     """
@@ -378,20 +379,20 @@ def measure_node(model: str, manifest: str, repeats: int, progress: Progress) ->
         frames = Path(temporary) / "frames"
         render_walk(frames, 4, options.seed, options.size, progress)
         for turn in range(4):
-            who = ("bare", "node")[turn % 2]
+            kind = ("bare", "node")[turn % 2]
             folder = Path(temporary) / f"{turn}"
             folder.mkdir()
-            live = run_live(options, frames, folder, progress, bare=who == "bare")
-            times[who] += live.report["latency_ms"]
-            counts[who] += live.published
-            for stage, found in stages.items():
+            live = run_live(options, frames, folder, progress, bare=kind == "bare")
+            times[kind] += live.report["latency_ms"]
+            counts[kind] += live.published
+            for stage, measured_ms in stages.items():
                 if f"{stage} [ms]" in live.report["diagnostics"]:
-                    found.append(float(live.report["diagnostics"][f"{stage} [ms]"]))
-    stage_ms = {stage: float(np.mean(found)) for stage, found in stages.items() if found}
-    quantiles = {who: np.percentile(found, (50, 95, 99)) for who, found in times.items()}
+                    measured_ms.append(float(live.report["diagnostics"][f"{stage} [ms]"]))
+    stage_ms = {stage: float(np.mean(ms)) for stage, ms in stages.items() if ms}
+    quantiles = {kind: np.percentile(ms, (50, 95, 99)) for kind, ms in times.items()}
     without = quantiles["node"] - stage_ms["engine"]
     added = float(without[0] - quantiles["bare"][0])
-    # A method without regions has no segmentation to allow for.
+    # A method without regions has no segmentation.
     allowed = NODE_OVERHEAD_MS + stage_ms["fit"] + stage_ms.get("segment", 0.0)
     rows = [
         ("bare rclpy node", *(f"{value:.1f}" for value in quantiles["bare"])),
@@ -410,7 +411,7 @@ def measure_node(model: str, manifest: str, repeats: int, progress: Progress) ->
             "added_ms": added,
             "allowed_ms": allowed,
             "published": counts,
-            "received": {who: len(found) for who, found in times.items()},
+            "received": {kind: len(ms) for kind, ms in times.items()},
         },
         [
             f"without the network the node adds {added:.1f} ms to a bare one (aim: at most"

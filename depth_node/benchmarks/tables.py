@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one table of benchmarks and studies, on the console and as Markdown."""
+"""The table of benchmarks and studies, its means over sources, and its Markdown form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Table:
-    """A table for the screen or for a page, and what must be known to read it."""
+    """A table for the terminal or a page, and notes for the reader."""
 
     title: str
     head: list[str]
@@ -20,7 +20,7 @@ class Table:
 
 
 class Means:
-    """Means over the values of a source, then over the sources, by row and column of a table."""
+    """Means over the values of each source, then over the sources, by row and column of a table."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(
@@ -28,11 +28,11 @@ class Means:
         )
 
     def add(self, row: str, column: str, source: str, value: float) -> None:
-        """One more value; NaN is one that is not known."""
+        """Add a value of a source; NaN is unknown and does not count."""
         self._values[row, column][source].append(value)
 
     def of_sources(self, row: str, column: str) -> dict[str, float]:
-        """Mean of every source, NaN where nothing is known."""
+        """Mean of every source, NaN without known values."""
         return {name: _mean(values) for name, values in self._values[row, column].items()}
 
     def __call__(self, row: str, column: str) -> float:
@@ -40,11 +40,11 @@ class Means:
         return _mean(list(self.of_sources(row, column).values()))
 
     def rows(self) -> list[str]:
-        """In the order of arrival."""
+        """Rows in the order of arrival."""
         return list(dict.fromkeys(row for row, _ in self._values))
 
     def columns(self) -> list[str]:
-        """In the order of arrival."""
+        """Columns in the order of arrival."""
         return list(dict.fromkeys(column for _, column in self._values))
 
     def all(self) -> dict[tuple[str, str], float]:
@@ -52,10 +52,10 @@ class Means:
         return {key: self(*key) for key in list(self._values)}
 
 
-def markdown(found: Sequence[Table]) -> str:
+def markdown(tables: Sequence[Table]) -> str:
     """Tables as Markdown."""
     blocks = []
-    for table in found:
+    for table in tables:
         head = "| " + " | ".join(table.head) + " |"
         rule = "|" + "|".join("---" for _ in table.head) + "|"
         body = ["| " + " | ".join(row) + " |" for row in table.rows]
@@ -65,6 +65,6 @@ def markdown(found: Sequence[Table]) -> str:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of what is known; NaN of nothing."""
+    """Mean of the known values; NaN without any."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share, and their conversion to settings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from depth_node.cli.console import (
-    UsageError,
-)
+from depth_node.cli.console import UsageError
 from depth_node.config import load, override
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.fitting import METHODS
@@ -26,22 +24,28 @@ ROS_CURE = (
 
 
 def add_method_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --manifest, --method, --config and --set."""
+    """Add --model, --manifest, --method, --config and --set."""
     parser.add_argument(
         "--model", default="", metavar="FILE", help=f'ONNX file, or "{EMBEDDED}" (default)'
     )
-    parser.add_argument("--manifest", default="", metavar="FILE", help="its manifest, elsewhere")
+    parser.add_argument(
+        "--manifest", default="", metavar="FILE", help="manifest of the model (beside it)"
+    )
     parser.add_argument("--method", default="", help=f"one of {', '.join(METHODS)}")
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="settings of the pipeline, YAML"
+        "--config", type=Path, metavar="FILE", help="YAML file with settings of the pipeline"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting; may be given several times",
     )
 
 
 def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
-    """The settings that --config, --set, --model, --manifest and --method ask for."""
+    """Settings from --config, --set, --model, --manifest and --method. Raises ConfigError."""
     config = load(PipelineConfig, options.config) if options.config else PipelineConfig()
     shortcuts = {
         "model.path": options.model,
@@ -53,13 +57,13 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
 
 
 def need_ros() -> None:
-    """UsageError on a machine without ROS 2."""
+    """Raise UsageError if ROS 2 is not installed."""
     if importlib.util.find_spec("rclpy") is None:
         raise UsageError(f"this needs ROS 2, which is not here: {ROS_CURE}")
 
 
 def matrix(text: str) -> np.ndarray | None:
-    """(4, 4) from 16 numbers row by row, None of an empty text. Raises UsageError."""
+    """(4, 4) from 16 numbers row by row, None from an empty text. Raises UsageError."""
     if not text:
         return None
     try:
@@ -72,12 +76,12 @@ def matrix(text: str) -> np.ndarray | None:
 
 
 def words(text: str) -> list[str]:
-    """Words between commas."""
+    """Split a text at commas into words."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def integers(name: str, text: str) -> list[int]:
-    """Whole numbers between commas. Raises UsageError, which names the option."""
+    """Split a text at commas into whole numbers. Raises UsageError, which names the option."""
     try:
         return [int(word) for word in words(text)]
     except ValueError:

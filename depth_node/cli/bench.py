@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depth_tools bench`: accuracy and speed against rivals in one run."""
+"""`depth_tools bench`: accuracy and speed of the methods against rivals in the same run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import argparse
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from depth_node.benchmarks import accuracy, field_speed, speed
 from depth_node.benchmarks.tables import markdown
+from depth_node.cli.arguments import integers, need_ros, words
 from depth_node.cli.console import (
     UsageError,
     console,
@@ -21,51 +22,67 @@ from depth_node.cli.console import (
     write_text,
 )
 from depth_node.engine.manifest import EMBEDDED
-from depth_node.inference import DepthModel, ModelConfig
+from depth_node.engine.options import ModelConfig
+from depth_node.inference import DepthModel
 from depth_node.recordings.frames import find_frames
 from depth_node.ros.live import DemoError
 
-if TYPE_CHECKING:
-    pass
-from depth_node.cli.arguments import integers, need_ros, words
-
 
 def add(commands: Any) -> None:
-    """The options of `depth_tools bench`."""
-    parser = commands.add_parser("bench", help="accuracy and speed against rivals in one run")
+    """Add the command `bench` with its benchmarks."""
+    parser = commands.add_parser(
+        "bench", help="measure accuracy and speed against rivals in the same run"
+    )
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    scores = kinds.add_parser("accuracy", help="methods against the truth of recorded frames")
+    scores = kinds.add_parser(
+        "accuracy", help="errors of the methods on recorded frames with truth"
+    )
     scores.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
     scores.add_argument("--model", default=EMBEDDED, metavar="FILE")
     scores.add_argument("--manifest", default="", metavar="FILE")
-    scores.add_argument("--prediction", default="", metavar="NAME", help="prediction_NAME.npz")
+    scores.add_argument(
+        "--prediction",
+        default="",
+        metavar="NAME",
+        help="use prediction_NAME.npz of the frames instead of a network",
+    )
     scores.add_argument(
         "--methods",
         default="",
         metavar="A,B,C",
-        help=f"of {', '.join(accuracy.known_methods())}",
+        help=f"methods, of {', '.join(accuracy.known_methods())}",
     )
-    scores.add_argument("--points", default="50,250,1000", metavar="N,N,N", help="or none")
-    scores.add_argument("--lines", type=int, default=0, metavar="K", help="one of K scan lines")
+    scores.add_argument(
+        "--points", default="50,250,1000", metavar="N,N,N", help="numbers of points, or none"
+    )
+    scores.add_argument(
+        "--lines", type=int, default=0, metavar="K", help="measure one of K scan lines too"
+    )
     scores.add_argument("--noise", default="clean", metavar="clean,noisy")
     scores.add_argument("--calibration-px", type=float, default=0.0, metavar="PX")
-    scores.add_argument("--labels", default="classical", help=", ".join(accuracy.LABELS))
-    scores.add_argument("--seed", default="0", metavar="S,S,S", help="one or several")
+    scores.add_argument(
+        "--labels", default="classical", help=f"regions: {', '.join(accuracy.LABELS)}"
+    )
+    scores.add_argument("--seed", default="0", metavar="S,S,S", help="random seeds, one or several")
     scores.add_argument("--json", type=Path, metavar="FILE")
-    scores.add_argument("--markdown", type=Path, metavar="FILE", help="the tables for a page")
+    scores.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the tables as Markdown"
+    )
     scores.set_defaults(run=_run_accuracy)
-    field = kinds.add_parser("field", help="speed of the default method, on one core")
-    field.add_argument("--repeats", type=int, default=0, metavar="N", help="more: steadier")
-    field.add_argument("--out", type=Path, metavar="FILE", help="the tables for a page")
+    field = kinds.add_parser("field", help="speed of the default method on one core")
+    field.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
+    field.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
     field.set_defaults(run=_run_field)
-    for name, what in (
+    for name, description in (
         ("fit", "the region fit against a plain loop of least squares"),
-        ("engine", "our path to ONNX Runtime against ONNX Runtime itself"),
-        ("node", "what the node adds to a bare ROS 2 node"),
+        ("engine", "the engine against a plain session of ONNX Runtime"),
+        ("node", "latency of the node against a bare ROS 2 node"),
         ("speed", "fit, engine and node"),
     ):
-        kind = kinds.add_parser(name, help=what)
-        kind.add_argument("--repeats", type=int, default=0, metavar="N", help="more: steadier")
+        kind = kinds.add_parser(name, help=description)
+        kind.add_argument(
+            "--repeats", type=int, default=0, metavar="N", help="number of repetitions"
+        )
         kind.add_argument("--model", default=EMBEDDED, metavar="FILE")
         kind.add_argument("--manifest", default="", metavar="FILE")
         kind.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR")
@@ -95,21 +112,21 @@ def _run_accuracy(options: argparse.Namespace) -> int:
             report = accuracy.run_accuracy(options.sources, predictor, on_frame=advance, **chosen)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    found = accuracy.tables(report)
-    for table in found:
+    tables = accuracy.tables(report)
+    for table in tables:
         print_table(terminal, table.title, table.head, table.rows, set())
     for note in report.notes:
         terminal.print(f"note: {note}", style="yellow")
     if options.json:
-        facts = {
+        content = {
             **report.as_dict(),
             "sources": [str(source) for source in options.sources],
             "model": options.prediction or options.model,
             "segmentation_ms": report.segmentation_ms,
         }
-        write_json(options.json, facts)
+        write_json(options.json, content)
     if options.markdown:
-        write_text(options.markdown, markdown(found))
+        write_text(options.markdown, markdown(tables))
     return 0
 
 
@@ -129,7 +146,7 @@ def _run_speed(options: argparse.Namespace) -> int:
                     options.model,
                     options.manifest,
                     options.repeats,
-                    lambda what, total: progress(terminal, what, total),
+                    lambda label, total: progress(terminal, label, total),
                 )
             except DemoError as error:
                 print(f"depth_tools: the node could not be measured: {error}", file=sys.stderr)

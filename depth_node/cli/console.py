@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command lines show and write: tables, bars, files, and mistakes of the user."""
+"""Output of the command line: tables, progress bars, files, and errors of the user."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class UsageError(ValueError):
-    """Something the user asked for cannot be done; one sentence with cause and cure."""
+    """A request of the user cannot be carried out; one sentence with cause and cure."""
 
 
 def console() -> Console:
-    """The terminal, by rich."""
+    """The terminal as a console of rich. Raises UsageError if rich is not installed."""
     try:
         from rich.console import Console
     except ImportError:
@@ -30,8 +30,8 @@ def console() -> Console:
 
 
 @contextmanager
-def progress(terminal: Console, what: str, total: int | None) -> Iterator[Callable[[str], None]]:
-    """A progress bar; call the value with a word about what is done to advance it by one."""
+def progress(terminal: Console, label: str, total: int | None) -> Iterator[Callable[[str], None]]:
+    """A progress bar; a call of its value with a short text advances it by one."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -43,10 +43,10 @@ def progress(terminal: Console, what: str, total: int | None) -> Iterator[Callab
 
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
     if total is not None:
-        columns += [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[word]}")]
+        columns += [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}")]
     with Progress(*columns, console=terminal) as bar:
-        task = bar.add_task(what, total=total, word="")
-        yield lambda word: bar.update(task, advance=1, word=word)
+        task = bar.add_task(label, total=total, text="")
+        yield lambda text: bar.update(task, advance=1, text=text)
 
 
 def print_table(
@@ -57,7 +57,10 @@ def print_table(
     highlight: set[str],
     left: int = 1,
 ) -> None:
-    """A table; its first `left` columns are texts, the others numbers; own methods highlighted."""
+    """Print a table; its first `left` columns are texts, the others numbers.
+
+    Rows whose first cell is in `highlight` are highlighted.
+    """
     from rich import box
     from rich.table import Table
 
@@ -66,7 +69,7 @@ def print_table(
         if number < left:
             table.add_column(name, overflow="fold")
             continue
-        # Texts fold where the terminal is narrow; a number on two lines would be two numbers.
+        # Texts fold in a narrow terminal; numbers do not, because they could not be read.
         words = [*name.split(), *(row[number] for row in rows)]
         width = max((len(word) for word in words), default=0)
         folded = "\n".join(textwrap.wrap(name, width)) if name else ""
@@ -80,12 +83,12 @@ def print_table(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, making the folder; UsageError when it cannot."""
+    """Write JSON and make its folder. Raises UsageError if it cannot be written."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, making the folder; UsageError when it cannot."""
+    """Write a text file and make its folder. Raises UsageError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -94,7 +97,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def image_size(option: str, text: str) -> tuple[int, int]:
-    """ "640x480" -> (height, width)."""
+    """ "640x480" -> (height, width). Raises UsageError for another text."""
     width, cross, height = text.lower().partition("x")
     if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise UsageError(f"{option} {text!r} is no image size: write it like 640x480")
@@ -102,7 +105,7 @@ def image_size(option: str, text: str) -> tuple[int, int]:
 
 
 def print_tables(terminal: Console, tables: Sequence[Table], out: Path | None = None) -> None:
-    """Tables with their notes on the terminal and, if a file is named, there as Markdown."""
+    """Print tables with their notes and, if `out` is given, write them there as Markdown."""
     for table in tables:
         print_table(terminal, table.title, table.head, table.rows, set())
         for note in table.notes:

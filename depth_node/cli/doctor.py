@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depth_tools doctor`: what is installed, what runs, what is missing."""
+"""`depth_tools doctor`: report installed packages, usable back ends and missing parts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from depth_node import __version__
-from depth_node.cli.console import (
-    console,
-    print_table,
-    progress,
-)
+from depth_node.cli.arguments import ROS_CURE
+from depth_node.cli.console import console, print_table, progress
 from depth_node.engine import EngineError
 from depth_node.engine.cache import EngineCache
 from depth_node.engine.manifest import EMBEDDED
@@ -28,17 +25,28 @@ from depth_node.inference import open_engine
 
 if TYPE_CHECKING:
     from rich.console import Console
-from depth_node.cli.arguments import ROS_CURE
 
 
 def add(commands: Any) -> None:
-    """The options of `depth_tools doctor`."""
-    parser = commands.add_parser("doctor", help="what is installed, what runs, what is missing")
+    """Add the command `doctor`."""
+    parser = commands.add_parser(
+        "doctor", help="report what is installed, what runs and what is missing"
+    )
     parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
     parser.add_argument("--manifest", default="", metavar="FILE")
-    parser.add_argument("--backend", default="auto", metavar="NAME", help="to run it on (auto)")
-    parser.add_argument("--precision", default="file", metavar="WORD", help="file or fp16 (file)")
-    parser.add_argument("--listen", type=float, default=2.0, metavar="S", help="to the graph (2)")
+    parser.add_argument(
+        "--backend", default="auto", metavar="NAME", help="back end of the network (auto)"
+    )
+    parser.add_argument(
+        "--precision", default="file", metavar="WORD", help="precision, file or fp16 (file)"
+    )
+    parser.add_argument(
+        "--listen",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="seconds to listen to the ROS graph (2)",
+    )
     parser.set_defaults(run=_run_doctor)
 
 
@@ -68,7 +76,7 @@ ROS_PACKAGES = (
 
 def _run_doctor(options: argparse.Namespace) -> int:
     terminal = console()
-    bad: list[str] = []
+    faults: list[str] = []
     rows = [("python", platform.python_version(), sys.executable)]
     rows.append(("depth_node", __version__, str(Path(__file__).resolve().parent.parent)))
     for module, distribution, purpose, cure in (*PACKAGES, *ROS_PACKAGES):
@@ -78,41 +86,44 @@ def _run_doctor(options: argparse.Namespace) -> int:
             needed = "needed" if not purpose else f"only for {purpose}"
             rows.append((module, "missing", f"{needed}: {cure}"))
             if not purpose:
-                bad.append(f"{module} is missing: {cure}")
+                faults.append(f"{module} is missing: {cure}")
     print_table(terminal, "Installed", ("part", "version", "note"), rows, set(), left=3)
 
-    rows = [(name, "usable" if not why else "not usable", why) for name, why in backends().items()]
-    how = {"backend": options.backend, "precision": options.precision, "build_engines": False}
+    rows = [
+        (name, "usable" if not reason else "not usable", reason)
+        for name, reason in backends().items()
+    ]
+    settings = {"backend": options.backend, "precision": options.precision, "build_engines": False}
     try:
-        with open_engine(options.model, manifest=options.manifest or None, **how) as engine:
+        with open_engine(options.model, manifest=options.manifest or None, **settings) as engine:
             spec = engine.manifest.input
             engine.run(np.zeros(spec.shape, spec.dtype))
             rows.append((f"model {engine.manifest.name}", "runs", f"on {engine.backend}"))
             rows += [("", key, str(value)) for key, value in engine.details.items()]
     except EngineError as error:
-        bad.append(str(error))
+        faults.append(str(error))
         rows.append((f"model {Path(options.model).name}", "does not run", str(error)))
-    print_table(terminal, "Networks", ("what", "state", "note"), rows, set(), left=3)
+    print_table(terminal, "Networks", ("part", "state", "note"), rows, set(), left=3)
     _doctor_cache(terminal)
 
-    bad += _doctor_ros(terminal, options.listen)
-    for sentence in bad:
+    faults += _doctor_ros(terminal, options.listen)
+    for sentence in faults:
         terminal.print(f"missing: {sentence}", style="red")
-    if not bad:
+    if not faults:
         terminal.print("Everything that is needed is here.", style="green")
-    return 1 if bad else 0
+    return 1 if faults else 0
 
 
 def _doctor_cache(terminal: Console) -> None:
-    """What lies in the user's cache of built engines."""
+    """List the user's cache of built engines."""
     rows = [
         (
-            fact.get("model", "?"),
-            fact["key"][:12],
-            f"{fact['identity']['builder']}, {fact['identity']['gpu']}",
-            f"{fact['bytes'] / 1e6:.1f} MB, {fact['built']}",
+            entry.get("model", "?"),
+            entry["key"][:12],
+            f"{entry['identity']['builder']}, {entry['identity']['gpu']}",
+            f"{entry['bytes'] / 1e6:.1f} MB, {entry['built']}",
         )
-        for fact in EngineCache.of("", 0).entries()
+        for entry in EngineCache.of("", 0).entries()
     ]
     if rows:
         print_table(terminal, "Built engines", ("model", "key", "for", "file"), rows, set(), left=4)
@@ -133,7 +144,7 @@ def _doctor_ros(terminal: Console, seconds: float) -> list[str]:
     for role in graph.WANTED:
         if role not in {topic.role for topic in topics}:
             rows.append((role, "none seen", "no driver runs, or another ROS_DOMAIN_ID"))
-    print_table(terminal, "ROS 2", ("what", "value", "note"), rows, set(), left=3)
+    print_table(terminal, "ROS 2", ("part", "value", "note"), rows, set(), left=3)
     return []
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line `depth_tools`: demo, replay, bench, doctor, models, parameters.
 
-A mistake of the user ends with one sentence and exit status 2, a check that failed with 1.
+An error of the user ends with one sentence and exit status 2, a failed check with 1.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from collections.abc import Callable, Sequence
 from depth_node import __version__
 from depth_node.cli import bench, demo, doctor, models, replay
 from depth_node.cli.arguments import need_ros
-from depth_node.cli.console import (
-    UsageError,
-)
+from depth_node.cli.console import UsageError
 from depth_node.config import ConfigError
 from depth_node.engine import EngineError
 from depth_node.recordings.frames import FrameError
@@ -25,7 +23,7 @@ USER_ERRORS = (UsageError, ConfigError, EngineError, FrameError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the return value is the exit status."""
+    """Run a command and return its exit status."""
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -43,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="depth_tools", description="Metric depth from images and sparse LiDAR: tools."
+        prog="depth_tools", description="Tools for metric depth from images and sparse LiDAR."
     )
     parser.add_argument("--version", action="version", version=f"depth_node {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depth_tools models ...`: which networks there are, and getting, checking, converting them."""
+"""`depth_tools models ...`: list, fetch, verify, convert, check and build networks."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """The command `models` with its own commands."""
-    parser = commands.add_parser("models", help="networks: fetch, verify, convert, check, your own")
+    """Add the command `models` with its own commands."""
+    parser = commands.add_parser(
+        "models", help="networks: list, fetch, verify, convert, check, build, manifest"
+    )
     kinds = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_fetching(kinds)
     _add_converting(kinds)
@@ -44,22 +46,26 @@ def add(commands: Any) -> None:
 
 
 def _add_fetching(kinds: Any) -> None:
-    listing = kinds.add_parser("list", help="the package's network and those that can be fetched")
+    listing = kinds.add_parser(
+        "list", help="list the network of the package and those that can be fetched"
+    )
     listing.set_defaults(run=_run_list)
     fetching = kinds.add_parser("fetch", help="download a network of the list")
     fetching.add_argument("name", metavar="NAME", help="see `depth_tools models list`")
     fetching.add_argument(
-        "--accept-licence", action="store_true", help="of a network that forbids commercial use"
+        "--accept-licence", action="store_true", help="accept a licence that forbids commercial use"
     )
     fetching.add_argument(
-        "--size", default="", metavar="WxH", help="input, where the file leaves it open"
+        "--size", default="", metavar="WxH", help="input size, if the file leaves it open"
     )
     fetching.add_argument(
-        "--output-name", default="", metavar="NAME", help="if the file has several outputs"
+        "--output-name", default="", metavar="NAME", help="output to use, if the file has several"
     )
     fetching.set_defaults(run=_run_fetch)
-    verifying = kinds.add_parser("verify", help="compare fetched networks with their hashes")
-    verifying.add_argument("names", nargs="*", metavar="NAME", help="(default: all that are here)")
+    verifying = kinds.add_parser(
+        "verify", help="compare files of fetched networks with their hashes"
+    )
+    verifying.add_argument("names", nargs="*", metavar="NAME", help="(all fetched networks)")
     verifying.set_defaults(run=_run_verify)
 
 
@@ -92,7 +98,7 @@ def _run_list(options: argparse.Namespace) -> int:
                 f"{entry.parameters:g} M",
                 entry.licence,
                 entry.format,
-                _what_is_here(entry),
+                _fetched_files(entry),
             )
             for entry in entries
             if entry.meaning == meaning
@@ -103,12 +109,12 @@ def _run_list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _what_is_here(entry: registry.RegistryEntry) -> str:
+def _fetched_files(entry: registry.RegistryEntry) -> str:
     folder = entry.folder
-    found = sorted(path.name for path in folder.glob("*.onnx"))
-    if not found and (folder / entry.main).is_file():
-        found = ["weights"]
-    return ", ".join(found) or "-"
+    names = sorted(path.name for path in folder.glob("*.onnx"))
+    if not names and (folder / entry.main).is_file():
+        names = ["weights"]
+    return ", ".join(names) or "-"
 
 
 def _run_fetch(options: argparse.Namespace) -> int:
@@ -125,16 +131,16 @@ def _run_fetch(options: argparse.Namespace) -> int:
         _confirm(terminal, entry)
     with _bytes_bar(terminal) as on_bytes:
         done = fetch.fetch(entry, on_bytes, size, options.output_name)
-    for name, kept in done.record.files.items():
-        terminal.print(f"{name}: {kept.bytes / 1e6:.1f} MB, sha256 {kept.sha256} ({kept.basis})")
-        if kept.basis == "first use":
+    for name, file in done.record.files.items():
+        terminal.print(f"{name}: {file.bytes / 1e6:.1f} MB, sha256 {file.sha256} ({file.basis})")
+        if file.basis == "first use":
             terminal.print(
-                "  nobody published this hash, so this file is trusted as it came; from now on it"
-                " is compared with what came today",
+                "  no hash of this file is published, so it is trusted as received; from now on it"
+                " is compared with this first download",
                 style="yellow",
             )
     if done.manifest is None:
-        terminal.print(f"weights: {done.path}; they run once they are exported to ONNX:")
+        terminal.print(f"weights: {done.path}; to run them, export them to ONNX:")
         terminal.print(
             f"  {entry.export_command}"
             if entry.export
@@ -151,7 +157,7 @@ def _run_fetch(options: argparse.Namespace) -> int:
 
 
 def _confirm(terminal: Console, entry: registry.RegistryEntry) -> None:
-    """UsageError unless the user agrees at the terminal."""
+    """Ask the user at the terminal; UsageError unless they agree."""
     question = f"The licence {entry.licence} forbids commercial use. Is yours non-commercial? [y/N]"
     if sys.stdin.isatty() and terminal.input(question + " ").strip().lower() in ("y", "yes"):
         return
@@ -179,12 +185,12 @@ def _bytes_bar(terminal: Console) -> Iterator[fetch.OnBytes]:
     with Progress(*columns, console=terminal) as bar:
         tasks: dict[str, Any] = {}
 
-        def tell(name: str, here: int, total: int | None) -> None:
+        def report(name: str, received: int, total: int | None) -> None:
             if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total, completed=here)
-            bar.update(tasks[name], completed=here)
+                tasks[name] = bar.add_task(name, total=total, completed=received)
+            bar.update(tasks[name], completed=received)
 
-        yield tell
+        yield report
 
 
 def _run_verify(options: argparse.Namespace) -> int:
@@ -192,12 +198,12 @@ def _run_verify(options: argparse.Namespace) -> int:
     entries = [registry.find(name) for name in options.names] or list(registry.registry().values())
     verdicts = []
     for entry in entries:
-        found = fetch.verify(entry)
-        if not found and options.names:
+        checked = fetch.verify(entry)
+        if not checked and options.names:
             raise UsageError(
                 f"{entry.name} is not on this machine: run `depth_tools models fetch {entry.name}`"
             )
-        verdicts += found
+        verdicts += checked
     if not verdicts:
         terminal.print(f"no network of the list is in {registry.models_folder()}")
         return 0
@@ -205,14 +211,14 @@ def _run_verify(options: argparse.Namespace) -> int:
     print_table(
         terminal, "Fetched networks", ("model", "file", "compared with", "file is"), rows, set(), 4
     )
-    bad = sorted({v.name for v in verdicts if v.problem})
-    for name in bad:
+    damaged = sorted({v.name for v in verdicts if v.problem})
+    for name in damaged:
         terminal.print(
             f"{name} is not what was fetched: delete {registry.models_folder() / name} and run"
             f" `depth_tools models fetch {name}`",
             style="red",
         )
-    return 1 if bad else 0
+    return 1 if damaged else 0
 
 
 # ------------------------------------------------------------------------ convert, check and build
@@ -220,25 +226,34 @@ def _run_verify(options: argparse.Namespace) -> int:
 
 def _add_converting(kinds: Any) -> None:
     model = "ONNX file, name of a fetched network, or embedded"
-    converting = kinds.add_parser("convert", help="an FP16 copy, if it answers as FP32 does")
+    converting = kinds.add_parser(
+        "convert", help="write an FP16 copy, if its outputs agree with FP32"
+    )
     converting.add_argument("model", metavar="MODEL", help=model)
     converting.add_argument("--precision", default="fp16", choices=["fp16"])
     converting.add_argument("--out", type=Path, metavar="FILE", help="(MODEL.fp16.onnx, beside it)")
     converting.add_argument(
-        "--half-input", action="store_true", help="the image's tensor in FP16 too"
+        "--fp16-input", "--half-input", action="store_true", help="make the input FP16 too"
     )
     converting.add_argument(
-        "--keep", default="", metavar="OP,OP", help="operators to keep in FP32 besides"
+        "--keep", default="", metavar="OP,OP", help="more operators to keep in FP32"
     )
-    checking = kinds.add_parser("check", help="two networks, precisions or back ends compared")
-    checking.add_argument("first", metavar="A", help=f"{model}; it is right")
-    checking.add_argument("second", metavar="B", help="the one to be compared with it")
+    checking = kinds.add_parser("check", help="compare two networks, precisions or back ends")
+    checking.add_argument("first", metavar="A", help=f"{model}; the reference")
+    checking.add_argument("second", metavar="B", help="the network to compare with A")
     checking.add_argument(
-        "--backends", default="onnxruntime-cpu,auto", metavar="A,B", help="(onnxruntime-cpu,auto)"
+        "--backends",
+        default="onnxruntime-cpu,auto",
+        metavar="A,B",
+        help="of A and B (onnxruntime-cpu,auto)",
     )
-    checking.add_argument("--precisions", default="file,file", metavar="A,B", help="file or fp16")
-    checking.add_argument("--json", type=Path, metavar="FILE", help="the figures of every image")
-    building = kinds.add_parser("build", help="a TensorRT engine, ahead of the node's start")
+    checking.add_argument(
+        "--precisions", default="file,file", metavar="A,B", help="of A and B, file or fp16"
+    )
+    checking.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures of every image"
+    )
+    building = kinds.add_parser("build", help="build a TensorRT engine before the node starts")
     building.add_argument("model", metavar="MODEL", help=model)
     building.add_argument("--precision", default="file", choices=["file", "fp16"])
     building.add_argument("--workspace-mb", type=int, default=0, metavar="MB")
@@ -250,21 +265,27 @@ def _add_converting(kinds: Any) -> None:
     ):
         command.set_defaults(run=run)
         if run is not _run_check:
-            command.add_argument("--manifest", default="", metavar="FILE", help="if not beside it")
+            command.add_argument(
+                "--manifest", default="", metavar="FILE", help="manifest of the model (beside it)"
+            )
         if run is not _run_build:
             command.add_argument(
-                "--images", type=Path, metavar="DIR", help="to compare on (rendered rooms)"
+                "--images", type=Path, metavar="DIR", help="images to compare on (rendered rooms)"
             )
             command.add_argument(
-                "--count", type=int, default=compare.WANTED, metavar="N", help="of them (50)"
+                "--count",
+                type=int,
+                default=compare.RECOMMENDED_IMAGES,
+                metavar="N",
+                help="images (50)",
             )
 
 
 def _run_convert(options: argparse.Namespace) -> int:
     terminal = console()
-    onnx_graph.onnx_package()  # said before anything takes time
-    _, facts = locate(options.model, options.manifest or None)
-    images = compare.ComparisonImages.of(options.images, facts, options.count)
+    onnx_graph.onnx_package()  # reports a missing package before the measurements
+    _, manifest = locate(options.model, options.manifest or None)
+    images = compare.ComparisonImages.of(options.images, manifest, options.count)
     asked = [word.strip() for word in options.keep.split(",") if word.strip()]
     with progress(terminal, "comparing with FP32", images.count + 1) as advance:
         done = convert.convert(
@@ -272,24 +293,24 @@ def _run_convert(options: argparse.Namespace) -> int:
             images,
             manifest=options.manifest or None,
             out=options.out,
-            half_input=options.half_input,
+            fp16_input=options.fp16_input,
             keep=asked,
             on_step=advance,
         )
-    half = done.half
+    converted = done.fp16
     rows = []
     for reason, meaning in fp16.REASONS.items():
-        ops = {op: n for (why, op), n in half.kept.items() if why == reason}
+        ops = {op: n for (given, op), n in converted.fp32_nodes.items() if given == reason}
         if ops:
             named = ", ".join(f"{n} {op}" for op, n in sorted(ops.items(), key=lambda x: -x[1]))
             rows.append((reason, named, meaning))
-    print_table(terminal, "Kept in FP32", ("reason", "operators", "what"), rows, set(), 3)
-    total = sum(half.halved.values())
+    print_table(terminal, "Kept in FP32", ("reason", "operators", "meaning"), rows, set(), 3)
+    total = sum(converted.fp16_nodes.values())
     terminal.print(
-        f"FP16: {total} operators, FP32: {sum(half.kept.values())}, casts between: {half.casts};"
-        f" weights that became 0: {half.flushed:.3%}"
+        f"FP16: {total} operators, FP32: {sum(converted.fp32_nodes.values())}, casts between:"
+        f" {converted.casts}; weights that became 0: {converted.flushed_fraction:.3%}"
     )
-    _print_parity(terminal, f"FP16 against FP32, {images}", done.comparison, images)
+    _print_comparison(terminal, f"FP16 against FP32, {images}", done.comparison, images)
     before, after = done.bytes
     terminal.print(
         f"written with its manifest: {done.path}, {after / 1e6:.1f} MB instead of"
@@ -300,14 +321,14 @@ def _run_convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_parity(
-    terminal: Console, title: str, found: compare.ModelComparison, images: compare.ComparisonImages
+def _print_comparison(
+    terminal: Console, title: str, result: compare.ModelComparison, images: compare.ComparisonImages
 ) -> None:
     head = ("figure", "mean", "worst", "limit", "")
-    print_table(terminal, title, head, found.rows(), set())
-    if images.count < compare.WANTED:
+    print_table(terminal, title, head, result.rows(), set())
+    if images.count < compare.RECOMMENDED_IMAGES:
         terminal.print(
-            f"note: {images.count} images say less than the {compare.WANTED} that are meant",
+            f"note: {images.count} images; at least {compare.RECOMMENDED_IMAGES} are recommended",
             style="yellow",
         )
 
@@ -321,14 +342,14 @@ def _run_check(options: argparse.Namespace) -> int:
         models = (options.first, options.second)
         for model, backend, precision in zip(models, backends, precisions, strict=True):
             opened = stack.enter_context(open_engine(model, backend=backend, precision=precision))
-            engine, how = _as_a_gpu(opened, stack)
+            engine, description = _rounding_as_gpu(opened, stack)
             engines.append(engine)
-            names.append(f"{engine.manifest.name} ({opened.manifest.model}, {how})")
+            names.append(f"{engine.manifest.name} ({opened.manifest.model}, {description})")
         images = compare.ComparisonImages.of(options.images, engines[0].manifest, options.count)
         with progress(terminal, "comparing", images.count) as advance:
-            found = compare.compare(engines[0], engines[1], images, advance)
-    _print_parity(terminal, f"{names[1]} against {names[0]}, {images}", found, images)
-    times = compare.median_ms(found.ms)
+            result = compare.compare(engines[0], engines[1], images, advance)
+    _print_comparison(terminal, f"{names[1]} against {names[0]}, {images}", result, images)
+    times = compare.median_ms(result.times_ms)
     terminal.print(f"median of a run: {times[0]:.1f} ms and {times[1]:.1f} ms")
     if options.json:
         write_json(
@@ -337,26 +358,26 @@ def _run_check(options: argparse.Namespace) -> int:
                 "a": names[0],
                 "b": names[1],
                 "images": str(images),
-                "limits": vars(found.limits),
-                "worst": vars(found.worst),
+                "limits": vars(result.limits),
+                "worst": vars(result.worst),
                 "median_ms": times,
-                "each": [vars(one) for one in found.found],
+                "each": [vars(one) for one in result.differences],
             },
         )
-    for failure in found.failures:
+    for failure in result.failures:
         terminal.print(f"B is not near enough to A: {failure}", style="red")
-    return 1 if found.failures else 0
+    return 1 if result.failures else 0
 
 
-def _as_a_gpu(engine: Engine, stack: ExitStack) -> tuple[Engine, str]:
-    """FP16 on the CPU with every value rounded, as it is computed in FP32 there; else as it is."""
+def _rounding_as_gpu(engine: Engine, stack: ExitStack) -> tuple[Engine, str]:
+    """Replace an FP16 engine on the CPU, which computes in FP32, by one that rounds every value."""
     if engine.backend != "onnxruntime-cpu" or importlib.util.find_spec("onnx") is None:
         return engine, engine.backend
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     try:
         rounding = convert.rounding_engine(Path(engine.details["model"]), engine.manifest, folder)
-    except onnx_graph.ConvertError:  # a graph that branches runs all the same
-        return engine, f"{engine.backend}, FP16 in it, if any, not rounded"
+    except onnx_graph.ConvertError:  # a graph with branches cannot be prepared, but runs
+        return engine, f"{engine.backend}, FP16 values, if any, not rounded"
     if rounding is None:
         return engine, engine.backend
     return stack.enter_context(rounding), f"{engine.backend}, every FP16 value rounded"
@@ -371,46 +392,48 @@ def _pair(option: str, text: str) -> list[str]:
 
 def _run_build(options: argparse.Namespace) -> int:
     terminal = console()
-    with _steps_bar(terminal) as tell:
+    with _steps_bar(terminal) as report:
         details = build_engine(
             options.model,
             manifest=options.manifest or None,
-            progress=tell,
+            progress=report,
             precision=options.precision,
             workspace_mb=options.workspace_mb,
             cache_dir=options.cache_dir,
         )
     rows = [(key, str(value)) for key, value in details.items()]
-    print_table(terminal, "Engine", ("what", "value"), rows, set(), 2)
+    print_table(terminal, "Engine", ("part", "value"), rows, set(), 2)
     return 0
 
 
 @contextmanager
 def _steps_bar(terminal: Console) -> Iterator[Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich import progress as bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bar(*columns, TimeElapsedColumn(), console=terminal) as bar:
+    columns = (
+        bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+    )  # fmt: skip
+    with bars.Progress(*columns, console=terminal) as bar:
         tasks: dict[str, Any] = {}
 
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
+        def report(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done, total=total)
 
-        yield tell
+        yield report
 
 
 # --------------------------------------------------------------------------------- your own network
 
 
 def _add_manifest(kinds: Any) -> None:
-    writing = kinds.add_parser("manifest", help="write the manifest of your ONNX file")
+    writing = kinds.add_parser("manifest", help="write the manifest of an ONNX file")
     writing.add_argument("model", type=Path, metavar="MODEL.onnx")
     writing.add_argument("--meaning", required=True, help=f"of the output: {', '.join(MEANINGS)}")
     writing.add_argument(
-        "--out", type=Path, metavar="FILE", help="(default: beside the model, found by itself)"
+        "--out", type=Path, metavar="FILE", help="(beside the model, where it is found)"
     )
     for name in ("name", "output-name", "licence", "source"):
         writing.add_argument(f"--{name}", default="")
@@ -419,7 +442,7 @@ def _add_manifest(kinds: Any) -> None:
     choices = (("channel-order", "rgb, bgr"), ("resize", "stretch, letterbox, corner, crop"))
     for name, meaning in (*choices, ("interpolation", "as in InputSpec")):
         writing.add_argument(f"--{name}", metavar="WORD", help=meaning)
-    writing.add_argument("--scale", type=float, help="pixel values times this, before mean and std")
+    writing.add_argument("--scale", type=float, help="factor of pixel values before mean and std")
     for name in ("mean", "std"):
         writing.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"))
     writing.set_defaults(run=_run_manifest)
@@ -452,12 +475,12 @@ def _run_manifest(options: argparse.Namespace) -> int:
         raise UsageError(
             f"the manifest cannot be written ({error}): name a place with --out"
         ) from None
-    place = options.out or manifest_path(options.model)
+    path = options.out or manifest_path(options.model)
     spec = manifest.input
     print(
-        f"{place}: {manifest.name} takes {spec.channel_order} {spec.width}x{spec.height}"
+        f"{path}: {manifest.name} takes {spec.channel_order} {spec.width}x{spec.height}"
         f" ({spec.resize}) and gives {manifest.meaning} in {manifest.output_name}"
     )
     if options.out:
-        print(f"use it with --model {options.model} --manifest {place}")
+        print(f"use it with --model {options.model} --manifest {path}")
     return 0

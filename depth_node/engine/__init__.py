@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks behind one door: a manifest says what a model file is, an engine makes it run."""
+"""Engines that run networks. A manifest describes a model file; an engine runs it."""
 
 
 class EngineError(RuntimeError):
-    """A model cannot be opened or run; the sentence names the cause and the cure."""
+    """A model cannot be opened or run; the message is one sentence with cause and cure."""
 
 
 class BackendError(EngineError):
-    """A back end that this machine cannot use, whatever the model."""
+    """This machine cannot use a back end, whatever the model."""

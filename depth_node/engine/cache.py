@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Built engines on disk, each kept under all that it depends on.
+"""Cache of built engines on disk, keyed by all that an engine depends on.
 
-An engine runs only with the TensorRT version and on the kind of GPU that it was built with, and is
-silently wrong for another model. So its name is a hash of all of that (:class:`Identity`), and a
-JSON file beside it says the same in words. What does not agree is not used.
+An engine runs only with the TensorRT version and on the kind of GPU that it was built with, and
+gives wrong outputs without an error for another model. So its file name is a hash of all of these
+(:class:`Identity`), and a JSON file beside it repeats them in plain text. An engine whose JSON file
+does not agree is not used.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from depth_node.engine import EngineError
 REFERENCE_ENDING = ".reference.npz"
 
 _LOCK_TIMEOUT_S = 3600.0
-_LEFTOVER_S = 86400.0  # a temporary file of that age was left by a process that died
+_LEFTOVER_S = 86400.0  # older temporary files were left by a process that died
 
 _log = logging.getLogger("depth_node.engine")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """All that a built engine depends on.
+    """Everything that a built engine depends on.
 
-    model_sha256: of the ONNX file and its external weights. builder: name and version of what built
-    it. shapes: of every input. options: of the builder.
+    model_sha256: of the ONNX file and its external weights. builder: name and version of the
+    builder. shapes: of every input. options: of the builder.
     """
 
     model_sha256: str
@@ -49,24 +50,24 @@ class Identity:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
-        facts: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), sort_keys=True))
-        return facts
+    def json_values(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), sort_keys=True))
+        return values
 
     @property
     def key(self) -> str:
-        """Hexadecimal SHA-256 over all of it."""
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+        """Hexadecimal SHA-256 of all fields."""
+        return hashlib.sha256(json.dumps(self.json_values, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class CachedEngine:
-    """An engine in the cache: its file, its content, and what the JSON beside it says."""
+    """An engine in the cache: file, content, metadata (the JSON file beside it), built just now?"""
 
     path: Path
     plan: bytes
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     built: bool
 
 
@@ -79,7 +80,7 @@ class EngineCache:
 
     @classmethod
     def of(cls, folder: str, limit_bytes: int) -> EngineCache:
-        """The cache in a folder; empty: in the user's own, as the XDG base directories say."""
+        """The cache in a folder; empty: in the user's cache folder (XDG base directories)."""
         if folder:
             return cls(Path(folder).expanduser(), limit_bytes)
         base = os.environ.get("XDG_CACHE_HOME", "")
@@ -93,102 +94,101 @@ class EngineCache:
         *,
         may_build: bool = True,
         command: str = "",
-        facts: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> CachedEngine:
-        """The engine of this identity, built if it is not there or broken.
+        """Return the engine of this identity; build it if it is missing or damaged.
 
-        Only one process builds it; others wait and take what it made. `facts` join the JSON.
-        Raises EngineError where it may not be built (naming `command`, which builds it), what
-        `build` raises, and where the folder cannot be written.
+        Only one process builds; others wait and take its result. `metadata` is added to the JSON
+        file. Raises EngineError if it may not be built (the message names `command`, which builds
+        it) or the folder cannot be written, and whatever `build` raises.
         """
-        found, reason = self._read(identity)
-        if found is not None:
-            return found
+        cached, reason = self._read(identity)
+        if cached is not None:
+            return cached
         if not may_build:
             raise EngineError(
                 f"{reason} in {self.folder}, and build_engines is false: build it ahead with"
                 f" `{command}`, or set model.build_engines to true"
             )
         with self._locked(identity.key):
-            found, reason = self._read(identity)  # another process may just have built it
-            if found is not None:
-                return found
+            cached, reason = self._read(identity)  # another process may just have built it
+            if cached is not None:
+                return cached
             _log.info("%s in %s: building it, which takes minutes", reason, self.folder)
             start = time.monotonic()
             plan = build()
             seconds = round(time.monotonic() - start, 1)
-            made = {**(facts or {}), "build_seconds": seconds}
-            entry = self._write(identity, plan, made)
+            entry = self._write(identity, plan, {**(metadata or {}), "build_seconds": seconds})
         self._shrink(keep=identity.key)
         return entry
 
     def discard(self, identity: Identity) -> None:
-        """Forget an engine that turned out not to be usable."""
+        """Delete an engine that turned out to be unusable."""
         for path in self._files(identity.key):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
 
     def entries(self) -> list[dict[str, Any]]:
-        """What the JSON files say, newest use first; for people."""
-        found = []
+        """Content of the JSON files, most recently used first."""
+        entries = []
         for path in self._by_age()[::-1]:
             with contextlib.suppress(OSError, ValueError):
-                found.append(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
-        return found
+                entries.append(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        return entries
 
     def _files(self, key: str) -> tuple[Path, Path]:
-        # The plan goes last: where it lies, its JSON lies too.
+        # The plan is written last: if it exists, its JSON file exists too.
         return self.folder / f"{key[:32]}.json", self.folder / f"{key[:32]}.engine"
 
     def _read(self, identity: Identity) -> tuple[CachedEngine | None, str]:
-        """The engine, or None and why not."""
-        about, path = self._files(identity.key)
+        """The engine and "", or None and the reason."""
+        metadata_path, path = self._files(identity.key)
         name = f"the engine of model {identity.model_sha256[:12]}…"
         try:
-            facts = json.loads(about.read_text(encoding="utf-8"))
+            metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
             plan = path.read_bytes()
         except FileNotFoundError:
             return None, f"{name} for {identity.gpu} and {identity.builder} is not"
         except (OSError, ValueError) as error:
             return None, f"{name} cannot be read ({' '.join(str(error).split())}) from its place"
-        if not isinstance(facts, dict) or facts.get("identity") != identity.facts:
+        if not isinstance(metadata, dict) or metadata.get("identity") != identity.json_values:
             return None, f"{name} was built for something else than its name says"
-        if facts.get("engine_sha256") != hashlib.sha256(plan).hexdigest():
+        if metadata.get("engine_sha256") != hashlib.sha256(plan).hexdigest():
             return None, f"{name} is damaged"
         with contextlib.suppress(OSError):
-            os.utime(path)  # its age counts from its last use
-        return CachedEngine(path, plan, facts, built=False), ""
+            os.utime(path)  # the least recently used engine is deleted first
+        return CachedEngine(path, plan, metadata, built=False), ""
 
-    def _write(self, identity: Identity, plan: bytes, made: Mapping[str, Any]) -> CachedEngine:
-        about, path = self._files(identity.key)
-        facts = {
+    def _write(self, identity: Identity, plan: bytes, more: Mapping[str, Any]) -> CachedEngine:
+        metadata_path, path = self._files(identity.key)
+        metadata = {
             "key": identity.key,
-            "identity": identity.facts,
+            "identity": identity.json_values,
             "engine_sha256": hashlib.sha256(plan).hexdigest(),
             "bytes": len(plan),
             "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **made,
+            **more,
         }
-        text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
         try:
-            for target, content in ((about, text.encode()), (path, plan)):
-                # A reader sees the old file or the whole new one, never half of it.
-                half = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-                with half.open("wb") as file:
+            for target, content in ((metadata_path, text.encode()), (path, plan)):
+                # A reader sees the old file or the complete new one, never a part of it.
+                temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+                with temporary.open("wb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(half, target)
+                os.replace(temporary, target)
         except OSError as error:
             raise EngineError(
                 f"the engine cannot be kept in {self.folder} ({error.strerror}): make room or set"
                 " model.cache_dir to a folder that can be written"
             ) from error
-        return CachedEngine(path, plan, facts, built=True)
+        return CachedEngine(path, plan, metadata, built=True)
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        """One builder at a time. The lock goes with its process, however that ends."""
+        """Let one process build at a time. The lock ends with its process, however that ends."""
         lock = self.folder / f"{key[:32]}.lock"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -200,15 +200,15 @@ class EngineCache:
             ) from error
         with file:
             start = time.monotonic()
-            told = False
+            is_logged = False
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if not told:
-                        _log.info("another process builds this engine: waiting for it")
-                        told = True
+                    if not is_logged:
+                        _log.info("another process is building this engine: waiting for it")
+                        is_logged = True
                     if time.monotonic() - start > _LOCK_TIMEOUT_S:
                         raise EngineError(
                             f"another process has been building this engine for more than"
@@ -218,16 +218,16 @@ class EngineCache:
             yield
 
     def _by_age(self) -> list[Path]:
-        """Engines and references (check.py), that which was not used for longest first."""
-        aged = []
+        """Engines and reference outputs (self_check.py), least recently used first."""
+        by_age = []
         for pattern in ("*.engine", f"*{REFERENCE_ENDING}"):
             for path in self.folder.glob(pattern):
                 with contextlib.suppress(FileNotFoundError):
-                    aged.append((path.stat().st_mtime, path))
-        return [path for _, path in sorted(aged)]
+                    by_age.append((path.stat().st_mtime, path))
+        return [path for _, path in sorted(by_age)]
 
     def _shrink(self, keep: str) -> None:
-        """Remove what was not used for longest until the cache is small enough."""
+        """Delete least recently used files until the cache is within its limit."""
         with contextlib.suppress(OSError):
             for path in self.folder.glob("*.tmp"):
                 if time.time() - path.stat().st_mtime > _LEFTOVER_S:
@@ -240,8 +240,12 @@ class EngineCache:
                 return
             if path.stem == keep[:32]:
                 continue
-            _log.info("engine cache above its %d MB: %s goes", self._limit_bytes // 10**6, path)
-            for gone in (path, path.with_suffix(".json")):
+            _log.info(
+                "engine cache is above its limit of %d MB: deleting %s",
+                self._limit_bytes // 10**6,
+                path,
+            )
+            for file in (path, path.with_suffix(".json")):
                 with contextlib.suppress(FileNotFoundError):
-                    gone.unlink()
+                    file.unlink()
             total -= sizes.get(path, 0)

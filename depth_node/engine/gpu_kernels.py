@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs on the GPU beside the network: the CUDA source, and NumPy code that gives the same.
+"""Kernels that run on the GPU beside the network: CUDA source, and NumPy twins of the same result.
 
-The NumPy twin of a kernel is what tests hold it against; and the twin is held against the code that
-does the same on the CPU (preprocess.to_tensor, surface_maps.depth_map, the end of field.solve), so
-that an image has one tensor and a fit one depth, wherever they are computed. The source is plain C
-but for the indices of its threads, so tests also compile it for the CPU and run it.
+Tests compare every kernel with its NumPy twin, and every twin with the code that does the same on
+the CPU (preprocess.to_tensor, surface_maps.depth_map, the end of field.solve), so that an image
+gives one tensor and a fit one depth, wherever they are computed. Apart from its thread indices the
+source is plain C, so tests also compile it for the CPU and run it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Indices = NDArray[np.int32]
 
 TENSOR_TYPES = {"float32": 0, "float16": 1, "uint8": 2}
 SPACES = {"depth": 0, "disparity": 1, "log": 2}
-BLOCK = (32, 8)  # threads, along columns and rows
+BLOCK = (32, 8)  # threads along columns and rows
 FIXED = 2048  # OpenCV's weights of linear resizing are multiples of 1 / FIXED
 
 SOURCE = r"""
-// Bits of the IEEE half-precision number nearest to v, ties to even (no header is needed so).
-__device__ static unsigned short half_bits(float v)
+// Bits of the FP16 (IEEE binary16) number nearest to v, ties to even; needs no header.
+__device__ static unsigned short fp16_bits(float v)
 {
     union { float f; unsigned int u; } in;
     in.f = v;
@@ -46,7 +46,7 @@ __device__ static unsigned short half_bits(float v)
         in.f += magic.f;  // the addition rounds to multiples of 2^-24
         return (unsigned short)(sign | (in.u - magic.u));
     }
-    rest += 0xc8000fffu + ((rest >> 13) & 1u);  // exponent 127 -> 15, and half of what is cut off
+    rest += 0xc8000fffu + ((rest >> 13) & 1u);  // exponent 127 -> 15, and rounding to even
     return (unsigned short)(sign | (rest >> 13));
 }
 
@@ -54,7 +54,7 @@ __device__ static unsigned short half_bits(float v)
 // column of the tensor's part that shows the image has `taps` indices into the image and
 // weights; the rest of the tensor is 0. Tensor channel c is image channel first + c * step.
 // fixed: weights are multiples of 2^-11, and products are cut off as OpenCV does when it resizes
-// 8-bit images linearly, so that the same pixels come out.
+// 8-bit images linearly, so that the pixels are the same.
 extern "C" __global__ void image_to_tensor(
     const unsigned char* image, int pitch,
     const int* row_index, const float* row_weight, int row_taps,
@@ -101,44 +101,46 @@ extern "C" __global__ void image_to_tensor(
         }
     }
     const float gain[3] = {gain0, gain1, gain2}, offset[3] = {offset0, offset1, offset2};
-    long long plane = (long long)height * width, place = (long long)y * width + x;
+    long long plane = (long long)height * width, at = (long long)y * width + x;
     for (int k = 0; k < 3; ++k) {
-        // Resizing gives whole numbers on the CPU, so it does here.
+        // Resizing gives whole numbers, as on the CPU.
         float level = floorf(sum[first + k * step] + 0.5f);
         level = fminf(fmaxf(level, 0.f), 255.f);
         float value = inside ? level * gain[k] + offset[k] : 0.f;
-        if (type == 0) ((float*)tensor)[k * plane + place] = value;
-        else if (type == 1) ((unsigned short*)tensor)[k * plane + place] = half_bits(value);
-        else ((unsigned char*)tensor)[k * plane + place] = (unsigned char)(inside ? level : 0.f);
+        if (type == 0) ((float*)tensor)[k * plane + at] = value;
+        else if (type == 1) ((unsigned short*)tensor)[k * plane + at] = fp16_bits(value);
+        else ((unsigned char*)tensor)[k * plane + at] = (unsigned char)(inside ? level : 0.f);
     }
 }
 
-// Per-region surfaces -> depth: s d + a x + b y + t, or its inverse where least > 0, within limits.
-// table: (count, 6) s, a, b, t, lowest, highest of every label. Without labels (0), row 0 is all.
-// In double: where s d and t are large and nearly cancel, float would lose millimetres.
+// Per-region surfaces -> depth: s d + a x + b y + t, or its inverse if min_disparity > 0, within
+// limits.
+// table: (count, 6) s, a, b, t, lowest, highest of every label. Without labels (0), row 0 holds
+// for all pixels.
+// In double: if s d and t are large and nearly cancel, float loses millimetres.
 extern "C" __global__ void apply_table(
     const float* relative, const int* labels, const double* table, int count,
-    int height, int width, double least, float* depth)
+    int height, int width, double min_disparity, float* depth)
 {
     int col = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y * blockDim.y + threadIdx.y;
     if (col >= width || row >= height) return;
-    long long place = (long long)row * width + col;
-    int label = labels ? labels[place] : 0;
+    long long at = (long long)row * width + col;
+    int label = labels ? labels[at] : 0;
     if (label < 0 || label >= count) {
-        depth[place] = nanf("");
+        depth[at] = nanf("");
         return;
     }
     const double* s = table + 6 * (long long)label;
     double x = width > 1 ? -1.0 + 2.0 * col / (width - 1) : 0.0;
     double y = height > 1 ? -1.0 + 2.0 * row / (height - 1) : 0.0;
-    double value = s[0] * relative[place] + s[1] * x + s[2] * y + s[3];
-    if (least > 0.0) {
-        if (value < least) value = least;
+    double value = s[0] * relative[at] + s[1] * x + s[2] * y + s[3];
+    if (min_disparity > 0.0) {
+        if (value < min_disparity) value = min_disparity;
         value = 1.0 / value;
     }
     if (value < s[4]) value = s[4];  // NaN is neither below nor above and stays
     if (value > s[5]) value = s[5];
-    depth[place] = (float)value;
+    depth[at] = (float)value;
 }
 
 // The residual field -> depth: the network's values by one line into metres (space 0: depth,
@@ -151,10 +153,10 @@ extern "C" __global__ void apply_grid(
 {
     int col = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y * blockDim.y + threadIdx.y;
     if (col >= width || row >= height) return;
-    long long place = (long long)row * width + col;
-    float value = values[place];
+    long long at = (long long)row * width + col;
+    float value = values[at];
     if (!(fabsf(value) <= 3.402823466e38f)) {
-        depth[place] = nanf("");
+        depth[at] = nanf("");
         return;
     }
     value = fminf(fmaxf(value * scale + shift, bottom), top);
@@ -172,25 +174,28 @@ extern "C" __global__ void apply_grid(
     float a = upper[j] + fx * (upper[right] - upper[j]);
     float b = lower[j] + fx * (lower[right] - lower[j]);
     value *= a + fy * (b - a);
-    depth[place] = fminf(fmaxf(value, nearest), farthest);
+    depth[at] = fminf(fmaxf(value, nearest), farthest);
 }
 """
 
 
 @dataclass(frozen=True)
 class Taps:
-    """Which source places make up each target place, along one axis: (n, taps) and weights."""
+    """Source positions that make up each target position along one axis, and their weights.
+
+    index, weight: (n, taps).
+    """
 
     index: Indices
     weight: Floats
 
     @classmethod
     def of(cls, source: int, target: int, interpolation: str, start: int = 0) -> Taps:
-        """Resizing as OpenCV does it, from `source` places that begin at `start` to `target`."""
+        """Resizing as OpenCV does it, from `source` positions that begin at `start` to `target`."""
         scale = source / target
-        place = np.arange(target)
+        position = np.arange(target)
         if interpolation == "area":
-            low, high = place * scale, (place + 1) * scale
+            low, high = position * scale, (position + 1) * scale
             first = np.floor(low + 1e-9).astype(np.int64)
             count = int((np.ceil(high - 1e-9).astype(np.int64) - first).max())
             index = first[:, None] + np.arange(count)
@@ -198,11 +203,11 @@ class Taps:
             weight = np.maximum(weight, 0) / scale
         elif interpolation == "nearest":
             step = ((source << 16) + target // 2) // target  # in fixed point, to the bit
-            index = ((step * place + step // 2 - source % 2) >> 16)[:, None]
+            index = ((step * position + step // 2 - source % 2) >> 16)[:, None]
             weight = np.ones(index.shape)
         else:
-            middle = (place + 0.5) * scale - 0.5
-            if interpolation == "linear":  # as OpenCV: in float, and no weight beyond the border
+            middle = (position + 0.5) * scale - 0.5
+            if interpolation == "linear":  # as OpenCV: in float32, clipped to the border
                 middle = np.clip(middle.astype(np.float32), 0, source - 1)
             whole = np.floor(middle).astype(np.int64)
             f = (middle - whole).astype(np.float64)
@@ -212,12 +217,15 @@ class Taps:
             else:
                 index = whole[:, None] + np.arange(-1, 3)
                 weight = _cubic(f)
-        index = np.clip(index, 0, source - 1) + start  # the border is continued
+        index = np.clip(index, 0, source - 1) + start  # the border pixel is repeated
         return cls(np.ascontiguousarray(index, np.int32), np.ascontiguousarray(weight, np.float32))
 
 
 def _cubic(f: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, 4) weights of the places -1, 0, 1, 2 at f beyond 0: Keys' kernel with OpenCV's A."""
+    """(n, 4) weights of the positions -1, 0, 1, 2 at f beyond 0: Keys' kernel with OpenCV's A.
+
+    Keys, "Cubic convolution interpolation for digital image processing" (1981), equation 15.
+    """
     A = -0.75
     weight = np.empty((len(f), 4))
     weight[:, 0] = ((A * (f + 1) - 5 * A) * (f + 1) + 8 * A) * (f + 1) - 4 * A
@@ -229,26 +237,26 @@ def _cubic(f: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Resampling:
-    """All that the kernel has to know to make an image of one size into a network's tensor.
+    """Parameters of the kernel that makes images of one size into a network's tensor.
 
-    rows, cols: taps into the image. box: (top, left, rows, cols) of the tensor that show it.
-    first, step: tensor channel c is image channel first + c * step. gains, offsets: (3,). fixed:
-    linear, in whole numbers as OpenCV does it.
+    rows, cols: taps into the image. box: (top, left, rows, cols) of the tensor that shows it.
+    first_channel, channel_step: tensor channel c is image channel first_channel + c * channel_step.
+    gains, offsets: (3,). fixed_point: linear interpolation in whole numbers, as OpenCV does it.
     """
 
     spec: InputSpec
     rows: Taps
     cols: Taps
     box: tuple[int, int, int, int]
-    first: int
-    step: int
+    first_channel: int
+    channel_step: int
     gains: Floats
     offsets: Floats
-    fixed: bool
+    fixed_point: bool
 
     @classmethod
     def of(cls, height: int, width: int, spec: InputSpec, order: str = "rgb") -> Resampling:
-        """For (height, width) images with channels in this order, by the rules of to_tensor."""
+        """Parameters for (height, width) images with channels in this order, as in to_tensor."""
         top, left, rows, cols = image_box(height, width, spec)
         box = tensor_box(height, width, spec)
         interpolation = interpolation_of(spec.interpolation, (rows, cols), box[2:])
@@ -265,39 +273,42 @@ class Resampling:
         )
 
 
-def image_to_tensor(image: NDArray[np.uint8], how: Resampling) -> NDArray:
+def image_to_tensor(image: NDArray[np.uint8], resampling: Resampling) -> NDArray:
     """Twin of the kernel: (H, W, 3) uint8 -> (1, 3, height, width) of the spec's type."""
-    spec = how.spec
+    spec = resampling.spec
     tensor = np.zeros(spec.shape, spec.dtype)
-    small = _resampled_fixed(image, how) if how.fixed else _resampled(image, how)
-    top, left, rows, cols = how.box
+    resample = _resampled_fixed_point if resampling.fixed_point else _resampled
+    small = resample(image, resampling)
+    top, left, rows, cols = resampling.box
     for channel in range(3):
-        plane = small[..., how.first + channel * how.step]
+        plane = small[..., resampling.first_channel + channel * resampling.channel_step]
         if spec.dtype != "uint8":
-            plane = plane * how.gains[channel] + how.offsets[channel]
+            plane = plane * resampling.gains[channel] + resampling.offsets[channel]
         tensor[0, channel, top : top + rows, left : left + cols] = plane
     return tensor
 
 
-def _resampled(image: NDArray[np.uint8], how: Resampling) -> Floats:
+def _resampled(image: NDArray[np.uint8], resampling: Resampling) -> Floats:
     """(H, W, 3) -> (rows, cols, 3) whole numbers from 0 to 255."""
-    part = np.zeros((len(how.rows.index), *image.shape[1:]), np.float32)
-    for index, weight in zip(how.rows.index.T, how.rows.weight.T, strict=True):
+    part = np.zeros((len(resampling.rows.index), *image.shape[1:]), np.float32)
+    for index, weight in zip(resampling.rows.index.T, resampling.rows.weight.T, strict=True):
         part += weight[:, None, None] * image[index]
-    small = np.zeros((len(part), len(how.cols.index), 3), np.float32)
-    for index, weight in zip(how.cols.index.T, how.cols.weight.T, strict=True):
+    small = np.zeros((len(part), len(resampling.cols.index), 3), np.float32)
+    for index, weight in zip(resampling.cols.index.T, resampling.cols.weight.T, strict=True):
         small += weight[None, :, None] * part[:, index]
     return np.clip(np.floor(small + np.float32(0.5)), 0, 255)
 
 
-def _resampled_fixed(image: NDArray[np.uint8], how: Resampling) -> Floats:
-    """The same in whole numbers, cut off where OpenCV cuts off."""
-    rows, cols = (np.rint(taps.weight * FIXED).astype(np.int64) for taps in (how.rows, how.cols))
+def _resampled_fixed_point(image: NDArray[np.uint8], resampling: Resampling) -> Floats:
+    """The same in whole numbers, cut off as OpenCV does."""
+    rows, cols = (
+        np.rint(taps.weight * FIXED).astype(np.int64) for taps in (resampling.rows, resampling.cols)
+    )
     part = np.zeros((len(image), len(cols), 3), np.int64)
-    for index, weight in zip(how.cols.index.T, cols.T, strict=True):
+    for index, weight in zip(resampling.cols.index.T, cols.T, strict=True):
         part += weight[None, :, None] * image[:, index]
     small = np.zeros((len(rows), len(cols), 3), np.int64)
-    for index, weight in zip(how.rows.index.T, rows.T, strict=True):
+    for index, weight in zip(resampling.rows.index.T, rows.T, strict=True):
         small += (weight[:, None, None] * (part[index] >> 4)) >> 16
     return ((small + 2) >> 2).astype(np.float32)
 
@@ -306,12 +317,12 @@ def apply_table(
     relative: Floats,
     labels: NDArray[np.integer] | None,
     table: NDArray[np.float64],
-    least: float,
+    min_disparity: float,
 ) -> Floats:
     """Twin of the kernel: (H, W) map and labels, (K+1, 6) table -> (H, W) metres, NaN unknown.
 
-    table: s, a, b, t, lowest and highest depth of every label. least: smallest disparity where the
-    surfaces are in disparity, 0 where they are in depth.
+    table: s, a, b, t, lowest and highest depth (m) of every label. min_disparity: lowest disparity
+    (1/m) if the surfaces are in disparity, 0 if they are in depth.
     """
     height, width = relative.shape
     if labels is None:
@@ -321,18 +332,18 @@ def apply_table(
     x = np.linspace(-1.0, 1.0, width) if width > 1 else np.zeros(1)
     y = np.linspace(-1.0, 1.0, height) if height > 1 else np.zeros(1)
     value = s * relative + a * x + b * y[:, None] + t
-    if least > 0:
-        value = 1 / np.maximum(value, least)
+    if min_disparity > 0:
+        value = 1 / np.maximum(value, min_disparity)
     value = np.minimum(np.maximum(value, low), high)
     return np.where(known, value, np.nan).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Line:
-    """How a network's values become metres before the grid: see field.py, the base.
+    """The line that makes a network's values metres before the grid: the base of fitting/field.
 
-    space: depth, disparity or log, in which scale and shift hold. nearest, farthest: m, of the base
-    map. min_depth_m, max_depth_m: m, of the result.
+    space: depth, disparity or log, in which scale and shift hold. nearest, farthest: limits of the
+    base map, m. min_depth_m, max_depth_m: limits of the result, m.
     """
 
     space: str
@@ -345,7 +356,7 @@ class Line:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """nearest and farthest in the line's own space, ascending."""
+        """Limits of the base map in the line's own space, ascending."""
         if self.space == "disparity":
             return 1 / self.farthest, 1 / self.nearest
         if self.space == "log":
@@ -364,19 +375,19 @@ def apply_grid(values: Floats, factor: Floats, line: Line) -> Floats:
         base = 1 / base
     elif line.space == "log":
         base = np.exp(base)
-    row, row_share = _between(height, factor.shape[0])
-    col, col_share = _between(width, factor.shape[1])
+    row, row_fraction = _between(height, factor.shape[0])
+    col, col_fraction = _between(width, factor.shape[1])
     below = np.minimum(row + 1, factor.shape[0] - 1)
     right = np.minimum(col + 1, factor.shape[1] - 1)
-    lines = factor[:, col] + col_share * (factor[:, right] - factor[:, col])
-    grid = lines[row] + row_share[:, None] * (lines[below] - lines[row])
+    lines = factor[:, col] + col_fraction * (factor[:, right] - factor[:, col])
+    grid = lines[row] + row_fraction[:, None] * (lines[below] - lines[row])
     depth = np.clip(base * grid, np.float32(line.min_depth_m), np.float32(line.max_depth_m))
     return np.where(known, depth, np.float32(np.nan)).astype(np.float32)
 
 
 def _between(size: int, cells: int) -> tuple[NDArray[np.int64], Floats]:
-    """(size,) cell before each pixel, and how far the pixel is on the way to the next."""
-    place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
-    place = np.clip(place - np.float32(0.5), 0, cells - 1)
-    whole = place.astype(np.int64)
-    return whole, (place - whole).astype(np.float32)
+    """(size,) cell before each pixel, and the pixel's fraction of the way to the next cell."""
+    position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
+    position = np.clip(position - np.float32(0.5), 0, cells - 1)
+    cell = position.astype(np.int64)
+    return cell, (position - cell).astype(np.float32)

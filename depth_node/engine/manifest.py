@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a model: the treaty between training and run time.
+"""The manifest of a model: the contract between training and run time.
 
-Input size, colour order, normalisation and the meaning of the output stand in it and nowhere else.
-A model without one is refused.
+It alone holds the input's size, colour order and normalisation and the meaning of the output. A
+model without a manifest is refused.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from depth_node.engine import EngineError
 from depth_node.engine.preprocess import InputSpec
 from depth_node.prediction import KINDS
 
-PROMPTS = "region_prompts"  # an encoder that needs its prompt decoder
-PROMPT_DECODER = "prompt_masks"  # the second half of PROMPTS, opened by the first
+PROMPTS = "region_prompts"  # an image encoder that needs its prompt decoder
+PROMPT_DECODER = "prompt_masks"  # the decoder of a PROMPTS encoder, opened together with it
 REGION_MEANINGS = ("region_masks", "region_labels", "region_edges", PROMPTS)
 MEANINGS = (*KINDS, *REGION_MEANINGS, PROMPT_DECODER)
 EMBEDDED = "embedded"
@@ -30,20 +30,19 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a model file is. Kept as YAML in ``<stem>.manifest.yaml`` beside the model.
+    """Description of a model file, stored as YAML in ``<stem>.manifest.yaml`` beside the model.
 
-    ``model`` is the file's name; ``sha256`` that of the file and of its external weights;
-    ``meaning`` one of MEANINGS; ``patch_size`` of a transformer (0: none). Raises EngineError for
+    ``model`` is the file's name; ``sha256`` covers the file and its external weights; ``meaning``
+    is one of MEANINGS; ``patch_size`` is that of a transformer (0: none). Raises EngineError for
     values that cannot be used.
 
-    A model with several outputs that belong together names them all in ``outputs``, the first of
-    which is ``output_name``. A model that is fed with other tensors than one image names them
-    with their shapes in ``inputs`` (all float32, the first is ``input_name``); its ``input`` is
-    then the image that they come from. ``decoder`` is the file, beside an encoder of meaning
-    "region_prompts", that makes masks of its outputs and of points in the image.
+    A model with several outputs that belong together names them all in ``outputs``; the first is
+    ``output_name``. A model whose inputs are not one image names them with their shapes in
+    ``inputs`` (all float32, the first is ``input_name``); ``input`` then describes the image from
+    which they are computed. ``decoder`` is the file name of the prompt decoder of an encoder of
+    meaning "region_prompts"; the decoder turns the encoder's outputs and image points into masks.
 
-    ``limits`` says how far an engine may be from ONNX Runtime on the CPU (engine/check.py) where
-    the usual limits do not suit the model.
+    ``limits`` replaces limits of the self-check (engine/self_check.py) that do not suit the model.
     """
 
     name: str
@@ -115,12 +114,12 @@ class Manifest:
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every input tensor and its shape: the image alone, or those of ``inputs``."""
+        """Shape of every input tensor by name: the image alone, or those of ``inputs``."""
         return dict(self.inputs) or {self.input_name: self.input.shape}
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Every output that is asked for."""
+        """Names of the outputs that an engine computes."""
         return self.outputs or (self.output_name,)
 
     @classmethod
@@ -144,7 +143,7 @@ class Manifest:
             raise EngineError(f"manifest {path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the manifest as YAML that load() reads back to an equal manifest."""
+        """Write the manifest as YAML; load() of that file gives an equal manifest."""
         values = dataclasses.asdict(self)
         for key in ("mean", "std"):
             values["input"][key] = list(values["input"][key])
@@ -166,7 +165,7 @@ def _mapping(values: Any) -> Mapping[str, Any]:
 
 
 def _from_mapping(cls: type, values: Any, prefix: str) -> Any:
-    """An instance of a dataclass, refusing unknown keys and naming missing ones."""
+    """Make an instance of a dataclass. EngineError for an unknown or a missing key."""
     fields = {item.name: item for item in dataclasses.fields(cls)}
     for key in _mapping(values):
         if key not in fields:
@@ -186,13 +185,13 @@ def _from_mapping(cls: type, values: Any, prefix: str) -> Any:
 
 
 def manifest_path(model: str | Path) -> Path:
-    """Where the manifest of a model file lies: model.onnx -> model.manifest.yaml."""
+    """Path of the manifest of a model file: model.onnx -> model.manifest.yaml."""
     model = Path(model)
     return model.with_name(f"{model.stem}.manifest.yaml")
 
 
 def model_sha256(model: str | Path) -> str:
-    """Hexadecimal SHA-256 of a model file and, if it has any, of its external weights.
+    """Hexadecimal SHA-256 of a model file and of its external weights, if there are any.
 
     Exporters put the weights of large models into ``model.onnx.data`` or ``model.onnx_data``.
     """
@@ -207,13 +206,13 @@ def model_sha256(model: str | Path) -> str:
 
 
 def converted_path(model: str | Path, precision: str) -> Path:
-    """Where the copy of a model in another precision lies: model.onnx -> model.fp16.onnx."""
+    """Path of a model's copy in another precision: model.onnx -> model.fp16.onnx."""
     model = Path(model)
     return model.with_name(f"{model.stem}.{precision}.onnx")
 
 
 def existing_model(model: Path) -> Path:
-    """The path itself. Raises EngineError if it is no file."""
+    """Return the path. Raises EngineError if it is not a file."""
     if model.is_dir():
         raise EngineError(f"model {model} is a folder: name the .onnx file in it")
     if not model.is_file():
@@ -225,16 +224,19 @@ def existing_model(model: Path) -> Path:
 
 
 def verified_manifest(model: Path, manifest: str | Path | None = None) -> Manifest:
-    """The manifest of a model file, beside it unless given. Raises EngineError if they differ."""
-    facts = _manifest_of(model, manifest)
+    """Load the manifest of a model file, from beside it unless a path is given.
+
+    Raises EngineError if there is none or the file is not the one that it describes.
+    """
+    description = _manifest_of(model, manifest)
     digest = model_sha256(model)
-    if digest != facts.sha256.lower():
+    if digest != description.sha256.lower():
         raise EngineError(
             f"model {model} is not the file its manifest describes (sha256 {digest[:12]}… instead"
-            f" of {facts.sha256[:12]}…): it is damaged or another version; fetch the right file, or"
-            " write a new manifest with `depth_tools models manifest`"
+            f" of {description.sha256[:12]}…): it is damaged or another version; fetch the right"
+            " file, or write a new manifest with `depth_tools models manifest`"
         )
-    return facts
+    return description
 
 
 def _manifest_of(model: Path, manifest: str | Path | None) -> Manifest:
@@ -243,8 +245,8 @@ def _manifest_of(model: Path, manifest: str | Path | None) -> Manifest:
     beside = manifest_path(model)
     if not beside.is_file():
         raise EngineError(
-            f"model {model} has no manifest ({beside.name} beside it), so nobody knows what it"
-            f" wants and gives: write one with `depth_tools models manifest {model}"
+            f"model {model} has no manifest ({beside.name} beside it), so its input and"
+            f" output are unknown: write one with `depth_tools models manifest {model}"
             " --meaning MEANING`"
         )
     return Manifest.load(beside)

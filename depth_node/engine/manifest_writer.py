@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the manifest of an ONNX file: names, sizes and types are read from the file itself."""
+"""Write the manifest of an ONNX file; names, sizes and types are read from the file itself."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ def write_manifest(
 ) -> Manifest:
     """Write the manifest of an ONNX file; names, size and type are read from the file itself.
 
-    What the file cannot say is given: ``meaning``, the input options of InputSpec that are not
-    their defaults (channel_order, scale, mean, std, resize, interpolation), ``output_name`` if
-    there are several outputs, ``height`` and ``width`` if the file leaves them open, ``outputs``
-    if several belong together, the ``decoder`` of region_prompts. A prompt decoder may have any
-    inputs; ``height`` and ``width`` are those of its encoder's input. The manifest goes beside the
-    model unless ``manifest`` names another place. Raises EngineError.
+    The caller gives what the file does not contain: ``meaning``; fields of InputSpec that differ
+    from their defaults (channel_order, scale, mean, std, resize, interpolation); ``output_name`` if
+    there are several outputs; ``height`` and ``width`` (pixels) if the file leaves them open;
+    ``outputs`` if several belong together; the ``decoder`` of region_prompts. A prompt decoder may
+    have any inputs; ``height`` and ``width`` are then those of its encoder's input. The manifest is
+    written beside the model unless ``manifest`` is a path. Raises EngineError if the file or a
+    value cannot be used.
     """
     model = existing_model(Path(model))
-    from depth_node.engine import ort  # the probing is done by the back end that reads ONNX
+    from depth_node.engine import ort  # optional package; only this back end reads ONNX files
 
-    inputs, found_outputs = ort.probe(model)
+    inputs, file_outputs = ort.probe(model)
     prompted = meaning == PROMPT_DECODER
     if len(inputs) != 1 and not prompted:
         raise EngineError(
@@ -66,20 +67,20 @@ def write_manifest(
                 f"prompt decoder {model} has an input {item.name} of shape {item.shape} and type"
                 f" {item.dtype or 'unknown'}: export it with fixed shapes and float32"
             )
-    names = [item.name for item in found_outputs]
+    names = [item.name for item in file_outputs]
     output_name = output_name or (outputs[0] if outputs else "")
     if not output_name and len(names) > 1:
         raise EngineError(
             f"model {model} has the outputs {', '.join(names)}: say which one is meant"
         )
     size = {}
-    for key, given, found in (
+    for key, given, in_file in (
         ("height", height, None if prompted else tensor.shape[2]),
         ("width", width, None if prompted else tensor.shape[3]),
     ):
-        if not (given or found):
+        if not (given or in_file):
             raise EngineError(f"model {model} leaves the input's {key} open: say which one to use")
-        size[key] = given or found
+        size[key] = given or in_file
     try:
         spec = InputSpec(**{**size, "dtype": tensor.dtype, **input_options})
     except (ValueError, TypeError) as error:
@@ -97,13 +98,14 @@ def write_manifest(
         source=source,
         training=dict(training or {}),
         decoder=decoder,
-        inputs={item.name: _whole(item.shape) for item in inputs} if prompted else {},
+        inputs={item.name: _fixed_shape(item.shape) for item in inputs} if prompted else {},
         outputs=tuple(outputs),
     )
-    with ort.OrtEngine(model, written):  # names, shape and type are checked as at run time
+    with ort.OrtEngine(model, written):  # checks names, shape and type as at run time
         written.save(manifest_path(model) if manifest is None else manifest)
     return written
 
 
-def _whole(shape: tuple[int | None, ...]) -> tuple[int, ...]:
+def _fixed_shape(shape: tuple[int | None, ...]) -> tuple[int, ...]:
+    """A shape of which no size is open, which the caller has checked."""
     return tuple(size or 0 for size in shape)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which back end runs a network, what happens where it cannot, and the check before it is trusted.
+"""Open a network: choose the back end, apply the fallback settings, run the self-check.
 
-The order is explicit: `backend`, then `fallback`, are tried for whether they can be used on this
-machine at all; `on_engine_failure` says what to do where one can, and its engine is wrong. What was
-passed over and why is logged and stands in the engine's details.
+`backend`, then `fallback`, are tried in this order; a back end that this machine cannot use is
+skipped. `on_engine_failure` applies where a back end can be used but its engine cannot be built or
+gives wrong outputs. Skipped back ends and their reasons are logged and stand in the engine's
+details.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ _log = logging.getLogger("depth_node.engine")
 
 @dataclass(frozen=True)
 class _Backend:
-    """How a back end is opened, and "" or what this machine lacks for it."""
+    """A back end: open() makes an engine, missing() says what this machine lacks ("": nothing)."""
 
     open: Callable[[OpenRequest], Engine]
     missing: Callable[[], str]
 
 
 def _ort(provider: str) -> _Backend:
-    def opened(request: OpenRequest) -> Engine:
+    def open_engine(request: OpenRequest) -> Engine:
         from depth_node.engine import ort
 
         return ort.OrtEngine(request.model, request.manifest, request.config.threads, provider)
@@ -47,7 +48,7 @@ def _ort(provider: str) -> _Backend:
 
         return ort.missing(provider)
 
-    return _Backend(opened, missing)
+    return _Backend(open_engine, missing)
 
 
 def _open_tensorrt(request: OpenRequest) -> Engine:
@@ -61,17 +62,17 @@ def _tensorrt_missing() -> str:
         ("tensorrt", "pip install tensorrt (on a Jetson: apt install python3-libnvinfer)"),
         ("cuda.bindings", "pip install 'cuda-python>=12.6'"),
     ):
-        if not _has(module):
+        if not _is_installed(module):
             return f"no module {module}: {cure}"
     from depth_node.engine import trt
 
     return trt.missing()
 
 
-def _has(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it would be in
+    except ModuleNotFoundError:  # the parent package is not installed
         return False
 
 
@@ -92,51 +93,58 @@ def backends() -> dict[str, str]:
 def _missing(backend: _Backend) -> str:
     try:
         return backend.missing()
-    except (ImportError, ValueError, OSError) as error:  # poisoned, half installed, no library
+    except (
+        ImportError,
+        ValueError,
+        OSError,
+    ) as error:  # blocked, partly installed, or without its library
         return f"it cannot be imported ({' '.join(str(error).split())}): install it again"
 
 
 def summary(engine: Engine) -> dict[str, str]:
-    """What an operator should see of an engine, for diagnostics: few, short and in fixed order."""
+    """Select an engine's details for diagnostics: few, short, in a fixed order."""
     details = engine.details
     shown = ("version", "precision", "check", "check of images", "key", "engine file", "built",
              "cuda graph", "image to tensor", "warning", "replaced")  # fmt: skip
-    found = {key: str(details[key]) for key in shown if key in details}
-    return found | {key: str(value) for key, value in details.items() if key.startswith("not ")}
+    values = {key: str(details[key]) for key in shown if key in details}
+    return values | {key: str(value) for key, value in details.items() if key.startswith("not ")}
 
 
 def open_model(
     model: Path, manifest: Manifest, config: ModelConfig, progress: Progress | None = None
 ) -> Engine:
-    """The engine of a model file as the settings ask, checked and warm. Raises EngineError."""
+    """Open a model file with the settings' back end, checked and warm.
+
+    Raises EngineError if no back end can be used, a build fails or the self-check fails.
+    """
     order = _order(config)
     cache = EngineCache.of(config.cache_dir, config.cache_mb * 1_000_000)
     request = OpenRequest(model, manifest, config, cache, progress)
-    passed: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     engine = None
     for name in order:
         reason = _missing(_BACKENDS[name])
         if not reason:
             try:
-                engine = _tried(name, request)
+                engine = _open_or_fall_back(name, request)
                 break
-            except BackendError as error:  # seen only when it was to start
+            except BackendError as error:  # the back end is found unusable only when it starts
                 reason = str(error)
-        passed[name] = reason
-        say = _log.info if config.backend == "auto" else _log.warning
-        say("back end %s cannot be used here: %s", name, reason)
+        skipped[name] = reason
+        log = _log.info if config.backend == "auto" else _log.warning
+        log("back end %s cannot be used here: %s", name, reason)
     if engine is None:
-        if config.on_engine_failure != "cpu" or REFERENCE in passed:
-            raise EngineError(_none(passed))
-        engine = _opened(REFERENCE, request, "file")
-    for other, why in passed.items():
-        engine.details[f"not {other}"] = why
+        if config.on_engine_failure != "cpu" or REFERENCE in skipped:
+            raise EngineError(_no_backend_message(skipped))
+        engine = _open_checked(REFERENCE, request, "file")
+    for other, reason in skipped.items():
+        engine.details[f"not {other}"] = reason
     _log.info("model %s runs on %s", manifest.name, engine.backend)
     return engine
 
 
 def _order(config: ModelConfig) -> tuple[str, ...]:
-    """The back ends to try. EngineError for a name that is none."""
+    """The back ends to try. EngineError for an unknown name."""
     order = AUTO if config.backend == "auto" else (config.backend, *config.fallback)
     for name in order:
         if name not in _BACKENDS:
@@ -149,43 +157,43 @@ def _order(config: ModelConfig) -> tuple[str, ...]:
 
 
 def _usable() -> list[str]:
-    return [name for name, why in backends().items() if not why]
+    return [name for name, reason in backends().items() if not reason]
 
 
-def _none(passed: Mapping[str, str]) -> str:
-    """The sentence for an order of which nothing can be used."""
-    if len(passed) == 1:
-        ((name, reason),) = passed.items()
+def _no_backend_message(skipped: Mapping[str, str]) -> str:
+    """The error message if none of the back ends can be used."""
+    if len(skipped) == 1:
+        ((name, reason),) = skipped.items()
         usable = _usable()
         others = f", or use {', '.join(usable)}" if usable else ""
         return f"back end {name} cannot be used here: {reason}{others}"
-    reasons = "; ".join(f"{name}: {why}" for name, why in passed.items())
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
     return f"no back end can run a network here: {reasons}"
 
 
-def _tried(name: str, request: OpenRequest) -> Engine:
-    """The engine of a back end, or what `on_engine_failure` says instead."""
+def _open_or_fall_back(name: str, request: OpenRequest) -> Engine:
+    """Open a back end's engine, or the replacement that `on_engine_failure` asks for."""
     config = request.config
     try:
-        return _opened(name, request, config.precision)
+        return _open_checked(name, request, config.precision)
     except BackendError:
         raise
     except EngineError as error:
-        kind = config.on_engine_failure
-        # Where the reference fails with the file itself there is nothing left to fall back to.
+        action = config.on_engine_failure
+        # If the reference fails with the model file itself, there is nothing left to fall back to.
         last = name == REFERENCE and config.precision == "file"
-        if kind == "error" or last or (kind == "fp32" and config.precision == "file"):
+        if action == "error" or last or (action == "fp32" and config.precision == "file"):
             raise
-        _log.warning("%s, so on_engine_failure: %s", error, kind)
-        engine = _opened(REFERENCE if kind == "cpu" else name, request, "file")
+        _log.warning("%s, so on_engine_failure: %s", error, action)
+        engine = _open_checked(REFERENCE if action == "cpu" else name, request, "file")
         engine.details["replaced"] = f"{name} {config.precision}: {error}"
         return engine
 
 
-def _opened(name: str, request: OpenRequest, precision: str) -> Engine:
-    """The engine of one back end, its answers compared with the reference's."""
+def _open_checked(name: str, request: OpenRequest, precision: str) -> Engine:
+    """Open one back end's engine and compare its outputs with the reference's."""
     limits = Limits.of(request.manifest)
-    typed = request
+    typed_request = request
     if precision != "file":
         path = converted_path(request.model, precision)
         if not path.is_file():
@@ -194,10 +202,10 @@ def _opened(name: str, request: OpenRequest, precision: str) -> Engine:
                 f" make one with `depth_tools models convert {request.model} --precision"
                 f" {precision}`, or set model.precision to file"
             )
-        typed = OpenRequest(
+        typed_request = OpenRequest(
             path, verified_manifest(path), request.config, request.cache, request.progress
         )
-    engine = _BACKENDS[name].open(typed)
+    engine = _BACKENDS[name].open(typed_request)
     engine.details["precision"] = precision
     if name == REFERENCE and precision == "file":
         engine.details["check"] = "is the reference"

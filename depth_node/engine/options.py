@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a model, and the request to open it that every back end gets."""
+"""Settings of a model, and the request with which a back end opens it."""
 
 from __future__ import annotations
 
@@ -21,49 +21,53 @@ ON_FAILURE = ("error", "cpu", "fp32")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network runs, and on what."""
+    """The network and the back end that runs it."""
 
     path: str = option(
         EMBEDDED,
-        "path of an .onnx file with its manifest beside it, or the name of a network fetched with"
-        f' `depth_tools models fetch`; "{EMBEDDED}": the package\'s',
+        "Path of an .onnx file with its manifest beside it, or name of a network fetched with"
+        f' `depth_tools models fetch`; "{EMBEDDED}": the network of the package.',
     )
-    manifest: str = option("", "path of the manifest if it does not lie beside the model")
+    manifest: str = option("", "Path of the manifest; empty: the file beside the model.")
     backend: str = option(
         "auto",
-        "what runs the network: tensorrt, onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-cpu,"
-        " or auto: the first of tensorrt, onnxruntime-cuda, onnxruntime-cpu that this machine can",
+        "Back end: tensorrt, onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-cpu, or auto: the"
+        " first of tensorrt, onnxruntime-cuda, onnxruntime-cpu that this machine can use.",
     )
     fallback: tuple[str, ...] = option(
-        (), "back ends to try, in this order, where this machine cannot use `backend`"
+        (), "Back ends to try, in this order, if this machine cannot use `backend`."
     )
     precision: str = option(
         "file",
-        "file: as the model file is typed; fp16: its copy NAME.fp16.onnx, made by"
-        " `depth_tools models convert`",
+        "Precision; file: the types of the model file; fp16: its copy NAME.fp16.onnx, written by"
+        " `depth_tools models convert`.",
         choices=PRECISIONS,
     )
     on_engine_failure: str = option(
         "error",
-        "where an engine cannot be built or answers otherwise than ONNX Runtime on the CPU: error:"
-        " refuse to start; cpu: run on the CPU; fp32: run the model file instead of its fp16 copy",
+        "Action if an engine cannot be built or its outputs differ from those of ONNX Runtime on"
+        " the CPU; error: refuse to start; cpu: run on the CPU; fp32: run the model file instead of"
+        " its fp16 copy.",
         choices=ON_FAILURE,
     )
     build_engines: bool = option(
         True,
-        "build a TensorRT engine where none is in the cache, which takes minutes; false: refuse",
+        "Build a TensorRT engine if the cache has none, which takes minutes; false: refuse.",
     )
     workspace_mb: int = option(
-        0, "GPU memory that building may use; 0: all of it", unit="MB", minimum=0
+        0, "Maximum GPU memory for building an engine; 0: all of it.", unit="MB", minimum=0
     )
     cache_dir: str = option(
-        "", "where built engines are kept; empty: depth_node/engines in the user's cache folder"
+        "", "Folder of built engines; empty: depth_node/engines in the user's cache folder."
     )
     cache_mb: int = option(
-        4000, "size of that cache; what was not used for longest goes", unit="MB", minimum=1
+        4000,
+        "Maximum cache size; least recently used engines are deleted first.",
+        unit="MB",
+        minimum=1,
     )
     threads: int = option(
-        0, "cores that one run of the network may use; 0: as the back end likes", minimum=0
+        0, "Number of threads of one run of the network; 0: chosen by the back end.", minimum=0
     )
 
     def __post_init__(self) -> None:
@@ -73,7 +77,7 @@ class ModelConfig:
 def configured(
     model: str | Path, manifest: str | Path | None, options: Mapping[str, Any]
 ) -> ModelConfig:
-    """The settings of a model that is given by hand. Raises EngineError for what is no option."""
+    """Make the settings of a model from keyword options. Raises EngineError if one is unknown."""
     try:
         return ModelConfig(str(model), str(manifest or ""), **options)
     except (ConfigError, TypeError) as error:
@@ -82,7 +86,7 @@ def configured(
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """A model to be opened: its file, what it is, the settings, and who is told of a build."""
+    """A request to open a model: file, manifest, settings, cache, callback of the build."""
 
     model: Path
     manifest: Manifest

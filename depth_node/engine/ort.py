@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime: the reference for every other back end, on the CPU; also its GPU providers."""
+"""ONNX Runtime: on the CPU the reference of every other back end; also its GPU providers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from depth_node.engine import BackendError, EngineError
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.protocol import Closeable, check_tensor, check_tensors
 
-# Back end -> ONNX Runtime's providers, in the order in which each gets what the one before cannot.
+# Back end -> providers of ONNX Runtime; each runs the operators that those before it cannot run.
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS = {
     "cpu": [_CPU],
@@ -26,7 +26,7 @@ _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint
 
 
 class TensorInfo(NamedTuple):
-    """Name, shape (None: open) and NumPy type ("" if none of ours) of an input or output."""
+    """Name, shape (None: open) and NumPy type ("": not supported) of an input or output."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -34,30 +34,34 @@ class TensorInfo(NamedTuple):
 
 
 def probe(model: Path) -> tuple[list[TensorInfo], list[TensorInfo]]:
-    """Inputs and outputs of an ONNX file. Raises EngineError if it cannot be read."""
-    session = _session(model, threads=1)
+    """Read the inputs and outputs of an ONNX file. Raises EngineError if it cannot be read."""
+    session = open_session(model, threads=1)
     return _infos(session.get_inputs()), _infos(session.get_outputs())
 
 
 def missing(provider: str) -> str:
     """What this ONNX Runtime lacks for cpu, cuda or tensorrt, with the cure; "" if nothing."""
-    wanted = _PROVIDERS[provider][0]
-    if wanted in onnxruntime.get_available_providers():
+    name = _PROVIDERS[provider][0]
+    if name in onnxruntime.get_available_providers():
         return ""
     return (
-        f"this onnxruntime {onnxruntime.__version__} has no {wanted}: pip uninstall onnxruntime,"
+        f"this onnxruntime {onnxruntime.__version__} has no {name}: pip uninstall onnxruntime,"
         " then pip install onnxruntime-gpu"
     )
 
 
 class OrtEngine(Closeable):
-    """Engine on a provider of ONNX Runtime; checked against the manifest and warm when made."""
+    """Engine on a provider of ONNX Runtime; construction checks the manifest and runs once.
+
+    Raises EngineError if the file cannot be read, contradicts its manifest or does not run, and
+    BackendError if the provider cannot be used.
+    """
 
     def __init__(
         self, model: Path, manifest: Manifest, threads: int = 0, provider: str = "cpu"
     ) -> None:
         self.backend = f"onnxruntime-{provider}"
-        session = _session(model, threads, provider)
+        session = open_session(model, threads, provider)
         _check_signature(session, model, manifest)
         self.manifest = manifest
         self.details: dict[str, Any] = {
@@ -69,18 +73,18 @@ class OrtEngine(Closeable):
             "sha256": manifest.sha256,
         }
         self._session: onnxruntime.InferenceSession | None = session
-        # The first run allocates; and what the file leaves open is only seen when it runs.
+        # The first run allocates memory and shows errors of shapes that the file leaves open.
         dtype = "float32" if manifest.inputs else manifest.input.dtype
         self.run_named({key: np.zeros(n, dtype) for key, n in manifest.input_shapes.items()})
 
     def run(self, tensor: npt.NDArray) -> npt.NDArray:
-        """See Engine.run."""
+        """See Engine.run: (1, 3, height, width) -> usually (1, h, w)."""
         check_tensor(tensor, self.manifest)
         output: npt.NDArray = self._run({self.manifest.input_name: tensor}, 1)[0]
         return output
 
     def run_named(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
-        """See Engine.run_named."""
+        """See Engine.run_named: tensors of shapes such as (n, 2) by name."""
         check_tensors(tensors, self.manifest)
         names = self.manifest.output_names
         return dict(zip(names, self._run(tensors, len(names)), strict=True))
@@ -89,7 +93,7 @@ class OrtEngine(Closeable):
         if self._session is None:
             raise EngineError(f"model {self.manifest.name} is closed: open it again")
         try:
-            found: list[npt.NDArray] = self._session.run(
+            arrays: list[npt.NDArray] = self._session.run(
                 list(self.manifest.output_names[:outputs]), dict(tensors)
             )
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -98,31 +102,37 @@ class OrtEngine(Closeable):
                 f" {self.manifest.input.width}x{self.manifest.input.height}: if the manifest gives"
                 f" the right size, the model itself is broken ({_reason(error)})"
             ) from error
-        return found
+        return arrays
 
     def close(self) -> None:
         """See Engine.close."""
         self._session = None
 
 
-def _session(model: Path, threads: int, provider: str = "cpu") -> onnxruntime.InferenceSession:
+def open_session(model: Path, threads: int, provider: str = "cpu") -> onnxruntime.InferenceSession:
+    """A plain session of ONNX Runtime on a provider.
+
+    Raises EngineError if the file cannot be read, BackendError if the provider cannot be used.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # what matters is raised; the rest would be printed to stderr
-    wanted = _PROVIDERS[provider]
+    options.log_severity_level = (
+        3  # errors are raised as exceptions; warnings would be printed to stderr
+    )
+    requested = _PROVIDERS[provider]
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=wanted)
+        session = onnxruntime.InferenceSession(str(model), options, providers=requested)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise EngineError(
             f"{model} cannot be read as an ONNX model: it is truncated, of another format, or newer"
             f" than onnxruntime {onnxruntime.__version__}; fetch or export it again"
             f" ({_reason(error)})"
         ) from error
-    # A provider that cannot start is left out by ONNX Runtime without an error.
-    found = session.get_providers()
-    if found[:1] != wanted[:1]:
+    # ONNX Runtime drops a provider that cannot start, without an error.
+    started = session.get_providers()
+    if started[:1] != requested[:1]:
         raise BackendError(
-            f"onnxruntime runs {model} on {', '.join(found)} instead of {wanted[0]}: "
+            f"onnxruntime runs {model} on {', '.join(started)} instead of {requested[0]}: "
             + (
                 "install the plain onnxruntime package"
                 if provider == "cpu"
@@ -153,7 +163,7 @@ def _infos(nodes: list[Any]) -> list[TensorInfo]:
 def _check_signature(
     session: onnxruntime.InferenceSession, model: Path, manifest: Manifest
 ) -> None:
-    """EngineError where the file and its manifest contradict each other."""
+    """Raise EngineError if the file and its manifest contradict each other."""
     inputs, outputs = _infos(session.get_inputs()), _infos(session.get_outputs())
     for name in manifest.output_names:
         if name not in [item.name for item in outputs]:
@@ -162,10 +172,10 @@ def _check_signature(
                 f" manifest says {name}: correct output_name"
             )
     if manifest.inputs:
-        found_shapes = {item.name: item.shape for item in inputs}
-        if found_shapes != manifest.inputs or {item.dtype for item in inputs} != {"float32"}:
+        shapes = {item.name: item.shape for item in inputs}
+        if shapes != manifest.inputs or {item.dtype for item in inputs} != {"float32"}:
             raise EngineError(
-                f"model {model} has the inputs {found_shapes}, its manifest says"
+                f"model {model} has the inputs {shapes}, its manifest says"
                 f" {dict(manifest.inputs)} of float32: write the manifest anew"
             )
         return
@@ -175,16 +185,16 @@ def _check_signature(
             f"model {model} has the input {', '.join(names)}, its manifest says"
             f" {manifest.input_name}: correct input_name, or write the manifest anew"
         )
-    spec, found = manifest.input, inputs[0]
-    if len(found.shape) != 4 or any(
-        size not in (None, wanted) for size, wanted in zip(found.shape, spec.shape, strict=False)
+    spec, image = manifest.input, inputs[0]
+    if len(image.shape) != 4 or any(
+        size not in (None, asked) for size, asked in zip(image.shape, spec.shape, strict=False)
     ):
         raise EngineError(
-            f"model {model} takes an input of shape {_shape(found.shape)}, its manifest says"
+            f"model {model} takes an input of shape {_shape(image.shape)}, its manifest says"
             f" {_shape(spec.shape)}: correct input.height and input.width, or export the model"
             " with a (1, 3, height, width) input"
         )
-    if found.dtype != spec.dtype:
+    if image.dtype != spec.dtype:
         raise EngineError(
             f"model {model} takes {session.get_inputs()[0].type}, its manifest says {spec.dtype}:"
             " correct input.dtype, or export the model with a float32 input"

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image -> tensor and back, as a model's manifest says: the only resizing rules there are."""
+"""Image to input tensor and output to image, as a model's manifest describes.
+
+No other module resizes images for networks or outputs of networks.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ INTERPOLATIONS = tuple(_INTERPOLATIONS)
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network wants to see: a (1, 3, height, width) tensor.
+    """Input of a network: a (1, 3, height, width) tensor and how it is made from an image.
 
     A tensor value is ``(pixel * scale - mean) / std`` with 8-bit pixels; mean and std are in the
-    order of the tensor's channels. ``resize``: "stretch" (the aspect is lost), "letterbox" (the
-    whole image in the middle, the rest of the tensor is 0), "corner" (the same in the upper left
-    corner) or "crop" (the middle of the image; what is cut off has no answer). ``interpolation``
-    is for shrinking; enlarging takes "linear" instead of "area". Raises ValueError, in a sentence,
-    for values that cannot be used.
+    order of the tensor's channels. ``resize``: "stretch" (the aspect ratio changes), "letterbox"
+    (the whole image in the middle, the rest of the tensor is 0), "corner" (the same in the upper
+    left corner) or "crop" (the middle of the image; the cut-off pixels get no output).
+    ``interpolation`` is that of shrinking; enlarging takes "linear" instead of "area". Raises
+    ValueError for values that cannot be used.
     """
 
     height: int
@@ -84,7 +87,10 @@ def _number(value: object, name: str) -> float:
 
 
 def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray:
-    """(H, W, 3) uint8 RGB image -> contiguous (1, 3, height, width) tensor of spec.dtype."""
+    """(H, W, 3) uint8 RGB image -> contiguous (1, 3, height, width) tensor of spec.dtype.
+
+    Raises ValueError if the array is not such an image.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
             f"image has shape {image.shape} and type {image.dtype}: give (H, W, 3) uint8 RGB"
@@ -109,18 +115,18 @@ def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray:
 
 
 def channel_gains(spec: InputSpec) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """(3,) gain and (3,) offset: a value of a tensor's channel is pixel * gain + offset."""
+    """(3,) gain and (3,) offset: a value of a tensor channel is pixel * gain + offset."""
     std = np.array(spec.std)
     return (spec.scale / std).astype(np.float32), (-np.array(spec.mean) / std).astype(np.float32)
 
 
 def image_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """(top, left, rows, cols) of the image that the network sees."""
+    """(top, left, rows, cols) of the part of the image that the tensor shows."""
     return _crop_box(height, width, spec) if spec.resize == "crop" else (0, 0, height, width)
 
 
 def interpolation_of(name: str, source: tuple[int, int], target: tuple[int, int]) -> str:
-    """How a (height, width) becomes another: area only where it averages something."""
+    """Interpolation from one (height, width) to another: "area" becomes "linear" for enlarging."""
     enlarged = target[0] > source[0] or target[1] > source[1]
     return "linear" if name == "area" and enlarged else name
 
@@ -131,8 +137,9 @@ def to_image(
     """(h, w) network output -> (height, width) of the image that to_tensor was given.
 
     The output may be smaller or larger than the tensor; it covers the same view. Floating values
-    come back as float32, linearly interpolated, NaN where a crop saw nothing. With ``nearest``
-    values are kept as they are (label maps): the type stays, what a crop cut off is 0.
+    become float32, linearly interpolated, NaN at pixels that a crop cut off. With ``nearest``
+    (label maps) values and type stay as they are, and pixels that a crop cut off are 0. Raises
+    ValueError if the output is not one map.
     """
     if output.ndim != 2:
         raise ValueError(f"network output has shape {output.shape}: give one (h, w) map")
@@ -162,7 +169,7 @@ def resize_image(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.N
 
 
 def tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """(top, left, rows, cols) of the tensor that show the image."""
+    """(top, left, rows, cols) of the part of the tensor that shows the image."""
     if spec.resize not in ("letterbox", "corner"):
         return 0, 0, spec.height, spec.width
     scale = min(spec.height / height, spec.width / width)
@@ -174,7 +181,7 @@ def tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int,
 
 
 def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """(top, left, rows, cols) of the image that fill the tensor."""
+    """(top, left, rows, cols) of the part of the image that fills the tensor."""
     scale = max(spec.height / height, spec.width / width)
     rows = min(height, max(1, math.floor(spec.height / scale + 0.5)))
     cols = min(width, max(1, math.floor(spec.width / scale + 0.5)))
@@ -182,12 +189,17 @@ def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, 
 
 
 def _resize(array: npt.NDArray, height: int, width: int, interpolation: str) -> npt.NDArray:
-    """cv2.resize, pixel centres at integers + 0.5; area only where it averages something."""
+    """cv2.resize, whose pixel centres are at integers + 0.5; "area" only for shrinking."""
     if array.shape[:2] == (height, width):
         return array
     size = (array.shape[0], array.shape[1])
     interpolation = interpolation_of(interpolation, size, (height, width))
     source = np.ascontiguousarray(array)
-    if source.dtype in (np.int64, np.uint32, np.uint64, np.bool_):  # types cv2 does not know
+    if source.dtype in (
+        np.int64,
+        np.uint32,
+        np.uint64,
+        np.bool_,
+    ):  # types that cv2 does not support
         source = source.astype(np.int32)
     return cv2.resize(source, (width, height), interpolation=_INTERPOLATIONS[interpolation])

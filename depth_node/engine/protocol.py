@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every back end offers: the Engine protocol, and the check of its input tensors."""
+"""The Engine protocol that every back end implements, and the check of its input tensors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _Self = TypeVar("_Self")
 
 
 class Closeable:
-    """Something that is closed at the end of a `with` statement."""
+    """Base class of what is closed at the end of a `with` statement."""
 
     def close(self) -> None:
-        """Free everything; safe to call twice."""
+        """Free all resources. May be called twice."""
         raise NotImplementedError
 
     def __enter__(self: _Self) -> _Self:
@@ -36,34 +36,37 @@ class Closeable:
 
 
 class Engine(Protocol):
-    """A network ready to run, whatever runs it. Not for use by several threads at once."""
+    """A network that is ready to run on some back end. Not safe for several threads at once."""
 
     @property
     def manifest(self) -> Manifest:
-        """What the model is."""
+        """The manifest of the model."""
 
     @property
     def backend(self) -> str:
-        """What runs it, such as "onnxruntime-cpu"."""
+        """Name of the back end, such as "onnxruntime-cpu"."""
 
     @property
     def details(self) -> dict[str, Any]:
-        """What an operator may want to know: versions, providers really used, threads."""
+        """Facts for an operator: versions, providers in use, threads, results of the self-check."""
 
     def run(self, tensor: npt.NDArray) -> npt.NDArray:
-        """Input tensor of the manifest's shape and type -> the output that the manifest names.
+        """Run the network: (1, 3, height, width) tensor -> the output ``manifest.output_name``.
 
-        The array belongs to the caller: the next run does not change it. Raises EngineError.
+        The tensor has the manifest's shape and type. The output, usually (1, h, w), is a copy that
+        the next run does not change. Raises EngineError if the tensor does not fit or the run
+        fails.
         """
 
     def run_named(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
-        """Every input of ``manifest.input_shapes`` -> every output of ``manifest.output_names``.
+        """Run the network with several inputs or outputs, by name.
 
-        As run(), for models of several inputs or outputs. Raises EngineError.
+        Takes every tensor of ``manifest.input_shapes``, such as (n, 2), and returns every output of
+        ``manifest.output_names`` as a copy. Raises EngineError as run() does.
         """
 
     def close(self) -> None:
-        """Free everything; run() then raises EngineError."""
+        """Free all resources; run() raises EngineError afterwards."""
 
     def __enter__(self) -> Engine: ...
 
@@ -77,18 +80,18 @@ class Engine(Protocol):
 
 @runtime_checkable
 class ImageEngine(Engine, Protocol):
-    """An engine that makes the input tensor itself, where the network runs."""
+    """An engine that also converts the image to the input tensor, on its own device."""
 
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
-        """(H, W, 3) uint8 RGB -> what run() gives for preprocess.to_tensor of it."""
+        """(H, W, 3) uint8 RGB -> the output of run() for preprocess.to_tensor of this image."""
 
 
 Progress = Callable[[str, int, int], None]
-"""Told of a build: what is being done, how many steps of it are done, of how many."""
+"""Callback of an engine build: name of the phase, steps done, steps in all."""
 
 
 def check_tensor(tensor: npt.NDArray, manifest: Manifest) -> None:
-    """EngineError unless the tensor has the shape and type that the manifest asks for."""
+    """Check a (1, 3, height, width) tensor. Raises EngineError if shape or type do not fit."""
     if tensor.shape != manifest.input.shape or tensor.dtype != np.dtype(manifest.input.dtype):
         raise EngineError(
             f"tensor of shape {tensor.shape} and type {tensor.dtype} for model {manifest.name}:"
@@ -98,18 +101,21 @@ def check_tensor(tensor: npt.NDArray, manifest: Manifest) -> None:
 
 
 def check_tensors(tensors: Mapping[str, npt.NDArray], manifest: Manifest) -> None:
-    """EngineError unless these are the inputs of the manifest, each of its shape."""
-    wanted = manifest.input_shapes
-    if set(tensors) != set(wanted):
+    """Check tensors by name against ``manifest.input_shapes``, such as {"points": (n, 2)}.
+
+    Raises EngineError if names, shapes or types do not fit.
+    """
+    shapes = manifest.input_shapes
+    if set(tensors) != set(shapes):
         raise EngineError(
-            f"model {manifest.name} takes {', '.join(wanted)}, not"
+            f"model {manifest.name} takes {', '.join(shapes)}, not"
             f" {', '.join(tensors) or 'nothing'}: give the tensors that its manifest names"
         )
     dtype = np.dtype("float32" if manifest.inputs else manifest.input.dtype)
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name] or tensor.dtype != dtype:
+        if tensor.shape != shapes[name] or tensor.dtype != dtype:
             raise EngineError(
                 f"{name} of model {manifest.name} has shape {tensor.shape} and type {tensor.dtype},"
-                f" its manifest asks for {wanted[name]} and {dtype}: give a model or a decoder that"
+                f" its manifest asks for {shapes[name]} and {dtype}: give a model or a decoder that"
                 " fits"
             )

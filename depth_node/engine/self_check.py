@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an engine answers as ONNX Runtime on the CPU does: measured before it is trusted.
+"""The self-check: compare an engine with ONNX Runtime on the CPU before it is used.
 
-An engine can be wrong without an error: TensorRT 10.3 is for transformers that predict depth, FP16
-overflows in attention and normalisation. So every engine but the reference itself is asked once,
-when it is opened, about a test pattern. The reference's answer is kept on disk.
+An engine can give wrong outputs without an error: TensorRT 10.3 does for transformers that predict
+depth, FP16 overflows in attention and normalisation. So every engine but the reference itself runs
+a test pattern once when it is opened. The reference's outputs are stored on disk.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from depth_node.engine.cache import REFERENCE_ENDING
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Engine, ImageEngine
-from depth_node.prediction import INVERSE_FLOOR_SHARE, KINDS
+from depth_node.prediction import INVERSE_FLOOR_RATIO, KINDS
 
 Tensors = dict[str, npt.NDArray]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far an engine may be from the reference.
+    """Limits of the difference between an engine and the reference.
 
-    finite: least share of finite values. correlation: least. relative_error: largest mean. The
-    defaults are those for converted depth networks; a manifest may set others in ``limits``.
+    finite: minimum fraction of finite values. correlation: minimum. relative_error: maximum mean.
+    The defaults suit converted depth networks; a manifest may set others in ``limits``.
     """
 
     finite: float = 1.0
@@ -48,8 +48,8 @@ class Limits:
     @classmethod
     def of(cls, manifest: Manifest) -> Limits:
         """The limits of a model. Raises EngineError for keys or values that cannot be used."""
-        # Scores of masks cross zero, so their relative error is larger for the same masks.
-        usual = cls() if manifest.meaning in KINDS else cls(relative_error=0.02)
+        # Mask scores cross zero, so their relative error is larger for equally good masks.
+        defaults = cls() if manifest.meaning in KINDS else cls(relative_error=0.02)
         known = [item.name for item in dataclasses.fields(cls)]
         for key, value in manifest.limits.items():
             if key not in known:
@@ -62,14 +62,14 @@ class Limits:
                 raise EngineError(
                     f"manifest of {manifest.name}: limits.{key} is {value!r}: give a number from 0"
                 )
-        return dataclasses.replace(usual, **manifest.limits)
+        return dataclasses.replace(defaults, **manifest.limits)
 
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """How near an answer is to the reference: the worst of several outputs or images.
+    """Difference between outputs and the reference: the worst of several outputs or images.
 
-    finite: share of finite values where the reference is finite. correlation: of the values.
+    finite: fraction of finite values where the reference is finite. correlation: of the values.
     relative_error: mean relative difference (see :func:`output_difference`).
     """
 
@@ -84,7 +84,7 @@ class OutputDifference:
         )
 
     def worse(self, other: OutputDifference) -> OutputDifference:
-        """The worse figure of either."""
+        """The worse of two differences, figure by figure."""
         return OutputDifference(
             min(self.finite, other.finite),
             min(self.correlation, other.correlation),
@@ -92,38 +92,40 @@ class OutputDifference:
         )
 
     def failures(self, limits: Limits) -> list[str]:
-        """What is beyond its limit, in words; empty if all is well."""
-        found = []
+        """Describe every figure that is beyond its limit; empty if there is none."""
+        failures = []
         if not self.finite >= limits.finite:
-            found.append(f"only {self.finite:.2%} of the values are finite")
+            failures.append(f"only {self.finite:.2%} of the values are finite")
         if not self.correlation >= limits.correlation:
-            found.append(f"correlation {self.correlation:.5f} is below {limits.correlation:g}")
+            failures.append(f"correlation {self.correlation:.5f} is below {limits.correlation:g}")
         if not self.relative_error <= limits.relative_error:
-            found.append(
+            failures.append(
                 f"relative error {self.relative_error:.2%} is above {limits.relative_error:.2%}"
             )
-        return found
+        return failures
 
 
 def output_difference(
     output: npt.NDArray, reference: npt.NDArray, meaning: str = ""
 ) -> OutputDifference:
-    """How near an output is to the reference's, two arrays of one shape.
+    """Compare an output with the reference's, two arrays of one shape such as (1, h, w).
 
-    Outputs whose meaning leaves scale and shift open are aligned by both first (least squares).
-    Errors are relative to the reference, but no less than a share of its median, for depth and
-    disparity; plain for their logarithms; relative to the mean size for what is neither.
+    Outputs whose meaning leaves scale and shift open are first aligned by both (least squares).
+    Errors of depth and disparity are relative to the reference, which is floored at a fraction of
+    its median (INVERSE_FLOOR_RATIO); errors of logarithms are absolute; all others are relative to
+    the mean magnitude. Values at which the reference is not finite do not count. Raises EngineError
+    if the shapes differ.
     """
     if output.shape != reference.shape:
         raise EngineError(
             f"an output has shape {output.shape}, the reference's {reference.shape}: they are not"
             " of one model"
         )
-    wanted = np.isfinite(reference)
-    a, r = output[wanted].astype(np.float64), reference[wanted].astype(np.float64)
-    good = np.isfinite(a)
-    finite = float(good.mean()) if len(a) else 1.0
-    a, r = a[good], r[good]
+    compared = np.isfinite(reference)
+    a, r = output[compared].astype(np.float64), reference[compared].astype(np.float64)
+    known = np.isfinite(a)
+    finite = float(known.mean()) if len(a) else 1.0
+    a, r = a[known], r[known]
     if len(a) == 0:
         return OutputDifference(finite, 0.0, float("inf"))
     step_a, step_r = a - a.mean(), r - r.mean()
@@ -131,7 +133,7 @@ def output_difference(
     if spread_a > 0 and spread_r > 0:
         correlation = float(step_a @ step_r) / float(np.sqrt(spread_a) * np.sqrt(spread_r))
     else:
-        correlation = 1.0 if spread_a == spread_r else 0.0  # both are flat, or only one is
+        correlation = 1.0 if spread_a == spread_r else 0.0  # both are constant, or only one is
     if meaning.endswith("affine_invariant") and spread_a > 0:
         a = r.mean() + float(step_a @ step_r) / spread_a * step_a
     error = np.abs(a - r)
@@ -139,16 +141,16 @@ def output_difference(
     if meaning.startswith("log"):
         size = np.ones(1)
     elif meaning in KINDS and size.any():
-        size = np.maximum(size, INVERSE_FLOOR_SHARE * np.median(size[size > 0]))
+        size = np.maximum(size, INVERSE_FLOOR_RATIO * np.median(size[size > 0]))
     else:
         size = np.full(1, size.mean() or 1.0)
     return OutputDifference(finite, correlation, float((error / size).mean()))
 
 
 def reference_inputs(manifest: Manifest) -> tuple[npt.NDArray[np.uint8], Tensors]:
-    """The reference image, (H, W, 3) uint8 RGB, and the input tensors that belong to it.
+    """The reference image, (H, W, 3) uint8 RGB, and the input tensors made from it.
 
-    A model that sees no image (a prompt decoder) gets random numbers, the same every time.
+    A model without an image input (a prompt decoder) gets random numbers from a fixed seed.
     """
     height, width = manifest.input.height, manifest.input.width
     if manifest.inputs:
@@ -157,17 +159,17 @@ def reference_inputs(manifest: Manifest) -> tuple[npt.NDArray[np.uint8], Tensors
         return np.zeros((height, width, 3), np.uint8), {
             name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes
         }
-    # A little larger than the tensor, so that the engine's own resizing is part of what is checked.
+    # A little larger than the tensor, so that the check covers the engine's own resizing too.
     image = _test_pattern(height + height // 8, width + width // 8)
     return image, {manifest.input_name: to_tensor(image, manifest.input)}
 
 
 @functools.lru_cache(maxsize=4)
 def _test_pattern(height: int, width: int) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB: a tiled corridor in perspective, always the same.
+    """(H, W, 3) uint8 RGB: a tiled corridor in perspective, the same every time.
 
-    Depth, edges, shading and fine texture are all in it, so that every layer of a network has
-    something to answer to; a renderer is not needed at run time.
+    It has depth, edges, shading and fine texture, so that every layer of a network is exercised
+    without a renderer at run time.
     """
     rows, cols = np.mgrid[0:height, 0:width]
     x, y = (cols - 0.45 * width) / height, (rows - 0.4 * height) / height
@@ -189,7 +191,7 @@ def _test_pattern(height: int, width: int) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference's answer: an image, its input tensors, and the outputs by name."""
+    """The reference: an image (H, W, 3), its input tensors, and the outputs by name."""
 
     image: npt.NDArray[np.uint8]
     inputs: Tensors
@@ -197,7 +199,7 @@ class Reference:
 
     @classmethod
     def of(cls, model: Path, manifest: Manifest, folder: Path | None = None) -> Reference:
-        """Ask ONNX Runtime on the CPU, or read what it said before from `folder`."""
+        """Run ONNX Runtime on the CPU, or read its stored outputs from `folder`."""
         image, inputs = reference_inputs(manifest)
         path = None
         if folder is not None:
@@ -205,9 +207,9 @@ class Reference:
             for name in sorted(inputs):
                 digest.update(inputs[name].tobytes())
             path = folder / f"{digest.hexdigest()[:32]}{REFERENCE_ENDING}"
-            kept = _read(path, manifest)
-            if kept is not None:
-                return cls(image, inputs, kept)
+            stored = _read(path, manifest)
+            if stored is not None:
+                return cls(image, inputs, stored)
         from depth_node.engine import ort
 
         with ort.OrtEngine(model, manifest) as engine:
@@ -216,39 +218,38 @@ class Reference:
             _write(path, outputs)
         return cls(image, inputs, outputs)
 
-    def judge(self, engine: Engine) -> OutputDifference:
-        """How near an engine's answers are. Raises EngineError if it cannot answer."""
+    def compare(self, engine: Engine) -> OutputDifference:
+        """Run an engine on the input tensors. Raises EngineError if it cannot run."""
         manifest = engine.manifest
-        # A copy in another precision may take another type, and name its tensors anew.
+        # A copy in another precision may take another type and have other tensor names.
         dtype = np.dtype("float32" if manifest.inputs else manifest.input.dtype)
         tensors = [tensor.astype(dtype, copy=False) for tensor in self.inputs.values()]
-        own = engine.run_named(dict(zip(manifest.input_shapes, tensors, strict=True)))
-        reference = list(self.outputs.values())
-        found = OutputDifference(1.0, 1.0, 0.0)
-        for name, wanted in zip(manifest.output_names, reference, strict=True):
-            found = found.worse(output_difference(own[name], wanted, manifest.meaning))
-        return found
+        outputs = engine.run_named(dict(zip(manifest.input_shapes, tensors, strict=True)))
+        worst = OutputDifference(1.0, 1.0, 0.0)
+        for name, reference in zip(manifest.output_names, self.outputs.values(), strict=True):
+            worst = worst.worse(output_difference(outputs[name], reference, manifest.meaning))
+        return worst
 
-    def judge_image(self, engine: ImageEngine) -> OutputDifference:
-        """How near the answers are of an engine that makes the tensor itself."""
-        wanted = next(iter(self.outputs.values()))
-        return output_difference(engine.run_image(self.image), wanted, engine.manifest.meaning)
+    def compare_image(self, engine: ImageEngine) -> OutputDifference:
+        """Run an engine that resizes images itself on the image. Raises EngineError as above."""
+        reference = next(iter(self.outputs.values()))
+        return output_difference(engine.run_image(self.image), reference, engine.manifest.meaning)
 
 
 def check(engine: Engine, reference: Reference, limits: Limits) -> None:
-    """Compare an engine with the reference and note the figures in its details.
+    """Compare an engine with the reference and store the figures in its details.
 
-    EngineError if they are beyond the limits. Where the engine resizes images itself, one grey
-    level in some places is no fault, so that path has four times the room.
+    Raises EngineError if they are beyond the limits. An engine that resizes images itself may be
+    off by one grey level at some pixels, so the limits of that path are four times as wide.
     """
-    found = reference.judge(engine)
-    engine.details["check"] = str(found)
-    failures = found.failures(limits)
+    difference = reference.compare(engine)
+    engine.details["check"] = str(difference)
+    failures = difference.failures(limits)
     if isinstance(engine, ImageEngine) and not engine.manifest.inputs:
-        found = reference.judge_image(engine)
-        engine.details["check of images"] = str(found)
+        difference = reference.compare_image(engine)
+        engine.details["check of images"] = str(difference)
         wide = Limits(limits.finite, 1 - 4 * (1 - limits.correlation), 4 * limits.relative_error)
-        failures += [f"with its own resizing {text}" for text in found.failures(wide)]
+        failures += [f"with its own resizing {text}" for text in difference.failures(wide)]
     if failures:
         raise EngineError(
             f"the engine of model {engine.manifest.name} on {engine.backend} does not answer as"
@@ -261,17 +262,17 @@ def check(engine: Engine, reference: Reference, limits: Limits) -> None:
 def _read(path: Path, manifest: Manifest) -> Tensors | None:
     try:
         with np.load(path) as stored:
-            found = {name: stored[name] for name in stored.files}
+            outputs = {name: stored[name] for name in stored.files}
         with contextlib.suppress(OSError):
-            os.utime(path)  # its age in the cache counts from its last use
+            os.utime(path)  # the cache deletes the least recently used file first
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):
         return None
     names = manifest.output_names
-    return {name: found[name] for name in names} if set(found) == set(names) else None
+    return {name: outputs[name] for name in names} if set(outputs) == set(names) else None
 
 
 def _write(path: Path, outputs: Tensors) -> None:
-    """Keep it for the next start; a folder that cannot be written only costs time."""
+    """Store the outputs for the next start; if that fails, the next start takes longer."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT 10 and 11 by one path: a strongly typed network from a typed ONNX file.
+"""TensorRT 10 and 11, both through a strongly typed network made from a typed ONNX file.
 
-Precision is that of the types in the ONNX file (``depth_tools models convert``), since TensorRT 11
-has no other way. Built engines are kept by their identity (cache.py). USED names all that this file
-uses of TensorRT; tests hold it against this file and against the real bindings of several versions.
+The types in the ONNX file decide the precision (``depth_tools models convert``), because TensorRT
+11 has no other way. Built engines are stored by their identity (cache.py). USED lists all that this
+file uses of TensorRT; tests compare it with this file and with the real bindings of several
+versions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Closeable, Progress, check_tensor, check_tensors
 from depth_node.prediction import KINDS
 
-# Of every class what this file uses: properties, enum members, methods with their parameters.
+# What this file uses of every class: properties, enum members, methods with their parameters.
 USED: dict[str, tuple[str, ...]] = {
     "tensorrt": (
         "__version__", "Builder", "ILogger", "IProgressMonitor", "MemoryPoolType",
@@ -70,12 +71,12 @@ USED: dict[str, tuple[str, ...]] = {
 
 MAJORS = (10, 11)
 
-_SAY_AGAIN_S = 10.0
+_LOG_INTERVAL_S = 10.0
 _log = logging.getLogger("depth_node.engine")
 
 
 def missing() -> str:
-    """Why TensorRT cannot be used here, with the cure; "" if it can."""
+    """The reason why TensorRT cannot be used here, with the cure; "" if it can."""
     return _wrong_version(trt.__version__) or cuda.missing()
 
 
@@ -88,7 +89,7 @@ def _wrong_version(version: str) -> str:
 
 
 def known_trouble(version: str, manifest: Manifest) -> str:
-    """What is known to go wrong with this version and model; "" if nothing."""
+    """A known fault of this TensorRT version with this model; "" if none is known."""
     if version.split(".")[:2] == ["10", "3"] and manifest.patch_size and manifest.meaning in KINDS:
         return (
             f"TensorRT {version} is known to give wrong depth for transformers such as"
@@ -98,7 +99,11 @@ def known_trouble(version: str, manifest: Manifest) -> str:
 
 
 def open_tensorrt(request: OpenRequest) -> TrtEngine:
-    """The engine of a model: from the cache, or built into it. Raises EngineError."""
+    """Open the engine of a model; build it if the cache has none.
+
+    Raises EngineError if TensorRT or the GPU cannot be used, the engine may not or cannot be built,
+    or it contradicts the manifest.
+    """
     version = trt.__version__
     reason = _wrong_version(version)
     if reason:
@@ -117,23 +122,23 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
             shapes=request.manifest.input_shapes,
             options={"strongly_typed": True, "workspace_mb": request.config.workspace_mb},
         )
-        entry = _obtain(request, identity, gpu)
+        cached = _cached_engine(request, identity, gpu)
         try:
-            engine = TrtEngine(entry.plan, request.manifest, gpu)
+            engine = TrtEngine(cached.plan, request.manifest, gpu)
         except PlanError:
-            # It was whole, but this TensorRT does not take it: only a new one helps.
+            # The file is intact, but this TensorRT refuses it: only a new build helps.
             request.cache.discard(identity)
-            if entry.built:
+            if cached.built:
                 raise
-            entry = _obtain(request, identity, gpu)
-            engine = TrtEngine(entry.plan, request.manifest, gpu)
+            cached = _cached_engine(request, identity, gpu)
+            engine = TrtEngine(cached.plan, request.manifest, gpu)
     except BaseException:
         gpu.close()
         raise
     engine.details |= {
         "key": identity.key,
-        "engine file": str(entry.path),
-        "built": f"{entry.facts['built']} in {entry.facts['build_seconds']:g} s",
+        "engine file": str(cached.path),
+        "built": f"{cached.metadata['built']} in {cached.metadata['build_seconds']:g} s",
         "model": str(request.model),
         "sha256": request.manifest.sha256,
     }
@@ -142,16 +147,17 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
     return engine
 
 
-def _obtain(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> CachedEngine:
+def _cached_engine(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> CachedEngine:
+    """Take the engine from the cache, or build it into the cache."""
     config = request.config
     command = f"depth_tools models build {config.path}"
-    for option, value, usual in (
+    for option, value, default in (
         ("--manifest", config.manifest, ""),
         ("--precision", config.precision, "file"),
         ("--workspace-mb", config.workspace_mb, 0),
         ("--cache-dir", config.cache_dir, ""),
     ):
-        if value != usual:
+        if value != default:
             command += f" {option} {value}"
     return request.cache.obtain(
         identity,
@@ -160,7 +166,7 @@ def _obtain(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> CachedEn
         ),
         may_build=config.build_engines,
         command=command,
-        facts={"model": request.model.name, "driver": gpu.driver, "cuda": gpu.runtime},
+        metadata={"model": request.model.name, "driver": gpu.driver, "cuda": gpu.runtime},
     )
 
 
@@ -168,7 +174,7 @@ def _obtain(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> CachedEn
 
 
 class _Logger(trt.ILogger):
-    """Keeps TensorRT's last errors, as its calls say only that they failed."""
+    """Stores TensorRT's last errors, because its calls return only that they failed."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -181,68 +187,72 @@ class _Logger(trt.ILogger):
         else:
             _log.debug("TensorRT: %s", msg)
 
-    def told(self) -> str:
+    def error_text(self) -> str:
         """The last errors as part of a sentence."""
-        text = "; ".join(self.errors) or "TensorRT says no more"
+        text = "; ".join(self.errors) or "TensorRT gives no reason"
         return text if len(text) <= 400 else text[:400] + "…"
 
-    def full(self) -> bool:
-        """Whether memory ran out."""
+    def is_out_of_memory(self) -> bool:
+        """Whether the last errors say that memory ran out."""
         text = " ".join(self.errors).lower().replace(" ", "")
         return "outofmemory" in text or "out_of_memory" in text or "cudamalloc" in text
 
 
 @functools.cache
 def _logger() -> _Logger:
-    """The only one: TensorRT keeps the first that it is given for good, so it must never go."""
+    """The logger of this process: TensorRT uses the first one that it gets until the end."""
     return _Logger()
 
 
 class _Monitor(trt.IProgressMonitor):
-    """Tells a build's progress, to a callback or else, from time to time, to the log.
+    """Reports a build's progress to a callback or, every _LOG_INTERVAL_S seconds, to the log.
 
-    What the callback raises (an interrupt) must not go through TensorRT: it is kept in `stopped`,
-    and the build ends.
+    An exception of the callback (an interrupt) must not pass through TensorRT: it is stored in
+    `stopped`, and the build ends.
     """
 
     def __init__(self, progress: Progress | None) -> None:
         trt.IProgressMonitor.__init__(self)
         self._progress = progress
         self._phases: dict[str, list[int]] = {}
-        self._said_s = time.monotonic()
+        self._last_log_s = time.monotonic()
         self.stopped: BaseException | None = None
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
         """Called by TensorRT."""
         self._phases[phase_name] = [0, num_steps]
-        self._tell(phase_name)
+        self._report(phase_name)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
         """Called by TensorRT; False would end the build."""
         self._phases.setdefault(phase_name, [0, 0])[0] = step + 1
-        self._tell(phase_name)
+        self._report(phase_name)
         return self.stopped is None
 
     def phase_finish(self, phase_name: str) -> None:
         """Called by TensorRT."""
         self._phases.pop(phase_name, None)
 
-    def _tell(self, phase: str) -> None:
+    def _report(self, phase: str) -> None:
         done, total = self._phases[phase]
         if self._progress is not None:
             try:
                 self._progress(phase, done, total)
             except BaseException as error:
                 self.stopped = error
-        elif time.monotonic() - self._said_s > _SAY_AGAIN_S:
-            self._said_s = time.monotonic()
+        elif time.monotonic() - self._last_log_s > _LOG_INTERVAL_S:
+            self._last_log_s = time.monotonic()
             _log.info("building the engine: %s, %d of %d", phase, done, total)
 
 
 def build_plan(
     model: Path, manifest: Manifest, workspace_mb: int, gpu: cuda.Gpu, progress: Progress | None
 ) -> bytes:
-    """The serialised engine of an ONNX file for this GPU. Takes minutes. Raises EngineError."""
+    """Build the serialised engine of an ONNX file for this GPU, which takes minutes.
+
+    Raises EngineError if TensorRT cannot read or build the file or memory runs out, and whatever
+    the progress callback raises.
+    """
     logger = _logger()
     logger.errors.clear()
     builder = trt.Builder(logger)
@@ -256,8 +266,8 @@ def build_plan(
             reasons.append(" ".join(error.desc().split()))
         raise EngineError(
             f"TensorRT {trt.__version__} cannot read {model}"
-            f" ({'; '.join(reasons[:3]) or logger.told()}): export it with opset 17 to 20, or use"
-            " another back end"
+            f" ({'; '.join(reasons[:3]) or logger.error_text()}): export it with opset 17 to 20, or"
+            " use another back end"
         )
     config = builder.create_builder_config()
     monitor = _Monitor(progress)
@@ -269,18 +279,18 @@ def build_plan(
     if monitor.stopped is not None:
         raise monitor.stopped
     if plan is None:
-        if logger.full():
+        if logger.is_out_of_memory():
             size = workspace_mb * 1_000_000 or gpu.memory()[1]
             raise gpu.out_of_memory_error(size, f"building the engine of {manifest.name}")
         raise EngineError(
-            f"TensorRT {trt.__version__} cannot build an engine of {model} ({logger.told()}):"
+            f"TensorRT {trt.__version__} cannot build an engine of {model} ({logger.error_text()}):"
             " use another version, model.precision or back end"
         )
     return bytes(plan)
 
 
 def _fix_shapes(builder: Any, network: Any, config: Any, manifest: Manifest) -> None:
-    """Sizes that the file leaves open become those of the manifest."""
+    """Set sizes that the file leaves open to those of the manifest."""
     profile = None
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -298,13 +308,14 @@ def _fix_shapes(builder: Any, network: Any, config: Any, manifest: Manifest) -> 
 
 
 class PlanError(EngineError):
-    """A serialised engine that this TensorRT does not take."""
+    """This TensorRT refuses a serialised engine."""
 
 
 class TrtEngine(Closeable):
-    """A network on TensorRT: buffers taken once, one stream, a CUDA graph where it can be captured.
+    """A network on TensorRT: fixed buffers, one stream, a CUDA graph where one can be captured.
 
-    close() closes the Gpu too; if the engine cannot be made, that is left to the caller.
+    close() also closes the Gpu. Raises EngineError if the engine cannot be made; the caller then
+    closes the Gpu.
     """
 
     backend = "tensorrt"
@@ -318,7 +329,7 @@ class TrtEngine(Closeable):
             "driver": f"CUDA {gpu.driver}, cuda-python's runtime {gpu.runtime}",
         }
         self._gpu = gpu
-        # TensorRT's objects go in the reverse order of their making: context, engine, runtime.
+        # TensorRT's objects must be released in this order: context, engine, runtime.
         self._logger = _logger()
         self._logger.errors.clear()
         self._runtime: Any = trt.Runtime(self._logger)
@@ -337,23 +348,23 @@ class TrtEngine(Closeable):
             self._warm_up()
             self._load_kernels()
         except BaseException:
-            self._drop()
+            self._release()
             raise
 
     def run(self, tensor: npt.NDArray) -> npt.NDArray:
-        """See Engine.run."""
+        """See Engine.run: (1, 3, height, width) -> usually (1, h, w). Raises EngineError."""
         self._check_open()
         check_tensor(tensor, self.manifest)
-        return self._answer({self.manifest.input_name: tensor})[self.manifest.output_name]
+        return self._run({self.manifest.input_name: tensor})[self.manifest.output_name]
 
     def run_named(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
-        """See Engine.run_named."""
+        """See Engine.run_named: tensors of shapes such as (n, 2) by name. Raises EngineError."""
         self._check_open()
         check_tensors(tensors, self.manifest)
-        return self._answer(tensors)
+        return self._run(tensors)
 
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
-        """See ImageEngine.run_image."""
+        """See ImageEngine.run_image: (H, W, 3) uint8 RGB. Raises EngineError."""
         if self._kernels is None:
             return self.run(to_tensor(image, self.manifest.input))
         self._check_open()
@@ -367,45 +378,45 @@ class TrtEngine(Closeable):
                 self._image.close()
                 self._image = None
             height, width = image.shape[:2]
-            how = Resampling.of(height, width, self.manifest.input)
-            place = self._inputs[self.manifest.input_name][1]
-            self._image = cuda.ImageInput(self._kernels, height, width, how, place)
+            resampling = Resampling.of(height, width, self.manifest.input)
+            address = self._inputs[self.manifest.input_name][1]
+            self._image = cuda.ImageInput(self._kernels, height, width, resampling, address)
         self._image.enqueue(image)
         self._launch()
         self._gpu.wait()
-        return self._taken(self.manifest.output_name)
+        return self._copied_output(self.manifest.output_name)
 
     def close(self) -> None:
         """See Engine.close."""
-        self._drop()
+        self._release()
         self._gpu.close()
 
     def _check_open(self) -> None:
         if not self._open:
             raise EngineError(f"model {self.manifest.name} is closed: open it again")
 
-    def _answer(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def _run(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
         self._gpu.begin()
         for name, tensor in tensors.items():
-            pinned, place = self._inputs[name]
+            pinned, address = self._inputs[name]
             np.copyto(pinned, tensor)
-            self._gpu.upload(place, pinned)
+            self._gpu.upload(address, pinned)
         self._launch()
         self._gpu.wait()
-        return {name: self._taken(name) for name in self.manifest.output_names}
+        return {name: self._copied_output(name) for name in self.manifest.output_names}
 
-    def _taken(self, name: str) -> npt.NDArray:
-        """An output that belongs to the caller; half precision is for the network alone."""
-        found = self._outputs[name][0]
-        return found.astype(np.float32 if found.dtype == np.float16 else found.dtype)
+    def _copied_output(self, name: str) -> npt.NDArray:
+        """A copy of an output; FP16 becomes float32."""
+        pinned = self._outputs[name][0]
+        return pinned.astype(np.float32 if pinned.dtype == np.float16 else pinned.dtype)
 
     def _enqueue(self) -> None:
-        """Run the network and fetch what is asked for, in the stream's order."""
+        """Put the run of the network and the download of its outputs into the stream."""
         self._logger.errors.clear()
         if not self._context.execute_async_v3(self._gpu.stream):
             raise EngineError(
-                f"model {self.manifest.name} failed to run on TensorRT ({self._logger.told()}):"
-                " build its engine again, or use another back end"
+                f"model {self.manifest.name} failed to run on TensorRT"
+                f" ({self._logger.error_text()}): build its engine again, or use another back end"
             )
         for name in self.manifest.output_names:
             self._gpu.download(*self._outputs[name])
@@ -413,92 +424,93 @@ class TrtEngine(Closeable):
     def _deserialize(self, plan: bytes) -> None:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            if self._logger.full():
+            if self._logger.is_out_of_memory():
                 raise self._gpu.out_of_memory_error(
                     len(plan), f"the engine of {self.manifest.name}"
                 )
             raise PlanError(
                 f"TensorRT {trt.__version__} does not take the engine of {self.manifest.name}"
-                f" ({self._logger.told()}): it was built by another version or for another GPU;"
-                " build it again with `depth_tools models build`"
+                f" ({self._logger.error_text()}): it was built by another version or for another"
+                " GPU; build it again with `depth_tools models build`"
             )
 
     def _make_context(self) -> None:
         self._context = self._engine.create_execution_context()
         if self._context is None:
             size = int(self._engine.device_memory_size_v2)
-            if self._logger.full() or size > self._gpu.memory()[0]:
+            if self._logger.is_out_of_memory() or size > self._gpu.memory()[0]:
                 raise self._gpu.out_of_memory_error(size, f"running {self.manifest.name}")
             raise EngineError(
-                f"the engine of {self.manifest.name} cannot be started ({self._logger.told()}):"
-                " build it again with `depth_tools models build`"
+                f"the engine of {self.manifest.name} cannot be started"
+                f" ({self._logger.error_text()}): build it again with `depth_tools models build`"
             )
         self.details["engine memory [MB]"] = round(int(self._engine.device_memory_size_v2) / 1e6)
 
     def _bind(self) -> None:
-        """Compare names, shapes and types with the manifest, and take all buffers."""
-        facts, engine, context = self.manifest, self._engine, self._context
+        """Compare names, shapes and types with the manifest, and allocate all buffers."""
+        manifest, engine, context = self.manifest, self._engine, self._context
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
-        lacking = [name for name in facts.output_names if name not in outputs]
-        if set(inputs) != set(facts.input_shapes) or lacking:
+        missing_outputs = [name for name in manifest.output_names if name not in outputs]
+        if set(inputs) != set(manifest.input_shapes) or missing_outputs:
             raise EngineError(
-                f"the engine of {facts.name} takes {', '.join(inputs)} and gives"
-                f" {', '.join(outputs)}, its manifest says {', '.join(facts.input_shapes)} and"
-                f" {', '.join(facts.output_names)}: correct input_name and output_name"
+                f"the engine of {manifest.name} takes {', '.join(inputs)} and gives"
+                f" {', '.join(outputs)}, its manifest says {', '.join(manifest.input_shapes)} and"
+                f" {', '.join(manifest.output_names)}: correct input_name and output_name"
             )
-        wanted = np.dtype("float32" if facts.inputs else facts.input.dtype)
-        for name, shape in facts.input_shapes.items():
-            found, dtype = tuple(engine.get_tensor_shape(name)), self._numpy_type(name)
-            fits = len(found) == len(shape) and all(
-                there in (-1, asked) for there, asked in zip(found, shape, strict=True)
+        input_dtype = np.dtype("float32" if manifest.inputs else manifest.input.dtype)
+        for name, shape in manifest.input_shapes.items():
+            in_engine, dtype = tuple(engine.get_tensor_shape(name)), self._numpy_type(name)
+            fits = len(in_engine) == len(shape) and all(
+                size in (-1, asked) for size, asked in zip(in_engine, shape, strict=True)
             )
-            if not fits or dtype != wanted:
+            if not fits or dtype != input_dtype:
                 raise EngineError(
-                    f"the engine of {facts.name} takes {name} of shape {found} and type {dtype},"
-                    f" its manifest says {shape} and {wanted}: correct the manifest's input, or"
-                    " export the model anew"
+                    f"the engine of {manifest.name} takes {name} of shape {in_engine} and type"
+                    f" {dtype}, its manifest says {shape} and {input_dtype}: correct the manifest's"
+                    " input, or export the model anew"
                 )
             if not context.set_input_shape(name, shape):
                 raise EngineError(
-                    f"the engine of {facts.name} refuses {name} of shape {shape}"
-                    f" ({self._logger.told()}): build it again with `depth_tools models build`"
+                    f"the engine of {manifest.name} refuses {name} of shape {shape}"
+                    f" ({self._logger.error_text()}): build it again with `depth_tools models"
+                    " build`"
                 )
             self._inputs[name] = self._buffers(name, shape, dtype)
         for name in outputs:
             shape = tuple(context.get_tensor_shape(name))
             if -1 in shape:
                 raise EngineError(
-                    f"output {name} of {facts.name} has a size that depends on the image"
+                    f"output {name} of {manifest.name} has a size that depends on the image"
                     f" {shape}: export the model with fixed sizes"
                 )
             self._outputs[name] = self._buffers(name, shape, self._numpy_type(name))
-        for name, (_, place) in (self._inputs | self._outputs).items():
-            context.set_tensor_address(name, place)
+        for name, (_, address) in (self._inputs | self._outputs).items():
+            context.set_tensor_address(name, address)
 
     def _numpy_type(self, name: str) -> np.dtype:
-        kind = self._engine.get_tensor_dtype(name)
+        trt_type = self._engine.get_tensor_dtype(name)
         try:
-            return np.dtype(trt.nptype(kind))
+            return np.dtype(trt.nptype(trt_type))
         except TypeError:
             raise EngineError(
-                f"{name} of {self.manifest.name} is of type {kind}, which NumPy has not: export the"
-                " model with float32 inputs and outputs"
+                f"{name} of {self.manifest.name} is of type {trt_type}, which NumPy has not: export"
+                " the model with float32 inputs and outputs"
             ) from None
 
     def _buffers(
         self, name: str, shape: Sequence[int], dtype: npt.DTypeLike
     ) -> tuple[npt.NDArray, int]:
-        what = f"{name} of {self.manifest.name}"
-        pinned = self._gpu.pinned(shape, dtype, what)
-        return pinned, self._gpu.allocate(pinned.nbytes, what)
+        purpose = f"{name} of {self.manifest.name}"
+        pinned = self._gpu.pinned(shape, dtype, purpose)
+        return pinned, self._gpu.allocate(pinned.nbytes, purpose)
 
     def _warm_up(self) -> None:
-        """Run once, which allocates, then capture what such a run does as a graph."""
-        for pinned, place in self._inputs.values():
+        """Run once, which allocates memory, then capture a run as a graph."""
+        for pinned, address in self._inputs.values():
             pinned[...] = 0
-            self._gpu.upload(place, pinned)
+            self._gpu.upload(address, pinned)
         self._enqueue()
         self._gpu.wait()
         try:
@@ -506,7 +518,7 @@ class TrtEngine(Closeable):
             self._launch()
             self._gpu.wait()
             self.details["cuda graph"] = "yes"
-        except EngineError as error:  # slower, and right all the same
+        except EngineError as error:  # slower, with the same outputs
             self._launch = self._enqueue
             self.details["cuda graph"] = f"no: {error}"
 
@@ -521,8 +533,8 @@ class TrtEngine(Closeable):
             self.details["image to tensor"] = f"on the CPU: {error}"
             _log.warning("images are resized on the CPU: %s", error)
 
-    def _drop(self) -> None:
-        """Let TensorRT's objects go; the buffers belong to the Gpu."""
+    def _release(self) -> None:
+        """Release TensorRT's objects; the Gpu owns the buffers."""
         if self._open and not self._gpu.closed:
             try:
                 self._gpu.wait()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""numba, where it is installed and goes with this NumPy. Whoever compiles has a NumPy form too.
+"""Optional compilation by numba. Every compiled loop has a NumPy form of the same result.
 
-Machine code is kept beside the source or, where that is read-only, in the user's cache folder.
+Machine code is cached beside the source or, if that is read-only, in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 @functools.cache
 def find_numba() -> tuple[Any, str]:
-    """The module and "", or None and why it cannot be used."""
+    """The module numba and "", or None and the reason why it cannot be used."""
     if find_spec("numba") is None:
         return None, "numba is not installed"
     try:
         import numba
-    except Exception as error:  # of another age than NumPy or LLVM it fails in many ways
-        said = " ".join(str(error).split())
-        return None, f"numba is installed but cannot be loaded ({type(error).__name__}: {said})"
+    except Exception as error:  # a version that does not fit NumPy or LLVM fails in many ways
+        reason = " ".join(str(error).split())
+        return None, f"numba is installed but cannot be loaded ({type(error).__name__}: {reason})"
     return numba, ""
 
 
@@ -44,14 +44,14 @@ def compiled(
     except RuntimeError as error:
         if "cannot cache" not in str(error):
             raise
-        _say_once(
-            "no folder to keep machine code in, every start compiles anew (seconds): set"
-            " NUMBA_CACHE_DIR to one that can be written."
+        _warn_once(
+            "no folder for machine code can be written, so every start compiles again (seconds):"
+            " set NUMBA_CACHE_DIR to a folder that can be written."
         )
         fast = numba.njit(*signatures, nogil=True, **options)(loop)
     return fast
 
 
 @functools.cache
-def _say_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     logging.getLogger(__name__).warning(text)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One surface per region: weighted least squares of all regions at once, borrowed rings included.
+"""One surface per region: weighted least squares of all regions at once.
 
-The points of every region, and those that it borrows from its neighbours, form a group; all groups
-are solved together as sums over (group, point) pairs, so that no step loops over regions. Knows
-nothing of networks, settings or pixels that were not measured: points and label map in, one row of
-parameters, limits and spread per label out.
+The points of a region, and those that it borrows from its neighbours, form a group; all groups are
+solved together as sums over (group, point) pairs, so that no step loops over regions. Input: points
+and a label map. Output: one row of parameters, limits and spread per label. The method is SSF of
+Region-aware Depth Scale Adaptation (arXiv 2507.14879, section 3); robust weights, guards and
+intervals are ours.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from depth_node.fitting.robust import MAD_TO_STD
 from depth_node.metrics import NORMAL_95
 from depth_node.regions.label_maps import adjacency
 
-INLIER_STDS = 3.0  # a point farther than this from its region's fit is called an outlier
+INLIER_STDS = 3.0  # a point farther than this from its region's fit is an outlier
 
-# A column is kept while the columns before it leave at least this share of its variance
+# A column is used if the columns before it leave at least this fraction of its variance
 # unexplained. Float32 rounding alone leaves about 1e-13 of an exactly flat surface.
 RANK_TOLERANCE = 1e-10
-_CONSTANT_SHARE = 1e-6  # relative depth that varies by less than this share of its mean is constant
+_CONSTANT_RATIO = 1e-6  # relative depth is constant if its spread is below this ratio to its mean
 
-# The interval (see _predictive_spread). The growths were read off held-out pixels of real frames;
-# the factor of each frame makes up for what they get wrong on average.
+# The interval (see _predictive_spread). The growths were measured on held-out pixels of real
+# frames; the factor of each frame corrects their mean error.
 PRIOR_POINTS = 4.0
 RING_GROWTH = 0.3  # per ring of neighbours borrowed
 MAX_GROWTH_RINGS = 4
-UNSEEN_GROWTH = 1.7  # a region without any point of its own
-MAX_LEVERAGE = 0.95  # a point that its fit passes through would have an infinite left-out residual
-MIN_JUDGE_WEIGHT = 0.1
-MIN_RELATIVE_STD = 1e-4  # no sensor and no float32 map is better than this
+UNSEEN_GROWTH = 1.7  # of a region without points of its own
+MAX_LEVERAGE = 0.95  # at 1 the left-out residual would be infinite
+MIN_JUDGE_WEIGHT = 0.1  # points of lower weight do not calibrate the interval
+MIN_RELATIVE_STD = 1e-4  # the accuracy of no sensor and no float32 map is better
 
 _TINY = float(np.finfo(np.float64).tiny)
 _MAX_VISITED = 1 << 24  # cells of the table of regions that borrow by regions
@@ -48,12 +49,10 @@ REGION_FIT_DTYPE = np.dtype(
         ("label", np.int32),
         ("status", np.int32),  # RegionStatus
         ("points", np.int32),  # measured in the region itself
-        ("inliers", np.int32),  # of all points used, borrowed ones included
+        ("inliers", np.int32),  # of all points used, including borrowed ones
         ("rings", np.int32),  # rings of neighbours borrowed; -1 = every point of the image
-        (
-            "scale",
-            np.float32,
-        ),  # s: metres per unit of relative depth (global_disparity: of disparity, 1/m)
+        # s: metres per unit of relative depth (global_disparity: 1/m per unit of disparity)
+        ("scale", np.float32),
         ("slope_x", np.float32),  # a: metres per half image width
         ("slope_y", np.float32),  # b: metres per half image height
         ("shift", np.float32),  # t: metres (global_disparity: 1/m)
@@ -66,25 +65,24 @@ PARAMETERS = ("scale", "slope_x", "slope_y", "shift")
 
 
 class RegionStatus(IntEnum):
-    """How a region came to its parameters."""
+    """How the parameters of a region were estimated."""
 
     OK = 0  # fitted to its own points
-    EXPANDED = 1  # borrowed the points of neighbours
-    GLOBAL = 2  # has the fit to all points of the image
-    REDUCED = (
-        3  # the points could not tell all parameters apart: columns were dropped (y, x, then d)
-    )
-    MEDIAN_SCALE = 4  # too few points in the whole image: one scale, no shift
-    UNKNOWN = 5  # no answer
+    EXPANDED = 1  # fitted with borrowed points of neighbours
+    GLOBAL = 2  # takes the fit to all points of the image
+    # The points did not determine all parameters: columns were dropped (y, x, then d).
+    REDUCED = 3
+    MEDIAN_SCALE = 4  # too few points in the image: one scale, no shift
+    UNKNOWN = 5  # no depth
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How surfaces are fitted.
+    """Rules of the fit of surfaces.
 
-    columns: how many of d, x, y are fitted beside the constant. in_disparity: 1/z is fitted, not z.
-    enough: points of a region that does not borrow. robust: outliers and extrapolation are guarded
-    against, by the rules that follow it (FitConfig says what they mean).
+    columns: number of d, x, y that are fitted beside the constant. in_disparity: fit 1/z, not z.
+    enough: number of points with which a region does not borrow. robust: guard against outliers and
+    extrapolation with the rules that follow (described in FitConfig). Depths in m.
     """
 
     columns: int
@@ -102,9 +100,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class Regions:
-    """The label map (None: the image is one region, 0), labels with pixels, labels of the points.
+    """The label map (None: the image is region 0), labels with pixels, labels of the points.
 
-    present: (K+1,) bool. of_point: (n,).
+    labels: (H, W). present: (K+1,) bool. of_point: (n,).
     """
 
     labels: NDArray[np.integer] | None
@@ -115,17 +113,20 @@ class Regions:
     def of(
         cls, labels: NDArray[np.integer] | None, rows: NDArray[np.int32], cols: NDArray[np.int32]
     ) -> Regions:
-        """Regions of a label map (H, W) and of the points at rows, cols; ValueError below 0."""
+        """Regions of a label map (H, W) and of the points at rows, cols, (n,) each.
+
+        Raises ValueError for negative labels.
+        """
         if labels is None:
             return cls(None, np.ones(1, dtype=bool), np.zeros(len(rows), np.intp))
         lowest, highest = int(labels.min()), int(labels.max())
         if lowest < 0:
             raise ValueError("Labels below 0 mean nothing: use 0 for unassigned pixels.")
-        # Few bytes are quickly looked up and compared.
+        # Small types are faster to look up and to compare.
         small = np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.int64
         compact: NDArray[np.integer] = labels.astype(small)
         present = np.zeros(highest + 1, dtype=bool)
-        present[compact[::4, ::8]] = True  # finds nearly all of them in a fraction of the time
+        present[compact[::4, ::8]] = True  # finds nearly all labels in a fraction of the time
         present[0] = lowest == 0
         if not present[1:].all():
             present[compact] = True
@@ -134,11 +135,12 @@ class Regions:
 
 @dataclass(frozen=True)
 class SurfaceTable:
-    """What is applied to each label 0..K: the result of all fits, NaN where there is no answer.
+    """The result of all fits for each label 0..K, NaN where there is none.
 
-    parameters: (K+1, 4) of d, x, y, 1. limits: (K+1, 2) m. basis: (K+1, C, 4), weight: (K+1,) as in
-    _Surfaces. spread: (K+1,) standard deviation of a new measurement if the parameters were exact,
-    in metres / depth ** spread_power. rows: (K+1,) REGION_FIT_DTYPE.
+    parameters: (K+1, 4) of d, x, y, 1. limits: (K+1, 2) lowest and highest depth, m. basis:
+    (K+1, C, 4) and weight: (K+1,) as in _Surfaces. spread: (K+1,) standard deviation of a new
+    measurement if the parameters were exact, in m / depth ** spread_power. rows: (K+1,)
+    REGION_FIT_DTYPE.
     """
 
     parameters: NDArray[np.float64]
@@ -152,7 +154,7 @@ class SurfaceTable:
 
 @dataclass(frozen=True)
 class RegionSamples:
-    """The n usable points: relative depth (or disparity), position in -1..1, measured metres."""
+    """The n usable points, (n,) each: relative depth or disparity, position in -1..1, metres."""
 
     d: NDArray[np.float64]
     x: NDArray[np.float64]
@@ -164,23 +166,23 @@ class RegionSamples:
 
 
 def fit_surfaces(samples: RegionSamples, regions: Regions, rules: Rules) -> SurfaceTable:
-    """Fit every region, or the image as a whole where there are no regions."""
+    """Fit every region, or the whole image if there are no regions."""
     groups, own = _group(regions, rules.enough)
     d, z = samples.d[groups.point], samples.z[groups.point]
     target = 1 / z if rules.in_disparity else z
     columns = [d, samples.x[groups.point], samples.y[groups.point]][: rules.columns]
     if not columns:
         surfaces = _scale_only(groups, d, target)
-        parameters, reduced = surfaces.parameters, surfaces.kept == 0
+        parameters, reduced = surfaces.parameters, surfaces.rank == 0
     else:
         surfaces = _regress(groups, columns, target, rules)
         parameters, reduced = _guarded(groups, columns, target, surfaces, rules)
     known = np.isfinite(parameters[:, 0])
     fitted = _evaluate(parameters[groups.group], [d, *columns[1:]])
-    residual = np.where(known[groups.group], target - fitted, 0)  # unknown is put in below
+    residual = np.where(known[groups.group], target - fitted, 0)  # set to unknown below
     inlier, spread = _inliers(groups, residual, surfaces, rules)
 
-    # Each label takes the group of its own, else the last one: every point of the image.
+    # Each label takes its own group or, if it has none, the last one: all points of the image.
     count = len(regions.present)
     source = np.full(count, len(groups.label) - 1)
     source[groups.label[:-1]] = np.arange(len(groups.label) - 1)
@@ -232,12 +234,12 @@ def fit_surfaces(samples: RegionSamples, regions: Regions, rules: Rules) -> Surf
 
 
 def median_scale(samples: RegionSamples, regions: Regions, rules: Rules) -> SurfaceTable:
-    """Too few points for the method: z = s d with s = median(z / d), for the whole image."""
+    """The fit with too few points: z = s d with s = median(z / d), for the whole image."""
     count = len(regions.present)
     positive = samples.d > 0
     ratios = samples.z[positive] / samples.d[positive]
     scale = float(np.median(ratios)) if ratios.size else np.nan
-    # One point has no spread; few points get the wide interval of Student's distribution.
+    # One point has no spread; a few points get the interval of Student's distribution.
     spread = np.nan
     if ratios.size > 1:
         std = float(np.sqrt(np.sum((ratios / scale - 1) ** 2) / (ratios.size - 1)))
@@ -273,9 +275,9 @@ def median_scale(samples: RegionSamples, regions: Regions, rules: Rules) -> Surf
 
 @dataclass(frozen=True)
 class _Groups:
-    """Which points each fit uses: S groups over M (group, point) pairs, sorted by group.
+    """The points of each fit: S groups over M (group, point) pairs, sorted by group.
 
-    label: (S,) region, -1 = every point of the image (always the last group). rings: (S,). group,
+    label: (S,) region, -1 = all points of the image (always the last group). rings: (S,). group,
     point: (M,). start: (S,) first pair. No group is empty.
     """
 
@@ -286,19 +288,19 @@ class _Groups:
     start: NDArray[np.intp]
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(M,) to (S,) sums."""
+        """Sums (S,) of values (M,) of the pairs."""
         return np.add.reduceat(values, self.start)
 
     def only(self, chosen: NDArray[np.bool_]) -> _Groups:
-        """The chosen (S,) groups alone."""
+        """Only the groups that are True in chosen (S,)."""
         pairs = chosen[self.group]
         group = (np.cumsum(chosen) - 1)[self.group[pairs]]
         start = np.searchsorted(group, np.arange(np.count_nonzero(chosen)))
         return _Groups(self.label[chosen], self.rings[chosen], group, self.point[pairs], start)
 
     def median(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(M,) values not below 0 to (S,) medians (mean of the two middle ones for even counts)."""
-        # One sort of "group + share of the largest value" is six times faster than by two keys.
+        """Medians (S,) of values (M,) not below 0 (mean of the middle two for even counts)."""
+        # One sort of group + value / largest value is six times faster than a sort by two keys.
         top = float(values.max()) * (1 + 1e-9) + _TINY
         ranked = np.sort(self.group + values / top)
         low, high, number = self._middles
@@ -307,25 +309,25 @@ class _Groups:
 
     @cached_property
     def _middles(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-        """Pairs in the middle of every group once sorted, (S,) twice, and the groups' numbers."""
+        """Middle pairs of every sorted group, (S,) twice, and the numbers of the groups (S,)."""
         size = np.diff(np.append(self.start, len(self.group)))
         return self.start + (size - 1) // 2, self.start + size // 2, np.arange(len(size))
 
 
 def _group(regions: Regions, enough: int) -> tuple[_Groups, NDArray[np.intp]]:
-    """Groups of points per region, expanded where too few, and the number of own points.
+    """Groups of points per region, borrowed ones included, and numbers of own points (K+1,).
 
-    Regions whose whole neighbourhood is used up before there are enough have no group. A ring is
-    all regions that touch those gathered so far; it is taken whole.
+    A ring is all regions that touch those gathered so far; it is borrowed as a whole. A region
+    whose connected neighbours do not have enough points has no group.
     """
     count, point_labels = len(regions.present), regions.of_point
     own = np.bincount(point_labels, minlength=count)
     order = np.argsort(point_labels, kind="stable")
     first = np.concatenate([[0], np.cumsum(own)[:-1]])
-    wanted = np.flatnonzero(regions.present[1:]) + 1
-    full, short = wanted[own[wanted] >= enough], wanted[own[wanted] < enough]
+    present = np.flatnonzero(regions.present[1:]) + 1
+    full, short = present[own[present] >= enough], present[own[present] < enough]
     heads, members, rings = [full], [full], np.zeros(count, np.int32)
-    if regions.labels is not None and short.size and own[wanted].any():
+    if regions.labels is not None and short.size and own[present].any():
         links = adjacency(regions.labels)
         at_once = max(_MAX_VISITED // count, 1)
         for first_short in range(0, len(short), at_once):
@@ -358,16 +360,16 @@ def _group(regions: Regions, enough: int) -> tuple[_Groups, NDArray[np.intp]]:
 def _borrow(
     short: NDArray[np.intp], links: sparse.csr_matrix, own: NDArray[np.intp], enough: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
-    """Grow all short regions together, a ring of neighbours per step, until each has enough points.
+    """Grow all short regions together, a ring of neighbours per step, up to enough points.
 
-    Returns (region, member) pairs, the region itself included, and the rings of every short region;
-    those that cannot have enough have no pair and -1 ring.
+    Returns (region, member) pairs, including the region itself, and the number of rings of every
+    short region; regions that cannot get enough points have no pair and -1 rings.
     """
     degree = np.diff(links.indptr)
     visited = np.zeros((len(short), len(own)), dtype=bool)
     row, member = np.arange(len(short)), short
     visited[row, member] = True
-    have = own[short].astype(np.float64)
+    gathered = own[short].astype(np.float64)
     rings = np.full(len(short), -1, np.int32)
     ring = 0
     while row.size:
@@ -379,8 +381,8 @@ def _borrow(
         new = np.unique(new_row[unseen] * len(own) + new_member[unseen])
         row, member = np.divmod(new, len(own))
         visited[row, member] = True
-        have += np.bincount(row, own[member], minlength=len(short))
-        rings[(rings < 0) & (have >= enough)] = ring
+        gathered += np.bincount(row, own[member], minlength=len(short))
+        rings[(rings < 0) & (gathered >= enough)] = ring
         going = rings[row] < 0
         row, member = row[going], member[going]
     visited[rings < 0] = False
@@ -397,14 +399,14 @@ def _ranges(start: NDArray[np.integer], size: NDArray[np.integer]) -> NDArray[np
 class _Surfaces:
     """One fitted surface per group.
 
-    parameters: (S, 4) of d, x, y, 1. kept: (S,) columns not dropped. basis: (S, C, 4) linear
-    functionals of (d, x, y, 1), orthonormal over the weighted points of the group: a pixel's
+    parameters: (S, 4) of d, x, y, 1. rank: (S,) number of columns not dropped. basis: (S, C, 4)
+    linear functionals of (d, x, y, 1), orthonormal over the weighted points of the group: a pixel's
     leverage is 1/weight + the sum of their squares. weight: (S,) sum of weights. residual, weights,
-    leverage: (M,). orthonormal: the values of the functionals at the points, C times (M,).
+    leverage: (M,). orthonormal: values of the functionals at the points, C times (M,).
     """
 
     parameters: NDArray[np.float64]
-    kept: NDArray[np.intp]
+    rank: NDArray[np.intp]
     basis: NDArray[np.float64]
     weight: NDArray[np.float64]
     residual: NDArray[np.float64]
@@ -422,14 +424,14 @@ def _least_squares(
     """Weighted least squares of every group at once, by Gram-Schmidt on standardised columns.
 
     columns: d, x, y (the first one or all) of the pairs, (M,) each. They are orthogonalised in this
-    order; from the first one that the others explain on, all are dropped (y, then x, then d).
+    order; the first column that the ones before it explain is dropped, and all after it.
     """
     group, total = groups.group, groups.sum
     weight = total(weights)
     mean_target = total(weights * target) / weight
     residual = target - mean_target[group]
     alive = np.ones(len(weight), dtype=bool)
-    kept = np.zeros(len(weight), np.intp)
+    rank = np.zeros(len(weight), np.intp)
     leverage = weights / weight[group]
     parameters = np.zeros((len(weight), 4))
     parameters[:, 3] = mean_target
@@ -439,7 +441,7 @@ def _least_squares(
         mean = total(weights * column) / weight
         q = column - mean[group]
         spread = np.sqrt(total(weights * q * q) / weight)
-        alive &= spread > _CONSTANT_SHARE * np.abs(mean) + _TINY
+        alive &= spread > _CONSTANT_RATIO * np.abs(mean) + _TINY
         scale = np.where(alive, 1 / np.where(alive, spread, 1), 0)
         q *= scale[group]
         functional = basis[:, k]
@@ -458,9 +460,9 @@ def _least_squares(
         residual -= coefficient[group] * q
         parameters += coefficient[:, None] * functional
         leverage += weights * q * q
-        kept += alive
+        rank += alive
         orthogonal.append(q)
-    return _Surfaces(parameters, kept, basis, weight, residual, weights, leverage, orthogonal)
+    return _Surfaces(parameters, rank, basis, weight, residual, weights, leverage, orthogonal)
 
 
 def _regress(
@@ -469,19 +471,19 @@ def _regress(
     target: NDArray[np.float64],
     rules: Rules,
 ) -> _Surfaces:
-    """Least squares, in sensor mode with Huber's weights: 1 up to the threshold, then as 1/|r|."""
+    """Least squares; in sensor mode with Huber's weights: 1 up to the threshold, then as 1/|r|."""
     plain = _least_squares(groups, columns, target, np.ones(len(target)))
     if not rules.robust or rules.huber_iterations == 0:
         return plain
-    # Within the loop the plain solution's orthonormal columns serve: their weighted normal
-    # equations are well conditioned and cheaper than a new orthogonalisation.
+    # The loop uses the orthonormal columns of the plain solution: their weighted normal equations
+    # are well conditioned and cheaper than another orthogonalisation.
     q = np.stack([np.ones(len(target)), *plain.orthonormal])
     count = len(q)
     one, other = np.triu_indices(count)
     products = np.concatenate([q[one] * q[other], q * target])
     normal = np.empty((len(plain.weight), count, count))
     dropped = np.zeros((len(plain.weight), count))
-    dropped[:, 1:] = np.arange(count - 1) >= plain.kept[:, None]
+    dropped[:, 1:] = np.arange(count - 1) >= plain.rank[:, None]
     residual = plain.residual
     tiny = 1e-6 * groups.sum(np.abs(target)) / plain.weight  # exact data must not divide by 0
     for _ in range(rules.huber_iterations):
@@ -500,7 +502,7 @@ def _regress(
 def _scale_only(groups: _Groups, d: NDArray[np.float64], target: NDArray[np.float64]) -> _Surfaces:
     """The median methods: z = s d with s = median(z) / median(d) of every group.
 
-    Where relative depth is not above zero, the image's scale is taken, if there is one.
+    A group whose relative depth is not above zero takes the scale of the image, if there is one.
     """
     middle = groups.median(d - d.min()) + d.min()
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -513,7 +515,7 @@ def _scale_only(groups: _Groups, d: NDArray[np.float64], target: NDArray[np.floa
     size = groups.sum(np.ones(len(d)))
     return _Surfaces(
         parameters=parameters,
-        kept=valid.astype(np.intp),
+        rank=valid.astype(np.intp),
         basis=np.zeros((len(scale), 0, 4)),
         weight=size,
         residual=target - parameters[groups.group, 0] * d,
@@ -530,16 +532,16 @@ def _guarded(
     surfaces: _Surfaces,
     rules: Rules,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Parameters of every group and which of them are not all from its own points.
+    """Guarded parameters (S, 4) of every group, and which groups were reduced or guarded (S,).
 
-    Where even d had to be dropped only a shift is left: the median in paper mode, a median shift of
-    the image's scale in sensor mode. In sensor mode a surface that turns near and far around is
-    fitted again with the image's scale (polarity guard).
+    If d was dropped too, only a shift is left: the median in paper mode, a median shift of the
+    image's scale in sensor mode. In sensor mode a surface that inverts near and far is fitted again
+    with the image's scale (polarity guard).
     """
     parameters = surfaces.parameters.copy()
-    reduced = surfaces.kept < len(columns)
+    reduced = surfaces.rank < len(columns)
     image_scale = surfaces.parameters[-1, 0] if rules.robust else 0.0
-    flat = surfaces.kept == 0
+    flat = surfaces.rank == 0
     if flat.any():
         offset = target - image_scale * columns[0]
         low = offset.min()
@@ -561,7 +563,7 @@ def _guarded(
             )
             fixed = np.zeros((np.count_nonzero(turned), 4))
             fixed[:, 0] = image_scale
-            # parameters are named from the first column on, which here is x
+            # the first column of this fit is x
             fixed[:, 1 : len(columns)] = rest.parameters[:, : len(columns) - 1]
             fixed[:, 3] = rest.parameters[:, 3]
             parameters[turned] = fixed
@@ -572,7 +574,7 @@ def _guarded(
 def _evaluate(
     parameters: NDArray[np.float64], columns: Sequence[NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """Value of surfaces (M, 4) at points given by d, or by d, x and y."""
+    """Values (M,) of surfaces (M, 4) at points given by d, or by d, x and y, (M,) each."""
     value = parameters[:, 3].copy()
     for k, column in enumerate(columns):
         value += parameters[:, k] * column
@@ -590,7 +592,7 @@ def _inliers(
         inlier = size <= np.maximum(INLIER_STDS * rough, 1e-9 * np.abs(surfaces.residual).max())
     count = groups.sum(inlier.astype(np.float64))
     square = groups.sum(np.where(inlier, residual, 0) ** 2)
-    return inlier, np.sqrt(square / np.maximum(count - surfaces.kept - 1, 1))
+    return inlier, np.sqrt(square / np.maximum(count - surfaces.rank - 1, 1))
 
 
 def _predictive_spread(
@@ -600,25 +602,25 @@ def _predictive_spread(
     applied: NDArray[np.bool_],
     size: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Spread (S,) of new measurements about each fit such that ± 1.96 of it holds 95 %.
+    """Spread (S,) of new measurements about each fit; ± 1.96 spreads contain 95 % of them.
 
-    The standard deviation at a pixel is this times sqrt(1 + leverage of the pixel). In three steps:
+    The standard deviation at a pixel is the spread times sqrt(1 + leverage of the pixel). Steps:
     1. variance of the residuals of each group, with the frame's as a prior worth PRIOR_POINTS
        points (in proportion to the typical ``size`` of a group), because regions have few points;
-    2. growth with every ring borrowed: the farther the points, the less they say about the region;
+    2. growth with every ring borrowed: farther points say less about the region;
     3. one factor for the frame, so that 95 % of the points lie in the interval of the fit without
-       them. Leave-one-out residuals are exact and free: r / (1 - leverage). This makes the interval
-       honest whatever the tails of the errors, as far as points are where pixels are.
+       them. Leave-one-out residuals are exact without another fit: r / (1 - leverage). This makes
+       the interval valid for errors of any distribution, if the points cover the image evenly.
 
-    applied: (M,) pairs whose group is the one applied at their point.
+    applied: (M,) pairs whose group is the one that their point's label takes.
     """
     weights, group = surfaces.weights, groups.group
     leverage = np.minimum(surfaces.leverage, MAX_LEVERAGE)
     typical = groups.median(size)
     square = groups.sum(weights * residual**2)
-    freedom = np.maximum(surfaces.weight - surfaces.kept - 1, 0)
+    freedom = np.maximum(surfaces.weight - surfaces.rank - 1, 0)
     counted = np.ones(len(typical), dtype=bool)
-    counted[-1] = len(typical) == 1  # all points once more would count them twice
+    counted[-1] = len(typical) == 1  # the group of all points would count each point twice
     if freedom[counted].sum() <= 0:
         counted[:] = True
     prior = np.sum((square / typical**2)[counted]) / max(np.sum(freedom[counted]), 1.0)
@@ -626,7 +628,7 @@ def _predictive_spread(
     growth = 1 + RING_GROWTH * np.clip(groups.rings, 0, MAX_GROWTH_RINGS)
     spread = growth * np.sqrt((square + prior_square) / (freedom + PRIOR_POINTS))
 
-    # Suspected outliers do not stretch the interval; they are no sample of the surfaces' errors.
+    # Suspected outliers do not widen the interval: they are no sample of the surfaces' errors.
     judges = applied & (weights > MIN_JUDGE_WEIGHT)
     g, h, w = group[judges], leverage[judges], weights[judges]
     left_out = residual[judges] / (1 - h)
@@ -635,11 +637,9 @@ def _predictive_spread(
         (other_square + prior_square[g]) / (np.maximum(freedom[g] - w, 0) + PRIOR_POINTS)
     )
     ratio = np.sort(np.abs(left_out) / (other_spread * np.sqrt(1 / (1 - h))))
-    # The rank that holds 95 % of new points, not only of these (n + 1 in place of n).
+    # The rank that contains 95 % of new points, not only of these (n + 1 instead of n).
     rank = min(int(np.ceil(0.95 * (len(ratio) + 1))), len(ratio)) - 1
     factor = ratio[rank] / NORMAL_95
-    if (
-        rank == len(ratio) - 1
-    ):  # too few points to know their 95 % bound: what a normal variable has
+    if rank == len(ratio) - 1:  # too few points for a 95 % bound: take that of a normal variable
         factor = max(factor, stdtrit(max(freedom[-1], 1.0), 0.975) / NORMAL_95)
     return np.maximum(factor * spread, MIN_RELATIVE_STD * typical)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Surfaces made into maps: depth and standard deviation of every pixel from the row of its label.
+"""Maps of fitted surfaces: depth and standard deviation of every pixel from the row of its label.
 
-A row of the table is looked up for every pixel, in bands of rows whose intermediate results stay in
-the cache. Where numba is installed, depth is one compiled loop, four times as fast and the same to
-the bit.
+A row of the table is looked up for every pixel, in bands of image rows whose intermediate results
+fit in the processor's cache. With numba, depth is one compiled loop, four times as fast with the
+same bits.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from depth_node.fitting.numba_support import compiled, find_numba
 from depth_node.fitting.region_surfaces import SurfaceTable
 
-FEATHER_SHARE = 0.05  # seams with a larger step are edges of the scene
+MAX_FEATHER_STEP = 0.05  # relative step of depth; larger steps are edges of the scene
 
-_BLOCK_PX = 65536  # worked on at a time
-_FULL_DEVIATION_PX = 100_000
+_BLOCK_PX = 65536  # pixels of a band
+_FULL_STD_PX = 100_000  # larger images get their standard deviation at every second pixel
 
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """The map to be made metric, (H, W) float32; positions of its columns and rows in -1..1."""
+    """The relative map (H, W) float32; positions of its columns (W,) and rows (H,) in -1..1."""
 
     relative: NDArray[np.float32]
     x: NDArray[np.float64]
@@ -36,7 +36,7 @@ class ImageGrid:
 
     @classmethod
     def of(cls, relative: NDArray[np.float32]) -> ImageGrid:
-        """The image of a map (H, W)."""
+        """The grid of a map (H, W)."""
         height, width = relative.shape
         return cls(relative, _axis(width), _axis(height))
 
@@ -49,16 +49,16 @@ def depth_map(
     in_disparity: bool,
     max_depth_m: float,
 ) -> NDArray[np.float32]:
-    """Depth of every pixel, (H, W) float32 m.
+    """Depth of every pixel, (H, W) float32 m; NaN where a label has no surface.
 
-    In float64: where s d and t are large and nearly cancel, float32 would lose millimetres.
+    Computed in float64: if s d and t are large and nearly cancel, float32 loses millimetres.
     """
     depth = np.empty(grid.relative.shape, np.float32)
     paint = _compiled_paint() if labels is not None else None
     if paint is not None:
         rows = np.concatenate([table.parameters, table.limits], axis=1)
-        least = 1 / max_depth_m if in_disparity else 0.0
-        paint(grid.relative, labels, grid.x, grid.y, rows, least, depth)
+        min_disparity = 1 / max_depth_m if in_disparity else 0.0
+        paint(grid.relative, labels, grid.x, grid.y, rows, min_disparity, depth)
         return depth
     scale, slope_x, slope_y, shift = table.parameters.T
     low, high = table.limits.T
@@ -86,7 +86,7 @@ def depth_map(
 
 @functools.cache
 def _compiled_paint() -> Callable[..., None] | None:
-    """The loop of depth_map as machine code, kept on disk; None where numba cannot be used."""
+    """The loop of depth_map as machine code, cached on disk; None if numba cannot be used."""
     return compiled(_paint) if find_numba()[0] else None
 
 
@@ -96,10 +96,10 @@ def _paint(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
     rows: NDArray[np.float64],
-    least: float,
+    min_disparity: float,
     depth: NDArray[np.float32],
 ) -> None:
-    """Fill depth (H, W). rows: (K+1, 6) s, a, b, t, lowest, highest; least: of disparity, or 0."""
+    """Fill depth (H, W). rows: (K+1, 6) s, a, b, t, lowest, highest; min_disparity: 1/m, or 0."""
     height, width = relative.shape
     for row in range(height):
         last = -1
@@ -111,9 +111,9 @@ def _paint(
                 s, a, b = rows[label, 0], rows[label, 1], rows[label, 2] * y[row]
                 t, low, high = rows[label, 3], rows[label, 4], rows[label, 5]
             value = s * relative[row, col] + a * x[col] + b + t
-            if least > 0:
-                if value < least:
-                    value = least
+            if min_disparity > 0:
+                if value < min_disparity:
+                    value = min_disparity
                 value = 1 / value
             # NaN is neither below nor above and stays.
             if value < low:
@@ -129,13 +129,13 @@ def std_map(
     table: SurfaceTable,
     depth: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Standard deviation of every pixel, (H, W) float32 m, NaN where depth is.
+    """Standard deviation of every pixel, (H, W) float32 m, NaN where depth is NaN.
 
-    spread sqrt(1 + leverage), the leverage of a pixel being 1 / weight + the sum of its squared
-    basis functionals: it grows away from the points that were fitted. Large images are worked on
-    at every second pixel, as the leverage is smooth.
+    spread sqrt(1 + leverage); the leverage of a pixel is 1 / weight + the sum of its squared basis
+    functionals, so it grows away from the fitted points. Large images are computed at every second
+    pixel, because the leverage is smooth.
     """
-    step = 2 if depth.size > _FULL_DEVIATION_PX else 1
+    step = 2 if depth.size > _FULL_STD_PX else 1
     relative = np.ascontiguousarray(grid.relative[::step, ::step])
     x = grid.x[::step].astype(np.float32)[None, :]
     y = grid.y[::step].astype(np.float32)[:, None]
@@ -162,7 +162,8 @@ def std_map(
     for _ in range(table.spread_power):
         std *= depth
     if np.isnan(std.min() + depth.min()):
-        # Where every second pixel missed a hole of the prediction, or found one, both must agree.
+        # Depth and standard deviation must be unknown at the same pixels, also between the computed
+        # ones.
         worst = np.float32(np.nanmax(std, initial=0))
         std[np.isnan(std) & np.isfinite(table.spread).any()] = worst
         std[np.isnan(depth)] = np.nan
@@ -179,23 +180,23 @@ def feather(
     min_depth_m: float,
     max_depth_m: float,
 ) -> None:
-    """Blend the parameters of neighbouring regions near their seam, where the surfaces meet anyway.
+    """Blend the parameters of neighbouring regions near seams at which their surfaces nearly meet.
 
-    In place. Where the blend would move a pixel by more than FEATHER_SHARE the seam is an
-    edge of the scene and stays sharp.
+    Changes depth (H, W) m in place. If blending would move a pixel by more than MAX_FEATHER_STEP
+    times its depth, the seam is an edge of the scene and stays as it is. labels: (H, W).
     """
     known: Any = np.isfinite(table.parameters).all(axis=1)
     size = (2 * distance_px + 1,) * 2
     index = labels.astype(np.intp)
-    share: Any = cv2.blur(known.astype(np.float32)[index], size)
+    known_fraction: Any = cv2.blur(known.astype(np.float32)[index], size)
     blend: Any = np.zeros_like(depth)
     factors: list[Any] = [grid.relative, grid.x[None, :], grid.y[:, None], 1.0]
     for parameter, factor in zip(table.parameters.T, factors, strict=True):
         values = np.where(known, parameter, 0).astype(np.float32)[index]
         blend += (cv2.blur(values, size) * factor).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        blend /= share
-        meets: Any = np.abs(blend - depth) <= FEATHER_SHARE * depth
+        blend /= known_fraction
+        meets: Any = np.abs(blend - depth) <= MAX_FEATHER_STEP * depth
     meets &= (blend >= min_depth_m) & (blend <= max_depth_m)
     np.copyto(depth, blend, where=meets)
 
@@ -203,7 +204,7 @@ def feather(
 def _blocks(
     labels: NDArray[np.integer] | None, table: SurfaceTable, shape: tuple[int, ...], dtype: type
 ) -> Iterator[tuple[slice, _Look]]:
-    """Bands of rows, small enough for their intermediate results to stay in the cache."""
+    """Bands of rows whose intermediate results fit in the processor's cache."""
     rows = _block_rows(shape)
     buffer: NDArray[Any] = np.empty((rows, shape[1]), dtype)
     for top in range(0, shape[0], rows):
@@ -217,7 +218,7 @@ def _block_rows(shape: tuple[int, ...]) -> int:
 
 
 class _Look:
-    """Looks the value of each pixel's label up, in a block of pixels; valid until the next call."""
+    """Looks up the value of each pixel's label in a band of pixels; valid until the next call."""
 
     def __init__(self, labels: NDArray[np.integer] | None, buffer: NDArray[Any], count: int):
         self.buffer = buffer
@@ -228,13 +229,13 @@ class _Look:
             self._table = np.zeros((1, 256), buffer.dtype)
 
     def __call__(self, values: NDArray[Any]) -> Any:
-        """values: (K+1,). The values of the block's pixels, (rows, W), or the only one."""
+        """Values (K+1,) of labels -> values of the band's pixels (rows, W), or the only value."""
         if self._index is None:
             return values[0]
         if self._small:  # twice as fast as take
             self._table[0, : len(values)] = values
             return cv2.LUT(self._index, self._table, dst=self.buffer)
-        # mode="clip" spares the copy that "raise" needs; labels were checked, nothing is clipped
+        # mode="clip" avoids the copy that "raise" needs; labels were checked, so nothing is clipped
         return values.take(self._index, mode="clip", out=self.buffer)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The camera: pixels to rays and back, for every distortion model that OpenCV has."""
+"""The camera: pixels to rays and back, for the pinhole, Brown-Conrady and fisheye models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Camera:
     (Brown-Conrady; with eight values OpenCV's and ROS's rational polynomial); (k1, k2, k3, k4) for
     "equidistant" (Kannala-Brandt, OpenCV's fisheye).
 
-    Raises ValueError, in a sentence, for a calibration that cannot be used.
+    Raises ValueError for a calibration that cannot be used.
     """
 
     width: int
@@ -92,10 +92,11 @@ class Camera:
         width: int = 0,
         height: int = 0,
     ) -> Camera:
-        """Camera from K (3x3 or nine values, row by row), D and a distortion model of ROS or ours.
+        """Camera from K, (3, 3) or nine values row by row, D and a distortion model of ROS or ours.
 
         A polynomial model whose coefficients are all zero is a pinhole (a rectified image); an
-        equidistant one is not, its zero coefficients still bend the image.
+        equidistant model is not, because it distorts with zero coefficients too. Raises ValueError
+        for a calibration that cannot be used.
         """
         k = np.asarray(matrix, dtype=np.float64)
         if k.size != 9:
@@ -146,9 +147,9 @@ class Camera:
     def project(self, points: FloatArray) -> npt.NDArray[np.float64]:
         """(N, 3) points in the camera frame, metres -> (N, 2) float64 pixel coordinates (u, v).
 
-        NaN for points with z <= 0 and for those beyond the range in which the distortion model is
-        monotonic: there the polynomial folds the world back into the image. The image's border
-        is not applied.
+        NaN for points with z <= 0 and for points beyond the monotonic range of the distortion
+        model, where the polynomial folds directions back into the image. Points outside the image
+        are not removed.
         """
         p = np.asarray(points, dtype=np.float64)
         z = p[:, 2]
@@ -172,7 +173,10 @@ class Camera:
         return _rays(self)
 
     def backproject(self, depth: FloatArray) -> npt.NDArray[np.float32]:
-        """(H, W) depth in metres -> (H, W, 3) float32 points in the camera frame, NaN unknown."""
+        """(H, W) depth in metres -> (H, W, 3) float32 points in the camera frame, NaN unknown.
+
+        Raises ValueError if the depth does not have the size of the camera.
+        """
         if depth.shape != (self.height, self.width):
             raise ValueError(
                 f"depth is {depth.shape[1]}x{depth.shape[0]} but the camera"
@@ -259,7 +263,7 @@ def _rays(camera: Camera) -> npt.NDArray[np.float32]:
     v = (np.arange(camera.height) - camera.cy) / camera.fy
     x, y = np.meshgrid(u, v)
     if camera.model != "pinhole":
-        # In pieces that fit a core's cache: three times as fast as the whole image at once.
+        # In pieces that fit in a core's cache: three times as fast as the whole image at once.
         pieces = max(1, x.size >> 14)
         parts = [
             _undistort(camera, *part)
@@ -279,11 +283,11 @@ def _rays(camera: Camera) -> npt.NDArray[np.float32]:
 def _undistort(
     camera: Camera, x_d: npt.NDArray[np.float64], y_d: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Distorted plane -> ideal plane. NaN where no point of the monotonic range arrives there."""
+    """Distorted plane -> ideal plane. NaN where no point of the monotonic range is projected."""
     limit = _monotonic_range(camera)
     r_d = np.hypot(x_d, y_d)
-    # The radial part is inverted by a table over the monotonic range, which gives a start close
-    # enough that Newton's method cannot run to a folded-back solution.
+    # A table over the monotonic range inverts the radial part; its solution is close enough that
+    # Newton's method does not converge to a folded-back solution.
     if camera.model == "equidistant":
         grid = np.asarray(np.linspace(0.0, limit, 4097), np.float64)
         table = _fisheye_radius(grid, camera.distortion)
@@ -299,7 +303,7 @@ def _undistort(
         return x_d * ratio, y_d * ratio
 
     numerator, denominator = _radial_polynomials(camera.distortion)
-    # Without a fold the range is unbounded; an image beyond tan = 20 (87 degrees) is no pinhole.
+    # Without a fold the range is unbounded; no pinhole image reaches beyond tan = 20 (87 degrees).
     grid = np.asarray(np.linspace(0.0, min(limit, 20.0), 8193), np.float64)
     square = grid * grid
     table = grid * _horner(numerator, square) / _horner(denominator, square)

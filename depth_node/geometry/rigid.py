@@ -14,7 +14,10 @@ FloatArray = npt.NDArray[np.floating]
 def rigid_transform(
     translation_xyz: Sequence[float] | FloatArray, quaternion_xyzw: Sequence[float] | FloatArray
 ) -> npt.NDArray[np.float64]:
-    """(4, 4) float64 transform from a translation in metres and a unit quaternion (x, y, z, w)."""
+    """(4, 4) float64 transform from a translation (3,), m, and a unit quaternion (x, y, z, w).
+
+    Raises ValueError if the quaternion is not a unit one or a value is not finite.
+    """
     translation = np.asarray(translation_xyz, dtype=np.float64)
     quaternion = np.asarray(quaternion_xyzw, dtype=np.float64)
     if translation.shape != (3,) or quaternion.shape != (4,):
@@ -26,18 +29,21 @@ def rigid_transform(
             " give a unit quaternion (x, y, z, w) and finite metres"
         )
     x, y, z, w = quaternion / norm
-    transform_ = np.eye(4)
-    transform_[:3, :3] = [
+    T = np.eye(4)
+    T[:3, :3] = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
         [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
         [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
     ]
-    transform_[:3, 3] = translation
-    return transform_
+    T[:3, 3] = translation
+    return T
 
 
 def check_rigid(T: npt.ArrayLike, name: str = "transform") -> npt.NDArray[np.float64]:
-    """T as (4, 4) float64; sixteen values are taken row by row. Raises ValueError if not rigid."""
+    """Return T as (4, 4) float64; 16 values are taken row by row.
+
+    Raises ValueError if not rigid.
+    """
     array = np.asarray(T, dtype=np.float64)
     if array.size != 16:
         raise ValueError(f"{name} has {array.size} values: give 16, a 4x4 matrix row by row")
@@ -59,7 +65,7 @@ def check_rigid(T: npt.ArrayLike, name: str = "transform") -> npt.NDArray[np.flo
 
 
 def invert_rigid(T_a_b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """T_b_a of a rigid T_a_b."""
+    """T_b_a of a rigid T_a_b, (4, 4) each."""
     inverse = np.eye(4)
     inverse[:3, :3] = T_a_b[:3, :3].T
     inverse[:3, 3] = -T_a_b[:3, :3].T @ T_a_b[:3, 3]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LiDAR points to pixels with a measured depth; points that the camera cannot see are dropped."""
+"""Projection of LiDAR points to pixels with a measured depth; hidden points are dropped."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ def scan_to_points(
 ) -> npt.NDArray[np.float32]:
     """A planar scan (metres, radians, as LaserScan) -> (M, 3) float32 points with z = 0.
 
-    Inf and NaN (REP 117) and everything outside [range_min, range_max] is dropped.
+    Inf and NaN (REP 117) and ranges outside [range_min, range_max] are dropped.
     """
     r = np.asarray(ranges, dtype=np.float64).reshape(-1)
     with np.errstate(invalid="ignore"):
         keep = np.isfinite(r) & (r >= range_min) & (r <= range_max) & (r > 0)
     angles = angle_min + angle_increment * np.flatnonzero(keep)
-    kept = r[keep]
-    points = np.zeros((len(kept), 3), np.float32)
-    points[:, 0] = kept * np.cos(angles)
-    points[:, 1] = kept * np.sin(angles)
+    valid = r[keep]
+    points = np.zeros((len(valid), 3), np.float32)
+    points[:, 0] = valid * np.cos(angles)
+    points[:, 1] = valid * np.sin(angles)
     return points
 
 
 @dataclass(frozen=True)
 class ProjectionCounts:
-    """What became of the points of one frame; ``given`` is the sum of all the others."""
+    """Number of points of one frame by result; ``given`` is the sum of all others."""
 
     given: int = 0
-    invalid: int = 0  # not finite, or (0, 0, 0): how many drivers mark a missing return
+    invalid: int = 0  # not finite, or (0, 0, 0), with which many drivers mark a missing return
     behind: int = 0  # z <= 0
     out_of_range: int = 0  # nearer than min_depth_m or farther than max_depth_m
     outside: int = 0  # not in the image, or beyond the range of the distortion model
@@ -55,7 +55,7 @@ class SparseDepth:
     """Metric measurements at single pixels, at most one per pixel when projected.
 
     rows, cols: (N,) int32. depth: (N,) float32 metres along the optical axis. age_s: (N,) float32
-    seconds between the measurement and the image.
+    seconds between the measurement and the image. Raises ValueError if the lengths differ.
     """
 
     rows: npt.NDArray[np.int32]
@@ -80,7 +80,7 @@ class SparseDepth:
         depth: npt.ArrayLike,
         age_s: npt.ArrayLike | None = None,
     ) -> SparseDepth:
-        """From pixel rows, columns and metres; points without finite positive depth are dropped."""
+        """From pixel rows, cols and metres, (N,) each; only finite depths above 0 are used."""
         z = np.asarray(depth, dtype=np.float32)
         age = np.zeros(z.shape, np.float32) if age_s is None else np.asarray(age_s, np.float32)
         sparse = cls(
@@ -92,8 +92,8 @@ class SparseDepth:
         valid = np.isfinite(z) & (z > 0)
         used = int(valid.sum())
         counts = ProjectionCounts(given=len(z), invalid=len(z) - used, used=used)
-        kept = sparse if used == len(z) else sparse.subset(valid)
-        return cls(kept.rows, kept.cols, kept.depth, kept.age_s, counts)
+        sparse = sparse if used == len(z) else sparse.subset(valid)
+        return cls(sparse.rows, sparse.cols, sparse.depth, sparse.age_s, counts)
 
     @classmethod
     def from_map(cls, depth_map: FloatArray) -> SparseDepth:
@@ -103,14 +103,17 @@ class SparseDepth:
         return cls.from_arrays(rows, cols, depth_map[rows, cols])
 
     def to_map(self, height: int, width: int) -> npt.NDArray[np.float32]:
-        """(height, width) float32 metres, NaN where there is no point; the nearest wins."""
+        """(height, width) float32 metres, NaN without a point; of several the nearest."""
         depth_map = np.full((height, width), np.inf, np.float32)
         np.minimum.at(depth_map, (self.rows, self.cols), self.depth)
         depth_map[np.isinf(depth_map)] = np.nan
         return depth_map
 
     def subset(self, mask: npt.NDArray[np.bool_] | npt.NDArray[np.integer]) -> SparseDepth:
-        """The points of a mask or of indices. The counts stay those of the whole frame."""
+        """The points of a mask (N,) bool or of indices (n,).
+
+        The counts are those of the whole frame.
+        """
         return SparseDepth(
             self.rows[mask], self.cols[mask], self.depth[mask], self.age_s[mask], self.counts
         )
@@ -118,29 +121,31 @@ class SparseDepth:
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """Which LiDAR points count as seen by the camera."""
+    """Rules for the LiDAR points that the camera sees.
 
-    drop_occluded: bool = option(
-        True, "drop points that the camera cannot see because something nearer covers them"
-    )
+    Raises ConfigError if min_depth_m is not below max_depth_m.
+    """
+
+    drop_occluded: bool = option(True, "Drop points that something nearer hides from the camera.")
     occlusion_radius_px: int = option(
         16,
-        "how far around a point nearer points are looked for; about the distance in the image"
-        " between neighbouring LiDAR lines",
+        "Radius in which nearer points are searched; about the distance in the image between"
+        " neighbouring LiDAR lines.",
         unit="px",
         minimum=1,
         maximum=100,
     )
     occlusion_ratio: float = option(
         1.15,
-        "a point is hidden if it is this many times as far as nearer points on all sides of it",
+        "A point is hidden if its depth is this many times that of nearer points on all sides of"
+        " it.",
         minimum=1.01,
         maximum=10.0,
     )
     min_depth_m: float = option(
-        0.05, "nearer points are not used (the robot itself)", unit="m", minimum=0.0
+        0.05, "Nearer points are dropped (the robot itself).", unit="m", minimum=0.0
     )
-    max_depth_m: float = option(200.0, "farther points are not used", unit="m", minimum=0.1)
+    max_depth_m: float = option(200.0, "Farther points are dropped.", unit="m", minimum=0.1)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -158,11 +163,12 @@ def project_points(
     config: ProjectionConfig | None = None,
     age_s: float | FloatArray = 0.0,
 ) -> SparseDepth:
-    """LiDAR points (N, 3) in metres -> the pixels at which the camera has a metric depth.
+    """LiDAR points (N, 3) in metres -> pixels with a metric depth in the camera.
 
-    Points that are not finite, behind the camera, out of range or outside the image go; of
-    several points in one pixel the nearest stays; hidden points go (see _hidden). The result is in
-    row-major order, whatever the order of the points.
+    T_camera_lidar: (4, 4). age_s: of all points, or (N,). Dropped are points that are not finite,
+    behind the camera, out of range, outside the image, behind a nearer point of the same pixel or
+    hidden (see _hidden). The result is in row-major order, whatever the order of the points. Raises
+    ValueError if the points do not have the shape (N, 3).
     """
     config = config or ProjectionConfig()
     points = np.asarray(points_lidar)
@@ -172,11 +178,11 @@ def project_points(
     given = len(points)
     x, y, z = np.ascontiguousarray(points.T, dtype=np.float64)
     rotation, shift = T_camera_lidar[:3, :3], T_camera_lidar[:3, 3]
-    # Written out: a matrix product this thin makes BLAS wake every core for nothing. Depth first,
-    # for of a full turn most points are behind the camera.
+    # Written out, because BLAS wakes every core for a matrix product this thin. Depth first,
+    # because most points of a full turn are behind the camera.
     with np.errstate(invalid="ignore", over="ignore"):
         depth = rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2] * z + shift[2]
-    # Whatever is not finite in a point is not finite in its depth, for 0 * Inf is NaN too.
+    # A point that is not finite has a depth that is not finite, because 0 * Inf is NaN too.
     valid = np.isfinite(depth) & ((x != 0) | (y != 0) | (z != 0))
     front = valid & (depth > 0)
     in_range = front & (depth >= config.min_depth_m) & (depth <= config.max_depth_m)
@@ -191,7 +197,7 @@ def project_points(
     in_camera[:, 2] = depth[source]
     pixels = camera.project(in_camera)
     with np.errstate(invalid="ignore"):
-        # floor(u + 0.5) in 0 .. width - 1, written without rounding; NaN compares false
+        # the same as floor(u + 0.5) in 0 .. width - 1; NaN compares false
         inside = (pixels[:, 0] >= -0.5) & (pixels[:, 0] < camera.width - 0.5)
         inside &= (pixels[:, 1] >= -0.5) & (pixels[:, 1] < camera.height - 0.5)
     source, pixels = source[inside], pixels[inside]
@@ -213,9 +219,9 @@ def project_points(
 
     occluded = 0
     if config.drop_occluded and len(depth):
-        seen = ~_hidden(z_buffer, rows, cols, depth, pad, config.occlusion_ratio)
-        occluded = len(seen) - int(seen.sum())
-        rows, cols, depth, source = rows[seen], cols[seen], depth[seen], source[seen]
+        visible = ~_hidden(z_buffer, rows, cols, depth, pad, config.occlusion_ratio)
+        occluded = len(visible) - int(visible.sum())
+        rows, cols, depth, source = rows[visible], cols[visible], depth[visible], source[visible]
 
     n_valid, n_front, n_range = int(valid.sum()), int(front.sum()), int(in_range.sum())
     n_inside = int(inside.sum())
@@ -246,15 +252,16 @@ def _hidden(
     radius: int,
     ratio: float,
 ) -> npt.NDArray[np.bool_]:
-    """Which points something nearer covers: (N,) bool.
+    """Points that something nearer hides from the camera: (N,) bool.
 
-    A LiDAR beside the camera sees past a foreground object onto what is hidden from the camera;
-    these points land amid those of the object. A point is hidden if in each of the four quadrants
-    around it, ``radius`` pixels wide and high, some point is nearer by ``ratio``. A slanted floor
-    has nearer points only below, a wall beside an object only on one side: both stay.
+    A LiDAR beside the camera measures surfaces behind a foreground object that the camera cannot
+    see; their points are projected between those of the object. A point is hidden if each of the
+    four quadrants around it, ``radius`` pixels wide and high, has a point that is nearer by
+    ``ratio``. A slanted floor has nearer points only below, a wall beside an object only on one
+    side: both stay.
     """
     # One running minimum over (radius + 1)^2 windows that end at a pixel serves all four
-    # quadrants: read at the pixel, and shifted by the radius to the right, below, and both.
+    # quadrants: it is read at the pixel and shifted by the radius to the right, below, and both.
     kernel = np.ones((radius + 1, radius + 1), np.uint8)
     window_min = cv2.erode(z_buffer, kernel, anchor=(radius, radius))
     limit = depth / np.float32(ratio)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where frames lie to each other over time: recorded TF without a running ROS."""
+"""Transforms between frames over time: recorded TF without a running ROS."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Transform = NDArray[np.float64]
 
 
 class TransformError(LookupError):
-    """Two frames that nothing joins, or not at that time; the message says which."""
+    """Two frames are not connected, or not at this time; the message names them."""
 
 
 @dataclass
 class _Link:
-    """T_parent_child of one frame, at each of its times; one without a time holds always."""
+    """T_parent_child of one frame at each of its stamps; without a stamp it is static."""
 
     parent: str
     stamps_ns: list[int] = field(default_factory=list)
@@ -32,7 +32,7 @@ class _Link:
             return self.transforms[0]
         after = bisect.bisect_left(self.stamps_ns, stamp_ns)
         if 0 < after < len(self.stamps_ns):
-            return _between(
+            return _interpolate(
                 self.transforms[after - 1],
                 self.transforms[after],
                 (stamp_ns - self.stamps_ns[after - 1])
@@ -49,8 +49,10 @@ class _Link:
 
 
 class TransformTree:
-    """A tree of frames. Between two times a transform is interpolated, as tf2 does; before the
-    first and after the last it holds for tolerance_s.
+    """A tree of frames with transforms T_parent_child, (4, 4).
+
+    Between two stamps a transform is interpolated, as tf2 does; before the first and after the last
+    stamp it is valid for tolerance_s.
     """
 
     def __init__(self, tolerance_s: float = 0.1) -> None:
@@ -58,7 +60,10 @@ class TransformTree:
         self._links: dict[str, _Link] = {}
 
     def add(self, parent: str, child: str, T: Transform, stamp_ns: int | None = None) -> None:
-        """T_parent_child (4, 4) at a time, or for ever (None). A new parent replaces the old."""
+        """Add T_parent_child (4, 4) at a stamp, or static (None).
+
+        A new parent replaces the old one.
+        """
         parent, child = parent.lstrip("/"), child.lstrip("/")
         link = self._links.get(child)
         if link is None or link.parent != parent or stamp_ns is None or not link.stamps_ns:
@@ -66,15 +71,18 @@ class TransformTree:
         if stamp_ns is None:
             link.transforms.append(T)
             return
-        place = bisect.bisect_left(link.stamps_ns, stamp_ns)
-        if place < len(link.stamps_ns) and link.stamps_ns[place] == stamp_ns:
-            link.transforms[place] = T
+        index = bisect.bisect_left(link.stamps_ns, stamp_ns)
+        if index < len(link.stamps_ns) and link.stamps_ns[index] == stamp_ns:
+            link.transforms[index] = T
             return
-        link.stamps_ns.insert(place, stamp_ns)
-        link.transforms.insert(place, T)
+        link.stamps_ns.insert(index, stamp_ns)
+        link.transforms.insert(index, T)
 
     def look_up(self, target: str, source: str, stamp_ns: int) -> Transform:
-        """T_target_source (4, 4) at a time. Raises TransformError."""
+        """T_target_source (4, 4) at a stamp.
+
+        Raises TransformError if the frames are not connected.
+        """
         above_target, above_source = self._chain(target), self._chain(source)
         joint = next((name for name in above_source if name in above_target), None)
         if joint is None:
@@ -103,10 +111,10 @@ class TransformTree:
         return T
 
 
-def _between(first: Transform, second: Transform, share: float) -> Transform:
-    """Translation linear, rotation along the shortest arc."""
+def _interpolate(first: Transform, second: Transform, fraction: float) -> Transform:
+    """Linear translation, rotation along the shortest arc; fraction 0 gives the first."""
     turns = Rotation.from_matrix(np.stack([first[:3, :3], second[:3, :3]]))
     T = np.eye(4)
-    T[:3, :3] = Slerp([0.0, 1.0], turns)(share).as_matrix()
-    T[:3, 3] = (1 - share) * first[:3, 3] + share * second[:3, 3]
+    T[:3, :3] = Slerp([0.0, 1.0], turns)(fraction).as_matrix()
+    T[:3, 3] = (1 - fraction) * first[:3, 3] + fraction * second[:3, 3]
     return T

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of others: which are known by name, fetching, converting and comparing them."""
+"""Networks known by name: registry, download, conversion to FP16, comparison."""

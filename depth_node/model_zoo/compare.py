@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two networks, or one in two precisions or on two back ends, on the same images.
+"""Compare two networks, or one in two precisions or on two back ends, on the same images.
 
-The figures and their limits are those of engine/check.py, here over many images.
+The figures and their limits are those of engine/self_check.py, over many images.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from depth_node.engine.self_check import Limits, OutputDifference, output_differ
 from depth_node.prediction import KINDS
 from depth_node.simulation.renderer import Scene, random_view
 
-WANTED = 50  # images on which a limit says something
+RECOMMENDED_IMAGES = 50  # for a reliable comparison
 _ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-_VIEWS = 5  # of a rendered room
-_LONGEST_PX = 384  # of a rendered image; more costs time and shows a network nothing new
+_VIEWS_PER_ROOM = 5
+_LONGEST_PX = 384  # longer side of a rendered image
 
 Image = npt.NDArray[np.uint8]
 Tensors = dict[str, npt.NDArray]
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every image below a folder, in order of its name. Raises EngineError if there is none."""
+    """All image files below a folder, sorted by name. Raises EngineError if there is none."""
     if not folder.is_dir():
         raise EngineError(f"{folder} is no folder: give --images a folder with images in it")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
-    # What lies beside images in folders of RGB-D frames is measured, not seen.
-    found = [path for path in found if not path.stem.startswith(("depth", "segmentation"))]
-    if not found:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    # Folders of RGB-D frames also hold depth and label maps as image files.
+    files = [path for path in files if not path.stem.startswith(("depth", "segmentation"))]
+    if not files:
         raise EngineError(
             f"there is no image below {folder} ({', '.join(sorted(_ENDINGS))}): name another"
             " folder, or leave --images out for rendered rooms"
         )
-    return found
+    return files
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,13 @@ class ComparisonImages:
     seed: int = 0
 
     @classmethod
-    def of(cls, folder: Path | None, manifest: Manifest, count: int = WANTED) -> ComparisonImages:
-        """At most `count` images of a folder, spread over it; without one, rendered rooms."""
+    def of(
+        cls, folder: Path | None, manifest: Manifest, count: int = RECOMMENDED_IMAGES
+    ) -> ComparisonImages:
+        """At most `count` images, spread evenly over a folder; without a folder rendered rooms.
+
+        Raises EngineError if the count is below 1 or the folder has no images.
+        """
         if count < 1:
             raise EngineError(f"--count is {count}: compare on at least one image")
         if folder is not None:
@@ -76,12 +81,12 @@ class ComparisonImages:
         return cls(count, (), *size)
 
     def __iter__(self) -> Iterator[Image]:
-        """Image by image. Raises EngineError for a file that is none."""
+        """Yield image by image. Raises EngineError for a file that is not an image."""
         if self.files:
             yield from (_read(path) for path in self.files[: self.count])
             return
         for number in range(self.count):
-            if number % _VIEWS == 0:  # a room costs more than another view of it
+            if number % _VIEWS_PER_ROOM == 0:  # another view costs less than another room
                 rng = np.random.default_rng([self.seed, number])
                 room = Scene.random(rng, "mixed", shadow_px=96)
             view = random_view(room, rng, self.width, self.height)
@@ -92,14 +97,14 @@ class ComparisonImages:
 
 
 def _read(path: Path) -> Image:
-    found = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if found is None:
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
         raise EngineError(f"{path} cannot be read as an image: remove or replace it")
-    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 
 def tensors_of(manifest: Manifest, image: Image, number: int) -> Tensors:
-    """The input tensors of a model; random numbers for one that sees no image."""
+    """Input tensors of a model for an image (H, W, 3); random numbers if it takes no image."""
     if manifest.inputs:
         rng = np.random.default_rng(number)
         shapes = manifest.input_shapes.items()
@@ -109,29 +114,29 @@ def tensors_of(manifest: Manifest, image: Image, number: int) -> Tensors:
 
 @dataclass
 class ModelComparison:
-    """How near B came to A, a :class:`OutputDifference` per image, and the times of a run."""
+    """Differences between the outputs of B and A, one per image, and the times of their runs."""
 
     limits: Limits
-    found: list[OutputDifference] = field(default_factory=list)
-    ms: list[tuple[float, float]] = field(default_factory=list)
+    differences: list[OutputDifference] = field(default_factory=list)
+    times_ms: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def worst(self) -> OutputDifference:
-        """The worst figure of any image."""
+        """The worst figures of all images."""
         worst = OutputDifference(1.0, 1.0, 0.0)
-        for one in self.found:
-            worst = worst.worse(one)
+        for difference in self.differences:
+            worst = worst.worse(difference)
         return worst
 
     @property
     def failures(self) -> list[str]:
-        """What is beyond its limit, in words."""
+        """Describe every figure that is beyond its limit."""
         return self.worst.failures(self.limits)
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """(figure, mean, worst, limit, verdict) for a table."""
         mean = [
-            float(np.mean([getattr(one, name) for one in self.found]))
+            float(np.mean([getattr(one, name) for one in self.differences]))
             for name in ("finite", "correlation", "relative_error")
         ]
         w, lim = self.worst, self.limits
@@ -149,21 +154,23 @@ class ModelComparison:
 
 
 def _row(
-    name: str, mean: float, worst: float, limit: float, good: bool, how: str
+    name: str, mean: float, worst: float, limit: float, good: bool, form: str
 ) -> tuple[str, str, str, str, str]:
-    return name, format(mean, how), format(worst, how), format(limit, how), "ok" if good else "NO"
+    verdict = "ok" if good else "NO"
+    return name, format(mean, form), format(worst, form), format(limit, form), verdict
 
 
 def compare(
     a: Engine,
     b: Engine,
     images: ComparisonImages,
-    on_image: Callable[[str], None] = lambda word: None,
+    on_image: Callable[[str], None] = lambda name: None,
     limits: Limits | None = None,
 ) -> ModelComparison:
-    """Run both on every image; A is the reference. Raises EngineError if they do not compare.
+    """Run both networks on every image; A is the reference.
 
-    Depth maps of two sizes are compared in the image's pixels.
+    Depth maps of two sizes are compared in the image's pixels. on_image is called with the name of
+    every image that is done. Raises EngineError if the networks cannot be compared or run.
     """
     if a.manifest.meaning != b.manifest.meaning:
         raise EngineError(
@@ -173,18 +180,18 @@ def compare(
     result = ModelComparison(limits or Limits.of(a.manifest))
     for number, image in enumerate(images):
         start = time.perf_counter()
-        wanted = a.run_named(tensors_of(a.manifest, image, number))
+        reference = a.run_named(tensors_of(a.manifest, image, number))
         middle = time.perf_counter()
-        given = b.run_named(tensors_of(b.manifest, image, number))
+        outputs = b.run_named(tensors_of(b.manifest, image, number))
         end = time.perf_counter()
-        result.ms.append(((middle - start) * 1e3, (end - middle) * 1e3))
-        result.found.append(_worst_output(a.manifest, b.manifest, wanted, given, image))
+        result.times_ms.append(((middle - start) * 1e3, (end - middle) * 1e3))
+        result.differences.append(_worst_output(a.manifest, b.manifest, reference, outputs, image))
         on_image(images.files[number].name if images.files else "")
     return result
 
 
 def _worst_output(
-    a: Manifest, b: Manifest, wanted: Tensors, given: Tensors, image: Image
+    a: Manifest, b: Manifest, references: Tensors, outputs: Tensors, image: Image
 ) -> OutputDifference:
     names = list(zip(a.output_names, b.output_names, strict=False))
     if len(a.output_names) != len(b.output_names):
@@ -193,13 +200,13 @@ def _worst_output(
             " networks of one kind can be compared"
         )
     worst = OutputDifference(1.0, 1.0, 0.0)
-    for one, other in names:
-        reference, answer = wanted[one], given[other]
-        if reference.shape != answer.shape and a.meaning in KINDS:
+    for name_a, name_b in names:
+        reference, output = references[name_a], outputs[name_b]
+        if reference.shape != output.shape and a.meaning in KINDS:
             height, width = image.shape[:2]
             reference = to_image(_flat(reference), a.input, height, width)
-            answer = to_image(_flat(answer), b.input, height, width)
-        worst = worst.worse(output_difference(answer, reference, a.meaning))
+            output = to_image(_flat(output), b.input, height, width)
+        worst = worst.worse(output_difference(output, reference, a.meaning))
     return worst
 
 
@@ -208,6 +215,6 @@ def _flat(output: npt.NDArray) -> npt.NDArray:
 
 
 def median_ms(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Median times of A and B."""
+    """Median times of A and B, ms."""
     a, b = np.median(np.asarray(times), axis=0)
     return float(a), float(b)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model file's FP16 copy, written only if it answers on images as the FP32 file does.
+"""Convert a model file to FP16; the copy is written only if its outputs agree with FP32.
 
-What stays FP32 is decided in halving.py, by the graph and by ranges that are measured here.
+fp16.py decides which nodes stay FP32, by the graph and by value ranges that are measured here.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ from depth_node.model_zoo.registry import locate
 if TYPE_CHECKING:
     import onnx
 
-MEASURED = 4  # images on which the ranges are measured
-_LARGEST_FILE = 2_000_000_000  # bytes; protobuf ends at 2^31
+RANGE_IMAGES = 4  # images on which value ranges are measured
+_MAX_FILE_BYTES = 2_000_000_000  # protobuf ends at 2^31
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A model file in FP16 with its manifest, and what was measured before it was written.
+    """A model file in FP16 with its manifest, and the measurements made before it was written.
 
-    The graph of ``half`` is empty: it is in the file. ``bytes``: of the FP32 and the FP16 file.
+    The graph of ``fp16`` is empty, because it is in the file. ``bytes``: sizes of the FP32 and the
+    FP16 file.
     """
 
     path: Path
     manifest: Manifest
-    half: Fp16Model
+    fp16: Fp16Model
     comparison: ModelComparison
     bytes: tuple[int, int]
 
@@ -66,84 +67,86 @@ def convert(
     *,
     manifest: str | Path | None = None,
     out: Path | None = None,
-    half_input: bool = False,
+    fp16_input: bool = False,
     keep: Collection[str] = (),
-    on_step: Callable[[str], None] = lambda word: None,
+    on_step: Callable[[str], None] = lambda name: None,
 ) -> Converted:
     """Write a model's FP16 copy, ``NAME.fp16.onnx`` unless `out` names it, and its manifest.
 
-    First it has to answer as the FP32 file does on the images, within the manifest's limits, with
-    every FP16 tensor rounded (:func:`rounded`). Raises EngineError, and writes nothing, where it
-    does not or cannot be converted.
+    Before that its outputs on the images must agree with those of the FP32 file, within the
+    manifest's limits, with every FP16 tensor rounded (:func:`rounded`). Raises EngineError, and
+    writes nothing, if they do not or the model cannot be converted.
     """
     onnx = onnx_package()
     from depth_node.engine import ort
 
-    source, facts = locate(model, manifest)
+    source, description = locate(model, manifest)
     target = out or converted_path(source, "fp16")
     if target.resolve() == source.resolve():
         raise ConvertError(f"{target} is the model itself: give another --out")
-    if half_input and (facts.inputs or facts.input.dtype != "float32"):
+    if fp16_input and (description.inputs or description.input.dtype != "float32"):
         raise ConvertError(
-            f"{facts.name} takes no float32 image, so its input stays as it is: leave"
-            " --half-input out"
+            f"{description.name} takes no float32 image, so its input stays as it is: leave"
+            " --fp16-input out"
         )
     loaded = _loaded(source)
-    ready = prepared(loaded, facts.input_shapes)
+    ready = prepared(loaded, description.input_shapes)
     if onnx.TensorProto.FLOAT16 in tensor_types(inferred(ready)).values():
         raise ConvertError(f"{source} is in FP16 already: use it, or convert the FP32 file")
     with _scratch(target) as folder:
         on_step("measuring ranges")
-        half = to_fp16(
+        converted = to_fp16(
             ready,
-            measured(ready, facts, itertools.islice(images, MEASURED), folder),
-            half_input,
+            measure_ranges(ready, description, itertools.islice(images, RANGE_IMAGES), folder),
+            fp16_input,
             keep,
         )
         path = folder / target.name
-        onnx.save(half.model, str(path))
-        dtype = "float16" if half_input else facts.input.dtype
-        made = dataclasses.replace(
-            facts,
+        onnx.save(converted.model, str(path))
+        dtype = "float16" if fp16_input else description.input.dtype
+        fp16_manifest = dataclasses.replace(
+            description,
             model=target.name,
             sha256=model_sha256(path),
-            input=dataclasses.replace(facts.input, dtype=dtype),
-            source=f"{facts.source + ', ' if facts.source else ''}"
-            f"FP16 made from sha256 {facts.sha256[:12]} by depth_node {__version__}",
+            input=dataclasses.replace(description.input, dtype=dtype),
+            source=f"{description.source + ', ' if description.source else ''}"
+            f"FP16 made from sha256 {description.sha256[:12]} by depth_node {__version__}",
         )
         simulated = folder / "rounded.onnx"
-        onnx.save(rounded(half.model), str(simulated))
-        for proto in (loaded, ready, half.model):  # they are in files now; a large network needs
-            proto.Clear()  # the memory for the engines
-        with ort.OrtEngine(source, facts) as reference:
-            with ort.OrtEngine(path, made) as written:
+        onnx.save(rounded(converted.model), str(simulated))
+        # They are in files now, and the engines of a large network need the memory.
+        for proto in (loaded, ready, converted.model):
+            proto.Clear()
+        with ort.OrtEngine(source, description) as reference:
+            with ort.OrtEngine(path, fp16_manifest) as written:
                 once = compare(reference, written, dataclasses.replace(images, count=1))
-            with ort.OrtEngine(simulated, facts) as rounding:
+            with ort.OrtEngine(simulated, description) as rounding:
                 comparison = compare(reference, rounding, images, on_step)
-        comparison.found += once.found  # the file itself has to run, and right
+        comparison.differences += once.differences  # the file itself must run and agree too
         if comparison.failures:
             raise ConvertError(
-                f"{facts.name} in FP16 is not near enough to FP32 on {images}"
+                f"{description.name} in FP16 is not near enough to FP32 on {images}"
                 f" ({'; '.join(comparison.failures)}), so nothing was written: keep more in FP32"
                 " with --keep OPERATOR, or use the FP32 file"
             )
         try:
             os.replace(path, target)
-            made.save(manifest_path(target))
+            fp16_manifest.save(manifest_path(target))
         except OSError as error:
             raise ConvertError(f"{target} cannot be written ({error.strerror})") from error
-    return Converted(target, made, half, comparison, (_size(source), _size(target)))
+    return Converted(target, fp16_manifest, converted, comparison, (_size(source), _size(target)))
 
 
 # --- engines that measure ------------------------------------------------------------------------
 
 
-def measured(
+def measure_ranges(
     ready: onnx.ModelProto, manifest: Manifest, images: Iterable[Image], folder: Path
 ) -> dict[str, float]:
-    """Largest magnitude of every FP32 tensor over the images; infinite where one is not finite.
+    """Largest magnitude of every FP32 tensor over the images; infinite if a value is not finite.
 
-    The FP32 graph is run by ONNX Runtime; its file is made in `folder`.
+    ONNX Runtime runs the FP32 graph, whose file is made in `folder`. Raises EngineError if it
+    cannot.
     """
     from depth_node.engine import ort
 
@@ -152,22 +155,24 @@ def measured(
     onnx_package().save(measuring, str(path))
     measuring.Clear()
     names = tuple(outputs)
-    facts = dataclasses.replace(manifest, output_name=names[0], outputs=names, limits={})
-    found: dict[str, float] = dict.fromkeys(outputs.values(), 0.0)
-    with ort.OrtEngine(path, facts) as engine:
+    measured_manifest = dataclasses.replace(
+        manifest, output_name=names[0], outputs=names, limits={}
+    )
+    ranges: dict[str, float] = dict.fromkeys(outputs.values(), 0.0)
+    with ort.OrtEngine(path, measured_manifest) as engine:
         for number, image in enumerate(images):
-            answers = engine.run_named(tensors_of(manifest, image, number))
+            peaks = engine.run_named(tensors_of(manifest, image, number))
             for peak, name in outputs.items():
-                value = float(answers[peak])
-                found[name] = max(found[name], value if math.isfinite(value) else math.inf)
+                value = float(peaks[peak])
+                ranges[name] = max(ranges[name], value if math.isfinite(value) else math.inf)
     path.unlink()
-    return found
+    return ranges
 
 
 def rounding_engine(model: Path, manifest: Manifest, folder: Path) -> Engine | None:
-    """An engine on the CPU that rounds like the GPU would (:func:`rounded`); None for FP32 files.
+    """An engine on the CPU that rounds FP16 as a GPU does (:func:`rounded`); None for FP32 files.
 
-    Its file is made in `folder`. Raises ConvertError where the graph cannot be prepared.
+    Its file is made in `folder`. Raises ConvertError if the graph cannot be prepared.
     """
     from depth_node.engine import ort
 
@@ -186,9 +191,9 @@ def rounding_engine(model: Path, manifest: Manifest, folder: Path) -> Engine | N
 
 
 def _loaded(model: Path) -> onnx.ModelProto:
-    """An ONNX file with its external weights. Raises ConvertError."""
+    """Load an ONNX file with its external weights. Raises ConvertError."""
     onnx = onnx_package()
-    if _size(model) > _LARGEST_FILE:
+    if _size(model) > _MAX_FILE_BYTES:
         raise ConvertError(
             f"{model} has {_size(model) / 1e9:.1f} GB of weights, and one ONNX file holds 2 GB:"
             " take a smaller network"
@@ -204,7 +209,7 @@ def _loaded(model: Path) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
-    """A folder beside the target, so that what is ready is put in place by a rename."""
+    """A temporary folder beside the target, from which the result is moved by a rename."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-")

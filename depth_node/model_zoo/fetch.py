@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Getting a network by explicit command, and knowing it again."""
+"""Download of a registered network by explicit command, and verification of its files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from depth_node.model_zoo.registry import HUB, FetchError, RegistryEntry
 RECORD = "fetched.json"
 _CURE = "pip install huggingface_hub"
 _BLOCK = 1 << 20
-# Told of a download: the file, the bytes that are here, the bytes in all (None: unknown).
+# Callback of a download: file, bytes received, bytes in all (None: unknown).
 OnBytes = Callable[[str, int, "int | None"], None]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A file as it was fetched. ``basis``: what its hash was compared with then."""
+class FetchedFile:
+    """A downloaded file. ``basis``: what its hash was compared with."""
 
     sha256: str
     bytes: int
@@ -39,26 +39,26 @@ class Kept:
 
 @dataclass(frozen=True)
 class Record:
-    """What was fetched, from where and under which licence; RECORD in the network's folder."""
+    """Origin, licence and files of a fetched network; the file RECORD in its folder."""
 
     name: str
     repo: str
     revision: str
     licence: str
-    files: Mapping[str, Kept] = field(default_factory=dict)
+    files: Mapping[str, FetchedFile] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> Record | None:
-        """The record in a folder; None where there is none that can be read."""
+        """The record in a folder; None if there is none that can be read."""
         try:
             values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            files = {name: Kept(**kept) for name, kept in values.pop("files").items()}
+            files = {name: FetchedFile(**entry) for name, entry in values.pop("files").items()}
             return cls(files=files, **values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def save(self, folder: Path) -> None:
-        """Write it, all or nothing."""
+        """Write the record by a rename, so that it is never incomplete."""
         part = folder / f".{RECORD}.{os.getpid()}"
         part.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
         os.replace(part, folder / RECORD)
@@ -66,7 +66,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A file of a network compared with what it should be; ``problem`` is "" when it is whole."""
+    """Result of the check of one file; ``problem`` is "" if the file is intact."""
 
     name: str
     file: str
@@ -75,26 +75,30 @@ class Verdict:
 
 
 def verify(entry: RegistryEntry) -> list[Verdict]:
-    """Hash the files of a fetched network again. No file is changed; empty if it is not here."""
+    """Compare the files of a fetched network with their hashes; empty if it was not fetched."""
     folder = entry.folder
     record = Record.load(folder)
     present = [path for path in entry.files if (folder / PurePosixPath(path).name).is_file()]
     if record is None and not present:
         return []
-    found = []
+    verdicts = []
     for path, registered in entry.files.items():
         name = PurePosixPath(path).name
-        kept = record.files.get(name) if record else None
-        basis = "registry" if registered else f"first download ({kept.basis})" if kept else "none"
-        wanted = registered or (kept.sha256 if kept else "")
+        recorded = record.files.get(name) if record else None
+        basis = "none"
+        if registered:
+            basis = "registry"
+        elif recorded:
+            basis = f"first download ({recorded.basis})"
+        expected = registered or (recorded.sha256 if recorded else "")
         if not (folder / name).is_file():
             problem = "missing"
-        elif not wanted:
+        elif not expected:
             problem = "no hash to compare with"
         else:
-            problem = "" if sha256_of(folder / name) == wanted else "DAMAGED or another version"
-        found.append(Verdict(entry.name, name, basis, problem))
-    return found
+            problem = "" if sha256_of(folder / name) == expected else "DAMAGED or another version"
+        verdicts.append(Verdict(entry.name, name, basis, problem))
+    return verdicts
 
 
 def sha256_of(path: Path) -> str:
@@ -108,7 +112,7 @@ def sha256_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What fetch() brought: the network, its manifest (None: weights), hashes and their basis."""
+    """Result of fetch(): file, manifest (None: weights that must be exported), record."""
 
     path: Path
     manifest: Manifest | None
@@ -121,11 +125,11 @@ def fetch(
     size: Sequence[int] = (),
     output_name: str = "",
 ) -> Fetched:
-    """Get the files of a network that are not here yet, check them, and write the manifest.
+    """Download the missing files of a network, check them, and write the manifest.
 
-    What a broken download left is continued. A file that somebody put into the folder by hand is
-    taken if its hash is right. ``size`` (height, width) is for files that leave it open. The caller
-    has shown the licence. Raises FetchError; EngineError if the file is no usable ONNX.
+    An interrupted download is continued. A file that was put into the folder by hand is used if its
+    hash is right. ``size`` (height, width) is for files that leave it open. The caller must have
+    shown the licence. Raises FetchError, and EngineError if the file is not a usable ONNX file.
     """
     folder = entry.folder
     try:
@@ -135,18 +139,18 @@ def fetch(
             f"the folder {folder} cannot be made ({error.strerror}): set XDG_DATA_HOME to a place"
             " that can be written"
         ) from error
-    before = Record.load(folder)
-    kept: dict[str, Kept] = {}
-    commit = before.revision if before else entry.revision
+    previous = Record.load(folder)
+    files: dict[str, FetchedFile] = {}
+    commit = previous.revision if previous else entry.revision
     for path, registered in entry.files.items():
-        place = folder / PurePosixPath(path).name
-        known = before.files.get(place.name) if before else None
-        if place.is_file():
-            kept[place.name] = _adopt(entry, place, registered, known)
+        target = folder / PurePosixPath(path).name
+        recorded = previous.files.get(target.name) if previous else None
+        if target.is_file():
+            files[target.name] = _adopt(entry, target, registered, recorded)
         else:
             with _one_at_a_time(folder):
-                kept[place.name], commit = _download(entry, path, place, registered, on_bytes)
-    record = Record(entry.name, entry.repo, commit, entry.licence, kept)
+                files[target.name], commit = _download(entry, path, target, registered, on_bytes)
+    record = Record(entry.name, entry.repo, commit, entry.licence, files)
     try:
         record.save(folder)
     except OSError as error:
@@ -160,10 +164,10 @@ def _manifest(
     if entry.format != "onnx":
         return None
     path = folder / entry.main
-    place = manifest_path(path)
-    if place.is_file() and not size and not output_name:
-        manifest = Manifest.load(place)
-        if manifest.sha256 == sha256_of(path):  # as it was, with what the user may have set in it
+    existing = manifest_path(path)
+    if existing.is_file() and not size and not output_name:
+        manifest = Manifest.load(existing)
+        if manifest.sha256 == sha256_of(path):  # unchanged, with the user's own changes
             return manifest
     from depth_node.engine import ort
 
@@ -189,17 +193,19 @@ def _manifest(
     )
 
 
-def _adopt(entry: RegistryEntry, place: Path, registered: str, known: Kept | None) -> Kept:
-    """A file that is already there: fetched before, or put there by hand."""
-    found = sha256_of(place)
-    wanted = registered or (known.sha256 if known else "")
-    if wanted and found != wanted:
+def _adopt(
+    entry: RegistryEntry, target: Path, registered: str, recorded: FetchedFile | None
+) -> FetchedFile:
+    """Check a file that exists already: fetched before, or put there by hand."""
+    digest = sha256_of(target)
+    expected = registered or (recorded.sha256 if recorded else "")
+    if expected and digest != expected:
         raise FetchError(
-            f"{place} is damaged or another version (sha256 {found[:12]}… instead of"
-            f" {wanted[:12]}…): delete it and fetch again"
+            f"{target} is damaged or another version (sha256 {digest[:12]}… instead of"
+            f" {expected[:12]}…): delete it and fetch again"
         )
-    basis = "registry" if registered else known.basis if known else "put there by hand"
-    return Kept(found, place.stat().st_size, basis)
+    basis = "registry" if registered else recorded.basis if recorded else "put there by hand"
+    return FetchedFile(digest, target.stat().st_size, basis)
 
 
 @contextmanager
@@ -214,16 +220,16 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-class _Counted:
-    """A file that tells how much was written; what huggingface_hub needs of a file."""
+class _CountingFile:
+    """A file that reports the bytes written; has the methods that huggingface_hub uses."""
 
-    def __init__(self, file: IO[bytes], tell: Callable[[int], None]) -> None:
-        self._file, self._tell = file, tell
+    def __init__(self, file: IO[bytes], report: Callable[[int], None]) -> None:
+        self._file, self._report = file, report
 
     def write(self, data: bytes) -> int:
         written = self._file.write(data)
-        self._file.flush()  # what is here survives the end of this process
-        self._tell(self._file.tell())
+        self._file.flush()  # the data survives the end of this process
+        self._report(self._file.tell())
         return written
 
     def __getattr__(self, name: str) -> Any:
@@ -231,16 +237,16 @@ class _Counted:
 
 
 def _download(
-    entry: RegistryEntry, path: str, place: Path, registered: str, on_bytes: OnBytes | None
-) -> tuple[Kept, str]:
-    """One file by huggingface_hub, into its place when its hash is right; and the commit."""
-    hub = _hub(entry, place)
-    with _sentences(hub, entry, path, place):
-        facts = hub.get_hf_file_metadata(
+    entry: RegistryEntry, path: str, target: Path, registered: str, on_bytes: OnBytes | None
+) -> tuple[FetchedFile, str]:
+    """Download one file by huggingface_hub and check its hash -> the file and its commit."""
+    hub = _hub(entry, target)
+    with _sentences(hub, entry, path, target):
+        metadata = hub.get_hf_file_metadata(
             hub.hf_hub_url(entry.repo, path, revision=entry.revision, endpoint=_endpoint()),
             library_name="depth_node",
         )
-    etag, total = str(facts.etag or ""), facts.size
+    etag, total = str(metadata.etag or ""), metadata.size
     published = etag if re.fullmatch("[0-9a-f]{64}", etag) else ""
     if registered and published and published != registered:
         raise FetchError(
@@ -248,81 +254,81 @@ def _download(
             f" {registered[:12]}…), so it was not downloaded: install a newer depth_node, or fetch"
             " the file by hand and write its manifest with `depth_tools models manifest`"
         )
-    # Named after the content, so that no part of an older version is continued.
+    # Named after the content, so that a part of an older version is not continued.
     content = hashlib.sha256(etag.encode()).hexdigest()[:16]
-    part = place.with_name(f".{place.name}.{content}.part")
+    part = target.with_name(f".{target.name}.{content}.part")
     done = part.stat().st_size if part.is_file() else 0
     if total is not None and done > total:
         part.unlink()
         done = 0
-    _room(place, (total or 0) - done)
+    _check_disk_space(target, (total or 0) - done)
     headers = hub.utils.build_hf_headers(library_name="depth_node")
-    if urlsplit(facts.location).netloc != urlsplit(_endpoint() or HUB).netloc:
-        headers.pop("authorization", None)  # a storage server is not to see the user's token
-    with _sentences(hub, entry, path, place), part.open("ab") as file:
-        counted: Any = _Counted(file, lambda here: _told(on_bytes, place.name, here, total))
-        _told(on_bytes, place.name, done, total)
+    if urlsplit(metadata.location).netloc != urlsplit(_endpoint() or HUB).netloc:
+        headers.pop("authorization", None)  # a storage server must not get the user's token
+    with _sentences(hub, entry, path, target), part.open("ab") as file:
+        counted: Any = _CountingFile(file, lambda size: _report(on_bytes, target.name, size, total))
+        _report(on_bytes, target.name, done, total)
         hub.file_download.http_get(
-            facts.location, counted, resume_size=done, headers=headers, expected_size=total
+            metadata.location, counted, resume_size=done, headers=headers, expected_size=total
         )
-    found = sha256_of(part)
-    wanted = registered or published
-    if wanted and found != wanted:
+    digest = sha256_of(part)
+    expected = registered or published
+    if expected and digest != expected:
         part.unlink()
         raise FetchError(
-            f"{path} of {entry.repo} arrived damaged (sha256 {found[:12]}… instead of"
-            f" {wanted[:12]}…) and was deleted: fetch it again"
+            f"{path} of {entry.repo} arrived damaged (sha256 {digest[:12]}… instead of"
+            f" {expected[:12]}…) and was deleted: fetch it again"
         )
     basis = "registry" if registered else "the hub's own hash" if published else "first use"
     size = part.stat().st_size
-    os.replace(part, place)
-    return Kept(found, size, basis), str(facts.commit_hash or entry.revision)
+    os.replace(part, target)
+    return FetchedFile(digest, size, basis), str(metadata.commit_hash or entry.revision)
 
 
-def _told(on_bytes: OnBytes | None, name: str, here: int, total: int | None) -> None:
+def _report(on_bytes: OnBytes | None, name: str, received: int, total: int | None) -> None:
     if on_bytes is not None:
-        on_bytes(name, here, total)
+        on_bytes(name, received, total)
 
 
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def _hub(entry: RegistryEntry, place: Path) -> Any:
-    """huggingface_hub, silent; its parts that are used are loaded."""
+def _hub(entry: RegistryEntry, target: Path) -> Any:
+    """huggingface_hub without its own output; the modules that are used are loaded."""
     try:
         import huggingface_hub
         from huggingface_hub import errors, file_download, utils  # noqa: F401 - attributes of hub
     except ImportError:
         raise FetchError(
-            f"huggingface_hub, which downloads, is missing: {_CURE}; or {_by_hand(entry, place)}"
+            f"huggingface_hub, which downloads, is missing: {_CURE}; or {_by_hand(entry, target)}"
         ) from None
-    utils.disable_progress_bars()  # ours is shown instead
+    utils.disable_progress_bars()  # the command line shows its own
     utils.logging.set_verbosity_error()
     return huggingface_hub
 
 
-def _by_hand(entry: RegistryEntry, place: Path) -> str:
-    path = next(path for path in entry.files if PurePosixPath(path).name == place.name)
+def _by_hand(entry: RegistryEntry, target: Path) -> str:
+    path = next(path for path in entry.files if PurePosixPath(path).name == target.name)
     url = f"{entry.page}/resolve/{entry.revision}/{path}".replace(" ", "%20")
     return (
-        f"put {url} from another machine to {place} and run `depth_tools models fetch"
+        f"put {url} from another machine to {target} and run `depth_tools models fetch"
         f" {entry.name}` again"
     )
 
 
-def _room(place: Path, needed: int) -> None:
-    free = shutil.disk_usage(place.parent).free
+def _check_disk_space(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise FetchError(
-            f"{place.name} needs {needed / 1e6:.0f} MB more, and {place.parent} has only"
+            f"{target.name} needs {needed / 1e6:.0f} MB more, and {target.parent} has only"
             f" {free / 1e6:.0f} MB free: make room, or set XDG_DATA_HOME to another disk"
         )
 
 
 @contextmanager
-def _sentences(hub: Any, entry: RegistryEntry, path: str, place: Path) -> Iterator[None]:
-    """Whatever huggingface_hub raises, as one sentence."""
+def _sentences(hub: Any, entry: RegistryEntry, path: str, target: Path) -> Iterator[None]:
+    """Turn every exception of huggingface_hub into one sentence."""
     errors = hub.errors
     try:
         yield
@@ -334,7 +340,7 @@ def _sentences(hub: Any, entry: RegistryEntry, path: str, place: Path) -> Iterat
     except errors.RepositoryNotFoundError as error:
         raise FetchError(
             f"the hub has no repository {entry.repo}, or shows it only after `hf auth login`:"
-            f" look at {entry.page}, or {_by_hand(entry, place)}"
+            f" look at {entry.page}, or {_by_hand(entry, target)}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise FetchError(
@@ -349,16 +355,16 @@ def _sentences(hub: Any, entry: RegistryEntry, path: str, place: Path) -> Iterat
     except Exception as error:  # the errors of its HTTP library differ from version to version
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
             raise FetchError(
-                f"{path} of {entry.repo} cannot be stored in {place.parent} ({error.strerror}):"
+                f"{path} of {entry.repo} cannot be stored in {target.parent} ({error.strerror}):"
                 " make room, or set XDG_DATA_HOME to another place, and fetch again"
             ) from error
-        raise _unreachable(entry, place, error) from error
+        raise _unreachable(entry, target, error) from error
 
 
-def _unreachable(entry: RegistryEntry, place: Path, error: Exception) -> FetchError:
+def _unreachable(entry: RegistryEntry, target: Path, error: Exception) -> FetchError:
     return FetchError(
         f"the hub at {_endpoint() or HUB} cannot be reached or failed ({_short(error)}): try again,"
-        f" what has arrived is kept; without a network, {_by_hand(entry, place)}"
+        f" what has arrived is kept; without a network, {_by_hand(entry, target)}"
     )
 
 

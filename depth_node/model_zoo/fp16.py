@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ONNX graph in FP16 where that is safe: every tensor typed, nothing left to a builder's flags.
+"""Conversion of an ONNX graph to FP16 where that is safe; every tensor gets a type.
 
-TensorRT from 11 on takes the precision from the graph's types (strongly typed), and 10 can. Cast
-blindly, transformers overflow: the squares of a layer normalisation and the scores of an attention
-exceed 65504, the small depths of the last layer lose their digits. So every node gets a type, FP16
-unless there is a reason for FP32 (:data:`REASONS`), and Casts stand where the types meet.
+TensorRT takes the precision from the graph's types (strongly typed): 11 always, 10 optionally. A
+transformer that is cast as a whole overflows: the squares of a layer normalisation and the scores
+of an attention exceed 65504, and small depths of the last layer lose digits. So every node becomes
+FP16 unless there is a reason for FP32 (:data:`REASONS`), and Casts join the types.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ REASONS = {
     "operator": "squares, roots, powers, sums over many values, trigonometry",
     "range": "measured values near the ends of FP16's range, or such weights",
     "cubic resize": "weights of a cubic interpolation",
-    "constant": "made of constants and shapes alone, computed once",
-    "between": "moves values from FP32 to FP32",
-    "foreign": "operators that are not of ONNX, or with types of their own",
-    "asked": "kept by --keep",
+    "constant": "computed once, from constants and shapes alone",
+    "between": "moves values between nodes in FP32",
+    "foreign": "operators of other domains, or with types of their own",
+    "asked": "named by --keep",
 }
 
 
-# Values seen on a few images may be larger on others; FP16 ends at 65504.
+# Values may be larger on other images than on those measured; FP16 ends at 65504.
 LARGEST = 65504 / 4
-# FP16 has its full 11 bits down to 6.1e-5; a tensor whose largest value is here has few above that.
+# FP16 has its full 11 bits down to 6.1e-5; a tensor with a smaller maximum has few such values.
 SMALLEST = 2.0**-10
 
 _NORMALISE = {
@@ -67,22 +67,24 @@ _MOVES = {
 }  # fmt: skip
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Neg", "Cast"}
 _ANY_FLOAT = {"Cast", "Shape", "Size", "IsNaN", "IsInf", "NonZero"}
-# Inputs that ONNX wants in FP32 whatever the type of the others.
+# Inputs that ONNX requires in FP32, whatever the type of the others.
 _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
 
 
 @dataclass(frozen=True)
 class Fp16Model:
-    """A graph in FP16. ``kept`` counts the nodes that stayed FP32 by (reason, operator);
-    ``halved`` the FP16 nodes by operator; ``casts`` the Casts put in; ``flushed`` the share of the
-    FP16 weights that became 0.
+    """A graph in FP16 and its statistics.
+
+    ``fp32_nodes``: number of nodes that stayed FP32 by (reason, operator). ``fp16_nodes``: number
+    of FP16 nodes by operator. ``casts``: number of Casts inserted. ``flushed_fraction``: fraction
+    of the FP16 weights that became 0.
     """
 
     model: onnx.ModelProto
-    kept: Mapping[tuple[str, str], int]
-    halved: Mapping[str, int]
+    fp32_nodes: Mapping[tuple[str, str], int]
+    fp16_nodes: Mapping[str, int]
     casts: int
-    flushed: float
+    flushed_fraction: float
 
 
 # --- which nodes stay FP32 -----------------------------------------------------------------------
@@ -90,7 +92,7 @@ class Fp16Model:
 
 @dataclass
 class _Graph:
-    """Who makes and who takes each tensor; nodes by number, in order."""
+    """Producer and consumers of each tensor; nodes by number, in order."""
 
     nodes: Sequence[onnx.NodeProto]
     types: Mapping[str, int]
@@ -107,13 +109,13 @@ class _Graph:
                 self.takers[name].append(number)
 
     def before(self, number: int) -> Iterator[int]:
-        """Nodes that make the FP32 inputs of a node."""
+        """Nodes that produce the FP32 inputs of a node."""
         for name in self.nodes[number].input:
             if name in self.maker and self.is_float(name):
                 yield self.maker[name]
 
     def after(self, number: int) -> Iterator[int]:
-        """Nodes that take its outputs."""
+        """Nodes that consume the outputs of a node."""
         for name in self.nodes[number].output:
             yield from self.takers.get(name, ())
 
@@ -124,90 +126,87 @@ class _Graph:
         return bool(name) and self.types.get(name) == 1  # TensorProto.FLOAT
 
     def floats(self, number: int) -> list[str]:
-        """Its FP32 inputs and outputs."""
+        """FP32 inputs and outputs of a node."""
         node = self.nodes[number]
         return [name for name in (*node.input, *node.output) if self.is_float(name)]
 
 
 def _upwards(graph: _Graph, start: Iterable[int], through: set[str]) -> set[int]:
-    """Nodes above the start, following only operators of `through`; those reached besides too."""
-    found: set[int] = set()
+    """Nodes upstream of the start through operators of `through`, and the first others."""
+    reached: set[int] = set()
     rest = list(start)
     while rest:
         number = rest.pop()
-        if number in found:
+        if number in reached:
             continue
-        found.add(number)
+        reached.add(number)
         if graph.op(number) in through:
             rest += graph.before(number)
-    return found
+    return reached
 
 
 def _reasons(
     graph: _Graph, ranges: Mapping[str, float], peaks: Mapping[str, float], asked: Collection[str]
 ) -> dict[int, str]:
-    """Node number -> why it stays FP32; the others become FP16."""
-    why: dict[int, str] = {}
+    """Node number -> reason for FP32; the others become FP16."""
+    reasons: dict[int, str] = {}
 
     def keep(numbers: Iterable[int], reason: str) -> None:
         for number in numbers:
-            why.setdefault(number, reason)
+            reasons.setdefault(number, reason)
 
-    everyone = range(len(graph.nodes))
-    keep((n for n in everyone if graph.op(n) in asked), "asked")
-    keep((n for n in everyone if _foreign(graph, n)), "foreign")
-    keep((n for n in everyone if graph.op(n) in _NORMALISE), "normalisation")
-    keep((n for n in everyone if graph.op(n) in _EXPONENTIALS), "softmax")
-    for number in everyone:
+    every_node = range(len(graph.nodes))
+    keep((n for n in every_node if graph.op(n) in asked), "asked")
+    keep((n for n in every_node if _foreign(graph, n)), "foreign")
+    keep((n for n in every_node if graph.op(n) in _NORMALISE), "normalisation")
+    keep((n for n in every_node if graph.op(n) in _EXPONENTIALS), "softmax")
+    for number in every_node:
         if graph.op(number) == "Sqrt":
             keep(_statistics(graph, number), "normalisation")
         if graph.op(number) == "Softmax":
             keep(_scores(graph, number), "attention scores")
-    keep((n for n in everyone if graph.op(n) in _DELICATE), "operator")
+    keep((n for n in every_node if graph.op(n) in _DELICATE), "operator")
     keep(_last_layers(graph), "last layers")
-    keep((n for n in everyone if _cubic(graph, n)), "cubic resize")
+    keep((n for n in every_node if _cubic(graph, n)), "cubic resize")
     constant: set[int] = set()
-    for number in everyone:
-        # Shapes are constants too, as the input's is fixed; sizes in FP16 would be wrong ones.
+    for number in every_node:
+        # Shapes are constant, because the input has a fixed one; FP16 would round sizes.
         shape = graph.op(number) in ("Shape", "Size")
         sources = [name for name in graph.nodes[number].input if name]
         if shape or all(n in graph.weights or graph.maker.get(n) in constant for n in sources):
             constant.add(number)
     keep(constant, "constant")
     limits = {**peaks, **ranges}
-    for number in everyone:
+    for number in every_node:
         sizes = [limits[name] for name in graph.floats(number) if name in limits]
         if any(not size <= LARGEST or 0 < size < SMALLEST for size in sizes):
             keep([number], "range")
-    for number in everyone:  # in order, so that chains of moves are followed
-        if graph.op(number) in _MOVES and number not in why:
+    for number in every_node:  # in order, so that chains of moves are followed
+        if graph.op(number) in _MOVES and number not in reasons:
             made = [graph.maker.get(name) for name in graph.nodes[number].input]
-            above = all(name is None or name in why for name in made)
+            above = all(name is None or name in reasons for name in made)
             takers = list(graph.after(number))
-            below = bool(takers) and all(_still(graph, taker, why) for taker in takers)
+            below = bool(takers) and all(_still(graph, taker, reasons) for taker in takers)
             if above and below and any(name is not None for name in made):
-                why[number] = "between"
-    return why
+                reasons[number] = "between"
+    return reasons
 
 
-def _still(graph: _Graph, number: int, why: Mapping[int, str]) -> bool:
-    """Whether all that follows a node, moves aside, is FP32."""
-    if number in why:
+def _still(graph: _Graph, number: int, reasons: Mapping[int, str]) -> bool:
+    """Whether a node, or all nodes after it if it only moves values, stay FP32."""
+    if number in reasons:
         return True
     takers = list(graph.after(number))
-    return graph.op(number) in _MOVES and bool(takers) and all(t in why for t in takers)
+    return graph.op(number) in _MOVES and bool(takers) and all(t in reasons for t in takers)
 
 
 def _foreign(graph: _Graph, number: int) -> bool:
     node = graph.nodes[number]
     if node.domain not in ("", "ai.onnx") or graph.op(number).endswith("Linear"):
         return True
-    half = {graph.types.get(name) for name in (*node.input, *node.output)} & {
-        10,
-        11,
-        16,
-    }  # FLOAT16, DOUBLE, BFLOAT16 in the file: its maker's choice
-    return bool(half) and graph.op(number) != "Cast"
+    types = {graph.types.get(name) for name in (*node.input, *node.output)}
+    other_floats = types & {10, 11, 16}  # FLOAT16, DOUBLE, BFLOAT16: chosen by the exporter
+    return bool(other_floats) and graph.op(number) != "Cast"
 
 
 def _cubic(graph: _Graph, number: int) -> bool:
@@ -217,9 +216,9 @@ def _cubic(graph: _Graph, number: int) -> bool:
 
 
 def _statistics(graph: _Graph, root: int) -> set[int]:
-    """A normalisation written out: difference to the mean, squares, mean, epsilon, root, division.
+    """Nodes of a decomposed normalisation: difference to the mean, squares, mean, root, division.
 
-    What follows it, gain and offset, is not of it. Nothing where the root is of something else.
+    Without the gain and offset that follow it; empty if the root belongs to something else.
     """
     above = _upwards(graph, graph.before(root), {"Add", "Max", "Clip", "Mul", "Pow", "Div"})
     sums = {n for n in above if graph.op(n) in ("ReduceMean", "ReduceSum")}
@@ -228,38 +227,38 @@ def _statistics(graph: _Graph, root: int) -> set[int]:
         squares |= {n for n in graph.before(total) if graph.op(n) in ("Pow", "Mul")}
     if not squares:
         return set()
-    found = {root} | sums | squares
-    found |= {n for n in above if graph.op(n) in ("Add", "Max", "Clip", "Div")}
+    nodes = {root} | sums | squares
+    nodes |= {n for n in above if graph.op(n) in ("Add", "Max", "Clip", "Div")}
     for square in squares:
         for difference in graph.before(square):
             if graph.op(difference) == "Sub":
-                found.add(difference)
-                found |= {n for n in graph.before(difference) if graph.op(n) == "ReduceMean"}
+                nodes.add(difference)
+                nodes |= {n for n in graph.before(difference) if graph.op(n) == "ReduceMean"}
     for division in graph.after(root):
         if graph.op(division) in ("Div", "Reciprocal", "Mul"):
-            found.add(division)
+            nodes.add(division)
         if graph.op(division) == "Reciprocal":
-            found |= {n for n in graph.after(division) if graph.op(n) == "Mul"}
-    return found
+            nodes |= {n for n in graph.after(division) if graph.op(n) == "Mul"}
+    return nodes
 
 
 def _scores(graph: _Graph, softmax: int) -> set[int]:
-    """From the softmax up to Q K^T, and what scales Q and K before it."""
-    found = _upwards(graph, graph.before(softmax), _ELEMENTWISE | _MOVES)
-    found = {n for n in found if graph.op(n) in _ELEMENTWISE | _MOVES | _PRODUCTS}
-    for product in [n for n in found if graph.op(n) in _PRODUCTS]:
+    """Nodes from a softmax up to Q K^T, and those that scale Q and K before it."""
+    nodes = _upwards(graph, graph.before(softmax), _ELEMENTWISE | _MOVES)
+    nodes = {n for n in nodes if graph.op(n) in _ELEMENTWISE | _MOVES | _PRODUCTS}
+    for product in [n for n in nodes if graph.op(n) in _PRODUCTS]:
         path = _upwards(graph, graph.before(product), _MOVES)
-        found |= {
+        nodes |= {
             n
             for n in path
             if graph.op(n) in ("Mul", "Div")
             and any(name not in graph.maker for name in graph.nodes[n].input)
         }
-    return found
+    return nodes
 
 
 def _last_layers(graph: _Graph) -> set[int]:
-    """From every output up to the first convolution or matrix product on each way."""
+    """Nodes from every output up to the first convolution or matrix product on each path."""
     ends = [graph.maker[name] for name in graph.outputs if name in graph.maker]
     others = {graph.op(n) for n in range(len(graph.nodes))} - _PRODUCTS
     return _upwards(graph, ends, others - _NORMALISE)
@@ -271,14 +270,14 @@ def _last_layers(graph: _Graph) -> set[int]:
 def to_fp16(
     ready: onnx.ModelProto,
     ranges: Mapping[str, float] | None = None,
-    half_input: bool = False,
+    fp16_input: bool = False,
     keep: Collection[str] = (),
 ) -> Fp16Model:
-    """A prepared FP32 graph in FP16, input and outputs FP32 (``half_input``: the input FP16 too).
+    """Convert a prepared FP32 graph; input and outputs stay FP32 (``fp16_input``: FP16 input).
 
-    ``ranges``: largest magnitude of tensors by name, as measured; without them only the shape of
-    the graph decides. ``keep``: operators to leave in FP32 besides. Raises ConvertError where the
-    result would be no valid, well typed ONNX.
+    ``ranges``: measured largest magnitude of tensors by name; without it only the graph decides.
+    ``keep``: more operators to leave in FP32. Raises ConvertError if the result is not valid, well
+    typed ONNX.
     """
     onnx = onnx_package()
     bare = inferred(ready)
@@ -293,14 +292,14 @@ def to_fp16(
         if item.data_type == onnx.TensorProto.FLOAT
     }
     peaks = {name: _peak(values) for name, values in arrays.items()}
-    why = _reasons(graph, ranges or {}, peaks, keep)
-    writer = _Writer(graph, arrays, why, half_input)
+    reasons = _reasons(graph, ranges or {}, peaks, keep)
+    writer = _Writer(graph, arrays, reasons, fp16_input)
     for number in range(len(graph.nodes)):
         writer.put(number)
     result = head(ready)
     result.graph.node.extend(writer.nodes)
     result.graph.initializer.extend(writer.initializers(weights))
-    if half_input:
+    if fp16_input:
         for item in result.graph.input:
             if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
                 item.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
@@ -315,74 +314,74 @@ def to_fp16(
     ]
     return Fp16Model(
         result,
-        Counter((why[n], graph.op(n)) for n in typed if n in why),
-        Counter(graph.op(n) for n in typed if n not in why),
+        Counter((reasons[n], graph.op(n)) for n in typed if n in reasons),
+        Counter(graph.op(n) for n in typed if n not in reasons),
         writer.casts,
-        writer.flushed / max(writer.halved, 1),
+        writer.flushed / max(writer.fp16_values, 1),
     )
 
 
 def _peak(values: npt.NDArray[np.float32]) -> float:
-    finite = np.abs(values[np.isfinite(values)])  # an infinity is one in FP16 too
+    finite = np.abs(values[np.isfinite(values)])  # an infinity stays one in FP16
     return float(finite.max()) if finite.size else 0.0
 
 
 class _Writer:
-    """Nodes with their tensors in the right type, and Casts where two types meet."""
+    """Writes nodes with their tensors in the right type, and Casts where two types meet."""
 
     def __init__(
         self,
         graph: _Graph,
         arrays: Mapping[str, npt.NDArray[np.float32]],
-        why: Mapping[int, str],
-        half_input: bool,
+        reasons: Mapping[int, str],
+        fp16_input: bool,
     ) -> None:
         self._onnx = onnx_package()
-        self._graph, self._arrays, self._why = graph, arrays, why
-        self._half_input = half_input
+        self._graph, self._arrays, self._reasons = graph, arrays, reasons
+        self._fp16_input = fp16_input
         self.nodes: list[onnx.NodeProto] = []
-        self.casts = self.halved = self.flushed = 0
+        self.casts = self.fp16_values = self.flushed = 0
         self._made: dict[tuple[str, bool], str] = {}
-        self._used: dict[str, tuple[str, bool]] = {}  # weight as used -> its source, in half?
+        self._used: dict[str, tuple[str, bool]] = {}  # weight as used -> its source, in FP16?
 
     def put(self, number: int) -> None:
-        """Append one node of the old graph."""
+        """Append one node of the FP32 graph."""
         source = self._graph.nodes[number]
-        half = number not in self._why and self._graph.op(number) not in _ANY_FLOAT
+        fp16 = number not in self._reasons and self._graph.op(number) not in _ANY_FLOAT
         node = self._onnx.NodeProto()
         node.CopyFrom(source)
         fixed = _ALWAYS_FLOAT.get(source.op_type, ())
         for index, name in enumerate(source.input):
             if self._graph.is_float(name):
-                wanted = half and index not in fixed
+                as_fp16 = fp16 and index not in fixed
                 if source.op_type in _ANY_FLOAT:
-                    wanted = self._is_half(name)  # takes either: no Cast
-                node.input[index] = self._as(name, wanted)
+                    as_fp16 = self._is_fp16(name)  # takes either: no Cast
+                node.input[index] = self._typed_name(name, as_fp16)
             elif name in self._graph.weights:
                 self._used[name] = (name, False)
         self.nodes.append(node)
 
-    def _is_half(self, name: str) -> bool:
-        """Whether a tensor is FP16 where it is made."""
+    def _is_fp16(self, name: str) -> bool:
+        """Whether a tensor is FP16 where it is produced."""
         if name in self._arrays:
             return False
         maker = self._graph.maker.get(name)
         if maker is None:
-            return self._half_input
-        return maker not in self._why and self._graph.op(maker) not in _ANY_FLOAT
+            return self._fp16_input
+        return maker not in self._reasons and self._graph.op(maker) not in _ANY_FLOAT
 
-    def _as(self, name: str, half: bool) -> str:
-        """The name under which a tensor is had in a type; a Cast or a copied weight if need be."""
+    def _typed_name(self, name: str, fp16: bool) -> str:
+        """The name of a tensor in a type; adds a Cast or a copied weight if necessary."""
         if name in self._arrays:
-            known = f"{name}.half" if half else name
-            self._used[known] = (name, half)
-            return known
-        if self._is_half(name) == half:
+            typed = f"{name}.fp16" if fp16 else name
+            self._used[typed] = (name, fp16)
+            return typed
+        if self._is_fp16(name) == fp16:
             return name
-        key = (name, half)
+        key = (name, fp16)
         if key not in self._made:
-            self._made[key] = f"{name}.half" if half else f"{name}.float"
-            to = self._onnx.TensorProto.FLOAT16 if half else self._onnx.TensorProto.FLOAT
+            self._made[key] = f"{name}.fp16" if fp16 else f"{name}.float"
+            to = self._onnx.TensorProto.FLOAT16 if fp16 else self._onnx.TensorProto.FLOAT
             self.nodes.append(
                 self._onnx.helper.make_node(
                     "Cast", [name], [self._made[key]], name=f"{self._made[key]}.cast", to=to
@@ -393,12 +392,12 @@ class _Writer:
 
     def initializers(self, weights: Mapping[str, onnx.TensorProto]) -> Iterator[onnx.TensorProto]:
         """The weights that the nodes use, in the types in which they use them."""
-        for known, (name, half) in self._used.items():
-            if not half:
+        for typed, (name, fp16) in self._used.items():
+            if not fp16:
                 yield weights[name]
                 continue
             with np.errstate(over="ignore"):
                 values = self._arrays[name].astype(np.float16)
-            self.halved += values.size
+            self.fp16_values += values.size
             self.flushed += int(np.count_nonzero((values == 0) & (self._arrays[name] != 0)))
-            yield self._onnx.numpy_helper.from_array(values, known)
+            yield self._onnx.numpy_helper.from_array(values, typed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX graphs in order: sizes fixed, a type for every tensor, FP16 that rounds on any machine.
+"""ONNX graphs: fixed sizes, a type for every tensor, FP16 rounding that any machine can compute.
 
 Needs the onnx package; nothing here runs a network.
 """
@@ -17,15 +17,15 @@ from depth_node.engine import EngineError
 if TYPE_CHECKING:
     import onnx
 
-_LARGE_TENSOR = 1024  # values; more are no shapes or axes, which alone inference has to read
+_LARGE_TENSOR = 1024  # values; larger ones are not shapes or axes, which inference must read
 
 
 class ConvertError(EngineError):
-    """A model cannot be converted; one sentence, cause and cure."""
+    """A model cannot be converted; one sentence with cause and cure."""
 
 
 def onnx_package() -> Any:
-    """The onnx package. Raises ConvertError with the cure where it is missing."""
+    """The onnx package. Raises ConvertError with the cure if it is missing."""
     try:
         import onnx
         import onnx.inliner
@@ -56,7 +56,8 @@ def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onn
                 " with fixed shapes and without control flow, then convert again"
             )
     weights = {item.name for item in graph.initializer}
-    images = [item for item in graph.input if item.name not in weights]  # old files list both
+    # Old files list weights as inputs too.
+    images = [item for item in graph.input if item.name not in weights]
     del graph.input[:]
     graph.input.extend(images)
     for item in graph.input:
@@ -76,7 +77,7 @@ def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onn
         if hasattr(item, "metadata_props"):
             del item.metadata_props[:]
     del graph.value_info[:]
-    for output in graph.output:  # inferred anew for the fixed input
+    for output in graph.output:  # inferred again for the fixed input
         output.type.tensor_type.ClearField("shape")
     return ready
 
@@ -106,7 +107,7 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _fold_casts(graph: onnx.GraphProto) -> None:
-    """Casts and Identities of weights are done here: weights may be stored as FP16, or shared."""
+    """Apply Casts and Identities of weights, which may be stored as FP16 or shared."""
     onnx = onnx_package()
     stored = {item.name: item for item in graph.initializer}
     outputs = {item.name for item in graph.output}
@@ -129,17 +130,17 @@ def _fold_casts(graph: onnx.GraphProto) -> None:
             graph.initializer.append(cast)
             stored[cast.name] = graph.initializer[-1]
     used = {name for node in rest for name in node.input} | outputs
-    kept = [item for item in graph.initializer if item.name in used]
+    initializers = [item for item in graph.initializer if item.name in used]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(rest)
-    graph.initializer.extend(kept)
+    graph.initializer.extend(initializers)
 
 
 # --- types ---------------------------------------------------------------------------------------
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with its large weights as inputs: small enough to infer types and check."""
+    """The graph with its large weights as inputs: small enough to infer types and to check."""
     onnx = onnx_package()
     bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     bare.producer_name = model.producer_name
@@ -159,7 +160,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The skeleton with the type and shape of every tensor. Raises ConvertError if it has none."""
+    """The skeleton with the type and shape of every tensor. Raises ConvertError if invalid."""
     onnx = onnx_package()
     try:
         bare = onnx.shape_inference.infer_shapes(
@@ -176,18 +177,18 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def tensor_types(bare: onnx.ModelProto) -> dict[str, int]:
     """Element type of every tensor of an inferred graph that has one."""
-    found = {item.name: item.data_type for item in bare.graph.initializer}
+    types = {item.name: item.data_type for item in bare.graph.initializer}
     for group in (bare.graph.input, bare.graph.value_info, bare.graph.output):
         for item in group:
             if item.type.HasField("tensor_type"):
-                found[item.name] = item.type.tensor_type.elem_type
-    return found
+                types[item.name] = item.type.tensor_type.elem_type
+    return types
 
 
 def mixed_types(model: onnx.ModelProto) -> list[str]:
-    """Nodes whose inputs and outputs contradict their operator: one type where it has one letter.
+    """Describe nodes with different types where their operator requires one type.
 
-    What a strongly typed TensorRT refuses, in words; empty for a well typed graph.
+    A strongly typed TensorRT refuses such graphs. Empty for a well typed graph.
     """
     onnx = onnx_package()
     types = tensor_types(inferred(model))
@@ -207,36 +208,36 @@ def mixed_types(model: onnx.ModelProto) -> list[str]:
                 formal = formals[min(index, len(formals) - 1)]
                 if not formal.is_homogeneous:
                     continue
-                letter, found = formal.type_str, types[name]
-                if bound.setdefault(letter, found) != found:
+                letter, actual = formal.type_str, types[name]
+                if bound.setdefault(letter, actual) != actual:
                     faults.append(
                         f"{node.op_type} {node.name or node.output[0]}: {name} is"
-                        f" {onnx.TensorProto.DataType.Name(found)}, another"
+                        f" {onnx.TensorProto.DataType.Name(actual)}, another"
                         f" {onnx.TensorProto.DataType.Name(bound[letter])}"
                     )
     return faults
 
 
 def head(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model's head: opsets, inputs and outputs, no nodes and no weights."""
+    """A model's opsets, inputs and outputs, without nodes and weights."""
     onnx = onnx_package()
-    head = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
-    head.graph.name = model.graph.name or "graph"
-    head.graph.input.extend(model.graph.input)
-    head.graph.output.extend(model.graph.output)
-    return head
+    empty = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
+    empty.graph.name = model.graph.name or "graph"
+    empty.graph.input.extend(model.graph.input)
+    empty.graph.output.extend(model.graph.output)
+    return empty
 
 
 # --- graphs that measure -------------------------------------------------------------------------
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The FP32 graph that computes what an FP16 graph computes: every FP16 tensor is rounded.
+    """An FP32 graph that computes the same as an FP16 graph: it rounds every FP16 tensor.
 
-    ONNX Runtime on the CPU runs FP16 operators in FP32 and leaves the rounding between them out, so
-    that overflow is not seen there (1.31: a layer normalisation of squares beyond 65504 is right).
-    This graph rounds after every operator, with sums inside one in FP32 as tensor cores have them;
-    what exceeds FP16's range becomes infinite.
+    ONNX Runtime on the CPU runs FP16 operators in FP32 without rounding between them, which hides
+    overflow (1.31: a layer normalisation of squares beyond 65504 is right). This graph rounds after
+    every operator, with sums inside an operator in FP32, as on tensor cores; values beyond FP16's
+    range become infinite.
     """
     onnx = onnx_package()
     kind = onnx.TensorProto
@@ -245,21 +246,21 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes: list[Any] = []
 
     def round_trip(source: str, target: str) -> None:
-        half = f"{target}.rounded"
-        nodes.append(onnx.helper.make_node("Cast", [source], [half], to=kind.FLOAT16))
-        nodes.append(onnx.helper.make_node("Cast", [half], [target], to=kind.FLOAT))
+        as_fp16 = f"{target}.rounded"
+        nodes.append(onnx.helper.make_node("Cast", [source], [as_fp16], to=kind.FLOAT16))
+        nodes.append(onnx.helper.make_node("Cast", [as_fp16], [target], to=kind.FLOAT))
 
-    def is_half(name: str) -> bool:
+    def is_fp16(name: str) -> bool:
         return types.get(name) == kind.FLOAT16
 
     renamed: dict[str, str] = {}
     for item in result.graph.input:
-        if is_half(item.name):
+        if is_fp16(item.name):
             item.type.tensor_type.elem_type = kind.FLOAT
             renamed[item.name] = f"{item.name}.16"
             round_trip(item.name, renamed[item.name])
     for item in result.graph.output:
-        if is_half(item.name):
+        if is_fp16(item.name):
             item.type.tensor_type.elem_type = kind.FLOAT
     for item in model.graph.initializer:
         if item.data_type == kind.FLOAT16:
@@ -271,7 +272,7 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
         node.CopyFrom(source)
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
-        targets = [name for name in node.output if name and is_half(name)]
+        targets = [name for name in node.output if name and is_fp16(name)]
         if node.op_type == "Cast":
             _retype(node, kind.FLOAT if targets else None)
         for index, name in enumerate(node.output):
@@ -291,7 +292,7 @@ def _retype(node: onnx.NodeProto, to: int | None) -> None:
 
 
 def with_ranges(ready: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """The graph with one more output per FP32 tensor, its largest magnitude; output -> tensor."""
+    """The graph with the largest magnitude of every FP32 tensor as an output; output -> tensor."""
     onnx = onnx_package()
     types = tensor_types(inferred(ready))
     weights = {item.name for item in ready.graph.initializer}

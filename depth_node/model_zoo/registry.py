@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which networks are known by name, and the file of a name.
+"""The registry of networks known by name, and the model file of a name.
 
-models/registry.yaml lists them. Nothing is fetched here (fetch.py does that by command): whoever
-opens a network only looks whether it is there.
+models/registry.yaml lists them. This module downloads nothing (fetch.py does, by command): opening
+a network only checks whether its file exists.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ HUB = "https://huggingface.co"
 
 
 class FetchError(EngineError):
-    """A network cannot be fetched or is not what it should be; one sentence, cause and cure."""
+    """A network cannot be fetched or its file is wrong; one sentence with cause and cure."""
 
 
 @dataclass(frozen=True)
 class RegistryEntry:
     """A network of the registry; the keys are explained at the head of registry.yaml.
 
-    ``files`` maps paths in the repository to hexadecimal SHA-256, "" where it is not known; the
-    first is the network itself. ``size`` is (height, width) in pixels, ``parameters`` millions.
+    ``files`` maps paths in the repository to hexadecimal SHA-256, "" if unknown; the first is the
+    network itself. ``size`` is (height, width) in pixels, ``parameters`` millions. Raises
+    EngineError or ValueError for values that cannot be used.
     """
 
     name: str
@@ -79,7 +80,7 @@ class RegistryEntry:
                 ' "" where it is not known'
             )
         object.__setattr__(self, "size", tuple(self.size))
-        InputSpec(*self.size, **self.input)  # a wrong rule is found now, not after the download
+        InputSpec(*self.size, **self.input)  # finds a wrong value now, not after the download
 
     @property
     def main(self) -> str:
@@ -88,17 +89,17 @@ class RegistryEntry:
 
     @property
     def folder(self) -> Path:
-        """Where its files lie once they are fetched."""
+        """Folder of its fetched files."""
         return models_folder() / self.name
 
     @property
     def onnx(self) -> Path:
-        """The file that runs: what was fetched, or is to be made of the weights."""
+        """The ONNX file: fetched, or to be exported from the weights."""
         return self.folder / (self.main if self.format == "onnx" else f"{self.name}.onnx")
 
     @property
     def export_command(self) -> str:
-        """What makes the ONNX file of weights, as typed; "" where others have to do it."""
+        """Command that exports the weights to the ONNX file; "" if the package has none."""
         words = {
             "folder": self.folder, "onnx": self.onnx, "name": self.name, "licence": self.licence
         }  # fmt: skip
@@ -106,15 +107,15 @@ class RegistryEntry:
 
     @property
     def page(self) -> str:
-        """Where people read about it and its licence."""
+        """Web page of the network and its licence."""
         return f"{HUB}/{self.repo}"
 
 
 def registry() -> dict[str, RegistryEntry]:
-    """Every network of the registry by its name. Raises EngineError if the file is damaged."""
+    """All networks of the registry by name. Raises EngineError if the file is damaged."""
     try:
         values = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
-        return {name: RegistryEntry(name=name, **facts) for name, facts in values.items()}
+        return {name: RegistryEntry(name=name, **fields) for name, fields in values.items()}
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise EngineError(
             f"the registry of networks {REGISTRY} cannot be read ({' '.join(str(error).split())}):"
@@ -123,7 +124,7 @@ def registry() -> dict[str, RegistryEntry]:
 
 
 def find(name: str) -> RegistryEntry:
-    """A network by its name. Raises FetchError, with the nearest name."""
+    """A network by its name. Raises FetchError, which names the nearest name, if there is none."""
     known = registry()
     if name not in known:
         guess = nearest(name, known)
@@ -135,17 +136,17 @@ def find(name: str) -> RegistryEntry:
 
 
 def models_folder() -> Path:
-    """Where fetched networks lie: ``$XDG_DATA_HOME/depth_node/models``."""
+    """Folder of fetched networks: ``$XDG_DATA_HOME/depth_node/models``."""
     home = os.environ.get("XDG_DATA_HOME", "")
     base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "share"
     return base / "depth_node" / "models"
 
 
 def resolve(name: str) -> Path | None:
-    """The ONNX file of a registered name; None if the name is not one, so perhaps a path.
+    """The ONNX file of a registered name; None if the name is not registered.
 
-    ``name.fp16`` is what `depth_tools models convert` made of it. Raises EngineError with the
-    command to run if the network is not here yet.
+    ``name.fp16`` is the copy made by `depth_tools models convert`. Raises EngineError with the
+    command to run if the file does not exist yet.
     """
     entry = _named(name)
     if entry is None:
@@ -157,7 +158,7 @@ def resolve(name: str) -> Path | None:
     command = f"depth_tools models fetch {entry.name}"
     if variant:
         command = f"depth_tools models convert {entry.name} --precision {variant}"
-    elif (entry.folder / entry.main).is_file():  # weights, which are here
+    elif (entry.folder / entry.main).is_file():  # the weights are fetched
         command = entry.export_command
         if not command:
             raise EngineError(
@@ -179,9 +180,10 @@ def _named(name: str) -> RegistryEntry | None:
 
 
 def locate(model: str | Path, manifest: str | Path | None = None) -> tuple[Path, Manifest]:
-    """The file of a model and its manifest. Raises EngineError if they differ.
+    """The file of a model and its verified manifest.
 
-    ``model`` is a path, "embedded", or the name of a network that was fetched.
+    ``model`` is a path, "embedded", or the name of a fetched network. Raises EngineError if the
+    file or its manifest is missing or they do not belong together.
     """
     if str(model) == EMBEDDED:
         path = _EMBEDDED_FILE

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regions of an image: label maps from masks or from the image itself, and their neighbourhood.
+"""Label maps: made from masks, relabelled, merged; neighbourhood of their regions.
 
-A label map is (H, W) int32: 0 = unassigned, 1..K = regions. Two regions are neighbours when they
-share a 4-adjacent pixel pair (Region-aware Depth Scale Adaptation, arXiv 2507.14879, section 3;
-the readings its text leaves open are ours and named where they are made).
+A label map is (H, W) int32: 0 = unassigned, 1..K = regions. Two regions are neighbours if they have
+a pair of 4-adjacent pixels (Region-aware Depth Scale Adaptation, arXiv 2507.14879, section 3; where
+the text leaves a choice, a comment names ours).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Labels = NDArray[np.int32]
 
 
 def relabel(labels: NDArray[np.integer]) -> Labels:
-    """Number the regions 1..K without gaps, in the order of their old labels; 0 stays 0."""
+    """Number the regions of a map (H, W) 1..K without gaps, in their order; 0 stays 0."""
     labels = _checked(labels)
     top = int(labels.max(initial=0))
     if top > _DENSE_ID_LIMIT:
@@ -37,10 +37,10 @@ def relabel(labels: NDArray[np.integer]) -> Labels:
 
 
 def connected(labels: NDArray[np.integer]) -> Labels:
-    """Split every region into its 4-connected parts; 0 stays 0.
+    """Split every region of a map (H, W) into its 4-connected parts; 0 stays 0.
 
-    Pixels become the even cells of a (2H-1, 2W-1) grid and equal neighbours are linked by the
-    cells between them, so one binary connected-component pass serves all labels at once.
+    Pixels become the even cells of a (2H-1, 2W-1) grid, and the cells between equal neighbours link
+    them, so that one binary connected-component pass serves all labels.
     """
     labels = _checked(labels)
     height, width = labels.shape
@@ -55,7 +55,7 @@ def connected(labels: NDArray[np.integer]) -> Labels:
 def border_lengths(labels: NDArray[np.integer]) -> sparse.csr_matrix:
     """Number of 4-adjacent pixel pairs between regions: (K+1, K+1) int32, symmetric.
 
-    Row and column 0 are empty: unassigned pixels are nobody's neighbour.
+    Row and column 0 are empty: unassigned pixels have no neighbours.
     """
     one, other, count = _border_pairs(labels)
     pairs = sparse.coo_matrix((np.ones(len(one), np.int32), (one, other)), shape=(count, count))
@@ -64,7 +64,7 @@ def border_lengths(labels: NDArray[np.integer]) -> sparse.csr_matrix:
 
 
 def adjacency(labels: NDArray[np.integer]) -> sparse.csr_matrix:
-    """Which regions touch: (K+1, K+1) bool, symmetric, empty row and column 0 and diagonal."""
+    """Neighbouring regions: (K+1, K+1) bool, symmetric; row 0, column 0 and diagonal are empty."""
     one, other, count = _border_pairs(labels)
     # Sorting each pair once is four times faster than border_lengths(labels).astype(bool).
     one, other = np.divmod(np.unique(one * count + other), count)
@@ -81,7 +81,7 @@ def _border_pairs(
     labels = _checked(labels)
     count, width = int(labels.max(initial=0)) + 1, labels.shape[1]
     small: Any = np.uint8 if count <= 256 else np.uint16 if count <= 65536 else np.int64
-    labels = np.ascontiguousarray(labels, dtype=small)  # few bytes are quickly compared
+    labels = np.ascontiguousarray(labels, dtype=small)  # small types are faster to compare
     flat = labels.ravel()
     differs = np.zeros(labels.shape, dtype=bool)
     np.not_equal(flat[1:], flat[:-1], out=differs.ravel()[:-1])
@@ -96,23 +96,21 @@ def _border_pairs(
 
 
 def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
-    """Give every region below `min_px` pixels to the neighbour with the longest common border.
+    """Merge every region below `min_px` pixels into the neighbour with the longest common border.
 
-    This goes in rounds, because one region can join many at once: in a round every small region
-    joins, except one that a smaller region is joining, which may grow past `min_px` that way and
-    stay. Equal borders are decided by the larger neighbour, then by the one that begins higher up
-    in the image, so the result does not depend on the numbering. A small region without
-    neighbours stays.
-    Returns labels 1..K without gaps, numbered anew; unassigned pixels
-    stay 0.
+    In rounds: in a round every small region joins its neighbour, except a region that a smaller one
+    joins, because that may make it large enough. If borders are equally long, the larger neighbour
+    is taken, then the one that begins higher up in the image, so that the result does not depend on
+    the numbering. A small region without neighbours stays. Returns a map (H, W) of labels 1..K
+    without gaps; unassigned pixels stay 0.
     """
     labels = _checked(labels)
-    # A few thousand runs of equal pixels say all that 300000 pixels do.
+    # Runs of equal pixels: a few thousand instead of 300000 pixels.
     flat = labels.ravel()
     start = np.concatenate([[0], 1 + np.flatnonzero(flat[1:] != flat[:-1])])
     run_px = np.diff(start, append=labels.size)
     ids, first_run, region = np.unique(flat[start], return_index=True, return_inverse=True)
-    if ids[0] != 0:  # row 0 of all tables is that of unassigned pixels
+    if ids[0] != 0:  # row 0 of all tables belongs to unassigned pixels
         region, first_run = region + 1, np.concatenate([[0], first_run])
     area = np.bincount(region, run_px).astype(np.int64)
     dense: Labels = np.repeat(region.astype(np.int32), run_px).reshape(labels.shape)
@@ -167,11 +165,12 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
 
 
 def labels_from_masks(masks: NDArray[np.bool_], config: SegmentationConfig | None = None) -> Labels:
-    """One label map from (M, H, W) possibly overlapping masks.
+    """One label map (H, W) from masks (M, H, W) that may overlap.
 
-    Masks are painted from large to small, so the smallest mask that covers a pixel owns it (of
-    equal masks the first). Masks below `config.min_region_px` are ignored. What no mask covers
-    becomes regions by 4-connectivity, and regions that are left too small join a neighbour.
+    Masks are painted from large to small, so a pixel gets the smallest mask that covers it (of
+    equal masks the first). Masks below `config.min_region_px` are ignored. Pixels without a mask
+    become regions by 4-connectivity, and regions that are too small are merged into a neighbour.
+    Raises ValueError if the masks have another shape.
     """
     config = config or SegmentationConfig()
     masks = np.asarray(masks)
@@ -191,7 +190,7 @@ def labels_from_masks(masks: NDArray[np.bool_], config: SegmentationConfig | Non
 def labels_from_ids(
     id_image: NDArray[np.integer], config: SegmentationConfig | None = None
 ) -> Labels:
-    """One label map from an image of (H, W) mask ids, 0 = no mask; rules of labels_from_masks."""
+    """One label map from an image (H, W) of mask ids, 0 = no mask; rules of labels_from_masks."""
     config = config or SegmentationConfig()
     labels = relabel(id_image)
     limit = scaled_px(config.min_region_px, *labels.shape)
@@ -203,9 +202,9 @@ def labels_from_ids(
 def labels_from_painting(
     painted: NDArray[np.integer], config: SegmentationConfig | None = None
 ) -> Labels:
-    """One label map from masks that are painted over each other already (prompted_masks.paint).
+    """One label map (H, W) from masks that prompted_masks.paint has painted over each other.
 
-    painted: (H, W) a number for every mask, 0 = no mask. As labels_from_masks from there on.
+    painted: (H, W) a number for every mask, 0 = no mask. Other rules as in labels_from_masks.
     """
     config = config or SegmentationConfig()
     painted = _checked(painted)
@@ -218,7 +217,7 @@ def scaled_px(pixels: int, height: int, width: int) -> int:
 
 
 def _completed(labels: Labels, min_px: int) -> Labels:
-    """Turn uncovered pixels into regions and merge what is too small."""
+    """Turn uncovered pixels into regions and merge regions that are too small."""
     _, parts = cv2.connectedComponents((labels == 0).astype(np.uint8), connectivity=4)
     top = int(labels.max(initial=0))
     return merge_small(np.where(labels > 0, labels, parts + top), min_px)

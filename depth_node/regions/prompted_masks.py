@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of a prompted network (SAM and its kin): which points to ask for, which answers to keep.
+"""Masks of a prompted network such as Segment Anything: point prompts, selection, painting.
 
-A prompt decoder answers every point with a few masks, each with its own guess of how good it is
-(IoU) and how far it depends on the threshold (stability). Most are copies of each other. What is
-kept, and in which order, follows the automatic mask generator of Segment Anything (arXiv
-2304.02643, appendix B); here on the decoder's own small maps, so that only the masks that survive
-are ever enlarged.
+A prompt decoder gives a few masks for every point, each with its predicted quality (IoU) and its
+dependence on the threshold (stability). Most are copies of each other. The selection and its order
+follow the automatic mask generator of Segment Anything (arXiv 2304.02643, appendix B), but work on
+the decoder's small maps, so that only the selected masks are enlarged.
 """
 
 from __future__ import annotations
@@ -23,34 +22,37 @@ from depth_node.config import option, validate
 Map = NDArray[np.float32]
 
 _MASK_STEP = 4  # every 4th row and column of a map is enough to compare two masks
-FLOOD_LEVELS = 16  # heights that the watershed tells apart
-_LONGEST_STEP = 32  # map pixels; sizes that fit together only in longer steps are enlarged whole
+FLOOD_LEVELS = 16  # number of heights of the watershed
+_LONGEST_STEP = 32  # map pixels; maps that match the image only in longer steps are enlarged whole
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Which points a prompted network is asked for and which of its masks are kept."""
+    """Point prompts of a prompted network and the selection of its masks."""
 
     points_per_side: int = option(
-        16, "A grid of this many points by as many is asked for.", minimum=1, maximum=128
+        16, "Number of point prompts per side of a square grid.", minimum=1, maximum=128
     )
     min_iou: float = option(
-        0.88, "Masks that the network itself rates lower are dropped.", minimum=0.0, maximum=1.0
+        0.88, "Masks of lower predicted IoU are dropped.", minimum=0.0, maximum=1.0
     )
     min_stability: float = option(
         0.95,
-        "Masks are dropped if less than this share of them stays with a stricter threshold.",
+        "Masks are dropped if a stricter threshold leaves less than this fraction of them.",
         minimum=0.0,
         maximum=1.0,
     )
     nms: str = option(
         "box",
-        "What tells that two masks are copies: how far their boxes overlap (box, as published) or"
-        " they themselves (mask, slower).",
+        "Overlap by which two masks are copies: that of their boxes (box, as published) or of the"
+        " masks (mask, slower).",
         choices=("box", "mask"),
     )
     nms_iou: float = option(
-        0.7, "Masks that overlap a better one by more are dropped.", minimum=0.0, maximum=1.0
+        0.7,
+        "Masks whose overlap with a better one is above this IoU are dropped.",
+        minimum=0.0,
+        maximum=1.0,
     )
 
     def __post_init__(self) -> None:
@@ -58,14 +60,14 @@ class PromptConfig:
 
 
 def point_grid(per_side: int, height: float, width: float) -> NDArray[np.float32]:
-    """(per_side^2, 2) points (x, y), row after row, in the middle of as many cells of an image."""
+    """(per_side^2, 2) points (x, y), row by row, at the centres of equal cells of an image."""
     middle = (np.arange(per_side) + 0.5) / per_side
     x, y = np.meshgrid(middle * width, middle * height)
     return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
 
 
 def batches(points: NDArray[np.float32], size: int) -> list[NDArray[np.float32]]:
-    """Points (n, 2) in batches of exactly (size, 2); the last is filled up with its last point."""
+    """Points (n, 2) in batches of exactly (size, 2); the last batch repeats its last point."""
     missing = -len(points) % size
     padded = np.concatenate([points, np.repeat(points[-1:], missing, axis=0)])
     return list(padded.reshape(-1, size, 2))
@@ -78,10 +80,10 @@ def select(
     masks: Sequence[Map],
     config: PromptConfig,
 ) -> NDArray[np.intp]:
-    """Which of n masks are kept, best first, by their index.
+    """Indices of the selected masks of n, best first.
 
     iou, stability: (n,). boxes: (n, 4) first and last column and row inside: x0, y0, x1, y1. masks:
-    n maps (h, w), above 0 inside; looked at only with `nms: mask`.
+    n maps (h, w), above 0 inside; used only with `nms: mask`.
     """
     good = np.flatnonzero((iou > config.min_iou) & (stability >= config.min_stability))
     order = good[np.argsort(-iou[good], kind="stable")]
@@ -116,15 +118,15 @@ def mask_overlap(masks: Sequence[Map]) -> NDArray[np.float32]:
 
 
 def suppressed(overlap: NDArray[np.float32], limit: float) -> NDArray[np.intp]:
-    """Greedy non-maximum suppression: indices that stay of (n, n) overlaps, best first."""
+    """Greedy non-maximum suppression of (n, n) overlaps: indices that are not suppressed."""
     too_near = overlap > limit
     alive = np.ones(len(overlap), bool)
-    kept = []
+    selected = []
     for index in range(len(overlap)):
         if alive[index]:
-            kept.append(index)
+            selected.append(index)
             alive &= ~too_near[index]
-    return np.asarray(kept, np.intp)
+    return np.asarray(selected, np.intp)
 
 
 def paint(
@@ -135,12 +137,12 @@ def paint(
     width: int,
     min_px: int = 1,
 ) -> NDArray[np.int32]:
-    """Masks painted over each other, large to small: (height, width) int32, 0 where there is none.
+    """Paint masks over each other, large to small: (height, width) int32, 0 without a mask.
 
     masks: n maps (h, w), above 0 inside, enlarged before the threshold, so that borders are smooth.
-    boxes: (n, 4) as in select(). extent: how many rows and columns of the maps the image fills,
-    from the upper left. min_px: smaller masks (in the image) are left out. Mask i is painted as
-    i + 1; of equally large masks the first is painted last.
+    boxes: (n, 4) as in select(). extent: number of rows and columns of the maps that the image
+    fills, from the upper left. min_px: smaller masks (in the image) are left out. Mask i is painted
+    as i + 1; of equally large masks the first is painted last.
     """
     painted = np.zeros((height, width), np.uint16)
     colour = np.empty((height, width), np.uint16)
@@ -163,7 +165,7 @@ def _area(mask: Map, box: NDArray[np.int64]) -> int:
 def _enlarged(
     mask: Map, box: NDArray[np.float32], extent: tuple[float, float], height: int, width: int
 ) -> tuple[tuple[slice, slice], NDArray[np.uint8]]:
-    """Window of the image about a mask's box, and where in it the mask is, 0 or 1."""
+    """Window of the image around a mask's box, and the mask inside it, 0 or 1."""
     rows = _Axis.about(box[1], box[3], extent[0], len(mask), height)
     cols = _Axis.about(box[0], box[2], extent[1], mask.shape[1], width)
     source = mask[rows.source, cols.source]
@@ -188,11 +190,11 @@ def _enlarged(
 
 @dataclass(frozen=True)
 class _Axis:
-    """Which pixels of a map and of the image belong together along one axis.
+    """Corresponding pixels of a map and of the image along one axis.
 
     The window begins at image pixel `first` and has `count` pixels, of which the last may lie
-    outside. Its pixel t lies at step * t + shift of the source. whole: source and window cover the
-    very same stretch, as cv2.resize wants it (several times faster).
+    outside. Its pixel t lies at step * t + shift of the source. whole: source and window cover
+    exactly the same part, as cv2.resize needs it (several times faster).
     """
 
     source: slice
@@ -204,9 +206,9 @@ class _Axis:
 
     @classmethod
     def about(cls, low: float, high: float, extent: float, length: int, size: int) -> _Axis:
-        """The stretch of a map of `length` pixels that shows its pixels low to high.
+        """The part of a map of `length` pixels that contains its pixels low to high.
 
-        One more is seen on each side, also beyond the image's end, where the map goes on.
+        One more pixel on each side is included, also beyond the end of the image.
         """
         step = extent / size
         begin, end = max(int(low) - 1, 0), min(int(high) + 2, length)
@@ -229,30 +231,30 @@ class _Axis:
 def edges_to_ids(edges: Map, level: float, radius_px: float) -> NDArray[np.int32]:
     """Regions between the edges of a dense edge map: (h, w) int32, every pixel in a region 1..K.
 
-    edges: strength of an edge, 0 to 1, NaN counts as 0. Where it stays below `level`, pixels that
-    are farther than `radius_px` from every edge are the seeds (so a gap of twice that in an edge
-    does not join its sides), and the places too narrow for one are seeds of their own. From the
-    seeds a watershed floods the map, so that regions meet on the crest of the edge between them.
+    edges: (h, w) strength of an edge, 0 to 1; NaN counts as 0. Seeds are the pixels below `level`
+    that are farther than `radius_px` from every edge (so that a gap of twice that width in an edge
+    does not join its sides), and connected parts that are too narrow for such a pixel. A watershed
+    grows the seeds, so that regions meet on the crest of the edge between them.
     """
     strength = np.nan_to_num(np.asarray(edges, np.float32), nan=0.0)
     flat = (strength < level).astype(np.uint8)
     if not flat.any():
         return np.ones(flat.shape, np.int32)
-    framed = np.pad(flat, 1, constant_values=1)  # the border of the image is no edge
+    framed = np.pad(flat, 1, constant_values=1)  # the border of the image is not an edge
     distance = np.asarray(cv2.distanceTransform(framed, cv2.DIST_L2, 3))[1:-1, 1:-1]
     count, seeds = cv2.connectedComponents((distance > radius_px).astype(np.uint8), connectivity=4)
-    places, narrow = cv2.connectedComponents(flat, connectivity=4)
-    seeded = np.zeros(places, bool)
+    parts, narrow = cv2.connectedComponents(flat, connectivity=4)
+    seeded = np.zeros(parts, bool)
     seeded[np.unique(narrow[seeds > 0])] = True
     seeds = np.where((narrow > 0) & ~seeded[narrow], narrow + count, seeds)
     return _flooded(strength, seeds.astype(np.int32))
 
 
 def _flooded(strength: Map, seeds: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Watershed: seeds (0 = none) grow over what rises, level by level, until every pixel has one.
+    """Watershed by height: seeds (0 = none) grow level by level until every pixel has a label.
 
-    scipy's and OpenCV's compare neighbouring pixels and so let a gentle slope pass; this one floods
-    by height. Where several fronts meet at one level the largest number goes on.
+    The watersheds of scipy and OpenCV compare neighbouring pixels and cross a gentle slope. If
+    several labels reach a pixel at one level, it gets the largest one.
     """
     framed = np.pad(seeds, 1)
     width = framed.shape[1]
@@ -261,8 +263,8 @@ def _flooded(strength: Map, seeds: NDArray[np.int32]) -> NDArray[np.int32]:
     inner = np.pad(np.ones(seeds.shape, bool), 1).ravel()
     dry = np.flatnonzero(inner & (labels == 0))
     height = np.clip(level[dry], 1, FLOOD_LEVELS)
-    for now in range(1, FLOOD_LEVELS + 1):
-        free, rest = dry[height <= now], height > now
+    for current in range(1, FLOOD_LEVELS + 1):
+        free, rest = dry[height <= current], height > current
         while len(free):
             around = labels[free - 1]
             for step in (1, -width, width):
@@ -273,5 +275,5 @@ def _flooded(strength: Map, seeds: NDArray[np.int32]) -> NDArray[np.int32]:
             labels[free[reached]] = around[reached]
             free = free[~reached]
         dry, height = np.concatenate([dry[rest], free]), height[rest]
-        height = np.concatenate([height, np.full(len(free), now)])
+        height = np.concatenate([height, np.full(len(free), current)])
     return labels.reshape(framed.shape)[1:-1, 1:-1].copy()

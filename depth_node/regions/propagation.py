@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regions carried from image to image: segmentation only every so often.
+"""Propagation of regions from image to image, so that not every image is segmented.
 
-The regions of one image (the key) are kept. In a later image they are found again by dense
-inverse search optical flow (arXiv 1603.03590) between small grey images; what every pixel shows
-was somewhere in the key, and it takes the region from there. The same flow tells when that stops
-working: a pixel whose grey differs from where it is said to come from, or that comes from outside,
-has changed, and with too many of those the image is segmented anew.
+The regions of one image (the key) are stored. Dense inverse search optical flow (arXiv 1603.03590)
+between small grey images gives for every pixel of a later image its position in the key, from which
+it takes its region. A pixel whose grey level differs from that position, or whose position is
+outside the key, has changed; if the fraction of changed pixels is too large, the image is
+segmented.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from numpy.typing import NDArray
 from depth_node.regions.label_maps import Labels, relabel
 from depth_node.regions.settings import SegmentationConfig
 
-SMALL_PX = 320  # docs/studies/regions.md compares sizes and methods
-SMALLEST_PX = 32  # the flow's patches need some room
-GREY_STEP = 24.0  # of 255: a pixel that differs by more has changed
+SMALL_PX = 320  # longer side; docs/studies/regions.md compares sizes and methods
+SMALLEST_PX = 32  # the patches of the flow need this size
+GREY_STEP = 24.0  # of 255; a pixel that differs by more has changed
 
 Map = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class _Key:
-    """The last segmented image, small and grey, its regions, and where its pixels went since."""
+    """The last segmented image, small and grey, its regions, and the flow to it."""
 
     grey: NDArray[np.uint8]
     labels: Labels
     flow: Map | None = None  # (h, w, 2) px of the small image, from the last image to the key
-    age: int = 0  # images since
+    age: int = 0  # number of images since
 
 
 class RegionMemory:
-    """What is remembered of one camera's regions. Not for use by several threads at once."""
+    """Regions of one camera, propagated between images. Not safe for several threads at once."""
 
     def __init__(self) -> None:
         self._key: _Key | None = None
-        self.changed = 0.0  # share of the last image that did not come from the key
+        self.changed = 0.0  # fraction of changed pixels of the last image
 
     def carried(self, image: NDArray[np.uint8], config: SegmentationConfig) -> Labels | None:
-        """Regions of an (H, W, 3) uint8 RGB image from the key's, None if it must be segmented.
+        """Regions of an (H, W, 3) uint8 RGB image from the key, None if it must be segmented.
 
-        (H, W) int32, 1..K without gaps. Call keep() with the regions that are made instead.
+        (H, W) int32, 1..K without gaps. After a segmentation call keep() with its regions.
         """
         key = self._key
         if key is None or config.every == 1 or key.labels.shape != image.shape[:2]:
@@ -65,12 +65,12 @@ class RegionMemory:
         return relabel(follow(key.labels, flow))
 
     def keep(self, image: NDArray[np.uint8], labels: Labels) -> None:
-        """Make an image and its regions (H, W) the key."""
+        """Make an image (H, W, 3) and its regions (H, W) the key."""
         self._key = _Key(small_grey(image), labels)
 
 
 def small_grey(image: NDArray[np.uint8], longest_px: int = SMALL_PX) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB -> (h, w) uint8 grey, the longer side of at most so many pixels."""
+    """(H, W, 3) uint8 RGB -> (h, w) uint8 grey, whose longer side has at most longest_px pixels."""
     height, width = image.shape[:2]
     scale = min(1.0, longest_px / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -78,8 +78,8 @@ def small_grey(image: NDArray[np.uint8], longest_px: int = SMALL_PX) -> NDArray[
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-def _places(flow: Map) -> tuple[Map, Map]:
-    """Columns and rows (h, w) that a flow (h, w, 2) points to."""
+def _source_pixels(flow: Map) -> tuple[Map, Map]:
+    """Columns and rows (h, w) in the key that a flow (h, w, 2) points to."""
     height, width = flow.shape[:2]
     cols = flow[..., 0] + np.arange(width, dtype=np.float32)
     rows = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
@@ -87,22 +87,22 @@ def _places(flow: Map) -> tuple[Map, Map]:
 
 
 def _changed(grey: NDArray[np.uint8], key: NDArray[np.uint8], flow: Map) -> float:
-    """Share of pixels that look otherwise than where they come from, or come from outside."""
-    cols, rows = _places(flow)
-    came = cv2.remap(key, cols, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    other = cv2.absdiff(grey, came) > GREY_STEP
+    """Fraction of pixels whose grey differs from their source pixel, or whose source is outside."""
+    cols, rows = _source_pixels(flow)
+    source = cv2.remap(key, cols, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    other = cv2.absdiff(grey, source) > GREY_STEP
     height, width = grey.shape
     other |= (cols < -0.5) | (rows < -0.5) | (cols > width - 0.5) | (rows > height - 0.5)
     return float(other.mean())
 
 
 def follow(labels: Labels, flow: Map) -> Labels:
-    """Regions (H, W) where a flow (h, w, 2), px, says that every pixel comes from."""
+    """Regions (H, W) of the source pixels of a flow (h, w, 2), in px of the flow's size."""
     height, width = labels.shape
     scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
     large = np.asarray(cv2.resize(flow, (width, height)), np.float32) * scale
-    cols, rows = _places(large)
-    # OpenCV moves no integers of 32 bits; a float32 holds as many regions as anyone has.
+    cols, rows = _source_pixels(large)
+    # cv2.remap does not support int32; float32 is exact for up to 2^24 regions.
     moved = cv2.remap(
         labels.astype(np.float32), cols, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classical segmentation: an image, and a prediction, into regions."""
+"""Classical segmentation of an image, with or without a prediction, into regions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ def segment(
     """Regions of an image without a network: (H, W) int32, every pixel in a region 1..K.
 
     image: (H, W, 3) uint8 RGB. prediction_values: (H, W) output of a depth network in any of its
-    spaces, NaN unknown, so that edges of depth count as well as edges of colour.
+    spaces, NaN unknown; with it, edges of depth count as well as edges of colour.
 
-    The image is averaged into cells and every cell is a region at first. In rounds, every region
-    that is still too small joins the neighbour whose mean colour and mean prediction are nearest
-    to its own (Boruvka's rounds with means; a relative of Felzenszwalb and Huttenlocher's graph
-    segmentation, which compares single pixels). Every region is 4-connected, has at least
-    `config.grow_cells` cells (if the image has) and breaks where colour or depth does.
+    The image is averaged into cells, each of which is a region at first. In rounds, every region
+    that is too small joins the neighbour of the nearest mean colour and mean prediction (Boruvka's
+    rounds with means; Felzenszwalb and Huttenlocher's graph segmentation, IJCV 2004, compares
+    single pixels). Every region is 4-connected, has at least `config.grow_cells` cells (if the
+    image has) and ends at edges of colour or depth. Raises ValueError for an array that is not such
+    an image, or a prediction of another size.
     """
     config = config or SegmentationConfig()
     image = np.asarray(image)
@@ -44,7 +45,7 @@ def segment(
             f"{(height, width)}: give the prediction in image coordinates."
         )
     cell_px = config.cell_px * np.sqrt(height * width / REFERENCE_AREA_PX)
-    # Not more cells than pixels, so that every cell has pixels and regions stay connected.
+    # At most as many cells as pixels, so that every cell has pixels and regions are connected.
     rows = int(np.clip(round(height / cell_px), 1, height))
     cols = int(np.clip(round(width / cell_px), 1, width))
 
@@ -64,7 +65,7 @@ def segment(
 
 
 def _levelled(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A prediction in mean deviations from its median, large ones compressed, unknown ones 0."""
+    """A prediction (h, w) in mean deviations from its median, compressed by asinh; unknown: 0."""
     known = np.isfinite(values)
     if not known.any():
         return np.zeros_like(values)
@@ -72,12 +73,13 @@ def _levelled(values: NDArray[np.float32]) -> NDArray[np.float32]:
     deviation = float(np.abs(centred[known]).mean())
     if not 0 < deviation < np.inf:
         return np.zeros_like(values)
-    # Metres have a long tail to the far, disparities to the near; an edge there counts the same.
+    # Depth has a long tail of far values, disparity of near ones; asinh makes edges
+    # there count alike.
     return np.where(known, np.arcsinh(centred / np.float32(deviation)), np.float32(0))
 
 
-def _grow(cells: NDArray[np.float32], least: int) -> Labels:
-    """Join cells (h, w, f) to regions of at least `least` cells, nearest mean features first."""
+def _grow(cells: NDArray[np.float32], min_cells: int) -> Labels:
+    """Join cells (h, w, f) to regions of at least min_cells cells, nearest mean features first."""
     height, width, _ = cells.shape
     index = np.arange(height * width, dtype=np.int32).reshape(height, width)
     one = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
@@ -86,19 +88,19 @@ def _grow(cells: NDArray[np.float32], least: int) -> Labels:
     size: NDArray[Any] = np.ones(len(region))
     mean: NDArray[Any] = cells.reshape(len(region), -1)
     while len(one):
-        active = (size[one] < least) | (size[other] < least)
+        active = (size[one] < min_cells) | (size[other] < min_cells)
         if not active.any():
             break
         difference = mean[one[active]] - mean[other[active]]
         distance = np.einsum("ij,ij->i", difference, difference)
         from_farthest = np.argsort(-distance, kind="stable")
         left, right = one[active][from_farthest], other[active][from_farthest]
-        # The last of repeated writes stays, so each region ends up with its nearest neighbour.
+        # The last of repeated writes counts, so each region gets its nearest neighbour.
         both = np.stack([left, right], axis=1).ravel()
         back = np.stack([right, left], axis=1).ravel()
         nearest = np.arange(len(size), dtype=np.int32)
         nearest[both] = back
-        grown = size >= least
+        grown = size >= min_cells
         nearest[grown] = np.flatnonzero(grown)
         links = sparse.csr_matrix(
             (np.ones(len(size), np.int8), nearest, np.arange(len(size) + 1)),

@@ -366,7 +366,7 @@ class DepthNode(LifecycleNode):
         situation = Situation(
             active=self._worker is not None,
             enabled=self._enabled,
-            listeners=len(self._outputs.topics_with_subscribers())
+            subscribers=len(self._outputs.topics_with_subscribers())
             if self._outputs is not None
             else 0,
             backend=self._backend(),

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural rooms, ray-cast with exact depth, labels and LiDAR: for demo, tests and training data.
+"""Ray casting of procedural rooms with exact depth, labels and LiDAR: demo, tests, training data.
 
-Every part of a room is a unit shape under an affine map, so a ray keeps its parameter t in the
-part's own frame; with rays scaled to z = 1 in the camera that parameter IS the depth along the
+Every primitive of a room is a unit shape under an affine map, so the parameter t of a ray is the
+same in the primitive's own frame; with rays scaled to z = 1 in the camera, t is the depth along the
 optical axis, exact up to float32.
 
-Only numpy is needed. A view costs one pass per part over the image rectangle that the part can
-cover, so small things are cheap. Lamps throw soft shadows (a cube of depth maps per lamp, cast once
-per scene), textures are filtered, corners of the room are darker: the pictorial cues that a
-monocular network lives on.
+Only numpy is needed. A view costs one pass per primitive over the image rectangle that it can
+cover, so small primitives are cheap. Lamps cast soft shadows (a cube of depth maps per lamp, cast
+once per scene), textures are filtered, corners of the room are darker: pictorial cues that
+monocular networks use.
 
 Frames: world and LiDAR x forward, y left, z up; camera x right, y down, z forward. Lengths in m.
 """
@@ -29,17 +29,17 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 
-ROOM_FACES = 6  # labels 1 to 6: faces -x +x -y +y floor ceiling; part p (from 1) has label 6 + p
-MIXTURE = (0.55, 0.2, 0.12, 0.13)  # share of each of STYLES in "mixed"
+ROOM_FACES = 6  # labels 1 to 6: faces -x +x -y +y floor ceiling; primitive p (from 1): 6 + p
+MIXTURE = (0.55, 0.2, 0.12, 0.13)  # probabilities of STYLES in "mixed"
 NEAREST_HIT_M = 1e-3
 CHUNK_PX = 1 << 14  # pixels shaded at once: the temporaries stay in the cache
-# Four rays on a rotated grid smooth the edges of parts.
+# Four rays on a rotated grid smooth the edges of primitives.
 SUBPIXELS = ((-0.125, -0.375), (0.375, -0.125), (-0.375, 0.125), (0.125, 0.375))
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What a camera sees.
+    """Image, depth and labels of one view.
 
     image (H, W, 3) uint8 RGB; depth (H, W) float32 m, NaN where the camera has no ray; labels
     (H, W) int32: 1..Scene.label_count, the same in every view of a scene, 0 without a ray.
@@ -78,10 +78,10 @@ class LidarPattern:
 
 
 def _entry(kind: int, origin: F32, d: F32) -> F32:
-    """Where rays origin (3,) + t d (3, n) enter a unit shape: t (n,), +inf for a miss.
+    """Entry t (n,) of rays origin (3,) + t d (3, n) into a unit shape, +inf for a miss.
 
-    Each shape is convex: a ray is inside between the largest entry into and the smallest exit from
-    its slabs and its quadric.
+    Each shape is convex: a ray is inside it between the largest entry into and the smallest exit
+    from its slabs and its quadric.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if kind == ELLIPSOID:
@@ -114,9 +114,9 @@ def _quadric(origin: F32, d: F32, axes: int) -> tuple[F32, F32]:
         square = square + d[axis] * d[axis]
         along = along + origin[axis] * d[axis]
     closest = -along / square
-    # By the distance of the closest approach: b^2 - a c would cancel for things small and far.
-    room = 1.0 - sum((origin[axis] + closest * d[axis]) ** 2 for axis in range(axes))
-    half = np.where(room > 0, np.sqrt(np.maximum(room, 0.0) / square), np.float32(np.nan))
+    # By the distance of the closest approach, because b^2 - a c cancels for small, far shapes.
+    inside = 1.0 - sum((origin[axis] + closest * d[axis]) ** 2 for axis in range(axes))
+    half = np.where(inside > 0, np.sqrt(np.maximum(inside, 0.0) / square), np.float32(np.nan))
     return closest - half, closest + half
 
 
@@ -124,28 +124,31 @@ def _quadric(origin: F32, d: F32, axes: int) -> tuple[F32, F32]:
 
 
 class Scene:
-    """A furnished room to look at. `Scene.random(seed)` makes one; all follows from the seed.
+    """A furnished room that can be rendered. `Scene.random(seed)` makes one from a seed.
 
-    shadow_px: size of the depth maps around each lamp; an edge of a shadow is one of their pixels
-    wide, and they are what a scene costs before its first image.
+    shadow_px: size of the depth maps around each lamp; the edge of a shadow is one of their pixels
+    wide, and they are most of the cost of a scene's first image. Raises ValueError if the room does
+    not have six faces.
     """
 
-    def __init__(self, plan: Room, shadow_px: int = 192) -> None:
-        if len(plan.surfaces) != ROOM_FACES:
-            raise ValueError(f"A room has {ROOM_FACES} faces, not {len(plan.surfaces)}.")
-        self.plan = plan
-        parts = plan.parts
-        # Row 0 is the room itself, so that a pixel's part index addresses every table.
-        self._kind = np.array([BOX] + [p.kind for p in parts], np.int32)
-        self._centre = np.stack([np.array([0.0, 0.0, plan.half[2]])] + [p.centre for p in parts])
-        self._axes = np.stack([np.eye(3)] + [p.axes for p in parts])
-        self._half = np.stack([plan.half] + [p.half for p in parts])
+    def __init__(self, room: Room, shadow_px: int = 192) -> None:
+        if len(room.surfaces) != ROOM_FACES:
+            raise ValueError(f"A room has {ROOM_FACES} faces, not {len(room.surfaces)}.")
+        self.room = room
+        primitives = room.primitives
+        # Row 0 is the room itself, so that a pixel's primitive index addresses every table.
+        self._kind = np.array([BOX] + [p.kind for p in primitives], np.int32)
+        self._centre = np.stack(
+            [np.array([0.0, 0.0, room.half[2]])] + [p.centre for p in primitives]
+        )
+        self._axes = np.stack([np.eye(3)] + [p.axes for p in primitives])
+        self._half = np.stack([room.half] + [p.half for p in primitives])
         self._to_metric = np.swapaxes(self._axes, 1, 2)
         self._to_unit = self._to_metric / self._half[:, :, None]
-        # Gathered per pixel: 9 of world to part, 3 of centre, 3 of half, 9 of part to world.
+        # Per pixel: 9 of world to primitive, 3 of centre, 3 of half, 9 of primitive to world.
         flat = [self._to_metric.reshape(-1, 9), self._centre, self._half, self._axes.reshape(-1, 9)]
         self._geometry = np.concatenate(flat, axis=1).astype(np.float32)
-        materials = [*plan.surfaces, *(p.material for p in parts)]
+        materials = [*room.surfaces, *(p.material for p in primitives)]
         self._texture = np.array([m.texture for m in materials], np.int32)
         self._tile = np.array([m.tile_m for m in materials], np.float32)
         self._palette = np.array([m.palette for m in materials], np.float32).reshape(-1, 3)
@@ -158,7 +161,10 @@ class Scene:
     def random(
         cls, seed: int | np.random.Generator, style: str = "room", shadow_px: int = 192
     ) -> Scene:
-        """A random furnished room: one of STYLES, or "mixed" to draw the style too."""
+        """A random furnished room of one of STYLES, or of a random style ("mixed").
+
+        Raises ValueError for an unknown style.
+        """
         if style != "mixed" and style not in STYLES:
             raise ValueError(
                 f"No scene style is called {style!r}: use mixed or one of {', '.join(STYLES)}."
@@ -169,57 +175,57 @@ class Scene:
 
     @property
     def style(self) -> str:
-        """Which of STYLES it is."""
-        return self.plan.style
+        """The style, one of STYLES."""
+        return self.room.style
 
     @property
     def label_count(self) -> int:
-        """K: labels are 1..K, whether or not a view sees them."""
-        return ROOM_FACES + len(self.plan.parts)
+        """K: labels are 1..K, in view or not."""
+        return ROOM_FACES + len(self.room.primitives)
 
     def contains(self, points: F64, margin_m: float = 0.0) -> NDArray[np.bool_]:
-        """Which world points (N, 3) are free: in the room and in no part, with a margin."""
+        """Whether world points (N, 3) are free, (N,): in the room and in no primitive."""
         delta = np.atleast_2d(points)[:, None] - self._centre
         offset = np.abs(np.einsum("pij,npj->npi", self._to_metric, delta))
         in_room = (offset[:, 0] <= self._half[0] - margin_m).all(1)
-        in_part = (offset[:, 1:] <= self._half[1:] + margin_m).all(2).any(1)
-        return in_room & ~in_part
+        in_primitive = (offset[:, 1:] <= self._half[1:] + margin_m).all(2).any(1)
+        return in_room & ~in_primitive
 
     def render(self, camera: Camera, T_world_camera: F64, antialias: bool = True) -> Rendered:
         """Image, depth and labels from a pose (4, 4) inside the room.
 
         Depth and labels are those of the ray through the pixel's centre. With `antialias` the
-        colours at the edges of parts are means of four rays; without, it is about twice as fast.
+        colours at edges of primitives are means of four rays; without, it is about twice as fast.
         """
         rotation, origin = _pose(T_world_camera)
-        rays, seen = _camera_rays(camera)
+        rays, has_ray = _camera_rays(camera)
         boxes = self._rectangles(origin, rotation, camera)
-        depth, part = self._cast_view(origin, rotation, rays, boxes)
+        depth, primitive = self._cast_view(origin, rotation, rays, boxes)
         turn = rotation.astype(np.float32)
         angle = 1.0 / camera.fx
         n = depth.size
         image = np.empty((n, 3), np.uint8)
         labels = np.empty(n, np.int32)
-        flat_rays, flat_depth, flat_part = rays.reshape(3, n), depth.ravel(), part.ravel()
+        flat_rays, flat_depth, flat_primitive = rays.reshape(3, n), depth.ravel(), primitive.ravel()
         for start in range(0, n, CHUNK_PX):
             now = slice(start, start + CHUNK_PX)
             colour, surface = self._shade(
-                origin, turn @ flat_rays[:, now], flat_depth[now], flat_part[now], angle
+                origin, turn @ flat_rays[:, now], flat_depth[now], flat_primitive[now], angle
             )
             image[now] = colour * 255 + 0.5
             labels[now] = surface + 1
         if antialias:
             edges = _edges(labels.reshape(depth.shape))
             image[edges] = self._smooth(origin, rotation, rays, boxes, edges, angle) * 255 + 0.5
-        unseen = ~seen
-        if unseen.any():
-            depth[unseen], labels[unseen.ravel()], image[unseen.ravel()] = np.nan, 0, 0
+        no_ray = ~has_ray
+        if no_ray.any():
+            depth[no_ray], labels[no_ray.ravel()], image[no_ray.ravel()] = np.nan, 0, 0
         return Rendered(image.reshape(*depth.shape, 3), depth, labels.reshape(depth.shape))
 
     def probe(self, camera: Camera, T_world_camera: F64) -> tuple[F32, I32]:
-        """Depth (H, W) float32 m and part (H, W) int32, 0 the room: `render` without the image.
+        """Depth (H, W) float32 m and primitive (H, W) int32, 0 the room, without an image.
 
-        Several times cheaper than an image.
+        Several times faster than an image.
         """
         rotation, origin = _pose(T_world_camera)
         rays, _ = _camera_rays(camera)
@@ -229,7 +235,7 @@ class Scene:
     def lidar(
         self, T_world_lidar: F64, pattern: LidarPattern = LidarPattern(), seed: int = 0
     ) -> F32:
-        """One sweep: points (N, 3) float32 in the LiDAR frame; what is out of range is dropped."""
+        """One sweep: points (N, 3) float32 in the LiDAR frame; points out of range are dropped."""
         rotation, origin = _pose(T_world_lidar)
         directions = pattern.directions()
         ranges, _ = self._cast_rays(origin, rotation, np.ascontiguousarray(directions.T))
@@ -251,7 +257,7 @@ class Scene:
             return np.fmin(np.fmin(exits[0], exits[1]), exits[2])
 
     def _rectangles(self, origin: F64, rotation: F64, camera: Camera) -> I32:
-        """Rows r0:r1 and columns c0:c1 (P + 1, 4) that a part can cover; empty if out of view."""
+        """Rows r0:r1, columns c0:c1 (P + 1, 4) that a primitive can cover; empty if out of view."""
         signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
         offsets = np.einsum("pij,pkj->pki", self._axes, signs[None] * self._half[:, None])
         corners = (self._centre[:, None] + offsets - origin) @ rotation
@@ -268,7 +274,7 @@ class Scene:
                 np.ceil(u.max(1)) + 1,
             ]
             box = np.clip(np.stack(sides, axis=1), 0, whole[[1, 1, 3, 3]])
-            # A corner behind the camera projects nowhere and bounds nothing.
+            # A corner behind the camera has no projection, so it gives no bound.
             box = np.where((z > 1e-3).all(1)[:, None], box, whole)
         else:
             box = np.broadcast_to(whole, (len(z), 4)).copy()
@@ -276,11 +282,11 @@ class Scene:
         return box.astype(np.int32)
 
     def _cast_view(self, origin: F64, rotation: F64, rays: F32, boxes: I32) -> tuple[F32, I32]:
-        """Depth (H, W) and part (H, W), 0 the room, along camera rays (3, H, W) with z = 1."""
+        """Depth (H, W) and primitive (H, W), 0 the room, along camera rays (3, H, W) with z = 1."""
         shape = rays.shape[1:]
         depth = self._room_exit(origin, rotation, rays.reshape(3, -1)).reshape(shape)
-        part = np.zeros(shape, np.int32)
-        turns, starts = self._in_parts(origin, rotation)
+        primitive = np.zeros(shape, np.int32)
+        turns, starts = self._in_primitives(origin, rotation)
         for index in range(1, len(self._kind)):
             r0, r1, c0, c1 = boxes[index]
             if r1 <= r0 or c1 <= c0:
@@ -290,8 +296,8 @@ class Scene:
             window = depth[r0:r1, c0:c1]
             nearer = t < window
             np.copyto(window, t, where=nearer)
-            part[r0:r1, c0:c1][nearer] = index
-        return depth, part
+            primitive[r0:r1, c0:c1][nearer] = index
+        return depth, primitive
 
     def _cast_rays(
         self,
@@ -301,13 +307,14 @@ class Scene:
         pixels: tuple[I32, I32] | None = None,
         boxes: I32 | None = None,
     ) -> tuple[F32, I32]:
-        """First hit t (n,) and part (n,) along any rays (3, n) of a frame.
+        """First hit t (n,) and primitive (n,) along any rays (3, n) of a frame.
 
-        With pixels (rows, columns) and boxes a part is tried only by the rays of its rectangle.
+        With pixels (rows, columns) and boxes a primitive is tried only by the rays of its
+        rectangle.
         """
         t = self._room_exit(origin, rotation, rays)
-        part = np.zeros(len(t), np.int32)
-        turns, starts = self._in_parts(origin, rotation)
+        primitive = np.zeros(len(t), np.int32)
+        turns, starts = self._in_primitives(origin, rotation)
         everyone = np.arange(len(t))
         for index in range(1, len(self._kind)):
             chosen: NDArray[np.intp] = everyone
@@ -318,14 +325,14 @@ class Scene:
                 rows, columns = pixels
                 inside = (rows >= r0 - 1) & (rows <= r1) & (columns >= c0 - 1) & (columns <= c1)
                 chosen = np.flatnonzero(inside)
-            found = _entry(int(self._kind[index]), starts[index], turns[index] @ rays[:, chosen])
-            nearer = found < t[chosen]
-            t[chosen[nearer]] = found[nearer]
-            part[chosen[nearer]] = index
-        return t, part
+            entry = _entry(int(self._kind[index]), starts[index], turns[index] @ rays[:, chosen])
+            nearer = entry < t[chosen]
+            t[chosen[nearer]] = entry[nearer]
+            primitive[chosen[nearer]] = index
+        return t, primitive
 
-    def _in_parts(self, origin: F64, rotation: F64) -> tuple[F32, F32]:
-        """Turn (P + 1, 3, 3) and origin (P + 1, 3) of a frame as every part sees them."""
+    def _in_primitives(self, origin: F64, rotation: F64) -> tuple[F32, F32]:
+        """Turn (P + 1, 3, 3) and origin (P + 1, 3) of a frame as every primitive sees them."""
         turns = (self._to_unit @ rotation).astype(np.float32)
         starts = np.einsum("pij,pj->pi", self._to_unit, origin - self._centre).astype(np.float32)
         return turns, starts
@@ -348,25 +355,25 @@ class Scene:
         turn = rotation.astype(np.float32)
         for x, y in SUBPIXELS:
             shifted = (here + np.float32(x) * across + np.float32(y) * down).astype(np.float32)
-            t, part = self._cast_rays(origin, rotation, shifted, (rows, columns), boxes)
-            total += self._shade(origin, turn @ shifted, t, part, angle)[0]
+            t, primitive = self._cast_rays(origin, rotation, shifted, (rows, columns), boxes)
+            total += self._shade(origin, turn @ shifted, t, primitive, angle)[0]
         return total / np.float32(len(SUBPIXELS))
 
     # --- shading ---------------------------------------------------------------------------------
 
     def _shade(
-        self, origin: F64, rays: F32, t: F32, part: I32, radians_per_px: float
+        self, origin: F64, rays: F32, t: F32, primitive: I32, radians_per_px: float
     ) -> tuple[F32, I32]:
         """Display colours (n, 3) in 0..1 and surfaces (n,), label - 1, of hits along world rays."""
         point = [rays[k] * t + np.float32(origin[k]) for k in range(3)]
-        normal, surface, u, v = self._surface(part, point)
+        normal, surface, u, v = self._surface(primitive, point)
         facing = np.abs(sum(normal[k] * rays[k] for k in range(3)))
         facing /= np.sqrt(rays[0] ** 2 + rays[1] ** 2 + rays[2] ** 2)
         tile = self._tile[surface]
         texels = (
             t * np.float32(radians_per_px * TEXTURE_SIZE_PX) / (np.maximum(facing, 0.25) * tile)
         )
-        bank = texture_set(self.plan.texture_set)
+        bank = texture_set(self.room.texture_set)
         value = look_up(bank, self._texture[surface], u / tile, v / tile, texels)
         position = np.minimum(value * 2, np.float32(1.9999))
         low = position.astype(np.int32)
@@ -379,14 +386,14 @@ class Scene:
         image = 1.0 - np.exp(-np.maximum(colour, 0.0))
         return np.power(image, np.float32(1 / 2.2)), surface
 
-    def _surface(self, part: I32, point: list[F32]) -> tuple[list[F32], I32, F32, F32]:
+    def _surface(self, primitive: I32, point: list[F32]) -> tuple[list[F32], I32, F32, F32]:
         """Unit normals (3 of (n,)), surfaces (n,) and texture coordinates (n,) in m of hits."""
-        rows = self._geometry[part].T
+        rows = self._geometry[primitive].T
         delta = [point[k] - rows[9 + k] for k in range(3)]
         metric = [sum(rows[3 * i + k] * delta[k] for k in range(3)) for i in range(3)]
         half = rows[12:15]
         unit = [metric[k] / half[k] for k in range(3)]
-        kind = self._kind[part]
+        kind = self._kind[primitive]
         size = [np.abs(c) for c in unit]
         flat_x = (size[0] >= size[1]) & (size[0] >= size[2])
         flat_y = ~flat_x & (size[1] >= size[2])
@@ -396,7 +403,7 @@ class Scene:
         ball = kind == ELLIPSOID
         bent = ball | side
         sign = [np.sign(c) for c in unit]
-        outward = np.where(part == 0, np.float32(-1), np.float32(1))
+        outward = np.where(primitive == 0, np.float32(-1), np.float32(1))
         nothing = np.float32(0)
         own = [
             np.where(bent, unit[0] / half[0], np.where(flat_x & ~cap, sign[0] * outward, nothing)),
@@ -414,7 +421,7 @@ class Scene:
         v = np.where(bent, metric[2], np.where(flat_z | cap, metric[1], metric[2]))
         axis = np.where(flat_x, 0, np.where(flat_y, 2, 4))
         face = axis + (np.where(flat_x, sign[0], np.where(flat_y, sign[1], sign[2])) > 0)
-        surface = np.where(part == 0, face, ROOM_FACES - 1 + part).astype(np.int32)
+        surface = np.where(primitive == 0, face, ROOM_FACES - 1 + primitive).astype(np.int32)
         return normal, surface, u, v
 
     def _light(
@@ -423,16 +430,16 @@ class Scene:
         """Diffuse irradiance and specular radiance, (n, 3) each."""
         crease = np.ones_like(point[0])
         for axis in range(3):
-            gap = np.float32(self.plan.half[axis])
+            gap = np.float32(self.room.half[axis])
             gap = gap - np.abs(point[axis] - np.float32(self._centre[0, axis]))
             dark = np.float32(0.5) * (1 - np.abs(normal[axis]))
             crease *= 1 - dark * np.exp(np.maximum(gap, 0) * np.float32(-1 / 0.22))
         sky = np.float32(0.75) + np.float32(0.25) * normal[2]
-        light = (crease * sky)[:, None] * self.plan.ambient.astype(np.float32)
+        light = (crease * sky)[:, None] * self.room.ambient.astype(np.float32)
         shine = np.zeros_like(light)
         length = np.sqrt(rays[0] ** 2 + rays[1] ** 2 + rays[2] ** 2)
         gloss = self._gloss[surface]
-        for lamp, cube in zip(self.plan.lamps, self._shadow_cubes(), strict=True):
+        for lamp, cube in zip(self.room.lamps, self._shadow_cubes(), strict=True):
             colour = lamp.colour.astype(np.float32)
             to = [np.float32(lamp.position[k]) - point[k] for k in range(3)]
             square = to[0] ** 2 + to[1] ** 2 + to[2] ** 2
@@ -449,12 +456,12 @@ class Scene:
 
     def _shadow_cubes(self) -> list[F32]:
         """Depth from each lamp through the faces of a cube (6, S, S); cast at the first use."""
-        if len(self._shadows) < len(self.plan.lamps):
+        if len(self._shadows) < len(self.room.lamps):
             size = self._shadow_px
             face = Camera(size, size, size / 2, size / 2, size / 2 - 0.5, size / 2 - 0.5)
             rays, _ = _camera_rays(face)
             cubes = []
-            for lamp in self.plan.lamps:
+            for lamp in self.room.lamps:
                 views = []
                 for turn in _CUBE_ROTATIONS:
                     boxes = self._rectangles(lamp.position, turn, face)
@@ -475,10 +482,10 @@ def _pose(T_world_frame: F64) -> tuple[F64, F64]:
 def _camera_rays(camera: Camera) -> tuple[F32, NDArray[np.bool_]]:
     """Rays (3, H, W) float32 with z = 1, and where (H, W) the camera has one."""
     rays = np.ascontiguousarray(np.moveaxis(camera.rays(), -1, 0), np.float32)
-    seen: NDArray[np.bool_] = np.all(np.isfinite(rays), axis=0)
-    if not seen.all():
-        rays = np.where(seen, rays, np.array([0, 0, 1], np.float32)[:, None, None])
-    return rays, seen
+    has_ray: NDArray[np.bool_] = np.all(np.isfinite(rays), axis=0)
+    if not has_ray.all():
+        rays = np.where(has_ray, rays, np.array([0, 0, 1], np.float32)[:, None, None])
+    return rays, has_ray
 
 
 def _edges(labels: I32) -> I32:
@@ -509,10 +516,10 @@ _CUBE_ROTATIONS = _cube_rotations()
 
 
 def _visible(lamp: Lamp, cube: F32, point: list[F32], normal: list[F32], distance: F32) -> F32:
-    """Share 0..1 of a lamp's light that arrives: soft edges one texel of the cube wide."""
+    """Visibility 0..1 (n,) of a lamp: soft edges one texel of the cube wide."""
     pixels = cube.shape[1]
     texel = distance * np.float32(2.0 / pixels)
-    push = np.float32(0.01) + np.float32(1.2) * texel  # off the surface, or it shades itself
+    push = np.float32(0.01) + np.float32(1.2) * texel  # off the surface, which would shade itself
     away = [point[k] + normal[k] * push - np.float32(lamp.position[k]) for k in range(3)]
     size = [np.abs(c) for c in away]
     on_x = (size[0] >= size[1]) & (size[0] >= size[2])
@@ -534,8 +541,8 @@ def _visible(lamp: Lamp, cube: F32, point: list[F32], normal: list[F32], distanc
     flat = cube.ravel()
     steps = (0, 1, pixels, pixels + 1)
     a, b, c, d = ((flat[base + step] >= limit).astype(np.float32) for step in steps)
-    share: F32 = (a * (1 - fx) + b * fx) * (1 - fy) + (c * (1 - fx) + d * fx) * fy
-    return share
+    visibility: F32 = (a * (1 - fx) + b * fx) * (1 - fy) + (c * (1 - fx) + d * fx) * fy
+    return visibility
 
 
 # --- cameras -------------------------------------------------------------------------------------
@@ -563,37 +570,37 @@ _PROBE = Camera(16, 12, 11.0, 11.0, 7.5, 5.5)
 def random_view(
     scene: Scene, rng: np.random.Generator, width: int, height: int
 ) -> tuple[Camera, F64]:
-    """A camera of 45 to 85 degrees and a pose T_world_camera (4, 4) with something to see."""
+    """A camera of 45 to 85 degrees and T_world_camera (4, 4) with several primitives in view."""
     view = math.radians(float(rng.uniform(45, 85)))
     focal = width / 2 / math.tan(view / 2)
     camera = Camera(width, height, focal, focal, width / 2 - 0.5, height / 2 - 0.5)
-    least, typical = (0.35, 0.9) if scene.style == "room" else (0.15, 0.25)
+    min_near, min_median = (0.35, 0.9) if scene.style == "room" else (0.15, 0.25)
     for _ in range(40):
         position, target = _random_aim(scene, rng)
         if not scene.contains(position, 0.08)[0]:
             continue
         pose = look_at(position, target, roll=float(rng.normal(0, 0.035)))
-        depth, part = scene.probe(_PROBE, pose)
+        depth, primitive = scene.probe(_PROBE, pose)
         near, middle = np.percentile(depth, [3, 50])
-        if len(np.unique(part)) >= 4 and near > least and middle > typical:
+        if len(np.unique(primitive)) >= 4 and near > min_near and middle > min_median:
             return camera, pose
-    above = np.array([0.0, 0.0, scene.plan.half[2] * 1.4])
-    return camera, look_at(above, scene.plan.focus + 1e-3)
+    above = np.array([0.0, 0.0, scene.room.half[2] * 1.4])
+    return camera, look_at(above, scene.room.focus + 1e-3)
 
 
 def _random_aim(scene: Scene, rng: np.random.Generator) -> tuple[F64, F64]:
-    """Position and target (3,) of a camera as people and robots hold one in this style."""
-    half, focus = scene.plan.half, scene.plan.focus
+    """Position and target (3,) of a camera that is typical of the style."""
+    half, focus = scene.room.half, scene.room.focus
     if scene.style == "room":
-        place = rng.uniform(-1, 1, 2) * (half[:2] - 0.25)
-        position = np.array([*place, rng.uniform(0.25, min(1.9, 2 * half[2] - 0.3))])
-        yaw = math.atan2(-place[1], -place[0]) + rng.normal(0, 0.7)
+        on_floor = rng.uniform(-1, 1, 2) * (half[:2] - 0.25)
+        position = np.array([*on_floor, rng.uniform(0.25, min(1.9, 2 * half[2] - 0.3))])
+        yaw = math.atan2(-on_floor[1], -on_floor[0]) + rng.normal(0, 0.7)
         return position, position + _direction(yaw, rng.normal(-0.12, 0.17))
     distance = float(rng.uniform(0.3, 1.6) if scene.style == "desk" else rng.uniform(0.25, 1.1))
     steep = {"desk": (0.15, 1.1), "bin": (0.5, 1.45), "shelf": (-0.3, 0.6)}[scene.style]
     pitch, yaw = rng.uniform(*steep), rng.uniform(-math.pi, math.pi)
     if scene.style == "shelf":  # in front of it
-        front = scene.plan.parts[0].axes[:, 0]
+        front = scene.room.primitives[0].axes[:, 0]
         yaw = math.atan2(front[1], front[0]) + rng.normal(0, 0.35)
     position = focus + distance * _direction(yaw, pitch)
     return position, focus + rng.normal(0, 0.08, 3) * distance
@@ -608,7 +615,8 @@ def _direction(yaw: float, pitch: float) -> F64:
 def camera_path(scene: Scene, n: int, seed: int = 0) -> F64:
     """T_world_camera (n, 4, 4): a smooth closed walk through free space, looking across the room.
 
-    The best of many random loops: free of parts, nothing close to the lens, far views.
+    The best of several random loops: outside primitives, nothing close to the lens, far views.
+    Raises ValueError if n is below 1.
     """
     if n < 1:
         raise ValueError(f"A camera path needs at least one pose, not {n}.")
@@ -627,7 +635,7 @@ def camera_path(scene: Scene, n: int, seed: int = 0) -> F64:
 
 def _loop(scene: Scene, rng: np.random.Generator, n: int) -> F64:
     """A closed ellipse at the height of a hand-held camera that looks past the middle."""
-    half = scene.plan.half
+    half = scene.room.half
     phase = 2 * math.pi * (np.arange(n) / n) + rng.uniform(0, 2 * math.pi)
     reach = rng.uniform(0.35, 0.75, 2) * (half[:2] - 0.3)
     height = rng.uniform(1.1, 1.6) + 0.12 * np.sin(2 * phase)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in a rendered room: random tables, shelves, chairs, totes, lamps; and materials.
+"""Random rooms: primitives of tables, shelves, chairs, totes and lamps, with their materials.
 
-Everything is a unit shape (box, cylinder, ellipsoid) under an affine map; the world has z up and
-the floor's middle at its origin. Lengths in metres, colours linear RGB.
+A primitive is a unit shape (box, cylinder, ellipsoid) under an affine map. In the world z is up and
+the origin is the middle of the floor. Lengths in metres, colours linear RGB.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class Primitive:
 class Room:
     """A furnished room before it is rendered.
 
-    half: (3,) m, half the room's length, width and height. surfaces: materials of the faces
-    -x +x -y +y floor ceiling. ambient: (3,) irradiance that comes from everywhere. focus: (3,) m,
-    the point that close-up views look at.
+    half: (3,) m, half the room's length, width and height. surfaces: materials of the faces -x +x
+    -y +y floor ceiling. ambient: (3,) irradiance from all directions. focus: (3,) m, the target of
+    close-up views.
     """
 
     half: F64
     surfaces: tuple[Material, ...]
-    parts: tuple[Primitive, ...]
+    primitives: tuple[Primitive, ...]
     lamps: tuple[Lamp, ...]
     ambient: F64
     texture_set: int
@@ -74,8 +74,8 @@ class Room:
 
 
 def furnish(rng: np.random.Generator, style: str) -> Room:
-    """A random room; `style` is one of STYLES and decides what stands in the middle."""
-    return _Builder(rng, style).build()
+    """A random room; `style` is one of STYLES and selects its centrepiece."""
+    return _RoomBuilder(rng, style).build()
 
 
 def _turn(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> F64:
@@ -90,13 +90,13 @@ def _turn(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> F64:
     )
 
 
-class _Builder:
-    """Draws the furniture, piece by piece at a place: origin on the ground, x its front, z up."""
+class _RoomBuilder:
+    """Builds a room piece by piece in a local frame: origin on the ground, x to the front, z up."""
 
     def __init__(self, rng: np.random.Generator, style: str) -> None:
         self.rng = rng
         self.style = style
-        self.parts: list[Primitive] = []
+        self.primitives: list[Primitive] = []
         self.taken: list[tuple[float, float, float]] = []  # x, y, radius on the floor
         self.half: F64 = np.zeros(3)
         self.origin: F64 = np.zeros(3)
@@ -218,7 +218,7 @@ class _Builder:
         return Material(0, 1.0, (warm, warm, warm), 0.0, strength)
 
     def at(self, x: float, y: float, z: float = 0.0, yaw: float = 0.0) -> None:
-        """Put the origin of the next pieces at a place in the world."""
+        """Set the local frame of the next pieces in the world."""
         self.origin, self.rotation = np.array([x, y, z]), _turn(yaw)
 
     def add(
@@ -230,9 +230,11 @@ class _Builder:
         turn: F64 | None = None,
     ) -> None:
         axes = self.rotation if turn is None else self.rotation @ turn
-        where = self.origin + self.rotation @ np.asarray(centre, np.float64)
-        self.parts.append(
-            Primitive(kind, where, axes, np.maximum(np.asarray(half, np.float64), 2e-3), material)
+        centre_world = self.origin + self.rotation @ np.asarray(centre, np.float64)
+        self.primitives.append(
+            Primitive(
+                kind, centre_world, axes, np.maximum(np.asarray(half, np.float64), 2e-3), material
+            )
         )
 
     def box(
@@ -243,7 +245,7 @@ class _Builder:
     def free(
         self, radius: float, tries: int = 12, wall: bool = False
     ) -> tuple[float, float, float] | None:
-        """A place (x, y, yaw) with room around it, at a wall or anywhere; None if there is none."""
+        """A free pose (x, y, yaw) with `radius` around it, at a wall or anywhere, or None."""
         hx, hy = self.half[0], self.half[1]
         for _ in range(tries):
             if wall:
@@ -307,7 +309,7 @@ class _Builder:
     def clutter(
         self, count: int, half_x: float, half_y: float, ground: float, limit: float = 0.45
     ) -> None:
-        """Things on a rectangle 2 half_x by 2 half_y at height `ground`, none above `limit`."""
+        """Small objects below `limit` on a rectangle 2 half_x by 2 half_y at height `ground`."""
         placed: list[tuple[float, float, float]] = []
         for _ in range(count):
             x, y = self.uniform(-half_x, half_x), self.uniform(-half_y, half_y)
@@ -316,10 +318,10 @@ class _Builder:
             if size < 0.02:
                 continue
             placed.append((x, y, size))
-            self.thing(x, y, ground, size, limit)
+            self.small_object(x, y, ground, size, limit)
 
-    def thing(self, x: float, y: float, z: float, size: float, limit: float) -> None:
-        """One small thing of about `size` (radius, m) standing at (x, y, z)."""
+    def small_object(self, x: float, y: float, z: float, size: float, limit: float) -> None:
+        """One small object of about `size` (radius, m) standing at (x, y, z)."""
         r = self.uniform
         yaw = _turn(r(-math.pi, math.pi))
         choice = self.rng.random()
@@ -539,7 +541,7 @@ class _Builder:
         return strength * np.array([1.0, self.uniform(0.82, 1.0), self.uniform(0.65, 1.05)])
 
     def on_wall(self) -> None:
-        """A door, a window, an image, a board, a pillar or a radiator at the walls."""
+        """A door, a window, a poster, a pillar or a radiator at a wall."""
         hx, hy, top = self.half[0], self.half[1], 2 * self.half[2]
         side = int(self.rng.integers(4))
         span = hy if side % 2 == 0 else hx
@@ -573,7 +575,7 @@ class _Builder:
         else:
             self.box((0.06, 0, 0.4), (0.05, 0.5, 0.28), self.material("metal"))
 
-    # -------------------------------------------------------- the whole
+    # -------------------------------------------------------- the room
 
     def build(self) -> Room:
         r = self.uniform
@@ -586,7 +588,7 @@ class _Builder:
         focus = self.centrepiece()
         area = 4 * self.half[0] * self.half[1]
         density = r(0.5, 1.3)
-        self.place_furniture(int(2 + density * area * 0.28), int(density * area * 0.16), lamps)
+        self.place_pieces(int(2 + density * area * 0.28), int(density * area * 0.16), lamps)
         for _ in range(int(self.rng.integers(2, 8))):
             self.on_wall()
         if self.chance(0.5):  # skirting boards say where the floor ends
@@ -602,7 +604,7 @@ class _Builder:
         return Room(
             self.half,
             tuple(room),
-            tuple(self.parts),
+            tuple(self.primitives),
             tuple(lamps),
             ambient,
             int(self.rng.integers(TEXTURE_SETS)),
@@ -611,7 +613,7 @@ class _Builder:
         )
 
     def centrepiece(self) -> F64:
-        """What a close-up style is about; returns the point to look at."""
+        """Build the centrepiece of a close-up style; returns the point to look at."""
         r = self.uniform
         if self.style == "desk":
             height, length, width = r(0.65, 0.8), r(1.2, 2.0), r(0.65, 1.0)
@@ -619,7 +621,7 @@ class _Builder:
             self.taken.append((x, y, length / 2 + 0.2))
             self.at(x, y, 0, yaw)
             self.table(length, width, height, int(self.rng.integers(6, 16)))
-            if self.chance(0.4):  # a screen wall behind the desk
+            if self.chance(0.4):  # a partition behind the desk
                 self.box(
                     (-width / 2 - 0.05, 0, 0.7),
                     (0.02, length / 2 + 0.2, r(0.5, 0.75)),
@@ -661,15 +663,15 @@ class _Builder:
             )
         return self.origin + self.rotation @ spot
 
-    def place_furniture(self, standing: int, middle: int, lamps: list[Lamp]) -> None:
+    def place_pieces(self, standing: int, middle: int, lamps: list[Lamp]) -> None:
         r = self.uniform
         for _ in range(standing):
             choice = self.rng.random()
             radius = r(0.35, 0.75)
-            place = self.free(radius, wall=True)
-            if place is None:
+            pose = self.free(radius, wall=True)
+            if pose is None:
                 continue
-            self.at(place[0], place[1], 0.0, place[2])
+            self.at(pose[0], pose[1], 0.0, pose[2])
             if choice < 0.3:
                 self.shelf(radius * 1.6, r(0.22, 0.42), r(0.8, 2.1), int(self.rng.integers(2, 6)))
             elif choice < 0.62:
@@ -689,10 +691,10 @@ class _Builder:
         for _ in range(middle):
             choice = self.rng.random()
             radius = r(0.5, 0.9) if choice < 0.35 else r(0.25, 0.45)
-            place = self.free(radius)
-            if place is None:
+            pose = self.free(radius)
+            if pose is None:
                 continue
-            self.at(place[0], place[1], 0.0, place[2])
+            self.at(pose[0], pose[1], 0.0, pose[2])
             if choice < 0.35:
                 self.table(
                     radius * 1.7, radius * r(0.9, 1.3), r(0.35, 0.85), int(self.rng.integers(1, 7))

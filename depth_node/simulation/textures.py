@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural textures for rendered rooms: scalar tiles without seams, filtered through mip levels.
+"""Procedural textures of rendered rooms: seamless scalar tiles with mip levels.
 
-A tile is 256 x 256 values in 0..1; a material maps them to colours. There are TEXTURE_SETS sets of
-all tiles, each made from its number when it is first used.
+A tile has 256 x 256 values in 0..1, which a material maps to colours. There are TEXTURE_SETS sets
+of all tiles; a set is generated from its number when it is first used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEXTURE_NAMES = (
 
 
 def _periodic_noise(rng: np.random.Generator, cells_x: int, cells_y: int) -> F32:
-    """Smooth value noise in 0..1 on the texture raster that repeats without a seam."""
+    """Seamless smooth value noise in 0..1, (256, 256)."""
     lattice = rng.random((cells_y, cells_x), dtype=np.float32)
     lattice = np.pad(lattice, 2, mode="wrap")
     size = TEXTURE_SIZE_PX
@@ -54,7 +54,7 @@ def _fbm(rng: np.random.Generator, cells: int, octaves: int = 4, stretch: int = 
 
 
 def make_texture(name: str, rng: np.random.Generator) -> F32:
-    """One tile (256, 256) float32 in 0..1 that repeats without a seam."""
+    """One seamless tile (256, 256) float32 in 0..1. Raises ValueError for an unknown name."""
     size = TEXTURE_SIZE_PX
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     fine = _fbm(rng, 16, 3)
@@ -104,7 +104,7 @@ def make_texture(name: str, rng: np.random.Generator) -> F32:
         n = int(rng.choice([4, 8, 16]))
         radius = np.hypot(x * n % 1 - 0.5, y * n % 1 - 0.5)
         return np.clip((0.32 - radius) * 20, 0, 1) * 0.9 + 0.1 * fine
-    if name == "print":  # a label or a poster: blocks of colour and lines like text
+    if name == "print":  # a label or a poster: blocks of colour and lines of text
         out = 0.6 + 0.2 * _fbm(rng, 2, 2)
         for _ in range(8):
             r, c = rng.integers(0, size - 40, 2)
@@ -139,7 +139,7 @@ def make_texture(name: str, rng: np.random.Generator) -> F32:
 
 @functools.lru_cache(maxsize=TEXTURE_SETS)
 def texture_set(index: int) -> NDArray[np.uint8]:
-    """All textures of a set with their mip levels, flat: texture by texture, level by level."""
+    """All textures of a set with mip levels, flat (n,): texture by texture, level by level."""
     rng = np.random.default_rng([index, 7919])
     parts = []
     for name in TEXTURE_NAMES:
@@ -156,7 +156,7 @@ _TEXTURE_STRIDE = int(np.sum(_LEVEL_SIZE.astype(np.int64) ** 2))
 
 
 def look_up(bank: NDArray[np.uint8], texture: I32, u: F32, v: F32, texels_per_px: F32) -> F32:
-    """Bilinear value 0..1 at (u, v), in tiles, from the level whose texel is about a pixel."""
+    """Bilinear values (n,) 0..1 at (u, v) tiles, from the level whose texel is about a pixel."""
     level = np.clip(np.log2(np.maximum(texels_per_px, 1e-6)) + 0.5, 0, TEXTURE_LEVELS - 1).astype(
         np.int32
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A walk through a procedural room as frame folders with truth and LiDAR."""
+"""Render a walk through a procedural room as frame folders with truth and LiDAR."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ STEPS_OF_WALK = 160  # the views are half of a closed walk through the room
 def render_walk(
     folder: Path, count: int, seed: int, size: tuple[int, int], progress: Progress
 ) -> None:
-    """Views of a room with truth and LiDAR as frame folders; those that are there already stay.
+    """Render views of a room as frame folders, unless the folder has them already.
 
-    size: (height, width) px. progress(what, total) is a context manager that gives a function to
-    call after each step.
+    size: (height, width) px. progress(label, total) is a context manager whose value is called
+    after each step.
     """
     note = folder / "rendered.json"
     request = {"seed": seed, "size": list(size), "count": count}
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == request:
         return
-    # A fresh interpreter: forking a process in which a progress bar's thread runs may hang.
+    # Spawned, because forking a process in which the thread of a progress bar runs may hang.
     context = multiprocessing.get_context("spawn")
     workers = min(os.cpu_count() or 1, 8, count)
     with (
@@ -79,12 +79,12 @@ def _render_view(folder: Path, seed: int, size: tuple[int, int], index: int) -> 
     camera = Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
     view = scene.render(camera, path[index])
     points = scene.lidar(path[index] @ T_CAMERA_LIDAR, LIDAR, seed=index)
-    place = folder / f"view_{index:04d}"
-    place.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(place / "rgb.png"), cv2.cvtColor(view.image, cv2.COLOR_RGB2BGR))
-    np.savez(place / "depth.npz", depth=view.depth)
-    np.save(place / "lidar.npy", points)
+    view_folder = folder / f"view_{index:04d}"
+    view_folder.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(view_folder / "rgb.png"), cv2.cvtColor(view.image, cv2.COLOR_RGB2BGR))
+    np.savez(view_folder / "depth.npz", depth=view.depth)
+    np.save(view_folder / "lidar.npy", points)
     intrinsics = {key: getattr(camera, key) for key in ("fx", "fy", "cx", "cy", "width", "height")}
-    (place / "intrinsics.json").write_text(json.dumps(intrinsics), encoding="utf-8")
+    (view_folder / "intrinsics.json").write_text(json.dumps(intrinsics), encoding="utf-8")
     calibration = {"T_cam_lidar": T_CAMERA_LIDAR.tolist()}
-    (place / "calib.json").write_text(json.dumps(calibration), encoding="utf-8")
+    (view_folder / "calib.json").write_text(json.dumps(calibration), encoding="utf-8")

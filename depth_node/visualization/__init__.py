@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images for people: colours, points, clouds, text and panels."""
+"""Images of results: colour scales, points, point clouds, text and panels."""

@@ -14,9 +14,9 @@ from depth_node.visualization.text import put_text
 
 
 def smooth_surface(depth: np.ndarray, jump: float = 0.08) -> np.ndarray:
-    """Mask of pixels whose depth goes on into all four neighbours: no flying pixels.
+    """Mask (H, W) of pixels on one surface with all four neighbours: no flying pixels.
 
-    jump: largest relative step to a neighbour that still counts as one surface.
+    depth: (H, W) m. jump: largest relative step to a neighbour on the same surface.
     """
     keep = np.isfinite(depth)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -35,13 +35,13 @@ def smooth_surface(depth: np.ndarray, jump: float = 0.08) -> np.ndarray:
 
 
 def _cloud(depth: np.ndarray, image: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 3) points in the camera frame and their (N, 3) colours, torn and far pixels left out."""
+    """(N, 3) points in the camera frame and their (N, 3) colours, without edges and far pixels."""
     keep = smooth_surface(depth)
     if not keep.any():
         return np.empty((0, 3)), np.empty((0, 3), dtype=np.uint8)
     keep &= depth <= 1.2 * np.quantile(depth[keep], 0.95)
     points = camera.backproject(depth)
-    keep &= np.isfinite(points).all(axis=2)  # a fisheye image's corners have no ray
+    keep &= np.isfinite(points).all(axis=2)  # the corners of a fisheye image have no ray
     return points[keep].astype(np.float64), image[keep]
 
 
@@ -55,35 +55,36 @@ def point_cloud_view(
     orbit_deg: float = -24.0,
     tilt_deg: float = 18.0,
 ) -> np.ndarray:
-    """The metric cloud in perspective from beside and above the camera that took it.
+    """The metric point cloud in perspective, seen from beside and above the camera.
 
-    depth (H, W) metres, image (H, W, 3), camera of that size -> (height, width, 3) RGB. The eye
-    turns about the middle of the cloud by orbit_deg (negative: to the left) and tilt_deg
-    (positive: upwards).
+    depth (H, W) metres, image (H, W, 3), camera of that size -> (height, width, 3) RGB. The view
+    turns about the middle of the cloud by orbit_deg (negative: to the left) and tilt_deg (positive:
+    upwards).
     """
-    over = 2  # drawn at twice the size and shrunk: soft edges for the splats
+    over = 2  # drawn at twice the size and shrunk, for soft edges of the splats
     size = np.array([width * over, height * over])
     canvas = _ground_gradient(height * over, width * over)
     points, colours = _cloud(depth, image, camera)
     if len(points):
         rotation, eye = _orbit(np.median(points, axis=0), orbit_deg, tilt_deg)
-        seen = (points - eye) @ rotation
-        seen, colours = seen[seen[:, 2] > 1e-6], colours[seen[:, 2] > 1e-6]
-        low, high = np.quantile(seen[:, :2] / seen[:, 2:], (0.02, 0.98), axis=0)
+        in_view = (points - eye) @ rotation
+        in_front = in_view[:, 2] > 1e-6
+        in_view, colours = in_view[in_front], colours[in_front]
+        low, high = np.quantile(in_view[:, :2] / in_view[:, 2:], (0.02, 0.98), axis=0)
         focal = 0.92 * float(np.min(size / (high - low)))
         centre = size / 2 - focal * (low + high) / 2
-        haze = np.clip(1.2 - 0.4 * seen[:, 2:] / np.median(seen[:, 2]), 0.5, 1.0)
-        _splat(canvas, seen, (colours * haze).astype(np.uint8), focal, centre, 1.0 / camera.fx)
+        haze = np.clip(1.2 - 0.4 * in_view[:, 2:] / np.median(in_view[:, 2]), 0.5, 1.0)
+        _splat(canvas, in_view, (colours * haze).astype(np.uint8), focal, centre, 1.0 / camera.fx)
     return cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def top_view(
     depth: np.ndarray, image: np.ndarray, camera: Camera, height: int, width: int
 ) -> np.ndarray:
-    """The cloud along the camera's y axis on a grid in metres: a floor plan for a level camera.
+    """The point cloud seen along the camera's y axis on a grid in metres: a floor plan.
 
-    What is well above the camera (a ceiling) is left out. The camera stands at the bottom, its
-    field of view as two lines. Same arguments as point_cloud_view.
+    depth (H, W) metres, image (H, W, 3) -> (height, width, 3) RGB. Points well above the camera (a
+    ceiling) are left out. The camera is at the bottom; two lines show its field of view.
     """
     over = 2
     canvas = _ground_gradient(height * over, width * over)
@@ -94,9 +95,9 @@ def top_view(
     if low_enough.mean() > 0.2:
         points, colours = points[low_enough], colours[low_enough]
     reach = 1.06 * float(np.quantile(points[:, 2], 0.995))
-    half = 1.06 * float(np.quantile(np.abs(points[:, 0]), 0.99))
+    half_width = 1.06 * float(np.quantile(np.abs(points[:, 0]), 0.99))
     foot = 26 * over
-    per_metre = min((height * over - foot) / reach, width * over / 2 / half)
+    per_metre = min((height * over - foot) / reach, width * over / 2 / half_width)
     origin = np.array([width * over / 2, height * over - foot])
 
     span = max(height, width) * over / per_metre
@@ -106,12 +107,12 @@ def top_view(
         x, y = (int(v) for v in (origin[0] + metres * per_metre, origin[1] - metres * per_metre))
         cv2.line(canvas, (x, 0), (x, canvas.shape[0]), (50, 55, 66), over)
         cv2.line(canvas, (0, y), (canvas.shape[1], y), (50, 55, 66), over)
-    # an orthographic view is a perspective one from very far away
+    # an orthographic view is a perspective view from very far away
     away = 1e3 * reach
-    seen = np.stack([points[:, 0], -points[:, 2], points[:, 1] + away], axis=1)
+    in_view = np.stack([points[:, 0], -points[:, 2], points[:, 1] + away], axis=1)
     _splat(
         canvas,
-        seen,
+        in_view,
         colours,
         per_metre * away,
         origin,
@@ -162,17 +163,17 @@ def _orbit(middle: np.ndarray, orbit_deg: float, tilt_deg: float) -> tuple[np.nd
 
 def _splat(
     canvas: np.ndarray,
-    seen: np.ndarray,
+    in_view: np.ndarray,
     colours: np.ndarray,
     focal: float,
     centre: np.ndarray,
     pixel_angle: float,
 ) -> None:
-    """Paint square splats into `canvas`, far ones first, each as large as its source pixel."""
-    order = np.argsort(-seen[:, 2], kind="stable")
-    seen, colours = seen[order], colours[order]
-    u = np.floor(focal * seen[:, 0] / seen[:, 2] + centre[0] + 0.5).astype(np.int64)
-    v = np.floor(focal * seen[:, 1] / seen[:, 2] + centre[1] + 0.5).astype(np.int64)
+    """Paint square splats of points (N, 3) into `canvas`, each as large as its source pixel."""
+    order = np.argsort(-in_view[:, 2], kind="stable")
+    in_view, colours = in_view[order], colours[order]
+    u = np.floor(focal * in_view[:, 0] / in_view[:, 2] + centre[0] + 0.5).astype(np.int64)
+    v = np.floor(focal * in_view[:, 1] / in_view[:, 2] + centre[1] + 0.5).astype(np.int64)
     side = int(np.clip(math.ceil(focal * pixel_angle * 1.5), 2, 9))
     # one z-buffered pass per offset of the square; the nearest of all offsets wins
     flat_depth = np.full(canvas.shape[0] * canvas.shape[1], np.inf, dtype=np.float64)
@@ -186,6 +187,6 @@ def _splat(
             nearest[at] = np.nonzero(inside)[0]  # sorted far to near: the last write is nearest
             hit = np.nonzero(nearest >= 0)[0]
             source = nearest[hit]
-            wins = seen[source, 2] < flat_depth[hit]
-            flat_depth[hit[wins]] = seen[source[wins], 2]
+            wins = in_view[source, 2] < flat_depth[hit]
+            flat_depth[hit[wins]] = in_view[source[wins], 2]
             flat_colour[hit[wins]] = colours[source[wins]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colour scales of depth, error and deviation, and colours of regions. Unknown is hatched."""
+"""Colour scales of depth, error and deviation, and colours of regions; unknown is hatched."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ ERROR_STOPS = ((0.0, (58, 118, 221)), (0.5, (240, 241, 244)), (1.0, (214, 69, 65
 def _table_of_stops(stops: Sequence[tuple[float, tuple[int, int, int]]]) -> np.ndarray:
     """Piecewise linear colour table (256, 3) uint8 RGB through (position 0..1, colour) stops."""
     at = np.linspace(0.0, 1.0, 256)
-    places = [place for place, _ in stops]
-    channels = [np.interp(at, places, [colour[c] for _, colour in stops]) for c in range(3)]
+    positions = [position for position, _ in stops]
+    channels = [np.interp(at, positions, [colour[c] for _, colour in stops]) for c in range(3)]
     return np.stack(channels, axis=1).round().astype(np.uint8)
 
 
 @lru_cache(maxsize=8)
 def colour_table(name: str) -> np.ndarray:
-    """The (256, 3) uint8 RGB table of one of our scales: depth, relative, error or deviation."""
+    """The (256, 3) uint8 RGB table of a scale: depth, relative, error or deviation.
+
+    Raises ValueError for another name.
+    """
     ramp = np.arange(256, dtype=np.uint8)[:, None]
-    if name == "depth":  # near is warm: reversed turbo, its darkest ends cut off
+    if name == "depth":  # near is warm: reversed turbo without its darkest ends
         table = cv2.applyColorMap(ramp, cv2.COLORMAP_TURBO)[:, 0, ::-1]
         positions = np.linspace(0.95, 0.07, 256) * 255
         table = np.stack([np.interp(positions, np.arange(256), table[:, c]) for c in range(3)], 1)
@@ -50,9 +53,10 @@ def colour_table(name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scale:
-    """How values become colours and what the bar beside the image says.
+    """A colour scale: values to colours, and the labels of its bar.
 
-    `logarithmic` gives equal ratios equal steps, which suits depth: 1 m matters at 3 m, not at 80.
+    `logarithmic` gives equal ratios equal steps, which suits depth: 1 m matters at 3 m, not at 80
+    m. Raises ValueError for limits that cannot be drawn.
     """
 
     table: str
@@ -70,38 +74,38 @@ class Scale:
             raise ValueError(f"A logarithmic scale needs low > 0, not {self.low}")
 
     def position(self, values: np.ndarray) -> np.ndarray:
-        """Place of each value on the bar, 0 at low and 1 at high, clipped; NaN stays NaN."""
+        """Position of each value on the bar, 0 at low and 1 at high, clipped; NaN stays NaN."""
         values = np.asarray(values, dtype=np.float32)
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.logarithmic:
                 span = math.log(self.high / self.low)
-                place = np.log(np.maximum(values, 1e-9) / self.low) / span
+                position = np.log(np.maximum(values, 1e-9) / self.low) / span
             else:
-                place = (values - self.low) / (self.high - self.low)
-        return np.clip(place, 0.0, 1.0)
+                position = (values - self.low) / (self.high - self.low)
+        return np.clip(position, 0.0, 1.0)
 
     def colours(self, values: np.ndarray) -> np.ndarray:
         """(...,) values -> (..., 3) uint8 RGB; a value that is not finite takes UNKNOWN."""
-        place = self.position(values)
-        known = np.isfinite(place) & ~np.isnan(np.asarray(values, dtype=np.float32))
-        index = np.where(known, place, 0.0) * 255 + 0.5
+        position = self.position(values)
+        known = np.isfinite(position) & ~np.isnan(np.asarray(values, dtype=np.float32))
+        index = np.where(known, position, 0.0) * 255 + 0.5
         painted = colour_table(self.table)[index.astype(np.int32)]
         painted[~known] = UNKNOWN
         return painted
 
     def ticks(self, most: int = 6) -> list[float]:
-        """Round values for the bar, `most` at the most, within [low, high]."""
+        """Round values for the bar, at most `most`, within [low, high]."""
         if self.logarithmic:
             for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
                 decades = range(
                     math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1
                 )
-                found = [s * 10.0**d for d in decades for s in steps]
-                found = [t for t in found if self.low <= t * (1 + 1e-6) and t <= self.high]
-                if len(found) <= most:
+                values = [s * 10.0**d for d in decades for s in steps]
+                values = [t for t in values if self.low <= t * (1 + 1e-6) and t <= self.high]
+                if len(values) <= most:
                     break
-            if len(found) >= 3:
-                return found
+            if len(values) >= 3:
+                return values
         step = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
         for factor in (1, 2, 2.5, 5, 10, 20):
             first = math.ceil(self.low / (step * factor) - 1e-9)
@@ -112,22 +116,22 @@ class Scale:
 
 
 def depth_scale(*maps: np.ndarray) -> Scale:
-    """One scale in metres that suits all the given depth maps or depth lists together.
+    """One scale in metres for all given depth maps (H, W) or depth lists (N,) together.
 
-    The ends are the 2 % and 98 % quantiles, so that one stray point does not wash out an image.
+    The ends are the 2 % and 98 % quantiles, so that single outliers do not stretch it.
     """
     finite = [np.asarray(m)[np.isfinite(m) & (np.asarray(m) > 0)] for m in maps]
     values = np.concatenate(finite) if finite else np.empty(0)
     if values.size == 0:
         return Scale("depth", 0.5, 10.0, logarithmic=True)
     low, high = (float(v) for v in np.quantile(values, (0.02, 0.98)))
-    if high < low * 1.2:  # a wall seen face on: keep some room around it
+    if high < low * 1.2:  # nearly constant depth: widen the scale
         low, high = low / 1.2, high * 1.2
     return Scale("depth", low, high, logarithmic=True)
 
 
 def relative_scale(values: np.ndarray) -> Scale:
-    """Scale without a unit for a network's relative depth (large = far)."""
+    """Scale without a unit for a relative depth map (H, W), large = far."""
     finite = values[np.isfinite(values)]
     low, high = (0.0, 1.0) if finite.size == 0 else np.quantile(finite, (0.01, 0.99))
     if not high > low:
@@ -150,7 +154,7 @@ def error_scale(limit_percent: float = 25.0) -> Scale:
 
 
 def deviation_scale(std: np.ndarray) -> Scale:
-    """Scale in metres for a map of standard deviations."""
+    """Scale in metres for a map (H, W) of standard deviations."""
     finite = std[np.isfinite(std)]
     high = float(np.quantile(finite, 0.9)) if finite.size else 1.0
     return Scale("deviation", 0.0, max(high, 1e-3))
@@ -193,7 +197,7 @@ def region_palette(count: int) -> np.ndarray:
 
 
 def colour_regions(labels: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
-    """Regions in colours over the grey image, their borders as fine dark lines."""
+    """Regions (H, W) in colours over the grey image (H, W, 3), with thin dark borders."""
     palette = region_palette(int(labels.max(initial=0)))
     painted = palette[labels].astype(np.float32)
     if image is not None:

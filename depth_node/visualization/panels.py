@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images for people: depth, points, regions and errors as labelled panels.
+"""Panels: depth, points, regions and errors of a frame as titled cards on one image.
 
-Every image is (H, W, 3) uint8 RGB. Depth is metres along the optical axis, NaN unknown. An
-unknown pixel is always drawn as the hatched dark ground, never in a colour of the scale.
+Every image is (H, W, 3) uint8 RGB. Depth is metres along the optical axis, NaN unknown. Unknown
+pixels are drawn as hatched dark ground, never in a colour of the scale.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from depth_node.visualization.text import put_text, text_width
 
 @dataclass(frozen=True)
 class ImageCard:
-    """One card of a panel: a titled image, a line below it, the scale drawn as a bar."""
+    """One card of a panel: a title, an image (H, W, 3), a caption, the scale as a bar."""
 
     title: str
     image: np.ndarray
     caption: str = ""
     scale: Scale | None = None
-    columns: int = 1  # how many columns of the panel it covers
+    columns: int = 1  # number of columns of the panel that it covers
 
 
 @dataclass(frozen=True)
 class TableCard:
-    """One card of a panel holding numbers: the first column left, the others right aligned."""
+    """One card of a panel with a table: the first column left, the others right aligned."""
 
     title: str
     head: Sequence[str]
@@ -75,9 +75,9 @@ def compose(
     columns: int = 3,
     card_width: int = CARD_WIDTH,
 ) -> np.ndarray:
-    """Cards in rows of `columns` on a dark ground under a heading -> (H, W, 3) RGB.
+    """Draw cards in rows of `columns` on a dark ground under a heading -> (H, W, 3) RGB.
 
-    Cards of one row share the height of the tallest. A card may span several columns.
+    Cards of one row have the height of the tallest. A card may cover several columns.
     """
     rows: list[list[ImageCard | TableCard]] = [[]]
     for card in cards:
@@ -104,9 +104,9 @@ def compose(
 def cloud_size(
     image_size: tuple[int, int], *, columns: int, card_width: int = CARD_WIDTH
 ) -> tuple[int, int]:
-    """(height, width) of an image that fills a card of `columns` beside one of an image.
+    """(height, width) of an image that fills a card of `columns` columns.
 
-    image_size: (height, width) of the images in the single cards of that row.
+    image_size: (height, width) of the images in the one-column cards of that row.
     """
     single = ImageCard("", np.zeros((*image_size, 3), np.uint8), scale=Scale("depth", 1, 2))
     height = _card_height(single, card_width) - TITLE_HEIGHT - CAPTION_HEIGHT
@@ -145,8 +145,8 @@ def _draw_card(card: ImageCard | TableCard, height: int, width: int) -> np.ndarr
     source_h, source_w = card.image.shape[:2]
     ratio = min(room_w / source_w, room_h / source_h)
     size = (max(1, round(source_w * ratio)), max(1, round(source_h * ratio)))
-    how = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
-    resized = cv2.resize(card.image, size, interpolation=how)
+    interpolation = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
+    resized = cv2.resize(card.image, size, interpolation=interpolation)
     x = PADDING + (room_w - size[0]) // 2
     y = TITLE_HEIGHT + (room_h - size[1]) // 2
     ground[y : y + size[1], x : x + size[0]] = resized
@@ -156,9 +156,9 @@ def _draw_card(card: ImageCard | TableCard, height: int, width: int) -> np.ndarr
     return ground
 
 
-def _draw_bar(ground: np.ndarray, scale: Scale, place: tuple[int, int, int, int]) -> None:
-    """A vertical colour bar with ticks; place is (x, y, width, height); high values on top."""
-    x, y, width, height = place
+def _draw_bar(ground: np.ndarray, scale: Scale, box: tuple[int, int, int, int]) -> None:
+    """A vertical colour bar with ticks; box is (x, y, width, height); high values on top."""
+    x, y, width, height = box
     top, bottom = y, y + height
     if scale.high_word:
         put_text(ground, scale.high_word, (x - 2, y), 8, MUTED)
@@ -171,8 +171,8 @@ def _draw_bar(ground: np.ndarray, scale: Scale, place: tuple[int, int, int, int]
     if not scale.unit:
         return
     labels = [(scale.position(np.array(t)), f"{t:g}") for t in scale.ticks()]
-    for place_on_bar, label in labels:
-        row = bottom - 1 - round(float(place_on_bar) * (bottom - top - 1))
+    for position, label in labels:
+        row = bottom - 1 - round(float(position) * (bottom - top - 1))
         ground[row, x + width : x + width + 4] = MUTED
         row = int(np.clip(row - 5, top - 3, bottom - 8))
         put_text(ground, f"{label} {scale.unit}", (x + width + 6, row), 9, TEXT)
@@ -202,7 +202,7 @@ def _draw_table(ground: np.ndarray, card: TableCard) -> None:
 
 @dataclass(frozen=True)
 class FrameImages:
-    """Every image of one processed frame, ready to be saved one by one or as a panel."""
+    """All images of one processed frame, to be saved one by one or as a panel."""
 
     heading: str
     subheading: str
@@ -213,7 +213,10 @@ class FrameImages:
         return compose(self.heading, self.subheading, self.cards)
 
     def save(self, folder: Path, stem: str, *, singles: bool = True) -> list[Path]:
-        """Write `<stem>_panel.png` and, with `singles`, a PNG per image card; panel first."""
+        """Write `<stem>_panel.png` and, with `singles`, a PNG per image card -> paths, panel first.
+
+        Raises OSError if a file cannot be written.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{stem}_panel.png"]
         write_image(paths[0], self.panel())
@@ -247,10 +250,10 @@ def frame_images(
 ) -> FrameImages:
     """The cards of one frame.
 
-    image (H, W, 3) RGB; rows, cols, points_depth (N,): the metric points used, pixels and metres;
-    rejected (N,) bool: those that the fit does not believe, marked by crosses; labels (H, W), None
-    without regions; relative (H, W) the network's relative depth, large = far; depth, std, truth
-    (H, W) metres. Without truth the standard deviation takes the place of the error.
+    image (H, W, 3) RGB; rows, cols, points_depth (N,): the metric points, pixels and metres;
+    rejected (N,) bool: outliers of the fit, marked by crosses; labels (H, W), None without regions;
+    relative (H, W): relative depth, large = far; depth, std, truth (H, W) metres. Without truth the
+    standard deviation is shown instead of the error.
     """
     if labels is None:
         labels = np.zeros(depth.shape, np.int32)
@@ -273,7 +276,7 @@ def frame_images(
         ImageCard(
             "Relative depth",
             colour_map(relative, relative_scale(relative)),
-            relative_caption or "what the network alone says: no metres yet",
+            relative_caption or "prediction of the network, without metres",
             relative_scale(relative),
         ),
         ImageCard(
@@ -284,19 +287,19 @@ def frame_images(
         ),
     ]
     deviation = deviation_scale(std)
-    deviation_tile = ImageCard(
+    deviation_card = ImageCard(
         "Standard deviation",
         colour_map(std, deviation),
-        "what the method believes its own error to be",
+        "standard deviation stated by the method",
         deviation,
     )
-    cards.append(deviation_tile if truth is None else _error_tile(depth, truth, image))
+    cards.append(deviation_card if truth is None else _error_card(depth, truth, image))
     span = 2 if truth is None else 1
     cards.append(
         ImageCard(
             "Point cloud",
             point_cloud_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=span)),
-            "metric depth in 3-D from beside and above, without what is known badly",
+            "metric depth in 3-D from beside and above, without uncertain pixels",
             columns=span,
         )
     )
@@ -304,34 +307,34 @@ def frame_images(
         ImageCard(
             "Seen from above",
             top_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=1)),
-            "floor plan in the camera's axes, the camera in yellow",
+            "floor plan in the camera's axes, camera in yellow",
         )
     )
     if truth is not None:
-        cards.append(deviation_tile)
+        cards.append(deviation_card)
     if numbers is not None:
         cards.append(numbers)
     return FrameImages(heading, subheading, tuple(cards))
 
 
-def trusted_depth(depth: np.ndarray, std: np.ndarray, share: float = 0.25) -> np.ndarray:
-    """Depth where its standard deviation is below a share of it, else NaN; all if little is left.
+def trusted_depth(depth: np.ndarray, std: np.ndarray, max_ratio: float = 0.25) -> np.ndarray:
+    """Depth (H, W) where std / depth is below max_ratio, else NaN; all depth if little is left.
 
-    Sky and other guesses would fill a cloud with things that are not there, and spoil a scale.
+    Sky and other uncertain pixels would add false points to a cloud and stretch a scale.
     """
     with np.errstate(invalid="ignore"):
-        trusted = np.where(std < share * depth, depth, np.float32(np.nan))
+        trusted = np.where(std < max_ratio * depth, depth, np.float32(np.nan))
     known = np.isfinite(depth).sum()
     return trusted if np.isfinite(trusted).sum() > 0.3 * known else depth
 
 
-def _error_tile(depth: np.ndarray, truth: np.ndarray, image: np.ndarray) -> ImageCard:
+def _error_card(depth: np.ndarray, truth: np.ndarray, image: np.ndarray) -> ImageCard:
     error = relative_error_percent(depth, truth)
     known = np.isfinite(error)
     scale = error_scale()
     dense = known.mean() > 0.3
     panel_image = colour_map(error, scale) if dense else sparse_map(error, scale, image)
-    caption = "no pixel with a truth to compare with"
+    caption = "no pixel has a truth"
     if known.any():
         metres = float(np.median(np.abs(depth - truth)[known]))
         caption = f"mean {np.abs(error[known]).mean():.1f} %, median {metres:.3g} m off the truth"
@@ -339,7 +342,7 @@ def _error_tile(depth: np.ndarray, truth: np.ndarray, image: np.ndarray) -> Imag
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write (H, W, 3) RGB as PNG or JPEG by the suffix; raises OSError when it cannot."""
+    """Write (H, W, 3) RGB as PNG or JPEG by the suffix. Raises OSError if it cannot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
         raise OSError(f"Could not write {path}: check the folder's permissions and the suffix")

@@ -18,9 +18,9 @@ def draw_points(
     colours: np.ndarray,
     radius_px: float | None = None,
 ) -> np.ndarray:
-    """Discs with a dark rim at (rows, cols) on a copy of `image`; far ones first by input order.
+    """Draw discs with a dark rim at (rows, cols) on a copy of `image` (H, W, 3), in input order.
 
-    rows, cols: (N,) pixels; colours: (N, 3) uint8 RGB; radius_px: chosen from the count when None.
+    rows, cols: (N,) pixels; colours: (N, 3) uint8 RGB; radius_px: None chooses it by the count.
     """
     image = image.copy()
     if radius_px is None:
@@ -41,7 +41,7 @@ def draw_points(
 def points_on_image(
     image: np.ndarray, rows: np.ndarray, cols: np.ndarray, depth: np.ndarray, scale: Scale
 ) -> np.ndarray:
-    """Sparse depth as coloured discs over the dimmed, greyed image; the nearest on top."""
+    """Sparse depth (N,) as coloured discs over the dimmed grey image (H, W, 3); nearest on top."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
     dimmed = (0.22 * image + 0.28 * grey).astype(np.uint8)
     order = np.argsort(-np.asarray(depth), kind="stable")
@@ -54,7 +54,7 @@ def draw_crosses(
     cols: np.ndarray,
     colour: tuple[int, int, int] = REJECTED,
 ) -> np.ndarray:
-    """Crosses with a dark rim at (rows, cols), (N,) pixels, on a copy of `image`."""
+    """Draw crosses with a dark rim at (rows, cols), (N,) pixels, on a copy of `image` (H, W, 3)."""
     image = image.copy()
     arm = max(2.0, 0.008 * image.shape[1])
     line = max(1, round(0.35 * arm))
@@ -70,9 +70,9 @@ def draw_crosses(
 
 
 def sparse_map(values: np.ndarray, scale: Scale, image: np.ndarray) -> np.ndarray:
-    """A map known at few pixels (e.g. a LiDAR truth) as dots over the dimmed image."""
+    """A map (H, W) known at few pixels (e.g. a LiDAR truth) as dots over the dimmed image."""
     rows, cols = np.nonzero(np.isfinite(values))
-    most = 30_000  # more dots than this only cover each other
+    most = 30_000  # more dots would cover each other
     if len(rows) > most:
         keep = np.linspace(0, len(rows) - 1, most).astype(int)
         rows, cols = rows[keep], cols[keep]

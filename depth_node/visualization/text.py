@@ -11,7 +11,7 @@ import numpy as np
 from depth_node.visualization.colours import TEXT
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-TEXT_OVERSAMPLING = 4  # Hershey strokes have no hinting: draw large, shrink, and they read well
+TEXT_OVERSAMPLING = 4  # drawn large and shrunk, because Hershey strokes have no hinting
 
 
 @lru_cache(maxsize=1024)
@@ -30,7 +30,7 @@ def _text_mask(text: str, size_px: int, bold: bool) -> np.ndarray:
 
 
 def text_width(text: str, size_px: int, bold: bool = False) -> int:
-    """Width in pixels that `put_text` takes."""
+    """Width in pixels of a text drawn by `put_text`."""
     return _text_mask(_ascii(text), size_px, bold).shape[1] if text else 0
 
 
@@ -44,9 +44,9 @@ def put_text(
     bold: bool = False,
     align: str = "left",
 ) -> None:
-    """Draw one line into `image`; `at` is (x, y) of the top of the capitals.
+    """Draw one line into `image` (H, W, 3); `at` is (x, y) of the top of the capitals.
 
-    align: left, centre or right of x. The font knows ASCII only, other signs are spelled out.
+    align: left, centre or right of x. The font has ASCII only; other signs are spelled out.
     """
     if not text:
         return

@@ -232,7 +232,9 @@ def test_tables_show_averages_and_ratios() -> None:
     assert found[0].rows == [["ssf", "0.3000", "0.3000", "0.5000"], ["field", "0.1000", "", ""]]
     assert found[1].rows[1][:2] == ["field", "0.33"]
     titles = [table.title for table in found]
-    assert any("answer" in title for title in titles) and any("a (1 frames)" in t for t in titles)
+    assert any("fraction of scored pixels with a depth" in title for title in titles) and any(
+        "a (1 frames)" in t for t in titles
+    )
     text = markdown(found)
     assert "| ssf | 0.3000 | 0.3000 | 0.5000 |" in text
     assert text.count("|---|---|---|---|") == len(found) - 1  # source b has one condition

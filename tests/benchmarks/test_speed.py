@@ -42,7 +42,7 @@ def test_turns_are_taken_and_the_first_is_left_out() -> None:
 
 
 def test_times_tell_waiting_from_working() -> None:
-    facts = speed.take_turns({"sleep": lambda: time.sleep(0.02)}, 3)["sleep"].facts()
+    facts = speed.take_turns({"sleep": lambda: time.sleep(0.02)}, 3)["sleep"].summary()
     assert facts["median_ms"] >= 19 and facts["cpu_ms"] < 10
     assert facts["p10_ms"] <= facts["median_ms"] <= facts["p90_ms"]
 

@@ -39,12 +39,12 @@ def never() -> bytes:
 
 
 def test_what_was_built_is_found(cache: EngineCache) -> None:
-    made = cache.obtain(IDENTITY, lambda: b"plan", facts={"driver": "CUDA 13.0"})
+    made = cache.obtain(IDENTITY, lambda: b"plan", metadata={"driver": "CUDA 13.0"})
     assert made.built and made.plan == b"plan"
     found = cache.obtain(IDENTITY, never)
     assert not found.built and found.plan == b"plan" and found.path == made.path
     about = json.loads(made.path.with_suffix(".json").read_text())
-    assert about["identity"] == IDENTITY.facts
+    assert about["identity"] == IDENTITY.json_values
     assert about["driver"] == "CUDA 13.0"
     assert about["bytes"] == 4 and about["built"].endswith("+00:00")
     assert cache.entries() == [about]

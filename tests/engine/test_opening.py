@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 from depth_node.engine import BackendError, EngineError, opening
-from depth_node.engine import options as model_options
 from depth_node.engine.manifest_writer import write_manifest
 from depth_node.engine.opening import AUTO
-from depth_node.engine.options import OpenRequest
+from depth_node.engine.options import REFERENCE, OpenRequest
 from depth_node.inference import open_engine
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -39,7 +38,7 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Every back end but the CPU is "not here"; tests put what they like in their place."""
     table = dict(opening._BACKENDS)
     for name in table:
-        if name != model_options.REFERENCE:
+        if name != REFERENCE:
             table[name] = opening._Backend(_never, lambda name=name: f"{name} is not here")
     monkeypatch.setattr(opening, "_BACKENDS", table)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

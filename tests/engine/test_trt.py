@@ -22,21 +22,15 @@ from depth_node.engine.manifest_writer import write_manifest
 from depth_node.engine.opening import backends
 from depth_node.engine.options import ModelConfig
 from depth_node.engine.preprocess import to_tensor
-from depth_node.engine.self_check import Limits, OutputDifference, Reference, output_difference
+from depth_node.engine.self_check import Reference
 from depth_node.inference import DepthModel, build_engine, open_engine
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx", reason="onnx builds the models of these tests")
-from tests.engine.test_cuda import sample_image
 from tests.helpers.gpu_on_cpu import Error, Machine
+from tests.helpers.manifests import refusal
 from tests.helpers.tiny_models import save_model, save_nodes
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    played = Machine()
-    played.install(monkeypatch)
-    return played
+from tests.helpers.views import sample_image
 
 
 @pytest.fixture
@@ -49,14 +43,6 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
     return {"backend": "tensorrt", "cache_dir": str(tmp_path / "cache")}
-
-
-def refusal(model: Path, **options: Any) -> str:
-    with pytest.raises(EngineError) as caught:
-        open_engine(model, **options)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    return sentence
 
 
 # --- what works
@@ -580,41 +566,6 @@ def test_the_references_answer_is_kept(
     with pytest.raises(EngineError, match="asked again"):
         open_engine(model, **options)
     assert machine.leaks == {}
-
-
-# --- the figures themselves
-
-
-def test_parity_of_equal_scaled_noisy_and_flat_maps() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.uniform(1, 5, (30, 40)).astype(np.float32)
-    assert output_difference(truth, truth, "depth_metric") == OutputDifference(
-        1.0, pytest.approx(1.0), 0.0
-    )
-    assert output_difference(1.1 * truth, truth, "depth_metric").relative_error == pytest.approx(
-        0.1, rel=1e-5
-    )
-    assert output_difference(1.1 * truth + 3, truth, "depth_affine_invariant").relative_error < 1e-6
-    logs = output_difference(np.log(truth) + 0.01, np.log(truth), "log_depth_metric")
-    assert logs.relative_error == pytest.approx(0.01, rel=1e-3)
-    noisy = output_difference(truth + rng.normal(0, 0.5, truth.shape), truth, "depth_metric")
-    assert 0.8 < noisy.correlation < 0.99
-    flat = np.ones_like(truth)
-    assert output_difference(flat, truth, "depth_metric").correlation == 0
-    assert output_difference(flat, flat, "depth_metric") == OutputDifference(1.0, 1.0, 0.0)
-    nothing = output_difference(np.full_like(truth, np.nan), truth, "depth_metric")
-    assert (nothing.finite, nothing.correlation) == (0.0, 0.0)
-    assert nothing.failures(Limits())
-    with pytest.raises(EngineError, match="not of one model"):
-        output_difference(truth, truth[1:], "depth_metric")
-
-
-def test_what_the_reference_leaves_open_is_not_asked_for() -> None:
-    truth = np.linspace(1, 2, 100, dtype=np.float32).reshape(10, 10)
-    reference = truth.copy()
-    reference[0] = np.nan
-    assert output_difference(truth, reference, "depth_metric").finite == 1.0
-    assert output_difference(reference, truth, "depth_metric").finite == pytest.approx(0.9)
 
 
 @pytest.fixture

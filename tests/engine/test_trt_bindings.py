@@ -39,19 +39,19 @@ HOLDERS = {
 # What else has attributes in trt.py. `config` and `tensor` are also the model's settings and a
 # NumPy array, `engine` a TrtEngine, in the functions named; there they have these and no others.
 OTHERS = {
-    "np", "npt", "cuda", "logging", "time", "self", "gpu", "request", "entry", "identity",
-    "manifest", "facts", "logger", "_log", "found", "pinned", "image", "text", "str", "builtins",
+    "np", "npt", "cuda", "logging", "time", "self", "gpu", "request", "cached", "identity",
+    "manifest", "logger", "_log", "pinned", "image", "text", "str", "builtins",
     "self._gpu", "self._logger", "self.manifest", "self.errors", "self.details", "self._image",
     "self._outputs", "self._inputs", "self._phases", "request.manifest", "request.cache",
-    "request.config", "entry.facts", "self.manifest.input", "manifest.input_shapes", "facts.input",
-    "facts.inputs", "facts.input_shapes", "found.dtype", "request.manifest.input", "request.model",
+    "request.config", "cached.metadata", "self.manifest.input", "manifest.input_shapes",
+    "manifest.input", "manifest.inputs", "pinned.dtype", "request.manifest.input", "request.model",
     "version", "reasons", "tensors", "Resampling", "monitor", "logger.errors",
     "self._logger.errors", "self._inputs | self._outputs", "error.desc",
 }  # fmt: skip
-ELSEWHERE = {("_obtain", "config"), ("open_tensorrt", "engine")}
+ELSEWHERE = {("_cached_engine", "config"), ("open_tensorrt", "engine")}
 # Variables that hold what TensorRT's objects give: numbers, names, bytes, things to hand on.
 RESULTS = {
-    "flag", "plan", "kind", "size", "shape", "names", "inputs", "(found, dtype)", "version",
+    "flag", "plan", "trt_type", "size", "shape", "names", "inputs", "(in_engine, dtype)", "version",
     "command", "self.details", "self.details['engine memory [MB]']",
 }  # fmt: skip
 

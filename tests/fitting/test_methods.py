@@ -19,63 +19,26 @@ from depth_node.fitting import (
     FitStatus,
     RegionStatus,
     fit,
-    region_surfaces,
-    surface_maps,
 )
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
 from depth_node.regions import label_maps
-
-HEIGHT, WIDTH = 120, 160
-SSF = FitConfig(method="ssf")
-REGION_METHODS = ("region_median", "slf", "ssf")
-CLASSIC = ("global_depth", "global_disparity", "median", *REGION_METHODS)
-
-
-def cells(rows: int = 4, columns: int = 5, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A label map of rectangles, 1.. row by row."""
-    y = np.arange(height)[:, None] * rows // height
-    x = np.arange(width)[None, :] * columns // width
-    return (1 + y * columns + x).astype(np.int32)
-
-
-def bumpy(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A relative depth that no plane explains."""
-    y, x = np.mgrid[:height, :width]
-    return (2 + np.sin(x / 9) * np.cos(y / 7) + 0.5 * np.sin(x * y / 400)).astype(np.float32)
-
-
-def truth_of(relative: np.ndarray, labels: np.ndarray, seed: int = 0, slopes: bool = True):
-    """Metric depth made of one (s, a, b, t) per label, and these parameters (K+1, 4)."""
-    rng = np.random.default_rng(seed)
-    count = int(labels.max()) + 1
-    table = np.stack(
-        [
-            rng.uniform(0.5, 2, count),
-            rng.uniform(-1, 1, count) * slopes,
-            rng.uniform(-1, 1, count) * slopes,
-            rng.uniform(2, 6, count),
-        ],
-        axis=1,
-    )
-    x, y = speed.unit_grid(*labels.shape)
-    design = np.stack([relative, x, y, np.ones_like(x)], axis=-1)
-    return np.einsum("hwk,hwk->hw", design, table[labels]), table
-
-
-def sample(depth: np.ndarray, count: int, seed: int = 0) -> SparseDepth:
-    rng = np.random.default_rng(seed)
-    index = rng.choice(np.flatnonzero(np.isfinite(depth)), count, replace=False)
-    rows, cols = np.unravel_index(index, depth.shape)
-    return SparseDepth.from_arrays(rows, cols, depth[rows, cols].astype(np.float32))
+from tests.helpers.region_scenes import (
+    CLASSIC,
+    HEIGHT,
+    REGION_METHODS,
+    SSF,
+    WIDTH,
+    bumpy,
+    cells,
+    sample,
+    truth_of,
+)
 
 
 def scaled(points: SparseDepth, factor: float) -> SparseDepth:
     return SparseDepth.from_arrays(points.rows, points.cols, points.depth * np.float32(factor))
-
-
-# -- known truth -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", fitting.MODES)
@@ -144,9 +107,6 @@ def test_region_median_is_the_ratio_of_medians() -> None:
     np.testing.assert_allclose(result.depth[:, 4:], 2.0)
 
 
-# -- an independent solver -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["slf", "ssf"])
 @pytest.mark.parametrize("count", [7, 25, 90, 500])
 def test_paper_mode_equals_a_plain_loop_over_masks_with_lstsq(method: str, count: int) -> None:
@@ -166,123 +126,6 @@ def test_paper_mode_equals_a_plain_loop_over_masks_with_lstsq(method: str, count
     )
     expected = speed.plain_fit(relative, points.to_map(*labels.shape), labels, method).depth
     np.testing.assert_allclose(result.depth, expected, rtol=1e-5)
-
-
-def test_nearly_flat_regions_are_solved_as_well_as_by_lstsq() -> None:
-    """A relative depth that is a plane but for one part in a thousand: columns nearly dependent."""
-    labels = cells(2, 2)
-    x, y = speed.unit_grid(*labels.shape)
-    relative = (3 + x + 2 * y + 1e-3 * bumpy()).astype(np.float32)
-    truth, _ = truth_of(relative, labels)
-    points = sample(truth, 200)
-    result = fit(
-        Prediction(relative, "depth_affine_invariant"),
-        points,
-        labels,
-        config=FitConfig(method="ssf", mode="paper"),
-    )
-    expected = speed.plain_fit(relative, points.to_map(*labels.shape), labels).depth
-    np.testing.assert_allclose(result.depth, expected, rtol=1e-5)
-
-
-def test_exactly_flat_regions_drop_columns_and_still_fit() -> None:
-    labels = cells(2, 2)
-    x, y = speed.unit_grid(*labels.shape)
-    truth = 4 + 0.5 * x - 0.25 * y
-    config = FitConfig(method="ssf", mode="paper")
-    plane = Prediction((3 + x + 2 * y).astype(np.float32), "depth_affine_invariant")
-    result = fit(plane, sample(truth, 200), labels, config=config)
-    assert set(result.regions["status"]) == {RegionStatus.REDUCED}
-    np.testing.assert_array_equal(result.regions["slope_y"], 0)
-    np.testing.assert_allclose(result.depth, truth, rtol=1e-5)  # x and d still span the plane
-
-    constant = Prediction(np.full(labels.shape, 3.0, np.float32), "depth_affine_invariant")
-    points = sample(truth, 200)
-    result = fit(constant, points, labels, config=config)
-    assert set(result.regions["status"]) == {RegionStatus.REDUCED}
-    for label in range(1, 5):
-        own = points.depth[labels[points.rows, points.cols] == label]
-        np.testing.assert_allclose(result.depth[labels == label], np.median(own), rtol=1e-6)
-    for method in CLASSIC:
-        for mode in fitting.MODES:
-            other = fit(constant, points, labels, config=FitConfig(method=method, mode=mode))
-            assert np.isfinite(other.depth).all()
-            assert np.abs(np.median(other.depth) - 4) < 0.5
-
-
-# -- borrowing -------------------------------------------------------------------------------------
-
-
-def ring_map() -> np.ndarray:
-    """A strip of 3x3 pixel regions 1 2 3 4 5 and, apart from it behind unassigned pixels, 6."""
-    labels = np.zeros((3, 21), np.int32)
-    labels[:, :15] = np.repeat(np.arange(1, 6), 3)
-    labels[:, 18:] = 6
-    return labels
-
-
-@pytest.mark.parametrize(
-    ("own", "expected_rings", "expected_points"),
-    [
-        # points per region 1..6 -> rings and points used; SLF wants three
-        ([3, 0, 0, 0, 0, 0], {1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 6: -1}, {2: 3, 3: 3, 6: 3}),
-        ([2, 0, 1, 0, 2, 0], {1: 2, 2: 1, 3: 2, 4: 1, 5: 2, 6: -1}, {1: 3, 2: 3, 3: 5, 5: 3}),
-        ([2, 2, 2, 2, 2, 2], {1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: -1}, {1: 4, 2: 6, 6: 12}),
-    ],
-)
-def test_a_region_borrows_exactly_the_rings_it_needs(
-    own: list[int], expected_rings: dict[int, int], expected_points: dict[int, int]
-) -> None:
-    labels = ring_map()
-    relative = bumpy(*labels.shape)
-    truth, _ = truth_of(relative, labels)
-    rows, cols = [], []
-    for label, count in enumerate(own, start=1):
-        r, c = np.nonzero(labels == label)
-        rows += r[:count].tolist()
-        cols += c[:count].tolist()
-    points = SparseDepth.from_arrays(rows, cols, truth[rows, cols])
-    result = fit(
-        Prediction(relative, "depth_affine_invariant"),
-        points,
-        labels,
-        config=FitConfig(method="slf", mode="paper"),
-    )
-    table = {int(row["label"]): row for row in result.regions}
-    assert {label: int(table[label]["rings"]) for label in expected_rings} == expected_rings
-    for label, used in expected_points.items():
-        assert table[label]["inliers"] == used
-        assert table[label]["points"] == own[label - 1]
-    status = {0: RegionStatus.OK, -1: RegionStatus.GLOBAL}
-    for label, rings in expected_rings.items():
-        assert table[label]["status"] == status.get(rings, RegionStatus.EXPANDED)
-    assert table[0]["status"] == RegionStatus.GLOBAL  # unassigned pixels
-    # the parameters come from the borrowed points, but are applied to the region alone
-    links = speed.neighbours(labels)
-    known = np.isfinite(points.to_map(*labels.shape))
-    for label, rings in expected_rings.items():
-        if rings > 0:
-            assert speed.borrow(label, links, labels, known, 3)[1] == rings
-    expected = speed.plain_fit(relative, points.to_map(*labels.shape), labels, "slf").depth
-    np.testing.assert_allclose(result.depth, expected, rtol=1e-5)
-
-
-def test_neighbours_are_looked_up_only_when_somebody_needs_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(labels: np.ndarray) -> None:
-        raise AssertionError("nobody needs to borrow")
-
-    monkeypatch.setattr(region_surfaces, "adjacency", refuse)
-    relative, labels = bumpy(), cells(2, 2)
-    points = sample(truth_of(relative, labels)[0], 200)
-    prediction = Prediction(relative, "depth_affine_invariant")
-    assert fit(prediction, points, labels, config=SSF).status is FitStatus.OK
-    with pytest.raises(AssertionError, match="nobody"):
-        fit(prediction, points, labels, config=FitConfig(method="ssf", min_points=150))
-
-
-# -- invariances -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", fitting.MODES)
@@ -317,26 +160,6 @@ def test_renaming_the_regions_changes_nothing(method: str, mode: str) -> None:
     np.testing.assert_allclose(many.std, once.std, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", fitting.MODES)
-@pytest.mark.parametrize("method", REGION_METHODS)
-def test_compiled_or_not_the_depth_is_the_same(
-    method: str, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if surface_maps._compiled_paint() is None:
-        pytest.skip("numba is not installed")
-    relative, labels = bumpy(), cells()
-    labels[:20, :30] = 0
-    points = sample(truth_of(relative, labels)[0] + bumpy() * 0.05, 120)
-    relative[50:60, 70:90] = np.nan
-    prediction = Prediction(relative, "depth_affine_invariant")
-    config = FitConfig(method=method, mode=mode)
-    compiled = fit(prediction, points, labels, config=config)
-    monkeypatch.setattr(surface_maps, "_compiled_paint", lambda: None)
-    plain = fit(prediction, points, labels, config=config)
-    np.testing.assert_allclose(compiled.depth, plain.depth, rtol=1e-6)
-    assert np.isnan(plain.depth).any()
-
-
 def test_the_order_of_the_points_changes_nothing() -> None:
     relative, labels = bumpy(), cells()
     points = sample(truth_of(relative, labels)[0] + bumpy() * 0.05, 120)
@@ -346,9 +169,6 @@ def test_the_order_of_the_points_changes_nothing() -> None:
     again = fit(prediction, points.subset(shuffle), labels, config=SSF)
     np.testing.assert_allclose(again.depth, once.depth, rtol=1e-5)
     np.testing.assert_allclose(again.point_residual, once.point_residual[shuffle], atol=1e-5)
-
-
-# -- sensor mode -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["slf", "ssf", "global_depth"])
@@ -390,43 +210,6 @@ def test_the_range_guard_limits_extrapolation_and_can_be_turned_off() -> None:
     np.testing.assert_allclose(free.depth, truth, rtol=1e-3)
 
 
-def test_a_region_that_turns_around_takes_the_scale_of_the_picture() -> None:
-    relative, labels = bumpy(), cells(2, 2)
-    truth = 2 * relative.astype(np.float64) + 1
-    truth[labels == 4] = 9 - relative[labels == 4]
-    prediction = Prediction(relative, "depth_affine_invariant")
-    points = sample(truth, 300)
-    for method in ("slf", "ssf"):
-        config = FitConfig(method=method, polarity_guard=True)
-        guarded = fit(prediction, points, labels, config=config)
-        assert guarded.regions["scale"][3] == pytest.approx(2, rel=0.3)
-        assert guarded.regions["status"][3] == RegionStatus.REDUCED
-        middle = np.median(guarded.depth[labels == 4]) - np.median(truth[labels == 4])
-        assert abs(middle) < 0.5
-        free = fit(prediction, points, labels, config=FitConfig(method=method))
-        np.testing.assert_allclose(free.depth, truth, rtol=1e-4)
-
-
-def test_feathering_softens_seams_of_one_surface_and_keeps_edges() -> None:
-    labels = cells(1, 2)
-    relative = bumpy()
-    truth = 3 * relative.astype(np.float64)
-    noise = np.random.default_rng(0).normal(1, 0.02, truth.shape)
-    prediction = Prediction(relative, "depth_affine_invariant")
-
-    def seam(step: float, feather: int) -> np.ndarray:
-        stepped = truth + np.where(labels == 2, step, 0)
-        config = FitConfig(method="slf", feather_px=feather)
-        depth = fit(prediction, sample(stepped * noise, 60), labels, config=config).depth
-        return depth[:, 80] - depth[:, 79] - (truth[:, 80] - truth[:, 79])
-
-    assert np.abs(seam(0, 5)).mean() < 0.5 * np.abs(seam(0, 0)).mean()
-    np.testing.assert_allclose(seam(8, 5), seam(8, 0), atol=0.02)
-
-
-# -- the interval ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", CLASSIC)
 @pytest.mark.parametrize("count", [60, 600])
 def test_the_interval_holds_the_truth_in_about_95_percent(method: str, count: int) -> None:
@@ -449,24 +232,6 @@ def test_the_interval_holds_the_truth_in_about_95_percent(method: str, count: in
         np.testing.assert_array_equal(np.isnan(result.std), np.isnan(result.depth))
         shares.append(coverage(result.depth, result.std, truth))
     assert 0.90 <= np.mean(shares) <= 0.99
-
-
-def test_the_interval_widens_away_from_the_points_and_with_borrowed_rings() -> None:
-    labels = cells(1, 4)
-    relative = bumpy()
-    truth = (
-        3 * relative.astype(np.float64) * np.random.default_rng(0).normal(1, 0.01, (HEIGHT, WIDTH))
-    )
-    seen = truth.copy()
-    seen[:, 80:] = np.nan
-    prediction = Prediction(relative, "depth_affine_invariant")
-    result = fit(prediction, sample(seen, 200), labels, config=SSF)
-    np.testing.assert_array_equal(result.regions["rings"], [0, 0, 1, 2])
-    widths = [float(np.median(result.std[labels == label])) for label in (2, 3, 4)]
-    assert widths[0] < widths[1] < widths[2]
-
-
-# -- little or bad input ---------------------------------------------------------------------------
 
 
 def empty() -> SparseDepth:
@@ -640,9 +405,6 @@ def test_programming_errors_raise_sentences() -> None:
         FitConfig(method="ssf", min_depth_m=5.0, max_depth_m=4.0)
 
 
-# -- cost ------------------------------------------------------------------------------------------
-
-
 def test_a_frame_costs_far_less_than_the_plain_loop() -> None:
     """The benchmark measures the ratio; here only that nobody has put a loop over pixels back."""
     labels = cells(10, 10, 480, 640)
@@ -665,9 +427,6 @@ def test_a_frame_costs_far_less_than_the_plain_loop() -> None:
     )
     plain = shortest(2, lambda: speed.plain_fit(relative, sparse, labels))
     assert plain > 6 * ours
-
-
-# -- real frames -----------------------------------------------------------------------------------
 
 
 def simple_regions(image: np.ndarray) -> np.ndarray:

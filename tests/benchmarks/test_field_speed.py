@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The speed benchmark of the field: its problem and the ways to fit that take turns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from depth_node.benchmarks.field_speed import FIELD, SpeedProblem
+from depth_node.benchmarks.speed import fit_problem
+
+
+def test_the_problem_has_its_size_and_its_points() -> None:
+    prediction, _, labels = fit_problem()
+    problem = SpeedProblem.of(prediction, labels, 60, 80, 50)
+    assert problem.prediction.values.shape == problem.labels.shape == (60, 80)
+    assert problem.image.shape == (60, 80, 3) and len(problem.points) == 50
+    assert np.isfinite(problem.fit(FIELD).depth).all()
+
+
+def test_every_way_to_fit_is_timed() -> None:
+    prediction, _, labels = fit_problem()
+    medians = SpeedProblem.of(prediction, labels, 60, 80, 50).medians(1)
+    assert {"field", "with memory", "ssf", "memory floor", "NumPy form"} <= set(medians)
+    assert all(value >= 0 for value in medians.values())

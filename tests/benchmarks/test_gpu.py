@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make gpu-check`: its JSON file, its row, its exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from depth_node.benchmarks import gpu
+from depth_node.engine import gpu_kernels
+
+pytest.importorskip("onnxruntime")
+from tests.helpers.gpu_on_cpu import Machine
+
+
+def test_gpu_check_writes_its_json_and_row(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its logic, on the played machine: the times mean nothing here, the agreement does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpu, "_COPY_BYTES", 4_000_000)
+    assert gpu.main(["--repeats", "2", "--out", str(tmp_path)]) == 0
+    facts = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert facts["gpu"] == "Played GPU" and facts["failures"] == []
+    assert set(facts["kernels"]) == {"image_vga", "image_1080p", "regions", "field"}
+    assert all(found["agrees"] for found in facts["kernels"].values())
+    assert facts["cycles"]["lost_bytes"] == 0
+    assert "correlation 1.000000" in facts["engines"]["tensorrt"]["check"]
+    head, line, row = (tmp_path / "gpu_check.md").read_text().splitlines()
+    assert head.count("|") == line.count("|") == row.count("|")
+    assert machine.leaks == {}
+
+
+def test_gpu_check_fails_where_a_kernel_does(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = gpu_kernels.apply_grid
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpu, "_COPY_BYTES", 4_000_000)
+    monkeypatch.setattr(gpu_kernels, "apply_grid", lambda *given: twin(*given) + np.float32(0.01))
+    assert gpu.main(["--repeats", "1", "--out", str(tmp_path)]) == 1
+    facts = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert [text for text in facts["failures"] if text.startswith("kernel field")]
+
+
+def test_gpu_check_without_a_gpu_says_so(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.driver_version = 0
+    assert gpu.main(["--out", str(tmp_path)]) == 2
+    assert "no NVIDIA driver" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depth_tools replay`: folders of frames and bags, into a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from depth_node.cli import main
+from depth_node.recordings import replay
+from tests.helpers.recordings import T_CAMERA_LIDAR
+
+pytest.importorskip("rich", reason="rich is not installed")
+# rclpy imports lark, which imports modules that Python has renamed: nobody here can help.
+pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
+
+
+def test_replay_of_a_folder(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["replay", str(source), "--prediction", "test", "--points", "150", "--seed", "1"]
+    arguments += ["--out", str(tmp_path / "run"), "--json", str(tmp_path / "all.json")]
+    assert main.main([*arguments, "--images", "1", "--set", "fit.mode=paper"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("2 frames", "AbsRel", "global_depth", "ssf", "field", "run folder"):
+        assert word in shown
+    stored = json.loads((tmp_path / "all.json").read_text())
+    assert len(stored["rows"]) == 10 and stored["run"]["seed"] == 1
+    assert "mode: paper" in (tmp_path / "run" / "config.yaml").read_text()
+    assert len(list((tmp_path / "run" / "images").iterdir())) == 1
+
+
+def test_replay_of_a_bag(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = " ".join(str(value) for value in T_CAMERA_LIDAR.reshape(-1))
+    assert main.main(["replay", str(bag), "--t-camera-lidar", numbers, "--images", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "topics: /camera/image_raw, /camera/camera_info, /lidar/points" in shown
+    assert "2 frames" in shown
+    facts = json.loads((tmp_path / "runs" / "bag" / "run.json").read_text())
+    assert facts["topics"]["points"] == "/lidar/points"
+
+
+def test_bag_without_extrinsics_and_with_wrong_ones(
+    bag: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["replay", str(bag)]) == 2
+    assert "--t-camera-lidar" in capsys.readouterr().err
+    assert main.main(["replay", str(bag), "--t-camera-lidar", "1 2 3"]) == 2
+    assert "16 numbers" in capsys.readouterr().err
+
+
+def test_region_methods_beat_global_ones_on_real_frames(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The road with the network in the package, desks with a real network and 250 points."""
+    model = shared / "models" / "fastdepth_nyu_224.onnx"
+    place = str(tmp_path / "fastdepth.manifest.yaml")
+    manifest = ["models", "manifest", str(model), "--meaning", "depth_metric", "--out", place]
+    assert main.main(manifest) == 0
+    desks = ["--model", str(model), "--manifest", place, "--points", "250"]
+    for name, options in (("opencalib_road", []), ("tum_rgbd", desks)):
+        found = tmp_path / f"{name}.json"
+        arguments = ["replay", str(shared / "data" / name), *options, "--json", str(found)]
+        assert main.main([*arguments, "--out", str(tmp_path / name), "--images", "1"]) == 0
+        summary = {row["method"]: row for row in json.loads(found.read_text())["summary"]}
+        for method in ("slf", "ssf"):
+            for rival in ("global_depth", "global_disparity"):
+                assert summary[method]["abs_rel"] < summary[rival]["abs_rel"], (name, method)
+                assert summary[method]["delta1"] > summary[rival]["delta1"], (name, method)
+
+
+def test_interrupt_ends_quietly(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replay, "replay", interrupt)
+    arguments = ["replay", str(source), "--prediction", "test", "--points", "9"]
+    assert main.main(arguments) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scan buffer: which scans belong to an image."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from depth_node.geometry.scan_buffer import ScanBuffer
+
+SECOND = 1_000_000_000
+
+START = 1_700_000_000 * SECOND
+
+
+def cloud(value: float, n: int = 2) -> np.ndarray:
+    return np.full((n, 3), value, np.float32)
+
+
+def test_scans_within_the_age_are_collected_with_their_ages() -> None:
+    buffer = ScanBuffer(0.25)
+    for i in range(5):
+        buffer.add(START + i * SECOND // 10, cloud(i))
+    points, ages = buffer.collect(START + 4 * SECOND // 10)
+    assert sorted(set(points[:, 0])) == [2, 3, 4]
+    assert dict(zip(points[:, 0].tolist(), ages.tolist(), strict=True)) == pytest.approx(
+        {2.0: 0.2, 3.0: 0.1, 4.0: 0.0}, abs=1e-6
+    )
+    assert buffer.newest_stamp_ns() == START + 4 * SECOND // 10
+
+
+def test_a_picture_processed_late_finds_the_scans_of_its_time() -> None:
+    buffer = ScanBuffer(0.1)
+    for i in range(10):
+        buffer.add(START + i * SECOND // 10, cloud(i))
+    points, ages = buffer.collect(START + SECOND // 2)
+    assert sorted(set(points[:, 0])) == [4, 5, 6]  # one before, one at, one after its stamp
+    assert ages.min() == 0
+    assert (ages >= 0).all()
+
+
+def test_too_old_scans_are_not_used_and_memory_stays_bounded() -> None:
+    buffer = ScanBuffer(0.1)
+    for i in range(200):
+        buffer.add(START + i * SECOND // 10, cloud(i))
+    held = sum(len(scans) for scans in buffer._scans.values())
+    assert held <= 13
+    points, ages = buffer.collect(START + 1000 * SECOND)
+    assert points.shape == (0, 3)
+    assert ages.shape == (0,)
+
+
+def test_several_sources() -> None:
+    buffer = ScanBuffer(0.2)
+    buffer.add(START, cloud(1), "front")
+    buffer.add(START + SECOND // 20, cloud(2, 3), "rear")
+    assert len(buffer.collect(START)[0]) == 5
+    assert len(buffer.collect(START, "rear")[0]) == 3
+    assert len(buffer.collect(START, "left")[0]) == 0
+    assert buffer.newest_stamp_ns("front") == START
+
+
+def test_time_that_jumps_back_clears_and_says_so() -> None:
+    buffer = ScanBuffer(0.2)
+    assert not buffer.add(START + 60 * SECOND, cloud(1), "front")
+    assert not buffer.add(START + 60 * SECOND, cloud(2), "rear")
+    assert buffer.add(START, cloud(3), "front")
+    assert buffer.jumps_back == 1
+    assert len(buffer.collect(START + 60 * SECOND)[0]) == 0
+    assert set(buffer.collect(START)[0][:, 0]) == {3}
+
+
+def test_scan_slightly_out_of_order_or_repeated() -> None:
+    buffer = ScanBuffer(0.2)
+    buffer.add(START + SECOND // 10, cloud(1))
+    assert not buffer.add(START, cloud(2))
+    assert len(buffer.collect(START)[0]) == 4
+    buffer.add(START, cloud(5))  # the same stamp again: replaced, not doubled
+    assert sorted(set(buffer.collect(START)[0][:, 0])) == [1, 5]
+    buffer.clear()
+    assert buffer.newest_stamp_ns() is None
+
+
+def test_buffer_filled_and_collected_by_two_threads() -> None:
+    buffer = ScanBuffer(0.5)
+    errors: list[BaseException] = []
+
+    def fill(key: str) -> None:
+        try:
+            for i in range(500):
+                buffer.add(START + i * SECOND // 100, cloud(i), key)
+        except BaseException as error:  # reported to the test's own thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=fill, args=(key,)) for key in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        points, ages = buffer.collect(START + SECOND)
+        assert len(points) == len(ages)
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_age_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="max_scan_age"):
+        ScanBuffer(0.0)

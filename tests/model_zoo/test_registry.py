@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry: which networks are known by name, and the file of a name."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from depth_node.model_zoo import registry
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("rich", reason="rich is not installed")
+onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
+from tests.helpers.networks import entry_facts, install
+from tests.helpers.refusals import refusal
+
+
+def test_registry_holds_what_is_promised_and_every_rule_can_be_used() -> None:
+    known = registry.registry()
+    assert {f"depth-anything-v2-{size}" for size in ("small", "base", "large")} <= set(known)
+    for place in ("indoor", "outdoor"):
+        assert f"depth-anything-v2-metric-{place}-large" in known
+    more = "depth-anything-3-small depth-anything-3-base depth-anything-3-mono-large"
+    more += " depth-anything-3-metric-large distill-any-depth-small distill-any-depth-large"
+    assert {*more.split(), "sam-2.1-tiny", "mobile-sam", "sam-vit-base"} <= set(known)
+    for entry in known.values():
+        assert entry.repo.count("/") == 1 and entry.licence and entry.parameters > 0
+        assert entry.main.endswith(".onnx") == (entry.format == "onnx")
+        if entry.patch_size:
+            assert all(side % entry.patch_size == 0 for side in entry.size)
+        if entry.format == "weights" and entry.export:
+            assert entry.export_command.startswith("python -m training ")
+            assert entry.name in entry.export_command and "{" not in entry.export_command
+        # What forbids commercial use is asked about; what does not, is not.
+        assert entry.non_commercial == ("NC" in entry.licence), entry.name
+    assert not any(entry.name == "embedded" for entry in known.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": "torch"}, "use onnx or weights"),
+        ({"meaning": "depth"}, "format 'onnx' and meaning 'depth'"),
+        ({"files": {"model.onnx": "abc"}}, "SHA-256 of 64 digits"),
+        ({"files": {}}, "SHA-256 of 64 digits"),
+        ({"input": {"resize": "squash"}}, "use one of stretch"),
+        ({"colour": "rgb"}, "colour"),
+    ],
+)
+def test_damaged_registry_says_so(
+    changes: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install({"net": entry_facts(**changes)}, tmp_path, monkeypatch)
+    assert words in refusal(registry.registry)
+
+
+def test_unknown_name_gets_the_nearest() -> None:
+    assert "did you mean depth-anything-v2-small?" in refusal(
+        lambda: registry.find("depth-anything-v2-smal")
+    )
+
+
+def test_resolve() -> None:
+    assert registry.resolve("/somewhere/net.onnx") is None
+    assert registry.resolve("net.onnx") is None
+    assert registry.resolve("some-file") is None
+    sentence = refusal(lambda: registry.resolve("depth-anything-v2-small"))
+    assert "run `depth_tools models fetch depth-anything-v2-small`" in sentence
+    sentence = refusal(lambda: registry.resolve("depth-anything-v2-small.fp16"))
+    assert "convert depth-anything-v2-small --precision fp16" in sentence
+    assert "run `depth_tools models fetch sam-2.1-tiny`" in refusal(
+        lambda: registry.resolve("sam-2.1-tiny")
+    )
+
+
+def test_folder_is_where_the_base_directories_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/robot")
+    for value in ("", "relative"):  # a relative path is to be ignored
+        monkeypatch.setenv("XDG_DATA_HOME", value)
+        assert registry.models_folder() == Path("/home/robot/.local/share/depth_node/models")
+
+
+def test_export_commands_are_commands() -> None:
+    """What the registry tells to run is what training/ understands."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    from training import __main__ as training
+
+    for entry in registry.registry().values():
+        if entry.export:
+            words = shlex.split(entry.export_command)[3:]
+            assert training._arguments(words).command == words[0]

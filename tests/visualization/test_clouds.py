@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Point clouds in perspective and from above."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from depth_node.visualization import clouds
+from tests.helpers.views import CAMERA, room
+
+
+def test_flying_pixels_at_edges_are_left_out() -> None:
+    _, depth = room()
+    keep = clouds.smooth_surface(depth)
+    assert keep[10, 10] and keep[60, 70]
+    assert not keep[40, 50:100].any() and not keep[39, 50:100].any()
+    depth[5, 5] = np.nan
+    assert not clouds.smooth_surface(depth)[5, 5]
+
+
+def test_cloud_views_show_the_box_and_survive_emptiness() -> None:
+    image, depth = room()
+    for view in (clouds.point_cloud_view, clouds.top_view):
+        sample_image = view(depth, image, CAMERA, 150, 200)
+        assert sample_image.shape == (150, 200, 3)
+        red = (sample_image[..., 0] > 120) & (sample_image[..., 1] < 90)
+        assert red.sum() > 20
+        nothing = view(np.full_like(depth, np.nan), image, CAMERA, 150, 200)
+        assert nothing.std() < 20
+
+
+def test_top_view_is_metric() -> None:
+    """The wall at 4 m is drawn twice as far from the camera's foot as the box at 2 m."""
+    image, depth = room()
+    sample_image = clouds.top_view(depth, image, CAMERA, 300, 300).astype(int)
+    column = sample_image[:, 140]  # beside the middle grid line, through box and wall
+    red = np.flatnonzero((column[:, 0] > 120) & (column[:, 1] < 90))
+    column = sample_image[:, 90]
+    blue = np.flatnonzero((column[:, 2] > 120) & (column[:, 0] < 120))
+    foot = 300 - 26
+    assert (foot - blue.mean()) / (foot - red.mean()) == pytest.approx(2.0, rel=0.05)
