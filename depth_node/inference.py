@@ -14,7 +14,7 @@ import numpy.typing as npt
 from depth_node.engine import EngineError
 from depth_node.engine.manifest import PROMPT_DECODER, PROMPTS, REGION_MEANINGS
 from depth_node.engine.opening import open_model
-from depth_node.engine.options import ModelConfig, configured
+from depth_node.engine.options import EngineConfig, ModelConfig, configured
 from depth_node.engine.preprocess import tensor_box, to_image, to_tensor
 from depth_node.engine.protocol import Closeable, Engine, ImageEngine, Progress
 from depth_node.model_zoo.registry import locate
@@ -38,7 +38,7 @@ def open_engine(model: str | Path, *, manifest: str | Path | None = None, **opti
     ModelConfig: backend, threads, precision and so on. Takes seconds for a large model, minutes if
     an engine is built. Raises EngineError with cause and cure.
     """
-    return open_configured(configured(model, manifest, options))
+    return open_configured(*configured(model, manifest, options))
 
 
 def build_engine(
@@ -53,15 +53,17 @@ def build_engine(
     ``options`` as in open_engine. Returns the engine's details: key, file, check and so on. An
     engine that the cache has already is only checked. Raises EngineError with cause and cure.
     """
-    config = configured(model, manifest, {"backend": "tensorrt", **options, "build_engines": True})
-    with open_configured(config, progress) as engine:
+    settings = {"backend": "tensorrt", **options, "build": True}
+    with open_configured(*configured(model, manifest, settings), progress) as engine:
         return dict(engine.details)
 
 
-def open_configured(config: ModelConfig, progress: Progress | None = None) -> Engine:
+def open_configured(
+    config: ModelConfig, engine: EngineConfig | None = None, progress: Progress | None = None
+) -> Engine:
     """Open the engine that the settings describe. Raises EngineError with cause and cure."""
     model, manifest = locate(config.path, config.manifest or None)
-    return open_model(model, manifest, config, progress)
+    return open_model(model, manifest, config, engine or EngineConfig(), progress)
 
 
 _Model = TypeVar("_Model", bound="_ImageModel")
@@ -86,9 +88,11 @@ class _ImageModel(Closeable):
         self._check_outputs(np.zeros((spec.height, spec.width, 3), np.uint8))
 
     @classmethod
-    def open(cls: type[_Model], config: ModelConfig) -> _Model:
+    def open(
+        cls: type[_Model], config: ModelConfig, engine_config: EngineConfig | None = None
+    ) -> _Model:
         """Open the model that the settings name. Raises EngineError with cause and cure."""
-        engine = open_configured(config)
+        engine = open_configured(config, engine_config)
         try:
             return cls(engine)
         except EngineError:
@@ -174,18 +178,21 @@ class RegionModel(_ImageModel):
 
     @classmethod
     def open(  # type: ignore[override]
-        cls, config: ModelConfig, segmentation: SegmentationConfig | None = None
+        cls,
+        config: ModelConfig,
+        segmentation: SegmentationConfig | None = None,
+        engine_config: EngineConfig | None = None,
     ) -> RegionModel:
         """Open the model that the settings name, and its decoder if the manifest names one.
 
         Raises EngineError with cause and cure.
         """
-        engine = open_configured(config)
+        engine = open_configured(config, engine_config)
         decoder: Engine | None = None
         try:
             if engine.manifest.meaning != PROMPTS:
                 return cls(engine, segmentation)
-            decoder = _opened_decoder(config, engine)
+            decoder = _opened_decoder(config, engine_config, engine)
             return PromptedRegionModel(engine, decoder, segmentation)
         except EngineError:
             engine.close()
@@ -352,7 +359,9 @@ class PromptedRegionModel(RegionModel):
             )
 
 
-def _opened_decoder(config: ModelConfig, encoder: Engine) -> Engine:
+def _opened_decoder(
+    config: ModelConfig, engine_config: EngineConfig | None, encoder: Engine
+) -> Engine:
     """Open the prompt decoder that lies beside its encoder."""
     file = Path(encoder.details.get("model", config.path)).expanduser()
     beside = file.with_name(encoder.manifest.decoder)
@@ -361,4 +370,4 @@ def _opened_decoder(config: ModelConfig, encoder: Engine) -> Engine:
             f"the prompt decoder {beside} of model {encoder.manifest.name} is missing: put both"
             " halves of the export into one folder, or export the model again"
         )
-    return open_configured(replace(config, path=str(beside), manifest=""))
+    return open_configured(replace(config, path=str(beside), manifest=""), engine_config)

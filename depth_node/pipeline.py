@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from depth_node.config import section, validate
 from depth_node.engine import EngineError
+from depth_node.engine.options import EngineConfig
 from depth_node.engine.preprocess import resize_map
 from depth_node.fitting import REGION_METHODS, FitConfig, FitResult, fit
 from depth_node.fitting.field.memory import FieldState, Pose
@@ -45,6 +46,7 @@ class PipelineConfig:
     )
     projection: ProjectionConfig = section(ProjectionConfig, "LiDAR points into the image")
     segmentation: SegmentationConfig = section(SegmentationConfig, "the image into regions")
+    engine: EngineConfig = section(EngineConfig, "how engines are opened, built and kept")
     fit: FitConfig = section(FitConfig, "metres from relative depth, region by region")
 
     def __post_init__(self) -> None:
@@ -101,9 +103,11 @@ class DepthPipeline:
         self._memory, self._regions = FieldState(), RegionMemory()
         try:
             if depth_model is None and config.model.path:
-                self.depth_model = DepthModel.open(config.model)
+                self.depth_model = DepthModel.open(config.model, config.engine)
             if region_model is None and config.region_model.path:
-                self.region_model = RegionModel.open(config.region_model, config.segmentation)
+                self.region_model = RegionModel.open(
+                    config.region_model, config.segmentation, config.engine
+                )
         except EngineError:
             self.close()
             raise
@@ -119,7 +123,10 @@ class DepthPipeline:
         May be called while another thread is in process(): a frame ends with the settings with
         which it began.
         """
-        if (config.model, config.region_model) != (self._config.model, self._config.region_model):
+        now = self._config
+        if (config.model, config.region_model, config.engine) != (
+            now.model, now.region_model, now.engine
+        ):  # fmt: skip
             raise ValueError("another model needs a new pipeline: close this one and open it anew")
         if self.region_model is not None:
             self.region_model.config = config.segmentation
@@ -167,6 +174,7 @@ class DepthPipeline:
                     image=frame.image,
                     config=config.fit,
                     state=self._remember(frame),
+                    depth_range_m=(config.projection.min_depth_m, config.projection.max_depth_m),
                 )
         return DepthResult(
             result.depth, result.std, labels, prediction, sparse, result, stage_ms, source, message

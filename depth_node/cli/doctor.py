@@ -93,7 +93,7 @@ def _run_doctor(options: argparse.Namespace) -> int:
         (name, "usable" if not reason else "not usable", reason)
         for name, reason in backends().items()
     ]
-    settings = {"backend": options.backend, "precision": options.precision, "build_engines": False}
+    settings = {"backend": options.backend, "precision": options.precision, "build": False}
     try:
         with open_engine(options.model, manifest=options.manifest or None, **settings) as engine:
             spec = engine.manifest.input

@@ -107,8 +107,8 @@ class EngineCache:
             return cached
         if not may_build:
             raise EngineError(
-                f"{reason} in {self.folder}, and build_engines is false: build it ahead with"
-                f" `{command}`, or set model.build_engines to true"
+                f"{reason} in {self.folder}, and engine.build is false: build it ahead with"
+                f" `{command}`, or set engine.build to true"
             )
         with self._locked(identity.key):
             cached, reason = self._read(identity)  # another process may just have built it
@@ -182,7 +182,7 @@ class EngineCache:
         except OSError as error:
             raise EngineError(
                 f"the engine cannot be kept in {self.folder} ({error.strerror}): make room or set"
-                " model.cache_dir to a folder that can be written"
+                " engine.cache_dir to a folder that can be written"
             ) from error
         return CachedEngine(path, plan, metadata, built=True)
 
@@ -195,8 +195,8 @@ class EngineCache:
             file = lock.open("a+")
         except OSError as error:
             raise EngineError(
-                f"the cache {self.folder} cannot be used ({error.strerror}): set model.cache_dir to"
-                " a folder that can be written"
+                f"the cache {self.folder} cannot be used ({error.strerror}): set"
+                " engine.cache_dir to a folder that can be written"
             ) from error
         with file:
             start = time.monotonic()

@@ -9,6 +9,7 @@ details.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from depth_node.config import nearest
 from depth_node.engine import BackendError, EngineError
 from depth_node.engine.cache import EngineCache
 from depth_node.engine.manifest import Manifest, converted_path, verified_manifest
-from depth_node.engine.options import REFERENCE, ModelConfig, OpenRequest
+from depth_node.engine.options import REFERENCE, EngineConfig, ModelConfig, OpenRequest
 from depth_node.engine.protocol import Engine, Progress
 from depth_node.engine.self_check import Limits, Reference, check
 
@@ -111,15 +112,19 @@ def summary(engine: Engine) -> dict[str, str]:
 
 
 def open_model(
-    model: Path, manifest: Manifest, config: ModelConfig, progress: Progress | None = None
+    model: Path,
+    manifest: Manifest,
+    config: ModelConfig,
+    engine_config: EngineConfig,
+    progress: Progress | None = None,
 ) -> Engine:
     """Open a model file with the settings' back end, checked and warm.
 
     Raises EngineError if no back end can be used, a build fails or the self-check fails.
     """
-    order = _order(config)
-    cache = EngineCache.of(config.cache_dir, config.cache_mb * 1_000_000)
-    request = OpenRequest(model, manifest, config, cache, progress)
+    order = _order(config, engine_config)
+    cache = EngineCache.of(engine_config.cache_dir, engine_config.cache_mb * 1_000_000)
+    request = OpenRequest(model, manifest, config, engine_config, cache, progress)
     skipped: dict[str, str] = {}
     engine = None
     for name in order:
@@ -134,7 +139,7 @@ def open_model(
         log = _log.info if config.backend == "auto" else _log.warning
         log("back end %s cannot be used here: %s", name, reason)
     if engine is None:
-        if config.on_engine_failure != "cpu" or REFERENCE in skipped:
+        if engine_config.on_failure != "cpu" or REFERENCE in skipped:
             raise EngineError(_no_backend_message(skipped))
         engine = _open_checked(REFERENCE, request, "file")
     for other, reason in skipped.items():
@@ -143,9 +148,9 @@ def open_model(
     return engine
 
 
-def _order(config: ModelConfig) -> tuple[str, ...]:
+def _order(config: ModelConfig, engine_config: EngineConfig) -> tuple[str, ...]:
     """The back ends to try. EngineError for an unknown name."""
-    order = AUTO if config.backend == "auto" else (config.backend, *config.fallback)
+    order = AUTO if config.backend == "auto" else (config.backend, *engine_config.fallback)
     for name in order:
         if name not in _BACKENDS:
             guess = nearest(name, [*_BACKENDS, "auto"])
@@ -179,12 +184,12 @@ def _open_or_fall_back(name: str, request: OpenRequest) -> Engine:
     except BackendError:
         raise
     except EngineError as error:
-        action = config.on_engine_failure
+        action = request.engine.on_failure
         # If the reference fails with the model file itself, there is nothing left to fall back to.
         last = name == REFERENCE and config.precision == "file"
         if action == "error" or last or (action == "fp32" and config.precision == "file"):
             raise
-        _log.warning("%s, so on_engine_failure: %s", error, action)
+        _log.warning("%s, so engine.on_failure: %s", error, action)
         engine = _open_checked(REFERENCE if action == "cpu" else name, request, "file")
         engine.details["replaced"] = f"{name} {config.precision}: {error}"
         return engine
@@ -202,9 +207,7 @@ def _open_checked(name: str, request: OpenRequest, precision: str) -> Engine:
                 f" make one with `depth_tools models convert {request.model} --precision"
                 f" {precision}`, or set model.precision to file"
             )
-        typed_request = OpenRequest(
-            path, verified_manifest(path), request.config, request.cache, request.progress
-        )
+        typed_request = dataclasses.replace(request, model=path, manifest=verified_manifest(path))
     engine = _BACKENDS[name].open(typed_request)
     engine.details["precision"] = precision
     if name == REFERENCE and precision == "file":

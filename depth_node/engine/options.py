@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,23 +35,35 @@ class ModelConfig:
         "Back end: tensorrt, onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-cpu, or auto: the"
         " first of tensorrt, onnxruntime-cuda, onnxruntime-cpu that this machine can use.",
     )
-    fallback: tuple[str, ...] = option(
-        (), "Back ends to try, in this order, if this machine cannot use `backend`."
-    )
     precision: str = option(
         "file",
         "Precision; file: the types of the model file; fp16: its copy NAME.fp16.onnx, written by"
         " `depth_tools models convert`.",
         choices=PRECISIONS,
     )
-    on_engine_failure: str = option(
+    threads: int = option(
+        0, "Number of threads of one run of the network; 0: chosen by the back end.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How engines are opened, built and kept: the same for every network of a process."""
+
+    fallback: tuple[str, ...] = option(
+        (), "Back ends to try, in this order, if this machine cannot use that of a network."
+    )
+    on_failure: str = option(
         "error",
         "Action if an engine cannot be built or its outputs differ from those of ONNX Runtime on"
         " the CPU; error: refuse to start; cpu: run on the CPU; fp32: run the model file instead of"
         " its fp16 copy.",
         choices=ON_FAILURE,
     )
-    build_engines: bool = option(
+    build: bool = option(
         True,
         "Build a TensorRT engine if the cache has none, which takes minutes; false: refuse.",
     )
@@ -66,9 +79,6 @@ class ModelConfig:
         unit="MB",
         minimum=1,
     )
-    threads: int = option(
-        0, "Number of threads of one run of the network; 0: chosen by the back end.", minimum=0
-    )
 
     def __post_init__(self) -> None:
         validate(self)
@@ -76,10 +86,16 @@ class ModelConfig:
 
 def configured(
     model: str | Path, manifest: str | Path | None, options: Mapping[str, Any]
-) -> ModelConfig:
-    """Make the settings of a model from keyword options. Raises EngineError if one is unknown."""
+) -> tuple[ModelConfig, EngineConfig]:
+    """The settings of a model and of its engine from keyword options of both.
+
+    Raises EngineError if one is unknown or cannot be.
+    """
+    shared = {item.name for item in dataclasses.fields(EngineConfig)}
+    own = {name: value for name, value in options.items() if name not in shared}
+    rest = {name: value for name, value in options.items() if name in shared}
     try:
-        return ModelConfig(str(model), str(manifest or ""), **options)
+        return ModelConfig(str(model), str(manifest or ""), **own), EngineConfig(**rest)
     except (ConfigError, TypeError) as error:
         raise EngineError(str(error)) from error
 
@@ -91,5 +107,6 @@ class OpenRequest:
     model: Path
     manifest: Manifest
     config: ModelConfig
+    engine: EngineConfig
     cache: EngineCache
     progress: Progress | None = None

@@ -255,7 +255,7 @@ def check(engine: Engine, reference: Reference, limits: Limits) -> None:
             f"the engine of model {engine.manifest.name} on {engine.backend} does not answer as"
             f" ONNX Runtime on the CPU does ({'; '.join(failures)}): use the model file itself"
             " (model.precision: file), another version of the back end or the CPU"
-            " (model.backend: onnxruntime-cpu), or let model.on_engine_failure choose"
+            " (model.backend: onnxruntime-cpu), or let engine.on_failure choose"
         )
 
 

@@ -120,7 +120,7 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
             compute_capability=gpu.capability,
             precision=f"as typed, input {request.manifest.input.dtype}",
             shapes=request.manifest.input_shapes,
-            options={"strongly_typed": True, "workspace_mb": request.config.workspace_mb},
+            options={"strongly_typed": True, "workspace_mb": request.engine.workspace_mb},
         )
         cached = _cached_engine(request, identity, gpu)
         try:
@@ -154,17 +154,17 @@ def _cached_engine(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> C
     for option, value, default in (
         ("--manifest", config.manifest, ""),
         ("--precision", config.precision, "file"),
-        ("--workspace-mb", config.workspace_mb, 0),
-        ("--cache-dir", config.cache_dir, ""),
+        ("--workspace-mb", request.engine.workspace_mb, 0),
+        ("--cache-dir", request.engine.cache_dir, ""),
     ):
         if value != default:
             command += f" {option} {value}"
     return request.cache.obtain(
         identity,
         lambda: build_plan(
-            request.model, request.manifest, config.workspace_mb, gpu, request.progress
+            request.model, request.manifest, request.engine.workspace_mb, gpu, request.progress
         ),
-        may_build=config.build_engines,
+        may_build=request.engine.build,
         command=command,
         metadata={"model": request.model.name, "driver": gpu.driver, "cuda": gpu.runtime},
     )

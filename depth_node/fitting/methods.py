@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.config import ConfigError, option, section, validate
+from depth_node.config import option, section, validate
 from depth_node.fitting.field.points import MIN_POINTS as FIELD_MIN_POINTS
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
 from depth_node.fitting.field.solve import Field, solve
@@ -41,7 +41,6 @@ from depth_node.fitting.region_surfaces import (
     fit_surfaces,
     median_scale,
 )
-from depth_node.fitting.robust import HUBER
 from depth_node.fitting.surface_maps import ImageGrid, depth_map, feather, std_map
 from depth_node.prediction import Prediction
 
@@ -59,6 +58,9 @@ METHODS: tuple[str, ...] = (
     "field",
 )
 MODES = ("paper", "sensor")
+
+DEPTH_RANGE_M = (0.05, 200.0)
+"""Nearest and farthest depth in m, where nothing else is said."""
 
 REGION_METHODS = ("region_median", "slf", "ssf")  # one fit per region
 _COLUMNS = {"median": 0, "region_median": 0, "global_depth": 1, "global_disparity": 1}
@@ -107,44 +109,12 @@ class FitConfig:
         minimum=0,
         maximum=1000,
     )
-    min_depth_m: float = option(
-        0.05,
-        "Points nearer than this are ignored, output is clamped to it.",
-        unit="m",
-        minimum=1e-3,
-    )
-    max_depth_m: float = option(
-        200.0,
-        "Points farther than this are ignored, output is clamped to it.",
-        unit="m",
-        minimum=1e-2,
-    )
-    huber_threshold: float = option(
-        HUBER,
-        "Residuals beyond this many robust standard deviations lose weight (sensor mode).",
-        minimum=0.5,
-        maximum=10.0,
-    )
-    huber_iterations: int = option(
-        5, "Reweighted solutions after the first (sensor mode); 0 = plain.", minimum=0, maximum=50
-    )
     range_guard: float = option(
         0.5,
         "A region's depth may leave the range of its points by this share of that range (sensor "
         "mode); 0 = no limit.",
         minimum=0.0,
         maximum=100.0,
-    )
-    range_floor: float = option(
-        0.1,
-        "The range of a region's points counts as at least this share of their median depth.",
-        minimum=0.0,
-        maximum=10.0,
-    )
-    polarity_guard: bool = option(
-        False,
-        "A region whose fit turns near and far around takes the scale of the whole image (sensor "
-        "mode). Off because it cost up to 6 % AbsRel on the real frames tried.",
     )
     feather_px: int = option(
         0,
@@ -158,11 +128,6 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         validate(self)
-        if self.min_depth_m >= self.max_depth_m:
-            raise ConfigError(
-                f"min_depth_m {self.min_depth_m:g} is not below max_depth_m {self.max_depth_m:g}: "
-                "no depth could be given; lower min_depth_m or raise max_depth_m"
-            )
 
     @property
     def robust(self) -> bool:
@@ -176,20 +141,21 @@ class FitConfig:
         parameters = _COLUMNS[self.method] + 1
         return self.min_points or (2 * parameters if self.robust else parameters + 1)
 
-    def rules(self) -> Rules:
+    def rules(
+        self,
+        depth_range_m: tuple[float, float] = DEPTH_RANGE_M,
+        polarity_guard: bool = False,
+    ) -> Rules:
         """What these settings mean for the regression of surfaces."""
         return Rules(
             columns=_COLUMNS[self.method],
             in_disparity=self.method == "global_disparity",
             enough=self.enough_points(),
-            min_depth_m=self.min_depth_m,
-            max_depth_m=self.max_depth_m,
+            min_depth_m=depth_range_m[0],
+            max_depth_m=depth_range_m[1],
             robust=self.robust,
-            huber_threshold=self.huber_threshold,
-            huber_iterations=self.huber_iterations,
             range_guard=self.range_guard,
-            range_floor=self.range_floor,
-            polarity_guard=self.polarity_guard,
+            polarity_guard=polarity_guard,
         )
 
 
@@ -224,14 +190,20 @@ def fit(
     image: NDArray[np.uint8] | None = None,
     config: FitConfig | None = None,
     state: FieldState | None = None,
+    depth_range_m: tuple[float, float] = DEPTH_RANGE_M,
     ablation: FieldAblation = WHOLE_METHOD,
+    polarity_guard: bool = False,
 ) -> FitResult:
     """Metric depth of the image from its prediction and the points measured in it.
 
     labels: (H, W) integers, 0 = unassigned, regions 1..K; used by the region methods, without them
     the image is one region. image: (H, W, 3) uint8 RGB and state, of earlier frames, after its `at`
-    was called for this one, are used by method ``field`` only. ablation: what studies leave out of
-    method ``field``. A frame that cannot be fitted is reported by ``status`` and ``message``; wrong
+    was called for this one, are used by method ``field`` only. depth_range_m: nearest and farthest:
+    points beyond are ignored, the depth is clamped to it. ablation: what studies leave out of
+    method ``field``. polarity_guard: for studies: a region whose fit turns near and far around
+    takes the scale of the whole image (sensor mode); it cost up to 6 % AbsRel on real frames.
+
+    A frame that cannot be fitted is reported by ``status`` and ``message``; wrong
     shapes raise ValueError.
     """
     config = config or FitConfig()
@@ -241,13 +213,15 @@ def fit(
             "segment the image at the size of the prediction."
         )
     if config.method == "field":
-        usable = _usable(points, prediction.values, config)
+        usable = _usable(points, prediction.values, depth_range_m)
         if np.count_nonzero(usable) >= config.enough_points():
-            return _fit_field(prediction, points, usable, labels, image, config, state, ablation)
-    rules = config.rules()
+            return _fit_field(
+                prediction, points, usable, labels, image, config, state, depth_range_m, ablation
+            )
+    rules = config.rules(depth_range_m, polarity_guard)
     in_disparity = rules.in_disparity
     relative = prediction.disparity() if in_disparity else prediction.relative_depth()
-    usable = _usable(points, relative, config)
+    usable = _usable(points, relative, depth_range_m)
     if np.count_nonzero(usable) < rules.enough:
         relative, in_disparity = prediction.relative_depth(), False  # for a scale without a shift
     rows, cols = points.rows[usable], points.cols[usable]
@@ -260,14 +234,14 @@ def fit(
     )
     regions = Regions.of(labels if config.method in REGION_METHODS else None, rows, cols)
     if len(samples) == 0:
-        return _without_points(prediction, points, regions, config)
+        return _without_points(prediction, points, regions, rules)
     if len(samples) < rules.enough:
         table, status = median_scale(samples, regions, rules), FitStatus.MEDIAN_SCALE
     else:
         table, status = fit_surfaces(samples, regions, rules), FitStatus.OK
-    limits = {"min_depth_m": config.min_depth_m, "max_depth_m": config.max_depth_m}
+    limits = {"min_depth_m": rules.min_depth_m, "max_depth_m": rules.max_depth_m}
     depth = depth_map(
-        grid, regions.labels, table, in_disparity=in_disparity, max_depth_m=config.max_depth_m
+        grid, regions.labels, table, in_disparity=in_disparity, max_depth_m=rules.max_depth_m
     )
     if config.robust and config.feather_px and regions.labels is not None:
         feather(depth, grid, regions.labels, table, distance_px=config.feather_px, **limits)
@@ -285,6 +259,7 @@ def _fit_field(
     image: NDArray[np.uint8] | None,
     config: FitConfig,
     state: FieldState | None,
+    depth_range_m: tuple[float, float],
     ablation: FieldAblation,
 ) -> FitResult:
     """The residual field, which is one fit of the image: one row of evidence, label 0."""
@@ -294,7 +269,7 @@ def _fit_field(
     answer = solve(
         prediction, rows, cols, z, age_s, labels, image, config.field, state, ablation=ablation
     )
-    depth = np.clip(answer.depth, np.float32(config.min_depth_m), np.float32(config.max_depth_m))
+    depth = np.clip(answer.depth, *map(np.float32, depth_range_m))
     inlier = np.zeros(len(points), dtype=bool)
     inlier[usable] = answer.outlier < 0.5
     residual = np.full(len(points), np.nan, np.float32)
@@ -328,19 +303,19 @@ def _field_message(answer: Field, given: int, used: int) -> str:
 
 
 def _usable(
-    points: SparseDepth, relative: NDArray[np.float32], config: FitConfig
+    points: SparseDepth, relative: NDArray[np.float32], depth_range_m: tuple[float, float]
 ) -> NDArray[np.bool_]:
     """(N,) points inside the image with a depth in range on a pixel that the network answered."""
     height, width = relative.shape
     rows, cols, depth = points.rows, points.cols, points.depth
     usable = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
-    usable &= (depth >= config.min_depth_m) & (depth <= config.max_depth_m)  # NaN is neither
+    usable &= (depth >= depth_range_m[0]) & (depth <= depth_range_m[1])  # NaN is neither
     usable[usable] = np.isfinite(relative[rows[usable], cols[usable]])
     return usable
 
 
 def _without_points(
-    prediction: Prediction, points: SparseDepth, regions: Regions, config: FitConfig
+    prediction: Prediction, points: SparseDepth, regions: Regions, rules: Rules
 ) -> FitResult:
     """No usable point: a metric network's own metres, or nothing."""
     depth: NDArray[np.float32] = np.full(prediction.shape, np.nan, np.float32)
@@ -348,7 +323,7 @@ def _without_points(
     if len(points):
         reason = (
             f"None of {len(points)} points could be used (outside the image, outside "
-            f"{config.min_depth_m:g} to {config.max_depth_m:g} m or where the network is silent)"
+            f"{rules.min_depth_m:g} to {rules.max_depth_m:g} m or where the network is silent)"
         )
     status = FitStatus.NO_POINTS
     if not np.isfinite(prediction.values).any():

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import stdtrit
 
-from depth_node.fitting.robust import MAD_TO_STD
+from depth_node.fitting.robust import HUBER, MAD_TO_STD
 from depth_node.metrics import NORMAL_95
 from depth_node.regions.label_maps import adjacency
 
+RANGE_FLOOR = 0.1  # the range of a region's points is at least this fraction of their median depth
+HUBER_ITERATIONS = 5  # reweighted solutions after the first
 INLIER_STDS = 3.0  # a point farther than this from its region's fit is an outlier
 
 # A column is used if the columns before it leave at least this fraction of its variance
@@ -91,10 +93,7 @@ class Rules:
     min_depth_m: float
     max_depth_m: float
     robust: bool
-    huber_threshold: float
-    huber_iterations: int
     range_guard: float
-    range_floor: float
     polarity_guard: bool
 
 
@@ -219,7 +218,7 @@ def fit_surfaces(samples: RegionSamples, regions: Regions, rules: Rules) -> Surf
     if rules.robust and rules.range_guard > 0:
         low = np.minimum.reduceat(np.where(inlier, z, np.inf), groups.start)
         high = np.maximum.reduceat(np.where(inlier, z, -np.inf), groups.start)
-        room = rules.range_guard * np.maximum(high - low, rules.range_floor * middle)
+        room = rules.range_guard * np.maximum(high - low, RANGE_FLOOR * middle)
         guarded = np.stack([low - room, high + room], axis=1)[source]
         limits = np.clip(guarded, rules.min_depth_m, rules.max_depth_m)
     return SurfaceTable(
@@ -473,7 +472,7 @@ def _regress(
 ) -> _Surfaces:
     """Least squares; in sensor mode with Huber's weights: 1 up to the threshold, then as 1/|r|."""
     plain = _least_squares(groups, columns, target, np.ones(len(target)))
-    if not rules.robust or rules.huber_iterations == 0:
+    if not rules.robust:
         return plain
     # The loop uses the orthonormal columns of the plain solution: their weighted normal equations
     # are well conditioned and cheaper than another orthogonalisation.
@@ -486,9 +485,9 @@ def _regress(
     dropped[:, 1:] = np.arange(count - 1) >= plain.rank[:, None]
     residual = plain.residual
     tiny = 1e-6 * groups.sum(np.abs(target)) / plain.weight  # exact data must not divide by 0
-    for _ in range(rules.huber_iterations):
+    for _ in range(HUBER_ITERATIONS):
         size = np.abs(residual)
-        limit = rules.huber_threshold * MAD_TO_STD * groups.median(size)
+        limit = HUBER * MAD_TO_STD * groups.median(size)
         limit = np.maximum(limit, np.maximum(tiny, 1e-12))[groups.group]
         weights = limit / np.maximum(size, limit)
         sums = np.add.reduceat(products * weights, groups.start, axis=1)

@@ -143,9 +143,14 @@ class ProjectionConfig:
         maximum=10.0,
     )
     min_depth_m: float = option(
-        0.05, "Nearer points are dropped (the robot itself).", unit="m", minimum=0.0
+        0.05,
+        "Nearer points are dropped (the robot itself); no depth is given below.",
+        unit="m",
+        minimum=1e-3,
     )
-    max_depth_m: float = option(200.0, "Farther points are dropped.", unit="m", minimum=0.1)
+    max_depth_m: float = option(
+        200.0, "Farther points are dropped; no depth is given beyond.", unit="m", minimum=0.1
+    )
 
     def __post_init__(self) -> None:
         validate(self)

@@ -14,6 +14,9 @@ from scipy.sparse import csgraph
 from depth_node.regions.label_maps import REFERENCE_AREA_PX, Labels
 from depth_node.regions.settings import SegmentationConfig
 
+DEPTH_WEIGHT = 0.15  # of the prediction, in mean deviations from its median, against Lab / 100
+BLUR_CELLS = 0.7  # standard deviation
+
 
 def segment(
     image: NDArray[np.uint8],
@@ -52,13 +55,12 @@ def segment(
     small = cv2.resize(image, (cols, rows), interpolation=cv2.INTER_AREA)
     colour = cv2.cvtColor(small.astype(np.float32) / np.float32(255), cv2.COLOR_RGB2Lab)
     features: list[NDArray[Any]] = [colour / np.float32(100)]
-    if prediction_values is not None and config.depth_weight > 0:
+    if prediction_values is not None:
         values: NDArray[Any] = np.asarray(prediction_values, np.float32)
         values = np.asarray(cv2.resize(values, (cols, rows), interpolation=cv2.INTER_AREA))
-        features.append(np.float32(config.depth_weight) * _levelled(values)[..., None])
+        features.append(np.float32(DEPTH_WEIGHT) * _levelled(values)[..., None])
     cells: NDArray[Any] = np.concatenate(features, axis=2)
-    if config.blur_cells > 0:
-        cells = np.asarray(cv2.GaussianBlur(cells, (0, 0), config.blur_cells))
+    cells = np.asarray(cv2.GaussianBlur(cells, (0, 0), BLUR_CELLS))
     labels: NDArray[Any] = _grow(cells, config.grow_cells)
     labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return np.asarray(labels, np.int32)

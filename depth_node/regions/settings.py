@@ -26,15 +26,6 @@ class SegmentationConfig:
         minimum=1,
         maximum=100_000,
     )
-    depth_weight: float = option(
-        0.15,
-        "Weight of the prediction (in mean deviations from its median) against colour (Lab / 100).",
-        minimum=0.0,
-        maximum=10.0,
-    )
-    blur_cells: float = option(
-        0.7, "Standard deviation of the blur, in cells; 0 = no blur.", minimum=0.0, maximum=10.0
-    )
     min_region_px: int = option(
         100,
         "Minimum size; smaller masks are ignored, smaller regions between masks join the neighbour"

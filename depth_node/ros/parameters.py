@@ -26,7 +26,7 @@ from depth_node.config import (
 from depth_node.geometry.rigid import check_rigid
 from depth_node.pipeline import PipelineConfig
 
-NEEDS_CLEANUP = ("model.", "region_model.")
+NEEDS_CLEANUP = ("model.", "region_model.", "engine.")
 """Parameters that open an engine, which happens at configure."""
 
 NEEDS_DEACTIVATE = ("image_transport", "lidar_sources")
@@ -37,6 +37,38 @@ RENAMED = {
     "max_scan_age": "max_scan_age_s",
     "scan_wait": "scan_wait_s",
     "scans_per_picture": "scans_per_image",
+    "fit.min_depth_m": "projection.min_depth_m",
+    "fit.max_depth_m": "projection.max_depth_m",
+    **{
+        f"{network}.{old}": f"engine.{new}"
+        for network in ("model", "region_model")
+        for old, new in (
+            ("fallback", "fallback"),
+            ("on_engine_failure", "on_failure"),
+            ("build_engines", "build"),
+            ("workspace_mb", "workspace_mb"),
+            ("cache_dir", "cache_dir"),
+            ("cache_mb", "cache_mb"),
+        )
+    },
+    **{
+        name: "what it set is fixed now; studies set it from Python"
+        for name in (
+            "fit.huber_threshold",
+            "fit.huber_iterations",
+            "fit.range_floor",
+            "fit.polarity_guard",
+            "segmentation.depth_weight",
+            "segmentation.blur_cells",
+            "fit.field.residual",
+            "fit.field.detail",
+            "fit.field.colour",
+            "fit.field.regions",
+            "fit.field.outliers",
+            "fit.field.node_px",
+            "fit.field.neighbours",
+        )
+    },
     "tf_tolerance": "tf_tolerance_s",
 }
 """Former names of parameters -> the name now, or a sentence where there is none."""

@@ -73,7 +73,7 @@ def test_without_leave_to_build_the_command_is_named(cache: EngineCache) -> None
     with pytest.raises(EngineError) as caught:
         cache.obtain(IDENTITY, never, may_build=False, command="depth_tools models build x.onnx")
     assert "`depth_tools models build x.onnx`" in str(caught.value)
-    assert "build_engines is false" in str(caught.value)
+    assert "engine.build is false" in str(caught.value)
     assert not cache.folder.exists()
 
 
@@ -134,7 +134,7 @@ def test_what_a_dead_process_left_is_removed(cache: EngineCache) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("no folder")
-    with pytest.raises(EngineError, match=r"set model.cache_dir to a folder"):
+    with pytest.raises(EngineError, match=r"set engine.cache_dir to a folder"):
         EngineCache(file / "engines", 10**9).obtain(IDENTITY, lambda: b"plan")
 
 

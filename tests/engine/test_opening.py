@@ -118,7 +118,7 @@ def test_without_a_fallback_nothing_else_runs(played: dict, model: Path) -> None
         open_engine(model, backend="tensorrt", fallback=("onnxruntime-cuda",))
     with pytest.raises(EngineError, match="did you mean onnxruntime-cuda"):
         open_engine(model, backend="tensorrt", fallback=("onnxruntime-cud",))
-    with open_engine(model, backend="tensorrt", on_engine_failure="cpu") as engine:
+    with open_engine(model, backend="tensorrt", on_failure="cpu") as engine:
         assert engine.backend == "onnxruntime-cpu"
         assert engine.details["not tensorrt"] == "tensorrt is not here"
 
@@ -138,14 +138,14 @@ def test_a_back_end_that_fails_to_start_is_passed_over(played: dict, model: Path
 def test_an_engine_that_is_wrong_is_no_reason_for_the_next_back_end(
     played: dict, model: Path
 ) -> None:
-    """A wrong answer is not a missing back end: only on_engine_failure says what then."""
+    """A wrong answer is not a missing back end: only on_failure says what then."""
     opened: list[Played] = []
     played["tensorrt"] = usable("tensorrt", bend=0.1, opened=opened)
     with pytest.raises(EngineError, match=r"relative error 10.00% is above 0.50%"):
         open_engine(model)
     with pytest.raises(EngineError, match="does not answer as"):
         open_engine(model, backend="tensorrt", fallback=("onnxruntime-cpu",))
-    with open_engine(model, on_engine_failure="cpu") as engine:
+    with open_engine(model, on_failure="cpu") as engine:
         assert engine.backend == "onnxruntime-cpu"
         assert "relative error 10.00%" in engine.details["replaced"]
     assert all(engine.closed for engine in opened)
@@ -162,7 +162,7 @@ def test_a_half_copy_is_checked_on_the_cpu_too(played: dict, model: Path) -> Non
     options = {"precision": "fp16", "backend": "onnxruntime-cpu"}
     with pytest.raises(EngineError, match=r"shape \(1, 1, 8, 12\), the reference's \(1, 8, 12\)"):
         open_engine(model, **options)
-    with open_engine(model, **options, on_engine_failure="fp32") as engine:
+    with open_engine(model, **options, on_failure="fp32") as engine:
         assert engine.details["precision"] == "file"
 
 
@@ -194,8 +194,8 @@ def test_an_old_cuda_python_is_told_what_is_missing(monkeypatch: pytest.MonkeyPa
 
 
 def test_options_that_are_none(model: Path) -> None:
-    with pytest.raises(EngineError, match="on_engine_failure must be one of error, cpu, fp32"):
-        open_engine(model, on_engine_failure="gpu")
+    with pytest.raises(EngineError, match="on_failure must be one of error, cpu, fp32"):
+        open_engine(model, on_failure="gpu")
     with pytest.raises(EngineError, match="precision must be one of file, fp16"):
         open_engine(model, precision="int8")
     with pytest.raises(EngineError, match="unexpected keyword argument 'colour'"):
@@ -241,5 +241,5 @@ def test_the_job_of_a_back_end_is_the_copy_it_is_to_run(played: dict, model: Pat
     played["tensorrt"] = opening._Backend(noted, lambda: "")
     open_engine(model, workspace_mb=7).close()
     (job,) = jobs
-    assert job.model == model and job.config.workspace_mb == 7
+    assert job.model == model and job.engine.workspace_mb == 7
     assert dataclasses.replace(job, progress=None) == job

@@ -174,7 +174,7 @@ def test_build_ahead_then_open_without_building(
     assert identity["builder"] == "TensorRT 10.13.3.9"
     assert identity["gpu"] == "Played GPU" and identity["compute_capability"] == "8.7"
     assert identity["shapes"] == {"image": [1, 3, 24, 36]}
-    with open_engine(model, build_engines=False, **options) as engine:
+    with open_engine(model, build=False, **options) as engine:
         assert engine.details["key"] == facts["key"]
     assert machine.calls.count("build") == 1
 
@@ -239,13 +239,13 @@ def test_a_broken_engine_is_built_anew_or_refused(
         facts = json.loads(about.read_text())
         facts["identity"]["gpu"] = "Another GPU"
         about.write_text(json.dumps(facts))
-    sentence = refusal(model, build_engines=False, **options)
-    assert "build_engines is false" in sentence
+    sentence = refusal(model, build=False, **options)
+    assert "engine.build is false" in sentence
     assert f"`depth_tools models build {model} --cache-dir {options['cache_dir']}`" in sentence
     with open_engine(model, **options) as engine:
         assert engine.run(np.ones((1, 3, 24, 36), np.float32)).max() == 2
     assert machine.calls.count("build") == 2
-    open_engine(model, build_engines=False, **options).close()
+    open_engine(model, build=False, **options).close()
     assert machine.leaks == {}
 
 
@@ -258,8 +258,8 @@ def test_a_whole_engine_that_tensorrt_does_not_take(
 
     monkeypatch.setattr(machine, "tensorrt_version", "10.13.3.10")  # what runs; __version__ stays
     assert tensorrt.__version__ == "10.13.3.9"
-    sentence = refusal(model, build_engines=False, **options)
-    assert "build_engines is false" in sentence
+    sentence = refusal(model, build=False, **options)
+    assert "engine.build is false" in sentence
     build_engine(model, cache_dir=options["cache_dir"])
     monkeypatch.setattr(machine, "tensorrt_version", "10.13.3.11")
     with open_engine(model, **options) as engine:
@@ -430,7 +430,7 @@ def test_a_wrong_engine_is_refused(
     spoiled(machine, monkeypatch, spoil)
     sentence = refusal(model, **options)
     assert "does not answer as ONNX Runtime on the CPU does" in sentence and told in sentence
-    assert "model.on_engine_failure" in sentence
+    assert "engine.on_failure" in sentence
     assert machine.leaks == {}
 
 
@@ -468,11 +468,11 @@ def test_on_engine_failure_cpu(
 ) -> None:
     spoiled(machine, monkeypatch, bent)
     with caplog.at_level(logging.WARNING, "depth_node.engine"):
-        engine = open_engine(model, on_engine_failure="cpu", **options)
+        engine = open_engine(model, on_failure="cpu", **options)
     with engine:
         assert engine.backend == "onnxruntime-cpu"
         assert "tensorrt file: the engine of model tiny" in engine.details["replaced"]
-    assert "so on_engine_failure: cpu" in caplog.text
+    assert "so engine.on_failure: cpu" in caplog.text
     assert machine.leaks == {}
 
 
@@ -505,18 +505,18 @@ def test_precision_fp16_takes_the_copy_and_checks_it_against_the_file(
         assert engine.details["model"].endswith("tiny.fp16.onnx")
         assert engine.details["precision"] == "fp16"
         assert "correlation 1.0" in engine.details["check"]
-    sentence = refusal(model, precision="fp16", build_engines=False, **options, workspace_mb=9)
+    sentence = refusal(model, precision="fp16", build=False, **options, workspace_mb=9)
     assert f"models build {model} --precision fp16 --workspace-mb 9" in sentence
 
 
 def test_on_engine_failure_fp32(machine: Machine, model: Path, options: dict) -> None:
     half_copy(model, factor=3.0)
     assert "correlation" in refusal(model, precision="fp16", **options)
-    with open_engine(model, precision="fp16", on_engine_failure="fp32", **options) as engine:
+    with open_engine(model, precision="fp16", on_failure="fp32", **options) as engine:
         assert engine.backend == "tensorrt"
         assert engine.details["precision"] == "file"
         assert engine.details["replaced"].startswith("tensorrt fp16: the engine of model tiny.fp16")
-    with open_engine(model, precision="fp16", on_engine_failure="cpu", **options) as engine:
+    with open_engine(model, precision="fp16", on_failure="cpu", **options) as engine:
         assert engine.backend == "onnxruntime-cpu"
     assert machine.leaks == {}
 
@@ -525,7 +525,7 @@ def test_fp32_has_nothing_to_fall_back_to_where_the_file_itself_fails(
     machine: Machine, model: Path, options: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoiled(machine, monkeypatch, bent)
-    assert "does not answer" in refusal(model, on_engine_failure="fp32", **options)
+    assert "does not answer" in refusal(model, on_failure="fp32", **options)
 
 
 def test_known_bad_versions_warn_by_name(

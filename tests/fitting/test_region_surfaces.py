@@ -138,8 +138,8 @@ def test_a_region_that_turns_around_takes_the_scale_of_the_picture() -> None:
     prediction = Prediction(relative, "depth_affine_invariant")
     points = sample(truth, 300)
     for method in ("slf", "ssf"):
-        config = FitConfig(method=method, polarity_guard=True)
-        guarded = fit(prediction, points, labels, config=config)
+        config = FitConfig(method=method)
+        guarded = fit(prediction, points, labels, config=config, polarity_guard=True)
         assert guarded.regions["scale"][3] == pytest.approx(2, rel=0.3)
         assert guarded.regions["status"][3] == RegionStatus.REDUCED
         middle = np.median(guarded.depth[labels == 4]) - np.median(truth[labels == 4])

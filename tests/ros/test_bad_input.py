@@ -395,7 +395,7 @@ def test_models_that_cannot_be_opened(
         ("method:=slf", "did you mean fit.method?"),
         ("bananas:=3", "unknown parameter bananas"),
         ("fit.method:=sff", "fit.method must be one of"),
-        ("fit.huber_threshold:=1000.0", "fit.huber_threshold must be between"),
+        ("fit.range_guard:=1000.0", "fit.range_guard must be between"),
         ("points_decimation:=many", "points_decimation must be int"),
         ("T_camera_lidar:=[1.0, 2.0]", "T_camera_lidar has 2 values"),
         ("model.path:=''", "model.path is empty"),

@@ -23,7 +23,7 @@ def rig(network: Path, *more: str) -> Rig:
 
 @no_tensorrt
 def test_a_back_end_that_is_not_here_is_told_in_log_and_diagnostics(network: Path) -> None:
-    more = ("model.backend:=tensorrt", "model.fallback:=[onnxruntime-cpu]")
+    more = ("model.backend:=tensorrt", "engine.fallback:=[onnxruntime-cpu]")
     with rig(network, *more) as running:
         assert running.change("configure")
         running.said("back end tensorrt cannot be used here: no module tensorrt")
