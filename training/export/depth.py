@@ -467,6 +467,7 @@ def export_checkpoint(
     """Write the averaged weights of a run as `out` with its manifest beside it.
 
     half: weights stored as float16; None: where that is usual. facts replace the manifest's.
+    Raises TrainingError for a teacher, and where ONNX Runtime disagrees with torch.
     """
     model = open_checkpoint(checkpoint, height, width)
     if getattr(model.network, "teacher_only", False):
