@@ -140,7 +140,7 @@ def open_pool(
 ) -> Pool:
     """The pool, once it holds cfg.wait_for images; rendered here if cfg.fill is set.
 
-    waiting(found) is called now and then while another process has rendered too few.
+    waiting(count) is called now and then while another process has rendered too few.
     """
     if cfg.fill:
         writer = Pool(cfg, write=True)

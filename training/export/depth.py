@@ -466,7 +466,8 @@ def export_checkpoint(
 ) -> None:
     """Write the averaged weights of a run as `out` with its manifest beside it.
 
-    half: weights stored as float16; None: where that is usual. facts replace the manifest's.
+    fp16_weights: store weights as FP16; None: for the U-Net only. entries replace the manifest's.
+    Raises TrainingError for a teacher, and where ONNX Runtime disagrees with torch.
     """
     model = open_checkpoint(checkpoint, height, width)
     if getattr(model.network, "teacher_only", False):
