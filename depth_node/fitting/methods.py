@@ -207,6 +207,11 @@ def fit(
     shapes raise ValueError.
     """
     config = config or FitConfig()
+    if not 0 < depth_range_m[0] < depth_range_m[1]:
+        raise ValueError(
+            f"depth_range_m is {depth_range_m}: its nearest depth must be above 0 and is not below"
+            " its farthest; no depth could be given."
+        )
     if labels is not None and np.shape(labels) != prediction.shape:
         raise ValueError(
             f"Labels are {np.shape(labels)} but the prediction is {prediction.shape}: "
@@ -269,7 +274,7 @@ def _fit_field(
     answer = solve(
         prediction, rows, cols, z, age_s, labels, image, config.field, state, ablation=ablation
     )
-    depth = np.clip(answer.depth, *map(np.float32, depth_range_m))
+    depth = np.clip(answer.depth, np.float32(depth_range_m[0]), np.float32(depth_range_m[1]))
     inlier = np.zeros(len(points), dtype=bool)
     inlier[usable] = answer.outlier < 0.5
     residual = np.full(len(points), np.nan, np.float32)

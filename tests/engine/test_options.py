@@ -26,7 +26,8 @@ def test_every_setting_is_described_in_a_sentence() -> None:
 
 
 def test_an_unknown_option_is_an_error_of_the_engine() -> None:
-    assert configured("net.onnx", None, {"threads": 2}).threads == 2
+    model, engine = configured("net.onnx", None, {"threads": 2, "cache_mb": 7})
+    assert (model.threads, engine.cache_mb) == (2, 7)
     with pytest.raises(EngineError, match="precision must be one of file, fp16"):
         configured("net.onnx", None, {"precision": "fp8"})
     with pytest.raises(EngineError, match="cores"):

@@ -20,7 +20,7 @@ from depth_node.engine import EngineError
 from depth_node.engine.manifest import converted_path, manifest_path
 from depth_node.engine.manifest_writer import write_manifest
 from depth_node.engine.opening import backends
-from depth_node.engine.options import ModelConfig
+from depth_node.engine.options import ModelConfig, configured
 from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.self_check import Reference
 from depth_node.inference import DepthModel, build_engine, open_engine
@@ -93,7 +93,7 @@ def test_pictures_go_through_the_kernel(machine: Machine, model: Path, options: 
 def test_depth_model_takes_the_picture_there(machine: Machine, model: Path, options: dict) -> None:
     image = sample_image(48, 72)
     reference = DepthModel.open(ModelConfig(str(model), backend="onnxruntime-cpu"))
-    with DepthModel.open(ModelConfig(str(model), **options)) as network, reference:
+    with DepthModel.open(*configured(model, None, options)) as network, reference:
         machine.calls.clear()
         found = network.predict(image)
         assert machine.calls.count("cuLaunchKernel") == 1

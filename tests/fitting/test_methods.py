@@ -383,9 +383,10 @@ def test_tiny_pictures(shape: tuple[int, int]) -> None:
 def test_output_is_clamped_to_the_configured_depths() -> None:
     relative, labels = bumpy(), cells()
     truth, _ = truth_of(relative, labels)
-    config = FitConfig(method="ssf", mode="paper", min_depth_m=4.0, max_depth_m=6.0)
+    config = FitConfig(method="ssf", mode="paper")
     points = sample(truth, 600)
-    result = fit(Prediction(relative, "depth_affine_invariant"), points, labels, config=config)
+    prediction = Prediction(relative, "depth_affine_invariant")
+    result = fit(prediction, points, labels, config=config, depth_range_m=(4.0, 6.0))
     assert result.depth.min() == 4
     assert result.depth.max() == 6
     outside = (points.depth < 4) | (points.depth > 6)
@@ -401,8 +402,8 @@ def test_programming_errors_raise_sentences() -> None:
         fit(prediction, points, cells() - 5, config=SSF)
     with pytest.raises(ConfigError, match="did you mean"):
         FitConfig(method="ssff")
-    with pytest.raises(ConfigError, match="lower min_depth_m"):
-        FitConfig(method="ssf", min_depth_m=5.0, max_depth_m=4.0)
+    with pytest.raises(ValueError, match="is not below"):
+        fit(prediction, points, config=SSF, depth_range_m=(5.0, 4.0))
 
 
 def test_a_frame_costs_far_less_than_the_plain_loop() -> None:

@@ -99,7 +99,7 @@ class Correlation(NamedTuple):
     label_gap: float
 
     def at(self, square: Floats, position_square: Floats) -> Floats:
-        """The correlation at squared distances D (label_gap included) and S, of one shape."""
+        """The correlation (M,) at squared distances (M,) D, label_gap included, and S."""
         result: Floats = (1 - self.long_weight) / (1 + square) + self.long_weight / (
             1 + self.long_scale * position_square
         )
@@ -486,7 +486,7 @@ def krige_numpy(
     correlation: Correlation,
     kriged: Kriged,
 ) -> None:
-    """As :func:`_krige`."""
+    """As :func:`_krige`: M queries from N points, written (G, M)."""
     index, square = neighbours
     point, label = points.feature, points.label
     value, noise, extra_nugget = observations
@@ -572,7 +572,7 @@ def agree_numpy(
     correlation: Correlation,
     density: Floats,
 ) -> None:
-    """As :func:`_agree`."""
+    """As :func:`_agree`, for N points (N,)."""
     index, square = neighbours
     point = points.feature
     chosen = np.maximum(index, 0)
@@ -655,7 +655,7 @@ def spread_numpy(
     total: Map,
     weighted_sum: Map,
 ) -> None:
-    """As :func:`_spread`; every offset from the cell of a point for all points at once."""
+    """As :func:`_spread`, onto (h, w); every offset from the cell of a point for all points at once."""
     row, col, rest, surface_at, colour_at, weight = points
     radius, softening, surface_gain, colour_gain, clip = weights
     height, width = surface.shape

@@ -64,7 +64,7 @@ class Lattice:
 
 
 def rounded(coordinate: Floats) -> Integers:
-    """The row or column of the cell in which a coordinate (not below -0.5) lies."""
+    """(n,) row or column of the cell in which a coordinate (n,), not below -0.5, lies."""
     return (coordinate + 0.5).astype(np.int64)
 
 
