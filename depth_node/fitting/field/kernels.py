@@ -655,7 +655,7 @@ def spread_numpy(
     total: Map,
     weighted_sum: Map,
 ) -> None:
-    """As :func:`_spread`, onto (h, w); every offset from the cell of a point for all points at once."""
+    """As :func:`_spread`, onto (h, w); one offset from its cell for all points at once."""
     row, col, rest, surface_at, colour_at, weight = points
     radius, softening, surface_gain, colour_gain, clip = weights
     height, width = surface.shape
