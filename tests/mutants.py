@@ -40,7 +40,8 @@ FOLDERS = ("fitting", "geometry")
 # The tests of a folder, those that notice most first. They take seconds and need no data.
 GOLDEN = "tests/fitting/test_golden_metrics.py"
 TESTS = {
-    "fitting": (GOLDEN, "tests/fitting/test_constants.py", "tests/fitting"),
+    "fitting/field": (GOLDEN, "tests/fitting/test_constants.py", "tests/fitting/field"),
+    "fitting": (GOLDEN, "tests/fitting/test_constants.py", "tests/fitting/test_methods.py"),
     "geometry": ("tests/geometry", GOLDEN),
 }
 # They start interpreters or need more time than all others, and judge no number.
@@ -228,7 +229,7 @@ class Workshop:
         """Warm every copy's caches; tests that fail there without any change."""
         roots = [self.free.get() for _ in range(self.free.qsize())]
         with ThreadPoolExecutor(len(roots)) as pool:
-            failed = list(pool.map(lambda root: self._run(root, tuple(TESTS)), roots))
+            failed = list(pool.map(lambda root: self._run(root, *TESTS), roots))
         for root in roots:
             self.free.put(root)
         return [name for name in failed if name]
@@ -243,7 +244,9 @@ class Workshop:
             path.write_bytes(mutant.source(original))
             # Byte code is told apart by the second and the size of its source.
             os.utime(path, (times.st_atime, times.st_mtime + 10 * number))
-            noticed_by = self._run(root, mutant.constant.path.parts[:1], self._own_cache(mutant))
+            place = mutant.constant.path.as_posix()
+            area = next(area for area in TESTS if place.startswith(f"{area}/"))
+            noticed_by = self._run(root, area, own_cache=self._own_cache(mutant))
         finally:
             path.write_bytes(original)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -254,7 +257,7 @@ class Workshop:
         name = mutant.constant.name.partition("[")[0].rpartition(".")[2]
         return name in self.beside_compiled
 
-    def _run(self, root: Path, areas: tuple[str, ...], own_cache: bool = False) -> str:
+    def _run(self, root: Path, *areas: str, own_cache: bool = False) -> str:
         """The first test that fails, "" if none does."""
         tests = list(dict.fromkeys(test for area in areas for test in TESTS[area]))
         tests = [test for test in tests if (root / test).exists()]
@@ -262,7 +265,10 @@ class Workshop:
             cache = scratch if own_cache else str(self.folder / "numba")
             here, there = self.processes.Pipe(duplex=False)
             output = str(Path(scratch) / "output")
-            child = self.processes.Process(target=_child, args=(root, tests, cache, output, there))
+            first = "field" if areas == ("fitting/field",) else ""
+            child = self.processes.Process(
+                target=_child, args=(root, tests, first, cache, output, there)
+            )
             child.start()
             there.close()
             answered = here.poll(TIMEOUT_S)
@@ -291,8 +297,13 @@ def _names_beside_compiled_code() -> set[str]:
     return found
 
 
-def _child(root: Path, tests: list[str], cache: str, output: str, answer: Connection) -> None:
-    """Run the tests of a copy in this fresh process and say how they ended."""
+def _child(
+    root: Path, tests: list[str], begin: str, cache: str, output: str, answer: Connection
+) -> None:
+    """Run the tests of a copy in this fresh process and say how they ended.
+
+    begin: word in the names of those that come first.
+    """
     with open(output, "wb") as sink:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
@@ -310,6 +321,10 @@ def _child(root: Path, tests: list[str], cache: str, output: str, answer: Connec
     first: list[str] = []
 
     class Watch:
+        @pytest.hookimpl(trylast=True)
+        def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+            items.sort(key=lambda item: begin not in item.name)
+
         def pytest_runtest_logreport(self, report: Any) -> None:
             if report.failed and not first:
                 first.append(report.nodeid)

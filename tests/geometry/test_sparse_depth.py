@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from dataclasses import replace
@@ -185,6 +186,28 @@ def test_backproject_refuses_another_size() -> None:
 def test_unusable_calibration_is_refused(change: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         replace(PINHOLE, **change)
+
+
+@pytest.mark.parametrize(
+    ("model", "counts"), [("pinhole", {0}), ("plumb_bob", {4, 5, 8}), ("equidistant", {4})]
+)
+def test_each_distortion_model_takes_its_own_numbers_of_coefficients(
+    model: str, counts: set[int]
+) -> None:
+    taken = set()
+    for count in range(18):
+        with contextlib.suppress(ValueError):
+            Camera(64, 48, 50.0, 50.0, 31.5, 23.5, model, (0.001,) * count)
+            taken.add(count)
+    assert taken == counts
+
+
+def test_points_from_5_cm_to_200_m_are_projected_by_default() -> None:
+    depth = [0.03, 0.045, 0.055, 0.09, 120.0, 190.0, 210.0, 390.0]
+    points = np.array([[0.1 * z * place, 0, z] for place, z in enumerate(depth)])
+    camera = Camera(640, 480, 300.0, 300.0, 319.5, 239.5)
+    found = project_points(points, np.eye(4), camera)
+    np.testing.assert_allclose(np.sort(found.depth), depth[2:6], rtol=1e-6)
 
 
 def test_from_matrix_reads_ros_models() -> None:
