@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TRAINING ?= 1
 TEST_REQUIREMENTS := $(if $(filter 1,$(TRAINING)),requirements-training.txt,requirements-dev.txt)
 
-.PHONY: help setup demo test check bench gpu-check docs clean
+.PHONY: help setup demo test check mutants bench gpu-check docs clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
@@ -29,6 +29,8 @@ check: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## ruff and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+mutants: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## constants that no test would notice if they were wrong (20 minutes; ARGS="--only NAME")
+	$(BIN)/python -m tests.mutants $(ARGS)
 bench: $(VENV)/stamp-requirements.txt  ## the benchmarks of docs/benchmarks.md (not the accuracy ones, which need data)
 	$(BIN)/depth_tools bench speed $(ARGS)
 	$(BIN)/depth_tools bench field

@@ -310,6 +310,7 @@ def _child(
     for name in [name for name in sys.modules if name.split(".")[0] in (PACKAGE, "tests")]:
         del sys.modules[name]
     os.chdir(root)
+    sys.dont_write_bytecode = False  # a start costs half without; see `tried`
     sys.path.insert(0, str(root))
     os.environ |= {"PYTHONPATH": str(root), "NUMBA_CACHE_DIR": cache}
     import pytest

@@ -29,6 +29,8 @@ TOLERANCE = {
     "abs_rel": (0.02, 0.0),
     "width": (0.03, 0.0),
     "factor": (0.03, 0.0),
+    "scale": (0.002, 0.0),
+    "left_out": (0.02, 0.0),
     "coverage": (0.0, 0.01),
     "known": (0.0, 0.003),
     "suspects": (0.05, 5e-4),

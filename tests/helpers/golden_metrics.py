@@ -128,8 +128,9 @@ def reached(variant: str, condition: str) -> Values:
             "known": float(np.isfinite(result.std).mean()),
         }
         if config.method == "field":
-            values |= {name: result.details[name] for name in ("nugget", "detail", "clip")}
+            values |= {name: result.details[name] for name in ("nugget", "detail", "clip", "scale")}
             values["factor"] = result.details["interval_factor"]
+            values["left_out"] = result.details["leave_one_out"]
             values["suspects"] = result.details["outlier_share"]
         for name, value in values.items():
             found.setdefault(name, []).append(value)
@@ -140,13 +141,14 @@ def reached(variant: str, condition: str) -> Values:
 
 FRAME_NS = 100_000_000
 AREA = (slice(50, 120), slice(60, 140))
+SMALL_AREA = (slice(70, 110), slice(80, 130))
 
 
 class Camera10Hz:
     """A camera that stands still; each frame it gets other points."""
 
-    def __init__(self, name: str, count: int = 300) -> None:
-        self.frame, self.count = frames()[name], count
+    def __init__(self, name: str, count: int = 300, noise: float = RANGE_NOISE) -> None:
+        self.frame, self.count, self.noise = frames()[name], count, noise
         self.config = FitConfig(method="field")
         self.state, self.time_ns, self.seed = FieldState(), 0, 0
 
@@ -163,7 +165,7 @@ class Camera10Hz:
         truth = self.frame.depth if depth is None else depth
         rng = np.random.default_rng(self.seed)
         rows, cols = np.divmod(rng.permutation(truth.size)[: self.count], truth.shape[1])
-        z = truth[rows, cols] * (1 + RANGE_NOISE * rng.standard_normal(self.count))
+        z = truth[rows, cols] * (1 + self.noise * rng.standard_normal(self.count))
         points = SparseDepth.from_arrays(rows, cols, z)
         prediction = self.frame.prediction
         if values is not None:
@@ -201,16 +203,22 @@ def _standing(name: str, count: int) -> Values:
     return {"remembered": shares, "flicker": [ratio]}
 
 
-def _things_move(name: str, factor: float, count: int = 300) -> Values:
+def _things_move(
+    name: str,
+    factor: float,
+    count: int = 300,
+    area: tuple[slice, slice] = AREA,
+    noise: float = RANGE_NOISE,
+) -> Values:
     """A part comes nearer and only the points show it: what is remembered, and errors there."""
-    camera = Camera10Hz(name, count).stand()
+    camera = Camera10Hz(name, count, noise).stand()
     depth = camera.frame.depth.copy()
-    depth[AREA] *= factor
+    depth[area] *= factor
     shares, errors = [], []
     for _ in range(2):
         alone, both = camera.see(depth=depth)
         shares.append(camera.remembered)
-        wrong = (np.abs(each.depth - depth)[AREA].mean() for each in (both, alone))
+        wrong = (np.abs(each.depth - depth)[area].mean() for each in (both, alone))
         errors.append(float(next(wrong) / next(wrong)))
     return {"remembered": shares, "error_ratio": errors}
 
@@ -280,6 +288,8 @@ MEMORY: dict[str, Callable[[], Values]] = {
     "a part 8 % nearer": lambda: _things_move("hall", 0.92),
     "a part 15 % nearer": lambda: _things_move("desk", 0.85),
     "a part 30 % nearer": lambda: _things_move("room", 0.7, 1200),
+    "a small part 3 % nearer": lambda: _things_move("bin", 0.97, 600, SMALL_AREA, 0.0),
+    "a small part 6 % nearer": lambda: _things_move("bin", 0.94, 600, SMALL_AREA, 0.0),
     "picture brighter to the right": lambda: _picture_changes("hall", 60),
     "picture much brighter to the right": lambda: _picture_changes("desk", 150),
     "network bent a little": lambda: _network_changes("room", 0.1),
