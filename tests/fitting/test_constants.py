@@ -140,3 +140,16 @@ def test_three_points_make_a_scale_and_four_a_field() -> None:
     for count, status in ((3, FitStatus.MEDIAN_SCALE), (4, FitStatus.OK)):
         points = SparseDepth.from_arrays(rows[:count], cols[:count], np.full(count, 2.0))
         assert fit(network, points, config=FitConfig(method="field")).status is status
+
+
+def test_where_the_network_is_exact_the_interval_stays_in_proportion_to_where_it_is_not() -> None:
+    """A spread of nothing is taken for a thousandth: no number of points proves a map exact."""
+    rows, cols = np.mgrid[:120, :160]
+    truth = 2 * np.exp(0.1 * np.exp(-((rows - 60) ** 2 + (cols - 130) ** 2) / (2 * 12**2)))
+    pixel = np.random.default_rng(0).permutation(truth.size)[:200]
+    row, col = np.divmod(pixel, 160)
+    points = SparseDepth.from_arrays(row, col, truth[row, col])
+    result = fit(depth_network(np.ones(truth.shape)), points, config=FitConfig(method="field"))
+    relative = result.std / result.depth
+    wrong, exact = np.median(relative[40:80, 115:145]), np.median(relative[:, :60])
+    assert wrong / exact == pytest.approx(2.45, rel=0.1)

@@ -55,6 +55,8 @@ FIELD_BANDS = {
     "lines": (0.87, 0.97),
     "lines_n": (0.92, 0.99),
     "dense_lines": (0.84, 0.97),
+    "sweeps": (0.95, 1.0),
+    "thin_sweeps": (0.95, 1.0),
     "part": (0.90, 1.0),
     "corner": (0.90, 1.0),
 }

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,24 +56,29 @@ FIELD_CONDITIONS: dict[str, tuple[int, str, bool]] = {
     "4500n": (4500, "anywhere", True),
     "dense_lines": (3500, "dense_lines", False),
     "aged": (400, "aged", True),
+    "sweeps": (30000, "sweeps", False),
+    "thin_sweeps": (30000, "thin_sweeps", False),
 }
+LARGE = ("sweeps", "thin_sweeps")  # of two frames made three times as large
 
 
-def _allowed(pattern: str) -> NDArray[np.bool_]:
-    rows, cols = np.mgrid[:HEIGHT, :WIDTH]
+def _allowed(pattern: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    rows, cols = np.mgrid[: shape[0], : shape[1]]
     return {
         "lines": rows % 18 == 5,
         "dense_lines": rows % 8 == 3,
+        "sweeps": rows % 12 == 5,
+        "thin_sweeps": (rows % 12 == 5) & (cols % 2 == 0),
         "part": (cols < 0.45 * WIDTH) & (rows > 0.2 * HEIGHT),
         "corner": (cols < 0.15 * WIDTH) & (rows < 0.2 * HEIGHT),
-    }.get(pattern, np.ones((HEIGHT, WIDTH), bool))
+    }.get(pattern, np.ones(shape, bool))
 
 
 def measure(depth: NDArray[np.float32], condition: str, seed: int) -> SparseDepth:
     """The points of a condition; 2 % noise and 5 % wrong ones where it is noisy."""
     count, pattern, noisy = (CONDITIONS | FIELD_CONDITIONS)[condition]
     rng = np.random.default_rng(seed)
-    pixel = rng.permutation(np.flatnonzero(_allowed(pattern)))[:count]
+    pixel = rng.permutation(np.flatnonzero(_allowed(pattern, depth.shape)))[:count]
     rows, cols = np.divmod(pixel, depth.shape[1])
     z = depth[rows, cols].astype(np.float64)
     age_s = rng.integers(0, 3, len(z)) * 0.5 if pattern == "aged" else np.zeros(len(z))
@@ -90,6 +96,28 @@ def measure(depth: NDArray[np.float32], condition: str, seed: int) -> SparseDept
 def frames() -> dict[str, Frame]:
     """The stored frames by name."""
     return {name: Frame.read(name) for name in PLANS}
+
+
+@functools.cache
+def large_frames() -> dict[str, Frame]:
+    """Two of them, 600 x 450."""
+
+    def larger(image: NDArray[Any], how: int = cv2.INTER_NEAREST) -> NDArray[Any]:
+        return np.asarray(cv2.resize(image, None, fx=3, fy=3, interpolation=how))
+
+    return {
+        name: dataclasses.replace(
+            frame,
+            image=larger(frame.image, cv2.INTER_LINEAR),
+            depth=larger(frame.depth),
+            labels=larger(frame.labels),
+            prediction=Prediction(
+                larger(frame.prediction.values, cv2.INTER_LINEAR), frame.prediction.kind
+            ),
+        )
+        for name, frame in frames().items()
+        if name in ("hall", "desk")
+    }
 
 
 def _variants() -> dict[str, FitConfig]:
@@ -117,7 +145,8 @@ CASES += [("field", condition) for condition in FIELD_CONDITIONS]
 def reached(variant: str, condition: str) -> Values:
     """Lists over the frames: abs_rel, coverage, width (mean std / depth), known (share of std)."""
     found: dict[str, list[float]] = {}
-    for number, frame in enumerate(frames().values()):
+    given = large_frames() if condition in LARGE else frames()
+    for number, frame in enumerate(given.values()):
         points = measure(frame.depth, condition, number)
         config = VARIANTS[variant]
         result = fit(frame.prediction, points, frame.labels, image=frame.image, config=config)
