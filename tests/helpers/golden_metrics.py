@@ -53,6 +53,7 @@ CONDITIONS: dict[str, tuple[int, str, bool]] = {
 }
 # What only the field tells apart: very many points, dense lines, points of different age.
 FIELD_CONDITIONS: dict[str, tuple[int, str, bool]] = {
+    "50n": (50, "anywhere", True),
     "4500n": (4500, "anywhere", True),
     "dense_lines": (3500, "dense_lines", False),
     "aged": (400, "aged", True),
