@@ -37,11 +37,11 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 PACKAGE = "depth_node"
 FOLDERS = ("fitting", "geometry")
-# The tests of a folder, those that notice most first. They take seconds and need no data.
+# The tests of a folder, the quickest first. They take seconds and need no data.
 GOLDEN = "tests/fitting/test_golden_metrics.py"
 TESTS = {
-    "fitting/field": (GOLDEN, "tests/fitting/test_constants.py", "tests/fitting/field"),
-    "fitting": (GOLDEN, "tests/fitting/test_constants.py", "tests/fitting/test_methods.py"),
+    "fitting/field": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/field"),
+    "fitting": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/test_methods.py"),
     "geometry": ("tests/geometry", GOLDEN),
 }
 # They start interpreters or need more time than all others, and judge no number.
