@@ -282,3 +282,11 @@ def test_contradicting_settings_are_refused() -> None:
         ProjectionConfig(min_depth_m=5.0, max_depth_m=2.0)
     with pytest.raises(ConfigError, match="occlusion_radius_px"):
         ProjectionConfig(occlusion_radius_px=0)
+
+
+def test_points_from_5_cm_to_200_m_are_projected_by_default() -> None:
+    depth = [0.03, 0.045, 0.055, 0.09, 120.0, 190.0, 210.0, 390.0]
+    points = np.array([[0.1 * z * place, 0, z] for place, z in enumerate(depth)])
+    camera = Camera(640, 480, 300.0, 300.0, 319.5, 239.5)
+    found = project_points(points, np.eye(4), camera)
+    np.testing.assert_allclose(np.sort(found.depth), depth[2:6], rtol=1e-6)

@@ -58,3 +58,11 @@ def test_a_frame_that_changes_its_parent(robot: TransformTree) -> None:
     np.testing.assert_allclose(robot.look_up("base", "camera", 0)[0, 3], 0.3)
     robot.add("odom", "camera", moved(9.0))
     np.testing.assert_allclose(robot.look_up("odom", "camera", 0)[0, 3], 9.0)
+
+
+def test_a_transform_holds_for_a_tenth_of_a_second_beyond_its_last_time() -> None:
+    tree = TransformTree()
+    tree.add("odom", "base", np.eye(4), 0)
+    tree.look_up("odom", "base", 80_000_000)
+    with pytest.raises(TransformError, match="was asked for"):
+        tree.look_up("odom", "base", 150_000_000)

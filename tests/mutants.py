@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which constants could be wrong without a test noticing: python -m tests.mutants (make mutants).
+
+Every numeric constant of FOLDERS is halved and doubled, one at a time, in a copy of the package,
+and the tests of TESTS run there until one fails. Constants are numbers assigned in modules and
+classes (also inside tuples, lists and the values of dictionaries), defaults of options and of
+parameters. Numbers of an Enum are names and stay.
+
+    python -m tests.mutants --list                what would be changed
+    python -m tests.mutants --only FAR_GROWTH     one constant, or whatever matches
+    python -m tests.mutants --only fitting/field  one folder or file
+
+The exit status is 1 when more than one mutant in ten survives, or one survives that SURVIVORS gives
+no reason for. The working tree is never changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+PACKAGE = "depth_node"
+FOLDERS = ("fitting", "geometry")
+# The tests of a folder, the quickest first. They take seconds and need no data.
+GOLDEN = "tests/fitting/test_golden_metrics.py"
+TESTS = {
+    "fitting/field": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/field"),
+    "fitting": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/test_methods.py"),
+    "geometry": ("tests/geometry", GOLDEN),
+}
+# They start interpreters or need more time than all others, and judge no number.
+LEFT_OUT = (
+    "folder_for_machine_code",
+    "numba_that",
+    "far_less_than_the_plain_loop",
+    "moving_camera",
+    "flickers_a_third",
+)
+PRELOADED = ["numpy", "cv2", "scipy.sparse", "scipy.special", "scipy.spatial", "yaml", "pytest"]
+TIMEOUT_S = 300.0  # twenty times what a survivor takes
+ACCEPTED_SHARE = 0.1
+
+SPEED = "only how fast it is: as much is worked on at a time"
+# Constants that may be wrong unnoticed: `NAME`, `NAME[2]`, `Class.name`, `function(x)`, where two
+# modules have the same name `module:NAME`; with ` halved` or ` doubled` behind where only that may.
+SURVIVORS: dict[str, str] = {
+    "_CHUNK": SPEED,
+    "_LANES": SPEED,
+    "_BLOCK": SPEED,
+    "_ROW": SPEED,
+    "_RANKED": "only how fast it is: two ways to the same order",
+    "_MAX_VISITED": SPEED,
+    "_BLOCK_PX": SPEED,
+    "_FULL_DEVIATION_PX": "only how fast it is: a smooth map at every second pixel",
+    "memory:MANY_POINTS doubled": "only how fast it is: more points tell no more of a median",
+    "RANK_TOLERANCE": "any value between rounding (1e-13) and a real slope (1e-6) does",
+    "_CONSTANT_SHARE": "any value between rounding and a real difference does",
+    "_COLUMNS['field']": "never fitted: with too few points for the field there is one scale",
+    "LINE_GAPS doubled": "the reach is LINE_CELLS there already",
+    "LEAST_BOUND_POINTS halved": "bites only where noise is nearly all of the bound",
+}
+
+
+# --- finding -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A number in a source file. start, end: its bytes there. path: within the package."""
+
+    path: Path
+    name: str
+    text: str
+    start: int
+    end: int
+    whole: bool  # an int stays one
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What it may be called in SURVIVORS, the most exact first."""
+        short = self.name.partition("[")[0]
+        return (f"{self.path.stem}:{self.name}", f"{self.path.stem}:{short}", self.name, short)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A constant with another value. change: halved or doubled."""
+
+    constant: Constant
+    text: str
+    change: str
+
+    def __str__(self) -> str:
+        constant = self.constant
+        return f"{constant.path}  {constant.name}  {constant.text} -> {self.text}"
+
+    def source(self, original: bytes) -> bytes:
+        """The file with the other value."""
+        constant = self.constant
+        return original[: constant.start] + self.text.encode() + original[constant.end :]
+
+
+def constants_of(path: Path, package: Path) -> list[Constant]:
+    """All numeric constants of a source file."""
+    source = path.read_bytes()
+    lines = [0]
+    for line in source.splitlines(keepends=True):
+        lines.append(lines[-1] + len(line))
+    found = []
+    for name, node in _named(ast.parse(source).body, ""):
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        start = lines[node.lineno - 1] + node.col_offset
+        end = lines[node.end_lineno - 1] + node.end_col_offset
+        text = source[start:end].decode()
+        whole = not any(
+            isinstance(part, ast.Div | ast.Name)
+            or (isinstance(part, ast.Constant) and isinstance(part.value, float))
+            for part in ast.walk(node)
+        )
+        found.append(Constant(path.relative_to(package), name, text, start, end, whole))
+    return found
+
+
+def _named(body: list[ast.stmt], owner: str) -> Iterator[tuple[str, ast.expr]]:
+    """Names and numbers of a module's or a class's statements."""
+    for statement in body:
+        if isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                yield from _assigned(target, statement.value, owner)
+        elif isinstance(statement, ast.AnnAssign | ast.AugAssign) and statement.value is not None:
+            yield from _assigned(statement.target, statement.value, owner)
+        elif isinstance(statement, ast.ClassDef):
+            if not any("Enum" in ast.unparse(base) for base in statement.bases):
+                yield from _named(statement.body, f"{owner}{statement.name}.")
+        elif isinstance(statement, ast.FunctionDef):
+            arguments = statement.args
+            placed = [*arguments.posonlyargs, *arguments.args][-len(arguments.defaults) or None :]
+            pairs = [*zip(placed, arguments.defaults, strict=False)]
+            pairs += [
+                (each, default)
+                for each, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+                if default is not None
+            ]
+            for argument, default in pairs:
+                yield from _numbers(f"{owner}{statement.name}({argument.arg})", default)
+
+
+def _assigned(target: ast.expr, value: ast.expr, owner: str) -> Iterator[tuple[str, ast.expr]]:
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        for each, part in zip(target.elts, value.elts, strict=True):
+            yield from _assigned(each, part, owner)
+    elif isinstance(target, ast.Name):
+        if isinstance(value, ast.Call) and ast.unparse(value.func) in ("option", "field"):
+            defaults = [word.value for word in value.keywords if word.arg == "default"]
+            for default in [*value.args[:1], *defaults]:
+                yield from _numbers(owner + target.id, default)
+        else:
+            yield from _numbers(owner + target.id, value)
+
+
+def _numbers(name: str, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    if isinstance(value, ast.Tuple | ast.List):
+        for place, part in enumerate(value.elts):
+            yield from _numbers(f"{name}[{place}]", part)
+    elif isinstance(value, ast.Dict):
+        for key, part in zip(value.keys, value.values, strict=True):
+            yield from _numbers(f"{name}[{ast.unparse(key) if key else '**'}]", part)
+    elif _is_number(value) and any(isinstance(part, ast.Constant) for part in ast.walk(value)):
+        yield name, value
+
+
+def _is_number(value: ast.expr) -> bool:
+    """A number, or something reckoned from numbers and constants."""
+    if isinstance(value, ast.Constant):
+        return isinstance(value.value, int | float) and not isinstance(value.value, bool)
+    if isinstance(value, ast.BinOp):
+        return all(_is_number(part) or isinstance(part, ast.Name) for part in
+                   (value.left, value.right))  # fmt: skip
+    return isinstance(value, ast.UnaryOp) and _is_number(value.operand)
+
+
+def mutants_of(constant: Constant) -> list[Mutant]:
+    """Half and double, where they are another number."""
+    half = "//" if constant.whole else "/"
+    other: dict[str, Any]
+    with contextlib.suppress(ValueError):
+        value = ast.literal_eval(constant.text)
+        other = {"halved": value // 2 if constant.whole else value / 2, "doubled": value * 2}
+        return [Mutant(constant, repr(to), how) for how, to in other.items() if to != value]
+    other = {"halved": half, "doubled": "*"}
+    return [Mutant(constant, f"({constant.text}) {by} 2", how) for how, by in other.items()]
+
+
+# --- trying --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """noticed_by: the test that failed first, empty for a survivor."""
+
+    mutant: Mutant
+    noticed_by: str
+    seconds: float
+
+
+class Workshop:
+    """Copies of the package and its tests, each at a place of its own, with numba's cache.
+
+    numba keeps machine code by the path, time and size of a source file and does not look at
+    constants that lie elsewhere. What touches a name that occurs beside compiled code is therefore
+    compiled anew into an empty cache; all else finds that of the unchanged copy.
+    """
+
+    def __init__(self, folder: Path, copies: int) -> None:
+        self.folder = folder
+        self.free: SimpleQueue[Path] = SimpleQueue()
+        unwanted = shutil.ignore_patterns("__pycache__", ".*cache")
+        for number in range(copies):
+            root = folder / f"copy{number}"
+            for name in (PACKAGE, "tests"):
+                shutil.copytree(REPO / name, root / name, ignore=unwanted)
+            shutil.copy(REPO / "setup.cfg", root)
+            self.free.put(root)
+        self.beside_compiled = _names_beside_compiled_code()
+        os.environ.update(
+            NUMBA_CACHE_DIR=str(folder / "numba"),
+            OMP_NUM_THREADS="1",
+            OPENBLAS_NUM_THREADS="1",
+            PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+        )
+        for promise in [name for name in os.environ if name.startswith("REQUIRE_")]:
+            del os.environ[promise]
+        self.processes = multiprocessing.get_context("forkserver")
+        self.processes.set_forkserver_preload([*PRELOADED, "numba"])
+
+    def unchanged(self) -> list[str]:
+        """Warm every copy's caches; tests that fail there without any change."""
+        roots = [self.free.get() for _ in range(self.free.qsize())]
+        with ThreadPoolExecutor(len(roots)) as pool:
+            failed = list(pool.map(lambda root: self._run(root, *TESTS), roots))
+        for root in roots:
+            self.free.put(root)
+        return [name for name in failed if name]
+
+    def tried(self, mutant: Mutant, number: int) -> Outcome:
+        """What the tests say. number: of the mutant, above 0; no two may have the same."""
+        begin = time.perf_counter()
+        root = self.free.get()
+        path = root / PACKAGE / mutant.constant.path
+        original, times = path.read_bytes(), path.stat()
+        try:
+            path.write_bytes(mutant.source(original))
+            # Byte code is told apart by the second and the size of its source.
+            os.utime(path, (times.st_atime, times.st_mtime + 10 * number))
+            place = mutant.constant.path.as_posix()
+            area = next(area for area in TESTS if place.startswith(f"{area}/"))
+            noticed_by = self._run(root, area, own_cache=self._own_cache(mutant))
+        finally:
+            path.write_bytes(original)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            self.free.put(root)
+        return Outcome(mutant, noticed_by, time.perf_counter() - begin)
+
+    def _own_cache(self, mutant: Mutant) -> bool:
+        name = mutant.constant.name.partition("[")[0].rpartition(".")[2]
+        return name in self.beside_compiled
+
+    def _run(self, root: Path, *areas: str, own_cache: bool = False) -> str:
+        """The first test that fails, "" if none does."""
+        tests = list(dict.fromkeys(test for area in areas for test in TESTS[area]))
+        tests = [test for test in tests if (root / test).exists()]
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            cache = scratch if own_cache else str(self.folder / "numba")
+            here, there = self.processes.Pipe(duplex=False)
+            output = str(Path(scratch) / "output")
+            first = "field" if areas == ("fitting/field",) else ""
+            child = self.processes.Process(
+                target=_child, args=(root, tests, first, cache, output, there)
+            )
+            child.start()
+            there.close()
+            answered = here.poll(TIMEOUT_S)
+            try:
+                code, failed = here.recv() if answered else (1, "(no end)")
+            except EOFError:
+                code, failed = 1, "(crash)"
+            child.kill()
+            child.join()
+            if code not in (0, 1, 2):
+                raise RuntimeError(f"pytest could not run ({code}):\n{Path(output).read_text()}")
+        return failed or ("(does not import)" if code else "")
+
+
+def _names_beside_compiled_code() -> set[str]:
+    """All names in modules that have functions compiled."""
+    found: set[str] = set()
+    for path in sorted((REPO / PACKAGE).rglob("*.py")):
+        names = {
+            word
+            for node in ast.walk(ast.parse(path.read_bytes()))
+            for word in ([node.id] if isinstance(node, ast.Name) else [])
+        }
+        if "compiled" in names:
+            found |= names
+    return found
+
+
+def _child(
+    root: Path, tests: list[str], begin: str, cache: str, output: str, answer: Connection
+) -> None:
+    """Run the tests of a copy in this fresh process and say how they ended.
+
+    begin: word in the names of those that come first.
+    """
+    with open(output, "wb") as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+    for name in [name for name in sys.modules if name.split(".")[0] in (PACKAGE, "tests")]:
+        del sys.modules[name]
+    os.chdir(root)
+    sys.dont_write_bytecode = False  # a start costs half without; see `tried`
+    sys.path.insert(0, str(root))
+    os.environ |= {"PYTHONPATH": str(root), "NUMBA_CACHE_DIR": cache}
+    import pytest
+
+    with contextlib.suppress(ImportError):
+        import numba
+
+        numba.config.CACHE_DIR = cache
+    first: list[str] = []
+
+    class Watch:
+        @pytest.hookimpl(trylast=True)
+        def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+            items.sort(key=lambda item: begin not in item.name)
+
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.failed and not first:
+                first.append(report.nodeid)
+
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-k", " and ".join(f"not {word}" for word in
+               LEFT_OUT)]  # fmt: skip
+    code = int(pytest.main([*options, *tests], plugins=[Watch()]))
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == PACKAGE and getattr(module, "__file__", None):
+            assert str(module.__file__).startswith(str(root)), f"{name} is not the copy's"
+    answer.send((code, first[0] if first else ""))
+    answer.close()
+    os._exit(0)
+
+
+# --- reporting -----------------------------------------------------------------------------------
+
+
+def reason(mutant: Mutant) -> str:
+    """Why it may survive, or ""."""
+    keys = [f"{key}{how}" for key in mutant.constant.keys for how in (f" {mutant.change}", "")]
+    return next((SURVIVORS[key] for key in keys if key in SURVIVORS), "")
+
+
+def unknown_survivors(constants: list[Constant]) -> list[str]:
+    """Names in SURVIVORS that are no constant."""
+    known = {key for constant in constants for key in constant.keys}
+    return sorted(name for name in SURVIVORS if name.partition(" ")[0] not in known)
+
+
+def all_constants() -> list[Constant]:
+    """Those of FOLDERS."""
+    package = REPO / PACKAGE
+    paths = [path for folder in FOLDERS for path in sorted((package / folder).rglob("*.py"))]
+    return [constant for path in paths for constant in constants_of(path, package)]
+
+
+def report(outcomes: list[Outcome], constants: list[Constant]) -> int:
+    """Print what survived; the exit status."""
+    survivors = [outcome.mutant for outcome in outcomes if not outcome.noticed_by]
+    times = Counter(mutant.constant for mutant in survivors)
+    print(f"\n{len(survivors)} of {len(outcomes)} mutants survived", end="")
+    print(f" ({len(survivors) / max(len(outcomes), 1):.1%}), of {len(times)} constants:")
+    for mutant in sorted(survivors, key=str):
+        print(f"  {mutant}: {reason(mutant) or 'NO REASON IS GIVEN (SURVIVORS)'}")
+    files = Counter(str(outcome.mutant.constant.path) for outcome in outcomes)
+    lost = Counter(str(mutant.constant.path) for mutant in survivors)
+    print(
+        "\n" + "\n".join(f"  {lost[path]:3} of {files[path]:3}  {path}" for path in sorted(files))
+    )
+    bad = [mutant for mutant in survivors if not reason(mutant)]
+    unknown = unknown_survivors(constants)
+    for name in unknown:
+        print(f"SURVIVORS has {name}, which is no constant any more: take it out.")
+    too_many = len(survivors) > ACCEPTED_SHARE * len(outcomes)
+    if too_many:
+        print("More than one in ten survived: extend the tests.")
+    return int(bool(bad or unknown or too_many))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Try all mutants."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--only", default="", help="part of a constant's name or of a path")
+    parser.add_argument("--list", action="store_true", help="print the mutants, try none")
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args(arguments)
+    constants = all_constants()
+    mutants = [
+        mutant
+        for constant in constants
+        if given.only in constant.name or given.only in constant.path.as_posix()
+        for mutant in mutants_of(constant)
+    ]
+    if given.list:
+        print("\n".join(map(str, mutants)))
+        print(f"{len(mutants)} mutants of {len({mutant.constant for mutant in mutants})} constants")
+        return 0
+    if not mutants:
+        print(f"no constant matches {given.only!r}: see --list")
+        return 2
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="depth_node_mutants_") as folder:
+        workshop = Workshop(Path(folder), given.workers)
+        failed = workshop.unchanged()
+        if failed:
+            print(f"{failed[0]} fails without any change: repair it first")
+            return 2
+        print(f"{len(mutants)} mutants; set up in {time.perf_counter() - begin:.0f} s", flush=True)
+        outcomes = []
+        with ThreadPoolExecutor(given.workers) as pool:
+            running = [pool.submit(workshop.tried, mutant, number + 1)
+                       for number, mutant in enumerate(mutants)]  # fmt: skip
+            for done in as_completed(running):
+                outcome = done.result()
+                outcomes.append(outcome)
+                verdict = outcome.noticed_by.rpartition("::")[2] or "SURVIVED"
+                print(f"{outcome.seconds:5.1f} s  {outcome.mutant}  {verdict}", flush=True)
+    status = report(outcomes, constants)
+    print(f"{time.perf_counter() - begin:.0f} s")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
