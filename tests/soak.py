@@ -244,6 +244,11 @@ class Soak:
         self._ending.set()
         with self._lock:
             self._expected_end = True
+        if self._robot is not None and self._robot.stdin is not None:
+            with suppress(OSError, subprocess.TimeoutExpired):
+                self._robot.send_signal(signal.SIGCONT)
+                self._robot.stdin.close()  # killed, it would leave its shared memory behind
+                self._robot.wait(5.0)
         for process in (self._robot, self._node):
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGCONT)
@@ -532,8 +537,10 @@ class Soak:
         except RuntimeError as error:
             if "publisher" in str(error):
                 raise
-        with self._fault_window(self._fault or "recovery"):
+        fault = self._fault
+        with self._fault_window(fault or "recovery"):
             self._recover()
+        self._fault = fault
 
     def _died(self) -> None:
         assert self._node is not None
