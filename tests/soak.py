@@ -94,6 +94,8 @@ class Soak:
         self._robot: subprocess.Popen[str] | None = None
         self._readers: list[threading.Thread] = []
         self._life, self._life_start = 0, 0.0
+        self._up = 0  # the life that has come to active
+        self._hostile: list[str] = []
         self._expected_end = True
         self._ending = threading.Event()
         self._disk = _Disk(folder / "home")
@@ -164,6 +166,7 @@ class Soak:
         self._readers = [reader]
         for transition in ("configure", "activate"):
             self.change(transition, START_S)
+        self._up = self._life
         self.startup_s.append(round(time.monotonic() - begin, 1))
 
     def _read_node(self, node: subprocess.Popen[str]) -> None:
@@ -324,7 +327,7 @@ class Soak:
 
     def _sample(self, now: float) -> None:
         node = self._node
-        if node is None or node.poll() is not None or not self.begun:
+        if node is None or node.poll() is not None or not self.begun or self._up != self._life:
             return
         try:
             status = Path(f"/proc/{node.pid}/status").read_text()
@@ -431,12 +434,10 @@ class Soak:
                 self.fail("transition", text)
                 raise RuntimeError(text)
 
-    def set(self, name: str, value: Any) -> Any:
+    def set(self, name: str, value: Any, kind: Parameter.Type | None = None) -> Any:
         """One parameter; whether it was taken, None without an answer."""
-        return self.set_raw(name, Parameter(name, value=value).to_parameter_msg())
-
-    def set_raw(self, name: str, message: Any) -> Any:
-        self.note(f"set {name} to {str(message.value)[-80:]}")
+        self.note(f"set {name} to {value!r}"[:200])
+        message = Parameter(name, kind, value).to_parameter_msg()
         request = SetParameters.Request(parameters=[message])
         answer = self.ask(SetParameters, "set_parameters", request)
         if answer is None or not answer.results:
@@ -452,6 +453,7 @@ class Soak:
         self.start_robot()
         self.start_node()
         self._await_depth()
+        self._recent.clear()
         self.start, self.begun = time.monotonic(), True
         self._fault = ""
         self._calm_since = time.monotonic()
@@ -654,11 +656,14 @@ class Soak:
         self.tell(set={"tf": True})
 
     def hostile(self) -> None:
-        """Thirty random messages that no driver should send, amid good ones."""
-        for name in self.rng.choice(list(HOSTILE), size=30):
+        """Thirty messages that no driver should send, amid good ones."""
+        for _ in range(30):
+            if not self._hostile:  # all of them before any comes again
+                self._hostile = [str(name) for name in self.rng.permutation(list(HOSTILE))]
+            name = self._hostile.pop()
             self.note(f"hostile {name}")
-            self.tell(hostile=str(name))
-            self.wait(self.some(0.02, 0.2))
+            self.tell(hostile=name)
+            self.wait(self.some(0.05, 0.35))
 
     def requests(self) -> None:
         """Random harmless service requests, quickly."""
@@ -711,8 +716,7 @@ class Soak:
                 self.fail("parameter", f"{name} = {value!r} is taken")
         self.set("T_camera_lidar", [float(x) for x in np.eye(4).reshape(-1)])
         self.wait(0.5)
-        request = Parameter("T_camera_lidar", Parameter.Type.DOUBLE_ARRAY, []).to_parameter_msg()
-        if self.set_raw("T_camera_lidar", request) is False:
+        if self.set("T_camera_lidar", [], Parameter.Type.DOUBLE_ARRAY) is False:
             self.fail("parameter", "T_camera_lidar cannot be emptied again")
 
     def lifecycle(self) -> None:

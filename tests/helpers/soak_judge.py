@@ -285,8 +285,9 @@ def table(result: dict[str, Any]) -> str:
         ),
         ("threads first / last", _pair(growth_, "threads")),
         ("file descriptors first / last", _pair(growth_, "files")),
-        ("restarts of the node, of the publisher", f"{result['restarts']['node']}, "
-         f"{result['restarts']['publisher']}"),
+        ("restarts of the node, after a failure, of the publisher",
+         ", ".join(str(result["restarts"][key])
+                   for key in ("node", "node, after a failure", "publisher"))),
         ("injected faults", f"{sum(result['faults'].values())}: "
          + ", ".join(f"{name} {count}" for name, count in sorted(result["faults"].items()))),
         ("failures", f"{sum(f['count'] for f in result['failures'])}"

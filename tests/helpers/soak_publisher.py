@@ -132,6 +132,9 @@ class Robot:
         if topic == "/tf" and TFMessage is not None:
             message = TFMessage(transforms=[message])
         self._out[topic].publish(message)
+        if topic == "camera_info":  # an image before the next good one takes its place
+            header = set_stamp(Header(frame_id=CAMERA), now_ns)
+            self._out["image"].publish(messages.image_message(self._images[0], "rgb8", header))
 
     def _info(self, stamp_ns: int) -> CameraInfo:
         message = CameraInfo(header=set_stamp(Header(frame_id=CAMERA), stamp_ns))
