@@ -1011,7 +1011,7 @@ def _summary(result: dict[str, Any]) -> str:
         )
         lines.extend(f"    before it: {text}" for text in failure["recent"])
     if result["error_lines"]:
-        lines.append("\nerror lines of the node's log")
+        lines.append("\nerrors and Python warnings in the node's log")
         lines.extend(f"{count:5d} × {text}" for text, count in result["error_lines"].items())
     return "\n".join(lines)
 

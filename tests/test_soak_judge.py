@@ -111,6 +111,8 @@ def test_a_traceback_is_taken_whole() -> None:
     told = [text for text in map(reader.line, lines) if text]
     assert told == ["\n".join(lines[1:5])]
     assert reader.errors == {"# frames": 1}
+    reader.line("/x.py:71: RuntimeWarning: invalid value")
+    assert reader.errors["/x.py:#: RuntimeWarning: invalid value"] == 1
     reader.line("Fatal Python error: Segmentation fault")
     assert reader.flush() == "Fatal Python error: Segmentation fault"
 

@@ -219,7 +219,7 @@ def growth(samples: Sequence[Sample], limits: Limits) -> dict[str, Any]:
 
 
 class LogReader:
-    """Finds tracebacks and fatal errors in the lines of a log, and counts its error lines."""
+    """Finds tracebacks and fatal errors in a log, and counts its errors and Python warnings."""
 
     def __init__(self) -> None:
         self.errors: Counter[str] = Counter()
@@ -239,7 +239,7 @@ class LogReader:
                 done = self.flush()
         elif any(words in text for words in _BEGINS):
             self._block = [text]
-        elif "[ERROR]" in text or "[FATAL]" in text:
+        elif re.search(r"\[ERROR\]|\[FATAL\]|\b\w+Warning: ", text):
             # Without time and numbers, so that equals count as one.
             words = re.sub(r"^.*?\]: ", "", text)
             self.errors[re.sub(r"\d+(\.\d+)?", "#", words)[:300]] += 1
