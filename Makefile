@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TRAINING ?= 1
 TEST_REQUIREMENTS := $(if $(filter 1,$(TRAINING)),requirements-training.txt,requirements-dev.txt)
 
-.PHONY: help setup demo test test-fast check format mutants bench gpu-check docs clean distclean
+.PHONY: help setup demo test test-fast check format mutants soak bench gpu-check docs clean distclean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
@@ -36,6 +36,8 @@ format: $(VENV)/stamp-requirements-dev.txt  ## ruff's format and its safe fixes
 	$(BIN)/ruff format .
 mutants: $(VENV)/stamp-requirements-dev.txt  ## which constants of the method no test notices (20 minutes)
 	$(BIN)/python -m tests.mutants $(ARGS)
+soak: $(VENV)/stamp-requirements-dev.txt  ## the live node for an hour under faults (ARGS="--minutes 3")
+	$(BIN)/python -m tests.soak $(ARGS)
 bench: $(VENV)/stamp-requirements.txt  ## the benchmarks of docs/benchmarks.md (not the accuracy ones, which need data)
 	$(BIN)/depth_tools bench speed $(ARGS)
 	$(BIN)/depth_tools bench field
