@@ -26,6 +26,7 @@ from depth_node.calibration.estimate import (
     perturbations,
     resampled,
     search,
+    thinned,
     usable_dimensions,
 )
 from depth_node.calibration.observation import Floats, Observation, motion, observe, total_score
@@ -34,19 +35,21 @@ from depth_node.frame import FrameInput
 EVERY = 4
 """One frame of so many is looked at: the next ones show the same edges."""
 WINDOW = 25
-LEAST_OBSERVATIONS = 11
-EDGES_OF_A_FRAME = 120
+LEAST_OBSERVATIONS = 13
+EDGES_OF_A_FRAME = 250
 LEAST_EDGES = 250
 """Fewer discontinuities than this in the window tell nothing."""
-ROUNDS_A_CALL = 2
-MAXIMUM_FRACTION, MAXIMUM_CONFIDENCE = 0.9, 0.9
+SEARCH_AGAIN = 12
+"""Observations between two searches: a search tells the same of the same frames."""
+ROUNDS_A_CALL = 3
+MAXIMUM_FRACTION, MAXIMUM_CONFIDENCE = 0.99, 0.5
 TOLERANCE = np.array([*np.deg2rad([0.4, 0.4, 0.4]), 0.025, 0.025, 0.04, 0.02])
 """(7,) rad, m, s: smaller corrections are not worth a warning."""
 SIGNIFICANT = 3.0
 """Standard deviations above which a correction counts as found."""
-_FINDING = Effort(SEARCH[1:], draws=64, elite=10, rounds=6, edges=1500)
-_RESAMPLING = Effort(SEARCH[-1:], draws=48, elite=8, rounds=4, edges=1500)
-_RESAMPLES = 7
+_FINDING = Effort(SEARCH[1:], draws=80, elite=10, rounds=6, edges=2500)
+_RESAMPLING = Effort(SEARCH[-2:], draws=64, elite=8, rounds=4, edges=2500)
+_RESAMPLES = 6
 
 
 class Finding(Enum):
@@ -117,7 +120,9 @@ class ExtrinsicsMonitor:
 
     def reset(self) -> None:
         """Forget all frames."""
-        self._count = 0
+        self._count = 0  # frames
+        self._looked = 0  # observations
+        self._searched = -SEARCH_AGAIN
         self._T: Floats | None = None
         self._window = _Window()
         self._before: FrameInput | None = None
@@ -160,9 +165,8 @@ class ExtrinsicsMonitor:
 
     def _look(self, frame: FrameInput, twist: Floats | None) -> None:
         seen = observe(frame, self._T, twist)
-        step = max(1.0, len(seen.points) / EDGES_OF_A_FRAME)
-        chosen = np.arange(0, len(seen.points), step).astype(np.intp)
-        self._window.add(seen.subset(chosen))
+        self._window.add(thinned([seen], EDGES_OF_A_FRAME)[0])
+        self._looked += 1
         window = self._window
         edges = sum(len(o.points) for o in window.observations)
         count = len(window.observations)
@@ -193,7 +197,8 @@ class ExtrinsicsMonitor:
                 edges,
                 count,
             )
-        elif self._work is None:
+        elif self._work is None and self._looked - self._searched >= SEARCH_AGAIN:
+            self._searched = self._looked
             self._work = self._find(worse, confidence, edges)
 
     def _find(self, worse: float, confidence: float, edges: int) -> Iterator[Verdict | None]:
