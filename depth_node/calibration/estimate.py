@@ -241,6 +241,19 @@ def _last(rounds: Iterator[Floats]) -> Floats:
     return correction
 
 
+def rivals(ends: Floats, scores: Floats, correction: Floats) -> Floats:
+    """Covariance (7, 7) of other ends (n, 7) of the search that score (n,) nearly as high.
+
+    They lie elsewhere, beyond RIVAL_UNITS: the data do not say which of them is the pose.
+    """
+    off = ends - correction
+    rival = (scores >= RIVAL_SCORE * scores.max()) & (np.abs(off / UNIT).max(1) > RIVAL_UNITS)
+    if not rival.any():
+        return np.zeros((7, 7))
+    return off[rival].T @ off[rival] / int(rival.sum())
+
+
+RIVAL_SCORE, RIVAL_UNITS = 0.9, 1.0
 STARTS = 10
 START_DEVIATION = np.array([2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 0.5])
 """UNITs: the third start and those after it are drawn; the first two are the stated pose."""
@@ -279,6 +292,7 @@ def calibrate(
     worse, confidence = local_maximum(total_score(observations, fields[FINE_PX], tested))
     edges = sum(len(o.points) for o in observations)
     covariance = covariance_of(np.stack(found), d == 7)
+    covariance += rivals(np.stack(ends), scores, correction)
     return Estimate(correction, covariance, edges, worse, confidence, d == 7)
 
 
