@@ -90,9 +90,7 @@ def _along(
     return DepthEdges(ahead * near[index, None], weight)
 
 
-def _slanted(
-    step: npt.NDArray[np.float64], row: npt.NDArray[np.float64]
-) -> npt.NDArray[np.bool_]:
+def _slanted(step: npt.NDArray[np.float64], row: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Whether the steps (n,) of 1 / range are those of a slanted plane: floors are no edges.
 
     Along a scan line 1 / range of a plane changes evenly, so a neighbouring step of at least half
