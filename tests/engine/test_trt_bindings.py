@@ -320,6 +320,7 @@ def test_our_modules_on_the_real_bindings(tensorrt: str, cuda: str) -> None:
         assert "onnxruntime-cpu" in found["refusal"]
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_every_gpu() -> None:
     """By NVRTC itself, which needs no GPU; newer ones than it knows get code for the driver."""
     libraries = fetched(NVRTC)

@@ -183,6 +183,7 @@ def depth_anything(tmp_path: Path, opset: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [pytest.param(20, marks=pytest.mark.slow), 17, 14])
 def test_depth_anything(opset: int, tmp_path: Path) -> None:
     path = depth_anything(tmp_path, opset)
@@ -209,6 +210,7 @@ def test_the_packages_network(tmp_path: Path) -> None:
         assert engine.manifest.meaning == "disparity_affine_invariant"
 
 
+@pytest.mark.slow
 def test_fastdepth(shared: Path, tmp_path: Path) -> None:
     model = shared / "models" / "fastdepth_nyu_224.onnx"
     facts = tmp_path / "fastdepth.manifest.yaml"

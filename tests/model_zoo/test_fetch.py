@@ -174,6 +174,7 @@ def test_another_file_than_the_registered_one_is_not_downloaded(
     assert not any("GET" in request for request in hub.requests)
 
 
+@pytest.mark.slow
 def test_broken_connection_is_continued(ready: registry.RegistryEntry, hub: hub_server.Hub) -> None:
     content = _large(hub)
     hub.cut_after = 11 << 20
@@ -366,6 +367,7 @@ def test_commands(
     assert main.main(["models", "verify", "sam-vit-base"]) == 2
 
 
+@pytest.mark.slow
 def test_non_commercial_licence_is_confirmed(
     net: dict[str, dict[str, Any]],
     hub: hub_server.Hub,

@@ -204,6 +204,7 @@ def walk(speed: int) -> list[tuple[View, Pose]]:
     return views
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speed", [1, 3])
 def test_moving_camera_gains_with_its_pose_and_loses_nothing_without(speed: int) -> None:
     alone, posed, blind = [], [], []
