@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import array
-import sys
 import time
 
 import cv2
@@ -79,18 +78,6 @@ def test_image_view_copies_nothing() -> None:
     view = messages.image_view(message)
     message.data[0] ^= 0xFF
     assert view[0, 0, 0] == RGB[0, 0, 0] ^ 0xFF
-
-
-def test_bayer_goes_through_cv_bridge() -> None:
-    pytest.importorskip("cv_bridge", reason="cv_bridge is not installed")
-    rgb = messages.image_to_rgb(image(np.full((6, 8), 77, np.uint8), "bayer_rggb8"))
-    np.testing.assert_array_equal(rgb, np.full((6, 8, 3), 77))
-
-
-def test_without_cv_bridge_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv_bridge", None)
-    with pytest.raises(MessageError, match="'bayer_rggb8' needs cv_bridge"):
-        messages.image_to_rgb(image(RGB[..., 0], "bayer_rggb8"))
 
 
 def broken(**changes: object) -> Image:
