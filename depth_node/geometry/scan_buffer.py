@@ -17,7 +17,7 @@ _MOST_BYTES = 256 << 20  # of all scans held
 _SAMPLES = 4096  # points of a scan that tell where it looks
 _CELL = 0.06  # side of the cells of directions, on the unit sphere: 3.4 degrees
 _CELLS = int(1 / _CELL) + 2  # from the middle to beyond the sphere, with room for a neighbour
-_SAME_VIEW = 0.6  # a scan looks where another did if it shares more than this of its cells
+_SAME_VIEW = 0.8  # a scan looks where another did if it shares more than this of its cells
 
 
 @dataclass
@@ -30,9 +30,7 @@ class _Scan:
 
     @property
     def points(self) -> npt.NDArray[np.float32]:
-        if len(self.parts) > 1:
-            self.parts = [np.concatenate(self.parts)]
-        return self.parts[0]
+        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
 
 
 class ScanBuffer:

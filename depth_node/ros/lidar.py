@@ -34,7 +34,7 @@ _MOST_SOURCES = 16
 _FORGET_SOURCE_S = 10.0  # a source that is silent for longer, by arrival
 _CLOCK_SCANS = 3  # that must agree before a difference of clocks is believed
 _CLOCK_S = 1.0  # smaller differences may be latency
-_CLOCK_CERTAIN_S = 2.0  # larger ones are no latency: scans that seem to fit are not used
+_CLOCK_CERTAIN_S = 1.5  # larger ones are no latency: scans that seem to fit are not used
 
 
 @dataclass(frozen=True)

@@ -265,6 +265,9 @@ class DepthNode(GuardedNode):
         settings: NodeParameters | None = self.__dict__.get("_settings")
         if settings is None:  # rclpy's own parameters, before ours
             return super().set_parameters_atomically(parameter_list)
+        for name in (parameter.name for parameter in parameter_list):
+            if not self.has_parameter(name):  # rclpy takes an empty name for a known one
+                return SetParametersResult(successful=False, reason=settings.unknown_name(name))
         changes = settings.changes(parameter_list)
         if not changes:
             return SetParametersResult(successful=True)

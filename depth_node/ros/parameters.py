@@ -294,6 +294,12 @@ class NodeParameters:
             wrong = [*wrong[:_MOST_TOLD], f"and {len(wrong) - _MOST_TOLD} more unknown parameters"]
         return wrong, warning
 
+    def unknown_name(self, name: str) -> str:
+        """The sentence on one name that the node does not have."""
+        guess = _near_miss(name, self._options) if len(name) <= _LONGEST_NAME else ""
+        hint = f"did you mean {guess}?" if guess else "`ros2 param list` shows those the node has"
+        return f"unknown parameter {brief(name)!r}: {hint}"
+
     def changes(self, parameters: list[Parameter]) -> list[Parameter]:
         """The parameters of a set request in their own types, without those that have the value."""
         result = []
@@ -400,8 +406,8 @@ def markdown() -> str:
             "",
             "All of them can be given in a YAML file (`--ros-args --params-file`, or"
             " `params_file:=` of the launch file), on the command line (`-p fit.method:=slf`) and"
-            " at run time (`ros2 param set`). A wrong value or a misspelt name is refused with a sentence;"
-            " names that resemble none of these are another node's, and a warning."
+            " at run time (`ros2 param set`). A wrong value or a misspelt name is refused with a"
+            " sentence; a name that resembles none of these may be another node's: a warning."
             " Marks: **c** can be set only while the node is unconfigured, since an engine is"
             " opened at configure; **d** not while it is active; all others take effect with the"
             " next frame.",
