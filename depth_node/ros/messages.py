@@ -138,7 +138,8 @@ def image_view(message: Image) -> npt.NDArray[Any]:
             f" {step * height}; correct data or step in the publisher"
         )
     shape = (height, width) if channels == 1 else (height, width, channels)
-    strides = (step, dtype.itemsize) if channels == 1 else (step, channels, 1)
+    size = dtype.itemsize
+    strides = (step, size) if channels == 1 else (step, channels * size, size)
     return np.ndarray(shape, dtype, buffer=memoryview(message.data), strides=strides)
 
 
@@ -198,6 +199,8 @@ def image_to_rgb(message: Image, depth: BitDepth | None = None) -> npt.NDArray[n
     view = image_view(message)
     encoding = _UNTYPED.get(encoding, encoding)
     if view.dtype.itemsize == 2:
+        if view.shape[2:] == (4,):  # opacity fills 16 bits, whatever the camera does
+            view, encoding = view[..., :3], encoding.replace("a", "")
         view = depth.to_8_bits(np.asarray(view, np.uint16), encoding)
     code = _TO_RGB[encoding.removesuffix("16").removesuffix("8")]
     if code is None:
@@ -247,6 +250,7 @@ def compressed_to_rgb(
     if image is None or image.size == 0:
         raise MessageError(unreadable)
     if image.dtype == np.uint16:
+        image = image[..., :3] if image.ndim == 3 else image
         image = depth.to_8_bits(np.asarray(image, np.uint16), "16-bit PNG")
     if image.ndim == 2:
         return _convert(image, cv2.COLOR_GRAY2RGB, "compressed image")
