@@ -268,14 +268,16 @@ class NodeParameters:
                 )
                 continue
             shown = brief(name)
-            if len(foreign) + len(wrong) >= _MOST_COMPARED or len(name) > _LONGEST_NAME:
-                foreign.append(shown)
+            own = name.startswith(_OWN_SECTIONS)
+            enough = (len(wrong) if own else len(foreign)) >= _MOST_COMPARED
+            if enough or len(name) > _LONGEST_NAME:
+                (wrong if own else foreign).append(f"unknown parameter {shown}" if own else shown)
                 continue
             known = overrides if name.startswith("qos_overrides.") else self._options
             guess = _near_miss(name, known)
             if guess:
                 wrong.append(f"unknown parameter {shown}: did you mean {guess}?")
-            elif name.startswith(_OWN_SECTIONS):
+            elif own:
                 wrong.append(
                     f"unknown parameter {shown}: `ros2 param list` shows those the node has"
                 )
