@@ -14,9 +14,9 @@ from depth_node.geometry.rigid import FloatArray
 
 _MOST_PARTS = 64  # messages with one stamp of one source; a clock that stands still has no end
 _MOST_BYTES = 256 << 20  # of all scans held
-_SAMPLES = 4096  # points of a scan that tell where it looks
+_SAMPLES = 2048  # points of a scan that tell where it looks
 _CELL = 0.06  # side of the cells of directions, on the unit sphere: 3.4 degrees
-_CELLS = int(1 / _CELL) + 2  # from the middle to beyond the sphere, with room for a neighbour
+_SIDE = 2 * (int(1 / _CELL) + 2) + 1  # of the cube of cells, with room for neighbours
 _SAME_VIEW = 0.8  # a scan looks where another did if it shares more than this of its cells
 
 
@@ -165,25 +165,28 @@ def _one_turn(scans: list[tuple[int, _Scan]]) -> list[tuple[int, _Scan]]:
     """The first scan and those that look elsewhere than the ones taken before them."""
     if len(scans) < 2:
         return scans
-    seen = np.zeros((2 * _CELLS + 1,) * 3, bool)
-    steps = np.array(list(np.ndindex(3, 3, 3))) - 1
+    seen = np.zeros(_SIDE**3, bool)
+    step = np.arange(-1, 2)
+    beside = (step[:, None, None] * _SIDE + step[:, None]) * _SIDE + step
     turn: list[tuple[int, _Scan]] = []
     for item in scans:
         cells = _cells(item[1])
-        if turn and (not len(cells) or seen[tuple(cells.T)].mean() > _SAME_VIEW):
+        if turn and (not len(cells) or seen[cells].mean() > _SAME_VIEW):
             continue
         turn.append(item)
-        for step in steps:  # and beside them: the points of a sparse scanner leave cells out
-            seen[tuple((cells + step).T)] = True
+        for offset in beside.flat:  # the points of a sparse scanner leave cells out
+            seen[cells + offset] = True
     return turn
 
 
 def _cells(scan: _Scan) -> npt.NDArray[np.intp]:
-    """(M, 3) cells of the unit sphere, in the LiDAR's frame, that some of the points lie in."""
+    """(M,) cells of the unit sphere, in the LiDAR's frame, that some of the points lie in."""
     if scan.cells is None:
-        points = scan.points[:: max(1, len(scan.points) // _SAMPLES)]
-        points = points[np.isfinite(points).all(axis=1)].astype(np.float64)
-        distance = np.linalg.norm(points, axis=1)
-        unit = points[distance > 0] / distance[distance > 0, None]
-        scan.cells = np.unique(np.rint(unit / _CELL).astype(np.intp) + _CELLS, axis=0)
+        points = scan.points
+        points = points[:: max(1, len(points) // _SAMPLES)]
+        distance = np.sqrt(np.einsum("ij,ij->i", points, points, dtype=np.float64))
+        known = np.isfinite(distance) & (distance > 0)
+        unit = points[known] / distance[known, None]
+        i, j, k = np.rint(unit / _CELL).astype(np.intp).T + _SIDE // 2
+        scan.cells = np.unique((i * _SIDE + j) * _SIDE + k)
     return scan.cells
