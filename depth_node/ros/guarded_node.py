@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class GuardedNode(LifecycleNode):
 
     def __init__(self, name: str, **node_arguments: Any) -> None:
         self._warned: OrderedDict[str, float] = OrderedDict()
+        self._warned_lock = threading.Lock()
         super().__init__(name, **node_arguments)
         for service in self.services:  # rclpy makes the lifecycle's past create_service
             service.callback = self._guarded_service(service.callback)
@@ -62,12 +64,13 @@ class GuardedNode(LifecycleNode):
     def warn_throttled(self, kind: str, text: str) -> None:
         """Warn, but of the same kind of thing at most every ten seconds."""
         now_s = time.monotonic()
-        if now_s - self._warned.get(kind, -_REPEAT_WARNING_S) < _REPEAT_WARNING_S:
-            return
-        self._warned[kind] = now_s
-        self._warned.move_to_end(kind)
-        while len(self._warned) > _MOST_KINDS:
-            self._warned.popitem(last=False)
+        with self._warned_lock:  # the worker warns too
+            if now_s - self._warned.get(kind, -_REPEAT_WARNING_S) < _REPEAT_WARNING_S:
+                return
+            self._warned[kind] = now_s
+            self._warned.move_to_end(kind)
+            while len(self._warned) > _MOST_KINDS:
+                self._warned.popitem(last=False)
         self.get_logger().warning(text)
 
     def _guarded(self, callback: Any) -> Any:

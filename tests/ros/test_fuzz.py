@@ -17,12 +17,15 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
+from builtin_interfaces.msg import Time
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterValue
 from rcl_interfaces.srv import ListParameters, SetParameters, SetParametersAtomically
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, PointField
+from std_srvs.srv import Trigger
 
 from depth_node.ros import messages
 from depth_node.ros.messages import IMAGE_LAYOUTS
@@ -228,6 +231,20 @@ def test_no_message_ends_the_node(network: Path, transport: str) -> None:
         np.testing.assert_allclose(messages.image_view(good), truth, rtol=CLOSE)
 
 
+def test_no_clock_ends_the_node(network: Path) -> None:
+    """Simulated time that jumps, stands still and lies before 1970."""
+    more = [f"T_camera_lidar:={IDENTITY}", "use_sim_time:=true"]
+    with Rig(f"model.path:={network}", *more) as rig:
+        rig.start()
+        rig.listen(Image, "depth/image_rect")
+        for second in (100, -5, -(2**31), 2**31 - 1, 0, 100):
+            rig.publish("/clock", Clock(clock=Time(sec=second, nanosec=2**32 - 1)))
+            rig.show(100.0 + 0.1 * (second > 0))
+            assert alive(rig) == "active"
+        rig.silent()
+        assert rig.node._monitor.total("failed") == 0
+
+
 # --- services and parameters ---------------------------------------------------------------------
 
 
@@ -295,8 +312,6 @@ def test_an_exception_in_any_callback_is_logged_and_left_out(
     rig.publish("image", camera_image(1.0)[0])
     rig.said("a message or timer failed and was left out: ZeroDivisionError: made by the test")
     monkeypatch.setattr(rig.node._monitor, "reset", broken)
-    from std_srvs.srv import Trigger
-
     answer = rig.call(Trigger, "/depth_node/reset", Trigger.Request())
     assert not answer.success and "made by the test" in answer.message
     monkeypatch.setattr(rig.node, "_forget", broken)
