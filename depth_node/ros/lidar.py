@@ -30,7 +30,7 @@ SourceKey: TypeAlias = "tuple[str, str]"  # topic and frame
 
 _MOST_WAITING = 64  # messages of a LiDAR that is faster than anything here needs
 _MOST_WAITING_BYTES = 128 << 20  # of all LiDARs
-_MOST_SOURCES = 16
+_MOST_SOURCES = 32
 _FORGET_SOURCE_S = 10.0  # a source that is silent for longer, by arrival
 _CLOCK_SCANS = 3  # that must agree before a difference of clocks is believed
 _CLOCK_S = 1.0  # smaller differences may be latency

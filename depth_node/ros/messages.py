@@ -68,6 +68,7 @@ _SEMI_PLANAR = {  # encoding -> OpenCV's conversion, rows of bytes for every row
 }
 _UNTYPED = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8"}  # OpenCV's order, as cv_bridge has it
 _PLAIN_NUMBERS = re.compile(r"^(8|16|32|64)[USF]C\d*$")
+_MOST_JPEG_SCANS = 100  # of a progressive one, each of which is a pass over the image; 10 is usual
 _LARGEST_IMAGE_PX = 1 << 26  # 67 megapixels: more than any camera that a robot carries
 _FIELD_TYPES = {
     PointField.INT8: "i1",
@@ -236,10 +237,15 @@ def compressed_to_rgb(
     width, height, deep = header
     if size is not None:
         check_size(width, height, size)
-    elif width * height > _LARGEST_IMAGE_PX:
+    if width * height > _LARGEST_IMAGE_PX:
         raise MessageError(
             f"compressed image is {width}x{height}, more than {_LARGEST_IMAGE_PX >> 20} megapixels:"
             " check the publisher"
+        )
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MOST_JPEG_SCANS:
+        raise MessageError(
+            f"compressed image is a JPEG of more than {_MOST_JPEG_SCANS} scans, too many"
+            " to read in time; check the publisher"
         )
     # The pixels stay where the calibration has them, whatever an EXIF orientation says.
     flags = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION

@@ -753,8 +753,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode()
-    except RuntimeError as error:  # rcl cannot read its arguments or the parameter file
-        print(f"depth_node: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:  # rcl cannot read its arguments or the parameter file
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        print(f"depth_node: {kind}{' '.join(str(error).split())}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2
     executor = SingleThreadedExecutor()

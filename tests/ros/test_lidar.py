@@ -120,8 +120,8 @@ def test_a_flood_of_frames_is_bounded_and_drives_out_no_lidar() -> None:
             got = collect(source, now, now)
             assert len(got.points) >= len(POINTS)
     assert ("points", "healthy") in source._sources
-    assert len(source._sources) <= 16
-    assert held(source) <= 16 * 64 * one
+    assert len(source._sources) <= 32
+    assert held(source) <= 32 * 4 * one
     for i in range(3):
         offer(source, 20 + i, 20.0 + i, frame="healthy")
         collect(source, 20 + i, 20.0 + i)

@@ -212,6 +212,15 @@ def test_a_huge_compressed_image_is_refused_by_its_header() -> None:
     assert time.perf_counter() - start < 0.5
 
 
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    encoded = cv2.imencode(".jpg", SMOOTH, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    assert messages.compressed_to_rgb(CompressedImage(data=encoded)).shape == SMOOTH.shape
+    at = encoded.rindex(b"\xff\xda")
+    endless = encoded[:at] + encoded[at:-2] * 1000 + encoded[-2:]
+    with pytest.raises(MessageError, match="more than 100 scans"):
+        messages.compressed_to_rgb(CompressedImage(data=endless))
+
+
 @pytest.mark.parametrize("suffix", [".bmp", ".tiff", ".webp", ".ppm", ".hdr", ".jp2"])
 def test_only_jpeg_and_png_are_opened(suffix: str) -> None:
     pixels = SMOOTH.astype(np.float32) / 255 if suffix == ".hdr" else SMOOTH

@@ -206,6 +206,26 @@ def test_an_unknown_parameter_in_the_file_is_refused_with_a_hint(
         again.close()
 
 
+@pytest.mark.parametrize(
+    "argument", ["start_type_description_service:=3", "use_sim_time:=maybe", "a b:=3"]
+)
+def test_parameters_of_rclpy_that_cannot_be_end_in_no_traceback(argument: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "depth_node.ros.node", "--ros-args", "-p", argument],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        process.wait(6)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode in (0, 2)
+    assert "Traceback" not in output
+    assert argument.partition(":=")[0] in output
+
+
 def test_a_parameter_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("depth_node:\n  ros__parameters:\n    T_camera_lidar: [1, 0.5]\n")
