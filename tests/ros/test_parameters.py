@@ -76,10 +76,11 @@ def test_a_renamed_parameter_is_refused_with_its_new_name() -> None:
     old = Parameter("max_scan_age", value=0.2)
     node = Node("renamed", context=context, parameter_overrides=[old])
     try:
-        (sentence,) = NodeParameters(node).unknown({})
+        (sentence,), foreign = NodeParameters(node).unknown({})
     finally:
         node.destroy_node()
         rclpy.shutdown(context=context)
+    assert not foreign
     assert sentence == "parameter max_scan_age is now called max_scan_age_s: use the new name"
 
 
