@@ -103,7 +103,7 @@ class ScanBuffer:
     def nearest(
         self, stamp_ns: int, key: Hashable, count: int | None
     ) -> list[tuple[int, npt.NDArray[np.float32]]]:
-        """Stamps in ns and points (N, 3) of a source's scans that serve an image, the nearest in time first.
+        """Stamps in ns and points (N, 3) of the scans of a source for an image, the nearest first.
 
         count: how many, None = all within max_age_s, 0 = those of one turn: the nearest, and the
         scans next to it that look elsewhere than those taken before (a LiDAR that sends its turn
