@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from depth_node.engine import BackendError, EngineError
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.protocol import Closeable, check_tensor, check_tensors
+
+# Since 1.31 it writes a device id and events into the user's cache folder and sends them. It looks
+# at this when it is loaded; a user's own setting is kept.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 # Back end -> providers of ONNX Runtime; each runs the operators that those before it cannot run.
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

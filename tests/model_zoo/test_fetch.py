@@ -9,6 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +303,136 @@ def test_disk_that_fills_up_on_the_way(
     part.parent.mkdir(parents=True)
     part.symlink_to("/dev/full")
     assert "cannot be stored" in refusal(lambda: fetch.fetch(ready))
+
+
+# --- a storage that sends something else than was announced
+
+
+def endless(block: bytes = bytes(1 << 16), pause: float = 0.0) -> Iterator[bytes]:
+    while True:
+        yield block
+        time.sleep(pause)
+
+
+def packed_zeros(wbits: int) -> Iterator[bytes]:
+    """A gigabyte of zeros in a megabyte."""
+    pack = zlib.compressobj(wbits=wbits)
+    for _ in range(1 << 10):
+        yield pack.compress(bytes(1 << 20))
+    yield pack.flush()
+
+
+WAYS: dict[str, tuple[dict[str, str], Callable[[], Iterable[bytes]]]] = {
+    "until it closes": ({}, endless),
+    "in chunks": ({"Transfer-Encoding": "chunked"}, endless),
+    "with a length": ({"Content-Length": str(10**12)}, endless),
+    "a byte now and then": ({}, lambda: endless(b"x", 0.001)),
+    "as gzip": ({"Content-Encoding": "gzip"}, lambda: packed_zeros(31)),
+    "as deflate": ({"Content-Encoding": "deflate"}, lambda: packed_zeros(15)),
+    "as gzip in chunks": (
+        {"Content-Encoding": "gzip", "Transfer-Encoding": "chunked"},
+        lambda: (block for block in packed_zeros(31) if block),
+    ),
+}
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_more_than_was_announced_is_neither_received_nor_kept(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, way: str, announced: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    hub.body = WAYS[way]
+    if not announced:
+        hub.size = None
+        monkeypatch.setattr(fetch, "_MAX_BYTES", 500)
+    largest = 0
+
+    def watch(name: str, received: int, total: int | None) -> None:
+        nonlocal largest
+        largest = max(largest, received)
+
+    sentence = refusal(lambda: fetch.fetch(ready, watch))
+    assert "more comes for model.onnx than the" in sentence and "deleted" in sentence
+    size = len(hub.files["somebody/net/onnx/model.onnx"]) if announced else 500
+    assert str(size) in sentence and largest <= size
+    assert hub.sent < 64 << 20, "the connection was closed, whatever the system had buffered"
+    assert not list((data / "net").glob("*model*"))
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "\x1b[31m"])
+def test_other_packings_are_refused_before_they_are_unpacked(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, encoding: str
+) -> None:
+    hub.body = ({"Content-Encoding": encoding}, endless)
+    sentence = refusal(lambda: fetch.fetch(ready))
+    assert "sent packed" in sentence and "\x1b" not in sentence
+    assert not list((data / "net").glob("*model*"))
+
+
+@pytest.mark.parametrize(("encoding", "wbits"), [("gzip", 31), ("deflate", 15), ("identity", 0)])
+def test_a_file_packed_on_the_way_is_the_file(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, encoding: str, wbits: int
+) -> None:
+    content = hub.files["somebody/net/onnx/model.onnx"]
+    sent = content
+    if wbits:
+        pack = zlib.compressobj(wbits=wbits)
+        sent = pack.compress(content) + pack.flush()
+    hub.body = ({"Content-Encoding": encoding}, lambda: [sent[:50], sent[50:]])
+    assert fetch.fetch(ready).path.read_bytes() == content
+
+
+def test_packed_garbage_is_a_sentence(ready: registry.RegistryEntry, hub: hub_server.Hub) -> None:
+    hub.body = ({"Content-Encoding": "gzip"}, lambda: [b"no gzip at all"])
+    assert "cannot be reached or failed" in refusal(lambda: fetch.fetch(ready))
+
+
+def test_a_file_of_unknown_size_is_received_as_long_as_there_is_room(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.size = None
+    usage = fetch.shutil.disk_usage("/")
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=10**8))
+    assert "make room" in refusal(lambda: fetch.fetch(ready))
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_DATA_HOME", str(data.parent.parent))
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    assert fetch.fetch(ready).path.read_bytes() == hub.files["somebody/net/onnx/model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("-1", "says that"),
+        (str(10**30), "make room"),
+        ("9" * 5000, ""),
+        ("many", ""),
+        ("0", "arrived damaged"),
+    ],
+)
+def test_impossible_sizes(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, size: str, words: str
+) -> None:
+    hub.size = size
+    if words:
+        assert words in refusal(lambda: fetch.fetch(ready))
+    else:  # as if none was sent
+        assert fetch.fetch(ready).path.is_file()
+
+
+def test_links_and_folders_in_the_way(
+    ready: registry.RegistryEntry, data: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (data / "net").mkdir(parents=True)
+    (data / "net" / ".lock").symlink_to(victim)
+    assert "cannot be written" in refusal(lambda: fetch.fetch(ready))
+    (data / "net" / ".lock").unlink()
+    (data / "net" / "model.onnx").mkdir()
+    assert "is no file: delete it" in refusal(lambda: fetch.fetch(ready))
+    assert victim.read_text() == "precious"
 
 
 def test_record_that_cannot_be_written(ready: registry.RegistryEntry, data: Path) -> None:
