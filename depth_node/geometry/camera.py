@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -260,6 +261,28 @@ def _fisheye_range(camera: Camera) -> float:
     return min([np.pi / 2, *(float(np.sqrt(root)) for root in _positive_roots(turning))])
 
 
+def is_rectified(topic: str, info: Any, setting: str = "auto") -> bool:
+    """Whether the images of a topic are rectified: then P of their CameraInfo holds and D does not.
+
+    topic: the image's, with or without what its transport appends. info: a CameraInfo (its fields
+    d, r, k and p). setting: "yes", "no" or "auto"; auto means that the topic is called
+    image_rect..., or that nothing is left to rectify: D is zero, R the identity and P equal to K.
+    """
+    if setting != "auto":
+        return setting == "yes"
+    *_, before, last = ("", *topic.rstrip("/").split("/"))
+    base = last if last.startswith("image") else before  # image_rect/compressed
+    if base.startswith("image_rect"):
+        return True
+    k, r, p = (np.asarray(values, np.float64) for values in (info.k, info.r, info.p))
+    fisheye = _MODEL_ALIASES.get(info.distortion_model, info.distortion_model) == "equidistant"
+    return not fisheye and (
+        not any(info.d)
+        and np.array_equal(r.reshape(3, 3), np.eye(3))
+        and np.array_equal(p.reshape(3, 4)[:, :3], k.reshape(3, 3))
+    )
+
+
 Plane = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
@@ -425,7 +448,8 @@ def _without_poles(
     """
     polynomial = np.polynomial.Polynomial
     num, den = polynomial(np.asarray(up, complex)), polynomial(np.asarray(down, complex))
-    for pole in den.trim().roots():
+    for root in den.trim().roots():
+        pole = complex(root)
         near_axis = pole.real > 0 and abs(pole.imag) <= 0.02 * abs(pole)
         if not near_axis or abs(pole) > _LARGEST_RADIUS**2:
             continue
