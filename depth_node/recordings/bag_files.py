@@ -184,12 +184,18 @@ class BagFiles:
         try:
             content = read_regular(metadata, LARGEST_METADATA)
             loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            depth = 0
+            for event in yaml.parse(content, loader):  # deep nesting would crash the C loader
+                depth += isinstance(event, yaml.CollectionStartEvent)
+                depth -= isinstance(event, yaml.CollectionEndEvent)
+                if depth > 50 or isinstance(event, yaml.AliasEvent):
+                    raise ValueError("it has aliases or is nested too deep")
             information = yaml.load(content, loader)["rosbag2_bagfile_information"]
             names = [PurePath(str(name)).name for name in information["relative_file_paths"]]
             fmt = str(information.get("compression_format") or "")
             mode = str(information.get("compression_mode") or "none").lower()
         except (Exception, RecursionError, MemoryError) as error:
-            self.damage.add("metadata.yaml", f"the files are read by their names ({error})")
+            self.damage.add("metadata.yaml", f"files are read by their names ({reason_of(error)})")
             return None
         if mode != "none" and fmt and fmt != "zstd":
             raise BagError(

@@ -67,8 +67,8 @@ def read_regular(path: Path, ceiling: int = LARGEST_FILE) -> bytes:
         if size > ceiling:
             raise FrameError(f"{path} has {size} bytes, more than {ceiling}: it is refused.")
         try:
-            return file.read(ceiling)
-        except OSError as error:
+            return file.read(size)
+        except (OSError, MemoryError) as error:
             raise FrameError(
                 f"{path} cannot be read ({reason_of(error)}): copy it again."
             ) from None

@@ -126,8 +126,12 @@ def _jpeg(data: bytes) -> tuple[tuple[int, int], bytes]:
     not looked at. Without an end the file is cut off.
     """
     place, size, scans = 2, None, 0
+    restart = -1  # the last one of this scan
     while True:
-        place = data.find(b"\xff", place)
+        after = data.find(b"\xff", place)
+        if after > place and not scans:
+            raise _UnreadableError("a JPEG with bytes between its segments")
+        place = after
         while 0 <= place < len(data) - 1 and data[place + 1] == 0xFF:  # fill bytes
             place += 1
         if place < 0 or place + 1 >= len(data):
@@ -138,8 +142,15 @@ def _jpeg(data: bytes) -> tuple[tuple[int, int], bytes]:
             if size is None or not scans:
                 raise _UnreadableError("a JPEG without an image")
             return size, data[:place]
-        if marker == 0x00 or marker == 0x01 or 0xD0 <= marker <= 0xD8:
-            continue  # a byte of the image, restarts
+        if marker == 0x00 and scans:
+            continue  # a byte of the image
+        if 0xD0 <= marker <= 0xD7 and scans:
+            if restart >= 0 and marker - 0xD0 != (restart + 1) % 8:
+                raise _UnreadableError("a JPEG of which a part is missing")
+            restart = marker - 0xD0
+            continue
+        if marker <= 0x01 or 0xD0 <= marker <= 0xD8:
+            raise _UnreadableError("a JPEG with a marker where none may be")
         if place + 2 > len(data):
             raise _UnreadableError("a JPEG that is cut off")
         (length,) = struct.unpack_from(">H", data, place)
@@ -151,6 +162,7 @@ def _jpeg(data: bytes) -> tuple[tuple[int, int], bytes]:
             height, width = struct.unpack_from(">HH", data, place + 3)
             size = height, width
         scans += marker == 0xDA
+        restart = -1
         if scans > _MOST_SCANS:
             raise _UnreadableError(f"a JPEG of more than {_MOST_SCANS} scans")
         place += length

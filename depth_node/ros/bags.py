@@ -12,6 +12,7 @@ bag of which nothing can be used raises BagError, a sentence with the cure.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from depth_node.geometry.transform_tree import TransformError, TransformTree
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
 from depth_node.recordings.files import FrameError, one_line, reason_of
-from depth_node.recordings.images import decode_image
+from depth_node.recordings.images import decode_image, image_size
 from depth_node.recordings.replay import LeftOut, Sampling, ScoredFrame, measured_points
 from depth_node.ros import messages
 
@@ -195,7 +196,11 @@ class Bag:
             elif "compressedDepth" in message.format:
                 raise _UnusableError("it is a depth image: name the camera's with --image-topic")
             else:
-                image = decode_image(memoryview(message.data), "the image")
+                data = bytes(memoryview(message.data))
+                height, width = image_size(data, "the image")
+                if (height, width) != size:
+                    raise _UnusableError(self._other_size(height, width, camera))
+                image = decode_image(data, "the image", size=size)
         except _UnusableError:
             raise
         except (Exception, MemoryError) as error:
@@ -434,6 +439,7 @@ def _same_camera(info_topic: str, image_topic: str) -> bool:
     return image_topic.startswith(f"{namespace}/")
 
 
+@functools.cache
 def _type_store() -> Any:
     """What takes CDR apart. The types are ROS's own: what a bag says of them is not needed, nor
     what it says of types that are foreign here.
