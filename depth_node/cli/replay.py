@@ -179,7 +179,9 @@ def _print_summary(
     terminal: Console, summary: Sequence[Mapping[str, Any]], own: str, title: str
 ) -> None:
     if all(row["abs_rel"] is None for row in summary):
-        terminal.print("No truth to compare with (give --points, --lines or --hold-out above 0).")
+        terminal.print(
+            f"{title}. No truth to compare with (give --points, --lines or --hold-out above 0)."
+        )
         return
     rows = [(row["method"], *replay.metric_cells(row)) for row in summary]
     print_table(terminal, title, ("method", *replay.METRIC_HEAD), rows, {own})

@@ -276,10 +276,9 @@ def is_rectified(topic: str, info: Any, setting: str = "auto") -> bool:
         return True
     k, r, p = (np.asarray(values, np.float64) for values in (info.k, info.r, info.p))
     fisheye = _MODEL_ALIASES.get(info.distortion_model, info.distortion_model) == "equidistant"
-    return not fisheye and (
-        not any(info.d)
-        and np.array_equal(r.reshape(3, 3), np.eye(3))
-        and np.array_equal(p.reshape(3, 4)[:, :3], k.reshape(3, 3))
+    same = np.array_equal(p.reshape(3, 4)[:, :3], k.reshape(3, 3))
+    return bool(
+        not fisheye and not any(info.d) and same and np.array_equal(r.reshape(3, 3), np.eye(3))
     )
 
 

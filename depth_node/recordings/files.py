@@ -29,15 +29,21 @@ def one_line(text: str, longest: int = LONGEST_SENTENCE) -> str:
     """Foreign text as one line without control characters; the middle of a long one is left out,
     as the cause stands at the beginning of a sentence and the cure at its end.
     """
-    if len(text) > longest:
-        half = longest // 2 - 2
-        text = f"{text[:half]} ... {text[-half:]}"
+    text = _shortened(text, longest)  # before it is gone through letter by letter
     if text.isprintable():
         return text
-    return "".join(
+    plain = "".join(
         " " if c in "\n\r\t" else c if c.isprintable() else c.encode("unicode_escape").decode()
         for c in text
     )
+    return _shortened(plain, longest)
+
+
+def _shortened(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    half = longest // 2 - 3
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def reason_of(error: BaseException) -> str:

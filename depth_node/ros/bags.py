@@ -159,11 +159,15 @@ class Bag:
     def _first_camera(self) -> Camera:
         """The first calibration of the bag that can be used."""
         first: _UnusableError | None = None
+        counts = Counter(self._files.damage.counts)  # they are read a second time
         for _, _, message in self._read([self.topics.camera_info], count=False):
             try:
-                return self._camera(message)
+                camera = self._camera(message)
             except _UnusableError as error:
                 first = first or error
+                continue
+            self._files.damage.counts = counts
+            return camera
         if first is not None:
             raise BagError(f"{self.path}: {self.topics.camera_info}: {first}")
         raise BagError(
@@ -188,7 +192,7 @@ class Bag:
     def _image(self, message: Any, camera: Camera) -> NDArray[np.uint8]:
         size = (camera.height, camera.width)
         compressed = self._types[self.topics.image] == COMPRESSED
-        if not compressed and (message.height, message.width) != size:
+        if not compressed and message.height and (message.height, message.width) != size:
             raise _UnusableError(self._other_size(message.height, message.width, camera))
         try:
             if not compressed:

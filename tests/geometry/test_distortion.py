@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from depth_node.geometry.camera import Camera
+from depth_node.geometry.camera import Camera, is_rectified
 
 # The calibration of a real OAK-D: at r = 0.674 numerator and denominator nearly cancel.
 OAK_D = (-4.86082888, 17.2819767, 2.0376e-4, 1.0251e-3, -25.1722507, -4.94364738, 17.5144253,
@@ -221,3 +222,28 @@ def test_rays_of_a_large_image_are_quick() -> None:
         start = time.process_time()
         camera.rays()
         assert time.process_time() - start < 2.0  # 0.4 s on a quiet core
+
+
+@pytest.mark.parametrize(
+    ("topic", "setting", "d", "rectified"),
+    [
+        ("/cam/image_rect", "auto", 0.1, True),
+        ("image_rect", "auto", 0.1, True),
+        ("/cam/image_rect_color/compressed", "auto", 0.1, True),
+        ("/cam/image_rect/theora", "auto", 0.1, True),
+        ("/image_rect/image_raw", "auto", 0.1, False),
+        ("/cam/image_raw/compressed", "auto", 0.1, False),
+        ("/cam/image_raw", "auto", 0.0, True),
+        ("/cam/image_raw", "yes", 0.1, True),
+        ("/cam/image_rect", "no", 0.0, False),
+    ],
+)
+def test_what_is_rectified(topic: str, setting: str, d: float, rectified: bool) -> None:
+    k = np.array([[80.0, 0, 40], [0, 80, 30], [0, 0, 1]])
+    p = np.hstack([k, np.zeros((3, 1))])
+    info = SimpleNamespace(
+        d=[d] * 5, k=k.ravel(), r=np.eye(3).ravel(), p=p.ravel(), distortion_model="plumb_bob"
+    )
+    assert is_rectified(topic, info, setting) is rectified
+    fisheye = SimpleNamespace(**{**vars(info), "distortion_model": "equidistant"})
+    assert not is_rectified("/cam/image_raw", fisheye, "auto")
