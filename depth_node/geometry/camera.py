@@ -218,11 +218,8 @@ class Camera:
             np.divide(_fisheye_radius(theta, self.distortion), r, out=ratio, where=r > 1e-12)
             return x * ratio, y * ratio
         lens = _lens(self)
-        distorted = lens.distort(x, y)
-        outside = ~lens.within(x, y)
-        for values in distorted:
-            values[outside] = np.nan
-        return distorted
+        # A NaN in x is one in both results.
+        return lens.distort(np.where(lens.within(x, y), x, np.nan), y)
 
 
 def _horner(coefficients: Sequence[float], s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -382,7 +379,7 @@ class _Lens:
         """Where the model neither folds back nor is thrown off by a pole."""
         s = x * x + y * y
         least, largest = float(self.limits.min()), float(self.limits.max())
-        inside = s <= least * least
+        inside: npt.NDArray[np.bool_] = s <= least * least
         if least < largest:
             unclear = np.flatnonzero((s > least * least) & (s <= largest * largest))
             xs, ys = x.reshape(-1)[unclear], y.reshape(-1)[unclear]
