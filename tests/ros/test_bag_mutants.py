@@ -29,10 +29,9 @@ def test_mutants(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 5))
 @pytest.mark.parametrize("form", FORMS)
-def test_thousands_of_mutants(form: str, seed: int, tmp_path: Path) -> None:
-    got = in_a_child(form, 3000, seed, tmp_path)
+def test_thousands_of_mutants(form: str, tmp_path: Path) -> None:
+    got = in_a_child(form, 3000, 2, tmp_path, timeout_s=600)
     assert got["answers"] + got["sentences"] == 3000
 
 
