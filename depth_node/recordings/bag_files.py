@@ -653,8 +653,10 @@ class _Sqlite:
         with open_regular(path) as file:
             if file.read(16) != _SQLITE_MAGIC:
                 raise DamagedError("it does not begin like an SQLite3 database")
-        journal = path.with_name(f"{path.name}-wal")
-        live = journal.is_file() and journal.stat().st_size > 0  # of a killed recorder
+        write_ahead_log = path.with_name(f"{path.name}-wal")
+        live = (
+            write_ahead_log.is_file() and write_ahead_log.stat().st_size > 0
+        )  # of a killed recorder
         options = "mode=ro" if live else "mode=ro&immutable=1"
         self._base = sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True)
         try:

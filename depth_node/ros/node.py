@@ -261,7 +261,7 @@ class DepthNode(GuardedNode):
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """See rclpy.node.Node: here values may be typed as the documentation has them, and a
-        parameter that has the value already is left alone."""
+        parameter that has the value already stays as it is."""
         settings: NodeParameters | None = self.__dict__.get("_settings")
         if settings is None:  # rclpy's own parameters, before ours
             return super().set_parameters_atomically(parameter_list)
@@ -588,17 +588,17 @@ class DepthNode(GuardedNode):
 
     def _wanted(self, camera: Camera) -> set[str]:
         """The topics that somebody listens to and that this camera has something for."""
-        heard = self._outputs.topics_with_subscribers() if self._outputs is not None else set()
+        subscribed = self._outputs.topics_with_subscribers() if self._outputs is not None else set()
         right = depth_topic(camera)
         wrong = UNRECTIFIED if right == RECTIFIED else RECTIFIED
-        if wrong in heard:
+        if wrong in subscribed:
             has = "no distortion" if right == RECTIFIED else "distortion"
             self.warn_throttled(
                 "wrong depth topic",
                 f"{self.resolve_topic_name(wrong)} stays silent: the image has {has},"
                 f" so its depth is on {self.resolve_topic_name(right)}",
             )
-        return heard - {wrong}
+        return subscribed - {wrong}
 
     def _report(
         self,
@@ -714,8 +714,8 @@ def _describe_losses(result: DepthResult) -> str:
         "outside": counts.outside,
         "hidden": counts.occluded,
     }
-    told = ", ".join(f"{count} {fate}" for fate, count in fates.items() if count)
-    return f"{told}; check T_camera_lidar or the TF tree"
+    losses = ", ".join(f"{count} {fate}" for fate, count in fates.items() if count)
+    return f"{losses}; check T_camera_lidar or the TF tree"
 
 
 def _spin(executor: SingleThreadedExecutor, node: DepthNode, ended: SimpleQueue[int]) -> None:
