@@ -653,6 +653,7 @@ class _Sqlite:
         with open_regular(path) as file:
             if file.read(16) != _SQLITE_MAGIC:
                 raise DamagedError("it does not begin like an SQLite3 database")
+        # A recorder that was killed leaves its log behind.
         write_ahead_log = path.with_name(f"{path.name}-wal")
         live = (
             write_ahead_log.is_file() and write_ahead_log.stat().st_size > 0

@@ -54,7 +54,8 @@ class FieldConfig:
     temporal: TemporalConfig = section(TemporalConfig, "What is remembered from frame to frame.")
     compiler: str = option(
         "auto",
-        "Form of the inner loops; numba: refuse to start without it rather than run 40 times slower; numpy: run without "
+        "Form of the inner loops; numba: refuse to start without it rather than run 40 times"
+        " slower; numpy: run without "
         "numba and without its warning; auto: numba where it is installed.",
         choices=COMPILERS,
     )
