@@ -115,8 +115,8 @@ class LidarInput:
         """Keep a message for later; cheap, for the executor's thread.
 
         arrival_s: when it came, by the clock of the images' arrivals. idle: no output has a
-        subscriber, so only the newest message of each LiDAR is kept, for the first image that is asked
-        for.
+        subscriber, so only the newest message of each LiDAR is kept, for the first image that is
+        asked for.
         """
         arrival_s = time.monotonic() if arrival_s is None else arrival_s
         key = (topic, message.header.frame_id)
