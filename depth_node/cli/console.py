@@ -90,8 +90,8 @@ def progress(terminal: Console, label: str, total: int | None) -> Iterator[Calla
         columns += [MofNCompleteColumn(), TimeRemainingColumn()]
         columns.append(TextColumn("{task.fields[text]}", markup=False))
     with Progress(*columns, console=terminal) as bar:
-        task = bar.add_task(label, total=total, text="")
-        yield lambda text: bar.update(task, advance=1, text=text)
+        task = bar.add_task(_visible(label), total=total, text="")
+        yield lambda text: bar.update(task, advance=1, text=_visible(text))
 
 
 def print_table(

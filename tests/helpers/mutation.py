@@ -70,3 +70,9 @@ def bounded(seconds: float, megabytes: float) -> Iterator[None]:
     finally:
         tracemalloc.stop()
     assert taken < seconds and peak < megabytes, f"{taken:.1f} s, {peak:.0f} MB"
+
+
+def assert_sentence(error: BaseException) -> None:
+    """What a refusal says: one line, not long, nothing that a terminal obeys."""
+    text = str(error)
+    assert text.isprintable() and 0 < len(text) < 2000, repr(text[:500])
