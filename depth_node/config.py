@@ -45,6 +45,7 @@ _SCALARS: tuple[type, ...] = (bool, int, float, str)
 # Settings, manifests and the registry are a few kB; 256 kB of YAML take PyYAML seconds.
 MAX_YAML_BYTES = 256_000
 _MAX_YAML_VALUES = 20_000  # after aliases are written out
+_MAX_YAML_DEPTH = 40
 _MAX_NAME = 200  # a longer name is no slip of the pen
 
 T = TypeVar("T")
@@ -165,6 +166,8 @@ class Option:
                 wrong = True
         if wrong or (self.type is float and math.isnan(value)):
             raise ConfigError(f"{self.name} must be {self.type_name}, got {quoted(value)}")
+        if self.type is int and not -(2**63) <= value < 2**63:  # as ROS parameters have
+            raise ConfigError(f"{self.name} must be an integer of 64 bits, got {quoted(value)}")
         if self.choices and value not in self.choices:
             allowed = ", ".join(str(choice) for choice in self.choices)
             guess = nearest(str(value), [str(choice) for choice in self.choices])
@@ -236,21 +239,22 @@ def read_text(path: Path, limit: int, noun: str = "the file") -> str:
     Raises ConfigError, which names the file, for all that is none: a pipe, which would never end,
     a device, a folder, another encoding, a file beyond the limit.
     """
+    shown = one_line(path, 1000)
     try:
         content = read_bytes(path, limit)
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"cannot read {noun} {path}: byte {error.start} is no UTF-8; save it as UTF-8 text"
+            f"cannot read {noun} {shown}: byte {error.start} is no UTF-8; save it as UTF-8 text"
         ) from error
     except FileTooLargeError as error:
-        raise ConfigError(f"cannot read {noun} {path}: {error}; check the path") from error
+        raise ConfigError(f"cannot read {noun} {shown}: {error}; check the path") from error
     except OSError as error:
         raise ConfigError(
-            f"cannot read {noun} {path}: {error.strerror or one_line(error)}; check the path"
+            f"cannot read {noun} {shown}: {error.strerror or one_line(error)}; check the path"
         ) from error
     except ValueError as error:  # a path with a NUL
-        raise ConfigError(f"cannot read {noun} {quoted(str(path))}: {one_line(error)}") from error
+        raise ConfigError(f"cannot read {noun} {shown}: {one_line(error)}") from error
 
 
 class FileTooLargeError(OSError):
@@ -504,6 +508,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._sizes: dict[int, int] = {}
+        self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node; as PyYAML does, but of bounded size."""
@@ -511,7 +516,11 @@ class _Loader(yaml.SafeLoader):
         is_alias = self.check_event(yaml.AliasEvent)
         if is_alias and not self.aliases:
             raise ConfigError(f"an alias (*name, line {line}) is not used here: write it out")
+        self._depth += 1
+        if self._depth > _MAX_YAML_DEPTH:
+            raise ConfigError(f"too many brackets within each other (line {line})")
         node = super().compose_node(parent, index)
+        self._depth -= 1
         if node is None or id(node) in self._sizes:
             return node
         if is_alias:  # of a node that is not complete

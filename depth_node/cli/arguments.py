@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from depth_node.cli.console import UsageError
-from depth_node.config import load, override
+from depth_node.config import load, override, quoted
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.fitting import METHODS
 from depth_node.pipeline import PipelineConfig
@@ -85,4 +85,4 @@ def integers(name: str, text: str) -> list[int]:
     try:
         return [int(word) for word in words(text)]
     except ValueError:
-        raise UsageError(f"{name} {text!r} must be whole numbers like 50,250") from None
+        raise UsageError(f"{name} {quoted(text)} must be whole numbers like 50,250") from None

@@ -115,7 +115,7 @@ class Manifest:
         for key, value in self.limits.items():
             if type(value) not in (int, float) or not 0 <= value < math.inf:
                 raise EngineError(
-                    f"limits.{one_line(key)} is {quoted(value)}: give a finite number from 0"
+                    f"limits.{one_line(key)} is {quoted(value)}: give a number from 0, not infinite"
                 )
         if (self.meaning == PROMPTS) != bool(self.decoder):
             raise EngineError(

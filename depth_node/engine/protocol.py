@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -13,7 +17,31 @@ import numpy.typing as npt
 from depth_node.engine import EngineError
 from depth_node.engine.manifest import Manifest
 
+_SLOW_S = 20.0
+
 _Self = TypeVar("_Self")
+
+
+@contextlib.contextmanager
+def warn_if_slow(doing: str) -> Iterator[None]:
+    """Log what is being done if it takes long: a network may hold a loop that never ends.
+
+    Nobody can end a run inside a library but by ending the process, so the warning names it.
+    """
+
+    def warn() -> None:
+        logging.getLogger("depth_node.engine").warning(
+            "still %s after %.0f s: it is large, or never comes to an end; `kill -9 %d` ends it",
+            doing, _SLOW_S, os.getpid(),
+        )  # fmt: skip
+
+    timer = threading.Timer(_SLOW_S, warn)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Closeable:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorrt as trt
 
-from depth_node.engine import EngineError, cuda
+from depth_node.engine import EngineError, cuda, depth_tools
 from depth_node.engine.cache import CachedEngine, Identity
 from depth_node.engine.gpu_kernels import Resampling
 from depth_node.engine.manifest import Manifest
@@ -150,7 +150,7 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
 def _cached_engine(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> CachedEngine:
     """Take the engine from the cache, or build it into the cache."""
     config = request.config
-    command = f"depth_tools models build {config.path}"
+    command = depth_tools(f"models build {config.path}")
     for option, value, default in (
         ("--manifest", config.manifest, ""),
         ("--precision", config.precision, "file"),
@@ -431,7 +431,7 @@ class TrtEngine(Closeable):
             raise PlanError(
                 f"TensorRT {trt.__version__} does not take the engine of {self.manifest.name}"
                 f" ({self._logger.error_text()}): it was built by another version or for another"
-                " GPU; build it again with `depth_tools models build`"
+                f" GPU; build it again with `{depth_tools('models build')}`"
             )
 
     def _make_context(self) -> None:
@@ -442,7 +442,8 @@ class TrtEngine(Closeable):
                 raise self._gpu.out_of_memory_error(size, f"running {self.manifest.name}")
             raise EngineError(
                 f"the engine of {self.manifest.name} cannot be started"
-                f" ({self._logger.error_text()}): build it again with `depth_tools models build`"
+                f" ({self._logger.error_text()}): build it again with"
+                f" `{depth_tools('models build')}`"
             )
         self.details["engine memory [MB]"] = round(int(self._engine.device_memory_size_v2) / 1e6)
 
@@ -474,8 +475,8 @@ class TrtEngine(Closeable):
             if not context.set_input_shape(name, shape):
                 raise EngineError(
                     f"the engine of {manifest.name} refuses {name} of shape {shape}"
-                    f" ({self._logger.error_text()}): build it again with `depth_tools models"
-                    " build`"
+                    f" ({self._logger.error_text()}): build it again with"
+                    f" `{depth_tools('models build')}`"
                 )
             self._inputs[name] = self._buffers(name, shape, dtype)
         for name in outputs:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_node import __version__
+from depth_node.config import one_line
 from depth_node.engine.manifest import Manifest, converted_path, manifest_path, model_sha256
 from depth_node.engine.protocol import Engine
 from depth_node.model_zoo.compare import (
@@ -202,7 +203,7 @@ def _loaded(model: Path) -> onnx.ModelProto:
         return onnx.load(str(model))
     except Exception as error:  # protobuf's errors share no base class
         raise ConvertError(
-            f"{model} cannot be read by onnx {onnx.__version__} ({' '.join(str(error).split())}):"
+            f"{model} cannot be read by onnx {onnx.__version__} ({one_line(error)}):"
             " fetch or export it again"
         ) from error
 

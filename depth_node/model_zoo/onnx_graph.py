@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depth_node.engine import EngineError
+from depth_node.config import one_line
+from depth_node.engine import EngineError, depth_tools
 
 if TYPE_CHECKING:
     import onnx
@@ -63,8 +64,8 @@ def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onn
     for item in graph.input:
         if item.name not in inputs:
             raise ConvertError(
-                f"the graph has an input {item.name} that the manifest does not name: write the"
-                " manifest anew with `depth_tools models manifest`"
+                f"the graph has an input {one_line(item.name)} that the manifest does not name:"
+                f" write the manifest anew with `{depth_tools('models manifest')}`"
             )
         dims = item.type.tensor_type.shape
         del dims.dim[:]
@@ -168,7 +169,7 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
         )
         onnx.checker.check_model(bare, full_check=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ConvertError(
             f"the graph is not valid ONNX ({reason}): export it again, with opset 17 or newer"
         ) from error

@@ -27,6 +27,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("rich", reason="rich is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
 from tests.helpers import hub_server
+from tests.helpers.mutation import assert_sentence, bounded, mutants
 from tests.helpers.networks import install, model_bytes
 from tests.helpers.refusals import refusal
 from tests.helpers.tiny_models import save_model
@@ -452,6 +453,66 @@ def test_without_huggingface_hub(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     sentence = refusal(lambda: fetch.fetch(ready))
     assert "pip install huggingface_hub" in sentence and "from another machine" in sentence
+
+
+# --- the record
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+def test_mutants_of_a_record(ready: registry.RegistryEntry, data: Path, count: int) -> None:
+    """The record of what was fetched, or none, as if it had been put there by hand."""
+    fetch.fetch(ready)
+    path = data / "net" / fetch.RECORD
+    content = path.read_bytes()
+    with bounded(seconds=30 * count / 300, megabytes=60):
+        for number, mutant in mutants(content, count):
+            path.write_bytes(mutant)
+            record = fetch.Record.load(data / "net")
+            assert record is None or all(
+                type(file.bytes) is int and isinstance(file.sha256, str)
+                for file in record.files.values()
+            ), number
+            if number % 20 == 0:
+                assert fetch.verify(ready)[0].problem in (
+                    "", "no hash to compare with", "DAMAGED or another version"
+                )  # fmt: skip
+    path.write_text("[" * 100_000)
+    assert fetch.Record.load(data / "net") is None
+    path.unlink()
+    os.mkfifo(path)
+    assert fetch.Record.load(data / "net") is None
+    path.unlink()
+    victim = data / "victim"
+    victim.write_text("precious")
+    (path.parent / f".{fetch.RECORD}.{os.getpid()}").symlink_to(victim)
+    fetch.fetch(ready)
+    assert fetch.Record.load(data / "net") is not None and victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_mutants_of_a_download(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of the answer's body, whatever its packing: the file, or a sentence and no file."""
+    monkeypatch.setattr(fetch.time, "sleep", lambda _: None)
+    content = hub.files["somebody/net/onnx/model.onnx"]
+    pack = zlib.compressobj(wbits=31)
+    forms = {"identity": content, "gzip": pack.compress(content) + pack.flush()}
+    for number, mutant in mutants(b"", count):
+        encoding = ("identity", "gzip")[number % 2]
+        mutant = next(mutants(forms[encoding], 1, number))[1]
+        hub.body = ({"Content-Encoding": encoding}, lambda body=mutant: [body])  # type: ignore[misc]
+        try:
+            assert fetch.fetch(ready).path.read_bytes() == content
+        except fetch.FetchError as error:
+            assert_sentence(error)
+            assert not (data / "net" / "model.onnx").exists()
+        for path in (data / "net").glob("*model*"):
+            path.unlink()
+        for path in (data / "net").glob(".*.part"):
+            assert path.stat().st_size <= len(content)
+            path.unlink()
 
 
 # --- verify
