@@ -29,7 +29,7 @@ from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.lattice import Floats, Map, rounded
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.settings import TemporalConfig
-from depth_node.fitting.robust import weighted_quantile
+from depth_node.fitting.robust import STD_TO_MAD, weighted_quantile
 from depth_node.prediction import Prediction
 
 # An old answer counts fully while its median error at new points is below the first of these times
@@ -150,7 +150,7 @@ class FieldState:
 
     def blend(self, answer: FieldAnswer, config: TemporalConfig) -> Map:
         """(h, w) log depth of the frame averaged with the remembered one; is remembered itself."""
-        past, changed = self._fitting_past(answer, config)
+        past, changed = self._usable_past(answer, config)
         if past is None:
             frames: Map = np.ones(answer.log_depth.shape, np.float32)
             blended = answer.log_depth
@@ -175,7 +175,7 @@ class FieldState:
         )
         return blended
 
-    def _fitting_past(
+    def _usable_past(
         self, answer: FieldAnswer, config: TemporalConfig
     ) -> tuple[_Past | None, NDArray[np.bool_]]:
         """The past moved to the new pose, or None for a new beginning; (h, w) where it changed."""
@@ -232,14 +232,16 @@ def _trust(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer) -> tupl
     ratio = max(spread / expected, large / max(answer.large_error, 1e-3))
     weight *= np.float32(np.clip((high - ratio) / (high - low), 0, 1))
     # Around a point that contradicts the past, the past is wrong; around one that agrees it holds.
-    limit = max(CONTRADICTION * expected / 0.6745, MIN_CONTRADICTION)
+    limit = max(CONTRADICTION * expected / STD_TO_MAD, MIN_CONTRADICTION)
     against = np.abs(miss - shift) > limit
     if (against & comparable).any():
-        weight *= 1 - _about(rows[comparable], cols[comparable], against[comparable], weight.shape)
+        weight *= 1 - _contradiction(
+            rows[comparable], cols[comparable], against[comparable], weight.shape
+        )
     return shift, weight
 
 
-def _about(
+def _contradiction(
     rows: NDArray[np.int64],
     cols: NDArray[np.int64],
     against: NDArray[np.bool_],
@@ -315,14 +317,14 @@ def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:
     )
 
 
-def _filled(image: Map) -> Map:
-    """NaN cells with enough known neighbours get their mean."""
-    known = np.isfinite(image)
+def _filled(plane: Map) -> Map:
+    """A map (h, w) whose NaN cells with enough known neighbours have their mean."""
+    known = np.isfinite(plane)
     if known.all():
-        return image
-    value = cv2.boxFilter(np.where(known, image, 0).astype(np.float32), -1, (3, 3), normalize=False)
+        return plane
+    value = cv2.boxFilter(np.where(known, plane, 0).astype(np.float32), -1, (3, 3), normalize=False)
     count = cv2.boxFilter(known.astype(np.float32), -1, (3, 3), normalize=False)
-    out = image.copy()
+    out = plane.copy()
     gap = ~known & (count >= 4)
     out[gap] = value[gap] / count[gap]
     return out
