@@ -66,14 +66,16 @@ class DetailParameters:
     """How strongly the detail counts.
 
     prior_weight: of U against the points about a cell, inf: no detail. clip: log depth. radius:
-    cells. prior: weight of a point at the usual distance, which prior_weight multiplies. error:
-    (m,) left-out relative error of the points tried; mean_error: its mean, weighted by trust.
+    cells. prior: weight of a point at the usual distance, which prior_weight multiplies. miss: (m,)
+    log depth of the points tried minus what is predicted without them; error: (m,) the same as a
+    relative error; mean_error: its mean, weighted by trust.
     """
 
     prior_weight: float
     clip: float
     radius: float
     prior: float
+    miss: Floats
     error: Floats
     mean_error: float
 
@@ -122,11 +124,12 @@ def choose_detail(
             away = abs(a - USUAL_CHOICE[0]) + abs(b - USUAL_CHOICE[1])
             loss = float(error @ left_out.weight) * (1 + penalty * away)
             if best is None or loss < best[0]:
-                best = loss, prior_weight, clip, np.abs(np.expm1(truth - estimate))
+                best = loss, prior_weight, clip, truth - estimate
     assert best is not None
-    _, prior_weight, clip, error = best
+    _, prior_weight, clip, miss = best
+    error = np.abs(np.expm1(miss))
     mean_error = float(np.average(error, weights=left_out.weight))
-    return DetailParameters(prior_weight, clip, radius, prior, error, mean_error)
+    return DetailParameters(prior_weight, clip, radius, prior, miss, error, mean_error)
 
 
 def _reach(features: FieldFeatures, left_out: LeaveOut) -> tuple[float, float]:

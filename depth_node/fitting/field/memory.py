@@ -3,13 +3,20 @@
 
 The answers of single frames tremble: other points, other noise. Where the scene stands still the
 answers of several frames are averaged (in log depth, on the field's grid), as a Kalman filter with
-a bounded memory would. Old answers are moved with the camera when its pose is known. They lose
-their weight
+a bounded memory would. Old answers are moved with the camera when its pose is known. An old answer
+of n frames counts
 
-- everywhere, when they predict the new points worse than the new frame's own left-out points are
-  predicted (the camera moved without a known pose, the scene changed),
-- about new points that contradict them, and where the image or the network's answer changed,
-- altogether, after a jump in time, a change of the image's size or camera, or a new scene.
+    w = min(memory, 1 / (1 + 1/n + (q / e)^2))
+
+with e the frame's own error and q by how much the old answer may be out of date in that cell:
+
+- what still moves in the image (the camera without a pose, or with a wrong one; things of their
+  own) displaces the edges of the old answer,
+- the new points about the cell miss the old answer to one side.
+
+It counts nothing where image or network changed altogether, and everywhere less by the fraction
+that predicts the points best that the frame's own answer is tested with: those left out. After a
+jump in time, a change of the image's size or a new scene it is forgotten.
 """
 
 from __future__ import annotations
@@ -26,22 +33,36 @@ from numpy.typing import NDArray
 from depth_node.fitting.field.base import Base
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.lattice import Floats, Map, rounded
+from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.settings import TemporalConfig
-from depth_node.fitting.robust import STD_TO_MAD, weighted_quantile
+from depth_node.fitting.robust import MAD_TO_STD, weighted_quantile
 from depth_node.prediction import Prediction
 
-# An old answer counts fully while its median error at new points is below the first of these times
-# the expected one, and not at all above the second.
-ERROR_LIMITS = (1.05, 1.45)
-LARGE_ERROR_QUANTILE = 0.85  # of the errors, shows edges that are out of place
 NEW_SCENE = 0.6  # fraction of changed cells that makes a new scene
 CHANGED_COLOUR = 0.35  # of a correlation length of colour, after blurring
 CHANGED_BASE = 0.08  # log of the network's map
-CONTRADICTION = 3.0  # times the expected error
-MIN_CONTRADICTION = 0.04  # log depth
 MAX_MEDIAN_POINTS = 2000  # more points estimate the median shift no better
+
+# What moves in the image, on every second cell of the grid
+HALF = 2
+WINDOW = 5  # cells over which a displacement is estimated
+COLOUR_NOISE = 0.02  # of a correlation length: smaller gradients show no displacement
+MAX_DISPLACEMENT = 3.0  # cells; the edges of the old answer are out of place at more anyway
+QUIET = 0.08  # cells of displacement that noise alone may show
+ROUNDED = 0.25  # cells by which an answer is out of place that was moved with the camera
+CHANGE_PER_CELL = 0.015  # log depth by which what moves one cell in the image may come nearer
+
+# What the points say, on every fourth cell of the grid
+QUARTER = 4
+CLIP = 3.0  # standard deviations beyond which a miss counts as so many
+CERTAINTY = 3.0  # squared standard deviations of a local mean that chance explains
+CONTRADICTION = 4.0  # standard deviations of a miss that contradicts the past
+MIN_CONTRADICTION = 0.02  # log depth
+MIN_TESTED_WEIGHT = 0.02  # of the old answer at a left-out point that judges it
+KEPT_EVIDENCE = 0.7  # of what earlier frames said of the old answers
+DOUBT = 1.0  # standard errors by which the old answer is believed less than they say
+NO_DIFFERENCE = 1e-5  # log depth that makes no difference
 
 
 @dataclass(frozen=True)
@@ -59,11 +80,11 @@ class Pose:
 class FieldAnswer:
     """One frame's answer on the grid, for the memory.
 
-    log_depth: (h, w) float32. values: (h, w) of the network; log_base makes log metres of such a
-    map with this frame's base. colour: (3, h, w) in correlation lengths. row, col, log_z, trust:
-    (n,) points on the grid and how far they are to be believed, 0 to 1. error, large_error: median
-    and LARGE_ERROR_QUANTILE of the expected errors of log depth at new points. height, width: of
-    the image.
+    log_depth: (h, w) float32. values: (h/2, w/2) of the network; log_base makes log metres of such
+    a map with this frame's base. colour: (3, h/2, w/2) in correlation lengths. row, col, log_z,
+    trust: (n,) points on the grid and how far they are to be believed, 0 to 1. tested: (m,) of the
+    points that were left out in turn, miss: (m,) by how much their log depth was missed then.
+    error: median of its size. height, width: of the image.
     """
 
     log_depth: Map
@@ -74,8 +95,9 @@ class FieldAnswer:
     col: Floats
     log_z: Floats
     trust: Floats
+    tested: Integers
+    miss: Floats
     error: float
-    large_error: float
     height: int
     width: int
 
@@ -97,21 +119,65 @@ class FieldAnswer:
         values = prediction.values
         if base.unknown is not None:
             values = np.where(base.unknown, np.float32(0), values)
-        size, area = features.grid.size, cv2.INTER_AREA
+        size = (max(1, features.grid.size[0] // HALF), max(1, features.grid.size[1] // HALF))
+        colour = [_reduced(plane, size) for plane in features.grid_colour]
         return cls(
             log_depth=log_depth,
-            values=np.asarray(cv2.resize(values, size, interpolation=area)),
+            values=_reduced(values, size),
             log_base=base.log_metres,
-            colour=features.grid_colour,
+            colour=np.stack(colour),
             row=features.grid_row,
             col=features.grid_col,
             log_z=features.y + features.log_base + features.middle,
             trust=1 - outlier,
+            tested=left_out.which,
+            miss=parameters.miss,
             error=weighted_quantile(parameters.error, left_out.weight, 0.5),
-            large_error=weighted_quantile(parameters.error, left_out.weight, LARGE_ERROR_QUANTILE),
             height=features.image[0],
             width=features.image[1],
         )
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What left-out points say of steps towards the old answer: a regression of misses on steps.
+
+    It is not biased by the points' own noise, which is in the misses alone. agreement, information,
+    doubt: weighted sums of step times miss, of squared steps, and the variance of agreement.
+    """
+
+    agreement: float = 0.0
+    information: float = 0.0
+    doubt: float = 0.0
+
+    @classmethod
+    def of(cls, step: Floats, miss: Floats) -> _Evidence:
+        """Of one frame. step, miss: (k,) log depth from the answer without the points."""
+        size = np.abs(step)
+        if len(step) == 0 or float(size.max()) <= NO_DIFFERENCE:
+            return cls()
+        weight = 1 / (size + np.median(size))  # an edge counts no more than what lies about it
+        weighted = weight * step
+        agreement, information = float(weighted @ miss), float(weighted @ step)
+        rest = weighted * (miss - agreement / information * step)
+        # One point alone explains its miss wholly.
+        rest *= len(step) / max(len(step) - 1, 0.5)
+        scale = 1 / float(np.median(size) + NO_DIFFERENCE)
+        return cls(scale * agreement, scale * information, scale**2 * float(rest @ rest))
+
+    def and_then(self, later: _Evidence) -> _Evidence:
+        """With that of the next frame."""
+        return _Evidence(
+            KEPT_EVIDENCE * self.agreement + later.agreement,
+            KEPT_EVIDENCE * self.information + later.information,
+            KEPT_EVIDENCE**2 * self.doubt + later.doubt,
+        )
+
+    def fraction(self, errors: float) -> float:
+        """Fraction of the steps that is right, so many standard errors added; 1 without evidence."""
+        if self.information <= 0:
+            return 1.0
+        return (self.agreement + errors * math.sqrt(self.doubt)) / self.information
 
 
 @dataclass(frozen=True)
@@ -120,6 +186,7 @@ class _Past:
     frames: Map  # how many frames the cell's answer is made of
     values: Map | None  # None after a move: a network sees other values from another place
     colour: Map
+    evidence: _Evidence
     stamp_ns: int
     pose: Pose | None
     size: tuple[int, int]
@@ -150,117 +217,198 @@ class FieldState:
 
     def blend(self, answer: FieldAnswer, config: TemporalConfig) -> Map:
         """(h, w) log depth of the frame averaged with the remembered one; is remembered itself."""
-        past, changed = self._usable_past(answer, config)
+        past = self._usable_past(answer, config)
+        frames: Map
+        colour, evidence = answer.colour, _Evidence()
         if past is None:
-            frames: Map = np.ones(answer.log_depth.shape, np.float32)
+            frames = np.ones(answer.log_depth.shape, np.float32)
             blended = answer.log_depth
             self.old_weight = 0.0
         else:
-            shift, weight = _trust(past, changed, answer)
-            old = past.log_depth + np.float32(shift)
-            weight *= np.minimum(past.frames / (past.frames + 1), np.float32(config.memory))
+            old, weight, evidence = _old_and_weight(past, answer, config.memory)
             step = old - answer.log_depth
             step[~(weight > 0)] = 0  # log depth that is not remembered may be NaN
             blended = answer.log_depth + weight * step
             frames = weight / np.maximum(1 - weight, np.float32(1e-3)) + 1
             self.old_weight = float(weight.mean())
+            # The remembered image is made of the same frames and so as late as the answer is.
+            half = _reduced(weight, (colour.shape[2], colour.shape[1]))
+            step = np.nan_to_num(past.colour - colour)
+            step *= half
+            colour = colour + step
         self._past = _Past(
             blended,
             frames,
             answer.values,
-            answer.colour,
+            colour,
+            evidence,
             self._stamp_ns,
             self._pose,
             (answer.height, answer.width),
         )
         return blended
 
-    def _usable_past(
-        self, answer: FieldAnswer, config: TemporalConfig
-    ) -> tuple[_Past | None, NDArray[np.bool_]]:
-        """The past moved to the new pose, or None for a new beginning; (h, w) where it changed."""
+    def _usable_past(self, answer: FieldAnswer, config: TemporalConfig) -> _Past | None:
+        """The past moved to the new pose, or None for a new beginning."""
         past = self._past
-        nothing: NDArray[np.bool_] = np.zeros((0, 0), bool)
         if past is None or not config.enabled or config.memory == 0:
-            return None, nothing
+            return None
         gap_s = (self._stamp_ns - past.stamp_ns) * 1e-9
         same = past.size == (answer.height, answer.width)
         if not same or gap_s <= 0 or gap_s > config.max_gap_s:
             self.resets += 1
-            return None, nothing
+            return None
         if past.pose is not None and self._pose is not None:
             past = _moved(past, self._pose, answer)
-        changed = _changed(past, answer)
-        if changed.mean() > NEW_SCENE:
+        if _changed(past, answer).mean() > NEW_SCENE:
             self.resets += 1
-            return None, nothing
-        return past, changed
+            return None
+        return past
+
+
+def _reduced(plane: Map, size: tuple[int, int]) -> Map:
+    """A map at a smaller (width, height), averaged."""
+    return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
-    """(h, w) cells whose colour or base changed more than noise would."""
-    colour = np.sqrt(((past.colour - answer.colour) ** 2).sum(axis=0))
-    changed = ~(cv2.blur(colour, (3, 3)) < CHANGED_COLOUR)
+    """(h/2, w/2) cells whose colour or base changed more than noise would."""
+    square = ((past.colour - answer.colour) ** 2).sum(axis=0)
+    changed = ~(cv2.blur(square, (3, 3)) < CHANGED_COLOUR**2)
     if past.values is not None:
         step = answer.log_base(past.values) - answer.log_base(answer.values)
-        step -= np.float32(np.median(step[::4, ::4]))  # another scale alone is no change
+        step -= np.float32(np.median(step[::2, ::2]))  # another scale alone is no change
         changed |= ~(np.abs(step) < CHANGED_BASE)
     return changed
 
 
-def _trust(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer) -> tuple[float, Map]:
-    """Shift to add to the old log depth, and (h, w) how far that is to be believed, 0 to 1."""
-    rows = np.clip(rounded(answer.row), 0, past.log_depth.shape[0] - 1)
-    cols = np.clip(rounded(answer.col), 0, past.log_depth.shape[1] - 1)
-    miss = answer.log_z - past.log_depth[rows, cols].astype(np.float64)
+def _old_and_weight(
+    past: _Past, answer: FieldAnswer, memory: float
+) -> tuple[Map, Map, _Evidence]:
+    """(h, w) old log depth, shifted as the points want it, and its weight in the new answer.
+
+    Also what left-out points say of such weights so far.
+    """
+    height, width = past.log_depth.shape
+    rows = np.clip(rounded(answer.row), 0, height - 1)
+    cols = np.clip(rounded(answer.col), 0, width - 1)
+    old_z = past.log_depth[rows, cols].astype(np.float64)
+    miss = answer.log_z - old_z
+    changed = _changed(past, answer)
+    nothing: Map = np.zeros((height, width), np.float32)
+    half_rows = np.minimum(rows // HALF, changed.shape[0] - 1)
+    half_cols = np.minimum(cols // HALF, changed.shape[1] - 1)
     comparable = np.isfinite(miss) & (answer.trust > 0.5)
-    weight = (~changed & np.isfinite(past.log_depth)).astype(np.float32)
-    if np.count_nonzero(comparable) < 4:
-        return 0.0, weight
-    expected = max(answer.error, 1e-3)
-    still = comparable & (weight[rows, cols] > 0)
-    if np.count_nonzero(still) < 4:
-        return 0.0, np.zeros_like(weight)
-    # A camera that comes nearer shifts the whole map; the points show by how much.
+    still = comparable & ~changed[half_rows, half_cols]
     number = np.count_nonzero(still)
+    if number < 4:
+        return past.log_depth, nothing, _Evidence()
+    # A camera that comes nearer shifts the whole map; the points show by how much.
     some = miss[still][:: 1 + number // MAX_MEDIAN_POINTS]
     shift = float(np.median(some))
-    spread, large = np.quantile(np.abs(some - shift), [0.5, LARGE_ERROR_QUANTILE])
-    certainty = 1.5 * spread / math.sqrt(number)
+    spread = MAD_TO_STD * float(np.median(np.abs(some - shift)))
+    certainty = spread / math.sqrt(number)
     shift = math.copysign(max(abs(shift) - certainty, 0.0), shift)
-    low, high = ERROR_LIMITS
-    ratio = max(spread / expected, large / max(answer.large_error, 1e-3))
-    weight *= np.float32(np.clip((high - ratio) / (high - low), 0, 1))
-    # Around a point that contradicts the past, the past is wrong; around one that agrees it holds.
-    limit = max(CONTRADICTION * expected / STD_TO_MAD, MIN_CONTRADICTION)
-    against = np.abs(miss - shift) > limit
-    if (against & comparable).any():
-        weight *= 1 - _contradiction(
-            rows[comparable], cols[comparable], against[comparable], weight.shape
-        )
-    return shift, weight
+    step, tested_miss, tested = _tested(answer, old_z + shift)
+    # What points miss has their noise in it; by how much two answers differ has not.
+    expected = min(answer.error, float(np.median(np.abs(step))) if len(step) else math.inf)
+    expected = max(expected, NO_DIFFERENCE)
+    noise = resized(_displaced(past, answer) ** 2, (width, height))
+    bias, trust = _biased(
+        rows[comparable],
+        cols[comparable],
+        miss[comparable] - shift,
+        max(spread, MAD_TO_STD * answer.error),
+        (height, width),
+    )
+    noise += bias
+    noise *= np.float32(1 / expected**2)
+    noise += 1
+    noise += 1 / np.maximum(past.frames, np.float32(1e-3))
+    weight = 1 / noise
+    np.minimum(weight, np.float32(memory), out=weight)
+    valid = (~changed).astype(np.float32)
+    weight *= (resized(valid, (width, height)) > 0.999) & np.isfinite(past.log_depth)
+    weight *= trust
+    believed = weight[rows[tested], cols[tested]]
+    use = believed > MIN_TESTED_WEIGHT
+    evidence = _Evidence.of((step * believed)[use], tested_miss[use])
+    together = past.evidence.and_then(evidence)
+    fraction = min(together.fraction(-DOUBT), evidence.fraction(DOUBT))
+    weight *= np.float32(min(max(fraction, 0.0), 1.0))
+    return past.log_depth + np.float32(shift), weight, together
 
 
-def _contradiction(
-    rows: NDArray[np.int64],
-    cols: NDArray[np.int64],
-    against: NDArray[np.bool_],
-    shape: tuple[int, ...],
-) -> Map:
-    """(h, w) 0 to 1: how much the points around a cell contradict, 0 where there is none near."""
-    spacing = math.sqrt(shape[0] * shape[1] / len(rows))
-    size = 2 * round(min(max(spacing, 2.0), 24.0)) + 1
-    cell, cells = rows * shape[1] + cols, shape[0] * shape[1]
+def _tested(answer: FieldAnswer, old: Floats) -> tuple[Floats, Floats, Integers]:
+    """For k of the points left out: old answer minus that without the point, miss, which they are.
 
-    def around(which: NDArray[np.int64]) -> Map:
-        count = np.bincount(which, minlength=cells).reshape(shape).astype(np.float32)
+    old: (n,) old log depth at the points.
+    """
+    tested = answer.tested
+    use = np.isfinite(old[tested]) & (answer.trust[tested] > 0.5)
+    tested, miss = tested[use], answer.miss[use]
+    return old[tested] - (answer.log_z[tested] - miss), miss, tested
+
+
+def _displaced(past: _Past, answer: FieldAnswer) -> Map:
+    """(h/2, w/2) error of the old log depth where its image is out of place: what moved, moved."""
+    difference = past.colour - answer.colour
+    finite = np.isfinite(difference)
+    if not finite.all():
+        difference = np.where(finite, difference, np.float32(1))
+    difference -= np.median(difference[:, ::4, ::4], axis=(1, 2), keepdims=True)
+    change = np.square(difference).sum(axis=0)
+    row_step = answer.colour[:, 2:, 1:-1] - answer.colour[:, :-2, 1:-1]
+    col_step = answer.colour[:, 1:-1, 2:] - answer.colour[:, 1:-1, :-2]
+    inner = (np.square(row_step) + np.square(col_step)).sum(axis=0) * np.float32(0.25)
+    gradient = cv2.copyMakeBorder(inner, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    window = (WINDOW, WINDOW)
+    change, gradient = cv2.blur(change, window), cv2.blur(gradient, window)
+    # Noise of the image alone changes it where it is even.
+    even = gradient[::2, ::2] <= np.quantile(gradient[::4, ::4], 0.2)
+    floor = float(np.median(change[::2, ::2][even]))
+    square = np.maximum(change - 1.5 * floor, 0) / (gradient + np.float32(COLOUR_NOISE**2))
+    displacement = np.minimum(np.sqrt(square), np.float32(MAX_DISPLACEMENT))
+    displacement = np.maximum(displacement - np.float32(QUIET), 0)
+    height, width = change.shape
+    old = past.log_depth[: HALF * height : HALF, : HALF * width : HALF]
+    old = np.where(np.isfinite(old), old, answer.log_depth[: HALF * height : HALF, : HALF * width : HALF])
+    step = cv2.morphologyEx(old, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    step *= displacement + np.float32(ROUNDED if past.values is None else 0)
+    wrong = cv2.dilate(step, np.ones((3, 3), np.uint8))
+    wrong += np.float32(CHANGE_PER_CELL) * displacement
+    return np.asarray(wrong, np.float32)
+
+
+def _biased(
+    rows: Integers, cols: Integers, miss: Floats, spread: float, shape: tuple[int, int]
+) -> tuple[Map, Map]:
+    """(h, w) squared mean by which points about a cell miss the past, beyond chance; and trust.
+
+    miss: (k,) at the cells (rows, cols). spread: its usual standard deviation. The trust, 0 to 1,
+    ends where a third of the points about a cell contradict: an edge of what moved runs through.
+    """
+    height, width = math.ceil(shape[0] / QUARTER), math.ceil(shape[1] / QUARTER)
+    cell = (rows // QUARTER) * width + cols // QUARTER
+    spacing = math.sqrt(height * width / len(rows))
+    size = 2 * round(min(max(spacing, 1.0), 6.0)) + 1
+
+    def around(values: Floats | None) -> Map:
+        total = np.bincount(cell, values, minlength=height * width).reshape(height, width)
         border = cv2.BORDER_CONSTANT
-        summed = cv2.boxFilter(count, -1, (size, size), normalize=False, borderType=border)
+        summed = cv2.boxFilter(
+            total.astype(np.float32), -1, (size, size), normalize=False, borderType=border
+        )
         return np.asarray(summed, np.float32)
 
-    fraction = around(cell[against]) / np.maximum(around(cell), np.float32(0.5))
-    # A third of the points about a cell is enough: an edge of what moved runs through.
-    return np.minimum(3 * np.maximum(fraction, 0), 1).astype(np.float32)
+    count = np.maximum(around(None), np.float32(0.5))
+    mean = around(np.clip(miss, -CLIP * spread, CLIP * spread)) / count
+    square = np.maximum(mean * mean - np.float32(CERTAINTY * spread**2) / count, 0)
+    limit = max(CONTRADICTION * spread, MIN_CONTRADICTION)
+    against = around((np.abs(miss) > limit).astype(np.float64)) / count
+    trust = 1 - np.minimum(3 * np.maximum(against, 0), 1)
+    full = (shape[1], shape[0])
+    return resized(square, full), resized(trust, full)
 
 
 def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:
@@ -302,19 +450,56 @@ def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:
     known = from_cell >= 0
     safe = np.maximum(from_cell, 0)
     frames = np.where(known, past.frames.ravel()[safe], 0).astype(np.float32)
-    colour = past.colour.reshape(3, -1)[:, safe]
-    colour[:, ~known] = np.nan
     filled = _filled(log_depth.reshape(height, width))
-    planes = [_filled(plane) for plane in colour.reshape(3, height, width)]
     return _Past(
         filled,
         np.maximum(frames.reshape(height, width), np.isfinite(filled)).astype(np.float32),
         None,
-        np.stack(planes),
+        _moved_colour(past.colour, source, target, first, (v, u), (height, width)),
+        past.evidence,
         past.stamp_ns,
         past.pose,
         past.size,
     )
+
+
+def _moved_colour(
+    colour: Map,
+    source: Integers,
+    target: Integers,
+    first: NDArray[np.bool_],
+    place: tuple[Map, Map],
+    shape: tuple[int, int],
+) -> Map:
+    """(3, h/2, w/2) colour of the past from the new pose, NaN where nothing is known.
+
+    source, target: cells of the grid (h, w) and where they appear, `first` those in front; place:
+    rows and columns of the targets before rounding.
+    """
+    height, width = shape
+    maps = []
+    for at, (come, arrive) in enumerate(
+        zip(np.divmod(source[first], width), np.divmod(target[first], width), strict=True)
+    ):
+        from_where: Map = np.full(height * width, np.nan, np.float32)
+        # The cell that is in the middle of the target came from so far beside its source.
+        from_where[target[first]] = come - (place[at][first] - arrive)
+        whole = _filled(from_where.reshape(shape))
+        maps.append((whole[: HALF * colour.shape[1] : HALF, : HALF * colour.shape[2] : HALF]) / HALF)
+    unknown = ~np.isfinite(maps[0])
+    row, col = (np.where(unknown, np.float32(-1e4), each) for each in maps)
+    moved = [
+        cv2.remap(
+            plane,
+            col,
+            row,
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=float("nan"),
+        )
+        for plane in colour
+    ]
+    return np.stack(moved).astype(np.float32)
 
 
 def _filled(plane: Map) -> Map:
