@@ -407,9 +407,7 @@ def score(name: str, network: str, points: str, posed: str = "none") -> Score:
         for a, b in itertools.pairwise(answers[FIRST_SCORED:])
     ]
     off, on = np.mean(steps, axis=0)
-    return Score(
-        mean[0], mean[3], mean[1], mean[4], worst, off, on, mean[2], mean[5], mean[6]
-    )
+    return Score(mean[0], mean[3], mean[1], mean[4], worst, off, on, mean[2], mean[5], mean[6])
 
 
 def main() -> None:

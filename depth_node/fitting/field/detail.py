@@ -102,6 +102,11 @@ def choose_detail(
     start = features.log_base[which] + update
     r2 = (features.grid_row[which, None] - features.grid_row[index]) ** 2
     r2 += (features.grid_col[which, None] - features.grid_col[index]) ** 2
+    # Between scan lines the points across are too far to be near a pixel; they count from where the
+    # nearest point of a pixel is.
+    nearest = np.where(missing, np.inf, r2).min(axis=1)
+    pixels = (left_out.distance * features.length_px / features.grid.cell_px) ** 2
+    r2 *= np.minimum(pixels / np.maximum(nearest, 1e-9), 1)[:, None]
     step = start[:, None] - surface.at_point[index]
     colour_step = ((features.colour[which, None] - features.colour[index]) ** 2).sum(axis=2)
     unlike = 1 + SURFACE_GAIN * step * step + COLOUR_GAIN * colour_step

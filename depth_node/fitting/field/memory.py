@@ -33,36 +33,28 @@ from numpy.typing import NDArray
 from depth_node.fitting.field.base import Base
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
+from depth_node.fitting.field.interval import VARIANCE_POWER
+from depth_node.fitting.field.kernels import Kriged
 from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.settings import TemporalConfig
+from depth_node.fitting.field.trust import Evidence, displacement, local_bias
 from depth_node.fitting.robust import MAD_TO_STD, weighted_quantile
 from depth_node.prediction import Prediction
 
+HALF = 2  # image, network and weights are remembered on every second cell of the grid
 NEW_SCENE = 0.6  # fraction of changed cells that makes a new scene
 CHANGED_COLOUR = 0.35  # of a correlation length of colour, after blurring
 CHANGED_BASE = 0.08  # log of the network's map
+MIN_POINTS = 4  # that judge an old answer
 MAX_MEDIAN_POINTS = 2000  # more points estimate the median shift no better
-
-# What moves in the image, on every second cell of the grid
-HALF = 2
-WINDOW = 5  # cells over which a displacement is estimated
-COLOUR_NOISE = 0.02  # of a correlation length: smaller gradients show no displacement
-MAX_DISPLACEMENT = 3.0  # cells; the edges of the old answer are out of place at more anyway
-QUIET = 0.08  # cells of displacement that noise alone may show
 ROUNDED = 0.25  # cells by which an answer is out of place that was moved with the camera
 CHANGE_PER_CELL = 0.015  # log depth by which what moves one cell in the image may come nearer
-
-# What the points say, on every fourth cell of the grid
-QUARTER = 4
-CLIP = 3.0  # standard deviations beyond which a miss counts as so many
-CERTAINTY = 3.0  # squared standard deviations of a local mean that chance explains
-CONTRADICTION = 4.0  # standard deviations of a miss that contradicts the past
-MIN_CONTRADICTION = 0.02  # log depth
-MIN_TESTED_WEIGHT = 0.02  # of the old answer at a left-out point that judges it
-KEPT_EVIDENCE = 0.7  # of what earlier frames said of the old answers
-DOUBT = 1.0  # standard errors by which the old answer is believed less than they say
-NO_DIFFERENCE = 1e-5  # log depth that makes no difference
+MIN_JUDGED_WEIGHT = 0.02  # of an old answer that a left-out point judges
+DOUBT = (
+    1.0  # standard errors by which left-out points are believed less, or more in one frame alone
+)
+MIN_ERROR = 1e-5  # log depth
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,8 @@ class FieldAnswer:
     a map with this frame's base. colour: (3, h/2, w/2) in correlation lengths. row, col, log_z,
     trust: (n,) points on the grid and how far they are to be believed, 0 to 1. tested: (m,) of the
     points that were left out in turn, miss: (m,) by how much their log depth was missed then.
-    error: median of its size. height, width: of the image.
+    error: median of its size. nearness: expected error of a
+    pixel over that of a point left out. height, width: of the image.
     """
 
     log_depth: Map
@@ -98,6 +91,7 @@ class FieldAnswer:
     tested: Integers
     miss: Floats
     error: float
+    nearness: float
     height: int
     width: int
 
@@ -111,11 +105,14 @@ class FieldAnswer:
         left_out: LeaveOut,
         parameters: DetailParameters,
         outlier: Floats,
+        nodes: Kriged,
     ) -> FieldAnswer:
         """The answer of a frame whose log depth on the grid is log_depth (h, w).
 
-        outlier: (n,) probability that a point is one.
+        outlier: (n,) probability that a point is one. nodes: (1, M) of kriging at the nodes.
         """
+        nearness = np.mean(nodes.variance[0] + left_out.nugget)
+        nearness /= np.mean(left_out.variance + left_out.nugget)
         values = prediction.values
         if base.unknown is not None:
             values = np.where(base.unknown, np.float32(0), values)
@@ -133,60 +130,19 @@ class FieldAnswer:
             tested=left_out.which,
             miss=parameters.miss,
             error=weighted_quantile(parameters.error, left_out.weight, 0.5),
+            nearness=min(float(nearness) ** (0.5 * VARIANCE_POWER), 1.0),
             height=features.image[0],
             width=features.image[1],
         )
 
 
 @dataclass(frozen=True)
-class _Evidence:
-    """What left-out points say of steps towards the old answer: a regression of misses on steps.
-
-    It is not biased by the points' own noise, which is in the misses alone. agreement, information,
-    doubt: weighted sums of step times miss, of squared steps, and the variance of agreement.
-    """
-
-    agreement: float = 0.0
-    information: float = 0.0
-    doubt: float = 0.0
-
-    @classmethod
-    def of(cls, step: Floats, miss: Floats) -> _Evidence:
-        """Of one frame. step, miss: (k,) log depth from the answer without the points."""
-        size = np.abs(step)
-        if len(step) == 0 or float(size.max()) <= NO_DIFFERENCE:
-            return cls()
-        weight = 1 / (size + np.median(size))  # an edge counts no more than what lies about it
-        weighted = weight * step
-        agreement, information = float(weighted @ miss), float(weighted @ step)
-        rest = weighted * (miss - agreement / information * step)
-        # One point alone explains its miss wholly.
-        rest *= len(step) / max(len(step) - 1, 0.5)
-        scale = 1 / float(np.median(size) + NO_DIFFERENCE)
-        return cls(scale * agreement, scale * information, scale**2 * float(rest @ rest))
-
-    def and_then(self, later: _Evidence) -> _Evidence:
-        """With that of the next frame."""
-        return _Evidence(
-            KEPT_EVIDENCE * self.agreement + later.agreement,
-            KEPT_EVIDENCE * self.information + later.information,
-            KEPT_EVIDENCE**2 * self.doubt + later.doubt,
-        )
-
-    def fraction(self, errors: float) -> float:
-        """Fraction of the steps that is right, so many standard errors added; 1 without evidence."""
-        if self.information <= 0:
-            return 1.0
-        return (self.agreement + errors * math.sqrt(self.doubt)) / self.information
-
-
-@dataclass(frozen=True)
 class _Past:
     log_depth: Map
-    frames: Map  # how many frames the cell's answer is made of
+    frames: Map  # (h/2, w/2) how many frames the answer is made of
     values: Map | None  # None after a move: a network sees other values from another place
-    colour: Map
-    evidence: _Evidence
+    colour: Map  # made of the same frames as the answer
+    evidence: Evidence
     stamp_ns: int
     pose: Pose | None
     size: tuple[int, int]
@@ -217,25 +173,23 @@ class FieldState:
 
     def blend(self, answer: FieldAnswer, config: TemporalConfig) -> Map:
         """(h, w) log depth of the frame averaged with the remembered one; is remembered itself."""
-        past = self._usable_past(answer, config)
-        frames: Map
-        colour, evidence = answer.colour, _Evidence()
-        if past is None:
-            frames = np.ones(answer.log_depth.shape, np.float32)
-            blended = answer.log_depth
-            self.old_weight = 0.0
-        else:
-            old, weight, evidence = _old_and_weight(past, answer, config.memory)
-            step = old - answer.log_depth
-            step[~(weight > 0)] = 0  # log depth that is not remembered may be NaN
-            blended = answer.log_depth + weight * step
+        past, changed = self._usable_past(answer, config)
+        blended, colour, evidence = answer.log_depth, answer.colour, Evidence()
+        frames: Map = np.ones(colour.shape[1:], np.float32)
+        self.old_weight = 0.0
+        if past is not None:
+            belief = _belief(past, changed, answer, config.memory)
+            weight, evidence = belief.weight, belief.evidence
+            step = past.log_depth + belief.shift
+            step -= answer.log_depth
+            step *= resized(weight, (step.shape[1], step.shape[0]))
+            colour_step = (past.colour - colour) * weight
+            if past.values is None:
+                np.nan_to_num(step, copy=False)
+                np.nan_to_num(colour_step, copy=False)
+            blended, colour = blended + step, colour + colour_step
             frames = weight / np.maximum(1 - weight, np.float32(1e-3)) + 1
             self.old_weight = float(weight.mean())
-            # The remembered image is made of the same frames and so as late as the answer is.
-            half = _reduced(weight, (colour.shape[2], colour.shape[1]))
-            step = np.nan_to_num(past.colour - colour)
-            step *= half
-            colour = colour + step
         self._past = _Past(
             blended,
             frames,
@@ -248,22 +202,35 @@ class FieldState:
         )
         return blended
 
-    def _usable_past(self, answer: FieldAnswer, config: TemporalConfig) -> _Past | None:
-        """The past moved to the new pose, or None for a new beginning."""
+    def _usable_past(
+        self, answer: FieldAnswer, config: TemporalConfig
+    ) -> tuple[_Past | None, NDArray[np.bool_]]:
+        """The past moved to the new pose, or None for a new beginning; where it changed."""
         past = self._past
+        nothing: NDArray[np.bool_] = np.zeros((0, 0), bool)
         if past is None or not config.enabled or config.memory == 0:
-            return None
+            return None, nothing
         gap_s = (self._stamp_ns - past.stamp_ns) * 1e-9
         same = past.size == (answer.height, answer.width)
         if not same or gap_s <= 0 or gap_s > config.max_gap_s:
             self.resets += 1
-            return None
+            return None, nothing
         if past.pose is not None and self._pose is not None:
             past = _moved(past, self._pose, answer)
-        if _changed(past, answer).mean() > NEW_SCENE:
+        changed = _changed(past, answer)
+        if changed.mean() > NEW_SCENE:
             self.resets += 1
-            return None
-        return past
+            return None, nothing
+        return past, changed
+
+
+@dataclass(frozen=True)
+class _Belief:
+    """shift: to add to the old log depth. weight: (h/2, w/2) of it in the new answer."""
+
+    shift: np.float32
+    weight: Map
+    evidence: Evidence
 
 
 def _reduced(plane: Map, size: tuple[int, int]) -> Map:
@@ -273,8 +240,9 @@ def _reduced(plane: Map, size: tuple[int, int]) -> Map:
 
 def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
     """(h/2, w/2) cells whose colour or base changed more than noise would."""
-    square = ((past.colour - answer.colour) ** 2).sum(axis=0)
-    changed = ~(cv2.blur(square, (3, 3)) < CHANGED_COLOUR**2)
+    step = past.colour - answer.colour
+    step *= step
+    changed = ~(cv2.blur(step[0] + step[1] + step[2], (3, 3)) < CHANGED_COLOUR**2)
     if past.values is not None:
         step = answer.log_base(past.values) - answer.log_base(answer.values)
         step -= np.float32(np.median(step[::2, ::2]))  # another scale alone is no change
@@ -282,133 +250,69 @@ def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
     return changed
 
 
-def _old_and_weight(
-    past: _Past, answer: FieldAnswer, memory: float
-) -> tuple[Map, Map, _Evidence]:
-    """(h, w) old log depth, shifted as the points want it, and its weight in the new answer.
-
-    Also what left-out points say of such weights so far.
-    """
+def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory: float) -> _Belief:
+    """How the old answer is to be used. changed: (h/2, w/2) where it is not."""
     height, width = past.log_depth.shape
     rows = np.clip(rounded(answer.row), 0, height - 1)
     cols = np.clip(rounded(answer.col), 0, width - 1)
-    old_z = past.log_depth[rows, cols].astype(np.float64)
-    miss = answer.log_z - old_z
-    changed = _changed(past, answer)
-    nothing: Map = np.zeros((height, width), np.float32)
     half_rows = np.minimum(rows // HALF, changed.shape[0] - 1)
     half_cols = np.minimum(cols // HALF, changed.shape[1] - 1)
+    miss = answer.log_z - past.log_depth[rows, cols]
     comparable = np.isfinite(miss) & (answer.trust > 0.5)
-    still = comparable & ~changed[half_rows, half_cols]
-    number = np.count_nonzero(still)
-    if number < 4:
-        return past.log_depth, nothing, _Evidence()
+    still = miss[comparable & ~changed[half_rows, half_cols]]
+    if len(still) < MIN_POINTS:
+        return _Belief(np.float32(0), np.zeros(changed.shape, np.float32), Evidence())
     # A camera that comes nearer shifts the whole map; the points show by how much.
-    some = miss[still][:: 1 + number // MAX_MEDIAN_POINTS]
+    some = still[:: 1 + len(still) // MAX_MEDIAN_POINTS]
     shift = float(np.median(some))
     spread = MAD_TO_STD * float(np.median(np.abs(some - shift)))
-    certainty = spread / math.sqrt(number)
-    shift = math.copysign(max(abs(shift) - certainty, 0.0), shift)
-    step, tested_miss, tested = _tested(answer, old_z + shift)
-    # What points miss has their noise in it; by how much two answers differ has not.
-    expected = min(answer.error, float(np.median(np.abs(step))) if len(step) else math.inf)
-    expected = max(expected, NO_DIFFERENCE)
-    noise = resized(_displaced(past, answer) ** 2, (width, height))
-    bias, trust = _biased(
+    shift = math.copysign(max(abs(shift) - spread / math.sqrt(len(still)), 0.0), shift)
+    miss -= shift
+    # Left-out points: from the answer without them to the point, and to the old answer.
+    tested = answer.tested[comparable[answer.tested]]
+    tested_miss = answer.miss[comparable[answer.tested]]
+    step = tested_miss - miss[tested]
+    # By how much points are missed has their noise in it, by how much two answers differ has not.
+    error = answer.error
+    if len(step):
+        error = min(error, float(np.median(np.abs(step))))
+    error *= answer.nearness
+    size = (changed.shape[1], changed.shape[0])
+    bias, trust = local_bias(
         rows[comparable],
         cols[comparable],
-        miss[comparable] - shift,
+        miss[comparable],
         max(spread, MAD_TO_STD * answer.error),
         (height, width),
     )
-    noise += bias
-    noise *= np.float32(1 / expected**2)
-    noise += 1
-    noise += 1 / np.maximum(past.frames, np.float32(1e-3))
-    weight = 1 / noise
-    np.minimum(weight, np.float32(memory), out=weight)
-    valid = (~changed).astype(np.float32)
-    weight *= (resized(valid, (width, height)) > 0.999) & np.isfinite(past.log_depth)
-    weight *= trust
-    believed = weight[rows[tested], cols[tested]]
-    use = believed > MIN_TESTED_WEIGHT
-    evidence = _Evidence.of((step * believed)[use], tested_miss[use])
-    together = past.evidence.and_then(evidence)
-    fraction = min(together.fraction(-DOUBT), evidence.fraction(DOUBT))
+    outdated = np.square(_misplaced(past, answer)) + resized(bias, size)
+    outdated /= np.float32(max(error, MIN_ERROR) ** 2)
+    weight = np.minimum(1 / (1 + 1 / past.frames + outdated), np.float32(memory))
+    weight *= resized(trust, size)
+    weight[changed] = 0
+    believed = weight[half_rows[tested], half_cols[tested]]
+    judged = believed > MIN_JUDGED_WEIGHT
+    now = Evidence.of((step * believed)[judged], tested_miss[judged]).nearer(answer.nearness)
+    evidence = past.evidence.and_then(now)
+    fraction = min(evidence.fraction(-DOUBT), now.fraction(DOUBT))
     weight *= np.float32(min(max(fraction, 0.0), 1.0))
-    return past.log_depth + np.float32(shift), weight, together
+    return _Belief(np.float32(shift), weight, evidence)
 
 
-def _tested(answer: FieldAnswer, old: Floats) -> tuple[Floats, Floats, Integers]:
-    """For k of the points left out: old answer minus that without the point, miss, which they are.
-
-    old: (n,) old log depth at the points.
-    """
-    tested = answer.tested
-    use = np.isfinite(old[tested]) & (answer.trust[tested] > 0.5)
-    tested, miss = tested[use], answer.miss[use]
-    return old[tested] - (answer.log_z[tested] - miss), miss, tested
-
-
-def _displaced(past: _Past, answer: FieldAnswer) -> Map:
-    """(h/2, w/2) error of the old log depth where its image is out of place: what moved, moved."""
-    difference = past.colour - answer.colour
-    finite = np.isfinite(difference)
-    if not finite.all():
-        difference = np.where(finite, difference, np.float32(1))
-    difference -= np.median(difference[:, ::4, ::4], axis=(1, 2), keepdims=True)
-    change = np.square(difference).sum(axis=0)
-    row_step = answer.colour[:, 2:, 1:-1] - answer.colour[:, :-2, 1:-1]
-    col_step = answer.colour[:, 1:-1, 2:] - answer.colour[:, 1:-1, :-2]
-    inner = (np.square(row_step) + np.square(col_step)).sum(axis=0) * np.float32(0.25)
-    gradient = cv2.copyMakeBorder(inner, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    window = (WINDOW, WINDOW)
-    change, gradient = cv2.blur(change, window), cv2.blur(gradient, window)
-    # Noise of the image alone changes it where it is even.
-    even = gradient[::2, ::2] <= np.quantile(gradient[::4, ::4], 0.2)
-    floor = float(np.median(change[::2, ::2][even]))
-    square = np.maximum(change - 1.5 * floor, 0) / (gradient + np.float32(COLOUR_NOISE**2))
-    displacement = np.minimum(np.sqrt(square), np.float32(MAX_DISPLACEMENT))
-    displacement = np.maximum(displacement - np.float32(QUIET), 0)
-    height, width = change.shape
-    old = past.log_depth[: HALF * height : HALF, : HALF * width : HALF]
-    old = np.where(np.isfinite(old), old, answer.log_depth[: HALF * height : HALF, : HALF * width : HALF])
-    step = cv2.morphologyEx(old, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    step *= displacement + np.float32(ROUNDED if past.values is None else 0)
-    wrong = cv2.dilate(step, np.ones((3, 3), np.uint8))
-    wrong += np.float32(CHANGE_PER_CELL) * displacement
+def _misplaced(past: _Past, answer: FieldAnswer) -> Map:
+    """(h/2, w/2) error of the old log depth from what moved in the image."""
+    moved = displacement(past.colour, answer.colour)
+    height, width = moved.shape
+    half = slice(0, HALF * height, HALF), slice(0, HALF * width, HALF)
+    old = past.log_depth[half]
+    around = np.ones((3, 3), np.uint8)
+    if past.values is None:
+        old = np.where(np.isnan(old), answer.log_depth[half], old)
+    wrong = cv2.morphologyEx(np.ascontiguousarray(old), cv2.MORPH_GRADIENT, around)
+    wrong *= moved + np.float32(ROUNDED) if past.values is None else moved
+    wrong = cv2.dilate(wrong, around)
+    wrong += np.float32(CHANGE_PER_CELL) * moved
     return np.asarray(wrong, np.float32)
-
-
-def _biased(
-    rows: Integers, cols: Integers, miss: Floats, spread: float, shape: tuple[int, int]
-) -> tuple[Map, Map]:
-    """(h, w) squared mean by which points about a cell miss the past, beyond chance; and trust.
-
-    miss: (k,) at the cells (rows, cols). spread: its usual standard deviation. The trust, 0 to 1,
-    ends where a third of the points about a cell contradict: an edge of what moved runs through.
-    """
-    height, width = math.ceil(shape[0] / QUARTER), math.ceil(shape[1] / QUARTER)
-    cell = (rows // QUARTER) * width + cols // QUARTER
-    spacing = math.sqrt(height * width / len(rows))
-    size = 2 * round(min(max(spacing, 1.0), 6.0)) + 1
-
-    def around(values: Floats | None) -> Map:
-        total = np.bincount(cell, values, minlength=height * width).reshape(height, width)
-        border = cv2.BORDER_CONSTANT
-        summed = cv2.boxFilter(
-            total.astype(np.float32), -1, (size, size), normalize=False, borderType=border
-        )
-        return np.asarray(summed, np.float32)
-
-    count = np.maximum(around(None), np.float32(0.5))
-    mean = around(np.clip(miss, -CLIP * spread, CLIP * spread)) / count
-    square = np.maximum(mean * mean - np.float32(CERTAINTY * spread**2) / count, 0)
-    limit = max(CONTRADICTION * spread, MIN_CONTRADICTION)
-    against = around((np.abs(miss) > limit).astype(np.float64)) / count
-    trust = 1 - np.minimum(3 * np.maximum(against, 0), 1)
-    full = (shape[1], shape[0])
-    return resized(square, full), resized(trust, full)
 
 
 def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:
@@ -449,11 +353,16 @@ def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:
     log_depth[target[first]] = np.log(depth[first])
     known = from_cell >= 0
     safe = np.maximum(from_cell, 0)
-    frames = np.where(known, past.frames.ravel()[safe], 0).astype(np.float32)
-    filled = _filled(log_depth.reshape(height, width))
+    half_height, half_width = past.frames.shape
+    rows, cols = np.divmod(safe.reshape(height, width)[::HALF, ::HALF], width)
+    rows, cols = rows[:half_height, :half_width], cols[:half_height, :half_width]
+    frames = past.frames[
+        np.minimum(rows // HALF, half_height - 1), np.minimum(cols // HALF, half_width - 1)
+    ]
+    was_seen = known.reshape(height, width)[::HALF, ::HALF][:half_height, :half_width]
     return _Past(
-        filled,
-        np.maximum(frames.reshape(height, width), np.isfinite(filled)).astype(np.float32),
+        _filled(log_depth.reshape(height, width)),
+        np.where(was_seen, frames, np.float32(1)),
         None,
         _moved_colour(past.colour, source, target, first, (v, u), (height, width)),
         past.evidence,
@@ -485,7 +394,9 @@ def _moved_colour(
         # The cell that is in the middle of the target came from so far beside its source.
         from_where[target[first]] = come - (place[at][first] - arrive)
         whole = _filled(from_where.reshape(shape))
-        maps.append((whole[: HALF * colour.shape[1] : HALF, : HALF * colour.shape[2] : HALF]) / HALF)
+        maps.append(
+            (whole[: HALF * colour.shape[1] : HALF, : HALF * colour.shape[2] : HALF]) / HALF
+        )
     unknown = ~np.isfinite(maps[0])
     row, col = (np.where(unknown, np.float32(-1e4), each) for each in maps)
     moved = [
