@@ -63,12 +63,10 @@ def relative_bound(
     that is out of place by a pixel is wrong by the height of the step. range_noise_m: m, declared
     standard deviation of the points, 0: unknown.
     """
-    variance, sill = nodes.variance[0], nodes.sill[0]
     step = cv2.morphologyEx(log_depth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     edge = 1 + np.float32(EDGE_GROWTH) * np.minimum(step, np.float32(EDGE_CAP))
-    far = resized(left_out.far_px, features.nodes.size).reshape(-1) / features.length_px
     which = left_out.which
-    own = _spread(left_out.variance, left_out.sill, left_out.distance, left_out)
+    pixels, own = spreads(features, left_out, nodes)
     own *= sample(edge, features.grid_row[which], features.grid_col[which])
     probability = min(COVERAGE + 0.8 / len(own), 1.0)
     # The largest of few errors is no bound of the next.
@@ -77,8 +75,7 @@ def relative_bound(
     if left_out.points >= MIN_EDGE_POINTS:
         weight = np.maximum(weight, _beside_edges(features, which, log_depth))
     factor *= weighted_quantile(parameters.error / own, weight, probability)
-    spread = factor * _spread(variance, sill, far.astype(np.float64), left_out)
-    bound = features.nodes_on_grid(spread) * edge
+    bound = features.nodes_on_grid(factor * pixels) * edge
     if range_noise_m > 0:
         # A point has measurement noise, a pixel has not. (The nugget is no measure of it: where a
         # good network leaves little, it is structure that the points are too sparse for.)
@@ -111,6 +108,18 @@ def _local_sill(sill: Floats, left_out: LeaveOut) -> Floats:
     middle = float(np.average(left_out.sill, weights=left_out.weight))
     result: Floats = (count * sill + SILL_PRIOR * middle) / (count + SILL_PRIOR)
     return result
+
+
+def spreads(features: FieldFeatures, left_out: LeaveOut, nodes: Kriged) -> tuple[Floats, Floats]:
+    """Relative standard deviation, up to a common factor, at the M nodes and the m left-out points.
+
+    nodes: (1, M) of kriging at the nodes.
+    """
+    far = resized(left_out.far_px, features.nodes.size).reshape(-1) / features.length_px
+    return (
+        _spread(nodes.variance[0], nodes.sill[0], far.astype(np.float64), left_out),
+        _spread(left_out.variance, left_out.sill, left_out.distance, left_out),
+    )
 
 
 def _spread(variance: Floats, sill: Floats, distance: Floats, left_out: LeaveOut) -> Floats:

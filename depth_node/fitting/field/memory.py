@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from depth_node.fitting.field.base import Base
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.interval import VARIANCE_POWER
+from depth_node.fitting.field.interval import spreads
 from depth_node.fitting.field.kernels import Kriged
 from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded
 from depth_node.fitting.field.leave_out import LeaveOut
@@ -54,6 +54,7 @@ MIN_JUDGED_WEIGHT = 0.02  # of an old answer that a left-out point judges
 DOUBT = (
     1.0  # standard errors by which left-out points are believed less, or more in one frame alone
 )
+FAIR_DISTANCE = 0.5  # from an earlier point, over that of a left-out point from the others
 MIN_ERROR = 1e-5  # log depth
 
 
@@ -76,8 +77,9 @@ class FieldAnswer:
     a map with this frame's base. colour: (3, h/2, w/2) in correlation lengths. row, col, log_z,
     trust: (n,) points on the grid and how far they are to be believed, 0 to 1. tested: (m,) of the
     points that were left out in turn, miss: (m,) by how much their log depth was missed then.
-    error: median of its size. nearness: expected error of a
-    pixel over that of a point left out. height, width: of the image.
+    distance_px: (m,) from which. error: median of the misses' size; nearness: a pixel's error over
+    that of a point left out; expected: (h/2, w/2) median errors of pixels. far_px: (h/2, w/2)
+    distance from the nearest point. height, width: of the image.
     """
 
     log_depth: Map
@@ -90,8 +92,11 @@ class FieldAnswer:
     trust: Floats
     tested: Integers
     miss: Floats
+    distance_px: Floats
     error: float
     nearness: float
+    expected: Map
+    far_px: Map
     height: int
     width: int
 
@@ -111,8 +116,9 @@ class FieldAnswer:
 
         outlier: (n,) probability that a point is one. nodes: (1, M) of kriging at the nodes.
         """
-        nearness = np.mean(nodes.variance[0] + left_out.nugget)
-        nearness /= np.mean(left_out.variance + left_out.nugget)
+        pixels, tested = spreads(features, left_out, nodes)
+        expected = pixels * weighted_quantile(parameters.error / tested, left_out.weight, 0.5)
+        nearness = float(np.median(pixels) / np.median(tested))
         values = prediction.values
         if base.unknown is not None:
             values = np.where(base.unknown, np.float32(0), values)
@@ -129,8 +135,11 @@ class FieldAnswer:
             trust=1 - outlier,
             tested=left_out.which,
             miss=parameters.miss,
+            distance_px=left_out.distance * features.length_px,
             error=weighted_quantile(parameters.error, left_out.weight, 0.5),
-            nearness=min(float(nearness) ** (0.5 * VARIANCE_POWER), 1.0),
+            nearness=min(nearness, 1.0),
+            expected=resized(expected.astype(np.float32).reshape(features.nodes.shape), size),
+            far_px=_every_second(left_out.far_px, size),
             height=features.image[0],
             width=features.image[1],
         )
@@ -142,6 +151,7 @@ class _Past:
     frames: Map  # (h/2, w/2) how many frames the answer is made of
     values: Map | None  # None after a move: a network sees other values from another place
     colour: Map  # made of the same frames as the answer
+    far_px: Map  # (h/2, w/2) from the last frame's nearest point
     evidence: Evidence
     stamp_ns: int
     pose: Pose | None
@@ -195,6 +205,7 @@ class FieldState:
             frames,
             answer.values,
             colour,
+            answer.far_px,
             evidence,
             self._stamp_ns,
             self._pose,
@@ -238,6 +249,11 @@ def _reduced(plane: Map, size: tuple[int, int]) -> Map:
     return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
+def _every_second(plane: Map, size: tuple[int, int]) -> Map:
+    """Every second cell of a map, at most (width, height) of them."""
+    return np.ascontiguousarray(plane[: HALF * size[1] : HALF, : HALF * size[0] : HALF])
+
+
 def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
     """(h/2, w/2) cells whose colour or base changed more than noise would."""
     step = past.colour - answer.colour
@@ -273,10 +289,9 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
     tested_miss = answer.miss[comparable[answer.tested]]
     step = tested_miss - miss[tested]
     # By how much points are missed has their noise in it, by how much two answers differ has not.
-    error = answer.error
+    noiseless = 1.0
     if len(step):
-        error = min(error, float(np.median(np.abs(step))))
-    error *= answer.nearness
+        noiseless = min(float(np.median(np.abs(step))) / max(answer.error, MIN_ERROR), 1.0)
     size = (changed.shape[1], changed.shape[0])
     bias, trust = local_bias(
         rows[comparable],
@@ -286,12 +301,17 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
         (height, width),
     )
     outdated = np.square(_misplaced(past, answer)) + resized(bias, size)
-    outdated /= np.float32(max(error, MIN_ERROR) ** 2)
+    outdated /= np.square(
+        np.maximum(np.float32(noiseless) * answer.expected, np.float32(MIN_ERROR))
+    )
     weight = np.minimum(1 / (1 + 1 / past.frames + outdated), np.float32(memory))
     weight *= resized(trust, size)
     weight[changed] = 0
     believed = weight[half_rows[tested], half_cols[tested]]
     judged = believed > MIN_JUDGED_WEIGHT
+    # Where the last frame had a point too, the old answer is better than at the pixels between.
+    far_px = past.far_px[half_rows[tested], half_cols[tested]]
+    judged &= far_px >= FAIR_DISTANCE * answer.distance_px[comparable[answer.tested]]
     now = Evidence.of((step * believed)[judged], tested_miss[judged]).nearer(answer.nearness)
     evidence = past.evidence.and_then(now)
     fraction = min(evidence.fraction(-DOUBT), now.fraction(DOUBT))
@@ -356,15 +376,16 @@ def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:
     half_height, half_width = past.frames.shape
     rows, cols = np.divmod(safe.reshape(height, width)[::HALF, ::HALF], width)
     rows, cols = rows[:half_height, :half_width], cols[:half_height, :half_width]
-    frames = past.frames[
-        np.minimum(rows // HALF, half_height - 1), np.minimum(cols // HALF, half_width - 1)
-    ]
+    rows = np.minimum(rows // HALF, half_height - 1)
+    cols = np.minimum(cols // HALF, half_width - 1)
+    frames, far_px = past.frames[rows, cols], past.far_px[rows, cols]
     was_seen = known.reshape(height, width)[::HALF, ::HALF][:half_height, :half_width]
     return _Past(
         _filled(log_depth.reshape(height, width)),
         np.where(was_seen, frames, np.float32(1)),
         None,
         _moved_colour(past.colour, source, target, first, (v, u), (height, width)),
+        np.where(was_seen, far_px, np.float32(0)),
         past.evidence,
         past.stamp_ns,
         past.pose,

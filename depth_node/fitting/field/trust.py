@@ -20,8 +20,7 @@ from depth_node.fitting.field.lattice import Floats, Integers, Map
 # What moves in the image
 WINDOW = (5, 5)  # cells over which a displacement is estimated
 MIN_GRADIENT = 0.02  # correlation lengths of colour a cell: less shows no displacement
-EVEN_QUANTILE = 0.2  # of the gradients: cells so even that they change by noise alone
-NOISE_GAIN = 1.5  # times the noise of even cells is no displacement
+NOISE_QUANTILE, NOISE_GAIN = 0.1, 2.0  # so many times the changes of the calmest cells are noise
 QUIET = 0.08  # cells of displacement that noise may show beyond that
 MAX_DISPLACEMENT = 3.0  # cells
 
@@ -30,6 +29,7 @@ POINT_CELLS = 4
 MAX_REACH = 6.0  # cells about a place within which points count for it
 CLIP = 3.0  # standard deviations beyond which a miss counts as so many
 CHANCE = 3.0  # squared standard errors of a local mean that are chance
+USUAL_POINTS = 2.0  # that the usual spread counts as in the local one
 CONTRADICTION = 4.0  # standard deviations of a miss that contradicts the old answer
 MIN_CONTRADICTION = 0.02  # log depth
 CONTRADICTING_FRACTION = 1 / 3  # of the points about a place, enough: an edge may run through it
@@ -106,10 +106,9 @@ def displacement(old: Map, new: Map) -> Map:
             slope = cv2.Sobel(plane, cv2.CV_32F, x, y, ksize=1, scale=0.5)
             gradient += slope * slope
     square, gradient = cv2.blur(square, WINDOW), cv2.blur(gradient, WINDOW)
-    some = gradient[2::5, 2::5].ravel()
-    even = np.argpartition(some, int(EVEN_QUANTILE * len(some)))[: 1 + len(some) // 5]
-    noise = np.median(square[2::5, 2::5].ravel()[even])
-    square -= np.float32(NOISE_GAIN) * noise
+    some = square[2::5, 2::5].ravel()
+    calm = int(NOISE_QUANTILE * len(some))
+    square -= np.float32(NOISE_GAIN) * np.partition(some, calm)[calm]
     gradient += np.float32(MIN_GRADIENT**2)
     square /= gradient
     np.clip(square, 0, MAX_DISPLACEMENT**2, out=square)
@@ -143,8 +142,12 @@ def local_bias(
         return np.asarray(summed, np.float32)
 
     count = np.maximum(around(None), np.float32(0.5))
-    mean = around(np.clip(miss, -CLIP * spread, CLIP * spread)) / count
-    square = np.maximum(mean * mean - np.float32(CHANCE * spread**2) / count, 0)
+    clipped = np.clip(miss, -CLIP * spread, CLIP * spread)
+    mean = around(clipped) / count
+    square = mean * mean
+    variance = around(clipped * clipped) - count * square + np.float32(USUAL_POINTS * spread**2)
+    square -= np.float32(CHANCE) * variance / (count * (count + np.float32(USUAL_POINTS)))
+    np.maximum(square, 0, out=square)
     limit = max(CONTRADICTION * spread, MIN_CONTRADICTION)
     against = around((np.abs(miss) > limit).astype(np.float64)) / count
     trust = 1 - np.minimum(against / np.float32(CONTRADICTING_FRACTION), 1)
