@@ -50,6 +50,7 @@ MIN_POINTS = 4  # that judge an old answer
 MAX_MEDIAN_POINTS = 2000  # more points estimate the median shift no better
 ROUNDED = 0.25  # cells by which an answer is out of place that was moved with the camera
 CHANGE_PER_CELL = 0.015  # log depth by which what moves one cell in the image may come nearer
+MOVING = 0.5  # cells of displacement that leave no doubt of a motion
 MIN_JUDGED_WEIGHT = 0.02  # of an old answer that a left-out point judges
 DOUBT = (
     1.0  # standard errors by which left-out points are believed less, or more in one frame alone
@@ -77,8 +78,7 @@ class FieldAnswer:
     a map with this frame's base. colour: (3, h/2, w/2) in correlation lengths. row, col, log_z,
     trust: (n,) points on the grid and how far they are to be believed, 0 to 1. tested: (m,) of the
     points that were left out in turn, miss: (m,) by how much their log depth was missed then.
-    distance_px: (m,) from which. error: median of the misses' size; nearness: a pixel's error over
-    that of a point left out; expected: (h/2, w/2) median errors of pixels. far_px: (h/2, w/2)
+    distance_px: (m,) from which. error: median of the misses' size; expected: (h/2, w/2) median errors of pixels. far_px: (h/2, w/2)
     distance from the nearest point. height, width: of the image.
     """
 
@@ -94,7 +94,6 @@ class FieldAnswer:
     miss: Floats
     distance_px: Floats
     error: float
-    nearness: float
     expected: Map
     far_px: Map
     height: int
@@ -118,7 +117,6 @@ class FieldAnswer:
         """
         pixels, tested = spreads(features, left_out, nodes)
         expected = pixels * weighted_quantile(parameters.error / tested, left_out.weight, 0.5)
-        nearness = float(np.median(pixels) / np.median(tested))
         values = prediction.values
         if base.unknown is not None:
             values = np.where(base.unknown, np.float32(0), values)
@@ -137,7 +135,6 @@ class FieldAnswer:
             miss=parameters.miss,
             distance_px=left_out.distance * features.length_px,
             error=weighted_quantile(parameters.error, left_out.weight, 0.5),
-            nearness=min(nearness, 1.0),
             expected=resized(expected.astype(np.float32).reshape(features.nodes.shape), size),
             far_px=_every_second(left_out.far_px, size),
             height=features.image[0],
@@ -300,7 +297,8 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
         max(spread, MAD_TO_STD * answer.error),
         (height, width),
     )
-    outdated = np.square(_misplaced(past, answer)) + resized(bias, size)
+    moved = displacement(past.colour, answer.colour)
+    outdated = np.square(_misplaced(past, answer, moved)) + resized(bias, size)
     outdated /= np.square(
         np.maximum(np.float32(noiseless) * answer.expected, np.float32(MIN_ERROR))
     )
@@ -312,16 +310,17 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
     # Where the last frame had a point too, the old answer is better than at the pixels between.
     far_px = past.far_px[half_rows[tested], half_cols[tested]]
     judged &= far_px >= FAIR_DISTANCE * answer.distance_px[comparable[answer.tested]]
-    now = Evidence.of((step * believed)[judged], tested_miss[judged]).nearer(answer.nearness)
+    now = Evidence.of((step * believed)[judged], tested_miss[judged])
     evidence = past.evidence.and_then(now)
-    fraction = min(evidence.fraction(-DOUBT), now.fraction(DOUBT))
+    # Where much is seen to move, what seems to stand still is only too even to show it.
+    prior = 1 - float(np.minimum(moved, MOVING).mean()) / MOVING
+    fraction = min(evidence.fraction(prior, -DOUBT), now.fraction(prior, DOUBT))
     weight *= np.float32(min(max(fraction, 0.0), 1.0))
     return _Belief(np.float32(shift), weight, evidence)
 
 
-def _misplaced(past: _Past, answer: FieldAnswer) -> Map:
-    """(h/2, w/2) error of the old log depth from what moved in the image."""
-    moved = displacement(past.colour, answer.colour)
+def _misplaced(past: _Past, answer: FieldAnswer, moved: Map) -> Map:
+    """(h/2, w/2) error of the old log depth from what moved by so many cells (h/2, w/2)."""
     height, width = moved.shape
     half = slice(0, HALF * height, HALF), slice(0, HALF * width, HALF)
     old = past.log_depth[half]

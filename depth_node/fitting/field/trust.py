@@ -36,6 +36,7 @@ CONTRADICTING_FRACTION = 1 / 3  # of the points about a place, enough: an edge m
 
 # What left-out points say
 KEPT_EVIDENCE = 0.7  # of what earlier frames said
+PRIOR_ERROR = 0.25  # standard error at which they are heard by half
 NO_STEP = 1e-5  # log depth that makes no difference
 
 
@@ -65,14 +66,6 @@ class Evidence:
         rest *= len(step) / max(len(step) - 1, 0.5)  # one point alone would leave no rest
         return cls(agreement, information, float(rest @ rest))
 
-    def nearer(self, error: float) -> Evidence:
-        """What it says of places where the answer without the points is only `error` as wrong.
-
-        The agreement is that answer's squared error, the rest of the information the old one's.
-        """
-        beyond = (1 - error * error) * max(self.agreement, 0.0)
-        return Evidence(self.agreement - beyond, self.information - beyond, self.doubt)
-
     def and_then(self, later: Evidence) -> Evidence:
         """With that of the next frame."""
         return Evidence(
@@ -81,11 +74,16 @@ class Evidence:
             KEPT_EVIDENCE**2 * self.doubt + later.doubt,
         )
 
-    def fraction(self, errors: float) -> float:
-        """Fraction of the steps that is right, `errors` standard errors added; 1 without any."""
+    def fraction(self, prior: float, errors: float) -> float:
+        """Fraction of the steps that is right, `errors` standard errors added.
+
+        Little evidence draws it away from `prior` by little.
+        """
         if self.information <= 0:
-            return 1.0
-        return (self.agreement + errors * math.sqrt(self.doubt)) / self.information
+            return prior
+        error = math.sqrt(self.doubt) / self.information
+        heard = PRIOR_ERROR**2 / (PRIOR_ERROR**2 + error**2)
+        return prior + heard * (self.agreement / self.information + errors * error - prior)
 
 
 def displacement(old: Map, new: Map) -> Map:
