@@ -55,6 +55,7 @@ MIN_JUDGED_WEIGHT = 0.02  # of an old answer that a left-out point judges
 DOUBT = (
     1.0  # standard errors by which left-out points are believed less, or more in one frame alone
 )
+MAX_FRACTION = 1.5  # of the weights, where left-out points want more
 FAIR_DISTANCE = 0.5  # from an earlier point, over that of a left-out point from the others
 MIN_ERROR = 1e-5  # log depth
 
@@ -302,7 +303,8 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
     outdated /= np.square(
         np.maximum(np.float32(noiseless) * answer.expected, np.float32(MIN_ERROR))
     )
-    weight = np.minimum(1 / (1 + 1 / past.frames + outdated), np.float32(memory))
+    limit = np.minimum(past.frames / (past.frames + 1), np.float32(memory))
+    weight = limit / (1 + limit * outdated)
     weight *= resized(trust, size)
     weight[changed] = 0
     believed = weight[half_rows[tested], half_cols[tested]]
@@ -315,7 +317,8 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
     # Where much is seen to move, what seems to stand still is only too even to show it.
     prior = 1 - float(np.minimum(moved, MOVING).mean()) / MOVING
     fraction = min(evidence.fraction(prior, -DOUBT), now.fraction(prior, DOUBT))
-    weight *= np.float32(min(max(fraction, 0.0), 1.0))
+    weight *= np.float32(min(max(fraction, 0.0), MAX_FRACTION))
+    np.minimum(weight, limit, out=weight)
     return _Belief(np.float32(shift), weight, evidence)
 
 
