@@ -36,7 +36,7 @@ CONTRADICTING_FRACTION = 1 / 3  # of the points about a place, enough: an edge m
 
 # What left-out points say
 KEPT_EVIDENCE = 0.7  # of what earlier frames said
-PRIOR_ERROR = 0.25  # standard error at which they are heard by half
+PRIOR_ERROR = 0.15  # standard error at which they are heard by half
 NO_STEP = 1e-5  # log depth that makes no difference
 
 
