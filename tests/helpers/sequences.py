@@ -363,7 +363,7 @@ class Score:
 
 
 @functools.cache
-def _alone(name: str, network: str, points: str) -> list[tuple[F32, F32]]:
+def without_memory(name: str, network: str, points: str) -> list[tuple[F32, F32]]:
     """Depth and std of every frame without a memory."""
     out = []
     config = replace(FIELD, {"field.temporal.enabled": False})
@@ -385,7 +385,7 @@ def score(name: str, network: str, points: str, posed: str = "none") -> Score:
         state.at((frame + 1) * FRAME_NS, POSES[posed](view.T_world_camera, frame))
         given = NETWORKS[network](view, frame)
         both = fit(given, measured, image=view.image, config=FIELD, state=state)
-        alone = _alone(name, network, points)[frame]
+        alone = without_memory(name, network, points)[frame]
         answers.append((alone[0], both.depth))
         if frame < FIRST_SCORED:
             continue

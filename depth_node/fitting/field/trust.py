@@ -21,7 +21,7 @@ from depth_node.fitting.field.lattice import Floats, Integers, Map
 WINDOW = (5, 5)  # cells over which a displacement is estimated
 MIN_GRADIENT = 0.02  # correlation lengths of colour a cell: less shows no displacement
 NOISE_QUANTILE, NOISE_GAIN = 0.1, 2.0  # so many times the changes of the calmest cells are noise
-QUIET = 0.08  # cells of displacement that noise may show beyond that
+QUIET = 0.12  # cells of displacement that noise may show beyond that
 MAX_DISPLACEMENT = 3.0  # cells
 
 # What the points say, on every fourth cell of the grid
