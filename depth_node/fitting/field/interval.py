@@ -73,7 +73,7 @@ def relative_bound(
     factor = 1 + FEW_GROWTH / left_out.points + FEW_GROWTH_SQUARED / left_out.points**2
     weight = left_out.weight
     if left_out.points >= MIN_EDGE_POINTS:
-        weight = np.maximum(weight, _beside_edges(features, which, log_depth))
+        weight = np.maximum(weight, beside_edges(features, which, log_depth))
     factor *= weighted_quantile(parameters.error / own, weight, probability)
     bound = features.nodes_on_grid(factor * pixels) * edge
     if range_noise_m > 0:
@@ -86,7 +86,7 @@ def relative_bound(
     return Bound(bound, factor, coverage)
 
 
-def _beside_edges(features: FieldFeatures, which: Integers, log_depth: Map) -> Floats:
+def beside_edges(features: FieldFeatures, which: Integers, log_depth: Map) -> Floats:
     """(m,) 1 where a point is as deep as some cell about it, else 0.
 
     A network with soft edges puts honest points beside them on the wrong side, where they look like

@@ -16,11 +16,15 @@ import cv2
 import numpy as np
 
 from depth_node.fitting.field.lattice import Floats, Integers, Map
+from depth_node.fitting.robust import MAD_TO_STD
 
 # What moves in the image
 WINDOW = (5, 5)  # cells over which a displacement is estimated
 MIN_GRADIENT = 0.02  # correlation lengths of colour a cell: less shows no displacement
 NOISE_QUANTILE, NOISE_GAIN = 0.1, 2.0  # so many times the changes of the calmest cells are noise
+# Noise changes from cell to cell, what moves does not. Variance of the changes over that of their
+# second differences: 3 for white noise of the camera (after averaging), 6 for blurred noise.
+NOISE_SMOOTHNESS = 6.5
 QUIET = 0.12  # cells of displacement that noise may show beyond that
 MAX_DISPLACEMENT = 3.0  # cells
 
@@ -97,16 +101,23 @@ def displacement(old: Map, new: Map) -> Map:
         difference[np.isnan(difference)] = 1
     square: Map = np.zeros(new.shape[1:], np.float32)
     gradient: Map = np.zeros(new.shape[1:], np.float32)
+    rough = 0.0
     for plane, changed in zip(new, difference, strict=True):
         changed -= np.median(changed[2::5, 2::5])
         square += changed * changed
+        second = cv2.Laplacian(changed, cv2.CV_32F)[2::5, 2::5]
+        rough += float(np.median(np.abs(second))) ** 2
         for x, y in ((1, 0), (0, 1)):
             slope = cv2.Sobel(plane, cv2.CV_32F, x, y, ksize=1, scale=0.5)
             gradient += slope * slope
     square, gradient = cv2.blur(square, WINDOW), cv2.blur(gradient, WINDOW)
     some = square[2::5, 2::5].ravel()
     calm = int(NOISE_QUANTILE * len(some))
-    square -= np.float32(NOISE_GAIN) * np.partition(some, calm)[calm]
+    # 20: variance of the second difference of white noise, over that of the noise.
+    noise = min(
+        float(np.partition(some, calm)[calm]), NOISE_SMOOTHNESS * MAD_TO_STD**2 * rough / 20
+    )
+    square -= np.float32(NOISE_GAIN * noise)
     gradient += np.float32(MIN_GRADIENT**2)
     square /= gradient
     np.clip(square, 0, MAX_DISPLACEMENT**2, out=square)
