@@ -103,7 +103,7 @@ def render(boxes: Sequence[Box], T_world_camera: F64, frame: int) -> View:
     return View(image, depth.reshape(shape), body.reshape(shape), T_world_camera)
 
 
-# --- where -----------------------------------------------------------------------------------------
+# --- where ---------------------------------------------------------------------------------------
 
 
 def street(moving: Sequence[Box] = ()) -> list[Box]:
@@ -166,7 +166,7 @@ def people() -> list[Box]:
     ]
 
 
-# --- how the camera moves ----------------------------------------------------------------------------
+# --- how the camera moves ------------------------------------------------------------------------
 
 
 def turned(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> F64:
@@ -233,7 +233,7 @@ def kind(name: str) -> Kind:
     return made
 
 
-# --- what is measured and predicted --------------------------------------------------------------------
+# --- what is measured and predicted --------------------------------------------------------------
 
 
 def bend(seed: int, amplitude: float, cells: tuple[int, int] = (5, 6)) -> F64:
@@ -326,7 +326,7 @@ POSES = {
 }
 
 
-# --- memory on and off -----------------------------------------------------------------------------------
+# --- memory on and off ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

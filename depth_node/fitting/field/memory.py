@@ -79,8 +79,9 @@ class FieldAnswer:
     a map with this frame's base. colour: (3, h/2, w/2) in correlation lengths. row, col, log_z,
     trust: (n,) points on the grid and how far they are to be believed, 0 to 1. tested: (m,) of the
     points that were left out in turn, miss: (m,) by how much their log depth was missed then.
-    distance_px: (m,) from which. error: median of the misses' size; expected: (h/2, w/2) median errors of pixels. far_px: (h/2, w/2)
-    distance from the nearest point. height, width: of the image.
+    distance_px: (m,) from which. error: median of the misses' size. expected: (h/2, w/2) median
+    errors of pixels. far_px: (h/2, w/2) distance from the nearest point. height, width: of the
+    image.
     """
 
     log_depth: Map
@@ -259,7 +260,7 @@ def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
     changed = ~(cv2.blur(step[0] + step[1] + step[2], (3, 3)) < CHANGED_COLOUR**2)
     if past.values is not None:
         step = answer.log_base(past.values) - answer.log_base(answer.values)
-        step -= np.float32(np.median(step[::2, ::2]))  # another scale alone is no change
+        step -= np.float32(np.median(step[2::5, 2::5]))  # another scale alone is no change
         changed |= ~(np.abs(step) < CHANGED_BASE)
     return changed
 
@@ -330,11 +331,13 @@ def _misplaced(past: _Past, answer: FieldAnswer, moved: Map) -> Map:
     around = np.ones((3, 3), np.uint8)
     if past.values is None:
         old = np.where(np.isnan(old), answer.log_depth[half], old)
-    wrong = cv2.morphologyEx(np.ascontiguousarray(old), cv2.MORPH_GRADIENT, around)
+    wrong: Map = np.asarray(
+        cv2.morphologyEx(np.ascontiguousarray(old), cv2.MORPH_GRADIENT, around), np.float32
+    )
     wrong *= moved + np.float32(ROUNDED) if past.values is None else moved
-    wrong = cv2.dilate(wrong, around)
+    wrong = np.asarray(cv2.dilate(wrong, around), np.float32)
     wrong += np.float32(CHANGE_PER_CELL) * moved
-    return np.asarray(wrong, np.float32)
+    return wrong
 
 
 def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:

@@ -103,14 +103,15 @@ def displacement(old: Map, new: Map) -> Map:
     gradient: Map = np.zeros(new.shape[1:], np.float32)
     rough = 0.0
     for plane, changed in zip(new, difference, strict=True):
-        changed -= np.median(changed[2::5, 2::5])
+        changed -= np.median(changed[3::8, 3::8])
         square += changed * changed
-        second = cv2.Laplacian(changed, cv2.CV_32F)[2::5, 2::5]
+        second = cv2.Laplacian(changed, cv2.CV_32F)[3::8, 3::8]
         rough += float(np.median(np.abs(second))) ** 2
         for x, y in ((1, 0), (0, 1)):
             slope = cv2.Sobel(plane, cv2.CV_32F, x, y, ksize=1, scale=0.5)
             gradient += slope * slope
-    square, gradient = cv2.blur(square, WINDOW), cv2.blur(gradient, WINDOW)
+    square = np.asarray(cv2.blur(square, WINDOW), np.float32)
+    gradient = np.asarray(cv2.blur(gradient, WINDOW), np.float32)
     some = square[2::5, 2::5].ravel()
     calm = int(NOISE_QUANTILE * len(some))
     # 20: variance of the second difference of white noise, over that of the noise.

@@ -28,7 +28,7 @@ def test_image_that_stands_still_is_not_displaced_by_its_noise() -> None:
     assert np.mean(moved) < 0.02
 
 
-@pytest.mark.parametrize("shift", [0.4, 0.8])
+@pytest.mark.parametrize("shift", [0.8, 1.2])
 def test_displacement_is_that_of_the_image(shift: float) -> None:
     moved = displacement(pattern(noise=0.001, seed=1), pattern(shift, noise=0.001, seed=2))
     assert 0.3 * shift < np.median(moved) < 1.2 * shift
