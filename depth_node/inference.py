@@ -66,6 +66,8 @@ def open_configured(
     return open_model(model, manifest, config, engine or EngineConfig(), progress)
 
 
+EDGE_GAP_PX = 4.0  # gaps of edges up to this width are closed; at 640x480, scaled with the image
+
 _Model = TypeVar("_Model", bound="_ImageModel")
 
 
@@ -215,7 +217,7 @@ class RegionModel(_ImageModel):
             self.message = "" if masks.any() else "the network found no mask in the image"
         elif meaning == "region_edges":
             edges = to_image(output, spec, height, width)
-            gap_px = self.config.edge_gap_px * np.sqrt(height * width / REFERENCE_AREA_PX)
+            gap_px = EDGE_GAP_PX * np.sqrt(height * width / REFERENCE_AREA_PX)
             ids = edges_to_ids(edges, self.config.edge_level, gap_px / 2)
             labels = labels_from_ids(np.where(np.isfinite(edges), ids, 0), self.config)
         else:

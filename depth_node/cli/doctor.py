@@ -264,9 +264,9 @@ def _import_errors(modules: Sequence[str]) -> dict[str, str]:
         except subprocess.TimeoutExpired as error:
             shown = (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else ""
             status = -signal.SIGALRM
-        told = dict(json.loads(line) for line in shown.splitlines())
-        failed |= {module: one_line(reason) for module, reason in told.items() if reason}
-        last = next((module for module, reason in told.items() if reason is None), None)
+        answers = dict(json.loads(line) for line in shown.splitlines())
+        failed |= {module: one_line(reason) for module, reason in answers.items() if reason}
+        last = next((module for module, reason in answers.items() if reason is None), None)
         if last is None:
             break
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"

@@ -55,9 +55,10 @@ def compiled(
         fast.enable_caching()
         fast._cache = _CarefulCache(fast._cache, loop.__qualname__)
     except Exception as error:  # no folder can be written, or another numba with other insides
+        logging.getLogger(__name__).debug("%s: %s", loop.__qualname__, one_line(error))
         _warn_once(
             "no folder for machine code can be used, so every start compiles again (seconds):"
-            f" {_CURE} ({one_line(error)})."
+            f" {_CURE}."
         )
         fast = numba.njit(nogil=True, **options)(loop)
     if signature is not None:

@@ -61,6 +61,7 @@ RENAMED = {
             "fit.polarity_guard",
             "segmentation.depth_weight",
             "segmentation.blur_cells",
+            "segmentation.edge_gap_px",
             "fit.field.residual",
             "fit.field.detail",
             "fit.field.colour",

@@ -40,7 +40,7 @@ CONTRADICTING_FRACTION = 1 / 3  # of the points about a place, enough: an edge m
 
 # What left-out points say
 KEPT_EVIDENCE = 0.7  # of what earlier frames said
-PRIOR_ERROR = 0.15  # standard error at which they are heard by half
+PRIOR_ERROR = 0.15  # standard error at which they are weight by half
 NO_STEP = 1e-5  # log depth that makes no difference
 
 
@@ -86,8 +86,8 @@ class Evidence:
         if self.information <= 0:
             return prior
         error = math.sqrt(self.doubt) / self.information
-        heard = PRIOR_ERROR**2 / (PRIOR_ERROR**2 + error**2)
-        return prior + heard * (self.agreement / self.information + errors * error - prior)
+        weight = PRIOR_ERROR**2 / (PRIOR_ERROR**2 + error**2)
+        return prior + weight * (self.agreement / self.information + errors * error - prior)
 
 
 def displacement(old: Map, new: Map) -> Map:
