@@ -133,18 +133,29 @@ def read(path: Path) -> dict[str, Any]:
     path: a checkpoint, a link to one, or a run folder (its last one). No pickled code is run.
     Renamed settings stand under their new names. Raises TrainingError.
     """
+    content = about(path)
+    return {**content, "averaged": weights(find(Path(path)) / "averaged.safetensors")}
+
+
+def about(path: Path) -> dict[str, Any]:
+    """`recipe`, `step` and `settings` of a checkpoint, without its weights. Raises TrainingError."""
     folder = find(Path(path))
     try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(folder, error) from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TrainingError(
             f"{folder} is no checkpoint of this version of the loop (format {FORMAT}); use the"
             " revision that wrote it, named in environment.json beside it."
         )
-    about["settings"] = upgraded(about.get("settings", {}))
-    return {**about, "averaged": weights(folder / "averaged.safetensors")}
+    if (
+        not isinstance(content.get("settings", {}), dict)
+        or not isinstance(content.get("recipe"), str)
+        or type(content.get("step")) is not int
+    ):
+        raise _unreadable(folder, ValueError("about.json lacks recipe, step or settings"))
+    return {**content, "settings": upgraded(content.get("settings", {}))}
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -28,6 +28,11 @@ class Marigold(nn.Module):
         self._pipe = (pipe,)  # in a tuple: no submodule
         self.steps = steps
         kind = pipe.config.get("prediction_type") or "depth"
+        if kind not in ("depth", "disparity"):
+            raise TrainingError(
+                f"This Marigold gives {kind}, and a teacher gives depth or disparity: give another"
+                " folder."
+            )
         self.meaning = f"{kind}_affine_invariant"
         pipe.set_progress_bar_config(disable=True)
 

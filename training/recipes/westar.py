@@ -47,7 +47,7 @@ from training.losses.depth import (
 )
 from training.losses.normalization import layers, normalise, worthwhile
 from training.models.lora import TuneConfig, hold_statistics, low_rank, tune
-from training.models.networks import NetworkConfig, open_network
+from training.models.networks import NetworkConfig, open_student
 
 CONTEXTS = ("global", "depth_bins", "masks")
 TEACHERS = ("ema", "shared", "frozen_source", "truth")
@@ -213,7 +213,7 @@ class Westar(Recipe):
     def model(self) -> nn.Module:
         """The source, with gradients for what is tuned."""
         cfg = self.cfg
-        network = open_network(cfg.network)
+        network = open_student(cfg.network)
         network.spec.require(cfg.height, cfg.width)
         if cfg.teacher == "frozen_source" or cfg.loss.known:
             self.source = copy.deepcopy(network).eval().requires_grad_(False)
