@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
+from training.data.files import read_image
 from training.data.samples import F32, U8, DataError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -288,10 +289,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run it. Raises DataError: one sentence."""
-    image = cv2.imread(str(args.image), cv2.IMREAD_COLOR) if args.image.is_file() else None
-    if image is None:
+    if not args.image.is_file():
         raise DataError(f"{args.image} cannot be read as an image: give a JPEG or PNG file.")
-    made = sheet(np.ascontiguousarray(image[..., ::-1]), seed=args.seed)
+    made = sheet(read_image(args.image), seed=args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         written = cv2.imwrite(str(args.out), np.ascontiguousarray(made[..., ::-1]))

@@ -30,6 +30,7 @@ from depth_node.recordings.frames import IMAGE_SUFFIXES
 from depth_node.visualization import colours, panels, text
 from training import checkpoints
 from training.checkpoints import TrainingError
+from training.data.files import below, read_image
 from training.data.samples import F64, DataError
 from training.models import networks
 from training.models.network_io import NetworkInput
@@ -199,8 +200,9 @@ def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArr
 
     Raises DataError for too few images or an unreadable one.
     """
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    files = sorted(paths)[:count]
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}: give one of images.")
+    files = below(folder, lambda path: path.suffix.lower() in IMAGE_SUFFIXES)[:count]
     if len(files) < LEAST_ROWS:
         raise DataError(
             f"{folder} holds {len(files)} images: CKA needs {LEAST_ROWS}, and hundreds to mean"
@@ -208,10 +210,7 @@ def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArr
         )
     images = []
     for path in files:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise DataError(f"{path} cannot be read as an image: replace or remove it.")
-        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        rgb = read_image(path)
         images.append(
             np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         )
