@@ -69,7 +69,7 @@ def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
     """
     if cfg.source == EMBEDDED or cfg.source.endswith(".onnx"):
         return _from_onnx(cfg) if weights else SmallUNet(_student_of(cfg))
-    if cfg.source and _is_ours(Path(cfg.source)):
+    if cfg.source and checkpoints.is_run(Path(cfg.source)):
         _require_disparity(Path(cfg.source))
         return open_run(Path(cfg.source), weights)
     if cfg.kind == "unet":
@@ -154,10 +154,6 @@ def _require_disparity(path: Path) -> None:
             " output alone is no disparity: export it and give the .onnx file as a teacher"
             " (source=engine), or train it with head=inverse."
         )
-
-
-def _is_ours(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("about.json", "last/about.json"))
 
 
 def open_run(path: Path, weights: bool = True) -> Network:

@@ -12,11 +12,11 @@ import yaml
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
+from depth_node import config
+from depth_node.engine.manifest import manifest_path
 from tests.helpers import REPO
 from training import loop
 from training.checkpoints import TrainingError
-from depth_node import config
-from depth_node.engine.manifest import manifest_path
 from training.data.ordinal_labels import LabelSet, Pair
 from training.data.samples import Sample
 from training.export.depth import open_checkpoint
