@@ -182,6 +182,14 @@ class Recipe(ABC):
         """Learning rate of a parameter, by its name in model or extra, over the loop's."""
         return 1.0
 
+    def shown(self) -> dict[str, str]:
+        """Names of the log that the console shows beside loss and score -> what it calls them."""
+        return {}
+
+    def next_step(self, run: Path) -> str:
+        """The command that uses the result of a run."""
+        return f"python -m training export {run} --out {run.name}.onnx"
+
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
@@ -659,7 +667,15 @@ def _run(
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         text = json.dumps({"processes": accelerator.num_processes, **environment()}, indent=1)
         (folder / "environment.json").write_text(text, encoding="utf-8")
-    log = RunLog(folder, state.step, cfg.steps, console, cfg.tensorboard, quiet)
+    if state.step >= cfg.steps and not quiet:
+        _say(
+            console,
+            f"{folder} has all its {cfg.steps} steps: nothing is left to train. Raise loop.steps,"
+            " or give another --run.",
+        )
+    log = RunLog(
+        folder, state.step, cfg.steps, console, cfg.tensorboard, quiet, state.recipe.shown()
+    )
     with log, _Interrupt() as interrupt:
         saved = logged = state.step
         clock = time.monotonic()
@@ -688,7 +704,25 @@ def _run(
         raise TrainingError(
             f"Interrupted at step {state.step}; the same command goes on from there."
         )
+    if not quiet:
+        _say(console, _result(state, folder))
     return state
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _result(state: State, folder: Path) -> str:
+    """Where the result of a run is, and the command that comes next."""
+    text = f"The result is in {folder}/{LAST} (step {state.step})"
+    best = checkpoints.pointed(folder / BEST)
+    number = best.resolve().name.removeprefix("step_")
+    if number.isdigit() and int(number) != state.step:
+        text += f"; {folder}/{BEST} is step {int(number)}, whose score is the lowest"
+        if math.isfinite(state.best):
+            text += f" ({state.best:.4g})"
+    return f"{text}. Next: {state.recipe.next_step(folder)}"
 
 
 def _row(state: State, cfg: LoopConfig) -> dict[str, float]:

@@ -15,7 +15,8 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node import config
+from depth_node.recordings.frames import IMAGE_SUFFIXES
 from training.data.files import content, described
 from training.data.samples import DataError
 
@@ -91,7 +93,8 @@ def _read_csv(path: Path, text: str) -> list[Pair]:
         return [_pair(row, f"{path}, line {reader.line_num}") for row in reader]
     except csv.Error as error:
         raise DataError(
-            f"{path}, after line {reader.line_num}: what follows is no line of CSV ({error}); correct or delete it."
+            f"{path}, after line {reader.line_num}: what follows is no line of CSV"
+            f" ({error}); correct or delete it."
         ) from error
 
 
@@ -223,6 +226,36 @@ def mended(path: str | Path) -> bool:
         os.fsync(file.fileno())
     os.replace(partial, path)
     return not complete
+
+
+def split_by_image(
+    pairs: Sequence[Pair], held: float, seed: int = 0
+) -> tuple[list[Pair], list[Pair]]:
+    """Labels to train on and labels held back, about `held` of all; no image is in both parts.
+
+    Images are held back at random until their labels are enough. Raises DataError for labels on
+    fewer than two images.
+    """
+    names = sorted({_stem(pair.image) for pair in pairs})
+    if len(names) < 2:
+        raise DataError(
+            "Labels on fewer than two images cannot be split by image: label some more."
+        )
+    counts = Counter(_stem(pair.image) for pair in pairs)
+    away: set[str] = set()
+    for k in np.random.default_rng(seed).permutation(len(names))[: len(names) - 1]:
+        if sum(counts[name] for name in away) >= held * len(pairs):
+            break
+        away.add(names[k])
+    return (
+        [pair for pair in pairs if _stem(pair.image) not in away],
+        [pair for pair in pairs if _stem(pair.image) in away],
+    )
+
+
+def _stem(name: str) -> str:
+    """An image's name without its suffix, which a label may leave out."""
+    return str(Path(name).with_suffix("")) if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
 
 
 class LabelSet:
