@@ -8,6 +8,7 @@ classical segmentation. Masks may overlap.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -75,7 +76,7 @@ class MaskMaker:
 
     def __init__(self, cfg: MaskConfig) -> None:
         self.cfg = cfg
-        self._cache = Cache(cfg.folder) if cfg.folder else None
+        self._cache = Cache(Path(cfg.folder).expanduser()) if cfg.folder else None
         self._sam: Sam | None = None
 
     def __call__(self, image: U8) -> Masks:

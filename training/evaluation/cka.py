@@ -338,8 +338,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=224)
     parser.add_argument("--rows", choices=("image", "tokens"), default="image")
     parser.add_argument(
-        "--estimator", choices=("auto", "linear", "unbiased"), default="auto",
-        help="unbiased works batch by batch; auto: above 4096 rows",
+        "--estimator", choices=("unbiased", "linear"), default="unbiased",
+        help="linear is biased: independent features of few images are alike",
     )  # fmt: skip
     parser.add_argument("--layers", default=ENCODERS, help="regular expression of layer names")
 
@@ -350,12 +350,8 @@ def command(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     unit = int(np.lcm(a[1].multiple_px, b[1].multiple_px))
     size = [max(round(side / unit), 1) * unit for side in (args.height, args.width)]
     images = read_images(args.data, args.count, *size)
-    rows = len(images) * (16 if args.rows == "tokens" else 1)
-    estimator = args.estimator
-    if estimator == "auto":
-        estimator = "unbiased" if rows > 4096 else "linear"
     result = compare(
-        a, b, images, LayerSimilarity(estimator), args.layers, args.rows, args.batch, console
+        a, b, images, LayerSimilarity(args.estimator), args.layers, args.rows, args.batch, console
     )
     result = {"a": str(args.a), "b": str(args.b), "height": size[0], "width": size[1], **result}
     args.out.mkdir(parents=True, exist_ok=True)
