@@ -181,9 +181,11 @@ def _has_offset(settings: Mapping[str, Any]) -> bool:
     source = str(settings.get("network", {}).get("source") or settings.get("start") or "")
     if source == EMBEDDED or source.endswith(".onnx"):
         return True
-    return Path(source).is_dir() and any(
-        (Path(source) / name).is_file() and _has_offset(checkpoints.read(Path(source))["settings"])
-        for name in ("about.json", "last/about.json")
+    path = Path(source)
+    return (
+        path.is_dir()
+        and checkpoints.is_run(path)
+        and _has_offset(checkpoints.about(path)["settings"])
     )
 
 
