@@ -91,4 +91,4 @@ def test_export_commands_are_commands() -> None:
     for entry in registry.registry().values():
         if entry.export:
             words = shlex.split(entry.export_command)[3:]
-            assert training._arguments(words).command == words[0]
+            assert training.parse_arguments(words).command == words[0]
