@@ -54,7 +54,7 @@ ELSEWHERE = {("_cached_engine", "config"), ("open_tensorrt", "engine")}
 # Variables that hold what TensorRT's objects give: numbers, names, bytes, things to hand on.
 RESULTS = {
     "flag", "plan", "trt_type", "size", "shape", "names", "inputs", "(in_engine, dtype)", "version",
-    "command", "self.details", "self.details['engine memory [MB]']",
+    "named", "text", "warnings", "command", "self.details", "self.details['engine memory [MB]']",
 }  # fmt: skip
 
 
