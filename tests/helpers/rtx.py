@@ -11,12 +11,14 @@ in a fresh interpreter, because the library sometimes ends its process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -228,6 +230,95 @@ def _layers(lines: Sequence[str]) -> list[dict[str, Any]]:
 def _scratch(lines: Sequence[str]) -> int:
     """Bytes that a run of the engine takes on the GPU besides weights, from the log."""
     return sum(int(n) for n in re.findall(r"Scratch Memory: (\d+) bytes", "\n".join(lines)))
+
+
+def children_of(process: int) -> list[int]:
+    """Processes whose parent is, or was, another; only those of this file's own builds."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = status.read_bytes().split(b"\0")
+            if b"depth_node.engine.trt" in words and str(process).encode() in words:
+                found.append(int(status.parent.name))
+    return found
+
+
+def _plan(given: Mapping[str, Any], progress: Any = None) -> bytes:
+    """The engine by the process of its own."""
+    from depth_node.engine import trt
+    from depth_node.engine.manifest import Manifest, manifest_path
+
+    model = Path(given["model"])
+    return trt.build_plan(model, Manifest.load(manifest_path(model)), 0, PlayedGpu(), progress)
+
+
+def interrupted(given: Mapping[str, Any]) -> str:
+    """Build until a signal comes; every step is a line, the last line says what was raised."""
+    try:
+        _plan(given, lambda *step: print("step", *step, flush=True))
+    except BaseException as error:
+        print(type(error).__name__, flush=True)
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+        raise SystemExit(0) from None
+    return "built"
+
+
+def stopped(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Build, and end it from the progress: by an exception, or because a signal was noted."""
+    from depth_node.engine import trt
+    from depth_node.engine.build_process import BuildError
+
+    class TiredError(Exception):
+        pass
+
+    def tired(phase: str, done: int, total: int) -> None:
+        raise TiredError
+
+    start = time.monotonic()
+    ended = ""
+    try:
+        if given["how"] == "raises":
+            _plan(given, tired)
+        else:
+            trt.build_here({**given, "shapes": {}, "workspace_mb": 0}, None, lambda: True)
+    except TiredError:
+        ended = "Tired"
+    except BuildError as error:
+        ended = error.args[0]
+    return {"ended": ended, "seconds": time.monotonic() - start}
+
+
+def crashed(given: Mapping[str, Any]) -> str:
+    """The sentence where the process of a build is ended by SIGSEGV at its first step."""
+    from depth_node.engine import EngineError
+
+    def crash(phase: str, done: int, total: int) -> None:
+        for process in children_of(os.getpid()):
+            os.kill(process, signal.SIGSEGV)
+
+    try:
+        _plan(given, crash)
+    except EngineError as error:
+        return str(error)
+    return "built"
+
+
+def damaged(given: Mapping[str, Any]) -> list[str]:
+    """What the library says of a whole plan, one with a flipped first byte, one in the middle."""
+    from depth_node.engine import trt
+
+    plan = _plan(given)
+    runtime = trt.trt.Runtime(trt._logger())
+    found = []
+    for place in (None, 0, len(plan) // 2):
+        content = bytearray(plan)
+        if place is not None:
+            content[place] ^= 0xFF
+        trt._logger().errors.clear()
+        assert runtime.deserialize_cuda_engine(bytes(content)) is None  # there is no GPU
+        found.append(trt._logger().error_text())
+    return found
 
 
 if __name__ == "__main__":
