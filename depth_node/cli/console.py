@@ -45,8 +45,8 @@ def console() -> Console:
 class _PlainConsole:
     """What our commands use of rich's Console, without rich."""
 
-    def print(self, text: str = "", *, style: str | None = None) -> None:
-        """Print a text; without rich it has no style."""
+    def print(self, text: str = "", *, style: str | None = None, markup: bool = True) -> None:
+        """Print a text; without rich it has neither style nor markup."""
         print(_visible(text))
 
     def input(self, prompt: str) -> str:

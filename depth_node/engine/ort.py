@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from depth_node.engine import BackendError, EngineError
 from depth_node.engine.manifest import Manifest
+from depth_node.engine.model_file import fault_of
 from depth_node.engine.protocol import Closeable, check_tensor, check_tensors
 
 # Since 1.31 it writes a device id and events into the user's cache folder and sends them. It looks
@@ -125,6 +126,9 @@ def open_session(model: Path, threads: int, provider: str = "cpu") -> onnxruntim
         3  # errors are raised as exceptions; warnings would be printed to stderr
     )
     requested = _PROVIDERS[provider]
+    fault = fault_of(model)
+    if fault:
+        raise EngineError(fault)
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=requested)
     except Exception as error:  # onnxruntime's exceptions share no base class

@@ -5,6 +5,9 @@ The types in the ONNX file decide the precision (``depth_tools models convert``)
 11 has no other way. Built engines are stored by their identity (cache.py). USED lists all that this
 file uses of TensorRT; tests compare it with this file and with the real bindings of several
 versions.
+
+An engine is built in a process of its own, which runs this file: a fault inside the library ends
+that process and not the node, and a build can be ended at any time.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,11 @@ import numpy.typing as npt
 import tensorrt as trt
 
 from depth_node.engine import EngineError, cuda, depth_tools
+from depth_node.engine.build_process import BuildError, build_apart, serve
 from depth_node.engine.cache import CachedEngine, Identity
 from depth_node.engine.gpu_kernels import Resampling
 from depth_node.engine.manifest import Manifest
+from depth_node.engine.model_file import fault_of
 from depth_node.engine.options import OpenRequest
 from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Closeable, Progress, check_tensor, check_tensors
@@ -56,7 +61,7 @@ USED: dict[str, tuple[str, ...]] = {
     "OnnxParser": (
         "__init__(network, logger)", "parse_from_file(model)", "num_errors", "get_error(index)",
     ),
-    "ParserError": ("desc()",),
+    "ParserError": ("desc()", "node_name()", "node_operator()"),
     "Runtime": ("__init__(logger)", "deserialize_cuda_engine(serialized_engine)"),
     "ICudaEngine": (
         "num_io_tensors", "get_tensor_name(index)", "get_tensor_mode(name)",
@@ -72,6 +77,7 @@ USED: dict[str, tuple[str, ...]] = {
 MAJORS = (10, 11)
 
 _LOG_INTERVAL_S = 10.0
+_LARGE_PART = 0.1  # of the GPU's memory: a decoder that takes more is told of
 _log = logging.getLogger("depth_node.engine")
 
 
@@ -135,6 +141,9 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
     except BaseException:
         gpu.close()
         raise
+    warnings = [text for text in (trouble, engine.details.get("warning", "")) if text]
+    if warnings:
+        engine.details["warning"] = "; ".join(warnings)
     engine.details |= {
         "key": identity.key,
         "engine file": str(cached.path),
@@ -142,8 +151,6 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
         "model": str(request.model),
         "sha256": request.manifest.sha256,
     }
-    if trouble:
-        engine.details["warning"] = trouble
     return engine
 
 
@@ -184,6 +191,8 @@ class _Logger(trt.ILogger):
         """Called by TensorRT."""
         if int(severity) <= int(trt.ILogger.ERROR):  # INTERNAL_ERROR is 0, ERROR 1
             self.errors.append(" ".join(str(msg).split()))
+        elif int(severity) == 2:  # WARNING
+            _log.info("TensorRT warns: %s", " ".join(str(msg).split()))
         else:
             _log.debug("TensorRT: %s", msg)
 
@@ -197,6 +206,10 @@ class _Logger(trt.ILogger):
         text = " ".join(self.errors).lower().replace(" ", "")
         return "outofmemory" in text or "out_of_memory" in text or "cudamalloc" in text
 
+    def needs_workspace(self) -> bool:
+        """Whether the last errors ask for a larger workspace."""
+        return "workspace" in " ".join(self.errors).lower()
+
 
 @functools.cache
 def _logger() -> _Logger:
@@ -205,17 +218,16 @@ def _logger() -> _Logger:
 
 
 class _Monitor(trt.IProgressMonitor):
-    """Reports a build's progress to a callback or, every _LOG_INTERVAL_S seconds, to the log.
+    """Passes a build's progress on, and ends the build where `stop` says so or that fails.
 
-    An exception of the callback (an interrupt) must not pass through TensorRT: it is stored in
-    `stopped`, and the build ends.
+    Nothing may be raised through TensorRT, which swallows it: a signal is noted by its handler and
+    asked for here, an exception is kept in `stopped`.
     """
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, stop: Callable[[], bool] = lambda: False) -> None:
         trt.IProgressMonitor.__init__(self)
-        self._progress = progress
+        self._progress, self._stop = progress, stop
         self._phases: dict[str, list[int]] = {}
-        self._last_log_s = time.monotonic()
         self.stopped: BaseException | None = None
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
@@ -224,25 +236,22 @@ class _Monitor(trt.IProgressMonitor):
         self._report(phase_name)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Called by TensorRT; False would end the build."""
+        """Called by TensorRT; False ends the build."""
         self._phases.setdefault(phase_name, [0, 0])[0] = step + 1
         self._report(phase_name)
-        return self.stopped is None
+        return self.stopped is None and not self._stop()
 
     def phase_finish(self, phase_name: str) -> None:
         """Called by TensorRT."""
         self._phases.pop(phase_name, None)
 
     def _report(self, phase: str) -> None:
-        done, total = self._phases[phase]
-        if self._progress is not None:
-            try:
-                self._progress(phase, done, total)
-            except BaseException as error:
-                self.stopped = error
-        elif time.monotonic() - self._last_log_s > _LOG_INTERVAL_S:
-            self._last_log_s = time.monotonic()
-            _log.info("building the engine: %s, %d of %d", phase, done, total)
+        if self._progress is None or self.stopped is not None:
+            return
+        try:
+            self._progress(phase, *self._phases[phase])
+        except BaseException as error:
+            self.stopped = error
 
 
 def build_plan(
@@ -250,8 +259,61 @@ def build_plan(
 ) -> bytes:
     """Build the serialised engine of an ONNX file for this GPU, which takes minutes.
 
-    Raises EngineError if TensorRT cannot read or build the file or memory runs out, and whatever
-    the progress callback raises.
+    SIGINT and SIGTERM end the build within seconds if this is the main thread. Raises EngineError
+    if TensorRT cannot read or build the file, memory runs out or the library ends its process, and
+    whatever the progress callback raises.
+    """
+    fault = fault_of(model)
+    if fault:
+        raise EngineError(fault)
+    given = {
+        "model": str(model),
+        "shapes": {name: list(shape) for name, shape in manifest.input_shapes.items()},
+        "workspace_mb": workspace_mb,
+    }
+    version = f"TensorRT {trt.__version__}"
+    try:
+        return build_apart(__name__, given, progress or _LogProgress())
+    except BuildError as failure:
+        kind, reason = failure.args
+    if kind == "memory":
+        size = workspace_mb * 1_000_000 or gpu.memory()[1]
+        raise gpu.out_of_memory_error(size, f"building the engine of {manifest.name}")
+    sentences = {
+        "read": f"{version} cannot read {model} ({reason}): export it with opset 17 to 20, or use"
+        " another back end",
+        "workspace": f"{version} cannot build an engine of {model} with engine.workspace_mb:"
+        f" {workspace_mb} ({reason}): raise engine.workspace_mb (--workspace-mb), or set it"
+        " to 0 for all of the GPU's memory",
+        "build": f"{version} cannot build an engine of {model} ({reason}): use another version,"
+        " model.precision or back end",
+        "ended": f"{version} ended its process with {reason} while it built an engine of {model}:"
+        " use another version or back end, or export the model with opset 17 to 20",
+        "stopped": f"the build of {model} was stopped: start it again",
+    }
+    raise EngineError(sentences[kind])
+
+
+class _LogProgress:
+    """Logs a build's progress every _LOG_INTERVAL_S seconds."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last_s > _LOG_INTERVAL_S:
+            self._last_s = time.monotonic()
+            _log.info("building the engine: %s, %d of %d", phase, done, total)
+
+
+def build_here(
+    given: Mapping[str, Any],
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bytes:
+    """Build in this process. Raises BuildError, and whatever the progress callback raises.
+
+    given: model (a path), shapes of the inputs by name, workspace_mb.
     """
     logger = _logger()
     logger.errors.clear()
@@ -259,42 +321,44 @@ def build_plan(
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(model)):
+    if not parser.parse_from_file(given["model"]):
         reasons = []
         for index in range(parser.num_errors):
             error = parser.get_error(index)
-            reasons.append(" ".join(error.desc().split()))
-        raise EngineError(
-            f"TensorRT {trt.__version__} cannot read {model}"
-            f" ({'; '.join(reasons[:3]) or logger.error_text()}): export it with opset 17 to 20, or"
-            " use another back end"
-        )
+            text = " ".join(error.desc().split())
+            named = " ".join(part for part in (error.node_operator(), error.node_name()) if part)
+            reasons.append(f"operator {named}: {text}" if named else text)
+        raise BuildError("read", "; ".join(reasons[:3]) or logger.error_text())
     config = builder.create_builder_config()
-    monitor = _Monitor(progress)
+    monitor = _Monitor(progress, stop)
     config.progress_monitor = monitor
-    if workspace_mb:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb * 1_000_000)
-    _fix_shapes(builder, network, config, manifest)
+    if given["workspace_mb"]:
+        pool_size = given["workspace_mb"] * 1_000_000
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, pool_size)
+    _fix_shapes(builder, network, config, given["shapes"])
     plan = builder.build_serialized_network(network, config)
     if monitor.stopped is not None:
         raise monitor.stopped
+    if stop():
+        raise BuildError("stopped", "")
     if plan is None:
+        kind = "build"
         if logger.is_out_of_memory():
-            size = workspace_mb * 1_000_000 or gpu.memory()[1]
-            raise gpu.out_of_memory_error(size, f"building the engine of {manifest.name}")
-        raise EngineError(
-            f"TensorRT {trt.__version__} cannot build an engine of {model} ({logger.error_text()}):"
-            " use another version, model.precision or back end"
-        )
+            kind = "memory"
+        elif given["workspace_mb"] and logger.needs_workspace():
+            kind = "workspace"
+        raise BuildError(kind, logger.error_text())
     return bytes(plan)
 
 
-def _fix_shapes(builder: Any, network: Any, config: Any, manifest: Manifest) -> None:
+def _fix_shapes(
+    builder: Any, network: Any, config: Any, shapes: Mapping[str, Sequence[int]]
+) -> None:
     """Set sizes that the file leaves open to those of the manifest."""
     profile = None
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shape = manifest.input_shapes.get(tensor.name)
+        shape = shapes.get(tensor.name)
         if shape is None or -1 not in tuple(tensor.shape):
             continue
         if profile is None:
@@ -439,13 +503,32 @@ class TrtEngine(Closeable):
         if self._context is None:
             size = int(self._engine.device_memory_size_v2)
             if self._logger.is_out_of_memory() or size > self._gpu.memory()[0]:
-                raise self._gpu.out_of_memory_error(size, f"running {self.manifest.name}")
+                error = self._gpu.out_of_memory_error(size, f"running {self.manifest.name}")
+                if self.manifest.inputs:
+                    raise EngineError(f"{error}; {self._smaller_batch()}")
+                raise error
             raise EngineError(
                 f"the engine of {self.manifest.name} cannot be started"
                 f" ({self._logger.error_text()}): build it again with"
                 f" `{depth_tools('models build')}`"
             )
-        self.details["engine memory [MB]"] = round(int(self._engine.device_memory_size_v2) / 1e6)
+        size = int(self._engine.device_memory_size_v2)
+        total = self._gpu.memory()[1]
+        self.details["engine memory [MB]"] = round(size / 1e6)
+        if self.manifest.inputs and size > _LARGE_PART * total:
+            self.details["warning"] = (
+                f"{self.manifest.name} takes {size / 1e6:.0f} of the GPU's {total / 1e6:.0f} MB"
+                f" while it runs: {self._smaller_batch()}"
+            )
+            _log.warning("%s", self.details["warning"])
+
+    def _smaller_batch(self) -> str:
+        """The advice for a prompt decoder that takes too much memory."""
+        points = next(iter(self.manifest.inputs.values()))[0]
+        return (
+            f"export it for fewer than {points} points at once (`python -m training segmentation"
+            f" --batch {max(points // 4, 1)}`)"
+        )
 
     def _bind(self) -> None:
         """Compare names, shapes and types with the manifest, and allocate all buffers."""
@@ -552,3 +635,7 @@ class TrtEngine(Closeable):
 
 def _closed() -> None:
     raise EngineError("the model is closed: open it again")
+
+
+if __name__ == "__main__":
+    serve(build_here)

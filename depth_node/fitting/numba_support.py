@@ -14,6 +14,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import stat
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -55,10 +56,11 @@ def compiled(
         fast.enable_caching()
         fast._cache = _CarefulCache(fast._cache, loop.__qualname__)
     except Exception as error:  # no folder can be written, or another numba with other insides
-        logging.getLogger(__name__).debug("%s: %s", loop.__qualname__, one_line(error))
+        # Without the loop's name: the reason is one for all loops, and is said once.
+        reason = re.sub(r"function '[^']*'", "functions", one_line(error))
         _warn_once(
             "no folder for machine code can be used, so every start compiles again (seconds):"
-            f" {_CURE}."
+            f" {_CURE} ({reason})."
         )
         fast = numba.njit(nogil=True, **options)(loop)
     if signature is not None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from depth_node import __version__
 from depth_node.config import one_line
 from depth_node.engine.manifest import Manifest, converted_path, manifest_path, model_sha256
+from depth_node.engine.model_file import fault_of
 from depth_node.engine.protocol import Engine
 from depth_node.model_zoo.compare import (
     ComparisonImages,
@@ -28,7 +29,7 @@ from depth_node.model_zoo.compare import (
     compare,
     tensors_of,
 )
-from depth_node.model_zoo.fp16 import Fp16Model, to_fp16
+from depth_node.model_zoo.fp16 import Fp16Model, Measured, to_fp16, with_losses
 from depth_node.model_zoo.onnx_graph import (
     ConvertError,
     inferred,
@@ -98,7 +99,7 @@ def convert(
         on_step("measuring ranges")
         converted = to_fp16(
             ready,
-            measure_ranges(ready, description, itertools.islice(images, RANGE_IMAGES), folder),
+            measure(ready, description, itertools.islice(images, RANGE_IMAGES), folder),
             fp16_input,
             keep,
         )
@@ -141,33 +142,36 @@ def convert(
 # --- engines that measure ------------------------------------------------------------------------
 
 
-def measure_ranges(
+def measure(
     ready: onnx.ModelProto, manifest: Manifest, images: Iterable[Image], folder: Path
-) -> dict[str, float]:
-    """Largest magnitude of every FP32 tensor over the images; infinite if a value is not finite.
+) -> Measured:
+    """Largest magnitude of every FP32 tensor over the images, and what FP16 scores would change.
 
-    ONNX Runtime runs the FP32 graph, whose file is made in `folder`. Raises EngineError if it
-    cannot.
+    A value that is not finite counts as infinite. ONNX Runtime runs the FP32 graph, whose file is
+    made in `folder`. Raises EngineError if it cannot.
     """
     from depth_node.engine import ort
 
-    measuring, outputs = with_ranges(ready)
+    measuring, peaks = with_ranges(ready)
+    measuring, losses = with_losses(ready, measuring)
     path = folder / "ranges.onnx"
     onnx_package().save(measuring, str(path))
     measuring.Clear()
-    names = tuple(outputs)
+    names = (*peaks, *losses)
     measured_manifest = dataclasses.replace(
         manifest, output_name=names[0], outputs=names, limits={}
     )
-    ranges: dict[str, float] = dict.fromkeys(outputs.values(), 0.0)
+    largest = dict.fromkeys(names, 0.0)
     with ort.OrtEngine(path, measured_manifest) as engine:
         for number, image in enumerate(images):
-            peaks = engine.run_named(tensors_of(manifest, image, number))
-            for peak, name in outputs.items():
-                value = float(peaks[peak])
-                ranges[name] = max(ranges[name], value if math.isfinite(value) else math.inf)
+            for name, value in engine.run_named(tensors_of(manifest, image, number)).items():
+                size = abs(float(value))
+                largest[name] = max(largest[name], size if math.isfinite(size) else math.inf)
     path.unlink()
-    return ranges
+    ranges: dict[str, float] = {}
+    for peak, name in peaks.items():
+        ranges[name] = max(ranges.get(name, 0.0), largest[peak])
+    return Measured(ranges, {name: largest[loss] for loss, name in losses.items()})
 
 
 def rounding_engine(model: Path, manifest: Manifest, folder: Path) -> Engine | None:
@@ -199,6 +203,9 @@ def _loaded(model: Path) -> onnx.ModelProto:
             f"{model} has {_size(model) / 1e9:.1f} GB of weights, and one ONNX file holds 2 GB:"
             " take a smaller network"
         )
+    fault = fault_of(model)
+    if fault:
+        raise ConvertError(fault)
     try:
         return onnx.load(str(model))
     except Exception as error:  # protobuf's errors share no base class

@@ -47,13 +47,14 @@ OTHERS = {
     "manifest.input_shapes",
     "manifest.input", "manifest.inputs", "pinned.dtype", "request.manifest.input", "request.model",
     "version", "reasons", "tensors", "Resampling", "monitor", "logger.errors",
-    "self._logger.errors", "self._inputs | self._outputs", "error.desc",
+    "self._logger.errors", "self._inputs | self._outputs", "error.desc", "engine.details", "named",
+    "warnings", "self.manifest.inputs", "failure.args", "shapes",
 }  # fmt: skip
 ELSEWHERE = {("_cached_engine", "config"), ("open_tensorrt", "engine")}
 # Variables that hold what TensorRT's objects give: numbers, names, bytes, things to hand on.
 RESULTS = {
     "flag", "plan", "trt_type", "size", "shape", "names", "inputs", "(in_engine, dtype)", "version",
-    "command", "self.details", "self.details['engine memory [MB]']",
+    "named", "text", "warnings", "command", "self.details", "self.details['engine memory [MB]']",
 }  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_measured_ranges_keep_what_the_shape_of_the_graph_does_not_tell(tmp_path
     assert done.fp16.fp32_nodes[("range", "Relu")] >= 1
     assert done.comparison.worst.finite == 1 and not done.comparison.failures
     manifest = Manifest.load(manifest_path(path))
-    found = convert.measure_ranges(ready, manifest, images, tmp_path)
+    found = convert.measure(ready, manifest, images, tmp_path).ranges
     with open_engine(path) as engine:  # ... and they are measured right
         tensors = [compare.tensors_of(manifest, p, 0)["image"] for p in images]
         assert found["out"] == max(np.abs(engine.run(t)).max() for t in tensors)

@@ -285,7 +285,7 @@ def test_a_wrong_file_put_there_by_hand_is_refused(
 
 def test_what_is_no_onnx_is_refused(ready: registry.RegistryEntry, hub: hub_server.Hub) -> None:
     hub.files["somebody/net/onnx/model.onnx"] = b"<html>log in first</html>"
-    assert "cannot be read as an ONNX model" in refusal(lambda: fetch.fetch(ready))
+    assert "is a web page and no network" in refusal(lambda: fetch.fetch(ready))
 
 
 def test_full_disk(ready: registry.RegistryEntry, monkeypatch: pytest.MonkeyPatch) -> None:
