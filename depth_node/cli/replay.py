@@ -112,7 +112,7 @@ def _run_replay(options: argparse.Namespace) -> int:
     keep = {"images": max(options.images, 0), "save_depth": options.save_depth}
     with DepthPipeline(config) as pipeline:
         if is_bag(source):
-            bags = _bags()
+            bags = open_bags()
             T = matrix(options.t_camera_lidar)
             topics = bags.BagTopics(
                 options.image_topic, options.camera_info_topic, options.points_topic,
@@ -187,7 +187,7 @@ def _print_summary(
     print_table(terminal, title, ("method", *replay.METRIC_HEAD), rows, {own})
 
 
-def _bags() -> Any:
+def open_bags() -> Any:
     """The reader of bags. UsageError where the ROS message packages are missing."""
     try:
         from depth_node.ros import bags

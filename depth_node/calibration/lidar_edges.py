@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth discontinuities of a LiDAR scan: where something near ends in front of something far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.geometry.rigid import FloatArray
+
+MIN_JUMP_M = 0.15
+MIN_JUMP_RATIO = 0.08
+"""A discontinuity is a jump of the range by both: above the noise, beyond a slanted surface."""
+ROW_DEG = 0.2
+"""Points within a row this high are of one scan line; a line's points scatter less than that."""
+MAX_GAP_DEG = 1.5
+"""Neighbours are at most so far apart; where the edge between them is, is known to half of it."""
+
+
+@dataclass(frozen=True)
+class DepthEdges:
+    """points: (n, 3) float64 m in the LiDAR's frame, where near surfaces end; weight: (n,)."""
+
+    points: npt.NDArray[np.float64]
+    weight: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+
+def depth_edges(
+    points: FloatArray, rotation: npt.NDArray[np.float64] | None = None
+) -> DepthEdges:
+    """Discontinuities of a scan (N, 3), in metres.
+
+    Whatever the order of the points: those of about one elevation are a line, sorted by azimuth,
+    and those of about one azimuth a column. rotation: (3, 3) camera from LiDAR, used if the frame
+    of the points does not stand upright in the camera, as after a change of frame: angles are then
+    those of the camera. The edge lies half way between the near point and its far neighbour, at
+    the near one's range: a scan's steps are coarse, and the mean of many edges has no bias.
+    """
+    p = np.asarray(points, np.float64).reshape(-1, 3)
+    if rotation is not None and abs(rotation[1, 2]) < 0.7:
+        seen = p @ rotation.T
+        x, y, z = seen[:, 2], -seen[:, 0], -seen[:, 1]
+    else:
+        x, y, z = p.T
+    with np.errstate(invalid="ignore", over="ignore"):
+        flat = np.hypot(x, y)
+        reach = np.hypot(flat, z)
+    valid = np.isfinite(reach) & (reach > 1e-3)
+    p, reach = p[valid], reach[valid]
+    azimuth = np.rad2deg(np.arctan2(y[valid], x[valid]))
+    elevation = np.rad2deg(np.arctan2(z[valid], flat[valid]))
+    found = [
+        _along(p, reach, elevation, azimuth, np.cos(np.deg2rad(elevation))),
+        _along(p, reach, azimuth, elevation, np.ones(len(reach))),
+    ]
+    return DepthEdges(
+        np.concatenate([edges.points for edges in found]),
+        np.concatenate([edges.weight for edges in found]),
+    )
+
+
+def _along(
+    p: npt.NDArray[np.float64],
+    reach: npt.NDArray[np.float64],
+    across_deg: npt.NDArray[np.float64],
+    along_deg: npt.NDArray[np.float64],
+    metric: npt.NDArray[np.float64],
+) -> DepthEdges:
+    """Discontinuities between neighbours along one angle, in rows of the other one."""
+    row = np.floor(across_deg / ROW_DEG)
+    order = np.lexsort((along_deg, row))
+    row, angle, r = row[order], along_deg[order], reach[order]
+    gap = np.diff(angle) * metric[order][1:]
+    jump = np.diff(r)
+    near = np.minimum(r[1:], r[:-1])
+    size = np.abs(jump)
+    edge = (row[1:] == row[:-1]) & (gap < MAX_GAP_DEG)
+    edge &= (size > MIN_JUMP_M) & (size > MIN_JUMP_RATIO * near)
+    index = np.flatnonzero(edge)
+    first, second = order[index], order[index + 1]
+    ahead = p[first] / reach[first, None] + p[second] / reach[second, None]
+    ahead /= np.linalg.norm(ahead, axis=1, keepdims=True)
+    weight = np.sqrt(np.minimum(size[index] / near[index], 1.0))
+    return DepthEdges(ahead * near[index, None], weight)

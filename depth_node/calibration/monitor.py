@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ExtrinsicsMonitor: while the robot works, whether the LiDAR is where it is said to be."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.calibration.estimate import (
+    AXES,
+    FINE_PX,
+    LOCAL_RADIUS,
+    SEARCH,
+    UNIT,
+    Effort,
+    Fields,
+    correction_matrix,
+    corrections_of,
+    covariance_of,
+    local_maximum,
+    perturbations,
+    resampled,
+    search,
+    thinned,
+    usable_dimensions,
+)
+from depth_node.calibration.observation import Floats, Observation, motion, observe, total_score
+from depth_node.frame import FrameInput
+
+EVERY = 4
+"""One frame of so many is looked at: the next ones show the same edges."""
+WINDOW = 25
+LEAST_OBSERVATIONS = 13
+EDGES_OF_A_FRAME = 250
+LEAST_EDGES = 250
+"""Fewer discontinuities than this in the window tell nothing."""
+SEARCH_AGAIN = 12
+"""Observations between two searches: a search tells the same of the same frames."""
+ROUNDS_A_CALL = 3
+MAXIMUM_FRACTION, MAXIMUM_CONFIDENCE = 0.99, 0.5
+TOLERANCE = np.array([*np.deg2rad([0.4, 0.4, 0.4]), 0.025, 0.025, 0.04, 0.02])
+"""(7,) rad, m, s: smaller corrections are not worth a warning."""
+SIGNIFICANT = 3.0
+"""Standard deviations above which a correction counts as found."""
+_FINDING = Effort(SEARCH[1:], draws=80, elite=10, rounds=6, edges=2500)
+_RESAMPLING = Effort(SEARCH[-2:], draws=64, elite=8, rounds=4, edges=2500)
+_RESAMPLES = 6
+
+
+class Finding(Enum):
+    """What the monitor says of the extrinsics."""
+
+    UNKNOWN = "too little structure to tell"
+    CONSISTENT = "consistent"
+    DOUBTFUL = "doubtful"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """finding, a sentence, and what it rests on; nothing is corrected by it.
+
+    worse: fraction of small perturbations that score worse than the stated pose; confidence: 0..1
+    of the finding. correction (7,) (see observation.AXES) with covariance (7, 7) and the proposed
+    T_camera_lidar (4, 4): None unless one was looked for. edges, frames: in the window.
+    """
+
+    finding: Finding = Finding.UNKNOWN
+    sentence: str = "just started"
+    worse: float = float("nan")
+    confidence: float = 0.0
+    edges: int = 0
+    frames: int = 0
+    correction: Floats | None = None
+    covariance: Floats | None = None
+    T_camera_lidar: Floats | None = None
+    time_known: bool = False
+
+
+@dataclass
+class _Window:
+    """Observations with their edge maps and the scores of small perturbations (1 + K,)."""
+
+    observations: deque[Observation] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    fields: dict[float, deque[npt.NDArray[np.float32]]] = field(
+        default_factory=lambda: {
+            stage.reach_px: deque(maxlen=WINDOW) for stage in _FINDING.stages
+        }
+    )
+    scores: deque[Floats] = field(default_factory=lambda: deque(maxlen=WINDOW))
+
+    def add(self, observation: Observation) -> None:
+        for reach_px, maps in self.fields.items():
+            maps.append(observation.spread(reach_px))
+        self.observations.append(observation)
+        tested = corrections_of(LOCAL_RADIUS * perturbations(6))
+        self.scores.append(observation.score(self.fields[FINE_PX][-1], tested))
+
+    def time_scores(self) -> Floats:
+        """Scores (F, 2) of the points taken half a UNIT sooner and later."""
+        late = np.zeros((2, 7))
+        late[:, 6] = LOCAL_RADIUS * UNIT[6] * np.array([-1.0, 1.0])
+        return total_score(list(self.observations), list(self.fields[FINE_PX]), late)
+
+
+class ExtrinsicsMonitor:
+    """Fed with the frames of a node, in order; each call does a bounded part of the work.
+
+    One frame of EVERY is reduced to its edges; the last WINDOW of them are judged by the
+    local-maximum test, and only if that fails a correction is searched, some rounds a call.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        self._count = 0  # frames
+        self._looked = 0  # observations
+        self._searched = -SEARCH_AGAIN
+        self._T: Floats | None = None
+        self._window = _Window()
+        self._before: FrameInput | None = None
+        self._chosen: FrameInput | None = None
+        self._work: Iterator[Verdict | None] | None = None
+        self.verdict = Verdict()
+
+    def add(self, frame: FrameInput) -> Verdict:
+        """Take a frame and return the present verdict.
+
+        New extrinsics start a new window. A frame without points counts as one without structure.
+        """
+        if frame.T_camera_lidar is not None and (
+            self._T is None or not np.allclose(frame.T_camera_lidar, self._T, atol=1e-9)
+        ):
+            self.reset()
+            self._T = np.asarray(frame.T_camera_lidar, np.float64)
+        if self._T is None:
+            return self.verdict
+        phase = self._count % EVERY
+        self._count += 1
+        if phase == 0:
+            self._before = frame
+        elif phase == 1:
+            self._chosen = frame
+        elif phase == 2 and self._chosen is not None and self._before is not None:
+            self._look(self._chosen, motion(self._before, frame))
+            self._before = self._chosen = None
+            return self.verdict
+        if self._work is not None:
+            for _ in range(ROUNDS_A_CALL):
+                try:
+                    told = next(self._work)
+                except StopIteration:
+                    self._work = None
+                    break
+                if told is not None:
+                    self.verdict = told
+        return self.verdict
+
+    def _look(self, frame: FrameInput, twist: Floats | None) -> None:
+        seen = observe(frame, self._T, twist)
+        self._window.add(thinned([seen], EDGES_OF_A_FRAME)[0])
+        self._looked += 1
+        window = self._window
+        edges = sum(len(o.points) for o in window.observations)
+        count = len(window.observations)
+        if count < LEAST_OBSERVATIONS:
+            self.verdict = Verdict(
+                sentence=f"{count} of {LEAST_OBSERVATIONS} frames so far", edges=edges, frames=count
+            )
+            return
+        if edges < LEAST_EDGES:
+            self._work = None
+            self.verdict = Verdict(
+                sentence=f"too little structure to tell: {edges} depth edges in {count} frames",
+                edges=edges,
+                frames=count,
+            )
+            return
+        scores = np.stack(window.scores)
+        if usable_dimensions(list(window.observations)) == 7:
+            scores = np.concatenate([scores, window.time_scores()], axis=1)
+        worse, confidence = local_maximum(scores)
+        if worse >= MAXIMUM_FRACTION and confidence >= MAXIMUM_CONFIDENCE:
+            self._work = None
+            self.verdict = Verdict(
+                Finding.CONSISTENT,
+                f"consistent: {worse:.0%} of small changes of the extrinsics fit the images worse",
+                worse,
+                confidence,
+                edges,
+                count,
+            )
+        elif self._work is None and self._looked - self._searched >= SEARCH_AGAIN:
+            self._searched = self._looked
+            self._work = self._find(worse, confidence, edges)
+
+    def _find(self, worse: float, confidence: float, edges: int) -> Iterator[Verdict | None]:
+        """Search a correction in the window of now, and how well it is known."""
+        observations = list(self._window.observations)
+        fields: Fields = {reach: list(maps) for reach, maps in self._window.fields.items()}
+        correction = np.zeros(7)
+        for correction in search(observations, _FINDING, fields=fields):
+            yield None
+        found = []
+        for one in resampled(observations, _RESAMPLING, correction, _RESAMPLES, fields):
+            if not np.isnan(one[0]):
+                found.append(one)
+            yield None
+        time_known = usable_dimensions(observations) == 7
+        correction = np.mean(found, axis=0)
+        covariance = covariance_of(np.stack(found), time_known)
+        # A correction that explains the scans no better than the stated pose is none.
+        both = np.stack([np.zeros(7), correction])
+        scores = total_score(observations, fields[FINE_PX], both).sum(0)
+        assert self._T is not None
+        yield judged(
+            correction,
+            covariance,
+            self._T,
+            better=bool(scores[1] > scores[0]),
+            worse=worse,
+            confidence=confidence,
+            edges=edges,
+            frames=len(observations),
+            time_known=time_known,
+        )
+
+
+def judged(
+    correction: Floats,
+    covariance: Floats,
+    T_camera_lidar: Floats,
+    *,
+    better: bool,
+    worse: float,
+    confidence: float,
+    edges: int,
+    frames: int,
+    time_known: bool,
+) -> Verdict:
+    """The verdict on a correction (7,) with its covariance (7, 7); T_camera_lidar (4, 4) stated."""
+    std = np.sqrt(np.diag(covariance))
+    axes = range(7 if time_known else 6)
+    wrong = [
+        a
+        for a in axes
+        if abs(correction[a]) > max(TOLERANCE[a], SIGNIFICANT * std[a])
+    ]
+    known = [a for a in axes if std[a] < TOLERANCE[a]]
+    if wrong and better:
+        finding = Finding.WRONG
+        sentence = "wrong by about " + ", ".join(amount(a, correction[a], std[a]) for a in wrong)
+        surest = max(abs(correction[a]) / std[a] for a in wrong)
+        confidence = float(1 - np.exp(-0.5 * (surest / SIGNIFICANT) ** 2 * 3))
+    elif not any(a in known for a in range(3)):
+        finding = Finding.UNKNOWN
+        sentence = f"too little structure to tell: the pose is known to {np.rad2deg(std[:3].min()):.1f} deg"
+        confidence = 0.0
+    elif all(a in known and abs(correction[a]) < TOLERANCE[a] for a in axes):
+        finding = Finding.CONSISTENT
+        sentence = "consistent: the best correction found is too small to matter"
+        confidence = max(confidence, 0.9)
+    else:
+        finding = Finding.DOUBTFUL
+        sentence = (
+            f"doubtful: {1 - worse:.0%} of small changes of the extrinsics fit the images better;"
+            " `depth_tools calibrate` on a recording with structure tells more"
+        )
+        confidence = 1 - confidence
+    proposed = correction_matrix(correction) @ T_camera_lidar
+    return Verdict(
+        finding, sentence, worse, confidence, edges, frames, correction, covariance, proposed,
+        time_known,
+    )  # fmt: skip
+
+
+def amount(axis: int, value: float, std: float) -> str:
+    """A correction along an axis in words, with its deviation."""
+    if axis < 3:
+        return f"{np.rad2deg(abs(value)):.2f} +- {np.rad2deg(std):.2f} deg ({AXES[axis]})"
+    if axis < 6:
+        return f"{100 * abs(value):.1f} +- {100 * std:.1f} cm ({AXES[axis]})"
+    return f"{1000 * abs(value):.0f} +- {1000 * std:.0f} ms (time)"

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One frame reduced to what a LiDAR's pose is judged by, and its score of poses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial.transform import Rotation
+
+from depth_node.calibration.image_edges import WORK_WIDTH_PX, edge_strength, spread
+from depth_node.calibration.lidar_edges import depth_edges
+from depth_node.frame import FrameInput
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import FloatArray, invert_rigid, transform
+
+Floats = npt.NDArray[np.float64]
+
+AXES = ("pitch", "yaw", "roll", "x", "y", "z", "time")
+"""Of a correction (7,): rad about the camera's x, y and z, m along them, s."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Edges of a frame. edges: (h, w) uint8, camera: of that size; points (n, 3) m in the camera.
+
+    twist: (6,) rad/s and m/s, the camera's own motion in its frame (rotation, translation); None
+    where nobody knows.
+    """
+
+    camera: Camera
+    edges: npt.NDArray[np.uint8]
+    points: Floats
+    weight: Floats
+    twist: Floats | None = None
+
+    def subset(self, chosen: npt.NDArray[np.intp]) -> Observation:
+        """The same frame with some of its points: indices (n,)."""
+        return dataclasses.replace(self, points=self.points[chosen], weight=self.weight[chosen])
+
+    def spread(self, reach_px: float) -> npt.NDArray[np.float32]:
+        """The edge map (h, w) to score with, less its mean: a random pose scores about 0."""
+        wide = spread(self.edges.astype(np.float32) / 255, reach_px)
+        return wide - wide.mean()
+
+    def score(self, field: npt.NDArray[np.float32], corrections: Floats) -> Floats:
+        """Sum of weight * edge (K,) of the corrections (K, 7); points out of the image count 0."""
+        if not len(self.points):
+            return np.zeros(len(corrections))
+        c = np.asarray(corrections, np.float64)
+        turn, shift = c[:, :3], c[:, 3:6]
+        p = self.points
+        if self.twist is not None and c[:, 6].any():
+            # The point was measured c[6] after the image, by a LiDAR that moved on.
+            turn = turn + c[:, 6:] * self.twist[:3]
+            shift = shift + c[:, 6:] * self.twist[3:]
+        R = Rotation.from_rotvec(turn).as_matrix()
+        u, v = self._project(R, shift)
+        values = cv2.remap(
+            field,
+            u,
+            v,
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=0,
+        )
+        total: Floats = np.einsum("kn,n->k", values, self.weight.astype(np.float32)).astype(float)
+        return total
+
+    def _project(
+        self, R: Floats, shift: Floats
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Pixels (K, n) of the points under rotations (K, 3, 3) and shifts (K, 3)."""
+        camera = self.camera
+        x, y, z = (np.ascontiguousarray(column, np.float32) for column in self.points.T)
+        r, t = R.astype(np.float32), shift.astype(np.float32)
+
+        def row(k: int) -> npt.NDArray[np.float32]:
+            # Written out: BLAS would wake every core for so thin a product.
+            moved = np.multiply.outer(r[:, k, 0], x)
+            moved += np.multiply.outer(r[:, k, 1], y)
+            moved += np.multiply.outer(r[:, k, 2], z)
+            moved += t[:, k, None]
+            return np.asarray(moved, np.float32)
+
+        if camera.model != "pinhole":
+            flat = np.stack([row(k).ravel() for k in range(3)], axis=1)
+            pixels = np.nan_to_num(camera.project(flat), nan=-1e4).clip(-1e4, 1e4)
+            u, v = pixels.T.astype(np.float32).reshape(2, len(R), len(x))
+            return np.ascontiguousarray(u), np.ascontiguousarray(v)
+        depth = row(2)
+        np.maximum(depth, np.float32(1e-3), out=depth)
+        u = row(0)
+        u /= depth
+        u *= np.float32(camera.fx)
+        u += np.float32(camera.cx)
+        v = row(1)
+        v /= depth
+        v *= np.float32(camera.fy)
+        v += np.float32(camera.cy)
+        return np.clip(u, -1e4, 1e4), np.clip(v, -1e4, 1e4)
+
+
+def observe(
+    frame: FrameInput,
+    T_camera_lidar: Floats | None = None,
+    twist: Floats | None = None,
+    margin: float = 0.1,
+) -> Observation:
+    """Reduce a frame; T_camera_lidar (4, 4) instead of the frame's own.
+
+    margin: edges this share of the image outside of it are kept, since a correction may move them
+    in.
+    """
+    T = frame.T_camera_lidar if T_camera_lidar is None else T_camera_lidar
+    assert T is not None
+    height, width = frame.image.shape[:2]
+    small_width = min(width, WORK_WIDTH_PX)
+    small_height = max(1, round(height * small_width / width))
+    camera = frame.camera.resized(small_width, small_height)
+    image = frame.image
+    if small_width < width:
+        image = np.asarray(
+            cv2.resize(image, (small_width, small_height), interpolation=cv2.INTER_AREA), np.uint8
+        )
+    edges = np.asarray(edge_strength(image) * 255, np.uint8)
+    points = np.empty((0, 3), np.float32) if frame.points is None else frame.points
+    found = depth_edges(_in_view(points, T, camera, 2 * margin), T[:3, :3])
+    seen = transform(T, found.points)
+    pixels = camera.project(seen)
+    u, v = margin * small_width, margin * small_height
+    with np.errstate(invalid="ignore"):
+        keep = (pixels[:, 0] > -u) & (pixels[:, 0] < small_width + u)
+        keep &= (pixels[:, 1] > -v) & (pixels[:, 1] < small_height + v)
+    return Observation(camera, edges, seen[keep], found.weight[keep], twist)
+
+
+def _in_view(points: FloatArray, T: Floats, camera: Camera, margin: float) -> FloatArray:
+    """The points (n, 3) of (N, 3) in and around the view: most of a full turn is not."""
+    x, y, z = np.asarray(points, np.float32).reshape(-1, 3).T
+    r, t = T[:3, :3].astype(np.float32), T[:3, 3].astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        depth = r[2, 0] * x + r[2, 1] * y + r[2, 2] * z + t[2]
+        keep = np.flatnonzero(depth > 0.05)
+    x, y, z, depth = x[keep], y[keep], z[keep], depth[keep]
+    with np.errstate(invalid="ignore", over="ignore"):
+        across = (r[0, 0] * x + r[0, 1] * y + r[0, 2] * z + t[0]) / depth
+        down = (r[1, 0] * x + r[1, 1] * y + r[1, 2] * z + t[1]) / depth
+    if camera.model == "pinhole":
+        left, right = -camera.cx / camera.fx, (camera.width - camera.cx) / camera.fx
+        top, bottom = -camera.cy / camera.fy, (camera.height - camera.cy) / camera.fy
+        u, v = margin * (right - left), margin * (bottom - top)
+        seen = (across > left - u) & (across < right + u) & (down > top - v) & (down < bottom + v)
+        keep = keep[seen]
+    return np.asarray(points).reshape(-1, 3)[keep]
+
+
+def observe_all(frames: Sequence[FrameInput], limit: int = 0) -> list[Observation]:
+    """Observations of a sequence, at most `limit`, spread evenly; motion from poses or images."""
+    count = len(frames)
+    chosen = np.arange(count)
+    if limit and count > limit:
+        chosen = np.unique(np.linspace(0, count - 1, limit).round().astype(int))
+    out = []
+    for i in chosen:
+        before, after = frames[max(i - 1, 0)], frames[min(i + 1, count - 1)]
+        out.append(observe(frames[i], twist=motion(before, after)))
+    return out
+
+
+MAX_INTERVAL_S = 0.6
+"""Between two frames farther apart than this the motion is not taken as constant."""
+
+
+def motion(before: FrameInput, after: FrameInput) -> Floats | None:
+    """Twist (6,) of the camera in its frame, rad/s and m/s; None without stamps or too far apart.
+
+    From T_world_camera where it is given. Else from the shift of the image as a whole, as if the
+    camera only turned: what an offset in time does to a scan is the same apparent shift.
+    """
+    if before.stamp_ns is None or after.stamp_ns is None:
+        return None
+    interval_s = (after.stamp_ns - before.stamp_ns) * 1e-9
+    if not 0 < interval_s <= MAX_INTERVAL_S:
+        return None
+    if before.T_world_camera is not None and after.T_world_camera is not None:
+        T = invert_rigid(before.T_world_camera) @ after.T_world_camera
+        turn = Rotation.from_matrix(T[:3, :3]).as_rotvec()
+        return np.concatenate([turn, T[:3, 3]]) / interval_s
+    if before.image.shape != after.image.shape:
+        return None
+    size = (160, max(1, round(160 * before.image.shape[0] / before.image.shape[1])))
+    first, second = (
+        cv2.cvtColor(
+            np.asarray(cv2.resize(f.image, size, interpolation=cv2.INTER_AREA)), cv2.COLOR_RGB2GRAY
+        ).astype(np.float32)
+        for f in (before, after)
+    )
+    window = cv2.createHanningWindow(size, cv2.CV_32F)
+    (right, down), _ = cv2.phaseCorrelate(first, second, window)
+    camera = before.camera.resized(*size)
+    return np.array(
+        [down / camera.fy / interval_s, -right / camera.fx / interval_s, 0.0, 0.0, 0.0, 0.0]
+    )
+
+
+def total_score(
+    observations: Sequence[Observation],
+    fields: Sequence[npt.NDArray[np.float32]],
+    corrections: Floats,
+) -> Floats:
+    """Scores (F, K) of K corrections (K, 7) by each of F observations."""
+    return np.stack(
+        [o.score(f, corrections) for o, f in zip(observations, fields, strict=True)]
+    )

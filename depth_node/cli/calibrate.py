@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depth_tools calibrate`: pose and time of the LiDAR from a recording, and how well known."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from depth_node.calibration.estimate import AXES, UNIT, Estimate, calibrate, correction_matrix
+from depth_node.calibration.observation import Floats, observe_all
+from depth_node.cli.arguments import matrix
+from depth_node.cli.console import UsageError, console, print_table, progress, write_json
+from depth_node.cli.replay import open_bags
+from depth_node.frame import FrameInput
+from depth_node.geometry.rigid import check_rigid
+from depth_node.recordings.frames import FrameError, find_frames, is_bag, read_frame
+from depth_node.visualization.edges import before_and_after
+from depth_node.visualization.panels import write_image
+
+USED_FRAMES = 60
+"""Frames that are used, spread evenly: more of a walk show the same edges again."""
+LEAST_EDGES = 150
+KNOWN_DEG, KNOWN_M, KNOWN_S = 0.3, 0.03, 0.02
+"""An axis counts as known if its standard deviation is below."""
+
+
+def add(commands: Any) -> None:
+    """The options of `depth_tools calibrate`."""
+    parser = commands.add_parser(
+        "calibrate", help="pose and time offset of the LiDAR from a recording, with uncertainty"
+    )
+    parser.add_argument("source", type=Path, help="folder of frames with a LiDAR, or rosbag2")
+    parser.add_argument(
+        "--start",
+        default="",
+        metavar="'16 NUMBERS'",
+        help="4x4 row by row, LiDAR into optical frame; up to 5 degrees and 10 cm off (else that"
+        " of the frames or of the bag's TF)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="images and result.json (runs/...)")
+    parser.add_argument("--frames", type=int, default=USED_FRAMES, metavar="N", help="frames used")
+    bag = parser.add_argument_group("rosbag2 (topics are found by their type unless named)")
+    for name in ("image", "camera-info", "points", "scan"):
+        bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
+    bag.add_argument("--rectified", action="store_true", help="the image has no distortion: use P")
+    bag.add_argument(
+        "--world-frame",
+        default="",
+        metavar="FRAME",
+        help="a frame of the bag's TF that stands still, such as odom: tells the motion better than"
+        " the images do",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    terminal = console()
+    start = matrix(options.start)
+    if start is not None:
+        try:
+            start = check_rigid(start, "--start")
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    source = options.source.resolve()
+    out = options.out or Path("runs") / f"calibrate_{source.stem}"
+    frames = _bag_frames(options, source, start) if is_bag(source) else _folder_frames(source)
+    if start is not None:
+        frames = [dataclasses.replace(frame, T_camera_lidar=start) for frame in frames]
+    stated = _common_pose(frames)
+    steps = 13
+    with progress(terminal, "calibrating", steps) as advance:
+        seen = observe_all(frames, max(options.frames, 1))
+        advance("edges")
+        edges = sum(len(o.points) for o in seen)
+        if edges < LEAST_EDGES:
+            terminal.print(
+                f"cannot tell: {edges} depth edges in {len(seen)} frames, {LEAST_EDGES} are needed;"
+                " record where things stand in front of others, not a bare wall"
+            )
+            return 1
+        found = calibrate(seen, advance)
+    corrected = correction_matrix(found.correction) @ stated
+    _print(terminal, found, len(seen), options.source)
+    lines = ", ".join(f"{value:.6f}" for value in corrected.ravel())
+    terminal.print(f"T_camera_lidar: [{lines}]")
+    if found.time_known:
+        terminal.print(f"lidar_time_offset_s: {found.correction[6]:.4f}")
+    else:
+        terminal.print("lidar_time_offset_s: not known (no motion, or no stamps)")
+    written = _draw(out, frames, stated, corrected)
+    unknown = unknown_axes(found)
+    result = {
+        "T_camera_lidar": corrected.ravel().tolist(),
+        "correction": dict(zip(AXES, found.correction.tolist(), strict=True)),
+        "std": dict(zip(AXES, found.std.tolist(), strict=True)),
+        "time_known": found.time_known,
+        "unknown": unknown,
+        "frames": len(seen),
+        "edges": found.edges,
+    }
+    write_json(out / "result.json", result)
+    terminal.print(f"images: {written}")
+    if unknown:
+        terminal.print(
+            f"cannot tell {', '.join(unknown)}: the data leave it open (see the deviations); record"
+            " more frames with structure at several distances"
+        )
+        return 1
+    return 0
+
+
+def unknown_axes(found: Estimate) -> list[str]:
+    """The axes of rotation and translation that are not known, and those at the search's end."""
+    limits = np.array([*np.deg2rad([KNOWN_DEG] * 3), *[KNOWN_M] * 3, KNOWN_S])
+    count = 7 if found.time_known else 6
+    return [AXES[a] for a in range(count) if found.std[a] > limits[a]]
+
+
+def _print(terminal: Any, found: Estimate, frames: int, source: Path) -> None:
+    scale = np.array([*np.rad2deg([1.0, 1.0, 1.0]), 100, 100, 100, 1000])
+    units = ("deg",) * 3 + ("cm",) * 3 + ("ms",)
+    rows = [
+        (AXES[a], f"{found.correction[a] * scale[a]:+.2f}", f"{found.std[a] * scale[a]:.2f}",
+         units[a])
+        for a in range(7 if found.time_known else 6)
+    ]  # fmt: skip
+    title = f"Correction in the camera's axes: {source}, {frames} frames, {found.edges} depth edges"
+    print_table(terminal, title, ("axis", "correction", "std", "unit"), rows, set())
+    size = np.abs(found.correction / UNIT).max()
+    worse = f"{found.worse:.0%} of small changes of the stated extrinsics fit worse"
+    terminal.print(f"  {worse}{'' if size > 0.3 else ': they are consistent with the recording'}")
+
+
+def _draw(out: Path, frames: Sequence[FrameInput], before: Floats, after: Floats) -> Path:
+    chosen = np.unique(np.linspace(0, len(frames) - 1, 4).round().astype(int))
+    for index in chosen:
+        image = before_and_after(frames[index], before, after)
+        try:
+            write_image(out / f"frame_{index:04d}.png", image)
+        except OSError as error:
+            raise UsageError(f"{error}: name another folder with --out") from None
+    return out
+
+
+def _common_pose(frames: Sequence[FrameInput]) -> Floats:
+    """The one pose (4, 4) of all frames. Raises UsageError if they differ or there is none."""
+    poses = [f.T_camera_lidar for f in frames if f.T_camera_lidar is not None]
+    if not poses:
+        raise UsageError("no frame has LiDAR points with a pose: give --start 'the 16 numbers'")
+    if any(not np.allclose(T, poses[0], atol=1e-6) for T in poses):
+        raise UsageError(
+            "the frames state different T_camera_lidar (several rigs?): calibrate each rig by"
+            " itself, or give one --start 'the 16 numbers'"
+        )
+    return poses[0]
+
+
+def _folder_frames(source: Path) -> list[FrameInput]:
+    frames = []
+    for folder in find_frames(source):
+        frame = read_frame(folder)
+        if frame.points_lidar is None:
+            raise FrameError(f"{folder} has no lidar.npy: calibrating needs LiDAR points.")
+        frames.append(
+            FrameInput(frame.image, frame.camera, frame.points_lidar, frame.T_camera_lidar)
+        )
+    return frames
+
+
+def _bag_frames(
+    options: argparse.Namespace, source: Path, start: Floats | None
+) -> list[FrameInput]:
+    bags = open_bags()
+    topics = bags.BagTopics(
+        options.image_topic, options.camera_info_topic, options.points_topic, options.scan_topic
+    )
+    with bags.Bag(
+        source, topics, start, scans_per_image=1, rectified=options.rectified,
+        world_frame=options.world_frame,
+    ) as bag:  # fmt: skip
+        # Every frame would not fit in memory: as many as are used, each between two neighbours.
+        step = max(1, len(bag) // max(options.frames, 1))
+        wanted: Iterable[FrameInput] = bag.frames()
+        if step > 3:
+            wanted = (frame for n, frame in enumerate(bag.frames()) if n % step < 3)
+        frames = list(itertools.islice(wanted, 3 * max(options.frames, 1) + 3))
+    if not frames:
+        raise FrameError(f"{source} gave no image: nothing to calibrate.")
+    return frames
