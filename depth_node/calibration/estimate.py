@@ -29,6 +29,7 @@ FINE_PX = 2.0
 LOCAL_RADIUS = 0.5
 """UNITs: perturbations of the local-maximum test."""
 
+
 def corrections_of(steps: Floats, centre: Floats | None = None) -> Floats:
     """Corrections (K, 7) of steps (K, 6) or (K, 7) in UNITs from a centre (7,)."""
     out = np.zeros((len(steps), 7)) if centre is None else np.tile(centre, (len(steps), 1))

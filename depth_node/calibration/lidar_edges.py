@@ -30,9 +30,7 @@ class DepthEdges:
         return len(self.weight)
 
 
-def depth_edges(
-    points: FloatArray, rotation: npt.NDArray[np.float64] | None = None
-) -> DepthEdges:
+def depth_edges(points: FloatArray, rotation: npt.NDArray[np.float64] | None = None) -> DepthEdges:
     """Discontinuities of a scan (N, 3), in metres.
 
     Whatever the order of the points: those of about one elevation are a line, sorted by azimuth,

@@ -88,9 +88,7 @@ class _Window:
 
     observations: deque[Observation] = field(default_factory=lambda: deque(maxlen=WINDOW))
     fields: dict[float, deque[npt.NDArray[np.float32]]] = field(
-        default_factory=lambda: {
-            stage.reach_px: deque(maxlen=WINDOW) for stage in _FINDING.stages
-        }
+        default_factory=lambda: {stage.reach_px: deque(maxlen=WINDOW) for stage in _FINDING.stages}
     )
     scores: deque[Floats] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
@@ -248,11 +246,7 @@ def judged(
     """The verdict on a correction (7,) with its covariance (7, 7); T_camera_lidar (4, 4) stated."""
     std = np.sqrt(np.diag(covariance))
     axes = range(7 if time_known else 6)
-    wrong = [
-        a
-        for a in axes
-        if abs(correction[a]) > max(TOLERANCE[a], SIGNIFICANT * std[a])
-    ]
+    wrong = [a for a in axes if abs(correction[a]) > max(TOLERANCE[a], SIGNIFICANT * std[a])]
     known = [a for a in axes if std[a] < TOLERANCE[a]]
     if wrong and better:
         finding = Finding.WRONG

@@ -214,6 +214,4 @@ def total_score(
     corrections: Floats,
 ) -> Floats:
     """Scores (F, K) of K corrections (K, 7) by each of F observations."""
-    return np.stack(
-        [o.score(f, corrections) for o, f in zip(observations, fields, strict=True)]
-    )
+    return np.stack([o.score(f, corrections) for o, f in zip(observations, fields, strict=True)])
