@@ -443,14 +443,14 @@ def _describe(cls: type) -> list[Option]:
             dataclasses.replace(item, name=f"{field.name}.{item.name}")
             for item in _describe(section_cls)
         ]
-    return [item for field in dataclasses.fields(cls) for item in leaves[field.name]]  # type: ignore[arg-type]
+    return [item for field in dataclasses.fields(cls) for item in leaves[field.name]]
 
 
 @functools.cache
 def _leaves(cls: type) -> tuple[tuple[dataclasses.Field[Any], Option], ...]:
     hints = typing.get_type_hints(cls)
     result = []
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):
         if _SECTION in field.metadata:
             continue
         rule = field.metadata.get(_OPTION)
@@ -477,7 +477,7 @@ def _leaves(cls: type) -> tuple[tuple[dataclasses.Field[Any], Option], ...]:
 
 
 def _sections(cls: type) -> list[tuple[dataclasses.Field[Any], type, str]]:
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)
     return [(field, *field.metadata[_SECTION]) for field in fields if _SECTION in field.metadata]
 
 

@@ -109,7 +109,7 @@ class _ImageModel(Closeable):
         """Run the network once, so that a wrong output shape is an error when it is opened."""
         self._infer(image)
 
-    def _infer(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
+    def _infer(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """The network's output without leading axes of size 1; stores the times in stage_ms."""
         start = time.perf_counter()
         ready = start
@@ -296,7 +296,7 @@ class PromptedRegionModel(RegionModel):
 
     def _selected_masks(
         self, image: npt.NDArray[np.uint8]
-    ) -> tuple[list[npt.NDArray], npt.NDArray, tuple[float, float]]:
+    ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[Any], tuple[float, float]]:
         """Maps (h, w) and boxes (n, 4) of the selected masks, best first, and their extent."""
         prompts, spec = self.config.prompts, self.engine.manifest.input
         _, _, rows, cols = tensor_box(image.shape[0], image.shape[1], spec)
@@ -326,7 +326,7 @@ class PromptedRegionModel(RegionModel):
 
     def _decode(
         self, image: npt.NDArray[np.uint8], points: npt.NDArray[np.float32]
-    ) -> list[dict[str, npt.NDArray]]:
+    ) -> list[dict[str, npt.NDArray[Any]]]:
         """The decoder's outputs for points (n, 2), batch by batch; stores the times in stage_ms."""
         start = time.perf_counter()
         spec = self.engine.manifest.input

@@ -207,7 +207,7 @@ class Recipe(ABC):
 
 def main_first() -> AbstractContextManager[None]:
     """The main process of a machine goes first, the others wait: for what is made on disk once."""
-    return PartialState(cpu=_on_cpu()).local_main_process_first()  # type: ignore[no-any-return]
+    return PartialState(cpu=_on_cpu()).local_main_process_first()
 
 
 def _on_cpu() -> bool:

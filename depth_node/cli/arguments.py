@@ -7,8 +7,10 @@ import argparse
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from depth_node.cli.console import UsageError
 from depth_node.config import load, override, quoted
@@ -62,7 +64,7 @@ def need_ros() -> None:
         raise UsageError(f"this needs ROS 2, which is not here: {ROS_CURE}")
 
 
-def matrix(text: str) -> np.ndarray | None:
+def matrix(text: str) -> npt.NDArray[Any] | None:
     """(4, 4) from 16 numbers row by row, None from an empty text. Raises UsageError."""
     if not text:
         return None

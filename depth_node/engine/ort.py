@@ -83,23 +83,23 @@ class OrtEngine(Closeable):
         dtype = "float32" if manifest.inputs else manifest.input.dtype
         self.run_named({key: np.zeros(n, dtype) for key, n in manifest.input_shapes.items()})
 
-    def run(self, tensor: npt.NDArray) -> npt.NDArray:
+    def run(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """See Engine.run: (1, 3, height, width) -> usually (1, h, w)."""
         check_tensor(tensor, self.manifest)
-        output: npt.NDArray = self._run({self.manifest.input_name: tensor}, 1)[0]
+        output: npt.NDArray[Any] = self._run({self.manifest.input_name: tensor}, 1)[0]
         return output
 
-    def run_named(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def run_named(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """See Engine.run_named: tensors of shapes such as (n, 2) by name."""
         check_tensors(tensors, self.manifest)
         names = self.manifest.output_names
         return dict(zip(names, self._run(tensors, len(names)), strict=True))
 
-    def _run(self, tensors: Mapping[str, npt.NDArray], outputs: int) -> list[npt.NDArray]:
+    def _run(self, tensors: Mapping[str, npt.NDArray[Any]], outputs: int) -> list[npt.NDArray[Any]]:
         if self._session is None:
             raise EngineError(f"model {self.manifest.name} is closed: open it again")
         try:
-            arrays: list[npt.NDArray] = self._session.run(
+            arrays: list[npt.NDArray[Any]] = self._session.run(
                 list(self.manifest.output_names[:outputs]), dict(tensors)
             )
         except Exception as error:  # onnxruntime's exceptions share no base class

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -99,7 +100,7 @@ def _number(value: object, name: str) -> float:
     return number
 
 
-def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray:
+def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[Any]:
     """(H, W, 3) uint8 RGB image -> contiguous (1, 3, height, width) tensor of spec.dtype.
 
     Raises ValueError if the array is not such an image.
@@ -145,8 +146,8 @@ def interpolation_of(name: str, source: tuple[int, int], target: tuple[int, int]
 
 
 def to_image(
-    output: npt.NDArray, spec: InputSpec, height: int, width: int, *, nearest: bool = False
-) -> npt.NDArray:
+    output: npt.NDArray[Any], spec: InputSpec, height: int, width: int, *, nearest: bool = False
+) -> npt.NDArray[Any]:
     """(h, w) network output -> (height, width) of the image that to_tensor was given.
 
     The output may be smaller or larger than the tensor; it covers the same view. Floating values
@@ -171,7 +172,7 @@ def to_image(
     return _resize(output, height, width, interpolation)
 
 
-def resize_map(values: npt.NDArray, height: int, width: int) -> npt.NDArray:
+def resize_map(values: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
     """(h, w) map of the same view -> (height, width) float32, linearly interpolated."""
     return _resize(np.ascontiguousarray(values, dtype=np.float32), height, width, "linear")
 
@@ -201,7 +202,9 @@ def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, 
     return (height - rows) // 2, (width - cols) // 2, rows, cols
 
 
-def _resize(array: npt.NDArray, height: int, width: int, interpolation: str) -> npt.NDArray:
+def _resize(
+    array: npt.NDArray[Any], height: int, width: int, interpolation: str
+) -> npt.NDArray[Any]:
     """cv2.resize, whose pixel centres are at integers + 0.5; "area" only for shrinking."""
     if array.shape[:2] == (height, width):
         return array

@@ -29,7 +29,7 @@ from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Engine, ImageEngine
 from depth_node.prediction import INVERSE_FLOOR_RATIO, KINDS
 
-Tensors = dict[str, npt.NDArray]
+Tensors = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class OutputDifference:
 
 
 def output_difference(
-    output: npt.NDArray, reference: npt.NDArray, meaning: str = ""
+    output: npt.NDArray[Any], reference: npt.NDArray[Any], meaning: str = ""
 ) -> OutputDifference:
     """Compare an output with the reference's, two arrays of one shape such as (1, h, w).
 

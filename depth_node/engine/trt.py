@@ -399,8 +399,8 @@ class TrtEngine(Closeable):
         self._runtime: Any = trt.Runtime(self._logger)
         self._engine: Any = None
         self._context: Any = None
-        self._inputs: dict[str, tuple[npt.NDArray, int]] = {}
-        self._outputs: dict[str, tuple[npt.NDArray, int]] = {}
+        self._inputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
+        self._outputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
         self._kernels: cuda.CompiledKernels | None = None
         self._image: cuda.ImageInput | None = None
         self._launch: cuda.Launch = self._enqueue
@@ -415,19 +415,19 @@ class TrtEngine(Closeable):
             self._release()
             raise
 
-    def run(self, tensor: npt.NDArray) -> npt.NDArray:
+    def run(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """See Engine.run: (1, 3, height, width) -> usually (1, h, w). Raises EngineError."""
         self._check_open()
         check_tensor(tensor, self.manifest)
         return self._run({self.manifest.input_name: tensor})[self.manifest.output_name]
 
-    def run_named(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def run_named(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """See Engine.run_named: tensors of shapes such as (n, 2) by name. Raises EngineError."""
         self._check_open()
         check_tensors(tensors, self.manifest)
         return self._run(tensors)
 
-    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
+    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """See ImageEngine.run_image: (H, W, 3) uint8 RGB. Raises EngineError."""
         if self._kernels is None:
             return self.run(to_tensor(image, self.manifest.input))
@@ -459,7 +459,7 @@ class TrtEngine(Closeable):
         if not self._open:
             raise EngineError(f"model {self.manifest.name} is closed: open it again")
 
-    def _run(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def _run(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         self._gpu.begin()
         for name, tensor in tensors.items():
             pinned, address = self._inputs[name]
@@ -469,7 +469,7 @@ class TrtEngine(Closeable):
         self._gpu.wait()
         return {name: self._copied_output(name) for name in self.manifest.output_names}
 
-    def _copied_output(self, name: str) -> npt.NDArray:
+    def _copied_output(self, name: str) -> npt.NDArray[Any]:
         """A copy of an output; FP16 becomes float32."""
         pinned = self._outputs[name][0]
         return pinned.astype(np.float32 if pinned.dtype == np.float16 else pinned.dtype)
@@ -573,7 +573,7 @@ class TrtEngine(Closeable):
         for name, (_, address) in (self._inputs | self._outputs).items():
             context.set_tensor_address(name, address)
 
-    def _numpy_type(self, name: str) -> np.dtype:
+    def _numpy_type(self, name: str) -> np.dtype[Any]:
         trt_type = self._engine.get_tensor_dtype(name)
         try:
             return np.dtype(trt.nptype(trt_type))
@@ -585,7 +585,7 @@ class TrtEngine(Closeable):
 
     def _buffers(
         self, name: str, shape: Sequence[int], dtype: npt.DTypeLike
-    ) -> tuple[npt.NDArray, int]:
+    ) -> tuple[npt.NDArray[Any], int]:
         purpose = f"{name} of {self.manifest.name}"
         pinned = self._gpu.pinned(shape, dtype, purpose)
         return pinned, self._gpu.allocate(pinned.nbytes, purpose)

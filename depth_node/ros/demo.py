@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
@@ -265,7 +266,7 @@ def wait_for_publisher(node: Node, topic: str, timeout_s: float) -> None:
 def answer_barely(options: argparse.Namespace, node: Node, words: Words) -> None:
     """What a node costs that does nothing: each image is answered with zeros of its size."""
     out = node.create_publisher(Image, f"{NODE}/depth/image_rect", QoSProfile(depth=5))
-    zeros: dict[tuple[int, int], np.ndarray] = {}
+    zeros: dict[tuple[int, int], npt.NDArray[Any]] = {}
 
     def answer(message: Image) -> None:
         size = (message.height, message.width)

@@ -100,7 +100,7 @@ class LayerSimilarity:
         if self._sums is None:
             self._sums = now
         else:
-            self._sums = tuple(x + y for x, y in zip(self._sums, now, strict=True))  # type: ignore[assignment]
+            self._sums = tuple(x + y for x, y in zip(self._sums, now, strict=True))
 
     def matrix(self) -> F64:
         """(layers of the first, layers of the second); NaN for a layer with constant output.

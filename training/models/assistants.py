@@ -20,7 +20,7 @@ class Marigold(nn.Module):
     `meaning` is that of the maps. The noise is the same for every image, one map is drawn.
     """
 
-    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 8)  # type: ignore[arg-type]
+    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 8)
 
     def __init__(self, pipe: Any, steps: int = 0) -> None:
         super().__init__()

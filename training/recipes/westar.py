@@ -345,17 +345,17 @@ class Westar(Recipe):
     @torch.no_grad()
     def _teach(self, model: Any, batch: Batch, averaged: nn.Module | None) -> Tensor:
         if self.cfg.teacher == "truth":
-            return batch["truth"]  # type: ignore[no-any-return]
+            return batch["truth"]
         if self.cfg.teacher == "frozen_source":
             return self._source_disparity(model, batch["weak"])
         x = model.spec.normalise(batch["weak"])
         if self.cfg.teacher == "ema":
             assert averaged is not None
-            return averaged(x)  # type: ignore[no-any-return]
+            return averaged(x)
         was = model.training
         model.eval()  # the teacher of a shared network must not move its running statistics
         try:
-            return model(x)  # type: ignore[no-any-return]
+            return model(x)
         finally:
             model.train(was)
             hold_statistics(model)
@@ -364,7 +364,7 @@ class Westar(Recipe):
     def _source_disparity(self, model: Any, images: Tensor) -> Tensor:
         assert self.source is not None
         x = model.spec.normalise(images)
-        return self.source.to(x.device)(x)  # type: ignore[no-any-return]
+        return self.source.to(x.device)(x)
 
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None

@@ -264,7 +264,7 @@ TEACHERS = ("the embedded network itself", "the diffusion network itself")
 class _Sized(nn.Module):
     """What works at a size of its own, as a network of images in 0..1."""
 
-    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 1)  # type: ignore[arg-type]
+    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 1)
 
     def __init__(self, inner: NetworkTeacher) -> None:
         super().__init__()

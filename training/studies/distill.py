@@ -442,7 +442,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
     for name, open_teacher in others.items():
         results[name] = [
             scored(name, lambda open_teacher=open_teacher: scores(open_teacher(), sets))
-        ]  # type: ignore[misc]
+        ]
     parts = scored("parts", lambda: part_errors(study.primary, judge))
     change = compared([parts["cut"]], [parts["alone"]], pooled=True)
     alone, cut = (mean([parts[way]], 2, pooled=True) for way in ("alone", "cut"))
