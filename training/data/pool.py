@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -99,7 +100,7 @@ class Pool:
     ) -> np.memmap[Any, Any]:
         path = self.folder / name
         mode = ("r+" if path.exists() else "w+") if write else "r"
-        return np.memmap(path, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload,no-any-return]
+        return np.memmap(path, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload]
 
     @property
     def written(self) -> int:
