@@ -668,7 +668,7 @@ def _run(
         text = json.dumps({"processes": accelerator.num_processes, **environment()}, indent=1)
         (folder / "environment.json").write_text(text, encoding="utf-8")
     if state.step >= cfg.steps and not quiet:
-        _say(
+        _print(
             console,
             f"{folder} has all its {cfg.steps} steps: nothing is left to train. Raise loop.steps,"
             " or give another --run.",
@@ -705,11 +705,11 @@ def _run(
             f"Interrupted at step {state.step}; the same command goes on from there."
         )
     if not quiet:
-        _say(console, _result(state, folder))
+        _print(console, _result(state, folder))
     return state
 
 
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -86,13 +86,13 @@ def _received(
         content += part
         while size < 0 and b"\n" in content:
             line, _, content = content.partition(b"\n")
-            told = json.loads(line)
-            if "step" in told:
-                progress(*told["step"])
-            elif "failed" in told:
-                return told["failed"][0], told["failed"][1]
+            message = json.loads(line)
+            if "step" in message:
+                progress(*message["step"])
+            elif "failed" in message:
+                return message["failed"][0], message["failed"][1]
             else:
-                size = told["plan"]
+                size = message["plan"]
         if 0 <= size == len(content):
             return bytes(content)
     return None

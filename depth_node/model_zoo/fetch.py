@@ -86,7 +86,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FileVerdict:
     """Result of the check of one file; ``problem`` is "" if the file is intact."""
 
     name: str
@@ -95,7 +95,7 @@ class Verdict:
     problem: str
 
 
-def verify(entry: RegistryEntry) -> list[Verdict]:
+def verify(entry: RegistryEntry) -> list[FileVerdict]:
     """Compare the files of a fetched network with their hashes; empty if it was not fetched."""
     folder = entry.folder
     record = Record.load(folder)
@@ -122,7 +122,7 @@ def verify(entry: RegistryEntry) -> list[Verdict]:
                 problem = "" if same else "DAMAGED or another version"
             except OSError as error:
                 problem = f"cannot be read ({error.strerror})"
-        verdicts.append(Verdict(entry.name, name, basis, problem))
+        verdicts.append(FileVerdict(entry.name, name, basis, problem))
     return verdicts
 
 

@@ -60,7 +60,7 @@ def _hdf5(path: Path) -> Any:
         return h5py.File(path, "r")
 
 
-class Line(list[str]):
+class ListLine(list[str]):
     """The words of a line of a list, and the whole line as `text`."""
 
     def __init__(self, text: str) -> None:
@@ -73,13 +73,13 @@ class Line(list[str]):
         super().__init__(text.split() if words is None else [w.strip() for w in words if w.strip()])
 
 
-def listed_lines(path: Path) -> list[Line]:
+def listed_lines(path: Path) -> list[ListLine]:
     """The non-empty lines of a list; words end at blanks, or at tabs where a line has some, and
     quoted words hold blanks. Names need not be UTF-8. Raises DataError for an unreadable file.
     """
     with reading(path):
         text = content(path).decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    return [Line(line.strip()) for line in text.splitlines() if line.split()]
+    return [ListLine(line.strip()) for line in text.splitlines() if line.split()]
 
 
 def _first(*paths: Path) -> Path:
@@ -87,13 +87,13 @@ def _first(*paths: Path) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
-def _pairs(folder: Path, lines: Sequence[Line]) -> list[Item]:
+def _pairs(folder: Path, lines: Sequence[ListLine]) -> list[Item]:
     """`image depth ...` lines; a depth called None (no truth was published) leaves them out."""
     pairs = [_two_files(folder, line) for line in lines if len(line) > 1 and line[1] != "None"]
     return [Item(image, folder / image, folder / depth) for image, depth in pairs]
 
 
-def _two_files(folder: Path, line: Line) -> tuple[str, str]:
+def _two_files(folder: Path, line: ListLine) -> tuple[str, str]:
     """The image and the depth of a line: its first words, or where names hold blanks and neither
     tab nor quote says so, the first parts of it that are files.
     """
@@ -109,7 +109,7 @@ def _two_files(folder: Path, line: Line) -> tuple[str, str]:
     return first
 
 
-def _one_file(folder: Path, line: Line) -> str:
+def _one_file(folder: Path, line: ListLine) -> str:
     """The image of a line: all of it, or its first word where that is a file and all is none."""
     whole = line.text.strip("\"'") if len(line) == 1 else line.text
     return line[0] if not (folder / whole).exists() and (folder / line[0]).exists() else whole
@@ -124,7 +124,7 @@ def _named(root: Path, pattern: str) -> list[Path]:
     return below(root, lambda path: path.match(pattern)) if root.is_dir() else []
 
 
-def _find_images(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
+def _find_images(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines:
         names = [_one_file(folder, line) for line in lines]
         return [Item(name, folder / name) for name in names]
@@ -137,7 +137,7 @@ def _read_image_only(item: Item) -> Sample:
     return Sample(item.name, read_image(item.image))
 
 
-def _find_frames(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
+def _find_frames(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     folders = [folder / line.text for line in lines] or find_frames(_part(folder, split))
     return [Item(f"{frame.parent.name}/{frame.name}", frame) for frame in folders]
 
@@ -170,7 +170,7 @@ def _matrix_camera(path: Path, image: U8) -> Camera | None:
         return Camera(image.shape[1], image.shape[0], k[0, 0], k[1, 1], k[0, 2], k[1, 2])
 
 
-def _find_nyuv2(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
+def _find_nyuv2(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
     labelled = folder / "nyu_depth_v2_labeled.mat"
@@ -214,7 +214,7 @@ def _read_nyuv2(item: Item) -> Sample:
     return Sample(item.name, np.ascontiguousarray(image), depth, camera)
 
 
-def _find_kitti(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
+def _find_kitti(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     roots = [folder, folder / "train", folder / "val", folder / "raw"]
     if lines:  # Eigen's: raw image, annotated depth (or None), focal length
         return [
@@ -259,7 +259,7 @@ def _read_kitti(item: Item) -> Sample:
     return Sample(item.name, image, read_depth_png(item.depth, 256), camera)
 
 
-def _find_diode(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
+def _find_diode(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     depths = (
         [item.depth for item in _pairs(folder, lines)]
         if lines
@@ -288,7 +288,7 @@ def _read_diode(item: Item) -> Sample:
     return Sample(item.name, image, known, camera)
 
 
-def _find_eth3d(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
+def _find_eth3d(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
     items = []
@@ -312,7 +312,7 @@ def _read_eth3d(item: Item) -> Sample:
     return Sample(item.name, image, values.reshape(image.shape[:2]))
 
 
-def _find_scannet(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
+def _find_scannet(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines and len(lines[0]) > 1:
         return _pairs(folder, lines)
     scenes = {words[0] for words in lines}
@@ -342,12 +342,12 @@ def _read_scannet(item: Item) -> Sample:
     return Sample(item.name, image, depth, camera)
 
 
-def _find_void(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
+def _find_void(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if not lines and split:  # the release's own lists: one of images, one of truths
         images, truths = (
             listed_lines(folder / f"{split}_{n}.txt") for n in ("image", "ground_truth")
         )
-        lines = [Line(f"{a[0]}\t{b[0]}") for a, b in zip(images, truths, strict=True)]
+        lines = [ListLine(f"{a[0]}\t{b[0]}") for a, b in zip(images, truths, strict=True)]
     if lines:
         return [
             Item(item.name, _void(folder, item.image), _void(folder, item.depth))
@@ -379,7 +379,7 @@ def _read_void(item: Item) -> Sample:
 HYPERSIM_FOCAL_PX, HYPERSIM_WIDTH_PX = 886.81, 1024
 
 
-def _find_hypersim(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
+def _find_hypersim(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
     selected = _hypersim_split(folder, split) if split else None
@@ -430,7 +430,7 @@ def _read_hypersim(item: Item) -> Sample:
     return Sample(item.name, image, depth.astype(np.float32), camera)
 
 
-def _find_vkitti2(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
+def _find_vkitti2(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
     items = []
@@ -460,7 +460,7 @@ def _read_vkitti2(item: Item) -> Sample:
 class Layout:
     """Functions that find and read the samples of a data set, its protocol, and its layout."""
 
-    find: Callable[[Path, str, Sequence[Line]], list[Item]]
+    find: Callable[[Path, str, Sequence[ListLine]], list[Item]]
     read: Callable[[Item], Sample]
     protocol: str
     expects: str

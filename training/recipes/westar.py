@@ -215,7 +215,7 @@ class Westar(Recipe):
             count = int(cfg.labels.held * len(order))
             self.held = [labels.images[k] for k in sorted(order[:count])]
         self.masks = MaskMaker(cfg.masks)
-        self._say = say
+        self._report = say
         self._read = functools.lru_cache(cfg.keep)(images.__getitem__)
         self._layers = functools.lru_cache(cfg.keep)(self._mask_layers)
         self._recall = functools.lru_cache(cfg.keep)(known.__getitem__)
@@ -232,7 +232,7 @@ class Westar(Recipe):
         if self.held:
             before = self.validate(network.eval())
             if before:
-                self._say(
+                self._report(
                     f"Held back: {before['held_pairs']:.0f} ordered pairs of {len(self.held)}"
                     f" images, of which the source has {before['wrong_order']:.3f} in the wrong"
                     " order (lower is better)."
