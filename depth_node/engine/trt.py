@@ -277,14 +277,13 @@ def build_plan(
     except BuildError as failure:
         kind, reason = failure.args
     if kind == "memory":
-        size = workspace_mb * 1_000_000 or gpu.memory()[1]
-        raise gpu.out_of_memory_error(size, f"building the engine of {manifest.name}")
+        raise gpu.out_of_memory_error(gpu.memory()[1], f"building the engine of {manifest.name}")
     sentences = {
         "read": f"{version} cannot read {model} ({reason}): export it with opset 17 to 20, or use"
         " another back end",
         "workspace": f"{version} cannot build an engine of {model} with engine.workspace_mb:"
         f" {workspace_mb} ({reason}): raise engine.workspace_mb (--workspace-mb), or set it"
-        " to 0 for all of the GPU's memory",
+        " to 0 for all of the GPU's memory; if that is full, end other programs on the GPU",
         "build": f"{version} cannot build an engine of {model} ({reason}): use another version,"
         " model.precision or back end",
         "ended": f"{version} ended its process with {reason} while it built an engine of {model}:"
@@ -343,10 +342,10 @@ def build_here(
         raise BuildError("stopped", "")
     if plan is None:
         kind = "build"
-        if logger.is_out_of_memory():
+        if given["workspace_mb"] and (logger.needs_workspace() or logger.is_out_of_memory()):
+            kind = "workspace"  # the limit is told as a lack of memory, whatever the GPU has
+        elif logger.is_out_of_memory():
             kind = "memory"
-        elif given["workspace_mb"] and logger.needs_workspace():
-            kind = "workspace"
         raise BuildError(kind, logger.error_text())
     return bytes(plan)
 

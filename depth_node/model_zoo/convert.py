@@ -33,6 +33,7 @@ from depth_node.model_zoo.fp16 import Fp16Model, Measured, to_fp16, with_losses
 from depth_node.model_zoo.onnx_graph import (
     ConvertError,
     inferred,
+    live_bytes,
     onnx_package,
     prepared,
     rounded,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     import onnx
 
 RANGE_IMAGES = 4  # images on which value ranges are measured
+_MEMORY = Path("/proc/meminfo")
+_ENGINES_TENSORS, _ENGINES_WEIGHTS = 3, 5  # times tensors in use and weights, measured
 _MAX_FILE_BYTES = 2_000_000_000  # protobuf ends at 2^31
 
 
@@ -95,6 +98,7 @@ def convert(
     ready = prepared(loaded, description.input_shapes)
     if onnx.TensorProto.FLOAT16 in tensor_types(inferred(ready)).values():
         raise ConvertError(f"{source} is in FP16 already: use it, or convert the FP32 file")
+    _check_memory(source, ready)
     with _scratch(target) as folder:
         on_step("measuring ranges")
         converted = to_fp16(
@@ -213,6 +217,27 @@ def _loaded(model: Path) -> onnx.ModelProto:
             f"{model} cannot be read by onnx {onnx.__version__} ({one_line(error)}):"
             " fetch or export it again"
         ) from error
+
+
+def _check_memory(model: Path, ready: onnx.ModelProto) -> None:
+    """Raise ConvertError where this machine has too little free memory, instead of being killed.
+
+    Two engines are open at once, one of which holds a rounded copy of every tensor in use.
+    """
+    need = _ENGINES_TENSORS * live_bytes(ready) + _ENGINES_WEIGHTS * _size(model)
+    try:
+        text = _MEMORY.read_text()
+        free = next(
+            int(line.split()[1]) * 1024 for line in text.splitlines() if "Available" in line
+        )
+    except (OSError, StopIteration, ValueError):
+        return  # not Linux
+    if need > free:
+        raise ConvertError(
+            f"converting {model} needs about {need / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB"
+            " are free: convert it on a larger machine and copy the file, or export it smaller"
+            " (a decoder for fewer points at once: --batch)"
+        )
 
 
 @contextlib.contextmanager

@@ -388,7 +388,7 @@ def with_losses(
         for place in sorted(attention.products | attention.between | {number}):
             node = onnx.NodeProto()
             node.CopyFrom(graph.nodes[place])
-            node.name = f"{node.name}.{weights}.loss"
+            node.name = ""
             for index, name in enumerate(node.input):
                 name = copies.get(name, name)
                 is_product = place in attention.products and graph.is_float(node.input[index])

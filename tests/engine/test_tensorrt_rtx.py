@@ -191,8 +191,12 @@ def test_the_process_of_a_robot_builds_the_same(folder: Path) -> None:
     assert rtx.built(path, apart=True)["bytes"] == pytest.approx(rtx.built(path)["bytes"], rel=0.1)
 
 
-def test_too_small_a_workspace_names_the_setting(folder: Path) -> None:
-    path, _ = network("sam", folder)
+def test_too_small_a_workspace_names_the_setting(tmp_path: Path) -> None:
+    """A convolution whose workspace alone is larger than the limit."""
+    weights = {"w": np.ones((64, 3, 3, 3), np.float32), "v": np.ones((1, 64, 1, 1), np.float32)}
+    nodes = [("Conv", ["image", "w"], ["c"]), ("Softmax", ["c"], ["s"], {"axis": 1}),
+             ("Conv", ["s", "v"], ["out"])]  # fmt: skip
+    path = saved(graph(nodes, weights, shape=(1, 3, 512, 512)), tmp_path / "large.onnx")
     sentence = rtx.built(path, workspace_mb=1)["sentence"]
     assert "raise engine.workspace_mb" in sentence, sentence
 

@@ -311,7 +311,11 @@ def test_out_of_memory(machine: Machine, model: Path, options: dict) -> None:
     machine.fail.clear()
     machine.tensorrt_errors = ["[defaultAllocator.cpp] OutOfMemory (Requested size was 9 GB)"]
     sentence = refusal(model, **options, workspace_mb=512)
-    assert "building the engine of tiny needs 512 MB and 8000 of the 8000 MB" in sentence
+    assert "with engine.workspace_mb: 512" in sentence and "Requested size was 9 GB" in sentence
+    assert "raise engine.workspace_mb" in sentence
+    elsewhere = {**options, "cache_dir": options["cache_dir"] + "2"}
+    sentence = refusal(model, **elsewhere)
+    assert "building the engine of tiny needs 8000 MB and 8000 of the 8000 MB" in sentence
     assert machine.leaks == {}
 
 
