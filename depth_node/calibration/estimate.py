@@ -6,6 +6,7 @@ A correction is (7,): see observation.AXES; T_corrected = correction_matrix(c) @
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -102,7 +103,7 @@ def perturbations(dimensions: int) -> Floats:
 def usable_dimensions(observations: Sequence[Observation]) -> int:
     """7 where most frames know the camera's motion and it moves, else 6: no time offset."""
     moving = [
-        o.twist is not None and (np.abs(o.twist) > (0.05,) * 3 + (0.1,) * 3).any()
+        o.twist is not None and bool((np.abs(o.twist) > (0.05,) * 3 + (0.1,) * 3).any())
         for o in observations
     ]
     return 7 if np.mean(moving) > 0.5 else 6
@@ -220,7 +221,7 @@ def resampled(
     for number in range(repeats):
         times = rng.multinomial(blocks, np.full(blocks, 1 / blocks))[block_of]
         found = start
-        for found in search(observations, effort, start, times, 100 + number, fields):
+        for found in search(observations, effort, start, times, 100 + number, fields):  # noqa: B007
             yield np.full(7, np.nan)
         yield found
 
@@ -232,6 +233,12 @@ def covariance_of(found: Floats, time_known: bool) -> Floats:
     if not time_known:
         covariance[6, 6] = (2 * UNIT[6]) ** 2
     return covariance
+
+
+def _last(rounds: Iterator[Floats]) -> Floats:
+    """The last correction (7,) of a search."""
+    (correction,) = deque(rounds, maxlen=1)
+    return correction
 
 
 STARTS = 10
@@ -251,19 +258,15 @@ def calibrate(
     """
     observations = divided(observations)
     fields: Fields = {FINE_PX: [o.spread(FINE_PX) for o in observations]}
-    ends = [np.zeros(7)]
+    ends: list[Floats] = [np.zeros(7)]
     rng = np.random.default_rng(29)
     for number in range(STARTS):
-        correction = ends[0]
         start = UNIT * START_DEVIATION * rng.standard_normal(7) if number > 1 else None
-        for correction in search(observations, start=start, seed=number, fields=fields):
-            pass
-        ends.append(correction)
+        ends.append(_last(search(observations, start=start, seed=number, fields=fields)))
         on_step("search")
     scores = total_score(observations, fields[FINE_PX], np.stack(ends)).sum(0)
-    correction = ends[int(np.argmax(scores))]
-    for correction in search(observations, FINE, correction, fields=fields):
-        pass
+    highest = ends[int(np.argmax(scores))]
+    correction = _last(search(observations, FINE, highest, fields=fields))
     on_step("refine")
     found = [
         c

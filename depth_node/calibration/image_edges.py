@@ -20,7 +20,7 @@ def gradient_strength(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     across = cv2.Sobel(grey, cv2.CV_16S, 1, 0, ksize=3)
     down = cv2.Sobel(grey, cv2.CV_16S, 0, 1, ksize=3)
-    strength = np.maximum(cv2.absdiff(across, 0), cv2.absdiff(down, 0))
+    strength = np.maximum(np.abs(across), np.abs(down))
     return np.asarray(strength, np.float32)
 
 
@@ -50,12 +50,12 @@ def spread(edges: npt.NDArray[np.float32], reach_px: float) -> npt.NDArray[np.fl
     height, width = edges.shape
     if reach_px >= 4 and min(height, width) >= 8:
         pooled = cv2.dilate(edges, np.ones((2, 2), np.uint8))
-        half = np.ascontiguousarray(pooled[1::2, 1::2])
+        half = np.ascontiguousarray(pooled[1::2, 1::2], np.float32)
         wide = spread(half, reach_px / 2)
         return np.asarray(cv2.resize(wide, (width, height)), np.float32)
     decay = float(np.exp(-1.0 / reach_px))
     square = np.ones((3, 3), np.uint8)
     out = edges
     for _ in range(int(np.ceil(2.5 * reach_px))):
-        out = cv2.max(out, cv2.multiply(cv2.dilate(out, square), decay))
+        out = np.maximum(out, np.float32(decay) * np.asarray(cv2.dilate(out, square), np.float32))
     return np.asarray(out, np.float32)

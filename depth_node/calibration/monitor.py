@@ -47,8 +47,8 @@ TOLERANCE = np.array([*np.deg2rad([0.4, 0.4, 0.4]), 0.025, 0.025, 0.04, 0.02])
 """(7,) rad, m, s: smaller corrections are not worth a warning."""
 SIGNIFICANT = 3.0
 """Standard deviations above which a correction counts as found."""
-_FINDING = Effort(SEARCH[1:], draws=80, elite=10, rounds=6, edges=2500)
-_RESAMPLING = Effort(SEARCH[-2:], draws=64, elite=8, rounds=4, edges=2500)
+_FINDING = Effort(SEARCH[1:], draws=80, elite=16, rounds=6, edges=2500)
+_RESAMPLING = Effort(SEARCH[-2:], draws=64, elite=12, rounds=4, edges=2500)
 _RESAMPLES = 6
 
 
@@ -203,11 +203,11 @@ class ExtrinsicsMonitor:
         """Search a correction in the window of now, and how well it is known."""
         observations = list(self._window.observations)
         fields: Fields = {reach: list(maps) for reach, maps in self._window.fields.items()}
-        correction = np.zeros(7)
-        for correction in search(observations, _FINDING, fields=fields):
+        start: Floats = np.zeros(7)
+        for start in search(observations, _FINDING, fields=fields):  # noqa: B007
             yield None
         found = []
-        for one in resampled(observations, _RESAMPLING, correction, _RESAMPLES, fields):
+        for one in resampled(observations, _RESAMPLING, start, _RESAMPLES, fields):
             if not np.isnan(one[0]):
                 found.append(one)
             yield None
@@ -255,7 +255,8 @@ def judged(
         confidence = float(1 - np.exp(-0.5 * (surest / SIGNIFICANT) ** 2 * 3))
     elif not any(a in known for a in range(3)):
         finding = Finding.UNKNOWN
-        sentence = f"too little structure to tell: the pose is known to {np.rad2deg(std[:3].min()):.1f} deg"
+        known_deg = float(np.rad2deg(std[:3].min()))
+        sentence = f"too little structure to tell: the pose is known to {known_deg:.1f} deg"
         confidence = 0.0
     elif all(a in known and abs(correction[a]) < TOLERANCE[a] for a in axes):
         finding = Finding.CONSISTENT

@@ -44,7 +44,7 @@ class Observation:
 
     def spread(self, reach_px: float) -> npt.NDArray[np.float32]:
         """The edge map (h, w) to score with, less its mean: a random pose scores about 0."""
-        wide = spread(self.edges.astype(np.float32) / 255, reach_px)
+        wide = spread(np.asarray(self.edges, np.float32) / np.float32(255), reach_px)
         return wide - wide.mean()
 
     def score(self, field: npt.NDArray[np.float32], corrections: Floats) -> Floats:
@@ -53,7 +53,6 @@ class Observation:
             return np.zeros(len(corrections))
         c = np.asarray(corrections, np.float64)
         turn, shift = c[:, :3], c[:, 3:6]
-        p = self.points
         if self.twist is not None and c[:, 6].any():
             # The point was measured c[6] after the image, by a LiDAR that moved on.
             turn = turn + c[:, 6:] * self.twist[:3]
@@ -68,7 +67,9 @@ class Observation:
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=0,
         )
-        total: Floats = np.einsum("kn,n->k", values, self.weight.astype(np.float32)).astype(float)
+        total: Floats = np.einsum(
+            "kn,n->k", np.asarray(values, np.float32), self.weight.astype(np.float32)
+        ).astype(np.float64)
         return total
 
     def _project(
@@ -162,11 +163,11 @@ def _in_view(points: FloatArray, T: Floats, camera: Camera, margin: float) -> Fl
 def observe_all(frames: Sequence[FrameInput], limit: int = 0) -> list[Observation]:
     """Observations of a sequence, at most `limit`, spread evenly; motion from poses or images."""
     count = len(frames)
-    chosen = np.arange(count)
+    chosen: npt.NDArray[np.intp] = np.arange(count, dtype=np.intp)
     if limit and count > limit:
-        chosen = np.unique(np.linspace(0, count - 1, limit).round().astype(int))
+        chosen = np.unique(np.linspace(0, count - 1, limit).round().astype(np.intp))
     out = []
-    for i in chosen:
+    for i in (int(index) for index in chosen):
         before, after = frames[max(i - 1, 0)], frames[min(i + 1, count - 1)]
         out.append(observe(frames[i], twist=motion(before, after)))
     return out

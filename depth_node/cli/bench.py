@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from depth_node.benchmarks import accuracy, field_speed, speed
+from depth_node.benchmarks import accuracy, calibration, field_speed, speed
 from depth_node.benchmarks.tables import markdown
 from depth_node.cli.arguments import integers, need_ros, words
 from depth_node.cli.console import (
@@ -73,6 +73,16 @@ def add(commands: Any) -> None:
     field.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
     field.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
     field.set_defaults(run=_run_field)
+    found = kinds.add_parser(
+        "calibration", help="what the extrinsics monitor and `calibrate` find, on rendered walks"
+    )
+    found.add_argument("--seed", default="", metavar="S,S,S", help="rooms (10 held-out ones)")
+    found.add_argument("--frames", type=int, default=calibration.FRAMES, metavar="N")
+    found.add_argument(
+        "--cache", type=Path, default=Path("runs/walks"), metavar="DIR", help="rendered walks"
+    )
+    found.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    found.set_defaults(run=_run_calibration)
     for name, description in (
         ("fit", "the region fit against a plain loop of least squares"),
         ("engine", "the engine against a plain session of ONNX Runtime"),
@@ -132,6 +142,15 @@ def _run_accuracy(options: argparse.Namespace) -> int:
 
 def _run_field(options: argparse.Namespace) -> int:
     print_tables(console(), field_speed.speed(options.repeats), options.out)
+    return 0
+
+
+def _run_calibration(options: argparse.Namespace) -> int:
+    terminal = console()
+    seeds = integers("--seed", options.seed) or calibration.SEEDS
+    with progress(terminal, "walking", len(seeds) + 1) as advance:
+        tables = calibration.study(options.cache, seeds, options.frames, advance)
+    print_tables(terminal, tables, options.out)
     return 0
 
 
