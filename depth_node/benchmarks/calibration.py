@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from depth_node.benchmarks.calibration_sequences import (
     LATE_S,
     LINES,
-    Walk,
+    RenderedWalk,
     bare_wall_sequence,
     room_sequence,
 )
@@ -66,7 +66,7 @@ class MonitorCase:
         return self.verdict.finding is Finding.WRONG and abs(self.found - 1) <= NAMED
 
 
-def faulty_frames(walk: Walk, lines: int, case: str) -> list[FrameInput]:
+def faulty_frames(walk: RenderedWalk, lines: int, case: str) -> list[FrameInput]:
     """The walk with 1 degree, 5 cm or 50 ms of error along an axis, or "right"."""
     if case == "right":
         return walk.frames(lines)
@@ -78,7 +78,7 @@ def faulty_frames(walk: Walk, lines: int, case: str) -> list[FrameInput]:
     return walk.frames(lines, T_camera_lidar=correction_matrix(fault) @ T_CAMERA_LIDAR)
 
 
-def monitor_case(walk: Walk, lines: int, case: str) -> MonitorCase:
+def monitor_case(walk: RenderedWalk, lines: int, case: str) -> MonitorCase:
     """What the monitor says after the frames of a walk with a fault."""
     monitor = ExtrinsicsMonitor()
     for frame in faulty_frames(walk, lines, case):
@@ -107,7 +107,7 @@ class CalibrateCase:
         return float(np.linalg.norm(self.error[3:6]))
 
 
-def calibrate_case(walk: Walk, lines: int, late: bool, seed: int) -> CalibrateCase:
+def calibrate_case(walk: RenderedWalk, lines: int, late: bool, seed: int) -> CalibrateCase:
     """Calibrate from 5 degrees and 10 cm off, in directions drawn from a seed."""
     rng = np.random.default_rng(seed)
     turn, shift = rng.standard_normal((2, 3))
@@ -124,7 +124,7 @@ def calibrate_case(walk: Walk, lines: int, late: bool, seed: int) -> CalibrateCa
     return CalibrateCase(walk.name, lines, late, error, found.std)
 
 
-def monitor_ms(walk: Walk, lines: int, case: str) -> float:
+def monitor_ms(walk: RenderedWalk, lines: int, case: str) -> float:
     """Processor time of the monitor per frame of 640x480, on one core, in ms."""
     frames = []
     for frame in faulty_frames(walk, lines, case):

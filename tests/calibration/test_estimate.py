@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from depth_node.benchmarks.calibration_sequences import Walk, bare_wall_sequence, room_sequence
+from depth_node.benchmarks.calibration_sequences import RenderedWalk, bare_wall_sequence, room_sequence
 from depth_node.calibration.estimate import calibrate, correction_matrix
 from depth_node.calibration.monitor import ExtrinsicsMonitor, Finding
 from depth_node.calibration.observation import AXES, observe_all
@@ -17,13 +17,13 @@ FRAMES = 24
 
 
 @pytest.fixture(scope="module")
-def room() -> Walk:
+def room() -> RenderedWalk:
     return room_sequence(101, FRAMES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", ["yaw", "pitch"])
-def test_a_turn_of_two_degrees_is_found(room: Walk, axis: str) -> None:
+def test_a_turn_of_two_degrees_is_found(room: RenderedWalk, axis: str) -> None:
     fault = np.zeros(7)
     fault[AXES.index(axis)] = np.deg2rad(2.0)
     wrong = correction_matrix(fault) @ T_CAMERA_LIDAR
