@@ -23,15 +23,18 @@ class UsageError(ValueError):
     """A request of the user cannot be carried out; one sentence with cause and cure."""
 
 
-def console() -> Console:
-    """The terminal as a console of rich or, where rich is not installed, as plain text.
+def console(bare: bool = False) -> Console:
+    """The terminal as a console of rich. Raises UsageError if rich is not installed.
 
+    bare: then write plain text instead (doctor, which says what is missing, runs without it).
     Texts are shown as they are: names in brackets are no markup, and control characters in foreign
     texts are escaped, so that the terminal does not obey them.
     """
     try:
         from rich.console import Console
     except ImportError:
+        if not bare:
+            raise UsageError("depth_tools needs rich for its tables: pip install rich") from None
         plain: Any = _PlainConsole()
         return plain
 
@@ -43,20 +46,11 @@ def console() -> Console:
 
 
 class _PlainConsole:
-    """What our commands use of rich's Console, without rich."""
+    """What doctor uses of rich's Console, without rich."""
 
     def print(self, text: str = "", *, style: str | None = None, markup: bool = True) -> None:
         """Print a text; without rich it has neither style nor markup."""
         print(_visible(text))
-
-    def input(self, prompt: str) -> str:
-        """Ask the user."""
-        return input(_visible(prompt))
-
-
-def is_plain(terminal: Console) -> bool:
-    """Whether rich is missing."""
-    return isinstance(terminal, _PlainConsole)
 
 
 def _visible(text: str) -> str:
@@ -72,7 +66,7 @@ def _visible(text: str) -> str:
 @contextmanager
 def progress(terminal: Console, label: str, total: int | None) -> Iterator[Callable[[str], None]]:
     """A progress bar; a call of its value with a short text advances it by one."""
-    if is_plain(terminal):
+    if isinstance(terminal, _PlainConsole):
         print(f"{_visible(label)} ...", file=sys.stderr)
         yield lambda text: None
         return
@@ -106,7 +100,7 @@ def print_table(
 
     Rows whose first cell is in `highlight` are highlighted.
     """
-    if is_plain(terminal):
+    if isinstance(terminal, _PlainConsole):
         _print_plain_table(title, head, rows, left)
         return
     from rich import box

@@ -85,7 +85,7 @@ ROS_PACKAGES = (
 
 
 def _run_doctor(options: argparse.Namespace) -> int:
-    terminal = console()
+    terminal = console(bare=True)
     faults: list[str] = []
     rows = [("python", platform.python_version(), sys.executable)]
     rows.append(("depth_node", __version__, str(Path(__file__).resolve().parent.parent)))

@@ -16,7 +16,6 @@ from depth_node.cli.console import (
     UsageError,
     console,
     image_size,
-    is_plain,
     print_table,
     progress,
     write_json,
@@ -171,9 +170,6 @@ def _confirm(terminal: Console, entry: registry.RegistryEntry) -> None:
 
 @contextmanager
 def _bytes_bar(terminal: Console) -> Iterator[fetch.OnBytes]:
-    if is_plain(terminal):
-        yield lambda name, received, total: None
-        return
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -414,9 +410,6 @@ def _run_build(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _steps_bar(terminal: Console) -> Iterator[Progress]:
-    if is_plain(terminal):
-        yield lambda phase, done, total: None
-        return
     from rich import progress as bars
 
     columns = (

@@ -42,6 +42,7 @@ def warn_if_slow(doing: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()  # it wakes at once; no thread is left behind
 
 
 class Closeable:

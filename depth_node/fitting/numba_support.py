@@ -14,7 +14,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 import stat
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -56,11 +55,10 @@ def compiled(
         fast.enable_caching()
         fast._cache = _CarefulCache(fast._cache, loop.__qualname__)
     except Exception as error:  # no folder can be written, or another numba with other insides
-        # Without the loop's name: the reason is one for all loops, and is said once.
-        reason = re.sub(r"function '[^']*'", "functions", one_line(error))
         _warn_once(
+            "no folder",
             "no folder for machine code can be used, so every start compiles again (seconds):"
-            f" {_CURE} ({reason})."
+            f" {_CURE} ({one_line(error)}).",
         )
         fast = numba.njit(nogil=True, **options)(loop)
     if signature is not None:
@@ -105,8 +103,9 @@ class _CarefulCache:
         except Exception as error:  # whatever a pickle or LLVM says
             reason = f"{self._index} ({type(error).__name__}: {one_line(error)})"
         _warn_once(
+            f"damaged {self._index}",
             f"numba's cache of the loop {self._name} is damaged, so the loop is compiled anew"
-            f" (seconds) and the file replaced: {reason}."
+            f" (seconds) and the file replaced: {reason}.",
         )
         self._drop()
         return None
@@ -126,8 +125,9 @@ class _CarefulCache:
             self._usable = False
             self._drop()
             _warn_once(
+                f"not kept in {self._index.parent}",
                 f"machine code cannot be kept in {self._index.parent} ({one_line(error)}), so"
-                f" every start compiles again (seconds): make room, or {_CURE}."
+                f" every start compiles again (seconds): make room, or {_CURE}.",
             )
 
     def _files(self) -> list[Path]:
@@ -162,6 +162,11 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-@functools.cache
-def _warn_once(text: str) -> None:
-    logging.getLogger(__name__).warning(text)
+_warned: set[str] = set()
+
+
+def _warn_once(key: str, text: str) -> None:
+    """Warn once about each key: the text may name the loop, of which there are a dozen."""
+    if key not in _warned:
+        _warned.add(key)
+        logging.getLogger(__name__).warning(text)

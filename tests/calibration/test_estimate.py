@@ -6,7 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from depth_node.benchmarks.calibration_sequences import RenderedWalk, bare_wall_sequence, room_sequence
+from depth_node.benchmarks.calibration_sequences import (
+    RenderedWalk,
+    bare_wall_sequence,
+    room_sequence,
+)
 from depth_node.calibration.estimate import calibrate, correction_matrix
 from depth_node.calibration.monitor import ExtrinsicsMonitor, Finding
 from depth_node.calibration.observation import AXES, observe_all

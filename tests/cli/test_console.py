@@ -67,7 +67,7 @@ def test_foreign_names_are_shown_and_not_obeyed(
     for rich in (True, False):
         if not rich:
             monkeypatch.setitem(sys.modules, "rich.console", None)
-        terminal = console()
+        terminal = console(bare=True)
         terminal.print(name, style="red")
         print_tables(terminal, [Table(name, [name, "x"], [[name, "1"]], [name])])
         with progress(terminal, name, 1) as advance:

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,8 @@ def test_a_network_that_never_ends_says_what_is_being_tried(tmp_path: Path) -> N
     path = tmp_path / "endless.onnx"
     command = [sys.executable, "-c", ENDLESS, str(path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    patience = threading.Timer(60, process.kill)  # without the warning the line never comes
+    patience.start()
     try:
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -298,5 +301,6 @@ def test_a_network_that_never_ends_says_what_is_being_tried(tmp_path: Path) -> N
         assert f"still opening model {path} on onnxruntime-cpu" in line
         assert f"`kill -9 {process.pid}`" in line
     finally:
+        patience.cancel()
         process.kill()
         process.communicate()

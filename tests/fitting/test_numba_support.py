@@ -63,7 +63,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip("numba is not installed")
     folder = tmp_path / "numba"
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
-    numba_support._warn_once.cache_clear()
+    monkeypatch.setattr(numba_support, "_warned", set())
     assert runs() == 0, "there is no cache yet"
     assert runs() == 1, "the second time it is loaded"
     return next(folder.iterdir())
