@@ -347,7 +347,7 @@ def _find_void(folder: Path, split: str, lines: Sequence[Line]) -> list[Item]:
         images, truths = (
             listed_lines(folder / f"{split}_{n}.txt") for n in ("image", "ground_truth")
         )
-        lines = [[a[0], b[0]] for a, b in zip(images, truths, strict=True)]
+        lines = [Line(f"{a[0]}\t{b[0]}") for a, b in zip(images, truths, strict=True)]
     if lines:
         return [
             Item(item.name, _void(folder, item.image), _void(folder, item.depth))
