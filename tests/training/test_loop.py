@@ -404,3 +404,20 @@ def test_a_term_may_not_hide_a_number_of_the_loop(tmp_path: Path, name: str) -> 
     cfg = settings("loop.steps=2")
     with pytest.raises(ValueError, match=name):
         train(cfg, tmp_path, Hiding(cfg))
+
+
+def test_a_run_says_where_its_result_is_and_what_comes_next(tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    def said(*overrides: str) -> str:
+        out = io.StringIO()
+        train(settings(*overrides), tmp_path / "run", console=Console(file=out, width=200))
+        return out.getvalue()
+
+    first = said("loop.steps=4")
+    assert f"The result is in {tmp_path / 'run'}/last (step 4)" in first
+    assert f"Next: python -m training export {tmp_path / 'run'} --out run.onnx" in first
+    again = said("loop.steps=4")
+    assert "has all its 4 steps" in again and "Raise loop.steps" in again and "Next:" in again

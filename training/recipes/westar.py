@@ -9,9 +9,11 @@ that the source knows, on which the student keeps the source's output; regularis
 forget too much (docs/studies/westar.md).
 
 The paper's text at hand is its abstract. Structure, weights of the losses, rank and the average's
-0.996 are from notes of others; what no source states is ours and is a setting: the margin and that
-the pairs are compared on the normalised map, which masks count, how often each strong change
-happens, learning rate, steps and size.
+0.996 are from notes of others and are the defaults here; what no source states is ours and is a
+setting: the margin, that the cost of pairs is a mean and that they are compared on the normalised
+map, how often labelled images are drawn, that the deviation of a map is the mean absolute one,
+which masks count, how often each strong change happens (no blur or noise among them, after WeSAM),
+learning rate, steps and size. training/configs/westar.yaml departs from the paper's weights.
 """
 
 from __future__ import annotations
@@ -64,9 +66,16 @@ class LossConfig:
     """
 
     st: float = config.option(1.0, "Weight of dense self-training.", minimum=0)
-    weak: float = config.option(0.001, "Weight of the ordinal labels.", minimum=0)
+    weak: float = config.option(
+        0.001,
+        "Weight of the ordinal labels, a mean over pairs. The default is the paper's, whose sum or"
+        " mean is not known: as a mean it moves nothing; westar.yaml has ours.",
+        minimum=0,
+    )
     reg: float = config.option(
-        1.0, "Weight of the squared distance of the weights to the source.", minimum=0
+        1.0,
+        "Weight of the squared distance of the weights to the source; the default is the paper's.",
+        minimum=0,
     )
     contexts: str = config.option(
         "masks",
