@@ -60,14 +60,20 @@ class OrtEngine(Closeable):
     """Engine on a provider of ONNX Runtime; construction checks the manifest and runs once.
 
     Raises EngineError if the file cannot be read, contradicts its manifest or does not run, and
-    BackendError if the provider cannot be used.
+    BackendError if the provider cannot be used. frugal: see open_session().
     """
 
     def __init__(
-        self, model: Path, manifest: Manifest, threads: int = 0, provider: str = "cpu"
+        self,
+        model: Path,
+        manifest: Manifest,
+        threads: int = 0,
+        provider: str = "cpu",
+        *,
+        frugal: bool = False,
     ) -> None:
         self.backend = f"onnxruntime-{provider}"
-        session = open_session(model, threads, provider)
+        session = open_session(model, threads, provider, frugal)
         _check_signature(session, model, manifest)
         self.manifest = manifest
         self.details: dict[str, Any] = {
@@ -115,9 +121,14 @@ class OrtEngine(Closeable):
         self._session = None
 
 
-def open_session(model: Path, threads: int, provider: str = "cpu") -> onnxruntime.InferenceSession:
+def open_session(
+    model: Path, threads: int, provider: str = "cpu", frugal: bool = False
+) -> onnxruntime.InferenceSession:
     """A plain session of ONNX Runtime on a provider.
 
+    frugal: hold little memory. Nodes run in the order of the file (ONNX Runtime's own order leaves
+    those of which only an output is wanted to the end, with all that they take), and what a run
+    took is given back.
     Raises EngineError if the file cannot be read, BackendError if the provider cannot be used.
     """
     options = onnxruntime.SessionOptions()
@@ -125,6 +136,10 @@ def open_session(model: Path, threads: int, provider: str = "cpu") -> onnxruntim
     options.log_severity_level = (
         3  # errors are raised as exceptions; warnings would be printed to stderr
     )
+    if frugal:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
     requested = _PROVIDERS[provider]
     fault = fault_of(model)
     if fault:

@@ -123,10 +123,10 @@ def convert(
         # They are in files now, and the engines of a large network need the memory.
         for proto in (loaded, ready, converted.model):
             proto.Clear()
-        with ort.OrtEngine(source, description) as reference:
-            with ort.OrtEngine(path, fp16_manifest) as written:
+        with ort.OrtEngine(source, description, frugal=True) as reference:
+            with ort.OrtEngine(path, fp16_manifest, frugal=True) as written:
                 once = compare(reference, written, dataclasses.replace(images, count=1))
-            with ort.OrtEngine(simulated, description) as rounding:
+            with ort.OrtEngine(simulated, description, frugal=True) as rounding:
                 comparison = compare(reference, rounding, images, on_step)
         comparison.differences += once.differences  # the file itself must run and agree too
         if comparison.failures:
@@ -166,7 +166,7 @@ def measure(
         manifest, output_name=names[0], outputs=names, limits={}
     )
     largest = dict.fromkeys(names, 0.0)
-    with ort.OrtEngine(path, measured_manifest) as engine:
+    with ort.OrtEngine(path, measured_manifest, frugal=True) as engine:
         for number, image in enumerate(images):
             for name, value in engine.run_named(tensors_of(manifest, image, number)).items():
                 size = abs(float(value))

@@ -6,9 +6,10 @@ transformer that is cast as a whole overflows: the squares of a layer normalisat
 of an attention exceed 65504, and small depths of the last layer lose digits. So every node becomes
 FP16 unless there is a reason for FP32 (:data:`REASONS`), and Casts join the types.
 
-Q K^T is FP16 where its measured range and loss allow it (:class:`Measured`): TensorRT joins an
-attention into one kernel, which never writes the N x N scores, only where both of its products are
-FP16. Scale, mask and softmax stay FP32; inside that kernel this costs nothing.
+The scores of an attention (Q K^T, scale, bias, mask) are FP16 where their measured range and loss
+allow it (:class:`Measured`): TensorRT joins an attention into one kernel, which never writes the
+N x N scores, only where both of its products are FP16, and a bias of relative positions is written
+for every pair. The softmax stays FP32; inside that kernel this costs nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 REASONS = {
     "normalisation": "statistics of layer, group and batch normalisations",
     "softmax": "softmax and other sums of exponentials",
-    "attention scores": "scale and mask of an attention, Q K^T where its scores need it",
+    "attention scores": "Q K^T, its scale, bias and mask, where the measured scores need it",
     "last layers": "from the last convolution or matrix product to the output",
     "operator": "squares, roots, powers, sums over many values, trigonometry",
     "range": "measured values near the ends of FP16's range, or such weights",
@@ -191,7 +192,7 @@ def _reasons(
             reasons.setdefault(number, reason)
 
     every_node = range(len(graph.nodes))
-    fitting: set[int] = set()  # products that were measured to suit FP16
+    fitting: set[int] = set()  # nodes of scores that were measured to suit FP16
     keep((n for n in every_node if graph.op(n) in asked), "asked")
     keep((n for n in every_node if _foreign(graph, n)), "foreign")
     keep((n for n in every_node if graph.op(n) in _NORMALISE), "normalisation")
@@ -202,8 +203,7 @@ def _reasons(
         if graph.op(number) == "Softmax":
             attention = _Attention.of(graph, number)
             if _scores_fit(graph, attention, measured) and "attention" not in asked:
-                keep(attention.between, "attention scores")
-                fitting |= attention.products
+                fitting |= attention.products | attention.between
             else:
                 keep(attention.nodes, "attention scores")
     keep((n for n in every_node if graph.op(n) in _DELICATE), "operator")
@@ -356,8 +356,8 @@ def with_losses(
     """Add to a copy of a prepared graph what scores in FP16 do to every attention's weights.
 
     Returns the graph, and {output: name of the softmax's output}. Behind every softmax its scores
-    are worked out again, with Q, K and Q K^T rounded to FP16; the output is the sum of the absolute
-    differences of a row's weights, mean over a head's rows, worst head.
+    are worked out again, with every tensor from Q and K on rounded to FP16; the output is the sum
+    of the absolute differences of a row's weights, mean over a head's rows, worst head.
     """
     onnx = onnx_package()
     kind = onnx.TensorProto
@@ -397,7 +397,7 @@ def with_losses(
                 node.output[index] = f"{name}.{weights}.copy"
                 copies[name] = node.output[index]
             made.append(node)
-            if place in attention.products:
+            if place != number and graph.is_float(graph.nodes[place].output[0]):
                 copies[node.output[0].removesuffix(f".{weights}.copy")] = rounded(node.output[0])
         name = f"{weights}.loss"
         difference, total, mean = (f"{name}.{step}" for step in ("difference", "sum", "mean"))

@@ -261,3 +261,11 @@ def test_decoders_of_the_default_batch(kind: str, tmp_path: Path) -> None:
         found = rtx.built(file)
         assert found["sentence"] == "" and math.isfinite(found["traffic"])
     assert {item.name for item in onnx.load(str(decoder)).graph.input} >= {"points", "embedding"}
+
+
+@pytest.mark.slow
+def test_a_decoder_of_64_points_is_converted_within_4_gb(tmp_path: Path) -> None:
+    """Of the size of MobileSAM's and SAM's: each of its large tensors has 268 MB."""
+    rtx.folders()
+    _, decoder = rtx_networks.segmentation_network(tmp_path, 1024, layers=1)
+    assert rtx.ask("peak_of_conversion", {"model": str(decoder)}, timeout_s=500) < 4

@@ -304,6 +304,16 @@ def crashed(given: Mapping[str, Any]) -> str:
     return "built"
 
 
+def peak_of_conversion(given: Mapping[str, Any]) -> float:
+    """Memory in GB that converting a file to FP16 takes at most."""
+    import resource
+
+    from tests.helpers.rtx_networks import fp16_file
+
+    fp16_file(Path(given["model"]), 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
 def damaged(given: Mapping[str, Any]) -> list[str]:
     """What the library says of a whole plan, one with a flipped first byte, one in the middle."""
     from depth_node.engine import trt

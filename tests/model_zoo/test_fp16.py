@@ -152,7 +152,8 @@ def test_measured_scores_decide(gain: float, scale: float, fits: bool, tmp_path:
     assert onnx_graph.mixed_types(half.model) == []
     (report,) = half.attentions
     assert report.fp16 == fits and report.largest_score > 0 and report.loss >= 0
-    assert half.fp32_nodes.get(("attention scores", "MatMul"), 0) == (not fits)
+    for operator in ("MatMul", "Add"):
+        assert half.fp32_nodes.get(("attention scores", operator), 0) == (not fits)
     assert half.fp32_nodes[("softmax", "Softmax")] == 1
     assert (report.loss <= fp16.LARGEST_LOSS) or not fits
     asked = fp16.to_fp16(onnx_graph.prepared(model, {"image": SHAPE}), found, keep=("attention",))
@@ -160,7 +161,7 @@ def test_measured_scores_decide(gain: float, scale: float, fits: bool, tmp_path:
 
 
 def test_the_loss_is_that_of_rounded_scores(tmp_path: Path) -> None:
-    """Against NumPy in float16, for the images on which it was measured."""
+    """Against NumPy in float16, for the images on which it was measured: Q, K, Q K^T, scaled."""
     model = attention(3.0)
     found = measured(model, tmp_path)
     ((name, loss),) = found.losses.items()
@@ -172,10 +173,11 @@ def test_the_loss_is_that_of_rounded_scores(tmp_path: Path) -> None:
         rounded = [x.astype(np.float16).astype(np.float32) for x in (q, q.swapaxes(-1, -2))]
         weights = []
         for scores in (q @ q.swapaxes(-1, -2), (rounded[0] @ rounded[1]).astype(np.float16)):
-            x = np.exp(scores.astype(np.float64) / 9 - (scores / 9).max(-1, keepdims=True))
+            scaled = (scores / scores.dtype.type(9)).astype(np.float64)
+            x = np.exp(scaled - scaled.max(-1, keepdims=True))
             weights.append(x / x.sum(-1, keepdims=True))
         expected = max(expected, np.abs(weights[0] - weights[1]).sum(-1).mean(-1).max())
-    assert loss == pytest.approx(expected, rel=0.05)
+    assert loss == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(
