@@ -299,7 +299,7 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
         max(spread, MAD_TO_STD * answer.error),
         (height, width),
     )
-    moved = displacement(past.colour, answer.colour)
+    moved = displacement(past.colour[0], answer.colour[0])
     outdated = np.square(_misplaced(past, answer, moved)) + resized(bias, size)
     outdated /= np.square(
         np.maximum(np.float32(noiseless) * answer.expected, np.float32(MIN_ERROR))

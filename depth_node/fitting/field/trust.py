@@ -16,16 +16,25 @@ import cv2
 import numpy as np
 
 from depth_node.fitting.field.lattice import Floats, Integers, Map
-from depth_node.fitting.robust import MAD_TO_STD
 
 # What moves in the image
 WINDOW = (5, 5)  # cells over which a displacement is estimated
-MIN_GRADIENT = 0.02  # correlation lengths of colour a cell: less shows no displacement
-NOISE_QUANTILE, NOISE_GAIN = 0.1, 2.0  # so many times the changes of the calmest cells are noise
-# Noise changes from cell to cell, what moves does not. Variance of the changes over that of their
-# second differences: 3 for white noise of the camera (after averaging), 6 for blurred noise.
-NOISE_SMOOTHNESS = 6.5
-QUIET = 0.12  # cells of displacement that noise may show beyond that
+MIN_GRADIENT = 0.02  # correlation lengths of lightness a cell: less shows no displacement
+# Noise changes from cell to cell. What moves changes smoothly, or at least along its edges: of four
+# directions the least second difference is noise.
+SECOND_DIFFERENCES = [
+    np.array(kernel, np.float32)
+    for kernel in (
+        [[0, 0, 0], [1, -2, 1], [0, 0, 0]],
+        [[0, 1, 0], [0, -2, 0], [0, 1, 0]],
+        [[1, 0, 0], [0, -2, 0], [0, 0, 1]],
+        [[0, 0, 1], [0, -2, 0], [1, 0, 0]],
+    )
+]
+SECOND_DIFFERENCE_VARIANCE = 6.0  # of white noise of variance 1
+NOISE_WINDOW = (9, 9)  # cells
+NOISE_GAIN = 8.0  # over white noise: the image is averaged, so that its noise is not quite white
+QUIET = 0.08  # cells of displacement that noise may show beyond that
 MAX_DISPLACEMENT = 3.0  # cells
 
 # What the points say, on every fourth cell of the grid
@@ -91,40 +100,35 @@ class Evidence:
 
 
 def displacement(old: Map, new: Map) -> Map:
-    """(h, w) cells by which two images (3, h, w) differ in place; where both are even, 0.
+    """(h, w) cells by which two lightnesses (h, w) differ in place; where both are even, 0.
 
     The ratio of temporal and spatial differences, as in the method of Lucas and Kanade, without its
     direction. A change of brightness alone is none. NaN in `old` counts as moved.
     """
-    difference = new - old
-    if np.isnan(difference[0]).any():
-        difference[np.isnan(difference)] = 1
-    square: Map = np.zeros(new.shape[1:], np.float32)
-    gradient: Map = np.zeros(new.shape[1:], np.float32)
-    rough = 0.0
-    for plane, changed in zip(new, difference, strict=True):
-        changed -= np.median(changed[3::8, 3::8])
-        square += changed * changed
-        second = cv2.Laplacian(changed, cv2.CV_32F)[3::8, 3::8]
-        rough += float(np.median(np.abs(second))) ** 2
-        for x, y in ((1, 0), (0, 1)):
-            slope = cv2.Sobel(plane, cv2.CV_32F, x, y, ksize=1, scale=0.5)
-            gradient += slope * slope
-    square = np.asarray(cv2.blur(square, WINDOW), np.float32)
-    gradient = np.asarray(cv2.blur(gradient, WINDOW), np.float32)
-    some = square[2::5, 2::5].ravel()
-    calm = int(NOISE_QUANTILE * len(some))
-    # 20: variance of the second difference of white noise, over that of the noise.
-    noise = min(
-        float(np.partition(some, calm)[calm]), NOISE_SMOOTHNESS * MAD_TO_STD**2 * rough / 20
-    )
-    square -= np.float32(NOISE_GAIN * noise)
-    gradient += np.float32(MIN_GRADIENT**2)
-    square /= gradient
+    changed = new - old
+    changed -= np.float32(np.nanmedian(changed[3::8, 3::8]))
+    unseen = np.isnan(changed)
+    changed[unseen] = 1
+    noise: Map = np.full(new.shape, np.inf, np.float32)
+    for kernel in SECOND_DIFFERENCES:
+        second = cv2.filter2D(changed, cv2.CV_32F, kernel)
+        second *= second
+        np.minimum(noise, cv2.blur(second, NOISE_WINDOW), out=noise)
+    gradient: Map = np.zeros(new.shape, np.float32)
+    for x, y in ((1, 0), (0, 1)):
+        slope = cv2.Sobel(new, cv2.CV_32F, x, y, ksize=1, scale=0.5)
+        slope *= slope
+        gradient += slope
+    square = np.asarray(cv2.blur(changed * changed, WINDOW), np.float32)
+    noise *= np.float32(NOISE_GAIN / SECOND_DIFFERENCE_VARIANCE)
+    square -= noise
+    square /= np.asarray(cv2.blur(gradient, WINDOW), np.float32) + np.float32(MIN_GRADIENT**2)
     np.clip(square, 0, MAX_DISPLACEMENT**2, out=square)
     moved = np.sqrt(square, out=square)
     moved -= np.float32(QUIET)
-    return np.maximum(moved, 0, out=moved)
+    np.maximum(moved, 0, out=moved)
+    moved[unseen] = MAX_DISPLACEMENT
+    return moved
 
 
 def local_bias(
