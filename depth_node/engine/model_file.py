@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from depth_node.engine import depth_tools
+
 _HEAD_BYTES = 512
 
 
@@ -25,7 +27,7 @@ def fault_of(model: Path) -> str:
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return (
             f"{model} is a web page and no network: what was downloaded is the page that shows the"
-            " file, or one that asks to log in; fetch it with `depth_tools models fetch`, not"
+            f" file, or one that asks to log in; fetch it with `{depth_tools('models fetch')}`, not"
             " through a mirror or proxy that answers so, or take the link of the file itself"
         )
     if text.startswith(b"version https://git-lfs"):
