@@ -51,10 +51,12 @@ MAX_MEDIAN_POINTS = 2000  # more points estimate the median shift no better
 ROUNDED = 0.25  # cells by which an answer is out of place that was moved with the camera
 CHANGE_PER_CELL = 0.015  # log depth by which what moves one cell in the image may come nearer
 MOVING = 0.5  # cells of displacement that leave no doubt of a motion
+MOVING_FRACTION = 0.4  # of the image, that leaves no trust in the rest without evidence
 MIN_JUDGED_WEIGHT = 0.02  # of an old answer that a left-out point judges
 DOUBT = (
     1.0  # standard errors by which left-out points are believed less, or more in one frame alone
 )
+LARGEST_STEP = 4.0  # towards the old answer, over the expected error: more is an edge out of place
 MAX_FRACTION = 1.5  # of the weights, where left-out points want more
 FAIR_DISTANCE = 0.5  # from an earlier point, over that of a left-out point from the others
 MIN_ERROR = 1e-5  # log depth
@@ -191,7 +193,11 @@ class FieldState:
             weight, evidence = belief.weight, belief.evidence
             step = past.log_depth + belief.shift
             step -= answer.log_depth
-            step *= resized(weight, (step.shape[1], step.shape[0]))
+            size = (step.shape[1], step.shape[0])
+            largest = resized(LARGEST_STEP * answer.expected, size)
+            np.minimum(step, largest, out=step)
+            np.maximum(step, np.negative(largest, out=largest), out=step)
+            step *= resized(weight, size)
             colour_step = (past.colour - colour) * weight
             if past.values is None:
                 np.nan_to_num(step, copy=False)
@@ -287,6 +293,8 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
     tested = answer.tested[comparable[answer.tested]]
     tested_miss = answer.miss[comparable[answer.tested]]
     step = tested_miss - miss[tested]
+    largest = LARGEST_STEP * answer.expected[half_rows[tested], half_cols[tested]]
+    step = np.clip(step, -largest, largest)
     # By how much points are missed has their noise in it, by how much two answers differ has not.
     noiseless = 1.0
     if len(step):
@@ -316,7 +324,8 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
     now = Evidence.of((step * believed)[judged], tested_miss[judged])
     evidence = past.evidence.and_then(now)
     # Where much is seen to move, what seems to stand still is only too even to show it.
-    prior = 1 - float(np.minimum(moved, MOVING).mean()) / MOVING
+    moving_fraction = float(np.minimum(moved, MOVING).mean()) / MOVING
+    prior = max(1 - moving_fraction / MOVING_FRACTION, 0.0)
     fraction = min(evidence.fraction(prior, -DOUBT), now.fraction(prior, DOUBT))
     weight *= np.float32(min(max(fraction, 0.0), MAX_FRACTION))
     np.minimum(weight, limit, out=weight)

@@ -48,6 +48,7 @@ MIN_CONTRADICTION = 0.02  # log depth
 CONTRADICTING_FRACTION = 1 / 3  # of the points about a place, enough: an edge may run through it
 
 # What left-out points say
+MIN_WITNESSES = 4  # fewer points agree by chance
 KEPT_EVIDENCE = 0.7  # of what earlier frames said
 PRIOR_ERROR = 0.15  # standard error at which they are weight by half
 NO_STEP = 1e-5  # log depth that makes no difference
@@ -69,14 +70,14 @@ class Evidence:
     def of(cls, step: Floats, miss: Floats) -> Evidence:
         """Of one frame. step, miss: (k,) log depth from the answer without the point."""
         size = np.abs(step)
-        if len(step) == 0 or float(size.max()) <= NO_STEP:
+        if len(step) < MIN_WITNESSES or float(size.max()) <= NO_STEP:
             return cls()
         usual = float(np.median(size)) + NO_STEP
         weight = 1 / (usual * (size + usual))  # an edge counts no more than what lies about it
         weighted = weight * step
         agreement, information = float(weighted @ miss), float(weighted @ step)
         rest = weighted * (miss - agreement / information * step)
-        rest *= len(step) / max(len(step) - 1, 0.5)  # one point alone would leave no rest
+        rest *= len(step) / (len(step) - 1)
         return cls(agreement, information, float(rest @ rest))
 
     def and_then(self, later: Evidence) -> Evidence:

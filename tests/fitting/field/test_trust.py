@@ -129,6 +129,7 @@ def test_little_evidence_changes_little() -> None:
     assert Evidence().fraction(0.8, -1) == 0.8
     assert Evidence.of(np.zeros(5), np.ones(5)).fraction(0.8, -1) == 0.8
     assert Evidence.of(np.zeros(0), np.zeros(0)) == Evidence()
+    assert Evidence.of(np.full(1, 0.01), np.full(1, 0.02)) == Evidence()
 
 
 def test_one_large_step_does_not_decide() -> None:
