@@ -112,12 +112,12 @@ def displacement(old: Map, new: Map) -> Map:
     changed[unseen] = 1
     noise: Map = np.full(new.shape, np.inf, np.float32)
     for kernel in SECOND_DIFFERENCES:
-        second = cv2.filter2D(changed, cv2.CV_32F, kernel)
+        second = np.asarray(cv2.filter2D(changed, cv2.CV_32F, kernel), np.float32)
         second *= second
         np.minimum(noise, cv2.blur(second, NOISE_WINDOW), out=noise)
     gradient: Map = np.zeros(new.shape, np.float32)
     for x, y in ((1, 0), (0, 1)):
-        slope = cv2.Sobel(new, cv2.CV_32F, x, y, ksize=1, scale=0.5)
+        slope = np.asarray(cv2.Sobel(new, cv2.CV_32F, x, y, ksize=1, scale=0.5), np.float32)
         slope *= slope
         gradient += slope
     square = np.asarray(cv2.blur(changed * changed, WINDOW), np.float32)
