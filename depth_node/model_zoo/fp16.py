@@ -28,7 +28,7 @@ from depth_node.model_zoo.onnx_graph import (
     inferred,
     mixed_types,
     onnx_package,
-    tensor_shapes,
+    tensor_ranks,
     tensor_types,
 )
 
@@ -362,7 +362,7 @@ def with_losses(
     onnx = onnx_package()
     kind = onnx.TensorProto
     graph = _graph(ready)
-    shapes = tensor_shapes(inferred(ready))
+    ranks = tensor_ranks(inferred(ready))
     opset = next(item.version for item in ready.opset_import if item.domain in ("", "ai.onnx"))
     extra: dict[str, list[Any]] = {}
     losses: dict[str, str] = {}
@@ -371,7 +371,7 @@ def with_losses(
             continue
         attention = _Attention.of(graph, number)
         weights = softmax.output[0]
-        rank = len(shapes.get(weights, ()))
+        rank = ranks.get(weights, 0)
         axis = next((item.i for item in softmax.attribute if item.name == "axis"), -1)
         if not attention.products or rank < 2 or axis not in (-1, rank - 1):
             continue

@@ -353,6 +353,16 @@ def tensor_shapes(bare: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def tensor_ranks(bare: onnx.ModelProto) -> dict[str, int]:
+    """Number of dimensions of every tensor of an inferred graph, also of those of open sizes."""
+    return {
+        item.name: len(item.type.tensor_type.shape.dim)
+        for group in (bare.graph.input, bare.graph.value_info, bare.graph.output)
+        for item in group
+        if item.type.tensor_type.HasField("shape")
+    }
+
+
 def mixed_types(model: onnx.ModelProto) -> list[str]:
     """Describe nodes with different types where their operator requires one type.
 

@@ -26,6 +26,7 @@ from tests.engine.test_trt_bindings import ENGINE, table
 from tests.helpers import rtx, rtx_networks
 from tests.helpers.onnx_graphs import HALF, graph, saved
 from tests.helpers.tiny_models import save_model
+from tests.model_zoo.test_convert import depth_anything
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what torch and its exporter deprecate
 
@@ -81,6 +82,17 @@ def test_attentions_are_joined_and_move_little(kind: str, folder: Path) -> None:
     assert rtx_networks.fused(now) == count
     before = rtx.built(rtx_networks.unfused(path, folder), manifest=str(manifest_path(path)))
     assert rtx_networks.fused(before) == 0 and now["traffic"] < before["traffic"]
+
+
+@pytest.mark.parametrize("opset", [17, 14])
+def test_attentions_of_other_exporters_are_joined(opset: int, tmp_path: Path) -> None:
+    """torch's older exporter, sizes open, as the files on the hub are."""
+    rtx.folders()
+    done = convert.convert(
+        depth_anything(tmp_path, opset), compare.ComparisonImages(1, height=64, width=96)
+    )
+    found = rtx.built(done.path)
+    assert (found["sentence"], rtx_networks.fused(found)) == ("", 4)
 
 
 @pytest.mark.parametrize("kind", ["vit_tiny", "sam"])
