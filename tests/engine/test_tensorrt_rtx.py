@@ -46,7 +46,7 @@ def network(kind: str, folder: Path) -> tuple[Path, Path]:
     if kind == "sam":
         path = folder / kind / "sam.onnx"
     if not path.is_file():
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)  # a test before this one may have been skipped
         if kind == "sam":
             rtx_networks.segmentation_network(path.parent, 256, layers=2, batch=4)
             rtx_networks.fp16_file(path.with_name("sam_decoder.onnx"), 1)
