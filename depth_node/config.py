@@ -27,9 +27,12 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import re
+import reprlib
+import stat
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -39,12 +42,62 @@ import yaml
 _OPTION = "depth_node.option"
 _SECTION = "depth_node.section"
 _SCALARS: tuple[type, ...] = (bool, int, float, str)
+# Settings, manifests and the registry are a few kB; 256 kB of YAML take PyYAML seconds.
+MAX_YAML_BYTES = 256_000
+_MAX_YAML_VALUES = 20_000  # after aliases are written out
+_MAX_YAML_DEPTH = 40
+_MAX_NAME = 200  # a longer name is no slip of the pen
 
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
     """A setting cannot be used; the message names the key, the fault and the allowed values."""
+
+
+def one_line(text: object, limit: int = 200) -> str:
+    """Foreign text (of a library, a file, a message) as part of a sentence.
+
+    One line of at most about `limit` characters: white space becomes one blank, control characters
+    are escaped, so that no terminal and no log obeys them.
+    """
+    try:
+        whole = str(text)
+    except Exception:  # an integer of too many digits, an object that fails to describe itself
+        whole = f"<{type(text).__name__}>"
+    if isinstance(text, BaseException) and not whole:
+        whole = type(text).__name__
+    cut = whole[: 4 * limit]  # before the work, which a text of 300 MB would make long
+    words = " ".join(cut.split())
+    safe = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in words
+    )
+    if len(safe) <= limit and len(cut) == len(whole):
+        return safe
+    return safe[:limit] + "…"
+
+
+class _Quote(reprlib.Repr):
+    """repr() of a value from outside, of bounded length and time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 80
+        self.maxlevel = 3
+
+    def repr_int(self, value: int, level: int) -> str:
+        """An integer; Python refuses to write one of more than 4300 digits."""
+        if value.bit_length() > 300:
+            return f"<an integer of {value.bit_length()} bits>"
+        return repr(value)
+
+
+def quoted(value: object) -> str:
+    """A value from outside as a sentence shows it: repr(), shortened, in one line."""
+    try:
+        return one_line(_Quote().repr(value))
+    except Exception:  # an object whose repr() fails
+        return f"<{type(value).__name__}>"
 
 
 @dataclass(frozen=True)
@@ -94,8 +147,9 @@ class Option:
         """Return the value in its exact type (list to tuple, int to float). Raises ConfigError."""
         if not self.is_list:
             return self._check_scalar(value)
-        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-            raise ConfigError(f"{self.name} must be a {self.type_name}, got {value!r}")
+        unordered = isinstance(value, (str, bytes, Mapping, Set))
+        if unordered or not isinstance(value, Iterable):
+            raise ConfigError(f"{self.name} must be a {self.type_name}, got {quoted(value)}")
         items = tuple(value)
         if self.length and len(items) != self.length:
             raise ConfigError(f"{self.name} must be a {self.type_name}, got {len(items)} elements")
@@ -105,22 +159,27 @@ class Option:
         if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar
             value = value.item()
         wrong = type(value) is not self.type and not (self.type is float and type(value) is int)
+        if not wrong and self.type is float:
+            try:
+                value = float(value)
+            except OverflowError:  # an integer of 400 digits
+                wrong = True
         if wrong or (self.type is float and math.isnan(value)):
-            raise ConfigError(f"{self.name} must be {self.type_name}, got {value!r}")
-        if self.type is float:
-            value = float(value)
+            raise ConfigError(f"{self.name} must be {self.type_name}, got {quoted(value)}")
+        if self.type is int and not -(2**63) <= value < 2**63:  # as ROS parameters have
+            raise ConfigError(f"{self.name} must be an integer of 64 bits, got {quoted(value)}")
         if self.choices and value not in self.choices:
             allowed = ", ".join(str(choice) for choice in self.choices)
             guess = nearest(str(value), [str(choice) for choice in self.choices])
             raise ConfigError(
-                f"{self.name} must be one of {allowed}; got {value!r}{_did_you_mean(guess)}"
+                f"{self.name} must be one of {allowed}; got {quoted(value)}{_did_you_mean(guess)}"
             )
         too_small = self.minimum is not None and value < self.minimum
         too_large = self.maximum is not None and value > self.maximum
         if too_small or too_large:
             unit = f" {self.unit}" if self.unit else ""
             allowed = f"{_range_text(self.minimum, self.maximum)}{unit}"
-            raise ConfigError(f"{self.name} must be {allowed}, got {value!r}")
+            raise ConfigError(f"{self.name} must be {allowed}, got {quoted(value)}")
         return value
 
 
@@ -162,14 +221,9 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     Raises ConfigError if the file cannot be read or a key or value cannot be used.
     """
     path = Path(path)
+    text = read_text(path, MAX_YAML_BYTES, "the config file")
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the config file {path}: {error.strerror}; check the path"
-        ) from error
-    try:
-        values = _parse(text)
+        values = parse_yaml(text)
         if values is None:
             values = {}
         if not isinstance(values, Mapping):
@@ -177,6 +231,56 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         return override(build(cls, values), overrides)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def read_text(path: Path, limit: int, noun: str = "the file") -> str:
+    """The UTF-8 text of a regular file of at most `limit` bytes.
+
+    Raises ConfigError, which names the file, for all that is none: a pipe, which would never end,
+    a device, a folder, another encoding, a file beyond the limit.
+    """
+    shown = one_line(path, 1000)
+    try:
+        content = read_bytes(path, limit)
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"cannot read {noun} {shown}: byte {error.start} is no UTF-8; save it as UTF-8 text"
+        ) from error
+    except FileTooLargeError as error:
+        raise ConfigError(f"cannot read {noun} {shown}: {error}; check the path") from error
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {noun} {shown}: {error.strerror or one_line(error)}; check the path"
+        ) from error
+    except ValueError as error:  # a path with a NUL
+        raise ConfigError(f"cannot read {noun} {shown}: {one_line(error)}") from error
+
+
+class FileTooLargeError(OSError):
+    """A file is larger than what it claims to be can be."""
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """The content of a regular file, never of a pipe or a device.
+
+    Raises OSError (FileTooLargeError beyond `limit` bytes), and ValueError for an impossible path.
+    """
+    # O_NONBLOCK: opening a pipe does not wait for somebody who writes into it.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(21, "Is a directory", str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(22, "it is no regular file", str(path))
+        if limit is None:
+            return file.read()
+        content = file.read(limit + 1)
+        if len(content) > limit:
+            raise FileTooLargeError(
+                27, f"it has {max(status.st_size, len(content))} bytes, more than {limit}"
+            )
+        return content
 
 
 def override(config: T, overrides: Sequence[str]) -> T:
@@ -190,8 +294,11 @@ def override(config: T, overrides: Sequence[str]) -> T:
         name, equals, raw = text.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise ConfigError(f"override {text!r} must look like key=value")
-        value = _parse(raw)
+            raise ConfigError(f"override {quoted(text)} must look like key=value")
+        try:
+            value = parse_yaml(raw)
+        except ConfigError as error:
+            raise ConfigError(f"{one_line(name)}: {error}") from error
         known = types.get(name)
         if (
             known is not None
@@ -213,7 +320,8 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
     nested = to_dict(config)
     for name, value in changes.items():
         if name not in known:
-            raise ConfigError(f"unknown setting {name!r}{_did_you_mean(nearest(name, known))}")
+            guess = nearest(str(name), known)
+            raise ConfigError(f"unknown setting {quoted(name)}{_did_you_mean(guess)}")
         *parents, leaf = name.split(".")
         target = nested
         for parent in parents:
@@ -231,9 +339,8 @@ def validate(config: Any) -> None:
         object.__setattr__(config, field.name, item.check(getattr(config, field.name)))
     for field, cls, _ in _sections(type(config)):
         if not isinstance(getattr(config, field.name), cls):
-            raise ConfigError(
-                f"{field.name} must be a {cls.__name__}, got {getattr(config, field.name)!r}"
-            )
+            value = quoted(getattr(config, field.name))
+            raise ConfigError(f"{field.name} must be a {cls.__name__}, got {value}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -276,6 +383,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     A dotted name also matches by its last part: `metod` and `method` both find `fit.method`.
     """
+    if len(name) > _MAX_NAME:
+        return ""
     names = list(known)
     lower = {candidate.lower(): candidate for candidate in reversed(names)}
     matches = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.65)
@@ -299,16 +408,17 @@ def _range_text(minimum: float | None, maximum: float | None) -> str:
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str, defaults: Any) -> T:
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{prefix.rstrip('.')} must be a mapping of keys to values, got {values!r}"
+            f"{prefix.rstrip('.')} must be a mapping of keys to values, got {quoted(values)}"
         )
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            guess = nearest(str(key), known)
+            guess = nearest(key, known) if isinstance(key, str) else ""
             hint = (
                 _did_you_mean(f"{prefix}{guess}") if guess else f"; known here: {', '.join(known)}"
             )
-            raise ConfigError(f"unknown setting {f'{prefix}{key}'!r}{hint}")
+            shown = quoted(f"{prefix}{key}") if isinstance(key, str) else prefix + quoted(key)
+            raise ConfigError(f"unknown setting {shown}{hint}")
     arguments = {name: getattr(defaults, name) for name in known}
     for field, item in _leaves(cast(Any, cls)):
         if field.name in values:
@@ -333,14 +443,14 @@ def _describe(cls: type) -> list[Option]:
             dataclasses.replace(item, name=f"{field.name}.{item.name}")
             for item in _describe(section_cls)
         ]
-    return [item for field in dataclasses.fields(cls) for item in leaves[field.name]]  # type: ignore[arg-type]
+    return [item for field in dataclasses.fields(cls) for item in leaves[field.name]]
 
 
 @functools.cache
 def _leaves(cls: type) -> tuple[tuple[dataclasses.Field[Any], Option], ...]:
     hints = typing.get_type_hints(cls)
     result = []
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):
         if _SECTION in field.metadata:
             continue
         rule = field.metadata.get(_OPTION)
@@ -367,7 +477,7 @@ def _leaves(cls: type) -> tuple[tuple[dataclasses.Field[Any], Option], ...]:
 
 
 def _sections(cls: type) -> list[tuple[dataclasses.Field[Any], type, str]]:
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)
     return [(field, *field.metadata[_SECTION]) for field in fields if _SECTION in field.metadata]
 
 
@@ -387,18 +497,64 @@ def _leaf_type(hint: Any, where: str) -> tuple[type, bool, int]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.1: a text) and refuses duplicate keys."""
+    """SafeLoader that reads 1e-3 as a number (YAML 1.1: a text) and refuses duplicate keys.
+
+    Aliases are refused where a file comes with a model, and counted as what they stand for: nine
+    lines of them make a value of a gigabyte.
+    """
+
+    aliases = True
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[int, int] = {}
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node; as PyYAML does, but of bounded size."""
+        line = self.peek_event().start_mark.line + 1
+        is_alias = self.check_event(yaml.AliasEvent)
+        if is_alias and not self.aliases:
+            raise ConfigError(f"an alias (*name, line {line}) is not used here: write it out")
+        self._depth += 1
+        if self._depth > _MAX_YAML_DEPTH:
+            raise ConfigError(f"too many brackets within each other (line {line})")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is None or id(node) in self._sizes:
+            return node
+        if is_alias:  # of a node that is not complete
+            raise ConfigError(f"an alias stands for itself (line {line}): write it out")
+        children: list[Any] = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        size = 1 + sum(self._sizes[id(child)] for child in children)
+        if size > _MAX_YAML_VALUES:
+            raise ConfigError(
+                f"more than {_MAX_YAML_VALUES} values (line {line}): that is no settings file"
+            )
+        self._sizes[id(node)] = size
+        return node
+
+
+class _PlainLoader(_Loader):
+    """A loader for files of others."""
+
+    aliases = False
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     loader.flatten_mapping(node)
     keys: set[Any] = set()
     for key_node, _ in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"a key is a list or a mapping (line {line}): give a word")
         key = loader.construct_object(key_node)
         if key in keys:
-            raise ConfigError(
-                f"the key {key!r} is given twice (line {key_node.start_mark.line + 1}); remove one"
-            )
+            raise ConfigError(f"the key {quoted(key)} is given twice (line {line}); remove one")
         keys.add(key)
     return dict(loader.construct_mapping(node, deep=True))
 
@@ -411,11 +567,28 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse(text: str) -> Any:
+def parse_yaml(text: str, *, aliases: bool = True) -> Any:
+    """The value of a YAML text: plain values only, bounded in size.
+
+    aliases: whether `*name` may stand for what was written before; not in files of others. Raises
+    ConfigError, one sentence, for every text that cannot be read.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader, which creates no Python objects
+        loader = (_Loader if aliases else _PlainLoader)(text)
+        try:  # a SafeLoader, which creates no Python objects
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except ConfigError:
+        raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         position = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"not valid YAML{position}: {problem}") from error
+        raise ConfigError(f"not valid YAML{position}: {one_line(problem)}") from error
+    except RecursionError as error:
+        raise ConfigError("not valid YAML: too many brackets within each other") from error
+    except Exception as error:  # 2001-99-99, !!int x, 5000 digits: what a constructor trips over
+        raise ConfigError(
+            f"not valid YAML: a value cannot be read ({one_line(error)}); put a text in quotes"
+        ) from error

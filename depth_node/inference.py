@@ -66,6 +66,8 @@ def open_configured(
     return open_model(model, manifest, config, engine or EngineConfig(), progress)
 
 
+EDGE_GAP_PX = 4.0  # gaps of edges up to this width are closed; at 640x480, scaled with the image
+
 _Model = TypeVar("_Model", bound="_ImageModel")
 
 
@@ -107,7 +109,7 @@ class _ImageModel(Closeable):
         """Run the network once, so that a wrong output shape is an error when it is opened."""
         self._infer(image)
 
-    def _infer(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
+    def _infer(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """The network's output without leading axes of size 1; stores the times in stage_ms."""
         start = time.perf_counter()
         ready = start
@@ -215,7 +217,7 @@ class RegionModel(_ImageModel):
             self.message = "" if masks.any() else "the network found no mask in the image"
         elif meaning == "region_edges":
             edges = to_image(output, spec, height, width)
-            gap_px = self.config.edge_gap_px * np.sqrt(height * width / REFERENCE_AREA_PX)
+            gap_px = EDGE_GAP_PX * np.sqrt(height * width / REFERENCE_AREA_PX)
             ids = edges_to_ids(edges, self.config.edge_level, gap_px / 2)
             labels = labels_from_ids(np.where(np.isfinite(edges), ids, 0), self.config)
         else:
@@ -294,7 +296,7 @@ class PromptedRegionModel(RegionModel):
 
     def _selected_masks(
         self, image: npt.NDArray[np.uint8]
-    ) -> tuple[list[npt.NDArray], npt.NDArray, tuple[float, float]]:
+    ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[Any], tuple[float, float]]:
         """Maps (h, w) and boxes (n, 4) of the selected masks, best first, and their extent."""
         prompts, spec = self.config.prompts, self.engine.manifest.input
         _, _, rows, cols = tensor_box(image.shape[0], image.shape[1], spec)
@@ -324,7 +326,7 @@ class PromptedRegionModel(RegionModel):
 
     def _decode(
         self, image: npt.NDArray[np.uint8], points: npt.NDArray[np.float32]
-    ) -> list[dict[str, npt.NDArray]]:
+    ) -> list[dict[str, npt.NDArray[Any]]]:
         """The decoder's outputs for points (n, 2), batch by batch; stores the times in stage_ms."""
         start = time.perf_counter()
         spec = self.engine.manifest.input

@@ -32,7 +32,22 @@ _DETAILS = (
     ("resets", "fit new beginnings", "{}"),
 )
 
-_EVENTS = ("image", "scan", "published", "dropped", "refused", "failed", "skipped_no_subscribers")
+LOST_IMAGES = 0.75
+"""An image rate below this share of camera_info's tells that images get lost on their way."""
+
+_FEWEST_INFOS = 10  # in the window, before a rate is believed
+
+_EVENTS = (
+    "image",
+    "camera_info",
+    "scan",
+    "scan_refused",
+    "published",
+    "dropped",
+    "refused",
+    "failed",
+    "skipped_no_subscribers",
+)
 
 
 class Level(IntEnum):
@@ -67,7 +82,9 @@ class FrameRecord:
 
 @dataclass(frozen=True)
 class Situation:
-    """State of the node that the monitor does not count. engine: facts of the engine in use."""
+    """What the monitor cannot see by itself. engine: facts about the back end in use, by name.
+    input_hint: a sentence about an input that cannot come as the graph is, empty if there is none.
+    """
 
     active: bool = True
     enabled: bool = True
@@ -75,6 +92,7 @@ class Situation:
     backend: str = ""
     image_topic: str = "image"
     engine: Mapping[str, str] = field(default_factory=dict)
+    input_hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,14 +120,25 @@ class Monitor:
             self._times: dict[str, deque[float]] = {name: deque() for name in _EVENTS}
             self._frames: deque[tuple[float, FrameRecord]] = deque()
             self._reason = ""
+            self._scan_reason = ""
 
     def image(self, now_s: float) -> None:
         """An image arrived."""
         self._count("image", now_s)
 
+    def camera_info(self, now_s: float) -> None:
+        """A camera_info arrived; cameras send one with every image."""
+        self._count("camera_info", now_s)
+
     def scan(self, now_s: float) -> None:
         """LiDAR points arrived."""
         self._count("scan", now_s)
+
+    def scan_refused(self, now_s: float, reason: str) -> None:
+        """A LiDAR message that cannot be used; the frame goes on without it."""
+        self._count("scan_refused", now_s)
+        with self._lock:
+            self._scan_reason = reason
 
     def dropped(self, now_s: float) -> None:
         """An image was replaced by a newer one before it was processed."""
@@ -138,6 +167,11 @@ class Monitor:
         with self._lock:
             return self._totals[event]
 
+    def recent(self, event: str) -> int:
+        """How often an event happened in the window, as of the last report."""
+        with self._lock:
+            return len(self._times[event])
+
     def report(self, now_s: float, situation: Situation) -> Report:
         """Level, sentence and figures of the last window."""
         with self._lock:
@@ -165,7 +199,7 @@ class Monitor:
         if not recent["image"]:
             if age_s < min(2.0, self._window_s):
                 return Level.OK, "just started: waiting for the first image"
-            return Level.ERROR, (
+            return Level.ERROR, situation.input_hint or (
                 f"no image on {situation.image_topic} in {self._window_s:g} s:"
                 " check the camera, the remapping of `image` and its QoS"
             )
@@ -173,7 +207,7 @@ class Monitor:
             return Level.OK, "no output topic has a subscriber: images are skipped"
         bad = recent["failed"] + recent["refused"]
         if bad and not frames:
-            return Level.ERROR, f"every frame fails: {self._reason}"
+            return Level.ERROR, f"no frame gets through: {situation.input_hint or self._reason}"
         if not frames:
             return Level.WARN, (
                 f"no frame in the last {self._window_s:g} s: the first one is being processed"
@@ -182,11 +216,22 @@ class Monitor:
             return Level.WARN, f"{bad} of {bad + len(frames)} frames failed: {self._reason}"
         last = frames[-1]
         if last.trouble:
-            return Level.WARN, last.trouble
+            return Level.WARN, situation.input_hint or last.trouble
+        if recent["scan_refused"]:
+            count = f"{recent['scan_refused']} of {recent['scan']}"
+            return Level.WARN, f"{count} LiDAR messages were refused: {self._scan_reason}"
         if last.inlier_fraction < LOW_INLIERS:
             return Level.WARN, (
                 f"only {last.inlier_fraction:.0%} of the LiDAR points agree with the fit:"
                 " check the extrinsics and the clocks of camera and LiDAR"
+            )
+        infos = recent["camera_info"]
+        if infos >= _FEWEST_INFOS and recent["image"] < LOST_IMAGES * infos:
+            return Level.WARN, (
+                f"only {rates['image']:.1f} images/s arrive, but {rates['camera_info']:.1f}"
+                " camera_info/s: images are lost in transport; with Fast DDS set"
+                " FASTRTPS_DEFAULT_PROFILES_FILE to share/depth_node/config/fastdds.xml of this"
+                " package for camera, node and subscribers"
             )
         latency_ms = last.node_ms if last.stamp_ms is None else last.stamp_ms
         origin = "arrival" if last.stamp_ms is None else "stamp"
@@ -203,6 +248,7 @@ class Monitor:
             **{f"engine {name}": value for name, value in situation.engine.items()},
             "subscribers": str(situation.subscribers),
             "image rate [1/s]": f"{rates['image']:.1f}",
+            "camera_info rate [1/s]": f"{rates['camera_info']:.1f}",
             "scan rate [1/s]": f"{rates['scan']:.1f}",
             "depth rate [1/s]": f"{rates['published']:.1f}",
         }
@@ -227,6 +273,9 @@ class Monitor:
                     values[name] = form.format(last.details[key]).rstrip("%")
         for name in ("dropped", "refused", "failed", "skipped_no_subscribers"):
             values[f"frames {name}"] = str(self._totals[name])
+        values["scans refused"] = str(self._totals["scan_refused"])
+        if self._scan_reason:
+            values["last refusal of a scan"] = self._scan_reason
         if self._reason:
             values["last refusal or failure"] = self._reason
         return values

@@ -9,6 +9,8 @@ An argument that is not given leaves the parameter file, or the node's own defau
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
@@ -20,7 +22,7 @@ from launch.actions import (
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from launch_ros.substitutions import FindPackageShare
@@ -32,7 +34,10 @@ ARGUMENTS = {
         "YAML file with parameters of the node.",
     ),
     "namespace": ("", "Namespace of the node and of its relative topics."),
-    "autostart": ("true", "Configure and activate the node once it is up."),
+    "autostart": (
+        "true",
+        "Configure and activate the node once, when it is up; false with a lifecycle manager.",
+    ),
     "model": ("", "model.path: an .onnx file with its manifest beside it, or `embedded`."),
     "method": ("", "fit.method: field, ssf, slf, region_median, median, global_depth, ..."),
     "use_sim_time": ("", "true: time comes from /clock."),
@@ -40,7 +45,8 @@ ARGUMENTS = {
     "camera_info": ("", "Topic of its CameraInfo."),
     "points": ("", "Topic of the LiDAR's PointCloud2."),
     "scan": ("", "Topic of a LaserScan."),
-    "depth": ("", "Topic on which ~/depth/image_rect goes out."),
+    "depth": ("", "Topic on which ~/depth/image_rect goes out; its camera_info goes beside it."),
+    "rviz": ("false", "true: RViz, with the topics that are given here."),
     "log_level": ("info", "Log level of the node."),
 }
 REMAPPINGS = {
@@ -55,7 +61,14 @@ REMAPPINGS = {
 def start(context: LaunchContext) -> list:
     """The node with what was asked for, and the events that bring it to active."""
     given = {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
-    parameters: list = [given["params_file"]] if given["params_file"] else []
+    parameters: list = []
+    if given["params_file"]:
+        if not Path(given["params_file"]).is_file():
+            raise RuntimeError(
+                f"launch argument params_file: there is no file {given['params_file']}: check the"
+                " path, or leave params_file out for the package's own"
+            )
+        parameters.append(given["params_file"])
     overrides: dict = {}
     if given["model"]:
         overrides["model.path"] = given["model"]
@@ -71,13 +84,14 @@ def start(context: LaunchContext) -> list:
         name="depth_node",
         namespace=given["namespace"],
         parameters=parameters,
-        remappings=[(own, given[name]) for name, own in REMAPPINGS.items() if given[name]],
+        remappings=remappings(given),
         arguments=["--ros-args", "--log-level", f"depth_node:={given['log_level']}"],
         output="screen",
         emulate_tty=True,
     )
+    shown = [rviz(given)] if truth("rviz", given["rviz"]) else []
     if not truth("autostart", given["autostart"]):
-        return [node]
+        return [node, *shown]
 
     def request(transition: int) -> EmitEvent:
         change = ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition)
@@ -92,6 +106,7 @@ def start(context: LaunchContext) -> list:
             start_state="configuring",
             goal_state="inactive",
             entities=[request(Transition.TRANSITION_ACTIVATE)],
+            handle_once=True,  # who cleans up and configures by hand goes on by hand
         )
     )
     when_active = RegisterEventHandler(
@@ -103,7 +118,40 @@ def start(context: LaunchContext) -> list:
         )
     )
     # The handlers first: the node must not be faster than they are.
-    return [when_up, when_configured, when_active, node]
+    return [when_up, when_configured, when_active, node, *shown]
+
+
+def remappings(given: dict[str, str]) -> list[tuple[str, str]]:
+    """The node's topics and where they go. Consumers of depth look for camera_info beside it."""
+    pairs = [(own, given[name]) for name, own in REMAPPINGS.items() if given[name]]
+    if given["depth"]:
+        pairs.append(("~/depth/camera_info", beside(given["depth"], "camera_info")))
+    return pairs
+
+
+def beside(topic: str, name: str) -> str:
+    """A topic in the namespace of another: /cam/depth/image_rect -> /cam/depth/camera_info."""
+    namespace, slash, _ = topic.rpartition("/")
+    return f"{namespace}{slash}{name}"
+
+
+def rviz(given: dict[str, str]) -> Node:
+    """RViz with the package's view, whose topics are those of a node that nothing was told."""
+    own = f"/{given['namespace'].strip('/')}/depth_node".replace("//", "/")
+    moved = [
+        (f"/depth_node/{name}", f"{own}/{name}")
+        for name in ("points", "confidence", "regions", "depth/image_rect")
+    ]
+    if given["depth"]:
+        moved[-1] = (moved[-1][0], given["depth"])
+    scan_topic = given["points"] or f"{own.rpartition('/')[0]}/points"
+    view = PathJoinSubstitution([FindPackageShare("depth_node"), "config", "depth_node.rviz"])
+    return Node(
+        package="rviz2",
+        executable="rviz2",
+        arguments=["-d", view],
+        remappings=[(own, to) for own, to in [*moved, ("/points", scan_topic)] if own != to],
+    )
 
 
 def truth(name: str, text: str) -> bool:

@@ -23,27 +23,57 @@ from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.event_handlers import OnStateTransition
 from launch_ros.substitutions import FindPackageShare
 
 ARGUMENTS = {
     "rate": ("1.0", "How fast the bag is played."),
     "loop": ("false", "true: begin again at the end; the node notices that time jumps back."),
-    "start_delay": ("3.0", "Seconds for the node to come up before the first message."),
+    "start_delay": ("1.0", "Seconds between the node's activation and the first message."),
 }
+
+
+def check(context: LaunchContext) -> list:
+    """Refuse words that mean nothing now, and not when the node is active."""
+    given = arguments(context)
+    truth("loop", given["loop"])
+    for name, lowest in (("rate", 1e-3), ("start_delay", 0.0)):
+        try:
+            usable = lowest <= float(given[name]) < 1e6
+        except ValueError:
+            usable = False
+        if not usable:
+            raise RuntimeError(
+                f"launch argument {name} is {given[name]!r}: say a number of at least {lowest:g}"
+            )
+    return []
 
 
 def play(context: LaunchContext) -> list:
     """The player, and the end of everything when it has ended."""
-    given = {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
+    given = arguments(context)
     command = ["ros2", "bag", "play", LaunchConfiguration("bag").perform(context), "--clock"]
     command += ["--rate", given["rate"], "--delay", given["start_delay"]]
-    if given["loop"].lower() in ("true", "1", "yes"):
+    if truth("loop", given["loop"]):
         command.append("--loop")
     player = ExecuteProcess(cmd=command, output="screen")
     end = OnProcessExit(
         target_action=player, on_exit=[EmitEvent(event=Shutdown(reason="the bag has ended"))]
     )
     return [player, RegisterEventHandler(end)]
+
+
+def arguments(context: LaunchContext) -> dict[str, str]:
+    """The arguments of this file as they are given."""
+    return {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
+
+
+def truth(name: str, text: str) -> bool:
+    """An argument that is true or false."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in words:
+        raise RuntimeError(f"launch argument {name} is {text!r}: say true or false")
+    return words[text.lower()]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -54,9 +84,30 @@ def generate_launch_description() -> LaunchDescription:
         for name, (default, text) in ARGUMENTS.items()
     ]
     place = PathJoinSubstitution([FindPackageShare("depth_node"), "launch", "depth_node.launch.py"])
+    # The head of the bag must not be lost while the node opens its engines.
+    when_active = OnStateTransition(
+        start_state="activating",
+        goal_state="active",
+        entities=[OpaqueFunction(function=play)],
+        handle_once=True,
+    )
+    reason = "the node could not be configured: its log says why"
+    when_failed = OnStateTransition(
+        start_state="configuring",
+        goal_state="unconfigured",
+        entities=[EmitEvent(event=Shutdown(reason=reason))],
+    )
     # Included here and not within play(), so that `--show-args` lists its arguments too.
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(place),
         launch_arguments={"use_sim_time": "true", "autostart": "true"}.items(),
     )
-    return LaunchDescription([*declared, node, OpaqueFunction(function=play)])
+    return LaunchDescription(
+        [
+            *declared,
+            OpaqueFunction(function=check),
+            RegisterEventHandler(when_active),
+            RegisterEventHandler(when_failed),
+            node,
+        ]
+    )

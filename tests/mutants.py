@@ -67,13 +67,10 @@ SURVIVORS: dict[str, str] = {
     "_RANKED": "only how fast it is: two ways to the same order",
     "_MAX_VISITED": SPEED,
     "_BLOCK_PX": SPEED,
-    "_FULL_DEVIATION_PX": "only how fast it is: a smooth map at every second pixel",
-    "memory:MANY_POINTS doubled": "only how fast it is: more points tell no more of a median",
     "RANK_TOLERANCE": "any value between rounding (1e-13) and a real slope (1e-6) does",
-    "_CONSTANT_SHARE": "any value between rounding and a real difference does",
+    "_CONSTANT_RATIO": "any value between rounding and a real difference does",
     "_COLUMNS['field']": "never fitted: with too few points for the field there is one scale",
     "LINE_GAPS doubled": "the reach is LINE_CELLS there already",
-    "LEAST_BOUND_POINTS halved": "bites only where noise is nearly all of the bound",
 }
 
 

@@ -935,7 +935,7 @@ _VALID: list[tuple[str, Any, Any]] = [  # name, value, what it is otherwise
     ("scans_per_image", 3, 0),
     ("fit.field.temporal.enabled", False, True),
     ("fit.field.compiler", "numpy", "auto"),
-    ("fit.field.node_px", 20.0, 10.0),
+    ("fit.field.age_s", 1.0, 0.5),
 ]
 _INVALID: list[tuple[str, Any]] = [
     ("fit.method", "pizza"),

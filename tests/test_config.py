@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import numpy as np
 import pytest
 
 from depth_node import config
-from depth_node.config import ConfigError, option, section
+from depth_node.config import ConfigError, one_line, option, quoted, section
+from depth_node.pipeline import PipelineConfig
+from tests.helpers.mutation import SPLICES, assert_sentence, bounded, mutants
 
 
 @dataclass(frozen=True)
@@ -187,3 +191,140 @@ def test_nearest() -> None:
     assert config.nearest("Model", known) == "model"
     assert config.nearest("min_point", known) == "fit.min_points"
     assert config.nearest("qqq", known) == ""
+
+
+# --- texts and files of others
+
+
+def sentence(call: Callable[[], object]) -> str:
+    """The ConfigError of a call: one line, short, nothing that a terminal obeys."""
+    with pytest.raises(ConfigError) as caught:
+        call()
+    text = str(caught.value)
+    assert text.isprintable() and len(text) < 1500, text[:300]
+    return text
+
+
+def test_foreign_text_becomes_one_harmless_line() -> None:
+    assert one_line("a\n b\tc\r\nd") == "a b c d"
+    assert one_line("\x1b[31mred\x07\u202e") == r"\x1b[31mred\x07\u202e"
+    assert one_line("\udcff") == r"\udcff"
+    assert one_line("[/red]") == "[/red]", "markup is the console's business"
+    assert one_line(OSError()) == "OSError"
+    assert one_line("x" * 1000, 10) == "x" * 10 + "…"
+    assert len(one_line(" " * 10**7 + "x")) < 300
+    assert one_line(10**5000) == "<int>"
+
+
+def test_values_are_quoted_short_and_in_one_line() -> None:
+    class Strange:
+        def __repr__(self) -> str:
+            raise OSError
+
+    assert quoted("ssf") == "'ssf'" and quoted(2.0) == "2.0" and quoted(None) == "None"
+    assert quoted(10**5000).startswith("<an integer of 16610 bits")
+    nested: list[object] = []
+    for _ in range(50):
+        nested = [nested] * 50
+    for value in ("x" * 10**6, nested, {n: "\n" for n in range(999)}, b"\0" * 9999, Strange()):
+        text = quoted(value)
+        assert len(text) <= 201 and text.isprintable()
+
+
+ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+MERGES = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 10)
+)
+BAD_YAML = {
+    "aliases": (ALIASES + "model: *a9", "more than 20000 values"),
+    "merged aliases": (MERGES + "fit: *a9", "more than 20000 values"),
+    "an alias of itself": ("model: &a [1, *a]", "stands for itself"),
+    "a day that is none": ("model: 2001-99-99", "month must be in 1..12"),
+    "a tag that does not fit": ("model: !!int x", "put a text in quotes"),
+    "a Python object": ("model: !!python/object/apply:os.system [ls]", "could not determine"),
+    "5000 digits": ("fit: {min_points: " + "9" * 5000 + "}", "digits"),
+    "many hexadecimal digits": ("fit: {min_points: 0x" + "f" * 9000 + "}", ""),
+    "a float of 400 digits": ("fit: {threshold: 1" + "0" * 400 + "}", "must be float"),
+    "3000 brackets": ("model: " + "[" * 3000, "too many brackets"),
+    "3000 closed brackets": ("model: " + "[" * 3000 + "]" * 3000, "too many brackets"),
+    "3000 braces": ("model: " + "{" * 3000, "too many brackets"),
+    "a list as key": ("? [a]\n: b", "a key is a list or a mapping (line 1)"),
+    "a mapping as key": ("? {a: b}\n: c", "a key is a list or a mapping"),
+    "a long key": ("k" * 900 + ": 1", "unknown setting"),
+    "a longer key": ("k" * 100_000 + ": 1", "not valid YAML"),
+    "a number as key": ("5: 1", "unknown setting 5"),
+    "control characters": ('"\\e[31m\\n": 1', r"\x1b[31m"),
+    "a mapping as a list": ("size: {1: 2, 3: 4}", "list of 2 int"),
+    "a set as a list": ("size: !!set {1, 2}", "list of 2 int"),
+    "a raw control character": ("model: \x07", "not valid YAML"),
+    "two documents": ("model: a\n---\nmodel: b", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_YAML)
+def test_awkward_yaml_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    text, words = BAD_YAML[kind]
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with bounded(seconds=5, megabytes=60):
+        told = sentence(lambda: config.load(Outer, path))
+        assert str(path) in told and words in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["model=" + "[" * 3000, "model=2001-99-99", "fit.min_points=" + "9" * 5000,
+     "fit.min_points=!!int x", "size=? [a]", "fit.threshold=&a [*a]", "x" * 10_000,
+     "\x1b[31m=1", "verbose=\x00", "=1"],
+)  # fmt: skip
+def test_awkward_overrides_are_one_sentence(text: str) -> None:
+    sentence(lambda: config.override(Outer(), [text]))
+
+
+def test_aliases_serve_where_they_are_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: &name net\nfit: {method: slf}\n")
+    assert config.load(Outer, path).model == "net"
+    assert config.parse_yaml("a: &x [1, 2]\nb: *x") == {"a": [1, 2], "b": [1, 2]}
+    with pytest.raises(ConfigError, match="alias"):
+        config.parse_yaml("a: &x [1, 2]\nb: *x", aliases=False)
+
+
+def test_what_is_no_text_file_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"model: \xff")
+    assert "no UTF-8" in sentence(lambda: config.load(Outer, path))
+    path.write_text("# comment\n" * 100_000)
+    assert "1000000 bytes, more than 256000" in sentence(lambda: config.load(Outer, path))
+    path.unlink()
+    os.mkfifo(path)
+    assert "no regular file" in sentence(lambda: config.load(Outer, path))
+    assert "no regular file" in sentence(lambda: config.load(Outer, "/dev/zero"))
+    assert "Is a directory" in sentence(lambda: config.load(Outer, tmp_path))
+    assert "null" in sentence(lambda: config.load(Outer, "a\0b"))
+    assert "too long" in sentence(lambda: config.load(Outer, "x" * 5000))
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(5000, marks=pytest.mark.slow)])
+def test_mutants_of_a_config_file(tmp_path: Path, count: int) -> None:
+    """Settings, or one sentence; never a traceback, a hang or a gigabyte."""
+    path = tmp_path / "c.yaml"
+    content = config.dump(PipelineConfig()).encode()
+    with bounded(seconds=60 * count / 400, megabytes=60):
+        for _, mutant in mutants(content, count):
+            path.write_bytes(mutant)
+            try:
+                built = config.load(PipelineConfig, path)
+            except ConfigError as error:
+                assert_sentence(error)
+            else:
+                assert config.build(PipelineConfig, config.to_dict(built)) == built
+    for splice in SPLICES:
+        for name in ("fit.method", "model.threads", "fit.field.nonsense", "extrinsics"):
+            text = f"{name}={splice.decode('utf-8', 'surrogateescape')}"
+            try:
+                config.override(PipelineConfig(), [text])
+            except ConfigError as error:
+                assert_sentence(error)

@@ -124,6 +124,38 @@ def test_few_inliers_warn() -> None:
     assert "30%" in report.message
 
 
+def test_refused_scans_have_a_counter_of_their_own() -> None:
+    monitor = running()
+    for _ in range(30):
+        monitor.scan_refused(5.0, "no field 'z'")
+    report = monitor.report(5.0, ACTIVE)
+    assert report.level == Level.WARN
+    assert report.message == "30 of 51 LiDAR messages were refused: no field 'z'"
+    assert report.values["scans refused"] == "30"
+    assert report.values["frames refused"] == report.values["frames failed"] == "0"
+
+
+def test_images_that_get_lost_are_noticed_by_the_rate_of_camera_info() -> None:
+    monitor = running()  # ten images a second
+    for index in range(101):
+        monitor.camera_info(index / 20)
+    report = monitor.report(5.0, ACTIVE)
+    assert report.level == Level.WARN
+    assert "only 10.2 images/s arrive, but 20.2 camera_info/s" in report.message
+    assert "fastdds.xml" in report.message
+    monitor = running()
+    for index in range(51):
+        monitor.camera_info(index / 10)
+    assert monitor.report(5.0, ACTIVE).level == Level.OK
+
+
+def test_a_hint_on_the_inputs_takes_the_place_of_a_guess() -> None:
+    monitor = Monitor()
+    monitor.reset(0.0)
+    report = monitor.report(9.0, Situation(input_hint="/image is published as CompressedImage"))
+    assert (report.level, report.message) == (Level.ERROR, "/image is published as CompressedImage")
+
+
 def test_reset_forgets_and_the_window_slides() -> None:
     monitor = running()
     monitor.dropped(5.0)

@@ -26,6 +26,7 @@ TOOLS: dict[str, tuple[str, str]] = {
     "shards": ("training.tools.pack_shards", "pack a data set into WebDataset shards"),
     "study": ("training.studies", "experiments on recipes, the field and regions"),
     "annotate": ("training.tools.annotate", "a web page that asks which of two points is nearer"),
+    "labels": ("training.tools.labels", "split ordinal labels by image: to train on, held back"),
     "corrupt": ("training.data.corruptions", "a sheet of all corruptions of an image"),
     "segmentation": (
         "training.export.segment_anything",

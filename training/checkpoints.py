@@ -6,7 +6,8 @@
                                     model.safetensors     what is learnt, and buffers: to go on from
                                     extra.safetensors     learnt beside the network (optional)
                                     state.pt              optimiser and counters
-    RUN/last, RUN/best              links to two of these folders
+    RUN/last, RUN/best              links to two of these folders; where the disk has no links (an
+                                    exFAT stick), files that hold their names
 
 A folder is written under another name, flushed to the disk and renamed, then the link is replaced:
 a crash or a full disk in between leaves the old checkpoint where it was.
@@ -14,6 +15,7 @@ a crash or a full disk in between leaves the old checkpoint where it was.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -31,6 +33,17 @@ from training.renamed_settings import upgraded
 FORMAT = 2
 PARTIAL = ".partial"
 LAST, BEST = "last", "best"
+LONGEST_NAME = 200  # bytes of a file that stands for a link
+# What state.pt holds.
+STATE: dict[str, type | tuple[type, ...]] = {
+    "optimiser": dict,
+    "scaler": dict,
+    "window": dict,
+    "window_steps": (int, dict),
+    "since": Tensor,
+    "since_steps": int,
+    "best": (int, float),
+}
 
 
 class TrainingError(RuntimeError):
@@ -58,10 +71,7 @@ def write(
             os.replace(partial, folder)
             _flush(folder.parent)
         for name in links:
-            fresh = run / (name + PARTIAL)
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(folder.relative_to(run), target_is_directory=True)
-            os.replace(fresh, run / name)
+            _point(run, name, folder.relative_to(run))
         _flush(run)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -70,6 +80,40 @@ def write(
             f" intact in {run}: make room on that disk and give the same command again."
         ) from error
     return folder
+
+
+def _point(run: Path, name: str, target: Path) -> None:
+    """Let RUN/name be a link to a folder, or a file with its name where the disk has no links."""
+    fresh = run / (name + PARTIAL)
+    fresh.unlink(missing_ok=True)
+    try:
+        fresh.symlink_to(target, target_is_directory=True)
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        fresh.unlink(missing_ok=True)
+        fresh.write_text(f"{target.as_posix()}\n", encoding="utf-8")
+        _flush(fresh)
+    if (run / name).is_dir() and not (run / name).is_symlink():  # a copy that followed the links
+        shutil.rmtree(run / name)
+    os.replace(fresh, run / name)
+
+
+def pointed(path: Path) -> Path:
+    """The folder that RUN/last or RUN/best stands for, be it a link or a file with a name."""
+    if path.is_file() and path.name in (LAST, BEST) and path.stat().st_size < LONGEST_NAME:
+        try:
+            target = path.parent / path.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            return path
+        if target.parent.resolve() == (path.parent / "checkpoints").resolve():
+            return target
+    return path
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run of ours or a checkpoint in one."""
+    return any((pointed(p) / "about.json").is_file() for p in (path, path / LAST))
 
 
 def _write_folder(
@@ -97,13 +141,17 @@ def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # Some file systems have no flushing of folders; their content is flushed already.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
     finally:
         os.close(handle)
 
 
 def tidy(run: Path, keep_every: int = 0) -> None:
     """Remove checkpoints that no link names, except every keep_every-th step (0: none)."""
-    named = {(run / name).resolve() for name in (LAST, BEST)}
+    named = {pointed(run / name).resolve() for name in (LAST, BEST)}
     for folder in (run / "checkpoints").glob("step_*"):
         number = folder.name.removeprefix("step_")
         milestone = number.isdigit() and keep_every > 0 and int(number) % keep_every == 0
@@ -116,7 +164,7 @@ def find(path: Path) -> Path:
 
     Raises TrainingError where there is none.
     """
-    for folder in (path, path / LAST):
+    for folder in (pointed(path), pointed(path / LAST)):
         if (folder / "about.json").is_file():
             return folder.resolve()
     if path.is_file():
@@ -133,18 +181,29 @@ def read(path: Path) -> dict[str, Any]:
     path: a checkpoint, a link to one, or a run folder (its last one). No pickled code is run.
     Renamed settings stand under their new names. Raises TrainingError.
     """
+    content = about(path)
+    return {**content, "averaged": weights(find(Path(path)) / "averaged.safetensors")}
+
+
+def about(path: Path) -> dict[str, Any]:
+    """`recipe`, `step` and `settings` of a checkpoint without its weights. Raises TrainingError."""
     folder = find(Path(path))
     try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(folder, error) from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TrainingError(
             f"{folder} is no checkpoint of this version of the loop (format {FORMAT}); use the"
             " revision that wrote it, named in environment.json beside it."
         )
-    about["settings"] = upgraded(about.get("settings", {}))
-    return {**about, "averaged": weights(folder / "averaged.safetensors")}
+    if (
+        not isinstance(content.get("settings", {}), dict)
+        or not isinstance(content.get("recipe"), str)
+        or type(content.get("step")) is not int
+    ):
+        raise _unreadable(folder, ValueError("about.json lacks recipe, step or settings"))
+    return {**content, "settings": upgraded(content.get("settings", {}))}
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -156,7 +215,14 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a damaged file
         raise _unreadable(folder, error) from error
+    wrong = [name for name, kind in STATE.items() if not isinstance(_get(state, name), kind)]
+    if wrong or not all(isinstance(value, Tensor) for value in state["window"].values()):
+        raise _unreadable(folder, ValueError(f"state.pt has no {(wrong or ['window'])[0]!r}"))
     return dict(state)
+
+
+def _get(state: object, name: str) -> object:
+    return state.get(name) if isinstance(state, Mapping) else None
 
 
 def weights(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]:
@@ -231,4 +297,5 @@ def load(module: nn.Module, content: Mapping[str, Tensor], where: object) -> Non
 
 
 def _unreadable(path: Path, error: Exception) -> TrainingError:
-    return TrainingError(f"The checkpoint {path} cannot be read ({error}); use an older one.")
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return TrainingError(f"The checkpoint {path} cannot be read ({text}); use an older one.")

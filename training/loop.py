@@ -32,7 +32,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, send_to_device
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
@@ -69,6 +69,10 @@ FREE_TO_CHANGE = (
     "loop.threads",
     "loop.workers",
 )
+
+GRADIENT_NORM = "gradient_norm"
+# What the loop itself writes into a row of the log, beside a recipe's terms.
+OWN_ROWS = {"step", GRADIENT_NORM, "rate", "memory_mb", "gpu_memory_mb", "images_per_s"}
 
 Batch = dict[str, Any]
 BatchPart = tuple[int, int]  # (index, count): which of `count` equal parts of a step's images
@@ -178,6 +182,14 @@ class Recipe(ABC):
         """Learning rate of a parameter, by its name in model or extra, over the loop's."""
         return 1.0
 
+    def shown(self) -> dict[str, str]:
+        """Names of the log that the console shows beside loss and score -> what it calls them."""
+        return {}
+
+    def next_step(self, run: Path) -> str:
+        """The command that uses the result of a run."""
+        return f"python -m training export {run} --out {run.name}.onnx"
+
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
@@ -195,7 +207,7 @@ class Recipe(ABC):
 
 def main_first() -> AbstractContextManager[None]:
     """The main process of a machine goes first, the others wait: for what is made on disk once."""
-    return PartialState(cpu=_on_cpu()).local_main_process_first()  # type: ignore[no-any-return]
+    return PartialState(cpu=_on_cpu()).local_main_process_first()
 
 
 def _on_cpu() -> bool:
@@ -279,9 +291,10 @@ class State:
     optimiser: Any  # AcceleratedOptimizer: skips a step whose float16 gradient overflowed
     average: _Average | None
     step: int = 0
-    # Sums since the last log line and since the last checkpoint, and how many steps they hold.
+    # Sums since the last log line with how many values each holds (a term may be absent from a
+    # step), and the sum since the last checkpoint with its steps.
     window: dict[str, Tensor] = field(default_factory=dict)
-    window_steps: int = 0
+    window_counts: dict[str, int] = field(default_factory=dict)
     since: Tensor = field(default_factory=lambda: torch.zeros(()))
     since_steps: int = 0
     best: float = math.inf
@@ -389,6 +402,7 @@ def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
     state.loss.train()
     optimiser.zero_grad()
     sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
     for k, batch in enumerate(parts):
         # What is drawn during a part (dropout, a choice of teacher) follows from the step as well.
         number = accelerator.process_index * len(parts) + k
@@ -398,9 +412,12 @@ def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
         with nullcontext() if k + 1 == len(parts) else accelerator.no_sync(state.loss):
             scalars = state.loss(batch)
             accelerator.backward(scalars["loss"] / len(parts))
+        if OWN_ROWS & scalars.keys():
+            raise ValueError(f"A recipe's term may not be called {OWN_ROWS & scalars.keys()}.")
         for name, value in scalars.items():
-            contribution = value.detach().float() / len(parts)
+            contribution = value.detach().float()
             sums[name] = sums[name] + contribution if name in sums else contribution
+            counts[name] = counts.get(name, 0) + 1
     limit = cfg.clip if cfg.clip > 0 else math.inf
     norm = accelerator.clip_grad_norm_(state.loss.parameters(), limit)
     if not torch.isfinite(norm):
@@ -417,10 +434,10 @@ def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
         # thousand steps.
         early = (1 + state.step) / (10 + state.step) if cfg.ema_warmup else 1.0
         state.average.update(min(cfg.ema, early))
-    for name, value in {**sums, "gradient": norm.detach()}.items():
+    for name, value in {**sums, GRADIENT_NORM: norm.detach()}.items():
         state.window[name] = state.window[name] + value if name in state.window else value
-    state.window_steps += 1
-    state.since = state.since + sums["loss"]
+        state.window_counts[name] = state.window_counts.get(name, 0) + counts.get(name, 1)
+    state.since = state.since + sums["loss"] / len(parts)
     state.since_steps += 1
 
 
@@ -442,7 +459,7 @@ def save(
         "optimiser": state.optimiser.state_dict(),
         "scaler": {} if scaler is None else scaler.state_dict(),
         "window": state.window,
-        "window_steps": state.window_steps,
+        "window_steps": state.window_counts,
         "since": state.since,
         "since_steps": state.since_steps,
         "best": state.best,
@@ -488,13 +505,21 @@ def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
     if state.extra is not None:
         checkpoints.load(state.extra, checkpoints.weights(folder / "extra.safetensors"), folder)
     rest = checkpoints.read_state(folder)
-    state.optimiser.load_state_dict(rest["optimiser"])
-    if state.accelerator.scaler is not None:
-        state.accelerator.scaler.load_state_dict(rest["scaler"])
+    try:
+        state.optimiser.load_state_dict(rest["optimiser"])
+        if state.accelerator.scaler is not None:
+            state.accelerator.scaler.load_state_dict(rest["scaler"])
+    except Exception as error:  # tables of another shape raise half a dozen kinds
+        raise TrainingError(
+            f"The checkpoint {folder} cannot be gone on from: its optimiser's state does not fit"
+            f" ({type(error).__name__}: {error}); use an older one."
+        ) from error
     device = state.accelerator.device
     state.window = {name: value.to(device) for name, value in rest["window"].items()}
     state.since = rest["since"].to(device)
-    state.window_steps, state.since_steps = rest["window_steps"], rest["since_steps"]
+    steps = rest["window_steps"]  # in earlier revisions one number for all
+    state.window_counts = dict.fromkeys(state.window, steps) if isinstance(steps, int) else steps
+    state.since_steps = rest["since_steps"]
     state.step, state.best = content["step"], rest["best"]
 
 
@@ -642,7 +667,15 @@ def _run(
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         text = json.dumps({"processes": accelerator.num_processes, **environment()}, indent=1)
         (folder / "environment.json").write_text(text, encoding="utf-8")
-    log = RunLog(folder, state.step, cfg.steps, console, cfg.tensorboard, quiet)
+    if state.step >= cfg.steps and not quiet:
+        _print(
+            console,
+            f"{folder} has all its {cfg.steps} steps: nothing is left to train. Raise loop.steps,"
+            " or give another --run.",
+        )
+    log = RunLog(
+        folder, state.step, cfg.steps, console, cfg.tensorboard, quiet, state.recipe.shown()
+    )
     with log, _Interrupt() as interrupt:
         saved = logged = state.step
         clock = time.monotonic()
@@ -671,16 +704,38 @@ def _run(
         raise TrainingError(
             f"Interrupted at step {state.step}; the same command goes on from there."
         )
+    if not quiet:
+        _print(console, _result(state, folder))
     return state
 
 
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _result(state: State, folder: Path) -> str:
+    """Where the result of a run is, and the command that comes next."""
+    text = f"The result is in {folder}/{LAST} (step {state.step})"
+    best = checkpoints.pointed(folder / BEST)
+    number = best.resolve().name.removeprefix("step_")
+    if number.isdigit() and int(number) != state.step:
+        text += f"; {folder}/{BEST} is step {int(number)}, whose score is the lowest"
+        if math.isfinite(state.best):
+            text += f" ({state.best:.4g})"
+    return f"{text}. Next: {state.recipe.next_step(folder)}"
+
+
 def _row(state: State, cfg: LoopConfig) -> dict[str, float]:
-    """The means of the window over steps and processes; empties it."""
-    count = state.window_steps
-    values = torch.stack(list(state.window.values())) / count
-    means = state.accelerator.reduce(values, "mean").tolist()
-    row = dict(zip(state.window, means, strict=True))
-    state.window, state.window_steps = {}, 0
+    """The mean of each term over the steps, parts and processes that had it; empties the window."""
+    names = list(state.window)
+    if state.accelerator.num_processes > 1:  # a term may be absent from one of them
+        names = list(dict.fromkeys(gather_object(names)))
+    zero = torch.zeros((), device=state.accelerator.device)
+    sums = torch.stack([state.window.get(name, zero) for name in names])
+    counts = torch.tensor([float(state.window_counts.get(name, 0)) for name in names])
+    both = state.accelerator.reduce(torch.stack([sums, counts.to(sums.device)]), "sum")
+    row = dict(zip(names, (both[0] / both[1]).tolist(), strict=True))
+    state.window, state.window_counts = {}, {}
     row["rate"] = learning_rate(cfg, state.step - 1)
     row["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if state.accelerator.device.type == "cuda":

@@ -77,8 +77,12 @@ class RunLog:
         console: Console,
         tensorboard: bool = True,
         quiet: bool = False,
+        shown: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        # What the console shows, by its name in the log: always the loss and the score.
+        self.shown = {"loss": "loss", **(shown or {})}
+        self.shown.setdefault("score", "score (lower is better)")
         self.console = console
         self.steps = steps
         self.quiet = quiet
@@ -132,7 +136,11 @@ class RunLog:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-        note = "  ".join(f"{name} {shown[name]:.4g}" for name in ("loss", "score") if name in shown)
+        note = "  ".join(
+            f"{label} {shown[name]:.4g}"
+            for name, label in self.shown.items()
+            if name in shown and label
+        )
         if "images_per_s" in shown:
             note += f"  {shown['images_per_s']:.3g} images/s"
         self._bar.update(self._task, note=note)

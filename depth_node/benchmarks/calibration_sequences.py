@@ -26,7 +26,7 @@ VERSION = 2  # of what is stored
 
 
 @dataclass(frozen=True)
-class Walk:
+class RenderedWalk:
     """Images (F, H, W, 3) of a walk, its poses (F, 4, 4), and the LiDAR's points of each image.
 
     points: by (lines, late) lists of F arrays (n, 3): measured at the image's time, or LATE_S
@@ -76,7 +76,7 @@ def walk_poses(scene: Scene, seed: int, count: int) -> NDArray[np.float64]:
     return poses
 
 
-def render_sequence(name: str, scene: Scene, poses: NDArray[np.float64]) -> Walk:
+def render_sequence(name: str, scene: Scene, poses: NDArray[np.float64]) -> RenderedWalk:
     """Render every second pose (2 F + 1, 4, 4), and both LiDARs there and at the pose after it."""
     patterns = {
         lines: LidarPattern(
@@ -93,10 +93,10 @@ def render_sequence(name: str, scene: Scene, poses: NDArray[np.float64]) -> Walk
                 T_world_lidar = poses[number + late] @ T_CAMERA_LIDAR
                 scan = scene.lidar(T_world_lidar, pattern, seed=2 * number + late)
                 points.setdefault((lines, late), []).append(scan)
-    return Walk(name, np.stack(images), poses[:-1:2], points)
+    return RenderedWalk(name, np.stack(images), poses[:-1:2], points)
 
 
-def room_sequence(seed: int, frames: int, cache: Path | None = None) -> Walk:
+def room_sequence(seed: int, frames: int, cache: Path | None = None) -> RenderedWalk:
     """A walk through the furnished room of a seed; read from the cache if it is there."""
     path = None if cache is None else cache / f"room_{seed}_{frames}_v{VERSION}.npz"
     if path is not None and path.is_file():
@@ -108,7 +108,7 @@ def room_sequence(seed: int, frames: int, cache: Path | None = None) -> Walk:
     return sequence
 
 
-def bare_wall_sequence(frames: int, seed: int = 0) -> Walk:
+def bare_wall_sequence(frames: int, seed: int = 0) -> RenderedWalk:
     """A drive along a wall of an empty room: no depth discontinuity at all."""
     furnished = Scene.random(seed).room
     room = dataclasses.replace(furnished, half=np.array([6.0, 6.0, 4.0]), primitives=())
@@ -120,7 +120,7 @@ def bare_wall_sequence(frames: int, seed: int = 0) -> Walk:
     return render_sequence("bare wall", Scene(room), poses)
 
 
-def _write(path: Path, sequence: Walk) -> None:
+def _write(path: Path, sequence: RenderedWalk) -> None:
     arrays: dict[str, NDArray[np.generic]] = {
         "name": np.array(sequence.name),
         "images": sequence.images,
@@ -135,11 +135,11 @@ def _write(path: Path, sequence: Walk) -> None:
     part.replace(path)
 
 
-def _read(path: Path) -> Walk:
+def _read(path: Path) -> RenderedWalk:
     with np.load(path) as content:
         points = {}
         for lines in LINES:
             for late in (False, True):
                 ends = np.cumsum(content[f"counts_{lines}_{int(late)}"])[:-1]
                 points[lines, late] = np.split(content[f"points_{lines}_{int(late)}"], ends)
-        return Walk(str(content["name"]), content["images"], content["poses"], points)
+        return RenderedWalk(str(content["name"]), content["images"], content["poses"], points)

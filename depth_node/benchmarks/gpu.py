@@ -116,7 +116,8 @@ def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, R
     kernels: dict[str, Report] = {}
 
     def measure(
-        name: str, output: npt.NDArray, twin: npt.NDArray, tolerance: float, max_fraction: float,
+        name: str, output: npt.NDArray[Any], twin: npt.NDArray[Any], tolerance: float,
+        max_fraction: float,
         launch: Callable[[], None], moved: int,
     ) -> None:  # fmt: skip
         gpu.milliseconds(launch, 5)

@@ -27,6 +27,8 @@ LIMIT = np.array([6.0, 6.0, 6.0, 3.0, 3.0, 3.0, 2.4])
 """UNITs: 6 degrees, 15 cm, .12 s are as far as a search goes."""
 FINE_PX = 2.0
 """Reach of the edges where a pose is judged; wide reaches only show a search the way."""
+KNOWN = np.array([*np.deg2rad([0.3, 0.3, 0.3]), 0.03, 0.03, 0.03, 0.02])
+"""(7,) rad, m, s: an axis counts as known if its standard deviation is below."""
 LOCAL_RADIUS = 0.5
 """UNITs: perturbations of the local-maximum test."""
 
@@ -79,6 +81,12 @@ class Estimate:
     def std(self) -> Floats:
         """(7,) standard deviations."""
         return np.sqrt(np.diag(self.covariance))
+
+    @property
+    def unknown(self) -> list[str]:
+        """The axes that the data leave open; the time only where the motion tells of it."""
+        axes = range(7 if self.time_known else 6)
+        return [AXES[axis] for axis in axes if self.std[axis] > KNOWN[axis]]
 
 
 def local_maximum(scores: Floats, seed: int = 0) -> tuple[float, float]:

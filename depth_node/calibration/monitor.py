@@ -156,12 +156,12 @@ class ExtrinsicsMonitor:
         if self._work is not None:
             for _ in range(ROUNDS_A_CALL):
                 try:
-                    told = next(self._work)
+                    step = next(self._work)
                 except StopIteration:
                     self._work = None
                     break
-                if told is not None:
-                    self.verdict = told
+                if step is not None:
+                    self.verdict = step
         return self.verdict
 
     def _look(self, frame: FrameInput, twist: Floats | None) -> None:

@@ -7,11 +7,13 @@ import argparse
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from depth_node.cli.console import UsageError
-from depth_node.config import load, override
+from depth_node.config import load, override, quoted
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.fitting import METHODS
 from depth_node.pipeline import PipelineConfig
@@ -62,7 +64,7 @@ def need_ros() -> None:
         raise UsageError(f"this needs ROS 2, which is not here: {ROS_CURE}")
 
 
-def matrix(text: str) -> np.ndarray | None:
+def matrix(text: str) -> npt.NDArray[Any] | None:
     """(4, 4) from 16 numbers row by row, None from an empty text. Raises UsageError."""
     if not text:
         return None
@@ -85,4 +87,4 @@ def integers(name: str, text: str) -> list[int]:
     try:
         return [int(word) for word in words(text)]
     except ValueError:
-        raise UsageError(f"{name} {text!r} must be whole numbers like 50,250") from None
+        raise UsageError(f"{name} {quoted(text)} must be whole numbers like 50,250") from None

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depth_node.benchmarks.tables import Table, markdown
+from depth_node.config import quoted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,18 +23,53 @@ class UsageError(ValueError):
     """A request of the user cannot be carried out; one sentence with cause and cure."""
 
 
-def console() -> Console:
-    """The terminal as a console of rich. Raises UsageError if rich is not installed."""
+def console(bare: bool = False) -> Console:
+    """The terminal as a console of rich. Raises UsageError if rich is not installed.
+
+    bare: then write plain text instead (doctor, which says what is missing, runs without it).
+    Texts are shown as they are: names in brackets are no markup, and control characters in foreign
+    texts are escaped, so that the terminal does not obey them.
+    """
     try:
         from rich.console import Console
     except ImportError:
-        raise UsageError("depth_tools needs rich for its tables: pip install rich") from None
-    return Console(highlight=False, soft_wrap=True)
+        if not bare:
+            raise UsageError("depth_tools needs rich for its tables: pip install rich") from None
+        plain: Any = _PlainConsole()
+        return plain
+
+    class SafeConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Any:
+            return super().render_str(_visible(text), **options)
+
+    return SafeConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+class _PlainConsole:
+    """What doctor uses of rich's Console, without rich."""
+
+    def print(self, text: str = "", *, style: str | None = None, markup: bool = True) -> None:
+        """Print a text; without rich it has neither style nor markup."""
+        print(_visible(text))
+
+
+def _visible(text: str) -> str:
+    """The text with its line ends; other control characters and lone surrogates are escaped."""
+    return "".join(
+        char
+        if char.isprintable() or char in "\n\t\xa0"
+        else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
 
 
 @contextmanager
 def progress(terminal: Console, label: str, total: int | None) -> Iterator[Callable[[str], None]]:
     """A progress bar; a call of its value with a short text advances it by one."""
+    if isinstance(terminal, _PlainConsole):
+        print(f"{_visible(label)} ...", file=sys.stderr)
+        yield lambda text: None
+        return
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -41,12 +79,13 @@ def progress(terminal: Console, label: str, total: int | None) -> Iterator[Calla
         TimeRemainingColumn,
     )
 
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
+    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn()]
     if total is not None:
-        columns += [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}")]
+        columns += [MofNCompleteColumn(), TimeRemainingColumn()]
+        columns.append(TextColumn("{task.fields[text]}", markup=False))
     with Progress(*columns, console=terminal) as bar:
-        task = bar.add_task(label, total=total, text="")
-        yield lambda text: bar.update(task, advance=1, text=text)
+        task = bar.add_task(_visible(label), total=total, text="")
+        yield lambda text: bar.update(task, advance=1, text=_visible(text))
 
 
 def print_table(
@@ -61,6 +100,9 @@ def print_table(
 
     Rows whose first cell is in `highlight` are highlighted.
     """
+    if isinstance(terminal, _PlainConsole):
+        _print_plain_table(title, head, rows, left)
+        return
     from rich import box
     from rich.table import Table
 
@@ -82,6 +124,20 @@ def print_table(
     terminal.print(table, crop=False)
 
 
+def _print_plain_table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], left: int
+) -> None:
+    cells = [[_visible(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(f"\n{_visible(title)}")
+    for row in cells:
+        words = [
+            cell.ljust(width) if number < left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print(f"  {'  '.join(words)}".rstrip())
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON and make its folder. Raises UsageError if it cannot be written."""
     write_text(path, json.dumps(content, indent=2) + "\n")
@@ -99,9 +155,10 @@ def write_text(path: Path, text: str) -> None:
 def image_size(option: str, text: str) -> tuple[int, int]:
     """ "640x480" -> (height, width). Raises UsageError for another text."""
     width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise UsageError(f"{option} {text!r} is no image size: write it like 640x480")
-    return int(height), int(width)
+    sizes = [int(side) for side in (width, height) if re.fullmatch("[0-9]{1,6}", side)]
+    if not cross or len(sizes) != 2 or not all(sizes):
+        raise UsageError(f"{option} {quoted(text)} is no image size: write it like 640x480")
+    return sizes[1], sizes[0]
 
 
 def print_tables(terminal: Console, tables: Sequence[Table], out: Path | None = None) -> None:

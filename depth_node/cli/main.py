@@ -16,7 +16,7 @@ from depth_node import __version__
 from depth_node.cli import bench, calibrate, demo, doctor, models, replay
 from depth_node.cli.arguments import need_ros
 from depth_node.cli.console import UsageError
-from depth_node.config import ConfigError
+from depth_node.config import ConfigError, one_line
 from depth_node.engine import EngineError
 from depth_node.recordings.frames import FrameError
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except USER_ERRORS as error:
-        print(f"depth_tools: {error}", file=sys.stderr)
+        print(f"depth_tools: {one_line(error, 4000)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `depth_tools ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,6 +20,7 @@ from depth_node.cli.console import (
     progress,
     write_json,
 )
+from depth_node.engine import depth_tools
 from depth_node.engine.manifest import MEANINGS, Manifest, manifest_path, model_sha256
 from depth_node.engine.manifest_writer import write_manifest
 from depth_node.engine.protocol import Engine, Progress
@@ -144,8 +145,8 @@ def _run_fetch(options: argparse.Namespace) -> int:
         terminal.print(
             f"  {entry.export_command}"
             if entry.export
-            else f"  with the package of {entry.maker}, to {entry.onnx}; then `depth_tools models"
-            f" manifest {entry.onnx} --meaning {entry.meaning}`"
+            else f"  with the package of {entry.maker}, to {entry.onnx}; then"
+            f" `{depth_tools(f'models manifest {entry.onnx} --meaning {entry.meaning}')}`"
         )
         return 0
     spec = done.manifest.input
@@ -179,8 +180,8 @@ def _bytes_bar(terminal: Console) -> Iterator[fetch.OnBytes]:
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(),
+        TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=terminal) as bar:
         tasks: dict[str, Any] = {}
@@ -201,7 +202,8 @@ def _run_verify(options: argparse.Namespace) -> int:
         checked = fetch.verify(entry)
         if not checked and options.names:
             raise UsageError(
-                f"{entry.name} is not on this machine: run `depth_tools models fetch {entry.name}`"
+                f"{entry.name} is not on this machine: run"
+                f" `{depth_tools(f'models fetch {entry.name}')}`"
             )
         verdicts += checked
     if not verdicts:
@@ -215,7 +217,7 @@ def _run_verify(options: argparse.Namespace) -> int:
     for name in damaged:
         terminal.print(
             f"{name} is not what was fetched: delete {registry.models_folder() / name} and run"
-            f" `depth_tools models fetch {name}`",
+            f" `{depth_tools(f'models fetch {name}')}`",
             style="red",
         )
     return 1 if damaged else 0
@@ -411,8 +413,8 @@ def _steps_bar(terminal: Console) -> Iterator[Progress]:
     from rich import progress as bars
 
     columns = (
-        bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(),
+        bars.TextColumn("{task.description}", markup=False), bars.BarColumn(),
+        bars.MofNCompleteColumn(), bars.TimeElapsedColumn(),
     )  # fmt: skip
     with bars.Progress(*columns, console=terminal) as bar:
         tasks: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from depth_node.cli.console import (
 from depth_node.config import override
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings import replay
+from depth_node.recordings.files import one_line
 from depth_node.recordings.frames import is_bag
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ from depth_node.cli.arguments import add_method_options, matrix, pipeline_config
 def add(commands: Any) -> None:
     """The options of `depth_tools replay`."""
     parser = commands.add_parser(
-        "replay", help="recorded frames or a rosbag2 through the pipeline, into a run folder"
+        "replay",
+        help="recorded frames or a rosbag2 through the pipeline, into a run folder",
+        epilog="What is damaged is left out and told at the end. Exit status: 0 when everything"
+        " was readable, 1 when something damaged was left out, 2 when nothing could be replayed.",
     )
     parser.add_argument("source", type=Path, help="folder of frames, or rosbag2")
     add_method_options(parser)
@@ -58,7 +62,15 @@ def add(commands: Any) -> None:
     bag.add_argument("--max-scan-age", type=float, default=0.3, metavar="S")
     bag.add_argument("--scans-per-image", type=int, default=0, metavar="N")
     bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S")
-    bag.add_argument("--rectified", action="store_true", help="the image has no distortion: use P")
+    bag.add_argument(
+        "--rectified",
+        nargs="?",
+        const="yes",
+        default="auto",
+        choices=("auto", "yes", "no"),
+        help="whether the image has no distortion: P of camera_info holds (auto: by the topic's"
+        " name, image_rect...)",
+    )
     bag.add_argument(
         "--t-camera-lidar",
         default="",
@@ -118,7 +130,7 @@ def _run_replay(options: argparse.Namespace) -> int:
             ) as bag:
                 facts["topics"] = vars(bag.topics)
                 chosen = ", ".join(name for name in vars(bag.topics).values() if name)
-                terminal.print(f"topics: {chosen}")
+                terminal.print(f"topics: {one_line(chosen)}", markup=False)
                 bag_frames = bags.BagFrames(bag, sampling, pipeline)
                 done = _replay_with_bar(terminal, bag_frames, pipeline, out, facts, keep)
         else:
@@ -132,13 +144,16 @@ def _run_replay(options: argparse.Namespace) -> int:
             done = _replay_with_bar(terminal, frames, pipeline, out, facts, keep)
     _print_summary(terminal, done.summary, config.fit.method, f"{done.frames} frames")
     for message in sorted({row["message"] for row in done.rows if row["status"] != "OK"}):
-        terminal.print(f"note: {message}", style="yellow")
-    terminal.print(f"run folder: {out}")
+        terminal.print(f"note: {message}", style="yellow", markup=False)
+    for sentence in done.left_out.sentences():
+        terminal.print(sentence, style="yellow", markup=False, soft_wrap=True)
+    terminal.print(f"run folder: {out}", markup=False)
     if done.panels:
-        terminal.print(f"images:   {done.panels[0].parent}")
+        terminal.print(f"images:   {done.panels[0].parent}", markup=False)
     if options.json:
-        write_json(options.json, {"rows": done.rows, "summary": done.summary, "run": facts})
-    return 0
+        content = {"rows": done.rows, "summary": done.summary, "run": facts}
+        write_json(options.json, {**content, "left_out": done.left_out.sentences()})
+    return 1 if done.left_out.damaged else 0
 
 
 def _replay_with_bar(
@@ -151,15 +166,22 @@ def _replay_with_bar(
 ) -> Any:
     with progress(terminal, "replaying", len(frames)) as advance:
         return replay.replay(
-            frames, pipeline, out, facts=facts, on_frame=lambda name: advance(name), **keep
+            frames, pipeline, out, facts=facts, on_frame=lambda name: advance(_plain(name)), **keep
         )
+
+
+def _plain(name: str) -> str:
+    """A name for the progress bar, which would take [red] for an instruction."""
+    return one_line(name, 60).replace("[", "\\[")
 
 
 def _print_summary(
     terminal: Console, summary: Sequence[Mapping[str, Any]], own: str, title: str
 ) -> None:
     if all(row["abs_rel"] is None for row in summary):
-        terminal.print("No truth to compare with (give --points, --lines or --hold-out above 0).")
+        terminal.print(
+            f"{title}. No truth to compare with (give --points, --lines or --hold-out above 0)."
+        )
         return
     rows = [(row["method"], *replay.metric_cells(row)) for row in summary]
     print_table(terminal, title, ("method", *replay.METRIC_HEAD), rows, {own})

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,10 +24,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from depth_node.config import one_line, read_bytes
 from depth_node.engine import EngineError
 
 REFERENCE_ENDING = ".reference.npz"
 
+_MAX_JSON_BYTES = 1_000_000
 _LOCK_TIMEOUT_S = 3600.0
 _LEFTOVER_S = 86400.0  # older temporary files were left by a process that died
 
@@ -125,15 +128,17 @@ class EngineCache:
     def discard(self, identity: Identity) -> None:
         """Delete an engine that turned out to be unusable."""
         for path in self._files(identity.key):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # not there, or a folder in its place
                 path.unlink()
 
     def entries(self) -> list[dict[str, Any]]:
-        """Content of the JSON files, most recently used first."""
+        """Content of the JSON files, most recently used first; those that can be used."""
         entries = []
         for path in self._by_age()[::-1]:
-            with contextlib.suppress(OSError, ValueError):
-                entries.append(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+            with contextlib.suppress(Exception):  # damaged in whatever way: not used
+                entry = _read_json(path.with_suffix(".json"))
+                if _is_entry(entry):
+                    entries.append(entry)
         return entries
 
     def _files(self, key: str) -> tuple[Path, Path]:
@@ -145,12 +150,12 @@ class EngineCache:
         metadata_path, path = self._files(identity.key)
         name = f"the engine of model {identity.model_sha256[:12]}…"
         try:
-            metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
-            plan = path.read_bytes()
+            metadata = _read_json(metadata_path)
+            plan = read_bytes(path)
         except FileNotFoundError:
             return None, f"{name} for {identity.gpu} and {identity.builder} is not"
-        except (OSError, ValueError) as error:
-            return None, f"{name} cannot be read ({' '.join(str(error).split())}) from its place"
+        except Exception as error:  # 100,000 brackets are a RecursionError
+            return None, f"{name} cannot be read ({one_line(error)}) from its place"
         if not isinstance(metadata, dict) or metadata.get("identity") != identity.json_values:
             return None, f"{name} was built for something else than its name says"
         if metadata.get("engine_sha256") != hashlib.sha256(plan).hexdigest():
@@ -173,12 +178,7 @@ class EngineCache:
         try:
             for target, content in ((metadata_path, text.encode()), (path, plan)):
                 # A reader sees the old file or the complete new one, never a part of it.
-                temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, target)
+                write_private(target, content)
         except OSError as error:
             raise EngineError(
                 f"the engine cannot be kept in {self.folder} ({error.strerror}): make room or set"
@@ -191,14 +191,15 @@ class EngineCache:
         """Let one process build at a time. The lock ends with its process, however that ends."""
         lock = self.folder / f"{key[:32]}.lock"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = lock.open("a+")
+            make_private(self.folder)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            number = os.open(lock, flags, 0o600)
         except OSError as error:
             raise EngineError(
                 f"the cache {self.folder} cannot be used ({error.strerror}): set"
                 " engine.cache_dir to a folder that can be written"
             ) from error
-        with file:
+        with open(number, "r+") as file:
             start = time.monotonic()
             is_logged = False
             while True:
@@ -222,8 +223,9 @@ class EngineCache:
         by_age = []
         for pattern in ("*.engine", f"*{REFERENCE_ENDING}"):
             for path in self.folder.glob(pattern):
-                with contextlib.suppress(FileNotFoundError):
-                    by_age.append((path.stat().st_mtime, path))
+                with contextlib.suppress(OSError):
+                    if path.is_file():
+                        by_age.append((path.stat().st_mtime, path))
         return [path for _, path in sorted(by_age)]
 
     def _shrink(self, keep: str) -> None:
@@ -246,6 +248,42 @@ class EngineCache:
                 path,
             )
             for file in (path, path.with_suffix(".json")):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     file.unlink()
             total -= sizes.get(path, 0)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner can use: an engine in it is code that will run."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def write_private(target: Path, content: bytes) -> None:
+    """Write a file in one step, under a name that nobody can have prepared. Raises OSError."""
+    number, temporary = tempfile.mkstemp(dir=target.parent, prefix=f"{target.name}.", suffix=".tmp")
+    try:
+        with open(number, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(read_bytes(path, _MAX_JSON_BYTES))
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a JSON file says what those who list the cache look for."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("identity"), dict):
+        return False
+    texts = (entry.get("key"), entry.get("built"), entry.get("model", ""))
+    identity = (entry["identity"].get("builder"), entry["identity"].get("gpu"))
+    return type(entry.get("bytes")) is int and all(
+        isinstance(text, str) for text in (*texts, *identity)
+    )

@@ -163,7 +163,7 @@ class Gpu(Closeable):
         self._select_device()
         return self._own(runtime.cudaMalloc(max(size, 1)), runtime.cudaFree, size, purpose, "GPU")
 
-    def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike, purpose: str) -> npt.NDArray:
+    def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike, purpose: str) -> npt.NDArray[Any]:
         """An array such as (H, W, 3) in page-locked memory; valid until release()."""
         self._select_device()
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -191,14 +191,14 @@ class Gpu(Closeable):
             " input"
         )
 
-    def release(self, buffer: int | npt.NDArray) -> None:
+    def release(self, buffer: int | npt.NDArray[Any]) -> None:
         """Free an address or a pinned array, such as (H, W, 3), before close()."""
         address = buffer if isinstance(buffer, int) else buffer.ctypes.data
         free = self._owned.pop(address, None)
         if free is not None:
             free()
 
-    def upload(self, target: int, source: npt.NDArray) -> None:
+    def upload(self, target: int, source: npt.NDArray[Any]) -> None:
         """Copy a pinned array, such as (H, W, 3), to the device, in the stream's order."""
         kind = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         result = runtime.cudaMemcpyAsync(
@@ -206,7 +206,7 @@ class Gpu(Closeable):
         )
         _runtime_value(result, "copying to the device")
 
-    def download(self, target: npt.NDArray, source: int) -> None:
+    def download(self, target: npt.NDArray[Any], source: int) -> None:
         """Copy from the device into a pinned array, such as (H, W), in the stream's order."""
         kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         result = runtime.cudaMemcpyAsync(
@@ -413,7 +413,7 @@ class ImageInput:
         gpu = loaded.gpu
         self.shape = (height, width, 3)
         self._gpu = gpu
-        self._buffers: list[int | npt.NDArray] = []
+        self._buffers: list[int | npt.NDArray[Any]] = []
         try:
             self._image = gpu.pinned(self.shape, np.uint8, "the image")
             self._buffers.append(self._image)
@@ -472,7 +472,7 @@ class ImageInput:
         self._buffers.append(address)
         return address
 
-    def _constant(self, table: npt.NDArray) -> int:
+    def _constant(self, table: npt.NDArray[Any]) -> int:
         pinned = self._gpu.pinned(table.shape, table.dtype, "the resizing tables")
         self._buffers.append(pinned)
         np.copyto(pinned, table)
@@ -488,8 +488,8 @@ class PreparedKernel:
     gpu: Gpu
     launch: Launch
     depth: int
-    target: npt.NDArray
-    buffers: tuple[int | npt.NDArray, ...]
+    target: npt.NDArray[Any]
+    buffers: tuple[int | npt.NDArray[Any], ...]
 
     def result(self) -> npt.NDArray[np.float32]:
         """(H, W) metres of the last launch."""
@@ -514,7 +514,7 @@ def prepare_table(
 
     Raises EngineError if memory runs out.
     """
-    arrays: list[npt.NDArray] = [relative.astype(np.float32), table.astype(np.float64)]
+    arrays: list[npt.NDArray[Any]] = [relative.astype(np.float32), table.astype(np.float64)]
     if labels is not None:
         arrays.append(labels.astype(np.int32))
 
@@ -542,7 +542,7 @@ def prepare_grid(
 
     Raises EngineError if memory runs out.
     """
-    arrays: list[npt.NDArray] = [values.astype(np.float32), factor.astype(np.float32)]
+    arrays: list[npt.NDArray[Any]] = [values.astype(np.float32), factor.astype(np.float32)]
     numbers = (line.scale, line.shift, *line.bounds, line.min_depth_m, line.max_depth_m)
 
     def arguments(addresses: Sequence[int], depth: int) -> list[Argument]:
@@ -560,13 +560,13 @@ def prepare_grid(
 def _prepared(
     loaded: CompiledKernels,
     name: str,
-    arrays: Sequence[npt.NDArray],
+    arrays: Sequence[npt.NDArray[Any]],
     shape: tuple[int, ...],
     arguments: Callable[[Sequence[int], int], list[Argument]],
 ) -> PreparedKernel:
     gpu = loaded.gpu
     gpu.begin()
-    buffers: list[int | npt.NDArray] = []
+    buffers: list[int | npt.NDArray[Any]] = []
     addresses: list[int] = []
     try:
         for array in arrays:

@@ -10,6 +10,7 @@ source is plain C, so tests also compile it for the CPU and run it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -273,7 +274,7 @@ class Resampling:
         )
 
 
-def image_to_tensor(image: NDArray[np.uint8], resampling: Resampling) -> NDArray:
+def image_to_tensor(image: NDArray[np.uint8], resampling: Resampling) -> NDArray[Any]:
     """Twin of the kernel: (H, W, 3) uint8 -> (1, 3, height, width) of the spec's type."""
     spec = resampling.spec
     tensor = np.zeros(spec.shape, spec.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,16 @@ from typing import Any
 
 import yaml
 
-from depth_node.config import nearest
-from depth_node.engine import EngineError
+from depth_node.config import (
+    MAX_YAML_BYTES,
+    ConfigError,
+    nearest,
+    one_line,
+    parse_yaml,
+    quoted,
+    read_text,
+)
+from depth_node.engine import EngineError, depth_tools
 from depth_node.engine.preprocess import InputSpec
 from depth_node.prediction import KINDS
 
@@ -26,6 +35,9 @@ PROMPT_DECODER = "prompt_masks"  # the decoder of a PROMPTS encoder, opened toge
 REGION_MEANINGS = ("region_masks", "region_labels", "region_edges", PROMPTS)
 MEANINGS = (*KINDS, *REGION_MEANINGS, PROMPT_DECODER)
 EMBEDDED = "embedded"
+_MAX_PIXELS = 1 << 25  # 33 million, an image of 8K; its tensor has 400 MB
+_MAX_ELEMENTS = 1 << 27  # of another input tensor, 512 MB
+_MAX_TEXT = 2000
 
 
 @dataclass(frozen=True)
@@ -62,21 +74,35 @@ class Manifest:
     limits: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        texts = ("name", "model", "sha256", "input_name", "output_name", "licence", "source")
-        for key in (*texts, "decoder"):
-            if not isinstance(getattr(self, key), str):
+        names = ("name", "model", "sha256", "input_name", "output_name", "decoder")
+        for key in (*names, "licence", "source"):
+            text = getattr(self, key)
+            if not isinstance(text, str):
+                raise EngineError(f"{key} is {quoted(text)}: it must be text; put it in quotes")
+            _check_text(key, text, lines=key not in names)
+        for key in ("model", "decoder"):
+            if getattr(self, key) in (".", "..") or set(getattr(self, key)) & {"/", "\\"}:
                 raise EngineError(
-                    f"{key} is {getattr(self, key)!r}: it must be text; put it in quotes"
+                    f"{key} is {quoted(getattr(self, key))}: give the name of a file beside the"
+                    " manifest, without a folder"
                 )
         if self.meaning not in MEANINGS:
             guess = nearest(str(self.meaning), MEANINGS)
             hint = f" (did you mean {guess}?)" if guess else ""
             raise EngineError(
-                f"meaning {self.meaning!r} is not known{hint}: use one of {', '.join(MEANINGS)}"
+                f"meaning {quoted(self.meaning)} is not known{hint}: use one of"
+                f" {', '.join(MEANINGS)}"
             )
         patch = self.patch_size
         if not isinstance(patch, int) or isinstance(patch, bool) or patch < 0:
-            raise EngineError(f"patch_size is {patch!r}: give a whole number, 0 for no patches")
+            raise EngineError(
+                f"patch_size is {quoted(patch)}: give a whole number, 0 for no patches"
+            )
+        if self.input.height * self.input.width > _MAX_PIXELS:
+            raise EngineError(
+                f"input {quoted(self.input.width)}x{quoted(self.input.height)} has more than"
+                f" {_MAX_PIXELS // 10**6} million pixels: correct input.height and input.width"
+            )
         if patch and (self.input.height % patch or self.input.width % patch):
             raise EngineError(
                 f"input {self.input.width}x{self.input.height} is no multiple of patch_size"
@@ -86,29 +112,44 @@ class Manifest:
             raise EngineError("training must be a mapping of keys to values")
         if not isinstance(self.limits, Mapping):
             raise EngineError("limits must be a mapping of keys to numbers")
+        for key, value in self.limits.items():
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise EngineError(
+                    f"limits.{one_line(key)} is {quoted(value)}: give a number from 0, not infinite"
+                )
         if (self.meaning == PROMPTS) != bool(self.decoder):
             raise EngineError(
-                f"meaning {self.meaning} with decoder {self.decoder!r}: region_prompts, and only"
-                " it, needs the file name of its prompt decoder; export both halves together"
+                f"meaning {self.meaning} with decoder {quoted(self.decoder)}: region_prompts, and"
+                " only it, needs the file name of its prompt decoder; export both halves together"
             )
         self._check_tensors()
 
     def _check_tensors(self) -> None:
         if not isinstance(self.inputs, Mapping) or not all(
-            isinstance(shape, (list, tuple))
+            isinstance(name, str)
+            and isinstance(shape, (list, tuple))
             and shape
             and all(type(n) is int and n > 0 for n in shape)
-            for shape in self.inputs.values()
+            and math.prod(shape) <= _MAX_ELEMENTS
+            for name, shape in self.inputs.items()
         ):
-            raise EngineError("inputs must map names of tensors to shapes like [64, 2]")
+            raise EngineError(
+                "inputs must map names of tensors to shapes like [64, 2], of at most"
+                f" {_MAX_ELEMENTS // 10**6} million elements"
+            )
         object.__setattr__(self, "inputs", {key: tuple(n) for key, n in self.inputs.items()})
-        if isinstance(self.outputs, str) or not all(isinstance(name, str) for name in self.outputs):
+        if not isinstance(self.outputs, (list, tuple)) or not all(
+            isinstance(name, str) for name in self.outputs
+        ):
             raise EngineError("outputs must be a list of names")
         object.__setattr__(self, "outputs", tuple(self.outputs))
+        for name in (*self.inputs, *self.outputs):
+            _check_text("a name of inputs and outputs", name)
         for key, names in (("input_name", (*self.inputs,)), ("output_name", self.outputs)):
             if names and getattr(self, key) != names[0]:
                 raise EngineError(
-                    f"{key} is {getattr(self, key)!r} and not the first of {', '.join(names)}:"
+                    f"{key} is {quoted(getattr(self, key))} and not the first of"
+                    f" {one_line(', '.join(names))}:"
                     " correct one of them"
                 )
 
@@ -126,21 +167,21 @@ class Manifest:
     def load(cls, path: str | Path) -> Manifest:
         """Read a manifest. Raises EngineError if it is missing, unreadable or incomplete."""
         path = Path(path)
+        if not path.exists():
+            raise EngineError(f"manifest {path} does not exist: check the path")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise EngineError(f"manifest {path} does not exist: check the path") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
+            # It came with the model from somewhere: no aliases, which nobody needs in it.
+            values = parse_yaml(read_text(path, MAX_YAML_BYTES, "manifest"), aliases=False)
+        except ConfigError as error:
             raise EngineError(
-                f"manifest {path} cannot be read as YAML ({reason}):"
-                " correct it or write it anew with `depth_tools models manifest`"
+                f"manifest {path} cannot be read as YAML ({one_line(error, 400)}): correct it or"
+                f" write it anew with `{depth_tools('models manifest')}`"
             ) from error
         try:
             spec = _from_mapping(InputSpec, _mapping(values).get("input"), "input.")
             return _from_mapping(cls, {**_mapping(values), "input": spec}, "")
-        except (EngineError, ValueError) as error:
-            raise EngineError(f"manifest {path}: {error}") from error
+        except Exception as error:  # every fault of a foreign file is told in one sentence
+            raise EngineError(f"manifest {path}: {one_line(error, 600)}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the manifest as YAML; load() of that file gives an equal manifest."""
@@ -160,8 +201,17 @@ class Manifest:
 
 def _mapping(values: Any) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
-        raise EngineError(f"found {values!r} where keys and values should be")
+        raise EngineError(f"found {quoted(values)} where keys and values should be")
     return values
+
+
+def _check_text(key: str, text: str, lines: bool = False) -> None:
+    """EngineError for a text too long for a log, or with characters that control a terminal."""
+    allowed = text.replace("\n", "") if lines else text
+    if len(text) > _MAX_TEXT or not allowed.isprintable():
+        raise EngineError(
+            f"{key} is {quoted(text)}: give a text of printable characters, at most {_MAX_TEXT}"
+        )
 
 
 def _from_mapping(cls: type, values: Any, prefix: str) -> Any:
@@ -169,9 +219,9 @@ def _from_mapping(cls: type, values: Any, prefix: str) -> Any:
     fields = {item.name: item for item in dataclasses.fields(cls)}
     for key in _mapping(values):
         if key not in fields:
-            guess = nearest(str(key), fields)
+            guess = nearest(key, fields) if isinstance(key, str) else ""
             raise EngineError(
-                f"unknown key {prefix}{key}"
+                f"unknown key {prefix}{one_line(key)}"
                 + (f"; did you mean {prefix}{guess}?" if guess else f"; known: {', '.join(fields)}")
             )
     for name, item in fields.items():
@@ -234,7 +284,7 @@ def verified_manifest(model: Path, manifest: str | Path | None = None) -> Manife
         raise EngineError(
             f"model {model} is not the file its manifest describes (sha256 {digest[:12]}… instead"
             f" of {description.sha256[:12]}…): it is damaged or another version; fetch the right"
-            " file, or write a new manifest with `depth_tools models manifest`"
+            f" file, or write a new manifest with `{depth_tools('models manifest')}`"
         )
     return description
 
@@ -246,7 +296,7 @@ def _manifest_of(model: Path, manifest: str | Path | None) -> Manifest:
     if not beside.is_file():
         raise EngineError(
             f"model {model} has no manifest ({beside.name} beside it), so its input and"
-            f" output are unknown: write one with `depth_tools models manifest {model}"
-            " --meaning MEANING`"
+            " output are unknown: write one with"
+            f" `{depth_tools(f'models manifest {model} --meaning MEANING')}`"
         )
     return Manifest.load(beside)

@@ -16,6 +16,7 @@ from depth_node.engine.manifest import (
     model_sha256,
 )
 from depth_node.engine.preprocess import InputSpec
+from depth_node.engine.protocol import warn_if_slow
 
 
 def write_manifest(
@@ -101,7 +102,8 @@ def write_manifest(
         inputs={item.name: _fixed_shape(item.shape) for item in inputs} if prompted else {},
         outputs=tuple(outputs),
     )
-    with ort.OrtEngine(model, written):  # checks names, shape and type as at run time
+    # Opening it checks names, shape and type as at run time.
+    with warn_if_slow(f"running model {model} once"), ort.OrtEngine(model, written):
         written.save(manifest_path(model) if manifest is None else manifest)
     return written
 

@@ -17,11 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from depth_node.config import nearest
-from depth_node.engine import BackendError, EngineError
+from depth_node.engine import BackendError, EngineError, depth_tools
 from depth_node.engine.cache import EngineCache
 from depth_node.engine.manifest import Manifest, converted_path, verified_manifest
 from depth_node.engine.options import REFERENCE, EngineConfig, ModelConfig, OpenRequest
-from depth_node.engine.protocol import Engine, Progress
+from depth_node.engine.protocol import Engine, Progress, warn_if_slow
 from depth_node.engine.self_check import Limits, Reference, check
 
 _log = logging.getLogger("depth_node.engine")
@@ -131,7 +131,8 @@ def open_model(
         reason = _missing(_BACKENDS[name])
         if not reason:
             try:
-                engine = _open_or_fall_back(name, request)
+                with warn_if_slow(f"opening model {model} on {name}"):
+                    engine = _open_or_fall_back(name, request)
                 break
             except BackendError as error:  # the back end is found unusable only when it starts
                 reason = str(error)
@@ -141,7 +142,8 @@ def open_model(
     if engine is None:
         if engine_config.on_failure != "cpu" or REFERENCE in skipped:
             raise EngineError(_no_backend_message(skipped))
-        engine = _open_checked(REFERENCE, request, "file")
+        with warn_if_slow(f"opening model {model} on {REFERENCE}"):
+            engine = _open_checked(REFERENCE, request, "file")
     for other, reason in skipped.items():
         engine.details[f"not {other}"] = reason
     _log.info("model %s runs on %s", manifest.name, engine.backend)
@@ -202,10 +204,10 @@ def _open_checked(name: str, request: OpenRequest, precision: str) -> Engine:
     if precision != "file":
         path = converted_path(request.model, precision)
         if not path.is_file():
+            command = f"models convert {request.model} --precision {precision}"
             raise EngineError(
                 f"model {request.model.name} has no copy in {precision} ({path.name} beside it):"
-                f" make one with `depth_tools models convert {request.model} --precision"
-                f" {precision}`, or set model.precision to file"
+                f" make one with `{depth_tools(command)}`, or set model.precision to file"
             )
         typed_request = dataclasses.replace(request, model=path, manifest=verified_manifest(path))
     engine = _BACKENDS[name].open(typed_request)

@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from depth_node.engine import BackendError, EngineError
 from depth_node.engine.manifest import Manifest
+from depth_node.engine.model_file import fault_of
 from depth_node.engine.protocol import Closeable, check_tensor, check_tensors
+
+# Since 1.31 it writes a device id and events into the user's cache folder and sends them. It looks
+# at this when it is loaded; a user's own setting is kept.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 # Back end -> providers of ONNX Runtime; each runs the operators that those before it cannot run.
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -54,14 +60,20 @@ class OrtEngine(Closeable):
     """Engine on a provider of ONNX Runtime; construction checks the manifest and runs once.
 
     Raises EngineError if the file cannot be read, contradicts its manifest or does not run, and
-    BackendError if the provider cannot be used.
+    BackendError if the provider cannot be used. frugal: see open_session().
     """
 
     def __init__(
-        self, model: Path, manifest: Manifest, threads: int = 0, provider: str = "cpu"
+        self,
+        model: Path,
+        manifest: Manifest,
+        threads: int = 0,
+        provider: str = "cpu",
+        *,
+        frugal: bool = False,
     ) -> None:
         self.backend = f"onnxruntime-{provider}"
-        session = open_session(model, threads, provider)
+        session = open_session(model, threads, provider, frugal)
         _check_signature(session, model, manifest)
         self.manifest = manifest
         self.details: dict[str, Any] = {
@@ -77,23 +89,23 @@ class OrtEngine(Closeable):
         dtype = "float32" if manifest.inputs else manifest.input.dtype
         self.run_named({key: np.zeros(n, dtype) for key, n in manifest.input_shapes.items()})
 
-    def run(self, tensor: npt.NDArray) -> npt.NDArray:
+    def run(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """See Engine.run: (1, 3, height, width) -> usually (1, h, w)."""
         check_tensor(tensor, self.manifest)
-        output: npt.NDArray = self._run({self.manifest.input_name: tensor}, 1)[0]
+        output: npt.NDArray[Any] = self._run({self.manifest.input_name: tensor}, 1)[0]
         return output
 
-    def run_named(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def run_named(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """See Engine.run_named: tensors of shapes such as (n, 2) by name."""
         check_tensors(tensors, self.manifest)
         names = self.manifest.output_names
         return dict(zip(names, self._run(tensors, len(names)), strict=True))
 
-    def _run(self, tensors: Mapping[str, npt.NDArray], outputs: int) -> list[npt.NDArray]:
+    def _run(self, tensors: Mapping[str, npt.NDArray[Any]], outputs: int) -> list[npt.NDArray[Any]]:
         if self._session is None:
             raise EngineError(f"model {self.manifest.name} is closed: open it again")
         try:
-            arrays: list[npt.NDArray] = self._session.run(
+            arrays: list[npt.NDArray[Any]] = self._session.run(
                 list(self.manifest.output_names[:outputs]), dict(tensors)
             )
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -109,9 +121,14 @@ class OrtEngine(Closeable):
         self._session = None
 
 
-def open_session(model: Path, threads: int, provider: str = "cpu") -> onnxruntime.InferenceSession:
+def open_session(
+    model: Path, threads: int, provider: str = "cpu", frugal: bool = False
+) -> onnxruntime.InferenceSession:
     """A plain session of ONNX Runtime on a provider.
 
+    frugal: hold little memory. Nodes run in the order of the file (ONNX Runtime's own order leaves
+    those of which only an output is wanted to the end, with all that they take), and what a run
+    took is given back.
     Raises EngineError if the file cannot be read, BackendError if the provider cannot be used.
     """
     options = onnxruntime.SessionOptions()
@@ -119,7 +136,14 @@ def open_session(model: Path, threads: int, provider: str = "cpu") -> onnxruntim
     options.log_severity_level = (
         3  # errors are raised as exceptions; warnings would be printed to stderr
     )
+    if frugal:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
     requested = _PROVIDERS[provider]
+    fault = fault_of(model)
+    if fault:
+        raise EngineError(fault)
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=requested)
     except Exception as error:  # onnxruntime's exceptions share no base class

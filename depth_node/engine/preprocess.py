@@ -6,12 +6,16 @@ No other module resizes images for networks or outputs of networks.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from depth_node.config import quoted
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 DTYPES = ("float32", "float16", "uint8")
@@ -51,21 +55,27 @@ class InputSpec:
         for name in ("height", "width"):
             size = getattr(self, name)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"input {name} is {size!r}: give a whole number of pixels above 0")
+                raise ValueError(
+                    f"input {name} is {quoted(size)}: give a whole number of pixels above 0"
+                )
         for name, allowed in (
             ("channel_order", CHANNEL_ORDERS),
             ("dtype", DTYPES),
             ("resize", RESIZES),
             ("interpolation", INTERPOLATIONS),
         ):
-            if getattr(self, name) not in allowed:
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in allowed:
                 raise ValueError(
-                    f"input {name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}"
+                    f"input {name} is {quoted(getattr(self, name))}: use one of"
+                    f" {', '.join(allowed)}"
                 )
         for name in ("mean", "std"):
             value = getattr(self, name)
             if not isinstance(value, (tuple, list)) or len(value) != 3:
-                raise ValueError(f"input {name} is {value!r}: give three numbers, one a channel")
+                raise ValueError(
+                    f"input {name} is {quoted(value)}: give three numbers, one a channel"
+                )
             object.__setattr__(self, name, tuple(_number(item, name) for item in value))
         object.__setattr__(self, "scale", _number(self.scale, "scale"))
         if self.scale <= 0 or min(self.std) <= 0:
@@ -81,12 +91,16 @@ class InputSpec:
 
 
 def _number(value: object, name: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"input {name} has {value!r}: give finite numbers")
-    return float(value)
+    number = math.nan
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # an integer of 400 digits
+            number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"input {name} has {quoted(value)}: give finite numbers")
+    return number
 
 
-def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray:
+def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[Any]:
     """(H, W, 3) uint8 RGB image -> contiguous (1, 3, height, width) tensor of spec.dtype.
 
     Raises ValueError if the array is not such an image.
@@ -132,8 +146,8 @@ def interpolation_of(name: str, source: tuple[int, int], target: tuple[int, int]
 
 
 def to_image(
-    output: npt.NDArray, spec: InputSpec, height: int, width: int, *, nearest: bool = False
-) -> npt.NDArray:
+    output: npt.NDArray[Any], spec: InputSpec, height: int, width: int, *, nearest: bool = False
+) -> npt.NDArray[Any]:
     """(h, w) network output -> (height, width) of the image that to_tensor was given.
 
     The output may be smaller or larger than the tensor; it covers the same view. Floating values
@@ -158,7 +172,7 @@ def to_image(
     return _resize(output, height, width, interpolation)
 
 
-def resize_map(values: npt.NDArray, height: int, width: int) -> npt.NDArray:
+def resize_map(values: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
     """(h, w) map of the same view -> (height, width) float32, linearly interpolated."""
     return _resize(np.ascontiguousarray(values, dtype=np.float32), height, width, "linear")
 
@@ -188,7 +202,9 @@ def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, 
     return (height - rows) // 2, (width - cols) // 2, rows, cols
 
 
-def _resize(array: npt.NDArray, height: int, width: int, interpolation: str) -> npt.NDArray:
+def _resize(
+    array: npt.NDArray[Any], height: int, width: int, interpolation: str
+) -> npt.NDArray[Any]:
     """cv2.resize, whose pixel centres are at integers + 0.5; "area" only for shrinking."""
     if array.shape[:2] == (height, width):
         return array

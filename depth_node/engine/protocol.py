@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -13,7 +17,32 @@ import numpy.typing as npt
 from depth_node.engine import EngineError
 from depth_node.engine.manifest import Manifest
 
+_SLOW_S = 20.0
+
 _Self = TypeVar("_Self")
+
+
+@contextlib.contextmanager
+def warn_if_slow(doing: str) -> Iterator[None]:
+    """Log what is being done if it takes long: a network may hold a loop that never ends.
+
+    Nobody can end a run inside a library but by ending the process, so the warning names it.
+    """
+
+    def warn() -> None:
+        logging.getLogger("depth_node.engine").warning(
+            "still %s after %.0f s: it is large, or never comes to an end; `kill -9 %d` ends it",
+            doing, _SLOW_S, os.getpid(),
+        )  # fmt: skip
+
+    timer = threading.Timer(_SLOW_S, warn)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # it wakes at once; no thread is left behind
 
 
 class Closeable:
@@ -50,7 +79,7 @@ class Engine(Protocol):
     def details(self) -> dict[str, Any]:
         """Facts for an operator: versions, providers in use, threads, results of the self-check."""
 
-    def run(self, tensor: npt.NDArray) -> npt.NDArray:
+    def run(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Run the network: (1, 3, height, width) tensor -> the output ``manifest.output_name``.
 
         The tensor has the manifest's shape and type. The output, usually (1, h, w), is a copy that
@@ -58,7 +87,7 @@ class Engine(Protocol):
         fails.
         """
 
-    def run_named(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def run_named(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the network with several inputs or outputs, by name.
 
         Takes every tensor of ``manifest.input_shapes``, such as (n, 2), and returns every output of
@@ -82,7 +111,7 @@ class Engine(Protocol):
 class ImageEngine(Engine, Protocol):
     """An engine that also converts the image to the input tensor, on its own device."""
 
-    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
+    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """(H, W, 3) uint8 RGB -> the output of run() for preprocess.to_tensor of this image."""
 
 
@@ -90,7 +119,7 @@ Progress = Callable[[str, int, int], None]
 """Callback of an engine build: name of the phase, steps done, steps in all."""
 
 
-def check_tensor(tensor: npt.NDArray, manifest: Manifest) -> None:
+def check_tensor(tensor: npt.NDArray[Any], manifest: Manifest) -> None:
     """Check a (1, 3, height, width) tensor. Raises EngineError if shape or type do not fit."""
     if tensor.shape != manifest.input.shape or tensor.dtype != np.dtype(manifest.input.dtype):
         raise EngineError(
@@ -100,7 +129,7 @@ def check_tensor(tensor: npt.NDArray, manifest: Manifest) -> None:
         )
 
 
-def check_tensors(tensors: Mapping[str, npt.NDArray], manifest: Manifest) -> None:
+def check_tensors(tensors: Mapping[str, npt.NDArray[Any]], manifest: Manifest) -> None:
     """Check tensors by name against ``manifest.input_shapes``, such as {"points": (n, 2)}.
 
     Raises EngineError if names, shapes or types do not fit.

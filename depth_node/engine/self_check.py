@@ -12,9 +12,8 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import os
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.config import nearest
+from depth_node.config import nearest, one_line, quoted, read_bytes
 from depth_node.engine import EngineError
-from depth_node.engine.cache import REFERENCE_ENDING
+from depth_node.engine.cache import REFERENCE_ENDING, make_private, write_private
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Engine, ImageEngine
 from depth_node.prediction import INVERSE_FLOOR_RATIO, KINDS
 
-Tensors = dict[str, npt.NDArray]
+Tensors = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,13 @@ class Limits:
             if key not in known:
                 guess = nearest(str(key), known)
                 raise EngineError(
-                    f"manifest of {manifest.name}: unknown key limits.{key}"
+                    f"manifest of {manifest.name}: unknown key limits.{one_line(key)}"
                     + (f"; did you mean limits.{guess}?" if guess else f"; use {', '.join(known)}")
                 )
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
                 raise EngineError(
-                    f"manifest of {manifest.name}: limits.{key} is {value!r}: give a number from 0"
+                    f"manifest of {manifest.name}: limits.{key} is {quoted(value)}: give a"
+                    " number from 0"
                 )
         return dataclasses.replace(defaults, **manifest.limits)
 
@@ -106,7 +106,7 @@ class OutputDifference:
 
 
 def output_difference(
-    output: npt.NDArray, reference: npt.NDArray, meaning: str = ""
+    output: npt.NDArray[Any], reference: npt.NDArray[Any], meaning: str = ""
 ) -> OutputDifference:
     """Compare an output with the reference's, two arrays of one shape such as (1, h, w).
 
@@ -261,11 +261,11 @@ def check(engine: Engine, reference: Reference, limits: Limits) -> None:
 
 def _read(path: Path, manifest: Manifest) -> Tensors | None:
     try:
-        with np.load(path) as stored:
+        with np.load(io.BytesIO(read_bytes(path))) as stored:
             outputs = {name: stored[name] for name in stored.files}
         with contextlib.suppress(OSError):
             os.utime(path)  # the cache deletes the least recently used file first
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+    except Exception:  # damaged in whatever way: computed again
         return None
     names = manifest.output_names
     return {name: outputs[name] for name in names} if set(outputs) == set(names) else None
@@ -274,10 +274,10 @@ def _read(path: Path, manifest: Manifest) -> Tensors | None:
 def _write(path: Path, outputs: Tensors) -> None:
     """Store the outputs for the next start; if that fails, the next start takes longer."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            savez: Any = np.savez  # NumPy 1.26 takes no allow_pickle, which its stubs of 2.x name
-            savez(file, **outputs)
-        os.replace(file.name, path)
+        make_private(path.parent)
+        content = io.BytesIO()
+        savez: Any = np.savez  # NumPy 1.26 takes no allow_pickle, which its stubs of 2.x name
+        savez(content, **outputs)
+        write_private(path, content.getvalue())
     except OSError:
         return

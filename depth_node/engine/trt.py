@@ -5,6 +5,9 @@ The types in the ONNX file decide the precision (``depth_tools models convert``)
 11 has no other way. Built engines are stored by their identity (cache.py). USED lists all that this
 file uses of TensorRT; tests compare it with this file and with the real bindings of several
 versions.
+
+An engine is built in a process of its own, which runs this file: a fault inside the library ends
+that process and not the node, and a build can be ended at any time.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import tensorrt as trt
 
-from depth_node.engine import EngineError, cuda
+from depth_node.engine import EngineError, cuda, depth_tools
+from depth_node.engine.build_process import BuildError, build_apart, serve
 from depth_node.engine.cache import CachedEngine, Identity
 from depth_node.engine.gpu_kernels import Resampling
 from depth_node.engine.manifest import Manifest
+from depth_node.engine.model_file import fault_of
 from depth_node.engine.options import OpenRequest
 from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Closeable, Progress, check_tensor, check_tensors
@@ -56,7 +61,7 @@ USED: dict[str, tuple[str, ...]] = {
     "OnnxParser": (
         "__init__(network, logger)", "parse_from_file(model)", "num_errors", "get_error(index)",
     ),
-    "ParserError": ("desc()",),
+    "ParserError": ("desc()", "node_name()", "node_operator()"),
     "Runtime": ("__init__(logger)", "deserialize_cuda_engine(serialized_engine)"),
     "ICudaEngine": (
         "num_io_tensors", "get_tensor_name(index)", "get_tensor_mode(name)",
@@ -72,6 +77,7 @@ USED: dict[str, tuple[str, ...]] = {
 MAJORS = (10, 11)
 
 _LOG_INTERVAL_S = 10.0
+_LARGE_PART = 0.1  # of the GPU's memory: a decoder that takes more is told of
 _log = logging.getLogger("depth_node.engine")
 
 
@@ -135,6 +141,9 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
     except BaseException:
         gpu.close()
         raise
+    warnings = [text for text in (trouble, engine.details.get("warning", "")) if text]
+    if warnings:
+        engine.details["warning"] = "; ".join(warnings)
     engine.details |= {
         "key": identity.key,
         "engine file": str(cached.path),
@@ -142,15 +151,13 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
         "model": str(request.model),
         "sha256": request.manifest.sha256,
     }
-    if trouble:
-        engine.details["warning"] = trouble
     return engine
 
 
 def _cached_engine(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> CachedEngine:
     """Take the engine from the cache, or build it into the cache."""
     config = request.config
-    command = f"depth_tools models build {config.path}"
+    command = depth_tools(f"models build {config.path}")
     for option, value, default in (
         ("--manifest", config.manifest, ""),
         ("--precision", config.precision, "file"),
@@ -184,6 +191,8 @@ class _Logger(trt.ILogger):
         """Called by TensorRT."""
         if int(severity) <= int(trt.ILogger.ERROR):  # INTERNAL_ERROR is 0, ERROR 1
             self.errors.append(" ".join(str(msg).split()))
+        elif int(severity) == 2:  # WARNING
+            _log.info("TensorRT warns: %s", " ".join(str(msg).split()))
         else:
             _log.debug("TensorRT: %s", msg)
 
@@ -197,6 +206,10 @@ class _Logger(trt.ILogger):
         text = " ".join(self.errors).lower().replace(" ", "")
         return "outofmemory" in text or "out_of_memory" in text or "cudamalloc" in text
 
+    def needs_workspace(self) -> bool:
+        """Whether the last errors ask for a larger workspace."""
+        return "workspace" in " ".join(self.errors).lower()
+
 
 @functools.cache
 def _logger() -> _Logger:
@@ -205,17 +218,16 @@ def _logger() -> _Logger:
 
 
 class _Monitor(trt.IProgressMonitor):
-    """Reports a build's progress to a callback or, every _LOG_INTERVAL_S seconds, to the log.
+    """Passes a build's progress on, and ends the build where `stop` says so or that fails.
 
-    An exception of the callback (an interrupt) must not pass through TensorRT: it is stored in
-    `stopped`, and the build ends.
+    Nothing may be raised through TensorRT, which swallows it: a signal is noted by its handler and
+    asked for here, an exception is kept in `stopped`.
     """
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, stop: Callable[[], bool] = lambda: False) -> None:
         trt.IProgressMonitor.__init__(self)
-        self._progress = progress
+        self._progress, self._stop = progress, stop
         self._phases: dict[str, list[int]] = {}
-        self._last_log_s = time.monotonic()
         self.stopped: BaseException | None = None
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
@@ -224,25 +236,22 @@ class _Monitor(trt.IProgressMonitor):
         self._report(phase_name)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Called by TensorRT; False would end the build."""
+        """Called by TensorRT; False ends the build."""
         self._phases.setdefault(phase_name, [0, 0])[0] = step + 1
         self._report(phase_name)
-        return self.stopped is None
+        return self.stopped is None and not self._stop()
 
     def phase_finish(self, phase_name: str) -> None:
         """Called by TensorRT."""
         self._phases.pop(phase_name, None)
 
     def _report(self, phase: str) -> None:
-        done, total = self._phases[phase]
-        if self._progress is not None:
-            try:
-                self._progress(phase, done, total)
-            except BaseException as error:
-                self.stopped = error
-        elif time.monotonic() - self._last_log_s > _LOG_INTERVAL_S:
-            self._last_log_s = time.monotonic()
-            _log.info("building the engine: %s, %d of %d", phase, done, total)
+        if self._progress is None or self.stopped is not None:
+            return
+        try:
+            self._progress(phase, *self._phases[phase])
+        except BaseException as error:
+            self.stopped = error
 
 
 def build_plan(
@@ -250,8 +259,60 @@ def build_plan(
 ) -> bytes:
     """Build the serialised engine of an ONNX file for this GPU, which takes minutes.
 
-    Raises EngineError if TensorRT cannot read or build the file or memory runs out, and whatever
-    the progress callback raises.
+    SIGINT and SIGTERM end the build within seconds if this is the main thread. Raises EngineError
+    if TensorRT cannot read or build the file, memory runs out or the library ends its process, and
+    whatever the progress callback raises.
+    """
+    fault = fault_of(model)
+    if fault:
+        raise EngineError(fault)
+    given = {
+        "model": str(model),
+        "shapes": {name: list(shape) for name, shape in manifest.input_shapes.items()},
+        "workspace_mb": workspace_mb,
+    }
+    version = f"TensorRT {trt.__version__}"
+    try:
+        return build_apart(__name__, given, progress or _LogProgress())
+    except BuildError as failure:
+        kind, reason = failure.args
+    if kind == "memory":
+        raise gpu.out_of_memory_error(gpu.memory()[1], f"building the engine of {manifest.name}")
+    sentences = {
+        "read": f"{version} cannot read {model} ({reason}): export it with opset 17 to 20, or use"
+        " another back end",
+        "workspace": f"{version} cannot build an engine of {model} with engine.workspace_mb:"
+        f" {workspace_mb} ({reason}): raise engine.workspace_mb (--workspace-mb), or set it"
+        " to 0 for all of the GPU's memory; if that is full, end other programs on the GPU",
+        "build": f"{version} cannot build an engine of {model} ({reason}): use another version,"
+        " model.precision or back end",
+        "ended": f"{version} ended its process with {reason} while it built an engine of {model}:"
+        " use another version or back end, or export the model with opset 17 to 20",
+        "stopped": f"the build of {model} was stopped: start it again",
+    }
+    raise EngineError(sentences[kind])
+
+
+class _LogProgress:
+    """Logs a build's progress every _LOG_INTERVAL_S seconds."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last_s > _LOG_INTERVAL_S:
+            self._last_s = time.monotonic()
+            _log.info("building the engine: %s, %d of %d", phase, done, total)
+
+
+def build_here(
+    given: Mapping[str, Any],
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bytes:
+    """Build in this process. Raises BuildError, and whatever the progress callback raises.
+
+    given: model (a path), shapes of the inputs by name, workspace_mb.
     """
     logger = _logger()
     logger.errors.clear()
@@ -259,42 +320,44 @@ def build_plan(
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(model)):
+    if not parser.parse_from_file(given["model"]):
         reasons = []
         for index in range(parser.num_errors):
             error = parser.get_error(index)
-            reasons.append(" ".join(error.desc().split()))
-        raise EngineError(
-            f"TensorRT {trt.__version__} cannot read {model}"
-            f" ({'; '.join(reasons[:3]) or logger.error_text()}): export it with opset 17 to 20, or"
-            " use another back end"
-        )
+            text = " ".join(error.desc().split())
+            named = " ".join(part for part in (error.node_operator(), error.node_name()) if part)
+            reasons.append(f"operator {named}: {text}" if named else text)
+        raise BuildError("read", "; ".join(reasons[:3]) or logger.error_text())
     config = builder.create_builder_config()
-    monitor = _Monitor(progress)
+    monitor = _Monitor(progress, stop)
     config.progress_monitor = monitor
-    if workspace_mb:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb * 1_000_000)
-    _fix_shapes(builder, network, config, manifest)
+    if given["workspace_mb"]:
+        pool_size = given["workspace_mb"] * 1_000_000
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, pool_size)
+    _fix_shapes(builder, network, config, given["shapes"])
     plan = builder.build_serialized_network(network, config)
     if monitor.stopped is not None:
         raise monitor.stopped
+    if stop():
+        raise BuildError("stopped", "")
     if plan is None:
-        if logger.is_out_of_memory():
-            size = workspace_mb * 1_000_000 or gpu.memory()[1]
-            raise gpu.out_of_memory_error(size, f"building the engine of {manifest.name}")
-        raise EngineError(
-            f"TensorRT {trt.__version__} cannot build an engine of {model} ({logger.error_text()}):"
-            " use another version, model.precision or back end"
-        )
+        kind = "build"
+        if given["workspace_mb"] and (logger.needs_workspace() or logger.is_out_of_memory()):
+            kind = "workspace"  # the limit is told as a lack of memory, whatever the GPU has
+        elif logger.is_out_of_memory():
+            kind = "memory"
+        raise BuildError(kind, logger.error_text())
     return bytes(plan)
 
 
-def _fix_shapes(builder: Any, network: Any, config: Any, manifest: Manifest) -> None:
+def _fix_shapes(
+    builder: Any, network: Any, config: Any, shapes: Mapping[str, Sequence[int]]
+) -> None:
     """Set sizes that the file leaves open to those of the manifest."""
     profile = None
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shape = manifest.input_shapes.get(tensor.name)
+        shape = shapes.get(tensor.name)
         if shape is None or -1 not in tuple(tensor.shape):
             continue
         if profile is None:
@@ -335,8 +398,8 @@ class TrtEngine(Closeable):
         self._runtime: Any = trt.Runtime(self._logger)
         self._engine: Any = None
         self._context: Any = None
-        self._inputs: dict[str, tuple[npt.NDArray, int]] = {}
-        self._outputs: dict[str, tuple[npt.NDArray, int]] = {}
+        self._inputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
+        self._outputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
         self._kernels: cuda.CompiledKernels | None = None
         self._image: cuda.ImageInput | None = None
         self._launch: cuda.Launch = self._enqueue
@@ -351,19 +414,19 @@ class TrtEngine(Closeable):
             self._release()
             raise
 
-    def run(self, tensor: npt.NDArray) -> npt.NDArray:
+    def run(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """See Engine.run: (1, 3, height, width) -> usually (1, h, w). Raises EngineError."""
         self._check_open()
         check_tensor(tensor, self.manifest)
         return self._run({self.manifest.input_name: tensor})[self.manifest.output_name]
 
-    def run_named(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def run_named(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """See Engine.run_named: tensors of shapes such as (n, 2) by name. Raises EngineError."""
         self._check_open()
         check_tensors(tensors, self.manifest)
         return self._run(tensors)
 
-    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray:
+    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """See ImageEngine.run_image: (H, W, 3) uint8 RGB. Raises EngineError."""
         if self._kernels is None:
             return self.run(to_tensor(image, self.manifest.input))
@@ -395,7 +458,7 @@ class TrtEngine(Closeable):
         if not self._open:
             raise EngineError(f"model {self.manifest.name} is closed: open it again")
 
-    def _run(self, tensors: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def _run(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         self._gpu.begin()
         for name, tensor in tensors.items():
             pinned, address = self._inputs[name]
@@ -405,7 +468,7 @@ class TrtEngine(Closeable):
         self._gpu.wait()
         return {name: self._copied_output(name) for name in self.manifest.output_names}
 
-    def _copied_output(self, name: str) -> npt.NDArray:
+    def _copied_output(self, name: str) -> npt.NDArray[Any]:
         """A copy of an output; FP16 becomes float32."""
         pinned = self._outputs[name][0]
         return pinned.astype(np.float32 if pinned.dtype == np.float16 else pinned.dtype)
@@ -431,7 +494,7 @@ class TrtEngine(Closeable):
             raise PlanError(
                 f"TensorRT {trt.__version__} does not take the engine of {self.manifest.name}"
                 f" ({self._logger.error_text()}): it was built by another version or for another"
-                " GPU; build it again with `depth_tools models build`"
+                f" GPU; build it again with `{depth_tools('models build')}`"
             )
 
     def _make_context(self) -> None:
@@ -439,12 +502,32 @@ class TrtEngine(Closeable):
         if self._context is None:
             size = int(self._engine.device_memory_size_v2)
             if self._logger.is_out_of_memory() or size > self._gpu.memory()[0]:
-                raise self._gpu.out_of_memory_error(size, f"running {self.manifest.name}")
+                error = self._gpu.out_of_memory_error(size, f"running {self.manifest.name}")
+                if self.manifest.inputs:
+                    raise EngineError(f"{error}; {self._smaller_batch()}")
+                raise error
             raise EngineError(
                 f"the engine of {self.manifest.name} cannot be started"
-                f" ({self._logger.error_text()}): build it again with `depth_tools models build`"
+                f" ({self._logger.error_text()}): build it again with"
+                f" `{depth_tools('models build')}`"
             )
-        self.details["engine memory [MB]"] = round(int(self._engine.device_memory_size_v2) / 1e6)
+        size = int(self._engine.device_memory_size_v2)
+        total = self._gpu.memory()[1]
+        self.details["engine memory [MB]"] = round(size / 1e6)
+        if self.manifest.inputs and size > _LARGE_PART * total:
+            self.details["warning"] = (
+                f"{self.manifest.name} takes {size / 1e6:.0f} of the GPU's {total / 1e6:.0f} MB"
+                f" while it runs: {self._smaller_batch()}"
+            )
+            _log.warning("%s", self.details["warning"])
+
+    def _smaller_batch(self) -> str:
+        """The advice for a prompt decoder that takes too much memory."""
+        points = next(iter(self.manifest.inputs.values()))[0]
+        return (
+            f"export it for fewer than {points} points at once (`python -m training segmentation"
+            f" --batch {max(points // 4, 1)}`)"
+        )
 
     def _bind(self) -> None:
         """Compare names, shapes and types with the manifest, and allocate all buffers."""
@@ -474,8 +557,8 @@ class TrtEngine(Closeable):
             if not context.set_input_shape(name, shape):
                 raise EngineError(
                     f"the engine of {manifest.name} refuses {name} of shape {shape}"
-                    f" ({self._logger.error_text()}): build it again with `depth_tools models"
-                    " build`"
+                    f" ({self._logger.error_text()}): build it again with"
+                    f" `{depth_tools('models build')}`"
                 )
             self._inputs[name] = self._buffers(name, shape, dtype)
         for name in outputs:
@@ -489,7 +572,7 @@ class TrtEngine(Closeable):
         for name, (_, address) in (self._inputs | self._outputs).items():
             context.set_tensor_address(name, address)
 
-    def _numpy_type(self, name: str) -> np.dtype:
+    def _numpy_type(self, name: str) -> np.dtype[Any]:
         trt_type = self._engine.get_tensor_dtype(name)
         try:
             return np.dtype(trt.nptype(trt_type))
@@ -501,7 +584,7 @@ class TrtEngine(Closeable):
 
     def _buffers(
         self, name: str, shape: Sequence[int], dtype: npt.DTypeLike
-    ) -> tuple[npt.NDArray, int]:
+    ) -> tuple[npt.NDArray[Any], int]:
         purpose = f"{name} of {self.manifest.name}"
         pinned = self._gpu.pinned(shape, dtype, purpose)
         return pinned, self._gpu.allocate(pinned.nbytes, purpose)
@@ -551,3 +634,7 @@ class TrtEngine(Closeable):
 
 def _closed() -> None:
     raise EngineError("the model is closed: open it again")
+
+
+if __name__ == "__main__":
+    serve(build_here)

@@ -99,7 +99,8 @@ class FitConfig:
     )
     mode: str = option(
         "sensor",
-        "paper: plain least squares as published; sensor: withstands outliers and few points.",
+        "Mode of the region methods; paper: plain least squares as published; sensor: withstands "
+        "outliers and few points.",
         choices=MODES,
     )
     min_points: int = option(

@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optional compilation by numba. Every compiled loop has a NumPy form of the same result.
 
-Machine code is cached beside the source or, if that is read-only, in the user's cache folder.
+Machine code is cached beside the source or, if that is read-only, in the user's cache folder. A
+cache that is damaged, full or open to others costs seconds at every start, and never the start
+itself. Its files are pickles and machine code: who can write them runs code here, so the checksums
+below find damage (a power cut), not malice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import logging
+import os
+import stat
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from depth_node.config import one_line, read_bytes
+
+_SUMS = ".sums"  # checksums of a loop's cache files, beside them
+_CURE = "set NUMBA_CACHE_DIR to a folder that only you can write"
 
 
 @functools.cache
@@ -21,8 +34,8 @@ def find_numba() -> tuple[Any, str]:
     try:
         import numba
     except Exception as error:  # a version that does not fit NumPy or LLVM fails in many ways
-        reason = " ".join(str(error).split())
-        return None, f"numba is installed but cannot be loaded ({type(error).__name__}: {reason})"
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        return None, f"numba is installed but cannot be loaded ({reason})"
     return numba, ""
 
 
@@ -37,21 +50,123 @@ def compiled(
     numba, why_not = find_numba()
     if numba is None:
         raise RuntimeError(why_not)
-    signatures = [] if signature is None else [signature]
-    fast: Callable[..., None]
+    fast = numba.njit(nogil=True, **options)(loop)
     try:
-        fast = numba.njit(*signatures, cache=True, nogil=True, **options)(loop)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
+        fast.enable_caching()
+        fast._cache = _CarefulCache(fast._cache, loop.__qualname__)
+    except Exception as error:  # no folder can be written, or another numba with other insides
         _warn_once(
-            "no folder for machine code can be written, so every start compiles again (seconds):"
-            " set NUMBA_CACHE_DIR to a folder that can be written."
+            "no folder",
+            "no folder for machine code can be used, so every start compiles again (seconds):"
+            f" {_CURE} ({one_line(error)}).",
         )
-        fast = numba.njit(*signatures, nogil=True, **options)(loop)
-    return fast
+        fast = numba.njit(nogil=True, **options)(loop)
+    if signature is not None:
+        fast.compile(signature)
+        fast.disable_compile()
+    compiled_loop: Callable[..., None] = fast
+    return compiled_loop
 
 
-@functools.cache
-def _warn_once(text: str) -> None:
-    logging.getLogger(__name__).warning(text)
+class _CarefulCache:
+    """numba's cache of one loop, of which no fault reaches the caller.
+
+    What is loaded was written completely: a power cut leaves files that are cut or hold zeros, and
+    machine code of zeros would end the process. A file that does not agree with its checksum is
+    deleted, and the loop compiled anew.
+    """
+
+    def __init__(self, cache: Any, name: str) -> None:
+        self._cache = cache
+        self._name = name
+        self._index = Path(cache._cache_file._index_path)
+        self._sums = self._index.with_name(self._index.name + _SUMS)
+        self._usable = True
+        folder = Path(cache.cache_path)
+        # numba has just made its own folder by the umask; nobody else needs to read it.
+        if folder.name != "__pycache__" and not os.listdir(folder):
+            folder.chmod(0o700)
+        if folder.stat().st_mode & stat.S_IWOTH:
+            raise OSError(f"everybody can write into {folder}")
+
+    def __getattr__(self, name: str) -> Any:  # enable, disable, flush, cache_path
+        return getattr(self._cache, name)
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """The compiled loop, or None if it must be compiled."""
+        if not self._usable:
+            return None
+        try:
+            reason = self._fault()
+            if not reason:
+                return self._cache.load_overload(signature, context)
+        except Exception as error:  # whatever a pickle or LLVM says
+            reason = f"{self._index} ({type(error).__name__}: {one_line(error)})"
+        _warn_once(
+            f"damaged {self._index}",
+            f"numba's cache of the loop {self._name} is damaged, so the loop is compiled anew"
+            f" (seconds) and the file replaced: {reason}.",
+        )
+        self._drop()
+        return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep a compiled loop; without room for it the next start takes longer."""
+        if not self._usable:
+            return
+        try:
+            self._cache.save_overload(signature, result)
+            temporary = self._sums.with_name(f"{self._sums.name}.{os.getpid()}")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
+                file.writelines(f"{path.name} {_sha256(path)}\n" for path in self._files())
+            os.replace(temporary, self._sums)
+        except Exception as error:
+            self._usable = False
+            self._drop()
+            _warn_once(
+                f"not kept in {self._index.parent}",
+                f"machine code cannot be kept in {self._index.parent} ({one_line(error)}), so"
+                f" every start compiles again (seconds): make room, or {_CURE}.",
+            )
+
+    def _files(self) -> list[Path]:
+        """The index and the machine code of this loop: a file for each processor and signature."""
+        code = self._index.parent.glob(f"{self._index.stem}.*.nbc")
+        return sorted(path for path in (self._index, *code) if os.path.lexists(path))
+
+    def _fault(self) -> str:
+        """The file that is not what was written, or "": all are, or there is none yet."""
+        files = self._files()
+        if not files:
+            return ""
+        if not os.path.lexists(self._sums):
+            return f"{self._index} (no checksums, {self._sums.name}, beside it)"
+        sums = dict(
+            line.rsplit(" ", 1)
+            for line in read_bytes(self._sums, 100_000).decode("utf-8").splitlines()
+        )
+        for path in files:
+            if sums.get(path.name) != _sha256(path):
+                return f"{path} (its checksum is another)"
+        return ""
+
+    def _drop(self) -> None:
+        """Delete the files, so that the next start finds none; what cannot be deleted stays."""
+        for path in (*self._files(), self._sums):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(key: str, text: str) -> None:
+    """Warn once about each key: the text may name the loop, of which there are a dozen."""
+    if key not in _warned:
+        _warned.add(key)
+        logging.getLogger(__name__).warning(text)

@@ -1,21 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recent scans of LiDARs, and the selection of those that belong to an image."""
+"""Recent scans by source, and which of them belong to an image."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Container, Hashable
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from depth_node.geometry.rigid import FloatArray
 
+_MOST_PARTS = 64  # messages with one stamp of one source; a clock that stands still has no end
+_MOST_BYTES = 256 << 20  # of all scans held
+_SAMPLES = 2048  # points of a scan that tell where it looks
+_CELL = 0.06  # side of the cells of directions, on the unit sphere: 3.4 degrees
+_SIDE = 2 * (int(1 / _CELL) + 2) + 1  # of the cube of cells, with room for neighbours
+_SAME_VIEW = 0.8  # a scan looks where another did if it shares more than this of its cells
+
+
+@dataclass
+class _Scan:
+    """The points of one stamp, part by part, and the cells of directions in which they lie, once
+    those were asked for."""
+
+    parts: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    cells: npt.NDArray[np.intp] | None = None
+
+    @property
+    def points(self) -> npt.NDArray[np.float32]:
+        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
+
 
 class ScanBuffer:
     """The recent scans of one or several LiDARs, collected for the stamp of an image.
 
-    Scans are points of one common frame, (N, 3) in metres, with a key per source. Threads may add
-    and collect at the same time. Raises ValueError if max_scan_age_s is not above 0.
+    Scans go in as points of one common frame, under a key per source: whatever tells LiDARs apart,
+    such as topic and frame. Each source has its own time: one whose clock is ahead, or that jumps
+    back, does nothing to the others. Safe to fill from one thread and to collect from another.
+    Raises ValueError if max_scan_age_s is not above 0.
     """
 
     def __init__(self, max_scan_age_s: float) -> None:
@@ -24,31 +48,37 @@ class ScanBuffer:
         self._max_age_ns = round(max_scan_age_s * 1e9)
         # An image that is processed late still needs the scans around its own stamp.
         self._keep_ns = 2 * self._max_age_ns + 1_000_000_000
-        self._scans: dict[str, dict[int, npt.NDArray[np.float32]]] = {}
+        self._scans: dict[Hashable, dict[int, _Scan]] = {}
         self._lock = threading.Lock()
         self.jumps_back = 0
 
-    def add(self, stamp_ns: int, points: FloatArray, key: str = "points") -> bool:
-        """Store an (N, 3) scan. True if time jumped back (a looping bag), which deletes all scans.
+    def add(self, stamp_ns: int, points: FloatArray, key: Hashable = "points") -> bool:
+        """Store an (N, 3) scan. True if the source's time had jumped back (a bag that loops): its
+        older scans were forgotten.
 
-        A scan that is slightly older than the one before is stored; one of the same stamp replaces
-        it.
+        A scan somewhat older than its forerunner is kept. One with the same stamp is another part
+        of the same scan (several LiDARs that share a topic, a turn sent in pieces), unless it is
+        the same scan once more.
         """
+        part = np.asarray(points, dtype=np.float32).reshape(-1, 3)
         with self._lock:
-            scans = self._scans.get(key, {})
+            scans = self._scans.setdefault(key, {})
             jumped = bool(scans) and stamp_ns < max(scans) - self._keep_ns
             if jumped:
-                self._scans.clear()
+                scans.clear()
                 self.jumps_back += 1
-            scans = self._scans.setdefault(key, {})
-            scans[stamp_ns] = np.asarray(points, dtype=np.float32).reshape(-1, 3)
+            scan = scans.setdefault(stamp_ns, _Scan())
+            if not any(np.array_equal(part, other, equal_nan=True) for other in scan.parts):
+                scan.parts = [*scan.parts, part][-_MOST_PARTS:]
+                scan.cells = None
             oldest = max(scans) - self._keep_ns
             for stamp in [stamp for stamp in scans if stamp < oldest]:
                 del scans[stamp]
+            self._forget_beyond(_MOST_BYTES)
             return jumped
 
     def collect(
-        self, stamp_ns: int, key: str | None = None
+        self, stamp_ns: int, key: Hashable | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Points (N, 3) and ages (N,) of the scans at most max_scan_age_s before or after a stamp.
 
@@ -64,25 +94,102 @@ class ScanBuffer:
         return np.concatenate([points for _, points in chosen]), np.concatenate(ages)
 
     def scans(
-        self, stamp_ns: int, key: str | None = None
+        self, stamp_ns: int, key: Hashable | None = None
     ) -> list[tuple[int, npt.NDArray[np.float32]]]:
         """The scans that collect() joins, one by one: stamps in ns and points (N, 3)."""
         with self._lock:
-            sources = self._scans.values() if key is None else [self._scans.get(key, {})]
-            return [
-                (stamp, points)
-                for scans in sources
-                for stamp, points in scans.items()
-                if abs(stamp_ns - stamp) <= self._max_age_ns
-            ]
+            return [(stamp, scan.points) for stamp, scan in self._within(stamp_ns, key)]
 
-    def newest_stamp_ns(self, key: str | None = None) -> int | None:
-        """Stamp of the newest stored scan in ns, of all sources or of one; None without scans."""
+    def nearest(
+        self, stamp_ns: int, key: Hashable, count: int | None
+    ) -> list[tuple[int, npt.NDArray[np.float32]]]:
+        """Stamps in ns and points (N, 3) of the scans of a source for an image, the nearest first.
+
+        count: how many, None = all within max_age_s, 0 = those of one turn: the nearest, and the
+        scans next to it that look elsewhere than those taken before (a LiDAR that sends its turn
+        in pieces, or layer by layer). Empty scans do not count.
+        """
         with self._lock:
-            sources = self._scans.values() if key is None else [self._scans.get(key, {})]
-            return max((stamp for scans in sources for stamp in scans), default=None)
+            scans = [
+                (stamp, scan) for stamp, scan in self._within(stamp_ns, key) if len(scan.points)
+            ]
+            scans.sort(key=lambda item: abs(stamp_ns - item[0]))
+            if count == 0:
+                scans = _one_turn(scans)
+            return [(stamp, scan.points) for stamp, scan in scans[: count or None]]
+
+    def newest_stamp_ns(self, key: Hashable | None = None) -> int | None:
+        """Stamp of the newest scan held, of all sources or of one; None without any."""
+        with self._lock:
+            return max((stamp for scans in self._sources(key) for stamp in scans), default=None)
+
+    def forget(self, key: Hashable) -> None:
+        """Forget one source."""
+        with self._lock:
+            self._scans.pop(key, None)
+
+    def retain(self, keys: Container[Hashable]) -> None:
+        """Forget every source but these."""
+        with self._lock:
+            for key in [key for key in self._scans if key not in keys]:
+                del self._scans[key]
 
     def clear(self) -> None:
         """Delete all scans."""
         with self._lock:
             self._scans.clear()
+
+    def _sources(self, key: Hashable | None) -> list[dict[int, _Scan]]:
+        return list(self._scans.values()) if key is None else [self._scans.get(key, {})]
+
+    def _within(self, stamp_ns: int, key: Hashable | None) -> list[tuple[int, _Scan]]:
+        return [
+            (stamp, scan)
+            for scans in self._sources(key)
+            for stamp, scan in scans.items()
+            if abs(stamp_ns - stamp) <= self._max_age_ns
+        ]
+
+    def _forget_beyond(self, limit: int) -> None:
+        """Drop the oldest scan of the largest source until the rest fits."""
+        sizes = {
+            key: sum(part.nbytes for scan in scans.values() for part in scan.parts)
+            for key, scans in self._scans.items()
+        }
+        while sum(sizes.values()) > limit:
+            key = max(sizes, key=lambda key: sizes[key])
+            scans = self._scans[key]
+            if len(scans) < 2:
+                return
+            sizes[key] -= sum(part.nbytes for part in scans.pop(min(scans)).parts)
+
+
+def _one_turn(scans: list[tuple[int, _Scan]]) -> list[tuple[int, _Scan]]:
+    """The first scan and those that look elsewhere than the ones taken before them."""
+    if len(scans) < 2:
+        return scans
+    seen = np.zeros(_SIDE**3, bool)
+    step = np.arange(-1, 2)
+    beside = (step[:, None, None] * _SIDE + step[:, None]) * _SIDE + step
+    turn: list[tuple[int, _Scan]] = []
+    for item in scans:
+        cells = _cells(item[1])
+        if turn and (not len(cells) or seen[cells].mean() > _SAME_VIEW):
+            continue
+        turn.append(item)
+        for offset in beside.flat:  # the points of a sparse scanner leave cells out
+            seen[cells + offset] = True
+    return turn
+
+
+def _cells(scan: _Scan) -> npt.NDArray[np.intp]:
+    """(M,) cells of the unit sphere, in the LiDAR's frame, that some of the points lie in."""
+    if scan.cells is None:
+        points = scan.points
+        points = points[:: max(1, len(points) // _SAMPLES)]
+        distance = np.sqrt(np.einsum("ij,ij->i", points, points, dtype=np.float64))
+        known = np.isfinite(distance) & (distance > 0)
+        unit = points[known] / distance[known, None]
+        i, j, k = np.rint(unit / _CELL).astype(np.intp).T + _SIDE // 2
+        scan.cells = np.unique((i * _SIDE + j) * _SIDE + k)
+    return scan.cells

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,7 +30,7 @@ _VIEWS_PER_ROOM = 5
 _LONGEST_PX = 384  # longer side of a rendered image
 
 Image = npt.NDArray[np.uint8]
-Tensors = dict[str, npt.NDArray]
+Tensors = dict[str, npt.NDArray[Any]]
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -210,7 +211,7 @@ def _worst_output(
     return worst
 
 
-def _flat(output: npt.NDArray) -> npt.NDArray:
+def _flat(output: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return output.reshape(output.shape[-2:])
 
 

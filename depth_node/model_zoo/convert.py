@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_node import __version__
+from depth_node.config import one_line
 from depth_node.engine.manifest import Manifest, converted_path, manifest_path, model_sha256
+from depth_node.engine.model_file import fault_of
 from depth_node.engine.protocol import Engine
 from depth_node.model_zoo.compare import (
     ComparisonImages,
@@ -27,10 +29,11 @@ from depth_node.model_zoo.compare import (
     compare,
     tensors_of,
 )
-from depth_node.model_zoo.fp16 import Fp16Model, to_fp16
+from depth_node.model_zoo.fp16 import Fp16Model, Measured, to_fp16, with_losses
 from depth_node.model_zoo.onnx_graph import (
     ConvertError,
     inferred,
+    live_bytes,
     onnx_package,
     prepared,
     rounded,
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     import onnx
 
 RANGE_IMAGES = 4  # images on which value ranges are measured
+_MEMORY = Path("/proc/meminfo")
+_ENGINES_TENSORS, _ENGINES_WEIGHTS = 3, 5  # times tensors in use and weights, measured
 _MAX_FILE_BYTES = 2_000_000_000  # protobuf ends at 2^31
 
 
@@ -93,11 +98,12 @@ def convert(
     ready = prepared(loaded, description.input_shapes)
     if onnx.TensorProto.FLOAT16 in tensor_types(inferred(ready)).values():
         raise ConvertError(f"{source} is in FP16 already: use it, or convert the FP32 file")
+    _check_memory(source, ready)
     with _scratch(target) as folder:
         on_step("measuring ranges")
         converted = to_fp16(
             ready,
-            measure_ranges(ready, description, itertools.islice(images, RANGE_IMAGES), folder),
+            measure(ready, description, itertools.islice(images, RANGE_IMAGES), folder),
             fp16_input,
             keep,
         )
@@ -117,10 +123,10 @@ def convert(
         # They are in files now, and the engines of a large network need the memory.
         for proto in (loaded, ready, converted.model):
             proto.Clear()
-        with ort.OrtEngine(source, description) as reference:
-            with ort.OrtEngine(path, fp16_manifest) as written:
+        with ort.OrtEngine(source, description, frugal=True) as reference:
+            with ort.OrtEngine(path, fp16_manifest, frugal=True) as written:
                 once = compare(reference, written, dataclasses.replace(images, count=1))
-            with ort.OrtEngine(simulated, description) as rounding:
+            with ort.OrtEngine(simulated, description, frugal=True) as rounding:
                 comparison = compare(reference, rounding, images, on_step)
         comparison.differences += once.differences  # the file itself must run and agree too
         if comparison.failures:
@@ -140,33 +146,36 @@ def convert(
 # --- engines that measure ------------------------------------------------------------------------
 
 
-def measure_ranges(
+def measure(
     ready: onnx.ModelProto, manifest: Manifest, images: Iterable[Image], folder: Path
-) -> dict[str, float]:
-    """Largest magnitude of every FP32 tensor over the images; infinite if a value is not finite.
+) -> Measured:
+    """Largest magnitude of every FP32 tensor over the images, and what FP16 scores would change.
 
-    ONNX Runtime runs the FP32 graph, whose file is made in `folder`. Raises EngineError if it
-    cannot.
+    A value that is not finite counts as infinite. ONNX Runtime runs the FP32 graph, whose file is
+    made in `folder`. Raises EngineError if it cannot.
     """
     from depth_node.engine import ort
 
-    measuring, outputs = with_ranges(ready)
+    measuring, peaks = with_ranges(ready)
+    measuring, losses = with_losses(ready, measuring)
     path = folder / "ranges.onnx"
     onnx_package().save(measuring, str(path))
     measuring.Clear()
-    names = tuple(outputs)
+    names = (*peaks, *losses)
     measured_manifest = dataclasses.replace(
         manifest, output_name=names[0], outputs=names, limits={}
     )
-    ranges: dict[str, float] = dict.fromkeys(outputs.values(), 0.0)
-    with ort.OrtEngine(path, measured_manifest) as engine:
+    largest = dict.fromkeys(names, 0.0)
+    with ort.OrtEngine(path, measured_manifest, frugal=True) as engine:
         for number, image in enumerate(images):
-            peaks = engine.run_named(tensors_of(manifest, image, number))
-            for peak, name in outputs.items():
-                value = float(peaks[peak])
-                ranges[name] = max(ranges[name], value if math.isfinite(value) else math.inf)
+            for name, value in engine.run_named(tensors_of(manifest, image, number)).items():
+                size = abs(float(value))
+                largest[name] = max(largest[name], size if math.isfinite(size) else math.inf)
     path.unlink()
-    return ranges
+    ranges: dict[str, float] = {}
+    for peak, name in peaks.items():
+        ranges[name] = max(ranges.get(name, 0.0), largest[peak])
+    return Measured(ranges, {name: largest[loss] for loss, name in losses.items()})
 
 
 def rounding_engine(model: Path, manifest: Manifest, folder: Path) -> Engine | None:
@@ -198,13 +207,37 @@ def _loaded(model: Path) -> onnx.ModelProto:
             f"{model} has {_size(model) / 1e9:.1f} GB of weights, and one ONNX file holds 2 GB:"
             " take a smaller network"
         )
+    fault = fault_of(model)
+    if fault:
+        raise ConvertError(fault)
     try:
         return onnx.load(str(model))
     except Exception as error:  # protobuf's errors share no base class
         raise ConvertError(
-            f"{model} cannot be read by onnx {onnx.__version__} ({' '.join(str(error).split())}):"
+            f"{model} cannot be read by onnx {onnx.__version__} ({one_line(error)}):"
             " fetch or export it again"
         ) from error
+
+
+def _check_memory(model: Path, ready: onnx.ModelProto) -> None:
+    """Raise ConvertError where this machine has too little free memory, instead of being killed.
+
+    Two engines are open at once, one of which holds a rounded copy of every tensor in use.
+    """
+    need = _ENGINES_TENSORS * live_bytes(ready) + _ENGINES_WEIGHTS * _size(model)
+    try:
+        text = _MEMORY.read_text()
+        free = next(
+            int(line.split()[1]) * 1024 for line in text.splitlines() if "Available" in line
+        )
+    except (OSError, StopIteration, ValueError):
+        return  # not Linux
+    if need > free:
+        raise ConvertError(
+            f"converting {model} needs about {need / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB"
+            " are free: convert it on a larger machine and copy the file, or export it smaller"
+            " (a decoder for fewer points at once: --batch)"
+        )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,9 @@ import json
 import os
 import re
 import shutil
+import tempfile
+import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from depth_node.config import one_line, quoted, read_text
+from depth_node.engine import depth_tools
 from depth_node.engine.manifest import Manifest, manifest_path
 from depth_node.engine.manifest_writer import write_manifest
 from depth_node.model_zoo.registry import HUB, FetchError, RegistryEntry
@@ -24,6 +29,12 @@ from depth_node.model_zoo.registry import HUB, FetchError, RegistryEntry
 RECORD = "fetched.json"
 _CURE = "pip install huggingface_hub"
 _BLOCK = 1 << 20
+_RECEIVED = 1 << 13  # bytes taken from a connection at once, where it must be said
+_MAX_BYTES = 16 * 10**9  # of a file whose size nobody announces
+_KEPT_FREE = 500 * 10**6  # on the disk, where nobody announces how much will come
+_RETRIES = 5  # in a row without a new byte
+_TIMEOUT_S = 30.0  # without a new byte
+_MAX_RECORD = 1_000_000
 # Callback of a download: file, bytes received, bytes in all (None: unknown).
 OnBytes = Callable[[str, int, "int | None"], None]
 
@@ -51,21 +62,31 @@ class Record:
     def load(cls, folder: Path) -> Record | None:
         """The record in a folder; None if there is none that can be read."""
         try:
-            values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            values = json.loads(read_text(folder / RECORD, _MAX_RECORD))
             files = {name: FetchedFile(**entry) for name, entry in values.pop("files").items()}
-            return cls(files=files, **values)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            record = cls(files=files, **values)
+        except Exception:  # damaged in whatever way: as if there were none
             return None
+        texts = [record.name, record.repo, record.revision, record.licence]
+        texts += [text for file in files.values() for text in (file.sha256, file.basis)]
+        sizes = [file.bytes for file in files.values()]
+        sound = all(isinstance(text, str) and text.isprintable() for text in texts)
+        return record if sound and all(type(size) is int for size in sizes) else None
 
     def save(self, folder: Path) -> None:
         """Write the record by a rename, so that it is never incomplete."""
-        part = folder / f".{RECORD}.{os.getpid()}"
-        part.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(part, folder / RECORD)
+        number, part = tempfile.mkstemp(dir=folder, prefix=f".{RECORD}.")
+        try:
+            with open(number, "w", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            os.replace(part, folder / RECORD)
+        except OSError:
+            os.unlink(part)
+            raise
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FileVerdict:
     """Result of the check of one file; ``problem`` is "" if the file is intact."""
 
     name: str
@@ -74,7 +95,7 @@ class Verdict:
     problem: str
 
 
-def verify(entry: RegistryEntry) -> list[Verdict]:
+def verify(entry: RegistryEntry) -> list[FileVerdict]:
     """Compare the files of a fetched network with their hashes; empty if it was not fetched."""
     folder = entry.folder
     record = Record.load(folder)
@@ -96,8 +117,12 @@ def verify(entry: RegistryEntry) -> list[Verdict]:
         elif not expected:
             problem = "no hash to compare with"
         else:
-            problem = "" if sha256_of(folder / name) == expected else "DAMAGED or another version"
-        verdicts.append(Verdict(entry.name, name, basis, problem))
+            try:
+                same = sha256_of(folder / name) == expected
+                problem = "" if same else "DAMAGED or another version"
+            except OSError as error:
+                problem = f"cannot be read ({error.strerror})"
+        verdicts.append(FileVerdict(entry.name, name, basis, problem))
     return verdicts
 
 
@@ -144,6 +169,8 @@ def fetch(
     commit = previous.revision if previous else entry.revision
     for path, registered in entry.files.items():
         target = folder / PurePosixPath(path).name
+        if target.exists() and not target.is_file():
+            raise FetchError(f"{target} is no file: delete it and fetch again")
         recorded = previous.files.get(target.name) if previous else None
         if target.is_file():
             files[target.name] = _adopt(entry, target, registered, recorded)
@@ -197,7 +224,12 @@ def _adopt(
     entry: RegistryEntry, target: Path, registered: str, recorded: FetchedFile | None
 ) -> FetchedFile:
     """Check a file that exists already: fetched before, or put there by hand."""
-    digest = sha256_of(target)
+    try:
+        digest, size = sha256_of(target), target.stat().st_size
+    except OSError as error:
+        raise FetchError(
+            f"{target} cannot be read ({error.strerror}): give yourself the right to, or delete it"
+        ) from error
     expected = registered or (recorded.sha256 if recorded else "")
     if expected and digest != expected:
         raise FetchError(
@@ -205,12 +237,19 @@ def _adopt(
             f" {expected[:12]}…): delete it and fetch again"
         )
     basis = "registry" if registered else recorded.basis if recorded else "put there by hand"
-    return FetchedFile(digest, target.stat().st_size, basis)
+    return FetchedFile(digest, size, basis)
 
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as lock:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        number = os.open(folder / ".lock", flags, 0o600)
+    except OSError as error:
+        raise FetchError(
+            f"{folder} cannot be written ({error.strerror}): set XDG_DATA_HOME to another place"
+        ) from error
+    with open(number, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -218,22 +257,6 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
                 f"another process is fetching into {folder}: wait until it is done"
             ) from None
         yield
-
-
-class _CountingFile:
-    """A file that reports the bytes written; has the methods that huggingface_hub uses."""
-
-    def __init__(self, file: IO[bytes], report: Callable[[int], None]) -> None:
-        self._file, self._report = file, report
-
-    def write(self, data: bytes) -> int:
-        written = self._file.write(data)
-        self._file.flush()  # the data survives the end of this process
-        self._report(self._file.tell())
-        return written
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 def _download(
@@ -247,30 +270,39 @@ def _download(
             library_name="depth_node",
         )
     etag, total = str(metadata.etag or ""), metadata.size
+    if total is not None and total < 0:
+        raise FetchError(
+            f"the hub says that {path} of {entry.repo} has {total} bytes, so it was not downloaded:"
+            f" try again later, or {_by_hand(entry, target)}"
+        )
     published = etag if re.fullmatch("[0-9a-f]{64}", etag) else ""
     if registered and published and published != registered:
         raise FetchError(
             f"the hub now has another {path} in {entry.repo} (sha256 {published[:12]}… instead of"
             f" {registered[:12]}…), so it was not downloaded: install a newer depth_node, or fetch"
-            " the file by hand and write its manifest with `depth_tools models manifest`"
+            " the file by hand and write its manifest with"
+            f" `{depth_tools('models manifest')}`"
         )
     # Named after the content, so that a part of an older version is not continued.
     content = hashlib.sha256(etag.encode()).hexdigest()[:16]
     part = target.with_name(f".{target.name}.{content}.part")
-    done = part.stat().st_size if part.is_file() else 0
-    if total is not None and done > total:
+    # A part is continued if it is ours and may be incomplete.
+    if part.is_file() and (part.is_symlink() or total is None or part.stat().st_size > total):
         part.unlink()
-        done = 0
+    done = part.stat().st_size if part.is_file() else 0
     _check_disk_space(target, (total or 0) - done)
     headers = hub.utils.build_hf_headers(library_name="depth_node")
     if urlsplit(metadata.location).netloc != urlsplit(_endpoint() or HUB).netloc:
         headers.pop("authorization", None)  # a storage server must not get the user's token
-    with _sentences(hub, entry, path, target), part.open("ab") as file:
-        counted: Any = _CountingFile(file, lambda size: _report(on_bytes, target.name, size, total))
-        _report(on_bytes, target.name, done, total)
-        hub.file_download.http_get(
-            metadata.location, counted, resume_size=done, headers=headers, expected_size=total
-        )
+    with _sentences(hub, entry, path, target):
+        flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(part, flags, 0o644), "r+b", buffering=0) as file:
+            download = _Download(hub, metadata.location, headers, total, file, target)
+            try:
+                download.run(lambda size: _report(on_bytes, target.name, size, total))
+            except FetchError:
+                part.unlink()
+                raise
     digest = sha256_of(part)
     expected = registered or published
     if expected and digest != expected:
@@ -282,7 +314,117 @@ def _download(
     basis = "registry" if registered else "the hub's own hash" if published else "first use"
     size = part.stat().st_size
     os.replace(part, target)
-    return FetchedFile(digest, size, basis), str(metadata.commit_hash or entry.revision)
+    commit = str(metadata.commit_hash or "")
+    return FetchedFile(digest, size, basis), (
+        commit if re.fullmatch("[0-9a-f]{7,64}", commit) else entry.revision
+    )
+
+
+class _Download:
+    """The body of one file, received into a file and never beyond what was announced.
+
+    huggingface_hub's own download writes whatever comes: more than was announced, and what a few
+    kB unpack to. Here every byte is counted after unpacking.
+    """
+
+    def __init__(
+        self, hub: Any, url: str, headers: dict[str, str], total: int | None, file: IO[bytes],
+        target: Path,
+    ) -> None:  # fmt: skip
+        self._hub, self._url, self._total = hub, url, total
+        # Packed contents could not be continued in the middle.
+        self._headers = {**headers, "accept-encoding": "identity"}
+        self._file, self._target = file, target
+        self._received = file.seek(0, os.SEEK_END)
+        self._packed = False
+
+    def run(self, report: Callable[[int], None]) -> None:
+        """Receive the rest. Raises FetchError for what must not be kept, or what HTTP raises."""
+        report(self._received)
+        failures = 0
+        while self._total is None or self._received < self._total:
+            before = self._received
+            try:
+                self._attempt(report)
+                if self._total is None or self._received == self._total:
+                    return
+                raise ConnectionError(f"only {self._received} of {self._total} bytes came")
+            except FetchError:
+                raise
+            except Exception as error:  # of httpx or requests, whichever huggingface_hub uses
+                refused = isinstance(error, self._hub.errors.HfHubHTTPError)
+                disk = (
+                    isinstance(error, OSError)
+                    and error.errno
+                    and not isinstance(error, (ConnectionError, TimeoutError))
+                )
+                failures = 0 if self._received > before else failures + 1
+                if refused or disk or self._packed or failures >= _RETRIES:
+                    raise
+            time.sleep(1.0)
+
+    def _attempt(self, report: Callable[[int], None]) -> None:
+        """One connection: take from it until it ends."""
+        headers = dict(self._headers)
+        if self._received:
+            headers["range"] = f"bytes={self._received}-"
+        with _opened(self._hub, self._url, headers) as (response, blocks):
+            self._hub.utils.hf_raise_for_status(response)
+            if response.status_code != 206:  # from the start, whatever was asked for
+                self._received = self._file.seek(0)
+                self._file.truncate()
+            encoding = str(response.headers.get("content-encoding", "")).strip().lower()
+            self._packed = encoding not in ("", "identity")
+            if encoding in ("gzip", "x-gzip", "deflate") and response.status_code != 206:
+                blocks = _unpacked(blocks)
+            elif self._packed:
+                raise FetchError(
+                    f"{self._target.name} is sent packed ({quoted(encoding)}), which was not asked"
+                    " for, and was not kept: look at the proxy between here and the hub"
+                )
+            for block in blocks:
+                self._write(block)
+                report(self._received)
+
+    def _write(self, block: bytes) -> None:
+        limit = _MAX_BYTES if self._total is None else self._total
+        if self._received + len(block) > limit:
+            raise FetchError(
+                f"more comes for {self._target.name} than the {limit} bytes that"
+                f" {'a network can have' if self._total is None else 'were announced'}, so it was"
+                " deleted: fetch it again, and if it stays so, do not trust the place it comes from"
+            )
+        if self._total is None:
+            _check_disk_space(self._target, len(block) + _KEPT_FREE)
+        view = memoryview(block)
+        while view:
+            written = self._file.write(view)
+            self._received += written
+            view = view[written:]
+
+
+@contextmanager
+def _opened(hub: Any, url: str, headers: dict[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
+    """A response of huggingface_hub's HTTP client and its body as it is sent, still packed."""
+    client = hub.utils.get_session()
+    if hasattr(client, "stream"):  # httpx, from huggingface_hub 1.0 on
+        with client.stream(
+            "GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True
+        ) as response:
+            yield response, response.iter_raw()  # as it comes, so that nothing waits for more
+        return
+    with client.get(url, headers=headers, timeout=_TIMEOUT_S, stream=True) as response:
+        yield response, response.raw.stream(_RECEIVED, decode_content=False)
+
+
+def _unpacked(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The blocks of a gzip or zlib stream unpacked, never more than _BLOCK bytes at once."""
+    unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # told by its head
+    for block in blocks:
+        rest = block
+        while rest and not unpack.eof:
+            yield unpack.decompress(rest, _BLOCK)
+            rest = unpack.unconsumed_tail
 
 
 def _report(on_bytes: OnBytes | None, name: str, received: int, total: int | None) -> None:
@@ -297,6 +439,7 @@ def _endpoint() -> str | None:
 def _hub(entry: RegistryEntry, target: Path) -> Any:
     """huggingface_hub without its own output; the modules that are used are loaded."""
     try:
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # it looks at its import
         import huggingface_hub
         from huggingface_hub import errors, file_download, utils  # noqa: F401 - attributes of hub
     except ImportError:
@@ -312,8 +455,8 @@ def _by_hand(entry: RegistryEntry, target: Path) -> str:
     path = next(path for path in entry.files if PurePosixPath(path).name == target.name)
     url = f"{entry.page}/resolve/{entry.revision}/{path}".replace(" ", "%20")
     return (
-        f"put {url} from another machine to {target} and run `depth_tools models fetch"
-        f" {entry.name}` again"
+        f"put {url} from another machine to {target} and run"
+        f" `{depth_tools(f'models fetch {entry.name}')}` again"
     )
 
 
@@ -352,6 +495,8 @@ def _sentences(hub: Any, entry: RegistryEntry, path: str, target: Path) -> Itera
             f"{entry.repo} has no file {path} any more: install a newer depth_node, or look at"
             f" {entry.page}"
         ) from error
+    except FetchError:
+        raise
     except Exception as error:  # the errors of its HTTP library differ from version to version
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
             raise FetchError(
@@ -363,11 +508,7 @@ def _sentences(hub: Any, entry: RegistryEntry, path: str, target: Path) -> Itera
 
 def _unreachable(entry: RegistryEntry, target: Path, error: Exception) -> FetchError:
     return FetchError(
-        f"the hub at {_endpoint() or HUB} cannot be reached or failed ({_short(error)}): try again,"
+        f"the hub at {_endpoint() or HUB} cannot be reached or failed"
+        f" ({one_line(error, 160)}): try again,"
         f" what has arrived is kept; without a network, {_by_hand(entry, target)}"
     )
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:160] + "…"

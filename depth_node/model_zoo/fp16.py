@@ -5,6 +5,11 @@ TensorRT takes the precision from the graph's types (strongly typed): 11 always,
 transformer that is cast as a whole overflows: the squares of a layer normalisation and the scores
 of an attention exceed 65504, and small depths of the last layer lose digits. So every node becomes
 FP16 unless there is a reason for FP32 (:data:`REASONS`), and Casts join the types.
+
+The scores of an attention (Q K^T, scale, bias, mask) are FP16 where their measured range and loss
+allow it (:class:`Measured`): TensorRT joins an attention into one kernel, which never writes the
+N x N scores, only where both of its products are FP16, and a bias of relative positions is written
+for every pair. The softmax stays FP32; inside that kernel this costs nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +28,7 @@ from depth_node.model_zoo.onnx_graph import (
     inferred,
     mixed_types,
     onnx_package,
+    tensor_ranks,
     tensor_types,
 )
 
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
 REASONS = {
     "normalisation": "statistics of layer, group and batch normalisations",
     "softmax": "softmax and other sums of exponentials",
-    "attention scores": "Q K^T, its scale and mask",
+    "attention scores": "Q K^T, its scale, bias and mask, where the measured scores need it",
     "last layers": "from the last convolution or matrix product to the output",
     "operator": "squares, roots, powers, sums over many values, trigonometry",
     "range": "measured values near the ends of FP16's range, or such weights",
@@ -46,6 +52,10 @@ REASONS = {
 
 # Values may be larger on other images than on those measured; FP16 ends at 65504.
 LARGEST = 65504 / 4
+# Largest change of an attention's weights by scores in FP16: sum over a row of the absolute
+# differences, mean over the rows of a head, worst head and image. Rounding the weights themselves
+# changes them by 2^-12; scores about 16 with a spread as large change them by this.
+LARGEST_LOSS = 2.0**-7
 # FP16 has its full 11 bits down to 6.1e-5; a tensor with a smaller maximum has few such values.
 SMALLEST = 2.0**-10
 
@@ -72,12 +82,37 @@ _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was measured on images in FP32.
+
+    ``ranges``: largest magnitude of tensors by name. ``losses``: change of an attention's weights
+    if its scores are FP16 (:data:`LARGEST_LOSS`), by the name of its softmax's output.
+    """
+
+    ranges: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AttentionReport:
+    """An attention: its softmax, the measured largest score and loss (NaN: not measured).
+
+    ``fp16``: whether Q K^T is FP16, so that TensorRT can join the attention into one kernel.
+    """
+
+    name: str
+    largest_score: float
+    loss: float
+    fp16: bool
+
+
+@dataclass(frozen=True)
 class Fp16Model:
     """A graph in FP16 and its statistics.
 
     ``fp32_nodes``: number of nodes that stayed FP32 by (reason, operator). ``fp16_nodes``: number
     of FP16 nodes by operator. ``casts``: number of Casts inserted. ``flushed_fraction``: fraction
-    of the FP16 weights that became 0.
+    of the FP16 weights that became 0. ``attentions``: every attention, in order.
     """
 
     model: onnx.ModelProto
@@ -85,6 +120,7 @@ class Fp16Model:
     fp16_nodes: Mapping[str, int]
     casts: int
     flushed_fraction: float
+    attentions: tuple[AttentionReport, ...] = ()
 
 
 # --- which nodes stay FP32 -----------------------------------------------------------------------
@@ -146,7 +182,7 @@ def _upwards(graph: _Graph, start: Iterable[int], through: set[str]) -> set[int]
 
 
 def _reasons(
-    graph: _Graph, ranges: Mapping[str, float], peaks: Mapping[str, float], asked: Collection[str]
+    graph: _Graph, measured: Measured, peaks: Mapping[str, float], asked: Collection[str]
 ) -> dict[int, str]:
     """Node number -> reason for FP32; the others become FP16."""
     reasons: dict[int, str] = {}
@@ -156,6 +192,7 @@ def _reasons(
             reasons.setdefault(number, reason)
 
     every_node = range(len(graph.nodes))
+    fitting: set[int] = set()  # nodes of scores that were measured to suit FP16
     keep((n for n in every_node if graph.op(n) in asked), "asked")
     keep((n for n in every_node if _foreign(graph, n)), "foreign")
     keep((n for n in every_node if graph.op(n) in _NORMALISE), "normalisation")
@@ -164,7 +201,11 @@ def _reasons(
         if graph.op(number) == "Sqrt":
             keep(_statistics(graph, number), "normalisation")
         if graph.op(number) == "Softmax":
-            keep(_scores(graph, number), "attention scores")
+            attention = _Attention.of(graph, number)
+            if _scores_fit(graph, attention, measured) and "attention" not in asked:
+                fitting |= attention.products | attention.between
+            else:
+                keep(attention.nodes, "attention scores")
     keep((n for n in every_node if graph.op(n) in _DELICATE), "operator")
     keep(_last_layers(graph), "last layers")
     keep((n for n in every_node if _cubic(graph, n)), "cubic resize")
@@ -176,10 +217,12 @@ def _reasons(
         if shape or all(n in graph.weights or graph.maker.get(n) in constant for n in sources):
             constant.add(number)
     keep(constant, "constant")
-    limits = {**peaks, **ranges}
+    limits = {**peaks, **measured.ranges}
     for number in every_node:
         sizes = [limits[name] for name in graph.floats(number) if name in limits]
-        if any(not size <= LARGEST or 0 < size < SMALLEST for size in sizes):
+        # Small scores make no difference to a softmax; their loss was measured.
+        smallest = 0.0 if number in fitting else SMALLEST
+        if any(not size <= LARGEST or 0 < size < smallest for size in sizes):
             keep([number], "range")
     for number in every_node:  # in order, so that chains of moves are followed
         if graph.op(number) in _MOVES and number not in reasons:
@@ -242,19 +285,151 @@ def _statistics(graph: _Graph, root: int) -> set[int]:
     return nodes
 
 
-def _scores(graph: _Graph, softmax: int) -> set[int]:
-    """Nodes from a softmax up to Q K^T, and those that scale Q and K before it."""
-    nodes = _upwards(graph, graph.before(softmax), _ELEMENTWISE | _MOVES)
-    nodes = {n for n in nodes if graph.op(n) in _ELEMENTWISE | _MOVES | _PRODUCTS}
-    for product in [n for n in nodes if graph.op(n) in _PRODUCTS]:
-        path = _upwards(graph, graph.before(product), _MOVES)
-        nodes |= {
-            n
-            for n in path
-            if graph.op(n) in ("Mul", "Div")
-            and any(name not in graph.maker for name in graph.nodes[n].input)
-        }
-    return nodes
+@dataclass(frozen=True)
+class _Attention:
+    """Nodes of an attention: products Q K^T, what lies between them and the softmax, and what
+    scales Q and K above the products.
+    """
+
+    softmax: int
+    products: frozenset[int]
+    between: frozenset[int]
+    above: frozenset[int]
+
+    @property
+    def nodes(self) -> frozenset[int]:
+        return self.products | self.between | self.above
+
+    @classmethod
+    def of(cls, graph: _Graph, softmax: int) -> _Attention:
+        """Products and others from a softmax up to Q K^T; without products if there are none."""
+        reached = _upwards(graph, graph.before(softmax), _ELEMENTWISE | _MOVES)
+        products = {n for n in reached if graph.op(n) in _PRODUCTS}
+        above: set[int] = set()
+        for product in products:
+            path = _upwards(graph, graph.before(product), _MOVES)
+            above |= {
+                n
+                for n in path
+                if graph.op(n) in ("Mul", "Div")
+                and any(name not in graph.maker for name in graph.nodes[n].input)
+            }
+        between = {n for n in reached if graph.op(n) in _ELEMENTWISE | _MOVES}
+        return cls(softmax, frozenset(products), frozenset(between), frozenset(above))
+
+
+def _scores_fit(graph: _Graph, attention: _Attention, measured: Measured) -> bool:
+    """Whether the products of an attention were measured, and suit FP16."""
+    loss = measured.losses.get(graph.nodes[attention.softmax].output[0])
+    if loss is None or not loss <= LARGEST_LOSS:
+        return False
+    names = [name for n in attention.products for name in graph.floats(n)]
+    return all(measured.ranges.get(name, 0.0) <= LARGEST for name in names)
+
+
+def _reports(
+    graph: _Graph, measured: Measured, reasons: Mapping[int, str]
+) -> Iterator[AttentionReport]:
+    for number in range(len(graph.nodes)):
+        if graph.op(number) != "Softmax":
+            continue
+        attention = _Attention.of(graph, number)
+        if not attention.products or number in _last_layers(graph):
+            continue
+        node = graph.nodes[number]
+        yield AttentionReport(
+            node.name or node.output[0],
+            measured.ranges.get(node.input[0], float("nan")),
+            measured.losses.get(node.output[0], float("nan")),
+            not attention.products & set(reasons),
+        )
+
+
+def attentions(ready: onnx.ModelProto) -> list[str]:
+    """Names of the softmaxes of a prepared FP32 graph's attentions, in order."""
+    return [report.name for report in _reports(_graph(ready), Measured(), {})]
+
+
+def with_losses(
+    ready: onnx.ModelProto, measuring: onnx.ModelProto
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Add to a copy of a prepared graph what scores in FP16 do to every attention's weights.
+
+    Returns the graph, and {output: name of the softmax's output}. Behind every softmax its scores
+    are worked out again, with every tensor from Q and K on rounded to FP16; the output is the sum
+    of the absolute differences of a row's weights, mean over a head's rows, worst head.
+    """
+    onnx = onnx_package()
+    kind = onnx.TensorProto
+    graph = _graph(ready)
+    ranks = tensor_ranks(inferred(ready))
+    opset = next(item.version for item in ready.opset_import if item.domain in ("", "ai.onnx"))
+    extra: dict[str, list[Any]] = {}
+    losses: dict[str, str] = {}
+    for number, softmax in enumerate(graph.nodes):
+        if softmax.op_type != "Softmax":
+            continue
+        attention = _Attention.of(graph, number)
+        weights = softmax.output[0]
+        rank = ranks.get(weights, 0)
+        axis = next((item.i for item in softmax.attribute if item.name == "axis"), -1)
+        if not attention.products or rank < 2 or axis not in (-1, rank - 1):
+            continue
+        made: list[Any] = []
+        copies: dict[str, str] = {}
+
+        def rounded(name: str, made: list[Any] = made, mark: str = weights) -> str:
+            half, full = f"{name}.{mark}.half", f"{name}.{mark}.rounded"
+            if not any(full in node.output for node in made):
+                made.append(onnx.helper.make_node("Cast", [name], [half], to=kind.FLOAT16))
+                made.append(onnx.helper.make_node("Cast", [half], [full], to=kind.FLOAT))
+            return full
+
+        for place in sorted(attention.products | attention.between | {number}):
+            node = onnx.NodeProto()
+            node.CopyFrom(graph.nodes[place])
+            node.name = ""
+            for index, name in enumerate(node.input):
+                name = copies.get(name, name)
+                is_product = place in attention.products and graph.is_float(node.input[index])
+                node.input[index] = rounded(name) if is_product else name
+            for index, name in enumerate(node.output):
+                node.output[index] = f"{name}.{weights}.copy"
+                copies[name] = node.output[index]
+            made.append(node)
+            if place != number and graph.is_float(graph.nodes[place].output[0]):
+                copies[node.output[0].removesuffix(f".{weights}.copy")] = rounded(node.output[0])
+        name = f"{weights}.loss"
+        difference, total, mean = (f"{name}.{step}" for step in ("difference", "sum", "mean"))
+        axes: dict[str, Any] = {"axes": [-1]}
+        made.append(onnx.helper.make_node("Sub", [weights, copies[weights]], [difference]))
+        for operator, source, target in (
+            ("ReduceL1", difference, total),
+            ("ReduceMean", total, mean),
+        ):
+            inputs = [source, *([f"{name}.axes"] if opset >= 18 else [])]
+            made.append(
+                onnx.helper.make_node(
+                    operator, inputs, [target], keepdims=0, **({} if opset >= 18 else axes)
+                )
+            )
+        made.append(onnx.helper.make_node("ReduceMax", [mean], [name], keepdims=0))
+        extra[weights] = made
+        losses[name] = weights
+    nodes = []
+    for node in measuring.graph.node:
+        nodes.append(node)
+        for name in node.output:
+            nodes += extra.pop(name, [])
+    del measuring.graph.node[:]
+    measuring.graph.node.extend(nodes)
+    for name in losses:
+        measuring.graph.output.append(onnx.helper.make_tensor_value_info(name, kind.FLOAT, []))
+        if opset >= 18:
+            measuring.graph.initializer.append(
+                onnx.numpy_helper.from_array(np.asarray([-1], np.int64), f"{name}.axes")
+            )
+    return measuring, losses
 
 
 def _last_layers(graph: _Graph) -> set[int]:
@@ -269,30 +444,27 @@ def _last_layers(graph: _Graph) -> set[int]:
 
 def to_fp16(
     ready: onnx.ModelProto,
-    ranges: Mapping[str, float] | None = None,
+    measured: Measured | None = None,
     fp16_input: bool = False,
     keep: Collection[str] = (),
 ) -> Fp16Model:
     """Convert a prepared FP32 graph; input and outputs stay FP32 (``fp16_input``: FP16 input).
 
-    ``ranges``: measured largest magnitude of tensors by name; without it only the graph decides.
-    ``keep``: more operators to leave in FP32. Raises ConvertError if the result is not valid, well
-    typed ONNX.
+    Without ``measured`` only the graph decides, and the scores of attentions stay FP32. ``keep``:
+    more operators to leave in FP32; "attention": the scores of every attention. Raises ConvertError
+    if the result is not valid, well typed ONNX.
     """
     onnx = onnx_package()
-    bare = inferred(ready)
-    types = tensor_types(bare)
-    weights = {item.name: item for item in ready.graph.initializer}
-    graph = _Graph(
-        ready.graph.node, types, weights, frozenset(item.name for item in ready.graph.output)
-    )
+    measured = measured or Measured()
+    graph = _graph(ready)
+    weights = graph.weights
     arrays = {
         name: onnx.numpy_helper.to_array(item)
         for name, item in weights.items()
         if item.data_type == onnx.TensorProto.FLOAT
     }
     peaks = {name: _peak(values) for name, values in arrays.items()}
-    reasons = _reasons(graph, ranges or {}, peaks, keep)
+    reasons = _reasons(graph, measured, peaks, keep)
     writer = _Writer(graph, arrays, reasons, fp16_input)
     for number in range(len(graph.nodes)):
         writer.put(number)
@@ -318,6 +490,16 @@ def to_fp16(
         Counter(graph.op(n) for n in typed if n not in reasons),
         writer.casts,
         writer.flushed / max(writer.fp16_values, 1),
+        tuple(_reports(graph, measured, reasons)),
+    )
+
+
+def _graph(ready: onnx.ModelProto) -> _Graph:
+    return _Graph(
+        ready.graph.node,
+        tensor_types(inferred(ready)),
+        {item.name: item for item in ready.graph.initializer},
+        frozenset(item.name for item in ready.graph.output),
     )
 
 

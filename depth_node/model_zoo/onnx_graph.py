@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depth_node.engine import EngineError
+from depth_node.config import one_line
+from depth_node.engine import EngineError, depth_tools
 
 if TYPE_CHECKING:
     import onnx
@@ -63,8 +64,8 @@ def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onn
     for item in graph.input:
         if item.name not in inputs:
             raise ConvertError(
-                f"the graph has an input {item.name} that the manifest does not name: write the"
-                " manifest anew with `depth_tools models manifest`"
+                f"the graph has an input {one_line(item.name)} that the manifest does not name:"
+                f" write the manifest anew with `{depth_tools('models manifest')}`"
             )
         dims = item.type.tensor_type.shape
         del dims.dim[:]
@@ -72,6 +73,8 @@ def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onn
             dims.dim.add().dim_value = size
     _constants_to_initializers(graph)
     _fold_casts(graph)
+    _fold_choices(graph)
+    drop_softmax_guards(ready)
     for item in (ready, graph, *graph.node, *graph.initializer):
         item.doc_string = ""
         if hasattr(item, "metadata_props"):
@@ -79,6 +82,10 @@ def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onn
     del graph.value_info[:]
     for output in graph.output:  # inferred again for the fixed input
         output.type.tensor_type.ClearField("shape")
+    bare = inferred(ready)
+    for output, typed in zip(graph.output, bare.graph.output, strict=True):
+        output.CopyFrom(typed)  # a file without the shapes of its outputs is not valid ONNX
+    _drop_empty_masks(graph, tensor_shapes(bare))
     return ready
 
 
@@ -129,11 +136,159 @@ def _fold_casts(graph: onnx.GraphProto) -> None:
             )
             graph.initializer.append(cast)
             stored[cast.name] = graph.initializer[-1]
-    used = {name for node in rest for name in node.input} | outputs
-    initializers = [item for item in graph.initializer if item.name in used]
-    del graph.node[:], graph.initializer[:]
+    del graph.node[:]
     graph.node.extend(rest)
+    _drop_unused(graph)
+
+
+def _fold_choices(graph: onnx.GraphProto) -> None:
+    """Work out every Where of weights alone, such as an attention's mask that hides nothing."""
+    onnx = onnx_package()
+    stored = {item.name: item for item in graph.initializer}
+    outputs = {item.name for item in graph.output}
+    rest = []
+    for node in graph.node:
+        parts = [stored.get(name) for name in node.input]
+        if node.op_type != "Where" or node.output[0] in outputs or None in parts:
+            rest.append(node)
+            continue
+        values = np.where(*(onnx.numpy_helper.to_array(part) for part in parts))
+        graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
+        stored[node.output[0]] = graph.initializer[-1]
+    del graph.node[:]
+    graph.node.extend(rest)
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove weights that no node uses."""
+    used = {name for node in graph.node for name in node.input}
+    used |= {item.name for item in graph.output}
+    initializers = [item for item in graph.initializer if item.name in used]
+    del graph.initializer[:]
     graph.initializer.extend(initializers)
+
+
+def _replace(graph: onnx.GraphProto, same: Mapping[str, str]) -> None:
+    """Remove the nodes that make the keys; whoever takes a key takes its value instead."""
+    rest = []
+    for node in graph.node:
+        if node.output and node.output[0] in same:
+            continue
+        for index, name in enumerate(node.input):
+            while name in same:
+                name = same[name]
+            node.input[index] = name
+        rest.append(node)
+    del graph.node[:]
+    graph.node.extend(rest)
+    _drop_unused(graph)
+
+
+def _drop_empty_masks(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Remove additions of zeros: an N x N mask that hides nothing is read for every image."""
+    onnx = onnx_package()
+    outputs = {item.name for item in graph.output}
+    zeros = {
+        item.name: tuple(item.dims)
+        for item in graph.initializer
+        if item.data_type == onnx.TensorProto.FLOAT
+        and math.prod(item.dims) > _LARGE_TENSOR
+        and not onnx.numpy_helper.to_array(item).any()
+    }
+    same = {}
+    for node in graph.node:
+        if node.op_type != "Add" or node.output[0] in outputs:
+            continue
+        for mask, values in (node.input, tuple(node.input)[::-1]):
+            shape = tuple(shapes.get(values, ()))
+            if mask in zeros and shape and shape == tuple(shapes.get(node.output[0], ())):
+                same[node.output[0]] = values
+    if same:
+        _replace(graph, same)
+
+
+_BETWEEN_SCORES = {
+    "Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Neg", "Cast", "Reshape",
+    "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Identity", "Slice", "Concat", "Pad",
+    "ConstantOfShape", "Constant",
+}  # fmt: skip
+
+
+def drop_softmax_guards(model: onnx.ModelProto) -> int:
+    """Remove IsNaN -> Where(0) behind every Softmax whose rows are not all masked; how many.
+
+    torch's exporter writes it behind every attention. It replaces the NaN of a row of which a mask
+    hides everything, keeps TensorRT from fusing the attention, and would hide an overflow. It stays
+    where a mask of minus infinity may hide a whole row.
+    """
+    onnx = onnx_package()
+    graph = model.graph
+    maker = {name: node for node in graph.node for name in node.output}
+    stored = {item.name: item for item in graph.initializer}
+    outputs = {item.name for item in graph.output}
+
+    def constant(name: str) -> Any:
+        if name in stored:
+            return onnx.numpy_helper.to_array(stored[name])
+        node = maker.get(name)
+        if node is not None and node.op_type == "Constant" and len(node.attribute) == 1:
+            value = onnx.helper.get_attribute_value(node.attribute[0])
+            is_tensor = isinstance(value, onnx.TensorProto)
+            return onnx.numpy_helper.to_array(value) if is_tensor else np.asarray(value)
+        return None
+
+    def may_hide_a_row(name: str) -> bool:
+        """Whether minus infinity may fill a row of the scores, as far as the graph tells."""
+        rest, seen = [name], set()
+        while rest:
+            name = rest.pop()
+            if name in seen or not name:
+                continue
+            seen.add(name)
+            values = constant(name)
+            if values is not None:
+                hidden = np.isneginf(values) if values.dtype.kind == "f" else np.zeros(1, bool)
+                rows = hidden.reshape(-1, hidden.shape[-1]) if hidden.ndim else hidden[None, None]
+                if rows.all(axis=-1).any():
+                    return True
+                continue
+            node = maker.get(name)
+            if node is None or node.op_type not in _BETWEEN_SCORES:
+                continue
+            for attribute in node.attribute:
+                value = onnx.helper.get_attribute_value(attribute)
+                if isinstance(value, onnx.TensorProto):
+                    value = onnx.numpy_helper.to_array(value)
+                    if value.dtype.kind == "f" and np.isneginf(value).any():
+                        return True
+            rest += node.input
+        return False
+
+    same = {}
+    for node in graph.node:
+        if node.op_type != "Where" or node.output[0] in outputs:
+            continue
+        test, zero, values = (maker.get(node.input[0]), constant(node.input[1]), node.input[2])
+        softmax = maker.get(values)
+        if (
+            test is not None
+            and test.op_type == "IsNaN"
+            and test.input[0] == values
+            and zero is not None
+            and not np.any(zero)
+            and softmax is not None
+            and softmax.op_type == "Softmax"
+            and not may_hide_a_row(softmax.input[0])
+        ):
+            same[node.output[0]] = values
+    if same:
+        _replace(graph, same)
+        used = {name for node in graph.node for name in node.input} | outputs
+        rest = [node for node in graph.node if node.op_type != "IsNaN" or used & set(node.output)]
+        del graph.node[:]
+        graph.node.extend(rest)
+    return len(same)
 
 
 # --- types ---------------------------------------------------------------------------------------
@@ -168,7 +323,7 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
         )
         onnx.checker.check_model(bare, full_check=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ConvertError(
             f"the graph is not valid ONNX ({reason}): export it again, with opset 17 or newer"
         ) from error
@@ -183,6 +338,29 @@ def tensor_types(bare: onnx.ModelProto) -> dict[str, int]:
             if item.type.HasField("tensor_type"):
                 types[item.name] = item.type.tensor_type.elem_type
     return types
+
+
+def tensor_shapes(bare: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of an inferred graph of which every size is known."""
+    shapes = {item.name: tuple(item.dims) for item in bare.graph.initializer}
+    for group in (bare.graph.input, bare.graph.value_info, bare.graph.output):
+        for item in group:
+            dims = item.type.tensor_type.shape.dim
+            if item.type.tensor_type.HasField("shape") and all(
+                d.HasField("dim_value") for d in dims
+            ):
+                shapes[item.name] = tuple(d.dim_value for d in dims)
+    return shapes
+
+
+def tensor_ranks(bare: onnx.ModelProto) -> dict[str, int]:
+    """Number of dimensions of every tensor of an inferred graph, also of those of open sizes."""
+    return {
+        item.name: len(item.type.tensor_type.shape.dim)
+        for group in (bare.graph.input, bare.graph.value_info, bare.graph.output)
+        for item in group
+        if item.type.tensor_type.HasField("shape")
+    }
 
 
 def mixed_types(model: onnx.ModelProto) -> list[str]:
@@ -292,26 +470,52 @@ def _retype(node: onnx.NodeProto, to: int | None) -> None:
 
 
 def with_ranges(ready: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """The graph with the largest magnitude of every FP32 tensor as an output; output -> tensor."""
+    """The graph with the largest and smallest value of every FP32 tensor; output -> tensor.
+
+    Each is worked out right behind the tensor and without a copy of it: otherwise a runtime keeps
+    every tensor of the network until the end.
+    """
     onnx = onnx_package()
     types = tensor_types(inferred(ready))
     weights = {item.name for item in ready.graph.initializer}
     measuring = onnx.ModelProto()
     measuring.CopyFrom(ready)
     outputs: dict[str, str] = {}
+    nodes = []
     for node in ready.graph.node:
+        nodes.append(node)
         for name in node.output:
             if types.get(name) != onnx.TensorProto.FLOAT or name in weights:
                 continue
-            size, peak = f"{name}.size", f"{name}.peak"
-            measuring.graph.node.extend(
-                [
-                    onnx.helper.make_node("Abs", [name], [size]),
-                    onnx.helper.make_node("ReduceMax", [size], [peak], keepdims=0),
-                ]
-            )
-            measuring.graph.output.append(
-                onnx.helper.make_tensor_value_info(peak, onnx.TensorProto.FLOAT, [])
-            )
-            outputs[peak] = name
+            for operator in ("ReduceMax", "ReduceMin"):
+                peak = f"{name}.{operator}"
+                nodes.append(onnx.helper.make_node(operator, [name], [peak], keepdims=0))
+                measuring.graph.output.append(
+                    onnx.helper.make_tensor_value_info(peak, onnx.TensorProto.FLOAT, [])
+                )
+                outputs[peak] = name
+    del measuring.graph.node[:]
+    measuring.graph.node.extend(nodes)
     return measuring, outputs
+
+
+def live_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the tensors that a run has to hold at once, at the worst node, without weights.
+
+    Tensors of unknown size count nothing.
+    """
+    bare = inferred(model)
+    shapes, types = tensor_shapes(bare), tensor_types(bare)
+    width = {1: 4, 6: 4, 7: 8, 10: 2, 11: 8}  # FLOAT, INT32, INT64, FLOAT16, DOUBLE; others: 1
+    last = {name: place for place, node in enumerate(model.graph.node) for name in node.input}
+    worst = held = 0
+    sizes: dict[str, int] = {}
+    ends: dict[int, list[str]] = {}
+    for place, node in enumerate(model.graph.node):
+        for name in node.output:
+            sizes[name] = math.prod(shapes.get(name, (0,))) * width.get(types.get(name, 0), 1)
+            held += sizes[name]
+            ends.setdefault(last.get(name, place), []).append(name)
+        worst = max(worst, held)
+        held -= sum(sizes[name] for name in ends.pop(place, []))
+    return worst

@@ -7,6 +7,7 @@ a network only checks whether its file exists.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -15,10 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
-from depth_node.config import nearest
-from depth_node.engine import EngineError
+from depth_node.config import (
+    MAX_YAML_BYTES,
+    nearest,
+    one_line,
+    parse_yaml,
+    quoted,
+    read_text,
+)
+from depth_node.engine import EngineError, depth_tools
 from depth_node.engine.manifest import (
     EMBEDDED,
     MEANINGS,
@@ -34,6 +40,7 @@ REGISTRY = _MODELS / "registry.yaml"
 _EMBEDDED_FILE = _MODELS / "embedded.onnx"
 FORMATS = ("onnx", "weights")
 HUB = "https://huggingface.co"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
 
 class FetchError(EngineError):
@@ -67,20 +74,56 @@ class RegistryEntry:
     note: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(_NAME, self.name):
+            raise EngineError(
+                f"registry: {quoted(self.name)} is no name of a network: use letters, digits, . _"
+                " + and -, for it names a folder"
+            )
+        for key in ("repo", "revision", "maker", "licence", "output_name", "export", "note"):
+            text = getattr(self, key)
+            if not isinstance(text, str) or not text.isprintable():
+                raise EngineError(
+                    f"registry: {key} of {self.name} is {quoted(text)}: it must be text in one line"
+                )
+        for key, kind in (("patch_size", int), ("non_commercial", bool)):
+            if type(getattr(self, key)) is not kind:
+                raise EngineError(
+                    f"registry: {key} of {self.name} is {quoted(getattr(self, key))}: it must be"
+                    f" {kind.__name__}"
+                )
+        if type(self.parameters) not in (int, float) or not 0 < self.parameters < math.inf:
+            raise EngineError(
+                f"registry: parameters of {self.name} is {quoted(self.parameters)}: give millions"
+            )
         if self.format not in FORMATS or self.meaning not in MEANINGS:
             raise EngineError(
-                f"registry: {self.name} has format {self.format!r} and meaning {self.meaning!r}:"
+                f"registry: {self.name} has format {quoted(self.format)} and meaning"
+                f" {quoted(self.meaning)}:"
                 f" use {' or '.join(FORMATS)} and one of {', '.join(MEANINGS)}"
             )
-        if not self.files or not all(
-            re.fullmatch("[0-9a-f]{64}|", str(digest)) for digest in self.files.values()
+        if (
+            not isinstance(self.files, Mapping)
+            or not self.files
+            or not all(re.fullmatch("[0-9a-f]{64}|", str(digest)) for digest in self.files.values())
         ):
             raise EngineError(
                 f"registry: files of {self.name} must map paths to a SHA-256 of 64 digits, or to"
                 ' "" where it is not known'
             )
+        for path in self.files:
+            if (
+                not isinstance(path, str)
+                or not path.isprintable()
+                or not re.fullmatch(_NAME, PurePosixPath(path).name.replace(" ", "_"))
+            ):
+                raise EngineError(
+                    f"registry: {self.name} has a file {quoted(path)}: give a path in the"
+                    " repository whose last part can be a file name"
+                )
         object.__setattr__(self, "size", tuple(self.size))
-        InputSpec(*self.size, **self.input)  # finds a wrong value now, not after the download
+        # A wrong value is found now, not after the download.
+        InputSpec(*self.size, **self.input)
+        _ = self.export_command
 
     @property
     def main(self) -> str:
@@ -114,11 +157,14 @@ class RegistryEntry:
 def registry() -> dict[str, RegistryEntry]:
     """All networks of the registry by name. Raises EngineError if the file is damaged."""
     try:
-        values = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
+        text = read_text(REGISTRY, MAX_YAML_BYTES, "the registry")
+        values = parse_yaml(text)
         return {name: RegistryEntry(name=name, **fields) for name, fields in values.items()}
-    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+    except EngineError as error:
+        raise EngineError(one_line(error, 600)) from error
+    except Exception as error:  # ConfigError, and whatever a foreign value makes of the calls above
         raise EngineError(
-            f"the registry of networks {REGISTRY} cannot be read ({' '.join(str(error).split())}):"
+            f"the registry of networks {REGISTRY} cannot be read ({one_line(error, 400)}):"
             " install the package again"
         ) from error
 
@@ -130,7 +176,7 @@ def find(name: str) -> RegistryEntry:
         guess = nearest(name, known)
         hint = f" (did you mean {guess}?)" if guess else ""
         raise FetchError(
-            f"no network is called {name!r}{hint}: `depth_tools models list` shows all"
+            f"no network is called {quoted(name)}{hint}: `{depth_tools('models list')}` shows all"
         )
     return known[name]
 
@@ -155,9 +201,9 @@ def resolve(name: str) -> Path | None:
     path = entry.onnx if not variant else converted_path(entry.onnx, variant)
     if path.is_file():
         return path
-    command = f"depth_tools models fetch {entry.name}"
+    command = depth_tools(f"models fetch {entry.name}")
     if variant:
-        command = f"depth_tools models convert {entry.name} --precision {variant}"
+        command = depth_tools(f"models convert {entry.name} --precision {variant}")
     elif (entry.folder / entry.main).is_file():  # the weights are fetched
         command = entry.export_command
         if not command:

@@ -21,15 +21,15 @@ and split_lines, so that a replay and a benchmark of the same frame and seed see
 
 from __future__ import annotations
 
-import json
-import zipfile
+import math
+import reprlib
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,15 +37,30 @@ from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import check_rigid
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
+from depth_node.recordings.arrays import read_npy, read_npz
+from depth_node.recordings.files import FrameError, read_json, read_regular
+from depth_node.recordings.images import decode_image, image_size, read_image
 from depth_node.regions.label_maps import Labels, labels_from_ids
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_FILES = tuple(f"rgb{suffix}" for suffix in IMAGE_SUFFIXES[:3])  # of a recorded frame
 LINE_BAND_PX = 3  # rows that one simulated LiDAR line covers
+MOST_POINTS = 20_000_000  # of one LiDAR file
+_BAG_FILES = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd", ".mcap.zst", ".db3.zst")
 
-
-class FrameError(ValueError):
-    """A frame on disk that cannot be used; says which file, why, and what to do."""
+__all__ = [
+    "FrameError",
+    "RecordedFrame",
+    "Split",
+    "decode_image",
+    "find_frames",
+    "frame_seed",
+    "is_bag",
+    "read_frame",
+    "read_image",
+    "split_lines",
+    "split_uniform",
+]
 
 
 @dataclass(frozen=True)
@@ -89,15 +104,23 @@ class RecordedFrame:
             stored = sorted(self.folder.glob("prediction_*.npz"))
             names = ", ".join(file.stem.split("_", 1)[1] for file in stored) or "none"
             raise FrameError(f"{path} is missing: store it or use a stored name (here: {names}).")
-        content = _read_npz(path, ("prediction", "kind"))
+        size = self.image.shape[:2]
+
+        def judge_values(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+            if dtype.kind != "f" or shape != size:
+                raise FrameError(
+                    f"{path} holds `prediction` as {dtype} of shape {_short(shape)}: store float32"
+                    f" of the image's size {size}."
+                )
+
+        def judge_kind(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+            if dtype.kind != "U" or shape or dtype.itemsize > 1000:
+                raise FrameError(f"{path} holds `kind` as {dtype}: store a short text.")
+
+        content = read_npz(path, {"prediction": judge_values, "kind": judge_kind})
         values = content["prediction"]
-        if values.dtype.kind != "f" or values.shape != self.image.shape[:2]:
-            raise FrameError(
-                f"{path} holds `prediction` as {values.dtype} of shape {values.shape}: store "
-                f"float32 of the image's size {self.image.shape[:2]}."
-            )
         try:
-            return Prediction(values.astype(np.float32), str(content["kind"]))
+            return Prediction(_as_float32(values), str(content["kind"]))
         except ValueError as error:
             raise FrameError(f"{path}: {error}") from None
 
@@ -111,8 +134,27 @@ class Split:
 
 
 def is_bag(path: Path) -> bool:
-    """Whether a path looks like a rosbag2: its folder, or one of its .mcap or .db3 files."""
-    return (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3", ".bag")
+    """Whether a path looks like a rosbag2: its folder, or one of its .mcap or .db3 files.
+
+    The folder of a recorder that was killed has no metadata.yaml and is one all the same.
+    """
+    if path.name.endswith((*_BAG_FILES, ".bag")) and not path.is_dir():
+        return True
+    if (path / "metadata.yaml").is_file():
+        return True
+    return any(entry.name.endswith(_BAG_FILES) for entry in _visible(path) if entry.is_file())
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, by name, without hidden files (those of a Mac among them)."""
+    try:
+        if not folder.is_dir():
+            return []
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise FrameError(
+            f"{folder} cannot be read ({error.strerror}): check its permissions."
+        ) from None
 
 
 def find_frames(path: str | Path) -> list[Path]:
@@ -122,14 +164,17 @@ def find_frames(path: str | Path) -> list[Path]:
         raise FrameError(f"{path} is not a folder: give a frame, a source or a folder of sources.")
     if _is_frame(path):
         return [path]
-    below = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    below = [folder for folder in _visible(path) if folder.is_dir()]
     frames = []
     for folder in below:
         if _is_frame(folder):
             frames.append(folder)
         else:
-            frames += sorted(inner for inner in folder.iterdir() if _is_frame(inner))
+            frames += [inner for inner in _visible(folder) if _is_frame(inner)]
     if not frames:
+        bags = [folder.name for folder in below if is_bag(folder)]
+        if bags:
+            raise FrameError(f"{path} holds bags ({', '.join(bags[:5])}): give one of them.")
         raise FrameError(
             f"{path} holds no frames: a frame is a folder with rgb.jpg and intrinsics.json."
         )
@@ -144,17 +189,19 @@ def read_frame(folder: str | Path) -> RecordedFrame:
     image_path = next((folder / name for name in IMAGE_FILES if (folder / name).is_file()), None)
     if image_path is None:
         raise FrameError(f"{folder} has no image: add rgb.jpg or rgb.png.")
-    image = cv2.cvtColor(_read_image(image_path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    camera = _read_camera(folder / "intrinsics.json", image)
+    content = read_regular(image_path)
+    size = image_size(content, str(image_path))
+    camera = _read_camera(folder / "intrinsics.json", size)
+    image = decode_image(content, str(image_path))
     points_lidar, T_camera_lidar = _read_lidar(folder)
     return RecordedFrame(
         folder=folder,
         image=np.asarray(image, np.uint8),
         camera=camera,
-        depth=_read_depth(folder, image),
+        depth=_read_depth(folder, size),
         points_lidar=points_lidar,
         T_camera_lidar=T_camera_lidar,
-        labels=_read_labels(folder, image),
+        labels=_read_labels(folder, size),
     )
 
 
@@ -204,94 +251,102 @@ def _is_frame(folder: Path) -> bool:
     return folder.is_dir() and any((folder / name).is_file() for name in marks)
 
 
-def _read_image(path: Path, flags: int) -> NDArray[Any]:
-    image = cv2.imread(str(path), flags)
-    if image is None:
-        raise FrameError(f"{path} cannot be decoded: the file is damaged, copy it again.")
-    return np.asarray(image)
+def _short(value: object) -> str:
+    return reprlib.repr(value)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _number(content: dict[str, Any], key: str) -> float:
+    """A finite number of a JSON object."""
+    value = content[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"`{key}` is {_short(value)}: write a number")
+    return _finite(value, key)
+
+
+def _finite(value: float, key: str) -> float:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise FrameError(f"{path} is not JSON ({error}): write it again.") from None
-    if not isinstance(content, dict):
-        raise FrameError(f"{path} holds a {type(content).__name__}: write a JSON object.")
-    return content
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"`{key}` is not finite: write a number of a usual size")
+    return number
 
 
-def _read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    try:
-        # numpy does not close a file it fails to read, so the file is opened here.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            missing = [key for key in keys if key not in content]
-            if missing:
-                raise FrameError(
-                    f"{path} has no key `{missing[0]}` (it has: {', '.join(content) or 'none'}): "
-                    f"store {' and '.join(f'`{key}`' for key in keys)}."
-                )
-            return {key: content[key] for key in keys}
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise FrameError(f"{path} cannot be read ({error}): write it with numpy.savez.") from None
-    except (ValueError, AttributeError, TypeError) as error:
-        if isinstance(error, FrameError):
-            raise
-        raise FrameError(
-            f"{path} is not an npz archive of plain arrays: use numpy.savez."
-        ) from None
+def _numbers(values: object, key: str) -> list[float]:
+    """The numbers of a list or of a list of lists."""
+    rows = values if isinstance(values, list) else [None]
+    flat: list[object] = []
+    for row in rows[:64]:
+        flat += row[:64] if isinstance(row, list) else [row]
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in flat):
+        raise ValueError(f"`{key}` is {_short(values)}: write a list of numbers")
+    return [_finite(value, key) for value in flat]  # type: ignore[arg-type]
 
 
-def _read_camera(path: Path, image: NDArray[Any]) -> Camera:
+def _read_camera(path: Path, size: tuple[int, int]) -> Camera:
     if not path.is_file():
         raise FrameError(f"{path} is missing: write {{fx, fy, cx, cy, width, height}} of rgb.")
-    content = _read_json(path)
+    content = read_json(path)
     try:
+        width, height = (_number(content, key) for key in ("width", "height"))
+        if width != int(width) or height != int(height):
+            raise ValueError(f"the size is {width:g}x{height:g}: write whole pixels")
+        model = content.get("model", "pinhole")
+        if not isinstance(model, str):
+            raise ValueError(f"`model` is {_short(model)}: write a name")
+        # Judged before it is compared: a camera that cannot be is the nearer cause.
         camera = Camera(
-            width=int(content["width"]),
-            height=int(content["height"]),
-            fx=float(content["fx"]),
-            fy=float(content["fy"]),
-            cx=float(content["cx"]),
-            cy=float(content["cy"]),
-            model=str(content.get("model", "pinhole")),
-            distortion=tuple(float(value) for value in content.get("distortion", ())),
+            width=int(width),
+            height=int(height),
+            fx=_number(content, "fx"),
+            fy=_number(content, "fy"),
+            cx=_number(content, "cx"),
+            cy=_number(content, "cy"),
+            model=model[:64],
+            distortion=tuple(_numbers(content.get("distortion", []), "distortion")),
         )
     except KeyError as error:
         raise FrameError(f"{path} has no `{error.args[0]}`: add it.") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise FrameError(f"{path}: {error}") from None
-    _check_size(path, (camera.height, camera.width), image)
+    _check_size(path, (camera.height, camera.width), size)
     return camera
 
 
-def _read_depth(folder: Path, image: NDArray[Any]) -> NDArray[np.float32] | None:
+def _read_depth(folder: Path, size: tuple[int, int]) -> NDArray[np.float32] | None:
     png, npz = folder / "depth.png", folder / "depth.npz"
     if png.is_file() and npz.is_file():
         raise FrameError(f"{folder} has depth.png and depth.npz: keep the one that is the truth.")
     if png.is_file():
-        stored = _read_image(png, cv2.IMREAD_UNCHANGED)
+        stored = read_image(png, colour=False, size=size)
         if stored.dtype != np.uint16 or stored.ndim != 2:
             raise FrameError(
                 f"{png} is {stored.dtype} with {stored.ndim} dimensions: store depth as one "
                 "uint16 channel in millimetres."
             )
-        _check_size(png, stored.shape, image)
         depth = stored.astype(np.float32) / np.float32(1000)
     elif npz.is_file():
-        stored = _read_npz(npz, ("depth",))["depth"]
-        if stored.dtype.kind != "f" or stored.ndim != 2:
-            raise FrameError(
-                f"{npz} holds `depth` as {stored.dtype} with {stored.ndim} dimensions: store "
-                "(H, W) float32 metres."
-            )
-        _check_size(npz, stored.shape, image)
-        depth = stored.astype(np.float32)
+
+        def judge(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+            if dtype.kind != "f" or len(shape) != 2:
+                raise FrameError(
+                    f"{npz} holds `depth` as {dtype} with {len(shape)} dimensions: store (H, W)"
+                    " float32 metres."
+                )
+            _check_size(npz, shape, size)
+
+        depth = _as_float32(read_npz(npz, {"depth": judge})["depth"])
     else:
         return None
     with np.errstate(invalid="ignore"):
         depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
     return depth
+
+
+def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: Inf, which is unknown
+        return values.astype(np.float32)
 
 
 def _read_lidar(
@@ -300,42 +355,49 @@ def _read_lidar(
     path, calibration = folder / "lidar.npy", folder / "calib.json"
     if not path.is_file():
         return None, None
-    try:
-        points = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise FrameError(f"{path} cannot be read ({error}): write it with numpy.save.") from None
-    if points.ndim != 2 or points.shape[1:] != (3,) or points.dtype.kind != "f":
-        raise FrameError(
-            f"{path} holds {points.dtype} of shape {points.shape}: store (N, 3) float32 metres."
-        )
+
+    def judge(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if len(shape) != 2 or shape[1:] != (3,) or dtype.kind != "f":
+            raise FrameError(
+                f"{path} holds {dtype} of shape {_short(shape)}: store (N, 3) float32 metres."
+            )
+        if shape[0] > MOST_POINTS:
+            raise FrameError(
+                f"{path} announces {_short(shape[0])} points, more than {MOST_POINTS}: store one"
+                " scan."
+            )
+
+    points = read_npy(path, judge)
     if not calibration.is_file():
         raise FrameError(f"{calibration} is missing: lidar.npy needs {{T_cam_lidar: 4x4}}.")
-    content = _read_json(calibration)
+    content = read_json(calibration)
     if "T_cam_lidar" not in content:
         raise FrameError(f"{calibration} has no `T_cam_lidar`: add the 4x4 matrix.")
     try:
-        T_camera_lidar = check_rigid(content["T_cam_lidar"], "T_cam_lidar")
-    except (TypeError, ValueError) as error:
+        values = np.array(_numbers(content["T_cam_lidar"], "T_cam_lidar"))
+        with np.errstate(all="ignore"):
+            T_camera_lidar = check_rigid(values, "T_cam_lidar")
+    except (TypeError, ValueError, OverflowError) as error:
         raise FrameError(f"{calibration}: {error}") from None
-    return points.astype(np.float32), T_camera_lidar
+    return _as_float32(points), T_camera_lidar
 
 
-def _read_labels(folder: Path, image: NDArray[Any]) -> Labels | None:
+def _read_labels(folder: Path, size: tuple[int, int]) -> Labels | None:
     paths = sorted(folder.glob("segmentation_*.png"))
     if not paths:
         return None
-    ids = _read_image(paths[0], cv2.IMREAD_UNCHANGED)
+    ids = read_image(paths[0], colour=False, size=size)
     if ids.ndim != 2 or ids.dtype.kind != "u":
         raise FrameError(
             f"{paths[0]} has shape {ids.shape} {ids.dtype}: store one uint16 channel of ids."
         )
-    _check_size(paths[0], ids.shape, image)
     return labels_from_ids(ids.astype(np.int32))
 
 
-def _check_size(path: Path, size: tuple[int, ...], image: NDArray[Any]) -> None:
-    if size != image.shape[:2]:
+def _check_size(path: Path, size: Iterable[int], wanted: tuple[int, ...]) -> None:
+    height, width = size
+    if (height, width) != wanted:
         raise FrameError(
-            f"{path} is for {size[1]}x{size[0]} but the image is "
-            f"{image.shape[1]}x{image.shape[0]}: resize one of them (and scale the intrinsics)."
+            f"{path} is for {_short(width)}x{_short(height)} but the image is"
+            f" {wanted[1]}x{wanted[0]}: resize one of them (and scale the intrinsics)."
         )

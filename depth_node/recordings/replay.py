@@ -93,8 +93,48 @@ class Sampling:
             raise FrameError(f"--hold-out must be at least 0 and below 1, not {self.hold_out:g}.")
 
 
+class LeftOut:
+    """What of a recording could not be used: counted, the first reason of each kind kept.
+
+    A frame, image or message that is left out does not end a replay. damaged: whether some of it
+    was broken, and not merely without a match.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._reasons: dict[str, str] = {}
+        self.damaged = False
+
+    def add(self, why: str, kind: str = "parts", damaged: bool = True, count: int = 1) -> None:
+        """So many more of a kind; of a recording's parts each reason is a kind."""
+        key = kind if kind != "parts" else why
+        self._counts[key] = self._counts.get(key, 0) + count
+        if key not in self._reasons:
+            self._reasons[key] = f"{kind}: {why}" if kind != "parts" else why
+        self.damaged |= damaged
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def first(self) -> str:
+        """The first reason that ended an image or a frame, else the first of all."""
+        own = [why for key, why in self._reasons.items() if key in ("images", "frames")]
+        return next(iter([*own, *self._reasons.values()]), "")
+
+    def sentences(self, most: int = 12) -> list[str]:
+        """A line for each kind, the first of them."""
+        lines = [f"left out: {count} {self._reasons[key]}" for key, count in self._counts.items()]
+        if len(lines) > most:
+            lines[most:] = [f"left out: {len(lines) - most} other kinds of parts"]
+        return lines
+
+
 class FrameSource(Protocol):
     """Recorded frames, wherever they come from: how many, and each in turn."""
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What could not be used so far."""
 
     def __len__(self) -> int: ...
 
@@ -102,7 +142,10 @@ class FrameSource(Protocol):
 
 
 class FolderFrames:
-    """The frames under a folder, read one at a time."""
+    """The frames under a folder, read one at a time; one that cannot be used is left out.
+
+    Raises FrameError, the first one's, where not one can be used.
+    """
 
     def __init__(
         self,
@@ -114,6 +157,7 @@ class FolderFrames:
         stored_prediction: str = "",
     ) -> None:
         self.frames = find_frames(path)
+        self.left_out = LeftOut()
         self.sampling = sampling
         self.pipeline = pipeline
         self.stored_regions = stored_regions
@@ -123,8 +167,19 @@ class FolderFrames:
         return len(self.frames)
 
     def __iter__(self) -> Iterator[ScoredFrame]:
+        first: FrameError | None = None
+        given = 0
         for folder in self.frames:
-            yield self._scored(read_frame(folder))
+            try:
+                frame = self._scored(read_frame(folder))
+            except FrameError as error:
+                self.left_out.add(str(error), kind="frames")
+                first = first or error
+                continue
+            given += 1
+            yield frame
+        if first is not None and not given:
+            raise first
 
     def _scored(self, frame: RecordedFrame) -> ScoredFrame:
         observed = FrameInput(
@@ -374,10 +429,11 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._rows.close()
 
-    def finish(self, summary: Sequence[Mapping[str, Any]]) -> None:
-        """Write the summary."""
+    def finish(self, summary: Sequence[Mapping[str, Any]], left_out: LeftOut) -> None:
+        """Write the summary, and below its table what was left out."""
         self._write("summary.json", summary)
-        (self.path / "summary.md").write_text(markdown(summary), encoding="utf-8")
+        lines = "".join(f"\n{sentence}\n" for sentence in left_out.sentences())
+        (self.path / "summary.md").write_text(markdown(summary) + lines, encoding="utf-8")
 
     def _write(self, name: str, content: Any) -> None:
         (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -385,12 +441,15 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay gave: a row per frame and method, their averages, the panels written."""
+    """What a replay gave: a row per frame and method, their averages, the panels written, and what
+    of the recording could not be used.
+    """
 
     rows: list[dict[str, Any]]
     summary: list[dict[str, Any]]
     panels: list[Path]
     frames: int
+    left_out: LeftOut
 
 
 def replay(
@@ -435,5 +494,5 @@ def replay(
         if not count:
             raise FrameError("The source gave no image at all: nothing was replayed.")
         summary = summarise(rows)
-        folder.finish(summary)
-    return Replayed(rows, summary, panels, count)
+        folder.finish(summary, frames.left_out)
+    return Replayed(rows, summary, panels, count, frames.left_out)

@@ -39,13 +39,6 @@ class SegmentationConfig:
         minimum=0.0,
         maximum=1.0,
     )
-    edge_gap_px: float = option(
-        4.0,
-        "Gaps of edges up to this width are closed; at 640x480, scaled with the image.",
-        unit="px",
-        minimum=0.0,
-        maximum=100.0,
-    )
     every: int = option(
         1,
         "Segment one of this many images of a sequence and propagate its regions by optical flow;"

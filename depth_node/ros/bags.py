@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recorded frames from a rosbag2 (SQLite3 or MCAP) without a running ROS.
 
-Reading goes through `rosbags`; what a message means is known to depth_node.ros.messages alone, so
-the ROS message packages must be importable. Messages are taken in the order of the recording, as a
-live node would get them. Whatever cannot be used raises BagError, a sentence with the cure.
+The files are read by depth_node.recordings.bag_files, their CDR is taken apart by `rosbags`; what
+a message means is known to depth_node.ros.messages alone, so the ROS message packages must be
+importable. Messages are taken in the order of the recording, as a live node would get them.
+
+A message that cannot be used is left out and counted (`Bag.left_out`), the others are replayed. A
+bag of which nothing can be used raises BagError, a sentence with the cure.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.frame import FrameInput
-from depth_node.geometry.camera import Camera
+from depth_node.geometry.camera import Camera, is_rectified
 from depth_node.geometry.rigid import check_rigid, rigid_transform, transform
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.geometry.sparse_depth import project_points
 from depth_node.geometry.transform_tree import TransformError, TransformTree
 from depth_node.pipeline import DepthPipeline
-from depth_node.recordings.frames import (
-    FrameError,
-)
-from depth_node.recordings.replay import Sampling, ScoredFrame, measured_points
+from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
+from depth_node.recordings.files import FrameError, one_line, reason_of
+from depth_node.recordings.images import decode_image, image_size
+from depth_node.recordings.replay import LeftOut, Sampling, ScoredFrame, measured_points
 from depth_node.ros import messages
+
+__all__ = ["Bag", "BagError", "BagFrames", "BagTopics"]
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
@@ -36,13 +43,19 @@ CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 CLOUD = "sensor_msgs/msg/PointCloud2"
 SCAN = "sensor_msgs/msg/LaserScan"
 TF = "tf2_msgs/msg/TFMessage"
+KNOWN = (IMAGE, COMPRESSED, CAMERA_INFO, CLOUD, SCAN, TF)
 
 # Words in a topic that say it is no image of the kind a monocular network wants.
 _NOT_A_IMAGE = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
+_LISTED_TOPICS = 12
 
 
-class BagError(FrameError):
-    """A bag that cannot be used; says what is missing and what to do."""
+class _UnusableError(ValueError):
+    """Why one message cannot be used. damaged: it contradicts itself; else something is missing."""
+
+    def __init__(self, why: object, damaged: bool = True) -> None:
+        super().__init__(one_line(str(why), 600))
+        self.damaged = damaged
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,9 @@ class BagTopics:
 class Bag:
     """A rosbag2 opened for reading; a context manager. `topics` then says what is used.
 
-    T_camera_lidar: overrules the bag's TF. rectified: take the camera from P (an image without
-    distortion) and not from K and D. The others are the node's parameters of these names.
+    T_camera_lidar: overrules the bag's TF. rectified: "yes", "no" or "auto", as the node's
+    `image_rectified`: whether the camera is P (an image without distortion) and not K with D. The
+    others are the node's parameters of these names. left_out: what could not be used.
     """
 
     path: Path
@@ -69,86 +83,163 @@ class Bag:
     max_scan_age_s: float = 0.3
     scans_per_image: int = 0
     scan_wait_s: float = 0.0
-    rectified: bool = False
+    rectified: str = "auto"
     world_frame: str = ""
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __enter__(self) -> Bag:
-        self._reader = _open(self.path)
+        self._store = _type_store()
+        self._files = BagFiles(self.path, KNOWN)
+        self._files.__enter__()
         try:
-            self._types = {topic: info.msgtype or "" for topic, info in self._reader.topics.items()}
+            self._types = self._files.topics
             self.topics = self._choose()
-            self._images = self._reader.topics[self.topics.image].msgcount
+            self._bad_transforms: Counter[str] = Counter()
             self._tree = self._transforms()
         except BaseException:
-            self._reader.close()
+            self._files.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._reader.close()
+        self._files.__exit__()
 
     def __len__(self) -> int:
         """Images in the bag."""
-        return self._images
+        return self._files.counts[self.topics.image]
 
     def frames(self) -> Iterator[FrameInput]:
-        """Every image with the scans that a live node would have had for it."""
+        """Every image with the scans that a live node would have had for it.
+
+        Images before the first calibration get that one. Raises BagError where not one image can
+        be used.
+        """
         scans = ScanBuffer(self.max_scan_age_s)
-        camera: Camera | None = None
-        frames: set[str] = set()  # in which there are scans
+        camera = self._first_camera()
+        sources: set[tuple[str, str]] = set()  # (topic, frame) of which there are scans
         waiting: list[tuple[int, int, Any]] = []  # (recorded, stamp, image), oldest first
-        early = 0
+        given = 0
         names = [name for name in vars(self.topics).values() if name]
         for topic, recorded_ns, message in self._read(names):
             stamp = messages.stamp_ns(message.header.stamp) or recorded_ns
-            if topic == self.topics.camera_info:
-                camera = self._camera(message)
-            elif topic == self.topics.image:
-                early += camera is None
-                if camera is not None:
+            try:
+                if topic == self.topics.camera_info:
+                    camera = self._camera(message)
+                elif topic == self.topics.image:
                     waiting.append((recorded_ns, stamp, message))
-            else:
-                frames.add(message.header.frame_id)
-                scans.add(stamp, self._points(topic, message), message.header.frame_id)
+                else:
+                    points = self._points(topic, message)
+                    source = (topic, message.header.frame_id)
+                    sources.add(source)
+                    scans.add(stamp, points, _key(source))
+            except _UnusableError as error:
+                self._leave_out(topic, error)
             newest = scans.newest_stamp_ns()
-            while waiting and camera is not None:
+            while waiting:
                 scan_is_there = newest is not None and newest >= waiting[0][1]
                 if not scan_is_there and recorded_ns < waiting[0][0] + self.scan_wait_s * 1e9:
                     break
-                yield self._frame_input(*waiting.pop(0)[1:], camera, scans, frames)
-        if camera is None:
-            raise BagError(
-                f"{self.path}: {self.topics.camera_info} has no message, so none of {early}"
-                " images can be used: record it too, or name another --camera-info-topic."
-            )
+                for frame in self._frame_input(*waiting.pop(0)[1:], camera, scans, sources):
+                    given += 1
+                    yield frame
         for _, stamp, message in waiting:
-            yield self._frame_input(stamp, message, camera, scans, frames)
+            for frame in self._frame_input(stamp, message, camera, scans, sources):
+                given += 1
+                yield frame
+        for sentence, count in self._files.damage.counted():
+            self.left_out.add(sentence, count=count)
+        if not given:
+            first = self.left_out.first() or f"{self.topics.image} has no message"
+            raise BagError(f"{self.path}: no image can be used: {first}")
+
+    def _leave_out(self, topic: str, error: _UnusableError) -> None:
+        what = {self.topics.image: "images", self.topics.camera_info: "calibrations"}
+        self.left_out.add(f"{topic}: {error}", kind=what.get(topic, "scans"), damaged=error.damaged)
+
+    def _first_camera(self) -> Camera:
+        """The first calibration of the bag that can be used."""
+        first: _UnusableError | None = None
+        counts = Counter(self._files.damage.counts)  # they are read a second time
+        for _, _, message in self._read([self.topics.camera_info], count=False):
+            try:
+                camera = self._camera(message)
+            except _UnusableError as error:
+                first = first or error
+                continue
+            self._files.damage.counts = counts
+            return camera
+        if first is not None:
+            raise BagError(f"{self.path}: {self.topics.camera_info}: {first}")
+        raise BagError(
+            f"{self.path}: {self.topics.camera_info} has no message that can be read, so none of"
+            f" {len(self)} images can be used: record it too, or name another --camera-info-topic."
+        )
 
     def _frame_input(
-        self, stamp: int, message: Any, camera: Camera, scans: ScanBuffer, frames: set[str]
-    ) -> FrameInput:
-        compressed = self._types[self.topics.image] == COMPRESSED
-        read = messages.compressed_to_rgb if compressed else messages.image_to_rgb
+        self,
+        stamp: int,
+        message: Any,
+        camera: Camera,
+        scans: ScanBuffer,
+        sources: set[tuple[str, str]],
+    ) -> Iterator[FrameInput]:
+        """The observation, or nothing where the image is left out."""
         try:
-            image = read(message)
-        except ValueError as error:
-            raise BagError(f"{self.path}: {self.topics.image}: {error}") from None
-        if image.shape[:2] != (camera.height, camera.width):
-            raise BagError(
-                f"{self.path}: {self.topics.image} is {image.shape[1]}x{image.shape[0]} but"
-                f" {self.topics.camera_info} {camera.width}x{camera.height}: name the camera_info"
-                " that belongs to the image with --camera-info-topic."
-            )
+            yield self._observation(stamp, message, camera, scans, sources)
+        except _UnusableError as error:
+            self._leave_out(self.topics.image, error)
+
+    def _image(self, message: Any, camera: Camera) -> NDArray[np.uint8]:
+        size = (camera.height, camera.width)
+        compressed = self._types[self.topics.image] == COMPRESSED
+        if not compressed and message.height and (message.height, message.width) != size:
+            raise _UnusableError(self._other_size(message.height, message.width, camera))
+        try:
+            if not compressed:
+                image: NDArray[np.uint8] = messages.image_to_rgb(message)
+            elif "compressedDepth" in message.format:
+                raise _UnusableError("it is a depth image: name the camera's with --image-topic")
+            else:
+                data = bytes(memoryview(message.data))
+                height, width = image_size(data, "the image")
+                if (height, width) != size:
+                    raise _UnusableError(self._other_size(height, width, camera))
+                image = decode_image(data, "the image", size=size)
+        except _UnusableError:
+            raise
+        except (Exception, MemoryError) as error:
+            why = error if isinstance(error, ValueError) else reason_of(error)
+            raise _UnusableError(why) from None
+        if image.shape[:2] != size:
+            raise _UnusableError(self._other_size(image.shape[0], image.shape[1], camera))
+        return image
+
+    def _other_size(self, height: int, width: int, camera: Camera) -> str:
+        return (
+            f"{self.topics.image} is {width}x{height} but {self.topics.camera_info}"
+            f" {camera.width}x{camera.height}: name the camera_info that belongs to the image with"
+            " --camera-info-topic."
+        )
+
+    def _observation(
+        self,
+        stamp: int,
+        message: Any,
+        camera: Camera,
+        scans: ScanBuffer,
+        sources: set[tuple[str, str]],
+    ) -> FrameInput:
+        image = self._image(message, camera)
         camera_frame = message.header.frame_id
         found = []
-        for frame in sorted(frames):
-            held = [scan for scan in scans.scans(stamp, frame) if len(scan[1])]
+        for source in sorted(sources):
+            held = [scan for scan in scans.scans(stamp, _key(source)) if len(scan[1])]
             nearest = sorted(held, key=lambda scan: abs(stamp - scan[0]))
             # Points that have moved are worse than fewer points: one scan, unless asked for more.
             limit = self.scans_per_image or (None if self.world_frame else 1)
             for scan_ns, points in nearest[:limit]:
                 age_s = np.full(len(points), abs(stamp - scan_ns) * 1e-9, np.float32)
-                T = self._extrinsics(camera_frame, frame, stamp)
+                T = self._extrinsics(camera_frame, source[1], stamp)
                 if self.world_frame:
                     then = self._look_up(self.world_frame, camera_frame, scan_ns)
                     T = self._look_up(camera_frame, self.world_frame, stamp) @ then @ T
@@ -170,47 +261,51 @@ class Bag:
             return check_rigid(self.T_camera_lidar, "T_camera_lidar")
         return self._look_up(camera_frame, lidar_frame, stamp_ns)
 
-    def _read(self, names: Sequence[str]) -> Iterator[tuple[str, int, Any]]:
+    def _read(self, names: Iterable[str], count: bool = True) -> Iterator[tuple[str, int, Any]]:
         """(topic, time of recording in ns, message) in the order of the recording."""
-        from rosbags.highlevel import AnyReaderError
+        for raw in self._files.messages(names):
+            if raw.kind != self._types[raw.topic]:
+                continue  # two types on one topic
+            try:
+                yield raw.topic, raw.recorded_ns, self._deserialized(raw)
+            except _UnusableError as error:
+                if count:
+                    self._leave_out(raw.topic, error)
 
-        chosen = [c for c in self._reader.connections if c.topic in names]
+    def _deserialized(self, raw: RawMessage) -> Any:
         try:
-            for connection, recorded_ns, raw in self._reader.messages(chosen):
-                message = self._reader.deserialize(raw, connection.msgtype)
-                yield connection.topic, recorded_ns, message
-        except AnyReaderError as error:
-            raise BagError(f"{self.path} cannot be read on ({error}): is it cut off?") from None
+            return self._store.deserialize_cdr(raw.data, raw.kind)
+        except (Exception, RecursionError, MemoryError) as error:
+            raise _UnusableError(
+                f"a message of {len(raw.data)} bytes is no {raw.kind} ({reason_of(error)})"
+            ) from None
 
     def _camera(self, message: Any) -> Camera:
         try:
-            camera: Camera = messages.camera_of(message, self.rectified)
-        except ValueError as error:
-            raise BagError(f"{self.path}: {self.topics.camera_info}: {error}") from None
+            with np.errstate(all="ignore"):
+                rectified = is_rectified(self.topics.image, message, self.rectified)
+                camera: Camera = messages.camera_of(message, rectified)
+        except (Exception, MemoryError) as error:
+            raise _UnusableError(error) from None
         return camera
 
     def _points(self, topic: str, message: Any) -> NDArray[np.float32]:
         scan = topic == self.topics.scan
         read = messages.scan_message_to_points if scan else messages.cloud_to_points
         try:
-            points: NDArray[np.float32] = read(message)
-        except ValueError as error:
-            raise BagError(f"{self.path}: {topic}: {error}") from None
+            with np.errstate(all="ignore"):
+                points: NDArray[np.float32] = read(message)
+        except (Exception, MemoryError) as error:
+            raise _UnusableError(error) from None
         return points
 
     # --- topics ------------------------------------------------------------------------------
 
     def _choose(self) -> BagTopics:
-        image = self._named("image", self.topics.image, (IMAGE, COMPRESSED)) or self._only(
-            "image",
-            [
-                topic
-                for topic, kind in self._types.items()
-                if kind in (IMAGE, COMPRESSED)
-                and not any(word in topic.lower() for word in _NOT_A_IMAGE)
-            ],
-            "image",
-        )
+        image = self._named("image", self.topics.image, (IMAGE, COMPRESSED))
+        if not image:
+            every = [topic for topic, kind in self._types.items() if kind in (IMAGE, COMPRESSED)]
+            image = self._only("image", _of_a_camera(every), "image")
         camera_info = self._named("camera-info", self.topics.camera_info, (CAMERA_INFO,))
         if not camera_info:
             candidates = [t for t, kind in self._types.items() if kind == CAMERA_INFO]
@@ -248,40 +343,98 @@ class Bag:
         if len(candidates) == 1:
             return candidates[0]
         if not candidates:
-            raise BagError(f"{self.path} has no {what} topic; it has: {self._listing()}.")
+            raise BagError(
+                f"{self.path} has no {what} topic; it has: {self._listing()}. Name one with"
+                f" --{option}-topic if it is among them."
+            )
         raise BagError(
             f"{self.path} has several {what} topics ({', '.join(sorted(candidates))}): choose one"
             f" with --{option}-topic."
         )
 
     def _listing(self) -> str:
-        return ", ".join(f"{t} ({kind})" for t, kind in sorted(self._types.items())) or "nothing"
+        listed = [f"{topic} ({kind})" for topic, kind in sorted(self._types.items())]
+        if len(listed) > _LISTED_TOPICS:
+            listed[_LISTED_TOPICS:] = [f"and {len(listed) - _LISTED_TOPICS} others"]
+        return ", ".join(listed) or "nothing"
 
     # --- transforms --------------------------------------------------------------------------
 
     def _transforms(self) -> TransformTree:
-        """Every transform recorded."""
+        """Every transform recorded, of all topics of TF; where several robots have frames of the
+        same names, those of the image's namespace.
+        """
+        topics = sorted(topic for topic, kind in self._types.items() if kind == TF)
+        ours = [topic for topic in topics if self.topics.image.startswith(_namespace(topic))]
         tree = TransformTree()
-        topics = [topic for topic in ("/tf", "/tf_static") if self._types.get(topic) == TF]
-        for topic, recorded_ns, message in self._read(topics) if topics else ():
-            for item in message.transforms:
-                move, turn = item.transform.translation, item.transform.rotation
-                T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
-                stamp = messages.stamp_ns(item.header.stamp) or recorded_ns
-                moving = topic == "/tf"
-                tree.add(item.header.frame_id, item.child_frame_id, T, stamp if moving else None)
+        known: set[str] = set()
+        for chosen in (ours, [topic for topic in topics if topic not in ours]):
+            children: set[str] = set()
+            for topic, recorded_ns, message in self._read(chosen) if chosen else ():
+                for item in message.transforms:
+                    if item.child_frame_id not in known:
+                        children.add(item.child_frame_id)
+                        self._add_transform(tree, topic, recorded_ns, item)
+            known |= children
         return tree
+
+    def _add_transform(self, tree: TransformTree, topic: str, recorded_ns: int, item: Any) -> None:
+        move, turn = item.transform.translation, item.transform.rotation
+        try:
+            with np.errstate(all="ignore"):
+                T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
+        except ValueError as error:
+            # tf2 ignores it too. Whether it matters shows when a chain lacks it.
+            self._bad_transforms[item.child_frame_id.lstrip("/")] += 1
+            self.left_out.add(
+                f"{topic}: {one_line(item.child_frame_id, 100)}: {error}",
+                kind=f"transforms of {one_line(item.child_frame_id, 100)}",
+                damaged=False,
+            )
+            return
+        moving = not topic.rpartition("/")[2].startswith("tf_static")
+        stamp = messages.stamp_ns(item.header.stamp) or recorded_ns
+        tree.add(item.header.frame_id, item.child_frame_id, T, stamp if moving else None)
 
     def _look_up(self, target: str, source: str, stamp_ns: int) -> NDArray[np.float64]:
         try:
             return self._tree.look_up(target, source, stamp_ns)
         except TransformError as error:
+            bad = ", ".join(one_line(frame, 60) for frame in sorted(self._bad_transforms)[:5])
+            hint = f" (transforms of {bad} were skipped: no unit quaternion)" if bad else ""
             cure = (
                 "leave --world-frame out, or record its TF too"
                 if self.world_frame in (target, source)
                 else "give the extrinsics with --t-camera-lidar"
             )
-            raise BagError(f"{self.path}, its TF: {error}: {cure}.") from None
+            raise _UnusableError(f"its TF: {error}{hint}: {cure}.", damaged=False) from None
+
+
+def _key(source: tuple[str, str]) -> str:
+    return "\0".join(source)
+
+
+def _namespace(topic: str) -> str:
+    """/robot1/ of /robot1/tf_static."""
+    return topic.rpartition("/")[0] + "/"
+
+
+def _of_a_camera(topics: list[str]) -> list[str]:
+    """Image topics without those of depth and masks, which are told by their own part of the name;
+    by the whole name (/depth_camera/color/image_raw) only where that leaves a choice.
+    """
+
+    def hints(name: str) -> bool:
+        return any(word in name.lower() for word in _NOT_A_IMAGE)
+
+    whole = [topic for topic in topics if not hints(topic)]
+    if whole:
+        return whole
+    # /depth_camera/color/image_raw and /depth_camera/depth/image_raw
+    parts = {topic: topic.strip("/").split("/") for topic in topics}
+    return [topic for topic in topics if not any(hints(part) for part in parts[topic][1:])] or (
+        [topic for topic in topics if "color" in topic.lower() or "rgb" in topic.lower()]
+    )
 
 
 def _same_camera(info_topic: str, image_topic: str) -> bool:
@@ -290,33 +443,16 @@ def _same_camera(info_topic: str, image_topic: str) -> bool:
     return image_topic.startswith(f"{namespace}/")
 
 
-def _open(path: Path) -> Any:
+@functools.cache
+def _type_store() -> Any:
+    """What takes CDR apart. The types are ROS's own: what a bag says of them is not needed, nor
+    what it says of types that are foreign here.
+    """
     try:
-        from rosbags.highlevel import AnyReader, AnyReaderError
         from rosbags.typesys import Stores, get_typestore
     except ImportError:
         raise BagError("Reading a bag needs rosbags: pip install rosbags.") from None
-    if path.suffix == ".bag":
-        raise BagError(
-            f"{path} is a ROS 1 bag: convert it with `rosbags-convert --src {path} --dst NEW`."
-        )
-    try:
-        reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY))
-        reader.open()
-    except (AnyReaderError, FileNotFoundError) as error:
-        reason = str(error).rstrip(".")
-        cure = (
-            "write it again without compression, `ros2 bag convert` does that"
-            if "ompress" in reason
-            else "check the path, or repair it with `ros2 bag reindex`"
-        )
-        raise BagError(f"{path} cannot be opened as a rosbag2 ({reason}): {cure}.") from None
-    except Exception as error:  # rosbags lets errors of SQLite and of lz4 through as they are
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BagError(
-            f"{path} cannot be opened as a rosbag2 ({reason}): is the file whole?"
-        ) from None
-    return reader
+    return get_typestore(Stores.ROS2_JAZZY)
 
 
 class BagFrames:
@@ -331,6 +467,11 @@ class BagFrames:
 
     def __len__(self) -> int:
         return len(self.bag)
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What of the bag could not be used."""
+        return self.bag.left_out
 
     def __iter__(self) -> Iterator[ScoredFrame]:
         sampling, projection = self.sampling, self.pipeline.config.projection

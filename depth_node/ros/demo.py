@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
@@ -69,7 +70,7 @@ class Words:
                 self._words.put(line.decode().strip())
         self._words.put("stop")
 
-    def said(self, wait_s: float = 0.0) -> str:
+    def next_word(self, wait_s: float = 0.0) -> str:
         """The next word, or "" when none comes in time."""
         try:
             return self._words.get(timeout=wait_s) if wait_s > 0 else self._words.get_nowait()
@@ -92,7 +93,7 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
         assert frame.points_lidar is not None
         clouds.append(np.ascontiguousarray(frame.points_lidar).view(XYZ).reshape(-1))
     say("loaded", frames=len(frames))
-    while (word := words.said(wait_s=0.2)) != "go":
+    while (word := words.next_word(wait_s=0.2)) != "go":
         if word == "stop":
             return
     log = (options.folder / "published.jsonl").open("w", encoding="utf-8")
@@ -100,7 +101,7 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
     start = time.monotonic()
     for number in range(options.count):
         pause = start + number * period - time.monotonic()
-        if words.said(max(pause, 0.0)) == "stop":
+        if words.next_word(max(pause, 0.0)) == "stop":
             break
         index = there_and_back(number, len(frames))
         stamp = node.get_clock().now()
@@ -115,7 +116,7 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
         say("published", number=number)
     log.close()
     say("finished")
-    while words.said(wait_s=0.2) != "stop":  # keep the publishers alive until all has arrived
+    while words.next_word(wait_s=0.2) != "stop":  # keep the publishers alive until all has arrived
         pass
 
 
@@ -189,12 +190,12 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
     listener = Listener(node, options.folder, options.keep_every)
     if options.lifecycle:
         change(node, "activate", options.timeout)
-    # The node does no work while nobody listens: it must have found us before the first image.
+    # The node does no work without a subscriber: it must have found us before the first image.
     wait_for_publisher(node, f"{NODE}/depth/image_rect", options.timeout)
     for _ in range(10):
         rclpy.spin_once(node, timeout_sec=0.05)
     say("ready")
-    while words.said() != "stop":
+    while words.next_word() != "stop":
         rclpy.spin_once(node, timeout_sec=0.05)
     say(
         "report",
@@ -265,7 +266,7 @@ def wait_for_publisher(node: Node, topic: str, timeout_s: float) -> None:
 def answer_barely(options: argparse.Namespace, node: Node, words: Words) -> None:
     """What a node costs that does nothing: each image is answered with zeros of its size."""
     out = node.create_publisher(Image, f"{NODE}/depth/image_rect", QoSProfile(depth=5))
-    zeros: dict[tuple[int, int], np.ndarray] = {}
+    zeros: dict[tuple[int, int], npt.NDArray[Any]] = {}
 
     def answer(message: Image) -> None:
         size = (message.height, message.width)
@@ -273,7 +274,7 @@ def answer_barely(options: argparse.Namespace, node: Node, words: Words) -> None
         out.publish(messages.image_message(depth, "32FC1", message.header))
 
     node.create_subscription(Image, "image", answer, qos_profile_sensor_data)
-    while words.said() != "stop":
+    while words.next_word() != "stop":
         rclpy.spin_once(node, timeout_sec=0.05)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_node.geometry.rigid import rigid_transform
+from depth_node.ros.messages import brief
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -118,14 +119,12 @@ class TfSource:
             found = self._buffer.lookup_transform(
                 target, source, self._time(nanoseconds=stamp_ns or 0)
             )
-        except self._error as error:
-            raise NoTransformError(" ".join(str(error).split())) from error
-        move, turn, stamp = (
-            found.transform.translation,
-            found.transform.rotation,
-            found.header.stamp,
-        )
-        T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
+            move, turn = found.transform.translation, found.transform.rotation
+            T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
+        except (self._error, ValueError, TypeError, OverflowError) as error:
+            # tf2's own, and what a stamp before 1970, a frame or a quaternion out of order cause
+            raise NoTransformError(brief(" ".join(str(error).split()), 300)) from error
+        stamp = found.header.stamp
         return T, stamp.sec * 1_000_000_000 + stamp.nanosec
 
     def close(self) -> None:

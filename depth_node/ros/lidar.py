@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -16,12 +17,24 @@ from sensor_msgs.msg import LaserScan, PointCloud2
 from depth_node.geometry.rigid import transform
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
-from depth_node.ros.messages import MessageError, cloud_to_points, scan_message_to_points
+from depth_node.ros.messages import (
+    MessageError,
+    brief,
+    cloud_to_points,
+    scan_message_to_points,
+)
 from depth_node.ros.motion import CameraMotion
 
 LidarMessage: TypeAlias = "PointCloud2 | LaserScan"
+SourceKey: TypeAlias = "tuple[str, str]"  # topic and frame
 
-_MAX_WAITING = 64  # messages of a LiDAR that is faster than anything here needs
+_MOST_WAITING = 64  # messages of a LiDAR that is faster than anything here needs
+_MOST_WAITING_BYTES = 128 << 20  # of all LiDARs
+_MOST_SOURCES = 32
+_FORGET_SOURCE_S = 10.0  # a source that is silent for longer, by arrival
+_CLOCK_SCANS = 3  # that must agree before a difference of clocks is believed
+_CLOCK_S = 1.0  # smaller differences may be latency
+_CLOCK_CERTAIN_S = 1.5  # larger ones are no latency: scans that seem to fit are not used
 
 
 @dataclass(frozen=True)
@@ -29,19 +42,49 @@ class LidarPoints:
     """What the LiDARs say about one image.
 
     points: (N, 3) float32 metres, T_camera_lidar: (4, 4), age_s: (N,) seconds between scan and
-    image. trouble: why there are no points or not all of them, empty if all is well.
+    image. trouble: why there are no points or not all of them, empty if all is well; kind: which
+    trouble it is.
     """
 
     points: npt.NDArray[np.floating]
     T_camera_lidar: npt.NDArray[np.float64]
     age_s: npt.NDArray[np.float32]
-    trouble: str
+    trouble: str = ""
+    kind: str = ""
+
+
+@dataclass
+class _Source:
+    """One LiDAR: what came of it and when, and how its clock stands to the camera's.
+
+    lead_s: its newest stamp minus the arrival of that message. offsets: by how much that is more
+    than the same of an image, once for each scan; what is left is the difference of the clocks and
+    of the latencies.
+    """
+
+    waiting: deque[tuple[int, LidarMessage]] = field(
+        default_factory=lambda: deque(maxlen=_MOST_WAITING)
+    )
+    messages: int = 0
+    newest_ns: int = 0
+    arrival_s: float = 0.0
+    lead_s: float = 0.0
+    compared: bool = True
+    offsets: deque[float] = field(default_factory=lambda: deque(maxlen=9))
+
+    def clock_offset_s(self) -> float | None:
+        """How far its stamps are ahead of the image's, where that is more than latency; or None."""
+        if len(self.offsets) < _CLOCK_SCANS:
+            return None
+        middle = float(np.median(self.offsets))
+        spread = float(np.median(np.abs(np.asarray(self.offsets) - middle)))
+        return middle if abs(middle) > _CLOCK_S and spread < 0.2 + 0.2 * abs(middle) else None
 
 
 class LidarInput:
     """Takes messages in the executor's thread and works on them in the worker's.
 
-    Scans are kept by the frame that they are in, so that several LiDARs may share a topic.
+    Scans are kept by topic and frame, so that several LiDARs may share either.
     """
 
     def __init__(
@@ -49,57 +92,97 @@ class LidarInput:
         extrinsics: Extrinsics,
         max_scan_age_s: float,
         scans_per_image: int = 0,
-        refused: Callable[[str], None] = lambda reason: None,
+        refused: Callable[[ValueError], None] = lambda error: None,
     ) -> None:
         self.extrinsics = extrinsics
         self.scans_per_image = scans_per_image
+        self.time_offset_s = 0.0  # already in the stamps that are offered
         self._max_scan_age_s = max_scan_age_s
         self._refused = refused
         self._buffer = ScanBuffer(max_scan_age_s)
-        self._frames: set[str] = set()
-        self._waiting: deque[tuple[int, LidarMessage]] = deque(maxlen=_MAX_WAITING)
+        self._horizon_ns = int(2e9 * max_scan_age_s) + 1_000_000_000
+        self._sources: dict[SourceKey, _Source] = {}
         self._arrival = threading.Condition()
-        self._newest_ns = 0
 
-    def offer(self, stamp_ns: int, message: LidarMessage) -> None:
-        """Keep a message for later; cheap, for the executor's thread."""
+    def offer(
+        self,
+        stamp_ns: int,
+        message: LidarMessage,
+        topic: str = "points",
+        arrival_s: float | None = None,
+        idle: bool = False,
+    ) -> None:
+        """Keep a message for later; cheap, for the executor's thread.
+
+        arrival_s: when it came, by the clock of the images' arrivals. idle: no output has a
+        subscriber, so only the newest message of each LiDAR is kept, for the first image that is
+        asked for.
+        """
+        arrival_s = time.monotonic() if arrival_s is None else arrival_s
+        key = (topic, message.header.frame_id)
         with self._arrival:
-            self._newest_ns = stamp_ns
-            self._waiting.append((stamp_ns, message))
-            # Nobody may ask for a long time, while no one listens to the node for instance.
-            horizon_ns = stamp_ns - int(2e9 * self._max_scan_age_s) - 1_000_000_000
-            while self._waiting[0][0] < horizon_ns:
-                self._waiting.popleft()
+            self._forget_sources(key, arrival_s)
+            source = self._sources.setdefault(key, _Source())
+            if source.newest_ns - stamp_ns > self._horizon_ns:  # a bag that loops
+                source.waiting.clear()
+                source.offsets.clear()
+            if idle:
+                source.waiting.clear()
+                self._buffer.forget(key)
+            source.messages += 1
+            source.newest_ns, source.arrival_s = stamp_ns, arrival_s
+            source.lead_s, source.compared = stamp_ns * 1e-9 - arrival_s, False
+            source.waiting.append((stamp_ns, message))
+            # Nobody may ask for a long time, while no image comes for instance.
+            while source.waiting[0][0] < stamp_ns - self._horizon_ns:
+                source.waiting.popleft()
+            self._forget_waiting()
             self._arrival.notify_all()
 
     def wait(self, stamp_ns: int, timeout_s: float) -> None:
         """Wait until there is a scan that is not older than the image, but not for ever."""
+
+        def newest_ns() -> int:
+            return max(
+                (s.newest_ns for s in self._sources.values() if s.clock_offset_s() is None),
+                default=0,
+            )
+
         if timeout_s > 0:
             with self._arrival:
-                self._arrival.wait_for(lambda: self._newest_ns >= stamp_ns, timeout_s)
+                self._arrival.wait_for(lambda: newest_ns() >= stamp_ns, timeout_s)
 
     def collect(
-        self, camera_frame: str, stamp_ns: int, motion: CameraMotion | None = None
+        self,
+        camera_frame: str,
+        stamp_ns: int,
+        motion: CameraMotion | None = None,
+        arrival_s: float | None = None,
     ) -> LidarPoints:
         """The points within max_scan_age_s of the stamp, of every LiDAR; for the worker's thread.
 
         motion: moves scans of another time to where they are seen at the stamp, given that LiDAR
-        and camera move as one. Without it one scan of each LiDAR is taken, unless
-        scans_per_image asks for more: points that have moved are worse than fewer points.
+        and camera move as one. Without it one turn of each LiDAR is taken, unless scans_per_image
+        asks for more: points that have moved are worse than fewer points. arrival_s: when the image
+        came, by the clock of `offer`; None: unknown, clocks are not compared.
         """
-        self._take_in()
+        clocks = self._take_in(stamp_ns, arrival_s)
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
         ages: list[npt.NDArray[np.float32]] = []
-        trouble = ""
-        for frame in sorted(self._frames):
-            scans = self._nearest(stamp_ns, frame)
-            scans = scans[: self.scans_per_image or (1 if motion is None else None)]
+        trouble, kind = "", ""
+        limit = self.scans_per_image or (0 if motion is None else None)
+        for key, offset_s in clocks.items():
+            frame = key[1]
+            scans = self._buffer.nearest(stamp_ns, key, limit)
+            if offset_s is not None and (not scans or abs(offset_s) > _CLOCK_CERTAIN_S):
+                trouble, kind = self._clock_sentence(frame, offset_s), "clock"
+                continue
             if not scans:
                 continue
             try:
                 T = self.extrinsics.find(camera_frame, frame, stamp_ns)
             except NoTransformError as error:
-                trouble = str(error)
+                trouble, kind = str(error), "transform"
                 continue
             for scan_ns, points in scans:
                 T_scan = T
@@ -107,7 +190,7 @@ class LidarInput:
                     try:
                         T_scan = motion.since(camera_frame, scan_ns, stamp_ns) @ T
                     except NoTransformError as error:
-                        trouble = str(error)
+                        trouble, kind = str(error), "motion"
                         if scan_ns != scans[0][0] and not self.scans_per_image:
                             continue
                 found.append((points, T_scan))
@@ -115,53 +198,97 @@ class LidarInput:
                 ages.append(np.full(len(points), age_s, np.float32))
         if not found:
             empty = np.empty((0, 3), np.float32)
-            return LidarPoints(empty, np.eye(4), empty[:, 0], trouble or self._why_none(stamp_ns))
+            if not trouble:
+                trouble, kind = self._why_none(stamp_ns, list(clocks))
+            return LidarPoints(empty, np.eye(4), empty[:, 0], trouble, kind)
         if len(found) == 1:
-            return LidarPoints(*found[0], ages[0], trouble)
+            return LidarPoints(*found[0], ages[0], trouble, kind)
         in_camera = np.concatenate([transform(T, points) for points, T in found])
-        return LidarPoints(in_camera, np.eye(4), np.concatenate(ages), trouble)
+        return LidarPoints(in_camera, np.eye(4), np.concatenate(ages), trouble, kind)
 
     def clear(self) -> None:
-        """Forget every scan."""
+        """Forget every scan and every source."""
         with self._arrival:
-            self._waiting.clear()
-            self._newest_ns = 0
+            self._sources.clear()
         self._buffer.clear()
 
-    def _take_in(self) -> None:
+    def _take_in(self, stamp_ns: int, arrival_s: float | None) -> dict[SourceKey, float | None]:
+        """Read what waits, compare the clocks: every source and its clock's offset, in order."""
         with self._arrival:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        for stamp_ns, message in waiting:
-            try:
-                if isinstance(message, LaserScan):
-                    points = scan_message_to_points(message)
-                else:
-                    points = cloud_to_points(message)
-            except MessageError as error:
-                self._refused(str(error))
-                continue
-            frame = message.header.frame_id
-            self._frames.add(frame)
-            self._buffer.add(stamp_ns, points, key=frame)
+            waiting = {key: list(source.waiting) for key, source in self._sources.items()}
+            for source in self._sources.values():
+                source.waiting.clear()
+                if arrival_s is not None and not source.compared:
+                    source.offsets.append(source.lead_s - (stamp_ns * 1e-9 - arrival_s))
+                    source.compared = True
+            clocks = {key: s.clock_offset_s() for key, s in sorted(self._sources.items())}
+        for key, messages in waiting.items():
+            for scan_ns, message in messages:
+                try:
+                    if isinstance(message, LaserScan):
+                        points = scan_message_to_points(message)
+                    else:
+                        points = cloud_to_points(message)
+                except MessageError as error:
+                    self._refused(error)
+                    continue
+                self._buffer.add(scan_ns, points, key)
+        self._buffer.retain(waiting)
+        return clocks
 
-    def _nearest(self, stamp_ns: int, frame: str) -> list[tuple[int, npt.NDArray[np.float32]]]:
-        """Stamps and points of the scans in reach, the nearest in time first."""
-        scans = [scan for scan in self._buffer.scans(stamp_ns, key=frame) if len(scan[1])]
-        return sorted(scans, key=lambda scan: abs(stamp_ns - scan[0]))
+    def _forget_sources(self, key: SourceKey, now_s: float) -> None:
+        """Make room for a source: the silent ones go, and beyond the limit those that said least,
+        so that a flood of invented frames does not drive out a LiDAR."""
+        silent = [k for k, s in self._sources.items() if now_s - s.arrival_s > _FORGET_SOURCE_S]
+        if key not in self._sources and len(self._sources) - len(silent) >= _MOST_SOURCES:
+            others = {k: s for k, s in self._sources.items() if k not in silent}
+            silent.append(min(others, key=lambda k: (others[k].messages, others[k].arrival_s)))
+        for gone in silent:
+            if gone != key:
+                del self._sources[gone]
 
-    def _why_none(self, stamp_ns: int) -> str:
-        newest_ns = self._buffer.newest_stamp_ns()
-        if newest_ns is None:
+    def _forget_waiting(self) -> None:
+        sizes = {
+            key: sum(_size(message) for _, message in source.waiting)
+            for key, source in self._sources.items()
+        }
+        while sum(sizes.values()) > _MOST_WAITING_BYTES:
+            key = max(sizes, key=lambda key: sizes[key])
+            if len(self._sources[key].waiting) < 2:
+                return
+            sizes[key] -= _size(self._sources[key].waiting.popleft()[1])
+
+    def _why_none(self, stamp_ns: int, keys: list[SourceKey]) -> tuple[str, str]:
+        stamps = {key: self._buffer.newest_stamp_ns(key) for key in keys}
+        apart = {k: (stamp_ns - ns) * 1e-9 for k, ns in stamps.items() if ns is not None}
+        if not apart:
             return (
-                "no LiDAR points: check the driver, the remapping of `points` or `scan`, their QoS"
+                "no LiDAR points: check the driver, the remapping of `points` or `scan`, their QoS",
+                "no scans",
             )
-        apart_s = (stamp_ns - newest_ns) * 1e-9
+        key = min(apart, key=lambda key: abs(apart[key]))
+        apart_s, frame = apart[key], brief(key[1])
         if abs(apart_s) <= self._max_scan_age_s:
-            return "the LiDAR scans are empty: check the LiDAR"
+            return f"the LiDAR scans are empty (frame {frame!r}): check the LiDAR", "empty"
         side = "older" if apart_s > 0 else "newer"
         return (
-            f"the newest LiDAR scan is {abs(apart_s):.2f} s {side} than the image, more than"
-            f" max_scan_age_s = {self._max_scan_age_s:g} s: check the LiDAR and that both clocks"
-            " agree, or raise max_scan_age_s"
+            f"the newest LiDAR scan (frame {frame!r}) is {abs(apart_s):.2f} s {side} than the"
+            f" image, more than max_scan_age_s = {self._max_scan_age_s:g} s: check the LiDAR and"
+            " that both clocks agree, or raise max_scan_age_s",
+            "age",
         )
+
+    def _clock_sentence(self, frame: str, offset_s: float) -> str:
+        whole = round(offset_s)  # as clocks differ that count leap seconds or not
+        cure_s = self.time_offset_s - (whole if abs(offset_s - whole) < 0.25 else offset_s)
+        hint = " (37 s is TAI against UTC: let the driver write UTC)" if abs(whole) == 37 else ""
+        return (
+            f"by their times of arrival, the stamps of the LiDAR scans (frame {brief(frame)!r}) are"
+            f" {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} those of the images"
+            f" throughout: a clock offset, so these scans are not used; synchronise both clocks"
+            f"{hint} or set lidar_time_offset_s to {round(cure_s, 2)}"
+        )
+
+
+def _size(message: LidarMessage) -> int:
+    return 4 * len(message.ranges) if isinstance(message, LaserScan) else len(message.data)

@@ -9,7 +9,10 @@ MessageError that names the field.
 from __future__ import annotations
 
 import array
+import re
+import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -28,16 +31,45 @@ IMAGE_LAYOUTS: dict[str, tuple[str, int]] = {  # encoding -> NumPy type, channel
     "rgba8": ("u1", 4),
     "bgra8": ("u1", 4),
     "mono8": ("u1", 1),
+    "rgb16": ("u2", 3),
+    "bgr16": ("u2", 3),
+    "rgba16": ("u2", 4),
+    "bgra16": ("u2", 4),
     "mono16": ("u2", 1),
+    "8UC1": ("u1", 1),
+    "8UC3": ("u1", 3),
+    "8UC4": ("u1", 4),
     "16UC1": ("u2", 1),
     "32FC1": ("f4", 1),
+    **{f"bayer_{pattern}8": ("u1", 1) for pattern in ("rggb", "bggr", "gbrg", "grbg")},
+    **{f"bayer_{pattern}16": ("u2", 1) for pattern in ("rggb", "bggr", "gbrg", "grbg")},
+    **dict.fromkeys(("uyvy", "yuv422", "yuyv", "yuv422_yuy2"), ("u1", 2)),
 }
-_TO_RGB = {
-    "bgr8": cv2.COLOR_BGR2RGB,
-    "rgba8": cv2.COLOR_RGBA2RGB,
-    "bgra8": cv2.COLOR_BGRA2RGB,
-    "mono8": cv2.COLOR_GRAY2RGB,
+_TO_RGB = {  # encoding without its number of bits -> OpenCV's conversion, None: as it is
+    "rgb": None,
+    "bgr": cv2.COLOR_BGR2RGB,
+    "rgba": cv2.COLOR_RGBA2RGB,
+    "bgra": cv2.COLOR_BGRA2RGB,
+    "mono": cv2.COLOR_GRAY2RGB,
+    # OpenCV names a pattern by the second row of its second and third column.
+    "bayer_rggb": cv2.COLOR_BayerBG2RGB,
+    "bayer_bggr": cv2.COLOR_BayerRG2RGB,
+    "bayer_gbrg": cv2.COLOR_BayerGR2RGB,
+    "bayer_grbg": cv2.COLOR_BayerGB2RGB,
+    "uyvy": cv2.COLOR_YUV2RGB_UYVY,
+    "yuv422": cv2.COLOR_YUV2RGB_UYVY,
+    "yuyv": cv2.COLOR_YUV2RGB_YUY2,
+    "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUY2,
 }
+_SEMI_PLANAR = {  # encoding -> OpenCV's conversion, rows of bytes for every row of the image
+    "nv12": (cv2.COLOR_YUV2RGB_NV12, 1.5),
+    "nv21": (cv2.COLOR_YUV2RGB_NV21, 1.5),
+    "nv24": (None, 3.0),
+}
+_UNTYPED = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8"}  # OpenCV's order, as cv_bridge has it
+_PLAIN_NUMBERS = re.compile(r"^(8|16|32|64)[USF]C\d*$")
+_MOST_JPEG_SCANS = 100  # of a progressive one, each of which is a pass over the image; 10 is usual
+_LARGEST_IMAGE_PX = 1 << 26  # 67 megapixels: more than any camera that a robot carries
 _FIELD_TYPES = {
     PointField.INT8: "i1",
     PointField.UINT8: "u1",
@@ -48,6 +80,14 @@ _FIELD_TYPES = {
     PointField.FLOAT32: "f4",
     PointField.FLOAT64: "f8",
 }
+_TYPE_NAMES = {
+    "i1": "INT8",
+    "u1": "UINT8",
+    "i2": "INT16",
+    "u2": "UINT16",
+    "i4": "INT32",
+    "u4": "UINT32",
+}
 _TYPE_FIELDS = {name: number for number, name in _FIELD_TYPES.items()}
 _IS_BIGENDIAN = sys.byteorder == "big"
 
@@ -57,6 +97,11 @@ XYZ_RESIDUAL = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("residual", "f4
 
 class MessageError(ValueError):
     """A message that contradicts itself or cannot be read; one sentence with cause and cure."""
+
+
+def brief(text: str, length: int = 80) -> str:
+    """A text of somebody else's for a sentence of ours, cut where it is too long."""
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 # --- time ----------------------------------------------------------------------------------------
@@ -74,7 +119,9 @@ def image_view(message: Image) -> npt.NDArray[Any]:
     """The pixels of an encoding of IMAGE_LAYOUTS: (H, W) or (H, W, channels), a view."""
     if message.encoding not in IMAGE_LAYOUTS:
         known = ", ".join(IMAGE_LAYOUTS)
-        raise MessageError(f"image encoding {message.encoding!r} has no fixed layout; use {known}")
+        raise MessageError(
+            f"image encoding {brief(message.encoding)!r} has no fixed layout; use {known}"
+        )
     kind, channels = IMAGE_LAYOUTS[message.encoding]
     dtype = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
     height, width, step = message.height, message.width, message.step
@@ -92,44 +139,208 @@ def image_view(message: Image) -> npt.NDArray[Any]:
             f" {step * height}; correct data or step in the publisher"
         )
     shape = (height, width) if channels == 1 else (height, width, channels)
-    strides = (step, dtype.itemsize) if channels == 1 else (step, channels, 1)
+    size = dtype.itemsize
+    strides = (step, size) if channels == 1 else (step, channels * size, size)
     return np.ndarray(shape, dtype, buffer=memoryview(message.data), strides=strides)
 
 
-def image_to_rgb(message: Image) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB image of an Image; encodings without own lines go through cv_bridge."""
+class BitDepth:
+    """How many bits the 16-bit images of one camera really use: 8, 10, 12, 14 or 16.
+
+    The largest value seen tells, so the answer only grows: a camera of 12 bits in a dark room may
+    count as one of 10 until something bright comes. `warn` hears of each new answer below 16.
+    """
+
+    def __init__(self, warn: Callable[[str, str], None] | None = None) -> None:
+        self.bits = 8
+        self.warn = warn or (lambda kind, text: None)
+        self._told = 0
+
+    def to_8_bits(self, pixels: npt.NDArray[np.integer], name: str) -> npt.NDArray[np.uint8]:
+        """The same pixels as uint8, by the bits in use."""
+        needed = int(pixels.max(initial=0)).bit_length()
+        self.bits = max(self.bits, needed + needed % 2)
+        if self.bits != self._told:
+            self._told = self.bits
+            if self.bits < 16:
+                self.warn(
+                    "bits",
+                    f"{name} images use {self.bits} of their 16 bits so far, so they are scaled by"
+                    f" {self.bits} bits: let the driver fill 16 bits or publish mono8 or rgb8 if"
+                    " the brightness is wrong",
+                )
+        return (pixels >> (self.bits - 8)).astype(np.uint8)
+
+
+def image_to_rgb(message: Image, depth: BitDepth | None = None) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB image of an Image, of every encoding that a camera driver publishes.
+
+    depth: what is known of the bits of this camera; without it each image is judged by itself.
+    """
+    depth = depth or BitDepth()
     encoding = message.encoding
-    if encoding in ("16UC1", "32FC1"):
+    if encoding in _UNTYPED:
+        depth.warn(
+            "untyped",
+            f"image encoding {encoding} does not say its colours and is read as"
+            f" {_UNTYPED[encoding]}: let the driver name the encoding",
+        )
+    elif _PLAIN_NUMBERS.match(encoding):
         raise MessageError(
             f"image encoding {encoding} is no image but plain numbers; publish rgb8, bgr8 or"
             " mono8, or mono16 for a 16-bit camera"
         )
+    if encoding in _SEMI_PLANAR:
+        return _semi_planar_to_rgb(message)
     if encoding not in IMAGE_LAYOUTS:
-        return _by_cv_bridge(message)
+        raise MessageError(
+            f"image encoding {brief(encoding)!r} is not known; publish rgb8, bgr8 or mono8, for"
+            " instance with image_proc"
+        )
     view = image_view(message)
-    if encoding == "mono16":
-        view = (view >> 8).astype(np.uint8)
-        encoding = "mono8"
-    if encoding == "rgb8":
+    encoding = _UNTYPED.get(encoding, encoding)
+    if view.dtype.itemsize == 2:
+        if view.shape[2:] == (4,):  # opacity fills 16 bits, whatever the camera does
+            view, encoding = view[..., :3], encoding.replace("a", "")
+        view = depth.to_8_bits(np.asarray(view, np.uint16), encoding)
+    code = _TO_RGB[encoding.removesuffix("16").removesuffix("8")]
+    if code is None:
         return np.ascontiguousarray(view)
-    return np.asarray(cv2.cvtColor(np.ascontiguousarray(view), _TO_RGB[encoding]), np.uint8)
+    return _convert(view, code, encoding)
 
 
-def compressed_to_rgb(message: CompressedImage) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB image of a JPEG or PNG."""
-    if "compressedDepth" in message.format:
+def compressed_to_rgb(
+    message: CompressedImage,
+    depth: BitDepth | None = None,
+    size: tuple[int, int] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB image of a JPEG or PNG.
+
+    size: width and height that it must have. They are read from the file's header first, so that a
+    small file that claims to be a huge image costs nothing.
+    """
+    depth = depth or BitDepth()
+    plain = message.format.partition(";")[0].strip()
+    if "compressedDepth" in message.format or _PLAIN_NUMBERS.match(plain):
         raise MessageError(
-            f"compressed image format {message.format!r} is a depth image; subscribe to the"
-            " compressed image of the camera"
+            f"compressed image format {brief(message.format)!r} is a depth image or plain numbers;"
+            " subscribe to the compressed image of the camera"
         )
-    data = np.frombuffer(message.data, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    if image is None:
+    data = bytes(message.data)
+    header = _png_header(data) or _jpeg_header(data)
+    unreadable = (
+        f"compressed image of {len(data)} bytes, format {brief(message.format)!r}, is not readable"
+        " as JPEG or PNG; check the publisher"
+    )
+    if header is None:
+        raise MessageError(unreadable)
+    width, height, deep = header
+    if size is not None:
+        check_size(width, height, size)
+    if width * height > _LARGEST_IMAGE_PX:
         raise MessageError(
-            f"compressed image of {len(data)} bytes, format {message.format!r}, is not readable as"
-            " JPEG or PNG; check the publisher"
+            f"compressed image is {width}x{height}, more than {_LARGEST_IMAGE_PX >> 20} megapixels:"
+            " check the publisher"
         )
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MOST_JPEG_SCANS:
+        raise MessageError(
+            f"compressed image is a JPEG of more than {_MOST_JPEG_SCANS} scans, too many"
+            " to read in time; check the publisher"
+        )
+    # The pixels stay where the calibration has them, whatever an EXIF orientation says.
+    flags = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise MessageError(unreadable) from error
+    if image is None or image.size == 0:
+        raise MessageError(unreadable)
+    if image.dtype == np.uint16:
+        image = image[..., :3] if image.ndim == 3 else image
+        image = depth.to_8_bits(np.asarray(image, np.uint16), "16-bit PNG")
+    if image.ndim == 2:
+        return _convert(image, cv2.COLOR_GRAY2RGB, "compressed image")
+    code = cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    return _convert(image, code, "compressed image")
+
+
+def check_size(width: int, height: int, size: tuple[int, int]) -> None:
+    """Raises MessageError unless an image has the size that camera_info says."""
+    if (width, height) != size:
+        raise MessageError(
+            f"the image is {width}x{height} but camera_info is for {size[0]}x{size[1]}: let both"
+            " come from one driver at one size, or remap camera_info to the one of this image"
+        )
+
+
+def _png_header(data: bytes) -> tuple[int, int, bool] | None:
+    """Width, height and whether it has 16 bits, of a PNG; None of anything else."""
+    if len(data) < 26 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+        return None
+    width, height, bits = struct.unpack_from(">IIB", data, 16)
+    return width, height, bits == 16
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, bool] | None:
+    """Width, height and False, of a JPEG; None of anything else."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    at = 2
+    while at + 9 <= len(data):
+        marker = data[at + 1]
+        if data[at] != 0xFF:
+            return None
+        if marker == 0xFF:  # a filling byte
+            at += 1
+        elif marker in (0x01, *range(0xD0, 0xD9)):  # markers without a length
+            at += 2
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame's header
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height, False
+        elif marker == 0xDA:  # the pixels begin, and no header has come
+            return None
+        else:
+            at += 2 + max(2, int(struct.unpack_from(">H", data, at + 2)[0]))
+    return None
+
+
+def _semi_planar_to_rgb(message: Image) -> npt.NDArray[np.uint8]:
+    """nv12, nv21 and nv24: a plane of brightness, and below it the two colours interleaved."""
+    code, rows_of_bytes = _SEMI_PLANAR[message.encoding]
+    width, height, step = message.width, message.height, message.step
+    if len(message.data) == step * height and height * 2 % (2 * rows_of_bytes) == 0:
+        height = int(height / rows_of_bytes)  # a driver that counts the rows of both planes
+    rows = int(height * rows_of_bytes)
+    if min(width, height) < 2 or (code is not None and (width % 2 or height % 2)) or step < width:
+        raise MessageError(
+            f"{message.encoding} image is {message.width}x{message.height} with step {step}: width"
+            " and height must be even and step at least the width; correct the publisher"
+        )
+    if len(message.data) != rows * step:
+        raise MessageError(
+            f"{message.encoding} image data has {len(message.data)} bytes, but step {step} x"
+            f" {rows} rows of both planes is {rows * step}; correct the publisher"
+        )
+    planes: npt.NDArray[np.uint8] = np.ndarray(
+        (rows, step), np.uint8, buffer=memoryview(message.data)
+    )
+    if code is not None:
+        return _convert(planes[:, :width], code, message.encoding)
+    # nv24: colours at every pixel, two bytes each, so a row of them takes 2 x width.
+    colours = np.ascontiguousarray(planes[height:]).reshape(height, 2 * step)[:, : 2 * width]
+    yuv = np.dstack([planes[:height, :width], colours.reshape(height, width, 2)[..., ::-1]])
+    return _convert(yuv, cv2.COLOR_YCrCb2RGB, message.encoding)
+
+
+def _convert(pixels: npt.NDArray[Any], code: int, name: str) -> npt.NDArray[np.uint8]:
+    try:
+        return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), code), np.uint8)
+    except cv2.error as error:
+        shape = "x".join(str(side) for side in pixels.shape[1::-1])
+        raise MessageError(
+            f"{name} of {shape} cannot be read: its width and height do not suit the encoding;"
+            " check the publisher"
+        ) from error
 
 
 def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
@@ -140,7 +351,7 @@ def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
     for name in "xyz":
         if name not in fields:
             raise MessageError(
-                f"point cloud has no field {name!r}, only {', '.join(fields) or 'none'};"
+                f"point cloud has no field {name!r}, only {brief(', '.join(fields)) or 'none'};"
                 " the points need x, y and z"
             )
         kind = _FIELD_TYPES.get(fields[name].datatype)
@@ -148,6 +359,11 @@ def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
             raise MessageError(
                 f"point cloud field {name!r} has the unknown datatype {fields[name].datatype};"
                 " use FLOAT32"
+            )
+        if kind[0] != "f":
+            raise MessageError(
+                f"point cloud field {name!r} has the integer type {_TYPE_NAMES[kind]}, whose unit"
+                " is not known; publish x, y and z in metres as FLOAT32 or FLOAT64"
             )
         offset = fields[name].offset
         if offset + np.dtype(kind).itemsize > message.point_step:
@@ -188,6 +404,47 @@ def scan_message_to_points(message: LaserScan) -> npt.NDArray[np.float32]:
             f" {numbers[2]}, range_max {numbers[3]} has no meaning; correct the driver"
         )
     return scan_to_points(np.frombuffer(message.ranges, np.float32), *numbers)
+
+
+def is_rectified(setting: str, image_topic: str) -> bool:
+    """Whether P of camera_info holds: the one rule for node, replay, bags and doctor.
+
+    setting: yes, no or auto, the parameter image_rectified. With auto the topic's name says it:
+    .../image_rect..., with or without the suffix of a transport (/compressed, /ffmpeg, ...).
+    """
+    if setting != "auto":
+        return setting == "yes"
+    *_, before, name = ("", "", *image_topic.split("/"))
+    named = name if name.startswith("image") else before
+    return named.startswith("image_rect")
+
+
+def stereo_warning(info: CameraInfo, rectified: bool) -> str:
+    """A sentence if a rectified image's camera_info is of a stereo pair in a way that is not used.
+
+    Depth is published in the image's own frame, with R the identity and P without an offset.
+    """
+    if not rectified:
+        return ""
+    R: npt.NDArray[np.float64] = np.array(info.r, np.float64).reshape(3, 3)
+    turned = np.isfinite(R).all() and R.any()
+    angle = np.degrees(np.arccos(np.clip((np.trace(R) - 1) / 2, -1, 1))) if turned else 0.0
+    p = [float(value) for value in info.p]
+    parts = []
+    if p[0] > 0 and np.hypot(p[3], p[7]) > 1e-6 * p[0]:
+        metres = float(np.hypot(p[3] / p[0], p[7] / p[0]))
+        parts.append(
+            f"P of camera_info is that of the second camera of a stereo pair ({metres:.3f} m from"
+            " the first), and this offset is not used: the image's frame_id must be the optical"
+            " frame of this camera and not of the first"
+        )
+    if angle > 0.05:
+        parts.append(
+            f"R of camera_info turns the image by {angle:.2f} degrees against the camera, which is"
+            " not used: T_camera_lidar, or TF of the image's frame_id, must be that of the"
+            " rectified image"
+        )
+    return "; ".join(parts)
 
 
 def camera_of(info: CameraInfo, rectified: bool = False) -> Camera:
@@ -354,23 +611,3 @@ def _bytes(values: npt.NDArray[Any]) -> array.array[int]:
         flat = np.ascontiguousarray(values).reshape(-1)
         data.frombytes(flat.view(np.uint8).data)
     return data
-
-
-def _by_cv_bridge(message: Image) -> npt.NDArray[np.uint8]:
-    """Everything else, Bayer patterns and YUV among it."""
-    try:
-        from cv_bridge import CvBridge
-    except ImportError as error:
-        raise MessageError(
-            f"image encoding {message.encoding!r} needs cv_bridge, which is not installed; publish"
-            f" one of {', '.join(_TO_RGB)}, rgb8 or install it (apt install ros-jazzy-cv-bridge)"
-        ) from error
-    try:
-        return np.asarray(CvBridge().imgmsg_to_cv2(message, "rgb8"), np.uint8)
-    except Exception as error:  # cv_bridge raises its own error, TypeError, KeyError, cv2.error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MessageError(
-            f"image encoding {message.encoding!r} ({message.width}x{message.height}, step"
-            f" {message.step}, {len(message.data)} bytes) cannot be read: {reason}; publish rgb8,"
-            " bgr8 or mono8"
-        ) from error

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -19,13 +22,12 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ROSInterruptException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.signals import SignalHandlerOptions, install_signal_handlers
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
@@ -39,9 +41,17 @@ from depth_node.geometry.camera import Camera
 from depth_node.monitor import FrameRecord, Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.ros import messages
+from depth_node.ros.bond import ManagerBond
+from depth_node.ros.diagnostics import body_frame_hint, type_mismatch
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
+from depth_node.ros.guarded_node import (
+    GuardedNode,
+    describe_exception,
+    logged_transition,
+    place,
+)
 from depth_node.ros.lidar import LidarInput, LidarMessage, LidarPoints
-from depth_node.ros.messages import MessageError
+from depth_node.ros.messages import BitDepth, MessageError
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import OUTPUTS, RECTIFIED, UNRECTIFIED, Outputs, depth_topic
 from depth_node.ros.parameters import (
@@ -54,8 +64,8 @@ from depth_node.ros.worker import LatestWorker
 
 INPUTS = ("image", "camera_info", "points", "scan")
 
-_REPEAT_WARNING_S = 10.0
 _CLOSE_TIMEOUT_S = 30.0
+_END_S = 1.0  # after a signal; what is still busy then, such as a build of an engine, is left
 _FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -67,16 +77,19 @@ class PendingImage:
     message: Image | CompressedImage
     stamp_ns: int
     arrival_s: float
+    clock_s: float
+    """Its arrival by the clock that LiDAR messages' arrivals are taken from."""
 
 
-class DepthNode(LifecycleNode):
+class DepthNode(GuardedNode):
     """Camera image and LiDAR points in, metric depth out."""
 
     def __init__(self, **node_arguments: Any) -> None:
         super().__init__("depth_node", **node_arguments)
         self._settings = NodeParameters(self)
         self._monitor = Monitor()
-        self._said: dict[str, float] = {}
+        self.ending = threading.Event()  # the process is to end
+        self._depth_bits = BitDepth(self.warn_throttled)
         self._raised: set[str] = set()
         self._enabled = True
         self._pipeline: DepthPipeline | None = None
@@ -84,15 +97,18 @@ class DepthNode(LifecycleNode):
         self._motion: CameraMotion | None = None
         self._worker: LatestWorker[PendingImage] | None = None
         self._outputs: Outputs | None = None
+        self._bond: ManagerBond | None = None
         self._inputs: list[Any] = []
         self._housekeeping: list[Any] = []
         self._info: CameraInfo | None = None
+        self._latched = False  # also subscribed to a camera_info of before
         self._newest_ns = 0
         self.add_on_set_parameters_callback(self._on_parameters)
         self.get_logger().info("depth_node is up and unconfigured")
 
     # --- life ------------------------------------------------------------------------------------
 
+    @logged_transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check parameters, open engines and extrinsics; FAILURE with a sentence if impossible."""
         try:
@@ -118,45 +134,55 @@ class DepthNode(LifecycleNode):
         self.get_logger().info(f"configured: {self._backend()}, fit {config.fit.method}")
         return _SUCCESS
 
+    @logged_transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Publish and subscribe; the worker starts."""
         config = self._settings.config
         self._forget()
         self._info = None
+        self._depth_bits = BitDepth(self.warn_throttled)
         self._raised.clear()
         self._monitor.reset(time.monotonic())
         self._worker = LatestWorker(self._work, self._on_failure, "depth_node_worker")
         try:
             self._outputs = Outputs(self)
-            pending = CompressedImage if config.image_transport == "compressed" else Image
             # In this order: of messages that wait together, points are taken before their image.
-            self._subscribe(CameraInfo, "camera_info", self._on_info)
-            if "points" in config.lidar_sources:
-                self._subscribe(PointCloud2, "points", self._on_lidar)
-            if "scan" in config.lidar_sources:
-                self._subscribe(LaserScan, "scan", self._on_lidar)
-            self._subscribe(pending, "image", self._on_image)
+            callbacks = {
+                "camera_info": self._on_info,
+                "points": lambda message: self._on_lidar(message, "points"),
+                "scan": lambda message: self._on_lidar(message, "scan"),
+                "image": self._on_image,
+            }
+            for topic, kind in self._input_types(config).items():
+                self._subscribe(kind, topic, callbacks[topic])
+            self._hear_latched_info()
+            if config.bond:
+                self._bond = ManagerBond(self)
         except Exception as error:
             self._stop_io()
             self.get_logger().error(f"cannot be activated: {_kind(error)}: {error}")
             return _FAILURE
         return _SUCCESS
 
+    @logged_transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """The worker ends, publishers and subscriptions go."""
         self._stop_io()
         return _SUCCESS
 
+    @logged_transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Engines, services and the TF listener go."""
         self._release()
         return _SUCCESS
 
+    @logged_transition
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Everything goes, from whatever state."""
         self._release()
         return _SUCCESS
 
+    @logged_transition
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Back to unconfigured with nothing held."""
         self._release()
@@ -168,36 +194,48 @@ class DepthNode(LifecycleNode):
         super().destroy_node()
 
     def _stop_io(self) -> None:
-        if self._worker is not None:
-            if not self._worker.close(_CLOSE_TIMEOUT_S):
-                self.get_logger().error(f"the worker is still busy after {_CLOSE_TIMEOUT_S:g} s")
-            self._worker = None
-        for subscription in self._inputs:
-            self.destroy_subscription(subscription)
-        self._inputs.clear()
-        if self._outputs is not None:
-            self._outputs.close()
-            self._outputs = None
-        self._forget()
+        with ExitStack() as steps:  # each is taken, whatever the others raise; the last one first
+            steps.callback(self._forget)
+            if self._outputs is not None:
+                steps.callback(self._outputs.close)
+                self._outputs = None
+            for subscription in self._inputs:
+                steps.callback(self.destroy_subscription, subscription)
+            self._inputs, self._latched = [], False
+            if self._worker is not None:
+                steps.callback(self._end_worker, self._worker)
+                self._worker = None
+            if self._bond is not None:
+                steps.callback(self._bond.close)
+                self._bond = None
+
+    def _end_worker(self, worker: LatestWorker[PendingImage]) -> None:
+        if not worker.close(_CLOSE_TIMEOUT_S):
+            self.get_logger().error(f"the worker is still busy after {_CLOSE_TIMEOUT_S:g} s")
 
     def _release(self) -> None:
-        self._stop_io()
-        if self._housekeeping:
-            timer, *services = self._housekeeping
-            self.destroy_timer(timer)
-            for service in services:
-                self.destroy_service(service)
-            self.destroy_publisher(self._diagnostics)
-            self._housekeeping = []
-        if self._lidar is not None:
-            self._lidar.extrinsics.close()
-            self._lidar = None
-        if self._motion is not None:
-            self._motion.close()
-            self._motion = None
-        if self._pipeline is not None:
-            self._pipeline.close()
-            self._pipeline = None
+        with ExitStack() as steps:
+            steps.callback(self._free)
+            self._stop_io()
+
+    def _free(self) -> None:
+        with ExitStack() as steps:
+            if self._pipeline is not None:
+                steps.callback(self._pipeline.close)
+                self._pipeline = None
+            if self._motion is not None:
+                steps.callback(self._motion.close)
+                self._motion = None
+            if self._lidar is not None:
+                steps.callback(self._lidar.extrinsics.close)
+                self._lidar = None
+            if self._housekeeping:
+                timer, *services = self._housekeeping
+                steps.callback(self.destroy_publisher, self._diagnostics)
+                for service in services:
+                    steps.callback(self.destroy_service, service)
+                steps.callback(self.destroy_timer, timer)
+                self._housekeeping = []
 
     def _forget(self) -> None:
         """Nothing of the past counts any more: a new activation, a reset."""
@@ -212,37 +250,62 @@ class DepthNode(LifecycleNode):
     def _check_parameters(self) -> None:
         topics = {self.resolve_topic_name(name): "publisher" for name in OUTPUTS}
         topics |= {self.resolve_topic_name(name): "subscription" for name in INPUTS}
-        sentences = [*self._settings.problems.values(), *self._settings.unknown(topics)]
+        wrong, foreign = self._settings.unknown(topics)
+        sentences = [*self._settings.problems.values(), *wrong]
+        if foreign:
+            self.get_logger().warning(foreign)
         if sentences:
             raise ConfigError("; ".join(sentences))
         if not self._settings.config.model.path:
             raise ConfigError("model.path is empty: name an .onnx file, or embedded")
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """See rclpy.node.Node: here values may be typed as the documentation has them, and a
+        parameter that has the value already stays as it is."""
+        settings: NodeParameters | None = self.__dict__.get("_settings")
+        if settings is None:  # rclpy's own parameters, before ours
+            return super().set_parameters_atomically(parameter_list)
+        for name in (parameter.name for parameter in parameter_list):
+            if not self.has_parameter(name):  # rclpy takes an empty name for a known one
+                return SetParametersResult(successful=False, reason=settings.unknown_name(name))
+        changes = settings.changes(parameter_list)
+        if not changes:
+            return SetParametersResult(successful=True)
+        return super().set_parameters_atomically(changes)
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         try:
             old, new = self._settings.config, self._settings.changed(parameters)
             self._refuse_what_needs_more(parameters)
             if self._lidar is not None and self._pipeline is not None and new != old:
-                extrinsics = self._lidar.extrinsics
-                if new.T_camera_lidar != old.T_camera_lidar:
-                    extrinsics = self._make_extrinsics(new)
-                    self._lidar.extrinsics.close()
-                extrinsics.tolerance_s = new.tf_tolerance_s
-                if (new.world_frame, new.tf_tolerance_s) != (old.world_frame, old.tf_tolerance_s):
-                    old_motion, self._motion = self._motion, self._make_motion(new)
-                    if old_motion is not None:
-                        old_motion.close()
-                if (
-                    new.max_scan_age_s != old.max_scan_age_s
-                    or extrinsics is not self._lidar.extrinsics
-                ):
-                    self._lidar = self._make_lidar(new, extrinsics)
-                self._lidar.scans_per_image = new.scans_per_image
-                self._pipeline.reconfigure(new)
+                self._apply(self._lidar, self._pipeline, old, new)
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        except Exception as error:
+            return SetParametersResult(successful=False, reason=describe_exception(error))
         self._settings.accept(new, parameters)
         return SetParametersResult(successful=True)
+
+    def _apply(
+        self, lidar: LidarInput, pipeline: DepthPipeline, old: NodeConfig, new: NodeConfig
+    ) -> None:
+        """Other settings from the next frame on."""
+        extrinsics = lidar.extrinsics
+        if new.T_camera_lidar != old.T_camera_lidar:
+            extrinsics = self._make_extrinsics(new)
+            lidar.extrinsics.close()
+        extrinsics.tolerance_s = new.tf_tolerance_s
+        if (new.world_frame, new.tf_tolerance_s) != (old.world_frame, old.tf_tolerance_s):
+            old_motion, self._motion = self._motion, self._make_motion(new)
+            if old_motion is not None:
+                old_motion.close()
+        times = (new.max_scan_age_s, new.lidar_time_offset_s)
+        if times != (old.max_scan_age_s, old.lidar_time_offset_s):
+            self._lidar = self._make_lidar(new, extrinsics)
+        else:
+            lidar.extrinsics = extrinsics
+            lidar.scans_per_image = new.scans_per_image
+        pipeline.reconfigure(new)
 
     def _refuse_what_needs_more(self, parameters: list[Parameter]) -> None:
         for name in (parameter.name for parameter in parameters):
@@ -287,9 +350,19 @@ class DepthNode(LifecycleNode):
         return TfSource(self)
 
     def _make_lidar(self, config: NodeConfig, extrinsics: Extrinsics) -> LidarInput:
-        return LidarInput(
-            extrinsics, config.max_scan_age_s, config.scans_per_image, self._on_refusal
+        lidar = LidarInput(
+            extrinsics, config.max_scan_age_s, config.scans_per_image, self._on_scan_refusal
         )
+        lidar.time_offset_s = config.lidar_time_offset_s
+        return lidar
+
+    @staticmethod
+    def _input_types(config: NodeConfig) -> dict[str, type]:
+        """The topics that the settings make the node subscribe to."""
+        kinds = {"camera_info": CameraInfo, "points": PointCloud2, "scan": LaserScan}
+        inputs = {"camera_info", *config.lidar_sources}
+        image = CompressedImage if config.image_transport == "compressed" else Image
+        return {**{name: kind for name, kind in kinds.items() if name in inputs}, "image": image}
 
     # --- callbacks of the executor: they keep what comes and leave the work to the worker --------
 
@@ -305,12 +378,39 @@ class DepthNode(LifecycleNode):
         )
 
     def _on_info(self, message: CameraInfo) -> None:
+        self._monitor.camera_info(time.monotonic())
         self._info = message
 
-    def _on_lidar(self, message: LidarMessage) -> None:
+    def _on_latched_info(self, message: CameraInfo) -> None:
+        if self._info is None:
+            self._info = message
+
+    def _hear_latched_info(self) -> None:
+        """Subscribe also to a camera_info that was published once and for all late comers.
+
+        Only where there is such a publisher: every other one would warn of a QoS that differs.
+        """
+        if self._worker is None or self._info is not None or self._latched:
+            return
+        publishers = self.get_publishers_info_by_topic(self.resolve_topic_name("camera_info"))
+        kept = DurabilityPolicy.TRANSIENT_LOCAL
+        if not any(item.qos_profile.durability == kept for item in publishers):
+            return
+        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=kept)
+        self._inputs.append(
+            self.create_subscription(CameraInfo, "camera_info", self._on_latched_info, qos)
+        )
+        self._latched = True
+
+    def _on_lidar(self, message: LidarMessage, topic: str) -> None:
         self._monitor.scan(time.monotonic())
-        if self._lidar is not None and self._enabled:
-            self._lidar.offer(self._stamp(message.header, "LiDAR"), message)
+        if self._lidar is None or not self._enabled:
+            return
+        stamp_ns = self._stamp(message.header, "LiDAR")
+        if messages.stamp_ns(message.header.stamp):
+            stamp_ns += round(self._lidar.time_offset_s * 1e9)
+        idle = self._outputs is None or not self._outputs.topics_with_subscribers()
+        self._lidar.offer(stamp_ns, message, topic, self._clock_s(), idle)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         now_s = time.monotonic()
@@ -320,21 +420,26 @@ class DepthNode(LifecycleNode):
         stamp_ns = self._stamp(message.header, "image")
         behind_s = (self._newest_ns - stamp_ns) * 1e-9
         if behind_s > self._settings.config.max_scan_age_s:
-            self._warn_throttled(
-                "jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)"
-            )
+            self.warn_throttled("jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)")
             self._newest_ns = 0  # the scans notice it by their own stamps
         self._newest_ns = max(self._newest_ns, stamp_ns)
         if self._outputs is None or not self._outputs.topics_with_subscribers():
             self._monitor.skipped_no_subscribers(now_s)
-        elif self._worker.offer(PendingImage(message, stamp_ns, now_s)):
+        elif self._worker.offer(PendingImage(message, stamp_ns, now_s, self._clock_s())):
             self._monitor.dropped(now_s)
+
+    def _clock_s(self) -> float:
+        """The time of arrivals: simulated time where it is used, so that a bag may be played slowly
+        or paused, else a clock that does not jump."""
+        clock = self.get_clock()
+        simulated = getattr(clock, "ros_time_is_active", False)
+        return clock.now().nanoseconds * 1e-9 if simulated else time.monotonic()
 
     def _stamp(self, header: Header, what: str) -> int:
         """The stamp in ns; the time of arrival for a publisher that sets none."""
         stamp_ns = messages.stamp_ns(header.stamp)
         if stamp_ns == 0:
-            self._warn_throttled(
+            self.warn_throttled(
                 f"zero {what}",
                 f"{what} messages have stamp 0, so their time of arrival is taken for matching:"
                 " let the driver set header.stamp",
@@ -363,6 +468,7 @@ class DepthNode(LifecycleNode):
         return response
 
     def _on_timer(self) -> None:
+        self._hear_latched_info()
         situation = Situation(
             active=self._worker is not None,
             enabled=self._enabled,
@@ -372,6 +478,7 @@ class DepthNode(LifecycleNode):
             backend=self._backend(),
             image_topic=self.resolve_topic_name("image"),
             engine=self._engine_facts(),
+            input_hint=self._input_hint(),
         )
         report = self._monitor.report(time.monotonic(), situation)
         status = DiagnosticStatus(
@@ -385,6 +492,21 @@ class DepthNode(LifecycleNode):
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
 
+    def _input_hint(self) -> str:
+        """Which input comes as another type than is read, where something is missing."""
+        silent = not self._monitor.recent("image") or self._info is None
+        if self._worker is None or not (silent or not self._monitor.recent("scan")):
+            return ""
+        kinds = self._input_types(self._settings.config)
+        inputs = {
+            name: f"sensor_msgs/msg/{kind.__name__}"
+            for name, kind in sorted(kinds.items(), key=lambda item: item[0] != "image")
+        }
+        hint = type_mismatch(self, inputs)
+        if hint:
+            self.warn_throttled("input type", hint)
+        return hint
+
     # --- the worker's thread ---------------------------------------------------------------------
 
     def _work(self, pending: PendingImage) -> None:
@@ -393,7 +515,8 @@ class DepthNode(LifecycleNode):
         try:
             image, camera = self._decode(pending.message, config)
         except ValueError as error:  # a MessageError, or a calibration that cannot be used
-            self._on_refusal(str(error))
+            self._monitor.refused(time.monotonic(), str(error))
+            self.warn_throttled(place(error), str(error))
             return
         wanted = self._wanted(camera)
         if not wanted:
@@ -401,7 +524,7 @@ class DepthNode(LifecycleNode):
             return
         lidar.wait(pending.stamp_ns, config.scan_wait_s)
         motion, frame = self._motion, pending.message.header.frame_id
-        points = lidar.collect(frame, pending.stamp_ns, motion)
+        points = lidar.collect(frame, pending.stamp_ns, motion, pending.clock_s)
         result = pipeline.process(
             FrameInput(
                 image,
@@ -419,7 +542,7 @@ class DepthNode(LifecycleNode):
             header = pending.message.header
             self._outputs.publish(wanted, result, image, camera, header, config)
         stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
-        self._report(pending, points, result, stage_ms)
+        self._report(pending, points, result, stage_ms, camera)
 
     def _pose(
         self, motion: CameraMotion | None, frame: str, stamp_ns: int
@@ -428,25 +551,21 @@ class DepthNode(LifecycleNode):
         try:
             return motion.pose(frame, stamp_ns) if motion is not None else None
         except NoTransformError as error:
-            self._warn_throttled("motion", str(error))
+            self.warn_throttled("motion", str(error))
             return None
 
     def _decode(
         self, message: Image | CompressedImage, config: NodeConfig
     ) -> tuple[npt.NDArray[np.uint8], Camera]:
         """The RGB image and its camera, at the size that is worked at. Raises ValueError."""
-        if isinstance(message, Image):
-            image = messages.image_to_rgb(message)
-        else:
-            image = messages.compressed_to_rgb(message)
-        height, width = image.shape[:2]
         camera = self._camera(config)
-        if (camera.width, camera.height) != (width, height):
-            raise MessageError(
-                f"the image is {width}x{height} but camera_info is for"
-                f" {camera.width}x{camera.height}: let both come from one driver at one"
-                " size, or remap camera_info to the one of this image"
-            )
+        size = (camera.width, camera.height)
+        if isinstance(message, Image):
+            image = messages.image_to_rgb(message, self._depth_bits)
+        else:
+            image = messages.compressed_to_rgb(message, self._depth_bits, size)
+        height, width = image.shape[:2]
+        messages.check_size(width, height, size)
         if 0 < config.max_width_px < width:
             size = (config.max_width_px, max(1, round(height * config.max_width_px / width)))
             image = resize_image(image, size[1], size[0])
@@ -460,25 +579,26 @@ class DepthNode(LifecycleNode):
             raise MessageError(
                 f"no camera_info on {topic} yet: start its publisher or remap `camera_info`"
             )
-        named_so = self.resolve_topic_name("image").rpartition("/")[2].startswith("image_rect")
-        rectified = config.image_rectified == "yes" or (
-            config.image_rectified == "auto" and named_so
-        )
+        topic = self.resolve_topic_name("image")
+        rectified = messages.is_rectified(config.image_rectified, topic)
+        stereo = messages.stereo_warning(info, rectified)
+        if stereo:
+            self.warn_throttled("stereo", stereo)
         return messages.camera_of(info, rectified)
 
     def _wanted(self, camera: Camera) -> set[str]:
         """The topics that somebody listens to and that this camera has something for."""
-        heard = self._outputs.topics_with_subscribers() if self._outputs is not None else set()
+        subscribed = self._outputs.topics_with_subscribers() if self._outputs is not None else set()
         right = depth_topic(camera)
         wrong = UNRECTIFIED if right == RECTIFIED else RECTIFIED
-        if wrong in heard:
+        if wrong in subscribed:
             has = "no distortion" if right == RECTIFIED else "distortion"
-            self._warn_throttled(
+            self.warn_throttled(
                 "wrong depth topic",
                 f"{self.resolve_topic_name(wrong)} stays silent: the image has {has},"
                 f" so its depth is on {self.resolve_topic_name(right)}",
             )
-        return heard - {wrong}
+        return subscribed - {wrong}
 
     def _report(
         self,
@@ -486,6 +606,7 @@ class DepthNode(LifecycleNode):
         points: LidarPoints,
         result: DepthResult,
         stage_ms: dict[str, float],
+        camera: Camera,
     ) -> None:
         now_s = time.monotonic()
         stamp_ms: float | None = None
@@ -493,16 +614,23 @@ class DepthNode(LifecycleNode):
             behind_s = (self.get_clock().now().nanoseconds - pending.stamp_ns) * 1e-9
             stamp_ms = behind_s * 1e3 if 0 <= behind_s < _FOREIGN_CLOCK_S else None
         fit, used = result.fit, len(result.sparse)
-        trouble = points.trouble
+        trouble, kind = points.trouble, points.kind
+        if not trouble:
+            frame = pending.message.header.frame_id
+            trouble, kind = (
+                body_frame_hint(points.points, points.T_camera_lidar, camera, used, frame),
+                "body frame",
+            )
         if not trouble and len(points.points) and not used:
             losses = _describe_losses(result)
             trouble = f"none of {len(points.points)} LiDAR points is in the image: {losses}"
+            kind = "outside"
         if not trouble and fit.status != FitStatus.OK:
-            trouble = fit.message
+            trouble, kind = fit.message, f"fit {fit.status}"
         if not trouble:
-            trouble = result.message
+            trouble, kind = result.message, "regions"
         if trouble:
-            self._warn_throttled(f"trouble {fit.status} {len(points.points) > 0}", trouble)
+            self.warn_throttled(f"trouble {kind}", trouble)
         residual = np.abs(fit.point_residual[np.isfinite(fit.point_residual)])
         self._monitor.published(
             now_s,
@@ -519,23 +647,20 @@ class DepthNode(LifecycleNode):
             ),
         )
 
-    def _on_refusal(self, reason: str) -> None:
-        self._monitor.refused(time.monotonic(), reason)
-        self._warn_throttled(reason[:40], reason)
+    def _on_scan_refusal(self, error: ValueError) -> None:
+        self._monitor.scan_refused(time.monotonic(), str(error))
+        self.warn_throttled(place(error), str(error))
 
     def _on_failure(self, error: Exception) -> None:
         """A frame made the worker raise: count it, log it once, go on with the next."""
         if not self.context.ok():
             return  # shutting down: publishers are gone
-        reason = f"{_kind(error)}: {error}"
-        self._monitor.failed(time.monotonic(), reason)
-        if reason not in self._raised:
-            self._raised.add(reason)
-            place = error.__traceback__
-            while place is not None and place.tb_next is not None:
-                place = place.tb_next
-            where = f" ({place.tb_frame.f_code.co_filename}:{place.tb_lineno})" if place else ""
-            self.get_logger().error(f"a frame failed and was left out: {reason}{where}")
+        text = describe_exception(error)
+        self._monitor.failed(time.monotonic(), text)
+        kind = place(error)
+        if kind not in self._raised:
+            self._raised.add(kind)
+            self.get_logger().error(f"a frame failed and was left out: {text}")
 
     # --- small things ----------------------------------------------------------------------------
 
@@ -551,13 +676,6 @@ class DepthNode(LifecycleNode):
         if regions:
             facts |= {f"of regions: {key}": text for key, text in summary(regions.engine).items()}
         return facts
-
-    def _warn_throttled(self, key: str, text: str) -> None:
-        """Warn, but of the same kind of thing at most every ten seconds."""
-        now_s = time.monotonic()
-        if now_s - self._said.get(key, -_REPEAT_WARNING_S) >= _REPEAT_WARNING_S:
-            self._said[key] = now_s
-            self.get_logger().warning(text)
 
 
 @contextmanager
@@ -596,40 +714,67 @@ def _describe_losses(result: DepthResult) -> str:
         "outside": counts.outside,
         "hidden": counts.occluded,
     }
-    told = ", ".join(f"{count} {fate}" for fate, count in fates.items() if count)
-    return f"{told}; check T_camera_lidar or the TF tree"
+    losses = ", ".join(f"{count} {fate}" for fate, count in fates.items() if count)
+    return f"{losses}; check T_camera_lidar or the TF tree"
+
+
+def _spin(executor: SingleThreadedExecutor, node: DepthNode, ended: SimpleQueue[int]) -> None:
+    """Run callbacks until rclpy is shut down or the executor gets a task that says so."""
+    try:
+        while node.context.ok() and not node.ending.is_set():
+            try:
+                executor.spin_once()
+            except ExternalShutdownException:
+                break
+            except Exception as error:  # of what rclpy does outside the callbacks
+                node.report_exception("rclpy's executor", error)
+                time.sleep(0.01)
+    finally:
+        ended.put(0)
+
+
+def _leave() -> None:
+    """End the process at once: what is busy now (a build of an engine, a network) takes minutes."""
+    print("depth_node: something was still busy, so it was left as it was", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; the exit status is 0 then."""
-    node: DepthNode | None = None
-    executor: SingleThreadedExecutor | None = None
-    early: list[int] = []  # signals wait until all is built, whichever thread they reach
+    """Run the node until SIGINT or SIGTERM; the exit status is 0 then.
+
+    Callbacks run in a thread of their own, so that a signal is heard while the node is configured.
+    """
+    ended: SimpleQueue[int] = SimpleQueue()  # its put may be called by a signal's handler
     for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, lambda number, _: early.append(number))
+        signal.signal(stop, lambda number, _: ended.put(number))
+    node: DepthNode | None = None
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        install_signal_handlers(SignalHandlerOptions.ALL)
-        if not early:
-            executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException, ROSInterruptException):
-        pass
-    except RuntimeError as error:  # rcl cannot read its arguments or the parameter file
-        if node is not None:
-            raise
-        print(f"depth_node: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not interrupt the end
-        if executor is not None:
-            executor.shutdown()
-        if node is not None:
-            node.destroy_node()
+    except Exception as error:  # rcl cannot read its arguments or the parameter file
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        print(f"depth_node: {kind}{' '.join(str(error).split())}", file=sys.stderr)
         rclpy.try_shutdown()
+        return 2
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinning = threading.Thread(
+        target=_spin, args=(executor, node, ended), name="depth_node_executor", daemon=True
+    )
+    spinning.start()
+    ended.get()
+    guard = threading.Timer(_END_S, _leave)
+    guard.daemon = True
+    guard.start()
+    node.ending.set()
+    executor.create_task(lambda: None)  # wakes it
+    spinning.join()
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    guard.cancel()
     return 0
 
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +19,18 @@ from depth_node.config import (
     ConfigError,
     Option,
     describe,
-    nearest,
     option,
     replace,
     validate,
 )
 from depth_node.geometry.rigid import check_rigid
 from depth_node.pipeline import PipelineConfig
+from depth_node.ros.messages import brief
 
 NEEDS_CLEANUP = ("model.", "region_model.", "engine.")
 """Parameters that open an engine, which happens at configure."""
 
-NEEDS_DEACTIVATE = ("image_transport", "lidar_sources")
+NEEDS_DEACTIVATE = ("image_transport", "lidar_sources", "bond")
 """Parameters that choose subscriptions, which are made at activate."""
 
 RENAMED = {
@@ -60,6 +61,7 @@ RENAMED = {
             "fit.polarity_guard",
             "segmentation.depth_weight",
             "segmentation.blur_cells",
+            "segmentation.edge_gap_px",
             "fit.field.residual",
             "fit.field.detail",
             "fit.field.colour",
@@ -97,6 +99,18 @@ _TYPES = {
 }
 _LARGEST_FLOAT = float(np.finfo(np.float64).max)
 _LARGEST_INT = 2**63 - 1
+_OWN_SECTIONS = (
+    "model.",
+    "region_model.",
+    "projection.",
+    "segmentation.",
+    "fit.",
+    "qos_overrides.",
+)
+_NEAR = 0.8  # likeness of names from which on one is taken for a misspelt other
+_MOST_COMPARED = 100  # unknown names that are compared with the known ones, which takes time
+_MOST_TOLD = 5
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -150,11 +164,20 @@ class NodeConfig(PipelineConfig):
         minimum=0.001,
         maximum=60.0,
     )
+    lidar_time_offset_s: float = option(
+        0.0,
+        "Added to the stamps of LiDAR messages: -37 for a LiDAR whose clock is 37 s ahead (TAI"
+        " against UTC).",
+        unit="s",
+        minimum=-4e9,
+        maximum=4e9,
+    )
     scans_per_image: int = option(
         0,
         "How many scans of each LiDAR accumulate, those nearest in time first. 0 = all within"
-        " max_scan_age_s if world_frame tells how the robot moved between them, else one. More than"
-        " one without world_frame smears while the robot moves.",
+        " max_scan_age_s if world_frame tells how the robot moved between them, else one turn, also"
+        " if the LiDAR sends it in pieces. More than that without world_frame smears while the"
+        " robot moves.",
         minimum=0,
     )
     scan_wait_s: float = option(
@@ -172,6 +195,12 @@ class NodeConfig(PipelineConfig):
     )
     points_decimation: int = option(
         2, "Every n-th row and column of the depth goes to `~/points`.", minimum=1, maximum=64
+    )
+
+    bond: bool = option(
+        True,
+        "Whether an active node offers the bond by which a lifecycle manager (Nav2's) notices that"
+        " it died. Needs bondpy; without it the manager's bond_timeout must be 0.0.",
     )
 
     def __post_init__(self) -> None:
@@ -243,12 +272,19 @@ class NodeParameters:
                 except ConfigError as error:
                     self.problems[name] = str(error)
 
-    def unknown(self, topics: Mapping[str, str]) -> list[str]:
-        """A sentence for every parameter given to this node that it does not have.
+    def unknown(self, topics: Mapping[str, str]) -> tuple[list[str], str]:
+        """Sentences on parameters given to this node that it does not have.
 
+        The first are of names that are meant for it: renamed, or near one of its own. The second
+        is a warning about all others, which may be another node's in a shared file, or "".
         topics: resolved name -> publisher or subscription, for `qos_overrides.<topic>...`.
         """
-        sentences = []
+        wrong: list[str] = []
+        foreign: list[str] = []
+        overrides: list[str] = []  # names of qos_overrides that this node has
+        for topic, kind in topics.items():
+            policies = ("history", "depth", "reliability")
+            overrides += [f"qos_overrides.{topic}.{kind}.{policy}" for policy in policies]
         for name in self._node._parameter_overrides:
             if self._node.has_parameter(name) or name == "start_type_description_service":
                 continue
@@ -256,21 +292,69 @@ class NodeParameters:
                 topic, _, rest = name[len("qos_overrides.") :].partition(".")
                 if topic in _FOREIGN_TOPICS or topics.get(topic, "") == rest.partition(".")[0]:
                     continue
-                known = [f"qos_overrides.{topic}.{kind}" for topic, kind in topics.items()]
-                guess = nearest(name, [f"{item}.{rest.rpartition('.')[2]}" for item in known])
-            else:
-                guess = nearest(name, self._options)
             if name in RENAMED:
                 now = RENAMED[name]
-                sentences.append(
+                wrong.append(
                     f"parameter {name} is now called {now}: use the new name"
                     if now in self._options
                     else f"parameter {name} no longer exists: {now}"
                 )
                 continue
-            hint = f"did you mean {guess}?" if guess else "`ros2 param list` shows those it has"
-            sentences.append(f"unknown parameter {name}: {hint}")
-        return sentences
+            shown = brief(name)
+            own = name.startswith(_OWN_SECTIONS)
+            enough = (len(wrong) if own else len(foreign)) >= _MOST_COMPARED
+            if enough or len(name) > _LONGEST_NAME:
+                (wrong if own else foreign).append(f"unknown parameter {shown}" if own else shown)
+                continue
+            known = overrides if name.startswith("qos_overrides.") else self._options
+            guess = _near_miss(name, known)
+            if guess:
+                wrong.append(f"unknown parameter {shown}: did you mean {guess}?")
+            elif own:
+                wrong.append(
+                    f"unknown parameter {shown}: `ros2 param list` shows those the node has"
+                )
+            else:
+                foreign.append(shown)
+        warning = ""
+        if foreign:
+            names = ", ".join(foreign[:_MOST_TOLD])
+            more = len(foreign) - _MOST_TOLD
+            others = f" and {more} more" if more > 0 else ""
+            warning = (
+                f"unknown parameter {names}{others}: ignored, as another node's in a shared file;"
+                " `ros2 param list` shows those this node has"
+            )
+        if len(wrong) > _MOST_TOLD:
+            wrong = [*wrong[:_MOST_TOLD], f"and {len(wrong) - _MOST_TOLD} more unknown parameters"]
+        return wrong, warning
+
+    def unknown_name(self, name: str) -> str:
+        """The sentence on one name that the node does not have."""
+        guess = _near_miss(name, self._options) if len(name) <= _LONGEST_NAME else ""
+        hint = f"did you mean {guess}?" if guess else "`ros2 param list` shows those the node has"
+        return f"unknown parameter {brief(name)!r}: {hint}"
+
+    def changes(self, parameters: list[Parameter]) -> list[Parameter]:
+        """The parameters of a set request in their own types, without those that have the value."""
+        result = []
+        for parameter in parameters:
+            item = self._options.get(parameter.name)
+            if item is not None and parameter.type_ != Parameter.Type.NOT_SET:
+                value = _plain(parameter.value, item)
+                try:
+                    checked = item.check(value)
+                except ConfigError:
+                    pass  # refused later, with the reason
+                else:
+                    parameter = _parameter(item, checked)
+            if self._node.has_parameter(parameter.name):
+                present = self._node.get_parameter(parameter.name)
+                if present.type_ == parameter.type_ and _same(present.value, parameter.value):
+                    self.problems.pop(parameter.name, None)
+                    continue
+            result.append(parameter)
+        return result
 
     def changed(self, parameters: list[Parameter]) -> NodeConfig:
         """The config after a set request. Raises ConfigError; nothing is changed yet."""
@@ -289,16 +373,58 @@ class NodeParameters:
 
 
 def _plain(value: Any, item: Option) -> Any:
-    if value is None and item.is_list:
-        return []  # an empty list has no type of its own, so ROS hands over nothing
-    return value.tolist() if isinstance(value, array.array) else value
+    """A value as ROS hands it over, as the option means it.
+
+    The YAML of parameter files and of the command line makes true of yes and on, a whole number of
+    1 and of 640.0 a broken one, and nothing of an empty list.
+    """
+    if isinstance(value, array.array):
+        value = value.tolist()
+    if item.is_list:
+        return [] if value is None else value
+    if item.type is str and isinstance(value, bool):
+        words = {True: ("yes", "on", "true"), False: ("no", "off", "false")}[value]
+        return next((word for word in words if word in item.choices), value)
+    if item.type is str and isinstance(value, (int, float)) and not item.choices:
+        return str(value)
+    if item.type is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if item.type is bool and isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    return value
+
+
+def _same(present: Any, new: Any) -> bool:
+    """Whether two values of one type are equal; arrays come as several kinds of sequence."""
+    if isinstance(present, (str, bytes)) or not hasattr(present, "__len__"):
+        return bool(present == new)
+    return list(present) == list(new)
+
+
+def _near_miss(name: str, known: Iterable[str]) -> str:
+    """The known name that is meant by `name`, or "" where it resembles none closely.
+
+    A name without a dot may be the last part of a known one.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=_NEAR)
+    if close or "." in name:
+        return close[0] if close else ""
+    leaves = {candidate.rpartition(".")[2]: candidate for candidate in reversed(names)}
+    close = difflib.get_close_matches(name, leaves, n=1, cutoff=_NEAR)
+    return leaves[close[0]] if close else ""
+
+
+def _parameter(item: Option, value: Any) -> Parameter:
+    kind = _TYPES[item.type][item.is_list]
+    return Parameter(item.name, kind, list(value) if item.is_list else value)
 
 
 def _declare(node: Node, item: Option, value: Any) -> None:
-    kind = _TYPES[item.type][item.is_list]
-    parameter = Parameter(item.name, kind, list(value) if item.is_list else value)
+    parameter = _parameter(item, value)
     if item.is_list and not value:
         # An empty list has no type of its own: declare the type, then set the value.
+        kind = parameter.type_
         node.declare_parameter(item.name, kind, descriptor(item), ignore_override=True)
         node.set_parameters([parameter])
     else:
@@ -314,11 +440,12 @@ def markdown() -> str:
             "# Parameters",
             "",
             "All of them can be given in a YAML file (`--ros-args --params-file`, or"
-            " `params_file:=` of the launch file), on the command line (`-p fit.method:=slf`)"
-            " and at run time (`ros2 param set`). A wrong value or an unknown name is refused"
-            " with a sentence. Marks: **c** can be set only while the node is unconfigured, since"
-            " an engine is opened at configure; **d** not while it is active; all others take"
-            " effect with the next frame.",
+            " `params_file:=` of the launch file), on the command line (`-p fit.method:=slf`) and"
+            " at run time (`ros2 param set`). A wrong value or a misspelt name is refused with a"
+            " sentence; a name that resembles none of these may be another node's: a warning."
+            " Marks: **c** can be set only while the node is unconfigured, since an engine is"
+            " opened at configure; **d** not while it is active; all others take effect with the"
+            " next frame.",
             "",
             "## What a user sets",
             "",

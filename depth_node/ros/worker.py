@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -59,5 +60,6 @@ class LatestWorker(Generic[T]):
             try:
                 self._work(item)
             except Exception as error:
-                self._failed(error)
+                with contextlib.suppress(Exception):  # the thread must outlive a failing report
+                    self._failed(error)
             del item  # else its arrays live until the next one comes

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from depth_node.geometry.camera import Camera
 from depth_node.visualization.colours import ACCENT, MUTED
 from depth_node.visualization.text import put_text
 
 
-def smooth_surface(depth: np.ndarray, jump: float = 0.08) -> np.ndarray:
+def smooth_surface(depth: npt.NDArray[Any], jump: float = 0.08) -> npt.NDArray[Any]:
     """Mask (H, W) of pixels on one surface with all four neighbours: no flying pixels.
 
     depth: (H, W) m. jump: largest relative step to a neighbour on the same surface.
@@ -34,7 +36,9 @@ def smooth_surface(depth: np.ndarray, jump: float = 0.08) -> np.ndarray:
     return keep
 
 
-def _cloud(depth: np.ndarray, image: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+def _cloud(
+    depth: npt.NDArray[Any], image: npt.NDArray[Any], camera: Camera
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """(N, 3) points in the camera frame and their (N, 3) colours, without edges and far pixels."""
     keep = smooth_surface(depth)
     if not keep.any():
@@ -46,15 +50,15 @@ def _cloud(depth: np.ndarray, image: np.ndarray, camera: Camera) -> tuple[np.nda
 
 
 def point_cloud_view(
-    depth: np.ndarray,
-    image: np.ndarray,
+    depth: npt.NDArray[Any],
+    image: npt.NDArray[Any],
     camera: Camera,
     height: int,
     width: int,
     *,
     orbit_deg: float = -24.0,
     tilt_deg: float = 18.0,
-) -> np.ndarray:
+) -> npt.NDArray[Any]:
     """The metric point cloud in perspective, seen from beside and above the camera.
 
     depth (H, W) metres, image (H, W, 3), camera of that size -> (height, width, 3) RGB. The view
@@ -79,8 +83,8 @@ def point_cloud_view(
 
 
 def top_view(
-    depth: np.ndarray, image: np.ndarray, camera: Camera, height: int, width: int
-) -> np.ndarray:
+    depth: npt.NDArray[Any], image: npt.NDArray[Any], camera: Camera, height: int, width: int
+) -> npt.NDArray[Any]:
     """The point cloud seen along the camera's y axis on a grid in metres: a floor plan.
 
     depth (H, W) metres, image (H, W, 3) -> (height, width, 3) RGB. Points well above the camera (a
@@ -132,14 +136,16 @@ def top_view(
     return rendered
 
 
-def _ground_gradient(height: int, width: int) -> np.ndarray:
+def _ground_gradient(height: int, width: int) -> npt.NDArray[Any]:
     ramp = np.linspace(1.0, 0.0, height)[:, None, None]
     top, bottom = np.array([33, 37, 46]), np.array([12, 13, 17])
     shades = np.repeat(bottom + ramp * (top - bottom), width, axis=1)
     return np.ascontiguousarray(shades, dtype=np.uint8)
 
 
-def _orbit(middle: np.ndarray, orbit_deg: float, tilt_deg: float) -> tuple[np.ndarray, np.ndarray]:
+def _orbit(
+    middle: npt.NDArray[Any], orbit_deg: float, tilt_deg: float
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """(rotation, eye): point_in_eye = (point - eye) @ rotation, turning about `middle`."""
     turn, tilt = math.radians(orbit_deg), math.radians(tilt_deg)
     about_y = np.array(
@@ -162,11 +168,11 @@ def _orbit(middle: np.ndarray, orbit_deg: float, tilt_deg: float) -> tuple[np.nd
 
 
 def _splat(
-    canvas: np.ndarray,
-    in_view: np.ndarray,
-    colours: np.ndarray,
+    canvas: npt.NDArray[Any],
+    in_view: npt.NDArray[Any],
+    colours: npt.NDArray[Any],
     focal: float,
-    centre: np.ndarray,
+    centre: npt.NDArray[Any],
     pixel_angle: float,
 ) -> None:
     """Paint square splats of points (N, 3) into `canvas`, each as large as its source pixel."""

@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 BACKGROUND = (17, 19, 24)
 CARD = (27, 30, 37)
@@ -22,7 +24,7 @@ REJECTED = (255, 45, 60)
 ERROR_STOPS = ((0.0, (58, 118, 221)), (0.5, (240, 241, 244)), (1.0, (214, 69, 65)))
 
 
-def _table_of_stops(stops: Sequence[tuple[float, tuple[int, int, int]]]) -> np.ndarray:
+def _table_of_stops(stops: Sequence[tuple[float, tuple[int, int, int]]]) -> npt.NDArray[Any]:
     """Piecewise linear colour table (256, 3) uint8 RGB through (position 0..1, colour) stops."""
     at = np.linspace(0.0, 1.0, 256)
     positions = [position for position, _ in stops]
@@ -31,7 +33,7 @@ def _table_of_stops(stops: Sequence[tuple[float, tuple[int, int, int]]]) -> np.n
 
 
 @lru_cache(maxsize=8)
-def colour_table(name: str) -> np.ndarray:
+def colour_table(name: str) -> npt.NDArray[Any]:
     """The (256, 3) uint8 RGB table of a scale: depth, relative, error or deviation.
 
     Raises ValueError for another name.
@@ -73,7 +75,7 @@ class Scale:
         if self.logarithmic and self.low <= 0:
             raise ValueError(f"A logarithmic scale needs low > 0, not {self.low}")
 
-    def position(self, values: np.ndarray) -> np.ndarray:
+    def position(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Position of each value on the bar, 0 at low and 1 at high, clipped; NaN stays NaN."""
         values = np.asarray(values, dtype=np.float32)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -84,7 +86,7 @@ class Scale:
                 position = (values - self.low) / (self.high - self.low)
         return np.clip(position, 0.0, 1.0)
 
-    def colours(self, values: np.ndarray) -> np.ndarray:
+    def colours(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """(...,) values -> (..., 3) uint8 RGB; a value that is not finite takes UNKNOWN."""
         position = self.position(values)
         known = np.isfinite(position) & ~np.isnan(np.asarray(values, dtype=np.float32))
@@ -115,7 +117,7 @@ class Scale:
         return [self.low, self.high]
 
 
-def depth_scale(*maps: np.ndarray) -> Scale:
+def depth_scale(*maps: npt.NDArray[Any]) -> Scale:
     """One scale in metres for all given depth maps (H, W) or depth lists (N,) together.
 
     The ends are the 2 % and 98 % quantiles, so that single outliers do not stretch it.
@@ -130,7 +132,7 @@ def depth_scale(*maps: np.ndarray) -> Scale:
     return Scale("depth", low, high, logarithmic=True)
 
 
-def relative_scale(values: np.ndarray) -> Scale:
+def relative_scale(values: npt.NDArray[Any]) -> Scale:
     """Scale without a unit for a relative depth map (H, W), large = far."""
     finite = values[np.isfinite(values)]
     low, high = (0.0, 1.0) if finite.size == 0 else np.quantile(finite, (0.01, 0.99))
@@ -153,7 +155,7 @@ def error_scale(limit_percent: float = 25.0) -> Scale:
     )
 
 
-def deviation_scale(std: np.ndarray) -> Scale:
+def deviation_scale(std: npt.NDArray[Any]) -> Scale:
     """Scale in metres for a map (H, W) of standard deviations."""
     finite = std[np.isfinite(std)]
     high = float(np.quantile(finite, 0.9)) if finite.size else 1.0
@@ -161,7 +163,7 @@ def deviation_scale(std: np.ndarray) -> Scale:
 
 
 @lru_cache(maxsize=8)
-def _hatch(height: int, width: int) -> np.ndarray:
+def _hatch(height: int, width: int) -> npt.NDArray[Any]:
     rows, cols = np.ogrid[:height, :width]
     painted = np.empty((height, width, 3), dtype=np.uint8)
     painted[:] = UNKNOWN
@@ -169,7 +171,7 @@ def _hatch(height: int, width: int) -> np.ndarray:
     return painted
 
 
-def colour_map(values: np.ndarray, scale: Scale) -> np.ndarray:
+def colour_map(values: npt.NDArray[Any], scale: Scale) -> npt.NDArray[Any]:
     """(H, W) values -> (H, W, 3) RGB image; unknown pixels hatched."""
     painted = scale.colours(values)
     unknown = ~np.isfinite(values)
@@ -177,14 +179,14 @@ def colour_map(values: np.ndarray, scale: Scale) -> np.ndarray:
     return painted
 
 
-def relative_error_percent(depth: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def relative_error_percent(depth: npt.NDArray[Any], truth: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Signed error in percent of the truth, (H, W) float32; NaN where either is unknown."""
     with np.errstate(invalid="ignore", divide="ignore"):
         error = 100.0 * (depth - truth) / truth
     return np.where(np.isfinite(error) & (truth > 0), error, np.nan).astype(np.float32)
 
 
-def region_palette(count: int) -> np.ndarray:
+def region_palette(count: int) -> npt.NDArray[Any]:
     """(count + 1, 3) uint8 RGB; colours of neighbouring numbers far apart; 0 is UNKNOWN."""
     index = np.arange(count + 1)
     hue = (index * 0.61803398875) % 1.0  # golden ratio: consecutive labels never share a hue
@@ -196,7 +198,9 @@ def region_palette(count: int) -> np.ndarray:
     return palette
 
 
-def colour_regions(labels: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
+def colour_regions(
+    labels: npt.NDArray[Any], image: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
     """Regions (H, W) in colours over the grey image (H, W, 3), with thin dark borders."""
     palette = region_palette(int(labels.max(initial=0)))
     painted = palette[labels].astype(np.float32)

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from depth_node.calibration.image_edges import edge_strength
 from depth_node.calibration.lidar_edges import depth_edges
@@ -14,7 +17,7 @@ from depth_node.visualization.panels import ImageCard, compose
 from depth_node.visualization.points import draw_points
 
 
-def edges_on_image(frame: FrameInput, T_camera_lidar: np.ndarray) -> np.ndarray:
+def edges_on_image(frame: FrameInput, T_camera_lidar: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """LiDAR edges as discs, coloured by depth, on the image's edges -> (H, W, 3) RGB.
 
     T_camera_lidar: (4, 4) instead of the frame's own.
@@ -37,7 +40,9 @@ def edges_on_image(frame: FrameInput, T_camera_lidar: np.ndarray) -> np.ndarray:
     return draw_points(image, pixels[inside, 1], pixels[inside, 0], colours, width / 500)
 
 
-def before_and_after(frame: FrameInput, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def before_and_after(
+    frame: FrameInput, before: npt.NDArray[Any], after: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
     """Both poses (4, 4) beside each other -> (H, W, 3) RGB."""
     cards = [
         ImageCard("Before", edges_on_image(frame, before), "LiDAR edges, stated extrinsics"),

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from depth_node.geometry.camera import Camera
 from depth_node.visualization.clouds import point_cloud_view, top_view
@@ -41,7 +43,7 @@ class ImageCard:
     """One card of a panel: a title, an image (H, W, 3), a caption, the scale as a bar."""
 
     title: str
-    image: np.ndarray
+    image: npt.NDArray[Any]
     caption: str = ""
     scale: Scale | None = None
     columns: int = 1  # number of columns of the panel that it covers
@@ -74,7 +76,7 @@ def compose(
     *,
     columns: int = 3,
     card_width: int = CARD_WIDTH,
-) -> np.ndarray:
+) -> npt.NDArray[Any]:
     """Draw cards in rows of `columns` on a dark ground under a heading -> (H, W, 3) RGB.
 
     Cards of one row have the height of the tallest. A card may cover several columns.
@@ -102,7 +104,7 @@ def compose(
 
 
 def cloud_size(
-    image_size: tuple[int, int], *, columns: int, card_width: int = CARD_WIDTH
+    image_size: tuple[int, ...], *, columns: int, card_width: int = CARD_WIDTH
 ) -> tuple[int, int]:
     """(height, width) of an image that fills a card of `columns` columns.
 
@@ -113,7 +115,7 @@ def cloud_size(
     return height, columns * card_width + (columns - 1) * MARGIN - 2 * PADDING
 
 
-def _heading_strip(heading: str, subheading: str, width: int) -> np.ndarray:
+def _heading_strip(heading: str, subheading: str, width: int) -> npt.NDArray[Any]:
     strip = np.empty((86, width, 3), dtype=np.uint8)
     strip[:] = BACKGROUND
     strip[20:70, MARGIN : MARGIN + 5] = ACCENT
@@ -133,7 +135,7 @@ def _card_height(card: ImageCard | TableCard, width: int) -> int:
     return TITLE_HEIGHT + round(height * _image_width(card, width) / source_width) + CAPTION_HEIGHT
 
 
-def _draw_card(card: ImageCard | TableCard, height: int, width: int) -> np.ndarray:
+def _draw_card(card: ImageCard | TableCard, height: int, width: int) -> npt.NDArray[Any]:
     ground = np.empty((height, width, 3), dtype=np.uint8)
     ground[:] = CARD
     put_text(ground, card.title, (PADDING, 10), 12, TEXT, bold=True)
@@ -156,7 +158,7 @@ def _draw_card(card: ImageCard | TableCard, height: int, width: int) -> np.ndarr
     return ground
 
 
-def _draw_bar(ground: np.ndarray, scale: Scale, box: tuple[int, int, int, int]) -> None:
+def _draw_bar(ground: npt.NDArray[Any], scale: Scale, box: tuple[int, int, int, int]) -> None:
     """A vertical colour bar with ticks; box is (x, y, width, height); high values on top."""
     x, y, width, height = box
     top, bottom = y, y + height
@@ -178,7 +180,7 @@ def _draw_bar(ground: np.ndarray, scale: Scale, box: tuple[int, int, int, int]) 
         put_text(ground, f"{label} {scale.unit}", (x + width + 6, row), 9, TEXT)
 
 
-def _draw_table(ground: np.ndarray, card: TableCard) -> None:
+def _draw_table(ground: npt.NDArray[Any], card: TableCard) -> None:
     width = ground.shape[1]
     count = len(card.head)
     first = max(text_width(r[0], 11, True) for r in (card.head, *card.rows)) + 24
@@ -208,7 +210,7 @@ class FrameImages:
     subheading: str
     cards: tuple[ImageCard | TableCard, ...]
 
-    def panel(self) -> np.ndarray:
+    def panel(self) -> npt.NDArray[Any]:
         """All cards on one (H, W, 3) RGB image."""
         return compose(self.heading, self.subheading, self.cards)
 
@@ -229,18 +231,18 @@ class FrameImages:
 
 
 def frame_images(
-    image: np.ndarray,
+    image: npt.NDArray[Any],
     camera: Camera,
-    rows: np.ndarray,
-    cols: np.ndarray,
-    points_depth: np.ndarray,
-    rejected: np.ndarray,
-    labels: np.ndarray | None,
-    relative: np.ndarray,
-    depth: np.ndarray,
-    std: np.ndarray,
+    rows: npt.NDArray[Any],
+    cols: npt.NDArray[Any],
+    points_depth: npt.NDArray[Any],
+    rejected: npt.NDArray[Any],
+    labels: npt.NDArray[Any] | None,
+    relative: npt.NDArray[Any],
+    depth: npt.NDArray[Any],
+    std: npt.NDArray[Any],
     *,
-    truth: np.ndarray | None = None,
+    truth: npt.NDArray[Any] | None = None,
     heading: str,
     subheading: str = "",
     method: str = "",
@@ -317,7 +319,9 @@ def frame_images(
     return FrameImages(heading, subheading, tuple(cards))
 
 
-def trusted_depth(depth: np.ndarray, std: np.ndarray, max_ratio: float = 0.25) -> np.ndarray:
+def trusted_depth(
+    depth: npt.NDArray[Any], std: npt.NDArray[Any], max_ratio: float = 0.25
+) -> npt.NDArray[Any]:
     """Depth (H, W) where std / depth is below max_ratio, else NaN; all depth if little is left.
 
     Sky and other uncertain pixels would add false points to a cloud and stretch a scale.
@@ -328,7 +332,9 @@ def trusted_depth(depth: np.ndarray, std: np.ndarray, max_ratio: float = 0.25) -
     return trusted if np.isfinite(trusted).sum() > 0.3 * known else depth
 
 
-def _error_card(depth: np.ndarray, truth: np.ndarray, image: np.ndarray) -> ImageCard:
+def _error_card(
+    depth: npt.NDArray[Any], truth: npt.NDArray[Any], image: npt.NDArray[Any]
+) -> ImageCard:
     error = relative_error_percent(depth, truth)
     known = np.isfinite(error)
     scale = error_scale()
@@ -341,7 +347,7 @@ def _error_card(depth: np.ndarray, truth: np.ndarray, image: np.ndarray) -> Imag
     return ImageCard("Error against the truth", panel_image, caption, scale)
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
+def write_image(path: Path, image: npt.NDArray[Any]) -> None:
     """Write (H, W, 3) RGB as PNG or JPEG by the suffix. Raises OSError if it cannot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):

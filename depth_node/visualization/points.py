@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from depth_node.visualization.colours import REJECTED, Scale
 
 
 def draw_points(
-    image: np.ndarray,
-    rows: np.ndarray,
-    cols: np.ndarray,
-    colours: np.ndarray,
+    image: npt.NDArray[Any],
+    rows: npt.NDArray[Any],
+    cols: npt.NDArray[Any],
+    colours: npt.NDArray[Any],
     radius_px: float | None = None,
-) -> np.ndarray:
+) -> npt.NDArray[Any]:
     """Draw discs with a dark rim at (rows, cols) on a copy of `image` (H, W, 3), in input order.
 
     rows, cols: (N,) pixels; colours: (N, 3) uint8 RGB; radius_px: None chooses it by the count.
@@ -39,8 +41,12 @@ def draw_points(
 
 
 def points_on_image(
-    image: np.ndarray, rows: np.ndarray, cols: np.ndarray, depth: np.ndarray, scale: Scale
-) -> np.ndarray:
+    image: npt.NDArray[Any],
+    rows: npt.NDArray[Any],
+    cols: npt.NDArray[Any],
+    depth: npt.NDArray[Any],
+    scale: Scale,
+) -> npt.NDArray[Any]:
     """Sparse depth (N,) as coloured discs over the dimmed grey image (H, W, 3); nearest on top."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
     dimmed = (0.22 * image + 0.28 * grey).astype(np.uint8)
@@ -49,11 +55,11 @@ def points_on_image(
 
 
 def draw_crosses(
-    image: np.ndarray,
-    rows: np.ndarray,
-    cols: np.ndarray,
+    image: npt.NDArray[Any],
+    rows: npt.NDArray[Any],
+    cols: npt.NDArray[Any],
     colour: tuple[int, int, int] = REJECTED,
-) -> np.ndarray:
+) -> npt.NDArray[Any]:
     """Draw crosses with a dark rim at (rows, cols), (N,) pixels, on a copy of `image` (H, W, 3)."""
     image = image.copy()
     arm = max(2.0, 0.008 * image.shape[1])
@@ -69,7 +75,7 @@ def draw_crosses(
     return image
 
 
-def sparse_map(values: np.ndarray, scale: Scale, image: np.ndarray) -> np.ndarray:
+def sparse_map(values: npt.NDArray[Any], scale: Scale, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A map (H, W) known at few pixels (e.g. a LiDAR truth) as dots over the dimmed image."""
     rows, cols = np.nonzero(np.isfinite(values))
     most = 30_000  # more dots would cover each other

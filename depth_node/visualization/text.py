@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from depth_node.visualization.colours import TEXT
 
@@ -15,7 +17,7 @@ TEXT_OVERSAMPLING = 4  # drawn large and shrunk, because Hershey strokes have no
 
 
 @lru_cache(maxsize=1024)
-def _text_mask(text: str, size_px: int, bold: bool) -> np.ndarray:
+def _text_mask(text: str, size_px: int, bold: bool) -> npt.NDArray[Any]:
     """Coverage 0..1 of a line of text, (h, w) float32; size_px is the height of a capital."""
     over = TEXT_OVERSAMPLING
     scale = size_px * over / 21.0  # a Hershey Simplex capital is 21 units high
@@ -35,7 +37,7 @@ def text_width(text: str, size_px: int, bold: bool = False) -> int:
 
 
 def put_text(
-    image: np.ndarray,
+    image: npt.NDArray[Any],
     text: str,
     at: tuple[int, int],
     size_px: int = 11,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from depth_node.benchmarks.field_speed import FIELD, SpeedProblem
 from depth_node.benchmarks.speed import fit_problem
@@ -17,6 +18,7 @@ def test_the_problem_has_its_size_and_its_points() -> None:
     assert np.isfinite(problem.fit(FIELD).depth).all()
 
 
+@pytest.mark.slow
 def test_every_way_to_fit_is_timed() -> None:
     prediction, _, labels = fit_problem()
     medians = SpeedProblem.of(prediction, labels, 60, 80, 50).medians(1)

@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime")
 from tests.helpers.gpu_on_cpu import Machine
 
 
+@pytest.mark.slow
 def test_gpu_check_writes_its_json_and_row(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from depth_node.benchmarks.calibration_sequences import Walk, room_sequence
+from depth_node.benchmarks.calibration_sequences import RenderedWalk, room_sequence
 
 CACHE = Path(tempfile.gettempdir()) / "depth_node_walks"
 
 
 @pytest.fixture(scope="session")
-def short_walk() -> Walk:
+def short_walk() -> RenderedWalk:
     """13 images of a furnished room."""
     return room_sequence(1, 13, CACHE)
 

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from depth_node.benchmarks.calibration import calibrate_case
-from depth_node.benchmarks.calibration_sequences import Walk
+from depth_node.benchmarks.calibration_sequences import RenderedWalk, room_sequence
 from depth_node.calibration.estimate import (
     UNIT,
+    calibrate,
     correction_matrix,
     covariance_of,
     divided,
@@ -18,17 +21,32 @@ from depth_node.calibration.estimate import (
     thinned,
     usable_dimensions,
 )
-from depth_node.calibration.observation import observe_all
-from depth_node.geometry.rigid import check_rigid
+from depth_node.calibration.observation import AXES, observe_all
+from depth_node.geometry.rigid import check_rigid, invert_rigid
+from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 
 @pytest.mark.slow
-def test_it_finds_its_way_from_five_degrees_and_ten_centimetres(short_walk: Walk) -> None:
+def test_it_finds_its_way_from_five_degrees_and_ten_centimetres(short_walk: RenderedWalk) -> None:
     """Thirteen frames are enough in a room with much furniture."""
     found = calibrate_case(short_walk, 64, True, 1)
     assert found.angle_deg < 0.3 and found.distance_m < 0.03
     assert abs(found.error[6]) < 0.01
-    assert (np.abs(found.error) < 5 * found.std + 0.1 * UNIT).all()
+    assert (np.abs(found.error) < 5 * found.estimate.std + 0.1 * UNIT).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["yaw", "pitch"])
+def test_a_turn_of_two_degrees_is_found(cache: Path, axis: str) -> None:
+    fault = np.zeros(7)
+    fault[AXES.index(axis)] = np.deg2rad(2.0)
+    wrong = correction_matrix(fault) @ T_CAMERA_LIDAR
+    room = room_sequence(101, 24, cache)
+    estimate = calibrate(observe_all(room.frames(64, T_camera_lidar=wrong)))
+    left = correction_matrix(estimate.correction) @ wrong @ invert_rigid(T_CAMERA_LIDAR)
+    angle = np.rad2deg(np.arccos(np.clip((np.trace(left[:3, :3]) - 1) / 2, -1, 1)))
+    assert angle < 0.5, f"{angle:.2f} degrees are left of two"
+    assert np.isfinite(estimate.std).all() and estimate.edges > 100
 
 
 def test_the_local_maximum_test_counts_what_scores_worse() -> None:
@@ -55,7 +73,7 @@ def test_covariances_and_corrections_have_their_shapes() -> None:
     check_rigid(correction_matrix(found[0]))
 
 
-def test_few_frames_are_divided_and_many_edges_thinned(short_walk: Walk) -> None:
+def test_few_frames_are_divided_and_many_edges_thinned(short_walk: RenderedWalk) -> None:
     seen = observe_all(short_walk.frames(64)[:2])
     parts = divided(seen)
     assert len(parts) == 10
@@ -64,6 +82,14 @@ def test_few_frames_are_divided_and_many_edges_thinned(short_walk: Walk) -> None
     assert thinned(seen, 10**6) == seen
 
 
-def test_a_time_offset_needs_motion(short_walk: Walk) -> None:
+def test_a_time_offset_needs_motion(short_walk: RenderedWalk) -> None:
     assert usable_dimensions(observe_all(short_walk.frames(16))) == 7
     assert usable_dimensions(observe_all(short_walk.frames(16)[:1])) == 6
+
+
+def test_a_correction_is_a_rigid_motion_and_its_negative_undoes_small_ones() -> None:
+    step = np.array([0.01, -0.02, 0.005, 0.03, -0.01, 0.02, 0.0])
+    T = correction_matrix(step)
+    assert T[:3, :3] @ T[:3, :3].T == pytest.approx(np.eye(3), abs=1e-12)
+    assert correction_matrix(-step) @ T == pytest.approx(np.eye(4), abs=1e-3)
+    assert correction_matrix(np.zeros(7)) == pytest.approx(np.eye(4))

@@ -20,7 +20,7 @@ from depth_node.benchmarks.calibration import (
     monitor_case,
     monitor_ms,
 )
-from depth_node.benchmarks.calibration_sequences import LINES, Walk, room_sequence
+from depth_node.benchmarks.calibration_sequences import LINES, RenderedWalk, room_sequence
 from depth_node.calibration.estimate import UNIT
 from depth_node.calibration.monitor import EVERY, ExtrinsicsMonitor, Finding, amount, judged
 from depth_node.frame import FrameInput
@@ -37,14 +37,14 @@ def fed(frames: list[FrameInput], times: int) -> ExtrinsicsMonitor:
     return monitor
 
 
-def test_right_extrinsics_are_consistent(short_walk: Walk) -> None:
+def test_right_extrinsics_are_consistent(short_walk: RenderedWalk) -> None:
     verdict = fed(short_walk.frames(64), 1).verdict
     assert verdict.finding is Finding.CONSISTENT
     assert verdict.confidence > 0.5 and verdict.worse > 0.99
     assert verdict.T_camera_lidar is None, "nothing is proposed where nothing is wrong"
 
 
-def test_a_turned_lidar_is_named(short_walk: Walk) -> None:
+def test_a_turned_lidar_is_named(short_walk: RenderedWalk) -> None:
     verdict = fed(faulty_frames(short_walk, 64, "yaw"), 3).verdict
     assert verdict.finding is Finding.WRONG
     assert "deg (yaw)" in verdict.sentence
@@ -56,7 +56,7 @@ def test_a_turned_lidar_is_named(short_walk: Walk) -> None:
     np.testing.assert_allclose(verdict.T_camera_lidar[:3, :3], right[:3, :3], atol=0.01)
 
 
-def test_new_extrinsics_begin_anew_and_no_points_tell_nothing(short_walk: Walk) -> None:
+def test_new_extrinsics_begin_anew_and_no_points_tell_nothing(short_walk: RenderedWalk) -> None:
     monitor = fed(short_walk.frames(64), 1)
     assert monitor.verdict.frames == 13
     moved = faulty_frames(short_walk, 64, "x")[0]
@@ -70,7 +70,7 @@ def test_new_extrinsics_begin_anew_and_no_points_tell_nothing(short_walk: Walk) 
     assert verdict.finding is Finding.UNKNOWN and "too little structure" in verdict.sentence
 
 
-def test_extrinsics_that_nobody_gave_are_not_judged(short_walk: Walk) -> None:
+def test_extrinsics_that_nobody_gave_are_not_judged(short_walk: RenderedWalk) -> None:
     frame = dataclasses.replace(short_walk.frames(16)[0], T_camera_lidar=None)
     monitor = ExtrinsicsMonitor()
     assert monitor.add(frame).finding is Finding.UNKNOWN
@@ -125,10 +125,11 @@ def test_faults_are_named_within_ten_seconds(cache: Path) -> None:
 
 @pytest.mark.slow
 def test_calibrate_on_a_held_out_walk(cache: Path) -> None:
+    """Near the truth, or it says which axes the walk leaves open."""
     walk = room_sequence(SEEDS[0], FRAMES, cache)
-    for lines in LINES:
-        found = calibrate_case(walk, lines, False, SEEDS[0])
-        assert found.angle_deg < 0.15 and found.distance_m < 0.03
+    few, many = (calibrate_case(walk, lines, False, SEEDS[0]) for lines in LINES)
+    assert few.good or few.estimate.unknown
+    assert many.good
 
 
 @pytest.mark.slow

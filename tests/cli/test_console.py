@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,23 @@ def test_files_are_written_into_new_folders_or_refused_in_a_sentence(tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         write_text(tmp_path / "file" / "c.txt", "text")
+
+
+def test_foreign_names_are_shown_and_not_obeyed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Markup of rich, emoji codes and control characters in names of files and topics."""
+    name = "/cam[/red]/:warning:\x1b[31m\udcff"
+    shown_name = r"/cam[/red]/:warning:\x1b[31m\udcff"
+    monkeypatch.setenv("COLUMNS", "200")
+    for rich in (True, False):
+        if not rich:
+            monkeypatch.setitem(sys.modules, "rich.console", None)
+        terminal = console(bare=True)
+        terminal.print(name, style="red")
+        print_tables(terminal, [Table(name, [name, "x"], [[name, "1"]], [name])])
+        with progress(terminal, name, 1) as advance:
+            advance(name)
+        shown = capsys.readouterr()
+        text = shown.out + shown.err
+        assert text.count(shown_name) >= 5 and "\x1b[31m" not in text.replace(shown_name, "")

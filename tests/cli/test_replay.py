@@ -51,6 +51,7 @@ def test_bag_without_extrinsics_and_with_wrong_ones(
     assert "16 numbers" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_region_methods_beat_global_ones_on_real_frames(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

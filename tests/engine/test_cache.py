@@ -17,6 +17,8 @@ import pytest
 
 from depth_node.engine import EngineError
 from depth_node.engine.cache import EngineCache, Identity
+from tests.helpers.mutation import mutants
+from tests.helpers.refusals import refusal
 
 IDENTITY = Identity(
     model_sha256="a" * 64,
@@ -129,6 +131,97 @@ def test_what_a_dead_process_left_is_removed(cache: EngineCache) -> None:
     os.utime(old, (1, 1))
     cache.obtain(IDENTITY, lambda: b"plan")
     assert not old.exists() and fresh.exists()
+
+
+def rebuilt(cache: EngineCache) -> bytes:
+    return cache.obtain(IDENTITY, lambda: b"new").plan
+
+
+DAMAGED_JSON = {
+    "a list": "[]",
+    "empty": "",
+    "nothing in it": "{}",
+    "a number as key": '{"key": 5}',
+    "a number as identity": '{"key": "a", "identity": 5, "bytes": 1, "built": "now"}',
+    "lists": '{"key": [], "identity": {"builder": [], "gpu": {}}, "bytes": "1", "built": 3}',
+    "deep": "[" * 100_000,
+    "deep objects": '{"a":' * 100_000,
+    "a long number": "1" * 5000,
+    "no UTF-8": b"\xff\xfe\x00",
+    "long": '"' + "x" * 2_000_000 + '"',
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_JSON)
+def test_a_damaged_json_file_is_neither_listed_nor_believed(cache: EngineCache, kind: str) -> None:
+    made = cache.obtain(IDENTITY, lambda: b"plan")
+    content = DAMAGED_JSON[kind]
+    about = made.path.with_suffix(".json")
+    about.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert cache.entries() == []
+    with pytest.raises(EngineError, match=r"engine.build is false") as caught:
+        cache.obtain(IDENTITY, never, may_build=False, command="build")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert cache.obtain(IDENTITY, lambda: b"new").plan == b"new"
+    assert len(cache.entries()) == 1
+
+
+@pytest.mark.parametrize("ending", [".json", ".engine", ".lock"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_is_no_file_in_the_cache(
+    cache: EngineCache, tmp_path: Path, ending: str, kind: str
+) -> None:
+    """Never a hang, a traceback or a file written through a link."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    path = cache.obtain(IDENTITY, lambda: b"plan").path.with_suffix(ending)
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(victim)
+    assert len(cache.entries()) <= 1
+    if kind == "folder" and ending != ".lock":  # a lock is not needed to read
+        assert "engine.cache_dir" in refusal(lambda: rebuilt(cache))
+    else:
+        assert rebuilt(cache) in (b"new", b"plan")
+    cache.discard(IDENTITY)
+    other = dataclasses.replace(IDENTITY, gpu="B")
+    assert EngineCache(cache.folder, 1).obtain(other, lambda: b"x").plan == b"x"
+    assert victim.read_text() == "precious"
+
+
+def test_the_folder_is_for_its_owner_and_temporary_names_cannot_be_guessed(
+    cache: EngineCache, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    made = cache.obtain(IDENTITY, lambda: b"plan")
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+    assert made.path.stat().st_mode & 0o077 == 0
+    for target in (made.path, made.path.with_suffix(".json")):
+        target.with_name(f"{target.name}.{os.getpid()}.tmp").symlink_to(victim)
+        target.unlink()
+    assert cache.obtain(IDENTITY, lambda: b"new").plan == b"new"
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_mutants_of_a_cache_entry(cache: EngineCache, count: int) -> None:
+    """Whatever becomes of its two files: the engine that was built, or it is built anew."""
+    made = cache.obtain(IDENTITY, lambda: b"plan of the engine" * 20)
+    paths = (made.path, made.path.with_suffix(".json"))
+    whole = [path.read_bytes() for path in paths]
+    for number, content in mutants(whole[1], count):
+        paths[0].write_bytes(whole[0])
+        paths[1].write_bytes(content)
+        if number % 4 == 0:
+            paths[0].write_bytes(next(mutants(whole[0], 1, number))[1])
+        assert all(type(entry["key"]) is str for entry in cache.entries())
+        found, reason = cache._read(IDENTITY)
+        assert (found is not None and found.plan == whole[0]) or reason.isprintable(), number
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from depth_node.inference import open_engine
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
 from tests.helpers.manifests import refusal, rewrite
+from tests.helpers.mutation import assert_sentence, bounded, mutants
+from tests.test_config import BAD_YAML
 
 
 def test_manifest_elsewhere_and_manifest_round_trip(model: Path, tmp_path: Path) -> None:
@@ -82,6 +85,29 @@ def test_wrong_hash(model: Path) -> None:
         ({"patch_size": -1}, r"patch_size is -1"),
         ({"name": 5}, r"name is 5: it must be text"),
         ({"training": [1]}, r"training must be a mapping"),
+        ({"outputs": 5}, r"outputs must be a list of names"),
+        ({"outputs": {"depth": 1}}, r"outputs must be a list of names"),
+        ({"outputs": [1]}, r"outputs must be a list of names"),
+        ({"patch_size": True}, r"patch_size is True"),
+        ({"patch_size": 2.0}, r"patch_size is 2.0"),
+        ({"input__height": True}, r"input height is True"),
+        ({"input__width": 12.0}, r"input width is 12.0"),
+        ({"input__height": 10**8}, r"more than 33 million pixels"),
+        ({"input__width": 10**500}, r"an integer of"),
+        ({"input__mean": [True, 0, 0]}, r"input mean has True"),
+        ({"input__scale": 10**400}, r"input scale has"),
+        ({"input__resize": ["stretch"]}, r"input resize is \['stretch'\]"),
+        ({"inputs": {"image": [True, 2]}}, r"inputs must map names"),
+        ({"inputs": {"image": [1.0, 2]}}, r"inputs must map names"),
+        ({"inputs": {5: [1, 2]}}, r"inputs must map names"),
+        ({"inputs": {"image": [10**6, 10**6]}}, r"134 million elements"),
+        ({"limits": {"finite": True}}, r"limits.finite is True"),
+        ({"limits": {"relative_error": float("inf")}}, r"limits.relative_error is inf"),
+        ({"name": "a\x1b[31m"}, r"name is 'a\\x1b\[31m': give a text of printable"),
+        ({"output_name": "a\nb"}, r"output_name is 'a\\nb'"),
+        ({"name": "n" * 3000}, r"at most 2000"),
+        ({"decoder": "../x.onnx"}, r"decoder is '../x.onnx': give the name of a file"),
+        ({"meaning": ["depth_metric"]}, r"meaning \['depth_metric'\] is not known"),
     ],
 )
 def test_manifest_that_does_not_fit(model: Path, changes: dict, pattern: str) -> None:
@@ -89,6 +115,51 @@ def test_manifest_that_does_not_fit(model: Path, changes: dict, pattern: str) ->
     sentence = refusal(model)
     assert re.search(pattern, sentence)
     assert str(model.parent) in sentence
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BAD_YAML if "many hex" not in kind])
+def test_awkward_yaml_of_a_model_is_one_sentence(model: Path, kind: str) -> None:
+    path = manifest_path(model)
+    path.write_text(path.read_text() + BAD_YAML[kind][0])
+    with bounded(seconds=5, megabytes=60):
+        told = refusal(model)
+    assert str(path) in told and told.isprintable() and len(told) < 1500
+
+
+def test_a_manifest_that_is_no_small_text_file(model: Path) -> None:
+    path = manifest_path(model)
+    path.write_text(path.read_text() + "# comment\n" * 4_000_000)
+    with bounded(seconds=1, megabytes=5):
+        assert "more than 256000" in refusal(model)
+    path.unlink()
+    os.mkfifo(path)
+    assert "no manifest" in refusal(model)
+    assert "no regular file" in refusal(model, manifest=path)
+    assert "Is a directory" in refusal(model, manifest=path.parent)
+
+
+def test_a_manifest_uses_no_aliases(model: Path) -> None:
+    path = manifest_path(model)
+    path.write_text(path.read_text().replace("training: {}", "training: {a: &a 1, b: *a}"))
+    assert "write it out" in refusal(model)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+def test_mutants_of_a_manifest(model: Path, count: int) -> None:
+    path = manifest_path(model)
+    whole = dataclasses.replace(Manifest.load(path), training={"steps": 3, "data": ["rooms"]})
+    whole.save(path)
+    with bounded(seconds=60 * count / 300, megabytes=60):
+        for number, mutant in mutants(path.read_bytes(), count):
+            other = path.with_name("mutant.yaml")
+            other.write_bytes(mutant)
+            try:
+                read = Manifest.load(other)
+            except EngineError as error:
+                assert_sentence(error)
+            else:
+                read.save(other)
+                assert Manifest.load(other) == read, number
 
 
 @pytest.mark.parametrize("text", ["{", "- a\n- b\n", "", "\x00", "a: b: c"])

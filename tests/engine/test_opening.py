@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +246,61 @@ def test_the_job_of_a_back_end_is_the_copy_it_is_to_run(played: dict, model: Pat
     (job,) = jobs
     assert job.model == model and job.engine.workspace_mb == 7
     assert dataclasses.replace(job, progress=None) == job
+
+
+# --- a network that never comes to an end
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+import numpy as np, onnx
+from onnx import TensorProto, helper
+from depth_node.engine import protocol
+from depth_node.engine.manifest import Manifest, manifest_path, model_sha256
+from depth_node.engine.preprocess import InputSpec
+from depth_node.inference import open_engine
+
+INT, BOOL, FLOAT = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT
+value = helper.make_tensor_value_info
+body = helper.make_graph(
+    [helper.make_node("Identity", ["go"], ["on"]),
+     helper.make_node("Add", ["x", "x"], ["y"])],
+    "body",
+    [value("i", INT, []), value("go", BOOL, []), value("x", FLOAT, [1, 3, 8, 12])],
+    [value("on", BOOL, []), value("y", FLOAT, [1, 3, 8, 12])],
+)
+graph = helper.make_graph(
+    [helper.make_node("Loop", ["trips", "", "image"], ["depth"], body=body)],
+    "endless",
+    [value("image", FLOAT, [1, 3, 8, 12])],
+    [value("depth", FLOAT, [1, 3, 8, 12])],
+    [helper.make_tensor("trips", INT, [], [2**62])],
+)
+path = Path(sys.argv[1])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+onnx.save(model, str(path))
+Manifest("endless", path.name, model_sha256(path), "image", InputSpec(8, 12), "depth",
+         "depth_metric").save(manifest_path(path))
+protocol._SLOW_S = 0.5
+open_engine(path, backend="onnxruntime-cpu")
+"""
+
+
+def test_a_network_that_never_ends_says_what_is_being_tried(tmp_path: Path) -> None:
+    """The warning comes while the library runs, and names the command that ends it."""
+    path = tmp_path / "endless.onnx"
+    command = [sys.executable, "-c", ENDLESS, str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    patience = threading.Timer(60, process.kill)  # without the warning the line never comes
+    patience.start()
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert process.poll() is None, line
+        assert f"still opening model {path} on onnxruntime-cpu" in line
+        assert f"`kill -9 {process.pid}`" in line
+    finally:
+        patience.cancel()
+        process.kill()
+        process.communicate()

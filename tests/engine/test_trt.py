@@ -311,8 +311,29 @@ def test_out_of_memory(machine: Machine, model: Path, options: dict) -> None:
     machine.fail.clear()
     machine.tensorrt_errors = ["[defaultAllocator.cpp] OutOfMemory (Requested size was 9 GB)"]
     sentence = refusal(model, **options, workspace_mb=512)
-    assert "building the engine of tiny needs 512 MB and 8000 of the 8000 MB" in sentence
+    assert "with engine.workspace_mb: 512" in sentence and "Requested size was 9 GB" in sentence
+    assert "raise engine.workspace_mb" in sentence
+    elsewhere = {**options, "cache_dir": options["cache_dir"] + "2"}
+    sentence = refusal(model, **elsewhere)
+    assert "building the engine of tiny needs 8000 MB and 8000 of the 8000 MB" in sentence
     assert machine.leaks == {}
+
+
+def test_a_decoder_that_takes_much_of_a_small_gpu_is_told(
+    machine: Machine, tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_model(tmp_path / "decoder.onnx", inputs={"points": [64, 3, 4, 4]})
+    write_manifest(path, "prompt_masks", height=24, width=36, outputs=("depth",))
+    with open_engine(path, **options) as engine:
+        assert "warning" not in engine.details
+    machine.memory = 5_000_000
+    with open_engine(path, **options) as engine:
+        assert "decoder takes 1 of the GPU's 5 MB while it runs" in engine.details["warning"]
+        assert "fewer than 64 points" in engine.details["warning"]
+        assert "--batch 16" in engine.details["warning"]
+    machine.fail["create_execution_context"] = Error.cudaErrorMemoryAllocation
+    machine.memory = 900_000
+    assert "--batch 16" in refusal(path, **options)
 
 
 def test_a_model_that_cannot_be_built(machine: Machine, model: Path, options: dict) -> None:

@@ -62,6 +62,19 @@ def test_no_interval_is_narrower_than_a_ten_thousandth() -> None:
     np.testing.assert_allclose(result.std / result.depth, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("width", "every_pixel"), [(330, True), (340, False)])
+def test_the_interval_of_images_above_100_000_pixels_is_worked_out_at_every_second(
+    width: int, every_pixel: bool
+) -> None:
+    values = 1 + np.random.default_rng(0).random((300, width))
+    rows, cols = on_lattice(values.shape, 40)
+    z = 2 * values[rows, cols] + 0.1 * (np.arange(len(rows)) % 3)
+    points = SparseDepth.from_arrays(rows, cols, z)
+    result = fit(depth_network(values), points, config=FitConfig(method="global_depth"))
+    pairs_differ = (result.std[:, ::2] != result.std[:, 1::2]).mean() > 0.9
+    assert pairs_differ == every_pixel
+
+
 # --- guards of the region methods ----------------------------------------------------------------
 
 

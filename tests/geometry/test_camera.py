@@ -157,7 +157,7 @@ def test_from_matrix_reads_ros_models() -> None:
         ([1.0] * 8, (), "plumb_bob", "nine"),
         ([5.0, 1.0, 2, 0, 5.0, 2, 0, 0, 1], (), "plumb_bob", "skew"),
         ([5.0, 0, 2, 0, 5.0, 2, 0, 0, 1], (0.1, 0, 0, 0, 0), "", "names no distortion model"),
-        ([5.0, 0, 2, 0, 5.0, 2, 0, 0, 1], (0.1,) * 12, "rational_polynomial", "thin prism"),
+        ([5.0, 0, 2, 0, 5.0, 2, 0, 0, 1], (0.1,) * 13, "rational_polynomial", "or 12 or 14"),
         ([0.0] * 9, (), "plumb_bob", "not calibrated"),
         ([5.0, 0, 2, 0, 5.0, 2, 0, 0, 1], (0.1,) * 4, "pumb_bob", "not known"),
     ],

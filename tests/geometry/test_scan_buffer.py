@@ -11,7 +11,6 @@ import pytest
 from depth_node.geometry.scan_buffer import ScanBuffer
 
 SECOND = 1_000_000_000
-
 START = 1_700_000_000 * SECOND
 
 
@@ -62,13 +61,13 @@ def test_several_sources() -> None:
     assert buffer.newest_stamp_ns("front") == START
 
 
-def test_time_that_jumps_back_clears_and_says_so() -> None:
+def test_a_source_that_jumps_back_clears_itself_only_and_says_so() -> None:
     buffer = ScanBuffer(0.2)
     assert not buffer.add(START + 60 * SECOND, cloud(1), "front")
     assert not buffer.add(START + 60 * SECOND, cloud(2), "rear")
     assert buffer.add(START, cloud(3), "front")
     assert buffer.jumps_back == 1
-    assert len(buffer.collect(START + 60 * SECOND)[0]) == 0
+    assert set(buffer.collect(START + 60 * SECOND)[0][:, 0]) == {2}, "the other source"
     assert set(buffer.collect(START)[0][:, 0]) == {3}
 
 
@@ -77,10 +76,70 @@ def test_scan_slightly_out_of_order_or_repeated() -> None:
     buffer.add(START + SECOND // 10, cloud(1))
     assert not buffer.add(START, cloud(2))
     assert len(buffer.collect(START)[0]) == 4
-    buffer.add(START, cloud(5))  # the same stamp again: replaced, not doubled
-    assert sorted(set(buffer.collect(START)[0][:, 0])) == [1, 5]
+    buffer.add(START, cloud(2))  # the same scan again: not doubled
+    assert len(buffer.collect(START)[0]) == 4
+    buffer.add(START, cloud(5))  # another LiDAR of the same topic, frame and stamp
+    assert sorted(set(buffer.collect(START)[0][:, 0])) == [1, 2, 5]
     buffer.clear()
     assert buffer.newest_stamp_ns() is None
+
+
+def test_a_source_that_is_ahead_silences_no_other() -> None:
+    buffer = ScanBuffer(0.3)
+    for i in range(20):
+        buffer.add(START + i * SECOND // 10, cloud(1), "healthy")
+        buffer.add(START + i * SECOND // 10 + 100 * SECOND, cloud(2), "ahead")
+        assert set(buffer.collect(START + i * SECOND // 10)[0][:, 0]) == {1}
+
+
+def segment(index: int, of: int, shift: float = 0.0) -> np.ndarray:
+    """A part of a turn of 16 layers, as a LiDAR sends it that does not wait for the whole turn."""
+    azimuth = np.radians(np.arange(360 // of) + index * (360 // of) + shift)
+    elevation = np.radians(np.linspace(-15, 15, 16))
+    azimuth, elevation = (a.ravel() for a in np.meshgrid(azimuth, elevation))
+    distance = 5.0 + np.cos(3 * azimuth)
+    flat = distance * np.cos(elevation)
+    return np.column_stack(
+        [flat * np.cos(azimuth), flat * np.sin(azimuth), distance * np.sin(elevation)]
+    ).astype(np.float32)
+
+
+@pytest.mark.parametrize("of", [1, 4, 12, 24])
+def test_the_pieces_of_a_turn_count_together(of: int) -> None:
+    buffer = ScanBuffer(0.25)
+    period = SECOND // 10
+    for turn in range(4):
+        for index in range(of):
+            points = segment(index, of, shift=0.3 * turn)
+            buffer.add(START + turn * period + index * period // of, points, "lidar")
+    stamp = START + 2 * period
+    chosen = buffer.nearest(stamp, "lidar", 0)
+    assert len(chosen) == of, "one turn: no piece is missing, none comes twice"
+    assert max(abs(stamp - found) for found, _ in chosen) <= period // 2 + period // of
+    assert len(buffer.nearest(stamp, "lidar", 2)) == 2
+    assert len(buffer.nearest(stamp, "lidar", None)) > of
+
+
+def test_a_sparse_scanner_whose_points_wander_counts_once() -> None:
+    buffer = ScanBuffer(0.25)
+    points = segment(0, 1)[::7]
+    for i in range(4):
+        buffer.add(START + i * SECOND // 20, points[i::4], "lidar")
+    assert len(buffer.nearest(START, "lidar", 0)) == 1
+
+
+def test_memory_is_bounded_in_bytes_and_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("depth_node.geometry.scan_buffer._MOST_BYTES", 100_000)
+    buffer = ScanBuffer(10.0)
+    for i in range(200):
+        buffer.add(START + i * SECOND // 10, cloud(i, 1000), "big")
+        buffer.add(START, cloud(i), "clock that stands still")
+    held = [scan.points for scans in buffer._scans.values() for scan in scans.values()]
+    assert sum(points.nbytes for points in held) <= 100_000
+    assert len(buffer.scans(START, "clock that stands still")[0][1]) == 2 * 64
+    assert buffer.newest_stamp_ns("big") == START + 199 * SECOND // 10
+    buffer.retain(["big"])
+    assert buffer.newest_stamp_ns("clock that stands still") is None
 
 
 def test_buffer_filled_and_collected_by_two_threads() -> None:
@@ -106,5 +165,5 @@ def test_buffer_filled_and_collected_by_two_threads() -> None:
 
 
 def test_age_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="max_scan_age"):
+    with pytest.raises(ValueError, match="max_scan_age_s"):
         ScanBuffer(0.0)

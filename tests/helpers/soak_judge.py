@@ -267,7 +267,7 @@ def table(result: dict[str, Any]) -> str:
         ("dropped for a newer one", frames["dropped"]),
         ("refused (hostile, wrong size)", frames["refused"]),
         ("failed in the node", frames["failed"]),
-        ("skipped, nobody listens", frames["skipped_no_subscribers"]),
+        ("skipped, no subscriber", frames["skipped_no_subscribers"]),
         ("unanswered during a fault", frames["unanswered, fault"]),
         ("lost in calm times", frames["lost"]),
         (

@@ -9,6 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("rich", reason="rich is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
 from tests.helpers import hub_server
+from tests.helpers.mutation import assert_sentence, bounded, mutants
 from tests.helpers.networks import install, model_bytes
 from tests.helpers.refusals import refusal
 from tests.helpers.tiny_models import save_model
@@ -174,6 +178,7 @@ def test_another_file_than_the_registered_one_is_not_downloaded(
     assert not any("GET" in request for request in hub.requests)
 
 
+@pytest.mark.slow
 def test_broken_connection_is_continued(ready: registry.RegistryEntry, hub: hub_server.Hub) -> None:
     content = _large(hub)
     hub.cut_after = 11 << 20
@@ -280,7 +285,7 @@ def test_a_wrong_file_put_there_by_hand_is_refused(
 
 def test_what_is_no_onnx_is_refused(ready: registry.RegistryEntry, hub: hub_server.Hub) -> None:
     hub.files["somebody/net/onnx/model.onnx"] = b"<html>log in first</html>"
-    assert "cannot be read as an ONNX model" in refusal(lambda: fetch.fetch(ready))
+    assert "is a web page and no network" in refusal(lambda: fetch.fetch(ready))
 
 
 def test_full_disk(ready: registry.RegistryEntry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +306,136 @@ def test_disk_that_fills_up_on_the_way(
     assert "cannot be stored" in refusal(lambda: fetch.fetch(ready))
 
 
+# --- a storage that sends something else than was announced
+
+
+def endless(block: bytes = bytes(1 << 16), pause: float = 0.0) -> Iterator[bytes]:
+    while True:
+        yield block
+        time.sleep(pause)
+
+
+def packed_zeros(wbits: int) -> Iterator[bytes]:
+    """A gigabyte of zeros in a megabyte."""
+    pack = zlib.compressobj(wbits=wbits)
+    for _ in range(1 << 10):
+        yield pack.compress(bytes(1 << 20))
+    yield pack.flush()
+
+
+WAYS: dict[str, tuple[dict[str, str], Callable[[], Iterable[bytes]]]] = {
+    "until it closes": ({}, endless),
+    "in chunks": ({"Transfer-Encoding": "chunked"}, endless),
+    "with a length": ({"Content-Length": str(10**12)}, endless),
+    "a byte now and then": ({}, lambda: endless(b"x", 0.001)),
+    "as gzip": ({"Content-Encoding": "gzip"}, lambda: packed_zeros(31)),
+    "as deflate": ({"Content-Encoding": "deflate"}, lambda: packed_zeros(15)),
+    "as gzip in chunks": (
+        {"Content-Encoding": "gzip", "Transfer-Encoding": "chunked"},
+        lambda: (block for block in packed_zeros(31) if block),
+    ),
+}
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_more_than_was_announced_is_neither_received_nor_kept(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, way: str, announced: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    hub.body = WAYS[way]
+    if not announced:
+        hub.size = None
+        monkeypatch.setattr(fetch, "_MAX_BYTES", 500)
+    largest = 0
+
+    def watch(name: str, received: int, total: int | None) -> None:
+        nonlocal largest
+        largest = max(largest, received)
+
+    sentence = refusal(lambda: fetch.fetch(ready, watch))
+    assert "more comes for model.onnx than the" in sentence and "deleted" in sentence
+    size = len(hub.files["somebody/net/onnx/model.onnx"]) if announced else 500
+    assert str(size) in sentence and largest <= size
+    assert hub.sent < 64 << 20, "the connection was closed, whatever the system had buffered"
+    assert not list((data / "net").glob("*model*"))
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "\x1b[31m"])
+def test_other_packings_are_refused_before_they_are_unpacked(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, encoding: str
+) -> None:
+    hub.body = ({"Content-Encoding": encoding}, endless)
+    sentence = refusal(lambda: fetch.fetch(ready))
+    assert "sent packed" in sentence and "\x1b" not in sentence
+    assert not list((data / "net").glob("*model*"))
+
+
+@pytest.mark.parametrize(("encoding", "wbits"), [("gzip", 31), ("deflate", 15), ("identity", 0)])
+def test_a_file_packed_on_the_way_is_the_file(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, encoding: str, wbits: int
+) -> None:
+    content = hub.files["somebody/net/onnx/model.onnx"]
+    sent = content
+    if wbits:
+        pack = zlib.compressobj(wbits=wbits)
+        sent = pack.compress(content) + pack.flush()
+    hub.body = ({"Content-Encoding": encoding}, lambda: [sent[:50], sent[50:]])
+    assert fetch.fetch(ready).path.read_bytes() == content
+
+
+def test_packed_garbage_is_a_sentence(ready: registry.RegistryEntry, hub: hub_server.Hub) -> None:
+    hub.body = ({"Content-Encoding": "gzip"}, lambda: [b"no gzip at all"])
+    assert "cannot be reached or failed" in refusal(lambda: fetch.fetch(ready))
+
+
+def test_a_file_of_unknown_size_is_received_as_long_as_there_is_room(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.size = None
+    usage = fetch.shutil.disk_usage("/")
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=10**8))
+    assert "make room" in refusal(lambda: fetch.fetch(ready))
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_DATA_HOME", str(data.parent.parent))
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    assert fetch.fetch(ready).path.read_bytes() == hub.files["somebody/net/onnx/model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("-1", "says that"),
+        (str(10**30), "make room"),
+        ("9" * 5000, ""),
+        ("many", ""),
+        ("0", "arrived damaged"),
+    ],
+)
+def test_impossible_sizes(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, size: str, words: str
+) -> None:
+    hub.size = size
+    if words:
+        assert words in refusal(lambda: fetch.fetch(ready))
+    else:  # as if none was sent
+        assert fetch.fetch(ready).path.is_file()
+
+
+def test_links_and_folders_in_the_way(
+    ready: registry.RegistryEntry, data: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (data / "net").mkdir(parents=True)
+    (data / "net" / ".lock").symlink_to(victim)
+    assert "cannot be written" in refusal(lambda: fetch.fetch(ready))
+    (data / "net" / ".lock").unlink()
+    (data / "net" / "model.onnx").mkdir()
+    assert "is no file: delete it" in refusal(lambda: fetch.fetch(ready))
+    assert victim.read_text() == "precious"
+
+
 def test_record_that_cannot_be_written(ready: registry.RegistryEntry, data: Path) -> None:
     (data / "net" / fetch.RECORD).mkdir(parents=True)
     assert "fetched.json cannot be written" in refusal(lambda: fetch.fetch(ready))
@@ -318,6 +453,66 @@ def test_without_huggingface_hub(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     sentence = refusal(lambda: fetch.fetch(ready))
     assert "pip install huggingface_hub" in sentence and "from another machine" in sentence
+
+
+# --- the record
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+def test_mutants_of_a_record(ready: registry.RegistryEntry, data: Path, count: int) -> None:
+    """The record of what was fetched, or none, as if it had been put there by hand."""
+    fetch.fetch(ready)
+    path = data / "net" / fetch.RECORD
+    content = path.read_bytes()
+    with bounded(seconds=30 * count / 300, megabytes=60):
+        for number, mutant in mutants(content, count):
+            path.write_bytes(mutant)
+            record = fetch.Record.load(data / "net")
+            assert record is None or all(
+                type(file.bytes) is int and isinstance(file.sha256, str)
+                for file in record.files.values()
+            ), number
+            if number % 20 == 0:
+                assert fetch.verify(ready)[0].problem in (
+                    "", "no hash to compare with", "DAMAGED or another version"
+                )  # fmt: skip
+    path.write_text("[" * 100_000)
+    assert fetch.Record.load(data / "net") is None
+    path.unlink()
+    os.mkfifo(path)
+    assert fetch.Record.load(data / "net") is None
+    path.unlink()
+    victim = data / "victim"
+    victim.write_text("precious")
+    (path.parent / f".{fetch.RECORD}.{os.getpid()}").symlink_to(victim)
+    fetch.fetch(ready)
+    assert fetch.Record.load(data / "net") is not None and victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_mutants_of_a_download(
+    ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of the answer's body, whatever its packing: the file, or a sentence and no file."""
+    monkeypatch.setattr(fetch.time, "sleep", lambda _: None)
+    content = hub.files["somebody/net/onnx/model.onnx"]
+    pack = zlib.compressobj(wbits=31)
+    forms = {"identity": content, "gzip": pack.compress(content) + pack.flush()}
+    for number, mutant in mutants(b"", count):
+        encoding = ("identity", "gzip")[number % 2]
+        mutant = next(mutants(forms[encoding], 1, number))[1]
+        hub.body = ({"Content-Encoding": encoding}, lambda body=mutant: [body])  # type: ignore[misc]
+        try:
+            assert fetch.fetch(ready).path.read_bytes() == content
+        except fetch.FetchError as error:
+            assert_sentence(error)
+            assert not (data / "net" / "model.onnx").exists()
+        for path in (data / "net").glob("*model*"):
+            path.unlink()
+        for path in (data / "net").glob(".*.part"):
+            assert path.stat().st_size <= len(content)
+            path.unlink()
 
 
 # --- verify
@@ -366,6 +561,7 @@ def test_commands(
     assert main.main(["models", "verify", "sam-vit-base"]) == 2
 
 
+@pytest.mark.slow
 def test_non_commercial_licence_is_confirmed(
     net: dict[str, dict[str, Any]],
     hub: hub_server.Hub,

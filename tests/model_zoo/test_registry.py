@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from depth_node.engine import EngineError
 from depth_node.model_zoo import registry
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("rich", reason="rich is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
+from tests.helpers.mutation import assert_sentence, bounded, mutants
 from tests.helpers.networks import entry_facts, install
 from tests.helpers.refusals import refusal
 
@@ -48,6 +50,18 @@ def test_registry_holds_what_is_promised_and_every_rule_can_be_used() -> None:
         ({"files": {}}, "SHA-256 of 64 digits"),
         ({"input": {"resize": "squash"}}, "use one of stretch"),
         ({"colour": "rgb"}, "colour"),
+        ({"files": 5}, "SHA-256 of 64 digits"),
+        ({"files": {"a/..": ""}}, "last part can be a file name"),
+        ({"files": {"a/\x1b[31m": ""}}, "last part can be a file name"),
+        ({"files": {"a/fetched\n.json": ""}}, "last part can be a file name"),
+        ({"size": [True, 28]}, "input height is True"),
+        ({"size": [28.0, 28]}, "input height is 28.0"),
+        ({"size": 28}, "not iterable"),
+        ({"patch_size": 14.0}, "patch_size of net is 14.0"),
+        ({"non_commercial": "no"}, "non_commercial of net is 'no'"),
+        ({"parameters": True}, "parameters of net is True"),
+        ({"note": "a\n\x1b[31mb"}, r"note of net is 'a\n\x1b[31mb'"),
+        ({"export": "run {folder.__class__} {nothing}"}, "nothing"),
     ],
 )
 def test_damaged_registry_says_so(
@@ -55,6 +69,32 @@ def test_damaged_registry_says_so(
 ) -> None:
     install({"net": entry_facts(**changes)}, tmp_path, monkeypatch)
     assert words in refusal(registry.registry)
+
+
+def test_a_name_is_a_folder_below_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("../net", "a/b", ".net", "", "n\n", "\x1b[31m"):
+        install({name: entry_facts()}, tmp_path, monkeypatch)
+        assert "is no name of a network" in refusal(registry.registry)
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
+def test_mutants_of_the_registry(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"net": entry_facts(), "other": entry_facts(note="a note", non_commercial=True)}
+    install(facts, tmp_path, monkeypatch)
+    with bounded(seconds=60 * count / 150, megabytes=60):
+        for _, mutant in mutants(registry.REGISTRY.read_bytes(), count):
+            registry.REGISTRY.write_bytes(mutant)
+            try:
+                entries = registry.registry()
+            except EngineError as error:
+                assert_sentence(error)
+            else:
+                folders = {entry.folder.parent for entry in entries.values()}
+                assert folders <= {registry.models_folder()}
 
 
 def test_unknown_name_gets_the_nearest() -> None:
@@ -91,4 +131,4 @@ def test_export_commands_are_commands() -> None:
     for entry in registry.registry().values():
         if entry.export:
             words = shlex.split(entry.export_command)[3:]
-            assert training._arguments(words).command == words[0]
+            assert training.parse_arguments(words).command == words[0]

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import io
 import json
+import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from depth_node.recordings.frames import (
     split_lines,
     split_uniform,
 )
+from tests.helpers.mutants import in_a_child
 
 HEIGHT, WIDTH = 24, 32
 
@@ -212,6 +218,183 @@ def test_a_missing_prediction_names_those_that_are_there(folder: Path) -> None:
     (folder / "prediction_net.npz").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(FrameError, match=r"prediction_net\.npz"):
         read_frame(folder).prediction("net")
+
+
+def png_of(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:
+    """A PNG that says it is so large, and is not."""
+
+    def part(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    data = part(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + data + part(b"IEND", b"")
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "depth.png", "segmentation_objects.png"])
+@pytest.mark.parametrize("size", [(32000, 32000), (40000, 40000), (2**31 - 1, 2**31 - 1), (0, 5)])
+def test_the_size_of_an_image_is_read_before_the_image(
+    folder: Path, name: str, size: tuple[int, int]
+) -> None:
+    (folder / name).write_bytes(png_of(*size, 16 if name != "rgb.png" else 8, 0))
+    got = in_a_child("read", folder)
+    assert got["frames"] == 0
+    assert name.partition(".")[0] in got["sentences"][0] or "intrinsics" in got["sentences"][0]
+    assert f"{size[0]}x{size[1]}" in got["sentences"][0]
+
+
+def test_a_large_image_must_fit_its_intrinsics_before_it_is_decoded(folder: Path) -> None:
+    (folder / "rgb.png").write_bytes(png_of(10000, 10000))
+    with pytest.raises(FrameError, match=r"intrinsics\.json is for 32x24 but the image is 10000x1"):
+        read_frame(folder)
+
+
+def npy_of(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
+    file = io.BytesIO()
+    head = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, head)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(30000, 30000), (2**40, 3), (10**30,), (24, 32)])
+def test_the_shape_of_an_array_is_read_before_the_array(
+    folder: Path, shape: tuple[int, ...]
+) -> None:
+    (folder / "depth.png").unlink()
+    with zipfile.ZipFile(folder / "depth.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("depth.npy", npy_of(shape) + bytes(1000))
+    got = in_a_child("read", folder)
+    assert got["frames"] == 0 and "depth.npz" in got["sentences"][0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (npy_of((2**40, 3)), "announces"),
+        (npy_of((10**30, 3)), "announces"),
+        (npy_of((5, 3)) + bytes(59), "the values are cut off"),
+        (npy_of((5, 3), "|O") + bytes(60), "no plain array"),
+        (b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': " + b"(" * 108, "cannot be read"),
+        (b"\x93NUMPY\x01\x00\x76\x00" + b"'" * 118, "cannot be read"),
+        (b"\x93NUMPY\x09\x09", "version"),
+        (b"", "cannot be read"),
+        (b"PK\x03\x04", "is an npz archive"),
+    ],
+)
+def test_broken_heads_of_lidar_files_end_in_a_sentence(
+    folder: Path, content: bytes, words: str
+) -> None:
+    (folder / "lidar.npy").write_bytes(content)
+    with pytest.raises(FrameError, match=words) as caught:
+        read_frame(folder)
+    caught.match("lidar.npy")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fx": True}, "`fx` is True: write a number"),
+        ({"width": 96.9}, "whole pixels"),
+        ({"width": True}, "`width` is True"),
+        ({"fx": "30"}, "`fx` is '30'"),
+        ({"cx": None}, "`cx` is None"),
+        ({"fx": 10**400}, "not finite"),
+        ({"width": 10**400}, "not finite"),
+        ({"height": -24}, "whole number of pixels above 0"),
+        ({"model": 5}, "write a name"),
+        ({"model": "x" * 100_000}, "not known"),
+        ({"distortion": "0.1"}, "list of numbers"),
+        ({"distortion": [True] * 4, "model": "plumb_bob"}, "list of numbers"),
+        ({"distortion": [0.1] * 100_000, "model": "plumb_bob"}, "distortion coefficients"),
+    ],
+)
+def test_only_numbers_are_taken_for_numbers(folder: Path, change: dict, words: str) -> None:
+    content = json.loads((folder / "intrinsics.json").read_text())
+    (folder / "intrinsics.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(FrameError, match=words) as caught:
+        read_frame(folder)
+    assert len(str(caught.value)) <= 1000 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["intrinsics.json", "calib.json"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, '{"fx": 1e999, "T_cam_lidar": [1e999]}',
+     '{"T_cam_lidar": [[true]], "fx": 1}', "\udc00", '{"T_cam_lidar": {"a": 1}, "width": 1}'],
+)  # fmt: skip
+def test_json_of_any_kind_ends_in_a_sentence(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(FrameError, match=name) as caught:
+        read_frame(folder)
+    assert len(str(caught.value)) <= 1000 and str(caught.value).isprintable()
+
+
+def jpeg_of(folder: Path, progressive: bool = False) -> bytes:
+    image = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive), cv2.IMWRITE_JPEG_RST_INTERVAL, 2]
+    (folder / "rgb.png").unlink(missing_ok=True)
+    return cv2.imencode(".jpg", image, options)[1].tobytes()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_cut_jpeg_is_refused_and_one_with_a_tail_is_whole(
+    folder: Path, progressive: bool
+) -> None:
+    whole = jpeg_of(folder, progressive)
+    (folder / "rgb.jpg").write_bytes(whole)
+    want = read_frame(folder).image
+    film = b"\x00\x00\x00\x18ftypmp42" + bytes(500) + b"\xff\xd8\xff\xe0 another"
+    (folder / "rgb.jpg").write_bytes(whole + film)
+    assert np.array_equal(read_frame(folder).image, want)
+    for share in (0.1, 0.3, 0.5, 0.9, 0.999):
+        (folder / "rgb.jpg").write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(FrameError, match=r"cut off|without an image"):
+            read_frame(folder)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_an_orientation_in_exif_does_not_turn_the_pixels(folder: Path, orientation: int) -> None:
+    whole = jpeg_of(folder)
+    (folder / "rgb.jpg").write_bytes(whole)
+    want = read_frame(folder).image
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    exif = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01" + entry + bytes(4)
+    # A thumbnail within it has an end of its own.
+    exif += b"\xff\xd8\xff\xd9"
+    part = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    (folder / "rgb.jpg").write_bytes(whole[:2] + part + whole[2:])
+    assert np.array_equal(read_frame(folder).image, want)
+
+
+def test_hidden_files_are_no_frames_and_no_images(folder: Path) -> None:
+    for name in ("._rgb.png", ".DS_Store", "._segmentation_objects.png", "Thumbs.db"):
+        (folder / name).write_bytes(b"x")
+    for hidden in (folder.parent / ".frame_0", folder.parent.parent / "._source"):
+        hidden.mkdir()
+        (hidden / "rgb.png").write_bytes(b"x")
+    assert find_frames(folder.parent) == [folder]
+    assert find_frames(folder.parent.parent) == [folder]
+    assert read_frame(folder).labels is not None
+
+
+def test_pipes_and_devices_are_not_opened(folder: Path) -> None:
+    target = folder / "segmentation_objects.png"
+    target.unlink()
+    os.mkfifo(target)
+    with pytest.raises(FrameError, match="no regular file"):
+        read_frame(folder)
+    target.unlink()
+    target.symlink_to("/dev/zero")
+    with pytest.raises(FrameError, match="no regular file"):
+        read_frame(folder)
+
+
+def test_a_sentence_is_one_line_of_bounded_length() -> None:
+    text = str(FrameError("\x1b[31mred\n" + "x" * 10_000 + " cure."))
+    assert text.isprintable() and len(text) <= 1000
+    assert text.startswith("\\x1b[31mred ") and text.endswith(" cure.")
 
 
 def test_frames_are_found_from_every_level(folder: Path) -> None:

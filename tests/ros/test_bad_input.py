@@ -393,7 +393,7 @@ def test_models_that_cannot_be_opened(
     [
         ("fit.metod:=slf", "unknown parameter fit.metod: did you mean fit.method?"),
         ("method:=slf", "did you mean fit.method?"),
-        ("bananas:=3", "unknown parameter bananas"),
+        ("fit.bananas:=3", "unknown parameter fit.bananas"),
         ("fit.method:=sff", "fit.method must be one of"),
         ("fit.range_guard:=1000.0", "fit.range_guard must be between"),
         ("points_decimation:=many", "points_decimation must be int"),

@@ -201,7 +201,7 @@ def test_laser_scan_and_cloud_together_end_in_the_camera_frame(tmp_path: Path) -
     assert moment.points[:, 2] == pytest.approx([5.0, 3 * np.cos(0.5), 3.0], rel=1e-5)
 
 
-def test_pictures_before_camera_info_are_left_out_and_zero_stamps_take_the_record_time(
+def test_the_first_calibration_serves_earlier_pictures_and_zero_stamps_take_the_record_time(
     tmp_path: Path,
 ) -> None:
     def write(bag: BagWriter) -> None:
@@ -210,9 +210,9 @@ def test_pictures_before_camera_info_are_left_out_and_zero_stamps_take_the_recor
         bag.cloud(1.0, frame="camera")
         bag.image(1.1, header=bag.header(0.0, "camera"))
 
-    (moment,) = read(record(tmp_path / "bag", write))
-    assert moment.stamp_ns == 1_100_000_000
-    assert len(moment.points)
+    moments = read(record(tmp_path / "bag", write))
+    assert [moment.stamp_ns for moment in moments] == [900_000_000, 1_100_000_000]
+    assert len(moments[1].points) and moments[0].camera == CAMERA
 
 
 def several(bag: BagWriter) -> None:
@@ -283,17 +283,415 @@ def test_messages_that_cannot_be_used_are_refused_with_their_topic(tmp_path: Pat
         read(record(tmp_path / "b", wrong_size))
 
 
-def test_a_camera_info_that_never_comes(tmp_path: Path) -> None:
+def test_a_camera_info_that_comes_late(tmp_path: Path) -> None:
     def write(bag: BagWriter) -> None:
         bag.image(1.0)
-        bag.cloud(1.0)
+        bag.cloud(1.0, frame="camera")
         bag.info(2.0, "/other/camera_info")
         bag.info(0.5)
 
     path = record(tmp_path / "bag", write)
     topics = BagTopics(camera_info="/other/camera_info")
-    with Bag(path, topics) as bag:  # it comes after the only image
-        assert list(bag.frames()) == []
+    (moment,) = read(path, topics=topics)  # it comes after the only image
+    assert moment.camera == CAMERA
+
+
+def read_all(path: Path, **options: object) -> tuple[list[FrameInput], list[str], bool]:
+    """The frames, what was said to be left out, and whether it was damaged."""
+    with Bag(path, **options) as bag:
+        frames = list(bag.frames())
+        return frames, bag.left_out.sentences(), bag.left_out.damaged
+
+
+def bad_transform(bag: BagWriter, child: str, quaternion: tuple[float, ...], topic: str) -> None:
+    types = bag.types
+    pose = types["geometry_msgs/msg/Transform"](
+        translation=types["geometry_msgs/msg/Vector3"](0.0, 0.0, 0.0),
+        rotation=types["geometry_msgs/msg/Quaternion"](*quaternion),
+    )
+    stamped = types["geometry_msgs/msg/TransformStamped"](
+        header=bag.header(1.0, "base"), child_frame_id=child, transform=pose
+    )
+    kind = "tf2_msgs/msg/TFMessage"
+    bag.write(topic, kind, 1.0, types[kind](transforms=[stamped]))
+
+
+@pytest.mark.parametrize(
+    "quaternion", [(0, 0, 0, 0), (0, 0, 0, 0.98), (np.nan, 0, 0, 1), (1e300, 1e300, 0, 0)]
+)
+def test_a_bad_transform_of_another_link_is_skipped_and_named(
+    tmp_path: Path, quaternion: tuple[float, ...]
+) -> None:
+    def write(bag: BagWriter) -> None:
+        ordinary(bag)
+        for topic in ("/tf", "/tf_static", "/tf"):
+            bad_transform(bag, "gripper", quaternion, topic)
+
+    frames, (sentence,), damaged = read_all(record(tmp_path / "bag", write))
+    assert len(frames) == 3 and not damaged
+    assert sentence.startswith("left out: 3 transforms of gripper")
+
+    def needed(bag: BagWriter) -> None:
+        bad_transform(bag, "camera", quaternion, "/tf_static")
+        bad_transform(bag, "lidar", quaternion, "/tf_static")
+        bag.info(1.0)
+        bag.cloud(1.0)
+        bag.image(1.0)
+
+    with pytest.raises(BagError, match=r"transforms of camera, lidar were skipped.*--t-camera"):
+        read(record(tmp_path / "b", needed))
+    assert len(read(tmp_path / "b", T_camera_lidar=T_CAMERA_LIDAR)) == 1
+
+
+def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        ordinary(bag)
+        for topic in ("/camera/image_raw", "/lidar/points", "/camera/camera_info", "/tf_static"):
+            for content in (bytes(40), b"", b"\0\1\0\0" + b"\xff" * 60):
+                bag.writer.write(bag.connections[topic], 1_250_000_000, content)
+        bag.image(1.3, height=9)
+        bag.image(1.31, data=np.zeros(10, np.uint8))
+        bag.image(1.32, encoding="nonsense")
+        bag.info(1.33, k=np.full(9, np.nan))
+        bag.image(1.34)
+
+    frames, sentences, damaged = read_all(record(tmp_path / "bag", write))
+    assert [round(frame.stamp_ns / 1e9, 2) for frame in frames] == [1.0, 1.1, 1.2, 1.34]
+    assert damaged
+    text = "\n".join(sentences)
+    assert "left out: 6 images: /camera/image_raw: a message of 40 bytes is no" in text
+    assert "calibrations: /camera/camera_info" in text and "scans: " in text
+    assert all(sentence.isprintable() for sentence in sentences)
+
+
+def test_a_jpeg_of_no_bytes_and_one_of_another_size(tmp_path: Path) -> None:
+    import cv2
+
+    def write(bag: BagWriter) -> None:
+        kind = "sensor_msgs/msg/CompressedImage"
+        bag.info(1.0)
+        bag.cloud(1.0, frame="camera")
+        good = cv2.imencode(".jpg", scene()[0])[1].reshape(-1)
+        small = cv2.imencode(".jpg", scene()[0][:40])[1].reshape(-1)
+        for number, data in enumerate((good, good[:0], good[: len(good) // 2], small, good)):
+            header = bag.header(1.0 + 0.1 * number, "camera")
+            message = bag.types[kind](header=header, format="jpeg", data=data)
+            bag.write("/cam/image/compressed", kind, 1.0 + 0.1 * number, message)
+
+    frames, (sentence,), damaged = read_all(record(tmp_path / "bag", write))
+    assert len(frames) == 2 and damaged and "3 images" in sentence
+
+
+def test_transforms_that_start_late_leave_the_first_images_out(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.info(1.0)
+        for time_s in (1.0, 1.1, 1.5, 1.6):
+            if time_s >= 1.5:
+                bag.tf(time_s, [("camera", "lidar", T_CAMERA_LIDAR)])
+            bag.cloud(time_s)
+            bag.image(time_s)
+
+    frames, (sentence,), damaged = read_all(record(tmp_path / "bag", write))
+    assert [round(frame.stamp_ns / 1e9, 1) for frame in frames] == [1.5, 1.6]
+    assert not damaged and "2 images" in sentence and "is known from 1.500 s" in sentence
+
+
+def foreign_records(number: int, schema: str, encoding: str, message: str) -> bytes:
+    import struct
+
+    def text(value: str) -> bytes:
+        return struct.pack("<I", len(value)) + value.encode()
+
+    def part(op: int, body: bytes) -> bytes:
+        return struct.pack("<BQ", op, len(body)) + body
+
+    return b"".join(
+        [
+            part(3, struct.pack("<H", number) + text(schema) + text(encoding) + text("{}")),
+            part(4, struct.pack("<HH", number, number) + text(f"/foreign/{number}")
+                 + text(message) + struct.pack("<I", 0)),
+            part(5, struct.pack("<HIQQ", number, 0, 1, 1) + b"{}"),
+        ]
+    )  # fmt: skip
+
+
+def test_foreign_channels_are_ignored(tmp_path: Path) -> None:
+    path = record(tmp_path / "bag", ordinary, mcap=True)
+    (file,) = path.glob("*.mcap")
+    whole = file.read_bytes()
+    head = 17 + int.from_bytes(whole[9:17], "little")
+    foreign = (
+        foreign_records(900, "foo.Bar", "jsonschema", "json")
+        + foreign_records(901, "foo.Bar", "protobuf", "protobuf")
+        + foreign_records(902, "sensor_msgs/msg/Image", "ros2msg", "json")
+        + foreign_records(903, "my_msgs/msg/Odd", "ros2msg", "cdr")
+    )
+    file.write_bytes(whole[:head] + foreign + whole[head:])
+    frames, sentences, damaged = read_all(path)
+    assert (len(frames), sentences, damaged) == (3, [], False)
+    assert len(read(file)) == 3
+
+
+def test_foreign_types_of_a_database_are_ignored(tmp_path: Path) -> None:
+    import sqlite3
+
+    path = record(tmp_path / "bag", ordinary)
+    (file,) = path.glob("*.db3")
+    with sqlite3.connect(file) as base:
+        base.execute("INSERT INTO topics VALUES (90, '/x', 'my_msgs/msg/Odd', 'cdr', '', '')")
+        base.execute("INSERT INTO topics VALUES (91, '/y', 'a.B', 'protobuf', '', '')")
+        base.execute("INSERT INTO messages VALUES (990, 90, 5, x'00')")
+    base.close()
+    assert read_all(path)[1:] == ([], False)
+    assert len(read(file)) == 3
+
+
+@pytest.mark.parametrize("codec", ["", "STORAGE"])
+@pytest.mark.parametrize("share", [0.4, 0.67, 0.95])
+def test_of_a_cut_mcap_what_is_there_is_replayed(tmp_path: Path, share: float, codec: str) -> None:
+    def write(bag: BagWriter) -> None:
+        rng = np.random.default_rng(0)
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        for number in range(120):
+            bag.info(1.0 + 0.1 * number)
+            bag.cloud(1.0 + 0.1 * number)
+            bag.image(1.0 + 0.1 * number, data=rng.integers(0, 255, 96 * 72 * 3, np.uint8))
+
+    options = {"mode": CompressionMode[codec], "fmt": CompressionFormat.ZSTD} if codec else {}
+    path = record(tmp_path / "bag", write, mcap=True, **options)
+    (file,) = path.glob("*.mcap")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    for source in (path, file):
+        frames, sentences, damaged = read_all(source)
+        assert len(frames) >= 0.45 * share * 120
+        assert damaged and "mcap recover" in sentences[0] and "cut off at byte" in sentences[0]
+
+
+def test_behind_a_damaged_record_the_index_is_used(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        for number in range(200):
+            bag.info(1.0 + 0.1 * number)
+            bag.cloud(1.0 + 0.1 * number)
+            bag.image(1.0 + 0.1 * number)
+
+    path = record(tmp_path / "bag", write, mcap=True)
+    (file,) = path.glob("*.mcap")
+    content = bytearray(file.read_bytes())
+    with Bag(path) as bag:
+        starts = bag._files._storages[0]._chunks
+        if len(starts) < 3:
+            pytest.skip("the writer made one chunk")
+        before = len(list(bag.frames()))
+    content[starts[1] : starts[1] + 200] = b"\xff" * 200
+    file.write_bytes(content)
+    frames, _, damaged = read_all(path)
+    assert damaged and before * 0.4 < len(frames) < before
+
+
+@pytest.mark.parametrize("mcap", [False, True], ids=["sqlite3", "mcap"])
+def test_a_bag_folder_without_metadata_is_read(tmp_path: Path, mcap: bool) -> None:
+    path = record(tmp_path / "bag", ordinary, mcap=mcap)
+    (path / "metadata.yaml").unlink()
+    (path / ".hidden.db3").write_bytes(b"x")
+    assert is_bag(path)
+    assert [frame.stamp_ns for frame in read(path)] == [1_000_000_000, 1_100_000_000, 1_200_000_000]
+    (file,) = [f for f in path.iterdir() if f.suffix in (".db3", ".mcap") and f.name[0] != "."]
+    for number in (10, 2):
+        (path / f"bag_{number}{file.suffix}").write_bytes(file.read_bytes())
+    file.rename(path / f"bag_0{file.suffix}")
+    with Bag(path) as bag:
+        names = [storage.path.name for storage in bag._files._storages]
+    assert names == [f"bag_{number}{file.suffix}" for number in (0, 2, 10)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[" * 100_000, "rosbag2_bagfile_information: 5", "a: &a [*a, *a]\nb: 2001-99-99"],
+)
+def test_metadata_that_cannot_be_read_is_told_and_done_without(tmp_path: Path, text: str) -> None:
+    path = record(tmp_path / "bag", ordinary)
+    (path / "metadata.yaml").write_text(text)
+    frames, (sentence,), damaged = read_all(path)
+    assert len(frames) == 3 and damaged and "metadata.yaml" in sentence
+
+
+def test_counts_in_metadata_are_not_believed(tmp_path: Path) -> None:
+    path = record(tmp_path / "bag", ordinary)
+    text = (path / "metadata.yaml").read_text()
+    (path / "metadata.yaml").write_text(text.replace("message_count: 3", "message_count: -5"))
+    with Bag(path) as bag:
+        assert len(bag) == 3
+
+
+def test_transforms_of_a_namespace_are_read(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        wrong = T_CAMERA_LIDAR.copy()
+        wrong[0, 3] = 9.0
+        bag.tf(0.0, [("camera", "lidar", wrong)], "/robot2/tf_static")
+        bag.tf(0.0, [("camera", "lidar", T_CAMERA_LIDAR)], "/robot1/tf_static")
+        bag.info(1.0, "/robot1/camera/camera_info")
+        bag.cloud(1.0, topic="/robot1/points")
+        bag.image(1.0, "/robot1/camera/image_raw")
+
+    (frame,) = read(record(tmp_path / "bag", write))
+    assert frame.T_camera_lidar == pytest.approx(T_CAMERA_LIDAR)
+
+
+def test_scans_of_two_topics_with_one_stamp_and_frame_are_both_used(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        bag.info(1.0)
+        bag.cloud(1.0)
+        bag.scan(1.0, np.array([3.0, 3.0, 3.0]))
+        bag.image(1.0)
+
+    topics = BagTopics(points="/lidar/points", scan="/scan")
+    (frame,) = read(record(tmp_path / "bag", write), topics=topics)
+    assert len(frame.points) == len(lidar_of(scene()[1])) + 3
+
+
+@pytest.mark.parametrize(
+    ("topics", "chosen"),
+    [
+        (["/depth_camera/color/image_raw"], "/depth_camera/color/image_raw"),
+        (
+            ["/depth_camera/color/image_raw", "/depth_camera/depth/image_raw"],
+            "/depth_camera/color/image_raw",
+        ),
+        (["/thermal/rgb", "/thermal/mask"], "/thermal/rgb"),
+    ],
+)
+def test_a_camera_with_depth_in_its_name_is_found(
+    tmp_path: Path, topics: list[str], chosen: str
+) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.info(1.0)
+        bag.cloud(1.0, frame="camera")
+        for topic in topics:
+            bag.image(1.0, topic)
+
+    with Bag(record(tmp_path / "bag", write)) as bag:
+        assert bag.topics.image == chosen
+
+
+def test_without_an_image_topic_the_option_is_named(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.info(1.0)
+        bag.cloud(1.0)
+        bag.image(1.0, "/stereo/disparity")
+
+    with pytest.raises(BagError, match=r"no image topic; it has: .*/stereo/disparity.*--image-top"):
+        read(record(tmp_path / "bag", write))
+
+
+@pytest.mark.parametrize(
+    ("topic", "setting", "rectified"),
+    [
+        ("/cam/image_rect", "auto", True),
+        ("/cam/image_rect/compressed", "auto", True),
+        ("/cam/image_rect_color/compressed", "auto", True),
+        ("/cam/image_raw/compressed", "auto", False),
+        ("/cam/image_raw/compressed", "yes", True),
+        ("/cam/image_rect/compressed", "no", False),
+    ],
+)
+def test_one_rule_for_rectified(tmp_path: Path, topic: str, setting: str, rectified: bool) -> None:
+    def write(bag: BagWriter) -> None:
+        p = np.hstack([CAMERA.matrix * [[0.5], [0.5], [1]], np.zeros((3, 1))]).reshape(-1)
+        bag.info(1.0, "/cam/camera_info", d=np.array([0.1, 0, 0, 0, 0.0]), p=p)
+        bag.cloud(1.0, frame="camera")
+        if topic.endswith("compressed"):
+            bag.compressed(1.0, topic)
+        else:
+            bag.image(1.0, topic)
+
+    (frame,) = read(record(tmp_path / "bag", write), rectified=setting)
+    assert frame.camera.model == ("pinhole" if rectified else "plumb_bob")
+    assert frame.camera.fx == (40.0 if rectified else 80.0)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe.db3")
+    (tmp_path / "link.mcap").symlink_to("/dev/zero")
+    (tmp_path / "folder.db3").mkdir()
+    for name in ("pipe.db3", "link.mcap"):
+        with pytest.raises(BagError, match="no regular file"):
+            read(tmp_path / name)
+    with pytest.raises(BagError, match=r"no \.mcap or \.db3"):
+        read(tmp_path / "folder.db3")
+    path = record(tmp_path / "bag", ordinary)
+    (file,) = path.glob("*.db3")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(BagError, match="no regular file"):
+        read(path)
+
+
+@pytest.mark.parametrize("value", ["'text'", "NULL", "17", "x''", "zeroblob(600000000)"])
+def test_data_of_another_type_is_left_out(tmp_path: Path, value: str) -> None:
+    import sqlite3
+
+    path = record(tmp_path / "bag", ordinary)
+    (file,) = path.glob("*.db3")
+    with sqlite3.connect(file) as base:
+        base.execute("ALTER TABLE messages RENAME TO m")
+        base.execute("CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id, timestamp, data)")
+        base.execute("INSERT INTO messages SELECT * FROM m")
+        base.execute("DROP TABLE m")
+        number = 4  # the first image
+        base.execute(f"UPDATE messages SET data = {value} WHERE id = {number}")
+    base.close()
+    frames, (sentence,), damaged = read_all(path)
+    assert len(frames) == 2 and damaged and "/camera/image_raw" in sentence
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE VIEW messages AS SELECT * FROM m",
+        "CREATE VIEW messages AS WITH RECURSIVE r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r)"
+        " SELECT i id, 1 topic_id, i timestamp, zeroblob(1000000) data FROM r",
+        "CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id, timestamp,"
+        " data AS (zeroblob(500000000)))",
+        "CREATE TABLE messages(id, topic_id, timestamp, data, PRIMARY KEY(id)) WITHOUT ROWID",
+    ],
+)
+def test_a_database_that_computes_is_refused(tmp_path: Path, statement: str) -> None:
+    import sqlite3
+
+    path = record(tmp_path / "bag", ordinary)
+    (file,) = path.glob("*.db3")
+    with sqlite3.connect(file) as base:
+        base.execute("ALTER TABLE messages RENAME TO m")
+        base.execute(statement)
+    base.close()
+    with pytest.raises(BagError, match=r"cannot be opened|has no message that can be read"):
+        read(path)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_of_a_cut_or_damaged_database_the_rest_is_replayed(tmp_path: Path, share: float) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        for number in range(60):
+            bag.info(1.0 + 0.1 * number)
+            bag.cloud(1.0 + 0.1 * number)
+            bag.image(1.0 + 0.1 * number)
+
+    path = record(tmp_path / "bag", write)
+    (file,) = path.glob("*.db3")
+    whole = file.read_bytes()
+    place = int(share * len(whole)) // 4096 * 4096
+    file.write_bytes(whole[:place] + b"\xa5" * 8192 + whole[place + 8192 :])
+    frames, _, damaged = read_all(path)
+    assert len(frames) >= 50
+    file.write_bytes(whole[:place])
+    frames, _, damaged = read_all(path)
+    assert damaged and len(frames) >= 60 * share * 0.8
 
 
 def test_what_is_no_bag_is_said_so(tmp_path: Path) -> None:

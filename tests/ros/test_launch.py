@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("launch_ros", reason="launch_ros comes with apt's ROS 2, not from PyPI")
 
+import rclpy
+import rclpy.node
 from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
 
-from tests.helpers.rig import IDENTITY, PATIENCE_S, own_domain, until
+from tests.helpers.rig import IDENTITY, PATIENCE_S, Services, Spinner, own_domain, until
 
 # What `ros2 launch` does, without needing ros2cli.
 RUN = """
@@ -66,43 +70,198 @@ def test_the_arguments(repo: Path) -> None:
             assert not "".join(part.perform(context) for part in argument.default_value or [])
 
 
+class Launch:
+    """A launch file in a process of its own, with what it printed."""
+
+    def __init__(self, path: Path, prefix: Path, *arguments: str) -> None:
+        paths = [str(prefix), *filter(None, [os.environ.get("AMENT_PREFIX_PATH")])]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(path), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={
+                **os.environ,
+                "AMENT_PREFIX_PATH": os.pathsep.join(paths),
+                "PATH": os.pathsep.join([str(prefix / "bin"), os.environ["PATH"]]),
+                "ROS_DOMAIN_ID": str(own_domain()),
+                "PYTHONUNBUFFERED": "1",
+            },
+        )
+        self.lines: list[str] = []
+        assert self.process.stdout is not None
+        self._reader = threading.Thread(
+            target=lambda: self.lines.extend(self.process.stdout or ()), daemon=True
+        )
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def said(self, words: str, times: int = 1) -> None:
+        until(lambda: self.output.count(words) >= times, PATIENCE_S, f"{words!r} in {self.lines}")
+
+    def end(self, number: int | None = signal.SIGINT) -> int:
+        if number is not None:
+            self.process.send_signal(number)
+        status = self.process.wait(PATIENCE_S)
+        self._reader.join(5)
+        return status
+
+    def __enter__(self) -> Launch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self._reader.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def parameters(prefix: Path) -> Path:
+    path = prefix / "parameters.yaml"
+    path.write_text(f"/**:\n  ros__parameters:\n    T_camera_lidar: {IDENTITY}\n")
+    return path
+
+
 @pytest.mark.parametrize("autostart", [True, False])
 def test_the_node_comes_up_and_goes_down(
-    repo: Path, prefix: Path, network: Path, autostart: bool
+    repo: Path, prefix: Path, network: Path, parameters: Path, autostart: bool
 ) -> None:
-    parameters = prefix / "parameters.yaml"
-    parameters.write_text(f"/**:\n  ros__parameters:\n    T_camera_lidar: {IDENTITY}\n")
-    paths = [str(prefix), *filter(None, [os.environ.get("AMENT_PREFIX_PATH")])]
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-c", RUN, str(repo / "launch/depth_node.launch.py")),
-            *(f"params_file:={parameters}", f"model:={network}", "method:=slf"),
-            *("namespace:=robot", f"autostart:={str(autostart).lower()}"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={
-            **os.environ,
-            "AMENT_PREFIX_PATH": os.pathsep.join(paths),
-            "ROS_DOMAIN_ID": str(own_domain()),
-            "PYTHONUNBUFFERED": "1",
-        },
-    )
-    lines: list[str] = []
-    assert process.stdout is not None
-    reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
-    reader.start()
-    goal = "depth_node is active" if autostart else "depth_node is up and unconfigured"
-    try:
-        until(lambda: any(goal in line for line in lines), PATIENCE_S, f"{goal!r} in {lines}")
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE_S)
-        reader.join(5)
-        process.stdout.close()
-    output = "".join(lines)
-    assert process.returncode == 0, output
-    assert "Traceback" not in output
-    assert "process has finished cleanly" in output
-    assert ("configured: tiny on onnxruntime-cpu, fit slf" in output) == autostart
+    with Launch(
+        repo / "launch/depth_node.launch.py",
+        prefix,
+        *(f"params_file:={parameters}", f"model:={network}", "method:=slf"),
+        *("namespace:=robot", f"autostart:={str(autostart).lower()}"),
+    ) as launch:
+        launch.said("depth_node is active" if autostart else "depth_node is up and unconfigured")
+        assert launch.end() == 0, launch.output
+    assert "Traceback" not in launch.output
+    assert "process has finished cleanly" in launch.output
+    configured = "configured: tiny on onnxruntime-cpu, fit slf" in launch.output
+    assert configured == autostart
+
+
+def test_autostart_acts_once(repo: Path, prefix: Path, network: Path, parameters: Path) -> None:
+    """Who cleans up and configures by hand decides by hand when to activate."""
+    path = repo / "launch/depth_node.launch.py"
+    context = rclpy.Context()
+    with Launch(path, prefix, f"params_file:={parameters}", f"model:={network}") as launch:
+        launch.said("depth_node is active")
+        rclpy.init(context=context, domain_id=own_domain())
+        peer = rclpy.node.Node("peer", context=context)
+        spinner = Spinner(peer, context)
+        services = Services(peer)
+        try:
+            for transition in ("deactivate", "cleanup", "configure"):
+                assert services.change(transition), launch.output
+            time.sleep(1.0)
+            assert services.state() == "inactive"
+            assert services.change("activate")
+        finally:
+            spinner.end()
+            peer.destroy_node()
+            rclpy.shutdown(context=context)
+        assert launch.end() == 0, launch.output
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("params_file:=/nope.yaml", "there is no file /nope.yaml"),
+        ("autostart:=maybe", "say true or false"),
+        ("rviz:=perhaps", "say true or false"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    repo: Path, prefix: Path, parameters: Path, argument: str, words: str
+) -> None:
+    given = [argument]
+    if not argument.startswith("params_file"):
+        given.append(f"params_file:={parameters}")
+    with Launch(repo / "launch/depth_node.launch.py", prefix, *given) as launch:
+        assert launch.end(None) != 0
+    assert words in launch.output
+    assert "unconfigured" not in launch.output, "the node was not started"
+
+
+def test_depth_and_its_camera_info_move_together(repo: Path) -> None:
+    module = runpy.run_path(str(repo / "launch/depth_node.launch.py"))
+    given = dict.fromkeys(module["ARGUMENTS"], "")
+    given |= {"depth": "/cam/depth/image_rect", "points": "/lidar/points", "namespace": "robot"}
+    moved = dict(module["remappings"](given))
+    assert moved["~/depth/image_rect"] == "/cam/depth/image_rect"
+    assert moved["~/depth/camera_info"] == "/cam/depth/camera_info"
+    assert moved["points"] == "/lidar/points"
+    given["depth"] = "depth"
+    assert dict(module["remappings"](given))["~/depth/camera_info"] == "camera_info"
+    shown = module["rviz"]({**given, "depth": "/cam/depth/image_rect"})
+    context = LaunchContext()
+    pairs = {
+        "".join(part.perform(context) for part in own): "".join(
+            part.perform(context) for part in to
+        )
+        for own, to in shown._Node__remappings
+    }
+    assert pairs["/points"] == "/lidar/points"
+    assert pairs["/depth_node/points"] == "/robot/depth_node/points"
+    assert pairs["/depth_node/depth/image_rect"] == "/cam/depth/image_rect"
+
+
+# --- replay --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def played(repo: Path, prefix: Path) -> Path:
+    """Where a stand-in for `ros2` (which has no wheel) writes how it was called."""
+    (prefix / "share/depth_node").mkdir(parents=True)
+    (prefix / "share/depth_node/launch").symlink_to(repo / "launch")
+    (prefix / "bin").mkdir()
+    calls = prefix / "calls"
+    ros2 = prefix / "bin/ros2"
+    ros2.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    ros2.chmod(0o755)
+    return calls
+
+
+def test_a_bag_is_played_when_the_node_is_active(
+    repo: Path, prefix: Path, played: Path, network: Path, parameters: Path
+) -> None:
+    with Launch(
+        repo / "launch/replay.launch.py",
+        prefix,
+        *("bag:=/data/run", f"params_file:={parameters}", f"model:={network}"),
+    ) as launch:
+        assert launch.end(None) == 0, launch.output
+    assert "depth_node is active" in launch.output
+    assert played.read_text() == "bag play /data/run --clock --rate 1.0 --delay 1.0\n"
+
+
+def test_a_bag_is_not_played_to_a_node_that_cannot_be_configured(
+    repo: Path, prefix: Path, played: Path, parameters: Path
+) -> None:
+    with Launch(
+        repo / "launch/replay.launch.py",
+        prefix,
+        *("bag:=/data/run", f"params_file:={parameters}", "model:=/nope.onnx"),
+    ) as launch:
+        launch.end(None)
+    assert "cannot be configured" in launch.output
+    assert not played.exists()
+
+
+@pytest.mark.parametrize("argument", ["loop:=maybe", "rate:=fast", "rate:=0", "start_delay:=-1"])
+def test_words_that_mean_nothing_are_refused_by_the_replay(
+    repo: Path, prefix: Path, played: Path, argument: str
+) -> None:
+    with Launch(repo / "launch/replay.launch.py", prefix, "bag:=/data/run", argument) as launch:
+        assert launch.end(None) != 0
+    assert f"launch argument {argument.partition(':=')[0]} is" in launch.output
+    assert not played.exists()

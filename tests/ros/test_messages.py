@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import array
-import sys
 import time
 
 import cv2
@@ -81,16 +80,215 @@ def test_image_view_copies_nothing() -> None:
     assert view[0, 0, 0] == RGB[0, 0, 0] ^ 0xFF
 
 
-def test_bayer_goes_through_cv_bridge() -> None:
-    pytest.importorskip("cv_bridge", reason="cv_bridge is not installed")
-    rgb = messages.image_to_rgb(image(np.full((6, 8), 77, np.uint8), "bayer_rggb8"))
-    np.testing.assert_array_equal(rgb, np.full((6, 8, 3), 77))
+GREY = RGB[..., 0]
+SMOOTH = cv2.resize(RGB, (64, 48), interpolation=cv2.INTER_CUBIC)
 
 
-def test_without_cv_bridge_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv_bridge", None)
-    with pytest.raises(MessageError, match="'bayer_rggb8' needs cv_bridge"):
-        messages.image_to_rgb(image(RGB[..., 0], "bayer_rggb8"))
+@pytest.mark.parametrize(
+    ("encoding", "pixels"),
+    [
+        ("8UC1", GREY),
+        ("8UC3", RGB[..., ::-1]),
+        ("8UC4", np.dstack([RGB[..., ::-1], np.full((5, 7), 9, np.uint8)])),
+    ],
+)
+def test_untyped_images_are_read_in_opencv_order_with_a_warning(
+    encoding: str, pixels: npt.NDArray[np.uint8]
+) -> None:
+    warned: list[str] = []
+    depth = messages.BitDepth(lambda kind, text: warned.append(text))
+    rgb = messages.image_to_rgb(image(pixels, encoding), depth)
+    expected = np.repeat(GREY[..., None], 3, axis=2) if encoding == "8UC1" else RGB
+    np.testing.assert_array_equal(rgb, expected)
+    assert encoding in warned[0]
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("encoding", ["rgb16", "bgr16", "rgba16", "bgra16", "mono16"])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_sixteen_bits_are_scaled_by_those_in_use(encoding: str, bits: int, big: bool) -> None:
+    """A camera of so many bits says nothing of it."""
+    warned: list[str] = []
+    depth = messages.BitDepth(lambda kind, text: warned.append(text))
+    pixels = ENCODED.get(encoding.replace("16", "8"), GREY)
+    deep = (pixels.astype(np.uint16) << (bits - 8)) + 1
+    deep.flat[0] = (1 << bits) - 1
+    if "a" in encoding:
+        deep[..., 3] = 65535
+    found = messages.image_to_rgb(image(deep, encoding, 4, big), depth)
+    expected = np.repeat(GREY[..., None], 3, axis=2) if encoding == "mono16" else RGB
+    np.testing.assert_array_equal(found.reshape(-1, 3)[1:], expected.reshape(-1, 3)[1:])
+    dark = messages.image_to_rgb(image(deep // 8, encoding, 4, big), depth)
+    assert dark.max() <= 32, "the brightness of a stream does not flicker"
+    assert len(warned) == (bits < 16)
+    assert all(f"{bits} of their 16 bits" in text for text in warned)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_bayer_patterns_are_read_without_cv_bridge(pattern: str, bits: int) -> None:
+    colour = dict(r=200, g=120, b=40)
+    tile = np.array(
+        [[colour[pattern[0]], colour[pattern[1]]], [colour[pattern[2]], colour[pattern[3]]]]
+    )
+    mosaic = np.tile(tile, (4, 5)).astype(np.uint16 if bits == 16 else np.uint8)
+    mosaic = mosaic << (bits - 8)
+    rgb = messages.image_to_rgb(image(mosaic, f"bayer_{pattern}{bits}"))
+    np.testing.assert_array_equal(rgb[2:-2, 2:-2].reshape(-1, 3), [[200, 120, 40]] * 24)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["nv12", "nv21", "nv24", "uyvy", "yuv422", "yuyv", "yuv422_yuy2"]
+)
+def test_yuv_is_read_without_cv_bridge(encoding: str) -> None:
+    luma, blue, red = 120, 90, 180
+    height, width = 6, 8
+    ones = np.ones((height, width), np.uint8)
+    if encoding.startswith("nv"):
+        pair = [red, blue] if encoding == "nv21" else [blue, red]
+        rows = height if encoding == "nv24" else height // 2
+        columns = width if encoding == "nv24" else width // 2
+        planes = [
+            (ones * luma).tobytes(),
+            np.tile(pair, (rows, columns)).astype(np.uint8).tobytes(),
+        ]
+        message = Image(height=height, width=width, step=width, encoding=encoding)
+        message.data = array.array("B", b"".join(planes))
+    else:
+        group = (
+            [blue, luma, red, luma] if encoding in ("uyvy", "yuv422") else [luma, blue, luma, red]
+        )
+        pixels = np.tile(group, (height, width // 2)).astype(np.uint8).reshape(height, width, 2)
+        message = image(pixels, encoding, 6)
+    rgb = messages.image_to_rgb(message)
+    assert rgb.shape == (height, width, 3)
+    r = luma + 1.4 * (red - 128)
+    b = luma + 1.77 * (blue - 128)
+    np.testing.assert_allclose(rgb[..., 0], r, atol=16)
+    np.testing.assert_allclose(rgb[..., 2], b, atol=16)
+    assert rgb.std(axis=(0, 1)).max() == 0
+    message.data = message.data[:-1]
+    with pytest.raises(MessageError, match="data has"):
+        messages.image_to_rgb(message)
+
+
+@pytest.mark.parametrize("encoding", ["16UC1", "32FC1", "32FC3", "16SC1", "64FC4", "8SC3", "16UC3"])
+def test_plain_numbers_are_refused_by_name(encoding: str) -> None:
+    with pytest.raises(MessageError, match=f"{encoding} is no image but plain numbers"):
+        messages.image_to_rgb(Image(encoding=encoding, height=2, width=2))
+
+
+def test_a_long_encoding_makes_no_long_sentence() -> None:
+    with pytest.raises(MessageError) as caught:
+        messages.image_to_rgb(Image(encoding="x" * 100_000, height=2, width=2))
+    assert len(str(caught.value)) < 300
+
+
+def compressed(pixels: npt.NDArray[np.generic], suffix: str, form: str = "jpeg") -> CompressedImage:
+    return CompressedImage(format=form, data=cv2.imencode(suffix, pixels)[1].tobytes())
+
+
+def test_a_huge_compressed_image_is_refused_by_its_header() -> None:
+    """0.9 MB that would become 2.7 GB."""
+    import struct
+    import zlib
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    side = 30_000
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    rows = zlib.compressobj(9)
+    packed = b"".join(rows.compress(bytes(side + 1)) for _ in range(side // 100)) + rows.flush()
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    message = CompressedImage(format="png", data=png)
+    start = time.perf_counter()
+    with pytest.raises(MessageError, match="the image is 30000x30000 but camera_info is for 64x48"):
+        messages.compressed_to_rgb(message, size=(64, 48))
+    with pytest.raises(MessageError, match="more than 64 megapixels"):
+        messages.compressed_to_rgb(message)
+    assert time.perf_counter() - start < 0.5
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    encoded = cv2.imencode(".jpg", SMOOTH, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    assert messages.compressed_to_rgb(CompressedImage(data=encoded)).shape == SMOOTH.shape
+    at = encoded.rindex(b"\xff\xda")
+    endless = encoded[:at] + encoded[at:-2] * 1000 + encoded[-2:]
+    with pytest.raises(MessageError, match="more than 100 scans"):
+        messages.compressed_to_rgb(CompressedImage(data=endless))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tiff", ".webp", ".ppm", ".hdr", ".jp2"])
+def test_only_jpeg_and_png_are_opened(suffix: str) -> None:
+    pixels = SMOOTH.astype(np.float32) / 255 if suffix == ".hdr" else SMOOTH
+    with pytest.raises(MessageError, match="not readable as JPEG or PNG"):
+        messages.compressed_to_rgb(compressed(pixels, suffix))
+
+
+def test_damaged_compressed_images_are_refused_or_read_but_raise_nothing_else() -> None:
+    rng = np.random.default_rng(1)
+    for suffix in (".jpg", ".png"):
+        good = np.frombuffer(bytes(compressed(SMOOTH, suffix).data), np.uint8)
+        for _ in range(150):
+            data = good.copy()
+            at = rng.integers(0, len(data), 6)
+            data[at] = rng.integers(0, 256, 6)
+            message = CompressedImage(
+                format="jpeg", data=data[: rng.integers(1, len(data))].tobytes()
+            )
+            try:
+                found = messages.compressed_to_rgb(message, size=(64, 48))
+            except MessageError:
+                continue
+            assert found.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_exif_orientation_turns_nothing(orientation: int) -> None:
+    jpeg = bytes(compressed(SMOOTH[..., ::-1], ".jpg").data)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([orientation])
+    exif += b"\0\0\0\0\0\0"
+    tagged = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    plain = messages.compressed_to_rgb(CompressedImage(format="jpeg", data=jpeg))
+    turned = messages.compressed_to_rgb(CompressedImage(format="jpeg", data=tagged))
+    np.testing.assert_array_equal(turned, plain)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_of_sixteen_bits_is_scaled_by_those_in_use(channels: int) -> None:
+    pixels = SMOOTH[..., ::-1] if channels == 3 else SMOOTH[..., 0]
+    deep = pixels.astype(np.uint16) << 4
+    deep[0, 0] = 4095
+    found = messages.compressed_to_rgb(compressed(deep, ".png", "mono16; png compressed mono16"))
+    expected = SMOOTH if channels == 3 else np.repeat(SMOOTH[..., :1], 3, axis=2)
+    np.testing.assert_array_equal(found[1:], expected[1:])
+    with pytest.raises(MessageError, match="plain numbers"):
+        messages.compressed_to_rgb(compressed(deep, ".png", "16UC1; png compressed"))
+
+
+@pytest.mark.parametrize(
+    ("topic", "rectified"),
+    [
+        ("/cam/image_rect", True),
+        ("/cam/image_rect_color", True),
+        ("/cam/image_rect/compressed", True),
+        ("/cam/image_rect_raw/compressed", True),
+        ("/cam/image_rect/ffmpeg", True),
+        ("image_rect", True),
+        ("/cam/image_raw", False),
+        ("/cam/image_raw/compressed", False),
+        ("/image_rect_node/image_raw", False),
+        ("/rect/compressed", False),
+        ("", False),
+    ],
+)
+def test_one_rule_for_rectified(topic: str, rectified: bool) -> None:
+    assert messages.is_rectified("auto", topic) == rectified
+    assert messages.is_rectified("yes", topic)
+    assert not messages.is_rectified("no", topic)
 
 
 def broken(**changes: object) -> Image:
@@ -200,6 +398,9 @@ def test_clouds_that_contradict_themselves() -> None:
     with pytest.raises(MessageError, match="data has"):
         messages.cloud_to_points(message)
     message = cloud(points)
+    message.fields[0].datatype = PointField.INT16
+    with pytest.raises(MessageError, match="integer type INT16, whose unit is not known"):
+        messages.cloud_to_points(message)
     message.fields[0].datatype = 99
     with pytest.raises(MessageError, match="datatype 99"):
         messages.cloud_to_points(message)
@@ -230,6 +431,18 @@ def test_camera_info() -> None:
     rectified = messages.camera_of(info(), rectified=True)
     assert (rectified.model, rectified.fx, rectified.cx) == ("pinhole", 400, 310)
     assert messages.camera_of(info(p=[0.0] * 12), rectified=True).fx == 500, "P unset: K"
+
+
+def test_what_camera_info_says_of_a_stereo_pair_is_warned_about() -> None:
+    message = info()
+    assert messages.stereo_warning(message, rectified=True) == ""
+    message.p[3] = -40.0
+    assert "second camera of a stereo pair (0.100 m" in messages.stereo_warning(message, True)
+    assert messages.stereo_warning(message, rectified=False) == ""
+    turn = cv2.Rodrigues(np.radians([0.0, 1.0, 0.0]))[0]
+    message = info(r=turn.reshape(-1).tolist())
+    assert "turns the image by 1.00 degrees" in messages.stereo_warning(message, rectified=True)
+    assert messages.stereo_warning(info(r=[float("nan")] * 9, p=[0.0] * 12), rectified=True) == ""
 
 
 def test_camera_info_with_region_of_interest_and_binning() -> None:

@@ -76,13 +76,22 @@ def test_a_renamed_parameter_is_refused_with_its_new_name() -> None:
     old = Parameter("max_scan_age", value=0.2)
     node = Node("renamed", context=context, parameter_overrides=[old])
     try:
-        (sentence,) = NodeParameters(node).unknown({})
+        (sentence,), foreign = NodeParameters(node).unknown({})
     finally:
         node.destroy_node()
         rclpy.shutdown(context=context)
+    assert not foreign
     assert sentence == "parameter max_scan_age is now called max_scan_age_s: use the new name"
 
 
 def test_what_a_user_sets_comes_first_in_the_documentation() -> None:
     first, _, rest = markdown().partition("## Everything else")
     assert all(f"| `{name}`" in first and f"| `{name}`" not in rest for name in ESSENTIAL)
+
+
+def test_the_nodes_parameters_speak_in_one_style() -> None:
+    """A capital, a full stop, the unit in the name where it is no count."""
+    for item in describe(NodeConfig):
+        assert item.description[0].isupper() and item.description.endswith("."), item.name
+        if item.unit in ("s", "m", "px", "MB"):
+            assert item.name.endswith(f"_{item.unit.lower()}"), f"{item.name} has a unit"

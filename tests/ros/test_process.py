@@ -17,6 +17,8 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 
@@ -37,11 +39,13 @@ from tests.helpers.rig import (
 class Process:
     """`depth_node` in a process of its own, and a peer in this one."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(
+        self, *arguments: str, program: tuple[str, ...] = ("-m", "depth_node.ros.node")
+    ) -> None:
         domain = own_domain()
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "depth_node.ros.node", "--ros-args", *arguments],
+            [sys.executable, *program, "--ros-args", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -141,6 +145,52 @@ def test_a_signal_during_inference_ends_the_node_cleanly(running: Process, numbe
     assert not [line for line in running.lines if "Traceback" in line or "Error" in line]
 
 
+BUSY = """
+import sys, time
+from depth_node.pipeline import DepthPipeline
+from depth_node.ros import node
+
+def build(self):
+    print("building", flush=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+DepthPipeline.warm_up = build  # as an engine that is built for minutes
+sys.exit(node.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_node_is_configured_ends_it_at_once(
+    parameters: Path, number: int
+) -> None:
+    process = Process("--params-file", str(parameters), program=("-c", BUSY))
+    try:
+        client = process.peer.create_client(ChangeState, "/depth_node/change_state")
+        assert client.wait_for_service(PATIENCE_S)
+        request = ChangeState.Request(transition=Transition(id=1))
+        client.call_async(request)
+        process.said("building")
+        start = time.monotonic()
+        assert process.end(number) == 0, process.lines
+        assert time.monotonic() - start < 2.5
+        assert not [line for line in process.lines if "Traceback" in line]
+    finally:
+        process.close()
+
+
+def test_a_transition_that_does_not_fit_does_not_end_the_process(running: Process) -> None:
+    client = running.peer.create_client(ChangeState, "/depth_node/change_state")
+    assert client.wait_for_service(PATIENCE_S)
+    for number in (1, 1, 2, 4, 99):
+        client.call_async(ChangeState.Request(transition=Transition(id=number)))
+        time.sleep(0.1)
+    running.said("does not fit the node's present state")
+    assert running.process.poll() is None
+    assert running.end(signal.SIGTERM) == 0
+
+
 def test_an_unknown_parameter_in_the_file_is_refused_with_a_hint(
     running: Process, parameters: Path
 ) -> None:
@@ -154,6 +204,26 @@ def test_an_unknown_parameter_in_the_file_is_refused_with_a_hint(
         assert not [line for line in again.lines if "Traceback" in line]
     finally:
         again.close()
+
+
+@pytest.mark.parametrize(
+    "argument", ["start_type_description_service:=3", "use_sim_time:=maybe", "a b:=3"]
+)
+def test_parameters_of_rclpy_that_cannot_be_end_in_no_traceback(argument: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "depth_node.ros.node", "--ros-args", "-p", argument],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        process.wait(6)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode in (0, 2)
+    assert "Traceback" not in output
+    assert argument.partition(":=")[0] in output
 
 
 def test_a_parameter_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from depth_node.geometry.sparse_depth import project_points
 from depth_node.recordings.frames import find_frames, read_frame
@@ -19,6 +20,7 @@ def silent(what: str, total: int) -> Iterator[Callable[[str], None]]:
     yield lambda word: None
 
 
+@pytest.mark.slow
 def test_rendered_views_are_frames_whose_lidar_agrees_with_the_depth(tmp_path: Path) -> None:
     steps: list[str] = []
 

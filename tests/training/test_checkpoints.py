@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,68 @@ def test_pickled_weights_run_nothing_unless_asked(
     assert set(checkpoints.weights(tmp_path / "good.pt")) == {"weight"}
     with pytest.raises(loop.TrainingError, match="no weights"):
         checkpoints.weights(tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {}, {"optimiser": 1}, torch.ones(2), {"window": {"a": 1}}]
+)
+def test_a_state_of_another_shape_is_refused(tmp_path: Path, content: Any) -> None:
+    train(settings("loop.steps=2"), tmp_path)
+    path = checkpoints.find(tmp_path) / "state.pt"
+    torch.save(content, path)
+    with pytest.raises(loop.TrainingError, match="cannot be read"):
+        train(settings("loop.steps=3"), tmp_path)
+
+
+def test_an_optimiser_of_another_network_is_refused(tmp_path: Path) -> None:
+    train(settings("loop.steps=2"), tmp_path)
+    path = checkpoints.find(tmp_path) / "state.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "optimiser": {"state": {}, "param_groups": []}}, path)
+    with pytest.raises(loop.TrainingError, match="optimiser's state does not fit"):
+        train(settings("loop.steps=3"), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": 2, "settings": 3}', '{"format": 2}'])
+def test_a_description_of_wrong_types_is_refused(tmp_path: Path, text: str) -> None:
+    train(settings("loop.steps=2"), tmp_path)
+    (checkpoints.find(tmp_path) / "about.json").write_text(text)
+    with pytest.raises(loop.TrainingError, match="cannot be read"):
+        checkpoints.read(tmp_path)
+
+
+def test_a_disk_without_links_trains_resumes_and_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """exFAT, SMB, many containers' volumes: a link is refused, a name in a file stands for it."""
+    whole = train(settings("loop.steps=8", "loop.schedule=constant"), tmp_path / "linked")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    run = tmp_path / "run"
+    train(settings("loop.steps=4", "loop.schedule=constant"), run)
+    assert (run / "last").is_file()
+    resumed = train(settings("loop.steps=8", "loop.schedule=constant"), run)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name])
+    for name in ("last", "best"):
+        assert checkpoints.read(run / name)["recipe"] == "toy"
+        assert checkpoints.is_run(run / name) and checkpoints.is_run(run)
+    assert checkpoints.read(run)["step"] == 8
+    kept = {folder.name for folder in (run / "checkpoints").iterdir()}
+    assert kept == {checkpoints.find(run / name).name for name in ("last", "best")}
+
+
+def test_a_file_called_last_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last").write_text("../secret")
+    assert checkpoints.pointed(tmp_path / "run" / "last") == tmp_path / "run" / "last"
+
+
+def test_a_run_copied_with_its_links_followed_goes_on(tmp_path: Path) -> None:
+    train(settings("loop.steps=4"), tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=False)
+    assert train(settings("loop.steps=6"), tmp_path / "copy").step == 6
+    assert checkpoints.read(tmp_path / "copy")["step"] == 6

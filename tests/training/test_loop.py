@@ -152,8 +152,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
     np.testing.assert_allclose(
-        rows(tmp_path / "two", "step", "loss", "gradient"),
-        rows(tmp_path / "one", "step", "loss", "gradient"),
+        rows(tmp_path / "two", "step", "loss", "gradient_norm"),
+        rows(tmp_path / "one", "step", "loss", "gradient_norm"),
         rtol=1e-4,
     )
     one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
@@ -375,3 +375,49 @@ def test_the_schedule_rises_and_falls() -> None:
     assert rates[55] == pytest.approx(0.55, abs=0.01)
     assert np.all(np.diff(rates[10:]) < 0)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_term_of_some_steps_is_the_mean_of_those_and_the_norm_has_its_own_name(
+    tmp_path: Path,
+) -> None:
+    class Sometimes(Toy):
+        def loss(self, model: Any, batch: Any, averaged: Any) -> Any:
+            terms = super().loss(model, batch, averaged)
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls % 4 == 1:
+                terms["anchor"] = torch.tensor(8.0)
+            return {**terms, "gradient": torch.tensor(0.25)}
+
+    cfg = settings("loop.steps=8", "loop.log_every=4", "loop.accumulate=2")
+    train(cfg, tmp_path, Sometimes(cfg))
+    logged = rows(tmp_path, "anchor", "gradient", "gradient_norm")
+    assert [row[:2] for row in logged] == [(8.0, 0.25)] * 2
+    assert all(row[2] not in (0.0, 0.25) for row in logged)
+
+
+@pytest.mark.parametrize("name", ["gradient_norm", "rate", "images_per_s"])
+def test_a_term_may_not_hide_a_number_of_the_loop(tmp_path: Path, name: str) -> None:
+    class Hiding(Toy):
+        def loss(self, model: Any, batch: Any, averaged: Any) -> Any:
+            return {**super().loss(model, batch, averaged), name: torch.ones(())}
+
+    cfg = settings("loop.steps=2")
+    with pytest.raises(ValueError, match=name):
+        train(cfg, tmp_path, Hiding(cfg))
+
+
+def test_a_run_says_where_its_result_is_and_what_comes_next(tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    def said(*overrides: str) -> str:
+        out = io.StringIO()
+        train(settings(*overrides), tmp_path / "run", console=Console(file=out, width=200))
+        return out.getvalue()
+
+    first = said("loop.steps=4")
+    assert f"The result is in {tmp_path / 'run'}/last (step 4)" in first
+    assert f"Next: python -m training export {tmp_path / 'run'} --out run.onnx" in first
+    again = said("loop.steps=4")
+    assert "has all its 4 steps" in again and "Raise loop.steps" in again and "Next:" in again

@@ -32,7 +32,7 @@ def test_the_command_ends_with_the_sentence_alone(
     cut(frame(tmp_path / "a" / "0001") / "depth.png")
     assert run(tmp_path / "a", tmp_path / "run", f"loop.workers={workers}") == 1
     error = capfd.readouterr().err
-    assert "depth.png cannot be decoded: the file is damaged, copy it again." in error
+    assert "depth.png cannot be decoded (a PNG that is cut off): the file is damaged" in error
     assert "Traceback" not in error
 
 

@@ -23,7 +23,7 @@ from depth_node.inference import ModelConfig
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.simulation.renderer import Scene, random_view
 from training.__main__ import main, parse_arguments
-from training.data.ordinal_labels import SimulationConfig, simulate, write_labels
+from training.data.ordinal_labels import SimulationConfig, read_labels, simulate, write_labels
 from training.models import networks
 
 README = REPO / "README.md"
@@ -41,7 +41,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for line in block[1].strip().splitlines()]
 
 
-def test_five_commands_lead_to_a_network_in_the_node(
+def test_six_commands_lead_to_a_network_in_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -61,18 +61,22 @@ def test_five_commands_lead_to_a_network_in_the_node(
     source = networks.open_network(networks.NetworkConfig(kind="debug"))
     source.network.save_pretrained("MODEL")
 
-    annotate, westar, export, evaluate, launch = (words for words in commands())
-    for words in (annotate, westar, export, evaluate):
+    annotate, split, westar, export, evaluate, launch = (words for words in commands())
+    for words in (annotate, split, westar, export, evaluate):
         assert words[:3] == ["python", "-m", "training"]
     given_arguments = parse_arguments(annotate[3:])  # a person answers; here the depth does
     assert str(given_arguments.folder) == "photos"
     write_labels(given_arguments.out, pairs)
+    assert main(split[3:]) == 0
+    held = read_labels("held.csv")
+    assert 0 < len(held) < len(pairs)
+    assert not {pair.image for pair in held} & {pair.image for pair in read_labels("train.csv")}
     assert main([*westar[3:], *TOY]) == 0
     assert main(export[3:]) == 0
     assert main([*evaluate[3:], "--json", "agreement.json"]) == 0
     lines = json.loads(Path("agreement.json").read_text())["summary"]
     assert [line["method"] for line in lines] == ["mine", "MODEL"]
-    assert lines[0]["pairs"] == sum(pair.sign != 0 for pair in pairs)
+    assert lines[0]["pairs"] == sum(pair.sign != 0 for pair in held)
 
     assert launch[:2] == ["ros2", "launch"]
     given = dict(word.split(":=") for word in launch[4:])

@@ -40,9 +40,22 @@ class Window:
         shrinks = self.rows >= self.height and self.columns >= self.width
         return self._cut(image, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
-    def nearest(self, values: NDArray[Any]) -> NDArray[Any]:
-        """A map (H, W) whose values must not mix: depth, labels, masks."""
-        return self._cut(values, cv2.INTER_NEAREST_EXACT)
+    def nearest(self, values: NDArray[Any], shape: tuple[int, ...] = ()) -> NDArray[Any]:
+        """A map (H, W) whose values must not mix: depth, labels, masks.
+
+        shape: of the image, where the map is the whole image's at another size (h, w).
+        """
+        if not shape or shape[:2] == values.shape[:2]:
+            return self._cut(values, cv2.INTER_NEAREST_EXACT)
+        rows = self._places(self.top, self.rows, self.height, shape[0], values.shape[0])
+        columns = self._places(self.left, self.columns, self.width, shape[1], values.shape[1])
+        return values[np.ix_(rows, columns[::-1] if self.flip else columns)]
+
+    @staticmethod
+    def _places(first: int, extent: int, count: int, of: int, stored: int) -> NDArray[np.int64]:
+        """The stored row of each of `count` rows: the one that the row's centre lies in."""
+        centres = first + (np.arange(count) + 0.5) * (extent / count)
+        return np.minimum((centres * (stored / of)).astype(np.int64), stored - 1)
 
     def _cut(self, values: NDArray[Any], interpolation: int) -> NDArray[Any]:
         cut = values[self.top : self.top + self.rows, self.left : self.left + self.columns]

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from training.data.augmentation import Window
+from training.data.files import content, decode, described
 from training.data.samples import DataError
 
+PER_PAGE = 16  # masks
 STEPS = 65534  # between the least and the greatest value; 0 is kept for unknown
 
 
@@ -85,39 +88,53 @@ class Cache:
     def read_map(self, key: Key) -> NDArray[np.float32]:
         """The map (H, W) float32, NaN unknown; off by at most its range / 131068."""
         stored, about = self._read(key, "map")
-        low, high = float(about["low"]), float(about["high"])
+        low, high = about.get("low"), about.get("high")
+        if not _is_number(low) or not _is_number(high) or not low <= high:
+            raise self._damaged(key, f"its range is {low!r:.40} to {high!r:.40}")
         values = low + (stored.astype(np.float64) - 1) / STEPS * (high - low)
         return np.where(stored > 0, values, np.nan).astype(np.float32)
 
     def write_masks(self, key: Key, masks: NDArray[np.bool_], **about: Any) -> None:
         """Store masks (K, H, W) bool; they may overlap."""
         count, height, width = masks.shape
-        pages = np.zeros((max(-(-count // 16), 1), height, width), np.uint16)
+        pages = np.zeros((max(-(-count // PER_PAGE), 1), height, width), np.uint16)
         for k, mask in enumerate(masks):
-            pages[k // 16] |= mask.astype(np.uint16) << np.uint16(k % 16)
-        content = {"kind": "masks", "count": count, "height": height, **about}
-        self._write(key, pages.reshape(-1, width), content)
+            pages[k // PER_PAGE] |= mask.astype(np.uint16) << np.uint16(k % PER_PAGE)
+        self._write(
+            key,
+            pages.reshape(-1, width),
+            {"kind": "masks", "count": count, "height": height, **about},
+        )
 
     def read_masks(self, key: Key) -> NDArray[np.bool_]:
         """The masks (K, H, W) bool."""
         stored, about = self._read(key, "masks")
-        count, height = int(about["count"]), int(about["height"])
+        count, height = about.get("count"), about.get("height")
+        if type(count) is not int or type(height) is not int or count < 0 or height < 1:
+            raise self._damaged(key, f"its masks are {count!r:.40} of {height!r:.40} rows")
+        if stored.shape[0] != max(-(-count // PER_PAGE), 1) * height:
+            raise self._damaged(
+                key, f"{stored.shape[0]} rows cannot hold {count} masks of {height}"
+            )
         pages = stored.reshape(-1, height, stored.shape[1])
-        planes = [(pages[k // 16] >> np.uint16(k % 16)) & 1 for k in range(count)]
+        planes = [(pages[k // PER_PAGE] >> np.uint16(k % PER_PAGE)) & 1 for k in range(count)]
         return np.array(planes, bool).reshape(count, height, stored.shape[1])
 
     def about(self, key: Key) -> dict[str, Any]:
         """The values stored beside a map or masks; raises DataError where there is none."""
         try:
-            return dict(json.loads(self._path(key, ".json").read_text(encoding="utf-8")))
+            values = json.loads(self._path(key, ".json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             made = f" run `{self.cure}` first." if self.cure else " fill it first."
             raise DataError(
                 f"The cache {self.folder} has nothing of {key.maker} (revision {key.revision}) for"
                 f" image {key.image} in this view:{made}"
             ) from None
-        except ValueError as error:
-            raise self._damaged(key, str(error)) from error
+        except Exception as error:  # no JSON, no UTF-8, nested too deeply, not readable
+            raise self._damaged(key, described(error)) from error
+        if not isinstance(values, dict):
+            raise self._damaged(key, f"its .json holds a {type(values).__name__}")
+        return values
 
     def _path(self, key: Key, suffix: str) -> Path:
         return self.folder / key.name[:2] / (key.name + suffix)
@@ -128,10 +145,10 @@ class Cache:
         text = json.dumps({"key": asdict(key), **about}, indent=1)
         try:
             self._path(key, "").parent.mkdir(parents=True, exist_ok=True)
-            for suffix, content in ((".png", png.tobytes()), (".json", text.encode())):
+            for suffix, data in ((".png", png.tobytes()), (".json", text.encode())):
                 path = self._path(key, suffix)
                 partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-                partial.write_bytes(content)
+                partial.write_bytes(data)
                 os.replace(partial, path)
         except OSError as error:
             raise DataError(
@@ -144,9 +161,12 @@ class Cache:
         if about.get("kind") != kind:
             raise self._damaged(key, f"it holds no {kind}")
         path = self._path(key, ".png")
-        stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
-        if stored is None or stored.dtype != np.uint16 or stored.ndim != 2:
-            raise self._damaged(key, "its image is not readable")
+        try:
+            stored = decode(content(path), cv2.IMREAD_UNCHANGED)
+        except Exception as error:
+            raise self._damaged(key, f"its image is not readable: {described(error)}") from error
+        if stored.dtype != np.uint16 or stored.ndim != 2:
+            raise self._damaged(key, f"its image is {stored.dtype} of shape {stored.shape}")
         return np.asarray(stored, np.uint16), about
 
     def _damaged(self, key: Key, why: str) -> DataError:
@@ -154,3 +174,8 @@ class Cache:
             f"{self._path(key, '.png')} is damaged ({why}): delete it and its .json, and fill the"
             " cache again."
         )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """A finite number of JSON; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,9 +4,10 @@
 The list and its numbers are RoboDepth's (Kong et al., NeurIPS 2023), after Hendrycks and
 Dietterich (ICLR 2019); the code is ours, and so is what a table of numbers leaves open: frost is
 synthesised and not pasted from photographs, glass moves pixels by a random field instead of
-swapping them one by one, elastic bends without shifting, the dark image's noise is a tenth of
-`gaussian` and `shot` one severity lower. Lengths are in pixels of the image that is given, as
-they are there.
+swapping them one by one, elastic bends without shifting, pixelate rounds boxes to whole pixels, and
+the clouds of fog are rougher. The dark image is stretched to its range and has a tenth of the noise
+of `gaussian` and `shot` of the same severity, as in RoboDepth's code. Lengths are in pixels of the
+image that is given, as they are there.
 
 Every corruption follows from its seed alone. The severities of one seed share what is drawn (of
 photons their mean): severity 3 is the storm of severity 2, only worse.
@@ -24,6 +25,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
+from training.data.files import read_image
 from training.data.samples import F32, U8, DataError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -39,9 +41,9 @@ def _brightness(x: F32, rng: np.random.Generator, add: float) -> F32:
 
 
 def _dark(x: F32, rng: np.random.Generator, scale: float, photons: float, sigma: float) -> F32:
-    dim = np.float32(scale) * x * x
-    if photons:
-        dim = _photons(dim, rng, photons)
+    low, high = x.min(), x.max()
+    full = (x - low) / (high - low) if high > low else x
+    dim = _photons(np.float32(scale) * full * full, rng, photons)
     return dim + np.float32(sigma) * rng.standard_normal(x.shape, dtype=np.float32)
 
 
@@ -197,10 +199,9 @@ _TABLE: dict[str, tuple[Callable[..., F32], tuple[tuple[Any, ...], ...]]] = {
     "dark": (
         _dark,
         (
-            (0.6, 0, 0.0),
             *(
                 (scale, 10 * _PHOTONS[k], 0.1 * _SIGMAS[k])
-                for k, scale in enumerate((0.5, 0.4, 0.3, 0.2))
+                for k, scale in enumerate((0.6, 0.5, 0.4, 0.3, 0.2))
             ),
         ),
     ),
@@ -288,10 +289,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run it. Raises DataError: one sentence."""
-    image = cv2.imread(str(args.image), cv2.IMREAD_COLOR) if args.image.is_file() else None
-    if image is None:
+    if not args.image.is_file():
         raise DataError(f"{args.image} cannot be read as an image: give a JPEG or PNG file.")
-    made = sheet(np.ascontiguousarray(image[..., ::-1]), seed=args.seed)
+    made = sheet(read_image(args.image), seed=args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         written = cv2.imwrite(str(args.out), np.ascontiguousarray(made[..., ::-1]))

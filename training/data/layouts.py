@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,36 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.geometry.camera import Camera
-from depth_node.recordings.frames import IMAGE_SUFFIXES, find_frames, read_frame
+from depth_node.recordings.frames import IMAGE_FILES, IMAGE_SUFFIXES, find_frames, read_frame
+from training.data.files import LARGEST_PX, below, check_size, content, decode, read_image, reading
 from training.data.samples import F32, U8, DataError, Item, Sample
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn the exception of a damaged or missing file into a DataError that names the file."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: copy it there, or take it off the list.") from error
-    except (OSError, EOFError, ValueError, KeyError, IndexError, cv2.error) as error:
-        raise DataError(f"{path} cannot be read ({error}): copy it again.") from error
-
-
-def decode(content: bytes, flags: int) -> NDArray[Any]:
-    """The image in the bytes of a file. Raises ValueError for a cut or damaged file."""
-    # libjpeg fills the missing part of a cut file with grey and says nothing.
-    cut = content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
-    stored = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
-    if stored is None or cut:
-        raise ValueError("the file is damaged or cut")
-    return np.asarray(stored)
-
-
-def read_image(path: Path) -> U8:
-    """An image (H, W, 3) uint8 RGB. Raises DataError for a damaged file."""
-    with reading(path):
-        bgr = decode(path.read_bytes(), cv2.IMREAD_COLOR)
-        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def read_depth_png(path: Path, per_metre: float) -> F32:
@@ -61,7 +34,7 @@ def read_depth_png(path: Path, per_metre: float) -> F32:
     Raises DataError for a damaged file or another type.
     """
     with reading(path):
-        stored = decode(path.read_bytes(), cv2.IMREAD_UNCHANGED)
+        stored = decode(content(path), cv2.IMREAD_UNCHANGED)
         if stored.dtype != np.uint16 or stored.ndim != 2:
             raise ValueError(f"{stored.dtype} with {stored.ndim} dimensions instead of one uint16")
         return (stored / np.float32(per_metre)).astype(np.float32)
@@ -69,7 +42,10 @@ def read_depth_png(path: Path, per_metre: float) -> F32:
 
 def _read_npy(path: Path) -> NDArray[Any]:
     with reading(path):
-        return np.squeeze(np.load(path, allow_pickle=False))
+        if not path.is_file():
+            raise FileNotFoundError(path) if not path.exists() else ValueError("no regular file")
+        # Mapped, a header that announces more than the file holds costs no memory.
+        return np.squeeze(np.array(np.load(path, mmap_mode="r", allow_pickle=False)))
 
 
 def _hdf5(path: Path) -> Any:
@@ -84,12 +60,26 @@ def _hdf5(path: Path) -> Any:
         return h5py.File(path, "r")
 
 
-def listed_lines(path: Path) -> list[list[str]]:
-    """The words of every non-empty line of a list. Raises DataError for an unreadable file."""
+class ListLine(list[str]):
+    """The words of a line of a list, and the whole line as `text`."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        quoted = '"' in text or "'" in text
+        try:
+            words = text.split("\t") if "\t" in text else shlex.split(text) if quoted else None
+        except ValueError:  # an apostrophe of a name
+            words = None
+        super().__init__(text.split() if words is None else [w.strip() for w in words if w.strip()])
+
+
+def listed_lines(path: Path) -> list[ListLine]:
+    """The non-empty lines of a list; words end at blanks, or at tabs where a line has some, and
+    quoted words hold blanks. Names need not be UTF-8. Raises DataError for an unreadable file.
+    """
     with reading(path):
-        return [
-            line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.split()
-        ]
+        text = content(path).decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    return [ListLine(line.strip()) for line in text.splitlines() if line.split()]
 
 
 def _first(*paths: Path) -> Path:
@@ -97,24 +87,49 @@ def _first(*paths: Path) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
-def _pairs(folder: Path, lines: list[list[str]]) -> list[Item]:
+def _pairs(folder: Path, lines: Sequence[ListLine]) -> list[Item]:
     """`image depth ...` lines; a depth called None (no truth was published) leaves them out."""
-    return [
-        Item(words[0], folder / words[0], folder / words[1])
-        for words in lines
-        if len(words) > 1 and words[1] != "None"
-    ]
+    pairs = [_two_files(folder, line) for line in lines if len(line) > 1 and line[1] != "None"]
+    return [Item(image, folder / image, folder / depth) for image, depth in pairs]
+
+
+def _two_files(folder: Path, line: ListLine) -> tuple[str, str]:
+    """The image and the depth of a line: its first words, or where names hold blanks and neither
+    tab nor quote says so, the first parts of it that are files.
+    """
+    first = line[0], line[1]
+    if len(line) == 2 or all((folder / name).exists() for name in first):
+        return first
+    gaps = [gap.span() for gap in re.finditer(r"\s+", line.text)]
+    for k, (end, begin) in enumerate(gaps):
+        if (folder / line.text[:end]).is_file():
+            for stop in (*(after for after, _ in gaps[k + 1 :]), len(line.text)):
+                if (folder / line.text[begin:stop]).is_file():
+                    return line.text[:end], line.text[begin:stop]
+    return first
+
+
+def _one_file(folder: Path, line: ListLine) -> str:
+    """The image of a line: all of it, or its first word where that is a file and all is none."""
+    whole = line.text.strip("\"'") if len(line) == 1 else line.text
+    return line[0] if not (folder / whole).exists() and (folder / line[0]).exists() else whole
 
 
 def _part(folder: Path, split: str) -> Path:
     return folder / split if split else folder
 
 
-def _find_images(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+def _named(root: Path, pattern: str) -> list[Path]:
+    """The files below a folder whose path ends like the pattern; none where there is no folder."""
+    return below(root, lambda path: path.match(pattern)) if root.is_dir() else []
+
+
+def _find_images(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines:
-        return [Item(" ".join(words), folder / " ".join(words)) for words in lines]
+        names = [_one_file(folder, line) for line in lines]
+        return [Item(name, folder / name) for name in names]
     root = _part(folder, split)
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = below(root, lambda p: p.suffix.lower() in IMAGE_SUFFIXES) if root.is_dir() else []
     return [Item(str(path.relative_to(root)), path) for path in paths]
 
 
@@ -122,15 +137,19 @@ def _read_image_only(item: Item) -> Sample:
     return Sample(item.name, read_image(item.image))
 
 
-def _find_frames(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
-    folders = [folder / " ".join(words) for words in lines] or find_frames(_part(folder, split))
+def _find_frames(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
+    folders = [folder / line.text for line in lines] or find_frames(_part(folder, split))
     return [Item(f"{frame.parent.name}/{frame.name}", frame) for frame in folders]
 
 
 def _read_frame(item: Item) -> Sample:
-    image = next(iter(sorted(item.image.glob("rgb.jp*g"))), None)
-    if image is not None:
-        read_image(image)  # refuses a cut JPEG
+    for name in IMAGE_FILES:
+        if (item.image / name).exists():
+            check_size(item.image / name)
+            if not name.endswith(".png"):
+                read_image(item.image / name)  # refuses a cut JPEG
+    if (item.image / "depth.png").exists():
+        check_size(item.image / "depth.png")
     frame = read_frame(item.image)
     return Sample(item.name, frame.image, frame.depth, frame.camera, frame.labels)
 
@@ -151,14 +170,14 @@ def _matrix_camera(path: Path, image: U8) -> Camera | None:
         return Camera(image.shape[1], image.shape[0], k[0, 0], k[1, 1], k[0, 2], k[1, 2])
 
 
-def _find_nyuv2(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+def _find_nyuv2(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
     labelled = folder / "nyu_depth_v2_labeled.mat"
     if labelled.is_file():
         return [Item(f"{k + 1:04d}", labelled, labelled, k) for k in _nyuv2_numbers(folder, split)]
     items = []
-    for image in sorted(_part(folder, split).rglob("rgb_*.*")):
+    for image in _named(_part(folder, split), "rgb_*.*"):
         number = image.stem.removeprefix("rgb_")
         names = [f"{kind}_{number}.png" for kind in ("depth", "sync_depth")]
         depth = _first(*(image.parent / name for name in names))
@@ -176,7 +195,7 @@ def _nyuv2_numbers(folder: Path, split: str) -> list[int]:
     path = folder / "splits.mat"
     with reading(path):
         numbers = loadmat(str(path))[f"{split}Ndxs"]
-    return [int(number) - 1 for number in numbers.ravel()]
+        return [int(number) - 1 for number in numbers.ravel()]
 
 
 def _read_nyuv2(item: Item) -> Sample:
@@ -186,6 +205,8 @@ def _read_nyuv2(item: Item) -> Sample:
     else:
         with _hdf5(item.image) as file, reading(item.image):
             # MATLAB's order: (image, channel, column, row). What was measured, not inpainted.
+            if file["images"].shape[1] != 3 or np.prod(file["images"].shape[1:]) > LARGEST_PX:
+                raise ValueError(f"its images are {file['images'].shape[1:]}")
             image = np.asarray(file["images"][item.about], np.uint8).transpose(2, 1, 0)
             measured = file["rawDepths" if "rawDepths" in file else "depths"]
             depth = np.asarray(measured[item.about], np.float32).T
@@ -193,7 +214,7 @@ def _read_nyuv2(item: Item) -> Sample:
     return Sample(item.name, np.ascontiguousarray(image), depth, camera)
 
 
-def _find_kitti(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+def _find_kitti(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     roots = [folder, folder / "train", folder / "val", folder / "raw"]
     if lines:  # Eigen's: raw image, annotated depth (or None), focal length
         return [
@@ -226,21 +247,23 @@ def _read_kitti(item: Item) -> Sample:
     calibration = item.image.parents[3] / "calib_cam_to_cam.txt"
     if calibration.is_file():
         with reading(calibration):
-            text = calibration.read_text(encoding="utf-8")
+            text = content(calibration).decode("utf-8")
             name = item.image.parents[1].name.removeprefix("image_")
             match = re.search(rf"^P_rect_{name}:(.*)$", text, re.MULTILINE)
             if match is None:
                 raise ValueError(f"it has no P_rect_{name}")
             p = [float(word) for word in match.group(1).split()]
-        camera = Camera(image.shape[1], image.shape[0], p[0], p[5], p[2], p[6])
+            if len(p) != 12:
+                raise ValueError(f"P_rect_{name} has {len(p)} numbers instead of 12")
+            camera = Camera(image.shape[1], image.shape[0], p[0], p[5], p[2], p[6])
     return Sample(item.name, image, read_depth_png(item.depth, 256), camera)
 
 
-def _find_diode(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+def _find_diode(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     depths = (
         [item.depth for item in _pairs(folder, lines)]
         if lines
-        else sorted(_part(folder, split).rglob("*_depth.npy"))
+        else _named(_part(folder, split), "*_depth.npy")
     )
     items = []
     for depth in depths:
@@ -265,11 +288,11 @@ def _read_diode(item: Item) -> Sample:
     return Sample(item.name, image, known, camera)
 
 
-def _find_eth3d(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+def _find_eth3d(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
     items = []
-    for image in sorted(_part(folder, split).rglob("images/dslr_images/*.JPG")):
+    for image in _named(_part(folder, split), "images/dslr_images/*.JPG"):
         depth = image.parents[2] / "ground_truth_depth" / "dslr_images" / image.name
         if depth.is_file():
             items.append(Item(str(image.relative_to(folder)), image, depth))
@@ -280,7 +303,7 @@ def _read_eth3d(item: Item) -> Sample:
     assert item.depth is not None
     image = read_image(item.image)
     with reading(item.depth):
-        values = np.fromfile(item.depth, "<f4")  # bare numbers, row by row
+        values = np.frombuffer(content(item.depth), "<f4")  # bare numbers, row by row
         if values.size != image.shape[0] * image.shape[1]:
             raise ValueError(
                 f"{values.size} numbers for an image of {image.shape[1]}x{image.shape[0]}"
@@ -289,12 +312,12 @@ def _read_eth3d(item: Item) -> Sample:
     return Sample(item.name, image, values.reshape(image.shape[:2]))
 
 
-def _find_scannet(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+def _find_scannet(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines and len(lines[0]) > 1:
         return _pairs(folder, lines)
     scenes = {words[0] for words in lines}
     items = []
-    for depth in sorted(_part(folder, split).rglob("depth/*.png"), key=_natural):
+    for depth in sorted(_named(_part(folder, split), "depth/*.png"), key=_natural):
         scene = depth.parents[1]
         if scenes and scene.name not in scenes:
             continue
@@ -319,12 +342,12 @@ def _read_scannet(item: Item) -> Sample:
     return Sample(item.name, image, depth, camera)
 
 
-def _find_void(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+def _find_void(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if not lines and split:  # the release's own lists: one of images, one of truths
         images, truths = (
             listed_lines(folder / f"{split}_{n}.txt") for n in ("image", "ground_truth")
         )
-        lines = [[a[0], b[0]] for a, b in zip(images, truths, strict=True)]
+        lines = [ListLine(f"{a[0]}\t{b[0]}") for a, b in zip(images, truths, strict=True)]
     if lines:
         return [
             Item(item.name, _void(folder, item.image), _void(folder, item.depth))
@@ -356,7 +379,7 @@ def _read_void(item: Item) -> Sample:
 HYPERSIM_FOCAL_PX, HYPERSIM_WIDTH_PX = 886.81, 1024
 
 
-def _find_hypersim(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+def _find_hypersim(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
     selected = _hypersim_split(folder, split) if split else None
@@ -393,6 +416,10 @@ def _read_hypersim(item: Item) -> Sample:
         depth = read_depth_png(item.depth, 1000)
     else:
         with _hdf5(item.depth) as file, reading(item.depth):
+            if file["dataset"].shape != image.shape[:2]:
+                raise ValueError(
+                    f"it holds {file['dataset'].shape} and the image is {image.shape[:2]}"
+                )
             distance = np.asarray(file["dataset"], np.float32)
         # Published is the distance along the ray.
         v, u = np.mgrid[0 : distance.shape[0], 0 : distance.shape[1]].astype(np.float32)
@@ -403,11 +430,11 @@ def _read_hypersim(item: Item) -> Sample:
     return Sample(item.name, image, depth.astype(np.float32), camera)
 
 
-def _find_vkitti2(folder: Path, split: str, lines: list[list[str]]) -> list[Item]:
+def _find_vkitti2(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if lines:
         return _pairs(folder, lines)
     items = []
-    for image in sorted(folder.glob("**/frames/rgb/Camera_*/rgb_*.*")):
+    for image in _named(folder, "frames/rgb/Camera_*/rgb_*.*"):
         scene, variation, camera = image.parents[4].name, image.parents[3].name, image.parent.name
         if split and split not in (scene, variation):
             continue
@@ -433,7 +460,7 @@ def _read_vkitti2(item: Item) -> Sample:
 class Layout:
     """Functions that find and read the samples of a data set, its protocol, and its layout."""
 
-    find: Callable[[Path, str, list[list[str]]], list[Item]]
+    find: Callable[[Path, str, Sequence[ListLine]], list[Item]]
     read: Callable[[Item], Sample]
     protocol: str
     expects: str

@@ -13,6 +13,7 @@ from depth_node import config
 from depth_node.recordings.frames import FrameError
 from depth_node.simulation.renderer import Scene, random_view
 from depth_node.simulation.rooms import STYLES
+from training.data.files import described
 from training.data.layouts import LAYOUTS, listed_lines
 from training.data.samples import DataError, DataSet, Item, Sample
 
@@ -52,7 +53,11 @@ def open_samples(cfg: DataConfig) -> DataSet:
         return procedural(cfg)
     folder = Path(cfg.folder).expanduser()
     if not cfg.folder or not folder.is_dir():
-        raise DataError(f"There is no folder {cfg.folder!r}: set the data's folder to where it is.")
+        raise DataError(
+            f"There is no folder {cfg.folder!r} of kind {cfg.kind}: set `folder` beside its `kind`"
+            " to where the images are (`images.folder` of most recipes, `images.data.folder` of"
+            " mesa and depthmaster)."
+        )
     if cfg.kind == "shards":
         from training.data import shards
 
@@ -64,6 +69,10 @@ def open_samples(cfg: DataConfig) -> DataSet:
             items = layout.find(folder, cfg.split, lines)
         except FrameError as error:
             raise DataError(str(error)) from error
+        except OSError as error:
+            raise DataError(
+                f"{folder} cannot be searched ({described(error)}): check its permissions."
+            ) from error
         if not items:
             part = f", split {cfg.split!r}" if cfg.split else ""
             listed = f", list {cfg.list}" if cfg.list else ""
@@ -81,7 +90,11 @@ def procedural(cfg: DataConfig) -> DataSet:
     Raises DataError without a seed or a limit.
     """
     if cfg.seed < 0 or not cfg.limit:
-        raise DataError("Procedural images need a seed of 0 or more and a limit: how many rooms.")
+        missing = "seed" if cfg.seed < 0 else "limit"
+        raise DataError(
+            "Procedural images need a seed of 0 or more and a limit, how many rooms: set `seed` and"
+            f" `limit` beside `kind: procedural` ({missing} is missing)."
+        )
     items = [Item(f"{cfg.seed}-{k}", Path(), about=k) for k in range(cfg.limit)]
     return DataSet("procedural", "indoor", items, partial(_render, cfg))
 

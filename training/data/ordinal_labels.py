@@ -14,7 +14,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node import config
+from depth_node.recordings.frames import IMAGE_SUFFIXES
+from training.data.files import content, described
 from training.data.samples import DataError
 
 COLUMNS = ("image", "x1", "y1", "x2", "y2", "relation")
@@ -50,32 +54,57 @@ class Pair:
 def read_labels(path: str | Path) -> list[Pair]:
     """The labels of a .csv or .json file. Raises DataError that names the line."""
     path = Path(path)
+    text = _text(path)
+    return _read_json(path, text) if is_json(path) else _read_csv(path, text)
+
+
+def is_json(path: Path) -> bool:
+    """Whether a label file is JSON, by its name."""
+    return path.suffix.lower() == ".json"
+
+
+def _text(path: Path) -> str:
+    """The text of a label file; names of images that are no UTF-8 keep their bytes."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = content(path)
     except FileNotFoundError as error:
         raise DataError(
             f"There is no label file {path}; make one with `python -m training annotate FOLDER"
             f" --out {path}`."
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The label file {path} cannot be read ({error}); check it.") from error
-    if path.suffix.lower() == ".json":
-        return _read_json(path, text)
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-    if missing:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"The label file {path} has no column {missing[0]!r}: its first line must be"
-            f" {','.join(COLUMNS)}."
-        )
-    return [_pair(row, f"{path}, line {reader.line_num}") for row in reader]
+            f"The label file {path} cannot be read ({described(error)}); check it."
+        ) from error
+    if b"\0" in data:
+        raise DataError(f"The label file {path} cannot be read (it is no text); check it.")
+    return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
+def _read_csv(path: Path, text: str) -> list[Pair]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+        if missing:
+            raise DataError(
+                f"The label file {path} has no column {missing[0]!r}: its first line must be"
+                f" {','.join(COLUMNS)}."
+            )
+        return [_pair(row, f"{path}, line {reader.line_num}") for row in reader]
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, after line {reader.line_num}: what follows is no line of CSV"
+            f" ({error}); correct or delete it."
+        ) from error
 
 
 def _read_json(path: Path, text: str) -> list[Pair]:
     try:
         rows = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"The label file {path} is no JSON ({error}); correct it.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"The label file {path} is no JSON ({described(error)}); correct it."
+        ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"The label file {path} must be a list of objects with {COLUMNS}.")
     return [_pair(row, f"{path}, label {k + 1}") for k, row in enumerate(rows)]
@@ -87,15 +116,18 @@ def _pair(row: Mapping[str, object], where: str) -> Pair:
         raise DataError(f"{where}: {missing[0]!r} is missing; complete or delete that label.")
     relation = str(row["relation"]).strip().lower()
     if relation not in SIGNS:
-        guess = config.nearest(relation, SIGNS)
+        guess = config.nearest(relation, SIGNS) if len(relation) < 80 else None
         hint = f" (did you mean {guess!r}?)" if guess else ""
         raise DataError(
-            f"{where}: the relation {relation!r} is none of {', '.join(SIGNS)}{hint}; correct it."
+            f"{where}: the relation {reprlib.repr(relation)} is none of {', '.join(SIGNS)}"
+            f"{hint}; correct it."
         )
     try:
         x1, y1, x2, y2 = numbers = [float(str(row[name])) for name in COLUMNS[1:5]]
     except ValueError as error:
-        raise DataError(f"{where}: a coordinate is no number ({error}); correct it.") from error
+        raise DataError(
+            f"{where}: a coordinate is no number ({described(error)}); correct it."
+        ) from error
     if not all(math.isfinite(number) for number in numbers):
         raise DataError(f"{where}: a coordinate is not finite; correct it.")
     return Pair(str(row["image"]).strip(), x1, y1, x2, y2, relation)
@@ -111,8 +143,8 @@ def write_labels(path: str | Path, pairs: Iterable[Pair]) -> None:
         text = ",".join(COLUMNS) + "\n" + "".join(_line(row) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -121,11 +153,12 @@ def write_labels(path: str | Path, pairs: Iterable[Pair]) -> None:
 def append_label(path: str | Path, pair: Pair) -> None:
     """One label more, on the disk when this returns. CSV: one write at the end of the file."""
     path = Path(path)
-    if path.suffix.lower() == ".json" or not path.exists():
+    if is_json(path) or not path.exists():
         write_labels(path, [*(read_labels(path) if path.exists() else []), pair])
         return
+    line = _line({name: getattr(pair, name) for name in COLUMNS})
     with path.open("ab", buffering=0) as file:
-        file.write(_line({name: getattr(pair, name) for name in COLUMNS}).encode())
+        file.write(line.encode("utf-8", "surrogateescape"))
         os.fsync(file.fileno())
 
 
@@ -136,19 +169,93 @@ def _line(row: Mapping[str, object]) -> str:
     return out.getvalue()
 
 
-def mended(path: str | Path) -> bool:
-    """Cut off a last line that a crash left without its end; True if there was one."""
+def require_ours(path: str | Path) -> None:
+    """Raise DataError for a file that labels may not be written to: one of another name or content,
+    or with columns of its own, which would be lost. One that does not exist is fine.
+    """
     path = Path(path)
-    if path.suffix.lower() == ".json" or not path.exists():
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise DataError(
+            f"Labels are not written to {path}: give a name that ends in .csv or .json."
+        )
+    if not path.exists():
+        return
+    text = _text(path)
+    if is_json(path):
+        _read_json(path, text)
+        columns = {name for row in json.loads(text) for name in row} | set(COLUMNS)
+        ours = columns == set(COLUMNS)
+    else:
+        if not text.endswith("\n") and "\n" in text:  # what `mended` repairs
+            text = text[: text.rfind("\n") + 1]
+        _read_csv(path, text)
+        first = next(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True))
+        ours = tuple(first) == COLUMNS
+    if not ours:
+        raise DataError(
+            f"{path} has other columns than {','.join(COLUMNS)}, which would be lost: give another"
+            " label file."
+        )
+
+
+def mended(path: str | Path) -> bool:
+    """Repair a last line that a crash or an editor left without its end; True if a label is lost.
+
+    A line that is a label keeps it and gets its end; another one is cut off. Nothing is written
+    before the rest of the file has been read as labels: raises DataError where it is none.
+    """
+    path = Path(path)
+    if is_json(path) or not path.exists():
         return False
-    content = path.read_bytes()
-    if not content or content.endswith(b"\n"):
+    text = _text(path)
+    if not text or text.endswith("\n"):
         return False
-    whole = content[: content.rfind(b"\n") + 1]
-    with path.open("r+b") as file:
-        file.truncate(len(whole))
+    whole = text[: text.rfind("\n") + 1]
+    pairs = _read_csv(path, whole if whole.strip() else text)
+    try:
+        complete = len(_read_csv(path, text)) == len(pairs) + 1
+    except DataError:
+        complete = False
+    if not whole.strip():  # the header alone
+        complete = True
+    data = (text + "\n" if complete else whole).encode("utf-8", "surrogateescape")
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
         os.fsync(file.fileno())
-    return True
+    os.replace(partial, path)
+    return not complete
+
+
+def split_by_image(
+    pairs: Sequence[Pair], held: float, seed: int = 0
+) -> tuple[list[Pair], list[Pair]]:
+    """Labels to train on and labels held back, about `held` of all; no image is in both parts.
+
+    Images are held back at random until their labels are enough. Raises DataError for labels on
+    fewer than two images.
+    """
+    names = sorted({_stem(pair.image) for pair in pairs})
+    if len(names) < 2:
+        raise DataError(
+            "Labels on fewer than two images cannot be split by image: label some more."
+        )
+    counts = Counter(_stem(pair.image) for pair in pairs)
+    away: set[str] = set()
+    for k in np.random.default_rng(seed).permutation(len(names))[: len(names) - 1]:
+        if sum(counts[name] for name in away) >= held * len(pairs):
+            break
+        away.add(names[k])
+    return (
+        [pair for pair in pairs if _stem(pair.image) not in away],
+        [pair for pair in pairs if _stem(pair.image) in away],
+    )
+
+
+def _stem(name: str) -> str:
+    """An image's name without its suffix, which a label may leave out."""
+    return str(Path(name).with_suffix("")) if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
 
 
 class LabelSet:
@@ -239,7 +346,7 @@ def simulate(name: str, depth: NDArray[np.floating], cfg: SimulationConfig) -> l
     Fewer than cfg.count where the depth is unknown or flat. The same name and seed give the same
     labels.
     """
-    rng = np.random.default_rng([cfg.seed, *name.encode()])
+    rng = np.random.default_rng([cfg.seed, *os.fsencode(name)])
     rows, columns = np.nonzero(np.isfinite(depth) & (depth > 0))
     if len(rows) < 3:
         return []

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -94,10 +95,12 @@ class Pool:
         if new:
             about.write_text(yaml.safe_dump(self._identity), encoding="utf-8")
 
-    def _map(self, name: str, dtype: type, shape: tuple[int, ...], write: bool) -> np.memmap:  # type: ignore[type-arg]
+    def _map(
+        self, name: str, dtype: type, shape: tuple[int, ...], write: bool
+    ) -> np.memmap[Any, Any]:
         path = self.folder / name
         mode = ("r+" if path.exists() else "w+") if write else "r"
-        return np.memmap(path, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload,no-any-return]
+        return np.memmap(path, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload]
 
     @property
     def written(self) -> int:

@@ -8,7 +8,9 @@ classical segmentation. Masks may overlap.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -38,6 +40,13 @@ class MaskConfig(HubSource):
         " regions.",
     )
     folder: str = config.option("", "Folder that stores the masks; empty: they are not stored.")
+    longest_px: int = config.option(
+        1024,
+        "Masks are found and stored on the image reduced to this longest side, as Segment Anything"
+        " itself works in 1024; 0: on the image as it is.",
+        unit="px",
+        minimum=0,
+    )
     most: int = config.option(64, "Most masks of an image; the largest stay.", minimum=1)
     grid: int = config.option(
         16, "Segment Anything is prompted at grid x grid points.", minimum=1, maximum=128
@@ -67,17 +76,30 @@ class MaskMaker:
 
     def __init__(self, cfg: MaskConfig) -> None:
         self.cfg = cfg
-        self._cache = Cache(cfg.folder) if cfg.folder else None
+        self._cache = Cache(Path(cfg.folder).expanduser()) if cfg.folder else None
         self._sam: Sam | None = None
 
     def __call__(self, image: U8) -> Masks:
-        """The masks of an image (H, W, 3) uint8 RGB, from the cache if they were made before."""
+        """The masks of an image (H, W, 3) uint8 RGB, from the cache if they were made before.
+
+        Of a larger image they are those of the image reduced to cfg.longest_px.
+        """
+        image = self._reduced(image)
         if self._cache is None:
             return self._made(image)
         key = Key(digest(image), self.cfg.maker, self.cfg.revision)
         if key not in self._cache:
             self._cache.write_masks(key, self._made(image))
         return self._cache.read_masks(key)
+
+    def _reduced(self, image: U8) -> U8:
+        height, width = image.shape[:2]
+        longest = self.cfg.longest_px
+        if not longest or max(height, width) <= longest:
+            return image
+        scale = longest / max(height, width)
+        size = (max(round(width * scale), 1), max(round(height * scale), 1))
+        return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
     def _made(self, image: U8) -> Masks:
         if self.cfg.source:

@@ -20,7 +20,13 @@ U8 = NDArray[np.uint8]
 
 
 class DataError(RuntimeError):
-    """Training data that is missing or does not fit; the message names cause and cure."""
+    """Training data that is missing or does not fit; the message names cause and cure.
+
+    Its text is one printable line, whatever names and libraries put into it.
+    """
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from depth_node import config
 from depth_node.geometry.camera import Camera
 from depth_node.simulation.renderer import Scene, camera_path
 from depth_node.simulation.rooms import STYLES
+from training.data.files import described, read_counts, reading
 from training.data.pool import SHADOW_PX
 from training.data.samples import F32, F64, U8, DataError
 
@@ -260,10 +261,7 @@ class Recording(Clip):
 
 
 def _read(path: Path, flags: int) -> NDArray[np.integer]:
-    stored = cv2.imread(str(path), flags)
-    if stored is None:
-        raise DataError(f"{path} cannot be read as an image: replace or remove it.")
-    return cast("NDArray[np.integer]", stored)
+    return cast("NDArray[np.integer]", read_counts(path, flags))
 
 
 def _numbers(path: Path, content: str) -> F64:
@@ -272,8 +270,10 @@ def _numbers(path: Path, content: str) -> F64:
         raise DataError(f"{path} with the {content} is missing: copy it from the data set.")
     try:
         return np.loadtxt(path, dtype=np.float64, ndmin=2, comments="#")
-    except ValueError as error:
-        raise DataError(f"{path} with the {content} cannot be read ({error}).") from error
+    except Exception as error:  # numpy's readers raise more than ValueError
+        raise DataError(
+            f"{path} with the {content} cannot be read ({described(error)}): copy it again."
+        ) from error
 
 
 def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]:
@@ -298,7 +298,8 @@ def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]
                 f"{drive.parent / 'calib_cam_to_cam.txt'} has no P_rect_{camera}: without the"
                 " intrinsics of that camera its frames cannot be warped."
             )
-        projection = calibration[f"P_rect_{camera}"].reshape(3, 4)
+        with reading(drive.parent / "calib_cam_to_cam.txt"):
+            projection = calibration[f"P_rect_{camera}"].reshape(3, 4)
         images = sorted(image_folder.glob("*.png")) or sorted(image_folder.glob("*.jpg"))
         truth = drive / "proj_depth" / "groundtruth" / f"image_{camera}"
         depths = [truth / f"{image.stem}.png" for image in images]
@@ -321,7 +322,9 @@ def _kitti_calibration(path: Path) -> dict[str, F64]:
     if not path.is_file():
         raise DataError(f"{path} with the calibration is missing: copy it from KITTI's raw data.")
     rows = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    with reading(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    for line in lines:
         name, _, text = line.partition(":")
         try:
             rows[name.strip()] = np.array(text.split(), np.float64)
@@ -336,7 +339,8 @@ def _kitti_rigid(path: Path) -> F64:
     if not {"R", "T"} <= rows.keys():
         raise DataError(f"{path} lacks R or T: copy it from KITTI's raw data.")
     matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = rows["R"].reshape(3, 3), rows["T"]
+    with reading(path):
+        matrix[:3, :3], matrix[:3, 3] = rows["R"].reshape(3, 3), rows["T"]
     return matrix
 
 
@@ -352,8 +356,9 @@ def _kitti_poses(
             " (poses: network)."
         )
     rectify, shift = np.eye(4), np.eye(4)
-    rectify[:3, :3] = calibration["R_rect_00"].reshape(3, 3)
-    shift[0, 3] = projection[0, 3] / projection[0, 0]
+    with reading(drive.parent / "calib_cam_to_cam.txt"):
+        rectify[:3, :3] = calibration["R_rect_00"].reshape(3, 3)
+        shift[0, 3] = projection[0, 3] / projection[0, 0]
     T_camera_imu = (
         shift
         @ rectify
@@ -393,8 +398,14 @@ def scannet(folder: Path, need_poses: bool) -> list[Recording]:
         )
     recordings = []
     for scene in scenes:
-        images = sorted((scene / "color").glob("*.[jp][pn]g"), key=lambda path: int(path.stem))
+        numbered = (path for path in (scene / "color").glob("*.[jp][pn]g") if path.stem.isdigit())
+        images = sorted(numbered, key=lambda path: int(path.stem))
         K = _numbers(scene / "intrinsic" / "intrinsic_color.txt", "intrinsics")[:3, :3]
+        if K.shape != (3, 3):
+            raise DataError(
+                f"{scene / 'intrinsic' / 'intrinsic_color.txt'} holds no matrix of 3x3: copy it"
+                " again."
+            )
         depths = [scene / "depth" / f"{image.stem}.png" for image in images]
         poses = None
         if need_poses:
@@ -464,11 +475,9 @@ def _tum_intrinsics(sequence: Path) -> F64:
 
 def _tum_list(path: Path) -> tuple[F64, list[Path]]:
     """Stamps and files of rgb.txt or depth.txt."""
-    rows = [
-        line.split()
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.strip() and not line.startswith("#")
-    ]
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+    rows = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     try:
         stamps = np.array([float(row[0]) for row in rows])
         return stamps, [path.parent / row[1] for row in rows]

@@ -14,6 +14,7 @@ once, when the shards are opened.
 from __future__ import annotations
 
 import json
+import math
 import tarfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 
 from depth_node.geometry.camera import Camera
-from training.data.layouts import decode, reading
+from training.data.files import decode, decode_rgb, reading
 from training.data.samples import DataError, DataSet, Item, Sample
 
 PATTERN = "shard-%06d.tar"
@@ -37,7 +38,8 @@ def open_shards(folder: Path) -> DataSet:
                 with tarfile.open(path, "r:") as tar:
                     for member in tar:
                         key, _, end = member.name.partition(".")
-                        members.setdefault(key, {})[end] = (member.offset_data, member.size)
+                        if member.isreg() and not key.startswith("."):
+                            members.setdefault(key, {})[end] = (member.offset_data, member.size)
             except tarfile.TarError as error:
                 raise ValueError(str(error)) from error
             ends = [start + size for parts in members.values() for start, size in parts.values()]
@@ -54,23 +56,45 @@ def _read(item: Item) -> Sample:
     with reading(item.image), item.image.open("rb") as file:
 
         def content(end: str) -> bytes:
+            if end not in parts:
+                raise ValueError(f"{item.name} has no .{end}")
             start, size = parts[end]
             file.seek(start)
             return file.read(size)
 
         about = json.loads(content("json"))
-        end = next(end for end in ("png", "jpg", "jpeg") if end in parts)
-        bgr = decode(content(end), cv2.IMREAD_COLOR)
+        if not isinstance(about, dict) or not isinstance(about.get("name"), str):
+            raise ValueError(f"{item.name}.json is no object with a name")
+        end = next((end for end in ("jpg", "jpeg") if end in parts), "png")
+        image = decode_rgb(content(end))
         depth = masks = None
         if "depth.png" in parts:
             counts = decode(content("depth.png"), cv2.IMREAD_UNCHANGED)
-            known = np.where(counts > 0, counts * float(about["depth_step_m"]), np.nan)
+            step = _number(about["depth_step_m"])
+            if counts.dtype != np.uint16 or counts.ndim != 2 or not step > 0:
+                raise ValueError(f"{item.name}.depth.png is no depth in steps above 0")
+            known = np.where(counts > 0, counts * step, np.nan)
             depth = known.astype(np.float32)
         if "masks.png" in parts:
             masks = decode(content("masks.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
         camera = None
         if "camera" in about:
             stored = about["camera"]
-            camera = Camera(**{**stored, "distortion": tuple(stored["distortion"])})
-        image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+            numbers = {name: _number(value) for name, value in stored.items()
+                       if name not in ("model", "distortion")}  # fmt: skip
+            for name in ("width", "height"):
+                if numbers[name] != int(numbers[name]):
+                    raise ValueError(f"its camera has the {name} {numbers[name]}")
+                numbers[name] = int(numbers[name])
+            distortion = tuple(_number(value) for value in stored["distortion"])
+            camera = Camera(**{**stored, **numbers, "distortion": distortion})
+            if (camera.height, camera.width) != image.shape[:2]:
+                raise ValueError(f"its camera is of {camera.width}x{camera.height} pixels")
         return Sample(about["name"], image, depth, camera, masks)
+
+
+def _number(value: object) -> float:
+    """A finite number of JSON; a bool is none. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no finite number")
+    return float(value)

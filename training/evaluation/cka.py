@@ -30,6 +30,7 @@ from depth_node.recordings.frames import IMAGE_SUFFIXES
 from depth_node.visualization import colours, panels, text
 from training import checkpoints
 from training.checkpoints import TrainingError
+from training.data.files import below, read_image
 from training.data.samples import F64, DataError
 from training.models import networks
 from training.models.network_io import NetworkInput
@@ -99,7 +100,7 @@ class LayerSimilarity:
         if self._sums is None:
             self._sums = now
         else:
-            self._sums = tuple(x + y for x, y in zip(self._sums, now, strict=True))  # type: ignore[assignment]
+            self._sums = tuple(x + y for x, y in zip(self._sums, now, strict=True))
 
     def matrix(self) -> F64:
         """(layers of the first, layers of the second); NaN for a layer with constant output.
@@ -199,8 +200,9 @@ def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArr
 
     Raises DataError for too few images or an unreadable one.
     """
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    files = sorted(paths)[:count]
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}: give one of images.")
+    files = below(folder, lambda path: path.suffix.lower() in IMAGE_SUFFIXES)[:count]
     if len(files) < LEAST_ROWS:
         raise DataError(
             f"{folder} holds {len(files)} images: CKA needs {LEAST_ROWS}, and hundreds to mean"
@@ -208,10 +210,7 @@ def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArr
         )
     images = []
     for path in files:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise DataError(f"{path} cannot be read as an image: replace or remove it.")
-        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        rgb = read_image(path)
         images.append(
             np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         )
@@ -339,8 +338,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=224)
     parser.add_argument("--rows", choices=("image", "tokens"), default="image")
     parser.add_argument(
-        "--estimator", choices=("auto", "linear", "unbiased"), default="auto",
-        help="unbiased works batch by batch; auto: above 4096 rows",
+        "--estimator", choices=("unbiased", "linear"), default="unbiased",
+        help="linear is biased: independent features of few images are alike",
     )  # fmt: skip
     parser.add_argument("--layers", default=ENCODERS, help="regular expression of layer names")
 
@@ -351,12 +350,8 @@ def command(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     unit = int(np.lcm(a[1].multiple_px, b[1].multiple_px))
     size = [max(round(side / unit), 1) * unit for side in (args.height, args.width)]
     images = read_images(args.data, args.count, *size)
-    rows = len(images) * (16 if args.rows == "tokens" else 1)
-    estimator = args.estimator
-    if estimator == "auto":
-        estimator = "unbiased" if rows > 4096 else "linear"
     result = compare(
-        a, b, images, LayerSimilarity(estimator), args.layers, args.rows, args.batch, console
+        a, b, images, LayerSimilarity(args.estimator), args.layers, args.rows, args.batch, console
     )
     result = {"a": str(args.a), "b": str(args.b), "height": size[0], "width": size[1], **result}
     args.out.mkdir(parents=True, exist_ok=True)

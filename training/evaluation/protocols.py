@@ -18,8 +18,8 @@ from training.data.samples import F32, F64
 
 Mask = NDArray[np.bool_]
 
-# Where a protocol has no far end, an aligned disparity needs one: 1000 km.
-SMALLEST_DISPARITY = 1e-6
+# Where a protocol has no far end, an aligned disparity needs one: 1000 m, as in the published code.
+SMALLEST_DISPARITY = 1e-3
 
 # The crop of Garg et al. and that of Eigen et al. on KITTI, as fractions of rows and columns.
 _GARG = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
@@ -119,7 +119,9 @@ def align(prediction: Prediction, truth: F32, mask: Mask, name: str, protocol: P
     All fits are least squares in float64 over `mask`, the result is clipped to the protocol's
     range. none: a metric network's own metres. median: times median(truth) / median(depth). scale:
     one factor on depth. depth_ls, disp_ls, sqrt_disp_ls: scale and shift of depth, of 1/depth, of
-    its root. Raises ValueError where the prediction has no such thing.
+    its root; a fitted root or disparity below the far end counts as the far end (ours of a negative
+    root: DepthMaster squares it first, which makes it near). Raises ValueError where the prediction
+    has no such thing.
     """
     if name not in ALIGNMENTS:
         raise ValueError(_unknown("alignment", name, ALIGNMENTS))

@@ -59,7 +59,7 @@ from training.evaluation.score import (
     ScoringPlan,
     score,
 )
-from training.evaluation.statistics import bootstrap, gather, mean, ratio
+from training.evaluation.statistics import bootstrap, bounds, gather, mean, ratio
 
 
 def robustness(rows: Sequence[Row], methods: Sequence[str], base: str) -> list[dict[str, Any]]:
@@ -376,7 +376,7 @@ def _tables(
                 label,
                 *(
                     f"{'' if key == 'abs_rel' else format(s['value'], '.2f') + ' '}"
-                    f"[{s['low']:.{digits}f}, {s['high']:.{digits}f}]"
+                    f"{bounds(s['low'], s['high'], digits)}"
                     for s in spans
                 ),
             )

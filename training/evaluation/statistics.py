@@ -18,14 +18,21 @@ DRAWS = 4000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % interval."""
+    """A mean and its 95 % interval; low and high are NaN where there is too little to draw from."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        return f"{self.value:.4f} {bounds(self.low, self.high, 4)}"
+
+
+def bounds(low: float, high: float, digits: int) -> str:
+    """The bounds of an interval as tables show them."""
+    if math.isnan(low) or math.isnan(high):
+        return "[too few]"
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def gather(rows: Iterable[Row], methods: Sequence[str], metric: str) -> dict[str, F64]:
@@ -67,13 +74,18 @@ def bootstrap(
     values: as gather() gives them. statistic: means (n, methods) -> (n,). The means are those of
     mean_over(). by: "frame" draws frames inside every source; "source" also draws the sources, for
     frames of one source that look alike. All methods are drawn together, so that a difference or a
-    ratio is a paired one. Raises ValueError for another `by`.
+    ratio is a paired one. Pooled frames are drawn from all together where a source has one alone.
+    The bounds are NaN where every draw would be the same. Raises ValueError for another `by`.
     """
     if by not in ("frame", "source"):
         raise ValueError(f"by is {by!r}: draw by frame or by source.")
     tables = [table for table in values.values() if len(table)]
     if not tables:
         return Interval(math.nan, math.nan, math.nan)
+    if pooled and by == "frame" and min(map(len, tables)) == 1:
+        tables = [np.concatenate(tables)]
+    if max(map(len, tables)) == 1 and (by == "frame" or len(tables) == 1):
+        return Interval(float(statistic(mean_over(values, pooled)[None])[0]), math.nan, math.nan)
     rng = np.random.default_rng(seed)
     sizes = np.array([len(table) for table in tables], float)
 

@@ -40,6 +40,7 @@ from depth_node.engine.manifest_writer import write_manifest
 from depth_node.inference import open_engine
 from depth_node.model_zoo import convert
 from depth_node.model_zoo.compare import ComparisonImages
+from depth_node.model_zoo.onnx_graph import drop_softmax_guards
 from depth_node.prediction import Prediction
 from depth_node.simulation.renderer import Scene, random_view
 from training import checkpoints, recipes
@@ -181,9 +182,11 @@ def _has_offset(settings: Mapping[str, Any]) -> bool:
     source = str(settings.get("network", {}).get("source") or settings.get("start") or "")
     if source == EMBEDDED or source.endswith(".onnx"):
         return True
-    return Path(source).is_dir() and any(
-        (Path(source) / name).is_file() and _has_offset(checkpoints.read(Path(source))["settings"])
-        for name in ("about.json", "last/about.json")
+    path = Path(source)
+    return (
+        path.is_dir()
+        and checkpoints.is_run(path)
+        and _has_offset(checkpoints.about(path)["settings"])
     )
 
 
@@ -362,6 +365,7 @@ def clean(graph: onnx.ModelProto) -> onnx.ModelProto:
         if hasattr(item, "metadata_props"):
             del item.metadata_props[:]
     del graph.graph.value_info[:]
+    drop_softmax_guards(graph)
     for function in graph.functions:
         function.doc_string = ""
     return graph

@@ -339,19 +339,45 @@ def _write(
             network,
             tuple(given.values()),
             str(path),
-            input_names=list(given),
-            output_names=list(outputs),
+            input_names=[_MARK + name for name in given],
+            output_names=[_MARK + name for name in outputs],
             opset_version=OPSET,
             dynamo=True,
             external_data=True,
             verbose=False,
         )
-    graph = clean(onnx.load(str(path)))
+    graph = clean(_renamed(onnx.load(str(path))))
     aside = path.with_name(path.name + ".data")
     aside.unlink(missing_ok=True)
     large = graph.ByteSize() > LARGEST_FILE
     onnx.save(graph, str(path), save_as_external_data=large, location=aside.name)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+_MARK = "given."  # no name that the exporter makes for a tensor of its own begins so
+
+
+def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give inputs and outputs their names; other tensors of these names get another one.
+
+    The exporter names its constants after parameters and does not see that a name is an input's:
+    exported with the plain names, a decoder for 64 points takes a constant for its embedding.
+    """
+    graph = model.graph
+    ends = {
+        item.name: item.name.removeprefix(_MARK)
+        for item in (*graph.input, *graph.output)
+        if item.name.startswith(_MARK)
+    }
+    names = {name: f"{name}.inner" for name in ends.values()} | ends
+    for item in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        item.name = names.get(item.name, item.name)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+        for index, name in enumerate(node.output):
+            node.output[index] = names.get(name, name)
+    return model
 
 
 def _deviation(path: Path, given: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

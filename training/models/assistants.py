@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.checkpoints import TrainingError
+from training.checkpoints import TrainingError, is_run
 from training.models.diffusion import DiffusionConfig, SingleStep, open_run, stable_diffusion_parts
 from training.models.network_io import NetworkInput
 
@@ -20,7 +20,7 @@ class Marigold(nn.Module):
     `meaning` is that of the maps. The noise is the same for every image, one map is drawn.
     """
 
-    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 8)  # type: ignore[arg-type]
+    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 8)
 
     def __init__(self, pipe: Any, steps: int = 0) -> None:
         super().__init__()
@@ -28,6 +28,11 @@ class Marigold(nn.Module):
         self._pipe = (pipe,)  # in a tuple: no submodule
         self.steps = steps
         kind = pipe.config.get("prediction_type") or "depth"
+        if kind not in ("depth", "disparity"):
+            raise TrainingError(
+                f"This Marigold gives {kind}, and a teacher gives depth or disparity: give another"
+                " folder."
+            )
         self.meaning = f"{kind}_affine_invariant"
         pipe.set_progress_bar_config(disable=True)
 
@@ -96,7 +101,7 @@ def open_assistant(
     if gives:
         cfg = DiffusionConfig(source=source, allow_download=allow_download, revision=revision)
         return open_genpercept(cfg, gives)
-    if any((folder / name).is_file() for name in ("about.json", "last/about.json")):
+    if is_run(folder):
         return open_run(folder)
     from diffusers import MarigoldDepthPipeline
 

@@ -53,6 +53,9 @@ class _Size:
     head: int = 32
 
 
+# Metres closer to 0 than this fraction of a metric network's far end are inverted as if at it.
+NEAREST_OF_FARTHEST = 1e-3
+
 # small, base, large are those of Depth Anything V2 (and of Distill Any Depth); vit_tiny is ours,
 # after DeiT's, for edge devices; debug is for tests.
 SIZES = {
@@ -68,7 +71,7 @@ class DepthAnything(nn.Module):
     """DINOv2 encoder and DPT decoder of transformers' DepthAnythingForDepthEstimation.
 
     (N, 3, H, W) normalised images, H and W multiples of 14 -> (N, 1, H, W). Relative networks
-    give disparity; a metric one gives metres (`meaning`).
+    give disparity; a metric one gives metres (`meaning`) until `as_disparity` is called.
     """
 
     spec = NetworkInput(IMAGENET_MEAN, IMAGENET_STD, PATCH_PX)
@@ -78,17 +81,39 @@ class DepthAnything(nn.Module):
         self.network = network
         settings = network.config
         self.channels: int = settings.backbone_config.hidden_size
-        relative = settings.depth_estimation_type == "relative"
-        self.meaning = "disparity_affine_invariant" if relative else "depth_metric"
-        if relative:  # taken out of the network, so that losses can see behind it
+        self.relative = settings.depth_estimation_type == "relative"
+        self.meaning = "disparity_affine_invariant" if self.relative else "depth_metric"
+        if self.relative:  # taken out of the network, so that losses can see behind it
             network.head.activation2 = nn.Identity()
 
+    def as_disparity(self) -> DepthAnything:
+        """The same network, in place, whose output is disparity, whatever it was.
+
+        For whoever trains it with losses that ignore scale and shift: its metres do not survive.
+        """
+        self.meaning = "disparity_affine_invariant"
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
-        """Relative disparity (or metres) of normalised images."""
+        """Relative disparity (or metres, by `meaning`) of normalised images."""
+        if self.meaning == "depth_metric":
+            return self._output(x)[0]
         return self.answer(x).disparity
 
     def answer(self, x: Tensor) -> NetworkOutput:
         """Disparity, the input of the final ReLU, and the encoder's patch features.
+
+        A metric network's disparity is 1 / metres, and no ReLU ends it. Raises ValueError where
+        the sides are no multiples of a patch.
+        """
+        y, features = self._output(x)
+        if self.relative:
+            return NetworkOutput(functional.relu(y), y, features)
+        nearest = NEAREST_OF_FARTHEST * float(self.network.head.max_depth)
+        return NetworkOutput(1.0 / y.clamp_min(nearest), None, features)
+
+    def _output(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head gives, (N, 1, H, W), before a final ReLU; the encoder's features.
 
         Raises ValueError where the sides are no multiples of a patch.
         """
@@ -103,9 +128,7 @@ class DepthAnything(nn.Module):
         # The first token stands for the whole image, the others for the patches row by row.
         features = maps[-1][:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
         y = net.head(net.neck(maps, rows, columns), rows, columns)[:, None].float()
-        if self.meaning == "depth_metric":
-            return NetworkOutput(y, None, features)
-        return NetworkOutput(functional.relu(y), y, features)
+        return y, features
 
 
 class Dino(nn.Module):

@@ -83,7 +83,7 @@ def fresh_decoder(network: nn.Module) -> None:
         return
     for name, layer in network.named_modules():
         if name and not in_encoder(name) and hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()  # type: ignore[operator]
+            layer.reset_parameters()
 
 
 def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:

@@ -2,8 +2,9 @@
 """Networks: image in, one channel of relative disparity out; opened from the hub, from a folder, a
 run or an exported file, or with random weights.
 
-Every network takes images normalised by its own `spec` and returns (N, 1, H, W) float32, large =
-near. `answer` also gives what losses need: the encoder's features and, where a ReLU ends the
+Every network takes images normalised by its own `spec` and returns (N, 1, H, W) float32 of its
+`meaning`; large = near but for a metric network as it is published. `answer` gives disparity,
+whatever the meaning, and what losses need: the encoder's features and, where a ReLU ends the
 network, its input. Nothing is downloaded unless `allow_download` is set.
 """
 
@@ -35,6 +36,7 @@ from training.models.lora import TuneConfig, merged, tune
 from training.models.unet import SmallUNet, StudentConfig
 
 KINDS = ("unet", *SIZES)
+MEANING = "disparity_affine_invariant"  # of what is trained here
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ Network = SmallUNet | DepthAnything
 def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
     """The network of the settings. `weights=False`: its shape alone, to load a checkpoint into.
 
-    Raises TrainingError where the weights are not there or do not fit.
+    Raises TrainingError where the weights are not there or do not fit, and for a source whose
+    numbers mean something else than this network's.
     """
     if cfg.source == EMBEDDED or cfg.source.endswith(".onnx"):
         return _from_onnx(cfg) if weights else SmallUNet(_student_of(cfg))
-    if cfg.source and _is_ours(Path(cfg.source)):
+    if cfg.source and checkpoints.is_run(Path(cfg.source)):
+        _require_disparity(Path(cfg.source))
         return open_run(Path(cfg.source), weights)
     if cfg.kind == "unet":
         if cfg.source:
@@ -109,7 +113,13 @@ def _from_onnx(cfg: NetworkConfig) -> SmallUNet:
 
     network = SmallUNet(_student_of(cfg)).eval()
     try:
-        path, _ = locate(cfg.source)
+        path, manifest = locate(cfg.source)
+        if manifest.meaning != MEANING:
+            raise TrainingError(
+                f"The network {cfg.source!r} gives {manifest.meaning}, and training starts from"
+                f" {MEANING}: give one that `python -m training export` wrote of a U-Net, or"
+                " correct `meaning` in its manifest."
+            )
         stored = {
             item.name.removesuffix("_half"): torch.from_numpy(numpy_helper.to_array(item).copy())
             for item in onnx.load(str(path)).graph.initializer
@@ -135,14 +145,22 @@ def _from_onnx(cfg: NetworkConfig) -> SmallUNet:
     return network
 
 
-def _is_ours(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("about.json", "last/about.json"))
+def _require_disparity(path: Path) -> None:
+    """Raise TrainingError for a run whose network's own output is not its result."""
+    content = checkpoints.about(path)
+    if content.get("recipe") == "mesa" and content["settings"].get("head") != "inverse":
+        raise TrainingError(
+            f"{path} is a run of mesa, whose depth is a sigmoid of its network's output, and the"
+            " output alone is no disparity: export it and give the .onnx file as a teacher"
+            " (source=engine), or train it with head=inverse."
+        )
 
 
 def open_run(path: Path, weights: bool = True) -> Network:
     """The network that a run of ours learnt, its low-rank updates merged, in eval mode.
 
-    path: a run folder or a checkpoint in it. The averaged weights are taken. Raises TrainingError.
+    path: a run folder or a checkpoint in it. The averaged weights are taken. A network that began
+    with metres gives disparity, as our losses left no scale. Raises TrainingError.
     """
     content = checkpoints.read(path)
     settings = content["settings"]
@@ -155,6 +173,8 @@ def open_run(path: Path, weights: bool = True) -> Network:
             f"The run in {path} is of recipe {content.get('recipe')!r}, whose network is not known"
             " here; give a run of supervised, distill or westar."
         )
+    if isinstance(network, DepthAnything):
+        network.as_disparity()
     scale = 1.0
     if "tune" in settings:
         tuned = config.build(TuneConfig, settings["tune"])
@@ -163,6 +183,16 @@ def open_run(path: Path, weights: bool = True) -> Network:
     if weights:
         checkpoints.load(network, content["averaged"], path)
     return merged(network, scale).requires_grad_(True).eval()  # type: ignore[return-value]
+
+
+def open_student(cfg: NetworkConfig) -> Network:
+    """The network of the settings, to be trained by losses on disparity: it gives disparity, also
+    where its source gives metres.
+
+    Raises TrainingError as open_network does.
+    """
+    network = open_network(cfg)
+    return network.as_disparity() if isinstance(network, DepthAnything) else network
 
 
 def open_dino(cfg: NetworkConfig) -> Dino:

@@ -125,7 +125,7 @@ class NetworkTeacher:
         return self._maps(images) + self.shift
 
     def _maps(self, images: Tensor) -> Tensor:
-        self.network.to(images.device)  # type: ignore[arg-type]
+        self.network.to(images.device)
         height, width = images.shape[-2:]
         inner = self.network.spec.fitting(self.size[0] or height, self.size[1] or width)
         x = images

@@ -46,7 +46,7 @@ from training.losses.normalization import NORMS, normalise
 from training.models.diffusion import root
 from training.models.hub import Dino
 from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
-from training.models.networks import NetworkConfig, open_dino, open_network
+from training.models.networks import NetworkConfig, open_dino, open_student
 from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
 
 TEACHER_CHOICES = ("random", "primary", "assistant", "average")
@@ -228,7 +228,7 @@ class Distill(Recipe):
     def model(self) -> nn.Module:
         """The student; all of it learns."""
         cfg = self.cfg
-        network = open_network(cfg.network)
+        network = open_student(cfg.network)
         network.spec.require(cfg.height, cfg.width)
         if cfg.fresh_decoder:
             fresh_decoder(network)

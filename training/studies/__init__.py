@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Each a module with `arguments(parser)` and `command(args, console)`.
 STUDIES = {
     "westar": ("training.studies.westar", "adaptation to degraded images"),
+    "labels": ("training.studies.labels", "what a few hundred ordinal labels bring"),
     "distill": ("training.studies.distill", "distillation: normalisations, teachers, assistants"),
     "mesa": ("training.studies.mesa", "pre-training: masked, geometric, supervised"),
     "depthmaster": ("training.studies.depthmaster", "the single-step diffusion teacher"),

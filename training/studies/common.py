@@ -23,7 +23,7 @@ from training.data.pool import Pool, PoolConfig, open_pool
 from training.data.samples import F64, Sample
 from training.evaluation import protocols, statistics
 from training.evaluation.statistics import Interval
-from training.models.networks import Network
+from training.models.networks import MEANING, Network
 
 HEIGHT, WIDTH = 96, 128
 ALIGNMENT, PROTOCOL = "disp_ls", "indoor"
@@ -51,7 +51,8 @@ def errors(network: Network, samples: Sequence[Sample]) -> F64:
         x = network.spec.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         truth = window.nearest(sample.depth)
         counted = protocols.counted(protocol, truth)
-        prediction = Prediction(network(x)[0, 0].numpy(), "disparity_affine_invariant")
+        meaning = getattr(network, "meaning", MEANING)
+        prediction = Prediction(network(x)[0, 0].numpy(), meaning)
         depth = protocols.align(prediction, truth, counted, ALIGNMENT, protocol)
         scores = evaluate(np.where(counted, depth, np.nan), np.where(counted, truth, np.nan))
         rows.append((scores.abs_rel, 1 - scores.delta1))

@@ -31,10 +31,10 @@ from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES, baseline
 from training.loop import run
 from training.models.diffusion import SPACES, open_run, target
-from training.models.network_io import NetworkInput
+from training.models.network_io import NetworkInput, NetworkOutput
 from training.models.networks import NetworkConfig, open_network
 from training.models.networks import open_run as open_student
-from training.models.teachers import NetworkTeacher
+from training.models.teachers import NetworkTeacher, ask
 from training.recipes import depthmaster, distill, mesa
 from training.studies import add_run_options
 from training.studies.common import (
@@ -264,14 +264,16 @@ TEACHERS = ("the embedded network itself", "the diffusion network itself")
 class _Sized(nn.Module):
     """What works at a size of its own, as a network of images in 0..1."""
 
-    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 1)  # type: ignore[arg-type]
+    spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 1)
 
     def __init__(self, inner: NetworkTeacher) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x)
+    def answer(self, x: torch.Tensor) -> NetworkOutput:
+        """The teacher's disparity (N, 1, H, W) of images (N, 3, H, W); it has no features."""
+        disparity, _ = ask(self.inner, x)
+        return NetworkOutput(disparity, None, disparity.new_empty(0))
 
 
 def _sized(inner: NetworkTeacher) -> Any:

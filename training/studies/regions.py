@@ -81,16 +81,16 @@ class _Answers:
 
     backend = "none"
 
-    def __init__(self, manifest: Manifest, answers: Sequence[dict[str, NDArray]]) -> None:
+    def __init__(self, manifest: Manifest, answers: Sequence[dict[str, NDArray[Any]]]) -> None:
         self.manifest = manifest
         self.details: dict[str, Any] = {}
         self._answers = list(answers)
         self.next = 0
 
-    def run(self, tensor: NDArray) -> NDArray:
+    def run(self, tensor: NDArray[Any]) -> NDArray[Any]:
         return self.run_named({})[self.manifest.output_name]
 
-    def run_named(self, tensors: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    def run_named(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.next += 1
         return self._answers[(self.next - 1) % len(self._answers)]
 
@@ -148,7 +148,7 @@ def prompted_model(labels: Labels, per_side: int) -> PromptedRegionModel:
         outputs=outputs,
     )  # fmt: skip
     config = SegmentationConfig(prompts=PromptConfig(points_per_side=per_side))
-    features: dict[str, NDArray] = {"embedding": np.zeros(1, np.float32)}
+    features: dict[str, NDArray[Any]] = {"embedding": np.zeros(1, np.float32)}
     half = _Answers(decoder, answers)
     model = PromptedRegionModel(_Answers(encoder, [features]), half, config)
     half.next = 0  # the model has tried it

@@ -46,7 +46,7 @@ WESTAR_BASE: dict[str, Any] = {
     "keep": 0,
     "network": {"kind": "unet", "source": "embedded"},
     "tune": {"pattern": ".*"},
-    "labels": {"from_depth": False},
+    "labels": {"from_depth": False, "probability": 0.0},
     "loss": {"weak": 2.0, "reg": 0.01, "margin": 0.3, "mask_px": 48},
     "loop": {
         "steps": 500,
@@ -64,6 +64,19 @@ ALONE: dict[str, Any] = {"loss.weak": 0, "loss.reg": 0}
 WESTAR = (
     Variant("source", None),
     Variant("WeSTAR", {}),
+    Variant("weights as published", {"loss.weak": 0.001, "loss.reg": 1.0, "loss.margin": 0.05}),
+    Variant(
+        "as westar_embedded.yaml",  # chosen by `study labels`, after the rows below were judged
+        {
+            "loss.known": 0.1,
+            "loss.st": 0.3,
+            "loss.weak": 4.0,
+            "loss.reg": 0.001,
+            "loss.margin": 0.5,
+            "weak.smallest_crop": 0.75,
+            "labels.probability": 0.5,
+        },
+    ),
     Variant("WeSTAR, rooms of the source kept", {"loss.known": 12.0}),
     Variant(
         "held by answers alone, half the update",

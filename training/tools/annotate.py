@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import ipaddress
 import json
+import os
+import re
 import threading
 import webbrowser
 from collections import Counter
@@ -35,6 +38,7 @@ from training.data.ordinal_labels import (
     append_label,
     mended,
     read_labels,
+    require_ours,
     write_labels,
 )
 from training.data.samples import DataError
@@ -44,6 +48,7 @@ LONGEST_ASKED_PX = 320  # the regions that points are drawn from are found at th
 APART = 0.08  # least distance of two points over the image's diagonal
 ROOM_PX = 4.0  # at that size: regions that are narrower everywhere are not asked about
 LARGEST_ANSWER = 4096  # bytes of a request
+READ_TIMEOUT_S = 20.0  # of a connection that says nothing
 
 
 def propose(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -93,6 +98,7 @@ class Session:
         self.lock = threading.Lock()
         # Question q is the (q // images)-th one of image q % images.
         self.total = per_image * len(self.names)
+        require_ours(out)
         self.mended = mended(out)
         self.pairs = read_labels(out) if out.exists() else []
         self._answered = {_place(pair) for pair in self.pairs}
@@ -113,7 +119,7 @@ class Session:
 
     def _propose(self, question: int) -> tuple[int, int, int, int]:
         index, turn = question % len(self.names), question // len(self.names)
-        rng = np.random.default_rng([self.seed, turn, *self.names[index].encode()])
+        rng = np.random.default_rng([self.seed, turn, *os.fsencode(self.names[index])])
         return propose(self._image(index), rng)
 
     def _is_answered(self, question: int) -> bool:
@@ -222,15 +228,44 @@ def _place(pair: Pair) -> tuple[str, int, int, int, int]:
 
 class _Handler(BaseHTTPRequestHandler):
     session: Session
+    hosts: frozenset[str]
+    anywhere: bool
+    timeout = READ_TIMEOUT_S
+
+    def _is_local(self) -> bool:
+        """Whether the request names this server; 400 or 403 is sent where it does not.
+
+        Another site's name that resolves to this machine (DNS rebinding) must not read or answer.
+        """
+        names = self.headers.get_all("Host") or []
+        if len(names) != 1 or not names[0].isascii():
+            self._refuse(HTTPStatus.BAD_REQUEST, "The request must have one Host.")
+            return False
+        name = names[0].strip().lower()
+        host = name.rpartition(":")[0] if re.search(r":\d*$", name) else name
+        if host not in self.hosts and not _is_address(host, self.anywhere):
+            self._refuse(
+                HTTPStatus.FORBIDDEN, f"This page is served as {sorted(self.hosts)[0]} only."
+            )
+            return False
+        return True
+
+    def _refuse(self, status: HTTPStatus, sentence: str) -> None:
+        self.close_connection = True  # what the request still holds is not read
+        self._fail(status, sentence)
 
     def do_GET(self) -> None:
+        if not self._is_local():
+            return None
         session = self.session
         if self.path == "/":
             return self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
         if self.path == "/state":
             return self._json(lambda: True)
         number = self.path.removeprefix("/image/")
-        if number != self.path and number.isdigit() and int(number) < len(session.names):
+        if self.path == "/favicon.ico":
+            return self._send(b"", "image/x-icon", "max-age=86400", HTTPStatus.NO_CONTENT)
+        if number != self.path and _is_count(number) and int(number) < len(session.names):
             try:
                 with session.lock:
                     content = session.image(int(number))
@@ -240,19 +275,22 @@ class _Handler(BaseHTTPRequestHandler):
         return self._fail(HTTPStatus.NOT_FOUND, "There is no such page.")
 
     def do_POST(self) -> None:
+        if not self._is_local():
+            return None
         size = self.headers.get("Content-Length", "")
         # Other pages in the same browser cannot send this type without being asked.
         if self.headers.get("Content-Type") != "application/json":
-            return self._fail(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send application/json.")
-        if not size.isdigit() or int(size) > LARGEST_ANSWER:
-            self.close_connection = True
-            return self._fail(HTTPStatus.BAD_REQUEST, "The request has no or too large a size.")
+            return self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send application/json.")
+        if not _is_count(size) or int(size) > LARGEST_ANSWER:
+            return self._refuse(HTTPStatus.BAD_REQUEST, "The request has no or too large a size.")
         try:
             request = json.loads(self.rfile.read(int(size)) or b"{}")
             question = int(request.get("question", -1))
             relation = str(request.get("relation", ""))
-        except (ValueError, AttributeError, TypeError):
-            return self._fail(HTTPStatus.BAD_REQUEST, "The request is no JSON object.")
+        except TimeoutError:
+            return self._refuse(HTTPStatus.REQUEST_TIMEOUT, "The request did not come to its end.")
+        except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+            return self._refuse(HTTPStatus.BAD_REQUEST, "The request is no JSON object.")
         session = self.session
         if self.path == "/answer":
             return self._json(lambda: session.answer(question, relation))
@@ -287,17 +325,44 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", cache)
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD" and status != HTTPStatus.NO_CONTENT:
+            self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent: the terminal is for the user."""
 
 
+def _is_count(text: str) -> bool:
+    """Whether a text is a number of a few ASCII digits: int() takes more than HTTP does."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
+
+
+def _is_address(host: str, anywhere: bool) -> bool:
+    """Whether a host is an IP address, of this machine unless `anywhere`: no name that a stranger's
+    server could resolve.
+    """
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return anywhere or address.is_loopback
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away, or sends what is no HTTP, is no news for the terminal."""
+
+
 def serve(session: Session, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
     """A server of the page, not yet running; port 0: any that is free. Raises DataError."""
-    handler = type("Handler", (_Handler,), {"session": session})
+    hosts = frozenset({host.lower(), "localhost"} - {""})
+    anywhere = host != "localhost" and not _is_address(host, anywhere=False)
+    content = {"session": session, "hosts": hosts, "anywhere": anywhere}
+    handler = type("Handler", (_Handler,), content)
     try:
-        return ThreadingHTTPServer((host, port), handler)
+        return _Server((host, port), handler)
     except OSError as error:
         raise DataError(
             f"The page cannot be served on {host}:{port} ({error.strerror}); choose another --port."
@@ -332,6 +397,14 @@ def command(args: argparse.Namespace, console: Console) -> None:
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        console.print(f"\n{len(session.pairs)} labels in {args.out}.")
+        console.print(f"\n{len(session.pairs)} labels in {args.out}.", highlight=False)
+        if session.pairs:
+            console.print(
+                f"Next: python -m training labels split {args.out} --out-train train.csv --out-held"
+                " held.csv",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
     finally:
         server.server_close()

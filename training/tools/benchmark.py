@@ -139,7 +139,7 @@ def command(args: argparse.Namespace, console: Console) -> None:
     settings = config.to_dict(cfg)
 
     def build() -> Recipe:
-        return module.build(cfg, Console(quiet=True))  # type: ignore[no-any-return]
+        return module.build(cfg, Console(quiet=True))
 
     if args.peak:
         print(json.dumps(peak_mb(args.peak, build, cfg.loop, settings)))

@@ -66,14 +66,16 @@ class DetailParameters:
     """How strongly the detail counts.
 
     prior_weight: of U against the points about a cell, inf: no detail. clip: log depth. radius:
-    cells. prior: weight of a point at the usual distance, which prior_weight multiplies. error:
-    (m,) left-out relative error of the points tried; mean_error: its mean, weighted by trust.
+    cells. prior: weight of a point at the usual distance, which prior_weight multiplies. miss: (m,)
+    log depth of the points tried minus what is predicted without them; error: (m,) the same as a
+    relative error; mean_error: its mean, weighted by trust.
     """
 
     prior_weight: float
     clip: float
     radius: float
     prior: float
+    miss: Floats
     error: Floats
     mean_error: float
 
@@ -100,6 +102,11 @@ def choose_detail(
     start = features.log_base[which] + update
     r2 = (features.grid_row[which, None] - features.grid_row[index]) ** 2
     r2 += (features.grid_col[which, None] - features.grid_col[index]) ** 2
+    # Between scan lines the points across are too far to be near a pixel; they count from where the
+    # nearest point of a pixel is.
+    nearest = np.where(missing, np.inf, r2).min(axis=1)
+    pixels = (left_out.distance * features.length_px / features.grid.cell_px) ** 2
+    r2 *= np.minimum(pixels / np.maximum(nearest, 1e-9), 1)[:, None]
     step = start[:, None] - surface.at_point[index]
     colour_step = ((features.colour[which, None] - features.colour[index]) ** 2).sum(axis=2)
     unlike = 1 + SURFACE_GAIN * step * step + COLOUR_GAIN * colour_step
@@ -122,11 +129,12 @@ def choose_detail(
             away = abs(a - USUAL_CHOICE[0]) + abs(b - USUAL_CHOICE[1])
             loss = float(error @ left_out.weight) * (1 + penalty * away)
             if best is None or loss < best[0]:
-                best = loss, prior_weight, clip, np.abs(np.expm1(truth - estimate))
+                best = loss, prior_weight, clip, truth - estimate
     assert best is not None
-    _, prior_weight, clip, error = best
+    _, prior_weight, clip, miss = best
+    error = np.abs(np.expm1(miss))
     mean_error = float(np.average(error, weights=left_out.weight))
-    return DetailParameters(prior_weight, clip, radius, prior, error, mean_error)
+    return DetailParameters(prior_weight, clip, radius, prior, miss, error, mean_error)
 
 
 def _reach(features: FieldFeatures, left_out: LeaveOut) -> tuple[float, float]:

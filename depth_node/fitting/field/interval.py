@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from depth_node.fitting.field.detail import DetailParameters
-from depth_node.fitting.field.features import NUGGETS, FieldFeatures
+from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.kernels import Kriged
-from depth_node.fitting.field.lattice import Floats, Map, resized, sample
+from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded, sample
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.robust import weighted_quantile
 from depth_node.metrics import NORMAL_95
@@ -26,9 +26,10 @@ VARIANCE_POWER, SILL_POWER = 1.4, 1.35  # wide intervals are still too narrow, n
 MIN_SPREAD = 1e-3
 FAR_GROWTH = 8.0  # per correlation length of position beyond the points' spacing
 EDGE_GROWTH, EDGE_CAP = 12.0, 0.5  # per unit of a step of log depth, up to such a step
+EDGE_CELLS = 4  # of the grid, within which an edge may be out of place
+MIN_EDGE_POINTS = 100  # fewer points do not tell edges from wrong points
 FEW_GROWTH, FEW_GROWTH_SQUARED = 8.0, 40.0  # over n and n^2
-NOISE_FRACTION = 0.6  # of the points' noise that left-out errors are freed of
-MIN_BOUND_FRACTION, MIN_BOUND_POINTS = 0.1, 15.0  # of a squared bound that stays: a + b / n
+MIN_BOUND_FRACTION = 0.1  # of a squared bound that stays without the points' declared noise
 
 
 @dataclass(frozen=True)
@@ -54,34 +55,51 @@ def relative_bound(
     parameters: DetailParameters,
     log_depth: Map,
     nodes: Kriged,
+    range_noise_m: float,
 ) -> Bound:
     """The spread of every cell, widened so that the left-out points lie within theirs.
 
     nodes: (1, M) of kriging at the nodes. log_depth: (h, w) of the answer: at its steps an edge
-    that is out of place by a pixel is wrong by the height of the step.
+    that is out of place by a pixel is wrong by the height of the step. range_noise_m: m, declared
+    standard deviation of the points, 0: unknown.
     """
-    variance, sill = nodes.variance[0], nodes.sill[0]
     step = cv2.morphologyEx(log_depth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     edge = 1 + np.float32(EDGE_GROWTH) * np.minimum(step, np.float32(EDGE_CAP))
-    far = resized(left_out.far_px, features.nodes.size).reshape(-1) / features.length_px
     which = left_out.which
-    own = _spread(left_out.variance, left_out.sill, left_out.distance, left_out)
+    pixels, own = spreads(features, left_out, nodes)
     own *= sample(edge, features.grid_row[which], features.grid_col[which])
     probability = min(COVERAGE + 0.8 / len(own), 1.0)
     # The largest of few errors is no bound of the next.
     factor = 1 + FEW_GROWTH / left_out.points + FEW_GROWTH_SQUARED / left_out.points**2
-    factor *= weighted_quantile(parameters.error / own, left_out.weight, probability)
-    spread = factor * _spread(variance, sill, far.astype(np.float64), left_out)
-    bound = features.nodes_on_grid(spread) * edge
-    # A point has measurement noise, a pixel has not. The smallest nugget is structure that the
-    # points are too sparse for; the rest is mostly noise.
-    noise = (left_out.nugget - NUGGETS[0]) * _local_sill(sill, left_out)
-    squared = np.square(bound, out=bound)
-    fraction = min(MIN_BOUND_FRACTION + MIN_BOUND_POINTS / left_out.points, 1.0)
-    without_noise = squared - features.nodes_on_grid(NOISE_FRACTION * NORMAL_95**2 * noise)
-    relative: Map = np.sqrt(np.maximum(without_noise, np.float32(fraction) * squared))
-    coverage = float(np.average(parameters.error <= factor * own, weights=left_out.weight))
-    return Bound(relative, factor, coverage)
+    weight = left_out.weight
+    if left_out.points >= MIN_EDGE_POINTS:
+        weight = np.maximum(weight, beside_edges(features, which, log_depth))
+    factor *= weighted_quantile(parameters.error / own, weight, probability)
+    bound = features.nodes_on_grid(factor * pixels) * edge
+    if range_noise_m > 0:
+        # A point has measurement noise, a pixel has not. (The nugget is no measure of it: where a
+        # good network leaves little, it is structure that the points are too sparse for.)
+        noise = np.square(np.float32(NORMAL_95 * range_noise_m) * np.exp(-log_depth))
+        squared = np.square(bound)
+        bound = np.sqrt(np.maximum(squared - noise, np.float32(MIN_BOUND_FRACTION) * squared))
+    coverage = float(np.average(parameters.error <= factor * own, weights=weight))
+    return Bound(bound, factor, coverage)
+
+
+def beside_edges(features: FieldFeatures, which: Integers, log_depth: Map) -> Floats:
+    """(m,) 1 where a point is as deep as some cell about it, else 0.
+
+    A network with soft edges puts honest points beside them on the wrong side, where they look like
+    outliers. The interval must hold them; a wrong point is seldom as deep as anything near it.
+    """
+    reach = np.arange(-EDGE_CELLS, EDGE_CELLS + 1)
+    height, width = log_depth.shape
+    rows = np.clip(rounded(features.grid_row[which])[:, None] + reach, 0, height - 1)
+    cols = np.clip(rounded(features.grid_col[which])[:, None] + reach, 0, width - 1)
+    about = log_depth[rows[:, :, None], cols[:, None, :]].reshape(len(which), -1)
+    log_z = features.y[which] + features.log_base[which] + features.middle
+    inside = (about.min(axis=1) <= log_z) & (log_z <= about.max(axis=1))
+    return inside.astype(np.float64)
 
 
 def _local_sill(sill: Floats, left_out: LeaveOut) -> Floats:
@@ -90,6 +108,18 @@ def _local_sill(sill: Floats, left_out: LeaveOut) -> Floats:
     middle = float(np.average(left_out.sill, weights=left_out.weight))
     result: Floats = (count * sill + SILL_PRIOR * middle) / (count + SILL_PRIOR)
     return result
+
+
+def spreads(features: FieldFeatures, left_out: LeaveOut, nodes: Kriged) -> tuple[Floats, Floats]:
+    """Relative standard deviation, up to a common factor, at the M nodes and the m left-out points.
+
+    nodes: (1, M) of kriging at the nodes.
+    """
+    far = resized(left_out.far_px, features.nodes.size).reshape(-1) / features.length_px
+    return (
+        _spread(nodes.variance[0], nodes.sill[0], far.astype(np.float64), left_out),
+        _spread(left_out.variance, left_out.sill, left_out.distance, left_out),
+    )
 
 
 def _spread(variance: Floats, sill: Floats, distance: Floats, left_out: LeaveOut) -> Floats:

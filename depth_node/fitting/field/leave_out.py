@@ -23,6 +23,7 @@ VALIDATION_POINTS = 256
 TRIM = 0.97  # weight of the smallest errors, of which the mean judges a nugget
 MATCH_SLACK = 1.3  # a hole up to this times the own distance is not needed
 MAX_ELONGATION = 4.0  # of a hole
+LINES = 2.0  # elongation from which points count as scan lines
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def matched_hole(
 
     The k-th closest of the points is predicted from the distance that the k-th closest of the
     pixels without a point has, in ranks as fractions. Along a scan line the hole is longer, as
-    pixels between two lines have their nearest points across.
+    pixels between two lines have their nearest points across; so it also is needed where the next
+    point of the line is as near as that: along lines the depth of a floor hardly changes.
     """
     position = features.points.feature[:, :2]
     step = position[which, None] - position[np.maximum(indices, 0)]
@@ -145,18 +147,20 @@ def matched_hole(
     closest = all_distances.argmin(axis=1)
     own = all_distances.min(axis=1)
     rank = np.argsort(np.argsort(own, kind="stable"), kind="stable")
+    circle = np.array(CIRCLE)
+    towards = step[np.arange(len(which)), closest][np.isfinite(own) & (own > 0)]
+    form, elongation = circle, 1.0
+    if len(towards):
+        towards /= np.sqrt((towards**2).sum(axis=1, keepdims=True))
+        strength, axes = np.linalg.eigh(towards.T @ towards / len(towards))
+        elongation = min(math.sqrt(strength[1] / max(strength[0], 1e-9)), MAX_ELONGATION)
+        matrix = axes @ np.diag([1.0, 1.0 / elongation**2]) @ axes.T
+        form = np.array([matrix[0, 0], matrix[0, 1], matrix[1, 1]])
     far = far_px[::4, ::4]
     far = np.sort(far[far > 0] if (far > 0).any() else far, axis=None).astype(np.float64)
     matched = far[((rank + 0.5) / len(which) * len(far)).astype(np.int64)] / features.length_px
-    needed = matched > MATCH_SLACK * own + 0.5 / features.length_px
+    along = elongation if elongation >= LINES else 1.0
+    needed = along * matched > MATCH_SLACK * own + 0.5 / features.length_px
     hole = np.where(needed, matched, 0.0)
     distance = np.where(hole > 0, hole, own)
-    circle = np.array(CIRCLE)
-    towards = step[np.arange(len(which)), closest][np.isfinite(own) & (own > 0)]
-    if not (hole > 0).any() or len(towards) == 0:
-        return hole, circle, distance
-    towards /= np.sqrt((towards**2).sum(axis=1, keepdims=True))
-    strength, axes = np.linalg.eigh(towards.T @ towards / len(towards))
-    elongation = min(math.sqrt(strength[1] / max(strength[0], 1e-9)), MAX_ELONGATION)
-    form = axes @ np.diag([1.0, 1.0 / elongation**2]) @ axes.T
-    return hole, np.array([form[0, 0], form[0, 1], form[1, 1]]), distance
+    return hole, form if (hole > 0).any() else circle, distance

@@ -3,13 +3,20 @@
 
 The answers of single frames tremble: other points, other noise. Where the scene stands still the
 answers of several frames are averaged (in log depth, on the field's grid), as a Kalman filter with
-a bounded memory would. Old answers are moved with the camera when its pose is known. They lose
-their weight
+a bounded memory would. Old answers are moved with the camera when its pose is known. An old answer
+of n frames counts
 
-- everywhere, when they predict the new points worse than the new frame's own left-out points are
-  predicted (the camera moved without a known pose, the scene changed),
-- about new points that contradict them, and where the image or the network's answer changed,
-- altogether, after a jump in time, a change of the image's size or camera, or a new scene.
+    w = min(memory, 1 / (1 + 1/n + (q / e)^2))
+
+with e the frame's own error and q by how much the old answer may be out of date in that cell:
+
+- what still moves in the image (the camera without a pose, or with a wrong one; things of their
+  own) displaces the edges of the old answer,
+- the new points about the cell miss the old answer to one side.
+
+It counts nothing where image or network changed altogether, and everywhere less by the fraction
+that predicts the points best that the frame's own answer is tested with: those left out. After a
+jump in time, a change of the image's size or a new scene it is forgotten.
 """
 
 from __future__ import annotations
@@ -26,22 +33,33 @@ from numpy.typing import NDArray
 from depth_node.fitting.field.base import Base
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.lattice import Floats, Map, rounded
+from depth_node.fitting.field.interval import spreads
+from depth_node.fitting.field.kernels import Kriged
+from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.settings import TemporalConfig
-from depth_node.fitting.robust import STD_TO_MAD, weighted_quantile
+from depth_node.fitting.field.trust import Evidence, displacement, local_bias
+from depth_node.fitting.robust import MAD_TO_STD, weighted_quantile
 from depth_node.prediction import Prediction
 
-# An old answer counts fully while its median error at new points is below the first of these times
-# the expected one, and not at all above the second.
-ERROR_LIMITS = (1.05, 1.45)
-LARGE_ERROR_QUANTILE = 0.85  # of the errors, shows edges that are out of place
+HALF = 2  # image, network and weights are remembered on every second cell of the grid
 NEW_SCENE = 0.6  # fraction of changed cells that makes a new scene
 CHANGED_COLOUR = 0.35  # of a correlation length of colour, after blurring
 CHANGED_BASE = 0.08  # log of the network's map
-CONTRADICTION = 3.0  # times the expected error
-MIN_CONTRADICTION = 0.04  # log depth
+MIN_POINTS = 4  # that judge an old answer
 MAX_MEDIAN_POINTS = 2000  # more points estimate the median shift no better
+ROUNDED = 0.25  # cells by which an answer is out of place that was moved with the camera
+CHANGE_PER_CELL = 0.015  # log depth by which what moves one cell in the image may come nearer
+MOVING = 0.5  # cells of displacement that leave no doubt of a motion
+MOVING_FRACTION = 0.4  # of the image, that leaves no trust in the rest without evidence
+MIN_JUDGED_WEIGHT = 0.02  # of an old answer that a left-out point judges
+DOUBT = (
+    1.0  # standard errors by which left-out points are believed less, or more in one frame alone
+)
+LARGEST_STEP = 4.0  # towards the old answer, over the expected error: more is an edge out of place
+MAX_FRACTION = 1.5  # of the weights, where left-out points want more
+FAIR_DISTANCE = 0.5  # from an earlier point, over that of a left-out point from the others
+MIN_ERROR = 1e-5  # log depth
 
 
 @dataclass(frozen=True)
@@ -59,11 +77,13 @@ class Pose:
 class FieldAnswer:
     """One frame's answer on the grid, for the memory.
 
-    log_depth: (h, w) float32. values: (h, w) of the network; log_base makes log metres of such a
-    map with this frame's base. colour: (3, h, w) in correlation lengths. row, col, log_z, trust:
-    (n,) points on the grid and how far they are to be believed, 0 to 1. error, large_error: median
-    and LARGE_ERROR_QUANTILE of the expected errors of log depth at new points. height, width: of
-    the image.
+    log_depth: (h, w) float32. values: (h/2, w/2) of the network; log_base makes log metres of such
+    a map with this frame's base. colour: (3, h/2, w/2) in correlation lengths. row, col, log_z,
+    trust: (n,) points on the grid and how far they are to be believed, 0 to 1. tested: (m,) of the
+    points that were left out in turn, miss: (m,) by how much their log depth was missed then.
+    distance_px: (m,) from which. error: median of the misses' size. expected: (h/2, w/2) median
+    errors of pixels. far_px: (h/2, w/2) distance from the nearest point. height, width: of the
+    image.
     """
 
     log_depth: Map
@@ -74,8 +94,12 @@ class FieldAnswer:
     col: Floats
     log_z: Floats
     trust: Floats
+    tested: Integers
+    miss: Floats
+    distance_px: Floats
     error: float
-    large_error: float
+    expected: Map
+    far_px: Map
     height: int
     width: int
 
@@ -89,26 +113,34 @@ class FieldAnswer:
         left_out: LeaveOut,
         parameters: DetailParameters,
         outlier: Floats,
+        nodes: Kriged,
     ) -> FieldAnswer:
         """The answer of a frame whose log depth on the grid is log_depth (h, w).
 
-        outlier: (n,) probability that a point is one.
+        outlier: (n,) probability that a point is one. nodes: (1, M) of kriging at the nodes.
         """
+        pixels, tested = spreads(features, left_out, nodes)
+        expected = pixels * weighted_quantile(parameters.error / tested, left_out.weight, 0.5)
         values = prediction.values
         if base.unknown is not None:
             values = np.where(base.unknown, np.float32(0), values)
-        size, area = features.grid.size, cv2.INTER_AREA
+        size = (max(1, features.grid.size[0] // HALF), max(1, features.grid.size[1] // HALF))
+        colour = [_reduced(plane, size) for plane in features.grid_colour]
         return cls(
             log_depth=log_depth,
-            values=np.asarray(cv2.resize(values, size, interpolation=area)),
+            values=_reduced(values, size),
             log_base=base.log_metres,
-            colour=features.grid_colour,
+            colour=np.stack(colour),
             row=features.grid_row,
             col=features.grid_col,
             log_z=features.y + features.log_base + features.middle,
             trust=1 - outlier,
+            tested=left_out.which,
+            miss=parameters.miss,
+            distance_px=left_out.distance * features.length_px,
             error=weighted_quantile(parameters.error, left_out.weight, 0.5),
-            large_error=weighted_quantile(parameters.error, left_out.weight, LARGE_ERROR_QUANTILE),
+            expected=resized(expected.astype(np.float32).reshape(features.nodes.shape), size),
+            far_px=_every_second(left_out.far_px, size),
             height=features.image[0],
             width=features.image[1],
         )
@@ -117,9 +149,11 @@ class FieldAnswer:
 @dataclass(frozen=True)
 class _Past:
     log_depth: Map
-    frames: Map  # how many frames the cell's answer is made of
+    frames: Map  # (h/2, w/2) how many frames the answer is made of
     values: Map | None  # None after a move: a network sees other values from another place
-    colour: Map
+    colour: Map  # made of the same frames as the answer
+    far_px: Map  # (h/2, w/2) from the last frame's nearest point
+    evidence: Evidence
     stamp_ns: int
     pose: Pose | None
     size: tuple[int, int]
@@ -151,24 +185,33 @@ class FieldState:
     def blend(self, answer: FieldAnswer, config: TemporalConfig) -> Map:
         """(h, w) log depth of the frame averaged with the remembered one; is remembered itself."""
         past, changed = self._usable_past(answer, config)
-        if past is None:
-            frames: Map = np.ones(answer.log_depth.shape, np.float32)
-            blended = answer.log_depth
-            self.old_weight = 0.0
-        else:
-            shift, weight = _trust(past, changed, answer)
-            old = past.log_depth + np.float32(shift)
-            weight *= np.minimum(past.frames / (past.frames + 1), np.float32(config.memory))
-            step = old - answer.log_depth
-            step[~(weight > 0)] = 0  # log depth that is not remembered may be NaN
-            blended = answer.log_depth + weight * step
+        blended, colour, evidence = answer.log_depth, answer.colour, Evidence()
+        frames: Map = np.ones(colour.shape[1:], np.float32)
+        self.old_weight = 0.0
+        if past is not None:
+            belief = _belief(past, changed, answer, config.memory)
+            weight, evidence = belief.weight, belief.evidence
+            step = past.log_depth + belief.shift
+            step -= answer.log_depth
+            size = (step.shape[1], step.shape[0])
+            largest = resized(LARGEST_STEP * answer.expected, size)
+            np.minimum(step, largest, out=step)
+            np.maximum(step, np.negative(largest, out=largest), out=step)
+            step *= resized(weight, size)
+            colour_step = (past.colour - colour) * weight
+            if past.values is None:
+                np.nan_to_num(step, copy=False)
+                np.nan_to_num(colour_step, copy=False)
+            blended, colour = blended + step, colour + colour_step
             frames = weight / np.maximum(1 - weight, np.float32(1e-3)) + 1
             self.old_weight = float(weight.mean())
         self._past = _Past(
             blended,
             frames,
             answer.values,
-            answer.colour,
+            colour,
+            answer.far_px,
+            evidence,
             self._stamp_ns,
             self._pose,
             (answer.height, answer.width),
@@ -178,7 +221,7 @@ class FieldState:
     def _usable_past(
         self, answer: FieldAnswer, config: TemporalConfig
     ) -> tuple[_Past | None, NDArray[np.bool_]]:
-        """The past moved to the new pose, or None for a new beginning; (h, w) where it changed."""
+        """The past moved to the new pose, or None for a new beginning; where it changed."""
         past = self._past
         nothing: NDArray[np.bool_] = np.zeros((0, 0), bool)
         if past is None or not config.enabled or config.memory == 0:
@@ -197,70 +240,113 @@ class FieldState:
         return past, changed
 
 
+@dataclass(frozen=True)
+class _Belief:
+    """shift: to add to the old log depth. weight: (h/2, w/2) of it in the new answer."""
+
+    shift: np.float32
+    weight: Map
+    evidence: Evidence
+
+
+def _reduced(plane: Map, size: tuple[int, int]) -> Map:
+    """A map at a smaller (width, height), averaged."""
+    return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _every_second(plane: Map, size: tuple[int, int]) -> Map:
+    """Every second cell of a map, at most (width, height) of them."""
+    return np.ascontiguousarray(plane[: HALF * size[1] : HALF, : HALF * size[0] : HALF])
+
+
 def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
-    """(h, w) cells whose colour or base changed more than noise would."""
-    colour = np.sqrt(((past.colour - answer.colour) ** 2).sum(axis=0))
-    changed = ~(cv2.blur(colour, (3, 3)) < CHANGED_COLOUR)
+    """(h/2, w/2) cells whose colour or base changed more than noise would."""
+    step = past.colour - answer.colour
+    step *= step
+    changed = ~(cv2.blur(step[0] + step[1] + step[2], (3, 3)) < CHANGED_COLOUR**2)
     if past.values is not None:
         step = answer.log_base(past.values) - answer.log_base(answer.values)
-        step -= np.float32(np.median(step[::4, ::4]))  # another scale alone is no change
+        step -= np.float32(np.median(step[2::5, 2::5]))  # another scale alone is no change
         changed |= ~(np.abs(step) < CHANGED_BASE)
     return changed
 
 
-def _trust(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer) -> tuple[float, Map]:
-    """Shift to add to the old log depth, and (h, w) how far that is to be believed, 0 to 1."""
-    rows = np.clip(rounded(answer.row), 0, past.log_depth.shape[0] - 1)
-    cols = np.clip(rounded(answer.col), 0, past.log_depth.shape[1] - 1)
-    miss = answer.log_z - past.log_depth[rows, cols].astype(np.float64)
+def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory: float) -> _Belief:
+    """How the old answer is to be used. changed: (h/2, w/2) where it is not."""
+    height, width = past.log_depth.shape
+    rows = np.clip(rounded(answer.row), 0, height - 1)
+    cols = np.clip(rounded(answer.col), 0, width - 1)
+    half_rows = np.minimum(rows // HALF, changed.shape[0] - 1)
+    half_cols = np.minimum(cols // HALF, changed.shape[1] - 1)
+    miss = answer.log_z - past.log_depth[rows, cols]
     comparable = np.isfinite(miss) & (answer.trust > 0.5)
-    weight = (~changed & np.isfinite(past.log_depth)).astype(np.float32)
-    if np.count_nonzero(comparable) < 4:
-        return 0.0, weight
-    expected = max(answer.error, 1e-3)
-    still = comparable & (weight[rows, cols] > 0)
-    if np.count_nonzero(still) < 4:
-        return 0.0, np.zeros_like(weight)
+    still = miss[comparable & ~changed[half_rows, half_cols]]
+    if len(still) < MIN_POINTS:
+        return _Belief(np.float32(0), np.zeros(changed.shape, np.float32), Evidence())
     # A camera that comes nearer shifts the whole map; the points show by how much.
-    number = np.count_nonzero(still)
-    some = miss[still][:: 1 + number // MAX_MEDIAN_POINTS]
+    some = still[:: 1 + len(still) // MAX_MEDIAN_POINTS]
     shift = float(np.median(some))
-    spread, large = np.quantile(np.abs(some - shift), [0.5, LARGE_ERROR_QUANTILE])
-    certainty = 1.5 * spread / math.sqrt(number)
-    shift = math.copysign(max(abs(shift) - certainty, 0.0), shift)
-    low, high = ERROR_LIMITS
-    ratio = max(spread / expected, large / max(answer.large_error, 1e-3))
-    weight *= np.float32(np.clip((high - ratio) / (high - low), 0, 1))
-    # Around a point that contradicts the past, the past is wrong; around one that agrees it holds.
-    limit = max(CONTRADICTION * expected / STD_TO_MAD, MIN_CONTRADICTION)
-    against = np.abs(miss - shift) > limit
-    if (against & comparable).any():
-        weight *= 1 - _contradiction(
-            rows[comparable], cols[comparable], against[comparable], weight.shape
-        )
-    return shift, weight
+    spread = MAD_TO_STD * float(np.median(np.abs(some - shift)))
+    shift = math.copysign(max(abs(shift) - spread / math.sqrt(len(still)), 0.0), shift)
+    miss -= shift
+    # Left-out points: from the answer without them to the point, and to the old answer.
+    tested = answer.tested[comparable[answer.tested]]
+    tested_miss = answer.miss[comparable[answer.tested]]
+    step = tested_miss - miss[tested]
+    largest = LARGEST_STEP * answer.expected[half_rows[tested], half_cols[tested]]
+    step = np.clip(step, -largest, largest)
+    # By how much points are missed has their noise in it, by how much two answers differ has not.
+    noiseless = 1.0
+    if len(step):
+        noiseless = min(float(np.median(np.abs(step))) / max(answer.error, MIN_ERROR), 1.0)
+    size = (changed.shape[1], changed.shape[0])
+    bias, trust = local_bias(
+        rows[comparable],
+        cols[comparable],
+        miss[comparable],
+        max(spread, MAD_TO_STD * answer.error),
+        (height, width),
+    )
+    moved = displacement(past.colour[0], answer.colour[0])
+    outdated = np.square(_misplaced(past, answer, moved)) + resized(bias, size)
+    outdated /= np.square(
+        np.maximum(np.float32(noiseless) * answer.expected, np.float32(MIN_ERROR))
+    )
+    limit = np.minimum(past.frames / (past.frames + 1), np.float32(memory))
+    weight = limit / (1 + limit * outdated)
+    weight *= resized(trust, size)
+    weight[changed] = 0
+    believed = weight[half_rows[tested], half_cols[tested]]
+    judged = believed > MIN_JUDGED_WEIGHT
+    # Where the last frame had a point too, the old answer is better than at the pixels between.
+    far_px = past.far_px[half_rows[tested], half_cols[tested]]
+    judged &= far_px >= FAIR_DISTANCE * answer.distance_px[comparable[answer.tested]]
+    now = Evidence.of((step * believed)[judged], tested_miss[judged])
+    evidence = past.evidence.and_then(now)
+    # Where much is seen to move, what seems to stand still is only too even to show it.
+    moving_fraction = float(np.minimum(moved, MOVING).mean()) / MOVING
+    prior = max(1 - moving_fraction / MOVING_FRACTION, 0.0)
+    fraction = min(evidence.fraction(prior, -DOUBT), now.fraction(prior, DOUBT))
+    weight *= np.float32(min(max(fraction, 0.0), MAX_FRACTION))
+    np.minimum(weight, limit, out=weight)
+    return _Belief(np.float32(shift), weight, evidence)
 
 
-def _contradiction(
-    rows: NDArray[np.int64],
-    cols: NDArray[np.int64],
-    against: NDArray[np.bool_],
-    shape: tuple[int, ...],
-) -> Map:
-    """(h, w) 0 to 1: how much the points around a cell contradict, 0 where there is none near."""
-    spacing = math.sqrt(shape[0] * shape[1] / len(rows))
-    size = 2 * round(min(max(spacing, 2.0), 24.0)) + 1
-    cell, cells = rows * shape[1] + cols, shape[0] * shape[1]
-
-    def around(which: NDArray[np.int64]) -> Map:
-        count = np.bincount(which, minlength=cells).reshape(shape).astype(np.float32)
-        border = cv2.BORDER_CONSTANT
-        summed = cv2.boxFilter(count, -1, (size, size), normalize=False, borderType=border)
-        return np.asarray(summed, np.float32)
-
-    fraction = around(cell[against]) / np.maximum(around(cell), np.float32(0.5))
-    # A third of the points about a cell is enough: an edge of what moved runs through.
-    return np.minimum(3 * np.maximum(fraction, 0), 1).astype(np.float32)
+def _misplaced(past: _Past, answer: FieldAnswer, moved: Map) -> Map:
+    """(h/2, w/2) error of the old log depth from what moved by so many cells (h/2, w/2)."""
+    height, width = moved.shape
+    half = slice(0, HALF * height, HALF), slice(0, HALF * width, HALF)
+    old = past.log_depth[half]
+    around = np.ones((3, 3), np.uint8)
+    if past.values is None:
+        old = np.where(np.isnan(old), answer.log_depth[half], old)
+    wrong: Map = np.asarray(
+        cv2.morphologyEx(np.ascontiguousarray(old), cv2.MORPH_GRADIENT, around), np.float32
+    )
+    wrong *= moved + np.float32(ROUNDED) if past.values is None else moved
+    wrong = np.asarray(cv2.dilate(wrong, around), np.float32)
+    wrong += np.float32(CHANGE_PER_CELL) * moved
+    return wrong
 
 
 def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:
@@ -301,20 +387,65 @@ def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:
     log_depth[target[first]] = np.log(depth[first])
     known = from_cell >= 0
     safe = np.maximum(from_cell, 0)
-    frames = np.where(known, past.frames.ravel()[safe], 0).astype(np.float32)
-    colour = past.colour.reshape(3, -1)[:, safe]
-    colour[:, ~known] = np.nan
-    filled = _filled(log_depth.reshape(height, width))
-    planes = [_filled(plane) for plane in colour.reshape(3, height, width)]
+    half_height, half_width = past.frames.shape
+    rows, cols = np.divmod(safe.reshape(height, width)[::HALF, ::HALF], width)
+    rows, cols = rows[:half_height, :half_width], cols[:half_height, :half_width]
+    rows = np.minimum(rows // HALF, half_height - 1)
+    cols = np.minimum(cols // HALF, half_width - 1)
+    frames, far_px = past.frames[rows, cols], past.far_px[rows, cols]
+    was_seen = known.reshape(height, width)[::HALF, ::HALF][:half_height, :half_width]
     return _Past(
-        filled,
-        np.maximum(frames.reshape(height, width), np.isfinite(filled)).astype(np.float32),
+        _filled(log_depth.reshape(height, width)),
+        np.where(was_seen, frames, np.float32(1)),
         None,
-        np.stack(planes),
+        _moved_colour(past.colour, source, target, first, (v, u), (height, width)),
+        np.where(was_seen, far_px, np.float32(0)),
+        past.evidence,
         past.stamp_ns,
         past.pose,
         past.size,
     )
+
+
+def _moved_colour(
+    colour: Map,
+    source: Integers,
+    target: Integers,
+    first: NDArray[np.bool_],
+    place: tuple[Map, Map],
+    shape: tuple[int, int],
+) -> Map:
+    """(3, h/2, w/2) colour of the past from the new pose, NaN where nothing is known.
+
+    source, target: cells of the grid (h, w) and where they appear, `first` those in front; place:
+    rows and columns of the targets before rounding.
+    """
+    height, width = shape
+    maps = []
+    for at, (come, arrive) in enumerate(
+        zip(np.divmod(source[first], width), np.divmod(target[first], width), strict=True)
+    ):
+        from_where: Map = np.full(height * width, np.nan, np.float32)
+        # The cell that is in the middle of the target came from so far beside its source.
+        from_where[target[first]] = come - (place[at][first] - arrive)
+        whole = _filled(from_where.reshape(shape))
+        maps.append(
+            (whole[: HALF * colour.shape[1] : HALF, : HALF * colour.shape[2] : HALF]) / HALF
+        )
+    unknown = ~np.isfinite(maps[0])
+    row, col = (np.where(unknown, np.float32(-1e4), each) for each in maps)
+    moved = [
+        cv2.remap(
+            plane,
+            col,
+            row,
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=float("nan"),
+        )
+        for plane in colour
+    ]
+    return np.stack(moved).astype(np.float32)
 
 
 def _filled(plane: Map) -> Map:

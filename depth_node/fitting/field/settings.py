@@ -51,10 +51,20 @@ class FieldConfig:
         minimum=0.01,
         maximum=100.0,
     )
+    range_noise_m: float = option(
+        0.0,
+        "Standard deviation of a point's measured depth, as the sensor's data sheet gives it; the "
+        "interval of the depth map is freed of it. 0: unknown, then the interval holds measured "
+        "points rather than the surfaces under them.",
+        unit="m",
+        minimum=0.0,
+        maximum=10.0,
+    )
     temporal: TemporalConfig = section(TemporalConfig, "What is remembered from frame to frame.")
     compiler: str = option(
         "auto",
-        "numba: refuse to start without it rather than run 40 times slower; numpy: run without "
+        "Form of the inner loops; numba: refuse to start without it rather than run 40 times"
+        " slower; numpy: run without "
         "numba and without its warning; auto: numba where it is installed.",
         choices=COMPILERS,
     )

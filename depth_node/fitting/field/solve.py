@@ -87,10 +87,12 @@ def solve(
     update += np.float32(features.middle)  # log of what B is multiplied by
     log_depth = features.grid_log + update
     if state is not None:
-        answer = FieldAnswer.of(prediction, base, features, log_depth, left_out, detail, outlier)
+        answer = FieldAnswer.of(
+            prediction, base, features, log_depth, left_out, detail, outlier, nodes
+        )
         update = state.blend(answer, config.temporal) - features.grid_log
         log_depth = features.grid_log + update
-    bound = relative_bound(features, left_out, detail, log_depth, nodes)
+    bound = relative_bound(features, left_out, detail, log_depth, nodes, config.range_noise_m)
     size = (base.map.shape[1], base.map.shape[0])
     out = resized(np.exp(update), size)
     out *= base.map

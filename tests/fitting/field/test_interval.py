@@ -3,14 +3,31 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from depth_node.config import replace
-from depth_node.fitting import FitConfig
-from depth_node.fitting.field.interval import forget_far
-from tests.helpers.field_room import FIELD, WIDTH, Room, inside, measure, network, solved
+from depth_node.fitting import FitConfig, fit
+from depth_node.fitting.field import kernels
+from depth_node.fitting.field.interval import beside_edges, forget_far
+from depth_node.fitting.field.lattice import rounded
+from depth_node.fitting.field.leave_out import LeaveOut
+from depth_node.metrics import NORMAL_95
+from depth_node.prediction import Prediction
+from tests.helpers import sequences
+from tests.helpers.field_room import (
+    FIELD,
+    WIDTH,
+    Room,
+    inside,
+    measure,
+    network,
+    room_features,
+    solved,
+    with_depth,
+)
 
 
 @pytest.mark.parametrize("count", [50, 250, 1000])
@@ -58,3 +75,48 @@ def test_interval_is_forgotten_beyond_the_limit_alone() -> None:
     assert np.isfinite(std).all()
     forget_far(std, far_px, 0.25)
     assert np.isfinite(std[:, :19]).all() and np.isnan(std[:, 21:]).all()
+
+
+@pytest.mark.parametrize("points", ["250 points", "lines", "dense lines"])
+def test_interval_holds_on_a_road_with_a_good_network_of_soft_edges(points: str) -> None:
+    """What such a network leaves is structure, not noise of the points."""
+    view = sequences.kind("drive").views[0]
+    disparity = 1 / (view.depth * sequences.bend(0, 0.03, (4, 5)))
+    soft = cv2.GaussianBlur(disparity, (0, 0), 1.0)
+    given = Prediction((3 * soft + 0.2).astype(np.float32), "disparity_affine_invariant")
+    measured = (
+        sequences.scattered(view, 0, 250, 0.0)
+        if points == "250 points"
+        else sequences.POINTS[points](view, 0)
+    )
+    result = fit(given, measured, image=view.image, config=FIELD)
+    held = np.abs(result.depth - view.depth) <= NORMAL_95 * result.std
+    assert 0.92 <= held.mean() <= 0.99
+
+
+def test_declared_range_noise_is_taken_from_the_interval_alone(room: Room) -> None:
+    points = measure(room, 1000)
+    noise_m = 0.05
+    noisy = points.depth + noise_m * np.random.default_rng(0).standard_normal(1000)
+    points, given = with_depth(points, noisy), network(room, amplitude=0.03)
+    unknown = solved(room, points, prediction=given)
+    config = replace(FIELD, {"field.range_noise_m": noise_m})
+    declared = solved(room, points, config, prediction=given)
+    np.testing.assert_array_equal(declared.depth, unknown.depth)
+    assert (declared.std < unknown.std).all()
+    assert np.median(declared.std / unknown.std) < 0.85
+    assert inside(declared, room.depth) >= 0.93
+    assert inside(unknown, room.depth) >= inside(declared, room.depth)
+
+
+def test_point_beside_an_edge_is_told_from_a_wrong_one(room: Room) -> None:
+    """One as deep as what lies beyond the edge, the other as nothing near."""
+    features = room_features(room, measure(room, 400))
+    left_out = LeaveOut.of(features, np.zeros(len(features)), 10, kernels.kernels("auto"))
+    which = left_out.which[:2]
+    log_z = (features.y + features.log_base + features.middle)[which]
+    log_depth: NDArray[np.float32] = np.zeros(features.grid.shape, np.float32)
+    log_depth[:] = log_z.min() - 1
+    row, col = rounded(features.grid_row)[which[0]], rounded(features.grid_col)[which[0]]
+    log_depth[row, min(col + 2, log_depth.shape[1] - 1)] = log_z[0] + 0.1
+    np.testing.assert_array_equal(beside_edges(features, which, log_depth), [1, 0])

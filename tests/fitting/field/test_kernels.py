@@ -170,6 +170,7 @@ def test_numba_that_is_missing_costs_time_and_says_so(caplog: pytest.LogCaptureF
         kernels.kernels("numba")
 
 
+@pytest.mark.slow
 def test_without_a_folder_for_machine_code_it_is_compiled_anew_and_said_once() -> None:
     pytest.importorskip("numba")
     code = """
@@ -205,6 +206,7 @@ def test_numba_that_cannot_be_loaded_is_as_good_as_missing(tmp_path: Path) -> No
     assert "cannot be loaded (ImportError: Numba needs NumPy 1.21 or less)" in done.stderr
 
 
+@pytest.mark.slow
 def test_machine_code_is_kept_from_one_start_to_the_next(tmp_path: Path) -> None:
     """Named tuples among the arguments do not keep numba from finding what it compiled before."""
     pytest.importorskip("numba")

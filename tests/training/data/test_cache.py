@@ -105,3 +105,31 @@ def test_a_write_that_fails_leaves_the_old_map(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be written"):
         blocked.write_map(KEY, np.eye(4, dtype=np.float32))
     np.testing.assert_allclose(cache.read_map(KEY), np.eye(4))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "null", "{}", '{"kind": "map"}', '{"kind": "map", "low": NaN, "high": 1}',
+     '{"kind": "map", "low": 2, "high": 1}', '{"kind": "map", "low": true, "high": 2}',
+     '{"kind": "map", "low": "0", "high": "1"}', '{"kind": "map", "low": 0, "high": Infinity}',
+     "[" * 100_000, "\xff"],
+)  # fmt: skip
+def test_what_stands_beside_a_map_is_checked(tmp_path: Path, text: str) -> None:
+    cache = Cache(tmp_path)
+    cache.write_map(KEY, np.eye(4, dtype=np.float32))
+    next(iter(tmp_path.glob("*/*.json"))).write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"is damaged .*delete it"):
+        cache.read_map(KEY)
+
+
+@pytest.mark.parametrize("values", [{"count": 17}, {"count": -1}, {"count": 2.0}, {"height": 0},
+                                    {"height": 3}, {"count": None}, {"count": True}])  # fmt: skip
+def test_the_number_of_masks_is_that_of_their_pages(
+    tmp_path: Path, values: dict[str, object]
+) -> None:
+    cache = Cache(tmp_path)
+    cache.write_masks(KEY, np.ones((2, 4, 6), bool))
+    (about,) = tmp_path.glob("*/*.json")
+    about.write_text(json.dumps({**json.loads(about.read_text()), **values}))
+    with pytest.raises(DataError, match="is damaged"):
+        cache.read_masks(KEY)

@@ -86,8 +86,12 @@ def test_values_by_hand() -> None:
     assert np.unique(corrupt(image, "contrast", 1)).tolist() == [130, 170]
     # The value of HSV grows by 0.2 * 255 = 51.
     assert np.unique(corrupt(image, "brightness", 2)).tolist() == [151, 251]
-    # 0.6 (100 / 255)^2 * 255 = 23.5 and 94.1: the mildest dark has no noise.
-    assert np.unique(corrupt(image, "dark", 1)).tolist() == [24, 94]
+    # Stretched to 0 and 1: 0 and 0.6 * 255 = 153, with noise of 0.08 / 10 and 600 photons.
+    dark = corrupt(np.repeat(np.repeat(image, 50, 0), 50, 1), "dark", 1).astype(float)
+    assert np.median(dark[:, 150:]) == pytest.approx(153, abs=1)
+    bright = np.sqrt(0.6 / 600 + 0.008**2) * 255
+    assert dark[:, 150:].std() == pytest.approx(bright, rel=0.05)
+    assert dark[:, :150].max() < 15
     # Two bits: 01 and 11.
     assert np.unique(corrupt(image, "colour_quant", 4)).tolist() == [64, 192]
 

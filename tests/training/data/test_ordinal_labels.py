@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from training.data.ordinal_labels import (
     mended,
     read_labels,
     relation_of,
+    require_ours,
     simulate,
     write_labels,
 )
@@ -154,3 +156,69 @@ def test_wrong_labels_are_wrong() -> None:
 def test_unknown_or_flat_depth_gives_no_labels() -> None:
     assert simulate("a", np.full((9, 9), np.nan), SimulationConfig()) == []
     assert simulate("a", np.ones((9, 9)), SimulationConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("a.csv", HEADER + "x" * 200_000 + ",1,2,3,4,equal\n", "after line 1.*no line of CSV"),
+        ("a.csv", HEADER + 'a.png,"1,2,3,4,equal\n', "missing|CSV"),
+        ("a.csv", HEADER + "a.png,1,2,3,4," + "y" * 9_000 + "\n", "none of closer"),
+        ("a.json", "[" * 100_000, "no JSON"),
+        ("a.json", '[{"image": "a"}, 3]', "list of objects"),
+        ("a.csv", "\0\0", "no text"),
+    ],
+)
+def test_hostile_label_files_are_a_sentence(
+    tmp_path: Path, name: str, text: str, sentence: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=sentence) as caught:
+        read_labels(tmp_path / name)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 700
+
+
+def test_a_last_label_without_its_end_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    write_labels(path, PAIRS)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not mended(path), "nothing is lost"
+    assert read_labels(path) == PAIRS
+    append_label(path, PAIRS[0])
+    assert read_labels(path) == [*PAIRS, PAIRS[0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("notes.csv", b"milk,eggs"),
+        ("notes.csv", b"milk,eggs\nbread"),
+        ("notes.csv", b"thoughts\n"),
+        ("photo.jpg", b"\xff\xd8\xff\xe0 no end"),
+        ("photo.csv", b"\xff\xd8\0\xff\xe0 no end"),
+        ("more.csv", b"image,x1,y1,x2,y2,relation,who\na.png,1,2,3,4,equal,me\n"),
+        ("other.csv", b"relation,image,x1,y1,x2,y2\nequal,a.png,1,2,3,4"),
+        ("a.json", b'{"a": 1}'),
+        ("a.json", b'[{"image":"a","x1":1,"y1":1,"x2":2,"y2":2,"relation":"equal","by":"me"}]'),
+        ("a.txt", b""),
+    ],
+)
+def test_a_file_that_is_not_ours_is_not_touched(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError):
+        require_ours(path)
+    assert path.read_bytes() == content
+    if path.suffix == ".csv" and not content.endswith(b"\n") and b"relation" not in content:
+        with pytest.raises(DataError):
+            mended(path)
+        assert path.read_bytes() == content
+
+
+def test_names_of_bytes_come_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    for end in ("csv", "json"):
+        append_label(tmp_path / f"a.{end}", Pair(name, 1, 2, 3, 4, "equal"))
+        append_label(tmp_path / f"a.{end}", PAIRS[0])
+        assert [pair.image for pair in read_labels(tmp_path / f"a.{end}")] == [name, "a.png"]
+    assert simulate(name, np.linspace(1, 2, 64).reshape(8, 8), SimulationConfig())

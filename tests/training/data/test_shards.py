@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+from tests.helpers.data_sets import sample_image
 from training.data.open import DataConfig, open_samples
-from training.data.samples import DataSet, Sample
+from training.data.samples import DataError, DataSet, Sample
 from training.tools import pack_shards
 
 
@@ -56,3 +60,42 @@ def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
     urls = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
     assert [set(sample) >= {"jpg", "depth.png", "json"} for sample in samples] == [True] * 5
+
+
+def shard(folder: Path, **members: bytes) -> DataSet:
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / "shard-000000.tar", "w") as tar:
+        for end, data in members.items():
+            about = tarfile.TarInfo(f"000.{end.replace('_', '.')}")
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    return open_samples(DataConfig(kind="shards", folder=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "about",
+    ["null", "[]", "{}", '{"name": 3}', '{"name": "a", "depth_step_m": "x"}',
+     '{"name": "a", "depth_step_m": NaN}', '{"name": "a", "depth_step_m": true}',
+     '{"name": "a", "depth_step_m": 0.1, "camera": {"fx": true, "fy": 1, "cx": 1, "cy": 1,'
+     ' "width": 16, "height": 12, "distortion": []}}',
+     '{"name": "a", "depth_step_m": 0.1, "camera": {"fx": 9, "fy": 9, "cx": 1, "cy": 1,'
+     ' "width": 16.5, "height": 12, "distortion": []}}',
+     '{"name": "a", "depth_step_m": 0.1, "camera": null}', "[" * 100_000],
+)  # fmt: skip
+def test_a_shard_with_impossible_values_is_named(tmp_path: Path, about: str) -> None:
+    image, depth = (
+        cv2.imencode(".png", content)[1].tobytes()
+        for content in (sample_image(), np.ones((12, 16), np.uint16))
+    )
+    whole = shard(tmp_path / "good", png=image, depth_png=depth,
+                  json=b'{"name": "a", "depth_step_m": 0.1}')  # fmt: skip
+    assert whole[0].depth is not None
+    samples = shard(tmp_path / "bad", png=image, depth_png=depth, json=about.encode())
+    with pytest.raises(DataError, match=r"shard-000000\.tar cannot be read"):
+        samples[0]
+
+
+def test_a_shard_without_an_image_is_named(tmp_path: Path) -> None:
+    samples = shard(tmp_path, json=b'{"name": "a"}')
+    with pytest.raises(DataError, match=r"000 has no \.png"):
+        samples[0]

@@ -166,3 +166,16 @@ def test_depthmasters_runs_open_too(tmp_path: Path) -> None:
     assert names == ["unet.down_blocks.0", "unet.down_blocks.1", "unet.mid_block"]
     probe = cka.Probe(network, cka.layers(network))
     assert [f.shape for f in probe(torch.rand(2, 3, 16, 16))] == [(2, 8), (2, 16), (2, 16)]
+
+
+def test_independent_features_are_not_alike_by_default() -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    cka.arguments(parser)
+    args = parser.parse_args(["a", "b", "--data", "d", "--out", "o"])
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(64, 96)) for _ in range(2)]
+    similarity = cka.LayerSimilarity(args.estimator)
+    similarity.add([features[0]], [features[1]])
+    assert abs(float(similarity.matrix()[0, 0])) < 0.1

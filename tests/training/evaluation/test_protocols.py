@@ -123,3 +123,13 @@ def test_a_protocol_counts_its_range_and_its_crop() -> None:
 def test_every_data_set_names_a_protocol() -> None:
     named = {layout.protocol for layout in layouts.LAYOUTS.values()} - {"none"}
     assert named <= set(protocols.PROTOCOLS)
+
+
+@pytest.mark.parametrize("name", ["disp_ls", "sqrt_disp_ls"])
+def test_without_a_far_end_a_pixel_of_negative_fit_is_a_kilometre(name: str) -> None:
+    truth = np.array([[1.0, 2.0, 4.0, 19.0]], np.float32)
+    values = np.array([[1.0, 0.5, 0.25, 0.0]], np.float32)
+    fitted = np.array([[True, True, True, False]])
+    made = Prediction(values - np.float32(0.2), "disparity_affine_invariant")
+    depth = protocols.align(made, truth, fitted, name, protocols.PROTOCOLS["eth3d"])
+    assert 9 < depth[0, 3] <= 1000

@@ -65,3 +65,13 @@ def test_only_frames_that_all_methods_have_are_compared() -> None:
         score.Row("b", "x", "2", math.nan, 1.0),
     ]
     assert statistics.gather(rows, ["a", "b"], "abs_rel")["x"].tolist() == [[0.1, 0.2]]
+
+
+def test_an_interval_of_nothing_to_draw_says_so() -> None:
+    one_a_style = {
+        name: np.array([[value]]) for name, value in (("a", 0.1), ("b", 0.4), ("c", 0.2))
+    }
+    assert str(statistics.bootstrap(one_a_style)).endswith("[too few]")
+    assert str(statistics.bootstrap({"a": np.array([[0.1]])}, by="source")).endswith("[too few]")
+    pooled = statistics.bootstrap(one_a_style, pooled=True)
+    assert pooled.low < pooled.value < pooled.high, "drawn from all three together"

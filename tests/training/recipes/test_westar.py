@@ -407,7 +407,7 @@ def test_contradictions_are_refused(overrides: list[str], sentence: str) -> None
 
 
 def test_defaults_are_the_published_ones_where_there_are_such() -> None:
-    cfg = config.load(westar.Config, CONFIG.with_name("westar.yaml"))
+    cfg = westar.Config()
     assert (cfg.loss.st, cfg.loss.weak, cfg.loss.reg) == (1.0, 0.001, 1.0)
     assert (cfg.tune.mode, cfg.tune.rank, cfg.tune.alpha) == ("lora", 8, 16)
     assert (cfg.loop.ema, cfg.loop.ema_warmup, cfg.loop.batch) == (0.996, False, 4)
@@ -421,3 +421,70 @@ def test_defaults_are_the_published_ones_where_there_are_such() -> None:
 def test_a_size_that_does_not_fit_is_refused_with_one_that_does() -> None:
     with pytest.raises(config.ConfigError, match="use 56x84"):
         recipe("height=60", "width=80").model()
+
+
+def labelled(count: int = 6) -> tuple[list[Sample], LabelSet]:
+    """Images of which the first has the labels."""
+    images = samples(count)
+    pairs = [Pair("0.png", 5, 5, 5, 55, "farther"), Pair("0.png", 70, 50, 70, 5, "closer")]
+    return images, LabelSet(pairs, [image.name for image in images])
+
+
+def test_few_labels_among_many_images_are_seen_often() -> None:
+    images, labels = labelled()
+    for probability, low, high in (("0", 0.0, 0.45), ("1", 1.0, 1.0), ("0.5", 0.4, 0.9)):
+        cfg = settings("labels.from_depth=false", "labels.held=0", "loss.weak=1",
+                       f"labels.probability={probability}", "loss.st=0")  # fmt: skip
+        made = westar.Westar(cfg, images, labels)
+        seen = np.mean([len(made.batch(k, (0, 1))["sign"]) / 8 for k in range(20)])
+        assert low <= seen <= high, probability
+
+
+def test_wrong_pairs_are_logged_by_name_and_direction(tmp_path: Path) -> None:
+    import io
+
+    named = samples(6)
+    pairs = [Pair(s.name, 5, 5, 5, 55, "farther") for s in named]
+    out = io.StringIO()
+    console = Console(file=out, width=300)
+    cfg = settings("labels.from_depth=false", "labels.held=0.4", "loss.weak=1", "loop.steps=4",
+                   "loop.tensorboard=false")  # fmt: skip
+    labels = LabelSet(pairs, [s.name for s in named])
+    made = westar.Westar(cfg, named, labels, say=console.print)
+    loop.run(made, cfg.loop, tmp_path, config.to_dict(cfg), console=console)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert any("wrong_order_train" in row for row in rows)
+    assert any("wrong_order" in row for row in rows)
+    text = " ".join(out.getvalue().split())
+    assert "Held back: 2 ordered pairs" in text and "the source has" in text
+    assert "So few say little" in text
+    assert "wrong pairs in training (lower is better)" in text
+    assert "wrong pairs held back (lower is better)" in text
+    assert "labels split" in text
+
+
+def test_published_weights_move_nothing_and_ours_do() -> None:
+    """The gradient of the labels over that of self-training, of the same batch."""
+    images, labels = labelled()
+    shares = {}
+    for name in ("published", "ours"):
+        cfg = westar.Config()
+        if name == "ours":
+            cfg = config.load(westar.Config, CONFIG.with_name("westar.yaml"))
+        margin = f"loss.margin={cfg.loss.margin}"
+        always = ("labels.from_depth=false", "labels.held=0", "labels.probability=1")
+        made = westar.Westar(settings(*always, margin), images, labels)
+        torch.manual_seed(0)
+        model = made.model()
+        terms = made.loss(model, made.batch(0, (0, 1)), model)
+        shares[name] = (
+            cfg.loss.weak * slope(terms["weak"], model) / (cfg.loss.st * slope(terms["st"], model))
+        )
+    assert shares["published"] < 0.02 and shares["ours"] > 2, shares
+
+
+def slope(term: torch.Tensor, model: torch.nn.Module) -> float:
+    """Norm of the gradient of a term."""
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    parts = torch.autograd.grad(term, learnt, retain_graph=True, allow_unused=True)
+    return float(torch.cat([part.flatten() for part in parts if part is not None]).norm())

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from tests.helpers import REPO
 from training.data.open import DataConfig
 from training.data.ordinal_labels import Pair, append_label, read_labels, write_labels
 from training.data.samples import DataError
+from training.tools import annotate
 from training.tools.annotate import Session, propose, serve
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -421,3 +423,91 @@ def test_in_a_real_browser(folder: Path, browser: Browser) -> None:
     assert labels[-1].relation == "closer"
     browser.evaluate("state.finished = false; image = new Image(); act('equal')")
     browser.until("$('message').textContent.includes('does not answer')")
+
+
+def said(session: annotate.Session, request: bytes, wait: float = 5.0) -> bytes:
+    """What the server says to raw bytes until it closes, or for a while."""
+    server = serve(session)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with socket.create_connection(server.server_address[:2], timeout=wait) as connection:
+            connection.sendall(request.replace(b"PORT", str(server.server_address[1]).encode()))
+            out = b""
+            try:
+                while b"\r\n\r\n" not in out:
+                    part = connection.recv(4096)
+                    if not part:
+                        break
+                    out += part
+            except TimeoutError:
+                pass
+            return out
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        (b"127.0.0.1:PORT", b"200"), (b"localhost:PORT", b"200"), (b"LOCALHOST", b"200"),
+        (b"[::1]:PORT", b"200"), (b"evil.example:PORT", b"403"), (b"evil.example", b"403"),
+        (b"127.0.0.1.evil.example", b"403"), (b"8.8.8.8", b"403"), (b"", b"403"),
+        (b"\xff\xfe", b"400"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", [b"GET /state", b"POST /undo"])
+def test_only_this_machines_names_are_served(
+    folder: Path, host: bytes, status: bytes, method: bytes
+) -> None:
+    head = method + b" HTTP/1.1\r\nHost: " + host + b"\r\nContent-Type: application/json\r\n"
+    answer = said(opened(folder), head + b"Content-Length: 2\r\n\r\n{}")
+    expected = b"409" if method.startswith(b"POST") and status == b"200" else status
+    assert answer.split(b" ", 2)[1] == expected
+
+
+def test_a_request_without_a_host_or_with_two_is_refused(folder: Path) -> None:
+    for hosts in (b"", b"Host: localhost\r\nHost: evil.example\r\n"):
+        assert b" 400 " in said(opened(folder), b"GET / HTTP/1.1\r\n" + hosts + b"\r\n")[:20]
+
+
+@pytest.mark.parametrize(
+    ("line", "more", "status"),
+    [
+        (b"GET /image/\xb2", b"", b" 404 "),
+        (b"GET /image/\xff\x00", b"", b" 40"),
+        (b"GET /image/" + b"9" * 5000, b"", b" 404 "),
+        (b"POST /answer", b"Content-Length: \xb2\r\n", b" 400 "),
+        (b"POST /answer", b"Content-Length: -1\r\n", b" 400 "),
+        (b"POST /answer", b"Content-Length: 99999999999999\r\n", b" 400 "),
+        (b"POST /answer", b'Content-Length: 19\r\n\r\n{"question": 1e999}', b" 400 "),
+        (b"POST /answer", b"Content-Length: 4000\r\n\r\n" + b"[" * 4000, b" 400 "),
+        (b"POST /answer", b"Content-Length: 2\r\n\r\n[]", b" 400 "),
+    ],
+)
+def test_bad_bytes_get_an_answer_and_no_traceback(
+    folder: Path, line: bytes, more: bytes, status: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    head = line + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    assert status in said(opened(folder), head + more + b"\r\n")[:30]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("rest", [b"", b"Content-Length: 50\r\n\r\n{"])
+def test_who_says_nothing_is_hung_up(
+    folder: Path, rest: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotate._Handler, "timeout", 0.3)
+    began = time.monotonic()
+    head = b"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    said(opened(folder), head + rest, wait=10)
+    assert time.monotonic() - began < 5
+
+
+def test_a_file_of_another_kind_is_left_as_it_is(folder: Path) -> None:
+    for name, content in (("notes.csv", b"milk,eggs\nbread"), ("photo.jpg", b"\xff\xd8 x")):
+        out = folder.parent / name
+        out.write_bytes(content)
+        with pytest.raises(DataError):
+            annotate.Session(DataConfig(folder=str(folder)), out)
+        assert out.read_bytes() == content

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A build in a process of its own: a fault inside a library, or a signal, ends it and not the node.
+
+The process answers with lines of JSON on a pipe (steps, a failure, the size of the engine) and with
+the engine itself, so that no half-written file can be left. It ends when its parent ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from depth_node.engine.protocol import Progress
+
+
+class BuildError(Exception):
+    """A build failed; arguments: the kind and the reason.
+
+    Kinds: read, memory, workspace, build (by the builder), stopped (by a signal), ended (the
+    process; the reason is the signal or exit status).
+    """
+
+
+_END_S = 5.0  # after this a build that was asked to end is ended
+_POLL_S = 0.2
+
+
+def build_apart(module: str, given: Mapping[str, Any], progress: Progress) -> bytes:
+    """Run a module that calls serve(), which sends its progress and the engine back.
+
+    given: plain JSON values. SIGINT and SIGTERM end the build if this is the main thread, and are
+    acted on after that.
+
+    Raises BuildError, and whatever the progress callback raises.
+    """
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", module, str(writing), str(os.getpid())]
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    with _noted_signals() as noted, open(reading, "rb", buffering=0) as answers:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr.fileno() if _is_file(sys.stderr) else subprocess.DEVNULL,
+            pass_fds=[writing],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        os.close(writing)
+        try:
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError), child.stdin:
+                child.stdin.write(json.dumps(given).encode())
+            answer = _received(answers, progress, noted)
+        finally:
+            _end(child)
+    if answer is None:
+        kind, reason = "ended", _exit_text(child.returncode)
+        raise BuildError("stopped" if noted else kind, reason)
+    if isinstance(answer, bytes):
+        return answer
+    raise BuildError(*answer)
+
+
+def _received(
+    answers: Any, progress: Progress, noted: Sequence[int]
+) -> bytes | tuple[str, str] | None:
+    """The engine, or the kind and reason of a failure; None: the process ended, or should."""
+    content = bytearray()
+    size = -1
+    while not noted:
+        if not select.select([answers], [], [], _POLL_S)[0]:
+            continue
+        part = answers.read(1 << 20)
+        if not part:
+            return None
+        content += part
+        while size < 0 and b"\n" in content:
+            line, _, content = content.partition(b"\n")
+            message = json.loads(line)
+            if "step" in message:
+                progress(*message["step"])
+            elif "failed" in message:
+                return message["failed"][0], message["failed"][1]
+            else:
+                size = message["plan"]
+        if 0 <= size == len(content):
+            return bytes(content)
+    return None
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that is done, end one that is not."""
+    try:
+        child.wait(_POLL_S)
+        return
+    except subprocess.TimeoutExpired:
+        child.terminate()
+    try:
+        child.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _exit_text(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _is_file(stream: Any) -> bool:
+    try:
+        return bool(stream.fileno() >= 0)
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM instead of acting on them; act when the block is left.
+
+    Other threads than the main one cannot: there the list stays empty. What a library installed
+    below Python (rclpy) is put back byte by byte, since Python does not know of it.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    libc = ctypes.CDLL(None)
+    before: dict[int, tuple[Any, Any]] = {}
+    for number in map(int, (signal.SIGINT, signal.SIGTERM)):
+        action = ctypes.create_string_buffer(256)  # larger than any struct sigaction
+        libc.sigaction(number, None, action)
+        before[number] = signal.getsignal(number), action
+        signal.signal(number, lambda received, frame: noted.append(received))
+    try:
+        yield noted
+    finally:
+        for number, (handler, action) in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            libc.sigaction(number, action, None)
+        for number in noted[:1]:
+            handler, action = before[number]
+            default = action.raw[: ctypes.sizeof(ctypes.c_void_p)].strip(b"\0") == b""
+            if number == signal.SIGTERM and default:
+                raise SystemExit(128 + number)  # so that every `with` on the way is left
+            signal.raise_signal(number)
+
+
+def _die_with(parent: int) -> None:
+    """Let Linux end this process when the one that started it ends."""
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError):
+        libc.prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        raise SystemExit(1)
+
+
+def serve(build: Callable[[Mapping[str, Any], Progress, Callable[[], bool]], bytes]) -> None:
+    """What the process of a build does: read what is given, build, answer.
+
+    build: from what build_apart() was given, a callback of the progress, and a function that says
+    whether the build should end; it gives the engine or raises BuildError. The arguments of the
+    process are a file descriptor to answer to and the id of the process that waits.
+    """
+    noted: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, frame: noted.append(received))
+    _die_with(int(sys.argv[2]))
+    given = json.load(sys.stdin)
+    with open(int(sys.argv[1]), "wb") as answers:
+
+        def tell(content: Mapping[str, Any]) -> None:
+            answers.write(json.dumps(content).encode() + b"\n")
+            answers.flush()
+
+        def report(phase: str, done: int, total: int) -> None:
+            tell({"step": [phase, done, total]})
+
+        try:
+            plan = build(given, report, lambda: bool(noted))
+        except BuildError as error:
+            tell({"failed": error.args})
+            return
+        except BrokenPipeError:  # nobody waits for it any more
+            return
+        tell({"plan": len(plan)})
+        answers.write(plan)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that nobody vouches for: opened only where they are regular, read to a ceiling, told about
+in one line of bounded length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+LONGEST_SENTENCE = 1000
+LARGEST_FILE = 1 << 30  # bytes of an image or of an array
+LARGEST_JSON = 1 << 20
+
+
+class FrameError(ValueError):
+    """A frame on disk that cannot be used; says which file, why, and what to do."""
+
+    def __init__(self, sentence: object) -> None:
+        super().__init__(one_line(str(sentence)))
+
+
+def one_line(text: str, longest: int = LONGEST_SENTENCE) -> str:
+    """Foreign text as one line without control characters; the middle of a long one is left out,
+    as the cause stands at the beginning of a sentence and the cure at its end.
+    """
+    text = _shortened(text, longest)  # before it is gone through letter by letter
+    if text.isprintable():
+        return text
+    plain = "".join(
+        " " if c in "\n\r\t" else c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in text
+    )
+    return _shortened(plain, longest)
+
+
+def _shortened(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    half = longest // 2 - 3
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library says of its failure, in a few words."""
+    return one_line(" ".join(str(error).split()) or type(error).__name__, 200).rstrip(".")
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A file opened for reading; FrameError for a pipe, a device, a folder or a missing file."""
+    try:
+        # Without O_NONBLOCK the opening of a pipe waits for its writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or reason_of(error)
+        raise FrameError(f"{path} cannot be opened ({why}): check path and permissions.") from None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FrameError(f"{path} is no regular file: put a file in its place.")
+        yield file
+
+
+def read_regular(path: Path, ceiling: int = LARGEST_FILE) -> bytes:
+    """All bytes of a regular file of at most so many bytes."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > ceiling:
+            raise FrameError(f"{path} has {size} bytes, more than {ceiling}: it is refused.")
+        try:
+            return file.read(size)
+        except (OSError, MemoryError) as error:
+            raise FrameError(
+                f"{path} cannot be read ({reason_of(error)}): copy it again."
+            ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Its numbers may be anything that JSON can write."""
+    content = read_regular(path, LARGEST_JSON)
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except (Exception, RecursionError, MemoryError) as error:
+        raise FrameError(f"{path} is not JSON ({reason_of(error)}): write it again.") from None
+    if not isinstance(value, dict):
+        raise FrameError(f"{path} holds a {type(value).__name__}: write a JSON object.")
+    return value

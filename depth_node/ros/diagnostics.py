@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong around the node, told from the graph and from what comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import transform
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
+_IMAGE, _COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+_CURES = {
+    (_IMAGE, _COMPRESSED): "set image_transport to compressed",
+    (_COMPRESSED, _IMAGE): "set image_transport to raw, or remap `image` to its /compressed",
+    ("sensor_msgs/msg/PointCloud2", "sensor_msgs/msg/LaserScan"): "remap `scan` to it",
+    ("sensor_msgs/msg/LaserScan", "sensor_msgs/msg/PointCloud2"): "remap `points` to it",
+}
+_SAMPLES = 2000
+_FEW = 0.05  # of the points in the image, of those that a body frame would explain
+_FEWEST_SEEN = 20
+
+# Body axes (x forward, y left, z up) to optical ones (x right, y down, z forward).
+_OPTICAL_FROM_BODY = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
+
+
+def type_mismatch(node: Node, inputs: Mapping[str, str]) -> str:
+    """A sentence if a topic is published with another type than the node subscribes to; or "".
+
+    inputs: name as the node calls it -> the type that it subscribes with.
+    """
+    for name, wanted in inputs.items():
+        topic = node.resolve_topic_name(name)
+        kinds = {item.topic_type for item in node.get_publishers_info_by_topic(topic)}
+        if kinds and wanted not in kinds:
+            kind = sorted(kinds)[0]
+            cure = _CURES.get((wanted, kind), f"remap `{name}` to a topic of type {wanted}")
+            return f"{topic} is published as {kind}, but `{name}` is read as {wanted}: {cure}"
+        if kinds or wanted not in (_IMAGE, _COMPRESSED):
+            continue
+        beside = f"{topic}/compressed"
+        others = {item.topic_type for item in node.get_publishers_info_by_topic(beside)}
+        if wanted == _IMAGE and others == {_COMPRESSED}:
+            return (
+                f"nobody publishes {topic}, but there is {beside}: remap `image` to it and set"
+                " image_transport to compressed"
+            )
+    return ""
+
+
+def body_frame_hint(
+    points: npt.NDArray[np.floating],
+    T_camera_lidar: npt.NDArray[np.float64],
+    camera: Camera,
+    used: int,
+    camera_frame: str,
+) -> str:
+    """A sentence if hardly any point is in the image, and many would be were the camera's frame one
+    of body axes; or "".
+
+    points: (N, 3) metres in the LiDAR's frame. used: how many of them are in the image.
+    """
+    if not len(points) or used > _FEW * len(points):
+        return ""
+    some = points[:: max(1, len(points) // _SAMPLES)]
+    in_camera = transform(T_camera_lidar, some).astype(np.float64)
+    in_camera = in_camera[np.isfinite(in_camera).all(axis=1)]
+    pixels = camera.project(in_camera @ _OPTICAL_FROM_BODY.T)
+    with np.errstate(invalid="ignore"):
+        inside = (pixels >= 0).all(axis=1) & (pixels < (camera.width, camera.height)).all(axis=1)
+    seen = int(inside.sum()) * len(points) // max(1, len(some))
+    if seen < max(_FEWEST_SEEN, 4 * used):
+        return ""
+    return (
+        f"only {used} of {len(points)} LiDAR points are in the image, but about {seen} would be if"
+        f" the camera's frame {camera_frame!r} had body axes (x forward): it looks like a body"
+        " frame, so let the driver stamp images with the optical frame (x right, y down, z"
+        " forward), or correct T_camera_lidar"
+    )

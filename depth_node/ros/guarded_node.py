@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lifecycle node that survives every message, request and parameter.
+
+rclpy lets an exception of any callback end the executor and with it the process, and its own
+callbacks raise for requests as plain as a transition that does not fit the state. Here every
+callback, rclpy's own included, is wrapped where it is created: what it raises is logged once in a
+while, a service answers that it failed, and the node goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+
+_REPEAT_WARNING_S = 10.0
+_MOST_KINDS = 64  # of warnings whose time is remembered
+
+Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]
+
+
+class GuardedNode(LifecycleNode):
+    """Wraps every callback that is created on it, and warns of each kind of thing rarely."""
+
+    def __init__(self, name: str, **node_arguments: Any) -> None:
+        self._warned: OrderedDict[str, float] = OrderedDict()
+        self._warned_lock = threading.Lock()
+        super().__init__(name, **node_arguments)
+        for service in self.services:  # rclpy makes the lifecycle's past create_service
+            service.callback = self._guarded_service(service.callback)
+
+    def create_subscription(
+        self, msg_type: Any, topic: str, callback: Any, *rest: Any, **named: Any
+    ) -> Any:
+        """See rclpy.node.Node."""
+        return super().create_subscription(msg_type, topic, self._guarded(callback), *rest, **named)
+
+    def create_timer(self, timer_period_sec: float, callback: Any, *rest: Any, **named: Any) -> Any:
+        """See rclpy.node.Node."""
+        return super().create_timer(timer_period_sec, self._guarded(callback), *rest, **named)
+
+    def create_service(
+        self, srv_type: Any, srv_name: str, callback: Any, *rest: Any, **named: Any
+    ) -> Any:
+        """See rclpy.node.Node."""
+        guarded = self._guarded_service(callback)
+        return super().create_service(srv_type, srv_name, guarded, *rest, **named)
+
+    def report_exception(self, what: str, error: BaseException) -> None:
+        """Log what a callback raised: its kind, its sentence and where it was raised."""
+        self.warn_throttled(
+            f"exception {place(error)}",
+            f"{what} failed and was left out: {describe_exception(error)}",
+        )
+
+    def warn_throttled(self, kind: str, text: str) -> None:
+        """Warn, but of the same kind of thing at most every ten seconds."""
+        now_s = time.monotonic()
+        with self._warned_lock:  # the worker warns too
+            if now_s - self._warned.get(kind, -_REPEAT_WARNING_S) < _REPEAT_WARNING_S:
+                return
+            self._warned[kind] = now_s
+            self._warned.move_to_end(kind)
+            while len(self._warned) > _MOST_KINDS:
+                self._warned.popitem(last=False)
+        self.get_logger().warning(text)
+
+    def _guarded(self, callback: Any) -> Any:
+        if hasattr(callback, "__wrapped__") or inspect.iscoroutinefunction(callback):
+            return callback
+
+        @functools.wraps(callback)
+        def call(*arguments: Any) -> Any:
+            try:
+                return callback(*arguments)
+            except Exception as error:
+                self.report_exception("a message or timer", error)
+                return None
+
+        return call
+
+    def _guarded_service(self, callback: Any) -> Any:
+        if hasattr(callback, "__wrapped__") or inspect.iscoroutinefunction(callback):
+            return callback
+
+        @functools.wraps(callback)
+        def answer(request: Any, response: Any) -> Any:
+            try:
+                return callback(request, response)
+            except Exception as error:
+                if isinstance(request, ChangeState.Request):
+                    # rcl has refused the transition; the state is what it was.
+                    wish = request.transition.label[:40] or request.transition.id
+                    self.warn_throttled(
+                        "transition",
+                        f"transition {wish} does not fit the node's present state and was refused:"
+                        " `ros2 lifecycle list` shows those that do",
+                    )
+                else:
+                    self.report_exception("a service request", error)
+                return _failure(request, type(response)(), describe_exception(error))
+
+        return answer
+
+
+def logged_transition(callback: Transition) -> Transition:
+    """For on_configure and its like: rclpy turns what they raise into ERROR without a word."""
+
+    @functools.wraps(callback)
+    def call(self: Any, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return callback(self, state)
+        except Exception as error:
+            self.get_logger().error(f"{callback.__name__} failed: {describe_exception(error)}")
+            return TransitionCallbackReturn.ERROR
+
+    return call
+
+
+def place(error: BaseException) -> str:
+    """Where an exception was raised, file:line: the kind of it, whatever its sentence says."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown place"
+    return f"{type(error).__name__} at {where}"
+
+
+def describe_exception(error: BaseException) -> str:
+    """One bounded line: kind, sentence, file and line."""
+    kind, _, where = place(error).partition(" at ")
+    return f"{kind}: {' '.join(str(error).split())[:500]} ({where})"
+
+
+def _failure(request: Any, response: Any, reason: str) -> Any:
+    """The response that says no, in whichever of its fields it can."""
+    if hasattr(response, "success"):
+        response.success = False
+    if hasattr(response, "message"):
+        response.message = reason
+    no = SetParametersResult(successful=False, reason=reason)
+    if hasattr(response, "results") and hasattr(request, "parameters"):
+        response.results = [no] * len(request.parameters)
+    if isinstance(getattr(response, "result", None), SetParametersResult):
+        response.result = no
+    return response

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequences with truth: the memory helps where the scene stands and never harms where it does not.
+
+`python -m tests.helpers.sequences` prints every kind and condition.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from depth_node.metrics import NORMAL_95
+from tests.helpers import sequences
+
+LARGEST_RATIO, LARGEST_LOSS = 1.01, 0.02  # of AbsRel with memory to without, of coverage
+
+MOVING = [
+    ("standing, people", "bent", "lines", "none"),
+    ("slow drive, traffic", "bent", "dense lines", "none"),
+    ("slow drive, traffic", "sharp", "300 points", "trembling"),
+    ("slow drive, traffic", "sharp", "1500 points", "none"),
+    ("slowly into hall", "sharp", "lines", "none"),
+    ("hand-held", "sharp", "dense lines", "right"),
+]
+MOVING_SLOW = [
+    ("standing, traffic", "sharp", "300 points", "trembling"),
+    ("drive", "bent", "dense lines", "frozen"),
+    ("drive", "sharp", "300 points", "right"),
+    ("drive, traffic", "sharp", "300 points", "right"),
+    ("drive, traffic", "sharp", "300 points", "crooked"),
+    ("drive, traffic", "blurred", "300 points", "none"),
+    ("turning drive", "sharp", "300 points", "trembling"),
+    ("turning in hall", "sharp", "dense lines", "right"),
+    ("hand-held", "blurred", "300 points", "crooked"),
+    ("hand-held, people", "sharp", "1500 points", "none"),
+    ("hand-held, people", "sharp", "dense lines", "right"),
+]
+STANDING = [("standing hall", "bent", "300 points"), ("standing hall", "sharp", "dense lines")]
+STANDING_SLOW = [
+    ("standing street", network, points)
+    for network in sequences.NETWORKS
+    for points in sequences.POINTS
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "network", "points", "pose"),
+    [*MOVING, *(pytest.param(*case, marks=pytest.mark.slow) for case in MOVING_SLOW)],
+)
+def test_memory_harms_no_sequence(kind: str, network: str, points: str, pose: str) -> None:
+    score = sequences.score(kind, network, points, pose)
+    assert score.ratio <= LARGEST_RATIO
+    assert score.inside_change >= -LARGEST_LOSS
+    assert score.worst_inside >= -2 * LARGEST_LOSS
+
+
+@pytest.mark.parametrize(
+    ("kind", "network", "points"),
+    [*STANDING, *(pytest.param(*case, marks=pytest.mark.slow) for case in STANDING_SLOW)],
+)
+def test_standing_scene_flickers_a_third_as_much(kind: str, network: str, points: str) -> None:
+    score = sequences.score(kind, network, points)
+    assert score.flicker_ratio <= 1 / 3
+    assert score.ratio <= 1
+    assert score.inside_change >= -LARGEST_LOSS
+
+
+def test_things_that_move_on_their_own_are_not_smeared() -> None:
+    """A pose says all of how the camera moved and nothing of them."""
+    score = sequences.score("slow drive, traffic", "sharp", "300 points", "right")
+    assert score.moving_on <= 1.1 * score.moving_off
+
+
+def test_memory_gains_on_the_move_with_a_pose() -> None:
+    score = sequences.score("slowly into hall", "bent", "300 points", "right")
+    assert score.ratio <= 0.95
+
+
+@pytest.mark.parametrize("network", ["bent", "sharp"])
+def test_level_scan_lines_make_no_stairs_of_the_floor(network: str) -> None:
+    """Along a line the floor is level: that says nothing of how it rises between two lines."""
+    view = sequences.kind("standing hall").views[0]
+    depth, std = sequences.without_memory("standing hall", network, "lines")[0]
+    wrong = np.abs(depth - view.depth)
+    assert np.mean(wrong / view.depth) < 0.007
+    assert np.mean(wrong <= NORMAL_95 * std) > 0.9

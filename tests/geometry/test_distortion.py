@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every distortion model of OpenCV: a ray is right, or it is NaN where the model has no inverse."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from depth_node.geometry.camera import Camera, is_rectified
+
+# The calibration of a real OAK-D: at r = 0.674 numerator and denominator nearly cancel.
+OAK_D = (-4.86082888, 17.2819767, 2.0376e-4, 1.0251e-3, -25.1722507, -4.94364738, 17.5144253,
+         -25.29076)  # fmt: skip
+NO_TURN = np.zeros(3)
+
+
+def oak_d(distortion: tuple[float, ...] = OAK_D) -> Camera:
+    return Camera(250, 250, 196.505, 196.505, 126.867, 125.848, "plumb_bob", distortion)
+
+
+def wide(distortion: tuple[float, ...], model: str = "plumb_bob") -> Camera:
+    return Camera(160, 120, 90.0, 92.0, 81.3, 58.2, model, distortion)
+
+
+def opencv_pixels(camera: Camera, rays: np.ndarray) -> np.ndarray:
+    d = np.array(camera.distortion)
+    if camera.model == "equidistant":
+        return cv2.fisheye.projectPoints(rays[None], NO_TURN, NO_TURN, camera.matrix, d)[0][0]
+    return cv2.projectPoints(rays, NO_TURN, NO_TURN, camera.matrix, d)[0].reshape(-1, 2)
+
+
+def errors_px(camera: Camera) -> np.ndarray:
+    """(H, W) how far OpenCV's formula takes each ray from its pixel; NaN where there is no ray."""
+    rays = camera.rays()
+    known = np.isfinite(rays).all(-1)
+    assert np.array_equal(known, np.isfinite(rays).any(-1)), "a ray is there or it is not"
+    assert camera.fraction_without_ray() == pytest.approx(1 - known.mean())
+    errors = np.full(known.shape, np.nan)
+    if known.any():
+        rows, cols = np.nonzero(known)
+        found = opencv_pixels(camera, rays[known].astype(np.float64))
+        errors[known] = np.hypot(*(found - np.column_stack((cols, rows))).T)
+    return errors
+
+
+def invertible(camera: Camera) -> np.ndarray:
+    """(H, W) where OpenCV's own iteration inverts the model to less than 0.1 px."""
+    rows, cols = np.mgrid[: camera.height, : camera.width]
+    pixels = np.column_stack((cols.ravel(), rows.ravel())).astype(np.float64)
+    d = np.array(camera.distortion)
+    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 200, 1e-12)
+    xy = cv2.undistortPointsIter(pixels[:, None], camera.matrix, d, None, None, criteria)
+    rays = np.column_stack((xy.reshape(-1, 2), np.ones(len(pixels))))
+    return (np.hypot(*(opencv_pixels(camera, rays) - pixels).T) < 0.1).reshape(rows.shape)
+
+
+def followed(camera: Camera, pixels: np.ndarray, steps: int = 400) -> np.ndarray:
+    """(N, 2) the directions of pixels, followed from the principal point out in small steps: the
+    physical branch of the model. NaN where the way ends before the pixel.
+    """
+    d = np.array(camera.distortion)
+
+    def image(xy: np.ndarray) -> np.ndarray:
+        rays = np.column_stack((xy, np.ones(len(xy))))
+        return (opencv_pixels(camera, rays) - (camera.cx, camera.cy)) / (camera.fx, camera.fy)
+
+    assert len(d)
+    target = (pixels - (camera.cx, camera.cy)) / (camera.fx, camera.fy)
+    xy, h = np.zeros_like(target), 1e-6
+    lost = np.zeros(len(xy), bool)
+    for k in range(1, steps + 1):
+        for _ in range(3):
+            at = image(xy)
+            J = np.stack([(image(xy + step) - at) / h for step in ([h, 0], [0, h])], axis=-1)
+            determinant = np.linalg.det(J)
+            lost |= ~(determinant > 1e-3)
+            J[lost] = np.eye(2)
+            step = np.linalg.solve(J, (at - target * (k / steps))[..., None])[..., 0]
+            step[lost] = 0
+            xy = xy - step
+    xy[lost | ~(np.hypot(*(image(xy) - target).T) < 1e-5)] = np.nan
+    return xy
+
+
+def test_a_pole_that_nearly_cancels_does_not_end_the_image() -> None:
+    camera = oak_d()
+    errors = errors_px(camera)
+    assert np.isfinite(errors).all()
+    assert errors.max() < 0.1
+    pixels = camera.project(2.0 * camera.rays().reshape(-1, 3))
+    rows, cols = np.mgrid[:250, :250]
+    np.testing.assert_allclose(pixels, np.column_stack((cols.ravel(), rows.ravel())), atol=0.1)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_pole_that_wanders_through_the_image(seed: int) -> None:
+    """Changed by 1e-7 and more: rays are right or NaN, and NaN at most on a thin ring."""
+    rng = np.random.default_rng(seed)
+    change = 10.0 ** rng.uniform(-8, -3.3)
+    camera = oak_d(tuple(np.array(OAK_D) * (1 + change * rng.standard_normal(8))))
+    errors = errors_px(camera)
+    assert np.nanmax(errors) < 0.1
+    assert not (np.isnan(errors) & invertible(camera)).any()
+
+
+@pytest.mark.parametrize("position", np.linspace(0.05, 1.2, 12))
+@pytest.mark.parametrize("strength", [-1e-3, -1e-7, 1e-9, 1e-7, 1e-5, 1e-3])
+def test_a_pole_of_any_strength_anywhere(position: float, strength: float) -> None:
+    """(1 - 0.2 s) (1 - s / s_p + strength) over (1 - s / s_p): rays right, NaN only at the pole."""
+    k = 1 / position**2
+    up = np.polymul([-0.2, 1], [-k, 1 + strength])[::-1] / (1 + strength)
+    camera = oak_d((up[1], up[2], 0, 0, 0, -k, 0, 0))
+    errors = errors_px(camera)
+    if np.isfinite(errors).any():
+        assert np.nanmax(errors) < 0.1
+    if abs(strength) <= 1e-5:
+        # Where no direction fits: within a ring at the pole.
+        rows, cols = np.mgrid[:250, :250]
+        r_d = np.hypot((cols - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy)
+        ring = np.abs(r_d - position * (1 - 0.2 * position**2)) < 0.02
+        fold = r_d > 0.86  # r (1 - 0.2 r^2) turns at r = 1.29
+        assert not (np.isnan(errors) & ~ring & ~fold).any()
+
+
+RANGES = {  # what calibrations of real lenses look like, and beyond
+    4: (0.3, 0.15, 3e-3, 3e-3),
+    5: (0.3, 0.15, 3e-3, 3e-3, 0.05),
+    8: (2.0, 1.0, 2e-3, 2e-3, 0.3, 2.0, 1.0, 0.3),
+    12: (0.3, 0.15, 3e-3, 3e-3, 0.05, 0.2, 0.1, 0.05, 5e-3, 5e-3, 5e-3, 5e-3),
+    14: (0.3, 0.15, 3e-3, 3e-3, 0.05, 0.2, 0.1, 0.05, 5e-3, 5e-3, 5e-3, 5e-3, 0.05, 0.05),
+}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("wildness", [0.5, 1.0, 20.0])
+@pytest.mark.parametrize("count", RANGES)
+def test_random_coefficients(count: int, wildness: float, seed: int) -> None:
+    rng = np.random.default_rng([count, seed])
+    scale = np.array(RANGES[count]) * np.where(np.arange(count) < 12, wildness, 1)
+    camera = wide(tuple(scale * rng.uniform(-1, 1, count)))
+    errors = errors_px(camera)
+    rays = camera.rays()
+    if np.isfinite(errors).any():
+        assert np.nanmax(errors) < 0.1
+        rows, cols = np.nonzero(np.isfinite(errors))
+        chosen = rng.permutation(len(rows))[:60]
+        pixels = np.column_stack((cols, rows))[chosen].astype(np.float64)
+        truth = followed(camera, pixels)
+        there = np.isfinite(truth[:, 0])
+        apart = np.hypot(*(rays[rows, cols][chosen, :2] - truth)[there].T) * camera.fx
+        # A pole of the rational model that nearly cancels is crossed: no way leads along there.
+        assert (apart > 0.1).mean() <= (0.1 if count == 8 else 0.0) if there.any() else True
+    if wildness < 1 and count != 8:  # 8: poles across the way
+        pixels = rng.uniform((0, 0), (159, 119), (60, 2)).round()
+        truth = followed(camera, pixels)
+        reached = np.isfinite(truth[:, 0])
+        columns, lines = pixels[reached].astype(int).T
+        assert np.isfinite(errors[lines, columns]).all(), "the model can be inverted there"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_fisheye(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.uniform(-2, 0)
+    camera = wide(tuple(scale * rng.uniform(-1, 1, 4)), "equidistant")
+    errors = errors_px(camera)
+    assert np.nanmax(errors) < 0.1
+    assert np.isfinite(errors[58, 81])
+
+
+def test_absurd_coefficients_give_right_rays_or_none() -> None:
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        count = int(rng.choice([4, 5, 8, 12, 14]))
+        values = rng.standard_normal(count) * 10.0 ** rng.uniform(-6, 12, count)
+        values[12:] = 0.1 * rng.standard_normal(max(count - 12, 0))
+        errors = errors_px(wide(tuple(values)))
+        assert np.isnan(errors).all() or np.nanmax(errors) < 0.1
+
+
+def test_project_agrees_with_opencv_for_prism_and_tilt() -> None:
+    rng = np.random.default_rng(4)
+    points = np.column_stack((rng.uniform(-0.5, 0.5, (200, 2)), np.ones(200)))
+    for count in (12, 14):
+        camera = wide(tuple(0.5 * np.array(RANGES[count])))
+        expected = opencv_pixels(camera, points)
+        np.testing.assert_allclose(camera.project(points), expected, atol=1e-8)
+
+
+def test_zeros_behind_the_last_coefficient_belong_to_every_model() -> None:
+    k = [90.0, 0, 81.3, 0, 92.0, 58.2, 0, 0, 1]
+    plain = Camera.from_matrix(k, (0.1, 0.2, 0, 0), "plumb_bob", 160, 120)
+    for zeros in (0, 1, 2, 3, 4, 7, 10, 12):
+        padded = Camera.from_matrix(k, (0.1, 0.2, 0, 0, *[0.0] * zeros), "plumb_bob", 160, 120)
+        assert np.array_equal(padded.rays(), plain.rays())
+    for model in ("equidistant", "fisheye"):
+        padded = Camera.from_matrix(k, (0.1, 0.02, 0, 0, 0, 0, 0, 0), model, 160, 120)
+        assert padded.distortion == (0.1, 0.02, 0, 0)
+    assert Camera(160, 120, 90, 92, 81, 58, "pinhole", (0.0,) * 5).distortion == ()
+    with pytest.raises(ValueError, match="or 12 or 14 distortion coefficients, not 13"):
+        Camera.from_matrix(k, (0.1,) * 13, "rational_polynomial", 160, 120)
+    with pytest.raises(ValueError, match="takes 4 distortion coefficients, not 5"):
+        Camera.from_matrix(k, (0.1,) * 5, "equidistant", 160, 120)
+    with pytest.raises(ValueError, match="tilts the sensor"):
+        Camera.from_matrix(k, (*[0.0] * 12, 1.6, 0.0), "rational_polynomial", 160, 120)
+
+
+def test_the_fraction_without_a_ray_is_told() -> None:
+    folded = Camera(640, 480, 190, 190, 320, 240, "equidistant", (-0.25, 0.0, 0.0, 0.0))
+    assert 0.2 < folded.fraction_without_ray() < 0.8
+    assert oak_d().fraction_without_ray() == 0
+
+
+def test_rays_of_a_large_image_are_quick() -> None:
+    d = (-0.3, 0.1, 1e-3, -1e-3, 0.01, 0.1, 0.02, 0.01, 1e-3, 1e-3, 1e-3, 1e-3, 0.01, 0.02)
+    for distortion in (OAK_D, d):
+        camera = Camera(1280, 720, 1006.0, 1006.0, 640.0, 360.0, "plumb_bob", distortion)
+        start = time.process_time()
+        camera.rays()
+        assert time.process_time() - start < 2.0  # 0.4 s on a quiet core
+
+
+@pytest.mark.parametrize(
+    ("topic", "setting", "d", "rectified"),
+    [
+        ("/cam/image_rect", "auto", 0.1, True),
+        ("image_rect", "auto", 0.1, True),
+        ("/cam/image_rect_color/compressed", "auto", 0.1, True),
+        ("/cam/image_rect/theora", "auto", 0.1, True),
+        ("/image_rect/image_raw", "auto", 0.1, False),
+        ("/cam/image_raw/compressed", "auto", 0.1, False),
+        ("/cam/image_raw", "auto", 0.0, True),
+        ("/cam/image_raw", "yes", 0.1, True),
+        ("/cam/image_rect", "no", 0.0, False),
+    ],
+)
+def test_what_is_rectified(topic: str, setting: str, d: float, rectified: bool) -> None:
+    k = np.array([[80.0, 0, 40], [0, 80, 30], [0, 0, 1]])
+    p = np.hstack([k, np.zeros((3, 1))])
+    info = SimpleNamespace(
+        d=[d] * 5, k=k.ravel(), r=np.eye(3).ravel(), p=p.ravel(), distortion_model="plumb_bob"
+    )
+    assert is_rectified(topic, info, setting) is rectified
+    fisheye = SimpleNamespace(**{**vars(info), "distortion_model": "equidistant"})
+    assert not is_rectified("/cam/image_raw", fisheye, "auto")

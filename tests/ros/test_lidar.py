@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""lidar: every source has its own time and its own memory, and clocks that differ are named."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+
+from sensor_msgs.msg import LaserScan
+
+from depth_node.ros.extrinsics import Extrinsics
+from depth_node.ros.lidar import LidarInput, LidarPoints
+from tests.helpers.rig import cloud, header
+
+POINTS = np.random.default_rng(0).normal(5.0, 1.0, (300, 3)).astype(np.float32)
+
+
+def lidar(max_scan_age_s: float = 0.3, **more: object) -> LidarInput:
+    return LidarInput(Extrinsics(np.eye(4)), max_scan_age_s, **more)
+
+
+def offer(
+    to: LidarInput,
+    stamp_s: float,
+    arrival_s: float,
+    points: np.ndarray = POINTS,
+    frame: str = "lidar",
+    topic: str = "points",
+    idle: bool = False,
+) -> None:
+    to.offer(round(stamp_s * 1e9), cloud(stamp_s, points, frame), topic, arrival_s, idle)
+
+
+def collect(from_: LidarInput, stamp_s: float, arrival_s: float | None = None) -> LidarPoints:
+    return from_.collect("camera", round(stamp_s * 1e9), None, arrival_s)
+
+
+def laser_scan(stamp_s: float, frame: str) -> LaserScan:
+    scan = LaserScan(header=header(stamp_s, frame), range_min=0.1, range_max=50.0)
+    scan.angle_min, scan.angle_increment, scan.ranges = -1.0, 0.1, [3.0] * 20
+    return scan
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+def test_a_laser_scan_with_the_header_of_a_cloud_replaces_nothing() -> None:
+    """A driver that derives the scan from its cloud."""
+    source = lidar()
+    for stamp in (1.0, 1.1):
+        offer(source, stamp, stamp)
+        source.offer(round(stamp * 1e9), laser_scan(stamp, "lidar"), "scan", stamp)
+    got = collect(source, 1.1)
+    assert len(got.points) == len(POINTS) + 20
+    assert not got.trouble
+
+
+def test_lidars_that_share_topic_frame_and_stamp_are_all_used() -> None:
+    source = lidar()
+    for part in (POINTS[:100], POINTS[100:250], POINTS[250:]):
+        offer(source, 1.0, 1.0, part)
+    assert len(collect(source, 1.0).points) == len(POINTS)
+    offer(source, 1.0, 1.01, POINTS[:100])
+    assert len(collect(source, 1.0).points) == len(POINTS), "the same message again"
+
+
+def test_a_lidar_whose_clock_is_ahead_silences_no_other_and_is_named() -> None:
+    source = lidar()
+    for i in range(20):
+        now = i / 10
+        offer(source, now + 1.7, now, frame="ahead")
+        offer(source, now, now + 0.001, POINTS[:50], frame="healthy")
+        got = collect(source, now, now + 0.002)
+        assert len(got.points) == 50, "also when its scans of long ago seem to fit"
+        assert (got.age_s == 0).all()
+    assert "frame 'ahead'" in got.trouble and "1.7 s ahead" in got.trouble
+
+
+def test_a_source_that_jumps_back_clears_itself_only() -> None:
+    source = lidar()
+    for frame in ("loops", "stays"):
+        offer(source, 100.0, 1.0, frame=frame)
+    assert len(collect(source, 100.0).points) == 2 * len(POINTS)
+    offer(source, 10.0, 1.1, frame="loops")
+    assert len(collect(source, 10.0).points) == len(POINTS)
+    assert len(collect(source, 100.0).points) == len(POINTS)
+
+
+def test_a_turn_in_twelve_pieces_counts_together() -> None:
+    source = lidar()
+    for index in range(36):
+        angle = np.radians(np.arange(30) + 30 * (index % 12))
+        piece = np.column_stack([5 * np.cos(angle), 5 * np.sin(angle), np.zeros(30)])
+        offer(source, 1 + index / 120, 1 + index / 120, piece.astype(np.float32))
+    assert len(collect(source, 1.15).points) == 360
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def held(source: LidarInput) -> int:
+    waiting = [m for s in source._sources.values() for _, m in s.waiting]
+    stored = [scan for scans in source._buffer._scans.values() for scan in scans.values()]
+    return sum(len(m.data) for m in waiting) + sum(scan.points.nbytes for scan in stored)
+
+
+def test_a_flood_of_frames_is_bounded_and_drives_out_no_lidar() -> None:
+    source = lidar()
+    one = POINTS.nbytes
+    for i in range(600):
+        now = i / 100
+        if i % 10 == 0:
+            offer(source, now, now, frame="healthy")
+        offer(source, now, now, frame=f"invented {i}")
+        if i % 50 == 49:
+            got = collect(source, now, now)
+            assert len(got.points) >= len(POINTS)
+    assert ("points", "healthy") in source._sources
+    assert len(source._sources) <= 32
+    assert held(source) <= 32 * 4 * one
+    for i in range(3):
+        offer(source, 20 + i, 20.0 + i, frame="healthy")
+        collect(source, 20 + i, 20.0 + i)
+    assert list(source._sources) == [("points", "healthy")], "the silent ones are forgotten"
+    assert len(source._buffer._scans) == 1
+    source.clear()
+    assert held(source) == 0
+
+
+def test_while_nobody_listens_one_message_of_each_lidar_is_kept() -> None:
+    source = lidar(max_scan_age_s=10.0)
+    for i in range(50):
+        offer(source, i / 10, i / 10, idle=True)
+        offer(source, i / 10, i / 10, frame="other", idle=True)
+    assert held(source) == 2 * POINTS.nbytes
+    assert len(collect(source, 4.9).points) == 2 * len(POINTS), "ready for the first image"
+
+
+def test_what_waits_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("depth_node.ros.lidar._MOST_WAITING_BYTES", 10 * POINTS.nbytes)
+    source = lidar(max_scan_age_s=10.0)
+    for i in range(50):
+        offer(source, i / 10, i / 10)
+    assert held(source) <= 10 * POINTS.nbytes
+    assert len(collect(source, 4.9).points) == len(POINTS), "the newest is there"
+
+
+# --- clocks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_scan_age_s", [0.3, 40.0])
+@pytest.mark.parametrize("offset_s", [37.0, -37.0, 18.0, -5.0])
+@pytest.mark.parametrize("speed", [1.0, 50.0])
+def test_a_clock_offset_is_named_in_seconds_with_its_cure(
+    offset_s: float, max_scan_age_s: float, speed: float
+) -> None:
+    """Also with a max_scan_age_s that would match scans which are really that old, and with a bag
+    that is played fast."""
+    source = lidar(max_scan_age_s)
+    for i in range(600):
+        now = 1.7e9 + i / 10
+        offer(source, now + offset_s, i / 10 / speed + 0.01)
+        got = collect(source, now, i / 10 / speed + 0.02)
+        if i >= 3:
+            assert not len(got.points)
+            assert "clock offset" in got.trouble
+    side = "ahead of" if offset_s > 0 else "behind"
+    assert f"{abs(offset_s):.1f} s {side}" in got.trouble
+    cure = re.search(r"lidar_time_offset_s to (-?[\d.]+)", got.trouble)
+    assert cure and float(cure[1]) == pytest.approx(-offset_s, abs=0.3)
+    assert ("TAI" in got.trouble) == (abs(offset_s) == 37)
+
+
+def test_the_cure_counts_the_offset_that_is_set_already() -> None:
+    source = lidar()
+    source.time_offset_s = -18.0
+    for i in range(5):
+        offer(source, i / 10 + 19.0, i / 10)
+        got = collect(source, i / 10, i / 10)
+    assert "lidar_time_offset_s to -37" in got.trouble
+
+
+@pytest.mark.parametrize(
+    ("image_late_s", "scan_late_s"), [(0.8, 0.05), (0.05, 0.25), (0.0, 0.0), (1.2, 0.0)]
+)
+def test_latency_is_no_clock_offset(image_late_s: float, scan_late_s: float) -> None:
+    source = lidar()
+    events = sorted(
+        [(i / 10 + scan_late_s, 0, i / 10) for i in range(60)]
+        + [(i / 30 + image_late_s, 1, i / 30) for i in range(180)]
+    )
+    for arrival, is_image, stamp in events:
+        if not is_image:
+            offer(source, stamp, arrival)
+        elif stamp > 1 and arrival < 6:
+            got = collect(source, stamp, arrival)
+            assert len(got.points) == len(POINTS), got.trouble
+            assert not got.trouble
+
+
+def test_a_bag_that_pauses_is_no_clock_offset() -> None:
+    source = lidar()
+    for i in range(200):
+        arrival = i / 10 + (60.0 if i >= 100 else 0.0)
+        offer(source, i / 10, arrival)
+        for image in range(3):
+            got = collect(source, i / 10 + image / 30, arrival + image / 30)
+            assert len(got.points) == len(POINTS), got.trouble
+
+
+def test_a_lidar_that_stops_is_no_clock_offset() -> None:
+    source = lidar()
+    for i in range(20):
+        offer(source, i / 10, i / 10)
+        collect(source, i / 10, i / 10)
+    for i in range(20, 100):
+        got = collect(source, i / 10, i / 10)
+    assert "8.00 s older than the image" in got.trouble
+    assert "frame 'lidar'" in got.trouble
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def test_refusals_reach_the_counter_with_their_place() -> None:
+    refused: list[ValueError] = []
+    source = lidar(refused=refused.append)
+    for i in range(40):
+        message = cloud(1 + i / 100, POINTS)
+        message.data = message.data[: 12 * (i + 1)]
+        source.offer(round((1 + i / 100) * 1e9), message, "points", 0.0)
+    collect(source, 1.0)
+    assert len(refused) == 40
+    assert len({str(error) for error in refused}) == 40
+    from depth_node.ros.guarded_node import place
+
+    assert len({place(error) for error in refused}) == 1, "one kind, whatever the numbers"
