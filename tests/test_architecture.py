@@ -30,7 +30,7 @@ BENCH = ("simulation", "recordings", "visualization", "benchmarks", "cli")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(CORE, CORE),
     "engine": CORE,
-    "model_zoo": (*CORE, "engine", "simulation"),
+    "model_zoo": (*CORE, "engine", "simulation", "recordings.frames"),
     "model_zoo.registry": (*CORE, "engine"),
     "inference": (*CORE, "engine", "model_zoo.registry"),
     "pipeline": (*CORE, "engine", "inference"),
