@@ -144,7 +144,8 @@ class BackgroundWatch:
 
     def __init__(self, share: float, failed: Callable[[Exception], None] = lambda error: None):
         self.share = share
-        self.spent_s = 0.0
+        self.spent_s = 0.0  # CPU time of the thread
+        self.looks = 0  # frames that were looked at
         self._failed = failed
         self._ready = threading.Condition()
         self._idle = threading.Event()  # no frame is at work
@@ -223,6 +224,7 @@ class BackgroundWatch:
                     self._failed(error)
             del seen  # else its arrays live until the next one comes
             with self._ready:
+                self.looks += 1
                 if generation == self._generation:
                     self._verdicts = watch.verdicts
 
