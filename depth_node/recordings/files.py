@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -90,3 +92,46 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FrameError(f"{path} holds a {type(value).__name__}: write a JSON object.")
     return value
+
+
+class UnfinishedFile:
+    """A file or folder that gets its name only when it is whole.
+
+    Made within a folder beside it, so that the rename is done as a whole or not at all. option: of
+    the command, for the sentence. Raises FrameError where something has that name already.
+    """
+
+    def __init__(self, path: Path, option: str) -> None:
+        self.path, self._option = path, option
+        self._folder: Path | None = None
+        if os.path.lexists(path):
+            raise FrameError(f"{path} is there already: remove it, or name another with {option}.")
+
+    def __enter__(self) -> Path:
+        """The folder to write in."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+        except OSError as error:
+            raise FrameError(
+                f"{self.path} cannot be written ({error.strerror}): name another with"
+                f" {self._option}."
+            ) from None
+        self._folder = Path(folder)
+        return self._folder
+
+    def finish(self, made: Path | None) -> None:
+        """Give what was made its name; None: keep nothing."""
+        try:
+            if made is not None:
+                if os.path.lexists(self.path):
+                    raise FileExistsError(17, "there is something of that name by now")
+                os.replace(made, self.path)
+        except OSError as error:
+            raise FrameError(
+                f"{self.path} cannot be written ({error.strerror}): name another with"
+                f" {self._option}."
+            ) from None
+        finally:
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
