@@ -33,7 +33,7 @@ from depth_node import __version__
 from depth_node.config import dump, replace
 from depth_node.frame import FrameInput
 from depth_node.geometry.sparse_depth import project_points
-from depth_node.metrics import coverage, evaluate
+from depth_node.metrics import coverage, evaluate, mean_over_sources
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.recordings.frames import (
     FrameError,
@@ -302,7 +302,7 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "sources": len(sources),
             "frames": sum(len(found) for found in sources.values()),
             **{
-                key: _mean([_mean([row[key] for row in found]) for found in sources.values()])
+                key: _number(mean_over_sources(_values(key, sources)))
                 for key in (*SCORES, "points", "ms")
             },
         }
@@ -310,9 +310,12 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _values(key: str, sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+    """Source -> the values of a column; NaN where a row has none."""
+    return {
+        name: [math.nan if row[key] is None else row[key] for row in rows]
+        for name, rows in sources.items()
+    }
 
 
 def _number(value: float) -> float | None:
