@@ -14,7 +14,7 @@ import numpy.typing as npt
 from depth_node.config import one_line
 from depth_node.engine import BackendError, EngineError
 from depth_node.engine.manifest import Manifest
-from depth_node.engine.model_file import fault_of
+from depth_node.engine.model_file import fault_of, reader_fault
 from depth_node.engine.protocol import Closeable, check_tensor, check_tensors
 
 # Since 1.31 it writes a device id and events into the user's cache folder and sends them. It looks
@@ -148,11 +148,8 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=requested)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise EngineError(
-            f"{model} cannot be read as an ONNX model: it is truncated, of another format, or newer"
-            f" than onnxruntime {onnxruntime.__version__}; fetch or export it again"
-            f" ({one_line(error)})"
-        ) from error
+        reader = f"onnxruntime {onnxruntime.__version__}"
+        raise EngineError(reader_fault(model, reader, error)) from error
     # ONNX Runtime drops a provider that cannot start, without an error.
     started = session.get_providers()
     if started[:1] != requested[:1]:
