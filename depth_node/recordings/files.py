@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from depth_node import config
+
 LONGEST_SENTENCE = 1000
 LARGEST_FILE = 1 << 30  # bytes of an image or of an array
 LARGEST_JSON = 1 << 20
@@ -50,7 +52,7 @@ def _shortened(text: str, longest: int) -> str:
 
 def reason_of(error: BaseException) -> str:
     """What a library says of its failure, in a few words."""
-    return one_line(" ".join(str(error).split()) or type(error).__name__, 200).rstrip(".")
+    return config.one_line(error).rstrip(".")
 
 
 @contextlib.contextmanager
