@@ -32,6 +32,18 @@ class SourcePoints:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an image comes from: for what is written beside it, no method reads it.
+
+    frame_id: the camera's optical frame. recorded_ns: when the image was recorded, by the clock of
+    its recording.
+    """
+
+    frame_id: str = ""
+    recorded_ns: int | None = None
+
+
+@dataclass(frozen=True)
 class FrameInput:
     """An image and all that was measured with it: what DepthPipeline.process() works on.
 
@@ -43,7 +55,8 @@ class FrameInput:
     the points of each LiDAR by itself, empty where one LiDAR gave them all.
 
     What is given here is taken instead of being computed: labels (H, W) int32 regions, prediction
-    of a network, sparse depth of pixels that were measured directly.
+    of a network, sparse depth of pixels that were measured directly. origin: where the image comes
+    from.
     """
 
     image: npt.NDArray[np.uint8]
@@ -57,6 +70,7 @@ class FrameInput:
     prediction: Prediction | None = None
     sparse: SparseDepth | None = None
     sources: tuple[SourcePoints, ...] = ()
+    origin: Origin = Origin()
 
     def of_each_lidar(self) -> tuple[SourcePoints, ...]:
         """The points of each LiDAR by itself; nothing without a LiDAR of known pose."""
