@@ -63,6 +63,13 @@ def add(commands: Any) -> None:
     bag.add_argument("--scans-per-image", type=int, default=0, metavar="N")
     bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S")
     bag.add_argument(
+        "--lidar-time-offset",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="added to the stamps of LiDAR messages, as the node's lidar_time_offset_s",
+    )
+    bag.add_argument(
         "--rectified",
         nargs="?",
         const="yes",
@@ -125,6 +132,7 @@ def _run_replay(options: argparse.Namespace) -> int:
                 options.max_scan_age,
                 options.scans_per_image,
                 options.scan_wait,
+                options.lidar_time_offset,
                 options.rectified,
                 options.world_frame,
             ) as bag:
