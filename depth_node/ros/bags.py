@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.frame import FrameInput, Origin
+from depth_node.frame import FrameInput, Origin, SourcePoints
 from depth_node.geometry.camera import Camera, is_rectified
 from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform, transform
 from depth_node.geometry.scan_buffer import ScanBuffer
@@ -239,28 +239,34 @@ class Bag:
         image = self._image(message, camera)
         camera_frame = message.header.frame_id
         found = []
+        each: list[SourcePoints] = []
         since = self._motion(camera_frame, stamp) if self.world_frame else None
         # Points that have moved are worse than fewer points: one turn, unless asked for more.
         limit = self.scans_per_image or (0 if since is None else None)
         for source in sorted(sources):
-            for scan in scans.nearest(stamp, source, limit):
-                T = self._extrinsics(camera_frame, source[1], stamp)
-                points = scan.points
+            chosen = scans.nearest(stamp, source, limit)
+            for scan in chosen:
+                stated = self._extrinsics(camera_frame, source[1], stamp)
+                seen, lag_s = (scan.points, stated), (scan.stamp_ns - stamp) * 1e-9
                 if since is not None:
                     try:
-                        points, T = moved_scan(scan, T, since)
+                        seen, lag_s = moved_scan(scan, stated, since), 0.0
                     except TransformError as error:
                         raise self._no_transform(error, self.world_frame, camera_frame) from None
-                found.append((points, ages(scan, stamp), T))
+                if scan.stamp_ns == chosen[0].stamp_ns:
+                    each.append(SourcePoints("/".join(source), *seen, stated, lag_s))
+                found.append((seen[0], ages(scan, stamp), seen[1]))
         pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
         if len(found) == 1:
             points, age_s, T_camera_lidar = found[0]
-            return FrameInput(image, camera, points, T_camera_lidar, age_s, stamp, pose)
+            return FrameInput(
+                image, camera, points, T_camera_lidar, age_s, stamp, pose, sources=tuple(each)
+            )
         in_camera = [transform(T, points).astype(np.float32) for points, _, T in found]
         none = np.empty((0, 3), np.float32)
         age_s = np.concatenate([none[:, 0], *(age_s for _, age_s, _ in found)])
         points = np.concatenate([none, *in_camera])
-        return FrameInput(image, camera, points, np.eye(4), age_s, stamp, pose)
+        return FrameInput(image, camera, points, np.eye(4), age_s, stamp, pose, sources=tuple(each))
 
     def _motion(self, camera_frame: str, now_ns: int) -> Callable[[int], NDArray[np.float64]]:
         """What gives T_now_then (4, 4) of the camera by a time in ns, or raises TransformError."""

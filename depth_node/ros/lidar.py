@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sensor_msgs.msg import LaserScan, PointCloud2
 
+from depth_node.frame import SourcePoints
 from depth_node.geometry.rigid import transform
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.geometry.scan_motion import ages, moved_scan
@@ -43,7 +44,7 @@ class LidarPoints:
 
     points: (N, 3) float32 metres, T_camera_lidar: (4, 4), age_s: (N,) seconds between points and
     image. trouble: why there are no points or not all of them, empty if all is well; kind: which
-    trouble it is.
+    trouble it is. sources: the scan of each LiDAR that is nearest to the image.
     """
 
     points: npt.NDArray[np.floating]
@@ -51,6 +52,7 @@ class LidarPoints:
     age_s: npt.NDArray[np.float32]
     trouble: str = ""
     kind: str = ""
+    sources: tuple[SourcePoints, ...] = ()
 
 
 @dataclass
@@ -172,6 +174,7 @@ class LidarInput:
         clocks = self._take_in(stamp_ns, arrival_s, moving=motion is not None)
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
         ages_s: list[npt.NDArray[np.float32]] = []
+        sources: list[SourcePoints] = []
         since = None if motion is None else motion.until(camera_frame, stamp_ns)
         trouble, kind = "", ""
         limit = self.scans_per_image or (0 if motion is None else None)
@@ -189,14 +192,16 @@ class LidarInput:
                 trouble, kind = str(error), "transform"
                 continue
             for scan in scans:
-                seen = scan.points, T
+                seen, lag_s = (scan.points, T), (scan.stamp_ns - stamp_ns) * 1e-9
                 if since is not None:
                     try:
-                        seen = moved_scan(scan, T, since)
+                        seen, lag_s = moved_scan(scan, T, since), 0.0
                     except NoTransformError as error:
                         trouble, kind = str(error), "motion"
                         if scan.stamp_ns != scans[0].stamp_ns and not self.scans_per_image:
                             continue
+                if scan.stamp_ns == scans[0].stamp_ns:
+                    sources.append(SourcePoints("/".join(key), *seen, T, lag_s))
                 found.append(seen)
                 ages_s.append(ages(scan, stamp_ns))
         if not found:
@@ -205,9 +210,10 @@ class LidarInput:
                 trouble, kind = self._why_none(stamp_ns, list(clocks))
             return LidarPoints(empty, np.eye(4), empty[:, 0], trouble, kind)
         if len(found) == 1:
-            return LidarPoints(*found[0], ages_s[0], trouble, kind)
+            return LidarPoints(*found[0], ages_s[0], trouble, kind, tuple(sources))
         in_camera = np.concatenate([transform(T, points) for points, T in found])
-        return LidarPoints(in_camera, np.eye(4), np.concatenate(ages_s), trouble, kind)
+        joined = np.concatenate(ages_s)
+        return LidarPoints(in_camera, np.eye(4), joined, trouble, kind, tuple(sources))
 
     def clear(self) -> None:
         """Forget every scan and every source."""
