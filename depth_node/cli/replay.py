@@ -149,6 +149,8 @@ def _run_replay(options: argparse.Namespace) -> int:
     _print_summary(terminal, done.summary, config.fit.method, f"{done.frames} frames")
     for message in sorted({row["message"] for row in done.rows if row["status"] != "OK"}):
         terminal.print(f"note: {message}", style="yellow", markup=False)
+    for sentence in done.extrinsics:
+        terminal.print(sentence, markup=False, soft_wrap=True)
     for sentence in done.left_out.sentences():
         terminal.print(sentence, style="yellow", markup=False, soft_wrap=True)
     terminal.print(f"run folder: {out}", markup=False)
@@ -159,7 +161,8 @@ def _run_replay(options: argparse.Namespace) -> int:
             terminal.print(f"written: {path}", markup=False)
     if options.json:
         content = {"rows": done.rows, "summary": done.summary, "run": facts}
-        write_json(options.json, {**content, "left_out": done.left_out.sentences()})
+        more = {"left_out": done.left_out.sentences(), "extrinsics": done.extrinsics}
+        write_json(options.json, {**content, **more})
     return 1 if done.left_out.damaged else 0
 
 

@@ -254,6 +254,23 @@ def test_laser_scan_and_cloud_together_end_in_the_camera_frame(tmp_path: Path) -
     assert np.array_equal(moment.T_camera_lidar, np.eye(4))
     assert len(moment.points) == 3
     assert moment.points[:, 2] == pytest.approx([5.0, 3 * np.cos(0.5), 3.0], rel=1e-5)
+    clouds, scans = moment.sources  # each as it is, for whoever judges them one by one
+    assert (clouds.source, scans.source) == ("/lidar/points/camera", "/scan/lidar")
+    assert len(clouds.points) == 1 and len(scans.points) == 2
+    assert np.allclose(scans.T_camera_lidar, T_CAMERA_LIDAR)
+
+
+def test_what_a_lidar_measured_before_the_image_is_known(tmp_path: Path) -> None:
+    path = record(tmp_path / "bag", driving)
+    (moment,) = read(path)
+    (source,) = moment.sources
+    assert source.lag_s == pytest.approx(-0.1)
+    assert np.array_equal(source.T_camera_points, source.T_camera_lidar)
+    (moment,) = read(path, world_frame="odom")  # the motion is taken out
+    (source,) = moment.sources
+    assert source.lag_s == 0 and len(source.points) == 1
+    moved = source.T_camera_points @ np.append(source.points[0], 1.0)
+    assert moved[2] == pytest.approx(4.0)
 
 
 def test_the_first_calibration_serves_earlier_pictures_and_zero_stamps_take_the_record_time(

@@ -61,6 +61,20 @@ def test_a_laser_scan_with_the_header_of_a_cloud_replaces_nothing() -> None:
     assert not got.trouble
 
 
+def test_each_source_is_also_given_by_itself() -> None:
+    """Whoever judges the LiDARs one by one gets the scan of each that is nearest to the image."""
+    source = lidar(scans_per_image=2)
+    for stamp in (1.0, 1.1):
+        offer(source, stamp, stamp)
+    offer(source, 1.02, 1.02, POINTS[:40], frame="side")
+    got = collect(source, 1.08)
+    assert len(got.points) == 2 * len(POINTS) + 40
+    front, side = got.sources
+    assert (front.source, side.source) == ("points/lidar", "points/side")
+    np.testing.assert_array_equal(front.points, POINTS)
+    assert (front.lag_s, side.lag_s) == pytest.approx((0.02, -0.06))
+
+
 def test_lidars_that_share_topic_frame_and_stamp_are_all_used() -> None:
     source = lidar()
     for part in (POINTS[:100], POINTS[100:250], POINTS[250:]):
