@@ -67,8 +67,8 @@ class FrameRecord:
     stamp_ms: time from the image's stamp to publication, None if the stamp is of another clock.
     node_ms: time from the image's arrival in the node to publication. stage_ms: time of each stage.
     scan_age_s: age of the oldest LiDAR point used, None without points. inlier_fraction and
-    residual_m: of the fit, NaN without points. status: the fit's, by name. details: FitResult.details. trouble: a sentence for
-    the operator, empty if there is no fault.
+    residual_m: of the fit, NaN without points. status: the fit's, by name. details:
+    FitResult.details. trouble: a sentence for the operator, empty if there is no fault.
     """
 
     node_ms: float

@@ -106,12 +106,15 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
         index = there_and_back(number, len(frames))
         stamp = node.get_clock().now()
         # Before it is published: whoever gets the message finds its line.
-        log.write(json.dumps({"number": number, "index": index, "stamp": stamp.nanoseconds}) + "\n")
+        row = {"number": number, "index": index, "stamp": stamp.nanoseconds}
+        row["lidar"] = number not in range(*options.unplugged)
+        log.write(json.dumps(row) + "\n")
         log.flush()
         header = Header(frame_id=CAMERA_FRAME, stamp=stamp.to_msg())
         lidar_header = Header(frame_id=LIDAR_FRAME, stamp=stamp.to_msg())
         info_out.publish(messages.camera_info_message(frames[index].camera, header))
-        points_out.publish(messages.table_message(clouds[index], lidar_header))
+        if row["lidar"]:
+            points_out.publish(messages.table_message(clouds[index], lidar_header))
         image_out.publish(messages.image_message(frames[index].image, "rgb8", header))
         say("published", number=number)
     log.close()
@@ -140,6 +143,7 @@ class Listener:
         self.latency_ms: list[float] = []
         self.arrival_ms: list[float] = []
         self.diagnostics: dict[str, str] = {}
+        self.states: list[tuple[int, str]] = []  # (ns, fit status), at 1 Hz
         self._last_kept = -1
         self._lines = 0
         self._numbers: dict[int, int] = {}
@@ -155,6 +159,7 @@ class Listener:
             self.diagnostics = {"message": status.message} | {
                 item.key: item.value for item in status.values
             }
+            self.states.append((time.time_ns(), self.diagnostics.get("fit status", "")))
 
     def _on_depth(self, message: Image, about: Any) -> None:
         now_ns = time.time_ns()
@@ -202,6 +207,7 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
         latency_ms=listener.latency_ms,
         arrival_ms=listener.arrival_ms,
         diagnostics=listener.diagnostics,
+        states=listener.states,
     )
     if options.lifecycle:
         change(node, "deactivate", options.timeout)
@@ -289,6 +295,9 @@ def main(arguments: list[str] | None = None) -> int:
     publishing.add_argument("--frames", type=Path, required=True)
     publishing.add_argument("--rate", type=float, required=True)
     publishing.add_argument("--count", type=int, required=True)
+    publishing.add_argument(
+        "--unplugged", type=int, nargs=2, default=(0, 0), help="images without a LiDAR: from, to"
+    )
     listening = roles.add_parser("listen")
     listening.add_argument("--keep-every", type=int, required=True)
     listening.add_argument("--timeout", type=float, default=60.0)

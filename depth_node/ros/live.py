@@ -43,7 +43,8 @@ class DemoError(RuntimeError):
 @dataclass(frozen=True)
 class DemoOptions:
     """What may be chosen: size is (height, width), frames a folder to render into, views how many
-    are rendered to be played back and forth."""
+    are rendered to be played back and forth, unplug: whether the LiDAR is silent in the middle
+    third."""
 
     config: PipelineConfig = field(default_factory=PipelineConfig)
     seconds: float = 20.0
@@ -52,6 +53,7 @@ class DemoOptions:
     seed: int = 10
     frames: Path | None = None
     views: int = VIEWS
+    unplug: bool = False
 
     def __post_init__(self) -> None:
         if not (0.5 <= self.seconds <= 3600 and 0.1 <= self.rate_hz <= 100):
@@ -63,6 +65,11 @@ class DemoOptions:
     def images(self) -> int:
         """How many are published."""
         return max(1, round(self.seconds * self.rate_hz))
+
+    @property
+    def unplugged(self) -> tuple[int, int]:
+        """The images without a LiDAR: from, to."""
+        return (self.images // 3, 2 * self.images // 3) if self.unplug else (0, 0)
 
 
 class Child:
@@ -189,7 +196,8 @@ def run_live(
                      "--keep-every", str(keep_every), "--timeout", str(PATIENCE_S),
                      *(["--no-lifecycle"] if bare else [])],
         "publisher": ["-m", "depth_node.ros.demo", "publish", str(folder), "--frames", str(frames),
-                      "--rate", str(options.rate_hz), "--count", str(options.images)],
+                      "--rate", str(options.rate_hz), "--count", str(options.images),
+                      "--unplugged", *map(str, options.unplugged)],
     }  # fmt: skip
     children: dict[str, Child] = {}
     events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +26,8 @@ def show(rig: Rig, depths: list[Image], stamp_s: float, lidar: bool) -> np.ndarr
     return truth
 
 
-def state(rig: Rig, arrays: list[DiagnosticArray]) -> tuple[bytes, str, dict[str, str]]:
+def state(arrays: list[DiagnosticArray]) -> tuple[bytes, str, dict[str, str]]:
     """Of a diagnosis made after now: level, sentence, values."""
-    del rig
     arrays.clear()
     until(lambda: len(arrays) > 1, PATIENCE_S, "diagnostics")
     (status,) = arrays[-1].status
@@ -43,7 +41,7 @@ def test_depth_goes_on_and_says_so(network: Path) -> None:
         arrays = rig.listen(DiagnosticArray, "/diagnostics")
         for i in range(3):
             show(rig, depths, 10 + i / 10, lidar=True)
-        assert state(rig, arrays)[2]["fit status"] == "OK"
+        assert state(arrays)[2]["fit status"] == "OK"
         widths = []
         for stamp_s in (10.6, 11.0, 14.0):
             truth = show(rig, depths, stamp_s, lidar=False)
@@ -51,7 +49,7 @@ def test_depth_goes_on_and_says_so(network: Path) -> None:
             until(lambda: len(stds) == len(depths), PATIENCE_S, "its interval")
             widths.append(float(np.median(messages.image_view(stds[-1]) / truth)))
         assert widths == sorted(widths) and widths[-1] > 2 * widths[0]
-        level, sentence, values = state(rig, arrays)
+        level, sentence, values = state(arrays)
         assert level == DiagnosticStatus.WARN
         assert "UNANCHORED" in sentence and "3.8 s ago" in sentence
         assert "newest LiDAR scan" in sentence, "and why"
@@ -59,11 +57,9 @@ def test_depth_goes_on_and_says_so(network: Path) -> None:
         assert values["fit age of the metres [s]"] == "3.8"
         rig.said("UNANCHORED")
         truth = show(rig, depths, 14.1, lidar=True)  # the first image after the plug is back
-        back_s = time.monotonic()
         np.testing.assert_allclose(messages.image_view(depths[-1]), truth, rtol=CLOSE)
-        values = state(rig, arrays)[2]
+        values = state(arrays)[2]
         assert values["fit status"] == "OK" and "fit age of the metres [s]" not in values
-        assert time.monotonic() - back_s < PATIENCE_S
 
 
 @pytest.mark.parametrize("more", ["", "fit.unanchored_s:=0.0"])
@@ -76,5 +72,5 @@ def test_without_a_scan_ever_or_with_the_parameter_at_0_no_metres(network: Path,
             show(rig, depths, 10.0, lidar=True)
         show(rig, depths, 11.0, lidar=False)
         assert np.isnan(messages.image_view(depths[-1])).all()
-        level, _, values = state(rig, arrays)
+        level, _, values = state(arrays)
         assert level == DiagnosticStatus.WARN and values["fit status"] == "NO_POINTS"
