@@ -54,7 +54,8 @@ def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
     none = np.empty(0, np.int64)
     images = panels.frame_images(
         image, CAMERA, none, none, np.empty(0, np.float32), none.astype(bool),
-        np.zeros((120, 160), np.int32), unknown, unknown, unknown, truth=unknown, heading="Nothing",
+        np.zeros((120, 160), np.int32), unknown, unknown, unknown, unknown,
+        truth=unknown, heading="Nothing",
     )  # fmt: skip
     assert images.panel().ndim == 3
 
