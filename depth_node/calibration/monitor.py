@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -47,6 +47,9 @@ TOLERANCE = np.array([*np.deg2rad([0.4, 0.4, 0.4]), 0.025, 0.025, 0.04, 0.02])
 """(7,) rad, m, s: smaller corrections are not worth a warning."""
 SIGNIFICANT = 3.0
 """Standard deviations above which a correction counts as found."""
+SIMPLER = 0.96
+"""A correction along one axis that scores at least this share of the best is told instead: one
+thing that slipped is likelier than several that make up for each other."""
 _FINDING = Effort(SEARCH[1:], draws=80, elite=16, rounds=6, edges=2500)
 _RESAMPLING = Effort(SEARCH[-2:], draws=64, elite=12, rounds=4, edges=2500)
 _RESAMPLES = 6
@@ -214,15 +217,33 @@ class ExtrinsicsMonitor:
         time_known = usable_dimensions(observations) == 7
         correction = np.mean(found, axis=0)
         covariance = covariance_of(np.stack(found), time_known)
+        maps = fields[FINE_PX]
+        singles = _single_axes(observations, maps, 7 if time_known else 6)
         # A correction that explains the scans no better than the stated pose is none.
         both = np.stack([np.zeros(7), correction])
-        scores = total_score(observations, fields[FINE_PX], both).sum(0)
+        scores = total_score(observations, maps, both).sum(0)
+        best = max(float(scores[1]), singles[0].score)
+        alike = [one for one in singles if one.score >= SIMPLER * best]
+        others = ""
+        if alike:
+            axis = alike[0].axis
+            correction = np.zeros(7)
+            correction[axis] = alike[0].value
+            # Known better if the other axes are right; of those nothing more is known.
+            own = 1 / np.linalg.inv(covariance)[axis, axis] + (0.05 * UNIT[axis]) ** 2
+            deviation = np.sqrt(np.diag(covariance))
+            covariance[axis], covariance[:, axis] = 0.0, 0.0
+            covariance[axis, axis] = own
+            others = "".join(
+                f", or {amount(one.axis, one.value, deviation[one.axis])}" for one in alike[1:]
+            )
         assert self._T is not None
         yield judged(
             correction,
             covariance,
             self._T,
-            better=bool(scores[1] > scores[0]),
+            better=best > float(scores[0]),
+            others=others,
             worse=worse,
             confidence=confidence,
             edges=edges,
@@ -231,26 +252,58 @@ class ExtrinsicsMonitor:
         )
 
 
+@dataclass(frozen=True)
+class _Single:
+    """A correction along one axis alone: its index, value in rad, m or s, and score."""
+
+    axis: int
+    value: float
+    score: float
+
+
+def _single_axes(
+    observations: Sequence[Observation], maps: Sequence[npt.NDArray[np.float32]], dimensions: int
+) -> list[_Single]:
+    """The best correction along each axis alone, the highest score first."""
+    found = []
+    for axis in range(dimensions):
+        centre, score = 0.0, 0.0
+        for steps in (np.arange(-12, 13) * 0.25, np.arange(-4, 5) * 0.05):
+            tried = np.zeros((len(steps), 7))
+            tried[:, axis] = (centre + steps) * UNIT[axis]
+            scores = total_score(observations, maps, tried).sum(0)
+            centre = float(tried[np.argmax(scores), axis] / UNIT[axis])
+            score = float(scores.max())
+        found.append(_Single(axis, centre * float(UNIT[axis]), score))
+    return sorted(found, key=lambda one: -one.score)
+
+
 def judged(
     correction: Floats,
     covariance: Floats,
     T_camera_lidar: Floats,
     *,
     better: bool,
+    others: str = "",
     worse: float,
     confidence: float,
     edges: int,
     frames: int,
     time_known: bool,
 ) -> Verdict:
-    """The verdict on a correction (7,) with its covariance (7, 7); T_camera_lidar (4, 4) stated."""
+    """The verdict on a correction (7,) with its covariance (7, 7); T_camera_lidar (4, 4) stated.
+
+    others: what explains the scans as well, said after the first explanation.
+    """
     std = np.sqrt(np.diag(covariance))
     axes = range(7 if time_known else 6)
     wrong = [a for a in axes if abs(correction[a]) > max(TOLERANCE[a], SIGNIFICANT * std[a])]
     known = [a for a in axes if std[a] < TOLERANCE[a]]
     if wrong and better:
         finding = Finding.WRONG
-        sentence = "wrong by about " + ", ".join(amount(a, correction[a], std[a]) for a in wrong)
+        sentence = (
+            "wrong by about " + ", ".join(amount(a, correction[a], std[a]) for a in wrong) + others
+        )
         surest = max(abs(correction[a]) / std[a] for a in wrong)
         confidence = float(1 - np.exp(-0.5 * (surest / SIGNIFICANT) ** 2 * 3))
     elif not any(a in known for a in range(3)):

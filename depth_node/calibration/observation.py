@@ -23,6 +23,9 @@ Floats = npt.NDArray[np.float64]
 AXES = ("pitch", "yaw", "roll", "x", "y", "z", "time")
 """Of a correction (7,): rad about the camera's x, y and z, m along them, s."""
 
+LOCAL_REACHES, LEAST_LOCAL_PX = 12.0, 30.0
+"""Size of the surroundings that an edge stands out from, in reaches, and at least in px."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -43,9 +46,14 @@ class Observation:
         return dataclasses.replace(self, points=self.points[chosen], weight=self.weight[chosen])
 
     def spread(self, reach_px: float) -> npt.NDArray[np.float32]:
-        """The edge map (h, w) to score with, less its mean: a random pose scores about 0."""
+        """The edge map (h, w) to score with, less its mean around each pixel.
+
+        A random pose scores about 0, and a texture that is full of edges is no better a place for
+        a scan's edges than a blank wall: only an edge between calm surfaces is.
+        """
         wide = spread(np.asarray(self.edges, np.float32) / np.float32(255), reach_px)
-        return wide - wide.mean()
+        size = 2 * round(max(LOCAL_REACHES * reach_px, LEAST_LOCAL_PX) / 2) + 1
+        return wide - np.asarray(cv2.blur(wide, (size, size)), np.float32)
 
     def score(self, field: npt.NDArray[np.float32], corrections: Floats) -> Floats:
         """Sum of weight * edge (K,) of the corrections (K, 7); points out of the image count 0."""

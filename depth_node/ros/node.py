@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -38,7 +38,7 @@ from depth_node.engine.preprocess import resize_image
 from depth_node.fitting import FitStatus
 from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
-from depth_node.monitor import FrameRecord, Monitor, Situation
+from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.ros import messages
 from depth_node.ros.bond import ManagerBond
@@ -53,12 +53,20 @@ from depth_node.ros.guarded_node import (
 from depth_node.ros.lidar import LidarInput, LidarMessage, LidarPoints
 from depth_node.ros.messages import BitDepth, MessageError
 from depth_node.ros.motion import CameraMotion
-from depth_node.ros.outputs import OUTPUTS, RECTIFIED, UNRECTIFIED, Outputs, depth_topic
+from depth_node.ros.outputs import Outputs
 from depth_node.ros.parameters import (
     NEEDS_CLEANUP,
     NEEDS_DEACTIVATE,
     NodeConfig,
     NodeParameters,
+)
+from depth_node.ros.results import (
+    OUTPUTS,
+    RECTIFIED,
+    UNRECTIFIED,
+    depth_topic,
+    diagnostics_message,
+    frame_record,
 )
 from depth_node.ros.worker import LatestWorker
 
@@ -481,14 +489,9 @@ class DepthNode(GuardedNode):
             input_hint=self._input_hint(),
         )
         report = self._monitor.report(time.monotonic(), situation)
-        status = DiagnosticStatus(
-            level=bytes([report.level]),
-            name=f"{self.get_fully_qualified_name().lstrip('/')}: depth",
-            message=report.message,
-            hardware_id=self._settings.config.model.path,
-            values=[KeyValue(key=key, value=value) for key, value in report.values.items()],
+        array = diagnostics_message(
+            report, self.get_fully_qualified_name(), self._settings.config.model.path
         )
-        array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
 
@@ -631,21 +634,14 @@ class DepthNode(GuardedNode):
             trouble, kind = result.message, "regions"
         if trouble:
             self.warn_throttled(f"trouble {kind}", trouble)
-        residual = np.abs(fit.point_residual[np.isfinite(fit.point_residual)])
-        self._monitor.published(
-            now_s,
-            FrameRecord(
-                node_ms=(now_s - pending.arrival_s) * 1e3,
-                stamp_ms=stamp_ms,
-                stage_ms=stage_ms,
-                scan_age_s=float(result.sparse.age_s.max()) if used else None,
-                points=used,
-                inlier_fraction=float(fit.point_inlier.mean()) if used else float("nan"),
-                residual_m=float(np.median(residual)) if len(residual) else float("nan"),
-                details=fit.details,
-                trouble=trouble,
-            ),
+        record = frame_record(
+            result,
+            node_ms=(now_s - pending.arrival_s) * 1e3,
+            stage_ms=stage_ms,
+            stamp_ms=stamp_ms,
+            trouble=trouble,
         )
+        self._monitor.published(now_s, record)
 
     def _on_scan_refusal(self, error: ValueError) -> None:
         self._monitor.scan_refused(time.monotonic(), str(error))
