@@ -105,7 +105,7 @@ class Gates:
         self._believed: dict[int, Mask] = {}
 
     def believed(self, every: int = 1) -> Mask:
-        """Whether pixels of every n-th row and column pass all gates, (ceil(H / n), ceil(W / n))."""
+        """Whether the pixels depth[::every, ::every] pass all gates."""
         if every not in self._believed:
             take = (slice(None, None, every),) * 2
             depth = self.depth[take]
@@ -174,7 +174,6 @@ def flying_pixels(depth: NDArray[Any]) -> Mask:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.reciprocal(depth, dtype=np.float32)
-    inverse[~(inverse > 0) | np.isinf(inverse)] = 0.0  # unknown: nothing is near
     bend = np.zeros_like(inverse)
     k = BEND_STEP
     if depth.shape[0] > 2 * k:
@@ -183,6 +182,8 @@ def flying_pixels(depth: NDArray[Any]) -> Mask:
     if depth.shape[1] > 2 * k:
         cols = 0.5 * (inverse[:, : -2 * k] + inverse[:, 2 * k :]) - inverse[:, k:-k]
         np.maximum(bend[:, k:-k], np.abs(cols), out=bend[:, k:-k])
+    cv2.patchNaNs(bend, 0.0)  # beside the unknown nothing is said
+    cv2.patchNaNs(inverse, 0.0)
     bend = cv2.dilate(bend, np.ones((BEND_WINDOW, BEND_WINDOW), np.uint8))
     near = cv2.dilate(inverse, np.ones((NEAR_WINDOW, NEAR_WINDOW), np.uint8))
     beside = bend > np.float32(MAX_BEND) * inverse

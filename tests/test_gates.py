@@ -39,11 +39,11 @@ def test_a_point_is_given_where_its_error_is_small_for_its_depth() -> None:
 
 def test_what_is_believed_does_not_depend_on_the_unit_of_length() -> None:
     rng = np.random.default_rng(0)
-    depth = rng.uniform(1, 9, (24, 32)).astype(np.float32)
+    depth = np.repeat(rng.uniform(1, 9, (4, 4)), 16, axis=0).repeat(16, axis=1).astype(np.float32)
     std = (depth * rng.uniform(0, 0.2, depth.shape)).astype(np.float32)
     one, thousand = Gates(depth, std).believed(), Gates(16 * depth, 16 * std).believed()
     assert np.array_equal(one, thousand)
-    assert 0.05 < one.mean() < 0.95
+    assert 0.05 < one.mean() < 0.4
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 7])
@@ -111,7 +111,7 @@ def room_with_a_pole(blur: float) -> tuple[F32, NDArray[np.bool_], NDArray[np.bo
 
 @pytest.mark.parametrize("blur", [0.6, 1.0, 1.5])
 def test_flying_pixels_between_two_surfaces_are_cut(blur: float) -> None:
-    depth, pole, wall = room_with_a_pole(blur)
+    depth, _, _ = room_with_a_pole(blur)
     flying = (depth > 3.2) & (depth < 5.8)
     cut = flying_pixels(depth)
     assert flying.sum() > 200 and cut[flying].mean() > 0.99

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from depth_node.benchmarks.accuracy import DepthPredictor, disturbed, predicted
 from depth_node.benchmarks.tables import Table
-from depth_node.fitting import DEPTH_RANGE_M, FitConfig, fit
+from depth_node.fitting import FitConfig, fit
+from depth_node.fitting.methods import DEPTH_RANGE_M
 from depth_node.gates import GateConfig, Gates
 from depth_node.metrics import mean_over_sources
 from depth_node.recordings.frames import FrameError, split_lines, split_uniform
@@ -159,7 +160,7 @@ def tables(rows: Sequence[GateRow]) -> list[Table]:
             held_out = averaged(r for r in rows if r.source == source and r.gate == gate)
             edges = "yes" if gate.cut_edges else "no"
             body.append([*_cells(source, held_out), f"{gate.max_std:g}", edges])
-        note = f"fewest far-off points among those that lose less than {MOST_LOST:.0%} of the points"
+        note = f"fewest far-off points of those that lose less than {MOST_LOST:.0%} of the points"
         result.append(
             Table(
                 "Gates chosen on the other sources", [*head, "max_std", "cut_edges"], body, [note]
