@@ -16,6 +16,18 @@ from depth_node.regions.label_maps import Labels
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an image comes from: for what is written beside it, no method reads it.
+
+    frame_id: the camera's optical frame. recorded_ns: when the image was recorded, by the clock of
+    its recording.
+    """
+
+    frame_id: str = ""
+    recorded_ns: int | None = None
+
+
+@dataclass(frozen=True)
 class FrameInput:
     """An image and all that was measured with it: what DepthPipeline.process() works on.
 
@@ -26,7 +38,8 @@ class FrameInput:
     where the camera was in a frame that stands still (odometry), None where nobody knows.
 
     What is given here is taken instead of being computed: labels (H, W) int32 regions, prediction
-    of a network, sparse depth of pixels that were measured directly.
+    of a network, sparse depth of pixels that were measured directly. origin: where the image comes
+    from.
     """
 
     image: npt.NDArray[np.uint8]
@@ -39,6 +52,7 @@ class FrameInput:
     labels: Labels | None = None
     prediction: Prediction | None = None
     sparse: SparseDepth | None = None
+    origin: Origin = Origin()
 
     def check(self) -> None:
         """Raise ValueError, with cause and cure, if image, camera and labels contradict."""
