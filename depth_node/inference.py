@@ -19,7 +19,7 @@ from depth_node.engine.options import EngineConfig, ModelConfig, configured
 from depth_node.engine.preprocess import image_box, input_focal_px, tensor_box, to_image, to_tensor
 from depth_node.engine.protocol import Closeable, Engine, ImageEngine, Progress
 from depth_node.engine.sparse_input import pattern_tensors, sparse_tensors
-from depth_node.fitting.network import LeftOut, left_out_blocks
+from depth_node.fitting.network import AnswerWithout, left_out_blocks
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.point_map import point_map_shift
 from depth_node.geometry.sparse_depth import SparseDepth
@@ -315,7 +315,7 @@ class CompletionModel(DepthModel):
 
     def complete(
         self, image: npt.NDArray[np.uint8], points: SparseDepth, usable: npt.NDArray[np.bool_]
-    ) -> tuple[Prediction | None, LeftOut | None]:
+    ) -> tuple[Prediction | None, AnswerWithout | None]:
         """The answer to all usable points (N,), and another without every fourth block of them.
 
         None, None if the points fall into fewer pixels than the network needs
@@ -339,7 +339,7 @@ class CompletionModel(DepthModel):
         spent = dict(self.stage_ms)
         without = self._prediction(self._run(image, lambda: inputs(usable & ~held)), image, None)
         self.stage_ms = {name: spent[name] + ms for name, ms in self.stage_ms.items()}
-        return prediction, LeftOut(without, held, usable)
+        return prediction, AnswerWithout(without, held, usable)
 
 
 _ANSWERS = ("masks", "iou", "stability", "boxes")

@@ -66,10 +66,12 @@ class Prediction:
             object.__setattr__(self, "values", values.astype(np.float32))
         for name in ("sky", "confidence"):
             other = getattr(self, name)
-            if other is not None and np.shape(other) != values.shape:
+            if other is None:
+                continue
+            if other.shape != values.shape or (name == "sky" and other.dtype != bool):
                 raise ValueError(
-                    f"{name} of a prediction has shape {np.shape(other)} and its values"
-                    f" {values.shape}: give maps of one size."
+                    f"{name} is {other.dtype} {other.shape} but the prediction {values.shape}: give"
+                    f" a {'bool map' if name == 'sky' else 'map'} of the same size."
                 )
 
     @property

@@ -22,7 +22,8 @@ ROS = ("rclpy", "tf2_ros", "cv_bridge", "message_filters", "launch", "launch_ros
 ROS_MESSAGES = ("_msgs", "_srvs", "_interfaces")
 TRAINING_ONLY = ("torch", "torchvision", "transformers", "peft", "diffusers", "timm", "training")
 
-CORE = ("geometry", "regions", "fitting", "metrics", "prediction", "config", "monitor", "frame")
+CORE = ("geometry", "regions", "fitting", "metrics", "prediction", "config", "monitor", "frame",
+        "gates", "obstacles")  # fmt: skip
 # What a robot's process never loads.
 BENCH = ("simulation", "recordings", "visualization", "benchmarks", "cli")
 # Folder or module of depth_node -> what else of depth_node it may import. A folder may import
@@ -36,7 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pipeline": (*CORE, "engine", "inference"),
     "calibration": CORE,
     "simulation": CORE,
-    "recordings": (*CORE, "pipeline", "visualization"),
+    "recordings": (*CORE, "calibration", "pipeline", "visualization"),
     "visualization": (*CORE, "calibration"),
     "benchmarks": (*CORE, "calibration", "engine", "inference", "pipeline", "recordings",
                    "simulation", "ros.live"),
@@ -44,6 +45,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
             "ros"),
     "ros": (*CORE, "calibration", "engine", "inference", "pipeline"),
     "ros.bags": (*CORE, "pipeline", "recordings"),
+    "ros.bag_writer": (*CORE, "pipeline", "recordings"),
     "ros.demo": (*CORE, "recordings"),
     "ros.live": (*CORE, "pipeline", "recordings"),
 }  # fmt: skip
@@ -62,6 +64,7 @@ LAZY = {
     ("depth_node.cli.doctor", "depth_node.ros.results"),
     ("depth_node.cli.main", "depth_node.ros.parameters"),  # rclpy
     ("depth_node.cli.replay", "depth_node.ros.bags"),  # ROS message packages
+    ("depth_node.cli.replay", "depth_node.ros.bag_writer"),
     ("depth_node.engine.opening", "depth_node.engine.ort"),
     ("depth_node.engine.opening", "depth_node.engine.trt"),
     ("depth_node.engine.manifest_writer", "depth_node.engine.ort"),

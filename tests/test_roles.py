@@ -192,7 +192,7 @@ def test_given_predictions_keep_their_sky_at_another_size() -> None:
 
 
 def test_maps_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match="give maps of one size"):
+    with pytest.raises(ValueError, match="a bool map of the same size"):
         Prediction(np.ones((4, 4), np.float32), "depth_metric", np.zeros((4, 5), bool))
 
 

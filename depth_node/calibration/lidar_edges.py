@@ -9,16 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_node.geometry.rigid import FloatArray
+from depth_node.geometry.scan_lines import rows_by_angle
 
 MIN_JUMP_M = 0.15
 MIN_JUMP_RATIO = 0.08
 """A discontinuity is a jump of the range by both: above the noise, beyond a slanted surface."""
 SAME_SLOPE = 0.5
 """Neighbouring steps that differ by less than this share of the larger are one slanted surface."""
-ROW_DEG = 0.2
-"""Points within a row this high are of one scan line; a line's points scatter less than that."""
-GAP_DEG = 0.03
-"""A gap between two lines is at least this wide; without gaps rows follow on each other."""
 MAX_GAP_DEG = 1.5
 """Neighbours are at most so far apart; where the edge between them is, is known to half of it."""
 
@@ -74,7 +71,7 @@ def _along(
     metric: npt.NDArray[np.float64],
 ) -> DepthEdges:
     """Discontinuities between neighbours along one angle, in rows of the other one."""
-    row = _rows(across_deg)
+    row = rows_by_angle(across_deg)
     order = np.lexsort((along_deg, row))
     row, angle, r = row[order], along_deg[order], reach[order]
     gap = np.diff(angle) * metric[order][1:]
@@ -90,21 +87,6 @@ def _along(
     ahead /= np.linalg.norm(ahead, axis=1, keepdims=True)
     weight = np.sqrt(np.minimum(size[index] / near[index], 1.0))
     return DepthEdges(ahead * near[index, None], weight)
-
-
-def _rows(across_deg: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The row of each point (n,): a gap in the angle across begins a new one, so does a height.
-
-    The points of a scan line have one angle but for rounding, so that no bin may cut through it.
-    """
-    order = np.argsort(across_deg)
-    angle = across_deg[order]
-    begins = np.diff(angle, prepend=-np.inf) > GAP_DEG
-    line = np.cumsum(begins)
-    within = np.floor((angle - angle[begins][line - 1]) / ROW_DEG).astype(np.int64)
-    row = np.empty(len(angle), np.int64)
-    row[order] = line * 10_000 + within
-    return row
 
 
 def _slanted(step: npt.NDArray[np.float64], row: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -80,7 +80,6 @@ ROS_PACKAGES = (
         "extrinsics from TF",
         "apt install ros-jazzy-tf2-ros-py, or set T_camera_lidar",
     ),
-    ("cv_bridge", "cv-bridge", "Bayer and YUV images", "apt install ros-jazzy-cv-bridge"),
 )
 
 

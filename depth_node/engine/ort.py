@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from depth_node.config import one_line
 from depth_node.engine import BackendError, EngineError
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.model_file import fault_of, reader_fault
@@ -112,7 +113,7 @@ class OrtEngine(Closeable):
             raise EngineError(
                 f"model {self.manifest.name} failed to run with an input of"
                 f" {self.manifest.input.width}x{self.manifest.input.height}: if the manifest gives"
-                f" the right size, the model itself is broken ({_reason(error)})"
+                f" the right size, the model itself is broken ({one_line(error)})"
             ) from error
         return arrays
 
@@ -163,11 +164,6 @@ def open_session(
             )
         )
     return session
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _infos(nodes: list[Any]) -> list[TensorInfo]:

@@ -151,7 +151,7 @@ def output_difference(
 def role_difference(
     manifest: Manifest, name: str, output: npt.NDArray[Any], reference: npt.NDArray[Any]
 ) -> OutputDifference:
-    """Compare one output of a model by what it is.
+    """Compare one output of a model, such as (1, h, w), by what it is.
 
     An output with a level is only asked on which side of it a pixel lies: its relative error is the
     fraction of the pixels where the sides differ. Raises EngineError as output_difference does.

@@ -48,7 +48,7 @@ def sparse_tensors(
 
 
 def in_unit(depth: npt.NDArray[np.float64], unit: str) -> npt.NDArray[np.float64]:
-    """Depths in m, above 0, in a unit of manifest.UNITS."""
+    """(N,) depths in m, above 0, in a unit of manifest.UNITS."""
     if unit == "1/m":
         return 1 / depth
     if unit == "log m":

@@ -28,7 +28,7 @@ from depth_node.config import option, section, validate
 from depth_node.fitting.field.points import MIN_POINTS as FIELD_MIN_POINTS
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
 from depth_node.fitting.field.solve import Field, solve
-from depth_node.fitting.network import LeftOut, network_answer
+from depth_node.fitting.network import AnswerWithout, network_answer
 from depth_node.fitting.region_surfaces import (
     INLIER_STDS,
     MIN_RELATIVE_STD,
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from depth_node.fitting.field.memory import FieldState
     from depth_node.geometry.sparse_depth import SparseDepth
 
-NETWORK = "network"  # no fit: the network's own metres
 METHODS: tuple[str, ...] = (
     "global_depth",
     "global_disparity",
@@ -58,8 +57,8 @@ METHODS: tuple[str, ...] = (
     "slf",
     "ssf",
     "field",
-    NETWORK,
 )
+NETWORK = "network"  # beside the fits: the network's own metres
 MODES = ("paper", "sensor")
 
 DEPTH_RANGE_M = (0.05, 200.0)
@@ -105,7 +104,7 @@ class FitConfig:
         "median) or one per region (region_median; slf: scale, shift; ssf: scale, slopes, shift), "
         "or one for the image with the residual of the points spread over it (field); network: no "
         "fit, the metres of a metric or completion network, judged by the points.",
-        choices=METHODS,
+        choices=(*METHODS, NETWORK),
     )
     mode: str = option(
         "sensor",
@@ -204,7 +203,7 @@ def fit(
     depth_range_m: tuple[float, float] = DEPTH_RANGE_M,
     ablation: FieldAblation = WHOLE_METHOD,
     polarity_guard: bool = False,
-    left_out: LeftOut | None = None,
+    left_out: AnswerWithout | None = None,
 ) -> FitResult:
     """Metric depth of the image from its prediction and the points measured in it.
 
@@ -317,7 +316,7 @@ def _fit_network(
     points: SparseDepth,
     config: FitConfig,
     depth_range_m: tuple[float, float],
-    left_out: LeftOut | None,
+    left_out: AnswerWithout | None,
 ) -> FitResult:
     """The network's own metres: one row of evidence, label 0, without parameters."""
     usable = _usable(points, prediction.values, depth_range_m)
@@ -332,7 +331,8 @@ def _fit_network(
         )
         return replace(result, status=FitStatus.NO_PREDICTION, message=message)
     if left_out is not None:
-        left_out = LeftOut(left_out.prediction, left_out.which[usable], left_out.given[usable])
+        which, given = left_out.which[usable], left_out.given[usable]
+        left_out = AnswerWithout(left_out.prediction, which, given)
     z, rows, cols = points.depth[usable], points.rows[usable], points.cols[usable]
     answer = network_answer(
         prediction, rows, cols, z, depth_range_m, config.field.max_extrapolation, left_out

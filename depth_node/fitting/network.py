@@ -28,7 +28,7 @@ BLOCK_SPACINGS = 1.0  # side of a block that is left out, in spacings of evenly 
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class AnswerWithout:
     """What a completion network answers without some points.
 
     prediction: (H, W) of its second run. which: (N,) bool, the points that it was not given. given:
@@ -70,11 +70,12 @@ def network_answer(
     z: NDArray[np.floating],
     depth_range_m: tuple[float, float],
     max_extrapolation: float,
-    left_out: LeftOut | None = None,
+    left_out: AnswerWithout | None = None,
 ) -> NetworkAnswer:
-    """The metres of a metric prediction and their interval, from n usable points with depth z, m.
+    """The metres of a metric prediction and their interval, from usable points.
 
-    left_out: of a completion network, its arrays for these n points. The bound is relative; it
+    rows, cols: (n,) pixels. z: (n,) m. left_out: of a completion network, its arrays for these
+    points. The bound is relative; it
     grows with the distance from the points that the network was given and at steps of the depth,
     and is widened until the points that it was not given lie within theirs.
     """
@@ -90,8 +91,7 @@ def network_answer(
         judged_far = _distance_px(rows[kept], cols[kept], depth.shape)[rows, cols]
         spread = edge * (1 + far / np.float32(spacing))
         own = judged_edge[rows, cols] * (1 + judged_far / spacing)
-    said = judged[rows, cols]
-    error = np.abs(z - said) / said
+    error = np.abs(z / judged[rows, cols] - 1)
     judge = judge & np.isfinite(error) & np.isfinite(own)
     count = int(np.count_nonzero(judge))
     details: dict[str, Any] = {"points": len(z), "judged by": count}

@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 
 from depth_node import __version__
 from depth_node.config import dump, replace
-from depth_node.frame import FrameInput
+from depth_node.frame import FrameInput, SourcePoints
 from depth_node.geometry.sparse_depth import project_points
 from depth_node.metrics import coverage, evaluate, mean_over_sources
 from depth_node.pipeline import DepthPipeline, DepthResult
+from depth_node.recordings.extrinsics_log import ExtrinsicsLog
 from depth_node.recordings.frames import (
     FrameError,
     RecordedFrame,
@@ -44,6 +45,7 @@ from depth_node.recordings.frames import (
     split_lines,
     split_uniform,
 )
+from depth_node.recordings.held_out import Sampling, measured_points
 from depth_node.visualization import panels
 
 COMPARED = ("global_depth", "global_disparity", "slf", "ssf")
@@ -69,28 +71,6 @@ class ScoredFrame:
         if self.truth is None or self.scored is None:
             return None
         return np.where(self.scored, self.truth, np.float32(np.nan))
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Which of the known depths are measured; the others are scored.
-
-    points: so many pixels drawn uniformly from the depth map; lines: one of so many scan lines of
-    it. With neither, a frame with a LiDAR uses all of its points but the share `hold_out` of them.
-    """
-
-    points: int = 0
-    lines: int = 0
-    hold_out: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.points and self.lines:
-            raise FrameError("--points and --lines exclude each other: give one of them.")
-        if self.points < 0 or self.lines == 1 or self.lines < 0:
-            raise FrameError("--points must be at least 1, --lines at least 2.")
-        if not 0 <= self.hold_out < 1:
-            raise FrameError(f"--hold-out must be at least 0 and below 1, not {self.hold_out:g}.")
 
 
 class LeftOut:
@@ -139,6 +119,13 @@ class FrameSource(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[ScoredFrame]: ...
+
+
+class ResultSink(Protocol):
+    """Where results go besides the run folder: a bag, a recording of a viewer."""
+
+    def add(self, frame: ScoredFrame, result: DepthResult) -> None:
+        """Take the result of a frame, in the order of the recording."""
 
 
 class FolderFrames:
@@ -209,15 +196,14 @@ class FolderFrames:
         scored = None
         if frame.depth is not None and sampling.hold_out > 0:
             scored = np.isfinite(frame.depth) & ~hit_pixels(self.pipeline, used, frame)
-        observed = dataclasses.replace(observed, points=used, T_camera_lidar=frame.T_camera_lidar)
+        T = frame.T_camera_lidar
+        observed = dataclasses.replace(
+            observed,
+            points=used,
+            T_camera_lidar=T,
+            sources=(SourcePoints("", frame.points_lidar, T, T),),
+        )
         return ScoredFrame(frame.source, frame.name, observed, frame.depth, scored)
-
-
-def measured_points(count: int, hold_out: float, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Indices of the points that are used, in their old order."""
-    if hold_out == 0:
-        return np.arange(count)
-    return np.sort(rng.permutation(count)[: max(1, round(count * (1 - hold_out)))])
 
 
 def hit_pixels(
@@ -383,6 +369,7 @@ def panel(
         result.prediction.relative_depth(),
         result.depth,
         result.std,
+        result.gates.believed_depth(),
         truth=truth,
         heading=heading,
         subheading=subheading,
@@ -432,10 +419,10 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._rows.close()
 
-    def finish(self, summary: Sequence[Mapping[str, Any]], left_out: LeftOut) -> None:
-        """Write the summary, and below its table what was left out."""
+    def finish(self, summary: Sequence[Mapping[str, Any]], sentences: Iterable[str]) -> None:
+        """Write the summary, and sentences below its table."""
         self._write("summary.json", summary)
-        lines = "".join(f"\n{sentence}\n" for sentence in left_out.sentences())
+        lines = "".join(f"\n{sentence}\n" for sentence in sentences)
         (self.path / "summary.md").write_text(markdown(summary) + lines, encoding="utf-8")
 
     def _write(self, name: str, content: Any) -> None:
@@ -444,8 +431,8 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay gave: a row per frame and method, their averages, the panels written, and what
-    of the recording could not be used.
+    """What a replay gave: a row per frame and method, their averages, the panels written, what of
+    the recording could not be used, and what the LiDARs' edges say of their extrinsics.
     """
 
     rows: list[dict[str, Any]]
@@ -453,6 +440,7 @@ class Replayed:
     panels: list[Path]
     frames: int
     left_out: LeftOut
+    extrinsics: list[str]
 
 
 def replay(
@@ -465,14 +453,16 @@ def replay(
     save_depth: bool = False,
     methods: Sequence[str] = COMPARED,
     on_frame: Callable[[str], None] = lambda name: None,
+    sinks: Sequence[ResultSink] = (),
 ) -> Replayed:
     """Process every frame and write the run folder.
 
     images: panels of at most so many frames, spread evenly. on_frame: called with the name of
-    every frame that is done.
+    every frame that is done. sinks: get every result as it comes.
     """
     pipeline.warm_up()
     comparison = MethodComparison(pipeline, methods)
+    log = ExtrinsicsLog()
     drawn = set(np.linspace(0, len(frames) - 1, min(images, len(frames))).round().tolist())
     rows: list[dict[str, Any]] = []
     panels: list[Path] = []
@@ -480,10 +470,13 @@ def replay(
     with RunFolder(out, pipeline, facts) as folder:
         for frame in frames:
             result = pipeline.process(frame.input)
+            log.add(frame.name, frame.input)
             results = comparison.results(frame.input, result)
             found = [score(frame, method, one) for method, one in results.items()]
             folder.add(found)
             rows += found
+            for sink in sinks:
+                sink.add(frame, result)
             if save_depth:
                 folder.save_depth(frame.name, result)
             if count in drawn:
@@ -497,5 +490,5 @@ def replay(
         if not count:
             raise FrameError("The source gave no image at all: nothing was replayed.")
         summary = summarise(rows)
-        folder.finish(summary, frames.left_out)
-    return Replayed(rows, summary, panels, count, frames.left_out)
+        folder.finish(summary, [*log.sentences(), *frames.left_out.sentences()])
+    return Replayed(rows, summary, panels, count, frames.left_out, log.sentences())
