@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.millimetres import depth_to_millimetres
 from depth_node.monitor import FrameRecord, Report
 from depth_node.pipeline import DepthResult
 from depth_node.ros import messages
@@ -73,7 +74,7 @@ def message_makers(
 
     def depth() -> Image:
         if config.depth_encoding == "16UC1":
-            pixels = messages.depth_to_millimetres(result.depth)
+            pixels = depth_to_millimetres(result.depth)
             return messages.image_message(pixels, "16UC1", header)
         return messages.image_message(result.depth, "32FC1", header)
 
