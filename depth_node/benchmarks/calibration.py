@@ -23,8 +23,9 @@ from depth_node.benchmarks.calibration_sequences import (
 from depth_node.benchmarks.speed import machine, one_core
 from depth_node.benchmarks.tables import Table
 from depth_node.calibration.estimate import AXES, UNIT, Estimate, calibrate, correction_matrix
-from depth_node.calibration.monitor import ExtrinsicsMonitor, Finding, Verdict
+from depth_node.calibration.monitor import Finding, Verdict
 from depth_node.calibration.observation import observe_all
+from depth_node.calibration.watch import ExtrinsicsWatch
 from depth_node.frame import FrameInput
 from depth_node.geometry.rigid import invert_rigid
 from depth_node.simulation.walk import T_CAMERA_LIDAR
@@ -80,10 +81,10 @@ def faulty_frames(walk: RenderedWalk, lines: int, case: str) -> list[FrameInput]
 
 def monitor_case(walk: RenderedWalk, lines: int, case: str) -> MonitorCase:
     """What the monitor says after the frames of a walk with a fault."""
-    monitor = ExtrinsicsMonitor()
+    watch = ExtrinsicsWatch()
     for frame in faulty_frames(walk, lines, case):
-        monitor.add(frame)
-    return MonitorCase(walk.name, lines, case, monitor.verdict)
+        watch.add(frame)
+    return MonitorCase(walk.name, lines, case, watch.verdict)
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,11 @@ def monitor_ms(walk: RenderedWalk, lines: int, case: str) -> float:
                 stamp_ns=frame.stamp_ns, T_world_camera=frame.T_world_camera,
             )
         )  # fmt: skip
-    monitor = ExtrinsicsMonitor()
+    watch = ExtrinsicsWatch()
     with one_core():
         begin = time.process_time()
         for frame in frames:
-            monitor.add(frame)
+            watch.add(frame)
         return 1000 * (time.process_time() - begin) / len(frames)
 
 

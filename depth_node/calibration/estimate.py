@@ -243,6 +243,19 @@ def covariance_of(found: Floats, time_known: bool) -> Floats:
     return covariance
 
 
+def pose_covariance(T: Floats, covariance: Floats) -> Floats:
+    """Covariance (6, 6) of a pose T (4, 4) as ROS orders it: x, y, z, turns about those axes.
+
+    covariance: (7, 7) of a correction of it. A turn of the correction moves the LiDAR too.
+    """
+    x, y, z = T[:3, 3]
+    J = np.zeros((6, 7))
+    J[:3, :3] = [[0, z, -y], [-z, 0, x], [y, -x, 0]]
+    J[:3, 3:6] = np.eye(3)
+    J[3:, :3] = np.eye(3)
+    return J @ covariance @ J.T
+
+
 def _last(rounds: Iterator[Floats]) -> Floats:
     """The last correction (7,) of a search."""
     (correction,) = deque(rounds, maxlen=1)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -29,11 +29,8 @@ from depth_node.calibration.estimate import (
     thinned,
     usable_dimensions,
 )
-from depth_node.calibration.observation import Floats, Observation, motion, observe, total_score
-from depth_node.frame import FrameInput
+from depth_node.calibration.observation import Floats, Observation, total_score
 
-EVERY = 4
-"""One frame of so many is looked at: the next ones show the same edges."""
 WINDOW = 25
 LEAST_OBSERVATIONS = 13
 EDGES_OF_A_FRAME = 250
@@ -41,7 +38,6 @@ LEAST_EDGES = 250
 """Fewer discontinuities than this in the window tell nothing."""
 SEARCH_AGAIN = 12
 """Observations between two searches: a search tells the same of the same frames."""
-ROUNDS_A_CALL = 3
 MAXIMUM_FRACTION, MAXIMUM_CONFIDENCE = 0.99, 0.5
 TOLERANCE = np.array([*np.deg2rad([0.4, 0.4, 0.4]), 0.025, 0.025, 0.04, 0.02])
 """(7,) rad, m, s: smaller corrections are not worth a warning."""
@@ -53,6 +49,8 @@ thing that slipped is likelier than several that make up for each other."""
 _FINDING = Effort(SEARCH[1:], draws=80, elite=16, rounds=6, edges=2500)
 _RESAMPLING = Effort(SEARCH[-2:], draws=64, elite=12, rounds=4, edges=2500)
 _RESAMPLES = 6
+REACHES_PX = tuple(stage.reach_px for stage in _FINDING.stages)
+"""Reaches of the edge maps that the monitor needs of each image."""
 
 
 class Finding(Enum):
@@ -70,7 +68,8 @@ class Verdict:
 
     worse: fraction of small perturbations that score worse than the stated pose; confidence: 0..1
     of the finding. correction (7,) (see observation.AXES) with covariance (7, 7) and the proposed
-    T_camera_lidar (4, 4): None unless one was looked for. edges, frames: in the window.
+    T_camera_lidar (4, 4), the stated one where it is consistent: None where nothing can be told.
+    edges, frames: in the window. time_known: whether the motion tells of a time offset.
     """
 
     finding: Finding = Finding.UNKNOWN
@@ -84,6 +83,13 @@ class Verdict:
     T_camera_lidar: Floats | None = None
     time_known: bool = False
 
+    def text(self) -> str:
+        """The sentence with its confidence, and what it leaves open."""
+        if self.finding is Finding.UNKNOWN:
+            return f"unknown: {self.sentence}"
+        motion = "" if self.time_known else "; too little motion to tell a time offset"
+        return f"{self.sentence} (confidence {self.confidence:.0%}){motion}"
+
 
 @dataclass
 class _Window:
@@ -91,13 +97,15 @@ class _Window:
 
     observations: deque[Observation] = field(default_factory=lambda: deque(maxlen=WINDOW))
     fields: dict[float, deque[npt.NDArray[np.float32]]] = field(
-        default_factory=lambda: {stage.reach_px: deque(maxlen=WINDOW) for stage in _FINDING.stages}
+        default_factory=lambda: {reach_px: deque(maxlen=WINDOW) for reach_px in REACHES_PX}
     )
     scores: deque[Floats] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
-    def add(self, observation: Observation) -> None:
+    def add(
+        self, observation: Observation, fields: Mapping[float, npt.NDArray[np.float32]]
+    ) -> None:
         for reach_px, maps in self.fields.items():
-            maps.append(observation.spread(reach_px))
+            maps.append(fields[reach_px])
         self.observations.append(observation)
         tested = corrections_of(LOCAL_RADIUS * perturbations(6))
         self.scores.append(observation.score(self.fields[FINE_PX][-1], tested))
@@ -110,97 +118,66 @@ class _Window:
 
 
 class ExtrinsicsMonitor:
-    """Fed with the frames of a node, in order; each call does a bounded part of the work.
+    """Judges one LiDAR by the last WINDOW observations of it: by the local-maximum test, and only
+    if that fails a correction is searched.
 
-    One frame of EVERY is reduced to its edges; the last WINDOW of them are judged by the
-    local-maximum test, and only if that fails a correction is searched, some rounds a call.
+    T_camera_lidar: (4, 4) as stated; another pose needs another monitor.
     """
 
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all frames."""
-        self._count = 0  # frames
-        self._looked = 0  # observations
-        self._searched = -SEARCH_AGAIN
-        self._T: Floats | None = None
-        self._window = _Window()
-        self._before: FrameInput | None = None
-        self._chosen: FrameInput | None = None
-        self._work: Iterator[Verdict | None] | None = None
+    def __init__(self, T_camera_lidar: Floats) -> None:
+        self.T_camera_lidar = np.array(T_camera_lidar, np.float64)
         self.verdict = Verdict()
+        self._looked = 0
+        self._searched = -SEARCH_AGAIN
+        self._window = _Window()
 
-    def add(self, frame: FrameInput) -> Verdict:
-        """Take a frame and return the present verdict.
+    def look(
+        self, observation: Observation, fields: Mapping[float, npt.NDArray[np.float32]]
+    ) -> Iterator[Verdict | None]:
+        """Take an observation with the edge maps (h, w) of its image for REACHES_PX.
 
-        New extrinsics start a new window. A frame without points counts as one without structure.
+        The verdict may change at once; what is returned is the search for a correction, if one is
+        due: step by step, some milliseconds each, until it gives a verdict.
         """
-        if frame.T_camera_lidar is not None and (
-            self._T is None or not np.allclose(frame.T_camera_lidar, self._T, atol=1e-9)
-        ):
-            self.reset()
-            self._T = np.asarray(frame.T_camera_lidar, np.float64)
-        if self._T is None:
-            return self.verdict
-        phase = self._count % EVERY
-        self._count += 1
-        if phase == 0:
-            self._before = frame
-        elif phase == 1:
-            self._chosen = frame
-        elif phase == 2 and self._chosen is not None and self._before is not None:
-            self._look(self._chosen, motion(self._before, frame))
-            self._before = self._chosen = None
-            return self.verdict
-        if self._work is not None:
-            for _ in range(ROUNDS_A_CALL):
-                try:
-                    step = next(self._work)
-                except StopIteration:
-                    self._work = None
-                    break
-                if step is not None:
-                    self.verdict = step
-        return self.verdict
-
-    def _look(self, frame: FrameInput, twist: Floats | None) -> None:
-        seen = observe(frame, self._T, twist)
-        self._window.add(thinned([seen], EDGES_OF_A_FRAME)[0])
-        self._looked += 1
         window = self._window
+        window.add(thinned([observation], EDGES_OF_A_FRAME)[0], fields)
+        self._looked += 1
         edges = sum(len(o.points) for o in window.observations)
         count = len(window.observations)
         if count < LEAST_OBSERVATIONS:
-            self.verdict = Verdict(
-                sentence=f"{count} of {LEAST_OBSERVATIONS} frames so far", edges=edges, frames=count
-            )
-            return
-        if edges < LEAST_EDGES:
-            self._work = None
-            self.verdict = Verdict(
-                sentence=f"too little structure to tell: {edges} depth edges in {count} frames",
-                edges=edges,
-                frames=count,
-            )
-            return
-        scores = np.stack(window.scores)
-        if usable_dimensions(list(window.observations)) == 7:
-            scores = np.concatenate([scores, window.time_scores()], axis=1)
-        worse, confidence = local_maximum(scores)
-        if worse >= MAXIMUM_FRACTION and confidence >= MAXIMUM_CONFIDENCE:
-            self._work = None
-            self.verdict = Verdict(
-                Finding.CONSISTENT,
-                f"consistent: {worse:.0%} of small changes of the extrinsics fit the images worse",
-                worse,
-                confidence,
-                edges,
-                count,
-            )
-        elif self._work is None and self._looked - self._searched >= SEARCH_AGAIN:
-            self._searched = self._looked
-            self._work = self._find(worse, confidence, edges)
+            text = f"{count} of {LEAST_OBSERVATIONS} frames so far"
+            self.verdict = Verdict(sentence=text, edges=edges, frames=count)
+        elif edges < LEAST_EDGES:
+            text = f"too little structure to tell: {edges} depth edges in {count} frames"
+            self.verdict = Verdict(sentence=text, edges=edges, frames=count)
+        else:
+            time_known = usable_dimensions(list(window.observations)) == 7
+            scores = np.stack(window.scores)
+            if time_known:
+                scores = np.concatenate([scores, window.time_scores()], axis=1)
+            worse, confidence = local_maximum(scores)
+            if worse >= MAXIMUM_FRACTION and confidence >= MAXIMUM_CONFIDENCE:
+                self.verdict = self._consistent(worse, confidence, edges, count, time_known)
+            elif self._looked - self._searched >= SEARCH_AGAIN:
+                self._searched = self._looked
+                return self._find(worse, confidence, edges)
+        return iter(())
+
+    def _consistent(
+        self, worse: float, confidence: float, edges: int, frames: int, time_known: bool
+    ) -> Verdict:
+        return Verdict(
+            Finding.CONSISTENT,
+            f"consistent: {worse:.0%} of small changes of the extrinsics fit the images worse",
+            worse,
+            confidence,
+            edges,
+            frames,
+            np.zeros(7),
+            np.diag((LOCAL_RADIUS * UNIT) ** 2),
+            self.T_camera_lidar,
+            time_known,
+        )
 
     def _find(self, worse: float, confidence: float, edges: int) -> Iterator[Verdict | None]:
         """Search a correction in the window of now, and how well it is known."""
@@ -218,7 +195,11 @@ class ExtrinsicsMonitor:
         correction = np.mean(found, axis=0)
         covariance = covariance_of(np.stack(found), time_known)
         maps = fields[FINE_PX]
-        singles = _single_axes(observations, maps, 7 if time_known else 6)
+        singles = []
+        for axis in range(7 if time_known else 6):
+            singles.append(_single_axis(observations, maps, axis))
+            yield None
+        singles.sort(key=lambda one: -one.score)
         # A correction that explains the scans no better than the stated pose is none.
         both = np.stack([np.zeros(7), correction])
         scores = total_score(observations, maps, both).sum(0)
@@ -237,11 +218,10 @@ class ExtrinsicsMonitor:
             others = "".join(
                 f", or {amount(one.axis, one.value, deviation[one.axis])}" for one in alike[1:]
             )
-        assert self._T is not None
-        yield judged(
+        self.verdict = judged(
             correction,
             covariance,
-            self._T,
+            self.T_camera_lidar,
             better=best > float(scores[0]),
             others=others,
             worse=worse,
@@ -250,6 +230,7 @@ class ExtrinsicsMonitor:
             frames=len(observations),
             time_known=time_known,
         )
+        yield self.verdict
 
 
 @dataclass(frozen=True)
@@ -261,21 +242,18 @@ class _Single:
     score: float
 
 
-def _single_axes(
-    observations: Sequence[Observation], maps: Sequence[npt.NDArray[np.float32]], dimensions: int
-) -> list[_Single]:
-    """The best correction along each axis alone, the highest score first."""
-    found = []
-    for axis in range(dimensions):
-        centre, score = 0.0, 0.0
-        for steps in (np.arange(-12, 13) * 0.25, np.arange(-4, 5) * 0.05):
-            tried = np.zeros((len(steps), 7))
-            tried[:, axis] = (centre + steps) * UNIT[axis]
-            scores = total_score(observations, maps, tried).sum(0)
-            centre = float(tried[np.argmax(scores), axis] / UNIT[axis])
-            score = float(scores.max())
-        found.append(_Single(axis, centre * float(UNIT[axis]), score))
-    return sorted(found, key=lambda one: -one.score)
+def _single_axis(
+    observations: Sequence[Observation], maps: Sequence[npt.NDArray[np.float32]], axis: int
+) -> _Single:
+    """The best correction along one axis alone: coarse steps, then fine ones."""
+    centre, score = 0.0, 0.0
+    for steps in (np.arange(-12, 13) * 0.25, np.arange(-4, 5) * 0.05):
+        tried = np.zeros((len(steps), 7))
+        tried[:, axis] = (centre + steps) * UNIT[axis]
+        scores = total_score(observations, maps, tried).sum(0)
+        centre = float(tried[np.argmax(scores), axis] / UNIT[axis])
+        score = float(scores.max())
+    return _Single(axis, centre * float(UNIT[axis]), score)
 
 
 def judged(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.frame import FrameInput, Origin
+from depth_node.frame import FrameInput, Origin, SourcePoints
 from depth_node.geometry.camera import Camera, is_rectified
 from depth_node.geometry.rigid import check_rigid, rigid_transform, transform
 from depth_node.geometry.scan_buffer import ScanBuffer
@@ -235,6 +235,7 @@ class Bag:
         image = self._image(message, camera)
         camera_frame = message.header.frame_id
         found = []
+        each: list[SourcePoints] = []
         for source in sorted(sources):
             held = [scan for scan in scans.scans(stamp, _key(source)) if len(scan[1])]
             nearest = sorted(held, key=lambda scan: abs(stamp - scan[0]))
@@ -242,20 +243,25 @@ class Bag:
             limit = self.scans_per_image or (None if self.world_frame else 1)
             for scan_ns, points in nearest[:limit]:
                 age_s = np.full(len(points), abs(stamp - scan_ns) * 1e-9, np.float32)
-                T = self._extrinsics(camera_frame, source[1], stamp)
+                stated = T = self._extrinsics(camera_frame, source[1], stamp)
                 if self.world_frame:
                     then = self._look_up(self.world_frame, camera_frame, scan_ns)
                     T = self._look_up(camera_frame, self.world_frame, stamp) @ then @ T
+                if scan_ns == nearest[0][0]:
+                    lag_s = 0.0 if self.world_frame else (scan_ns - stamp) * 1e-9
+                    each.append(SourcePoints("/".join(source), points, T, stated, lag_s))
                 found.append((points, age_s, T))
         pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
         if len(found) == 1:
             points, age_s, T_camera_lidar = found[0]
-            return FrameInput(image, camera, points, T_camera_lidar, age_s, stamp, pose)
+            return FrameInput(
+                image, camera, points, T_camera_lidar, age_s, stamp, pose, sources=tuple(each)
+            )
         in_camera = [transform(T, points).astype(np.float32) for points, _, T in found]
         none = np.empty((0, 3), np.float32)
         ages = np.concatenate([none[:, 0], *(age_s for _, age_s, _ in found)])
         points = np.concatenate([none, *in_camera])
-        return FrameInput(image, camera, points, np.eye(4), ages, stamp, pose)
+        return FrameInput(image, camera, points, np.eye(4), ages, stamp, pose, sources=tuple(each))
 
     def _extrinsics(
         self, camera_frame: str, lidar_frame: str, stamp_ns: int

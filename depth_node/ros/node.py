@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -44,6 +44,7 @@ from depth_node.ros import messages
 from depth_node.ros.bond import ManagerBond
 from depth_node.ros.diagnostics import body_frame_hint, type_mismatch
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
+from depth_node.ros.extrinsics_watch import LiveWatch
 from depth_node.ros.guarded_node import (
     GuardedNode,
     describe_exception,
@@ -106,6 +107,7 @@ class DepthNode(GuardedNode):
         self._worker: LatestWorker[PendingImage] | None = None
         self._outputs: Outputs | None = None
         self._bond: ManagerBond | None = None
+        self._watch: LiveWatch | None = None
         self._inputs: list[Any] = []
         self._housekeeping: list[Any] = []
         self._info: CameraInfo | None = None
@@ -154,6 +156,7 @@ class DepthNode(GuardedNode):
         self._worker = LatestWorker(self._work, self._on_failure, "depth_node_worker")
         try:
             self._outputs = Outputs(self)
+            self._watch = LiveWatch(self, config.extrinsics_cpu_share, self._on_watch_failure)
             # In this order: of messages that wait together, points are taken before their image.
             callbacks = {
                 "camera_info": self._on_info,
@@ -207,6 +210,9 @@ class DepthNode(GuardedNode):
             if self._outputs is not None:
                 steps.callback(self._outputs.close)
                 self._outputs = None
+            if self._watch is not None:
+                steps.callback(self._watch.take_down, _CLOSE_TIMEOUT_S)
+                self._watch = None
             for subscription in self._inputs:
                 steps.callback(self.destroy_subscription, subscription)
             self._inputs, self._latched = [], False
@@ -251,6 +257,8 @@ class DepthNode(GuardedNode):
             self._lidar.clear()
         if self._pipeline is not None:
             self._pipeline.reset()
+        if self._watch is not None:
+            self._watch.reset()
         self._newest_ns = 0
 
     # --- parameters ------------------------------------------------------------------------------
@@ -313,6 +321,10 @@ class DepthNode(GuardedNode):
         else:
             lidar.extrinsics = extrinsics
             lidar.scans_per_image = new.scans_per_image
+        if self._watch is not None:
+            self._watch.share = new.extrinsics_cpu_share
+            if times != (old.max_scan_age_s, old.lidar_time_offset_s):
+                self._watch.reset()
         pipeline.reconfigure(new)
 
     def _refuse_what_needs_more(self, parameters: list[Parameter]) -> None:
@@ -477,6 +489,7 @@ class DepthNode(GuardedNode):
 
     def _on_timer(self) -> None:
         self._hear_latched_info()
+        extrinsics, misplaced = self._watch.report() if self._watch is not None else ({}, "")
         situation = Situation(
             active=self._worker is not None,
             enabled=self._enabled,
@@ -487,6 +500,8 @@ class DepthNode(GuardedNode):
             image_topic=self.resolve_topic_name("image"),
             engine=self._engine_facts(),
             input_hint=self._input_hint(),
+            extrinsics=extrinsics,
+            misplaced=misplaced,
         )
         report = self._monitor.report(time.monotonic(), situation)
         array = diagnostics_message(
@@ -528,23 +543,26 @@ class DepthNode(GuardedNode):
         lidar.wait(pending.stamp_ns, config.scan_wait_s)
         motion, frame = self._motion, pending.message.header.frame_id
         points = lidar.collect(frame, pending.stamp_ns, motion, pending.clock_s)
-        result = pipeline.process(
-            FrameInput(
-                image,
-                camera,
-                points.points,
-                points.T_camera_lidar,
-                points.age_s,
-                pending.stamp_ns,
-                self._pose(motion, frame, pending.stamp_ns),
-            )
+        observed = FrameInput(
+            image,
+            camera,
+            points.points,
+            points.T_camera_lidar,
+            points.age_s,
+            pending.stamp_ns,
+            self._pose(motion, frame, pending.stamp_ns),
+            sources=points.sources,
         )
-        stage_ms = dict(result.stage_ms)
-        start_s = time.perf_counter()
-        if self._outputs is not None:
-            header = pending.message.header
-            self._outputs.publish(wanted, result, image, camera, header, config)
-        stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
+        watch, header = self._watch, pending.message.header
+        with watch.frame_at_work() if watch is not None else nullcontext():
+            result = pipeline.process(observed)
+            stage_ms = dict(result.stage_ms)
+            start_s = time.perf_counter()
+            if self._outputs is not None:
+                self._outputs.publish(wanted, result, image, camera, header, config)
+            stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
+        if watch is not None:
+            watch.offer_image(observed, header)
         self._report(pending, points, result, stage_ms, camera)
 
     def _pose(
@@ -646,6 +664,9 @@ class DepthNode(GuardedNode):
     def _on_scan_refusal(self, error: ValueError) -> None:
         self._monitor.scan_refused(time.monotonic(), str(error))
         self.warn_throttled(place(error), str(error))
+
+    def _on_watch_failure(self, error: Exception) -> None:
+        self.warn_throttled("extrinsics watch", f"a frame was not judged: {error!r}")
 
     def _on_failure(self, error: Exception) -> None:
         """A frame made the worker raise: count it, log it once, go on with the next."""

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered walks, kept in the machine's temporary folder: they are the same for every run."""
+"""Rendered walks for the tests of this folder."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from depth_node.benchmarks.calibration_sequences import RenderedWalk, room_sequence
-
-CACHE = Path(tempfile.gettempdir()) / "depth_node_walks"
+from depth_node.benchmarks.calibration_sequences import RenderedWalk
+from tests.helpers.walks import CACHE, furnished_room
 
 
 @pytest.fixture(scope="session")
 def short_walk() -> RenderedWalk:
     """13 images of a furnished room."""
-    return room_sequence(1, 13, CACHE)
+    return furnished_room()
 
 
 @pytest.fixture(scope="session")

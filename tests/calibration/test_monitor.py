@@ -22,26 +22,30 @@ from depth_node.benchmarks.calibration import (
 )
 from depth_node.benchmarks.calibration_sequences import LINES, RenderedWalk, room_sequence
 from depth_node.calibration.estimate import UNIT
-from depth_node.calibration.monitor import EVERY, ExtrinsicsMonitor, Finding, amount, judged
+from depth_node.calibration.monitor import Finding, amount, judged
+from depth_node.calibration.watch import ExtrinsicsWatch, Seen
 from depth_node.frame import FrameInput
+from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 
-def fed(frames: list[FrameInput], times: int) -> ExtrinsicsMonitor:
-    """A monitor that sees each frame so often between its neighbours: short walks go far."""
-    monitor = ExtrinsicsMonitor()
-    for number in range(len(frames)):
+def fed(frames: list[FrameInput], times: int = 1) -> ExtrinsicsWatch:
+    """A watch that sees each frame so often, each time between its neighbours: short walks go
+    far."""
+    watch = ExtrinsicsWatch()
+    for number, frame in enumerate(frames):
+        before, after = frames[max(number - 1, 0)], frames[min(number + 1, len(frames) - 1)]
         for _ in range(times):
-            before, after = max(number - 1, 0), min(number + 1, len(frames) - 1)
-            for one in (before, number, after, number)[:EVERY]:
-                monitor.add(frames[one])
-    return monitor
+            for _ in watch.look(Seen(before, frame, after)):
+                pass
+    return watch
 
 
 def test_right_extrinsics_are_consistent(short_walk: RenderedWalk) -> None:
-    verdict = fed(short_walk.frames(64), 1).verdict
+    verdict = fed(short_walk.frames(64)).verdict
     assert verdict.finding is Finding.CONSISTENT
     assert verdict.confidence > 0.5 and verdict.worse > 0.99
-    assert verdict.T_camera_lidar is None, "nothing is proposed where nothing is wrong"
+    assert verdict.T_camera_lidar is not None and verdict.covariance is not None
+    np.testing.assert_allclose(verdict.T_camera_lidar, T_CAMERA_LIDAR)
 
 
 def test_a_turned_lidar_is_named(short_walk: RenderedWalk) -> None:
@@ -51,29 +55,28 @@ def test_a_turned_lidar_is_named(short_walk: RenderedWalk) -> None:
     assert verdict.correction is not None and verdict.covariance is not None
     assert abs(verdict.correction[1] / UNIT[1] + 1) < 0.3
     assert verdict.T_camera_lidar is not None
-    right = short_walk.frames(64)[0].T_camera_lidar
-    assert right is not None
-    np.testing.assert_allclose(verdict.T_camera_lidar[:3, :3], right[:3, :3], atol=0.01)
+    np.testing.assert_allclose(verdict.T_camera_lidar[:3, :3], T_CAMERA_LIDAR[:3, :3], atol=0.01)
 
 
 def test_new_extrinsics_begin_anew_and_no_points_tell_nothing(short_walk: RenderedWalk) -> None:
-    monitor = fed(short_walk.frames(64), 1)
-    assert monitor.verdict.frames == 13
+    watch = fed(short_walk.frames(64))
+    assert watch.verdict.frames == 13
     moved = faulty_frames(short_walk, 64, "x")[0]
-    monitor.add(moved)
-    assert monitor.verdict.frames == 0 and monitor.verdict.finding is Finding.UNKNOWN
+    for _ in watch.look(Seen(moved, moved, moved)):
+        pass
+    assert watch.verdict.frames == 1 and watch.verdict.finding is Finding.UNKNOWN
     empty = [
         dataclasses.replace(frame, points=np.empty((0, 3), np.float32))
         for frame in short_walk.frames(64)
     ]
-    verdict = fed(empty, 1).verdict
+    verdict = fed(empty).verdict
     assert verdict.finding is Finding.UNKNOWN and "too little structure" in verdict.sentence
 
 
 def test_extrinsics_that_nobody_gave_are_not_judged(short_walk: RenderedWalk) -> None:
     frame = dataclasses.replace(short_walk.frames(16)[0], T_camera_lidar=None)
-    monitor = ExtrinsicsMonitor()
-    assert monitor.add(frame).finding is Finding.UNKNOWN
+    watch = fed([frame])
+    assert not watch.verdicts and watch.verdict.finding is Finding.UNKNOWN
 
 
 def test_a_correction_counts_by_its_size_and_its_deviation() -> None:
