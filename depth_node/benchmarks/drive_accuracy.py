@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from depth_node.benchmarks.accuracy import OWN_METHODS, DepthPredictor, Interpolation, fit_config
 from depth_node.benchmarks.tables import Table
-from depth_node.calibration.monitor import ExtrinsicsMonitor, Finding, Verdict
+from depth_node.calibration.monitor import Finding, Verdict
+from depth_node.calibration.watch import ExtrinsicsWatch
 from depth_node.fitting import REGION_METHODS, fit
 from depth_node.frame import FrameInput
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
@@ -95,7 +96,7 @@ class DriveReport:
         return (
             "used and held-out points share every error of the extrinsics and of the clocks, so"
             " these scores cannot show it. The extrinsics against the images:"
-            f" {self.verdict.sentence}{cure}"
+            f" {self.verdict.text()}{cure}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,10 +125,10 @@ def drive_accuracy(
     methods: of depth_node.benchmarks.accuracy.known_methods(). on_frame: called after each frame.
     Raises FrameError where no frame has held-out points in the image.
     """
-    report, monitor = DriveReport(), ExtrinsicsMonitor()
+    report, watch = DriveReport(), ExtrinsicsWatch()
     projection = projection or ProjectionConfig()
     for number, frame in enumerate(frames):
-        monitor.add(frame)
+        watch.add(frame)
         if number % stride == 0 and frame.points is not None and len(frame.points):
             prediction = predictor.predict(frame.image)
             scored = False
@@ -144,7 +145,7 @@ def drive_accuracy(
             report.frames += scored
             report.skipped += not scored
         on_frame()
-    report.verdict = monitor.verdict
+    report.verdict = watch.verdict
     if not report.frames:
         raise FrameError(
             "no frame has enough LiDAR points in the image to use some and hold others out: check"
