@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pipeline": (*CORE, "engine", "inference"),
     "calibration": CORE,
     "simulation": CORE,
-    "recordings": (*CORE, "pipeline", "visualization"),
+    "recordings": (*CORE, "calibration", "pipeline", "visualization"),
     "visualization": (*CORE, "calibration"),
     "benchmarks": (*CORE, "calibration", "engine", "inference", "pipeline", "recordings",
                    "simulation", "ros.live"),

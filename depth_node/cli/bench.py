@@ -9,7 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from depth_node.benchmarks import accuracy, calibration, drive_accuracy, field_speed, speed
+from depth_node.benchmarks import (
+    accuracy,
+    calibration,
+    deskew,
+    drive_accuracy,
+    field_speed,
+    speed,
+)
 from depth_node.benchmarks.tables import markdown
 from depth_node.cli.arguments import integers, need_ros, words
 from depth_node.cli.console import (
@@ -25,6 +32,7 @@ from depth_node.cli.replay import add_bag_options, opened_bag
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.options import ModelConfig
 from depth_node.inference import DepthModel
+from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.recordings.frames import find_frames, is_bag
 from depth_node.recordings.held_out import Sampling
 from depth_node.ros.live import DemoError
@@ -87,6 +95,13 @@ def add(commands: Any) -> None:
     field.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
     field.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
     field.set_defaults(run=_run_field)
+    moving = kinds.add_parser(
+        "deskew", help="LiDAR points moved by their own times: accuracy on a drive, and cost"
+    )
+    moving.add_argument("--seed", default="", metavar="S,S,S", help="rooms (6 held-out ones)")
+    moving.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
+    moving.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    moving.set_defaults(run=_run_deskew)
     found = kinds.add_parser(
         "calibration", help="what the extrinsics monitor and `calibrate` find, on rendered walks"
     )
@@ -200,6 +215,14 @@ def _run_drive(options: argparse.Namespace) -> int:
 
 def _run_field(options: argparse.Namespace) -> int:
     print_tables(console(), field_speed.speed(options.repeats), options.out)
+    return 0
+
+
+def _run_deskew(options: argparse.Namespace) -> int:
+    seeds = integers("--seed", options.seed) or deskew.SEEDS
+    with DepthPipeline(PipelineConfig()) as pipeline:
+        tables = [deskew.accuracy(pipeline, seeds), deskew.speed(options.repeats)]
+    print_tables(console(), tables, options.out)
     return 0
 
 
