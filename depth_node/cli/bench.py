@@ -15,6 +15,7 @@ from depth_node.benchmarks import (
     deskew,
     drive_accuracy,
     field_speed,
+    gates,
     speed,
 )
 from depth_node.benchmarks.tables import markdown
@@ -112,6 +113,15 @@ def add(commands: Any) -> None:
     )
     found.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
     found.set_defaults(run=_run_calibration)
+    gated = kinds.add_parser(
+        "gates", help="what the gates of ~/points take away, on recorded frames with truth"
+    )
+    gated.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
+    gated.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    gated.add_argument("--manifest", default="", metavar="FILE")
+    gated.add_argument("--seed", default="0", metavar="S,S,S", help="random seeds, one or several")
+    gated.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    gated.set_defaults(run=_run_gates)
     for name, description in (
         ("fit", "the region fit against a plain loop of least squares"),
         ("engine", "the engine against a plain session of ONNX Runtime"),
@@ -232,6 +242,21 @@ def _run_calibration(options: argparse.Namespace) -> int:
     with progress(terminal, "walking", len(seeds) + 1) as advance:
         tables = calibration.study(options.cache, seeds, options.frames, advance)
     print_tables(terminal, tables, options.out)
+    return 0
+
+
+def _run_gates(options: argparse.Namespace) -> int:
+    terminal = console()
+    count = sum(len(find_frames(source)) for source in options.sources)
+    with (
+        DepthModel.open(ModelConfig(options.model, options.manifest)) as model,
+        progress(terminal, "gating", count) as advance,
+    ):
+        seeds = integers("--seed", options.seed)
+        rows = gates.run_gates(
+            options.sources, model, seeds=seeds, gates=gates.CANDIDATES, on_frame=advance
+        )
+    print_tables(terminal, gates.tables(rows), options.out)
     return 0
 
 

@@ -64,7 +64,7 @@ class FrameFolders:
             image = frame.input.image[..., ::-1]
             name = "rgb.png" if self._png else "rgb.jpg"
             quality = [] if self._png else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-            millimetres = known_depth_mm(result.depth, result.std, self._max_relative_std)
+            millimetres = known_depth_mm(result.gates.depth_image(), result.std, self._max_relative_std)
             _write(part / name, image, quality)
             _write(part / "depth.png", millimetres, [])
             text = json.dumps(_intrinsics(frame.input.camera), indent=2)

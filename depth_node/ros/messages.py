@@ -618,10 +618,12 @@ def colour_points(
     camera: Camera,
     image: npt.NDArray[np.uint8],
     decimation: int = 1,
+    believed: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.void]:
     """XYZRGB rows, in the camera's frame, of the known depth in every n-th row and column.
 
-    depth: (H, W) metres, image: (H, W, 3) RGB. rgb is the customary float32 whose bits are
+    depth: (H, W) metres, image: (H, W, 3) RGB. believed: which of these pixels to take, None all,
+    (ceil(H / n), ceil(W / n)). rgb is the customary float32 whose bits are
     0x00RRGGBB.
     """
     every = (slice(None, None, decimation),) * 2
@@ -634,6 +636,8 @@ def colour_points(
     np.bitwise_or(packed, colours[..., 1] << 8, out=packed)
     np.bitwise_or(packed, colours[..., 2], out=packed)
     known = np.isfinite(rows[..., 2])
+    if believed is not None:
+        known &= believed
     kept = rows.reshape(-1, 4) if known.all() else rows[known]
     return kept.view(XYZRGB).reshape(-1)
 

@@ -76,7 +76,7 @@ def test_a_bag_holds_what_the_node_publishes(tmp_path: Path, name: str) -> None:
     depth = found["/depth_node/depth/image_rect"][0][1]
     assert depth.encoding == "32FC1"
     values = depth.data.view(np.float32).reshape(depth.height, depth.width)
-    assert np.array_equal(values, result.depth, equal_nan=True)
+    assert np.array_equal(values, result.gates.depth_image(), equal_nan=True)
     std = found["/depth_node/confidence"][0][1]
     assert np.array_equal(std.data.view(np.float32).reshape(result.std.shape), result.std, True)
     info = found["/depth_node/depth/camera_info"][0][1]
