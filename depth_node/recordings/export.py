@@ -36,7 +36,8 @@ def known_depth_mm(
 class FrameFolders:
     """Frames SOURCE/FRAME/{rgb.jpg, depth.png, intrinsics.json} below a folder, a result at a time.
 
-    Each frame's folder gets its name when it is whole. images_png: rgb.png, without loss.
+    Depth that does not pass the gates (publish.*) is unknown: a network must not learn flying
+    pixels. Each frame's folder gets its name when it is whole. images_png: rgb.png, without loss.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class FrameFolders:
             image = frame.input.image[..., ::-1]
             name = "rgb.png" if self._png else "rgb.jpg"
             quality = [] if self._png else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-            millimetres = known_depth_mm(result.gates.depth_image(), result.std, self._max_relative_std)
+            millimetres = known_depth_mm(
+                result.gates.believed_depth(), result.std, self._max_relative_std
+            )
             _write(part / name, image, quality)
             _write(part / "depth.png", millimetres, [])
             text = json.dumps(_intrinsics(frame.input.camera), indent=2)
