@@ -554,17 +554,6 @@ def image_message(pixels: npt.NDArray[Any], encoding: str, header: Header) -> Im
     return message
 
 
-def depth_to_millimetres(depth: npt.NDArray[np.floating]) -> npt.NDArray[np.uint16]:
-    """Metres, NaN unknown -> REP-118's millimetres, 0 unknown; what 16 bits cannot say is unknown.
-
-    Depth below half a millimetre is unknown too: its 0 would say so anyway.
-    """
-    with np.errstate(invalid="ignore"):
-        millimetres = np.floor(depth * 1000.0 + 0.5)
-        known = (millimetres >= 1) & (millimetres <= 65535)
-    return np.where(known, millimetres, 0).astype(np.uint16)
-
-
 def labels_to_pixels(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.uint16]:
     """Label map -> 16UC1 pixels, 0 = unassigned."""
     if labels.size and labels.max() > 65535:
@@ -629,10 +618,12 @@ def colour_points(
     camera: Camera,
     image: npt.NDArray[np.uint8],
     decimation: int = 1,
+    believed: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.void]:
     """XYZRGB rows, in the camera's frame, of the known depth in every n-th row and column.
 
-    depth: (H, W) metres, image: (H, W, 3) RGB. rgb is the customary float32 whose bits are
+    depth: (H, W) metres, image: (H, W, 3) RGB. believed: which of these pixels to take, None all,
+    (ceil(H / n), ceil(W / n)). rgb is the customary float32 whose bits are
     0x00RRGGBB.
     """
     every = (slice(None, None, decimation),) * 2
@@ -645,6 +636,8 @@ def colour_points(
     np.bitwise_or(packed, colours[..., 1] << 8, out=packed)
     np.bitwise_or(packed, colours[..., 2], out=packed)
     known = np.isfinite(rows[..., 2])
+    if believed is not None:
+        known &= believed
     kept = rows.reshape(-1, 4) if known.all() else rows[known]
     return kept.view(XYZRGB).reshape(-1)
 
