@@ -63,8 +63,7 @@ def relative_bound(
     that is out of place by a pixel is wrong by the height of the step. range_noise_m: m, declared
     standard deviation of the points, 0: unknown.
     """
-    step = cv2.morphologyEx(log_depth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    edge = 1 + np.float32(EDGE_GROWTH) * np.minimum(step, np.float32(EDGE_CAP))
+    edge = edge_factor(log_depth)
     which = left_out.which
     pixels, own = spreads(features, left_out, nodes)
     own *= sample(edge, features.grid_row[which], features.grid_col[which])
@@ -98,6 +97,13 @@ def without_declared_noise(error: Floats, declared: Floats) -> Floats:
     squared = np.square(error)
     freed = squared - np.square(NORMAL_95 * declared)
     result: Floats = np.sqrt(np.maximum(freed, MIN_BOUND_FRACTION * squared))
+    return result
+
+
+def edge_factor(log_depth: Map) -> Map:
+    """(h, w) from 1, by which the interval is wider where the depth steps within a cell or two."""
+    step = cv2.morphologyEx(log_depth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    result: Map = 1 + np.float32(EDGE_GROWTH) * np.minimum(step, np.float32(EDGE_CAP))
     return result
 
 
