@@ -135,7 +135,7 @@ class Live:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """A ROS of our own: this machine only, a domain of our own, Fast DDS, logs in our folder."""
     unwanted = ("ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER",
                 "FASTDDS_BUILTIN_TRANSPORTS")  # fmt: skip
@@ -180,7 +180,7 @@ def run_live(
     parameters = folder / "node.yaml"
     values = _node_parameters(options.config, T_camera_lidar)
     parameters.write_text(yaml.safe_dump(values), encoding="utf-8")
-    env = _environment(folder)
+    env = environment(folder)
     keep_every = max(1, options.images // SCORED)
     node = ["-m", "depth_node.ros.node", "--ros-args", "--params-file", str(parameters)]
     commands = {

@@ -13,7 +13,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 from sensor_msgs.msg import LaserScan
 
 from depth_node.ros.extrinsics import Extrinsics
-from depth_node.ros.lidar import LidarInput, LidarPoints
+from depth_node.ros.lidar import LidarInput, LidarPoints, Scan
 from tests.helpers.rig import cloud, header
 
 POINTS = np.random.default_rng(0).normal(5.0, 1.0, (300, 3)).astype(np.float32)
@@ -32,7 +32,7 @@ def offer(
     topic: str = "points",
     idle: bool = False,
 ) -> None:
-    to.offer(round(stamp_s * 1e9), cloud(stamp_s, points, frame), topic, arrival_s, idle)
+    to.offer(round(stamp_s * 1e9), Scan(cloud(stamp_s, points, frame)), topic, arrival_s, idle)
 
 
 def collect(from_: LidarInput, stamp_s: float, arrival_s: float | None = None) -> LidarPoints:
@@ -53,7 +53,7 @@ def test_a_laser_scan_with_the_header_of_a_cloud_replaces_nothing() -> None:
     source = lidar()
     for stamp in (1.0, 1.1):
         offer(source, stamp, stamp)
-        source.offer(round(stamp * 1e9), laser_scan(stamp, "lidar"), "scan", stamp)
+        source.offer(round(stamp * 1e9), Scan(laser_scan(stamp, "lidar")), "scan", stamp)
     got = collect(source, 1.1)
     assert len(got.points) == len(POINTS) + 20
     assert not got.trouble
@@ -232,7 +232,7 @@ def test_refusals_reach_the_counter_with_their_place() -> None:
     for i in range(40):
         message = cloud(1 + i / 100, POINTS)
         message.data = message.data[: 12 * (i + 1)]
-        source.offer(round((1 + i / 100) * 1e9), message, "points", 0.0)
+        source.offer(round((1 + i / 100) * 1e9), Scan(message), "points", 0.0)
     collect(source, 1.0)
     assert len(refused) == 40
     assert len({str(error) for error in refused}) == 40
