@@ -110,11 +110,14 @@ def _turn(
                 command = ["depth_node.ros.node", "--ros-args", "-r", f"__ns:=/{group[0]}",
                            "-r", "points:=/lidar/points"]  # fmt: skip
             command = ["-m", *command, "--params-file", str(files)]
-            nodes.append(Child(f"node{number}", command, folder, env))
+            # All in one session: Linux shares the processor out by sessions first (autogroups).
+            nodes.append(Child(f"node{number}", command, folder, env, own_session=False))
             stack.callback(nodes[-1].end)
         command = ["-m", "depth_node.ros.camera_load", "--frames", str(frames), "--cameras",
                    ",".join(arrangement.cameras), "--seconds", str(seconds)]  # fmt: skip
-        load = Child("load", [*command, "--timeout", str(PATIENCE_S)], folder, env)
+        load = Child(
+            "load", [*command, "--timeout", str(PATIENCE_S)], folder, env, own_session=False
+        )
         stack.callback(load.end)
         for child in (*nodes, load):
             child.events(events)

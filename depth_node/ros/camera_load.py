@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import struct
 import sys
 import time
 from functools import partial
@@ -20,6 +21,7 @@ import numpy as np
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
@@ -45,10 +47,18 @@ class Load:
 
     def __init__(self, node: Node, frames: Path, cameras: list[str]) -> None:
         self._node = node
-        self._frames = [read_frame(folder) for folder in find_frames(frames)]
-        self._clouds = [
-            np.ascontiguousarray(frame.points_lidar).view(XYZ).reshape(-1) for frame in self._frames
-        ]
+        # Serialised once, as the load's own work is no part of what is measured.
+        self._frames: list[tuple[bytes, bytes, bytes]] = []
+        camera_frame, lidar_frame = Header(frame_id=CAMERA_FRAME), Header(frame_id=LIDAR_FRAME)
+        for frame in (read_frame(folder) for folder in find_frames(frames)):
+            points = np.ascontiguousarray(frame.points_lidar).view(XYZ).reshape(-1)
+            played = (
+                messages.camera_info_message(frame.camera, camera_frame),
+                messages.image_message(frame.image, "rgb8", camera_frame),
+                messages.table_message(points, lidar_frame),
+            )
+            info, image, scan = map(serialize_message, played)
+            self._frames.append((info, image, scan))
         sensor = qos_profile_sensor_data
         self._lidar = node.create_publisher(PointCloud2, "/lidar/points", sensor)
         self._infos = {
@@ -61,7 +71,6 @@ class Load:
         self.lost = 0
         for camera in cameras:
             topic = f"/{camera}/depth_node/depth/image_rect"
-            # Serialised, as the listener is no part of what is measured.
             callback = partial(self._on_depth, camera)
             node.create_subscription(Image, topic, callback, QoSProfile(depth=5), raw=True)
 
@@ -93,21 +102,26 @@ class Load:
         self.latency_ms[camera].append((time.monotonic() - self._sent_s[camera]) * 1e3)
         self._send(camera)
 
-    def _header(self, frame: str) -> Header:
-        return Header(frame_id=frame, stamp=self._node.get_clock().now().to_msg())
+    def _now(self) -> bytes:
+        stamp = self._node.get_clock().now().to_msg()
+        return struct.pack("<iI", stamp.sec, stamp.nanosec)
 
     def _send(self, camera: str) -> None:
         number = self._sent[camera]
-        frame = self._frames[there_and_back(number, len(self._frames))]
-        header = self._header(CAMERA_FRAME)
+        info, image, _ = self._frames[there_and_back(number, len(self._frames))]
+        stamp = self._now()
         self._sent[camera], self._sent_s[camera] = number + 1, time.monotonic()
-        self._infos[camera].publish(messages.camera_info_message(frame.camera, header))
-        self._images[camera].publish(messages.image_message(frame.image, "rgb8", header))
+        self._infos[camera].publish(_stamped(info, stamp))
+        self._images[camera].publish(_stamped(image, stamp))
 
     def _send_scan(self) -> None:
-        index = there_and_back(max(self._sent.values()), len(self._clouds))
-        message = messages.table_message(self._clouds[index], self._header(LIDAR_FRAME))
-        self._lidar.publish(message)
+        index = there_and_back(max(self._sent.values()), len(self._frames))
+        self._lidar.publish(_stamped(self._frames[index][2], self._now()))
+
+
+def _stamped(message: bytes, stamp: bytes) -> bytes:
+    """A serialised message with another stamp, which follows the four bytes of CDR's head."""
+    return b"".join((message[:4], stamp, message[12:]))
 
 
 def main(arguments: list[str] | None = None) -> int:

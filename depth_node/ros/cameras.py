@@ -11,12 +11,12 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rcl_interfaces.msg import ParameterDescriptor
-from rclpy.parameter import Parameter
 
 from depth_node.config import ConfigError
-from depth_node.engine.sharing import SharedEngines
+from depth_node.engine.sharing import Opener, SharedEngines
 from depth_node.inference import open_configured
 from depth_node.ros.guarded_node import GuardedNode
 from depth_node.ros.node import INPUTS, DepthNode
@@ -44,9 +44,11 @@ class Cameras(GuardedNode):
     Raises ConfigError with cause and cure if the parameters name no camera, or one that cannot be.
     """
 
-    def __init__(self) -> None:
-        super().__init__("depth_cameras")
-        names = self._texts("cameras", "Names of the cameras, each its namespace.")
+    def __init__(self, opener: Opener = open_configured, **node_arguments: Any) -> None:
+        """opener: opens the networks. node_arguments: rclpy's, the context goes to cameras too."""
+        super().__init__("depth_cameras", **node_arguments)
+        self._opener = opener
+        names = self._names()
         self.autostart = self._flag(
             "autostart",
             "Configure and activate every camera once, when it is up; false with a lifecycle"
@@ -61,9 +63,11 @@ class Cameras(GuardedNode):
 
     def make_nodes(self) -> list[DepthNode]:
         """The cameras' nodes, which have their networks and LiDARs in common."""
-        engines = SharedEngines(open_configured)
+        engines = SharedEngines(self._opener)
         return [
-            DepthNode(engines.open, self.lidars, cli_args=self._arguments(camera))
+            DepthNode(
+                engines.open, self.lidars, context=self.context, cli_args=self._arguments(camera)
+            )
             for camera in self.cameras
         ]
 
@@ -84,10 +88,13 @@ class Cameras(GuardedNode):
         rules = {"__ns": namespace, "__node": "depth_node", **camera.inputs}
         return ["--ros-args", *(word for pair in rules.items() for word in ("-r", ":=".join(pair)))]
 
-    def _texts(self, name: str, description: str) -> list[str]:
-        kind = Parameter.Type.STRING_ARRAY
-        parameter = self.declare_parameter(name, kind, _read_only(description))
-        return list(parameter.value or [])
+    def _names(self) -> list[str]:
+        about = _read_only("Names of the cameras, each its namespace.")
+        about.dynamic_typing = True  # an empty list has no type
+        value = self.declare_parameter("cameras", None, about).value
+        if isinstance(value, str) or not all(isinstance(name, str) for name in value or ()):
+            raise ConfigError(f"cameras is {value!r}: give a list of names, such as [front, left]")
+        return list(value or ())
 
     def _flag(self, name: str, description: str) -> bool:
         return bool(self.declare_parameter(name, False, _read_only(description)).value)

@@ -68,7 +68,15 @@ class DemoOptions:
 class Child:
     """A process of the demo whose standard output is lines of JSON; its log goes to a file."""
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path, env: dict[str, str]):
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        env: dict[str, str],
+        own_session: bool = True,
+    ):
+        """own_session: Ctrl-C is ours then: we end the children in order."""
         self.name = name
         self.reader: threading.Thread | None = None
         self.log = folder / f"{name}.log"
@@ -81,7 +89,7 @@ class Child:
                 env=env,
                 text=True,
                 bufsize=1,
-                start_new_session=True,  # Ctrl-C is ours: we end the children in order
+                start_new_session=own_session,
             )
 
     def events(self, to: queue.Queue[tuple[str, dict[str, Any]]]) -> None:

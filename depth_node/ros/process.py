@@ -20,6 +20,7 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from depth_node.ros.allocator import keep_memory
 from depth_node.ros.guarded_node import GuardedNode
 
 _END_S = 1.0  # after a signal; what is still busy then, such as a build of an engine, is left
@@ -35,6 +36,7 @@ def run(
     make: creates the nodes once rclpy is up; what it raises is printed. begin: called for each node
     in the thread of its callbacks, as the first of them.
     """
+    keep_memory()
     ended: SimpleQueue[int] = SimpleQueue()  # its put may be called by a signal's handler
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda number, _: ended.put(number))

@@ -75,12 +75,13 @@ class Pace:
     def due(self, stamp_ns: int, rate_hz: float) -> bool:
         """Whether the image of this stamp is one of rate_hz a second; 0: every one is.
 
-        On average over time, however unevenly they come.
+        On average over time, however unevenly they come: what was missed by less than a period is
+        made up for.
         """
         if rate_hz <= 0:
             return True
         if stamp_ns < self._due_ns:
             return False
         period_ns = round(1e9 / rate_hz)
-        self._due_ns = max(self._due_ns, stamp_ns - period_ns // 2) + period_ns
+        self._due_ns = max(self._due_ns, stamp_ns - period_ns) + period_ns
         return True

@@ -105,7 +105,7 @@ def test_a_turn_in_twelve_pieces_counts_together() -> None:
 def held(source: LidarInput) -> int:
     waiting = [m for s in source._sources.values() for _, m in s.waiting]
     stored = [scan for scans in source._buffer._scans.values() for scan in scans.values()]
-    return sum(len(m.data) for m in waiting) + sum(scan.points.nbytes for scan in stored)
+    return sum(scan.size_bytes for scan in waiting) + sum(scan.points.nbytes for scan in stored)
 
 
 def test_a_flood_of_frames_is_bounded_and_drives_out_no_lidar() -> None:
