@@ -27,6 +27,7 @@ setup(
         "gpu": ["cuda-bindings", "nvidia-cuda-nvrtc-cu12"],
         "fast": ["numba"],
         "bags": ["rosbags"],
+        "rerun": ["rerun-sdk"],
         "tools": ["rich"],
         "models": ["huggingface_hub", "onnx"],
         "test": ["pytest"],

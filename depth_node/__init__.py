@@ -10,6 +10,6 @@ if tuple(int(part) for part in numpy.__version__.split(".")[:2]) < (1, 26):
     # crashes.
     raise ImportError(
         f"depth_node needs NumPy 1.26 or newer, and {numpy.__version__} is installed:"
-        " python3 -m pip install --user 'numpy>=1.26,<2' (2.x where nothing, such as an older"
-        " cv_bridge, was built for 1.x)."
+        " python3 -m pip install --user 'numpy>=1.26,<2' (2.x where nothing, such as"
+        " apt's OpenCV, was built for 1.x)."
     )

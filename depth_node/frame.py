@@ -16,6 +16,34 @@ from depth_node.regions.label_maps import Labels
 
 
 @dataclass(frozen=True)
+class SourcePoints:
+    """What one LiDAR measured around an image, for whoever judges the LiDARs one by one.
+
+    source: its name. points: (N, 3) metres, T_camera_points: (4, 4) puts them where they are at the
+    image's time, as far as the motion since then is known. T_camera_lidar: (4, 4) as stated; lag_s:
+    how long after the image they were measured, 0 where the motion is taken out.
+    """
+
+    source: str
+    points: FloatArray
+    T_camera_points: npt.NDArray[np.float64]
+    T_camera_lidar: npt.NDArray[np.float64]
+    lag_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an image comes from: for what is written beside it, no method reads it.
+
+    frame_id: the camera's optical frame. recorded_ns: when the image was recorded, by the clock of
+    its recording.
+    """
+
+    frame_id: str = ""
+    recorded_ns: int | None = None
+
+
+@dataclass(frozen=True)
 class FrameInput:
     """An image and all that was measured with it: what DepthPipeline.process() works on.
 
@@ -23,10 +51,12 @@ class FrameInput:
     LiDAR frame, None or empty without any. T_camera_lidar: (4, 4), needed where there are points.
     age_s: seconds between the points and the image, one number or (N,). stamp_ns: time of the
     image, None for an image of no sequence: nothing is remembered of it. T_world_camera: (4, 4)
-    where the camera was in a frame that stands still (odometry), None where nobody knows.
+    where the camera was in a frame that stands still (odometry), None where nobody knows. sources:
+    the points of each LiDAR by itself, empty where one LiDAR gave them all.
 
     What is given here is taken instead of being computed: labels (H, W) int32 regions, prediction
-    of a network, sparse depth of pixels that were measured directly.
+    of a network, sparse depth of pixels that were measured directly. origin: where the image comes
+    from.
     """
 
     image: npt.NDArray[np.uint8]
@@ -39,6 +69,15 @@ class FrameInput:
     labels: Labels | None = None
     prediction: Prediction | None = None
     sparse: SparseDepth | None = None
+    sources: tuple[SourcePoints, ...] = ()
+    origin: Origin = Origin()
+
+    def of_each_lidar(self) -> tuple[SourcePoints, ...]:
+        """The points of each LiDAR by itself; nothing without a LiDAR of known pose."""
+        if self.sources or self.T_camera_lidar is None:
+            return self.sources
+        points = np.empty((0, 3), np.float32) if self.points is None else self.points
+        return (SourcePoints("", points, self.T_camera_lidar, self.T_camera_lidar),)
 
     def check(self) -> None:
         """Raise ValueError, with cause and cure, if image, camera and labels contradict."""

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Depth metrics: the only ones of the package.
 
-All metrics are computed in float64 over the valid pixels of one image; average over images
-afterwards. A pixel is valid if its truth is finite and above zero (and the mask is True). It is
-answered if its prediction is finite and above zero too. The errors are means over the answered
-pixels; ``answered`` is their fraction of the valid pixels, so that a method cannot look better by
-leaving pixels out.
+All metrics are computed in float64 over the valid pixels of one image; mean_over_sources() averages
+over images afterwards. A pixel is valid if its truth is finite and above zero (and the mask is
+True). It is answered if its prediction is finite and above zero too. The errors are means over the
+answered pixels; ``answered`` is their fraction of the valid pixels, so that a method cannot look
+better by leaving pixels out.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -150,6 +151,20 @@ def boundary_f1(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None 
     total = mean_precision + mean_recall
     f1 = 2 * mean_precision * mean_recall / np.where(total > 0, total, 1)
     return float(np.average(f1, weights=_BOUNDARY_RATIOS))
+
+
+def mean_of_known(values: Iterable[float]) -> float:
+    """Mean of the values that are not NaN; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def mean_over_sources(values: Mapping[str, Iterable[float]]) -> float:
+    """Mean over the images of each source, then over the sources; NaN is unknown.
+
+    A source of many images that look alike does not outweigh the others.
+    """
+    return mean_of_known(mean_of_known(of_source) for of_source in values.values())
 
 
 def _neighbour_ratio(depth: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

@@ -85,6 +85,7 @@ class FrameRecord:
 class Situation:
     """What the monitor cannot see by itself. engine: facts about the back end in use, by name.
     input_hint: a sentence about an input that cannot come as the graph is, empty if there is none.
+    extrinsics: what is said of each LiDAR's place, by name; misplaced: a sentence if it is wrong.
     """
 
     active: bool = True
@@ -94,6 +95,8 @@ class Situation:
     image_topic: str = "image"
     engine: Mapping[str, str] = field(default_factory=dict)
     input_hint: str = ""
+    extrinsics: Mapping[str, str] = field(default_factory=dict)
+    misplaced: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,8 @@ class Monitor:
         if recent["scan_refused"]:
             count = f"{recent['scan_refused']} of {recent['scan']}"
             return Level.WARN, f"{count} LiDAR messages were refused: {self._scan_reason}"
+        if situation.misplaced:
+            return Level.WARN, situation.misplaced
         if last.inlier_fraction < LOW_INLIERS:
             return Level.WARN, (
                 f"only {last.inlier_fraction:.0%} of the LiDAR points agree with the fit:"
@@ -276,6 +281,7 @@ class Monitor:
             for key, name, form in _DETAILS:
                 if key in last.details:
                     values[name] = form.format(last.details[key]).rstrip("%")
+        values.update(situation.extrinsics)
         for name in ("dropped", "refused", "failed", "skipped_no_subscribers"):
             values[f"frames {name}"] = str(self._totals[name])
         if self._totals["skipped_rate_limit"]:

@@ -30,7 +30,7 @@ BENCH = ("simulation", "recordings", "visualization", "benchmarks", "cli")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(CORE, CORE),
     "engine": CORE,
-    "model_zoo": (*CORE, "engine", "simulation"),
+    "model_zoo": (*CORE, "engine", "simulation", "recordings.frames"),
     "model_zoo.registry": (*CORE, "engine"),
     "inference": (*CORE, "engine", "model_zoo.registry"),
     "pipeline": (*CORE, "engine", "inference"),
@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
             "ros"),
     "ros": (*CORE, "calibration", "engine", "inference", "pipeline"),
     "ros.bags": (*CORE, "pipeline", "recordings"),
+    "ros.bag_writer": (*CORE, "pipeline", "recordings"),
     "ros.camera_load": (*CORE, "recordings"),
     "ros.demo": (*CORE, "recordings"),
     "ros.live": (*CORE, "pipeline", "recordings"),
@@ -60,9 +61,10 @@ LAZY = {
     ("depth_node.benchmarks.gpu", "depth_node.engine.cuda"),
     ("depth_node.benchmarks.speed", "depth_node.engine.ort"),
     ("depth_node.cli.doctor", "depth_node.ros.graph"),  # rclpy
-    ("depth_node.cli.doctor", "depth_node.ros.outputs"),
+    ("depth_node.cli.doctor", "depth_node.ros.results"),
     ("depth_node.cli.main", "depth_node.ros.parameters"),  # rclpy
     ("depth_node.cli.replay", "depth_node.ros.bags"),  # ROS message packages
+    ("depth_node.cli.replay", "depth_node.ros.bag_writer"),
     ("depth_node.engine.opening", "depth_node.engine.ort"),
     ("depth_node.engine.opening", "depth_node.engine.trt"),
     ("depth_node.engine.manifest_writer", "depth_node.engine.ort"),

@@ -8,7 +8,13 @@ import math
 import numpy as np
 import pytest
 
-from depth_node.metrics import boundary_f1, coverage, evaluate
+from depth_node.metrics import (
+    boundary_f1,
+    coverage,
+    evaluate,
+    mean_of_known,
+    mean_over_sources,
+)
 
 P = np.array([1.0, 2.0, 4.0])
 G = np.array([1.1, 1.9, 4.4])
@@ -148,3 +154,10 @@ def test_boundary_ignores_pairs_without_truth_and_misses_unknown_predictions() -
     blind = square.copy()
     blind[2, 3:6] = np.nan
     assert 0 < boundary_f1(blind, square) < 1
+
+
+def test_mean_over_sources_weighs_sources_alike_and_leaves_unknown_values_out() -> None:
+    values = {"a": [1.0, 1.0, 1.0, math.nan], "b": [3.0], "c": [math.nan], "d": []}
+    assert mean_over_sources(values) == 2.0
+    assert math.isnan(mean_over_sources({"c": [math.nan]}))
+    assert math.isnan(mean_of_known([]))

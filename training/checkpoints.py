@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from depth_node.config import one_line
 from training.renamed_settings import upgraded
 
 FORMAT = 2
@@ -297,5 +298,6 @@ def load(module: nn.Module, content: Mapping[str, Tensor], where: object) -> Non
 
 
 def _unreadable(path: Path, error: Exception) -> TrainingError:
-    text = " ".join(str(error).split())[:300] or type(error).__name__
-    return TrainingError(f"The checkpoint {path} cannot be read ({text}); use an older one.")
+    return TrainingError(
+        f"The checkpoint {path} cannot be read ({one_line(error, 300)}); use an older one."
+    )

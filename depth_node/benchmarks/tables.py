@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from depth_node.metrics import mean_of_known, mean_over_sources
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Means:
 
     def of_sources(self, row: str, column: str) -> dict[str, float]:
         """Mean of every source, NaN without known values."""
-        return {name: _mean(values) for name, values in self._values[row, column].items()}
+        return {name: mean_of_known(values) for name, values in self._values[row, column].items()}
 
     def __call__(self, row: str, column: str) -> float:
         """The mean over sources, NaN without values."""
-        return _mean(list(self.of_sources(row, column).values()))
+        return mean_over_sources(self._values[row, column])
 
     def rows(self) -> list[str]:
         """Rows in the order of arrival."""
@@ -62,9 +63,3 @@ def markdown(tables: Sequence[Table]) -> str:
         notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
         blocks.append("\n".join([f"### {table.title}", "", head, rule, *body, *notes]))
     return "\n\n".join(blocks) + "\n"
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Mean of the known values; NaN without any."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan

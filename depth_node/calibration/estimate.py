@@ -27,6 +27,8 @@ LIMIT = np.array([6.0, 6.0, 6.0, 3.0, 3.0, 3.0, 2.4])
 """UNITs: 6 degrees, 15 cm, .12 s are as far as a search goes."""
 FINE_PX = 2.0
 """Reach of the edges where a pose is judged; wide reaches only show a search the way."""
+KNOWN = np.array([*np.deg2rad([0.3, 0.3, 0.3]), 0.03, 0.03, 0.03, 0.02])
+"""(7,) rad, m, s: an axis counts as known if its standard deviation is below."""
 LOCAL_RADIUS = 0.5
 """UNITs: perturbations of the local-maximum test."""
 
@@ -79,6 +81,12 @@ class Estimate:
     def std(self) -> Floats:
         """(7,) standard deviations."""
         return np.sqrt(np.diag(self.covariance))
+
+    @property
+    def unknown(self) -> list[str]:
+        """The axes that the data leave open; the time only where the motion tells of it."""
+        axes = range(7 if self.time_known else 6)
+        return [AXES[axis] for axis in axes if self.std[axis] > KNOWN[axis]]
 
 
 def local_maximum(scores: Floats, seed: int = 0) -> tuple[float, float]:
@@ -235,12 +243,38 @@ def covariance_of(found: Floats, time_known: bool) -> Floats:
     return covariance
 
 
+def pose_covariance(T: Floats, covariance: Floats) -> Floats:
+    """Covariance (6, 6) of a pose T (4, 4) as ROS orders it: x, y, z, turns about those axes.
+
+    covariance: (7, 7) of a correction of it. A turn of the correction moves the LiDAR too.
+    """
+    x, y, z = T[:3, 3]
+    J = np.zeros((6, 7))
+    J[:3, :3] = [[0, z, -y], [-z, 0, x], [y, -x, 0]]
+    J[:3, 3:6] = np.eye(3)
+    J[3:, :3] = np.eye(3)
+    return J @ covariance @ J.T
+
+
 def _last(rounds: Iterator[Floats]) -> Floats:
     """The last correction (7,) of a search."""
     (correction,) = deque(rounds, maxlen=1)
     return correction
 
 
+def rivals(ends: Floats, scores: Floats, correction: Floats) -> Floats:
+    """Covariance (7, 7) of other ends (n, 7) of the search that score (n,) nearly as high.
+
+    They lie elsewhere, beyond RIVAL_UNITS: the data do not say which of them is the pose.
+    """
+    off = ends - correction
+    rival = (scores >= RIVAL_SCORE * scores.max()) & (np.abs(off / UNIT).max(1) > RIVAL_UNITS)
+    if not rival.any():
+        return np.zeros((7, 7))
+    return off[rival].T @ off[rival] / int(rival.sum())
+
+
+RIVAL_SCORE, RIVAL_UNITS = 0.9, 1.0
 STARTS = 10
 START_DEVIATION = np.array([2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 0.5])
 """UNITs: the third start and those after it are drawn; the first two are the stated pose."""
@@ -279,6 +313,7 @@ def calibrate(
     worse, confidence = local_maximum(total_score(observations, fields[FINE_PX], tested))
     edges = sum(len(o.points) for o in observations)
     covariance = covariance_of(np.stack(found), d == 7)
+    covariance += rivals(np.stack(ends), scores, correction)
     return Estimate(correction, covariance, edges, worse, confidence, d == 7)
 
 

@@ -11,16 +11,22 @@ WORK_WIDTH_PX = 320
 """Images are reduced to about this width: a pixel is then .15 to .3 degrees."""
 STRONG_FRACTION = 0.06
 """So many pixels, those of the steepest gradient, are edges at full strength."""
+LEAST_GRADIENT = 16
+"""Of 1020: a step of four grey values; less is noise, however blank the image."""
 WEAK_FRACTION = 0.2
 """Beyond so many pixels there is no edge; in between the strength falls to 0."""
 
 
 def gradient_strength(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Larger of |Sobel x| and |Sobel y| of a grey (h, w) or RGB (h, w, 3) image -> (h, w)."""
-    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    across = cv2.Sobel(grey, cv2.CV_16S, 1, 0, ksize=3)
-    down = cv2.Sobel(grey, cv2.CV_16S, 0, 1, ksize=3)
-    strength = np.maximum(np.abs(across), np.abs(down))
+    """Larger of |Sobel x| and |Sobel y| of a grey (h, w) or RGB (h, w, 3) image -> (h, w).
+
+    Of the channels the largest: a blue table on a grey floor has no edge in grey.
+    """
+    across = np.abs(cv2.Sobel(image, cv2.CV_16S, 1, 0, ksize=3))
+    down = np.abs(cv2.Sobel(image, cv2.CV_16S, 0, 1, ksize=3))
+    strength = np.maximum(across, down)
+    if strength.ndim == 3:
+        strength = np.maximum(np.maximum(strength[..., 0], strength[..., 1]), strength[..., 2])
     return np.asarray(strength, np.float32)
 
 
@@ -36,9 +42,10 @@ def edge_strength(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     counts = np.cumsum(np.bincount(strength.astype(np.int32).ravel(), minlength=1021))
     wanted = strength.size * np.array([1 - WEAK_FRACTION, 1 - STRONG_FRACTION])
     low, high = np.searchsorted(counts, wanted)
-    if high <= 0:
-        return np.zeros_like(strength)
-    edges: npt.NDArray[np.float32] = np.clip((strength - low) / max(high - low, 1.0), 0, 1)
+    high, low = max(int(high), LEAST_GRADIENT), max(int(low), LEAST_GRADIENT // 2)
+    edges: npt.NDArray[np.float32] = np.clip(
+        (strength - low) / np.float32(max(high - low, 1)), 0, 1
+    )
     return edges
 
 

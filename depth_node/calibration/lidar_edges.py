@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_node.geometry.rigid import FloatArray
+from depth_node.geometry.scan_lines import rows_by_angle
 
 MIN_JUMP_M = 0.15
 MIN_JUMP_RATIO = 0.08
 """A discontinuity is a jump of the range by both: above the noise, beyond a slanted surface."""
-ROW_DEG = 0.2
-"""Points within a row this high are of one scan line; a line's points scatter less than that."""
+SAME_SLOPE = 0.5
+"""Neighbouring steps that differ by less than this share of the larger are one slanted surface."""
 MAX_GAP_DEG = 1.5
 """Neighbours are at most so far apart; where the edge between them is, is known to half of it."""
 
@@ -70,7 +71,7 @@ def _along(
     metric: npt.NDArray[np.float64],
 ) -> DepthEdges:
     """Discontinuities between neighbours along one angle, in rows of the other one."""
-    row = np.floor(across_deg / ROW_DEG)
+    row = rows_by_angle(across_deg)
     order = np.lexsort((along_deg, row))
     row, angle, r = row[order], along_deg[order], reach[order]
     gap = np.diff(angle) * metric[order][1:]
@@ -79,9 +80,28 @@ def _along(
     size = np.abs(jump)
     edge = (row[1:] == row[:-1]) & (gap < MAX_GAP_DEG)
     edge &= (size > MIN_JUMP_M) & (size > MIN_JUMP_RATIO * near)
+    edge &= ~_slanted(np.diff(1.0 / r), row)
     index = np.flatnonzero(edge)
     first, second = order[index], order[index + 1]
     ahead = p[first] / reach[first, None] + p[second] / reach[second, None]
     ahead /= np.linalg.norm(ahead, axis=1, keepdims=True)
     weight = np.sqrt(np.minimum(size[index] / near[index], 1.0))
     return DepthEdges(ahead * near[index, None], weight)
+
+
+def _slanted(step: npt.NDArray[np.float64], row: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether the steps (n,) of 1 / range are those of a slanted plane: floors are no edges.
+
+    Along a scan line 1 / range of a plane changes evenly, so a neighbouring step of at least half
+    the size and of the same sign explains a step. row: (n + 1,) of the points; a step from one row
+    to the next explains nothing.
+    """
+    same = np.append(row[1:] == row[:-1], False)
+    out = np.zeros(len(step), bool)
+    if len(step) < 2:
+        return out
+    like = np.abs(np.diff(step)) <= SAME_SLOPE * np.maximum(np.abs(step[1:]), np.abs(step[:-1]))
+    like &= same[:-1][1:] & same[:-1][:-1]
+    out[:-1] |= like
+    out[1:] |= like
+    return out

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -29,11 +29,8 @@ from depth_node.calibration.estimate import (
     thinned,
     usable_dimensions,
 )
-from depth_node.calibration.observation import Floats, Observation, motion, observe, total_score
-from depth_node.frame import FrameInput
+from depth_node.calibration.observation import Floats, Observation, total_score
 
-EVERY = 4
-"""One frame of so many is looked at: the next ones show the same edges."""
 WINDOW = 25
 LEAST_OBSERVATIONS = 13
 EDGES_OF_A_FRAME = 250
@@ -41,15 +38,19 @@ LEAST_EDGES = 250
 """Fewer discontinuities than this in the window tell nothing."""
 SEARCH_AGAIN = 12
 """Observations between two searches: a search tells the same of the same frames."""
-ROUNDS_A_CALL = 3
 MAXIMUM_FRACTION, MAXIMUM_CONFIDENCE = 0.99, 0.5
 TOLERANCE = np.array([*np.deg2rad([0.4, 0.4, 0.4]), 0.025, 0.025, 0.04, 0.02])
 """(7,) rad, m, s: smaller corrections are not worth a warning."""
 SIGNIFICANT = 3.0
 """Standard deviations above which a correction counts as found."""
+SIMPLER = 0.96
+"""A correction along one axis that scores at least this share of the best is told instead: one
+thing that slipped is likelier than several that make up for each other."""
 _FINDING = Effort(SEARCH[1:], draws=80, elite=16, rounds=6, edges=2500)
 _RESAMPLING = Effort(SEARCH[-2:], draws=64, elite=12, rounds=4, edges=2500)
 _RESAMPLES = 6
+REACHES_PX = tuple(stage.reach_px for stage in _FINDING.stages)
+"""Reaches of the edge maps that the monitor needs of each image."""
 
 
 class Finding(Enum):
@@ -67,7 +68,8 @@ class Verdict:
 
     worse: fraction of small perturbations that score worse than the stated pose; confidence: 0..1
     of the finding. correction (7,) (see observation.AXES) with covariance (7, 7) and the proposed
-    T_camera_lidar (4, 4): None unless one was looked for. edges, frames: in the window.
+    T_camera_lidar (4, 4), the stated one where it is consistent: None where nothing can be told.
+    edges, frames: in the window. time_known: whether the motion tells of a time offset.
     """
 
     finding: Finding = Finding.UNKNOWN
@@ -81,6 +83,13 @@ class Verdict:
     T_camera_lidar: Floats | None = None
     time_known: bool = False
 
+    def text(self) -> str:
+        """The sentence with its confidence, and what it leaves open."""
+        if self.finding is Finding.UNKNOWN:
+            return f"unknown: {self.sentence}"
+        motion = "" if self.time_known else "; too little motion to tell a time offset"
+        return f"{self.sentence} (confidence {self.confidence:.0%}){motion}"
+
 
 @dataclass
 class _Window:
@@ -88,13 +97,15 @@ class _Window:
 
     observations: deque[Observation] = field(default_factory=lambda: deque(maxlen=WINDOW))
     fields: dict[float, deque[npt.NDArray[np.float32]]] = field(
-        default_factory=lambda: {stage.reach_px: deque(maxlen=WINDOW) for stage in _FINDING.stages}
+        default_factory=lambda: {reach_px: deque(maxlen=WINDOW) for reach_px in REACHES_PX}
     )
     scores: deque[Floats] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
-    def add(self, observation: Observation) -> None:
+    def add(
+        self, observation: Observation, fields: Mapping[float, npt.NDArray[np.float32]]
+    ) -> None:
         for reach_px, maps in self.fields.items():
-            maps.append(observation.spread(reach_px))
+            maps.append(fields[reach_px])
         self.observations.append(observation)
         tested = corrections_of(LOCAL_RADIUS * perturbations(6))
         self.scores.append(observation.score(self.fields[FINE_PX][-1], tested))
@@ -107,97 +118,66 @@ class _Window:
 
 
 class ExtrinsicsMonitor:
-    """Fed with the frames of a node, in order; each call does a bounded part of the work.
+    """Judges one LiDAR by the last WINDOW observations of it: by the local-maximum test, and only
+    if that fails a correction is searched.
 
-    One frame of EVERY is reduced to its edges; the last WINDOW of them are judged by the
-    local-maximum test, and only if that fails a correction is searched, some rounds a call.
+    T_camera_lidar: (4, 4) as stated; another pose needs another monitor.
     """
 
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all frames."""
-        self._count = 0  # frames
-        self._looked = 0  # observations
-        self._searched = -SEARCH_AGAIN
-        self._T: Floats | None = None
-        self._window = _Window()
-        self._before: FrameInput | None = None
-        self._chosen: FrameInput | None = None
-        self._work: Iterator[Verdict | None] | None = None
+    def __init__(self, T_camera_lidar: Floats) -> None:
+        self.T_camera_lidar = np.array(T_camera_lidar, np.float64)
         self.verdict = Verdict()
+        self._looked = 0
+        self._searched = -SEARCH_AGAIN
+        self._window = _Window()
 
-    def add(self, frame: FrameInput) -> Verdict:
-        """Take a frame and return the present verdict.
+    def look(
+        self, observation: Observation, fields: Mapping[float, npt.NDArray[np.float32]]
+    ) -> Iterator[Verdict | None]:
+        """Take an observation with the edge maps (h, w) of its image for REACHES_PX.
 
-        New extrinsics start a new window. A frame without points counts as one without structure.
+        The verdict may change at once; what is returned is the search for a correction, if one is
+        due: step by step, some milliseconds each, until it gives a verdict.
         """
-        if frame.T_camera_lidar is not None and (
-            self._T is None or not np.allclose(frame.T_camera_lidar, self._T, atol=1e-9)
-        ):
-            self.reset()
-            self._T = np.asarray(frame.T_camera_lidar, np.float64)
-        if self._T is None:
-            return self.verdict
-        phase = self._count % EVERY
-        self._count += 1
-        if phase == 0:
-            self._before = frame
-        elif phase == 1:
-            self._chosen = frame
-        elif phase == 2 and self._chosen is not None and self._before is not None:
-            self._look(self._chosen, motion(self._before, frame))
-            self._before = self._chosen = None
-            return self.verdict
-        if self._work is not None:
-            for _ in range(ROUNDS_A_CALL):
-                try:
-                    step = next(self._work)
-                except StopIteration:
-                    self._work = None
-                    break
-                if step is not None:
-                    self.verdict = step
-        return self.verdict
-
-    def _look(self, frame: FrameInput, twist: Floats | None) -> None:
-        seen = observe(frame, self._T, twist)
-        self._window.add(thinned([seen], EDGES_OF_A_FRAME)[0])
-        self._looked += 1
         window = self._window
+        window.add(thinned([observation], EDGES_OF_A_FRAME)[0], fields)
+        self._looked += 1
         edges = sum(len(o.points) for o in window.observations)
         count = len(window.observations)
         if count < LEAST_OBSERVATIONS:
-            self.verdict = Verdict(
-                sentence=f"{count} of {LEAST_OBSERVATIONS} frames so far", edges=edges, frames=count
-            )
-            return
-        if edges < LEAST_EDGES:
-            self._work = None
-            self.verdict = Verdict(
-                sentence=f"too little structure to tell: {edges} depth edges in {count} frames",
-                edges=edges,
-                frames=count,
-            )
-            return
-        scores = np.stack(window.scores)
-        if usable_dimensions(list(window.observations)) == 7:
-            scores = np.concatenate([scores, window.time_scores()], axis=1)
-        worse, confidence = local_maximum(scores)
-        if worse >= MAXIMUM_FRACTION and confidence >= MAXIMUM_CONFIDENCE:
-            self._work = None
-            self.verdict = Verdict(
-                Finding.CONSISTENT,
-                f"consistent: {worse:.0%} of small changes of the extrinsics fit the images worse",
-                worse,
-                confidence,
-                edges,
-                count,
-            )
-        elif self._work is None and self._looked - self._searched >= SEARCH_AGAIN:
-            self._searched = self._looked
-            self._work = self._find(worse, confidence, edges)
+            text = f"{count} of {LEAST_OBSERVATIONS} frames so far"
+            self.verdict = Verdict(sentence=text, edges=edges, frames=count)
+        elif edges < LEAST_EDGES:
+            text = f"too little structure to tell: {edges} depth edges in {count} frames"
+            self.verdict = Verdict(sentence=text, edges=edges, frames=count)
+        else:
+            time_known = usable_dimensions(list(window.observations)) == 7
+            scores = np.stack(window.scores)
+            if time_known:
+                scores = np.concatenate([scores, window.time_scores()], axis=1)
+            worse, confidence = local_maximum(scores)
+            if worse >= MAXIMUM_FRACTION and confidence >= MAXIMUM_CONFIDENCE:
+                self.verdict = self._consistent(worse, confidence, edges, count, time_known)
+            elif self._looked - self._searched >= SEARCH_AGAIN:
+                self._searched = self._looked
+                return self._find(worse, confidence, edges)
+        return iter(())
+
+    def _consistent(
+        self, worse: float, confidence: float, edges: int, frames: int, time_known: bool
+    ) -> Verdict:
+        return Verdict(
+            Finding.CONSISTENT,
+            f"consistent: {worse:.0%} of small changes of the extrinsics fit the images worse",
+            worse,
+            confidence,
+            edges,
+            frames,
+            np.zeros(7),
+            np.diag((LOCAL_RADIUS * UNIT) ** 2),
+            self.T_camera_lidar,
+            time_known,
+        )
 
     def _find(self, worse: float, confidence: float, edges: int) -> Iterator[Verdict | None]:
         """Search a correction in the window of now, and how well it is known."""
@@ -214,21 +194,66 @@ class ExtrinsicsMonitor:
         time_known = usable_dimensions(observations) == 7
         correction = np.mean(found, axis=0)
         covariance = covariance_of(np.stack(found), time_known)
+        maps = fields[FINE_PX]
+        singles = []
+        for axis in range(7 if time_known else 6):
+            singles.append(_single_axis(observations, maps, axis))
+            yield None
+        singles.sort(key=lambda one: -one.score)
         # A correction that explains the scans no better than the stated pose is none.
         both = np.stack([np.zeros(7), correction])
-        scores = total_score(observations, fields[FINE_PX], both).sum(0)
-        assert self._T is not None
-        yield judged(
+        scores = total_score(observations, maps, both).sum(0)
+        best = max(float(scores[1]), singles[0].score)
+        alike = [one for one in singles if one.score >= SIMPLER * best]
+        others = ""
+        if alike:
+            axis = alike[0].axis
+            correction = np.zeros(7)
+            correction[axis] = alike[0].value
+            # Known better if the other axes are right; of those nothing more is known.
+            own = 1 / np.linalg.inv(covariance)[axis, axis] + (0.05 * UNIT[axis]) ** 2
+            deviation = np.sqrt(np.diag(covariance))
+            covariance[axis], covariance[:, axis] = 0.0, 0.0
+            covariance[axis, axis] = own
+            others = "".join(
+                f", or {amount(one.axis, one.value, deviation[one.axis])}" for one in alike[1:]
+            )
+        self.verdict = judged(
             correction,
             covariance,
-            self._T,
-            better=bool(scores[1] > scores[0]),
+            self.T_camera_lidar,
+            better=best > float(scores[0]),
+            others=others,
             worse=worse,
             confidence=confidence,
             edges=edges,
             frames=len(observations),
             time_known=time_known,
         )
+        yield self.verdict
+
+
+@dataclass(frozen=True)
+class _Single:
+    """A correction along one axis alone: its index, value in rad, m or s, and score."""
+
+    axis: int
+    value: float
+    score: float
+
+
+def _single_axis(
+    observations: Sequence[Observation], maps: Sequence[npt.NDArray[np.float32]], axis: int
+) -> _Single:
+    """The best correction along one axis alone: coarse steps, then fine ones."""
+    centre, score = 0.0, 0.0
+    for steps in (np.arange(-12, 13) * 0.25, np.arange(-4, 5) * 0.05):
+        tried = np.zeros((len(steps), 7))
+        tried[:, axis] = (centre + steps) * UNIT[axis]
+        scores = total_score(observations, maps, tried).sum(0)
+        centre = float(tried[np.argmax(scores), axis] / UNIT[axis])
+        score = float(scores.max())
+    return _Single(axis, centre * float(UNIT[axis]), score)
 
 
 def judged(
@@ -237,20 +262,26 @@ def judged(
     T_camera_lidar: Floats,
     *,
     better: bool,
+    others: str = "",
     worse: float,
     confidence: float,
     edges: int,
     frames: int,
     time_known: bool,
 ) -> Verdict:
-    """The verdict on a correction (7,) with its covariance (7, 7); T_camera_lidar (4, 4) stated."""
+    """The verdict on a correction (7,) with its covariance (7, 7); T_camera_lidar (4, 4) stated.
+
+    others: what explains the scans as well, said after the first explanation.
+    """
     std = np.sqrt(np.diag(covariance))
     axes = range(7 if time_known else 6)
     wrong = [a for a in axes if abs(correction[a]) > max(TOLERANCE[a], SIGNIFICANT * std[a])]
     known = [a for a in axes if std[a] < TOLERANCE[a]]
     if wrong and better:
         finding = Finding.WRONG
-        sentence = "wrong by about " + ", ".join(amount(a, correction[a], std[a]) for a in wrong)
+        sentence = (
+            "wrong by about " + ", ".join(amount(a, correction[a], std[a]) for a in wrong) + others
+        )
         surest = max(abs(correction[a]) / std[a] for a in wrong)
         confidence = float(1 - np.exp(-0.5 * (surest / SIGNIFICANT) ** 2 * 3))
     elif not any(a in known for a in range(3)):

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from depth_node.calibration.image_edges import WORK_WIDTH_PX, edge_strength, spread
 from depth_node.calibration.lidar_edges import depth_edges
-from depth_node.frame import FrameInput
+from depth_node.frame import FrameInput, SourcePoints
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import FloatArray, invert_rigid, transform
 
@@ -22,6 +22,20 @@ Floats = npt.NDArray[np.float64]
 
 AXES = ("pitch", "yaw", "roll", "x", "y", "z", "time")
 """Of a correction (7,): rad about the camera's x, y and z, m along them, s."""
+
+LOCAL_REACHES, LEAST_LOCAL_PX = 12.0, 30.0
+"""Size of the surroundings that an edge stands out from, in reaches, and at least in px."""
+
+
+def edge_map(edges: npt.NDArray[np.uint8], reach_px: float) -> npt.NDArray[np.float32]:
+    """Edges (h, w) spread to score with, less their mean around each pixel.
+
+    A random pose scores about 0, and a texture that is full of edges is no better a place for a
+    scan's edges than a blank wall: only an edge between calm surfaces is.
+    """
+    wide = spread(np.asarray(edges, np.float32) / np.float32(255), reach_px)
+    size = 2 * round(max(LOCAL_REACHES * reach_px, LEAST_LOCAL_PX) / 2) + 1
+    return wide - np.asarray(cv2.blur(wide, (size, size)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -43,9 +57,8 @@ class Observation:
         return dataclasses.replace(self, points=self.points[chosen], weight=self.weight[chosen])
 
     def spread(self, reach_px: float) -> npt.NDArray[np.float32]:
-        """The edge map (h, w) to score with, less its mean: a random pose scores about 0."""
-        wide = spread(np.asarray(self.edges, np.float32) / np.float32(255), reach_px)
-        return wide - wide.mean()
+        """The edge map (h, w) to score with: see edge_map."""
+        return edge_map(self.edges, reach_px)
 
     def score(self, field: npt.NDArray[np.float32], corrections: Floats) -> Floats:
         """Sum of weight * edge (K,) of the corrections (K, 7); points out of the image count 0."""
@@ -106,19 +119,16 @@ class Observation:
         return np.clip(u, -1e4, 1e4), np.clip(v, -1e4, 1e4)
 
 
-def observe(
-    frame: FrameInput,
-    T_camera_lidar: Floats | None = None,
-    twist: Floats | None = None,
-    margin: float = 0.1,
-) -> Observation:
-    """Reduce a frame; T_camera_lidar (4, 4) instead of the frame's own.
+@dataclass(frozen=True)
+class ImageEdges:
+    """Edges (h, w) uint8 of an image at the size that is worked at, and the camera of that size."""
 
-    margin: edges this share of the image outside of it are kept, since a correction may move them
-    in.
-    """
-    T = frame.T_camera_lidar if T_camera_lidar is None else T_camera_lidar
-    assert T is not None
+    camera: Camera
+    edges: npt.NDArray[np.uint8]
+
+
+def image_edges(frame: FrameInput) -> ImageEdges:
+    """The edges of a frame's image, reduced to about WORK_WIDTH_PX."""
     height, width = frame.image.shape[:2]
     small_width = min(width, WORK_WIDTH_PX)
     small_height = max(1, round(height * small_width / width))
@@ -128,16 +138,45 @@ def observe(
         image = np.asarray(
             cv2.resize(image, (small_width, small_height), interpolation=cv2.INTER_AREA), np.uint8
         )
-    edges = np.asarray(edge_strength(image) * 255, np.uint8)
+    return ImageEdges(camera, np.asarray(edge_strength(image) * 255, np.uint8))
+
+
+MARGIN = 0.1
+"""Edges this share of the image outside of it are kept, since a correction may move them in."""
+
+
+def observe(
+    frame: FrameInput, twist: Floats | None = None, image: ImageEdges | None = None
+) -> Observation:
+    """Reduce a frame and all its points. image: its edges, if they are there already."""
+    T = frame.T_camera_lidar
+    assert T is not None
     points = np.empty((0, 3), np.float32) if frame.points is None else frame.points
-    found = depth_edges(_in_view(points, T, camera, 2 * margin), T[:3, :3])
+    return observe_source(image or image_edges(frame), SourcePoints("", points, T, T), twist)
+
+
+def observe_source(
+    image: ImageEdges, source: SourcePoints, twist: Floats | None = None
+) -> Observation:
+    """What one LiDAR shows beside the edges of an image.
+
+    Where its points were measured at another time, the twist moves them to that of the image.
+    """
+    T, points = source.T_camera_lidar, source.points
+    camera = image.camera
+    if not np.array_equal(source.T_camera_points, T):
+        points = transform(invert_rigid(T) @ source.T_camera_points, points)
+    found = depth_edges(_in_view(points, T, camera, 2 * MARGIN), T[:3, :3])
     seen = transform(T, found.points)
+    if source.lag_s and twist is not None:
+        turn, shift = source.lag_s * twist[:3], source.lag_s * twist[3:]
+        seen = Rotation.from_rotvec(turn).apply(seen) + shift
     pixels = camera.project(seen)
-    u, v = margin * small_width, margin * small_height
+    u, v = MARGIN * camera.width, MARGIN * camera.height
     with np.errstate(invalid="ignore"):
-        keep = (pixels[:, 0] > -u) & (pixels[:, 0] < small_width + u)
-        keep &= (pixels[:, 1] > -v) & (pixels[:, 1] < small_height + v)
-    return Observation(camera, edges, seen[keep], found.weight[keep], twist)
+        keep = (pixels[:, 0] > -u) & (pixels[:, 0] < camera.width + u)
+        keep &= (pixels[:, 1] > -v) & (pixels[:, 1] < camera.height + v)
+    return Observation(camera, image.edges, seen[keep], found.weight[keep], twist)
 
 
 def _in_view(points: FloatArray, T: Floats, camera: Camera, margin: float) -> FloatArray:
@@ -169,7 +208,7 @@ def observe_all(frames: Sequence[FrameInput], limit: int = 0) -> list[Observatio
     out = []
     for i in (int(index) for index in chosen):
         before, after = frames[max(i - 1, 0)], frames[min(i + 1, count - 1)]
-        out.append(observe(frames[i], twist=motion(before, after)))
+        out.append(observe(frames[i], motion(before, after)))
     return out
 
 

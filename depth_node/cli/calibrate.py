@@ -26,8 +26,6 @@ from depth_node.visualization.panels import write_image
 USED_FRAMES = 60
 """Frames that are used, spread evenly: more of a walk show the same edges again."""
 LEAST_EDGES = 150
-KNOWN_DEG, KNOWN_M, KNOWN_S = 0.3, 0.03, 0.02
-"""An axis counts as known if its standard deviation is below."""
 
 
 def add(commands: Any) -> None:
@@ -94,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
     else:
         terminal.print("lidar_time_offset_s: not known (no motion, or no stamps)")
     written = _draw(out, frames, stated, corrected)
-    unknown = unknown_axes(found)
+    unknown = found.unknown
     result = {
         "T_camera_lidar": corrected.ravel().tolist(),
         "correction": dict(zip(AXES, found.correction.tolist(), strict=True)),
@@ -113,13 +111,6 @@ def _run(options: argparse.Namespace) -> int:
         )
         return 1
     return 0
-
-
-def unknown_axes(found: Estimate) -> list[str]:
-    """The axes of rotation and translation that are not known, and those at the search's end."""
-    limits = np.array([*np.deg2rad([KNOWN_DEG] * 3), *[KNOWN_M] * 3, KNOWN_S])
-    count = 7 if found.time_known else 6
-    return [AXES[a] for a in range(count) if found.std[a] > limits[a]]
 
 
 def _print(terminal: Any, found: Estimate, frames: int, source: Path) -> None:

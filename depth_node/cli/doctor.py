@@ -80,7 +80,6 @@ ROS_PACKAGES = (
         "extrinsics from TF",
         "apt install ros-jazzy-tf2-ros-py, or set T_camera_lidar",
     ),
-    ("cv_bridge", "cv-bridge", "Bayer and YUV images", "apt install ros-jazzy-cv-bridge"),
 )
 
 
@@ -162,7 +161,7 @@ def _doctor_cache(terminal: Console) -> None:
 
 def _doctor_ros(terminal: Console, seconds: float) -> list[str]:
     try:
-        from depth_node.ros import graph, outputs
+        from depth_node.ros import graph, results
     except Exception as error:  # a message package built for another Python fails in many ways
         return [f"ROS 2 cannot be used ({one_line(error)}): {ROS_CURE}"]
     names = ("ROS_DISTRO", "ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY")
@@ -171,9 +170,9 @@ def _doctor_ros(terminal: Console, seconds: float) -> list[str]:
     with progress(terminal, "listening to the ROS graph", None):
         topics = graph.seen_topics(seconds)
     # What a running node publishes is no camera and no LiDAR.
-    nodes = _our_nodes([topic.name for topic in topics], list(outputs.OUTPUTS))
+    nodes = _our_nodes([topic.name for topic in topics], list(results.OUTPUTS))
     rows += [("depth_node", name, "runs; its outputs are left out here") for name in nodes]
-    ours = {name + topic.removeprefix("~") for name in nodes for topic in outputs.OUTPUTS}
+    ours = {name + topic.removeprefix("~") for name in nodes for topic in results.OUTPUTS}
     topics = [topic for topic in topics if topic.name not in ours]
     rows += [(topic.role, topic.name, f"{topic.type}, {topic.publishers} publishing")
              for topic in topics]  # fmt: skip

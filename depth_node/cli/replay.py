@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from depth_node.pipeline import DepthPipeline
 from depth_node.recordings import replay
 from depth_node.recordings.files import one_line
 from depth_node.recordings.frames import is_bag
+from depth_node.recordings.held_out import Sampling
+from depth_node.recordings.rerun_log import RerunLog
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,6 +92,14 @@ def add(commands: Any) -> None:
     out.add_argument("--images", type=int, default=12, metavar="N", help="at most N panels (12)")
     out.add_argument("--save-depth", action="store_true", help="keep depth and std of every frame")
     out.add_argument("--json", type=Path, metavar="FILE", help="all rows and the summary")
+    out.add_argument(
+        "--out-bag",
+        type=Path,
+        metavar="FILE.mcap",
+        help="depth, camera_info, confidence, points, fit and diagnostics as the node would publish"
+        " them, with the input's stamps and frames (--hold-out 0 uses every point)",
+    )
+    out.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="the same for the Rerun viewer")
     parser.set_defaults(run=_run_replay)
 
 
@@ -97,7 +108,7 @@ def _run_replay(options: argparse.Namespace) -> int:
     config = pipeline_config(options)
     if options.prediction:
         config = override(config, ["model.path="])
-    sampling = replay.Sampling(options.points, options.lines, options.hold_out, options.seed)
+    sampling = Sampling(options.points, options.lines, options.hold_out, options.seed)
     source = options.source.resolve()
     out = options.out or Path("runs") / source.stem
     facts = {
@@ -109,30 +120,16 @@ def _run_replay(options: argparse.Namespace) -> int:
         "hold_out": options.hold_out,
         "seed": options.seed,
     }
-    keep = {"images": max(options.images, 0), "save_depth": options.save_depth}
-    with DepthPipeline(config) as pipeline:
+    keep: dict[str, Any] = {"images": max(options.images, 0), "save_depth": options.save_depth}
+    with ExitStack() as stack:
+        keep["sinks"] = [stack.enter_context(sink) for sink in _sinks(options, config.model.path)]
+        pipeline = stack.enter_context(DepthPipeline(config))
         if is_bag(source):
-            bags = open_bags()
-            T = matrix(options.t_camera_lidar)
-            topics = bags.BagTopics(
-                options.image_topic, options.camera_info_topic, options.points_topic,
-                options.scan_topic,
-            )  # fmt: skip
-            with bags.Bag(
-                source,
-                topics,
-                T,
-                options.max_scan_age,
-                options.scans_per_image,
-                options.scan_wait,
-                options.rectified,
-                options.world_frame,
-            ) as bag:
-                facts["topics"] = vars(bag.topics)
-                chosen = ", ".join(name for name in vars(bag.topics).values() if name)
-                terminal.print(f"topics: {one_line(chosen)}", markup=False)
-                bag_frames = bags.BagFrames(bag, sampling, pipeline)
-                done = _replay_with_bar(terminal, bag_frames, pipeline, out, facts, keep)
+            bag = stack.enter_context(_opened_bag(options, source))
+            facts["topics"] = vars(bag.topics)
+            chosen = ", ".join(name for name in vars(bag.topics).values() if name)
+            terminal.print(f"topics: {one_line(chosen)}", markup=False)
+            frames: Any = open_bags().BagFrames(bag, sampling, pipeline)
         else:
             frames = replay.FolderFrames(
                 source,
@@ -141,7 +138,7 @@ def _run_replay(options: argparse.Namespace) -> int:
                 stored_regions=options.stored_regions,
                 stored_prediction=options.prediction,
             )
-            done = _replay_with_bar(terminal, frames, pipeline, out, facts, keep)
+        done = _replay_with_bar(terminal, frames, pipeline, out, facts, keep)
     _print_summary(terminal, done.summary, config.fit.method, f"{done.frames} frames")
     for message in sorted({row["message"] for row in done.rows if row["status"] != "OK"}):
         terminal.print(f"note: {message}", style="yellow", markup=False)
@@ -150,10 +147,44 @@ def _run_replay(options: argparse.Namespace) -> int:
     terminal.print(f"run folder: {out}", markup=False)
     if done.panels:
         terminal.print(f"images:   {done.panels[0].parent}", markup=False)
+    for path in (options.out_bag, options.rerun):
+        if path is not None:
+            terminal.print(f"written: {path}", markup=False)
     if options.json:
         content = {"rows": done.rows, "summary": done.summary, "run": facts}
         write_json(options.json, {**content, "left_out": done.left_out.sentences()})
     return 1 if done.left_out.damaged else 0
+
+
+def _opened_bag(options: argparse.Namespace, source: Path) -> Any:
+    """The bag that the options describe, a context manager."""
+    bags = open_bags()
+    topics = bags.BagTopics(
+        options.image_topic, options.camera_info_topic, options.points_topic, options.scan_topic
+    )
+    return bags.Bag(
+        source,
+        topics,
+        matrix(options.t_camera_lidar),
+        options.max_scan_age,
+        options.scans_per_image,
+        options.scan_wait,
+        options.rectified,
+        options.world_frame,
+    )
+
+
+def _sinks(options: argparse.Namespace, model: str) -> list[Any]:
+    """What takes the results besides the run folder; context managers."""
+    sinks: list[Any] = []
+    if options.out_bag is not None:
+        open_bags()  # says what is missing
+        from depth_node.ros.bag_writer import ResultBag
+
+        sinks.append(ResultBag(options.out_bag, hardware_id=model))
+    if options.rerun is not None:
+        sinks.append(RerunLog(options.rerun))
+    return sinks
 
 
 def _replay_with_bar(

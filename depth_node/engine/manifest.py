@@ -27,6 +27,7 @@ from depth_node.config import (
     read_text,
 )
 from depth_node.engine import EngineError, depth_tools
+from depth_node.engine.model_file import external_weights, fault_of, is_beside
 from depth_node.engine.preprocess import InputSpec
 from depth_node.prediction import KINDS
 
@@ -243,12 +244,15 @@ def manifest_path(model: str | Path) -> Path:
 def model_sha256(model: str | Path) -> str:
     """Hexadecimal SHA-256 of a model file and of its external weights, if there are any.
 
-    Exporters put the weights of large models into ``model.onnx.data`` or ``model.onnx_data``.
+    Exporters put the weights of large models into ``model.onnx.data`` or ``model.onnx_data``; files
+    of other names that the model takes weights from are hashed after these.
     """
     model = Path(model)
     digest = hashlib.sha256()
-    externals = [model.with_name(model.name + ending) for ending in (".data", "_data")]
-    for part in [model, *(path for path in externals if path.is_file())]:
+    usual = [model.name + ending for ending in (".data", "_data")]
+    others = sorted(name for name in external_weights(model) if is_beside(name))
+    parts = dict.fromkeys(model.parent / name for name in (*usual, *others))
+    for part in [model, *(path for path in parts if path.is_file())]:
         with part.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -279,6 +283,9 @@ def verified_manifest(model: Path, manifest: str | Path | None = None) -> Manife
     Raises EngineError if there is none or the file is not the one that it describes.
     """
     description = _manifest_of(model, manifest)
+    fault = fault_of(model)  # it has a cure of its own, which a wrong hash would hide
+    if fault:
+        raise EngineError(fault)
     digest = model_sha256(model)
     if digest != description.sha256.lower():
         raise EngineError(

@@ -1,17 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file is that stands where a network should be: empty, a web page, a pointer."""
+"""What a model file is: no network, one that lacks its weights, or one that a reader refuses.
+
+A reader says of these only that something failed. Here each gets its cause and its cure, in one
+sentence. External weights are found by walking through the file's protocol buffer (the fields of
+onnx.proto), because a robot has no onnx package.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from depth_node.config import one_line, quoted
 from depth_node.engine import depth_tools
 
 _HEAD_BYTES = 512
+_MAX_FIELDS = 2_000_000  # of one file; the largest networks have some ten thousand
+EXPORT_OPSETS = "opset 17 to 20"
+
+_FORMATS = (
+    (0, b"PK\x03\x04", "a ZIP archive, as PyTorch's checkpoints are,"),
+    (0, b"\x80\x02", "a Python pickle, as PyTorch's older checkpoints are,"),
+    (4, b"TFL3", "a TensorFlow Lite network"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes,"),
+    (8, b'{"', "a file of weights (safetensors)"),
+)
 
 
 def fault_of(model: Path) -> str:
-    """Why a file is certainly no network, with the cure; "" if it may be one.
+    """Why a file is certainly no network that can be opened, with the cure; "" if it may be one.
 
     A download that failed leaves such files; an ONNX reader takes an empty one for a network
     without nodes, and says of the others only that they cannot be parsed.
@@ -35,4 +54,200 @@ def fault_of(model: Path) -> str:
             f"{model} is a pointer of Git LFS and no network: run `git lfs pull` in its repository,"
             " or download the file itself"
         )
+    for start, mark, what in _FORMATS:
+        if head[start : start + len(mark)] == mark:
+            return (
+                f"{model} is {what} and no ONNX network: name the .onnx file, or export the network"
+                f" to ONNX ({EXPORT_OPSETS})"
+            )
+    return _fault_of_weights(model)
+
+
+def _fault_of_weights(model: Path) -> str:
+    """What is wrong with the files that hold a model's weights, with the cure; "" if nothing."""
+    for name, needed_bytes in external_weights(model).items():
+        if not is_beside(name):
+            return (
+                f"{model} takes weights from {quoted(name)}, outside its own folder, which no"
+                " reader allows: put that file beside the model and export it again; if the model"
+                " came from somewhere else, do not trust it"
+            )
+        file = model.parent / name
+        if not file.is_file():
+            return (
+                f"{model} keeps its weights in {one_line(name)}, which is not beside it: fetch or"
+                " copy both files into one folder under these names, or export the model into one"
+                " file"
+            )
+        size = file.stat().st_size
+        if size < needed_bytes:
+            return (
+                f"{file} holds {size} bytes of the {needed_bytes} of weights of {model.name}: it"
+                " was cut off or belongs to another export; fetch or export both files again"
+            )
     return ""
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file name in a model stays in the model's folder, on any system."""
+    return bool(name) and not any(
+        path.is_absolute() or path.drive or ".." in path.parts
+        for path in (PurePosixPath(name), PureWindowsPath(name))
+    )
+
+
+def external_weights(model: Path) -> dict[str, int]:
+    """Files of weights that an ONNX file names -> bytes that each must at least have.
+
+    Empty for a file that holds its weights itself, and for one that is no ONNX: its reader tells.
+    """
+    try:
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _external_weights(data)
+    except (OSError, ValueError, IndexError):
+        return {}
+
+
+# Numbers of fields in onnx.proto.
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_EXTERNAL, _ENTRY_KEY, _ENTRY_VALUE = 7, 5, 13, 1, 2
+
+
+def _external_weights(data: mmap.mmap) -> dict[str, int]:
+    budget = [_MAX_FIELDS]
+    needed: dict[str, int] = {}
+    for graph in _messages(data, (0, len(data)), _MODEL_GRAPH, budget):
+        for tensor in _messages(data, graph, _GRAPH_INITIALIZER, budget):
+            facts: dict[str, str] = {}
+            for entry in _messages(data, tensor, _TENSOR_EXTERNAL, budget):
+                parts = [
+                    data[slice(*next(_messages(data, entry, number, budget), (0, 0)))].decode()
+                    for number in (_ENTRY_KEY, _ENTRY_VALUE)
+                ]
+                facts[parts[0]] = parts[1]
+            if "location" in facts:
+                end = int(facts.get("offset", 0)) + int(facts.get("length", 0))
+                needed[facts["location"]] = max(needed.get(facts["location"], 0), end)
+    return needed
+
+
+def _messages(
+    data: mmap.mmap, span: tuple[int, int], number: int, budget: list[int]
+) -> Iterator[tuple[int, int]]:
+    """(start, end) of every length-delimited field of this number in a message.
+
+    Raises ValueError or IndexError where the bytes are no protocol buffer.
+    """
+    at, end = span
+    while at < end:
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise ValueError("more fields than a network has")
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 2:
+            length, at = _varint(data, at)
+            if at + length > end:
+                raise ValueError("a field ends beyond its message")
+            if key >> 3 == number:
+                yield at, at + length
+            at += length
+        elif kind == 0:
+            _, at = _varint(data, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError("no protocol buffer")
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("no protocol buffer")
+
+
+# --- what a reader says --------------------------------------------------------------------------
+
+_OPERATOR = (
+    r"No Op registered for (?P<op>\w+) with domain_version of (?P<opset>\d+)",
+    r"Fatal error: (?P<domain>[\w.]+):(?P<op>\w+)\(-?\d+\) is not a registered",
+    r"Op registered for (?P<op>\w+) is deprecated in domain_version of (?P<opset>\d+)",
+)
+
+
+def reader_fault(model: Path, reader: str, error: BaseException) -> str:
+    """One sentence with cause and cure for what an ONNX reader raised on a model file.
+
+    reader: its name and version, such as "onnxruntime 1.23.0".
+    """
+    text = " ".join(str(error).split())
+    for pattern in _OPERATOR:
+        found = re.search(pattern, text)
+        if found is None:
+            continue
+        facts = found.groupdict()
+        operator, opset, domain = facts["op"], facts.get("opset"), facts.get("domain")
+        if not domain:
+            named = re.search(rf'In Node, \("[^"]*", {operator}, "([^"]+)"', text)
+            domain = named.group(1) if named else ""
+        if domain:
+            return (
+                f"{model} uses the operator {operator} of {domain}, which {reader} does not have:"
+                " export it with operators of ONNX alone, without plug-ins or custom ones"
+            )
+        return (
+            f"{model} uses the operator {operator}, which is none of ONNX opset {opset} in"
+            f" {reader}: export it with operators of ONNX alone and {EXPORT_OPSETS}, or install a"
+            " newer version"
+        )
+    found = re.search(r"Opset (\d+) is under development.*?(?:is till opset (\d+))?\.?$", text)
+    if found:
+        limit = f" reads up to {found.group(2)}" if found.group(2) else " is older"
+        return (
+            f"{model} is of ONNX opset {found.group(1)} and {reader}{limit}: export it with"
+            f" {EXPORT_OPSETS}, or install a newer version"
+        )
+    found = re.search(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)", text)
+    if found:
+        return (
+            f"{model} is of ONNX IR version {found.group(1)} and {reader} reads up to"
+            f" {found.group(2)}: install a newer version, or save the model with ir_version"
+            f" {found.group(2)}"
+        )
+    found = re.search(r"Could not find an implementation for (\w+)\((\d+)\)", text)
+    if found:
+        return (
+            f"{model} uses the operator {found.group(1)} with a type for which {reader} has none"
+            " here: export the network in float32"
+        )
+    found = re.search(r"Type '(tensor\(\w+\))' of input parameter .* of operator \((\w+)\)", text)
+    if found:
+        return (
+            f"{model} gives its operator {found.group(2)} a {found.group(1)}, which ONNX does not"
+            " allow: export the network in float32"
+        )
+    if "No graph was found" in text:
+        return f"{model} holds no network: its download or export was cut off; do it again"
+    if re.search(r"invalid model|INVALID_GRAPH|ShapeInferenceError|Invalid model", text):
+        return (
+            f"{model} is no valid ONNX network ({_short(text)}): what wrote it made a mistake;"
+            " export it again, with another version of the exporter"
+        )
+    return (
+        f"{model} cannot be read as an ONNX model: it is truncated or of another format; fetch or"
+        f" export it again ({reader}: {_short(text)})"
+    )
+
+
+def _short(text: str) -> str:
+    """The reader's own words without what introduces them."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^Load model from .*? failed:\s*", "", text)
+    text = re.sub(r"^(This is an invalid model\.|Invalid model\.)\s*", "", text)
+    return text if len(text) <= 200 else text[:200] + "…"

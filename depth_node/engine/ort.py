@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from depth_node.config import one_line
 from depth_node.engine import BackendError, EngineError
 from depth_node.engine.manifest import Manifest
-from depth_node.engine.model_file import fault_of
+from depth_node.engine.model_file import fault_of, reader_fault
 from depth_node.engine.protocol import Closeable, check_tensor, check_tensors
 
 # Since 1.31 it writes a device id and events into the user's cache folder and sends them. It looks
@@ -112,7 +113,7 @@ class OrtEngine(Closeable):
             raise EngineError(
                 f"model {self.manifest.name} failed to run with an input of"
                 f" {self.manifest.input.width}x{self.manifest.input.height}: if the manifest gives"
-                f" the right size, the model itself is broken ({_reason(error)})"
+                f" the right size, the model itself is broken ({one_line(error)})"
             ) from error
         return arrays
 
@@ -149,11 +150,8 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=requested)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise EngineError(
-            f"{model} cannot be read as an ONNX model: it is truncated, of another format, or newer"
-            f" than onnxruntime {onnxruntime.__version__}; fetch or export it again"
-            f" ({_reason(error)})"
-        ) from error
+        reader = f"onnxruntime {onnxruntime.__version__}"
+        raise EngineError(reader_fault(model, reader, error)) from error
     # ONNX Runtime drops a provider that cannot start, without an error.
     started = session.get_providers()
     if started[:1] != requested[:1]:
@@ -168,11 +166,6 @@ def open_session(
             )
         )
     return session
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _infos(nodes: list[Any]) -> list[TensorInfo]:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorrt as trt
 
+from depth_node.config import one_line
 from depth_node.engine import EngineError, cuda, depth_tools
 from depth_node.engine.build_process import BuildError, build_apart, serve
 from depth_node.engine.cache import CachedEngine, Identity
@@ -190,11 +191,11 @@ class _Logger(trt.ILogger):
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Called by TensorRT."""
         if int(severity) <= int(trt.ILogger.ERROR):  # INTERNAL_ERROR is 0, ERROR 1
-            self.errors.append(" ".join(str(msg).split()))
+            self.errors.append(one_line(msg, 2000))
         elif int(severity) == 2:  # WARNING
-            _log.info("TensorRT warns: %s", " ".join(str(msg).split()))
+            _log.info("TensorRT warns: %s", one_line(msg, 2000))
         else:
-            _log.debug("TensorRT: %s", msg)
+            _log.debug("TensorRT: %s", one_line(msg, 2000))
 
     def error_text(self) -> str:
         """The last errors as part of a sentence."""

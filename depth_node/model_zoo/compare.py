@@ -22,10 +22,10 @@ from depth_node.engine.preprocess import to_image, to_tensor
 from depth_node.engine.protocol import Engine
 from depth_node.engine.self_check import Limits, OutputDifference, output_difference
 from depth_node.prediction import KINDS
+from depth_node.recordings.frames import IMAGE_SUFFIXES
 from depth_node.simulation.renderer import Scene, random_view
 
 RECOMMENDED_IMAGES = 50  # for a reliable comparison
-_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _VIEWS_PER_ROOM = 5
 _LONGEST_PX = 384  # longer side of a rendered image
 
@@ -37,12 +37,12 @@ def image_files(folder: Path) -> list[Path]:
     """All image files below a folder, sorted by name. Raises EngineError if there is none."""
     if not folder.is_dir():
         raise EngineError(f"{folder} is no folder: give --images a folder with images in it")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     # Folders of RGB-D frames also hold depth and label maps as image files.
     files = [path for path in files if not path.stem.startswith(("depth", "segmentation"))]
     if not files:
         raise EngineError(
-            f"there is no image below {folder} ({', '.join(sorted(_ENDINGS))}): name another"
+            f"there is no image below {folder} ({', '.join(IMAGE_SUFFIXES)}): name another"
             " folder, or leave --images out for rendered rooms"
         )
     return files

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_node import __version__
-from depth_node.config import one_line
 from depth_node.engine.manifest import Manifest, converted_path, manifest_path, model_sha256
-from depth_node.engine.model_file import fault_of
+from depth_node.engine.model_file import fault_of, reader_fault
 from depth_node.engine.protocol import Engine
 from depth_node.model_zoo.compare import (
     ComparisonImages,
@@ -213,10 +212,7 @@ def _loaded(model: Path) -> onnx.ModelProto:
     try:
         return onnx.load(str(model))
     except Exception as error:  # protobuf's errors share no base class
-        raise ConvertError(
-            f"{model} cannot be read by onnx {onnx.__version__} ({one_line(error)}):"
-            " fetch or export it again"
-        ) from error
+        raise ConvertError(reader_fault(model, f"onnx {onnx.__version__}", error)) from error
 
 
 def _check_memory(model: Path, ready: onnx.ModelProto) -> None:

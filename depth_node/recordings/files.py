@@ -8,10 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from depth_node import config
 
 LONGEST_SENTENCE = 1000
 LARGEST_FILE = 1 << 30  # bytes of an image or of an array
@@ -48,7 +52,7 @@ def _shortened(text: str, longest: int) -> str:
 
 def reason_of(error: BaseException) -> str:
     """What a library says of its failure, in a few words."""
-    return one_line(" ".join(str(error).split()) or type(error).__name__, 200).rstrip(".")
+    return config.one_line(error).rstrip(".")
 
 
 @contextlib.contextmanager
@@ -90,3 +94,46 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FrameError(f"{path} holds a {type(value).__name__}: write a JSON object.")
     return value
+
+
+class UnfinishedFile:
+    """A file or folder that gets its name only when it is whole.
+
+    Made within a folder beside it, so that the rename is done as a whole or not at all. option: of
+    the command, for the sentence. Raises FrameError where something has that name already.
+    """
+
+    def __init__(self, path: Path, option: str) -> None:
+        self.path, self._option = path, option
+        self._folder: Path | None = None
+        if os.path.lexists(path):
+            raise FrameError(f"{path} is there already: remove it, or name another with {option}.")
+
+    def __enter__(self) -> Path:
+        """The folder to write in."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+        except OSError as error:
+            raise FrameError(
+                f"{self.path} cannot be written ({error.strerror}): name another with"
+                f" {self._option}."
+            ) from None
+        self._folder = Path(folder)
+        return self._folder
+
+    def finish(self, made: Path | None) -> None:
+        """Give what was made its name; None: keep nothing."""
+        try:
+            if made is not None:
+                if os.path.lexists(self.path):
+                    raise FileExistsError(17, "there is something of that name by now")
+                os.replace(made, self.path)
+        except OSError as error:
+            raise FrameError(
+                f"{self.path} cannot be written ({error.strerror}): name another with"
+                f" {self._option}."
+            ) from None
+        finally:
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)

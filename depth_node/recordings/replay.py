@@ -33,7 +33,7 @@ from depth_node import __version__
 from depth_node.config import dump, replace
 from depth_node.frame import FrameInput
 from depth_node.geometry.sparse_depth import project_points
-from depth_node.metrics import coverage, evaluate
+from depth_node.metrics import coverage, evaluate, mean_over_sources
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.recordings.frames import (
     FrameError,
@@ -44,6 +44,7 @@ from depth_node.recordings.frames import (
     split_lines,
     split_uniform,
 )
+from depth_node.recordings.held_out import Sampling, measured_points
 from depth_node.visualization import panels
 
 COMPARED = ("global_depth", "global_disparity", "slf", "ssf")
@@ -69,28 +70,6 @@ class ScoredFrame:
         if self.truth is None or self.scored is None:
             return None
         return np.where(self.scored, self.truth, np.float32(np.nan))
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Which of the known depths are measured; the others are scored.
-
-    points: so many pixels drawn uniformly from the depth map; lines: one of so many scan lines of
-    it. With neither, a frame with a LiDAR uses all of its points but the share `hold_out` of them.
-    """
-
-    points: int = 0
-    lines: int = 0
-    hold_out: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.points and self.lines:
-            raise FrameError("--points and --lines exclude each other: give one of them.")
-        if self.points < 0 or self.lines == 1 or self.lines < 0:
-            raise FrameError("--points must be at least 1, --lines at least 2.")
-        if not 0 <= self.hold_out < 1:
-            raise FrameError(f"--hold-out must be at least 0 and below 1, not {self.hold_out:g}.")
 
 
 class LeftOut:
@@ -139,6 +118,13 @@ class FrameSource(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[ScoredFrame]: ...
+
+
+class ResultSink(Protocol):
+    """Where results go besides the run folder: a bag, a recording of a viewer."""
+
+    def add(self, frame: ScoredFrame, result: DepthResult) -> None:
+        """Take the result of a frame, in the order of the recording."""
 
 
 class FolderFrames:
@@ -211,13 +197,6 @@ class FolderFrames:
             scored = np.isfinite(frame.depth) & ~hit_pixels(self.pipeline, used, frame)
         observed = dataclasses.replace(observed, points=used, T_camera_lidar=frame.T_camera_lidar)
         return ScoredFrame(frame.source, frame.name, observed, frame.depth, scored)
-
-
-def measured_points(count: int, hold_out: float, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Indices of the points that are used, in their old order."""
-    if hold_out == 0:
-        return np.arange(count)
-    return np.sort(rng.permutation(count)[: max(1, round(count * (1 - hold_out)))])
 
 
 def hit_pixels(
@@ -302,7 +281,7 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "sources": len(sources),
             "frames": sum(len(found) for found in sources.values()),
             **{
-                key: _mean([_mean([row[key] for row in found]) for found in sources.values()])
+                key: _number(mean_over_sources(_values(key, sources)))
                 for key in (*SCORES, "points", "ms")
             },
         }
@@ -310,9 +289,12 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _values(key: str, sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+    """Source -> the values of a column; NaN where a row has none."""
+    return {
+        name: [math.nan if row[key] is None else row[key] for row in rows]
+        for name, rows in sources.items()
+    }
 
 
 def _number(value: float) -> float | None:
@@ -462,11 +444,12 @@ def replay(
     save_depth: bool = False,
     methods: Sequence[str] = COMPARED,
     on_frame: Callable[[str], None] = lambda name: None,
+    sinks: Sequence[ResultSink] = (),
 ) -> Replayed:
     """Process every frame and write the run folder.
 
     images: panels of at most so many frames, spread evenly. on_frame: called with the name of
-    every frame that is done.
+    every frame that is done. sinks: get every result as it comes.
     """
     pipeline.warm_up()
     comparison = MethodComparison(pipeline, methods)
@@ -481,6 +464,8 @@ def replay(
             found = [score(frame, method, one) for method, one in results.items()]
             folder.add(found)
             rows += found
+            for sink in sinks:
+                sink.add(frame, result)
             if save_depth:
                 folder.save_depth(frame.name, result)
             if count in drawn:

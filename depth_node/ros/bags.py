@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.frame import FrameInput
+from depth_node.frame import FrameInput, Origin, SourcePoints
 from depth_node.geometry.camera import Camera, is_rectified
 from depth_node.geometry.rigid import check_rigid, rigid_transform, transform
 from depth_node.geometry.scan_buffer import ScanBuffer
-from depth_node.geometry.sparse_depth import project_points
 from depth_node.geometry.transform_tree import TransformError, TransformTree
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
-from depth_node.recordings.files import FrameError, one_line, reason_of
+from depth_node.recordings.files import one_line, reason_of
+from depth_node.recordings.held_out import Sampling, hold_out_points
 from depth_node.recordings.images import decode_image, image_size
-from depth_node.recordings.replay import LeftOut, Sampling, ScoredFrame, measured_points
+from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
 
 __all__ = ["Bag", "BagError", "BagFrames", "BagTopics"]
@@ -139,11 +139,11 @@ class Bag:
                 scan_is_there = newest is not None and newest >= waiting[0][1]
                 if not scan_is_there and recorded_ns < waiting[0][0] + self.scan_wait_s * 1e9:
                     break
-                for frame in self._frame_input(*waiting.pop(0)[1:], camera, scans, sources):
+                for frame in self._frame_input(*waiting.pop(0), camera, scans, sources):
                     given += 1
                     yield frame
-        for _, stamp, message in waiting:
-            for frame in self._frame_input(stamp, message, camera, scans, sources):
+        for recorded_ns, stamp, message in waiting:
+            for frame in self._frame_input(recorded_ns, stamp, message, camera, scans, sources):
                 given += 1
                 yield frame
         for sentence, count in self._files.damage.counted():
@@ -177,6 +177,7 @@ class Bag:
 
     def _frame_input(
         self,
+        recorded_ns: int,
         stamp: int,
         message: Any,
         camera: Camera,
@@ -185,7 +186,9 @@ class Bag:
     ) -> Iterator[FrameInput]:
         """The observation, or nothing where the image is left out."""
         try:
-            yield self._observation(stamp, message, camera, scans, sources)
+            frame = self._observation(stamp, message, camera, scans, sources)
+            origin = Origin(message.header.frame_id, recorded_ns)
+            yield dataclasses.replace(frame, origin=origin)
         except _UnusableError as error:
             self._leave_out(self.topics.image, error)
 
@@ -232,6 +235,7 @@ class Bag:
         image = self._image(message, camera)
         camera_frame = message.header.frame_id
         found = []
+        each: list[SourcePoints] = []
         for source in sorted(sources):
             held = [scan for scan in scans.scans(stamp, _key(source)) if len(scan[1])]
             nearest = sorted(held, key=lambda scan: abs(stamp - scan[0]))
@@ -239,20 +243,25 @@ class Bag:
             limit = self.scans_per_image or (None if self.world_frame else 1)
             for scan_ns, points in nearest[:limit]:
                 age_s = np.full(len(points), abs(stamp - scan_ns) * 1e-9, np.float32)
-                T = self._extrinsics(camera_frame, source[1], stamp)
+                stated = T = self._extrinsics(camera_frame, source[1], stamp)
                 if self.world_frame:
                     then = self._look_up(self.world_frame, camera_frame, scan_ns)
                     T = self._look_up(camera_frame, self.world_frame, stamp) @ then @ T
+                if scan_ns == nearest[0][0]:
+                    lag_s = 0.0 if self.world_frame else (scan_ns - stamp) * 1e-9
+                    each.append(SourcePoints("/".join(source), points, T, stated, lag_s))
                 found.append((points, age_s, T))
         pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
         if len(found) == 1:
             points, age_s, T_camera_lidar = found[0]
-            return FrameInput(image, camera, points, T_camera_lidar, age_s, stamp, pose)
+            return FrameInput(
+                image, camera, points, T_camera_lidar, age_s, stamp, pose, sources=tuple(each)
+            )
         in_camera = [transform(T, points).astype(np.float32) for points, _, T in found]
         none = np.empty((0, 3), np.float32)
         ages = np.concatenate([none[:, 0], *(age_s for _, age_s, _ in found)])
         points = np.concatenate([none, *in_camera])
-        return FrameInput(image, camera, points, np.eye(4), ages, stamp, pose)
+        return FrameInput(image, camera, points, np.eye(4), ages, stamp, pose, sources=tuple(each))
 
     def _extrinsics(
         self, camera_frame: str, lidar_frame: str, stamp_ns: int
@@ -456,11 +465,9 @@ def _type_store() -> Any:
 
 
 class BagFrames:
-    """The images of an opened bag; a share of the LiDAR points is left out for scoring."""
+    """The images of an opened bag; some of the LiDAR points are left out for scoring."""
 
     def __init__(self, bag: Bag, sampling: Sampling, pipeline: DepthPipeline) -> None:
-        if sampling.points or sampling.lines:
-            raise FrameError("--points and --lines are for folders of frames: use --hold-out.")
         self.bag = bag
         self.sampling = sampling
         self.pipeline = pipeline
@@ -474,21 +481,9 @@ class BagFrames:
         return self.bag.left_out
 
     def __iter__(self) -> Iterator[ScoredFrame]:
-        sampling, projection = self.sampling, self.pipeline.config.projection
         for number, frame in enumerate(self.bag.frames()):
-            points, age_s = frame.points, np.asarray(frame.age_s)
-            assert points is not None and frame.T_camera_lidar is not None
-            rng = np.random.default_rng([sampling.seed, number])
-            used = measured_points(len(points), sampling.hold_out, rng)
-            truth = scored = None
-            if sampling.hold_out > 0 and len(points):
-                left_out = np.ones(len(points), dtype=bool)
-                left_out[used] = False
-                size = frame.image.shape[:2]
-                view = (frame.T_camera_lidar, frame.camera, projection)
-                truth = project_points(points[left_out], *view).to_map(*size)
-                measured = project_points(points[used], *view).to_map(*size)
-                scored = np.isfinite(truth) & ~np.isfinite(measured)
-            observed = dataclasses.replace(frame, points=points[used], age_s=age_s[used])
+            rng = np.random.default_rng([self.sampling.seed, number])
+            projection = self.pipeline.config.projection
+            observed, truth, scored = hold_out_points(frame, self.sampling, projection, rng)
             name = f"{number:05d}_{frame.stamp_ns}"
             yield ScoredFrame(self.bag.path.stem, name, observed, truth, scored)

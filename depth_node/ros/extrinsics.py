@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from depth_node.config import one_line
 from depth_node.geometry.rigid import rigid_transform
-from depth_node.ros.messages import brief
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -123,7 +123,7 @@ class TfSource:
             T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
         except (self._error, ValueError, TypeError, OverflowError) as error:
             # tf2's own, and what a stamp before 1970, a frame or a quaternion out of order cause
-            raise NoTransformError(brief(" ".join(str(error).split()), 300)) from error
+            raise NoTransformError(one_line(error, 300)) from error
         stamp = found.header.stamp
         return T, stamp.sec * 1_000_000_000 + stamp.nanosec
 

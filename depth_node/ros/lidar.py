@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sensor_msgs.msg import LaserScan, PointCloud2
 
+from depth_node.frame import SourcePoints
 from depth_node.geometry.rigid import transform
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
@@ -70,7 +71,7 @@ class LidarPoints:
 
     points: (N, 3) float32 metres, T_camera_lidar: (4, 4), age_s: (N,) seconds between scan and
     image. trouble: why there are no points or not all of them, empty if all is well; kind: which
-    trouble it is.
+    trouble it is. sources: the scan of each LiDAR that is nearest to the image.
     """
 
     points: npt.NDArray[np.floating]
@@ -78,6 +79,7 @@ class LidarPoints:
     age_s: npt.NDArray[np.float32]
     trouble: str = ""
     kind: str = ""
+    sources: tuple[SourcePoints, ...] = ()
 
 
 @dataclass
@@ -194,6 +196,7 @@ class LidarInput:
         clocks = self._take_in(stamp_ns, arrival_s)
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
         ages: list[npt.NDArray[np.float32]] = []
+        sources: list[SourcePoints] = []
         trouble, kind = "", ""
         limit = self.scans_per_image or (0 if motion is None else None)
         for key, offset_s in clocks.items():
@@ -218,6 +221,9 @@ class LidarInput:
                         trouble, kind = str(error), "motion"
                         if scan_ns != scans[0][0] and not self.scans_per_image:
                             continue
+                if scan_ns == scans[0][0]:
+                    lag_s = (scan_ns - stamp_ns) * 1e-9 if T_scan is T else 0.0
+                    sources.append(SourcePoints("/".join(key), points, T_scan, T, lag_s))
                 found.append((points, T_scan))
                 age_s = abs(stamp_ns - scan_ns) * 1e-9
                 ages.append(np.full(len(points), age_s, np.float32))
@@ -227,9 +233,10 @@ class LidarInput:
                 trouble, kind = self._why_none(stamp_ns, list(clocks))
             return LidarPoints(empty, np.eye(4), empty[:, 0], trouble, kind)
         if len(found) == 1:
-            return LidarPoints(*found[0], ages[0], trouble, kind)
+            return LidarPoints(*found[0], ages[0], trouble, kind, tuple(sources))
         in_camera = np.concatenate([transform(T, points) for points, T in found])
-        return LidarPoints(in_camera, np.eye(4), np.concatenate(ages), trouble, kind)
+        joined = np.concatenate(ages)
+        return LidarPoints(in_camera, np.eye(4), joined, trouble, kind, tuple(sources))
 
     def clear(self) -> None:
         """Forget every scan and every source."""

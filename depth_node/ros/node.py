@@ -8,14 +8,14 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
@@ -34,12 +34,13 @@ from depth_node.fitting import FitStatus
 from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
 from depth_node.inference import open_configured
-from depth_node.monitor import FrameRecord, Monitor, Situation
+from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.ros import messages
 from depth_node.ros.bond import ManagerBond
 from depth_node.ros.diagnostics import body_frame_hint, type_mismatch
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
+from depth_node.ros.extrinsics_watch import LiveWatch
 from depth_node.ros.guarded_node import (
     GuardedLifecycleNode,
     describe_exception,
@@ -49,7 +50,7 @@ from depth_node.ros.guarded_node import (
 from depth_node.ros.lidar import LidarInput, LidarPoints, Scan
 from depth_node.ros.messages import BitDepth, MessageError
 from depth_node.ros.motion import CameraMotion
-from depth_node.ros.outputs import OUTPUTS, RECTIFIED, UNRECTIFIED, Outputs, depth_topic
+from depth_node.ros.outputs import Outputs
 from depth_node.ros.parameters import (
     NEEDS_CLEANUP,
     NEEDS_DEACTIVATE,
@@ -57,6 +58,14 @@ from depth_node.ros.parameters import (
     NodeParameters,
 )
 from depth_node.ros.process import run
+from depth_node.ros.results import (
+    OUTPUTS,
+    RECTIFIED,
+    UNRECTIFIED,
+    depth_topic,
+    diagnostics_message,
+    frame_record,
+)
 from depth_node.ros.shared_topics import SharedTopics
 from depth_node.ros.worker import LatestWorker, Pace
 
@@ -102,6 +111,7 @@ class DepthNode(GuardedLifecycleNode):
         self._worker: LatestWorker[PendingImage] | None = None
         self._outputs: Outputs | None = None
         self._bond: ManagerBond | None = None
+        self._watch: LiveWatch | None = None
         self._inputs: list[Callable[[], object]] = []  # what ends each subscription
         self._housekeeping: list[Any] = []
         self._info: CameraInfo | None = None
@@ -150,6 +160,7 @@ class DepthNode(GuardedLifecycleNode):
         self._worker = LatestWorker(self._work, self._on_failure, "depth_node_worker")
         try:
             self._outputs = Outputs(self)
+            self._watch = LiveWatch(self, config.extrinsics_cpu_share, self._on_watch_failure)
             # In this order: of messages that wait together, points are taken before their image.
             for topic, kind in self._input_types(config).items():
                 if kind in (PointCloud2, LaserScan):
@@ -206,6 +217,9 @@ class DepthNode(GuardedLifecycleNode):
             if self._outputs is not None:
                 steps.callback(self._outputs.close)
                 self._outputs = None
+            if self._watch is not None:
+                steps.callback(self._watch.take_down, _CLOSE_TIMEOUT_S)
+                self._watch = None
             for end in self._inputs:
                 steps.callback(end)
             self._inputs, self._latched = [], False
@@ -250,6 +264,8 @@ class DepthNode(GuardedLifecycleNode):
             self._lidar.clear()
         if self._pipeline is not None:
             self._pipeline.reset()
+        if self._watch is not None:
+            self._watch.reset()
         self._newest_ns, self._pace = 0, Pace()
 
     # --- parameters ------------------------------------------------------------------------------
@@ -312,6 +328,10 @@ class DepthNode(GuardedLifecycleNode):
         else:
             lidar.extrinsics = extrinsics
             lidar.scans_per_image = new.scans_per_image
+        if self._watch is not None:
+            self._watch.share = new.extrinsics_cpu_share
+            if times != (old.max_scan_age_s, old.lidar_time_offset_s):
+                self._watch.reset()
         pipeline.reconfigure(new)
 
     def _refuse_what_needs_more(self, parameters: list[Parameter]) -> None:
@@ -489,6 +509,7 @@ class DepthNode(GuardedLifecycleNode):
 
     def _on_timer(self) -> None:
         self._hear_latched_info()
+        extrinsics, misplaced = self._watch.report() if self._watch is not None else ({}, "")
         situation = Situation(
             active=self._worker is not None,
             enabled=self._enabled,
@@ -499,16 +520,13 @@ class DepthNode(GuardedLifecycleNode):
             image_topic=self.resolve_topic_name("image"),
             engine=self._engine_facts(),
             input_hint=self._input_hint(),
+            extrinsics=extrinsics,
+            misplaced=misplaced,
         )
         report = self._monitor.report(time.monotonic(), situation)
-        status = DiagnosticStatus(
-            level=bytes([report.level]),
-            name=f"{self.get_fully_qualified_name().lstrip('/')}: depth",
-            message=report.message,
-            hardware_id=self._settings.config.model.path,
-            values=[KeyValue(key=key, value=value) for key, value in report.values.items()],
+        array = diagnostics_message(
+            report, self.get_fully_qualified_name(), self._settings.config.model.path
         )
-        array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
 
@@ -545,23 +563,26 @@ class DepthNode(GuardedLifecycleNode):
         lidar.wait(pending.stamp_ns, config.scan_wait_s)
         motion, frame = self._motion, pending.message.header.frame_id
         points = lidar.collect(frame, pending.stamp_ns, motion, pending.clock_s)
-        result = pipeline.process(
-            FrameInput(
-                image,
-                camera,
-                points.points,
-                points.T_camera_lidar,
-                points.age_s,
-                pending.stamp_ns,
-                self._pose(motion, frame, pending.stamp_ns),
-            )
+        observed = FrameInput(
+            image,
+            camera,
+            points.points,
+            points.T_camera_lidar,
+            points.age_s,
+            pending.stamp_ns,
+            self._pose(motion, frame, pending.stamp_ns),
+            sources=points.sources,
         )
-        stage_ms = dict(result.stage_ms)
-        start_s = time.perf_counter()
-        if self._outputs is not None:
-            header = pending.message.header
-            self._outputs.publish(wanted, result, image, camera, header, config)
-        stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
+        watch, header = self._watch, pending.message.header
+        with watch.frame_at_work() if watch is not None else nullcontext():
+            result = pipeline.process(observed)
+            stage_ms = dict(result.stage_ms)
+            start_s = time.perf_counter()
+            if self._outputs is not None:
+                self._outputs.publish(wanted, result, image, camera, header, config)
+            stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
+        if watch is not None:
+            watch.offer_image(observed, header)
         self._report(pending, points, result, stage_ms, camera)
 
     def _pose(
@@ -651,25 +672,21 @@ class DepthNode(GuardedLifecycleNode):
             trouble, kind = result.message, "regions"
         if trouble:
             self.warn_throttled(f"trouble {kind}", trouble)
-        residual = np.abs(fit.point_residual[np.isfinite(fit.point_residual)])
-        self._monitor.published(
-            now_s,
-            FrameRecord(
-                node_ms=(now_s - pending.arrival_s) * 1e3,
-                stamp_ms=stamp_ms,
-                stage_ms=stage_ms,
-                scan_age_s=float(result.sparse.age_s.max()) if used else None,
-                points=used,
-                inlier_fraction=float(fit.point_inlier.mean()) if used else float("nan"),
-                residual_m=float(np.median(residual)) if len(residual) else float("nan"),
-                details=fit.details,
-                trouble=trouble,
-            ),
+        record = frame_record(
+            result,
+            node_ms=(now_s - pending.arrival_s) * 1e3,
+            stage_ms=stage_ms,
+            stamp_ms=stamp_ms,
+            trouble=trouble,
         )
+        self._monitor.published(now_s, record)
 
     def _on_scan_refusal(self, error: ValueError) -> None:
         self._monitor.scan_refused(time.monotonic(), str(error))
         self.warn_throttled(place(error), str(error))
+
+    def _on_watch_failure(self, error: Exception) -> None:
+        self.warn_throttled("extrinsics watch", f"a frame was not judged: {error!r}")
 
     def _on_failure(self, error: Exception) -> None:
         """A frame made the worker raise: count it, log it once, go on with the next."""

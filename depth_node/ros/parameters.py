@@ -204,6 +204,13 @@ class NodeConfig(PipelineConfig):
         2, "Every n-th row and column of the depth goes to `~/points`.", minimum=1, maximum=64
     )
 
+    extrinsics_cpu_share: float = option(
+        0.03,
+        "Of the node's own CPU time, how much may be spent on judging where the LiDARs sit and"
+        " when: `~/extrinsics` and /diagnostics say what was found, nothing is corrected. 0 = off.",
+        minimum=0.0,
+        maximum=1.0,
+    )
     bond: bool = option(
         True,
         "Whether an active node offers the bond by which a lifecycle manager (Nav2's) notices that"

@@ -42,6 +42,42 @@ def test_replay_of_a_bag(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert facts["topics"]["points"] == "/lidar/points"
 
 
+def test_results_as_a_bag_beside_the_input(bag: Path, tmp_path: Path) -> None:
+    """Same stamps, frames and times of recording as the images of the input."""
+    from rosbags.highlevel import AnyReader
+
+    numbers = " ".join(str(value) for value in T_CAMERA_LIDAR.reshape(-1))
+    arguments = ["replay", str(bag), "--t-camera-lidar", numbers, "--images", "0"]
+    out = tmp_path / "out" / "result.mcap"
+    assert main.main([*arguments, "--hold-out", "0", "--out-bag", str(out)]) == 0
+    with AnyReader([out]) as reader:
+        topic = "/depth_node/depth/image_rect"
+        found = [
+            (recorded_ns, reader.deserialize(raw, connection.msgtype))
+            for connection, recorded_ns, raw in reader.messages()
+            if connection.topic == topic
+        ]
+    assert [recorded_ns for recorded_ns, _ in found] == [1_000_000_000, 1_100_000_000]
+    for recorded_ns, message in found:
+        stamp = message.header.stamp
+        assert stamp.sec * 10**9 + stamp.nanosec == recorded_ns
+        assert message.header.frame_id == "camera"
+    assert main.main([*arguments, "--out-bag", str(out)]) == 2, "never overwritten"
+
+
+@pytest.mark.parametrize("which", [["--points", "50"], ["--lines", "2"]])
+def test_lines_and_points_of_a_bag(bag: Path, tmp_path: Path, which: list[str]) -> None:
+    numbers = " ".join(str(value) for value in T_CAMERA_LIDAR.reshape(-1))
+    arguments = ["replay", str(bag), "--t-camera-lidar", numbers, "--images", "0", *which]
+    assert main.main([*arguments, "--json", str(tmp_path / "all.json")]) == 0
+    rows = json.loads((tmp_path / "all.json").read_text())["rows"]
+    assert all(row["scored_pixels"] > 100 for row in rows)
+    if which[0] == "--points":
+        assert all(row["points"] == 50 for row in rows)
+    else:
+        assert all(100 < row["points"] < 300 for row in rows), "about half of 414"
+
+
 def test_bag_without_extrinsics_and_with_wrong_ones(
     bag: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

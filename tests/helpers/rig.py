@@ -289,7 +289,8 @@ class Rig:
 
     def _heard(self, name: str) -> bool:
         outputs = self.node._outputs
-        if name == "/diagnostics" or outputs is None:
+        others = ("/diagnostics", "/depth_node/extrinsics")
+        if name in others or outputs is None:
             return self.peer.count_publishers(name) > 0
         return name in {
             self.node.resolve_topic_name(topic) for topic in outputs.topics_with_subscribers()

@@ -20,6 +20,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 from depth_node.config import build, replace
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.recordings import replay
+from depth_node.recordings.held_out import Sampling
 from depth_node.ros.live import DemoOptions, run_live
 
 IMAGES = 4
@@ -50,7 +51,7 @@ def compare(config: PipelineConfig, frames: Path, folder: Path) -> None:
     """Every image by itself."""
     config = replace(config, {"fit.field.temporal.enabled": False})
     with DepthPipeline(config) as pipeline:
-        scored = replay.FolderFrames(frames, replay.Sampling(hold_out=0.0), pipeline)
+        scored = replay.FolderFrames(frames, Sampling(hold_out=0.0), pipeline)
         want = [pipeline.process(frame.input).depth for frame in scored]
     got = live_depths(config, frames, folder)
     assert len(got) >= IMAGES // 2
@@ -81,7 +82,7 @@ def test_a_sequence_that_is_remembered(network: Path, tmp_path: Path) -> None:
     rows = map(json.loads, (tmp_path / "run" / "published.jsonl").read_text().splitlines())
     stamps = {row["number"]: row["stamp"] for row in rows}
     with DepthPipeline(config) as pipeline:
-        sampling = replay.Sampling(hold_out=0.0)
+        sampling = Sampling(hold_out=0.0)
         scored = list(replay.FolderFrames(frames, sampling, pipeline))
         differs = False
         for number, index, depth in got:

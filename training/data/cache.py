@@ -23,8 +23,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_node.config import one_line
 from training.data.augmentation import Window
-from training.data.files import content, decode, described
+from training.data.files import content, decode
 from training.data.samples import DataError
 
 PER_PAGE = 16  # masks
@@ -131,7 +132,7 @@ class Cache:
                 f" image {key.image} in this view:{made}"
             ) from None
         except Exception as error:  # no JSON, no UTF-8, nested too deeply, not readable
-            raise self._damaged(key, described(error)) from error
+            raise self._damaged(key, one_line(error)) from error
         if not isinstance(values, dict):
             raise self._damaged(key, f"its .json holds a {type(values).__name__}")
         return values
@@ -164,7 +165,7 @@ class Cache:
         try:
             stored = decode(content(path), cv2.IMREAD_UNCHANGED)
         except Exception as error:
-            raise self._damaged(key, f"its image is not readable: {described(error)}") from error
+            raise self._damaged(key, f"its image is not readable: {one_line(error)}") from error
         if stored.dtype != np.uint16 or stored.ndim != 2:
             raise self._damaged(key, f"its image is {stored.dtype} of shape {stored.shape}")
         return np.asarray(stored, np.uint16), about

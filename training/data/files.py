@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_node.config import one_line
 from training.data.samples import U8, DataError
 
 LARGEST_PX = 2**27  # of an image: 134 million, 0.4 GB in colour
@@ -36,13 +37,7 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: copy it there, or take it off the list.") from error
     except Exception as error:  # a damaged file raises what no library documents
-        raise DataError(f"{path} cannot be read ({described(error)}): copy it again.") from error
-
-
-def described(error: Exception, most: int = 200) -> str:
-    """The text of a library's exception on one line, or its type where it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 4] + " ..."
+        raise DataError(f"{path} cannot be read ({one_line(error)}): copy it again.") from error
 
 
 def content(path: Path) -> bytes:
@@ -75,7 +70,7 @@ def below(root: Path, wanted: Callable[[Path], bool]) -> list[Path]:
             inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(
-                f"The folder {folder} cannot be read ({described(error)}): repair it, or take it"
+                f"The folder {folder} cannot be read ({one_line(error)}): repair it, or take it"
                 " out."
             ) from error
         if (about.st_dev, about.st_ino) in entered:

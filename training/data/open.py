@@ -13,7 +13,6 @@ from depth_node import config
 from depth_node.recordings.frames import FrameError
 from depth_node.simulation.renderer import Scene, random_view
 from depth_node.simulation.rooms import STYLES
-from training.data.files import described
 from training.data.layouts import LAYOUTS, listed_lines
 from training.data.samples import DataError, DataSet, Item, Sample
 
@@ -71,7 +70,7 @@ def open_samples(cfg: DataConfig) -> DataSet:
             raise DataError(str(error)) from error
         except OSError as error:
             raise DataError(
-                f"{folder} cannot be searched ({described(error)}): check its permissions."
+                f"{folder} cannot be searched ({config.one_line(error)}): check its permissions."
             ) from error
         if not items:
             part = f", split {cfg.split!r}" if cfg.split else ""

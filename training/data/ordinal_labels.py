@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from depth_node import config
 from depth_node.recordings.frames import IMAGE_SUFFIXES
-from training.data.files import content, described
+from training.data.files import content
 from training.data.samples import DataError
 
 COLUMNS = ("image", "x1", "y1", "x2", "y2", "relation")
@@ -74,7 +74,7 @@ def _text(path: Path) -> str:
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(
-            f"The label file {path} cannot be read ({described(error)}); check it."
+            f"The label file {path} cannot be read ({config.one_line(error)}); check it."
         ) from error
     if b"\0" in data:
         raise DataError(f"The label file {path} cannot be read (it is no text); check it.")
@@ -103,7 +103,7 @@ def _read_json(path: Path, text: str) -> list[Pair]:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"The label file {path} is no JSON ({described(error)}); correct it."
+            f"The label file {path} is no JSON ({config.one_line(error)}); correct it."
         ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"The label file {path} must be a list of objects with {COLUMNS}.")
@@ -126,7 +126,7 @@ def _pair(row: Mapping[str, object], where: str) -> Pair:
         x1, y1, x2, y2 = numbers = [float(str(row[name])) for name in COLUMNS[1:5]]
     except ValueError as error:
         raise DataError(
-            f"{where}: a coordinate is no number ({described(error)}); correct it."
+            f"{where}: a coordinate is no number ({config.one_line(error)}); correct it."
         ) from error
     if not all(math.isfinite(number) for number in numbers):
         raise DataError(f"{where}: a coordinate is not finite; correct it.")

@@ -24,7 +24,7 @@ from depth_node import config
 from depth_node.geometry.camera import Camera
 from depth_node.simulation.renderer import Scene, camera_path
 from depth_node.simulation.rooms import STYLES
-from training.data.files import described, read_counts, reading
+from training.data.files import read_counts, reading
 from training.data.pool import SHADOW_PX
 from training.data.samples import F32, F64, U8, DataError
 
@@ -272,7 +272,7 @@ def _numbers(path: Path, content: str) -> F64:
         return np.loadtxt(path, dtype=np.float64, ndmin=2, comments="#")
     except Exception as error:  # numpy's readers raise more than ValueError
         raise DataError(
-            f"{path} with the {content} cannot be read ({described(error)}): copy it again."
+            f"{path} with the {content} cannot be read ({config.one_line(error)}): copy it again."
         ) from error
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_node.metrics import mean_over_sources
 from training.data.samples import F64
 from training.evaluation.score import Row
 
@@ -58,7 +59,9 @@ def mean_over(values: Mapping[str, F64], pooled: bool = False) -> F64:
         return np.full(1, math.nan)
     if pooled:
         return np.asarray(np.concatenate(tables).mean(axis=0), np.float64)
-    return np.asarray(np.mean([table.mean(axis=0) for table in tables], axis=0), np.float64)
+    columns = range(tables[0].shape[1])
+    by_method = [{name: t[:, k] for name, t in values.items() if len(t)} for k in columns]
+    return np.array([mean_over_sources(of_sources) for of_sources in by_method])
 
 
 def bootstrap(

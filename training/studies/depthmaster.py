@@ -31,7 +31,7 @@ from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES, baseline
 from training.loop import run
 from training.models.diffusion import SPACES, open_run, target
-from training.models.network_io import NetworkInput, NetworkOutput
+from training.models.network_io import NetworkInput
 from training.models.networks import NetworkConfig, open_network
 from training.models.networks import open_run as open_student
 from training.models.teachers import NetworkTeacher, ask
@@ -270,10 +270,10 @@ class _Sized(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def answer(self, x: torch.Tensor) -> NetworkOutput:
-        """The teacher's disparity (N, 1, H, W) of images (N, 3, H, W); it has no features."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The teacher's disparity (N, 1, H, W) of images (N, 3, H, W)."""
         disparity, _ = ask(self.inner, x)
-        return NetworkOutput(disparity, None, disparity.new_empty(0))
+        return disparity
 
 
 def _sized(inner: NetworkTeacher) -> Any:

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ExtrinsicsWatch: frames in, a verdict on each of their LiDARs out; of recordings and live."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from depth_node.calibration.monitor import REACHES_PX, ExtrinsicsMonitor, Finding, Verdict
+from depth_node.calibration.observation import edge_map, image_edges, motion, observe_source
+from depth_node.frame import FrameInput
+
+PERIOD_S = 0.35
+"""Images are looked at so far apart: the ones in between show the same edges."""
+MOST_LIDARS = 8
+"""A flood of invented frames must not become a flood of monitors."""
+BURST_S = 0.3
+"""CPU time that may be saved up while there is nothing to look at."""
+REST_S = 0.1
+"""Between two looks at the account while it is empty."""
+PATIENCE_S = 0.5
+"""A node that is never between two frames is disturbed once in so long."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A frame to look at, between its neighbours, which tell the motion."""
+
+    before: FrameInput
+    frame: FrameInput
+    after: FrameInput
+
+
+class _Chooser:
+    """Which frames of a stream are looked at: one in PERIOD_S; each of those without stamps."""
+
+    def __init__(self) -> None:
+        self._newest: FrameInput | None = None
+        self._chosen: tuple[FrameInput, FrameInput] | None = None  # with the one before it
+        self._looked_ns = 0
+
+    def take(self, frame: FrameInput) -> Seen | None:
+        """The frame that can be looked at now that this one has come."""
+        before, chosen = self._newest or frame, self._chosen
+        self._newest, self._chosen = frame, None
+        if frame.stamp_ns is None:
+            return Seen(frame, frame, frame)
+        since_s = (frame.stamp_ns - self._looked_ns) * 1e-9
+        if not 0 <= since_s < PERIOD_S:  # time that jumps back starts anew
+            self._chosen, self._looked_ns = (before, frame), frame.stamp_ns
+        return None if chosen is None else Seen(*chosen, frame)
+
+
+class ExtrinsicsWatch:
+    """Judges each LiDAR of a stream of frames by itself; for one thread.
+
+    Image edges and motion are found once for all LiDARs. A LiDAR whose stated pose changes is
+    judged anew. Nothing is ever corrected.
+    """
+
+    def __init__(self) -> None:
+        self._chooser = _Chooser()
+        self._monitors: dict[str, ExtrinsicsMonitor] = {}
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """The present verdict on each LiDAR, by its name."""
+        return {name: monitor.verdict for name, monitor in self._monitors.items()}
+
+    @property
+    def verdict(self) -> Verdict:
+        """The most serious of them."""
+        return worst(self.verdicts)[1]
+
+    def add(self, frame: FrameInput) -> None:
+        """Take the next frame and do all the work that it brings."""
+        seen = self._chooser.take(frame)
+        if seen is not None:
+            for _ in self.look(seen):
+                pass
+
+    def look(self, seen: Seen) -> Iterator[None]:
+        """Judge the LiDARs by one frame, in steps of some milliseconds."""
+        image = image_edges(seen.frame)
+        twist = motion(seen.before, seen.after)
+        if twist is None:
+            twist = motion(seen.before, seen.frame)
+        yield
+        fields = {}
+        for reach_px in REACHES_PX:
+            fields[reach_px] = edge_map(image.edges, reach_px)
+            yield
+        for source in seen.frame.of_each_lidar():
+            monitor = self._monitors.get(source.source)
+            T = source.T_camera_lidar
+            if monitor is None or not np.allclose(T, monitor.T_camera_lidar, atol=1e-9):
+                if monitor is None and len(self._monitors) >= MOST_LIDARS:
+                    continue
+                monitor = self._monitors[source.source] = ExtrinsicsMonitor(T)
+            observation = observe_source(image, source, twist)
+            yield
+            for _ in monitor.look(observation, fields):
+                yield
+
+
+def worst(verdicts: dict[str, Verdict]) -> tuple[str, Verdict]:
+    """The most serious verdict and whose it is; that of a LiDAR that just started if none is."""
+    order = (Finding.WRONG, Finding.DOUBTFUL, Finding.UNKNOWN, Finding.CONSISTENT)
+    if not verdicts:
+        return "", Verdict()
+    return min(verdicts.items(), key=lambda item: order.index(item[1].finding))
+
+
+@dataclass
+class _Account:
+    """CPU time that may be spent: a share of what the process has spent since it was opened."""
+
+    process_s: float = field(default_factory=time.process_time)
+    own_s: float = field(default_factory=time.thread_time)
+    left_s: float = 0.0
+
+    def settle(self, share: float) -> None:
+        """Take in what process and thread have spent since the last time; for the own thread."""
+        process_s, own_s = time.process_time(), time.thread_time()
+        self.left_s += share * (process_s - self.process_s) - (own_s - self.own_s)
+        self.left_s = min(self.left_s, BURST_S)
+        self.process_s, self.own_s = process_s, own_s
+
+
+class BackgroundWatch:
+    """An ExtrinsicsWatch in a thread of its own, which may spend a share of the process's CPU time.
+
+    Frames that come while it is busy or has nothing left to spend are not looked at. It works in
+    steps of some milliseconds and lets frames go first (`frame_at_work`); a lower priority of the
+    operating system would do harm: a thread that waits for the processor with Python's lock in its
+    hands stops all others. share: 0 = off, and then there is no thread. failed: is told what a
+    frame raised.
+    """
+
+    def __init__(self, share: float, failed: Callable[[Exception], None] = lambda error: None):
+        self.share = share
+        self.spent_s = 0.0  # CPU time of the thread
+        self.looks = 0  # frames that were looked at
+        self._failed = failed
+        self._ready = threading.Condition()
+        self._idle = threading.Event()  # no frame is at work
+        self._idle.set()
+        self._chooser = _Chooser()
+        self._slot: Seen | None = None
+        self._verdicts: dict[str, Verdict] = {}
+        self._generation = 0
+        self._open = True
+        self._thread: threading.Thread | None = None
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """The present verdict on each LiDAR, by its name; nothing while it is off."""
+        with self._ready:
+            return dict(self._verdicts) if self.share > 0 else {}
+
+    @contextmanager
+    def frame_at_work(self) -> Iterator[None]:
+        """While a frame is in work: no step begins, but for a node that is never idle."""
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._idle.set()
+
+    def offer(self, frame: FrameInput) -> None:
+        """Keep a frame to look at later. Never waits for work; arrays must not change any more."""
+        if self.share <= 0:
+            return
+        with self._ready:
+            seen = self._chooser.take(frame)
+            if seen is None or not self._open:
+                return
+            self._slot = seen
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="depth_node_extrinsics", daemon=True
+                )
+                self._thread.start()
+            self._ready.notify()
+
+    def reset(self) -> None:
+        """Forget all frames and verdicts."""
+        with self._ready:
+            self._generation += 1
+            self._chooser, self._slot, self._verdicts = _Chooser(), None, {}
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """End the thread after its present step; True if it ended."""
+        with self._ready:
+            self._open, self._slot = False, None
+            self._ready.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _run(self) -> None:
+        account = _Account()
+        watch, generation = ExtrinsicsWatch(), self._generation
+        while True:
+            with self._ready:
+                self._ready.wait_for(lambda: self._slot or not self._open)
+                if not self._open:
+                    return
+                seen, self._slot = self._slot, None
+                if generation != self._generation:
+                    watch, generation = ExtrinsicsWatch(), self._generation
+            assert seen is not None
+            try:
+                for _ in watch.look(seen):
+                    if not self._may_go_on(account, generation):
+                        break
+            except Exception as error:
+                with suppress(Exception):  # the thread must outlive a failing report
+                    self._failed(error)
+            del seen  # else its arrays live until the next one comes
+            with self._ready:
+                self.looks += 1
+                if generation == self._generation:
+                    self._verdicts = watch.verdicts
+
+    def _may_go_on(self, account: _Account, generation: int) -> bool:
+        """Wait for CPU time and for a gap between frames; False if the work has become idle."""
+        while True:
+            account.settle(self.share)
+            self.spent_s = account.own_s
+            with self._ready:
+                if not self._open or generation != self._generation or self.share <= 0:
+                    return False
+                if account.left_s <= 0:
+                    self._ready.wait(REST_S)
+                    continue
+            self._idle.wait(PATIENCE_S)
+            return True

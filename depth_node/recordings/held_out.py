@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the measured points are used and which are kept for scoring, never both."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.config import replace
+from depth_node.frame import FrameInput
+from depth_node.geometry.scan_lines import elevation_deg, rows_by_angle
+from depth_node.geometry.sparse_depth import ProjectionConfig, project_points
+from depth_node.recordings.files import FrameError
+
+LINE_DEG = 0.5
+"""Height of the rows that stand for scan lines where no gap tells lines apart."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which of the known depths are measured; the others are scored.
+
+    points: so many pixels drawn uniformly from the depth map, or from those that the LiDAR hits
+    where there is none; lines: one of so many scan lines of it. With neither, a frame with a LiDAR
+    uses all of its points but the share `hold_out` of them.
+    """
+
+    points: int = 0
+    lines: int = 0
+    hold_out: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.points and self.lines:
+            raise FrameError("--points and --lines exclude each other: give one of them.")
+        if self.points < 0 or self.lines == 1 or self.lines < 0:
+            raise FrameError("--points must be at least 1, --lines at least 2.")
+        if not 0 <= self.hold_out < 1:
+            raise FrameError(f"--hold-out must be at least 0 and below 1, not {self.hold_out:g}.")
+
+
+def measured_points(count: int, hold_out: float, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Indices of the points that are used, in their old order."""
+    if hold_out == 0:
+        return np.arange(count)
+    return np.sort(rng.permutation(count)[: max(1, round(count * (1 - hold_out)))])
+
+
+def hold_out_points(
+    frame: FrameInput, sampling: Sampling, projection: ProjectionConfig, rng: np.random.Generator
+) -> tuple[FrameInput, NDArray[np.float32] | None, NDArray[np.bool_] | None]:
+    """The frame with the LiDAR points that are used; what the others say, (H, W) m and NaN, and the
+    pixels to score, (H, W) bool. None where nothing is left to score.
+
+    No pixel that a used point hits, seen or hidden, is scored, nor is one whose point is hidden
+    behind any other. A frame whose points cannot be split so (fewer than asked for) uses none.
+    """
+    points, T, camera = frame.points, frame.T_camera_lidar, frame.camera
+    assert points is not None and T is not None
+    age_s = np.broadcast_to(np.asarray(frame.age_s, np.float32), (len(points),))
+    if sampling.points:
+        seen = project_points(points, T, camera, projection, age_s)
+        chosen = np.sort(rng.permutation(len(seen))[: sampling.points])
+        if len(seen) <= sampling.points:
+            chosen = chosen[:0]
+        used = seen.subset(chosen)
+        rest = np.ones(len(seen), bool)
+        rest[chosen] = False
+        truth = seen.subset(rest).to_map(camera.height, camera.width)
+        return dataclasses.replace(frame, points=None, sparse=used), truth, np.isfinite(truth)
+    if sampling.lines:
+        mask = _one_line_of(sampling.lines, points, T, camera, projection, rng)
+    else:
+        mask = np.zeros(len(points), bool)
+        mask[measured_points(len(points), sampling.hold_out, rng)] = True
+    observed = dataclasses.replace(frame, points=points[mask], age_s=age_s[mask])
+    if mask.all():
+        return observed, None, None
+    size = (camera.height, camera.width)
+    everything = project_points(points, T, camera, projection).to_map(*size)
+    truth = project_points(points[~mask], T, camera, projection).to_map(*size)
+    unhidden = replace(projection, {"drop_occluded": False})
+    hit = np.isfinite(project_points(points[mask], T, camera, unhidden).to_map(*size))
+    return observed, truth, np.isfinite(truth) & (truth == everything) & ~hit
+
+
+def _one_line_of(
+    one_of: int,
+    points: NDArray[np.floating],
+    T: NDArray[np.float64],
+    camera: object,
+    projection: ProjectionConfig,
+    rng: np.random.Generator,
+) -> NDArray[np.bool_]:
+    """(N,) points on one of so many of the scan lines that the camera sees."""
+    p = np.asarray(points, np.float64)
+    finite = np.isfinite(p).all(axis=1) & p.any(axis=1)
+    # Scans of several LiDARs or times come in the camera's optical frame: y is down there.
+    upright = p[finite][:, [2, 0, 1]] * (1, -1, -1) if np.allclose(T, np.eye(4)) else p[finite]
+    row = np.full(len(p), -1, np.int64)
+    row[finite] = rows_by_angle(elevation_deg(upright), LINE_DEG)
+    depth = p @ T[2, :3] + T[2, 3]
+    ahead = finite & (depth > projection.min_depth_m)
+    lines, line = np.unique(np.where(ahead, row, -1), return_inverse=True)
+    first = int(rng.integers(one_of))
+    chosen: NDArray[np.bool_] = ahead & ((line + first) % one_of == 0) & (len(lines) > one_of)
+    return chosen

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of a replay as a rosbag2 (MCAP) with the topics, stamps and frames of the live node.
+
+Written message by message, in memory of bounded size, beside the final name; the name is given
+only when the bag is whole. Every message type's definition is in the file, so that Foxglove,
+PlotJuggler and `ros2 bag` read it without this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from std_msgs.msg import Header
+
+from depth_node.monitor import Monitor, Situation
+from depth_node.pipeline import DepthResult
+from depth_node.recordings.files import FrameError, UnfinishedFile, reason_of
+from depth_node.recordings.replay import ScoredFrame
+from depth_node.ros.results import (
+    CAMERA_INFO,
+    CONFIDENCE,
+    DIAGNOSTICS,
+    FIT,
+    POINTS,
+    depth_topic,
+    diagnostics_message,
+    frame_record,
+    message_makers,
+)
+
+NODE = "/depth_node"
+FRAME_PERIOD_NS = 100_000_000
+"""Between the stamps of frames that have none."""
+WRITTEN = (CAMERA_INFO, CONFIDENCE, POINTS, FIT)
+"""Topics that are written of every image, besides its depth and the diagnostics."""
+
+
+@dataclass(frozen=True)
+class BagConfig:
+    """What the node's parameters of these names are in the bag."""
+
+    depth_encoding: str = "32FC1"
+    points_decimation: int = 2
+
+
+class ResultBag:
+    """A bag that grows by a result at a time; a context manager. `result.mcap` becomes one file,
+    another name a folder with metadata.yaml.
+
+    Left by an exception, or without a result, nothing is kept. Raises FrameError where there is
+    something of that name already, or where it cannot be written.
+    """
+
+    def __init__(self, path: Path, config: BagConfig | None = None, hardware_id: str = "") -> None:
+        self.path = path
+        self._config = config or BagConfig()
+        self._hardware_id = hardware_id
+        self._monitor = Monitor()
+        self._connections: dict[str, Any] = {}
+        self._count = 0
+        self._file = UnfinishedFile(path, "--out-bag")
+
+    def __enter__(self) -> ResultBag:
+        try:
+            from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+            from rosbags.typesys import Stores, get_typestore
+        except ImportError:
+            raise FrameError("Writing a bag needs rosbags: pip install rosbags.") from None
+        self._store = get_typestore(Stores.ROS2_JAZZY)
+        self._part = self._file.__enter__() / self.path.name.removesuffix(".mcap")
+        self._writer = Writer(self._part, version=9, storage_plugin=StoragePlugin.MCAP)
+        self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        self._writer.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        made: Path | None = None
+        try:
+            if kind is None and self._count:
+                self._writer.close()
+                one_file = self.path.suffix == ".mcap"
+                made = self._part / f"{self._part.name}.mcap" if one_file else self._part
+            else:
+                with contextlib.suppress(Exception):
+                    self._writer.abort()
+        finally:
+            self._file.finish(made)
+
+    def add(self, frame: ScoredFrame, result: DepthResult) -> None:
+        """Write the messages of a result, with the stamp, frame and recording time of its image.
+
+        Raises FrameError where the disk is full.
+        """
+        observed = frame.input
+        stamp_ns = observed.stamp_ns
+        if stamp_ns is None:
+            stamp_ns = (self._count + 1) * FRAME_PERIOD_NS
+        origin = observed.origin
+        recorded_ns = stamp_ns if origin.recorded_ns is None else origin.recorded_ns
+        header = Header(frame_id=origin.frame_id or "camera")
+        header.stamp = _time(stamp_ns)
+        make = message_makers(result, observed.image, observed.camera, header, self._config)
+        try:
+            for topic in (depth_topic(observed.camera), *WRITTEN):
+                self._write(topic.replace("~", NODE), recorded_ns, make[topic]())
+            self._write(DIAGNOSTICS, recorded_ns, self._diagnostics(header, recorded_ns, result))
+        except OSError as error:
+            raise FrameError(
+                f"{self.path} cannot be written on ({reason_of(error)}): free some space."
+            ) from None
+        self._count += 1
+
+    def _diagnostics(self, header: Header, recorded_ns: int, result: DepthResult) -> Any:
+        """The monitor's report by the clock of the recording; latencies are those of the replay."""
+        now_s = recorded_ns * 1e-9
+        self._monitor.image(now_s)
+        trouble = result.message if result.fit.status == 0 else result.fit.message
+        record = frame_record(
+            result, node_ms=result.stage_ms["total"], stage_ms=result.stage_ms, trouble=trouble
+        )
+        self._monitor.published(now_s, record)
+        situation = Situation(backend="replay", image_topic="image")
+        report = self._monitor.report(now_s, situation)
+        message = diagnostics_message(report, NODE, self._hardware_id)
+        message.header.stamp = header.stamp
+        return message
+
+    def _write(self, topic: str, recorded_ns: int, message: Any) -> None:
+        kind = _type_of(message)
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(
+                topic, kind, typestore=self._store
+            )
+        data = self._store.serialize_cdr(self._plain(message), kind)
+        self._writer.write(self._connections[topic], recorded_ns, data)
+
+    def _plain(self, value: Any) -> Any:
+        """A ROS message as one of rosbags, which wants NumPy arrays and whole numbers."""
+        if hasattr(value, "get_fields_and_field_types"):
+            kind = self._store.types[_type_of(value)]
+            names = value.get_fields_and_field_types()
+            return kind(**{name: self._plain(getattr(value, name)) for name in names})
+        if isinstance(value, bytes):  # an octet
+            return value[0]
+        if hasattr(value, "typecode"):  # array.array, without a copy
+            return np.frombuffer(value, np.dtype(value.typecode))
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [self._plain(item) for item in value]
+        return value
+
+
+def _type_of(message: Any) -> str:
+    package, folder, *_ = type(message).__module__.split(".")
+    return f"{package}/{folder}/{type(message).__name__}"
+
+
+def _time(stamp_ns: int) -> Time:
+    seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+    return Time(sec=seconds, nanosec=nanoseconds)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node says of an image: the topics, and which message each makes of a result.
+
+Without rclpy: the live node publishes these messages, a replay writes them into a bag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
+
+from depth_node.geometry.camera import Camera
+from depth_node.monitor import FrameRecord, Report
+from depth_node.pipeline import DepthResult
+from depth_node.ros import messages
+
+RECTIFIED = "~/depth/image_rect"
+UNRECTIFIED = "~/depth/image"  # depth of an image with distortion must not be called rectified
+CAMERA_INFO = "~/depth/camera_info"
+POINTS = "~/points"
+CONFIDENCE = "~/confidence"
+REGIONS = "~/regions"
+FIT = "~/fit"
+REJECTED = "~/rejected"
+DIAGNOSTICS = "/diagnostics"
+
+OUTPUTS: dict[str, type] = {
+    RECTIFIED: Image,
+    UNRECTIFIED: Image,
+    CAMERA_INFO: CameraInfo,
+    POINTS: PointCloud2,
+    CONFIDENCE: Image,
+    REGIONS: Image,
+    FIT: PointCloud2,
+    REJECTED: PointCloud2,
+}
+
+
+class OutputConfig(Protocol):
+    """The settings of the node that its messages depend on."""
+
+    @property
+    def depth_encoding(self) -> str:
+        """32FC1 or 16UC1."""
+
+    @property
+    def points_decimation(self) -> int:
+        """Every n-th row and column of the depth becomes a point."""
+
+
+def depth_topic(camera: Camera) -> str:
+    """Where the depth of this camera's images goes."""
+    return RECTIFIED if camera.model == "pinhole" else UNRECTIFIED
+
+
+def message_makers(
+    result: DepthResult,
+    image: npt.NDArray[np.uint8],
+    camera: Camera,
+    header: Header,
+    config: OutputConfig,
+) -> dict[str, Callable[[], Any]]:
+    """What makes the message of each topic of OUTPUTS; nothing is computed before it is called.
+
+    image: (H, W, 3) uint8 RGB. header: stamp and frame of the image, which every message gets.
+    """
+
+    def depth() -> Image:
+        if config.depth_encoding == "16UC1":
+            pixels = messages.depth_to_millimetres(result.depth)
+            return messages.image_message(pixels, "16UC1", header)
+        return messages.image_message(result.depth, "32FC1", header)
+
+    def points() -> PointCloud2:
+        rows = messages.colour_points(result.depth, camera, image, config.points_decimation)
+        return messages.table_message(rows, header)
+
+    def regions() -> Image:
+        labels = result.labels
+        if labels is None:  # a method without regions: every pixel is unassigned
+            labels = np.zeros(result.depth.shape, np.int32)
+        return messages.image_message(messages.labels_to_pixels(labels), "16UC1", header)
+
+    def rejected() -> PointCloud2:
+        which, sparse = result.rejected, result.sparse
+        pixels = (sparse.rows[which], sparse.cols[which])
+        rows = messages.residual_points(
+            pixels, sparse.depth[which], result.fit.point_residual[which], camera
+        )
+        return messages.table_message(rows, header)
+
+    return {
+        RECTIFIED: depth,
+        UNRECTIFIED: depth,
+        CAMERA_INFO: lambda: messages.camera_info_message(camera, header),
+        POINTS: points,
+        CONFIDENCE: lambda: messages.image_message(result.std, "32FC1", header),
+        REGIONS: regions,
+        FIT: lambda: messages.table_message(result.fit.regions, header),
+        REJECTED: rejected,
+    }
+
+
+def frame_record(
+    result: DepthResult,
+    *,
+    node_ms: float,
+    stage_ms: dict[str, float],
+    stamp_ms: float | None = None,
+    trouble: str = "",
+) -> FrameRecord:
+    """What the monitor keeps of a result; FrameRecord explains the arguments."""
+    fit, used = result.fit, len(result.sparse)
+    residual = np.abs(fit.point_residual[np.isfinite(fit.point_residual)])
+    return FrameRecord(
+        node_ms=node_ms,
+        stamp_ms=stamp_ms,
+        stage_ms=stage_ms,
+        scan_age_s=float(result.sparse.age_s.max()) if used else None,
+        points=used,
+        inlier_fraction=float(fit.point_inlier.mean()) if used else float("nan"),
+        residual_m=float(np.median(residual)) if len(residual) else float("nan"),
+        details=fit.details,
+        trouble=trouble,
+    )
+
+
+def diagnostics_message(report: Report, node: str, hardware_id: str) -> DiagnosticArray:
+    """The monitor's report as one status of a node, without a stamp. node: its full name."""
+    status = DiagnosticStatus(
+        level=bytes([report.level]),
+        name=f"{node.lstrip('/')}: depth",
+        message=report.message,
+        hardware_id=hardware_id,
+        values=[KeyValue(key=key, value=value) for key, value in report.values.items()],
+    )
+    return DiagnosticArray(status=[status])

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The monitor tells right extrinsics from wrong ones, and when it cannot tell."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from depth_node.benchmarks.calibration import (
+    CASES,
+    FRAMES,
+    SEEDS,
+    MonitorCase,
+    bare_wall_sequence,
+    calibrate_case,
+    faulty_frames,
+    monitor_case,
+    monitor_ms,
+)
+from depth_node.benchmarks.calibration_sequences import LINES, RenderedWalk, room_sequence
+from depth_node.calibration.estimate import UNIT
+from depth_node.calibration.monitor import Finding, amount, judged
+from depth_node.calibration.watch import ExtrinsicsWatch, Seen
+from depth_node.frame import FrameInput
+from depth_node.simulation.walk import T_CAMERA_LIDAR
+
+
+def fed(frames: list[FrameInput], times: int = 1) -> ExtrinsicsWatch:
+    """A watch that sees each frame so often, each time between its neighbours: short walks go
+    far."""
+    watch = ExtrinsicsWatch()
+    for number, frame in enumerate(frames):
+        before, after = frames[max(number - 1, 0)], frames[min(number + 1, len(frames) - 1)]
+        for _ in range(times):
+            for _ in watch.look(Seen(before, frame, after)):
+                pass
+    return watch
+
+
+def test_right_extrinsics_are_consistent(short_walk: RenderedWalk) -> None:
+    verdict = fed(short_walk.frames(64)).verdict
+    assert verdict.finding is Finding.CONSISTENT
+    assert verdict.confidence > 0.5 and verdict.worse > 0.99
+    assert verdict.T_camera_lidar is not None and verdict.covariance is not None
+    np.testing.assert_allclose(verdict.T_camera_lidar, T_CAMERA_LIDAR)
+
+
+def test_a_turned_lidar_is_named(short_walk: RenderedWalk) -> None:
+    verdict = fed(faulty_frames(short_walk, 64, "yaw"), 3).verdict
+    assert verdict.finding is Finding.WRONG
+    assert "deg (yaw)" in verdict.sentence
+    assert verdict.correction is not None and verdict.covariance is not None
+    assert abs(verdict.correction[1] / UNIT[1] + 1) < 0.3
+    assert verdict.T_camera_lidar is not None
+    np.testing.assert_allclose(verdict.T_camera_lidar[:3, :3], T_CAMERA_LIDAR[:3, :3], atol=0.01)
+
+
+def test_new_extrinsics_begin_anew_and_no_points_tell_nothing(short_walk: RenderedWalk) -> None:
+    watch = fed(short_walk.frames(64))
+    assert watch.verdict.frames == 13
+    moved = faulty_frames(short_walk, 64, "x")[0]
+    for _ in watch.look(Seen(moved, moved, moved)):
+        pass
+    assert watch.verdict.frames == 1 and watch.verdict.finding is Finding.UNKNOWN
+    empty = [
+        dataclasses.replace(frame, points=np.empty((0, 3), np.float32))
+        for frame in short_walk.frames(64)
+    ]
+    verdict = fed(empty).verdict
+    assert verdict.finding is Finding.UNKNOWN and "too little structure" in verdict.sentence
+
+
+def test_extrinsics_that_nobody_gave_are_not_judged(short_walk: RenderedWalk) -> None:
+    frame = dataclasses.replace(short_walk.frames(16)[0], T_camera_lidar=None)
+    watch = fed([frame])
+    assert not watch.verdicts and watch.verdict.finding is Finding.UNKNOWN
+
+
+def test_a_correction_counts_by_its_size_and_its_deviation() -> None:
+    def finding(value: float, std: float, better: bool = True) -> Finding:
+        correction, covariance = np.zeros(7), np.diag((0.1 * UNIT) ** 2)
+        correction[1], covariance[1, 1] = value * UNIT[1], (std * UNIT[1]) ** 2
+        return judged(
+            correction, covariance, np.eye(4), better=better, worse=0.8, confidence=0.1,
+            edges=999, frames=20, time_known=True,
+        ).finding  # fmt: skip
+
+    assert finding(1.0, 0.1) is Finding.WRONG
+    assert finding(1.0, 0.39) is Finding.DOUBTFUL
+    assert finding(1.0, 0.1, better=False) is Finding.DOUBTFUL
+    assert finding(0.2, 0.1) is Finding.CONSISTENT
+    covariance = np.diag((2 * UNIT) ** 2)
+    lost = judged(
+        np.zeros(7), covariance, np.eye(4), better=True, worse=0.5, confidence=0.0, edges=999,
+        frames=20, time_known=False,
+    )  # fmt: skip
+    assert lost.finding is Finding.UNKNOWN
+
+
+def test_amounts_have_their_units() -> None:
+    assert amount(1, np.deg2rad(-1.0), np.deg2rad(0.1)) == "1.00 +- 0.10 deg (yaw)"
+    assert amount(3, 0.05, 0.01) == "5.0 +- 1.0 cm (x)"
+    assert amount(6, 0.05, 0.002) == "50 +- 2 ms (time)"
+
+
+@pytest.mark.slow
+def test_a_bare_wall_tells_nothing() -> None:
+    wall = bare_wall_sequence(60)
+    for case in ("right", "yaw"):
+        assert monitor_case(wall, 64, case).verdict.finding is Finding.UNKNOWN
+
+
+@pytest.mark.slow
+def test_faults_are_named_within_ten_seconds(cache: Path) -> None:
+    """Three of the rooms of `depth_tools bench calibration`."""
+    cases: list[MonitorCase] = []
+    for seed in SEEDS[:3]:
+        walk = room_sequence(seed, FRAMES, cache)
+        cases += [monitor_case(walk, lines, case) for lines in LINES for case in CASES]
+    wrong = [c for c in cases if c.case != "right"]
+    assert all(c.verdict.finding is Finding.CONSISTENT for c in cases if c.case == "right")
+    assert np.mean([c.verdict.finding is Finding.WRONG for c in wrong]) >= 0.95
+    assert np.mean([c.named for c in wrong]) >= 0.9
+
+
+@pytest.mark.slow
+def test_calibrate_on_a_held_out_walk(cache: Path) -> None:
+    """Near the truth, or it says which axes the walk leaves open."""
+    walk = room_sequence(SEEDS[0], FRAMES, cache)
+    few, many = (calibrate_case(walk, lines, False, SEEDS[0]) for lines in LINES)
+    assert few.good or few.estimate.unknown
+    assert many.good
+
+
+@pytest.mark.slow
+def test_it_costs_little(cache: Path) -> None:
+    """3 % of a core at 10 Hz are 3 ms a frame; twice that on a machine that is shared."""
+    assert monitor_ms(room_sequence(SEEDS[0], FRAMES, cache), 64, "right") < 6
