@@ -9,6 +9,8 @@ config/multi_camera.yaml is one. Each camera is a lifecycle node, /<camera>/dept
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription
@@ -41,27 +43,35 @@ def start(context: LaunchContext) -> list:
         raise RuntimeError(
             f"launch argument params_file: there is no file {given['params_file']}: check the path"
         )
-    words = {"model.path": given["model"], "fit.method": given["method"]}
+    overrides: dict = {}
+    if given["model"]:
+        overrides["model.path"] = given["model"]
+    if given["method"]:
+        overrides["fit.method"] = given["method"]
     if given["use_sim_time"]:
-        words["use_sim_time"] = str(truth("use_sim_time", given["use_sim_time"])).lower()
-    arguments = ["--ros-args", "--log-level", given["log_level"]]
-    for name, value in words.items():  # for every node of the process, whatever its name is
-        if value:
-            arguments += ["-p", f"{name}:={value}"]
+        overrides["use_sim_time"] = truth("use_sim_time", given["use_sim_time"])
+    files = [given["params_file"], *([for_every_node(overrides)] if overrides else [])]
     cameras = Node(
         package="depth_node",
         executable="depth_cameras",
         name="depth_cameras",
         namespace=given["namespace"],
-        parameters=[
-            given["params_file"],
-            {"autostart": truth("autostart", given["autostart"])},
-        ],
-        arguments=arguments,
+        parameters=[*files, {"autostart": truth("autostart", given["autostart"])}],
+        arguments=["--ros-args", "--log-level", given["log_level"]],
         output="screen",
         emulate_tty=True,
     )
     return [cameras]
+
+
+def for_every_node(parameters: dict) -> str:
+    """A parameter file for all nodes of a process: what a Node is given is for one name alone."""
+    content = {"/**": {"ros__parameters": parameters}}
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="depth_cameras_", suffix=".yaml", delete=False
+    ) as file:
+        json.dump(content, file)  # which is YAML too
+    return file.name
 
 
 def truth(name: str, text: str) -> bool:
