@@ -73,11 +73,11 @@ class FrameInput:
     origin: Origin = Origin()
 
     def of_each_lidar(self) -> tuple[SourcePoints, ...]:
-        """The points of each LiDAR by itself; nothing without a LiDAR of known pose."""
-        if self.sources or self.T_camera_lidar is None:
+        """The points of each LiDAR by itself; nothing without points of a LiDAR of known pose."""
+        T, points = self.T_camera_lidar, self.points
+        if self.sources or T is None or points is None or not len(points):
             return self.sources
-        points = np.empty((0, 3), np.float32) if self.points is None else self.points
-        return (SourcePoints("", points, self.T_camera_lidar, self.T_camera_lidar),)
+        return (SourcePoints("", points, T, T),)
 
     def check(self) -> None:
         """Raise ValueError, with cause and cure, if image, camera and labels contradict."""

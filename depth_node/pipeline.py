@@ -13,8 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +28,7 @@ from depth_node.engine.sharing import Opener
 from depth_node.fitting import REGION_METHODS, FitConfig, FitResult, fit
 from depth_node.fitting.field.memory import FieldState, Pose
 from depth_node.frame import FrameInput
+from depth_node.gates import GateConfig, Gates
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import check_rigid
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
@@ -49,6 +52,7 @@ class PipelineConfig:
     segmentation: SegmentationConfig = section(SegmentationConfig, "the image into regions")
     engine: EngineConfig = section(EngineConfig, "how engines are opened, built and kept")
     fit: FitConfig = section(FitConfig, "metres from relative depth, region by region")
+    publish: GateConfig = section(GateConfig, "what may be believed of the depth, and by whom")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -62,6 +66,7 @@ class DepthResult:
     int32, None if the method needs no regions. stage_ms: wall time of every stage of this frame.
     segmentation: where the labels come from: "given", "network", "classical", "carried" from an
     earlier frame, "" for none. message: a sentence if the network found no regions, else empty.
+    config: the settings of this frame.
     """
 
     depth: npt.NDArray[np.float32]
@@ -73,6 +78,15 @@ class DepthResult:
     stage_ms: dict[str, float]
     segmentation: str = ""
     message: str = ""
+    config: PipelineConfig = field(default_factory=PipelineConfig)
+
+    @cached_property
+    def gates(self) -> Gates:
+        """What of the depth may be believed; computed as it is asked for."""
+        projection = self.config.projection
+        depth_range_m = (projection.min_depth_m, projection.max_depth_m)
+        sky = self.prediction.sky
+        return Gates(self.depth, self.std, self.config.publish, depth_range_m, sky)
 
     @property
     def rejected(self) -> npt.NDArray[np.bool_]:
@@ -179,8 +193,9 @@ class DepthPipeline:
                     depth_range_m=(config.projection.min_depth_m, config.projection.max_depth_m),
                 )
         return DepthResult(
-            result.depth, result.std, labels, prediction, sparse, result, stage_ms, source, message
-        )
+            result.depth, result.std, labels, prediction, sparse, result, stage_ms, source,
+            message, config,
+        )  # fmt: skip
 
     def reset(self) -> None:
         """Forget earlier frames. A frame that another thread is at keeps to the old memory."""
@@ -211,7 +226,13 @@ class DepthPipeline:
             stage_ms.update(self.depth_model.stage_ms)
             return prediction
         if given.shape != frame.image.shape[:2]:
-            return Prediction(resize_map(given.values, *frame.image.shape[:2]), given.kind)
+            height, width = frame.image.shape[:2]
+            sky = given.sky
+            if sky is not None:
+                nearest = cv2.INTER_NEAREST
+                resized = cv2.resize(sky.astype(np.uint8), (width, height), interpolation=nearest)
+                sky = resized.astype(bool)
+            return Prediction(resize_map(given.values, height, width), given.kind, sky)
         return given
 
     def _remember(self, frame: FrameInput) -> FieldState | None:

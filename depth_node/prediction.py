@@ -32,13 +32,15 @@ class Prediction:
     """A network's output in image coordinates, with its meaning.
 
     ``values``: (H, W) float32 in the unit of ``kind`` (one of :data:`KINDS`); a value that is not
-    finite is unknown. Derived maps are computed once and are read-only: do not write into
+    finite is unknown. ``sky``: (H, W) bool, True where the network says that nothing is near; None
+    where it says nothing. Derived maps are computed once and are read-only: do not write into
     ``values`` after construction. Raises ValueError for an unknown kind or an array that is not
     one map.
     """
 
     values: NDArray[np.float32]
     kind: str
+    sky: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -53,6 +55,11 @@ class Prediction:
             )
         if values.dtype != np.float32:
             object.__setattr__(self, "values", values.astype(np.float32))
+        if self.sky is not None and (self.sky.shape != values.shape or self.sky.dtype != bool):
+            raise ValueError(
+                f"sky is {self.sky.dtype} {self.sky.shape} but the prediction {values.shape}: give"
+                " a bool map of the same size."
+            )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -9,7 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from depth_node.benchmarks import accuracy, calibration, cameras, field_speed, speed
+from depth_node.benchmarks import (
+    accuracy,
+    calibration,
+    cameras,
+    deskew,
+    field_speed,
+    gates,
+    speed,
+)
 from depth_node.benchmarks.tables import markdown
 from depth_node.cli.arguments import integers, need_ros, words
 from depth_node.cli.console import (
@@ -24,6 +32,7 @@ from depth_node.cli.console import (
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.options import ModelConfig
 from depth_node.inference import DepthModel
+from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.recordings.frames import find_frames
 from depth_node.ros.live import DemoError
 
@@ -82,6 +91,13 @@ def add(commands: Any) -> None:
     several.add_argument("--model", default=EMBEDDED, metavar="FILE")
     several.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
     several.set_defaults(run=_run_cameras)
+    moving = kinds.add_parser(
+        "deskew", help="LiDAR points moved by their own times: accuracy on a drive, and cost"
+    )
+    moving.add_argument("--seed", default="", metavar="S,S,S", help="rooms (6 held-out ones)")
+    moving.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
+    moving.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    moving.set_defaults(run=_run_deskew)
     found = kinds.add_parser(
         "calibration", help="what the extrinsics monitor and `calibrate` find, on rendered walks"
     )
@@ -92,6 +108,15 @@ def add(commands: Any) -> None:
     )
     found.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
     found.set_defaults(run=_run_calibration)
+    gated = kinds.add_parser(
+        "gates", help="what the gates of ~/points take away, on recorded frames with truth"
+    )
+    gated.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
+    gated.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    gated.add_argument("--manifest", default="", metavar="FILE")
+    gated.add_argument("--seed", default="0", metavar="S,S,S", help="random seeds, one or several")
+    gated.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    gated.set_defaults(run=_run_gates)
     for name, description in (
         ("fit", "the region fit against a plain loop of least squares"),
         ("engine", "the engine against a plain session of ONNX Runtime"),
@@ -175,12 +200,35 @@ def _run_cameras(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_deskew(options: argparse.Namespace) -> int:
+    seeds = integers("--seed", options.seed) or deskew.SEEDS
+    with DepthPipeline(PipelineConfig()) as pipeline:
+        tables = [deskew.accuracy(pipeline, seeds), deskew.speed(options.repeats)]
+    print_tables(console(), tables, options.out)
+    return 0
+
+
 def _run_calibration(options: argparse.Namespace) -> int:
     terminal = console()
     seeds = integers("--seed", options.seed) or calibration.SEEDS
     with progress(terminal, "walking", len(seeds) + 1) as advance:
         tables = calibration.study(options.cache, seeds, options.frames, advance)
     print_tables(terminal, tables, options.out)
+    return 0
+
+
+def _run_gates(options: argparse.Namespace) -> int:
+    terminal = console()
+    count = sum(len(find_frames(source)) for source in options.sources)
+    with (
+        DepthModel.open(ModelConfig(options.model, options.manifest)) as model,
+        progress(terminal, "gating", count) as advance,
+    ):
+        seeds = integers("--seed", options.seed)
+        rows = gates.run_gates(
+            options.sources, model, seeds=seeds, gates=gates.CANDIDATES, on_frame=advance
+        )
+    print_tables(terminal, gates.tables(rows), options.out)
     return 0
 
 

@@ -66,6 +66,13 @@ def add(commands: Any) -> None:
     bag.add_argument("--scans-per-image", type=int, default=0, metavar="N")
     bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S")
     bag.add_argument(
+        "--lidar-time-offset",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="added to the stamps of LiDAR messages, as the node's lidar_time_offset_s",
+    )
+    bag.add_argument(
         "--rectified",
         nargs="?",
         const="yes",
@@ -142,6 +149,8 @@ def _run_replay(options: argparse.Namespace) -> int:
     _print_summary(terminal, done.summary, config.fit.method, f"{done.frames} frames")
     for message in sorted({row["message"] for row in done.rows if row["status"] != "OK"}):
         terminal.print(f"note: {message}", style="yellow", markup=False)
+    for sentence in done.extrinsics:
+        terminal.print(sentence, markup=False, soft_wrap=True)
     for sentence in done.left_out.sentences():
         terminal.print(sentence, style="yellow", markup=False, soft_wrap=True)
     terminal.print(f"run folder: {out}", markup=False)
@@ -152,7 +161,8 @@ def _run_replay(options: argparse.Namespace) -> int:
             terminal.print(f"written: {path}", markup=False)
     if options.json:
         content = {"rows": done.rows, "summary": done.summary, "run": facts}
-        write_json(options.json, {**content, "left_out": done.left_out.sentences()})
+        more = {"left_out": done.left_out.sentences(), "extrinsics": done.extrinsics}
+        write_json(options.json, {**content, **more})
     return 1 if done.left_out.damaged else 0
 
 
@@ -169,6 +179,7 @@ def _opened_bag(options: argparse.Namespace, source: Path) -> Any:
         options.max_scan_age,
         options.scans_per_image,
         options.scan_wait,
+        options.lidar_time_offset,
         options.rectified,
         options.world_frame,
     )

@@ -195,7 +195,7 @@ class _Logger(trt.ILogger):
         elif int(severity) == 2:  # WARNING
             _log.info("TensorRT warns: %s", one_line(msg, 2000))
         else:
-            _log.debug("TensorRT: %s", one_line(msg, 2000))
+            _log.debug("TensorRT: %s", msg)  # whole: a dump of all layers is one message
 
     def error_text(self) -> str:
         """The last errors as part of a sentence."""

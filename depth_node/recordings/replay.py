@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 
 from depth_node import __version__
 from depth_node.config import dump, replace
-from depth_node.frame import FrameInput
+from depth_node.frame import FrameInput, SourcePoints
 from depth_node.geometry.sparse_depth import project_points
 from depth_node.metrics import coverage, evaluate, mean_over_sources
 from depth_node.pipeline import DepthPipeline, DepthResult
+from depth_node.recordings.extrinsics_log import ExtrinsicsLog
 from depth_node.recordings.frames import (
     FrameError,
     RecordedFrame,
@@ -195,7 +196,13 @@ class FolderFrames:
         scored = None
         if frame.depth is not None and sampling.hold_out > 0:
             scored = np.isfinite(frame.depth) & ~hit_pixels(self.pipeline, used, frame)
-        observed = dataclasses.replace(observed, points=used, T_camera_lidar=frame.T_camera_lidar)
+        T = frame.T_camera_lidar
+        observed = dataclasses.replace(
+            observed,
+            points=used,
+            T_camera_lidar=T,
+            sources=(SourcePoints("", frame.points_lidar, T, T),),
+        )
         return ScoredFrame(frame.source, frame.name, observed, frame.depth, scored)
 
 
@@ -362,6 +369,7 @@ def panel(
         result.prediction.relative_depth(),
         result.depth,
         result.std,
+        result.gates.believed_depth(),
         truth=truth,
         heading=heading,
         subheading=subheading,
@@ -411,10 +419,10 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._rows.close()
 
-    def finish(self, summary: Sequence[Mapping[str, Any]], left_out: LeftOut) -> None:
-        """Write the summary, and below its table what was left out."""
+    def finish(self, summary: Sequence[Mapping[str, Any]], sentences: Iterable[str]) -> None:
+        """Write the summary, and sentences below its table."""
         self._write("summary.json", summary)
-        lines = "".join(f"\n{sentence}\n" for sentence in left_out.sentences())
+        lines = "".join(f"\n{sentence}\n" for sentence in sentences)
         (self.path / "summary.md").write_text(markdown(summary) + lines, encoding="utf-8")
 
     def _write(self, name: str, content: Any) -> None:
@@ -423,8 +431,8 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay gave: a row per frame and method, their averages, the panels written, and what
-    of the recording could not be used.
+    """What a replay gave: a row per frame and method, their averages, the panels written, what of
+    the recording could not be used, and what the LiDARs' edges say of their extrinsics.
     """
 
     rows: list[dict[str, Any]]
@@ -432,6 +440,7 @@ class Replayed:
     panels: list[Path]
     frames: int
     left_out: LeftOut
+    extrinsics: list[str]
 
 
 def replay(
@@ -453,6 +462,7 @@ def replay(
     """
     pipeline.warm_up()
     comparison = MethodComparison(pipeline, methods)
+    log = ExtrinsicsLog()
     drawn = set(np.linspace(0, len(frames) - 1, min(images, len(frames))).round().tolist())
     rows: list[dict[str, Any]] = []
     panels: list[Path] = []
@@ -460,6 +470,7 @@ def replay(
     with RunFolder(out, pipeline, facts) as folder:
         for frame in frames:
             result = pipeline.process(frame.input)
+            log.add(frame.name, frame.input)
             results = comparison.results(frame.input, result)
             found = [score(frame, method, one) for method, one in results.items()]
             folder.add(found)
@@ -479,5 +490,5 @@ def replay(
         if not count:
             raise FrameError("The source gave no image at all: nothing was replayed.")
         summary = summarise(rows)
-        folder.finish(summary, frames.left_out)
-    return Replayed(rows, summary, panels, count, frames.left_out)
+        folder.finish(summary, [*log.sentences(), *frames.left_out.sentences()])
+    return Replayed(rows, summary, panels, count, frames.left_out, log.sentences())

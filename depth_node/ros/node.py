@@ -47,7 +47,7 @@ from depth_node.ros.guarded_node import (
     logged_transition,
     place,
 )
-from depth_node.ros.lidar import LidarInput, LidarPoints, Scan
+from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import BitDepth, MessageError
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import Outputs
@@ -378,7 +378,11 @@ class DepthNode(GuardedLifecycleNode):
 
     def _make_lidar(self, config: NodeConfig, extrinsics: Extrinsics) -> LidarInput:
         lidar = LidarInput(
-            extrinsics, config.max_scan_age_s, config.scans_per_image, self._on_scan_refusal
+            extrinsics,
+            config.max_scan_age_s,
+            config.scans_per_image,
+            self._on_scan_refusal,
+            self.get_logger().warning,
         )
         lidar.time_offset_s = config.lidar_time_offset_s
         return lidar
@@ -404,11 +408,11 @@ class DepthNode(GuardedLifecycleNode):
         self._inputs.append(partial(self.destroy_subscription, subscription))
 
     def _subscribe_lidar(self, kind: type, topic: str) -> None:
-        def take(scan: Scan) -> None:
+        def take(scan: UnreadScan) -> None:
             self._on_lidar(scan, topic)
 
         if self._shared_lidars is None:
-            self._subscribe(kind, topic, lambda message: take(Scan(message)))
+            self._subscribe(kind, topic, lambda message: take(UnreadScan(message)))
         else:
             name = self.resolve_topic_name(topic)
             self._inputs.append(self._shared_lidars.subscribe(kind, name, take))
@@ -439,7 +443,7 @@ class DepthNode(GuardedLifecycleNode):
         self._inputs.append(partial(self.destroy_subscription, subscription))
         self._latched = True
 
-    def _on_lidar(self, scan: Scan, topic: str) -> None:
+    def _on_lidar(self, scan: UnreadScan, topic: str) -> None:
         self._monitor.scan(time.monotonic())
         lidar = self._lidar
         if lidar is None or not self._enabled:

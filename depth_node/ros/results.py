@@ -72,13 +72,16 @@ def message_makers(
     """
 
     def depth() -> Image:
+        metres = result.gates.depth_image()
         if config.depth_encoding == "16UC1":
-            pixels = messages.depth_to_millimetres(result.depth)
+            pixels = messages.depth_to_millimetres(metres)
             return messages.image_message(pixels, "16UC1", header)
-        return messages.image_message(result.depth, "32FC1", header)
+        return messages.image_message(metres, "32FC1", header)
 
     def points() -> PointCloud2:
-        rows = messages.colour_points(result.depth, camera, image, config.points_decimation)
+        every = config.points_decimation
+        believed = result.gates.believed(every)
+        rows = messages.colour_points(result.depth, camera, image, every, believed)
         return messages.table_message(rows, header)
 
     def regions() -> Image:

@@ -12,9 +12,9 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from depth_node.ros.guarded_node import GuardedNode
-from depth_node.ros.lidar import Scan
+from depth_node.ros.lidar import UnreadScan
 
-Receiver: TypeAlias = Callable[[Scan], None]
+Receiver: TypeAlias = Callable[[UnreadScan], None]
 
 
 class SharedTopics:
@@ -56,7 +56,7 @@ class SharedTopics:
     def _hand_on(self, key: tuple[type, str], message: Any) -> None:
         with self._lock:
             receivers = list(self._receivers[key].values())
-        scan = Scan(message)
+        scan = UnreadScan(message)
         for receive in receivers:
             try:
                 receive(scan)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the extrinsics watch of the node would have said during a recording."""
+
+from __future__ import annotations
+
+from depth_node.calibration.monitor import Finding
+from depth_node.calibration.watch import ExtrinsicsWatch
+from depth_node.frame import FrameInput
+
+_MOST_CHANGES = 20
+
+
+class ExtrinsicsLog:
+    """Judges the LiDARs of a recording and keeps at which frame the finding on one changed."""
+
+    def __init__(self) -> None:
+        self._watch = ExtrinsicsWatch()
+        self._findings: dict[str, Finding] = {}
+        self._changes: list[str] = []
+
+    def add(self, name: str, frame: FrameInput) -> None:
+        """The next frame and its name."""
+        self._watch.add(frame)
+        for lidar, verdict in self._watch.verdicts.items():
+            before = self._findings.get(lidar, Finding.UNKNOWN)
+            if verdict.finding is not before and len(self._changes) < _MOST_CHANGES:
+                self._changes.append(f"{_head(lidar)} from frame {name} on: {verdict.text()}")
+            self._findings[lidar] = verdict.finding
+
+    def sentences(self) -> list[str]:
+        """Each change of a finding, then the finding on each LiDAR at the end."""
+        last = [
+            f"{_head(lidar)} at the end: {verdict.text()}"
+            for lidar, verdict in self._watch.verdicts.items()
+        ]
+        return [*self._changes, *last]
+
+
+def _head(lidar: str) -> str:
+    return f"extrinsics of {lidar}" if lidar else "extrinsics"
