@@ -131,6 +131,14 @@ class _SharedImageEngine(_SharedEngine):
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """See ImageEngine.run_image."""
         with self._turns.turn():
-            engine = self._open_engine()
-            assert isinstance(engine, ImageEngine)
-            return engine.run_image(image)
+            return self._image_engine().run_image(image)
+
+    def run_image_named(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """See ImageEngine.run_image_named."""
+        with self._turns.turn():
+            return self._image_engine().run_image_named(image)
+
+    def _image_engine(self) -> ImageEngine:
+        engine = self._open_engine()
+        assert isinstance(engine, ImageEngine)  # by which its user got this class
+        return engine

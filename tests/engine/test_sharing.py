@@ -159,11 +159,17 @@ def test_an_engine_that_takes_images_still_does(settings: ModelConfig) -> None:
         def run_image(self, image: np.ndarray) -> np.ndarray:
             return self.run(tensor_of(self, image.flat[0] / 255))
 
+        def run_image_named(self, image: np.ndarray) -> dict[str, np.ndarray]:
+            return {self.manifest.output_name: self.run_image(image)}
+
     shared = SharedEngines(lambda config, engine: Images(open_configured(config, engine)))
     with shared.open(settings, EngineConfig()) as one:
         assert isinstance(one, ImageEngine)
         image = np.full((4, 4, 3), 51, np.uint8)
-        np.testing.assert_array_equal(one.run_image(image), one.run(tensor_of(one, 0.2)))
+        expected = one.run(tensor_of(one, 0.2))
+        np.testing.assert_array_equal(one.run_image(image), expected)
+        (named,) = one.run_image_named(image).values()
+        np.testing.assert_array_equal(named, expected)
     plain = SharedEngines(open_configured).open(settings, EngineConfig())
     assert not isinstance(plain, ImageEngine)
 
