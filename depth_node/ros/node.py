@@ -162,16 +162,6 @@ class DepthNode(GuardedLifecycleNode):
             self._outputs = Outputs(self)
             self._watch = LiveWatch(self, config.extrinsics_cpu_share, self._on_watch_failure)
             # In this order: of messages that wait together, points are taken before their image.
-<<<<<<< HEAD
-            callbacks = {
-                "camera_info": self._on_info,
-                "points": lambda message: self._on_lidar(message, "points"),
-                "scan": lambda message: self._on_lidar(message, "scan"),
-                "landmarks": lambda message: self._on_lidar(message, "landmarks"),
-                "image": self._on_image,
-            }
-=======
->>>>>>> main
             for topic, kind in self._input_types(config).items():
                 if kind in (PointCloud2, LaserScan):
                     self._subscribe_lidar(kind, topic)
