@@ -91,8 +91,8 @@ def test_each_topic_has_its_own_noise() -> None:
     both = lidar()
     both.relative_noise = {"landmarks": 0.05}
     points = np.array([[3.0, 0.0, 4.0]], np.float32)
-    both.offer(10**9, cloud(1.0, points), "points")
-    both.offer(10**9, cloud(1.0, 2 * points, "radar"), "landmarks")
+    both.offer(10**9, UnreadScan(cloud(1.0, points)), "points")
+    both.offer(10**9, UnreadScan(cloud(1.0, 2 * points, "radar")), "landmarks")
     found = collect(both, 1.0)
     distance = np.linalg.norm(found.points, axis=1)
     declared = dict(zip(distance.round(1).tolist(), np.asarray(found.noise_m), strict=True))
