@@ -554,17 +554,6 @@ def image_message(pixels: npt.NDArray[Any], encoding: str, header: Header) -> Im
     return message
 
 
-def depth_to_millimetres(depth: npt.NDArray[np.floating]) -> npt.NDArray[np.uint16]:
-    """Metres, NaN unknown -> REP-118's millimetres, 0 unknown; what 16 bits cannot say is unknown.
-
-    Depth below half a millimetre is unknown too: its 0 would say so anyway.
-    """
-    with np.errstate(invalid="ignore"):
-        millimetres = np.floor(depth * 1000.0 + 0.5)
-        known = (millimetres >= 1) & (millimetres <= 65535)
-    return np.where(known, millimetres, 0).astype(np.uint16)
-
-
 def labels_to_pixels(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.uint16]:
     """Label map -> 16UC1 pixels, 0 = unassigned."""
     if labels.size and labels.max() > 65535:

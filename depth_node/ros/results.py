@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.millimetres import depth_to_millimetres
 from depth_node.monitor import FrameRecord, Report
 from depth_node.pipeline import DepthResult
 from depth_node.ros import messages
@@ -74,7 +75,7 @@ def message_makers(
     def depth() -> Image:
         metres = result.gates.depth_image()
         if config.depth_encoding == "16UC1":
-            pixels = messages.depth_to_millimetres(metres)
+            pixels = depth_to_millimetres(metres)
             return messages.image_message(pixels, "16UC1", header)
         return messages.image_message(metres, "32FC1", header)
 
