@@ -17,6 +17,7 @@ from depth_node.engine.opening import open_model
 from depth_node.engine.options import EngineConfig, ModelConfig, configured
 from depth_node.engine.preprocess import tensor_box, to_image, to_tensor
 from depth_node.engine.protocol import Closeable, Engine, ImageEngine, Progress
+from depth_node.engine.upsampling import sharpener
 from depth_node.model_zoo.registry import locate
 from depth_node.prediction import KINDS, Prediction
 from depth_node.regions.label_maps import (
@@ -146,13 +147,17 @@ class DepthModel(_ImageModel):
     meanings = KINDS
     output_kind = "depth"
 
+    def _check_outputs(self, image: npt.NDArray[np.uint8]) -> None:
+        super()._check_outputs(image)
+        sharpener()  # compiled now, so that no image waits for it
+
     def predict(self, image: npt.NDArray[np.uint8]) -> Prediction:
         """(H, W, 3) uint8 RGB -> the prediction at the image's size."""
         output = self._infer(image)
         start = time.perf_counter()
         manifest = self.engine.manifest
-        # Interpolated in the network's own space, so that an affine relation to depth stays affine.
-        values = to_image(output, manifest.input, image.shape[0], image.shape[1])
+        # In the network's own space, so that an affine relation to depth stays affine.
+        values = to_image(output, manifest.input, *image.shape[:2], image=image)
         prediction = Prediction(values, manifest.meaning)
         self.stage_ms["postprocess"] = (time.perf_counter() - start) * 1e3
         return prediction

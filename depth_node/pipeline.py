@@ -143,7 +143,8 @@ class DepthPipeline:
         prediction = None
         if self.depth_model is None:
             values = (1.0 + cols / width).astype(np.float32)
-            prediction = Prediction(values, "depth_affine_invariant")
+            # Smaller than the image, so that what enlarges it is warm too.
+            prediction = Prediction(values[::2, ::2], "depth_affine_invariant")
         camera = Camera(width, height, 600.0, 600.0, (width - 1) / 2, (height - 1) / 2)
         # Waves, which no network sees in that image: every step of the fit has something to do.
         waves = (2 + np.sin(cols / 32) * np.cos(rows / 24)).astype(np.float32)
@@ -209,7 +210,7 @@ class DepthPipeline:
             stage_ms.update(self.depth_model.stage_ms)
             return prediction
         if given.shape != frame.image.shape[:2]:
-            return Prediction(resize_map(given.values, *frame.image.shape[:2]), given.kind)
+            return Prediction(resize_map(given.values, frame.image), given.kind)
         return given
 
     def _remember(self, frame: FrameInput) -> FieldState | None:

@@ -93,7 +93,8 @@ def test_what_goes_in_comes_back_in_place(resize: str, size: tuple, shrunk: int)
     values = ramp(height, width)
     image = np.repeat((values * 20)[..., None], 3, axis=2).astype(np.uint8)
     seen = to_tensor(image, spec)[0, 0]
-    seen = resize_map(seen, 64 // shrunk, 80 // shrunk)  # such as from a network with stride 2
+    # Such as from a network with stride 2.
+    seen = resize_map(seen, np.zeros((64 // shrunk, 80 // shrunk, 3), np.uint8))
     back = to_image(seen, spec, height, width)
     assert back.shape == (height, width)
     assert back.dtype == np.float32
