@@ -13,8 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -22,18 +24,22 @@ from depth_node.config import section, validate
 from depth_node.engine import EngineError
 from depth_node.engine.options import EngineConfig
 from depth_node.engine.preprocess import resize_map
-from depth_node.fitting import REGION_METHODS, FitConfig, FitResult, fit
+from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit
 from depth_node.fitting.field.memory import FieldState, Pose
+from depth_node.fitting.methods import too_few_points, usable_points
 from depth_node.frame import FrameInput
+from depth_node.gates import GateConfig, Gates
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import check_rigid
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
-from depth_node.inference import DepthModel, ModelConfig, RegionModel
+from depth_node.inference import CompletionModel, DepthModel, ModelConfig, RegionModel
 from depth_node.prediction import Prediction
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.propagation import RegionMemory
 from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
+
+_SKY_REACH = 0.0125  # of the larger side: 8 pixels at 640 about a point that no sky can have
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class PipelineConfig:
     segmentation: SegmentationConfig = section(SegmentationConfig, "the image into regions")
     engine: EngineConfig = section(EngineConfig, "how engines are opened, built and kept")
     fit: FitConfig = section(FitConfig, "metres from relative depth, region by region")
+    publish: GateConfig = section(GateConfig, "what may be believed of the depth, and by whom")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -61,6 +68,7 @@ class DepthResult:
     int32, None if the method needs no regions. stage_ms: wall time of every stage of this frame.
     segmentation: where the labels come from: "given", "network", "classical", "carried" from an
     earlier frame, "" for none. message: a sentence if the network found no regions, else empty.
+    config: the settings of this frame.
     """
 
     depth: npt.NDArray[np.float32]
@@ -72,6 +80,15 @@ class DepthResult:
     stage_ms: dict[str, float]
     segmentation: str = ""
     message: str = ""
+    config: PipelineConfig = field(default_factory=PipelineConfig)
+
+    @cached_property
+    def gates(self) -> Gates:
+        """What of the depth may be believed; computed as it is asked for."""
+        projection = self.config.projection
+        depth_range_m = (projection.min_depth_m, projection.max_depth_m)
+        sky = self.prediction.sky
+        return Gates(self.depth, self.std, self.config.publish, depth_range_m, sky)
 
     @property
     def rejected(self) -> npt.NDArray[np.bool_]:
@@ -108,6 +125,7 @@ class DepthPipeline:
                 self.region_model = RegionModel.open(
                     config.region_model, config.segmentation, config.engine
                 )
+            _check_method(config, self.depth_model)
         except EngineError:
             self.close()
             raise
@@ -128,6 +146,10 @@ class DepthPipeline:
             now.model, now.region_model, now.engine
         ):  # fmt: skip
             raise ValueError("another model needs a new pipeline: close this one and open it anew")
+        try:
+            _check_method(config, self.depth_model)
+        except EngineError as error:
+            raise ValueError(str(error)) from error
         if self.region_model is not None:
             self.region_model.config = config.segmentation
         if config.segmentation != self._config.segmentation:
@@ -161,11 +183,15 @@ class DepthPipeline:
         config = self._config
         stage_ms: dict[str, float] = {}
         with _timed(stage_ms, "total"):
-            prediction = self._predict(frame, stage_ms)
+            completing = frame.prediction is None and isinstance(self.depth_model, CompletionModel)
+            prediction = None if completing else self._predict(frame, stage_ms)
             sparse = frame.sparse
             if sparse is None:
                 with _timed(stage_ms, "project"):
                     sparse = _project(frame, config.projection)
+            if prediction is None:
+                return self._complete(frame, sparse, config, stage_ms)
+            prediction = _with_believed_sky(prediction, sparse)
             labels, source, message = self._segment(frame, prediction, config, stage_ms)
             with _timed(stage_ms, "fit"):
                 result = fit(
@@ -178,8 +204,9 @@ class DepthPipeline:
                     depth_range_m=(config.projection.min_depth_m, config.projection.max_depth_m),
                 )
         return DepthResult(
-            result.depth, result.std, labels, prediction, sparse, result, stage_ms, source, message
-        )
+            result.depth, result.std, labels, prediction, sparse, result, stage_ms, source,
+            message, config,
+        )  # fmt: skip
 
     def reset(self) -> None:
         """Forget earlier frames. A frame that another thread is at keeps to the old memory."""
@@ -197,6 +224,38 @@ class DepthPipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _complete(
+        self,
+        frame: FrameInput,
+        sparse: SparseDepth,
+        config: PipelineConfig,
+        stage_ms: dict[str, float],
+    ) -> DepthResult:
+        """A frame of a completion network, which needs the points before it answers."""
+        model, size = self.depth_model, (frame.image.shape[0], frame.image.shape[1])
+        assert isinstance(model, CompletionModel) and model.engine.manifest.sparse is not None
+        depth_range_m = (config.projection.min_depth_m, config.projection.max_depth_m)
+        usable = usable_points(sparse, size, depth_range_m)
+        prediction, left_out = model.complete(frame.image, sparse, usable)
+        stage_ms.update(model.stage_ms)
+        with _timed(stage_ms, "fit"):
+            if prediction is None:
+                needed = model.engine.manifest.sparse.min_points
+                result = too_few_points(size, sparse, needed)
+                prediction = Prediction(result.depth, "depth_metric")
+            else:
+                prediction = _with_believed_sky(prediction, sparse)
+                result = fit(
+                    prediction,
+                    sparse,
+                    config=config.fit,
+                    depth_range_m=depth_range_m,
+                    left_out=left_out,
+                )
+        return DepthResult(
+            result.depth, result.std, None, prediction, sparse, result, stage_ms, config=config
+        )
+
     def _predict(self, frame: FrameInput, stage_ms: dict[str, float]) -> Prediction:
         """The network's answer, or the prediction that is given, at the image's size."""
         given = frame.prediction
@@ -206,11 +265,11 @@ class DepthPipeline:
                     "there is no depth network (model.path is empty) and no prediction was given:"
                     " set model.path, or give a prediction with every frame"
                 )
-            prediction = self.depth_model.predict(frame.image)
+            prediction = self.depth_model.predict(frame.image, frame.camera)
             stage_ms.update(self.depth_model.stage_ms)
             return prediction
         if given.shape != frame.image.shape[:2]:
-            return Prediction(resize_map(given.values, frame.image), given.kind)
+            return _resized(given, frame.image)
         return given
 
     def _remember(self, frame: FrameInput) -> FieldState | None:
@@ -255,6 +314,54 @@ class DepthPipeline:
             if memory is not None and config.segmentation.every != 1:
                 memory.keep(frame.image, labels)
             return labels, source, message
+
+
+def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:
+    """Raise EngineError for a method that the depth network cannot serve."""
+    if model is None:
+        return
+    name, method = model.engine.manifest.name, config.fit.method
+    if isinstance(model, CompletionModel) and method != NETWORK:
+        raise EngineError(
+            f"{name} completes the measured points, so these cannot judge a fit of method {method}:"
+            " set fit.method: network, or use a network that is not given the points"
+        )
+    if method == NETWORK and not model.gives_metres:
+        raise EngineError(
+            f"fit.method: network publishes the network's own metres and {name} gives"
+            f" {model.engine.manifest.meaning}: use another fit.method, or a metric network"
+        )
+
+
+def _resized(prediction: Prediction, image: npt.NDArray[np.uint8]) -> Prediction:
+    """A prediction at the size of its image (H, W, 3)."""
+    sky, confidence, size = prediction.sky, prediction.confidence, image.shape[:2]
+    return Prediction(
+        resize_map(prediction.values, *size, image=image),
+        prediction.kind,
+        None if sky is None else resize_map(sky, *size) >= 0.5,
+        None if confidence is None else resize_map(confidence, *size),
+    )
+
+
+def _with_believed_sky(prediction: Prediction, points: SparseDepth) -> Prediction:
+    """Where a point was measured, there is no sky: what lies about it is unknown instead.
+
+    Sky is free space to a planner, so that a network's mistake would clear an obstacle.
+    """
+    sky = prediction.sky
+    if sky is None:
+        return prediction
+    height, width = sky.shape
+    rows, cols = points.rows, points.cols
+    inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
+    measured: npt.NDArray[np.uint8] = np.ones(sky.shape, np.uint8)
+    measured[rows[inside], cols[inside]] = 0
+    if not (sky & (measured == 0)).any():
+        return prediction
+    reach_px = _SKY_REACH * max(height, width)
+    near = cv2.distanceTransform(measured, cv2.DIST_L2, 3) <= reach_px
+    return replace(prediction, sky=sky & ~near)
 
 
 def _project(frame: FrameInput, config: ProjectionConfig) -> SparseDepth:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Container, Hashable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +21,45 @@ _SIDE = 2 * (int(1 / _CELL) + 2) + 1  # of the cube of cells, with room for neig
 _SAME_VIEW = 0.8  # a scan looks where another did if it shares more than this of its cells
 
 
+class Scan(NamedTuple):
+    """points: (N, 3) in the LiDAR's frame. offset_s: (N,) from the stamp to the time of each point,
+    None where all count as measured at the stamp."""
+
+    stamp_ns: int
+    points: npt.NDArray[np.float32]
+    offset_s: npt.NDArray[np.float32] | None = None
+
+
 @dataclass
 class _Scan:
-    """The points of one stamp, part by part, and the cells of directions in which they lie, once
-    those were asked for."""
+    """The points of one stamp, part by part, with the offsets of each part's points, and the cells
+    of directions in which they lie, once those were asked for."""
 
     parts: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    offsets: list[npt.NDArray[np.float32] | None] = field(default_factory=list)
     cells: npt.NDArray[np.intp] | None = None
 
     @property
     def points(self) -> npt.NDArray[np.float32]:
         return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
+
+    @property
+    def offset_s(self) -> npt.NDArray[np.float32] | None:
+        if all(offset is None for offset in self.offsets):
+            return None
+        return np.concatenate(
+            [
+                np.zeros(len(part), np.float32) if offset is None else offset
+                for part, offset in zip(self.parts, self.offsets, strict=True)
+            ]
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in [*self.parts, *self.offsets] if part is not None)
+
+    def at(self, stamp_ns: int) -> Scan:
+        return Scan(stamp_ns, self.points, self.offset_s)
 
 
 class ScanBuffer:
@@ -52,9 +81,15 @@ class ScanBuffer:
         self._lock = threading.Lock()
         self.jumps_back = 0
 
-    def add(self, stamp_ns: int, points: FloatArray, key: Hashable = "points") -> bool:
-        """Store an (N, 3) scan. True if the source's time had jumped back (a bag that loops): its
-        older scans were forgotten.
+    def add(
+        self,
+        stamp_ns: int,
+        points: FloatArray,
+        key: Hashable = "points",
+        offset_s: npt.NDArray[np.float32] | None = None,
+    ) -> bool:
+        """Store an (N, 3) scan, with the times (N,) of its points from the stamp on. True if the
+        source's time had jumped back (a bag that loops): its older scans were forgotten.
 
         A scan somewhat older than its forerunner is kept. One with the same stamp is another part
         of the same scan (several LiDARs that share a topic, a turn sent in pieces), unless it is
@@ -70,6 +105,7 @@ class ScanBuffer:
             scan = scans.setdefault(stamp_ns, _Scan())
             if not any(np.array_equal(part, other, equal_nan=True) for other in scan.parts):
                 scan.parts = [*scan.parts, part][-_MOST_PARTS:]
+                scan.offsets = [*scan.offsets, offset_s][-_MOST_PARTS:]
                 scan.cells = None
             oldest = max(scans) - self._keep_ns
             for stamp in [stamp for stamp in scans if stamp < oldest]:
@@ -100,10 +136,8 @@ class ScanBuffer:
         with self._lock:
             return [(stamp, scan.points) for stamp, scan in self._within(stamp_ns, key)]
 
-    def nearest(
-        self, stamp_ns: int, key: Hashable, count: int | None
-    ) -> list[tuple[int, npt.NDArray[np.float32]]]:
-        """Stamps in ns and points (N, 3) of the scans of a source for an image, the nearest first.
+    def nearest(self, stamp_ns: int, key: Hashable, count: int | None) -> list[Scan]:
+        """The scans of a source for an image, the nearest first.
 
         count: how many, None = all within max_age_s, 0 = those of one turn: the nearest, and the
         scans next to it that look elsewhere than those taken before (a LiDAR that sends its turn
@@ -116,7 +150,7 @@ class ScanBuffer:
             scans.sort(key=lambda item: abs(stamp_ns - item[0]))
             if count == 0:
                 scans = _one_turn(scans)
-            return [(stamp, scan.points) for stamp, scan in scans[: count or None]]
+            return [scan.at(stamp) for stamp, scan in scans[: count or None]]
 
     def newest_stamp_ns(self, key: Hashable | None = None) -> int | None:
         """Stamp of the newest scan held, of all sources or of one; None without any."""
@@ -153,15 +187,14 @@ class ScanBuffer:
     def _forget_beyond(self, limit: int) -> None:
         """Drop the oldest scan of the largest source until the rest fits."""
         sizes = {
-            key: sum(part.nbytes for scan in scans.values() for part in scan.parts)
-            for key, scans in self._scans.items()
+            key: sum(scan.nbytes for scan in scans.values()) for key, scans in self._scans.items()
         }
         while sum(sizes.values()) > limit:
             key = max(sizes, key=lambda key: sizes[key])
             scans = self._scans[key]
             if len(scans) < 2:
                 return
-            sizes[key] -= sum(part.nbytes for part in scans.pop(min(scans)).parts)
+            sizes[key] -= scans.pop(min(scans)).nbytes
 
 
 def _one_turn(scans: list[tuple[int, _Scan]]) -> list[tuple[int, _Scan]]:

@@ -25,15 +25,20 @@ def scan_to_points(
 
     Inf and NaN (REP 117) and ranges outside [range_min, range_max] are dropped.
     """
-    r = np.asarray(ranges, dtype=np.float64).reshape(-1)
-    with np.errstate(invalid="ignore"):
-        keep = np.isfinite(r) & (r >= range_min) & (r <= range_max) & (r > 0)
-    angles = angle_min + angle_increment * np.flatnonzero(keep)
-    valid = r[keep]
+    kept = valid_ranges(ranges, range_min, range_max)
+    angles = angle_min + angle_increment * kept
+    valid = np.asarray(ranges, dtype=np.float64).reshape(-1)[kept]
     points = np.zeros((len(valid), 3), np.float32)
     points[:, 0] = valid * np.cos(angles)
     points[:, 1] = valid * np.sin(angles)
     return points
+
+
+def valid_ranges(ranges: FloatArray, range_min: float, range_max: float) -> npt.NDArray[np.intp]:
+    """Indices (M,) of the rays of a planar scan that returned."""
+    r = np.asarray(ranges, dtype=np.float64).reshape(-1)
+    with np.errstate(invalid="ignore"):
+        return np.flatnonzero(np.isfinite(r) & (r >= range_min) & (r <= range_max) & (r > 0))
 
 
 @dataclass(frozen=True)

@@ -369,6 +369,7 @@ def panel(
         result.prediction.relative_depth(),
         result.depth,
         result.std,
+        result.gates.believed_depth(),
         truth=truth,
         heading=heading,
         subheading=subheading,

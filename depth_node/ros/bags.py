@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from depth_node.frame import FrameInput, Origin, SourcePoints
 from depth_node.geometry.camera import Camera, is_rectified
-from depth_node.geometry.rigid import check_rigid, rigid_transform, transform
+from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform, transform
 from depth_node.geometry.scan_buffer import ScanBuffer
+from depth_node.geometry.scan_motion import ages, moved_scan
 from depth_node.geometry.transform_tree import TransformError, TransformTree
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
@@ -83,6 +84,7 @@ class Bag:
     max_scan_age_s: float = 0.3
     scans_per_image: int = 0
     scan_wait_s: float = 0.0
+    lidar_time_offset_s: float = 0.0
     rectified: str = "auto"
     world_frame: str = ""
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -128,10 +130,12 @@ class Bag:
                 elif topic == self.topics.image:
                     waiting.append((recorded_ns, stamp, message))
                 else:
-                    points = self._points(topic, message)
+                    scan = self._scan(topic, message)
                     source = (topic, message.header.frame_id)
                     sources.add(source)
-                    scans.add(stamp, points, _key(source))
+                    if messages.stamp_ns(message.header.stamp):
+                        stamp += round(self.lidar_time_offset_s * 1e9)
+                    scans.add(stamp, scan.points, source, scan.offset_s)
             except _UnusableError as error:
                 self._leave_out(topic, error)
             newest = scans.newest_stamp_ns()
@@ -236,21 +240,22 @@ class Bag:
         camera_frame = message.header.frame_id
         found = []
         each: list[SourcePoints] = []
+        since = self._motion(camera_frame, stamp) if self.world_frame else None
+        # Points that have moved are worse than fewer points: one turn, unless asked for more.
+        limit = self.scans_per_image or (0 if since is None else None)
         for source in sorted(sources):
-            held = [scan for scan in scans.scans(stamp, _key(source)) if len(scan[1])]
-            nearest = sorted(held, key=lambda scan: abs(stamp - scan[0]))
-            # Points that have moved are worse than fewer points: one scan, unless asked for more.
-            limit = self.scans_per_image or (None if self.world_frame else 1)
-            for scan_ns, points in nearest[:limit]:
-                age_s = np.full(len(points), abs(stamp - scan_ns) * 1e-9, np.float32)
-                stated = T = self._extrinsics(camera_frame, source[1], stamp)
-                if self.world_frame:
-                    then = self._look_up(self.world_frame, camera_frame, scan_ns)
-                    T = self._look_up(camera_frame, self.world_frame, stamp) @ then @ T
-                if scan_ns == nearest[0][0]:
-                    lag_s = 0.0 if self.world_frame else (scan_ns - stamp) * 1e-9
-                    each.append(SourcePoints("/".join(source), points, T, stated, lag_s))
-                found.append((points, age_s, T))
+            chosen = scans.nearest(stamp, source, limit)
+            for scan in chosen:
+                stated = self._extrinsics(camera_frame, source[1], stamp)
+                seen, lag_s = (scan.points, stated), (scan.stamp_ns - stamp) * 1e-9
+                if since is not None:
+                    try:
+                        seen, lag_s = moved_scan(scan, stated, since), 0.0
+                    except TransformError as error:
+                        raise self._no_transform(error, self.world_frame, camera_frame) from None
+                if scan.stamp_ns == chosen[0].stamp_ns:
+                    each.append(SourcePoints("/".join(source), *seen, stated, lag_s))
+                found.append((seen[0], ages(scan, stamp), seen[1]))
         pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
         if len(found) == 1:
             points, age_s, T_camera_lidar = found[0]
@@ -259,9 +264,20 @@ class Bag:
             )
         in_camera = [transform(T, points).astype(np.float32) for points, _, T in found]
         none = np.empty((0, 3), np.float32)
-        ages = np.concatenate([none[:, 0], *(age_s for _, age_s, _ in found)])
+        age_s = np.concatenate([none[:, 0], *(age_s for _, age_s, _ in found)])
         points = np.concatenate([none, *in_camera])
-        return FrameInput(image, camera, points, np.eye(4), ages, stamp, pose, sources=tuple(each))
+        return FrameInput(image, camera, points, np.eye(4), age_s, stamp, pose, sources=tuple(each))
+
+    def _motion(self, camera_frame: str, now_ns: int) -> Callable[[int], NDArray[np.float64]]:
+        """What gives T_now_then (4, 4) of the camera by a time in ns, or raises TransformError."""
+        now = invert_rigid(self._look_up(self.world_frame, camera_frame, now_ns))
+
+        def since(then_ns: int) -> NDArray[np.float64]:
+            if then_ns == now_ns:
+                return np.eye(4)
+            return now @ self._tree.look_up(self.world_frame, camera_frame, then_ns)
+
+        return since
 
     def _extrinsics(
         self, camera_frame: str, lidar_frame: str, stamp_ns: int
@@ -298,15 +314,16 @@ class Bag:
             raise _UnusableError(error) from None
         return camera
 
-    def _points(self, topic: str, message: Any) -> NDArray[np.float32]:
-        scan = topic == self.topics.scan
-        read = messages.scan_message_to_points if scan else messages.cloud_to_points
+    def _scan(self, topic: str, message: Any) -> messages.LidarScan:
         try:
             with np.errstate(all="ignore"):
-                points: NDArray[np.float32] = read(message)
+                scan: messages.LidarScan = messages.lidar_scan(message)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
-        return points
+        if scan.unknown_times and self.world_frame:
+            why = f"{topic}: the points count as measured at the scan's stamp: {scan.unknown_times}"
+            self.left_out.add(why, kind=f"times of points of {topic}", damaged=False)
+        return scan
 
     # --- topics ------------------------------------------------------------------------------
 
@@ -409,18 +426,17 @@ class Bag:
         try:
             return self._tree.look_up(target, source, stamp_ns)
         except TransformError as error:
-            bad = ", ".join(one_line(frame, 60) for frame in sorted(self._bad_transforms)[:5])
-            hint = f" (transforms of {bad} were skipped: no unit quaternion)" if bad else ""
-            cure = (
-                "leave --world-frame out, or record its TF too"
-                if self.world_frame in (target, source)
-                else "give the extrinsics with --t-camera-lidar"
-            )
-            raise _UnusableError(f"its TF: {error}{hint}: {cure}.", damaged=False) from None
+            raise self._no_transform(error, target, source) from None
 
-
-def _key(source: tuple[str, str]) -> str:
-    return "\0".join(source)
+    def _no_transform(self, error: TransformError, target: str, source: str) -> _UnusableError:
+        bad = ", ".join(one_line(frame, 60) for frame in sorted(self._bad_transforms)[:5])
+        hint = f" (transforms of {bad} were skipped: no unit quaternion)" if bad else ""
+        cure = (
+            "leave --world-frame out, or record its TF too"
+            if self.world_frame in (target, source)
+            else "give the extrinsics with --t-camera-lidar"
+        )
+        return _UnusableError(f"its TF: {error}{hint}: {cure}.", damaged=False)
 
 
 def _namespace(topic: str) -> str:

@@ -17,12 +17,12 @@ from sensor_msgs.msg import LaserScan, PointCloud2
 from depth_node.frame import SourcePoints
 from depth_node.geometry.rigid import transform
 from depth_node.geometry.scan_buffer import ScanBuffer
+from depth_node.geometry.scan_motion import ages, moved_scan
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
 from depth_node.ros.messages import (
     MessageError,
     brief,
-    cloud_to_points,
-    scan_message_to_points,
+    lidar_scan,
 )
 from depth_node.ros.motion import CameraMotion
 
@@ -42,7 +42,7 @@ _CLOCK_CERTAIN_S = 1.5  # larger ones are no latency: scans that seem to fit are
 class LidarPoints:
     """What the LiDARs say about one image.
 
-    points: (N, 3) float32 metres, T_camera_lidar: (4, 4), age_s: (N,) seconds between scan and
+    points: (N, 3) float32 metres, T_camera_lidar: (4, 4), age_s: (N,) seconds between points and
     image. trouble: why there are no points or not all of them, empty if all is well; kind: which
     trouble it is. sources: the scan of each LiDAR that is nearest to the image.
     """
@@ -95,12 +95,15 @@ class LidarInput:
         max_scan_age_s: float,
         scans_per_image: int = 0,
         refused: Callable[[ValueError], None] = lambda error: None,
+        warned: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.extrinsics = extrinsics
         self.scans_per_image = scans_per_image
         self.time_offset_s = 0.0  # already in the stamps that are offered
         self._max_scan_age_s = max_scan_age_s
         self._refused = refused
+        self._warned = warned
+        self._without_times: set[SourceKey] = set()  # of which it was said
         self._buffer = ScanBuffer(max_scan_age_s)
         self._horizon_ns = int(2e9 * max_scan_age_s) + 1_000_000_000
         self._sources: dict[SourceKey, _Source] = {}
@@ -168,10 +171,11 @@ class LidarInput:
         asks for more: points that have moved are worse than fewer points. arrival_s: when the image
         came, by the clock of `offer`; None: unknown, clocks are not compared.
         """
-        clocks = self._take_in(stamp_ns, arrival_s)
+        clocks = self._take_in(stamp_ns, arrival_s, moving=motion is not None)
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
-        ages: list[npt.NDArray[np.float32]] = []
+        ages_s: list[npt.NDArray[np.float32]] = []
         sources: list[SourcePoints] = []
+        since = None if motion is None else motion.until(camera_frame, stamp_ns)
         trouble, kind = "", ""
         limit = self.scans_per_image or (0 if motion is None else None)
         for key, offset_s in clocks.items():
@@ -187,30 +191,28 @@ class LidarInput:
             except NoTransformError as error:
                 trouble, kind = str(error), "transform"
                 continue
-            for scan_ns, points in scans:
-                T_scan = T
-                if motion is not None:
+            for scan in scans:
+                seen, lag_s = (scan.points, T), (scan.stamp_ns - stamp_ns) * 1e-9
+                if since is not None:
                     try:
-                        T_scan = motion.since(camera_frame, scan_ns, stamp_ns) @ T
+                        seen, lag_s = moved_scan(scan, T, since), 0.0
                     except NoTransformError as error:
                         trouble, kind = str(error), "motion"
-                        if scan_ns != scans[0][0] and not self.scans_per_image:
+                        if scan.stamp_ns != scans[0].stamp_ns and not self.scans_per_image:
                             continue
-                if scan_ns == scans[0][0]:
-                    lag_s = (scan_ns - stamp_ns) * 1e-9 if T_scan is T else 0.0
-                    sources.append(SourcePoints("/".join(key), points, T_scan, T, lag_s))
-                found.append((points, T_scan))
-                age_s = abs(stamp_ns - scan_ns) * 1e-9
-                ages.append(np.full(len(points), age_s, np.float32))
+                if scan.stamp_ns == scans[0].stamp_ns:
+                    sources.append(SourcePoints("/".join(key), *seen, T, lag_s))
+                found.append(seen)
+                ages_s.append(ages(scan, stamp_ns))
         if not found:
             empty = np.empty((0, 3), np.float32)
             if not trouble:
                 trouble, kind = self._why_none(stamp_ns, list(clocks))
             return LidarPoints(empty, np.eye(4), empty[:, 0], trouble, kind)
         if len(found) == 1:
-            return LidarPoints(*found[0], ages[0], trouble, kind, tuple(sources))
+            return LidarPoints(*found[0], ages_s[0], trouble, kind, tuple(sources))
         in_camera = np.concatenate([transform(T, points) for points, T in found])
-        joined = np.concatenate(ages)
+        joined = np.concatenate(ages_s)
         return LidarPoints(in_camera, np.eye(4), joined, trouble, kind, tuple(sources))
 
     def clear(self) -> None:
@@ -219,7 +221,9 @@ class LidarInput:
             self._sources.clear()
         self._buffer.clear()
 
-    def _take_in(self, stamp_ns: int, arrival_s: float | None) -> dict[SourceKey, float | None]:
+    def _take_in(
+        self, stamp_ns: int, arrival_s: float | None, moving: bool
+    ) -> dict[SourceKey, float | None]:
         """Read what waits, compare the clocks: every source and its clock's offset, in order."""
         with self._arrival:
             waiting = {key: list(source.waiting) for key, source in self._sources.items()}
@@ -232,16 +236,23 @@ class LidarInput:
         for key, messages in waiting.items():
             for scan_ns, message in messages:
                 try:
-                    if isinstance(message, LaserScan):
-                        points = scan_message_to_points(message)
-                    else:
-                        points = cloud_to_points(message)
+                    scan = lidar_scan(message)
                 except MessageError as error:
                     self._refused(error)
                     continue
-                self._buffer.add(scan_ns, points, key)
+                if scan.unknown_times and moving:
+                    self._warn_once(key, scan.unknown_times)
+                self._buffer.add(scan_ns, scan.points, key, scan.offset_s)
         self._buffer.retain(waiting)
         return clocks
+
+    def _warn_once(self, key: SourceKey, unknown_times: str) -> None:
+        if key not in self._without_times and len(self._without_times) < _MOST_SOURCES:
+            self._without_times.add(key)
+            self._warned(
+                f"all points of a scan (frame {brief(key[1])!r}) count as measured at its stamp:"
+                f" {unknown_times}"
+            )
 
     def _forget_sources(self, key: SourceKey, now_s: float) -> None:
         """Make room for a source: the silent ones go, and beyond the limit those that said least,

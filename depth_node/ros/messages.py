@@ -13,6 +13,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -23,7 +24,14 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, Point
 from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera
-from depth_node.geometry.sparse_depth import scan_to_points
+from depth_node.geometry.point_times import (
+    LONGEST_SCAN_S,
+    TIME_FIELDS,
+    UnknownTimesError,
+    seconds_from_stamp,
+    split_name,
+)
+from depth_node.geometry.sparse_depth import scan_to_points, valid_ranges
 
 IMAGE_LAYOUTS: dict[str, tuple[str, int]] = {  # encoding -> NumPy type, channels
     "rgb8": ("u1", 3),
@@ -345,34 +353,21 @@ def _convert(pixels: npt.NDArray[Any], code: int, name: str) -> npt.NDArray[np.u
 
 def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
     """(N, 3) float32 metres of the fields named x, y, z, wherever they lie; NaN stays NaN."""
-    offsets, kinds = [], []
-    byte_order = ">" if message.is_bigendian else "<"
     fields = {field.name: field for field in message.fields}
+    kinds = []
     for name in "xyz":
         if name not in fields:
             raise MessageError(
                 f"point cloud has no field {name!r}, only {brief(', '.join(fields)) or 'none'};"
                 " the points need x, y and z"
             )
-        kind = _FIELD_TYPES.get(fields[name].datatype)
-        if kind is None:
+        kind = _field_kind(message, fields[name])
+        if kind[1] != "f":
             raise MessageError(
-                f"point cloud field {name!r} has the unknown datatype {fields[name].datatype};"
-                " use FLOAT32"
+                f"point cloud field {name!r} has the integer type {_TYPE_NAMES[kind[1:]]}, whose"
+                " unit is not known; publish x, y and z in metres as FLOAT32 or FLOAT64"
             )
-        if kind[0] != "f":
-            raise MessageError(
-                f"point cloud field {name!r} has the integer type {_TYPE_NAMES[kind]}, whose unit"
-                " is not known; publish x, y and z in metres as FLOAT32 or FLOAT64"
-            )
-        offset = fields[name].offset
-        if offset + np.dtype(kind).itemsize > message.point_step:
-            raise MessageError(
-                f"point cloud field {name!r} at offset {offset} lies beyond point_step"
-                f" {message.point_step}; correct the publisher"
-            )
-        offsets.append(offset)
-        kinds.append(byte_order + kind)
+        kinds.append(kind)
     height, width = message.height, message.width
     if height == 0 or width == 0:
         return np.empty((0, 3), np.float32)
@@ -387,12 +382,84 @@ def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
             f" height {height} is {height * message.row_step}; correct the publisher"
         )
     points = np.empty((height, width, 3), np.float32)
-    buffer = memoryview(message.data)
     with np.errstate(over="ignore", invalid="ignore"):  # a float64 beyond float32 becomes Inf
-        for axis, (offset, kind) in enumerate(zip(offsets, kinds, strict=True)):
-            strides = (message.row_step, message.point_step)
-            points[..., axis] = np.ndarray((height, width), kind, buffer, offset, strides)
+        for axis, (name, kind) in enumerate(zip("xyz", kinds, strict=True)):
+            points[..., axis] = _column(message, fields[name], kind)
     return points.reshape(-1, 3)
+
+
+def _field_kind(message: PointCloud2, field: PointField) -> str:
+    """The NumPy type of a field, byte order first. Raises MessageError."""
+    kind = _FIELD_TYPES.get(field.datatype)
+    if kind is None:
+        raise MessageError(
+            f"point cloud field {brief(field.name)!r} has the unknown datatype {field.datatype};"
+            " use FLOAT32"
+        )
+    if field.offset + np.dtype(kind).itemsize > message.point_step:
+        raise MessageError(
+            f"point cloud field {brief(field.name)!r} at offset {field.offset} lies beyond"
+            f" point_step {message.point_step}; correct the publisher"
+        )
+    return (">" if message.is_bigendian else "<") + kind
+
+
+def _column(message: PointCloud2, field: PointField, kind: str) -> npt.NDArray[Any]:
+    """A view (H, W) of a field of a cloud whose sizes agree."""
+    strides = (message.row_step, message.point_step)
+    shape = (message.height, message.width)
+    return np.ndarray(shape, kind, memoryview(message.data), field.offset, strides)
+
+
+@dataclass(frozen=True)
+class LidarScan:
+    """A LiDAR's message as arrays.
+
+    points: (N, 3) metres in its frame. offset_s: (N,) seconds from header.stamp (from the time of
+    arrival, where that is 0) to the time of each point, None where all are at the stamp or nothing
+    is known. unknown_times: why times that are there are not used, or "".
+    """
+
+    points: npt.NDArray[np.float32]
+    offset_s: npt.NDArray[np.float32] | None
+    unknown_times: str = ""
+
+
+def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
+    """Points and times of a message: one rule for node, replay and bags. Raises MessageError."""
+    if not hasattr(message, "fields"):
+        points = scan_message_to_points(message)
+        return LidarScan(points, _ray_times(message, len(points)))
+    points = cloud_to_points(message)
+    unknown = ""
+    for field in message.fields if len(points) else ():
+        if split_name(field.name)[0] not in TIME_FIELDS:
+            continue
+        try:
+            kind = _field_kind(message, field)
+            values = _column(message, field, kind).reshape(-1)
+            native = values.astype(kind[1:], copy=False)
+            stamp = stamp_ns(message.header.stamp)
+            return LidarScan(points, seconds_from_stamp(native, brief(field.name), stamp))
+        except (MessageError, UnknownTimesError) as error:
+            unknown = unknown or str(error)
+    return LidarScan(points, None, unknown)
+
+
+def _ray_times(message: LaserScan, count: int) -> npt.NDArray[np.float32] | None:
+    """(count,) seconds between the first ray, which has the stamp, and those that returned."""
+    increment_s = float(message.time_increment)
+    rays = len(message.ranges)
+    if not 0 < abs(increment_s) * rays <= LONGEST_SCAN_S:
+        return None
+    kept = valid_ranges(
+        np.frombuffer(message.ranges, np.float32), message.range_min, message.range_max
+    )
+    assert len(kept) == count
+    offset = (kept * np.float32(increment_s)).astype(np.float32)
+    if not stamp_ns(message.header.stamp):
+        offset -= np.float32(max((rays - 1) * increment_s, 0.0))
+    return offset
 
 
 def scan_message_to_points(message: LaserScan) -> npt.NDArray[np.float32]:
@@ -487,17 +554,6 @@ def image_message(pixels: npt.NDArray[Any], encoding: str, header: Header) -> Im
     return message
 
 
-def depth_to_millimetres(depth: npt.NDArray[np.floating]) -> npt.NDArray[np.uint16]:
-    """Metres, NaN unknown -> REP-118's millimetres, 0 unknown; what 16 bits cannot say is unknown.
-
-    Depth below half a millimetre is unknown too: its 0 would say so anyway.
-    """
-    with np.errstate(invalid="ignore"):
-        millimetres = np.floor(depth * 1000.0 + 0.5)
-        known = (millimetres >= 1) & (millimetres <= 65535)
-    return np.where(known, millimetres, 0).astype(np.uint16)
-
-
 def labels_to_pixels(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.uint16]:
     """Label map -> 16UC1 pixels, 0 = unassigned."""
     if labels.size and labels.max() > 65535:
@@ -562,10 +618,12 @@ def colour_points(
     camera: Camera,
     image: npt.NDArray[np.uint8],
     decimation: int = 1,
+    believed: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.void]:
     """XYZRGB rows, in the camera's frame, of the known depth in every n-th row and column.
 
-    depth: (H, W) metres, image: (H, W, 3) RGB. rgb is the customary float32 whose bits are
+    depth: (H, W) metres, image: (H, W, 3) RGB. believed: which of these pixels to take, None all,
+    (ceil(H / n), ceil(W / n)). rgb is the customary float32 whose bits are
     0x00RRGGBB.
     """
     every = (slice(None, None, decimation),) * 2
@@ -578,6 +636,8 @@ def colour_points(
     np.bitwise_or(packed, colours[..., 1] << 8, out=packed)
     np.bitwise_or(packed, colours[..., 2], out=packed)
     known = np.isfinite(rows[..., 2])
+    if believed is not None:
+        known &= believed
     kept = rows.reshape(-1, 4) if known.all() else rows[known]
     return kept.view(XYZRGB).reshape(-1)
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from depth_node.geometry.rigid import invert_rigid
@@ -42,12 +44,18 @@ class CameraMotion:
             f" that time ({cause}): start what publishes it, or empty world_frame"
         ) from cause
 
-    def since(self, camera_frame: str, then_ns: int, now_ns: int) -> Transform:
-        """T_now_then (4, 4) of the camera. Raises NoTransformError."""
-        if then_ns == now_ns:
-            return np.eye(4)
-        now = self.pose(camera_frame, now_ns)
-        return invert_rigid(now) @ self.pose(camera_frame, then_ns)
+    def until(self, camera_frame: str, now_ns: int) -> Callable[[int], Transform]:
+        """T_now_then (4, 4) of the camera, as a function of `then` in ns; NoTransformError."""
+        inverse: list[Transform] = []  # of the pose now: looked up once, and only if it is needed
+
+        def since(then_ns: int) -> Transform:
+            if then_ns == now_ns:
+                return np.eye(4)
+            if not inverse:
+                inverse.append(invert_rigid(self.pose(camera_frame, now_ns)))
+            return inverse[0] @ self.pose(camera_frame, then_ns)
+
+        return since
 
     def close(self) -> None:
         """Stop listening to TF."""

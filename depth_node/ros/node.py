@@ -371,7 +371,11 @@ class DepthNode(GuardedNode):
 
     def _make_lidar(self, config: NodeConfig, extrinsics: Extrinsics) -> LidarInput:
         lidar = LidarInput(
-            extrinsics, config.max_scan_age_s, config.scans_per_image, self._on_scan_refusal
+            extrinsics,
+            config.max_scan_age_s,
+            config.scans_per_image,
+            self._on_scan_refusal,
+            self.get_logger().warning,
         )
         lidar.time_offset_s = config.lidar_time_offset_s
         return lidar

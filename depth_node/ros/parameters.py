@@ -105,6 +105,7 @@ _OWN_SECTIONS = (
     "projection.",
     "segmentation.",
     "fit.",
+    "publish.",
     "qos_overrides.",
 )
 _NEAR = 0.8  # likeness of names from which on one is taken for a misspelt other

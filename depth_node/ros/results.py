@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.millimetres import depth_to_millimetres
 from depth_node.monitor import FrameRecord, Report
 from depth_node.pipeline import DepthResult
 from depth_node.ros import messages
@@ -72,13 +73,16 @@ def message_makers(
     """
 
     def depth() -> Image:
+        metres = result.gates.depth_image()
         if config.depth_encoding == "16UC1":
-            pixels = messages.depth_to_millimetres(result.depth)
+            pixels = depth_to_millimetres(metres)
             return messages.image_message(pixels, "16UC1", header)
-        return messages.image_message(result.depth, "32FC1", header)
+        return messages.image_message(metres, "32FC1", header)
 
     def points() -> PointCloud2:
-        rows = messages.colour_points(result.depth, camera, image, config.points_decimation)
+        every = config.points_decimation
+        believed = result.gates.believed(every)
+        rows = messages.colour_points(result.depth, camera, image, every, believed)
         return messages.table_message(rows, header)
 
     def regions() -> Image:

@@ -10,37 +10,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from depth_node.gates import flying_pixels
 from depth_node.geometry.camera import Camera
 from depth_node.visualization.colours import ACCENT, MUTED
 from depth_node.visualization.text import put_text
-
-
-def smooth_surface(depth: npt.NDArray[Any], jump: float = 0.08) -> npt.NDArray[Any]:
-    """Mask (H, W) of pixels on one surface with all four neighbours: no flying pixels.
-
-    depth: (H, W) m. jump: largest relative step to a neighbour on the same surface.
-    """
-    keep = np.isfinite(depth)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for axis in (0, 1):
-            step = np.abs(np.diff(depth, axis=axis))
-            low = np.minimum(
-                depth.take(range(depth.shape[axis] - 1), axis),
-                depth.take(range(1, depth.shape[axis]), axis),
-            )
-            torn = step > jump * low
-            first = (slice(None),) * axis + (slice(None, -1),)
-            second = (slice(None),) * axis + (slice(1, None),)
-            keep[first] &= ~torn
-            keep[second] &= ~torn
-    return keep
 
 
 def _cloud(
     depth: npt.NDArray[Any], image: npt.NDArray[Any], camera: Camera
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """(N, 3) points in the camera frame and their (N, 3) colours, without edges and far pixels."""
-    keep = smooth_surface(depth)
+    keep = np.isfinite(depth) & ~flying_pixels(depth)
     if not keep.any():
         return np.empty((0, 3)), np.empty((0, 3), dtype=np.uint8)
     keep &= depth <= 1.2 * np.quantile(depth[keep], 0.95)

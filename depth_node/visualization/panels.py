@@ -67,6 +67,7 @@ PADDING = 12
 TITLE_HEIGHT = 34
 CAPTION_HEIGHT = 26
 BAR_WIDTH = 84
+MIN_BELIEVED = 0.3  # of the known pixels; a cloud of fewer shows them all
 
 
 def compose(
@@ -241,6 +242,7 @@ def frame_images(
     relative: npt.NDArray[Any],
     depth: npt.NDArray[Any],
     std: npt.NDArray[Any],
+    believed: npt.NDArray[Any],
     *,
     truth: npt.NDArray[Any] | None = None,
     heading: str,
@@ -254,12 +256,14 @@ def frame_images(
 
     image (H, W, 3) RGB; rows, cols, points_depth (N,): the metric points, pixels and metres;
     rejected (N,) bool: outliers of the fit, marked by crosses; labels (H, W), None without regions;
-    relative (H, W): relative depth, large = far; depth, std, truth (H, W) metres. Without truth the
-    standard deviation is shown instead of the error.
+    relative (H, W): relative depth, large = far; depth, std, truth (H, W) metres; believed (H, W):
+    depth, NaN where it does not pass the gates (depth_node.gates). Without truth the standard
+    deviation is shown instead of the error.
     """
     if labels is None:
         labels = np.zeros(depth.shape, np.int32)
-    trusted = trusted_depth(depth, std)
+    gated = np.isfinite(believed).sum() > MIN_BELIEVED * np.isfinite(depth).sum()
+    trusted = believed if gated else depth
     scale = depth_scale(trusted, points_depth, *([] if truth is None else [truth]))
     answered = 100.0 * float(np.isfinite(depth).mean())
     lidar = points_on_image(image, rows, cols, points_depth, scale)
@@ -301,7 +305,8 @@ def frame_images(
         ImageCard(
             "Point cloud",
             point_cloud_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=span)),
-            "metric depth in 3-D from beside and above, without uncertain pixels",
+            "metric depth in 3-D from beside and above, "
+            + ("what passes the gates" if gated else "all pixels, as few pass the gates"),
             columns=span,
         )
     )
@@ -317,19 +322,6 @@ def frame_images(
     if numbers is not None:
         cards.append(numbers)
     return FrameImages(heading, subheading, tuple(cards))
-
-
-def trusted_depth(
-    depth: npt.NDArray[Any], std: npt.NDArray[Any], max_ratio: float = 0.25
-) -> npt.NDArray[Any]:
-    """Depth (H, W) where std / depth is below max_ratio, else NaN; all depth if little is left.
-
-    Sky and other uncertain pixels would add false points to a cloud and stretch a scale.
-    """
-    with np.errstate(invalid="ignore"):
-        trusted = np.where(std < max_ratio * depth, depth, np.float32(np.nan))
-    known = np.isfinite(depth).sum()
-    return trusted if np.isfinite(trusted).sum() > 0.3 * known else depth
 
 
 def _error_card(

@@ -28,9 +28,12 @@ from tests.helpers.onnx_graphs import HALF, graph, saved
 from tests.helpers.tiny_models import save_model
 from tests.model_zoo.test_convert import depth_anything
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch and its exporter deprecate
+pytestmark = [
+    pytest.mark.slow,  # wheels of 230 MB, a process a build
+    pytest.mark.filterwarnings("ignore"),  # what torch and its exporter deprecate
+]
 
-KINDS = ("vit_tiny", "small", pytest.param("base", marks=pytest.mark.slow), "sam")
+KINDS = ("vit_tiny", "small", "base", "sam")
 PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
 
 

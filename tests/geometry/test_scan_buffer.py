@@ -115,7 +115,7 @@ def test_the_pieces_of_a_turn_count_together(of: int) -> None:
     stamp = START + 2 * period
     chosen = buffer.nearest(stamp, "lidar", 0)
     assert len(chosen) == of, "one turn: no piece is missing, none comes twice"
-    assert max(abs(stamp - found) for found, _ in chosen) <= period // 2 + period // of
+    assert max(abs(stamp - scan.stamp_ns) for scan in chosen) <= period // 2 + period // of
     assert len(buffer.nearest(stamp, "lidar", 2)) == 2
     assert len(buffer.nearest(stamp, "lidar", None)) > of
 

@@ -144,12 +144,18 @@ class BagWriter:
         points: np.ndarray | None = None,
         topic: str = "/lidar/points",
         frame: str = "lidar",
+        ticks: np.ndarray | None = None,
     ) -> None:
+        """ticks: (N,) uint32, a field t."""
         points = lidar_of(scene()[1]) if points is None else points.astype(np.float32)
         field_type = self.types["sensor_msgs/msg/PointField"]
         fields = [
             field_type(name=name, offset=4 * k, datatype=7, count=1) for k, name in enumerate("xyz")
         ]
+        rows = np.ascontiguousarray(points).view(np.uint8).reshape(len(points), -1)
+        if ticks is not None:
+            fields.append(field_type(name="t", offset=12, datatype=6, count=1))
+            rows = np.hstack([rows, ticks.astype(np.uint32)[:, None].view(np.uint8)])
         kind = "sensor_msgs/msg/PointCloud2"
         message = self.types[kind](
             header=self.header(time_s, frame),
@@ -157,9 +163,9 @@ class BagWriter:
             width=len(points),
             fields=fields,
             is_bigendian=False,
-            point_step=12,
-            row_step=12 * len(points),
-            data=np.ascontiguousarray(points).view(np.uint8).reshape(-1),
+            point_step=rows.shape[1],
+            row_step=rows.size,
+            data=rows.reshape(-1),
             is_dense=True,
         )
         self.write(topic, kind, time_s, message)

@@ -18,6 +18,7 @@ from depth_node.frame import FrameInput
 from depth_node.geometry.rigid import invert_rigid
 from depth_node.geometry.sparse_depth import project_points
 from depth_node.recordings.frames import is_bag
+from depth_node.recordings.replay import LeftOut
 from depth_node.ros.bags import Bag, BagError, BagTopics
 from tests.helpers.recordings import CAMERA, T_CAMERA_LIDAR, BagWriter, lidar_of, scene
 
@@ -149,6 +150,60 @@ def test_scans_of_another_time_move_with_the_camera(tmp_path: Path) -> None:
     assert moment.T_world_camera is None
     with pytest.raises(BagError, match=r"from camera to map.*--world-frame"):
         read(path, world_frame="map")
+
+
+def test_each_point_moves_by_its_own_time(tmp_path: Path) -> None:
+    """A point at 5 m, seen twice by one scan of a camera that comes 1 m nearer in a second."""
+
+    def write(bag: BagWriter) -> None:
+        for time_s in (0.5, 1.0, 1.5):
+            T = np.eye(4)
+            T[2, 3] = time_s
+            bag.tf(time_s, [("odom", "camera", T)])
+        bag.info(0.5)
+        points = np.array([[0.0, 0.0, 4.2], [0.1, 0.0, 4.1]])  # at 0.8 and 0.9 s
+        bag.cloud(0.8, points, frame="camera", ticks=np.array([0, 100_000_000]))
+        bag.image(1.0)
+
+    path = record(tmp_path / "bag", write)
+    (moment,) = read(path, world_frame="odom")
+    np.testing.assert_allclose(moment.points, [[0, 0, 4.0], [0.1, 0, 4.0]], atol=1e-5)
+    np.testing.assert_allclose(moment.age_s, [0.2, 0.1], atol=1e-6)
+    (moment,) = read(path)
+    np.testing.assert_allclose(moment.points[:, 2], [4.2, 4.1], atol=1e-6)
+    np.testing.assert_allclose(moment.age_s, [0.2, 0.1], atol=1e-6)
+
+
+def test_times_of_points_that_mean_nothing_are_told_once(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        for time_s in (0.5, 1.0, 1.5):
+            bag.tf(time_s, [("odom", "camera", np.eye(4))])
+        bag.info(0.5)
+        for time_s in (0.8, 0.9):
+            ticks = np.array([4_000_000_000, 4_100_000_000])
+            bag.cloud(time_s, np.array([[0.0, 0.0, 4.0]] * 2), frame="camera", ticks=ticks)
+        bag.image(1.0)
+
+    path = record(tmp_path / "bag", write)
+    for world_frame, sentences in (("odom", 1), ("", 0)):
+        left_out = LeftOut()
+        (moment,) = read(path, world_frame=world_frame, left_out=left_out)
+        assert len(moment.points) and not left_out.damaged
+        assert len(left_out.sentences()) == sentences
+        assert not sentences or "'t'" in left_out.sentences()[0]
+
+
+def test_the_clock_of_the_lidar_is_corrected(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.info(1.0)
+        bag.cloud(38.0, np.array([[0.0, 0.0, 4.0]]), frame="camera")
+        bag.image(1.0)
+
+    path = record(tmp_path / "bag", write)
+    (moment,) = read(path, scan_wait_s=60.0)
+    assert len(moment.points) == 0
+    (moment,) = read(path, scan_wait_s=60.0, lidar_time_offset_s=-37.0)
+    assert len(moment.points) == 1
 
 
 def test_without_a_transform_the_cure_is_named(tmp_path: Path) -> None:

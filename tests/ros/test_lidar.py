@@ -10,10 +10,12 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
-from sensor_msgs.msg import LaserScan
+from sensor_msgs.msg import LaserScan, PointCloud2
 
 from depth_node.ros.extrinsics import Extrinsics
 from depth_node.ros.lidar import LidarInput, LidarPoints
+from depth_node.ros.messages import table_message
+from depth_node.ros.motion import CameraMotion
 from tests.helpers.rig import cloud, header
 
 POINTS = np.random.default_rng(0).normal(5.0, 1.0, (300, 3)).astype(np.float32)
@@ -253,3 +255,65 @@ def test_refusals_reach_the_counter_with_their_place() -> None:
     from depth_node.ros.guarded_node import place
 
     assert len({place(error) for error in refused}) == 1, "one kind, whatever the numbers"
+
+
+# --- points that have times of their own ---------------------------------------------------------
+
+
+class Approach:
+    """A camera that drives 10 m/s along its axis; TF knows all of it."""
+
+    def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[np.ndarray, int]:
+        T = np.eye(4)
+        T[2, 3] = 10.0 * (stamp_ns or 0) * 1e-9
+        return T, stamp_ns or 0
+
+    def close(self) -> None: ...
+
+
+def spinning_cloud(stamp_s: float, ticks: np.ndarray, frame: str = "lidar") -> PointCloud2:
+    """Of a point that is at 20 m at time 0."""
+    rows = np.zeros(len(ticks), [("x", "f4"), ("y", "f4"), ("z", "f4"), ("t", "u4")])
+    rows["z"] = 20.0 - 10.0 * (stamp_s + ticks * 1e-9)
+    rows["t"] = ticks
+    return table_message(rows, header(stamp_s, frame))
+
+
+def test_each_point_is_moved_by_its_own_time() -> None:
+    source = lidar()
+    motion = CameraMotion("odom", Approach(), 0.1)
+    ticks = np.linspace(0, 1e8, 200).astype(np.uint32)
+    source.offer(1_000_000_000, spinning_cloud(1.0, ticks), "points", 1.1)
+    got = source.collect("camera", 1_050_000_000, motion)
+    np.testing.assert_allclose(got.points[:, 2], 9.5, atol=1e-3)
+    np.testing.assert_allclose(got.age_s, np.abs(0.05 - ticks * 1e-9), atol=1e-6)
+    still = source.collect("camera", 1_050_000_000, None)
+    assert np.ptp(still.points[:, 2]) == pytest.approx(1.0, abs=1e-3), "nobody says that it moves"
+
+
+def test_the_correction_of_the_clock_moves_the_points_times_too() -> None:
+    source = lidar()
+    ticks = np.linspace(0, 1e8, 200).astype(np.uint32)
+    message = spinning_cloud(38.0, ticks)
+    source.offer(1_000_000_000, message, "points", 1.1)  # lidar_time_offset_s = -37
+    got = source.collect("camera", 1_050_000_000, CameraMotion("odom", Approach(), 0.1))
+    np.testing.assert_allclose(got.age_s, np.abs(0.05 - ticks * 1e-9), atol=1e-6)
+
+
+def test_times_that_mean_nothing_are_told_once_for_each_source() -> None:
+    sentences: list[str] = []
+    source = lidar(warned=sentences.append)
+    motion = CameraMotion("odom", Approach(), 0.1)
+    ticks = np.linspace(0, 4e9, 200).astype(np.uint32)
+    for i in range(5):
+        for frame in ("front", "rear"):
+            stamp_s = 1.0 + 0.1 * i
+            cloud = spinning_cloud(stamp_s, ticks, frame)
+            source.offer(round(stamp_s * 1e9), cloud, "points", stamp_s)
+        assert len(source.collect("camera", round(stamp_s * 1e9), motion).points) >= 400
+    assert len(sentences) == 2
+    assert "frame 'front'" in sentences[0] and "'t'" in sentences[0]
+    for i in range(200):
+        source.offer(2_000_000_000, spinning_cloud(2.0, ticks, f"invented {i}"), "points", 2.0)
+        source.collect("camera", 2_000_000_000, motion)
+    assert len(sentences) <= 32

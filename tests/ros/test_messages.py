@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import time
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from std_msgs.msg import Header
 
 from depth_node.fitting import REGION_FIT_DTYPE
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.millimetres import depth_to_millimetres
 from depth_node.ros import messages
 from depth_node.ros.messages import MessageError
 
@@ -493,7 +495,7 @@ def test_image_round_trip(encoding: str, kind: str) -> None:
 
 def test_millimetres_never_turn_unknown_into_a_number_or_wrap_around() -> None:
     depth = np.array([[np.nan, 0.0004, 0.0006, 1.2345, 65.535, 65.6, np.inf, -1.0]], np.float32)
-    found = messages.depth_to_millimetres(depth)
+    found = depth_to_millimetres(depth)
     np.testing.assert_array_equal(found, [[0, 0, 1, 1235, 65535, 0, 0, 0]])
 
 
@@ -539,3 +541,64 @@ def test_a_large_image_becomes_a_message_in_milliseconds() -> None:
     start = time.perf_counter()
     messages.image_message(depth, "32FC1", Header())
     assert time.perf_counter() - start < 0.1
+
+
+# --- times of points -----------------------------------------------------------------------------
+
+
+def timed_cloud(name: str, values: npt.NDArray[Any], stamp_s: int = 1_700_000_000) -> PointCloud2:
+    rows = np.zeros(len(values), [("x", "f4"), ("y", "f4"), ("z", "f4"), (name, values.dtype)])
+    rows["z"], rows[name] = 1.0, values
+    header = Header(frame_id="lidar")
+    header.stamp.sec = stamp_s
+    return messages.table_message(rows, header)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("time", np.linspace(0, 0.1, 50, dtype="f4")),
+        ("t", np.linspace(0, 1e8, 50).astype("u4")),
+        ("timestamp", 1_700_000_000 + np.linspace(0, 0.1, 50)),
+        ("offset_time", np.linspace(0, 1e8, 50).astype("u4")),
+    ],
+)
+def test_times_of_points(name: str, values: npt.NDArray[Any]) -> None:
+    scan = messages.lidar_scan(timed_cloud(name, values))
+    assert scan.points.shape == (50, 3) and not scan.unknown_times
+    assert scan.offset_s is not None
+    np.testing.assert_allclose(scan.offset_s, np.linspace(0, 0.1, 50), atol=1e-6)
+
+
+def test_times_that_mean_nothing_leave_the_points_alone() -> None:
+    for values, why in (
+        (np.linspace(0, 4e9, 50).astype("u4"), "'t' of the points"),
+        (1_700_000_037 + np.linspace(0, 0.1, 50), "one clock"),
+    ):
+        scan = messages.lidar_scan(timed_cloud("t", values))
+        assert len(scan.points) == 50 and scan.offset_s is None and why in scan.unknown_times
+    message = timed_cloud("t", np.linspace(0, 1e8, 50).astype("u4"))
+    message.fields[3].offset = 4000
+    assert "beyond point_step" in messages.lidar_scan(message).unknown_times
+    message.fields[3].datatype = 77
+    assert "datatype 77" in messages.lidar_scan(message).unknown_times
+    plain = timed_cloud("intensity", np.zeros(50, "f4"))
+    assert messages.lidar_scan(plain).offset_s is None
+    assert not messages.lidar_scan(plain).unknown_times
+
+
+def test_rays_of_a_laser_scan_have_times_of_their_own() -> None:
+    scan = LaserScan(angle_min=-1.0, angle_increment=0.1, range_min=0.1, range_max=30.0)
+    scan.header.stamp.sec = 5
+    scan.ranges = [1.0, float("inf"), 2.0, 0.01, 3.0]
+    assert messages.lidar_scan(scan).offset_s is None
+    scan.time_increment = 0.01
+    read = messages.lidar_scan(scan)
+    assert len(read.points) == 3 and read.offset_s is not None
+    np.testing.assert_allclose(read.offset_s, [0.0, 0.02, 0.04], atol=1e-7)
+    scan.header.stamp.sec = 0
+    read = messages.lidar_scan(scan)
+    assert read.offset_s is not None
+    np.testing.assert_allclose(read.offset_s, [-0.04, -0.02, 0.0], atol=1e-7)
+    scan.time_increment = 0.5  # 2.5 s
+    assert messages.lidar_scan(scan).offset_s is None

@@ -55,10 +55,10 @@ class Drive:
 
 def test_motion_of_the_camera_between_two_times() -> None:
     motion = CameraMotion("odom", Drive(speed=2.0), 0.1)
-    moved = motion.since("camera_optical_frame", 1_000_000_000, 1_500_000_000)
+    moved = motion.until("camera_optical_frame", 1_500_000_000)(1_000_000_000)
     # What was 5 m ahead is 4 m ahead half a second later.
     np.testing.assert_allclose(moved @ [0, 0, 5, 1], [0, 0, 4, 1])
-    same = motion.since("unknown", 7, 7)
+    same = motion.until("unknown", 7)(7)
     np.testing.assert_array_equal(same, np.eye(4))
 
 

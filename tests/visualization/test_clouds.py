@@ -10,15 +10,6 @@ from depth_node.visualization import clouds
 from tests.helpers.views import CAMERA, room
 
 
-def test_flying_pixels_at_edges_are_left_out() -> None:
-    _, depth = room()
-    keep = clouds.smooth_surface(depth)
-    assert keep[10, 10] and keep[60, 70]
-    assert not keep[40, 50:100].any() and not keep[39, 50:100].any()
-    depth[5, 5] = np.nan
-    assert not clouds.smooth_surface(depth)[5, 5]
-
-
 def test_cloud_views_show_the_box_and_survive_emptiness() -> None:
     image, depth = room()
     for view in (clouds.point_cloud_view, clouds.top_view):

@@ -25,7 +25,7 @@ def test_frame_panel_has_every_card_and_saves_them(tmp_path: Path, with_truth: b
     numbers = panels.TableCard("Scores", ("method", "AbsRel"), [("ssf", "0.05")], 0, columns=3)
     images = panels.frame_images(
         image, CAMERA, rows, cols, depth[rows, cols], rejected, labels, depth, depth, 0.1 * depth,
-        truth=truth, heading="A room", method="ssf", numbers=numbers,
+        depth, truth=truth, heading="A room", method="ssf", numbers=numbers,
     )  # fmt: skip
     lidar = next(card for card in images.cards if card.title == "LiDAR on image")
     assert isinstance(lidar, panels.ImageCard)
@@ -54,7 +54,8 @@ def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
     none = np.empty(0, np.int64)
     images = panels.frame_images(
         image, CAMERA, none, none, np.empty(0, np.float32), none.astype(bool),
-        np.zeros((120, 160), np.int32), unknown, unknown, unknown, truth=unknown, heading="Nothing",
+        np.zeros((120, 160), np.int32), unknown, unknown, unknown, unknown,
+        truth=unknown, heading="Nothing",
     )  # fmt: skip
     assert images.panel().ndim == 3
 

@@ -148,7 +148,7 @@ def simulated(frames: Iterator[RecordedFrame], seeds: Sequence[int]) -> list[Tab
             small = network.small(full)
             maps = {
                 BILINEAR: bilinear(small, frame.image),
-                KEPT: resize_map(small, frame.image),
+                KEPT: resize_map(small, *frame.image.shape[:2], image=frame.image),
                 FULL: full,
             }
             predictions = {
@@ -214,7 +214,7 @@ def speed() -> list[Table]:
             small = FromTruth(1, divisor).small(np.float32(1) / truth)
             parts: dict[str, Callable[[], object]] = {
                 BILINEAR: partial(bilinear, small, image),
-                KEPT: partial(resize_map, small, image),
+                KEPT: partial(resize_map, small, height, width, image=image),
                 "fit": partial(problem.fit, FIELD),
             }
             times = {name: np.median(one.cpu) for name, one in take_turns(parts, 40).items()}

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What it is worth, and what it costs, to move each LiDAR point by its own time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.benchmarks.speed import machine, one_core, take_turns
+from depth_node.benchmarks.tables import Means, Table
+from depth_node.frame import FrameInput
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.point_times import seconds_from_stamp
+from depth_node.geometry.rigid import invert_rigid
+from depth_node.geometry.scan_buffer import Scan
+from depth_node.geometry.scan_motion import ages, moved_scan
+from depth_node.geometry.sparse_depth import project_points
+from depth_node.geometry.transform_tree import TransformTree
+from depth_node.metrics import coverage, evaluate
+from depth_node.pipeline import DepthPipeline
+from depth_node.simulation.renderer import LidarPattern, Scene, camera_path
+from depth_node.simulation.spinning import moving_pose, spinning_scan
+from depth_node.simulation.walk import T_CAMERA_LIDAR
+
+Pose = Callable[[float], NDArray[np.float64]]  # T_world_camera (4, 4) by seconds from the stamp
+
+SEEDS = (31, 32, 33, 34, 35, 36)
+VIEWS = 4  # of each room
+SPEED_M_S, TURN_RAD_S = 10.0, 1.0
+POINTS = 130_000
+SCALE = 10.0
+"""A rendered room of ten times its size is as deep as a road, where a robot may drive so fast."""
+_PERIOD_S = 0.1
+_TF_S = 0.01
+_STAMP_NS = 1_000_000_000
+_CAMERA = Camera(320, 240, 256.0, 256.0, 159.5, 119.5)
+_LIDAR = LidarPattern(16, 1800, horizontal_fov_deg=(-50.4, 50.4), range_noise_m=0.02 / SCALE)
+
+
+@dataclass(frozen=True)
+class SpinningView:
+    """An image, the truth of its depth, and what a turning LiDAR measured about that time.
+
+    still: measured by a robot that stands. moving: by one that drives and turns by `pose` (its
+    translation in units of SCALE metres). The image is of the scan's stamp.
+    """
+
+    source: str
+    image: NDArray[np.uint8]
+    truth: NDArray[np.float32]
+    still: Scan
+    moving: Scan
+    pose: Pose
+
+    def frame(self, scan: Scan, since: Callable[[int], NDArray[np.float64]]) -> FrameInput:
+        """The observation that node and bag reader make of a scan."""
+        points, T_camera_lidar = moved_scan(scan, T_CAMERA_LIDAR, since)
+        return FrameInput(self.image, _CAMERA, points, T_camera_lidar, ages(scan, _STAMP_NS))
+
+    def since(self, then_ns: int) -> NDArray[np.float64]:
+        """T_now_then (4, 4) of the camera, from poses as TF has them."""
+        tree = _recorded(self.pose, SCALE)
+        now = invert_rigid(tree.look_up("odom", "camera", _STAMP_NS))
+        return now @ tree.look_up("odom", "camera", then_ns)
+
+
+def spinning_views(seed: int, count: int = VIEWS) -> list[SpinningView]:
+    """Views of the room of a seed, with a robot that drives SPEED_M_S and turns TURN_RAD_S."""
+    scene = Scene.random(seed)  # in units of SCALE metres
+    T_camera_lidar = T_CAMERA_LIDAR.copy()
+    T_camera_lidar[:3, 3] /= SCALE
+    path = camera_path(scene, 40, seed)
+    rng = np.random.default_rng(seed)
+    views: list[SpinningView] = []
+    for number, T_world_camera in enumerate(path[:: max(1, len(path) // count)][:count]):
+        drive = _free_drive(scene, T_world_camera, rng)
+        scans = []
+        for pose in (moving_pose(T_world_camera, np.zeros(3), np.zeros(3)), drive):
+
+            def lidar(time_s: float, pose: Pose = pose) -> NDArray[np.float64]:
+                return pose(time_s) @ T_camera_lidar
+
+            points, time_s = spinning_scan(scene, lidar, _LIDAR, _PERIOD_S, number)
+            scans.append(Scan(_STAMP_NS, np.float32(SCALE) * points, time_s))
+        rendered = scene.render(_CAMERA, T_world_camera)
+        truth = np.float32(SCALE) * rendered.depth
+        still, moving = scans
+        views.append(SpinningView(f"room {seed}", rendered.image, truth, still, moving, drive))
+    return views
+
+
+def accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> Table:
+    """AbsRel and coverage with a LiDAR that turns: on a robot that stands, on one that drives."""
+    means = Means()
+    for seed in seeds:
+        for view in spinning_views(seed):
+            frames = {
+                "standing still": view.frame(view.still._replace(offset_s=None), _standing),
+                "driving, a scan as one": view.frame(
+                    view.moving._replace(offset_s=None), view.since
+                ),
+                "driving, each point by its time": view.frame(view.moving, view.since),
+            }
+            for name, frame in frames.items():
+                result = pipeline.process(frame)
+                means.add(name, "AbsRel", view.source, evaluate(result.depth, view.truth).abs_rel)
+                inside = coverage(result.depth, result.std, view.truth)
+                means.add(name, "in the 95 % interval", view.source, inside)
+    still = means("standing still", "AbsRel")
+    rows = [
+        [
+            name,
+            f"{means(name, 'AbsRel'):.4f}",
+            f"{means(name, 'AbsRel') / still:.2f}",
+            f"{means(name, 'in the 95 % interval'):.3f}",
+        ]
+        for name in means.rows()
+    ]
+    notes = [
+        f"{len(seeds)} rendered rooms of {SCALE:g} times their size, {VIEWS} views each",
+        f"{SPEED_M_S:g} m/s and {TURN_RAD_S:g} rad/s; {_LIDAR.beams} lines, {1 / _PERIOD_S:g} turns"
+        " a second; the image is taken at the scan's stamp, when the LiDAR looks back",
+    ]
+    head = ["robot", "AbsRel", "of standing still", "in the 95 % interval"]
+    return Table("A LiDAR that turns while the robot drives", head, rows, notes)
+
+
+def speed(repeats: int = 0) -> Table:
+    """Processor time of the points' way into the image, without and with times of their own."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(0, 20, (POINTS, 3)).astype(np.float32)
+    ticks = np.linspace(0, 1e9 * _PERIOD_S, POINTS).astype(np.uint32)
+    tree = _recorded(moving_pose(np.eye(4), np.array([10.0, 0, 0]), np.array([0, TURN_RAD_S, 0])))
+    now = invert_rigid(tree.look_up("odom", "camera", _STAMP_NS))
+
+    def since(then_ns: int) -> NDArray[np.float64]:
+        return now @ tree.look_up("odom", "camera", then_ns)
+
+    def way(offset_s: NDArray[np.float32] | None) -> None:
+        scan = Scan(_STAMP_NS + 10_000_000, points, offset_s)
+        moved, T_camera_lidar = moved_scan(scan, T_CAMERA_LIDAR, since)
+        project_points(moved, T_camera_lidar, _CAMERA, age_s=ages(scan, _STAMP_NS))
+
+    parts: dict[str, Callable[[], object]] = {
+        "as one": lambda: way(None),
+        "each by its time": lambda: way(seconds_from_stamp(ticks, "t", _STAMP_NS)),
+    }
+    with one_core():
+        times = take_turns(parts, repeats or 30)
+    median = {name: float(np.median(one.cpu)) for name, one in times.items()}
+    base = median["as one"]
+    rows = [
+        [name, f"{value:.1f}", f"{value - base:+.1f}", f"{value / base:.2f}"]
+        for name, value in median.items()
+    ]
+    notes = [
+        f"{POINTS} points from the scan to the pixels of a {_CAMERA.width}x{_CAMERA.height} image,"
+        f" poses every {_TF_S * 1e3:g} ms; medians of processor time on one core",
+        machine(),
+    ]
+    head = ["points", "ms", "more, ms", "ratio"]
+    return Table("Cost of moving each point by its own time", head, rows, notes)
+
+
+def _standing(then_ns: int) -> NDArray[np.float64]:
+    return np.eye(4)
+
+
+def _recorded(pose: Callable[[float], NDArray[np.float64]], scale: float = 1.0) -> TransformTree:
+    """Poses about the stamp as odometry publishes them."""
+    tree = TransformTree()
+    for step in range(-4, round(_PERIOD_S / _TF_S) + 5):
+        T = pose(step * _TF_S)
+        T[:3, 3] *= scale
+        tree.add("odom", "camera", T, _STAMP_NS + round(1e9 * step * _TF_S))
+    return tree
+
+
+def _free_drive(
+    scene: Scene, T_world_camera: NDArray[np.float64], rng: np.random.Generator
+) -> Pose:
+    """A drive in a random level direction that leads through free space during a scan."""
+    for _ in range(100):
+        heading = rng.uniform(-np.pi, np.pi)
+        velocity = SPEED_M_S / SCALE * np.array([np.cos(heading), np.sin(heading), 0.0])
+        turn_rate = np.array([0.0, TURN_RAD_S * rng.choice([-1.0, 1.0]), 0.0])
+        pose = moving_pose(T_world_camera, velocity, turn_rate)
+        way = np.stack([pose(time_s)[:3, 3] for time_s in np.linspace(0, 0.7 * _PERIOD_S, 15)])
+        if scene.contains(way, 0.1).all():
+            return pose
+    raise ValueError("no free way about this view: take another seed")

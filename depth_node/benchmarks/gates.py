@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the gates take away: points far off the truth and others, on recorded frames with truth.
+
+A point is far off where it lies more than 20 % off the truth. Means over the frames and seeds of a
+source, then over the sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.benchmarks.accuracy import DepthPredictor, disturbed, predicted
+from depth_node.benchmarks.tables import Table
+from depth_node.fitting import FitConfig, fit
+from depth_node.fitting.methods import DEPTH_RANGE_M
+from depth_node.gates import GateConfig, Gates
+from depth_node.metrics import mean_over_sources
+from depth_node.recordings.frames import FrameError, split_lines, split_uniform
+
+FAR_OFF = 0.2  # of the truth
+MOST_LOST = 0.25  # of the points, which the gates may take away at most
+STDS = (0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15)
+CANDIDATES = tuple(GateConfig(max_std=std, cut_edges=cut) for std in STDS for cut in (True, False))
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One frame under one condition behind one gate, over its scored pixels.
+
+    condition: number of points, or lines_K; n behind it: noisy. far_off_before, far_off_after:
+    fraction of the points given that are far off, without and with the gate. kept: fraction of the
+    points that pass it.
+    """
+
+    source: str
+    condition: str
+    gate: GateConfig
+    far_off_before: float
+    far_off_after: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class GateMeans:
+    """Means of rows over sources."""
+
+    far_off_before: float
+    far_off_after: float
+    kept: float
+
+    @property
+    def left(self) -> float:
+        """What is left of the fraction of far-off points."""
+        return self.far_off_after / self.far_off_before
+
+
+def run_gates(
+    sources: Iterable[str | Path],
+    predictor: DepthPredictor | str,
+    *,
+    points: Sequence[int] = (250, 1000),
+    lines: int = 8,
+    noise: Sequence[str] = ("clean", "noisy"),
+    seeds: Sequence[int] = (0,),
+    gates: Sequence[GateConfig] = (GateConfig(),),
+    on_frame: Callable[[str], None] | None = None,
+) -> list[GateRow]:
+    """Rows of every frame, condition and gate; the depth is that of method field.
+
+    Arguments as of accuracy.run_accuracy. Raises FrameError if a frame cannot be used.
+    """
+    rows: list[GateRow] = []
+    for frame, prediction in predicted(sources, predictor, on_frame):
+        for seed in seeds:
+            splits = {}
+            known = int(np.isfinite(frame.truth).sum())
+            for count in (count for count in points if count < 0.9 * known):
+                splits[str(count)] = split_uniform(frame, count, seed)
+            if lines:
+                splits[f"lines_{lines}"] = split_lines(frame, lines, seed)
+            for name, split in splits.items():
+                for kind in noise:
+                    measured = disturbed(frame, split.points, kind, 0.0, seed)
+                    result = fit(prediction, measured, image=frame.image, config=FitConfig())
+                    condition = name + ("n" if kind == "noisy" else "")
+                    given = split.scored & np.isfinite(result.depth)
+                    error = np.abs(result.depth - frame.truth) / frame.truth
+                    far_off = error[given] > FAR_OFF
+                    for gate in gates:
+                        maps = Gates(result.depth, result.std, gate, DEPTH_RANGE_M, prediction.sky)
+                        rows.append(
+                            _row(frame.source, condition, gate, far_off, maps.believed()[given])
+                        )
+    if not rows:
+        raise FrameError("No frame knows enough depths for these numbers of points: ask for fewer.")
+    return rows
+
+
+def _row(
+    source: str,
+    condition: str,
+    gate: GateConfig,
+    far_off: NDArray[np.bool_],
+    passes: NDArray[np.bool_],
+) -> GateRow:
+    after = float(far_off[passes].mean()) if passes.any() else np.nan
+    return GateRow(source, condition, gate, float(far_off.mean()), after, float(passes.mean()))
+
+
+def averaged(rows: Iterable[GateRow], condition: str = "") -> GateMeans:
+    """Means over sources of the rows of one condition, of all without one."""
+    chosen = [row for row in rows if condition in ("", row.condition)]
+    columns = []
+    for column in ("far_off_before", "far_off_after", "kept"):
+        values: dict[str, list[float]] = {}
+        for row in chosen:
+            values.setdefault(row.source, []).append(getattr(row, column))
+        columns.append(mean_over_sources(values))
+    return GateMeans(*columns)
+
+
+def choose(rows: Sequence[GateRow]) -> GateConfig:
+    """Of the gates in the rows that which leaves the fewest far-off points and loses few others."""
+    means = {gate: averaged(r for r in rows if r.gate == gate) for gate in {r.gate for r in rows}}
+    allowed = [gate for gate, mean in means.items() if 1 - mean.kept < MOST_LOST]
+    return min(allowed or means, key=lambda gate: means[gate].left)
+
+
+def tables(rows: Sequence[GateRow]) -> list[Table]:
+    """The default gates by condition and by source, and gates chosen without a source."""
+    default = [row for row in rows if row.gate == GateConfig()]
+    head = ["", "far off before", "far off after", "left", "points kept"]
+    conditions = list(dict.fromkeys(row.condition for row in default))
+    sources = list(dict.fromkeys(row.source for row in default))
+    result = [
+        Table(
+            "Default gates, mean over sources",
+            head,
+            [_cells(each, averaged(default, each)) for each in conditions],
+            [f"far off: more than {FAR_OFF:.0%} off the truth; left: after over before"],
+        ),
+        Table(
+            "Default gates, mean over conditions",
+            head,
+            [
+                _cells(source, averaged(row for row in default if row.source == source))
+                for source in sources
+            ],
+        ),
+    ]
+    if len({row.gate for row in rows}) > 1 and len(sources) > 1:
+        body = []
+        for source in sources:
+            gate = choose([row for row in rows if row.source != source])
+            held_out = averaged(r for r in rows if r.source == source and r.gate == gate)
+            edges = "yes" if gate.cut_edges else "no"
+            body.append([*_cells(source, held_out), f"{gate.max_std:g}", edges])
+        note = f"fewest far-off points of those that lose less than {MOST_LOST:.0%} of the points"
+        result.append(
+            Table(
+                "Gates chosen on the other sources", [*head, "max_std", "cut_edges"], body, [note]
+            )
+        )
+    return result
+
+
+def _cells(name: str, means: GateMeans) -> list[str]:
+    return [
+        name,
+        f"{means.far_off_before:.2%}",
+        f"{means.far_off_after:.2%}",
+        f"{means.left:.2f}",
+        f"{means.kept:.1%}",
+    ]

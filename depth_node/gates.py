@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates: which pixels of a depth map may be believed.
+
+A robot acts on every point that it is given, so a point is given only where its relative standard
+deviation is small, its depth in range, and where it does not fly between two surfaces. What is out
+of range is told as REP-118 says: NaN unknown, +Inf farther than may be believed (sky too), -Inf too
+near. The constants were chosen on recorded frames, one source left out at a time
+(docs/obstacles.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.config import ConfigError, option, validate
+
+F32 = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+EDGE_GRID_PX = 320  # larger side of the grid on which edges are looked for
+BEND_STEP = 2  # of that grid, over which the inverse depth of a plane is straight
+MAX_BEND = 0.05  # of depth: half a step of inverse depth, of 10 % of the nearer surface's or more
+BEND_WINDOW, NEAR_WINDOW = 5, 7  # of that grid: where an edge reaches; where its near side is
+MAX_BEHIND = 0.06  # of depth: a pixel this little behind the near side belongs to it
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What is published, and what may be believed of it."""
+
+    max_std: float = option(
+        0.08,
+        "Largest standard deviation of the points of `~/points` and `~/obstacles`, as a fraction of"
+        " their depth; 0 = no limit.",
+        minimum=0.0,
+        maximum=10.0,
+    )
+    min_depth_m: float = option(
+        0.0,
+        "Depth below this is too near to be believed: -Inf in the depth image, no point. It narrows"
+        " projection.min_depth_m.",
+        unit="m",
+        minimum=0.0,
+        maximum=1000.0,
+    )
+    max_depth_m: float = option(
+        1000.0,
+        "Depth from here on is too far to be believed: +Inf in the depth image, no point. It"
+        " narrows projection.max_depth_m.",
+        unit="m",
+        minimum=0.001,
+        maximum=10000.0,
+    )
+    cut_edges: bool = option(
+        True,
+        "Whether `~/points` and `~/obstacles` leave out flying pixels: those behind the near side"
+        " of an edge and beside it, which lie between the surfaces.",
+    )
+    gate_depth_image: bool = option(
+        False,
+        "Whether max_std and cut_edges hold for the depth image too: NaN there. The range holds for"
+        " it always.",
+    )
+    infinity: bool = option(
+        True,
+        "Whether out of range is -Inf and +Inf in a 32FC1 depth image, as REP-118 says; false: NaN,"
+        " for listeners that cannot take Inf.",
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.min_depth_m >= self.max_depth_m:
+            raise ConfigError(
+                f"min_depth_m is {self.min_depth_m:g} and max_depth_m {self.max_depth_m:g}: the"
+                " first must be smaller"
+            )
+
+
+class Gates:
+    """The gates of one depth map; each map is computed once, when it is first asked for.
+
+    depth, std: (H, W) float32 m, NaN unknown. depth_range_m: nearest and farthest that the fit can
+    give: it clamps to them, so that the depth there is a limit and no measurement. sky: (H, W) bool
+    or None.
+    """
+
+    def __init__(
+        self,
+        depth: F32,
+        std: F32,
+        config: GateConfig | None = None,
+        depth_range_m: tuple[float, float] = (0.0, np.inf),
+        sky: Mask | None = None,
+    ) -> None:
+        self.depth, self.std, self.sky = depth, std, sky
+        self.config = config = config or GateConfig()
+        self._nearest = np.float32(max(config.min_depth_m, depth_range_m[0]))
+        self._farthest = np.float32(min(config.max_depth_m, depth_range_m[1]))
+        self._believed: dict[int, Mask] = {}
+
+    def believed(self, every: int = 1) -> Mask:
+        """Whether the pixels depth[::every, ::every] pass all gates."""
+        if every not in self._believed:
+            take = (slice(None, None, every),) * 2
+            depth = self.depth[take]
+            kept = (depth > self._nearest) & (depth < self._farthest)  # NaN is neither
+            if self.config.max_std > 0:
+                # Where nothing is known about the error, std is NaN.
+                kept &= self.std[take] <= np.float32(self.config.max_std) * depth
+            if self.sky is not None:
+                kept &= ~self.sky[take]
+            if self.config.cut_edges:
+                kept &= ~self._flying(every)
+            self._believed[every] = kept
+        return self._believed[every]
+
+    def believed_depth(self, every: int = 1) -> F32:
+        """Depth of every n-th row and column, NaN where it does not pass the gates."""
+        depth = self.depth[::every, ::every]
+        return np.where(self.believed(every), depth, np.float32(np.nan))
+
+    def depth_image(self) -> F32:
+        """(H, W) m: NaN unknown, +Inf too far or sky, -Inf too near; gated where config says so.
+
+        An uncertain pixel of a gated image is NaN and never Inf: it may be near.
+        """
+        depth, sky = self.depth, self.sky
+        gated = self.config.gate_depth_image
+        lowest, highest = float(depth.min()), float(depth.max())  # NaN if a pixel is
+        if not gated and sky is None and lowest > self._nearest and highest < self._farthest:
+            return depth
+        too_near, too_far = depth <= self._nearest, depth >= self._farthest
+        if gated:
+            known = self.believed()
+            if self.config.max_std > 0:
+                certain = self.std <= np.float32(self.config.max_std) * depth
+                too_near, too_far = too_near & certain, too_far & certain
+            image = np.where(known, depth, np.float32(np.nan))
+        else:
+            image = depth.copy()
+        if sky is not None:
+            too_far, too_near = too_far | sky, too_near & ~sky
+        image[too_near] = -np.inf if self.config.infinity else np.nan
+        image[too_far] = np.inf if self.config.infinity else np.nan
+        return image
+
+    @cached_property
+    def _flying_grid(self) -> tuple[Mask, int]:
+        """Flying pixels on the grid of edges, and its step in pixels."""
+        step = max(1, round(max(self.depth.shape) / EDGE_GRID_PX))
+        return flying_pixels(self.depth[::step, ::step]), step
+
+    def _flying(self, every: int) -> Mask:
+        grid, step = self._flying_grid
+        if every == step:
+            return grid
+        rows, cols = (
+            np.minimum((np.arange(0, size, every) + step // 2) // step, limit - 1)
+            for size, limit in zip(self.depth.shape, grid.shape, strict=True)
+        )
+        return grid.take(rows, axis=0).take(cols, axis=1)
+
+
+def flying_pixels(depth: NDArray[Any]) -> Mask:
+    """Whether pixels of a depth map (H, W) lie beside an edge and behind its near side.
+
+    An edge is where the inverse depth, which is straight on a plane however steep, bends.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.reciprocal(depth, dtype=np.float32)
+    bend = np.zeros_like(inverse)
+    k = BEND_STEP
+    if depth.shape[0] > 2 * k:
+        rows = 0.5 * (inverse[: -2 * k] + inverse[2 * k :]) - inverse[k:-k]
+        np.abs(rows, out=bend[k:-k])
+    if depth.shape[1] > 2 * k:
+        cols = 0.5 * (inverse[:, : -2 * k] + inverse[:, 2 * k :]) - inverse[:, k:-k]
+        np.maximum(bend[:, k:-k], np.abs(cols), out=bend[:, k:-k])
+    cv2.patchNaNs(bend, 0.0)  # beside the unknown nothing is said
+    cv2.patchNaNs(inverse, 0.0)
+    bend = cv2.dilate(bend, np.ones((BEND_WINDOW, BEND_WINDOW), np.uint8))
+    near = cv2.dilate(inverse, np.ones((NEAR_WINDOW, NEAR_WINDOW), np.uint8))
+    beside = bend > np.float32(MAX_BEND) * inverse
+    return np.asarray(beside & (near > np.float32(1 + MAX_BEHIND) * inverse), bool)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The time of each point of a scan: what the numbers of a driver's time field mean.
+
+Drivers agree on neither unit nor origin: FLOAT32 seconds to the last point (Velodyne), UINT32
+nanoseconds since the scan's start (Ouster, Livox), FLOAT64 seconds (Hesai, RoboSense) or
+nanoseconds (Livox) since 1970. The numbers themselves say which, because a scan takes between a
+millisecond and half a second, and because a time since 1970 lies near the scan's stamp. What fits
+nothing is refused: times that are misread by a factor of 1000 are worse than none.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+TIME_FIELDS = frozenset(
+    (
+        "t",
+        "time",
+        "times",
+        "timestamp",
+        "timestamps",
+        "time_stamp",
+        "stamp",
+        "stamps",
+        "offset_time",
+        "time_offset",
+        "point_time",
+        "point_time_offset",
+        "relative_time",
+    )
+)
+"""Names of time fields, without a unit at their end."""
+
+_UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_SUFFIXES = {"s": "s", "sec": "s", "ms": "ms", "us": "us", "usec": "us", "ns": "ns", "nsec": "ns"}
+_SAMPLES = 2048  # points of a scan that tell the unit
+LONGEST_SCAN_S = 0.5  # a LiDAR that turns twice a second
+_NEAR_S = (
+    1.0  # absolute times are as near as this to the stamp of the scan, wherever that lies in it
+)
+_SINCE_2001_S = 1e9  # larger numbers are no relative times, in whatever unit
+_FINEST_S = 1e-3  # a type that cannot tell milliseconds apart holds no times of points
+_LEAST_SPREAD = 1 / 500  # a turn is not sent in more pieces
+# Of relative times: unit -> the shortest scan that is read so. Integers are nanoseconds where that
+# is possible; what would be a microsecond then is a slow scanner that counts in larger units.
+_SHORTEST_S = {
+    "integer": {"ns": 1e-3, "us": 0.02, "ms": 0.02},
+    "float": {"s": 0.0, "ms": 5e-3, "us": 5e-3, "ns": 5e-3},
+}
+
+
+class UnknownTimesError(ValueError):
+    """The numbers of a time field mean nothing known; the message says what they are."""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The name of a field without a unit at its end, and that unit (s, ms, us, ns) or ""."""
+    match = re.fullmatch(r"(\w+?)_(s|sec|ms|us|usec|ns|nsec)", name.lower())
+    return (match[1], _SUFFIXES[match[2]]) if match else (name.lower(), "")
+
+
+def seconds_from_stamp(
+    values: npt.NDArray[np.generic], name: str, stamp_ns: int
+) -> npt.NDArray[np.float32] | None:
+    """(N,) seconds between the stamp of a scan and each of its points, below 0 for earlier ones.
+
+    values: (N,) of the field called `name`, as they are. stamp_ns: of the message, 0 where the
+    driver sets none and the scan's arrival serves: then the last point is at 0. A point without a
+    time of its own (NaN, or a 0 among times since 1970) is at 0. None: all points are at the stamp.
+    Raises UnknownTimesError.
+    """
+    sample = values[:: 1 + len(values) // _SAMPLES].astype(np.float64)
+    sample = np.sort(sample[np.isfinite(sample)])
+    if not len(sample) or sample[-1] == sample[0] == 0:
+        return None
+    # A few stray values judge nothing.
+    low, high = sample[len(sample) // 100], sample[-1 - len(sample) // 100]
+    unit = split_name(name)[1]
+    units = {unit: _UNITS_S[unit]} if unit else _UNITS_S
+    for factor in units.values():
+        if abs(high * factor - stamp_ns * 1e-9) <= _NEAR_S < high * factor:
+            return _absolute(values, name, factor, stamp_ns)
+    if high >= _SINCE_2001_S:
+        # Seconds, milli-, micro- and nanoseconds since 1970 are a factor of 1000 apart.
+        factor = float(1000.0 ** -np.floor(np.log10(high / _SINCE_2001_S) / 3 + 1e-9))
+        if stamp_ns == 0:
+            return _absolute(values, name, factor, round(sample[-1] * factor * 1e9))
+        apart_s = high * factor - stamp_ns * 1e-9
+        raise UnknownTimesError(
+            f"field {name!r} of the points holds times {abs(apart_s):.3g} s"
+            f" {'after' if apart_s > 0 else 'before'} the message's stamp: let the driver take both"
+            " from one clock"
+        )
+    return _relative(values, name, unit, (float(low), float(high)), stamp_ns == 0)
+
+
+def _absolute(
+    values: npt.NDArray[np.generic], name: str, factor: float, stamp_ns: int
+) -> npt.NDArray[np.float32]:
+    """Times since 1970, or since a simulation began."""
+    if values.dtype.itemsize < 8 and values.dtype.kind == "f":
+        finest_s = float(np.spacing(np.float32(stamp_ns * 1e-9 / factor))) * factor
+        if finest_s > _FINEST_S:
+            raise UnknownTimesError(
+                f"field {name!r} of the points holds times since 1970 as {values.dtype.name}, which"
+                f" are {finest_s:g} s apart: let the driver publish them as FLOAT64"
+            )
+    offset = values.astype(np.float64)
+    offset -= stamp_ns / (1e9 * factor)
+    offset *= factor
+    return _kept(offset.astype(np.float32))
+
+
+def _relative(
+    values: npt.NDArray[np.generic],
+    name: str,
+    unit: str,
+    ends: tuple[float, float],
+    arrival: bool,
+) -> npt.NDArray[np.float32]:
+    """Times since the scan's stamp, start or end."""
+    largest = max(abs(ends[0]), abs(ends[1]))
+    kind = "float" if values.dtype.kind == "f" else "integer"
+    shortest_s = {unit: 0.0} if unit else _SHORTEST_S[kind]
+    read = [
+        candidate
+        for candidate, least_s in shortest_s.items()
+        if least_s <= largest * _UNITS_S[candidate] <= LONGEST_SCAN_S
+    ]
+    if not read or ends[1] - ends[0] < _LEAST_SPREAD * largest:
+        raise UnknownTimesError(
+            f"field {name!r} of the points holds {values.dtype.name} from {ends[0]:g} to"
+            f" {ends[1]:g}, which is no time of a scan in any unit: see the driver's settings for"
+            " times of points"
+        )
+    offset = np.multiply(values, np.float32(_UNITS_S[read[0]]), dtype=np.float32, casting="unsafe")
+    if arrival:
+        offset -= np.float32(ends[1] * _UNITS_S[read[0]])
+    return _kept(offset)
+
+
+def _kept(offset: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Offsets (N,) with 0 for what is none."""
+    if not (offset.min() >= -_NEAR_S - LONGEST_SCAN_S and offset.max() <= _NEAR_S + LONGEST_SCAN_S):
+        with np.errstate(invalid="ignore"):
+            offset[~(np.abs(offset) <= _NEAR_S + LONGEST_SCAN_S)] = 0
+    return offset
