@@ -18,6 +18,7 @@ from depth_node.engine.opening import open_model
 from depth_node.engine.options import EngineConfig, ModelConfig, configured
 from depth_node.engine.preprocess import image_box, input_focal_px, tensor_box, to_image, to_tensor
 from depth_node.engine.protocol import Closeable, Engine, ImageEngine, Progress
+from depth_node.engine.sharing import Opener
 from depth_node.engine.sparse_input import pattern_tensors, sparse_tensors
 from depth_node.engine.upsampling import sharpener
 from depth_node.fitting.network import AnswerWithout, left_out_blocks
@@ -107,10 +108,13 @@ class _ImageModel(Closeable):
 
     @classmethod
     def open(
-        cls: type[_Model], config: ModelConfig, engine_config: EngineConfig | None = None
+        cls: type[_Model],
+        config: ModelConfig,
+        engine_config: EngineConfig | None = None,
+        opener: Opener = open_configured,
     ) -> _Model:
         """Open the model that the settings name. Raises EngineError with cause and cure."""
-        engine = open_configured(config, engine_config)
+        engine = opener(config, engine_config or EngineConfig())
         try:
             return cls(engine)
         except EngineError:
@@ -198,9 +202,14 @@ class DepthModel(_ImageModel):
         sharpener()  # compiled now, so that no image waits for it
 
     @classmethod
-    def open(cls, config: ModelConfig, engine_config: EngineConfig | None = None) -> DepthModel:
+    def open(
+        cls,
+        config: ModelConfig,
+        engine_config: EngineConfig | None = None,
+        opener: Opener = open_configured,
+    ) -> DepthModel:
         """Open the model that the settings name. Raises EngineError with cause and cure."""
-        engine = open_configured(config, engine_config)
+        engine = opener(config, engine_config or EngineConfig())
         try:
             return cls(engine) if engine.manifest.sparse is None else CompletionModel(engine)
         except EngineError:
@@ -370,17 +379,19 @@ class RegionModel(_ImageModel):
         config: ModelConfig,
         segmentation: SegmentationConfig | None = None,
         engine_config: EngineConfig | None = None,
+        opener: Opener = open_configured,
     ) -> RegionModel:
         """Open the model that the settings name, and its decoder if the manifest names one.
 
         Raises EngineError with cause and cure.
         """
-        engine = open_configured(config, engine_config)
+        engine_config = engine_config or EngineConfig()
+        engine = opener(config, engine_config)
         decoder: Engine | None = None
         try:
             if engine.manifest.meaning != PROMPTS:
                 return cls(engine, segmentation)
-            decoder = _opened_decoder(config, engine_config, engine)
+            decoder = _opened_decoder(config, engine_config, engine, opener)
             return PromptedRegionModel(engine, decoder, segmentation)
         except EngineError:
             engine.close()
@@ -548,7 +559,7 @@ class PromptedRegionModel(RegionModel):
 
 
 def _opened_decoder(
-    config: ModelConfig, engine_config: EngineConfig | None, encoder: Engine
+    config: ModelConfig, engine_config: EngineConfig, encoder: Engine, opener: Opener
 ) -> Engine:
     """Open the prompt decoder that lies beside its encoder."""
     file = Path(encoder.details.get("model", config.path)).expanduser()
@@ -558,4 +569,4 @@ def _opened_decoder(
             f"the prompt decoder {beside} of model {encoder.manifest.name} is missing: put both"
             " halves of the export into one folder, or export the model again"
         )
-    return open_configured(replace(config, path=str(beside), manifest=""), engine_config)
+    return opener(replace(config, path=str(beside), manifest=""), engine_config)

@@ -24,6 +24,7 @@ from depth_node.config import section, validate
 from depth_node.engine import EngineError
 from depth_node.engine.options import EngineConfig
 from depth_node.engine.preprocess import resize_map
+from depth_node.engine.sharing import Opener
 from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit
 from depth_node.fitting.field.memory import FieldState, Pose
 from depth_node.fitting.methods import too_few_points, usable_points
@@ -32,7 +33,13 @@ from depth_node.gates import GateConfig, Gates
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import check_rigid
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
-from depth_node.inference import CompletionModel, DepthModel, ModelConfig, RegionModel
+from depth_node.inference import (
+    CompletionModel,
+    DepthModel,
+    ModelConfig,
+    RegionModel,
+    open_configured,
+)
 from depth_node.prediction import Prediction
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.propagation import RegionMemory
@@ -108,11 +115,12 @@ class DepthPipeline:
         config: PipelineConfig | None = None,
         depth_model: DepthModel | None = None,
         region_model: RegionModel | None = None,
+        opener: Opener = open_configured,
     ) -> None:
         """Open the networks that the settings name, unless they are given. Raises EngineError.
 
         With an empty ``config.model.path`` there is no depth network: every frame must bring its
-        prediction.
+        prediction. opener: what opens engines, such as SharedEngines.open for several pipelines.
         """
         self._config = config = config or PipelineConfig()
         self.depth_model = depth_model
@@ -120,10 +128,10 @@ class DepthPipeline:
         self._memory, self._regions = FieldState(), RegionMemory()
         try:
             if depth_model is None and config.model.path:
-                self.depth_model = DepthModel.open(config.model, config.engine)
+                self.depth_model = DepthModel.open(config.model, config.engine, opener)
             if region_model is None and config.region_model.path:
                 self.region_model = RegionModel.open(
-                    config.region_model, config.segmentation, config.engine
+                    config.region_model, config.segmentation, config.engine, opener
                 )
             _check_method(config, self.depth_model)
         except EngineError:

@@ -19,11 +19,7 @@ from depth_node.geometry.rigid import transform
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.geometry.scan_motion import ages, moved_scan
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
-from depth_node.ros.messages import (
-    MessageError,
-    brief,
-    lidar_scan,
-)
+from depth_node.ros.messages import LidarScan, MessageError, brief, lidar_scan
 from depth_node.ros.motion import CameraMotion
 
 LidarMessage: TypeAlias = "PointCloud2 | LaserScan"
@@ -36,6 +32,30 @@ _FORGET_SOURCE_S = 10.0  # a source that is silent for longer, by arrival
 _CLOCK_SCANS = 3  # that must agree before a difference of clocks is believed
 _CLOCK_S = 1.0  # smaller differences may be latency
 _CLOCK_CERTAIN_S = 1.5  # larger ones are no latency: scans that seem to fit are not used
+
+
+class UnreadScan:
+    """A LiDAR message, read once for all cameras that it is for, when the first of them asks."""
+
+    def __init__(self, message: LidarMessage) -> None:
+        self.header = message.header
+        self.size_bytes = _size(message)
+        self._reading = threading.Lock()
+        self._message: LidarMessage | None = message
+        self._scan: LidarScan | MessageError
+
+    def read(self) -> LidarScan:
+        """The scan, whose arrays are not to be changed. Raises MessageError."""
+        with self._reading:
+            if self._message is not None:
+                try:
+                    self._scan = lidar_scan(self._message)
+                except MessageError as error:
+                    self._scan = error
+                self._message = None  # its bytes are not needed any more
+        if isinstance(self._scan, MessageError):
+            raise self._scan
+        return self._scan
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,7 @@ class _Source:
     of the latencies.
     """
 
-    waiting: deque[tuple[int, LidarMessage]] = field(
+    waiting: deque[tuple[int, UnreadScan]] = field(
         default_factory=lambda: deque(maxlen=_MOST_WAITING)
     )
     messages: int = 0
@@ -112,19 +132,19 @@ class LidarInput:
     def offer(
         self,
         stamp_ns: int,
-        message: LidarMessage,
+        scan: UnreadScan,
         topic: str = "points",
         arrival_s: float | None = None,
         idle: bool = False,
     ) -> None:
-        """Keep a message for later; cheap, for the executor's thread.
+        """Keep a scan for later; cheap, for the executor's thread.
 
         arrival_s: when it came, by the clock of the images' arrivals. idle: no output has a
         subscriber, so only the newest message of each LiDAR is kept, for the first image that is
         asked for.
         """
         arrival_s = time.monotonic() if arrival_s is None else arrival_s
-        key = (topic, message.header.frame_id)
+        key = (topic, scan.header.frame_id)
         with self._arrival:
             self._forget_sources(key, arrival_s)
             source = self._sources.setdefault(key, _Source())
@@ -137,7 +157,7 @@ class LidarInput:
             source.messages += 1
             source.newest_ns, source.arrival_s = stamp_ns, arrival_s
             source.lead_s, source.compared = stamp_ns * 1e-9 - arrival_s, False
-            source.waiting.append((stamp_ns, message))
+            source.waiting.append((stamp_ns, scan))
             # Nobody may ask for a long time, while no image comes for instance.
             while source.waiting[0][0] < stamp_ns - self._horizon_ns:
                 source.waiting.popleft()
@@ -233,10 +253,10 @@ class LidarInput:
                     source.offsets.append(source.lead_s - (stamp_ns * 1e-9 - arrival_s))
                     source.compared = True
             clocks = {key: s.clock_offset_s() for key, s in sorted(self._sources.items())}
-        for key, messages in waiting.items():
-            for scan_ns, message in messages:
+        for key, scans in waiting.items():
+            for scan_ns, unread in scans:
                 try:
-                    scan = lidar_scan(message)
+                    scan = unread.read()
                 except MessageError as error:
                     self._refused(error)
                     continue
@@ -267,14 +287,14 @@ class LidarInput:
 
     def _forget_waiting(self) -> None:
         sizes = {
-            key: sum(_size(message) for _, message in source.waiting)
+            key: sum(scan.size_bytes for _, scan in source.waiting)
             for key, source in self._sources.items()
         }
         while sum(sizes.values()) > _MOST_WAITING_BYTES:
             key = max(sizes, key=lambda key: sizes[key])
             if len(self._sources[key].waiting) < 2:
                 return
-            sizes[key] -= _size(self._sources[key].waiting.popleft()[1])
+            sizes[key] -= self._sources[key].waiting.popleft()[1].size_bytes
 
     def _why_none(self, stamp_ns: int, keys: list[SourceKey]) -> tuple[str, str]:
         stamps = {key: self._buffer.newest_stamp_ns(key) for key in keys}

@@ -43,7 +43,8 @@ class DemoError(RuntimeError):
 @dataclass(frozen=True)
 class DemoOptions:
     """What may be chosen: size is (height, width), frames a folder to render into, views how many
-    are rendered to be played back and forth."""
+    are rendered to be played back and forth, knock_deg by how much the LiDAR is turned on its mount
+    after a third of the images."""
 
     config: PipelineConfig = field(default_factory=PipelineConfig)
     seconds: float = 20.0
@@ -52,23 +53,39 @@ class DemoOptions:
     seed: int = 10
     frames: Path | None = None
     views: int = VIEWS
+    knock_deg: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0.5 <= self.seconds <= 3600 and 0.1 <= self.rate_hz <= 100):
             raise DemoError("the demo runs 0.5 to 3600 seconds at 0.1 to 100 images a second")
         if min(self.size) < 48 or max(self.size) > 4096:
             raise DemoError("images of the demo have 48 to 4096 pixels a side")
+        if not abs(self.knock_deg) <= 5:
+            raise DemoError("the LiDAR of the demo can be turned by at most 5 degrees")
 
     @property
     def images(self) -> int:
         """How many are published."""
         return max(1, round(self.seconds * self.rate_hz))
 
+    @property
+    def knocked_at(self) -> int:
+        """The first image after the LiDAR was turned; beyond the last one if it is not."""
+        return self.images // 3 if self.knock_deg else self.images
+
 
 class Child:
     """A process of the demo whose standard output is lines of JSON; its log goes to a file."""
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path, env: dict[str, str]):
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        env: dict[str, str],
+        own_session: bool = True,
+    ):
+        """own_session: Ctrl-C is ours then: we end the children in order."""
         self.name = name
         self.reader: threading.Thread | None = None
         self.log = folder / f"{name}.log"
@@ -81,7 +98,7 @@ class Child:
                 env=env,
                 text=True,
                 bufsize=1,
-                start_new_session=True,  # Ctrl-C is ours: we end the children in order
+                start_new_session=own_session,
             )
 
     def events(self, to: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
@@ -135,7 +152,7 @@ class Live:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """A ROS of our own: this machine only, a domain of our own, Fast DDS, logs in our folder."""
     unwanted = ("ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER",
                 "FASTDDS_BUILTIN_TRANSPORTS")  # fmt: skip
@@ -180,7 +197,7 @@ def run_live(
     parameters = folder / "node.yaml"
     values = _node_parameters(options.config, T_camera_lidar)
     parameters.write_text(yaml.safe_dump(values), encoding="utf-8")
-    env = _environment(folder)
+    env = environment(folder)
     keep_every = max(1, options.images // SCORED)
     node = ["-m", "depth_node.ros.node", "--ros-args", "--params-file", str(parameters)]
     commands = {
@@ -189,7 +206,8 @@ def run_live(
                      "--keep-every", str(keep_every), "--timeout", str(PATIENCE_S),
                      *(["--no-lifecycle"] if bare else [])],
         "publisher": ["-m", "depth_node.ros.demo", "publish", str(folder), "--frames", str(frames),
-                      "--rate", str(options.rate_hz), "--count", str(options.images)],
+                      "--rate", str(options.rate_hz), "--count", str(options.images),
+                      "--knock", str(options.knock_deg), "--knock-at", str(options.knocked_at)],
     }  # fmt: skip
     children: dict[str, Child] = {}
     events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()

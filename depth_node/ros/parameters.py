@@ -136,6 +136,13 @@ class NodeConfig(PipelineConfig):
         unit="px",
         minimum=0,
     )
+    max_rate_hz: float = option(
+        0.0,
+        "At most so many images a second are worked on, the others are passed over; 0 = all.",
+        unit="Hz",
+        minimum=0.0,
+        maximum=1000.0,
+    )
     lidar_sources: tuple[str, ...] = option(
         ("points", "scan"),
         "Where measured points come from: points (PointCloud2), scan (LaserScan), or both.",

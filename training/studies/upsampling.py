@@ -207,7 +207,7 @@ def speed() -> list[Table]:
     body = []
     prediction, _, labels = fit_problem()
     for height, width in SPEED_SIZES:
-        image = np.asarray(cv2.resize(frame.image, (width, height)))
+        image = np.asarray(cv2.resize(frame.image, (width, height)), np.uint8)
         truth = np.asarray(cv2.resize(frame.truth, (width, height)), np.float32)
         problem = SpeedProblem.of(prediction, labels, height, width, SPEED_POINTS)
         for divisor in (2, 3):
