@@ -351,6 +351,17 @@ class CompletionModel(DepthModel):
         return prediction, AnswerWithout(without, held, usable)
 
 
+def _whole_numbers(output: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """(h, w) region numbers of a network; 0 where it gives none.
+
+    Which integer a cast makes of NaN, infinity or a number too large depends on the processor.
+    """
+    if output.dtype.kind in "iub":
+        return np.clip(output, 0, np.iinfo(np.int32).max).astype(np.int32)
+    known = (output >= 0) & (output < 2.0**31 - 128)  # NaN is neither
+    return np.rint(np.where(known, output, 0)).astype(np.int32)
+
+
 _ANSWERS = ("masks", "iou", "stability", "boxes")
 
 
@@ -416,7 +427,7 @@ class RegionModel(_ImageModel):
             ids = edges_to_ids(edges, self.config.edge_level, gap_px / 2)
             labels = labels_from_ids(np.where(np.isfinite(edges), ids, 0), self.config)
         else:
-            ids = np.rint(output).astype(np.int32)
+            ids = _whole_numbers(output)
             ids = to_image(ids, spec, height, width, nearest=True)
             labels = labels_from_ids(ids, self.config)
             self.message = "" if ids.any() else "the network found no region in the image"

@@ -380,7 +380,7 @@ def _project(frame: FrameInput, config: ProjectionConfig) -> SparseDepth:
             "there are LiDAR points but no T_camera_lidar: give the LiDAR's pose in the camera"
         )
     pose = check_rigid(frame.T_camera_lidar, "T_camera_lidar")
-    return project_points(frame.points, pose, frame.camera, config, frame.age_s)
+    return project_points(frame.points, pose, frame.camera, config, frame.age_s, frame.noise_m)
 
 
 @contextmanager
