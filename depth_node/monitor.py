@@ -47,6 +47,7 @@ _EVENTS = (
     "refused",
     "failed",
     "skipped_no_subscribers",
+    "skipped_rate_limit",
 )
 
 
@@ -150,6 +151,10 @@ class Monitor:
     def skipped_no_subscribers(self, now_s: float) -> None:
         """An image was skipped: no output topic has a subscriber."""
         self._count("skipped_no_subscribers", now_s)
+
+    def skipped_rate_limit(self, now_s: float) -> None:
+        """An image was skipped: fewer are wanted than come."""
+        self._count("skipped_rate_limit", now_s)
 
     def refused(self, now_s: float, reason: str) -> None:
         """An input cannot be used: wrong size, unknown encoding, no calibration."""
@@ -279,6 +284,8 @@ class Monitor:
         values.update(situation.extrinsics)
         for name in ("dropped", "refused", "failed", "skipped_no_subscribers"):
             values[f"frames {name}"] = str(self._totals[name])
+        if self._totals["skipped_rate_limit"]:
+            values["frames skipped_rate_limit"] = str(self._totals["skipped_rate_limit"])
         values["scans refused"] = str(self._totals["scan_refused"])
         if self._scan_reason:
             values["last refusal of a scan"] = self._scan_reason

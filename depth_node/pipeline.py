@@ -24,6 +24,7 @@ from depth_node.config import section, validate
 from depth_node.engine import EngineError
 from depth_node.engine.options import EngineConfig
 from depth_node.engine.preprocess import resize_map
+from depth_node.engine.sharing import Opener
 from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit
 from depth_node.fitting.field.memory import FieldState, Pose
 from depth_node.fitting.methods import too_few_points, usable_points
@@ -32,7 +33,13 @@ from depth_node.gates import GateConfig, Gates
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import check_rigid
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
-from depth_node.inference import CompletionModel, DepthModel, ModelConfig, RegionModel
+from depth_node.inference import (
+    CompletionModel,
+    DepthModel,
+    ModelConfig,
+    RegionModel,
+    open_configured,
+)
 from depth_node.prediction import Prediction
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.propagation import RegionMemory
@@ -108,11 +115,12 @@ class DepthPipeline:
         config: PipelineConfig | None = None,
         depth_model: DepthModel | None = None,
         region_model: RegionModel | None = None,
+        opener: Opener = open_configured,
     ) -> None:
         """Open the networks that the settings name, unless they are given. Raises EngineError.
 
         With an empty ``config.model.path`` there is no depth network: every frame must bring its
-        prediction.
+        prediction. opener: what opens engines, such as SharedEngines.open for several pipelines.
         """
         self._config = config = config or PipelineConfig()
         self.depth_model = depth_model
@@ -120,10 +128,10 @@ class DepthPipeline:
         self._memory, self._regions = FieldState(), RegionMemory()
         try:
             if depth_model is None and config.model.path:
-                self.depth_model = DepthModel.open(config.model, config.engine)
+                self.depth_model = DepthModel.open(config.model, config.engine, opener)
             if region_model is None and config.region_model.path:
                 self.region_model = RegionModel.open(
-                    config.region_model, config.segmentation, config.engine
+                    config.region_model, config.segmentation, config.engine, opener
                 )
             _check_method(config, self.depth_model)
         except EngineError:
@@ -165,7 +173,8 @@ class DepthPipeline:
         prediction = None
         if self.depth_model is None:
             values = (1.0 + cols / width).astype(np.float32)
-            prediction = Prediction(values, "depth_affine_invariant")
+            # Smaller than the image, so that what enlarges it is warm too.
+            prediction = Prediction(values[::2, ::2], "depth_affine_invariant")
         camera = Camera(width, height, 600.0, 600.0, (width - 1) / 2, (height - 1) / 2)
         # Waves, which no network sees in that image: every step of the fit has something to do.
         waves = (2 + np.sin(cols / 32) * np.cos(rows / 24)).astype(np.float32)
@@ -268,7 +277,7 @@ class DepthPipeline:
             stage_ms.update(self.depth_model.stage_ms)
             return prediction
         if given.shape != frame.image.shape[:2]:
-            return _resized(given, frame.image.shape[0], frame.image.shape[1])
+            return _resized(given, frame.image)
         return given
 
     def _remember(self, frame: FrameInput) -> FieldState | None:
@@ -332,14 +341,14 @@ def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:
         )
 
 
-def _resized(prediction: Prediction, height: int, width: int) -> Prediction:
-    """A prediction at another size."""
-    sky, confidence = prediction.sky, prediction.confidence
+def _resized(prediction: Prediction, image: npt.NDArray[np.uint8]) -> Prediction:
+    """A prediction at the size of its image (H, W, 3)."""
+    sky, confidence, size = prediction.sky, prediction.confidence, image.shape[:2]
     return Prediction(
-        resize_map(prediction.values, height, width),
+        resize_map(prediction.values, *size, image=image),
         prediction.kind,
-        None if sky is None else resize_map(sky, height, width) >= 0.5,
-        None if confidence is None else resize_map(confidence, height, width),
+        None if sky is None else resize_map(sky, *size) >= 0.5,
+        None if confidence is None else resize_map(confidence, *size),
     )
 
 
@@ -372,7 +381,7 @@ def _project(frame: FrameInput, config: ProjectionConfig) -> SparseDepth:
             "there are LiDAR points but no T_camera_lidar: give the LiDAR's pose in the camera"
         )
     pose = check_rigid(frame.T_camera_lidar, "T_camera_lidar")
-    return project_points(frame.points, pose, frame.camera, config, frame.age_s)
+    return project_points(frame.points, pose, frame.camera, config, frame.age_s, frame.noise_m)
 
 
 @contextmanager

@@ -232,8 +232,8 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
     say("done")
 
 
-def change(node: Node, name: str, timeout_s: float) -> None:
-    """One lifecycle transition of the node, as `ros2 lifecycle set` asks for it.
+def change(node: Node, name: str, timeout_s: float, target: str = NODE) -> None:
+    """One lifecycle transition of a node, as `ros2 lifecycle set` asks for it.
 
     A service may answer before its way back to a new client is up; the answer is lost then. So the
     request is made again after a while, and the state decides.
@@ -243,18 +243,18 @@ def change(node: Node, name: str, timeout_s: float) -> None:
     request.transition.id = transition
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        answer = call(node, ChangeState, f"{NODE}/change_state", request, end)
+        answer = call(node, ChangeState, f"{target}/change_state", request, end)
         if answer is None or not answer.success:
-            state = call(node, GetState, f"{NODE}/get_state", GetState.Request(), end)
+            state = call(node, GetState, f"{target}/get_state", GetState.Request(), end)
             if state is None:
                 continue
             if state.current_state.label != goal:
                 if answer is None:
                     continue
-                raise RuntimeError(f"{NODE} refuses to {name}")
+                raise RuntimeError(f"{target} refuses to {name}")
         say("state", transition=name)
         return
-    raise RuntimeError(f"{NODE} does not answer to {name} within {timeout_s:g} s")
+    raise RuntimeError(f"{target} does not answer to {name} within {timeout_s:g} s")
 
 
 def call(node: Node, kind: Any, service: str, request: Any, end: float) -> Any:
@@ -263,7 +263,7 @@ def call(node: Node, kind: Any, service: str, request: Any, end: float) -> Any:
     try:
         while not client.service_is_ready():
             if time.monotonic() > end:
-                raise RuntimeError(f"{NODE} has no service {service}")
+                raise RuntimeError(f"there is no service {service}")
             rclpy.spin_once(node, timeout_sec=0.05)
         future = client.call_async(request)
         until = min(end, time.monotonic() + ASK_AGAIN_S)

@@ -77,7 +77,15 @@ class DemoOptions:
 class Child:
     """A process of the demo whose standard output is lines of JSON; its log goes to a file."""
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path, env: dict[str, str]):
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        env: dict[str, str],
+        own_session: bool = True,
+    ):
+        """own_session: Ctrl-C is ours then: we end the children in order."""
         self.name = name
         self.reader: threading.Thread | None = None
         self.log = folder / f"{name}.log"
@@ -90,7 +98,7 @@ class Child:
                 env=env,
                 text=True,
                 bufsize=1,
-                start_new_session=True,  # Ctrl-C is ours: we end the children in order
+                start_new_session=own_session,
             )
 
     def events(self, to: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
@@ -144,7 +152,7 @@ class Live:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """A ROS of our own: this machine only, a domain of our own, Fast DDS, logs in our folder."""
     unwanted = ("ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER",
                 "FASTDDS_BUILTIN_TRANSPORTS")  # fmt: skip
@@ -189,7 +197,7 @@ def run_live(
     parameters = folder / "node.yaml"
     values = _node_parameters(options.config, T_camera_lidar)
     parameters.write_text(yaml.safe_dump(values), encoding="utf-8")
-    env = _environment(folder)
+    env = environment(folder)
     keep_every = max(1, options.images // SCORED)
     node = ["-m", "depth_node.ros.node", "--ros-args", "--params-file", str(parameters)]
     commands = {
