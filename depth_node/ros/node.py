@@ -317,6 +317,7 @@ class DepthNode(GuardedLifecycleNode):
         if new.T_camera_lidar != old.T_camera_lidar:
             extrinsics = self._make_extrinsics(new)
             lidar.extrinsics.close()
+            pipeline.reset()  # its metres are those of the old extrinsics
         extrinsics.tolerance_s = new.tf_tolerance_s
         if (new.world_frame, new.tf_tolerance_s) != (old.world_frame, old.tf_tolerance_s):
             old_motion, self._motion = self._motion, self._make_motion(new)
