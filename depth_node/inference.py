@@ -20,6 +20,7 @@ from depth_node.engine.preprocess import image_box, input_focal_px, tensor_box, 
 from depth_node.engine.protocol import Closeable, Engine, ImageEngine, Progress
 from depth_node.engine.sharing import Opener
 from depth_node.engine.sparse_input import pattern_tensors, sparse_tensors
+from depth_node.engine.upsampling import sharpener
 from depth_node.fitting.network import AnswerWithout, left_out_blocks
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.point_map import point_map_shift
@@ -198,6 +199,7 @@ class DepthModel(_ImageModel):
                 " and only then: open it with DepthModel.open"
             )
         super().__init__(engine)
+        sharpener()  # compiled now, so that no image waits for it
 
     @classmethod
     def open(
@@ -239,8 +241,8 @@ class DepthModel(_ImageModel):
         output, kind = outputs[manifest.output_name], manifest.meaning
         if kind in NEEDS_FOCAL:
             output, kind = self._with_focal(outputs, size, camera)
-        # Interpolated in the network's own space, so that an affine relation to depth stays affine.
-        values = to_image(output, spec, *size)
+        # In the network's own space, so that an affine relation to depth stays affine.
+        values = to_image(output, spec, *size, image=image)
         maps = {
             role: to_image(outputs[name], spec, *size)
             for role, name in manifest.roles.items()
