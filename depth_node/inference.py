@@ -20,6 +20,7 @@ from depth_node.engine.preprocess import image_box, input_focal_px, tensor_box, 
 from depth_node.engine.protocol import Closeable, Engine, ImageEngine, Progress
 from depth_node.engine.sharing import Opener
 from depth_node.engine.sparse_input import pattern_tensors, sparse_tensors
+from depth_node.engine.upsampling import sharpener
 from depth_node.fitting.network import AnswerWithout, left_out_blocks
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.point_map import point_map_shift
@@ -198,6 +199,7 @@ class DepthModel(_ImageModel):
                 " and only then: open it with DepthModel.open"
             )
         super().__init__(engine)
+        sharpener()  # compiled now, so that no image waits for it
 
     @classmethod
     def open(
@@ -239,8 +241,8 @@ class DepthModel(_ImageModel):
         output, kind = outputs[manifest.output_name], manifest.meaning
         if kind in NEEDS_FOCAL:
             output, kind = self._with_focal(outputs, size, camera)
-        # Interpolated in the network's own space, so that an affine relation to depth stays affine.
-        values = to_image(output, spec, *size)
+        # In the network's own space, so that an affine relation to depth stays affine.
+        values = to_image(output, spec, *size, image=image)
         maps = {
             role: to_image(outputs[name], spec, *size)
             for role, name in manifest.roles.items()
@@ -351,6 +353,17 @@ class CompletionModel(DepthModel):
         return prediction, AnswerWithout(without, held, usable)
 
 
+def _whole_numbers(output: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """(h, w) region numbers of a network; 0 where it gives none.
+
+    Which integer a cast makes of NaN, infinity or a number too large depends on the processor.
+    """
+    if output.dtype.kind in "iub":
+        return np.clip(output, 0, np.iinfo(np.int32).max).astype(np.int32)
+    known = (output >= 0) & (output < 2.0**31 - 128)  # NaN is neither
+    return np.rint(np.where(known, output, 0)).astype(np.int32)
+
+
 _ANSWERS = ("masks", "iou", "stability", "boxes")
 
 
@@ -416,7 +429,7 @@ class RegionModel(_ImageModel):
             ids = edges_to_ids(edges, self.config.edge_level, gap_px / 2)
             labels = labels_from_ids(np.where(np.isfinite(edges), ids, 0), self.config)
         else:
-            ids = np.rint(output).astype(np.int32)
+            ids = _whole_numbers(output)
             ids = to_image(ids, spec, height, width, nearest=True)
             labels = labels_from_ids(ids, self.config)
             self.message = "" if ids.any() else "the network found no region in the image"

@@ -173,7 +173,8 @@ class DepthPipeline:
         prediction = None
         if self.depth_model is None:
             values = (1.0 + cols / width).astype(np.float32)
-            prediction = Prediction(values, "depth_affine_invariant")
+            # Smaller than the image, so that what enlarges it is warm too.
+            prediction = Prediction(values[::2, ::2], "depth_affine_invariant")
         camera = Camera(width, height, 600.0, 600.0, (width - 1) / 2, (height - 1) / 2)
         # Waves, which no network sees in that image: every step of the fit has something to do.
         waves = (2 + np.sin(cols / 32) * np.cos(rows / 24)).astype(np.float32)
@@ -276,7 +277,7 @@ class DepthPipeline:
             stage_ms.update(self.depth_model.stage_ms)
             return prediction
         if given.shape != frame.image.shape[:2]:
-            return _resized(given, frame.image.shape[0], frame.image.shape[1])
+            return _resized(given, frame.image)
         return given
 
     def _remember(self, frame: FrameInput) -> FieldState | None:
@@ -340,14 +341,14 @@ def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:
         )
 
 
-def _resized(prediction: Prediction, height: int, width: int) -> Prediction:
-    """A prediction at another size."""
-    sky, confidence = prediction.sky, prediction.confidence
+def _resized(prediction: Prediction, image: npt.NDArray[np.uint8]) -> Prediction:
+    """A prediction at the size of its image (H, W, 3)."""
+    sky, confidence, size = prediction.sky, prediction.confidence, image.shape[:2]
     return Prediction(
-        resize_map(prediction.values, height, width),
+        resize_map(prediction.values, *size, image=image),
         prediction.kind,
-        None if sky is None else resize_map(sky, height, width) >= 0.5,
-        None if confidence is None else resize_map(confidence, height, width),
+        None if sky is None else resize_map(sky, *size) >= 0.5,
+        None if confidence is None else resize_map(confidence, *size),
     )
 
 
@@ -380,7 +381,7 @@ def _project(frame: FrameInput, config: ProjectionConfig) -> SparseDepth:
             "there are LiDAR points but no T_camera_lidar: give the LiDAR's pose in the camera"
         )
     pose = check_rigid(frame.T_camera_lidar, "T_camera_lidar")
-    return project_points(frame.points, pose, frame.camera, config, frame.age_s)
+    return project_points(frame.points, pose, frame.camera, config, frame.age_s, frame.noise_m)
 
 
 @contextmanager

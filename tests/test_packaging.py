@@ -169,3 +169,12 @@ def test_a_numpy_that_is_too_old_is_refused_with_its_cure(tmp_path: Path) -> Non
     )
     assert done.returncode == 1
     assert "needs NumPy 1.26 or newer, and 1.21.5 is installed: python3 -m pip" in done.stderr
+
+
+def test_tests_that_pages_and_the_makefile_name_exist() -> None:
+    named = {}
+    pages = [REPO / "Makefile", REPO / "README.md", REPO / "CONTRIBUTING.md"]
+    for page in (*pages, *(REPO / "docs").rglob("*.md")):
+        for path in re.findall(r"\btests/[\w/]+(?:\.py)?", page.read_text(encoding="utf-8")):
+            named[path] = page.name
+    assert {path: page for path, page in named.items() if not (REPO / path).exists()} == {}

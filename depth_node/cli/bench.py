@@ -17,6 +17,7 @@ from depth_node.benchmarks import (
     drive_accuracy,
     field_speed,
     gates,
+    sparse_sensors,
     speed,
 )
 from depth_node.benchmarks.tables import markdown
@@ -93,6 +94,15 @@ def add(commands: Any) -> None:
         "--markdown", type=Path, metavar="FILE", help="write the tables as Markdown"
     )
     scores.set_defaults(run=_run_accuracy)
+    sensors = kinds.add_parser(
+        "sensors", help="radar, two unlike sensors, holes of a depth camera: each as it is declared"
+    )
+    sensors.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
+    sensors.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    sensors.add_argument("--manifest", default="", metavar="FILE")
+    sensors.add_argument("--prediction", default="", metavar="NAME", help="stored, no network")
+    sensors.add_argument("--out", type=Path, metavar="FILE", help="write the table as Markdown")
+    sensors.set_defaults(run=_run_sensors)
     field = kinds.add_parser("field", help="speed of the default method on one core")
     field.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
     field.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
@@ -230,6 +240,20 @@ def _run_drive(options: argparse.Namespace) -> int:
         write_json(options.json, {**report.as_dict(), "model": options.model})
     if options.markdown:
         write_text(options.markdown, f"{markdown(tables)}\n{report.warning}\n")
+    return 0
+
+
+def _run_sensors(options: argparse.Namespace) -> int:
+    terminal = console()
+    count = sum(len(find_frames(source)) for source in options.sources)
+    with ExitStack() as stack:
+        predictor: DepthModel | str = options.prediction
+        if not predictor:
+            model = ModelConfig(options.model, options.manifest)
+            predictor = stack.enter_context(DepthModel.open(model))
+        advance = stack.enter_context(progress(terminal, "measuring", count))
+        table = sparse_sensors.run_sensors(options.sources, predictor, on_frame=advance)
+    print_tables(terminal, [table], options.out)
     return 0
 
 

@@ -286,7 +286,17 @@ def _fit_field(
     rows, cols = points.rows[usable], points.cols[usable]
     age_s = points.age_s[usable]
     answer = solve(
-        prediction, rows, cols, z, age_s, labels, image, config.field, state, ablation=ablation
+        prediction,
+        rows,
+        cols,
+        z,
+        age_s,
+        labels,
+        image,
+        config.field,
+        state,
+        noise_m=points.noise_m[usable],
+        ablation=ablation,
     )
     depth = np.clip(answer.depth, np.float32(depth_range_m[0]), np.float32(depth_range_m[1]))
     inlier = np.zeros(len(points), dtype=bool)

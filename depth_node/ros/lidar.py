@@ -73,6 +73,7 @@ class LidarPoints:
     trouble: str = ""
     kind: str = ""
     sources: tuple[SourcePoints, ...] = ()
+    noise_m: float | npt.NDArray[np.float32] = 0.0
 
 
 @dataclass
@@ -120,6 +121,8 @@ class LidarInput:
         self.extrinsics = extrinsics
         self.scans_per_image = scans_per_image
         self.time_offset_s = 0.0  # already in the stamps that are offered
+        self.relative_noise: dict[str, float] = {}
+        """Topic -> declared noise of its points, as a share of their distance."""
         self._max_scan_age_s = max_scan_age_s
         self._refused = refused
         self._warned = warned
@@ -194,6 +197,7 @@ class LidarInput:
         clocks = self._take_in(stamp_ns, arrival_s, moving=motion is not None)
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
         ages_s: list[npt.NDArray[np.float32]] = []
+        noises_m: list[npt.NDArray[np.float32]] = []
         sources: list[SourcePoints] = []
         since = None if motion is None else motion.until(camera_frame, stamp_ns)
         trouble, kind = "", ""
@@ -220,9 +224,12 @@ class LidarInput:
                         trouble, kind = str(error), "motion"
                         if scan.stamp_ns != scans[0].stamp_ns and not self.scans_per_image:
                             continue
-                if scan.stamp_ns == scans[0].stamp_ns:
+                share = self.relative_noise.get(key[0], 0.0)
+                # The edges of radar echoes and landmarks do not tell where their sensor is.
+                if scan.stamp_ns == scans[0].stamp_ns and not share:
                     sources.append(SourcePoints("/".join(key), *seen, T, lag_s))
                 found.append(seen)
+                noises_m.append(_noise_m(scan.points, share))
                 ages_s.append(ages(scan, stamp_ns))
         if not found:
             empty = np.empty((0, 3), np.float32)
@@ -230,10 +237,11 @@ class LidarInput:
                 trouble, kind = self._why_none(stamp_ns, list(clocks))
             return LidarPoints(empty, np.eye(4), empty[:, 0], trouble, kind)
         if len(found) == 1:
-            return LidarPoints(*found[0], ages_s[0], trouble, kind, tuple(sources))
+            return LidarPoints(*found[0], ages_s[0], trouble, kind, tuple(sources), noises_m[0])
         in_camera = np.concatenate([transform(T, points) for points, T in found])
         joined = np.concatenate(ages_s)
-        return LidarPoints(in_camera, np.eye(4), joined, trouble, kind, tuple(sources))
+        noise_m = np.concatenate(noises_m)
+        return LidarPoints(in_camera, np.eye(4), joined, trouble, kind, tuple(sources), noise_m)
 
     def clear(self) -> None:
         """Forget every scan and every source."""
@@ -326,6 +334,14 @@ class LidarInput:
             f" throughout: a clock offset, so these scans are not used; synchronise both clocks"
             f"{hint} or set lidar_time_offset_s to {round(cure_s, 2)}"
         )
+
+
+def _noise_m(points: npt.NDArray[np.floating], share: float) -> npt.NDArray[np.float32]:
+    """(N,) m, a share of the distance of points (N, 3) from their sensor."""
+    if not share:
+        return np.zeros(len(points), np.float32)
+    noise_m: npt.NDArray[np.float32] = np.float32(share) * np.linalg.norm(points, axis=1)
+    return noise_m.astype(np.float32)
 
 
 def _size(message: LidarMessage) -> int:

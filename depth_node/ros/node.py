@@ -69,7 +69,7 @@ from depth_node.ros.results import (
 from depth_node.ros.shared_topics import SharedTopics
 from depth_node.ros.worker import LatestWorker, Pace
 
-INPUTS = ("image", "camera_info", "points", "scan")
+INPUTS = ("image", "camera_info", "points", "scan", "landmarks")
 
 _CLOSE_TIMEOUT_S = 30.0
 _FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
@@ -328,6 +328,7 @@ class DepthNode(GuardedLifecycleNode):
         else:
             lidar.extrinsics = extrinsics
             lidar.scans_per_image = new.scans_per_image
+            lidar.relative_noise = {"landmarks": new.landmarks_noise}
         if self._watch is not None:
             self._watch.share = new.extrinsics_cpu_share
             if times != (old.max_scan_age_s, old.lidar_time_offset_s):
@@ -385,12 +386,18 @@ class DepthNode(GuardedLifecycleNode):
             self.get_logger().warning,
         )
         lidar.time_offset_s = config.lidar_time_offset_s
+        lidar.relative_noise = {"landmarks": config.landmarks_noise}
         return lidar
 
     @staticmethod
     def _input_types(config: NodeConfig) -> dict[str, type]:
         """The topics that the settings make the node subscribe to."""
-        kinds = {"camera_info": CameraInfo, "points": PointCloud2, "scan": LaserScan}
+        kinds = {
+            "camera_info": CameraInfo,
+            "points": PointCloud2,
+            "scan": LaserScan,
+            "landmarks": PointCloud2,
+        }
         inputs = {"camera_info", *config.lidar_sources}
         image = CompressedImage if config.image_transport == "compressed" else Image
         return {**{name: kind for name, kind in kinds.items() if name in inputs}, "image": image}
@@ -575,6 +582,7 @@ class DepthNode(GuardedLifecycleNode):
             points.age_s,
             pending.stamp_ns,
             self._pose(motion, frame, pending.stamp_ns),
+            noise_m=points.noise_m,
             sources=points.sources,
         )
         watch, header = self._watch, pending.message.header
@@ -585,7 +593,7 @@ class DepthNode(GuardedLifecycleNode):
             if self._outputs is not None:
                 self._outputs.publish(wanted, result, image, camera, header, config)
             stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
-        if watch is not None:
+        if watch is not None and points.sources:
             watch.offer_image(observed, header)
         self._report(pending, points, result, stage_ms, camera)
 

@@ -86,6 +86,20 @@ def test_lidars_that_share_topic_frame_and_stamp_are_all_used() -> None:
     assert len(collect(source, 1.0).points) == len(POINTS), "the same message again"
 
 
+def test_each_topic_has_its_own_noise() -> None:
+    """A share of the distance for landmarks, none for the LiDAR; the watch sees the LiDAR alone."""
+    both = lidar()
+    both.relative_noise = {"landmarks": 0.05}
+    points = np.array([[3.0, 0.0, 4.0]], np.float32)
+    both.offer(10**9, UnreadScan(cloud(1.0, points)), "points")
+    both.offer(10**9, UnreadScan(cloud(1.0, 2 * points, "radar")), "landmarks")
+    found = collect(both, 1.0)
+    distance = np.linalg.norm(found.points, axis=1)
+    declared = dict(zip(distance.round(1).tolist(), np.asarray(found.noise_m), strict=True))
+    assert declared[5.0] == 0.0 and declared[10.0] == pytest.approx(0.5)
+    assert [source.source for source in found.sources] == ["points/lidar"]
+
+
 def test_a_lidar_whose_clock_is_ahead_silences_no_other_and_is_named() -> None:
     source = lidar()
     for i in range(20):

@@ -86,7 +86,7 @@ class Exportable:
         """(H, W, 3) uint8 RGB -> the prediction at the image's size, by torch."""
         tensor = torch.from_numpy(preprocess.to_tensor(image, self.spec))
         values = self.network(tensor)[0, 0].float().numpy()
-        full = preprocess.to_image(values, self.spec, image.shape[0], image.shape[1])
+        full = preprocess.to_image(values, self.spec, *image.shape[:2], image=image)
         return Prediction(full, self.meaning)
 
     def close(self) -> None:
