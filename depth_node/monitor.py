@@ -30,6 +30,8 @@ _DETAILS = (
     ("nodes", "fit nodes", "{}"),
     ("remembered", "fit remembered [%]", "{:.0%}"),
     ("resets", "fit new beginnings", "{}"),
+    ("anchor_age_s", "fit age of the metres [s]", "{:.1f}"),
+    ("bound", "fit bound of the metres [%]", "{:.0%}"),
 )
 
 LOST_IMAGES = 0.75
@@ -66,8 +68,8 @@ class FrameRecord:
     stamp_ms: time from the image's stamp to publication, None if the stamp is of another clock.
     node_ms: time from the image's arrival in the node to publication. stage_ms: time of each stage.
     scan_age_s: age of the oldest LiDAR point used, None without points. inlier_fraction and
-    residual_m: of the fit, NaN without points. details: FitResult.details. trouble: a sentence for
-    the operator, empty if there is no fault.
+    residual_m: of the fit, NaN without points. status: the fit's, by name. details:
+    FitResult.details. trouble: a sentence for the operator, empty if there is no fault.
     """
 
     node_ms: float
@@ -77,6 +79,7 @@ class FrameRecord:
     points: int = 0
     inlier_fraction: float = float("nan")
     residual_m: float = float("nan")
+    status: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
     trouble: str = ""
 
@@ -278,6 +281,8 @@ class Monitor:
             values["points used"] = str(last.points)
             values["fit inliers [%]"] = f"{last.inlier_fraction * 100:.0f}"
             values["fit residual [m]"] = f"{last.residual_m:.3f}"
+            if last.status:
+                values["fit status"] = last.status
             for key, name, form in _DETAILS:
                 if key in last.details:
                     values[name] = form.format(last.details[key]).rstrip("%")

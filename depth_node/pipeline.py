@@ -25,7 +25,8 @@ from depth_node.engine import EngineError
 from depth_node.engine.options import EngineConfig
 from depth_node.engine.preprocess import resize_map
 from depth_node.engine.sharing import Opener
-from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit
+from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit, fit_in_sequence
+from depth_node.fitting.anchor import MetricAnchor
 from depth_node.fitting.field.memory import FieldState, Pose
 from depth_node.fitting.methods import too_few_points, usable_points
 from depth_node.frame import FrameInput
@@ -125,7 +126,7 @@ class DepthPipeline:
         self._config = config = config or PipelineConfig()
         self.depth_model = depth_model
         self.region_model = region_model
-        self._memory, self._regions = FieldState(), RegionMemory()
+        self._memory, self._regions, self._anchor = FieldState(), RegionMemory(), MetricAnchor()
         try:
             if depth_model is None and config.model.path:
                 self.depth_model = DepthModel.open(config.model, config.engine, opener)
@@ -202,15 +203,7 @@ class DepthPipeline:
             prediction = _with_believed_sky(prediction, sparse)
             labels, source, message = self._segment(frame, prediction, config, stage_ms)
             with _timed(stage_ms, "fit"):
-                result = fit(
-                    prediction,
-                    sparse,
-                    labels,
-                    image=frame.image,
-                    config=config.fit,
-                    state=self._remember(frame),
-                    depth_range_m=(config.projection.min_depth_m, config.projection.max_depth_m),
-                )
+                result = self._fit(frame, prediction, sparse, labels, config)
         return DepthResult(
             result.depth, result.std, labels, prediction, sparse, result, stage_ms, source,
             message, config,
@@ -218,7 +211,7 @@ class DepthPipeline:
 
     def reset(self) -> None:
         """Forget earlier frames. A frame that another thread is at keeps to the old memory."""
-        self._memory, self._regions = FieldState(), RegionMemory()
+        self._memory, self._regions, self._anchor = FieldState(), RegionMemory(), MetricAnchor()
 
     def close(self) -> None:
         """Free the networks, also those that were given."""
@@ -280,6 +273,42 @@ class DepthPipeline:
             return _resized(given, frame.image)
         return given
 
+    def _fit(
+        self,
+        frame: FrameInput,
+        prediction: Prediction,
+        sparse: SparseDepth,
+        labels: Labels | None,
+        config: PipelineConfig,
+    ) -> FitResult:
+        depth_range_m = (config.projection.min_depth_m, config.projection.max_depth_m)
+        state = self._remember(frame)
+        if (
+            frame.stamp_ns is None
+            or not config.fit.unanchored_s
+            or config.fit.method == NETWORK  # has metres of its own
+        ):
+            return fit(
+                prediction,
+                sparse,
+                labels,
+                image=frame.image,
+                config=config.fit,
+                state=state,
+                depth_range_m=depth_range_m,
+            )
+        return fit_in_sequence(
+            prediction,
+            sparse,
+            labels,
+            image=frame.image,
+            config=config.fit,
+            state=state,
+            anchor=self._anchor,
+            stamp_ns=frame.stamp_ns,
+            depth_range_m=depth_range_m,
+        )
+
     def _remember(self, frame: FrameInput) -> FieldState | None:
         """What earlier frames left, told of this one; None for a frame of no sequence."""
         if frame.stamp_ns is None:
@@ -326,9 +355,10 @@ class DepthPipeline:
 
 def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:
     """Raise EngineError for a method that the depth network cannot serve."""
-    if model is None:
+    method = config.fit.method
+    if model is None or (method != NETWORK and not isinstance(model, CompletionModel)):
         return
-    name, method = model.engine.manifest.name, config.fit.method
+    name = model.engine.manifest.name
     if isinstance(model, CompletionModel) and method != NETWORK:
         raise EngineError(
             f"{name} completes the measured points, so these cannot judge a fit of method {method}:"

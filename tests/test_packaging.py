@@ -142,7 +142,11 @@ def test_bloom_and_rosdep_can_read_the_manifest() -> None:
     manifest = ElementTree.parse(REPO / "package.xml").getroot()
     declared = {element.text or "" for element in manifest.findall("exec_depend")}
     assert not [name for name in declared if name.endswith("-pip")]
-    assert not declared & {"nav_msgs", "geometry_msgs", "tf2_ros"}
+    sources = [*(REPO / "depth_node/ros").rglob("*.py"), *(REPO / "launch").glob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    packages = {name for name in declared if name.endswith(("_msgs", "_srvs", "_interfaces"))}
+    unused = {name for name in packages if not re.search(rf"^from {name}\b", text, re.M)}
+    assert not unused and "tf2_ros" not in declared
     assert {url.get("type") for url in manifest.findall("url")} == {
         "website", "repository", "bugtracker"
     }  # fmt: skip

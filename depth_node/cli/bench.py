@@ -19,6 +19,7 @@ from depth_node.benchmarks import (
     gates,
     sparse_sensors,
     speed,
+    unanchored,
 )
 from depth_node.benchmarks.tables import markdown
 from depth_node.cli.arguments import integers, need_ros, words
@@ -123,6 +124,16 @@ def add(commands: Any) -> None:
     moving.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
     moving.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
     moving.set_defaults(run=_run_deskew)
+    silent = kinds.add_parser(
+        "unanchored", help="depth and interval after the LiDAR's plug is pulled"
+    )
+    silent.add_argument("sources", type=Path, nargs="*", metavar="SOURCE", help="recorded frames")
+    silent.add_argument("--seed", default="", metavar="S,S,S", help="rooms (5 held-out ones)")
+    silent.add_argument(
+        "--cache", type=Path, default=Path("runs/walks"), metavar="DIR", help="rendered walks"
+    )
+    silent.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    silent.set_defaults(run=_run_unanchored)
     found = kinds.add_parser(
         "calibration", help="what the extrinsics monitor and `calibrate` find, on rendered walks"
     )
@@ -288,6 +299,19 @@ def _run_deskew(options: argparse.Namespace) -> int:
     with DepthPipeline(PipelineConfig()) as pipeline:
         tables = [deskew.accuracy(pipeline, seeds), deskew.speed(options.repeats)]
     print_tables(console(), tables, options.out)
+    return 0
+
+
+def _run_unanchored(options: argparse.Namespace) -> int:
+    terminal = console()
+    seeds = integers("--seed", options.seed) or unanchored.SEEDS
+    with (
+        DepthPipeline(PipelineConfig()) as pipeline,
+        progress(terminal, "walking", len(seeds)) as advance,
+    ):
+        tables = [unanchored.walks(pipeline, seeds, options.cache, advance)]
+        tables += [unanchored.recordings(pipeline, source) for source in options.sources]
+    print_tables(terminal, tables, options.out)
     return 0
 
 

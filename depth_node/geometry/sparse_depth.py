@@ -237,9 +237,7 @@ def project_points(
     cell = rows * z_buffer.shape[1] + cols
     flat = z_buffer.reshape(-1)
     np.minimum.at(flat, cell, depth)
-    nearest = np.flatnonzero(depth == flat[cell])
-    _, first = np.unique(cell[nearest], return_index=True)  # equal depth in one pixel: one of them
-    nearest = nearest[first]
+    nearest = _one_of_each(cell, np.flatnonzero(depth == flat[cell]))  # depths may be equal
     rows, cols, depth, source = rows[nearest], cols[nearest], depth[nearest], source[nearest]
     duplicate = len(inside.nonzero()[0]) - len(nearest)
 
@@ -268,6 +266,24 @@ def project_points(
         ),
         _of_points(noise_m, source),
     )
+
+
+def _one_of_each(
+    cell: npt.NDArray[np.int64], candidates: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """The first of the candidates (M,) of each cell, in the order of the cells (N,).
+
+    What numpy.unique gives with return_index. Sorting cell and number as one number is ten times as
+    fast as sorting an index, which is most of what a cloud's projection takes.
+    """
+    count = max(1, len(cell))
+    key = cell[candidates] * count + candidates
+    key.sort()
+    sorted_cell = key // count
+    first = np.ones(len(key), bool)
+    np.not_equal(sorted_cell[1:], sorted_cell[:-1], out=first[1:])
+    chosen: npt.NDArray[np.int64] = key[first] - sorted_cell[first] * count
+    return chosen
 
 
 def _of_points(

@@ -111,13 +111,16 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
         index = there_and_back(number, len(frames))
         stamp = node.get_clock().now()
         # Before it is published: whoever gets the message finds its line.
-        log.write(json.dumps({"number": number, "index": index, "stamp": stamp.nanoseconds}) + "\n")
+        row = {"number": number, "index": index, "stamp": stamp.nanoseconds}
+        row["lidar"] = number not in range(*options.unplugged)
+        log.write(json.dumps(row) + "\n")
         log.flush()
         header = Header(frame_id=CAMERA_FRAME, stamp=stamp.to_msg())
         lidar_header = Header(frame_id=LIDAR_FRAME, stamp=stamp.to_msg())
         info_out.publish(messages.camera_info_message(frames[index].camera, header))
         cloud = (clouds if number < options.knock_at else knocked)[index]
-        points_out.publish(messages.table_message(cloud, lidar_header))
+        if row["lidar"]:
+            points_out.publish(messages.table_message(cloud, lidar_header))
         image_out.publish(messages.image_message(frames[index].image, "rgb8", header))
         say("published", number=number)
     log.close()
@@ -155,6 +158,7 @@ class Listener:
         self.latency_ms: list[float] = []
         self.arrival_ms: list[float] = []
         self.diagnostics: dict[str, str] = {}
+        self.states: list[tuple[int, str]] = []  # (ns, fit status), at 1 Hz
         self.extrinsics: list[tuple[int, str]] = []  # what was said of them, from which image on
         self._newest = -1
         self._last_kept = -1
@@ -172,6 +176,7 @@ class Listener:
             self.diagnostics = {"message": status.message} | {
                 item.key: item.value for item in status.values
             }
+            self.states.append((time.time_ns(), self.diagnostics.get("fit status", "")))
         text = self.diagnostics.get("extrinsics", "")
         before = self.extrinsics[-1][1] if self.extrinsics else ""
         if text.split(" ")[0] != before.split(" ")[0]:
@@ -224,6 +229,7 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
         latency_ms=listener.latency_ms,
         arrival_ms=listener.arrival_ms,
         diagnostics=listener.diagnostics,
+        states=listener.states,
         extrinsics=listener.extrinsics,
     )
     if options.lifecycle:
@@ -312,6 +318,9 @@ def main(arguments: list[str] | None = None) -> int:
     publishing.add_argument("--frames", type=Path, required=True)
     publishing.add_argument("--rate", type=float, required=True)
     publishing.add_argument("--count", type=int, required=True)
+    publishing.add_argument(
+        "--unplugged", type=int, nargs=2, default=(0, 0), help="images without a LiDAR: from, to"
+    )
     publishing.add_argument("--knock", type=float, default=0.0)
     publishing.add_argument("--knock-at", type=int, default=0)
     listening = roles.add_parser("listen")

@@ -43,8 +43,8 @@ class DemoError(RuntimeError):
 @dataclass(frozen=True)
 class DemoOptions:
     """What may be chosen: size is (height, width), frames a folder to render into, views how many
-    are rendered to be played back and forth, knock_deg by how much the LiDAR is turned on its mount
-    after a third of the images."""
+    are rendered to be played back and forth, unplug: whether the LiDAR is silent in the middle
+    third, knock_deg by how much the LiDAR is turned on its mount after a third of the images."""
 
     config: PipelineConfig = field(default_factory=PipelineConfig)
     seconds: float = 20.0
@@ -53,6 +53,7 @@ class DemoOptions:
     seed: int = 10
     frames: Path | None = None
     views: int = VIEWS
+    unplug: bool = False
     knock_deg: float = 0.0
 
     def __post_init__(self) -> None:
@@ -67,6 +68,11 @@ class DemoOptions:
     def images(self) -> int:
         """How many are published."""
         return max(1, round(self.seconds * self.rate_hz))
+
+    @property
+    def unplugged(self) -> tuple[int, int]:
+        """The images without a LiDAR: from, to."""
+        return (self.images // 3, 2 * self.images // 3) if self.unplug else (0, 0)
 
     @property
     def knocked_at(self) -> int:
@@ -207,6 +213,7 @@ def run_live(
                      *(["--no-lifecycle"] if bare else [])],
         "publisher": ["-m", "depth_node.ros.demo", "publish", str(folder), "--frames", str(frames),
                       "--rate", str(options.rate_hz), "--count", str(options.images),
+                      "--unplugged", *map(str, options.unplugged),
                       "--knock", str(options.knock_deg), "--knock-at", str(options.knocked_at)],
     }  # fmt: skip
     children: dict[str, Child] = {}

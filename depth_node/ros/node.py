@@ -678,6 +678,8 @@ class DepthNode(GuardedLifecycleNode):
             losses = _describe_losses(result)
             trouble = f"none of {len(points.points)} LiDAR points is in the image: {losses}"
             kind = "outside"
+        if fit.status == FitStatus.UNANCHORED:
+            trouble, kind = f"{fit.message} {trouble}".strip(), "unanchored"
         if not trouble and fit.status != FitStatus.OK:
             trouble, kind = fit.message, f"fit {fit.status}"
         if not trouble:
