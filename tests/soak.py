@@ -62,6 +62,13 @@ DISK_MB = 64
 NODE = "/depth_node"
 
 
+# `python -m depth_node.ros.node` that tells on SIGUSR1 where its threads are.
+NODE_PROGRAM = (
+    "import faulthandler, runpy, signal; faulthandler.register(signal.SIGUSR1);"
+    " runpy.run_module('depth_node.ros.node', run_name='__main__')"
+)
+
+
 class NodeDiedError(RuntimeError):
     """The node's process ended by itself."""
 
@@ -153,7 +160,7 @@ class Soak:
         with self._lock:
             self._expected_end = False
             self._node = subprocess.Popen(
-                [sys.executable, "-m", "depth_node.ros.node", "--ros-args",
+                [sys.executable, "-c", NODE_PROGRAM, "--ros-args",
                  "--params-file", str(self.folder / "node.yaml")],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                 env=self._env, cwd=self.folder, start_new_session=True,
@@ -295,6 +302,8 @@ class Soak:
     def fail(self, kind: str, text: str) -> None:
         with self._lock:
             new = self.failures.add(kind, text, self.at_s(), self._fault, self._recent)
+        if kind in ("deaf", "stuck") and self._node is not None and self._node.poll() is None:
+            self._node.send_signal(signal.SIGUSR1)  # where its threads are stands in node.log
         if new:
             last = text.strip().splitlines()[-1]
             self.say(f"FAILURE {kind} (fault {self._fault or 'none'}): {last}")

@@ -53,9 +53,7 @@ def find(
     measured: F32 | None = None,
 ) -> Obstacles:
     gates = Gates(depth, np.asarray(relative_std * depth, np.float32))
-    return ObstacleFinder().find(
-        gates, CAMERA, T_BASE_CAMERA, config or ObstacleConfig(), measured
-    )
+    return ObstacleFinder().find(gates, CAMERA, T_BASE_CAMERA, config or ObstacleConfig(), measured)
 
 
 def test_a_floor_is_no_obstacle_and_a_box_on_it_is() -> None:

@@ -128,6 +128,11 @@ def known_methods() -> tuple[str, ...]:
     return (*OWN_METHODS, *fitting.METHODS, *robust)
 
 
+def check_methods(methods: Sequence[str]) -> None:
+    """Raise ValueError for a name that is none of known_methods()."""
+    _check_names("method", methods, known_methods())
+
+
 def default_methods() -> tuple[str, ...]:
     """The baselines of the protocol, the paper's methods in both modes, and the field."""
     named = ("constant", "global_depth", "global_disparity", "idw", "slf", "ssf")
@@ -167,7 +172,7 @@ def run_accuracy(
     Raises FrameError if a frame cannot be used, ValueError for a wrong argument.
     """
     methods = tuple(methods) or default_methods()
-    _check_names("method", methods, known_methods())
+    check_methods(methods)
     _check_names("noise", noise, NOISES)
     _check_names("labels", (labels,), LABELS)
     if not points and not lines:

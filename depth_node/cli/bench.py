@@ -13,6 +13,7 @@ from depth_node.benchmarks import (
     accuracy,
     calibration,
     deskew,
+    drive_accuracy,
     field_speed,
     gates,
     obstacles,
@@ -29,12 +30,16 @@ from depth_node.cli.console import (
     write_json,
     write_text,
 )
+from depth_node.cli.replay import add_bag_options, opened_bag
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.options import ModelConfig
 from depth_node.inference import DepthModel
 from depth_node.pipeline import DepthPipeline, PipelineConfig
-from depth_node.recordings.frames import find_frames
+from depth_node.recordings.frames import find_frames, is_bag
+from depth_node.recordings.held_out import Sampling
 from depth_node.ros.live import DemoError
+
+DRIVE_LINES = 4  # of a rosbag2 one of so many scan lines is measured, unless --lines says it
 
 
 def add(commands: Any) -> None:
@@ -46,7 +51,9 @@ def add(commands: Any) -> None:
     scores = kinds.add_parser(
         "accuracy", help="errors of the methods on recorded frames with truth"
     )
-    scores.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
+    scores.add_argument(
+        "sources", type=Path, nargs="+", metavar="SOURCE", help="folders of frames, or one rosbag2"
+    )
     scores.add_argument("--model", default=EMBEDDED, metavar="FILE")
     scores.add_argument("--manifest", default="", metavar="FILE")
     scores.add_argument(
@@ -73,6 +80,14 @@ def add(commands: Any) -> None:
         "--labels", default="classical", help=f"regions: {', '.join(accuracy.LABELS)}"
     )
     scores.add_argument("--seed", default="0", metavar="S,S,S", help="random seeds, one or several")
+    scores.add_argument(
+        "--frames",
+        type=int,
+        default=drive_accuracy.FRAMES,
+        metavar="N",
+        help=f"of a rosbag2 at most so many, spread evenly ({drive_accuracy.FRAMES})",
+    )
+    add_bag_options(scores)
     scores.add_argument("--json", type=Path, metavar="FILE")
     scores.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write the tables as Markdown"
@@ -135,6 +150,8 @@ def add(commands: Any) -> None:
 
 def _run_accuracy(options: argparse.Namespace) -> int:
     terminal = console()
+    if any(is_bag(source) for source in options.sources):
+        return _run_drive(options)
     count = sum(len(find_frames(source)) for source in options.sources)
     points = "" if options.points == "none" else options.points
     chosen: dict[str, Any] = {
@@ -171,6 +188,48 @@ def _run_accuracy(options: argparse.Namespace) -> int:
         write_json(options.json, content)
     if options.markdown:
         write_text(options.markdown, markdown(tables))
+    return 0
+
+
+def _run_drive(options: argparse.Namespace) -> int:
+    """Accuracy on a robot's own recording, at LiDAR points that are held out."""
+    terminal = console()
+    if len(options.sources) != 1:
+        raise UsageError("give one rosbag2 at a time: each has its own calibration and scores")
+    for option, usual in (("prediction", ""), ("noise", "clean"), ("calibration_px", 0.0)):
+        if getattr(options, option) != usual:
+            raise UsageError(f"--{option.replace('_', '-')} is for folders of frames with a truth")
+    points = "" if options.points == "none" else options.points
+    seed = integers("--seed", options.seed)[0]
+    samplings = [Sampling(lines=options.lines or DRIVE_LINES, seed=seed)]
+    samplings += [Sampling(points=n, seed=seed) for n in integers("--points", points)]
+    methods = words(options.methods) or drive_accuracy.METHODS
+    try:
+        accuracy.check_methods(methods)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    with ExitStack() as stack:
+        model = DepthModel.open(ModelConfig(options.model, options.manifest))
+        stack.callback(model.close)
+        bag = stack.enter_context(opened_bag(options, options.sources[0].resolve()))
+        stride = max(1, -(-len(bag) // max(1, options.frames)))
+        advance = stack.enter_context(progress(terminal, "scoring", len(bag)))
+        report = drive_accuracy.drive_accuracy(
+            bag.frames(), model, samplings=samplings, methods=methods, stride=stride,
+            on_frame=lambda: advance(""),
+        )  # fmt: skip
+    tables = drive_accuracy.tables(report)
+    for table in tables:
+        print_table(terminal, table.title, table.head, table.rows, {"field"})
+    if report.skipped:
+        terminal.print(f"{report.skipped} frames had too few points to hold some out")
+    for sentence in bag.left_out.sentences():
+        terminal.print(sentence, style="yellow", markup=False, soft_wrap=True)
+    terminal.print(f"note: {report.warning}", style="yellow", markup=False, soft_wrap=True)
+    if options.json:
+        write_json(options.json, {**report.as_dict(), "model": options.model})
+    if options.markdown:
+        write_text(options.markdown, f"{markdown(tables)}\n{report.warning}\n")
     return 0
 
 

@@ -59,6 +59,25 @@ def add(commands: Any) -> None:
     frames.add_argument(
         "--prediction", default="", metavar="NAME", help="prediction_NAME.npz, no network"
     )
+    add_bag_options(parser)
+    out = parser.add_argument_group("output")
+    out.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/SOURCE)")
+    out.add_argument("--images", type=int, default=12, metavar="N", help="at most N panels (12)")
+    out.add_argument("--save-depth", action="store_true", help="keep depth and std of every frame")
+    out.add_argument("--json", type=Path, metavar="FILE", help="all rows and the summary")
+    out.add_argument(
+        "--out-bag",
+        type=Path,
+        metavar="FILE.mcap",
+        help="depth, camera_info, confidence, points, fit and diagnostics as the node would publish"
+        " them, with the input's stamps and frames (--hold-out 0 uses every point)",
+    )
+    out.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="the same for the Rerun viewer")
+    parser.set_defaults(run=_run_replay)
+
+
+def add_bag_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a bag is read: those of `opened_bag`."""
     bag = parser.add_argument_group("rosbag2 (topics are found by their type unless named)")
     for name in ("image", "camera-info", "points", "scan"):
         bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
@@ -94,20 +113,6 @@ def add(commands: Any) -> None:
         help="a frame of the bag's TF that stands still, such as odom: memory and older scans move"
         " with the camera",
     )
-    out = parser.add_argument_group("output")
-    out.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/SOURCE)")
-    out.add_argument("--images", type=int, default=12, metavar="N", help="at most N panels (12)")
-    out.add_argument("--save-depth", action="store_true", help="keep depth and std of every frame")
-    out.add_argument("--json", type=Path, metavar="FILE", help="all rows and the summary")
-    out.add_argument(
-        "--out-bag",
-        type=Path,
-        metavar="FILE.mcap",
-        help="depth, camera_info, confidence, points, fit and diagnostics as the node would publish"
-        " them, with the input's stamps and frames (--hold-out 0 uses every point)",
-    )
-    out.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="the same for the Rerun viewer")
-    parser.set_defaults(run=_run_replay)
 
 
 def _run_replay(options: argparse.Namespace) -> int:
@@ -132,7 +137,7 @@ def _run_replay(options: argparse.Namespace) -> int:
         keep["sinks"] = [stack.enter_context(sink) for sink in _sinks(options, config.model.path)]
         pipeline = stack.enter_context(DepthPipeline(config))
         if is_bag(source):
-            bag = stack.enter_context(_opened_bag(options, source))
+            bag = stack.enter_context(opened_bag(options, source))
             facts["topics"] = vars(bag.topics)
             chosen = ", ".join(name for name in vars(bag.topics).values() if name)
             terminal.print(f"topics: {one_line(chosen)}", markup=False)
@@ -166,8 +171,8 @@ def _run_replay(options: argparse.Namespace) -> int:
     return 1 if done.left_out.damaged else 0
 
 
-def _opened_bag(options: argparse.Namespace, source: Path) -> Any:
-    """The bag that the options describe, a context manager."""
+def opened_bag(options: argparse.Namespace, source: Path) -> Any:
+    """The bag that the options of `add_bag_options` describe, a context manager."""
     bags = open_bags()
     topics = bags.BagTopics(
         options.image_topic, options.camera_info_topic, options.points_topic, options.scan_topic

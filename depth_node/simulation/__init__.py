@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural rooms with exact depth, regions and LiDAR: for the demo, tests and training."""
+"""Procedural rooms and outdoor scenes with exact depth, regions, LiDAR: demo, tests, training."""

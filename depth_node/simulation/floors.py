@@ -18,8 +18,8 @@ from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
 from depth_node.obstacles import camera_above_ground
 from depth_node.prediction import Prediction
+from depth_node.simulation.primitives import BOX, Material, Primitive, Room
 from depth_node.simulation.renderer import LidarPattern, Rendered, Scene
-from depth_node.simulation.rooms import BOX, Material, Primitive, Room
 from depth_node.simulation.textures import TEXTURE_NAMES, TEXTURE_SETS
 from depth_node.simulation.walk import T_CAMERA_LIDAR
 

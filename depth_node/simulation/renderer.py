@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.geometry.camera import Camera
-from depth_node.simulation.rooms import BOX, CYLINDER, ELLIPSOID, STYLES, Lamp, Room, furnish
+from depth_node.simulation.outdoors import OUTDOORS, lay_out
+from depth_node.simulation.primitives import BOX, CYLINDER, ELLIPSOID, Lamp, Room
+from depth_node.simulation.rooms import STYLES, furnish
 from depth_node.simulation.textures import TEXTURE_SIZE_PX, look_up, texture_set
 
 F32 = NDArray[np.float32]
@@ -31,6 +33,9 @@ I32 = NDArray[np.int32]
 
 ROOM_FACES = 6  # labels 1 to 6: faces -x +x -y +y floor ceiling; primitive p (from 1): 6 + p
 MIXTURE = (0.55, 0.2, 0.12, 0.13)  # probabilities of STYLES in "mixed"
+ALL_STYLES = (*STYLES, *OUTDOORS)
+# Names that stand for a random one of several styles; "mixed" draws among rooms.
+STYLE_GROUPS = ("mixed", "outdoors")
 NEAREST_HIT_M = 1e-3
 CHUNK_PX = 1 << 14  # pixels shaded at once: the temporaries stay in the cache
 # Four rays on a rotated grid smooth the edges of primitives.
@@ -161,15 +166,17 @@ class Scene:
     def random(
         cls, seed: int | np.random.Generator, style: str = "room", shadow_px: int = 192
     ) -> Scene:
-        """A random furnished room of one of STYLES, or of a random style ("mixed").
+        """A random furnished room or outdoor scene: one of ALL_STYLES or of STYLE_GROUPS.
 
         Raises ValueError for an unknown style.
         """
-        if style != "mixed" and style not in STYLES:
-            raise ValueError(
-                f"No scene style is called {style!r}: use mixed or one of {', '.join(STYLES)}."
-            )
+        known = (*STYLE_GROUPS, *ALL_STYLES)
+        if style not in known:
+            raise ValueError(f"No scene style is called {style!r}: use one of {', '.join(known)}.")
         rng = np.random.default_rng(seed)
+        if style == "outdoors" or style in OUTDOORS:
+            chosen = style if style in OUTDOORS else str(rng.choice(OUTDOORS))
+            return cls(lay_out(rng, chosen), shadow_px)
         drawn = str(rng.choice(STYLES, p=MIXTURE))
         return cls(furnish(rng, drawn if style == "mixed" else style), shadow_px)
 
@@ -382,6 +389,10 @@ class Scene:
         albedo = self._palette[row] * (1 - mix) + self._palette[row + 1] * mix
         light, shine = self._light(point, normal, rays, surface)
         colour = albedo * (light + self._emission[surface][:, None]) + shine
+        if math.isfinite(self.room.haze_m):
+            distance = t * np.sqrt(rays[0] ** 2 + rays[1] ** 2 + rays[2] ** 2)
+            clear = np.exp(distance * np.float32(-1 / self.room.haze_m))[:, None]
+            colour = colour * clear + self.room.haze.astype(np.float32) * (1 - clear)
         # A film's shoulder, then the display's gamma.
         image = 1.0 - np.exp(-np.maximum(colour, 0.0))
         return np.power(image, np.float32(1 / 2.2)), surface
@@ -575,6 +586,9 @@ def random_view(
     focal = width / 2 / math.tan(view / 2)
     camera = Camera(width, height, focal, focal, width / 2 - 0.5, height / 2 - 0.5)
     min_near, min_median = (0.35, 0.9) if scene.style == "room" else (0.15, 0.25)
+    if scene.style in OUTDOORS:
+        min_near, min_median = 0.7, 2.0
+    least_primitives = 6 if scene.style in OUTDOORS else 4
     for _ in range(40):
         position, target = _random_aim(scene, rng)
         if not scene.contains(position, 0.08)[0]:
@@ -582,9 +596,13 @@ def random_view(
         pose = look_at(position, target, roll=float(rng.normal(0, 0.035)))
         depth, primitive = scene.probe(_PROBE, pose)
         near, middle = np.percentile(depth, [3, 50])
-        if len(np.unique(primitive)) >= 4 and near > min_near and middle > min_median:
+        if (
+            len(np.unique(primitive)) >= least_primitives
+            and near > min_near
+            and middle > min_median
+        ):
             return camera, pose
-    above = np.array([0.0, 0.0, scene.room.half[2] * 1.4])
+    above = np.array([0.0, 0.0, 4.0 if scene.style in OUTDOORS else scene.room.half[2] * 1.4])
     return camera, look_at(above, scene.room.focus + 1e-3)
 
 
@@ -596,6 +614,8 @@ def _random_aim(scene: Scene, rng: np.random.Generator) -> tuple[F64, F64]:
         position = np.array([*on_floor, rng.uniform(0.25, min(1.9, 2 * half[2] - 0.3))])
         yaw = math.atan2(-on_floor[1], -on_floor[0]) + rng.normal(0, 0.7)
         return position, position + _direction(yaw, rng.normal(-0.12, 0.17))
+    if scene.style in OUTDOORS:
+        return _outdoor_aim(focus, rng)
     distance = float(rng.uniform(0.3, 1.6) if scene.style == "desk" else rng.uniform(0.25, 1.1))
     steep = {"desk": (0.15, 1.1), "bin": (0.5, 1.45), "shelf": (-0.3, 0.6)}[scene.style]
     pitch, yaw = rng.uniform(*steep), rng.uniform(-math.pi, math.pi)
@@ -604,6 +624,16 @@ def _random_aim(scene: Scene, rng: np.random.Generator) -> tuple[F64, F64]:
         yaw = math.atan2(front[1], front[0]) + rng.normal(0, 0.35)
     position = focus + distance * _direction(yaw, pitch)
     return position, focus + rng.normal(0, 0.08, 3) * distance
+
+
+def _outdoor_aim(focus: F64, rng: np.random.Generator) -> tuple[F64, F64]:
+    """From the height of a small robot to a lorry's, mostly along the road."""
+    height = rng.uniform(0.25, 1.2) if rng.random() < 0.4 else rng.uniform(1.2, 2.6)
+    position = np.array([rng.uniform(-8, 8), focus[1] + rng.normal(0, 1.0), height])
+    yaw = rng.normal(0.0, 0.25) + (math.pi if rng.random() < 0.25 else 0.0)
+    if rng.random() < 0.25:
+        yaw = rng.uniform(-math.pi, math.pi)
+    return position, position + _direction(yaw, rng.normal(-0.05, 0.1))
 
 
 def _direction(yaw: float, pitch: float) -> F64:

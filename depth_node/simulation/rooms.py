@@ -1,76 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random rooms: primitives of tables, shelves, chairs, totes and lamps, with their materials.
-
-A primitive is a unit shape (box, cylinder, ellipsoid) under an affine map. In the world z is up and
-the origin is the middle of the floor. Lengths in metres, colours linear RGB.
-"""
+"""Random rooms: tables, shelves, chairs, totes and lamps between walls, with their materials."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from depth_node.simulation.primitives import (
+    BOX,
+    CYLINDER,
+    ELLIPSOID,
+    F64,
+    Lamp,
+    Material,
+    Room,
+    SceneBuilder,
+    rotation_zyx,
+)
 from depth_node.simulation.textures import TEXTURE_NAMES, TEXTURE_SETS
 
-F64 = NDArray[np.float64]
-
 STYLES = ("room", "desk", "bin", "shelf")
-BOX, CYLINDER, ELLIPSOID = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Material:
-    """A texture mapped through three colours (linear RGB, 0..1), repeated every `tile_m` metres."""
-
-    texture: int
-    tile_m: float
-    palette: tuple[tuple[float, ...], ...]
-    gloss: float = 0.0
-    emission: float = 0.0
-
-
-@dataclass(frozen=True)
-class Lamp:
-    """A point light: position (3,) m in the world, colour (3,) linear RGB intensity at 1 m."""
-
-    position: F64
-    colour: F64
-
-
-@dataclass(frozen=True)
-class Primitive:
-    """A unit shape under an affine map.
-
-    centre (3,) m; the columns of axes (3, 3) are its directions in the world; half (3,) m.
-    """
-
-    kind: int
-    centre: F64
-    axes: F64
-    half: F64
-    material: Material
-
-
-@dataclass(frozen=True)
-class Room:
-    """A furnished room before it is rendered.
-
-    half: (3,) m, half the room's length, width and height. surfaces: materials of the faces -x +x
-    -y +y floor ceiling. ambient: (3,) irradiance from all directions. focus: (3,) m, the target of
-    close-up views.
-    """
-
-    half: F64
-    surfaces: tuple[Material, ...]
-    primitives: tuple[Primitive, ...]
-    lamps: tuple[Lamp, ...]
-    ambient: F64
-    texture_set: int
-    style: str
-    focus: F64
 
 
 def furnish(rng: np.random.Generator, style: str) -> Room:
@@ -78,169 +28,12 @@ def furnish(rng: np.random.Generator, style: str) -> Room:
     return _RoomBuilder(rng, style).build()
 
 
-def _turn(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> F64:
-    """World-from-local rotation Rz(yaw) Ry(pitch) Rx(roll), radians."""
-    cz, sz, cy, sy, cx, sx = (f(a) for a in (yaw, pitch, roll) for f in (math.cos, math.sin))
-    return np.array(
-        [
-            [cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx],
-            [sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx],
-            [-sy, cy * sx, cy * cx],
-        ]
-    )
-
-
-class _RoomBuilder:
-    """Builds a room piece by piece in a local frame: origin on the ground, x to the front, z up."""
+class _RoomBuilder(SceneBuilder):
+    """Builds a room piece by piece."""
 
     def __init__(self, rng: np.random.Generator, style: str) -> None:
-        self.rng = rng
-        self.style = style
-        self.primitives: list[Primitive] = []
+        super().__init__(rng, style)
         self.taken: list[tuple[float, float, float]] = []  # x, y, radius on the floor
-        self.half: F64 = np.zeros(3)
-        self.origin: F64 = np.zeros(3)
-        self.rotation: F64 = np.eye(3)
-
-    # -------------------------------------------------------- drawing
-
-    def uniform(self, low: float, high: float) -> float:
-        return float(self.rng.uniform(low, high))
-
-    def chance(self, probability: float) -> bool:
-        return bool(self.rng.random() < probability)
-
-    def colour(self, hue: float, saturation: float, value: float) -> F64:
-        """Linear RGB of an HSV colour, channels 0..1."""
-        hue, value = (hue % 1.0) * 6, float(np.clip(value, 0.02, 0.98))
-        saturation = float(np.clip(saturation, 0, 1))
-        k = (np.array([5.0, 3.0, 1.0]) + hue) % 6
-        rgb = value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)
-        return np.asarray(rgb**2.2, np.float64)
-
-    def material(self, family: str) -> Material:
-        """A random material of a family: wall, floor, wood, metal, fabric, plastic, print, ..."""
-        r = self.uniform
-        gloss = 0.0
-        spread = r(0.05, 0.25)
-        names: tuple[str, ...]
-        if family == "wall":
-            hue, saturation, value = self.rng.random(), abs(self.rng.normal(0, 0.18)), r(0.5, 0.98)
-            if self.chance(0.12):
-                saturation, value = r(0.4, 0.8), r(0.35, 0.8)
-            names = ("plain", "noise", "fbm", "stripes", "bricks", "speckle", "tiles")
-            tile = r(0.6, 3.0)
-            weights = np.array([5, 2, 2, 1, 1, 1, 0.6])
-            spread = r(0.02, 0.15)
-        elif family == "floor":
-            if self.chance(0.45):
-                hue, saturation, value = r(0.04, 0.12), r(0.25, 0.65), r(0.3, 0.85)
-                names, tile, weights = ("planks", "grain"), r(0.9, 2.2), np.array([5, 1])
-            else:
-                hue, saturation, value = (
-                    self.rng.random(),
-                    abs(self.rng.normal(0, 0.2)),
-                    r(0.25, 0.85),
-                )
-                names = (
-                    "tiles",
-                    "checker",
-                    "noise",
-                    "fbm",
-                    "speckle",
-                    "marble",
-                    "weave",
-                    "blotches",
-                )
-                tile, weights = r(0.8, 3.0), np.array([3, 1, 2, 2, 2, 1, 2, 1])
-            gloss = r(0, 0.5) if self.chance(0.5) else 0.0
-            spread = r(0.1, 0.35)
-        elif family == "ceiling":
-            hue, saturation, value = self.rng.random(), r(0, 0.08), r(0.75, 0.98)
-            names, tile, weights = (
-                ("plain", "tiles", "speckle", "planks"),
-                r(1.2, 4.0),
-                np.array([5, 2, 2, 1]),
-            )
-            spread = 0.06
-        elif family == "wood":
-            hue, saturation, value = r(0.03, 0.11), r(0.2, 0.7), r(0.25, 0.9)
-            names, tile, weights = (
-                ("grain", "fbm", "plain", "marble"),
-                r(0.4, 1.6),
-                np.array([5, 1, 1, 1]),
-            )
-            gloss, spread = r(0, 0.4), r(0.08, 0.25)
-        elif family == "metal":
-            hue, saturation, value = r(0.5, 0.7), r(0, 0.12), r(0.2, 0.9)
-            names, tile, weights = ("plain", "noise", "grain"), r(0.3, 1.0), np.array([3, 1, 1])
-            gloss, spread = r(0.3, 1.5), 0.06
-        elif family == "fabric":
-            hue, saturation, value = self.rng.random(), r(0.1, 0.8), r(0.15, 0.9)
-            names = ("weave", "noise", "plain", "stripes", "checker", "dots", "blotches")
-            tile, weights = r(0.3, 1.2), np.array([4, 2, 2, 1, 0.7, 0.7, 1])
-        elif family == "plastic":
-            hue, saturation, value = self.rng.random(), r(0.3, 0.95), r(0.25, 0.95)
-            names, tile, weights = (
-                ("plain", "noise", "speckle", "grain"),
-                r(0.2, 1.0),
-                np.array([4, 1, 1, 1]),
-            )
-            gloss, spread = r(0, 1.0), r(0.03, 0.15)
-        elif family == "print":
-            hue, saturation, value = self.rng.random(), r(0.2, 0.9), r(0.4, 0.95)
-            names = ("print", "dots", "stripes", "blotches", "checker", "fbm")
-            tile, weights, spread = r(0.25, 0.7), np.array([7, 1, 1, 1, 1, 1]), r(0.3, 0.6)
-            gloss = r(0, 0.5)
-        elif family == "books":
-            hue, saturation, value = self.rng.random(), r(0.3, 0.8), r(0.4, 0.9)
-            names, tile, weights, spread = ("spines",), r(0.35, 0.7), np.array([1]), 0.6
-        elif family == "dark":
-            hue, saturation, value = self.rng.random(), r(0, 0.3), r(0.03, 0.15)
-            names, tile, weights, spread = ("plain", "fbm"), r(0.3, 1.0), np.array([3, 1]), 0.03
-            gloss = r(0.3, 1.2)
-        else:
-            raise ValueError(f"No material family is called {family!r}.")
-        name = str(self.rng.choice(names, p=weights / weights.sum()))
-        shift = self.uniform(0.1, 0.5) if family in ("print", "books") else self.uniform(0, 0.04)
-        palette = tuple(
-            tuple(
-                self.colour(
-                    hue + k * shift, saturation * (1 - 0.3 * k * spread), value + (k - 1) * spread
-                )
-            )
-            for k in range(3)
-        )
-        return Material(TEXTURE_NAMES.index(name), tile, palette, gloss)
-
-    def light_material(self, strength: float) -> Material:
-        warm = (1.0, self.uniform(0.85, 1.0), self.uniform(0.7, 1.0))
-        return Material(0, 1.0, (warm, warm, warm), 0.0, strength)
-
-    def at(self, x: float, y: float, z: float = 0.0, yaw: float = 0.0) -> None:
-        """Set the local frame of the next pieces in the world."""
-        self.origin, self.rotation = np.array([x, y, z]), _turn(yaw)
-
-    def add(
-        self,
-        kind: int,
-        centre: tuple[float, float, float],
-        half: tuple[float, float, float],
-        material: Material,
-        turn: F64 | None = None,
-    ) -> None:
-        axes = self.rotation if turn is None else self.rotation @ turn
-        centre_world = self.origin + self.rotation @ np.asarray(centre, np.float64)
-        self.primitives.append(
-            Primitive(
-                kind, centre_world, axes, np.maximum(np.asarray(half, np.float64), 2e-3), material
-            )
-        )
-
-    def box(
-        self, centre: tuple[float, float, float], half: tuple[float, float, float], m: Material
-    ) -> None:
-        self.add(BOX, centre, half, m)
 
     def free(
         self, radius: float, tries: int = 12, wall: bool = False
@@ -323,7 +116,7 @@ class _RoomBuilder:
     def small_object(self, x: float, y: float, z: float, size: float, limit: float) -> None:
         """One small object of about `size` (radius, m) standing at (x, y, z)."""
         r = self.uniform
-        yaw = _turn(r(-math.pi, math.pi))
+        yaw = rotation_zyx(r(-math.pi, math.pi))
         choice = self.rng.random()
         if choice < 0.34:  # a package or a stack of books
             level = z
@@ -338,7 +131,7 @@ class _RoomBuilder:
                         )
                     )
                 )
-                self.add(BOX, (x, y, level + half[2]), half, m, yaw @ _turn(r(-0.15, 0.15)))
+                self.add(BOX, (x, y, level + half[2]), half, m, yaw @ rotation_zyx(r(-0.15, 0.15)))
                 level += 2 * half[2]
         elif choice < 0.58:  # a can, a cup, a bottle
             radius, tall = min(size * 0.5, r(0.025, 0.06)), min(size * r(0.5, 1.5), limit / 2.6)
@@ -365,7 +158,7 @@ class _RoomBuilder:
             half = (r(0.006, 0.02), size * 0.7, min(size, limit / 2.2))
             tilt = r(-0.35, 0.35)
             up = half[2] * math.cos(tilt) + half[0] * abs(math.sin(tilt))
-            self.add(BOX, (x, y, z + up), half, self.material("print"), yaw @ _turn(0, tilt))
+            self.add(BOX, (x, y, z + up), half, self.material("print"), yaw @ rotation_zyx(0, tilt))
         elif choice < 0.9 and size > 0.07 and limit > 0.3:  # a monitor
             h = min(0.2, limit / 2 - 0.05)
             self.add(CYLINDER, (x, y, z + 0.01), (0.1, 0.1, 0.01), self.material("dark"), yaw)
@@ -376,7 +169,9 @@ class _RoomBuilder:
             for _ in range(int(self.rng.integers(2, 5))):
                 leaf = (r(0.01, 0.03), r(0.03, 0.06), r(0.08, 0.13))
                 at = (x + r(-0.04, 0.04), y + r(-0.04, 0.04), z + 0.1 + leaf[2])
-                self.add(ELLIPSOID, at, leaf, self.leaf(), yaw @ _turn(r(-3, 3), r(-0.5, 0.5)))
+                self.add(
+                    ELLIPSOID, at, leaf, self.leaf(), yaw @ rotation_zyx(r(-3, 3), r(-0.5, 0.5))
+                )
         else:  # a flat thing: keyboard, plate, paper
             m = self.material(str(self.rng.choice(["dark", "print", "wall"])))
             self.add(BOX, (x, y, z + 0.006), (size * r(0.3, 0.6), size, 0.006), m, yaw)
@@ -404,7 +199,7 @@ class _RoomBuilder:
                     (0.14 * math.cos(k * 1.2566), 0.14 * math.sin(k * 1.2566), 0.05),
                     (0.14, 0.02, 0.02),
                     frame,
-                    _turn(k * 1.2566),
+                    rotation_zyx(k * 1.2566),
                 )
             self.box((-w + 0.02, 0, h + 0.08), (0.012, 0.03, 0.12), frame)
         else:
@@ -456,9 +251,6 @@ class _RoomBuilder:
                 )
                 self.at_shift(-depth / 2)
 
-    def at_shift(self, forward: float) -> None:
-        self.origin = self.origin + self.rotation @ np.array([forward, 0.0, 0.0])
-
     def cabinet(self, width: float, depth: float, height: float, items: int = 2) -> None:
         m = self.material(
             "wood" if self.chance(0.6) else str(self.rng.choice(["wall", "metal", "plastic"]))
@@ -495,7 +287,7 @@ class _RoomBuilder:
         for sy in (-1, 1):
             self.box((deep, sy * (long + 0.08), seat * 0.75), (deep, 0.08, seat * 0.75), m)
         for _ in range(int(self.rng.integers(0, 4))):
-            turn = _turn(self.uniform(-0.3, 0.3), -0.35)
+            turn = rotation_zyx(self.uniform(-0.3, 0.3), -0.35)
             self.add(
                 BOX,
                 (0.3, self.uniform(-1, 1) * long * 0.8, seat + 0.19),
@@ -511,7 +303,7 @@ class _RoomBuilder:
         for _ in range(int(self.rng.integers(6, 13))):
             half = (r(0.02, 0.05), r(0.06, 0.12), r(0.14, 0.28))
             at = (r(-0.2, 0.2), r(-0.2, 0.2), r(0.55, 1.2))
-            self.add(ELLIPSOID, at, half, self.leaf(), _turn(r(-3, 3), r(-0.8, 0.8)))
+            self.add(ELLIPSOID, at, half, self.leaf(), rotation_zyx(r(-3, 3), r(-0.8, 0.8)))
 
     def floor_lamp(self, lamps: list[Lamp]) -> None:
         tall = self.uniform(1.3, 1.7)
@@ -536,9 +328,6 @@ class _RoomBuilder:
             self.box((s * (half_x + 0.01), 0, height), (wall * 2, half_y + 0.03, wall), m)
             self.box((0, s * (half_y + 0.01), height), (half_x + 0.03, wall * 2, wall), m)
         self.clutter(items, half_x * 0.8, half_y * 0.8, 2 * wall, height)
-
-    def lamp_colour(self, strength: float) -> F64:
-        return strength * np.array([1.0, self.uniform(0.82, 1.0), self.uniform(0.65, 1.05)])
 
     def on_wall(self) -> None:
         """A door, a window, a poster, a pillar or a radiator at a wall."""
@@ -707,7 +496,7 @@ class _RoomBuilder:
                 for _ in range(int(self.rng.integers(1, 4))):
                     half = (side * r(0.7, 1), side * r(0.7, 1), r(0.12, 0.3))
                     m = self.material(str(self.rng.choice(["wood", "plastic", "print"])))
-                    self.add(BOX, (0, 0, level + half[2]), half, m, _turn(r(-0.3, 0.3)))
+                    self.add(BOX, (0, 0, level + half[2]), half, m, rotation_zyx(r(-0.3, 0.3)))
                     level += 2 * half[2]
             elif choice < 0.92:
                 tall = r(0.3, 1.0)

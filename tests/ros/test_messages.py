@@ -19,6 +19,7 @@ from std_msgs.msg import Header
 
 from depth_node.fitting import REGION_FIT_DTYPE
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.millimetres import depth_to_millimetres
 from depth_node.ros import messages
 from depth_node.ros.messages import MessageError
 
@@ -494,7 +495,7 @@ def test_image_round_trip(encoding: str, kind: str) -> None:
 
 def test_millimetres_never_turn_unknown_into_a_number_or_wrap_around() -> None:
     depth = np.array([[np.nan, 0.0004, 0.0006, 1.2345, 65.535, 65.6, np.inf, -1.0]], np.float32)
-    found = messages.depth_to_millimetres(depth)
+    found = depth_to_millimetres(depth)
     np.testing.assert_array_equal(found, [[0, 0, 1, 1235, 65535, 0, 0, 0]])
 
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import transform
-from depth_node.simulation.renderer import LidarPattern, Scene, camera_path, look_at, random_view
-from depth_node.simulation.rooms import (
+from depth_node.simulation.primitives import (
     BOX,
     CYLINDER,
     ELLIPSOID,
@@ -21,6 +20,7 @@ from depth_node.simulation.rooms import (
     Primitive,
     Room,
 )
+from depth_node.simulation.renderer import LidarPattern, Scene, camera_path, look_at, random_view
 
 GREY = Material(0, 1.0, ((0.3, 0.3, 0.3),) * 3)
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from depth_node import config
 from depth_node.recordings.frames import FrameError
-from depth_node.simulation.renderer import Scene, random_view
-from depth_node.simulation.rooms import STYLES
+from depth_node.simulation.outdoors import OUTDOORS
+from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene, random_view
 from training.data.layouts import LAYOUTS, listed_lines
 from training.data.samples import DataError, DataSet, Item, Sample
 
@@ -35,9 +35,9 @@ class DataConfig:
         "", "Text file with a line per image, `image depth`, or per scene; empty = none."
     )
     limit: int = config.option(0, "Use only the first so many; 0 = all.", minimum=0)
-    seed: int = config.option(-1, "Procedural only: seed of the rooms; must be set.")
+    seed: int = config.option(-1, "Procedural only: seed of the scenes; must be set.")
     style: str = config.option(
-        "mixed", "Procedural only: kind of rooms.", choices=("mixed", *STYLES)
+        "mixed", "Procedural only: kind of scenes.", choices=(*STYLE_GROUPS, *ALL_STYLES)
     )
     height: int = config.option(240, "Procedural only: rows.", unit="px", minimum=16)
     width: int = config.option(320, "Procedural only: columns.", unit="px", minimum=16)
@@ -84,18 +84,19 @@ def open_samples(cfg: DataConfig) -> DataSet:
 
 
 def procedural(cfg: DataConfig) -> DataSet:
-    """One image of each of cfg.limit rooms; image k follows from the seed and k alone.
+    """One image of each of cfg.limit scenes; image k follows from the seed and k alone.
 
     Raises DataError without a seed or a limit.
     """
     if cfg.seed < 0 or not cfg.limit:
         missing = "seed" if cfg.seed < 0 else "limit"
         raise DataError(
-            "Procedural images need a seed of 0 or more and a limit, how many rooms: set `seed` and"
-            f" `limit` beside `kind: procedural` ({missing} is missing)."
+            "Procedural images need a seed of 0 or more and a limit, how many scenes: set `seed`"
+            f" and `limit` beside `kind: procedural` ({missing} is missing)."
         )
     items = [Item(f"{cfg.seed}-{k}", Path(), about=k) for k in range(cfg.limit)]
-    return DataSet("procedural", "indoor", items, partial(_render, cfg))
+    protocol = "outdoor" if cfg.style in ("outdoors", *OUTDOORS) else "indoor"
+    return DataSet("procedural", protocol, items, partial(_render, cfg))
 
 
 def _render(cfg: DataConfig, item: Item) -> Sample:

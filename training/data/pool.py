@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pool of rendered rooms on disk.
+"""A pool of rendered scenes on disk.
 
 The pool is a ring of fixed-size arrays that one process fills (`python -m training render`) while
 another trains on what is there. Sample i follows from the pool's seed and i alone. A training run
@@ -21,8 +21,7 @@ import yaml
 from numpy.typing import NDArray
 
 from depth_node import config
-from depth_node.simulation.renderer import Scene, random_view
-from depth_node.simulation.rooms import STYLES
+from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene, random_view
 from training.data.samples import U8, DataError, Sample
 
 SHADOW_PX = 96  # coarser than by default: pooled images are small
@@ -39,7 +38,7 @@ class PoolConfig:
     height: int = config.option(108, "Rows of a pooled image.", unit="px", minimum=16)
     width: int = config.option(144, "Columns of a pooled image.", unit="px", minimum=16)
     views_per_scene: int = config.option(6, "Images taken of each scene.", minimum=1)
-    style: str = config.option("mixed", "Kind of scenes.", choices=("mixed", *STYLES))
+    style: str = config.option("mixed", "Kind of scenes.", choices=(*STYLE_GROUPS, *ALL_STYLES))
     seed: int = config.option(-1, "Seed of the scenes; must be set.")
     wait_for: int = config.option(
         2000, "Images that must be there before training starts.", minimum=1

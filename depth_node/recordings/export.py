@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth of a drive as folders of frames: what `read_frame` and training's layout `frames` read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.millimetres import depth_to_millimetres
+from depth_node.pipeline import DepthResult
+from depth_node.recordings.files import FrameError, UnfinishedFile
+from depth_node.recordings.replay import ScoredFrame
+
+JPEG_QUALITY = 95
+
+
+def known_depth_mm(
+    depth: NDArray[np.floating], std: NDArray[np.floating], max_relative_std: float
+) -> NDArray[np.uint16]:
+    """(H, W) millimetres, 0 unknown, of depth and standard deviation (H, W) in metres.
+
+    Unknown is also what 16 bits cannot say and, with max_relative_std above 0, what is known less
+    well than that or not at all.
+    """
+    if max_relative_std > 0:
+        with np.errstate(invalid="ignore"):
+            depth = np.where(std <= max_relative_std * depth, depth, np.nan)
+    return depth_to_millimetres(depth)
+
+
+class FrameFolders:
+    """Frames SOURCE/FRAME/{rgb.jpg, depth.png, intrinsics.json} below a folder, a result at a time.
+
+    Depth that does not pass the gates (publish.*) is unknown: a network must not learn flying
+    pixels. Each frame's folder gets its name when it is whole. images_png: rgb.png, without loss.
+    """
+
+    def __init__(
+        self, folder: Path, max_relative_std: float = 0.0, *, images_png: bool = False
+    ) -> None:
+        self.folder = folder
+        self.count = 0
+        self._known = 0
+        self._pixels = 0
+        self._max_relative_std = max_relative_std
+        self._png = images_png
+
+    @property
+    def known(self) -> float:
+        """Share of the pixels that were written with a depth, NaN before the first frame."""
+        return self._known / self._pixels if self._pixels else float("nan")
+
+    def add(self, frame: ScoredFrame, result: DepthResult) -> None:
+        """Write a frame. Raises FrameError where it is there already or cannot be written."""
+        unfinished = UnfinishedFile(self.folder / frame.source / frame.name, "--out")
+        part = unfinished.__enter__() / "frame"
+        made: Path | None = None
+        try:
+            part.mkdir()
+            image = frame.input.image[..., ::-1]
+            name = "rgb.png" if self._png else "rgb.jpg"
+            quality = [] if self._png else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+            millimetres = known_depth_mm(
+                result.gates.believed_depth(), result.std, self._max_relative_std
+            )
+            _write(part / name, image, quality)
+            _write(part / "depth.png", millimetres, [])
+            text = json.dumps(_intrinsics(frame.input.camera), indent=2)
+            (part / "intrinsics.json").write_text(text + "\n", encoding="utf-8")
+            made = part
+        except OSError as error:
+            raise FrameError(f"{part} cannot be written ({error.strerror}).") from None
+        finally:
+            unfinished.finish(made)
+        self.count += 1
+        self._known += int(np.count_nonzero(millimetres))
+        self._pixels += millimetres.size
+
+
+def _write(path: Path, pixels: NDArray[np.generic], options: list[int]) -> None:
+    whole, data = cv2.imencode(path.suffix, np.ascontiguousarray(pixels), options)
+    if not whole:
+        raise FrameError(f"{path} cannot be encoded.")
+    path.write_bytes(data.tobytes())
+
+
+def _intrinsics(camera: Camera) -> dict[str, object]:
+    """What read_frame takes for the camera."""
+    values: dict[str, object] = {
+        name: getattr(camera, name) for name in ("fx", "fy", "cx", "cy", "width", "height")
+    }
+    if camera.model != "pinhole":
+        values |= {"model": camera.model, "distortion": list(camera.distortion)}
+    return values
