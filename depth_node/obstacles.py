@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from depth_node.config import ConfigError, option, validate
 from depth_node.gates import Gates
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import SparseDepth
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -29,7 +31,7 @@ F64 = NDArray[np.float64]
 GRID_PX = 320  # larger side of the grid of pixels that are judged
 GROUND_BAND_M = 0.15  # what is nearer to the expected ground may be ground
 GROUND_SCALE_M = 0.03  # Tukey's biweight: farther from the plane counts nothing
-GROUND_STEPS = 6  # of reweighting
+GROUND_STEPS = 4  # of reweighting
 GROUND_EVERY = 6  # of the grid's rows and columns take part in the fit of the ground
 MIN_GROUND_POINTS = 100  # fewer do not put the ground right
 MAX_TILT, MAX_OFFSET_M = math.tan(math.radians(5)), 0.1  # more is no ground put right
@@ -121,17 +123,31 @@ def camera_above_ground(height_m: float, pitch_deg: float) -> F64:
 class Obstacles:
     """The obstacles of one frame.
 
-    points: (N, 3) float32 m in the camera's frame. height: (N,) float32 m above the ground.
-    in_base: (N, 2) float32 m, x and y in the base frame. ground: (3,) a, b, c of
-    the ground's height a + b x + c y in the base frame. on_ground: gives (M, 2) float32 m, x and y
-    of believed pixels on the ground.
+    points: (N, 3) float32 m in the camera's frame. height: (N,) float32 m above the ground. ground:
+    (3,) a, b, c of the ground's height a + b x + c y in the base frame. T_base_camera: (4, 4).
+    level: gives (M, 3) float32 m, believed pixels on the ground in the camera's frame.
     """
 
     points: F32
     height: F32
-    in_base: F32
     ground: F64
-    on_ground: Callable[[], F32]
+    T_base_camera: F64
+    level: Callable[[], F32]
+
+    @cached_property
+    def in_base(self) -> F32:
+        """(N, 2) float32 m, x and y of the points in the base frame."""
+        return _over_ground(self.points, self.T_base_camera)
+
+    @cached_property
+    def free(self) -> F32:
+        """(M, 2) float32 m, x and y in the base frame of believed pixels on the ground."""
+        return _over_ground(self.level(), self.T_base_camera)
+
+
+def _over_ground(points: F32, T_base_camera: F64) -> F32:
+    T = T_base_camera.astype(np.float32)
+    return points @ T[:2, :3].T + T[:2, 3]
 
 
 class ObstacleFinder:
@@ -147,50 +163,50 @@ class ObstacleFinder:
         camera: Camera,
         T_base_camera: F64,
         config: ObstacleConfig,
-        measured: F32 | None = None,
+        sparse: SparseDepth | None = None,
+        inlier: NDArray[np.bool_] | None = None,
     ) -> Obstacles:
         """What stands on the ground. gates: of the depth map that this camera saw.
 
-        measured: (N, 3) m, points in the camera's frame that were measured and are believed.
+        sparse, inlier: the points that were measured, and (N,) which of them are believed.
         """
         every = max(1, round(max(gates.depth.shape) / GRID_PX))
         grid = self._prepare(camera, every, T_base_camera, config.max_range_m)
-        depth = np.ascontiguousarray(gates.depth[::every, ::every])
+        depth, std = gates.thinned(every)
         within = gates.believed(every) & (depth < grid.reach)
-        height = depth * grid.up + grid.start[2]
-        ground = _ground(depth, height, within, grid)
+        ground = _ground(depth, within, grid)
         a, b, c = ground.astype(np.float32)
-        # The least that is an obstacle, and how far the ground put right may be from the expected.
-        lowest = max(config.min_height_m, FLOOR_ERROR * float(grid.start[2] - a))
-        slack = abs(float(a)) + math.hypot(b, c) * config.max_range_m
-        chosen = within & (height > np.float32(lowest - slack))
-        chosen &= height < np.float32(config.max_height_m + slack)
-        which = np.flatnonzero(chosen)
-        in_base = grid.in_base(depth, which)
-        in_base[:, 2] -= a + b * in_base[:, 0] + c * in_base[:, 1]
-        std = gates.std[::every, ::every].reshape(-1)[which] * np.abs(grid.up.reshape(-1)[which])
-        high = in_base[:, 2] > np.maximum(std, np.float32(lowest))  # NaN is not above
-        high &= in_base[:, 2] < np.float32(config.max_height_m)
-        high[high] = _has_support(which[high], depth.shape)
-        which, in_base = which[high], in_base[high]
-        points = [grid.rays[which] * depth.reshape(-1)[which, None]]
-        rows = [in_base]
-        if measured is not None and len(measured):
-            chosen = _measured(measured, T_base_camera, ground, config)
-            points.append(measured[chosen])
-            seen = measured[chosen] @ T_base_camera[:3, :3].T.astype(np.float32) + grid.start
-            seen[:, 2] -= a + b * seen[:, 0] + c * seen[:, 1]
-            rows.append(seen)
-        found = np.concatenate(rows)
+        x0, y0, z0 = grid.start
+        # The height over the ground is linear in the depth along each ray.
+        rise = grid.x * -b
+        rise -= c * grid.y
+        rise += grid.up
+        height = depth * rise
+        offset = z0 - (a + b * x0 + c * y0)
+        height += offset
+        lowest = max(config.min_height_m, FLOOR_ERROR * float(z0 - a))
+        least = std * np.abs(rise)
+        np.maximum(least, np.float32(lowest), out=least)
+        stands = within & (height > least)  # NaN is not above
+        stands &= height < np.float32(config.max_height_m)
+        stands &= _support(stands)
+        points, heights = [grid.rays[stands] * depth[stands][:, None]], [height[stands]]
+        if sparse is not None and len(sparse):
+            # A pixel of the grid is so high; it is not where the point is, but nearly.
+            slant = rise[sparse.rows // every, sparse.cols // every] + np.float32(every / camera.fy)
+            near = np.flatnonzero(sparse.depth * slant + offset > np.float32(config.min_height_m))
+            if inlier is not None:
+                near = near[inlier[near]]
+            measured, above = _measured(sparse, near, camera, T_base_camera, ground, config)
+            points.append(measured)
+            heights.append(above)
 
-        def on_ground() -> F32:
-            near = np.flatnonzero(within & (np.abs(height) < np.float32(lowest + slack)))
-            level = grid.in_base(depth, near)
-            above = level[:, 2] - (a + b * level[:, 0] + c * level[:, 1])
-            return level[np.abs(above) < np.float32(lowest), :2]
+        def level() -> F32:
+            low = within & (np.abs(height) < np.float32(lowest))
+            return grid.rays[low] * depth[low][:, None]
 
         return Obstacles(
-            np.concatenate(points).astype(np.float32), found[:, 2], found[:, :2], ground, on_ground
+            np.concatenate(points), np.concatenate(heights), ground, T_base_camera, level
         )
 
     def _prepare(self, camera: Camera, every: int, T_base_camera: F64, max_range_m: float) -> _Grid:
@@ -205,13 +221,13 @@ class ObstacleFinder:
 class _Grid:
     """What depends on the camera alone, for a grid of h x w pixels.
 
-    rays: (h w, 3) of the camera's frame. base_rays: (h w, 3) the same in the base frame. up: (h, w)
-    their third. reach: (h, w) m, the depth at which a ray leaves the range. start: (3,) m, the
-    camera.
+    rays: (h, w, 3) of the camera. x, y, up: (h, w) the same in the base frame. reach: (h, w)
+    m, the depth at which a ray leaves the range. start: (3,) m, the camera in the base frame.
     """
 
     rays: F32
-    base_rays: F32
+    x: F32
+    y: F32
     up: F32
     reach: F32
     start: F32
@@ -228,36 +244,28 @@ class _Grid:
         with np.errstate(divide="ignore", invalid="ignore"):
             reach = (np.sqrt(along**2 + square * inside) - along) / square
         reach = np.where(square > 0, reach, np.inf if inside > 0 else 0.0)
-        return cls(
-            rays.reshape(-1, 3),
-            base_rays.reshape(-1, 3),
-            np.ascontiguousarray(base_rays[..., 2]),
-            reach.astype(np.float32),
-            start,
-        )
-
-    def in_base(self, depth: F32, which: NDArray[np.intp]) -> F32:
-        """(n, 3) m of pixels (flat indices) in the base frame."""
-        return self.base_rays[which] * depth.reshape(-1)[which, None] + self.start
+        x, y, up = (np.ascontiguousarray(base_rays[..., axis]) for axis in range(3))
+        return cls(rays, x, y, up, reach.astype(np.float32), start)
 
 
-def _has_support(which: NDArray[np.intp], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Whether enough of the pixels (flat indices) are around each of them."""
-    mask: NDArray[np.uint8] = np.zeros(shape, np.uint8)
-    mask.reshape(-1)[which] = 1
+def _support(stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(h, w): whether enough pixels stand around each."""
     window = (SUPPORT_WINDOW, SUPPORT_WINDOW)
-    count = cv2.boxFilter(mask, -1, window, normalize=False, borderType=cv2.BORDER_CONSTANT)
-    return np.asarray(count.reshape(-1)[which] >= MIN_SUPPORT, bool)
-
-
-def _ground(depth: F32, height: F32, within: NDArray[np.bool_], grid: _Grid) -> F64:
-    """fit_ground() of some of the grid's pixels near the expected ground."""
-    width = depth.shape[1]
-    rows, cols = np.nonzero(
-        within[::GROUND_EVERY, ::GROUND_EVERY]
-        & (np.abs(height[::GROUND_EVERY, ::GROUND_EVERY]) < np.float32(GROUND_BAND_M))
+    count = cv2.boxFilter(
+        stands.view(np.uint8), -1, window, normalize=False, borderType=cv2.BORDER_CONSTANT
     )
-    return fit_ground(grid.in_base(depth, GROUND_EVERY * (rows * width + cols)))
+    return np.asarray(count >= MIN_SUPPORT, bool)
+
+
+def _ground(depth: F32, within: NDArray[np.bool_], grid: _Grid) -> F64:
+    """fit_ground() of some of the grid's pixels near the expected ground."""
+    some = (slice(None, None, GROUND_EVERY),) * 2
+    d = depth[some]
+    height = d * grid.up[some] + grid.start[2]
+    near = within[some] & (np.abs(height) < np.float32(GROUND_BAND_M))
+    d = d[near]
+    x, y = d * grid.x[some][near] + grid.start[0], d * grid.y[some][near] + grid.start[1]
+    return fit_ground(np.stack([x, y, height[near]], axis=1))
 
 
 def fit_ground(points: NDArray[np.floating]) -> F64:
@@ -283,22 +291,30 @@ def fit_ground(points: NDArray[np.floating]) -> F64:
 
 
 def _measured(
-    points: F32, T_base_camera: F64, ground: F64, config: ObstacleConfig
-) -> NDArray[np.intp]:
-    """Which of the measured points (N, 3), in the camera's frame, are obstacles."""
+    sparse: SparseDepth,
+    which: NDArray[np.intp],
+    camera: Camera,
+    T_base_camera: F64,
+    ground: F64,
+    config: ObstacleConfig,
+) -> tuple[F32, F32]:
+    """Those of some measured points that are obstacles: (n, 3) m in the camera's frame, and their
+    (n,) m of height."""
+    depth = sparse.depth[which].astype(np.float32)
+    points = camera.rays()[sparse.rows[which], sparse.cols[which]] * depth[:, None]
     a, b, c = ground
     plane = np.array([-b, -c, 1.0])
     up = (plane @ T_base_camera[:3, :3]).astype(np.float32)
     height = points @ up + np.float32(plane @ T_base_camera[:3, 3] - a)
     high = (height > np.float32(config.min_height_m)) & (height < np.float32(config.max_height_m))
-    which = np.flatnonzero(high)
-    xy = points[which] @ T_base_camera[:2, :3].T + T_base_camera[:2, 3]
-    near = (xy**2).sum(1) < config.max_range_m**2
-    which, cell = which[near], np.floor(xy[near] / CELL_M).astype(np.int64)
+    points, height = points[high], height[high]
+    xy = _over_ground(points, T_base_camera)
+    cell = np.floor(xy / np.float32(CELL_M)).astype(np.int64)
     _, group, counts = np.unique(
         cell[:, 0] * 1_000_003 + cell[:, 1], return_inverse=True, return_counts=True
     )
-    return which[counts[group] >= MIN_MEASURED]
+    kept = (counts[group] >= MIN_MEASURED) & ((xy * xy).sum(1) < config.max_range_m**2)
+    return points[kept], height[kept]
 
 
 def scan_ranges(found: Obstacles, max_range_m: float) -> F32:
@@ -308,7 +324,7 @@ def scan_ranges(found: Obstacles, max_range_m: float) -> F32:
     """
     count = round(2 * math.pi / SCAN_STEP_RAD)
     ranges: F32 = np.full(count, np.nan, np.float32)
-    ranges[_beams(found.on_ground(), count)] = np.inf
+    ranges[_beams(found.free, count)] = np.inf
     nearest: F32 = np.full(count, np.inf, np.float32)
     beams = _beams(found.in_base, count)
     distance = np.hypot(found.in_base[:, 0], found.in_base[:, 1])

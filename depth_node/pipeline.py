@@ -87,12 +87,6 @@ class DepthResult:
         sky = self.prediction.sky
         return Gates(self.depth, self.std, self.config.publish, depth_range_m, sky)
 
-    def measured_points(self, camera: Camera) -> npt.NDArray[np.float32]:
-        """(N, 3) m of the measured points that the fit believes, in the frame of this camera."""
-        sparse, used = self.sparse, self.fit.point_inlier
-        rays = camera.rays()[sparse.rows[used], sparse.cols[used]]
-        return rays * sparse.depth[used][:, None].astype(np.float32)
-
     @property
     def rejected(self) -> npt.NDArray[np.bool_]:
         """(N,) of `sparse`: points that could be used and that the fit does not believe."""

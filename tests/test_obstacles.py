@@ -11,6 +11,7 @@ from depth_node.benchmarks import obstacles as benchmark
 from depth_node.config import ConfigError
 from depth_node.gates import Gates
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.obstacles import (
     SCAN_STEP_RAD,
     ObstacleConfig,
@@ -50,7 +51,7 @@ def find(
     depth: F32,
     config: ObstacleConfig | None = None,
     relative_std: float = 0.01,
-    measured: F32 | None = None,
+    measured: SparseDepth | None = None,
 ) -> Obstacles:
     gates = Gates(depth, np.asarray(relative_std * depth, np.float32))
     return ObstacleFinder().find(gates, CAMERA, T_BASE_CAMERA, config or ObstacleConfig(), measured)
@@ -118,15 +119,17 @@ def test_a_ramp_is_no_ground_put_right() -> None:
 
 
 def test_measured_points_count_where_the_depth_map_sees_nothing() -> None:
-    low = np.array([[2.0, 0.01 * k, 0.07] for k in range(4)])
-    alone = np.array([[2.5, 1.0, 0.2]])
+    low = np.array([[2.0, 0.02 * k + 0.04, 0.07] for k in range(4)])
+    alone = np.array([[2.5, 0.8, 0.2]])
     floor = np.array([[2.0, 0.02 * k, 0.005] for k in range(-40, 40)])
     in_base = np.concatenate([low, alone, floor])
-    measured = ((in_base - T_BASE_CAMERA[:3, 3]) @ T_BASE_CAMERA[:3, :3]).astype(np.float32)
+    seen = (in_base - T_BASE_CAMERA[:3, 3]) @ T_BASE_CAMERA[:3, :3]
+    pixels = np.rint(CAMERA.project(seen)).astype(np.int32)
+    measured = SparseDepth.from_arrays(pixels[:, 1], pixels[:, 0], seen[:, 2])
     found = find(scene(), measured=measured)
     assert len(found.points) == 4
-    assert found.in_base[:, 0] == pytest.approx(2.0, abs=1e-3)
-    assert found.height == pytest.approx(0.07, abs=2e-3)
+    assert found.in_base[:, 0] == pytest.approx(2.0, abs=0.01)
+    assert found.height == pytest.approx(0.07, abs=0.01)
 
 
 def test_a_scan_tells_hits_free_ground_and_what_nobody_saw() -> None:
@@ -140,7 +143,7 @@ def test_a_scan_tells_hits_free_ground_and_what_nobody_saw() -> None:
 
 def test_nothing_known_is_no_obstacle_and_no_error() -> None:
     depth = np.full((240, 320), np.nan, np.float32)
-    found = find(depth, measured=np.empty((0, 3), np.float32))
+    found = find(depth, measured=SparseDepth.from_arrays([], [], []))
     assert found.points.shape == (0, 3) and found.in_base.shape == (0, 2)
     assert np.isnan(scan_ranges(found, 8.0)).all()
 

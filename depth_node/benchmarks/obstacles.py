@@ -64,7 +64,8 @@ class Robot:
             given.camera,
             frame.T_base_camera,
             self.config,
-            result.measured_points(given.camera),
+            result.sparse,
+            result.fit.point_inlier,
         )
 
     def reset(self) -> None:
@@ -125,8 +126,9 @@ def speed(robot: Robot, repeats: int = 0) -> Table:
         gates = result.gates
         if with_gates:
             gates = Gates(result.depth, result.std, result.config.publish)
-        measured = result.measured_points(camera)
-        return robot.finder.find(gates, camera, frame.T_base_camera, config, measured)
+        return robot.finder.find(
+            gates, camera, frame.T_base_camera, config, result.sparse, result.fit.point_inlier
+        )
 
     with one_core():
         times = take_turns(

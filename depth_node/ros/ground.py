@@ -58,8 +58,14 @@ class Ground:
             )
         if T_base_camera is None:
             return None
-        measured = result.measured_points(camera)
-        found = self._finder.find(result.gates, camera, T_base_camera, self._config, measured)
+        found = self._finder.find(
+            result.gates,
+            camera,
+            T_base_camera,
+            self._config,
+            result.sparse,
+            result.fit.point_inlier,
+        )
         return ObstacleView(found, base_frame, self._config.max_range_m)
 
     def forget(self) -> None:
