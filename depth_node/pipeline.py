@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import cv2
@@ -24,19 +24,22 @@ from depth_node.config import section, validate
 from depth_node.engine import EngineError
 from depth_node.engine.options import EngineConfig
 from depth_node.engine.preprocess import resize_map
-from depth_node.fitting import REGION_METHODS, FitConfig, FitResult, fit
+from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit
 from depth_node.fitting.field.memory import FieldState, Pose
+from depth_node.fitting.methods import too_few_points, usable_points
 from depth_node.frame import FrameInput
 from depth_node.gates import GateConfig, Gates
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import check_rigid
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
-from depth_node.inference import DepthModel, ModelConfig, RegionModel
+from depth_node.inference import CompletionModel, DepthModel, ModelConfig, RegionModel
 from depth_node.prediction import Prediction
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.propagation import RegionMemory
 from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
+
+_SKY_REACH = 0.0125  # of the larger side: 8 pixels at 640 about a point that no sky can have
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class DepthPipeline:
                 self.region_model = RegionModel.open(
                     config.region_model, config.segmentation, config.engine
                 )
+            _check_method(config, self.depth_model)
         except EngineError:
             self.close()
             raise
@@ -142,6 +146,10 @@ class DepthPipeline:
             now.model, now.region_model, now.engine
         ):  # fmt: skip
             raise ValueError("another model needs a new pipeline: close this one and open it anew")
+        try:
+            _check_method(config, self.depth_model)
+        except EngineError as error:
+            raise ValueError(str(error)) from error
         if self.region_model is not None:
             self.region_model.config = config.segmentation
         if config.segmentation != self._config.segmentation:
@@ -174,11 +182,15 @@ class DepthPipeline:
         config = self._config
         stage_ms: dict[str, float] = {}
         with _timed(stage_ms, "total"):
-            prediction = self._predict(frame, stage_ms)
+            completing = frame.prediction is None and isinstance(self.depth_model, CompletionModel)
+            prediction = None if completing else self._predict(frame, stage_ms)
             sparse = frame.sparse
             if sparse is None:
                 with _timed(stage_ms, "project"):
                     sparse = _project(frame, config.projection)
+            if prediction is None:
+                return self._complete(frame, sparse, config, stage_ms)
+            prediction = _with_believed_sky(prediction, sparse)
             labels, source, message = self._segment(frame, prediction, config, stage_ms)
             with _timed(stage_ms, "fit"):
                 result = fit(
@@ -211,6 +223,38 @@ class DepthPipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _complete(
+        self,
+        frame: FrameInput,
+        sparse: SparseDepth,
+        config: PipelineConfig,
+        stage_ms: dict[str, float],
+    ) -> DepthResult:
+        """A frame of a completion network, which needs the points before it answers."""
+        model, size = self.depth_model, (frame.image.shape[0], frame.image.shape[1])
+        assert isinstance(model, CompletionModel) and model.engine.manifest.sparse is not None
+        depth_range_m = (config.projection.min_depth_m, config.projection.max_depth_m)
+        usable = usable_points(sparse, size, depth_range_m)
+        prediction, left_out = model.complete(frame.image, sparse, usable)
+        stage_ms.update(model.stage_ms)
+        with _timed(stage_ms, "fit"):
+            if prediction is None:
+                needed = model.engine.manifest.sparse.min_points
+                result = too_few_points(size, sparse, needed)
+                prediction = Prediction(result.depth, "depth_metric")
+            else:
+                prediction = _with_believed_sky(prediction, sparse)
+                result = fit(
+                    prediction,
+                    sparse,
+                    config=config.fit,
+                    depth_range_m=depth_range_m,
+                    left_out=left_out,
+                )
+        return DepthResult(
+            result.depth, result.std, None, prediction, sparse, result, stage_ms, config=config
+        )
+
     def _predict(self, frame: FrameInput, stage_ms: dict[str, float]) -> Prediction:
         """The network's answer, or the prediction that is given, at the image's size."""
         given = frame.prediction
@@ -220,17 +264,11 @@ class DepthPipeline:
                     "there is no depth network (model.path is empty) and no prediction was given:"
                     " set model.path, or give a prediction with every frame"
                 )
-            prediction = self.depth_model.predict(frame.image)
+            prediction = self.depth_model.predict(frame.image, frame.camera)
             stage_ms.update(self.depth_model.stage_ms)
             return prediction
         if given.shape != frame.image.shape[:2]:
-            height, width = frame.image.shape[:2]
-            sky = given.sky
-            if sky is not None:
-                nearest = cv2.INTER_NEAREST
-                resized = cv2.resize(sky.astype(np.uint8), (width, height), interpolation=nearest)
-                sky = resized.astype(bool)
-            return Prediction(resize_map(given.values, height, width), given.kind, sky)
+            return _resized(given, frame.image.shape[0], frame.image.shape[1])
         return given
 
     def _remember(self, frame: FrameInput) -> FieldState | None:
@@ -275,6 +313,54 @@ class DepthPipeline:
             if memory is not None and config.segmentation.every != 1:
                 memory.keep(frame.image, labels)
             return labels, source, message
+
+
+def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:
+    """Raise EngineError for a method that the depth network cannot serve."""
+    if model is None:
+        return
+    name, method = model.engine.manifest.name, config.fit.method
+    if isinstance(model, CompletionModel) and method != NETWORK:
+        raise EngineError(
+            f"{name} completes the measured points, so these cannot judge a fit of method {method}:"
+            " set fit.method: network, or use a network that is not given the points"
+        )
+    if method == NETWORK and not model.gives_metres:
+        raise EngineError(
+            f"fit.method: network publishes the network's own metres and {name} gives"
+            f" {model.engine.manifest.meaning}: use another fit.method, or a metric network"
+        )
+
+
+def _resized(prediction: Prediction, height: int, width: int) -> Prediction:
+    """A prediction at another size."""
+    sky, confidence = prediction.sky, prediction.confidence
+    return Prediction(
+        resize_map(prediction.values, height, width),
+        prediction.kind,
+        None if sky is None else resize_map(sky, height, width) >= 0.5,
+        None if confidence is None else resize_map(confidence, height, width),
+    )
+
+
+def _with_believed_sky(prediction: Prediction, points: SparseDepth) -> Prediction:
+    """Where a point was measured, there is no sky: what lies about it is unknown instead.
+
+    Sky is free space to a planner, so that a network's mistake would clear an obstacle.
+    """
+    sky = prediction.sky
+    if sky is None:
+        return prediction
+    height, width = sky.shape
+    rows, cols = points.rows, points.cols
+    inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
+    measured: npt.NDArray[np.uint8] = np.ones(sky.shape, np.uint8)
+    measured[rows[inside], cols[inside]] = 0
+    if not (sky & (measured == 0)).any():
+        return prediction
+    reach_px = _SKY_REACH * max(height, width)
+    near = cv2.distanceTransform(measured, cv2.DIST_L2, 3) <= reach_px
+    return replace(prediction, sky=sky & ~near)
 
 
 def _project(frame: FrameInput, config: ProjectionConfig) -> SparseDepth:

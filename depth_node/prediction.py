@@ -21,6 +21,13 @@ KINDS = (
     "depth_metric",
 )
 
+# Outputs that become metres with the camera's focal length -> what they are without it.
+NEEDS_FOCAL = {
+    "depth_metric_focal": "depth_affine_invariant",  # metres x focal_px of the manifest / focal
+    "points_affine_invariant": "depth_affine_invariant",  # (h, w, 3): x, y, z + an unknown shift
+}
+DEPTH_MEANINGS = (*KINDS, *NEEDS_FOCAL)
+
 # Networks with a final ReLU give exactly 0 for sky, which has no inverse. Values are floored at
 # this ratio to the median positive value before they are inverted; 0.02 to 0.05 give equal
 # accuracy.
@@ -32,15 +39,17 @@ class Prediction:
     """A network's output in image coordinates, with its meaning.
 
     ``values``: (H, W) float32 in the unit of ``kind`` (one of :data:`KINDS`); a value that is not
-    finite is unknown. ``sky``: (H, W) bool, True where the network says that nothing is near; None
-    where it says nothing. Derived maps are computed once and are read-only: do not write into
-    ``values`` after construction. Raises ValueError for an unknown kind or an array that is not
-    one map.
+    finite is unknown. ``sky``: (H, W) bool, pixels without a surface, whose values are NaN; None
+    where the network does not say. ``confidence``: (H, W) float32 in the network's own unit, large
+    is sure; None where it gives none. Derived maps are computed once and are read-only: do not
+    write into ``values`` after construction. Raises ValueError for an unknown kind or an array that
+    is not one map.
     """
 
     values: NDArray[np.float32]
     kind: str
     sky: NDArray[np.bool_] | None = None
+    confidence: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -55,11 +64,15 @@ class Prediction:
             )
         if values.dtype != np.float32:
             object.__setattr__(self, "values", values.astype(np.float32))
-        if self.sky is not None and (self.sky.shape != values.shape or self.sky.dtype != bool):
-            raise ValueError(
-                f"sky is {self.sky.dtype} {self.sky.shape} but the prediction {values.shape}: give"
-                " a bool map of the same size."
-            )
+        for name in ("sky", "confidence"):
+            other = getattr(self, name)
+            if other is None:
+                continue
+            if other.shape != values.shape or (name == "sky" and other.dtype != bool):
+                raise ValueError(
+                    f"{name} is {other.dtype} {other.shape} but the prediction {values.shape}: give"
+                    f" a {'bool map' if name == 'sky' else 'map'} of the same size."
+                )
 
     @property
     def shape(self) -> tuple[int, int]:

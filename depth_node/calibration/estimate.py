@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,7 @@ def _block_sums(per_frame: Floats) -> Floats:
     return np.stack([per_frame[block].sum(0) for block in blocks])
 
 
+@lru_cache(maxsize=64)
 def _draws(blocks: int, seed: int) -> npt.NDArray[np.int64]:
     """How often each block is drawn in each resample, (RESAMPLES, blocks)."""
     rng = np.random.default_rng(seed)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,12 @@ LEAST_EDGES = 250
 """Fewer discontinuities than this in the window tell nothing."""
 SEARCH_AGAIN = 12
 """Observations between two searches: a search tells the same of the same frames."""
+NEWEST = 8
+"""If these fail the test that those before them pass, the LiDAR has moved: only they count then."""
+MOVED_FRACTION = 0.9
+"""Fewer small changes than this fit them worse: then they fail it."""
 MAXIMUM_FRACTION, MAXIMUM_CONFIDENCE = 0.99, 0.5
+"""The local-maximum test: so many small changes fit worse, in so many draws of the bootstrap."""
 TOLERANCE = np.array([*np.deg2rad([0.4, 0.4, 0.4]), 0.025, 0.025, 0.04, 0.02])
 """(7,) rad, m, s: smaller corrections are not worth a warning."""
 SIGNIFICANT = 3.0
@@ -46,9 +52,16 @@ SIGNIFICANT = 3.0
 SIMPLER = 0.96
 """A correction along one axis that scores at least this share of the best is told instead: one
 thing that slipped is likelier than several that make up for each other."""
-_FINDING = Effort(SEARCH[1:], draws=80, elite=16, rounds=6, edges=2500)
-_RESAMPLING = Effort(SEARCH[-2:], draws=64, elite=12, rounds=4, edges=2500)
+_FINDING = Effort(SEARCH[1:], draws=64, elite=13, rounds=5, edges=1500)
+_RESAMPLING = Effort(SEARCH[-1:], draws=48, elite=10, rounds=4, edges=1500)
 _RESAMPLES = 6
+_TESTED = np.concatenate(
+    [
+        corrections_of(LOCAL_RADIUS * perturbations(6)),
+        LOCAL_RADIUS * UNIT[6] * np.array([[0.0] * 6 + [-1.0], [0.0] * 6 + [1.0]]),
+    ]
+)
+"""The stated pose, small changes of it, and the points taken half a UNIT sooner and later."""
 REACHES_PX = tuple(stage.reach_px for stage in _FINDING.stages)
 """Reaches of the edge maps that the monitor needs of each image."""
 
@@ -93,7 +106,7 @@ class Verdict:
 
 @dataclass
 class _Window:
-    """Observations with their edge maps and the scores of small perturbations (1 + K,)."""
+    """Observations with their edge maps and the scores of _TESTED, (1 + K + 2,)."""
 
     observations: deque[Observation] = field(default_factory=lambda: deque(maxlen=WINDOW))
     fields: dict[float, deque[npt.NDArray[np.float32]]] = field(
@@ -107,14 +120,14 @@ class _Window:
         for reach_px, maps in self.fields.items():
             maps.append(fields[reach_px])
         self.observations.append(observation)
-        tested = corrections_of(LOCAL_RADIUS * perturbations(6))
-        self.scores.append(observation.score(self.fields[FINE_PX][-1], tested))
+        self.scores.append(observation.score(self.fields[FINE_PX][-1], _TESTED))
 
-    def time_scores(self) -> Floats:
-        """Scores (F, 2) of the points taken half a UNIT sooner and later."""
-        late = np.zeros((2, 7))
-        late[:, 6] = LOCAL_RADIUS * UNIT[6] * np.array([-1.0, 1.0])
-        return total_score(list(self.observations), list(self.fields[FINE_PX]), late)
+    def keep(self, count: int) -> None:
+        """Forget all but the newest."""
+        kept: list[deque[Any]] = [self.observations, self.scores, *self.fields.values()]
+        for values in kept:
+            while len(values) > count:
+                values.popleft()
 
 
 class ExtrinsicsMonitor:
@@ -145,18 +158,20 @@ class ExtrinsicsMonitor:
         edges = sum(len(o.points) for o in window.observations)
         count = len(window.observations)
         if count < LEAST_OBSERVATIONS:
-            text = f"{count} of {LEAST_OBSERVATIONS} frames so far"
-            self.verdict = Verdict(sentence=text, edges=edges, frames=count)
+            if self._looked == count:  # else the verdict of before holds until there are enough
+                text = f"{count} of {LEAST_OBSERVATIONS} frames so far"
+                self.verdict = Verdict(sentence=text, edges=edges, frames=count)
         elif edges < LEAST_EDGES:
             text = f"too little structure to tell: {edges} depth edges in {count} frames"
             self.verdict = Verdict(sentence=text, edges=edges, frames=count)
         else:
             time_known = usable_dimensions(list(window.observations)) == 7
-            scores = np.stack(window.scores)
-            if time_known:
-                scores = np.concatenate([scores, window.time_scores()], axis=1)
+            scores = np.stack(window.scores)[:, : None if time_known else -2]
             worse, confidence = local_maximum(scores)
-            if worse >= MAXIMUM_FRACTION and confidence >= MAXIMUM_CONFIDENCE:
+            if self.verdict.finding is Finding.CONSISTENT and _moved(scores):
+                window.keep(NEWEST)
+                self._searched = -SEARCH_AGAIN
+            elif _is_maximum(worse, confidence):
                 self.verdict = self._consistent(worse, confidence, edges, count, time_known)
             elif self._looked - self._searched >= SEARCH_AGAIN:
                 self._searched = self._looked
@@ -231,6 +246,19 @@ class ExtrinsicsMonitor:
             time_known=time_known,
         )
         yield self.verdict
+
+
+def _is_maximum(worse: float, confidence: float) -> bool:
+    """Whether the stated pose passes the local-maximum test."""
+    return worse >= MAXIMUM_FRACTION and confidence >= MAXIMUM_CONFIDENCE
+
+
+def _moved(scores: Floats) -> bool:
+    """Whether the newest of the scores (F, 1 + K) fail the test that the ones before them pass."""
+    if len(scores) < LEAST_OBSERVATIONS + NEWEST:
+        return False
+    before, newest = scores[:-NEWEST], scores[-NEWEST:]
+    return _is_maximum(*local_maximum(before)) and local_maximum(newest)[0] < MOVED_FRACTION
 
 
 @dataclass(frozen=True)

@@ -235,9 +235,12 @@ def motion(before: FrameInput, after: FrameInput) -> Floats | None:
         return None
     size = (160, max(1, round(160 * before.image.shape[0] / before.image.shape[1])))
     first, second = (
-        cv2.cvtColor(
-            np.asarray(cv2.resize(f.image, size, interpolation=cv2.INTER_AREA)), cv2.COLOR_RGB2GRAY
-        ).astype(np.float32)
+        np.asarray(
+            cv2.resize(
+                cv2.cvtColor(f.image, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA
+            ),
+            np.float32,
+        )
         for f in (before, after)
     )
     window = cv2.createHanningWindow(size, cv2.CV_32F)

@@ -23,8 +23,8 @@ BURST_S = 0.3
 """CPU time that may be saved up while there is nothing to look at."""
 REST_S = 0.1
 """Between two looks at the account while it is empty."""
-PATIENCE_S = 0.5
-"""A node that is never between two frames is disturbed once in so long."""
+PATIENCE_S = 0.05
+"""While a frame is in work, a step begins once in so long."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,14 @@ class _Account:
     process_s: float = field(default_factory=time.process_time)
     own_s: float = field(default_factory=time.thread_time)
     left_s: float = 0.0
+    spent_s: float = 0.0
+    total_s: float = 0.0
 
     def settle(self, share: float) -> None:
         """Take in what process and thread have spent since the last time; for the own thread."""
         process_s, own_s = time.process_time(), time.thread_time()
+        self.spent_s += own_s - self.own_s
+        self.total_s += process_s - self.process_s
         self.left_s += share * (process_s - self.process_s) - (own_s - self.own_s)
         self.left_s = min(self.left_s, BURST_S)
         self.process_s, self.own_s = process_s, own_s
@@ -144,7 +148,7 @@ class BackgroundWatch:
 
     def __init__(self, share: float, failed: Callable[[Exception], None] = lambda error: None):
         self.share = share
-        self.spent_s = 0.0  # CPU time of the thread
+        self.spent_s = self.process_s = 0.0  # CPU time of the thread, of the process meanwhile
         self.looks = 0  # frames that were looked at
         self._failed = failed
         self._ready = threading.Condition()
@@ -163,9 +167,14 @@ class BackgroundWatch:
         with self._ready:
             return dict(self._verdicts) if self.share > 0 else {}
 
+    @property
+    def spent_share(self) -> float:
+        """Of the CPU time of the process since it began to work, as of its last step."""
+        return self.spent_s / self.process_s if self.process_s > 0 else 0.0
+
     @contextmanager
     def frame_at_work(self) -> Iterator[None]:
-        """While a frame is in work: no step begins, but for a node that is never idle."""
+        """While a frame is in work: a step waits for its end, if that comes soon."""
         self._idle.clear()
         try:
             yield
@@ -232,7 +241,7 @@ class BackgroundWatch:
         """Wait for CPU time and for a gap between frames; False if the work has become idle."""
         while True:
             account.settle(self.share)
-            self.spent_s = account.own_s
+            self.spent_s, self.process_s = account.spent_s, account.total_s
             with self._ready:
                 if not self._open or generation != self._generation or self.share <= 0:
                     return False

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from depth_node.cli.console import UsageError
 from depth_node.config import load, override, quoted
 from depth_node.engine.manifest import EMBEDDED
-from depth_node.fitting import METHODS
+from depth_node.fitting import METHODS, NETWORK
 from depth_node.pipeline import PipelineConfig
 
 ROS_CURE = (
@@ -33,7 +33,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--manifest", default="", metavar="FILE", help="manifest of the model (beside it)"
     )
-    parser.add_argument("--method", default="", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--method", default="", help=f"one of {', '.join((*METHODS, NETWORK))}")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML file with settings of the pipeline"
     )

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ from depth_node.recordings.frames import find_frames, read_frame
 from depth_node.ros.live import DemoError, DemoOptions, Live, Progress, run_live
 from depth_node.simulation.walk import render_walk
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 PANELS = 3
 RIVALS = ("global_depth", "slf", "ssf")
 NAMES = {
@@ -56,6 +59,7 @@ class DemoReport:
     rows: a row per scored frame and method (replay.score), the node's own as method "live".
     latency_ms, arrival_ms: stamp to publish and stamp to receive. worst_difference: largest
     relative difference between depth received live and computed off line from the same frame.
+    extrinsics: what the node said of them, and from which image on.
     """
 
     rows: list[dict[str, Any]]
@@ -66,6 +70,7 @@ class DemoReport:
     received: int
     worst_difference: float
     diagnostics: dict[str, str]
+    extrinsics: list[tuple[int, str]]
     panels: list[Path]
 
     def quantiles(self) -> dict[str, list[float]]:
@@ -105,7 +110,9 @@ def _judge(
         row["number"]: row["index"]
         for row in map(json.loads, (folder / "published.jsonl").read_text("utf-8").splitlines())
     }
-    kept = {int(path.stem.split("_")[1]): path for path in sorted(folder.glob("live_*.npy"))}
+    paths = {int(path.stem.split("_")[1]): path for path in sorted(folder.glob("live_*.npy"))}
+    # Off line the LiDAR is where it is said to be.
+    kept = {number: path for number, path in paths.items() if number < options.knocked_at}
     chosen = np.linspace(0, len(kept) - 1, min(PANELS + 2, len(kept))).round().astype(int)
     drawn = {list(kept)[k] for k in (chosen[1:-1] if len(chosen) > 2 else chosen)}
     rows: list[dict[str, Any]] = []
@@ -140,6 +147,7 @@ def _judge(
         received=live.received,
         worst_difference=worst,
         diagnostics=report["diagnostics"],
+        extrinsics=[(number, text) for number, text in report["extrinsics"]],
         panels=panels,
     )
 
@@ -197,6 +205,14 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--frames", type=Path, metavar="DIR", help="render into here, or use what is there"
     )
+    parser.add_argument(
+        "--knock",
+        type=float,
+        default=0.0,
+        metavar="DEG",
+        help="turn the LiDAR on its mount by so much after a third of the time: does the node"
+        " notice? (30 seconds or more)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     parser.set_defaults(run=run_command)
 
@@ -214,6 +230,7 @@ def run_command(options: argparse.Namespace) -> int:
             image_size("--size", options.size),
             options.seed,
             options.frames,
+            knock_deg=options.knock,
         )
         report = run(wanted, options.out, lambda what, total: progress(terminal, what, total))
     except DemoError as error:
@@ -252,6 +269,8 @@ def run_command(options: argparse.Namespace) -> int:
             f"Live and replayed depth differ by up to {report.worst_difference:.2%}.",
             style="yellow",
         )
+    if wanted.knock_deg:
+        _print_knock(terminal, wanted, report)
     for path in report.panels:
         terminal.print(f"image: {path}")
     if options.json:
@@ -259,3 +278,14 @@ def run_command(options: argparse.Namespace) -> int:
         facts["panels"] = [str(path) for path in report.panels]
         write_json(options.json, {**facts, "quantiles_ms": report.quantiles()})
     return 0
+
+
+def _print_knock(terminal: Console, options: DemoOptions, report: DemoReport) -> None:
+    """What the node said of its extrinsics, before and after the LiDAR was turned."""
+    at = options.knocked_at
+    terminal.print(f"The LiDAR was turned by {options.knock_deg:g} degrees at image {at}.")
+    for number, text in report.extrinsics:
+        after = f" ({(number - at) / options.rate_hz:.1f} s after)" if number >= at else ""
+        terminal.print(f"image {number}{after}: extrinsics {text}", soft_wrap=True)
+    if not any(n >= at and text.startswith("wrong") for n, text in report.extrinsics):
+        terminal.print("The node did not notice it in that time.", style="yellow")

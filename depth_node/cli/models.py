@@ -21,8 +21,17 @@ from depth_node.cli.console import (
     write_json,
 )
 from depth_node.engine import depth_tools
-from depth_node.engine.manifest import MEANINGS, Manifest, manifest_path, model_sha256
+from depth_node.engine.manifest import (
+    MEANINGS,
+    ROLES,
+    UNITS,
+    Manifest,
+    SparseSpec,
+    manifest_path,
+    model_sha256,
+)
 from depth_node.engine.manifest_writer import write_manifest
+from depth_node.engine.preprocess import RESIZES
 from depth_node.engine.protocol import Engine, Progress
 from depth_node.inference import build_engine, open_engine
 from depth_node.model_zoo import compare, convert, fetch, fp16, onnx_graph, registry
@@ -439,9 +448,34 @@ def _add_manifest(kinds: Any) -> None:
     )
     for name in ("name", "output-name", "licence", "source"):
         writing.add_argument(f"--{name}", default="")
+    for role in ROLES:
+        writing.add_argument(
+            f"--{role}-output", default="", metavar="NAME", help=f"output that is the {role}"
+        )
+        if role != "scale":
+            writing.add_argument(
+                f"--{role}-level", type=float, help=f"value from which it is {role}"
+            )
+    writing.add_argument(
+        "--focal-px", type=float, default=0.0, metavar="PX",
+        help="of depth_metric_focal: focal length of the input at which the output is metres",
+    )  # fmt: skip
+    writing.add_argument(
+        "--sparse-depth", default="", metavar="NAME", help="input of a completion network: depth"
+    )
+    writing.add_argument(
+        "--sparse-mask", default="", metavar="NAME", help="its input that is 1 where a point is"
+    )
+    writing.add_argument(
+        "--sparse-unit", default="m", help=f"of that depth: {', '.join(UNITS)} (m)"
+    )
+    writing.add_argument(
+        "--sparse-empty", type=float, default=0.0, help="depth of pixels without a point (0)"
+    )
+    writing.add_argument("--multiple", type=int, metavar="PX", help="of longest_side, such as 14")
     for name in ("height", "width", "patch-size"):
         writing.add_argument(f"--{name}", type=int, default=0, metavar="PX")
-    choices = (("channel-order", "rgb, bgr"), ("resize", "stretch, letterbox, corner, crop"))
+    choices = (("channel-order", "rgb, bgr"), ("resize", ", ".join(RESIZES)))
     for name, meaning in (*choices, ("interpolation", "as in InputSpec")):
         writing.add_argument(f"--{name}", metavar="WORD", help=meaning)
     writing.add_argument("--scale", type=float, help="factor of pixel values before mean and std")
@@ -453,12 +487,17 @@ def _add_manifest(kinds: Any) -> None:
 def _run_manifest(options: argparse.Namespace) -> int:
     given = {
         key: getattr(options, key)
-        for key in ("channel_order", "resize", "interpolation", "scale", "mean", "std")
+        for key in ("channel_order", "resize", "interpolation", "multiple", "scale", "mean", "std")
         if getattr(options, key) is not None
     }
     for key in ("mean", "std"):
         if key in given:
             given[key] = tuple(given[key])
+    sparse = None
+    if options.sparse_depth:
+        sparse = SparseSpec(
+            options.sparse_depth, options.sparse_mask, options.sparse_unit, options.sparse_empty
+        )
     try:
         manifest = write_manifest(
             options.model,
@@ -471,6 +510,18 @@ def _run_manifest(options: argparse.Namespace) -> int:
             patch_size=options.patch_size,
             licence=options.licence,
             source=options.source,
+            roles={
+                role: getattr(options, f"{role}_output")
+                for role in ROLES
+                if getattr(options, f"{role}_output")
+            },
+            levels={
+                role: getattr(options, f"{role}_level")
+                for role in ROLES
+                if getattr(options, f"{role}_level", None) is not None
+            },
+            focal_px=options.focal_px,
+            sparse=sparse,
             **given,
         )
     except OSError as error:

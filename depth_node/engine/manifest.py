@@ -29,16 +29,53 @@ from depth_node.config import (
 from depth_node.engine import EngineError, depth_tools
 from depth_node.engine.model_file import external_weights, fault_of, is_beside
 from depth_node.engine.preprocess import InputSpec
-from depth_node.prediction import KINDS
+from depth_node.prediction import DEPTH_MEANINGS
 
 PROMPTS = "region_prompts"  # an image encoder that needs its prompt decoder
 PROMPT_DECODER = "prompt_masks"  # the decoder of a PROMPTS encoder, opened together with it
 REGION_MEANINGS = ("region_masks", "region_labels", "region_edges", PROMPTS)
-MEANINGS = (*KINDS, *REGION_MEANINGS, PROMPT_DECODER)
+MEANINGS = (*DEPTH_MEANINGS, *REGION_MEANINGS, PROMPT_DECODER)
+ROLES = ("sky", "mask", "confidence", "scale")
+LEVELS = {"sky": 0.3, "mask": 0.5}  # from which a pixel is sky, or has an answer
 EMBEDDED = "embedded"
 _MAX_PIXELS = 1 << 25  # 33 million, an image of 8K; its tensor has 400 MB
 _MAX_ELEMENTS = 1 << 27  # of another input tensor, 512 MB
 _MAX_TEXT = 2000
+
+
+UNITS = {"m": "metres", "mm": "millimetres", "1/m": "1/metres", "log m": "log metres"}
+
+
+@dataclass(frozen=True)
+class SparseSpec:
+    """The measured points as inputs of a completion network, each of shape (1, 1, height, width).
+
+    depth: name of the input with the depth of the pixels that have a point, in ``unit`` (one of
+    UNITS); all others hold ``empty``. mask: name of an input with 1 where there is a point and 0
+    elsewhere; "" if there is none. min_points: fewest pixels with a point for which the network
+    gives an answer worth having. The size of the inputs may differ from the image's: the nearest
+    point of a pixel counts. Raises EngineError for values that cannot be used.
+    """
+
+    depth: str
+    mask: str = ""
+    unit: str = "m"
+    empty: float = 0.0
+    min_points: int = 16
+
+    def __post_init__(self) -> None:
+        for key in ("depth", "mask"):
+            if not isinstance(getattr(self, key), str):
+                raise EngineError(f"sparse.{key} is {quoted(getattr(self, key))}: give a name")
+            _check_text(f"sparse.{key}", getattr(self, key))
+        if not self.depth or self.depth == self.mask:
+            raise EngineError("sparse.depth must name an input, and sparse.mask another one")
+        if self.unit not in UNITS:
+            raise EngineError(f"sparse.unit is {quoted(self.unit)}: use one of {', '.join(UNITS)}")
+        if type(self.empty) not in (int, float) or not math.isfinite(self.empty):
+            raise EngineError(f"sparse.empty is {quoted(self.empty)}: give a finite number")
+        if type(self.min_points) is not int or self.min_points < 1:
+            raise EngineError(f"sparse.min_points is {quoted(self.min_points)}: give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -56,6 +93,13 @@ class Manifest:
     meaning "region_prompts"; the decoder turns the encoder's outputs and image points into masks.
 
     ``limits`` replaces limits of the self-check (engine/self_check.py) that do not suit the model.
+
+    A depth network may say more than depth: ``roles`` names the outputs by what they are: "sky",
+    from ``levels.sky`` a pixel is sky; "mask", from ``levels.mask`` it has an answer; "confidence",
+    from ``levels.confidence``, if that is given, it has one; "scale", one factor to metres.
+    ``focal_px``: focal length of the input at which an output of meaning "depth_metric_focal" is in
+    metres. ``sparse``: the inputs of a completion network (:class:`SparseSpec`), which are in
+    ``inputs``, too.
     """
 
     name: str
@@ -73,6 +117,10 @@ class Manifest:
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    levels: Mapping[str, float] = field(default_factory=dict)
+    focal_px: float = 0.0
+    sparse: SparseSpec | None = None
 
     def __post_init__(self) -> None:
         names = ("name", "model", "sha256", "input_name", "output_name", "decoder")
@@ -124,6 +172,73 @@ class Manifest:
                 " only it, needs the file name of its prompt decoder; export both halves together"
             )
         self._check_tensors()
+        self._check_roles()
+        if self.sparse is not None:
+            self._check_sparse(self.sparse)
+
+    def _check_roles(self) -> None:
+        checks: tuple[tuple[str, Mapping[str, Any], tuple[type, ...], str], ...] = (
+            ("roles", self.roles, (str,), "the name of an output"),
+            ("levels", self.levels, (int, float), "a finite number"),
+        )
+        for key, values, kinds, what in checks:
+            if not isinstance(values, Mapping):
+                raise EngineError(f"{key} must be a mapping with keys of {', '.join(ROLES)}")
+            for role, value in values.items():
+                if role not in ROLES:
+                    raise EngineError(
+                        f"unknown key {key}.{one_line(role)}: use one of {', '.join(ROLES)}"
+                    )
+                endless = isinstance(value, float) and not math.isfinite(value)
+                if type(value) not in kinds or endless:
+                    raise EngineError(f"{key}.{role} is {quoted(value)}: give {what}")
+        for name in self.roles.values():
+            _check_text("a name of roles", name)
+        if self.roles and self.meaning not in DEPTH_MEANINGS:
+            raise EngineError(
+                f"roles belong to networks that give depth, not {self.meaning}: leave them out"
+            )
+        focal = self.focal_px
+        if type(focal) not in (int, float) or not 0 <= focal < math.inf:
+            raise EngineError(f"focal_px is {quoted(focal)}: give a number of pixels above 0")
+        if (self.meaning == "depth_metric_focal") != (focal > 0):
+            raise EngineError(
+                f"meaning {self.meaning} with focal_px {focal:g}: depth_metric_focal, and only it,"
+                " needs the focal length of the input at which its output is in metres (Depth"
+                " Anything 3: 300)"
+            )
+
+    def _check_sparse(self, sparse: SparseSpec) -> None:
+        if self.meaning not in ("depth_metric", "disparity_metric"):
+            raise EngineError(
+                f"a completion network gives metres, not {self.meaning}: use meaning depth_metric"
+                " or disparity_metric, or leave sparse out"
+            )
+        wanted = {self.input_name, sparse.depth, sparse.mask} - {""}
+        if set(self.inputs) != wanted or self.input.dtype != "float32":
+            raise EngineError(
+                f"inputs are {one_line(', '.join(self.inputs))} of {self.input.dtype}, and the"
+                f" image and sparse name {one_line(', '.join(sorted(wanted)))}: a completion"
+                " network takes these and no others, in float32"
+            )
+        maps = {self.inputs[name] for name in wanted - {self.input_name}}
+        shape = next(iter(maps))
+        if len(maps) != 1 or len(shape) != 4 or shape[:2] != (1, 1):
+            raise EngineError(
+                "the sparse inputs have the shapes"
+                f" {', '.join(map(str, sorted(maps)))}: export them as (1, 1, height, width), alike"
+            )
+        if self.inputs[self.input_name] != self.input.shape:
+            raise EngineError(
+                f"the image has shape {self.inputs[self.input_name]} in inputs and"
+                f" {self.input.shape} in input: correct one of them"
+            )
+        if self.input.resize == "crop":
+            raise EngineError("a completion network cannot crop its image: use another resize")
+
+    def level(self, role: str) -> float | None:
+        """The value of a role's output from which it holds; None if it has no such value."""
+        return self.levels.get(role, LEVELS.get(role))
 
     def _check_tensors(self) -> None:
         if not isinstance(self.inputs, Mapping) or not all(
@@ -162,7 +277,7 @@ class Manifest:
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs that an engine computes."""
-        return self.outputs or (self.output_name,)
+        return (*dict.fromkeys((*(self.outputs or (self.output_name,)), *self.roles.values())),)
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
@@ -179,8 +294,10 @@ class Manifest:
                 f" write it anew with `{depth_tools('models manifest')}`"
             ) from error
         try:
-            spec = _from_mapping(InputSpec, _mapping(values).get("input"), "input.")
-            return _from_mapping(cls, {**_mapping(values), "input": spec}, "")
+            parts = {"input": _from_mapping(InputSpec, _mapping(values).get("input"), "input.")}
+            if _mapping(values).get("sparse") is not None:
+                parts["sparse"] = _from_mapping(SparseSpec, values["sparse"], "sparse.")
+            return _from_mapping(cls, {**_mapping(values), **parts}, "")
         except Exception as error:  # every fault of a foreign file is told in one sentence
             raise EngineError(f"manifest {path}: {one_line(error, 600)}") from error
 
@@ -193,7 +310,10 @@ class Manifest:
         values["inputs"] = {key: list(shape) for key, shape in self.inputs.items()}
         values["outputs"] = list(self.outputs)
         values["limits"] = dict(self.limits)
-        for key in ("decoder", "inputs", "outputs", "limits"):  # most models have none
+        for key in ("roles", "levels"):
+            values[key] = dict(getattr(self, key))
+        rare = ("decoder", "inputs", "outputs", "limits", "roles", "levels", "focal_px", "sparse")
+        for key in rare:  # most models have none
             if not values[key]:
                 del values[key]
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from depth_node.engine import EngineError
 from depth_node.engine.manifest import (
     PROMPT_DECODER,
     Manifest,
+    SparseSpec,
     existing_model,
     manifest_path,
     model_sha256,
 )
 from depth_node.engine.preprocess import InputSpec
 from depth_node.engine.protocol import warn_if_slow
+
+if TYPE_CHECKING:
+    from depth_node.engine.ort import TensorInfo
 
 
 def write_manifest(
@@ -34,6 +38,10 @@ def write_manifest(
     training: Mapping[str, Any] | None = None,
     decoder: str = "",
     outputs: Sequence[str] = (),
+    roles: Mapping[str, str] | None = None,
+    levels: Mapping[str, float] | None = None,
+    focal_px: float = 0.0,
+    sparse: SparseSpec | None = None,
     **input_options: Any,
 ) -> Manifest:
     """Write the manifest of an ONNX file; names, size and type are read from the file itself.
@@ -41,20 +49,26 @@ def write_manifest(
     The caller gives what the file does not contain: ``meaning``; fields of InputSpec that differ
     from their defaults (channel_order, scale, mean, std, resize, interpolation); ``output_name`` if
     there are several outputs; ``height`` and ``width`` (pixels) if the file leaves them open;
-    ``outputs`` if several belong together; the ``decoder`` of region_prompts. A prompt decoder may
-    have any inputs; ``height`` and ``width`` are then those of its encoder's input. The manifest is
-    written beside the model unless ``manifest`` is a path. Raises EngineError if the file or a
-    value cannot be used.
+    ``outputs`` if several belong together; the ``decoder`` of region_prompts; ``roles``,
+    ``levels``, ``focal_px`` and ``sparse`` as in Manifest. A completion network has one image of
+    three channels among its inputs, and those that ``sparse`` names. A prompt decoder may have any
+    inputs; ``height`` and ``width`` are then those of its encoder's input. The manifest is written
+    beside the model unless ``manifest`` is a path. Raises EngineError if the file or a value cannot
+    be used.
     """
     model = existing_model(Path(model))
     from depth_node.engine import ort  # optional package; only this back end reads ONNX files
 
     inputs, file_outputs = ort.probe(model)
     prompted = meaning == PROMPT_DECODER
-    if len(inputs) != 1 and not prompted:
+    completes = sparse is not None
+    if sparse is not None:
+        inputs = _image_first(model, inputs, sparse)
+    elif len(inputs) != 1 and not prompted:
         raise EngineError(
             f"model {model} has {len(inputs)} inputs ({', '.join(item.name for item in inputs)}):"
-            " only models with one input, the image, can be used; export it so"
+            " only models with one input, the image, can be used, or completion networks, whose"
+            " input of measured points is named (--sparse-depth); export it so"
         )
     tensor = inputs[0]
     if not prompted and (len(tensor.shape) != 4 or tensor.shape[1] not in (3, None)):
@@ -99,8 +113,12 @@ def write_manifest(
         source=source,
         training=dict(training or {}),
         decoder=decoder,
-        inputs={item.name: _fixed_shape(item.shape) for item in inputs} if prompted else {},
+        inputs=_input_shapes(inputs, spec) if prompted or completes else {},
         outputs=tuple(outputs),
+        roles=dict(roles or {}),
+        levels=dict(levels or {}),
+        focal_px=focal_px,
+        sparse=sparse,
     )
     # Opening it checks names, shape and type as at run time.
     with warn_if_slow(f"running model {model} once"), ort.OrtEngine(model, written):
@@ -108,6 +126,27 @@ def write_manifest(
     return written
 
 
-def _fixed_shape(shape: tuple[int | None, ...]) -> tuple[int, ...]:
-    """A shape of which no size is open, which the caller has checked."""
-    return tuple(size or 0 for size in shape)
+def _image_first(model: Path, inputs: Sequence[TensorInfo], sparse: SparseSpec) -> list[TensorInfo]:
+    """The inputs of a completion network, the image first. EngineError if they are others."""
+    named = {sparse.depth, sparse.mask} - {""}
+    images = [item for item in inputs if item.name not in named]
+    known = {item.name for item in inputs}
+    if len(images) != 1 or not named <= known:
+        raise EngineError(
+            f"model {model} has the inputs {', '.join(sorted(known))}: a completion network has one"
+            f" image beside {', '.join(sorted(named))}; correct --sparse-depth and --sparse-mask,"
+            " or export it so"
+        )
+    return [images[0], *(item for item in inputs if item.name in named)]
+
+
+def _input_shapes(inputs: Sequence[TensorInfo], spec: InputSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes by name; sizes that the file leaves open are those of the image."""
+    return {
+        item.name: tuple(size or spec.shape[axis] for axis, size in enumerate(item.shape))
+        if len(item.shape) == 4 and item.shape[1] == 3
+        else tuple(
+            size or (1, 1, spec.height, spec.width)[axis] for axis, size in enumerate(item.shape)
+        )
+        for item in inputs
+    }

@@ -190,7 +190,7 @@ def _check_signature(
             )
     if manifest.inputs:
         shapes = {item.name: item.shape for item in inputs}
-        if shapes != manifest.inputs or {item.dtype for item in inputs} != {"float32"}:
+        if not _fit(shapes, manifest.inputs) or {item.dtype for item in inputs} != {"float32"}:
             raise EngineError(
                 f"model {model} has the inputs {shapes}, its manifest says"
                 f" {dict(manifest.inputs)} of float32: write the manifest anew"
@@ -216,6 +216,17 @@ def _check_signature(
             f"model {model} takes {session.get_inputs()[0].type}, its manifest says {spec.dtype}:"
             " correct input.dtype, or export the model with a float32 input"
         )
+
+
+def _fit(
+    in_file: Mapping[str, tuple[int | None, ...]], asked: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Whether the shapes of a file, in which sizes may be open, allow those of the manifest."""
+    return set(in_file) == set(asked) and all(
+        len(shape) == len(asked[name])
+        and all(size in (None, want) for size, want in zip(shape, asked[name], strict=True))
+        for name, shape in in_file.items()
+    )
 
 
 def _shape(shape: tuple[int | None, ...]) -> str:

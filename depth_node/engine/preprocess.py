@@ -19,14 +19,15 @@ from depth_node.config import quoted
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 DTYPES = ("float32", "float16", "uint8")
-RESIZES = ("stretch", "letterbox", "corner", "crop")
-_INTERPOLATIONS = {
+RESIZES = ("stretch", "letterbox", "corner", "crop", "longest_side")
+_CV2_INTERPOLATIONS = {
     "area": cv2.INTER_AREA,
     "linear": cv2.INTER_LINEAR,
     "cubic": cv2.INTER_CUBIC,
     "nearest": cv2.INTER_NEAREST_EXACT,
 }
-INTERPOLATIONS = tuple(_INTERPOLATIONS)
+AREA_CUBIC = "area_cubic"
+INTERPOLATIONS = (*_CV2_INTERPOLATIONS, AREA_CUBIC)
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,12 @@ class InputSpec:
     A tensor value is ``(pixel * scale - mean) / std`` with 8-bit pixels; mean and std are in the
     order of the tensor's channels. ``resize``: "stretch" (the aspect ratio changes), "letterbox"
     (the whole image in the middle, the rest of the tensor is 0), "corner" (the same in the upper
-    left corner) or "crop" (the middle of the image; the cut-off pixels get no output).
-    ``interpolation`` is that of shrinking; enlarging takes "linear" instead of "area". Raises
-    ValueError for values that cannot be used.
+    left corner), "crop" (the middle of the image; the cut-off pixels get no output) or
+    "longest_side" (the makers' rule of Depth Anything 3: the longest side becomes that of the
+    tensor, then each side the nearest multiple of ``multiple``; in the upper left corner where
+    the tensor is of another shape, the rest is 0). ``interpolation`` is that of shrinking;
+    enlarging takes "linear" instead of "area", and "cubic" with "area_cubic". Raises ValueError
+    for values that cannot be used.
     """
 
     height: int
@@ -50,9 +54,10 @@ class InputSpec:
     dtype: str = "float32"
     resize: str = "stretch"
     interpolation: str = "area"
+    multiple: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
+        for name in ("height", "width", "multiple"):
             size = getattr(self, name)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(
@@ -80,6 +85,11 @@ class InputSpec:
         object.__setattr__(self, "scale", _number(self.scale, "scale"))
         if self.scale <= 0 or min(self.std) <= 0:
             raise ValueError("input scale and std must be above 0: correct them in the manifest")
+        if self.height % self.multiple or self.width % self.multiple:
+            raise ValueError(
+                f"input {self.width}x{self.height} is no multiple of {self.multiple}: correct"
+                " input.multiple, or export the model at a multiple of it"
+            )
         plain = self.scale == 1 and set(self.mean) == {0.0} and set(self.std) == {1.0}
         if self.dtype == "uint8" and not plain:
             raise ValueError("input dtype uint8 takes raw pixels: set scale 1, mean 0 and std 1")
@@ -116,6 +126,9 @@ def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[Any]
     top, left, rows, cols = image_box(height, width, spec)
     image = image[top : top + rows, left : left + cols]
     top, left, rows, cols = tensor_box(height, width, spec)
+    if spec.resize == "longest_side":  # in two steps, as its makers do
+        first = _scaled(height, width, max(rows, cols))
+        image = _resize(image, *first, spec.interpolation)
     small = _resize(image, rows, cols, spec.interpolation)
     gains, offsets = channel_gains(spec)
     for channel in range(3):
@@ -139,9 +152,33 @@ def image_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, 
     return _crop_box(height, width, spec) if spec.resize == "crop" else (0, 0, height, width)
 
 
+def longest_side_size(height: int, width: int, longest: int, multiple: int) -> tuple[int, int]:
+    """(rows, cols), multiples of ``multiple``, of an image whose longest side becomes ``longest``.
+
+    The rule of Depth Anything 3: each side is rounded to the nearest multiple, halves upwards.
+    """
+    rows, cols = (
+        max(1, math.floor(side / multiple + 0.5)) * multiple
+        for side in _scaled(height, width, longest)
+    )
+    return rows, cols
+
+
+def input_focal_px(spec: InputSpec, height: int, width: int, fx: float, fy: float) -> float:
+    """Focal length of the network's own input, px: mean of both axes after resizing.
+
+    height, width, fx, fy: of the image, px.
+    """
+    _, _, image_rows, image_cols = image_box(height, width, spec)
+    _, _, rows, cols = tensor_box(height, width, spec)
+    return 0.5 * (fx * cols / image_cols + fy * rows / image_rows)
+
+
 def interpolation_of(name: str, source: tuple[int, int], target: tuple[int, int]) -> str:
     """Interpolation from one (height, width) to another: "area" becomes "linear" for enlarging."""
     enlarged = target[0] > source[0] or target[1] > source[1]
+    if name == AREA_CUBIC:
+        return "cubic" if enlarged else "area"
     return "linear" if name == "area" and enlarged else name
 
 
@@ -160,7 +197,7 @@ def to_image(
     if not nearest:
         output = np.ascontiguousarray(output, dtype=np.float32)
     interpolation = "nearest" if nearest else "linear"
-    if spec.resize in ("letterbox", "corner"):
+    if spec.resize in ("letterbox", "corner", "longest_side"):
         top, left, rows, cols = tensor_box(height, width, spec)
         full = _resize(output, spec.height, spec.width, interpolation)
         output = full[top : top + rows, left : left + cols]
@@ -184,12 +221,17 @@ def resize_image(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.N
 
 def tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
     """(top, left, rows, cols) of the part of the tensor that shows the image."""
-    if spec.resize not in ("letterbox", "corner"):
+    if spec.resize == "longest_side":
+        longest = max(spec.height, spec.width)
+        rows, cols = longest_side_size(height, width, longest, spec.multiple)
+        if rows <= spec.height and cols <= spec.width:
+            return 0, 0, rows, cols
+    elif spec.resize not in ("letterbox", "corner"):
         return 0, 0, spec.height, spec.width
     scale = min(spec.height / height, spec.width / width)
     rows = min(spec.height, max(1, math.floor(height * scale + 0.5)))
     cols = min(spec.width, max(1, math.floor(width * scale + 0.5)))
-    if spec.resize == "corner":
+    if spec.resize != "letterbox":
         return 0, 0, rows, cols
     return (spec.height - rows) // 2, (spec.width - cols) // 2, rows, cols
 
@@ -200,6 +242,12 @@ def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, 
     rows = min(height, max(1, math.floor(spec.height / scale + 0.5)))
     cols = min(width, max(1, math.floor(spec.width / scale + 0.5)))
     return (height - rows) // 2, (width - cols) // 2, rows, cols
+
+
+def _scaled(height: int, width: int, longest: int) -> tuple[int, int]:
+    """(rows, cols) of an image whose longest side becomes ``longest``."""
+    scale = longest / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _resize(
@@ -218,4 +266,4 @@ def _resize(
         np.bool_,
     ):  # types that cv2 does not support
         source = source.astype(np.int32)
-    return cv2.resize(source, (width, height), interpolation=_INTERPOLATIONS[interpolation])
+    return cv2.resize(source, (width, height), interpolation=_CV2_INTERPOLATIONS[interpolation])

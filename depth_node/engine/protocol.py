@@ -114,6 +114,9 @@ class ImageEngine(Engine, Protocol):
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """(H, W, 3) uint8 RGB -> the output of run() for preprocess.to_tensor of this image."""
 
+    def run_image_named(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """(H, W, 3) uint8 RGB -> the outputs of run_named() for the tensor of this image."""
+
 
 Progress = Callable[[str, int, int], None]
 """Callback of an engine build: name of the phase, steps done, steps in all."""

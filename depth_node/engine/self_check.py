@@ -27,7 +27,8 @@ from depth_node.engine.cache import REFERENCE_ENDING, make_private, write_privat
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Engine, ImageEngine
-from depth_node.prediction import INVERSE_FLOOR_RATIO, KINDS
+from depth_node.engine.sparse_input import pattern_tensors
+from depth_node.prediction import DEPTH_MEANINGS, INVERSE_FLOOR_RATIO, KINDS
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -48,7 +49,7 @@ class Limits:
     def of(cls, manifest: Manifest) -> Limits:
         """The limits of a model. Raises EngineError for keys or values that cannot be used."""
         # Mask scores cross zero, so their relative error is larger for equally good masks.
-        defaults = cls() if manifest.meaning in KINDS else cls(relative_error=0.02)
+        defaults = cls() if manifest.meaning in DEPTH_MEANINGS else cls(relative_error=0.02)
         known = [item.name for item in dataclasses.fields(cls)]
         for key, value in manifest.limits.items():
             if key not in known:
@@ -140,11 +141,29 @@ def output_difference(
     size = np.abs(r)
     if meaning.startswith("log"):
         size = np.ones(1)
-    elif meaning in KINDS and size.any():
+    elif meaning in (*KINDS, "depth_metric_focal") and size.any():
         size = np.maximum(size, INVERSE_FLOOR_RATIO * np.median(size[size > 0]))
     else:
         size = np.full(1, size.mean() or 1.0)
     return OutputDifference(finite, correlation, float((error / size).mean()))
+
+
+def role_difference(
+    manifest: Manifest, name: str, output: npt.NDArray[Any], reference: npt.NDArray[Any]
+) -> OutputDifference:
+    """Compare one output of a model, such as (1, h, w), by what it is.
+
+    An output with a level is only asked on which side of it a pixel lies: its relative error is the
+    fraction of the pixels where the sides differ. Raises EngineError as output_difference does.
+    """
+    role = next((role for role, of in manifest.roles.items() if of == name), "")
+    level = manifest.level(role) if role else None
+    if level is None or output.shape != reference.shape:
+        return output_difference(output, reference, "" if role else manifest.meaning)
+    known = np.isfinite(reference)
+    finite = float(np.isfinite(output)[known].mean()) if known.any() else 1.0
+    differ = (output >= level) != (reference >= level)
+    return OutputDifference(finite, 1.0, float(differ.mean()))
 
 
 def reference_inputs(manifest: Manifest) -> tuple[npt.NDArray[np.uint8], Tensors]:
@@ -153,6 +172,9 @@ def reference_inputs(manifest: Manifest) -> tuple[npt.NDArray[np.uint8], Tensors
     A model without an image input (a prompt decoder) gets random numbers from a fixed seed.
     """
     height, width = manifest.input.height, manifest.input.width
+    if manifest.sparse is not None:
+        image = _test_pattern(height + height // 8, width + width // 8)
+        return image, pattern_tensors(manifest, image, 7)
     if manifest.inputs:
         rng = np.random.default_rng(7)
         shapes = manifest.input_shapes.items()
@@ -227,13 +249,16 @@ class Reference:
         outputs = engine.run_named(dict(zip(manifest.input_shapes, tensors, strict=True)))
         worst = OutputDifference(1.0, 1.0, 0.0)
         for name, reference in zip(manifest.output_names, self.outputs.values(), strict=True):
-            worst = worst.worse(output_difference(outputs[name], reference, manifest.meaning))
+            worst = worst.worse(role_difference(manifest, name, outputs[name], reference))
         return worst
 
     def compare_image(self, engine: ImageEngine) -> OutputDifference:
         """Run an engine that resizes images itself on the image. Raises EngineError as above."""
-        reference = next(iter(self.outputs.values()))
-        return output_difference(engine.run_image(self.image), reference, engine.manifest.meaning)
+        manifest, outputs = engine.manifest, engine.run_image_named(self.image)
+        worst = OutputDifference(1.0, 1.0, 0.0)
+        for name, reference in zip(manifest.output_names, self.outputs.values(), strict=True):
+            worst = worst.worse(role_difference(manifest, name, outputs[name], reference))
+        return worst
 
 
 def check(engine: Engine, reference: Reference, limits: Limits) -> None:

@@ -29,12 +29,12 @@ from depth_node.engine import EngineError, cuda, depth_tools
 from depth_node.engine.build_process import BuildError, build_apart, serve
 from depth_node.engine.cache import CachedEngine, Identity
 from depth_node.engine.gpu_kernels import Resampling
-from depth_node.engine.manifest import Manifest
+from depth_node.engine.manifest import PROMPT_DECODER, Manifest
 from depth_node.engine.model_file import fault_of
 from depth_node.engine.options import OpenRequest
 from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Closeable, Progress, check_tensor, check_tensors
-from depth_node.prediction import KINDS
+from depth_node.prediction import DEPTH_MEANINGS
 
 # What this file uses of every class: properties, enum members, methods with their parameters.
 USED: dict[str, tuple[str, ...]] = {
@@ -97,7 +97,11 @@ def _wrong_version(version: str) -> str:
 
 def known_trouble(version: str, manifest: Manifest) -> str:
     """A known fault of this TensorRT version with this model; "" if none is known."""
-    if version.split(".")[:2] == ["10", "3"] and manifest.patch_size and manifest.meaning in KINDS:
+    if (
+        version.split(".")[:2] == ["10", "3"]
+        and manifest.patch_size
+        and manifest.meaning in DEPTH_MEANINGS
+    ):
         return (
             f"TensorRT {version} is known to give wrong depth for transformers such as"
             f" {manifest.name} without an error: use a later one (docs/engines.md)"
@@ -429,8 +433,12 @@ class TrtEngine(Closeable):
 
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """See ImageEngine.run_image: (H, W, 3) uint8 RGB. Raises EngineError."""
+        return self.run_image_named(image)[self.manifest.output_name]
+
+    def run_image_named(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """See ImageEngine.run_image_named: (H, W, 3) uint8 RGB. Raises EngineError."""
         if self._kernels is None:
-            return self.run(to_tensor(image, self.manifest.input))
+            return self.run_named({self.manifest.input_name: to_tensor(image, self.manifest.input)})
         self._check_open()
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise EngineError(
@@ -448,7 +456,7 @@ class TrtEngine(Closeable):
         self._image.enqueue(image)
         self._launch()
         self._gpu.wait()
-        return self._copied_output(self.manifest.output_name)
+        return {name: self._copied_output(name) for name in self.manifest.output_names}
 
     def close(self) -> None:
         """See Engine.close."""
@@ -504,7 +512,7 @@ class TrtEngine(Closeable):
             size = int(self._engine.device_memory_size_v2)
             if self._logger.is_out_of_memory() or size > self._gpu.memory()[0]:
                 error = self._gpu.out_of_memory_error(size, f"running {self.manifest.name}")
-                if self.manifest.inputs:
+                if self.manifest.meaning == PROMPT_DECODER:
                     raise EngineError(f"{error}; {self._smaller_batch()}")
                 raise error
             raise EngineError(
@@ -515,7 +523,7 @@ class TrtEngine(Closeable):
         size = int(self._engine.device_memory_size_v2)
         total = self._gpu.memory()[1]
         self.details["engine memory [MB]"] = round(size / 1e6)
-        if self.manifest.inputs and size > _LARGE_PART * total:
+        if self.manifest.meaning == PROMPT_DECODER and size > _LARGE_PART * total:
             self.details["warning"] = (
                 f"{self.manifest.name} takes {size / 1e6:.0f} of the GPU's {total / 1e6:.0f} MB"
                 f" while it runs: {self._smaller_batch()}"
@@ -609,7 +617,10 @@ class TrtEngine(Closeable):
     def _load_kernels(self) -> None:
         self.details["image to tensor"] = "on the GPU"
         if self.manifest.inputs:
-            self.details["image to tensor"] = "takes no image"
+            self.details["image to tensor"] = "on the CPU, with the model's other inputs"
+            return
+        if self.manifest.input.resize == "longest_side":
+            self.details["image to tensor"] = "on the CPU: longest_side resizes twice"
             return
         try:
             self._kernels = cuda.CompiledKernels(self._gpu)

@@ -4,6 +4,7 @@
 from depth_node.fitting.methods import (
     METHODS,
     MODES,
+    NETWORK,
     REGION_METHODS,
     FitConfig,
     FitResult,
@@ -15,6 +16,7 @@ from depth_node.fitting.region_surfaces import REGION_FIT_DTYPE, RegionStatus
 __all__ = [
     "METHODS",
     "MODES",
+    "NETWORK",
     "REGION_FIT_DTYPE",
     "REGION_METHODS",
     "FitConfig",

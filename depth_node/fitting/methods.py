@@ -17,7 +17,7 @@ is NaN.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from depth_node.config import option, section, validate
 from depth_node.fitting.field.points import MIN_POINTS as FIELD_MIN_POINTS
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
 from depth_node.fitting.field.solve import Field, solve
+from depth_node.fitting.network import AnswerWithout, network_answer
 from depth_node.fitting.region_surfaces import (
     INLIER_STDS,
     MIN_RELATIVE_STD,
@@ -57,6 +58,7 @@ METHODS: tuple[str, ...] = (
     "ssf",
     "field",
 )
+NETWORK = "network"  # beside the fits: the network's own metres
 MODES = ("paper", "sensor")
 
 DEPTH_RANGE_M = (0.05, 200.0)
@@ -64,7 +66,12 @@ DEPTH_RANGE_M = (0.05, 200.0)
 
 REGION_METHODS = ("region_median", "slf", "ssf")  # one fit per region
 _COLUMNS = {"median": 0, "region_median": 0, "global_depth": 1, "global_disparity": 1}
-_COLUMNS |= {"slf": 1, "ssf": 3, "field": 1}  # how many of d, x, y are fitted beside the constant
+_COLUMNS |= {
+    "slf": 1,
+    "ssf": 3,
+    "field": 1,
+    NETWORK: 0,
+}  # how many of d, x, y are fitted beside the constant
 
 
 class FitStatus(IntEnum):
@@ -75,6 +82,7 @@ class FitStatus(IntEnum):
     NETWORK_METRES = 2  # no point: the metric network's own metres, unchecked
     NO_POINTS = 3  # no point and no metric network: no depth
     NO_PREDICTION = 4  # the network gave nothing (at any point): no depth
+    TOO_FEW_POINTS = 5  # fewer points than a completion network needs: no depth
 
 
 _REGION_TEXTS = {
@@ -94,8 +102,9 @@ class FitConfig:
         "field",
         "Fit of metres to the relative depth: one for the image (global_depth, global_disparity, "
         "median) or one per region (region_median; slf: scale, shift; ssf: scale, slopes, shift), "
-        "or one for the image with the residual of the points spread over it (field).",
-        choices=METHODS,
+        "or one for the image with the residual of the points spread over it (field); network: no "
+        "fit, the metres of a metric or completion network, judged by the points.",
+        choices=(*METHODS, NETWORK),
     )
     mode: str = option(
         "sensor",
@@ -194,6 +203,7 @@ def fit(
     depth_range_m: tuple[float, float] = DEPTH_RANGE_M,
     ablation: FieldAblation = WHOLE_METHOD,
     polarity_guard: bool = False,
+    left_out: AnswerWithout | None = None,
 ) -> FitResult:
     """Metric depth of the image from its prediction and the points measured in it.
 
@@ -203,6 +213,7 @@ def fit(
     points beyond are ignored, the depth is clamped to it. ablation: what studies leave out of
     method ``field``. polarity_guard: for studies: a region whose fit turns near and far around
     takes the scale of the whole image (sensor mode); it cost up to 6 % AbsRel on real frames.
+    left_out: method ``network``: what a completion network answers without some of the points.
 
     A frame that cannot be fitted is reported by ``status`` and ``message``; wrong
     shapes raise ValueError.
@@ -218,6 +229,8 @@ def fit(
             f"Labels are {np.shape(labels)} but the prediction is {prediction.shape}: "
             "segment the image at the size of the prediction."
         )
+    if config.method == NETWORK:
+        return _fit_network(prediction, points, config, depth_range_m, left_out)
     if config.method == "field":
         usable = _usable(points, prediction.values, depth_range_m)
         if np.count_nonzero(usable) >= config.enough_points():
@@ -298,6 +311,82 @@ def _fit_field(
     )
 
 
+def _fit_network(
+    prediction: Prediction,
+    points: SparseDepth,
+    config: FitConfig,
+    depth_range_m: tuple[float, float],
+    left_out: AnswerWithout | None,
+) -> FitResult:
+    """The network's own metres: one row of evidence, label 0, without parameters."""
+    usable = _usable(points, prediction.values, depth_range_m)
+    if not np.isfinite(prediction.values).any() or not prediction.is_metric:
+        nowhere = Regions.of(None, points.rows[:0], points.cols[:0])
+        result = _without_points(prediction, points, nowhere, config.rules(depth_range_m))
+        if not np.isfinite(prediction.values).any():
+            return result
+        message = (
+            f"The network gives {prediction.kind}, no metres, so there is no depth: use another"
+            " fit.method, or a network that gives metres."
+        )
+        return replace(result, status=FitStatus.NO_PREDICTION, message=message)
+    if left_out is not None:
+        which, given = left_out.which[usable], left_out.given[usable]
+        left_out = AnswerWithout(left_out.prediction, which, given)
+    z, rows, cols = points.depth[usable], points.rows[usable], points.cols[usable]
+    answer = network_answer(
+        prediction, rows, cols, z, depth_range_m, config.field.max_extrapolation, left_out
+    )
+    residual = np.full(len(points), np.nan, np.float32)
+    residual[usable] = z - answer.depth[rows, cols]
+    bound = np.full(len(points), np.nan, np.float32)
+    bound[usable] = np.float32(INLIER_STDS) * answer.std[rows, cols]
+    inlier = np.abs(residual) <= bound
+    table = np.zeros(1, REGION_FIT_DTYPE)
+    table["status"] = RegionStatus.OK
+    table["points"] = len(z)
+    table["inliers"] = np.count_nonzero(inlier)
+    for name in (*PARAMETERS, "residual"):
+        table[name] = np.nan
+    if inlier.any():
+        table["residual"] = np.sqrt(np.mean(residual[inlier] ** 2))
+    judges = answer.details["judged by"]
+    calibrated = "coverage" in answer.details
+    message = f"The network's own metres, judged by {judges} points"
+    if calibrated:
+        message += f": their mean error is {answer.details['left_out_error']:.1%}."
+    else:
+        message += ", which are too few for an interval."
+    return FitResult(
+        depth=answer.depth,
+        std=answer.std,
+        regions=table,
+        point_inlier=inlier,
+        point_residual=residual,
+        status=FitStatus.OK if calibrated else FitStatus.NETWORK_METRES,
+        message=message,
+        details=answer.details,
+    )
+
+
+def too_few_points(image: tuple[int, int], points: SparseDepth, needed: int) -> FitResult:
+    """The result of a frame with too few points for a completion network: no depth anywhere."""
+    nothing: NDArray[np.float32] = np.full(image, np.nan, np.float32)
+    return FitResult(
+        depth=nothing,
+        std=nothing.copy(),
+        regions=np.zeros(0, REGION_FIT_DTYPE),
+        point_inlier=np.zeros(len(points), dtype=bool),
+        point_residual=np.full(len(points), np.nan, np.float32),
+        status=FitStatus.TOO_FEW_POINTS,
+        message=(
+            f"{len(points)} points fall into fewer than the {needed} pixels of the network's input"
+            " that it needs, so there is no depth: check the points' topic, time stamps and"
+            " calibration, or use a network without points and method field."
+        ),
+    )
+
+
 def _field_message(answer: Field, given: int, used: int) -> str:
     text = f"{used} points" if used == given else f"{used} of {given} points"
     details = answer.details
@@ -308,14 +397,24 @@ def _field_message(answer: Field, given: int, used: int) -> str:
     return message + "."
 
 
+def usable_points(
+    points: SparseDepth, image: tuple[int, int], depth_range_m: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """(N,) points inside an image (H, W) with a depth in range."""
+    height, width = image
+    rows, cols, depth = points.rows, points.cols, points.depth
+    usable = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
+    usable &= (depth >= depth_range_m[0]) & (depth <= depth_range_m[1])  # NaN is neither
+    return usable
+
+
 def _usable(
     points: SparseDepth, relative: NDArray[np.float32], depth_range_m: tuple[float, float]
 ) -> NDArray[np.bool_]:
     """(N,) points inside the image with a depth in range on a pixel that the network answered."""
     height, width = relative.shape
-    rows, cols, depth = points.rows, points.cols, points.depth
-    usable = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
-    usable &= (depth >= depth_range_m[0]) & (depth <= depth_range_m[1])  # NaN is neither
+    rows, cols = points.rows, points.cols
+    usable = usable_points(points, (height, width), depth_range_m)
     usable[usable] = np.isfinite(relative[rows[usable], cols[usable]])
     return usable
 

@@ -20,8 +20,9 @@ from depth_node.engine import EngineError
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.preprocess import to_image, to_tensor
 from depth_node.engine.protocol import Engine
-from depth_node.engine.self_check import Limits, OutputDifference, output_difference
-from depth_node.prediction import KINDS
+from depth_node.engine.self_check import Limits, OutputDifference, role_difference
+from depth_node.engine.sparse_input import pattern_tensors
+from depth_node.prediction import DEPTH_MEANINGS
 from depth_node.recordings.frames import IMAGE_SUFFIXES
 from depth_node.simulation.renderer import Scene, random_view
 
@@ -106,6 +107,8 @@ def _read(path: Path) -> Image:
 
 def tensors_of(manifest: Manifest, image: Image, number: int) -> Tensors:
     """Input tensors of a model for an image (H, W, 3); random numbers if it takes no image."""
+    if manifest.sparse is not None:
+        return pattern_tensors(manifest, image, number)
     if manifest.inputs:
         rng = np.random.default_rng(number)
         shapes = manifest.input_shapes.items()
@@ -203,11 +206,12 @@ def _worst_output(
     worst = OutputDifference(1.0, 1.0, 0.0)
     for name_a, name_b in names:
         reference, output = references[name_a], outputs[name_b]
-        if reference.shape != output.shape and a.meaning in KINDS:
+        one_map = a.meaning in DEPTH_MEANINGS and a.roles.get("scale") != name_a
+        if reference.shape != output.shape and one_map:
             height, width = image.shape[:2]
             reference = to_image(_flat(reference), a.input, height, width)
             output = to_image(_flat(output), b.input, height, width)
-        worst = worst.worse(output_difference(output, reference, a.meaning))
+        worst = worst.worse(role_difference(a, name_a, output, reference))
     return worst
 
 

@@ -162,7 +162,7 @@ def measure(
     measuring.Clear()
     names = (*peaks, *losses)
     measured_manifest = dataclasses.replace(
-        manifest, output_name=names[0], outputs=names, limits={}
+        manifest, output_name=names[0], outputs=names, limits={}, roles={}, levels={}
     )
     largest = dict.fromkeys(names, 0.0)
     with ort.OrtEngine(path, measured_manifest, frugal=True) as engine:

@@ -29,9 +29,11 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
+from depth_node.geometry.rigid import invert_rigid, transform
 from depth_node.recordings.frames import find_frames, read_frame
 from depth_node.ros import messages
 
@@ -88,10 +90,13 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
     info_out = node.create_publisher(CameraInfo, "camera_info", qos)
     points_out = node.create_publisher(PointCloud2, "points", qos)
     image_out = node.create_publisher(Image, "image", qos)
-    clouds = []
+    clouds, knocked = [], []
     for frame in frames:
-        assert frame.points_lidar is not None
-        clouds.append(np.ascontiguousarray(frame.points_lidar).view(XYZ).reshape(-1))
+        points, T = frame.points_lidar, frame.T_camera_lidar
+        assert points is not None and T is not None
+        clouds.append(np.ascontiguousarray(points).view(XYZ).reshape(-1))
+        turned = np.ascontiguousarray(turned_lidar(points, T, options.knock), np.float32)
+        knocked.append(turned.view(XYZ).reshape(-1))
     say("loaded", frames=len(frames))
     while (word := words.next_word(wait_s=0.2)) != "go":
         if word == "stop":
@@ -111,13 +116,23 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
         header = Header(frame_id=CAMERA_FRAME, stamp=stamp.to_msg())
         lidar_header = Header(frame_id=LIDAR_FRAME, stamp=stamp.to_msg())
         info_out.publish(messages.camera_info_message(frames[index].camera, header))
-        points_out.publish(messages.table_message(clouds[index], lidar_header))
+        cloud = (clouds if number < options.knock_at else knocked)[index]
+        points_out.publish(messages.table_message(cloud, lidar_header))
         image_out.publish(messages.image_message(frames[index].image, "rgb8", header))
         say("published", number=number)
     log.close()
     say("finished")
     while words.next_word(wait_s=0.2) != "stop":  # keep the publishers alive until all has arrived
         pass
+
+
+def turned_lidar(
+    points: npt.NDArray[np.float32], T_camera_lidar: npt.NDArray[np.float64], degrees: float
+) -> npt.NDArray[np.float64]:
+    """The points (N, 3) as a LiDAR has them that was turned on its mount, about the camera's y."""
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("y", degrees, degrees=True).as_matrix()
+    return transform(invert_rigid(turn @ T_camera_lidar) @ T_camera_lidar, points)
 
 
 def there_and_back(number: int, count: int) -> int:
@@ -140,6 +155,8 @@ class Listener:
         self.latency_ms: list[float] = []
         self.arrival_ms: list[float] = []
         self.diagnostics: dict[str, str] = {}
+        self.extrinsics: list[tuple[int, str]] = []  # what was said of them, from which image on
+        self._newest = -1
         self._last_kept = -1
         self._lines = 0
         self._numbers: dict[int, int] = {}
@@ -155,6 +172,10 @@ class Listener:
             self.diagnostics = {"message": status.message} | {
                 item.key: item.value for item in status.values
             }
+        text = self.diagnostics.get("extrinsics", "")
+        before = self.extrinsics[-1][1] if self.extrinsics else ""
+        if text.split(" ")[0] != before.split(" ")[0]:
+            self.extrinsics.append((self._newest, text))
 
     def _on_depth(self, message: Image, about: Any) -> None:
         now_ns = time.time_ns()
@@ -164,6 +185,7 @@ class Listener:
         number = self._number(stamp)
         if number < 0:
             return
+        self._newest = number
         self.latency_ms.append((published_ns - stamp) * 1e-6)
         self.arrival_ms.append((now_ns - stamp) * 1e-6)
         say("depth", number=number)
@@ -202,6 +224,7 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
         latency_ms=listener.latency_ms,
         arrival_ms=listener.arrival_ms,
         diagnostics=listener.diagnostics,
+        extrinsics=listener.extrinsics,
     )
     if options.lifecycle:
         change(node, "deactivate", options.timeout)
@@ -289,6 +312,8 @@ def main(arguments: list[str] | None = None) -> int:
     publishing.add_argument("--frames", type=Path, required=True)
     publishing.add_argument("--rate", type=float, required=True)
     publishing.add_argument("--count", type=int, required=True)
+    publishing.add_argument("--knock", type=float, default=0.0)
+    publishing.add_argument("--knock-at", type=int, default=0)
     listening = roles.add_parser("listen")
     listening.add_argument("--keep-every", type=int, required=True)
     listening.add_argument("--timeout", type=float, default=60.0)

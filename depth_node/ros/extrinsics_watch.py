@@ -56,6 +56,8 @@ class LiveWatch(BackgroundWatch):
             if verdict.finding is Finding.WRONG and verdict.T_camera_lidar is not None:
                 numbers = ", ".join(f"{value:.5f}" for value in verdict.T_camera_lidar.ravel())
                 lines[f"{key}: T_camera_lidar proposed"] = f"[{numbers}]"
+        if verdicts:
+            lines["extrinsics watch CPU [%]"] = f"{100 * self.spent_share:.1f}"
         wrong = [n for n, verdict in verdicts.items() if verdict.finding is Finding.WRONG]
         if not wrong:
             return lines, ""

@@ -43,7 +43,8 @@ class DemoError(RuntimeError):
 @dataclass(frozen=True)
 class DemoOptions:
     """What may be chosen: size is (height, width), frames a folder to render into, views how many
-    are rendered to be played back and forth."""
+    are rendered to be played back and forth, knock_deg by how much the LiDAR is turned on its mount
+    after a third of the images."""
 
     config: PipelineConfig = field(default_factory=PipelineConfig)
     seconds: float = 20.0
@@ -52,17 +53,25 @@ class DemoOptions:
     seed: int = 10
     frames: Path | None = None
     views: int = VIEWS
+    knock_deg: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0.5 <= self.seconds <= 3600 and 0.1 <= self.rate_hz <= 100):
             raise DemoError("the demo runs 0.5 to 3600 seconds at 0.1 to 100 images a second")
         if min(self.size) < 48 or max(self.size) > 4096:
             raise DemoError("images of the demo have 48 to 4096 pixels a side")
+        if not abs(self.knock_deg) <= 5:
+            raise DemoError("the LiDAR of the demo can be turned by at most 5 degrees")
 
     @property
     def images(self) -> int:
         """How many are published."""
         return max(1, round(self.seconds * self.rate_hz))
+
+    @property
+    def knocked_at(self) -> int:
+        """The first image after the LiDAR was turned; beyond the last one if it is not."""
+        return self.images // 3 if self.knock_deg else self.images
 
 
 class Child:
@@ -189,7 +198,8 @@ def run_live(
                      "--keep-every", str(keep_every), "--timeout", str(PATIENCE_S),
                      *(["--no-lifecycle"] if bare else [])],
         "publisher": ["-m", "depth_node.ros.demo", "publish", str(folder), "--frames", str(frames),
-                      "--rate", str(options.rate_hz), "--count", str(options.images)],
+                      "--rate", str(options.rate_hz), "--count", str(options.images),
+                      "--knock", str(options.knock_deg), "--knock-at", str(options.knocked_at)],
     }  # fmt: skip
     children: dict[str, Child] = {}
     events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()

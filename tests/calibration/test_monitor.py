@@ -21,10 +21,11 @@ from depth_node.benchmarks.calibration import (
     monitor_ms,
 )
 from depth_node.benchmarks.calibration_sequences import LINES, RenderedWalk, room_sequence
-from depth_node.calibration.estimate import UNIT
+from depth_node.calibration.estimate import UNIT, correction_matrix
 from depth_node.calibration.monitor import Finding, amount, judged
 from depth_node.calibration.watch import ExtrinsicsWatch, Seen
 from depth_node.frame import FrameInput
+from depth_node.geometry.rigid import invert_rigid, transform
 from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 
@@ -140,3 +141,27 @@ def test_calibrate_on_a_held_out_walk(cache: Path) -> None:
 def test_it_costs_little(cache: Path) -> None:
     """3 % of a core at 10 Hz are 3 ms a frame; twice that on a machine that is shared."""
     assert monitor_ms(room_sequence(SEEDS[0], FRAMES, cache), 64, "right") < 6
+
+
+def test_a_lidar_that_is_knocked_is_noticed_before_the_window_is_full_again(
+    short_walk: RenderedWalk,
+) -> None:
+    """Its stated pose stays, so only the images tell: the frames of before are forgotten."""
+    T = T_CAMERA_LIDAR
+    turned = correction_matrix(np.deg2rad([0, 2.0, 0, 0, 0, 0]))
+    frames = short_walk.frames(64)
+    knocked = [
+        dataclasses.replace(f, points=transform(invert_rigid(turned @ T) @ T, np.asarray(f.points)))
+        for f in frames
+    ]
+    watch = fed([*frames, *frames[::-1]])
+    assert watch.verdict.finding is Finding.CONSISTENT
+    looks = 0
+    while watch.verdict.finding is not Finding.WRONG:
+        frame = [*knocked, *knocked[::-1]][looks % 26]
+        for _ in watch.look(Seen(frame, frame, frame)):
+            pass
+        looks += 1
+        assert looks < 16, "25 would fill the window"
+    assert watch.verdict.correction is not None
+    assert np.rad2deg(watch.verdict.correction[1]) == pytest.approx(2.0, abs=0.4)

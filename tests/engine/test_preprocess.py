@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
 from depth_node.engine.preprocess import (
     InputSpec,
+    longest_side_size,
     resize_image,
     resize_map,
+    tensor_box,
     to_image,
     to_tensor,
 )
@@ -184,3 +187,80 @@ def test_a_shrunk_picture_is_the_mean_of_its_areas() -> None:
     assert shrunk.dtype == np.uint8
     np.testing.assert_allclose(shrunk, means, atol=0.51)
     np.testing.assert_array_equal(resize_image(image, 6, 8), image)
+
+
+# --- the rules of networks' makers, each against its own words in OpenCV
+
+
+def nearest_multiple(side: int, multiple: int) -> int:
+    """Halves upwards."""
+    low = side // multiple * multiple
+    return low + multiple if low + multiple - side <= side - low else low
+
+
+def makers_longest_side(image: np.ndarray, longest: int, multiple: int) -> np.ndarray:
+    """What Depth Anything 3 does: the longest side, then multiples; area down, cubic up."""
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if max(height, width) != longest:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+        image = cv2.resize(image, size, interpolation=how)
+    height, width = image.shape[:2]
+    size = (nearest_multiple(width, multiple), nearest_multiple(height, multiple))
+    if size != (width, height):
+        up = size[0] > width or size[1] > height
+        how = cv2.INTER_CUBIC if up else cv2.INTER_AREA
+        image = cv2.resize(image, size, interpolation=how)
+    return image
+
+
+@pytest.mark.parametrize(
+    "size", [(480, 640), (1080, 1920), (375, 1242), (640, 480), (100, 150), (126, 98), (504, 376)]
+)
+def test_longest_side_is_the_makers_rule(size: tuple[int, int]) -> None:
+    image = cv2.GaussianBlur(sample_image(*size), (0, 0), 1.5)
+    expected = makers_longest_side(image, 504, 14)
+    rows, cols = expected.shape[:2]
+    assert longest_side_size(*size, 504, 14) == (rows, cols)
+    spec = InputSpec(
+        rows, cols, scale=1.0, resize="longest_side", interpolation="area_cubic", multiple=14
+    )
+    assert tensor_box(*size, spec) == (0, 0, rows, cols)
+    np.testing.assert_array_equal(to_tensor(image, spec)[0].transpose(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (375, 1242), (200, 200)])
+def test_longest_side_in_a_tensor_of_another_shape(size: tuple[int, int]) -> None:
+    """Its place is the corner; what comes back lies where it was."""
+    spec = InputSpec(
+        280, 504, scale=1.0, resize="longest_side", interpolation="area_cubic", multiple=14
+    )
+    top, left, rows, cols = tensor_box(*size, spec)
+    assert (top, left) == (0, 0) and rows <= 280 and cols <= 504
+    assert abs(rows / cols - size[0] / size[1]) < 0.06 * size[0] / size[1]  # the aspect is kept
+    values = ramp(*size)
+    image = np.repeat((values * 20)[..., None], 3, axis=2).astype(np.uint8)
+    seen = to_tensor(image, spec)[0, 0]
+    assert (seen[rows:] == 0).all() and (seen[:, cols:] == 0).all()
+    back = to_image(seen, spec, *size)
+    inner = (slice(12, -12), slice(12, -12))
+    np.testing.assert_allclose(back[inner], image[inner][..., 0], atol=4)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (100, 120), (480, 120)])
+def test_area_cubic_with_stretch(size: tuple[int, int]) -> None:
+    """Area where both sides shrink, cubic where one grows."""
+    image = sample_image(*size)
+    up = size[0] < 252 or size[1] < 336
+    how = cv2.INTER_CUBIC if up else cv2.INTER_AREA
+    expected = cv2.resize(image, (336, 252), interpolation=how)
+    spec = InputSpec(252, 336, scale=1.0, interpolation="area_cubic")
+    np.testing.assert_array_equal(to_tensor(image, spec)[0].transpose(1, 2, 0), expected)
+
+
+def test_a_tensor_that_is_no_multiple_is_refused() -> None:
+    with pytest.raises(ValueError, match="no multiple of 14"):
+        InputSpec(280, 500, resize="longest_side", multiple=14)
+    with pytest.raises(ValueError, match="multiple is 0"):
+        InputSpec(280, 504, multiple=0)

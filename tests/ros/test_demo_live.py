@@ -16,17 +16,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 
 from tests.helpers.recordings import write_frame
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
+from depth_node.calibration.estimate import correction_matrix
 from depth_node.config import build
+from depth_node.geometry.rigid import invert_rigid, transform
 from depth_node.pipeline import PipelineConfig
 from depth_node.ros import demo as processes
 from depth_node.ros import live
-from depth_node.ros.demo import there_and_back
+from depth_node.ros.demo import there_and_back, turned_lidar
+from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 
 @contextmanager
@@ -37,6 +41,19 @@ def silent(what: str, total: int) -> Iterator[Callable[[str], None]]:
 def test_the_path_has_no_jump() -> None:
     assert [there_and_back(k, 4) for k in range(9)] == [0, 1, 2, 3, 2, 1, 0, 1, 2]
     assert [there_and_back(k, 1) for k in range(3)] == [0, 0, 0]
+
+
+def test_a_lidar_that_is_turned_needs_that_correction() -> None:
+    points = np.random.default_rng(0).normal(0, 5, (100, 3)).astype(np.float32)
+    turned = transform(T_CAMERA_LIDAR, turned_lidar(points, T_CAMERA_LIDAR, 2.0))
+    T = correction_matrix(np.deg2rad([0, 2.0, 0, 0, 0, 0, 0])) @ T_CAMERA_LIDAR
+    assert np.abs(turned - transform(T_CAMERA_LIDAR, points)).max() > 0.1
+    right = transform(T @ invert_rigid(T_CAMERA_LIDAR), turned)
+    np.testing.assert_allclose(right, transform(T_CAMERA_LIDAR, points), atol=1e-4)
+    assert live.DemoOptions(seconds=30).knocked_at == 300, "never"
+    assert live.DemoOptions(seconds=30, knock_deg=2).knocked_at == 100
+    with pytest.raises(live.DemoError, match="5 degrees"):
+        live.DemoOptions(knock_deg=9)
 
 
 class Answers:

@@ -25,7 +25,7 @@ from depth_node.engine import EngineError
 from depth_node.engine.manifest import manifest_path
 from depth_node.engine.options import REFERENCE
 from depth_node.inference import DepthModel, ModelConfig
-from depth_node.prediction import Prediction
+from depth_node.prediction import NEEDS_FOCAL, Prediction
 from training.checkpoints import TrainingError
 from training.models.networks import Network, NetworkConfig, open_network
 
@@ -151,7 +151,9 @@ class EngineTeacher:
         except EngineError as error:
             raise TrainingError(f"The teacher {path!r} cannot be opened: {error}") from error
         manifest = self.model.engine.manifest
-        self.name, self.kind = manifest.name, manifest.meaning
+        self.name = manifest.name
+        # A teacher's images have no camera.
+        self.kind = NEEDS_FOCAL.get(manifest.meaning, manifest.meaning)
         where = Path(path)
         content = where.read_bytes() if where.is_file() else json.dumps(manifest.training).encode()
         beside = manifest_path(where)

@@ -63,8 +63,7 @@ def relative_bound(
     that is out of place by a pixel is wrong by the height of the step. range_noise_m: m, declared
     standard deviation of the points, 0: unknown.
     """
-    step = cv2.morphologyEx(log_depth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    edge = 1 + np.float32(EDGE_GROWTH) * np.minimum(step, np.float32(EDGE_CAP))
+    edge = edge_factor(log_depth)
     which = left_out.which
     pixels, own = spreads(features, left_out, nodes)
     own *= sample(edge, features.grid_row[which], features.grid_col[which])
@@ -84,6 +83,13 @@ def relative_bound(
         bound = np.sqrt(np.maximum(squared - noise, np.float32(MIN_BOUND_FRACTION) * squared))
     coverage = float(np.average(parameters.error <= factor * own, weights=weight))
     return Bound(bound, factor, coverage)
+
+
+def edge_factor(log_depth: Map) -> Map:
+    """(h, w) from 1, by which the interval is wider where the depth steps within a cell or two."""
+    step = cv2.morphologyEx(log_depth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    result: Map = 1 + np.float32(EDGE_GROWTH) * np.minimum(step, np.float32(EDGE_CAP))
+    return result
 
 
 def beside_edges(features: FieldFeatures, which: Integers, log_depth: Map) -> Floats:
