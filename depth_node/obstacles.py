@@ -4,9 +4,9 @@
 The ground is the plane z = 0 of the robot's base frame, put right in every frame by a robust plane
 through what lies near it (a suspension, a wrong pitch). A pixel is an obstacle where it passes the
 gates, is higher than the least height, than the standard deviation of its height and than a tenth
-of the camera's height, and where its neighbours say so too: one false cell blocks a path. Measured
-points that the fit believes count by themselves: of a low thing that the LiDAR meets and the
-network does not see they are all there is.
+of the camera's height (beyond 3 m more, as the square of the distance), and where its neighbours
+say so too: one false cell blocks a path. Measured points that the fit believes count by themselves:
+of a low thing that the LiDAR meets and the network does not see they are all there is.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ GROUND_EVERY = 6  # of the grid's rows and columns take part in the fit of the g
 MIN_GROUND_POINTS = 100  # fewer do not put the ground right
 MAX_TILT, MAX_OFFSET_M = math.tan(math.radians(5)), 0.1  # more is no ground put right
 FLOOR_ERROR = 0.1  # of the camera's height: what a tenth of error of a floor's depth lifts it by
+NEAR_M = 3.0  # beyond, rows of LiDAR points on the floor lie apart as the square of the distance
 SUPPORT_WINDOW, MIN_SUPPORT = 5, 5  # of the grid: a thin pole, one pixel wide, has just that
 CELL_M, MIN_MEASURED = 0.15, 3  # so many measured points in a cell of the floor support each other
 SCAN_STEP_RAD = math.radians(0.5)
@@ -185,8 +186,11 @@ class ObstacleFinder:
         offset = z0 - (a + b * x0 + c * y0)
         height += offset
         lowest = max(config.min_height_m, FLOOR_ERROR * float(z0 - a))
-        least = std * np.abs(rise)
+        least = depth * depth
+        least *= grid.flat_square
+        least *= np.float32(lowest / NEAR_M**2)
         np.maximum(least, np.float32(lowest), out=least)
+        np.maximum(least, std * np.abs(rise), out=least)
         stands = within & (height > least)  # NaN is not above
         stands &= height < np.float32(config.max_height_m)
         stands &= _support(stands)
@@ -222,7 +226,8 @@ class _Grid:
     """What depends on the camera alone, for a grid of h x w pixels.
 
     rays: (h, w, 3) of the camera. x, y, up: (h, w) the same in the base frame. reach: (h, w)
-    m, the depth at which a ray leaves the range. start: (3,) m, the camera in the base frame.
+    m, the depth at which a ray leaves the range. flat_square: (h, w) squared length of a ray over
+    the ground. start: (3,) m, the camera in the base frame.
     """
 
     rays: F32
@@ -230,6 +235,7 @@ class _Grid:
     y: F32
     up: F32
     reach: F32
+    flat_square: F32
     start: F32
 
     @classmethod
@@ -245,7 +251,7 @@ class _Grid:
             reach = (np.sqrt(along**2 + square * inside) - along) / square
         reach = np.where(square > 0, reach, np.inf if inside > 0 else 0.0)
         x, y, up = (np.ascontiguousarray(base_rays[..., axis]) for axis in range(3))
-        return cls(rays, x, y, up, reach.astype(np.float32), start)
+        return cls(rays, x, y, up, reach.astype(np.float32), square.astype(np.float32), start)
 
 
 def _support(stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -309,12 +315,15 @@ def _measured(
     high = (height > np.float32(config.min_height_m)) & (height < np.float32(config.max_height_m))
     points, height = points[high], height[high]
     xy = _over_ground(points, T_base_camera)
-    cell = np.floor(xy / np.float32(CELL_M)).astype(np.int64)
-    _, group, counts = np.unique(
-        cell[:, 0] * 1_000_003 + cell[:, 1], return_inverse=True, return_counts=True
-    )
-    kept = (counts[group] >= MIN_MEASURED) & ((xy * xy).sum(1) < config.max_range_m**2)
-    return points[kept], height[kept]
+    kept: NDArray[np.bool_] = np.zeros(len(xy), bool)
+    for shift in (0.0, 0.5):  # what a border of cells divides lies within one of the other grid
+        cell = np.floor(xy / np.float32(CELL_M) + np.float32(shift)).astype(np.int64)
+        _, group, counts = np.unique(
+            cell[:, 0] * 1_000_003 + cell[:, 1], return_inverse=True, return_counts=True
+        )
+        kept |= counts[group] >= MIN_MEASURED
+    kept &= (xy * xy).sum(1) < config.max_range_m**2
+    return points[kept], height[kept].astype(np.float32)
 
 
 def scan_ranges(found: Obstacles, max_range_m: float) -> F32:

@@ -85,6 +85,17 @@ def test_a_floor_whose_depth_is_a_few_percent_wrong_is_no_obstacle() -> None:
     assert len(find(np.asarray(scene() * wave, np.float32)).points) == 0
 
 
+def test_far_away_a_low_thing_takes_the_lidar() -> None:
+    """Between rows of points that lie far apart on the floor a network may heave it."""
+    assert len(find(scene((6.0, 0.0, 0.6, 0.12))).points) == 0
+    assert len(find(scene((6.0, 0.0, 0.6, 0.6))).points) > 50
+    rows, cols = np.full(4, 74), np.arange(158, 162)
+    rays = CAMERA.rays()[rows, cols] @ T_BASE_CAMERA[:3, :3].T
+    depth = (0.1 - HEIGHT_M) / rays[:, 2]  # so high is what they hit
+    measured = SparseDepth.from_arrays(rows, cols, depth)
+    assert len(find(scene(), ObstacleConfig(max_range_m=20.0), measured=measured).points) == 4
+
+
 def test_what_is_not_sure_to_be_above_the_ground_is_none() -> None:
     box = scene((3.0, 0.0, 0.4, 0.12))
     assert len(find(box, relative_std=0.02).points) > 20
@@ -119,7 +130,7 @@ def test_a_ramp_is_no_ground_put_right() -> None:
 
 
 def test_measured_points_count_where_the_depth_map_sees_nothing() -> None:
-    low = np.array([[2.0, 0.02 * k + 0.04, 0.07] for k in range(4)])
+    low = np.array([[2.0, 0.02 * k, 0.07] for k in range(4)])
     alone = np.array([[2.5, 0.8, 0.2]])
     floor = np.array([[2.0, 0.02 * k, 0.005] for k in range(-40, 40)])
     in_base = np.concatenate([low, alone, floor])
