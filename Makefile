@@ -6,9 +6,9 @@ BIN    := $(VENV)/bin
 TRAINING ?= 1
 TEST_REQUIREMENTS := $(if $(filter 1,$(TRAINING)),requirements-training.txt,requirements-dev.txt)
 
-.PHONY: help setup demo test test-fast check format mutants soak bench gpu-check docs clean distclean
+.PHONY: help setup demo test test-fast check format mutants soak bench gpu-check test-aarch64 docs clean distclean
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
 # A stamp a requirements file: set-up runs again only when the file changes.
 $(VENV)/stamp-%: % setup.py
@@ -41,9 +41,11 @@ soak: $(VENV)/stamp-requirements-dev.txt  ## the live node for an hour under fau
 bench: $(VENV)/stamp-requirements.txt  ## the benchmarks of docs/benchmarks.md (not the accuracy ones, which need data)
 	$(BIN)/depth_tools bench speed $(ARGS)
 	$(BIN)/depth_tools bench field
-gpu-check: $(VENV)/stamp-$(TEST_REQUIREMENTS) $(VENV)/stamp-requirements-gpu.txt  ## on a CUDA machine: kernels, times, TensorRT where installed
-	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/test_cuda.py tests/test_trt.py
+gpu-check: $(VENV)/stamp-$(TEST_REQUIREMENTS) $(VENV)/stamp-requirements-gpu.txt  ## on a CUDA machine, 8 minutes: kernels, engines, times, memory
 	$(BIN)/python -m depth_node.benchmarks.gpu $(ARGS)
+	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/engine
+test-aarch64: $(VENV)/stamp-requirements-dev.txt  ## tests of the core as on a Jetson, under qemu (an hour; skipped where it cannot be had)
+	$(BIN)/python -m tests.aarch64 $(ARGS)
 docs: $(VENV)/stamp-requirements.txt  ## regenerate docs/parameters.md from the code
 	$(BIN)/depth_tools parameters > docs/parameters.md
 clean:  ## remove what the targets above made, but not .venv

@@ -53,6 +53,7 @@ setup(
     entry_points={
         "console_scripts": [
             "depth_node = depth_node.ros.main:main",
+            "depth_cameras = depth_node.ros.main:main_cameras",
             "depth_tools = depth_node.cli.main:main",
         ],
     },

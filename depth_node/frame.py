@@ -49,10 +49,11 @@ class FrameInput:
 
     image: (H, W, 3) uint8 RGB. camera: the calibration of this image. points: (N, 3) metres in the
     LiDAR frame, None or empty without any. T_camera_lidar: (4, 4), needed where there are points.
-    age_s: seconds between the points and the image, one number or (N,). stamp_ns: time of the
-    image, None for an image of no sequence: nothing is remembered of it. T_world_camera: (4, 4)
-    where the camera was in a frame that stands still (odometry), None where nobody knows. sources:
-    the points of each LiDAR by itself, empty where one LiDAR gave them all.
+    age_s: seconds between the points and the image, one number or (N,). noise_m: declared standard
+    deviation of the points' depth in metres, one number or (N,), 0: not declared. stamp_ns:
+    time of the image, None for an image of no sequence: nothing is remembered of it.
+    T_world_camera: (4, 4) where the camera was in a frame that stands still (odometry), None where
+    nobody knows. sources: the points of each LiDAR by itself, empty where one LiDAR gave them all.
 
     What is given here is taken instead of being computed: labels (H, W) int32 regions, prediction
     of a network, sparse depth of pixels that were measured directly. origin: where the image comes
@@ -69,6 +70,7 @@ class FrameInput:
     labels: Labels | None = None
     prediction: Prediction | None = None
     sparse: SparseDepth | None = None
+    noise_m: float | FloatArray = 0.0
     sources: tuple[SourcePoints, ...] = ()
     origin: Origin = Origin()
 

@@ -18,7 +18,9 @@ from depth_node.engine.opening import open_model
 from depth_node.engine.options import EngineConfig, ModelConfig, configured
 from depth_node.engine.preprocess import image_box, input_focal_px, tensor_box, to_image, to_tensor
 from depth_node.engine.protocol import Closeable, Engine, ImageEngine, Progress
+from depth_node.engine.sharing import Opener
 from depth_node.engine.sparse_input import pattern_tensors, sparse_tensors
+from depth_node.engine.upsampling import sharpener
 from depth_node.fitting.network import AnswerWithout, left_out_blocks
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.point_map import point_map_shift
@@ -106,10 +108,13 @@ class _ImageModel(Closeable):
 
     @classmethod
     def open(
-        cls: type[_Model], config: ModelConfig, engine_config: EngineConfig | None = None
+        cls: type[_Model],
+        config: ModelConfig,
+        engine_config: EngineConfig | None = None,
+        opener: Opener = open_configured,
     ) -> _Model:
         """Open the model that the settings name. Raises EngineError with cause and cure."""
-        engine = open_configured(config, engine_config)
+        engine = opener(config, engine_config or EngineConfig())
         try:
             return cls(engine)
         except EngineError:
@@ -194,11 +199,17 @@ class DepthModel(_ImageModel):
                 " and only then: open it with DepthModel.open"
             )
         super().__init__(engine)
+        sharpener()  # compiled now, so that no image waits for it
 
     @classmethod
-    def open(cls, config: ModelConfig, engine_config: EngineConfig | None = None) -> DepthModel:
+    def open(
+        cls,
+        config: ModelConfig,
+        engine_config: EngineConfig | None = None,
+        opener: Opener = open_configured,
+    ) -> DepthModel:
         """Open the model that the settings name. Raises EngineError with cause and cure."""
-        engine = open_configured(config, engine_config)
+        engine = opener(config, engine_config or EngineConfig())
         try:
             return cls(engine) if engine.manifest.sparse is None else CompletionModel(engine)
         except EngineError:
@@ -230,8 +241,8 @@ class DepthModel(_ImageModel):
         output, kind = outputs[manifest.output_name], manifest.meaning
         if kind in NEEDS_FOCAL:
             output, kind = self._with_focal(outputs, size, camera)
-        # Interpolated in the network's own space, so that an affine relation to depth stays affine.
-        values = to_image(output, spec, *size)
+        # In the network's own space, so that an affine relation to depth stays affine.
+        values = to_image(output, spec, *size, image=image)
         maps = {
             role: to_image(outputs[name], spec, *size)
             for role, name in manifest.roles.items()
@@ -342,6 +353,17 @@ class CompletionModel(DepthModel):
         return prediction, AnswerWithout(without, held, usable)
 
 
+def _whole_numbers(output: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """(h, w) region numbers of a network; 0 where it gives none.
+
+    Which integer a cast makes of NaN, infinity or a number too large depends on the processor.
+    """
+    if output.dtype.kind in "iub":
+        return np.clip(output, 0, np.iinfo(np.int32).max).astype(np.int32)
+    known = (output >= 0) & (output < 2.0**31 - 128)  # NaN is neither
+    return np.rint(np.where(known, output, 0)).astype(np.int32)
+
+
 _ANSWERS = ("masks", "iou", "stability", "boxes")
 
 
@@ -368,17 +390,19 @@ class RegionModel(_ImageModel):
         config: ModelConfig,
         segmentation: SegmentationConfig | None = None,
         engine_config: EngineConfig | None = None,
+        opener: Opener = open_configured,
     ) -> RegionModel:
         """Open the model that the settings name, and its decoder if the manifest names one.
 
         Raises EngineError with cause and cure.
         """
-        engine = open_configured(config, engine_config)
+        engine_config = engine_config or EngineConfig()
+        engine = opener(config, engine_config)
         decoder: Engine | None = None
         try:
             if engine.manifest.meaning != PROMPTS:
                 return cls(engine, segmentation)
-            decoder = _opened_decoder(config, engine_config, engine)
+            decoder = _opened_decoder(config, engine_config, engine, opener)
             return PromptedRegionModel(engine, decoder, segmentation)
         except EngineError:
             engine.close()
@@ -405,7 +429,7 @@ class RegionModel(_ImageModel):
             ids = edges_to_ids(edges, self.config.edge_level, gap_px / 2)
             labels = labels_from_ids(np.where(np.isfinite(edges), ids, 0), self.config)
         else:
-            ids = np.rint(output).astype(np.int32)
+            ids = _whole_numbers(output)
             ids = to_image(ids, spec, height, width, nearest=True)
             labels = labels_from_ids(ids, self.config)
             self.message = "" if ids.any() else "the network found no region in the image"
@@ -546,7 +570,7 @@ class PromptedRegionModel(RegionModel):
 
 
 def _opened_decoder(
-    config: ModelConfig, engine_config: EngineConfig | None, encoder: Engine
+    config: ModelConfig, engine_config: EngineConfig, encoder: Engine, opener: Opener
 ) -> Engine:
     """Open the prompt decoder that lies beside its encoder."""
     file = Path(encoder.details.get("model", config.path)).expanduser()
@@ -556,4 +580,4 @@ def _opened_decoder(
             f"the prompt decoder {beside} of model {encoder.manifest.name} is missing: put both"
             " halves of the export into one folder, or export the model again"
         )
-    return open_configured(replace(config, path=str(beside), manifest=""), engine_config)
+    return opener(replace(config, path=str(beside), manifest=""), engine_config)

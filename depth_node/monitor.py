@@ -30,6 +30,8 @@ _DETAILS = (
     ("nodes", "fit nodes", "{}"),
     ("remembered", "fit remembered [%]", "{:.0%}"),
     ("resets", "fit new beginnings", "{}"),
+    ("anchor_age_s", "fit age of the metres [s]", "{:.1f}"),
+    ("bound", "fit bound of the metres [%]", "{:.0%}"),
 )
 
 LOST_IMAGES = 0.75
@@ -47,6 +49,7 @@ _EVENTS = (
     "refused",
     "failed",
     "skipped_no_subscribers",
+    "skipped_rate_limit",
 )
 
 
@@ -65,8 +68,8 @@ class FrameRecord:
     stamp_ms: time from the image's stamp to publication, None if the stamp is of another clock.
     node_ms: time from the image's arrival in the node to publication. stage_ms: time of each stage.
     scan_age_s: age of the oldest LiDAR point used, None without points. inlier_fraction and
-    residual_m: of the fit, NaN without points. details: FitResult.details. trouble: a sentence for
-    the operator, empty if there is no fault.
+    residual_m: of the fit, NaN without points. status: the fit's, by name. details:
+    FitResult.details. trouble: a sentence for the operator, empty if there is no fault.
     """
 
     node_ms: float
@@ -76,6 +79,7 @@ class FrameRecord:
     points: int = 0
     inlier_fraction: float = float("nan")
     residual_m: float = float("nan")
+    status: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
     trouble: str = ""
 
@@ -150,6 +154,10 @@ class Monitor:
     def skipped_no_subscribers(self, now_s: float) -> None:
         """An image was skipped: no output topic has a subscriber."""
         self._count("skipped_no_subscribers", now_s)
+
+    def skipped_rate_limit(self, now_s: float) -> None:
+        """An image was skipped: fewer are wanted than come."""
+        self._count("skipped_rate_limit", now_s)
 
     def refused(self, now_s: float, reason: str) -> None:
         """An input cannot be used: wrong size, unknown encoding, no calibration."""
@@ -273,12 +281,16 @@ class Monitor:
             values["points used"] = str(last.points)
             values["fit inliers [%]"] = f"{last.inlier_fraction * 100:.0f}"
             values["fit residual [m]"] = f"{last.residual_m:.3f}"
+            if last.status:
+                values["fit status"] = last.status
             for key, name, form in _DETAILS:
                 if key in last.details:
                     values[name] = form.format(last.details[key]).rstrip("%")
         values.update(situation.extrinsics)
         for name in ("dropped", "refused", "failed", "skipped_no_subscribers"):
             values[f"frames {name}"] = str(self._totals[name])
+        if self._totals["skipped_rate_limit"]:
+            values["frames skipped_rate_limit"] = str(self._totals["skipped_rate_limit"])
         values["scans refused"] = str(self._totals["scan_refused"])
         if self._scan_reason:
             values["last refusal of a scan"] = self._scan_reason

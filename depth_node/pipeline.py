@@ -24,7 +24,9 @@ from depth_node.config import section, validate
 from depth_node.engine import EngineError
 from depth_node.engine.options import EngineConfig
 from depth_node.engine.preprocess import resize_map
-from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit
+from depth_node.engine.sharing import Opener
+from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit, fit_in_sequence
+from depth_node.fitting.anchor import MetricAnchor
 from depth_node.fitting.field.memory import FieldState, Pose
 from depth_node.fitting.methods import too_few_points, usable_points
 from depth_node.frame import FrameInput
@@ -32,7 +34,13 @@ from depth_node.gates import GateConfig, Gates
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import check_rigid
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
-from depth_node.inference import CompletionModel, DepthModel, ModelConfig, RegionModel
+from depth_node.inference import (
+    CompletionModel,
+    DepthModel,
+    ModelConfig,
+    RegionModel,
+    open_configured,
+)
 from depth_node.prediction import Prediction
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.propagation import RegionMemory
@@ -108,22 +116,23 @@ class DepthPipeline:
         config: PipelineConfig | None = None,
         depth_model: DepthModel | None = None,
         region_model: RegionModel | None = None,
+        opener: Opener = open_configured,
     ) -> None:
         """Open the networks that the settings name, unless they are given. Raises EngineError.
 
         With an empty ``config.model.path`` there is no depth network: every frame must bring its
-        prediction.
+        prediction. opener: what opens engines, such as SharedEngines.open for several pipelines.
         """
         self._config = config = config or PipelineConfig()
         self.depth_model = depth_model
         self.region_model = region_model
-        self._memory, self._regions = FieldState(), RegionMemory()
+        self._memory, self._regions, self._anchor = FieldState(), RegionMemory(), MetricAnchor()
         try:
             if depth_model is None and config.model.path:
-                self.depth_model = DepthModel.open(config.model, config.engine)
+                self.depth_model = DepthModel.open(config.model, config.engine, opener)
             if region_model is None and config.region_model.path:
                 self.region_model = RegionModel.open(
-                    config.region_model, config.segmentation, config.engine
+                    config.region_model, config.segmentation, config.engine, opener
                 )
             _check_method(config, self.depth_model)
         except EngineError:
@@ -165,7 +174,8 @@ class DepthPipeline:
         prediction = None
         if self.depth_model is None:
             values = (1.0 + cols / width).astype(np.float32)
-            prediction = Prediction(values, "depth_affine_invariant")
+            # Smaller than the image, so that what enlarges it is warm too.
+            prediction = Prediction(values[::2, ::2], "depth_affine_invariant")
         camera = Camera(width, height, 600.0, 600.0, (width - 1) / 2, (height - 1) / 2)
         # Waves, which no network sees in that image: every step of the fit has something to do.
         waves = (2 + np.sin(cols / 32) * np.cos(rows / 24)).astype(np.float32)
@@ -193,15 +203,7 @@ class DepthPipeline:
             prediction = _with_believed_sky(prediction, sparse)
             labels, source, message = self._segment(frame, prediction, config, stage_ms)
             with _timed(stage_ms, "fit"):
-                result = fit(
-                    prediction,
-                    sparse,
-                    labels,
-                    image=frame.image,
-                    config=config.fit,
-                    state=self._remember(frame),
-                    depth_range_m=(config.projection.min_depth_m, config.projection.max_depth_m),
-                )
+                result = self._fit(frame, prediction, sparse, labels, config)
         return DepthResult(
             result.depth, result.std, labels, prediction, sparse, result, stage_ms, source,
             message, config,
@@ -209,7 +211,7 @@ class DepthPipeline:
 
     def reset(self) -> None:
         """Forget earlier frames. A frame that another thread is at keeps to the old memory."""
-        self._memory, self._regions = FieldState(), RegionMemory()
+        self._memory, self._regions, self._anchor = FieldState(), RegionMemory(), MetricAnchor()
 
     def close(self) -> None:
         """Free the networks, also those that were given."""
@@ -268,8 +270,44 @@ class DepthPipeline:
             stage_ms.update(self.depth_model.stage_ms)
             return prediction
         if given.shape != frame.image.shape[:2]:
-            return _resized(given, frame.image.shape[0], frame.image.shape[1])
+            return _resized(given, frame.image)
         return given
+
+    def _fit(
+        self,
+        frame: FrameInput,
+        prediction: Prediction,
+        sparse: SparseDepth,
+        labels: Labels | None,
+        config: PipelineConfig,
+    ) -> FitResult:
+        depth_range_m = (config.projection.min_depth_m, config.projection.max_depth_m)
+        state = self._remember(frame)
+        if (
+            frame.stamp_ns is None
+            or not config.fit.unanchored_s
+            or config.fit.method == NETWORK  # has metres of its own
+        ):
+            return fit(
+                prediction,
+                sparse,
+                labels,
+                image=frame.image,
+                config=config.fit,
+                state=state,
+                depth_range_m=depth_range_m,
+            )
+        return fit_in_sequence(
+            prediction,
+            sparse,
+            labels,
+            image=frame.image,
+            config=config.fit,
+            state=state,
+            anchor=self._anchor,
+            stamp_ns=frame.stamp_ns,
+            depth_range_m=depth_range_m,
+        )
 
     def _remember(self, frame: FrameInput) -> FieldState | None:
         """What earlier frames left, told of this one; None for a frame of no sequence."""
@@ -332,14 +370,14 @@ def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:
         )
 
 
-def _resized(prediction: Prediction, height: int, width: int) -> Prediction:
-    """A prediction at another size."""
-    sky, confidence = prediction.sky, prediction.confidence
+def _resized(prediction: Prediction, image: npt.NDArray[np.uint8]) -> Prediction:
+    """A prediction at the size of its image (H, W, 3)."""
+    sky, confidence, size = prediction.sky, prediction.confidence, image.shape[:2]
     return Prediction(
-        resize_map(prediction.values, height, width),
+        resize_map(prediction.values, *size, image=image),
         prediction.kind,
-        None if sky is None else resize_map(sky, height, width) >= 0.5,
-        None if confidence is None else resize_map(confidence, height, width),
+        None if sky is None else resize_map(sky, *size) >= 0.5,
+        None if confidence is None else resize_map(confidence, *size),
     )
 
 
@@ -372,7 +410,7 @@ def _project(frame: FrameInput, config: ProjectionConfig) -> SparseDepth:
             "there are LiDAR points but no T_camera_lidar: give the LiDAR's pose in the camera"
         )
     pose = check_rigid(frame.T_camera_lidar, "T_camera_lidar")
-    return project_points(frame.points, pose, frame.camera, config, frame.age_s)
+    return project_points(frame.points, pose, frame.camera, config, frame.age_s, frame.noise_m)
 
 
 @contextmanager

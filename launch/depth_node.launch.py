@@ -45,6 +45,7 @@ ARGUMENTS = {
     "camera_info": ("", "Topic of its CameraInfo."),
     "points": ("", "Topic of the LiDAR's PointCloud2."),
     "scan": ("", "Topic of a LaserScan."),
+    "landmarks": ("", "Topic of a noisy PointCloud2 (radar, VIO, SLAM); see lidar_sources."),
     "depth": ("", "Topic on which ~/depth/image_rect goes out; its camera_info goes beside it."),
     "rviz": ("false", "true: RViz, with the topics that are given here."),
     "log_level": ("info", "Log level of the node."),
@@ -54,6 +55,7 @@ REMAPPINGS = {
     "camera_info": "camera_info",
     "points": "points",
     "scan": "scan",
+    "landmarks": "landmarks",
     "depth": "~/depth/image_rect",
 }
 

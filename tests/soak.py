@@ -114,7 +114,7 @@ class Soak:
 
     def _environment(self) -> dict[str, str]:
         """A ROS of our own, and nothing of the user's: home, caches and logs in our folder."""
-        env = live._environment(self.folder)
+        env = live.environment(self.folder)
         home = self.folder / "home"
         env |= {
             "HOME": str(home),

@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ros": (*CORE, "calibration", "engine", "inference", "pipeline"),
     "ros.bags": (*CORE, "pipeline", "recordings"),
     "ros.bag_writer": (*CORE, "pipeline", "recordings"),
+    "ros.camera_load": (*CORE, "recordings"),
     "ros.demo": (*CORE, "recordings"),
     "ros.live": (*CORE, "pipeline", "recordings"),
 }  # fmt: skip
@@ -70,7 +71,8 @@ LAZY = {
     ("depth_node.engine.manifest_writer", "depth_node.engine.ort"),
     ("depth_node.engine.self_check", "depth_node.engine.ort"),
     ("depth_node.model_zoo.convert", "depth_node.engine.ort"),
-    ("depth_node.ros.main", "depth_node.ros.node"),  # rclpy
+    ("depth_node.ros.main", "depth_node.ros.cameras"),  # rclpy
+    ("depth_node.ros.main", "depth_node.ros.node"),
     ("depth_node.model_zoo.fetch", "depth_node.engine.ort"),
 }
 TRAINING_LIBRARIES = {  # library -> folders and files of training/ that may import it

@@ -9,7 +9,7 @@ import pytest
 
 from depth_node.engine import EngineError
 from depth_node.engine.manifest_writer import write_manifest
-from depth_node.inference import DepthModel, ModelConfig, RegionModel
+from depth_node.inference import DepthModel, ModelConfig, RegionModel, _whole_numbers
 from depth_node.metrics import evaluate
 from depth_node.prediction import KINDS
 from depth_node.regions.settings import SegmentationConfig
@@ -226,3 +226,30 @@ def test_region_labels_network(tmp_path: Path) -> None:
     assert len(np.unique(labels[:, :58])) == 1
     assert len(np.unique(labels[:, 62:])) == 1
     assert labels[0, 0] != labels[0, -1]
+
+
+def test_labels_that_are_no_numbers_are_no_region(tmp_path: Path) -> None:
+    """What a cast makes of NaN, infinity or -1 depends on the processor: all of them become 0."""
+    path = save_nodes(
+        tmp_path / "labels.onnx",
+        [("ReduceMean", ["image", "axes"], ["grey"]), ("Div", ["grey", "zero"], ["output"])],
+        shape=(1, 3, 24, 32),
+        constants={"zero": [0.0]},
+        whole={"axes": [1]},
+    )
+    write_manifest(path, "region_labels", scale=1.0, mean=(100.0,) * 3)
+    image = np.full((24, 32, 3), 100, np.uint8)  # 0 / 0
+    image[:8], image[8:16] = 50, 200  # -1 / 0, 1 / 0
+    with RegionModel.open(ModelConfig(str(path), threads=1)) as model:
+        labels = model.predict(image)
+        assert "no region" in model.message
+    assert len(np.unique(labels)) == 1
+
+
+def test_whole_numbers_of_every_kind() -> None:
+    given = np.array([[np.nan, np.inf, -np.inf, -1.0, 3e9, 2.4, 0.6, 7.0]], np.float32)
+    expected = [[0, 0, 0, 0, 0, 2, 1, 7]]
+    np.testing.assert_array_equal(_whole_numbers(given), expected)
+    np.testing.assert_array_equal(_whole_numbers(given.astype(np.float64)), expected)
+    wide = np.array([[-3, 5, 2**40]], np.int64)
+    np.testing.assert_array_equal(_whole_numbers(wide), [[0, 5, 2**31 - 1]])

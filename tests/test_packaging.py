@@ -142,7 +142,11 @@ def test_bloom_and_rosdep_can_read_the_manifest() -> None:
     manifest = ElementTree.parse(REPO / "package.xml").getroot()
     declared = {element.text or "" for element in manifest.findall("exec_depend")}
     assert not [name for name in declared if name.endswith("-pip")]
-    assert not declared & {"nav_msgs", "geometry_msgs", "tf2_ros"}
+    sources = [*(REPO / "depth_node/ros").rglob("*.py"), *(REPO / "launch").glob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    packages = {name for name in declared if name.endswith(("_msgs", "_srvs", "_interfaces"))}
+    unused = {name for name in packages if not re.search(rf"^from {name}\b", text, re.M)}
+    assert not unused and "tf2_ros" not in declared
     assert {url.get("type") for url in manifest.findall("url")} == {
         "website", "repository", "bugtracker"
     }  # fmt: skip
@@ -169,3 +173,12 @@ def test_a_numpy_that_is_too_old_is_refused_with_its_cure(tmp_path: Path) -> Non
     )
     assert done.returncode == 1
     assert "needs NumPy 1.26 or newer, and 1.21.5 is installed: python3 -m pip" in done.stderr
+
+
+def test_tests_that_pages_and_the_makefile_name_exist() -> None:
+    named = {}
+    pages = [REPO / "Makefile", REPO / "README.md", REPO / "CONTRIBUTING.md"]
+    for page in (*pages, *(REPO / "docs").rglob("*.md")):
+        for path in re.findall(r"\btests/[\w/]+(?:\.py)?", page.read_text(encoding="utf-8")):
+            named[path] = page.name
+    assert {path: page for path, page in named.items() if not (REPO / path).exists()} == {}

@@ -2,7 +2,9 @@
 """`make gpu-check`: checks that need a CUDA machine, written to a JSON file and a Markdown row.
 
 Compares the kernels with their NumPy twins, their times with the minimum time of moving their
-bytes, the memory before and after ten openings; with TensorRT it also checks and times an engine.
+bytes, the memory before and after ten openings; builds, checks and times an engine on every back
+end of this machine, and the pipeline of the node around it, without ROS. It needs no network and
+begins nothing new after a time limit; what is done is kept in the file from the first part on.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +26,61 @@ import numpy.typing as npt
 from depth_node.engine import EngineError, gpu_kernels
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.opening import backends
+from depth_node.engine.options import REFERENCE, ModelConfig
 from depth_node.engine.preprocess import InputSpec, to_tensor
 from depth_node.engine.protocol import ImageEngine
+from depth_node.frame import FrameInput
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import open_engine
+from depth_node.pipeline import DepthPipeline, PipelineConfig
+from depth_node.simulation.renderer import Scene, random_view
 
 REPEATS = 200
+LIMIT_S = 360.0  # what has begun may take two minutes more: eight in all
 CYCLES = 10
+_WARM_UP = 10
 _COPY_BYTES = 256_000_000
 _LOST_BYTES = 1_000_000  # the driver may keep some memory
 
 Report = dict[str, Any]
 
 
-def run(model: str = EMBEDDED, manifest: str = "", repeats: int = REPEATS) -> Report:
-    """Run all checks. Raises EngineError if there is no GPU."""
+def run(
+    model: str = EMBEDDED,
+    manifest: str = "",
+    repeats: int = REPEATS,
+    limit_s: float = LIMIT_S,
+    keep: Callable[[Report], None] = lambda report: None,
+) -> Report:
+    """Run all checks; keep is called with the report after every part.
+
+    No part begins later than limit_s after the start; the report says which were left out. Raises
+    EngineError if there is no GPU.
+    """
     from depth_node.engine import cuda
 
+    start = time.monotonic()
     report: Report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "failures": [],
+        "left_out": [],
+        "kernels": {},
+        "engines": {},
+        "pipelines": {},
+        "engine_cycles": {},
     }
+
+    def part(name: str, call: Callable[[], Any]) -> Any:
+        if time.monotonic() - start > limit_s:
+            report["left_out"].append(name)
+            return None
+        print(f"gpu-check: {name}, after {time.monotonic() - start:.0f} s", file=sys.stderr)
+        result = call()
+        keep(report)
+        return result
+
     with cuda.Gpu() as gpu:
         report |= {
             "gpu": gpu.name,
@@ -53,38 +89,60 @@ def run(model: str = EMBEDDED, manifest: str = "", repeats: int = REPEATS) -> Re
             "runtime_cuda": gpu.runtime,
             "memory_mb": round(gpu.memory()[1] / 1e6),
         }
-        report["bandwidth_gb_s"] = _bandwidth(gpu, repeats)
-        report["kernels"] = _kernels(cuda, gpu, report["bandwidth_gb_s"], repeats)
-    report["cycles"] = _cycles(cuda)
-    report["engines"] = {
-        name: _engine(name, model, manifest, repeats) if not reason else {"not run": reason}
-        for name, reason in backends().items()
-    }
+        report["bandwidth_gb_s"] = part("bandwidth", lambda: _bandwidth(gpu, repeats))
+        kernels = part("kernels", lambda: _kernels(cuda, gpu, report["bandwidth_gb_s"], repeats))
+        report["kernels"] = kernels or {}
+    report["cycles"] = part("opening the device ten times", lambda: _cycles(cuda))
+    for name, reason in backends().items():
+        if reason:
+            report["engines"][name] = {"not run": reason}
+            continue
+        found = part(f"engine {name}", partial(_engine, cuda, name, model, manifest, repeats))
+        if found is None:
+            continue
+        report["engines"][name] = found
+        if "failed" in found:
+            report["failures"].append(f"{name}: {found['failed']}")
+            continue
+        report["pipelines"][name] = part(
+            f"pipeline on {name}", partial(_pipeline, name, model, manifest, repeats)
+        )
+        if name != REFERENCE:
+            report["engine_cycles"][name] = part(
+                f"opening {name} ten times",
+                partial(_engine_cycles, cuda, name, model, manifest),
+            )
     for name, result in report["kernels"].items():
         if not result["agrees"]:
             report["failures"].append(f"kernel {name} is {result['difference']:.3g} off its twin")
-    if not report["cycles"]["agrees"]:
-        report["failures"].append(
-            f"{report['cycles']['lost_bytes']} bytes are lost in ten openings"
-        )
-    for name, result in report["engines"].items():
-        if "failed" in result:
-            report["failures"].append(f"{name}: {result['failed']}")
+    for name, result in {"the device": report["cycles"], **report["engine_cycles"]}.items():
+        if result is not None and not result["agrees"]:
+            report["failures"].append(
+                f"{result['lost_bytes']} bytes are lost in ten openings of {name}"
+            )
+    report["took_s"] = round(time.monotonic() - start, 1)
+    keep(report)
     return report
 
 
 def markdown(report: Report) -> str:
     """A row of the table of GPUs in docs/benchmarks.md, in the order of :data:`HEAD`."""
-    cells = [report["gpu"], report["compute_capability"], f"{report['bandwidth_gb_s']:.0f}"]
-    cells += [
-        f"{result['ms'] * 1e3:.0f} µs ({result['times_floor']:.1f} x)"
-        for result in report["kernels"].values()
-    ]
-    engine = report["engines"]["tensorrt"]
-    if "p50_ms" in engine:
-        cells.append(f"{engine['version']}: {engine['p50_ms']:.2f} ms; {engine['check']}")
-    else:
-        cells.append("not run")
+    cells = [report["gpu"], report["compute_capability"], f"{report['bandwidth_gb_s'] or 0:.0f}"]
+    for name in KERNELS:
+        result = report["kernels"].get(name)
+        cells.append(
+            f"{result['ms'] * 1e3:.0f} µs ({result['times_floor']:.1f} x)" if result else "not run"
+        )
+    for name in ("tensorrt", "onnxruntime-cuda"):
+        engine, pipeline = report["engines"].get(name, {}), report["pipelines"].get(name)
+        if "p50_ms" in engine:
+            times = f"{engine['version']}: {engine['p50_ms']:.2f} / {engine['p95_ms']:.2f} ms"
+            cells.append(f"{times}; {engine['check']}; {engine['memory_mb']:.0f} MB")
+        else:
+            cells.append("not run")
+        cells.append(
+            f"{pipeline['p50_ms']:.1f} / {pipeline['p95_ms']:.1f} ms" if pipeline else "not run"
+        )
     cells.append(report["date"][:10])
     return "| " + " | ".join(cells) + " |"
 
@@ -92,8 +150,10 @@ def markdown(report: Report) -> str:
 HEAD = (
     "GPU", "compute capability", "GB/s", "image VGA to 518x518 FP16 (x floor)",
     "image 1080p to 518x518 FP16", "regions applied, VGA", "field applied, VGA",
-    "TensorRT: image to map", "date",
+    "TensorRT: image to map, p50 / p95", "pipeline on it, p50 / p95",
+    "ONNX Runtime CUDA: image to map", "pipeline on it", "date",
 )  # fmt: skip
+KERNELS = ("image_vga", "image_1080p", "regions", "field")
 
 
 def _bandwidth(gpu: Any, repeats: int) -> float:
@@ -198,8 +258,26 @@ def _cycles(cuda: Any) -> Report:
     return {"cycles": CYCLES, "lost_bytes": lost, "agrees": lost <= _LOST_BYTES}
 
 
-def _engine(name: str, model: str, manifest: str, repeats: int) -> Report:
+def _engine_cycles(cuda: Any, name: str, model: str, manifest: str) -> Report:
+    """Memory that is lost by ten openings and closings of an engine."""
+
+    def free() -> int:
+        with cuda.Gpu() as gpu:
+            return int(gpu.memory()[0])
+
+    for _ in range(2):  # a library keeps what it loaded first
+        open_engine(model, manifest=manifest or None, backend=name).close()
+    before = free()
+    for _ in range(CYCLES):
+        open_engine(model, manifest=manifest or None, backend=name).close()
+    lost = before - free()
+    return {"cycles": CYCLES, "lost_bytes": lost, "agrees": lost <= _LOST_BYTES}
+
+
+def _engine(cuda: Any, name: str, model: str, manifest: str, repeats: int) -> Report:
     """Open a network on a back end; its check and its times from a VGA image to the map."""
+    with cuda.Gpu() as gpu:
+        before = gpu.memory()[0]
     start = time.perf_counter()
     try:
         engine = open_engine(model, manifest=manifest or None, backend=name)
@@ -209,18 +287,54 @@ def _engine(name: str, model: str, manifest: str, repeats: int) -> Report:
         opened_s = time.perf_counter() - start
         rng = np.random.default_rng(0)
         image = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
-        times = []
-        for turn in range(repeats + 10):
-            start = time.perf_counter()
+
+        def once() -> None:
             if isinstance(engine, ImageEngine):
                 engine.run_image(image)
             else:
                 engine.run(to_tensor(image, engine.manifest.input))
-            if turn >= 10:
-                times.append((time.perf_counter() - start) * 1e3)
-        p50, p99 = (float(value) for value in np.percentile(times, [50, 99]))
+
+        times = _times(once, repeats)
         details = {key: str(value) for key, value in engine.details.items()}
-    return {**details, "open_s": opened_s, "p50_ms": p50, "p99_ms": p99}
+        with cuda.Gpu() as gpu:
+            used_mb = (before - gpu.memory()[0]) / 1e6
+    return {**details, "open_s": opened_s, "memory_mb": used_mb, **times}
+
+
+def _pipeline(name: str, model: str, manifest: str, repeats: int) -> Report:
+    """The node's whole frame without ROS: a VGA image of a rendered room and 1000 points."""
+    width, height = 640, 480
+    rng = np.random.default_rng(0)
+    scene = Scene.random(rng, "room", shadow_px=96)
+    camera, pose = random_view(scene, rng, width, height)
+    view = scene.render(camera, pose, antialias=False)
+    rows, cols = np.divmod(rng.choice(height * width, 1000, replace=False), width)
+    sparse = SparseDepth.from_arrays(rows, cols, view.depth[rows, cols])
+    config = PipelineConfig(model=ModelConfig(model, manifest, backend=name))
+    stages: dict[str, list[float]] = {}
+    with DepthPipeline(config) as pipeline:
+        stamp_ns = [0]
+
+        def once() -> None:
+            stamp_ns[0] += 100_000_000
+            frame = FrameInput(view.image, camera, sparse=sparse, stamp_ns=stamp_ns[0])
+            for stage, took_ms in pipeline.process(frame).stage_ms.items():
+                stages.setdefault(stage, []).append(took_ms)
+
+        times = _times(once, max(repeats // 4, 1))
+    return {**times, "stages_ms": {key: float(np.median(ms)) for key, ms in stages.items()}}
+
+
+def _times(once: Callable[[], None], repeats: int) -> Report:
+    """p50, p95 and p99 of calls in ms, after ten that do not count."""
+    times = []
+    for turn in range(repeats + _WARM_UP):
+        start = time.perf_counter()
+        once()
+        if turn >= _WARM_UP:
+            times.append((time.perf_counter() - start) * 1e3)
+    p50, p95, p99 = (float(value) for value in np.percentile(times, [50, 95, 99]))
+    return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -229,22 +343,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
     parser.add_argument("--manifest", default="", metavar="FILE")
     parser.add_argument("--repeats", type=int, default=REPEATS, metavar="N")
+    parser.add_argument(
+        "--limit-s", type=float, default=LIMIT_S, metavar="S",
+        help=f"begin no part after this time ({LIMIT_S:g})",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"), metavar="DIR")
     options = parser.parse_args(arguments)
+    text = ""
+
+    def keep(report: Report) -> None:
+        nonlocal text
+        options.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        (options.out / "gpu_check.json").write_text(text, encoding="utf-8")
+
     try:
-        report = run(options.model, options.manifest, options.repeats)
+        report = run(options.model, options.manifest, options.repeats, options.limit_s, keep)
     except ImportError as error:
-        print(f"gpu-check: {error}: pip install -r requirements-gpu.txt", file=sys.stderr)
+        print(f"gpu-check: not run: {error}: pip install -r requirements-gpu.txt", file=sys.stderr)
         return 2
     except EngineError as error:
-        print(f"gpu-check: {error}", file=sys.stderr)
+        print(f"gpu-check: not run: {error}", file=sys.stderr)
         return 2
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    (options.out / "gpu_check.json").write_text(text, encoding="utf-8")
     lines = ["| " + " | ".join(HEAD) + " |", "|---|" + "--:|" * (len(HEAD) - 1), markdown(report)]
     (options.out / "gpu_check.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(text + "\n".join(lines))
+    for name in report["left_out"]:
+        print(f"gpu-check: left out for lack of time: {name}", file=sys.stderr)
     for failure in report["failures"]:
         print(f"gpu-check: {failure}", file=sys.stderr)
     return 1 if report["failures"] else 0

@@ -15,7 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
-from depth_node.calibration.observation import AXES, Floats, Observation, total_score
+from depth_node.calibration.observation import (
+    AXES,
+    FINE_PX,
+    Floats,
+    Observation,
+    total_score,
+)
 
 BLOCKS = 10
 """Neighbouring frames show the same edges: the bootstrap draws blocks of them, so many in all."""
@@ -26,8 +32,6 @@ UNIT = np.array([*np.deg2rad([1.0, 1.0, 1.0]), 0.05, 0.05, 0.05, 0.05])
 """One degree, 5 cm, 50 ms: what counts as one step along each axis."""
 LIMIT = np.array([6.0, 6.0, 6.0, 3.0, 3.0, 3.0, 2.4])
 """UNITs: 6 degrees, 15 cm, .12 s are as far as a search goes."""
-FINE_PX = 2.0
-"""Reach of the edges where a pose is judged; wide reaches only show a search the way."""
 KNOWN = np.array([*np.deg2rad([0.3, 0.3, 0.3]), 0.03, 0.03, 0.03, 0.02])
 """(7,) rad, m, s: an axis counts as known if its standard deviation is below."""
 LOCAL_RADIUS = 0.5

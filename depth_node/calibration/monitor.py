@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from depth_node.calibration.estimate import (
     thinned,
     usable_dimensions,
 )
-from depth_node.calibration.observation import Floats, Observation, total_score
+from depth_node.calibration.observation import Floats, Observation, same_view, total_score
 
 WINDOW = 25
 LEAST_OBSERVATIONS = 13
@@ -149,17 +150,24 @@ class ExtrinsicsMonitor:
     ) -> Iterator[Verdict | None]:
         """Take an observation with the edge maps (h, w) of its image for REACHES_PX.
 
-        The verdict may change at once; what is returned is the search for a correction, if one is
-        due: step by step, some milliseconds each, until it gives a verdict.
+        A view that is the same as the last one counts for nothing. The verdict may change at once;
+        what is returned is the search for a correction, if one is due: step by step, some
+        milliseconds each, until it gives a verdict.
         """
         window = self._window
+        if window.observations and same_view(window.fields[FINE_PX][-1], fields[FINE_PX]):
+            if self.verdict.frames < LEAST_OBSERVATIONS:
+                text = f"{self.verdict.frames} of {LEAST_OBSERVATIONS} views so far"
+                text += ", and the camera stands still"
+                self.verdict = dataclasses.replace(self.verdict, sentence=text)
+            return iter(())
         window.add(thinned([observation], EDGES_OF_A_FRAME)[0], fields)
         self._looked += 1
         edges = sum(len(o.points) for o in window.observations)
         count = len(window.observations)
         if count < LEAST_OBSERVATIONS:
             if self._looked == count:  # else the verdict of before holds until there are enough
-                text = f"{count} of {LEAST_OBSERVATIONS} frames so far"
+                text = f"{count} of {LEAST_OBSERVATIONS} views so far"
                 self.verdict = Verdict(sentence=text, edges=edges, frames=count)
         elif edges < LEAST_EDGES:
             text = f"too little structure to tell: {edges} depth edges in {count} frames"

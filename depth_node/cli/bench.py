@@ -12,12 +12,15 @@ from typing import Any
 from depth_node.benchmarks import (
     accuracy,
     calibration,
+    cameras,
     deskew,
     drive_accuracy,
     field_speed,
     gates,
     obstacles,
+    sparse_sensors,
     speed,
+    unanchored,
 )
 from depth_node.benchmarks.tables import markdown
 from depth_node.cli.arguments import integers, need_ros, words
@@ -93,10 +96,28 @@ def add(commands: Any) -> None:
         "--markdown", type=Path, metavar="FILE", help="write the tables as Markdown"
     )
     scores.set_defaults(run=_run_accuracy)
+    sensors = kinds.add_parser(
+        "sensors", help="radar, two unlike sensors, holes of a depth camera: each as it is declared"
+    )
+    sensors.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
+    sensors.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    sensors.add_argument("--manifest", default="", metavar="FILE")
+    sensors.add_argument("--prediction", default="", metavar="NAME", help="stored, no network")
+    sensors.add_argument("--out", type=Path, metavar="FILE", help="write the table as Markdown")
+    sensors.set_defaults(run=_run_sensors)
     field = kinds.add_parser("field", help="speed of the default method on one core")
     field.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
     field.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
     field.set_defaults(run=_run_field)
+    several = kinds.add_parser(
+        "cameras", help="several cameras in one process against a process for each"
+    )
+    several.add_argument("--count", type=int, default=4, metavar="N", help="number of cameras")
+    several.add_argument("--seconds", type=float, default=15.0, help="of each turn")
+    several.add_argument("--turns", type=int, default=3, metavar="N", help="turns of each")
+    several.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    several.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    several.set_defaults(run=_run_cameras)
     moving = kinds.add_parser(
         "deskew", help="LiDAR points moved by their own times: accuracy on a drive, and cost"
     )
@@ -104,6 +125,16 @@ def add(commands: Any) -> None:
     moving.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
     moving.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
     moving.set_defaults(run=_run_deskew)
+    silent = kinds.add_parser(
+        "unanchored", help="depth and interval after the LiDAR's plug is pulled"
+    )
+    silent.add_argument("sources", type=Path, nargs="*", metavar="SOURCE", help="recorded frames")
+    silent.add_argument("--seed", default="", metavar="S,S,S", help="rooms (5 held-out ones)")
+    silent.add_argument(
+        "--cache", type=Path, default=Path("runs/walks"), metavar="DIR", help="rendered walks"
+    )
+    silent.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    silent.set_defaults(run=_run_unanchored)
     found = kinds.add_parser(
         "calibration", help="what the extrinsics monitor and `calibrate` find, on rendered walks"
     )
@@ -233,8 +264,43 @@ def _run_drive(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_sensors(options: argparse.Namespace) -> int:
+    terminal = console()
+    count = sum(len(find_frames(source)) for source in options.sources)
+    with ExitStack() as stack:
+        predictor: DepthModel | str = options.prediction
+        if not predictor:
+            model = ModelConfig(options.model, options.manifest)
+            predictor = stack.enter_context(DepthModel.open(model))
+        advance = stack.enter_context(progress(terminal, "measuring", count))
+        table = sparse_sensors.run_sensors(options.sources, predictor, on_frame=advance)
+    print_tables(terminal, [table], options.out)
+    return 0
+
+
 def _run_field(options: argparse.Namespace) -> int:
     print_tables(console(), field_speed.speed(options.repeats), options.out)
+    return 0
+
+
+def _run_cameras(options: argparse.Namespace) -> int:
+    need_ros()
+    if options.count < 2 or options.turns < 1 or options.seconds <= 0:
+        raise UsageError("bench cameras compares at least 2 cameras, in turns of some seconds")
+    terminal = console()
+    parameters = {"model": {"path": options.model}}
+    try:
+        tables = cameras.measure(
+            options.count,
+            options.seconds,
+            options.turns,
+            parameters,
+            lambda label, total: progress(terminal, label, total),
+        )
+    except DemoError as error:
+        print(f"depth_tools: the cameras could not be measured: {error}", file=sys.stderr)
+        return 1
+    print_tables(terminal, tables, options.out)
     return 0
 
 
@@ -243,6 +309,19 @@ def _run_deskew(options: argparse.Namespace) -> int:
     with DepthPipeline(PipelineConfig()) as pipeline:
         tables = [deskew.accuracy(pipeline, seeds), deskew.speed(options.repeats)]
     print_tables(console(), tables, options.out)
+    return 0
+
+
+def _run_unanchored(options: argparse.Namespace) -> int:
+    terminal = console()
+    seeds = integers("--seed", options.seed) or unanchored.SEEDS
+    with (
+        DepthPipeline(PipelineConfig()) as pipeline,
+        progress(terminal, "walking", len(seeds)) as advance,
+    ):
+        tables = [unanchored.walks(pipeline, seeds, options.cache, advance)]
+        tables += [unanchored.recordings(pipeline, source) for source in options.sources]
+    print_tables(terminal, tables, options.out)
     return 0
 
 

@@ -31,6 +31,7 @@ from depth_node.cli.console import (
 )
 from depth_node.config import replace as changed
 from depth_node.frame import FrameInput
+from depth_node.metrics import evaluate
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.recordings import replay
 from depth_node.recordings.frames import find_frames, read_frame
@@ -53,6 +54,22 @@ NAMES = {
 
 
 @dataclass(frozen=True)
+class Unplugged:
+    """What came while the LiDAR was silent.
+
+    images: depth images scored. abs_rel: their mean, answered: the mean share of pixels with depth.
+    statuses: the fit's in /diagnostics meanwhile. back_s: from the LiDAR's return to the first
+    diagnosis that is OK, None if none came.
+    """
+
+    images: int
+    abs_rel: float
+    answered: float
+    statuses: list[str]
+    back_s: float | None
+
+
+@dataclass(frozen=True)
 class DemoReport:
     """What the demo found.
 
@@ -72,6 +89,7 @@ class DemoReport:
     diagnostics: dict[str, str]
     extrinsics: list[tuple[int, str]]
     panels: list[Path]
+    unplugged: Unplugged | None = None
 
     def quantiles(self) -> dict[str, list[float]]:
         """p50, p95, p99 in ms from the stamp to publishing and to receiving."""
@@ -106,13 +124,14 @@ def _judge(
     options: DemoOptions, frames: Path, folder: Path, live: Live, out: Path, progress: Progress
 ) -> DemoReport:
     """Score what came against the truth and the other methods; draw."""
-    index_of = {
-        row["number"]: row["index"]
-        for row in map(json.loads, (folder / "published.jsonl").read_text("utf-8").splitlines())
-    }
+    sent = [json.loads(row) for row in (folder / "published.jsonl").read_text("utf-8").splitlines()]
+    index_of = {row["number"]: row["index"] for row in sent}
     paths = {int(path.stem.split("_")[1]): path for path in sorted(folder.glob("live_*.npy"))}
+    silent = {row["number"] for row in sent if not row["lidar"]}
+    without = {number: path for number, path in paths.items() if number in silent}
     # Off line the LiDAR is where it is said to be.
-    kept = {number: path for number, path in paths.items() if number < options.knocked_at}
+    alike = set(range(options.knocked_at)) - silent
+    kept = {number: path for number, path in paths.items() if number in alike}
     chosen = np.linspace(0, len(kept) - 1, min(PANELS + 2, len(kept))).round().astype(int)
     drawn = {list(kept)[k] for k in (chosen[1:-1] if len(chosen) > 2 else chosen)}
     rows: list[dict[str, Any]] = []
@@ -149,6 +168,33 @@ def _judge(
         diagnostics=report["diagnostics"],
         extrinsics=[(number, text) for number, text in report["extrinsics"]],
         panels=panels,
+        unplugged=_unplugged(sent, without, views, report["states"]) if silent else None,
+    )
+
+
+def _unplugged(
+    sent: list[dict[str, Any]],
+    kept: dict[int, Path],
+    views: list[Path],
+    states: list[tuple[int, str]],
+) -> Unplugged:
+    """Judge the images without a LiDAR. kept: number -> file of the depth that came."""
+    scores = []
+    for number, path in kept.items():
+        truth = read_frame(views[sent[number]["index"]]).truth
+        assert truth is not None
+        scores.append(evaluate(np.load(path), truth))
+    pulled_ns = next(row["stamp"] for row in sent if not row["lidar"])
+    last_ns = max(row["stamp"] for row in sent if not row["lidar"])
+    back_ns = next((row["stamp"] for row in sent if row["lidar"] and row["stamp"] > last_ns), None)
+    meanwhile = [status for time_ns, status in states if pulled_ns < time_ns <= last_ns]
+    ok_ns = [time_ns for time_ns, status in states if status == "OK" and time_ns > (back_ns or 0)]
+    return Unplugged(
+        images=len(scores),
+        abs_rel=float(np.mean([one.abs_rel for one in scores])) if scores else math.nan,
+        answered=float(np.mean([one.answered for one in scores])) if scores else 0.0,
+        statuses=list(dict.fromkeys(meanwhile)),
+        back_s=(ok_ns[0] - back_ns) * 1e-9 if back_ns and ok_ns else None,
     )
 
 
@@ -191,6 +237,15 @@ def _draw(
     return images.save(out, f"demo_{number}", singles=number == 0)[:1]
 
 
+def _unplugged_sentence(found: Unplugged) -> str:
+    back = "not OK again" if found.back_s is None else f"OK again {found.back_s:.1f} s after"
+    return (
+        f"LiDAR unplugged: depth in {found.answered:.0%} of the pixels of {found.images} images,"
+        f" AbsRel {found.abs_rel:.3f}; status {', '.join(found.statuses) or 'unknown'};"
+        f" {back} its return"
+    )
+
+
 def add(commands: Any) -> None:
     """The options of `depth_tools demo`."""
     parser = commands.add_parser(
@@ -204,6 +259,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=10, help="which room (10)")
     parser.add_argument(
         "--frames", type=Path, metavar="DIR", help="render into here, or use what is there"
+    )
+    parser.add_argument(
+        "--unplug", action="store_true", help="pull the LiDAR's plug for the middle third"
     )
     parser.add_argument(
         "--knock",
@@ -230,6 +288,7 @@ def run_command(options: argparse.Namespace) -> int:
             image_size("--size", options.size),
             options.seed,
             options.frames,
+            unplug=options.unplug,
             knock_deg=options.knock,
         )
         report = run(wanted, options.out, lambda what, total: progress(terminal, what, total))
@@ -261,6 +320,8 @@ def run_command(options: argparse.Namespace) -> int:
             " wins, the others are dropped): try --rate 2, or when less else runs.",
             style="yellow",
         )
+    if report.unplugged is not None:
+        terminal.print(_unplugged_sentence(report.unplugged))
     terminal.print(f"network: {report.diagnostics.get('backend', 'unknown')}")
     if report.worst_difference < 1e-4:
         terminal.print("Replaying the same frames off line gives the same depth.")

@@ -155,7 +155,7 @@ def _run_fetch(options: argparse.Namespace) -> int:
             f"  {entry.export_command}"
             if entry.export
             else f"  with the package of {entry.maker}, to {entry.onnx}; then"
-            f" `{depth_tools(f'models manifest {entry.onnx} --meaning {entry.meaning}')}`"
+            f" `{entry.manifest_command}`"
         )
         return 0
     spec = done.manifest.input

@@ -134,6 +134,8 @@ def open_session(
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that spin for work take the processor from the fit that follows, and from others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = (
         3  # errors are raised as exceptions; warnings would be printed to stderr
     )

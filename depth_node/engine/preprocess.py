@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image to input tensor and output to image, as a model's manifest describes.
 
-No other module resizes images for networks or outputs of networks.
+No other module resizes images for networks or outputs of networks; upsampling.py is how depth is
+enlarged.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_node.config import quoted
+from depth_node.engine.upsampling import enlarged
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 DTYPES = ("float32", "float16", "uint8")
@@ -183,14 +185,21 @@ def interpolation_of(name: str, source: tuple[int, int], target: tuple[int, int]
 
 
 def to_image(
-    output: npt.NDArray[Any], spec: InputSpec, height: int, width: int, *, nearest: bool = False
+    output: npt.NDArray[Any],
+    spec: InputSpec,
+    height: int,
+    width: int,
+    *,
+    nearest: bool = False,
+    image: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[Any]:
     """(h, w) network output -> (height, width) of the image that to_tensor was given.
 
     The output may be smaller or larger than the tensor; it covers the same view. Floating values
-    become float32, linearly interpolated, NaN at pixels that a crop cut off. With ``nearest``
-    (label maps) values and type stay as they are, and pixels that a crop cut off are 0. Raises
-    ValueError if the output is not one map.
+    become float32, linearly interpolated, NaN at pixels that a crop cut off. With `image`, the
+    (height, width, 3) uint8 RGB image itself, a map of depth keeps its edges (upsampling.py).
+    With ``nearest`` (label maps) values and type stay as they are, and pixels that a crop cut off
+    are 0. Raises ValueError if the output is not one map.
     """
     if output.ndim != 2:
         raise ValueError(f"network output has shape {output.shape}: give one (h, w) map")
@@ -201,17 +210,33 @@ def to_image(
         top, left, rows, cols = tensor_box(height, width, spec)
         full = _resize(output, spec.height, spec.width, interpolation)
         output = full[top : top + rows, left : left + cols]
-    elif spec.resize == "crop":
-        top, left, rows, cols = _crop_box(height, width, spec)
-        image = np.full((height, width), 0 if nearest else np.nan, output.dtype)
-        image[top : top + rows, left : left + cols] = _resize(output, rows, cols, interpolation)
-        return image
-    return _resize(output, height, width, interpolation)
+    top, left, rows, cols = image_box(height, width, spec)
+    if image is None:
+        shown = _resize(output, rows, cols, interpolation)
+    else:
+        shown = _resize_depth(output, image[top : top + rows, left : left + cols])
+    if spec.resize != "crop":
+        return shown
+    whole = np.full((height, width), 0 if nearest else np.nan, output.dtype)
+    whole[top : top + rows, left : left + cols] = shown
+    return whole
 
 
-def resize_map(values: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
-    """(h, w) map of the same view -> (height, width) float32, linearly interpolated."""
-    return _resize(np.ascontiguousarray(values, dtype=np.float32), height, width, "linear")
+def resize_map(
+    values: npt.NDArray[Any],
+    height: int,
+    width: int,
+    *,
+    image: npt.NDArray[np.uint8] | None = None,
+) -> npt.NDArray[Any]:
+    """(h, w) map of the same view -> (height, width) float32, linearly interpolated.
+
+    With `image`, (height, width, 3) uint8 RGB, a map of depth keeps its edges.
+    """
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if image is None:
+        return _resize(values, height, width, "linear")
+    return _resize_depth(values, image)
 
 
 def resize_image(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -242,6 +267,15 @@ def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, 
     rows = min(height, max(1, math.floor(spec.height / scale + 0.5)))
     cols = min(width, max(1, math.floor(spec.width / scale + 0.5)))
     return (height - rows) // 2, (width - cols) // 2, rows, cols
+
+
+def _resize_depth(
+    values: npt.NDArray[np.float32], image: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.float32]:
+    """Depth (h, w) at the image's size: edges are kept in enlarging, shrinking is linear."""
+    if values.shape == image.shape[:2]:
+        return values
+    return enlarged(np.ascontiguousarray(values), image)
 
 
 def _scaled(height: int, width: int, longest: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from depth_node.fitting.methods import (
     FitResult,
     FitStatus,
     fit,
+    fit_in_sequence,
 )
 from depth_node.fitting.region_surfaces import REGION_FIT_DTYPE, RegionStatus
 
@@ -24,4 +25,5 @@ __all__ = [
     "FitStatus",
     "RegionStatus",
     "fit",
+    "fit_in_sequence",
 ]

@@ -17,6 +17,7 @@ is NaN.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.config import option, section, validate
+from depth_node.fitting.anchor import FEW_POINTS, MetricAnchor, Unanchored
 from depth_node.fitting.field.points import MIN_POINTS as FIELD_MIN_POINTS
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
 from depth_node.fitting.field.solve import Field, solve
@@ -83,6 +85,7 @@ class FitStatus(IntEnum):
     NO_POINTS = 3  # no point and no metric network: no depth
     NO_PREDICTION = 4  # the network gave nothing (at any point): no depth
     TOO_FEW_POINTS = 5  # fewer points than a completion network needs: no depth
+    UNANCHORED = 6  # too few points, or none: metres by what earlier points said of the network
 
 
 _REGION_TEXTS = {
@@ -133,6 +136,14 @@ class FitConfig:
         unit="px",
         minimum=0,
         maximum=50,
+    )
+    unanchored_s: float = option(
+        30.0,
+        "How long depth goes on, with status UNANCHORED and a wide interval, by what earlier LiDAR "
+        "points said of the network's values when at most five come, or none; 0 = not at all.",
+        unit="s",
+        minimum=0.0,
+        maximum=3600.0,
     )
     field: FieldConfig = section(FieldConfig, "The residual field (method field).")
 
@@ -270,6 +281,79 @@ def fit(
     return _result(points, usable, regions, table, depth, std, status)
 
 
+def fit_in_sequence(
+    prediction: Prediction,
+    points: SparseDepth,
+    labels: NDArray[np.integer] | None,
+    *,
+    image: NDArray[np.uint8],
+    config: FitConfig,
+    state: FieldState | None,
+    anchor: MetricAnchor,
+    stamp_ns: int,
+    depth_range_m: tuple[float, float],
+) -> FitResult:
+    """`fit` of an image that others went before: where at most FEW_POINTS points can be used, the
+    anchor that they left gives the metres, if it may. labels: (H, W); image: (H, W, 3), as there.
+    stamp_ns: of the image.
+    """
+    usable = _usable(points, prediction.values, depth_range_m)
+    rows, cols = points.rows[usable], points.cols[usable]
+    v, z = prediction.values[rows, cols], points.depth[usable].astype(np.float64)
+    if len(z) <= FEW_POINTS:
+        found = anchor.answer(stamp_ns, prediction, v, z, config.unanchored_s)
+        if found is not None:
+            return _unanchored(found, points, usable, depth_range_m)
+    result = fit(
+        prediction,
+        points,
+        labels,
+        image=image,
+        config=config,
+        state=state,
+        depth_range_m=depth_range_m,
+    )
+    believed = result.point_inlier[usable]
+    if result.status is FitStatus.OK and np.count_nonzero(believed) > FEW_POINTS:
+        anchor.learn(stamp_ns, prediction, v[believed], z[believed])
+    return result
+
+
+def _unanchored(
+    found: Unanchored,
+    points: SparseDepth,
+    usable: NDArray[np.bool_],
+    depth_range_m: tuple[float, float],
+) -> FitResult:
+    """The answer of an anchor as one fit of the image."""
+    limits = np.float32(depth_range_m[0]), np.float32(depth_range_m[1])
+    depth = np.clip(found.depth, *limits)
+    residual = np.full(len(points), np.nan, np.float32)
+    residual[usable] = points.depth[usable] - depth[points.rows[usable], points.cols[usable]]
+    inlier = np.zeros(len(points), dtype=bool)
+    inlier[usable] = np.abs(found.residual) <= math.log1p(found.bound)
+    table = np.zeros(1, REGION_FIT_DTYPE)
+    table["status"] = RegionStatus.GLOBAL
+    table["points"], table["inliers"] = np.count_nonzero(usable), np.count_nonzero(inlier)
+    for name in (*PARAMETERS, "residual"):
+        table[name] = np.nan
+    count = int(np.count_nonzero(usable))
+    number = "no LiDAR point" if not count else f"only {count} LiDAR point{'s'[: count > 1]}"
+    return FitResult(
+        depth=depth,
+        std=found.std,
+        regions=table,
+        point_inlier=inlier,
+        point_residual=residual,
+        status=FitStatus.UNANCHORED,
+        message=(
+            f"UNANCHORED: {number}, so the metres are those of {found.age_s:.1f} s ago, within"
+            f" {found.bound:.0%}; check the LiDAR, its topic and its time stamps."
+        ),
+        details={"anchor_age_s": found.age_s, "bound": found.bound},
+    )
+
+
 def _fit_field(
     prediction: Prediction,
     points: SparseDepth,
@@ -286,7 +370,17 @@ def _fit_field(
     rows, cols = points.rows[usable], points.cols[usable]
     age_s = points.age_s[usable]
     answer = solve(
-        prediction, rows, cols, z, age_s, labels, image, config.field, state, ablation=ablation
+        prediction,
+        rows,
+        cols,
+        z,
+        age_s,
+        labels,
+        image,
+        config.field,
+        state,
+        noise_m=points.noise_m[usable],
+        ablation=ablation,
     )
     depth = np.clip(answer.depth, np.float32(depth_range_m[0]), np.float32(depth_range_m[1]))
     inlier = np.zeros(len(points), dtype=bool)

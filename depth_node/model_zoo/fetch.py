@@ -198,7 +198,8 @@ def _manifest(
             return manifest
     from depth_node.engine import ort
 
-    (tensor, *_), _ = ort.probe(path)
+    (tensor, *_), outputs = ort.probe(path)
+    given = {item.name for item in outputs}
     fixed = len(tensor.shape) == 4 and all(tensor.shape[2:])
     height, width = (0, 0) if fixed else (size or entry.size)
     if fixed and size and tuple(size) != tuple(tensor.shape[2:]):
@@ -216,6 +217,9 @@ def _manifest(
         patch_size=entry.patch_size,
         licence=entry.licence,
         source=f"{entry.page} at {commit}, a network of {entry.maker}",
+        focal_px=entry.focal_px,
+        # Another conversion may lack an output; what it does not say is unknown then.
+        roles={role: name for role, name in entry.roles.items() if name in given},
         **entry.input,
     )
 

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,6 +28,7 @@ from depth_node.engine import EngineError, depth_tools
 from depth_node.engine.manifest import (
     EMBEDDED,
     MEANINGS,
+    ROLES,
     Manifest,
     converted_path,
     existing_model,
@@ -72,6 +73,8 @@ class RegistryEntry:
     non_commercial: bool = False
     export: str = ""
     note: str = ""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    focal_px: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(_NAME, self.name):
@@ -120,6 +123,15 @@ class RegistryEntry:
                     f"registry: {self.name} has a file {quoted(path)}: give a path in the"
                     " repository whose last part can be a file name"
                 )
+        if not isinstance(self.roles, Mapping) or not set(self.roles) <= set(ROLES):
+            raise EngineError(
+                f"registry: roles of {self.name} are {quoted(self.roles)}: use {', '.join(ROLES)}"
+            )
+        if (self.meaning == "depth_metric_focal") != (self.focal_px > 0):
+            raise EngineError(
+                f"registry: focal_px of {self.name} is {quoted(self.focal_px)}: depth_metric_focal,"
+                " and only it, needs one"
+            )
         object.__setattr__(self, "size", tuple(self.size))
         # A wrong value is found now, not after the download.
         InputSpec(*self.size, **self.input)
@@ -147,6 +159,21 @@ class RegistryEntry:
             "folder": self.folder, "onnx": self.onnx, "name": self.name, "licence": self.licence
         }  # fmt: skip
         return self.export.format(**{key: shlex.quote(str(word)) for key, word in words.items()})
+
+    @property
+    def manifest_command(self) -> str:
+        """Command that writes the manifest of an ONNX file exported by the makers' package."""
+        words = ["models manifest", shlex.quote(str(self.onnx)), "--meaning", self.meaning]
+        if self.output_name:
+            words += ["--output-name", shlex.quote(self.output_name)]
+        if self.focal_px:
+            words += ["--focal-px", f"{self.focal_px:g}"]
+        for role, name in self.roles.items():
+            words += [f"--{role}-output", shlex.quote(name)]
+        for key, value in self.input.items():
+            given = value if isinstance(value, (list, tuple)) else [value]
+            words += [f"--{key.replace('_', '-')}", *(f"{item}" for item in given)]
+        return depth_tools(" ".join(words))
 
     @property
     def page(self) -> str:

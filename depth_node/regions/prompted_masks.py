@@ -80,12 +80,14 @@ def select(
     masks: Sequence[Map],
     config: PromptConfig,
 ) -> NDArray[np.intp]:
-    """Indices of the selected masks of n, best first.
+    """Indices of the selected masks of n, best first; a mask without a finite box is none.
 
     iou, stability: (n,). boxes: (n, 4) first and last column and row inside: x0, y0, x1, y1. masks:
     n maps (h, w), above 0 inside; used only with `nms: mask`.
     """
-    good = np.flatnonzero((iou > config.min_iou) & (stability >= config.min_stability))
+    # Where a decoder overflowed: a cast of NaN to whole pixels differs between processors.
+    boxed = np.isfinite(boxes).all(axis=1) & (boxes >= 0).all(axis=1)
+    good = np.flatnonzero(boxed & (iou > config.min_iou) & (stability >= config.min_stability))
     order = good[np.argsort(-iou[good], kind="stable")]
     if config.nms == "box":
         overlap = box_overlap(boxes[order])

@@ -111,13 +111,16 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
         index = there_and_back(number, len(frames))
         stamp = node.get_clock().now()
         # Before it is published: whoever gets the message finds its line.
-        log.write(json.dumps({"number": number, "index": index, "stamp": stamp.nanoseconds}) + "\n")
+        row = {"number": number, "index": index, "stamp": stamp.nanoseconds}
+        row["lidar"] = number not in range(*options.unplugged)
+        log.write(json.dumps(row) + "\n")
         log.flush()
         header = Header(frame_id=CAMERA_FRAME, stamp=stamp.to_msg())
         lidar_header = Header(frame_id=LIDAR_FRAME, stamp=stamp.to_msg())
         info_out.publish(messages.camera_info_message(frames[index].camera, header))
         cloud = (clouds if number < options.knock_at else knocked)[index]
-        points_out.publish(messages.table_message(cloud, lidar_header))
+        if row["lidar"]:
+            points_out.publish(messages.table_message(cloud, lidar_header))
         image_out.publish(messages.image_message(frames[index].image, "rgb8", header))
         say("published", number=number)
     log.close()
@@ -155,6 +158,7 @@ class Listener:
         self.latency_ms: list[float] = []
         self.arrival_ms: list[float] = []
         self.diagnostics: dict[str, str] = {}
+        self.states: list[tuple[int, str]] = []  # (ns, fit status), at 1 Hz
         self.extrinsics: list[tuple[int, str]] = []  # what was said of them, from which image on
         self._newest = -1
         self._last_kept = -1
@@ -172,6 +176,7 @@ class Listener:
             self.diagnostics = {"message": status.message} | {
                 item.key: item.value for item in status.values
             }
+            self.states.append((time.time_ns(), self.diagnostics.get("fit status", "")))
         text = self.diagnostics.get("extrinsics", "")
         before = self.extrinsics[-1][1] if self.extrinsics else ""
         if text.split(" ")[0] != before.split(" ")[0]:
@@ -224,6 +229,7 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
         latency_ms=listener.latency_ms,
         arrival_ms=listener.arrival_ms,
         diagnostics=listener.diagnostics,
+        states=listener.states,
         extrinsics=listener.extrinsics,
     )
     if options.lifecycle:
@@ -232,8 +238,8 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
     say("done")
 
 
-def change(node: Node, name: str, timeout_s: float) -> None:
-    """One lifecycle transition of the node, as `ros2 lifecycle set` asks for it.
+def change(node: Node, name: str, timeout_s: float, target: str = NODE) -> None:
+    """One lifecycle transition of a node, as `ros2 lifecycle set` asks for it.
 
     A service may answer before its way back to a new client is up; the answer is lost then. So the
     request is made again after a while, and the state decides.
@@ -243,18 +249,18 @@ def change(node: Node, name: str, timeout_s: float) -> None:
     request.transition.id = transition
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        answer = call(node, ChangeState, f"{NODE}/change_state", request, end)
+        answer = call(node, ChangeState, f"{target}/change_state", request, end)
         if answer is None or not answer.success:
-            state = call(node, GetState, f"{NODE}/get_state", GetState.Request(), end)
+            state = call(node, GetState, f"{target}/get_state", GetState.Request(), end)
             if state is None:
                 continue
             if state.current_state.label != goal:
                 if answer is None:
                     continue
-                raise RuntimeError(f"{NODE} refuses to {name}")
+                raise RuntimeError(f"{target} refuses to {name}")
         say("state", transition=name)
         return
-    raise RuntimeError(f"{NODE} does not answer to {name} within {timeout_s:g} s")
+    raise RuntimeError(f"{target} does not answer to {name} within {timeout_s:g} s")
 
 
 def call(node: Node, kind: Any, service: str, request: Any, end: float) -> Any:
@@ -263,7 +269,7 @@ def call(node: Node, kind: Any, service: str, request: Any, end: float) -> Any:
     try:
         while not client.service_is_ready():
             if time.monotonic() > end:
-                raise RuntimeError(f"{NODE} has no service {service}")
+                raise RuntimeError(f"there is no service {service}")
             rclpy.spin_once(node, timeout_sec=0.05)
         future = client.call_async(request)
         until = min(end, time.monotonic() + ASK_AGAIN_S)
@@ -312,6 +318,9 @@ def main(arguments: list[str] | None = None) -> int:
     publishing.add_argument("--frames", type=Path, required=True)
     publishing.add_argument("--rate", type=float, required=True)
     publishing.add_argument("--count", type=int, required=True)
+    publishing.add_argument(
+        "--unplugged", type=int, nargs=2, default=(0, 0), help="images without a LiDAR: from, to"
+    )
     publishing.add_argument("--knock", type=float, default=0.0)
     publishing.add_argument("--knock-at", type=int, default=0)
     listening = roles.add_parser("listen")

@@ -20,6 +20,7 @@ from typing import Any
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
 
 _REPEAT_WARNING_S = 10.0
 _MOST_KINDS = 64  # of warnings whose time is remembered
@@ -27,7 +28,7 @@ _MOST_KINDS = 64  # of warnings whose time is remembered
 Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]
 
 
-class GuardedNode(LifecycleNode):
+class GuardedNode(Node):
     """Wraps every callback that is created on it, and warns of each kind of thing rarely."""
 
     def __init__(self, name: str, **node_arguments: Any) -> None:
@@ -109,6 +110,10 @@ class GuardedNode(LifecycleNode):
                 return _failure(request, type(response)(), describe_exception(error))
 
         return answer
+
+
+class GuardedLifecycleNode(GuardedNode, LifecycleNode):
+    """A lifecycle node that is guarded."""
 
 
 def logged_transition(callback: Transition) -> Transition:

@@ -19,11 +19,7 @@ from depth_node.geometry.rigid import transform
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.geometry.scan_motion import ages, moved_scan
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
-from depth_node.ros.messages import (
-    MessageError,
-    brief,
-    lidar_scan,
-)
+from depth_node.ros.messages import LidarScan, MessageError, brief, lidar_scan
 from depth_node.ros.motion import CameraMotion
 
 LidarMessage: TypeAlias = "PointCloud2 | LaserScan"
@@ -36,6 +32,30 @@ _FORGET_SOURCE_S = 10.0  # a source that is silent for longer, by arrival
 _CLOCK_SCANS = 3  # that must agree before a difference of clocks is believed
 _CLOCK_S = 1.0  # smaller differences may be latency
 _CLOCK_CERTAIN_S = 1.5  # larger ones are no latency: scans that seem to fit are not used
+
+
+class UnreadScan:
+    """A LiDAR message, read once for all cameras that it is for, when the first of them asks."""
+
+    def __init__(self, message: LidarMessage) -> None:
+        self.header = message.header
+        self.size_bytes = _size(message)
+        self._reading = threading.Lock()
+        self._message: LidarMessage | None = message
+        self._scan: LidarScan | MessageError
+
+    def read(self) -> LidarScan:
+        """The scan, whose arrays are not to be changed. Raises MessageError."""
+        with self._reading:
+            if self._message is not None:
+                try:
+                    self._scan = lidar_scan(self._message)
+                except MessageError as error:
+                    self._scan = error
+                self._message = None  # its bytes are not needed any more
+        if isinstance(self._scan, MessageError):
+            raise self._scan
+        return self._scan
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class LidarPoints:
     trouble: str = ""
     kind: str = ""
     sources: tuple[SourcePoints, ...] = ()
+    noise_m: float | npt.NDArray[np.float32] = 0.0
 
 
 @dataclass
@@ -64,7 +85,7 @@ class _Source:
     of the latencies.
     """
 
-    waiting: deque[tuple[int, LidarMessage]] = field(
+    waiting: deque[tuple[int, UnreadScan]] = field(
         default_factory=lambda: deque(maxlen=_MOST_WAITING)
     )
     messages: int = 0
@@ -100,6 +121,8 @@ class LidarInput:
         self.extrinsics = extrinsics
         self.scans_per_image = scans_per_image
         self.time_offset_s = 0.0  # already in the stamps that are offered
+        self.relative_noise: dict[str, float] = {}
+        """Topic -> declared noise of its points, as a share of their distance."""
         self._max_scan_age_s = max_scan_age_s
         self._refused = refused
         self._warned = warned
@@ -112,19 +135,19 @@ class LidarInput:
     def offer(
         self,
         stamp_ns: int,
-        message: LidarMessage,
+        scan: UnreadScan,
         topic: str = "points",
         arrival_s: float | None = None,
         idle: bool = False,
     ) -> None:
-        """Keep a message for later; cheap, for the executor's thread.
+        """Keep a scan for later; cheap, for the executor's thread.
 
         arrival_s: when it came, by the clock of the images' arrivals. idle: no output has a
         subscriber, so only the newest message of each LiDAR is kept, for the first image that is
         asked for.
         """
         arrival_s = time.monotonic() if arrival_s is None else arrival_s
-        key = (topic, message.header.frame_id)
+        key = (topic, scan.header.frame_id)
         with self._arrival:
             self._forget_sources(key, arrival_s)
             source = self._sources.setdefault(key, _Source())
@@ -137,7 +160,7 @@ class LidarInput:
             source.messages += 1
             source.newest_ns, source.arrival_s = stamp_ns, arrival_s
             source.lead_s, source.compared = stamp_ns * 1e-9 - arrival_s, False
-            source.waiting.append((stamp_ns, message))
+            source.waiting.append((stamp_ns, scan))
             # Nobody may ask for a long time, while no image comes for instance.
             while source.waiting[0][0] < stamp_ns - self._horizon_ns:
                 source.waiting.popleft()
@@ -174,6 +197,7 @@ class LidarInput:
         clocks = self._take_in(stamp_ns, arrival_s, moving=motion is not None)
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
         ages_s: list[npt.NDArray[np.float32]] = []
+        noises_m: list[npt.NDArray[np.float32]] = []
         sources: list[SourcePoints] = []
         since = None if motion is None else motion.until(camera_frame, stamp_ns)
         trouble, kind = "", ""
@@ -200,9 +224,12 @@ class LidarInput:
                         trouble, kind = str(error), "motion"
                         if scan.stamp_ns != scans[0].stamp_ns and not self.scans_per_image:
                             continue
-                if scan.stamp_ns == scans[0].stamp_ns:
+                share = self.relative_noise.get(key[0], 0.0)
+                # The edges of radar echoes and landmarks do not tell where their sensor is.
+                if scan.stamp_ns == scans[0].stamp_ns and not share:
                     sources.append(SourcePoints("/".join(key), *seen, T, lag_s))
                 found.append(seen)
+                noises_m.append(_noise_m(scan.points, share))
                 ages_s.append(ages(scan, stamp_ns))
         if not found:
             empty = np.empty((0, 3), np.float32)
@@ -210,10 +237,11 @@ class LidarInput:
                 trouble, kind = self._why_none(stamp_ns, list(clocks))
             return LidarPoints(empty, np.eye(4), empty[:, 0], trouble, kind)
         if len(found) == 1:
-            return LidarPoints(*found[0], ages_s[0], trouble, kind, tuple(sources))
+            return LidarPoints(*found[0], ages_s[0], trouble, kind, tuple(sources), noises_m[0])
         in_camera = np.concatenate([transform(T, points) for points, T in found])
         joined = np.concatenate(ages_s)
-        return LidarPoints(in_camera, np.eye(4), joined, trouble, kind, tuple(sources))
+        noise_m = np.concatenate(noises_m)
+        return LidarPoints(in_camera, np.eye(4), joined, trouble, kind, tuple(sources), noise_m)
 
     def clear(self) -> None:
         """Forget every scan and every source."""
@@ -233,10 +261,10 @@ class LidarInput:
                     source.offsets.append(source.lead_s - (stamp_ns * 1e-9 - arrival_s))
                     source.compared = True
             clocks = {key: s.clock_offset_s() for key, s in sorted(self._sources.items())}
-        for key, messages in waiting.items():
-            for scan_ns, message in messages:
+        for key, scans in waiting.items():
+            for scan_ns, unread in scans:
                 try:
-                    scan = lidar_scan(message)
+                    scan = unread.read()
                 except MessageError as error:
                     self._refused(error)
                     continue
@@ -267,14 +295,14 @@ class LidarInput:
 
     def _forget_waiting(self) -> None:
         sizes = {
-            key: sum(_size(message) for _, message in source.waiting)
+            key: sum(scan.size_bytes for _, scan in source.waiting)
             for key, source in self._sources.items()
         }
         while sum(sizes.values()) > _MOST_WAITING_BYTES:
             key = max(sizes, key=lambda key: sizes[key])
             if len(self._sources[key].waiting) < 2:
                 return
-            sizes[key] -= _size(self._sources[key].waiting.popleft()[1])
+            sizes[key] -= self._sources[key].waiting.popleft()[1].size_bytes
 
     def _why_none(self, stamp_ns: int, keys: list[SourceKey]) -> tuple[str, str]:
         stamps = {key: self._buffer.newest_stamp_ns(key) for key in keys}
@@ -306,6 +334,14 @@ class LidarInput:
             f" throughout: a clock offset, so these scans are not used; synchronise both clocks"
             f"{hint} or set lidar_time_offset_s to {round(cure_s, 2)}"
         )
+
+
+def _noise_m(points: npt.NDArray[np.floating], share: float) -> npt.NDArray[np.float32]:
+    """(N,) m, a share of the distance of points (N, 3) from their sensor."""
+    if not share:
+        return np.zeros(len(points), np.float32)
+    noise_m: npt.NDArray[np.float32] = np.float32(share) * np.linalg.norm(points, axis=1)
+    return noise_m.astype(np.float32)
 
 
 def _size(message: LidarMessage) -> int:

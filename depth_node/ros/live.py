@@ -43,8 +43,8 @@ class DemoError(RuntimeError):
 @dataclass(frozen=True)
 class DemoOptions:
     """What may be chosen: size is (height, width), frames a folder to render into, views how many
-    are rendered to be played back and forth, knock_deg by how much the LiDAR is turned on its mount
-    after a third of the images."""
+    are rendered to be played back and forth, unplug: whether the LiDAR is silent in the middle
+    third, knock_deg by how much the LiDAR is turned on its mount after a third of the images."""
 
     config: PipelineConfig = field(default_factory=PipelineConfig)
     seconds: float = 20.0
@@ -53,6 +53,7 @@ class DemoOptions:
     seed: int = 10
     frames: Path | None = None
     views: int = VIEWS
+    unplug: bool = False
     knock_deg: float = 0.0
 
     def __post_init__(self) -> None:
@@ -69,6 +70,11 @@ class DemoOptions:
         return max(1, round(self.seconds * self.rate_hz))
 
     @property
+    def unplugged(self) -> tuple[int, int]:
+        """The images without a LiDAR: from, to."""
+        return (self.images // 3, 2 * self.images // 3) if self.unplug else (0, 0)
+
+    @property
     def knocked_at(self) -> int:
         """The first image after the LiDAR was turned; beyond the last one if it is not."""
         return self.images // 3 if self.knock_deg else self.images
@@ -77,7 +83,15 @@ class DemoOptions:
 class Child:
     """A process of the demo whose standard output is lines of JSON; its log goes to a file."""
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path, env: dict[str, str]):
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        env: dict[str, str],
+        own_session: bool = True,
+    ):
+        """own_session: Ctrl-C is ours then: we end the children in order."""
         self.name = name
         self.reader: threading.Thread | None = None
         self.log = folder / f"{name}.log"
@@ -90,7 +104,7 @@ class Child:
                 env=env,
                 text=True,
                 bufsize=1,
-                start_new_session=True,  # Ctrl-C is ours: we end the children in order
+                start_new_session=own_session,
             )
 
     def events(self, to: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
@@ -144,7 +158,7 @@ class Live:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """A ROS of our own: this machine only, a domain of our own, Fast DDS, logs in our folder."""
     unwanted = ("ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER",
                 "FASTDDS_BUILTIN_TRANSPORTS")  # fmt: skip
@@ -189,7 +203,7 @@ def run_live(
     parameters = folder / "node.yaml"
     values = _node_parameters(options.config, T_camera_lidar)
     parameters.write_text(yaml.safe_dump(values), encoding="utf-8")
-    env = _environment(folder)
+    env = environment(folder)
     keep_every = max(1, options.images // SCORED)
     node = ["-m", "depth_node.ros.node", "--ros-args", "--params-file", str(parameters)]
     commands = {
@@ -199,6 +213,7 @@ def run_live(
                      *(["--no-lifecycle"] if bare else [])],
         "publisher": ["-m", "depth_node.ros.demo", "publish", str(folder), "--frames", str(frames),
                       "--rate", str(options.rate_hz), "--count", str(options.images),
+                      "--unplugged", *map(str, options.unplugged),
                       "--knock", str(options.knock_deg), "--knock-at", str(options.knocked_at)],
     }  # fmt: skip
     children: dict[str, Child] = {}

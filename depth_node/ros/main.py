@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The executable `depth_node`: the node, or one sentence where ROS 2 is missing."""
+"""The executables `depth_node` and `depth_cameras`, or one sentence where ROS 2 is missing."""
 
 from __future__ import annotations
 
@@ -11,16 +11,29 @@ def main() -> int:
     try:
         from depth_node.ros import node  # imports rclpy and the message packages
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("depth_node", "") or package in sys.stdlib_module_names:
-            raise
-        print(
-            f"depth_node: the package {package} is missing, and the node needs ROS 2: source it"
-            " (`source /opt/ros/jazzy/setup.bash`); `depth_tools doctor` says what else is needed",
-            file=sys.stderr,
-        )
-        return 2
+        return _missing(error)
     return node.main()
+
+
+def main_cameras() -> int:
+    """Run several cameras in this process; the exit status as that of main()."""
+    try:
+        from depth_node.ros import cameras
+    except ModuleNotFoundError as error:
+        return _missing(error)
+    return cameras.main()
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    package = (error.name or "").partition(".")[0]
+    if package in ("depth_node", "") or package in sys.stdlib_module_names:
+        raise error
+    print(
+        f"depth_node: the package {package} is missing, and the node needs ROS 2: source it"
+        " (`source /opt/ros/jazzy/setup.bash`); `depth_tools doctor` says what else is needed",
+        file=sys.stderr,
+    )
+    return 2
 
 
 if __name__ == "__main__":

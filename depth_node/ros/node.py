@@ -5,29 +5,23 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from queue import SimpleQueue
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
@@ -35,9 +29,11 @@ from std_srvs.srv import SetBool, Trigger
 from depth_node.config import ConfigError
 from depth_node.engine.opening import summary
 from depth_node.engine.preprocess import resize_image
+from depth_node.engine.sharing import Opener
 from depth_node.fitting import FitStatus
 from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
+from depth_node.inference import open_configured
 from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.ros import messages
@@ -47,12 +43,12 @@ from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, Tr
 from depth_node.ros.extrinsics_watch import LiveWatch
 from depth_node.ros.ground import Ground, ObstacleView
 from depth_node.ros.guarded_node import (
-    GuardedNode,
+    GuardedLifecycleNode,
     describe_exception,
     logged_transition,
     place,
 )
-from depth_node.ros.lidar import LidarInput, LidarMessage, LidarPoints
+from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import BitDepth, MessageError
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import Outputs
@@ -62,6 +58,7 @@ from depth_node.ros.parameters import (
     NodeConfig,
     NodeParameters,
 )
+from depth_node.ros.process import run
 from depth_node.ros.results import (
     OUTPUTS,
     RECTIFIED,
@@ -70,12 +67,12 @@ from depth_node.ros.results import (
     diagnostics_message,
     frame_record,
 )
-from depth_node.ros.worker import LatestWorker
+from depth_node.ros.shared_topics import SharedTopics
+from depth_node.ros.worker import LatestWorker, Pace
 
-INPUTS = ("image", "camera_info", "points", "scan")
+INPUTS = ("image", "camera_info", "points", "scan", "landmarks")
 
 _CLOSE_TIMEOUT_S = 30.0
-_END_S = 1.0  # after a signal; what is still busy then, such as a build of an engine, is left
 _FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -91,14 +88,21 @@ class PendingImage:
     """Its arrival by the clock that LiDAR messages' arrivals are taken from."""
 
 
-class DepthNode(GuardedNode):
+class DepthNode(GuardedLifecycleNode):
     """Camera image and LiDAR points in, metric depth out."""
 
-    def __init__(self, **node_arguments: Any) -> None:
+    def __init__(
+        self,
+        opener: Opener = open_configured,
+        lidars: SharedTopics | None = None,
+        **node_arguments: Any,
+    ) -> None:
+        """opener: opens the networks. lidars: who subscribes to the LiDARs, None: the node itself.
+        Both are shared by the cameras of one process (depth_node.ros.cameras)."""
         super().__init__("depth_node", **node_arguments)
+        self._opener, self._shared_lidars = opener, lidars
         self._settings = NodeParameters(self)
         self._monitor = Monitor()
-        self.ending = threading.Event()  # the process is to end
         self._depth_bits = BitDepth(self.warn_throttled)
         self._raised: set[str] = set()
         self._enabled = True
@@ -110,11 +114,11 @@ class DepthNode(GuardedNode):
         self._outputs: Outputs | None = None
         self._bond: ManagerBond | None = None
         self._watch: LiveWatch | None = None
-        self._inputs: list[Any] = []
+        self._inputs: list[Callable[[], object]] = []  # what ends each subscription
         self._housekeeping: list[Any] = []
         self._info: CameraInfo | None = None
         self._latched = False  # also subscribed to a camera_info of before
-        self._newest_ns = 0
+        self._newest_ns, self._pace = 0, Pace()
         self.add_on_set_parameters_callback(self._on_parameters)
         self.get_logger().info("depth_node is up and unconfigured")
 
@@ -130,7 +134,7 @@ class DepthNode(GuardedNode):
             self._motion = self._make_motion(config)
             self._ground = self._make_ground(config)
             with _forward_logs(self.get_logger()):
-                self._pipeline = DepthPipeline(config)
+                self._pipeline = DepthPipeline(config, opener=self._opener)
                 self._pipeline.warm_up()
         except Exception as error:
             self._release()
@@ -161,14 +165,12 @@ class DepthNode(GuardedNode):
             self._outputs = Outputs(self)
             self._watch = LiveWatch(self, config.extrinsics_cpu_share, self._on_watch_failure)
             # In this order: of messages that wait together, points are taken before their image.
-            callbacks = {
-                "camera_info": self._on_info,
-                "points": lambda message: self._on_lidar(message, "points"),
-                "scan": lambda message: self._on_lidar(message, "scan"),
-                "image": self._on_image,
-            }
             for topic, kind in self._input_types(config).items():
-                self._subscribe(kind, topic, callbacks[topic])
+                if kind in (PointCloud2, LaserScan):
+                    self._subscribe_lidar(kind, topic)
+                else:
+                    callback = self._on_info if kind is CameraInfo else self._on_image
+                    self._subscribe(kind, topic, callback)
             self._hear_latched_info()
             if config.bond:
                 self._bond = ManagerBond(self)
@@ -207,6 +209,11 @@ class DepthNode(GuardedNode):
         self._release()
         super().destroy_node()
 
+    def bring_up(self) -> None:
+        """Configure and, where that succeeds, activate, in the thread of the callbacks."""
+        if self.trigger_configure() == _SUCCESS:
+            self.trigger_activate()
+
     def _stop_io(self) -> None:
         with ExitStack() as steps:  # each is taken, whatever the others raise; the last one first
             steps.callback(self._forget)
@@ -216,8 +223,8 @@ class DepthNode(GuardedNode):
             if self._watch is not None:
                 steps.callback(self._watch.take_down, _CLOSE_TIMEOUT_S)
                 self._watch = None
-            for subscription in self._inputs:
-                steps.callback(self.destroy_subscription, subscription)
+            for end in self._inputs:
+                steps.callback(end)
             self._inputs, self._latched = [], False
             if self._worker is not None:
                 steps.callback(self._end_worker, self._worker)
@@ -265,7 +272,7 @@ class DepthNode(GuardedNode):
             self._pipeline.reset()
         if self._watch is not None:
             self._watch.reset()
-        self._newest_ns = 0
+        self._newest_ns, self._pace = 0, Pace()
 
     # --- parameters ------------------------------------------------------------------------------
 
@@ -331,6 +338,7 @@ class DepthNode(GuardedNode):
         else:
             lidar.extrinsics = extrinsics
             lidar.scans_per_image = new.scans_per_image
+            lidar.relative_noise = {"landmarks": new.landmarks_noise}
         if self._watch is not None:
             self._watch.share = new.extrinsics_cpu_share
             if times != (old.max_scan_age_s, old.lidar_time_offset_s):
@@ -401,12 +409,18 @@ class DepthNode(GuardedNode):
             self.get_logger().warning,
         )
         lidar.time_offset_s = config.lidar_time_offset_s
+        lidar.relative_noise = {"landmarks": config.landmarks_noise}
         return lidar
 
     @staticmethod
     def _input_types(config: NodeConfig) -> dict[str, type]:
         """The topics that the settings make the node subscribe to."""
-        kinds = {"camera_info": CameraInfo, "points": PointCloud2, "scan": LaserScan}
+        kinds = {
+            "camera_info": CameraInfo,
+            "points": PointCloud2,
+            "scan": LaserScan,
+            "landmarks": PointCloud2,
+        }
         inputs = {"camera_info", *config.lidar_sources}
         image = CompressedImage if config.image_transport == "compressed" else Image
         return {**{name: kind for name, kind in kinds.items() if name in inputs}, "image": image}
@@ -414,15 +428,24 @@ class DepthNode(GuardedNode):
     # --- callbacks of the executor: they keep what comes and leave the work to the worker --------
 
     def _subscribe(self, kind: type, topic: str, callback: Any) -> None:
-        self._inputs.append(
-            self.create_subscription(
-                kind,
-                topic,
-                callback,
-                copy.copy(qos_profile_sensor_data),  # overrides are written into it
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
+        subscription = self.create_subscription(
+            kind,
+            topic,
+            callback,
+            copy.copy(qos_profile_sensor_data),  # overrides are written into it
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
+        self._inputs.append(partial(self.destroy_subscription, subscription))
+
+    def _subscribe_lidar(self, kind: type, topic: str) -> None:
+        def take(scan: UnreadScan) -> None:
+            self._on_lidar(scan, topic)
+
+        if self._shared_lidars is None:
+            self._subscribe(kind, topic, lambda message: take(UnreadScan(message)))
+        else:
+            name = self.resolve_topic_name(topic)
+            self._inputs.append(self._shared_lidars.subscribe(kind, name, take))
 
     def _on_info(self, message: CameraInfo) -> None:
         self._monitor.camera_info(time.monotonic())
@@ -444,20 +467,22 @@ class DepthNode(GuardedNode):
         if not any(item.qos_profile.durability == kept for item in publishers):
             return
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=kept)
-        self._inputs.append(
-            self.create_subscription(CameraInfo, "camera_info", self._on_latched_info, qos)
+        subscription = self.create_subscription(
+            CameraInfo, "camera_info", self._on_latched_info, qos
         )
+        self._inputs.append(partial(self.destroy_subscription, subscription))
         self._latched = True
 
-    def _on_lidar(self, message: LidarMessage, topic: str) -> None:
+    def _on_lidar(self, scan: UnreadScan, topic: str) -> None:
         self._monitor.scan(time.monotonic())
-        if self._lidar is None or not self._enabled:
+        lidar = self._lidar
+        if lidar is None or not self._enabled:
             return
-        stamp_ns = self._stamp(message.header, "LiDAR")
-        if messages.stamp_ns(message.header.stamp):
-            stamp_ns += round(self._lidar.time_offset_s * 1e9)
+        stamp_ns = self._stamp(scan.header, "LiDAR")
+        if messages.stamp_ns(scan.header.stamp):
+            stamp_ns += round(lidar.time_offset_s * 1e9)
         idle = self._outputs is None or not self._outputs.topics_with_subscribers()
-        self._lidar.offer(stamp_ns, message, topic, self._clock_s(), idle)
+        lidar.offer(stamp_ns, scan, topic, self._clock_s(), idle)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         now_s = time.monotonic()
@@ -468,10 +493,12 @@ class DepthNode(GuardedNode):
         behind_s = (self._newest_ns - stamp_ns) * 1e-9
         if behind_s > self._settings.config.max_scan_age_s:
             self.warn_throttled("jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)")
-            self._newest_ns = 0  # the scans notice it by their own stamps
+            self._newest_ns, self._pace = 0, Pace()  # the scans notice it by their own stamps
         self._newest_ns = max(self._newest_ns, stamp_ns)
         if self._outputs is None or not self._outputs.topics_with_subscribers():
             self._monitor.skipped_no_subscribers(now_s)
+        elif not self._pace.due(stamp_ns, self._settings.config.max_rate_hz):
+            self._monitor.skipped_rate_limit(now_s)
         elif self._worker.offer(PendingImage(message, stamp_ns, now_s, self._clock_s())):
             self._monitor.dropped(now_s)
 
@@ -580,6 +607,7 @@ class DepthNode(GuardedNode):
             points.age_s,
             pending.stamp_ns,
             self._pose(motion, frame, pending.stamp_ns),
+            noise_m=points.noise_m,
             sources=points.sources,
         )
         watch, header = self._watch, pending.message.header
@@ -593,7 +621,7 @@ class DepthNode(GuardedNode):
                     lambda: self._obstacle_view(result, camera, pending),
                 )  # fmt: skip
             stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
-        if watch is not None:
+        if watch is not None and points.sources:
             watch.offer_image(observed, header)
         self._report(pending, points, result, stage_ms, camera)
 
@@ -684,6 +712,8 @@ class DepthNode(GuardedNode):
             losses = _describe_losses(result)
             trouble = f"none of {len(points.points)} LiDAR points is in the image: {losses}"
             kind = "outside"
+        if fit.status == FitStatus.UNANCHORED:
+            trouble, kind = f"{fit.message} {trouble}".strip(), "unanchored"
         if not trouble and fit.status != FitStatus.OK:
             trouble, kind = fit.message, f"fit {fit.status}"
         if not trouble:
@@ -773,64 +803,9 @@ def _describe_losses(result: DepthResult) -> str:
     return f"{losses}; check T_camera_lidar or the TF tree"
 
 
-def _spin(executor: SingleThreadedExecutor, node: DepthNode, ended: SimpleQueue[int]) -> None:
-    """Run callbacks until rclpy is shut down or the executor gets a task that says so."""
-    try:
-        while node.context.ok() and not node.ending.is_set():
-            try:
-                executor.spin_once()
-            except ExternalShutdownException:
-                break
-            except Exception as error:  # of what rclpy does outside the callbacks
-                node.report_exception("rclpy's executor", error)
-                time.sleep(0.01)
-    finally:
-        ended.put(0)
-
-
-def _leave() -> None:
-    """End the process at once: what is busy now (a build of an engine, a network) takes minutes."""
-    print("depth_node: something was still busy, so it was left as it was", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; the exit status is 0 then.
-
-    Callbacks run in a thread of their own, so that a signal is heard while the node is configured.
-    """
-    ended: SimpleQueue[int] = SimpleQueue()  # its put may be called by a signal's handler
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, lambda number, _: ended.put(number))
-    node: DepthNode | None = None
-    try:
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-        node = DepthNode()
-    except Exception as error:  # rcl cannot read its arguments or the parameter file
-        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
-        print(f"depth_node: {kind}{' '.join(str(error).split())}", file=sys.stderr)
-        rclpy.try_shutdown()
-        return 2
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    spinning = threading.Thread(
-        target=_spin, args=(executor, node, ended), name="depth_node_executor", daemon=True
-    )
-    spinning.start()
-    ended.get()
-    guard = threading.Timer(_END_S, _leave)
-    guard.daemon = True
-    guard.start()
-    node.ending.set()
-    executor.create_task(lambda: None)  # wakes it
-    spinning.join()
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    guard.cancel()
-    return 0
+    """Run the node until SIGINT or SIGTERM; the exit status is 0 then."""
+    return run(arguments, lambda: [DepthNode()])
 
 
 if __name__ == "__main__":

@@ -139,10 +139,25 @@ class NodeConfig(PipelineConfig):
         unit="px",
         minimum=0,
     )
+    max_rate_hz: float = option(
+        0.0,
+        "At most so many images a second are worked on, the others are passed over; 0 = all.",
+        unit="Hz",
+        minimum=0.0,
+        maximum=1000.0,
+    )
     lidar_sources: tuple[str, ...] = option(
         ("points", "scan"),
-        "Where measured points come from: points (PointCloud2), scan (LaserScan), or both.",
-        choices=("points", "scan"),
+        "Where measured points come from: points (PointCloud2), scan (LaserScan), landmarks"
+        " (PointCloud2 of a sensor with much noise: radar, VIO, SLAM); one or several.",
+        choices=("points", "scan", "landmarks"),
+    )
+    landmarks_noise: float = option(
+        0.05,
+        "Standard deviation of the points on `landmarks`, as a share of their distance: they are"
+        " weighed by it beside the others, and the interval is freed of it.",
+        minimum=0.001,
+        maximum=1.0,
     )
     T_camera_lidar: tuple[float, ...] = option(
         (),
@@ -220,7 +235,7 @@ class NodeConfig(PipelineConfig):
         validate(self)
         self.fixed_extrinsics()
         if not self.lidar_sources:
-            raise ConfigError("lidar_sources is empty: name points, scan or both")
+            raise ConfigError("lidar_sources is empty: name points, scan, landmarks or several")
 
     def fixed_extrinsics(self) -> npt.NDArray[np.float64] | None:
         """T_camera_lidar (4, 4), or None where TF is to be asked."""

@@ -157,6 +157,7 @@ def frame_record(
         points=used,
         inlier_fraction=float(fit.point_inlier.mean()) if used else float("nan"),
         residual_m=float(np.median(residual)) if len(residual) else float("nan"),
+        status=fit.status.name,
         details=fit.details,
         trouble=trouble,
     )

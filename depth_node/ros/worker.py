@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread, a slot of size one: the newest item wins, and whoever offers hears of the loss."""
+"""When the work on an image is done: one thread, a slot of size one, the newest item wins, and
+whoever offers hears of the loss; and no more often than asked for."""
 
 from __future__ import annotations
 
@@ -63,3 +64,24 @@ class LatestWorker(Generic[T]):
                 with contextlib.suppress(Exception):  # the thread must outlive a failing report
                     self._failed(error)
             del item  # else its arrays live until the next one comes
+
+
+class Pace:
+    """Which images of a camera are taken where fewer are wanted than come."""
+
+    def __init__(self) -> None:
+        self._due_ns = 0
+
+    def due(self, stamp_ns: int, rate_hz: float) -> bool:
+        """Whether the image of this stamp is one of rate_hz a second; 0: every one is.
+
+        On average over time, however unevenly they come: what was missed by less than a period is
+        made up for.
+        """
+        if rate_hz <= 0:
+            return True
+        if stamp_ns < self._due_ns:
+            return False
+        period_ns = round(1e9 / rate_hz)
+        self._due_ns = max(self._due_ns, stamp_ns - period_ns) + period_ns
+        return True

@@ -15,6 +15,8 @@ from depth_node.geometry.camera import Camera
 from depth_node.visualization.colours import ACCENT, MUTED
 from depth_node.visualization.text import put_text
 
+_LEAST_EXTENT = 1e-3  # of a cloud's view, in tangents
+
 
 def _cloud(
     depth: npt.NDArray[Any], image: npt.NDArray[Any], camera: Camera
@@ -55,7 +57,8 @@ def point_cloud_view(
         in_front = in_view[:, 2] > 1e-6
         in_view, colours = in_view[in_front], colours[in_front]
         low, high = np.quantile(in_view[:, :2] / in_view[:, 2:], (0.02, 0.98), axis=0)
-        focal = 0.92 * float(np.min(size / (high - low)))
+        # A cloud of one point, or in a line, has no extent that could fill the canvas.
+        focal = 0.92 * float(np.min(size / np.maximum(high - low, _LEAST_EXTENT)))
         centre = size / 2 - focal * (low + high) / 2
         haze = np.clip(1.2 - 0.4 * in_view[:, 2:] / np.median(in_view[:, 2]), 0.5, 1.0)
         _splat(canvas, in_view, (colours * haze).astype(np.uint8), focal, centre, 1.0 / camera.fx)

@@ -30,6 +30,10 @@ def test_gpu_check_writes_its_json_and_row(
     assert all(found["agrees"] for found in facts["kernels"].values())
     assert facts["cycles"]["lost_bytes"] == 0
     assert "correlation 1.000000" in facts["engines"]["tensorrt"]["check"]
+    assert facts["engines"]["tensorrt"]["cuda graph"] and facts["engines"]["tensorrt"]["p95_ms"] > 0
+    assert {"engine", "fit", "total"} <= set(facts["pipelines"]["tensorrt"]["stages_ms"])
+    assert facts["engine_cycles"]["tensorrt"]["lost_bytes"] == 0
+    assert facts["left_out"] == []
     head, line, row = (tmp_path / "gpu_check.md").read_text().splitlines()
     assert head.count("|") == line.count("|") == row.count("|")
     assert machine.leaks == {}
@@ -54,3 +58,14 @@ def test_gpu_check_without_a_gpu_says_so(
     assert gpu.main(["--out", str(tmp_path)]) == 2
     assert "no NVIDIA driver" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_gpu_check_begins_nothing_after_its_time_and_keeps_what_is_done(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert gpu.main(["--repeats", "1", "--limit-s", "0", "--out", str(tmp_path)]) == 0
+    facts = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert {"bandwidth", "kernels", "engine tensorrt"} <= set(facts["left_out"])
+    head, _, row = (tmp_path / "gpu_check.md").read_text().splitlines()
+    assert head.count("|") == row.count("|") and "not run" in row

@@ -54,7 +54,7 @@ def test_the_environment_of_the_processes_stays_on_this_machine(
 ) -> None:
     monkeypatch.setenv("ROS_LOCALHOST_ONLY", "0")
     monkeypatch.setenv("ROS_DOMAIN_ID", "0")
-    env = live._environment(tmp_path)
+    env = live.environment(tmp_path)
     assert env["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
     assert 1 <= int(env["ROS_DOMAIN_ID"]) <= 100
     assert "ROS_LOCALHOST_ONLY" not in env

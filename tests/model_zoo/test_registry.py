@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,32 @@ def test_export_commands_are_commands() -> None:
         if entry.export:
             words = shlex.split(entry.export_command)[3:]
             assert training.parse_arguments(words).command == words[0]
+
+
+def test_networks_that_say_more_are_described_as_such() -> None:
+    """Depth Anything 3's metric network by the focal length, its sky; MoGe-2's mask and scale."""
+    known = registry.registry()
+    metric = known["depth-anything-3-metric-large"]
+    assert (metric.meaning, metric.focal_px, metric.roles) == (
+        "depth_metric_focal", 300, {"sky": "sky"},
+    )  # fmt: skip
+    command = metric.manifest_command
+    for part in ("--meaning depth_metric_focal", "--focal-px 300", "--sky-output sky",
+                 "--resize longest_side", "--interpolation area_cubic", "--multiple 14",
+                 "--mean 0.485 0.456 0.406"):  # fmt: skip
+        assert part in command
+    assert known["depth-anything-3-mono-large"].roles == {"sky": "sky"}
+    for name in ("moge-2-small", "moge-2-large"):
+        assert known[name].meaning == "points_affine_invariant" and known[name].licence == "MIT"
+        assert set(known[name].roles) == {"mask", "scale"}
+
+
+def test_roles_and_focal_length_that_cannot_be() -> None:
+    entry = registry.registry()["depth-anything-3-metric-large"]
+    for changes, told in (
+        ({"roles": {"clouds": "c"}}, "use sky, mask"),
+        ({"focal_px": 0.0}, "needs one"),
+        ({"meaning": "depth_metric"}, "needs one"),
+    ):
+        with pytest.raises(EngineError, match=told):
+            dataclasses.replace(entry, **changes)

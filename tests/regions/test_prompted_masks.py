@@ -190,3 +190,14 @@ def test_edges_everywhere_nowhere_and_unknown() -> None:
         ids = edges_to_ids(np.full((20, 30), flat, np.float32), 0.3, 2.0)
         assert len(np.unique(ids)) == 1
         assert ids.min() >= 1
+
+
+def test_masks_without_a_finite_box_are_none() -> None:
+    """A decoder that overflowed in half precision gives NaN; casts of it differ by processor."""
+    maps, boxes = discs(5, 60, 80)
+    boxes[1] = np.nan
+    boxes[2, 3] = np.inf
+    boxes[3, 0] = -np.inf
+    ones = np.ones(5, np.float32)
+    chosen = select(ones, ones, boxes, maps, EVERYTHING)
+    assert sorted(chosen) == [0, 4]

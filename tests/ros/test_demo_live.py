@@ -122,6 +122,24 @@ def test_demo_with_the_network_in_the_package(tmp_path: Path) -> None:
         assert word in done.stdout
 
 
+def test_the_plug_of_the_lidar_is_pulled(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "depth_node.cli.main", "demo", "--seconds", "9", "--rate", "2"),
+        *("--size", "160x120", "--unplug", "--out", str(tmp_path)),
+        *("--json", str(tmp_path / "demo.json")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "demo.json").read_text())
+    unplugged = report["unplugged"]
+    assert 1 <= unplugged["images"] <= 6 and unplugged["answered"] == 1
+    assert unplugged["abs_rel"] < 0.5
+    assert "UNANCHORED" in unplugged["statuses"]
+    assert unplugged["back_s"] is not None
+    assert report["worst_difference"] < 1e-5, "with a LiDAR all is as without a pause"
+    assert "LiDAR unplugged" in done.stdout
+
+
 def test_a_demo_without_depth_says_why_and_shows_the_log(tmp_path: Path) -> None:
     frames = tmp_path / "frames"
     write_frame(frames / "a")

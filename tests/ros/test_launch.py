@@ -46,10 +46,13 @@ def prefix(tmp_path: Path) -> Path:
     marker = tmp_path / "share/ament_index/resource_index/packages/depth_node"
     marker.parent.mkdir(parents=True)
     marker.touch()
-    executable = tmp_path / "lib/depth_node/depth_node"
-    executable.parent.mkdir(parents=True)
-    executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m depth_node.ros.node "$@"\n')
-    executable.chmod(0o755)
+    (tmp_path / "lib/depth_node").mkdir(parents=True)
+    for name, module in (("depth_node", "node"), ("depth_cameras", "cameras")):
+        executable = tmp_path / "lib/depth_node" / name
+        executable.write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" -m depth_node.ros.{module} "$@"\n'
+        )
+        executable.chmod(0o755)
     return tmp_path
 
 
@@ -213,6 +216,45 @@ def test_depth_and_its_camera_info_move_together(repo: Path) -> None:
     assert pairs["/points"] == "/lidar/points"
     assert pairs["/depth_node/points"] == "/robot/depth_node/points"
     assert pairs["/depth_node/depth/image_rect"] == "/cam/depth/image_rect"
+
+
+# --- several cameras ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("autostart", [True, False])
+def test_several_cameras_come_up_and_go_down(
+    repo: Path, prefix: Path, network: Path, autostart: bool
+) -> None:
+    """The package's own file; what the launch file adds reaches every camera."""
+    with Launch(
+        repo / "launch/multi_camera.launch.py",
+        prefix,
+        *(f"params_file:={repo / 'config/multi_camera.yaml'}", f"model:={network}"),
+        *("method:=slf", "namespace:=robot", f"autostart:={str(autostart).lower()}"),
+    ) as launch:
+        launch.said("is up and unconfigured", 2)
+        if autostart:
+            launch.said("configured: tiny on onnxruntime-cpu, fit slf", 2)
+        assert launch.end() == 0, launch.output
+    assert "robot.front.depth_node" in launch.output and "robot.left.depth_node" in launch.output
+    assert "process has finished cleanly" in launch.output
+    assert "Traceback" not in launch.output and "unknown parameter" not in launch.output
+    assert ("configured: tiny" in launch.output) == autostart
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [("params_file:=/nope.yaml", "there is no file"), ("autostart:=maybe", "say true or false")],
+)
+def test_arguments_that_cannot_be_are_refused_for_several_cameras(
+    repo: Path, prefix: Path, argument: str, words: str
+) -> None:
+    given = [argument, f"params_file:={repo / 'config/multi_camera.yaml'}"]
+    with Launch(
+        repo / "launch/multi_camera.launch.py", prefix, *given[: 1 + (words[0] == "s")]
+    ) as launch:
+        assert launch.end(None) != 0
+    assert words in launch.output and "unconfigured" not in launch.output
 
 
 # --- replay --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 from sensor_msgs.msg import LaserScan, PointCloud2
 
 from depth_node.ros.extrinsics import Extrinsics
-from depth_node.ros.lidar import LidarInput, LidarPoints
+from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import table_message
 from depth_node.ros.motion import CameraMotion
 from tests.helpers.rig import cloud, header
@@ -34,7 +34,9 @@ def offer(
     topic: str = "points",
     idle: bool = False,
 ) -> None:
-    to.offer(round(stamp_s * 1e9), cloud(stamp_s, points, frame), topic, arrival_s, idle)
+    to.offer(
+        round(stamp_s * 1e9), UnreadScan(cloud(stamp_s, points, frame)), topic, arrival_s, idle
+    )
 
 
 def collect(from_: LidarInput, stamp_s: float, arrival_s: float | None = None) -> LidarPoints:
@@ -55,7 +57,7 @@ def test_a_laser_scan_with_the_header_of_a_cloud_replaces_nothing() -> None:
     source = lidar()
     for stamp in (1.0, 1.1):
         offer(source, stamp, stamp)
-        source.offer(round(stamp * 1e9), laser_scan(stamp, "lidar"), "scan", stamp)
+        source.offer(round(stamp * 1e9), UnreadScan(laser_scan(stamp, "lidar")), "scan", stamp)
     got = collect(source, 1.1)
     assert len(got.points) == len(POINTS) + 20
     assert not got.trouble
@@ -82,6 +84,20 @@ def test_lidars_that_share_topic_frame_and_stamp_are_all_used() -> None:
     assert len(collect(source, 1.0).points) == len(POINTS)
     offer(source, 1.0, 1.01, POINTS[:100])
     assert len(collect(source, 1.0).points) == len(POINTS), "the same message again"
+
+
+def test_each_topic_has_its_own_noise() -> None:
+    """A share of the distance for landmarks, none for the LiDAR; the watch sees the LiDAR alone."""
+    both = lidar()
+    both.relative_noise = {"landmarks": 0.05}
+    points = np.array([[3.0, 0.0, 4.0]], np.float32)
+    both.offer(10**9, UnreadScan(cloud(1.0, points)), "points")
+    both.offer(10**9, UnreadScan(cloud(1.0, 2 * points, "radar")), "landmarks")
+    found = collect(both, 1.0)
+    distance = np.linalg.norm(found.points, axis=1)
+    declared = dict(zip(distance.round(1).tolist(), np.asarray(found.noise_m), strict=True))
+    assert declared[5.0] == 0.0 and declared[10.0] == pytest.approx(0.5)
+    assert [source.source for source in found.sources] == ["points/lidar"]
 
 
 def test_a_lidar_whose_clock_is_ahead_silences_no_other_and_is_named() -> None:
@@ -121,7 +137,7 @@ def test_a_turn_in_twelve_pieces_counts_together() -> None:
 def held(source: LidarInput) -> int:
     waiting = [m for s in source._sources.values() for _, m in s.waiting]
     stored = [scan for scans in source._buffer._scans.values() for scan in scans.values()]
-    return sum(len(m.data) for m in waiting) + sum(scan.points.nbytes for scan in stored)
+    return sum(scan.size_bytes for scan in waiting) + sum(scan.points.nbytes for scan in stored)
 
 
 def test_a_flood_of_frames_is_bounded_and_drives_out_no_lidar() -> None:
@@ -248,7 +264,7 @@ def test_refusals_reach_the_counter_with_their_place() -> None:
     for i in range(40):
         message = cloud(1 + i / 100, POINTS)
         message.data = message.data[: 12 * (i + 1)]
-        source.offer(round((1 + i / 100) * 1e9), message, "points", 0.0)
+        source.offer(round((1 + i / 100) * 1e9), UnreadScan(message), "points", 0.0)
     collect(source, 1.0)
     assert len(refused) == 40
     assert len({str(error) for error in refused}) == 40
@@ -283,7 +299,7 @@ def test_each_point_is_moved_by_its_own_time() -> None:
     source = lidar()
     motion = CameraMotion("odom", Approach(), 0.1)
     ticks = np.linspace(0, 1e8, 200).astype(np.uint32)
-    source.offer(1_000_000_000, spinning_cloud(1.0, ticks), "points", 1.1)
+    source.offer(1_000_000_000, UnreadScan(spinning_cloud(1.0, ticks)), "points", 1.1)
     got = source.collect("camera", 1_050_000_000, motion)
     np.testing.assert_allclose(got.points[:, 2], 9.5, atol=1e-3)
     np.testing.assert_allclose(got.age_s, np.abs(0.05 - ticks * 1e-9), atol=1e-6)
@@ -295,7 +311,7 @@ def test_the_correction_of_the_clock_moves_the_points_times_too() -> None:
     source = lidar()
     ticks = np.linspace(0, 1e8, 200).astype(np.uint32)
     message = spinning_cloud(38.0, ticks)
-    source.offer(1_000_000_000, message, "points", 1.1)  # lidar_time_offset_s = -37
+    source.offer(1_000_000_000, UnreadScan(message), "points", 1.1)  # lidar_time_offset_s = -37
     got = source.collect("camera", 1_050_000_000, CameraMotion("odom", Approach(), 0.1))
     np.testing.assert_allclose(got.age_s, np.abs(0.05 - ticks * 1e-9), atol=1e-6)
 
@@ -309,11 +325,12 @@ def test_times_that_mean_nothing_are_told_once_for_each_source() -> None:
         for frame in ("front", "rear"):
             stamp_s = 1.0 + 0.1 * i
             cloud = spinning_cloud(stamp_s, ticks, frame)
-            source.offer(round(stamp_s * 1e9), cloud, "points", stamp_s)
+            source.offer(round(stamp_s * 1e9), UnreadScan(cloud), "points", stamp_s)
         assert len(source.collect("camera", round(stamp_s * 1e9), motion).points) >= 400
     assert len(sentences) == 2
     assert "frame 'front'" in sentences[0] and "'t'" in sentences[0]
     for i in range(200):
-        source.offer(2_000_000_000, spinning_cloud(2.0, ticks, f"invented {i}"), "points", 2.0)
+        scan = UnreadScan(spinning_cloud(2.0, ticks, f"invented {i}"))
+        source.offer(2_000_000_000, scan, "points", 2.0)
         source.collect("camera", 2_000_000_000, motion)
     assert len(sentences) <= 32

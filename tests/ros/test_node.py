@@ -223,6 +223,30 @@ def test_a_laser_scan_is_enough(network: Path) -> None:
         np.testing.assert_allclose(messages.image_view(heard[0]), truth, rtol=CLOSE)
 
 
+def test_landmarks_of_much_noise_do_no_harm_beside_a_lidar(network: Path) -> None:
+    """Points that are 20 % off on their own topic: weighed as declared, not as the LiDAR's."""
+    near = {}
+    for topic in ("landmarks", "points"):
+        more = ["lidar_sources:=[points, landmarks]", "landmarks_noise:=0.2"]
+        with Rig(*settings(network), *more).start() as rig:
+            heard = rig.listen(Image, "depth/image_rect")
+            image, truth = camera_image(1.0)
+            rig.publish("camera_info", info(1.0))
+            rig.publish("points", cloud(1.0, lidar_points(truth)))
+            poor = lidar_points(truth, 4)
+            poor *= 1 + 0.2 * np.random.default_rng(1).standard_normal((len(poor), 1))
+            rig.publish(topic, cloud(1.0, poor.astype(np.float32), "radar"))
+            until(
+                lambda rig=rig: rig.node._info and rig.node._monitor.total("scan") == 2,
+                PATIENCE_S, "inputs",
+            )  # fmt: skip
+            rig.publish("image", image)
+            until(lambda heard=heard: heard, PATIENCE_S, "depth")
+            depth = messages.image_view(heard[0])
+            near[topic] = float(np.median(np.abs(depth - truth) / truth))
+    assert near["landmarks"] < 0.6 * near["points"], near
+
+
 def test_depth_is_published_reliably_and_sensors_are_heard_whatever_their_qos(rig: Rig) -> None:
     rig.listen(Image, "depth/image_rect")
     (out,) = rig.peer.get_publishers_info_by_topic("/depth_node/depth/image_rect")
@@ -395,7 +419,7 @@ def test_cheap_parameters_apply_at_once(rig: Rig) -> None:
         ("projection.min_depth_m", 500.0, "min_depth_m 500 is not below max_depth_m"),
         ("model.path", "other.onnx", "needs a new engine: deactivate and clean up"),
         ("image_transport", "compressed", "needs new subscriptions: deactivate"),
-        ("lidar_sources", ["sonar"], "points, scan"),
+        ("lidar_sources", ["sonar"], "points, scan, landmarks"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_with_the_reason(

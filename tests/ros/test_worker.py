@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from depth_node.ros.worker import LatestWorker
+from depth_node.ros.worker import LatestWorker, Pace
 
 
 def test_the_newest_wins_and_whoever_offers_hears_of_drops() -> None:
@@ -70,3 +71,25 @@ def test_close_finishes_the_item_at_hand_and_leaves_the_waiting_one() -> None:
     go_on.set()
     assert worker.close(5)
     assert seen == [0]
+
+
+@pytest.mark.parametrize("camera_hz", [10.0, 10.4, 14.0, 25.0, 30.0, 100.0])
+def test_a_pace_is_kept_on_average(camera_hz: float) -> None:
+    pace = Pace()
+    jitter_s = np.random.default_rng(0).uniform(-0.2, 0.2, 3000) / camera_hz
+    stamps = np.sort(np.arange(3000) / camera_hz + jitter_s) + 1.7e9
+    taken = [stamp for stamp in stamps if pace.due(round(stamp * 1e9), 10.0)]
+    seconds = stamps[-1] - stamps[0]
+    assert len(taken) == pytest.approx(10.0 * seconds, rel=0.02)
+
+
+def test_a_pause_is_not_made_up_for() -> None:
+    pace = Pace()
+    assert pace.due(0, 10.0)
+    assert [pace.due(round(t * 1e9), 10.0) for t in (60.0, 60.04, 60.06, 60.1, 60.16)] == [
+        True, True, False, True, False
+    ]  # fmt: skip
+
+
+def test_without_a_limit_every_image_is_taken() -> None:
+    assert all(Pace().due(stamp, 0.0) for stamp in (0, 0, 1, 5))

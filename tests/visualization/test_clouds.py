@@ -31,3 +31,14 @@ def test_top_view_is_metric() -> None:
     blue = np.flatnonzero((column[:, 2] > 120) & (column[:, 0] < 120))
     foot = 300 - 26
     assert (foot - blue.mean()) / (foot - red.mean()) == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_cloud_of_one_point_is_drawn() -> None:
+    """It has no extent: nothing is divided by 0, and the point is in the middle."""
+    image, depth = room()
+    one = np.full_like(depth, np.nan)
+    one[60, 80] = 2.0
+    drawn = clouds.point_cloud_view(one, image, CAMERA, 150, 200)
+    nothing = clouds.point_cloud_view(np.full_like(depth, np.nan), image, CAMERA, 150, 200)
+    rows, cols = np.nonzero((drawn != nothing).any(axis=2))
+    assert abs(rows.mean() - 75) < 1 and abs(cols.mean() - 100) < 1

@@ -46,13 +46,9 @@ from depth_node.simulation.renderer import Scene, random_view
 from training import checkpoints, recipes
 from training.checkpoints import TrainingError
 from training.data.samples import F32
-from training.models import network_io, networks, unet
+from training.models import mobilenet, network_io, networks, unet
 
 OPSET = 20
-# Added to the output of the U-Net, which is centred on 0 in training: the usual median over
-# deviation of an image's disparity, so that 1 / output is about proportional to depth for methods
-# that need a relative DEPTH. Affine invariance allows it.
-OFFSET = 3.0
 # Greatest deviation from torch over the range of the output. Rounding weights to float16 moves it
 # by a few 1e-4; a wrong graph by far more.
 LIMIT_FP32, LIMIT_FP16 = 1e-4, 5e-3
@@ -90,7 +86,7 @@ class Exportable:
         """(H, W, 3) uint8 RGB -> the prediction at the image's size, by torch."""
         tensor = torch.from_numpy(preprocess.to_tensor(image, self.spec))
         values = self.network(tensor)[0, 0].float().numpy()
-        full = preprocess.to_image(values, self.spec, image.shape[0], image.shape[1])
+        full = preprocess.to_image(values, self.spec, *image.shape[:2], image=image)
         return Prediction(full, self.meaning)
 
     def close(self) -> None:
@@ -152,7 +148,7 @@ def _exportable(
         )  # so that models.py can open the file again
         if not _has_offset(settings):
             assert network.head.bias is not None
-            network.head.bias.add_(OFFSET)  # the upsampling after the head keeps a constant
+            network.head.bias.add_(unet.OFFSET)  # the upsampling after the head keeps a constant
     return Exportable(
         network,
         preprocess.InputSpec(
@@ -168,7 +164,7 @@ def _exportable(
         spec.multiple_px if patched else 0,
         {
             # Weights that began as a third party's keep its licence, which is not known here.
-            "licence": "" if patched and "start" in provenance else "Apache-2.0",
+            "licence": "" if patched and "start" in provenance else _licence(provenance),
             "source": f"trained by this project: python -m training {provenance['recipe']}"
             if "recipe" in provenance
             else "exported by this project",
@@ -177,12 +173,18 @@ def _exportable(
     )
 
 
+def _licence(provenance: Mapping[str, Any]) -> str:
+    """SPDX expression: ours, and that of ImageNet's weights where the network began with them."""
+    return "Apache-2.0 AND BSD-3-Clause" if "imagenet" in provenance else "Apache-2.0"
+
+
 def _has_offset(settings: Mapping[str, Any]) -> bool:
     """Whether a run began, maybe by way of other runs, as a file that was exported."""
-    source = str(settings.get("network", {}).get("source") or settings.get("start") or "")
+    source = str(settings.get("network", {}).get("source") or "")
     if source == EMBEDDED or source.endswith(".onnx"):
         return True
-    path = Path(source)
+    # What `start` names is centred again before it learns.
+    path = Path(source or str(settings.get("start") or ""))
     return (
         path.is_dir()
         and checkpoints.is_run(path)
@@ -204,7 +206,15 @@ def _provenance(payload: Mapping[str, Any]) -> dict[str, Any]:
         provenance["start"] = Path(str(start)).name
     if "pool" in settings:
         provenance["pool_seed"] = settings["pool"]["seed"]
-        provenance["data"] = "procedural rooms of depth_node.simulation.renderer, no photographs"
+        outdoors = settings.get("outdoors_share", 0) > 0
+        scenes = "rooms and outdoor scenes" if outdoors else "rooms"
+        provenance["data"] = (
+            f"procedural {scenes} of depth_node.simulation.renderer, no photographs"
+        )
+        if outdoors:
+            provenance["outdoors_seed"] = settings["outdoors"]["seed"]
+    if settings.get("imagenet"):
+        provenance["imagenet"] = mobilenet.NOTICE
     return provenance
 
 

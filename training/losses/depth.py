@@ -7,6 +7,7 @@ Disparities throughout (large = near) where a sign matters. Formulas of Distill 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -81,8 +82,39 @@ def context_l1(
     return masked_l1(total / number.clamp_min(1), covered, weight)
 
 
-# Of relative_error: the far end of depth, and the ratio above which the logarithm counts.
-FARTHEST_M, BEYOND = 20.0, 2.0
+# The far end of depth in rooms, and outdoors, where it is deeper than a room.
+FARTHEST_M, FARTHEST_OUTDOORS_M, ROOM_M = 20.0, 80.0, 50.0
+BEYOND = 2.0  # the ratio above which relative_error counts the logarithm
+EDGE_RATIO, EDGE_WEIGHT = (
+    1.05,
+    1.5,
+)  # of boundary_error: what is an edge, and how much more it weighs
+LARGEST_STEP = 1.0  # of the logarithm of depth between neighbours that boundary_error tells apart
+
+
+def farthest(depth: Tensor, mask: Tensor) -> Tensor:
+    """The depth (N, 1, 1, 1) in m behind which an image is only far: sky is known to be no more."""
+    deep = torch.where(mask, depth, torch.zeros_like(depth)).amax(dim=(1, 2, 3), keepdim=True)
+    rooms = torch.full_like(deep, FARTHEST_M)
+    return torch.where(deep > ROOM_M, torch.full_like(deep, FARTHEST_OUTDOORS_M), rooms)
+
+
+def _fitted(prediction: Tensor, depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Disparity after least squares of scale and shift to 1 / depth, true disparity, and the pixels
+    that count, all (N, 1, H, W) float32; both disparities end at 1 / farthest.
+    """
+    far = farthest(depth, mask)
+    valid = (mask & (depth <= far)).float()
+    p, truth = prediction.float(), 1.0 / depth.float()
+    count = valid.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1.0)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * valid).sum(dim=(1, 2, 3), keepdim=True) / count
+
+    centred, target = p - mean(p), truth - mean(truth)
+    scale = mean(centred * target) / mean(centred * centred).clamp_min(EPS)
+    fitted = (scale * centred + mean(truth)).clamp_min(1.0 / far)
+    return fitted, torch.maximum(truth, 1.0 / far), valid
 
 
 def relative_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
@@ -90,22 +122,42 @@ def relative_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
     and shift to 1 / depth: the score of a disparity, with the fit in the gradient.
 
     prediction, depth (m, above 0 everywhere) and mask are (N, 1, H, W); the mean over an image,
-    then over images. z ends at FARTHEST_M; a depth too far by more than a factor BEYOND counts
-    with its logarithm, or a few pixels of a wall would be all that counts. Ours.
+    then over images. z and the pixels that count end at `farthest`; a depth too far by more than a
+    factor BEYOND counts with its logarithm, or a few pixels of a wall would be all that counts.
+    Ours.
     """
-    valid = mask.flatten(1).float()
-    p, truth = prediction.flatten(1).float(), 1.0 / depth.flatten(1).float()
-    count = valid.sum(dim=1, keepdim=True).clamp_min(1.0)
-
-    def mean(values: Tensor) -> Tensor:
-        return (values * valid).sum(dim=1, keepdim=True) / count
-
-    centred, target = p - mean(p), truth - mean(truth)
-    scale = mean(centred * target) / mean(centred * centred).clamp_min(EPS)
-    fitted = (scale * centred + mean(truth)).clamp_min(1.0 / FARTHEST_M)
+    fitted, truth, valid = _fitted(prediction, depth, mask)
     ratio = truth / fitted
     far = BEYOND - 1.0 + BEYOND * torch.log(ratio.clamp_min(BEYOND) / BEYOND)
-    return mean(torch.where(ratio < BEYOND, (ratio - 1.0).abs(), far)).mean()
+    error = torch.where(ratio < BEYOND, (ratio - 1.0).abs(), far) * valid
+    return (error.sum(dim=(1, 2, 3)) / valid.sum(dim=(1, 2, 3)).clamp_min(1.0)).mean()
+
+
+def boundary_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
+    """Mean difference (scalar) of log depth's steps between 4-neighbours, after relative_error's
+    fit: what Depth Pro's boundary F1 counts, with a gradient.
+
+    prediction, depth (m, above 0 everywhere) and mask (N, 1, H, W). Steps end at LARGEST_STEP; a
+    pair whose true depths differ by more than EDGE_RATIO weighs EDGE_WEIGHT more than 1. Ours.
+    """
+    fitted, truth, _ = _fitted(prediction, depth, mask)
+    ours, theirs = torch.log(fitted), torch.log(truth)
+    total, count = ours.new_zeros(()), ours.new_zeros(())
+    for dim in (2, 3):
+        size = ours.shape[dim] - 1
+        first, second = (slice_along(dim, at, size) for at in (0, 1))
+        step = (ours[second] - ours[first]).clamp(-LARGEST_STEP, LARGEST_STEP)
+        true_step = (theirs[second] - theirs[first]).clamp(-LARGEST_STEP, LARGEST_STEP)
+        judged = (mask[second] & mask[first]).float()
+        weight = judged * (1.0 + EDGE_WEIGHT * (true_step.abs() > math.log(EDGE_RATIO)))
+        total = total + ((step - true_step).abs() * weight).sum()
+        count = count + judged.sum()
+    return total / count.clamp_min(1.0)
+
+
+def slice_along(dim: int, start: int, size: int) -> tuple[slice, ...]:
+    """The index of `size` places from `start` along one dimension, all of those before it."""
+    return (*(slice(None),) * dim, slice(start, start + size))
 
 
 def normalised_l1(

@@ -65,6 +65,16 @@ def normalise(values: Tensor, contexts: Tensor) -> Tensor:
     return standardise(values, contexts)[0]
 
 
+def normalised_by(values: Tensor, mask: Tensor, reference: Tensor) -> Tensor:
+    """`normalise` over `mask`, by median and deviation of the pixels of `reference` alone, of mask
+    where that is empty. All (N, 1, H, W).
+    """
+    use = torch.where(reference.flatten(1).any(1).view(-1, 1, 1, 1), reference, mask)
+    median, deviation, _ = (part[:, -1].view(-1, 1, 1, 1) for part in statistics(values, use))
+    centred = (exact(values) - median) / (deviation + EPS)
+    return torch.where(mask & (deviation > 0), centred, torch.zeros_like(centred))
+
+
 def standardise(values: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
     """`normalise`, and the deviation (N, 1, H, W) of the context that each pixel lies in."""
     median, deviation, _ = statistics(values, contexts)

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
+from training.models.mobilenet import TAPS, MobileNetV2
 from training.models.network_io import NetworkInput, NetworkOutput
+
+# Added to the output when it is exported; in training it is centred on 0. The usual median over
+# deviation of an image's disparity, so that 1 / output is about proportional to depth for methods
+# that need a relative DEPTH. Affine invariance allows it.
+OFFSET = 3.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,12 @@ class StudentConfig:
     decoder: tuple[int, ...] = config.option(
         (80, 56, 40, 24), "Channels of the decoder at strides 16, 8, 4, 2.", minimum=4
     )
+    detail: tuple[int, ...] = config.option(
+        (),
+        "Channels of two further levels of the decoder, at half and at full size: then the U-Net"
+        " sees the image at half its size, and a MobileNetV2 all of it. Empty: none.",
+        minimum=4,
+    )
     mirror: bool = config.option(
         False,
         "Once trained, predict the mean over the image and its mirror image: twice the time,"
@@ -43,6 +55,8 @@ class StudentConfig:
             raise config.ConfigError(
                 "widths and depths need five values each (strides 2 to 32), decoder four"
             )
+        if len(self.detail) not in (0, 2):
+            raise config.ConfigError("detail needs two values (strides 2 and 1), or none")
         if min(self.depths[1:]) < 1:
             raise config.ConfigError(
                 "depths must be at least 1 from stride 4 on: the first block halves the size"
@@ -100,17 +114,52 @@ class _Up(nn.Module):
         self.skip = _conv(skip, outputs, 1)
         self.body = _conv(outputs, outputs, 3)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, extra: Tensor | None = None) -> Tensor:
         merged = functional.interpolate(
             self.narrow(x), scale_factor=2.0, mode="nearest"
         ) + self.skip(skip)
+        if extra is not None:
+            merged = merged + extra
         out: Tensor = self.body(merged)
         return out
 
 
+class _Detail(nn.Module):
+    """What sharpens the map: ImageNet's features beside the U-Net's own, and the decoder's levels
+    at half and at full size, whose result is added to the U-Net's map.
+
+    The U-Net sees the image at half size, so that its stride s is stride 2 s of the image. What
+    this adds is 0 before it is trained: a trained U-Net may be what it begins with.
+    """
+
+    def __init__(self, cfg: StudentConfig, taken: NetworkInput) -> None:
+        super().__init__()
+        half, full = cfg.detail
+        taps = list(TAPS.values())
+        self.encoder = MobileNetV2(taken)
+        self.into = nn.ModuleList(
+            nn.Conv2d(tap, own, 1, bias=False)
+            for tap, own in zip(reversed(taps[1:]), cfg.decoder, strict=True)
+        )
+        self.image = _conv(3, full, 3)
+        self.up = nn.ModuleList([_Up(cfg.decoder[3], taps[0], half), _Up(half, full, full)])
+        self.head = nn.Conv2d(full, 1, 1)
+        for layer in (*self.into, self.head):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, y: Tensor, half: Tensor) -> Tensor:
+        """What is added: (N, 1, H, W) of the image x, the decoder's last features, and ImageNet's
+        at half size.
+        """
+        y = self.up[1](self.up[0](y, half), self.image(x))
+        added: Tensor = self.head(y)
+        return added.float()
+
+
 class SmallUNet(nn.Module):
     """(N, 3, H, W) normalised image, H and W multiples of 32 -> (N, 1, H, W) relative disparity,
-    large = near.
+    large = near. With `detail` they are multiples of 64.
 
     Two planes of pixel coordinates beside the colours let the first layer know where in the image
     it looks: the prior "lower is nearer" then needs no depth of network.
@@ -121,6 +170,9 @@ class SmallUNet(nn.Module):
     def __init__(self, cfg: StudentConfig = StudentConfig()) -> None:
         super().__init__()
         self.cfg = cfg
+        self.frozen: tuple[str, ...] = ()
+        if cfg.detail:
+            self.spec = replace(self.spec, multiple_px=2 * self.spec.multiple_px)
         self.channels = cfg.widths[4]
         w, d = cfg.widths, cfg.decoder
         self.stem = _conv(5, w[0], 3, 2)
@@ -143,6 +195,20 @@ class SmallUNet(nn.Module):
             ]
         )
         self.head = nn.Conv2d(d[3], 1, 3, padding=1)
+        self.detail = _Detail(cfg, self.spec) if cfg.detail else None
+
+    def freeze(self, *names: str) -> None:
+        """From now on nothing of these parts learns, their batch normalisations neither."""
+        self.frozen = (*self.frozen, *names)
+        for name in names:
+            self.get_submodule(name).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> SmallUNet:
+        """As of every module; what is frozen stays as it is."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Relative disparity of normalised images."""
@@ -153,6 +219,10 @@ class SmallUNet(nn.Module):
 
     def answer(self, x: Tensor) -> NetworkOutput:
         """Disparity and the encoder's last features (stride 32) of normalised images."""
+        image, taps = x, []
+        if self.detail is not None:
+            taps = self.detail.encoder(x)
+            x = functional.avg_pool2d(x, 2)
         n, _, h, w = x.shape
         ys = torch.linspace(-1, 1, h, dtype=x.dtype, device=x.device).view(1, 1, h, 1)
         xs = torch.linspace(-1, 1, w, dtype=x.dtype, device=x.device).view(1, 1, 1, w)
@@ -163,9 +233,38 @@ class SmallUNet(nn.Module):
             y = stage(y)
             skips.append(y)
         y = features = self.context(y)
-        for up, skip in zip(self.up, reversed(skips[:-1]), strict=True):
-            y = up(y, skip)
+        for level, (up, skip) in enumerate(zip(self.up, reversed(skips[:-1]), strict=True)):
+            extra = self.detail.into[level](taps[4 - level]) if self.detail is not None else None
+            y = up(y, skip, extra)
+        decoded = y
         # float32 even under autocast: the last bits of a disparity are the far end of a room.
         y = self.head(y).float()
-        y = functional.interpolate(y, scale_factor=2.0, mode="bilinear", align_corners=False)
+        scale = 2.0 if self.detail is None else 4.0
+        y = functional.interpolate(y, scale_factor=scale, mode="bilinear", align_corners=False)
+        if self.detail is not None:
+            y = y + self.detail(image, decoded, taps[0])
         return NetworkOutput(y, None, features)
+
+
+@torch.no_grad()
+def restore_statistics(network: nn.Module, images: Tensor) -> None:
+    """Give batch normalisations that were folded into convolutions, and came back as ones that only
+    add a bias, the statistics of images (N, 3, H, W), normalised: in eval mode the network computes
+    the same as before, in training mode about the same.
+    """
+    found: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]] = {}
+
+    def look(layer: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
+        found[layer] = (mean, variance)
+
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    network.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    for layer, (mean, variance) in found.items():
+        layer.running_mean.copy_(mean)  # type: ignore[union-attr]
+        layer.running_var.copy_(variance)  # type: ignore[union-attr]
+        layer.weight.copy_(torch.sqrt(variance + layer.eps))
+        layer.bias.add_(mean)

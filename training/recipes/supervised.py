@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,21 +18,30 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn import functional
 
 from depth_node import config
+from depth_node.engine.manifest import EMBEDDED
 from training.checkpoints import load, starting_weights
 from training.data.augmentation import RENDERED, ViewConfig
 from training.data.mixed import batched, drawn, open_first
 from training.data.open import DataConfig
-from training.data.pool import PoolConfig
-from training.data.samples import Images
+from training.data.pool import PoolConfig, open_pool
+from training.data.samples import F32, Images
 from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
-from training.losses.depth import gradient_matching, normalised_l1, relative_error
+from training.losses.depth import (
+    boundary_error,
+    farthest,
+    gradient_matching,
+    normalised_l1,
+    relative_error,
+)
 from training.losses.diffusion import directional_gradient
-from training.losses.normalization import LEVELS, normalise
+from training.losses.normalization import LEVELS, normalised_by
 from training.models.diffusion import Alignment, root, student_target
-from training.models.networks import NetworkConfig, open_dino
-from training.models.unet import Residual, SmallUNet, StudentConfig
+from training.models.mobilenet import imagenet_weights
+from training.models.networks import NetworkConfig, open_dino, open_network
+from training.models.unet import OFFSET, Residual, SmallUNet, StudentConfig, restore_statistics
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,12 @@ class LossConfig:
         0.0, "Weight of DepthMaster's multi-directional gradient loss; the paper's is 0.001.",
         minimum=0,
     )  # fmt: skip
+    boundary: float = config.option(
+        0.0,
+        "Weight of the error of depth's ratios between neighbours, after the same fit; ratios at"
+        " occluding edges weigh more.",
+        minimum=0,
+    )
     align: float = config.option(
         0.0, "Weight of the divergence of the encoder's features from DINOv2's tokens.", minimum=0
     )
@@ -88,13 +104,32 @@ class Config:
     start: str = config.option(
         "",
         "Run, checkpoint or file of weights that the network starts from, of this student or of one"
-        " with fewer blocks; empty = random.",
+        " with fewer blocks, or `embedded`; empty = random.",
+    )
+    freeze_encoder: bool = config.option(
+        False, "The U-Net's encoder stays as it starts: only its decoder and what is new learn."
+    )
+    imagenet: str = config.option(
+        "",
+        "student.detail: torchvision's file of MobileNetV2 (mobilenet_v2-b0353104.pth) that its"
+        " encoder starts from; empty = random.",
+    )
+    imagenet_rate: float = config.option(
+        1.0,
+        "Learning rate of that encoder over the loop's; 0 freezes it, and is quicker.",
+        minimum=0,
     )
     trust_pickle: bool = config.option(
         False, "Open `start` even if it is a pickle that could run code; only if you made it."
     )
     source: str = config.option("pool", "What it learns from.", choices=("pool", "images"))
     pool: PoolConfig = config.section(PoolConfig, "The rendered scenes.")
+    outdoors: PoolConfig = config.section(
+        PoolConfig, "A second pool, of outdoor scenes.", folder="pool_outdoors", style="outdoors"
+    )
+    outdoors_share: float = config.option(
+        0.0, "Share of images from the second pool.", minimum=0, maximum=1
+    )
     images: DataConfig = config.section(DataConfig, "The data set.", kind="frames")
     augment: ViewConfig = config.section(ViewConfig, "How they are varied.", **RENDERED)
     external: NetworkConfig = config.section(
@@ -105,9 +140,10 @@ class Config:
 
     def __post_init__(self) -> None:
         config.validate(self)
-        if self.height % 32 or self.width % 32:
+        coarsest = 64 if self.student.detail else 32
+        if self.height % coarsest or self.width % coarsest:
             raise config.ConfigError(
-                "height and width must be multiples of 32, the network's coarsest stride"
+                f"height and width must be multiples of {coarsest}, the network's coarsest stride"
             )
 
 
@@ -117,14 +153,15 @@ def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[s
     """
     mask = torch.isfinite(depth) & (depth > 0)
     safe = torch.where(mask, depth, torch.ones_like(depth))
+    near = mask & (safe <= farthest(safe, mask))
     compared = prediction
     if cfg.space == "sqrt_disparity":
         compared, (target, mask) = root(prediction), student_target(depth, mask)
     else:
-        target = normalise(1.0 / safe, mask)
+        target = normalised_by(1.0 / safe, mask, near)
     residual = compared - target
     middle = (
-        torch.where(mask, depth, torch.full_like(depth, torch.nan))
+        torch.where(near, depth, torch.full_like(depth, torch.nan))
         .flatten(1)
         .nanmedian(dim=1)
         .values
@@ -141,13 +178,20 @@ def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[s
     if cfg.relative:
         scalars["relative"] = relative_error(prediction, safe, mask)
         scalars["loss"] = scalars["loss"] + cfg.relative * scalars["relative"]
+    if cfg.boundary:
+        scalars["boundary"] = boundary_error(prediction, safe, mask)
+        scalars["loss"] = scalars["loss"] + cfg.boundary * scalars["boundary"]
     return scalars
 
 
 def with_new_blocks(model: SmallUNet, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a student with fewer residual blocks, completed: the new ones are identities."""
+    """Weights of a student with fewer residual blocks or without detail, completed: the new blocks
+    are identities, the new levels of the decoder add 0.
+    """
     own = model.state_dict()
     complete = dict(weights)
+    if not any(key.startswith("detail.") for key in weights):
+        complete |= {key: value for key, value in own.items() if key.startswith("detail.")}
     for name, module in model.stages.named_modules():
         prefix = f"stages.{name}."
         if isinstance(module, Residual) and not any(key.startswith(prefix) for key in weights):
@@ -158,24 +202,60 @@ def with_new_blocks(model: SmallUNet, weights: Mapping[str, Tensor]) -> dict[str
     return complete
 
 
+STATISTICS_OF = 64  # images, of batch normalisations that an export had folded
+
+
 class Supervised(Recipe):
     """The recipe: batches from a sequence of images with depth, drawn at random."""
 
     name = "supervised"
-    free_to_change = ("pool.folder", "images.folder")
+    free_to_change = ("pool.folder", "outdoors.folder", "images.folder")
 
-    def __init__(self, cfg: Config, images: Images) -> None:
+    def __init__(self, cfg: Config, images: Images, outdoors: Images = ()) -> None:
         self.cfg = cfg
         self.images = images
+        self.outdoors = outdoors
         self._alignment: Alignment | None = None
 
     def model(self) -> nn.Module:
         """A fresh student, or one that has learnt before."""
-        model = SmallUNet(self.cfg.student)
-        if self.cfg.start:
-            weights = starting_weights(self.cfg.start, self.cfg.trust_pickle)
-            load(model, with_new_blocks(model, weights), self.cfg.start)
+        cfg = self.cfg
+        model = SmallUNet(cfg.student)
+        if model.detail is not None and cfg.imagenet:
+            model.detail.encoder.load_state_dict(imagenet_weights(Path(cfg.imagenet)))
+        if cfg.start == EMBEDDED:
+            load(model, with_new_blocks(model, self._embedded()), cfg.start)
+        elif cfg.start:
+            weights = starting_weights(cfg.start, cfg.trust_pickle)
+            load(model, with_new_blocks(model, weights), cfg.start)
+        if cfg.freeze_encoder:
+            model.freeze("stem", "stages", "context")
+        if model.detail is not None and cfg.imagenet_rate == 0:
+            model.freeze("detail.encoder")
         return model
+
+    def rate(self, name: str) -> float:
+        """The pre-trained encoder may learn more slowly."""
+        return self.cfg.imagenet_rate if ".detail.encoder." in f".{name}" else 1.0
+
+    def _embedded(self) -> dict[str, Tensor]:
+        """The shipped U-Net as it was before its export: with statistics, centred on 0."""
+        cfg = self.cfg
+        network = open_network(NetworkConfig(source=EMBEDDED))
+        assert isinstance(network, SmallUNet) and network.head.bias is not None
+        scale = 2 if cfg.student.detail and not network.cfg.detail else 1
+        rngs = [np.random.default_rng([cfg.loop.seed, k]) for k in range(STATISTICS_OF)]
+        images = SmallUNet.spec.normalise(batched([self._drawn(rng) for rng in rngs])["image"])
+        restore_statistics(network, functional.avg_pool2d(images, scale))
+        with torch.no_grad():
+            network.head.bias.sub_(OFFSET)
+        return network.state_dict()
+
+    def _drawn(self, rng: np.random.Generator) -> tuple[F32, F32]:
+        cfg = self.cfg
+        outdoors = cfg.outdoors_share > 0 and rng.random() < cfg.outdoors_share
+        images = self.outdoors if outdoors else self.images
+        return drawn(images, rng, cfg.height, cfg.width, cfg.augment)
 
     def extra(self) -> nn.Module | None:
         """The projector of the feature alignment."""
@@ -188,9 +268,7 @@ class Supervised(Recipe):
         """Images (N, 3, h, w) normalised for the network and depth (N, 1, h, w) m."""
         cfg = self.cfg
         rngs = generators(cfg.loop, step, part)
-        batch = batched(
-            [drawn(self.images, rng, cfg.height, cfg.width, cfg.augment) for rng in rngs]
-        )
+        batch = batched([self._drawn(rng) for rng in rngs])
         normalised = SmallUNet.spec.normalise(batch["image"])
         return {**batch, "image": normalised.contiguous(memory_format=torch.channels_last)}
 
@@ -227,4 +305,7 @@ def build(cfg: Config, console: Console) -> Supervised:
     def waiting(count: int) -> None:
         console.print(f"waiting for the renderer: {count} of {cfg.pool.wait_for} images")
 
-    return Supervised(cfg, open_first(cfg.source, cfg.pool, cfg.images, waiting))
+    outdoors: Images = ()
+    if cfg.outdoors_share > 0:
+        outdoors = open_pool(cfg.outdoors, waiting)
+    return Supervised(cfg, open_first(cfg.source, cfg.pool, cfg.images, waiting), outdoors)

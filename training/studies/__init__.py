@@ -3,11 +3,11 @@
 
     python -m training study westar --out STUDY --images 900 [--target defocus --severity 5]
     python -m training study distill | mesa | depthmaster | assistant --out STUDY
-    python -m training study field | regions CASE SOURCE ... --out TABLES.md
+    python -m training study field | regions | upsampling CASE SOURCE ... --out TABLES.md
 
 Every variant of a recipe is a run of the recipe itself in a folder of its own, then scored on rooms
-that no run saw; finished runs are not repeated. The studies of the field and of regions score
-recorded frames.
+that no run saw; finished runs are not repeated. The studies of the field, of regions and of
+upsampling score recorded frames.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ STUDIES = {
     "depthmaster": ("training.studies.depthmaster", "the single-step diffusion teacher"),
     "assistant": ("training.studies.depthmaster", "that teacher beside another one"),
     "field": ("training.studies.field", "method field: ablation, targets, interval, flicker"),
+    "upsampling": ("training.studies.upsampling", "depth maps enlarged: edges kept or bilinear"),
     "regions": ("training.studies.regions", "what regions cost and what they bring"),
 }
 

@@ -22,6 +22,36 @@ RANGE_FACTOR = 3.0  # B stays within the points' 2 to 98 % range widened by this
 
 
 @dataclass(frozen=True)
+class BaseLine:
+    """z, 1/z or log z = scale v + shift of a network's values v, within nearest to farthest m.
+
+    kind: depth, disparity or log.
+    """
+
+    kind: str
+    scale: float
+    shift: float
+    nearest: float
+    farthest: float
+
+    def metres(self, values: Map) -> Map:
+        """(h, w) m of a network's values."""
+        out: Map = values * np.float32(self.scale)
+        out += np.float32(self.shift)
+        bottom, top = self.nearest, self.farthest
+        if self.kind == "disparity":
+            bottom, top = 1 / self.farthest, 1 / self.nearest
+        elif self.kind == "log":
+            bottom, top = math.log(self.nearest), math.log(self.farthest)
+        np.clip(out, np.float32(bottom), np.float32(top), out=out)
+        if self.kind == "disparity":
+            np.reciprocal(out, out=out)
+        elif self.kind == "log":
+            np.exp(out, out=out)
+        return out
+
+
+@dataclass(frozen=True)
 class Base:
     """The network's map in metres by one line: z, 1/z or log z = scale v + shift.
 
@@ -43,9 +73,8 @@ class Base:
 
     def log_metres(self, values: Map) -> Map:
         """Logarithm of the map that this base makes of a network's values (h, w)."""
-        return np.log(
-            _metres(self.kind, self.scale, self.shift, self.nearest, self.farthest, values)
-        )
+        line = BaseLine(self.kind, self.scale, self.shift, self.nearest, self.farthest)
+        return np.log(line.metres(values))
 
     def blank_unknown(self, *maps: Map) -> None:
         """NaN in (H, W) maps where the network gave nothing, in place."""
@@ -58,9 +87,32 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
     """The robust line in the space that the network declares, and its map kept within reason."""
     every = slice(None, None, 1 + len(points) // MAX_LINE_POINTS)
     v = prediction.values[points.rows[every], points.cols[every]].astype(np.float64)
-    z = points.z[every]
+    line = fit_line(prediction.kind, v, points.z[every])
+    unknown = None
+    values = prediction.values
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum()
+    if not np.isfinite(total):  # or the sum is too large: then nothing is unknown
+        unknown = ~np.isfinite(values)
+        values = np.where(unknown, np.float32(np.median(v)), values)
+    return Base(
+        line.kind,
+        line.scale,
+        line.shift,
+        line.nearest,
+        line.farthest,
+        line.metres(values),
+        unknown,
+    )
+
+
+def fit_line(prediction_kind: str, v: Floats, z: Floats) -> BaseLine:
+    """The robust line from a network's values (n,) to measured depths (n,) in m.
+
+    prediction_kind: one of prediction.KINDS.
+    """
     low, high = np.percentile(z, [2, 98])
-    kind = prediction.kind.split("_", 1)[0]
+    kind = prediction_kind.split("_", 1)[0]
     # Weights turn residuals of depth and disparity into relative ones.
     if kind == "disparity":
         target, weight = 1 / z, z * z
@@ -71,16 +123,7 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
     scale, shift = robust_line(v, target, weight)
     if scale <= 0:  # the network has near and far the wrong way round: it says nothing
         scale, shift = 0.0, float(np.median(target))
-    nearest, farthest = float(low) / RANGE_FACTOR, float(high) * RANGE_FACTOR
-    unknown = None
-    values = prediction.values
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = values.sum()
-    if not np.isfinite(total):  # or the sum is too large: then nothing is unknown
-        unknown = ~np.isfinite(values)
-        values = np.where(unknown, np.float32(np.median(v)), values)
-    metres = _metres(kind, scale, shift, nearest, farthest, values)
-    return Base(kind, scale, shift, nearest, farthest, metres, unknown)
+    return BaseLine(kind, scale, shift, float(low) / RANGE_FACTOR, float(high) * RANGE_FACTOR)
 
 
 def base_alone(base: Base, points: MergedPoints) -> tuple[Map, Map]:
@@ -116,22 +159,3 @@ def robust_line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
         else:
             now = weight * np.maximum(1 - (residual / (TUKEY * spread)) ** 2, 0) ** 2
     return float(slope), float(shift)
-
-
-def _metres(
-    kind: str, scale: float, shift: float, nearest: float, farthest: float, values: Map
-) -> Map:
-    """(h, w) m of a network's values by the line, within nearest to farthest."""
-    out: Map = values * np.float32(scale)
-    out += np.float32(shift)
-    bottom, top = nearest, farthest
-    if kind == "disparity":
-        bottom, top = 1 / farthest, 1 / nearest
-    elif kind == "log":
-        bottom, top = math.log(nearest), math.log(farthest)
-    np.clip(out, np.float32(bottom), np.float32(top), out=out)
-    if kind == "disparity":
-        np.reciprocal(out, out=out)
-    elif kind == "log":
-        np.exp(out, out=out)
-    return out

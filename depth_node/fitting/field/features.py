@@ -38,6 +38,7 @@ from depth_node.fitting.field.lattice import (
 )
 from depth_node.fitting.field.points import MergedPoints
 from depth_node.fitting.field.settings import FieldAblation
+from depth_node.fitting.robust import MAD_TO_STD
 
 GRID_PX = 2.0  # cell of the grid of the details and of the answer
 
@@ -55,6 +56,7 @@ CORRELATION = Correlation(
 CANDIDATES_PER_NEIGHBOUR = 1.5
 OLD_NOISE = 3.0  # a point of the age `age_s` has the noise variance 1 + this of a fresh one
 NUGGETS = (0.003, 0.01, 0.03, 0.1, 0.3)  # levels of noise, relative to the prior variance
+LEAST_STRUCTURE = 0.1  # share of the residuals' variance that is never taken for declared noise
 OWN_HOLE = 1e-12  # squared size of a hole that holds the queried point alone
 
 
@@ -63,11 +65,12 @@ class FieldFeatures:
     """Everything known before the residual is spread; n points are ordered by cells.
 
     y: (n,) log residual less its median `middle`. log_base: (n,). points: feature vectors, regions
-    and cells of the points. noise: (n,) factor of the nugget from age. grid: the fine lattice of
-    cells (h, w); grid_log: (h, w) log base; grid_colour: (3, h, w) and colour: (n, 3), in
-    correlation lengths; grid_row, grid_col: (n,) coordinates of the points. nodes: the coarse
-    lattice, node_queries its M nodes; node_row, node_col: (n,) coordinates of the points. cell:
-    (n,) in which each point lies. length_px: pixels per unit of features 0 and 1.
+    and cells of the points. noise: (n,) factor of the nugget from age. declared: (n,) declared
+    standard deviation of y, 0: none; declared_nugget: (n,) its square over the prior variance.
+    grid: the fine lattice of cells (h, w); grid_log: (h, w) log base; grid_colour: (3, h, w) and
+    colour: (n, 3), in correlation lengths; grid_row, grid_col: (n,) coordinates of the points.
+    nodes: the coarse lattice, node_queries its M nodes; node_row, node_col: (n,) coordinates of the
+    points. cell: (n,) in which each point lies. length_px: pixels per unit of features 0 and 1.
     """
 
     y: Floats
@@ -75,6 +78,8 @@ class FieldFeatures:
     middle: float
     points: Points
     noise: Floats
+    declared: Floats
+    declared_nugget: Floats
     cell: Integers
     grid: Lattice
     grid_log: Map
@@ -150,6 +155,8 @@ class FieldFeatures:
                 *points.cells.shape,
             ),
             noise=1 + (points.age_s / age_s) ** 2 * OLD_NOISE,
+            declared=points.noise,
+            declared_nugget=_declared_nugget(y - middle, points.noise),
             cell=points.cell,
             grid=grid,
             grid_log=grid_log,
@@ -202,7 +209,8 @@ class FieldFeatures:
         extra_nugget: (n,) of the points.
         """
         kriged = Kriged.empty(len(levels), len(feature))
-        observations = Observations(self.y, self.noise, extra_nugget)
+        extra = extra_nugget + self.declared_nugget
+        observations = Observations(self.y, self.noise, extra)
         kernels.krige(
             feature, neighbours, self.points, observations, np.array(levels), CORRELATION, kriged
         )
@@ -218,6 +226,21 @@ class FieldFeatures:
     def nodes_on_grid(self, values: Floats) -> Map:
         """(h, w) on the grid of values (M,) at the nodes."""
         return resized(values.astype(np.float32).reshape(self.nodes.shape), self.grid.size)
+
+
+def _declared_nugget(y: Floats, declared: Floats) -> Floats:
+    """(n,) nugget of declared deviations (n,) of the residuals y (n,), over their prior variance.
+
+    The prior variance is what the residuals of the more exact half amount to beyond its noise.
+    """
+    variance = np.square(declared)
+    if not variance.any():
+        return variance
+    exact = variance <= np.median(variance)
+    spread = (MAD_TO_STD * float(np.median(np.abs(y[exact])))) ** 2
+    structure = max(spread - float(np.median(variance[exact])), LEAST_STRUCTURE * spread, 1e-8)
+    nugget: Floats = variance / structure
+    return nugget
 
 
 def _vectors(

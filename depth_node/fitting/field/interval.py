@@ -73,7 +73,8 @@ def relative_bound(
     weight = left_out.weight
     if left_out.points >= MIN_EDGE_POINTS:
         weight = np.maximum(weight, beside_edges(features, which, log_depth))
-    factor *= weighted_quantile(parameters.error / own, weight, probability)
+    error = without_declared_noise(parameters.error, features.declared[which])
+    factor *= weighted_quantile(error / own, weight, probability)
     bound = features.nodes_on_grid(factor * pixels) * edge
     if range_noise_m > 0:
         # A point has measurement noise, a pixel has not. (The nugget is no measure of it: where a
@@ -81,8 +82,22 @@ def relative_bound(
         noise = np.square(np.float32(NORMAL_95 * range_noise_m) * np.exp(-log_depth))
         squared = np.square(bound)
         bound = np.sqrt(np.maximum(squared - noise, np.float32(MIN_BOUND_FRACTION) * squared))
-    coverage = float(np.average(parameters.error <= factor * own, weights=weight))
+    coverage = float(np.average(error <= factor * own, weights=weight))
     return Bound(bound, factor, coverage)
+
+
+def without_declared_noise(error: Floats, declared: Floats) -> Floats:
+    """(m,) relative errors at points, freed of the points' declared deviations (m,).
+
+    At the quantile of the interval variances subtract: |error| reaches 1.96 times the root of the
+    sum of both. A part of each error stays, as where the noise of all points is declared.
+    """
+    if not declared.any():
+        return error
+    squared = np.square(error)
+    freed = squared - np.square(NORMAL_95 * declared)
+    result: Floats = np.sqrt(np.maximum(freed, MIN_BOUND_FRACTION * squared))
+    return result
 
 
 def edge_factor(log_depth: Map) -> Map:

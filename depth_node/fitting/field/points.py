@@ -19,7 +19,8 @@ POINTS_PER_CELL = 1.7  # on average; the nine cells about a node hold its candid
 class MergedPoints:
     """n points at different pixels, ordered by cell and pixel: their given order changes nothing.
 
-    rows, cols: (n,) pixels. z: (n,) m. age_s: (n,) s. cell: (n,) of `cells`. start: (cells + 1,),
+    rows, cols: (n,) pixels. z: (n,) m. age_s: (n,) s. noise: (n,) declared standard deviation of
+    log z, 0: none. cell: (n,) of `cells`. start: (cells + 1,),
     cell c holds points start[c] to start[c + 1].
     """
 
@@ -27,6 +28,7 @@ class MergedPoints:
     cols: Integers
     z: Floats
     age_s: Floats
+    noise: Floats
     cells: Lattice
     cell: Integers
     start: Integers
@@ -41,10 +43,12 @@ def merge_points(
     depth: NDArray[np.floating],
     age_s: NDArray[np.floating],
     image: tuple[int, int],
+    noise_m: NDArray[np.floating] | None = None,
 ) -> tuple[MergedPoints, Integers]:
     """Points (N,) with those at one pixel made one, and which of these each given one became, (N,).
 
-    The newest of a pixel counts, of equally new ones the mean log depth. depth: (N,) m, above 0.
+    The newest of a pixel counts, of equally new ones the most exact, of these the mean log depth.
+    depth: (N,) m, above 0. noise_m: (N,) m, declared standard deviation, 0: none.
     image: (H, W), rows and cols lie within; N >= 1.
     """
     height, width = image
@@ -58,6 +62,9 @@ def merge_points(
     order = np.argsort(key, kind=None if len(key) == np.count_nonzero(occupied) else "stable")
     key, age = key[order], np.asarray(age_s, np.float64)[order]
     log_z = np.log(depth[order].astype(np.float64))
+    noise: Floats = np.zeros(len(log_z))
+    if noise_m is not None and noise_m.any():
+        noise = noise_m[order] / depth[order].astype(np.float64)
     first = np.concatenate([[True], key[1:] != key[:-1]])
     merged: Integers = np.empty(len(rows), np.int64)
     merged[order] = np.cumsum(first) - 1
@@ -65,10 +72,14 @@ def merge_points(
         group = merged[order]
         newest_age = np.minimum.reduceat(age, np.flatnonzero(first))
         newest = age <= newest_age[group]
+        begins = np.flatnonzero(first)
+        least = np.minimum.reduceat(np.where(newest, noise, np.inf), begins)
+        newest &= noise <= least[group]
+        noise = least
         log_z = np.bincount(group[newest], log_z[newest]) / np.bincount(group[newest])
         age, key = newest_age, key[first]
     row, col = np.divmod(key, width)
     cell, row = np.divmod(row, height)
     start = np.searchsorted(cell, np.arange(cells.shape[0] * cells.shape[1] + 1))
-    points = MergedPoints(row, col, np.exp(log_z), age, cells, cell, start.astype(np.int64))
+    points = MergedPoints(row, col, np.exp(log_z), age, noise, cells, cell, start.astype(np.int64))
     return points, merged

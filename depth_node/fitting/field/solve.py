@@ -63,15 +63,17 @@ def solve(
     config: FieldConfig,
     state: FieldState | None = None,
     *,
+    noise_m: NDArray[np.floating] | None = None,
     ablation: FieldAblation = WHOLE_METHOD,
 ) -> Field:
     """The field of a frame from n >= 1 points at pixels (rows, cols) with finite depth above 0 m.
 
+    noise_m: (n,) m, declared standard deviation of the points, 0 where none is; None: nowhere.
     labels: (H, W) regions or None, read by an ablation alone. image: (H, W, 3) uint8 RGB or None.
     The network must have given a number at every point. state: of earlier frames, after its `at`
     was called for this one. Raises RuntimeError where config.compiler is numba and cannot be used.
     """
-    points, merged = merge_points(rows, cols, depth, age_s, prediction.shape)
+    points, merged = merge_points(rows, cols, depth, age_s, prediction.shape, noise_m)
     base = fit_base(prediction, points)
     details = base.details() | {"points": len(points)}
     if not ablation.residual:

@@ -111,10 +111,49 @@ def test_the_unet_is_exported_folded_and_shifted(unet: tuple[Path, Path]) -> Non
     x = torch.from_numpy(preprocess.to_tensor(sample_image(), manifest.input))
     with torch.no_grad(), open_engine(out, threads=1) as engine:
         shift = engine.run(x.numpy()) - plain(x).numpy()
-    assert np.median(shift) == pytest.approx(depth.OFFSET, abs=1e-2)
+    assert np.median(shift) == pytest.approx(unet_model.OFFSET, abs=1e-2)
     graph = onnx.load(str(out))
     assert not [node for node in graph.graph.node if node.op_type == "BatchNormalization"]
     assert graph.opset_import[0].version == depth.OPSET
+
+
+def test_a_unet_with_detail_says_where_its_encoder_is_from_and_can_be_opened_again(
+    tmp_path: Path,
+) -> None:
+    cfg = dataclasses.replace(UNET, detail=(8, 4))
+    torch.manual_seed(0)
+    network = unet_model.SmallUNet(cfg).train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(2, 3, 64, 128) + 0.5)
+        for layer in (*network.detail.into, network.detail.head):  # they start at 0
+            layer.weight.normal_(0, 0.1)
+        network.detail.head.bias.fill_(0.2)
+    settings = {
+        "height": 64,
+        "width": 128,
+        "student": config.to_dict(cfg),
+        "imagenet": "/secret/mobilenet_v2-b0353104.pth",
+        "start": "embedded",
+        "pool": {"seed": 9},
+        "outdoors_share": 0.3,
+        "outdoors": {"seed": 8},
+    }
+    run = run_of(tmp_path / "run", network, settings, "supervised")
+    out = tmp_path / "student.onnx"
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    manifest = agrees(out, depth.open_checkpoint(run), 5e-3)
+    assert manifest.licence == "Apache-2.0 AND BSD-3-Clause"
+    assert "BSD-3-Clause" in manifest.training["imagenet"]
+    assert "/secret" not in str(manifest)
+    assert manifest.training["data"].startswith("procedural rooms and outdoor scenes")
+    plain = networks.open_run(run)
+    again = networks.open_network(networks.NetworkConfig(source=str(out))).eval()
+    x = torch.from_numpy(preprocess.to_tensor(sample_image(), manifest.input))
+    with torch.no_grad():
+        centred, shifted = plain(x), again(x)  # what `start` names is centred before it learns
+    difference = (shifted - centred - unet_model.OFFSET).abs().max()
+    assert difference <= 5e-3 * float(centred.max() - centred.min())
 
 
 @pytest.mark.parametrize(("kind", "weights"), [("debug", "fp16"), ("vit_tiny", "fp32")])

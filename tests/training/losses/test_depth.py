@@ -265,3 +265,52 @@ def test_nothing_valid_costs_nothing_and_has_a_gradient() -> None:
     loss = losses_depth.relative_error(prediction, depth, torch.zeros_like(depth, dtype=torch.bool))
     (gradient,) = torch.autograd.grad(loss, prediction)
     assert float(loss.detach()) == 0.0 and torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def edge_maps() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Depth of a box before a wall, its disparity blurred, and the same error without the edge."""
+    depth = torch.full((1, 1, 40, 60), 4.0)
+    depth[..., 10:30, 20:40] = 1.5
+    disparity = 1.0 / depth
+    kernel = torch.ones(1, 1, 5, 5) / 25
+    padded = torch.nn.functional.pad(disparity, (2, 2, 2, 2), mode="replicate")
+    return depth, disparity, torch.nn.functional.conv2d(padded, kernel)
+
+
+def test_the_boundary_error_knows_neither_scale_nor_shift_and_sees_a_blur() -> None:
+    depth, disparity, blurred = edge_maps()
+    everywhere_valid = torch.ones_like(depth, dtype=torch.bool)
+    exact = losses_depth.boundary_error(3.0 * disparity - 1.0, depth, everywhere_valid)
+    assert float(exact) < 1e-5
+    soft = losses_depth.boundary_error(blurred, depth, everywhere_valid)
+    flat = losses_depth.boundary_error(
+        disparity + 0.02 * torch.linspace(-1, 1, 60), depth, everywhere_valid
+    )
+    assert float(soft) > 5 * float(flat) > 0
+
+
+def test_a_step_at_an_edge_weighs_more() -> None:
+    depth, _, blurred = edge_maps()
+    valid = torch.ones_like(depth, dtype=torch.bool)
+    fitted, truth, _ = losses_depth._fitted(blurred, depth, valid)
+    steps = [(f.log() - t.log()).abs() for f, t in (
+        (fitted[..., 1:] / fitted[..., :-1], truth[..., 1:] / truth[..., :-1]),
+        (fitted[..., 1:, :] / fitted[..., :-1, :], truth[..., 1:, :] / truth[..., :-1, :]),
+    )]  # fmt: skip
+    plain = sum(step.sum() for step in steps) / sum(step.numel() for step in steps)
+    weighted = losses_depth.boundary_error(blurred, depth, valid)
+    assert float(plain) < float(weighted) < (1 + losses_depth.EDGE_WEIGHT) * float(plain)
+
+
+def test_sky_is_only_far() -> None:
+    ground = torch.linspace(2.0, 60.0, 600).view(1, 1, 20, 30).clone()
+    ground[..., :5, :] = 300.0
+    valid = torch.ones_like(ground, dtype=torch.bool)
+    far = losses_depth.farthest(ground, valid)
+    assert float(far) == losses_depth.FARTHEST_OUTDOORS_M
+    assert float(losses_depth.farthest(ground.clamp_max(8.0), valid)) == losses_depth.FARTHEST_M
+    other = ground.clone()
+    other[..., :5, :] = 5000.0
+    for loss in (losses_depth.relative_error, losses_depth.boundary_error):
+        guess = 1.0 / (ground + 3.0)
+        torch.testing.assert_close(loss(guess, ground, valid), loss(guess, other, valid))

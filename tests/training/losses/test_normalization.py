@@ -8,7 +8,16 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from tests.helpers.golden import STUDENT, TEACHER, as_map, everywhere
-from training.losses.normalization import FEW, bins, layers, normalise, statistics, worthwhile
+from training.losses.normalization import (
+    EPS,
+    FEW,
+    bins,
+    layers,
+    normalise,
+    normalised_by,
+    statistics,
+    worthwhile,
+)
 
 
 def test_normalise_golden() -> None:
@@ -110,3 +119,14 @@ def test_nothing_valid_gives_zeros() -> None:
     mask = torch.zeros(2, 1, 3, 3, dtype=torch.bool)
     assert torch.equal(normalise(values, mask), torch.zeros(2, 1, 3, 3))
     assert worthwhile(mask.long(), values, mask).max() == 0
+
+
+def test_a_part_of_the_map_may_give_median_and_deviation() -> None:
+    values = torch.tensor([[[[1.0, 2.0, 3.0, 100.0]]]])
+    mask = torch.ones_like(values, dtype=torch.bool)
+    part = values < 50
+    found = normalised_by(values, mask, part)
+    torch.testing.assert_close(found, (values - 2.0) / (2.0 / 3.0 + EPS))
+    none = torch.zeros_like(part)
+    torch.testing.assert_close(normalised_by(values, mask, none), normalise(values, mask))
+    torch.testing.assert_close(normalised_by(values, part, part)[~part], torch.zeros(1))

@@ -8,7 +8,8 @@ import dataclasses
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
-from training.models.unet import SmallUNet, StudentConfig
+from depth_node import config
+from training.models.unet import SmallUNet, StudentConfig, restore_statistics
 
 SMALL_UNET = StudentConfig((8, 8, 16, 16, 16), (0, 1, 1, 1, 1), (16, 8, 8, 8))
 
@@ -29,3 +30,72 @@ def test_a_mirroring_unet_answers_alike_from_both_sides_once_trained() -> None:
         torch.testing.assert_close(network(x), (plain(x) + plain(x.flip(3)).flip(3)) / 2)
         network.train(), plain.train()
         torch.testing.assert_close(network(x), plain(x))
+
+
+DETAIL = dataclasses.replace(SMALL_UNET, detail=(8, 8))
+
+
+def test_detail_begins_as_the_unet_at_half_the_size() -> None:
+    torch.manual_seed(0)
+    plain = SmallUNet(SMALL_UNET).eval()
+    network = SmallUNet(DETAIL).eval()
+    missing, unknown = network.load_state_dict(plain.state_dict(), strict=False)
+    assert not unknown and all(name.startswith("detail.") for name in missing)
+    x = images(128, 192)
+    with torch.no_grad():
+        half = plain(torch.nn.functional.avg_pool2d(x, 2))
+        found = network(x)
+    assert found.shape == (2, 1, 128, 192)
+    # Both enlarge one map, by 4 and by 2; means over the cells of a coarser one are alike.
+    coarse = torch.nn.functional.avg_pool2d(found, 8), torch.nn.functional.avg_pool2d(half, 4)
+    inner = [c[..., 1:-1, 1:-1] for c in coarse]
+    torch.testing.assert_close(*inner, rtol=0, atol=0.05 * float(half.std()))
+    assert network.spec.multiple_px == 64 and SmallUNet.spec.multiple_px == 32
+
+
+def test_every_level_of_the_detail_learns() -> None:
+    torch.manual_seed(0)
+    network = SmallUNet(DETAIL).train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(2):  # the last layers start at 0: what is before them learns from step 2 on
+        optimiser.zero_grad()
+        network(images(64, 128)).square().mean().backward()
+        optimiser.step()
+    still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+def test_a_frozen_part_keeps_weights_and_statistics() -> None:
+    torch.manual_seed(0)
+    network = SmallUNet(DETAIL)
+    network.freeze("stem", "detail.encoder")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.train()
+    network(images(64, 128)).square().mean().backward()
+    for name, value in network.state_dict().items():
+        frozen = name.startswith(("stem.", "detail.encoder."))
+        if frozen:
+            assert torch.equal(value, before[name])
+        elif name.endswith("running_mean"):
+            assert not torch.equal(value, before[name]), name
+    assert network.stem[0].weight.grad is None and network.head.weight.grad is not None
+
+
+def test_restored_statistics_change_nothing_in_eval_mode() -> None:
+    torch.manual_seed(0)
+    network = SmallUNet(SMALL_UNET).eval()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):  # as they come back from an exported file
+            torch.nn.init.constant_(layer.weight, (1 + layer.eps) ** 0.5)
+            torch.nn.init.normal_(layer.bias, 0, 0.1)
+    x = images(128, 192)
+    with torch.no_grad():
+        before = network(x)
+        restore_statistics(network, x)
+        torch.testing.assert_close(network(x), before, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network.train()(x), before, rtol=1e-2, atol=1e-3)
+
+
+def test_detail_needs_two_widths() -> None:
+    with pytest.raises(config.ConfigError, match="detail needs two values"):
+        dataclasses.replace(SMALL_UNET, detail=(8,))

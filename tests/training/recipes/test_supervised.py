@@ -9,12 +9,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
+import dataclasses
 import json
 import os
 import shutil
 import signal
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from depth_node import config
@@ -23,8 +25,10 @@ from training import loop
 from training.__main__ import main
 from training.checkpoints import TrainingError
 from training.data.pool import open_pool
+from training.data.samples import Sample
 from training.models.lora import parameter_count
-from training.models.unet import SmallUNet, StudentConfig
+from training.models.networks import NetworkConfig, open_network
+from training.models.unet import OFFSET, SmallUNet, StudentConfig
 from training.recipes import supervised
 
 SMALL = StudentConfig(widths=(4, 6, 8, 8, 8), depths=(0, 1, 1, 1, 1), decoder=(8, 6, 6, 4))
@@ -168,6 +172,54 @@ def test_a_run_may_start_from_another_ones_weights(
     plain = settings(pool_folder, f"start={tmp_path / 'weights.pt'}")
     model = loop.start(supervised.build(plain, Console()), plain.loop).model
     assert same(model.state_dict(), before.averaged.state_dict())
+
+
+def test_a_student_with_detail_begins_as_the_embedded_network_at_half_its_size(
+    pool_folder: Path,
+) -> None:
+    cfg = settings(
+        pool_folder, "start=embedded", "height=128", "width=192", "freeze_encoder=true",
+        "imagenet_rate=0",
+    )  # fmt: skip
+    cfg = dataclasses.replace(cfg, student=StudentConfig(detail=(8, 4)))
+    recipe = supervised.build(cfg, Console())
+    model = recipe.model()
+    shipped = open_network(NetworkConfig(source="embedded")).eval()
+    x = recipe.batch(0, (0, 4))["image"]
+    with torch.no_grad():
+        expected = shipped(torch.nn.functional.avg_pool2d(x, 2)) - OFFSET
+        coarse = torch.nn.functional.avg_pool2d(model.eval()(x), 8)
+    apart = (coarse - torch.nn.functional.avg_pool2d(expected, 4))[..., 1:-1, 1:-1].abs()
+    assert float(apart.max()) < 0.05 * float(expected.max() - expected.min())
+    learns = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert learns == {"up", "head", "detail"}
+    assert not any(p.requires_grad for p in model.detail.encoder.parameters())
+    model.train()
+    assert not model.stages.training and model.up.training
+
+
+def test_a_share_of_the_images_is_of_outdoor_scenes(pool_folder: Path) -> None:
+    cfg = settings(pool_folder, "outdoors_share=0.25", "loop.batch=400")
+    near, far = (Sample(n, np.zeros((80, 120, 3), np.uint8), np.full((80, 120), d, np.float32))
+                 for n, d in (("room", 2.0), ("street", 60.0)))  # fmt: skip
+    recipe = supervised.Supervised(cfg, [near], [far])
+    depth = recipe.batch(0, (0, 1))["depth"]
+    assert float((depth > 50).float().mean()) == pytest.approx(0.25, abs=0.08)
+
+
+def test_detail_needs_sides_that_the_half_size_can_be_divided_by() -> None:
+    with pytest.raises(config.ConfigError, match="multiples of 64"):
+        supervised.Config(height=96, width=128, student=StudentConfig(detail=(8, 4)))
+
+
+def test_the_boundary_term_is_added(pool_folder: Path) -> None:
+    recipe = supervised.build(settings(pool_folder), Console())
+    batch = recipe.batch(0, (0, 1))
+    prediction = torch.randn(batch["depth"].shape, generator=torch.Generator().manual_seed(1))
+    plain = supervised.disparity_loss(prediction, batch["depth"], supervised.LossConfig())
+    more = supervised.disparity_loss(prediction, batch["depth"], supervised.LossConfig(boundary=2))
+    assert float(more["loss"]) == pytest.approx(float(plain["loss"] + 2 * more["boundary"]))
+    assert float(more["boundary"]) > 0
 
 
 def test_the_shipped_student_fits_its_budget() -> None:

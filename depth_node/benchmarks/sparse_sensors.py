@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other sparse sensors than a LiDAR, on recorded frames with a dense truth.
+
+radar         20 points with 5 % of range noise, declared
+two sensors   200 points with 1 % and 200 with 15 % of noise: each weighed as declared, against all
+              alike and against the good ones alone
+holes         a depth camera's image with ellipses cut out where its depth is known; scored there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.benchmarks.accuracy import DepthPredictor, fit_config, predicted
+from depth_node.benchmarks.tables import Means, Table
+from depth_node.fitting import fit
+from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.metrics import coverage, evaluate
+from depth_node.recordings.frames import RecordedFrame, frame_seed
+
+SEEDS = (0, 1, 2, 3)
+RADAR_POINTS, RADAR_NOISE = 20, 0.05
+GOOD_NOISE, POOR_NOISE, EACH = 0.01, 0.15, 200
+HOLES, HOLE_POINTS = 6, 20_000
+LEAST_SCORED = 200  # pixels
+CAMERA_DENSITY = 0.2  # share of known pixels from which a source counts as a depth camera
+_STREAM = 77
+
+
+@dataclass(frozen=True)
+class SensorPoints:
+    """What a sensor gives of a frame: sparse points, and the pixels to score, (H, W) bool."""
+
+    points: SparseDepth
+    scored: NDArray[np.bool_]
+
+
+def noisy_points(frame: RecordedFrame, count: int, relative: float, *seed: int) -> SensorPoints:
+    """`count` known pixels with range noise of so large a share of the depth, declared."""
+    rng = frame_seed(frame, _STREAM, count, *seed)
+    known = np.flatnonzero(np.isfinite(frame.truth))
+    rows, cols = np.unravel_index(rng.choice(known, count, replace=False), frame.truth.shape)
+    true = frame.truth[rows, cols]
+    z = true * (1 + relative * rng.standard_normal(count))
+    scored = np.isfinite(frame.truth)
+    scored[rows, cols] = False
+    return SensorPoints(SparseDepth.from_arrays(rows, cols, z, noise_m=relative * true), scored)
+
+
+def two_sensors(frame: RecordedFrame, seed: int) -> SensorPoints:
+    """Good and poor points together."""
+    good = noisy_points(frame, EACH, GOOD_NOISE, seed, 0)
+    poor = noisy_points(frame, EACH, POOR_NOISE, seed, 1)
+    both = {
+        name: np.concatenate([getattr(good.points, name), getattr(poor.points, name)])
+        for name in ("rows", "cols", "depth", "noise_m")
+    }
+    return SensorPoints(SparseDepth.from_arrays(**both), good.scored & poor.scored)
+
+
+def undeclared(measured: SensorPoints) -> SensorPoints:
+    """The same points without their noise."""
+    p = measured.points
+    return SensorPoints(SparseDepth.from_arrays(p.rows, p.cols, p.depth), measured.scored)
+
+
+def camera_with_holes(frame: RecordedFrame, seed: int) -> SensorPoints | None:
+    """A depth camera's image, thinned evenly, with holes where its depth is known; None of a frame
+    whose depth is no image or whose holes fell where nothing is known.
+    """
+    height, width = frame.truth.shape
+    known = np.isfinite(frame.truth)
+    if known.mean() < CAMERA_DENSITY:
+        return None
+    rng = frame_seed(frame, _STREAM, seed)
+    cut = np.zeros(known.shape, np.uint8)
+    for _ in range(HOLES):
+        centre = int(rng.integers(width)), int(rng.integers(height))
+        axes = tuple(int(side) for side in rng.integers(width // 40, width // 10, 2))
+        cv2.ellipse(cut, centre, axes, float(rng.integers(180)), 0, 360, 1, -1)
+    scored = known & (cut > 0)
+    if scored.sum() < LEAST_SCORED:
+        return None
+    every = max(1, round((height * width / HOLE_POINTS) ** 0.5))
+    used = np.zeros(known.shape, bool)
+    used[::every, ::every] = True
+    rows, cols = np.nonzero(used & known & (cut == 0))
+    return SensorPoints(SparseDepth.from_arrays(rows, cols, frame.truth[rows, cols]), scored)
+
+
+CASES: dict[str, Callable[[RecordedFrame, int], SensorPoints | None]] = {
+    "radar, noise declared": lambda f, s: noisy_points(f, RADAR_POINTS, RADAR_NOISE, s),
+    "radar, not declared": lambda f, s: undeclared(noisy_points(f, RADAR_POINTS, RADAR_NOISE, s)),
+    "two sensors, noise declared": two_sensors,
+    "two sensors, all alike": lambda f, s: undeclared(two_sensors(f, s)),
+    "the good sensor alone": lambda f, s: undeclared(noisy_points(f, EACH, GOOD_NOISE, s, 0)),
+    "holes of a depth camera": camera_with_holes,
+}
+
+
+def run_sensors(
+    sources: Iterable[str | Path],
+    predictor: DepthPredictor | str,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    on_frame: Callable[[str], None] | None = None,
+) -> Table:
+    """AbsRel, coverage and width of the interval of `field` in every case, means over sources.
+
+    predictor: a network, or the NAME of the predictions stored beside the frames.
+    """
+    means = Means()
+    config = fit_config("field")
+    for frame, prediction in predicted(sources, predictor, on_frame):
+        for case, measured in _measured(frame, seeds):
+            result = fit(prediction, measured.points, image=frame.image, config=config)
+            truth = np.where(measured.scored, frame.truth, np.float32(np.nan))
+            error = evaluate(result.depth, truth).abs_rel
+            means.add(case, "AbsRel", frame.source, error)
+            inside = coverage(result.depth, result.std, truth)
+            means.add(case, "in 95 % band", frame.source, inside)
+            width = float(np.nanmedian(result.std / result.depth))
+            means.add(case, "median std / depth", frame.source, width)
+            means.add(case, "worst source", frame.source, inside)
+    rows = []
+    for case in means.rows():
+        worst = min(means.of_sources(case, "worst source").values())
+        rows.append(
+            [
+                case,
+                f"{means(case, 'AbsRel'):.4f}",
+                f"{means(case, 'in 95 % band'):.3f}",
+                f"{worst:.3f}",
+                f"{means(case, 'median std / depth'):.3f}",
+            ]
+        )
+    head = ["sensor", "AbsRel", "in 95 % band", "in its worst source", "median std / depth"]
+    return Table("Other sparse sensors, method field, mean over sources", head, rows)
+
+
+def _measured(frame: RecordedFrame, seeds: Sequence[int]) -> Iterator[tuple[str, SensorPoints]]:
+    for case, make in CASES.items():
+        for seed in seeds:
+            measured = make(frame, seed)
+            if measured is not None:
+                yield case, measured

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several cameras in one process: a DepthNode for each, one copy of every network, shared LiDARs.
+
+The node `depth_cameras` names the cameras and their topics. Each camera is a lifecycle node of its
+own, `<camera>/depth_node`, with its own parameters, callbacks, worker, memory and diagnostics.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rcl_interfaces.msg import ParameterDescriptor
+
+from depth_node.config import ConfigError
+from depth_node.engine.sharing import Opener, SharedEngines
+from depth_node.inference import open_configured
+from depth_node.ros.guarded_node import GuardedNode
+from depth_node.ros.node import INPUTS, DepthNode
+from depth_node.ros.process import run
+from depth_node.ros.shared_topics import SharedTopics
+
+LIDARS = ("points", "scan")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class CameraTopics:
+    """A camera's name, which is its namespace too, and where its inputs come from.
+
+    inputs: name as DepthNode calls it -> topic, absolute.
+    """
+
+    name: str
+    inputs: dict[str, str]
+
+
+class Cameras(GuardedNode):
+    """Reads which cameras there are, subscribes to LiDARs for all of them, brings them up.
+
+    Raises ConfigError with cause and cure if the parameters name no camera, or one that cannot be.
+    """
+
+    def __init__(self, opener: Opener = open_configured, **node_arguments: Any) -> None:
+        """opener: opens the networks. node_arguments: rclpy's, the context goes to cameras too."""
+        super().__init__("depth_cameras", **node_arguments)
+        self._opener = opener
+        names = self._names()
+        self.autostart = self._flag(
+            "autostart",
+            "Configure and activate every camera once, when it is up; false with a lifecycle"
+            " manager.",
+        )
+        self.lidars = SharedTopics(self)
+        shared = {
+            name: self._topic(name, name, f"Topic of the LiDARs' {name}, for all cameras.")
+            for name in LIDARS
+        }
+        self.cameras = [self._camera(name, shared) for name in _checked(names)]
+
+    def make_nodes(self) -> list[DepthNode]:
+        """The cameras' nodes, which have their networks and LiDARs in common."""
+        engines = SharedEngines(self._opener)
+        return [
+            DepthNode(
+                engines.open, self.lidars, context=self.context, cli_args=self._arguments(camera)
+            )
+            for camera in self.cameras
+        ]
+
+    def _camera(self, name: str, shared: dict[str, str]) -> CameraTopics:
+        inputs = {
+            topic: self._topic(
+                f"{name}.{topic}",
+                shared.get(topic, f"{name}/{topic}"),
+                f"Topic of `{topic}` of camera {name}.",
+            )
+            for topic in INPUTS
+        }
+        return CameraTopics(name, inputs)
+
+    def _arguments(self, camera: CameraTopics) -> list[str]:
+        """What only this camera's node is told; it wins over what the process is told."""
+        namespace = f"{self.get_namespace().rstrip('/')}/{camera.name}"
+        rules = {"__ns": namespace, "__node": "depth_node", **camera.inputs}
+        return ["--ros-args", *(word for pair in rules.items() for word in ("-r", ":=".join(pair)))]
+
+    def _names(self) -> list[str]:
+        about = _read_only("Names of the cameras, each its namespace.")
+        about.dynamic_typing = True  # an empty list has no type
+        value = self.declare_parameter("cameras", None, about).value
+        if isinstance(value, str) or not all(isinstance(name, str) for name in value or ()):
+            raise ConfigError(f"cameras is {value!r}: give a list of names, such as [front, left]")
+        return list(value or ())
+
+    def _flag(self, name: str, description: str) -> bool:
+        return bool(self.declare_parameter(name, False, _read_only(description)).value)
+
+    def _topic(self, name: str, default: str, description: str) -> str:
+        """The topic that a parameter names, absolute."""
+        text = str(self.declare_parameter(name, default, _read_only(description)).value)
+        return str(self.resolve_topic_name(text))
+
+
+def _checked(names: Sequence[str]) -> Sequence[str]:
+    if not names:
+        raise ConfigError(
+            "there is no camera: give depth_cameras the parameter cameras, such as [front, left]"
+            " (config/multi_camera.yaml shows a file)"
+        )
+    for name in names:
+        if not _NAME.fullmatch(name) or name in LIDARS:
+            raise ConfigError(
+                f"a camera cannot be called {name!r}, as its name is a namespace: use letters,"
+                " digits and _, a letter first, and another word than points and scan"
+            )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"cameras names {twice[0]} twice: give each camera a name of its own")
+    return names
+
+
+def _read_only(description: str) -> ParameterDescriptor:
+    return ParameterDescriptor(description=description, read_only=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the cameras until SIGINT or SIGTERM; the exit status is 0 then, 2 without a camera."""
+    autostart = False
+
+    def make() -> list[GuardedNode]:
+        nonlocal autostart
+        owner = Cameras()
+        autostart = owner.autostart
+        return [*owner.make_nodes(), owner]  # the last to be destroyed subscribes for the others
+
+    def begin(node: GuardedNode) -> None:
+        if autostart and isinstance(node, DepthNode):
+            node.bring_up()
+
+    return run(arguments, make, begin)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a process of nodes: from its arguments to a signal, each node in a thread of its own.
+
+So one node that is being configured, which may take minutes, holds up neither a signal nor another
+node.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+
+from depth_node.ros.allocator import keep_memory
+from depth_node.ros.guarded_node import GuardedNode
+
+_END_S = 1.0  # after a signal; what is still busy then, such as a build of an engine, is left
+
+
+def run(
+    arguments: list[str] | None,
+    make: Callable[[], Sequence[GuardedNode]],
+    begin: Callable[[GuardedNode], None] = lambda node: None,
+) -> int:
+    """Run nodes until SIGINT or SIGTERM; the exit status is 0 then, 2 if there are none to run.
+
+    make: creates the nodes once rclpy is up; what it raises is printed. begin: called for each node
+    in the thread of its callbacks, as the first of them.
+    """
+    keep_memory()
+    ended: SimpleQueue[int] = SimpleQueue()  # its put may be called by a signal's handler
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda number, _: ended.put(number))
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        nodes = make()
+    except Exception as error:  # rcl cannot read its arguments or the parameter file
+        kind = "" if isinstance(error, (RuntimeError, ValueError)) else f"{type(error).__name__}: "
+        print(f"depth_node: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
+    threads = [_Spinning.start(node, begin, ended) for node in nodes]
+    ended.get()
+    guard = threading.Timer(_END_S, _leave)
+    guard.daemon = True
+    guard.start()
+    for thread in threads:
+        thread.end()
+    for thread in threads:
+        thread.join()
+    for node in nodes:
+        node.destroy_node()
+    rclpy.try_shutdown()
+    guard.cancel()
+    return 0
+
+
+@dataclass
+class _Spinning:
+    """A node, its executor, and the thread of its callbacks."""
+
+    node: GuardedNode
+    executor: SingleThreadedExecutor
+    ending: threading.Event
+    thread: threading.Thread
+
+    @classmethod
+    def start(
+        cls, node: GuardedNode, begin: Callable[[GuardedNode], None], ended: SimpleQueue[int]
+    ) -> _Spinning:
+        executor, ending = SingleThreadedExecutor(), threading.Event()
+        executor.add_node(node)
+        executor.create_task(begin, node)
+        name = f"executor of {node.get_fully_qualified_name()}"
+        arguments = (executor, node, ending, ended)
+        thread = threading.Thread(target=_spin, args=arguments, name=name, daemon=True)
+        thread.start()
+        return cls(node, executor, ending, thread)
+
+    def end(self) -> None:
+        """Let it end after the callback at hand."""
+        self.ending.set()
+        self.executor.create_task(lambda: None)  # wakes it
+
+    def join(self) -> None:
+        self.thread.join()
+        self.executor.shutdown()
+
+
+def _spin(
+    executor: SingleThreadedExecutor,
+    node: GuardedNode,
+    ending: threading.Event,
+    ended: SimpleQueue[int],
+) -> None:
+    """Run callbacks until rclpy is shut down or the node is to end."""
+    try:
+        while node.context.ok() and not ending.is_set():
+            try:
+                executor.spin_once()
+            except ExternalShutdownException:
+                break
+            except Exception as error:  # of what rclpy does outside the callbacks
+                node.report_exception("rclpy's executor", error)
+                time.sleep(0.01)
+    finally:
+        ended.put(0)
+
+
+def _leave() -> None:
+    """End the process at once: what is busy now (a build of an engine, a network) takes minutes."""
+    print("depth_node: something was still busy, so it was left as it was", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts several cameras in one process and, with autostart, brings each of them to active.
+
+    ros2 launch depth_node multi_camera.launch.py params_file:=cameras.yaml
+
+The parameter file says which cameras there are and where their topics are: the package's
+config/multi_camera.yaml is one. Each camera is a lifecycle node, /<camera>/depth_node.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
+
+ARGUMENTS = {
+    "params_file": (
+        PathJoinSubstitution([FindPackageShare("depth_node"), "config", "multi_camera.yaml"]),
+        "YAML file with the cameras and their parameters.",
+    ),
+    "namespace": ("", "Namespace of all cameras: /<namespace>/<camera>/depth_node."),
+    "autostart": (
+        "true",
+        "Configure and activate every camera once, when it is up; false with a lifecycle manager.",
+    ),
+    "model": ("", "model.path of every camera for which the file names none of its own."),
+    "method": ("", "fit.method, likewise."),
+    "use_sim_time": ("", "true: time comes from /clock."),
+    "log_level": ("info", "Log level of all cameras."),
+}
+
+
+def start(context: LaunchContext) -> list:
+    """The process of the cameras with what was asked for."""
+    given = {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
+    if not Path(given["params_file"]).is_file():
+        raise RuntimeError(
+            f"launch argument params_file: there is no file {given['params_file']}: check the path"
+        )
+    overrides: dict = {}
+    if given["model"]:
+        overrides["model.path"] = given["model"]
+    if given["method"]:
+        overrides["fit.method"] = given["method"]
+    if given["use_sim_time"]:
+        overrides["use_sim_time"] = truth("use_sim_time", given["use_sim_time"])
+    files = [given["params_file"], *([for_every_node(overrides)] if overrides else [])]
+    cameras = Node(
+        package="depth_node",
+        executable="depth_cameras",
+        name="depth_cameras",
+        namespace=given["namespace"],
+        parameters=[*files, {"autostart": truth("autostart", given["autostart"])}],
+        arguments=["--ros-args", "--log-level", given["log_level"]],
+        output="screen",
+        emulate_tty=True,
+    )
+    return [cameras]
+
+
+def for_every_node(parameters: dict) -> str:
+    """A parameter file for all nodes of a process: what a Node is given is for one name alone."""
+    content = {"/**": {"ros__parameters": parameters}}
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="depth_cameras_", suffix=".yaml", delete=False
+    ) as file:
+        json.dump(content, file)  # which is YAML too
+    return file.name
+
+
+def truth(name: str, text: str) -> bool:
+    """An argument that is true or false."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in words:
+        raise RuntimeError(f"launch argument {name} is {text!r}: say true or false")
+    return words[text.lower()]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """What `ros2 launch` asks for."""
+    return LaunchDescription(
+        [
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=description)
+                for name, (default, description) in ARGUMENTS.items()
+            ),
+            OpaqueFunction(function=start),
+        ]
+    )

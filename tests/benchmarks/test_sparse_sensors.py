@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Radar, two unlike sensors and a depth camera's holes, on real frames with a real network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from depth_node.benchmarks.sparse_sensors import run_sensors
+from depth_node.engine.manifest_writer import write_manifest
+from depth_node.engine.options import ModelConfig
+from depth_node.inference import DepthModel
+
+
+@pytest.mark.slow
+def test_each_sensor_is_weighed_as_declared(shared: Path, tmp_path: Path) -> None:
+    model = shared / "models" / "fastdepth_nyu_224.onnx"
+    manifest = tmp_path / "fastdepth.manifest.yaml"
+    write_manifest(model, "depth_metric", manifest=manifest)
+    with DepthModel.open(ModelConfig(str(model), str(manifest))) as network:
+        table = run_sensors([shared / "data"], network)
+    rows = {row[0]: [float(value) for value in row[1:]] for row in table.rows}
+    _, inside, _, _ = rows["radar, noise declared"]
+    assert 0.93 <= inside <= 0.99
+    both, alone = rows["two sensors, noise declared"], rows["the good sensor alone"]
+    alike = rows["two sensors, all alike"]
+    assert both[0] < 0.9 * alike[0], "the good sensor's points count more"
+    assert both[0] < 1.05 * alone[0], "and poor ones beside them do hardly any harm"
+    assert both[3] < 0.7 * alike[3], "the interval is not as wide as the poor sensor's noise"
+    assert 0.93 <= both[1] <= 0.99
+    error, inside, _, _ = rows["holes of a depth camera"]
+    assert error <= 0.05 and 0.93 <= inside <= 0.99

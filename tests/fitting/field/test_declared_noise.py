@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Points of several sensors: each weighed by the noise that it declares, in depth and interval."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from depth_node.fitting import FitResult, fit
+from depth_node.fitting.field.interval import without_declared_noise
+from depth_node.fitting.field.points import merge_points
+from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.metrics import coverage, evaluate
+from depth_node.prediction import Prediction
+
+HEIGHT, WIDTH = 120, 160
+ROWS, COLS = np.mgrid[:HEIGHT, :WIDTH]
+TRUTH = (2 + COLS / 40 + 0.4 * np.sin(ROWS / 15)).astype(np.float32)
+NETWORK = Prediction((1 / TRUTH + 0.03 * np.sin(COLS / 25)).astype(np.float32), "disparity_metric")
+
+
+def sensor(count: int, relative: float, seed: int) -> SparseDepth:
+    rng = np.random.default_rng(seed)
+    rows, cols = np.divmod(rng.choice(HEIGHT * WIDTH, count, replace=False), WIDTH)
+    true = TRUTH[rows, cols]
+    z = true * (1 + relative * rng.standard_normal(count))
+    return SparseDepth.from_arrays(rows, cols, z, noise_m=relative * true)
+
+
+def together(*sensors: SparseDepth, declared: bool = True) -> FitResult:
+    names = ("rows", "cols", "depth", "noise_m")
+    joined = {name: np.concatenate([getattr(s, name) for s in sensors]) for name in names}
+    if not declared:
+        joined["noise_m"] = np.zeros(len(joined["depth"]), np.float32)
+    return fit(NETWORK, SparseDepth.from_arrays(**joined))
+
+
+def error(result: FitResult) -> float:
+    return evaluate(result.depth, TRUTH).abs_rel
+
+
+def test_a_poor_sensor_does_little_harm_if_it_says_so() -> None:
+    good, poor = sensor(150, 0.005, 1), sensor(150, 0.15, 2)
+    alone, weighed, alike = together(good), together(good, poor), together(
+        good, poor, declared=False
+    )  # fmt: skip
+    assert error(weighed) < 0.6 * error(alike)
+    assert error(weighed) < 2 * error(alone)
+    width = [float(np.median(result.std / result.depth)) for result in (weighed, alike)]
+    assert width[0] < 0.6 * width[1]
+    assert coverage(weighed.depth, weighed.std, TRUTH) > 0.9
+
+
+def test_without_a_declaration_nothing_changes() -> None:
+    points = sensor(100, 0.01, 3)
+    bare = SparseDepth.from_arrays(points.rows, points.cols, points.depth)
+    explicit = SparseDepth.from_arrays(points.rows, points.cols, points.depth, noise_m=0.0)
+    assert np.array_equal(fit(NETWORK, bare).depth, fit(NETWORK, explicit).depth)
+    assert np.array_equal(fit(NETWORK, bare).std, fit(NETWORK, explicit).std)
+
+
+def test_scaled_points_and_noise_scale_the_answer() -> None:
+    points = sensor(100, 0.05, 4)
+    twice = SparseDepth.from_arrays(
+        points.rows, points.cols, 2 * points.depth, noise_m=2 * points.noise_m
+    )
+    one, two = fit(NETWORK, points), fit(NETWORK, twice)
+    assert two.depth == pytest.approx(2 * one.depth, rel=1e-4)
+    assert two.std == pytest.approx(2 * one.std, rel=1e-3)
+
+
+def test_of_one_pixel_the_most_exact_counts() -> None:
+    rows, cols = np.array([5, 5, 9]), np.array([7, 7, 9])
+    depth, age_s = np.array([2.0, 3.0, 4.0]), np.zeros(3)
+    points, merged = merge_points(rows, cols, depth, age_s, (20, 20), np.array([0.2, 0.03, 0.4]))
+    assert len(points) == 2 and merged[0] == merged[1]
+    of = merged[0]
+    assert points.z[of] == pytest.approx(3.0) and points.noise[of] == pytest.approx(0.01)
+    # The newest counts before the most exact.
+    points, merged = merge_points(
+        rows, cols, depth, np.array([0.0, 0.1, 0.0]), (20, 20), np.array([0.2, 0.03, 0.4])
+    )
+    assert points.z[merged[0]] == pytest.approx(2.0)
+
+
+def test_errors_are_freed_of_the_declared_noise() -> None:
+    rng = np.random.default_rng(0)
+    own, declared = 0.02, np.full(100_000, 0.05)
+    errors = np.abs(np.hypot(own, declared) * rng.standard_normal(len(declared)))
+    freed = without_declared_noise(errors, declared)
+    assert np.quantile(freed, 0.95) == pytest.approx(1.96 * own, rel=0.1)
+    assert np.array_equal(without_declared_noise(errors, 0 * declared), errors)
+
+
+def test_noise_follows_its_points_through_subset_and_arrays() -> None:
+    points = SparseDepth.from_arrays([1, 2, 3], [1, 2, 3], [1.0, np.nan, 3.0], noise_m=[1, 2, 3])
+    assert points.noise_m.tolist() == [1, 3] and points.subset([1]).noise_m.tolist() == [3]
+    with pytest.raises(ValueError, match="five arrays"):
+        SparseDepth(
+            points.rows, points.cols, points.depth, points.age_s, noise_m=np.ones(5, np.float32)
+        )
