@@ -103,18 +103,25 @@ class Gates:
         self._nearest = np.float32(max(config.min_depth_m, depth_range_m[0]))
         self._farthest = np.float32(min(config.max_depth_m, depth_range_m[1]))
         self._believed: dict[int, Mask] = {}
+        self._thinned: dict[int, tuple[F32, F32]] = {}
+
+    def thinned(self, every: int) -> tuple[F32, F32]:
+        """Depth and std of every n-th row and column, contiguous."""
+        if every not in self._thinned:
+            depth, std = (np.ascontiguousarray(m[::every, ::every]) for m in (self.depth, self.std))
+            self._thinned[every] = depth, std
+        return self._thinned[every]
 
     def believed(self, every: int = 1) -> Mask:
         """Whether the pixels depth[::every, ::every] pass all gates."""
         if every not in self._believed:
-            take = (slice(None, None, every),) * 2
-            depth = self.depth[take]
+            depth, std = self.thinned(every)
             kept = (depth > self._nearest) & (depth < self._farthest)  # NaN is neither
             if self.config.max_std > 0:
                 # Where nothing is known about the error, std is NaN.
-                kept &= self.std[take] <= np.float32(self.config.max_std) * depth
+                kept &= std <= np.float32(self.config.max_std) * depth
             if self.sky is not None:
-                kept &= ~self.sky[take]
+                kept &= ~self.sky[::every, ::every]
             if self.config.cut_edges:
                 kept &= ~self._flying(every)
             self._believed[every] = kept
@@ -122,8 +129,7 @@ class Gates:
 
     def believed_depth(self, every: int = 1) -> F32:
         """Depth of every n-th row and column, NaN where it does not pass the gates."""
-        depth = self.depth[::every, ::every]
-        return np.where(self.believed(every), depth, np.float32(np.nan))
+        return np.where(self.believed(every), self.thinned(every)[0], np.float32(np.nan))
 
     def depth_image(self) -> F32:
         """(H, W) m: NaN unknown, +Inf too far or sky, -Inf too near; gated where config says so.
@@ -154,7 +160,7 @@ class Gates:
     def _flying_grid(self) -> tuple[Mask, int]:
         """Flying pixels on the grid of edges, and its step in pixels."""
         step = max(1, round(max(self.depth.shape) / EDGE_GRID_PX))
-        return flying_pixels(self.depth[::step, ::step]), step
+        return flying_pixels(self.thinned(step)[0]), step
 
     def _flying(self, every: int) -> Mask:
         grid, step = self._flying_grid

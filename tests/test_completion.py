@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from depth_node import config as settings
+from depth_node.cli.main import main
 from depth_node.engine import EngineError
 from depth_node.engine.manifest import Manifest, SparseSpec, manifest_path
 from depth_node.engine.manifest_writer import write_manifest
@@ -29,6 +30,7 @@ from depth_node.prediction import Prediction
 from depth_node.simulation.renderer import Scene, random_view
 
 pytest.importorskip("onnxruntime")
+pytest.importorskip("rich", reason="rich is not installed")
 pytest.importorskip("onnx", reason="onnx builds the models of these tests")
 from tests.helpers.refusals import refusal
 from tests.helpers.role_models import save_channels, save_completion
@@ -294,3 +296,15 @@ def test_fp16_copy_and_comparison(tmp_path: Path) -> None:
     images = compare.ComparisonImages(2, height=HEIGHT, width=WIDTH)
     done = convert.convert(path, images, keep=["Div", "Add", "Conv"])
     assert done.manifest.sparse == SPARSE and not done.comparison.failures
+
+
+def test_the_manifest_tool_describes_both_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_completion(tmp_path / "net.onnx", HEIGHT, WIDTH)
+    command = ["models", "manifest", str(path), "--meaning", "depth_metric"]
+    assert main(command) != 0  # the points are not named
+    assert "--sparse-depth" in " ".join(capsys.readouterr().err.split())
+    more = ["--sparse-depth", "points", "--sparse-mask", "mask", "--sparse-unit", "mm"]
+    assert main([*command, *more, "--sparse-empty", "-1"]) == 0
+    assert Manifest.load(manifest_path(path)).sparse == SparseSpec("points", "mask", "mm", -1.0)

@@ -17,6 +17,7 @@ from depth_node.benchmarks import (
     drive_accuracy,
     field_speed,
     gates,
+    obstacles,
     sparse_sensors,
     speed,
     unanchored,
@@ -153,6 +154,15 @@ def add(commands: Any) -> None:
     gated.add_argument("--seed", default="0", metavar="S,S,S", help="random seeds, one or several")
     gated.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
     gated.set_defaults(run=_run_gates)
+    floors = kinds.add_parser(
+        "obstacles", help="~/obstacles on rendered floors: false marks, boxes found, time"
+    )
+    floors.add_argument("--frames", type=int, default=600, metavar="N", help="of a drive of 60 s")
+    floors.add_argument("--boxes", type=int, default=120, metavar="N", help="frames with a box")
+    floors.add_argument("--lines", default="32", metavar="N,N", help="lines of the LiDAR")
+    floors.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
+    floors.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    floors.set_defaults(run=_run_obstacles)
     for name, description in (
         ("fit", "the region fit against a plain loop of least squares"),
         ("engine", "the engine against a plain session of ONNX Runtime"),
@@ -336,6 +346,22 @@ def _run_gates(options: argparse.Namespace) -> int:
             options.sources, model, seeds=seeds, gates=gates.CANDIDATES, on_frame=advance
         )
     print_tables(terminal, gates.tables(rows), options.out)
+    return 0
+
+
+def _run_obstacles(options: argparse.Namespace) -> int:
+    terminal = console()
+    robot, cases = obstacles.Robot(), []
+    lines = integers("--lines", options.lines)
+    with progress(terminal, "driving", len(lines) * (options.frames + options.boxes)) as advance:
+        for count in lines:
+            for frames, box in ((options.frames, False), (options.boxes, True)):
+                if frames:
+                    cases += obstacles.run_floors(
+                        robot, frames=frames, lines=count, box=box, on_step=advance
+                    )
+    tables = [*obstacles.tables(cases), obstacles.speed(robot, options.repeats)]
+    print_tables(terminal, tables, options.out)
     return 0
 
 

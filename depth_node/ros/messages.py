@@ -32,6 +32,7 @@ from depth_node.geometry.point_times import (
     split_name,
 )
 from depth_node.geometry.sparse_depth import scan_to_points, valid_ranges
+from depth_node.obstacles import SCAN_STEP_RAD, Obstacles, scan_ranges
 
 IMAGE_LAYOUTS: dict[str, tuple[str, int]] = {  # encoding -> NumPy type, channels
     "rgb8": ("u1", 3),
@@ -100,6 +101,7 @@ _TYPE_FIELDS = {name: number for number, name in _FIELD_TYPES.items()}
 _IS_BIGENDIAN = sys.byteorder == "big"
 
 XYZRGB = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("rgb", "f4")])
+XYZ_HEIGHT = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("height", "f4")])
 XYZ_RESIDUAL = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("residual", "f4")])
 
 
@@ -659,6 +661,26 @@ def residual_points(
         rows[name] = points[:, axis]
     rows["residual"] = residual
     return rows[np.isfinite(points).all(axis=1)]
+
+
+def obstacle_points(obstacles: Obstacles) -> npt.NDArray[np.void]:
+    """XYZ_HEIGHT rows, in the camera's frame, and the height above the ground."""
+    rows = np.column_stack([obstacles.points, obstacles.height]).astype(np.float32)
+    return rows.view(XYZ_HEIGHT).reshape(-1)
+
+
+def scan_message(obstacles: Obstacles, max_range_m: float, header: Header) -> LaserScan:
+    """LaserScan of the nearest obstacles about the base frame's z; +Inf free, NaN not seen."""
+    ranges = scan_ranges(obstacles, max_range_m)
+    return LaserScan(
+        header=header,
+        angle_min=-np.pi,
+        angle_max=-np.pi + (len(ranges) - 1) * SCAN_STEP_RAD,
+        angle_increment=SCAN_STEP_RAD,
+        range_min=0.0,
+        range_max=float(max_range_m),
+        ranges=array.array("f", ranges.tobytes()),
+    )
 
 
 def _bytes(values: npt.NDArray[Any]) -> array.array[int]:

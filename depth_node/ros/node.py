@@ -41,6 +41,7 @@ from depth_node.ros.bond import ManagerBond
 from depth_node.ros.diagnostics import body_frame_hint, type_mismatch
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
 from depth_node.ros.extrinsics_watch import LiveWatch
+from depth_node.ros.ground import Ground, ObstacleView
 from depth_node.ros.guarded_node import (
     GuardedLifecycleNode,
     describe_exception,
@@ -108,6 +109,7 @@ class DepthNode(GuardedLifecycleNode):
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
         self._motion: CameraMotion | None = None
+        self._ground: Ground | None = None
         self._worker: LatestWorker[PendingImage] | None = None
         self._outputs: Outputs | None = None
         self._bond: ManagerBond | None = None
@@ -130,6 +132,7 @@ class DepthNode(GuardedLifecycleNode):
             config = self._settings.config
             self._lidar = self._make_lidar(config, self._make_extrinsics(config))
             self._motion = self._make_motion(config)
+            self._ground = self._make_ground(config)
             with _forward_logs(self.get_logger()):
                 self._pipeline = DepthPipeline(config, opener=self._opener)
                 self._pipeline.warm_up()
@@ -247,6 +250,9 @@ class DepthNode(GuardedLifecycleNode):
             if self._motion is not None:
                 steps.callback(self._motion.close)
                 self._motion = None
+            if self._ground is not None:
+                steps.callback(self._ground.close)
+                self._ground = None
             if self._lidar is not None:
                 steps.callback(self._lidar.extrinsics.close)
                 self._lidar = None
@@ -323,6 +329,10 @@ class DepthNode(GuardedLifecycleNode):
             old_motion, self._motion = self._motion, self._make_motion(new)
             if old_motion is not None:
                 old_motion.close()
+        if (new.obstacles, new.tf_tolerance_s) != (old.obstacles, old.tf_tolerance_s):
+            old_ground, self._ground = self._ground, self._make_ground(new)
+            if old_ground is not None:
+                old_ground.close()
         times = (new.max_scan_age_s, new.lidar_time_offset_s)
         if times != (old.max_scan_age_s, old.lidar_time_offset_s):
             self._lidar = self._make_lidar(new, extrinsics)
@@ -373,6 +383,19 @@ class DepthNode(GuardedLifecycleNode):
                 f" world_frame ({error})"
             ) from error
         return CameraMotion(config.world_frame, source, config.tf_tolerance_s)
+
+    def _make_ground(self, config: NodeConfig) -> Ground:
+        source: TransformSource | None = None
+        if config.obstacles.base_frame:
+            try:
+                source = self.make_transform_source()
+            except ImportError as error:
+                raise ConfigError(
+                    "obstacles.base_frame needs TF: install tf2_ros (apt install"
+                    " ros-jazzy-tf2-ros-py), or empty it and set obstacles.camera_height_m"
+                    f" ({error})"
+                ) from error
+        return Ground(config.obstacles, source, config.tf_tolerance_s, self.warn_throttled)
 
     def make_transform_source(self) -> TransformSource:
         """Where transforms come from without T_camera_lidar. ImportError without tf2_ros."""
@@ -503,6 +526,8 @@ class DepthNode(GuardedLifecycleNode):
         self._forget()
         if self._lidar is not None:
             self._lidar.extrinsics.forget()
+        if self._ground is not None:
+            self._ground.forget()
         if self._worker is not None:
             self._worker.clear()
         self._monitor.reset(time.monotonic())
@@ -592,11 +617,20 @@ class DepthNode(GuardedLifecycleNode):
             stage_ms = dict(result.stage_ms)
             start_s = time.perf_counter()
             if self._outputs is not None:
-                self._outputs.publish(wanted, result, image, camera, header, config)
+                self._outputs.publish(
+                    wanted, result, image, camera, header, config,
+                    lambda: self._obstacle_view(result, camera, pending),
+                )  # fmt: skip
             stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
         if watch is not None and points.sources:
             watch.offer_image(observed, header)
         self._report(pending, points, result, stage_ms, camera)
+
+    def _obstacle_view(
+        self, result: DepthResult, camera: Camera, pending: PendingImage
+    ) -> ObstacleView | None:
+        ground, frame = self._ground, pending.message.header.frame_id
+        return ground.view(result, camera, frame, pending.stamp_ns) if ground is not None else None
 
     def _pose(
         self, motion: CameraMotion | None, frame: str, stamp_ns: int

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from rclpy.node import Node
@@ -13,6 +15,7 @@ from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera
 from depth_node.pipeline import DepthResult
+from depth_node.ros.ground import ObstacleView
 from depth_node.ros.parameters import NodeConfig
 from depth_node.ros.results import OUTPUTS, message_makers
 
@@ -47,12 +50,17 @@ class Outputs:
         camera: Camera,
         header: Header,
         config: NodeConfig,
+        obstacle_view: Callable[[], ObstacleView | None],
     ) -> None:
-        """Make and publish these topics and no other; stamp and frame are those of the image."""
-        make = message_makers(result, image, camera, header, config)
-        for topic, message in make.items():
-            if topic in topics:
-                self._publishers[topic].publish(message())
+        """Make and publish these topics and no other; stamp and frame are those of the image.
+
+        obstacle_view: see message_makers().
+        """
+        make = message_makers(result, image, camera, header, config, obstacle_view)
+        for topic, maker in make.items():
+            message = maker() if topic in topics else None
+            if message is not None:
+                self._publishers[topic].publish(message)
 
     def close(self) -> None:
         """Take the topics off the graph."""

@@ -21,9 +21,11 @@ from depth_node.config import (
     describe,
     option,
     replace,
+    section,
     validate,
 )
 from depth_node.geometry.rigid import check_rigid
+from depth_node.obstacles import ObstacleConfig
 from depth_node.pipeline import PipelineConfig
 from depth_node.ros.messages import brief
 
@@ -106,6 +108,7 @@ _OWN_SECTIONS = (
     "segmentation.",
     "fit.",
     "publish.",
+    "obstacles.",
     "qos_overrides.",
 )
 _NEAR = 0.8  # likeness of names from which on one is taken for a misspelt other
@@ -220,6 +223,8 @@ class NodeConfig(PipelineConfig):
         minimum=0.0,
         maximum=1.0,
     )
+    obstacles: ObstacleConfig = section(ObstacleConfig, "where the ground is and what stands on it")
+
     bond: bool = option(
         True,
         "Whether an active node offers the bond by which a lifecycle manager (Nav2's) notices that"

@@ -6,13 +6,14 @@ Without rclpy: the live node publishes these messages, a replay writes them into
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera
@@ -20,6 +21,7 @@ from depth_node.geometry.millimetres import depth_to_millimetres
 from depth_node.monitor import FrameRecord, Report
 from depth_node.pipeline import DepthResult
 from depth_node.ros import messages
+from depth_node.ros.ground import ObstacleView
 
 RECTIFIED = "~/depth/image_rect"
 UNRECTIFIED = "~/depth/image"  # depth of an image with distortion must not be called rectified
@@ -29,6 +31,8 @@ CONFIDENCE = "~/confidence"
 REGIONS = "~/regions"
 FIT = "~/fit"
 REJECTED = "~/rejected"
+OBSTACLES = "~/obstacles"
+OBSTACLE_SCAN = "~/obstacles/scan"
 DIAGNOSTICS = "/diagnostics"
 
 OUTPUTS: dict[str, type] = {
@@ -40,6 +44,8 @@ OUTPUTS: dict[str, type] = {
     REGIONS: Image,
     FIT: PointCloud2,
     REJECTED: PointCloud2,
+    OBSTACLES: PointCloud2,
+    OBSTACLE_SCAN: LaserScan,
 }
 
 
@@ -66,8 +72,12 @@ def message_makers(
     camera: Camera,
     header: Header,
     config: OutputConfig,
+    obstacle_view: Callable[[], ObstacleView | None] = lambda: None,
 ) -> dict[str, Callable[[], Any]]:
     """What makes the message of each topic of OUTPUTS; nothing is computed before it is called.
+
+    One that has nothing to say gives None. obstacle_view: what stands on the ground, None where
+    nobody knows where that is.
 
     image: (H, W, 3) uint8 RGB. header: stamp and frame of the image, which every message gets.
     """
@@ -99,6 +109,21 @@ def message_makers(
         )
         return messages.table_message(rows, header)
 
+    shared_view = functools.cache(obstacle_view)
+
+    def obstacles() -> PointCloud2 | None:
+        view = shared_view()
+        if view is None:
+            return None
+        return messages.table_message(messages.obstacle_points(view.obstacles), header)
+
+    def obstacle_scan() -> LaserScan | None:
+        view = shared_view()
+        if view is None or not view.base_frame:  # parameters have no frame to put it into
+            return None
+        scan_header = Header(stamp=header.stamp, frame_id=view.base_frame)
+        return messages.scan_message(view.obstacles, view.max_range_m, scan_header)
+
     return {
         RECTIFIED: depth,
         UNRECTIFIED: depth,
@@ -108,6 +133,8 @@ def message_makers(
         REGIONS: regions,
         FIT: lambda: messages.table_message(result.fit.regions, header),
         REJECTED: rejected,
+        OBSTACLES: obstacles,
+        OBSTACLE_SCAN: obstacle_scan,
     }
 
 

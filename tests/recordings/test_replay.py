@@ -13,6 +13,7 @@ import pytest
 from depth_node.config import build, load
 from depth_node.fitting import FitStatus
 from depth_node.frame import FrameInput
+from depth_node.geometry.camera import Camera
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.prediction import Prediction
 from depth_node.recordings import replay
@@ -249,7 +250,7 @@ class Oracle:
     def __init__(self) -> None:
         self.stage_ms: dict[str, float] = {}
 
-    def predict(self, image: np.ndarray) -> Prediction:
+    def predict(self, image: np.ndarray, camera: Camera | None = None) -> Prediction:
         return Prediction(relative_of(scene()[1]), "disparity_affine_invariant")
 
 

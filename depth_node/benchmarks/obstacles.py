@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`~/obstacles` on procedural floors: what is marked where nothing is, boxes that are found, time.
+
+Every frame goes through the pipeline as in the node, with the embedded network or with a stand-in
+for a sharp one: rendered disparity without scale, a pixel soft and 3 % wrong over wide areas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as changed
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.benchmarks.speed import machine, one_core, take_turns
+from depth_node.benchmarks.tables import Table
+from depth_node.config import build
+from depth_node.engine.manifest import EMBEDDED
+from depth_node.fitting import fit
+from depth_node.gates import Gates
+from depth_node.inference import DepthModel
+from depth_node.obstacles import ObstacleConfig, ObstacleFinder, Obstacles
+from depth_node.pipeline import DepthPipeline, DepthResult, PipelineConfig
+from depth_node.simulation.floors import RATE_HZ, FloorFrame, FloorWorld, sharp_prediction
+
+NETWORKS = ("sharp stand-in", "embedded")
+SEEDS = (100, 101, 102, 103, 104, 105)
+DRIVE_S = 60.0
+FLAT_WITHIN_M = 8.0
+BOX_M, BOX_DISTANCE_M, BOX_OFFSET_M = 0.1, 3.0, 0.5
+BOX_MARGIN_M = 0.1  # a mark so near beside the box marks it, two cells of a costmap of 5 cm
+
+
+@dataclass(frozen=True)
+class FloorCase:
+    """One frame: how many points were marked on the floor within 8 m, and whether on the box."""
+
+    network: str
+    lines: int
+    box: bool
+    wrong: int
+    marked: bool
+
+
+class Robot:
+    """The pipeline of each network, and what finds obstacles, as in the node."""
+
+    def __init__(self) -> None:
+        config = build(PipelineConfig, {"model": {"path": EMBEDDED}})
+        model = DepthModel.open(config.model, config.engine)
+        self.pipelines = {name: DepthPipeline(config, model) for name in NETWORKS}
+        self.finder, self.config = ObstacleFinder(), ObstacleConfig()
+
+    def see(self, frame: FloorFrame, network: str, seed: int) -> tuple[DepthResult, Obstacles]:
+        """What one network makes of a frame."""
+        given = frame.input
+        if network == "sharp stand-in":
+            given = changed(given, prediction=sharp_prediction(frame.view, seed))
+        result = self.pipelines[network].process(given)
+        return result, self.finder.find(
+            result.gates,
+            given.camera,
+            frame.T_base_camera,
+            self.config,
+            result.sparse,
+            result.fit.point_inlier,
+        )
+
+    def reset(self) -> None:
+        """Another floor: nothing is remembered."""
+        for pipeline in self.pipelines.values():
+            pipeline.reset()
+
+
+def run_floors(
+    robot: Robot,
+    seeds: Sequence[int] = SEEDS,
+    frames: int = 600,
+    lines: int = 32,
+    *,
+    box: bool,
+    networks: Sequence[str] = NETWORKS,
+    on_step: Callable[[str], None] = lambda text: None,
+) -> list[FloorCase]:
+    """Cases of a drive of 60 s, spread over the floors of the seeds; on_step after each frame."""
+    cases = []
+    numbers = np.linspace(0, DRIVE_S * RATE_HZ - 1, frames).round().astype(int)
+    for seed, part in zip(seeds, np.array_split(numbers, len(seeds)), strict=True):
+        world, rng = FloorWorld(seed, lines=lines), np.random.default_rng(seed)
+        robot.reset()
+        for number in part.tolist():
+            place = (BOX_DISTANCE_M, float(rng.uniform(-BOX_OFFSET_M, BOX_OFFSET_M)), BOX_M)
+            frame = world.frame(number, place if box else None)
+            if box:
+                robot.reset()  # the box is somewhere else in every frame
+            for network in networks:
+                _, found = robot.see(frame, network, seed)
+                cases.append(_judge(found, network, lines, place if box else None))
+            on_step(f"floor {seed}")
+    return cases
+
+
+def _judge(
+    found: Obstacles, network: str, lines: int, box: tuple[float, float, float] | None
+) -> FloorCase:
+    near = np.hypot(found.in_base[:, 0], found.in_base[:, 1]) < FLAT_WITHIN_M
+    on_box: NDArray[np.bool_] = np.zeros(len(near), bool)
+    if box is not None:
+        distance, offset, edge = box
+        x, y = found.in_base.T
+        on_box = (x > distance - BOX_MARGIN_M) & (x < distance + edge + BOX_MARGIN_M)
+        on_box &= np.abs(y - offset) < edge / 2 + BOX_MARGIN_M
+    wrong = int(np.count_nonzero(near & ~on_box))
+    return FloorCase(network, lines, box is not None, wrong, bool(on_box.any()))
+
+
+def speed(robot: Robot, repeats: int = 0) -> Table:
+    """Times of the obstacles of a 640x480 frame on one core, beside the fit of the same frame."""
+    frame = FloorWorld(SEEDS[0]).frame(0, (BOX_DISTANCE_M, 0.0, BOX_M))
+    result, _ = robot.see(frame, NETWORKS[0], SEEDS[0])
+    camera, config = frame.input.camera, robot.config
+
+    def obstacles(with_gates: bool) -> object:
+        gates = result.gates
+        if with_gates:
+            gates = Gates(result.depth, result.std, result.config.publish)
+        return robot.finder.find(
+            gates, camera, frame.T_base_camera, config, result.sparse, result.fit.point_inlier
+        )
+
+    with one_core():
+        times = take_turns(
+            {
+                "fit": lambda: fit(result.prediction, result.sparse, image=frame.input.image),
+                "gates and obstacles": lambda: obstacles(True),
+                "obstacles, gates known": lambda: obstacles(False),
+            },
+            repeats or 50,
+        )
+    base = float(np.median(times["fit"].cpu))
+    body = []
+    for name, one in times.items():
+        cpu = float(np.median(one.cpu))
+        body.append([name, f"{cpu:.2f}", f"{np.median(one.wall):.2f}", f"{cpu / base:.3f}"])
+    notes = [f"{len(result.sparse)} points, 640x480, one core, medians", machine()]
+    return Table("Time of ~/obstacles", ["", "CPU ms", "ms", "of the fit (CPU)"], body, notes)
+
+
+def tables(cases: Sequence[FloorCase]) -> list[Table]:
+    """Floors without and with a box, by network and LiDAR."""
+    flat, boxes = [], []
+    for network, lines in dict.fromkeys((case.network, case.lines) for case in cases):
+        own = [case for case in cases if (case.network, case.lines) == (network, lines)]
+        empty = [case for case in own if not case.box]
+        if empty:
+            wrong = sum(case.wrong > 0 for case in empty)
+            points = sum(case.wrong for case in empty)
+            flat.append([network, str(lines), str(len(empty)), str(wrong), str(points)])
+        full = [case for case in own if case.box]
+        if full:
+            marked = np.mean([case.marked for case in full])
+            wrong = sum(case.wrong > 0 for case in full)
+            boxes.append([network, str(lines), str(len(full)), f"{marked:.1%}", str(wrong)])
+    head = ["network", "LiDAR lines", "frames"]
+    result = []
+    if flat:
+        marks = ["with a mark within 8 m", "points marked"]
+        result.append(Table("A flat floor, 60 s", [*head, *marks], flat))
+    if boxes:
+        marks = ["box marked", "frames with another mark"]
+        result.append(Table("A box of 10 cm at 3 m", [*head, *marks], boxes))
+    return result

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Obstacles: what of a depth map stands on the ground, for a robot's costmap.
+
+The ground is the plane z = 0 of the robot's base frame, put right in every frame by a robust plane
+through what lies near it (a suspension, a wrong pitch). A pixel is an obstacle where it passes the
+gates, is higher than the least height, than the standard deviation of its height and than a tenth
+of the camera's height (beyond 3 m more, as the square of the distance), and where its neighbours
+say so too: one false cell blocks a path. Measured points that the fit believes count by themselves:
+of a low thing that the LiDAR meets and the network does not see they are all there is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.config import ConfigError, option, validate
+from depth_node.gates import Gates
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import SparseDepth
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+GRID_PX = 320  # larger side of the grid of pixels that are judged
+GROUND_BAND_M = 0.15  # what is nearer to the expected ground may be ground
+GROUND_SCALE_M = 0.03  # Tukey's biweight: farther from the plane counts nothing
+GROUND_STEPS = 4  # of reweighting
+GROUND_EVERY = 6  # of the grid's rows and columns take part in the fit of the ground
+MIN_GROUND_POINTS = 100  # fewer do not put the ground right
+MAX_TILT, MAX_OFFSET_M = math.tan(math.radians(5)), 0.1  # more is no ground put right
+FLOOR_ERROR = 0.1  # of the camera's height: what a tenth of error of a floor's depth lifts it by
+NEAR_M = 3.0  # beyond, rows of LiDAR points on the floor lie apart as the square of the distance
+SUPPORT_WINDOW, MIN_SUPPORT = 5, 5  # of the grid: a thin pole, one pixel wide, has just that
+CELL_M, MIN_MEASURED = 0.15, 3  # so many measured points in a cell of the floor support each other
+SCAN_STEP_RAD = math.radians(0.5)
+
+
+@dataclass(frozen=True)
+class ObstacleConfig:
+    """Where the ground is and what stands on it, for `~/obstacles` and `~/obstacles/scan`."""
+
+    base_frame: str = option(
+        "",
+        "The robot's TF frame on the ground, z up, such as base_footprint. Empty: TF is not asked;"
+        " camera_height_m and camera_pitch_deg tell where the ground is.",
+    )
+    camera_height_m: float = option(
+        0.0,
+        "Height of the camera above the ground, where base_frame is empty; 0 = unknown, no"
+        " obstacles.",
+        unit="m",
+        minimum=0.0,
+        maximum=100.0,
+    )
+    camera_pitch_deg: float = option(
+        0.0,
+        "How far the camera looks down from level, where base_frame is empty.",
+        unit="deg",
+        minimum=-90.0,
+        maximum=90.0,
+    )
+    min_height_m: float = option(
+        0.04,
+        "What is lower above the ground is no obstacle. Pixels between the measured points must be"
+        " higher than a tenth of the camera's height too.",
+        unit="m",
+        minimum=0.0,
+        maximum=10.0,
+    )
+    max_height_m: float = option(
+        2.0,
+        "What is higher above the ground is no obstacle: the robot passes below it.",
+        unit="m",
+        minimum=0.01,
+        maximum=100.0,
+    )
+    max_range_m: float = option(
+        8.0,
+        "What is farther from the base frame's origin, over the ground, is left out.",
+        unit="m",
+        minimum=0.1,
+        maximum=1000.0,
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.min_height_m >= self.max_height_m:
+            raise ConfigError(
+                f"min_height_m is {self.min_height_m:g} and max_height_m {self.max_height_m:g}: the"
+                " first must be smaller"
+            )
+
+    def fixed_ground(self) -> F64 | None:
+        """T_base_camera (4, 4) of the parameters, the base frame below the camera; None without."""
+        if self.camera_height_m <= 0:
+            return None
+        return camera_above_ground(self.camera_height_m, self.camera_pitch_deg)
+
+
+def camera_above_ground(height_m: float, pitch_deg: float) -> F64:
+    """T_base_camera (4, 4) of a camera so high above the base frame that looks ahead and down.
+
+    Base frame: on the ground, x ahead, y left, z up.
+    """
+    pitch = math.radians(pitch_deg)
+    T = np.eye(4)
+    T[:3, :3] = [
+        [0.0, -math.sin(pitch), math.cos(pitch)],
+        [-1.0, 0.0, 0.0],
+        [0.0, -math.cos(pitch), -math.sin(pitch)],
+    ]
+    T[2, 3] = height_m
+    return T
+
+
+@dataclass(frozen=True)
+class Obstacles:
+    """The obstacles of one frame.
+
+    points: (N, 3) float32 m in the camera's frame. height: (N,) float32 m above the ground. ground:
+    (3,) a, b, c of the ground's height a + b x + c y in the base frame. T_base_camera: (4, 4).
+    level: gives (M, 3) float32 m, believed pixels on the ground in the camera's frame.
+    """
+
+    points: F32
+    height: F32
+    ground: F64
+    T_base_camera: F64
+    level: Callable[[], F32]
+
+    @cached_property
+    def in_base(self) -> F32:
+        """(N, 2) float32 m, x and y of the points in the base frame."""
+        return _over_ground(self.points, self.T_base_camera)
+
+    @cached_property
+    def free(self) -> F32:
+        """(M, 2) float32 m, x and y in the base frame of believed pixels on the ground."""
+        return _over_ground(self.level(), self.T_base_camera)
+
+
+def _over_ground(points: F32, T_base_camera: F64) -> F32:
+    T = T_base_camera.astype(np.float32)
+    return points @ T[:2, :3].T + T[:2, 3]
+
+
+class ObstacleFinder:
+    """Finds obstacles in one frame after another; what depends on the camera alone is kept."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Camera, int, bytes, float] | None = None
+        self._grid: _Grid | None = None
+
+    def find(
+        self,
+        gates: Gates,
+        camera: Camera,
+        T_base_camera: F64,
+        config: ObstacleConfig,
+        sparse: SparseDepth | None = None,
+        inlier: NDArray[np.bool_] | None = None,
+    ) -> Obstacles:
+        """What stands on the ground. gates: of the depth map that this camera saw.
+
+        sparse, inlier: the points that were measured, and (N,) which of them are believed.
+        """
+        every = max(1, round(max(gates.depth.shape) / GRID_PX))
+        grid = self._prepare(camera, every, T_base_camera, config.max_range_m)
+        depth, std = gates.thinned(every)
+        within = gates.believed(every) & (depth < grid.reach)
+        ground = _ground(depth, within, grid)
+        a, b, c = ground.astype(np.float32)
+        x0, y0, z0 = grid.start
+        # The height over the ground is linear in the depth along each ray.
+        rise = grid.x * -b
+        rise -= c * grid.y
+        rise += grid.up
+        height = depth * rise
+        offset = z0 - (a + b * x0 + c * y0)
+        height += offset
+        lowest = max(config.min_height_m, FLOOR_ERROR * float(z0 - a))
+        least = depth * depth
+        least *= grid.flat_square
+        least *= np.float32(lowest / NEAR_M**2)
+        np.maximum(least, np.float32(lowest), out=least)
+        np.maximum(least, std * np.abs(rise), out=least)
+        stands = within & (height > least)  # NaN is not above
+        stands &= height < np.float32(config.max_height_m)
+        stands &= _support(stands)
+        points, heights = [grid.rays[stands] * depth[stands][:, None]], [height[stands]]
+        if sparse is not None and len(sparse):
+            # A pixel of the grid is so high; it is not where the point is, but nearly.
+            slant = rise[sparse.rows // every, sparse.cols // every] + np.float32(every / camera.fy)
+            near = np.flatnonzero(sparse.depth * slant + offset > np.float32(config.min_height_m))
+            if inlier is not None:
+                near = near[inlier[near]]
+            measured, above = _measured(sparse, near, camera, T_base_camera, ground, config)
+            points.append(measured)
+            heights.append(above)
+
+        def level() -> F32:
+            low = within & (np.abs(height) < np.float32(lowest))
+            return grid.rays[low] * depth[low][:, None]
+
+        return Obstacles(
+            np.concatenate(points), np.concatenate(heights), ground, T_base_camera, level
+        )
+
+    def _prepare(self, camera: Camera, every: int, T_base_camera: F64, max_range_m: float) -> _Grid:
+        key = (camera, every, T_base_camera.tobytes(), max_range_m)
+        if self._grid is None or key != self._key:
+            self._grid = _Grid.of(camera, every, T_base_camera, max_range_m)
+            self._key = key
+        return self._grid
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What depends on the camera alone, for a grid of h x w pixels.
+
+    rays: (h, w, 3) of the camera. x, y, up: (h, w) the same in the base frame. reach: (h, w)
+    m, the depth at which a ray leaves the range. flat_square: (h, w) squared length of a ray over
+    the ground. start: (3,) m, the camera in the base frame.
+    """
+
+    rays: F32
+    x: F32
+    y: F32
+    up: F32
+    reach: F32
+    flat_square: F32
+    start: F32
+
+    @classmethod
+    def of(cls, camera: Camera, every: int, T_base_camera: F64, max_range_m: float) -> _Grid:
+        rays = np.ascontiguousarray(camera.rays()[::every, ::every])
+        base_rays = rays @ T_base_camera[:3, :3].T.astype(np.float32)
+        start = T_base_camera[:3, 3].astype(np.float32)
+        # |start + d ray| = range over the ground, a quadratic equation in d
+        over = base_rays[..., :2].astype(np.float64)
+        square, along = (over**2).sum(-1), over @ start[:2].astype(np.float64)
+        inside = max_range_m**2 - float(start[:2] @ start[:2])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            reach = (np.sqrt(along**2 + square * inside) - along) / square
+        reach = np.where(square > 0, reach, np.inf if inside > 0 else 0.0)
+        x, y, up = (np.ascontiguousarray(base_rays[..., axis]) for axis in range(3))
+        return cls(rays, x, y, up, reach.astype(np.float32), square.astype(np.float32), start)
+
+
+def _support(stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(h, w): whether enough pixels stand around each."""
+    window = (SUPPORT_WINDOW, SUPPORT_WINDOW)
+    count = cv2.boxFilter(
+        stands.view(np.uint8), -1, window, normalize=False, borderType=cv2.BORDER_CONSTANT
+    )
+    return np.asarray(count >= MIN_SUPPORT, bool)
+
+
+def _ground(depth: F32, within: NDArray[np.bool_], grid: _Grid) -> F64:
+    """fit_ground() of some of the grid's pixels near the expected ground."""
+    some = (slice(None, None, GROUND_EVERY),) * 2
+    d = depth[some]
+    height = d * grid.up[some] + grid.start[2]
+    near = within[some] & (np.abs(height) < np.float32(GROUND_BAND_M))
+    d = d[near]
+    x, y = d * grid.x[some][near] + grid.start[0], d * grid.y[some][near] + grid.start[1]
+    return fit_ground(np.stack([x, y, height[near]], axis=1))
+
+
+def fit_ground(points: NDArray[np.floating]) -> F64:
+    """(3,) a, b, c: the ground's height a + b x + c y, m; zeros where it cannot be put right.
+
+    points: (N, 3) m in the base frame, near the expected ground. Reweighted least squares with
+    Tukey's biweight.
+    """
+    if len(points) < MIN_GROUND_POINTS:
+        return np.zeros(3)
+    x, y, height = points.T.astype(np.float64)
+    design = np.stack([np.ones(len(x)), x, y])
+    plane, scale = np.zeros(3), 3 * GROUND_SCALE_M
+    for _ in range(GROUND_STEPS):
+        off = (height - plane @ design) / scale
+        weighted = design * np.square(np.maximum(1 - off * off, 0.0))
+        # A little of the expected ground: points in a line do not tell a plane.
+        normal = weighted @ design.T + np.diag([1e-3, 1.0, 1.0])
+        plane = np.linalg.solve(normal, weighted @ height)
+        scale = max(scale / 2, GROUND_SCALE_M)
+    is_ground = math.hypot(plane[1], plane[2]) <= MAX_TILT and abs(plane[0]) <= MAX_OFFSET_M
+    return plane if is_ground else np.zeros(3)
+
+
+def _measured(
+    sparse: SparseDepth,
+    which: NDArray[np.intp],
+    camera: Camera,
+    T_base_camera: F64,
+    ground: F64,
+    config: ObstacleConfig,
+) -> tuple[F32, F32]:
+    """Those of some measured points that are obstacles: (n, 3) m in the camera's frame, and their
+    (n,) m of height."""
+    depth = sparse.depth[which].astype(np.float32)
+    points = camera.rays()[sparse.rows[which], sparse.cols[which]] * depth[:, None]
+    a, b, c = ground
+    plane = np.array([-b, -c, 1.0])
+    up = (plane @ T_base_camera[:3, :3]).astype(np.float32)
+    height = points @ up + np.float32(plane @ T_base_camera[:3, 3] - a)
+    high = (height > np.float32(config.min_height_m)) & (height < np.float32(config.max_height_m))
+    points, height = points[high], height[high]
+    xy = _over_ground(points, T_base_camera)
+    kept: NDArray[np.bool_] = np.zeros(len(xy), bool)
+    for shift in (0.0, 0.5):  # what a border of cells divides lies within one of the other grid
+        cell = np.floor(xy / np.float32(CELL_M) + np.float32(shift)).astype(np.int64)
+        _, group, counts = np.unique(
+            cell[:, 0] * 1_000_003 + cell[:, 1], return_inverse=True, return_counts=True
+        )
+        kept |= counts[group] >= MIN_MEASURED
+    kept &= (xy * xy).sum(1) < config.max_range_m**2
+    return points[kept], height[kept].astype(np.float32)
+
+
+def scan_ranges(found: Obstacles, max_range_m: float) -> F32:
+    """(720,) m from -pi in steps of half a degree about the base frame's z: the nearest obstacle.
+
+    +Inf where ground was seen and no obstacle, NaN where nothing was.
+    """
+    count = round(2 * math.pi / SCAN_STEP_RAD)
+    ranges: F32 = np.full(count, np.nan, np.float32)
+    ranges[_beams(found.free, count)] = np.inf
+    nearest: F32 = np.full(count, np.inf, np.float32)
+    beams = _beams(found.in_base, count)
+    distance = np.hypot(found.in_base[:, 0], found.in_base[:, 1])
+    np.minimum.at(nearest, beams, distance)
+    hit = nearest <= max_range_m
+    ranges[hit] = nearest[hit]
+    return ranges
+
+
+def _beams(xy: F32, count: int) -> NDArray[np.int64]:
+    angle = np.arctan2(xy[:, 1], xy[:, 0]) + np.float32(math.pi)
+    return (np.floor(angle / SCAN_STEP_RAD + 0.5).astype(np.int64)) % count

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A robot on the flat floor of a hall, with or without a box before it: image, LiDAR, exact depth.
+
+The robot's base frame is on the floor, x forward, z up; its camera looks ahead and down. Its LiDAR
+sits above the camera (walk.T_CAMERA_LIDAR).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.frame import FrameInput
+from depth_node.geometry.camera import Camera
+from depth_node.obstacles import camera_above_ground
+from depth_node.prediction import Prediction
+from depth_node.simulation.primitives import BOX, Material, Primitive, Room
+from depth_node.simulation.renderer import LidarPattern, Rendered, Scene
+from depth_node.simulation.textures import TEXTURE_NAMES, TEXTURE_SETS
+from depth_node.simulation.walk import T_CAMERA_LIDAR
+
+F64 = NDArray[np.float64]
+
+HALL_HALF_M = (13.0, 13.0, 1.6)
+CAMERA = Camera(640, 480, 460.0, 460.0, 319.5, 239.5)
+FLOOR_TEXTURES = ("plain", "tiles", "planks", "speckle", "noise", "checker", "marble")
+RATE_HZ = 10.0
+SPEED_M_S, CIRCLE_M = 0.5, 2.0  # round the middle of the hall: walls are 9 m away or more
+_BLUR_PX, _RIPPLE, _RIPPLE_PX = 1.2, 0.03, 60.0
+
+
+@dataclass(frozen=True)
+class FloorFrame:
+    """What the robot sees at one moment, and what is there.
+
+    T_base_camera (4, 4). view: image, exact depth and labels; the box has the last label.
+    """
+
+    input: FrameInput
+    view: Rendered
+    T_base_camera: F64
+
+
+class FloorWorld:
+    """A hall whose floor, walls and light are drawn from a seed, and a robot in it.
+
+    camera_height_m, pitch_deg: of the camera, down. lines, range_noise_m: of the LiDAR.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        camera_height_m: float = 0.5,
+        pitch_deg: float = 12.0,
+        lines: int = 32,
+        range_noise_m: float = 0.01,
+        camera: Camera = CAMERA,
+    ) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.seed, self.camera = seed, camera
+        self.T_base_camera = camera_above_ground(camera_height_m, pitch_deg)
+        self.lidar = LidarPattern(lines, 900, (-25.0, 15.0), (-60.0, 60.0), range_noise_m)
+        names = list(self.rng.choice(FLOOR_TEXTURES, 3))
+        self._materials = [self._material(name, self.rng.uniform(0.5, 2.0)) for name in names]
+        self._box = self._material("print", 0.3)
+        self._light = self.rng.uniform(0.6, 1.5)
+        self._set = int(self.rng.integers(TEXTURE_SETS))
+        self._empty = self._scene(())
+
+    def frame(self, number: int, box: tuple[float, float, float] | None = None) -> FloorFrame:
+        """A frame of a drive in a circle at 10 Hz.
+
+        box: distance, offset to the left and edge length in m of a cube before the robot.
+        """
+        angle = SPEED_M_S / CIRCLE_M * number / RATE_HZ
+        T_world_base = np.eye(4)
+        T_world_base[:2, :2] = [
+            [math.cos(angle), -math.sin(angle)],
+            [math.sin(angle), math.cos(angle)],
+        ]
+        T_world_base[:2, 3] = CIRCLE_M * math.sin(angle), -CIRCLE_M * math.cos(angle)
+        scene = self._empty
+        if box is not None:
+            distance, offset, edge = box
+            centre = T_world_base @ np.array([distance + edge / 2, offset, edge / 2, 1.0])
+            half = np.full(3, edge / 2)
+            scene = self._scene(
+                (Primitive(BOX, centre[:3], T_world_base[:3, :3], half, self._box),)
+            )
+        T_world_camera = T_world_base @ self.T_base_camera
+        view = scene.render(self.camera, T_world_camera, antialias=box is not None)
+        points = scene.lidar(T_world_camera @ T_CAMERA_LIDAR, self.lidar, self.seed + number)
+        frame = FrameInput(
+            view.image, self.camera, points, T_CAMERA_LIDAR,
+            stamp_ns=round((1 + number / RATE_HZ) * 1e9), T_world_camera=T_world_camera,
+        )  # fmt: skip
+        return FloorFrame(frame, view, self.T_base_camera)
+
+    def _material(self, texture: str, tile_m: float) -> Material:
+        shade = self.rng.uniform(0.15, 0.6) * self.rng.uniform(0.7, 1.0, 3)
+        steps = (0.6, 1.0, 1.3)
+        palette = tuple(tuple(float(v) for v in np.clip(shade * s, 0.01, 1)) for s in steps)
+        return Material(TEXTURE_NAMES.index(texture), tile_m, palette)
+
+    def _scene(self, primitives: tuple[Primitive, ...]) -> Scene:
+        floor, wall, ceiling = self._materials
+        half = np.array(HALL_HALF_M)
+        room = Room(
+            half, (wall,) * 4 + (floor, ceiling), primitives, (),
+            np.full(3, self._light), self._set, "room", np.zeros(3),
+        )  # fmt: skip
+        return Scene(room, shadow_px=64)
+
+
+def sharp_prediction(view: Rendered, seed: int) -> Prediction:
+    """What a good foundation network gives of a view: disparity without scale, edges a pixel soft,
+    wrong by a few percent over wide areas.
+    """
+    height, width = view.depth.shape
+    rng = np.random.default_rng(seed)
+    coarse = rng.standard_normal((int(height / _RIPPLE_PX) + 2, int(width / _RIPPLE_PX) + 2))
+    ripple = cv2.resize(coarse.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    disparity = (1 + _RIPPLE * ripple) / view.depth
+    soft = cv2.GaussianBlur(disparity.astype(np.float32), (0, 0), _BLUR_PX)
+    return Prediction(np.asarray(soft, np.float32), "disparity_affine_invariant")

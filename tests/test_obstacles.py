@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands on the ground, of exact and of fitted depth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from depth_node.benchmarks import obstacles as benchmark
+from depth_node.config import ConfigError
+from depth_node.gates import Gates
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.obstacles import (
+    SCAN_STEP_RAD,
+    ObstacleConfig,
+    ObstacleFinder,
+    Obstacles,
+    camera_above_ground,
+    scan_ranges,
+)
+
+CAMERA = Camera(320, 240, 230.0, 230.0, 159.5, 119.5)
+HEIGHT_M, PITCH_DEG = 0.5, 15.0
+T_BASE_CAMERA = camera_above_ground(HEIGHT_M, PITCH_DEG)
+F32 = NDArray[np.float32]
+
+
+def scene(
+    box: tuple[float, float, float, float] | None = None,
+    T_base_camera: NDArray[np.float64] = T_BASE_CAMERA,
+    wall_m: float = 20.0,
+) -> F32:
+    """(240, 320) m: a floor, a wall far ahead, a flat front of a box: x, y, width, height."""
+    rays = CAMERA.rays() @ T_base_camera[:3, :3].T
+    start = T_base_camera[:3, 3]
+    with np.errstate(divide="ignore"):
+        depth = np.where(rays[..., 2] < 0, -start[2] / rays[..., 2], np.inf)
+        depth = np.minimum(depth, (wall_m - start[0]) / rays[..., 0])
+        if box is not None:
+            x, y, width, height = box
+            front = (x - start[0]) / rays[..., 0]
+            side, top = front * rays[..., 1] + start[1], front * rays[..., 2] + start[2]
+            hit = (np.abs(side - y) < width / 2) & (top > 0) & (top < height) & (front < depth)
+            depth = np.where(hit, front, depth)
+    return depth.astype(np.float32)
+
+
+def find(
+    depth: F32,
+    config: ObstacleConfig | None = None,
+    relative_std: float = 0.01,
+    measured: SparseDepth | None = None,
+) -> Obstacles:
+    gates = Gates(depth, np.asarray(relative_std * depth, np.float32))
+    return ObstacleFinder().find(gates, CAMERA, T_BASE_CAMERA, config or ObstacleConfig(), measured)
+
+
+def test_a_floor_is_no_obstacle_and_a_box_on_it_is() -> None:
+    assert len(find(scene()).points) == 0
+    found = find(scene((3.0, 0.5, 0.3, 0.3)))
+    assert len(found.points) > 50
+    assert found.in_base[:, 0] == pytest.approx(3.0, abs=1e-3)
+    assert np.abs(found.in_base[:, 1] - 0.5).max() < 0.16
+    assert found.height.min() > 0.04 and found.height.max() == pytest.approx(0.3, abs=0.02)
+    seen = found.points @ T_BASE_CAMERA[:3, :3].T + T_BASE_CAMERA[:3, 3]
+    assert np.allclose(seen[:, :2], found.in_base, atol=1e-3), "the points are the camera's"
+
+
+def test_height_and_range_are_limits() -> None:
+    tall = scene((3.0, 0.0, 0.6, 0.45))
+    config = ObstacleConfig(min_height_m=0.1, max_height_m=0.3)
+    height = find(tall, config).height
+    assert 0.1 < height.min() < 0.13 and 0.27 < height.max() < 0.3
+    assert len(find(tall, ObstacleConfig(max_range_m=2.9)).points) == 0
+    assert len(find(scene(wall_m=7.0)).points) > 100, "a wall within range is one"
+
+
+def test_a_floor_whose_depth_is_a_few_percent_wrong_is_no_obstacle() -> None:
+    """Smooth errors, of networks between the measured points, lift the floor by their share of the
+    camera's height."""
+    rows, cols = np.mgrid[:240, :320]
+    wave = 1 + 0.07 * np.sin(rows / 25) * np.sin(cols / 30)
+    assert len(find(np.asarray(scene() * wave, np.float32)).points) == 0
+
+
+def test_far_away_a_low_thing_takes_the_lidar() -> None:
+    """Between rows of points that lie far apart on the floor a network may heave it."""
+    assert len(find(scene((6.0, 0.0, 0.6, 0.12))).points) == 0
+    assert len(find(scene((6.0, 0.0, 0.6, 0.6))).points) > 50
+    rows, cols = np.full(4, 74), np.arange(158, 162)
+    rays = CAMERA.rays()[rows, cols] @ T_BASE_CAMERA[:3, :3].T
+    depth = (0.1 - HEIGHT_M) / rays[:, 2]  # so high is what they hit
+    measured = SparseDepth.from_arrays(rows, cols, depth)
+    assert len(find(scene(), ObstacleConfig(max_range_m=20.0), measured=measured).points) == 4
+
+
+def test_what_is_not_sure_to_be_above_the_ground_is_none() -> None:
+    box = scene((3.0, 0.0, 0.4, 0.12))
+    assert len(find(box, relative_std=0.02).points) > 20
+    loose = Gates(box, np.asarray(0.3 * box, np.float32))
+    assert len(ObstacleFinder().find(loose, CAMERA, T_BASE_CAMERA, ObstacleConfig()).points) == 0
+
+
+def test_single_pixels_are_none_but_thin_poles_are() -> None:
+    rng = np.random.default_rng(0)
+    depth = scene()
+    rows, cols = rng.integers(150, 230, 40) // 6 * 6, rng.integers(10, 310, 40) // 6 * 6
+    depth[rows, cols] *= 0.6
+    assert len(find(depth).points) == 0
+    pole = scene((2.0, 0.0, 0.01, 0.4))
+    assert len(find(pole).points) > 20
+
+
+def test_a_pitch_that_is_wrong_by_two_degrees_is_put_right() -> None:
+    """A suspension: TF says 15 degrees, the camera looks down 17 and is 3 cm lower."""
+    true = camera_above_ground(HEIGHT_M - 0.03, PITCH_DEG + 2)
+    assert len(find(scene(T_base_camera=true)).points) == 0
+    found = find(scene((3.0, 0.0, 0.3, 0.25), true))
+    assert found.height.max() == pytest.approx(0.25, abs=0.03) and found.height.min() > 0.04
+    slope = found.ground[1]
+    assert slope == pytest.approx(np.tan(np.deg2rad(2)), abs=0.003)
+
+
+def test_a_ramp_is_no_ground_put_right() -> None:
+    ramp = camera_above_ground(HEIGHT_M, PITCH_DEG + 9)  # the floor rises by 9 degrees
+    found = find(scene(T_base_camera=ramp), ObstacleConfig(max_range_m=3.0))
+    assert len(found.points) > 100 and not found.ground.any()
+
+
+def test_measured_points_count_where_the_depth_map_sees_nothing() -> None:
+    low = np.array([[2.0, 0.02 * k, 0.07] for k in range(4)])
+    alone = np.array([[2.5, 0.8, 0.2]])
+    floor = np.array([[2.0, 0.02 * k, 0.005] for k in range(-40, 40)])
+    in_base = np.concatenate([low, alone, floor])
+    seen = (in_base - T_BASE_CAMERA[:3, 3]) @ T_BASE_CAMERA[:3, :3]
+    pixels = np.rint(CAMERA.project(seen)).astype(np.int32)
+    measured = SparseDepth.from_arrays(pixels[:, 1], pixels[:, 0], seen[:, 2])
+    found = find(scene(), measured=measured)
+    assert len(found.points) == 4
+    assert found.in_base[:, 0] == pytest.approx(2.0, abs=0.01)
+    assert found.height == pytest.approx(0.07, abs=0.01)
+
+
+def test_a_scan_tells_hits_free_ground_and_what_nobody_saw() -> None:
+    found = find(scene((3.0, 0.0, 0.4, 0.3)))
+    ranges = scan_ranges(found, 8.0)
+    assert len(ranges) == 720
+    beam = {deg: ranges[round((np.deg2rad(deg) + np.pi) / SCAN_STEP_RAD)] for deg in (0, 20, 90)}
+    assert beam[0] == pytest.approx(3.0, abs=0.01)
+    assert np.isposinf(beam[20]) and np.isnan(beam[90])
+
+
+def test_nothing_known_is_no_obstacle_and_no_error() -> None:
+    depth = np.full((240, 320), np.nan, np.float32)
+    found = find(depth, measured=SparseDepth.from_arrays([], [], []))
+    assert found.points.shape == (0, 3) and found.in_base.shape == (0, 2)
+    assert np.isnan(scan_ranges(found, 8.0)).all()
+
+
+def test_heights_that_contradict_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the first must be smaller"):
+        ObstacleConfig(min_height_m=1.0, max_height_m=0.5)
+
+
+@pytest.mark.slow
+def test_rendered_floors_stay_empty_and_boxes_are_found() -> None:
+    """Rendering, LiDAR, network and fit as in the node; `depth_tools bench obstacles` does more."""
+    robot = benchmark.Robot()
+    cases = benchmark.run_floors(robot, frames=18, box=False)
+    assert len(cases) == 36 and not any(case.wrong for case in cases)
+    boxes = benchmark.run_floors(robot, frames=24, box=True)
+    for network in benchmark.NETWORKS:
+        marked = [case.marked for case in boxes if case.network == network]
+        assert np.mean(marked) >= 0.95
