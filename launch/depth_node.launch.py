@@ -38,7 +38,10 @@ ARGUMENTS = {
         "true",
         "Configure and activate the node once, when it is up; false with a lifecycle manager.",
     ),
-    "model": ("", "model.path: an .onnx file with its manifest beside it, or `embedded`."),
+    "model": (
+        "",
+        "model.path: an .onnx file with its manifest beside it, a fetched network, or `embedded`.",
+    ),
     "method": ("", "fit.method: field, ssf, slf, region_median, median, global_depth, ..."),
     "use_sim_time": ("", "true: time comes from /clock."),
     "image": ("", "Topic of the camera image."),

@@ -27,7 +27,8 @@ class ModelConfig:
     path: str = option(
         EMBEDDED,
         "Path of an .onnx file with its manifest beside it, or name of a network fetched with"
-        f' `depth_tools models fetch`; "{EMBEDDED}": the network of the package.',
+        f' `depth_tools models fetch`; "{EMBEDDED}": the network of the package.'
+        " Empty region_model.path: regions come from the image itself.",
     )
     manifest: str = option("", "Path of the manifest; empty: the file beside the model.")
     backend: str = option(
