@@ -576,6 +576,36 @@ def image_message(pixels: npt.NDArray[Any], encoding: str, header: Header) -> Im
     return message
 
 
+def compressed_depth_message(pixels: npt.NDArray[Any], header: Header) -> CompressedImage:
+    """A depth image (H, W) as compressed_depth_image_transport of image_transport_plugins has it.
+
+    uint16 millimetres, 0 unknown, stay as they are. Of float32 metres, the reader makes depth of a
+    code c as a / (c - b), where c is not 0; a and b, which come before the PNG, are chosen so that
+    the nearest and the farthest pixel are the ends of 16 bits. What is not finite, or not in front
+    of the camera, is unknown.
+    """
+    a, b, encoding = 0.0, 0.0, "16UC1"
+    if pixels.dtype != np.uint16:
+        encoding = "32FC1"
+        known = np.isfinite(pixels) & (pixels > 0)
+        inverse = np.divide(1.0, pixels, out=np.zeros(pixels.shape), where=known)
+        values = inverse[known]
+        farthest, nearest = (values.min(), values.max()) if values.size else (1.0, 1.0)
+        a = 65534 / (nearest - farthest) if nearest > farthest else 1 / farthest
+        # The reader's are of float32, so these are what the codes are made with.
+        a = float(np.float32(a))
+        b = float(np.float32(1 - a * farthest))
+        codes = np.clip(np.rint(a * inverse + b), 1, 65535)
+        pixels = np.where(known, codes, 0).astype(np.uint16)
+    # The fastest level: the others take several times as long for a tenth of the size.
+    made, png = cv2.imencode(".png", pixels, (cv2.IMWRITE_PNG_COMPRESSION, 1))
+    if not made:
+        raise RuntimeError(f"OpenCV made no PNG of a depth image of {pixels.shape}")
+    data = array.array("B", struct.pack("<iff", 0, a, b))  # 0: inverse depth
+    data.frombytes(png.tobytes())
+    return CompressedImage(header=header, format=f"{encoding}; compressedDepth png", data=data)
+
+
 def labels_to_pixels(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.uint16]:
     """Label map -> 16UC1 pixels, 0 = unassigned."""
     if labels.size and labels.max() > 65535:

@@ -51,7 +51,7 @@ from depth_node.ros.guarded_node import (
 from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import BitDepth, LidarScan, MessageError
 from depth_node.ros.motion import CameraMotion
-from depth_node.ros.outputs import Outputs
+from depth_node.ros.outputs import Outputs, full_name
 from depth_node.ros.parameters import (
     NEEDS_CLEANUP,
     NEEDS_DEACTIVATE,
@@ -62,6 +62,7 @@ from depth_node.ros.process import run
 from depth_node.ros.results import (
     OUTPUTS,
     RECTIFIED,
+    TRANSPORT,
     UNRECTIFIED,
     depth_topic,
     diagnostics_message,
@@ -277,7 +278,7 @@ class DepthNode(GuardedLifecycleNode):
     # --- parameters ------------------------------------------------------------------------------
 
     def _check_parameters(self) -> None:
-        topics = {self.resolve_topic_name(name): "publisher" for name in OUTPUTS}
+        topics = {full_name(self, name): "publisher" for name in OUTPUTS}
         topics |= {self.resolve_topic_name(name): "subscription" for name in INPUTS}
         wrong, foreign = self._settings.unknown(topics)
         sentences = [*self._settings.problems.values(), *wrong]
@@ -688,14 +689,14 @@ class DepthNode(GuardedLifecycleNode):
         subscribed = self._outputs.topics_with_subscribers() if self._outputs is not None else set()
         right = depth_topic(camera)
         wrong = UNRECTIFIED if right == RECTIFIED else RECTIFIED
-        if wrong in subscribed:
+        if subscribed & {wrong, wrong + TRANSPORT}:
             has = "no distortion" if right == RECTIFIED else "distortion"
             self.warn_throttled(
                 "wrong depth topic",
                 f"{self.resolve_topic_name(wrong)} stays silent: the image has {has},"
                 f" so its depth is on {self.resolve_topic_name(right)}",
             )
-        return subscribed - {wrong}
+        return subscribed - {wrong, wrong + TRANSPORT}
 
     def _report(
         self,

@@ -17,7 +17,13 @@ from depth_node.geometry.camera import Camera
 from depth_node.pipeline import DepthResult
 from depth_node.ros.ground import ObstacleView
 from depth_node.ros.parameters import NodeConfig
-from depth_node.ros.results import OUTPUTS, message_makers
+from depth_node.ros.results import OUTPUTS, TRANSPORT, message_makers
+
+
+def full_name(node: Node, topic: str) -> str:
+    """Where a topic of OUTPUTS goes: a compressed one beside the plain one, wherever that is."""
+    plain = topic.removesuffix(TRANSPORT)
+    return str(node.resolve_topic_name(plain)) + topic[len(plain) :]
 
 
 class Outputs:
@@ -31,7 +37,7 @@ class Outputs:
             qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
             self._publishers[topic] = node.create_publisher(
                 kind,
-                topic,
+                full_name(node, topic),
                 qos,
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera
@@ -25,6 +25,7 @@ from depth_node.ros.ground import ObstacleView
 
 RECTIFIED = "~/depth/image_rect"
 UNRECTIFIED = "~/depth/image"  # depth of an image with distortion must not be called rectified
+TRANSPORT = "/compressedDepth"  # what image_transport adds to the name of a depth topic
 CAMERA_INFO = "~/depth/camera_info"
 POINTS = "~/points"
 CONFIDENCE = "~/confidence"
@@ -38,6 +39,8 @@ DIAGNOSTICS = "/diagnostics"
 OUTPUTS: dict[str, type] = {
     RECTIFIED: Image,
     UNRECTIFIED: Image,
+    RECTIFIED + TRANSPORT: CompressedImage,
+    UNRECTIFIED + TRANSPORT: CompressedImage,
     CAMERA_INFO: CameraInfo,
     POINTS: PointCloud2,
     CONFIDENCE: Image,
@@ -82,12 +85,17 @@ def message_makers(
     image: (H, W, 3) uint8 RGB. header: stamp and frame of the image, which every message gets.
     """
 
-    def depth() -> Image:
+    @functools.cache
+    def depth_pixels() -> npt.NDArray[Any]:
         metres = result.gates.depth_image()
-        if config.depth_encoding == "16UC1":
-            pixels = depth_to_millimetres(metres)
-            return messages.image_message(pixels, "16UC1", header)
-        return messages.image_message(metres, "32FC1", header)
+        return depth_to_millimetres(metres) if config.depth_encoding == "16UC1" else metres
+
+    def depth() -> Image:
+        return messages.image_message(depth_pixels(), config.depth_encoding, header)
+
+    @functools.cache
+    def compressed_depth() -> CompressedImage:
+        return messages.compressed_depth_message(depth_pixels(), header)
 
     def points() -> PointCloud2:
         every = config.points_decimation
@@ -127,6 +135,8 @@ def message_makers(
     return {
         RECTIFIED: depth,
         UNRECTIFIED: depth,
+        RECTIFIED + TRANSPORT: compressed_depth,
+        UNRECTIFIED + TRANSPORT: compressed_depth,
         CAMERA_INFO: lambda: messages.camera_info_message(camera, header),
         POINTS: points,
         CONFIDENCE: lambda: messages.image_message(result.std, "32FC1", header),
