@@ -475,19 +475,6 @@ def scan_message_to_points(message: LaserScan) -> npt.NDArray[np.float32]:
     return scan_to_points(np.frombuffer(message.ranges, np.float32), *numbers)
 
 
-def is_rectified(setting: str, image_topic: str) -> bool:
-    """Whether P of camera_info holds: the one rule for node, replay, bags and doctor.
-
-    setting: yes, no or auto, the parameter image_rectified. With auto the topic's name says it:
-    .../image_rect..., with or without the suffix of a transport (/compressed, /ffmpeg, ...).
-    """
-    if setting != "auto":
-        return setting == "yes"
-    *_, before, name = ("", "", *image_topic.split("/"))
-    named = name if name.startswith("image") else before
-    return named.startswith("image_rect")
-
-
 def stereo_warning(info: CameraInfo, rectified: bool) -> str:
     """A sentence if a rectified image's camera_info is of a stereo pair in a way that is not used.
 
@@ -566,7 +553,7 @@ def labels_to_pixels(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.uint16]:
 def camera_info_message(camera: Camera, header: Header) -> CameraInfo:
     """CameraInfo of a camera; R is the identity and P is K: the image is not turned further."""
     model = "plumb_bob" if camera.model == "pinhole" else camera.model
-    if len(camera.distortion) == 8:
+    if len(camera.distortion) > 5:  # with 12 and 14, OpenCV's thin prism and tilt follow
         model = "rational_polynomial"
     d = camera.distortion or (0.0,) * 5
     k = camera.matrix

@@ -32,7 +32,7 @@ from depth_node.engine.preprocess import resize_image
 from depth_node.engine.sharing import Opener
 from depth_node.fitting import FitStatus
 from depth_node.frame import FrameInput
-from depth_node.geometry.camera import Camera
+from depth_node.geometry.camera import Camera, is_rectified
 from depth_node.inference import open_configured
 from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
@@ -318,10 +318,12 @@ class DepthNode(GuardedLifecycleNode):
     def _apply(
         self, lidar: LidarInput, pipeline: DepthPipeline, old: NodeConfig, new: NodeConfig
     ) -> None:
-        """Other settings from the next frame on."""
+        """Other settings from the next frame on; all of them, or none where one is refused."""
         extrinsics = lidar.extrinsics
         if new.T_camera_lidar != old.T_camera_lidar:
             extrinsics = self._make_extrinsics(new)
+        pipeline.reconfigure(new)  # raises for a method that the network cannot serve
+        if extrinsics is not lidar.extrinsics:
             lidar.extrinsics.close()
             pipeline.reset()  # its metres are those of the old extrinsics
         extrinsics.tolerance_s = new.tf_tolerance_s
@@ -344,7 +346,6 @@ class DepthNode(GuardedLifecycleNode):
             self._watch.share = new.extrinsics_cpu_share
             if times != (old.max_scan_age_s, old.lidar_time_offset_s):
                 self._watch.reset()
-        pipeline.reconfigure(new)
 
     def _refuse_what_needs_more(self, parameters: list[Parameter]) -> None:
         for name in (parameter.name for parameter in parameters):
@@ -668,7 +669,7 @@ class DepthNode(GuardedLifecycleNode):
                 f"no camera_info on {topic} yet: start its publisher or remap `camera_info`"
             )
         topic = self.resolve_topic_name("image")
-        rectified = messages.is_rectified(config.image_rectified, topic)
+        rectified = is_rectified(topic, info, config.image_rectified)
         stereo = messages.stereo_warning(info, rectified)
         if stereo:
             self.warn_throttled("stereo", stereo)

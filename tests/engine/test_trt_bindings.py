@@ -18,6 +18,8 @@ import pytest
 from tests.helpers import REPO
 from tests.helpers.bindings import CUDA, NVRTC, TENSORRT, ask, fetched, fits, signatures
 
+pytestmark = pytest.mark.slow  # wheels from the package registry, a process a question
+
 ENGINE = REPO / "depth_node" / "engine"
 
 # The variables of trt.py that hold objects of TensorRT, and the class of each. A name that stands

@@ -271,28 +271,6 @@ def test_a_png_of_sixteen_bits_is_scaled_by_those_in_use(channels: int) -> None:
         messages.compressed_to_rgb(compressed(deep, ".png", "16UC1; png compressed"))
 
 
-@pytest.mark.parametrize(
-    ("topic", "rectified"),
-    [
-        ("/cam/image_rect", True),
-        ("/cam/image_rect_color", True),
-        ("/cam/image_rect/compressed", True),
-        ("/cam/image_rect_raw/compressed", True),
-        ("/cam/image_rect/ffmpeg", True),
-        ("image_rect", True),
-        ("/cam/image_raw", False),
-        ("/cam/image_raw/compressed", False),
-        ("/image_rect_node/image_raw", False),
-        ("/rect/compressed", False),
-        ("", False),
-    ],
-)
-def test_one_rule_for_rectified(topic: str, rectified: bool) -> None:
-    assert messages.is_rectified("auto", topic) == rectified
-    assert messages.is_rectified("yes", topic)
-    assert not messages.is_rectified("no", topic)
-
-
 def broken(**changes: object) -> Image:
     message = image(RGB, "rgb8")
     for name, value in changes.items():
@@ -479,6 +457,18 @@ def test_camera_info_that_cannot_be_used(message: CameraInfo, words: str) -> Non
 )
 def test_camera_info_round_trip(camera: Camera) -> None:
     assert messages.camera_of(messages.camera_info_message(camera, Header())) == camera
+
+
+@pytest.mark.parametrize(
+    ("count", "model"),
+    [(4, "plumb_bob"), (5, "plumb_bob"), (8, "rational_polynomial"), (12, "rational_polynomial"),
+     (14, "rational_polynomial")],
+)  # fmt: skip
+def test_more_than_five_coefficients_are_a_rational_polynomial(count: int, model: str) -> None:
+    camera = Camera(640, 480, 500, 500, 320, 240, "plumb_bob", (0.01,) * count)
+    message = messages.camera_info_message(camera, Header())
+    assert (message.distortion_model, len(message.d)) == (model, count)
+    assert messages.camera_of(message) == camera
 
 
 @pytest.mark.parametrize(("encoding", "kind"), [("32FC1", "f4"), ("16UC1", "u2"), ("rgb8", "u1")])
