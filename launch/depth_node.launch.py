@@ -49,6 +49,7 @@ ARGUMENTS = {
     "points": ("", "Topic of the LiDAR's PointCloud2."),
     "scan": ("", "Topic of a LaserScan."),
     "landmarks": ("", "Topic of a noisy PointCloud2 (radar, VIO, SLAM); see lidar_sources."),
+    "sparse_depth": ("", "Topic of a sparse depth Image (RGB-D, ToF, stereo); see lidar_sources."),
     "depth": ("", "Topic on which ~/depth/image_rect goes out; its camera_info goes beside it."),
     "rviz": ("false", "true: RViz, with the topics that are given here."),
     "log_level": ("info", "Log level of the node."),
@@ -59,6 +60,7 @@ REMAPPINGS = {
     "points": "points",
     "scan": "scan",
     "landmarks": "landmarks",
+    "sparse_depth": "depth",
     "depth": "~/depth/image_rect",
 }
 

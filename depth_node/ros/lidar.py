@@ -8,21 +8,21 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from sensor_msgs.msg import LaserScan, PointCloud2
+from sensor_msgs.msg import Image, LaserScan, PointCloud2
 
 from depth_node.frame import SourcePoints
 from depth_node.geometry.rigid import transform
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.geometry.scan_motion import ages, moved_scan
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
-from depth_node.ros.messages import LidarScan, MessageError, brief, lidar_scan
+from depth_node.ros.messages import LidarScan, brief, lidar_scan
 from depth_node.ros.motion import CameraMotion
 
-LidarMessage: TypeAlias = "PointCloud2 | LaserScan"
+LidarMessage: TypeAlias = "PointCloud2 | LaserScan | Image"
 SourceKey: TypeAlias = "tuple[str, str]"  # topic and frame
 
 _MOST_WAITING = 64  # messages of a LiDAR that is faster than anything here needs
@@ -37,23 +37,27 @@ _CLOCK_CERTAIN_S = 1.5  # larger ones are no latency: scans that seem to fit are
 class UnreadScan:
     """A LiDAR message, read once for all cameras that it is for, when the first of them asks."""
 
-    def __init__(self, message: LidarMessage) -> None:
+    def __init__(
+        self, message: LidarMessage, read: Callable[[Any], LidarScan] = lidar_scan
+    ) -> None:
+        """read: makes a scan of the message, or raises ValueError with cause and cure."""
         self.header = message.header
         self.size_bytes = _size(message)
+        self._read = read
         self._reading = threading.Lock()
         self._message: LidarMessage | None = message
-        self._scan: LidarScan | MessageError
+        self._scan: LidarScan | ValueError
 
     def read(self) -> LidarScan:
-        """The scan, whose arrays are not to be changed. Raises MessageError."""
+        """The scan, whose arrays are not to be changed. Raises ValueError."""
         with self._reading:
             if self._message is not None:
                 try:
-                    self._scan = lidar_scan(self._message)
-                except MessageError as error:
+                    self._scan = self._read(self._message)
+                except ValueError as error:
                     self._scan = error
                 self._message = None  # its bytes are not needed any more
-        if isinstance(self._scan, MessageError):
+        if isinstance(self._scan, ValueError):
             raise self._scan
         return self._scan
 
@@ -123,6 +127,8 @@ class LidarInput:
         self.time_offset_s = 0.0  # already in the stamps that are offered
         self.relative_noise: dict[str, float] = {}
         """Topic -> declared noise of its points, as a share of their distance."""
+        self.registered: frozenset[str] = frozenset()
+        """Topics whose points are in the camera's own frame: depth images."""
         self._max_scan_age_s = max_scan_age_s
         self._refused = refused
         self._warned = warned
@@ -204,14 +210,21 @@ class LidarInput:
         limit = self.scans_per_image or (0 if motion is None else None)
         for key, offset_s in clocks.items():
             frame = key[1]
-            scans = self._buffer.nearest(stamp_ns, key, limit)
+            registered = key[0] in self.registered
+            # Each depth image shows all that the one before it did.
+            scans = self._buffer.nearest(
+                stamp_ns, key, self.scans_per_image or 1 if registered else limit
+            )
             if offset_s is not None and (not scans or abs(offset_s) > _CLOCK_CERTAIN_S):
-                trouble, kind = self._clock_sentence(frame, offset_s), "clock"
+                trouble, kind = self._clock_sentence(key, offset_s), "clock"
                 continue
             if not scans:
                 continue
+            if registered and frame.lstrip("/") != camera_frame.lstrip("/"):
+                trouble, kind = _not_registered(frame, camera_frame), "registration"
+                continue
             try:
-                T = self.extrinsics.find(camera_frame, frame, stamp_ns)
+                T = np.eye(4) if registered else self.extrinsics.find(camera_frame, frame, stamp_ns)
             except NoTransformError as error:
                 trouble, kind = str(error), "transform"
                 continue
@@ -265,7 +278,7 @@ class LidarInput:
             for scan_ns, unread in scans:
                 try:
                     scan = unread.read()
-                except MessageError as error:
+                except ValueError as error:
                     self._refused(error)
                     continue
                 if scan.unknown_times and moving:
@@ -309,7 +322,8 @@ class LidarInput:
         apart = {k: (stamp_ns - ns) * 1e-9 for k, ns in stamps.items() if ns is not None}
         if not apart:
             return (
-                "no LiDAR points: check the driver, the remapping of `points` or `scan`, their QoS",
+                "no LiDAR points: check the driver, the remapping of `points` or `scan` (or what"
+                " else lidar_sources names), their QoS",
                 "no scans",
             )
         key = min(apart, key=lambda key: abs(apart[key]))
@@ -324,16 +338,28 @@ class LidarInput:
             "age",
         )
 
-    def _clock_sentence(self, frame: str, offset_s: float) -> str:
+    def _clock_sentence(self, key: SourceKey, offset_s: float) -> str:
+        topic, frame = key
         whole = round(offset_s)  # as clocks differ that count leap seconds or not
         cure_s = self.time_offset_s - (whole if abs(offset_s - whole) < 0.25 else offset_s)
+        cure = f" or set lidar_time_offset_s to {round(cure_s, 2)}"
+        if topic in self.registered:  # that one is for LiDARs
+            cure = ""
         hint = " (37 s is TAI against UTC: let the driver write UTC)" if abs(whole) == 37 else ""
         return (
             f"by their times of arrival, the stamps of the LiDAR scans (frame {brief(frame)!r}) are"
             f" {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} those of the images"
             f" throughout: a clock offset, so these scans are not used; synchronise both clocks"
-            f"{hint} or set lidar_time_offset_s to {round(cure_s, 2)}"
+            f"{hint}{cure}"
         )
+
+
+def _not_registered(frame: str, camera_frame: str) -> str:
+    return (
+        f"the depth image is in frame {brief(frame)!r} but the image in {brief(camera_frame)!r}: it"
+        " must be registered to the camera; depth_image_proc's register node makes such a depth"
+        " image"
+    )
 
 
 def _noise_m(points: npt.NDArray[np.floating], share: float) -> npt.NDArray[np.float32]:

@@ -32,6 +32,7 @@ from depth_node.geometry.point_times import (
     split_name,
 )
 from depth_node.geometry.sparse_depth import scan_to_points, valid_ranges
+from depth_node.geometry.thinning import spread_pixels
 from depth_node.obstacles import SCAN_STEP_RAD, Obstacles, scan_ranges
 
 IMAGE_LAYOUTS: dict[str, tuple[str, int]] = {  # encoding -> NumPy type, channels
@@ -78,6 +79,7 @@ _SEMI_PLANAR = {  # encoding -> OpenCV's conversion, rows of bytes for every row
 _UNTYPED = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8"}  # OpenCV's order, as cv_bridge has it
 _PLAIN_NUMBERS = re.compile(r"^(8|16|32|64)[USF]C\d*$")
 _MOST_JPEG_SCANS = 100  # of a progressive one, each of which is a pass over the image; 10 is usual
+_MOST_DEPTH_POINTS = 20_000  # of a depth image; more change nothing but the time of the fit
 _LARGEST_IMAGE_PX = 1 << 26  # 67 megapixels: more than any camera that a robot carries
 _FIELD_TYPES = {
     PointField.INT8: "i1",
@@ -446,6 +448,37 @@ def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
         except (MessageError, UnknownTimesError) as error:
             unknown = unknown or str(error)
     return LidarScan(points, None, unknown)
+
+
+def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
+    """The points of a depth image that is registered to a camera, in the camera's frame.
+
+    16UC1 is millimetres and 32FC1 metres along z (REP 118); 0, negative, NaN and Inf are unknown.
+    The size is the camera's or a whole fraction of it. Of a dense image some 20,000 pixels are
+    taken, spread evenly. Raises MessageError.
+    """
+    if message.encoding not in ("16UC1", "32FC1"):
+        raise MessageError(
+            f"depth image encoding {brief(message.encoding)!r} is not read: publish 16UC1"
+            " (millimetres) or 32FC1 (metres)"
+        )
+    view = image_view(message)
+    height, width = view.shape
+    share = camera.width // width
+    if (width * share, height * share) != (camera.width, camera.height):
+        raise MessageError(
+            f"the depth image is {width}x{height} but camera_info is for"
+            f" {camera.width}x{camera.height}: it must be registered to the camera, at its size or"
+            " a whole fraction of it; depth_image_proc's register node makes such a depth image"
+        )
+    with np.errstate(invalid="ignore"):
+        rows, cols = spread_pixels((view > 0) & (view < np.inf), _MOST_DEPTH_POINTS)
+    z = view[rows, cols].astype(np.float32)
+    if message.encoding == "16UC1":
+        z /= 1000
+    rays = camera.resized(width, height).rays()
+    with np.errstate(over="ignore"):
+        return LidarScan(rays[rows, cols] * z[:, None], None)
 
 
 def _ray_times(message: LaserScan, count: int) -> npt.NDArray[np.float32] | None:

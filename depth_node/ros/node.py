@@ -49,7 +49,7 @@ from depth_node.ros.guarded_node import (
     place,
 )
 from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
-from depth_node.ros.messages import BitDepth, MessageError
+from depth_node.ros.messages import BitDepth, LidarScan, MessageError
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import Outputs
 from depth_node.ros.parameters import (
@@ -70,7 +70,7 @@ from depth_node.ros.results import (
 from depth_node.ros.shared_topics import SharedTopics
 from depth_node.ros.worker import LatestWorker, Pace
 
-INPUTS = ("image", "camera_info", "points", "scan", "landmarks")
+INPUTS = ("image", "camera_info", "points", "scan", "landmarks", "depth")
 
 _CLOSE_TIMEOUT_S = 30.0
 _FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
@@ -166,7 +166,7 @@ class DepthNode(GuardedLifecycleNode):
             self._watch = LiveWatch(self, config.extrinsics_cpu_share, self._on_watch_failure)
             # In this order: of messages that wait together, points are taken before their image.
             for topic, kind in self._input_types(config).items():
-                if kind in (PointCloud2, LaserScan):
+                if topic in config.lidar_sources:
                     self._subscribe_lidar(kind, topic)
                 else:
                     callback = self._on_info if kind is CameraInfo else self._on_image
@@ -320,7 +320,7 @@ class DepthNode(GuardedLifecycleNode):
     ) -> None:
         """Other settings from the next frame on; all of them, or none where one is refused."""
         extrinsics = lidar.extrinsics
-        if new.T_camera_lidar != old.T_camera_lidar:
+        if (new.T_camera_lidar, new.lidar_sources) != (old.T_camera_lidar, old.lidar_sources):
             extrinsics = self._make_extrinsics(new)
         pipeline.reconfigure(new)  # raises for a method that the network cannot serve
         if extrinsics is not lidar.extrinsics:
@@ -341,7 +341,7 @@ class DepthNode(GuardedLifecycleNode):
         else:
             lidar.extrinsics = extrinsics
             lidar.scans_per_image = new.scans_per_image
-            lidar.relative_noise = {"landmarks": new.landmarks_noise}
+            lidar.relative_noise = new.relative_noise()
         if self._watch is not None:
             self._watch.share = new.extrinsics_cpu_share
             if times != (old.max_scan_age_s, old.lidar_time_offset_s):
@@ -411,7 +411,8 @@ class DepthNode(GuardedLifecycleNode):
             self.get_logger().warning,
         )
         lidar.time_offset_s = config.lidar_time_offset_s
-        lidar.relative_noise = {"landmarks": config.landmarks_noise}
+        lidar.relative_noise = config.relative_noise()
+        lidar.registered = frozenset({"depth"})
         return lidar
 
     @staticmethod
@@ -422,6 +423,7 @@ class DepthNode(GuardedLifecycleNode):
             "points": PointCloud2,
             "scan": LaserScan,
             "landmarks": PointCloud2,
+            "depth": Image,
         }
         inputs = {"camera_info", *config.lidar_sources}
         image = CompressedImage if config.image_transport == "compressed" else Image
@@ -443,11 +445,17 @@ class DepthNode(GuardedLifecycleNode):
         def take(scan: UnreadScan) -> None:
             self._on_lidar(scan, topic)
 
-        if self._shared_lidars is None:
+        if topic == "depth":  # of this camera alone, which tells where its pixels look
+            read = self._depth_scan
+            self._subscribe(kind, topic, lambda message: take(UnreadScan(message, read)))
+        elif self._shared_lidars is None:
             self._subscribe(kind, topic, lambda message: take(UnreadScan(message)))
         else:
             name = self.resolve_topic_name(topic)
             self._inputs.append(self._shared_lidars.subscribe(kind, name, take))
+
+    def _depth_scan(self, message: Image) -> LidarScan:
+        return messages.depth_image_scan(message, self._camera(self._settings.config))
 
     def _on_info(self, message: CameraInfo) -> None:
         self._monitor.camera_info(time.monotonic())
@@ -481,7 +489,7 @@ class DepthNode(GuardedLifecycleNode):
         if lidar is None or not self._enabled:
             return
         stamp_ns = self._stamp(scan.header, "LiDAR")
-        if messages.stamp_ns(scan.header.stamp):
+        if messages.stamp_ns(scan.header.stamp) and topic not in lidar.registered:
             stamp_ns += round(lidar.time_offset_s * 1e9)
         idle = self._outputs is None or not self._outputs.topics_with_subscribers()
         lidar.offer(stamp_ns, scan, topic, self._clock_s(), idle)
