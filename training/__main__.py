@@ -24,7 +24,7 @@ TOOLS: dict[str, tuple[str, str]] = {
     ),
     "benchmark": ("training.tools.benchmark", "images per second of the loop and of a bare one"),
     "shards": ("training.tools.pack_shards", "pack a data set into WebDataset shards"),
-    "study": ("training.studies", "experiments on recipes, the field and regions"),
+    "study": ("training.studies", "experiments on recipes, the field, regions, upsampling"),
     "annotate": ("training.tools.annotate", "a web page that asks which of two points is nearer"),
     "labels": ("training.tools.labels", "split ordinal labels by image: to train on, held back"),
     "corrupt": ("training.data.corruptions", "a sheet of all corruptions of an image"),

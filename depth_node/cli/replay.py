@@ -97,8 +97,8 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
         const="yes",
         default="auto",
         choices=("auto", "yes", "no"),
-        help="whether the image has no distortion: P of camera_info holds (auto: by the topic's"
-        " name, image_rect...)",
+        help="whether the image is rectified, as the node's image_rectified (auto; without a word:"
+        " yes)",
     )
     bag.add_argument(
         "--t-camera-lidar",

@@ -129,7 +129,8 @@ class NodeConfig(PipelineConfig):
     image_rectified: str = option(
         "auto",
         "Whether the image is rectified: yes (P of camera_info holds, D is ignored), no (K and D"
-        " hold), auto (yes if D is zero or the topic is called image_rect...).",
+        " hold), auto (yes if the topic is called image_rect..., or if D is zero, R the identity"
+        " and P equal to K).",
         choices=("auto", "yes", "no"),
     )
     max_width_px: int = option(
