@@ -597,7 +597,7 @@ def compressed_depth_message(pixels: npt.NDArray[Any], header: Header) -> Compre
         b = float(np.float32(1 - a * farthest))
         codes = np.clip(np.rint(a * inverse + b), 1, 65535)
         pixels = np.where(known, codes, 0).astype(np.uint16)
-    # The fastest level: the others take several times as long for a tenth of the size.
+    # The fastest level: level 6 takes three times as long for 1 % less of a noisy map.
     made, png = cv2.imencode(".png", pixels, (cv2.IMWRITE_PNG_COMPRESSION, 1))
     if not made:
         raise RuntimeError(f"OpenCV made no PNG of a depth image of {pixels.shape}")
