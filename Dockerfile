@@ -6,10 +6,10 @@ FROM ros:jazzy
 
 RUN apt-get update && apt-get install --yes --no-install-recommends \
         python3-pip python3-rich python3-scipy python3-opencv python3-yaml \
-        python3-opencv ros-jazzy-tf2-ros-py ros-jazzy-rmw-fastrtps-cpp \
+        ros-jazzy-tf2-ros-py ros-jazzy-rmw-fastrtps-cpp \
     && rm -rf /var/lib/apt/lists/*
 # Ubuntu marks its Python as managed (PEP 668); a container has no other user of it.
-RUN python3 -m pip install --no-cache-dir --break-system-packages onnxruntime numba "numpy>=1.26,<2"
+RUN python3 -m pip install --no-cache-dir --break-system-packages onnxruntime numba rosbags "numpy>=1.26,<2"
 
 COPY . /ws/src/depth_node
 WORKDIR /ws

@@ -16,7 +16,7 @@ from depth_node.calibration.estimate import AXES, UNIT, Estimate, calibrate, cor
 from depth_node.calibration.observation import Floats, observe_all
 from depth_node.cli.arguments import matrix
 from depth_node.cli.console import UsageError, console, print_table, progress, write_json
-from depth_node.cli.replay import open_bags
+from depth_node.cli.replay import add_bag_options, opened_bag
 from depth_node.frame import FrameInput
 from depth_node.geometry.rigid import check_rigid
 from depth_node.recordings.frames import FrameError, find_frames, is_bag, read_frame
@@ -43,18 +43,8 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="images and result.json (runs/...)")
     parser.add_argument("--frames", type=int, default=USED_FRAMES, metavar="N", help="frames used")
-    bag = parser.add_argument_group("rosbag2 (topics are found by their type unless named)")
-    for name in ("image", "camera-info", "points", "scan"):
-        bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
-    bag.add_argument("--rectified", action="store_true", help="the image has no distortion: use P")
-    bag.add_argument(
-        "--world-frame",
-        default="",
-        metavar="FRAME",
-        help="a frame of the bag's TF that stands still, such as odom: tells the motion better than"
-        " the images do",
-    )
-    parser.set_defaults(run=_run)
+    add_bag_options(parser)
+    parser.set_defaults(run=_run, scans_per_image=1)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -67,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
             raise UsageError(str(error)) from None
     source = options.source.resolve()
     out = options.out or Path("runs") / f"calibrate_{source.stem}"
-    frames = _bag_frames(options, source, start) if is_bag(source) else _folder_frames(source)
+    frames = _bag_frames(options, source) if is_bag(source) else _folder_frames(source)
     if start is not None:
         frames = [dataclasses.replace(frame, T_camera_lidar=start) for frame in frames]
     stated = _common_pose(frames)
@@ -164,17 +154,9 @@ def _folder_frames(source: Path) -> list[FrameInput]:
     return frames
 
 
-def _bag_frames(
-    options: argparse.Namespace, source: Path, start: Floats | None
-) -> list[FrameInput]:
-    bags = open_bags()
-    topics = bags.BagTopics(
-        options.image_topic, options.camera_info_topic, options.points_topic, options.scan_topic
-    )
-    with bags.Bag(
-        source, topics, start, scans_per_image=1, rectified=options.rectified,
-        world_frame=options.world_frame,
-    ) as bag:  # fmt: skip
+def _bag_frames(options: argparse.Namespace, source: Path) -> list[FrameInput]:
+    options.t_camera_lidar = options.start or options.t_camera_lidar
+    with opened_bag(options, source) as bag:
         # Every frame would not fit in memory: as many as are used, each between two neighbours.
         step = max(1, len(bag) // max(options.frames, 1))
         wanted: Iterable[FrameInput] = bag.frames()
