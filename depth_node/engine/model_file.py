@@ -232,7 +232,7 @@ def reader_fault(model: Path, reader: str, error: BaseException) -> str:
             f"{model} gives its operator {found.group(2)} a {found.group(1)}, which ONNX does not"
             " allow: export the network in float32"
         )
-    if "No graph was found" in text:
+    if "No graph was found" in text or "does not have a graph" in text:  # 1.31, 1.23
         return f"{model} holds no network: its download or export was cut off; do it again"
     if re.search(r"invalid model|INVALID_GRAPH|ShapeInferenceError|Invalid model", text):
         return (
