@@ -20,6 +20,7 @@ def test_a_drive_is_measured_like_standing_still() -> None:
     assert rows["driving, a scan as one"] > 2
 
 
+@pytest.mark.slow
 def test_one_view_of_a_drive() -> None:
     (view,) = deskew.spinning_views(31, 1)
     whole = view.moving._replace(offset_s=None)

@@ -22,6 +22,7 @@ FILES = (
 )
 
 
+@pytest.mark.slow  # a process each
 @pytest.mark.parametrize("file", FILES)
 def test_mutants(file: str, tmp_path: Path) -> None:
     got = in_a_child(file, 300, 1, tmp_path)
