@@ -40,6 +40,8 @@ FOLDERS = ("fitting", "geometry")
 # The tests of a folder, the quickest first. They take seconds and need no data.
 GOLDEN = "tests/fitting/test_golden_metrics.py"
 TESTS = {
+    "fitting/anchor.py": ("tests/fitting/test_anchor.py",),
+    "fitting/network.py": ("tests/test_completion.py",),
     "fitting/field": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/field"),
     "fitting": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/test_methods.py"),
     "geometry": ("tests/geometry", GOLDEN),
@@ -266,7 +268,7 @@ class Workshop:
             # Byte code is told apart by the second and the size of its source.
             os.utime(path, (times.st_atime, times.st_mtime + 10 * number))
             place = mutant.constant.path.as_posix()
-            area = next(area for area in TESTS if place.startswith(f"{area}/"))
+            area = next(area for area in TESTS if f"{place}/".startswith(f"{area}/"))
             noticed_by = self._run(root, area, own_cache=self._own_cache(mutant))
         finally:
             path.write_bytes(original)
