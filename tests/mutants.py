@@ -41,7 +41,7 @@ FOLDERS = ("fitting", "geometry")
 GOLDEN = "tests/fitting/test_golden_metrics.py"
 TESTS = {
     "fitting/anchor.py": ("tests/fitting/test_anchor.py",),
-    "fitting/network.py": ("tests/test_completion.py",),
+    "fitting/network.py": ("tests/fitting/test_network.py", "tests/test_completion.py"),
     "fitting/field": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/field"),
     "fitting": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/test_methods.py"),
     "geometry": ("tests/geometry", GOLDEN),
@@ -65,6 +65,7 @@ SURVIVORS: dict[str, str] = {
     "_CHUNK": SPEED,
     "_LANES": SPEED,
     "_BLOCK": SPEED,
+    "_MOST_POINTS doubled": "only how fast it is: more points give the same line",
     "_ROW": SPEED,
     "_RANKED": "only how fast it is: two ways to the same order",
     "_MAX_VISITED": SPEED,

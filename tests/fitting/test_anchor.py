@@ -182,3 +182,65 @@ def test_the_memory_of_lines_is_bounded() -> None:
     for i in range(2000):
         anchor.learn(SECOND + i * 1000, answer, v, sparse.depth.astype(np.float64))
     assert len(anchor._tried) <= 64 and len(anchor._drift) <= 30
+
+
+# --- its numbers ---------------------------------------------------------------------------------
+
+VALUES = np.linspace(1.0, 5.0, 20)  # m; what a network without fault says
+
+
+def metric_network(values: np.ndarray = VALUES) -> Prediction:
+    return Prediction(values[None].astype(np.float32), "depth_metric")
+
+
+def bound_of(anchor: MetricAnchor, stamp_ns: int) -> float:
+    """95 % bound of the relative error without a point."""
+    nothing = np.empty(0)
+    answer = anchor.answer(stamp_ns, metric_network(), nothing, nothing, 60.0)
+    assert answer is not None
+    return answer.bound
+
+
+def walked(log_scale: np.ndarray) -> MetricAnchor:
+    """Ten frames a second, whose metres follow a scale that wanders."""
+    anchor = MetricAnchor()
+    for i, shift in enumerate(log_scale):
+        anchor.learn(i * SECOND // 10, metric_network(), VALUES, VALUES * np.exp(shift))
+    return anchor
+
+
+def test_six_points_determine_a_line_and_five_do_not() -> None:
+    of = pipeline()
+    show(of, 0.0, points(200))
+    assert show(of, 0.5, points(5)).fit.status is FitStatus.UNANCHORED
+    assert show(of, 1.0, points(6)).fit.status is FitStatus.OK
+
+
+@pytest.mark.parametrize(("count", "growth"), [(10, 2.2), (40, 1.225), (240, 1.034)])
+def test_the_error_of_a_line_from_few_points_is_taken_for_larger(count: int, growth: float) -> None:
+    """1 + 8 / n + 40 / n², of points that lie 5 % above and below the line, in pairs."""
+    values = np.repeat(np.linspace(1.0, 5.0, count // 2), 2)
+    metres = values * np.exp(np.tile([0.05, -0.05], count // 2))
+    anchor = MetricAnchor()
+    anchor.learn(SECOND, metric_network(values), values, metres)
+    assert bound_of(anchor, SECOND) == pytest.approx(np.expm1(0.05 * growth), rel=0.03)
+
+
+def test_no_line_is_believed_to_two_percent_and_the_scale_wanders_by_18_in_a_second() -> None:
+    anchor = walked(np.zeros(1))
+    assert bound_of(anchor, 0) == pytest.approx(np.expm1(0.02), rel=1e-3)
+    for age_s in (1, 4):
+        expected = np.expm1(np.hypot(0.02, 0.18 * np.sqrt(age_s)))
+        assert bound_of(anchor, age_s * SECOND) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_wandering_is_watched_over_a_second_and_for_thirty_frames() -> None:
+    """A scale that grows by 20 % a second: the line of a second ago is off by as much. When it
+    stands still again, ten of the lines tried are older than that; then none."""
+    ramp = np.arange(100) * 0.02
+    assert walked(ramp).drift() == pytest.approx(1.96 * 0.2, rel=0.02)
+    stopped = np.append(ramp, np.full(25, ramp[-1]))
+    squares = [1.0] * 5 + [(1 - j / 10) ** 2 for j in range(1, 11)] + [0.0] * 15
+    assert walked(stopped).drift() == pytest.approx(
+        1.96 * 0.2 * np.sqrt(np.mean(squares)), rel=0.02
+    )
