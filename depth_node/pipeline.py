@@ -282,28 +282,13 @@ class DepthPipeline:
         config: PipelineConfig,
     ) -> FitResult:
         depth_range_m = (config.projection.min_depth_m, config.projection.max_depth_m)
-        state = self._remember(frame)
-        if (
-            frame.stamp_ns is None
-            or not config.fit.unanchored_s
-            or config.fit.method == NETWORK  # has metres of its own
-        ):
-            return fit(
-                prediction,
-                sparse,
-                labels,
-                image=frame.image,
-                config=config.fit,
-                state=state,
-                depth_range_m=depth_range_m,
-            )
         return fit_in_sequence(
             prediction,
             sparse,
             labels,
             image=frame.image,
             config=config.fit,
-            state=state,
+            state=self._remember(frame),
             anchor=self._anchor,
             stamp_ns=frame.stamp_ns,
             depth_range_m=depth_range_m,

@@ -103,11 +103,11 @@ def add(commands: Any) -> None:
     sensors.add_argument("--model", default=EMBEDDED, metavar="FILE")
     sensors.add_argument("--manifest", default="", metavar="FILE")
     sensors.add_argument("--prediction", default="", metavar="NAME", help="stored, no network")
-    sensors.add_argument("--out", type=Path, metavar="FILE", help="write the table as Markdown")
+    _out(sensors)
     sensors.set_defaults(run=_run_sensors)
     field = kinds.add_parser("field", help="speed of the default method on one core")
     field.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
-    field.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    _out(field)
     field.set_defaults(run=_run_field)
     several = kinds.add_parser(
         "cameras", help="several cameras in one process against a process for each"
@@ -116,14 +116,14 @@ def add(commands: Any) -> None:
     several.add_argument("--seconds", type=float, default=15.0, help="of each turn")
     several.add_argument("--turns", type=int, default=3, metavar="N", help="turns of each")
     several.add_argument("--model", default=EMBEDDED, metavar="FILE")
-    several.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    _out(several)
     several.set_defaults(run=_run_cameras)
     moving = kinds.add_parser(
         "deskew", help="LiDAR points moved by their own times: accuracy on a drive, and cost"
     )
     moving.add_argument("--seed", default="", metavar="S,S,S", help="rooms (6 held-out ones)")
     moving.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
-    moving.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    _out(moving)
     moving.set_defaults(run=_run_deskew)
     silent = kinds.add_parser(
         "unanchored", help="depth and interval after the LiDAR's plug is pulled"
@@ -133,7 +133,7 @@ def add(commands: Any) -> None:
     silent.add_argument(
         "--cache", type=Path, default=Path("runs/walks"), metavar="DIR", help="rendered walks"
     )
-    silent.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    _out(silent)
     silent.set_defaults(run=_run_unanchored)
     found = kinds.add_parser(
         "calibration", help="what the extrinsics monitor and `calibrate` find, on rendered walks"
@@ -143,7 +143,7 @@ def add(commands: Any) -> None:
     found.add_argument(
         "--cache", type=Path, default=Path("runs/walks"), metavar="DIR", help="rendered walks"
     )
-    found.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    _out(found)
     found.set_defaults(run=_run_calibration)
     gated = kinds.add_parser(
         "gates", help="what the gates of ~/points take away, on recorded frames with truth"
@@ -152,7 +152,7 @@ def add(commands: Any) -> None:
     gated.add_argument("--model", default=EMBEDDED, metavar="FILE")
     gated.add_argument("--manifest", default="", metavar="FILE")
     gated.add_argument("--seed", default="0", metavar="S,S,S", help="random seeds, one or several")
-    gated.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    _out(gated)
     gated.set_defaults(run=_run_gates)
     floors = kinds.add_parser(
         "obstacles", help="~/obstacles on rendered floors: false marks, boxes found, time"
@@ -161,7 +161,7 @@ def add(commands: Any) -> None:
     floors.add_argument("--boxes", type=int, default=120, metavar="N", help="frames with a box")
     floors.add_argument("--lines", default="32", metavar="N,N", help="lines of the LiDAR")
     floors.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
-    floors.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    _out(floors)
     floors.set_defaults(run=_run_obstacles)
     for name, description in (
         ("fit", "the region fit against a plain loop of least squares"),
@@ -177,6 +177,10 @@ def add(commands: Any) -> None:
         kind.add_argument("--manifest", default="", metavar="FILE")
         kind.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR")
         kind.set_defaults(run=_run_speed, benchmark=name)
+
+
+def _out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
 
 
 def _run_accuracy(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ is NaN.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -290,13 +291,20 @@ def fit_in_sequence(
     config: FitConfig,
     state: FieldState | None,
     anchor: MetricAnchor,
-    stamp_ns: int,
+    stamp_ns: int | None,
     depth_range_m: tuple[float, float],
 ) -> FitResult:
     """`fit` of an image that others went before: where at most FEW_POINTS points can be used, the
     anchor that they left gives the metres, if it may. labels: (H, W); image: (H, W, 3), as there.
-    stamp_ns: of the image.
+    stamp_ns: of the image. Without one, with config.unanchored_s 0 and with method `network`, which
+    has metres of its own, no anchor is used or left.
     """
+    fit_alone = functools.partial(
+        fit, prediction, points, labels, image=image, config=config, state=state,
+        depth_range_m=depth_range_m,
+    )  # fmt: skip
+    if stamp_ns is None or not config.unanchored_s or config.method == NETWORK:
+        return fit_alone()
     usable = _usable(points, prediction.values, depth_range_m)
     rows, cols = points.rows[usable], points.cols[usable]
     v, z = prediction.values[rows, cols], points.depth[usable].astype(np.float64)
@@ -304,15 +312,7 @@ def fit_in_sequence(
         found = anchor.answer(stamp_ns, prediction, v, z, config.unanchored_s)
         if found is not None:
             return _unanchored(found, points, usable, depth_range_m)
-    result = fit(
-        prediction,
-        points,
-        labels,
-        image=image,
-        config=config,
-        state=state,
-        depth_range_m=depth_range_m,
-    )
+    result = fit_alone()
     believed = result.point_inlier[usable]
     if result.status is FitStatus.OK and np.count_nonzero(believed) > FEW_POINTS:
         anchor.learn(stamp_ns, prediction, v[believed], z[believed])

@@ -317,13 +317,8 @@ def zstd_pieces(read: Callable[[int], bytes], ceiling: int) -> Iterator[bytes]:
             if frames > _MOST_ZSTD_FRAMES:
                 raise DamagedError(f"more than {_MOST_ZSTD_FRAMES} zstd frames")
         while True:
-            try:
-                piece = decoder.decompress(compressed, min(_PIECE, ceiling - total + 1))
-            except (Exception, MemoryError) as error:
-                raise DamagedError(f"its zstd data is damaged ({reason_of(error)})") from None
+            piece = _next_piece(decoder, compressed, "zstd", total, ceiling)
             total += len(piece)
-            if total > ceiling:
-                raise DamagedError(f"its zstd data becomes more than {ceiling} bytes")
             if piece:
                 yield piece
             if decoder.eof or decoder.needs_input:
@@ -331,6 +326,17 @@ def zstd_pieces(read: Callable[[int], bytes], ceiling: int) -> Iterator[bytes]:
             compressed = b""
         if decoder.eof:
             waiting = decoder.unused_data
+
+
+def _next_piece(decoder: Any, compressed: bytes, kind: str, total: int, ceiling: int) -> bytes:
+    """What a decompressor makes of some bytes, after `total` that it made before."""
+    try:
+        piece: bytes = decoder.decompress(compressed, min(_PIECE, ceiling - total + 1))
+    except (Exception, MemoryError) as error:
+        raise DamagedError(f"its {kind} data is damaged ({reason_of(error)})") from None
+    if total + len(piece) > ceiling:
+        raise DamagedError(f"its {kind} data becomes more than {ceiling} bytes")
+    return piece
 
 
 def _reader(data: bytes | memoryview) -> Callable[[int], bytes]:
@@ -359,13 +365,8 @@ def _lz4_pieces_of(data: bytes, ceiling: int) -> Iterator[bytes]:
         raise BagError("Reading this bag needs lz4: pip install lz4.") from None
     decoder, compressed, total = LZ4FrameDecompressor(), data, 0
     while not decoder.eof:
-        try:
-            piece = decoder.decompress(compressed, min(_PIECE, ceiling - total + 1))
-        except (Exception, MemoryError) as error:
-            raise DamagedError(f"its lz4 data is damaged ({reason_of(error)})") from None
+        piece = _next_piece(decoder, compressed, "lz4", total, ceiling)
         total += len(piece)
-        if total > ceiling:
-            raise DamagedError(f"its lz4 data becomes more than {ceiling} bytes")
         if piece:
             yield piece
         elif not decoder.eof:

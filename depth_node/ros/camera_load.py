@@ -10,7 +10,6 @@ idles, so the rate is what the nodes can do.
 from __future__ import annotations
 
 import argparse
-import signal
 import struct
 import sys
 import time
@@ -33,6 +32,7 @@ from depth_node.ros.demo import (
     XYZ,
     Words,
     change,
+    run_steered,
     say,
     there_and_back,
     wait_for_publisher,
@@ -132,35 +132,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--timeout", type=float, default=60.0)
     options = parser.parse_args(arguments)
-    cameras = options.cameras.split(",")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark tells us when to stop
-    rclpy.init(args=[], signal_handler_options=rclpy.SignalHandlerOptions.NO)
-    node = rclpy.create_node("camera_load", start_parameter_services=False)
-    words = Words()
-    try:
-        load = Load(node, options.frames, cameras)
-        for transition in ("configure", "activate"):
-            for camera in cameras:
-                change(node, transition, options.timeout, f"/{camera}/depth_node")
+    return run_steered("camera_load", lambda node: _load(node, options))
+
+
+def _load(node: Node, options: argparse.Namespace) -> None:
+    cameras, words = options.cameras.split(","), Words()
+    load = Load(node, options.frames, cameras)
+    for transition in ("configure", "activate"):
         for camera in cameras:
-            wait_for_publisher(node, f"/{camera}/depth_node/depth/image_rect", options.timeout)
-        load.run(2.0)  # until all have found each other and worked on some images
-        load.forget()
-        say("ready")
-        while (word := words.next_word(wait_s=1.0)) not in ("go", "stop"):
-            pass
-        if word == "go":
-            seconds = load.run(options.seconds)
-            say("report", seconds=seconds, latency_ms=load.latency_ms, lost=load.lost)
-        while words.next_word(wait_s=1.0) != "stop":
-            pass
-    except RuntimeError as error:
-        say("failed", reason=str(error))
-        return 1
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+            change(node, transition, options.timeout, f"/{camera}/depth_node")
+    for camera in cameras:
+        wait_for_publisher(node, f"/{camera}/depth_node/depth/image_rect", options.timeout)
+    load.run(2.0)  # until all have found each other and worked on some images
+    load.forget()
+    say("ready")
+    while (word := words.next_word(wait_s=1.0)) not in ("go", "stop"):
+        pass
+    if word == "go":
+        seconds = load.run(options.seconds)
+        say("report", seconds=seconds, latency_ms=load.latency_ms, lost=load.lost)
+    while words.next_word(wait_s=1.0) != "stop":
+        pass
 
 
 if __name__ == "__main__":

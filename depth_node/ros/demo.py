@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,23 @@ def answer_barely(options: argparse.Namespace, node: Node, words: Words) -> None
 ROLES = {"publish": publish, "listen": listen, "bare": answer_barely}
 
 
+def run_steered(name: str, work: Callable[[Node], None]) -> int:
+    """A process that another one steers by words, with a node of this name: the exit status. What
+    it fails with, a RuntimeError, is said to the other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it tells it when to stop
+    rclpy.init(args=[], signal_handler_options=rclpy.SignalHandlerOptions.NO)
+    node = rclpy.create_node(name, start_parameter_services=False)
+    try:
+        work(node)
+    except RuntimeError as error:
+        say("failed", reason=str(error))
+        return 1
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -330,18 +348,8 @@ def main(arguments: list[str] | None = None) -> int:
     for role in (publishing, listening, roles.add_parser("bare")):
         role.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the demo tells us when to stop
-    rclpy.init(args=[], signal_handler_options=rclpy.SignalHandlerOptions.NO)
-    node = rclpy.create_node(f"demo_{options.role}", start_parameter_services=False)
-    try:
-        ROLES[options.role](options, node, Words())
-    except RuntimeError as error:
-        say("failed", reason=str(error))
-        return 1
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    work = ROLES[options.role]
+    return run_steered(f"demo_{options.role}", lambda node: work(options, node, Words()))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Iterator
 
@@ -18,6 +17,7 @@ from depth_node.calibration.monitor import Finding
 from depth_node.calibration.watch import BURST_S, BackgroundWatch, ExtrinsicsWatch, Seen
 from depth_node.frame import FrameInput, SourcePoints
 from depth_node.simulation.walk import T_CAMERA_LIDAR
+from tests.helpers.watch import stuck_watch
 
 PATIENCE_S = 60.0  # a busy machine; only a failing test waits that long
 
@@ -153,15 +153,7 @@ def test_the_background_says_what_the_foreground_says(short_walk: RenderedWalk) 
 def test_a_frame_never_waits_for_the_watch(
     short_walk: RenderedWalk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, released = threading.Event(), threading.Event()
-    look = ExtrinsicsWatch.look
-
-    def stuck(self: ExtrinsicsWatch, seen: Seen) -> Iterator[None]:
-        begun.set()
-        released.wait()
-        yield from look(self, seen)
-
-    monkeypatch.setattr(ExtrinsicsWatch, "look", stuck)
+    begun, released = stuck_watch(monkeypatch)
     frame = dataclasses.replace(short_walk.frames(16)[0], stamp_ns=None)
     background = BackgroundWatch(1.0)
     background.offer(frame)

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,8 +19,10 @@ import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Log
+from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
@@ -44,6 +47,11 @@ TRANSITIONS = {  # number, and the state that it leads to
 def own_domain() -> int:
     """A ROS domain of this process, so that tests hear nobody else."""
     return 1 + os.getpid() % 100
+
+
+def settings(network: Path, *more: str) -> list[str]:
+    """Parameters of a node with this network, whose LiDAR sits in the camera."""
+    return [f"model.path:={network}", f"T_camera_lidar:={IDENTITY}", *more]
 
 
 def header(stamp_s: float, frame: str = "camera_optical_frame") -> Header:
@@ -304,3 +312,9 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         if time.monotonic() > end:
             raise AssertionError(f"waited {timeout_s:g} s in vain for {what}")
         time.sleep(0.005)
+
+
+def set_parameter(rig: Rig, name: str, value: object) -> tuple[bool, str]:
+    request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+    result = rig.call(SetParameters, "/depth_node/set_parameters", request).results[0]
+    return result.successful, result.reason

@@ -28,22 +28,19 @@ from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSour
 from depth_node.ros.node import DepthNode
 from tests.helpers.rig import (
     CLOSE,
-    IDENTITY,
     PATIENCE_S,
     Rig,
     camera_image,
     cloud,
     info,
     lidar_points,
+    set_parameter,
+    settings,
     until,
 )
 
 NO_POINTS = np.empty((0, 3), np.float32)
 POINTS = lidar_points(camera_image(0.0)[1])
-
-
-def settings(network: Path, *more: str) -> list[str]:
-    return [f"model.path:={network}", f"T_camera_lidar:={IDENTITY}", *more]
 
 
 @pytest.fixture
@@ -415,8 +412,6 @@ def test_parameters_that_cannot_be(network: Path, parameter: str, words: str) ->
 
 
 def test_a_wrong_parameter_can_be_corrected_without_a_restart(network: Path) -> None:
-    from tests.ros.test_node import set_parameter
-
     with Rig(*settings(network, "fit.method:=sff")) as rig:
         assert not rig.change("configure")
         assert set_parameter(rig, "fit.method", "slf")[0]

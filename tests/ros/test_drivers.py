@@ -39,16 +39,13 @@ from tests.helpers.rig import (
     info,
     lidar_points,
     own_domain,
+    set_parameter,
+    settings,
     until,
 )
-from tests.ros.test_node import set_parameter
 
 NO_POINTS = np.empty((0, 3), np.float32)
 POINTS = lidar_points(camera_image(0.0)[1])
-
-
-def settings(network: Path, *more: str) -> list[str]:
-    return [f"model.path:={network}", f"T_camera_lidar:={IDENTITY}", *more]
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,17 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
-from rcl_interfaces.srv import SetParameters
-from rclpy.parameter import Parameter
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Image
 
 from depth_node.benchmarks.calibration import faulty_frames
 from depth_node.calibration.estimate import pose_covariance
-from depth_node.calibration.watch import ExtrinsicsWatch, Seen
 from depth_node.frame import FrameInput
 from depth_node.ros import messages
 from depth_node.simulation.walk import T_CAMERA_LIDAR
-from tests.helpers.rig import PATIENCE_S, Rig, cloud, header, until
+from tests.helpers.rig import PATIENCE_S, Rig, cloud, header, set_parameter, until
 from tests.helpers.walks import furnished_room
+from tests.helpers.watch import stuck_watch
 
 APART_S = 0.4  # far enough that each frame is looked at
 
@@ -98,11 +94,7 @@ def test_a_turned_lidar_is_noticed_and_right_extrinsics_start_anew(network: Path
         assert poses[-1].header.frame_id == "camera_optical_frame"
 
         right = [float(value) for value in T_CAMERA_LIDAR.ravel()]
-        request = SetParameters.Request(
-            parameters=[Parameter("T_camera_lidar", value=right).to_parameter_msg()]
-        )
-        result = rig.call(SetParameters, "/depth_node/set_parameters", request)
-        assert result.results[0].successful
+        assert set_parameter(rig, "T_camera_lidar", right)[0]
         play(rig, frames[:4], depth, now_s)
         until(lambda: "so far" in newest(diagnostics)[1].get("extrinsics", ""), PATIENCE_S, "news")
         assert "wrong" not in newest(diagnostics)[0]
@@ -111,15 +103,7 @@ def test_a_turned_lidar_is_noticed_and_right_extrinsics_start_anew(network: Path
 def test_depth_comes_while_the_watch_is_busy(
     network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, released = threading.Event(), threading.Event()
-    look = ExtrinsicsWatch.look
-
-    def stuck(self: ExtrinsicsWatch, seen: Seen) -> Iterator[None]:
-        begun.set()
-        released.wait()
-        yield from look(self, seen)
-
-    monkeypatch.setattr(ExtrinsicsWatch, "look", stuck)
+    begun, released = stuck_watch(monkeypatch)
     frames = furnished_room().frames(16)
     with rig_with(network, T_CAMERA_LIDAR, 1.0) as rig:
         depth = rig.listen(Image, "depth/image_rect")

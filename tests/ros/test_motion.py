@@ -21,13 +21,13 @@ from depth_node.ros.motion import CameraMotion
 from depth_node.ros.node import DepthNode
 from tests.helpers.rig import (
     CLOSE,
-    IDENTITY,
     PATIENCE_S,
     Rig,
     camera_image,
     cloud,
     info,
     lidar_points,
+    settings,
     until,
 )
 
@@ -79,10 +79,6 @@ def driving(drive: Drive) -> type[DepthNode]:
             return drive
 
     return Driving
-
-
-def settings(network: Path, *more: str) -> list[str]:
-    return [f"model.path:={network}", f"T_camera_lidar:={IDENTITY}", *more]
 
 
 def late_scan_depth(rig: Rig) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:

@@ -30,7 +30,6 @@ from depth_node.ros import messages
 from depth_node.ros.node import OUTPUTS, DepthNode
 from tests.helpers.rig import (
     CLOSE,
-    IDENTITY,
     PATIENCE_S,
     Rig,
     camera_image,
@@ -38,14 +37,12 @@ from tests.helpers.rig import (
     header,
     info,
     lidar_points,
+    set_parameter,
+    settings,
     until,
 )
 
 NO_POINTS = np.empty((0, 3), np.float32)
-
-
-def settings(network: Path, *more: str) -> list[str]:
-    return [f"model.path:={network}", f"T_camera_lidar:={IDENTITY}", *more]
 
 
 @pytest.fixture
@@ -56,12 +53,6 @@ def rig(network: Path) -> Iterator[Rig]:
 
 def stamp_of(message: Image) -> float:
     return messages.stamp_ns(message.header.stamp) / 1e9
-
-
-def set_parameter(rig: Rig, name: str, value: object) -> tuple[bool, str]:
-    request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
-    result = rig.call(SetParameters, "/depth_node/set_parameters", request).results[0]
-    return result.successful, result.reason
 
 
 # --- what comes out ------------------------------------------------------------------------------

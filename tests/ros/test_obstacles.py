@@ -18,7 +18,7 @@ from depth_node.ros import messages
 from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
 from depth_node.ros.node import DepthNode
 from depth_node.ros.results import OUTPUTS
-from tests.helpers.rig import IDENTITY, PATIENCE_S, Rig, until
+from tests.helpers.rig import PATIENCE_S, Rig, settings, until
 
 
 class Robot:
@@ -43,10 +43,6 @@ ROBOT = Robot()
 class RobotNode(DepthNode):
     def make_transform_source(self) -> TransformSource:
         return ROBOT
-
-
-def settings(network: Path, *more: str) -> list[str]:
-    return [f"model.path:={network}", f"T_camera_lidar:={IDENTITY}", *more]
 
 
 def test_obstacles_by_the_cameras_height(network: Path) -> None:
