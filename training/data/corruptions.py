@@ -236,6 +236,29 @@ _TABLE: dict[str, tuple[Callable[..., F32], tuple[tuple[Any, ...], ...]]] = {
 }
 CORRUPTIONS = tuple(_TABLE)  # the 18 of KITTI-C
 INDOOR = tuple(name for name in CORRUPTIONS if name not in ("fog", "frost", "snow"))  # NYU-C
+# WeSTAR corrupts with six kinds at severity 5, which no source names. Ours: noise, blur of motion
+# and of the lens, light, contrast (outdoors fog in its place), compression.
+SIX = ("gaussian", "motion", "defocus", "brightness", "contrast", "jpeg")
+SIX_OUTDOORS = ("gaussian", "motion", "defocus", "brightness", "fog", "jpeg")
+SETS = {
+    "all": CORRUPTIONS, "indoor": INDOOR, "westar": SIX, "westar_outdoors": SIX_OUTDOORS
+}  # fmt: skip
+
+
+def named(words: Sequence[str]) -> tuple[str, ...]:
+    """The corruptions that names of corruptions or of SETS stand for, each once, in their order.
+
+    Raises ValueError for an unknown name.
+    """
+    found: dict[str, None] = {}
+    for word in words:
+        if word not in SETS and word not in CORRUPTIONS:
+            raise ValueError(
+                f"No corruption is called {word!r}: use one of {', '.join(CORRUPTIONS)}, or a set"
+                f" of them, {', '.join(SETS)}."
+            )
+        found |= dict.fromkeys(SETS.get(word, (word,)))
+    return tuple(found)
 
 
 def corrupt(image: U8, name: str, severity: int, seed: int = 0) -> U8:

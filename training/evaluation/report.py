@@ -29,6 +29,7 @@ from rich.table import Table
 from depth_node import config
 from depth_node.engine import EngineError
 from depth_node.engine.options import REFERENCE
+from depth_node.recordings.frames import find_frames
 from depth_node.simulation.rooms import STYLES
 from training.checkpoints import TrainingError
 from training.data.corruptions import (
@@ -37,7 +38,9 @@ from training.data.corruptions import (
     depth_error,
     mean_corruption_error,
     mean_resilience_rate,
+    named,
 )
+from training.data.corruptions import SETS as CORRUPTION_SETS
 from training.data.open import DataConfig, open_samples
 from training.data.ordinal_labels import LabelSet, read_labels
 from training.data.samples import DataSet, Sample
@@ -121,8 +124,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--corruptions",
         default="",
-        metavar="all|NAME,NAME",
-        help="also score corrupted images at five severities: mCE and mRR",
+        metavar="NAME,NAME",
+        help="also score corrupted images at five severities: mCE and mRR; names, or a set:"
+        f" {', '.join(CORRUPTION_SETS)}",
     )
     add("--base", default="", help="the method that mCE and ratios are taken over")
     add(
@@ -137,9 +141,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run it. Raises TrainingError: one sentence."""
-    named = CORRUPTIONS if args.corruptions == "all" else args.corruptions.split(",")
-    corruptions = tuple(name.strip() for name in named if name.strip())
+    words = [word.strip() for word in args.corruptions.split(",") if word.strip()]
     try:
+        corruptions = named(words)
         report(
             args.model,
             args.procedural,
@@ -248,7 +252,7 @@ class _EvaluationSet:
 
     title: str
     samples: Iterable[Sample]
-    total: int | None
+    total: int
     order: tuple[str, ...]
     pooled: bool
     by: str
@@ -268,7 +272,8 @@ def _sets(
         yield _EvaluationSet(title, rendered_rooms(count, seed), count, order, True, "frame")
     if folders:
         frames = (sample for folder in folders for sample in recorded(folder))
-        yield _EvaluationSet("recorded frames", frames, None, (), False, "source")
+        total = sum(len(find_frames(folder)) for folder in folders)
+        yield _EvaluationSet("recorded frames", frames, total, (), False, "source")
     if data is not None:
         data_set = open_samples(data)
         if data_set.protocol not in protocols.PROTOCOLS:

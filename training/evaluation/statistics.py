@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean over images and sources, and its bootstrap interval."""
+"""The mean over images, sources and runs, and its bootstrap interval."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from depth_node.metrics import mean_over_sources
 from training.data.samples import F64
 from training.evaluation.score import Row
 
 DRAWS = 4000
+NORMAL_QUANTILE = 1.959964  # of 97.5 %
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,73 @@ def change(means: F64) -> F64:
     """Second method over first, minus 1, (n,) of means (n, 2): below 0 the second is smaller."""
     relative: F64 = means[:, 1] / means[:, 0] - 1
     return relative
+
+
+def change_of_runs(
+    first: F64,
+    other: F64,
+    groups: Sequence[str],
+    pooled: bool = True,
+    paired: bool = True,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Interval:
+    """Mean of `other` over mean of `first`, minus 1, with its 95 % interval over runs and scenes
+    together.
+
+    first, other: (runs, images) errors; NaN where an image has none. A row that does not depend on
+    the seed has one run, which stands beside each of the other's. paired: both were run with the
+    same seeds, in the same order. groups: the scene of each image; a scene's images are drawn
+    together. pooled: the mean is over images, else over the scenes' means.
+
+    Each draw takes scenes and runs with replacement. Few runs drawn from themselves vary less than
+    runs do, so the deviation of the drawn runs from their mean is widened by sqrt(n / (n - 1)) and
+    by Student's quantile over the normal one: to 1.6 of itself for 5 runs, 9.2 for 2. Of
+    single runs the interval is of the scenes alone. Raises ValueError where paired runs differ in
+    number.
+    """
+    known: NDArray[np.bool_] = np.isfinite(np.concatenate([first, other])).all(axis=0)
+    names = sorted({name for name, one in zip(groups, known, strict=True) if one})
+    if not names:
+        return Interval(math.nan, math.nan, math.nan)
+    runs = {len(errors) for errors in (first, other)} - {1}
+    if paired and len(runs) > 1:
+        raise ValueError(f"Paired runs of {len(first)} and {len(other)} seeds: give the same ones.")
+    place = {name: k for k, name in enumerate(names)}
+    member = np.zeros((len(groups), len(names)))  # images of a scene
+    for k, name in enumerate(groups):
+        if known[k]:
+            member[k, place[name]] = 1.0
+    counts = member.sum(axis=0)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), draws).astype(float)
+    weights = np.concatenate([np.ones((1, len(names))), weights])  # the first draw: as they are
+    chosen: dict[int, NDArray[np.int64]] = {}
+    means = []
+    for number, errors in enumerate((first, other)):
+        sums = np.where(known, errors, 0.0) @ member  # runs, scenes
+        if pooled:
+            by_run = weights @ sums.T / (weights @ counts)[:, None]
+        else:
+            by_run = weights @ (sums / counts).T / weights.sum(axis=1, keepdims=True)
+        n = len(errors)
+        if n > 1:
+            key = n if paired else -number
+            if key not in chosen:
+                chosen[key] = rng.integers(0, n, (len(weights), n))
+            drawn = np.take_along_axis(by_run, chosen[key], axis=1).mean(axis=1)
+            widened = math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 0.975) / NORMAL_QUANTILE)
+            centre = by_run.mean(axis=1)
+            drawn = centre + widened * (drawn - centre)
+            drawn[0] = centre[0]
+        else:
+            drawn = by_run[:, 0]
+        means.append(drawn)
+    ratios = means[1] / means[0] - 1.0
+    if len(names) == 1:
+        return Interval(float(ratios[0]), math.nan, math.nan)
+    low, high = np.quantile(ratios[1:], [0.025, 0.975])
+    return Interval(float(ratios[0]), float(low), float(high))
 
 
 def mean(rows: Iterable[Row], method: str, source: str | None = None) -> tuple[float, float]:

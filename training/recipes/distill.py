@@ -49,7 +49,9 @@ from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
 from training.models.networks import NetworkConfig, open_dino, open_student
 from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
 
-TEACHER_CHOICES = ("random", "primary", "assistant", "average")
+TEACHER_CHOICES = ("random", "primary", "assistant", "average", "agreement")
+
+CHANCE = 4  # of the draw of a teacher, beside the seed and the step
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ class Config:
     )
     teacher_choice: str = config.option(
         "random",
-        "The teacher of a step: one of the two at random, always the same one, or their average.",
+        "The teacher of a step: one of the two at random, always the same one, their average, or"
+        " their average in one scale with pixels weighted by agreement.",
         choices=TEACHER_CHOICES,
     )
     assistant_probability: float = config.option(
@@ -169,7 +172,7 @@ class Config:
         config.validate(self)
         if self.loss.shared == self.loss.local == 0:
             raise config.ConfigError("loss.shared and loss.local are both 0: nothing to learn from")
-        if self.loss.norm == "none" and self.teacher_choice in ("random", "average"):
+        if self.loss.norm == "none" and self.teacher_choice not in ("primary", "assistant"):
             raise config.ConfigError(
                 "loss.norm=none compares maps as they are, which needs one teacher, as two have"
                 " different scales: set teacher_choice to primary or assistant"
@@ -271,8 +274,8 @@ class Distill(Recipe):
         """The teachers of a step: 0 the primary, 1 the assistant. The same for all parts."""
         cfg = self.cfg
         if cfg.teacher_choice != "random":
-            return {"primary": [0], "assistant": [1], "average": [0, 1]}[cfg.teacher_choice]
-        chance = np.random.default_rng([cfg.loop.seed, step, len(TEACHER_CHOICES)]).random()
+            return {"primary": [0], "assistant": [1]}.get(cfg.teacher_choice, [0, 1])
+        chance = np.random.default_rng([cfg.loop.seed, step, CHANCE]).random()
         return [1 if chance < cfg.assistant_probability else 0]
 
     def batch(self, step: int, part: BatchPart) -> Batch:
@@ -386,16 +389,16 @@ class Distill(Recipe):
         answers = []
         if weights.shared:
             answer = network.answer(network.spec.normalise(batch["crop"]))
-            target, known = self._target(batch, "crop")
+            target, known, weight = self._target(batch, "crop")
             own, target = self._compared(answer.disparity, target)
-            terms["shared"] = normalised_l1(own, target, known, weights.norm)
+            terms["shared"] = normalised_l1(own, target, known, weights.norm, weight)
             compared.append((own, target, known))
             answers.append((answer, batch["crop"]))
         if weights.local:
             answer = network.answer(network.spec.normalise(batch["wide"]))
-            target, known = self._target(batch, "part")
+            target, known, weight = self._target(batch, "part")
             own, target = self._compared(parts_of(answer.disparity, batch["corner"], cfg), target)
-            terms["local"] = normalised_l1(own, target, known, weights.norm)
+            terms["local"] = normalised_l1(own, target, known, weights.norm, weight)
             compared.append((own, target, known))
             answers.append((answer, batch["wide"]))
         # The other terms are of the shared context; of the wide view where that one is off.
@@ -426,14 +429,16 @@ class Distill(Recipe):
     ) -> dict[str, NDArray[np.uint8]]:
         """Crops, the teachers' maps and the student's."""
         network: Any = model
-        target, known = self._target(batch, "crop")
+        target, known, _ = self._target(batch, "crop")
         student = network(network.spec.normalise(batch["crop"]))
         target = target.masked_fill(~known, float("nan"))
         return {"crop": sheet([batch["crop"]], [target, student])}
 
     @torch.no_grad()
-    def _target(self, batch: Batch, content: str) -> tuple[Tensor, Tensor]:
-        """The teachers' disparity (n, 1, h, w), averaged over two, and the mask of known pixels."""
+    def _target(self, batch: Batch, content: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The teachers' disparity (n, 1, h, w), averaged over two, the mask of known pixels, and
+        what each pixel weighs where that is not the same for all.
+        """
         answers = []
         for number in batch["teachers"].tolist():
             if f"map_{content}_{number}" in batch:
@@ -444,8 +449,12 @@ class Distill(Recipe):
                 teacher = self.teachers[number]
                 assert teacher is not None
                 answers.append(ask(teacher, batch[f"teach_{content}"]))
-        target = torch.stack([disparity for disparity, _ in answers]).mean(dim=0)
-        return target, torch.stack([known for _, known in answers]).all(dim=0)
+        known = torch.stack([part for _, part in answers]).all(dim=0)
+        maps = [disparity for disparity, _ in answers]
+        if self.cfg.teacher_choice == "agreement":
+            target, weight = agreed(maps, known)
+            return target, known, weight
+        return torch.stack(maps).mean(dim=0), known, None
 
     def _likeness(self, features: Tensor, images: Tensor) -> Tensor:
         """Feature alignment on the grid of the student's features."""
@@ -468,6 +477,15 @@ class Distill(Recipe):
             reference.flatten(2).transpose(1, 2),
             self.cfg.loss.tolerance,
         )
+
+
+def agreed(maps: Sequence[Tensor], known: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (n, 1, h, w) of two maps in one scale, each normalised over the image, and the
+    weight exp(-difference) of each pixel: 1 where they agree, 1/e where they differ by a mean
+    deviation. Ours.
+    """
+    one, other = (normalise(values, known) for values in maps)
+    return (one + other) / 2, torch.exp(-(one - other).abs())
 
 
 def parts_of(disparity: Tensor, corner: Tensor, cfg: Config) -> Tensor:

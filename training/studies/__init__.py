@@ -2,12 +2,14 @@
 """Experiments that justify defaults and compare recipes; results are in docs/studies.
 
     python -m training study westar --out STUDY --images 900 [--target defocus --severity 5]
-    python -m training study distill | mesa | depthmaster | assistant --out STUDY
+    python -m training study distill | normalisations | mesa --out STUDY
+    python -m training study spaces | depthmaster | assistant --out STUDY
     python -m training study field | regions | upsampling CASE SOURCE ... --out TABLES.md
 
 Every variant of a recipe is a run of the recipe itself in a folder of its own, then scored on rooms
-that no run saw; finished runs are not repeated. The studies of the field, of regions and of
-upsampling score recorded frames.
+that no run saw; finished runs are not repeated. Such a study has a design (studies/proof.py): a
+claim, seeds, references and gates, without which its table is not shown. The studies of the field,
+of regions and of upsampling score recorded frames.
 """
 
 from __future__ import annotations
@@ -28,8 +30,13 @@ STUDIES = {
     "westar": ("training.studies.westar", "adaptation to degraded images"),
     "labels": ("training.studies.labels", "what a few hundred ordinal labels bring"),
     "distill": ("training.studies.distill", "distillation: normalisations, teachers, assistants"),
+    "normalisations": (
+        "training.studies.normalisations",
+        "distillation by a teacher that is wrong in one region",
+    ),
     "mesa": ("training.studies.mesa", "pre-training: masked, geometric, supervised"),
-    "depthmaster": ("training.studies.depthmaster", "the single-step diffusion teacher"),
+    "spaces": ("training.studies.depthmaster", "what space a diffusion network's depth is in"),
+    "depthmaster": ("training.studies.depthmaster", "its stages, details and alignment"),
     "assistant": ("training.studies.depthmaster", "that teacher beside another one"),
     "field": ("training.studies.field", "method field: ablation, targets, interval, flicker"),
     "upsampling": ("training.studies.upsampling", "depth maps enlarged: edges kept or bilinear"),

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Common to the studies: variants, rendered pools, scores computed once, tables with intervals."""
+"""Common to the studies that train: variants, rendered pools, scores computed once, the run."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ import torch
 from rich.console import Console
 
 from depth_node import config
-from depth_node.metrics import evaluate
+from depth_node.metrics import boundary_f1, evaluate
 from depth_node.prediction import Prediction
+from training.checkpoints import TrainingError
 from training.data.augmentation import Window
 from training.data.pool import Pool, PoolConfig, open_pool
 from training.data.samples import F64, Sample
-from training.evaluation import protocols, statistics
-from training.evaluation.statistics import Interval
+from training.evaluation import protocols
+from training.evaluation.score import baseline
 from training.models.networks import MEANING, Network
+from training.studies.proof import Design, Judge, Part, report
 
 HEIGHT, WIDTH = 96, 128
 ALIGNMENT, PROTOCOL = "disp_ls", "indoor"
@@ -39,14 +41,18 @@ class Variant:
 
 
 @torch.no_grad()
-def errors(network: Network, samples: Sequence[Sample]) -> F64:
-    """(images, 2): AbsRel and 1 - delta1 after scale and shift in disparity."""
+def errors(
+    network: Network, samples: Sequence[Sample], size: tuple[int, int] = (HEIGHT, WIDTH)
+) -> F64:
+    """(images, 2): AbsRel and 1 - delta1 after scale and shift in disparity, at `size`, which the
+    network sees.
+    """
     network.eval()
     protocol = protocols.find(PROTOCOL)
     rows = []
     for sample in samples:
         assert sample.depth is not None
-        window = Window.whole(sample.image.shape, HEIGHT, WIDTH)
+        window = Window.whole(sample.image.shape, *size)
         pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
         x = network.spec.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         truth = window.nearest(sample.depth)
@@ -59,7 +65,21 @@ def errors(network: Network, samples: Sequence[Sample]) -> F64:
     return np.array(rows)
 
 
-def scored_once(path: Path, make: Callable[[], dict[str, F64]]) -> dict[str, Any]:
+def baseline_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
+    """(images, 2): AbsRel and boundary F1 (or 1 - delta1) of a baseline that does not use the
+    image.
+    """
+    rows = []
+    for sample in judge:
+        assert sample.depth is not None
+        depth = baseline(name, sample.depth)
+        scores = evaluate(depth, sample.depth)
+        second = boundary_f1(depth, sample.depth) if edges else 1 - scores.delta1
+        rows.append((scores.abs_rel, second))
+    return np.array(rows)
+
+
+def scored_once(path: Path, make: Callable[[], Mapping[str, F64]]) -> dict[str, Any]:
     """The result of `make`, stored in a JSON file and read from it on later calls."""
     if not path.is_file():
         errors_by_set = {name: values.tolist() for name, values in make().items()}
@@ -70,21 +90,6 @@ def scored_once(path: Path, make: Callable[[], dict[str, F64]]) -> dict[str, Any
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def compared(first: F64, other: F64) -> Interval:
-    """Mean of other over mean of first, minus 1, with its 95 % interval; (images,) each.
-
-    The images of a room are drawn together.
-    """
-    usable = len(first) // VIEWS_PER_ROOM * VIEWS_PER_ROOM
-    rooms = [errors[:usable].reshape(-1, VIEWS_PER_ROOM).mean(axis=1) for errors in (first, other)]
-    return statistics.bootstrap({"rooms": np.stack(rooms, axis=1)}, statistics.change, pooled=True)
-
-
-def percent(change: Interval) -> str:
-    """A change and its interval, as the tables print them."""
-    return f"{change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
-
-
 def slug(name: str) -> str:
     """The name of a variant as that of a file."""
     return "".join(c if c.isalnum() else "-" for c in name)
@@ -92,18 +97,28 @@ def slug(name: str) -> str:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """What is compared, and the design by which its table may be shown.
 
-    rows: names of the variants, the first is what the others are compared with. units: two
-    measures. parts: the sets that are judged. make(name, seed) gives the errors of a row by part,
-    (images, 2). unseeded: rows that do not depend on the seed.
+    folder: of its scores and table. rows: names, the first is what the others are compared with.
+    units: the columns of the errors. parts: the sets that are judged. make(name, seed) gives the
+    errors of a row by part, (images, units). unseeded: rows that do not depend on the seed. table:
+    the file of the report. after: what else is said of the results, below it.
     """
 
+    folder: Path
     rows: Sequence[str]
     units: Sequence[str]
-    parts: Sequence[str]
-    make: Callable[[str, int], dict[str, F64]]
+    parts: Mapping[str, Part]
+    make: Callable[[str, int], Mapping[str, F64]]
+    design: Design
     unseeded: Sequence[str] = ()
+    table: str = "table.md"
+    after: Callable[[Judge], Sequence[str]] = lambda judge: ()
+
+
+def by_room(samples: Sequence[Sample]) -> Part:
+    """Rendered images that come VIEWS_PER_ROOM of a room."""
+    return Part([str(k // VIEWS_PER_ROOM) for k in range(len(samples))])
 
 
 def pool(out: Path, purpose: str, count: int, style: str, seed: int, size: tuple[int, int]) -> Pool:
@@ -132,52 +147,29 @@ def pool_settings(of: Pool) -> dict[str, Any]:
     return {f"pool.{name}": value for name, value in config.to_dict(of.cfg).items()}
 
 
-def table(
-    results: dict[str, dict[int, dict[str, Any]]],
-    sets: Sequence[str],
-    units: Sequence[str],
-    unseeded: Sequence[str] = (),
-) -> str:
-    """Markdown: the errors of every variant, means over images and seeds; the change of each
-    against the first variant on the same seeds, with its 95 % interval over rooms.
-    """
-    names = list(results)
-    head = [f"{part}: {unit} | change" for part in sets for unit in units]
-    lines = [f"| variant | seeds | {' | '.join(head)} |", "|---" * (2 + 2 * len(head)) + "|"]
-    for name in names:
-        own, first = results[name], results[names[0]]
-        both = sorted(set(own) & set(first))
-        cells = [name, "" if name in unseeded else str(len(own))]
-        for part in sets:
-            means = np.mean([np.array(row[part]) for row in own.values()], axis=0)
-            new, old = (
-                np.mean([np.array(rows[seed][part]) for seed in both], axis=0)
-                for rows in (own, first)
-            )
-            for k in range(len(units)):
-                cells.append(f"{means[:, k].mean():.3f}")
-                if name == names[0] or name in unseeded:
-                    cells.append("")
-                    continue
-                cells.append(percent(compared(old[:, k], new[:, k])))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def run_study(study: Study, args: argparse.Namespace, console: Console) -> None:
-    """Run what is missing of a study, print its table after every run."""
+    """Run what is missing of a study; its report is written after every run, printed at the end.
+
+    Raises TrainingError for an unknown row.
+    """
+    for name in args.only:
+        if name not in study.rows:
+            raise TrainingError(f"No row is called {name!r}: there are {'; '.join(study.rows)}.")
     torch.set_num_threads(1)
     results: dict[str, dict[int, dict[str, Any]]] = {}
-    text = ""
     for seed in args.seeds:
         for name in study.rows:
             if (args.only and name not in args.only) or (
                 name in study.unseeded and name in results
             ):
                 continue
-            path = args.out / args.study / "scores" / f"{slug(name)}-{seed}-{args.rooms}.json"
-            row = scored_once(path, functools.partial(study.make, name, seed))
-            results.setdefault(name, {})[seed] = row
-            text = table(results, study.parts, study.units, study.unseeded)
-            (args.out / args.study / "table.md").write_text(text + "\n", encoding="utf-8")
+            path = study.folder / "scores" / f"{slug(name)}-{seed}-{args.rooms}.json"
+            stored = scored_once(path, functools.partial(study.make, name, seed))
+            results.setdefault(name, {})[seed] = {
+                part: np.array(errors, np.float64) for part, errors in stored.items()
+            }
+            judge = Judge(results, study.parts, study.units, study.unseeded)
+            sections = [report(judge, study.design, study.rows), *study.after(judge)]
+            text = "\n\n".join(sections)
+            (study.folder / study.table).write_text(text + "\n", encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)

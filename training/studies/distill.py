@@ -14,7 +14,7 @@ stand the start, the teachers, and the student that went on learning from the tr
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,14 +32,17 @@ from depth_node.prediction import Prediction
 from training.checkpoints import TrainingError
 from training.data.augmentation import Window
 from training.data.pool import PoolConfig, open_pool
-from training.data.samples import Sample
-from training.evaluation import predict, protocols, score, statistics
+from training.data.samples import F64, Sample
+from training.evaluation import predict, protocols, score
+from training.evaluation.predict import NetworkPredictor
+from training.evaluation.score import BASELINES
 from training.loop import Recipe, run
 from training.models.networks import NetworkConfig, open_network, open_run
 from training.models.teachers import NetworkTeacher, Teacher, ask
 from training.recipes import distill, supervised
 from training.studies import add_run_options
-from training.studies.common import Variant, percent, scored_once, slug
+from training.studies.common import Study, Variant, run_study, slug
+from training.studies.proof import Claim, Design, Gate, Measure, Part
 
 HEIGHT, WIDTH = 64, 96  # of the student
 TEACHER = (96, 128)  # of the teachers, as they were trained
@@ -52,7 +55,11 @@ SEEDS = {"learn": 7101, "judge": 7103, "desk": 7111, "bin": 7112, "shelf": 7113,
 IMAGE = (216, 288)  # finer than the wide view, 96 x 144, so that its parts show more than it does
 
 STEPS = 400
-UNET = {"widths": [12, 20, 32, 48, 64], "depths": [0, 1, 1, 1, 1], "decoder": [32, 24, 16, 12]}
+UNET: dict[str, list[int]] = {
+    "widths": [12, 20, 32, 48, 64],
+    "depths": [0, 1, 1, 1, 1],
+    "decoder": [32, 24, 16, 12],
+}
 LOOP = {
     "steps": STEPS,
     "batch": 8,
@@ -89,6 +96,9 @@ TRUTH: dict[str, Any] = {
                 "noise": 0.0, "grey": 0.0},
     "loop": LOOP,
 }  # fmt: skip
+# Table 3: other students too. Twice the channels.
+WIDER = ", wider student"
+WIDE = {f"network.unet.{part}": [2 * n for n in UNET[part]] for part in ("widths", "decoder")}
 # Where all begin.
 START: dict[str, Any] = {"start": "", "loop.steps": 2400, "loop.batch": 16, "loop.seed": 1,
          "loop.learning_rate": 2e-3, "loop.checkpoint_every": 600}  # fmt: skip
@@ -101,14 +111,23 @@ ASSISTANT: dict[str, Any] = {
 }
 ALIKE = "average of two in one scale"  # of both as they are; elsewhere the assistant's is 0..1
 SHARED, LOCAL = {"loss.local": 0}, {"loss.shared": 0}
+UNCROPPED, BASE_ROW = "no random crop, hybrid", "no random crop, global"
+WHOLE: dict[str, Any] = {**SHARED, "crop.smallest_px": IMAGE[0]}
+AGREED = "average by agreement"
 VARIANTS = (
     # Table 2: both, one, the other. The first row is what all others are compared with.
     Variant("both contexts, hybrid", {}),
     Variant("shared, hybrid", SHARED),
     Variant("local-global, hybrid", LOCAL),
+    Variant(UNCROPPED, WHOLE),
+    # Table 3: what distillation was before, and this, also for another student.
+    Variant(BASE_ROW, {**WHOLE, "loss.norm": "global"}),
+    Variant(f"both contexts, hybrid{WIDER}", WIDE),
+    Variant(f"{BASE_ROW}{WIDER}", {**WHOLE, **WIDE, "loss.norm": "global"}),
     # Table 4: the teacher, with both contexts and hybrid.
     Variant("assistant teaches", {"teacher_choice": "assistant"}),
     Variant("average of two", {"teacher_choice": "average"}),
+    Variant(AGREED, {"teacher_choice": "agreement"}),
     Variant("one of two by chance", {"teacher_choice": "random"}),
     Variant(ALIKE, {"teacher_choice": "average"}),
     # Table 1: normalisation, in each context.
@@ -122,6 +141,12 @@ VARIANTS = (
 )
 # (table, better, worse) as published, AbsRel on ETH3D and on DIODE, where both sets say the same.
 PUBLISHED: tuple[tuple[int, str, str, tuple[float, float], tuple[float, float]], ...] = (
+    (3, "both contexts, hybrid", BASE_ROW, (0.098, 0.262), (0.110, 0.290)),
+    (3, f"both contexts, hybrid{WIDER}", f"{BASE_ROW}{WIDER}", (0.120, 0.272), (0.150, 0.303)),
+    (2, "both contexts, hybrid", "shared, hybrid", (0.056, 0.232), (0.058, 0.237)),
+    (2, "both contexts, hybrid", "local-global, hybrid", (0.056, 0.232), (0.064, 0.238)),
+    (2, "shared, hybrid", "local-global, hybrid", (0.058, 0.237), (0.064, 0.238)),
+    (2, "local-global, hybrid", UNCROPPED, (0.064, 0.238), (0.075, 0.270)),
     (1, "shared, hybrid", "shared, global", (0.057, 0.238), (0.064, 0.259)),
     (1, "shared, none", "shared, global", (0.057, 0.239), (0.064, 0.259)),
     (1, "shared, hybrid", "shared, local", (0.057, 0.238), (0.070, 0.245)),
@@ -129,15 +154,35 @@ PUBLISHED: tuple[tuple[int, str, str, tuple[float, float], tuple[float, float]],
     (1, "local-global, hybrid", "local-global, global", (0.064, 0.238), (0.065, 0.239)),
     (1, "local-global, global", "local-global, local", (0.065, 0.239), (0.076, 0.244)),
     (1, "local-global, local", "local-global, none", (0.076, 0.244), (0.273, 0.300)),
-    (2, "both contexts, hybrid", "shared, hybrid", (0.056, 0.232), (0.058, 0.237)),
-    (2, "both contexts, hybrid", "local-global, hybrid", (0.056, 0.232), (0.064, 0.238)),
-    (2, "shared, hybrid", "local-global, hybrid", (0.058, 0.237), (0.064, 0.238)),
-    (4, "both contexts, hybrid", "average of two", (0.056, 0.232), (0.228, 0.371)),  # and table 2
     # Its rows "w/o" are the teachers themselves (table 5), no students; against the primary alone
     # (table 2: .056, .232) chance is better on ETH3D and worse on DIODE. Its average weighs pixels
     # on which the teachers agree more.
-    (4, "one of two by chance", "average of two", (0.054, 0.258), (0.228, 0.371)),
+    (4, "both contexts, hybrid", AGREED, (0.056, 0.232), (0.228, 0.371)),  # and table 2
+    (4, "one of two by chance", AGREED, (0.054, 0.258), (0.228, 0.371)),
 )
+START_ROW, PRIMARY, ASSISTANT_ROW = "start", "primary teacher", "assistant"
+ALONE, CUT = "teacher asked about a part", "teacher, cut from its answer to the whole"
+ON_ROOMS = Measure("rooms", "AbsRel")
+DESIGN = Design(
+    claims=tuple(
+        Claim(
+            better, worse, 0.0, ON_ROOMS,
+            f"published {', '.join(f'{a / b - 1:+.1%}' for a, b in zip(low, high, strict=True))},"
+            f" table {number}",
+        )
+        for number, better, worse, low, high in PUBLISHED
+    ),
+    seeds=5,
+    floor=BASELINES,
+    control=("taught by the truth", PRIMARY),
+    ceiling=(ASSISTANT_ROW, START_ROW, ALONE, CUT),
+    gates=(
+        Gate("taught by the truth", START_ROW, ON_ROOMS, most=0.95),
+        Gate("both contexts, hybrid", START_ROW, ON_ROOMS, most=0.95),
+        Gate("both contexts, hybrid", "plane", ON_ROOMS, most=0.75),
+        Gate(ALONE, CUT, ON_ROOMS, most=0.85),  # what the local-global context presumes
+    ),
+)  # fmt: skip
 
 
 class UnitRangeTeacher:
@@ -207,10 +252,19 @@ class DistillStudy:
     @cached_property
     def start(self) -> Path:
         """The run of the student that all begin with."""
+        return self._start("start", {})
+
+    @cached_property
+    def wide_start(self) -> Path:
+        """The same of the wider student."""
+        own = {name.replace("network.unet", "student"): value for name, value in WIDE.items()}
+        return self._start("start-wider", own)
+
+    def _start(self, name: str, student: dict[str, Any]) -> Path:
         steps = {"loop.steps": min(START["loop.steps"], 6 * self.steps)}
-        cfg = config.replace(config.build(supervised.Config, TRUTH), {**START, **steps})
+        cfg = config.replace(config.build(supervised.Config, TRUTH), {**START, **steps, **student})
         images = self.rendered("start", self.images // 9 * 12, SMALL)
-        return self._trained("start", cfg, supervised.Supervised(cfg, images))
+        return self._trained(name, cfg, supervised.Supervised(cfg, images))
 
     @cached_property
     def primary(self) -> Teacher:
@@ -242,7 +296,8 @@ class DistillStudy:
             cfg: Any = config.replace(config.build(supervised.Config, TRUTH), changes)
             recipe = supervised.Supervised(cfg, self.learn)
         else:
-            changes["network.source"] = str(self.start)
+            wide = WIDE.keys() <= settings.keys()
+            changes["network.source"] = str(self.wide_start if wide else self.start)
             cfg = config.replace(config.build(distill.Config, BASE), changes)
             second: Teacher | None = None
             if cfg.teacher_choice != "primary":
@@ -259,28 +314,28 @@ class DistillStudy:
         return folder
 
 
-def part_errors(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
-    """AbsRel of the teacher on the parts of wide views, as lists of one row an image like those of
-    `scores`: asked about the part itself, and cut from its answer to the whole.
+def part_errors(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, F64]:
+    """AbsRel (images,) of the teacher on the parts of wide views: asked about the part itself, and
+    cut from its answer to the whole.
 
     Local-global distillation presumes that the former is the better one.
     """
     cfg = config.build(distill.Config, BASE)
     rows, columns = cfg.wide_size
     protocol = protocols.find(score.INDOOR)
-    rows_by_way: dict[str, list[list[Any]]] = {"alone": [], "cut": []}
+    rows_by_way: dict[str, list[float]] = {ALONE: [], CUT: []}
     for sample in judge:
         assert sample.depth is not None
         wide = Window.whole(sample.image.shape, rows, columns)
         image, truth = wide.image(sample.image), wide.nearest(sample.depth)
         whole = StudentSizePredictor(teacher).predict(image).values
-        errors: dict[str, list[float]] = {"alone": [], "cut": []}
+        errors: dict[str, list[float]] = {ALONE: [], CUT: []}
         for top, left in cfg.corners():
             part = np.s_[top : top + HEIGHT, left : left + WIDTH]
             counted = protocols.counted(protocol, truth[part])
             answers = {
-                "alone": StudentSizePredictor(teacher).predict(image[part]).values,
-                "cut": whole[part],
+                ALONE: StudentSizePredictor(teacher).predict(image[part]).values,
+                CUT: whole[part],
             }
             for way, values in answers.items():
                 prediction = Prediction(values, "disparity_affine_invariant")
@@ -288,102 +343,25 @@ def part_errors(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, Any]:
                 scored = np.where(counted, truth[part], np.float32(np.nan))
                 errors[way].append(metrics.evaluate(depth, scored).abs_rel)
         for way, values_ in errors.items():
-            rows_by_way[way].append([sample.source, sample.name, float(np.nanmean(values_))])
-    return {way: np.array(lines, dtype=object) for way, lines in rows_by_way.items()}
+            rows_by_way[way].append(float(np.nanmean(values_)))
+    return {way: np.array(values) for way, values in rows_by_way.items()}
 
 
-def scores(teacher: Teacher, sets: dict[str, list[Sample]]) -> dict[str, Any]:
-    """Source, frame, AbsRel, delta1 and boundary F1 of every image, by set."""
-    plan = score.ScoringPlan((ALIGNMENT,))
-    tables = {}
-    for part, samples in sets.items():
-        rows = score.score(samples, {"it": StudentSizePredictor(teacher)}, plan)
-        own = [row for row in rows if row.method == "it"]
-        table = [[r.source, r.frame, r.abs_rel, r.delta1, r.boundary_f1] for r in own]
-        tables[part] = np.array(table, dtype=object)
-    return tables
+UNITS = ("AbsRel", "1 - delta1", "boundary F1")
 
 
-def compared(
-    first: Sequence[Any], other: Sequence[Any], pooled: bool, column: int = 2
-) -> statistics.Interval:
-    """Mean of other over mean of first, minus 1; each a list of `scores` of one set, per seed.
-
-    Means over the seeds first, then over images (`pooled`) or sources; drawn by source, paired.
-    """
-    means = [
-        np.mean([[row[column] for row in rows] for rows in seeds], 0) for seeds in (first, other)
-    ]
-    by_source: dict[str, list[list[float]]] = {}
-    for (source, *_), one, two in zip(first[0], *means, strict=True):
-        by_source.setdefault(source, []).append([float(one), float(two)])
-    tables = {name: np.array(rows) for name, rows in by_source.items()}
-    return statistics.bootstrap(tables, statistics.change, by="source", pooled=pooled)
+def scores(predictor: NetworkPredictor | str, samples: Sequence[Sample]) -> F64:
+    """(images, UNITS) of a predictor or of a baseline by its name; NaN where nothing is scored."""
+    name = predictor if isinstance(predictor, str) else "it"
+    models = {} if isinstance(predictor, str) else {name: predictor}
+    rows = []
+    for sample in samples:
+        own = [r for r in score.score([sample], models, SCORED) if r.method == name]
+        rows.append([(r.abs_rel, 1 - r.delta1, r.boundary_f1) for r in own] or [(np.nan,) * 3])
+    return np.array([row[0] for row in rows])
 
 
-Results = dict[str, list[dict[str, Any]]]
-POOLED = {"rooms": True, "frames": False}  # the mean is over images, or over sources' means
-
-
-def table(results: Results, parts: Sequence[str]) -> str:
-    """Markdown: every variant on every set, and how it compares with the first one."""
-    first = next(iter(results))
-    head = " | ".join(
-        f"{part}: AbsRel | each seed | change | 1 - delta1 | boundary F1" for part in parts
-    )
-    lines = [f"| variant | {head} |", "|---" * (1 + 5 * len(parts)) + "|"]
-    for name, rows in results.items():
-        cells = [name]
-        for part in parts:
-            own = [row[part] for row in rows]
-            pooled = POOLED[part]
-            values = [[mean([one], k, pooled) for one in own] for k in (2, 3, 4)]
-            abs_rel, delta1, edges = (float(np.mean(v)) for v in values)
-            each = " ".join(f"{v:.4f}" for v in values[0]) if len(own) > 1 else ""
-            change = ""
-            if name != first:
-                base = [row[part] for row in results[first]]
-                change = percent(compared(base, own, pooled))
-            cells += [f"{abs_rel:.4f}", each, change, f"{1 - delta1:.4f}", f"{edges:.4f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def orders(results: Results, parts: Sequence[str]) -> str:
-    """Markdown: the published order, pair by pair, and the result here.
-
-    yes or no only where the interval leaves 0 out and all seeds agree; else open.
-    """
-    head = " | ".join(f"{part}: error of the first over the second" for part in parts)
-    lines = [f"| table | better | than | published | {head} |", "|---" * (4 + len(parts)) + "|"]
-    for number, better, worse, low, high in PUBLISHED:
-        if better not in results or worse not in results:
-            continue
-        published = ", ".join(f"{a / b - 1:+.1%}" for a, b in zip(low, high, strict=True))
-        cells = [str(number), better, worse, published]
-        for part in parts:
-            two, one = ([row[part] for row in results[name]] for name in (worse, better))
-            interval = compared(two, one, POOLED[part])
-            each = [compared([a], [b], POOLED[part]).value for a, b in zip(two, one, strict=False)]
-            verdict = "open"
-            if interval.high < 0 and max(each) < 0:
-                verdict = "yes"
-            elif interval.low > 0 and min(each) > 0:
-                verdict = "no"
-            cells.append(f"{percent(interval)} {verdict}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def mean(seeds: Sequence[Any], column: int, pooled: bool) -> float:
-    """Mean of a column of `scores`, over the seeds and then over images or sources."""
-    by_source: dict[str, list[list[float]]] = {}
-    for rows in seeds:
-        for row in rows:
-            if np.isfinite(row[column]):
-                by_source.setdefault(row[0], []).append([row[column]])
-    tables = {name: np.array(values) for name, values in by_source.items()}
-    return float(statistics.mean_over(tables, pooled)[0])
+SCORED = score.ScoringPlan((ALIGNMENT,))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -394,60 +372,45 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def command(args: argparse.Namespace, console: Console) -> None:
-    """Run what is missing, write the tables after every run and print them at the end.
-
-    Raises TrainingError for an unknown variant or too few images.
-    """
-    names = [variant.name for variant in VARIANTS]
-    for name in args.only:
-        if name not in names:
-            raise TrainingError(f"No variant is called {name!r}: there are {'; '.join(names)}.")
+def _distill_study(args: argparse.Namespace) -> Study:
     if args.images < 9:
         raise TrainingError(f"--images {args.images} is too few for this study: give 9 or more.")
-    torch.set_num_threads(1)
-    study = DistillStudy(args.out, args.images, args.steps or STEPS)
-    judge = study.rendered("judge", 3 * args.rooms)
-    sets = {"rooms": judge}
+    made = DistillStudy(args.out, args.images, args.steps or STEPS)
+    sets = {"rooms": made.rendered("judge", 3 * args.rooms)}
     frames = [sample for folder in args.frames for sample in predict.recorded(folder)]
     if frames:
         sets["frames"] = frames
-    chosen = [v for v in VARIANTS if not args.only or v.name in args.only]
-    results: Results = {v.name: [] for v in chosen}
-    more: list[str] = []
-
-    def scored(name: str, make: Any) -> dict[str, Any]:
-        file = f"{slug(name)}-{len(judge)}-{len(frames)}.json"
-        return scored_once(study.folder / "scores" / file, make)
-
-    def write() -> str:
-        done = {name: rows for name, rows in results.items() if rows}
-        text = "\n\n".join([table(done, list(sets)), orders(done, list(sets)), *more])
-        (study.folder / "table.md").write_text(text + "\n", encoding="utf-8")
-        return text
-
-    for seed in args.seeds:
-        for variant in chosen:
-
-            def make(v: Variant = variant, s: int = seed) -> dict[str, Any]:
-                return scores(study.student(v, s), sets)
-
-            results[variant.name].append(scored(f"{variant.name}-{seed}", make))
-            write()
-    others = {
-        "start": lambda: NetworkTeacher(open_run(study.start), "start"),
-        "primary teacher": lambda: study.primary,
-        "assistant": lambda: study.assistant,
+    teachers: dict[str, Callable[[], Teacher]] = {
+        START_ROW: lambda: NetworkTeacher(open_run(made.start), "start"),
+        PRIMARY: lambda: made.primary,
+        ASSISTANT_ROW: lambda: made.assistant,
     }
-    for name, open_teacher in others.items():
-        results[name] = [
-            scored(name, lambda open_teacher=open_teacher: scores(open_teacher(), sets))
-        ]
-    parts = scored("parts", lambda: part_errors(study.primary, judge))
-    change = compared([parts["cut"]], [parts["alone"]], pooled=True)
-    alone, cut = (mean([parts[way]], 2, pooled=True) for way in ("alone", "cut"))
-    more.append(
-        f"The teacher on parts of wide views, AbsRel: {alone:.4f} asked about the part,"
-        f" {cut:.4f} cut from its answer to the whole ({percent(change)})."
-    )
-    console.print(write(), markup=False, highlight=False, soft_wrap=True)
+
+    def make(name: str, seed: int) -> dict[str, F64]:
+        if name in (ALONE, CUT):
+            errors: dict[str, F64] = {
+                part: np.full((len(rows), 3), np.nan) for part, rows in sets.items()
+            }
+            errors["rooms"][:, 0] = part_errors(made.primary, sets["rooms"])[name]
+            return errors
+        if name in BASELINES:
+            return {part: scores(name, rows) for part, rows in sets.items()}
+        if name in teachers:
+            teacher = teachers[name]()
+        else:
+            teacher = made.student(next(v for v in VARIANTS if v.name == name), seed)
+        return {part: scores(StudentSizePredictor(teacher), rows) for part, rows in sets.items()}
+
+    parts = {part: Part([s.source for s in rows], part == "rooms") for part, rows in sets.items()}
+    own = [v.name for v in VARIANTS if v.name not in DESIGN.references()]
+    unseeded = (*BASELINES, *teachers, ALONE, CUT)
+    rows = [*own, *DESIGN.references()]
+    return Study(made.folder, rows, UNITS, parts, make, DESIGN, unseeded)
+
+
+def command(args: argparse.Namespace, console: Console) -> None:
+    """Run what is missing and print the report.
+
+    Raises TrainingError for an unknown variant or too few images.
+    """
+    run_study(_distill_study(args), args, console)

@@ -75,3 +75,44 @@ def test_an_interval_of_nothing_to_draw_says_so() -> None:
     assert str(statistics.bootstrap({"a": np.array([[0.1]])}, by="source")).endswith("[too few]")
     pooled = statistics.bootstrap(one_a_style, pooled=True)
     assert pooled.low < pooled.value < pooled.high, "drawn from all three together"
+
+
+def test_runs_and_scenes_are_drawn_together() -> None:
+    """Five runs that differ by 8 %: the interval is Student's, not that of the scenes alone."""
+    rng = np.random.default_rng(3)
+    scenes = rng.uniform(0.9, 1.1, 60)
+    groups = [str(k // 3) for k in range(60)]
+    factors = np.array([0.9, 1.1, 0.95, 1.05, 1.0])
+    first, other = np.tile(scenes, (5, 1)), 0.8 * factors[:, None] * scenes
+    interval = statistics.change_of_runs(first, other, groups)
+    assert interval.value == pytest.approx(-0.2)
+    half = 2.776 * 0.8 * factors.std(ddof=1) / math.sqrt(5)
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.15)
+    alone = statistics.change_of_runs(first[:1], other[4:], groups)
+    assert (alone.low, alone.high) == pytest.approx((-0.2, -0.2)), "paired by scene"
+    two = statistics.change_of_runs(first[:2], other[:2], groups)
+    assert two.high - two.low > 1.0, "two runs that differ by a fifth say next to nothing"
+
+
+def test_what_varies_with_the_seed_of_both_rows_cancels() -> None:
+    base = np.random.default_rng(4).uniform(0.1, 0.3, (5, 30))
+    groups = [str(k) for k in range(30)]
+    paired = statistics.change_of_runs(base, 1.1 * base, groups)
+    assert (paired.low, paired.high) == pytest.approx((0.1, 0.1))
+    apart = statistics.change_of_runs(base, 1.1 * base, groups, paired=False)
+    assert apart.high - apart.low > 0.01
+    with pytest.raises(ValueError, match="2 and 5 seeds"):
+        statistics.change_of_runs(base[:2], base, groups)
+    floor = statistics.change_of_runs(base, np.full((1, 30), 0.4), groups)
+    assert floor.low < 0.4 / base.mean() - 1 < floor.high, "one run beside each of the others"
+
+
+def test_scenes_weigh_alike_or_by_their_images() -> None:
+    first = np.array([[1.0, 1.0, 1.0, 1.0]])
+    other = np.array([[2.0, 2.0, 2.0, math.nan]])
+    groups = ["a", "a", "b", "b"]
+    other[0, 2] = 1.0
+    assert statistics.change_of_runs(first, other, groups).value == pytest.approx(2 / 3)
+    assert statistics.change_of_runs(first, other, groups, pooled=False).value == pytest.approx(0.5)
+    single = statistics.change_of_runs(first, other, ["a"] * 4)
+    assert single.value == pytest.approx(2 / 3) and math.isnan(single.low)
