@@ -1,26 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparisons of variants, by hand."""
+"""What the studies that train have in common."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
-from training.studies import common
-
-
-def test_a_variant_is_compared_picture_by_picture() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.uniform(0.1, 0.9, 300)
-    change = common.compared(base, 0.8 * base)
-    assert (change.value, change.low, change.high) == pytest.approx((-0.2, -0.2, -0.2))
-    assert common.percent(change) == "-20.0% [-20.0%, -20.0%]"
-    change = common.compared(base, base + rng.normal(0, 0.05, 300))
-    assert change.low < 0 < change.high
-    assert change.low < change.value < change.high
+from training.checkpoints import TrainingError
+from training.studies import common, proof
 
 
 def test_scores_are_computed_once(tmp_path: Path) -> None:
@@ -35,16 +27,35 @@ def test_scores_are_computed_once(tmp_path: Path) -> None:
     assert common.scored_once(path, make) == {"rooms": [[0.1, 0.2]]} and len(calls) == 1
 
 
-def test_a_table_compares_the_same_seeds_and_leaves_unseeded_rows_alone() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.uniform(0.1, 0.9, (30, 2))
-    results = {
-        "first": {1: {"rooms": base}, 2: {"rooms": 2 * base}},
-        "second": {1: {"rooms": 0.5 * base}},
-        "reference": {1: {"rooms": base}},
-    }
-    table = common.table(results, ["rooms"], ["AbsRel", "RMSE"], ["reference"])
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert lines[3][:2] == ["second", "1"]
-    assert lines[3][3] == "-50.0% [-50.0%, -50.0%]", "against seed 1 of the first row alone"
-    assert lines[4][1] == lines[4][3] == "" and lines[2][3] == ""
+def a_study(folder: Path, made: list[str]) -> common.Study:
+    """Two rows and a floor, of errors that the row's name gives."""
+    level = {"good": 0.2, "bad": 0.9, "constant": 1.0}
+
+    def make(name: str, seed: int) -> dict[str, np.ndarray]:
+        made.append(f"{name} {seed}")
+        return {"rooms": np.full((6, 1), level[name])}
+
+    error = proof.Measure("rooms", "AbsRel")
+    design = proof.Design(
+        (proof.Claim("good", "bad", 0.0, error),), 2, ("constant",), (), (),
+        (proof.Gate("good", "constant", error, most=0.5),),
+    )  # fmt: skip
+    parts = {"rooms": proof.Part(list("aaabbb"))}
+    return common.Study(folder, list(level), ["AbsRel"], parts, make, design, ["constant"])
+
+
+def test_a_study_runs_what_is_missing_and_reports(tmp_path: Path) -> None:
+    made: list[str] = []
+    study = a_study(tmp_path, made)
+    args = argparse.Namespace(seeds=[1], rooms=2, only=["good"])
+    common.run_study(study, args, Console(quiet=True))
+    assert made == ["good 1"]
+    report = (tmp_path / "table.md").read_text()
+    assert "not run, so not passed" in report and "No table" in report
+    args = argparse.Namespace(seeds=[1, 2], rooms=2, only=[])
+    common.run_study(study, args, Console(quiet=True))
+    assert made == ["good 1", "bad 1", "constant 1", "good 2", "bad 2"]
+    report = (tmp_path / "table.md").read_text()
+    assert "it holds" in report and "| good | 2 | 0.2000 (0.2000 0.2000)" in report
+    with pytest.raises(TrainingError, match="No row is called 'better': there are good; bad"):
+        common.run_study(study, argparse.Namespace(seeds=[1], rooms=2, only=["better"]), Console())

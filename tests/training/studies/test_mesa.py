@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 pytest.importorskip("transformers", reason="the encoder is transformers' Depth Anything")
 
 from depth_node import config
+from training.checkpoints import TrainingError
 from training.data.samples import Sample
 from training.recipes import mesa
 from training.studies import common
@@ -37,6 +38,24 @@ def test_errors_are_in_metres_and_nothing_is_aligned(
     run = study.pretrained(tmp_path, scratch, 1, few, few)
     judge = common.samples(few)
     errors = study.metre_errors(run, judge)
-    assert errors.shape == (3, 2) and np.isfinite(errors).all()
+    assert errors.shape == (3, 3) and np.isfinite(errors).all()
     far = [Sample(s.name, s.image, s.depth + 100) for s in judge if s.depth is not None]
     assert (study.metre_errors(run, far)[:, 0] > 90).all(), "RMSE grows with the offset, m"
+
+
+def test_what_no_recipe_learnt_is_judged_as_networks_are(tmp_path: Path) -> None:
+    """The mean map of the views themselves has their deviation as RMSE; scale costs nothing after
+    the medians are taken; ImageNet's weights are asked for by name.
+    """
+    few = common.samples(common.pool(tmp_path, "few", 6, "room", 1, (60, 88)))
+    errors = study.reference_errors(study.MEAN_MAP, 1, few, few, None)
+    depth = np.stack([s.depth for s in few if s.depth is not None]).astype(np.float64)
+    expected = np.sqrt(((depth - depth.mean(axis=0)) ** 2).mean(axis=(1, 2)))
+    np.testing.assert_allclose(errors[:, 0], expected, rtol=1e-3)
+    twice = [Sample(s.name, s.image, 2 * s.depth) for s in few if s.depth is not None]
+    scaled = study.reference_errors(study.MEAN_MAP, 1, few, twice, None)[:, 2]
+    np.testing.assert_allclose(scaled, 2 * errors[:, 2], rtol=1e-3)
+    learnt = study.reference_errors(study.RANDOM, 1, few, few, None)
+    assert (learnt[:, 0] < errors[:, 0]).all(), "a regression knows the views that it was fitted to"
+    with pytest.raises(TrainingError, match="give it with --imagenet"):
+        study.reference_errors(study.IMAGENET, 1, few, few, None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,15 +54,38 @@ def test_the_published_config_is_what_the_study_judged() -> None:
 
 def test_a_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["study", "westar", "--out", str(tmp_path), "--steps", "2", "--images", "3"]
-    command += ["--rooms", "1", "--only", "WeSTAR", "WeSTAR, rooms of the source kept"]
-    command += ["upper bound: depth is known"]
+    command += ["--rooms", "1", "--target", "contrast", "fog", "--only", "source", "WeSTAR"]
+    command += [study.STRETCHED, study.CEILING]
     assert main(command) == 0
-    table = capsys.readouterr().out
-    for name in ("WeSTAR", "WeSTAR, rooms of the source kept", "upper bound: depth is known"):
-        assert f"| {name} | 1 |" in table
+    printed = capsys.readouterr().out
+    for name in ("contrast", "fog"):
+        assert f"1 - delta1 on {name} of {study.CEILING!r} is at most 0.45 of 'source'" in printed
+    folder = tmp_path / "westar" / "contrast-fog-5-3-2"
+    assert (folder / "table.md").read_text() == printed
+    stored = json.loads((folder / "scores" / "WeSTAR-1-1.json").read_text())
+    assert {part: len(errors) for part, errors in stored.items()} == {
+        "contrast": 3, "fog": 3, "corrupted": 6, "clear": 6,
+    }  # fmt: skip
+    assert stored["corrupted"] == stored["contrast"] + stored["fog"]
     runs = list((tmp_path / "westar").rglob("about.json"))
-    assert runs
+    assert len({path.parents[2].name for path in runs}) == 2, "WeSTAR and the ceiling"
+    longer = [path for path in runs if "ceiling" in str(path)]
+    assert all("8" in path.parent.name for path in longer), "four times two steps"
     before = [path.stat().st_mtime_ns for path in runs]
     assert main(command) == 0
-    assert capsys.readouterr().out == table
+    assert capsys.readouterr().out == printed
     assert [path.stat().st_mtime_ns for path in runs] == before
+    assert main([*command[:-7], "--target", "rain"]) == 1
+    assert capsys.readouterr().err.startswith("No corruption is called 'rain'")
+
+
+def test_a_stretch_undoes_what_only_lacks_contrast(tmp_path: Path) -> None:
+    rooms = study.rooms(tmp_path, "judge", 3)
+    dull = study.corrupted_images(rooms, "contrast", 5)
+    away = [
+        np.abs(
+            np.stack([s.image for s in images]).astype(float) - np.stack([s.image for s in rooms])
+        )
+        for images in (dull, study.stretched(dull, like=rooms))
+    ]
+    assert away[1].mean() < 0.6 * away[0].mean()
