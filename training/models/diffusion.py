@@ -27,6 +27,7 @@ from training.checkpoints import TrainingError
 from training.losses.diffusion import masked_mse, token_divergence
 from training.losses.normalization import exact
 from training.models.hub import Dino, HubSource
+from training.models.mobilenet import ImageNetFeatures
 from training.models.network_io import NetworkInput, NetworkOutput
 
 SPACES = ("sqrt_disparity", "disparity", "depth")
@@ -159,13 +160,14 @@ def external_size(height: int, width: int, patch_px: int) -> tuple[int, int]:
 
 
 class Alignment(nn.Module):
-    """How far features are from DINOv2's tokens of the same images; the projector is learnt.
+    """How far features are from an external encoder's (DINOv2's tokens, ImageNet's features) of the
+    same images; the projector is learnt.
 
     Images enter DINOv2 as its normalisation wants them, 0..1; the published code gives it
     images in -1..1.
     """
 
-    def __init__(self, channels: int, external: Dino) -> None:
+    def __init__(self, channels: int, external: Dino | ImageNetFeatures) -> None:
         super().__init__()
         self.projector = Projector(channels, external.channels)
         self._external = (external,)  # in a tuple: frozen, and in no checkpoint

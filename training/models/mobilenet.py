@@ -95,6 +95,30 @@ class MobileNetV2(nn.Module):
         return taps
 
 
+class ImageNetFeatures(nn.Module):
+    """A frozen MobileNetV2 of torchvision's file as an external encoder in DINOv2's place: what
+    feature alignment compares with where no weights of DINOv2 are at hand. Ours.
+
+    Raises TrainingError for a file that is not torchvision's.
+    """
+
+    STRIDE, LEVEL = 16, 3
+    spec = NetworkInput(IMAGENET_MEAN, IMAGENET_STD, STRIDE)
+    channels = 96
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        self.network = MobileNetV2(self.spec)
+        self.network.load_state_dict(imagenet_weights(weights))
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, 96, H / 16, W / 16) of normalised images."""
+        features: Tensor = self.network(x)[self.LEVEL]
+        return features
+
+
 def imagenet_weights(path: Path) -> dict[str, Tensor]:
     """The weights of a MobileNetV2 of torchvision's file, by the names that they have here.
 

@@ -33,6 +33,7 @@ from training.models.hub import (
     initialise_decoder,
 )
 from training.models.lora import TuneConfig, merged, tune
+from training.models.mobilenet import ImageNetFeatures
 from training.models.unet import SmallUNet, StudentConfig
 
 KINDS = ("unet", *SIZES)
@@ -195,11 +196,14 @@ def open_student(cfg: NetworkConfig) -> Network:
     return network.as_disparity() if isinstance(network, DepthAnything) else network
 
 
-def open_dino(cfg: NetworkConfig) -> Dino:
-    """A frozen DINOv2 from a folder or the hub; with random weights where `source` is empty.
+def open_dino(cfg: NetworkConfig) -> Dino | ImageNetFeatures:
+    """A frozen DINOv2 from a folder or the hub; with random weights where `source` is empty. Of
+    torchvision's file of MobileNetV2 (.pth) that network's features.
 
     Raises TrainingError where it cannot be opened.
     """
+    if cfg.source.endswith(".pth"):
+        return ImageNetFeatures(Path(cfg.source))
     from transformers import Dinov2Model
 
     if cfg.source:

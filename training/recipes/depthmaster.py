@@ -46,7 +46,6 @@ from training.models.diffusion import (
     open_diffusion,
     target,
 )
-from training.models.hub import Dino
 from training.models.network_io import NetworkInput
 from training.models.networks import NetworkConfig, open_dino
 
@@ -99,7 +98,8 @@ class Config:
     diffusion: DiffusionConfig = config.section(DiffusionConfig, "The network.")
     external: NetworkConfig = config.section(
         NetworkConfig,
-        "The DINOv2 that features are aligned with; the paper's is facebook/dinov2-giant.",
+        "The DINOv2 that features are aligned with; the paper's is facebook/dinov2-giant. Or"
+        " torchvision's mobilenet_v2-b0353104.pth (ours).",
         kind="small",
     )
     loss: LossConfig = config.section(LossConfig, "What is minimised.")
@@ -176,10 +176,11 @@ class DepthMaster(Recipe):
         cfg = self.cfg
         if not cfg.loss.align or cfg.learn == "autoencoder" or self._network is None:
             return None
-        external_size(cfg.height, cfg.width, Dino.spec.multiple_px)  # refuses what is too small
+        external = open_dino(cfg.external)
+        external_size(cfg.height, cfg.width, external.spec.multiple_px)  # refuses what is too small
         widths = self._network.unet.config.block_out_channels
         inputs = {"mid": widths[-1], "down1": widths[0], "down2": widths[1]}[cfg.loss.align_layer]
-        self._alignment = Alignment(inputs, open_dino(cfg.external))
+        self._alignment = Alignment(inputs, external)
         return self._alignment
 
     def batch(self, step: int, part: BatchPart) -> Batch:

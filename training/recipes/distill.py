@@ -46,6 +46,7 @@ from training.losses.normalization import NORMS, normalise
 from training.models.diffusion import root
 from training.models.hub import Dino
 from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
+from training.models.mobilenet import ImageNetFeatures
 from training.models.networks import NetworkConfig, open_dino, open_student
 from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
 
@@ -223,7 +224,7 @@ class Distill(Recipe):
         self.teachers = list(teachers)  # primary, assistant; None where it never teaches
         self.cache = Cache(cfg.cache) if cfg.cache else None
         self.projection: nn.Module | None = None
-        self.dino: Dino | None = None
+        self.dino: Dino | ImageNetFeatures | None = None
         self._read = functools.lru_cache(cfg.keep)(images.__getitem__)
         if not any(self.teachers[k] is not None for k in (0, 1)):
             raise config.ConfigError("a distillation needs a teacher")

@@ -30,12 +30,12 @@ HELD = 4  # every fourth scene chooses the penalty
 SPEC = NetworkInput(IMAGENET_MEAN, IMAGENET_STD, PATCH_PX)
 
 
-def encoder(weights: Path | None, seed: int) -> MobileNetV2 | None:
+def encoder(weights: Path | None, seed: int) -> MobileNetV2:
     """A frozen MobileNetV2: of torchvision's file, or random by the seed."""
     torch.manual_seed(seed)
     network = MobileNetV2(SPEC).eval().requires_grad_(False)
     if weights is not None:
-        network.load_state_dict(imagenet_weights(weights), strict=False)
+        network.load_state_dict(imagenet_weights(weights))
     return network
 
 
@@ -58,7 +58,7 @@ def features(image: U8, network: MobileNetV2 | None) -> F64:
 
 
 @dataclass(frozen=True)
-class Probe:
+class FeatureRegression:
     """A regression: features standardised by (mean, deviation), weights, the mean log depth."""
 
     network: MobileNetV2 | None
@@ -81,7 +81,9 @@ def _ridge(x: F64, y: F64, penalty: float) -> F64:
     return np.asarray(np.linalg.solve(gram, x.T @ y), np.float64)
 
 
-def fit(network: MobileNetV2 | None, samples: Sequence[Sample], views_per_scene: int) -> Probe:
+def fit(
+    network: MobileNetV2 | None, samples: Sequence[Sample], views_per_scene: int
+) -> FeatureRegression:
     """A probe fitted to samples with depth, its penalty chosen by every HELD-th scene of them."""
     rows, targets, held = [], [], []
     for k, sample in enumerate(samples):
@@ -101,4 +103,4 @@ def fit(network: MobileNetV2 | None, samples: Sequence[Sample], views_per_scene:
         return float(np.mean((x[judged] @ weights - y[judged]) ** 2))
 
     penalty = min(PENALTIES, key=error) if judged.any() and not judged.all() else PENALTIES[-1]
-    return Probe(network, mean, deviation, _ridge(x, y, penalty), level)
+    return FeatureRegression(network, mean, deviation, _ridge(x, y, penalty), level)

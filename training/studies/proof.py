@@ -89,7 +89,7 @@ class Design:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Assessment:
     """What the gates say of a study's results: the sentences that stand above its table, whether
     the table may be shown, and whether every seed of every row is in it.
     """
@@ -143,7 +143,7 @@ class Judge:
         seeded = [set(self.results[row]) for row in rows if row not in self.unseeded]
         return not seeded or bool(set.intersection(*seeded))
 
-    def verdict(self, design: Design, rows: Sequence[str]) -> Verdict:
+    def verdict(self, design: Design, rows: Sequence[str]) -> Assessment:
         """The claim and the gates of a design as sentences; `rows`: all that the study has."""
         short = {
             row: design.seeds - len(self.results.get(row, {}))
@@ -159,7 +159,7 @@ class Judge:
         if missing:
             runs = sum(missing.values())
             lines.append(f"- incomplete: {runs} runs of {', '.join(missing)} are missing")
-        return Verdict(tuple(lines), all(passed), not missing)
+        return Assessment(tuple(lines), all(passed), not missing)
 
     def _claim(self, claim: Claim, primary: bool, design: Design) -> str:
         where = f"{claim.measure.unit} on {claim.measure.part}"

@@ -20,6 +20,7 @@ from training.data.corruptions import (
     depth_error,
     mean_corruption_error,
     mean_resilience_rate,
+    named,
     sheet,
 )
 
@@ -37,6 +38,15 @@ def images() -> list[np.ndarray]:
 def test_the_sets_are_those_of_robodepth() -> None:
     assert len(CORRUPTIONS) == 18 and len(INDOOR) == 15
     assert set(CORRUPTIONS) - set(INDOOR) == {"fog", "frost", "snow"}
+
+
+def test_a_set_has_a_name() -> None:
+    assert named(["all"]) == CORRUPTIONS
+    assert named(["westar"]) == ("gaussian", "motion", "defocus", "brightness", "contrast", "jpeg")
+    assert named(["jpeg", "westar_outdoors", "fog"])[:3] == ("jpeg", "gaussian", "motion")
+    assert len(named(["jpeg", "westar_outdoors", "fog"])) == 6, "each once"
+    with pytest.raises(ValueError, match=r"No corruption is called 'rain'.*westar_outdoors"):
+        named(["rain"])
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -12,8 +12,11 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from torch import nn
 
 from training.checkpoints import TrainingError
+from training.models import mobilenet
+from training.models.diffusion import Alignment
 from training.models.mobilenet import STAGES, TAPS, MobileNetV2, imagenet_weights, renamed
 from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, NetworkInput
+from training.models.networks import NetworkConfig, open_dino
 
 IMAGENET = NetworkInput(IMAGENET_MEAN, IMAGENET_STD, 32)
 
@@ -72,6 +75,22 @@ def test_torchvisions_weights_give_its_features() -> None:
     ]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_its_features_stand_where_dinov2s_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "mobilenet.pth"
+    torch.save(Theirs().state_dict(), weights)
+    monkeypatch.setattr(mobilenet, "SHA256", "")
+    external = open_dino(NetworkConfig(source=str(weights)))
+    images = torch.rand(1, 3, 56, 70, generator=torch.Generator().manual_seed(1))
+    aligned = Alignment(24, external)
+    loss = aligned(images, torch.rand(1, 24, 3, 4, requires_grad=True))
+    loss.backward()
+    assert external.channels == 96 and float(loss.detach()) > 0
+    assert all(p.grad is not None for p in aligned.parameters()), "the projector learns"
+    assert not any(p.requires_grad for p in external.parameters())
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from training.losses.depth import normalised_l1
 from training.models.lora import fresh_decoder
 from training.models.networks import NetworkConfig, open_network, open_run
 from training.recipes import distill
-from training.recipes.distill import Distill, parts_of
+from training.recipes.distill import Distill, agreed, parts_of
 
 CONFIG = REPO / "training" / "configs" / "distill_debug.yaml"
 SIZE = (90, 120)
@@ -145,7 +145,7 @@ def test_the_assistant_teaches_its_share_of_the_steps() -> None:
 def test_two_teachers_are_averaged() -> None:
     made = recipe("teacher_choice=average")
     batch = made.batch(0, (0, 1))
-    target, known = made._target(batch, "crop")
+    target, known, _ = made._target(batch, "crop")
     torch.testing.assert_close(target, batch["teach_crop"][:, :1] * 0.55)
     assert known.all()
 
@@ -155,9 +155,9 @@ def test_both_see_the_same_place(flip: int) -> None:
     """A student that answers the red channel agrees with the red teacher in both contexts."""
     made = recipe(f"crop.flip={flip}", "crop.parts=4", "teacher_choice=primary")
     batch = made.batch(0, (0, 1))
-    crop, _ = made._target(batch, "crop")
+    crop, _, _ = made._target(batch, "crop")
     torch.testing.assert_close(batch["crop"][:, :1], crop)
-    part, known = made._target(batch, "part")
+    part, known, _ = made._target(batch, "part")
     assert part.shape == (16, 1, 56, 84)
     own = parts_of(batch["wide"][:, :1], batch["corner"], made.cfg)
     assert float((own - part).abs().mean()) < 0.02
@@ -201,7 +201,7 @@ def test_kept_answers_are_asked_once_and_equal_the_fresh_ones(tmp_path: Path) ->
         assert torch.equal(one["crop"], other["crop"])
         assert "teach_crop" not in one
         for content in ("crop", "part"):
-            stored, _ = cached._target(one, content)
+            stored, _, _ = cached._target(one, content)
             torch.testing.assert_close(stored, fresh._target(other, content)[0], atol=2e-5, rtol=0)
 
 
@@ -291,3 +291,20 @@ def test_the_wide_view_is_the_crop_with_more_pixels() -> None:
     assert views.wide.shape == (84, 126, 3)
     small = Window.whole(views.wide.shape, 56, 84).image(views.wide)
     assert np.abs(small[..., 0].astype(float) - views.crop[..., 0]).mean() < 3
+
+
+def test_pixels_on_which_teachers_agree_weigh_more() -> None:
+    """Two maps of one shape at other scales agree everywhere; where one is wrong, less counts."""
+    one = torch.linspace(0, 1, 96).view(1, 1, 8, 12)
+    known = torch.ones_like(one, dtype=torch.bool)
+    target, weight = agreed([one, 0.1 * one + 3], known)
+    torch.testing.assert_close(weight, torch.ones_like(weight), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(target[0, 0, -1, -1], torch.tensor(2.0), rtol=0.05, atol=0.0)
+    wrong = one.clone()
+    wrong[..., :1, :] = 1.0
+    _, weight = agreed([one, wrong], known)
+    assert float(weight[..., :1, :].max()) < 0.5 < float(weight[..., 1:, :].min())
+    both, plain = (terms(recipe(f"teacher_choice={c}")) for c in ("agreement", "average"))
+    assert both["shared"] != plain["shared"]
+    with pytest.raises(config.ConfigError, match="needs one teacher"):
+        settings("teacher_choice=agreement", "loss.norm=none")

@@ -51,11 +51,18 @@ def test_what_no_recipe_learnt_is_judged_as_networks_are(tmp_path: Path) -> None
     errors = study.reference_errors(study.MEAN_MAP, 1, few, few, None)
     depth = np.stack([s.depth for s in few if s.depth is not None]).astype(np.float64)
     expected = np.sqrt(((depth - depth.mean(axis=0)) ** 2).mean(axis=(1, 2)))
-    np.testing.assert_allclose(errors[:, 0], expected, rtol=1e-3)
+    np.testing.assert_allclose(errors[:, 0], expected, rtol=1e-2)
     twice = [Sample(s.name, s.image, 2 * s.depth) for s in few if s.depth is not None]
     scaled = study.reference_errors(study.MEAN_MAP, 1, few, twice, None)[:, 2]
-    np.testing.assert_allclose(scaled, 2 * errors[:, 2], rtol=1e-3)
-    learnt = study.reference_errors(study.RANDOM, 1, few, few, None)
-    assert (learnt[:, 0] < errors[:, 0]).all(), "a regression knows the views that it was fitted to"
+    np.testing.assert_allclose(scaled, 2 * errors[:, 2], rtol=1e-2)
+    bright = [
+        Sample(str(v), np.full((60, 88, 3), v, np.uint8), np.full((60, 88), 1 + v / 50, np.float32))
+        for v in range(20, 240, 10)
+    ]
+    blind, learnt = (
+        study.reference_errors(name, 1, bright, bright, None)[:, 0].mean()
+        for name in (study.MEAN_MAP, study.RANDOM)
+    )
+    assert learnt < 0.5 * blind, "what the image says is learnt"
     with pytest.raises(TrainingError, match="give it with --imagenet"):
         study.reference_errors(study.IMAGENET, 1, few, few, None)

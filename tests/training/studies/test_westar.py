@@ -75,7 +75,7 @@ def test_a_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(command) == 0
     assert capsys.readouterr().out == printed
     assert [path.stat().st_mtime_ns for path in runs] == before
-    assert main([*command[:-7], "--target", "rain"]) == 1
+    assert main([*command[:-8], "--target", "rain"]) == 1
     assert capsys.readouterr().err.startswith("No corruption is called 'rain'")
 
 
