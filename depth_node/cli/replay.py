@@ -126,6 +126,13 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
         help="a frame of the bag's TF that stands still, such as odom: memory and older scans move"
         " with the camera",
     )
+    bag.add_argument(
+        "--camera-readout-time",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="of a rolling shutter, as the node's camera_readout_time_s; needs --world-frame",
+    )
 
 
 def _run_replay(options: argparse.Namespace) -> int:
@@ -204,6 +211,7 @@ def opened_bag(options: argparse.Namespace, source: Path) -> Any:
         options.lidar_time_offset,
         options.rectified,
         options.world_frame,
+        options.camera_readout_time,
         {name: getattr(options, f"{name}_noise") for name in _OTHER_SENSORS},
     )
 

@@ -26,6 +26,7 @@ from depth_node.frame import FrameInput, Origin, SourcePoints
 from depth_node.geometry.camera import Camera, is_rectified
 from depth_node.geometry.echoes import Echo
 from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform, transform
+from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.geometry.scan_motion import ages, moved_scan, noise
 from depth_node.geometry.transform_tree import TransformError, TransformTree
@@ -95,10 +96,16 @@ class Bag:
     lidar_time_offset_s: float = 0.0
     rectified: str = "auto"
     world_frame: str = ""
+    camera_readout_time_s: float = 0.0
     noise: Mapping[str, float] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def __enter__(self) -> Bag:
+        if self.camera_readout_time_s > 0 and not self.world_frame:
+            raise BagError(
+                "--camera-readout-time does nothing without the camera's motion: name a frame that"
+                " stands still with --world-frame."
+            )
         self._store = _type_store()
         self._files = BagFiles(self.path, KNOWN)
         self._files.__enter__()
@@ -268,6 +275,9 @@ class Bag:
                 if since is not None:
                     try:
                         seen, lag_s = moved_scan(scan, stated, since), 0.0
+                        if self.camera_readout_time_s > 0:
+                            shutter = RollingShutter(camera, self.camera_readout_time_s)
+                            seen = shutter.seen(*seen, stamp, since), seen[1]
                     except TransformError as error:
                         raise self._no_transform(error, self.world_frame, camera_frame) from None
                 age_s = ages(scan, stamp)

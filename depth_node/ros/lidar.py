@@ -17,6 +17,7 @@ from sensor_msgs.msg import Image, LaserScan, PointCloud2, Range
 from depth_node.frame import SourcePoints
 from depth_node.geometry.echoes import Echo
 from depth_node.geometry.rigid import transform
+from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.geometry.scan_motion import ages, moved_scan, noise
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
@@ -197,13 +198,15 @@ class LidarInput:
         stamp_ns: int,
         motion: CameraMotion | None = None,
         arrival_s: float | None = None,
+        shutter: RollingShutter | None = None,
     ) -> LidarPoints:
         """The points within max_scan_age_s of the stamp, of every LiDAR; for the worker's thread.
 
         motion: moves scans of another time to where they are seen at the stamp, given that LiDAR
         and camera move as one. Without it one turn of each LiDAR is taken, unless scans_per_image
         asks for more: points that have moved are worse than fewer points. arrival_s: when the image
-        came, by the clock of `offer`; None: unknown, clocks are not compared.
+        came, by the clock of `offer`; None: unknown, clocks are not compared. shutter: of a camera
+        that reads its rows one after the other; needs motion.
         """
         clocks = self._take_in(stamp_ns, arrival_s, moving=motion is not None)
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
@@ -239,6 +242,9 @@ class LidarInput:
                 if since is not None:
                     try:
                         seen, lag_s = moved_scan(scan, T, since), 0.0
+                        # A registered depth image is where its camera's rows saw it.
+                        if shutter is not None and not registered:
+                            seen = shutter.seen(*seen, stamp_ns, since), seen[1]
                     except NoTransformError as error:
                         trouble, kind = str(error), "motion"
                         if scan.stamp_ns != scans[0].stamp_ns and not self.scans_per_image:

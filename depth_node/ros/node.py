@@ -33,6 +33,7 @@ from depth_node.engine.sharing import Opener
 from depth_node.fitting import FitStatus
 from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera, is_rectified
+from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.inference import open_configured
 from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
@@ -611,7 +612,10 @@ class DepthNode(GuardedLifecycleNode):
             return
         lidar.wait(pending.stamp_ns, config.scan_wait_s)
         motion, frame = self._motion, pending.message.header.frame_id
-        points = lidar.collect(frame, pending.stamp_ns, motion, pending.clock_s)
+        shutter = None
+        if motion is not None and config.camera_readout_time_s > 0:
+            shutter = RollingShutter(camera, config.camera_readout_time_s)
+        points = lidar.collect(frame, pending.stamp_ns, motion, pending.clock_s, shutter)
         observed = FrameInput(
             image,
             camera,

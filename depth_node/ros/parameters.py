@@ -186,6 +186,15 @@ class NodeConfig(PipelineConfig):
         "A TF frame that stands still, such as odom. If it is given, what is remembered of earlier"
         " images and LiDAR scans of another time move with the camera. Empty: TF is not asked.",
     )
+    camera_readout_time_s: float = option(
+        0.0,
+        "Of a rolling shutter: from the exposure of the image's first row, at its stamp, to that of"
+        " its last (15 to 30 ms in many cameras). With world_frame each point is seen at the time"
+        " of the row that it lands in. 0 = all rows at once.",
+        unit="s",
+        minimum=0.0,
+        maximum=1.0,
+    )
     tf_tolerance_s: float = option(
         0.1,
         "A moving transform that TF has not for the image's stamp yet may be this much older.",
@@ -254,6 +263,11 @@ class NodeConfig(PipelineConfig):
         if not self.lidar_sources:
             raise ConfigError(
                 "lidar_sources is empty: name points, scan, landmarks, depth, range or several"
+            )
+        if self.camera_readout_time_s > 0 and not self.world_frame:
+            raise ConfigError(
+                "camera_readout_time_s does nothing without the camera's motion: set world_frame, a"
+                " TF frame that stands still, or leave it 0"
             )
 
     def relative_noise(self) -> dict[str, float]:
