@@ -311,7 +311,11 @@ def _run_cameras(options: argparse.Namespace) -> int:
 def _run_deskew(options: argparse.Namespace) -> int:
     seeds = integers("--seed", options.seed) or deskew.SEEDS
     with DepthPipeline(PipelineConfig()) as pipeline:
-        tables = [deskew.accuracy(pipeline, seeds), deskew.speed(options.repeats)]
+        tables = [
+            deskew.accuracy(pipeline, seeds),
+            deskew.rolling_accuracy(pipeline, seeds),
+            deskew.speed(options.repeats),
+        ]
     print_tables(console(), tables, options.out)
     return 0
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 from depth_node.cli.arguments import add_method_options, matrix, pipeline_config
 
+_OTHER_SENSORS = {"landmarks": 0.05, "depth": 0.02, "range": 0.1}  # noise: the node's defaults
+
 
 def add(commands: Any) -> None:
     """The options of `depth_tools replay`."""
@@ -81,6 +83,17 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
     bag = parser.add_argument_group("rosbag2 (topics are found by their type unless named)")
     for name in ("image", "camera-info", "points", "scan"):
         bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
+    for name, usual in _OTHER_SENSORS.items():
+        bag.add_argument(
+            f"--{name}-topic", default="", metavar="TOPIC", help=f"as the node's input `{name}`"
+        )
+        bag.add_argument(
+            f"--{name}-noise",
+            type=float,
+            default=usual,
+            metavar="SHARE",
+            help=f"as the node's {name}_noise ({usual:g})",
+        )
     bag.add_argument("--max-scan-age", type=float, default=0.3, metavar="S")
     bag.add_argument("--scans-per-image", type=int, default=0, metavar="N")
     bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S")
@@ -112,6 +125,13 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
         metavar="FRAME",
         help="a frame of the bag's TF that stands still, such as odom: memory and older scans move"
         " with the camera",
+    )
+    bag.add_argument(
+        "--camera-readout-time",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="of a rolling shutter, as the node's camera_readout_time_s; needs --world-frame",
     )
 
 
@@ -175,7 +195,11 @@ def opened_bag(options: argparse.Namespace, source: Path) -> Any:
     """The bag that the options of `add_bag_options` describe, a context manager."""
     bags = open_bags()
     topics = bags.BagTopics(
-        options.image_topic, options.camera_info_topic, options.points_topic, options.scan_topic
+        options.image_topic,
+        options.camera_info_topic,
+        options.points_topic,
+        options.scan_topic,
+        *(getattr(options, f"{name}_topic") for name in _OTHER_SENSORS),
     )
     return bags.Bag(
         source,
@@ -187,6 +211,8 @@ def opened_bag(options: argparse.Namespace, source: Path) -> Any:
         options.lidar_time_offset,
         options.rectified,
         options.world_frame,
+        options.camera_readout_time,
+        {name: getattr(options, f"{name}_noise") for name in _OTHER_SENSORS},
     )
 
 

@@ -20,6 +20,7 @@ from depth_node.prediction import Prediction
 
 ROBUST_STEPS = 6
 MAX_LINE_POINTS = 2000  # more points determine two numbers no better
+MISFIT_SHARES = np.geomspace(1.0, 1 / 64, 13).astype(np.float64)  # 3 dB apart
 RANGE_FACTOR = 3.0  # B stays within the points' 2 to 98 % range widened by this factor
 
 
@@ -115,7 +116,7 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
     """The robust line in the space that the network declares, and its map kept within reason."""
     every = slice(None, None, 1 + len(points) // MAX_LINE_POINTS)
     v = prediction.values[points.rows[every], points.cols[every]].astype(np.float64)
-    line = fit_line(prediction.kind, v, points.z[every])
+    line = fit_line(prediction.kind, v, points.z[every], points.noise[every])
     unknown = None
     values = prediction.values
     with np.errstate(over="ignore", invalid="ignore"):
@@ -136,10 +137,11 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
     )
 
 
-def fit_line(prediction_kind: str, v: Floats, z: Floats) -> BaseLine:
+def fit_line(prediction_kind: str, v: Floats, z: Floats, noise: Floats | None = None) -> BaseLine:
     """The robust line from a network's values (n,) to measured depths (n,) in m.
 
-    prediction_kind: one of prediction.KINDS.
+    prediction_kind: one of prediction.KINDS. noise: (n,) declared standard deviation of log z, 0
+    where none is; None: nowhere.
     """
     low, high = np.percentile(z, [2, 98])
     kind = prediction_kind.split("_", 1)[0]
@@ -150,7 +152,7 @@ def fit_line(prediction_kind: str, v: Floats, z: Floats) -> BaseLine:
         target, weight = np.log(z), np.ones(len(z))
     else:
         target, weight = z, 1 / (z * z)
-    scale, shift = robust_line(v, target, weight)
+    scale, shift = robust_line(v, target, weight, noise)
     if scale <= 0:  # the network has near and far the wrong way round: it says nothing
         scale, shift = 0.0, float(np.median(target))
     return BaseLine(kind, scale, shift, float(low) / RANGE_FACTOR, float(high) * RANGE_FACTOR)
@@ -167,14 +169,19 @@ def base_alone(base: Base, points: MergedPoints) -> tuple[Map, Map]:
     return depth, std
 
 
-def robust_line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
+def robust_line(
+    x: Floats, y: Floats, weight: Floats, noise: Floats | None = None
+) -> tuple[float, float]:
     """Slope and intercept of y over x, (n,) each, by reweighted least squares.
 
     Huber's loss first, then Tukey's biweight, of residuals times sqrt(weight). The slope is 0 where
-    all x are alike.
+    all x are alike. noise: (n,) declared standard deviation of these residuals: the variance of a
+    point is its square and that of what the line misses, so that points much more exact than the
+    line count no more than others.
     """
     slope, shift = 0.0, float(np.median(y))
     now = weight
+    declared = noise is not None and bool(noise.any())
     for step in range(ROBUST_STEPS):
         total = now.sum()
         middle_x, middle_y = (now * x).sum() / total, (now * y).sum() / total
@@ -184,8 +191,24 @@ def robust_line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
         shift = middle_y - slope * middle_x
         residual = np.abs(y - slope * x - shift) * np.sqrt(weight)
         spread = MAD_TO_STD * float(np.median(residual)) + 1e-9
+        now = weight
+        if declared and noise is not None:
+            spread = _misfit(residual, noise, spread)
+            trust = 1 / (1 + (noise / spread) ** 2)
+            residual, now = residual * np.sqrt(trust), weight * trust
         if step < ROBUST_STEPS // 2:
-            now = weight * np.minimum(1, HUBER * spread / np.maximum(residual, 1e-12))
+            now = now * np.minimum(1, HUBER * spread / np.maximum(residual, 1e-12))
         else:
-            now = weight * np.maximum(1 - (residual / (TUKEY * spread)) ** 2, 0) ** 2
+            now = now * np.maximum(1 - (residual / (TUKEY * spread)) ** 2, 0) ** 2
     return float(slope), float(shift)
+
+
+def _misfit(residual: Floats, noise: Floats, spread: float) -> float:
+    """The spread of what a line misses, without the declared noise (n,) of its residuals (n,).
+
+    The most likely of a few shares of the whole spread, the sum of both being Student-t with 3
+    degrees of freedom.
+    """
+    sigma = np.sqrt((spread * MISFIT_SHARES[:, None]) ** 2 + noise**2)
+    likelihood = (-np.log(sigma) - 2 * np.log1p((residual / sigma) ** 2 / 3)).sum(axis=1)
+    return float(spread * MISFIT_SHARES[np.argmax(likelihood)])
