@@ -281,7 +281,7 @@ class Bag:
                 if since is not None:
                     try:
                         seen, lag_s = moved_scan(scan, stated, since), 0.0
-                        if self.camera_readout_time_s > 0:
+                        if self.camera_readout_time_s > 0 and not registered:
                             shutter = RollingShutter(camera, self.camera_readout_time_s)
                             seen = shutter.seen(*seen, stamp, since), seen[1]
                     except TransformError as error:

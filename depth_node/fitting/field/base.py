@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.fitting.field.lattice import Floats, Map
+from depth_node.fitting.field.image_loops import UNCHANGED, MetresLine, reduced
+from depth_node.fitting.field.kernels import FieldKernels
+from depth_node.fitting.field.lattice import Floats, Integers, Map, resized
 from depth_node.fitting.field.points import MergedPoints
 from depth_node.fitting.robust import HUBER, MAD_TO_STD, TUKEY
 from depth_node.metrics import NORMAL_95
@@ -35,29 +37,29 @@ class BaseLine:
     nearest: float
     farthest: float
 
-    def metres(self, values: Map) -> Map:
-        """(h, w) m of a network's values."""
-        out: Map = values * np.float32(self.scale)
-        out += np.float32(self.shift)
+    def line(self) -> MetresLine:
+        """The line in the space of metres or of their reciprocal; of log metres it gives these."""
         bottom, top = self.nearest, self.farthest
         if self.kind == "disparity":
             bottom, top = 1 / self.farthest, 1 / self.nearest
         elif self.kind == "log":
             bottom, top = math.log(self.nearest), math.log(self.farthest)
-        np.clip(out, np.float32(bottom), np.float32(top), out=out)
-        if self.kind == "disparity":
-            np.reciprocal(out, out=out)
-        elif self.kind == "log":
-            np.exp(out, out=out)
-        return out
+        scale, shift, low, high = np.array([self.scale, self.shift, bottom, top], np.float32)
+        return MetresLine(scale, shift, low, high, inverse=self.kind == "disparity")
+
+    def metres(self, values: Map) -> Map:
+        """(h, w) m of a network's values."""
+        out = self.line().metres(values)
+        return np.exp(out, out=out) if self.kind == "log" else out
 
 
 @dataclass(frozen=True)
 class Base:
     """The network's map in metres by one line: z, 1/z or log z = scale v + shift.
 
-    kind: depth, disparity or log. nearest, farthest: m, the map keeps within. map: (H, W) float32
-    m, finite everywhere. unknown: (H, W) bool where the network gave nothing, or None.
+    kind, scale, shift; nearest, farthest (m, the map keeps within): of the line. values: (H, W)
+    float32 that a line makes metres of, finite everywhere: the network's, or metres where it gives
+    log depth. to_metres: that line. unknown: (H, W) bool where the network gave nothing, or None.
     """
 
     kind: str
@@ -65,8 +67,34 @@ class Base:
     shift: float
     nearest: float
     farthest: float
-    map: Map
+    values: Map
+    to_metres: MetresLine
     unknown: NDArray[np.bool_] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return self.values.shape[0], self.values.shape[1]
+
+    @property
+    def map(self) -> Map:
+        """(H, W) m. It is computed anew."""
+        return self.to_metres.metres(self.values)
+
+    def at(self, rows: Integers, cols: Integers) -> Map:
+        """(n,) m at pixels (n,)."""
+        return self.to_metres.metres(self.values[rows, cols])
+
+    def reduced(self, size: tuple[int, int], kernels: FieldKernels) -> Map:
+        """(h, w) m on a lattice of so many columns and rows (w, h), averaged over its cells."""
+        return reduced(self.values, size, kernels.mean_metres, self.to_metres)
+
+    def enlarged(self, factor: Map, relative: Map, kernels: FieldKernels) -> tuple[Map, Map]:
+        """Depth and std (H, W), m, of a lattice's factor and relative error (h, w)."""
+        size = (self.shape[1], self.shape[0])
+        depth, std = resized(factor, size), resized(relative, size)
+        kernels.answer(self.values, self.to_metres, depth, std)
+        return depth, std
 
     def details(self) -> dict[str, Any]:
         """The line, for an operator."""
@@ -96,13 +124,15 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
     if not np.isfinite(total):  # or the sum is too large: then nothing is unknown
         unknown = ~np.isfinite(values)
         values = np.where(unknown, np.float32(np.median(v)), values)
+    metres = line.kind == "log"
     return Base(
         line.kind,
         line.scale,
         line.shift,
         line.nearest,
         line.farthest,
-        line.metres(values),
+        line.metres(values) if metres else np.ascontiguousarray(values),
+        UNCHANGED if metres else line.line(),
         unknown,
     )
 
@@ -130,7 +160,7 @@ def fit_line(prediction_kind: str, v: Floats, z: Floats, noise: Floats | None = 
 
 def base_alone(base: Base, points: MergedPoints) -> tuple[Map, Map]:
     """Depth and std (H, W), m, of the base without a residual field."""
-    residual = np.log(points.z) - np.log(base.map[points.rows, points.cols].astype(np.float64))
+    residual = np.log(points.z) - np.log(base.at(points.rows, points.cols).astype(np.float64))
     middle = float(np.median(residual))
     depth = base.map * np.float32(math.exp(middle))
     relative = float(np.quantile(np.abs(np.expm1(residual - middle)), 0.95)) / NORMAL_95
