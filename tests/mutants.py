@@ -45,6 +45,13 @@ GOLDEN = "tests/fitting/test_golden_metrics.py"
 TESTS = {
     "fitting/anchor.py": ("tests/fitting/test_anchor.py",),
     "fitting/network.py": ("tests/fitting/test_network.py", "tests/test_completion.py"),
+    "fitting/field/memory.py": (
+        "tests/fitting/field/test_memory.py",
+        "tests/fitting/test_sequences.py",
+        "tests/fitting/test_constants.py",
+        GOLDEN,
+        "tests/fitting/field",
+    ),
     "fitting/field": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/field"),
     "fitting": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/test_methods.py"),
     "geometry": ("tests/geometry", GOLDEN),
@@ -82,6 +89,14 @@ SURVIVORS: dict[str, str] = {
     "point_times:_SAMPLES": SPEED,
     "_MOST_FINE doubled": "only a bound on memory",
     "_FINE_S halved": "only how fast it is: more exact than the poses are",
+    "scan_buffer:_SAMPLES": SPEED,
+    "memory:MAX_MEDIAN_POINTS": SPEED,
+    "memory:MAX_FRACTION doubled": "left-out points never want three times the weight",
+    "memory:MIN_ERROR": "any value between rounding and a real error does",
+    "memory:MIN_POINTS halved": "the field itself needs four points",
+    "memory:MIN_JUDGED_WEIGHT halved": "in no sequence does it move the weights by one in 300",
+    "outliers:MIN_JUDGED_POINTS halved": "the field itself needs four points",
+    "LINES doubled": "scan lines reach MAX_ELONGATION, which is as much",
     "_CONSTANT_RATIO": "any value between rounding and a real difference does",
     "_COLUMNS['field']": "never fitted: with too few points for the field there is one scale",
     "LINE_GAPS doubled": "the reach is LINE_CELLS there already",
@@ -378,8 +393,8 @@ def _child(
             if report.failed and not first:
                 first.append(report.nodeid)
 
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-k", " and ".join(f"not {word}" for word in
-               LEFT_OUT)]  # fmt: skip
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
+    options += ["-k", " and ".join(f"not {word}" for word in LEFT_OUT)]
     code = int(pytest.main([*options, *tests], plugins=[Watch()]))
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == PACKAGE and getattr(module, "__file__", None):
