@@ -37,6 +37,7 @@ from depth_node.recordings.held_out import Sampling, hold_out_points
 from depth_node.recordings.images import decode_image, image_size
 from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
+from depth_node.ros.extrinsics import NoTransformError
 
 __all__ = ["Bag", "BagError", "BagFrames", "BagTopics"]
 
@@ -121,6 +122,11 @@ class Bag:
 
     def __exit__(self, *_: object) -> None:
         self._files.__exit__()
+
+    @property
+    def transforms(self) -> BagTransforms:
+        """The TF of the whole bag."""
+        return BagTransforms(self._tree)
 
     def __len__(self) -> int:
         """Images in the bag."""
@@ -275,7 +281,7 @@ class Bag:
                 if since is not None:
                     try:
                         seen, lag_s = moved_scan(scan, stated, since), 0.0
-                        if self.camera_readout_time_s > 0:
+                        if self.camera_readout_time_s > 0 and not registered:
                             shutter = RollingShutter(camera, self.camera_readout_time_s)
                             seen = shutter.seen(*seen, stamp, since), seen[1]
                     except TransformError as error:
@@ -532,6 +538,28 @@ def _type_store() -> Any:
     except ImportError:
         raise BagError("Reading a bag needs rosbags: pip install rosbags.") from None
     return get_typestore(Stores.ROS2_JAZZY)
+
+
+class BagTransforms:
+    """The TF of an opened bag, for what asks a node's."""
+
+    def __init__(self, tree: TransformTree) -> None:
+        self._tree = tree
+
+    def lookup(
+        self, target: str, source: str, stamp_ns: int | None
+    ) -> tuple[NDArray[np.float64], int]:
+        """See TransformSource."""
+        try:
+            if stamp_ns is not None:
+                return self._tree.look_up(target, source, stamp_ns), stamp_ns
+            newest_ns = self._tree.newest_ns(target, source)
+            return self._tree.look_up(target, source, newest_ns), newest_ns
+        except TransformError as error:
+            raise NoTransformError(str(error)) from None
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class BagFrames:
