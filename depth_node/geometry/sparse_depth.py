@@ -124,6 +124,17 @@ class SparseDepth:
         depth_map[np.isinf(depth_map)] = np.nan
         return depth_map
 
+    def with_more(self, other: SparseDepth) -> SparseDepth:
+        """These measurements and those of another sensor; the counts stay those of the points."""
+        return SparseDepth(
+            np.concatenate([self.rows, other.rows]),
+            np.concatenate([self.cols, other.cols]),
+            np.concatenate([self.depth, other.depth]),
+            np.concatenate([self.age_s, other.age_s]),
+            self.counts,
+            np.concatenate([self.noise_m, other.noise_m]),
+        )
+
     def subset(self, mask: npt.NDArray[np.bool_] | npt.NDArray[np.integer]) -> SparseDepth:
         """The points of a mask (N,) bool or of indices (n,).
 

@@ -237,6 +237,27 @@ def split_lines(frame: RecordedFrame, one_of: int, seed: int) -> Split:
     raise FrameError(f"{frame.folder} knows depth on too few rows to split into lines: use points.")
 
 
+def split_scan(frame: RecordedFrame, below_m: float) -> Split:
+    """Measure what a level planar scanner hits, so far below a level camera; score the others.
+
+    Of each column the nearest pixel at which the truth crosses the scanner's plane.
+    """
+    camera = frame.camera
+    height_m = camera.rays()[..., 1] * frame.truth  # below the camera, as y points down
+    with np.errstate(invalid="ignore"):
+        below = height_m >= below_m
+        crosses = np.diff(below.astype(np.int8), axis=0) != 0
+    crosses &= np.isfinite(height_m[1:]) & np.isfinite(height_m[:-1])
+    nearest = np.where(crosses, frame.truth[1:], np.inf)
+    row, col = nearest.argmin(axis=0) + 1, np.arange(frame.truth.shape[1])
+    hit = np.isfinite(nearest[row - 1, col])
+    if not hit.any():
+        raise FrameError(
+            f"{frame.folder}: nothing is {below_m:g} m below the camera: use another height."
+        )
+    return _split(frame.truth, np.ravel_multi_index((row[hit], col[hit]), frame.truth.shape))
+
+
 def _split(truth: NDArray[np.float32], chosen: NDArray[np.intp]) -> Split:
     rows, cols = np.unravel_index(chosen, truth.shape)
     scored = np.isfinite(truth)

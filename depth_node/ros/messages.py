@@ -20,10 +20,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from builtin_interfaces.msg import Time
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, PointField
+from sensor_msgs.msg import (
+    CameraInfo,
+    CompressedImage,
+    Image,
+    LaserScan,
+    PointCloud2,
+    PointField,
+    Range,
+)
 from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.echoes import echo_cap
 from depth_node.geometry.point_times import (
     LONGEST_SCAN_S,
     TIME_FIELDS,
@@ -84,6 +93,9 @@ _SEMI_PLANAR = {  # encoding -> OpenCV's conversion, rows of bytes for every row
     "nv21": (cv2.COLOR_YUV2RGB_NV21, 1.5),
     "nv24": (None, 3.0),
 }
+NOISE_FIELDS = ("std", "stddev", "range_std", "rangeSTD")
+"""Fields of a PointCloud2 that are the standard deviation of each point's distance in metres."""
+
 _UNTYPED = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8"}  # OpenCV's order, as cv_bridge has it
 _PLAIN_NUMBERS = re.compile(r"^(8|16|32|64)[USF]C\d*$")
 _MOST_DEPTH_POINTS = 20_000  # of a depth image; more change nothing but the time of the fit
@@ -384,12 +396,15 @@ class LidarScan:
 
     points: (N, 3) metres in its frame. offset_s: (N,) seconds from header.stamp (from the time of
     arrival, where that is 0) to the time of each point, None where all are at the stamp or nothing
-    is known. unknown_times: why times that are there are not used, or "".
+    is known. unknown_times: why times that are there are not used, or "". noise_m: (N,) m, standard
+    deviation that the message declares of each point's distance, 0 where it declares none; None
+    where it declares none at all.
     """
 
     points: npt.NDArray[np.float32]
     offset_s: npt.NDArray[np.float32] | None
     unknown_times: str = ""
+    noise_m: npt.NDArray[np.float32] | None = None
 
 
 def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
@@ -398,6 +413,7 @@ def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
         points = scan_message_to_points(message)
         return LidarScan(points, _ray_times(message, len(points)))
     points = cloud_to_points(message)
+    noise_m = _declared_noise(message) if len(points) else None
     unknown = ""
     for field in message.fields if len(points) else ():
         if split_name(field.name)[0] not in TIME_FIELDS:
@@ -407,10 +423,47 @@ def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
             values = _column(message, field, kind).reshape(-1)
             native = values.astype(kind[1:], copy=False)
             stamp = stamp_ns(message.header.stamp)
-            return LidarScan(points, seconds_from_stamp(native, brief(field.name), stamp))
+            offset_s = seconds_from_stamp(native, brief(field.name), stamp)
+            return LidarScan(points, offset_s, noise_m=noise_m)
         except (MessageError, UnknownTimesError) as error:
             unknown = unknown or str(error)
-    return LidarScan(points, None, unknown)
+    return LidarScan(points, None, unknown, noise_m)
+
+
+def _declared_noise(message: PointCloud2) -> npt.NDArray[np.float32] | None:
+    """(N,) m of the first field of NOISE_FIELDS, 0 where it says nothing; None without any.
+
+    Raises MessageError for a field that is there and is no number of metres.
+    """
+    field = next((field for field in message.fields if field.name in NOISE_FIELDS), None)
+    if field is None:
+        return None
+    kind = _field_kind(message, field)
+    if kind[1] != "f":
+        raise MessageError(
+            f"point cloud field {field.name!r} has the integer type {_TYPE_NAMES[kind[1:]]}, whose"
+            " unit is not known; publish the standard deviation in metres as FLOAT32"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        declared = _column(message, field, kind).reshape(-1).astype(np.float32)
+        return np.where((declared > 0) & np.isfinite(declared), declared, np.float32(0))
+
+
+def range_scan(message: Range) -> LidarScan:
+    """The cap (N, 3) of a Range's cone on which its echo lies, x along the axis; none without echo.
+
+    The distance is that of the nearest surface in the cone, wherever in it that is. REP 117: -Inf
+    is too near to measure and +Inf no echo; a sensor that only says whether something is nearer
+    than a fixed distance (min_range equals max_range) measures none. Raises MessageError.
+    """
+    low, high, angle = message.min_range, message.max_range, message.field_of_view
+    if not (0 <= low <= high and 0 <= angle < np.pi):
+        raise MessageError(
+            f"range with field_of_view {angle:g} rad, min_range {low:g} m and max_range {high:g} m"
+            " has no meaning; correct the driver"
+        )
+    measured = low < high and low <= message.range <= high and 0 < message.range < np.inf
+    return LidarScan(echo_cap(message.range if measured else None, angle), None)
 
 
 def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
@@ -442,6 +495,15 @@ def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
     rays = camera.resized(width, height).rays()
     with np.errstate(over="ignore"):
         return LidarScan(rays[rows, cols] * z[:, None], None)
+
+
+def not_registered(frame: str, camera_frame: str) -> str:
+    """The sentence on a depth image in another frame than the camera's."""
+    return (
+        f"the depth image is in frame {brief(frame)!r} but the image in {brief(camera_frame)!r}: it"
+        " must be registered to the camera; depth_image_proc's register node makes such a depth"
+        " image"
+    )
 
 
 def _ray_times(message: LaserScan, count: int) -> npt.NDArray[np.float32] | None:

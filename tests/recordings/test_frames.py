@@ -19,6 +19,7 @@ from depth_node.recordings.frames import (
     find_frames,
     read_frame,
     split_lines,
+    split_scan,
     split_uniform,
 )
 from tests.helpers.mutants import in_a_child
@@ -469,3 +470,28 @@ def test_the_real_frames_are_read(shared: Path) -> None:
         assert np.isfinite(frame.truth).any()
         assert frame.labels is not None and frame.labels.min() == 1
     assert frame.points_lidar is not None and len(frame.points_lidar) > 50_000
+
+
+def test_a_planar_scan_hits_what_is_at_its_height(tmp_path: Path) -> None:
+    """A floor 1 m below the camera, and a wall in 4 m with a box before it."""
+    rows, cols = np.mgrid[:60, :80]
+    with np.errstate(divide="ignore"):
+        floor = np.where(rows > 30, 60.0 / (rows - 30), np.inf)
+    depth = np.minimum(floor, 4.0).astype(np.float32)
+    box = (cols > 30) & (cols < 50) & (rows > 20)
+    depth[box] = np.minimum(depth, 2.0)[box]
+    folder = tmp_path / "room/frame"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(folder / "rgb.png"), np.zeros((60, 80, 3), np.uint8))
+    np.savez(folder / "depth.npz", depth=depth)
+    intrinsics = {"fx": 60, "fy": 60, "cx": 40, "cy": 30, "width": 80, "height": 60}
+    (folder / "intrinsics.json").write_text(json.dumps(intrinsics))
+    frame = read_frame(folder)
+    points = split_scan(frame, 0.5).points
+    assert len(np.unique(points.cols)) == len(points) == 80, "one in each column"
+    seen = np.where((points.cols > 30) & (points.cols < 50), 2.0, 4.0)
+    np.testing.assert_allclose(points.depth, seen)
+    height = (points.rows - 30) / 60 * points.depth
+    np.testing.assert_allclose(height, 0.5, atol=4.0 / 60)
+    with pytest.raises(FrameError, match="use another height"):
+        split_scan(frame, 1.5)

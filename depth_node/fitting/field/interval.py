@@ -28,6 +28,7 @@ FAR_GROWTH = 8.0  # per correlation length of position beyond the points' spacin
 EDGE_GROWTH, EDGE_CAP = 12.0, 0.5  # per unit of a step of log depth, up to such a step
 EDGE_CELLS = 4  # of the grid, within which an edge may be out of place
 MIN_EDGE_POINTS = 100  # fewer points do not tell edges from wrong points
+QUANTILE_POINTS = 20  # the largest of fewer errors is no 95 % quantile: their noise is less there
 FEW_GROWTH, FEW_GROWTH_SQUARED = 8.0, 40.0  # over n and n^2
 MIN_BOUND_FRACTION = 0.1  # of a squared bound that stays without the points' declared noise
 
@@ -73,7 +74,8 @@ def relative_bound(
     weight = left_out.weight
     if left_out.points >= MIN_EDGE_POINTS:
         weight = np.maximum(weight, beside_edges(features, which, log_depth))
-    error = without_declared_noise(parameters.error, features.declared[which])
+    declared = min(left_out.points / QUANTILE_POINTS, 1.0) * features.declared[which]
+    error = without_declared_noise(parameters.error, declared)
     factor *= weighted_quantile(error / own, weight, probability)
     bound = features.nodes_on_grid(factor * pixels) * edge
     if range_noise_m > 0:
