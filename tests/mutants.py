@@ -42,16 +42,12 @@ PACKAGE = "depth_node"
 FOLDERS = ("fitting", "geometry")
 # The tests of a folder, the quickest first. They take seconds and need no data.
 GOLDEN = "tests/fitting/test_golden_metrics.py"
+OVER_TIME = ("tests/fitting/test_sequences.py", GOLDEN, "tests/fitting/field")
 TESTS = {
     "fitting/anchor.py": ("tests/fitting/test_anchor.py",),
     "fitting/network.py": ("tests/fitting/test_network.py", "tests/test_completion.py"),
-    "fitting/field/memory.py": (
-        "tests/fitting/field/test_memory.py",
-        "tests/fitting/test_sequences.py",
-        "tests/fitting/test_constants.py",
-        GOLDEN,
-        "tests/fitting/field",
-    ),
+    "fitting/field/memory.py": ("tests/fitting/field/test_memory.py", *OVER_TIME),
+    "fitting/field/trust.py": ("tests/fitting/field/test_trust.py", *OVER_TIME),
     "fitting/field": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/field"),
     "fitting": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/test_methods.py"),
     "geometry": ("tests/geometry", GOLDEN),
