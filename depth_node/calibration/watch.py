@@ -27,6 +27,9 @@ PATIENCE_S = 0.05
 """While a frame is in work, a step begins once in so long."""
 
 
+_TURN = threading.Lock()  # one look at a time in a process: each holds 20 MiB, mostly waiting
+
+
 @dataclass(frozen=True)
 class Seen:
     """A frame to look at, between its neighbours, which tell the motion."""
@@ -186,6 +189,9 @@ class BackgroundWatch:
         if self.share <= 0:
             return
         with self._ready:
+            if self._slot is not None:  # one waits for its turn; no more frames are held meanwhile
+                self._chooser = _Chooser()
+                return
             seen = self._chooser.take(frame)
             if seen is None or not self._open:
                 return
@@ -218,24 +224,37 @@ class BackgroundWatch:
         while True:
             with self._ready:
                 self._ready.wait_for(lambda: self._slot or not self._open)
-                if not self._open:
-                    return
-                seen, self._slot = self._slot, None
-                if generation != self._generation:
-                    watch, generation = ExtrinsicsWatch(), self._generation
-            assert seen is not None
+            if not self._take_turn():
+                return
             try:
+                with self._ready:
+                    seen, self._slot = self._slot, None
+                    if generation != self._generation:
+                        watch, generation = ExtrinsicsWatch(), self._generation
+                if seen is None:  # a reset meanwhile
+                    continue
                 for _ in watch.look(seen):
                     if not self._may_go_on(account, generation):
                         break
             except Exception as error:
                 with suppress(Exception):  # the thread must outlive a failing report
                     self._failed(error)
-            del seen  # else its arrays live until the next one comes
+            finally:
+                seen = None  # else its arrays live until the next one comes
+                _TURN.release()
             with self._ready:
                 self.looks += 1
                 if generation == self._generation:
                     self._verdicts = watch.verdicts
+
+    def _take_turn(self) -> bool:
+        """Wait for the turn to look at a frame; False, and no turn, once the watch is closed."""
+        while self._open:
+            if _TURN.acquire(timeout=REST_S):
+                if self._open:
+                    return True
+                _TURN.release()
+        return False
 
     def _may_go_on(self, account: _Account, generation: int) -> bool:
         """Wait for CPU time and for a gap between frames; False if the work has become idle."""
