@@ -23,7 +23,7 @@ ROS_MESSAGES = ("_msgs", "_srvs", "_interfaces")
 TRAINING_ONLY = ("torch", "torchvision", "transformers", "peft", "diffusers", "timm", "training")
 
 CORE = ("geometry", "regions", "fitting", "metrics", "prediction", "config", "monitor", "frame",
-        "gates", "obstacles")  # fmt: skip
+        "gates", "obstacles", "image_files")  # fmt: skip
 # What a robot's process never loads.
 BENCH = ("simulation", "recordings", "visualization", "benchmarks", "cli")
 # Folder or module of depth_node -> what else of depth_node it may import. A folder may import
@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
             "ros"),
     "ros": (*CORE, "calibration", "engine", "inference", "pipeline"),
     "ros.bags": (*CORE, "pipeline", "recordings"),
-    "ros.bag_writer": (*CORE, "pipeline", "recordings"),
+    "ros.bag_writer": (*CORE, "calibration", "pipeline", "recordings"),
     "ros.camera_load": (*CORE, "recordings"),
     "ros.demo": (*CORE, "recordings"),
     "ros.live": (*CORE, "pipeline", "recordings"),
@@ -67,6 +67,7 @@ LAZY = {
     ("depth_node.cli.main", "depth_node.ros.parameters"),  # rclpy
     ("depth_node.cli.replay", "depth_node.ros.bags"),  # ROS message packages
     ("depth_node.cli.replay", "depth_node.ros.bag_writer"),
+    ("depth_node.cli.replay", "depth_node.ros.ground"),
     ("depth_node.engine.opening", "depth_node.engine.ort"),
     ("depth_node.engine.opening", "depth_node.engine.trt"),
     ("depth_node.engine.manifest_writer", "depth_node.engine.ort"),
