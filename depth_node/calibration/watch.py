@@ -11,8 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from depth_node.calibration.monitor import REACHES_PX, ExtrinsicsMonitor, Finding, Verdict
-from depth_node.calibration.observation import edge_map, image_edges, motion, observe_source
+from depth_node.calibration.monitor import ExtrinsicsMonitor, Finding, Verdict
+from depth_node.calibration.observation import (
+    FINE_PX,
+    edge_map,
+    image_edges,
+    motion,
+    observe_source,
+)
 from depth_node.frame import FrameInput
 
 PERIOD_S = 0.35
@@ -94,10 +100,8 @@ class ExtrinsicsWatch:
         if twist is None:
             twist = motion(seen.before, seen.frame)
         yield
-        fields = {}
-        for reach_px in REACHES_PX:
-            fields[reach_px] = edge_map(image.edges, reach_px)
-            yield
+        fine = edge_map(image.edges, FINE_PX)
+        yield
         for source in seen.frame.of_each_lidar():
             monitor = self._monitors.get(source.source)
             T = source.T_camera_lidar
@@ -107,7 +111,7 @@ class ExtrinsicsWatch:
                 monitor = self._monitors[source.source] = ExtrinsicsMonitor(T)
             observation = observe_source(image, source, twist)
             yield
-            for _ in monitor.look(observation, fields):
+            for _ in monitor.look(observation, fine):
                 yield
 
 
