@@ -39,7 +39,7 @@ from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 from depth_node.recordings.arrays import read_npy, read_npz
 from depth_node.recordings.files import FrameError, read_json, read_regular
-from depth_node.recordings.images import decode_image, image_size, read_image
+from depth_node.recordings.images import checked_image, decode_image, read_image
 from depth_node.regions.label_maps import Labels, labels_from_ids
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -52,7 +52,6 @@ __all__ = [
     "FrameError",
     "RecordedFrame",
     "Split",
-    "decode_image",
     "find_frames",
     "frame_seed",
     "is_bag",
@@ -189,10 +188,10 @@ def read_frame(folder: str | Path) -> RecordedFrame:
     image_path = next((folder / name for name in IMAGE_FILES if (folder / name).is_file()), None)
     if image_path is None:
         raise FrameError(f"{folder} has no image: add rgb.jpg or rgb.png.")
-    content = read_regular(image_path)
-    size = image_size(content, str(image_path))
+    looked_through = checked_image(read_regular(image_path), image_path)
+    size = looked_through.height, looked_through.width
     camera = _read_camera(folder / "intrinsics.json", size)
-    image = decode_image(content, str(image_path))
+    image = decode_image(looked_through, image_path)
     points_lidar, T_camera_lidar = _read_lidar(folder)
     return RecordedFrame(
         folder=folder,

@@ -34,7 +34,6 @@ from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
 from depth_node.recordings.files import one_line, reason_of
 from depth_node.recordings.held_out import Sampling, hold_out_points
-from depth_node.recordings.images import decode_image, image_size
 from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import NoTransformError
@@ -114,6 +113,7 @@ class Bag:
             self._types = self._files.topics
             self.topics = self._choose()
             self._bad_transforms: Counter[str] = Counter()
+            self._depth_bits = messages.BitDepth()
             self._tree = self._transforms()
         except BaseException:
             self._files.__exit__()
@@ -219,33 +219,30 @@ class Bag:
             self._leave_out(self.topics.image, error)
 
     def _image(self, message: Any, camera: Camera) -> NDArray[np.uint8]:
-        size = (camera.height, camera.width)
-        compressed = self._types[self.topics.image] == COMPRESSED
-        if not compressed and message.height and (message.height, message.width) != size:
-            raise _UnusableError(self._other_size(message.height, message.width, camera))
+        size = (camera.width, camera.height)
         try:
-            if not compressed:
-                image: NDArray[np.uint8] = messages.image_to_rgb(message)
-            elif "compressedDepth" in message.format:
-                raise _UnusableError("it is a depth image: name the camera's with --image-topic")
-            else:
-                data = bytes(memoryview(message.data))
-                height, width = image_size(data, "the image")
-                if (height, width) != size:
-                    raise _UnusableError(self._other_size(height, width, camera))
-                image = decode_image(data, "the image", size=size)
+            if self._types[self.topics.image] == COMPRESSED:
+                if "compressedDepth" in message.format:
+                    raise _UnusableError(
+                        "it is a depth image: name the camera's with --image-topic"
+                    )
+                return messages.compressed_to_rgb(message, self._depth_bits, size)
+            if message.height:
+                messages.check_size(message.width, message.height, size)
+            image = messages.image_to_rgb(message, self._depth_bits)
+            messages.check_size(image.shape[1], image.shape[0], size)
+            return image
+        except messages.OtherSizeError as error:
+            raise _UnusableError(self._other_size(error, camera)) from None
         except _UnusableError:
             raise
         except (Exception, MemoryError) as error:
             why = error if isinstance(error, ValueError) else reason_of(error)
             raise _UnusableError(why) from None
-        if image.shape[:2] != size:
-            raise _UnusableError(self._other_size(image.shape[0], image.shape[1], camera))
-        return image
 
-    def _other_size(self, height: int, width: int, camera: Camera) -> str:
+    def _other_size(self, found: messages.OtherSizeError, camera: Camera) -> str:
         return (
-            f"{self.topics.image} is {width}x{height} but {self.topics.camera_info}"
+            f"{self.topics.image} is {found.width}x{found.height} but {self.topics.camera_info}"
             f" {camera.width}x{camera.height}: name the camera_info that belongs to the image with"
             " --camera-info-topic."
         )

@@ -42,6 +42,14 @@ from depth_node.geometry.point_times import (
 )
 from depth_node.geometry.sparse_depth import scan_to_points, valid_ranges
 from depth_node.geometry.thinning import spread_pixels
+from depth_node.image_files import (
+    ImageError,
+    TooLargeError,
+    bits_in_use,
+    decode,
+    look_through,
+    scaled_to_8_bits,
+)
 from depth_node.obstacles import SCAN_STEP_RAD, Obstacles, scan_ranges
 
 IMAGE_LAYOUTS: dict[str, tuple[str, int]] = {  # encoding -> NumPy type, channels
@@ -90,9 +98,7 @@ NOISE_FIELDS = ("std", "stddev", "range_std", "rangeSTD")
 
 _UNTYPED = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8"}  # OpenCV's order, as cv_bridge has it
 _PLAIN_NUMBERS = re.compile(r"^(8|16|32|64)[USF]C\d*$")
-_MOST_JPEG_SCANS = 100  # of a progressive one, each of which is a pass over the image; 10 is usual
 _MOST_DEPTH_POINTS = 20_000  # of a depth image; more change nothing but the time of the fit
-_LARGEST_IMAGE_PX = 1 << 26  # 67 megapixels: more than any camera that a robot carries
 _FIELD_TYPES = {
     PointField.INT8: "i1",
     PointField.UINT8: "u1",
@@ -121,6 +127,14 @@ XYZ_RESIDUAL = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("residual", "f4
 
 class MessageError(ValueError):
     """A message that contradicts itself or cannot be read; one sentence with cause and cure."""
+
+
+class OtherSizeError(MessageError):
+    """An image that is not of the size of its camera_info, in pixels."""
+
+    def __init__(self, sentence: str, width: int, height: int) -> None:
+        super().__init__(sentence)
+        self.width, self.height = width, height
 
 
 def brief(text: str, length: int = 80) -> str:
@@ -182,8 +196,7 @@ class BitDepth:
 
     def to_8_bits(self, pixels: npt.NDArray[np.integer], name: str) -> npt.NDArray[np.uint8]:
         """The same pixels as uint8, by the bits in use."""
-        needed = int(pixels.max(initial=0)).bit_length()
-        self.bits = max(self.bits, needed + needed % 2)
+        self.bits = max(self.bits, bits_in_use(pixels))
         if self.bits != self._told:
             self._told = self.bits
             if self.bits < 16:
@@ -193,7 +206,7 @@ class BitDepth:
                     f" {self.bits} bits: let the driver fill 16 bits or publish mono8 or rgb8 if"
                     " the brightness is wrong",
                 )
-        return (pixels >> (self.bits - 8)).astype(np.uint8)
+        return scaled_to_8_bits(pixels, self.bits)
 
 
 def image_to_rgb(message: Image, depth: BitDepth | None = None) -> npt.NDArray[np.uint8]:
@@ -240,8 +253,8 @@ def compressed_to_rgb(
 ) -> npt.NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB image of a JPEG or PNG.
 
-    size: width and height that it must have. They are read from the file's header first, so that a
-    small file that claims to be a huge image costs nothing.
+    size: width and height that it must have, OtherSizeError otherwise. They are read from the
+    file's header first, so that a small file that claims to be a huge image costs nothing.
     """
     depth = depth or BitDepth()
     plain = message.format.partition(";")[0].strip()
@@ -250,82 +263,32 @@ def compressed_to_rgb(
             f"compressed image format {brief(message.format)!r} is a depth image or plain numbers;"
             " subscribe to the compressed image of the camera"
         )
-    data = bytes(message.data)
-    header = _png_header(data) or _jpeg_header(data)
-    unreadable = (
-        f"compressed image of {len(data)} bytes, format {brief(message.format)!r}, is not readable"
-        " as JPEG or PNG; check the publisher"
-    )
-    if header is None:
-        raise MessageError(unreadable)
-    width, height, deep = header
-    if size is not None:
-        check_size(width, height, size)
-    if width * height > _LARGEST_IMAGE_PX:
-        raise MessageError(
-            f"compressed image is {width}x{height}, more than {_LARGEST_IMAGE_PX >> 20} megapixels:"
-            " check the publisher"
-        )
-    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MOST_JPEG_SCANS:
-        raise MessageError(
-            f"compressed image is a JPEG of more than {_MOST_JPEG_SCANS} scans, too many"
-            " to read in time; check the publisher"
-        )
-    # The pixels stay where the calibration has them, whatever an EXIF orientation says.
-    flags = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise MessageError(unreadable) from error
-    if image is None or image.size == 0:
-        raise MessageError(unreadable)
-    if image.dtype == np.uint16:
-        image = image[..., :3] if image.ndim == 3 else image
-        image = depth.to_8_bits(np.asarray(image, np.uint16), "16-bit PNG")
-    if image.ndim == 2:
-        return _convert(image, cv2.COLOR_GRAY2RGB, "compressed image")
-    code = cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB
-    return _convert(image, code, "compressed image")
+        image = look_through(bytes(message.data))
+        if size is not None:
+            check_size(image.width, image.height, size)
+        pixels = decode(image)
+    except ImageError as error:
+        if size is not None and isinstance(error, TooLargeError):
+            check_size(error.width, error.height, size)
+        raise MessageError(
+            f"compressed image of {len(message.data)} bytes, format {brief(message.format)!r}, is"
+            f" not readable as JPEG or PNG ({error}); check the publisher"
+        ) from error
+    if pixels.dtype == np.uint16:
+        return depth.to_8_bits(np.asarray(pixels, np.uint16), "16-bit PNG")
+    return np.asarray(pixels, np.uint8)
 
 
 def check_size(width: int, height: int, size: tuple[int, int]) -> None:
-    """Raises MessageError unless an image has the size that camera_info says."""
+    """Raises OtherSizeError unless an image has the size that camera_info says."""
     if (width, height) != size:
-        raise MessageError(
+        raise OtherSizeError(
             f"the image is {width}x{height} but camera_info is for {size[0]}x{size[1]}: let both"
-            " come from one driver at one size, or remap camera_info to the one of this image"
+            " come from one driver at one size, or remap camera_info to the one of this image",
+            width,
+            height,
         )
-
-
-def _png_header(data: bytes) -> tuple[int, int, bool] | None:
-    """Width, height and whether it has 16 bits, of a PNG; None of anything else."""
-    if len(data) < 26 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
-        return None
-    width, height, bits = struct.unpack_from(">IIB", data, 16)
-    return width, height, bits == 16
-
-
-def _jpeg_header(data: bytes) -> tuple[int, int, bool] | None:
-    """Width, height and False, of a JPEG; None of anything else."""
-    if data[:3] != b"\xff\xd8\xff":
-        return None
-    at = 2
-    while at + 9 <= len(data):
-        marker = data[at + 1]
-        if data[at] != 0xFF:
-            return None
-        if marker == 0xFF:  # a filling byte
-            at += 1
-        elif marker in (0x01, *range(0xD0, 0xD9)):  # markers without a length
-            at += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame's header
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return width, height, False
-        elif marker == 0xDA:  # the pixels begin, and no header has come
-            return None
-        else:
-            at += 2 + max(2, int(struct.unpack_from(">H", data, at + 2)[0]))
-    return None
 
 
 def _semi_planar_to_rgb(message: Image) -> npt.NDArray[np.uint8]:
