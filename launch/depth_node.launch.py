@@ -52,7 +52,7 @@ ARGUMENTS = {
     "sparse_depth": ("", "Topic of a sparse depth Image (RGB-D, ToF, stereo); see lidar_sources."),
     "depth": (
         "",
-        "Topic on which ~/depth/image_rect goes out, its compressedDepth below it and its camera_info"
+        "Topic on which ~/depth/image_rect goes out, compressedDepth below it and camera_info"
         " beside it; depth of a distorted image goes to the name without _rect (or with"
         " _unrectified).",
     ),
