@@ -129,7 +129,8 @@ class FieldFeatures:
             lab = _lab_colour(image, grid, kernels)
             colour = lab[rounded(grid_row), rounded(grid_col)].astype(np.float64)
             node_colour = resized(lab, nodes.size)
-            grid_colour = np.ascontiguousarray(np.moveaxis(lab, 2, 0))
+            grid_colour: Map = np.empty((3, *grid.shape), np.float32)
+            cv2.split(lab, list(grid_colour))
         else:
             colour = np.zeros((len(rows), 3))
             node_colour = np.zeros((*nodes.shape, 3), np.float32)

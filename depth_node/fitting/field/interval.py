@@ -55,19 +55,19 @@ def relative_bound(
     left_out: LeaveOut,
     parameters: DetailParameters,
     log_depth: Map,
-    nodes: Kriged,
+    spread: tuple[Floats, Floats],
     range_noise_m: float,
 ) -> Bound:
     """The spread of every cell, widened so that the left-out points lie within theirs.
 
-    nodes: (1, M) of kriging at the nodes. log_depth: (h, w) of the answer: at its steps an edge
+    spread: (M,) and (m,) of spreads(). log_depth: (h, w) of the answer: at its steps an edge
     that is out of place by a pixel is wrong by the height of the step. range_noise_m: m, declared
     standard deviation of the points, 0: unknown.
     """
     edge = edge_factor(log_depth)
     which = left_out.which
-    pixels, own = spreads(features, left_out, nodes)
-    own *= sample(edge, features.grid_row[which], features.grid_col[which])
+    pixels, own = spread
+    own = own * sample(edge, features.grid_row[which], features.grid_col[which])
     probability = min(COVERAGE + 0.8 / len(own), 1.0)
     # The largest of few errors is no bound of the next.
     factor = 1 + FEW_GROWTH / left_out.points + FEW_GROWTH_SQUARED / left_out.points**2
@@ -119,7 +119,8 @@ def beside_edges(features: FieldFeatures, which: Integers, log_depth: Map) -> Fl
     height, width = log_depth.shape
     rows = np.clip(rounded(features.grid_row[which])[:, None] + reach, 0, height - 1)
     cols = np.clip(rounded(features.grid_col[which])[:, None] + reach, 0, width - 1)
-    about = log_depth[rows[:, :, None], cols[:, None, :]].reshape(len(which), -1)
+    cells = (rows * width)[:, :, None] + cols[:, None, :]
+    about = log_depth.reshape(-1).take(cells.reshape(len(which), -1))
     log_z = features.y[which] + features.log_base[which] + features.middle
     inside = (about.min(axis=1) <= log_z) & (log_z <= about.max(axis=1))
     return inside.astype(np.float64)

@@ -337,8 +337,8 @@ def _nearest(
         q6 = float(query_label[m])
         row = query_cell[m] // cell_cols
         col = query_cell[m] - row * cell_cols
-        # Candidates in ascending order, and their distances.
-        size = ring = 0
+        # The square of cells, and with a hole the candidates in ascending order.
+        size = ring = left = right = 0
         while ring < 1 or (size < candidates and (ring < cell_rows or ring < cell_cols)):
             ring += 1
             size = 0
@@ -352,7 +352,19 @@ def _nearest(
                         if measure + d1 * d1 * shape[2] >= hole[m]:
                             which[size] = p
                             size += 1
-                    continue
+                else:
+                    size += there - here
+        if hole[m] > 0.0:
+            for a in range(size):
+                p = which[a]
+                d0, d1, d2 = q0 - f[0, p], q1 - f[1, p], q2 - f[2, p]
+                d3, d4, d5 = q3 - f[3, p], q4 - f[4, p], q5 - f[5, p]
+                d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
+                distance[a] = np.float32(d + (label_gap if f[6, p] != q6 else 0.0))
+        else:
+            size = 0
+            for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
+                here, there = start[i * cell_cols + left], start[i * cell_cols + right + 1]
                 first, at = np.uint64(here), np.uint64(size)
                 whole = (there - here + _LANES - 1) // _LANES * _LANES
                 for j in range(whole):
@@ -364,13 +376,6 @@ def _nearest(
                 for j in range(whole):
                     which[at + np.uint64(j)] = here + j
                 size += there - here
-        if hole[m] > 0.0:
-            for a in range(size):
-                p = which[a]
-                d0, d1, d2 = q0 - f[0, p], q1 - f[1, p], q2 - f[2, p]
-                d3, d4, d5 = q3 - f[3, p], q4 - f[4, p], q5 - f[5, p]
-                d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
-                distance[a] = np.float32(d + (label_gap if f[6, p] != q6 else 0.0))
         if size <= _RANKED:
             # The rank of a candidate is how many are nearer: nothing depends on what comes out.
             whole = (size + _LANES - 1) // _LANES * _LANES

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from depth_node.fitting.field.base import base_alone, fit_base
 from depth_node.fitting.field.detail import Surface, choose_detail, detail_correction
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.interval import forget_far, relative_bound
+from depth_node.fitting.field.interval import forget_far, relative_bound, spreads
 from depth_node.fitting.field.kernels import kernels
 from depth_node.fitting.field.lattice import Floats, Map
 from depth_node.fitting.field.leave_out import LeaveOut
@@ -90,13 +90,14 @@ def solve(
     update = surface.update + detail_correction(features, surface, detail, outlier, loops)
     update += np.float32(features.middle)  # log of what B is multiplied by
     log_depth = features.grid_log + update
+    spread = spreads(features, left_out, nodes)
     if state is not None:
         answer = FieldAnswer.of(
-            prediction, base, features, log_depth, left_out, detail, outlier, nodes, loops
+            prediction, base, features, log_depth, left_out, detail, outlier, spread, loops
         )
         update = state.blend(answer, config.temporal) - features.grid_log
         log_depth = features.grid_log + update
-    bound = relative_bound(features, left_out, detail, log_depth, nodes, config.range_noise_m)
+    bound = relative_bound(features, left_out, detail, log_depth, spread, config.range_noise_m)
     out, std = base.enlarged(np.exp(update), bound.relative / np.float32(NORMAL_95), loops)
     forget_far(std, left_out.far_px, config.max_extrapolation)
     base.blank_unknown(out, std)
