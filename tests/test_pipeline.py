@@ -236,8 +236,9 @@ def test_no_usable_points(points: np.ndarray | None) -> None:
     assert np.isnan(result.depth).all()
     metric = Prediction(depth, "depth_metric")
     result = pipe.process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, prediction=metric))
-    assert result.fit.status == FitStatus.NETWORK_METRES
+    assert result.fit.status == FitStatus.UNANCHORED
     np.testing.assert_array_equal(result.depth, depth)
+    np.testing.assert_allclose(1.96 * result.std, (1.25**3 - 1) * depth, rtol=1e-3)
 
 
 def test_fewer_points_than_parameters() -> None:
@@ -378,7 +379,8 @@ def test_after_warming_up_nothing_is_left_to_compile() -> None:
     kernels.cache_clear()
     with pipeline("field", mode="sensor") as warm:
         warm.warm_up()
-        loops = [getattr(kernels("auto"), name) for name in ("nearest", "krige", "agree", "spread")]
+        names = ("nearest", "krige", "agree", "spread", "mean_metres", "mean_colour", "answer")
+        loops = [getattr(kernels("auto"), name).loop for name in names]
         compiled = [len(loop.signatures) for loop in loops]
         assert min(compiled) >= 1
         image, depth, _ = room()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it is worth, and what it costs, to move each LiDAR point by its own time."""
+"""What it is worth, and what it costs, to move each LiDAR point by its own time, and to the time of
+the row in which a rolling shutter sees it."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.point_times import seconds_from_stamp
 from depth_node.geometry.rigid import invert_rigid
+from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import Scan
 from depth_node.geometry.scan_motion import ages, moved_scan
 from depth_node.geometry.sparse_depth import project_points
@@ -22,6 +24,7 @@ from depth_node.geometry.transform_tree import TransformTree
 from depth_node.metrics import coverage, evaluate
 from depth_node.pipeline import DepthPipeline
 from depth_node.simulation.renderer import LidarPattern, Scene, camera_path
+from depth_node.simulation.rolling import render_rows
 from depth_node.simulation.spinning import moving_pose, spinning_scan
 from depth_node.simulation.walk import T_CAMERA_LIDAR
 
@@ -33,6 +36,8 @@ SPEED_M_S, TURN_RAD_S = 10.0, 1.0
 POINTS = 130_000
 SCALE = 10.0
 """A rendered room of ten times its size is as deep as a road, where a robot may drive so fast."""
+READOUT_S = 0.03
+"""From the first row to the last; 15 to 30 ms are usual."""
 _PERIOD_S = 0.1
 _TF_S = 0.01
 _STAMP_NS = 1_000_000_000
@@ -45,20 +50,35 @@ class SpinningView:
     """An image, the truth of its depth, and what a turning LiDAR measured about that time.
 
     still: measured by a robot that stands. moving: by one that drives and turns by `pose` (its
-    translation in units of SCALE metres). The image is of the scan's stamp.
+    translation in units of SCALE metres). The image is of the scan's stamp, taken at once.
     """
 
     source: str
+    scene: Scene
     image: NDArray[np.uint8]
     truth: NDArray[np.float32]
     still: Scan
     moving: Scan
     pose: Pose
 
-    def frame(self, scan: Scan, since: Callable[[int], NDArray[np.float64]]) -> FrameInput:
+    def frame(
+        self,
+        scan: Scan,
+        since: Callable[[int], NDArray[np.float64]],
+        image: NDArray[np.uint8] | None = None,
+        shutter: RollingShutter | None = None,
+    ) -> FrameInput:
         """The observation that node and bag reader make of a scan."""
         points, T_camera_lidar = moved_scan(scan, T_CAMERA_LIDAR, since)
-        return FrameInput(self.image, _CAMERA, points, T_camera_lidar, ages(scan, _STAMP_NS))
+        if shutter is not None:
+            points = shutter.seen(points, T_camera_lidar, _STAMP_NS, since)
+        image = self.image if image is None else image
+        return FrameInput(image, _CAMERA, points, T_camera_lidar, ages(scan, _STAMP_NS))
+
+    def read_row_by_row(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Image and depth (H, W) m of a rolling shutter on the robot that drives."""
+        rendered = render_rows(self.scene, _CAMERA, self.pose, READOUT_S)
+        return rendered.image, np.float32(SCALE) * rendered.depth
 
     def since(self, then_ns: int) -> NDArray[np.float64]:
         """T_now_then (4, 4) of the camera, from poses as TF has them."""
@@ -88,7 +108,9 @@ def spinning_views(seed: int, count: int = VIEWS) -> list[SpinningView]:
         rendered = scene.render(_CAMERA, T_world_camera)
         truth = np.float32(SCALE) * rendered.depth
         still, moving = scans
-        views.append(SpinningView(f"room {seed}", rendered.image, truth, still, moving, drive))
+        views.append(
+            SpinningView(f"room {seed}", scene, rendered.image, truth, still, moving, drive)
+        )
     return views
 
 
@@ -109,6 +131,51 @@ def accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> Table:
                 means.add(name, "AbsRel", view.source, evaluate(result.depth, view.truth).abs_rel)
                 inside = coverage(result.depth, result.std, view.truth)
                 means.add(name, "in the 95 % interval", view.source, inside)
+    notes = [
+        *_drive(seeds),
+        "the image is taken at the scan's stamp, when the LiDAR looks back",
+    ]
+    return _accuracy_table("A LiDAR that turns while the robot drives", means, notes)
+
+
+def rolling_accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> Table:
+    """AbsRel and coverage with a camera that reads row by row, with points at their own times."""
+    means = Means()
+    shutter = RollingShutter(_CAMERA, READOUT_S)
+    for seed in seeds:
+        for view in spinning_views(seed):
+            image, truth = view.read_row_by_row()
+            still = view.frame(view.still._replace(offset_s=None), _standing)
+            frames = {
+                "standing still": (still, view.truth),
+                "driving, rows at once": (view.frame(view.moving, view.since, image), truth),
+                "driving, each row at its time": (
+                    view.frame(view.moving, view.since, image, shutter),
+                    truth,
+                ),
+            }
+            for name, (frame, right) in frames.items():
+                result = pipeline.process(frame)
+                means.add(name, "AbsRel", view.source, evaluate(result.depth, right).abs_rel)
+                inside = coverage(result.depth, result.std, right)
+                means.add(name, "in the 95 % interval", view.source, inside)
+    notes = [
+        *_drive(seeds),
+        f"{1e3 * READOUT_S:g} ms from the first row, at the scan's stamp, to the last; the truth is"
+        " rendered row by row; each point moved by its own time too",
+    ]
+    return _accuracy_table("A rolling shutter while the robot drives", means, notes)
+
+
+def _drive(seeds: Sequence[int]) -> list[str]:
+    return [
+        f"{len(seeds)} rendered rooms of {SCALE:g} times their size, {VIEWS} views each",
+        f"{SPEED_M_S:g} m/s and {TURN_RAD_S:g} rad/s; {_LIDAR.beams} lines, {1 / _PERIOD_S:g} turns"
+        " a second",
+    ]
+
+
+def _accuracy_table(title: str, means: Means, notes: list[str]) -> Table:
     still = means("standing still", "AbsRel")
     rows = [
         [
@@ -119,13 +186,8 @@ def accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> Table:
         ]
         for name in means.rows()
     ]
-    notes = [
-        f"{len(seeds)} rendered rooms of {SCALE:g} times their size, {VIEWS} views each",
-        f"{SPEED_M_S:g} m/s and {TURN_RAD_S:g} rad/s; {_LIDAR.beams} lines, {1 / _PERIOD_S:g} turns"
-        " a second; the image is taken at the scan's stamp, when the LiDAR looks back",
-    ]
     head = ["robot", "AbsRel", "of standing still", "in the 95 % interval"]
-    return Table("A LiDAR that turns while the robot drives", head, rows, notes)
+    return Table(title, head, rows, notes)
 
 
 def speed(repeats: int = 0) -> Table:
@@ -139,14 +201,19 @@ def speed(repeats: int = 0) -> Table:
     def since(then_ns: int) -> NDArray[np.float64]:
         return now @ tree.look_up("odom", "camera", then_ns)
 
-    def way(offset_s: NDArray[np.float32] | None) -> None:
+    def way(offset_s: NDArray[np.float32] | None, shutter: RollingShutter | None = None) -> None:
         scan = Scan(_STAMP_NS + 10_000_000, points, offset_s)
         moved, T_camera_lidar = moved_scan(scan, T_CAMERA_LIDAR, since)
+        if shutter is not None:
+            moved = shutter.seen(moved, T_camera_lidar, _STAMP_NS, since)
         project_points(moved, T_camera_lidar, _CAMERA, age_s=ages(scan, _STAMP_NS))
 
     parts: dict[str, Callable[[], object]] = {
         "as one": lambda: way(None),
         "each by its time": lambda: way(seconds_from_stamp(ticks, "t", _STAMP_NS)),
+        "each by its time, and its row's": lambda: way(
+            seconds_from_stamp(ticks, "t", _STAMP_NS), RollingShutter(_CAMERA, READOUT_S)
+        ),
     }
     with one_core():
         times = take_turns(parts, repeats or 30)

@@ -27,6 +27,15 @@ def ages(scan: Scan, stamp_ns: int) -> npt.NDArray[np.float32]:
     return np.abs(age, out=age)
 
 
+def noise(scan: Scan, share: float) -> npt.NDArray[np.float32]:
+    """(N,) m: what the message declares of its points, else a share of their distance."""
+    points, declared = scan.points, scan.noise_m
+    noise_m: npt.NDArray[np.float32] = np.zeros(len(points), np.float32)
+    if share:
+        noise_m = (np.float32(share) * np.linalg.norm(points, axis=1)).astype(np.float32)
+    return noise_m if declared is None else np.where(declared > 0, declared, noise_m)
+
+
 def moved_scan(
     scan: Scan, T_camera_lidar: Transform, since: Callable[[int], Transform]
 ) -> tuple[npt.NDArray[np.float32], Transform]:
@@ -44,29 +53,42 @@ def moved_scan(
     if offset_s is None or not len(points):
         return points, since(scan.stamp_ns) @ T_camera_lidar
     first, last = float(offset_s.min()), float(offset_s.max())
-    count = 2 + int((last - first) / _KNOT_S)
-    stamps_ns = scan.stamp_ns + np.rint(1e9 * np.linspace(first, last, count)).astype(np.int64)
     try:
-        T_now_then = np.stack([since(int(stamp_ns)) for stamp_ns in stamps_ns])
+        T_now_then = poses_by_time(scan.stamp_ns, first, last, since)
     except LookupError:
         return points, since(scan.stamp_ns) @ T_camera_lidar
-    knots = (invert_rigid(T_camera_lidar) @ T_now_then @ T_camera_lidar)[:, :3].reshape(count, 12)
     fine = min(2 + int((last - first) / _FINE_S), _MOST_FINE)
-    position = np.linspace(0, count - 1, fine)
-    knot = np.minimum(position.astype(np.intp), count - 2)
-    fraction = (position - knot)[:, None]
-    table = ((1 - fraction) * knots[knot] + fraction * knots[knot + 1]).astype(np.float32)
-    table = np.ascontiguousarray(table.T).reshape(3, 4, fine)
+    table = table_between(invert_rigid(T_camera_lidar) @ T_now_then @ T_camera_lidar, fine)
     steps = offset_s - np.float32(first)
     steps *= np.float32((fine - 1) / max(last - first, 1e-9))
     steps += np.float32(0.5)
-    return _moved(points, table, steps.astype(np.intp)), T_camera_lidar
+    return moved_by_table(points, table, steps.astype(np.intp)), T_camera_lidar
 
 
-def _moved(
+def poses_by_time(
+    stamp_ns: int, first_s: float, last_s: float, since: Callable[[int], Transform]
+) -> Transform:
+    """What `since` gives (K, 4, 4), at even times 10 ms apart or less from first_s to last_s after
+    a stamp. Raises what it raises."""
+    count = 2 + int((last_s - first_s) / _KNOT_S)
+    stamps_ns = stamp_ns + np.rint(1e9 * np.linspace(first_s, last_s, count)).astype(np.int64)
+    return np.stack([since(int(then_ns)) for then_ns in stamps_ns])
+
+
+def table_between(poses: Transform, count: int) -> npt.NDArray[np.float32]:
+    """Poses (K, 4, 4) at even times as a table (3, 4, count) of so many even times between."""
+    knots = poses[:, :3].reshape(len(poses), 12)
+    position = np.linspace(0, len(poses) - 1, count)
+    knot = np.minimum(position.astype(np.intp), len(poses) - 2)
+    fraction = (position - knot)[:, None]
+    table = ((1 - fraction) * knots[knot] + fraction * knots[knot + 1]).astype(np.float32)
+    return np.ascontiguousarray(table.T).reshape(3, 4, count)
+
+
+def moved_by_table(
     points: npt.NDArray[np.float32], table: npt.NDArray[np.float32], which: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.float32]:
-    """Points (N, 3) by the transforms `which` (N,) of a table (3, 4, M)."""
+    """Points (N, 3) by the transforms `which` (N,), in 0..M-1, of a table (3, 4, M)."""
     moved = np.empty_like(points)
     x, y, z = np.ascontiguousarray(points.T)
     part: npt.NDArray[np.float32] = np.empty(len(points), np.float32)

@@ -36,8 +36,18 @@ def test_one_view_of_a_drive() -> None:
     assert each < 1.3 * still < one
 
 
+@pytest.mark.slow
+def test_a_rolling_shutter_on_a_drive_is_measured_like_standing_still() -> None:
+    """At 10 m/s and 1 rad/s within 5 % of standing still; rows taken as of one time are far off."""
+    with DepthPipeline(PipelineConfig()) as pipeline:
+        rows = {row[0]: float(row[2]) for row in deskew.rolling_accuracy(pipeline).rows}
+    assert rows["driving, each row at its time"] < 1.05
+    assert rows["driving, rows at once"] > 1.4
+
+
 def test_the_cost_is_shown_side_by_side() -> None:
     table = deskew.speed(2)
-    assert [row[0] for row in table.rows] == ["as one", "each by its time"]
+    names = ["as one", "each by its time", "each by its time, and its row's"]
+    assert [row[0] for row in table.rows] == names
     assert table.rows[0][2:] == ["+0.0", "1.00"]
     assert "130000 points" in table.notes[0]

@@ -174,6 +174,17 @@ def test_each_point_moves_by_its_own_time(tmp_path: Path) -> None:
     np.testing.assert_allclose(moment.age_s, [0.2, 0.1], atol=1e-6)
 
 
+def test_a_rolling_shutter_sees_each_point_at_its_rows_time(tmp_path: Path) -> None:
+    """The middle row is read 0.1 s after the stamp, 0.1 m on the way to the point."""
+    path = record(tmp_path / "bag", driving)
+    (at_once,) = read(path, world_frame="odom")
+    (row_by_row,) = read(path, world_frame="odom", camera_readout_time_s=0.2)
+    np.testing.assert_allclose(at_once.points[:, 2], [4.0, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(row_by_row.points[:, 2], [3.9, 3.9], atol=3e-3)
+    with pytest.raises(BagError, match=r"--world-frame"):
+        read(path, camera_readout_time_s=0.2)
+
+
 def test_times_of_points_that_mean_nothing_are_told_once(tmp_path: Path) -> None:
     def write(bag: BagWriter) -> None:
         for time_s in (0.5, 1.0, 1.5):

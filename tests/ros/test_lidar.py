@@ -12,6 +12,8 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from sensor_msgs.msg import LaserScan, PointCloud2
 
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.ros.extrinsics import Extrinsics
 from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import table_message
@@ -305,6 +307,23 @@ def test_each_point_is_moved_by_its_own_time() -> None:
     np.testing.assert_allclose(got.age_s, np.abs(0.05 - ticks * 1e-9), atol=1e-6)
     still = source.collect("camera", 1_050_000_000, None)
     assert np.ptp(still.points[:, 2]) == pytest.approx(1.0, abs=1e-3), "nobody says that it moves"
+
+
+def test_a_rolling_shutter_sees_each_point_at_its_rows_time() -> None:
+    """At 10 m/s the last row, 50 ms later, sees a point half a metre nearer than the first."""
+    source = lidar()
+    points = np.array([[0.0, y, 10.0] for y in np.linspace(-4.7, 4.5, 50)], np.float32)
+    source.offer(1_000_000_000, UnreadScan(cloud(1.0, points, "lidar")), "points", 1.0)
+    shutter = RollingShutter(Camera(100, 100, 100.0, 100.0, 49.5, 49.5), 0.05)
+    motion = CameraMotion("odom", Approach(), 0.1)
+    got = source.collect("camera", 1_000_000_000, motion, shutter=shutter)
+    row = 49.5 + 100 * got.points[:, 1] / got.points[:, 2]
+    want = 10 - 10 * 0.05 * np.clip(row, 0, 99) / 99
+    np.testing.assert_allclose(got.points[:, 2], want, atol=5e-3)
+    (source_points,) = got.sources
+    np.testing.assert_array_equal(source_points.points, got.points)
+    still = source.collect("camera", 1_000_000_000, motion)
+    np.testing.assert_allclose(still.points[:, 2], 10.0, atol=1e-5)
 
 
 def test_the_correction_of_the_clock_moves_the_points_times_too() -> None:

@@ -110,6 +110,20 @@ def test_without_a_world_frame_it_does_not(network: Path) -> None:
         assert np.median(depth - truth) == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("readout_s", [0.0, 0.5])
+def test_a_rolling_shutter_sees_the_lower_rows_later(network: Path, readout_s: float) -> None:
+    """At 2 m/s and half a second for an image, its last row sees everything nearer."""
+    parameters = settings(network, "world_frame:=odom", f"camera_readout_time_s:={readout_s}")
+    with Rig(*parameters, node_class=driving(Drive(speed=2.0))).start() as rig:
+        heard = rig.listen(Image, "depth/image_rect")
+        truth = rig.show(1.0)
+        until(lambda: bool(heard), PATIENCE_S, "depth")
+        nearer = truth - messages.image_view(heard[0])
+        fifth = len(truth) // 5
+        later = np.median(nearer[-fifth:]) - np.median(nearer[:fifth])
+        assert later > 0.3 if readout_s else abs(later) < 0.1
+
+
 @pytest.mark.parametrize("world_frame", ["odom", ""])
 def test_scans_accumulate_where_motion_is_known(network: Path, world_frame: str) -> None:
     more = [f"world_frame:={world_frame}"] if world_frame else []

@@ -165,8 +165,8 @@ class DepthMaster(Recipe):
         self._network = network
         size = memory(network)
         self.say(
-            f"training takes {size['weights']:.2f} GiB of weights, {size['gradients']:.2f} of"
-            f" gradients, {size['optimiser']:.2f} of AdamW's moments: {size['total']:.2f} GiB, and"
+            f"training takes {size['weights']:.3g} GiB of weights, {size['gradients']:.3g} of"
+            f" gradients, {size['optimiser']:.3g} of AdamW's moments: {size['total']:.3g} GiB, and"
             " the activations of the images of a part"
         )
         return network

@@ -172,4 +172,4 @@ def run_study(study: Study, args: argparse.Namespace, console: Console) -> None:
             sections = [report(judge, study.design, study.rows), *study.after(judge)]
             text = "\n\n".join(sections)
             (study.folder / study.table).write_text(text + "\n", encoding="utf-8")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text)

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from depth_node.fitting.field.base import Base
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.interval import spreads
-from depth_node.fitting.field.kernels import Kriged
+from depth_node.fitting.field.image_loops import reduced
+from depth_node.fitting.field.kernels import FieldKernels
 from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.settings import TemporalConfig
@@ -113,13 +113,14 @@ class FieldAnswer:
         left_out: LeaveOut,
         parameters: DetailParameters,
         outlier: Floats,
-        nodes: Kriged,
+        spread: tuple[Floats, Floats],
+        kernels: FieldKernels,
     ) -> FieldAnswer:
         """The answer of a frame whose log depth on the grid is log_depth (h, w).
 
-        outlier: (n,) probability that a point is one. nodes: (1, M) of kriging at the nodes.
+        outlier: (n,) probability that a point is one. spread: (M,) and (m,) of interval.spreads.
         """
-        pixels, tested = spreads(features, left_out, nodes)
+        pixels, tested = spread
         expected = pixels * weighted_quantile(parameters.error / tested, left_out.weight, 0.5)
         values = prediction.values
         if base.unknown is not None:
@@ -128,7 +129,7 @@ class FieldAnswer:
         colour = [_reduced(plane, size) for plane in features.grid_colour]
         return cls(
             log_depth=log_depth,
-            values=_reduced(values, size),
+            values=reduced(values, size, kernels.mean_metres),
             log_base=base.log_metres,
             colour=np.stack(colour),
             row=features.grid_row,

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from depth_node.fitting.field.base import base_alone, fit_base
 from depth_node.fitting.field.detail import Surface, choose_detail, detail_correction
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.interval import forget_far, relative_bound
+from depth_node.fitting.field.interval import forget_far, relative_bound, spreads
 from depth_node.fitting.field.kernels import kernels
-from depth_node.fitting.field.lattice import Floats, Map, resized
+from depth_node.fitting.field.lattice import Floats, Map
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.memory import FieldAnswer, FieldState
 from depth_node.fitting.field.outliers import outlier_nugget, outlier_probability
@@ -64,22 +64,24 @@ def solve(
     state: FieldState | None = None,
     *,
     noise_m: NDArray[np.floating] | None = None,
+    threads: int = 1,
     ablation: FieldAblation = WHOLE_METHOD,
 ) -> Field:
     """The field of a frame from n >= 1 points at pixels (rows, cols) with finite depth above 0 m.
 
     noise_m: (n,) m, declared standard deviation of the points, 0 where none is; None: nowhere.
+    threads: that share the loops, 0: a few of the machine's.
     labels: (H, W) regions or None, read by an ablation alone. image: (H, W, 3) uint8 RGB or None.
     The network must have given a number at every point. state: of earlier frames, after its `at`
     was called for this one. Raises RuntimeError where config.compiler is numba and cannot be used.
     """
     points, merged = merge_points(rows, cols, depth, age_s, prediction.shape, noise_m)
+    loops, neighbours = kernels(config.compiler, threads), ablation.neighbours
     base = fit_base(prediction, points)
     details = base.details() | {"points": len(points)}
     if not ablation.residual:
         return Field(*base_alone(base, points), np.zeros(len(merged)), details)
-    loops, neighbours = kernels(config.compiler), ablation.neighbours
-    features = FieldFeatures.of(base, points, labels, image, config.age_s, ablation)
+    features = FieldFeatures.of(base, points, labels, image, config.age_s, ablation, loops)
     outlier = outlier_probability(features, loops, ablation)
     left_out = LeaveOut.of(features, outlier, neighbours, loops)
     nodes = features.krige_nodes(outlier_nugget(outlier), left_out.nugget, neighbours, loops)
@@ -88,18 +90,15 @@ def solve(
     update = surface.update + detail_correction(features, surface, detail, outlier, loops)
     update += np.float32(features.middle)  # log of what B is multiplied by
     log_depth = features.grid_log + update
+    spread = spreads(features, left_out, nodes)
     if state is not None:
         answer = FieldAnswer.of(
-            prediction, base, features, log_depth, left_out, detail, outlier, nodes
+            prediction, base, features, log_depth, left_out, detail, outlier, spread, loops
         )
         update = state.blend(answer, config.temporal) - features.grid_log
         log_depth = features.grid_log + update
-    bound = relative_bound(features, left_out, detail, log_depth, nodes, config.range_noise_m)
-    size = (base.map.shape[1], base.map.shape[0])
-    out = resized(np.exp(update), size)
-    out *= base.map
-    std = resized(bound.relative / np.float32(NORMAL_95), size)
-    std *= out
+    bound = relative_bound(features, left_out, detail, log_depth, spread, config.range_noise_m)
+    out, std = base.enlarged(np.exp(update), bound.relative / np.float32(NORMAL_95), loops)
     forget_far(std, left_out.far_px, config.max_extrapolation)
     base.blank_unknown(out, std)
     details |= {"nodes": nodes.mean.size, "nugget": left_out.nugget, "compiler": loops.name}

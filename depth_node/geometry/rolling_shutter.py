@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A camera that reads its rows one after the other while it moves: each point at its row's time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import invert_rigid, transform
+from depth_node.geometry.scan_motion import Transform, moved_by_table, poses_by_time, table_between
+
+_MOST_STEPS = 8
+_SETTLED_PX = 0.5  # a row takes some 50 µs: 0.5 mm at 10 m/s
+_MARGIN = 0.5  # of the image's size, about the image
+
+
+@dataclass(frozen=True)
+class RollingShutter:
+    """camera: of the image. readout_s: from the exposure of the first row, at the image's stamp, to
+    that of the last."""
+
+    camera: Camera
+    readout_s: float
+
+    def seen(
+        self,
+        points: npt.NDArray[np.float32],
+        T_camera_lidar: Transform,
+        stamp_ns: int,
+        since: Callable[[int], Transform],
+    ) -> npt.NDArray[np.float32]:
+        """Points (N, 3) of the image's stamp, moved to where the row that they land in sees them.
+
+        LiDAR and camera move as one: the points are in the frame that the LiDAR has at the stamp,
+        and come back in the one that it has at their row's time. since: T_now_then (4, 4) of the
+        camera from a time in ns to the stamp, or a LookupError. Which row a point lands in depends
+        on where it is at that row's time: a fixed point, which is iterated from the stamp on (the
+        projection of a rolling shutter, Meingast et al. 2005, eq. 4). One step is off by as much of
+        the image's motion during a readout as itself is of the image's height.
+        """
+        front = np.flatnonzero(transform(T_camera_lidar[2:3], points)[:, 0] > 0)
+        size = (self.camera.width, self.camera.height)
+        pixels = self.camera.project(transform(T_camera_lidar, points[front]))
+        # Nothing that is farther out comes into the image during a readout.
+        with np.errstate(invalid="ignore"):
+            near = (np.abs(pixels / size - 0.5) < 0.5 + _MARGIN).all(axis=1)
+        front, row = front[near], pixels[near, 1]
+        if not len(front):
+            return points
+        T_row_now = np.stack(
+            [invert_rigid(T) for T in poses_by_time(stamp_ns, 0.0, self.readout_s, since)]
+        )
+        T_lidar_camera = invert_rigid(T_camera_lidar)
+        table = table_between(T_lidar_camera @ T_row_now @ T_camera_lidar, self.camera.height)
+        start = points[front]
+        for _ in range(_MOST_STEPS):
+            row = np.clip(row, 0, self.camera.height - 1)
+            moved = moved_by_table(start, table, np.rint(row).astype(np.intp))
+            found = self.camera.project(transform(T_camera_lidar, moved))[:, 1]
+            # Beyond the lens's range there is no row: that of before is as good as any.
+            found = np.where(np.isfinite(found), found, row)
+            settled = np.abs(np.clip(found, 0, self.camera.height - 1) - row).max() <= _SETTLED_PX
+            row = found
+            if settled:
+                break
+        seen = points.copy()
+        seen[front] = moved
+        return seen
