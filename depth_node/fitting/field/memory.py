@@ -33,8 +33,7 @@ from numpy.typing import NDArray
 from depth_node.fitting.field.base import Base
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.interval import spreads
-from depth_node.fitting.field.kernels import Kriged
+from depth_node.fitting.field.interval import Spread
 from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.settings import TemporalConfig
@@ -113,14 +112,14 @@ class FieldAnswer:
         left_out: LeaveOut,
         parameters: DetailParameters,
         outlier: Floats,
-        nodes: Kriged,
+        spread: Spread,
     ) -> FieldAnswer:
         """The answer of a frame whose log depth on the grid is log_depth (h, w).
 
-        outlier: (n,) probability that a point is one. nodes: (1, M) of kriging at the nodes.
+        outlier: (n,) probability that a point is one.
         """
-        pixels, tested = spreads(features, left_out, nodes)
-        expected = pixels * weighted_quantile(parameters.error / tested, left_out.weight, 0.5)
+        usual = weighted_quantile(parameters.error / spread.points, left_out.weight, 0.5)
+        expected = spread.nodes * usual
         values = prediction.values
         if base.unknown is not None:
             values = np.where(base.unknown, np.float32(0), values)

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.fitting.field.base import base_alone, fit_base
+from depth_node.fitting.field.blend import COLOUR_GAIN, Estimate, blended, may_help
 from depth_node.fitting.field.detail import Surface, choose_detail, detail_correction
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.interval import forget_far, relative_bound
-from depth_node.fitting.field.kernels import kernels
+from depth_node.fitting.field.interval import Spread, forget_far, relative_bound
+from depth_node.fitting.field.kernels import FieldKernels, kernels
 from depth_node.fitting.field.lattice import Floats, Map, resized
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.memory import FieldAnswer, FieldState
@@ -78,23 +79,23 @@ def solve(
     details = base.details() | {"points": len(points)}
     if not ablation.residual:
         return Field(*base_alone(base, points), np.zeros(len(merged)), details)
-    loops, neighbours = kernels(config.compiler), ablation.neighbours
+    loops = kernels(config.compiler)
     features = FieldFeatures.of(base, points, labels, image, config.age_s, ablation)
     outlier = outlier_probability(features, loops, ablation)
-    left_out = LeaveOut.of(features, outlier, neighbours, loops)
-    nodes = features.krige_nodes(outlier_nugget(outlier), left_out.nugget, neighbours, loops)
-    surface = Surface.of(features, nodes.mean[0])
-    detail = choose_detail(features, left_out, surface, outlier, ablation.detail)
-    update = surface.update + detail_correction(features, surface, detail, outlier, loops)
-    update += np.float32(features.middle)  # log of what B is multiplied by
-    log_depth = features.grid_log + update
+    field = _spread_residual(features, outlier, loops, ablation)
+    if ablation.blend and may_help(features):
+        bare = features.without_network(COLOUR_GAIN)
+        field = blended(field, _spread_residual(bare, outlier, loops, ablation, field.left_out))
+    left_out, detail, log_depth = field.left_out, field.detail, field.log_depth
     if state is not None:
         answer = FieldAnswer.of(
-            prediction, base, features, log_depth, left_out, detail, outlier, nodes
+            prediction, base, features, log_depth, left_out, detail, outlier, field.spread
         )
-        update = state.blend(answer, config.temporal) - features.grid_log
-        log_depth = features.grid_log + update
-    bound = relative_bound(features, left_out, detail, log_depth, nodes, config.range_noise_m)
+        log_depth = state.blend(answer, config.temporal)
+    bound = relative_bound(
+        features, left_out, detail, log_depth, field.spread, config.range_noise_m
+    )
+    update = log_depth - features.grid_log  # log of what B is multiplied by
     size = (base.map.shape[1], base.map.shape[0])
     out = resized(np.exp(update), size)
     out *= base.map
@@ -102,9 +103,29 @@ def solve(
     std *= out
     forget_far(std, left_out.far_px, config.max_extrapolation)
     base.blank_unknown(out, std)
-    details |= {"nodes": nodes.mean.size, "nugget": left_out.nugget, "compiler": loops.name}
+    details |= {"nodes": field.spread.nodes.size, "nugget": left_out.nugget}
+    details |= {"without_network": field.without_network, "compiler": loops.name}
     details |= {"outlier_fraction": float(outlier.mean())} | detail.details() | bound.details()
     return Field(out, std, outlier[merged], details | ({} if state is None else state.details()))
+
+
+def _spread_residual(
+    features: FieldFeatures,
+    outlier: Floats,
+    loops: FieldKernels,
+    ablation: FieldAblation,
+    like: LeaveOut | None = None,
+) -> Estimate:
+    """B exp(m + U + C). outlier: (n,) probability. like: the left-out points of other features."""
+    neighbours = ablation.neighbours
+    left_out = LeaveOut.of(features, outlier, neighbours, loops, like)
+    nodes = features.krige_nodes(outlier_nugget(outlier), left_out.nugget, neighbours, loops)
+    surface = Surface.of(features, nodes.mean[0])
+    detail = choose_detail(features, left_out, surface, outlier, ablation.detail)
+    update = surface.update + detail_correction(features, surface, detail, outlier, loops)
+    update += np.float32(features.middle)
+    spread = Spread.of(features, left_out, nodes)
+    return Estimate(features.grid_log + update, features, left_out, detail, spread)
 
 
 def warm_up(config: FieldConfig | None = None) -> None:
