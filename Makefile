@@ -25,7 +25,7 @@ demo: $(VENV)/stamp-requirements.txt  ## live demo: camera and LiDAR in, metric 
 	$(BIN)/depth_tools demo $(ARGS)
 test: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## all tests (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(ARGS)
-test-fast: $(VENV)/stamp-requirements-dev.txt  ## a minute: no ROS, no training, nothing slow
+test-fast: $(VENV)/stamp-requirements-dev.txt  ## a minute on two cores: no live ROS, no training, nothing slow
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu" --ignore tests/ros --ignore tests/training $(ARGS)
 check: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## ruff and types
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.echoes import Echo
 from depth_node.geometry.rigid import FloatArray
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
@@ -57,7 +58,7 @@ class FrameInput:
 
     What is given here is taken instead of being computed: labels (H, W) int32 regions, prediction
     of a network, sparse depth of pixels that were measured directly. origin: where the image comes
-    from.
+    from. echoes: of sensors that measure one distance in a cone; the network says where in it.
     """
 
     image: npt.NDArray[np.uint8]
@@ -73,6 +74,7 @@ class FrameInput:
     noise_m: float | FloatArray = 0.0
     sources: tuple[SourcePoints, ...] = ()
     origin: Origin = Origin()
+    echoes: tuple[Echo, ...] = ()
 
     def of_each_lidar(self) -> tuple[SourcePoints, ...]:
         """The points of each LiDAR by itself; nothing without points of a LiDAR of known pose."""

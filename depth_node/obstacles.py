@@ -5,8 +5,9 @@ The ground is the plane z = 0 of the robot's base frame, put right in every fram
 through what lies near it (a suspension, a wrong pitch). A pixel is an obstacle where it passes the
 gates, is higher than the least height, than the standard deviation of its height and than a tenth
 of the camera's height (beyond 3 m more, as the square of the distance), and where its neighbours
-say so too: one false cell blocks a path. Measured points that the fit believes count by themselves:
-of a low thing that the LiDAR meets and the network does not see they are all there is.
+say so too: one false cell blocks a path. Measured points that the fit believes count by themselves,
+where they are higher than their noise, which the ground shows: of a low thing that the LiDAR meets
+and the network does not see they are all there is.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.config import ConfigError, option, validate
+from depth_node.fitting.robust import MAD_TO_STD
 from depth_node.gates import Gates
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import transform
 from depth_node.geometry.sparse_depth import SparseDepth
 
 F32 = NDArray[np.float32]
@@ -38,6 +41,10 @@ MAX_TILT, MAX_OFFSET_M = math.tan(math.radians(5)), 0.1  # more is no ground put
 FLOOR_ERROR = 0.1  # of the camera's height: what a tenth of error of a floor's depth lifts it by
 NEAR_M = 3.0  # beyond, rows of LiDAR points on the floor lie apart as the square of the distance
 SUPPORT_WINDOW, MIN_SUPPORT = 5, 5  # of the grid: a thin pole, one pixel wide, has just that
+NOISE_POINTS, MIN_NOISE_POINTS = 1000, 30  # of the measured points tell their noise
+USUAL_NOISE_M = 0.03  # of a LiDAR's range, where too few of its points hit the ground
+SIGMAS = 4.0  # of a point's noise that are no height
+FLATNESS = 1 / 150  # 2 cm in 3 m: so far a floor, and the plane through it, may be off
 CELL_M, MIN_MEASURED = 0.15, 3  # so many measured points in a cell of the floor support each other
 SCAN_STEP_RAD = math.radians(0.5)
 
@@ -67,9 +74,10 @@ class ObstacleConfig:
         maximum=90.0,
     )
     min_height_m: float = option(
-        0.04,
+        0.02,
         "What is lower above the ground is no obstacle. Pixels between the measured points must be"
-        " higher than a tenth of the camera's height too.",
+        " higher than a tenth of the camera's height too, measured points than four times their"
+        " noise.",
         unit="m",
         minimum=0.0,
         maximum=10.0,
@@ -196,12 +204,8 @@ class ObstacleFinder:
         stands &= _support(stands)
         points, heights = [grid.rays[stands] * depth[stands][:, None]], [height[stands]]
         if sparse is not None and len(sparse):
-            # A pixel of the grid is so high; it is not where the point is, but nearly.
-            slant = rise[sparse.rows // every, sparse.cols // every] + np.float32(every / camera.fy)
-            near = np.flatnonzero(sparse.depth * slant + offset > np.float32(config.min_height_m))
-            if inlier is not None:
-                near = near[inlier[near]]
-            measured, above = _measured(sparse, near, camera, T_base_camera, ground, config)
+            believed = np.ones(len(sparse), bool) if inlier is None else inlier
+            measured, above = _measured(sparse, believed, camera, grid, every, ground, config)
             points.append(measured)
             heights.append(above)
 
@@ -227,7 +231,7 @@ class _Grid:
 
     rays: (h, w, 3) of the camera. x, y, up: (h, w) the same in the base frame. reach: (h, w)
     m, the depth at which a ray leaves the range. flat_square: (h, w) squared length of a ray over
-    the ground. start: (3,) m, the camera in the base frame.
+    the ground. start: (3,) m, the camera in the base frame. T_base_camera: (4, 4).
     """
 
     rays: F32
@@ -237,6 +241,7 @@ class _Grid:
     reach: F32
     flat_square: F32
     start: F32
+    T_base_camera: F64
 
     @classmethod
     def of(cls, camera: Camera, every: int, T_base_camera: F64, max_range_m: float) -> _Grid:
@@ -251,7 +256,8 @@ class _Grid:
             reach = (np.sqrt(along**2 + square * inside) - along) / square
         reach = np.where(square > 0, reach, np.inf if inside > 0 else 0.0)
         x, y, up = (np.ascontiguousarray(base_rays[..., axis]) for axis in range(3))
-        return cls(rays, x, y, up, reach.astype(np.float32), square.astype(np.float32), start)
+        square = square.astype(np.float32)
+        return cls(rays, x, y, up, reach.astype(np.float32), square, start, T_base_camera)
 
 
 def _support(stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -298,23 +304,56 @@ def fit_ground(points: NDArray[np.floating]) -> F64:
 
 def _measured(
     sparse: SparseDepth,
-    which: NDArray[np.intp],
+    believed: NDArray[np.bool_],
     camera: Camera,
-    T_base_camera: F64,
+    grid: _Grid,
+    every: int,
     ground: F64,
     config: ObstacleConfig,
 ) -> tuple[F32, F32]:
-    """Those of some measured points that are obstacles: (n, 3) m in the camera's frame, and their
-    (n,) m of height."""
-    depth = sparse.depth[which].astype(np.float32)
-    points = camera.rays()[sparse.rows[which], sparse.cols[which]] * depth[:, None]
+    """Those of the believed points (N,) that are obstacles: (n, 3) m in the camera's frame, and
+    (n,) m of height.
+
+    Their ground is the plane through those of them that lie near the expected one, because the
+    depth map between them may be heaved; where they are few it is that of the depth map.
+    """
+    rays, T_base_camera = camera.rays(), grid.T_base_camera
+
+    def seen(some: NDArray[np.intp]) -> F32:
+        return rays[sparse.rows[some], sparse.cols[some]] * sparse.depth[some][:, None]
+
+    sample = np.arange(0, len(sparse), 1 + len(sparse) // NOISE_POINTS)
+    some = seen(sample[believed[sample]])
+    in_base = transform(T_base_camera, some)
+    near = np.abs(in_base[:, 2]) < GROUND_BAND_M
+    if np.count_nonzero(near) >= MIN_GROUND_POINTS:
+        ground = fit_ground(in_base[near])
     a, b, c = ground
     plane = np.array([-b, -c, 1.0])
     up = (plane @ T_base_camera[:3, :3]).astype(np.float32)
-    height = points @ up + np.float32(plane @ T_base_camera[:3, 3] - a)
-    high = (height > np.float32(config.min_height_m)) & (height < np.float32(config.max_height_m))
-    points, height = points[high], height[high]
+    start = np.float32(plane @ T_base_camera[:3, 3] - a)
+    above = some @ up
+    noise_m = _range_noise(above + start, _steepness(some, above))
+
+    # A pixel of the grid is so high; it is not where the point is, but nearly.
+    rise = grid.up.copy()
+    rise -= np.float32(b) * grid.x
+    rise -= np.float32(c) * grid.y
+    rise += np.float32(every / camera.fy)
+    pixel = sparse.rows // every * rise.shape[1] + sparse.cols // every
+    high = sparse.depth * rise.ravel().take(pixel) > np.float32(config.min_height_m) - start
+    points = seen(np.flatnonzero(high & believed))
+    above = points @ up
+    height = above + start
+    steepness = _steepness(points, above)
     xy = _over_ground(points, T_base_camera)
+    range_m = np.hypot(xy[:, 0], xy[:, 1])
+    least = np.float32(FLATNESS) * range_m
+    np.maximum(least, np.float32(SIGMAS * noise_m) * steepness, out=least)
+    np.maximum(least, np.float32(config.min_height_m), out=least)
+    high = (height > least) & (height < np.float32(config.max_height_m))
+    high &= range_m < np.float32(config.max_range_m)
+    points, height, xy = points[high], height[high], xy[high]
     kept: NDArray[np.bool_] = np.zeros(len(xy), bool)
     for shift in (0.0, 0.5):  # what a border of cells divides lies within one of the other grid
         cell = np.floor(xy / np.float32(CELL_M) + np.float32(shift)).astype(np.int64)
@@ -322,8 +361,26 @@ def _measured(
             cell[:, 0] * 1_000_003 + cell[:, 1], return_inverse=True, return_counts=True
         )
         kept |= counts[group] >= MIN_MEASURED
-    kept &= (xy * xy).sum(1) < config.max_range_m**2
     return points[kept], height[kept].astype(np.float32)
+
+
+def _steepness(points: F32, above: F32) -> F32:
+    """(n,) sine at which rays to points (n, 3) meet the ground; above: (n,) m along its normal."""
+    sine: F32 = np.abs(above) / np.sqrt((points * points).sum(1))
+    return sine
+
+
+def _range_noise(height: F32, steepness: F32) -> float:
+    """m, one sigma along the ray of the points that hit the ground, as their heights show it.
+
+    height: (n,) m over the ground, steepness: (n,) sine at which the rays meet it. A floor that is
+    not even counts as noise, which it is here.
+    """
+    floor = (np.abs(height) < np.float32(GROUND_BAND_M)) & (steepness > 0.2)
+    if np.count_nonzero(floor) < MIN_NOISE_POINTS:
+        return USUAL_NOISE_M
+    off = height[floor] / steepness[floor]
+    return float(MAD_TO_STD * np.median(np.abs(off - np.median(off))))
 
 
 def scan_ranges(found: Obstacles, max_range_m: float) -> F32:

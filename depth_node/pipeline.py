@@ -32,6 +32,7 @@ from depth_node.fitting.methods import too_few_points, usable_points
 from depth_node.frame import FrameInput
 from depth_node.gates import GateConfig, Gates
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.echoes import echo_pixels
 from depth_node.geometry.rigid import check_rigid
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
 from depth_node.inference import (
@@ -200,6 +201,10 @@ class DepthPipeline:
                     sparse = _project(frame, config.projection)
             if prediction is None:
                 return self._complete(frame, sparse, config, stage_ms)
+            if frame.echoes:
+                sparse = sparse.with_more(
+                    echo_pixels(frame.echoes, prediction.nearness, frame.camera)
+                )
             prediction = _with_believed_sky(prediction, sparse)
             labels, source, message = self._segment(frame, prediction, config, stage_ms)
             with _timed(stage_ms, "fit"):

@@ -75,6 +75,11 @@ class Prediction:
                 )
 
     @property
+    def nearness(self) -> NDArray[np.float32]:
+        """(H, W) that orders the pixels: larger is nearer, not finite where unknown."""
+        return self.values if self.kind.startswith("disparity") else -self.values
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return (int(self.values.shape[0]), int(self.values.shape[1]))

@@ -147,7 +147,14 @@ def rviz(given: dict[str, str]) -> Node:
     own = f"/{given['namespace'].strip('/')}/depth_node".replace("//", "/")
     moved = [
         (f"/depth_node/{name}", f"{own}/{name}")
-        for name in ("points", "confidence", "regions", "depth/image_rect")
+        for name in (
+            "points",
+            "confidence",
+            "regions",
+            "obstacles",
+            "rejected",
+            "depth/image_rect",
+        )
     ]
     if given["depth"]:
         moved[-1] = (moved[-1][0], given["depth"])

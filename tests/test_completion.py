@@ -7,6 +7,7 @@ The network is a real one: normalised convolutions over the points, in ONNX.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from depth_node.inference import CompletionModel, DepthModel, ModelConfig
 from depth_node.model_zoo import compare, convert
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.prediction import Prediction
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Rendered, Scene, random_view
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("rich", reason="rich is not installed")
@@ -51,11 +52,16 @@ def pipeline(path: Path, method: str = "network") -> DepthPipeline:
     return DepthPipeline(config)
 
 
+@functools.cache
+def rendered(seed: int) -> Rendered:
+    rng = np.random.default_rng(seed)
+    room = Scene.random(rng, "room", shadow_px=64)
+    return room.render(*random_view(room, rng, WIDTH, HEIGHT), antialias=False)
+
+
 def scene(seed: int, count: int, noise: float = 0.0) -> tuple[FrameInput, np.ndarray]:
     """A rendered room with (count,) points; its true depth (H, W)."""
-    camera_rng = np.random.default_rng(seed)
-    room = Scene.random(camera_rng, "room", shadow_px=64)
-    view = room.render(*random_view(room, camera_rng, WIDTH, HEIGHT), antialias=False)
+    view = rendered(seed)
     rng = np.random.default_rng(100 + seed)
     chosen = rng.choice(HEIGHT * WIDTH, count, replace=False)
     rows, cols = np.divmod(chosen, WIDTH)
@@ -88,7 +94,7 @@ def test_the_networks_metres_are_published(tmp_path: Path) -> None:
     assert {"total", "engine", "fit"} <= set(result.stage_ms)
 
 
-@pytest.mark.parametrize("count", [200, 1500])
+@pytest.mark.parametrize("count", [pytest.param(200, marks=pytest.mark.slow), 1500])
 def test_interval_holds_the_truth(tmp_path: Path, count: int) -> None:
     """Over rooms and densities about 95 % of the pixels lie inside: never far fewer."""
     path = model(tmp_path)
@@ -291,6 +297,7 @@ def test_a_metric_network_is_judged_by_all_points() -> None:
 # --- tools
 
 
+@pytest.mark.slow
 def test_fp16_copy_and_comparison(tmp_path: Path) -> None:
     path = model(tmp_path)
     images = compare.ComparisonImages(2, height=HEIGHT, width=WIDTH)

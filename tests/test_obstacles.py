@@ -143,6 +143,50 @@ def test_measured_points_count_where_the_depth_map_sees_nothing() -> None:
     assert found.height == pytest.approx(0.07, abs=0.01)
 
 
+def rows_of_points(noise_m: float, thing: float = 0.0, rows_deg: float = 2.0) -> SparseDepth:
+    """A LiDAR at the camera that sees the floor, and at 2.9 to 3.1 m before it a thing so high."""
+    rng = np.random.default_rng(3)
+    azimuth, down = np.meshgrid(np.linspace(-30, 30, 400), np.arange(5.0, 30.0, rows_deg))
+    azimuth, down = np.deg2rad(azimuth.ravel()), np.deg2rad(down.ravel())
+    ray = np.stack([np.cos(down) * np.cos(azimuth), np.cos(down) * np.sin(azimuth), -np.sin(down)])
+    reach = HEIGHT_M / np.sin(down)
+    if thing:
+        at = 2.95 / ray[0]
+        height = HEIGHT_M + at * ray[2]
+        met = (np.abs(at * ray[1]) < 0.15) & (height > 0) & (height < thing)
+        reach = np.where(met, at, reach)
+    in_base = (ray * (reach + noise_m * rng.standard_normal(len(reach)))).T
+    in_base[:, 2] += HEIGHT_M
+    seen = (in_base - T_BASE_CAMERA[:3, 3]) @ T_BASE_CAMERA[:3, :3]
+    pixels = CAMERA.project(seen)
+    inside = (pixels > 0).all(1) & (pixels < (CAMERA.width - 1, CAMERA.height - 1)).all(1)
+    rounded = np.rint(pixels[inside]).astype(np.int32)
+    return SparseDepth.from_arrays(rounded[:, 1], rounded[:, 0], seen[inside, 2])
+
+
+@pytest.mark.parametrize("noise_m", [0.0, 0.01, 0.03, 0.05])
+def test_the_noise_of_a_lidar_is_no_obstacle(noise_m: float) -> None:
+    """Five centimetres along a steep ray lift a point by three."""
+    assert len(find(scene(), measured=rows_of_points(noise_m)).points) == 0
+
+
+def test_the_one_row_that_meets_a_low_thing_tells_of_it() -> None:
+    """At 2.95 m a row lies 3.8 cm above the floor; the next one passes above the box."""
+    found = find(scene(), measured=rows_of_points(0.01, thing=0.1))
+    assert len(found.points) >= 3
+    assert found.in_base[:, 0] == pytest.approx(2.95, abs=0.1)
+    assert np.abs(found.in_base[:, 1]).max() < 0.2
+    assert found.height.min() > 0.02 and found.height.max() < 0.08
+
+
+def test_points_on_the_ground_tell_it_where_the_depth_map_is_heaved() -> None:
+    """Its floor rises by 1.2 cm in a metre, which would swallow the row of points on the thing."""
+    heaved = scene(T_base_camera=camera_above_ground(HEIGHT_M, PITCH_DEG + 0.7))
+    found = find(heaved, measured=rows_of_points(0.01, thing=0.1))
+    assert len(found.points) >= 3
+    assert found.in_base[:, 0] == pytest.approx(2.95, abs=0.1)
+
+
 def test_a_scan_tells_hits_free_ground_and_what_nobody_saw() -> None:
     found = find(scene((3.0, 0.0, 0.4, 0.3)))
     ranges = scan_ranges(found, 8.0)

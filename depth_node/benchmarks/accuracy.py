@@ -8,6 +8,7 @@ source, then over the sources, because the frames of one source are similar.
 Conditions
     points      N known pixels, uniformly at random
     lines       rows in bands of 3 pixels, one band of K measured, the others scored
+    scan        what a level planar laser scanner below the camera hits
     noise       clean, or noisy: 2 % range noise and 5 % outliers of 0.4 to 2 times the range
     calibration measured pixels moved by so many pixels in one direction, the same for the frame
 
@@ -36,6 +37,7 @@ from depth_node.fitting import FitConfig, fit
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
+from depth_node.recordings.files import FrameError
 from depth_node.recordings.frames import (
     RecordedFrame,
     Split,
@@ -43,6 +45,7 @@ from depth_node.recordings.frames import (
     frame_seed,
     read_frame,
     split_lines,
+    split_scan,
     split_uniform,
 )
 from depth_node.regions.label_maps import Labels
@@ -75,10 +78,10 @@ class DepthPredictor(Protocol):
 class AccuracyRow:
     """Scores of one method on one frame under one condition, over the answered scored pixels.
 
-    points: number of measured points. pattern: "uniform" or "lines_K". rmse in metres. coverage95:
-    fraction of the scored pixels inside the stated 95 % interval, NaN for a method without one.
-    answered: fraction of the scored pixels with a depth. ms: time of the fit alone, without network
-    and segmentation; NaN for idw, which computes the scored pixels only.
+    points: number of measured points. pattern: "uniform", "lines_K" or "scan". rmse in metres.
+    coverage95: fraction of the scored pixels inside the stated 95 % interval, NaN for a method
+    without one. answered: fraction of the scored pixels with a depth. ms: time of the fit alone,
+    without network and segmentation; NaN for idw, which computes the scored pixels only.
     """
 
     source: str
@@ -154,6 +157,7 @@ def run_accuracy(
     methods: Sequence[str] = (),
     points: Sequence[int] = (50, 250, 1000),
     lines: int = 0,
+    scan_below_m: float | None = None,
     noise: Sequence[str] = ("clean",),
     seeds: Sequence[int] = (0,),
     labels: str = "classical",
@@ -165,8 +169,9 @@ def run_accuracy(
 
     sources: frames, sources or folders of sources. predictor: a network, or the
     NAME of the predictions stored beside the frames. methods: known_methods(), default
-    default_methods(). lines: measure one of this many scan lines too, 0 = no lines. labels: regions
-    from the image (classical), from the frame's masks where it has them (masks), or none.
+    default_methods(). lines: measure one of this many scan lines too, 0 = no lines. scan_below_m:
+    measure with a planar scanner so far below the camera too, None: no scan. labels: regions from
+    the image (classical), from the frame's masks where it has them (masks), or none.
     on_frame: called with the name of every frame when it is done.
 
     Raises FrameError if a frame cannot be used, ValueError for a wrong argument.
@@ -175,7 +180,7 @@ def run_accuracy(
     check_methods(methods)
     _check_names("noise", noise, NOISES)
     _check_names("labels", (labels,), LABELS)
-    if not points and not lines:
+    if not points and not lines and scan_below_m is None:
         raise ValueError("nothing to measure: give numbers of points or a number of lines.")
     rows: list[AccuracyRow] = []
     notes: list[str] = []
@@ -190,7 +195,7 @@ def run_accuracy(
         if labels == "masks" and frame.labels is None:
             notes.append(f"{frame.source}/{frame.name} has no masks: classical regions.")
         for seed in seeds:
-            for pattern, split in _splits(frame, points, lines, seed, notes):
+            for pattern, split in _splits(frame, points, lines, scan_below_m, seed, notes):
                 measured = {
                     name: disturbed(frame, split.points, name, calibration_px, seed)
                     for name in noise
@@ -335,7 +340,12 @@ def _regions(
 
 
 def _splits(
-    frame: RecordedFrame, points: Sequence[int], lines: int, seed: int, notes: list[str]
+    frame: RecordedFrame,
+    points: Sequence[int],
+    lines: int,
+    scan_below_m: float | None,
+    seed: int,
+    notes: list[str],
 ) -> Iterator[tuple[str, Split]]:
     known = int(np.isfinite(frame.truth).sum())
     for count in points:
@@ -347,6 +357,11 @@ def _splits(
             )
     if lines:
         yield f"lines_{lines}", split_lines(frame, lines, seed)
+    if scan_below_m is not None:
+        try:
+            yield "scan", split_scan(frame, scan_below_m)
+        except FrameError as error:
+            notes.append(str(error))
 
 
 def _score(

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
+import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -17,41 +19,88 @@ from depth_node import config as settings
 from depth_node.benchmarks.speed import fit_problem, machine, one_core, take_turns
 from depth_node.benchmarks.tables import Table
 from depth_node.fitting import FitConfig, FitResult, fit
+from depth_node.fitting.field.base import fit_base
+from depth_node.fitting.field.features import NUGGETS, FieldFeatures
+from depth_node.fitting.field.kernels import FieldKernels, kernels
 from depth_node.fitting.field.memory import FieldState
+from depth_node.fitting.field.points import merge_points
+from depth_node.fitting.field.settings import WHOLE_METHOD
 from depth_node.fitting.field.solve import warm_up
+from depth_node.fitting.field.threads import usual_threads
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 
-FIELD = FitConfig(method="field")
+FIELD = FitConfig(method="field", threads=1)
 SSF = FitConfig(method="ssf", mode="paper")
-COUNTS = (50, 250, 1000, 10000)
+SIZES = ((480, 640), (720, 1280))
+COUNTS = (50, 250, 1000, 2000, 10000)
+DENSE = (375, 1242, 8000)  # rows, columns and points of a LiDAR's full turn on the road
+THREAD_PROBLEMS = [(*size, count) for size in SIZES for count in (1000, 10000)] + [DENSE]
+QUIET = 10  # % of the repeats in which the least else was at work on the cores
+APART = 3  # frames of each thread that shares nothing, so that its start is a small part
 GROWTH_FRAMES = (20, 220)
 
 
 def speed(repeats: int = 0) -> list[Table]:
-    """Times in ms on one core of the field, SSF, the NumPy form, and a pass over memory."""
+    """Times in ms on one core of the field, SSF, the NumPy form, and a pass over memory; then what
+    threads gain."""
     with multiprocessing.get_context("spawn").Pool(1) as fresh:
         first = fresh.apply(first_calls)
     warm_up()
     prediction, _, labels = fit_problem()
     body, names = [], [""]
+    problems = [(*size, count) for size in SIZES for count in COUNTS] + [DENSE]
     with one_core():
-        for height, width in ((480, 640), (720, 1280)):
-            for count in COUNTS:
-                problem = SpeedProblem.of(prediction, labels, height, width, count)
-                medians = problem.medians(repeats or 30)
-                names = list(medians)
-                cells = [f"{value:.1f}" for value in medians.values()]
-                body.append([f"{width}x{height}", str(count), *cells])
+        for height, width, count in problems:
+            problem = SpeedProblem.of(prediction, labels, height, width, count)
+            medians = problem.medians(repeats or 30)
+            names = [*medians, "faults"]
+            cells = [f"{value:.1f}" for value in medians.values()]
+            cells.append(f"{problem.page_faults():.0f}")
+            body.append([f"{width}x{height}", str(count), *cells])
     notes = [
-        "medians of processor time in ms on one core",
+        "medians of processor time in ms on one core, one thread; faults: page faults of a fit with"
+        " memory",
         f"a fresh process: warm-up {first[0]:.0f} ms, first fit after it {first[1]:.1f} ms, "
         f"median of the next {first[2]:.1f} ms (480x640, 1000 points)",
         f"memory of the process after {GROWTH_FRAMES[0]} frames {first[3]:.0f} MiB, after "
         f"{GROWTH_FRAMES[1]} {first[4]:.0f} MiB",
         machine(),
     ]
-    return [Table("Speed of the field", ["image", "points", *names], body, notes)]
+    one = Table("Speed of the field", ["image", "points", *names], body, notes)
+    return [one, threads_table(prediction, labels, 3 * (repeats or 30))]
+
+
+def threads_table(
+    prediction: Prediction, labels: NDArray[np.integer], repeats: int, threads: int = 0
+) -> Table:
+    """Times on the clock by one thread and by several: of a fit, of the neighbours and kriging of
+    all its nodes, and of as many such frames as there are threads, one for each, which share
+    nothing: what this machine gains from threads now.
+
+    labels: (H, W) of the prediction. threads: as fit.threads.
+    """
+    threads = threads or usual_threads()
+    body = []
+    for height, width, count in THREAD_PROBLEMS:
+        problem = SpeedProblem.of(prediction, labels, height, width, count)
+        times = take_turns(problem.shared(threads), repeats)
+        wall = {name: float(np.percentile(one.wall, QUIET)) for name, one in times.items()}
+        cells, gains = [], {}
+        for name in ("fit", "nodes", "apart"):
+            alone, shared = wall[f"{name} alone"], wall[f"{name} shared"]
+            gains[name] = alone / shared
+            cells.append(f"{alone:.2f} / {shared:.2f} = {gains[name]:.2f}")
+        share = gains["nodes"] / gains["apart"]
+        body.append([f"{width}x{height}", str(count), *cells, f"{share:.2f}"])
+    title = f"Speed of the field with {threads} threads"
+    head = ["image", "points", "fit", "neighbours and kriging", "the same, apart", "share"]
+    notes = [
+        f"ms on the clock with 1 thread / with {threads} = gain; {QUIET} % quantiles, taking turns",
+        f"the same, apart: {threads} x {APART} frames in one thread / in a thread for each {APART},"
+        " which share nothing; share: gain of neighbours and kriging over it",
+    ]
+    return Table(title, head, body, notes)
 
 
 def first_calls() -> list[float]:
@@ -136,6 +185,45 @@ class SpeedProblem:
         times = take_turns(parts, repeats)
         times |= take_turns({"NumPy form": lambda: self.fit(plain)}, 3)
         return {name: float(np.median(one.cpu)) for name, one in times.items()}
+
+    def shared(self, threads: int) -> dict[str, Callable[[], object]]:
+        """A fit and its neighbours and kriging, by one thread and by several; and frames of these
+        that share nothing."""
+        points, alone, together = self.points, kernels("numba", 1), kernels("numba", threads)
+        rows, cols, shape = points.rows, points.cols, self.prediction.shape
+        merged, _ = merge_points(rows, cols, points.depth, points.age_s, shape)
+        base, age_s = fit_base(self.prediction, merged), FIELD.field.age_s
+        features = FieldFeatures.of(base, merged, None, self.image, age_s, WHOLE_METHOD, alone)
+        nothing = np.zeros(len(features))
+        config = settings.replace(FIELD, {"threads": threads})
+        pool = ThreadPoolExecutor(threads)
+
+        def nodes(loops: FieldKernels) -> None:
+            features.krige_nodes(nothing, NUGGETS[1], WHOLE_METHOD.neighbours, loops)
+
+        def frames(count: int) -> None:
+            for _ in range(count):
+                nodes(alone)
+
+        return {
+            "fit alone": lambda: self.fit(FIELD),
+            "fit shared": lambda: self.fit(config),
+            "nodes alone": lambda: nodes(alone),
+            "nodes shared": lambda: nodes(together),
+            "apart alone": lambda: frames(APART * threads),
+            "apart shared": lambda: list(pool.map(frames, [APART] * threads)),
+        }
+
+    def page_faults(self) -> float:
+        """Page faults of a fit with memory, a mean over some."""
+        state = FieldState()
+        frames, before = 10, 0
+        for number in range(2 * frames):
+            if number == frames:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            state.at((number + 1) * 100_000_000)
+            self.fit(FIELD, state)
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / frames
 
     def growth(self) -> list[float]:
         """Memory of the process in MiB after GROWTH_FRAMES frames with memory; NaN off Linux."""

@@ -5,6 +5,8 @@ radar         20 points with 5 % of range noise, declared
 two sensors   200 points with 1 % and 200 with 15 % of noise: each weighed as declared, against all
               alike and against the good ones alone
 holes         a depth camera's image with ellipses cut out where its depth is known; scored there
+rangers       four ultrasonic cones of 20 degrees, 2 % of range noise; the network says where in its
+              cone an echo is from, against points on the cones' axes
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 from depth_node.benchmarks.accuracy import DepthPredictor, fit_config, predicted
 from depth_node.benchmarks.tables import Means, Table
 from depth_node.fitting import fit
+from depth_node.geometry.echoes import Echo, echo_cap, echo_pixels
+from depth_node.geometry.rigid import transform
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
 from depth_node.recordings.frames import RecordedFrame, frame_seed
@@ -28,6 +32,8 @@ SEEDS = (0, 1, 2, 3)
 RADAR_POINTS, RADAR_NOISE = 20, 0.05
 GOOD_NOISE, POOR_NOISE, EACH = 0.01, 0.15, 200
 HOLES, HOLE_POINTS = 6, 20_000
+RANGERS, RANGER_TRIES, RANGER_ANGLE_RAD, RANGER_KNOWN = 4, 200, 0.35, 0.7
+RANGER_NOISE, RANGER_DECLARED = 0.02, 0.1  # share of the distance; the second as range_noise has it
 LEAST_SCORED = 200  # pixels
 CAMERA_DENSITY = 0.2  # share of known pixels from which a source counts as a depth camera
 _STREAM = 77
@@ -35,10 +41,11 @@ _STREAM = 77
 
 @dataclass(frozen=True)
 class SensorPoints:
-    """What a sensor gives of a frame: sparse points, and the pixels to score, (H, W) bool."""
+    """What a sensor gives of a frame: sparse points or echoes; the pixels to score, (H, W) bool."""
 
     points: SparseDepth
     scored: NDArray[np.bool_]
+    echoes: tuple[Echo, ...] = ()
 
 
 def noisy_points(frame: RecordedFrame, count: int, relative: float, *seed: int) -> SensorPoints:
@@ -94,6 +101,54 @@ def camera_with_holes(frame: RecordedFrame, seed: int) -> SensorPoints | None:
     return SensorPoints(SparseDepth.from_arrays(rows, cols, frame.truth[rows, cols]), scored)
 
 
+def rangers(frame: RecordedFrame, seed: int, on_axis: bool = False) -> SensorPoints | None:
+    """Sensors at the camera that hear the nearest surface in their cone, wherever in it that is.
+
+    on_axis: what they say is taken for a point on the axis of their cone. None of a frame where no
+    cone is in the image with known depth all over.
+    """
+    rng = frame_seed(frame, _STREAM, RANGERS, seed)
+    camera, truth = frame.camera, frame.truth
+    distance = truth * np.linalg.norm(camera.rays(), axis=2)
+    to_optical = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])
+    echoes: list[Echo] = []
+    for _ in range(RANGER_TRIES):
+        row, col = rng.uniform(0, truth.shape[0]), rng.uniform(0, truth.shape[1])
+        pitch = -np.arctan2(row - camera.cy, camera.fy)
+        yaw = -np.arctan2(col - camera.cx, camera.fx)
+        T = np.eye(4)
+        turn = (
+            cv2.Rodrigues(np.array([0.0, 0.0, yaw]))[0]
+            @ cv2.Rodrigues(np.array([0.0, -pitch, 0.0]))[0]
+        )
+        T[:3, :3] = to_optical @ turn
+        cap = transform(T, echo_cap(1.0, RANGER_ANGLE_RAD))
+        pixels = np.floor(camera.project(cap) + 0.5)
+        inside = (pixels >= 0).all(axis=1) & (pixels < (camera.width, camera.height)).all(axis=1)
+        if not inside.all():
+            continue
+        seen = distance[pixels[:, 1].astype(int), pixels[:, 0].astype(int)]
+        if np.isfinite(seen).mean() < RANGER_KNOWN:
+            continue
+        metres = float(np.nanmin(seen)) * (1 + RANGER_NOISE * rng.standard_normal())
+        angle = 0.0 if on_axis else RANGER_ANGLE_RAD
+        echoes.append(Echo.of(echo_cap(metres, angle), T, RANGER_DECLARED, 0.0))
+        if len(echoes) == RANGERS:
+            break
+    if not echoes:
+        return None
+    return SensorPoints(SparseDepth.from_arrays([], [], []), np.isfinite(truth), tuple(echoes))
+
+
+def _beside_radar(
+    measured: SensorPoints | None, frame: RecordedFrame, seed: int
+) -> SensorPoints | None:
+    if measured is None:
+        return None
+    radar = noisy_points(frame, RADAR_POINTS, RADAR_NOISE, seed)
+    return SensorPoints(radar.points, radar.scored, measured.echoes)
+
+
 CASES: dict[str, Callable[[RecordedFrame, int], SensorPoints | None]] = {
     "radar, noise declared": lambda f, s: noisy_points(f, RADAR_POINTS, RADAR_NOISE, s),
     "radar, not declared": lambda f, s: undeclared(noisy_points(f, RADAR_POINTS, RADAR_NOISE, s)),
@@ -101,6 +156,10 @@ CASES: dict[str, Callable[[RecordedFrame, int], SensorPoints | None]] = {
     "two sensors, all alike": lambda f, s: undeclared(two_sensors(f, s)),
     "the good sensor alone": lambda f, s: undeclared(noisy_points(f, EACH, GOOD_NOISE, s, 0)),
     "holes of a depth camera": camera_with_holes,
+    "rangers, the network tells where": rangers,
+    "rangers, on their axes": lambda f, s: rangers(f, s, on_axis=True),
+    "radar and rangers": lambda f, s: _beside_radar(rangers(f, s), f, s),
+    "radar and rangers on their axes": lambda f, s: _beside_radar(rangers(f, s, True), f, s),
 }
 
 
@@ -119,7 +178,9 @@ def run_sensors(
     config = fit_config("field")
     for frame, prediction in predicted(sources, predictor, on_frame):
         for case, measured in _measured(frame, seeds):
-            result = fit(prediction, measured.points, image=frame.image, config=config)
+            heard_at = echo_pixels(measured.echoes, prediction.nearness, frame.camera)
+            points = measured.points.with_more(heard_at)
+            result = fit(prediction, points, image=frame.image, config=config)
             truth = np.where(measured.scored, frame.truth, np.float32(np.nan))
             error = evaluate(result.depth, truth).abs_rel
             means.add(case, "AbsRel", frame.source, error)

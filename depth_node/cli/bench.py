@@ -77,6 +77,12 @@ def add(commands: Any) -> None:
     scores.add_argument(
         "--lines", type=int, default=0, metavar="K", help="measure one of K scan lines too"
     )
+    scores.add_argument(
+        "--scan-below",
+        type=float,
+        metavar="M",
+        help="measure with a planar scanner so far below the camera too (folders of frames)",
+    )
     scores.add_argument("--noise", default="clean", metavar="clean,noisy")
     scores.add_argument("--calibration-px", type=float, default=0.0, metavar="PX")
     scores.add_argument(
@@ -193,6 +199,7 @@ def _run_accuracy(options: argparse.Namespace) -> int:
         "methods": words(options.methods),
         "points": integers("--points", points),
         "lines": options.lines,
+        "scan_below_m": options.scan_below,
         "noise": words(options.noise),
         "seeds": integers("--seed", options.seed),
         "labels": options.labels,
@@ -231,7 +238,8 @@ def _run_drive(options: argparse.Namespace) -> int:
     terminal = console()
     if len(options.sources) != 1:
         raise UsageError("give one rosbag2 at a time: each has its own calibration and scores")
-    for option, usual in (("prediction", ""), ("noise", "clean"), ("calibration_px", 0.0)):
+    folders_only = {"prediction": "", "noise": "clean", "calibration_px": 0.0, "scan_below": None}
+    for option, usual in folders_only.items():
         if getattr(options, option) != usual:
             raise UsageError(f"--{option.replace('_', '-')} is for folders of frames with a truth")
     points = "" if options.points == "none" else options.points

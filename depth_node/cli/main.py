@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line `depth_tools`: demo, replay, export-depth, calibrate, bench,
-doctor, models, parameters.
+layout, doctor, models, parameters.
 
 An error of the user ends with one sentence and exit status 2, a failed check with 1.
 """
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from depth_node import __version__
-from depth_node.cli import bench, calibrate, demo, doctor, export_depth, models, replay
+from depth_node.cli import bench, calibrate, demo, doctor, export_depth, layout, models, replay
 from depth_node.cli.arguments import need_ros
 from depth_node.cli.console import UsageError
 from depth_node.config import ConfigError, one_line
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     export_depth.add(commands)
     calibrate.add(commands)
     bench.add(commands)
+    layout.add(commands)
     doctor.add(commands)
     models.add(commands)
     parameters = commands.add_parser("parameters", help="print the node's parameters as markdown")

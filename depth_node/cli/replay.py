@@ -17,6 +17,7 @@ from depth_node.cli.console import (
     write_json,
 )
 from depth_node.config import override
+from depth_node.obstacles import ObstacleConfig
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings import replay
 from depth_node.recordings.files import one_line
@@ -27,6 +28,8 @@ from depth_node.recordings.rerun_log import RerunLog
 if TYPE_CHECKING:
     from rich.console import Console
 from depth_node.cli.arguments import add_method_options, matrix, pipeline_config
+
+_OTHER_SENSORS = {"landmarks": 0.05, "depth": 0.02, "range": 0.1}  # noise: the node's defaults
 
 
 def add(commands: Any) -> None:
@@ -69,8 +72,17 @@ def add(commands: Any) -> None:
         "--out-bag",
         type=Path,
         metavar="FILE.mcap",
-        help="depth, camera_info, confidence, points, fit and diagnostics as the node would publish"
-        " them, with the input's stamps and frames (--hold-out 0 uses every point)",
+        help="depth, camera_info, confidence, points, fit, rejected, extrinsics and diagnostics as"
+        " the node would publish them, with the input's stamps and frames (--hold-out 0 uses every"
+        " point)",
+    )
+    out.add_argument(
+        "--obstacles",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="obstacles in that bag too; KEY is one of the node's obstacles.* that says where the"
+        " ground is: base_frame=base_footprint (TF of a bag), or camera_height_m=0.5",
     )
     out.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="the same for the Rerun viewer")
     parser.set_defaults(run=_run_replay)
@@ -81,6 +93,17 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
     bag = parser.add_argument_group("rosbag2 (topics are found by their type unless named)")
     for name in ("image", "camera-info", "points", "scan"):
         bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
+    for name, usual in _OTHER_SENSORS.items():
+        bag.add_argument(
+            f"--{name}-topic", default="", metavar="TOPIC", help=f"as the node's input `{name}`"
+        )
+        bag.add_argument(
+            f"--{name}-noise",
+            type=float,
+            default=usual,
+            metavar="SHARE",
+            help=f"as the node's {name}_noise ({usual:g})",
+        )
     bag.add_argument("--max-scan-age", type=float, default=0.3, metavar="S")
     bag.add_argument("--scans-per-image", type=int, default=0, metavar="N")
     bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S")
@@ -141,8 +164,8 @@ def _run_replay(options: argparse.Namespace) -> int:
     }
     keep: dict[str, Any] = {"images": max(options.images, 0), "save_depth": options.save_depth}
     with ExitStack() as stack:
-        keep["sinks"] = [stack.enter_context(sink) for sink in _sinks(options, config.model.path)]
         pipeline = stack.enter_context(DepthPipeline(config))
+        bag: Any = None
         if is_bag(source):
             bag = stack.enter_context(opened_bag(options, source))
             facts["topics"] = vars(bag.topics)
@@ -157,10 +180,15 @@ def _run_replay(options: argparse.Namespace) -> int:
                 stored_regions=options.stored_regions,
                 stored_prediction=options.prediction,
             )
+        trouble: dict[str, str] = {}
+        sinks = _sinks(options, config.model.path, bag, trouble)
+        keep["sinks"] = [stack.enter_context(sink) for sink in sinks]
         done = _replay_with_bar(terminal, frames, pipeline, out, facts, keep)
     _print_summary(terminal, done.summary, config.fit.method, f"{done.frames} frames")
     for message in sorted({row["message"] for row in done.rows if row["status"] != "OK"}):
         terminal.print(f"note: {message}", style="yellow", markup=False)
+    for sentence in trouble.values():
+        terminal.print(f"note: {sentence}", style="yellow", markup=False, soft_wrap=True)
     for sentence in done.extrinsics:
         terminal.print(sentence, markup=False, soft_wrap=True)
     for sentence in done.left_out.sentences():
@@ -182,7 +210,11 @@ def opened_bag(options: argparse.Namespace, source: Path) -> Any:
     """The bag that the options of `add_bag_options` describe, a context manager."""
     bags = open_bags()
     topics = bags.BagTopics(
-        options.image_topic, options.camera_info_topic, options.points_topic, options.scan_topic
+        options.image_topic,
+        options.camera_info_topic,
+        options.points_topic,
+        options.scan_topic,
+        *(getattr(options, f"{name}_topic") for name in _OTHER_SENSORS),
     )
     return bags.Bag(
         source,
@@ -195,17 +227,36 @@ def opened_bag(options: argparse.Namespace, source: Path) -> Any:
         options.rectified,
         options.world_frame,
         options.camera_readout_time,
+        {name: getattr(options, f"{name}_noise") for name in _OTHER_SENSORS},
     )
 
 
-def _sinks(options: argparse.Namespace, model: str) -> list[Any]:
-    """What takes the results besides the run folder; context managers."""
+def _sinks(options: argparse.Namespace, model: str, bag: Any, trouble: dict[str, str]) -> list[Any]:
+    """What takes the results besides the run folder; context managers.
+
+    bag: the opened source, None for a folder. trouble: gets why there are no obstacles.
+    """
     sinks: list[Any] = []
+    if options.obstacles and options.out_bag is None:
+        raise UsageError("--obstacles are written into a bag: name it with --out-bag.")
     if options.out_bag is not None:
         open_bags()  # says what is missing
         from depth_node.ros.bag_writer import ResultBag
+        from depth_node.ros.ground import Ground
 
-        sinks.append(ResultBag(options.out_bag, hardware_id=model))
+        ground = None
+        if options.obstacles:
+            config = override(ObstacleConfig(), options.obstacles)
+            source = None
+            if config.base_frame:
+                if bag is None:
+                    raise UsageError(
+                        "--obstacles base_frame needs the TF of a bag: give camera_height_m and"
+                        " camera_pitch_deg for a folder of frames."
+                    )
+                source = bag.transforms
+            ground = Ground(config, source, 0.1, lambda kind, why: trouble.update({kind: why}))
+        sinks.append(ResultBag(options.out_bag, hardware_id=model, ground=ground))
     if options.rerun is not None:
         sinks.append(RerunLog(options.rerun))
     return sinks

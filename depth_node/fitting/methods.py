@@ -31,6 +31,7 @@ from depth_node.fitting.anchor import FEW_POINTS, MetricAnchor, Unanchored
 from depth_node.fitting.field.points import MIN_POINTS as FIELD_MIN_POINTS
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
 from depth_node.fitting.field.solve import Field, solve
+from depth_node.fitting.field.threads import MAX_THREADS
 from depth_node.fitting.network import AnswerWithout, network_answer
 from depth_node.fitting.region_surfaces import (
     INLIER_STDS,
@@ -145,6 +146,13 @@ class FitConfig:
         unit="s",
         minimum=0.0,
         maximum=3600.0,
+    )
+    threads: int = option(
+        0,
+        "Threads that share the loops of method field; 0 = one for each core that the process may"
+        " use, at most 4. The depth is the same with any number.",
+        minimum=0,
+        maximum=MAX_THREADS,
     )
     field: FieldConfig = section(FieldConfig, "The residual field (method field).")
 
@@ -380,9 +388,11 @@ def _fit_field(
         config.field,
         state,
         noise_m=points.noise_m[usable],
+        threads=config.threads,
         ablation=ablation,
     )
-    depth = np.clip(answer.depth, np.float32(depth_range_m[0]), np.float32(depth_range_m[1]))
+    depth, (nearest, farthest) = answer.depth, depth_range_m
+    np.clip(depth, np.float32(nearest), np.float32(farthest), out=depth)
     inlier = np.zeros(len(points), dtype=bool)
     inlier[usable] = answer.outlier < 0.5
     residual = np.full(len(points), np.nan, np.float32)

@@ -23,20 +23,23 @@ _SAME_VIEW = 0.8  # a scan looks where another did if it shares more than this o
 
 class Scan(NamedTuple):
     """points: (N, 3) in the LiDAR's frame. offset_s: (N,) from the stamp to the time of each point,
-    None where all count as measured at the stamp."""
+    None where all count as measured at the stamp. noise_m: (N,) m, their declared standard
+    deviation, 0: not declared; None: of no point."""
 
     stamp_ns: int
     points: npt.NDArray[np.float32]
     offset_s: npt.NDArray[np.float32] | None = None
+    noise_m: npt.NDArray[np.float32] | None = None
 
 
 @dataclass
 class _Scan:
-    """The points of one stamp, part by part, with the offsets of each part's points, and the cells
-    of directions in which they lie, once those were asked for."""
+    """The points of one stamp, part by part, with the offsets and the noise of each part's points,
+    and the cells of directions in which they lie, once those were asked for."""
 
     parts: list[npt.NDArray[np.float32]] = field(default_factory=list)
     offsets: list[npt.NDArray[np.float32] | None] = field(default_factory=list)
+    noises: list[npt.NDArray[np.float32] | None] = field(default_factory=list)
     cells: npt.NDArray[np.intp] | None = None
 
     @property
@@ -44,22 +47,25 @@ class _Scan:
         return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
 
     @property
-    def offset_s(self) -> npt.NDArray[np.float32] | None:
-        if all(offset is None for offset in self.offsets):
+    def nbytes(self) -> int:
+        held = [*self.parts, *self.offsets, *self.noises]
+        return sum(part.nbytes for part in held if part is not None)
+
+    def at(self, stamp_ns: int) -> Scan:
+        return Scan(stamp_ns, self.points, self._joined(self.offsets), self._joined(self.noises))
+
+    def _joined(
+        self, values: list[npt.NDArray[np.float32] | None]
+    ) -> npt.NDArray[np.float32] | None:
+        """Of all points, 0 for those of parts without; None where no part has any."""
+        if all(value is None for value in values):
             return None
         return np.concatenate(
             [
-                np.zeros(len(part), np.float32) if offset is None else offset
-                for part, offset in zip(self.parts, self.offsets, strict=True)
+                np.zeros(len(part), np.float32) if value is None else value
+                for part, value in zip(self.parts, values, strict=True)
             ]
         )
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in [*self.parts, *self.offsets] if part is not None)
-
-    def at(self, stamp_ns: int) -> Scan:
-        return Scan(stamp_ns, self.points, self.offset_s)
 
 
 class ScanBuffer:
@@ -87,9 +93,11 @@ class ScanBuffer:
         points: FloatArray,
         key: Hashable = "points",
         offset_s: npt.NDArray[np.float32] | None = None,
+        noise_m: npt.NDArray[np.float32] | None = None,
     ) -> bool:
-        """Store an (N, 3) scan, with the times (N,) of its points from the stamp on. True if the
-        source's time had jumped back (a bag that loops): its older scans were forgotten.
+        """Store an (N, 3) scan, with the times (N,) of its points from the stamp on and their noise
+        (N,). True if the source's time had jumped back (a bag that loops): its older scans were
+        forgotten.
 
         A scan somewhat older than its forerunner is kept. One with the same stamp is another part
         of the same scan (several LiDARs that share a topic, a turn sent in pieces), unless it is
@@ -106,6 +114,7 @@ class ScanBuffer:
             if not any(np.array_equal(part, other, equal_nan=True) for other in scan.parts):
                 scan.parts = [*scan.parts, part][-_MOST_PARTS:]
                 scan.offsets = [*scan.offsets, offset_s][-_MOST_PARTS:]
+                scan.noises = [*scan.noises, noise_m][-_MOST_PARTS:]
                 scan.cells = None
             oldest = max(scans) - self._keep_ns
             for stamp in [stamp for stamp in scans if stamp < oldest]:

@@ -27,6 +27,15 @@ def ages(scan: Scan, stamp_ns: int) -> npt.NDArray[np.float32]:
     return np.abs(age, out=age)
 
 
+def noise(scan: Scan, share: float) -> npt.NDArray[np.float32]:
+    """(N,) m: what the message declares of its points, else a share of their distance."""
+    points, declared = scan.points, scan.noise_m
+    noise_m: npt.NDArray[np.float32] = np.zeros(len(points), np.float32)
+    if share:
+        noise_m = (np.float32(share) * np.linalg.norm(points, axis=1)).astype(np.float32)
+    return noise_m if declared is None else np.where(declared > 0, declared, noise_m)
+
+
 def moved_scan(
     scan: Scan, T_camera_lidar: Transform, since: Callable[[int], Transform]
 ) -> tuple[npt.NDArray[np.float32], Transform]:

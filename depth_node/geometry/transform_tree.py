@@ -93,6 +93,21 @@ class TransformTree:
         T_joint_source = self._down(above_source[: above_source.index(joint)], stamp_ns)
         return invert_rigid(T_joint_target) @ T_joint_source
 
+    def newest_ns(self, target: str, source: str) -> int:
+        """Until when T_target_source is known, 0 where every link between them is static.
+
+        Raises TransformError if the frames are not connected.
+        """
+        chains = self._chain(target), self._chain(source)
+        moving = {
+            child: self._links[child].stamps_ns[-1]
+            for chain, other in (chains, chains[::-1])
+            for child in chain
+            if child not in other and child in self._links and self._links[child].stamps_ns
+        }
+        self.look_up(target, source, min(moving.values(), default=0))
+        return min(moving.values(), default=0)
+
     def _chain(self, frame: str) -> list[str]:
         chain = [frame.lstrip("/")]
         while chain[-1] in self._links:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -22,8 +21,9 @@ from depth_node.engine.preprocess import to_image, to_tensor
 from depth_node.engine.protocol import Engine
 from depth_node.engine.self_check import Limits, OutputDifference, role_difference
 from depth_node.engine.sparse_input import pattern_tensors
+from depth_node.image_files import ALL_FORMATS
 from depth_node.prediction import DEPTH_MEANINGS
-from depth_node.recordings.frames import IMAGE_SUFFIXES
+from depth_node.recordings.frames import IMAGE_SUFFIXES, FrameError, read_image
 from depth_node.simulation.renderer import Scene, random_view
 
 RECOMMENDED_IMAGES = 50  # for a reliable comparison
@@ -35,10 +35,18 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted by name. Raises EngineError if there is none."""
+    """All image files below a folder but for hidden ones, sorted by name.
+
+    Raises EngineError if there is none.
+    """
     if not folder.is_dir():
         raise EngineError(f"{folder} is no folder: give --images a folder with images in it")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = [
+        path
+        for path in files
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
     # Folders of RGB-D frames also hold depth and label maps as image files.
     files = [path for path in files if not path.stem.startswith(("depth", "segmentation"))]
     if not files:
@@ -99,10 +107,11 @@ class ComparisonImages:
 
 
 def _read(path: Path) -> Image:
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise EngineError(f"{path} cannot be read as an image: remove or replace it")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+    try:
+        image: Image = read_image(path, formats=ALL_FORMATS)
+    except FrameError as error:
+        raise EngineError(str(error)) from None
+    return image
 
 
 def tensors_of(manifest: Manifest, image: Image, number: int) -> Tensors:

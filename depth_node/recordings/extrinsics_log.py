@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from depth_node.calibration.monitor import Finding
+from depth_node.calibration.monitor import Finding, Verdict
 from depth_node.calibration.watch import ExtrinsicsWatch
 from depth_node.frame import FrameInput
 
@@ -26,6 +26,11 @@ class ExtrinsicsLog:
             if verdict.finding is not before and len(self._changes) < _MOST_CHANGES:
                 self._changes.append(f"{_head(lidar)} from frame {name} on: {verdict.text()}")
             self._findings[lidar] = verdict.finding
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """What is said of each LiDAR so far."""
+        return self._watch.verdicts
 
     def sentences(self) -> list[str]:
         """Each change of a finding, then the finding on each LiDAR at the end."""

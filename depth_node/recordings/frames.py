@@ -39,7 +39,7 @@ from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 from depth_node.recordings.arrays import read_npy, read_npz
 from depth_node.recordings.files import FrameError, read_json, read_regular
-from depth_node.recordings.images import decode_image, image_size, read_image
+from depth_node.recordings.images import checked_image, decode_image, read_image
 from depth_node.regions.label_maps import Labels, labels_from_ids
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -52,7 +52,6 @@ __all__ = [
     "FrameError",
     "RecordedFrame",
     "Split",
-    "decode_image",
     "find_frames",
     "frame_seed",
     "is_bag",
@@ -189,10 +188,10 @@ def read_frame(folder: str | Path) -> RecordedFrame:
     image_path = next((folder / name for name in IMAGE_FILES if (folder / name).is_file()), None)
     if image_path is None:
         raise FrameError(f"{folder} has no image: add rgb.jpg or rgb.png.")
-    content = read_regular(image_path)
-    size = image_size(content, str(image_path))
+    looked_through = checked_image(read_regular(image_path), image_path)
+    size = looked_through.height, looked_through.width
     camera = _read_camera(folder / "intrinsics.json", size)
-    image = decode_image(content, str(image_path))
+    image = decode_image(looked_through, image_path)
     points_lidar, T_camera_lidar = _read_lidar(folder)
     return RecordedFrame(
         folder=folder,
@@ -236,6 +235,27 @@ def split_lines(frame: RecordedFrame, one_of: int, seed: int) -> Split:
         if 0 < len(chosen) < known.sum():
             return _split(frame.truth, chosen)
     raise FrameError(f"{frame.folder} knows depth on too few rows to split into lines: use points.")
+
+
+def split_scan(frame: RecordedFrame, below_m: float) -> Split:
+    """Measure what a level planar scanner hits, so far below a level camera; score the others.
+
+    Of each column the nearest pixel at which the truth crosses the scanner's plane.
+    """
+    camera = frame.camera
+    height_m = camera.rays()[..., 1] * frame.truth  # below the camera, as y points down
+    with np.errstate(invalid="ignore"):
+        below = height_m >= below_m
+        crosses = np.diff(below.astype(np.int8), axis=0) != 0
+    crosses &= np.isfinite(height_m[1:]) & np.isfinite(height_m[:-1])
+    nearest = np.where(crosses, frame.truth[1:], np.inf)
+    row, col = nearest.argmin(axis=0) + 1, np.arange(frame.truth.shape[1])
+    hit = np.isfinite(nearest[row - 1, col])
+    if not hit.any():
+        raise FrameError(
+            f"{frame.folder}: nothing is {below_m:g} m below the camera: use another height."
+        )
+    return _split(frame.truth, np.ravel_multi_index((row[hit], col[hit]), frame.truth.shape))
 
 
 def _split(truth: NDArray[np.float32], chosen: NDArray[np.intp]) -> Split:

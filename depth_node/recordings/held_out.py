@@ -57,18 +57,23 @@ def hold_out_points(
 
     No pixel that a used point hits, seen or hidden, is scored, nor is one whose point is hidden
     behind any other. A frame whose points cannot be split so (fewer than asked for) uses none.
+    Points with a declared noise are no truth beside others without: they are all used.
     """
     points, T, camera = frame.points, frame.T_camera_lidar, frame.camera
     assert points is not None and T is not None
     age_s = np.broadcast_to(np.asarray(frame.age_s, np.float32), (len(points),))
+    noise_m = np.broadcast_to(np.asarray(frame.noise_m, np.float32), (len(points),))
+    poor = noise_m > 0 if (noise_m == 0).any() else np.zeros(len(points), bool)
     if sampling.points:
-        seen = project_points(points, T, camera, projection, age_s)
-        chosen = np.sort(rng.permutation(len(seen))[: sampling.points])
-        if len(seen) <= sampling.points:
+        seen = project_points(points, T, camera, projection, age_s, noise_m)
+        exact = np.flatnonzero(seen.noise_m == 0) if poor.any() else np.arange(len(seen))
+        chosen = exact[np.sort(rng.permutation(len(exact))[: sampling.points])]
+        if len(exact) <= sampling.points:
             chosen = chosen[:0]
-        used = seen.subset(chosen)
-        rest = np.ones(len(seen), bool)
+        rest = np.zeros(len(seen), bool)
+        rest[exact] = True
         rest[chosen] = False
+        used = seen.subset(~rest if len(chosen) else chosen)
         truth = seen.subset(rest).to_map(camera.height, camera.width)
         return dataclasses.replace(frame, points=None, sparse=used), truth, np.isfinite(truth)
     if sampling.lines:
@@ -76,7 +81,10 @@ def hold_out_points(
     else:
         mask = np.zeros(len(points), bool)
         mask[measured_points(len(points), sampling.hold_out, rng)] = True
-    observed = dataclasses.replace(frame, points=points[mask], age_s=age_s[mask])
+    mask = mask | poor
+    observed = dataclasses.replace(
+        frame, points=points[mask], age_s=age_s[mask], noise_m=noise_m[mask]
+    )
     if mask.all():
         return observed, None, None
     size = (camera.height, camera.width)

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node import __version__
+from depth_node.calibration.monitor import Verdict
 from depth_node.config import dump, replace
 from depth_node.frame import FrameInput, SourcePoints
 from depth_node.geometry.sparse_depth import project_points
@@ -124,8 +125,11 @@ class FrameSource(Protocol):
 class ResultSink(Protocol):
     """Where results go besides the run folder: a bag, a recording of a viewer."""
 
-    def add(self, frame: ScoredFrame, result: DepthResult) -> None:
-        """Take the result of a frame, in the order of the recording."""
+    def add(self, frame: ScoredFrame, result: DepthResult, verdicts: Mapping[str, Verdict]) -> None:
+        """Take the result of a frame, in the order of the recording.
+
+        verdicts: what the edges of each LiDAR say of its extrinsics by then.
+        """
 
 
 class FolderFrames:
@@ -476,7 +480,7 @@ def replay(
             folder.add(found)
             rows += found
             for sink in sinks:
-                sink.add(frame, result)
+                sink.add(frame, result, log.verdicts)
             if save_depth:
                 folder.save_depth(frame.name, result)
             if count in drawn:

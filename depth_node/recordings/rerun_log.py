@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from depth_node.calibration.monitor import Verdict
 from depth_node.pipeline import DepthResult
 from depth_node.recordings.files import FrameError, UnfinishedFile
 from depth_node.recordings.replay import ScoredFrame
@@ -22,8 +24,9 @@ class RerunLog:
 
     Entities: `camera` (pinhole) with `image`, `depth` and `deviation`; `points`, the depth as a
     cloud; `lidar` and `rejected`, the measured points, used and not believed; `fit`, a sentence;
-    `plots`. All lie in the camera's optical frame (x right, y down, z forward), on the timeline
-    `stamp`. Raises FrameError where rerun-sdk is missing or the file is there already.
+    `extrinsics`, what is said of each LiDAR; `plots`. All lie in the camera's optical frame
+    (x right, y down, z forward), on the timeline `stamp`. Raises FrameError where rerun-sdk is
+    missing or the file is there already.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,8 +55,8 @@ class RerunLog:
             self._log.disconnect()  # flushed and closed
         self._file.finish(self._part if kind is None and self._count else None)
 
-    def add(self, frame: ScoredFrame, result: DepthResult) -> None:
-        """Log the result of a frame."""
+    def add(self, frame: ScoredFrame, result: DepthResult, verdicts: Mapping[str, Verdict]) -> None:
+        """Log the result of a frame, and what is said of each LiDAR's extrinsics."""
         rr, observed = self._rr, frame.input
         camera, stamp_ns = observed.camera, observed.stamp_ns
         log = self._log.log
@@ -76,6 +79,8 @@ class RerunLog:
         log("lidar", rr.Points3D(measured[~rejected], colors=(90, 200, 120)))
         log("rejected", rr.Points3D(measured[rejected], colors=(230, 70, 60)))
         log("fit", rr.TextLog(result.fit.message))
+        for lidar, verdict in verdicts.items():
+            log(f"extrinsics/{lidar.strip('/') or 'lidar'}", rr.TextLog(verdict.text()))
         log("plots/points", rr.Scalars(float(len(sparse))))
         log("plots/ms", rr.Scalars(result.stage_ms["total"]))
         self._count += 1

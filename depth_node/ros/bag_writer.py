@@ -9,7 +9,7 @@ PlotJuggler and `ros2 bag` read it without this package.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,36 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
+from depth_node.calibration.monitor import Verdict
 from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthResult
 from depth_node.recordings.files import FrameError, UnfinishedFile, reason_of
 from depth_node.recordings.replay import ScoredFrame
+from depth_node.ros.ground import Ground, ObstacleView
 from depth_node.ros.results import (
     CAMERA_INFO,
     CONFIDENCE,
     DIAGNOSTICS,
+    EXTRINSICS,
     FIT,
+    OBSTACLE_SCAN,
+    OBSTACLES,
     POINTS,
+    REJECTED,
     depth_topic,
     diagnostics_message,
+    extrinsics_report,
     frame_record,
     message_makers,
+    pose_message,
 )
 
 NODE = "/depth_node"
 FRAME_PERIOD_NS = 100_000_000
 """Between the stamps of frames that have none."""
-WRITTEN = (CAMERA_INFO, CONFIDENCE, POINTS, FIT)
-"""Topics that are written of every image, besides its depth and the diagnostics."""
+WRITTEN = (CAMERA_INFO, CONFIDENCE, POINTS, FIT, REJECTED, OBSTACLES, OBSTACLE_SCAN)
+"""Topics that are written of every image, besides its depth and the diagnostics; obstacles where
+somebody knows the ground."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,17 @@ class ResultBag:
     something of that name already, or where it cannot be written.
     """
 
-    def __init__(self, path: Path, config: BagConfig | None = None, hardware_id: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: BagConfig | None = None,
+        hardware_id: str = "",
+        ground: Ground | None = None,
+    ) -> None:
+        """ground: finds the obstacles; without it none are written."""
         self.path = path
+        self._ground = ground
+        self._proposed: dict[str, Verdict] = {}
         self._config = config or BagConfig()
         self._hardware_id = hardware_id
         self._monitor = Monitor()
@@ -92,8 +110,10 @@ class ResultBag:
         finally:
             self._file.finish(made)
 
-    def add(self, frame: ScoredFrame, result: DepthResult) -> None:
+    def add(self, frame: ScoredFrame, result: DepthResult, verdicts: Mapping[str, Verdict]) -> None:
         """Write the messages of a result, with the stamp, frame and recording time of its image.
+
+        verdicts: what is said of each LiDAR's extrinsics; those that are new go to ~/extrinsics.
 
         Raises FrameError where the disk is full.
         """
@@ -105,18 +125,34 @@ class ResultBag:
         recorded_ns = stamp_ns if origin.recorded_ns is None else origin.recorded_ns
         header = Header(frame_id=origin.frame_id or "camera")
         header.stamp = _time(stamp_ns)
-        make = message_makers(result, observed.image, observed.camera, header, self._config)
+        camera, frame_id, ground = observed.camera, header.frame_id, self._ground
+
+        def obstacle_view() -> ObstacleView | None:
+            return None if ground is None else ground.view(result, camera, frame_id, stamp_ns)
+
+        make = message_makers(result, observed.image, camera, header, self._config, obstacle_view)
         try:
-            for topic in (depth_topic(observed.camera), *WRITTEN):
-                self._write(topic.replace("~", NODE), recorded_ns, make[topic]())
-            self._write(DIAGNOSTICS, recorded_ns, self._diagnostics(header, recorded_ns, result))
+            for topic in (depth_topic(camera), *WRITTEN):
+                self._write(topic, recorded_ns, make[topic]())
+            for name, verdict in verdicts.items():
+                if verdict is not self._proposed.get(name) and verdict.T_camera_lidar is not None:
+                    self._write(EXTRINSICS, recorded_ns, pose_message(verdict, header))
+            self._proposed = dict(verdicts)
+            diagnostics = self._diagnostics(header, recorded_ns, result, verdicts)
+            self._write(DIAGNOSTICS, recorded_ns, diagnostics)
         except OSError as error:
             raise FrameError(
                 f"{self.path} cannot be written on ({reason_of(error)}): free some space."
             ) from None
         self._count += 1
 
-    def _diagnostics(self, header: Header, recorded_ns: int, result: DepthResult) -> Any:
+    def _diagnostics(
+        self,
+        header: Header,
+        recorded_ns: int,
+        result: DepthResult,
+        verdicts: Mapping[str, Verdict],
+    ) -> Any:
         """The monitor's report by the clock of the recording; latencies are those of the replay."""
         now_s = recorded_ns * 1e-9
         self._monitor.image(now_s)
@@ -125,13 +161,19 @@ class ResultBag:
             result, node_ms=result.stage_ms["total"], stage_ms=result.stage_ms, trouble=trouble
         )
         self._monitor.published(now_s, record)
-        situation = Situation(backend="replay", image_topic="image")
+        lines, misplaced = extrinsics_report(verdicts)
+        situation = Situation(
+            backend="replay", image_topic="image", extrinsics=lines, misplaced=misplaced
+        )
         report = self._monitor.report(now_s, situation)
         message = diagnostics_message(report, NODE, self._hardware_id)
         message.header.stamp = header.stamp
         return message
 
     def _write(self, topic: str, recorded_ns: int, message: Any) -> None:
+        if message is None:  # it has nothing to say of this image
+            return
+        topic = topic.replace("~", NODE)
         kind = _type_of(message)
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(

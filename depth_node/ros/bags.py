@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,19 @@ from numpy.typing import NDArray
 
 from depth_node.frame import FrameInput, Origin, SourcePoints
 from depth_node.geometry.camera import Camera, is_rectified
+from depth_node.geometry.echoes import Echo
 from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform, transform
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import ScanBuffer
-from depth_node.geometry.scan_motion import ages, moved_scan
+from depth_node.geometry.scan_motion import ages, moved_scan, noise
 from depth_node.geometry.transform_tree import TransformError, TransformTree
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
 from depth_node.recordings.files import one_line, reason_of
 from depth_node.recordings.held_out import Sampling, hold_out_points
-from depth_node.recordings.images import decode_image, image_size
 from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
+from depth_node.ros.extrinsics import NoTransformError
 
 __all__ = ["Bag", "BagError", "BagFrames", "BagTopics"]
 
@@ -44,8 +45,9 @@ COMPRESSED = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 CLOUD = "sensor_msgs/msg/PointCloud2"
 SCAN = "sensor_msgs/msg/LaserScan"
+RANGE = "sensor_msgs/msg/Range"
 TF = "tf2_msgs/msg/TFMessage"
-KNOWN = (IMAGE, COMPRESSED, CAMERA_INFO, CLOUD, SCAN, TF)
+KNOWN = (IMAGE, COMPRESSED, CAMERA_INFO, CLOUD, SCAN, RANGE, TF)
 
 # Words in a topic that say it is no image of the kind a monocular network wants.
 _NOT_A_IMAGE = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
@@ -62,12 +64,17 @@ class _UnusableError(ValueError):
 
 @dataclass(frozen=True)
 class BagTopics:
-    """Which topics of a bag are used; an empty name means: find it by its type."""
+    """Which topics of a bag are used; an empty name means: find it by its type. Landmarks, depth
+    images and ranges are used only where they are named.
+    """
 
     image: str = ""
     camera_info: str = ""
     points: str = ""
     scan: str = ""
+    landmarks: str = ""
+    depth: str = ""
+    range: str = ""
 
 
 @dataclass
@@ -76,7 +83,8 @@ class Bag:
 
     T_camera_lidar: overrules the bag's TF. rectified: "yes", "no" or "auto", as the node's
     `image_rectified`: whether the camera is P (an image without distortion) and not K with D. The
-    others are the node's parameters of these names. left_out: what could not be used.
+    others are the node's parameters of these names. noise: of landmarks, depth and range, as the
+    node's `<name>_noise`. left_out: what could not be used.
     """
 
     path: Path
@@ -89,6 +97,7 @@ class Bag:
     rectified: str = "auto"
     world_frame: str = ""
     camera_readout_time_s: float = 0.0
+    noise: Mapping[str, float] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def __enter__(self) -> Bag:
@@ -104,6 +113,7 @@ class Bag:
             self._types = self._files.topics
             self.topics = self._choose()
             self._bad_transforms: Counter[str] = Counter()
+            self._depth_bits = messages.BitDepth()
             self._tree = self._transforms()
         except BaseException:
             self._files.__exit__()
@@ -112,6 +122,11 @@ class Bag:
 
     def __exit__(self, *_: object) -> None:
         self._files.__exit__()
+
+    @property
+    def transforms(self) -> BagTransforms:
+        """The TF of the whole bag."""
+        return BagTransforms(self._tree)
 
     def __len__(self) -> int:
         """Images in the bag."""
@@ -137,12 +152,12 @@ class Bag:
                 elif topic == self.topics.image:
                     waiting.append((recorded_ns, stamp, message))
                 else:
-                    scan = self._scan(topic, message)
+                    scan = self._scan(topic, message, camera)
                     source = (topic, message.header.frame_id)
                     sources.add(source)
-                    if messages.stamp_ns(message.header.stamp):
+                    if messages.stamp_ns(message.header.stamp) and topic != self.topics.depth:
                         stamp += round(self.lidar_time_offset_s * 1e9)
-                    scans.add(stamp, scan.points, source, scan.offset_s)
+                    scans.add(stamp, scan.points, source, scan.offset_s, scan.noise_m)
             except _UnusableError as error:
                 self._leave_out(topic, error)
             newest = scans.newest_stamp_ns()
@@ -204,33 +219,30 @@ class Bag:
             self._leave_out(self.topics.image, error)
 
     def _image(self, message: Any, camera: Camera) -> NDArray[np.uint8]:
-        size = (camera.height, camera.width)
-        compressed = self._types[self.topics.image] == COMPRESSED
-        if not compressed and message.height and (message.height, message.width) != size:
-            raise _UnusableError(self._other_size(message.height, message.width, camera))
+        size = (camera.width, camera.height)
         try:
-            if not compressed:
-                image: NDArray[np.uint8] = messages.image_to_rgb(message)
-            elif "compressedDepth" in message.format:
-                raise _UnusableError("it is a depth image: name the camera's with --image-topic")
-            else:
-                data = bytes(memoryview(message.data))
-                height, width = image_size(data, "the image")
-                if (height, width) != size:
-                    raise _UnusableError(self._other_size(height, width, camera))
-                image = decode_image(data, "the image", size=size)
+            if self._types[self.topics.image] == COMPRESSED:
+                if "compressedDepth" in message.format:
+                    raise _UnusableError(
+                        "it is a depth image: name the camera's with --image-topic"
+                    )
+                return messages.compressed_to_rgb(message, self._depth_bits, size)
+            if message.height:
+                messages.check_size(message.width, message.height, size)
+            image = messages.image_to_rgb(message, self._depth_bits)
+            messages.check_size(image.shape[1], image.shape[0], size)
+            return image
+        except messages.OtherSizeError as error:
+            raise _UnusableError(self._other_size(error, camera)) from None
         except _UnusableError:
             raise
         except (Exception, MemoryError) as error:
             why = error if isinstance(error, ValueError) else reason_of(error)
             raise _UnusableError(why) from None
-        if image.shape[:2] != size:
-            raise _UnusableError(self._other_size(image.shape[0], image.shape[1], camera))
-        return image
 
-    def _other_size(self, height: int, width: int, camera: Camera) -> str:
+    def _other_size(self, found: messages.OtherSizeError, camera: Camera) -> str:
         return (
-            f"{self.topics.image} is {width}x{height} but {self.topics.camera_info}"
+            f"{self.topics.image} is {found.width}x{found.height} but {self.topics.camera_info}"
             f" {camera.width}x{camera.height}: name the camera_info that belongs to the image with"
             " --camera-info-topic."
         )
@@ -247,36 +259,61 @@ class Bag:
         camera_frame = message.header.frame_id
         found = []
         each: list[SourcePoints] = []
+        echoes: list[Echo] = []
         since = self._motion(camera_frame, stamp) if self.world_frame else None
         # Points that have moved are worse than fewer points: one turn, unless asked for more.
         limit = self.scans_per_image or (0 if since is None else None)
         for source in sorted(sources):
-            chosen = scans.nearest(stamp, source, limit)
+            registered, echoing = source[0] == self.topics.depth, source[0] == self.topics.range
+            once = 1 if echoing else self.scans_per_image or 1
+            chosen = scans.nearest(stamp, source, once if registered or echoing else limit)
+            share = self._noise.get(source[0], 0.0)
             for scan in chosen:
-                stated = self._extrinsics(camera_frame, source[1], stamp)
+                stated = (
+                    self._registration(camera_frame, source[1])
+                    if registered
+                    else self._extrinsics(camera_frame, source[1], stamp)
+                )
                 seen, lag_s = (scan.points, stated), (scan.stamp_ns - stamp) * 1e-9
                 if since is not None:
                     try:
                         seen, lag_s = moved_scan(scan, stated, since), 0.0
-                        if self.camera_readout_time_s > 0:
+                        if self.camera_readout_time_s > 0 and not registered:
                             shutter = RollingShutter(camera, self.camera_readout_time_s)
                             seen = shutter.seen(*seen, stamp, since), seen[1]
                     except TransformError as error:
                         raise self._no_transform(error, self.world_frame, camera_frame) from None
-                if scan.stamp_ns == chosen[0].stamp_ns:
+                age_s = ages(scan, stamp)
+                if echoing:
+                    echoes.append(Echo.of(*seen, share, float(age_s[0])))
+                    continue
+                if scan.stamp_ns == chosen[0].stamp_ns and not share and scan.noise_m is None:
                     each.append(SourcePoints("/".join(source), *seen, stated, lag_s))
-                found.append((seen[0], ages(scan, stamp), seen[1]))
+                found.append((seen[0], age_s, seen[1], noise(scan, share)))
         pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
         if len(found) == 1:
-            points, age_s, T_camera_lidar = found[0]
-            return FrameInput(
-                image, camera, points, T_camera_lidar, age_s, stamp, pose, sources=tuple(each)
-            )
-        in_camera = [transform(T, points).astype(np.float32) for points, _, T in found]
-        none = np.empty((0, 3), np.float32)
-        age_s = np.concatenate([none[:, 0], *(age_s for _, age_s, _ in found)])
-        points = np.concatenate([none, *in_camera])
-        return FrameInput(image, camera, points, np.eye(4), age_s, stamp, pose, sources=tuple(each))
+            points, age_s, T_camera_lidar, noise_m = found[0]
+        else:
+            in_camera = [transform(T, points).astype(np.float32) for points, _, T, _ in found]
+            none = np.empty((0, 3), np.float32)
+            age_s = np.concatenate([none[:, 0], *(age_s for _, age_s, _, _ in found)])
+            noise_m = np.concatenate([none[:, 0], *(noise_m for *_, noise_m in found)])
+            points, T_camera_lidar = np.concatenate([none, *in_camera]), np.eye(4)
+        return FrameInput(
+            image, camera, points, T_camera_lidar, age_s, stamp, pose, noise_m=noise_m,
+            sources=tuple(each), echoes=tuple(echoes),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _noise(self) -> dict[str, float]:
+        """Topic -> declared noise of its points, as a share of their distance."""
+        named = vars(self.topics)
+        return {named[name]: share for name, share in self.noise.items() if named[name]}
+
+    def _registration(self, camera_frame: str, frame: str) -> NDArray[np.float64]:
+        if frame.lstrip("/") != camera_frame.lstrip("/"):
+            raise _UnusableError(messages.not_registered(frame, camera_frame), damaged=False)
+        return np.eye(4)
 
     def _motion(self, camera_frame: str, now_ns: int) -> Callable[[int], NDArray[np.float64]]:
         """What gives T_now_then (4, 4) of the camera by a time in ns, or raises TransformError."""
@@ -324,10 +361,15 @@ class Bag:
             raise _UnusableError(error) from None
         return camera
 
-    def _scan(self, topic: str, message: Any) -> messages.LidarScan:
+    def _scan(self, topic: str, message: Any, camera: Camera) -> messages.LidarScan:
         try:
             with np.errstate(all="ignore"):
-                scan: messages.LidarScan = messages.lidar_scan(message)
+                if topic == self.topics.depth:
+                    scan: messages.LidarScan = messages.depth_image_scan(message, camera)
+                elif topic == self.topics.range:
+                    scan = messages.range_scan(message)
+                else:
+                    scan = messages.lidar_scan(message)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
         if scan.unknown_times and self.world_frame:
@@ -349,14 +391,19 @@ class Bag:
             camera_info = self._only("camera-info", beside or candidates, "camera_info")
         points = self._named("points", self.topics.points, (CLOUD,))
         scan = self._named("scan", self.topics.scan, (SCAN,))
-        if not points and not scan:
+        others = [
+            self._named("landmarks", self.topics.landmarks, (CLOUD,)),
+            self._named("depth", self.topics.depth, (IMAGE,)),
+            self._named("range", self.topics.range, (RANGE,)),
+        ]
+        if not (points or scan or any(others)):
             clouds = [t for t, kind in self._types.items() if kind == CLOUD]
             scans = [t for t, kind in self._types.items() if kind == SCAN]
             if clouds or not scans:
                 points = self._only("points", clouds, "LiDAR (PointCloud2 or LaserScan)")
             else:
                 scan = self._only("scan", scans, "LaserScan")
-        return BagTopics(image, camera_info, points, scan)
+        return BagTopics(image, camera_info, points, scan, *others)
 
     def _named(self, option: str, name: str, kinds: tuple[str, ...]) -> str:
         """The topic the user named, checked; "" when none was named."""
@@ -488,6 +535,28 @@ def _type_store() -> Any:
     except ImportError:
         raise BagError("Reading a bag needs rosbags: pip install rosbags.") from None
     return get_typestore(Stores.ROS2_JAZZY)
+
+
+class BagTransforms:
+    """The TF of an opened bag, for what asks a node's."""
+
+    def __init__(self, tree: TransformTree) -> None:
+        self._tree = tree
+
+    def lookup(
+        self, target: str, source: str, stamp_ns: int | None
+    ) -> tuple[NDArray[np.float64], int]:
+        """See TransformSource."""
+        try:
+            if stamp_ns is not None:
+                return self._tree.look_up(target, source, stamp_ns), stamp_ns
+            newest_ns = self._tree.newest_ns(target, source)
+            return self._tree.look_up(target, source, newest_ns), newest_ns
+        except TransformError as error:
+            raise NoTransformError(str(error)) from None
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class BagFrames:

@@ -12,18 +12,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from sensor_msgs.msg import Image, LaserScan, PointCloud2
+from sensor_msgs.msg import Image, LaserScan, PointCloud2, Range
 
 from depth_node.frame import SourcePoints
+from depth_node.geometry.echoes import Echo
 from depth_node.geometry.rigid import transform
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import ScanBuffer
-from depth_node.geometry.scan_motion import ages, moved_scan
+from depth_node.geometry.scan_motion import ages, moved_scan, noise
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
-from depth_node.ros.messages import LidarScan, brief, lidar_scan
+from depth_node.ros.messages import LidarScan, brief, lidar_scan, not_registered
 from depth_node.ros.motion import CameraMotion
 
-LidarMessage: TypeAlias = "PointCloud2 | LaserScan | Image"
+LidarMessage: TypeAlias = "PointCloud2 | LaserScan | Image | Range"
 SourceKey: TypeAlias = "tuple[str, str]"  # topic and frame
 
 _MOST_WAITING = 64  # messages of a LiDAR that is faster than anything here needs
@@ -69,7 +70,8 @@ class LidarPoints:
 
     points: (N, 3) float32 metres, T_camera_lidar: (4, 4), age_s: (N,) seconds between points and
     image. trouble: why there are no points or not all of them, empty if all is well; kind: which
-    trouble it is. sources: the scan of each LiDAR that is nearest to the image.
+    trouble it is. sources: the scan of each LiDAR that is nearest to the image. echoes: of sensors
+    that measure one distance in a cone.
     """
 
     points: npt.NDArray[np.floating]
@@ -79,6 +81,7 @@ class LidarPoints:
     kind: str = ""
     sources: tuple[SourcePoints, ...] = ()
     noise_m: float | npt.NDArray[np.float32] = 0.0
+    echoes: tuple[Echo, ...] = ()
 
 
 @dataclass
@@ -130,6 +133,8 @@ class LidarInput:
         """Topic -> declared noise of its points, as a share of their distance."""
         self.registered: frozenset[str] = frozenset()
         """Topics whose points are in the camera's own frame: depth images."""
+        self.echoing: frozenset[str] = frozenset()
+        """Topics whose points are the cap of a cone on which an echo lies."""
         self._max_scan_age_s = max_scan_age_s
         self._refused = refused
         self._warned = warned
@@ -208,23 +213,24 @@ class LidarInput:
         ages_s: list[npt.NDArray[np.float32]] = []
         noises_m: list[npt.NDArray[np.float32]] = []
         sources: list[SourcePoints] = []
+        echoes: list[Echo] = []
         since = None if motion is None else motion.until(camera_frame, stamp_ns)
         trouble, kind = "", ""
         limit = self.scans_per_image or (0 if motion is None else None)
         for key, offset_s in clocks.items():
             frame = key[1]
-            registered = key[0] in self.registered
-            # Each depth image shows all that the one before it did.
-            scans = self._buffer.nearest(
-                stamp_ns, key, self.scans_per_image or 1 if registered else limit
-            )
+            registered, echoing = key[0] in self.registered, key[0] in self.echoing
+            # Each depth image shows all that the one before it did, and each echo is of all its
+            # cone.
+            once = 1 if echoing else self.scans_per_image or 1
+            scans = self._buffer.nearest(stamp_ns, key, once if registered or echoing else limit)
             if offset_s is not None and (not scans or abs(offset_s) > _CLOCK_CERTAIN_S):
                 trouble, kind = self._clock_sentence(key, offset_s), "clock"
                 continue
             if not scans:
                 continue
             if registered and frame.lstrip("/") != camera_frame.lstrip("/"):
-                trouble, kind = _not_registered(frame, camera_frame), "registration"
+                trouble, kind = not_registered(frame, camera_frame), "registration"
                 continue
             try:
                 T = np.eye(4) if registered else self.extrinsics.find(camera_frame, frame, stamp_ns)
@@ -244,23 +250,30 @@ class LidarInput:
                         if scan.stamp_ns != scans[0].stamp_ns and not self.scans_per_image:
                             continue
                 share = self.relative_noise.get(key[0], 0.0)
+                if echoing:
+                    echoes.append(Echo.of(*seen, share, float(ages(scan, stamp_ns)[0])))
+                    continue
                 # The edges of radar echoes and landmarks do not tell where their sensor is.
-                if scan.stamp_ns == scans[0].stamp_ns and not share:
+                if scan.stamp_ns == scans[0].stamp_ns and not share and scan.noise_m is None:
                     sources.append(SourcePoints("/".join(key), *seen, T, lag_s))
                 found.append(seen)
-                noises_m.append(_noise_m(scan.points, share))
+                noises_m.append(noise(scan, share))
                 ages_s.append(ages(scan, stamp_ns))
         if not found:
             empty = np.empty((0, 3), np.float32)
-            if not trouble:
+            if not trouble and not echoes:
                 trouble, kind = self._why_none(stamp_ns, list(clocks))
-            return LidarPoints(empty, np.eye(4), empty[:, 0], trouble, kind)
+            return LidarPoints(empty, np.eye(4), empty[:, 0], trouble, kind, echoes=tuple(echoes))
         if len(found) == 1:
-            return LidarPoints(*found[0], ages_s[0], trouble, kind, tuple(sources), noises_m[0])
+            return LidarPoints(
+                *found[0], ages_s[0], trouble, kind, tuple(sources), noises_m[0], tuple(echoes)
+            )
         in_camera = np.concatenate([transform(T, points) for points, T in found])
         joined = np.concatenate(ages_s)
         noise_m = np.concatenate(noises_m)
-        return LidarPoints(in_camera, np.eye(4), joined, trouble, kind, tuple(sources), noise_m)
+        return LidarPoints(
+            in_camera, np.eye(4), joined, trouble, kind, tuple(sources), noise_m, tuple(echoes)
+        )
 
     def clear(self) -> None:
         """Forget every scan and every source."""
@@ -289,7 +302,7 @@ class LidarInput:
                     continue
                 if scan.unknown_times and moving:
                     self._warn_once(key, scan.unknown_times)
-                self._buffer.add(scan_ns, scan.points, key, scan.offset_s)
+                self._buffer.add(scan_ns, scan.points, key, scan.offset_s, scan.noise_m)
         self._buffer.retain(waiting)
         return clocks
 
@@ -360,21 +373,7 @@ class LidarInput:
         )
 
 
-def _not_registered(frame: str, camera_frame: str) -> str:
-    return (
-        f"the depth image is in frame {brief(frame)!r} but the image in {brief(camera_frame)!r}: it"
-        " must be registered to the camera; depth_image_proc's register node makes such a depth"
-        " image"
-    )
-
-
-def _noise_m(points: npt.NDArray[np.floating], share: float) -> npt.NDArray[np.float32]:
-    """(N,) m, a share of the distance of points (N, 3) from their sensor."""
-    if not share:
-        return np.zeros(len(points), np.float32)
-    noise_m: npt.NDArray[np.float32] = np.float32(share) * np.linalg.norm(points, axis=1)
-    return noise_m.astype(np.float32)
-
-
 def _size(message: LidarMessage) -> int:
+    if isinstance(message, Range):
+        return 4
     return 4 * len(message.ranges) if isinstance(message, LaserScan) else len(message.data)

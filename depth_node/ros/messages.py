@@ -20,10 +20,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from builtin_interfaces.msg import Time
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, PointField
+from sensor_msgs.msg import (
+    CameraInfo,
+    CompressedImage,
+    Image,
+    LaserScan,
+    PointCloud2,
+    PointField,
+    Range,
+)
 from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.echoes import echo_cap
 from depth_node.geometry.point_times import (
     LONGEST_SCAN_S,
     TIME_FIELDS,
@@ -33,6 +42,14 @@ from depth_node.geometry.point_times import (
 )
 from depth_node.geometry.sparse_depth import scan_to_points, valid_ranges
 from depth_node.geometry.thinning import spread_pixels
+from depth_node.image_files import (
+    ImageError,
+    TooLargeError,
+    bits_in_use,
+    decode,
+    look_through,
+    scaled_to_8_bits,
+)
 from depth_node.obstacles import SCAN_STEP_RAD, Obstacles, scan_ranges
 
 IMAGE_LAYOUTS: dict[str, tuple[str, int]] = {  # encoding -> NumPy type, channels
@@ -76,11 +93,12 @@ _SEMI_PLANAR = {  # encoding -> OpenCV's conversion, rows of bytes for every row
     "nv21": (cv2.COLOR_YUV2RGB_NV21, 1.5),
     "nv24": (None, 3.0),
 }
+NOISE_FIELDS = ("std", "stddev", "range_std", "rangeSTD")
+"""Fields of a PointCloud2 that are the standard deviation of each point's distance in metres."""
+
 _UNTYPED = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8"}  # OpenCV's order, as cv_bridge has it
 _PLAIN_NUMBERS = re.compile(r"^(8|16|32|64)[USF]C\d*$")
-_MOST_JPEG_SCANS = 100  # of a progressive one, each of which is a pass over the image; 10 is usual
 _MOST_DEPTH_POINTS = 20_000  # of a depth image; more change nothing but the time of the fit
-_LARGEST_IMAGE_PX = 1 << 26  # 67 megapixels: more than any camera that a robot carries
 _FIELD_TYPES = {
     PointField.INT8: "i1",
     PointField.UINT8: "u1",
@@ -109,6 +127,14 @@ XYZ_RESIDUAL = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("residual", "f4
 
 class MessageError(ValueError):
     """A message that contradicts itself or cannot be read; one sentence with cause and cure."""
+
+
+class OtherSizeError(MessageError):
+    """An image that is not of the size of its camera_info, in pixels."""
+
+    def __init__(self, sentence: str, width: int, height: int) -> None:
+        super().__init__(sentence)
+        self.width, self.height = width, height
 
 
 def brief(text: str, length: int = 80) -> str:
@@ -170,8 +196,7 @@ class BitDepth:
 
     def to_8_bits(self, pixels: npt.NDArray[np.integer], name: str) -> npt.NDArray[np.uint8]:
         """The same pixels as uint8, by the bits in use."""
-        needed = int(pixels.max(initial=0)).bit_length()
-        self.bits = max(self.bits, needed + needed % 2)
+        self.bits = max(self.bits, bits_in_use(pixels))
         if self.bits != self._told:
             self._told = self.bits
             if self.bits < 16:
@@ -181,7 +206,7 @@ class BitDepth:
                     f" {self.bits} bits: let the driver fill 16 bits or publish mono8 or rgb8 if"
                     " the brightness is wrong",
                 )
-        return (pixels >> (self.bits - 8)).astype(np.uint8)
+        return scaled_to_8_bits(pixels, self.bits)
 
 
 def image_to_rgb(message: Image, depth: BitDepth | None = None) -> npt.NDArray[np.uint8]:
@@ -228,8 +253,8 @@ def compressed_to_rgb(
 ) -> npt.NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB image of a JPEG or PNG.
 
-    size: width and height that it must have. They are read from the file's header first, so that a
-    small file that claims to be a huge image costs nothing.
+    size: width and height that it must have, OtherSizeError otherwise. They are read from the
+    file's header first, so that a small file that claims to be a huge image costs nothing.
     """
     depth = depth or BitDepth()
     plain = message.format.partition(";")[0].strip()
@@ -238,82 +263,32 @@ def compressed_to_rgb(
             f"compressed image format {brief(message.format)!r} is a depth image or plain numbers;"
             " subscribe to the compressed image of the camera"
         )
-    data = bytes(message.data)
-    header = _png_header(data) or _jpeg_header(data)
-    unreadable = (
-        f"compressed image of {len(data)} bytes, format {brief(message.format)!r}, is not readable"
-        " as JPEG or PNG; check the publisher"
-    )
-    if header is None:
-        raise MessageError(unreadable)
-    width, height, deep = header
-    if size is not None:
-        check_size(width, height, size)
-    if width * height > _LARGEST_IMAGE_PX:
-        raise MessageError(
-            f"compressed image is {width}x{height}, more than {_LARGEST_IMAGE_PX >> 20} megapixels:"
-            " check the publisher"
-        )
-    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MOST_JPEG_SCANS:
-        raise MessageError(
-            f"compressed image is a JPEG of more than {_MOST_JPEG_SCANS} scans, too many"
-            " to read in time; check the publisher"
-        )
-    # The pixels stay where the calibration has them, whatever an EXIF orientation says.
-    flags = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise MessageError(unreadable) from error
-    if image is None or image.size == 0:
-        raise MessageError(unreadable)
-    if image.dtype == np.uint16:
-        image = image[..., :3] if image.ndim == 3 else image
-        image = depth.to_8_bits(np.asarray(image, np.uint16), "16-bit PNG")
-    if image.ndim == 2:
-        return _convert(image, cv2.COLOR_GRAY2RGB, "compressed image")
-    code = cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB
-    return _convert(image, code, "compressed image")
+        image = look_through(bytes(message.data))
+        if size is not None:
+            check_size(image.width, image.height, size)
+        pixels = decode(image)
+    except ImageError as error:
+        if size is not None and isinstance(error, TooLargeError):
+            check_size(error.width, error.height, size)
+        raise MessageError(
+            f"compressed image of {len(message.data)} bytes, format {brief(message.format)!r}, is"
+            f" not readable as JPEG or PNG ({error}); check the publisher"
+        ) from error
+    if pixels.dtype == np.uint16:
+        return depth.to_8_bits(np.asarray(pixels, np.uint16), "16-bit PNG")
+    return np.asarray(pixels, np.uint8)
 
 
 def check_size(width: int, height: int, size: tuple[int, int]) -> None:
-    """Raises MessageError unless an image has the size that camera_info says."""
+    """Raises OtherSizeError unless an image has the size that camera_info says."""
     if (width, height) != size:
-        raise MessageError(
+        raise OtherSizeError(
             f"the image is {width}x{height} but camera_info is for {size[0]}x{size[1]}: let both"
-            " come from one driver at one size, or remap camera_info to the one of this image"
+            " come from one driver at one size, or remap camera_info to the one of this image",
+            width,
+            height,
         )
-
-
-def _png_header(data: bytes) -> tuple[int, int, bool] | None:
-    """Width, height and whether it has 16 bits, of a PNG; None of anything else."""
-    if len(data) < 26 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
-        return None
-    width, height, bits = struct.unpack_from(">IIB", data, 16)
-    return width, height, bits == 16
-
-
-def _jpeg_header(data: bytes) -> tuple[int, int, bool] | None:
-    """Width, height and False, of a JPEG; None of anything else."""
-    if data[:3] != b"\xff\xd8\xff":
-        return None
-    at = 2
-    while at + 9 <= len(data):
-        marker = data[at + 1]
-        if data[at] != 0xFF:
-            return None
-        if marker == 0xFF:  # a filling byte
-            at += 1
-        elif marker in (0x01, *range(0xD0, 0xD9)):  # markers without a length
-            at += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame's header
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return width, height, False
-        elif marker == 0xDA:  # the pixels begin, and no header has come
-            return None
-        else:
-            at += 2 + max(2, int(struct.unpack_from(">H", data, at + 2)[0]))
-    return None
 
 
 def _semi_planar_to_rgb(message: Image) -> npt.NDArray[np.uint8]:
@@ -421,12 +396,15 @@ class LidarScan:
 
     points: (N, 3) metres in its frame. offset_s: (N,) seconds from header.stamp (from the time of
     arrival, where that is 0) to the time of each point, None where all are at the stamp or nothing
-    is known. unknown_times: why times that are there are not used, or "".
+    is known. unknown_times: why times that are there are not used, or "". noise_m: (N,) m, standard
+    deviation that the message declares of each point's distance, 0 where it declares none; None
+    where it declares none at all.
     """
 
     points: npt.NDArray[np.float32]
     offset_s: npt.NDArray[np.float32] | None
     unknown_times: str = ""
+    noise_m: npt.NDArray[np.float32] | None = None
 
 
 def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
@@ -435,6 +413,7 @@ def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
         points = scan_message_to_points(message)
         return LidarScan(points, _ray_times(message, len(points)))
     points = cloud_to_points(message)
+    noise_m = _declared_noise(message) if len(points) else None
     unknown = ""
     for field in message.fields if len(points) else ():
         if split_name(field.name)[0] not in TIME_FIELDS:
@@ -444,10 +423,47 @@ def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
             values = _column(message, field, kind).reshape(-1)
             native = values.astype(kind[1:], copy=False)
             stamp = stamp_ns(message.header.stamp)
-            return LidarScan(points, seconds_from_stamp(native, brief(field.name), stamp))
+            offset_s = seconds_from_stamp(native, brief(field.name), stamp)
+            return LidarScan(points, offset_s, noise_m=noise_m)
         except (MessageError, UnknownTimesError) as error:
             unknown = unknown or str(error)
-    return LidarScan(points, None, unknown)
+    return LidarScan(points, None, unknown, noise_m)
+
+
+def _declared_noise(message: PointCloud2) -> npt.NDArray[np.float32] | None:
+    """(N,) m of the first field of NOISE_FIELDS, 0 where it says nothing; None without any.
+
+    Raises MessageError for a field that is there and is no number of metres.
+    """
+    field = next((field for field in message.fields if field.name in NOISE_FIELDS), None)
+    if field is None:
+        return None
+    kind = _field_kind(message, field)
+    if kind[1] != "f":
+        raise MessageError(
+            f"point cloud field {field.name!r} has the integer type {_TYPE_NAMES[kind[1:]]}, whose"
+            " unit is not known; publish the standard deviation in metres as FLOAT32"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        declared = _column(message, field, kind).reshape(-1).astype(np.float32)
+        return np.where((declared > 0) & np.isfinite(declared), declared, np.float32(0))
+
+
+def range_scan(message: Range) -> LidarScan:
+    """The cap (N, 3) of a Range's cone on which its echo lies, x along the axis; none without echo.
+
+    The distance is that of the nearest surface in the cone, wherever in it that is. REP 117: -Inf
+    is too near to measure and +Inf no echo; a sensor that only says whether something is nearer
+    than a fixed distance (min_range equals max_range) measures none. Raises MessageError.
+    """
+    low, high, angle = message.min_range, message.max_range, message.field_of_view
+    if not (0 <= low <= high and 0 <= angle < np.pi):
+        raise MessageError(
+            f"range with field_of_view {angle:g} rad, min_range {low:g} m and max_range {high:g} m"
+            " has no meaning; correct the driver"
+        )
+    measured = low < high and low <= message.range <= high and 0 < message.range < np.inf
+    return LidarScan(echo_cap(message.range if measured else None, angle), None)
 
 
 def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
@@ -479,6 +495,15 @@ def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
     rays = camera.resized(width, height).rays()
     with np.errstate(over="ignore"):
         return LidarScan(rays[rows, cols] * z[:, None], None)
+
+
+def not_registered(frame: str, camera_frame: str) -> str:
+    """The sentence on a depth image in another frame than the camera's."""
+    return (
+        f"the depth image is in frame {brief(frame)!r} but the image in {brief(camera_frame)!r}: it"
+        " must be registered to the camera; depth_image_proc's register node makes such a depth"
+        " image"
+    )
 
 
 def _ray_times(message: LaserScan, count: int) -> npt.NDArray[np.float32] | None:

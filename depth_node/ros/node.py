@@ -22,7 +22,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, Range
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
@@ -72,7 +72,7 @@ from depth_node.ros.results import (
 from depth_node.ros.shared_topics import SharedTopics
 from depth_node.ros.worker import LatestWorker, Pace
 
-INPUTS = ("image", "camera_info", "points", "scan", "landmarks", "depth")
+INPUTS = ("image", "camera_info", "points", "scan", "landmarks", "depth", "range")
 
 _CLOSE_TIMEOUT_S = 30.0
 _FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
@@ -414,7 +414,7 @@ class DepthNode(GuardedLifecycleNode):
         )
         lidar.time_offset_s = config.lidar_time_offset_s
         lidar.relative_noise = config.relative_noise()
-        lidar.registered = frozenset({"depth"})
+        lidar.registered, lidar.echoing = frozenset({"depth"}), frozenset({"range"})
         return lidar
 
     @staticmethod
@@ -426,6 +426,7 @@ class DepthNode(GuardedLifecycleNode):
             "scan": LaserScan,
             "landmarks": PointCloud2,
             "depth": Image,
+            "range": Range,
         }
         inputs = {"camera_info", *config.lidar_sources}
         image = CompressedImage if config.image_transport == "compressed" else Image
@@ -447,8 +448,9 @@ class DepthNode(GuardedLifecycleNode):
         def take(scan: UnreadScan) -> None:
             self._on_lidar(scan, topic)
 
-        if topic == "depth":  # of this camera alone, which tells where its pixels look
-            read = self._depth_scan
+        readers = {"depth": self._depth_scan, "range": messages.range_scan}
+        if topic in readers:  # of this camera alone, which tells where its pixels look
+            read = readers[topic]
             self._subscribe(kind, topic, lambda message: take(UnreadScan(message, read)))
         elif self._shared_lidars is None:
             self._subscribe(kind, topic, lambda message: take(UnreadScan(message)))
@@ -624,6 +626,7 @@ class DepthNode(GuardedLifecycleNode):
             self._pose(motion, frame, pending.stamp_ns),
             noise_m=points.noise_m,
             sources=points.sources,
+            echoes=points.echoes,
         )
         watch, header = self._watch, pending.message.header
         with watch.frame_at_work() if watch is not None else nullcontext():
@@ -727,6 +730,13 @@ class DepthNode(GuardedLifecycleNode):
             losses = _describe_losses(result)
             trouble = f"none of {len(points.points)} LiDAR points is in the image: {losses}"
             kind = "outside"
+        if not trouble and points.echoes and not used:
+            trouble = (
+                f"none of {len(points.echoes)} echoes on `range` can be used: the whole cone must"
+                " be in the image, and the network no completion network; check its TF and"
+                " field_of_view"
+            )
+            kind = "echoes"
         if fit.status == FitStatus.UNANCHORED:
             trouble, kind = f"{fit.message} {trouble}".strip(), "unanchored"
         if not trouble and fit.status != FitStatus.OK:

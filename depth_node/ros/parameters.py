@@ -151,13 +151,14 @@ class NodeConfig(PipelineConfig):
         ("points", "scan"),
         "Where measured points come from: points (PointCloud2), scan (LaserScan), landmarks"
         " (PointCloud2 of a sensor with much noise: radar, VIO, SLAM), depth (a sparse depth Image,"
-        " registered to the camera); one or several.",
-        choices=("points", "scan", "landmarks", "depth"),
+        " registered to the camera), range (Range: ultrasound, infrared); one or several.",
+        choices=("points", "scan", "landmarks", "depth", "range"),
     )
     landmarks_noise: float = option(
         0.05,
         "Standard deviation of the points on `landmarks`, as a share of their distance: they are"
-        " weighed by it beside the others, and the interval is freed of it.",
+        " weighed by it beside the others, and the interval is freed of it. A field std, stddev,"
+        " range_std or rangeSTD (m) of a cloud says it for each point and wins.",
         minimum=0.001,
         maximum=1.0,
     )
@@ -166,6 +167,12 @@ class NodeConfig(PipelineConfig):
         "Standard deviation of the depth images on `depth`, as a share of the distance; see"
         " landmarks_noise. Data sheets give some 0.02 for stereo at 2 m and 0.01 for time of"
         " flight.",
+        minimum=0.001,
+        maximum=1.0,
+    )
+    range_noise: float = option(
+        0.1,
+        "Standard deviation of the distances on `range`, as a share of them; see landmarks_noise.",
         minimum=0.001,
         maximum=1.0,
     )
@@ -255,7 +262,7 @@ class NodeConfig(PipelineConfig):
         self.fixed_extrinsics()
         if not self.lidar_sources:
             raise ConfigError(
-                "lidar_sources is empty: name points, scan, landmarks, depth or several"
+                "lidar_sources is empty: name points, scan, landmarks, depth, range or several"
             )
         if self.camera_readout_time_s > 0 and not self.world_frame:
             raise ConfigError(
@@ -265,7 +272,11 @@ class NodeConfig(PipelineConfig):
 
     def relative_noise(self) -> dict[str, float]:
         """Topic -> declared noise of its points, as a share of their distance."""
-        return {"landmarks": self.landmarks_noise, "depth": self.depth_noise}
+        return {
+            "landmarks": self.landmarks_noise,
+            "depth": self.depth_noise,
+            "range": self.range_noise,
+        }
 
     def fixed_extrinsics(self) -> npt.NDArray[np.float64] | None:
         """T_camera_lidar (4, 4), or None where TF is to be asked."""

@@ -7,15 +7,19 @@ Without rclpy: the live node publishes these messages, a replay writes them into
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header
 
+from depth_node.calibration.estimate import pose_covariance
+from depth_node.calibration.monitor import Finding, Verdict
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.millimetres import depth_to_millimetres
 from depth_node.monitor import FrameRecord, Report
@@ -34,6 +38,7 @@ FIT = "~/fit"
 REJECTED = "~/rejected"
 OBSTACLES = "~/obstacles"
 OBSTACLE_SCAN = "~/obstacles/scan"
+EXTRINSICS = "~/extrinsics"
 DIAGNOSTICS = "/diagnostics"
 
 OUTPUTS: dict[str, type] = {
@@ -183,3 +188,35 @@ def diagnostics_message(report: Report, node: str, hardware_id: str) -> Diagnost
         values=[KeyValue(key=key, value=value) for key, value in report.values.items()],
     )
     return DiagnosticArray(status=[status])
+
+
+def extrinsics_report(verdicts: Mapping[str, Verdict]) -> tuple[dict[str, str], str]:
+    """Lines for the diagnostics, and a warning or "". verdicts: by LiDAR."""
+    lines: dict[str, str] = {}
+    for name, verdict in verdicts.items():
+        key = "extrinsics" if len(verdicts) < 2 else f"extrinsics of {messages.brief(name)}"
+        lines[key] = verdict.text()
+        if verdict.finding is Finding.WRONG and verdict.T_camera_lidar is not None:
+            numbers = ", ".join(f"{value:.5f}" for value in verdict.T_camera_lidar.ravel())
+            lines[f"{key}: T_camera_lidar proposed"] = f"[{numbers}]"
+    wrong = [name for name, verdict in verdicts.items() if verdict.finding is Finding.WRONG]
+    if not wrong:
+        return lines, ""
+    return lines, (
+        f"where the LiDAR {messages.brief(wrong[0])} is said to be, or when, is"
+        f" {verdicts[wrong[0]].text()}: mount it as it was, or correct T_camera_lidar, TF or"
+        " lidar_time_offset_s (`depth_tools calibrate` on a recording measures them)"
+    )
+
+
+def pose_message(verdict: Verdict, header: Header) -> PoseWithCovarianceStamped:
+    """The pose of the LiDAR in the camera that a verdict proposes; header: of an image."""
+    T, covariance = verdict.T_camera_lidar, verdict.covariance
+    assert T is not None and covariance is not None
+    message = PoseWithCovarianceStamped(header=header)
+    position, orientation = message.pose.pose.position, message.pose.pose.orientation
+    position.x, position.y, position.z = (float(value) for value in T[:3, 3])
+    quaternion = Rotation.from_matrix(T[:3, :3]).as_quat()
+    orientation.x, orientation.y, orientation.z, orientation.w = (float(q) for q in quaternion)
+    message.pose.covariance = np.ravel(pose_covariance(T, covariance))
+    return message

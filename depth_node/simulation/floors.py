@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import invert_rigid, transform
 from depth_node.obstacles import camera_above_ground
 from depth_node.prediction import Prediction
 from depth_node.simulation.primitives import BOX, Material, Primitive, Room
@@ -72,18 +73,15 @@ class FloorWorld:
         self._set = int(self.rng.integers(TEXTURE_SETS))
         self._empty = self._scene(())
 
-    def frame(self, number: int, box: tuple[float, float, float] | None = None) -> FloorFrame:
+    def frame(
+        self, number: int, box: tuple[float, float, float] | None = None, scans: int = 1
+    ) -> FloorFrame:
         """A frame of a drive in a circle at 10 Hz.
 
-        box: distance, offset to the left and edge length in m of a cube before the robot.
+        box: distance, offset to the left and edge length in m of a cube before the robot. scans: of
+        the LiDAR that accumulate, the last ones, moved to now as the node does with `world_frame`.
         """
-        angle = SPEED_M_S / CIRCLE_M * number / RATE_HZ
-        T_world_base = np.eye(4)
-        T_world_base[:2, :2] = [
-            [math.cos(angle), -math.sin(angle)],
-            [math.sin(angle), math.cos(angle)],
-        ]
-        T_world_base[:2, 3] = CIRCLE_M * math.sin(angle), -CIRCLE_M * math.cos(angle)
+        T_world_base = _circle(number)
         scene = self._empty
         if box is not None:
             distance, offset, edge = box
@@ -94,7 +92,13 @@ class FloorWorld:
             )
         T_world_camera = T_world_base @ self.T_base_camera
         view = scene.render(self.camera, T_world_camera, antialias=box is not None)
-        points = scene.lidar(T_world_camera @ T_CAMERA_LIDAR, self.lidar, self.seed + number)
+        T_world_lidar = T_world_camera @ T_CAMERA_LIDAR
+        points = scene.lidar(T_world_lidar, self.lidar, self.seed + number)
+        for earlier in range(number - 1, number - scans, -1):
+            T_world_then = _circle(earlier) @ self.T_base_camera @ T_CAMERA_LIDAR
+            then = scene.lidar(T_world_then, self.lidar, self.seed + earlier)
+            moved = transform(invert_rigid(T_world_lidar) @ T_world_then, then)
+            points = np.concatenate([points, moved.astype(np.float32)])
         frame = FrameInput(
             view.image, self.camera, points, T_CAMERA_LIDAR,
             stamp_ns=round((1 + number / RATE_HZ) * 1e9), T_world_camera=T_world_camera,
@@ -115,6 +119,18 @@ class FloorWorld:
             np.full(3, self._light), self._set, "room", np.zeros(3),
         )  # fmt: skip
         return Scene(room, shadow_px=64)
+
+
+def _circle(number: int) -> F64:
+    """T_world_base (4, 4) of a frame."""
+    angle = SPEED_M_S / CIRCLE_M * number / RATE_HZ
+    T_world_base = np.eye(4)
+    T_world_base[:2, :2] = [
+        [math.cos(angle), -math.sin(angle)],
+        [math.sin(angle), math.cos(angle)],
+    ]
+    T_world_base[:2, 3] = CIRCLE_M * math.sin(angle), -CIRCLE_M * math.cos(angle)
+    return T_world_base
 
 
 def sharp_prediction(view: Rendered, seed: int) -> Prediction:

@@ -182,6 +182,7 @@ def test_no_step_begins_while_a_frame_is_at_work(
     assert background.close(PATIENCE_S)
 
 
+@pytest.mark.slow
 def test_it_spends_its_share_and_no_more(short_walk: RenderedWalk) -> None:
     """Of the CPU time of this process, which is spent by nothing but this test."""
     share = 0.05

@@ -65,6 +65,29 @@ def test_results_as_a_bag_beside_the_input(bag: Path, tmp_path: Path) -> None:
     assert main.main([*arguments, "--out-bag", str(out)]) == 2, "never overwritten"
 
 
+def test_obstacles_of_a_recording(
+    bag: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rosbags.highlevel import AnyReader
+
+    numbers = " ".join(str(value) for value in T_CAMERA_LIDAR.reshape(-1))
+    arguments = ["replay", str(bag), "--t-camera-lidar", numbers, "--images", "0"]
+    out = tmp_path / "a.mcap"
+    height = ["--obstacles", "camera_height_m=0.5", "--obstacles", "max_range_m=20"]
+    assert main.main([*arguments, *height, "--out-bag", str(out)]) == 0
+    with AnyReader([out]) as reader:
+        assert sum(c.topic == "/depth_node/obstacles" for c, _, _ in reader.messages()) == 2
+    capsys.readouterr()
+    base = ["--obstacles", "base_frame=base_link"]
+    assert main.main([*arguments, *base, "--out-bag", str(tmp_path / "b.mcap")]) == 0
+    assert "TF does not tell where the ground is" in capsys.readouterr().out
+    assert main.main([*arguments, *height]) == 2
+    assert "--out-bag" in capsys.readouterr().err
+    folder = ["replay", str(source), "--prediction", "test", "--points", "50", *base]
+    assert main.main([*folder, "--out-bag", str(tmp_path / "c.mcap")]) == 2
+    assert "camera_height_m" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("which", [["--points", "50"], ["--lines", "2"]])
 def test_lines_and_points_of_a_bag(bag: Path, tmp_path: Path, which: list[str]) -> None:
     numbers = " ".join(str(value) for value in T_CAMERA_LIDAR.reshape(-1))

@@ -185,7 +185,7 @@ def test_field_twin_is_the_fields_own_depth(kind: str, monkeypatch: pytest.Monke
     points = points[points != 5 * 80 + 6]
     row, col = np.divmod(points, 80)
     grids: list[np.ndarray] = []
-    resized = depth_node.fitting.field.solve.resized
+    resized = depth_node.fitting.field.base.resized
 
     def caught(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         grids.append(image)
@@ -198,7 +198,7 @@ def test_field_twin_is_the_fields_own_depth(kind: str, monkeypatch: pytest.Monke
         bases.append(fit_base(*given))
         return bases[-1]
 
-    monkeypatch.setattr(depth_node.fitting.field.solve, "resized", caught)
+    monkeypatch.setattr(depth_node.fitting.field.base, "resized", caught)
     monkeypatch.setattr(depth_node.fitting.field.solve, "fit_base", noted)
     found = depth_node.fitting.field.solve.solve(
         Prediction(values, kind), row, col, truth[row, col].astype(np.float64),

@@ -66,3 +66,17 @@ def test_a_transform_holds_for_a_tenth_of_a_second_beyond_its_last_time() -> Non
     tree.look_up("odom", "base", 80_000_000)
     with pytest.raises(TransformError, match="was asked for"):
         tree.look_up("odom", "base", 150_000_000)
+
+
+def test_until_when_a_chain_is_known() -> None:
+    tree = TransformTree()
+    tree.add("base", "mast", np.eye(4))
+    tree.add("mast", "camera", np.eye(4))
+    for stamp_ns in (100, 200):
+        tree.add("odom", "base", np.eye(4), stamp_ns)
+    tree.add("odom", "arm", np.eye(4), 150)
+    assert tree.newest_ns("base", "camera") == 0, "all of it is static"
+    assert tree.newest_ns("odom", "camera") == 200
+    assert tree.newest_ns("arm", "camera") == 150
+    with pytest.raises(TransformError):
+        tree.newest_ns("map", "camera")

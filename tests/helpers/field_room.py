@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from depth_node.fitting import FitConfig, FitResult, fit
 from depth_node.fitting.field.base import fit_base
 from depth_node.fitting.field.features import FieldFeatures
+from depth_node.fitting.field.kernels import kernels
 from depth_node.fitting.field.points import merge_points
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation
 from depth_node.geometry.sparse_depth import SparseDepth
@@ -104,7 +105,7 @@ def room_features(room: Room, points: SparseDepth) -> FieldFeatures:
     rows, cols, depth, age_s = points.rows, points.cols, points.depth, points.age_s
     merged, _ = merge_points(rows, cols, depth, age_s, room.depth.shape)
     base = fit_base(network(room), merged)
-    return FieldFeatures.of(base, merged, room.labels, room.image, 0.5, WHOLE_METHOD)
+    return FieldFeatures.of(base, merged, room.labels, room.image, 0.5, WHOLE_METHOD, kernels())
 
 
 def measured_pixels(features: FieldFeatures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -129,6 +129,35 @@ def bag_reader(path: Path, checked: bool) -> Callable[[], None]:
     return read
 
 
+def image_reader(path: Path) -> Callable[[], None]:
+    from depth_node.image_files import ALL_FORMATS, decode, look_through
+
+    def pixels() -> np.ndarray:
+        return decode(look_through(path.read_bytes(), ALL_FORMATS))
+
+    want = pixels()
+
+    def read() -> None:
+        image = pixels()
+        assert image.dtype == want.dtype and image.ndim == 3
+        if path.suffix == ".png":  # the others have no checksums
+            assert np.array_equal(image, want)
+
+    return read
+
+
+IMAGE_FORMS: dict[str, tuple[type, list[int]]] = {  # name -> type of the pixels, how to write them
+    "image.jpg": (np.uint8, []),
+    "image.progressive.jpg": (np.uint8, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+    "image.restarts.jpg": (np.uint8, [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]),
+    "image.png": (np.uint8, []),
+    "image.deep.png": (np.uint16, []),
+    "image.bmp": (np.uint8, []),
+    "image.webp": (np.uint8, []),
+    "image.tiff": (np.uint8, []),
+}
+
+
 def recording(form: str, folder: Path) -> tuple[Path, Callable[[], None]]:
     """The file of a form in a recording of its own, and what reads the recording."""
     from tests.helpers.recordings import T_CAMERA_LIDAR, BagWriter, scene, write_frame
@@ -144,6 +173,11 @@ def recording(form: str, folder: Path) -> tuple[Path, Callable[[], None]]:
         writer.close()
         (path,) = [p for p in (folder / "bag").iterdir() if p.name != "metadata.yaml"]
         return path, bag_reader(folder / "bag", checked=False)
+    if form in IMAGE_FORMS:
+        kind, settings = IMAGE_FORMS[form]
+        pixels = scene()[0].astype(kind) * kind(1 if kind is np.uint8 else 16)
+        assert cv2.imwrite(str(folder / form), pixels, settings)
+        return folder / form, image_reader(folder / form)
     frame = write_frame(folder / "source" / "frame")
     if form == "rgb.jpg":
         (frame / "rgb.png").unlink()
@@ -172,7 +206,7 @@ def bound_memory() -> None:
 
 
 def read_bounded(path: Path) -> dict[str, object]:
-    """Frames of a recording and the sentences about it."""
+    """Frames of a recording, a bag or a folder of frame folders, and the sentences about it."""
     from depth_node.recordings.files import FrameError
     from depth_node.recordings.frames import is_bag, read_frame
 
@@ -193,11 +227,12 @@ def read_bounded(path: Path) -> dict[str, object]:
             sentences.append(str(error))
     else:
         bound_memory()
-        try:
-            read_frame(path)
-            frames += 1
-        except FrameError as error:
-            sentences.append(str(error))
+        for folder in sorted(path.iterdir()):
+            try:
+                read_frame(folder)
+                frames += 1
+            except FrameError as error:
+                sentences.append(str(error))
     return {"frames": frames, "sentences": sentences, "cpu_s": time.process_time()}
 
 
@@ -211,6 +246,7 @@ def in_a_child(*arguments: object, timeout_s: float = 120) -> dict[str, Any]:
 
 
 def main(form: str, count: int, seed: int, folder: Path) -> dict[str, object]:
+    from depth_node.image_files import ImageError
     from depth_node.recordings.files import FrameError
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -233,6 +269,10 @@ def main(form: str, count: int, seed: int, folder: Path) -> dict[str, object]:
             sentences += 1
             text = str(error)
             assert text.isprintable() and 20 < len(text) <= 1000, text
+        except ImageError as error:  # a part of a sentence
+            sentences += 1
+            text = str(error)
+            assert text.isprintable() and len(text) <= 1000, text
         except BaseException:
             kept = folder / f"mutant_{number}"
             kept.write_bytes(content)

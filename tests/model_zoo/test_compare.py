@@ -37,7 +37,7 @@ def test_pictures(network: Path, tmp_path: Path) -> None:
     assert [tuple(p[0, 0]) for p in chosen] == [(100, 0, 0), (100, 0, 2), (100, 0, 4)]
     assert compare.ComparisonImages.of(folder, manifest, 50).count == 6
     (folder / "deep" / "0.png").write_text("no image")
-    assert "cannot be read as an image" in refusal(lambda: list(chosen))
+    assert "cannot be decoded" in refusal(lambda: list(chosen))
     assert "at least one" in refusal(lambda: compare.ComparisonImages.of(None, manifest, 0))
     rooms = [*compare.ComparisonImages(7, height=32, width=48)]
     assert rooms[0].shape == (32, 48, 3) and rooms[0].dtype == np.uint8

@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from depth_node.recordings.frames import (
     find_frames,
     read_frame,
     split_lines,
+    split_scan,
     split_uniform,
 )
 from tests.helpers.mutants import in_a_child
@@ -233,16 +235,20 @@ def png_of(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + data + part(b"IEND", b"")
 
 
-@pytest.mark.parametrize("name", ["rgb.png", "depth.png", "segmentation_objects.png"])
-@pytest.mark.parametrize("size", [(32000, 32000), (40000, 40000), (2**31 - 1, 2**31 - 1), (0, 5)])
-def test_the_size_of_an_image_is_read_before_the_image(
-    folder: Path, name: str, size: tuple[int, int]
-) -> None:
-    (folder / name).write_bytes(png_of(*size, 16 if name != "rgb.png" else 8, 0))
-    got = in_a_child("read", folder)
+def test_the_size_of_an_image_is_read_before_the_image(folder: Path) -> None:
+    sizes = [(32000, 32000), (40000, 40000), (2**31 - 1, 2**31 - 1), (0, 5)]
+    names = ["rgb.png", "depth.png", "segmentation_objects.png"]
+    cases = [(name, size) for name in names for size in sizes]
+    for number, (name, size) in enumerate(cases):
+        damaged = folder.parent / f"frame_{number + 10}"
+        shutil.copytree(folder, damaged)
+        (damaged / name).write_bytes(png_of(*size, 16 if name != "rgb.png" else 8, 0))
+    shutil.rmtree(folder)
+    got = in_a_child("read", folder.parent)
     assert got["frames"] == 0
-    assert name.partition(".")[0] in got["sentences"][0] or "intrinsics" in got["sentences"][0]
-    assert f"{size[0]}x{size[1]}" in got["sentences"][0]
+    for (name, size), sentence in zip(cases, got["sentences"], strict=True):
+        assert name.partition(".")[0] in sentence or "intrinsics" in sentence
+        assert f"{size[0]}x{size[1]}" in sentence
 
 
 def test_a_large_image_must_fit_its_intrinsics_before_it_is_decoded(folder: Path) -> None:
@@ -258,15 +264,18 @@ def npy_of(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("shape", [(30000, 30000), (2**40, 3), (10**30,), (24, 32)])
-def test_the_shape_of_an_array_is_read_before_the_array(
-    folder: Path, shape: tuple[int, ...]
-) -> None:
+def test_the_shape_of_an_array_is_read_before_the_array(folder: Path) -> None:
     (folder / "depth.png").unlink()
-    with zipfile.ZipFile(folder / "depth.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("depth.npy", npy_of(shape) + bytes(1000))
-    got = in_a_child("read", folder)
-    assert got["frames"] == 0 and "depth.npz" in got["sentences"][0]
+    shapes: list[tuple[int, ...]] = [(30000, 30000), (2**40, 3), (10**30,), (24, 32)]
+    for number, shape in enumerate(shapes):
+        damaged = folder.parent / f"frame_{number + 10}"
+        shutil.copytree(folder, damaged)
+        with zipfile.ZipFile(damaged / "depth.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("depth.npy", npy_of(shape) + bytes(1000))
+    shutil.rmtree(folder)
+    got = in_a_child("read", folder.parent)
+    assert got["frames"] == 0 and len(got["sentences"]) == len(shapes)
+    assert all("depth.npz" in sentence for sentence in got["sentences"])
 
 
 @pytest.mark.parametrize(
@@ -469,3 +478,28 @@ def test_the_real_frames_are_read(shared: Path) -> None:
         assert np.isfinite(frame.truth).any()
         assert frame.labels is not None and frame.labels.min() == 1
     assert frame.points_lidar is not None and len(frame.points_lidar) > 50_000
+
+
+def test_a_planar_scan_hits_what_is_at_its_height(tmp_path: Path) -> None:
+    """A floor 1 m below the camera, and a wall in 4 m with a box before it."""
+    rows, cols = np.mgrid[:60, :80]
+    with np.errstate(divide="ignore"):
+        floor = np.where(rows > 30, 60.0 / (rows - 30), np.inf)
+    depth = np.minimum(floor, 4.0).astype(np.float32)
+    box = (cols > 30) & (cols < 50) & (rows > 20)
+    depth[box] = np.minimum(depth, 2.0)[box]
+    folder = tmp_path / "room/frame"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(folder / "rgb.png"), np.zeros((60, 80, 3), np.uint8))
+    np.savez(folder / "depth.npz", depth=depth)
+    intrinsics = {"fx": 60, "fy": 60, "cx": 40, "cy": 30, "width": 80, "height": 60}
+    (folder / "intrinsics.json").write_text(json.dumps(intrinsics))
+    frame = read_frame(folder)
+    points = split_scan(frame, 0.5).points
+    assert len(np.unique(points.cols)) == len(points) == 80, "one in each column"
+    seen = np.where((points.cols > 30) & (points.cols < 50), 2.0, 4.0)
+    np.testing.assert_allclose(points.depth, seen)
+    height = (points.rows - 30) / 60 * points.depth
+    np.testing.assert_allclose(height, 0.5, atol=4.0 / 60)
+    with pytest.raises(FrameError, match="use another height"):
+        split_scan(frame, 1.5)

@@ -41,8 +41,8 @@ def test_a_recording_holds_every_entity(tmp_path: Path) -> None:
     pytest.importorskip("rerun", reason="rerun-sdk is not installed")
     frame, result = answered()
     with RerunLog(tmp_path / "a.rrd") as log:
-        log.add(frame, result)
-        log.add(frame, result)
+        log.add(frame, result, {})
+        log.add(frame, result, {})
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.rrd"]
     chunks = pytest.importorskip("rerun.chunk")
     recording = chunks.RrdReader(tmp_path / "a.rrd").store()

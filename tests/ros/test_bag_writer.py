@@ -16,13 +16,16 @@ pytest.importorskip("sensor_msgs", reason="the ROS message packages are not inst
 
 from rosbags.highlevel import AnyReader
 
+from depth_node.calibration.monitor import Finding, Verdict
 from depth_node.config import build
 from depth_node.frame import FrameInput, Origin
+from depth_node.obstacles import ObstacleConfig
 from depth_node.pipeline import DepthPipeline, DepthResult, PipelineConfig
 from depth_node.prediction import Prediction
 from depth_node.recordings.files import FrameError
 from depth_node.recordings.replay import ScoredFrame
 from depth_node.ros.bag_writer import BagConfig, ResultBag
+from depth_node.ros.ground import Ground
 from tests.helpers.recordings import CAMERA, T_CAMERA_LIDAR, lidar_of, relative_of, scene
 
 TOPICS = {
@@ -31,12 +34,15 @@ TOPICS = {
     "/depth_node/confidence": "sensor_msgs/msg/Image",
     "/depth_node/points": "sensor_msgs/msg/PointCloud2",
     "/depth_node/fit": "sensor_msgs/msg/PointCloud2",
+    "/depth_node/rejected": "sensor_msgs/msg/PointCloud2",
     "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
 }
 STAMP_NS = 1_700_000_000_123_456_789
 
 
-def answered(number: int = 0, recorded_ns: int | None = None) -> tuple[ScoredFrame, DepthResult]:
+def answered(
+    number: int = 0, recorded_ns: int | None = None
+) -> tuple[ScoredFrame, DepthResult, dict[str, Verdict]]:
     image, depth = scene()
     prediction = Prediction(relative_of(depth), "disparity_affine_invariant")
     stamp_ns = STAMP_NS + number * 100_000_000
@@ -45,7 +51,7 @@ def answered(number: int = 0, recorded_ns: int | None = None) -> tuple[ScoredFra
         origin=Origin("front_optical", recorded_ns),
     )  # fmt: skip
     with DepthPipeline(build(PipelineConfig, {"model": {"path": ""}})) as pipeline:
-        return ScoredFrame("bag", str(number), observed), pipeline.process(observed)
+        return ScoredFrame("bag", str(number), observed), pipeline.process(observed), {}
 
 
 def messages(path: Path) -> dict[str, list[tuple[int, Any]]]:
@@ -59,9 +65,9 @@ def messages(path: Path) -> dict[str, list[tuple[int, Any]]]:
 
 @pytest.mark.parametrize("name", ["result.mcap", "result"])
 def test_a_bag_holds_what_the_node_publishes(tmp_path: Path, name: str) -> None:
-    frame, result = answered(recorded_ns=77_000_000_000)
+    frame, result, _ = answered(recorded_ns=77_000_000_000)
     with ResultBag(tmp_path / name) as bag:
-        bag.add(frame, result)
+        bag.add(frame, result, {})
     assert [entry.name for entry in tmp_path.iterdir()] == [name], "nothing else is left"
     assert (tmp_path / name).is_file() == name.endswith(".mcap")
     found = messages(tmp_path / name)
@@ -88,10 +94,45 @@ def test_a_bag_holds_what_the_node_publishes(tmp_path: Path, name: str) -> None:
     assert values["points used"] == str(len(result.sparse)) and status.level == 0
 
 
+def test_what_is_said_of_the_extrinsics_is_in_the_bag(tmp_path: Path) -> None:
+    frame, result, _ = answered()
+    verdict = Verdict(
+        Finding.WRONG, "wrong by about 1.2 deg (yaw)", correction=np.zeros(7),
+        covariance=np.eye(7), T_camera_lidar=T_CAMERA_LIDAR,
+    )  # fmt: skip
+    with ResultBag(tmp_path / "r.mcap") as bag:
+        for _ in range(2):
+            bag.add(frame, result, {"/points/lidar": verdict})
+    found = messages(tmp_path / "r.mcap")
+    ((_, pose),) = found["/depth_node/extrinsics"]  # said once
+    assert pose.header.frame_id == "front_optical"
+    position = pose.pose.pose.position
+    np.testing.assert_allclose((position.x, position.y, position.z), T_CAMERA_LIDAR[:3, 3])
+    for _, message in found["/diagnostics"]:
+        (status,) = message.status
+        values = {item.key: item.value for item in status.values}
+        assert values["extrinsics"].startswith("wrong by about 1.2 deg (yaw)")
+        assert status.level == 1 and "wrong by about 1.2 deg" in status.message
+
+
+def test_obstacles_are_in_the_bag_where_the_ground_is_known(tmp_path: Path) -> None:
+    frame, result, _ = answered()
+    config = ObstacleConfig(camera_height_m=0.5, max_range_m=20.0)
+    ground = Ground(config, None, 0.1, lambda kind, why: None)
+    with ResultBag(tmp_path / "r.mcap", ground=ground) as bag:
+        bag.add(frame, result, {})
+    found = messages(tmp_path / "r.mcap")
+    ((_, cloud),) = found["/depth_node/obstacles"]
+    view = ground.view(result, CAMERA, "front_optical", STAMP_NS)
+    assert view is not None and cloud.width == len(view.obstacles.points) > 0
+    assert cloud.header.frame_id == "front_optical"
+    assert "/depth_node/obstacles/scan" not in found, "there is no frame to put it into"
+
+
 def test_depth_as_millimetres_and_a_thinner_cloud(tmp_path: Path) -> None:
-    frame, result = answered()
+    frame, result, _ = answered()
     with ResultBag(tmp_path / "r.mcap", BagConfig("16UC1", 8)) as bag:
-        bag.add(frame, result)
+        bag.add(frame, result, {})
     found = messages(tmp_path / "r.mcap")
     depth = found["/depth_node/depth/image_rect"][0][1]
     assert depth.encoding == "16UC1"
@@ -162,7 +203,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_bag(tmp_path: Path) -> None:
-    frame, result = answered()
+    frame, result, _ = answered()
     peaks = []
     with ResultBag(tmp_path / "r.mcap") as bag:
         for count in (20, 200):
@@ -170,7 +211,7 @@ def test_memory_does_not_grow_with_the_bag(tmp_path: Path) -> None:
             for number in range(count):
                 stamp_ns = frame.input.stamp_ns + number * 100_000_000
                 moved = dataclasses.replace(frame.input, stamp_ns=stamp_ns)
-                bag.add(dataclasses.replace(frame, input=moved), result)
+                bag.add(dataclasses.replace(frame, input=moved), result, {})
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[1] < peaks[0] + 3e6, peaks
@@ -178,10 +219,10 @@ def test_memory_does_not_grow_with_the_bag(tmp_path: Path) -> None:
 
 
 def test_a_frame_without_a_stamp_gets_one(tmp_path: Path) -> None:
-    frame, result = answered()
+    frame, result, _ = answered()
     still = dataclasses.replace(frame.input, stamp_ns=None, origin=Origin())
     with ResultBag(tmp_path / "r.mcap") as bag:
-        bag.add(dataclasses.replace(frame, input=still), result)
-        bag.add(dataclasses.replace(frame, input=still), result)
+        bag.add(dataclasses.replace(frame, input=still), result, {})
+        bag.add(dataclasses.replace(frame, input=still), result, {})
     times = [recorded for recorded, _ in messages(tmp_path / "r.mcap")["/depth_node/fit"]]
     assert times == [100_000_000, 200_000_000]

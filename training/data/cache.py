@@ -163,7 +163,7 @@ class Cache:
             raise self._damaged(key, f"it holds no {kind}")
         path = self._path(key, ".png")
         try:
-            stored = decode(content(path), cv2.IMREAD_UNCHANGED)
+            stored = decode(content(path))
         except Exception as error:
             raise self._damaged(key, f"its image is not readable: {one_line(error)}") from error
         if stored.dtype != np.uint16 or stored.ndim != 2:

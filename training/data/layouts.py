@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.geometry.camera import Camera
-from depth_node.recordings.frames import IMAGE_FILES, IMAGE_SUFFIXES, find_frames, read_frame
-from training.data.files import LARGEST_PX, below, check_size, content, decode, read_image, reading
+from depth_node.image_files import LARGEST_PX
+from depth_node.recordings.frames import IMAGE_SUFFIXES, find_frames, read_frame
+from training.data.files import below, content, decode, read_image, reading
 from training.data.samples import F32, U8, DataError, Item, Sample
 
 
@@ -34,7 +35,7 @@ def read_depth_png(path: Path, per_metre: float) -> F32:
     Raises DataError for a damaged file or another type.
     """
     with reading(path):
-        stored = decode(content(path), cv2.IMREAD_UNCHANGED)
+        stored = decode(content(path))
         if stored.dtype != np.uint16 or stored.ndim != 2:
             raise ValueError(f"{stored.dtype} with {stored.ndim} dimensions instead of one uint16")
         return (stored / np.float32(per_metre)).astype(np.float32)
@@ -143,13 +144,6 @@ def _find_frames(folder: Path, split: str, lines: Sequence[ListLine]) -> list[It
 
 
 def _read_frame(item: Item) -> Sample:
-    for name in IMAGE_FILES:
-        if (item.image / name).exists():
-            check_size(item.image / name)
-            if not name.endswith(".png"):
-                read_image(item.image / name)  # refuses a cut JPEG
-    if (item.image / "depth.png").exists():
-        check_size(item.image / "depth.png")
     frame = read_frame(item.image)
     return Sample(item.name, frame.image, frame.depth, frame.camera, frame.labels)
 

@@ -14,17 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from depth_node import config
 from depth_node.geometry.camera import Camera
 from depth_node.simulation.renderer import Scene, camera_path
 from depth_node.simulation.rooms import STYLES
-from training.data.files import read_counts, reading
+from training.data.files import read_counts, read_image, reading
 from training.data.pool import SHADOW_PX
 from training.data.samples import F32, F64, U8, DataError
 
@@ -228,12 +226,12 @@ class Recording(Clip):
 
     def view(self, index: int, height: int, width: int) -> View:
         """A frame from disk; DataError for a file that cannot be read."""
-        image = _read(self.images[index], cv2.IMREAD_COLOR)
+        image = read_image(self.images[index])
         rows, columns = image.shape[:2]
         camera = Camera.from_matrix(self.K, width=columns, height=rows).resized(width, height)
         shrinks = height <= rows and width <= columns
         small = cv2.resize(
-            cv2.cvtColor(image, cv2.COLOR_BGR2RGB),
+            image,
             (width, height),
             interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
         )
@@ -248,7 +246,7 @@ class Recording(Clip):
         path = self.depths[index]
         if path is None:
             return None
-        stored = _read(path, cv2.IMREAD_UNCHANGED)
+        stored = read_counts(path)
         if stored.ndim != 2 or stored.dtype != np.uint16:
             raise DataError(
                 f"{path} is {stored.dtype} of shape {stored.shape}: depth must be a PNG of one"
@@ -258,10 +256,6 @@ class Recording(Clip):
         metres = near.astype(np.float32) / np.float32(self.units_per_m)
         metres[near == 0] = np.nan
         return metres
-
-
-def _read(path: Path, flags: int) -> NDArray[np.integer]:
-    return cast("NDArray[np.integer]", read_counts(path, flags))
 
 
 def _numbers(path: Path, content: str) -> F64:

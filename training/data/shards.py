@@ -18,7 +18,6 @@ import math
 import tarfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from depth_node.geometry.camera import Camera
@@ -69,14 +68,14 @@ def _read(item: Item) -> Sample:
         image = decode_rgb(content(end))
         depth = masks = None
         if "depth.png" in parts:
-            counts = decode(content("depth.png"), cv2.IMREAD_UNCHANGED)
+            counts = decode(content("depth.png"))
             step = _number(about["depth_step_m"])
             if counts.dtype != np.uint16 or counts.ndim != 2 or not step > 0:
                 raise ValueError(f"{item.name}.depth.png is no depth in steps above 0")
             known = np.where(counts > 0, counts * step, np.nan)
             depth = known.astype(np.float32)
         if "masks.png" in parts:
-            masks = decode(content("masks.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
+            masks = decode(content("masks.png")).astype(np.int32)
         camera = None
         if "camera" in about:
             stored = about["camera"]

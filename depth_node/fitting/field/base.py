@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.fitting.field.lattice import Floats, Map
+from depth_node.fitting.field.image_loops import UNCHANGED, MetresLine, reduced
+from depth_node.fitting.field.kernels import FieldKernels
+from depth_node.fitting.field.lattice import Floats, Integers, Map, resized
 from depth_node.fitting.field.points import MergedPoints
 from depth_node.fitting.robust import HUBER, MAD_TO_STD, TUKEY
 from depth_node.metrics import NORMAL_95
@@ -18,6 +20,7 @@ from depth_node.prediction import Prediction
 
 ROBUST_STEPS = 6
 MAX_LINE_POINTS = 2000  # more points determine two numbers no better
+MISFIT_SHARES = np.geomspace(1.0, 1 / 64, 13).astype(np.float64)  # 3 dB apart
 RANGE_FACTOR = 3.0  # B stays within the points' 2 to 98 % range widened by this factor
 
 
@@ -34,29 +37,29 @@ class BaseLine:
     nearest: float
     farthest: float
 
-    def metres(self, values: Map) -> Map:
-        """(h, w) m of a network's values."""
-        out: Map = values * np.float32(self.scale)
-        out += np.float32(self.shift)
+    def line(self) -> MetresLine:
+        """The line in the space of metres or of their reciprocal; of log metres it gives these."""
         bottom, top = self.nearest, self.farthest
         if self.kind == "disparity":
             bottom, top = 1 / self.farthest, 1 / self.nearest
         elif self.kind == "log":
             bottom, top = math.log(self.nearest), math.log(self.farthest)
-        np.clip(out, np.float32(bottom), np.float32(top), out=out)
-        if self.kind == "disparity":
-            np.reciprocal(out, out=out)
-        elif self.kind == "log":
-            np.exp(out, out=out)
-        return out
+        scale, shift, low, high = np.array([self.scale, self.shift, bottom, top], np.float32)
+        return MetresLine(scale, shift, low, high, inverse=self.kind == "disparity")
+
+    def metres(self, values: Map) -> Map:
+        """(h, w) m of a network's values."""
+        out = self.line().metres(values)
+        return np.exp(out, out=out) if self.kind == "log" else out
 
 
 @dataclass(frozen=True)
 class Base:
     """The network's map in metres by one line: z, 1/z or log z = scale v + shift.
 
-    kind: depth, disparity or log. nearest, farthest: m, the map keeps within. map: (H, W) float32
-    m, finite everywhere. unknown: (H, W) bool where the network gave nothing, or None.
+    kind, scale, shift; nearest, farthest (m, the map keeps within): of the line. values: (H, W)
+    float32 that a line makes metres of, finite everywhere: the network's, or metres where it gives
+    log depth. to_metres: that line. unknown: (H, W) bool where the network gave nothing, or None.
     """
 
     kind: str
@@ -64,8 +67,34 @@ class Base:
     shift: float
     nearest: float
     farthest: float
-    map: Map
+    values: Map
+    to_metres: MetresLine
     unknown: NDArray[np.bool_] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return self.values.shape[0], self.values.shape[1]
+
+    @property
+    def map(self) -> Map:
+        """(H, W) m. It is computed anew."""
+        return self.to_metres.metres(self.values)
+
+    def at(self, rows: Integers, cols: Integers) -> Map:
+        """(n,) m at pixels (n,)."""
+        return self.to_metres.metres(self.values[rows, cols])
+
+    def reduced(self, size: tuple[int, int], kernels: FieldKernels) -> Map:
+        """(h, w) m on a lattice of so many columns and rows (w, h), averaged over its cells."""
+        return reduced(self.values, size, kernels.mean_metres, self.to_metres)
+
+    def enlarged(self, factor: Map, relative: Map, kernels: FieldKernels) -> tuple[Map, Map]:
+        """Depth and std (H, W), m, of a lattice's factor and relative error (h, w)."""
+        size = (self.shape[1], self.shape[0])
+        depth, std = resized(factor, size), resized(relative, size)
+        kernels.answer(self.values, self.to_metres, depth, std)
+        return depth, std
 
     def details(self) -> dict[str, Any]:
         """The line, for an operator."""
@@ -87,7 +116,7 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
     """The robust line in the space that the network declares, and its map kept within reason."""
     every = slice(None, None, 1 + len(points) // MAX_LINE_POINTS)
     v = prediction.values[points.rows[every], points.cols[every]].astype(np.float64)
-    line = fit_line(prediction.kind, v, points.z[every])
+    line = fit_line(prediction.kind, v, points.z[every], points.noise[every])
     unknown = None
     values = prediction.values
     with np.errstate(over="ignore", invalid="ignore"):
@@ -95,21 +124,24 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
     if not np.isfinite(total):  # or the sum is too large: then nothing is unknown
         unknown = ~np.isfinite(values)
         values = np.where(unknown, np.float32(np.median(v)), values)
+    metres = line.kind == "log"
     return Base(
         line.kind,
         line.scale,
         line.shift,
         line.nearest,
         line.farthest,
-        line.metres(values),
+        line.metres(values) if metres else np.ascontiguousarray(values),
+        UNCHANGED if metres else line.line(),
         unknown,
     )
 
 
-def fit_line(prediction_kind: str, v: Floats, z: Floats) -> BaseLine:
+def fit_line(prediction_kind: str, v: Floats, z: Floats, noise: Floats | None = None) -> BaseLine:
     """The robust line from a network's values (n,) to measured depths (n,) in m.
 
-    prediction_kind: one of prediction.KINDS.
+    prediction_kind: one of prediction.KINDS. noise: (n,) declared standard deviation of log z, 0
+    where none is; None: nowhere.
     """
     low, high = np.percentile(z, [2, 98])
     kind = prediction_kind.split("_", 1)[0]
@@ -120,7 +152,7 @@ def fit_line(prediction_kind: str, v: Floats, z: Floats) -> BaseLine:
         target, weight = np.log(z), np.ones(len(z))
     else:
         target, weight = z, 1 / (z * z)
-    scale, shift = robust_line(v, target, weight)
+    scale, shift = robust_line(v, target, weight, noise)
     if scale <= 0:  # the network has near and far the wrong way round: it says nothing
         scale, shift = 0.0, float(np.median(target))
     return BaseLine(kind, scale, shift, float(low) / RANGE_FACTOR, float(high) * RANGE_FACTOR)
@@ -128,7 +160,7 @@ def fit_line(prediction_kind: str, v: Floats, z: Floats) -> BaseLine:
 
 def base_alone(base: Base, points: MergedPoints) -> tuple[Map, Map]:
     """Depth and std (H, W), m, of the base without a residual field."""
-    residual = np.log(points.z) - np.log(base.map[points.rows, points.cols].astype(np.float64))
+    residual = np.log(points.z) - np.log(base.at(points.rows, points.cols).astype(np.float64))
     middle = float(np.median(residual))
     depth = base.map * np.float32(math.exp(middle))
     relative = float(np.quantile(np.abs(np.expm1(residual - middle)), 0.95)) / NORMAL_95
@@ -137,14 +169,19 @@ def base_alone(base: Base, points: MergedPoints) -> tuple[Map, Map]:
     return depth, std
 
 
-def robust_line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
+def robust_line(
+    x: Floats, y: Floats, weight: Floats, noise: Floats | None = None
+) -> tuple[float, float]:
     """Slope and intercept of y over x, (n,) each, by reweighted least squares.
 
     Huber's loss first, then Tukey's biweight, of residuals times sqrt(weight). The slope is 0 where
-    all x are alike.
+    all x are alike. noise: (n,) declared standard deviation of these residuals: the variance of a
+    point is its square and that of what the line misses, so that points much more exact than the
+    line count no more than others.
     """
     slope, shift = 0.0, float(np.median(y))
     now = weight
+    declared = noise is not None and bool(noise.any())
     for step in range(ROBUST_STEPS):
         total = now.sum()
         middle_x, middle_y = (now * x).sum() / total, (now * y).sum() / total
@@ -154,8 +191,24 @@ def robust_line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
         shift = middle_y - slope * middle_x
         residual = np.abs(y - slope * x - shift) * np.sqrt(weight)
         spread = MAD_TO_STD * float(np.median(residual)) + 1e-9
+        now = weight
+        if declared and noise is not None:
+            spread = _misfit(residual, noise, spread)
+            trust = 1 / (1 + (noise / spread) ** 2)
+            residual, now = residual * np.sqrt(trust), weight * trust
         if step < ROBUST_STEPS // 2:
-            now = weight * np.minimum(1, HUBER * spread / np.maximum(residual, 1e-12))
+            now = now * np.minimum(1, HUBER * spread / np.maximum(residual, 1e-12))
         else:
-            now = weight * np.maximum(1 - (residual / (TUKEY * spread)) ** 2, 0) ** 2
+            now = now * np.maximum(1 - (residual / (TUKEY * spread)) ** 2, 0) ** 2
     return float(slope), float(shift)
+
+
+def _misfit(residual: Floats, noise: Floats, spread: float) -> float:
+    """The spread of what a line misses, without the declared noise (n,) of its residuals (n,).
+
+    The most likely of a few shares of the whole spread, the sum of both being Student-t with 3
+    degrees of freedom.
+    """
+    sigma = np.sqrt((spread * MISFIT_SHARES[:, None]) ** 2 + noise**2)
+    likelihood = (-np.log(sigma) - 2 * np.log1p((residual / sigma) ** 2 / 3)).sum(axis=1)
+    return float(spread * MISFIT_SHARES[np.argmax(likelihood)])

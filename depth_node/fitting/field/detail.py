@@ -115,26 +115,21 @@ def choose_detail(
     weight[missing] = 0
     total = weight.sum(axis=1)
     truth = features.log_base[which] + features.y[which]
-    best: tuple[float, float, float, Floats] | None = None
-    penalty = CHOICE_PENALTY / math.sqrt(len(features))
-    prior_weights = PRIOR_WEIGHTS if detail else (math.inf,)
-    for b, clip in enumerate(CLIPS):
-        clipped = surface.rest[index] + np.clip(step, -clip, clip) - step
-        weighted_sum = (weight * clipped).sum(axis=1)
-        for a, prior_weight in enumerate(prior_weights):
-            estimate = start
-            if math.isfinite(prior_weight):
-                estimate = start + weighted_sum / (total + prior_weight * prior)
-            error = np.minimum(np.abs(truth - estimate), ERROR_CAP)
-            away = abs(a - USUAL_CHOICE[0]) + abs(b - USUAL_CHOICE[1])
-            loss = float(error @ left_out.weight) * (1 + penalty * away)
-            if best is None or loss < best[0]:
-                best = loss, prior_weight, clip, truth - estimate
-    assert best is not None
-    _, prior_weight, clip, miss = best
-    error = np.abs(np.expm1(miss))
-    mean_error = float(np.average(error, weights=left_out.weight))
-    return DetailParameters(prior_weight, clip, radius, prior, miss, error, mean_error)
+    priors = PRIOR_WEIGHTS if detail else (math.inf,)
+    given = surface.rest[index] - step
+    given_sum = np.stack(
+        [(weight * (given + step.clip(-clip, clip))).sum(axis=1) for clip in CLIPS]
+    )
+    mass = total + np.array(priors)[:, None] * prior  # (priors, m)
+    miss = (truth - start) - given_sum[:, None] / mass  # (clips, priors, m)
+    error = np.minimum(np.abs(miss), ERROR_CAP)
+    away = np.abs(np.arange(len(priors)) - USUAL_CHOICE[0])
+    away = away + np.abs(np.arange(len(CLIPS)) - USUAL_CHOICE[1])[:, None]
+    loss = (error @ left_out.weight) * (1 + CHOICE_PENALTY / math.sqrt(len(features)) * away)
+    b, a = divmod(int(loss.argmin()), len(priors))
+    relative = np.abs(np.expm1(miss[b, a]))
+    mean_error = float(np.average(relative, weights=left_out.weight))
+    return DetailParameters(priors[a], CLIPS[b], radius, prior, miss[b, a], relative, mean_error)
 
 
 def _reach(features: FieldFeatures, left_out: LeaveOut) -> tuple[float, float]:
@@ -145,7 +140,7 @@ def _reach(features: FieldFeatures, left_out: LeaveOut) -> tuple[float, float]:
     unit = max(height, width) / REFERENCE_PX
     radius = max(DETAIL_SPACINGS * spacing, MIN_DETAIL_CELLS)
     radius = min(radius, MAX_DETAIL_PX * unit / cell_px)
-    between_lines = LINE_GAPS * float(np.median(left_out.far_px[::4, ::4])) / cell_px
+    between_lines = LINE_GAPS * left_out.usual_far_px / cell_px
     if between_lines > 2 * radius:
         radius = max(radius, min(between_lines, LINE_CELLS))
     return spacing, radius

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.fitting.field.base import Base
+from depth_node.fitting.field.image_loops import reduced_colour
 from depth_node.fitting.field.kernels import (
     CIRCLE,
     Correlation,
@@ -110,30 +111,32 @@ class FieldFeatures:
         image: NDArray[np.uint8] | None,
         age_s: float,
         ablation: FieldAblation,
+        kernels: FieldKernels,
     ) -> FieldFeatures:
         """Features of points and nodes of an (H, W, 3) uint8 RGB image with regions (H, W).
 
         age_s: s, FieldConfig.age_s.
         """
-        shape = (int(base.map.shape[0]), int(base.map.shape[1]))
+        shape = base.shape
         unit = max(shape) / REFERENCE_PX
         grid = Lattice.of(shape, GRID_PX * unit)
         nodes = Lattice.of(shape, ablation.node_px * unit)
         rows, cols = points.rows, points.cols
         # An average over the cell would mix near and far at an edge less well in log.
-        grid_log: Map = np.log(cv2.resize(base.map, grid.size, interpolation=cv2.INTER_AREA))
+        grid_log: Map = np.log(base.reduced(grid.size, kernels))
         grid_row, grid_col = grid.coordinates(rows, cols)
         if image is not None and ablation.colour:
-            lab = _lab_colour(image, grid)
+            lab = _lab_colour(image, grid, kernels)
             colour = lab[rounded(grid_row), rounded(grid_col)].astype(np.float64)
             node_colour = resized(lab, nodes.size)
-            grid_colour = np.ascontiguousarray(np.moveaxis(lab, 2, 0))
+            grid_colour: Map = np.empty((3, *grid.shape), np.float32)
+            cv2.split(lab, list(grid_colour))
         else:
             colour = np.zeros((len(rows), 3))
             node_colour = np.zeros((*nodes.shape, 3), np.float32)
             grid_colour = np.zeros((3, *grid.shape), np.float32)
         length_px = POSITION_LENGTH * max(shape)
-        log_base = np.log(base.map[rows, cols].astype(np.float64))
+        log_base = np.log(base.at(rows, cols).astype(np.float64))
         y = np.log(points.z) - log_base
         middle = float(np.median(y))
         node_rows, node_cols = nodes.centres()
@@ -148,7 +151,7 @@ class FieldFeatures:
             y=y - middle,
             log_base=log_base,
             middle=middle,
-            points=Points(
+            points=Points.of(
                 _vectors(rows, cols, log_base, colour, length_px),
                 label,
                 points.start,
@@ -185,13 +188,19 @@ class FieldFeatures:
         log_z = self.y + self.log_base + self.middle
         middle = float(np.median(log_z))
         gains = np.array([1.0, 1.0, 0.0, colour_gain, colour_gain, colour_gain])
-        queries = self.node_queries
+        points, queries = self.points, self.node_queries
         return replace(
             self,
             y=log_z - middle,
             log_base=np.zeros(len(self)),
             middle=middle,
-            points=self.points._replace(feature=self.points.feature * gains),
+            points=Points.of(
+                points.feature * gains,
+                points.label,
+                points.start,
+                points.cell_rows,
+                points.cell_cols,
+            ),
             declared_nugget=_declared_nugget(log_z - middle, self.declared),
             grid_log=np.zeros_like(self.grid_log),
             node_queries=queries._replace(feature=queries.feature * gains),
@@ -271,13 +280,16 @@ def _vectors(
     return np.ascontiguousarray(np.column_stack(columns), np.float64)
 
 
-def _lab_colour(image: NDArray[np.uint8], grid: Lattice) -> Map:
+def _lab_colour(image: NDArray[np.uint8], grid: Lattice, kernels: FieldKernels) -> Map:
     """(h, w, 3) slightly blurred Lab colour on the grid, in correlation lengths."""
     half = (max(2, grid.size[0] // 2), max(2, grid.size[1] // 2))
     small: NDArray[Any] = image
     if image.shape[:2] == (4 * half[1], 4 * half[0]):  # twice by half is OpenCV's fast way
         small = cv2.resize(image, (2 * half[0], 2 * half[1]), interpolation=cv2.INTER_AREA)
-    small = cv2.resize(small, half, interpolation=cv2.INTER_AREA)
+    if small.shape[:2] == (2 * half[1], 2 * half[0]):
+        small = cv2.resize(small, half, interpolation=cv2.INTER_AREA)
+    else:
+        small = reduced_colour(small, half, kernels.mean_colour)
     small = cv2.GaussianBlur(small, (0, 0), 0.6)
     lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
     scale = np.array(

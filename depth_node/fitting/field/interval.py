@@ -28,6 +28,7 @@ FAR_GROWTH = 8.0  # per correlation length of position beyond the points' spacin
 EDGE_GROWTH, EDGE_CAP = 12.0, 0.5  # per unit of a step of log depth, up to such a step
 EDGE_CELLS = 4  # of the grid, within which an edge may be out of place
 MIN_EDGE_POINTS = 100  # fewer points do not tell edges from wrong points
+QUANTILE_POINTS = 20  # the largest of fewer errors is no 95 % quantile: their noise is less there
 FEW_GROWTH, FEW_GROWTH_SQUARED = 8.0, 40.0  # over n and n^2
 MIN_BOUND_FRACTION = 0.1  # of a squared bound that stays without the points' declared noise
 
@@ -92,7 +93,8 @@ def relative_bound(
     weight = left_out.weight
     if left_out.points >= MIN_EDGE_POINTS:
         weight = np.maximum(weight, beside_edges(features, which, log_depth))
-    error = without_declared_noise(parameters.error, features.declared[which])
+    declared = min(left_out.points / QUANTILE_POINTS, 1.0) * features.declared[which]
+    error = without_declared_noise(parameters.error, declared)
     factor *= weighted_quantile(error / own, weight, probability)
     bound = features.nodes_on_grid(factor * spread.nodes) * edge
     if range_noise_m > 0:
@@ -136,7 +138,8 @@ def beside_edges(features: FieldFeatures, which: Integers, log_depth: Map) -> Fl
     height, width = log_depth.shape
     rows = np.clip(rounded(features.grid_row[which])[:, None] + reach, 0, height - 1)
     cols = np.clip(rounded(features.grid_col[which])[:, None] + reach, 0, width - 1)
-    about = log_depth[rows[:, :, None], cols[:, None, :]].reshape(len(which), -1)
+    cells = (rows * width)[:, :, None] + cols[:, None, :]
+    about = log_depth.reshape(-1).take(cells.reshape(len(which), -1))
     log_z = features.y[which] + features.log_base[which] + features.middle
     inside = (about.min(axis=1) <= log_z) & (log_z <= about.max(axis=1))
     return inside.astype(np.float64)

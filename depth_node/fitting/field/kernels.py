@@ -28,7 +28,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_node.fitting.field.image_loops import (
+    FAST_MATH,
+    answer_numpy,
+    mean_colour_numpy,
+    mean_metres_numpy,
+    signatures,
+)
 from depth_node.fitting.field.lattice import Floats, Integers, Map
+from depth_node.fitting.field.threads import SharedLoop, usual_threads
 from depth_node.fitting.numba_support import compiled, find_numba
 
 COMPILERS = ("auto", "numba", "numpy")
@@ -46,6 +54,7 @@ class Points(NamedTuple):
 
     feature: (N, F). label: (N,) int32 region. The image is divided into (cell_rows, cell_cols)
     cells; cell c holds points start[c] to start[c + 1], start has cell_rows cell_cols + 1 entries.
+    columns: (F + 1, N and room for two vectors) features and label, those of one kind side by side.
     """
 
     feature: Floats
@@ -53,6 +62,23 @@ class Points(NamedTuple):
     start: Integers
     cell_rows: int
     cell_cols: int
+    columns: Floats
+
+    @classmethod
+    def of(
+        cls,
+        feature: Floats,
+        label: NDArray[np.int32],
+        start: Integers,
+        cell_rows: int,
+        cell_cols: int,
+    ) -> Points:
+        """With their columns."""
+        count, features = feature.shape
+        # Whole vectors may begin at the last point.
+        columns: Floats = np.zeros((features + 1, count + 2 * _LANES))
+        columns[:features, :count], columns[features, :count] = feature.T, label
+        return cls(feature, label, start, cell_rows, cell_cols, columns)
 
 
 class Queries(NamedTuple):
@@ -168,20 +194,25 @@ class DetailWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class FieldKernels:
-    """One form of the loops. `name` is numba or numpy."""
+    """One form of the loops. `name` is numba or numpy; `threads` share each of numba's."""
 
     name: str
+    threads: int
     nearest: Callable[..., None]
     krige: Callable[..., None]
     agree: Callable[..., None]
     spread: Callable[..., None]
+    mean_metres: Callable[..., None]
+    mean_colour: Callable[..., None]
+    answer: Callable[..., None]
 
 
 @functools.cache
-def kernels(compiler: str = "auto") -> FieldKernels:
+def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
     """The loops as asked: numba, numpy, or auto (numba where it is installed).
 
-    Raises RuntimeError when numba is asked for and cannot be used.
+    threads: that share a loop of numba; 0: as many as the machine has cores, up to 4. Raises
+    RuntimeError when numba is asked for and cannot be used.
     """
     if compiler not in COMPILERS:
         raise ValueError(f"the compiler {compiler!r} is unknown: use {', '.join(COMPILERS)}.")
@@ -198,15 +229,45 @@ def kernels(compiler: str = "auto") -> FieldKernels:
                 " an image). pip install --upgrade numba, take another fit.method, or set"
                 " fit.field.compiler to numpy to silence this warning."
             )
-        return FieldKernels("numpy", nearest_numpy, krige_numpy, agree_numpy, spread_numpy)
-
-    # Inputs hold no NaN and no infinity, so reassociation is the only effect of fastmath.
-    # The types are given, so all is compiled here and no frame ever waits for a compiler.
+        return FieldKernels(
+            "numpy", 1, nearest_numpy, krige_numpy, agree_numpy, spread_numpy,
+            mean_metres_numpy, mean_colour_numpy, answer_numpy,
+        )  # fmt: skip
+    threads = threads or usual_threads()
     loops = (
-        compiled(loop, types, fastmath=True, error_model="numpy")
-        for loop, types in _signatures(numba.types).items()
+        SharedLoop(loop, total, least, threads)
+        for loop, (total, least) in zip(_compiled(), _SHARES, strict=True)
     )
-    return FieldKernels("numba", *loops)
+    return FieldKernels("numba", threads, *loops)
+
+
+# For each loop how far it counts, from its arguments, and how many of these are worth a thread.
+_SHARES: tuple[tuple[Callable[..., int], int], ...] = (
+    (lambda queries, *_: len(queries.feature), 256),
+    (lambda query, *_: len(query), 4 * _BLOCK),
+    (lambda neighbours, *_: len(neighbours.indices), 1024),
+    (lambda points, surface, *_: len(surface), 24),
+    (lambda values, line, rows, *_: len(rows.first), 24),
+    (lambda image, rows, *_: len(rows.first), 16),
+    (lambda values, *_: len(values), 64),
+)
+
+
+@functools.cache
+def _compiled() -> tuple[Callable[..., None], ...]:
+    """The loops as machine code of numba, which must be there."""
+    types = find_numba()[0].types
+    # The types are given, so all is compiled here and no frame ever waits for a compiler. Points
+    # hold no NaN and no infinity, so reassociation is the only effect of fastmath; images may.
+    of_points = [
+        compiled(loop, signature, fastmath=True, error_model="numpy")
+        for loop, signature in _signatures(types).items()
+    ]
+    of_images = [
+        compiled(loop, signature, fastmath=set(FAST_MATH), error_model="numpy")
+        for loop, signature in signatures(types).items()
+    ]
+    return (*of_points, *of_images)
 
 
 def _signatures(types: Any) -> dict[Callable[..., None], Any]:
@@ -219,7 +280,7 @@ def _signatures(types: Any) -> dict[Callable[..., None], Any]:
     def group(cls: type, *members: Any) -> Any:
         return types.BaseTuple.from_types(members, cls)
 
-    points = group(Points, matrix, labels, indices, whole, whole)
+    points = group(Points, matrix, labels, indices, whole, whole, matrix)
     queries = group(Queries, matrix, labels, indices, vector, vector)
     neighbours = group(Neighbours, index_matrix, matrix)
     correlation = group(Correlation, real, real, real)
@@ -228,11 +289,17 @@ def _signatures(types: Any) -> dict[Callable[..., None], Any]:
     one = float32_vector
     detail_points = group(DetailPoints, one, one, one, one, image, one)
     weights = group(DetailWeights, real, real, real, real, real)
+    part = whole, whole
+    spread = detail_points, image, types.float32[:, :, ::1], weights, image, image
     return {
-        _nearest: types.void(queries, points, whole, real, neighbours),
-        _krige: types.void(matrix, neighbours, points, observations, vector, correlation, kriged),
-        _agree: types.void(neighbours, points, vector, vector, real, real, correlation, vector),
-        _spread: types.void(detail_points, image, types.float32[:, :, ::1], weights, image, image),
+        _nearest: types.void(queries, points, whole, real, neighbours, *part),
+        _krige: types.void(
+            matrix, neighbours, points, observations, vector, correlation, kriged, *part
+        ),
+        _agree: types.void(
+            neighbours, points, vector, vector, real, real, correlation, vector, *part
+        ),
+        _spread: types.void(*spread, *part),
     }
 
 
@@ -240,62 +307,53 @@ def _signatures(types: Any) -> dict[Callable[..., None], Any]:
 
 
 def _nearest(
-    queries: Queries, points: Points, candidates: int, label_gap: float, neighbours: Neighbours
+    queries: Queries,
+    points: Points,
+    candidates: int,
+    label_gap: float,
+    neighbours: Neighbours,
+    begin: int,
+    end: int,
 ) -> None:
     """The k points nearest to every query in feature distance, among those around it.
 
     Around a query means: the smallest square of cells about its own, at least 3 x 3, with
     `candidates` points outside its hole. Another label adds label_gap to the squared feature
     distance. Distances are compared as float32: those that only rounding tells apart are alike, and
-    the point that comes first counts. Written: neighbours.
+    the point that comes first counts. Written: neighbours of the queries from `begin` up to, not
+    with, `end`.
     """
     query, query_label, query_cell = queries.feature, queries.label, queries.cell
     hole, shape = queries.hole, queries.shape
-    point, label, start = points.feature, points.label, points.start
+    f, start = points.columns, points.start
     cell_rows, cell_cols = points.cell_rows, points.cell_cols
     index, square = neighbours.indices, neighbours.square
-    k, count = index.shape[1], len(point)
-    capacity = count + 2 * _LANES  # whole vectors may begin at the last point
-    f: Floats = np.zeros((7, capacity))
-    for p in range(count):
-        for c in range(6):
-            f[c, p] = point[p, c]
-        f[6, p] = label[p]
+    k, capacity = index.shape[1], f.shape[1]
     distance, which = np.empty(capacity, np.float32), np.empty(capacity, np.int64)
     rank, order = np.empty(capacity, np.int32), np.empty(capacity, np.int64)
-    for m in range(len(query)):
+    for m in range(begin, end):
         q0, q1, q2 = query[m, 0], query[m, 1], query[m, 2]
         q3, q4, q5 = query[m, 3], query[m, 4], query[m, 5]
         q6 = float(query_label[m])
         row = query_cell[m] // cell_cols
         col = query_cell[m] - row * cell_cols
-        # Candidates in ascending order, and their distances.
-        size = ring = 0
+        # The square of cells, and with a hole the candidates in ascending order.
+        size = ring = left = right = 0
         while ring < 1 or (size < candidates and (ring < cell_rows or ring < cell_cols)):
             ring += 1
             size = 0
             left, right = max(0, col - ring), min(cell_cols - 1, col + ring)
             for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
-                begin, end = start[i * cell_cols + left], start[i * cell_cols + right + 1]
+                here, there = start[i * cell_cols + left], start[i * cell_cols + right + 1]
                 if hole[m] > 0.0:
-                    for p in range(begin, end):
+                    for p in range(here, there):
                         d0, d1 = q0 - f[0, p], q1 - f[1, p]
                         measure = d0 * d0 * shape[0] + 2.0 * d0 * d1 * shape[1]
                         if measure + d1 * d1 * shape[2] >= hole[m]:
                             which[size] = p
                             size += 1
-                    continue
-                first, at = np.uint64(begin), np.uint64(size)
-                whole = (end - begin + _LANES - 1) // _LANES * _LANES
-                for j in range(whole):
-                    u, to = first + np.uint64(j), at + np.uint64(j)
-                    d0, d1, d2 = q0 - f[0, u], q1 - f[1, u], q2 - f[2, u]
-                    d3, d4, d5 = q3 - f[3, u], q4 - f[4, u], q5 - f[5, u]
-                    d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
-                    distance[to] = np.float32(d + (label_gap if f[6, u] != q6 else 0.0))
-                for j in range(whole):
-                    which[at + np.uint64(j)] = begin + j
-                size += end - begin
+                else:
+                    size += there - here
         if hole[m] > 0.0:
             for a in range(size):
                 p = which[a]
@@ -303,6 +361,21 @@ def _nearest(
                 d3, d4, d5 = q3 - f[3, p], q4 - f[4, p], q5 - f[5, p]
                 d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
                 distance[a] = np.float32(d + (label_gap if f[6, p] != q6 else 0.0))
+        else:
+            size = 0
+            for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
+                here, there = start[i * cell_cols + left], start[i * cell_cols + right + 1]
+                first, at = np.uint64(here), np.uint64(size)
+                whole = (there - here + _LANES - 1) // _LANES * _LANES
+                for j in range(whole):
+                    u, to = first + np.uint64(j), at + np.uint64(j)
+                    d0, d1, d2 = q0 - f[0, u], q1 - f[1, u], q2 - f[2, u]
+                    d3, d4, d5 = q3 - f[3, u], q4 - f[4, u], q5 - f[5, u]
+                    d = d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4 + d5 * d5
+                    distance[to] = np.float32(d + (label_gap if f[6, u] != q6 else 0.0))
+                for j in range(whole):
+                    which[at + np.uint64(j)] = here + j
+                size += there - here
         if size <= _RANKED:
             # The rank of a candidate is how many are nearer: nothing depends on what comes out.
             whole = (size + _LANES - 1) // _LANES * _LANES
@@ -387,8 +460,11 @@ def _krige(
     levels: Floats,
     correlation: Correlation,
     kriged: Kriged,
+    begin: int,
+    end: int,
 ) -> None:
-    """Simple kriging of observations at queries (M, F) from their neighbours. Written: kriged.
+    """Simple kriging of observations at queries (M, F) from their neighbours. Written: kriged, of
+    the queries from `begin` up to, not with, `end`.
 
     The diagonal of the matrix is 1 + nugget level * noise + extra_nugget, for each of the levels
     (G,).
@@ -411,13 +487,13 @@ def _krige(
     weight: Floats = np.empty((k, _BLOCK))
     white: Floats = np.empty((k, _BLOCK))
     left: Floats = np.empty((3, _BLOCK))
-    for begin in range(0, len(index), _BLOCK):
-        size = min(_BLOCK, len(index) - begin)
+    for first in range(begin, end, _BLOCK):
+        size = min(_BLOCK, end - first)
         for m in range(size):
             for a in range(k):
                 # A missing neighbour is an independent one that says nothing.
-                p = max(index[begin + m, a], 0)
-                present = 1.0 if index[begin + m, a] >= 0 else 0.0
+                p = max(index[first + m, a], 0)
+                present = 1.0 if index[first + m, a] >= 0 else 0.0
                 for c in range(6):
                     x[a, c, m] = point[p, c]
                 x[a, 6, m] = label[p]
@@ -425,8 +501,8 @@ def _krige(
                 y[a, m] = value[p] * present
                 nugget[a, m] = noise[p] * present
                 extra[a, m] = extra_nugget[p] * present
-                dr, dc = point[p, 0] - query[begin + m, 0], point[p, 1] - query[begin + m, 1]
-                d, s = 1.0 + square[begin + m, a], 1.0 + long_scale * (dr * dr + dc * dc)
+                dr, dc = point[p, 0] - query[first + m, 0], point[p, 1] - query[first + m, 1]
+                d, s = 1.0 + square[first + m, a], 1.0 + long_scale * (dr * dr + dc * dc)
                 towards[a, m] = present * (short_weight * s + long_weight * d) / (d * s)
         for a in range(k):
             for b in range(a):
@@ -472,9 +548,9 @@ def _krige(
                     estimate += weight[a, m] * white[a, m]
                     energy += white[a, m] * white[a, m]
                     count += exists[a, m]
-                mean[g, begin + m] = estimate
-                variance[g, begin + m] = max(1.0 - explained, 1e-4)
-                sill[g, begin + m] = energy / max(count, 1.0)
+                mean[g, first + m] = estimate
+                variance[g, first + m] = max(1.0 - explained, 1e-4)
+                sill[g, first + m] = energy / max(count, 1.0)
 
 
 def krige_numpy(
@@ -530,18 +606,20 @@ def _agree(
     nugget: float,
     correlation: Correlation,
     density: Floats,
+    begin: int,
+    end: int,
 ) -> None:
     """How likely each point's value is if one of its neighbours is right about it.
 
     A mixture over the neighbours of Student's densities (3 degrees of freedom) of the difference of
     values (N,), in units of scale sqrt(2 (1 - correlation) + 2 nugget); the weights are the squared
     correlation times the trust in the neighbour, 1 - outlier_probability (N,). Written: density
-    (N,).
+    (N,), from `begin` up to, not with, `end`.
     """
     index, square, point = neighbours.indices, neighbours.square, points.feature
     long_weight, long_scale = correlation.long_weight, correlation.long_scale
     k = index.shape[1]
-    for n in range(len(index)):
+    for n in range(begin, end):
         mass = 0.0
         likely = 0.0
         for a in range(k):
@@ -595,6 +673,8 @@ def _spread(
     weights: DetailWeights,
     total: Map,
     weighted_sum: Map,
+    begin: int,
+    end: int,
 ) -> None:
     """The points' remaining disagreement with a surface is handed to the cells about them.
 
@@ -602,12 +682,12 @@ def _spread(
     surface differs from the point's by s and whose colour by c, has the weight
     weight (1 - r2 / radius^2) / ((softening + r2) (1 + surface_gain s^2 + colour_gain c^2)^2), and
     takes the point's depth plus s, no more than `clip` of it. Added to total (of weights) and
-    weighted_sum, (H, W).
+    weighted_sum, (H, W), in the rows from `begin` up to, not with, `end`.
     """
     row, col, rest, weight = points.row, points.col, points.rest, points.weight
     surface_at, colour_at = points.surface, points.colour
     radius = weights.radius
-    height, width = surface.shape
+    width = surface.shape[1]
     zero, one = np.float32(0.0), np.float32(1.0)
     r2_inverse = np.float32(1.0 / (radius * radius))
     soft = np.float32(weights.softening)
@@ -616,20 +696,22 @@ def _spread(
     limit = np.float32(weights.clip)
     part = np.empty(2 * _ROW, np.float32)  # of one array: the compiler sees that they are apart
     for n in range(len(row)):
-        top = max(0, math.ceil(row[n] - radius))
-        bottom = min(height - 1, math.floor(row[n] + radius))
+        top = max(begin, math.ceil(row[n] - radius))
+        bottom = min(end - 1, math.floor(row[n] + radius))
+        if top > bottom:
+            continue
         first = max(0, math.ceil(col[n] - radius))
         last = min(width - 1, math.floor(col[n] + radius))
         # A short row is made as long as a vector: beyond the radius all weights are 0.
         least = min(_LANES, width) if last - first < _ROW else 1
         for left in range(first, last + 1, _ROW):
             size = max(min(last - left + 1, _ROW), least)
-            begin = np.uint64(min(left, width - size))
-            shift = np.float32(begin) - col[n]
+            here = np.uint64(min(left, width - size))
+            shift = np.float32(here) - col[n]
             for i in range(np.uint64(top), np.uint64(bottom + 1)):
                 dr = np.float32(i) - row[n]
                 for j in range(size):
-                    at = begin + np.uint64(j)
+                    at = here + np.uint64(j)
                     dc = shift + np.float32(j)
                     r2 = dr * dr + dc * dc
                     s = surface[i, at] - surface_at[n]
@@ -642,7 +724,7 @@ def _spread(
                     part[j] = cell_weight
                     part[_ROW + j] = cell_weight * (rest[n] + min(max(s, -limit), limit) - s)
                 for j in range(size):
-                    at = begin + np.uint64(j)
+                    at = here + np.uint64(j)
                     total[i, at] += part[j]
                     weighted_sum[i, at] += part[_ROW + j]
 

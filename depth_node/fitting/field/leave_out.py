@@ -32,7 +32,8 @@ class LeaveOut:
 
     which: (m,) of the n points. neighbours: (m, k), by which each is predicted. mean, variance,
     sill: (m,) of kriging with the chosen nugget. weight: (m,) trust in the point itself. far_px:
-    (h, w) distance of the grid's cells from the nearest point, pixels. distance: (m,) from which
+    (h, w) distance of the grid's cells from the nearest point, pixels; usual_far_px: its median.
+    distance: (m,) from which
     each is predicted, in features 0 and 1. points: n. spacing: of evenly spread points, in features
     0 and 1. hole: (m,) radius about each inside which no point may predict it; shape: (3,) of it.
     """
@@ -45,6 +46,7 @@ class LeaveOut:
     weight: Floats
     nugget: float
     far_px: Map
+    usual_far_px: float
     distance: Floats
     points: int
     spacing: float
@@ -71,13 +73,16 @@ class LeaveOut:
         queries = features.queries(which)
         if like is None:
             far_px = distance_px(features)
+            some = np.sort(far_px[::4, ::4], axis=None)
+            usual_far_px = float(some[(len(some) - 1) // 2] + some[len(some) // 2]) / 2
             nearest = features.nearest(queries, size, kernels)
-            hole, shape, distance = matched_hole(features, which, nearest.indices, far_px)
+            hole, shape, distance = matched_hole(features, which, nearest.indices, some)
             holed = np.flatnonzero(hole > 0)
             if len(holed):
                 outside = features.nearest(_outside(queries, holed, hole, shape), size, kernels)
                 nearest.indices[holed], nearest.square[holed] = outside
         else:
+            usual_far_px = like.usual_far_px
             far_px, hole, shape, distance = like.far_px, like.hole, like.shape, like.distance
             every = np.arange(len(which))
             nearest = features.nearest(_outside(queries, every, hole, shape), size, kernels)
@@ -95,6 +100,7 @@ class LeaveOut:
             weight=weight,
             nugget=NUGGETS[best],
             far_px=far_px,
+            usual_far_px=usual_far_px,
             distance=distance,
             points=count,
             spacing=math.sqrt(height * width / count) / features.length_px,
@@ -162,9 +168,9 @@ def matched_hole(
         elongation = min(math.sqrt(strength[1] / max(strength[0], 1e-9)), MAX_ELONGATION)
         matrix = axes @ np.diag([1.0, 1.0 / elongation**2]) @ axes.T
         form = np.array([matrix[0, 0], matrix[0, 1], matrix[1, 1]])
-    far = far_px[::4, ::4]
-    far = np.sort(far[far > 0] if (far > 0).any() else far, axis=None).astype(np.float64)
-    matched = far[((rank + 0.5) / len(which) * len(far)).astype(np.int64)] / features.length_px
+    far = far_px[np.searchsorted(far_px, 0, "right") :] if far_px[-1] > 0 else far_px
+    matched = far[((rank + 0.5) / len(which) * len(far)).astype(np.int64)].astype(np.float64)
+    matched /= features.length_px
     along = elongation if elongation >= LINES else 1.0
     needed = along * matched > MATCH_SLACK * own + 0.5 / features.length_px
     hole = np.where(needed, matched, 0.0)

@@ -33,7 +33,9 @@ from numpy.typing import NDArray
 from depth_node.fitting.field.base import Base
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
+from depth_node.fitting.field.image_loops import reduced
 from depth_node.fitting.field.interval import Spread
+from depth_node.fitting.field.kernels import FieldKernels
 from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.settings import TemporalConfig
@@ -113,6 +115,7 @@ class FieldAnswer:
         parameters: DetailParameters,
         outlier: Floats,
         spread: Spread,
+        kernels: FieldKernels,
     ) -> FieldAnswer:
         """The answer of a frame whose log depth on the grid is log_depth (h, w).
 
@@ -127,7 +130,7 @@ class FieldAnswer:
         colour = [_reduced(plane, size) for plane in features.grid_colour]
         return cls(
             log_depth=log_depth,
-            values=_reduced(values, size),
+            values=reduced(values, size, kernels.mean_metres),
             log_base=base.log_metres,
             colour=np.stack(colour),
             row=features.grid_row,

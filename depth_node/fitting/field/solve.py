@@ -29,7 +29,7 @@ from depth_node.fitting.field.detail import Surface, choose_detail, detail_corre
 from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.interval import Spread, forget_far, relative_bound
 from depth_node.fitting.field.kernels import FieldKernels, kernels
-from depth_node.fitting.field.lattice import Floats, Map, resized
+from depth_node.fitting.field.lattice import Floats, Map
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.memory import FieldAnswer, FieldState
 from depth_node.fitting.field.outliers import outlier_nugget, outlier_probability
@@ -65,22 +65,24 @@ def solve(
     state: FieldState | None = None,
     *,
     noise_m: NDArray[np.floating] | None = None,
+    threads: int = 1,
     ablation: FieldAblation = WHOLE_METHOD,
 ) -> Field:
     """The field of a frame from n >= 1 points at pixels (rows, cols) with finite depth above 0 m.
 
     noise_m: (n,) m, declared standard deviation of the points, 0 where none is; None: nowhere.
+    threads: that share the loops, 0: a few of the machine's.
     labels: (H, W) regions or None, read by an ablation alone. image: (H, W, 3) uint8 RGB or None.
     The network must have given a number at every point. state: of earlier frames, after its `at`
     was called for this one. Raises RuntimeError where config.compiler is numba and cannot be used.
     """
     points, merged = merge_points(rows, cols, depth, age_s, prediction.shape, noise_m)
+    loops = kernels(config.compiler, threads)
     base = fit_base(prediction, points)
     details = base.details() | {"points": len(points)}
     if not ablation.residual:
         return Field(*base_alone(base, points), np.zeros(len(merged)), details)
-    loops = kernels(config.compiler)
-    features = FieldFeatures.of(base, points, labels, image, config.age_s, ablation)
+    features = FieldFeatures.of(base, points, labels, image, config.age_s, ablation, loops)
     outlier = outlier_probability(features, loops, ablation)
     field = _spread_residual(features, outlier, loops, ablation)
     if ablation.blend and may_help(features):
@@ -89,18 +91,14 @@ def solve(
     left_out, detail, log_depth = field.left_out, field.detail, field.log_depth
     if state is not None:
         answer = FieldAnswer.of(
-            prediction, base, features, log_depth, left_out, detail, outlier, field.spread
+            prediction, base, features, log_depth, left_out, detail, outlier, field.spread, loops
         )
         log_depth = state.blend(answer, config.temporal)
     bound = relative_bound(
         features, left_out, detail, log_depth, field.spread, config.range_noise_m
     )
     update = log_depth - features.grid_log  # log of what B is multiplied by
-    size = (base.map.shape[1], base.map.shape[0])
-    out = resized(np.exp(update), size)
-    out *= base.map
-    std = resized(bound.relative / np.float32(NORMAL_95), size)
-    std *= out
+    out, std = base.enlarged(np.exp(update), bound.relative / np.float32(NORMAL_95), loops)
     forget_far(std, left_out.far_px, config.max_extrapolation)
     base.blank_unknown(out, std)
     details |= {"nodes": field.spread.nodes.size, "nugget": left_out.nugget}

@@ -50,3 +50,20 @@ def test_line_without_noise_is_recovered_and_a_constant_has_no_slope() -> None:
     near = robust_line(x, slope * x + shift, 1 / (1 + x**2))
     assert near == pytest.approx((slope, shift))
     assert robust_line(np.full(9, 4.0), np.arange(9.0), np.ones(9)) == (0.0, pytest.approx(4.0))
+
+
+def test_points_count_by_their_declared_noise() -> None:
+    """20 exact points and 200 poor ones: the exact ones have the say."""
+    rng = np.random.default_rng(5)
+    noise = np.where(np.arange(220) < 20, 0.01, 0.3)
+    missed = []
+    for _ in range(20):
+        x = rng.uniform(1, 5, 220)
+        y = 2.0 * x + 1.0 + noise * rng.standard_normal(220)
+        lines = [robust_line(x, y, np.ones(220), each) for each in (None, noise)]
+        missed.append([np.abs(s * x + t - 2.0 * x - 1.0).mean() for s, t in lines])
+        assert robust_line(x, y, np.ones(220), np.zeros(220)) == lines[0]
+        alike = robust_line(x, y, np.ones(220), np.full(220, 0.1))
+        assert alike == pytest.approx(lines[0], rel=0.03), "noise of all alike changes little"
+    alike, weighed = np.mean(missed, axis=0)
+    assert weighed < 0.3 * alike

@@ -99,3 +99,9 @@ def test_noise_follows_its_points_through_subset_and_arrays() -> None:
         SparseDepth(
             points.rows, points.cols, points.depth, points.age_s, noise_m=np.ones(5, np.float32)
         )
+
+
+def test_the_interval_of_a_few_noisy_points_holds() -> None:
+    """The largest error of five points is no 95 % quantile, so their whole noise is not in it."""
+    results = [together(sensor(5, 0.1, seed)) for seed in range(40)]
+    assert np.mean([coverage(r.depth, r.std, TRUTH) for r in results]) > 0.95

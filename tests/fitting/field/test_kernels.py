@@ -79,7 +79,7 @@ def test_kriging_agrees_with_a_dense_solution() -> None:
     square = ((query[:, None] - point[None]) ** 2).sum(axis=2)
     indices = np.argsort(square, axis=1)
     neighbours = Neighbours(indices, np.take_along_axis(square, indices, axis=1))
-    points = Points(point, label, np.array([0, 12]), 1, 1)
+    points = Points.of(point, label, np.array([0, 12]), 1, 1)
     matrix = correlation(point, point, label[:, None] != label[None])
     matrix += np.diag(0.1 * noise + extra)
     towards = correlation(query, point, np.zeros((5, 12)))
@@ -116,7 +116,7 @@ def test_neighbours_are_found_alike_however_many_there_are() -> None:
         neighbours = Neighbours.empty(40, 10)
         kernels.kernels(name).nearest(
             Queries(query, label[:40], cell_of_query, hole, shape),
-            Points(point, label, start, rows, cols), 15, 0.1, neighbours,
+            Points.of(point, label, start, rows, cols), 15, 0.1, neighbours,
         )  # fmt: skip
         found.append(neighbours)
     np.testing.assert_array_equal(found[0][0], found[1][0])
@@ -212,11 +212,11 @@ def test_machine_code_is_kept_from_one_start_to_the_next(tmp_path: Path) -> None
     pytest.importorskip("numba")
     code = """
 from depth_node.fitting.field.kernels import kernels
-for name in ("nearest", "krige", "agree", "spread"):
-    stats = getattr(kernels("numba"), name).stats
+for name in ("nearest", "krige", "agree", "spread", "mean_metres", "mean_colour", "answer"):
+    stats = getattr(kernels("numba"), name).loop.stats
     print(name, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
-    names = ("nearest", "krige", "agree", "spread")
+    names = ("nearest", "krige", "agree", "spread", "mean_metres", "mean_colour", "answer")
     for expected in ("0 1", "1 0"):
         done = subprocess.run(
             [sys.executable, "-c", code],

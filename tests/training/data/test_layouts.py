@@ -315,7 +315,7 @@ def test_damaged_depth_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"depth\.npz cannot be read"):
         frames(tmp_path / "npz")[0]
     cut(frame(tmp_path / "jpg" / "0001", image="rgb.jpg") / "rgb.jpg")
-    with pytest.raises(DataError, match=r"rgb\.jpg cannot be read .*damaged or cut"):
+    with pytest.raises(DataError, match=r"rgb\.jpg cannot be decoded .*cut off"):
         frames(tmp_path / "jpg")[0]
 
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depth_tools layout`: files that show a node's topics in Foxglove and RViz."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from depth_node.cli.arguments import need_ros
+from depth_node.cli.console import UsageError, console
+
+_RVIZ_HEAD = """\
+# RViz 2: coloured points, LiDAR, obstacles, depth. Fixed Frame: that of your camera. Written by
+# `depth_tools layout --rviz`, which takes a namespace and remaps.
+"""
+
+
+def add(commands: Any) -> None:
+    """The options of `depth_tools layout`."""
+    parser = commands.add_parser(
+        "layout",
+        help="a layout for Foxglove, a configuration for RViz, with the topics of your node",
+        epilog="Import the first in Foxglove or Lichtblick (Layouts, Import from file); rviz2 -d"
+        " opens the second.",
+    )
+    parser.add_argument("--namespace", default="/", metavar="NS", help="of the node (/)")
+    parser.add_argument(
+        "-r",
+        "--remap",
+        action="append",
+        default=[],
+        metavar="FROM:=TO",
+        help="as the node was told, such as points:=/lidar/points; may be repeated",
+    )
+    parser.add_argument(
+        "--frame", default="", metavar="FRAME", help="the camera's optical frame, or odom"
+    )
+    parser.add_argument("--foxglove", type=Path, metavar="FILE.json")
+    parser.add_argument("--rviz", type=Path, metavar="FILE.rviz")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    need_ros()
+    from depth_node.ros import layouts
+
+    if options.foxglove is None and options.rviz is None:
+        raise UsageError("layout writes nothing yet: give --foxglove FILE.json or --rviz FILE.rviz")
+    try:
+        rules = tuple(layouts.rule(text) for text in options.remap)
+        topics = layouts.NodeTopics(options.namespace, rules)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    frame = {"frame": options.frame} if options.frame else {}
+    if options.foxglove is not None:
+        content = layouts.foxglove(topics, **frame)
+        _write(options.foxglove, json.dumps(content, indent=2) + "\n")
+    if options.rviz is not None:
+        content = layouts.rviz(topics, **frame)
+        _write(options.rviz, _RVIZ_HEAD + yaml.safe_dump(content, sort_keys=False, width=100))
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}): name another file"
+        ) from None
+    console().print(f"written: {path}", markup=False)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes over whole images: values or colours reduced to a lattice, and the answer's pixels.
+
+A method that takes few points is as fast as it passes over the image seldom. So a value becomes
+metres where it is read, and no map of the base is ever written. What OpenCV is fast at is left to
+it. These loops have forms of NumPy and OpenCV too, as those of kernels.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.fitting.field.lattice import Map
+
+# As numba's fastmath, but NaN and infinity stay what they are: a network may give them.
+FAST_MATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
+
+
+class MetresLine(NamedTuple):
+    """Metres of a network's values v: w = scale v + shift, kept within low to high, or 1 / w.
+
+    All float32, so that a loop computes as NumPy does.
+    """
+
+    scale: np.float32
+    shift: np.float32
+    low: np.float32
+    high: np.float32
+    inverse: bool
+
+    def metres(self, values: Map) -> Map:
+        """float32 m of values, (H, W) or (n,) both."""
+        out: Map = values * self.scale
+        out += self.shift
+        np.clip(out, self.low, self.high, out=out)
+        return np.reciprocal(out, out=out) if self.inverse else out
+
+
+UNCHANGED = MetresLine(
+    np.float32(1), np.float32(0), np.float32(-np.inf), np.float32(np.inf), inverse=False
+)
+
+
+class Shares(NamedTuple):
+    """Which of the rows, or columns, of an image make one of a smaller lattice.
+
+    first, last: (m,) int64, row i is made of first[i] up to, not with, last[i]. head, tail: (m,)
+    float32, how much of the first and, where there is more than one, of the last; all between count
+    whole. scale: one over the rows that make one.
+    """
+
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    head: Map
+    tail: Map
+    scale: float
+
+
+@functools.lru_cache(maxsize=64)
+def shares(count: int, cells: int) -> Shares:
+    """How `count` rows are evenly divided into at most as many `cells`."""
+    edge = np.arange(cells + 1) * (count / cells)
+    first = np.floor(edge[:-1] + 1e-9).astype(np.int64)
+    last = np.minimum(np.ceil(edge[1:] - 1e-9), count).astype(np.int64)
+    head = np.minimum(first + 1, edge[1:]) - edge[:-1]
+    tail = np.where(last - first > 1, edge[1:] - (last - 1), 0)
+    return Shares(first, last, head.astype(np.float32), tail.astype(np.float32), cells / count)
+
+
+def reduced(
+    values: Map, size: tuple[int, int], loop: Callable[..., None], line: MetresLine = UNCHANGED
+) -> Map:
+    """Values (H, W), or what a line makes of them, at a (width, height), averaged over its cells.
+
+    loop: a form of mean_metres.
+    """
+    width, height = size
+    out: Map = np.empty((height, width), np.float32)
+    if values.shape[0] < height or values.shape[1] < width:  # then OpenCV interpolates
+        loop = mean_metres_numpy
+    rows, cols = shares(values.shape[0], height), shares(values.shape[1], width)
+    loop(np.ascontiguousarray(values), line, rows, cols, out)
+    return out
+
+
+def reduced_colour(
+    image: NDArray[np.uint8], size: tuple[int, int], loop: Callable[..., None]
+) -> NDArray[np.uint8]:
+    """An image (H, W, 3) at a (width, height), averaged over its cells and rounded.
+
+    loop: a form of mean_colour.
+    """
+    width, height = size
+    out: NDArray[np.uint8] = np.empty((height, 3 * width), np.uint8)
+    if image.shape[0] < height or image.shape[1] < width:
+        loop = mean_colour_numpy
+    rows, cols = shares(image.shape[0], height), shares(image.shape[1], width)
+    loop(np.ascontiguousarray(image).reshape(image.shape[0], -1), rows, cols, out)
+    return out.reshape(height, width, 3)
+
+
+def mean_metres(
+    values: Map, line: MetresLine, rows: Shares, cols: Shares, out: Map, begin: int, end: int
+) -> None:
+    """Mean metres, by a line, of the values (H, W) of each cell of a lattice. Written: rows `begin`
+    up to, not with, `end` of out (h, w)."""
+    slope, shift, low, high = line.scale, line.shift, line.low, line.high
+    inverse = line.inverse
+    width = values.shape[1]
+    row = np.empty(width, np.float32)
+    one, scale = np.float32(1.0), np.float32(rows.scale * cols.scale)
+    for i in range(begin, end):
+        row[:] = np.float32(0.0)
+        last = rows.last[i] - 1
+        for k in range(rows.first[i], last + 1):
+            share = one
+            if k == rows.first[i]:
+                share = rows.head[i]
+            elif k == last:
+                share = rows.tail[i]
+            if inverse:
+                for j in range(width):
+                    row[j] += share / min(max(values[k, j] * slope + shift, low), high)
+            else:
+                for j in range(width):
+                    row[j] += share * min(max(values[k, j] * slope + shift, low), high)
+        for j in range(out.shape[1]):
+            a, b = np.uint64(cols.first[j]), np.uint64(cols.last[j] - 1)
+            total = np.float32(0.0)
+            for k in range(a + np.uint64(1), b):
+                total += row[k]
+            total += row[a] * cols.head[j]
+            if b > a:
+                total += row[b] * cols.tail[j]
+            out[i, j] = total * scale
+
+
+def mean_metres_numpy(values: Map, line: MetresLine, rows: Shares, cols: Shares, out: Map) -> None:
+    """As :func:`mean_metres`, of all rows of out (h, w)."""
+    metres = values if line == UNCHANGED else line.metres(values)
+    out[:] = cv2.resize(metres, (out.shape[1], out.shape[0]), interpolation=cv2.INTER_AREA)
+
+
+def mean_colour(
+    image: NDArray[np.uint8],
+    rows: Shares,
+    cols: Shares,
+    out: NDArray[np.uint8],
+    begin: int,
+    end: int,
+) -> None:
+    """Mean colour, rounded, of each cell of a lattice (h, w). image (H, 3 W): red, green and blue
+    beside each other. Written: rows `begin` up to, not with, `end` of out (h, 3 w)."""
+    width = image.shape[1]
+    row = np.empty(width, np.float32)
+    one, scale = np.float32(1.0), np.float32(rows.scale * cols.scale)
+    for i in range(begin, end):
+        row[:] = np.float32(0.0)
+        last = rows.last[i] - 1
+        for k in range(rows.first[i], last + 1):
+            share = one
+            if k == rows.first[i]:
+                share = rows.head[i]
+            elif k == last:
+                share = rows.tail[i]
+            for j in range(width):
+                row[j] += share * np.float32(image[k, j])
+        for j in range(len(cols.first)):
+            a, b = 3 * cols.first[j], 3 * (cols.last[j] - 1)
+            red = green = blue = np.float32(0.0)
+            for k in range(a + 3, b, 3):
+                red += row[k]
+                green += row[k + 1]
+                blue += row[k + 2]
+            head, tail = cols.head[j], cols.tail[j]
+            red += row[a] * head
+            green += row[a + 1] * head
+            blue += row[a + 2] * head
+            if b > a:
+                red += row[b] * tail
+                green += row[b + 1] * tail
+                blue += row[b + 2] * tail
+            out[i, 3 * j] = np.uint8(np.rint(red * scale))
+            out[i, 3 * j + 1] = np.uint8(np.rint(green * scale))
+            out[i, 3 * j + 2] = np.uint8(np.rint(blue * scale))
+
+
+def mean_colour_numpy(
+    image: NDArray[np.uint8], rows: Shares, cols: Shares, out: NDArray[np.uint8]
+) -> None:
+    """As :func:`mean_colour`, of all rows of an image (H, W) made flat: (H, 3 W)."""
+    size = (out.shape[1] // 3, out.shape[0])
+    colours = image.reshape(len(image), -1, 3)
+    out[:] = cv2.resize(colours, size, interpolation=cv2.INTER_AREA).reshape(out.shape)
+
+
+def answer(values: Map, line: MetresLine, depth: Map, std: Map, begin: int, end: int) -> None:
+    """A factor in depth (H, W) times the metres of values (H, W) by a line, and this times the
+    relative error in std (H, W); in place, rows `begin` up to, not with, `end`."""
+    scale, shift, low, high = line.scale, line.shift, line.low, line.high
+    width = values.shape[1]
+    for i in range(begin, end):
+        if line.inverse:
+            for j in range(width):
+                metres = depth[i, j] / min(max(values[i, j] * scale + shift, low), high)
+                depth[i, j] = metres
+                std[i, j] *= metres
+        else:
+            for j in range(width):
+                metres = depth[i, j] * min(max(values[i, j] * scale + shift, low), high)
+                depth[i, j] = metres
+                std[i, j] *= metres
+
+
+def answer_numpy(values: Map, line: MetresLine, depth: Map, std: Map) -> None:
+    """As :func:`answer`, of all rows (H, W)."""
+    depth *= line.metres(values)
+    std *= depth
+
+
+def signatures(types: Any) -> dict[Any, Any]:
+    """The loops and the types of their arguments (`types` is numba.types), contiguous arrays."""
+    real, whole = types.float32, types.int64
+    values = types.Array(real, 2, "C", readonly=True)
+    image = types.Array(types.uint8, 2, "C", readonly=True)
+    line = types.BaseTuple.from_types((real, real, real, real, types.boolean), MetresLine)
+    some = types.BaseTuple.from_types(
+        (whole[::1], whole[::1], real[::1], real[::1], types.float64), Shares
+    )
+    grid, map_ = real[:, ::1], real[:, ::1]
+    return {
+        mean_metres: types.void(values, line, some, some, grid, whole, whole),
+        mean_colour: types.void(image, some, some, types.uint8[:, ::1], whole, whole),
+        answer: types.void(values, line, map_, map_, whole, whole),
+    }
