@@ -33,7 +33,7 @@ USEFUL, USELESS = 1.03, 1.13  # e_c / e_f from which g is less than that, and 0
 
 
 @dataclass(frozen=True)
-class Estimate:
+class FieldEstimate:
     """Log depth of a frame by one field, and what is known of its errors.
 
     log_depth: (h, w) on the grid. without_network: mean share of the field without a network.
@@ -56,14 +56,16 @@ def may_help(features: FieldFeatures) -> bool:
     return float(np.median(np.abs(features.y))) > WEAK * constant
 
 
-def blended(field: Estimate, bare: Estimate) -> Estimate:
+def blended(field: FieldEstimate, bare: FieldEstimate) -> FieldEstimate:
     """Both as one. bare: without a network, of the same points and left-out points."""
     worse = bare.detail.mean_error / max(field.detail.mean_error, 1e-9)
     gain = LARGEST * min(max((USELESS - worse) / (USELESS - USEFUL), 0.0), 1.0)
     if gain == 0:
         return field
-    own, own_points, own_edge = _calibrated(field)
-    other, other_points, other_edge = _calibrated(bare)
+    own, (own_factor, own_points, own_edge) = field.spread, _calibration(field)
+    other_factor, other_points, other_edge = _calibration(bare)
+    wider = other_factor / own_factor
+    other = Spread(wider * bare.spread.nodes, wider * bare.spread.points)
     features = field.features
     share = other_edge * features.nodes_on_grid(other.nodes)
     share /= own_edge * features.nodes_on_grid(own.nodes)
@@ -71,7 +73,7 @@ def blended(field: Estimate, bare: Estimate) -> Estimate:
     share *= np.float32(worse**4)
     share += 1
     np.divide(np.float32(gain), share, out=share)
-    points = gain / (1 + (other_points / own_points) ** 2 * worse**4)
+    points = gain / (1 + (wider * other_points / own_points) ** 2 * worse**4)
     log_depth = bare.log_depth - field.log_depth
     log_depth *= share
     log_depth += field.log_depth
@@ -97,13 +99,13 @@ def blended(field: Estimate, bare: Estimate) -> Estimate:
     )
 
 
-def _calibrated(estimate: Estimate) -> tuple[Spread, Floats, Map]:
-    """The spread widened so that the left-out points lie within theirs, edges considered.
+def _calibration(estimate: FieldEstimate) -> tuple[float, Floats, Map]:
+    """By how much the spread must be widened to hold the left-out points, edges considered.
 
-    Also that of the left-out points (m,) with their edges, and the edges' factor (h, w).
+    Also the spread of the left-out points (m,) beside their edges, and the edges' factor (h, w).
     """
     features, left_out, spread = estimate.features, estimate.left_out, estimate.spread
     which, edge = left_out.which, edge_factor(estimate.log_depth)
     points = spread.points * sample(edge, features.grid_row[which], features.grid_col[which])
     factor = weighted_quantile(estimate.detail.error / points, left_out.weight, COVERAGE)
-    return Spread(factor * spread.nodes, factor * spread.points), factor * points, edge
+    return max(factor, 1e-9), points, edge

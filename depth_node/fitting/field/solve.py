@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.fitting.field.base import base_alone, fit_base
-from depth_node.fitting.field.blend import COLOUR_GAIN, Estimate, blended, may_help
+from depth_node.fitting.field.blend import COLOUR_GAIN, FieldEstimate, blended, may_help
 from depth_node.fitting.field.detail import Surface, choose_detail, detail_correction
 from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.interval import Spread, forget_far, relative_bound
@@ -113,7 +113,7 @@ def _spread_residual(
     loops: FieldKernels,
     ablation: FieldAblation,
     like: LeaveOut | None = None,
-) -> Estimate:
+) -> FieldEstimate:
     """B exp(m + U + C). outlier: (n,) probability. like: the left-out points of other features."""
     neighbours = ablation.neighbours
     left_out = LeaveOut.of(features, outlier, neighbours, loops, like)
@@ -123,7 +123,7 @@ def _spread_residual(
     update = surface.update + detail_correction(features, surface, detail, outlier, loops)
     update += np.float32(features.middle)
     spread = Spread.of(features, left_out, nodes)
-    return Estimate(features.grid_log + update, features, left_out, detail, spread)
+    return FieldEstimate(features.grid_log + update, features, left_out, detail, spread)
 
 
 def warm_up(config: FieldConfig | None = None) -> None:
