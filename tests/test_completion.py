@@ -283,12 +283,19 @@ def test_a_metric_network_is_judged_by_all_points() -> None:
                 frame, sparse=SparseDepth.from_arrays(rows[:3], cols[:3], truth[rows[:3], cols[:3]])
             )
         )
+        wide = 1.96 * few.std / few.depth
+        running.reconfigure(settings.replace(running.config, {"fit.unanchored_s": 0.0}))
+        off = running.process(
+            dataclasses.replace(frame, sparse=SparseDepth.from_arrays([], [], []))
+        )
         relative = dataclasses.replace(frame, prediction=Prediction(said, "depth_affine_invariant"))
         none = running.process(relative)
     np.testing.assert_array_equal(result.depth, said)
     inside = np.abs(result.depth - truth) <= 1.96 * result.std
     assert result.fit.status is FitStatus.OK and 0.9 < inside.mean() < 0.995
-    assert few.fit.status is FitStatus.NETWORK_METRES and np.isnan(few.std).all()
+    assert few.fit.status is FitStatus.NETWORK_METRES
+    np.testing.assert_allclose(wide, 1.25**3 - 1, rtol=1e-3)
+    assert off.fit.status is FitStatus.NETWORK_METRES and np.isnan(off.std).all()
     assert "too few for an interval" in few.fit.message
     assert none.fit.status is FitStatus.NO_PREDICTION and np.isnan(none.depth).all()
     assert "no metres, so there is no depth" in none.fit.message

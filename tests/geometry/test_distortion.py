@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from depth_node.geometry.camera import Camera, is_rectified
+from tests.helpers.cameras import undistorted
 
 # The calibration of a real OAK-D: at r = 0.674 numerator and denominator nearly cancel.
 OAK_D = (-4.86082888, 17.2819767, 2.0376e-4, 1.0251e-3, -25.1722507, -4.94364738, 17.5144253,
@@ -60,10 +61,7 @@ def invertible(camera: Camera) -> np.ndarray:
     """(H, W) where OpenCV's own iteration inverts the model to less than 0.1 px."""
     rows, cols = np.mgrid[: camera.height, : camera.width]
     pixels = np.column_stack((cols.ravel(), rows.ravel())).astype(np.float64)
-    d = np.array(camera.distortion)
-    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 200, 1e-12)
-    xy = cv2.undistortPointsIter(pixels[:, None], camera.matrix, d, None, None, criteria)
-    rays = np.column_stack((xy.reshape(-1, 2), np.ones(len(pixels))))
+    rays = np.column_stack((undistorted(camera, pixels, 200), np.ones(len(pixels))))
     return (np.hypot(*(opencv_pixels(camera, rays) - pixels).T) < 0.1).reshape(rows.shape)
 
 
