@@ -4,6 +4,10 @@
 By default glibc maps memory of large arrays anew for each of them, gives it back at once, and keeps
 an arena of its own for every thread. A frame then takes thousands of page faults, each of which a
 processor pays in microseconds, and every worker's thread holds what only one at a time needs.
+
+What is kept must not become the sum of all peaks that there ever were: an hour of changed
+parameters and hostile messages left twice of what frames need. So Memory gives back what lies free
+once it has grown.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ _SETTINGS = {
     _M_TRIM_THRESHOLD: 1 << 30,
     _M_ARENA_MAX: 1,
 }
+_GROWTH = 64 << 20  # bytes above what frames need, before what is free is given back: some frames
 _USERS = ("MALLOC_", "GLIBC_TUNABLES")  # environment: whoever sets these knows what for
 
 
@@ -31,3 +36,37 @@ def keep_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(*setting) == 1 for setting in _SETTINGS.items())
+
+
+class Memory:
+    """Resident memory of this process, given back when a peak is over.
+
+    The caller looks every few seconds. Giving back takes some 10 ms, in which no thread gets
+    memory, and the next frame maps its pages anew; a process whose frames are alike never pays it.
+    """
+
+    def __init__(self) -> None:
+        kept = keep_memory()
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if kept else None
+        self._needed = 0  # bytes: resident at the look after memory was given back
+
+    def look(self) -> bool:
+        """Give back what lies free if the process has grown; whether that was done."""
+        if self._trim is None or (resident := _resident()) is None:
+            return False
+        if not self._needed:
+            self._needed = resident
+        if resident <= self._needed + _GROWTH:
+            return False
+        self._trim(0)
+        self._needed = 0
+        return True
+
+
+def _resident() -> int | None:
+    """Bytes of memory that the process holds; None where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return None
