@@ -71,7 +71,7 @@ def _wait(ended: SimpleQueue[int], memory: Memory) -> None:
         try:
             ended.get(timeout=_LOOK_S)
         except Empty:
-            memory.look()
+            memory.look(time.monotonic())
         else:
             return
 
