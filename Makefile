@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TRAINING ?= 1
 TEST_REQUIREMENTS := $(if $(filter 1,$(TRAINING)),requirements-training.txt,requirements-dev.txt)
 
-.PHONY: help setup demo test test-fast check format mutants soak bench gpu-check test-aarch64 docs clean distclean
+.PHONY: help setup demo test test-fast test-newest check format mutants soak bench gpu-check test-aarch64 docs clean distclean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
@@ -25,8 +25,15 @@ demo: $(VENV)/stamp-requirements.txt  ## live demo: camera and LiDAR in, metric 
 	$(BIN)/depth_tools demo $(ARGS)
 test: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## all tests (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(ARGS)
-test-fast: $(VENV)/stamp-requirements-dev.txt  ## a minute: no ROS, no training, nothing slow
+test-fast: $(VENV)/stamp-requirements-dev.txt  ## a minute on two cores: no live ROS, no training, nothing slow
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu" --ignore tests/ros --ignore tests/training $(ARGS)
+test-newest:  ## the fast tier and a demo on the newest of everything that PyPI has, in .venv-newest
+	$(PYTHON) -m venv --clear .venv-newest
+	sed -E '/^(-|#|setuptools|colcon)/d; s/==[^;]*//' requirements.txt requirements-dev.txt > .venv-newest/newest.txt
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 -r .venv-newest/newest.txt -e .
+	.venv-newest/bin/python -m pip list --disable-pip-version-check
+	.venv-newest/bin/python -m pytest -n auto -m "not slow and not gpu" --ignore tests/ros --ignore tests/training $(ARGS)
+	.venv-newest/bin/depth_tools demo --out .venv-newest/demo
 check: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## ruff and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +48,14 @@ soak: $(VENV)/stamp-requirements-dev.txt  ## the live node for an hour under fau
 bench: $(VENV)/stamp-requirements.txt  ## the benchmarks of docs/benchmarks.md (not the accuracy ones, which need data)
 	$(BIN)/depth_tools bench speed $(ARGS)
 	$(BIN)/depth_tools bench field
-gpu-check: $(VENV)/stamp-$(TEST_REQUIREMENTS) $(VENV)/stamp-requirements-gpu.txt  ## on a CUDA machine, 8 minutes: kernels, engines, times, memory
+gpu-test-newest:  ## the fast tier and a demo on the newest of everything that PyPI has, in .venv-newest
+	$(PYTHON) -m venv --clear .venv-newest
+	sed -E '/^(-|#|setuptools|colcon)/d; s/==[^;]*//' requirements.txt requirements-dev.txt > .venv-newest/newest.txt
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 -r .venv-newest/newest.txt -e .
+	.venv-newest/bin/python -m pip list --disable-pip-version-check
+	.venv-newest/bin/python -m pytest -n auto -m "not slow and not gpu" --ignore tests/ros --ignore tests/training $(ARGS)
+	.venv-newest/bin/depth_tools demo --out .venv-newest/demo
+check: $(VENV)/stamp-$(TEST_REQUIREMENTS) $(VENV)/stamp-requirements-gpu.txt  ## on a CUDA machine, 8 minutes: kernels, engines, times, memory
 	$(BIN)/python -m depth_node.benchmarks.gpu $(ARGS)
 	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/engine
 test-aarch64: $(VENV)/stamp-requirements-dev.txt  ## tests of the core as on a Jetson, under qemu (an hour; skipped where it cannot be had)
@@ -50,5 +64,5 @@ docs: $(VENV)/stamp-requirements.txt  ## regenerate docs/parameters.md from the 
 	$(BIN)/depth_tools parameters > docs/parameters.md
 clean:  ## remove what the targets above made, but not .venv
 	rm -rf build install log demo_output runs .pytest_cache .mypy_cache .ruff_cache
-distclean: clean  ## and .venv
-	rm -rf $(VENV)
+distclean: clean  ## and .venv, .venv-newest
+	rm -rf $(VENV) .venv-newest

@@ -3,7 +3,7 @@
 
 The ground is the plane z = 0 of the robot's base frame, put right in every frame by a robust plane
 through what lies near it (a suspension, a wrong pitch). A pixel is an obstacle where it passes the
-gates, is higher than the least height, than the standard deviation of its height and than a tenth
+gates, is higher than the least height, than the standard deviation of its height and than a seventh
 of the camera's height (beyond 3 m more, as the square of the distance), and where its neighbours
 say so too: one false cell blocks a path. Measured points that the fit believes count by themselves,
 where they are higher than their noise, which the ground shows: of a low thing that the LiDAR meets
@@ -38,8 +38,10 @@ GROUND_STEPS = 4  # of reweighting
 GROUND_EVERY = 6  # of the grid's rows and columns take part in the fit of the ground
 MIN_GROUND_POINTS = 100  # fewer do not put the ground right
 MAX_TILT, MAX_OFFSET_M = math.tan(math.radians(5)), 0.1  # more is no ground put right
-FLOOR_ERROR = 0.1  # of the camera's height: what a tenth of error of a floor's depth lifts it by
-NEAR_M = 3.0  # beyond, rows of LiDAR points on the floor lie apart as the square of the distance
+FLOOR_ERROR = 1 / 7  # of the camera's height: what such an error of a floor's depth lifts it by
+# Rows of LiDAR points on the floor lie apart as the square of the distance. From so far on their
+# share of it, FAR_ERROR of the camera's height there, may be more.
+NEAR_M, FAR_ERROR = 3.0, 0.1
 SUPPORT_WINDOW, MIN_SUPPORT = 5, 5  # of the grid: a thin pole, one pixel wide, has just that
 NOISE_POINTS, MIN_NOISE_POINTS = 1000, 30  # of the measured points tell their noise
 USUAL_NOISE_M = 0.03  # of a LiDAR's range, where too few of its points hit the ground
@@ -76,7 +78,7 @@ class ObstacleConfig:
     min_height_m: float = option(
         0.02,
         "What is lower above the ground is no obstacle. Pixels between the measured points must be"
-        " higher than a tenth of the camera's height too, measured points than four times their"
+        " higher than a seventh of the camera's height too, measured points than four times their"
         " noise.",
         unit="m",
         minimum=0.0,
@@ -193,10 +195,12 @@ class ObstacleFinder:
         height = depth * rise
         offset = z0 - (a + b * x0 + c * y0)
         height += offset
-        lowest = max(config.min_height_m, FLOOR_ERROR * float(z0 - a))
+        camera_height = float(z0 - a)
+        lowest = max(config.min_height_m, FLOOR_ERROR * camera_height)
+        far = max(config.min_height_m, FAR_ERROR * camera_height)
         least = depth * depth
         least *= grid.flat_square
-        least *= np.float32(lowest / NEAR_M**2)
+        least *= np.float32(far / NEAR_M**2)
         np.maximum(least, np.float32(lowest), out=least)
         np.maximum(least, std * np.abs(rise), out=least)
         stands = within & (height > least)  # NaN is not above

@@ -50,7 +50,12 @@ ARGUMENTS = {
     "scan": ("", "Topic of a LaserScan."),
     "landmarks": ("", "Topic of a noisy PointCloud2 (radar, VIO, SLAM); see lidar_sources."),
     "sparse_depth": ("", "Topic of a sparse depth Image (RGB-D, ToF, stereo); see lidar_sources."),
-    "depth": ("", "Topic on which ~/depth/image_rect goes out; its camera_info goes beside it."),
+    "depth": (
+        "",
+        "Topic on which ~/depth/image_rect goes out, compressedDepth below it and camera_info"
+        " beside it; depth of a distorted image goes to the name without _rect (or with"
+        " _unrectified).",
+    ),
     "rviz": ("false", "true: RViz, with the topics that are given here."),
     "log_level": ("info", "Log level of the node."),
 }
@@ -131,8 +136,15 @@ def start(context: LaunchContext) -> list:
 def remappings(given: dict[str, str]) -> list[tuple[str, str]]:
     """The node's topics and where they go. Consumers of depth look for camera_info beside it."""
     pairs = [(own, given[name]) for name, own in REMAPPINGS.items() if given[name]]
-    if given["depth"]:
-        pairs.append(("~/depth/camera_info", beside(given["depth"], "camera_info")))
+    depth = given["depth"]
+    if depth:
+        plain = depth.replace("_rect", "") if "_rect" in depth else f"{depth}_unrectified"
+        pairs += [
+            ("~/depth/camera_info", beside(depth, "camera_info")),
+            ("~/depth/image", plain),
+            ("~/depth/image_rect/compressedDepth", f"{depth}/compressedDepth"),
+            ("~/depth/image/compressedDepth", f"{plain}/compressedDepth"),
+        ]
     return pairs
 
 

@@ -7,7 +7,12 @@ All arguments of depth_node.launch.py may be given too; a topic that is given wi
 from __future__ import annotations
 
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    SetLaunchConfiguration,
+)
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
@@ -28,16 +33,13 @@ LIDARS = {
 TOPICS = ("image", "camera_info", "points")
 
 
-def include(context: LaunchContext) -> list:
-    """depth_node.launch.py with the topics of both drivers."""
+def choose(context: LaunchContext) -> list:
+    """The topics of both drivers, where none are given."""
     given = {name: LaunchConfiguration(name).perform(context).strip() for name in TOPICS}
     camera = named(context, "camera", CAMERAS)
     lidar = named(context, "lidar", LIDARS)
     usual = dict(zip(TOPICS, (*CAMERAS[camera], LIDARS[lidar]), strict=True))
-    path = PathJoinSubstitution([FindPackageShare("depth_node"), "launch", "depth_node.launch.py"])
-    topics = {name: given[name] or usual[name] for name in TOPICS}
-    source = PythonLaunchDescriptionSource(path)
-    return [IncludeLaunchDescription(source, launch_arguments=list(topics.items()))]
+    return [SetLaunchConfiguration(name, given[name] or usual[name]) for name in TOPICS]
 
 
 def named(context: LaunchContext, argument: str, drivers: dict) -> str:
@@ -58,11 +60,14 @@ def generate_launch_description() -> LaunchDescription:
                               " the driver.")
         for name in TOPICS
     ]  # fmt: skip
+    path = PathJoinSubstitution([FindPackageShare("depth_node"), "launch", "depth_node.launch.py"])
     return LaunchDescription(
         [
             DeclareLaunchArgument("camera", description=f"Driver: {', '.join(CAMERAS)}."),
             DeclareLaunchArgument("lidar", description=f"Driver: {', '.join(LIDARS)}."),
             *topics,
-            OpaqueFunction(function=include),
+            OpaqueFunction(function=choose),
+            # Not within choose(), so that `--show-args` lists its arguments too.
+            IncludeLaunchDescription(PythonLaunchDescriptionSource(path)),
         ]
     )

@@ -7,6 +7,7 @@ The rules are by path: a new module is under the rule of its folder from its fir
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,7 +103,13 @@ def module_name(path: Path) -> str:
 OURS = {module_name(path): path for path in sources(PACKAGE, REPO / "training")}
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports(path: Path) -> tuple[tuple[str, bool], ...]:
     """(dotted name of a module or of what is imported from it, whether inside a function)."""
 
     def below(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
@@ -117,7 +124,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             yield from below(child, inside or function)
 
-    yield from below(ast.parse(path.read_text()), False)
+    return tuple(below(parsed(path), False))
 
 
 def top(name: str) -> str:
@@ -186,7 +193,7 @@ def test_training_imports(path: Path) -> None:
     if inside.as_posix() not in TRAINS:
         calls = {
             node.func.attr
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in ast.walk(parsed(path))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         }
         assert "backward" not in calls, "only training/loop.py trains"
@@ -280,7 +287,7 @@ def test_nothing_reads_the_world_at_import() -> None:
     forbidden = {"open", "getenv", "environ", "time", "perf_counter", "now", "read_text", "load"}
     offenders = []
     for path in sources(PACKAGE):
-        for statement in ast.parse(path.read_text()).body:
+        for statement in parsed(path).body:
             if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.If):
                 continue
             for node in ast.walk(statement):

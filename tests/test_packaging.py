@@ -42,6 +42,7 @@ def install_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace / "install" / "depth_node"
 
 
+@pytest.mark.slow
 def test_colcon_installs_what_ros_looks_for(install_space: Path) -> None:
     assert (install_space / "share/ament_index/resource_index/packages/depth_node").is_file()
     assert (install_space / "share/depth_node/package.xml").is_file()
@@ -55,6 +56,7 @@ def test_colcon_installs_what_ros_looks_for(install_space: Path) -> None:
     assert not list(install_space.rglob("training")), "training stays in the checkout"
 
 
+@pytest.mark.slow
 def test_installed_executable_reads_a_parameter_file(install_space: Path) -> None:
     pytest.importorskip("rclpy", reason="ROS 2 is not installed")
     library = next(install_space.glob("lib/python3*/site-packages"))

@@ -236,8 +236,9 @@ def test_no_usable_points(points: np.ndarray | None) -> None:
     assert np.isnan(result.depth).all()
     metric = Prediction(depth, "depth_metric")
     result = pipe.process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, prediction=metric))
-    assert result.fit.status == FitStatus.NETWORK_METRES
+    assert result.fit.status == FitStatus.UNANCHORED
     np.testing.assert_array_equal(result.depth, depth)
+    np.testing.assert_allclose(1.96 * result.std, (1.25**3 - 1) * depth, rtol=1e-3)
 
 
 def test_fewer_points_than_parameters() -> None:

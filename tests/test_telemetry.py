@@ -89,6 +89,7 @@ def test_a_users_own_setting_is_kept(tmp_path: Path) -> None:
     assert about.endswith("0"), about
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ["cv2", "scipy.ndimage", "yaml", "numba", "rosbags.highlevel", "rich.progress", "onnx",

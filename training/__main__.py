@@ -104,16 +104,15 @@ def main(text: list[str] | None = None) -> int:
 
 def _run(text: list[str] | None) -> int:
     args = parse_arguments(text)
-    from rich.console import Console
-
     from depth_node.cli.console import UsageError
+    from depth_node.cli.console import console as terminal
     from depth_node.config import ConfigError
     from depth_node.engine import EngineError
     from depth_node.recordings.frames import FrameError
     from training.checkpoints import TrainingError
     from training.data.samples import DataError
 
-    console = Console()
+    console = terminal()
     try:
         if args.command in recipes.RECIPES:
             return _train(args, console)

@@ -40,6 +40,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from depth_node import config
+from depth_node.cli.console import console as terminal
 from training import checkpoints
 from training.checkpoints import BEST, LAST, TrainingError, read
 from training.run_log import RunLog, environment
@@ -640,7 +641,7 @@ def run(
     if os.path.lexists(folder / LAST):
         restore(state, folder / LAST, settings)
     try:
-        return _run(state, cfg, folder, settings, stop, console or Console())
+        return _run(state, cfg, folder, settings, stop, console or terminal())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
@@ -668,8 +669,7 @@ def _run(
         text = json.dumps({"processes": accelerator.num_processes, **environment()}, indent=1)
         (folder / "environment.json").write_text(text, encoding="utf-8")
     if state.step >= cfg.steps and not quiet:
-        _print(
-            console,
+        console.print(
             f"{folder} has all its {cfg.steps} steps: nothing is left to train. Raise loop.steps,"
             " or give another --run.",
         )
@@ -705,12 +705,8 @@ def _run(
             f"Interrupted at step {state.step}; the same command goes on from there."
         )
     if not quiet:
-        _print(console, _result(state, folder))
+        console.print(_result(state, folder))
     return state
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _result(state: State, folder: Path) -> str:

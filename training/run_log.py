@@ -145,7 +145,7 @@ class RunLog:
             note += f"  {shown['images_per_s']:.3g} images/s"
         self._bar.update(self._task, note=note)
         if not self.console.is_terminal:
-            self.console.print(f"step {step}/{self.steps}  {note}", highlight=False)
+            self.console.print(f"step {step}/{self.steps}  {note}")
 
     def images(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
         """Write images (H, W, 3) uint8 RGB by name to images/ and to TensorBoard.

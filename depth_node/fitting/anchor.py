@@ -9,7 +9,8 @@ line is out of date as a whole: from second to second a network's scale wanders 
 That drift is watched while there are points, by trying the line of a second ago on those of now.
 Few points correct the line as a whole, in the proportion of both parts (a Kalman update).
 
-Never a metre where there was never a scan. docs/unanchored.md has the numbers.
+Where there was never a scan, a metric network's own metres are all there is, within a wide bound;
+of another network never a metre. docs/unanchored.md has the numbers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ _DRIFT_FRAMES = 30  # that the drift is watched over
 _TRIED_S = 1.0  # age of the line that is tried on the points of now
 _LEAST_ERROR = 0.02  # of a line: a network that is better than this in a frame is so by chance
 _FEW_GROWTH, _FEW_GROWTH_SQUARED = 8.0, 40.0  # as of the field's interval
+PRIOR_FACTOR = 1.25**3
+"""Within which the own metres of a metric network are taken to be in 95 % of the pixels: the factor
+of delta 3, the widest that papers judge by (Eigen et al. 2014, arXiv 1406.2283, section 4.2)."""
+_PRIOR_OF_PIXELS = 0.3  # of its logarithm, what no correction as a whole takes away
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ class Unanchored:
     """Depth by a line that is remembered.
 
     depth, std: (H, W) float32 m, NaN where the network gave nothing; depth ± 1.96 std is meant to
-    hold 95 %. residual: (n,) log of measured over remembered depth. age_s: of the line. bound: of
-    the relative error, 95 %.
+    hold 95 %. residual: (n,) log of measured over remembered depth. age_s: of the line, NaN of
+    a network's own metres. bound: of the relative error, 95 %.
     """
 
     depth: Map
@@ -131,18 +136,48 @@ class MetricAnchor:
         if not 0 <= age_s <= longest_s:
             return None
         residual = np.log(z) - last.log_metres(v.astype(np.float32)) if len(z) else np.empty(0)
-        of_pixels, of_scale = last.error**2, self.drift() ** 2 * age_s
-        shift = 0.0
-        # Points beyond what both parts allow are wrong, or beside an edge: they correct nothing.
-        fits = residual[np.abs(residual) <= math.sqrt(of_pixels + of_scale)]
-        if len(fits):
-            gain = of_scale / (of_scale + of_pixels / len(fits))
-            shift = gain * float(np.median(fits))
-            of_scale *= 1 - gain
-        bound = math.sqrt(of_pixels + of_scale)
-        values = prediction.values
-        depth = last.line.metres(values)
-        depth *= np.float32(math.exp(last.middle + shift))
-        depth[~np.isfinite(values)] = np.nan
-        std = depth * np.float32(math.expm1(bound) / NORMAL_95)
-        return Unanchored(depth, std, residual - shift, age_s, math.expm1(bound))
+        depth = last.line.metres(prediction.values)
+        depth *= np.float32(math.exp(last.middle))
+        of_scale = self.drift() ** 2 * age_s
+        return _corrected(prediction, depth, residual, last.error**2, of_scale, age_s)
+
+
+def own_metres(
+    prediction: Prediction, rows: NDArray[np.integer], cols: NDArray[np.integer], z: Floats
+) -> Unanchored:
+    """Depth by a metric network's own metres, with at most FEW_POINTS points: pixels, m, (n,) each.
+
+    What it may be wrong by is not known; taken is PRIOR_FACTOR, which a few points narrow.
+    """
+    depth = np.array(prediction.metric_depth(), np.float32)
+    residual = np.log(z) - np.log(depth[rows, cols])
+    of_pixels = _PRIOR_OF_PIXELS**2
+    of_scale = math.log(PRIOR_FACTOR) ** 2 - of_pixels
+    return _corrected(prediction, depth, residual, of_pixels, of_scale, math.nan)
+
+
+def _corrected(
+    prediction: Prediction,
+    depth: Map,
+    residual: Floats,
+    of_pixels: float,
+    of_scale: float,
+    age_s: float,
+) -> Unanchored:
+    """A remembered depth (H, W) m, which is changed, corrected as a whole by a few points.
+
+    residual: (n,) log of measured over remembered depth. of_pixels, of_scale: squared 95 % bounds
+    of the log depth, pixel by pixel and as a whole.
+    """
+    shift = 0.0
+    # Points beyond what both parts allow are wrong, or beside an edge: they correct nothing.
+    fits = residual[np.abs(residual) <= math.sqrt(of_pixels + of_scale)]
+    if len(fits):
+        gain = of_scale / (of_scale + of_pixels / len(fits))
+        shift = gain * float(np.median(fits))
+        of_scale *= 1 - gain
+    bound = math.sqrt(of_pixels + of_scale)
+    depth *= np.float32(math.exp(shift))
+    depth[~np.isfinite(prediction.values)] = np.nan
+    std = depth * np.float32(math.expm1(bound) / NORMAL_95)
+    return Unanchored(depth, std, residual - shift, age_s, math.expm1(bound))

@@ -27,7 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.config import option, section, validate
-from depth_node.fitting.anchor import FEW_POINTS, MetricAnchor, Unanchored
+from depth_node.fitting.anchor import (
+    FEW_POINTS,
+    PRIOR_FACTOR,
+    MetricAnchor,
+    Unanchored,
+    own_metres,
+)
 from depth_node.fitting.field.points import MIN_POINTS as FIELD_MIN_POINTS
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
 from depth_node.fitting.field.solve import Field, solve
@@ -47,6 +53,7 @@ from depth_node.fitting.region_surfaces import (
     median_scale,
 )
 from depth_node.fitting.surface_maps import ImageGrid, depth_map, feather, std_map
+from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -83,11 +90,11 @@ class FitStatus(IntEnum):
 
     OK = 0  # fitted as asked
     MEDIAN_SCALE = 1  # too few points for the method: one scale for the image
-    NETWORK_METRES = 2  # no point: the metric network's own metres, unchecked
+    NETWORK_METRES = 2  # the metric network's own metres, unchecked: no interval
     NO_POINTS = 3  # no point and no metric network: no depth
     NO_PREDICTION = 4  # the network gave nothing (at any point): no depth
     TOO_FEW_POINTS = 5  # fewer points than a completion network needs: no depth
-    UNANCHORED = 6  # too few points, or none: metres by what earlier points said of the network
+    UNANCHORED = 6  # too few points: metres by what earlier ones said, or a metric network's own
 
 
 _REGION_TEXTS = {
@@ -273,6 +280,9 @@ def fit(
     )
     regions = Regions.of(labels if config.method in REGION_METHODS else None, rows, cols)
     if len(samples) == 0:
+        if config.unanchored_s and prediction.is_metric and np.isfinite(prediction.values).any():
+            found = own_metres(prediction, rows, cols, samples.z)
+            return _unanchored(found, points, usable, depth_range_m)
         return _without_points(prediction, points, regions, rules)
     if len(samples) < rules.enough:
         table, status = median_scale(samples, regions, rules), FitStatus.MEDIAN_SCALE
@@ -318,6 +328,8 @@ def fit_in_sequence(
     v, z = prediction.values[rows, cols], points.depth[usable].astype(np.float64)
     if len(z) <= FEW_POINTS:
         found = anchor.answer(stamp_ns, prediction, v, z, config.unanchored_s)
+        if found is None and prediction.is_metric and np.isfinite(prediction.values).any():
+            found = own_metres(prediction, rows, cols, z)
         if found is not None:
             return _unanchored(found, points, usable, depth_range_m)
     result = fit_alone()
@@ -347,6 +359,9 @@ def _unanchored(
         table[name] = np.nan
     count = int(np.count_nonzero(usable))
     number = "no LiDAR point" if not count else f"only {count} LiDAR point{'s'[: count > 1]}"
+    own = math.isnan(found.age_s)
+    source = "the network's own" if own else f"those of {found.age_s:.1f} s ago"
+    details = {"bound": found.bound}
     return FitResult(
         depth=depth,
         std=found.std,
@@ -355,10 +370,10 @@ def _unanchored(
         point_residual=residual,
         status=FitStatus.UNANCHORED,
         message=(
-            f"UNANCHORED: {number}, so the metres are those of {found.age_s:.1f} s ago, within"
+            f"UNANCHORED: {number}, so the metres are {source}, within"
             f" {found.bound:.0%}; check the LiDAR, its topic and its time stamps."
         ),
-        details={"anchor_age_s": found.age_s, "bound": found.bound},
+        details=details if own else {"anchor_age_s": found.age_s, **details},
     )
 
 
@@ -441,10 +456,13 @@ def _fit_network(
     answer = network_answer(
         prediction, rows, cols, z, depth_range_m, config.field.max_extrapolation, left_out
     )
+    calibrated, std = "coverage" in answer.details, answer.std
+    if not calibrated and config.unanchored_s:
+        std = answer.depth * np.float32((PRIOR_FACTOR - 1) / NORMAL_95)
     residual = np.full(len(points), np.nan, np.float32)
     residual[usable] = z - answer.depth[rows, cols]
     bound = np.full(len(points), np.nan, np.float32)
-    bound[usable] = np.float32(INLIER_STDS) * answer.std[rows, cols]
+    bound[usable] = np.float32(INLIER_STDS) * std[rows, cols]
     inlier = np.abs(residual) <= bound
     table = np.zeros(1, REGION_FIT_DTYPE)
     table["status"] = RegionStatus.OK
@@ -455,15 +473,16 @@ def _fit_network(
     if inlier.any():
         table["residual"] = np.sqrt(np.mean(residual[inlier] ** 2))
     judges = answer.details["judged by"]
-    calibrated = "coverage" in answer.details
     message = f"The network's own metres, judged by {judges} points"
     if calibrated:
         message += f": their mean error is {answer.details['left_out_error']:.1%}."
     else:
-        message += ", which are too few for an interval."
+        message += ", which are too few for an interval"
+        wide = f": it is that of unchecked ones, {PRIOR_FACTOR - 1:.0%}."
+        message += wide if config.unanchored_s else "."
     return FitResult(
         depth=answer.depth,
-        std=answer.std,
+        std=std,
         regions=table,
         point_inlier=inlier,
         point_residual=residual,

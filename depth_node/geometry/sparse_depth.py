@@ -232,34 +232,39 @@ def project_points(
             rotation[row, 0] * x + rotation[row, 1] * y + rotation[row, 2] * z + shift[row]
         )
     in_camera[:, 2] = depth[source]
-    pixels = camera.project(in_camera)
+    # Columns and rows apart: what lies side by side is worked on together.
+    u, v = np.ascontiguousarray(camera.project(in_camera).T)
     with np.errstate(invalid="ignore"):
         # the same as floor(u + 0.5) in 0 .. width - 1; NaN compares false
-        inside = (pixels[:, 0] >= -0.5) & (pixels[:, 0] < camera.width - 0.5)
-        inside &= (pixels[:, 1] >= -0.5) & (pixels[:, 1] < camera.height - 0.5)
-    source, pixels = source[inside], pixels[inside]
-    rounded = np.floor(pixels + 0.5).astype(np.int64)
-    cols, rows = rounded[:, 0], rounded[:, 1]
+        inside = (u >= -0.5) & (u < camera.width - 0.5)
+        inside &= (v >= -0.5) & (v < camera.height - 0.5)
+    n_inside = int(np.count_nonzero(inside))
+    if n_inside < len(inside):
+        source, u, v = source[inside], u[inside], v[inside]
+    rows, cols = np.floor(v + 0.5).astype(np.int64), np.floor(u + 0.5).astype(np.int64)
     depth = depth[source].astype(np.float32)
 
-    # The z-buffer is padded to the right and below for the windows of _hidden.
+    # The z-buffer holds the part of the image that the points reach: scan lines seldom fill it. It
+    # is padded to the right and below for the windows of _hidden.
     pad = config.occlusion_radius_px if config.drop_occluded else 0
-    z_buffer = np.full((camera.height + pad, camera.width + pad), np.inf, np.float32)
-    cell = rows * z_buffer.shape[1] + cols
+    top, left = rows.min(initial=camera.height), cols.min(initial=camera.width)
+    height, width = rows.max(initial=top) - top + 1, cols.max(initial=left) - left + 1
+    z_buffer = np.full((height + pad, width + pad), np.inf, np.float32)
+    cell = (rows - top) * z_buffer.shape[1] + (cols - left)
     flat = z_buffer.reshape(-1)
     np.minimum.at(flat, cell, depth)
-    nearest = _one_of_each(cell, np.flatnonzero(depth == flat[cell]))  # depths may be equal
-    rows, cols, depth, source = rows[nearest], cols[nearest], depth[nearest], source[nearest]
-    duplicate = len(inside.nonzero()[0]) - len(nearest)
+    kept = _one_of_each(cell, np.flatnonzero(depth == flat.take(cell)))  # depths may be equal
+    duplicate = n_inside - len(kept)
 
     occluded = 0
-    if config.drop_occluded and len(depth):
-        visible = ~_hidden(z_buffer, rows, cols, depth, pad, config.occlusion_ratio)
-        occluded = len(visible) - int(visible.sum())
-        rows, cols, depth, source = rows[visible], cols[visible], depth[visible], source[visible]
+    if config.drop_occluded and len(kept):
+        hidden = _hidden(z_buffer, cell[kept], depth[kept], pad, config.occlusion_ratio)
+        occluded = int(np.count_nonzero(hidden))
+        if occluded:
+            kept = kept[~hidden]
+    rows, cols, depth, source = rows[kept], cols[kept], depth[kept], source[kept]
 
     n_valid, n_front, n_range = int(valid.sum()), int(front.sum()), int(in_range.sum())
-    n_inside = int(inside.sum())
     return SparseDepth(
         rows.astype(np.int32),
         cols.astype(np.int32),
@@ -307,13 +312,14 @@ def _of_points(
 
 def _hidden(
     z_buffer: npt.NDArray[np.float32],
-    rows: npt.NDArray[np.int64],
-    cols: npt.NDArray[np.int64],
+    cell: npt.NDArray[np.int64],
     depth: npt.NDArray[np.float32],
     radius: int,
     ratio: float,
 ) -> npt.NDArray[np.bool_]:
     """Points that something nearer hides from the camera: (N,) bool.
+
+    z_buffer: (H, W), with `radius` empty rows and columns at its end. cell: (N,) of it, row by row.
 
     A LiDAR beside the camera measures surfaces behind a foreground object that the camera cannot
     see; their points are projected between those of the object. A point is hidden if each of the
@@ -324,9 +330,13 @@ def _hidden(
     # One running minimum over (radius + 1)^2 windows that end at a pixel serves all four
     # quadrants: it is read at the pixel and shifted by the radius to the right, below, and both.
     kernel = np.ones((radius + 1, radius + 1), np.uint8)
-    window_min = cv2.erode(z_buffer, kernel, anchor=(radius, radius))
+    window_min = cv2.erode(z_buffer, kernel, anchor=(radius, radius)).reshape(-1)
     limit = depth / np.float32(ratio)
-    hidden: npt.NDArray[np.bool_] = window_min[rows, cols] < limit
-    for down, right in ((0, radius), (radius, 0), (radius, radius)):
-        hidden &= window_min[rows + down, cols + right] < limit
+    width = z_buffer.shape[1]
+    # Each quadrant is asked of the points that those before left: few have a nearer one anywhere.
+    which = np.flatnonzero(window_min.take(cell) < limit)
+    for shift in (radius, radius * width, radius * width + radius):
+        which = which[window_min.take(cell[which] + shift) < limit[which]]
+    hidden = np.zeros(len(cell), bool)
+    hidden[which] = True
     return hidden

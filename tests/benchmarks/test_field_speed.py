@@ -10,6 +10,7 @@ from depth_node.benchmarks.field_speed import FIELD, SpeedProblem, threads_table
 from depth_node.benchmarks.speed import fit_problem
 
 
+@pytest.mark.slow
 def test_the_problem_has_its_size_and_its_points() -> None:
     prediction, _, labels = fit_problem()
     problem = SpeedProblem.of(prediction, labels, 60, 80, 50)

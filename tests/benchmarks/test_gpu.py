@@ -39,6 +39,7 @@ def test_gpu_check_writes_its_json_and_row(
     assert machine.leaks == {}
 
 
+@pytest.mark.slow
 def test_gpu_check_fails_where_a_kernel_does(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

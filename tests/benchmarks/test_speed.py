@@ -13,6 +13,7 @@ from depth_node.benchmarks import speed
 from depth_node.fitting import FitConfig, fit
 
 
+@pytest.mark.slow
 def test_the_rival_of_the_fit_computes_the_same_depth() -> None:
     prediction, points, labels = speed.fit_problem()
     assert len(points) == speed.POINTS and labels.max() == speed.REGIONS
@@ -55,6 +56,7 @@ def test_one_core_is_given_back() -> None:
     assert os.sched_getaffinity(0) == before
 
 
+@pytest.mark.slow
 def test_reports_of_fit_and_engine() -> None:
     report = speed.measure_fit(repeats=2)
     assert report.values["speedup"] > 5

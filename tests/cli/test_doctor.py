@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import time
@@ -16,6 +17,21 @@ from depth_node.engine.cache import EngineCache
 
 # rclpy imports lark, which imports modules that Python has renamed: nobody here can help.
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
+
+
+@functools.cache
+def import_errors(*modules: str) -> dict[str, str]:
+    """The real answer for the packages that are installed, asked for once."""
+    return doctor_import_errors(modules)
+
+
+doctor_import_errors = doctor._import_errors
+
+
+@pytest.fixture
+def _known_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what else the doctor says: what is installed changes in none of them."""
+    monkeypatch.setattr(doctor, "_import_errors", lambda modules: import_errors(*modules))
 
 
 def test_models_list_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +50,8 @@ def tensorrt_is_here() -> bool:
     return importlib.util.find_spec("tensorrt") is not None
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_known_packages")
 def test_doctor_shows_the_engine_its_key_and_its_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +79,7 @@ def test_doctor_shows_the_engine_its_key_and_its_check(
     assert key in built and "correlation 1.000000" in built
 
 
+@pytest.mark.usefixtures("_known_packages")
 def test_doctor_names_what_does_not_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +129,7 @@ def test_a_broken_package_is_named(
     assert "broken" in line and "nothing_of_that_name" in line
 
 
+@pytest.mark.usefixtures("_known_packages")
 @pytest.mark.parametrize("content", ["[]", "{}", '{"key": 5}', "[" * 100_000, "\x1b[31m"])
 def test_a_damaged_cache_is_said(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -128,6 +148,7 @@ def test_a_damaged_cache_is_said(
     assert f"chmod go-w {folder}" in shown
 
 
+@pytest.mark.usefixtures("_known_packages")
 def test_full_shared_memory_is_named_before_ros_is_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

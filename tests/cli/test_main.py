@@ -71,6 +71,7 @@ def test_parameters_page_comes_from_the_code(capsys: pytest.CaptureFixture[str])
     assert "| `fit.method` |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_ros_and_rich_the_cure_is_named(source: Path) -> None:
     """A fresh interpreter in which they cannot be imported."""
     script = """

@@ -38,8 +38,12 @@ def test_the_twin_is_to_tensor(interpolation: str, resize: str, size: tuple[int,
     step = np.abs(
         gpu_kernels.image_to_tensor(image, Resampling.of(*size, spec)) - to_tensor(image, spec)
     )
-    assert step.max() <= (0 if interpolation == "nearest" else 1.001)
+    if interpolation != "nearest":
+        assert step.max() <= 1.001
+    elif not cv2.__version__.startswith("4."):  # 5 takes the other one of two that are as near
+        assert np.count_nonzero(step) < 0.15 * step.size
     if cv2.__version__.startswith("4."):  # how it rounds is no promise of OpenCV's
+        assert interpolation != "nearest" or step.max() == 0
         assert step.mean() < (0.05 if interpolation == "area" else 0.01)
 
 

@@ -144,7 +144,7 @@ def test_a_manifest_uses_no_aliases(model: Path) -> None:
     assert "write it out" in refusal(model)
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(5000, marks=pytest.mark.slow)])
 def test_mutants_of_a_manifest(model: Path, count: int) -> None:
     path = manifest_path(model)
     whole = dataclasses.replace(Manifest.load(path), training={"steps": 3, "data": ["rooms"]})

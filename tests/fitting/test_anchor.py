@@ -66,6 +66,13 @@ def test_depth_goes_on_when_the_points_stay_away(method: str, kind: str) -> None
     assert show(of, 0.6, points(200), prediction(kind)).fit.status is FitStatus.OK
 
 
+def test_depth_goes_on_for_half_a_minute_by_default() -> None:
+    of = pipeline()
+    show(of, 0.0, points(200))
+    assert show(of, 29.0, points(0)).fit.status is FitStatus.UNANCHORED
+    assert np.isnan(show(of, 31.0, points(0)).depth).all()
+
+
 def test_the_interval_widens_with_age_and_holds_what_wanders() -> None:
     of = pipeline()
     show(of, 0.0, points(200))
@@ -121,11 +128,37 @@ def test_metres_are_never_invented() -> None:
         result = show(of, i / 10, points(0))
         assert result.fit.status is FitStatus.NO_POINTS and np.isnan(result.depth).all()
     metric = show(of, 1.0, points(0), prediction("depth_metric"))
-    assert metric.fit.status is FitStatus.NETWORK_METRES
-    assert np.isnan(metric.std).all()
+    assert metric.fit.status is FitStatus.UNANCHORED  # its own, unchecked and wide
+    np.testing.assert_allclose(1.96 * metric.std / metric.depth, 1.25**3 - 1, rtol=1e-3)
     few = show(of, 2.0, points(FEW_POINTS))  # determine no line that could be remembered
     assert few.fit.status is FitStatus.OK
     assert show(of, 2.1, points(0)).fit.status is FitStatus.NO_POINTS
+
+
+@pytest.mark.parametrize("kind", ["depth_metric", "disparity_metric"])
+def test_a_metric_networks_own_metres_without_a_lidar(kind: str) -> None:
+    """Of a network whose metres are 30 % off: within the interval alone, and few points mend it."""
+    of, off = pipeline(), prediction(kind, 1.3)
+    alone = show(of, 0.0, points(0), off)
+    assert alone.fit.status is FitStatus.UNANCHORED and "the network's own" in alone.fit.message
+    inside = np.abs(alone.depth - DEPTH) <= 1.96 * alone.std
+    assert inside.mean() > 0.95
+    helped = show(of, 0.1, points(FEW_POINTS), off)
+    assert helped.fit.status is FitStatus.UNANCHORED and helped.fit.point_inlier.all()
+    error = [float(np.median(np.abs(one.depth / DEPTH - 1))) for one in (alone, helped)]
+    assert error[1] < 0.3 * error[0]
+    assert np.median(helped.std / helped.depth) < np.median(alone.std / alone.depth)
+    show(of, 0.2, points(200), off)
+    fell_silent = show(of, 0.5, points(0), off)
+    assert "those of 0.3 s ago" in fell_silent.fit.message
+    assert np.median(fell_silent.std / fell_silent.depth) < 0.2
+    np.testing.assert_allclose(fell_silent.depth, DEPTH, rtol=0.05)
+    later = show(of, 31.0, points(0), off)  # what they said has ended: the network's own again
+    assert later.fit.status is FitStatus.UNANCHORED and "the network's own" in later.fit.message
+    np.testing.assert_allclose(later.depth, alone.depth)
+    of.reconfigure(replace(of.config, {"fit.unanchored_s": 0.0}))
+    unchecked = show(of, 32.0, points(0), off)
+    assert unchecked.fit.status is FitStatus.NETWORK_METRES and np.isnan(unchecked.std).all()
 
 
 def test_it_ends_by_age_by_parameter_and_by_a_reset() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -256,9 +257,15 @@ def test_no_points_and_a_relative_network_give_no_depth(method: str) -> None:
 def test_no_points_and_a_metric_network_pass_its_metres_through(kind: str) -> None:
     values = bumpy()
     values[0, 0] = np.nan
-    result = fit(Prediction(values, kind), empty(), cells(), config=SSF)
-    assert result.status is FitStatus.NETWORK_METRES
     expected = values if kind == "depth_metric" else 1 / values
+    result = fit(Prediction(values, kind), empty(), cells(), config=SSF)
+    assert result.status is FitStatus.UNANCHORED
+    np.testing.assert_allclose(result.depth, expected, rtol=1e-6)
+    np.testing.assert_allclose(1.96 * result.std, (1.25**3 - 1) * expected, rtol=1e-3)
+    assert "the network's own" in result.message
+    off = dataclasses.replace(SSF, unanchored_s=0.0)
+    result = fit(Prediction(values, kind), empty(), cells(), config=off)
+    assert result.status is FitStatus.NETWORK_METRES
     np.testing.assert_allclose(result.depth, expected, rtol=1e-6)
     assert np.isnan(result.std).all()  # nothing to judge by
     assert "checked by nothing" in result.message

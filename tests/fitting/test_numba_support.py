@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,17 +56,28 @@ def test_numba_that_is_missing_or_broken_has_a_reason(monkeypatch: pytest.Monkey
 # --- the cache on disk
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder of numba's, in which the loop `double` has been kept."""
     numba = find_numba()[0]
     if numba is None:
         pytest.skip("numba is not installed")
+    folder = tmp_path_factory.mktemp("kept") / "numba"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.config, "CACHE_DIR", str(folder))
+        patch.setattr(numba_support, "_warned", set())
+        assert runs() == 0, "there is no cache yet"
+        assert runs() == 1, "the second time it is loaded"
+    return folder
+
+
+@pytest.fixture
+def cache(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, in which numba now looks."""
     folder = tmp_path / "numba"
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
+    shutil.copytree(filled, folder)
+    monkeypatch.setattr(find_numba()[0].config, "CACHE_DIR", str(folder))
     monkeypatch.setattr(numba_support, "_warned", set())
-    assert runs() == 0, "there is no cache yet"
-    assert runs() == 1, "the second time it is loaded"
     return next(folder.iterdir())
 
 
@@ -172,6 +184,7 @@ def test_a_folder_that_cannot_be_read(cache: Path) -> None:
             cache.chmod(0o700)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_warning(tmp_path: Path) -> None:
     """A limit on the size of files stands for it: every byte written is an OSError."""
     pytest.importorskip("numba", reason="numba is not installed")

@@ -17,12 +17,12 @@ LARGEST_RATIO, LARGEST_LOSS = 1.01, 0.02  # of AbsRel with memory to without, of
 MOVING = [
     ("standing, people", "bent", "lines", "none"),
     ("slow drive, traffic", "bent", "dense lines", "none"),
-    ("slow drive, traffic", "sharp", "300 points", "trembling"),
-    ("slow drive, traffic", "sharp", "1500 points", "none"),
-    ("slowly into hall", "sharp", "lines", "none"),
     ("hand-held", "sharp", "dense lines", "right"),
 ]
 MOVING_SLOW = [
+    ("slow drive, traffic", "sharp", "300 points", "trembling"),
+    ("slow drive, traffic", "sharp", "1500 points", "none"),
+    ("slowly into hall", "sharp", "lines", "none"),
     ("standing, traffic", "sharp", "300 points", "trembling"),
     ("drive", "bent", "dense lines", "frozen"),
     ("drive", "sharp", "300 points", "right"),
@@ -43,6 +43,19 @@ STANDING_SLOW = [
 ]
 
 
+# The weight of the past, mean over frames and pixels: the sum of all that the memory doubts.
+REMEMBERED = {
+    "standing, people": 0.3893,
+    "slow drive, traffic": 0.0059,
+    "hand-held": 0.0547,
+    "slowly into hall": 0.2683,
+}
+
+
+def as_stated(value: float) -> object:
+    return pytest.approx(value, rel=0.01, abs=2e-4)
+
+
 @pytest.mark.parametrize(
     ("kind", "network", "points", "pose"),
     [*MOVING, *(pytest.param(*case, marks=pytest.mark.slow) for case in MOVING_SLOW)],
@@ -52,6 +65,8 @@ def test_memory_harms_no_sequence(kind: str, network: str, points: str, pose: st
     assert score.ratio <= LARGEST_RATIO
     assert score.inside_change >= -LARGEST_LOSS
     assert score.worst_inside >= -2 * LARGEST_LOSS
+    if (kind, network, points, pose) in MOVING:
+        assert score.remembered == as_stated(REMEMBERED[kind])
 
 
 @pytest.mark.parametrize(
@@ -74,6 +89,7 @@ def test_things_that_move_on_their_own_are_not_smeared() -> None:
 def test_memory_gains_on_the_move_with_a_pose() -> None:
     score = sequences.score("slowly into hall", "bent", "300 points", "right")
     assert score.ratio <= 0.95
+    assert score.remembered == as_stated(REMEMBERED["slowly into hall"])
 
 
 @pytest.mark.parametrize("network", ["bent", "sharp"])

@@ -13,7 +13,14 @@ from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import (
     project_points,
 )
-from tests.helpers.cameras import CAMERAS, PINHOLE, PLUMB_BOB, distorted, points_in_view
+from tests.helpers.cameras import (
+    CAMERAS,
+    PINHOLE,
+    PLUMB_BOB,
+    distorted,
+    points_in_view,
+    undistorted,
+)
 
 
 @pytest.mark.parametrize("name", CAMERAS)
@@ -52,10 +59,7 @@ def test_rays_are_the_inverse_of_project(name: str) -> None:
 def test_rays_agree_with_opencv_undistort() -> None:
     camera = CAMERAS["plumb_bob5"]
     pixels = np.random.default_rng(0).integers((0, 0), (640, 480), (200, 2)).astype(np.float64)
-    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-12)
-    expected = cv2.undistortPointsIter(
-        pixels[:, None], camera.matrix, np.array(camera.distortion), None, None, criteria
-    ).reshape(-1, 2)
+    expected = undistorted(camera, pixels, 100)
     found = camera.rays()[pixels[:, 1].astype(int), pixels[:, 0].astype(int), :2]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 

@@ -26,6 +26,8 @@ ABSOLUTE_S = STAMP_NS * 1e-9 + TURN_S
         pytest.param("t", (1e9 * TURN_S).astype("u4"), TURN_S, id="ouster"),
         pytest.param("timestamp", ABSOLUTE_S, TURN_S, id="hesai, robosense"),
         pytest.param("timestamp", ABSOLUTE_S - 0.1, TURN_S - 0.1, id="stamp of the last point"),
+        pytest.param("timestamp", ABSOLUTE_S + 0.7, TURN_S + 0.7, id="a driver that stamps early"),
+        pytest.param("time", (4.5 * TURN_S).astype("f4"), 4.5 * TURN_S, id="two turns a second"),
         pytest.param("timestamp", 1e9 * ABSOLUTE_S, TURN_S, id="livox"),
         pytest.param("timestamp", 1e6 * ABSOLUTE_S, TURN_S, id="microseconds since 1970"),
         pytest.param("timestamp", 1e3 * ABSOLUTE_S, TURN_S, id="milliseconds since 1970"),
@@ -48,6 +50,53 @@ def test_layouts_of_drivers(name: str, values: np.ndarray, want: np.ndarray) -> 
 def test_simulated_time_is_absolute_too() -> None:
     offset = seconds_from_stamp(12.5 + TURN_S, "timestamp", 12_500_000_000)
     np.testing.assert_allclose(offset, TURN_S, atol=1e-6)
+
+
+@pytest.mark.parametrize(("time_s", "held"), [(10_000, True), (20_000, False)])
+def test_float32_must_tell_milliseconds_apart(time_s: int, held: bool) -> None:
+    """Of a simulation after three and after six hours: they are 1 and 2 ms apart."""
+    values = (time_s + TURN_S).astype("f4")
+    if held:
+        offset = seconds_from_stamp(values, "timestamp", time_s * 10**9)
+        np.testing.assert_allclose(offset, TURN_S, atol=6e-4)
+    else:
+        with pytest.raises(UnknownTimesError, match="FLOAT64"):
+            seconds_from_stamp(values, "timestamp", time_s * 10**9)
+
+
+@pytest.mark.parametrize(("pieces", "read"), [(400, True), (600, False)])
+def test_the_last_piece_of_a_turn_has_a_spread(pieces: int, read: bool) -> None:
+    """What changes by less than a five-hundredth is another number, or a time that stands still."""
+    values = np.linspace(0.1 * (1 - 1 / pieces), 0.1, 90, dtype="f4")
+    if read:
+        np.testing.assert_allclose(seconds_from_stamp(values, "time", STAMP_NS), values, rtol=1e-6)
+    else:
+        with pytest.raises(UnknownTimesError, match="no time of a scan"):
+            seconds_from_stamp(values, "time", STAMP_NS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "last", "unit_s"),
+    [
+        ("u4", 1_500_000, 1e-9), ("u4", 700_000, 0),
+        ("u4", 30_000, 1e-6), ("u4", 15_000, 0),
+        ("u4", 30, 1e-3), ("u4", 15, 0),
+        ("f4", 7.0, 1e-3), ("f4", 3.0, 0),
+        ("f4", 7e3, 1e-6), ("f4", 3e3, 0),
+        ("f4", 7e6, 1e-9), ("f4", 3e6, 0),
+    ],
+)  # fmt: skip
+def test_a_scan_that_is_too_short_for_its_unit_is_no_scan(
+    kind: str, last: float, unit_s: float
+) -> None:
+    """Integers of nanoseconds from 1 ms on, of larger units from 20 ms on, others from 5 ms on."""
+    values = np.linspace(0, last, 31).astype(kind)
+    if unit_s:
+        offset = seconds_from_stamp(values, "time", STAMP_NS)
+        np.testing.assert_allclose(offset, values * unit_s, rtol=1e-5)
+    else:
+        with pytest.raises(UnknownTimesError, match="no time of a scan"):
+            seconds_from_stamp(values, "time", STAMP_NS)
 
 
 def test_a_shuffled_scan_keeps_each_time_with_its_point() -> None:
@@ -87,10 +136,17 @@ def test_without_a_stamp_the_last_point_arrives(values: np.ndarray) -> None:
     np.testing.assert_allclose(offset, TURN_S - TURN_S[-1], atol=2e-3)
 
 
+def test_without_a_stamp_only_times_since_2001_are_absolute() -> None:
+    with pytest.raises(UnknownTimesError, match="no time of a scan"):
+        seconds_from_stamp(9e8 + TURN_S, "timestamp", 0)
+    assert seconds_from_stamp(1.1e9 + TURN_S, "timestamp", 0) is not None
+
+
 @pytest.mark.parametrize(
     ("values", "why"),
     [
         pytest.param(ABSOLUTE_S + 37, r"37\.1 s after the message's stamp.*one clock", id="TAI"),
+        pytest.param(ABSOLUTE_S + 1.4, r"1\.5 s after the message's stamp", id="a second and more"),
         pytest.param(1e9 * (ABSOLUTE_S - 3600), r"3\.6e\+03 s before", id="another hour"),
         pytest.param(ABSOLUTE_S.astype("f4"), r"FLOAT64", id="too coarse"),
         pytest.param(np.linspace(0, 1, 5000, dtype="f4"), "no time of a scan", id="a fraction"),

@@ -142,6 +142,17 @@ def test_memory_is_bounded_in_bytes_and_in_parts(monkeypatch: pytest.MonkeyPatch
     assert buffer.newest_stamp_ns("clock that stands still") is None
 
 
+@pytest.mark.parametrize(("count", "held"), [(2, 2), (3, 2), (9, 2)])
+def test_a_quarter_of_a_gigabyte_is_held_at_most(count: int, held: int) -> None:
+    """Scans of 96 MB: two are held, not three. They are one point, seen eight million times."""
+    buffer = ScanBuffer(10.0)
+    for i in range(count):
+        scan = np.broadcast_to(np.full((1, 3), i, np.float32), (8_000_000, 3))
+        buffer.add(START + i * SECOND // 10, scan)
+    kept = [points[0, 0] for _, points in buffer.scans(START)]
+    assert kept == list(range(count))[-held:], "the newest"
+
+
 def test_buffer_filled_and_collected_by_two_threads() -> None:
     buffer = ScanBuffer(0.5)
     errors: list[BaseException] = []

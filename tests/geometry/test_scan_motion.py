@@ -30,10 +30,12 @@ def since(now_ns: int, **motion: float) -> Callable[[int], np.ndarray]:
     return lambda then_ns: now @ world_camera(then_ns, **motion)
 
 
-def measured(count: int = 4000, **motion: float) -> tuple[np.ndarray, Scan]:
+def measured(
+    count: int = 4000, ends_s: tuple[float, float] = (-0.02, 0.1), **motion: float
+) -> tuple[np.ndarray, Scan]:
     """World points (N, 3) and a scan of them, each taken where the LiDAR was at its time."""
     rng = np.random.default_rng(1)
-    offset_s = rng.uniform(-0.02, 0.1, count).astype(np.float32)
+    offset_s = rng.uniform(*ends_s, count).astype(np.float32)
     world = rng.uniform(-50, 50, (count, 3)) + world_camera(SCAN_NS, **motion)[:3, 3]
     points = np.empty((count, 3), np.float32)
     for i, offset in enumerate(offset_s):
@@ -52,6 +54,30 @@ def test_each_point_is_where_it_was_measured() -> None:
     assert np.linalg.norm(transform(T, points) - want, axis=1).max() < 0.01
     whole, T = moved_scan(scan._replace(offset_s=None), T_CAMERA_LIDAR, since(IMAGE_NS))
     assert np.median(np.linalg.norm(transform(T, whole) - want, axis=1)) > 0.5
+
+
+@pytest.mark.parametrize("ends_s", [(-0.02, 0.1), (0.0, 0.5)])
+def test_points_a_tenth_of_a_millisecond_apart_move_apart(ends_s: tuple[float, float]) -> None:
+    """At 10 m/s the rounding of times is half a millimetre, in a scan of half a second too."""
+    motion = {"turn_rad_s": 0.0, "speed_m_s": 10.0}
+    world, scan = measured(ends_s=ends_s, **motion)
+    want = transform(invert_rigid(world_camera(IMAGE_NS, **motion)), world)
+    points, T = moved_scan(scan, T_CAMERA_LIDAR, since(IMAGE_NS, **motion))
+    error = np.linalg.norm(transform(T, points) - want, axis=1)
+    assert error.max() == pytest.approx(5e-4, rel=0.08)
+
+
+def test_a_pose_is_asked_for_every_hundredth_of_a_second() -> None:
+    """Each is a look-up in TF: more often costs, more rarely is less exact."""
+    _, scan = measured(100, ends_s=(0.0, 0.1))
+    asked: list[int] = []
+
+    def counted(then_ns: int) -> np.ndarray:
+        asked.append(then_ns)
+        return since(IMAGE_NS)(then_ns)
+
+    moved_scan(scan, T_CAMERA_LIDAR, counted)
+    assert 0.008 < np.diff(sorted(asked)).max() * 1e-9 <= 0.01
 
 
 def test_a_fast_turn_between_the_poses() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 
 from depth_node.geometry.camera import Camera
@@ -35,3 +36,12 @@ CAMERAS = {
     **{f"plumb_bob{n}": distorted(d) for n, d in PLUMB_BOB.items()},
     "equidistant": Camera(640, 480, 270.0, 272.0, 318.2, 241.7, "equidistant", FISHEYE),
 }
+
+
+def undistorted(camera: Camera, pixels: np.ndarray, iterations: int) -> np.ndarray:
+    """(N, 2) pixels -> (N, 2) normalised coordinates, by OpenCV's own iteration."""
+    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, 1e-12)
+    given = pixels[:, None], camera.matrix, np.array(camera.distortion)
+    if hasattr(cv2, "undistortPointsIter"):  # until OpenCV 5
+        return cv2.undistortPointsIter(*given, None, None, criteria).reshape(-1, 2)
+    return cv2.undistortPoints(*given, criteria=criteria).reshape(-1, 2)

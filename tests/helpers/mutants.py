@@ -206,7 +206,7 @@ def bound_memory() -> None:
 
 
 def read_bounded(path: Path) -> dict[str, object]:
-    """Frames of a recording and the sentences about it."""
+    """Frames of a recording, a bag or a folder of frame folders, and the sentences about it."""
     from depth_node.recordings.files import FrameError
     from depth_node.recordings.frames import is_bag, read_frame
 
@@ -227,11 +227,12 @@ def read_bounded(path: Path) -> dict[str, object]:
             sentences.append(str(error))
     else:
         bound_memory()
-        try:
-            read_frame(path)
-            frames += 1
-        except FrameError as error:
-            sentences.append(str(error))
+        for folder in sorted(path.iterdir()):
+            try:
+                read_frame(folder)
+                frames += 1
+            except FrameError as error:
+                sentences.append(str(error))
     return {"frames": frames, "sentences": sentences, "cpu_s": time.process_time()}
 
 

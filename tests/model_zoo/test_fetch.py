@@ -458,7 +458,7 @@ def test_without_huggingface_hub(
 # --- the record
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.slow)])
 def test_mutants_of_a_record(ready: registry.RegistryEntry, data: Path, count: int) -> None:
     """The record of what was fetched, or none, as if it had been put there by hand."""
     fetch.fetch(ready)
@@ -607,6 +607,7 @@ sys.exit(main.main({arguments!r}))
     return done.returncode
 
 
+@pytest.mark.slow
 def test_offline_mode_of_the_hub_is_a_sentence(ready: registry.RegistryEntry) -> None:
     script = f"""
 import sys

@@ -80,7 +80,7 @@ def test_a_name_is_a_folder_below_the_models(
         assert "is no name of a network" in refusal(registry.registry)
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(3000, marks=pytest.mark.slow)])
 def test_mutants_of_the_registry(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +124,7 @@ def test_folder_is_where_the_base_directories_say(monkeypatch: pytest.MonkeyPatc
         assert registry.models_folder() == Path("/home/robot/.local/share/depth_node/models")
 
 
+@pytest.mark.slow
 def test_export_commands_are_commands() -> None:
     """What the registry tells to run is what training/ understands."""
     pytest.importorskip("torch", reason="torch is not installed")

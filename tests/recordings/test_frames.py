@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -234,16 +235,20 @@ def png_of(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + data + part(b"IEND", b"")
 
 
-@pytest.mark.parametrize("name", ["rgb.png", "depth.png", "segmentation_objects.png"])
-@pytest.mark.parametrize("size", [(32000, 32000), (40000, 40000), (2**31 - 1, 2**31 - 1), (0, 5)])
-def test_the_size_of_an_image_is_read_before_the_image(
-    folder: Path, name: str, size: tuple[int, int]
-) -> None:
-    (folder / name).write_bytes(png_of(*size, 16 if name != "rgb.png" else 8, 0))
-    got = in_a_child("read", folder)
+def test_the_size_of_an_image_is_read_before_the_image(folder: Path) -> None:
+    sizes = [(32000, 32000), (40000, 40000), (2**31 - 1, 2**31 - 1), (0, 5)]
+    names = ["rgb.png", "depth.png", "segmentation_objects.png"]
+    cases = [(name, size) for name in names for size in sizes]
+    for number, (name, size) in enumerate(cases):
+        damaged = folder.parent / f"frame_{number + 10}"
+        shutil.copytree(folder, damaged)
+        (damaged / name).write_bytes(png_of(*size, 16 if name != "rgb.png" else 8, 0))
+    shutil.rmtree(folder)
+    got = in_a_child("read", folder.parent)
     assert got["frames"] == 0
-    assert name.partition(".")[0] in got["sentences"][0] or "intrinsics" in got["sentences"][0]
-    assert f"{size[0]}x{size[1]}" in got["sentences"][0]
+    for (name, size), sentence in zip(cases, got["sentences"], strict=True):
+        assert name.partition(".")[0] in sentence or "intrinsics" in sentence
+        assert f"{size[0]}x{size[1]}" in sentence
 
 
 def test_a_large_image_must_fit_its_intrinsics_before_it_is_decoded(folder: Path) -> None:
@@ -259,15 +264,18 @@ def npy_of(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("shape", [(30000, 30000), (2**40, 3), (10**30,), (24, 32)])
-def test_the_shape_of_an_array_is_read_before_the_array(
-    folder: Path, shape: tuple[int, ...]
-) -> None:
+def test_the_shape_of_an_array_is_read_before_the_array(folder: Path) -> None:
     (folder / "depth.png").unlink()
-    with zipfile.ZipFile(folder / "depth.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("depth.npy", npy_of(shape) + bytes(1000))
-    got = in_a_child("read", folder)
-    assert got["frames"] == 0 and "depth.npz" in got["sentences"][0]
+    shapes: list[tuple[int, ...]] = [(30000, 30000), (2**40, 3), (10**30,), (24, 32)]
+    for number, shape in enumerate(shapes):
+        damaged = folder.parent / f"frame_{number + 10}"
+        shutil.copytree(folder, damaged)
+        with zipfile.ZipFile(damaged / "depth.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("depth.npy", npy_of(shape) + bytes(1000))
+    shutil.rmtree(folder)
+    got = in_a_child("read", folder.parent)
+    assert got["frames"] == 0 and len(got["sentences"]) == len(shapes)
+    assert all("depth.npz" in sentence for sentence in got["sentences"])
 
 
 @pytest.mark.parametrize(

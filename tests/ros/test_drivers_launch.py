@@ -63,8 +63,27 @@ def test_the_choice_with_launch(repo: Path, arguments: dict[str, str], points: s
     context = LaunchContext()
     given = {"camera": "zed", "lidar": "ouster", "image": "", "camera_info": "", "points": ""}
     context.launch_configurations.update(given | arguments)
-    (included,) = description["include"](context)
-    assert dict(included.launch_arguments)["points"] == points
+    for action in description["choose"](context):
+        action.execute(context)
+    assert context.launch_configurations["points"] == points
+    assert context.launch_configurations["image"].startswith("/zed/")
     context.launch_configurations["camera"] = "kinect"
     with pytest.raises(RuntimeError, match="realsense"):
-        description["include"](context)
+        description["choose"](context)
+
+
+def test_the_nodes_own_arguments_are_shown(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ros2 launch depth_node drivers.launch.py --show-args`."""
+    pytest.importorskip("launch_ros", reason="launch_ros comes with apt's ROS 2, not from PyPI")
+    import runpy
+
+    from launch.substitutions import TextSubstitution
+
+    monkeypatch.setattr(
+        "launch_ros.substitutions.FindPackageShare", lambda name: TextSubstitution(text=str(repo))
+    )
+    description = runpy.run_path(str(repo / "launch/drivers.launch.py"))
+    shown = {
+        one.name for one in description["generate_launch_description"]().get_launch_arguments()
+    }
+    assert {"camera", "lidar", "params_file", "method", "landmarks", "rviz"} <= shown

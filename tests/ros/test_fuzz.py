@@ -24,12 +24,22 @@ from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterValue
 from rcl_interfaces.srv import ListParameters, SetParameters, SetParametersAtomically
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, PointField
+from sensor_msgs.msg import (
+    CameraInfo,
+    CompressedImage,
+    Image,
+    LaserScan,
+    PointCloud2,
+    PointField,
+    Range,
+)
 from std_srvs.srv import Trigger
 
+from depth_node.config import describe
 from depth_node.ros import messages
 from depth_node.ros.messages import IMAGE_LAYOUTS
 from depth_node.ros.node import OUTPUTS
+from depth_node.ros.parameters import NodeConfig
 from tests.helpers.rig import (
     CLOSE,
     IDENTITY,
@@ -43,6 +53,15 @@ from tests.helpers.rig import (
 )
 
 SEED = 20
+INPUTS: dict[str, type] = {  # beside the image; the node is asked whether these are all
+    "camera_info": CameraInfo,
+    "points": PointCloud2,
+    "scan": LaserScan,
+    "landmarks": PointCloud2,
+    "depth": Image,
+    "range": Range,
+}
+SOURCES = next(o.choices for o in describe(NodeConfig) if o.name == "lidar_sources")
 STEPS = {  # from unconfigured to each state
     "unconfigured": (),
     "inactive": ("configure",),
@@ -130,7 +149,7 @@ def spoilt(rng: random.Random, message: Any) -> Any:
     return message
 
 
-def hostile(rng: random.Random, kind: type, stamp_s: float) -> Any:
+def hostile(rng: random.Random, topic: str, kind: type, stamp_s: float) -> Any:
     """Nearly right, plainly random, or built to break a reader."""
     if rng.random() < 0.2:
         return random_message(rng, kind())
@@ -149,7 +168,15 @@ def hostile(rng: random.Random, kind: type, stamp_s: float) -> Any:
         message = LaserScan(range_max=9.0, angle_increment=0.1, ranges=[1.0] * 30)
         message.header = cloud(stamp_s, np.zeros((1, 3), np.float32)).header
         return spoilt(rng, message)
-    message = camera_image(stamp_s)[0]
+    message, depth = camera_image(stamp_s)
+    if kind is Range:
+        return spoilt(rng, Range(header=message.header, max_range=9.0, range=2.0))
+    if topic == "depth" and rng.random() < 0.7:
+        message.encoding = rng.choice(("32FC1", "16UC1", "mono16"))
+        pixels = depth.astype(np.float32) if message.encoding == "32FC1" else depth.astype("u2")
+        message.step = pixels.itemsize * message.width
+        message.data = array.array("B", pixels.tobytes())
+        return spoilt(rng, message)
     if kind is Image:
         if rng.random() < 0.5:
             encodings = (*IMAGE_LAYOUTS, "nv12", "nv21", "nv24", "32FC3", "64FC4", "bogus")
@@ -204,14 +231,17 @@ def test_no_message_ends_the_node(network: Path, transport: str) -> None:
     rng = random.Random(SEED)
     picture = CompressedImage if transport == "compressed" else Image
     parameters = [f"model.path:={network}", f"T_camera_lidar:={IDENTITY}"]
-    with Rig(*parameters, f"image_transport:={transport}") as rig:
+    parameters += [f"image_transport:={transport}", f"lidar_sources:=[{','.join(SOURCES)}]"]
+    with Rig(*parameters) as rig:
         rig.start()
+        listens = rig.node.get_subscriber_names_and_types_by_node("depth_node", "/")
+        topics = {name for name, _ in listens} - {"/parameter_events"}
+        assert topics == {f"/{name}" for name in (*INPUTS, "image")}, "INPUTS lacks one"
         for name, kind in OUTPUTS.items():
             rig.listen(kind, name[2:])
-        kinds = {"camera_info": CameraInfo, "points": PointCloud2, "scan": LaserScan}
-        for index in range(500):
-            topic, kind = rng.choice([*kinds.items(), ("image", picture), ("image", picture)])
-            rig.publish(topic, hostile(rng, kind, 1.0 + index * 0.02))
+        for index in range(600):
+            topic, kind = rng.choice([*INPUTS.items(), ("image", picture), ("image", picture)])
+            rig.publish(topic, hostile(rng, topic, kind, 1.0 + index * 0.02))
             if index % 5 == 0:
                 rig.publish("camera_info", info(1.0 + index * 0.02))
         assert alive(rig) == "active"

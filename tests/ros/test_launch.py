@@ -22,6 +22,7 @@ from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
 
+from depth_node.ros.node import OUTPUTS
 from tests.helpers.rig import IDENTITY, PATIENCE_S, Services, Spinner, own_domain, until
 
 # What `ros2 launch` does, without needing ros2cli.
@@ -202,8 +203,13 @@ def test_depth_and_its_camera_info_move_together(repo: Path) -> None:
     moved = dict(module["remappings"](given))
     assert moved["~/depth/image_rect"] == "/cam/depth/image_rect"
     assert moved["~/depth/camera_info"] == "/cam/depth/camera_info"
+    assert moved["~/depth/image"] == "/cam/depth/image"
+    for own in ("image", "image_rect"):
+        assert moved[f"~/depth/{own}/compressedDepth"] == f"/cam/depth/{own}/compressedDepth"
+    assert {own for own in OUTPUTS if own.startswith("~/depth/")} <= set(moved), "all move"
     assert moved["points"] == "/lidar/points"
     given["depth"] = "depth"
+    assert dict(module["remappings"](given))["~/depth/image"] == "depth_unrectified"
     assert dict(module["remappings"](given))["~/depth/camera_info"] == "camera_info"
     shown = module["rviz"]({**given, "depth": "/cam/depth/image_rect"})
     context = LaunchContext()

@@ -180,4 +180,4 @@ def run_study(study: Study, args: argparse.Namespace, console: Console) -> None:
             results.setdefault(name, {})[seed] = row
             text = table(results, study.parts, study.units, study.unseeded)
             (args.out / args.study / "table.md").write_text(text + "\n", encoding="utf-8")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text)

@@ -450,4 +450,4 @@ def command(args: argparse.Namespace, console: Console) -> None:
         f"The teacher on parts of wide views, AbsRel: {alone:.4f} asked about the part,"
         f" {cut:.4f} cut from its answer to the whole ({percent(change)})."
     )
-    console.print(write(), markup=False, highlight=False, soft_wrap=True)
+    console.print(write())

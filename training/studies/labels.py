@@ -166,4 +166,4 @@ def command(args: argparse.Namespace, console: Console) -> None:
         )
         gained = (after - before) / (1 - before) if before < 1 else float("nan")
         lines.append(f"| {part} | {len(labels)} | {before:.3f} | {after:.3f} | {gained:.0%} |")
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.print("\n".join(lines))

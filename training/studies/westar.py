@@ -198,4 +198,4 @@ def command(args: argparse.Namespace, console: Console) -> None:
             results.setdefault(variant.name, []).append(row)
             text = table(results, list(sets))
             (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text)

@@ -397,14 +397,11 @@ def command(args: argparse.Namespace, console: Console) -> None:
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        console.print(f"\n{len(session.pairs)} labels in {args.out}.", highlight=False)
+        console.print(f"\n{len(session.pairs)} labels in {args.out}.")
         if session.pairs:
             console.print(
                 f"Next: python -m training labels split {args.out} --out-train train.csv --out-held"
-                " held.csv",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                " held.csv"
             )
     finally:
         server.server_close()

@@ -48,4 +48,4 @@ def command(args: argparse.Namespace, console: Console) -> None:
         except OSError as error:
             raise DataError(f"{path} cannot be written ({error}); choose another place.") from error
         count = len({pair.image for pair in pairs})
-        console.print(f"{path}: {len(pairs)} labels of {count} images {purpose}", highlight=False)
+        console.print(f"{path}: {len(pairs)} labels of {count} images {purpose}")

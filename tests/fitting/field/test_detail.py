@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import pytest
 
 from depth_node.benchmarks.accuracy import Interpolation
 from depth_node.fitting.field import kernels
@@ -47,6 +50,33 @@ def test_surface_and_rest_make_up_what_was_measured(room: Room) -> None:
         surface.at_point + surface.rest + features.middle, measured, rtol=1e-6, atol=1e-6
     )
     assert surface.log.shape == features.grid.shape
+
+
+def test_a_dense_point_reaches_the_cells_beside_it_and_no_farther(room: Room) -> None:
+    """One point says otherwise, on even ground, among points at nearly every cell."""
+    features = room_features(room, measure(room, 76_000))
+    features = dataclasses.replace(
+        features, colour=np.zeros_like(features.colour),
+        grid_colour=np.zeros_like(features.grid_colour),
+    )  # fmt: skip
+    loops = kernels.kernels("auto")
+    count, shape = len(features), features.grid.shape
+    left_out = LeaveOut.of(features, np.zeros(count), 10, loops)
+    even: np.ndarray = np.zeros(shape, np.float32)
+    one = int(np.argmin(np.hypot(features.grid_row - 40, features.grid_col - 60)))
+    rest = np.zeros(count)
+    rest[one] = 0.1
+    surface = Surface(even, even, np.zeros(count), rest, np.zeros(count))
+    parameters = choose_detail(features, left_out, surface, np.zeros(count), True)
+    parameters = dataclasses.replace(parameters, prior_weight=0.5, clip=9.0)
+    alone = np.ones(count)
+    alone[one] = 0.0
+    handed = detail_correction(features, surface, parameters, alone, loops)
+    rows, cols = np.mgrid[: shape[0], : shape[1]]
+    distance = np.hypot(rows - features.grid_row[one], cols - features.grid_col[one])
+    assert (handed[distance < 1.45] > 0).all() and np.count_nonzero(distance < 1.45) == 9
+    assert not handed[distance > 1.6].any()
+    assert handed.max() == pytest.approx(0.1 * 2 / (2 + 0.5 / 1.51), rel=0.01), "at the point"
 
 
 def test_without_detail_nothing_is_corrected(room: Room) -> None:

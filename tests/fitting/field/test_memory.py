@@ -108,6 +108,14 @@ def test_standing_scene_flickers_a_third_as_much_and_is_not_less_right(count: in
     assert twins.state.resets == 0
 
 
+def test_six_points_are_enough_to_remember() -> None:
+    twins, view = Twins(count=6), room()
+    answers = [twins.see(view) for _ in range(6)]
+    pairs = list(itertools.pairwise(answers[2:]))
+    alone = np.mean([flicker(a[0], b[0]) for a, b in pairs])
+    assert np.mean([flicker(a[1], b[1]) for a, b in pairs]) < 0.7 * alone
+
+
 def test_real_standing_scene_flickers_a_third_as_much(shared: Path) -> None:
     frame = read_frame(find_frames(shared / "data" / "rtabmap_lab")[0])
     truth = frame.truth

@@ -8,6 +8,7 @@ import pytest
 
 from depth_node.fitting.field.outliers import OUTLIER_NUGGET, outlier_nugget
 from depth_node.fitting.field.settings import FieldAblation
+from depth_node.prediction import Prediction
 from tests.helpers.field_room import Room, error, measure, solved, with_depth
 
 
@@ -27,6 +28,17 @@ def test_outliers_are_found_and_do_no_harm(room: Room) -> None:
         ablation=FieldAblation(outliers=False),
     )
     assert error(result, room.depth) < 0.6 * error(blind, room.depth)
+
+
+def test_one_wrong_point_among_six_is_found(room: Room) -> None:
+    """The network is right: the five others say so."""
+    points = measure(room, 6)
+    depth = points.depth.copy()
+    depth[2] *= 1.5
+    right = Prediction(room.depth, "depth_affine_invariant")
+    result = solved(room, with_depth(points, depth), prediction=right)
+    assert np.flatnonzero(~result.point_inlier).tolist() == [2]
+    assert error(result, room.depth) < 0.01
 
 
 def test_extra_nugget_grows_with_the_probability_and_stays_finite() -> None:
