@@ -10,7 +10,6 @@ config/multi_camera.yaml is one. Each camera is a lifecycle node, /<camera>/dept
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription
@@ -50,28 +49,22 @@ def start(context: LaunchContext) -> list:
         overrides["fit.method"] = given["method"]
     if given["use_sim_time"]:
         overrides["use_sim_time"] = truth("use_sim_time", given["use_sim_time"])
-    files = [given["params_file"], *([for_every_node(overrides)] if overrides else [])]
+    # Not as parameters of the action, which are for one node alone: those of a process reach every
+    # camera, and come after the file so that they win over what it says for all.
+    options = ["--log-level", given["log_level"], "--params-file", given["params_file"]]
+    for name, value in overrides.items():
+        options += ["-p", f"{name}:={json.dumps(value)}"]  # JSON is YAML too
     cameras = Node(
         package="depth_node",
         executable="depth_cameras",
         name="depth_cameras",
         namespace=given["namespace"],
-        parameters=[*files, {"autostart": truth("autostart", given["autostart"])}],
-        arguments=["--ros-args", "--log-level", given["log_level"]],
+        parameters=[{"autostart": truth("autostart", given["autostart"])}],
+        arguments=["--ros-args", *options],
         output="screen",
         emulate_tty=True,
     )
     return [cameras]
-
-
-def for_every_node(parameters: dict) -> str:
-    """A parameter file for all nodes of a process: what a Node is given is for one name alone."""
-    content = {"/**": {"ros__parameters": parameters}}
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="depth_cameras_", suffix=".yaml", delete=False
-    ) as file:
-        json.dump(content, file)  # which is YAML too
-    return file.name
 
 
 def truth(name: str, text: str) -> bool:

@@ -42,18 +42,19 @@ PACKAGE = "depth_node"
 FOLDERS = ("fitting", "geometry")
 # The tests of a folder, the quickest first. They take seconds and need no data.
 GOLDEN = "tests/fitting/test_golden_metrics.py"
+OVER_TIME = ("tests/fitting/test_sequences.py", GOLDEN, "tests/fitting/field")
 TESTS = {
     "fitting/anchor.py": ("tests/fitting/test_anchor.py",),
     "fitting/network.py": ("tests/fitting/test_network.py", "tests/test_completion.py"),
-    "fitting/field/memory.py": (
-        "tests/fitting/field/test_memory.py",
-        "tests/fitting/test_sequences.py",
-        "tests/fitting/test_constants.py",
-        GOLDEN,
-        "tests/fitting/field",
-    ),
+    "fitting/field/memory.py": ("tests/fitting/field/test_memory.py", *OVER_TIME),
+    "fitting/field/trust.py": ("tests/fitting/field/test_trust.py", *OVER_TIME),
     "fitting/field": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/field"),
-    "fitting": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/test_methods.py"),
+    "fitting": (
+        "tests/fitting/test_constants.py",
+        "tests/fitting/test_anchor.py",
+        GOLDEN,
+        "tests/fitting/test_methods.py",
+    ),
     "geometry": ("tests/geometry", GOLDEN),
 }
 # They start interpreters or need more time than all others, and judge no number.
@@ -97,6 +98,8 @@ SURVIVORS: dict[str, str] = {
     "memory:MIN_JUDGED_WEIGHT halved": "in no sequence does it move the weights by one in 300",
     "outliers:MIN_JUDGED_POINTS halved": "the field itself needs four points",
     "LINES doubled": "scan lines reach MAX_ELONGATION, which is as much",
+    "OWN_HOLE": "any value between rounding and a pixel leaves out the point itself alone",
+    "CIRCLE": "the form of a hole without size, which leaves out the point itself alone",
     "_CONSTANT_RATIO": "any value between rounding and a real difference does",
     "_COLUMNS['field']": "never fitted: with too few points for the field there is one scale",
     "LINE_GAPS doubled": "the reach is LINE_CELLS there already",

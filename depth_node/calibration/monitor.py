@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -63,8 +63,6 @@ _TESTED = np.concatenate(
     ]
 )
 """The stated pose, small changes of it, and the points taken half a UNIT sooner and later."""
-REACHES_PX = tuple(stage.reach_px for stage in _FINDING.stages)
-"""Reaches of the edge maps that the monitor needs of each image."""
 
 
 class Finding(Enum):
@@ -107,25 +105,24 @@ class Verdict:
 
 @dataclass
 class _Window:
-    """Observations with their edge maps and the scores of _TESTED, (1 + K + 2,)."""
+    """Observations with the scores of _TESTED, (1 + K + 2,), and the newest view's edge map.
+
+    The maps of the others are made again where a correction is searched, which is seldom: 25 views
+    of a camera would be 23 MB.
+    """
 
     observations: deque[Observation] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    fields: dict[float, deque[npt.NDArray[np.float32]]] = field(
-        default_factory=lambda: {reach_px: deque(maxlen=WINDOW) for reach_px in REACHES_PX}
-    )
     scores: deque[Floats] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    newest: npt.NDArray[np.float32] | None = None
 
-    def add(
-        self, observation: Observation, fields: Mapping[float, npt.NDArray[np.float32]]
-    ) -> None:
-        for reach_px, maps in self.fields.items():
-            maps.append(fields[reach_px])
+    def add(self, observation: Observation, fine: npt.NDArray[np.float32]) -> None:
+        self.newest = fine
         self.observations.append(observation)
-        self.scores.append(observation.score(self.fields[FINE_PX][-1], _TESTED))
+        self.scores.append(observation.score(fine, _TESTED))
 
     def keep(self, count: int) -> None:
         """Forget all but the newest."""
-        kept: list[deque[Any]] = [self.observations, self.scores, *self.fields.values()]
+        kept: list[deque[Any]] = [self.observations, self.scores]
         for values in kept:
             while len(values) > count:
                 values.popleft()
@@ -146,22 +143,22 @@ class ExtrinsicsMonitor:
         self._window = _Window()
 
     def look(
-        self, observation: Observation, fields: Mapping[float, npt.NDArray[np.float32]]
+        self, observation: Observation, fine: npt.NDArray[np.float32]
     ) -> Iterator[Verdict | None]:
-        """Take an observation with the edge maps (h, w) of its image for REACHES_PX.
+        """Take an observation with the edge map (h, w) of its image of reach FINE_PX.
 
         A view that is the same as the last one counts for nothing. The verdict may change at once;
         what is returned is the search for a correction, if one is due: step by step, some
         milliseconds each, until it gives a verdict.
         """
         window = self._window
-        if window.observations and same_view(window.fields[FINE_PX][-1], fields[FINE_PX]):
+        if window.newest is not None and same_view(window.newest, fine):
             if self.verdict.frames < LEAST_OBSERVATIONS:
                 text = f"{self.verdict.frames} of {LEAST_OBSERVATIONS} views so far"
                 text += ", and the camera stands still"
                 self.verdict = dataclasses.replace(self.verdict, sentence=text)
             return iter(())
-        window.add(thinned([observation], EDGES_OF_A_FRAME)[0], fields)
+        window.add(thinned([observation], EDGES_OF_A_FRAME)[0], fine)
         self._looked += 1
         edges = sum(len(o.points) for o in window.observations)
         count = len(window.observations)
@@ -205,7 +202,11 @@ class ExtrinsicsMonitor:
     def _find(self, worse: float, confidence: float, edges: int) -> Iterator[Verdict | None]:
         """Search a correction in the window of now, and how well it is known."""
         observations = list(self._window.observations)
-        fields: Fields = {reach: list(maps) for reach, maps in self._window.fields.items()}
+        fields: Fields = {stage.reach_px: [] for stage in _FINDING.stages}
+        for reach_px, each in fields.items():
+            for observation in observations:
+                each.append(observation.spread(reach_px))
+                yield None
         start: Floats = np.zeros(7)
         for start in search(observations, _FINDING, fields=fields):  # noqa: B007
             yield None

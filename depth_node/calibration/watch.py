@@ -11,8 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from depth_node.calibration.monitor import REACHES_PX, ExtrinsicsMonitor, Finding, Verdict
-from depth_node.calibration.observation import edge_map, image_edges, motion, observe_source
+from depth_node.calibration.monitor import ExtrinsicsMonitor, Finding, Verdict
+from depth_node.calibration.observation import (
+    FINE_PX,
+    edge_map,
+    image_edges,
+    motion,
+    observe_source,
+)
 from depth_node.frame import FrameInput
 
 PERIOD_S = 0.35
@@ -25,6 +31,9 @@ REST_S = 0.1
 """Between two looks at the account while it is empty."""
 PATIENCE_S = 0.05
 """While a frame is in work, a step begins once in so long."""
+
+
+_TURN = threading.Lock()  # one look at a time in a process: each holds 20 MiB, mostly waiting
 
 
 @dataclass(frozen=True)
@@ -91,10 +100,8 @@ class ExtrinsicsWatch:
         if twist is None:
             twist = motion(seen.before, seen.frame)
         yield
-        fields = {}
-        for reach_px in REACHES_PX:
-            fields[reach_px] = edge_map(image.edges, reach_px)
-            yield
+        fine = edge_map(image.edges, FINE_PX)
+        yield
         for source in seen.frame.of_each_lidar():
             monitor = self._monitors.get(source.source)
             T = source.T_camera_lidar
@@ -104,7 +111,7 @@ class ExtrinsicsWatch:
                 monitor = self._monitors[source.source] = ExtrinsicsMonitor(T)
             observation = observe_source(image, source, twist)
             yield
-            for _ in monitor.look(observation, fields):
+            for _ in monitor.look(observation, fine):
                 yield
 
 
@@ -186,6 +193,9 @@ class BackgroundWatch:
         if self.share <= 0:
             return
         with self._ready:
+            if self._slot is not None:  # one waits for its turn; no more frames are held meanwhile
+                self._chooser = _Chooser()
+                return
             seen = self._chooser.take(frame)
             if seen is None or not self._open:
                 return
@@ -218,24 +228,37 @@ class BackgroundWatch:
         while True:
             with self._ready:
                 self._ready.wait_for(lambda: self._slot or not self._open)
-                if not self._open:
-                    return
-                seen, self._slot = self._slot, None
-                if generation != self._generation:
-                    watch, generation = ExtrinsicsWatch(), self._generation
-            assert seen is not None
+            if not self._take_turn():
+                return
             try:
+                with self._ready:
+                    seen, self._slot = self._slot, None
+                    if generation != self._generation:
+                        watch, generation = ExtrinsicsWatch(), self._generation
+                if seen is None:  # a reset meanwhile
+                    continue
                 for _ in watch.look(seen):
                     if not self._may_go_on(account, generation):
                         break
             except Exception as error:
                 with suppress(Exception):  # the thread must outlive a failing report
                     self._failed(error)
-            del seen  # else its arrays live until the next one comes
+            finally:
+                seen = None  # else its arrays live until the next one comes
+                _TURN.release()
             with self._ready:
                 self.looks += 1
                 if generation == self._generation:
                     self._verdicts = watch.verdicts
+
+    def _take_turn(self) -> bool:
+        """Wait for the turn to look at a frame; False, and no turn, once the watch is closed."""
+        while self._open:
+            if _TURN.acquire(timeout=REST_S):
+                if self._open:
+                    return True
+                _TURN.release()
+        return False
 
     def _may_go_on(self, account: _Account, generation: int) -> bool:
         """Wait for CPU time and for a gap between frames; False if the work has become idle."""

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 # 95 % efficiency (P. J. Huber, Robust Statistics, 1981).
 HUBER, TUKEY = 1.345, 4.685
 MAD_TO_STD = 1.4826  # standard deviation over median absolute deviation of a normal variable
-STD_TO_MAD = 0.6745  # median absolute deviation over standard deviation, to four places
 
 
 def weighted_quantile(

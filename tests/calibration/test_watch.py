@@ -219,3 +219,31 @@ def test_a_frame_that_raises_is_told_and_the_next_one_is_judged(short_walk: Rend
     background.offer(frame)
     until(lambda: background.verdicts, "verdict")
     assert background.close(PATIENCE_S)
+
+
+def test_watches_of_one_process_look_in_turn(
+    short_walk: RenderedWalk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that cameras of one process need the memory of one look; who is closed waits no more."""
+    looking: list[int] = []
+    most: list[int] = []
+
+    def look(self: ExtrinsicsWatch, seen: Seen) -> Iterator[None]:
+        looking.append(1)
+        for _ in range(5):
+            most.append(len(looking))
+            time.sleep(0.002)
+            yield
+        looking.pop()
+
+    monkeypatch.setattr(ExtrinsicsWatch, "look", look)
+    frame = dataclasses.replace(short_walk.frames(16)[0], stamp_ns=None)
+    watches = [BackgroundWatch(1.0) for _ in range(3)]
+    for watch in watches:
+        watch.offer(frame)
+    until(lambda: all(watch.looks for watch in watches), "looks of all")
+    assert max(most) == 1
+    with module._TURN:
+        watches[0].offer(frame)
+        assert watches[0].close(PATIENCE_S)
+    assert all(watch.close(PATIENCE_S) for watch in watches)

@@ -66,6 +66,13 @@ def test_depth_goes_on_when_the_points_stay_away(method: str, kind: str) -> None
     assert show(of, 0.6, points(200), prediction(kind)).fit.status is FitStatus.OK
 
 
+def test_depth_goes_on_for_half_a_minute_by_default() -> None:
+    of = pipeline()
+    show(of, 0.0, points(200))
+    assert show(of, 29.0, points(0)).fit.status is FitStatus.UNANCHORED
+    assert np.isnan(show(of, 31.0, points(0)).depth).all()
+
+
 def test_the_interval_widens_with_age_and_holds_what_wanders() -> None:
     of = pipeline()
     show(of, 0.0, points(200))

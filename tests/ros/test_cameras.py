@@ -327,6 +327,16 @@ def test_the_example_names_what_there_is(repo: Path) -> None:
         check_example(*cameras_of(rig)[1])
 
 
+def test_what_the_process_is_told_reaches_every_camera(repo: Path) -> None:
+    """As the launch file does: it wins over what the file says for all, not over a camera's own."""
+    file = repo / "config/multi_camera.yaml"
+    told = ["-p", 'fit.method:="slf"', "-p", "max_rate_hz:=3.0"]
+    with Peer("--ros-args", "--params-file", str(file), *told) as rig:
+        front, left = (node._settings.config for node in cameras_of(rig)[1])
+    assert (front.fit.method, left.fit.method) == ("slf", "slf")
+    assert (front.max_rate_hz, left.max_rate_hz) == (3.0, 5.0)
+
+
 def check_example(front: DepthNode, left: DepthNode) -> None:
     assert front.resolve_topic_name("image") == "/front_camera/image_rect"
     assert left.resolve_topic_name("camera_info") == "/left_camera/camera_info"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,22 @@ def test_the_committed_documentation_is_up_to_date(repo: Path) -> None:
     assert (repo / "docs/parameters.md").read_text() == markdown(), "run `make docs`"
 
 
-@pytest.mark.parametrize("name", ["depth_node.yaml", "laserscan.yaml"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "depth_node.yaml", "laserscan.yaml", "lidars.yaml", "oak.yaml", "realsense.yaml",
+        "usb_cam.yaml", "zed.yaml",
+    ],
+)  # fmt: skip
 def test_the_parameter_files_can_be_used(repo: Path, name: str) -> None:
     values = yaml.safe_load((repo / "config" / name).read_text())
     assert list(values) == ["/**"], "whatever the node's name and namespace"
     build(NodeConfig, values["/**"]["ros__parameters"])
+    # What is commented out can be used too, where it is a parameter with a value.
+    lines = (repo / "config" / name).read_text().splitlines()
+    bare = [line.replace("# ", "", 1) if re.match(r"    # \w+: ", line) else line for line in lines]
+    with_comments = yaml.safe_load("\n".join(bare))
+    build(NodeConfig, with_comments["/**"]["ros__parameters"])
 
 
 def test_every_parameter_says_what_it_does() -> None:

@@ -105,3 +105,9 @@ def test_the_interval_of_a_few_noisy_points_holds() -> None:
     """The largest error of five points is no 95 % quantile, so their whole noise is not in it."""
     results = [together(sensor(5, 0.1, seed)) for seed in range(40)]
     assert np.mean([coverage(r.depth, r.std, TRUTH) for r in results]) > 0.95
+
+
+def test_no_error_is_taken_for_noise_wholly() -> None:
+    """A third of what is smaller than the declared noise stays, and what exceeds it by far."""
+    freed = without_declared_noise(np.array([0.01, 1.0]), np.array([0.1, 0.1]))
+    np.testing.assert_allclose(freed, [0.01 * 0.316, 0.981], rtol=5e-3)
