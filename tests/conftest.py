@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +45,21 @@ def absent(reason: str, promise: str) -> None:
 def repo() -> Path:
     """Root of the checkout."""
     return REPO
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _depth_tools_on_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Under `colcon test` the command is not on PATH, and sentences name `ros2 run` (rightly)."""
+    if shutil.which("depth_tools") is not None:
+        yield
+        return
+    command = tmp_path_factory.mktemp("bin") / "depth_tools"
+    run = "import sys; from depth_node.cli.main import main; sys.exit(main())"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{run}" "$@"\n')
+    command.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,7 @@ def invert_rigid(T_a_b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def transform(T_a_b: npt.NDArray[np.float64], points: FloatArray) -> npt.NDArray[np.float64]:
-    """(N, 3) points of frame b -> (N, 3) float64 points of frame a."""
-    moved: npt.NDArray[np.float64] = points @ T_a_b[:3, :3].T + T_a_b[:3, 3]
+    """(N, 3) points of frame b -> (N, 3) float64 points of frame a; what is not finite stays so."""
+    with np.errstate(invalid="ignore", over="ignore"):  # some drivers write Inf for no echo
+        moved: npt.NDArray[np.float64] = points @ T_a_b[:3, :3].T + T_a_b[:3, 3]
     return moved

@@ -14,15 +14,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
-from depth_node.ros.allocator import keep_memory
+from depth_node.ros.allocator import Memory
 from depth_node.ros.guarded_node import GuardedNode
 
+_LOOK_S = 5.0  # between two looks at the memory of the process
 _END_S = 1.0  # after a signal; what is still busy then, such as a build of an engine, is left
 
 
@@ -36,7 +37,7 @@ def run(
     make: creates the nodes once rclpy is up; what it raises is printed. begin: called for each node
     in the thread of its callbacks, as the first of them.
     """
-    keep_memory()
+    memory = Memory()
     ended: SimpleQueue[int] = SimpleQueue()  # its put may be called by a signal's handler
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda number, _: ended.put(number))
@@ -49,7 +50,7 @@ def run(
         rclpy.try_shutdown()
         return 2
     threads = [_Spinning.start(node, begin, ended) for node in nodes]
-    ended.get()
+    _wait(ended, memory)
     guard = threading.Timer(_END_S, _leave)
     guard.daemon = True
     guard.start()
@@ -62,6 +63,17 @@ def run(
     rclpy.try_shutdown()
     guard.cancel()
     return 0
+
+
+def _wait(ended: SimpleQueue[int], memory: Memory) -> None:
+    """Until a signal or the end of rclpy; meanwhile memory of past peaks is given back."""
+    while True:
+        try:
+            ended.get(timeout=_LOOK_S)
+        except Empty:
+            memory.look(time.monotonic())
+        else:
+            return
 
 
 @dataclass

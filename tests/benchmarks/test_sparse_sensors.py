@@ -31,3 +31,6 @@ def test_each_sensor_is_weighed_as_declared(shared: Path, tmp_path: Path) -> Non
     assert 0.93 <= both[1] <= 0.99
     error, inside, _, _ = rows["holes of a depth camera"]
     assert error <= 0.05 and 0.93 <= inside <= 0.99
+    placed, on_axes = rows["rangers, the network tells where"], rows["rangers, on their axes"]
+    assert placed[0] < 0.9 * on_axes[0], "the echo is of the nearest thing, seldom on the axis"
+    assert 0.93 <= rows["radar and rangers"][1] <= 0.99

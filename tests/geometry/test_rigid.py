@@ -45,3 +45,11 @@ def test_check_rigid() -> None:
     ):
         with pytest.raises(ValueError, match=rf"T_camera_lidar.*{sentence}"):
             check_rigid(bad, "T_camera_lidar")
+
+
+def test_points_that_are_not_finite_stay_so_and_disturb_no_other() -> None:
+    T = rigid_transform((0.1, 0.2, 0.3), (0.5, -0.5, 0.5, -0.5))
+    points = np.array([[np.inf, 0, 1], [1, 2, 3], [np.inf, -np.inf, np.inf], [3e38, 0, 0]])
+    moved = transform(T, points.astype(np.float32))  # a warning would be an error here
+    assert not np.isfinite(moved[[0, 2]]).all(axis=1).any()
+    np.testing.assert_allclose(moved[1], transform(T, points[1:2])[0], rtol=1e-6)

@@ -12,6 +12,40 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
+PEAKS = """
+import threading
+import numpy as np
+from depth_node.ros.allocator import Memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+memory, held = Memory(), []
+def peak():
+    for _ in range(5):  # small things that live on lie between large ones that are freed
+        images = [(np.ones((480, 640, 4), np.float32), bytearray(2000)) for _ in range(40)]
+        held.extend(small for _, small in images)
+def frames():
+    for _ in range(5):
+        images = [np.ones((720, 1280), np.float32) for _ in range(6)]
+        del images
+def run(work):
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    return resident()
+run(frames)
+memory.look(0.0)
+start, calm = run(frames), memory.look(5.0)
+high, given = run(peak), memory.look(10.0)
+low = resident()
+again, after = run(frames), memory.look(15.0)
+print(start, high, low, again, calm, given, after)
+looks = []
+for seconds in range(20, 4000, 5):
+    looks.append(memory.look(seconds))
+    frames()
+print(*[5 * i for i, given in enumerate(looks) if given])
+"""
+
 FAULTS = """
 import resource, sys, threading
 import numpy as np
@@ -32,14 +66,19 @@ worker.join()
 """
 
 
-def faults(word: str, **environment: str) -> tuple[bool, int]:
-    """Whether memory was kept, and the page faults of 20 frames in a worker's thread."""
+def python(code: str, *words: str, **environment: str) -> list[str]:
+    """What a process of its own prints."""
     others = {name: text for name, text in os.environ.items() if not name.startswith("MALLOC_")}
-    command = [sys.executable, "-c", FAULTS, word]
+    command = [sys.executable, "-c", code, *words]
     env = {**others, **environment}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
-    kept, count = done.stdout.split()
+    return done.stdout.split()
+
+
+def faults(word: str, **environment: str) -> tuple[bool, int]:
+    """Whether memory was kept, and the page faults of 20 frames in a worker's thread."""
+    kept, count = python(FAULTS, word, **environment)
     return kept == "True", int(count)
 
 
@@ -49,6 +88,24 @@ def test_images_take_no_page_faults_once_their_memory_is_kept() -> None:
     assert kept
     assert count < 900, "not even the pages of one image are new"
     assert faults("leave")[1] > 20 * 100, "else there is nothing to gain"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_memory_of_a_past_peak_is_given_back_and_that_of_frames_is_not() -> None:
+    printed = python(PEAKS)
+    *megabytes, calm, given, after = printed[:7]
+    start, high, low, again = map(int, megabytes)
+    assert high > start + 100, "else there was no peak"
+    assert low < start + 30
+    assert again < start + 60
+    assert (calm, given, after) == ("False", "True", "False")
+    times = [int(second) for second in printed[7:]]
+    assert times, "what was needed may have been measured in a peak"
+    assert 2 * len(times) < 4000 / 60, "frames that are alike do not pay for it every minute"
+
+
+def test_memory_that_a_user_governs_is_left_alone() -> None:
+    assert python(PEAKS, MALLOC_ARENA_MAX="1")[4:] == ["False"] * 3
 
 
 def test_a_users_own_settings_stay() -> None:

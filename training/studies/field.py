@@ -76,6 +76,7 @@ VARIANTS: dict[str, FieldAblation] = {
     "base alone": FieldAblation(residual=False),
     "without detail": FieldAblation(detail=False),
     "without colour": FieldAblation(colour=False),
+    "without blend": FieldAblation(blend=False),
     "without outlier rule": FieldAblation(outliers=False),
     "regions from the image": FieldAblation(regions=True),
     "regions from masks": FieldAblation(regions=True),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -178,6 +178,32 @@ class FieldFeatures:
             node_row=node_row,
             node_col=node_col,
             length_px=length_px,
+        )
+
+    def without_network(self, colour_gain: float) -> FieldFeatures:
+        """The same frame with a constant base.
+
+        colour_gain: of colour in the feature vectors, which alone tells surfaces apart then.
+        """
+        log_z = self.y + self.log_base + self.middle
+        middle = float(np.median(log_z))
+        gains = np.array([1.0, 1.0, 0.0, colour_gain, colour_gain, colour_gain])
+        points, queries = self.points, self.node_queries
+        return replace(
+            self,
+            y=log_z - middle,
+            log_base=np.zeros(len(self)),
+            middle=middle,
+            points=Points.of(
+                points.feature * gains,
+                points.label,
+                points.start,
+                points.cell_rows,
+                points.cell_cols,
+            ),
+            declared_nugget=_declared_nugget(log_z - middle, self.declared),
+            grid_log=np.zeros_like(self.grid_log),
+            node_queries=queries._replace(feature=queries.feature * gains),
         )
 
     def queries(self, which: Integers | slice = slice(None)) -> Queries:

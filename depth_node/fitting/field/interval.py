@@ -34,6 +34,26 @@ MIN_BOUND_FRACTION = 0.1  # of a squared bound that stays without the points' de
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Relative standard deviations, up to a common factor.
+
+    nodes: (M,) at the nodes. points: (m,) at the left-out points.
+    """
+
+    nodes: Floats
+    points: Floats
+
+    @classmethod
+    def of(cls, features: FieldFeatures, left_out: LeaveOut, kriged: Kriged) -> Spread:
+        """From what kriging says. kriged: (1, M) at the nodes."""
+        far = resized(left_out.far_px, features.nodes.size).reshape(-1) / features.length_px
+        return cls(
+            _spread(kriged.variance[0], kriged.sill[0], far.astype(np.float64), left_out),
+            _spread(left_out.variance, left_out.sill, left_out.distance, left_out),
+        )
+
+
+@dataclass(frozen=True)
 class Bound:
     """The interval on the grid.
 
@@ -55,19 +75,18 @@ def relative_bound(
     left_out: LeaveOut,
     parameters: DetailParameters,
     log_depth: Map,
-    spread: tuple[Floats, Floats],
+    spread: Spread,
     range_noise_m: float,
 ) -> Bound:
     """The spread of every cell, widened so that the left-out points lie within theirs.
 
-    spread: (M,) and (m,) of spreads(). log_depth: (h, w) of the answer: at its steps an edge
-    that is out of place by a pixel is wrong by the height of the step. range_noise_m: m, declared
+    log_depth: (h, w) of the answer: at its steps an edge that is out of place by a pixel is wrong
+    by the height of the step. range_noise_m: m, declared
     standard deviation of the points, 0: unknown.
     """
     edge = edge_factor(log_depth)
     which = left_out.which
-    pixels, own = spread
-    own = own * sample(edge, features.grid_row[which], features.grid_col[which])
+    own = spread.points * sample(edge, features.grid_row[which], features.grid_col[which])
     probability = min(COVERAGE + 0.8 / len(own), 1.0)
     # The largest of few errors is no bound of the next.
     factor = 1 + FEW_GROWTH / left_out.points + FEW_GROWTH_SQUARED / left_out.points**2
@@ -77,7 +96,7 @@ def relative_bound(
     declared = min(left_out.points / QUANTILE_POINTS, 1.0) * features.declared[which]
     error = without_declared_noise(parameters.error, declared)
     factor *= weighted_quantile(error / own, weight, probability)
-    bound = features.nodes_on_grid(factor * pixels) * edge
+    bound = features.nodes_on_grid(factor * spread.nodes) * edge
     if range_noise_m > 0:
         # A point has measurement noise, a pixel has not. (The nugget is no measure of it: where a
         # good network leaves little, it is structure that the points are too sparse for.)
@@ -132,18 +151,6 @@ def _local_sill(sill: Floats, left_out: LeaveOut) -> Floats:
     middle = float(np.average(left_out.sill, weights=left_out.weight))
     result: Floats = (count * sill + SILL_PRIOR * middle) / (count + SILL_PRIOR)
     return result
-
-
-def spreads(features: FieldFeatures, left_out: LeaveOut, nodes: Kriged) -> tuple[Floats, Floats]:
-    """Relative standard deviation, up to a common factor, at the M nodes and the m left-out points.
-
-    nodes: (1, M) of kriging at the nodes.
-    """
-    far = resized(left_out.far_px, features.nodes.size).reshape(-1) / features.length_px
-    return (
-        _spread(nodes.variance[0], nodes.sill[0], far.astype(np.float64), left_out),
-        _spread(left_out.variance, left_out.sill, left_out.distance, left_out),
-    )
 
 
 def _spread(variance: Floats, sill: Floats, distance: Floats, left_out: LeaveOut) -> Floats:

@@ -35,7 +35,7 @@ class LeaveOut:
     (h, w) distance of the grid's cells from the nearest point, pixels; usual_far_px: its median.
     distance: (m,) from which
     each is predicted, in features 0 and 1. points: n. spacing: of evenly spread points, in features
-    0 and 1.
+    0 and 1. hole: (m,) radius about each inside which no point may predict it; shape: (3,) of it.
     """
 
     which: Integers
@@ -50,21 +50,42 @@ class LeaveOut:
     distance: Floats
     points: int
     spacing: float
+    hole: Floats
+    shape: Floats
 
     @classmethod
     def of(
-        cls, features: FieldFeatures, outlier: Floats, neighbours: int, kernels: FieldKernels
+        cls,
+        features: FieldFeatures,
+        outlier: Floats,
+        neighbours: int,
+        kernels: FieldKernels,
+        like: LeaveOut | None = None,
     ) -> LeaveOut:
         """Predict points from at most `neighbours` others, with the nugget that does it best.
 
-        outlier: (n,) probability that a point is one.
+        outlier: (n,) probability that a point is one. like: of the same points in other features,
+        whose holes and distances count again.
         """
         count = len(features)
         which = np.linspace(0, count - 1, min(count, VALIDATION_POINTS)).astype(np.int64)
-        far_px = distance_px(features)
+        size = max(1, min(neighbours, count - 1))
         queries = features.queries(which)
-        some = np.sort(far_px[::4, ::4], axis=None)
-        nearest, distance = _matched(features, which, queries, neighbours, some, kernels)
+        if like is None:
+            far_px = distance_px(features)
+            some = np.sort(far_px[::4, ::4], axis=None)
+            usual_far_px = float(some[(len(some) - 1) // 2] + some[len(some) // 2]) / 2
+            nearest = features.nearest(queries, size, kernels)
+            hole, shape, distance = matched_hole(features, which, nearest.indices, some)
+            holed = np.flatnonzero(hole > 0)
+            if len(holed):
+                outside = features.nearest(_outside(queries, holed, hole, shape), size, kernels)
+                nearest.indices[holed], nearest.square[holed] = outside
+        else:
+            usual_far_px = like.usual_far_px
+            far_px, hole, shape, distance = like.far_px, like.hole, like.shape, like.distance
+            every = np.arange(len(which))
+            nearest = features.nearest(_outside(queries, every, hole, shape), size, kernels)
         weight = 1 - outlier[which]
         kriged = features.krige(queries.feature, nearest, outlier_nugget(outlier), NUGGETS, kernels)
         best = _best_level(np.abs(features.y[which] - kriged.mean), weight)
@@ -79,10 +100,12 @@ class LeaveOut:
             weight=weight,
             nugget=NUGGETS[best],
             far_px=far_px,
-            usual_far_px=float(some[(len(some) - 1) // 2] + some[len(some) // 2]) / 2,
+            usual_far_px=usual_far_px,
             distance=distance,
             points=count,
             spacing=math.sqrt(height * width / count) / features.length_px,
+            hole=hole,
+            shape=shape,
         )
 
 
@@ -104,33 +127,15 @@ def _best_level(error: Floats, weight: Floats) -> int:
     return int(np.argmin(loss))
 
 
-def _matched(
-    features: FieldFeatures,
-    which: Integers,
-    queries: Queries,
-    neighbours: int,
-    far_px: Map,
-    kernels: FieldKernels,
-) -> tuple[Neighbours, Floats]:
-    """Neighbours (m, k) outside each point's hole, and the distance (m,) of the nearest there.
-
-    far_px: (p,) distances of pixels from the nearest point, ascending.
-    """
-    size = max(1, min(neighbours, len(features) - 1))
-    nearest = features.nearest(queries, size, kernels)
-    hole, shape, distance = matched_hole(features, which, nearest.indices, far_px)
-    holed = np.flatnonzero(hole > 0)
-    if len(holed):
-        again = Queries(
-            np.ascontiguousarray(queries.feature[holed]),
-            queries.label[holed],
-            queries.cell[holed],
-            np.maximum(hole[holed] ** 2, OWN_HOLE),
-            shape,
-        )
-        outside = features.nearest(again, size, kernels)
-        nearest.indices[holed], nearest.square[holed] = outside
-    return nearest, distance
+def _outside(queries: Queries, which: Integers, hole: Floats, shape: Floats) -> Queries:
+    """Those of the queries that are chosen, each with its hole (m,) of this shape (3,)."""
+    return Queries(
+        np.ascontiguousarray(queries.feature[which]),
+        queries.label[which],
+        queries.cell[which],
+        np.maximum(hole[which] ** 2, OWN_HOLE),
+        shape,
+    )
 
 
 def matched_hole(

@@ -34,6 +34,7 @@ from depth_node.fitting.field.base import Base
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.image_loops import reduced
+from depth_node.fitting.field.interval import Spread
 from depth_node.fitting.field.kernels import FieldKernels
 from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded
 from depth_node.fitting.field.leave_out import LeaveOut
@@ -113,15 +114,15 @@ class FieldAnswer:
         left_out: LeaveOut,
         parameters: DetailParameters,
         outlier: Floats,
-        spread: tuple[Floats, Floats],
+        spread: Spread,
         kernels: FieldKernels,
     ) -> FieldAnswer:
         """The answer of a frame whose log depth on the grid is log_depth (h, w).
 
-        outlier: (n,) probability that a point is one. spread: (M,) and (m,) of interval.spreads.
+        outlier: (n,) probability that a point is one.
         """
-        pixels, tested = spread
-        expected = pixels * weighted_quantile(parameters.error / tested, left_out.weight, 0.5)
+        usual = weighted_quantile(parameters.error / spread.points, left_out.weight, 0.5)
+        expected = spread.nodes * usual
         values = prediction.values
         if base.unknown is not None:
             values = np.where(base.unknown, np.float32(0), values)

@@ -89,6 +89,7 @@ class FieldAblation:
         "Points of one region inform each other more. Off: beside colour it gained less than 1 % "
         "with good regions and cost up to 3 % with fine ones (docs/benchmarks_field.md).",
     )
+    blend: bool = option(True, "Blend in the field without the network where that is weak.")
     outliers: bool = option(True, "Find and disregard points that disagree with all neighbours.")
     node_px: float = option(
         10.0,

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.fitting.field.base import base_alone, fit_base
+from depth_node.fitting.field.blend import COLOUR_GAIN, FieldEstimate, blended, may_help
 from depth_node.fitting.field.detail import Surface, choose_detail, detail_correction
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.interval import forget_far, relative_bound, spreads
-from depth_node.fitting.field.kernels import kernels
+from depth_node.fitting.field.interval import Spread, forget_far, relative_bound
+from depth_node.fitting.field.kernels import FieldKernels, kernels
 from depth_node.fitting.field.lattice import Floats, Map
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.memory import FieldAnswer, FieldState
@@ -76,34 +77,53 @@ def solve(
     was called for this one. Raises RuntimeError where config.compiler is numba and cannot be used.
     """
     points, merged = merge_points(rows, cols, depth, age_s, prediction.shape, noise_m)
-    loops, neighbours = kernels(config.compiler, threads), ablation.neighbours
+    loops = kernels(config.compiler, threads)
     base = fit_base(prediction, points)
     details = base.details() | {"points": len(points)}
     if not ablation.residual:
         return Field(*base_alone(base, points), np.zeros(len(merged)), details)
     features = FieldFeatures.of(base, points, labels, image, config.age_s, ablation, loops)
     outlier = outlier_probability(features, loops, ablation)
-    left_out = LeaveOut.of(features, outlier, neighbours, loops)
+    field = _spread_residual(features, outlier, loops, ablation)
+    if ablation.blend and may_help(features):
+        bare = features.without_network(COLOUR_GAIN)
+        field = blended(field, _spread_residual(bare, outlier, loops, ablation, field.left_out))
+    left_out, detail, log_depth = field.left_out, field.detail, field.log_depth
+    if state is not None:
+        answer = FieldAnswer.of(
+            prediction, base, features, log_depth, left_out, detail, outlier, field.spread, loops
+        )
+        log_depth = state.blend(answer, config.temporal)
+    bound = relative_bound(
+        features, left_out, detail, log_depth, field.spread, config.range_noise_m
+    )
+    update = log_depth - features.grid_log  # log of what B is multiplied by
+    out, std = base.enlarged(np.exp(update), bound.relative / np.float32(NORMAL_95), loops)
+    forget_far(std, left_out.far_px, config.max_extrapolation)
+    base.blank_unknown(out, std)
+    details |= {"nodes": field.spread.nodes.size, "nugget": left_out.nugget}
+    details |= {"without_network": field.without_network, "compiler": loops.name}
+    details |= {"outlier_fraction": float(outlier.mean())} | detail.details() | bound.details()
+    return Field(out, std, outlier[merged], details | ({} if state is None else state.details()))
+
+
+def _spread_residual(
+    features: FieldFeatures,
+    outlier: Floats,
+    loops: FieldKernels,
+    ablation: FieldAblation,
+    like: LeaveOut | None = None,
+) -> FieldEstimate:
+    """B exp(m + U + C). outlier: (n,) probability. like: the left-out points of other features."""
+    neighbours = ablation.neighbours
+    left_out = LeaveOut.of(features, outlier, neighbours, loops, like)
     nodes = features.krige_nodes(outlier_nugget(outlier), left_out.nugget, neighbours, loops)
     surface = Surface.of(features, nodes.mean[0])
     detail = choose_detail(features, left_out, surface, outlier, ablation.detail)
     update = surface.update + detail_correction(features, surface, detail, outlier, loops)
-    update += np.float32(features.middle)  # log of what B is multiplied by
-    log_depth = features.grid_log + update
-    spread = spreads(features, left_out, nodes)
-    if state is not None:
-        answer = FieldAnswer.of(
-            prediction, base, features, log_depth, left_out, detail, outlier, spread, loops
-        )
-        update = state.blend(answer, config.temporal) - features.grid_log
-        log_depth = features.grid_log + update
-    bound = relative_bound(features, left_out, detail, log_depth, spread, config.range_noise_m)
-    out, std = base.enlarged(np.exp(update), bound.relative / np.float32(NORMAL_95), loops)
-    forget_far(std, left_out.far_px, config.max_extrapolation)
-    base.blank_unknown(out, std)
-    details |= {"nodes": nodes.mean.size, "nugget": left_out.nugget, "compiler": loops.name}
-    details |= {"outlier_fraction": float(outlier.mean())} | detail.details() | bound.details()
-    return Field(out, std, outlier[merged], details | ({} if state is None else state.details()))
+    update += np.float32(features.middle)
+    spread = Spread.of(features, left_out, nodes)
+    return FieldEstimate(features.grid_log + update, features, left_out, detail, spread)
 
 
 def warm_up(config: FieldConfig | None = None) -> None:
