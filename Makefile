@@ -48,14 +48,7 @@ soak: $(VENV)/stamp-requirements-dev.txt  ## the live node for an hour under fau
 bench: $(VENV)/stamp-requirements.txt  ## the benchmarks of docs/benchmarks.md (not the accuracy ones, which need data)
 	$(BIN)/depth_tools bench speed $(ARGS)
 	$(BIN)/depth_tools bench field
-gpu-test-newest:  ## the fast tier and a demo on the newest of everything that PyPI has, in .venv-newest
-	$(PYTHON) -m venv --clear .venv-newest
-	sed -E '/^(-|#|setuptools|colcon)/d; s/==[^;]*//' requirements.txt requirements-dev.txt > .venv-newest/newest.txt
-	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 -r .venv-newest/newest.txt -e .
-	.venv-newest/bin/python -m pip list --disable-pip-version-check
-	.venv-newest/bin/python -m pytest -n auto -m "not slow and not gpu" --ignore tests/ros --ignore tests/training $(ARGS)
-	.venv-newest/bin/depth_tools demo --out .venv-newest/demo
-check: $(VENV)/stamp-$(TEST_REQUIREMENTS) $(VENV)/stamp-requirements-gpu.txt  ## on a CUDA machine, 8 minutes: kernels, engines, times, memory
+gpu-check: $(VENV)/stamp-$(TEST_REQUIREMENTS) $(VENV)/stamp-requirements-gpu.txt  ## on a CUDA machine, 8 minutes: kernels, engines, times, memory
 	$(BIN)/python -m depth_node.benchmarks.gpu $(ARGS)
 	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/engine
 test-aarch64: $(VENV)/stamp-requirements-dev.txt  ## tests of the core as on a Jetson, under qemu (an hour; skipped where it cannot be had)

@@ -184,3 +184,10 @@ def test_tests_that_pages_and_the_makefile_name_exist() -> None:
         for path in re.findall(r"\btests/[\w/]+(?:\.py)?", page.read_text(encoding="utf-8")):
             named[path] = page.name
     assert {path: page for path, page in named.items() if not (REPO / path).exists()} == {}
+
+
+def test_each_target_of_the_makefile_is_there_once() -> None:
+    text = (REPO / "Makefile").read_text(encoding="utf-8")
+    phony = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    targets = re.findall(r"^([a-z][\w-]*):", text, re.MULTILINE)
+    assert sorted(targets) == sorted(" ".join(phony).split())
