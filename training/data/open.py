@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +38,12 @@ class DataConfig:
         "", "Text file with a line per image, `image depth`, or per scene; empty = none."
     )
     limit: int = config.option(0, "Use only the first so many; 0 = all.", minimum=0)
+    unreadable: str = config.option(
+        "refuse",
+        "What to do about samples that cannot be read: refuse = a sentence when one is met;"
+        " leave_out = read all once at the start, go on with the others and say how many.",
+        choices=("refuse", "leave_out"),
+    )
     seed: int = config.option(-1, "Procedural only: seed of the scenes; must be set.")
     style: str = config.option(
         "mixed", "Procedural only: kind of scenes.", choices=(*STYLE_GROUPS, *ALL_STYLES)
@@ -80,7 +89,37 @@ def open_samples(cfg: DataConfig) -> DataSet:
                 f" {layout.expects}."
             )
         samples = DataSet(cfg.kind, layout.protocol, items, layout.read)
-    return samples[: cfg.limit] if cfg.limit else samples
+    samples = samples[: cfg.limit] if cfg.limit else samples
+    return without_unreadable(samples) if cfg.unreadable == "leave_out" else samples
+
+
+def without_unreadable(samples: DataSet) -> DataSet:
+    """The samples that can be read, in their order; a warning says how many others there are.
+
+    Each is read once here: what is left out is known before a long run begins, and is the same
+    when the run goes on. Raises DataError where none can be read.
+    """
+
+    def why_not(index: int) -> str:
+        try:
+            samples[index]
+        except DataError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders work side by side
+        reasons = list(pool.map(why_not, range(len(samples))))
+    kept = [item for item, reason in zip(samples.items, reasons, strict=True) if not reason]
+    if len(kept) == len(samples):
+        return samples
+    first = next(filter(None, reasons))
+    if not kept:
+        raise DataError(f"None of {len(samples)} samples can be read; the first: {first}")
+    left_out = len(samples) - len(kept)
+    logging.getLogger(__name__).warning(
+        f"left out: {left_out} of {len(samples)} samples that cannot be read; the first: {first}"
+    )
+    return samples.of(kept)
 
 
 def procedural(cfg: DataConfig) -> DataSet:

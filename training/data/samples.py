@@ -88,11 +88,15 @@ class DataSet(Sequence[Sample]):
     def __getitem__(self, index: slice) -> DataSet: ...
     def __getitem__(self, index: int | slice) -> Sample | DataSet:
         if isinstance(index, slice):
-            return DataSet(self.name, self.protocol, self.items[index], self._read)
+            return self.of(self.items[index])
         try:
             return checked(self._read(self.items[index]))
         except FrameError as error:
             raise DataError(str(error)) from error
+
+    def of(self, items: Sequence[Item]) -> DataSet:
+        """The data set of these of its items."""
+        return DataSet(self.name, self.protocol, items, self._read)
 
 
 def checked(sample: Sample) -> Sample:

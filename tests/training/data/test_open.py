@@ -60,3 +60,37 @@ def test_a_list_that_names_absent_files_is_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(DataError, match=r"test_image\.txt is missing"):
         open_samples(DataConfig(kind="void", folder=str(tmp_path), split="test"))
+
+
+def damaged_folder(folder: Path) -> None:
+    """Three images, one cut, one empty, and a Mac's hidden companion."""
+    for name in "abc":
+        put(folder / f"{name}.png", sample_image())
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:90])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "._a.png").write_bytes(b"Mac OS X")
+
+
+def test_what_cannot_be_read_is_left_out_and_counted_when_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged_folder(tmp_path)
+    cfg = DataConfig(kind="images", folder=str(tmp_path), unreadable="leave_out")
+    samples = open_samples(cfg)
+    assert [Path(sample.name).stem for sample in samples] == ["a", "b", "c"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("left out: 2 of 5 samples that cannot be read; the first")
+    assert "cut.png" in record.getMessage()
+
+
+def test_what_cannot_be_read_is_refused_by_name_otherwise(tmp_path: Path) -> None:
+    damaged_folder(tmp_path)
+    with pytest.raises(DataError, match=r"cut\.png cannot be read"):
+        list(open_samples(DataConfig(kind="images", folder=str(tmp_path))))
+
+
+def test_a_folder_of_nothing_but_damage_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    cfg = DataConfig(kind="images", folder=str(tmp_path), unreadable="leave_out")
+    with pytest.raises(DataError, match=r"None of 1 samples can be read; the first: .*a\.png"):
+        open_samples(cfg)
