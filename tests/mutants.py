@@ -97,6 +97,7 @@ SURVIVORS: dict[str, str] = {
     "memory:MIN_POINTS halved": "the field itself needs four points",
     "memory:MIN_JUDGED_WEIGHT halved": "in no sequence does it move the weights by one in 300",
     "outliers:MIN_JUDGED_POINTS halved": "the field itself needs four points",
+    "MIN_EDGE_POINTS doubled": "rooms with 110 to 190 points have the same interval to 4 digits",
     "LINES doubled": "scan lines reach MAX_ELONGATION, which is as much",
     "OWN_HOLE": "any value between rounding and a pixel leaves out the point itself alone",
     "CIRCLE": "the form of a hole without size, which leaves out the point itself alone",

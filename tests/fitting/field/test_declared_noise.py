@@ -111,3 +111,13 @@ def test_no_error_is_taken_for_noise_wholly() -> None:
     """A third of what is smaller than the declared noise stays, and what exceeds it by far."""
     freed = without_declared_noise(np.array([0.01, 1.0]), np.array([0.1, 0.1]))
     np.testing.assert_allclose(freed, [0.01 * 0.316, 0.981], rtol=5e-3)
+
+
+@pytest.mark.parametrize(("count", "least", "most"), [(24, 0.93, 0.985), (10, 0.955, 0.995)])
+def test_interval_of_few_noisy_points(count: int, least: float, most: float) -> None:
+    """Their noise is taken off whole from 20 points on, and less of it before."""
+    held = []
+    for seed in range(100, 130):
+        result = together(sensor(count, 0.08, seed))
+        held.append(coverage(result.depth, result.std, TRUTH))
+    assert least < np.mean(held) < most

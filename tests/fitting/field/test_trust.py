@@ -58,6 +58,16 @@ def test_displacement_is_found_where_it_is_and_bounded() -> None:
     assert moved.max() <= MAX_DISPLACEMENT
 
 
+def test_no_more_is_said_than_the_window_can_see() -> None:
+    """Half a window of five cells: what has moved further, or was not seen, moved by about that."""
+    old, new = pattern(), pattern()
+    old[20:40, 30:50] = np.nan
+    new[:15] += np.where(np.arange(SHAPE[1]) % 2, 50.0, -50.0).astype(np.float32)
+    moved = displacement(old, new)
+    for part in (moved[24:36, 34:46], moved[:13, 4:-4]):
+        assert 2.0 < part.min() <= part.max() < 4.0
+
+
 def test_brightness_alone_is_no_displacement() -> None:
     old = pattern(noise=0.003, seed=1)
     assert displacement(old, pattern(noise=0.003, seed=2) + np.float32(0.1)).mean() < 0.02
@@ -154,3 +164,23 @@ def test_displacement_of_a_zoomed_image_grows_outwards() -> None:
     zoomed = np.asarray(cv2.warpAffine(new, matrix, (80, 60)), np.float32)
     moved = displacement(new, zoomed)
     assert moved[25:35, 35:45].mean() < 0.5 * moved[5:55, 65:75].mean()
+
+
+def test_fewer_points_than_four_are_no_witnesses() -> None:
+    step = np.array([0.1, -0.2, 0.15, 0.3])
+    assert Evidence.of(step[:3], step[:3]) == Evidence()
+    assert Evidence.of(step, step).fraction(0.5, 0.0) == pytest.approx(1.0)
+
+
+def test_steps_of_a_hundred_thousandth_are_none() -> None:
+    step = np.array([1.0, -1.0, 1.0, 1.0, -1.0])
+    assert Evidence.of(0.8e-5 * step, step) == Evidence()
+    assert Evidence.of(1.5e-5 * step, step) != Evidence()
+
+
+def test_points_that_miss_by_less_than_two_hundredths_contradict_nothing() -> None:
+    """However exact the others are."""
+    rows, cols = (axis.ravel() for axis in np.mgrid[: SHAPE[0] : 2, : SHAPE[1] : 2])
+    for miss, trusted in ((0.015, 1.0), (0.03, 0.0)):
+        _, trust = local_bias(rows, cols, np.full(len(rows), miss), 1e-4, SHAPE)
+        np.testing.assert_array_equal(trust, np.float32(trusted))
