@@ -131,6 +131,9 @@ def _png(data: bytes) -> ImageBytes:
         (length,), kind = struct.unpack_from(">I", data, place), data[place + 4 : place + 8]
         end = place + 12 + length
         if end > len(data):
+            if kind == b"IHDR" and place + 16 <= len(data):  # a size too large says more
+                width, height = struct.unpack_from(">II", data, place + 8)
+                _sized(b"", height, width)
             raise ImageError("a PNG that is cut off")
         if kind in _PNG_KEPT:
             (checksum,) = struct.unpack_from(">I", data, end - 4)

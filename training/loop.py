@@ -705,7 +705,7 @@ def _run(
             f"Interrupted at step {state.step}; the same command goes on from there."
         )
     if not quiet:
-        console.print(_result(state, folder))
+        console.print(_result(state, folder), soft_wrap=True)  # commands and paths stay whole
     return state
 
 

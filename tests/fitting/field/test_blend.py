@@ -47,6 +47,8 @@ def test_few_points_do_not_tell_which_is_better(room: Room) -> None:
     np.testing.assert_array_equal(
         mixed.depth, solved(room, points, prediction=given, ablation=ALONE).depth
     )
+    enough = solved(room, measure(room, 130), prediction=given)
+    assert enough.details["without_network"] > 0
 
 
 def test_blend_lies_between_both_fields(room: Room) -> None:
