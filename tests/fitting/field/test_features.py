@@ -7,9 +7,12 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pytest
+from scipy.special import ndtri
 
 from depth_node.fitting import fit
 from depth_node.fitting.field import kernels
+from depth_node.fitting.field.features import _declared_nugget
 from depth_node.fitting.field.settings import FieldAblation
 from depth_node.prediction import Prediction
 from tests.helpers.field_room import (
@@ -76,3 +79,13 @@ def test_point_is_not_its_own_neighbour_as_a_query(room: Room) -> None:
     features = room_features(room, measure(room, 300))
     neighbours = features.nearest(features.queries(), 5, kernels.kernels("auto"))
     assert not (neighbours.indices == np.arange(300)[:, None]).any()
+
+
+@pytest.mark.parametrize(("noise", "nugget"), [(0.1, 10.0), (0.5**0.5 * 0.1, 1.0)])
+def test_declared_noise_never_explains_all_that_the_residuals_vary(
+    noise: float, nugget: float
+) -> None:
+    """A tenth of their variance stays for structure, also where the declaration is as large."""
+    y = 0.1 * ndtri((np.arange(2001) + 0.5) / 2001)
+    taken = _declared_nugget(y, np.full(len(y), noise))
+    np.testing.assert_allclose(taken, nugget, rtol=0.02)
