@@ -26,7 +26,7 @@ demo: $(VENV)/stamp-requirements.txt  ## live demo: camera and LiDAR in, metric 
 test: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## all tests (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(ARGS)
 test-fast: $(VENV)/stamp-requirements-dev.txt  ## a minute on two cores: no live ROS, no training, nothing slow
-	$(BIN)/python -m pytest -n auto -m "not slow and not gpu" --ignore tests/ros --ignore tests/training $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu" --ignore tests/ros --ignore tests/training $(ARGS)
 test-newest:  ## the fast tier and a demo on the newest of everything that PyPI has, in .venv-newest
 	$(PYTHON) -m venv --clear .venv-newest
 	sed -E '/^(-|#|setuptools|colcon)/d; s/==[^;]*//' requirements.txt requirements-dev.txt > .venv-newest/newest.txt

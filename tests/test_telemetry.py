@@ -36,7 +36,7 @@ def nobody(*arguments, **options):
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = nobody
 before = threads(), sockets()
 exec(sys.argv[1])
-end = time.monotonic() + 10  # a thread that has been joined may still be listed for a moment
+end = time.monotonic() + 2  # a thread that has been joined may still be listed for a moment
 while (after := (threads(), sockets())) != before and time.monotonic() < end:
     time.sleep(0.05)
 print(after == before, before, after, os.environ.get("ORT_DISABLE_TELEMETRY"))
