@@ -15,6 +15,7 @@ without any network.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,8 @@ def _study(args: argparse.Namespace) -> Study:
             path = _student(folder, learn, name, seed, args.steps)
         return {"rooms": errors(open_run(path), judge, SIZE)}
 
-    def targets(_: object) -> list[str]:
+    @functools.cache
+    def targets() -> str:
         """The targets themselves, without a network."""
         lines = [
             "Targets: mean difference from the normalised truth where the teacher is right",
@@ -232,13 +234,13 @@ def _study(args: argparse.Namespace) -> Study:
         for share in SHARES[1:]:
             cells = [f"{teacher_errors(judge[:90], norm, share, 0):.3f}" for norm in NORMS]
             lines.append(f"| {share:.0%} | {' | '.join(cells)} |")
-        return ["\n".join(lines)]
+        return "\n".join(lines)
 
     rows = [*ROWS, *DESIGN.references()]
     parts = {"rooms": by_room(judge)}
     unseeded = (*BASELINES, START_ROW)
     units = ("AbsRel", "1 - delta1")
-    return Study(folder, rows, units, parts, make, DESIGN, unseeded, after=targets)
+    return Study(folder, rows, units, parts, make, DESIGN, unseeded, after=lambda _: [targets()])
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
