@@ -35,6 +35,7 @@ from depth_node.fitting.anchor import (
     own_metres,
 )
 from depth_node.fitting.field.points import MIN_POINTS as FIELD_MIN_POINTS
+from depth_node.fitting.field.refine import Refiner
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
 from depth_node.fitting.field.solve import Field, solve
 from depth_node.fitting.field.threads import MAX_THREADS
@@ -231,6 +232,7 @@ def fit(
     ablation: FieldAblation = WHOLE_METHOD,
     polarity_guard: bool = False,
     left_out: AnswerWithout | None = None,
+    refiner: Refiner | None = None,
 ) -> FitResult:
     """Metric depth of the image from its prediction and the points measured in it.
 
@@ -262,7 +264,8 @@ def fit(
         usable = _usable(points, prediction.values, depth_range_m)
         if np.count_nonzero(usable) >= config.enough_points():
             return _fit_field(
-                prediction, points, usable, labels, image, config, state, depth_range_m, ablation
+                prediction, points, usable, labels, image, config, state, depth_range_m, ablation,
+                refiner,
             )
     rules = config.rules(depth_range_m, polarity_guard)
     in_disparity = rules.in_disparity
@@ -387,6 +390,7 @@ def _fit_field(
     state: FieldState | None,
     depth_range_m: tuple[float, float],
     ablation: FieldAblation,
+    refiner: Refiner | None,
 ) -> FitResult:
     """The residual field, which is one fit of the image: one row of evidence, label 0."""
     z = points.depth[usable]
@@ -405,6 +409,7 @@ def _fit_field(
         noise_m=points.noise_m[usable],
         threads=config.threads,
         ablation=ablation,
+        refiner=refiner,
     )
     depth, (nearest, farthest) = answer.depth, depth_range_m
     np.clip(depth, np.float32(nearest), np.float32(farthest), out=depth)
