@@ -314,6 +314,7 @@ def fit_in_sequence(
     anchor: MetricAnchor,
     stamp_ns: int | None,
     depth_range_m: tuple[float, float],
+    refiner: Refiner | None = None,
 ) -> FitResult:
     """`fit` of an image that others went before: where at most FEW_POINTS points can be used, the
     anchor that they left gives the metres, if it may. labels: (H, W); image: (H, W, 3), as there.
@@ -322,7 +323,7 @@ def fit_in_sequence(
     """
     fit_alone = functools.partial(
         fit, prediction, points, labels, image=image, config=config, state=state,
-        depth_range_m=depth_range_m,
+        depth_range_m=depth_range_m, refiner=refiner,
     )  # fmt: skip
     if stamp_ns is None or not config.unanchored_s or config.method == NETWORK:
         return fit_alone()

@@ -9,6 +9,9 @@ from depth_node.config import option, section, validate
 from depth_node.fitting.field.kernels import COMPILERS
 
 
+REFINE = ("auto", "off")
+
+
 @dataclass(frozen=True)
 class TemporalConfig:
     """The memory of method field."""
@@ -61,6 +64,12 @@ class FieldConfig:
         maximum=10.0,
     )
     temporal: TemporalConfig = section(TemporalConfig, "What is remembered from frame to frame.")
+    refine: str = option(
+        "auto",
+        "A small network mixes the field anew where the depth network is weak; auto: with 100"
+        " points or more, where ONNX Runtime is installed; off: never, which saves its time.",
+        choices=REFINE,
+    )
     compiler: str = option(
         "auto",
         "Form of the inner loops; numba: refuse to start without it rather than run 40 times"
