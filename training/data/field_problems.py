@@ -41,7 +41,7 @@ HOLED = 0.5  # share whose depth is unknown beside edges and in patches
 NOISY = 0.35  # share with range noise and wrong points
 SCANNED = 0.35  # share whose points lie on lines
 FARTHEST_M = 90.0  # that a sensor measures
-FEWEST, MOST = 100, 10_000  # points
+FEWEST, MOST, MOST_SCANNED = 100, 10_000, 16_000  # points
 TRIES = 4  # for a network so weak that the field is blended
 
 Network = Callable[[U8], Prediction]
@@ -112,9 +112,12 @@ def _measured(depth: F32, rng: np.random.Generator) -> F32:
     measured = np.where(depth <= FARTHEST_M, depth, np.float32(np.nan))
     if rng.random() >= HOLED:
         return measured
+    if rng.random() < 0.5:  # steps of disparity
+        step = np.float32(rng.uniform(0.002, 0.015) / np.median(depth))
+        depth = 1 / (np.maximum(np.round(1 / depth / step), 0.5) * step)
     if rng.random() < 0.6:
         depth = cv2.medianBlur(depth, int(rng.choice([3, 5])))
-        measured = np.where(depth <= FARTHEST_M, depth, np.float32(np.nan))
+    measured = np.where(depth <= FARTHEST_M, depth, np.float32(np.nan))
     low, high = cv2.erode(depth, np.ones((3, 3))), cv2.dilate(depth, np.ones((3, 3)))
     edge = (high > 1.08 * low).astype(np.uint8)
     width = int(rng.integers(1, 6))  # an occluded band on one side
@@ -148,7 +151,7 @@ def _points(measured: F32, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
         if (known & lines).sum() >= FEWEST:
             known = known & lines
         rows, cols = np.nonzero(known)
-        count = min(len(rows), MOST)
+        count = min(len(rows), MOST_SCANNED)
     else:
         rows, cols = np.nonzero(known)
         count = int(np.exp(rng.uniform(np.log(FEWEST), np.log(MOST))))

@@ -21,6 +21,7 @@ from depth_node.fitting.field.lattice import Floats, Map, rounded
 
 MULTIPLE = 8  # of cells of the half grid: what a refiner's maps are padded to
 LIMIT = 1.0  # log depth by which a candidate may differ from the field
+DOUBTED = 0.5  # probability of being wrong from which a point is not shown
 NEAR_CELLS, FAR_CELLS = 5, 13  # windows of the extremes about a cell
 FINE_CELLS, COARSE_CELLS = 2.0, 8.0  # sigma of the blurs that the field's shape is told against
 CANDIDATES = ("without network", "with network", "nearest point", "base",
@@ -76,13 +77,13 @@ def refinement_maps(
     padded = tuple(size + more for size, (_, more) in zip(shape, pad, strict=True))
     half = padded[0] // 2, padded[1] // 2
     maps: Map = np.empty((CHANNELS, *half), np.float32)
-    believed = np.flatnonzero(outlier < 0.5)
+    believed = np.flatnonzero(outlier < DOUBTED)
     rows = rounded(features.grid_row[believed])
     cols = rounded(features.grid_col[believed])
     log_z = features.y[believed] + features.log_base[believed] + features.middle
     nearest, distance = _nearest(rows, cols, log_z, shape)
     point: Map = np.zeros(shape, np.float32)
-    point[rows, cols] = 1
+    point[rows, cols] = 1 - outlier[believed]
     near, far = (np.ones((cells, cells), np.uint8) for cells in (NEAR_CELLS, FAR_CELLS))
     whole = (
         bare.log_depth - f, field.log_depth - f, nearest - f,
