@@ -264,7 +264,15 @@ def fit(
         usable = _usable(points, prediction.values, depth_range_m)
         if np.count_nonzero(usable) >= config.enough_points():
             return _fit_field(
-                prediction, points, usable, labels, image, config, state, depth_range_m, ablation,
+                prediction,
+                points,
+                usable,
+                labels,
+                image,
+                config,
+                state,
+                depth_range_m,
+                ablation,
                 refiner,
             )
     rules = config.rules(depth_range_m, polarity_guard)

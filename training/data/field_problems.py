@@ -49,8 +49,11 @@ Network = Callable[[U8], Prediction]
 
 @dataclass(frozen=True)
 class Example:
-    """maps: (CHANNELS, h, w) float16 as a refiner sees them. target: (4, h, w) float16, log of truth
-    over the field's answer, NaN unknown."""
+    """One problem as a refiner sees it.
+
+    maps: (CHANNELS, h, w) float16. target: (4, h, w) float16, log of truth over the field's answer,
+    NaN unknown.
+    """
 
     maps: np.ndarray
     target: np.ndarray
@@ -182,7 +185,9 @@ def _prediction(
             return prediction
         values = np.maximum(prediction.values, 1e-3) * _bend(rng, rng.uniform(0.05, 0.3))
         return Prediction(values.astype(np.float32), prediction.kind)
-    log = np.log(np.minimum(depth, 2 * FARTHEST_M)) + np.log(_bend(rng, np.exp(rng.uniform(np.log(0.03), np.log(0.5)))))
+    log = np.log(np.minimum(depth, 2 * FARTHEST_M)) + np.log(
+        _bend(rng, np.exp(rng.uniform(np.log(0.03), np.log(0.5))))
+    )
     size = rng.uniform(0, 0.35) if rng.random() < 0.7 else 0.0
     if size:  # things at wrong scales: a patchwork that follows depth's steps
         layers = np.quantile(depth, np.linspace(0, 1, int(rng.integers(4, 9))))

@@ -7,6 +7,8 @@ a quarter and an eighth of that, and gives every cell of the grid weights of the
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,14 +56,14 @@ class RefinerNet(nn.Module):
                 nn.BatchNorm2d(after),
                 nn.ReLU(inplace=True),
             )
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            for before, after in itertools.pairwise(widths)
         )
         self.encode = nn.ModuleList(
             nn.Sequential(*(Block(width, 5 if level else 3) for _ in range(count)))
             for level, (width, count) in enumerate(zip(widths, blocks, strict=True))
         )
         self.up = nn.ModuleList(
-            _pointwise(after, before) for before, after in zip(widths[:-1], widths[1:], strict=True)
+            _pointwise(after, before) for before, after in itertools.pairwise(widths)
         )
         self.decode = nn.ModuleList(Block(width) for width in widths[:-1])
         self.head = nn.Conv2d(widths[0], 4 * (len(CANDIDATES) + 1), 1)

@@ -52,9 +52,15 @@ def refined(
 
 def in_fours(values: Map) -> Map:
     """(2 h, 2 w) -> (4, h, w)."""
-    height, width = values.shape
-    split = values.reshape(height // 2, 2, width // 2, 2)
-    return split.transpose(1, 3, 0, 2).reshape(4, height // 2, width // 2)
+    out: Map = np.empty((4, values.shape[0] // 2, values.shape[1] // 2), values.dtype)
+    _split(values, out)
+    return out
+
+
+def _split(values: Map, out: Map) -> None:
+    _, height, width = out.shape
+    each = values.reshape(height, 2, width, 2).transpose(1, 3, 0, 2)
+    out.reshape(2, 2, height, width)[:] = each
 
 
 def in_rows(fours: Map) -> Map:
@@ -94,7 +100,7 @@ def refinement_maps(
     )  # fmt: skip
     padding = any(more for _, more in pad)
     for k, each in enumerate(whole):
-        maps[4 * k : 4 * k + 4] = in_fours(np.pad(each, pad, "edge") if padding else each)
+        _split(np.pad(each, pad, "edge") if padding else each, maps[4 * k : 4 * k + 4])
     ratios = maps[: 4 * len(WHOLE)]
     np.clip(ratios, -LIMIT, LIMIT, out=ratios)
     spacing = np.float32(np.sqrt(shape[0] * shape[1] / len(features)))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from depth_node.config import option, section, validate
 from depth_node.fitting.field.kernels import COMPILERS
 
-
 REFINE = ("auto", "off")
 
 

@@ -90,7 +90,7 @@ def test_point_and_distance_are_where_the_points_are(room: Room) -> None:
     assert maps.shape == (CHANNELS, room.depth.shape[0] // 2, room.depth.shape[1] // 2)
     start = 4 * WHOLE.index("point")
     marked = in_rows(maps[start : start + 4])
-    assert (marked[points.rows, points.cols] > 0).mean() > 0.9
+    assert (marked[points.rows, points.cols] > 0.5).mean() > 0.85
     assert np.count_nonzero(marked) <= len(points)
     at_points = in_rows(maps[4 * CANDIDATES.index("near low") :][:4])
     assert (at_points <= 0).all()
