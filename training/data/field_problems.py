@@ -21,16 +21,17 @@ from depth_node import config
 from depth_node.fitting import FitConfig, fit
 from depth_node.fitting.field.lattice import Map
 from depth_node.fitting.field.refine import CHANNELS, in_fours
+from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 from depth_node.simulation.renderer import Rendered, Scene, random_view
 from training.data.augmentation import ViewConfig, recolour
-from training.data.samples import F32, U8, DataError
+from training.data.samples import F32, F64, U8, DataError
 
 HEIGHT, WIDTH = 240, 320  # as many pixels as the field has cells for an image of 640x480
 VIEWS_PER_SCENE = 3
 SHADOW_PX = 96
-STYLES = (("mixed", 0.8), ("outdoors", 0.2))
+STYLES = {"mixed": 0.8, "outdoors": 0.2}  # probabilities
 FIELD = FitConfig(method="field", threads=1)
 COLOURS = ViewConfig(colour=0.3, gamma=0.25, grey=0.05, blur=0.4, noise=0.05)
 
@@ -59,17 +60,25 @@ class Example:
     target: np.ndarray
 
 
-def view_of(seed: int, index: int, image: bool = True) -> Rendered | F32:
-    """View `index` of a seed; without its image the depth alone, ten times faster."""
+def view_of(seed: int, index: int) -> Rendered:
+    """View `index` of a seed."""
+    scene, camera, pose = _seen(seed, index)
+    return scene.render(camera, pose)
+
+
+def depth_of(seed: int, index: int) -> F32:
+    """(H, W) m of that view alone, ten times faster."""
+    scene, camera, pose = _seen(seed, index)
+    return scene.probe(camera, pose)[0]
+
+
+def _seen(seed: int, index: int) -> tuple[Scene, Camera, F64]:
     scene_index, number = divmod(index, VIEWS_PER_SCENE)
     rng = np.random.default_rng([seed, scene_index])
-    names, shares = zip(*STYLES, strict=True)
-    scene = Scene.random(rng, str(rng.choice(names, p=shares)), SHADOW_PX)
+    scene = Scene.random(rng, str(rng.choice(list(STYLES), p=list(STYLES.values()))), SHADOW_PX)
     for _ in range(number + 1):
         camera, pose = random_view(scene, rng, WIDTH, HEIGHT)
-    if image:
-        return scene.render(camera, pose)
-    return scene.probe(camera, pose)
+    return scene, camera, pose
 
 
 def example(image: U8, depth: F32, network: Network, rng: np.random.Generator) -> Example | None:
@@ -286,10 +295,9 @@ class Examples:
         for view in views:
             if image is None:
                 rendered = view_of(cfg.seed, view)
-                assert isinstance(rendered, Rendered)
                 colours, depth = rendered.image, rendered.depth
             else:
-                colours, depth = image(view), view_of(cfg.seed, view, image=False)[0]
+                colours, depth = image(view), depth_of(cfg.seed, view)
             number, attempt = 0, 0
             while number < cfg.per_view and attempt < 4 * cfg.per_view:
                 rng = np.random.default_rng([cfg.seed, view, attempt, 1])

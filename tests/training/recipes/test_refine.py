@@ -15,7 +15,7 @@ from depth_node.engine.refinement import FieldRefiner
 from depth_node.fitting.field.refine import CANDIDATES, CHANNELS, WHOLE, in_rows
 from depth_node.prediction import Prediction
 from training.__main__ import main
-from training.data.field_problems import Example, Examples, ExamplesConfig, example, view_of
+from training.data.field_problems import Example, Examples, ExamplesConfig, depth_of, example, view_of
 from training.data.samples import U8, DataError
 from training.export.refiner import open_refiner_run
 from training.models.refiner import RefinerNet, convex_mix
@@ -38,8 +38,7 @@ def made() -> list[Example]:
 
 
 def test_depth_without_its_image_is_the_same() -> None:
-    whole, alone = view_of(5, 4), view_of(5, 4, image=False)
-    np.testing.assert_array_equal(whole.depth, alone[0])
+    np.testing.assert_array_equal(view_of(5, 4).depth, depth_of(5, 4))
 
 
 def test_examples_tell_what_the_field_missed(made: list[Example]) -> None:
