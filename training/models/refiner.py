@@ -16,7 +16,7 @@ from torch.nn import functional
 from depth_node.fitting.field.refine import CANDIDATES, CHANNELS, WHOLE
 
 GAIN = 5.0  # of log ratios at the input
-KEEP = 3.0  # first logit of the field itself
+KEEP = 5.0  # first logit of the field itself
 LOGIT = 12.0  # largest
 
 
