@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from depth_node import config
 from depth_node.fitting import FitConfig, fit
@@ -56,8 +57,8 @@ class Example:
     NaN unknown.
     """
 
-    maps: np.ndarray
-    target: np.ndarray
+    maps: NDArray[np.float16]
+    target: NDArray[np.float16]
 
 
 def view_of(seed: int, index: int) -> Rendered:
@@ -86,7 +87,9 @@ def example(image: U8, depth: F32, network: Network, rng: np.random.Generator) -
     for the field to be blended."""
     if rng.random() < 0.5:
         image, depth = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(depth[:, ::-1])
-    seen = (recolour(image.astype(np.float32) / 255, COLOURS, rng) * 255).astype(np.uint8)
+    seen = (recolour(image.astype(np.float32) / np.float32(255), COLOURS, rng) * 255).astype(
+        np.uint8
+    )
     measured = _measured(depth, rng)
     shift = np.eye(2, 3, dtype=np.float32)
     if rng.random() < SHIFTED:
@@ -111,7 +114,7 @@ def example(image: U8, depth: F32, network: Network, rng: np.random.Generator) -
     return None
 
 
-def _moved(values: np.ndarray, shift: F32) -> np.ndarray:
+def _moved(values: NDArray[Any], shift: F32) -> NDArray[Any]:
     size = values.shape[1], values.shape[0]
     return cv2.warpAffine(values, shift, size, borderMode=cv2.BORDER_REPLICATE)
 
@@ -126,9 +129,10 @@ def _measured(depth: F32, rng: np.random.Generator) -> F32:
         return measured
     if rng.random() < 0.5:  # steps of disparity
         step = np.float32(rng.uniform(0.002, 0.015) / np.median(depth))
-        depth = 1 / (np.maximum(np.round(1 / depth / step), 0.5) * step)
+        disparity = np.maximum(np.round(1 / depth / step), np.float32(0.5)) * step
+        depth = (1 / disparity).astype(np.float32)
     if rng.random() < 0.6:
-        depth = cv2.medianBlur(depth, int(rng.choice([3, 5])))
+        depth = np.asarray(cv2.medianBlur(depth, int(rng.choice([3, 5]))), np.float32)
     measured = np.where(depth <= FARTHEST_M, depth, np.float32(np.nan))
     low, high = cv2.erode(depth, np.ones((3, 3))), cv2.dilate(depth, np.ones((3, 3)))
     edge = (high > 1.08 * low).astype(np.uint8)
@@ -138,7 +142,10 @@ def _measured(depth: F32, rng: np.random.Generator) -> F32:
     lost = cv2.dilate(edge, band if rng.random() < 0.5 else band[:, ::-1].copy()) > 0
     lost &= depth > cv2.blur(depth, (9, 9))
     share = rng.uniform(0, 0.25)  # patches
-    cloud = cv2.resize(rng.random((8, 10)).astype(np.float32), (WIDTH, HEIGHT), interpolation=3)
+    coarse = rng.random((8, 10)).astype(np.float32)
+    cloud = np.asarray(
+        cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR), np.float32
+    )
     lost |= cloud > np.quantile(cloud, 1 - share)
     measured[lost] = np.nan
     return measured
@@ -147,7 +154,9 @@ def _measured(depth: F32, rng: np.random.Generator) -> F32:
 # --- points --------------------------------------------------------------------------------------
 
 
-def _points(measured: F32, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, F32]:
+def _points(
+    measured: F32, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64], F64]:
     known = np.isfinite(measured)
     if rng.random() < SCANNED:
         spacing = int(rng.choice([4, 6, 8, 12, 16]))
@@ -202,7 +211,7 @@ def _prediction(
         layers = np.quantile(depth, np.linspace(0, 1, int(rng.integers(4, 9))))
         pick = np.searchsorted(layers, depth)
         _, thing = cv2.connectedComponents((pick % 2).astype(np.uint8))
-        number = pick + 10 * thing
+        number = pick.astype(np.int64) + 10 * thing.astype(np.int64)
         number -= number.min()
         log += rng.normal(0, size, int(number.max()) + 1)[number]
     if rng.random() < 0.5:  # texture in place of shape
@@ -281,7 +290,7 @@ class Examples:
         """Views whose examples are not there yet."""
         return [int(k) for k in np.flatnonzero(self._done == 0)]
 
-    def ready(self) -> np.ndarray:
+    def ready(self) -> NDArray[np.int64]:
         """Numbers of the examples that are there."""
         return np.flatnonzero(np.repeat(self._done[:] == 1, self.cfg.per_view))
 

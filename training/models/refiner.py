@@ -74,6 +74,7 @@ class RefinerNet(nn.Module):
         scale = torch.ones(CHANNELS)
         scale[: 4 * len(WHOLE) - 4] = GAIN
         scale[4 * len(WHOLE)] = GAIN
+        self.scale: Tensor
         self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -72,10 +72,8 @@ class Store:
     def at(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(N, CHANNELS, h, w) and (N, 4, h, w) float16."""
         if device not in self.on:
-            self.on[device] = tuple(
-                self._copied(stored, device)
-                for stored in (self.examples.maps, self.examples.target)
-            )
+            maps, target = self.examples.maps, self.examples.target
+            self.on[device] = self._copied(maps, device), self._copied(target, device)
         return self.on[device]
 
     def _copied(self, stored: Any, device: torch.device) -> Tensor:

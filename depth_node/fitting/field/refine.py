@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
 
 from depth_node.fitting.field.blend import FieldEstimate
-from depth_node.fitting.field.lattice import Floats, Map, rounded
+from depth_node.fitting.field.lattice import Floats, Integers, Map, rounded
 
 MULTIPLE = 8  # of cells of the half grid: what a refiner's maps are padded to
 LIMIT = 1.0  # log depth by which a candidate may differ from the field
@@ -78,7 +79,7 @@ def refinement_maps(
     The first 4 len(CANDIDATES) are the candidates less the blended field.
     """
     features, f = blend.features, blend.log_depth
-    shape = f.shape
+    shape = features.grid.shape
     pad = [(0, -size % (2 * MULTIPLE)) for size in shape]
     padded = tuple(size + more for size, (_, more) in zip(shape, pad, strict=True))
     half = padded[0] // 2, padded[1] // 2
@@ -98,9 +99,8 @@ def refinement_maps(
         cv2.erode(f, far) - f, cv2.dilate(f, far) - f,
         f - cv2.GaussianBlur(f, (0, 0), FINE_CELLS), point,
     )  # fmt: skip
-    padding = any(more for _, more in pad)
     for k, each in enumerate(whole):
-        _split(np.pad(each, pad, "edge") if padding else each, maps[4 * k : 4 * k + 4])
+        _split(_padded(each, pad), maps[4 * k : 4 * k + 4])
     ratios = maps[: 4 * len(WHOLE)]
     np.clip(ratios, -LIMIT, LIMIT, out=ratios)
     spacing = np.float32(np.sqrt(shape[0] * shape[1] / len(features)))
@@ -110,9 +110,14 @@ def refinement_maps(
         *(features.nodes_on_grid(_level(estimate)) for estimate in (blend, bare)),
     ]  # fmt: skip
     for out, each in zip(maps[4 * len(WHOLE) :], small, strict=True):
-        whole_map = np.pad(each, pad, "edge") if padding else each
-        cv2.resize(whole_map, half[::-1], dst=out, interpolation=cv2.INTER_AREA)
+        cv2.resize(_padded(each, pad), half[::-1], dst=out, interpolation=cv2.INTER_AREA)
     return maps
+
+
+def _padded(values: Any, pad: list[tuple[int, int]]) -> Map:
+    if any(more for _, more in pad):
+        values = np.pad(values, pad, "edge")
+    return np.asarray(values, np.float32)
 
 
 def _level(estimate: FieldEstimate) -> Floats:
@@ -130,7 +135,7 @@ def _coarse_shape(f: Map) -> Map:
 
 
 def _nearest(
-    rows: np.ndarray, cols: np.ndarray, log_z: Floats, shape: tuple[int, int]
+    rows: Integers, cols: Integers, log_z: Floats, shape: tuple[int, int]
 ) -> tuple[Map, Map]:
     """Log depth (h, w) of the nearest point of every cell, and the distance (h, w) in cells."""
     empty = np.ones(shape, np.uint8)

@@ -15,7 +15,14 @@ from depth_node.engine.refinement import FieldRefiner
 from depth_node.fitting.field.refine import CANDIDATES, CHANNELS, WHOLE, in_rows
 from depth_node.prediction import Prediction
 from training.__main__ import main
-from training.data.field_problems import Example, Examples, ExamplesConfig, depth_of, example, view_of
+from training.data.field_problems import (
+    Example,
+    Examples,
+    ExamplesConfig,
+    depth_of,
+    example,
+    view_of,
+)
 from training.data.samples import U8, DataError
 from training.export.refiner import open_refiner_run
 from training.models.refiner import RefinerNet, convex_mix
