@@ -61,6 +61,9 @@ def parse_arguments(text: list[str] | None) -> argparse.Namespace:
                 default=0,
                 help="images in all (default: the size of the pool)",
             )
+            sub.add_argument(
+                "--processes", type=int, default=1, help="how many render side by side (default 1)"
+            )
         else:
             sub.add_argument(
                 "--run", type=Path, default=None, help="run folder (default runs/<config name>)"
@@ -166,7 +169,7 @@ def _render(args: argparse.Namespace) -> int:
     columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("", total=target, completed=pool.written)
-        for count in pool.fill(target):
+        for count in pool.fill(target, args.processes):
             bar.update(task, completed=count)
     return 0
 

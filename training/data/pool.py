@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pool of rendered scenes on disk.
 
-The pool is a ring of fixed-size arrays that one process fills (`python -m training render`) while
-another trains on what is there. Sample i follows from the pool's seed and i alone. A training run
-on a growing pool sees the images rendered so far; only on a complete pool is a run repeatable to
-the bit.
+The pool is a ring of fixed-size arrays that `python -m training render` fills, with one process or
+several, while another trains on what is there. Sample i follows from the pool's seed and i alone. A
+training run on a growing pool sees the images rendered so far; only on a complete pool is a run
+repeatable to the bit.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -117,24 +122,57 @@ class Pool:
         depth = self.depth[index].astype(np.float32)
         return Sample(f"{self.cfg.seed}-{index}", self.image[index], depth)
 
-    def fill(self, until: int) -> Iterator[int]:
+    def fill(self, until: int, processes: int = 1) -> Iterator[int]:
         """Render on to `until` images in all; yields the count after every scene. Continues where
-        it stopped.
+        it stopped. The images are the same however many processes render them.
         """
-        cfg = self.cfg
-        per_scene = cfg.views_per_scene
-        while self.written < until:
-            index = self.written // per_scene
-            rng = np.random.default_rng([cfg.seed, index])
-            scene = Scene.random(rng, cfg.style, shadow_px=SHADOW_PX)
-            for k in range(per_scene):
-                camera, pose = random_view(scene, rng, cfg.width, cfg.height)
-                view = scene.render(camera, pose, antialias=False)
-                slot = (index * per_scene + k) % cfg.samples
-                self.image[slot] = view.image
-                self.depth[slot] = view.depth
+        per_scene = self.cfg.views_per_scene
+        first, last = self.written // per_scene, -(-until // per_scene)
+        for index in _in_order(self.cfg, range(first, last), processes, self.render):
             self._count[0] = (index + 1) * per_scene
             yield self.written
+
+    def render(self, index: int) -> int:
+        """Render scene `index` into its places of the ring; returns the index."""
+        cfg = self.cfg
+        rng = np.random.default_rng([cfg.seed, index])
+        scene = Scene.random(rng, cfg.style, shadow_px=SHADOW_PX)
+        for k in range(cfg.views_per_scene):
+            camera, pose = random_view(scene, rng, cfg.width, cfg.height)
+            view = scene.render(camera, pose, antialias=False)
+            slot = (index * cfg.views_per_scene + k) % cfg.samples
+            self.image[slot] = view.image
+            self.depth[slot] = view.depth
+        return index
+
+
+def _in_order(
+    cfg: PoolConfig, scenes: range, processes: int, here: Callable[[int], int]
+) -> Iterator[int]:
+    """The scenes as they are done, in order: rendered by `here`, or by other processes."""
+    if processes < 2:
+        yield from map(here, scenes)
+        return
+    left = iter(scenes)
+    with ProcessPoolExecutor(processes, get_context("spawn")) as renderers:
+        queue: deque[Future[int]] = deque(
+            renderers.submit(_render, cfg, index) for index in itertools.islice(left, 2 * processes)
+        )
+        try:
+            while queue:
+                yield queue.popleft().result()
+                queue += [renderers.submit(_render, cfg, k) for k in itertools.islice(left, 1)]
+        finally:
+            renderers.shutdown(cancel_futures=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _writer(cfg: PoolConfig) -> Pool:
+    return Pool(cfg, write=True)
+
+
+def _render(cfg: PoolConfig, index: int) -> int:
+    return _writer(cfg).render(index)
 
 
 def open_pool(

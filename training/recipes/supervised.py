@@ -25,8 +25,9 @@ from depth_node.engine.manifest import EMBEDDED
 from training.checkpoints import load, starting_weights
 from training.data.augmentation import RENDERED, ViewConfig
 from training.data.mixed import batched, drawn, open_first
+from training.data.on_device import HeldPools
 from training.data.open import DataConfig
-from training.data.pool import PoolConfig, open_pool
+from training.data.pool import Pool, PoolConfig, open_pool
 from training.data.samples import F32, Images
 from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
@@ -130,6 +131,11 @@ class Config:
     outdoors_share: float = config.option(
         0.0, "Share of images from the second pool.", minimum=0, maximum=1
     )
+    on_device: bool = config.option(
+        False,
+        "Hold the pools in the memory of the GPU, all of pool.samples x height x width x 5 bytes,"
+        " and vary their images there: for a GPU that the CPU's cores could not feed.",
+    )
     images: DataConfig = config.section(DataConfig, "The data set.", kind="frames")
     augment: ViewConfig = config.section(ViewConfig, "How they are varied.", **RENDERED)
     external: NetworkConfig = config.section(
@@ -145,6 +151,8 @@ class Config:
             raise config.ConfigError(
                 f"height and width must be multiples of {coarsest}, the network's coarsest stride"
             )
+        if self.on_device and self.source != "pool":
+            raise config.ConfigError("on_device holds pools: set source to pool, or on_device off")
 
 
 def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[str, Tensor]:
@@ -216,6 +224,8 @@ class Supervised(Recipe):
         self.images = images
         self.outdoors = outdoors
         self._alignment: Alignment | None = None
+        pools = [some for some in (images, outdoors) if isinstance(some, Pool)]
+        self._held = HeldPools(pools) if cfg.on_device else None
 
     def model(self) -> nn.Module:
         """A fresh student, or one that has learnt before."""
@@ -268,12 +278,19 @@ class Supervised(Recipe):
         """Images (N, 3, h, w) normalised for the network and depth (N, 1, h, w) m."""
         cfg = self.cfg
         rngs = generators(cfg.loop, step, part)
-        batch = batched([self._drawn(rng) for rng in rngs])
-        normalised = SmallUNet.spec.normalise(batch["image"])
-        return {**batch, "image": normalised.contiguous(memory_format=torch.channels_last)}
+        if self._held is not None:  # what they are made of there
+            share = cfg.outdoors_share
+            return self._held.draw(rngs, share, cfg.augment, cfg.height, cfg.width)
+        return _normalised(batched([self._drawn(rng) for rng in rngs]))
+
+    def _made(self, batch: Batch) -> Batch:
+        if self._held is None:
+            return batch
+        return _normalised(self._held.batch(batch, self.cfg.augment))
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
         """Normalised-disparity regression, and what the settings add to it."""
+        batch = self._made(batch)
         if self._alignment is None:
             return disparity_loss(model(batch["image"]), batch["depth"], self.cfg.loss)
         network: Any = model
@@ -286,6 +303,7 @@ class Supervised(Recipe):
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
         """Up to four images above the network's maps and the truth, near bright."""
+        batch = self._made(batch)
         shown = batch["image"][:4].float()
         depth = batch["depth"][:4, 0].float()
         maps = [model(shown)[:, 0].float(), 1.0 / depth]
@@ -297,6 +315,12 @@ class Supervised(Recipe):
             rows.append(grey[..., None].expand(-1, -1, -1, 3))
         sheet = torch.cat([torch.cat(list(row), dim=1) for row in rows], dim=0)
         return {"predictions": sheet.byte().cpu().numpy()}
+
+
+def _normalised(batch: Batch) -> Batch:
+    """With images as the network takes them."""
+    normalised = SmallUNet.spec.normalise(batch["image"])
+    return {**batch, "image": normalised.contiguous(memory_format=torch.channels_last)}
 
 
 def build(cfg: Config, console: Console) -> Supervised:
