@@ -24,7 +24,7 @@ from depth_node.config import section, validate
 from depth_node.engine import EngineError
 from depth_node.engine.options import EngineConfig
 from depth_node.engine.preprocess import resize_map
-from depth_node.engine.refinement import FieldRefiner, open_refiner
+from depth_node.engine.refinement import refiner_for
 from depth_node.engine.sharing import Opener
 from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit, fit_in_sequence
 from depth_node.fitting.anchor import MetricAnchor
@@ -129,7 +129,6 @@ class DepthPipeline:
         self.depth_model = depth_model
         self.region_model = region_model
         self._memory, self._regions, self._anchor = FieldState(), RegionMemory(), MetricAnchor()
-        self._refiner: FieldRefiner | None = None
         try:
             if depth_model is None and config.model.path:
                 self.depth_model = DepthModel.open(config.model, config.engine, opener)
@@ -138,7 +137,7 @@ class DepthPipeline:
                     config.region_model, config.segmentation, config.engine, opener
                 )
             _check_method(config, self.depth_model)
-            self._refiner = _refiner(config, None)
+            refiner_for(config.fit)  # a damaged file is told now
         except EngineError:
             self.close()
             raise
@@ -161,7 +160,7 @@ class DepthPipeline:
             raise ValueError("another model needs a new pipeline: close this one and open it anew")
         try:
             _check_method(config, self.depth_model)
-            self._refiner = _refiner(config, self._refiner)
+            refiner_for(config.fit)
         except EngineError as error:
             raise ValueError(str(error)) from error
         if self.region_model is not None:
@@ -301,7 +300,7 @@ class DepthPipeline:
             anchor=self._anchor,
             stamp_ns=frame.stamp_ns,
             depth_range_m=depth_range_m,
-            refiner=self._refiner,
+            refiner=refiner_for(config.fit),
         )
 
     def _remember(self, frame: FrameInput) -> FieldState | None:
@@ -346,13 +345,6 @@ class DepthPipeline:
             if memory is not None and config.segmentation.every != 1:
                 memory.keep(frame.image, labels)
             return labels, source, message
-
-
-def _refiner(config: PipelineConfig, now: FieldRefiner | None) -> FieldRefiner | None:
-    """The network that refines the field, opened where the settings ask for it; `now`: as it is."""
-    if config.fit.method != "field" or config.fit.field.refine == "off":
-        return None
-    return now or open_refiner()
 
 
 def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:

@@ -6,6 +6,7 @@ Its maps are of any size, so that it has no manifest with one; its file is part 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_node.engine import EngineError
+from depth_node.fitting import FitConfig
 from depth_node.fitting.field.lattice import Map
 
 if TYPE_CHECKING:
@@ -48,10 +50,21 @@ class FieldRefiner:
         return change
 
 
-def open_refiner(threads: int = 1) -> FieldRefiner | None:
+def refiner_for(config: FitConfig) -> FieldRefiner | None:
+    """The shipped network, once for the process, where the settings ask for it and it can run.
+
+    Raises EngineError if its file is damaged.
+    """
+    if config.method != "field" or config.field.refine == "off":
+        return None
+    return shipped_refiner()
+
+
+@functools.cache
+def shipped_refiner() -> FieldRefiner | None:
     """The shipped network; None, and a line in the log, where ONNX Runtime is not installed.
 
-    Raises EngineError if the shipped file is damaged.
+    Raises EngineError if its file is damaged.
     """
     if find_spec("onnxruntime") is None:
         _log.warning("no module onnxruntime, so the field is not refined: pip install onnxruntime")
@@ -61,4 +74,4 @@ def open_refiner(threads: int = 1) -> FieldRefiner | None:
             f"{MODEL} is not the file that this version came with: install the package again, or"
             " set fit.field.refine to off"
         )
-    return FieldRefiner(MODEL, threads)
+    return FieldRefiner(MODEL)

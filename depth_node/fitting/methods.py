@@ -242,6 +242,7 @@ def fit(
     points beyond are ignored, the depth is clamped to it. ablation: what studies leave out of
     method ``field``. polarity_guard: for studies: a region whose fit turns near and far around
     takes the scale of the whole image (sensor mode); it cost up to 6 % AbsRel on real frames.
+    refiner: network that refines method ``field`` where the depth network is weak.
     left_out: method ``network``: what a completion network answers without some of the points.
 
     A frame that cannot be fitted is reported by ``status`` and ``message``; wrong

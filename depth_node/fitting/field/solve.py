@@ -74,6 +74,7 @@ def solve(
 
     noise_m: (n,) m, declared standard deviation of the points, 0 where none is; None: nowhere.
     threads: that share the loops, 0: a few of the machine's.
+    refiner: network that refines the blend, None: it stays as it is.
     labels: (H, W) regions or None, read by an ablation alone. image: (H, W, 3) uint8 RGB or None.
     The network must have given a number at every point. state: of earlier frames, after its `at`
     was called for this one. Raises RuntimeError where config.compiler is numba and cannot be used.
@@ -91,7 +92,9 @@ def solve(
         bare = features.without_network(COLOUR_GAIN)
         without = _spread_residual(bare, outlier, loops, ablation, field.left_out)
         both = blended(field, without)
-        field = refined(both, field, without, outlier, refiner) if refiner else both
+        if refiner is not None and ablation.refine:
+            both = refined(both, field, without, outlier, refiner)
+        field = both
     left_out, detail, log_depth = field.left_out, field.detail, field.log_depth
     if state is not None:
         answer = FieldAnswer.of(
