@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from depth_node import config
 from depth_node.engine.options import ModelConfig
+from depth_node.fitting.field.refine import WHOLE
 from depth_node.inference import DepthModel
 from training.data.field_problems import Examples, ExamplesConfig
 from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.models.refiner import RefinerNet
 
 EMBEDDED = "embedded"
+COLOUR = slice(4 * len(WHOLE) + 1, 4 * len(WHOLE) + 4)  # lightness, a, b
+COLOUR_SHIFT, COLOUR_GAIN = 0.3, 0.8  # widths of what is added, and of the factor about 1
 USUAL_ERROR = 0.02  # log depth
 LEAST_ERROR = 0.003  # log depth that is added to the field's own error, which a loss is over
 CAP = 0.5  # log depth: farther from the truth than this a cell pulls no more
@@ -84,6 +87,14 @@ class Store:
         return out
 
 
+def mirrored(maps: Tensor) -> Tensor:
+    """(N, C, h, w) maps, the first of them in fours, of the mirrored image."""
+    fours = min(4 * len(WHOLE), maps.shape[1])
+    swapped = [4 * (k // 4) + (k % 4 ^ 1) for k in range(fours)]
+    order = torch.tensor([*swapped, *range(fours, maps.shape[1])], device=maps.device)
+    return maps.flip(-1).index_select(1, order)
+
+
 def errors(change: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) mean |change - target| and mean |target|, each map (N, 4, h, w), NaN unknown."""
     known = torch.isfinite(target)
@@ -109,10 +120,10 @@ class Refine(Recipe):
         return RefinerNet(tuple(self.cfg.widths), tuple(self.cfg.blocks))
 
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """Which examples (N,), and how they are cropped and varied (N, 6)."""
+        """Which examples (N,), and how they are cropped and varied (N, 7)."""
         rngs = generators(self.cfg.loop, step, part)
         which = [int(rng.integers(len(self.examples))) for rng in rngs]
-        varied = np.array([rng.random(6) for rng in rngs], np.float32)
+        varied = np.array([rng.random(7) for rng in rngs], np.float32)
         return {"which": torch.tensor(which), "varied": torch.from_numpy(varied)}
 
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -126,7 +137,12 @@ class Refine(Recipe):
         index = (which[:, None, None], slice(None), rows[:, :, None], cols[:, None, :])
         maps = all_maps[index].permute(0, 3, 1, 2).float()
         target = all_target[index].permute(0, 3, 1, 2).float()
-        return maps, target
+        flip = (varied[:, 2] < 0.5).view(-1, 1, 1, 1)
+        maps = torch.where(flip, mirrored(maps), maps)
+        colour = maps[:, COLOUR]
+        shift = (varied[:, 3:6, None, None] - 0.5) * COLOUR_SHIFT
+        maps[:, COLOUR] = colour * (1 + COLOUR_GAIN * (varied[:, 6:7, None, None] - 0.5)) + shift
+        return maps, torch.where(flip, mirrored(target), target)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
         """Error over that of the field."""

@@ -26,7 +26,7 @@ from training.data.field_problems import (
 from training.data.samples import U8, DataError
 from training.export.refiner import open_refiner_run
 from training.models.refiner import RefinerNet, convex_mix
-from training.recipes.refine import errors
+from training.recipes.refine import errors, mirrored
 
 SMALL = {"widths": "[8,8,8,8]", "blocks": "[1,1,1,1]"}
 
@@ -80,6 +80,15 @@ def test_a_fresh_network_keeps_what_needs_no_change() -> None:
     maps = torch.randn(1, CHANNELS, 16, 24)
     maps[:, : 4 * len(CANDIDATES)] = 0
     assert (network(maps) == 0).all()
+
+
+def test_mirrored_maps_are_those_of_the_mirrored_image() -> None:
+    maps = torch.randn(1, CHANNELS, 6, 10)
+    turned = mirrored(maps)
+    torch.testing.assert_close(mirrored(turned), maps)
+    first = in_rows(maps[0, 4:8].numpy())
+    np.testing.assert_array_equal(in_rows(turned[0, 4:8].numpy()), first[:, ::-1])
+    torch.testing.assert_close(turned[0, -1], maps[0, -1].flip(-1))
 
 
 def test_unknown_truth_does_not_count() -> None:
