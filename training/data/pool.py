@@ -52,12 +52,17 @@ class PoolConfig:
         False, "Render wait_for images first, in the training process itself."
     )
 
+    labels: bool = config.option(
+        False, "Also store which surface each pixel shows: masks of what is in the image."
+    )
+
     def __post_init__(self) -> None:
         config.validate(self)
 
 
 class Pool:
-    """Memory-mapped images (N, H, W, 3) uint8 and depth (N, H, W) float16 m.
+    """Memory-mapped images (N, H, W, 3) uint8, depth (N, H, W) float16 m and, where cfg.labels is
+    set, labels (N, H, W) int16, numbers of surfaces from 1.
 
     Raises DataError without a seed, without a pool to read, and for a pool of other settings.
     """
@@ -74,6 +79,7 @@ class Pool:
             "seed": cfg.seed,
             "style": cfg.style,
             "views_per_scene": cfg.views_per_scene,
+            **({"labels": True} if cfg.labels else {}),
         }
         about = self.folder / "pool.yaml"
         if write:
@@ -95,6 +101,9 @@ class Pool:
         image_shape = (cfg.samples, cfg.height, cfg.width, 3)
         self.image: U8 = self._map("image.u8", np.uint8, image_shape, write)
         self.depth: NDArray[np.float16] = self._map("depth.f16", np.float16, image_shape[:3], write)
+        self.labels: NDArray[np.int16] | None = None
+        if cfg.labels:
+            self.labels = self._map("labels.i16", np.int16, image_shape[:3], write)
         self._count: NDArray[np.int64] = self._map("count.i64", np.int64, (1,), write)
         if new:
             about.write_text(yaml.safe_dump(self._identity), encoding="utf-8")
@@ -116,11 +125,12 @@ class Pool:
         return min(self.written, self.cfg.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        """One image with its depth."""
+        """One image with its depth, and its masks where there are labels."""
         if not 0 <= index < len(self):
             raise IndexError(f"there is no image {index} among {len(self)}")
         depth = self.depth[index].astype(np.float32)
-        return Sample(f"{self.cfg.seed}-{index}", self.image[index], depth)
+        masks = None if self.labels is None else self.labels[index].astype(np.int32)
+        return Sample(f"{self.cfg.seed}-{index}", self.image[index], depth, masks=masks)
 
     def fill(self, until: int, processes: int = 1) -> Iterator[int]:
         """Render on to `until` images in all; yields the count after every scene. Continues where
@@ -143,6 +153,8 @@ class Pool:
             slot = (index * cfg.views_per_scene + k) % cfg.samples
             self.image[slot] = view.image
             self.depth[slot] = view.depth
+            if self.labels is not None:
+                self.labels[slot] = view.labels
         return index
 
 
@@ -176,15 +188,18 @@ def _render(cfg: PoolConfig, index: int) -> int:
 
 
 def open_pool(
-    cfg: PoolConfig, waiting: Callable[[int], None] = lambda count: None, poll_s: float = 5.0
+    cfg: PoolConfig,
+    waiting: Callable[[int], None] = lambda count: None,
+    poll_s: float = 5.0,
+    processes: int = 1,
 ) -> Pool:
-    """The pool, once it holds cfg.wait_for images; rendered here if cfg.fill is set.
+    """The pool, once it holds cfg.wait_for images; if cfg.fill is set `processes` render them here.
 
     waiting(count) is called now and then while another process has rendered too few.
     """
     if cfg.fill:
         writer = Pool(cfg, write=True)
-        for _ in writer.fill(cfg.wait_for):
+        for _ in writer.fill(cfg.wait_for, processes):
             pass
         return writer
     pool = Pool(cfg)

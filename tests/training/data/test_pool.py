@@ -44,6 +44,16 @@ def test_several_processes_render_what_one_renders(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.depth, several.depth)
 
 
+def test_labels_are_masks(tmp_path: Path) -> None:
+    cfg = pool_config(tmp_path / "a", 6, 3)
+    plain = fill(cfg, 6)
+    labelled = fill(config.replace(cfg, {"folder": str(tmp_path / "b"), "labels": True}), 6, 2)
+    np.testing.assert_array_equal(labelled.image, plain.image)
+    masks = labelled[5].masks
+    assert plain[5].masks is None and masks is not None
+    assert masks.shape == (24, 32) and masks.min() >= 1 and len(np.unique(masks)) > 2
+
+
 def test_a_full_pool_replaces_its_oldest(tmp_path: Path) -> None:
     cfg = pool_config(tmp_path, 4, 2)
     before = fill(cfg, 4).image.copy()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,15 @@ def test_masks_move_with_the_view() -> None:
         bright = batch["weak"].mean(dim=1, keepdim=True) > 100 / 255
         assert ((batch["masks"] > 0) == bright).float().mean() > 0.95
         assert 0.1 < bright.float().mean() < 0.9
+
+
+def test_masks_that_come_with_the_images_are_taken() -> None:
+    made = recipe("masks.given=true", "loss.weak=0")
+    with pytest.raises(DataError, match=r"has no masks: set masks\.given to false"):
+        made.batch(0, (0, 1))
+    there = [replace(s, masks=np.full(s.image.shape[:2], 7, np.int32)) for s in samples()]
+    batch = westar.Westar(settings("masks.given=true", "loss.weak=0"), there).batch(0, (0, 1))
+    assert bool((batch["masks"] == 7).all())
 
 
 def test_a_few_labels_correct_the_order(tmp_path: Path) -> None:
