@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "refine.onnx"
-SHA256 = ""
+SHA256 = "8fa6635faf1f894c601baf326e95ab2af641d15f7d420cf5bbb5155835f169a8"
 INPUT, OUTPUT = "maps", "change"
 
 _log = logging.getLogger("depth_node.engine")

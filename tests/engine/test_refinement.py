@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from depth_node import config
 from depth_node.engine import EngineError, refinement
-from depth_node.engine.refinement import FieldRefiner, open_refiner
+from depth_node.engine.refinement import FieldRefiner, refiner_for, shipped_refiner
 from depth_node.fitting import FitConfig, FitResult, fit
 from depth_node.fitting.field.lattice import Map
 from depth_node.fitting.field.refine import CANDIDATES, CHANNELS
@@ -27,7 +28,7 @@ def room() -> Room:
 
 @pytest.fixture(scope="module")
 def refiner() -> FieldRefiner:
-    opened = open_refiner()
+    opened = shipped_refiner()
     assert opened is not None
     return opened
 
@@ -83,9 +84,16 @@ def test_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     damaged.write_bytes(refinement.MODEL.read_bytes()[:-10] + b"0123456789")
     monkeypatch.setattr(refinement, "MODEL", damaged)
     with pytest.raises(EngineError, match="install the package again"):
-        open_refiner()
+        shipped_refiner.__wrapped__()
 
 
 def test_maps_of_another_version_are_told(refiner: FieldRefiner) -> None:
     with pytest.raises(EngineError, match=r"fit\.field\.refine"):
         refiner(np.zeros((CHANNELS + 1, 16, 16), np.float32))
+
+
+def test_it_is_opened_once_and_only_where_it_is_asked_for() -> None:
+    off = config.build(FitConfig, {"method": "field", "field": {"refine": "off"}})
+    assert refiner_for(off) is None
+    assert refiner_for(FitConfig(method="ssf")) is None
+    assert refiner_for(FIELD) is refiner_for(FIELD) is not None
