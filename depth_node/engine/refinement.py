@@ -11,14 +11,10 @@ import hashlib
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from depth_node.engine import EngineError
 from depth_node.fitting import FitConfig
 from depth_node.fitting.field.lattice import Map
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "refine.onnx"
 SHA256 = "8fa6635faf1f894c601baf326e95ab2af641d15f7d420cf5bbb5155835f169a8"
@@ -35,7 +31,7 @@ class FieldRefiner:
         from depth_node.engine import ort
 
         self._model = model
-        self._session: onnxruntime.InferenceSession = ort.open_session(model, threads)
+        self._session = ort.open_session(model, threads)
 
     def __call__(self, maps: Map) -> Map:
         """(CHANNELS, h, w) -> (4, h, w) added to log depth. Raises EngineError if it cannot run."""

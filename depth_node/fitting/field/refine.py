@@ -74,9 +74,10 @@ def in_rows(fours: Map) -> Map:
 def refinement_maps(
     blend: FieldEstimate, field: FieldEstimate, bare: FieldEstimate, outlier: Floats
 ) -> Map:
-    """(CHANNELS, h, w) that a refiner sees, on cells twice as large as the grid's.
+    """What a refiner sees, (C, h, w) with C = CHANNELS, on cells twice as large as the grid's.
 
-    The first 4 len(CANDIDATES) are the candidates less the blended field.
+    The first 4 len(CANDIDATES) are the candidates less the blended field. outlier: (n,) probability
+    that a point is wrong.
     """
     features, f = blend.features, blend.log_depth
     shape = features.grid.shape

@@ -98,7 +98,7 @@ class FieldAblation:
         "with good regions and cost up to 3 % with fine ones (docs/benchmarks_field.md).",
     )
     blend: bool = option(True, "Blend in the field without the network where that is weak.")
-    refine: bool = option(True, "Let a refiner that is given refine the blend.")
+    refinement: bool = option(True, "Let a refiner that is given refine the blend.")
     outliers: bool = option(True, "Find and disregard points that disagree with all neighbours.")
     node_px: float = option(
         10.0,

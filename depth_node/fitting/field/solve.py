@@ -92,7 +92,7 @@ def solve(
         bare = features.without_network(COLOUR_GAIN)
         without = _spread_residual(bare, outlier, loops, ablation, field.left_out)
         both = blended(field, without)
-        if refiner is not None and ablation.refine:
+        if refiner is not None and ablation.refinement:
             both = refined(both, field, without, outlier, refiner)
         field = both
     left_out, detail, log_depth = field.left_out, field.detail, field.log_depth
