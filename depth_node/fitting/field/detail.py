@@ -100,28 +100,34 @@ def choose_detail(
     worse = np.abs(surface.rest[which]) > np.abs(features.y[which] - left_out.mean)
     update = np.where(worse, surface.update_at_point[which], left_out.mean)
     start = features.log_base[which] + update
-    r2 = (features.grid_row[which, None] - features.grid_row[index]) ** 2
-    r2 += (features.grid_col[which, None] - features.grid_col[index]) ** 2
+    down = features.grid_row[index] - features.grid_row[which, None]
+    right = features.grid_col[index] - features.grid_col[which, None]
+    r2 = down * down + right * right
     # Between scan lines the points across are too far to be near a pixel; they count from where the
     # nearest point of a pixel is.
-    nearest = np.where(missing, np.inf, r2).min(axis=1)
-    pixels = (left_out.distance * features.length_px / features.grid.cell_px) ** 2
-    r2 *= np.minimum(pixels / np.maximum(nearest, 1e-9), 1)[:, None]
+    to_any = np.where(missing, np.inf, r2)
+    nearest = to_any.argmin(axis=1)[:, None]
+    gap = np.sqrt(np.take_along_axis(to_any, nearest, axis=1))
+    pixels = left_out.distance[:, None] * features.length_px / features.grid.cell_px
+    near = np.minimum(pixels / np.maximum(gap, 1e-5), 1)
     step = start[:, None] - surface.at_point[index]
     colour_step = ((features.colour[which, None] - features.colour[index]) ** 2).sum(axis=2)
     unlike = 1 + SURFACE_GAIN * step * step + COLOUR_GAIN * colour_step
-    weight = (1 - outlier[index]) ** 2 * np.maximum(1 - r2 / radius**2, 0)
-    weight /= (SOFTENING + r2) * unlike * unlike
-    weight[missing] = 0
-    total = weight.sum(axis=1)
-    truth = features.log_base[which] + features.y[which]
+    trust = (1 - outlier[index]) ** 2 / (unlike * unlike)
+    trust[missing] = 0
+    weight = _distance_weight(r2 * near**2, radius) * trust
+    # What is copied instead of the surface's steps is judged as a pixel beside one of two lines
+    # meets it, the other line the rest of the gap away: halfway the stairs of a floor cancel out.
+    across = down * np.take_along_axis(down, nearest, axis=1)
+    across += right * np.take_along_axis(right, nearest, axis=1)
+    far = np.where(near < 1, np.maximum(1 - near, near), 1)
+    beside = _distance_weight(r2 * np.where(across > 0, near, far) ** 2, radius) * trust
     priors = PRIOR_WEIGHTS if detail else (math.inf,)
-    given = surface.rest[index] - step
-    given_sum = np.stack(
-        [(weight * (given + step.clip(-clip, clip))).sum(axis=1) for clip in CLIPS]
-    )
-    mass = total + np.array(priors)[:, None] * prior  # (priors, m)
-    miss = (truth - start) - given_sum[:, None] / mass  # (clips, priors, m)
+    copied = np.stack([(beside * (step.clip(-clip, clip) - step)).sum(axis=1) for clip in CLIPS])
+    of_surface = np.array(priors)[:, None] * prior  # (priors, 1)
+    truth = features.log_base[which] + features.y[which]
+    miss = truth - start - copied[:, None] / (beside.sum(axis=1) + of_surface)
+    miss -= (weight * surface.rest[index]).sum(axis=1) / (weight.sum(axis=1) + of_surface)
     error = np.minimum(np.abs(miss), ERROR_CAP)
     away = np.abs(np.arange(len(priors)) - USUAL_CHOICE[0])
     away = away + np.abs(np.arange(len(CLIPS)) - USUAL_CHOICE[1])[:, None]
@@ -130,6 +136,11 @@ def choose_detail(
     relative = np.abs(np.expm1(miss[b, a]))
     mean_error = float(np.average(relative, weights=left_out.weight))
     return DetailParameters(priors[a], CLIPS[b], radius, prior, miss[b, a], relative, mean_error)
+
+
+def _distance_weight(r2: Floats, radius: float) -> Floats:
+    """Of points at squared distances, cells."""
+    return np.maximum(1 - r2 / radius**2, 0) / (SOFTENING + r2)
 
 
 def _reach(features: FieldFeatures, left_out: LeaveOut) -> tuple[float, float]:
