@@ -389,8 +389,8 @@ class Westar(Recipe):
         network: Any = model
         teacher = self._teach(network, batch, averaged)
         student = network(network.spec.normalise(batch["strong"]))
-        views = [batch["weak"], batch["strong"]]
-        return {"views": sheet(views, [teacher, student])}
+        views = {"weak view": batch["weak"], "strong view": batch["strong"]}
+        return {"views": sheet(views, {"teacher of weak": teacher, "student of strong": student})}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Fraction of the held-back pairs (those that are not alike) in the wrong order."""
