@@ -17,7 +17,7 @@ from depth_node.fitting import FitConfig
 from depth_node.fitting.field.lattice import Map
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "refine.onnx"
-SHA256 = "8fa6635faf1f894c601baf326e95ab2af641d15f7d420cf5bbb5155835f169a8"
+SHA256 = "d95e061f0a0da16fedc78baba4834ab497a00f166daa6736e665a35b86e376ae"
 INPUT, OUTPUT = "maps", "change"
 
 _log = logging.getLogger("depth_node.engine")
