@@ -48,20 +48,19 @@ def refined(
     """The blended field, refined. field, bare: with and without the network; outlier: (n,)."""
     change = in_rows(refiner(refinement_maps(blend, field, bare, outlier)))
     height, width = blend.log_depth.shape
-    return replace(blend, log_depth=blend.log_depth + change[:height, :width])
+    log_depth = blend.log_depth + change[:height, :width]
+    return replace(blend, log_depth=log_depth)
 
 
 def in_fours(values: Map) -> Map:
     """(2 h, 2 w) -> (4, h, w)."""
-    out: Map = np.empty((4, values.shape[0] // 2, values.shape[1] // 2), values.dtype)
-    _split(values, out)
-    return out
+    return _seen_in_fours(values).reshape(4, values.shape[0] // 2, values.shape[1] // 2)
 
 
-def _split(values: Map, out: Map) -> None:
-    _, height, width = out.shape
-    each = values.reshape(height, 2, width, 2).transpose(1, 3, 0, 2)
-    out.reshape(2, 2, height, width)[:] = each
+def _seen_in_fours(values: Map) -> Map:
+    """(2 h, 2 w) -> (2, 2, h, w), no copy."""
+    height, width = values.shape
+    return values.reshape(height // 2, 2, width // 2, 2).transpose(1, 3, 0, 2)
 
 
 def in_rows(fours: Map) -> Map:
@@ -93,17 +92,18 @@ def refinement_maps(
     point: Map = np.zeros(shape, np.float32)
     point[rows, cols] = 1 - outlier[believed]
     near, far = (np.ones((cells, cells), np.uint8) for cells in (NEAR_CELLS, FAR_CELLS))
-    whole = (
-        bare.log_depth - f, field.log_depth - f, nearest - f,
-        features.grid_log + np.float32(features.middle) - f,
-        cv2.erode(f, near) - f, cv2.dilate(f, near) - f,
-        cv2.erode(f, far) - f, cv2.dilate(f, far) - f,
-        f - cv2.GaussianBlur(f, (0, 0), FINE_CELLS), point,
+    candidates = (
+        bare.log_depth, field.log_depth, nearest, features.grid_log + np.float32(features.middle),
+        cv2.erode(f, near), cv2.dilate(f, near), cv2.erode(f, far), cv2.dilate(f, far),
     )  # fmt: skip
-    for k, each in enumerate(whole):
-        _split(_padded(each, pad), maps[4 * k : 4 * k + 4])
-    ratios = maps[: 4 * len(WHOLE)]
-    np.clip(ratios, -LIMIT, LIMIT, out=ratios)
+    blurred = cv2.GaussianBlur(f, (0, 0), FINE_CELLS)
+    fours = [_seen_in_fours(_padded(each, pad)) for each in (f, *candidates, blurred, point)]
+    whole = maps[: 4 * len(WHOLE)].reshape(len(WHOLE), 2, 2, *half)
+    for k in range(len(CANDIDATES)):
+        np.subtract(fours[k + 1], fours[0], out=whole[k])
+    np.subtract(fours[0], fours[-2], out=whole[-2])
+    whole[-1] = fours[-1]
+    np.clip(whole, -LIMIT, LIMIT, out=whole)
     spacing = np.float32(np.sqrt(shape[0] * shape[1] / len(features)))
     small = [
         _coarse_shape(f), *features.grid_colour,
