@@ -47,10 +47,10 @@ STANDING_SLOW = [
 NEAR = 0.01 if cv2.__version__.startswith("4.") else 0.05  # 5 resizes a little otherwise
 # The weight of the past, mean over frames and pixels: the sum of all that the memory doubts.
 REMEMBERED = {
-    "standing, people": 0.3893,
-    "slow drive, traffic": 0.0059,
-    "hand-held": 0.0547,
-    "slowly into hall": 0.2683,
+    "standing, people": 0.3889,
+    "slow drive, traffic": 0.0078,
+    "hand-held": 0.0555,
+    "slowly into hall": 0.2687,
 }
 
 

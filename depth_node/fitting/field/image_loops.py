@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.fitting.field.lattice import Map
+from depth_node.fitting.field.lattice import Integers, Map
 
 # As numba's fastmath, but NaN and infinity stay what they are: a network may give them.
 FAST_MATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
@@ -200,6 +200,140 @@ def mean_colour_numpy(
     out[:] = cv2.resize(colours, size, interpolation=cv2.INTER_AREA).reshape(out.shape)
 
 
+def _linear() -> Map:
+    """(256,) light of the values of sRGB (IEC 61966-2-1), 0 to 1."""
+    value = np.arange(256) / 255
+    light = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    return light.astype(np.float32)
+
+
+LINEAR = _linear()
+# sRGB's light to CIE XYZ over its white D65, row by row, as OpenCV has it
+_XYZ = np.array(
+    [
+        [0.412453 / 0.950456, 0.357580 / 0.950456, 0.180423 / 0.950456],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334 / 1.088754, 0.119193 / 1.088754, 0.950227 / 1.088754],
+    ],
+    np.float32,
+)
+_STRAIGHT, _DIAGONAL = round(0.955 * 65536), round(1.3693 * 65536)  # as OpenCV counts
+_DARK = np.float32(0.008856)  # below it the cube root gives way to a line
+
+
+def lab(
+    image: NDArray[np.uint8], linear: Map, scale: Map, planes: Map, begin: int, end: int
+) -> None:
+    """CIE L*a*b* times scale (3,) of an image (h, 3 w), as OpenCV's cvtColor: L to 100.
+
+    linear: LINEAR. Written: rows `begin` up to, not with, `end` of planes (3, h, w).
+    """
+    width = planes.shape[2]
+    light, root = np.empty(3 * width, np.float32), np.empty(3 * width, np.float32)
+    light_bits, root_bits = light.view(np.int32), root.view(np.int32)
+    third, least = np.float32(1 / 3), np.float32(1e-9)
+    two, slope, dark = np.float32(2.0), np.float32(7.787), np.float32(16 / 116)
+    for i in range(begin, end):
+        for j in range(width):
+            red, green = linear[image[i, 3 * j]], linear[image[i, 3 * j + 1]]
+            blue = linear[image[i, 3 * j + 2]]
+            for c in range(3):
+                x = _XYZ[c, 0] * red + _XYZ[c, 1] * green + _XYZ[c, 2] * blue
+                light[c * width + j] = max(x, least)
+        # The cube root: a third of the exponent, then Halley's step twice.
+        for j in range(3 * width):
+            root_bits[j] = np.int32(np.float32(light_bits[j]) * third + np.float32(0x2A5137A0))
+        for j in range(3 * width):
+            x, y = light[j], root[j]
+            for _ in range(2):
+                cube = y * y * y
+                y *= (cube + two * x) / (two * cube + x)
+            root[j] = y if x > _DARK else slope * x + dark
+        for j in range(width):
+            x, y, z = root[j], root[width + j], root[2 * width + j]
+            planes[0, i, j] = (np.float32(116.0) * y - np.float32(16.0)) * scale[0]
+            planes[1, i, j] = np.float32(500.0) * (x - y) * scale[1]
+            planes[2, i, j] = np.float32(200.0) * (y - z) * scale[2]
+
+
+def lab_numpy(image: NDArray[np.uint8], linear: Map, scale: Map, planes: Map) -> None:
+    """As :func:`lab`, of all rows of planes (3, h, w)."""
+    light = linear[image.reshape(len(image), -1, 3)] @ _XYZ.T
+    root = np.where(light > _DARK, np.cbrt(light), np.float32(7.787) * light + np.float32(16 / 116))
+    x, y, z = np.moveaxis(root, 2, 0)
+    planes[0], planes[1], planes[2] = 116 * y - 16, 500 * (x - y), 200 * (y - z)
+    planes *= scale[:, None, None]
+
+
+def distances(near: NDArray[np.uint8], cells: Map, begin: int, end: int) -> None:
+    """Distance of the cells of a map (h, w) from the nearest one where near is not 0, in cells.
+
+    The steps of a path to it are .955 long, or 1.3693 diagonally, as in OpenCV's distanceTransform
+    (G. Borgefors, Distance transformations in digital images, 1986). Rows wait for each other, so
+    that this loop is not shared.
+    """
+    height, width = near.shape
+    straight, diagonal, far = np.int32(_STRAIGHT), np.int32(_DIAGONAL), np.int32(1 << 28)
+    steps = np.full((height + 2, width + 2), far, np.int32)
+    for i in range(1, height + 1):
+        for j in range(1, width + 1):
+            best = min(steps[i - 1, j - 1], steps[i - 1, j + 1]) + diagonal
+            steps[i, j] = min(best, steps[i - 1, j] + straight) * np.int32(near[i - 1, j - 1] == 0)
+        left = far
+        for j in range(1, width + 1):
+            left = min(steps[i, j], left + straight)
+            steps[i, j] = left
+    for i in range(height, 0, -1):
+        for j in range(1, width + 1):
+            best = min(steps[i + 1, j - 1], steps[i + 1, j + 1]) + diagonal
+            steps[i, j] = min(steps[i, j], min(best, steps[i + 1, j] + straight))
+        right = far
+        for j in range(width, 0, -1):
+            right = min(steps[i, j], right + straight)
+            steps[i, j] = right
+        for j in range(width):
+            cells[i - 1, j] = np.float32(steps[i, j + 1]) * np.float32(1 / 65536)
+
+
+def distances_numpy(near: NDArray[np.uint8], cells: Map) -> None:
+    """As :func:`distances`, of a map (h, w)."""
+    cells[:] = cv2.distanceTransform((near == 0).astype(np.uint8), cv2.DIST_L2, 3)
+
+
+def extremes(
+    plane: Map,
+    rows: Integers,
+    cols: Integers,
+    reach: int,
+    low: Map,
+    high: Map,
+    begin: int,
+    end: int,
+) -> None:
+    """Least and largest value of the cells of a map (h, w) within `reach` rows and columns.
+
+    Written: low and high (m,) about the cells (rows, cols) from `begin` up to, not with, `end`.
+    """
+    height, width = plane.shape
+    for m in range(begin, end):
+        least = most = plane[rows[m], cols[m]]
+        for i in range(max(rows[m] - reach, 0), min(rows[m] + reach, height - 1) + 1):
+            for j in range(max(cols[m] - reach, 0), min(cols[m] + reach, width - 1) + 1):
+                least, most = min(least, plane[i, j]), max(most, plane[i, j])
+        low[m], high[m] = least, most
+
+
+def extremes_numpy(
+    plane: Map, rows: Integers, cols: Integers, reach: int, low: Map, high: Map
+) -> None:
+    """As :func:`extremes`, of all cells (m,)."""
+    around = np.arange(-reach, reach + 1)
+    row = np.clip(rows[:, None] + around, 0, plane.shape[0] - 1)
+    col = np.clip(cols[:, None] + around, 0, plane.shape[1] - 1)
+    about = plane[row[:, :, None], col[:, None, :]]
+    low[:], high[:] = about.min(axis=(1, 2)), about.max(axis=(1, 2))
+
+
 def answer(values: Map, line: MetresLine, depth: Map, std: Map, begin: int, end: int) -> None:
     """A factor in depth (H, W) times the metres of values (H, W) by a line, and this times the
     relative error in std (H, W); in place, rows `begin` up to, not with, `end`."""
@@ -237,5 +371,10 @@ def signatures(types: Any) -> dict[Any, Any]:
     return {
         mean_metres: types.void(values, line, some, some, grid, whole, whole),
         mean_colour: types.void(image, some, some, types.uint8[:, ::1], whole, whole),
+        lab: types.void(image, real[::1], real[::1], real[:, :, ::1], whole, whole),
+        distances: types.void(types.uint8[:, ::1], grid, whole, whole),
+        extremes: types.void(
+            grid, whole[::1], whole[::1], whole, real[::1], real[::1], whole, whole
+        ),
         answer: types.void(values, line, map_, map_, whole, whole),
     }

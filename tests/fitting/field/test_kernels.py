@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from depth_node.config import replace
 from depth_node.fitting.field import kernels, solve
+from depth_node.fitting.field.detail_loops import DetailPoints, DetailWeights, LeftOutPoints
 from depth_node.fitting.field.kernels import (
     Correlation,
-    DetailPoints,
-    DetailWeights,
     Kriged,
     Neighbours,
     Observations,
@@ -146,6 +145,37 @@ def test_details_are_spread_alike(height: int, width: int, radius: float) -> Non
         found.append((total, given))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)
+
+
+def test_left_out_points_are_predicted_alike() -> None:
+    """Neighbours of which some are missing, and one as far as a pixel is from its nearest."""
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(6)
+    count, tested = 40, 12
+
+    def drawn(*shape: int) -> NDArray[np.float32]:
+        return rng.random(shape, np.float32)
+
+    points = DetailPoints(
+        30 * drawn(count), 30 * drawn(count), drawn(count), drawn(count), drawn(count, 3),
+        drawn(count),
+    )  # fmt: skip
+    which = rng.permutation(count)[:tested]
+    indices = np.stack([rng.permutation(count)[:5] for _ in which])
+    indices[:4, 3:] = -1
+    left_out = LeftOutPoints(which, rng.random(tested), rng.uniform(1, 40, tested))
+    clips = np.array([0.02, 9.0])
+    found = []
+    for name in ("numba", "numpy"):
+        total, given = np.empty(tested), np.empty((2, tested))
+        kernels.kernels(name).predict(
+            points, left_out, indices, DetailWeights(20.0, 0.5, 100.0, 5.0, np.inf), clips, total,
+            given,
+        )  # fmt: skip
+        found.append((total, given))
+    assert (found[0][0] > 0).any()
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-9)
 
 
 @pytest.fixture
