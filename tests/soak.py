@@ -62,10 +62,10 @@ DISK_MB = 64
 NODE = "/depth_node"
 
 
-# `python -m depth_node.ros.node` that tells on SIGUSR1 where its threads are.
+# The executable `depth_node`, which tells on SIGUSR1 where its threads are.
 NODE_PROGRAM = (
-    "import faulthandler, runpy, signal; faulthandler.register(signal.SIGUSR1);"
-    " runpy.run_module('depth_node.ros.node', run_name='__main__')"
+    "import faulthandler, signal, sys; faulthandler.register(signal.SIGUSR1);"
+    " from depth_node.ros.main import main; sys.exit(main())"
 )
 
 

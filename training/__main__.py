@@ -60,6 +60,9 @@ def parse_arguments(text: list[str] | None) -> argparse.Namespace:
                 default=0,
                 help="images in all (default: the size of the pool)",
             )
+            sub.add_argument(
+                "--processes", type=int, default=1, help="how many render side by side (default 1)"
+            )
         else:
             sub.add_argument(
                 "--run", type=Path, default=None, help="run folder (default runs/<config name>)"
@@ -104,7 +107,7 @@ def main(text: list[str] | None = None) -> int:
 
 def _run(text: list[str] | None) -> int:
     args = parse_arguments(text)
-    from depth_node.cli.console import UsageError
+    from depth_node.cli.console import UsageError, run_command
     from depth_node.cli.console import console as terminal
     from depth_node.config import ConfigError
     from depth_node.engine import EngineError
@@ -112,17 +115,18 @@ def _run(text: list[str] | None) -> int:
     from training.checkpoints import TrainingError
     from training.data.samples import DataError
 
+    errors = (ConfigError, DataError, EngineError, FrameError, TrainingError, UsageError)
     console = terminal()
-    try:
+
+    def command() -> int:
         if args.command in recipes.RECIPES:
             return _train(args, console)
         if args.command == "render":
             return _render(args)
         importlib.import_module(TOOLS[args.command][0]).command(args, console)
         return 0
-    except (ConfigError, DataError, EngineError, FrameError, TrainingError, UsageError) as error:
-        print(error, file=sys.stderr)
-        return 1
+
+    return run_command("", command, errors, status=1)
 
 
 def _train(args: argparse.Namespace, console: Console) -> int:
@@ -165,7 +169,7 @@ def _render(args: argparse.Namespace) -> int:
     columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("", total=target, completed=pool.written)
-        for count in pool.fill(target):
+        for count in pool.fill(target, args.processes):
             bar.update(task, completed=count)
     return 0
 

@@ -478,6 +478,10 @@ def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
     """
     content = read(path)
     before, now = _flat(content["settings"]), _flat(settings)
+    # What an older revision had no setting for was as the setting's default has it.
+    cfg = getattr(state.recipe, "cfg", None)
+    if cfg is not None:
+        before = {**_flat(config.to_dict(type(cfg)())), **before}
     free = (*FREE_TO_CHANGE, *state.recipe.free_to_change)
     changed = sorted(
         name
@@ -674,7 +678,14 @@ def _run(
             " or give another --run.",
         )
     log = RunLog(
-        folder, state.step, cfg.steps, console, cfg.tensorboard, quiet, state.recipe.shown()
+        folder,
+        state.step,
+        cfg.steps,
+        console,
+        cfg.tensorboard,
+        quiet,
+        state.recipe.shown(),
+        OWN_ROWS,
     )
     with log, _Interrupt() as interrupt:
         saved = logged = state.step

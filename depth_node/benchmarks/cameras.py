@@ -107,7 +107,7 @@ def _turn(
             if len(group) > 1:
                 command = ["depth_node.ros.cameras", "--ros-args"]
             else:
-                command = ["depth_node.ros.node", "--ros-args", "-r", f"__ns:=/{group[0]}",
+                command = ["depth_node.ros.main", "--ros-args", "-r", f"__ns:=/{group[0]}",
                            "-r", "points:=/lidar/points"]  # fmt: skip
             command = ["-m", *command, "--params-file", str(files)]
             # All in one session: Linux shares the processor out by sessions first (autogroups).

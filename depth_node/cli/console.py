@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depth_node.benchmarks.tables import Table, markdown
-from depth_node.config import quoted
+from depth_node.config import one_line, quoted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +23,52 @@ if TYPE_CHECKING:
 
 class UsageError(ValueError):
     """A request of the user cannot be carried out; one sentence with cause and cure."""
+
+
+def run_command(
+    program: str,
+    command: Callable[[], int],
+    errors: tuple[type[Exception], ...],
+    status: int = 2,
+) -> int:
+    """Run a command; its exit status, or `status` after one sentence on standard error.
+
+    program: its name before the sentence, "" for none. errors: those of the user; what the system
+    refuses counts as one, a file that may not be read or a disk that is full. An output that cannot
+    show a character gets its escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        result = command()
+        sys.stdout.flush()
+        return result
+    except errors as error:
+        sentence = one_line(error, 4000)
+    except BrokenPipeError:  # `depth_tools ... | head`
+        _drop_output()
+        return 0
+    except OSError as error:
+        _drop_output()
+        what = quoted(error.filename) if error.filename else "an output or input"
+        sentence = (
+            f"{what} cannot be read or written ({one_line(error.strerror or error)}):"
+            " check that it exists, its permissions and the room on the disk"
+        )
+    except KeyboardInterrupt:
+        sentence, status = "interrupted", 130
+    print(f"{program}: {sentence}" if program else sentence, file=sys.stderr)
+    return status
+
+
+def _drop_output() -> None:
+    """Python writes what is left of the output at its end, and would complain again."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError):  # a stream without a file of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(bare: bool = False) -> Console:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live demo: renders a room, runs camera, node and listener as processes, judges the result.
 
-Nothing here imports ROS: depth_node.ros.demo and depth_node.ros.node run as processes of their own,
+Nothing here imports ROS: depth_node.ros.demo and depth_node.ros.main run as processes of their own,
 in a ROS domain of their own that does not leave this machine. The other methods of the table are
 computed afterwards by the same pipeline from the same images and points.
 """

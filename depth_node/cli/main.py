@@ -8,15 +8,14 @@ An error of the user ends with one sentence and exit status 2, a failed check wi
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from depth_node import __version__
 from depth_node.cli import bench, calibrate, demo, doctor, export_depth, layout, models, replay
 from depth_node.cli.arguments import need_ros
-from depth_node.cli.console import UsageError
-from depth_node.config import ConfigError, one_line
+from depth_node.cli.console import UsageError, run_command
+from depth_node.config import ConfigError
 from depth_node.engine import EngineError
 from depth_node.recordings.frames import FrameError
 
@@ -27,17 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
-    try:
-        return run(options)
-    except USER_ERRORS as error:
-        print(f"depth_tools: {one_line(error, 4000)}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `depth_tools ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("depth_tools: interrupted", file=sys.stderr)
-        return 130
+    return run_command("depth_tools", lambda: run(options), USER_ERRORS)
 
 
 def _parser() -> argparse.ArgumentParser:

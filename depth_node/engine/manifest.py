@@ -389,6 +389,8 @@ def existing_model(model: Path) -> Path:
     """Return the path. Raises EngineError if it is not a file."""
     if model.is_dir():
         raise EngineError(f"model {model} is a folder: name the .onnx file in it")
+    if model.exists() and not model.is_file():
+        raise EngineError(f"model {model} is no regular file: name the .onnx file itself")
     if not model.is_file():
         raise EngineError(
             f"model file {model} does not exist: check the path, or use `{EMBEDDED}`,"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,6 +149,8 @@ def open_session(
     fault = fault_of(model)
     if fault:
         raise EngineError(fault)
+    if provider != "cpu":
+        _load_gpu_libraries()
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=requested)
     except Exception as error:  # onnxruntime's exceptions share no base class
@@ -166,6 +170,17 @@ def open_session(
             )
         )
     return session
+
+
+def _load_gpu_libraries() -> None:
+    """Load CUDA and cuDNN where pip put them (onnxruntime-gpu[cuda,cudnn]).
+
+    The loader does not look there by itself. What is missing is told when the provider starts.
+    """
+    preload = getattr(onnxruntime, "preload_dlls", None)  # since 1.21
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            preload()
 
 
 def _infos(nodes: list[Any]) -> list[TensorInfo]:

@@ -30,6 +30,8 @@ _COEFFICIENTS = {"pinhole": (0,), "plumb_bob": (4, 5, 8, 12, 14), "equidistant":
 # such an artefact of the fit; a stronger one ends the range of the model.
 _POLE_DISPLACEMENT = 0.03
 _LARGEST_RADIUS = 20.0  # tan(87 degrees): nothing further out is seen by a camera with a plane
+_FOCAL_SIDES = (1e-3, 1e5)  # focal lengths that there are, in sides of the image: telescopes too
+_CENTRE_SIDES = 1e3  # a region of a larger image may lie off its lens's axis, but not that far
 _RAY_TOLERANCE_PX = 0.05  # a ray is given where the model maps it back to its pixel this closely
 
 
@@ -64,6 +66,7 @@ class Camera:
                     " publish camera_info with the size of the image"
                 )
             object.__setattr__(self, name, int(size))
+        side = max(self.width, self.height)
         for name in ("fx", "fy"):
             focal = float(getattr(self, name))
             if not (np.isfinite(focal) and focal > 0):
@@ -71,12 +74,18 @@ class Camera:
                     f"camera focal length {name} is {focal:g}: the camera is not calibrated;"
                     " calibrate it and publish camera_info with K[0] and K[4] above 0"
                 )
+            if not _FOCAL_SIDES[0] <= focal / side <= _FOCAL_SIDES[1]:
+                raise ValueError(
+                    f"camera focal length {name} is {focal:g} pixels for an image of {self.width}x"
+                    f"{self.height}: no lens is like that; publish camera_info with K in pixels"
+                )
             object.__setattr__(self, name, focal)
         for name in ("cx", "cy"):
             centre = float(getattr(self, name))
-            if not np.isfinite(centre):
+            if not abs(centre) <= _CENTRE_SIDES * side:
                 raise ValueError(
-                    f"camera principal point {name} is {centre}: publish camera_info with finite K"
+                    f"camera principal point {name} is {centre:g} for an image of {self.width}x"
+                    f"{self.height}: publish camera_info with K and roi in pixels of this image"
                 )
             object.__setattr__(self, name, centre)
         if self.model not in CAMERA_MODELS:

@@ -213,7 +213,8 @@ def project_points(
         raise ValueError(f"points have shape {points.shape}: give (N, 3) metres (x, y, z)")
     points = points.reshape(-1, 3)
     given = len(points)
-    x, y, z = np.ascontiguousarray(points.T, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN, as misread bytes may be one
+        x, y, z = np.ascontiguousarray(points.T, dtype=np.float64)
     rotation, shift = T_camera_lidar[:3, :3], T_camera_lidar[:3, 3]
     # Written out, because BLAS wakes every core for a matrix product this thin. Depth first,
     # because most points of a full turn are behind the camera.

@@ -22,6 +22,7 @@ and split_lines, so that a replay and a benchmark of the same frame and seed see
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 import zlib
 from collections.abc import Iterable
@@ -163,7 +164,8 @@ def find_frames(path: str | Path) -> list[Path]:
         raise FrameError(f"{path} is not a folder: give a frame, a source or a folder of sources.")
     if _is_frame(path):
         return [path]
-    below = [folder for folder in _visible(path) if folder.is_dir()]
+    # A folder that may not be looked into is none.
+    below = [folder for folder in _visible(path) if os.path.isdir(folder)]
     frames = []
     for folder in below:
         if _is_frame(folder):
@@ -268,7 +270,7 @@ def _split(truth: NDArray[np.float32], chosen: NDArray[np.intp]) -> Split:
 def _is_frame(folder: Path) -> bool:
     """Whether a folder means to be a frame; a broken one is found too and refused when read."""
     marks = (*IMAGE_FILES, "intrinsics.json", "depth.png", "depth.npz", "lidar.npy")
-    return folder.is_dir() and any((folder / name).is_file() for name in marks)
+    return os.path.isdir(folder) and any(os.path.isfile(folder / name) for name in marks)
 
 
 def _short(value: object) -> str:

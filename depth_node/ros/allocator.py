@@ -6,8 +6,8 @@ an arena of its own for every thread. A frame then takes thousands of page fault
 processor pays in microseconds, and every worker's thread holds what only one at a time needs.
 
 What is kept must not become the sum of all peaks that there ever were: an hour of changed
-parameters and hostile messages left twice of what frames need. So Memory gives back what lies free
-once it has grown.
+parameters and hostile messages left twice of what frames need. So the largest arrays are mapped as
+before, there is one arena, and Memory gives back what lies free once it has grown.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import os
 # Parameters of mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _SETTINGS = {
-    _M_MMAP_THRESHOLD: 32 << 20,  # the most that glibc takes: an image of 4K is below it
+    # From here on NumPy asks for huge pages. Fresh ones cost little, and in the heap a single byte
+    # that is touched after it was given back would bring 2 MB with it.
+    _M_MMAP_THRESHOLD: 4 << 20,
     _M_TRIM_THRESHOLD: 1 << 30,
     _M_ARENA_MAX: 1,
 }
-_GROWTH = 64 << 20  # bytes above what frames need, before what is free is given back: some frames
-_FIRST_S, _LAST_S = 60.0, 960.0  # between two times, as long as they gain and once they do not
+_GROWTH = 32 << 20  # bytes above what frames need, before what is free is given back: some frames
+_FIRST_S, _LAST_S = 60.0, 240.0  # between two times, as long as they gain and once they do not
 _USERS = ("MALLOC_", "GLIBC_TUNABLES")  # environment: whoever sets these knows what for
 
 
@@ -31,7 +33,8 @@ def keep_memory() -> bool:
     """Keep freed memory for the next frame, in one arena; whether that was done.
 
     Nothing is done with another C library than glibc, or where the user has set its allocator. To
-    be called before threads are started: arenas that there are stay.
+    be called before threads are started, as arenas that there are stay and are used in turn; the
+    import of rclpy starts two.
     """
     if any(name.startswith(_USERS) for name in os.environ):
         return False
@@ -60,7 +63,7 @@ class Memory:
         if self._trim is None or (resident := _resident()) is None:
             return False
         if self._before is not None:
-            in_vain = self._before - resident < _GROWTH // 4
+            in_vain = self._before - resident < _GROWTH // 2
             self._wait_s = min(2 * self._wait_s, _LAST_S) if in_vain else _FIRST_S
             self._before, self._needed, self._due_s = None, resident, now_s + self._wait_s
         if resident <= self._needed + _GROWTH and now_s < self._due_s:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts and steers the processes of a live run: camera, node and listener.
 
-Nothing here imports ROS: depth_node.ros.demo and depth_node.ros.node run as processes of their own,
+Nothing here imports ROS: depth_node.ros.demo and depth_node.ros.main run as processes of their own,
 in a ROS domain of their own that does not leave this machine.
 """
 
@@ -205,7 +205,7 @@ def run_live(
     parameters.write_text(yaml.safe_dump(values), encoding="utf-8")
     env = environment(folder)
     keep_every = max(1, options.images // SCORED)
-    node = ["-m", "depth_node.ros.node", "--ros-args", "--params-file", str(parameters)]
+    node = ["-m", "depth_node.ros.main", "--ros-args", "--params-file", str(parameters)]
     commands = {
         "node": ["-m", "depth_node.ros.demo", "bare", str(folder)] if bare else node,
         "listener": ["-m", "depth_node.ros.demo", "listen", str(folder),

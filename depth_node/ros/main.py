@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import sys
 
+from depth_node.ros.allocator import keep_memory
+
 
 def main() -> int:
     """Run the node; the exit status. 2 without ROS 2, with one sentence on standard error."""
+    keep_memory()  # now: rclpy starts threads at its import
     try:
         from depth_node.ros import node  # imports rclpy and the message packages
     except ModuleNotFoundError as error:
@@ -17,6 +20,7 @@ def main() -> int:
 
 def main_cameras() -> int:
     """Run several cameras in this process; the exit status as that of main()."""
+    keep_memory()
     try:
         from depth_node.ros import cameras
     except ModuleNotFoundError as error:

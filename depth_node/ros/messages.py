@@ -9,6 +9,7 @@ MessageError that names the field.
 from __future__ import annotations
 
 import array
+import itertools
 import re
 import struct
 import sys
@@ -333,7 +334,7 @@ def _convert(pixels: npt.NDArray[Any], code: int, name: str) -> npt.NDArray[np.u
 def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
     """(N, 3) float32 metres of the fields named x, y, z, wherever they lie; NaN stays NaN."""
     fields = {field.name: field for field in message.fields}
-    kinds = []
+    kinds: list[str] = []
     for name in "xyz":
         if name not in fields:
             raise MessageError(
@@ -347,6 +348,8 @@ def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
                 " unit is not known; publish x, y and z in metres as FLOAT32 or FLOAT64"
             )
         kinds.append(kind)
+    _check_apart([(field, kinds["xyz".index(field.name)]) for field in message.fields
+                  if field.name in ("x", "y", "z")])  # fmt: skip
     height, width = message.height, message.width
     if height == 0 or width == 0:
         return np.empty((0, 3), np.float32)
@@ -365,6 +368,20 @@ def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
         for axis, (name, kind) in enumerate(zip("xyz", kinds, strict=True)):
             points[..., axis] = _column(message, fields[name], kind)
     return points.reshape(-1, 3)
+
+
+def _check_apart(fields: list[tuple[PointField, str]]) -> None:
+    """Raises MessageError where coordinates share bytes, or one of them is there twice."""
+    names = [field.name for field, _ in fields]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise MessageError(f"point cloud has two fields named {twice!r}; correct the publisher")
+    ordered = sorted(fields, key=lambda item: item[0].offset)
+    for (field, kind), (other, _) in itertools.pairwise(ordered):
+        if field.offset + np.dtype(kind).itemsize > other.offset:
+            raise MessageError(
+                f"point cloud fields {field.name!r} and {other.name!r} share bytes (offsets"
+                f" {field.offset} and {other.offset}); correct the publisher"
+            )
 
 
 def _field_kind(message: PointCloud2, field: PointField) -> str:

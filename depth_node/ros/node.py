@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import sys
 import time
@@ -282,13 +283,31 @@ class DepthNode(GuardedLifecycleNode):
         topics = {full_name(self, name): "publisher" for name in OUTPUTS}
         topics |= {self.resolve_topic_name(name): "subscription" for name in INPUTS}
         wrong, foreign = self._settings.unknown(topics)
-        sentences = [*self._settings.problems.values(), *wrong]
+        sentences = [*self._settings.problems.values(), *wrong, *self._shared_topics()]
         if foreign:
             self.get_logger().warning(foreign)
         if sentences:
             raise ConfigError("; ".join(sentences))
         if not self._settings.config.model.path:
             raise ConfigError("model.path is empty: name an .onnx file, or embedded")
+
+    def _shared_topics(self) -> list[str]:
+        """A sentence for each input whose topic is that of another one, or an output."""
+        used = ("image", "camera_info", *self._settings.config.lidar_sources)
+        topics = {name: self.resolve_topic_name(name) for name in INPUTS if name in used}
+        sentences = [
+            f"the inputs {first} and {second} are both {topics[first]}: remap each to a topic of"
+            " its own"
+            for first, second in itertools.combinations(topics, 2)
+            if topics[first] == topics[second]
+        ]
+        own = {full_name(self, name) for name in OUTPUTS}
+        sentences += [
+            f"the input {name} is {topic}, an output of this node: remap it to the sensor's topic"
+            for name, topic in topics.items()
+            if topic in own
+        ]
+        return sentences
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """See rclpy.node.Node: here values may be typed as the documentation has them, and a

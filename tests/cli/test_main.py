@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from depth_node.cli import main
+from depth_node.recordings.frames import find_frames
 
 pytest.importorskip("rich", reason="rich is not installed")
 # rclpy imports lark, which imports modules that Python has renamed: nobody here can help.
@@ -45,6 +48,49 @@ def test_mistakes_get_one_sentence_and_status_2(
     assert words in errors
     assert errors.startswith("depth_tools: ") and "Traceback" not in errors
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_an_output_without_room_is_one_sentence(repo: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "depth_node.cli.main", "models", "list"],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=repo, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "cannot be read or written (No space left on device)" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_an_output_that_knows_only_ascii_gets_escapes(repo: Path) -> None:
+    script = """
+import sys
+from depth_node.cli.console import console, run_command
+def work():
+    console().print("5 °")
+    return 3
+sys.exit(run_command("tool", work, ()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, cwd=repo, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, "5 \\xb0\n"), done.stderr
+
+
+def test_a_folder_that_may_not_be_looked_into_is_passed_by(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may look everywhere, so the system's refusal is played."""
+    real = os.stat
+
+    def refusing(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("/a") or "/a/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert [folder.name for folder in find_frames(source)] == ["b"]
 
 
 def test_unknown_commands_and_help() -> None:

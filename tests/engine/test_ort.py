@@ -19,6 +19,7 @@ from depth_node.model_zoo import registry
 
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
+from depth_node.engine import ort
 from tests.helpers.manifests import refusal, rewrite
 from tests.helpers.tiny_models import save_model
 
@@ -152,3 +153,32 @@ def test_fastdepth_gives_metres(shared: Path, tmp_path: Path) -> None:
     assert output.shape == (1, 224, 224)
     assert 0.1 < np.median(output) < 10
     assert not manifest_path(model).exists()  # nothing is written into the folder of the model
+
+
+def test_cuda_and_cudnn_that_pip_installed_are_loaded_first(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loader does not look into site-packages, so that the provider would not start."""
+    events: list[str] = []
+
+    def preload() -> None:
+        print("Failed to load libcublasLt.so.13")
+        events.append("libraries")
+
+    def session(*arguments: object, **options: object) -> object:
+        events.append(f"session on {options['providers']}")
+        return real(*arguments, **options)
+
+    real = ort.onnxruntime.InferenceSession
+    monkeypatch.setattr(ort.onnxruntime, "preload_dlls", preload, raising=False)
+    monkeypatch.setattr(ort.onnxruntime, "InferenceSession", session)
+    ort.open_session(model, 1)
+    assert events == ["session on ['CPUExecutionProvider']"]
+    if "CUDAExecutionProvider" not in ort.onnxruntime.get_available_providers():
+        with pytest.raises(EngineError):
+            ort.open_session(model, 1, "cuda")
+        assert events[1:] == [
+            "libraries",
+            "session on ['CUDAExecutionProvider', 'CPUExecutionProvider']",
+        ]
+    assert capsys.readouterr().out == ""

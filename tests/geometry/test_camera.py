@@ -129,7 +129,10 @@ def test_backproject_refuses_another_size() -> None:
     [
         ({"fx": 0.0}, "not calibrated"),
         ({"fy": float("nan")}, "not calibrated"),
+        ({"fx": 1e30}, "no lens"),
+        ({"fy": 1e-3}, "no lens"),
         ({"cx": float("inf")}, "principal point"),
+        ({"cy": -1e7}, "principal point"),
         ({"width": 0}, "whole number"),
         ({"height": 479.5}, "whole number"),
         ({"model": "mei"}, "not known"),

@@ -21,7 +21,7 @@ def resident():
 memory, held = Memory(), []
 def peak():
     for _ in range(5):  # small things that live on lie between large ones that are freed
-        images = [(np.ones((480, 640, 4), np.float32), bytearray(2000)) for _ in range(40)]
+        images = [(np.ones((480, 640, 3), np.float32), bytearray(2000)) for _ in range(60)]
         held.extend(small for _, small in images)
 def frames():
     for _ in range(5):
@@ -110,3 +110,54 @@ def test_memory_that_a_user_governs_is_left_alone() -> None:
 
 def test_a_users_own_settings_stay() -> None:
     assert not faults("keep", MALLOC_ARENA_MAX="8")[0]
+
+
+ARENAS = """
+import ctypes, re, sys, threading
+from depth_node.ros import main
+libc = ctypes.CDLL(None)
+def arenas():
+    libc.tmpfile.restype = ctypes.c_void_p
+    file = ctypes.c_void_p(libc.tmpfile())
+    libc.malloc_info(0, file)
+    libc.rewind(file)
+    told = ctypes.create_string_buffer(1 << 20)
+    libc.fread(told, 1, len(told) - 1, file)
+    return len(re.findall(rb"<heap nr", told.value))
+if sys.argv[1] == "executable":
+    sys.argv[1:] = ["--ros-args", "-p", "no such thing"]
+    main.main()
+import depth_node.ros.node
+threads = [threading.Thread(target=lambda: bytes(100_000)) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(arenas())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not glibc")
+def test_the_threads_of_the_executable_share_one_arena() -> None:
+    assert python(ARENAS, "executable") == ["1"]
+    assert int(python(ARENAS, "import")[0]) > 1, "else nothing needs to be done before the import"
+
+
+LARGE = """
+import numpy as np
+from depth_node.ros.allocator import Memory
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+memory = Memory()
+start = resident()
+images = [(np.ones((720, 1280, 3), np.float32), bytearray(2000)) for _ in range(20)]
+high, held = resident(), [small for _, small in images]
+del images
+print(start, high, resident())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_arrays_of_several_megabytes_are_gone_when_they_are_freed() -> None:
+    start, high, low = map(int, python(LARGE))
+    assert high > start + 150
+    assert low < start + 10

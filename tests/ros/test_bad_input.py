@@ -453,3 +453,28 @@ def test_a_frame_that_makes_the_worker_raise(rig: Rig, monkeypatch: pytest.Monke
     assert sum("ZeroDivisionError" in entry for entry in rig.logs) == 1, "logged once"
     broken[0] = False
     good_frame_works(rig)
+
+
+@pytest.mark.parametrize(
+    ("remap", "words"),
+    [
+        (
+            "image:=points",
+            "the inputs image and points are both /points: remap each to a topic of its own",
+        ),
+        ("points:=/camera_info", "camera_info and points are both /camera_info"),
+        (
+            "points:=/depth_node/points",
+            "the input points is /depth_node/points, an output of this node",
+        ),
+    ],
+)
+def test_topics_that_cannot_be(network: Path, remap: str, words: str) -> None:
+    with Rig(*settings(network), arguments=("-r", remap)) as rig:
+        assert not rig.change("configure")
+        assert words in rig.said("cannot be configured")
+
+
+def test_inputs_that_are_not_used_may_share_a_topic(network: Path) -> None:
+    with Rig(*settings(network), arguments=("-r", "landmarks:=/points")) as rig:
+        rig.start()

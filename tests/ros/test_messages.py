@@ -14,7 +14,15 @@ import pytest
 
 pytest.importorskip("sensor_msgs", reason="ROS 2 messages are not installed")
 
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, PointField
+from sensor_msgs.msg import (
+    CameraInfo,
+    CompressedImage,
+    Image,
+    LaserScan,
+    PointCloud2,
+    PointField,
+    RegionOfInterest,
+)
 from std_msgs.msg import Header
 
 from depth_node.fitting import REGION_FIT_DTYPE
@@ -357,6 +365,14 @@ def test_clouds_that_contradict_themselves() -> None:
     message.fields[0].datatype = 99
     with pytest.raises(MessageError, match="datatype 99"):
         messages.cloud_to_points(message)
+    message = cloud(points)
+    message.fields[2].offset = message.fields[1].offset + 2
+    with pytest.raises(MessageError, match="fields 'y' and 'x' share bytes"):
+        messages.cloud_to_points(message)
+    message = cloud(points)
+    message.fields.append(PointField(name="x", offset=0, datatype=PointField.FLOAT32, count=1))
+    with pytest.raises(MessageError, match="two fields named 'x'"):
+        messages.cloud_to_points(message)
 
 
 def test_laser_scan() -> None:
@@ -412,6 +428,9 @@ def test_camera_info_with_region_of_interest_and_binning() -> None:
         (info(k=[0.0] * 9), "not calibrated"),
         (info(distortion_model="swirl"), "'swirl' is not known"),
         (info(width=0), "width is 0"),
+        (info(roi=RegionOfInterest(x_offset=2**32 - 1, width=64, height=48)), "principal point"),
+        (info(k=[1e300, 0.0, 31.5, 0.0, 1e300, 23.5, 0.0, 0.0, 1.0]), "no lens"),
+        (info(k=[50.0, 0.0, 31.5, 0.0, 1e-30, 23.5, 0.0, 0.0, 1.0]), "no lens"),
     ],
 )
 def test_camera_info_that_cannot_be_used(message: CameraInfo, words: str) -> None:

@@ -91,6 +91,17 @@ def test_every_point_of_interruption_resumes_to_the_bit(tmp_path: Path) -> None:
     assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
 
 
+def test_a_setting_that_a_run_did_not_have_is_at_its_default(tmp_path: Path) -> None:
+    train(settings("loop.steps=3"), tmp_path)
+    about = checkpoints.find(tmp_path) / "about.json"
+    content = json.loads(about.read_text())
+    del content["settings"]["loop"]["clip"]  # as if the option were newer
+    about.write_text(json.dumps(content))
+    with pytest.raises(loop.TrainingError, match=r"loop\.clip \(was 1\.0, is 2\.0\)"):
+        train(settings("loop.clip=2.0"), tmp_path)
+    assert train(settings(), tmp_path).step == 8
+
+
 def test_ctrl_c_with_workers_ends_between_steps(tmp_path: Path) -> None:
     """The signal reaches the workers too; they go on until the training process is done."""
     arguments = ("loop.workers=2", "loop.steps=400", "--interrupt-at", 30)

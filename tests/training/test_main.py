@@ -44,6 +44,16 @@ def test_pictures_without_depth_cannot_supervise(
     assert "a.png has no depth" in capsys.readouterr().err
 
 
+def test_foreign_names_are_one_line_without_control_letters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut(frame(tmp_path / "frames" / "a\x1b[31m\nb") / "depth.png")
+    assert run(tmp_path / "frames", tmp_path / "run", "loop.workers=0") == 1
+    error = capsys.readouterr().err
+    assert "a\\x1b[31m" in error and "\x1b" not in error
+    assert len(error.splitlines()) == 1
+
+
 def test_an_unknown_recipe_or_setting_is_named_with_its_neighbour(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

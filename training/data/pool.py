@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pool of rendered scenes on disk.
 
-The pool is a ring of fixed-size arrays that one process fills (`python -m training render`) while
-another trains on what is there. Sample i follows from the pool's seed and i alone. A training run
-on a growing pool sees the images rendered so far; only on a complete pool is a run repeatable to
-the bit.
+The pool is a ring of fixed-size arrays that `python -m training render` fills, with one process or
+several, while another trains on what is there. Sample i follows from the pool's seed and i alone. A
+training run on a growing pool sees the images rendered so far; only on a complete pool is a run
+repeatable to the bit.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +52,17 @@ class PoolConfig:
         False, "Render wait_for images first, in the training process itself."
     )
 
+    labels: bool = config.option(
+        False, "Also store which surface each pixel shows: masks of what is in the image."
+    )
+
     def __post_init__(self) -> None:
         config.validate(self)
 
 
 class Pool:
-    """Memory-mapped images (N, H, W, 3) uint8 and depth (N, H, W) float16 m.
+    """Memory-mapped images (N, H, W, 3) uint8, depth (N, H, W) float16 m and, where cfg.labels is
+    set, labels (N, H, W) int16, numbers of surfaces from 1.
 
     Raises DataError without a seed, without a pool to read, and for a pool of other settings.
     """
@@ -69,6 +79,7 @@ class Pool:
             "seed": cfg.seed,
             "style": cfg.style,
             "views_per_scene": cfg.views_per_scene,
+            **({"labels": True} if cfg.labels else {}),
         }
         about = self.folder / "pool.yaml"
         if write:
@@ -90,6 +101,9 @@ class Pool:
         image_shape = (cfg.samples, cfg.height, cfg.width, 3)
         self.image: U8 = self._map("image.u8", np.uint8, image_shape, write)
         self.depth: NDArray[np.float16] = self._map("depth.f16", np.float16, image_shape[:3], write)
+        self.labels: NDArray[np.int16] | None = None
+        if cfg.labels:
+            self.labels = self._map("labels.i16", np.int16, image_shape[:3], write)
         self._count: NDArray[np.int64] = self._map("count.i64", np.int64, (1,), write)
         if new:
             about.write_text(yaml.safe_dump(self._identity), encoding="utf-8")
@@ -111,42 +125,81 @@ class Pool:
         return min(self.written, self.cfg.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        """One image with its depth."""
+        """One image with its depth, and its masks where there are labels."""
         if not 0 <= index < len(self):
             raise IndexError(f"there is no image {index} among {len(self)}")
         depth = self.depth[index].astype(np.float32)
-        return Sample(f"{self.cfg.seed}-{index}", self.image[index], depth)
+        masks = None if self.labels is None else self.labels[index].astype(np.int32)
+        return Sample(f"{self.cfg.seed}-{index}", self.image[index], depth, masks=masks)
 
-    def fill(self, until: int) -> Iterator[int]:
+    def fill(self, until: int, processes: int = 1) -> Iterator[int]:
         """Render on to `until` images in all; yields the count after every scene. Continues where
-        it stopped.
+        it stopped. The images are the same however many processes render them.
         """
-        cfg = self.cfg
-        per_scene = cfg.views_per_scene
-        while self.written < until:
-            index = self.written // per_scene
-            rng = np.random.default_rng([cfg.seed, index])
-            scene = Scene.random(rng, cfg.style, shadow_px=SHADOW_PX)
-            for k in range(per_scene):
-                camera, pose = random_view(scene, rng, cfg.width, cfg.height)
-                view = scene.render(camera, pose, antialias=False)
-                slot = (index * per_scene + k) % cfg.samples
-                self.image[slot] = view.image
-                self.depth[slot] = view.depth
+        per_scene = self.cfg.views_per_scene
+        first, last = self.written // per_scene, -(-until // per_scene)
+        for index in _in_order(self.cfg, range(first, last), processes, self.render):
             self._count[0] = (index + 1) * per_scene
             yield self.written
 
+    def render(self, index: int) -> int:
+        """Render scene `index` into its places of the ring; returns the index."""
+        cfg = self.cfg
+        rng = np.random.default_rng([cfg.seed, index])
+        scene = Scene.random(rng, cfg.style, shadow_px=SHADOW_PX)
+        for k in range(cfg.views_per_scene):
+            camera, pose = random_view(scene, rng, cfg.width, cfg.height)
+            view = scene.render(camera, pose, antialias=False)
+            slot = (index * cfg.views_per_scene + k) % cfg.samples
+            self.image[slot] = view.image
+            self.depth[slot] = view.depth
+            if self.labels is not None:
+                self.labels[slot] = view.labels
+        return index
+
+
+def _in_order(
+    cfg: PoolConfig, scenes: range, processes: int, here: Callable[[int], int]
+) -> Iterator[int]:
+    """The scenes as they are done, in order: rendered by `here`, or by other processes."""
+    if processes < 2:
+        yield from map(here, scenes)
+        return
+    left = iter(scenes)
+    with ProcessPoolExecutor(processes, get_context("spawn")) as renderers:
+        queue: deque[Future[int]] = deque(
+            renderers.submit(_render, cfg, index) for index in itertools.islice(left, 2 * processes)
+        )
+        try:
+            while queue:
+                yield queue.popleft().result()
+                queue += [renderers.submit(_render, cfg, k) for k in itertools.islice(left, 1)]
+        finally:
+            renderers.shutdown(cancel_futures=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _writer(cfg: PoolConfig) -> Pool:
+    return Pool(cfg, write=True)
+
+
+def _render(cfg: PoolConfig, index: int) -> int:
+    return _writer(cfg).render(index)
+
 
 def open_pool(
-    cfg: PoolConfig, waiting: Callable[[int], None] = lambda count: None, poll_s: float = 5.0
+    cfg: PoolConfig,
+    waiting: Callable[[int], None] = lambda count: None,
+    poll_s: float = 5.0,
+    processes: int = 1,
 ) -> Pool:
-    """The pool, once it holds cfg.wait_for images; rendered here if cfg.fill is set.
+    """The pool, once it holds cfg.wait_for images; if cfg.fill is set `processes` render them here.
 
     waiting(count) is called now and then while another process has rendered too few.
     """
     if cfg.fill:
         writer = Pool(cfg, write=True)
-        for _ in writer.fill(cfg.wait_for):
+        for _ in writer.fill(cfg.wait_for, processes):
             pass
         return writer
     pool = Pool(cfg)

@@ -39,6 +39,9 @@ class MaskConfig(HubSource):
         "Folder or id on the Hugging Face hub of a Segment Anything (1, 2, 2.1); empty: classical"
         " regions.",
     )
+    given: bool = config.option(
+        False, "Take the masks that come with the images (data sets, pool.labels) instead."
+    )
     folder: str = config.option("", "Folder that stores the masks; empty: they are not stored.")
     longest_px: int = config.option(
         1024,

@@ -222,14 +222,19 @@ ORDINAL_FORMS = ("margin", "logistic")
 
 
 def ordinal(
-    difference: Tensor, relation: Tensor, form: str = "margin", margin: float = 0.05
+    difference: Tensor,
+    relation: Tensor,
+    form: str = "margin",
+    margin: float = 0.05,
+    owner: Tensor | None = None,
 ) -> Tensor:
     """Mean cost (scalar) of pairs whose disparities disagree with their ordinal labels.
 
     difference (K,): disparity of the first point minus that of the second. relation (K,): +1 the
     first is nearer, -1 it is farther, 0 they are alike. "margin": max(0, margin - l x), |x| for
-    alike (WeSTAR); "logistic": log(1 + exp(-l x)), x^2 for alike (Chen et al. 2016). 0 without
-    pairs. Raises ValueError for another form.
+    alike (WeSTAR); "logistic": log(1 + exp(-l x)), x^2 for alike (Chen et al. 2016). owner
+    (K,): numbers of the images; each image's mean is taken first, then that of the images that have
+    pairs. 0 without pairs. Raises ValueError for another form.
     """
     if form not in ORDINAL_FORMS:
         raise ValueError(f"No ordinal loss is called {form!r}: use {', '.join(ORDINAL_FORMS)}.")
@@ -239,7 +244,12 @@ def ordinal(
         ordered, alike = functional.relu(margin - sign * x), x.abs()
     else:
         ordered, alike = functional.softplus(-sign * x), x**2
-    return torch.where(relation == 0, alike, ordered).sum() / max(x.numel(), 1)
+    costs = torch.where(relation == 0, alike, ordered)
+    if owner is None or not x.numel():
+        return costs.sum() / max(x.numel(), 1)
+    both = torch.stack([costs, torch.ones_like(costs)])
+    sums, counts = both.new_zeros(2, int(owner.max()) + 1).index_add(1, owner, both)
+    return (sums / counts.clamp_min(1)).sum() / (counts > 0).sum()
 
 
 def product_norm(pairs: Iterable[tuple[Tensor, Tensor, float]]) -> Tensor:

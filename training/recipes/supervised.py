@@ -22,11 +22,13 @@ from torch.nn import functional
 
 from depth_node import config
 from depth_node.engine.manifest import EMBEDDED
+from training.batch_images import sheet
 from training.checkpoints import load, starting_weights
 from training.data.augmentation import RENDERED, ViewConfig
 from training.data.mixed import batched, drawn, open_first
+from training.data.on_device import HeldPools
 from training.data.open import DataConfig
-from training.data.pool import PoolConfig, open_pool
+from training.data.pool import Pool, PoolConfig, open_pool
 from training.data.samples import F32, Images
 from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
@@ -130,6 +132,11 @@ class Config:
     outdoors_share: float = config.option(
         0.0, "Share of images from the second pool.", minimum=0, maximum=1
     )
+    on_device: bool = config.option(
+        False,
+        "Hold the pools in the memory of the GPU, all of pool.samples x height x width x 5 bytes,"
+        " and vary their images there: for a GPU that the CPU's cores could not feed.",
+    )
     images: DataConfig = config.section(DataConfig, "The data set.", kind="frames")
     augment: ViewConfig = config.section(ViewConfig, "How they are varied.", **RENDERED)
     external: NetworkConfig = config.section(
@@ -145,6 +152,8 @@ class Config:
             raise config.ConfigError(
                 f"height and width must be multiples of {coarsest}, the network's coarsest stride"
             )
+        if self.on_device and self.source != "pool":
+            raise config.ConfigError("on_device holds pools: set source to pool, or on_device off")
 
 
 def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[str, Tensor]:
@@ -216,6 +225,8 @@ class Supervised(Recipe):
         self.images = images
         self.outdoors = outdoors
         self._alignment: Alignment | None = None
+        pools = [some for some in (images, outdoors) if isinstance(some, Pool)]
+        self._held = HeldPools(pools) if cfg.on_device else None
 
     def model(self) -> nn.Module:
         """A fresh student, or one that has learnt before."""
@@ -268,12 +279,19 @@ class Supervised(Recipe):
         """Images (N, 3, h, w) normalised for the network and depth (N, 1, h, w) m."""
         cfg = self.cfg
         rngs = generators(cfg.loop, step, part)
-        batch = batched([self._drawn(rng) for rng in rngs])
-        normalised = SmallUNet.spec.normalise(batch["image"])
-        return {**batch, "image": normalised.contiguous(memory_format=torch.channels_last)}
+        if self._held is not None:  # what they are made of there
+            share = cfg.outdoors_share
+            return self._held.draw(rngs, share, cfg.augment, cfg.height, cfg.width)
+        return _normalised(batched([self._drawn(rng) for rng in rngs]))
+
+    def _made(self, batch: Batch) -> Batch:
+        if self._held is None:
+            return batch
+        return _normalised(self._held.batch(batch, self.cfg.augment))
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
         """Normalised-disparity regression, and what the settings add to it."""
+        batch = self._made(batch)
         if self._alignment is None:
             return disparity_loss(model(batch["image"]), batch["depth"], self.cfg.loss)
         network: Any = model
@@ -285,18 +303,19 @@ class Supervised(Recipe):
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Up to four images above the network's maps and the truth, near bright."""
-        shown = batch["image"][:4].float()
-        depth = batch["depth"][:4, 0].float()
-        maps = [model(shown)[:, 0].float(), 1.0 / depth]
-        rows = [(SmallUNet.spec.denormalise(shown).clamp(0, 1) * 255).permute(0, 2, 3, 1)]
-        for values in maps:
-            known = torch.where(torch.isfinite(values), values, torch.nan).flatten(1)
-            low, high = (known.nanquantile(q, dim=1).view(-1, 1, 1) for q in (0.02, 0.98))
-            grey = ((values - low) / (high - low).clamp_min(1e-6)).nan_to_num(0).clamp(0, 1) * 255
-            rows.append(grey[..., None].expand(-1, -1, -1, 3))
-        sheet = torch.cat([torch.cat(list(row), dim=1) for row in rows], dim=0)
-        return {"predictions": sheet.byte().cpu().numpy()}
+        """Up to four images above the network's maps and the truth."""
+        batch = {name: values[:4].float() for name, values in self._made(batch).items()}
+        depth = batch["depth"]
+        known = torch.isfinite(depth) & (depth > 0)
+        truth = torch.where(known, 1.0 / depth, torch.full_like(depth, torch.nan))
+        images = {"image": SmallUNet.spec.denormalise(batch["image"])}
+        return {"predictions": sheet(images, {"network": model(batch["image"]), "truth": truth})}
+
+
+def _normalised(batch: Batch) -> Batch:
+    """With images as the network takes them."""
+    normalised = SmallUNet.spec.normalise(batch["image"])
+    return {**batch, "image": normalised.contiguous(memory_format=torch.channels_last)}
 
 
 def build(cfg: Config, console: Console) -> Supervised:

@@ -30,7 +30,6 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn import functional
 
 from depth_node import config
 from training.batch_images import sheet
@@ -305,7 +304,15 @@ class Westar(Recipe):
         return row
 
     def _mask_layers(self, index: int) -> NDArray[np.int32]:
-        return as_layers(self.masks(self._read(index).image))
+        sample = self._read(index)
+        if not self.cfg.masks.given:
+            return as_layers(self.masks(sample.image))
+        if sample.masks is None:
+            raise DataError(
+                f"{sample.name} has no masks: set masks.given to false, so that they are made, or"
+                " give images that come with masks."
+            )
+        return sample.masks[None]
 
     def _points(self, sample: Sample) -> tuple[Any, Any, Any]:
         labels = self.labels
@@ -382,8 +389,8 @@ class Westar(Recipe):
         network: Any = model
         teacher = self._teach(network, batch, averaged)
         student = network(network.spec.normalise(batch["strong"]))
-        views = [batch["weak"], batch["strong"]]
-        return {"views": sheet(views, [teacher, student])}
+        views = {"weak view": batch["weak"], "strong view": batch["strong"]}
+        return {"views": sheet(views, {"teacher of weak": teacher, "student of strong": student})}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Fraction of the held-back pairs (those that are not alike) in the wrong order."""
@@ -499,12 +506,8 @@ def ordinal_loss(student: Tensor, batch: Batch, cfg: LossConfig) -> Tensor:
     mapped = student
     if cfg.ordinal_on == "normalised":
         mapped = normalise(student, torch.ones_like(student, dtype=torch.bool))
-    owner, difference = batch["owner"], differences(mapped, batch)
-    costs = [
-        ordinal(difference[owner == k], batch["sign"][owner == k], cfg.ordinal, cfg.margin)
-        for k in owner.unique()
-    ]
-    return torch.stack(costs).mean()
+    difference = differences(mapped, batch)
+    return ordinal(difference, batch["sign"], cfg.ordinal, cfg.margin, batch["owner"])
 
 
 def differences(maps: Tensor, batch: Batch) -> Tensor:
@@ -516,19 +519,14 @@ def differences(maps: Tensor, batch: Batch) -> Tensor:
 def at(maps: Tensor, points: Tensor, owner: Tensor) -> Tensor:
     """Values (P,) of maps (N, 1, H, W) at points (P, 2) as (x, y) px of map owner (P,), linear."""
     height, width = maps.shape[-2:]
-    size = points.new_tensor([width, height])
-    grid = (2 * points + 1) / size - 1  # centres at integers; -1..1 is from border to border
-    sampled = [
-        functional.grid_sample(
-            maps[k : k + 1].float(),
-            grid[owner == k][None, None],
-            mode="bilinear",
-            padding_mode="border",
-            align_corners=False,
-        ).flatten()
-        for k in range(len(maps))
-    ]
-    return torch.cat(sampled)  # owners come in order
+    x, y = points[:, 0].clamp(0, width - 1), points[:, 1].clamp(0, height - 1)
+    left, top = x.long().clamp_max(width - 2), y.long().clamp_max(height - 2)
+    along, down = x - left, y - top
+    flat = maps.float().flatten()
+    corner = (owner * height + top) * width + left
+    upper = torch.lerp(flat[corner], flat[corner + 1], along)
+    lower = torch.lerp(flat[corner + width], flat[corner + width + 1], along)
+    return torch.lerp(upper, lower, down)
 
 
 def build(cfg: Config, console: Console) -> Westar:

@@ -7,7 +7,8 @@
     python -m training study field | regions | upsampling CASE SOURCE ... --out TABLES.md
 
 Every variant of a recipe is a run of the recipe itself in a folder of its own, then scored on rooms
-that no run saw; finished runs are not repeated. Such a study has a design (studies/proof.py): a
+that no run saw; finished runs are not repeated, and `--jobs N` shares them out among processes (of
+one GPU, or of the cores). Such a study has a design (studies/proof.py): a
 claim, seeds, references and gates, without which its table is not shown. The studies of the field,
 of regions and of upsampling score recorded frames.
 """
@@ -58,6 +59,15 @@ def command(args: argparse.Namespace, console: Console) -> None:
     importlib.import_module(STUDIES[args.study][0]).command(args, console)
 
 
+def help_with(args: argparse.Namespace) -> None:
+    """One more process at a study: runs are shared out, nothing is printed."""
+    import cv2
+    from rich.console import Console
+
+    cv2.setNumThreads(1)
+    command(argparse.Namespace(**{**vars(args), "jobs": 0}), Console(quiet=True))
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of the studies that train: where, how many seeds, images and rooms."""
     parser.add_argument("--out", required=True, type=Path, help="folder of rooms, runs and scores")
@@ -65,6 +75,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=[], help="variants, by their names")
     parser.add_argument("--steps", type=int, default=0, help="0: the study's own number")
     parser.add_argument("--images", type=int, default=300, help="images to train on")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the runs out")
     parser.add_argument(
         "--rooms", type=int, default=100, help="rooms to score on, three views each"
     )

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,15 @@ from training.data.pool import Pool, PoolConfig, open_pool
 from training.data.samples import F64, Sample
 from training.evaluation import protocols
 from training.evaluation.score import baseline
+from training.loop import LoopConfig, Recipe, run
 from training.models.networks import MEANING, Network
+from training.studies import help_with
 from training.studies.proof import Design, Judge, Part, report
 
 HEIGHT, WIDTH = 96, 128
 ALIGNMENT, PROTOCOL = "disp_ls", "indoor"
 VIEWS_PER_ROOM = 3
+SCORED_TOGETHER = 32  # images
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,12 @@ class Variant:
     settings: dict[str, Any] | None
 
 
+def device() -> torch.device:
+    """Where networks are scored: on the accelerator, where there is one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if found is None else found
+
+
 @torch.no_grad()
 def errors(
     network: Network, samples: Sequence[Sample], size: tuple[int, int] = (HEIGHT, WIDTH)
@@ -47,21 +59,25 @@ def errors(
     """(images, 2): AbsRel and 1 - delta1 after scale and shift in disparity, at `size`, which the
     network sees.
     """
-    network.eval()
+    network = network.to(device()).eval()
     protocol = protocols.find(PROTOCOL)
+    meaning = getattr(network, "meaning", MEANING)
     rows = []
-    for sample in samples:
-        assert sample.depth is not None
-        window = Window.whole(sample.image.shape, *size)
-        pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
-        x = network.spec.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-        truth = window.nearest(sample.depth)
-        counted = protocols.counted(protocol, truth)
-        meaning = getattr(network, "meaning", MEANING)
-        prediction = Prediction(network(x)[0, 0].numpy(), meaning)
-        depth = protocols.align(prediction, truth, counted, ALIGNMENT, protocol)
-        scores = evaluate(np.where(counted, depth, np.nan), np.where(counted, truth, np.nan))
-        rows.append((scores.abs_rel, 1 - scores.delta1))
+    for start in range(0, len(samples), SCORED_TOGETHER):
+        some = samples[start : start + SCORED_TOGETHER]
+        windows = [Window.whole(sample.image.shape, *size) for sample in some]
+        images = [w.image(s.image) for w, s in zip(windows, some, strict=True)]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device()).float() / 255
+        maps = network(network.spec.normalise(pixels))[:, 0].float().cpu().numpy()
+        for sample, window, values in zip(some, windows, maps, strict=True):
+            assert sample.depth is not None
+            truth = window.nearest(sample.depth)
+            counted = protocols.counted(protocol, truth)
+            depth = protocols.align(
+                Prediction(values, meaning), truth, counted, ALIGNMENT, protocol
+            )
+            scores = evaluate(np.where(counted, depth, np.nan), np.where(counted, truth, np.nan))
+            rows.append((scores.abs_rel, 1 - scores.delta1))
     return np.array(rows)
 
 
@@ -79,15 +95,44 @@ def baseline_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F
     return np.array(rows)
 
 
-def scored_once(path: Path, make: Callable[[], Mapping[str, F64]]) -> dict[str, Any]:
-    """The result of `make`, stored in a JSON file and read from it on later calls."""
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Only one process at a time is in here with this path; yields False where another one is and
+    `wait` is not set.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def scored_once(
+    path: Path, make: Callable[[], Mapping[str, F64]], wait: bool = True
+) -> dict[str, Any] | None:
+    """The result of `make`, stored in a JSON file and read from it on later calls. None where
+    another process makes it, and `wait` is not set.
+    """
     if not path.is_file():
-        errors_by_set = {name: values.tolist() for name, values in make().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(errors_by_set), encoding="utf-8")
-        partial.replace(path)
+        with locked(path, wait) as mine:
+            if not mine:
+                return None
+            if not path.is_file():
+                errors_by_set = {name: values.tolist() for name, values in make().items()}
+                partial = path.with_name(path.name + ".partial")
+                partial.write_text(json.dumps(errors_by_set), encoding="utf-8")
+                partial.replace(path)
     return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def trained(recipe: Recipe, cfg: LoopConfig, folder: Path, settings: dict[str, Any]) -> Path:
+    """The folder of a run, which is gone on with, or waited for while another process trains it."""
+    with locked(folder):
+        run(recipe, cfg, folder, settings, console=Console(quiet=True))
+    return folder
 
 
 def slug(name: str) -> str:
@@ -121,10 +166,19 @@ def by_room(samples: Sequence[Sample]) -> Part:
     return Part([str(k // VIEWS_PER_ROOM) for k in range(len(samples))])
 
 
-def pool(out: Path, purpose: str, count: int, style: str, seed: int, size: tuple[int, int]) -> Pool:
-    """`count` rendered images, three of each scene, on disk."""
+def pool(
+    out: Path,
+    purpose: str,
+    count: int,
+    style: str,
+    seed: int,
+    size: tuple[int, int],
+    jobs: int = 1,
+) -> Pool:
+    """`count` rendered images, three of each scene, on disk; rendered in `jobs` processes."""
+    folder = out / "rooms" / f"{purpose}-{count}-{size[0]}x{size[1]}"
     tree = {
-        "folder": str(out / "rooms" / f"{purpose}-{count}-{size[0]}x{size[1]}"),
+        "folder": str(folder),
         "samples": count,
         "wait_for": count,
         "views_per_scene": VIEWS_PER_ROOM,
@@ -134,7 +188,8 @@ def pool(out: Path, purpose: str, count: int, style: str, seed: int, size: tuple
         "width": size[1],
         "fill": True,
     }
-    return open_pool(config.build(PoolConfig, tree))
+    with locked(folder):
+        return open_pool(config.build(PoolConfig, tree), processes=jobs)
 
 
 def samples(of: Pool) -> list[Sample]:
@@ -150,26 +205,66 @@ def pool_settings(of: Pool) -> dict[str, Any]:
 def run_study(study: Study, args: argparse.Namespace, console: Console) -> None:
     """Run what is missing of a study; its report is written after every run, printed at the end.
 
-    Raises TrainingError for an unknown row.
+    args.jobs: processes that share the runs out; the others are started here, with 0, and write
+    nothing but their scores. The same command given twice shares out the runs as well. Raises
+    TrainingError for an unknown row.
     """
     for name in args.only:
         if name not in study.rows:
             raise TrainingError(f"No row is called {name!r}: there are {'; '.join(study.rows)}.")
     torch.set_num_threads(1)
-    results: dict[str, dict[int, dict[str, Any]]] = {}
+    seen: set[str] = set()
+    waiting: list[tuple[str, int]] = []
     for seed in args.seeds:
         for name in study.rows:
-            if (args.only and name not in args.only) or (
-                name in study.unseeded and name in results
+            if not (args.only and name not in args.only) and not (
+                name in study.unseeded and name in seen
             ):
-                continue
-            path = study.folder / "scores" / f"{slug(name)}-{seed}-{args.rooms}.json"
-            stored = scored_once(path, functools.partial(study.make, name, seed))
+                waiting.append((name, seed))
+                seen.add(name)
+    tasks = {
+        (name, seed): study.folder / "scores" / f"{slug(name)}-{seed}-{args.rooms}.json"
+        for name, seed in waiting
+    }
+    text = ""
+    with _helpers(args):
+        for wait in (False, True):  # first what nobody has begun, then what others are at
+            for name, seed in waiting:
+                make = functools.partial(study.make, name, seed)
+                if scored_once(tasks[name, seed], make, wait) is not None and args.jobs:
+                    text = _reported(study, tasks)
+            waiting = [task for task in waiting if not tasks[task].is_file()]
+    console.print(text)
+
+
+@contextlib.contextmanager
+def _helpers(args: argparse.Namespace) -> Iterator[None]:
+    """args.jobs - 1 more processes at the same study."""
+    spawn = multiprocessing.get_context("spawn")
+    helpers = [
+        spawn.Process(target=help_with, args=(args,), daemon=True) for _ in range(1, args.jobs)
+    ]
+    for helper in helpers:
+        helper.start()
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            helper.terminate()
+            helper.join()
+
+
+def _reported(study: Study, tasks: Mapping[tuple[str, int], Path]) -> str:
+    """The report on the scores that there are, which is also written."""
+    results: dict[str, dict[int, dict[str, Any]]] = {}
+    for (name, seed), path in tasks.items():
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
             results.setdefault(name, {})[seed] = {
                 part: np.array(errors, np.float64) for part, errors in stored.items()
             }
-            judge = Judge(results, study.parts, study.units, study.unseeded)
-            sections = [report(judge, study.design, study.rows), *study.after(judge)]
-            text = "\n\n".join(sections)
-            (study.folder / study.table).write_text(text + "\n", encoding="utf-8")
-    console.print(text)
+    judge = Judge(results, study.parts, study.units, study.unseeded)
+    sections = [report(judge, study.design, study.rows), *study.after(judge)]
+    text = "\n\n".join(sections)
+    (study.folder / study.table).write_text(text + "\n", encoding="utf-8")
+    return text

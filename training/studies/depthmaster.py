@@ -30,7 +30,6 @@ from training.data.mixed import Mixture
 from training.data.pool import Pool
 from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES
-from training.loop import run
 from training.models.diffusion import SPACES, open_run, target
 from training.models.network_io import NetworkInput
 from training.models.networks import NetworkConfig, open_network
@@ -45,12 +44,14 @@ from training.studies.common import (
     Variant,
     baseline_errors,
     by_room,
+    device,
     errors,
     pool,
     pool_settings,
     run_study,
     samples,
     slug,
+    trained,
 )
 from training.studies.mesa import run_mesa
 from training.studies.proof import Claim, Design, Gate, Measure
@@ -153,19 +154,21 @@ STUDENT_BASE: dict[str, Any] = {
 }
 
 
-def trained(out: Path, variant: Variant, seed: int, learn: Pool) -> Path:
+def variant_run(out: Path, variant: Variant, seed: int, learn: Pool, steps: int = 0) -> Path:
     """The run of one variant; what it starts from is made first. One autoencoder serves all of
-    them, as Stable Diffusion's does, and one external encoder.
+    them, as Stable Diffusion's does, and one external encoder. steps: of each, where it is not 0.
     """
     settings = dict(variant.settings or {})
-    start = _master(out / "runs" / "autoencoder", {**AUTOENCODER, "loop.seed": 0}, learn)
+    own = {"loop.steps": steps} if steps else {}
+    first = {**AUTOENCODER, **own, "loop.seed": 0}
+    start = _master(out / "runs" / "autoencoder", first, learn)
     if settings.get("external.source"):
         settings["external.source"] = str(stand_in(out, learn))
     if "start" in settings:
         before = next(v for v in MASTER if v.name == settings["start"])
-        start = trained(out, before, seed, learn)
+        start = variant_run(out, before, seed, learn, steps)
     last = out / "runs" / f"{slug(variant.name)}-{seed}"
-    return _master(last, {**settings, "start": str(start), "loop.seed": seed}, learn)
+    return _master(last, {**settings, **own, "start": str(start), "loop.seed": seed}, learn)
 
 
 def stand_in(out: Path, learn: Pool) -> Path:
@@ -182,8 +185,7 @@ def _master(folder: Path, changes: dict[str, Any], learn: Pool) -> Path:
     cfg = config.replace(config.build(depthmaster.Config, MASTER_BASE), changes)
     mixture = Mixture(config.replace(cfg.images, pool_settings(learn)))
     recipe = depthmaster.DepthMaster(cfg, mixture)
-    run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
-    return folder
+    return trained(recipe, cfg.loop, folder, config.to_dict(cfg))
 
 
 @torch.no_grad()
@@ -192,6 +194,7 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
 
     through: of the truth, sent through the autoencoder alone (table II).
     """
+    network = network.to(device())
     rows = []
     for sample in judge:
         assert sample.depth is not None
@@ -199,10 +202,10 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
         if through:
             depth = torch.from_numpy(window.nearest(sample.depth))[None, None]
             target_map = target(depth, torch.isfinite(depth), space)
-            values = network.reconstruct(target_map.values).clamp(-1, 1)
+            values = network.reconstruct(target_map.values.to(device())).clamp(-1, 1)
         else:
             x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
-            values = network.map(network.spec.normalise(x))
+            values = network.map(network.spec.normalise(x.to(device())))
         abs_rel, _, f1 = depthmaster.scores_in_space(values, sample.depth, space)
         rows.append((abs_rel, f1))
     return np.array(rows)
@@ -223,14 +226,16 @@ def embedded_errors(judge: Sequence[Sample]) -> F64:
     return np.array(rows)
 
 
-def master_errors(out: Path, name: str, seed: int, learn: Pool, judge: Sequence[Sample]) -> F64:
+def master_errors(
+    out: Path, name: str, seed: int, learn: Pool, judge: Sequence[Sample], steps: int = 0
+) -> F64:
     """The errors of a variant or of a reference, by its name in the table."""
     if name in BASELINES:
         return baseline_errors(name, judge)
     if name == EMBEDDED_ROW:
         return embedded_errors(judge)
     variant = next((v for v in MASTER if v.name == name), MASTER[0])
-    path = trained(out, variant, seed, learn)
+    path = variant_run(out, variant, seed, learn, steps)
     network = open_run(path)
     space = THROUGH.get(name, network.cfg.space)
     return space_errors(network, space, judge, through=name in THROUGH)
@@ -252,7 +257,7 @@ def student_errors(
     if name == TEACHERS[0]:
         return errors(source, judge)
     variant = next(v for v in MASTER if v.name == ASSISTANT)
-    network: Any = open_run(trained(out / "depthmaster", variant, seed, learn))
+    network: Any = open_run(variant_run(out / "depthmaster", variant, seed, learn))
     size = (MASTER_SIZE["height"], MASTER_SIZE["width"])
     assistant = NetworkTeacher(network, "diffusion", size)
     if name == TEACHERS[1]:
@@ -263,7 +268,7 @@ def student_errors(
     folder = out / "assistant" / "runs" / f"{slug(name)}-{seed}"
     plain = [Sample(s.name, s.image) for s in see]
     recipe = distill.Distill(cfg, plain, [embedded, assistant])
-    run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
+    trained(recipe, cfg.loop, folder, config.to_dict(cfg))
     return errors(_sized(NetworkTeacher(open_student(folder), "student", STUDENT_SIZE)), judge)
 
 
@@ -294,7 +299,7 @@ UNSEEDED = (*BASELINES, *THROUGH, TEACHERS[0], EMBEDDED_ROW)
 
 
 def _master_learn(args: argparse.Namespace) -> Pool:
-    return pool(args.out, "master-learn", args.images, "room", 8011, (54, 72))
+    return pool(args.out, "master-learn", args.images, "room", 8011, (54, 72), args.jobs)
 
 
 ABS_REL, EDGES = Measure("rooms", "AbsRel"), Measure("rooms", "boundary F1")
@@ -333,11 +338,11 @@ STAGES_DESIGN = Design(
 def _master_study(args: argparse.Namespace) -> Study:
     learn = _master_learn(args)
     size = (MASTER_SIZE["height"], MASTER_SIZE["width"])
-    judge = samples(pool(args.out, "master-judge", 3 * args.rooms, "room", 8014, size))
-    folder = args.out / "depthmaster"
+    judge = samples(pool(args.out, "master-judge", 3 * args.rooms, "room", 8014, size, args.jobs))
+    folder = args.out / "depthmaster" / (str(args.steps) if args.steps else "")
 
     def make(name: str, seed: int) -> dict[str, F64]:
-        return {"rooms": master_errors(folder, name, seed, learn, judge)}
+        return {"rooms": master_errors(folder, name, seed, learn, judge, args.steps)}
 
     spaces = args.study == "spaces"
     design = SPACES_DESIGN if spaces else STAGES_DESIGN
@@ -363,8 +368,12 @@ ASSISTANT_DESIGN = Design(
 
 def _assistant_study(args: argparse.Namespace) -> Study:
     learn, size = _master_learn(args), (108, 144)
-    see = samples(pool(args.out, "assistant-see", min(args.images, 900), "room", 8021, size))
-    judge = samples(pool(args.out, "assistant-judge", 3 * args.rooms, "room", 8024, size))
+    see = samples(
+        pool(args.out, "assistant-see", min(args.images, 900), "room", 8021, size, args.jobs)
+    )
+    judge = samples(
+        pool(args.out, "assistant-judge", 3 * args.rooms, "room", 8024, size, args.jobs)
+    )
 
     folder = args.out / "assistant"
 

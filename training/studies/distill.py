@@ -36,12 +36,12 @@ from training.data.samples import F64, Sample
 from training.evaluation import predict, protocols, score
 from training.evaluation.predict import NetworkPredictor
 from training.evaluation.score import BASELINES
-from training.loop import Recipe, run
+from training.loop import Recipe
 from training.models.networks import NetworkConfig, open_network, open_run
 from training.models.teachers import NetworkTeacher, Teacher, ask
 from training.recipes import distill, supervised
 from training.studies import add_run_options
-from training.studies.common import Study, Variant, run_study, slug
+from training.studies.common import Study, Variant, locked, run_study, slug, trained
 from training.studies.proof import Claim, Design, Gate, Measure, Part
 
 HEIGHT, WIDTH = 64, 96  # of the student
@@ -236,7 +236,8 @@ class DistillStudy:
             wait_for=count,
             fill=True,
         )
-        pool = open_pool(cfg)
+        with locked(Path(cfg.folder)):
+            pool = open_pool(cfg)
         return [replace(pool[k], source=f"{purpose} {k // 3}") for k in range(count)]
 
     @cached_property
@@ -310,8 +311,7 @@ class DistillStudy:
     def _trained(self, name: str, cfg: Any, recipe: Recipe) -> Path:
         """The folder of a run, gone on with if it did not end."""
         folder = self.folder / "runs" / name
-        run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
-        return folder
+        return trained(recipe, cfg.loop, folder, config.to_dict(cfg))
 
 
 def part_errors(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, F64]:

@@ -22,7 +22,6 @@ from training.data.mixed import Mixture
 from training.data.pool import Pool
 from training.data.samples import F32, F64, Sample
 from training.data.sequences import open_triplets
-from training.loop import run
 from training.recipes import mesa
 from training.studies import add_run_options, probe
 from training.studies.common import (
@@ -30,11 +29,13 @@ from training.studies.common import (
     Study,
     Variant,
     by_room,
+    device,
     pool,
     pool_settings,
     run_study,
     samples,
     slug,
+    trained,
 )
 from training.studies.proof import Claim, Design, Gate, Measure
 
@@ -99,7 +100,7 @@ def run_mesa(folder: Path, changes: dict[str, Any], learn: Pool) -> None:
     if cfg.loss.geometric:
         triplets = open_triplets(cfg.sequences, cfg.height, cfg.width, need_poses=True)
     recipe = mesa.Mesa(cfg, mixture, triplets)
-    run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
+    trained(recipe, cfg.loop, folder, config.to_dict(cfg))
 
 
 def _row(depth: F32, truth: F32) -> tuple[float, float, float]:
@@ -115,15 +116,15 @@ def metre_errors(path: Path, judge: Sequence[Sample]) -> F64:
     (the metres of an unknown room are mostly scale).
     """
     network, spec, _ = mesa.exportable(checkpoints.read(path))
-    network.eval()
+    network = network.to(device()).eval()
     rows = []
     for sample in judge:
         assert sample.depth is not None
         window = Window.whole(sample.image.shape, MESA_SIZE["height"], MESA_SIZE["width"])
         x = torch.from_numpy(window.image(sample.image))
-        depth = network(spec.normalise(x.permute(2, 0, 1)[None].float() / 255))
-        full = functional.interpolate(depth, sample.depth.shape, mode="bilinear")[0, 0].numpy()
-        rows.append(_row(full, sample.depth))
+        depth = network(spec.normalise(x.permute(2, 0, 1)[None].to(device()).float() / 255))
+        full = functional.interpolate(depth, sample.depth.shape, mode="bilinear")[0, 0]
+        rows.append(_row(full.cpu().numpy(), sample.depth))
     return np.array(rows)
 
 
@@ -173,11 +174,15 @@ def reference_errors(
 
 def _mesa_study(args: argparse.Namespace) -> Study:
     size = (60, 88)
-    learn = pool(args.out, "mesa-learn", args.images, "room", 8001, size)
-    few = pool(args.out, "mesa-few", args.few, "room", 8002, size)
+    learn = pool(args.out, "mesa-learn", args.images, "room", 8001, size, args.jobs)
+    few = pool(args.out, "mesa-few", args.few, "room", 8002, size, args.jobs)
     judge = {
-        "rooms": samples(pool(args.out, "mesa-rooms", 3 * args.rooms, "room", 8004, size)),
-        "desks": samples(pool(args.out, "mesa-desks", 3 * args.rooms, "desk", 8005, size)),
+        "rooms": samples(
+            pool(args.out, "mesa-rooms", 3 * args.rooms, "room", 8004, size, args.jobs)
+        ),
+        "desks": samples(
+            pool(args.out, "mesa-desks", 3 * args.rooms, "desk", 8005, size, args.jobs)
+        ),
     }
     folder = args.out / "mesa" / f"{args.images}-{args.few}-{args.steps or 'own'}"
 

@@ -15,6 +15,7 @@ without any network.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from training.data.mixed import batched, drawn
 from training.data.pool import Pool
 from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES
-from training.loop import Batch, BatchPart, Recipe, generators, run
+from training.loop import Batch, BatchPart, Recipe, generators
 from training.losses.depth import normalised_l1
 from training.losses.normalization import NORMS, statistics
 from training.models.networks import open_run
@@ -46,11 +47,12 @@ from training.studies.common import (
     run_study,
     samples,
     slug,
+    trained,
 )
 from training.studies.distill import TRUTH
 from training.studies.proof import Claim, Design, Gate, Measure
 
-SIZE = (64, 96)
+SIZE, VIEW = (64, 96), (76, 114)  # of the network, of a rendered image
 SHARES = (0.0, 0.1, 0.3)  # of an image's pixels in which the teacher is wrong
 # Of the wrong map: deviations of its logarithm as a whole and from cell to cell.
 WRONG_SCALE, ROUGHNESS, CELLS = 0.8, 0.4, 4
@@ -190,8 +192,7 @@ def _start(folder: Path, learn: Pool, steps: int) -> Path:
     )
     path = folder / "runs" / "start"
     recipe = supervised.Supervised(cfg, learn)
-    run(recipe, cfg.loop, path, config.to_dict(cfg), console=Console(quiet=True))
-    return path
+    return trained(recipe, cfg.loop, path, config.to_dict(cfg))
 
 
 def _student(folder: Path, learn: Pool, name: str, seed: int, steps: int) -> Path:
@@ -203,14 +204,13 @@ def _student(folder: Path, learn: Pool, name: str, seed: int, steps: int) -> Pat
     path = folder / "runs" / f"{slug(name)}-{seed}"
     recipe = NoisyTeacher(cfg, learn, norm, share)
     settings = {**config.to_dict(cfg), "norm": norm, "share": share}
-    run(recipe, cfg.loop, path, settings, console=Console(quiet=True))
-    return path
+    return trained(recipe, cfg.loop, path, settings)
 
 
 def _study(args: argparse.Namespace) -> Study:
-    learn = pool(args.out, "normalisations-learn", args.images, "mixed", 7131, (76, 114))
+    learn = pool(args.out, "normalisations-learn", args.images, "mixed", 7131, VIEW, args.jobs)
     count = 3 * args.rooms
-    judge = samples(pool(args.out, "normalisations-judge", count, "mixed", 7133, (76, 114)))
+    judge = samples(pool(args.out, "normalisations-judge", count, "mixed", 7133, VIEW, args.jobs))
     folder = args.out / "normalisations" / f"{args.images}-{args.steps or STEPS}"
 
     def make(name: str, seed: int) -> dict[str, F64]:
@@ -222,7 +222,8 @@ def _study(args: argparse.Namespace) -> Study:
             path = _student(folder, learn, name, seed, args.steps)
         return {"rooms": errors(open_run(path), judge, SIZE)}
 
-    def targets(_: object) -> list[str]:
+    @functools.cache
+    def targets() -> str:
         """The targets themselves, without a network."""
         lines = [
             "Targets: mean difference from the normalised truth where the teacher is right",
@@ -233,13 +234,13 @@ def _study(args: argparse.Namespace) -> Study:
         for share in SHARES[1:]:
             cells = [f"{teacher_errors(judge[:90], norm, share, 0):.3f}" for norm in NORMS]
             lines.append(f"| {share:.0%} | {' | '.join(cells)} |")
-        return ["\n".join(lines)]
+        return "\n".join(lines)
 
     rows = [*ROWS, *DESIGN.references()]
     parts = {"rooms": by_room(judge)}
     unseeded = (*BASELINES, START_ROW)
     units = ("AbsRel", "1 - delta1")
-    return Study(folder, rows, units, parts, make, DESIGN, unseeded, after=targets)
+    return Study(folder, rows, units, parts, make, DESIGN, unseeded, after=lambda _: [targets()])
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,9 @@ from depth_node import config
 from training.checkpoints import TrainingError
 from training.data.corruptions import corrupt, named
 from training.data.ordinal_labels import LabelSet, SimulationConfig, simulate
-from training.data.pool import Pool, PoolConfig
+from training.data.pool import PoolConfig, open_pool
 from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES
-from training.loop import run
 from training.models.networks import Network, NetworkConfig, open_network, open_run
 from training.recipes import westar
 from training.studies import add_run_options
@@ -32,8 +32,10 @@ from training.studies.common import (
     baseline_errors,
     by_room,
     errors,
+    locked,
     run_study,
     slug,
+    trained,
 )
 from training.studies.proof import Claim, Design, Gate, Measure, Part
 
@@ -65,6 +67,7 @@ WESTAR_BASE: dict[str, Any] = {
     },
 }
 ALONE: dict[str, Any] = {"loss.weak": 0, "loss.reg": 0}
+GIVEN = "self-training, the renderer's masks"
 WESTAR = (
     Variant("source", None),
     Variant("WeSTAR", {}),
@@ -88,6 +91,7 @@ WESTAR = (
     ),
     Variant("self-training, whole image", {**ALONE, "loss.contexts": "global"}),
     Variant("self-training, masks", ALONE),
+    Variant(GIVEN, {**ALONE, "masks.given": True}),
     Variant("without labels", {"loss.weak": 0}),
     Variant("without regulariser", {"loss.reg": 0}),
     Variant("labels alone", {"loss.st": 0}),
@@ -104,26 +108,27 @@ WESTAR = (
 )
 
 
-def rooms(out: Path, purpose: str, count: int) -> list[Sample]:
-    """Rendered images with depth, 108 x 144, three of each room."""
+def rooms(out: Path, purpose: str, count: int, jobs: int = 1, labels: bool = False) -> list[Sample]:
+    """Rendered images with depth, 108 x 144, three of each room; with masks of the surfaces."""
+    folder = out / "rooms" / f"{purpose}-{count}{'-labels' if labels else ''}"
     cfg = PoolConfig(
-        str(out / "rooms" / f"{purpose}-{count}"),
+        str(folder),
         samples=count,
         views_per_scene=VIEWS_PER_ROOM,
         seed=ROOMS[purpose],
         wait_for=count,
+        fill=True,
+        labels=labels,
     )
-    pool = Pool(cfg, write=True)
-    for _ in pool.fill(count):
-        pass
+    with locked(folder):
+        pool = open_pool(cfg, processes=jobs)
     return [replace(pool[k], name=f"{purpose}-{k}") for k in range(count)]
 
 
 def corrupted_images(samples: Sequence[Sample], name: str, severity: int) -> list[Sample]:
     """The same images, corrupted; the seed of each is its number."""
     return [
-        Sample(s.name, corrupt(s.image, name, severity, seed=k), s.depth)
-        for k, s in enumerate(samples)
+        replace(s, image=corrupt(s.image, name, severity, seed=k)) for k, s in enumerate(samples)
     ]
 
 
@@ -146,7 +151,7 @@ def adapt(
         return open_network(NetworkConfig(source="embedded"))
     steps *= LONGER if variant.name == CEILING else 1
     changes = {**variant.settings, "loop.seed": seed, "loop.steps": steps}
-    changes["masks.folder"] = str(out / "masks")
+    changes |= {"masks.folder": str(out / "masks"), "keep": len(target)}
     cfg = config.replace(config.build(westar.Config, WESTAR_BASE), changes)
     labels = None
     if cfg.loss.weak:
@@ -157,11 +162,10 @@ def adapt(
         ]
         labels = LabelSet([pair for pairs in drawn for pair in pairs], [s.name for s in target])
     # A recipe that has no depth cannot use it.
-    visible = target if cfg.teacher == "truth" else [Sample(s.name, s.image) for s in target]
+    visible = target if cfg.teacher == "truth" else [replace(s, depth=None) for s in target]
     folder = out / "runs" / f"{slug(variant.name)}-{seed}-{steps}{labelled(triples)}"
     recipe = westar.Westar(cfg, visible, labels, [Sample(s.name, s.image) for s in known])
-    run(recipe, cfg.loop, folder, config.to_dict(cfg), console=Console(quiet=True))
-    return open_run(folder)
+    return open_run(trained(recipe, cfg.loop, folder, config.to_dict(cfg)))
 
 
 SOURCE, STRETCHED = "source", "stretched, nothing learnt"
@@ -180,7 +184,7 @@ def design(targets: Sequence[str]) -> Design:
             Claim("WeSTAR", SOURCE, -0.40, CORRUPTED),
             Claim("WeSTAR", SOURCE, 0.01, CLEAR),
             Claim("WeSTAR", "self-training, masks", 0.0, CORRUPTED),
-            Claim("self-training, masks", "self-training, depth bins", 0.0, CORRUPTED),
+            Claim(GIVEN, "self-training, depth bins", 0.0, CORRUPTED),
             Claim("self-training, depth bins", "self-training, whole image", 0.0, CORRUPTED),
             Claim("WeSTAR", "full fine-tuning", 0.0, CORRUPTED),
         ),
@@ -235,26 +239,29 @@ def _westar_study(args: argparse.Namespace) -> Study:
         targets = named(args.target)
     except ValueError as error:
         raise TrainingError(str(error)) from error
-    learn = rooms(args.out, "learn", args.images)
-    known = rooms(args.out, "known", max(args.images // 9, 1) * 3)
-    judge = rooms(args.out, "choose" if args.choose else "judge", 3 * args.rooms)
+    learn = rooms(args.out, "learn", args.images, args.jobs, labels=True)
+    known = rooms(args.out, "known", max(args.images // 9, 1) * 3, args.jobs)
+    judge = rooms(args.out, "choose" if args.choose else "judge", 3 * args.rooms, args.jobs)
     steps = args.steps or WESTAR_BASE["loop"]["steps"]
     kind = f"{args.severity}-{args.images}"
-    corrupted = {name: corrupted_images(judge, name, args.severity) for name in targets}
+
+    @functools.cache
+    def corrupted(purpose: str, target: str) -> list[Sample]:
+        """The images to judge by, or to learn from."""
+        return corrupted_images(judge if purpose == "judge" else learn, target, args.severity)
 
     def make(name: str, seed: int) -> dict[str, F64]:
         if name in BASELINES:
             own = baseline_errors(name, judge, edges=False)
             return joined({target: own for target in targets}, dict.fromkeys(targets, own))
         both: tuple[dict[str, F64], dict[str, F64]] = ({}, {})
-        for target, images in corrupted.items():
-            shown, clear = images, judge
+        for target in targets:
+            shown, clear = corrupted("judge", target), judge
             if name == STRETCHED:
-                shown, clear = (stretched(one, like=known) for one in (images, judge))
+                shown, clear = (stretched(one, like=known) for one in (shown, clear))
             variant = next(v for v in WESTAR if v.name == (SOURCE if name == STRETCHED else name))
             folder = args.out / args.study / f"{target}-{kind}"
-            seen = [] if variant.settings is None else corrupted_images(
-                learn, target, args.severity)  # fmt: skip
+            seen = [] if variant.settings is None else corrupted("learn", target)
             network = adapt(folder, variant, seed, seen, known, steps, args.triples)
             for errors_by, samples in zip(both, (shown, clear), strict=True):
                 errors_by[target] = errors(network, samples)
@@ -264,7 +271,7 @@ def _westar_study(args: argparse.Namespace) -> Study:
     parts = {name: Part(groups) for name in targets} if len(targets) > 1 else {}
     parts |= {part: Part(list(groups) * len(targets)) for part in ("corrupted", "clear")}
     name = f"{'-'.join(args.target)}-{kind}-{steps}{labelled(args.triples)}"
-    unseeded = (SOURCE, STRETCHED, *BASELINES)
+    unseeded = (SOURCE, STRETCHED, CEILING, *BASELINES)  # of the ceiling one run will do
     plan = design(targets)
     rows = [v.name for v in WESTAR if v.name not in plan.references()]
     folder = args.out / args.study / f"{name}{'-choose' if args.choose else ''}"

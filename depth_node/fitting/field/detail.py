@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from depth_node.fitting.field.detail_loops import DetailPoints, DetailWeights, LeftOutPoints
+from depth_node.fitting.field.detail_loops import (
+    DetailPoints,
+    DetailWeights,
+    LeftOutPoints,
+    Predicted,
+)
 from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.kernels import FieldKernels
 from depth_node.fitting.field.lattice import REFERENCE_PX, Floats, Map, resized, sample
@@ -120,17 +125,20 @@ def choose_detail(
     start = features.log_base[which] + update
     # Between scan lines the points across are too far to be near a pixel; they count from where the
     # nearest point of a pixel is.
-    square = (left_out.distance * features.length_px / features.grid.cell_px) ** 2
-    total, given = np.empty(len(which)), np.empty((len(CLIPS), len(which)))
+    pixels = left_out.distance * features.length_px / features.grid.cell_px
+    total, rest, beside = np.empty((3, len(which)))
+    copied = np.empty((len(CLIPS), len(which)))
     kernels.predict(
-        points, LeftOutPoints(which, start, square), left_out.neighbours.indices,
-        DetailWeights(radius, SOFTENING, SURFACE_GAIN, COLOUR_GAIN, math.inf),
-        np.array(CLIPS), total, given,
+        points, LeftOutPoints(which, start, pixels, features.grid_row, features.grid_col),
+        left_out.neighbours.indices,
+        DetailWeights(radius, SOFTENING, SURFACE_GAIN, COLOUR_GAIN, math.inf), np.array(CLIPS),
+        Predicted(total, rest, beside, copied),
     )  # fmt: skip
-    truth = features.log_base[which] + features.y[which]
     priors = PRIOR_WEIGHTS if detail else (math.inf,)
-    mass = total + np.array(priors)[:, None] * prior  # (priors, m)
-    miss = (truth - start) - given[:, None] / mass  # (clips, priors, m)
+    of_surface = np.array(priors)[:, None] * prior  # (priors, 1)
+    truth = features.log_base[which] + features.y[which]
+    miss = truth - start - copied[:, None] / (beside + of_surface)  # (clips, priors, m)
+    miss -= rest / (total + of_surface)
     error = np.minimum(np.abs(miss), ERROR_CAP)
     away = np.abs(np.arange(len(priors)) - USUAL_CHOICE[0])
     away = away + np.abs(np.arange(len(CLIPS)) - USUAL_CHOICE[1])[:, None]

@@ -50,14 +50,30 @@ class DetailWeights(NamedTuple):
 class LeftOutPoints(NamedTuple):
     """Points (m,) that are predicted without themselves.
 
-    which: of the N. surface: log depth there by what is known without them. square: squared cells
-    from which a pixel is predicted as a point is from its nearest neighbour; one farther counts as
-    no farther.
+    which: of the N. surface: log depth there by what is known without them. pixels: cells from
+    which a pixel is predicted as each of them is from its nearest neighbour, which may be farther.
+    row, col: (N,) of all points on the lattice.
     """
 
     which: Integers
     surface: Floats
-    square: Floats
+    pixels: Floats
+    row: Floats
+    col: Floats
+
+
+class Predicted(NamedTuple):
+    """What is handed to left-out points.
+
+    total, rest: (m,) sums of the neighbours' weights, and of weights times their remaining errors.
+    beside, copied: (m,) and (c, m), of weights beside a line, and of these times what each clip
+    takes from the surface's steps.
+    """
+
+    total: Floats
+    rest: Floats
+    beside: Floats
+    copied: Floats
 
 
 def spread(
@@ -164,47 +180,57 @@ def predict(
     indices: Integers,
     weights: DetailWeights,
     clips: Floats,
-    total: Floats,
-    given: Floats,
+    predicted: Predicted,
     begin: int,
     end: int,
 ) -> None:
-    """As :func:`spread`, but to left-out points from their neighbours indices (m, k), -1 none.
+    """As :func:`spread`, but to left-out points (m,) from their neighbours indices (m, k), -1 none.
 
-    Each of the clips (c,) counts instead of the weights' own. Written: total (m,) and given (c, m),
-    of the points from `begin` up to, not with, `end`.
+    Distances are those from a pixel: shorter where the nearest neighbour is farther than a pixel's
+    nearest point is. What is copied instead of the surface's steps is judged as a pixel beside one
+    of two lines meets it, the other line the rest of the gap away: halfway the stairs of a floor
+    cancel out. Each of the clips (c,) counts instead of the weights' own. Written: what is
+    predicted of the points from `begin` up to, not with, `end`.
     """
-    row, col, colour = points.row, points.col, points.colour
+    row, col, colour = left_out.row, left_out.col, points.colour
     inverse = 1.0 / (weights.radius * weights.radius)
     for m in range(begin, end):
         own = left_out.which[m]
-        nearest = 1e30
+        gap2, gap_down, gap_right = 1e30, 0.0, 0.0
         for a in range(indices.shape[1]):
             p = indices[m, a]
-            if p >= 0:
-                dr, dc = float(row[own] - row[p]), float(col[own] - col[p])
-                nearest = min(nearest, dr * dr + dc * dc)
-        nearer = min(left_out.square[m] / max(nearest, 1e-9), 1.0)
-        total[m] = 0.0
+            down, right = row[p] - row[own], col[p] - col[own]
+            if p >= 0 and down * down + right * right < gap2:
+                gap2, gap_down, gap_right = down * down + right * right, down, right
+        near = min(left_out.pixels[m] / max(math.sqrt(gap2), 1e-5), 1.0)
+        far = max(1.0 - near, near) if near < 1.0 else 1.0
+        total = rest = beside = 0.0
         for c in range(len(clips)):
-            given[c, m] = 0.0
+            predicted.copied[c, m] = 0.0
         for a in range(indices.shape[1]):
             p = indices[m, a]
             if p < 0:
                 continue
-            dr, dc = float(row[own] - row[p]), float(col[own] - col[p])
-            r2 = (dr * dr + dc * dc) * nearer
+            down, right = row[p] - row[own], col[p] - col[own]
+            r2 = down * down + right * right
             s = left_out.surface[m] - points.surface[p]
             c0, c1 = colour[own, 0] - colour[p, 0], colour[own, 1] - colour[p, 1]
             c2 = colour[own, 2] - colour[p, 2]
             unlike = 1.0 + weights.surface_gain * s * s
             unlike += weights.colour_gain * float(c0 * c0 + c1 * c1 + c2 * c2)
-            weight = points.weight[p] * max(1.0 - r2 * inverse, 0.0)
-            weight /= (weights.softening + r2) * unlike * unlike
-            total[m] += weight
+            trust = points.weight[p] / (unlike * unlike)
+            from_pixel = r2 * near * near
+            weight = trust * max(1.0 - from_pixel * inverse, 0.0) / (weights.softening + from_pixel)
+            total += weight
+            rest += weight * points.rest[p]
+            part = near if down * gap_down + right * gap_right > 0.0 else far
+            beside_line = r2 * part * part
+            weight = trust * max(1.0 - beside_line * inverse, 0.0)
+            weight /= weights.softening + beside_line
+            beside += weight
             for c in range(len(clips)):
-                step = min(max(s, -clips[c]), clips[c])
-                given[c, m] += weight * (points.rest[p] + step - s)
+                predicted.copied[c, m] += weight * (min(max(s, -clips[c]), clips[c]) - s)
+        predicted.total[m], predicted.rest[m], predicted.beside[m] = total, rest, beside
 
 
 def predict_numpy(
@@ -213,25 +239,35 @@ def predict_numpy(
     indices: Integers,
     weights: DetailWeights,
     clips: Floats,
-    total: Floats,
-    given: Floats,
+    predicted: Predicted,
 ) -> None:
     """As :func:`predict`, for all points (m,)."""
-    row, col, colour = points.row, points.col, points.colour
+    row, col, colour = left_out.row, left_out.col, points.colour
     which, missing = left_out.which[:, None], indices < 0
-    r2 = (row[which] - row[indices]).astype(np.float64) ** 2
-    r2 += (col[which] - col[indices]).astype(np.float64) ** 2
-    nearest = np.where(missing, 1e30, r2).min(axis=1)
-    r2 *= np.minimum(left_out.square / np.maximum(nearest, 1e-9), 1)[:, None]
+    down, right = row[indices] - row[which], col[indices] - col[which]
+    r2 = down * down + right * right
+    to_any = np.where(missing, 1e30, r2)
+    nearest = to_any.argmin(axis=1)[:, None]
+    gap = np.sqrt(np.take_along_axis(to_any, nearest, axis=1))
+    near = np.minimum(left_out.pixels[:, None] / np.maximum(gap, 1e-5), 1)
+    far = np.where(near < 1, np.maximum(1 - near, near), 1)
+    across = down * np.take_along_axis(down, nearest, axis=1)
+    across += right * np.take_along_axis(right, nearest, axis=1)
     s = left_out.surface[:, None] - points.surface[indices]
     unlike = 1 + weights.surface_gain * s * s
     unlike += weights.colour_gain * ((colour[which] - colour[indices]) ** 2).sum(axis=2)
-    weight = points.weight[indices] * np.maximum(1 - r2 / weights.radius**2, 0)
-    weight /= (weights.softening + r2) * unlike * unlike
-    weight[missing] = 0
-    total[:] = weight.sum(axis=1)
-    for clip, one in zip(clips, given, strict=True):
-        one[:] = (weight * (points.rest[indices] + s.clip(-clip, clip) - s)).sum(axis=1)
+    trust = points.weight[indices] / (unlike * unlike)
+    trust[missing] = 0
+
+    def weight(r2: Floats) -> Floats:
+        falling: Floats = np.maximum(1 - r2 / weights.radius**2, 0) / (weights.softening + r2)
+        return trust * falling
+
+    of_pixel, beside = weight(r2 * near**2), weight(r2 * np.where(across > 0, near, far) ** 2)
+    predicted.total[:], predicted.beside[:] = of_pixel.sum(axis=1), beside.sum(axis=1)
+    predicted.rest[:] = (of_pixel * points.rest[indices]).sum(axis=1)
+    for clip, copied in zip(clips, predicted.copied, strict=True):
+        copied[:] = (beside * (s.clip(-clip, clip) - s)).sum(axis=1)
 
 
 def signatures(types: Any) -> dict[Any, Any]:
@@ -243,10 +279,13 @@ def signatures(types: Any) -> dict[Any, Any]:
 
     points = group(DetailPoints, one, one, one, one, image, one)
     weights = group(DetailWeights, real, real, real, real, real)
-    left_out = group(LeftOutPoints, whole[::1], real[::1], real[::1])
-    given = real[::1], real[::1], real[:, ::1]
+    left_out = group(LeftOutPoints, whole[::1], real[::1], real[::1], real[::1], real[::1])
+    one_each = real[::1]
+    predicted = group(Predicted, one_each, one_each, one_each, real[:, ::1])
     planes = image, types.float32[:, :, ::1]
     return {
         spread: types.void(points, *planes, weights, image, image, whole, whole),
-        predict: types.void(points, left_out, whole[:, ::1], weights, *given, whole, whole),
+        predict: types.void(
+            points, left_out, whole[:, ::1], weights, one_each, predicted, whole, whole
+        ),
     }

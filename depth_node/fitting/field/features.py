@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.fitting.field.base import Base
-from depth_node.fitting.field.image_loops import LINEAR, reduced_colour
+from depth_node.fitting.field.image_loops import reduced_colour
 from depth_node.fitting.field.kernels import (
     CIRCLE,
     Correlation,
@@ -289,12 +289,11 @@ def _lab_colour(image: NDArray[np.uint8], grid: Lattice, kernels: FieldKernels) 
     else:
         small = reduced_colour(small, half, kernels.mean_colour)
     small = cv2.GaussianBlur(small, (0, 0), 0.6)
-    scale = np.array(
-        [0.01 / LIGHTNESS_LENGTH, 1 / 255 / CHROMA_LENGTH, 1 / 255 / CHROMA_LENGTH], np.float32
-    )
-    lab: Map = np.empty((3, half[1], half[0]), np.float32)
-    kernels.lab(np.asarray(small).reshape(half[1], -1), LINEAR, scale, lab)
+    planes = cv2.split(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2Lab))
+    lengths = (100 * LIGHTNESS_LENGTH, 255 * CHROMA_LENGTH, 255 * CHROMA_LENGTH)
     out: Map = np.empty((3, *grid.shape), np.float32)
-    for plane, whole in zip(lab, out, strict=True):
-        cv2.resize(plane, grid.size, dst=whole, interpolation=cv2.INTER_LINEAR)
+    for plane, length, whole in zip(planes, lengths, out, strict=True):
+        cv2.resize(
+            plane * np.float32(1 / length), grid.size, dst=whole, interpolation=cv2.INTER_LINEAR
+        )
     return out

@@ -200,69 +200,7 @@ def mean_colour_numpy(
     out[:] = cv2.resize(colours, size, interpolation=cv2.INTER_AREA).reshape(out.shape)
 
 
-def _linear() -> Map:
-    """(256,) light of the values of sRGB (IEC 61966-2-1), 0 to 1."""
-    value = np.arange(256) / 255
-    light = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    return light.astype(np.float32)
-
-
-LINEAR = _linear()
-# sRGB's light to CIE XYZ over its white D65, row by row, as OpenCV has it
-_XYZ = np.array(
-    [
-        [0.412453 / 0.950456, 0.357580 / 0.950456, 0.180423 / 0.950456],
-        [0.212671, 0.715160, 0.072169],
-        [0.019334 / 1.088754, 0.119193 / 1.088754, 0.950227 / 1.088754],
-    ],
-    np.float32,
-)
 _STRAIGHT, _DIAGONAL = round(0.955 * 65536), round(1.3693 * 65536)  # as OpenCV counts
-_DARK = np.float32(0.008856)  # below it the cube root gives way to a line
-
-
-def lab(
-    image: NDArray[np.uint8], linear: Map, scale: Map, planes: Map, begin: int, end: int
-) -> None:
-    """CIE L*a*b* times scale (3,) of an image (h, 3 w), as OpenCV's cvtColor: L to 100.
-
-    linear: LINEAR. Written: rows `begin` up to, not with, `end` of planes (3, h, w).
-    """
-    width = planes.shape[2]
-    light, root = np.empty(3 * width, np.float32), np.empty(3 * width, np.float32)
-    light_bits, root_bits = light.view(np.int32), root.view(np.int32)
-    third, least = np.float32(1 / 3), np.float32(1e-9)
-    two, slope, dark = np.float32(2.0), np.float32(7.787), np.float32(16 / 116)
-    for i in range(begin, end):
-        for j in range(width):
-            red, green = linear[image[i, 3 * j]], linear[image[i, 3 * j + 1]]
-            blue = linear[image[i, 3 * j + 2]]
-            for c in range(3):
-                x = _XYZ[c, 0] * red + _XYZ[c, 1] * green + _XYZ[c, 2] * blue
-                light[c * width + j] = max(x, least)
-        # The cube root: a third of the exponent, then Halley's step twice.
-        for j in range(3 * width):
-            root_bits[j] = np.int32(np.float32(light_bits[j]) * third + np.float32(0x2A5137A0))
-        for j in range(3 * width):
-            x, y = light[j], root[j]
-            for _ in range(2):
-                cube = y * y * y
-                y *= (cube + two * x) / (two * cube + x)
-            root[j] = y if x > _DARK else slope * x + dark
-        for j in range(width):
-            x, y, z = root[j], root[width + j], root[2 * width + j]
-            planes[0, i, j] = (np.float32(116.0) * y - np.float32(16.0)) * scale[0]
-            planes[1, i, j] = np.float32(500.0) * (x - y) * scale[1]
-            planes[2, i, j] = np.float32(200.0) * (y - z) * scale[2]
-
-
-def lab_numpy(image: NDArray[np.uint8], linear: Map, scale: Map, planes: Map) -> None:
-    """As :func:`lab`, of all rows of planes (3, h, w)."""
-    light = linear[image.reshape(len(image), -1, 3)] @ _XYZ.T
-    root = np.where(light > _DARK, np.cbrt(light), np.float32(7.787) * light + np.float32(16 / 116))
-    x, y, z = np.moveaxis(root, 2, 0)
-    planes[0], planes[1], planes[2] = 116 * y - 16, 500 * (x - y), 200 * (y - z)
-    planes *= scale[:, None, None]
 
 
 def distances(near: NDArray[np.uint8], cells: Map, begin: int, end: int) -> None:
@@ -371,7 +309,6 @@ def signatures(types: Any) -> dict[Any, Any]:
     return {
         mean_metres: types.void(values, line, some, some, grid, whole, whole),
         mean_colour: types.void(image, some, some, types.uint8[:, ::1], whole, whole),
-        lab: types.void(image, real[::1], real[::1], real[:, :, ::1], whole, whole),
         distances: types.void(types.uint8[:, ::1], grid, whole, whole),
         extremes: types.void(
             grid, whole[::1], whole[::1], whole, real[::1], real[::1], whole, whole

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from depth_node.fitting.field.image_loops import (
-    LINEAR,
     UNCHANGED,
     MetresLine,
     reduced,
@@ -82,27 +81,6 @@ def test_answer_is_factor_times_metres_and_std_times_that(
     loops.answer(values, line, depth, std)
     np.testing.assert_allclose(depth, factor * line.metres(values), rtol=1e-6)
     np.testing.assert_allclose(std, relative * depth, rtol=1e-6)
-
-
-def test_colours_are_lab_as_opencv_has_them(loops: FieldKernels) -> None:
-    """OpenCV interpolates in a table, half a unit beside the formula at most."""
-    image = np.random.default_rng(2).integers(0, 256, (40, 61, 3), np.uint8)
-    image[0], image[1] = 0, np.arange(61)[:, None]  # black, and grey from the line to the root
-    expected = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
-    scale = np.array([0.5, 1.0, 2.0], np.float32)
-    found = np.empty((3, 40, 61), np.float32)
-    loops.lab(image.reshape(40, -1), LINEAR, scale, found)
-    np.testing.assert_allclose(found, np.moveaxis(expected * scale, 2, 0), atol=1.0)
-    exact = np.empty_like(found)
-    kernels("numpy").lab(image.reshape(40, -1), LINEAR, scale, exact)
-    np.testing.assert_allclose(found, exact, atol=1e-3)
-
-
-def test_white_is_light_and_has_no_colour(loops: FieldKernels) -> None:
-    found = np.empty((3, 1, 1), np.float32)
-    white = np.full((1, 3), 255, np.uint8)
-    loops.lab(white, LINEAR, np.ones(3, np.float32), found)
-    np.testing.assert_allclose(found.ravel(), [100, 0, 0], atol=0.02)
 
 
 @pytest.mark.parametrize(("shape", "points"), [((40, 61), 9), ((1, 30), 2), ((25, 2), 1)])

@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 
 from depth_node.config import replace
 from depth_node.fitting.field import kernels, solve
-from depth_node.fitting.field.detail_loops import DetailPoints, DetailWeights, LeftOutPoints
+from depth_node.fitting.field.detail_loops import (
+    DetailPoints,
+    DetailWeights,
+    LeftOutPoints,
+    Predicted,
+)
 from depth_node.fitting.field.kernels import (
     Correlation,
     Kriged,
@@ -163,19 +168,21 @@ def test_left_out_points_are_predicted_alike() -> None:
     which = rng.permutation(count)[:tested]
     indices = np.stack([rng.permutation(count)[:5] for _ in which])
     indices[:4, 3:] = -1
-    left_out = LeftOutPoints(which, rng.random(tested), rng.uniform(1, 40, tested))
+    rows, cols = 30 * rng.random((2, count))
+    left_out = LeftOutPoints(which, rng.random(tested), rng.uniform(0.3, 5, tested), rows, cols)
     clips = np.array([0.02, 9.0])
     found = []
     for name in ("numba", "numpy"):
-        total, given = np.empty(tested), np.empty((2, tested))
+        total, rest, beside = np.empty((3, tested))
+        predicted = Predicted(total, rest, beside, np.empty((2, tested)))
         kernels.kernels(name).predict(
-            points, left_out, indices, DetailWeights(20.0, 0.5, 100.0, 5.0, np.inf), clips, total,
-            given,
+            points, left_out, indices, DetailWeights(20.0, 0.5, 100.0, 5.0, np.inf), clips,
+            predicted,
         )  # fmt: skip
-        found.append((total, given))
-    assert (found[0][0] > 0).any()
-    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-9)
+        found.append(predicted)
+    assert (found[0].total != found[0].beside).any()
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-9)
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ def pool_config(folder: Path, samples: int, views: int) -> PoolConfig:
     return PoolConfig(str(folder), samples, 24, 32, views_per_scene=views, seed=5)
 
 
-def fill(cfg: PoolConfig, until: int) -> Pool:
+def fill(cfg: PoolConfig, until: int, processes: int = 1) -> Pool:
     pool = Pool(cfg, write=True)
-    for _ in pool.fill(until):
+    for _ in pool.fill(until, processes):
         pass
     return pool
 
@@ -34,6 +34,24 @@ def test_the_pool_repeats_itself_and_goes_on_where_it_stopped(tmp_path: Path) ->
     np.testing.assert_array_equal(parts.image, whole.image)
     np.testing.assert_array_equal(parts.depth, whole.depth)
     assert np.unique(parts.image.reshape(12, -1), axis=0).shape[0] == 12
+
+
+def test_several_processes_render_what_one_renders(tmp_path: Path) -> None:
+    one = fill(pool_config(tmp_path / "one", 12, 2), 9)
+    several = fill(pool_config(tmp_path / "several", 12, 2), 9, processes=2)
+    assert len(one) == len(several) == 10  # whole scenes
+    np.testing.assert_array_equal(one.image, several.image)
+    np.testing.assert_array_equal(one.depth, several.depth)
+
+
+def test_labels_are_masks(tmp_path: Path) -> None:
+    cfg = pool_config(tmp_path / "a", 6, 3)
+    plain = fill(cfg, 6)
+    labelled = fill(config.replace(cfg, {"folder": str(tmp_path / "b"), "labels": True}), 6, 2)
+    np.testing.assert_array_equal(labelled.image, plain.image)
+    masks = labelled[5].masks
+    assert plain[5].masks is None and masks is not None
+    assert masks.shape == (24, 32) and masks.min() >= 1 and len(np.unique(masks)) > 2
 
 
 def test_a_full_pool_replaces_its_oldest(tmp_path: Path) -> None:

@@ -115,6 +115,27 @@ def test_resumed_equals_uninterrupted(pool_folder: Path, tmp_path: Path, precisi
     assert same(weights(whole), weights(resumed))
 
 
+def test_a_run_on_held_pools_learns_resumes_and_shows_its_images(
+    pool_folder: Path, tmp_path: Path
+) -> None:
+    cfg = settings(
+        pool_folder,
+        "on_device=true",
+        "outdoors_share=0.3",
+        f"outdoors.folder={pool_folder}/outdoors",
+        "outdoors.samples=12", "outdoors.height=48", "outdoors.width=64", "outdoors.seed=4",
+        "outdoors.wait_for=12", "outdoors.fill=true",
+        "loop.checkpoint_every=3", "loop.images_every=2",
+    )  # fmt: skip
+    whole = train(cfg, tmp_path / "whole")
+    assert list((tmp_path / "whole" / "images").glob("*.png"))
+    train(cfg, tmp_path / "parts", stop=lambda step: step == 4)
+    resumed = train(cfg, tmp_path / "parts")
+    assert same(weights(whole), weights(resumed))
+    with pytest.raises(config.ConfigError, match="on_device holds pools"):
+        settings(pool_folder, "on_device=true", "source=images")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_between_steps_and_can_go_on(
     pool_folder: Path, tmp_path: Path, number: int

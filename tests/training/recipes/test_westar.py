@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from depth_node import config
 from training import loop
+from training.batch_images import TITLE_PX
 from training.data.ordinal_labels import LabelSet, Pair, write_labels
 from training.data.samples import DataError, Sample
 from training.models.lora import low_rank
@@ -271,6 +273,15 @@ def test_masks_move_with_the_view() -> None:
         assert 0.1 < bright.float().mean() < 0.9
 
 
+def test_masks_that_come_with_the_images_are_taken() -> None:
+    made = recipe("masks.given=true", "loss.weak=0")
+    with pytest.raises(DataError, match=r"has no masks: set masks\.given to false"):
+        made.batch(0, (0, 1))
+    there = [replace(s, masks=np.full(s.image.shape[:2], 7, np.int32)) for s in samples()]
+    batch = westar.Westar(settings("masks.given=true", "loss.weak=0"), there).batch(0, (0, 1))
+    assert bool((batch["masks"] == 7).all())
+
+
 def test_a_few_labels_correct_the_order(tmp_path: Path) -> None:
     """The order of labelled pairs gets better, by labels alone."""
     made = recipe(
@@ -387,9 +398,9 @@ def test_panels_show_views_and_maps() -> None:
     model = made.model().eval()
     with torch.no_grad():
         (image,) = made.batch_images(model, made.batch(0, (0, 1)), model).values()
-    assert image.shape == (4 * 56, 4 * 84, 3)
+    assert image.shape == (4 * (56 + TITLE_PX), 4 * 84, 3)
     assert image.dtype == np.uint8
-    assert image[:56].std() > 5 and image[-56:].std() > 5
+    assert image[TITLE_PX:][:56].std() > 5 and image[-56:].std() > 5
 
 
 @pytest.mark.parametrize(

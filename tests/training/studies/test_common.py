@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +50,36 @@ def a_study(folder: Path, made: list[str]) -> common.Study:
 def test_a_study_runs_what_is_missing_and_reports(tmp_path: Path) -> None:
     made: list[str] = []
     study = a_study(tmp_path, made)
-    args = argparse.Namespace(seeds=[1], rooms=2, only=["good"])
+    args = argparse.Namespace(seeds=[1], rooms=2, only=["good"], jobs=1)
     common.run_study(study, args, Console(quiet=True))
     assert made == ["good 1"]
     report = (tmp_path / "table.md").read_text()
     assert "not run, so not passed" in report and "No table" in report
-    args = argparse.Namespace(seeds=[1, 2], rooms=2, only=[])
+    args = argparse.Namespace(seeds=[1, 2], rooms=2, only=[], jobs=1)
     common.run_study(study, args, Console(quiet=True))
     assert made == ["good 1", "bad 1", "constant 1", "good 2", "bad 2"]
     report = (tmp_path / "table.md").read_text()
     assert "it holds" in report and "| good | 2 | 0.2000 (0.2000 0.2000)" in report
+    args.only = ["better"]
     with pytest.raises(TrainingError, match="No row is called 'better': there are good; bad"):
-        common.run_study(study, argparse.Namespace(seeds=[1], rooms=2, only=["better"]), Console())
+        common.run_study(study, args, Console())
+
+
+def test_what_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    made: list[str] = []
+    study = a_study(tmp_path, made)
+    theirs = tmp_path / "scores" / "good-1-2.json"
+    args = argparse.Namespace(seeds=[1], rooms=2, only=[], jobs=1)
+    with common.locked(theirs) as mine:
+        assert mine
+        with common.locked(theirs, wait=False) as again:
+            assert not again
+        other = threading.Thread(target=common.run_study, args=(study, args, Console(quiet=True)))
+        other.start()
+        while len(made) < 2:
+            time.sleep(0.01)
+        assert made == ["bad 1", "constant 1"], "first what nobody has begun"
+        theirs.write_text(json.dumps({"rooms": [[0.3]] * 6}))
+    other.join()
+    assert len(made) == 2
+    assert "| good | 1 | 0.3000" in (tmp_path / "table.md").read_text()

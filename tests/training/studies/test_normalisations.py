@@ -41,7 +41,7 @@ def test_the_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     names = [study.name_of("hybrid", 0.3), study.name_of("global", 0.0), "start", "plane"]
     command = ["study", "normalisations", "--out", str(tmp_path), "--images", "3", "--rooms", "1"]
     command += ["--steps", "1", "--only", *names]
-    assert main(command) == 0
+    assert main([*command, "--jobs", "2"]) == 0
     printed = capsys.readouterr().out
     assert "'global, 0% wrong' is at most 0.95 of 'start'" in printed and "No table" in printed
     assert "| 30% | 0.000 |" in printed, "the targets need no network"
