@@ -179,12 +179,82 @@ def test_the_one_row_that_meets_a_low_thing_tells_of_it() -> None:
     assert found.height.min() > 0.02 and found.height.max() < 0.08
 
 
+def test_drops_of_rain_are_none_and_a_post_in_the_rain_is_one() -> None:
+    """Near the LiDAR many of its rays pass through a cube, and some drops are in each."""
+    rng = np.random.default_rng(5)
+    for thing, marked in ((0.0, False), (0.3, True)):
+        dry = rows_of_points(0.01, thing, rows_deg=0.5)
+        wet = rng.random(len(dry)) < 0.03
+        depth = np.where(wet, rng.uniform(0.4, np.maximum(dry.depth, 0.5)), dry.depth)
+        found = find(scene(), measured=SparseDepth.from_arrays(dry.rows, dry.cols, depth))
+        assert (len(found.points) > 0) == marked
+        assert np.all(np.abs(found.in_base[:, 0] - 2.95) < 0.1)
+
+
 def test_points_on_the_ground_tell_it_where_the_depth_map_is_heaved() -> None:
     """Its floor rises by 1.2 cm in a metre, which would swallow the row of points on the thing."""
     heaved = scene(T_base_camera=camera_above_ground(HEIGHT_M, PITCH_DEG + 0.7))
     found = find(heaved, measured=rows_of_points(0.01, thing=0.1))
     assert len(found.points) >= 3
     assert found.in_base[:, 0] == pytest.approx(2.95, abs=0.1)
+
+
+def drop_scene(edge_m: float, drop_m: float) -> F32:
+    """(240, 320) m: a floor that ends at a distance, a lower one behind it, a wall at 20 m."""
+    upper, lower = scene(), scene(T_base_camera=camera_above_ground(HEIGHT_M + drop_m, PITCH_DEG))
+    rays = CAMERA.rays() @ T_BASE_CAMERA[:3, :3].T
+    beyond = (upper * rays[..., 0] > edge_m) & (rays[..., 2] < 0)
+    return np.where(beyond, lower, upper).astype(np.float32)
+
+
+def test_a_drop_is_marked_at_the_edge_of_the_ground_where_it_is_asked_for() -> None:
+    stairs = drop_scene(2.0, 0.4)
+    assert len(find(stairs).points) == 0
+    config = ObstacleConfig(max_drop_m=0.1)
+    found = find(stairs, config)
+    assert len(found.points) > 100
+    assert 2.0 < found.in_base[:, 0].min() < 2.3
+    assert found.height == pytest.approx(-0.4, abs=0.02)
+    level = found.points @ T_BASE_CAMERA[2, :3].astype(np.float32) + HEIGHT_M
+    assert level == pytest.approx(0.0, abs=0.01)
+    assert np.hypot(*found.in_base.T).max() < config.max_range_m
+    ranges = scan_ranges(found, 8.0)
+    assert ranges[360] < 2.3
+    assert len(find(stairs, ObstacleConfig(max_drop_m=0.5)).points) == 0
+
+
+def test_a_floor_that_sinks_by_a_few_percent_is_no_drop() -> None:
+    rows, cols = np.mgrid[:240, :320]
+    wave = 1 + 0.07 * np.sin(rows / 25) * np.sin(cols / 30)
+    config = ObstacleConfig(max_drop_m=0.03)
+    assert len(find(np.asarray(scene() * wave, np.float32), config).points) == 0
+    for noise_m in (0.01, 0.05):
+        assert len(find(scene(), config, measured=rows_of_points(noise_m)).points) == 0
+
+
+def test_measured_points_tell_a_drop_that_the_depth_map_has_not() -> None:
+    floor = rows_of_points(0.005)
+    rays = CAMERA.rays()[floor.rows, floor.cols] @ T_BASE_CAMERA[:3, :3].T
+    beyond = floor.depth * rays[:, 0] > 2.0
+    assert beyond.sum() > 100
+    depth = np.where(beyond, floor.depth * (1 + 0.2 / HEIGHT_M), floor.depth)
+    measured = SparseDepth.from_arrays(floor.rows, floor.cols, depth)
+    assert len(find(scene(), measured=measured).points) == 0
+    found = find(scene(), ObstacleConfig(max_drop_m=0.05), measured=measured)
+    assert len(found.points) > 50
+    assert found.in_base[:, 0].min() > 1.95
+    assert found.height == pytest.approx(-0.2, abs=0.05)
+
+
+def test_the_robot_itself_is_no_obstacle() -> None:
+    """A bumper that camera and LiDAR see."""
+    bumper = scene((0.9, 0.0, 0.6, 0.2))
+    assert len(find(bumper).points) > 100
+    config = ObstacleConfig(min_range_m=1.1)
+    assert len(find(bumper, config).points) == 0
+    assert len(find(scene((3.0, 0.0, 0.3, 0.3)), config).points) > 50
+    with pytest.raises(ConfigError, match="min_range_m is 9"):
+        ObstacleConfig(min_range_m=9.0)
 
 
 def test_a_scan_tells_hits_free_ground_and_what_nobody_saw() -> None:
