@@ -51,6 +51,13 @@ CELL_M, MIN_MEASURED = 0.15, 3  # so many measured points in a cube support each
 # The least share of the rays through a cube that a thing takes; a drop of rain takes one of them.
 MIN_SHARE = 0.05
 DENSITY_PX = 32  # squares in which the density of rays is counted
+# Of a slope: of so many points, so many planes are tried; how near to it they lie, from how low on,
+# over how far uphill, in steps, and across it, and which share of what is there.
+SLOPE_POINTS, SLOPE_TRIES, MIN_SLOPE_POINTS = 600, 300, 60
+SLOPE_NEAR_M, SLOPE_FOOT_M = 0.03, 0.06
+SLOPE_LENGTH_M, SLOPE_STEP_M, SLOPE_GAP = 0.8, 0.2, 2
+SLOPE_WIDTH_M, SLOPE_SHARE = 0.5, 0.8
+MIN_SLOPE = math.tan(math.radians(1.0))
 SCAN_STEP_RAD = math.radians(0.5)
 
 
@@ -93,6 +100,15 @@ class ObstacleConfig:
         unit="m",
         minimum=0.01,
         maximum=100.0,
+    )
+    max_slope_deg: float = option(
+        0.0,
+        "A slope that begins at the ground and is no steeper than this against it is ground too: a"
+        " ramp ahead. It must be seen over 0.8 m uphill and 0.5 m across, its foot by the LiDAR."
+        " 0 = what rises above the ground is an obstacle, however flat.",
+        unit="deg",
+        minimum=0.0,
+        maximum=30.0,
     )
     max_drop_m: float = option(
         0.0,
@@ -239,6 +255,12 @@ class ObstacleFinder:
             believed = np.ones(len(sparse), bool) if inlier is None else inlier
             found.append(_measured(sparse, believed, camera, grid, every, ground, config))
         points, heights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        if config.max_slope_deg > 0:
+            over_slope = without_slope(
+                _over_ground(points, T_base_camera), heights, config.max_slope_deg
+            )
+            kept = ~np.isnan(over_slope)
+            points, heights = points[kept], over_slope[kept]
         if config.min_range_m > 0:
             outside = np.hypot(*_over_ground(points, T_base_camera).T) >= config.min_range_m
             points, heights = points[outside], heights[outside]
@@ -345,6 +367,88 @@ def fit_ground(points: NDArray[np.floating]) -> F64:
     return plane if is_ground else np.zeros(3)
 
 
+def without_slope(xy: F32, height: F32, max_slope_deg: float) -> F32:
+    """(n,) m, heights over a slope where there is one, NaN for what is the slope itself.
+
+    xy: (n, 2) m over the ground. height: (n,) m above it, of what would be obstacles; drops have
+    negative ones. A slope is a plane, no steeper than max_slope_deg, that begins at the ground and
+    is what most of the points in its place are: so a step is none, however a network smears it.
+    Found by RANSAC (Fischler and Bolles 1981).
+    """
+    high = np.flatnonzero(height > 0)
+    some = high[np.linspace(0, len(high) - 1, min(len(high), SLOPE_POINTS)).astype(np.intp)]
+    plane = _slope_plane(
+        xy[some].astype(np.float64), height[some], math.tan(math.radians(max_slope_deg))
+    )
+    if plane is None:
+        return height
+    uphill = plane[1:] / np.hypot(plane[1], plane[2])
+    along, across = xy @ uphill, xy @ np.array([-uphill[1], uphill[0]])
+    above = height - (plane[0] + xy @ plane[1:])
+    sample_near = np.abs(above[some]) < SLOPE_NEAR_M
+    near = some[sample_near]
+    left, right = float(across[near].min()), float(across[near].max())
+    beside = (across > left - SLOPE_STEP_M) & (across < right + SLOPE_STEP_M)
+    foot = float(along[near].min())
+    place = np.column_stack([along[some] - foot, across[some] - left])[beside[some]]
+    end = foot + _length_of_slope(place, sample_near[beside[some]])
+    if (
+        height[near].min() > SLOPE_FOOT_M
+        or end - foot < SLOPE_LENGTH_M
+        or right - left < SLOPE_WIDTH_M
+    ):
+        return height
+    inside = beside & (along > foot - SLOPE_STEP_M) & (along < end) & (height > 0)
+    over = np.where(inside & (above > 0), above, height).astype(np.float32)
+    far = np.maximum(1, (xy**2).sum(axis=1) / NEAR_M**2)  # as the heights that count on the ground
+    over[inside & (above < SLOPE_NEAR_M * far)] = np.nan
+    return over
+
+
+def _slope_plane(xy: F64, height: F32, steepest: float) -> F64 | None:
+    """(3,) a, b, c of the plane a + b x + c y, in the slope allowed, that most points (n, 2) and
+    (n,) lie near; None without enough."""
+    if len(xy) < MIN_SLOPE_POINTS:
+        return None
+    design = np.column_stack([np.ones(len(xy)), xy])
+    three = np.random.default_rng(0).integers(len(xy), size=(SLOPE_TRIES, 3))
+    three = three[np.abs(np.linalg.det(design[three])) > SLOPE_WIDTH_M * SLOPE_STEP_M]
+    planes = np.linalg.solve(design[three], height[three].astype(np.float64)[..., None])[..., 0]
+    slope = np.hypot(planes[:, 1], planes[:, 2])
+    planes = planes[(slope > MIN_SLOPE) & (slope < steepest)]
+    if not len(planes):
+        return None
+    near = np.abs(height - planes @ design.T) < SLOPE_NEAR_M
+    best = near[near.sum(axis=1).argmax()]
+    if np.count_nonzero(best) < MIN_SLOPE_POINTS:
+        return None
+    plane: F64 = np.linalg.lstsq(design[best], height[best].astype(np.float64), rcond=None)[0]
+    return plane if MIN_SLOPE < math.hypot(plane[1], plane[2]) < steepest else None
+
+
+def _length_of_slope(place: F64, near: NDArray[np.bool_]) -> float:
+    """m uphill over which the plane of a slope is met nearly everywhere across it.
+
+    place: (n, 2) m uphill from its foot, and across. near: (n,) whether they lie near the plane.
+    """
+    row, col = np.floor(place / SLOPE_STEP_M).astype(np.intp).T
+    shape = (max(int(row.max(initial=0)) + 1, 1), max(int(col.max(initial=0)) + 2, 1))
+    seen, met = np.zeros(shape, bool), np.zeros(shape, bool)
+    uphill = row >= 0
+    seen[row[uphill], col[uphill] + 1] = True  # across from -1 on
+    met[row[uphill & near], col[uphill & near] + 1] = True
+    length, gap = 0, 0
+    for number, (there, on) in enumerate(zip(seen.sum(axis=1), met.sum(axis=1), strict=True)):
+        if there and on < SLOPE_SHARE * there:
+            break
+        gap = 0 if there else gap + 1
+        if gap > SLOPE_GAP:
+            break
+        if there:
+            length = number + 1
+    return length * SLOPE_STEP_M
+
+
 def _measured(
     sparse: SparseDepth,
     believed: NDArray[np.bool_],
@@ -403,9 +507,8 @@ def _measured(
     if config.max_drop_m == 0:
         return points[stands], height[stands].astype(np.float32)
     deep = height < -np.maximum(noise_height, np.float32(config.max_drop_m))
-    edge = (
-        points[deep] * (start / (start - height[deep]))[:, None]
-    )  # where its ray meets the ground
+    # Where their rays meet the ground.
+    edge = points[deep] * (start / (start - height[deep]))[:, None]
     xy = _over_ground(edge, T_base_camera)
     kept = np.hypot(xy[:, 0], xy[:, 1]) < config.max_range_m
     kept &= _supported(xy, np.zeros(len(xy), np.float32), through[deep])

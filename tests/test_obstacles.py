@@ -246,6 +246,58 @@ def test_measured_points_tell_a_drop_that_the_depth_map_has_not() -> None:
     assert found.height == pytest.approx(-0.2, abs=0.05)
 
 
+def rising(
+    profile_m: list[tuple[float, float]], box: tuple[float, float, float] | None = None
+) -> tuple[F32, SparseDepth]:
+    """Depth (240, 320) m and a LiDAR's points on a floor whose height is known by its distance.
+
+    profile_m: distance, height; straight between. box: distance, width, height above the floor.
+    """
+    rays = CAMERA.rays() @ T_BASE_CAMERA[:3, :3].T
+    depth = np.full(rays.shape[:2], 20.0)
+    for z in np.arange(8.0, 0.3, -0.004):  # the nearest depth at which a ray is below the floor
+        x, y, up = (z * rays[..., axis] + T_BASE_CAMERA[axis, 3] for axis in range(3))
+        floor = np.interp(x, *zip(*profile_m, strict=True))
+        if box is not None:
+            on = (np.abs(x - box[0] - 0.1) < 0.1) & (np.abs(y) < box[1] / 2)
+            floor = floor + np.where(on, box[2], 0.0)
+        depth = np.where(up < floor, z, depth)
+    depth = depth.astype(np.float32)
+    rows, cols = np.meshgrid(np.arange(60, 239, 4), np.arange(2, 318, 2), indexing="ij")
+    rows, cols = rows.ravel(), cols.ravel()
+    return depth, SparseDepth.from_arrays(rows, cols, depth[rows, cols])
+
+
+RAMP_5, RAMP_12 = ([(2.0, 0.0), (5.0, 3 * np.tan(np.deg2rad(deg)))] for deg in (5, 12))
+
+
+def test_a_ramp_is_ground_where_slopes_are_allowed() -> None:
+    config = ObstacleConfig(max_slope_deg=8.0, max_range_m=4.8)
+    depth, measured = rising(RAMP_5)
+    assert len(find(depth, measured=measured).points) > 1000, "an obstacle unless it is asked for"
+    assert len(find(depth, config, measured=measured).points) == 0
+    steep, measured = rising(RAMP_12)
+    assert len(find(steep, config, measured=measured).points) > 1000
+
+
+def test_what_stands_on_a_ramp_stands_on_ground() -> None:
+    depth, measured = rising(RAMP_5, box=(3.0, 0.4, 0.2))
+    found = find(depth, ObstacleConfig(max_slope_deg=8.0, max_range_m=4.8), measured=measured)
+    assert len(found.points) > 50
+    assert np.abs(found.in_base[:, 0] - 3.1).max() < 0.25
+    assert np.abs(found.in_base[:, 1]).max() < 0.3
+    assert found.height.max() == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("smeared_m", [0.01, 0.1, 0.25, 0.4])
+def test_a_step_is_no_slope_however_a_network_smears_it(smeared_m: float) -> None:
+    depth, measured = rising([(2.0, 0.0), (2.0 + smeared_m, 0.1), (6.0, 0.1)])
+    config = ObstacleConfig(max_slope_deg=10.0, max_range_m=4.8)
+    found = find(depth, config, measured=measured)
+    without = find(depth, ObstacleConfig(max_range_m=4.8), measured=measured)
+    assert len(found.points) == len(without.points) > 1000
+
+
 def test_the_robot_itself_is_no_obstacle() -> None:
     """A bumper that camera and LiDAR see."""
     bumper = scene((0.9, 0.0, 0.6, 0.2))
@@ -288,3 +340,20 @@ def test_rendered_floors_stay_empty_and_boxes_are_found() -> None:
     for network in benchmark.NETWORKS:
         marked = [case.marked for case in boxes if case.network == network]
         assert np.mean(marked) >= 0.95
+
+
+@pytest.mark.slow
+def test_rendered_ramps_drops_and_rain() -> None:
+    """A frame of each; `depth_tools bench obstacles` does more."""
+    table = benchmark.run_terrain(benchmark.Robot(), 1)
+    marked = {(name, network): int(hits) for name, network, _, hits, _, _ in table.rows}
+    for network in benchmark.NETWORKS:
+        assert marked["ramp of 3 degrees", network]
+        assert not marked["ramp of 3 degrees, max_slope_deg 10", network]
+        assert marked["ramp of 12 degrees, max_slope_deg 10", network]
+        assert marked["kerb of 10 cm, max_slope_deg 10", network]
+        assert not marked["30 cm down", network]
+        assert marked["30 cm down, max_drop_m 0.05", network]
+        assert not marked["flat floor, max_slope_deg 10", network]
+        assert not marked["flat floor, max_drop_m 0.05", network]
+        assert not marked["flat floor, rain, 2 % of the rays", network]
