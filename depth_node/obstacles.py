@@ -112,9 +112,9 @@ class ObstacleConfig:
     )
     max_drop_m: float = option(
         0.0,
-        "What is seen deeper below the ground, such as stairs down, is marked where the ground"
-        " should be, with a negative height; pixels between the measured points from a seventh of"
-        " the camera's height on. 0 = a drop is no obstacle.",
+        "What is seen deeper below the ground, such as stairs down, is marked min_height_m above"
+        " where the ground should be, with a negative height; pixels between the measured points"
+        " from a seventh of the camera's height on. 0 = a drop is no obstacle.",
         unit="m",
         minimum=0.0,
         maximum=100.0,
@@ -176,8 +176,8 @@ class Obstacles:
     """The obstacles of one frame.
 
     points: (N, 3) float32 m in the camera's frame. height: (N,) float32 m above the ground; of a
-    drop negative, and the point is where the ground should be. ground: (3,) a, b, c of the ground's
-    height a + b x + c y in the base frame. T_base_camera: (4, 4).
+    drop negative, and the point is min_height_m above where the ground should be. ground: (3,) a,
+    b, c of the ground's height a + b x + c y in the base frame. T_base_camera: (4, 4).
     level: gives (M, 3) float32 m, believed pixels on the ground in the camera's frame.
     """
 
@@ -249,7 +249,8 @@ class ObstacleFinder:
             least = _least_height(config.max_drop_m, depth, unsure, camera_height, grid)
             deep = gates.believed(every) & (height < -least) & (offset < -rise * grid.reach)
             deep &= _support(deep)
-            to_ground = np.float32(-offset) / rise[deep]  # depth at which a ray meets the ground
+            # Depth at which a ray comes to the least height: a costmap's band begins at the ground.
+            to_ground = np.float32(config.min_height_m - offset) / rise[deep]
             found.append((grid.rays[deep] * to_ground[:, None], height[deep]))
         if sparse is not None and len(sparse):
             believed = np.ones(len(sparse), bool) if inlier is None else inlier
@@ -507,8 +508,9 @@ def _measured(
     if config.max_drop_m == 0:
         return points[stands], height[stands].astype(np.float32)
     deep = height < -np.maximum(noise_height, np.float32(config.max_drop_m))
-    # Where their rays meet the ground.
-    edge = points[deep] * (start / (start - height[deep]))[:, None]
+    # Where their rays come to the least height.
+    to_edge = (start - np.float32(config.min_height_m)) / (start - height[deep])
+    edge = points[deep] * to_edge[:, None]
     xy = _over_ground(edge, T_base_camera)
     kept = np.hypot(xy[:, 0], xy[:, 1]) < config.max_range_m
     kept &= _supported(xy, np.zeros(len(xy), np.float32), through[deep])
