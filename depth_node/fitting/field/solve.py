@@ -25,7 +25,12 @@ from numpy.typing import NDArray
 
 from depth_node.fitting.field.base import base_alone, fit_base
 from depth_node.fitting.field.blend import COLOUR_GAIN, FieldEstimate, blended, may_help
-from depth_node.fitting.field.detail import Surface, choose_detail, detail_correction
+from depth_node.fitting.field.detail import (
+    Surface,
+    choose_detail,
+    detail_correction,
+    detail_points,
+)
 from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.interval import Spread, forget_far, relative_bound
 from depth_node.fitting.field.kernels import FieldKernels, kernels
@@ -34,6 +39,7 @@ from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.memory import FieldAnswer, FieldState
 from depth_node.fitting.field.outliers import outlier_nugget, outlier_probability
 from depth_node.fitting.field.points import merge_points
+from depth_node.fitting.field.refine import Refiner, refined
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
@@ -67,11 +73,13 @@ def solve(
     noise_m: NDArray[np.floating] | None = None,
     threads: int = 1,
     ablation: FieldAblation = WHOLE_METHOD,
+    refiner: Refiner | None = None,
 ) -> Field:
     """The field of a frame from n >= 1 points at pixels (rows, cols) with finite depth above 0 m.
 
     noise_m: (n,) m, declared standard deviation of the points, 0 where none is; None: nowhere.
     threads: that share the loops, 0: a few of the machine's.
+    refiner: network that refines the blend, None: it stays as it is.
     labels: (H, W) regions or None, read by an ablation alone. image: (H, W, 3) uint8 RGB or None.
     The network must have given a number at every point. state: of earlier frames, after its `at`
     was called for this one. Raises RuntimeError where config.compiler is numba and cannot be used.
@@ -87,15 +95,19 @@ def solve(
     field = _spread_residual(features, outlier, loops, ablation)
     if ablation.blend and may_help(features):
         bare = features.without_network(COLOUR_GAIN)
-        field = blended(field, _spread_residual(bare, outlier, loops, ablation, field.left_out))
+        without = _spread_residual(bare, outlier, loops, ablation, field.left_out)
+        both = blended(field, without)
+        if refiner is not None and ablation.refinement:
+            both = refined(both, field, without, outlier, refiner)
+        field = both
     left_out, detail, log_depth = field.left_out, field.detail, field.log_depth
     if state is not None:
         answer = FieldAnswer.of(
             prediction, base, features, log_depth, left_out, detail, outlier, field.spread, loops
         )
-        log_depth = state.blend(answer, config.temporal)
+        log_depth = state.blend(answer, config.temporal, loops)
     bound = relative_bound(
-        features, left_out, detail, log_depth, field.spread, config.range_noise_m
+        features, left_out, detail, log_depth, field.spread, config.range_noise_m, loops
     )
     update = log_depth - features.grid_log  # log of what B is multiplied by
     out, std = base.enlarged(np.exp(update), bound.relative / np.float32(NORMAL_95), loops)
@@ -119,8 +131,9 @@ def _spread_residual(
     left_out = LeaveOut.of(features, outlier, neighbours, loops, like)
     nodes = features.krige_nodes(outlier_nugget(outlier), left_out.nugget, neighbours, loops)
     surface = Surface.of(features, nodes.mean[0])
-    detail = choose_detail(features, left_out, surface, outlier, ablation.detail)
-    update = surface.update + detail_correction(features, surface, detail, outlier, loops)
+    points = detail_points(features, surface, outlier)
+    detail = choose_detail(features, left_out, surface, points, loops, ablation.detail)
+    update = surface.update + detail_correction(features, surface, points, detail, loops)
     update += np.float32(features.middle)
     spread = Spread.of(features, left_out, nodes)
     return FieldEstimate(features.grid_log + update, features, left_out, detail, spread)
