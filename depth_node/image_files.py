@@ -130,19 +130,16 @@ def _png(data: bytes) -> ImageBytes:
             raise ImageError("a PNG that is cut off")
         (length,), kind = struct.unpack_from(">I", data, place), data[place + 4 : place + 8]
         end = place + 12 + length
+        if kind == b"IHDR" and length == 13 and len(pieces) == 1 and place + 16 <= len(data):
+            width, height = struct.unpack_from(">II", data, place + 8)
+            size = height, width
+            _sized(b"", *size)  # a size too large says more than a cut
         if end > len(data):
-            if kind == b"IHDR" and place + 16 <= len(data):  # a size too large says more
-                width, height = struct.unpack_from(">II", data, place + 8)
-                _sized(b"", height, width)
             raise ImageError("a PNG that is cut off")
         if kind in _PNG_KEPT:
             (checksum,) = struct.unpack_from(">I", data, end - 4)
             if zlib.crc32(memoryview(data)[place + 4 : end - 4]) != checksum:
                 raise ImageError("a PNG with a wrong checksum")
-            if kind == b"IHDR" and size is None and length == 13 and len(pieces) == 1:
-                width, height = struct.unpack_from(">II", data, place + 8)
-                size = height, width
-                _sized(b"", *size)
             pieces.append(data[place:end])
         elif not kind.isalpha() or not kind[0] & 0x20:
             raise ImageError("a PNG with an unknown chunk")

@@ -678,7 +678,14 @@ def _run(
             " or give another --run.",
         )
     log = RunLog(
-        folder, state.step, cfg.steps, console, cfg.tensorboard, quiet, state.recipe.shown()
+        folder,
+        state.step,
+        cfg.steps,
+        console,
+        cfg.tensorboard,
+        quiet,
+        state.recipe.shown(),
+        OWN_ROWS,
     )
     with log, _Interrupt() as interrupt:
         saved = logged = state.step

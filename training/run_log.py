@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -66,7 +66,8 @@ def _git(*arguments: str) -> str | None:
 class RunLog:
     """The log of one run; continues after step `first` and removes later rows.
 
-    A process that is not the main one (quiet) writes nothing.
+    shown: what the console shows, by its name in the log; beside the loss stand its terms, all but
+    `hidden`. A process that is not the main one (quiet) writes nothing.
     """
 
     def __init__(
@@ -78,9 +79,11 @@ class RunLog:
         tensorboard: bool = True,
         quiet: bool = False,
         shown: Mapping[str, str] | None = None,
+        hidden: Collection[str] = (),
     ) -> None:
         self.folder = folder
-        # What the console shows, by its name in the log: always the loss and the score.
+        self.hidden = hidden
+        # Always the loss and the score.
         self.shown = {"loss": "loss", **(shown or {})}
         self.shown.setdefault("score", "score (lower is better)")
         self.console = console
@@ -136,11 +139,19 @@ class RunLog:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-        note = "  ".join(
-            f"{label} {shown[name]:.4g}"
+        texts = {
+            name: f"{label} {shown[name]:.4g}"
             for name, label in self.shown.items()
             if name in shown and label
-        )
+        }
+        terms = [
+            f"{name.removesuffix('_term')} {value:.3g}"
+            for name, value in shown.items()
+            if name not in self.shown and name not in self.hidden
+        ]
+        if "loss" in texts and terms:
+            texts["loss"] += f" ({', '.join(terms)})"
+        note = "  ".join(texts.values())
         if "images_per_s" in shown:
             note += f"  {shown['images_per_s']:.3g} images/s"
         self._bar.update(self._task, note=note)

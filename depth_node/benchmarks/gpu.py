@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.engine import EngineError, gpu_kernels
+from depth_node.engine import BackendError, EngineError, gpu_kernels
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.opening import backends
 from depth_node.engine.options import REFERENCE, ModelConfig
@@ -101,6 +101,8 @@ def run(
         if found is None:
             continue
         report["engines"][name] = found
+        if "not run" in found:
+            continue
         if "failed" in found:
             report["failures"].append(f"{name}: {found['failed']}")
             continue
@@ -281,6 +283,8 @@ def _engine(cuda: Any, name: str, model: str, manifest: str, repeats: int) -> Re
     start = time.perf_counter()
     try:
         engine = open_engine(model, manifest=manifest or None, backend=name)
+    except BackendError as error:  # found unusable only when it starts: nothing has failed
+        return {"not run": str(error)}
     except EngineError as error:
         return {"failed": str(error)}
     with engine:

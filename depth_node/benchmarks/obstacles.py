@@ -81,6 +81,7 @@ def run_floors(
     lines: int = 32,
     *,
     box: bool,
+    range_noise_m: float = 0.01,
     networks: Sequence[str] = NETWORKS,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> list[FloorCase]:
@@ -88,7 +89,8 @@ def run_floors(
     cases = []
     numbers = np.linspace(0, DRIVE_S * RATE_HZ - 1, frames).round().astype(int)
     for seed, part in zip(seeds, np.array_split(numbers, len(seeds)), strict=True):
-        world, rng = FloorWorld(seed, lines=lines), np.random.default_rng(seed)
+        world = FloorWorld(seed, lines=lines, range_noise_m=range_noise_m)
+        rng = np.random.default_rng(seed)
         robot.reset()
         for number in part.tolist():
             place = (BOX_DISTANCE_M, float(rng.uniform(-BOX_OFFSET_M, BOX_OFFSET_M)), BOX_M)

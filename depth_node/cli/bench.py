@@ -166,6 +166,9 @@ def add(commands: Any) -> None:
     floors.add_argument("--frames", type=int, default=600, metavar="N", help="of a drive of 60 s")
     floors.add_argument("--boxes", type=int, default=120, metavar="N", help="frames with a box")
     floors.add_argument("--lines", default="32", metavar="N,N", help="lines of the LiDAR")
+    floors.add_argument(
+        "--range-noise", type=float, default=0.01, metavar="M", help="of the LiDAR, one sigma"
+    )
     floors.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
     _out(floors)
     floors.set_defaults(run=_run_obstacles)
@@ -374,7 +377,12 @@ def _run_obstacles(options: argparse.Namespace) -> int:
             for frames, box in ((options.frames, False), (options.boxes, True)):
                 if frames:
                     cases += obstacles.run_floors(
-                        robot, frames=frames, lines=count, box=box, on_step=advance
+                        robot,
+                        frames=frames,
+                        lines=count,
+                        box=box,
+                        range_noise_m=options.range_noise,
+                        on_step=advance,
                     )
     tables = [*obstacles.tables(cases), obstacles.speed(robot, options.repeats)]
     print_tables(terminal, tables, options.out)

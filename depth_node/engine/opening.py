@@ -120,7 +120,7 @@ def open_model(
 ) -> Engine:
     """Open a model file with the settings' back end, checked and warm.
 
-    Raises EngineError if no back end can be used, a build fails or the self-check fails.
+    Raises BackendError if no back end can be used, EngineError if a build or the self-check fails.
     """
     order = _order(config, engine_config)
     cache = EngineCache.of(engine_config.cache_dir, engine_config.cache_mb * 1_000_000)
@@ -141,7 +141,7 @@ def open_model(
         log("back end %s cannot be used here: %s", name, reason)
     if engine is None:
         if engine_config.on_failure != "cpu" or REFERENCE in skipped:
-            raise EngineError(_no_backend_message(skipped))
+            raise BackendError(_no_backend_message(skipped))
         with warn_if_slow(f"opening model {model} on {REFERENCE}"):
             engine = _open_checked(REFERENCE, request, "file")
     for other, reason in skipped.items():

@@ -55,7 +55,7 @@ def missing(provider: str) -> str:
         return ""
     return (
         f"this onnxruntime {onnxruntime.__version__} has no {name}: pip uninstall onnxruntime,"
-        " then pip install onnxruntime-gpu"
+        " then pip install 'onnxruntime-gpu[cuda,cudnn]'"
     )
 
 

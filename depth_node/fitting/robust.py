@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,31 @@ from numpy.typing import NDArray
 # 95 % efficiency (P. J. Huber, Robust Statistics, 1981).
 HUBER, TUKEY = 1.345, 4.685
 MAD_TO_STD = 1.4826  # standard deviation over median absolute deviation of a normal variable
+
+
+def median(values: NDArray[Any]) -> float:
+    """As np.median of values of any shape, (n,) or (h, w), without NaN; it takes less time."""
+    flat = values.ravel()
+    middle = len(flat) // 2
+    parted = np.partition(flat, middle)
+    if len(flat) % 2:
+        return float(parted[middle])
+    return (float(parted[:middle].max()) + float(parted[middle])) / 2
+
+
+def quantile(values: NDArray[np.float64], probability: float) -> float:
+    """As np.quantile of (n,) values without NaN, linear between two of them."""
+    place = probability * (len(values) - 1)
+    below = int(place)
+    above = min(below + 1, len(values) - 1)
+    parted = np.partition(values, (below, above))
+    low, high = float(parted[below]), float(parted[above])
+    return low + (place - below) * (high - low)
+
+
+def weighted_mean(values: NDArray[Any], weight: NDArray[np.float64]) -> float:
+    """As np.average of (n,) values."""
+    return float(values @ weight / weight.sum())
 
 
 def weighted_quantile(

@@ -29,6 +29,7 @@ from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.geometry.scan_motion import ages, moved_scan, noise
+from depth_node.geometry.sparse_depth import project_points
 from depth_node.geometry.transform_tree import TransformError, TransformTree
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
@@ -36,7 +37,9 @@ from depth_node.recordings.files import one_line, reason_of
 from depth_node.recordings.held_out import Sampling, hold_out_points
 from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
+from depth_node.ros.diagnostics import body_frame_hint
 from depth_node.ros.extrinsics import NoTransformError
+from depth_node.ros.lidar import SourceClock, SourceKey, clock_sentence
 
 __all__ = ["Bag", "BagError", "BagFrames", "BagTopics"]
 
@@ -114,6 +117,7 @@ class Bag:
             self.topics = self._choose()
             self._bad_transforms: Counter[str] = Counter()
             self._depth_bits = messages.BitDepth()
+            self._frames_fit = False  # points have been seen in an image
             self._tree = self._transforms()
         except BaseException:
             self._files.__exit__()
@@ -140,7 +144,7 @@ class Bag:
         """
         scans = ScanBuffer(self.max_scan_age_s)
         camera = self._first_camera()
-        sources: set[tuple[str, str]] = set()  # (topic, frame) of which there are scans
+        sources: dict[SourceKey, SourceClock] = {}  # of which there are scans
         waiting: list[tuple[int, int, Any]] = []  # (recorded, stamp, image), oldest first
         given = 0
         names = [name for name in vars(self.topics).values() if name]
@@ -154,9 +158,9 @@ class Bag:
                 else:
                     scan = self._scan(topic, message, camera)
                     source = (topic, message.header.frame_id)
-                    sources.add(source)
                     if messages.stamp_ns(message.header.stamp) and topic != self.topics.depth:
                         stamp += round(self.lidar_time_offset_s * 1e9)
+                    sources.setdefault(source, SourceClock()).scan(stamp, recorded_ns * 1e-9)
                     scans.add(stamp, scan.points, source, scan.offset_s, scan.noise_m)
             except _UnusableError as error:
                 self._leave_out(topic, error)
@@ -188,7 +192,7 @@ class Bag:
         counts = Counter(self._files.damage.counts)  # they are read a second time
         for _, _, message in self._read([self.topics.camera_info], count=False):
             try:
-                camera = self._camera(message)
+                camera = self._camera(message, count=False)
             except _UnusableError as error:
                 first = first or error
                 continue
@@ -208,10 +212,12 @@ class Bag:
         message: Any,
         camera: Camera,
         scans: ScanBuffer,
-        sources: set[tuple[str, str]],
+        sources: Mapping[SourceKey, SourceClock],
     ) -> Iterator[FrameInput]:
         """The observation, or nothing where the image is left out."""
         try:
+            for clock in sources.values():
+                clock.image(stamp, recorded_ns * 1e-9)
             frame = self._observation(stamp, message, camera, scans, sources)
             origin = Origin(message.header.frame_id, recorded_ns)
             yield dataclasses.replace(frame, origin=origin)
@@ -253,7 +259,7 @@ class Bag:
         message: Any,
         camera: Camera,
         scans: ScanBuffer,
-        sources: set[tuple[str, str]],
+        sources: Mapping[SourceKey, SourceClock],
     ) -> FrameInput:
         image = self._image(message, camera)
         camera_frame = message.header.frame_id
@@ -268,6 +274,15 @@ class Bag:
             once = 1 if echoing else self.scans_per_image or 1
             chosen = scans.nearest(stamp, source, once if registered or echoing else limit)
             share = self._noise.get(source[0], 0.0)
+            offset_s = sources[source].offset_s()
+            if offset_s is not None and SourceClock.refuses(offset_s, len(chosen)):
+                setting = "" if registered else "give --lidar-time-offset"
+                self.left_out.add(
+                    clock_sentence(source[1], offset_s, self.lidar_time_offset_s, setting),
+                    kind=f"scans of {one_line(source[0], 100)}",
+                    damaged=False,
+                )
+                continue
             for scan in chosen:
                 stated = (
                     self._registration(camera_frame, source[1])
@@ -299,10 +314,26 @@ class Bag:
             age_s = np.concatenate([none[:, 0], *(age_s for _, age_s, _, _ in found)])
             noise_m = np.concatenate([none[:, 0], *(noise_m for *_, noise_m in found)])
             points, T_camera_lidar = np.concatenate([none, *in_camera]), np.eye(4)
+        self._look_at_frames(points, T_camera_lidar, camera, camera_frame)
         return FrameInput(
             image, camera, points, T_camera_lidar, age_s, stamp, pose, noise_m=noise_m,
             sources=tuple(each), echoes=tuple(echoes),
         )  # fmt: skip
+
+    def _look_at_frames(
+        self,
+        points: NDArray[np.floating],
+        T_camera_lidar: NDArray[np.float64],
+        camera: Camera,
+        camera_frame: str,
+    ) -> None:
+        """Say so where the points miss the image as if a frame had other axes, until they hit."""
+        if not self._frames_fit and len(points):
+            used = len(project_points(points, T_camera_lidar, camera))
+            hint = body_frame_hint(points, T_camera_lidar, camera, used, camera_frame)
+            self._frames_fit = not hint and used > 0
+            if hint:
+                self.left_out.add(hint, kind="scans beside the image", damaged=False)
 
     @functools.cached_property
     def _noise(self) -> dict[str, float]:
@@ -352,13 +383,17 @@ class Bag:
                 f"a message of {len(raw.data)} bytes is no {raw.kind} ({reason_of(error)})"
             ) from None
 
-    def _camera(self, message: Any) -> Camera:
+    def _camera(self, message: Any, count: bool = True) -> Camera:
         try:
             with np.errstate(all="ignore"):
                 rectified = is_rectified(self.topics.image, message, self.rectified)
                 camera: Camera = messages.camera_of(message, rectified)
+                stereo = messages.stereo_warning(message, rectified)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
+        if stereo and count:
+            kind = f"parts of {one_line(self.topics.camera_info, 100)}"
+            self.left_out.add(stereo, kind=kind, damaged=False)
         return camera
 
     def _scan(self, topic: str, message: Any, camera: Camera) -> messages.LidarScan:

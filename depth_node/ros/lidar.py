@@ -84,14 +84,64 @@ class LidarPoints:
     echoes: tuple[Echo, ...] = ()
 
 
+class SourceClock:
+    """How a LiDAR's clock stands to the camera's, by their stamps and by when messages came.
+
+    Of the newest scan before each image it is told by how much its stamp leads its arrival, more
+    than the image's does. What is left is the difference of the clocks and of the latencies.
+    """
+
+    def __init__(self) -> None:
+        self._lead_s = 0.0
+        self._compared = True
+        self._offsets: deque[float] = deque(maxlen=9)
+
+    def scan(self, stamp_ns: int, arrival_s: float) -> None:
+        """A scan came."""
+        self._lead_s, self._compared = stamp_ns * 1e-9 - arrival_s, False
+
+    def image(self, stamp_ns: int, arrival_s: float) -> None:
+        """An image came: a scan since the last one is compared with it."""
+        if not self._compared:
+            self._offsets.append(self._lead_s - (stamp_ns * 1e-9 - arrival_s))
+            self._compared = True
+
+    def forget(self) -> None:
+        """The time of the scans begins anew."""
+        self._offsets.clear()
+
+    def offset_s(self) -> float | None:
+        """How far its stamps are ahead of the image's, where that is more than latency; or None."""
+        if len(self._offsets) < _CLOCK_SCANS:
+            return None
+        middle = float(np.median(self._offsets))
+        spread = float(np.median(np.abs(np.asarray(self._offsets) - middle)))
+        return middle if abs(middle) > _CLOCK_S and spread < 0.2 + 0.2 * abs(middle) else None
+
+    @staticmethod
+    def refuses(offset_s: float | None, found: int) -> bool:
+        """Whether scans are not to be used for their clock; found: that seem to fit an image."""
+        return offset_s is not None and (not found or abs(offset_s) > _CLOCK_CERTAIN_S)
+
+
+def clock_sentence(frame: str, offset_s: float, corrected_s: float, setting: str) -> str:
+    """What is wrong and how to mend it. setting: the words before the number that cures it, "" for
+    none; corrected_s: what it is now."""
+    whole = round(offset_s)  # as clocks differ that count leap seconds or not
+    cure_s = corrected_s - (whole if abs(offset_s - whole) < 0.25 else offset_s)
+    cure = f" or {setting} {round(cure_s, 2)}" if setting else ""
+    hint = " (37 s is TAI against UTC: let the driver write UTC)" if abs(whole) == 37 else ""
+    return (
+        f"by their times of arrival, the stamps of the LiDAR scans (frame {brief(frame)!r}) are"
+        f" {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} those of the images"
+        f" throughout: a clock offset, so these scans are not used; synchronise both clocks"
+        f"{hint}{cure}"
+    )
+
+
 @dataclass
 class _Source:
-    """One LiDAR: what came of it and when, and how its clock stands to the camera's.
-
-    lead_s: its newest stamp minus the arrival of that message. offsets: by how much that is more
-    than the same of an image, once for each scan; what is left is the difference of the clocks and
-    of the latencies.
-    """
+    """One LiDAR: what came of it and when, and its clock."""
 
     waiting: deque[tuple[int, UnreadScan]] = field(
         default_factory=lambda: deque(maxlen=_MOST_WAITING)
@@ -99,17 +149,7 @@ class _Source:
     messages: int = 0
     newest_ns: int = 0
     arrival_s: float = 0.0
-    lead_s: float = 0.0
-    compared: bool = True
-    offsets: deque[float] = field(default_factory=lambda: deque(maxlen=9))
-
-    def clock_offset_s(self) -> float | None:
-        """How far its stamps are ahead of the image's, where that is more than latency; or None."""
-        if len(self.offsets) < _CLOCK_SCANS:
-            return None
-        middle = float(np.median(self.offsets))
-        spread = float(np.median(np.abs(np.asarray(self.offsets) - middle)))
-        return middle if abs(middle) > _CLOCK_S and spread < 0.2 + 0.2 * abs(middle) else None
+    clock: SourceClock = field(default_factory=SourceClock)
 
 
 class LidarInput:
@@ -165,13 +205,13 @@ class LidarInput:
             source = self._sources.setdefault(key, _Source())
             if source.newest_ns - stamp_ns > self._horizon_ns:  # a bag that loops
                 source.waiting.clear()
-                source.offsets.clear()
+                source.clock.forget()
             if idle:
                 source.waiting.clear()
                 self._buffer.forget(key)
             source.messages += 1
             source.newest_ns, source.arrival_s = stamp_ns, arrival_s
-            source.lead_s, source.compared = stamp_ns * 1e-9 - arrival_s, False
+            source.clock.scan(stamp_ns, arrival_s)
             source.waiting.append((stamp_ns, scan))
             # Nobody may ask for a long time, while no image comes for instance.
             while source.waiting[0][0] < stamp_ns - self._horizon_ns:
@@ -184,7 +224,7 @@ class LidarInput:
 
         def newest_ns() -> int:
             return max(
-                (s.newest_ns for s in self._sources.values() if s.clock_offset_s() is None),
+                (s.newest_ns for s in self._sources.values() if s.clock.offset_s() is None),
                 default=0,
             )
 
@@ -224,8 +264,11 @@ class LidarInput:
             # cone.
             once = 1 if echoing else self.scans_per_image or 1
             scans = self._buffer.nearest(stamp_ns, key, once if registered or echoing else limit)
-            if offset_s is not None and (not scans or abs(offset_s) > _CLOCK_CERTAIN_S):
-                trouble, kind = self._clock_sentence(key, offset_s), "clock"
+            if offset_s is not None and SourceClock.refuses(offset_s, len(scans)):
+                # The setting is for LiDARs, not for a depth image.
+                setting = "" if registered else "set lidar_time_offset_s to"
+                trouble = clock_sentence(frame, offset_s, self.time_offset_s, setting)
+                kind = "clock"
                 continue
             if not scans:
                 continue
@@ -289,10 +332,9 @@ class LidarInput:
             waiting = {key: list(source.waiting) for key, source in self._sources.items()}
             for source in self._sources.values():
                 source.waiting.clear()
-                if arrival_s is not None and not source.compared:
-                    source.offsets.append(source.lead_s - (stamp_ns * 1e-9 - arrival_s))
-                    source.compared = True
-            clocks = {key: s.clock_offset_s() for key, s in sorted(self._sources.items())}
+                if arrival_s is not None:
+                    source.clock.image(stamp_ns, arrival_s)
+            clocks = {key: s.clock.offset_s() for key, s in sorted(self._sources.items())}
         for key, scans in waiting.items():
             for scan_ns, unread in scans:
                 try:
@@ -355,21 +397,6 @@ class LidarInput:
             f" image, more than max_scan_age_s = {self._max_scan_age_s:g} s: check the LiDAR and"
             " that both clocks agree, or raise max_scan_age_s",
             "age",
-        )
-
-    def _clock_sentence(self, key: SourceKey, offset_s: float) -> str:
-        topic, frame = key
-        whole = round(offset_s)  # as clocks differ that count leap seconds or not
-        cure_s = self.time_offset_s - (whole if abs(offset_s - whole) < 0.25 else offset_s)
-        cure = f" or set lidar_time_offset_s to {round(cure_s, 2)}"
-        if topic in self.registered:  # that one is for LiDARs
-            cure = ""
-        hint = " (37 s is TAI against UTC: let the driver write UTC)" if abs(whole) == 37 else ""
-        return (
-            f"by their times of arrival, the stamps of the LiDAR scans (frame {brief(frame)!r}) are"
-            f" {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} those of the images"
-            f" throughout: a clock offset, so these scans are not used; synchronise both clocks"
-            f"{hint}{cure}"
         )
 
 

@@ -70,3 +70,15 @@ def test_gpu_check_begins_nothing_after_its_time_and_keeps_what_is_done(
     assert {"bandwidth", "kernels", "engine tensorrt"} <= set(facts["left_out"])
     head, _, row = (tmp_path / "gpu_check.md").read_text().splitlines()
     assert head.count("|") == row.count("|") and "not run" in row
+
+
+def test_a_back_end_that_cannot_start_is_no_failure(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime-gpu lists the provider of TensorRT whether TensorRT is installed or not."""
+    monkeypatch.setattr(gpu, "backends", lambda: {"onnxruntime-tensorrt": ""})
+    monkeypatch.setattr(gpu, "_COPY_BYTES", 4_000_000)
+    assert gpu.main(["--repeats", "1", "--out", str(tmp_path)]) == 0
+    facts = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert "cannot be used here" in facts["engines"]["onnxruntime-tensorrt"]["not run"]
+    assert "onnxruntime-tensorrt" not in facts["pipelines"]

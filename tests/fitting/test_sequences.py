@@ -47,7 +47,7 @@ STANDING_SLOW = [
 NEAR = 0.01 if cv2.__version__.startswith("4.") else 0.05  # 5 resizes a little otherwise
 # The weight of the past, mean over frames and pixels: the sum of all that the memory doubts.
 REMEMBERED = {
-    "standing, people": 0.3893,
+    "standing, people": 0.3432,
     "slow drive, traffic": 0.0059,
     "hand-held": 0.0547,
     "slowly into hall": 0.2683,
@@ -94,11 +94,15 @@ def test_memory_gains_on_the_move_with_a_pose() -> None:
     assert score.remembered == pytest.approx(REMEMBERED["slowly into hall"], rel=NEAR)
 
 
-@pytest.mark.parametrize("network", ["bent", "sharp"])
+@pytest.mark.parametrize("network", ["bent", "sharp", "blurred"])
 def test_level_scan_lines_make_no_stairs_of_the_floor(network: str) -> None:
     """Along a line the floor is level: that says nothing of how it rises between two lines."""
-    view = sequences.kind("standing hall").views[0]
-    depth, std = sequences.without_memory("standing hall", network, "lines")[0]
-    wrong = np.abs(depth - view.depth)
-    assert np.mean(wrong / view.depth) < 0.007
-    assert np.mean(wrong <= NORMAL_95 * std) > 0.9
+    largest = {"bent": 0.007, "sharp": 0.007, "blurred": 0.012}[network]  # edges are blurred too
+    floor = 0
+    for frame in range(3):  # the lines' points lie elsewhere in each
+        view = sequences.kind("standing hall").views[frame]
+        depth, std = sequences.without_memory("standing hall", network, "lines")[frame]
+        wrong = np.abs(depth - view.depth)
+        assert np.mean(wrong / view.depth) < largest
+        assert np.mean((wrong / view.depth)[view.body == floor]) < 0.007
+        assert np.mean(wrong <= NORMAL_95 * std) > 0.9

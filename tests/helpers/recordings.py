@@ -145,8 +145,9 @@ class BagWriter:
         topic: str = "/lidar/points",
         frame: str = "lidar",
         ticks: np.ndarray | None = None,
+        recorded_s: float | None = None,
     ) -> None:
-        """ticks: (N,) uint32, a field t."""
+        """ticks: (N,) uint32, a field t. recorded_s: where that is not the stamp."""
         points = lidar_of(scene()[1]) if points is None else points.astype(np.float32)
         field_type = self.types["sensor_msgs/msg/PointField"]
         fields = [
@@ -168,7 +169,7 @@ class BagWriter:
             data=rows.reshape(-1),
             is_dense=True,
         )
-        self.write(topic, kind, time_s, message)
+        self.write(topic, kind, time_s if recorded_s is None else recorded_s, message)
 
     def scan(self, time_s: float, ranges: np.ndarray, topic: str = "/scan") -> None:
         kind = "sensor_msgs/msg/LaserScan"

@@ -217,6 +217,52 @@ def test_the_clock_of_the_lidar_is_corrected(tmp_path: Path) -> None:
     assert len(moment.points) == 1
 
 
+def test_a_clock_offset_is_named_in_seconds_and_its_scans_are_not_used(tmp_path: Path) -> None:
+    """Stamps of TAI: at a large max_scan_age_s, scans that are really 37 s old seem to fit."""
+
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        bag.info(1.0)
+        for number in range(60):
+            bag.image(float(number))
+            bag.cloud(number + 37.05, recorded_s=number + 0.05)
+
+    path = record(tmp_path / "bag", write)
+    for max_scan_age_s in (0.3, 40.0):
+        frames, (sentence,), damaged = read_all(path, max_scan_age_s=max_scan_age_s)
+        assert not damaged and not any(len(frame.points) for frame in frames[4:])
+        assert "scans of /lidar/points" in sentence and "37.0 s ahead" in sentence
+        assert "give --lidar-time-offset -37" in sentence
+    frames, sentences, _ = read_all(path, lidar_time_offset_s=-37.0, scan_wait_s=0.1)
+    assert not sentences and all(len(frame.points) for frame in frames[1:])
+
+
+def test_what_camera_info_says_of_a_stereo_pair_is_told(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        P = np.hstack([CAMERA.matrix, [[-8.0], [0.0], [0.0]]])
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        bag.info(1.0, p=P.reshape(-1))
+        bag.cloud(1.0)
+        bag.image(1.0, "/camera/image_rect")
+
+    _, (sentence,), damaged = read_all(record(tmp_path / "bag", write))
+    assert not damaged
+    assert sentence.startswith("left out: 1 parts of /camera/camera_info: P of camera_info is that")
+
+
+def test_a_camera_frame_in_body_axes_is_named(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", np.eye(4))])
+        bag.info(1.0)
+        for time_s in (1.0, 1.1):
+            bag.cloud(time_s)
+            bag.image(time_s)
+
+    _, (sentence,), damaged = read_all(record(tmp_path / "bag", write))
+    assert not damaged
+    assert sentence.startswith("left out: 2 scans beside the image") and "optical frame" in sentence
+
+
 def test_without_a_transform_the_cure_is_named(tmp_path: Path) -> None:
     def write(bag: BagWriter) -> None:
         bag.info(1.0)
@@ -452,8 +498,9 @@ def test_a_jpeg_of_no_bytes_and_one_of_another_size(tmp_path: Path) -> None:
 
     def write(bag: BagWriter) -> None:
         kind = "sensor_msgs/msg/CompressedImage"
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
         bag.info(1.0)
-        bag.cloud(1.0, frame="camera")
+        bag.cloud(1.0)
         good = cv2.imencode(".jpg", scene()[0])[1].reshape(-1)
         small = cv2.imencode(".jpg", scene()[0][:40])[1].reshape(-1)
         for number, data in enumerate((good, good[:0], good[: len(good) // 2], small, good)):

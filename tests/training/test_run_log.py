@@ -60,6 +60,27 @@ def test_logs_and_pictures(tmp_path: Path) -> None:
     assert config.load(Config, tmp_path / "config.yaml") == cfg
 
 
+def test_the_terms_of_the_loss_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terms(Toy):
+        def loss(
+            self, model: nn.Module, batch: loop.Batch, averaged: Any
+        ) -> dict[str, torch.Tensor]:
+            one = super().loss(model, batch, averaged)["loss"]
+            return {"loss": one, "level_term": one, "share": torch.tensor(0.25)}
+
+        def shown(self) -> dict[str, str]:
+            return {"share": "share of all"}
+
+    cfg = settings("loop.log_every=4")
+    train(cfg, tmp_path, Terms(cfg), console=Console(force_terminal=False, width=200))
+    last = capsys.readouterr().out.splitlines()[1]
+    value = rows(tmp_path, "loss")[-1][0]
+    begin = f"step 8/8  loss {value:.4g} (level {value:.3g})  share of all 0.25  "
+    assert last.startswith(begin) and last.endswith(" images/s")
+
+
 def test_output_off_a_terminal_is_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(settings("loop.log_every=4"), tmp_path, console=Console(force_terminal=False))
     assert "step 8/8" in capsys.readouterr().out

@@ -62,7 +62,12 @@ def gradient_preservation(
 
 
 def context_l1(
-    student: Tensor, teacher: Tensor, contexts: Tensor, mask: Tensor, weight: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    contexts: Tensor,
+    mask: Tensor,
+    weight: Tensor | None = None,
+    deviation: str = "mean",
 ) -> Tensor:
     """Mean |N_c(student) - N_c(teacher)| over the contexts c of a pixel, then over the pixels.
 
@@ -74,8 +79,8 @@ def context_l1(
     total, number = torch.zeros_like(student), torch.zeros_like(student)
     for layer in contexts.split(1, dim=1):
         layer = torch.where(mask, layer.long(), torch.zeros_like(layer, dtype=torch.long))
-        target, spread = standardise(teacher, layer)
-        difference = (normalise(student, layer) - target).abs()
+        target, spread = standardise(teacher, layer, deviation)
+        difference = (normalise(student, layer, deviation) - target).abs()
         total = total + torch.where(spread > 0, difference, torch.zeros_like(difference))
         number = number + (layer > 0)
     covered = mask & (number > 0)

@@ -22,8 +22,13 @@ LEVELS = {"global": (1,), "hybrid": (1, 2, 4), "local": (4,)}
 NORMS = ("none", *LEVELS)
 
 
-def statistics(values: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Median, mean absolute deviation and pixel count of each context, each (N, K + 1).
+DEVIATIONS = ("mean", "median")
+
+
+def statistics(
+    values: Tensor, contexts: Tensor, deviation: str = "mean"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Median, mean (or median) absolute deviation and pixel count of each context, each (N, K + 1).
 
     values (N, 1, H, W), contexts (N, 1, H, W) bool or integers 0..K; column 0 says nothing. Median
     and deviation of an empty context are 0. The median is a member of the map, so gradients reach
@@ -35,34 +40,46 @@ def statistics(values: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor
     context = label + torch.arange(rows, device=label.device)[:, None] * top
     inside = label > 0
     count = torch.bincount(context.flatten(), minlength=rows * top)
-    clean = torch.where(inside, flat, torch.zeros_like(flat)).flatten()
-    if top <= FEW + 1 and flat.device.type == "cpu":
-        # A selection for each is several times quicker than sorting; on a GPU sorting costs little.
-        beyond = torch.full_like(flat, torch.nan)
-        picked = [torch.where(label == k, flat.detach(), beyond) for k in range(1, top)]
-        at = torch.stack([p.nanmedian(dim=1).indices for p in picked or [beyond]], dim=1)
-        first = torch.arange(rows, device=label.device)[:, None] * flat.shape[1]
-        median = functional.pad(clean[at + first], (1, 0))[:, :top].flatten() * (count > 0)
+    clean = torch.where(inside, flat, torch.zeros_like(flat))
+    median = _medians(clean, label, context, count)
+    away = (clean.flatten() - median[context.flatten()]).abs() * inside.flatten()
+    if deviation == "median":
+        spread = _medians(away.view_as(clean), label, context, count)
     else:
-        # By value first, then stably by context: each context lies in one piece, in order.
-        ordered = torch.where(inside, flat.detach(), torch.zeros_like(flat)).flatten().argsort()
-        order = ordered[context.flatten()[ordered].int().argsort(stable=True)]
-        begin = count.cumsum(0) - count
-        middle = begin + torch.div((count - 1).clamp_min(0), 2, rounding_mode="floor")
-        median = clean[order[middle.clamp_max(len(order) - 1)]] * (count > 0)
-    away = (clean - median[context.flatten()]).abs() * inside.flatten()
-    total = torch.zeros_like(median).index_add(0, context.flatten(), away)
-    deviation = total / count.clamp_min(1)
+        total = torch.zeros_like(median).index_add(0, context.flatten(), away)
+        spread = total / count.clamp_min(1)
     shape = (rows, top)
-    return median.view(shape), deviation.view(shape), count.view(shape)
+    return median.view(shape), spread.view(shape), count.view(shape)
 
 
-def normalise(values: Tensor, contexts: Tensor) -> Tensor:
-    """Median 0 and mean absolute deviation 1 over each context; 0 outside of all.
+def _medians(clean: Tensor, label: Tensor, context: Tensor, count: Tensor) -> Tensor:
+    """The median (N (K + 1),) of each context, 0 of an empty one.
+
+    clean, label and context (N, pixels): values, numbers 0..K within a row, and over all rows.
+    """
+    rows, top = len(clean), len(count) // len(clean)
+    if top <= FEW + 1 and clean.device.type == "cpu":
+        # A selection for each is several times quicker than sorting; on a GPU sorting costs little.
+        beyond = torch.full_like(clean, torch.nan)
+        picked = [torch.where(label == k, clean.detach(), beyond) for k in range(1, top)]
+        at = torch.stack([p.nanmedian(dim=1).indices for p in picked or [beyond]], dim=1)
+        first = torch.arange(rows, device=label.device)[:, None] * clean.shape[1]
+        found = clean.flatten()[at + first]
+        return functional.pad(found, (1, 0))[:, :top].flatten() * (count > 0)
+    # By value first, then stably by context: each context lies in one piece, in order.
+    ordered = clean.detach().flatten().argsort()
+    order = ordered[context.flatten()[ordered].int().argsort(stable=True)]
+    begin = count.cumsum(0) - count
+    middle = begin + torch.div((count - 1).clamp_min(0), 2, rounding_mode="floor")
+    return clean.flatten()[order[middle.clamp_max(len(order) - 1)]] * (count > 0)
+
+
+def normalise(values: Tensor, contexts: Tensor, deviation: str = "mean") -> Tensor:
+    """Median 0 and mean (or median) absolute deviation 1 over each context; 0 outside of all.
 
     A context without spread (also one of a single pixel) becomes 0.
     """
-    return standardise(values, contexts)[0]
+    return standardise(values, contexts, deviation)[0]
 
 
 def normalised_by(values: Tensor, mask: Tensor, reference: Tensor) -> Tensor:
@@ -75,13 +92,13 @@ def normalised_by(values: Tensor, mask: Tensor, reference: Tensor) -> Tensor:
     return torch.where(mask & (deviation > 0), centred, torch.zeros_like(centred))
 
 
-def standardise(values: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
+def standardise(values: Tensor, contexts: Tensor, deviation: str = "mean") -> tuple[Tensor, Tensor]:
     """`normalise`, and the deviation (N, 1, H, W) of the context that each pixel lies in."""
-    median, deviation, _ = statistics(values, contexts)
+    median, each, _ = statistics(values, contexts, deviation)
     label = contexts.flatten(1).long()
     clean = torch.where(label > 0, exact(values.flatten(1)), torch.zeros((), device=label.device))
     centred = (clean - median.gather(1, label)) * (label > 0)
-    spread = deviation.gather(1, label)
+    spread = each.gather(1, label)
     # The difference in a context without spread is 0 already; dividing by EPS would make the
     # gradient of its pixels explode.
     divisor = torch.where(spread > 0, spread + EPS, torch.ones_like(spread))

@@ -25,8 +25,8 @@ from torch.nn import functional
 from depth_node import config
 from depth_node.metrics import boundary_f1, evaluate
 from depth_node.prediction import Prediction
-from depth_node.visualization import colours
 from training import checkpoints
+from training.batch_images import sheet
 from training.data.augmentation import ViewConfig, Window
 from training.data.mixed import Mixture, MixtureConfig
 from training.data.open import DataConfig, open_samples
@@ -275,20 +275,14 @@ class DepthMaster(Recipe):
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """The first image, its target and the answer, side by side."""
+        """Up to four images above their targets and the answers, near in the colours of near."""
         assert isinstance(model, SingleStep)
-        image, depth = batch["image"][:1], batch["depth"][:1]
-        target_map = target(
-            depth, torch.isfinite(depth), self.cfg.diffusion.space, self.cfg.loss.tails
-        )
+        image, depth, space = batch["image"][:4], batch["depth"][:4], self.cfg.diffusion.space
+        target_map = target(depth, torch.isfinite(depth), space, self.cfg.loss.tails)
         answer = model.map(model.spec.normalise(image))
-        scale = colours.Scale("relative", -1.0, 1.0, unit="")
-        maps = [
-            colours.colour_map(m[0, 0].float().cpu().numpy(), scale)
-            for m in (target_map.values, answer)
-        ]
-        rgb = (image[0].permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
-        return {"depth": np.concatenate([rgb, *maps], axis=1)}
+        near = -1.0 if space == "depth" else 1.0
+        maps = {"target": near * target_map.values, "network": near * answer}
+        return {"depth": sheet({"image": image}, maps)}
 
 
 def scores_in_space(

@@ -433,7 +433,7 @@ class Distill(Recipe):
         target, known, _ = self._target(batch, "crop")
         student = network(network.spec.normalise(batch["crop"]))
         target = target.masked_fill(~known, float("nan"))
-        return {"crop": sheet([batch["crop"]], [target, student])}
+        return {"crop": sheet({"crop": batch["crop"]}, {"teacher": target, "student": student})}
 
     @torch.no_grad()
     def _target(self, batch: Batch, content: str) -> tuple[Tensor, Tensor, Tensor | None]:

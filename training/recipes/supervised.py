@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from depth_node import config
 from depth_node.engine.manifest import PACKAGED
+from training.batch_images import sheet
 from training.checkpoints import load, starting_weights
 from training.data.augmentation import RENDERED, ViewConfig
 from training.data.mixed import batched, drawn, open_first
@@ -302,19 +303,13 @@ class Supervised(Recipe):
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Up to four images above the network's maps and the truth, near bright."""
-        batch = self._made(batch)
-        shown = batch["image"][:4].float()
-        depth = batch["depth"][:4, 0].float()
-        maps = [model(shown)[:, 0].float(), 1.0 / depth]
-        rows = [(SmallUNet.spec.denormalise(shown).clamp(0, 1) * 255).permute(0, 2, 3, 1)]
-        for values in maps:
-            known = torch.where(torch.isfinite(values), values, torch.nan).flatten(1)
-            low, high = (known.nanquantile(q, dim=1).view(-1, 1, 1) for q in (0.02, 0.98))
-            grey = ((values - low) / (high - low).clamp_min(1e-6)).nan_to_num(0).clamp(0, 1) * 255
-            rows.append(grey[..., None].expand(-1, -1, -1, 3))
-        sheet = torch.cat([torch.cat(list(row), dim=1) for row in rows], dim=0)
-        return {"predictions": sheet.byte().cpu().numpy()}
+        """Up to four images above the network's maps and the truth."""
+        batch = {name: values[:4].float() for name, values in self._made(batch).items()}
+        depth = batch["depth"]
+        known = torch.isfinite(depth) & (depth > 0)
+        truth = torch.where(known, 1.0 / depth, torch.full_like(depth, torch.nan))
+        images = {"image": SmallUNet.spec.denormalise(batch["image"])}
+        return {"predictions": sheet(images, {"network": model(batch["image"]), "truth": truth})}
 
 
 def _normalised(batch: Batch) -> Batch:

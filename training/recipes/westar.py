@@ -47,7 +47,7 @@ from training.losses.depth import (
     ordinal,
     product_norm,
 )
-from training.losses.normalization import layers, normalise, worthwhile
+from training.losses.normalization import DEVIATIONS, layers, normalise, worthwhile
 from training.models.lora import TuneConfig, hold_statistics, low_rank, tune
 from training.models.networks import NetworkConfig, open_student
 
@@ -81,6 +81,12 @@ class LossConfig:
         "Normalised over the whole image (global), over 1 + 2 + 4 bins of the teacher's range"
         " (depth_bins), or over the whole image and each mask.",
         choices=CONTEXTS,
+    )
+    deviation: str = config.option(
+        "mean",
+        "What a context is divided by: its mean absolute deviation, or the median one; the paper's"
+        " MAD may be either.",
+        choices=DEVIATIONS,
     )
     mask_px: int = config.option(
         256, "Smaller masks are no context; counted in the network's input.", unit="px", minimum=2
@@ -389,8 +395,8 @@ class Westar(Recipe):
         network: Any = model
         teacher = self._teach(network, batch, averaged)
         student = network(network.spec.normalise(batch["strong"]))
-        views = [batch["weak"], batch["strong"]]
-        return {"views": sheet(views, [teacher, student])}
+        views = {"weak view": batch["weak"], "strong view": batch["strong"]}
+        return {"views": sheet(views, {"teacher of weak": teacher, "student of strong": student})}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Fraction of the held-back pairs (those that are not alike) in the wrong order."""
@@ -493,19 +499,20 @@ def self_training(
     valid = torch.isfinite(teacher)
     teacher = torch.where(valid, teacher, torch.zeros_like(teacher))
     if cfg.contexts == "depth_bins":
-        return context_l1(student, teacher, layers(teacher, valid, "hybrid"), valid)
+        contexts = layers(teacher, valid, "hybrid")
+        return context_l1(student, teacher, contexts, valid, deviation=cfg.deviation)
     contexts = layers(teacher, valid, "global")
     if cfg.contexts == "masks" and masks is not None:
         mask_contexts = worthwhile(masks, teacher, valid, cfg.mask_px, cfg.mask_spread)
         contexts = torch.cat([contexts, mask_contexts], dim=1)
-    return context_l1(student, teacher, contexts, valid)
+    return context_l1(student, teacher, contexts, valid, deviation=cfg.deviation)
 
 
 def ordinal_loss(student: Tensor, batch: Batch, cfg: LossConfig) -> Tensor:
     """Mean over the labelled images of the mean cost of their pairs; see Westar.batch."""
     mapped = student
     if cfg.ordinal_on == "normalised":
-        mapped = normalise(student, torch.ones_like(student, dtype=torch.bool))
+        mapped = normalise(student, torch.ones_like(student, dtype=torch.bool), cfg.deviation)
     difference = differences(mapped, batch)
     return ordinal(difference, batch["sign"], cfg.ordinal, cfg.margin, batch["owner"])
 

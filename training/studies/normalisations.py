@@ -31,6 +31,7 @@ from training.data.mixed import batched, drawn
 from training.data.pool import Pool
 from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES
+from training.evaluation.statistics import change_of_runs
 from training.loop import Batch, BatchPart, Recipe, generators
 from training.losses.depth import normalised_l1
 from training.losses.normalization import NORMS, statistics
@@ -50,7 +51,7 @@ from training.studies.common import (
     trained,
 )
 from training.studies.distill import TRUTH
-from training.studies.proof import Claim, Design, Gate, Measure
+from training.studies.proof import Claim, Design, Gate, Measure, percent
 
 SIZE, VIEW = (64, 96), (76, 114)  # of the network, of a rendered image
 SHARES = (0.0, 0.1, 0.3)  # of an image's pixels in which the teacher is wrong
@@ -134,12 +135,12 @@ def teacher_map(
     return (disparity - median) / deviation.clamp_min(1e-6), known, wrong & known
 
 
-def teacher_errors(judge: Sequence[Sample], norm: str, share: float, seed: int) -> float:
-    """Mean difference between the normalised spoiled teacher and the normalised truth over the
-    pixels that the teacher has right: how far a perfect student is pulled away where nothing is
-    wrong. 0 for `none`.
+def teacher_errors(judge: Sequence[Sample], norm: str, share: float, seed: int) -> F64:
+    """(images,): mean difference between the normalised spoiled teacher and the normalised truth
+    over the pixels that the teacher has right: how far a perfect student is pulled away where
+    nothing is wrong. 0 for `none`. seed: of the regions.
     """
-    total, count = 0.0, 0.0
+    errors = []
     rng = np.random.default_rng([seed, 2])
     for sample in judge:
         assert sample.depth is not None
@@ -148,9 +149,30 @@ def teacher_errors(judge: Sequence[Sample], norm: str, share: float, seed: int) 
         truth, known, _ = teacher_map(maps, 0.0, rng)
         teacher, _, wrong = teacher_map(maps, share, rng)
         right = (known & ~wrong).float()
-        total += float(normalised_l1(truth, teacher, known, norm, right) * right.sum())
-        count += float(right.sum())
-    return total / max(count, 1.0)
+        errors.append(float(normalised_l1(truth, teacher, known, norm, right)))
+    return np.array(errors)
+
+
+def target_table(judge: Sequence[Sample], seeds: Sequence[int]) -> str:
+    """Markdown: the targets themselves, without a network; each seed draws other regions."""
+    lines = [
+        "Targets: mean difference from the normalised truth where the teacher is right, and its"
+        " change against `global`",
+        "",
+        f"| wrong pixels | {' | '.join(NORMS)} |",
+        "|---" * (1 + len(NORMS)) + "|",
+    ]
+    for share in SHARES[1:]:
+        pulls = {
+            norm: np.stack([teacher_errors(judge, norm, share, seed) for seed in seeds])
+            for norm in NORMS
+        }
+        cells = []
+        for norm, pull in pulls.items():
+            change = change_of_runs(pulls["global"], pull, by_room(judge).groups)
+            cells.append(f"{pull.mean():.3f}" + ("" if norm == "global" else f" {percent(change)}"))
+        lines.append(f"| {share:.0%} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def name_of(norm: str, share: float) -> str:
@@ -222,20 +244,7 @@ def _study(args: argparse.Namespace) -> Study:
             path = _student(folder, learn, name, seed, args.steps)
         return {"rooms": errors(open_run(path), judge, SIZE)}
 
-    @functools.cache
-    def targets() -> str:
-        """The targets themselves, without a network."""
-        lines = [
-            "Targets: mean difference from the normalised truth where the teacher is right",
-            "",
-            f"| wrong pixels | {' | '.join(NORMS)} |",
-            "|---" * (1 + len(NORMS)) + "|",
-        ]
-        for share in SHARES[1:]:
-            cells = [f"{teacher_errors(judge[:90], norm, share, 0):.3f}" for norm in NORMS]
-            lines.append(f"| {share:.0%} | {' | '.join(cells)} |")
-        return "\n".join(lines)
-
+    targets = functools.cache(lambda: target_table(judge, args.seeds))
     rows = [*ROWS, *DESIGN.references()]
     parts = {"rooms": by_room(judge)}
     unseeded = (*BASELINES, START_ROW)

@@ -14,7 +14,7 @@ from depth_node.fitting.field.image_loops import UNCHANGED, MetresLine, reduced
 from depth_node.fitting.field.kernels import FieldKernels
 from depth_node.fitting.field.lattice import Floats, Integers, Map, resized
 from depth_node.fitting.field.points import MergedPoints
-from depth_node.fitting.robust import HUBER, MAD_TO_STD, TUKEY
+from depth_node.fitting.robust import HUBER, MAD_TO_STD, TUKEY, median, quantile
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
 
@@ -123,7 +123,7 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
         total = values.sum()
     if not np.isfinite(total):  # or the sum is too large: then nothing is unknown
         unknown = ~np.isfinite(values)
-        values = np.where(unknown, np.float32(np.median(v)), values)
+        values = np.where(unknown, np.float32(median(v)), values)
     metres = line.kind == "log"
     return Base(
         line.kind,
@@ -143,7 +143,7 @@ def fit_line(prediction_kind: str, v: Floats, z: Floats, noise: Floats | None = 
     prediction_kind: one of prediction.KINDS. noise: (n,) declared standard deviation of log z, 0
     where none is; None: nowhere.
     """
-    low, high = np.percentile(z, [2, 98])
+    low, high = quantile(z, 0.02), quantile(z, 0.98)
     kind = prediction_kind.split("_", 1)[0]
     # Weights turn residuals of depth and disparity into relative ones.
     if kind == "disparity":
@@ -154,14 +154,14 @@ def fit_line(prediction_kind: str, v: Floats, z: Floats, noise: Floats | None = 
         target, weight = z, 1 / (z * z)
     scale, shift = robust_line(v, target, weight, noise)
     if scale <= 0:  # the network has near and far the wrong way round: it says nothing
-        scale, shift = 0.0, float(np.median(target))
-    return BaseLine(kind, scale, shift, float(low) / RANGE_FACTOR, float(high) * RANGE_FACTOR)
+        scale, shift = 0.0, median(target)
+    return BaseLine(kind, scale, shift, low / RANGE_FACTOR, high * RANGE_FACTOR)
 
 
 def base_alone(base: Base, points: MergedPoints) -> tuple[Map, Map]:
     """Depth and std (H, W), m, of the base without a residual field."""
     residual = np.log(points.z) - np.log(base.at(points.rows, points.cols).astype(np.float64))
-    middle = float(np.median(residual))
+    middle = median(residual)
     depth = base.map * np.float32(math.exp(middle))
     relative = float(np.quantile(np.abs(np.expm1(residual - middle)), 0.95)) / NORMAL_95
     std = depth * np.float32(relative)
@@ -179,18 +179,20 @@ def robust_line(
     point is its square and that of what the line misses, so that points much more exact than the
     line count no more than others.
     """
-    slope, shift = 0.0, float(np.median(y))
-    now = weight
+    slope, shift = 0.0, median(y)
+    now, root = weight, np.sqrt(weight)
     declared = noise is not None and bool(noise.any())
     for step in range(ROBUST_STEPS):
         total = now.sum()
-        middle_x, middle_y = (now * x).sum() / total, (now * y).sum() / total
-        width = (now * (x - middle_x) ** 2).sum() / total
+        middle_x, middle_y = now @ x / total, now @ y / total
+        away = x - middle_x
+        pull = now * away
+        width = pull @ away / total
         flat = width <= 1e-14 * max(middle_x * middle_x, 1e-12)
-        slope = 0.0 if flat else (now * (x - middle_x) * (y - middle_y)).sum() / total / width
+        slope = 0.0 if flat else pull @ (y - middle_y) / total / width
         shift = middle_y - slope * middle_x
-        residual = np.abs(y - slope * x - shift) * np.sqrt(weight)
-        spread = MAD_TO_STD * float(np.median(residual)) + 1e-9
+        residual = np.abs(y - slope * x - shift) * root
+        spread = MAD_TO_STD * median(residual) + 1e-9
         now = weight
         if declared and noise is not None:
             spread = _misfit(residual, noise, spread)

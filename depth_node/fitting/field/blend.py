@@ -23,7 +23,7 @@ from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.interval import COVERAGE, Spread, edge_factor
 from depth_node.fitting.field.lattice import Floats, Map, resized, sample
 from depth_node.fitting.field.leave_out import LeaveOut
-from depth_node.fitting.robust import weighted_quantile
+from depth_node.fitting.robust import median, weighted_mean, weighted_quantile
 
 COLOUR_GAIN = 2.0  # of colour in the features of the field without a network
 LEAST_POINTS = 100  # that tell which field is better
@@ -52,8 +52,8 @@ def may_help(features: FieldFeatures) -> bool:
     if len(features) < LEAST_POINTS:
         return False
     log_z = features.y + features.log_base
-    constant = float(np.median(np.abs(log_z - np.median(log_z))))
-    return float(np.median(np.abs(features.y))) > WEAK * constant
+    constant = median(np.abs(log_z - median(log_z)))
+    return median(np.abs(features.y)) > WEAK * constant
 
 
 def blended(field: FieldEstimate, bare: FieldEstimate) -> FieldEstimate:
@@ -83,7 +83,7 @@ def blended(field: FieldEstimate, bare: FieldEstimate) -> FieldEstimate:
         field.detail,
         miss=miss,
         error=error,
-        mean_error=float(np.average(error, weights=field.left_out.weight)),
+        mean_error=weighted_mean(error, field.left_out.weight),
     )
     nodes = resized(share, features.nodes.size).reshape(-1)
     spread = Spread(

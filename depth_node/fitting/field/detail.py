@@ -9,10 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from depth_node.fitting.field.detail_loops import (
+    DetailPoints,
+    DetailWeights,
+    LeftOutPoints,
+    Predicted,
+)
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.kernels import DetailPoints, DetailWeights, FieldKernels
+from depth_node.fitting.field.kernels import FieldKernels
 from depth_node.fitting.field.lattice import REFERENCE_PX, Floats, Map, resized, sample
 from depth_node.fitting.field.leave_out import LeaveOut
+from depth_node.fitting.robust import weighted_mean
 
 # Reach
 DETAIL_SPACINGS = 1.25  # spacings of the points
@@ -84,51 +91,61 @@ class DetailParameters:
         return {"leave_one_out": self.mean_error, "detail": self.prior_weight, "clip": self.clip}
 
 
+def detail_points(features: FieldFeatures, surface: Surface, outlier: Floats) -> DetailPoints:
+    """The points as the loops take them. outlier: (n,) probability that a point is one."""
+    return DetailPoints(
+        row=features.grid_row.astype(np.float32),
+        col=features.grid_col.astype(np.float32),
+        rest=surface.rest.astype(np.float32),
+        surface=surface.at_point.astype(np.float32),
+        colour=features.colour.astype(np.float32),
+        weight=((1 - outlier) ** 2).astype(np.float32),
+    )
+
+
 def choose_detail(
-    features: FieldFeatures, left_out: LeaveOut, surface: Surface, outlier: Floats, detail: bool
+    features: FieldFeatures,
+    left_out: LeaveOut,
+    surface: Surface,
+    points: DetailPoints,
+    kernels: FieldKernels,
+    detail: bool = True,
 ) -> DetailParameters:
     """The prior weight and the clip that predict left-out points best.
 
-    outlier: (n,) probability that a point is one. detail: whether any may be chosen.
+    detail: whether any may be chosen.
     """
     spacing, radius = _reach(features, left_out)
     prior = 1 / (SOFTENING + spacing * spacing)
     which = left_out.which
-    missing, index = left_out.neighbours.indices < 0, np.maximum(left_out.neighbours.indices, 0)
     # At a left-out point the surface is what kriging says or, where the lattice of nodes is too
     # coarse to follow the points, as wrong as it is at the point itself.
     worse = np.abs(surface.rest[which]) > np.abs(features.y[which] - left_out.mean)
     update = np.where(worse, surface.update_at_point[which], left_out.mean)
     start = features.log_base[which] + update
-    r2 = (features.grid_row[which, None] - features.grid_row[index]) ** 2
-    r2 += (features.grid_col[which, None] - features.grid_col[index]) ** 2
     # Between scan lines the points across are too far to be near a pixel; they count from where the
     # nearest point of a pixel is.
-    nearest = np.where(missing, np.inf, r2).min(axis=1)
-    pixels = (left_out.distance * features.length_px / features.grid.cell_px) ** 2
-    r2 *= np.minimum(pixels / np.maximum(nearest, 1e-9), 1)[:, None]
-    step = start[:, None] - surface.at_point[index]
-    colour_step = ((features.colour[which, None] - features.colour[index]) ** 2).sum(axis=2)
-    unlike = 1 + SURFACE_GAIN * step * step + COLOUR_GAIN * colour_step
-    weight = (1 - outlier[index]) ** 2 * np.maximum(1 - r2 / radius**2, 0)
-    weight /= (SOFTENING + r2) * unlike * unlike
-    weight[missing] = 0
-    total = weight.sum(axis=1)
-    truth = features.log_base[which] + features.y[which]
+    pixels = left_out.distance * features.length_px / features.grid.cell_px
+    total, rest, beside = np.empty((3, len(which)))
+    copied = np.empty((len(CLIPS), len(which)))
+    kernels.predict(
+        points, LeftOutPoints(which, start, pixels, features.grid_row, features.grid_col),
+        left_out.neighbours.indices,
+        DetailWeights(radius, SOFTENING, SURFACE_GAIN, COLOUR_GAIN, math.inf), np.array(CLIPS),
+        Predicted(total, rest, beside, copied),
+    )  # fmt: skip
     priors = PRIOR_WEIGHTS if detail else (math.inf,)
-    given = surface.rest[index] - step
-    given_sum = np.stack(
-        [(weight * (given + step.clip(-clip, clip))).sum(axis=1) for clip in CLIPS]
-    )
-    mass = total + np.array(priors)[:, None] * prior  # (priors, m)
-    miss = (truth - start) - given_sum[:, None] / mass  # (clips, priors, m)
+    of_surface = np.array(priors)[:, None] * prior  # (priors, 1)
+    truth = features.log_base[which] + features.y[which]
+    miss = truth - start - copied[:, None] / (beside + of_surface)  # (clips, priors, m)
+    miss -= rest / (total + of_surface)
     error = np.minimum(np.abs(miss), ERROR_CAP)
     away = np.abs(np.arange(len(priors)) - USUAL_CHOICE[0])
     away = away + np.abs(np.arange(len(CLIPS)) - USUAL_CHOICE[1])[:, None]
     loss = (error @ left_out.weight) * (1 + CHOICE_PENALTY / math.sqrt(len(features)) * away)
     b, a = divmod(int(loss.argmin()), len(priors))
     relative = np.abs(np.expm1(miss[b, a]))
-    mean_error = float(np.average(relative, weights=left_out.weight))
+    mean_error = weighted_mean(relative, left_out.weight)
     return DetailParameters(priors[a], CLIPS[b], radius, prior, miss[b, a], relative, mean_error)
 
 
@@ -149,23 +166,15 @@ def _reach(features: FieldFeatures, left_out: LeaveOut) -> tuple[float, float]:
 def detail_correction(
     features: FieldFeatures,
     surface: Surface,
+    points: DetailPoints,
     parameters: DetailParameters,
-    outlier: Floats,
     kernels: FieldKernels,
 ) -> Map:
-    """C: (h, w) correction of log depth on the grid. outlier: (n,) probability."""
+    """C: (h, w) correction of log depth on the grid."""
     total: Map = np.zeros(features.grid.shape, np.float32)
     weighted_sum: Map = np.zeros(features.grid.shape, np.float32)
     if not math.isfinite(parameters.prior_weight):
         return weighted_sum
-    points = DetailPoints(
-        row=features.grid_row.astype(np.float32),
-        col=features.grid_col.astype(np.float32),
-        rest=surface.rest.astype(np.float32),
-        surface=surface.at_point.astype(np.float32),
-        colour=features.colour.astype(np.float32),
-        weight=((1 - outlier) ** 2).astype(np.float32),
-    )
     weights = DetailWeights(
         parameters.radius, SOFTENING, SURFACE_GAIN, COLOUR_GAIN, parameters.clip
     )

@@ -35,11 +35,10 @@ from depth_node.fitting.field.lattice import (
     Lattice,
     Map,
     resized,
-    rounded,
 )
 from depth_node.fitting.field.points import MergedPoints
 from depth_node.fitting.field.settings import FieldAblation
-from depth_node.fitting.robust import MAD_TO_STD
+from depth_node.fitting.robust import MAD_TO_STD, median
 
 GRID_PX = 2.0  # cell of the grid of the details and of the answer
 
@@ -126,19 +125,16 @@ class FieldFeatures:
         grid_log: Map = np.log(base.reduced(grid.size, kernels))
         grid_row, grid_col = grid.coordinates(rows, cols)
         if image is not None and ablation.colour:
-            lab = _lab_colour(image, grid, kernels)
-            colour = lab[rounded(grid_row), rounded(grid_col)].astype(np.float64)
-            node_colour = resized(lab, nodes.size)
-            grid_colour: Map = np.empty((3, *grid.shape), np.float32)
-            cv2.split(lab, list(grid_colour))
+            grid_colour = _lab_colour(image, grid, kernels)
         else:
-            colour = np.zeros((len(rows), 3))
-            node_colour = np.zeros((*nodes.shape, 3), np.float32)
             grid_colour = np.zeros((3, *grid.shape), np.float32)
+        at_point = grid_colour.reshape(3, -1)[:, grid.cell(rows, cols)].T
+        colour: Floats = at_point.astype(np.float64, order="C")
+        node_colour = np.stack([resized(plane, nodes.size) for plane in grid_colour], axis=-1)
         length_px = POSITION_LENGTH * max(shape)
         log_base = np.log(base.at(rows, cols).astype(np.float64))
         y = np.log(points.z) - log_base
-        middle = float(np.median(y))
+        middle = median(y)
         node_rows, node_cols = nodes.centres()
         node_log = resized(grid_log, nodes.size).reshape(-1)
         label: NDArray[np.int32] = np.zeros(len(rows), np.int32)
@@ -186,7 +182,7 @@ class FieldFeatures:
         colour_gain: of colour in the feature vectors, which alone tells surfaces apart then.
         """
         log_z = self.y + self.log_base + self.middle
-        middle = float(np.median(log_z))
+        middle = median(log_z)
         gains = np.array([1.0, 1.0, 0.0, colour_gain, colour_gain, colour_gain])
         points, queries = self.points, self.node_queries
         return replace(
@@ -265,9 +261,9 @@ def _declared_nugget(y: Floats, declared: Floats) -> Floats:
     variance = np.square(declared)
     if not variance.any():
         return variance
-    exact = variance <= np.median(variance)
-    spread = (MAD_TO_STD * float(np.median(np.abs(y[exact])))) ** 2
-    structure = max(spread - float(np.median(variance[exact])), LEAST_STRUCTURE * spread, 1e-8)
+    exact = variance <= median(variance)
+    spread = (MAD_TO_STD * median(np.abs(y[exact]))) ** 2
+    structure = max(spread - median(variance[exact]), LEAST_STRUCTURE * spread, 1e-8)
     nugget: Floats = variance / structure
     return nugget
 
@@ -276,12 +272,14 @@ def _vectors(
     rows: NDArray[Any], cols: NDArray[Any], log_base: NDArray[Any], colour: Any, length_px: float
 ) -> Floats:
     """(m, F) feature vectors of pixels (m,)."""
-    columns = [rows / length_px, cols / length_px, log_base / LOG_BASE_LENGTH, colour]
-    return np.ascontiguousarray(np.column_stack(columns), np.float64)
+    vectors: Floats = np.empty((len(rows), 6))
+    vectors[:, 0], vectors[:, 1] = rows / length_px, cols / length_px
+    vectors[:, 2], vectors[:, 3:] = log_base / LOG_BASE_LENGTH, colour
+    return vectors
 
 
 def _lab_colour(image: NDArray[np.uint8], grid: Lattice, kernels: FieldKernels) -> Map:
-    """(h, w, 3) slightly blurred Lab colour on the grid, in correlation lengths."""
+    """(3, h, w) slightly blurred Lab colour on the grid, in correlation lengths."""
     half = (max(2, grid.size[0] // 2), max(2, grid.size[1] // 2))
     small: NDArray[Any] = image
     if image.shape[:2] == (4 * half[1], 4 * half[0]):  # twice by half is OpenCV's fast way
@@ -291,8 +289,11 @@ def _lab_colour(image: NDArray[np.uint8], grid: Lattice, kernels: FieldKernels) 
     else:
         small = reduced_colour(small, half, kernels.mean_colour)
     small = cv2.GaussianBlur(small, (0, 0), 0.6)
-    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
-    scale = np.array(
-        [0.01 / LIGHTNESS_LENGTH, 1 / 255 / CHROMA_LENGTH, 1 / 255 / CHROMA_LENGTH], np.float32
-    )
-    return resized(lab * scale, grid.size)
+    planes = cv2.split(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2Lab))
+    lengths = (100 * LIGHTNESS_LENGTH, 255 * CHROMA_LENGTH, 255 * CHROMA_LENGTH)
+    out: Map = np.empty((3, *grid.shape), np.float32)
+    for plane, length, whole in zip(planes, lengths, out, strict=True):
+        cv2.resize(
+            plane * np.float32(1 / length), grid.size, dst=whole, interpolation=cv2.INTER_LINEAR
+        )
+    return out

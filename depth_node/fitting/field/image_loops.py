@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.fitting.field.lattice import Map
+from depth_node.fitting.field.lattice import Integers, Map
 
 # As numba's fastmath, but NaN and infinity stay what they are: a network may give them.
 FAST_MATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
@@ -200,6 +200,78 @@ def mean_colour_numpy(
     out[:] = cv2.resize(colours, size, interpolation=cv2.INTER_AREA).reshape(out.shape)
 
 
+_STRAIGHT, _DIAGONAL = round(0.955 * 65536), round(1.3693 * 65536)  # as OpenCV counts
+
+
+def distances(near: NDArray[np.uint8], cells: Map, begin: int, end: int) -> None:
+    """Distance of the cells of a map (h, w) from the nearest one where near is not 0, in cells.
+
+    The steps of a path to it are .955 long, or 1.3693 diagonally, as in OpenCV's distanceTransform
+    (G. Borgefors, Distance transformations in digital images, 1986). Rows wait for each other, so
+    that this loop is not shared.
+    """
+    height, width = near.shape
+    straight, diagonal, far = np.int32(_STRAIGHT), np.int32(_DIAGONAL), np.int32(1 << 28)
+    steps = np.full((height + 2, width + 2), far, np.int32)
+    for i in range(1, height + 1):
+        for j in range(1, width + 1):
+            best = min(steps[i - 1, j - 1], steps[i - 1, j + 1]) + diagonal
+            steps[i, j] = min(best, steps[i - 1, j] + straight) * np.int32(near[i - 1, j - 1] == 0)
+        left = far
+        for j in range(1, width + 1):
+            left = min(steps[i, j], left + straight)
+            steps[i, j] = left
+    for i in range(height, 0, -1):
+        for j in range(1, width + 1):
+            best = min(steps[i + 1, j - 1], steps[i + 1, j + 1]) + diagonal
+            steps[i, j] = min(steps[i, j], min(best, steps[i + 1, j] + straight))
+        right = far
+        for j in range(width, 0, -1):
+            right = min(steps[i, j], right + straight)
+            steps[i, j] = right
+        for j in range(width):
+            cells[i - 1, j] = np.float32(steps[i, j + 1]) * np.float32(1 / 65536)
+
+
+def distances_numpy(near: NDArray[np.uint8], cells: Map) -> None:
+    """As :func:`distances`, of a map (h, w)."""
+    cells[:] = cv2.distanceTransform((near == 0).astype(np.uint8), cv2.DIST_L2, 3)
+
+
+def extremes(
+    plane: Map,
+    rows: Integers,
+    cols: Integers,
+    reach: int,
+    low: Map,
+    high: Map,
+    begin: int,
+    end: int,
+) -> None:
+    """Least and largest value of the cells of a map (h, w) within `reach` rows and columns.
+
+    Written: low and high (m,) about the cells (rows, cols) from `begin` up to, not with, `end`.
+    """
+    height, width = plane.shape
+    for m in range(begin, end):
+        least = most = plane[rows[m], cols[m]]
+        for i in range(max(rows[m] - reach, 0), min(rows[m] + reach, height - 1) + 1):
+            for j in range(max(cols[m] - reach, 0), min(cols[m] + reach, width - 1) + 1):
+                least, most = min(least, plane[i, j]), max(most, plane[i, j])
+        low[m], high[m] = least, most
+
+
+def extremes_numpy(
+    plane: Map, rows: Integers, cols: Integers, reach: int, low: Map, high: Map
+) -> None:
+    """As :func:`extremes`, of all cells (m,)."""
+    around = np.arange(-reach, reach + 1)
+    row = np.clip(rows[:, None] + around, 0, plane.shape[0] - 1)
+    col = np.clip(cols[:, None] + around, 0, plane.shape[1] - 1)
+    about = plane[row[:, :, None], col[:, None, :]]
+    low[:], high[:] = about.min(axis=(1, 2)), about.max(axis=(1, 2))
+
+
 def answer(values: Map, line: MetresLine, depth: Map, std: Map, begin: int, end: int) -> None:
     """A factor in depth (H, W) times the metres of values (H, W) by a line, and this times the
     relative error in std (H, W); in place, rows `begin` up to, not with, `end`."""
@@ -237,5 +309,9 @@ def signatures(types: Any) -> dict[Any, Any]:
     return {
         mean_metres: types.void(values, line, some, some, grid, whole, whole),
         mean_colour: types.void(image, some, some, types.uint8[:, ::1], whole, whole),
+        distances: types.void(types.uint8[:, ::1], grid, whole, whole),
+        extremes: types.void(
+            grid, whole[::1], whole[::1], whole, real[::1], real[::1], whole, whole
+        ),
         answer: types.void(values, line, map_, map_, whole, whole),
     }

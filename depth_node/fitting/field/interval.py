@@ -14,10 +14,10 @@ import numpy as np
 
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
-from depth_node.fitting.field.kernels import Kriged
+from depth_node.fitting.field.kernels import FieldKernels, Kriged
 from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded, sample
 from depth_node.fitting.field.leave_out import LeaveOut
-from depth_node.fitting.robust import weighted_quantile
+from depth_node.fitting.robust import weighted_mean, weighted_quantile
 from depth_node.metrics import NORMAL_95
 
 COVERAGE = 0.945  # of left-out points, which have noise: it is 0.95 to 0.96 of the pixels
@@ -77,6 +77,7 @@ def relative_bound(
     log_depth: Map,
     spread: Spread,
     range_noise_m: float,
+    kernels: FieldKernels,
 ) -> Bound:
     """The spread of every cell, widened so that the left-out points lie within theirs.
 
@@ -92,7 +93,7 @@ def relative_bound(
     factor = 1 + FEW_GROWTH / left_out.points + FEW_GROWTH_SQUARED / left_out.points**2
     weight = left_out.weight
     if left_out.points >= MIN_EDGE_POINTS:
-        weight = np.maximum(weight, beside_edges(features, which, log_depth))
+        weight = np.maximum(weight, beside_edges(features, which, log_depth, kernels))
     declared = min(left_out.points / QUANTILE_POINTS, 1.0) * features.declared[which]
     error = without_declared_noise(parameters.error, declared)
     factor *= weighted_quantile(error / own, weight, probability)
@@ -103,7 +104,7 @@ def relative_bound(
         noise = np.square(np.float32(NORMAL_95 * range_noise_m) * np.exp(-log_depth))
         squared = np.square(bound)
         bound = np.sqrt(np.maximum(squared - noise, np.float32(MIN_BOUND_FRACTION) * squared))
-    coverage = float(np.average(error <= factor * own, weights=weight))
+    coverage = weighted_mean(error <= factor * own, weight)
     return Bound(bound, factor, coverage)
 
 
@@ -128,27 +129,25 @@ def edge_factor(log_depth: Map) -> Map:
     return result
 
 
-def beside_edges(features: FieldFeatures, which: Integers, log_depth: Map) -> Floats:
+def beside_edges(
+    features: FieldFeatures, which: Integers, log_depth: Map, kernels: FieldKernels
+) -> Floats:
     """(m,) 1 where a point is as deep as some cell about it, else 0.
 
     A network with soft edges puts honest points beside them on the wrong side, where they look like
     outliers. The interval must hold them; a wrong point is seldom as deep as anything near it.
     """
-    reach = np.arange(-EDGE_CELLS, EDGE_CELLS + 1)
-    height, width = log_depth.shape
-    rows = np.clip(rounded(features.grid_row[which])[:, None] + reach, 0, height - 1)
-    cols = np.clip(rounded(features.grid_col[which])[:, None] + reach, 0, width - 1)
-    cells = (rows * width)[:, :, None] + cols[:, None, :]
-    about = log_depth.reshape(-1).take(cells.reshape(len(which), -1))
+    rows, cols = rounded(features.grid_row[which]), rounded(features.grid_col[which])
+    low, high = np.empty((2, len(which)), np.float32)
+    kernels.extremes(log_depth, rows, cols, EDGE_CELLS, low, high)
     log_z = features.y[which] + features.log_base[which] + features.middle
-    inside = (about.min(axis=1) <= log_z) & (log_z <= about.max(axis=1))
-    return inside.astype(np.float64)
+    return ((low <= log_z) & (log_z <= high)).astype(np.float64)
 
 
 def _local_sill(sill: Floats, left_out: LeaveOut) -> Floats:
     """(m,) prior variance that the neighbourhoods speak for, drawn towards the image's."""
     count = left_out.neighbours.indices.shape[1]
-    middle = float(np.average(left_out.sill, weights=left_out.weight))
+    middle = weighted_mean(left_out.sill, left_out.weight)
     result: Floats = (count * sill + SILL_PRIOR * middle) / (count + SILL_PRIOR)
     return result
 

@@ -28,14 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.fitting.field.image_loops import (
-    FAST_MATH,
-    answer_numpy,
-    mean_colour_numpy,
-    mean_metres_numpy,
-    signatures,
-)
-from depth_node.fitting.field.lattice import Floats, Integers, Map
+from depth_node.fitting.field import detail_loops, image_loops, motion_loops
+from depth_node.fitting.field.lattice import Floats, Integers
 from depth_node.fitting.field.threads import SharedLoop, usual_threads
 from depth_node.fitting.numba_support import compiled, find_numba
 
@@ -45,7 +39,6 @@ CIRCLE = (1.0, 0.0, 1.0)  # shape of a hole that is as wide in every direction
 _CHUNK = 4096  # queries that the NumPy forms work on at a time
 _LANES = 8  # numbers of a vector
 _BLOCK = 64  # queries that are kriged side by side
-_ROW = 96  # cells of a row that are worked on at a time
 _RANKED = 56  # up to so many candidates are ordered by counting, more one by one
 
 
@@ -162,36 +155,6 @@ class Kriged(NamedTuple):
         return cls(mean, variance, sill)
 
 
-class DetailPoints(NamedTuple):
-    """Points whose remaining errors are handed to the cells about them, float32.
-
-    row, col: (N,) on the lattice. rest: (N,) measured log depth minus surface (N,), the surface at
-    the point. colour: (N, 3). weight: (N,) trust in the point.
-    """
-
-    row: Map
-    col: Map
-    rest: Map
-    surface: Map
-    colour: Map
-    weight: Map
-
-
-class DetailWeights(NamedTuple):
-    """How the weight of a point falls over the cells about it.
-
-    radius: cells. softening: squared cells. surface_gain: per squared step of log depth.
-    colour_gain: per squared step of colour in correlation lengths. clip: log depth, how much of a
-    step of the surface is believed.
-    """
-
-    radius: float
-    softening: float
-    surface_gain: float
-    colour_gain: float
-    clip: float
-
-
 @dataclass(frozen=True)
 class FieldKernels:
     """One form of the loops. `name` is numba or numpy; `threads` share each of numba's."""
@@ -202,9 +165,13 @@ class FieldKernels:
     krige: Callable[..., None]
     agree: Callable[..., None]
     spread: Callable[..., None]
+    predict: Callable[..., None]
     mean_metres: Callable[..., None]
     mean_colour: Callable[..., None]
+    distances: Callable[..., None]
+    extremes: Callable[..., None]
     answer: Callable[..., None]
+    motion: Callable[..., None]
 
 
 @functools.cache
@@ -230,8 +197,11 @@ def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
                 " fit.field.compiler to numpy to silence this warning."
             )
         return FieldKernels(
-            "numpy", 1, nearest_numpy, krige_numpy, agree_numpy, spread_numpy,
-            mean_metres_numpy, mean_colour_numpy, answer_numpy,
+            "numpy", 1, nearest_numpy, krige_numpy, agree_numpy,
+            detail_loops.spread_numpy, detail_loops.predict_numpy,
+            image_loops.mean_metres_numpy, image_loops.mean_colour_numpy,
+            image_loops.distances_numpy, image_loops.extremes_numpy, image_loops.answer_numpy,
+            motion_loops.motion_numpy,
         )  # fmt: skip
     threads = threads or usual_threads()
     loops = (
@@ -247,9 +217,13 @@ _SHARES: tuple[tuple[Callable[..., int], int], ...] = (
     (lambda query, *_: len(query), 4 * _BLOCK),
     (lambda neighbours, *_: len(neighbours.indices), 1024),
     (lambda points, surface, *_: len(surface), 24),
+    (lambda points, left_out, *_: len(left_out.which), 1024),
     (lambda values, line, rows, *_: len(rows.first), 24),
     (lambda image, rows, *_: len(rows.first), 16),
+    (lambda *_: 1, 1),
+    (lambda plane, rows, *_: len(rows), 1024),
     (lambda values, *_: len(values), 64),
+    (lambda changed, *_: len(changed), 64),
 )
 
 
@@ -261,11 +235,13 @@ def _compiled() -> tuple[Callable[..., None], ...]:
     # hold no NaN and no infinity, so reassociation is the only effect of fastmath; images may.
     of_points = [
         compiled(loop, signature, fastmath=True, error_model="numpy")
-        for loop, signature in _signatures(types).items()
+        for loop, signature in (_signatures(types) | detail_loops.signatures(types)).items()
     ]
     of_images = [
-        compiled(loop, signature, fastmath=set(FAST_MATH), error_model="numpy")
-        for loop, signature in signatures(types).items()
+        compiled(loop, signature, fastmath=set(image_loops.FAST_MATH), error_model="numpy")
+        for loop, signature in (
+            image_loops.signatures(types) | motion_loops.signatures(types)
+        ).items()
     ]
     return (*of_points, *of_images)
 
@@ -275,7 +251,6 @@ def _signatures(types: Any) -> dict[Callable[..., None], Any]:
     real, whole = types.float64, types.int64
     vector, matrix = real[::1], real[:, ::1]
     indices, index_matrix, labels = whole[::1], whole[:, ::1], types.int32[::1]
-    float32_vector, image = types.float32[::1], types.float32[:, ::1]
 
     def group(cls: type, *members: Any) -> Any:
         return types.BaseTuple.from_types(members, cls)
@@ -286,11 +261,7 @@ def _signatures(types: Any) -> dict[Callable[..., None], Any]:
     correlation = group(Correlation, real, real, real)
     observations = group(Observations, vector, vector, vector)
     kriged = group(Kriged, matrix, matrix, matrix)
-    one = float32_vector
-    detail_points = group(DetailPoints, one, one, one, one, image, one)
-    weights = group(DetailWeights, real, real, real, real, real)
     part = whole, whole
-    spread = detail_points, image, types.float32[:, :, ::1], weights, image, image
     return {
         _nearest: types.void(queries, points, whole, real, neighbours, *part),
         _krige: types.void(
@@ -299,7 +270,6 @@ def _signatures(types: Any) -> dict[Callable[..., None], Any]:
         _agree: types.void(
             neighbours, points, vector, vector, real, real, correlation, vector, *part
         ),
-        _spread: types.void(*spread, *part),
     }
 
 
@@ -661,104 +631,3 @@ def agree_numpy(
     weight = np.where(index < 0, 0.0, alike**2 * (1 - outlier_probability[chosen]) + 1e-9)
     likely = (weight * step / (1 + off * off / 3) ** 2).sum(axis=1)
     density[:] = STUDENT_PEAK * likely / np.maximum(weight.sum(axis=1), 1e-9)
-
-
-# --- detail --------------------------------------------------------------------------------------
-
-
-def _spread(
-    points: DetailPoints,
-    surface: Map,
-    colour: Map,
-    weights: DetailWeights,
-    total: Map,
-    weighted_sum: Map,
-    begin: int,
-    end: int,
-) -> None:
-    """The points' remaining disagreement with a surface is handed to the cells about them.
-
-    surface (H, W) log depth, colour (3, H, W). A cell within `radius` at squared distance r2, whose
-    surface differs from the point's by s and whose colour by c, has the weight
-    weight (1 - r2 / radius^2) / ((softening + r2) (1 + surface_gain s^2 + colour_gain c^2)^2), and
-    takes the point's depth plus s, no more than `clip` of it. Added to total (of weights) and
-    weighted_sum, (H, W), in the rows from `begin` up to, not with, `end`.
-    """
-    row, col, rest, weight = points.row, points.col, points.rest, points.weight
-    surface_at, colour_at = points.surface, points.colour
-    radius = weights.radius
-    width = surface.shape[1]
-    zero, one = np.float32(0.0), np.float32(1.0)
-    r2_inverse = np.float32(1.0 / (radius * radius))
-    soft = np.float32(weights.softening)
-    gain_s = np.float32(weights.surface_gain)
-    gain_c = np.float32(weights.colour_gain)
-    limit = np.float32(weights.clip)
-    part = np.empty(2 * _ROW, np.float32)  # of one array: the compiler sees that they are apart
-    for n in range(len(row)):
-        top = max(begin, math.ceil(row[n] - radius))
-        bottom = min(end - 1, math.floor(row[n] + radius))
-        if top > bottom:
-            continue
-        first = max(0, math.ceil(col[n] - radius))
-        last = min(width - 1, math.floor(col[n] + radius))
-        # A short row is made as long as a vector: beyond the radius all weights are 0.
-        least = min(_LANES, width) if last - first < _ROW else 1
-        for left in range(first, last + 1, _ROW):
-            size = max(min(last - left + 1, _ROW), least)
-            here = np.uint64(min(left, width - size))
-            shift = np.float32(here) - col[n]
-            for i in range(np.uint64(top), np.uint64(bottom + 1)):
-                dr = np.float32(i) - row[n]
-                for j in range(size):
-                    at = here + np.uint64(j)
-                    dc = shift + np.float32(j)
-                    r2 = dr * dr + dc * dc
-                    s = surface[i, at] - surface_at[n]
-                    c0 = colour[0, i, at] - colour_at[n, 0]
-                    c1 = colour[1, i, at] - colour_at[n, 1]
-                    c2 = colour[2, i, at] - colour_at[n, 2]
-                    unlike = one + gain_s * s * s + gain_c * (c0 * c0 + c1 * c1 + c2 * c2)
-                    cell_weight = weight[n] * max(one - r2 * r2_inverse, zero)
-                    cell_weight /= (soft + r2) * unlike * unlike
-                    part[j] = cell_weight
-                    part[_ROW + j] = cell_weight * (rest[n] + min(max(s, -limit), limit) - s)
-                for j in range(size):
-                    at = here + np.uint64(j)
-                    total[i, at] += part[j]
-                    weighted_sum[i, at] += part[_ROW + j]
-
-
-def spread_numpy(
-    points: DetailPoints,
-    surface: Map,
-    colour: Map,
-    weights: DetailWeights,
-    total: Map,
-    weighted_sum: Map,
-) -> None:
-    """As :func:`_spread`, onto (h, w); one offset from its cell for all points at once."""
-    row, col, rest, surface_at, colour_at, weight = points
-    radius, softening, surface_gain, colour_gain, clip = weights
-    height, width = surface.shape
-    reach = math.ceil(radius) + 1
-    base_row, base_col = np.floor(row).astype(np.int64), np.floor(col).astype(np.int64)
-    for dy in range(-reach, reach + 1):
-        for dx in range(-reach, reach + 1):
-            i, j = base_row + dy, base_col + dx
-            r2 = ((i - row) ** 2 + (j - col) ** 2).astype(np.float32)
-            use = (i >= 0) & (i < height) & (j >= 0) & (j < width) & (r2 <= radius * radius)
-            if not use.any():
-                continue
-            i, j, r2 = i[use], j[use], r2[use]
-            s = surface[i, j] - surface_at[use]
-            c: Any = colour[:, i, j].T - colour_at[use]
-            unlike = 1 + surface_gain * s * s + colour_gain * (c * c).sum(axis=1)
-            cell_weight = (
-                weight[use] * (1 - r2 / (radius * radius)) / ((softening + r2) * unlike**2)
-            )
-            cell = i * width + j
-            size = height * width
-            total += np.bincount(cell, cell_weight, size).reshape(height, width).astype(np.float32)
-            given = cell_weight * (rest[use] + np.clip(s, -clip, clip) - s)
-            weighted_sum += np.bincount(cell, given, size).reshape(height, width).astype(np.float32)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,11 +67,12 @@ class LeaveOut:
         whose holes and distances count again.
         """
         count = len(features)
-        which = np.linspace(0, count - 1, min(count, VALIDATION_POINTS)).astype(np.int64)
+        tested = min(count, VALIDATION_POINTS)
+        which = np.arange(tested) * (count - 1) // max(tested - 1, 1)
         size = max(1, min(neighbours, count - 1))
         queries = features.queries(which)
         if like is None:
-            far_px = distance_px(features)
+            far_px = distance_px(features, kernels)
             some = np.sort(far_px[::4, ::4], axis=None)
             usual_far_px = float(some[(len(some) - 1) // 2] + some[len(some) // 2]) / 2
             nearest = features.nearest(queries, size, kernels)
@@ -109,12 +109,14 @@ class LeaveOut:
         )
 
 
-def distance_px(features: FieldFeatures) -> Map:
+def distance_px(features: FieldFeatures, kernels: FieldKernels) -> Map:
     """(h, w) distance in pixels of the grid's cells from the nearest point."""
-    empty: NDArray[np.uint8] = np.ones(features.grid.shape, np.uint8)
-    empty[rounded(features.grid_row), rounded(features.grid_col)] = 0
-    cells = np.asarray(cv2.distanceTransform(empty, cv2.DIST_L2, 3), np.float32)
-    return cells * np.float32(features.grid.cell_px)
+    near: NDArray[np.uint8] = np.zeros(features.grid.shape, np.uint8)
+    near[rounded(features.grid_row), rounded(features.grid_col)] = 1
+    cells: Map = np.empty(near.shape, np.float32)
+    kernels.distances(near, cells)
+    cells *= np.float32(features.grid.cell_px)
+    return cells
 
 
 def _best_level(error: Floats, weight: Floats) -> int:
@@ -153,21 +155,30 @@ def matched_hole(
     point of the line is as near as that: along lines the depth of a floor hardly changes.
     """
     position = features.points.feature[:, :2]
-    step = position[which, None] - position[np.maximum(indices, 0)]
-    all_distances = np.sqrt((step**2).sum(axis=2))
-    all_distances[indices < 0] = np.inf
-    closest = all_distances.argmin(axis=1)
-    own = all_distances.min(axis=1)
-    rank = np.argsort(np.argsort(own, kind="stable"), kind="stable")
+    row, col = (np.ascontiguousarray(column) for column in position.T)
+    d_row, d_col = row[which, None] - row[indices], col[which, None] - col[indices]
+    square = d_row * d_row + d_col * d_col
+    square[indices < 0] = np.inf
+    each = np.arange(len(which))
+    closest = each, square.argmin(axis=1)
+    own = np.sqrt(square[closest])
+    rank: Integers = np.empty(len(which), np.int64)
+    rank[np.argsort(own, kind="stable")] = each
     circle = np.array(CIRCLE)
-    towards = step[np.arange(len(which)), closest][np.isfinite(own) & (own > 0)]
+    towards = np.column_stack([d_row[closest], d_col[closest]])[np.isfinite(own) & (own > 0)]
     form, elongation = circle, 1.0
     if len(towards):
         towards /= np.sqrt((towards**2).sum(axis=1, keepdims=True))
-        strength, axes = np.linalg.eigh(towards.T @ towards / len(towards))
-        elongation = min(math.sqrt(strength[1] / max(strength[0], 1e-9)), MAX_ELONGATION)
-        matrix = axes @ np.diag([1.0, 1.0 / elongation**2]) @ axes.T
-        form = np.array([matrix[0, 0], matrix[0, 1], matrix[1, 1]])
+        # The eigenvalues of their mean square, whose trace is 1, are (1 + unlike) / 2 and the rest.
+        rows, both = float(towards[:, 0] @ towards[:, 0]), float(towards[:, 0] @ towards[:, 1])
+        rows, both = rows / len(towards), both / len(towards)
+        unlike = math.hypot(2 * rows - 1, 2 * both)
+        elongation = min(math.sqrt((1 + unlike) / max(1 - unlike, 2e-9)), MAX_ELONGATION)
+        shorter = (1 - 1 / elongation**2) / max(unlike, 1e-12)
+        least = (1 - unlike) / 2
+        form = np.array(
+            [1 - shorter * (rows - least), -shorter * both, 1 - shorter * (1 - rows - least)]
+        )
     far = far_px[np.searchsorted(far_px, 0, "right") :] if far_px[-1] > 0 else far_px
     matched = far[((rank + 0.5) / len(which) * len(far)).astype(np.int64)].astype(np.float64)
     matched /= features.length_px

@@ -40,7 +40,7 @@ from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rou
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.settings import TemporalConfig
 from depth_node.fitting.field.trust import Evidence, displacement, local_bias
-from depth_node.fitting.robust import MAD_TO_STD, weighted_quantile
+from depth_node.fitting.robust import MAD_TO_STD, median, weighted_quantile
 from depth_node.prediction import Prediction
 
 HALF = 2  # image, network and weights are remembered on every second cell of the grid
@@ -184,14 +184,14 @@ class FieldState:
         """The memory's part in the last answer, for an operator."""
         return {"remembered": self.old_weight, "resets": self.resets}
 
-    def blend(self, answer: FieldAnswer, config: TemporalConfig) -> Map:
+    def blend(self, answer: FieldAnswer, config: TemporalConfig, kernels: FieldKernels) -> Map:
         """(h, w) log depth of the frame averaged with the remembered one; is remembered itself."""
         past, changed = self._usable_past(answer, config)
         blended, colour, evidence = answer.log_depth, answer.colour, Evidence()
         frames: Map = np.ones(colour.shape[1:], np.float32)
         self.old_weight = 0.0
         if past is not None:
-            belief = _belief(past, changed, answer, config.memory)
+            belief = _belief(past, changed, answer, config.memory, kernels)
             weight, evidence = belief.weight, belief.evidence
             step = past.log_depth + belief.shift
             step -= answer.log_depth
@@ -268,12 +268,18 @@ def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
     changed = ~(cv2.blur(step[0] + step[1] + step[2], (3, 3)) < CHANGED_COLOUR**2)
     if past.values is not None:
         step = answer.log_base(past.values) - answer.log_base(answer.values)
-        step -= np.float32(np.median(step[2::5, 2::5]))  # another scale alone is no change
+        step -= np.float32(median(step[2::5, 2::5]))  # another scale alone is no change
         changed |= ~(np.abs(step) < CHANGED_BASE)
     return changed
 
 
-def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory: float) -> _Belief:
+def _belief(
+    past: _Past,
+    changed: NDArray[np.bool_],
+    answer: FieldAnswer,
+    memory: float,
+    kernels: FieldKernels,
+) -> _Belief:
     """How the old answer is to be used. changed: (h/2, w/2) where it is not."""
     height, width = past.log_depth.shape
     rows = np.clip(rounded(answer.row), 0, height - 1)
@@ -287,8 +293,8 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
         return _Belief(np.float32(0), np.zeros(changed.shape, np.float32), Evidence())
     # A camera that comes nearer shifts the whole map; the points show by how much.
     some = still[:: 1 + len(still) // MAX_MEDIAN_POINTS]
-    shift = float(np.median(some))
-    spread = MAD_TO_STD * float(np.median(np.abs(some - shift)))
+    shift = median(some)
+    spread = MAD_TO_STD * median(np.abs(some - shift))
     shift = math.copysign(max(abs(shift) - spread / math.sqrt(len(still)), 0.0), shift)
     miss -= shift
     # Left-out points: from the answer without them to the point, and to the old answer.
@@ -300,7 +306,7 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
     # By how much points are missed has their noise in it, by how much two answers differ has not.
     noiseless = 1.0
     if len(step):
-        noiseless = min(float(np.median(np.abs(step))) / max(answer.error, MIN_ERROR), 1.0)
+        noiseless = min(median(np.abs(step)) / max(answer.error, MIN_ERROR), 1.0)
     size = (changed.shape[1], changed.shape[0])
     bias, trust = local_bias(
         rows[comparable],
@@ -309,7 +315,7 @@ def _belief(past: _Past, changed: NDArray[np.bool_], answer: FieldAnswer, memory
         max(spread, MAD_TO_STD * answer.error),
         (height, width),
     )
-    moved = displacement(past.colour[0], answer.colour[0])
+    moved = displacement(past.colour[0], answer.colour[0], kernels)
     outdated = np.square(_misplaced(past, answer, moved)) + resized(bias, size)
     outdated /= np.square(
         np.maximum(np.float32(noiseless) * answer.expected, np.float32(MIN_ERROR))

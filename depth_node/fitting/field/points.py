@@ -52,14 +52,14 @@ def merge_points(
     image: (H, W), rows and cols lie within; N >= 1.
     """
     height, width = image
-    occupied: NDArray[np.bool_] = np.zeros(height * width, bool)
-    occupied[rows.astype(np.int64) * width + cols] = True
-    spacing = math.sqrt(height * width / np.count_nonzero(occupied))
+    pixel = np.sort(rows.astype(np.int64) * width + cols)
+    pixels = 1 + np.count_nonzero(pixel[1:] != pixel[:-1])
+    spacing = math.sqrt(height * width / pixels)
     cells = Lattice.of(image, math.sqrt(POINTS_PER_CELL) * spacing)
     cell = cells.cell(rows, cols)
     key = (cell * height + rows) * width + cols
     # Where every pixel has one point, any order of equal keys will do, which is faster.
-    order = np.argsort(key, kind=None if len(key) == np.count_nonzero(occupied) else "stable")
+    order = np.argsort(key, kind=None if len(key) == pixels else "stable")
     key, age = key[order], np.asarray(age_s, np.float64)[order]
     log_z = np.log(depth[order].astype(np.float64))
     noise: Floats = np.zeros(len(log_z))

@@ -25,7 +25,12 @@ from numpy.typing import NDArray
 
 from depth_node.fitting.field.base import base_alone, fit_base
 from depth_node.fitting.field.blend import COLOUR_GAIN, FieldEstimate, blended, may_help
-from depth_node.fitting.field.detail import Surface, choose_detail, detail_correction
+from depth_node.fitting.field.detail import (
+    Surface,
+    choose_detail,
+    detail_correction,
+    detail_points,
+)
 from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.interval import Spread, forget_far, relative_bound
 from depth_node.fitting.field.kernels import FieldKernels, kernels
@@ -93,9 +98,9 @@ def solve(
         answer = FieldAnswer.of(
             prediction, base, features, log_depth, left_out, detail, outlier, field.spread, loops
         )
-        log_depth = state.blend(answer, config.temporal)
+        log_depth = state.blend(answer, config.temporal, loops)
     bound = relative_bound(
-        features, left_out, detail, log_depth, field.spread, config.range_noise_m
+        features, left_out, detail, log_depth, field.spread, config.range_noise_m, loops
     )
     update = log_depth - features.grid_log  # log of what B is multiplied by
     out, std = base.enlarged(np.exp(update), bound.relative / np.float32(NORMAL_95), loops)
@@ -119,8 +124,9 @@ def _spread_residual(
     left_out = LeaveOut.of(features, outlier, neighbours, loops, like)
     nodes = features.krige_nodes(outlier_nugget(outlier), left_out.nugget, neighbours, loops)
     surface = Surface.of(features, nodes.mean[0])
-    detail = choose_detail(features, left_out, surface, outlier, ablation.detail)
-    update = surface.update + detail_correction(features, surface, detail, outlier, loops)
+    points = detail_points(features, surface, outlier)
+    detail = choose_detail(features, left_out, surface, points, loops, ablation.detail)
+    update = surface.update + detail_correction(features, surface, points, detail, loops)
     update += np.float32(features.middle)
     spread = Spread.of(features, left_out, nodes)
     return FieldEstimate(features.grid_log + update, features, left_out, detail, spread)

@@ -15,25 +15,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from depth_node.fitting.field.kernels import FieldKernels
 from depth_node.fitting.field.lattice import Floats, Integers, Map
+from depth_node.fitting.field.motion_loops import FAR, motion_numpy
+from depth_node.fitting.robust import median
 
 # What moves in the image
-WINDOW = (5, 5)  # cells over which a displacement is estimated
 MIN_GRADIENT = 0.02  # correlation lengths of lightness a cell: less shows no displacement
-# Noise changes from cell to cell. What moves changes smoothly, or at least along its edges: of four
-# directions the least second difference is noise.
-SECOND_DIFFERENCES = [
-    np.array(kernel, np.float32)
-    for kernel in (
-        [[0, 0, 0], [1, -2, 1], [0, 0, 0]],
-        [[0, 1, 0], [0, -2, 0], [0, 1, 0]],
-        [[1, 0, 0], [0, -2, 0], [0, 0, 1]],
-        [[0, 0, 1], [0, -2, 0], [1, 0, 0]],
-    )
-]
-SECOND_DIFFERENCE_VARIANCE = 6.0  # of white noise of variance 1
-NOISE_WINDOW = (9, 9)  # cells
-NOISE_GAIN = 8.0  # over white noise: the image is averaged, so that its noise is not quite white
 QUIET = 0.08  # cells of displacement that noise may show beyond that
 MAX_DISPLACEMENT = 3.0  # cells
 
@@ -72,7 +60,7 @@ class Evidence:
         size = np.abs(step)
         if len(step) < MIN_WITNESSES or float(size.max()) <= NO_STEP:
             return cls()
-        usual = float(np.median(size)) + NO_STEP
+        usual = median(size) + NO_STEP
         weight = 1 / (usual * (size + usual))  # an edge counts no more than what lies about it
         weighted = weight * step
         agreement, information = float(weighted @ miss), float(weighted @ step)
@@ -100,32 +88,23 @@ class Evidence:
         return prior + weight * (self.agreement / self.information + errors * error - prior)
 
 
-def displacement(old: Map, new: Map) -> Map:
+def displacement(old: Map, new: Map, kernels: FieldKernels) -> Map:
     """(h, w) cells by which two lightnesses (h, w) differ in place; where both are even, 0.
 
     The ratio of temporal and spatial differences, as in the method of Lucas and Kanade, without its
     direction. A change of brightness alone is none. NaN in `old` counts as moved.
     """
     changed = new - old
-    changed -= np.float32(np.nanmedian(changed[3::8, 3::8]))
     unseen = np.isnan(changed)
+    seen = changed[3::8, 3::8][~unseen[3::8, 3::8]]
+    changed -= np.float32(median(seen) if len(seen) else 0)
     changed[unseen] = 1
-    noise: Map = np.full(new.shape, np.inf, np.float32)
-    for kernel in SECOND_DIFFERENCES:
-        second = np.asarray(cv2.filter2D(changed, cv2.CV_32F, kernel), np.float32)
-        second *= second
-        np.minimum(noise, cv2.blur(second, NOISE_WINDOW), out=noise)
-    gradient: Map = np.zeros(new.shape, np.float32)
-    for x, y in ((1, 0), (0, 1)):
-        slope = np.asarray(cv2.Sobel(new, cv2.CV_32F, x, y, ksize=1, scale=0.5), np.float32)
-        slope *= slope
-        gradient += slope
-    square = np.asarray(cv2.blur(changed * changed, WINDOW), np.float32)
-    noise *= np.float32(NOISE_GAIN / SECOND_DIFFERENCE_VARIANCE)
-    square -= noise
-    square /= np.asarray(cv2.blur(gradient, WINDOW), np.float32) + np.float32(MIN_GRADIENT**2)
-    np.clip(square, 0, MAX_DISPLACEMENT**2, out=square)
-    moved = np.sqrt(square, out=square)
+    excess, gradient = np.empty((2, *new.shape), np.float32)
+    loop = kernels.motion if min(new.shape) > FAR else motion_numpy
+    loop(changed, np.ascontiguousarray(new), excess, gradient)
+    excess /= gradient + np.float32(MIN_GRADIENT**2)
+    np.clip(excess, 0, MAX_DISPLACEMENT**2, out=excess)
+    moved = np.sqrt(excess, out=excess)
     moved -= np.float32(QUIET)
     np.maximum(moved, 0, out=moved)
     moved[unseen] = MAX_DISPLACEMENT

@@ -10,7 +10,12 @@ import pytest
 
 from depth_node.benchmarks.accuracy import Interpolation
 from depth_node.fitting.field import kernels
-from depth_node.fitting.field.detail import Surface, choose_detail, detail_correction
+from depth_node.fitting.field.detail import (
+    Surface,
+    choose_detail,
+    detail_correction,
+    detail_points,
+)
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.prediction import Prediction
 from tests.helpers.field_room import Room, error, measure, measured_pixels, room_features, solved
@@ -67,11 +72,13 @@ def test_a_dense_point_reaches_the_cells_beside_it_and_no_farther(room: Room) ->
     rest = np.zeros(count)
     rest[one] = 0.1
     surface = Surface(even, even, np.zeros(count), rest, np.zeros(count))
-    parameters = choose_detail(features, left_out, surface, np.zeros(count), True)
+    points = detail_points(features, surface, np.zeros(count))
+    parameters = choose_detail(features, left_out, surface, points, loops)
     parameters = dataclasses.replace(parameters, prior_weight=0.5, clip=9.0)
     alone = np.ones(count)
     alone[one] = 0.0
-    handed = detail_correction(features, surface, parameters, alone, loops)
+    points = detail_points(features, surface, alone)
+    handed = detail_correction(features, surface, points, parameters, loops)
     rows, cols = np.mgrid[: shape[0], : shape[1]]
     distance = np.hypot(rows - features.grid_row[one], cols - features.grid_col[one])
     assert (handed[distance < 1.45] > 0).all() and np.count_nonzero(distance < 1.45) == 9
@@ -84,6 +91,7 @@ def test_without_detail_nothing_is_corrected(room: Room) -> None:
     outlier, loops = np.zeros(len(features)), kernels.kernels("auto")
     left_out = LeaveOut.of(features, outlier, 10, loops)
     surface = Surface.of(features, np.zeros(len(features.node_queries.cell)))
-    parameters = choose_detail(features, left_out, surface, outlier, False)
+    points = detail_points(features, surface, outlier)
+    parameters = choose_detail(features, left_out, surface, points, loops, detail=False)
     assert parameters.prior_weight == np.inf
-    assert not detail_correction(features, surface, parameters, outlier, loops).any()
+    assert not detail_correction(features, surface, points, parameters, loops).any()

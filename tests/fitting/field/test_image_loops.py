@@ -7,7 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node.fitting.field.image_loops import UNCHANGED, MetresLine, reduced, reduced_colour
+from depth_node.fitting.field.image_loops import (
+    UNCHANGED,
+    MetresLine,
+    reduced,
+    reduced_colour,
+)
 from depth_node.fitting.field.kernels import FieldKernels, kernels
 
 SIZES = [
@@ -76,3 +81,39 @@ def test_answer_is_factor_times_metres_and_std_times_that(
     loops.answer(values, line, depth, std)
     np.testing.assert_allclose(depth, factor * line.metres(values), rtol=1e-6)
     np.testing.assert_allclose(std, relative * depth, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "points"), [((40, 61), 9), ((1, 30), 2), ((25, 2), 1)])
+def test_distances_are_opencvs(loops: FieldKernels, shape: tuple[int, int], points: int) -> None:
+    near: np.ndarray = np.zeros(shape, np.uint8)
+    near.flat[np.random.default_rng(3).permutation(near.size)[:points]] = 1
+    found = np.empty(shape, np.float32)
+    loops.distances(near, found)
+    expected = cv2.distanceTransform(1 - near, cv2.DIST_L2, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_extremes_are_those_of_the_cells_about_a_place(loops: FieldKernels) -> None:
+    plane = np.random.default_rng(4).normal(size=(20, 30)).astype(np.float32)
+    rows, cols = np.array([0, 9, 19]), np.array([29, 11, 0])
+    low, high = np.empty((2, 3), np.float32)
+    loops.extremes(plane, rows, cols, 2, low, high)
+    about = [plane[:3, 27:], plane[7:12, 9:14], plane[17:, :3]]
+    np.testing.assert_array_equal(low, [each.min() for each in about])
+    np.testing.assert_array_equal(high, [each.max() for each in about])
+
+
+@pytest.mark.parametrize("shape", [(33, 50), (5, 5)])
+def test_motion_is_the_same_in_both_forms(shape: tuple[int, int]) -> None:
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(5)
+    light = rng.normal(size=shape).astype(np.float32)
+    changed = rng.normal(0, 0.1, shape).astype(np.float32)
+    changed[:, 3] = 1
+    found = []
+    for name in ("numba", "numpy"):
+        excess, gradient = np.empty((2, *shape), np.float32)
+        kernels(name).motion(changed, light, excess, gradient)
+        found.append((excess, gradient))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)

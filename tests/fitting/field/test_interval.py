@@ -112,11 +112,12 @@ def test_declared_range_noise_is_taken_from_the_interval_alone(room: Room) -> No
 def test_point_beside_an_edge_is_told_from_a_wrong_one(room: Room) -> None:
     """One as deep as what lies beyond the edge, the other as nothing near."""
     features = room_features(room, measure(room, 400))
-    left_out = LeaveOut.of(features, np.zeros(len(features)), 10, kernels.kernels("auto"))
+    loops = kernels.kernels("auto")
+    left_out = LeaveOut.of(features, np.zeros(len(features)), 10, loops)
     which = left_out.which[:2]
     log_z = (features.y + features.log_base + features.middle)[which]
     log_depth: NDArray[np.float32] = np.zeros(features.grid.shape, np.float32)
     log_depth[:] = log_z.min() - 1
     row, col = rounded(features.grid_row)[which[0]], rounded(features.grid_col)[which[0]]
     log_depth[row, min(col + 2, log_depth.shape[1] - 1)] = log_z[0] + 0.1
-    np.testing.assert_array_equal(beside_edges(features, which, log_depth), [1, 0])
+    np.testing.assert_array_equal(beside_edges(features, which, log_depth, loops), [1, 0])

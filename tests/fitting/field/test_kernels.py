@@ -16,10 +16,14 @@ from numpy.typing import NDArray
 
 from depth_node.config import replace
 from depth_node.fitting.field import kernels, solve
-from depth_node.fitting.field.kernels import (
-    Correlation,
+from depth_node.fitting.field.detail_loops import (
     DetailPoints,
     DetailWeights,
+    LeftOutPoints,
+    Predicted,
+)
+from depth_node.fitting.field.kernels import (
+    Correlation,
     Kriged,
     Neighbours,
     Observations,
@@ -146,6 +150,39 @@ def test_details_are_spread_alike(height: int, width: int, radius: float) -> Non
         found.append((total, given))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)
+
+
+def test_left_out_points_are_predicted_alike() -> None:
+    """Neighbours of which some are missing, and one as far as a pixel is from its nearest."""
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(6)
+    count, tested = 40, 12
+
+    def drawn(*shape: int) -> NDArray[np.float32]:
+        return rng.random(shape, np.float32)
+
+    points = DetailPoints(
+        30 * drawn(count), 30 * drawn(count), drawn(count), drawn(count), drawn(count, 3),
+        drawn(count),
+    )  # fmt: skip
+    which = rng.permutation(count)[:tested]
+    indices = np.stack([rng.permutation(count)[:5] for _ in which])
+    indices[:4, 3:] = -1
+    rows, cols = 30 * rng.random((2, count))
+    left_out = LeftOutPoints(which, rng.random(tested), rng.uniform(0.3, 5, tested), rows, cols)
+    clips = np.array([0.02, 9.0])
+    found = []
+    for name in ("numba", "numpy"):
+        total, rest, beside = np.empty((3, tested))
+        predicted = Predicted(total, rest, beside, np.empty((2, tested)))
+        kernels.kernels(name).predict(
+            points, left_out, indices, DetailWeights(20.0, 0.5, 100.0, 5.0, np.inf), clips,
+            predicted,
+        )  # fmt: skip
+        found.append(predicted)
+    assert (found[0].total != found[0].beside).any()
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-9)
 
 
 @pytest.fixture

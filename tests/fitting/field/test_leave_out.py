@@ -56,7 +56,7 @@ def test_no_point_inside_the_hole_predicts_the_one_left_out(room: Room) -> None:
 
 def test_distance_is_zero_at_points_and_grows_away_from_them(room: Room) -> None:
     features = room_features(room, measure(room, 30))
-    far_px = distance_px(features)
+    far_px = distance_px(features, kernels.kernels("auto"))
     rows, cols = measured_pixels(features)
     cells = tuple(rounded(each) for each in features.grid.coordinates(rows, cols))
     assert (far_px[cells] == 0).all()

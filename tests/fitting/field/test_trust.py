@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from depth_node.fitting.field import trust
+from depth_node.fitting.field.kernels import kernels
 from depth_node.fitting.field.lattice import Map
-from depth_node.fitting.field.trust import MAX_DISPLACEMENT, Evidence, displacement, local_bias
+from depth_node.fitting.field.trust import MAX_DISPLACEMENT, Evidence, local_bias
 
 SHAPE = (60, 80)
 
@@ -21,6 +23,10 @@ def pattern(shift: float = 0.0, noise: float = 0.0, seed: int = 0) -> Map:
     wave = 0.1 * np.sin(col / 3) + 0.1 * np.cos(row / 4 + col / 5)
     wave += np.random.default_rng(seed).normal(0, noise, SHAPE)
     return wave.astype(np.float32)
+
+
+def displacement(old: Map, new: Map) -> Map:
+    return trust.displacement(old, new, kernels("auto"))
 
 
 def test_image_that_stands_still_is_not_displaced_by_its_noise() -> None:

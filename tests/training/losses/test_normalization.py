@@ -35,6 +35,19 @@ def test_statistics_golden() -> None:
         assert int(count[0, 1]) == 5
 
 
+@pytest.mark.parametrize("count", [1, 40])
+def test_the_deviation_may_be_the_median_one(count: int) -> None:
+    """Median 3 of 1, 2, 3, 4, 10, which are 2, 1, 0, 1, 7 away from it: mean 2.2, median 1."""
+    values = as_map([1.0, 2.0, 3.0, 4.0, 10.0] * count)
+    contexts = torch.arange(1, count + 1).repeat_interleave(5).view_as(values)
+    both = [statistics(values, contexts, kind) for kind in ("mean", "median")]
+    for (median, spread, _), expected in zip(both, (2.2, 1.0), strict=True):
+        assert median[0, 1:].tolist() == [3.0] * count
+        assert spread[0, 1:].tolist() == pytest.approx([expected] * count)
+    scaled = normalise(values, contexts, "median").flatten()[:5]
+    assert scaled.tolist() == pytest.approx([-2, -1, 0, 1, 7], rel=1e-4)
+
+
 @pytest.mark.parametrize("count", [1, 4, FEW + 3])  # selected one by one, and sorted
 def test_all_contexts_at_once_equal_one_by_one(count: int) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from depth_node import config
 from training import loop
+from training.batch_images import TITLE_PX
 from training.data.augmentation import Window
 from training.data.samples import Sample
 from training.losses.depth import normalised_l1
@@ -216,8 +217,8 @@ def test_panels_show_crops_and_maps() -> None:
     made = recipe()
     with torch.no_grad():
         (image,) = made.batch_images(made.model(), made.batch(0, (0, 1)), None).values()
-    assert image.shape == (3 * 56, 4 * 84, 3)
-    assert image[56:112].std() > 5
+    assert image.shape == (3 * (56 + TITLE_PX), 4 * 84, 3)
+    assert image[56 + 2 * TITLE_PX :][:56].std() > 5
 
 
 def test_features_may_have_other_strides_than_dinos() -> None:

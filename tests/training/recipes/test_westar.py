@@ -19,6 +19,7 @@ from rich.console import Console
 
 from depth_node import config
 from training import loop
+from training.batch_images import TITLE_PX
 from training.data.ordinal_labels import LabelSet, Pair, write_labels
 from training.data.samples import DataError, Sample
 from training.models.lora import low_rank
@@ -397,9 +398,9 @@ def test_panels_show_views_and_maps() -> None:
     model = made.model().eval()
     with torch.no_grad():
         (image,) = made.batch_images(model, made.batch(0, (0, 1)), model).values()
-    assert image.shape == (4 * 56, 4 * 84, 3)
+    assert image.shape == (4 * (56 + TITLE_PX), 4 * 84, 3)
     assert image.dtype == np.uint8
-    assert image[:56].std() > 5 and image[-56:].std() > 5
+    assert image[TITLE_PX:][:56].std() > 5 and image[-56:].std() > 5
 
 
 @pytest.mark.parametrize(
