@@ -47,7 +47,17 @@ NOISE_POINTS, MIN_NOISE_POINTS = 1000, 30  # of the measured points tell their n
 USUAL_NOISE_M = 0.03  # of a LiDAR's range, where too few of its points hit the ground
 SIGMAS = 4.0  # of a point's noise that are no height
 FLATNESS = 1 / 150  # 2 cm in 3 m: so far a floor, and the plane through it, may be off
-CELL_M, MIN_MEASURED = 0.15, 3  # so many measured points in a cell of the floor support each other
+CELL_M, MIN_MEASURED = 0.15, 3  # so many measured points in a cube support each other
+# The least share of the rays through a cube that a thing takes; a drop of rain takes one of them.
+MIN_SHARE = 0.05
+DENSITY_PX = 32  # squares in which the density of rays is counted
+# Of a slope: of so many points, so many planes are tried; how near to it they lie, from how low on,
+# over how far uphill, in steps, and across it, and which share of what is there.
+SLOPE_POINTS, SLOPE_TRIES, MIN_SLOPE_POINTS = 600, 300, 60
+SLOPE_NEAR_M, SLOPE_FOOT_M = 0.03, 0.06
+SLOPE_LENGTH_M, SLOPE_STEP_M, SLOPE_GAP = 0.8, 0.2, 2
+SLOPE_WIDTH_M, SLOPE_SHARE = 0.5, 0.8
+MIN_SLOPE = math.tan(math.radians(1.0))
 SCAN_STEP_RAD = math.radians(0.5)
 
 
@@ -91,6 +101,32 @@ class ObstacleConfig:
         minimum=0.01,
         maximum=100.0,
     )
+    max_slope_deg: float = option(
+        0.0,
+        "A slope that begins at the ground and is no steeper than this against it is ground too: a"
+        " ramp ahead. It must be seen over 0.8 m uphill and 0.5 m across, its foot by the LiDAR."
+        " 0 = what rises above the ground is an obstacle, however flat.",
+        unit="deg",
+        minimum=0.0,
+        maximum=30.0,
+    )
+    max_drop_m: float = option(
+        0.0,
+        "What is seen deeper below the ground, such as stairs down, is marked min_height_m above"
+        " where the ground should be, with a negative height; pixels between the measured points"
+        " from a seventh of the camera's height on. 0 = a drop is no obstacle.",
+        unit="m",
+        minimum=0.0,
+        maximum=100.0,
+    )
+    min_range_m: float = option(
+        0.0,
+        "What is nearer to the base frame's origin, over the ground, is left out: the robot's own"
+        " body.",
+        unit="m",
+        minimum=0.0,
+        maximum=1000.0,
+    )
     max_range_m: float = option(
         8.0,
         "What is farther from the base frame's origin, over the ground, is left out.",
@@ -104,6 +140,11 @@ class ObstacleConfig:
         if self.min_height_m >= self.max_height_m:
             raise ConfigError(
                 f"min_height_m is {self.min_height_m:g} and max_height_m {self.max_height_m:g}: the"
+                " first must be smaller"
+            )
+        if self.min_range_m >= self.max_range_m:
+            raise ConfigError(
+                f"min_range_m is {self.min_range_m:g} and max_range_m {self.max_range_m:g}: the"
                 " first must be smaller"
             )
 
@@ -134,8 +175,9 @@ def camera_above_ground(height_m: float, pitch_deg: float) -> F64:
 class Obstacles:
     """The obstacles of one frame.
 
-    points: (N, 3) float32 m in the camera's frame. height: (N,) float32 m above the ground. ground:
-    (3,) a, b, c of the ground's height a + b x + c y in the base frame. T_base_camera: (4, 4).
+    points: (N, 3) float32 m in the camera's frame. height: (N,) float32 m above the ground; of a
+    drop negative, and the point is min_height_m above where the ground should be. ground: (3,) a,
+    b, c of the ground's height a + b x + c y in the base frame. T_base_camera: (4, 4).
     level: gives (M, 3) float32 m, believed pixels on the ground in the camera's frame.
     """
 
@@ -197,29 +239,38 @@ class ObstacleFinder:
         height += offset
         camera_height = float(z0 - a)
         lowest = max(config.min_height_m, FLOOR_ERROR * camera_height)
-        far = max(config.min_height_m, FAR_ERROR * camera_height)
-        least = depth * depth
-        least *= grid.flat_square
-        least *= np.float32(far / NEAR_M**2)
-        np.maximum(least, np.float32(lowest), out=least)
-        np.maximum(least, std * np.abs(rise), out=least)
+        unsure = std * np.abs(rise)
+        least = _least_height(config.min_height_m, depth, unsure, camera_height, grid)
         stands = within & (height > least)  # NaN is not above
         stands &= height < np.float32(config.max_height_m)
         stands &= _support(stands)
-        points, heights = [grid.rays[stands] * depth[stands][:, None]], [height[stands]]
+        found = [(grid.rays[stands] * depth[stands][:, None], height[stands])]
+        if config.max_drop_m > 0:
+            least = _least_height(config.max_drop_m, depth, unsure, camera_height, grid)
+            deep = gates.believed(every) & (height < -least) & (offset < -rise * grid.reach)
+            deep &= _support(deep)
+            # Depth at which a ray comes to the least height: a costmap's band begins at the ground.
+            to_ground = np.float32(config.min_height_m - offset) / rise[deep]
+            found.append((grid.rays[deep] * to_ground[:, None], height[deep]))
         if sparse is not None and len(sparse):
             believed = np.ones(len(sparse), bool) if inlier is None else inlier
-            measured, above = _measured(sparse, believed, camera, grid, every, ground, config)
-            points.append(measured)
-            heights.append(above)
+            found.append(_measured(sparse, believed, camera, grid, every, ground, config))
+        points, heights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        if config.max_slope_deg > 0:
+            over_slope = without_slope(
+                _over_ground(points, T_base_camera), heights, config.max_slope_deg
+            )
+            kept = ~np.isnan(over_slope)
+            points, heights = points[kept], over_slope[kept]
+        if config.min_range_m > 0:
+            outside = np.hypot(*_over_ground(points, T_base_camera).T) >= config.min_range_m
+            points, heights = points[outside], heights[outside]
 
         def level() -> F32:
             low = within & (np.abs(height) < np.float32(lowest))
             return grid.rays[low] * depth[low][:, None]
 
-        return Obstacles(
-            np.concatenate(points), np.concatenate(heights), ground, T_base_camera, level
-        )
+        return Obstacles(points, heights, ground, T_base_camera, level)
 
     def _prepare(self, camera: Camera, every: int, T_base_camera: F64, max_range_m: float) -> _Grid:
         key = (camera, every, T_base_camera.tobytes(), max_range_m)
@@ -264,6 +315,17 @@ class _Grid:
         return cls(rays, x, y, up, reach.astype(np.float32), square, start, T_base_camera)
 
 
+def _least_height(
+    configured_m: float, depth: F32, unsure: F32, camera_height: float, grid: _Grid
+) -> F32:
+    """(h, w) m off the ground from which on a pixel counts. unsure: (h, w) m, of its height."""
+    least = depth * depth
+    least *= grid.flat_square
+    least *= np.float32(max(configured_m, FAR_ERROR * camera_height) / NEAR_M**2)
+    np.maximum(least, np.float32(max(configured_m, FLOOR_ERROR * camera_height)), out=least)
+    return np.maximum(least, unsure, out=least)
+
+
 def _support(stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(h, w): whether enough pixels stand around each."""
     window = (SUPPORT_WINDOW, SUPPORT_WINDOW)
@@ -306,6 +368,88 @@ def fit_ground(points: NDArray[np.floating]) -> F64:
     return plane if is_ground else np.zeros(3)
 
 
+def without_slope(xy: F32, height: F32, max_slope_deg: float) -> F32:
+    """(n,) m, heights over a slope where there is one, NaN for what is the slope itself.
+
+    xy: (n, 2) m over the ground. height: (n,) m above it, of what would be obstacles; drops have
+    negative ones. A slope is a plane, no steeper than max_slope_deg, that begins at the ground and
+    is what most of the points in its place are: so a step is none, however a network smears it.
+    Found by RANSAC (Fischler and Bolles 1981).
+    """
+    high = np.flatnonzero(height > 0)
+    some = high[np.linspace(0, len(high) - 1, min(len(high), SLOPE_POINTS)).astype(np.intp)]
+    plane = _slope_plane(
+        xy[some].astype(np.float64), height[some], math.tan(math.radians(max_slope_deg))
+    )
+    if plane is None:
+        return height
+    uphill = plane[1:] / np.hypot(plane[1], plane[2])
+    along, across = xy @ uphill, xy @ np.array([-uphill[1], uphill[0]])
+    above = height - (plane[0] + xy @ plane[1:])
+    sample_near = np.abs(above[some]) < SLOPE_NEAR_M
+    near = some[sample_near]
+    left, right = float(across[near].min()), float(across[near].max())
+    beside = (across > left - SLOPE_STEP_M) & (across < right + SLOPE_STEP_M)
+    foot = float(along[near].min())
+    place = np.column_stack([along[some] - foot, across[some] - left])[beside[some]]
+    end = foot + _length_of_slope(place, sample_near[beside[some]])
+    if (
+        height[near].min() > SLOPE_FOOT_M
+        or end - foot < SLOPE_LENGTH_M
+        or right - left < SLOPE_WIDTH_M
+    ):
+        return height
+    inside = beside & (along > foot - SLOPE_STEP_M) & (along < end) & (height > 0)
+    over = np.where(inside & (above > 0), above, height).astype(np.float32)
+    far = np.maximum(1, (xy**2).sum(axis=1) / NEAR_M**2)  # as the heights that count on the ground
+    over[inside & (above < SLOPE_NEAR_M * far)] = np.nan
+    return over
+
+
+def _slope_plane(xy: F64, height: F32, steepest: float) -> F64 | None:
+    """(3,) a, b, c of the plane a + b x + c y, in the slope allowed, that most points (n, 2) and
+    (n,) lie near; None without enough."""
+    if len(xy) < MIN_SLOPE_POINTS:
+        return None
+    design = np.column_stack([np.ones(len(xy)), xy])
+    three = np.random.default_rng(0).integers(len(xy), size=(SLOPE_TRIES, 3))
+    three = three[np.abs(np.linalg.det(design[three])) > SLOPE_WIDTH_M * SLOPE_STEP_M]
+    planes = np.linalg.solve(design[three], height[three].astype(np.float64)[..., None])[..., 0]
+    slope = np.hypot(planes[:, 1], planes[:, 2])
+    planes = planes[(slope > MIN_SLOPE) & (slope < steepest)]
+    if not len(planes):
+        return None
+    near = np.abs(height - planes @ design.T) < SLOPE_NEAR_M
+    best = near[near.sum(axis=1).argmax()]
+    if np.count_nonzero(best) < MIN_SLOPE_POINTS:
+        return None
+    plane: F64 = np.linalg.lstsq(design[best], height[best].astype(np.float64), rcond=None)[0]
+    return plane if MIN_SLOPE < math.hypot(plane[1], plane[2]) < steepest else None
+
+
+def _length_of_slope(place: F64, near: NDArray[np.bool_]) -> float:
+    """m uphill over which the plane of a slope is met nearly everywhere across it.
+
+    place: (n, 2) m uphill from its foot, and across. near: (n,) whether they lie near the plane.
+    """
+    row, col = np.floor(place / SLOPE_STEP_M).astype(np.intp).T
+    shape = (max(int(row.max(initial=0)) + 1, 1), max(int(col.max(initial=0)) + 2, 1))
+    seen, met = np.zeros(shape, bool), np.zeros(shape, bool)
+    uphill = row >= 0
+    seen[row[uphill], col[uphill] + 1] = True  # across from -1 on
+    met[row[uphill & near], col[uphill & near] + 1] = True
+    length, gap = 0, 0
+    for number, (there, on) in enumerate(zip(seen.sum(axis=1), met.sum(axis=1), strict=True)):
+        if there and on < SLOPE_SHARE * there:
+            break
+        gap = 0 if there else gap + 1
+        if gap > SLOPE_GAP:
+            break
+        if there:
+            length = number + 1
+    return length * SLOPE_STEP_M
+
+
 def _measured(
     sparse: SparseDepth,
     believed: NDArray[np.bool_],
@@ -343,29 +487,65 @@ def _measured(
     rise = grid.up.copy()
     rise -= np.float32(b) * grid.x
     rise -= np.float32(c) * grid.y
-    rise += np.float32(every / camera.fy)
     pixel = sparse.rows // every * rise.shape[1] + sparse.cols // every
-    high = sparse.depth * rise.ravel().take(pixel) > np.float32(config.min_height_m) - start
-    points = seen(np.flatnonzero(high & believed))
+    slack = np.float32(every / camera.fy)
+    rise = rise.ravel().take(pixel)
+    off_ground = sparse.depth * (rise + slack) > np.float32(config.min_height_m) - start
+    if config.max_drop_m > 0:
+        off_ground |= sparse.depth * (rise - slack) < -np.float32(config.max_drop_m) - start
+    which = np.flatnonzero(off_ground & believed)
+    points = seen(which)
     above = points @ up
     height = above + start
-    steepness = _steepness(points, above)
+    noise_height = np.float32(SIGMAS * noise_m) * _steepness(points, above)
     xy = _over_ground(points, T_base_camera)
     range_m = np.hypot(xy[:, 0], xy[:, 1])
-    least = np.float32(FLATNESS) * range_m
-    np.maximum(least, np.float32(SIGMAS * noise_m) * steepness, out=least)
-    np.maximum(least, np.float32(config.min_height_m), out=least)
-    high = (height > least) & (height < np.float32(config.max_height_m))
-    high &= range_m < np.float32(config.max_range_m)
-    points, height, xy = points[high], height[high], xy[high]
+    np.maximum(noise_height, np.float32(FLATNESS) * range_m, out=noise_height)
+    stands = height > np.maximum(noise_height, np.float32(config.min_height_m))
+    stands &= (height < np.float32(config.max_height_m)) & (range_m < config.max_range_m)
+    through = _rays_through(sparse, which, camera)
+    stands[stands] = _supported(xy[stands], height[stands], through[stands])
+    if config.max_drop_m == 0:
+        return points[stands], height[stands].astype(np.float32)
+    deep = height < -np.maximum(noise_height, np.float32(config.max_drop_m))
+    # Where their rays come to the least height.
+    to_edge = (start - np.float32(config.min_height_m)) / (start - height[deep])
+    edge = points[deep] * to_edge[:, None]
+    xy = _over_ground(edge, T_base_camera)
+    kept = np.hypot(xy[:, 0], xy[:, 1]) < config.max_range_m
+    kept &= _supported(xy, np.zeros(len(xy), np.float32), through[deep])
+    return (
+        np.concatenate([points[stands], edge[kept]]),
+        np.concatenate([height[stands], height[deep][kept]]).astype(np.float32),
+    )
+
+
+def _rays_through(sparse: SparseDepth, which: NDArray[np.intp], camera: Camera) -> F32:
+    """(n,) how many measured rays a cube of CELL_M takes in the image, at the points `which`."""
+    down, across = -(-camera.height // DENSITY_PX), -(-camera.width // DENSITY_PX)
+    square = sparse.rows // DENSITY_PX * across + sparse.cols // DENSITY_PX
+    number = np.bincount(square, minlength=down * across).reshape(down, across)
+    # What the LiDAR's field of view cuts is as dense as the square beside it.
+    densest = cv2.dilate(number.astype(np.float32), np.ones((3, 3), np.uint8)).ravel()
+    side_px = np.float32(CELL_M * camera.fx) / sparse.depth[which]
+    return np.asarray(densest[square[which]] * (side_px / DENSITY_PX) ** 2, np.float32)
+
+
+def _supported(xy: F32, height: F32, rays: F32) -> NDArray[np.bool_]:
+    """(n,) whether enough points lie in the cube of each, of the rays (n,) that pass through it.
+
+    xy: (n, 2) m over the ground. height: (n,) m above it.
+    """
+    least = np.maximum(np.float32(MIN_MEASURED), np.float32(MIN_SHARE) * rays)
+    place = np.column_stack([xy, height])
     kept: NDArray[np.bool_] = np.zeros(len(xy), bool)
-    for shift in (0.0, 0.5):  # what a border of cells divides lies within one of the other grid
-        cell = np.floor(xy / np.float32(CELL_M) + np.float32(shift)).astype(np.int64)
+    for shift in (0.0, 0.5):  # what a border of cubes divides lies within one of the other grid
+        x, y, z = np.floor(place / np.float32(CELL_M) + np.float32(shift)).astype(np.int64).T
         _, group, counts = np.unique(
-            cell[:, 0] * 1_000_003 + cell[:, 1], return_inverse=True, return_counts=True
+            (x * 1_000_003 + y) * 10_007 + z, return_inverse=True, return_counts=True
         )
-        kept |= counts[group] >= MIN_MEASURED
-    return points[kept], height[kept].astype(np.float32)
+        kept |= counts[group] >= least
+    return kept
 
 
 def _steepness(points: F32, above: F32) -> F32:

@@ -179,12 +179,134 @@ def test_the_one_row_that_meets_a_low_thing_tells_of_it() -> None:
     assert found.height.min() > 0.02 and found.height.max() < 0.08
 
 
+def test_drops_of_rain_are_none_and_a_post_in_the_rain_is_one() -> None:
+    """Near the LiDAR many of its rays pass through a cube, and some drops are in each."""
+    rng = np.random.default_rng(5)
+    for thing, marked in ((0.0, False), (0.3, True)):
+        dry = rows_of_points(0.01, thing, rows_deg=0.5)
+        wet = rng.random(len(dry)) < 0.03
+        depth = np.where(wet, rng.uniform(0.4, np.maximum(dry.depth, 0.5)), dry.depth)
+        found = find(scene(), measured=SparseDepth.from_arrays(dry.rows, dry.cols, depth))
+        assert (len(found.points) > 0) == marked
+        assert np.all(np.abs(found.in_base[:, 0] - 2.95) < 0.1)
+
+
 def test_points_on_the_ground_tell_it_where_the_depth_map_is_heaved() -> None:
     """Its floor rises by 1.2 cm in a metre, which would swallow the row of points on the thing."""
     heaved = scene(T_base_camera=camera_above_ground(HEIGHT_M, PITCH_DEG + 0.7))
     found = find(heaved, measured=rows_of_points(0.01, thing=0.1))
     assert len(found.points) >= 3
     assert found.in_base[:, 0] == pytest.approx(2.95, abs=0.1)
+
+
+def drop_scene(edge_m: float, drop_m: float) -> F32:
+    """(240, 320) m: a floor that ends at a distance, a lower one behind it, a wall at 20 m."""
+    upper, lower = scene(), scene(T_base_camera=camera_above_ground(HEIGHT_M + drop_m, PITCH_DEG))
+    rays = CAMERA.rays() @ T_BASE_CAMERA[:3, :3].T
+    beyond = (upper * rays[..., 0] > edge_m) & (rays[..., 2] < 0)
+    return np.where(beyond, lower, upper).astype(np.float32)
+
+
+def test_a_drop_is_marked_at_the_edge_of_the_ground_where_it_is_asked_for() -> None:
+    stairs = drop_scene(2.0, 0.4)
+    assert len(find(stairs).points) == 0
+    config = ObstacleConfig(max_drop_m=0.1)
+    found = find(stairs, config)
+    assert len(found.points) > 100
+    assert 2.0 < found.in_base[:, 0].min() < 2.3
+    assert found.height == pytest.approx(-0.4, abs=0.02)
+    level = found.points @ T_BASE_CAMERA[2, :3].astype(np.float32) + HEIGHT_M
+    assert level == pytest.approx(config.min_height_m, abs=0.01), "in a costmap's band of heights"
+    assert np.hypot(*found.in_base.T).max() < config.max_range_m
+    ranges = scan_ranges(found, 8.0)
+    assert ranges[360] < 2.3
+    assert len(find(stairs, ObstacleConfig(max_drop_m=0.5)).points) == 0
+
+
+def test_a_floor_that_sinks_by_a_few_percent_is_no_drop() -> None:
+    rows, cols = np.mgrid[:240, :320]
+    wave = 1 + 0.07 * np.sin(rows / 25) * np.sin(cols / 30)
+    config = ObstacleConfig(max_drop_m=0.03)
+    assert len(find(np.asarray(scene() * wave, np.float32), config).points) == 0
+    for noise_m in (0.01, 0.05):
+        assert len(find(scene(), config, measured=rows_of_points(noise_m)).points) == 0
+
+
+def test_measured_points_tell_a_drop_that_the_depth_map_has_not() -> None:
+    floor = rows_of_points(0.005)
+    rays = CAMERA.rays()[floor.rows, floor.cols] @ T_BASE_CAMERA[:3, :3].T
+    beyond = floor.depth * rays[:, 0] > 2.0
+    assert beyond.sum() > 100
+    depth = np.where(beyond, floor.depth * (1 + 0.2 / HEIGHT_M), floor.depth)
+    measured = SparseDepth.from_arrays(floor.rows, floor.cols, depth)
+    assert len(find(scene(), measured=measured).points) == 0
+    found = find(scene(), ObstacleConfig(max_drop_m=0.05), measured=measured)
+    assert len(found.points) > 50
+    assert found.in_base[:, 0].min() > 1.9
+    assert found.height == pytest.approx(-0.2, abs=0.05)
+
+
+def rising(
+    profile_m: list[tuple[float, float]], box: tuple[float, float, float] | None = None
+) -> tuple[F32, SparseDepth]:
+    """Depth (240, 320) m and a LiDAR's points on a floor whose height is known by its distance.
+
+    profile_m: distance, height; straight between. box: distance, width, height above the floor.
+    """
+    rays = CAMERA.rays() @ T_BASE_CAMERA[:3, :3].T
+    depth = np.full(rays.shape[:2], 20.0)
+    for z in np.arange(8.0, 0.3, -0.004):  # the nearest depth at which a ray is below the floor
+        x, y, up = (z * rays[..., axis] + T_BASE_CAMERA[axis, 3] for axis in range(3))
+        floor = np.interp(x, *zip(*profile_m, strict=True))
+        if box is not None:
+            on = (np.abs(x - box[0] - 0.1) < 0.1) & (np.abs(y) < box[1] / 2)
+            floor = floor + np.where(on, box[2], 0.0)
+        depth = np.where(up < floor, z, depth)
+    depth = depth.astype(np.float32)
+    rows, cols = np.meshgrid(np.arange(60, 239, 4), np.arange(2, 318, 2), indexing="ij")
+    rows, cols = rows.ravel(), cols.ravel()
+    return depth, SparseDepth.from_arrays(rows, cols, depth[rows, cols])
+
+
+RAMP_5, RAMP_12 = ([(2.0, 0.0), (5.0, 3 * np.tan(np.deg2rad(deg)))] for deg in (5, 12))
+
+
+def test_a_ramp_is_ground_where_slopes_are_allowed() -> None:
+    config = ObstacleConfig(max_slope_deg=8.0, max_range_m=4.8)
+    depth, measured = rising(RAMP_5)
+    assert len(find(depth, measured=measured).points) > 1000, "an obstacle unless it is asked for"
+    assert len(find(depth, config, measured=measured).points) == 0
+    steep, measured = rising(RAMP_12)
+    assert len(find(steep, config, measured=measured).points) > 1000
+
+
+def test_what_stands_on_a_ramp_stands_on_ground() -> None:
+    depth, measured = rising(RAMP_5, box=(3.0, 0.4, 0.2))
+    found = find(depth, ObstacleConfig(max_slope_deg=8.0, max_range_m=4.8), measured=measured)
+    assert len(found.points) > 50
+    assert np.abs(found.in_base[:, 0] - 3.1).max() < 0.25
+    assert np.abs(found.in_base[:, 1]).max() < 0.3
+    assert found.height.max() == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("smeared_m", [0.01, 0.1, 0.25, 0.4])
+def test_a_step_is_no_slope_however_a_network_smears_it(smeared_m: float) -> None:
+    depth, measured = rising([(2.0, 0.0), (2.0 + smeared_m, 0.1), (6.0, 0.1)])
+    config = ObstacleConfig(max_slope_deg=10.0, max_range_m=4.8)
+    found = find(depth, config, measured=measured)
+    without = find(depth, ObstacleConfig(max_range_m=4.8), measured=measured)
+    assert len(found.points) == len(without.points) > 1000
+
+
+def test_the_robot_itself_is_no_obstacle() -> None:
+    """A bumper that camera and LiDAR see."""
+    bumper = scene((0.9, 0.0, 0.6, 0.2))
+    assert len(find(bumper).points) > 100
+    config = ObstacleConfig(min_range_m=1.1)
+    assert len(find(bumper, config).points) == 0
+    assert len(find(scene((3.0, 0.0, 0.3, 0.3)), config).points) > 50
+    with pytest.raises(ConfigError, match="min_range_m is 9"):
+        ObstacleConfig(min_range_m=9.0)
 
 
 def test_a_scan_tells_hits_free_ground_and_what_nobody_saw() -> None:
@@ -218,3 +340,20 @@ def test_rendered_floors_stay_empty_and_boxes_are_found() -> None:
     for network in benchmark.NETWORKS:
         marked = [case.marked for case in boxes if case.network == network]
         assert np.mean(marked) >= 0.95
+
+
+@pytest.mark.slow
+def test_rendered_ramps_drops_and_rain() -> None:
+    """A frame of each; `depth_tools bench obstacles` does more."""
+    table = benchmark.run_terrain(benchmark.Robot(), 1)
+    marked = {(name, network): int(hits) for name, network, _, hits, _, _ in table.rows}
+    for network in benchmark.NETWORKS:
+        assert marked["ramp of 3 degrees", network]
+        assert not marked["ramp of 3 degrees, max_slope_deg 10", network]
+        assert marked["ramp of 12 degrees, max_slope_deg 10", network]
+        assert marked["kerb of 10 cm, max_slope_deg 10", network]
+        assert not marked["30 cm down", network]
+        assert marked["30 cm down, max_drop_m 0.05", network]
+        assert not marked["flat floor, max_slope_deg 10", network]
+        assert not marked["flat floor, max_drop_m 0.05", network]
+        assert not marked["flat floor, rain, 2 % of the rays", network]

@@ -23,7 +23,13 @@ from depth_node.gates import Gates
 from depth_node.inference import DepthModel
 from depth_node.obstacles import ObstacleConfig, ObstacleFinder, Obstacles
 from depth_node.pipeline import DepthPipeline, DepthResult, PipelineConfig
-from depth_node.simulation.floors import RATE_HZ, FloorFrame, FloorWorld, sharp_prediction
+from depth_node.simulation.floors import (
+    RATE_HZ,
+    TERRAIN_M,
+    FloorFrame,
+    FloorWorld,
+    sharp_prediction,
+)
 
 NETWORKS = ("sharp stand-in", "embedded")
 SEEDS = (100, 101, 102, 103, 104, 105)
@@ -44,6 +50,42 @@ class FloorCase:
     marked: bool
 
 
+DEFAULTS = ObstacleConfig()
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """What lies before the robot, and which of the settings that concern it are on.
+
+    rain: fraction of the LiDAR's rays that meet a drop.
+    """
+
+    name: str
+    config: ObstacleConfig = DEFAULTS
+    ramp_deg: float = 0.0
+    kerb_m: float = 0.0
+    drop_m: float = 0.0
+    rain: float = 0.0
+
+
+_SLOPES, _DROPS = ObstacleConfig(max_slope_deg=10.0), ObstacleConfig(max_drop_m=0.05)
+TERRAINS = (
+    Terrain("ramp of 3 degrees", ramp_deg=3.0),
+    Terrain("ramp of 3 degrees, max_slope_deg 10", _SLOPES, ramp_deg=3.0),
+    Terrain("ramp of 5 degrees, max_slope_deg 10", _SLOPES, ramp_deg=5.0),
+    Terrain("ramp of 8 degrees, max_slope_deg 10", _SLOPES, ramp_deg=8.0),
+    Terrain("ramp of 12 degrees, max_slope_deg 10", _SLOPES, ramp_deg=12.0),
+    Terrain("kerb of 10 cm, max_slope_deg 10", _SLOPES, kerb_m=0.1),
+    Terrain("30 cm down", drop_m=0.3),
+    Terrain("30 cm down, max_drop_m 0.05", _DROPS, drop_m=0.3),
+    Terrain("10 cm down, max_drop_m 0.05", _DROPS, drop_m=0.1),
+    Terrain("flat floor, max_slope_deg 10", _SLOPES),
+    Terrain("flat floor, max_drop_m 0.05", _DROPS),
+    Terrain("flat floor, rain, 2 % of the rays", rain=0.02),
+    Terrain("flat floor, rain, 10 % of the rays", rain=0.1),
+)
+
+
 class Robot:
     """The pipeline of each network, and what finds obstacles, as in the node."""
 
@@ -53,7 +95,9 @@ class Robot:
         self.pipelines = {name: DepthPipeline(config, model) for name in NETWORKS}
         self.finder, self.config = ObstacleFinder(), ObstacleConfig()
 
-    def see(self, frame: FloorFrame, network: str, seed: int) -> tuple[DepthResult, Obstacles]:
+    def see(
+        self, frame: FloorFrame, network: str, seed: int, config: ObstacleConfig | None = None
+    ) -> tuple[DepthResult, Obstacles]:
         """What one network makes of a frame."""
         given = frame.input
         if network == "sharp stand-in":
@@ -63,7 +107,7 @@ class Robot:
             result.gates,
             given.camera,
             frame.T_base_camera,
-            self.config,
+            config or self.config,
             result.sparse,
             result.fit.point_inlier,
         )
@@ -116,6 +160,59 @@ def _judge(
         on_box &= np.abs(y - offset) < edge / 2 + BOX_MARGIN_M
     wrong = int(np.count_nonzero(near & ~on_box))
     return FloorCase(network, lines, box is not None, wrong, bool(on_box.any()))
+
+
+def run_terrain(
+    robot: Robot,
+    frames: int,
+    *,
+    lines: int = 32,
+    range_noise_m: float = 0.01,
+    on_step: Callable[[str], None] = lambda text: None,
+) -> Table:
+    """What is marked within 8 m before a ramp, a kerb, a drop, and in rain; frames of each."""
+    body = []
+    for terrain in TERRAINS:
+        nearest: dict[str, list[float]] = {network: [] for network in NETWORKS}
+        points: dict[str, list[int]] = {network: [] for network in NETWORKS}
+        for seed, part in zip(SEEDS, np.array_split(np.arange(frames), len(SEEDS)), strict=True):
+            world = FloorWorld(seed, lines=lines, range_noise_m=range_noise_m)
+            robot.reset()
+            for number in part.tolist():
+                frame = world.frame(
+                    number, ramp_deg=terrain.ramp_deg, kerb_m=terrain.kerb_m, drop_m=terrain.drop_m
+                )
+                if terrain.rain and frame.input.points is not None:
+                    wet = rained_on(frame.input.points, terrain.rain, number)
+                    frame = changed(frame, input=changed(frame.input, points=wet))
+                for network in NETWORKS:
+                    _, found = robot.see(frame, network, seed, terrain.config)
+                    distance = np.hypot(found.in_base[:, 0], found.in_base[:, 1])
+                    distance = distance[distance < FLAT_WITHIN_M]
+                    points[network].append(len(distance))
+                    nearest[network].append(float(distance.min(initial=np.inf)))
+                on_step(terrain.name)
+        for network in NETWORKS:
+            close = min(nearest[network], default=np.inf)
+            body.append([
+                terrain.name, network, str(frames), str(np.count_nonzero(points[network])),
+                f"{np.mean(points[network]):.0f}", f"{close:.2f}" if np.isfinite(close) else "-",
+            ])  # fmt: skip
+    notes = [
+        f"ramps, kerbs and drops begin {TERRAIN_M:g} m ahead; a ramp is 3 m long and wide and ends"
+        f" in the air; {lines} lines"
+    ]
+    head = ["", "network", "frames", "marked in", "points a frame", "nearest, m"]
+    return Table("Ramps, drops and rain", head, body, notes)
+
+
+def rained_on(points: NDArray[np.floating], share: float, seed: int) -> NDArray[np.float32]:
+    """A scan (N, 3) of which a share of the rays meets a drop between 0.5 m and its point."""
+    rng = np.random.default_rng(seed)
+    range_m = np.linalg.norm(points, axis=1)
+    wet = (rng.random(len(points)) < share) & (range_m > 0.5)
+    factor = np.where(wet, rng.uniform(0.5, np.maximum(range_m, 0.51)) / range_m, 1.0)
+    return np.asarray(points * factor[:, None], np.float32)
 
 
 def speed(robot: Robot, repeats: int = 0) -> Table:

@@ -22,7 +22,7 @@ from depth_node.benchmarks import (
     speed,
     unanchored,
 )
-from depth_node.benchmarks.tables import markdown
+from depth_node.benchmarks.tables import Table, markdown
 from depth_node.cli.arguments import integers, need_ros, words
 from depth_node.cli.console import (
     UsageError,
@@ -165,6 +165,9 @@ def add(commands: Any) -> None:
     )
     floors.add_argument("--frames", type=int, default=600, metavar="N", help="of a drive of 60 s")
     floors.add_argument("--boxes", type=int, default=120, metavar="N", help="frames with a box")
+    floors.add_argument(
+        "--terrain", type=int, default=24, metavar="N", help="frames of each ramp, drop and rain"
+    )
     floors.add_argument("--lines", default="32", metavar="N,N", help="lines of the LiDAR")
     floors.add_argument(
         "--range-noise", type=float, default=0.01, metavar="M", help="of the LiDAR, one sigma"
@@ -372,7 +375,10 @@ def _run_obstacles(options: argparse.Namespace) -> int:
     terminal = console()
     robot, cases = obstacles.Robot(), []
     lines = integers("--lines", options.lines)
-    with progress(terminal, "driving", len(lines) * (options.frames + options.boxes)) as advance:
+    terrain = options.terrain * len(obstacles.TERRAINS)
+    steps = len(lines) * (options.frames + options.boxes + terrain)
+    varied: list[Table] = []
+    with progress(terminal, "driving", steps) as advance:
         for count in lines:
             for frames, box in ((options.frames, False), (options.boxes, True)):
                 if frames:
@@ -384,7 +390,17 @@ def _run_obstacles(options: argparse.Namespace) -> int:
                         range_noise_m=options.range_noise,
                         on_step=advance,
                     )
-    tables = [*obstacles.tables(cases), obstacles.speed(robot, options.repeats)]
+            if terrain:
+                varied.append(
+                    obstacles.run_terrain(
+                        robot,
+                        options.terrain,
+                        lines=count,
+                        range_noise_m=options.range_noise,
+                        on_step=advance,
+                    )
+                )
+    tables = [*obstacles.tables(cases), *varied, obstacles.speed(robot, options.repeats)]
     print_tables(terminal, tables, options.out)
     return 0
 

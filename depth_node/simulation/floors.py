@@ -31,6 +31,7 @@ CAMERA = Camera(640, 480, 460.0, 460.0, 319.5, 239.5)
 FLOOR_TEXTURES = ("plain", "tiles", "planks", "speckle", "noise", "checker", "marble")
 RATE_HZ = 10.0
 SPEED_M_S, CIRCLE_M = 0.5, 2.0  # round the middle of the hall: walls are 9 m away or more
+TERRAIN_M = 2.0  # before the robot, where a ramp, a kerb or a drop begins
 _BLUR_PX, _RIPPLE, _RIPPLE_PX = 1.2, 0.03, 60.0
 
 
@@ -74,15 +75,27 @@ class FloorWorld:
         self._empty = self._scene(())
 
     def frame(
-        self, number: int, box: tuple[float, float, float] | None = None, scans: int = 1
+        self,
+        number: int,
+        box: tuple[float, float, float] | None = None,
+        scans: int = 1,
+        *,
+        ramp_deg: float = 0.0,
+        kerb_m: float = 0.0,
+        drop_m: float = 0.0,
     ) -> FloorFrame:
         """A frame of a drive in a circle at 10 Hz.
 
         box: distance, offset to the left and edge length in m of a cube before the robot. scans: of
         the LiDAR that accumulate, the last ones, moved to now as the node does with `world_frame`.
+        ramp_deg: a ramp, 3 m long and wide, that begins TERRAIN_M before the robot; kerb_m: a wide
+        step up there; drop_m: a step down there. Of these and a box only one.
         """
         T_world_base = _circle(number)
         scene = self._empty
+        if ramp_deg or kerb_m or drop_m:
+            T_world_base[2, 3] = drop_m
+            scene = self._scene((self._terrain(T_world_base, ramp_deg, kerb_m, drop_m),))
         if box is not None:
             distance, offset, edge = box
             centre = T_world_base @ np.array([distance + edge / 2, offset, edge / 2, 1.0])
@@ -104,6 +117,24 @@ class FloorWorld:
             stamp_ns=round((1 + number / RATE_HZ) * 1e9), T_world_camera=T_world_camera,
         )  # fmt: skip
         return FloorFrame(frame, view, self.T_base_camera)
+
+    def _terrain(
+        self, T_world_base: F64, ramp_deg: float, kerb_m: float, drop_m: float
+    ) -> Primitive:
+        """A ramp or a kerb before the robot, or the platform that it stands on."""
+        angle, half = math.radians(ramp_deg), np.array([1.5, 1.5, 0.05])
+        uphill, normal = (np.array([math.cos(angle), 0, math.sin(angle)]),
+                          np.array([-math.sin(angle), 0, math.cos(angle)]))  # fmt: skip
+        tilt = np.column_stack([uphill, [0.0, 1.0, 0.0], normal])
+        centre = np.array([TERRAIN_M, 0.0, 0.0]) + half[0] * uphill - half[2] * normal
+        if kerb_m:
+            half = np.array([2.0, 3.0, kerb_m / 2])
+            centre = np.array([TERRAIN_M + half[0], 0.0, kerb_m / 2])
+        elif drop_m:
+            half = np.array([4.0, 4.0, drop_m / 2])
+            centre = np.array([TERRAIN_M - half[0], 0.0, -drop_m / 2])
+        place = (T_world_base @ np.append(centre, 1.0))[:3]
+        return Primitive(BOX, place, T_world_base[:3, :3] @ tilt, half, self._materials[0])
 
     def _material(self, texture: str, tile_m: float) -> Material:
         shade = self.rng.uniform(0.15, 0.6) * self.rng.uniform(0.7, 1.0, 3)
