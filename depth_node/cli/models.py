@@ -23,6 +23,7 @@ from depth_node.cli.console import (
 from depth_node.engine import depth_tools
 from depth_node.engine.manifest import (
     MEANINGS,
+    PACKAGED,
     ROLES,
     UNITS,
     Manifest,
@@ -82,7 +83,8 @@ def _add_fetching(kinds: Any) -> None:
 def _run_list(options: argparse.Namespace) -> int:
     terminal = console()
     rows: list[tuple[str, ...]] = []
-    for model in sorted((Path(__file__).resolve().parent.parent / "models").glob("*.onnx")):
+    models = Path(__file__).resolve().parent.parent / "models"
+    for model in filter(Path.is_file, (models / f"{name}.onnx" for name in PACKAGED)):
         manifest = Manifest.load(manifest_path(model))
         spec = manifest.input
         whole = model_sha256(model) == manifest.sha256
