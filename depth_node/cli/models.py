@@ -20,7 +20,7 @@ from depth_node.cli.console import (
     progress,
     write_json,
 )
-from depth_node.engine import depth_tools, refinement
+from depth_node.engine import depth_tools
 from depth_node.engine.manifest import (
     MEANINGS,
     ROLES,
@@ -83,18 +83,8 @@ def _run_list(options: argparse.Namespace) -> int:
     terminal = console()
     rows: list[tuple[str, ...]] = []
     for model in sorted((Path(__file__).resolve().parent.parent / "models").glob("*.onnx")):
-        if model.name == refinement.MODEL.name:
-            rows.append(
-                (
-                    model.stem,
-                    "refined field",
-                    "any size",
-                    f"{model.stat().st_size / 1e6:.1f} MB",
-                    "Apache-2.0",
-                    "whole" if refinement.is_whole() else "DAMAGED",
-                )
-            )
-            continue
+        if not manifest_path(model).is_file():
+            continue  # a part of the method, which nobody can choose
         manifest = Manifest.load(manifest_path(model))
         spec = manifest.input
         whole = model_sha256(model) == manifest.sha256
