@@ -24,6 +24,7 @@ from depth_node.config import section, validate
 from depth_node.engine import EngineError
 from depth_node.engine.options import EngineConfig
 from depth_node.engine.preprocess import resize_map
+from depth_node.engine.refinement import refiner_for
 from depth_node.engine.sharing import Opener
 from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit, fit_in_sequence
 from depth_node.fitting.anchor import MetricAnchor
@@ -136,6 +137,7 @@ class DepthPipeline:
                     config.region_model, config.segmentation, config.engine, opener
                 )
             _check_method(config, self.depth_model)
+            refiner_for(config.fit)  # a damaged file is told now
         except EngineError:
             self.close()
             raise
@@ -158,6 +160,7 @@ class DepthPipeline:
             raise ValueError("another model needs a new pipeline: close this one and open it anew")
         try:
             _check_method(config, self.depth_model)
+            refiner_for(config.fit)
         except EngineError as error:
             raise ValueError(str(error)) from error
         if self.region_model is not None:
@@ -297,6 +300,7 @@ class DepthPipeline:
             anchor=self._anchor,
             stamp_ns=frame.stamp_ns,
             depth_range_m=depth_range_m,
+            refiner=refiner_for(config.fit),
         )
 
     def _remember(self, frame: FrameInput) -> FieldState | None:

@@ -72,6 +72,7 @@ LAZY = {
     ("depth_node.engine.opening", "depth_node.engine.ort"),
     ("depth_node.engine.opening", "depth_node.engine.trt"),
     ("depth_node.engine.manifest_writer", "depth_node.engine.ort"),
+    ("depth_node.engine.refinement", "depth_node.engine.ort"),
     ("depth_node.engine.self_check", "depth_node.engine.ort"),
     ("depth_node.model_zoo.convert", "depth_node.engine.ort"),
     ("depth_node.ros.main", "depth_node.ros.cameras"),  # rclpy

@@ -32,6 +32,7 @@ TOOLS: dict[str, tuple[str, str]] = {
         "training.export.segment_anything",
         "export a Segment Anything network as encoder and prompt decoder",
     ),
+    "refiner": ("training.export.refiner", "export a run of recipe refine for the field"),
     "cka": ("training.evaluation.cka", "similarity of two checkpoints, layer against layer"),
 }
 

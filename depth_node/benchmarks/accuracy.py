@@ -33,7 +33,8 @@ from scipy.spatial import cKDTree
 from depth_node import fitting
 from depth_node.benchmarks.tables import Means, Table
 from depth_node.config import nearest
-from depth_node.fitting import FitConfig, fit
+from depth_node.engine.refinement import refiner_for
+from depth_node.fitting import FitConfig, FitResult, fit
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
@@ -150,6 +151,19 @@ def fit_config(method: str) -> FitConfig:
     return FitConfig(method=method, mode="sensor" if method == "field" else "paper")
 
 
+def fit_method(
+    method: str,
+    prediction: Prediction,
+    points: SparseDepth,
+    labels: Labels | None,
+    image: NDArray[np.uint8],
+) -> FitResult:
+    """The fit of a method as a robot has it: the field is refined."""
+    config = fit_config(method)
+    refiner = refiner_for(config)
+    return fit(prediction, points, labels, image=image, config=config, refiner=refiner)
+
+
 def run_accuracy(
     sources: Iterable[str | Path],
     predictor: DepthPredictor | str,
@@ -233,7 +247,7 @@ def _warm_up(methods: Iterable[str]) -> None:
     for method in methods:
         if method not in OWN_METHODS:
             prediction = Prediction(values, "depth_affine_invariant")
-            fit(prediction, points, labels, image=image, config=fit_config(method))
+            fit_method(method, prediction, points, labels, image)
 
 
 def disturbed(
@@ -389,8 +403,7 @@ def _score(
                 interpolation = interpolation or Interpolation.of(points, rows, cols)
                 depth = interpolation(points.depth)
             elif method not in OWN_METHODS:
-                config = fit_config(method)
-                result = fit(prediction, points, labels, image=frame.image, config=config)
+                result = fit_method(method, prediction, points, labels, frame.image)
                 depth, std = result.depth[rows, cols], result.std[rows, cols]
             elapsed_ms = (time.perf_counter() - begin) * 1e3
             scores = evaluate(depth, truth)

@@ -16,11 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.benchmarks.accuracy import OWN_METHODS, DepthPredictor, Interpolation, fit_config
+from depth_node.benchmarks.accuracy import (
+    OWN_METHODS,
+    DepthPredictor,
+    Interpolation,
+    fit_config,
+    fit_method,
+)
 from depth_node.benchmarks.tables import Table
 from depth_node.calibration.monitor import Finding, Verdict
 from depth_node.calibration.watch import ExtrinsicsWatch
-from depth_node.fitting import REGION_METHODS, fit
+from depth_node.fitting import REGION_METHODS
 from depth_node.frame import FrameInput
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
 from depth_node.metrics import NORMAL_95
@@ -203,7 +209,7 @@ def _answers(
             config = fit_config(method)
             if config.method in REGION_METHODS and labels is None:
                 labels = segment(frame.image, prediction.values)
-            result = fit(prediction, sparse, labels, image=frame.image, config=config)
+            result = fit_method(method, prediction, sparse, labels, frame.image)
             yield method, (result.depth[rows, cols], result.std[rows, cols])
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from depth_node import config as settings
 from depth_node.benchmarks.speed import fit_problem, machine, one_core, take_turns
 from depth_node.benchmarks.tables import Table
+from depth_node.engine.refinement import refiner_for
 from depth_node.fitting import FitConfig, FitResult, fit
 from depth_node.fitting.field.base import fit_base
 from depth_node.fitting.field.features import NUGGETS, FieldFeatures
@@ -161,7 +162,13 @@ class SpeedProblem:
         """Fit one frame."""
         labels = self.labels if config.method != "field" else None
         return fit(
-            self.prediction, self.points, labels, image=self.image, config=config, state=state
+            self.prediction,
+            self.points,
+            labels,
+            image=self.image,
+            config=config,
+            state=state,
+            refiner=refiner_for(config),
         )
 
     def medians(self, repeats: int) -> dict[str, float]:

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.benchmarks.accuracy import DepthPredictor, disturbed, predicted
+from depth_node.benchmarks.accuracy import DepthPredictor, disturbed, fit_method, predicted
 from depth_node.benchmarks.tables import Table
-from depth_node.fitting import FitConfig, fit
 from depth_node.fitting.methods import DEPTH_RANGE_M
 from depth_node.gates import GateConfig, Gates
 from depth_node.metrics import mean_over_sources
@@ -86,7 +85,7 @@ def run_gates(
             for name, split in splits.items():
                 for kind in noise:
                     measured = disturbed(frame, split.points, kind, 0.0, seed)
-                    result = fit(prediction, measured, image=frame.image, config=FitConfig())
+                    result = fit_method("field", prediction, measured, None, frame.image)
                     condition = name + ("n" if kind == "noisy" else "")
                     given = split.scored & np.isfinite(result.depth)
                     error = np.abs(result.depth - frame.truth) / frame.truth

@@ -19,9 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.benchmarks.accuracy import DepthPredictor, fit_config, predicted
+from depth_node.benchmarks.accuracy import DepthPredictor, fit_method, predicted
 from depth_node.benchmarks.tables import Means, Table
-from depth_node.fitting import fit
 from depth_node.geometry.echoes import Echo, echo_cap, echo_pixels
 from depth_node.geometry.rigid import transform
 from depth_node.geometry.sparse_depth import SparseDepth
@@ -175,12 +174,11 @@ def run_sensors(
     predictor: a network, or the NAME of the predictions stored beside the frames.
     """
     means = Means()
-    config = fit_config("field")
     for frame, prediction in predicted(sources, predictor, on_frame):
         for case, measured in _measured(frame, seeds):
             heard_at = echo_pixels(measured.echoes, prediction.nearness, frame.camera)
             points = measured.points.with_more(heard_at)
-            result = fit(prediction, points, image=frame.image, config=config)
+            result = fit_method("field", prediction, points, None, frame.image)
             truth = np.where(measured.scored, frame.truth, np.float32(np.nan))
             error = evaluate(result.depth, truth).abs_rel
             means.add(case, "AbsRel", frame.source, error)

@@ -35,6 +35,7 @@ from depth_node.fitting.anchor import (
     own_metres,
 )
 from depth_node.fitting.field.points import MIN_POINTS as FIELD_MIN_POINTS
+from depth_node.fitting.field.refine import Refiner
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
 from depth_node.fitting.field.solve import Field, solve
 from depth_node.fitting.field.threads import MAX_THREADS
@@ -231,6 +232,7 @@ def fit(
     ablation: FieldAblation = WHOLE_METHOD,
     polarity_guard: bool = False,
     left_out: AnswerWithout | None = None,
+    refiner: Refiner | None = None,
 ) -> FitResult:
     """Metric depth of the image from its prediction and the points measured in it.
 
@@ -240,6 +242,7 @@ def fit(
     points beyond are ignored, the depth is clamped to it. ablation: what studies leave out of
     method ``field``. polarity_guard: for studies: a region whose fit turns near and far around
     takes the scale of the whole image (sensor mode); it cost up to 6 % AbsRel on real frames.
+    refiner: network that refines method ``field`` where the depth network is weak.
     left_out: method ``network``: what a completion network answers without some of the points.
 
     A frame that cannot be fitted is reported by ``status`` and ``message``; wrong
@@ -262,7 +265,16 @@ def fit(
         usable = _usable(points, prediction.values, depth_range_m)
         if np.count_nonzero(usable) >= config.enough_points():
             return _fit_field(
-                prediction, points, usable, labels, image, config, state, depth_range_m, ablation
+                prediction,
+                points,
+                usable,
+                labels,
+                image,
+                config,
+                state,
+                depth_range_m,
+                ablation,
+                refiner,
             )
     rules = config.rules(depth_range_m, polarity_guard)
     in_disparity = rules.in_disparity
@@ -311,6 +323,7 @@ def fit_in_sequence(
     anchor: MetricAnchor,
     stamp_ns: int | None,
     depth_range_m: tuple[float, float],
+    refiner: Refiner | None = None,
 ) -> FitResult:
     """`fit` of an image that others went before: where at most FEW_POINTS points can be used, the
     anchor that they left gives the metres, if it may. labels: (H, W); image: (H, W, 3), as there.
@@ -319,7 +332,7 @@ def fit_in_sequence(
     """
     fit_alone = functools.partial(
         fit, prediction, points, labels, image=image, config=config, state=state,
-        depth_range_m=depth_range_m,
+        depth_range_m=depth_range_m, refiner=refiner,
     )  # fmt: skip
     if stamp_ns is None or not config.unanchored_s or config.method == NETWORK:
         return fit_alone()
@@ -387,6 +400,7 @@ def _fit_field(
     state: FieldState | None,
     depth_range_m: tuple[float, float],
     ablation: FieldAblation,
+    refiner: Refiner | None,
 ) -> FitResult:
     """The residual field, which is one fit of the image: one row of evidence, label 0."""
     z = points.depth[usable]
@@ -405,6 +419,7 @@ def _fit_field(
         noise_m=points.noise_m[usable],
         threads=config.threads,
         ablation=ablation,
+        refiner=refiner,
     )
     depth, (nearest, farthest) = answer.depth, depth_range_m
     np.clip(depth, np.float32(nearest), np.float32(farthest), out=depth)

@@ -188,17 +188,17 @@ class Bag:
 
     def _first_camera(self) -> Camera:
         """The first calibration of the bag that can be used."""
-        first: _UnusableError | None = None
+        first = ""
         counts = Counter(self._files.damage.counts)  # they are read a second time
         for _, _, message in self._read([self.topics.camera_info], count=False):
             try:
                 camera = self._camera(message, count=False)
             except _UnusableError as error:
-                first = first or error
+                first = first or str(error)
                 continue
             self._files.damage.counts = counts
             return camera
-        if first is not None:
+        if first:
             raise BagError(f"{self.path}: {self.topics.camera_info}: {first}")
         raise BagError(
             f"{self.path}: {self.topics.camera_info} has no message that can be read, so none of"

@@ -21,7 +21,13 @@ from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import ScanBuffer
 from depth_node.geometry.scan_motion import ages, moved_scan, noise
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
-from depth_node.ros.messages import LidarScan, brief, lidar_scan, not_registered
+from depth_node.ros.messages import (
+    LidarScan,
+    MessageError,
+    brief,
+    lidar_scan,
+    not_registered,
+)
 from depth_node.ros.motion import CameraMotion
 
 LidarMessage: TypeAlias = "PointCloud2 | LaserScan | Image | Range"
@@ -48,7 +54,8 @@ class UnreadScan:
         self._read = read
         self._reading = threading.Lock()
         self._message: LidarMessage | None = message
-        self._scan: LidarScan | ValueError
+        self._scan: LidarScan | None = None
+        self._refusal = ""  # its sentence; the error itself would keep all that called this
 
     def read(self) -> LidarScan:
         """The scan, whose arrays are not to be changed. Raises ValueError."""
@@ -57,10 +64,10 @@ class UnreadScan:
                 try:
                     self._scan = self._read(self._message)
                 except ValueError as error:
-                    self._scan = error
+                    self._refusal = str(error)
                 self._message = None  # its bytes are not needed any more
-        if isinstance(self._scan, ValueError):
-            raise self._scan
+        if self._scan is None:
+            raise MessageError(self._refusal)
         return self._scan
 
 

@@ -32,7 +32,7 @@ class CameraMotion:
         try:
             return self._source.lookup(self.world_frame, camera_frame, stamp_ns)[0]
         except NoTransformError as error:
-            cause = error
+            cause = str(error)  # not the error: it would keep this frame, and all that called it
         try:
             newest, newest_ns = self._source.lookup(self.world_frame, camera_frame, None)
         except NoTransformError:
@@ -42,7 +42,7 @@ class CameraMotion:
         raise NoTransformError(
             f"the camera's motion is unknown, TF has no {self.world_frame} to {camera_frame} for"
             f" that time ({cause}): start what publishes it, or empty world_frame"
-        ) from cause
+        )
 
     def until(self, camera_frame: str, now_ns: int) -> Callable[[int], Transform]:
         """T_now_then (4, 4) of the camera, as a function of `then` in ns; NoTransformError."""

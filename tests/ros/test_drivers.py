@@ -186,6 +186,13 @@ def test_the_wrong_transport_is_named(rig: Rig) -> None:
     )
 
 
+def test_a_camera_that_publishes_compressed_images_only_is_named(rig: Rig) -> None:
+    rig.peer.create_publisher(CompressedImage, "image/compressed", 10)
+    assert "remap `image` to it and set image_transport to compressed" in rig.said(
+        "nobody publishes /image, but there is /image/compressed"
+    )
+
+
 def test_a_huge_image_is_refused_before_it_is_decoded(network: Path) -> None:
     with Rig(*settings(network, "image_transport:=compressed")).start() as rig:
         rig.listen(Image, "depth/image_rect")

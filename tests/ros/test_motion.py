@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -17,6 +21,7 @@ from sensor_msgs.msg import Image, PointCloud2
 from depth_node.geometry.rigid import rigid_transform
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
+from depth_node.ros.lidar import UnreadScan
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.node import DepthNode
 from tests.helpers.rig import (
@@ -60,6 +65,40 @@ def test_motion_of_the_camera_between_two_times() -> None:
     np.testing.assert_allclose(moved @ [0, 0, 5, 1], [0, 0, 4, 1])
     same = motion.until("unknown", 7)(7)
     np.testing.assert_array_equal(same, np.eye(4))
+
+
+class Pixels:
+    """Something large in the frame of whoever asks."""
+
+
+def pixels_of_a_frame(ask: Callable[[], object]) -> weakref.ref[Pixels]:
+    pixels = Pixels()
+    ask()
+    return weakref.ref(pixels)
+
+
+def test_late_transforms_and_refused_scans_keep_no_image_alive() -> None:
+    """An exception that is kept holds the locals of all that called where it was raised."""
+
+    def late() -> None:
+        motion.pose("camera_optical_frame", 1_050_000_000)
+
+    def refused() -> None:
+        for _ in range(2):
+            try:
+                scan.read()
+            except ValueError as error:
+                sentences.append(str(error))
+
+    motion = CameraMotion("odom", Drive(newest_s=1.0), 0.1)
+    scan, sentences = UnreadScan(PointCloud2()), []
+    gc.disable()
+    try:
+        assert pixels_of_a_frame(late)() is None
+        assert pixels_of_a_frame(refused)() is None
+    finally:
+        gc.enable()
+    assert len(sentences) == 2 and "no field" in sentences[1]
 
 
 def test_late_motion_serves_within_the_tolerance() -> None:

@@ -221,7 +221,7 @@ def _provenance(payload: Mapping[str, Any]) -> dict[str, Any]:
 # --- the graph -----------------------------------------------------------------------------------
 
 
-def _fold(model: nn.Module) -> nn.Module:
+def folded(model: nn.Module) -> nn.Module:
     """Batch normalisations folded into the convolutions before them: fewer nodes, the same function
     in eval mode.
     """
@@ -235,7 +235,7 @@ def _fold(model: nn.Module) -> nn.Module:
             fused = nn.utils.fusion.fuse_conv_bn_eval(child[0], child[1])
             setattr(model, name, nn.Sequential(fused, *list(child)[2:]))
         else:
-            _fold(child)
+            folded(child)
     return model
 
 
@@ -277,7 +277,7 @@ def to_onnx(model: Exportable, path: Path, fp16_weights: bool) -> float:
     inputs = [_structured_input(model.spec, *size) for size in sizes]
     with torch.no_grad():
         expected = [model.network(torch.from_numpy(x)).numpy() for x in inputs]
-    network = _fold(model.network.eval().to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
+    network = folded(model.network.eval().to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         deviation = 0.0

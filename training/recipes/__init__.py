@@ -18,6 +18,7 @@ RECIPES = {
     "westar": "adapt a network to the images of a new place",
     "distill": "train a student on the predictions of teachers",
     "depthmaster": "train a diffusion network that predicts depth in one step, a teacher",
+    "refine": "train the network that refines method field",
     "mesa": "pre-train an encoder masked, geometrically and supervised, or fine-tune it",
 }
 

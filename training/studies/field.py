@@ -32,6 +32,7 @@ from depth_node.benchmarks.accuracy import (
 from depth_node.benchmarks.tables import Means, Table
 from depth_node.cli.console import UsageError, print_tables, progress
 from depth_node.engine.options import ModelConfig
+from depth_node.engine.refinement import refiner_for
 from depth_node.fitting import FitConfig, FitResult, fit
 from depth_node.fitting.field.memory import FieldState
 from depth_node.fitting.field.settings import FieldAblation
@@ -76,7 +77,8 @@ VARIANTS: dict[str, FieldAblation] = {
     "base alone": FieldAblation(residual=False),
     "without detail": FieldAblation(detail=False),
     "without colour": FieldAblation(colour=False),
-    "without blend": FieldAblation(blend=False),
+    "without refinement": FieldAblation(refinement=False),
+    "without blend and refinement": FieldAblation(blend=False),
     "without outlier rule": FieldAblation(outliers=False),
     "regions from the image": FieldAblation(regions=True),
     "regions from masks": FieldAblation(regions=True),
@@ -126,6 +128,13 @@ def conditions(frame: RecordedFrame, seed: int) -> Iterator[tuple[str, Split]]:
                 noisy = disturbed(frame, split.points, "noisy", 0.0, seed)
                 yield f"{count}n", replace(split, points=noisy)
     yield "lines_4", split_lines(frame, 4, seed)
+
+
+def field_fit(
+    prediction: Prediction, points: SparseDepth, labels: Labels | None = None, **more: Any
+) -> FitResult:
+    """The field as a robot has it; `more`: arguments of fit."""
+    return fit(prediction, points, labels, config=FIELD, refiner=refiner_for(FIELD), **more)
 
 
 def errors(
@@ -201,14 +210,12 @@ def ablation(task: Task) -> list[Table]:
                 if labels is None:
                     continue
                 given = flat if name == NO_NETWORK else prediction
-                result = fit(
-                    given, split.points, labels, image=frame.image, config=FIELD, ablation=variant
-                )
+                result = field_fit(given, split.points, labels, image=frame.image, ablation=variant)
                 means.add(
                     name, condition, frame.source, errors(result, frame.truth, split.scored)[0]
                 )
                 if "masks" in name:  # few frames have masks: compare on these alone
-                    whole = fit(prediction, split.points, image=frame.image, config=FIELD)
+                    whole = field_fit(prediction, split.points, image=frame.image)
                     score = errors(whole, frame.truth, split.scored)[0]
                     means.add("field where masks are", condition, frame.source, score)
     columns = means.columns()
@@ -233,7 +240,7 @@ def segmentation(task: Task) -> list[Table]:
         }
         kinds["one region"] = None
         for condition, split in task.conditions(frame):
-            own = fit(prediction, split.points, image=frame.image, config=FIELD)
+            own = field_fit(prediction, split.points, image=frame.image)
             means.add("field", condition, frame.source, errors(own, frame.truth, split.scored)[0])
             for name, labels in kinds.items():
                 result = fit(prediction, split.points, labels, config=SSF)
@@ -282,7 +289,7 @@ def extrapolation(task: Task) -> list[Table]:
                 chosen = rng.choice(len(rows), EXTRAPOLATION_POINTS, replace=False)
                 at = rows[chosen], cols[chosen]
                 points = SparseDepth.from_arrays(*at, frame.truth[at])
-                own = fit(prediction, points, image=frame.image, config=FIELD)
+                own = field_fit(prediction, points, image=frame.image)
                 plain = fit(prediction, points, config=FitConfig(method=kind, mode="paper"))
                 scored = known.copy()
                 scored[at] = False
@@ -313,7 +320,10 @@ def few(task: Task) -> list[Table]:
             for seed in task.seeds:
                 split = split_uniform(frame, count, seed)
                 for name, config in rivals.items():
-                    result = fit(prediction, split.points, image=frame.image, config=config)
+                    refiner = refiner_for(config)
+                    result = fit(
+                        prediction, split.points, image=frame.image, config=config, refiner=refiner
+                    )
                     score, covered = errors(result, frame.truth, split.scored)
                     means.add(str(count), name, frame.source, score)
                     if name == "field":
@@ -337,7 +347,7 @@ def interval(task: Task) -> list[Table]:
     means = Means()
     for frame, prediction in task.frames():
         for condition, split in task.conditions(frame):
-            result = fit(prediction, split.points, image=frame.image, config=FIELD)
+            result = field_fit(prediction, split.points, image=frame.image)
             where = split.scored & np.isfinite(result.std)
             width = result.std[where] / result.depth[where]
             inside = np.abs(result.depth - frame.truth)[where] <= NORMAL_95 * result.std[where]
@@ -379,9 +389,9 @@ def flicker(task: Task) -> list[Table]:
                     at = np.divmod(chosen, known.shape[1])
                     noise = 1 + RANGE_NOISE * rng.standard_normal(count)
                     points = SparseDepth.from_arrays(*at, frame.truth[at] * noise)
-                    alone = fit(prediction, points, image=frame.image, config=FIELD)
+                    alone = field_fit(prediction, points, image=frame.image)
                     state.at((number + 1) * 100_000_000)
-                    both = fit(prediction, points, image=frame.image, config=FIELD, state=state)
+                    both = field_fit(prediction, points, image=frame.image, state=state)
                     answers.append((alone.depth, both.depth))
                 for which, name in enumerate(names):
                     depth = [answer[which] for answer in answers[FLICKER_START:]]
@@ -436,9 +446,9 @@ def figure() -> NDArray[np.uint8]:
     wrong = rng.random(FIGURE_POINTS) < 0.05
     depth[wrong] *= rng.uniform(0.4, 2.0, np.count_nonzero(wrong))
     points = SparseDepth.from_arrays(rows, cols, depth)
-    result = fit(prediction, points, image=view.image, config=FIELD)
+    result = field_fit(prediction, points, image=view.image)
     alone = FieldAblation(residual=False)
-    base = fit(prediction, points, image=view.image, config=FIELD, ablation=alone).depth
+    base = field_fit(prediction, points, image=view.image, ablation=alone).depth
     labels = segment(view.image, prediction.values)
     rival = fit(prediction, points, labels, config=SSF)
     scale = colours.depth_scale(view.depth)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from depth_node.config import option, section, validate
 from depth_node.fitting.field.kernels import COMPILERS
 
+REFINE = ("auto", "off")
+
 
 @dataclass(frozen=True)
 class TemporalConfig:
@@ -61,6 +63,12 @@ class FieldConfig:
         maximum=10.0,
     )
     temporal: TemporalConfig = section(TemporalConfig, "What is remembered from frame to frame.")
+    refine: str = option(
+        "auto",
+        "A small network mixes the field anew where the depth network is weak; auto: with 100"
+        " points or more, where ONNX Runtime is installed; off: never, which saves its time.",
+        choices=REFINE,
+    )
     compiler: str = option(
         "auto",
         "Form of the inner loops; numba: refuse to start without it rather than run 40 times"
@@ -90,6 +98,7 @@ class FieldAblation:
         "with good regions and cost up to 3 % with fine ones (docs/benchmarks_field.md).",
     )
     blend: bool = option(True, "Blend in the field without the network where that is weak.")
+    refinement: bool = option(True, "Let a refiner that is given refine the blend.")
     outliers: bool = option(True, "Find and disregard points that disagree with all neighbours.")
     node_px: float = option(
         10.0,

@@ -39,6 +39,7 @@ from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.field.memory import FieldAnswer, FieldState
 from depth_node.fitting.field.outliers import outlier_nugget, outlier_probability
 from depth_node.fitting.field.points import merge_points
+from depth_node.fitting.field.refine import Refiner, refined
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
@@ -72,11 +73,13 @@ def solve(
     noise_m: NDArray[np.floating] | None = None,
     threads: int = 1,
     ablation: FieldAblation = WHOLE_METHOD,
+    refiner: Refiner | None = None,
 ) -> Field:
     """The field of a frame from n >= 1 points at pixels (rows, cols) with finite depth above 0 m.
 
     noise_m: (n,) m, declared standard deviation of the points, 0 where none is; None: nowhere.
     threads: that share the loops, 0: a few of the machine's.
+    refiner: network that refines the blend, None: it stays as it is.
     labels: (H, W) regions or None, read by an ablation alone. image: (H, W, 3) uint8 RGB or None.
     The network must have given a number at every point. state: of earlier frames, after its `at`
     was called for this one. Raises RuntimeError where config.compiler is numba and cannot be used.
@@ -92,7 +95,11 @@ def solve(
     field = _spread_residual(features, outlier, loops, ablation)
     if ablation.blend and may_help(features):
         bare = features.without_network(COLOUR_GAIN)
-        field = blended(field, _spread_residual(bare, outlier, loops, ablation, field.left_out))
+        without = _spread_residual(bare, outlier, loops, ablation, field.left_out)
+        both = blended(field, without)
+        if refiner is not None and ablation.refinement:
+            both = refined(both, field, without, outlier, refiner)
+        field = both
     left_out, detail, log_depth = field.left_out, field.detail, field.log_depth
     if state is not None:
         answer = FieldAnswer.of(

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shipped network that refines method `field`, run by ONNX Runtime on the CPU.
+
+Its maps are of any size, so that it has no manifest with one; its file is part of the package.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+from depth_node.engine import EngineError
+from depth_node.fitting import FitConfig
+from depth_node.fitting.field.lattice import Map
+
+MODEL = Path(__file__).resolve().parent.parent / "models" / "refine.onnx"
+SHA256 = "d95e061f0a0da16fedc78baba4834ab497a00f166daa6736e665a35b86e376ae"
+INPUT, OUTPUT = "maps", "change"
+
+_log = logging.getLogger("depth_node.engine")
+
+
+class FieldRefiner:
+    """A depth_node.fitting.field.refine.Refiner. Safe for several threads."""
+
+    def __init__(self, model: Path = MODEL, threads: int = 1) -> None:
+        """Raises EngineError if the file cannot be read."""
+        from depth_node.engine import ort
+
+        self._model = model
+        self._session = ort.open_session(model, threads)
+
+    def __call__(self, maps: Map) -> Map:
+        """(CHANNELS, h, w) -> (4, h, w) added to log depth. Raises EngineError if it cannot run."""
+        try:
+            change: Map = self._session.run([OUTPUT], {INPUT: maps[None]})[0][0]
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise EngineError(
+                f"{self._model} failed to refine maps of shape {maps.shape}: it is another"
+                " version's file; install the package again, or set fit.field.refine to off"
+                f" ({' '.join(str(error).split())})"
+            ) from error
+        return change
+
+
+def refiner_for(config: FitConfig) -> FieldRefiner | None:
+    """The shipped network, once for the process, where the settings ask for it and it can run.
+
+    Raises EngineError if its file is damaged.
+    """
+    if config.method != "field" or config.field.refine == "off":
+        return None
+    return shipped_refiner()
+
+
+@functools.cache
+def shipped_refiner() -> FieldRefiner | None:
+    """The shipped network; None, and a line in the log, where ONNX Runtime is not installed.
+
+    Raises EngineError if its file is damaged.
+    """
+    if find_spec("onnxruntime") is None:
+        _log.warning("no module onnxruntime, so the field is not refined: pip install onnxruntime")
+        return None
+    if hashlib.sha256(MODEL.read_bytes()).hexdigest() != SHA256:
+        raise EngineError(
+            f"{MODEL} is not the file that this version came with: install the package again, or"
+            " set fit.field.refine to off"
+        )
+    return FieldRefiner(MODEL)

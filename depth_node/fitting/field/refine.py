@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refinement of the blended field by a small network: a convex mix of candidates in every cell.
+
+The network sees the maps of `refinement_maps`, all of them logarithms of ratios, colours or counts,
+so that a scene twice as large is refined alike. What it returns is added to the log depth, and is
+sum_k w_k (candidate_k - f) with weights w_k >= 0 that sum to 1: the answer cannot leave the range
+of the candidates, which are maps of the field itself, its extremes about a cell, and the nearest
+point. The network is trained on rendered scenes alone (`python -m training refine`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from depth_node.fitting.field.blend import FieldEstimate
+from depth_node.fitting.field.lattice import Floats, Integers, Map, rounded
+
+MULTIPLE = 8  # of cells of the half grid: what a refiner's maps are padded to
+LIMIT = 1.0  # log depth by which a candidate may differ from the field
+DOUBTED = 0.5  # probability of being wrong from which a point is not shown
+NEAR_CELLS, FAR_CELLS = 5, 13  # windows of the extremes about a cell
+FINE_CELLS, COARSE_CELLS = 2.0, 8.0  # sigma of the blurs that the field's shape is told against
+CANDIDATES = ("without network", "with network", "nearest point", "base",
+              "near low", "near high", "far low", "far high")  # fmt: skip
+WHOLE = (*CANDIDATES, "fine shape", "point")  # four numbers per cell of the half grid
+HALF = ("coarse shape", "lightness", "a", "b", "distance", "spacings", "error",
+        "error without network")  # fmt: skip
+CHANNELS = 4 * len(WHOLE) + len(HALF)
+FIRST_ERROR, ERROR_SCALE = 4.0, 2.0  # (log error + first) / scale is about -1 to 1
+
+Refiner = Callable[[Map], Map]
+"""(CHANNELS, h, w) -> (4, h, w) added to log depth; h and w are multiples of MULTIPLE. A cell of
+the half grid has its four cells of the grid row by row: channel 4 k + 2 (row % 2) + column % 2."""
+
+
+def refined(
+    blend: FieldEstimate,
+    field: FieldEstimate,
+    bare: FieldEstimate,
+    outlier: Floats,
+    refiner: Refiner,
+) -> FieldEstimate:
+    """The blended field, refined. field, bare: with and without the network; outlier: (n,)."""
+    change = in_rows(refiner(refinement_maps(blend, field, bare, outlier)))
+    height, width = blend.log_depth.shape
+    log_depth = blend.log_depth + change[:height, :width]
+    return replace(blend, log_depth=log_depth)
+
+
+def in_fours(values: Map) -> Map:
+    """(2 h, 2 w) -> (4, h, w)."""
+    return _seen_in_fours(values).reshape(4, values.shape[0] // 2, values.shape[1] // 2)
+
+
+def _seen_in_fours(values: Map) -> Map:
+    """(2 h, 2 w) -> (2, 2, h, w), no copy."""
+    height, width = values.shape
+    return values.reshape(height // 2, 2, width // 2, 2).transpose(1, 3, 0, 2)
+
+
+def in_rows(fours: Map) -> Map:
+    """(4, h, w) -> (2 h, 2 w)."""
+    _, height, width = fours.shape
+    split = fours.reshape(2, 2, height, width)
+    return split.transpose(2, 0, 3, 1).reshape(2 * height, 2 * width)
+
+
+def refinement_maps(
+    blend: FieldEstimate, field: FieldEstimate, bare: FieldEstimate, outlier: Floats
+) -> Map:
+    """What a refiner sees, (C, h, w) with C = CHANNELS, on cells twice as large as the grid's.
+
+    The first 4 len(CANDIDATES) are the candidates less the blended field. outlier: (n,) probability
+    that a point is wrong.
+    """
+    features, f = blend.features, blend.log_depth
+    shape = features.grid.shape
+    pad = [(0, -size % (2 * MULTIPLE)) for size in shape]
+    padded = tuple(size + more for size, (_, more) in zip(shape, pad, strict=True))
+    half = padded[0] // 2, padded[1] // 2
+    maps: Map = np.empty((CHANNELS, *half), np.float32)
+    believed = np.flatnonzero(outlier < DOUBTED)
+    rows = rounded(features.grid_row[believed])
+    cols = rounded(features.grid_col[believed])
+    log_z = features.y[believed] + features.log_base[believed] + features.middle
+    nearest, distance = _nearest(rows, cols, log_z, shape)
+    point: Map = np.zeros(shape, np.float32)
+    point[rows, cols] = 1 - outlier[believed]
+    near, far = (np.ones((cells, cells), np.uint8) for cells in (NEAR_CELLS, FAR_CELLS))
+    candidates = (
+        bare.log_depth, field.log_depth, nearest, features.grid_log + np.float32(features.middle),
+        cv2.erode(f, near), cv2.dilate(f, near), cv2.erode(f, far), cv2.dilate(f, far),
+    )  # fmt: skip
+    blurred = cv2.GaussianBlur(f, (0, 0), FINE_CELLS)
+    fours = [_seen_in_fours(_padded(each, pad)) for each in (f, *candidates, blurred, point)]
+    whole = maps[: 4 * len(WHOLE)].reshape(len(WHOLE), 2, 2, *half)
+    for k in range(len(CANDIDATES)):
+        np.subtract(fours[k + 1], fours[0], out=whole[k])
+    np.subtract(fours[0], fours[-2], out=whole[-2])
+    whole[-1] = fours[-1]
+    np.clip(whole, -LIMIT, LIMIT, out=whole)
+    spacing = np.float32(np.sqrt(shape[0] * shape[1] / len(features)))
+    small = [
+        _coarse_shape(f), *features.grid_colour,
+        np.minimum(distance * np.float32(1 / 16), 1), np.minimum(distance / (3 * spacing), 1),
+        *(features.nodes_on_grid(_level(estimate)) for estimate in (blend, bare)),
+    ]  # fmt: skip
+    for out, each in zip(maps[4 * len(WHOLE) :], small, strict=True):
+        cv2.resize(_padded(each, pad), half[::-1], dst=out, interpolation=cv2.INTER_AREA)
+    return maps
+
+
+def _padded(values: Any, pad: list[tuple[int, int]]) -> Map:
+    if any(more for _, more in pad):
+        values = np.pad(values, pad, "edge")
+    return np.asarray(values, np.float32)
+
+
+def _level(estimate: FieldEstimate) -> Floats:
+    """(M,) log of the error that is to be expected at the nodes, about -1 to 1."""
+    spread = estimate.spread
+    expected = spread.nodes * (estimate.detail.mean_error / spread.points.mean())
+    level: Floats = (np.log(np.clip(expected, 1e-4, 1)) + FIRST_ERROR) / ERROR_SCALE
+    return level
+
+
+def _coarse_shape(f: Map) -> Map:
+    small = cv2.resize(f, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), COARSE_CELLS / 4)
+    return np.asarray(np.clip(f - cv2.resize(small, f.shape[::-1]), -LIMIT, LIMIT), np.float32)
+
+
+def _nearest(
+    rows: Integers, cols: Integers, log_z: Floats, shape: tuple[int, int]
+) -> tuple[Map, Map]:
+    """Log depth (h, w) of the nearest point of every cell, and the distance (h, w) in cells."""
+    empty = np.ones(shape, np.uint8)
+    empty[rows, cols] = 0
+    distance, label = cv2.distanceTransformWithLabels(
+        empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    values: Map = np.zeros(len(rows) + 1, np.float32)
+    values[label[rows, cols]] = log_z
+    return values[label], np.asarray(distance, np.float32)
