@@ -298,3 +298,21 @@ def test_nothing_reads_the_world_at_import() -> None:
                 if name in forbidden:
                     offenders.append(f"{relative(path)}:{node.lineno} {name}()")
     assert not offenders
+
+
+def test_the_node_keeps_no_exception() -> None:
+    """One that is kept holds, by its traceback, the locals of all that called where it was raised:
+    image, points and depth of a frame, until the garbage collector comes by."""
+    offenders = []
+    for path in sources(PACKAGE / "ros"):
+        for handler in ast.walk(parsed(path)):
+            if not isinstance(handler, ast.ExceptHandler) or handler.name is None:
+                continue
+            for statement in ast.walk(handler):
+                value = getattr(statement, "value", None)
+                if not isinstance(statement, ast.Assign | ast.AnnAssign) or value is None:
+                    continue
+                kept = value.values if isinstance(value, ast.BoolOp) else [value]
+                if any(isinstance(part, ast.Name) and part.id == handler.name for part in kept):
+                    offenders.append(f"{relative(path)}:{statement.lineno}")
+    assert not offenders

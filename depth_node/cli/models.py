@@ -23,7 +23,6 @@ from depth_node.cli.console import (
 from depth_node.engine import depth_tools
 from depth_node.engine.manifest import (
     MEANINGS,
-    PACKAGED,
     ROLES,
     UNITS,
     Manifest,
@@ -83,8 +82,9 @@ def _add_fetching(kinds: Any) -> None:
 def _run_list(options: argparse.Namespace) -> int:
     terminal = console()
     rows: list[tuple[str, ...]] = []
-    models = Path(__file__).resolve().parent.parent / "models"
-    for model in filter(Path.is_file, (models / f"{name}.onnx" for name in PACKAGED)):
+    for model in sorted((Path(__file__).resolve().parent.parent / "models").glob("*.onnx")):
+        if not manifest_path(model).is_file():
+            continue  # a part of the method, which nobody can choose
         manifest = Manifest.load(manifest_path(model))
         spec = manifest.input
         whole = model_sha256(model) == manifest.sha256

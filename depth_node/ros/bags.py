@@ -466,15 +466,12 @@ class Bag:
                 f" --{option}-topic if it is among them."
             )
         raise BagError(
-            f"{self.path} has several {what} topics ({', '.join(sorted(candidates))}): choose one"
+            f"{self.path} has several {what} topics ({_listed(sorted(candidates))}): choose one"
             f" with --{option}-topic."
         )
 
     def _listing(self) -> str:
-        listed = [f"{topic} ({kind})" for topic, kind in sorted(self._types.items())]
-        if len(listed) > _LISTED_TOPICS:
-            listed[_LISTED_TOPICS:] = [f"and {len(listed) - _LISTED_TOPICS} others"]
-        return ", ".join(listed) or "nothing"
+        return _listed([f"{topic} ({kind})" for topic, kind in sorted(self._types.items())])
 
     # --- transforms --------------------------------------------------------------------------
 
@@ -501,6 +498,11 @@ class Bag:
         try:
             with np.errstate(all="ignore"):
                 T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
+            parent, child = (
+                name.lstrip("/") for name in (item.header.frame_id, item.child_frame_id)
+            )
+            if not parent or not child or parent == child:
+                raise ValueError(f"it is a transform from {child!r} to {parent!r}")
         except ValueError as error:
             # tf2 ignores it too. Whether it matters shows when a chain lacks it.
             self._bad_transforms[item.child_frame_id.lstrip("/")] += 1
@@ -522,13 +524,20 @@ class Bag:
 
     def _no_transform(self, error: TransformError, target: str, source: str) -> _UnusableError:
         bad = ", ".join(one_line(frame, 60) for frame in sorted(self._bad_transforms)[:5])
-        hint = f" (transforms of {bad} were skipped: no unit quaternion)" if bad else ""
+        hint = f" (transforms of {bad} were skipped, as they cannot be)" if bad else ""
         cure = (
             "leave --world-frame out, or record its TF too"
             if self.world_frame in (target, source)
             else "give the extrinsics with --t-camera-lidar"
         )
         return _UnusableError(f"its TF: {error}{hint}: {cure}.", damaged=False)
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many others there are."""
+    more = len(names) - _LISTED_TOPICS
+    shown = [*names[:_LISTED_TOPICS], *([f"and {more} others"] if more > 0 else [])]
+    return ", ".join(shown) or "nothing"
 
 
 def _namespace(topic: str) -> str:

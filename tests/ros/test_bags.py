@@ -472,6 +472,27 @@ def test_a_bad_transform_of_another_link_is_skipped_and_named(
     assert len(read(tmp_path / "b", T_camera_lidar=T_CAMERA_LIDAR)) == 1
 
 
+def test_a_transform_of_a_frame_to_itself_is_skipped_as_tf2_does(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "/camera", np.eye(4)), ("", "lidar", np.eye(4))])
+        ordinary(bag)
+        bag.tf(1.0, [("lidar", "lidar", np.eye(4))])
+
+    frames, sentences, damaged = read_all(record(tmp_path / "bag", write))
+    assert len(frames) == 3 and not damaged
+    assert any(words.startswith("left out: 2 transforms of lidar") for words in sentences)
+
+
+def test_of_many_cameras_the_first_are_named(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        ordinary(bag)
+        for number in range(100):
+            bag.image(1.0, f"/camera_{number:03d}/image_raw")
+
+    with pytest.raises(BagError, match=r"several image topics .*, and 89 others\): choose one"):
+        read_all(record(tmp_path / "bag", write))
+
+
 def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> None:
     def write(bag: BagWriter) -> None:
         ordinary(bag)
