@@ -12,7 +12,9 @@ setup(
     name=PACKAGE,
     version="0.1.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
-    package_data={PACKAGE: ["models/*.onnx", "models/*.yaml", "ros/*.xml", "py.typed"]},
+    package_data={
+        PACKAGE: ["models/*.onnx", "models/*.yaml", "models/LICENSE.*", "ros/*.xml", "py.typed"]
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),

@@ -52,7 +52,8 @@ def test_colcon_installs_what_ros_looks_for(install_space: Path) -> None:
         assert here and here <= there
     for executable in ("depth_node", "depth_tools"):
         assert os.access(install_space / "lib/depth_node" / executable, os.X_OK)
-    assert list(install_space.rglob("models/embedded.onnx")), "the network travels with the package"
+    for name in ("embedded.onnx", "embedded-small.onnx", "LICENSE.torchvision"):
+        assert list(install_space.rglob(f"models/{name}")), f"{name} travels with the package"
     assert not list(install_space.rglob("training")), "training stays in the checkout"
 
 

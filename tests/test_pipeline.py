@@ -215,6 +215,23 @@ def test_settings_change_from_the_next_frame_on() -> None:
         pipe.reconfigure(settings.replace(pipe.config, {"model.threads": 3}))
 
 
+def test_field_is_refined_unless_it_is_switched_off() -> None:
+    """Where the network says nothing; from the next frame on."""
+    image, depth, _ = room()
+    depth *= np.linspace(1, 1.5, depth.shape[1], dtype=np.float32)
+    prediction = Prediction(np.full(depth.shape, 2, np.float32), "depth_affine_invariant")
+    frame = FrameInput(
+        image, CAMERA, lidar_points(depth, 300), T_CAMERA_LIDAR, prediction=prediction
+    )
+    pipe = pipeline("field")
+    refined = pipe.process(frame).depth
+    pipe.reconfigure(settings.replace(pipe.config, {"fit.field.refine": "off"}))
+    plain = pipe.process(frame).depth
+    assert evaluate(refined, depth).abs_rel < 0.9 * evaluate(plain, depth).abs_rel
+    pipe.reconfigure(settings.replace(pipe.config, {"fit.field.refine": "auto"}))
+    np.testing.assert_array_equal(pipe.process(frame).depth, refined)
+
+
 # --- trouble with a frame is a status
 
 

@@ -39,8 +39,10 @@ SCALE = 10.0
 READOUT_S = 0.03
 """From the first row to the last; 15 to 30 ms are usual."""
 _PERIOD_S = 0.1
+_LOOKS_S = _PERIOD_S / 2  # after the stamp it looks ahead
 _TF_S = 0.01
 _STAMP_NS = 1_000_000_000
+_LOOKS_NS = _STAMP_NS + round(1e9 * _LOOKS_S)
 _CAMERA = Camera(320, 240, 256.0, 256.0, 159.5, 119.5)
 _LIDAR = LidarPattern(16, 1800, horizontal_fov_deg=(-50.4, 50.4), range_noise_m=0.02 / SCALE)
 
@@ -50,7 +52,9 @@ class SpinningView:
     """An image, the truth of its depth, and what a turning LiDAR measured about that time.
 
     still: measured by a robot that stands. moving: by one that drives and turns by `pose` (its
-    translation in units of SCALE metres). The image is of the scan's stamp, taken at once.
+    translation in units of SCALE metres). aside: by one that stands where that one is at half the
+    scan: what is hidden from the camera there is all that differs. The image is of the scan's
+    stamp, taken at once.
     """
 
     source: str
@@ -59,6 +63,7 @@ class SpinningView:
     truth: NDArray[np.float32]
     still: Scan
     moving: Scan
+    aside: Scan
     pose: Pose
 
     def frame(
@@ -98,7 +103,10 @@ def spinning_views(seed: int, count: int = VIEWS) -> list[SpinningView]:
     for number, T_world_camera in enumerate(path[:: max(1, len(path) // count)][:count]):
         drive = _free_drive(scene, T_world_camera, rng)
         scans = []
-        for pose in (moving_pose(T_world_camera, np.zeros(3), np.zeros(3)), drive):
+        standing, aside = (
+            moving_pose(T, np.zeros(3), np.zeros(3)) for T in (T_world_camera, drive(_LOOKS_S))
+        )
+        for pose in (standing, drive, aside):
 
             def lidar(time_s: float, pose: Pose = pose) -> NDArray[np.float64]:
                 return pose(time_s) @ T_camera_lidar
@@ -107,9 +115,11 @@ def spinning_views(seed: int, count: int = VIEWS) -> list[SpinningView]:
             scans.append(Scan(_STAMP_NS, np.float32(SCALE) * points, time_s))
         rendered = scene.render(_CAMERA, T_world_camera)
         truth = np.float32(SCALE) * rendered.depth
-        still, moving = scans
+        still, moving, seen_aside = scans
         views.append(
-            SpinningView(f"room {seed}", scene, rendered.image, truth, still, moving, drive)
+            SpinningView(
+                f"room {seed}", scene, rendered.image, truth, still, moving, seen_aside, drive
+            )
         )
     return views
 
@@ -121,6 +131,9 @@ def accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> Table:
         for view in spinning_views(seed):
             frames = {
                 "standing still": view.frame(view.still._replace(offset_s=None), _standing),
+                "standing, the LiDAR where it looks from when driving": view.frame(
+                    view.aside._replace(offset_s=None), _always(view.since(_LOOKS_NS))
+                ),
                 "driving, a scan as one": view.frame(
                     view.moving._replace(offset_s=None), view.since
                 ),
@@ -234,6 +247,10 @@ def speed(repeats: int = 0) -> Table:
 
 def _standing(then_ns: int) -> NDArray[np.float64]:
     return np.eye(4)
+
+
+def _always(T_now_then: NDArray[np.float64]) -> Callable[[int], NDArray[np.float64]]:
+    return lambda then_ns: T_now_then
 
 
 def _recorded(pose: Callable[[float], NDArray[np.float64]], scale: float = 1.0) -> TransformTree:

@@ -56,6 +56,11 @@ def refiner_for(config: FitConfig) -> FieldRefiner | None:
     return shipped_refiner()
 
 
+def is_whole() -> bool:
+    """Whether the shipped file is the one that this version came with."""
+    return MODEL.is_file() and hashlib.sha256(MODEL.read_bytes()).hexdigest() == SHA256
+
+
 @functools.cache
 def shipped_refiner() -> FieldRefiner | None:
     """The shipped network; None, and a line in the log, where ONNX Runtime is not installed.
@@ -65,7 +70,7 @@ def shipped_refiner() -> FieldRefiner | None:
     if find_spec("onnxruntime") is None:
         _log.warning("no module onnxruntime, so the field is not refined: pip install onnxruntime")
         return None
-    if hashlib.sha256(MODEL.read_bytes()).hexdigest() != SHA256:
+    if not is_whole():
         raise EngineError(
             f"{MODEL} is not the file that this version came with: install the package again, or"
             " set fit.field.refine to off"

@@ -26,8 +26,8 @@ from depth_node.config import (
 )
 from depth_node.engine import EngineError, depth_tools
 from depth_node.engine.manifest import (
-    EMBEDDED,
     MEANINGS,
+    PACKAGED,
     ROLES,
     Manifest,
     converted_path,
@@ -38,7 +38,6 @@ from depth_node.engine.preprocess import InputSpec
 
 _MODELS = Path(__file__).resolve().parent.parent / "models"
 REGISTRY = _MODELS / "registry.yaml"
-_EMBEDDED_FILE = _MODELS / "embedded.onnx"
 FORMATS = ("onnx", "weights")
 HUB = "https://huggingface.co"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
@@ -255,11 +254,11 @@ def _named(name: str) -> RegistryEntry | None:
 def locate(model: str | Path, manifest: str | Path | None = None) -> tuple[Path, Manifest]:
     """The file of a model and its verified manifest.
 
-    ``model`` is a path, "embedded", or the name of a fetched network. Raises EngineError if the
-    file or its manifest is missing or they do not belong together.
+    ``model`` is a path, one of PACKAGED, or the name of a fetched network. Raises EngineError if a
+    file or manifest is missing or they do not belong together.
     """
-    if str(model) == EMBEDDED:
-        path = _EMBEDDED_FILE
+    if str(model) in PACKAGED:
+        path = _MODELS / f"{model}.onnx"
         if not path.is_file():
             raise EngineError(
                 f"the embedded network is missing ({path}): install the package again,"

@@ -76,16 +76,20 @@ def test_missing_model(tmp_path: Path) -> None:
 
 
 def test_missing_embedded_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(registry, "_EMBEDDED_FILE", tmp_path / "embedded.onnx")
+    monkeypatch.setattr(registry, "_MODELS", tmp_path)
     assert "install the package again" in refusal("embedded")
 
 
 def test_embedded_name_opens_the_packages_network(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_EMBEDDED_FILE", model)
-    with open_engine("embedded") as engine:
-        assert engine.manifest.name == "tiny"
+    for name in ("embedded", "embedded-small"):
+        moved = model.with_name(f"{name}.onnx")
+        moved.write_bytes(model.read_bytes())
+        write_manifest(moved, "disparity_affine_invariant", licence="Apache-2.0")
+        monkeypatch.setattr(registry, "_MODELS", model.parent)
+        with open_engine(name) as engine:
+            assert engine.manifest.model == f"{name}.onnx"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model at all", b"%PDF-1.4 no", None])

@@ -35,7 +35,7 @@ from torch import nn
 
 from depth_node import config
 from depth_node.engine import EngineError, preprocess
-from depth_node.engine.manifest import EMBEDDED, Manifest, manifest_path
+from depth_node.engine.manifest import PACKAGED, Manifest, manifest_path
 from depth_node.engine.manifest_writer import write_manifest
 from depth_node.inference import open_engine
 from depth_node.model_zoo import convert
@@ -181,7 +181,7 @@ def _licence(provenance: Mapping[str, Any]) -> str:
 def _has_offset(settings: Mapping[str, Any]) -> bool:
     """Whether a run began, maybe by way of other runs, as a file that was exported."""
     source = str(settings.get("network", {}).get("source") or "")
-    if source == EMBEDDED or source.endswith(".onnx"):
+    if source in PACKAGED or source.endswith(".onnx"):
         return True
     # What `start` names is centred again before it learns.
     path = Path(source or str(settings.get("start") or ""))

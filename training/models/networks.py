@@ -19,7 +19,7 @@ from torch import nn
 
 from depth_node import config
 from depth_node.engine import EngineError
-from depth_node.engine.manifest import EMBEDDED
+from depth_node.engine.manifest import PACKAGED
 from depth_node.model_zoo.registry import locate
 from training import checkpoints
 from training.checkpoints import TrainingError
@@ -68,7 +68,7 @@ def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
     Raises TrainingError where the weights are not there or do not fit, and for a source whose
     numbers mean something else than this network's.
     """
-    if cfg.source == EMBEDDED or cfg.source.endswith(".onnx"):
+    if cfg.source in PACKAGED or cfg.source.endswith(".onnx"):
         return _from_onnx(cfg) if weights else SmallUNet(_student_of(cfg))
     if cfg.source and checkpoints.is_run(Path(cfg.source)):
         _require_disparity(Path(cfg.source))

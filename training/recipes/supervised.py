@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
-from depth_node.engine.manifest import EMBEDDED
+from depth_node.engine.manifest import PACKAGED
 from training.batch_images import sheet
 from training.checkpoints import load, starting_weights
 from training.data.augmentation import RENDERED, ViewConfig
@@ -106,7 +106,7 @@ class Config:
     start: str = config.option(
         "",
         "Run, checkpoint or file of weights that the network starts from, of this student or of one"
-        " with fewer blocks, or `embedded`; empty = random.",
+        " with fewer blocks, `embedded` or `embedded-small`; empty = random.",
     )
     freeze_encoder: bool = config.option(
         False, "The U-Net's encoder stays as it starts: only its decoder and what is new learn."
@@ -234,7 +234,7 @@ class Supervised(Recipe):
         model = SmallUNet(cfg.student)
         if model.detail is not None and cfg.imagenet:
             model.detail.encoder.load_state_dict(imagenet_weights(Path(cfg.imagenet)))
-        if cfg.start == EMBEDDED:
+        if cfg.start in PACKAGED:
             load(model, with_new_blocks(model, self._embedded()), cfg.start)
         elif cfg.start:
             weights = starting_weights(cfg.start, cfg.trust_pickle)
@@ -252,7 +252,7 @@ class Supervised(Recipe):
     def _embedded(self) -> dict[str, Tensor]:
         """The shipped U-Net as it was before its export: with statistics, centred on 0."""
         cfg = self.cfg
-        network = open_network(NetworkConfig(source=EMBEDDED))
+        network = open_network(NetworkConfig(source=cfg.start))
         assert isinstance(network, SmallUNet) and network.head.bias is not None
         scale = 2 if cfg.student.detail and not network.cfg.detail else 1
         rngs = [np.random.default_rng([cfg.loop.seed, k]) for k in range(STATISTICS_OF)]

@@ -24,6 +24,7 @@ from rich.console import Console
 from torch import nn
 
 from depth_node import config
+from depth_node.engine.manifest import EMBEDDED_SMALL
 from training import checkpoints
 from training.data.augmentation import Window
 from training.data.mixed import Mixture
@@ -214,7 +215,7 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
 @torch.no_grad()
 def embedded_errors(judge: Sequence[Sample]) -> F64:
     """(images, 2): AbsRel and boundary F1 of the embedded network, aligned in disparity."""
-    network = open_network(NetworkConfig(source="embedded")).eval()
+    network = open_network(NetworkConfig(source=EMBEDDED_SMALL)).eval()
     rows = []
     for sample in judge:
         assert sample.depth is not None
@@ -252,7 +253,7 @@ def student_errors(
     """(images, 2): AbsRel and 1 - delta1 of a student, or of a teacher by its name."""
     if name in BASELINES:
         return baseline_errors(name, judge, edges=False)
-    source = open_network(NetworkConfig(source="embedded"))
+    source = open_network(NetworkConfig(source=EMBEDDED_SMALL))
     embedded = NetworkTeacher(source, "embedded", (HEIGHT, WIDTH))
     if name == TEACHERS[0]:
         return errors(source, judge)

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from depth_node import config, metrics
+from depth_node.engine.manifest import EMBEDDED_SMALL
 from depth_node.prediction import Prediction
 from training.checkpoints import TrainingError
 from training.data.augmentation import Window
@@ -270,7 +271,7 @@ class DistillStudy:
     @cached_property
     def primary(self) -> Teacher:
         """The embedded network."""
-        network = open_network(NetworkConfig(source="embedded"))
+        network = open_network(NetworkConfig(source=EMBEDDED_SMALL))
         return NetworkTeacher(network, "embedded", TEACHER)
 
     @cached_property
@@ -278,7 +279,7 @@ class DistillStudy:
         """The embedded network after more images of desks, bins and shelves; maps in 0..1."""
         weights = self.folder / "embedded.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
-        save_file(open_network(NetworkConfig(source="embedded")).state_dict(), str(weights))
+        save_file(open_network(NetworkConfig(source=EMBEDDED_SMALL)).state_dict(), str(weights))
         steps = min(ASSISTANT["loop"]["steps"], self.steps)
         changes = {"start": str(weights), "loop.steps": steps}
         cfg = config.replace(config.build(supervised.Config, ASSISTANT), changes)

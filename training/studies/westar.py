@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from depth_node import config
+from depth_node.engine.manifest import EMBEDDED_SMALL
 from training.checkpoints import TrainingError
 from training.data.corruptions import corrupt, named
 from training.data.ordinal_labels import LabelSet, SimulationConfig, simulate
@@ -50,7 +51,7 @@ WESTAR_BASE: dict[str, Any] = {
     "height": HEIGHT,
     "width": WIDTH,
     "keep": 0,
-    "network": {"kind": "unet", "source": "embedded"},
+    "network": {"kind": "unet", "source": EMBEDDED_SMALL},
     "tune": {"pattern": ".*"},
     "labels": {"from_depth": False, "probability": 0.0},
     "loss": {"weak": 2.0, "reg": 0.01, "margin": 0.3, "mask_px": 48},
@@ -148,7 +149,7 @@ def adapt(
 ) -> Network:
     """The source adapted by one variant, its low-rank updates merged."""
     if variant.settings is None:
-        return open_network(NetworkConfig(source="embedded"))
+        return open_network(NetworkConfig(source=EMBEDDED_SMALL))
     steps *= LONGER if variant.name == CEILING else 1
     changes = {**variant.settings, "loop.seed": seed, "loop.steps": steps}
     changes |= {"masks.folder": str(out / "masks"), "keep": len(target)}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -60,13 +61,25 @@ def test_the_embedded_network_beats_the_plane_on_unseen_rooms() -> None:
 
 
 def test_the_embedded_network_beats_the_plane_on_real_rooms(shared: Path) -> None:
+    """Nine per cent of apc_shelf's pixels say 0.1 m, which nothing in its pictures is, and scale
+    and shift follow them: the maps of all networks tried then fit best upside down. Only what lies
+    on the shelf is judged.
+    """
     rows = []
     with DepthModel.open(ModelConfig(threads=1)) as model:
         for source in ("apc_shelf", "arc_tote", "rtabmap_lab", "tum_rgbd"):
-            samples = predict.recorded(shared / "data" / source)
+            samples = list(predict.recorded(shared / "data" / source))
+            if source == "apc_shelf":
+                samples = [replace(s, depth=between(s.depth, 0.2, 1.0)) for s in samples]
             rows += score.score(samples, {"embedded": model})
     network, plane = (statistics.mean(rows, name)[0] for name in ("embedded", "plane"))
-    assert network <= 0.85 * plane
+    assert network <= 0.64 * plane  # .61; of the network before it, by the same rule, .65
+
+
+def between(depth: np.ndarray | None, low: float, high: float) -> np.ndarray:
+    """Depth with NaN where it is not from low to high."""
+    assert depth is not None
+    return np.where((depth >= low) & (depth <= high), depth, np.float32(np.nan))
 
 
 def test_report_prints_and_writes(tmp_path: Path) -> None:

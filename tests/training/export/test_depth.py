@@ -190,13 +190,13 @@ def test_a_mirroring_student_is_exported_and_opens_again_as_one(tmp_path: Path) 
 
 
 def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> None:
-    cfg = networks.NetworkConfig(source="embedded")
+    cfg = networks.NetworkConfig(source="embedded-small")
     settings = {"network": config.to_dict(cfg), "height": 96, "width": 128}
     run = run_of(tmp_path / "run", networks.open_network(cfg), settings, "westar")
     again = {"network": {"source": str(run)}, "height": 96, "width": 128}
     second = run_of(tmp_path / "second", networks.open_run(run), again, "westar")
     image = sample_image()
-    with DepthModel.open(ModelConfig(threads=1)) as model:
+    with DepthModel.open(ModelConfig("embedded-small", threads=1)) as model:
         expected = model.predict(image).values
     for path in (run, second):
         values = depth.open_checkpoint(path).predict(image).values

@@ -111,11 +111,16 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         open_network(NetworkConfig(kind="small", source=str(tmp_path)))
 
 
-def test_the_shipped_network_opens_in_torch_as_it_runs_on_the_robot() -> None:
-    network = open_network(NetworkConfig(source="embedded")).eval()
-    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+@pytest.mark.parametrize(
+    ("name", "size"), [("embedded", (192, 256)), ("embedded-small", (96, 128))]
+)
+def test_the_shipped_networks_open_in_torch_as_they_run_on_the_robot(
+    name: str, size: tuple[int, int]
+) -> None:
+    network = open_network(NetworkConfig(source=name)).eval()
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     x = network.spec.normalise(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
-    with DepthModel.open(ModelConfig(threads=1)) as model:
+    with DepthModel.open(ModelConfig(name, threads=1)) as model:
         expected = model.predict(image).values
     with torch.no_grad():
         values = network(x)[0, 0].numpy()

@@ -199,13 +199,13 @@ def test_a_student_with_detail_begins_as_the_embedded_network_at_half_its_size(
     pool_folder: Path,
 ) -> None:
     cfg = settings(
-        pool_folder, "start=embedded", "height=128", "width=192", "freeze_encoder=true",
+        pool_folder, "start=embedded-small", "height=128", "width=192", "freeze_encoder=true",
         "imagenet_rate=0",
     )  # fmt: skip
     cfg = dataclasses.replace(cfg, student=StudentConfig(detail=(8, 4)))
     recipe = supervised.build(cfg, Console())
     model = recipe.model()
-    shipped = open_network(NetworkConfig(source="embedded")).eval()
+    shipped = open_network(NetworkConfig(source="embedded-small")).eval()
     x = recipe.batch(0, (0, 4))["image"]
     with torch.no_grad():
         expected = shipped(torch.nn.functional.avg_pool2d(x, 2)) - OFFSET
