@@ -43,6 +43,7 @@ REASONS = {
     "operator": "squares, roots, powers, sums over many values, trigonometry",
     "range": "measured values near the ends of FP16's range, or such weights",
     "cubic resize": "weights of a cubic interpolation",
+    "delicate": "the few nodes in a row that lose most of what the network loses in FP16",
     "constant": "computed once, from constants and shapes alone",
     "between": "moves values between nodes in FP32",
     "foreign": "operators of other domains, or with types of their own",
@@ -182,7 +183,11 @@ def _upwards(graph: _Graph, start: Iterable[int], through: set[str]) -> set[int]
 
 
 def _reasons(
-    graph: _Graph, measured: Measured, peaks: Mapping[str, float], asked: Collection[str]
+    graph: _Graph,
+    measured: Measured,
+    peaks: Mapping[str, float],
+    asked: Collection[str],
+    delicate: Collection[int],
 ) -> dict[int, str]:
     """Node number -> reason for FP32; the others become FP16."""
     reasons: dict[int, str] = {}
@@ -209,6 +214,7 @@ def _reasons(
     keep((n for n in every_node if graph.op(n) in _DELICATE), "operator")
     keep(_last_layers(graph), "last layers")
     keep((n for n in every_node if _cubic(graph, n)), "cubic resize")
+    keep(delicate, "delicate")
     constant: set[int] = set()
     for number in every_node:
         # Shapes are constant, because the input has a fixed one; FP16 would round sizes.
@@ -447,12 +453,13 @@ def to_fp16(
     measured: Measured | None = None,
     fp16_input: bool = False,
     keep: Collection[str] = (),
+    delicate: Collection[int] = (),
 ) -> Fp16Model:
     """Convert a prepared FP32 graph; input and outputs stay FP32 (``fp16_input``: FP16 input).
 
     Without ``measured`` only the graph decides, and the scores of attentions stay FP32. ``keep``:
-    more operators to leave in FP32; "attention": the scores of every attention. Raises ConvertError
-    if the result is not valid, well typed ONNX.
+    more operators to leave in FP32; "attention": the scores of every attention. delicate: numbers
+    of nodes to leave so too. Raises ConvertError if the result is not valid, well typed ONNX.
     """
     onnx = onnx_package()
     measured = measured or Measured()
@@ -464,7 +471,7 @@ def to_fp16(
         if item.data_type == onnx.TensorProto.FLOAT
     }
     peaks = {name: _peak(values) for name, values in arrays.items()}
-    reasons = _reasons(graph, measured, peaks, keep)
+    reasons = _reasons(graph, measured, peaks, keep, delicate)
     writer = _Writer(graph, arrays, reasons, fp16_input)
     for number in range(len(graph.nodes)):
         writer.put(number)

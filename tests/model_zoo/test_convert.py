@@ -202,13 +202,37 @@ def test_depth_anything(opset: int, tmp_path: Path) -> None:
     assert done.bytes[1] < 0.6 * done.bytes[0]
 
 
-def test_the_packages_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["embedded-small", "embedded"])
+def test_the_packages_networks(name: str, tmp_path: Path) -> None:
     done = convert.convert(
-        "embedded", compare.ComparisonImages(3, height=96, width=128), out=tmp_path / "e.onnx"
+        name, compare.ComparisonImages(3, height=96, width=128), out=tmp_path / "e.onnx"
     )
+    delicate = {op: n for (why, op), n in done.fp16.fp32_nodes.items() if why == "delicate"}
+    # MobileNetV2's first depthwise convolution loses ten times what all the rest does.
+    assert sum(delicate.values()) == (3 if name == "embedded" else 0)
     assert done.fp16.fp16_nodes["Conv"] > 20 and done.comparison.worst.relative_error < 1e-3
     with open_engine(done.path) as engine:
         assert engine.manifest.meaning == "disparity_affine_invariant"
+
+
+@pytest.mark.parametrize(
+    ("bad", "found"),
+    [
+        ({37}, range(37, 40)),
+        ({3, 4}, range(3, 6)),
+        ({49, 50}, range(0)),  # in both halves: nothing shorter than the whole is enough
+        (set(), range(0, 3)),
+    ],
+)
+def test_the_delicate_nodes_are_found_by_halves(bad: set[int], found: range) -> None:
+    asked: list[range] = []
+
+    def agrees(part: range) -> bool:
+        asked.append(part)
+        return bad <= set(part)
+
+    assert convert.delicate_part(100, agrees) == found
+    assert len(asked) <= 12
 
 
 @pytest.mark.slow
