@@ -22,6 +22,8 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 
+from depth_node.ros.messages import place
+
 _REPEAT_WARNING_S = 10.0
 _MOST_KINDS = 64  # of warnings whose time is remembered
 
@@ -128,15 +130,6 @@ def logged_transition(callback: Transition) -> Transition:
             return TransitionCallbackReturn.ERROR
 
     return call
-
-
-def place(error: BaseException) -> str:
-    """Where an exception was raised, file:line: the kind of it, whatever its sentence says."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown place"
-    return f"{type(error).__name__} at {where}"
 
 
 def describe_exception(error: BaseException) -> str:

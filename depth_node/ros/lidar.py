@@ -23,10 +23,11 @@ from depth_node.geometry.scan_motion import ages, moved_scan, noise
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
 from depth_node.ros.messages import (
     LidarScan,
-    MessageError,
+    RefusedScanError,
     brief,
     lidar_scan,
     not_registered,
+    place,
 )
 from depth_node.ros.motion import CameraMotion
 
@@ -55,7 +56,7 @@ class UnreadScan:
         self._reading = threading.Lock()
         self._message: LidarMessage | None = message
         self._scan: LidarScan | None = None
-        self._refusal = ""  # its sentence; the error itself would keep all that called this
+        self._refusal = "", ""  # sentence and place; the error would keep all that called this
 
     def read(self) -> LidarScan:
         """The scan, whose arrays are not to be changed. Raises ValueError."""
@@ -64,10 +65,10 @@ class UnreadScan:
                 try:
                     self._scan = self._read(self._message)
                 except ValueError as error:
-                    self._refusal = str(error)
+                    self._refusal = str(error), place(error)
                 self._message = None  # its bytes are not needed any more
         if self._scan is None:
-            raise MessageError(self._refusal)
+            raise RefusedScanError(*self._refusal)
         return self._scan
 
 

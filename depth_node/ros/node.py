@@ -48,10 +48,9 @@ from depth_node.ros.guarded_node import (
     GuardedLifecycleNode,
     describe_exception,
     logged_transition,
-    place,
 )
 from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
-from depth_node.ros.messages import BitDepth, LidarScan, MessageError
+from depth_node.ros.messages import BitDepth, LidarScan, MessageError, place
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import Outputs, full_name
 from depth_node.ros.parameters import (

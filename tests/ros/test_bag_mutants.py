@@ -168,4 +168,4 @@ def test_a_monstrous_compressed_image_is_left_out(tmp_path: Path) -> None:
     writer.close()
     got = in_a_child("read", path)
     assert got["frames"] == 1
-    assert "32000x32000" in got["sentences"][0]
+    assert any("32000x32000" in sentence for sentence in got["sentences"])

@@ -16,7 +16,7 @@ from depth_node.geometry.camera import Camera
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.ros.extrinsics import Extrinsics
 from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
-from depth_node.ros.messages import table_message
+from depth_node.ros.messages import place, table_message
 from depth_node.ros.motion import CameraMotion
 from tests.helpers.rig import cloud, header
 
@@ -270,9 +270,13 @@ def test_refusals_reach_the_counter_with_their_place() -> None:
     collect(source, 1.0)
     assert len(refused) == 40
     assert len({str(error) for error in refused}) == 40
-    from depth_node.ros.guarded_node import place
-
-    assert len({place(error) for error in refused}) == 1, "one kind, whatever the numbers"
+    kinds = {place(error) for error in refused}
+    assert len(kinds) == 1, "one kind, whatever the numbers"
+    message = cloud(2.0, POINTS)
+    message.fields[0].name = "forward"
+    source.offer(2 * 10**9, UnreadScan(message), "points", 0.0)
+    collect(source, 2.0)
+    assert place(refused[-1]) not in kinds, "another kind, that is said beside it"
 
 
 # --- points that have times of their own ---------------------------------------------------------
