@@ -77,7 +77,7 @@ SPEED = f"{ONLY_SPEED}: as much is worked on at a time"
 # modules have the same name `module:NAME`; with ` halved` or ` doubled` behind where only that may.
 SURVIVORS: dict[str, str] = {
     "_CHUNK": SPEED,
-    "_LANES": SPEED,
+    "LANES": SPEED,
     "_BLOCK": SPEED,
     "_MOST_POINTS doubled": "only how fast it is: more points give the same line",
     "_ROW": SPEED,

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.fitting.numba_support import compiled, find_numba
+from depth_node.fitting.numba_support import compiled, find_numba, tuple_of
 
 Map = npt.NDArray[np.float32]
 
@@ -122,7 +122,7 @@ def sharpener() -> Callable[..., None]:
         return sharpen_numpy
     types = numba.types
     plane = types.float32[:, ::1]
-    cells = types.BaseTuple.from_types((plane,) * 6, Cells)
+    cells = tuple_of(types, Cells, *(plane,) * 6)
     rows = types.UniTuple(types.int64, 4)
     signature = types.void(cells, types.uint8[:, :, ::1], rows, types.float64, plane)
     return compiled(_sharpen, signature, fastmath=True, error_model="numpy")

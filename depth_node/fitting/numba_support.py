@@ -22,6 +22,7 @@ from typing import Any
 
 from depth_node.config import one_line, read_bytes
 
+LANES = 8  # numbers of a vector
 _SUMS = ".sums"  # checksums of a loop's cache files, beside them
 _CURE = "set NUMBA_CACHE_DIR to a folder that only you can write"
 
@@ -37,6 +38,11 @@ def find_numba() -> tuple[Any, str]:
         reason = f"{type(error).__name__}: {one_line(error)}"
         return None, f"numba is installed but cannot be loaded ({reason})"
     return numba, ""
+
+
+def tuple_of(types: Any, cls: type, *members: Any) -> Any:
+    """numba's type of a named tuple `cls` with members of these types (`types` is numba.types)."""
+    return types.BaseTuple.from_types(members, cls)
 
 
 def compiled(

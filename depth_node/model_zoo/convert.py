@@ -114,10 +114,11 @@ def convert(
             proto.Clear()
 
         def attempt(
-            judged: ComparisonImages, delicate: Collection[int] = ()
+            judged: ComparisonImages, delicate: Collection[int] = (), file: Path | None = path
         ) -> tuple[Fp16Model, ModelComparison]:
             made = to_fp16(onnx.load(str(whole)), measured, fp16_input, keep, delicate)
-            onnx.save(made.model, str(path))
+            if file is not None:
+                onnx.save(made.model, str(file))
             onnx.save(rounded(made.model), str(simulated))
             made.model.Clear()
             with (
@@ -132,10 +133,12 @@ def convert(
         sure = dataclasses.replace(limits, relative_error=limits.relative_error / 2)
         if comparison.worst.failures(sure):
             few = dataclasses.replace(images, count=min(images.count, RANGE_IMAGES))
+            on_step("looking for the nodes that lose most")
             delicate = delicate_part(
-                nodes, lambda part: not attempt(few, part)[1].worst.failures(sure)
+                nodes, lambda part: not attempt(few, part, None)[1].worst.failures(sure)
             )
-            converted, comparison = attempt(images, delicate)
+            if delicate:
+                converted, comparison = attempt(images, delicate)
         dtype = "float16" if fp16_input else description.input.dtype
         fp16_manifest = dataclasses.replace(
             description,

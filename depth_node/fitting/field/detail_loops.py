@@ -6,14 +6,15 @@ Both forms of each loop give the same numbers, as those of kernels.py do.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from depth_node.fitting.field.lattice import Floats, Integers, Map
+from depth_node.fitting.numba_support import LANES, tuple_of
 
-_LANES = 8  # numbers of a vector
 _ROW = 96  # cells of a row that are worked on at a time
 
 
@@ -113,7 +114,7 @@ def spread(
         first = max(0, math.ceil(col[n] - radius))
         last = min(width - 1, math.floor(col[n] + radius))
         # A short row is made as long as a vector: beyond the radius all weights are 0.
-        least = min(_LANES, width) if last - first < _ROW else 1
+        least = min(LANES, width) if last - first < _ROW else 1
         for left in range(first, last + 1, _ROW):
             size = max(min(last - left + 1, _ROW), least)
             here = np.uint64(min(left, width - size))
@@ -273,10 +274,7 @@ def predict_numpy(
 def signatures(types: Any) -> dict[Any, Any]:
     """The loops and the types of their arguments (`types` is numba.types), contiguous arrays."""
     real, whole, one, image = types.float64, types.int64, types.float32[::1], types.float32[:, ::1]
-
-    def group(cls: type, *members: Any) -> Any:
-        return types.BaseTuple.from_types(members, cls)
-
+    group = functools.partial(tuple_of, types)
     points = group(DetailPoints, one, one, one, one, image, one)
     weights = group(DetailWeights, real, real, real, real, real)
     left_out = group(LeftOutPoints, whole[::1], real[::1], real[::1], real[::1], real[::1])

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.fitting.field.lattice import Integers, Map
+from depth_node.fitting.numba_support import tuple_of
 
 # As numba's fastmath, but NaN and infinity stay what they are: a network may give them.
 FAST_MATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
@@ -301,10 +302,8 @@ def signatures(types: Any) -> dict[Any, Any]:
     real, whole = types.float32, types.int64
     values = types.Array(real, 2, "C", readonly=True)
     image = types.Array(types.uint8, 2, "C", readonly=True)
-    line = types.BaseTuple.from_types((real, real, real, real, types.boolean), MetresLine)
-    some = types.BaseTuple.from_types(
-        (whole[::1], whole[::1], real[::1], real[::1], types.float64), Shares
-    )
+    line = tuple_of(types, MetresLine, real, real, real, real, types.boolean)
+    some = tuple_of(types, Shares, whole[::1], whole[::1], real[::1], real[::1], types.float64)
     grid, map_ = real[:, ::1], real[:, ::1]
     return {
         mean_metres: types.void(values, line, some, some, grid, whole, whole),

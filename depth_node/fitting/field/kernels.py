@@ -31,13 +31,12 @@ from numpy.typing import NDArray
 from depth_node.fitting.field import detail_loops, image_loops, motion_loops
 from depth_node.fitting.field.lattice import Floats, Integers
 from depth_node.fitting.field.threads import SharedLoop, usual_threads
-from depth_node.fitting.numba_support import compiled, find_numba
+from depth_node.fitting.numba_support import LANES, compiled, find_numba, tuple_of
 
 COMPILERS = ("auto", "numba", "numpy")
 STUDENT_PEAK = 0.3675526  # density at 0 of Student's distribution with 3 degrees of freedom
 CIRCLE = (1.0, 0.0, 1.0)  # shape of a hole that is as wide in every direction
 _CHUNK = 4096  # queries that the NumPy forms work on at a time
-_LANES = 8  # numbers of a vector
 _BLOCK = 64  # queries that are kriged side by side
 _RANKED = 56  # up to so many candidates are ordered by counting, more one by one
 
@@ -69,7 +68,7 @@ class Points(NamedTuple):
         """With their columns."""
         count, features = feature.shape
         # Whole vectors may begin at the last point.
-        columns: Floats = np.zeros((features + 1, count + 2 * _LANES))
+        columns: Floats = np.zeros((features + 1, count + 2 * LANES))
         columns[:features, :count], columns[features, :count] = feature.T, label
         return cls(feature, label, start, cell_rows, cell_cols, columns)
 
@@ -252,9 +251,7 @@ def _signatures(types: Any) -> dict[Callable[..., None], Any]:
     vector, matrix = real[::1], real[:, ::1]
     indices, index_matrix, labels = whole[::1], whole[:, ::1], types.int32[::1]
 
-    def group(cls: type, *members: Any) -> Any:
-        return types.BaseTuple.from_types(members, cls)
-
+    group = functools.partial(tuple_of, types)
     points = group(Points, matrix, labels, indices, whole, whole, matrix)
     queries = group(Queries, matrix, labels, indices, vector, vector)
     neighbours = group(Neighbours, index_matrix, matrix)
@@ -336,7 +333,7 @@ def _nearest(
             for i in range(max(0, row - ring), min(cell_rows - 1, row + ring) + 1):
                 here, there = start[i * cell_cols + left], start[i * cell_cols + right + 1]
                 first, at = np.uint64(here), np.uint64(size)
-                whole = (there - here + _LANES - 1) // _LANES * _LANES
+                whole = (there - here + LANES - 1) // LANES * LANES
                 for j in range(whole):
                     u, to = first + np.uint64(j), at + np.uint64(j)
                     d0, d1, d2 = q0 - f[0, u], q1 - f[1, u], q2 - f[2, u]
@@ -348,7 +345,7 @@ def _nearest(
                 size += there - here
         if size <= _RANKED:
             # The rank of a candidate is how many are nearer: nothing depends on what comes out.
-            whole = (size + _LANES - 1) // _LANES * _LANES
+            whole = (size + LANES - 1) // LANES * LANES
             for a in range(size, whole):
                 distance[a] = np.float32(1e30)
             for a in range(whole):
