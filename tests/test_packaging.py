@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from depth_node.ros.live import free_domain
 from tests.helpers import REPO
 
 BUILT = ["package.xml", "setup.py", "setup.cfg", "resource", "depth_node", "launch", "config"]
@@ -64,7 +65,7 @@ def test_installed_executable_reads_a_parameter_file(install_space: Path) -> Non
     environment = {
         **os.environ,
         "PYTHONPATH": str(library),
-        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_DOMAIN_ID": str(free_domain(range(1, 51))),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "PYTHONUNBUFFERED": "1",
     }
