@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from depth_node.frame import SourcePoints
 from depth_node.geometry.echoes import Echo
 from depth_node.geometry.rigid import transform
 from depth_node.geometry.rolling_shutter import RollingShutter
-from depth_node.geometry.scan_buffer import ScanBuffer
+from depth_node.geometry.scan_buffer import Scan, ScanBuffer
 from depth_node.geometry.scan_motion import ages, moved_scan, noise
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
 from depth_node.ros.messages import (
@@ -160,6 +160,57 @@ class _Source:
     clock: SourceClock = field(default_factory=SourceClock)
 
 
+@dataclass(frozen=True)
+class _Target:
+    """The image that points are collected for, and what is known of the motion before it."""
+
+    frame: str
+    stamp_ns: int
+    since: Callable[[int], npt.NDArray[np.float64]] | None
+    shutter: RollingShutter | None
+
+
+@dataclass
+class _Collected:
+    """What is found for an image: clouds, each with T_camera_points, and all that goes with it."""
+
+    clouds: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = field(
+        default_factory=list
+    )
+    ages_s: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    noises_m: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    sources: list[SourcePoints] = field(default_factory=list)
+    echoes: list[Echo] = field(default_factory=list)
+    trouble: str = ""
+    kind: str = ""
+
+    @property
+    def nothing(self) -> bool:
+        return not self.clouds and not self.echoes
+
+    def joined(self) -> LidarPoints:
+        """One cloud in its LiDAR's own frame, several in the camera's."""
+        if len(self.clouds) == 1:
+            points, T = self.clouds[0]
+        else:
+            in_camera = [transform(T, points) for points, T in self.clouds]
+            points, T = np.concatenate([np.empty((0, 3), np.float32), *in_camera]), np.eye(4)
+        return LidarPoints(
+            points,
+            T,
+            _concatenated(self.ages_s),
+            self.trouble,
+            self.kind,
+            tuple(self.sources),
+            _concatenated(self.noises_m),
+            tuple(self.echoes),
+        )
+
+
+def _concatenated(parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.float32), *parts])
+
+
 class LidarInput:
     """Takes messages in the executor's thread and works on them in the worker's.
 
@@ -257,74 +308,90 @@ class LidarInput:
         that reads its rows one after the other; needs motion.
         """
         clocks = self._take_in(stamp_ns, arrival_s, moving=motion is not None)
-        found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
-        ages_s: list[npt.NDArray[np.float32]] = []
-        noises_m: list[npt.NDArray[np.float32]] = []
-        sources: list[SourcePoints] = []
-        echoes: list[Echo] = []
         since = None if motion is None else motion.until(camera_frame, stamp_ns)
-        trouble, kind = "", ""
-        limit = self.scans_per_image or (0 if motion is None else None)
+        target = _Target(camera_frame, stamp_ns, since, shutter)
+        collected = _Collected()
         for key, offset_s in clocks.items():
-            frame = key[1]
-            registered, echoing = key[0] in self.registered, key[0] in self.echoing
-            # Each depth image shows all that the one before it did, and each echo is of all its
-            # cone.
-            once = 1 if echoing else self.scans_per_image or 1
-            scans = self._buffer.nearest(stamp_ns, key, once if registered or echoing else limit)
-            if offset_s is not None and SourceClock.refuses(offset_s, len(scans)):
-                # The setting is for LiDARs, not for a depth image.
-                setting = "" if registered else "set lidar_time_offset_s to"
-                trouble = clock_sentence(frame, offset_s, self.time_offset_s, setting)
-                kind = "clock"
-                continue
-            if not scans:
-                continue
-            if registered and frame.lstrip("/") != camera_frame.lstrip("/"):
-                trouble, kind = not_registered(frame, camera_frame), "registration"
-                continue
+            scans = self._buffer.nearest(stamp_ns, key, self._most_scans(key[0], since is not None))
+            T = self._pose(key, offset_s, scans, target, collected)
+            if T is not None:
+                self._add_scans(scans, key, T, target, collected)
+        if collected.nothing and not collected.trouble:
+            collected.trouble, collected.kind = self._why_none(stamp_ns, list(clocks))
+        return collected.joined()
+
+    def _most_scans(self, topic: str, moving: bool) -> int | None:
+        """How many scans of a source are taken; 0: one turn, None: all within max_scan_age_s."""
+        if topic in self.echoing:
+            return 1  # each echo is of all its cone
+        if topic in self.registered:
+            return self.scans_per_image or 1  # each depth image shows all that the last one did
+        return self.scans_per_image or (None if moving else 0)
+
+    def _pose(
+        self,
+        key: SourceKey,
+        offset_s: float | None,
+        scans: Sequence[Scan],
+        target: _Target,
+        collected: _Collected,
+    ) -> npt.NDArray[np.float64] | None:
+        """T_camera_lidar (4, 4) of a source; None, and what the trouble is, if it is not used."""
+        topic, frame = key
+        registered = topic in self.registered
+        if offset_s is not None and SourceClock.refuses(offset_s, len(scans)):
+            # The setting is for LiDARs, not for a depth image.
+            setting = "" if registered else "set lidar_time_offset_s to"
+            collected.trouble = clock_sentence(frame, offset_s, self.time_offset_s, setting)
+            collected.kind = "clock"
+        elif not scans:
+            pass  # whether that is a trouble, the other sources say
+        elif not registered:
             try:
-                T = np.eye(4) if registered else self.extrinsics.find(camera_frame, frame, stamp_ns)
+                return self.extrinsics.find(target.frame, frame, target.stamp_ns)
             except NoTransformError as error:
-                trouble, kind = str(error), "transform"
+                collected.trouble, collected.kind = str(error), "transform"
+        elif frame.lstrip("/") == target.frame.lstrip("/"):
+            return np.eye(4)
+        else:
+            collected.trouble, collected.kind = not_registered(frame, target.frame), "registration"
+        return None
+
+    def _add_scans(
+        self,
+        scans: Sequence[Scan],
+        key: SourceKey,
+        T: npt.NDArray[np.float64],
+        target: _Target,
+        collected: _Collected,
+    ) -> None:
+        """The scans of a source, as far as the motion is known where they are seen at the stamp."""
+        topic, share = key[0], self.relative_noise.get(key[0], 0.0)
+        for scan in scans:
+            is_nearest = scan.stamp_ns == scans[0].stamp_ns
+            seen, lag_s = (scan.points, T), (scan.stamp_ns - target.stamp_ns) * 1e-9
+            if target.since is not None:
+                try:
+                    seen, lag_s = moved_scan(scan, T, target.since), 0.0
+                    # A registered depth image is where its camera's rows saw it.
+                    if target.shutter is not None and topic not in self.registered:
+                        points, T_seen = seen
+                        moved = target.shutter.seen(points, T_seen, target.stamp_ns, target.since)
+                        seen = moved, T_seen
+                except NoTransformError as error:
+                    collected.trouble, collected.kind = str(error), "motion"
+                    if not is_nearest and not self.scans_per_image:
+                        continue
+            age_s = ages(scan, target.stamp_ns)
+            if topic in self.echoing:
+                collected.echoes.append(Echo.of(*seen, share, float(age_s[0])))
                 continue
-            for scan in scans:
-                seen, lag_s = (scan.points, T), (scan.stamp_ns - stamp_ns) * 1e-9
-                if since is not None:
-                    try:
-                        seen, lag_s = moved_scan(scan, T, since), 0.0
-                        # A registered depth image is where its camera's rows saw it.
-                        if shutter is not None and not registered:
-                            seen = shutter.seen(*seen, stamp_ns, since), seen[1]
-                    except NoTransformError as error:
-                        trouble, kind = str(error), "motion"
-                        if scan.stamp_ns != scans[0].stamp_ns and not self.scans_per_image:
-                            continue
-                share = self.relative_noise.get(key[0], 0.0)
-                if echoing:
-                    echoes.append(Echo.of(*seen, share, float(ages(scan, stamp_ns)[0])))
-                    continue
-                # The edges of radar echoes and landmarks do not tell where their sensor is.
-                if scan.stamp_ns == scans[0].stamp_ns and not share and scan.noise_m is None:
-                    sources.append(SourcePoints("/".join(key), *seen, T, lag_s))
-                found.append(seen)
-                noises_m.append(noise(scan, share))
-                ages_s.append(ages(scan, stamp_ns))
-        if not found:
-            empty = np.empty((0, 3), np.float32)
-            if not trouble and not echoes:
-                trouble, kind = self._why_none(stamp_ns, list(clocks))
-            return LidarPoints(empty, np.eye(4), empty[:, 0], trouble, kind, echoes=tuple(echoes))
-        if len(found) == 1:
-            return LidarPoints(
-                *found[0], ages_s[0], trouble, kind, tuple(sources), noises_m[0], tuple(echoes)
-            )
-        in_camera = np.concatenate([transform(T, points) for points, T in found])
-        joined = np.concatenate(ages_s)
-        noise_m = np.concatenate(noises_m)
-        return LidarPoints(
-            in_camera, np.eye(4), joined, trouble, kind, tuple(sources), noise_m, tuple(echoes)
-        )
+            # The edges of radar echoes and landmarks do not tell where their sensor is.
+            if is_nearest and not share and scan.noise_m is None:
+                collected.sources.append(SourcePoints("/".join(key), *seen, T, lag_s))
+            collected.clouds.append(seen)
+            collected.noises_m.append(noise(scan, share))
+            collected.ages_s.append(age_s)
 
     def clear(self) -> None:
         """Forget every scan and every source."""
