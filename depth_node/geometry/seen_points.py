@@ -33,7 +33,7 @@ class SensorKind(Enum):
     RANGE = "the cap of a cone on which one echo lies"
 
 
-class Seen(NamedTuple):
+class PlacedScan(NamedTuple):
     """points: (N, 3) m, T_camera_points: (4, 4) puts them where they are seen at the image's time,
     as far as the motion is known. lag_s: how long after the image they are where they are put."""
 
@@ -67,7 +67,7 @@ class Exposure:
             return scans_per_image or 1  # each shows all that the one before it did
         return scans_per_image or (0 if self.since is None else None)
 
-    def moved(self, scan: Scan, T_camera_source: Transform) -> Seen:
+    def moved(self, scan: Scan, T_camera_source: Transform) -> PlacedScan:
         """A scan as it is seen at the stamp; as it was measured where the motion is unknown.
 
         T_camera_source: (4, 4), of the sensor, which moves with the camera. Raises LookupError
@@ -75,13 +75,13 @@ class Exposure:
         """
         if self.since is None:
             return self.as_measured(scan, T_camera_source)
-        return Seen(*moved_scan(scan, T_camera_source, self.since), 0.0)
+        return PlacedScan(*moved_scan(scan, T_camera_source, self.since), 0.0)
 
-    def as_measured(self, scan: Scan, T_camera_source: Transform) -> Seen:
+    def as_measured(self, scan: Scan, T_camera_source: Transform) -> PlacedScan:
         """A scan without the motion between it and the image. T_camera_source: (4, 4)."""
-        return Seen(scan.points, T_camera_source, (scan.stamp_ns - self.stamp_ns) * 1e-9)
+        return PlacedScan(scan.points, T_camera_source, (scan.stamp_ns - self.stamp_ns) * 1e-9)
 
-    def by_rows(self, seen: Seen, kind: SensorKind) -> Seen:
+    def by_rows(self, seen: PlacedScan, kind: SensorKind) -> PlacedScan:
         """A moved scan, (N, 3), as the row of the image that each point lands in sees it.
 
         Raises LookupError where `since` does.
@@ -105,7 +105,7 @@ class SeenPoints:
     exposure: Exposure
     sources: list[SourcePoints] = field(default_factory=list)
     echoes: list[Echo] = field(default_factory=list)
-    _clouds: list[Seen] = field(default_factory=list)
+    _clouds: list[PlacedScan] = field(default_factory=list)
     _ages_s: list[npt.NDArray[np.float32]] = field(default_factory=list)
     _noises_m: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
@@ -115,7 +115,7 @@ class SeenPoints:
     def add(
         self,
         scan: Scan,
-        seen: Seen,
+        seen: PlacedScan,
         T_camera_source: Transform,
         source: str,
         kind: SensorKind,
