@@ -87,7 +87,7 @@ class Base:
 
     def reduced(self, size: tuple[int, int], kernels: FieldKernels) -> Map:
         """(h, w) m on a lattice of so many columns and rows (w, h), averaged over its cells."""
-        return reduced(self.values, size, kernels.mean_metres, self.to_metres)
+        return reduced(self.values, size, kernels.mean, self.to_metres)
 
     def enlarged(self, factor: Map, relative: Map, kernels: FieldKernels) -> tuple[Map, Map]:
         """Depth and std (H, W), m, of a lattice's factor and relative error (h, w)."""

@@ -166,8 +166,7 @@ class FieldKernels:
     agree: Callable[..., None]
     spread: Callable[..., None]
     predict: Callable[..., None]
-    mean_metres: Callable[..., None]
-    mean_colour: Callable[..., None]
+    mean: Callable[..., None]
     distances: Callable[..., None]
     extremes: Callable[..., None]
     answer: Callable[..., None]
@@ -199,9 +198,8 @@ def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
         return FieldKernels(
             "numpy", 1, nearest_numpy, krige_numpy, agree_numpy,
             detail_loops.spread_numpy, detail_loops.predict_numpy,
-            image_loops.mean_metres_numpy, image_loops.mean_colour_numpy,
-            image_loops.distances_numpy, image_loops.extremes_numpy, image_loops.answer_numpy,
-            motion_loops.motion_numpy,
+            image_loops.mean_numpy, image_loops.distances_numpy, image_loops.extremes_numpy,
+            image_loops.answer_numpy, motion_loops.motion_numpy,
         )  # fmt: skip
     threads = threads or usual_threads()
     loops = (
@@ -218,8 +216,7 @@ _SHARES: tuple[tuple[Callable[..., int], int], ...] = (
     (lambda neighbours, *_: len(neighbours.indices), 1024),
     (lambda points, surface, *_: len(surface), 24),
     (lambda points, left_out, *_: len(left_out.which), 1024),
-    (lambda values, line, rows, *_: len(rows.first), 24),
-    (lambda image, rows, *_: len(rows.first), 16),
+    (lambda image, line, channels, rows, *_: len(rows.first), 16),
     (lambda *_: 1, 1),
     (lambda plane, rows, *_: len(rows), 1024),
     (lambda values, *_: len(values), 64),

@@ -130,7 +130,7 @@ class FieldAnswer:
         colour = [_reduced(plane, size) for plane in features.grid_colour]
         return cls(
             log_depth=log_depth,
-            values=reduced(values, size, kernels.mean_metres),
+            values=reduced(values, size, kernels.mean),
             log_base=base.log_metres,
             colour=np.stack(colour),
             row=features.grid_row,

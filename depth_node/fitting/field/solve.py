@@ -109,8 +109,9 @@ def solve(
     bound = relative_bound(
         features, left_out, detail, log_depth, field.spread, config.range_noise_m, loops
     )
-    update = log_depth - features.grid_log  # log of what B is multiplied by
-    out, std = base.enlarged(np.exp(update), bound.relative / np.float32(NORMAL_95), loops)
+    factor = log_depth - features.grid_log
+    relative = np.divide(bound.relative, np.float32(NORMAL_95), out=bound.relative)
+    out, std = base.enlarged(np.exp(factor, out=factor), relative, loops)
     forget_far(std, left_out.far_px, config.max_extrapolation)
     base.blank_unknown(out, std)
     details |= {"nodes": field.spread.nodes.size, "nugget": left_out.nugget}
@@ -133,10 +134,11 @@ def _spread_residual(
     surface = Surface.of(features, nodes.mean[0])
     points = detail_points(features, surface, outlier)
     detail = choose_detail(features, left_out, surface, points, loops, ablation.detail)
-    update = surface.update + detail_correction(features, surface, points, detail, loops)
-    update += np.float32(features.middle)
+    log_depth = detail_correction(features, surface, points, detail, loops)
+    log_depth += surface.log
+    log_depth += np.float32(features.middle)
     spread = Spread.of(features, left_out, nodes)
-    return FieldEstimate(features.grid_log + update, features, left_out, detail, spread)
+    return FieldEstimate(log_depth, features, left_out, detail, spread)
 
 
 def warm_up(config: FieldConfig | None = None) -> None:

@@ -44,7 +44,7 @@ def test_metres_are_averaged_as_opencv_averages_them(
     values = np.random.default_rng(0).uniform(0, 3, image).astype(np.float32)
     values.flags.writeable = False
     expected = cv2.resize(line.metres(values), size, interpolation=cv2.INTER_AREA)
-    np.testing.assert_allclose(reduced(values, size, loops.mean_metres, line), expected, rtol=2e-6)
+    np.testing.assert_allclose(reduced(values, size, loops.mean, line), expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize(("image", "size"), SIZES)
@@ -55,7 +55,7 @@ def test_colours_are_averaged_and_rounded_as_opencv_does(
     seen = colours[:, :, ::-1]  # as a driver's BGR is looked at
     seen.flags.writeable = False
     expected = cv2.resize(seen.copy(), size, interpolation=cv2.INTER_AREA)
-    found = reduced_colour(seen, size, loops.mean_colour)
+    found = reduced_colour(seen, size, loops.mean)
     assert (found != expected).mean() < 1e-3  # ties that only rounding tells apart
     assert np.abs(found.astype(int) - expected).max() <= 1
 
@@ -63,7 +63,7 @@ def test_colours_are_averaged_and_rounded_as_opencv_does(
 def test_one_unknown_value_makes_its_cell_unknown_and_no_other(loops: FieldKernels) -> None:
     values: np.ndarray = np.ones((60, 80), np.float32)
     values[31, 47] = np.nan
-    found = reduced(values, (20, 15), loops.mean_metres)
+    found = reduced(values, (20, 15), loops.mean)
     unknown = np.zeros((15, 20), bool)
     unknown[31 // 4, 47 // 4] = True
     np.testing.assert_array_equal(np.isnan(found), unknown)
