@@ -171,6 +171,7 @@ class FieldKernels:
     extremes: Callable[..., None]
     answer: Callable[..., None]
     motion: Callable[..., None]
+    drawn: Callable[..., None]
 
 
 @functools.cache
@@ -199,7 +200,7 @@ def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
             "numpy", 1, nearest_numpy, krige_numpy, agree_numpy,
             detail_loops.spread_numpy, detail_loops.predict_numpy,
             image_loops.mean_numpy, image_loops.distances_numpy, image_loops.extremes_numpy,
-            image_loops.answer_numpy, motion_loops.motion_numpy,
+            image_loops.answer_numpy, motion_loops.motion_numpy, motion_loops.drawn_numpy,
         )  # fmt: skip
     threads = threads or usual_threads()
     loops = (
@@ -221,6 +222,7 @@ _SHARES: tuple[tuple[Callable[..., int], int], ...] = (
     (lambda plane, rows, *_: len(rows), 1024),
     (lambda values, *_: len(values), 64),
     (lambda changed, *_: len(changed), 64),
+    (lambda old, *_: len(old), 128),
 )
 
 

@@ -112,8 +112,16 @@ def test_motion_is_the_same_in_both_forms(shape: tuple[int, int]) -> None:
     changed[:, 3] = 1
     found = []
     for name in ("numba", "numpy"):
-        excess, gradient = np.empty((2, *shape), np.float32)
-        kernels(name).motion(changed, light, excess, gradient)
-        found.append((excess, gradient))
-    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-6)
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
+        moved: np.ndarray = np.empty(shape, np.float32)
+        kernels(name).motion(changed, light, moved)
+        found.append(moved)
+    assert found[0].max() > 0.2
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_new_depth_is_drawn_towards_old_no_farther_than_is_allowed(loops: FieldKernels) -> None:
+    old, new = np.array([[0.1, 0.5, -0.5, np.nan]], np.float32), np.zeros((1, 4), np.float32)
+    largest, weight = np.full((1, 4), 0.3, np.float32), np.full((1, 4), 0.5, np.float32)
+    out = np.empty_like(new)
+    loops.drawn(old, new, np.float32(0.1), largest, weight, out)
+    np.testing.assert_allclose(out, [[0.1, 0.15, -0.15, 0.0]], rtol=1e-6)
