@@ -195,24 +195,31 @@ def distances(near: NDArray[np.uint8], cells: Map, begin: int, end: int) -> None
     height, width = near.shape
     straight, diagonal, far = np.int32(_STRAIGHT), np.int32(_DIAGONAL), np.int32(1 << 28)
     steps = np.full((height + 2, width + 2), far, np.int32)
+    row = np.empty(width, np.int32)  # less what the way along the row costs: only the least waits
     for i in range(1, height + 1):
-        for j in range(1, width + 1):
-            best = min(steps[i - 1, j - 1], steps[i - 1, j + 1]) + diagonal
-            steps[i, j] = min(best, steps[i - 1, j] + straight) * np.int32(near[i - 1, j - 1] == 0)
-        left = far
-        for j in range(1, width + 1):
-            left = min(steps[i, j], left + straight)
-            steps[i, j] = left
-    for i in range(height, 0, -1):
-        for j in range(1, width + 1):
-            best = min(steps[i + 1, j - 1], steps[i + 1, j + 1]) + diagonal
-            steps[i, j] = min(steps[i, j], min(best, steps[i + 1, j] + straight))
-        right = far
-        for j in range(width, 0, -1):
-            right = min(steps[i, j], right + straight)
-            steps[i, j] = right
         for j in range(width):
-            cells[i - 1, j] = np.float32(steps[i, j + 1]) * np.float32(1 / 65536)
+            best = min(steps[i - 1, j], steps[i - 1, j + 2]) + diagonal
+            best = min(best, steps[i - 1, j + 1] + straight) * np.int32(near[i - 1, j] == 0)
+            row[j] = best - np.int32(j) * straight
+        left = far
+        for j in range(width):
+            left = min(row[j], left)
+            row[j] = left
+        for j in range(width):
+            steps[i, j + 1] = row[j] + np.int32(j) * straight
+    for i in range(height, 0, -1):
+        for j in range(width):
+            best = min(steps[i + 1, j], steps[i + 1, j + 2]) + diagonal
+            best = min(best, steps[i + 1, j + 1] + straight)
+            row[j] = min(best, steps[i, j + 1]) + np.int32(j) * straight
+        right = far
+        for j in range(width - 1, -1, -1):
+            right = min(row[j], right)
+            row[j] = right
+        for j in range(width):
+            best = row[j] - np.int32(j) * straight
+            steps[i, j + 1] = best
+            cells[i - 1, j] = np.float32(best) * np.float32(1 / 65536)
 
 
 def distances_numpy(near: NDArray[np.uint8], cells: Map) -> None:
