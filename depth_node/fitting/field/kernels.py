@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.fitting.field import detail_loops, image_loops, motion_loops
+from depth_node.fitting.field import detail_loops, image_loops, motion_loops, refine_loops
 from depth_node.fitting.field.lattice import Floats, Integers
 from depth_node.fitting.field.threads import SharedLoop, usual_threads
 from depth_node.fitting.numba_support import LANES, compiled, find_numba, tuple_of
@@ -172,6 +172,8 @@ class FieldKernels:
     answer: Callable[..., None]
     motion: Callable[..., None]
     drawn: Callable[..., None]
+    nearest_point: Callable[..., None]
+    differences: Callable[..., None]
 
 
 @functools.cache
@@ -201,6 +203,7 @@ def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
             detail_loops.spread_numpy, detail_loops.predict_numpy,
             image_loops.mean_numpy, image_loops.distances_numpy, image_loops.extremes_numpy,
             image_loops.answer_numpy, motion_loops.motion_numpy, motion_loops.drawn_numpy,
+            refine_loops.nearest_point_numpy, refine_loops.differences_numpy,
         )  # fmt: skip
     threads = threads or usual_threads()
     loops = (
@@ -223,6 +226,8 @@ _SHARES: tuple[tuple[Callable[..., int], int], ...] = (
     (lambda values, *_: len(values), 64),
     (lambda changed, *_: len(changed), 64),
     (lambda old, *_: len(old), 128),
+    (lambda *_: 1, 1),
+    (lambda plane, less, limit, out: out.shape[1], 128),
 )
 
 
@@ -238,9 +243,8 @@ def _compiled() -> tuple[Callable[..., None], ...]:
     ]
     of_images = [
         compiled(loop, signature, fastmath=set(image_loops.FAST_MATH), error_model="numpy")
-        for loop, signature in (
-            image_loops.signatures(types) | motion_loops.signatures(types)
-        ).items()
+        for module in (image_loops, motion_loops, refine_loops)
+        for loop, signature in module.signatures(types).items()
     ]
     return (*of_points, *of_images)
 

@@ -98,7 +98,7 @@ def solve(
         without = _spread_residual(bare, outlier, loops, ablation, field.left_out)
         both = blended(field, without)
         if refiner is not None and ablation.refinement:
-            both = refined(both, field, without, outlier, refiner)
+            both = refined(both, field, without, outlier, refiner, loops)
         field = both
     left_out, detail, log_depth = field.left_out, field.detail, field.log_depth
     if state is not None:

@@ -125,3 +125,31 @@ def test_new_depth_is_drawn_towards_old_no_farther_than_is_allowed(loops: FieldK
     out = np.empty_like(new)
     loops.drawn(old, new, np.float32(0.1), largest, weight, out)
     np.testing.assert_allclose(out, [[0.1, 0.15, -0.15, 0.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 300, 5000])
+def test_nearest_points_are_those_that_opencv_finds(count: int) -> None:
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(count)
+    rows, cols = rng.integers(0, 61, count), rng.integers(0, 83, count)
+    values = rng.random(count, np.float32)
+    found = []
+    for name in ("numba", "numpy"):
+        nearest, cells = np.empty((2, 61, 83), np.float32)
+        kernels(name).nearest_point(rows, cols, values, nearest, cells)
+        found.append((nearest, np.minimum(cells, 1000)))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (45, 61), (33, 48)])
+def test_cells_of_two_by_two_are_beside_each_other_and_the_border_goes_on(
+    loops: FieldKernels, shape: tuple[int, int]
+) -> None:
+    plane, less = np.random.default_rng(0).random((2, *shape), np.float32)
+    out: np.ndarray = np.empty((4, 24, 32), np.float32)
+    loops.differences(plane, less, np.float32(0.4), out)
+    rows, cols = np.minimum(np.mgrid[:48, :64], np.array(shape)[:, None, None] - 1)
+    expected = np.clip(plane - less, -0.4, 0.4)[rows, cols]
+    for k in range(4):
+        np.testing.assert_array_equal(out[k], expected[k // 2 :: 2, k % 2 :: 2])
