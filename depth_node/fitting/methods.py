@@ -417,12 +417,12 @@ def _fit_field(
         config.field,
         state,
         noise_m=points.noise_m[usable],
+        depth_range_m=depth_range_m,
         threads=config.threads,
         ablation=ablation,
         refiner=refiner,
     )
-    depth, (nearest, farthest) = answer.depth, depth_range_m
-    np.clip(depth, np.float32(nearest), np.float32(farthest), out=depth)
+    depth = answer.depth
     inlier = np.zeros(len(points), dtype=bool)
     inlier[usable] = answer.outlier < 0.5
     residual = np.full(len(points), np.nan, np.float32)

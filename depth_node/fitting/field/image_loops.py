@@ -124,8 +124,11 @@ def mean(
     begin: int,
     end: int,
 ) -> None:
-    """Mean of what a line makes of an image (H, C W), the C channels of a pixel beside each other,
-    over each cell of a lattice. Written: rows `begin` up to, not with, `end` of out (h, C w)."""
+    """Mean of what a line makes of an image (H, W, C) over each cell of a lattice (h, w).
+
+    image, out: with the C channels of a pixel beside each other, so that a row has C W numbers.
+    Written: rows `begin` up to, not with, `end` of out.
+    """
     slope, shift, low, high = line.scale, line.shift, line.low, line.high
     row, half = np.empty(image.shape[1], np.float32), np.empty(image.shape[1], np.float32)
     one, scale = np.float32(1.0), np.float32(rows.scale * cols.scale)
@@ -175,9 +178,10 @@ def mean(
 def mean_numpy(
     image: NDArray[Any], line: MetresLine, channels: int, rows: Shares, cols: Shares, out: Map
 ) -> None:
-    """As :func:`mean`, of all rows of out (h, C w)."""
-    pixels = image.reshape(len(image), -1, channels)
-    pixels = pixels if line == UNCHANGED else line.metres(pixels)
+    """As :func:`mean`, of all cells (h, w)."""
+    pixels: NDArray[Any] = image.reshape(len(image), -1, channels)
+    if line != UNCHANGED:
+        pixels = line.metres(pixels)
     size = (out.shape[1] // channels, out.shape[0])
     out[:] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(out.shape)
 
@@ -261,28 +265,48 @@ def extremes_numpy(
     low[:], high[:] = about.min(axis=(1, 2)), about.max(axis=(1, 2))
 
 
-def answer(values: Map, line: MetresLine, depth: Map, std: Map, begin: int, end: int) -> None:
+def answer(
+    values: Map,
+    line: MetresLine,
+    nearest: np.float32,
+    farthest: np.float32,
+    depth: Map,
+    std: Map,
+    begin: int,
+    end: int,
+) -> None:
     """A factor in depth (H, W) times the metres of values (H, W) by a line, and this times the
-    relative error in std (H, W); in place, rows `begin` up to, not with, `end`."""
+    relative error in std (H, W); in place, rows `begin` up to, not with, `end`.
+
+    nearest, farthest: m, within which the depth is kept then.
+    """
     scale, shift, low, high = line.scale, line.shift, line.low, line.high
     width = values.shape[1]
     for i in range(begin, end):
         if line.inverse:
             for j in range(width):
                 metres = depth[i, j] / min(max(values[i, j] * scale + shift, low), high)
-                depth[i, j] = metres
+                depth[i, j] = min(max(metres, nearest), farthest)
                 std[i, j] *= metres
         else:
             for j in range(width):
                 metres = depth[i, j] * min(max(values[i, j] * scale + shift, low), high)
-                depth[i, j] = metres
+                depth[i, j] = min(max(metres, nearest), farthest)
                 std[i, j] *= metres
 
 
-def answer_numpy(values: Map, line: MetresLine, depth: Map, std: Map) -> None:
+def answer_numpy(
+    values: Map,
+    line: MetresLine,
+    nearest: np.float32,
+    farthest: np.float32,
+    depth: Map,
+    std: Map,
+) -> None:
     """As :func:`answer`, of all rows (H, W)."""
     depth *= line.metres(values)
     std *= depth
+    np.clip(depth, nearest, farthest, out=depth)
 
 
 def signatures(types: Any) -> dict[Any, Any]:
@@ -303,5 +327,5 @@ def signatures(types: Any) -> dict[Any, Any]:
         extremes: types.void(
             grid, whole[::1], whole[::1], whole, real[::1], real[::1], whole, whole
         ),
-        answer: types.void(values, line, map_, map_, whole, whole),
+        answer: types.void(values, line, real, real, map_, map_, whole, whole),
     }

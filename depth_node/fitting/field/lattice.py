@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +57,18 @@ class Lattice:
         return np.asarray(rounded(row) * self.shape[1] + rounded(col), np.int64)
 
     def centres(self) -> tuple[Floats, Floats]:
-        """Rows and columns in pixels of the middles of all cells, each (cells,)."""
-        (height, width), (lattice_height, lattice_width) = self.image, self.shape
-        rows = (np.arange(lattice_height) + 0.5) * (height / lattice_height) - 0.5
-        cols = (np.arange(lattice_width) + 0.5) * (width / lattice_width) - 0.5
-        return np.repeat(rows, lattice_width), np.tile(cols, lattice_height)
+        """Rows and columns in pixels of the middles of all cells, each (cells,), read only."""
+        return _centres(self)
+
+
+@functools.lru_cache(maxsize=16)  # of the sizes of images that a process sees
+def _centres(lattice: Lattice) -> tuple[Floats, Floats]:
+    (height, width), (lattice_height, lattice_width) = lattice.image, lattice.shape
+    rows = (np.arange(lattice_height) + 0.5) * (height / lattice_height) - 0.5
+    cols = (np.arange(lattice_width) + 0.5) * (width / lattice_width) - 0.5
+    all_rows, all_cols = np.repeat(rows, lattice_width), np.tile(cols, lattice_height)
+    all_rows.flags.writeable = all_cols.flags.writeable = False
+    return all_rows, all_cols
 
 
 def rounded(coordinate: Floats) -> Integers:

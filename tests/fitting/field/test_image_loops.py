@@ -78,9 +78,11 @@ def test_answer_is_factor_times_metres_and_std_times_that(
     values, factor, relative = rng.uniform(0, 3, (3, 70, 50)).astype(np.float32)
     line = _line(inverse=inverse)
     depth, std = factor.copy(), relative.copy()
-    loops.answer(values, line, depth, std)
-    np.testing.assert_allclose(depth, factor * line.metres(values), rtol=1e-6)
-    np.testing.assert_allclose(std, relative * depth, rtol=1e-6)
+    loops.answer(values, line, np.float32(0.5), np.float32(1.5), depth, std)
+    expected = factor * line.metres(values)
+    assert expected.min() < 0.5 and expected.max() > 1.5
+    np.testing.assert_allclose(depth, expected.clip(0.5, 1.5), rtol=1e-6)
+    np.testing.assert_allclose(std, relative * expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("shape", "points"), [((40, 61), 9), ((1, 30), 2), ((25, 2), 1)])
