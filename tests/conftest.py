@@ -41,6 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "junitprefix", None) == "depth_node":
         config.option.markexpr = "not slow and not gpu"
         config.option.ignore = [*(config.option.ignore or []), *FAST_TIER_IGNORES]
+    if hasattr(config, "workerinput"):  # each worker's torch and BLAS would have a thread a core
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        share = (cores or 1) // int(config.workerinput["workercount"])
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
