@@ -15,9 +15,11 @@ pytest.importorskip("sensor_msgs", reason="the ROS message packages are not inst
 
 from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 
+from depth_node.fitting import FitStatus
 from depth_node.frame import FrameInput
 from depth_node.geometry.rigid import invert_rigid
 from depth_node.geometry.sparse_depth import project_points
+from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.recordings.frames import is_bag
 from depth_node.recordings.replay import LeftOut
 from depth_node.ros.bags import Bag, BagError, BagTopics
@@ -914,3 +916,23 @@ def test_an_image_without_frame_is_told_the_right_cure(tmp_path: Path) -> None:
 def test_a_file_is_opened_as_what_it_is_and_not_as_it_is_called(tmp_path: Path) -> None:
     file = next(record(tmp_path / "bag", ordinary, mcap=True).glob("*.mcap"))
     assert len(read(file.rename(tmp_path / "drive.db3"))) == 3
+
+
+def test_an_image_larger_than_the_network_is_worked_on(tmp_path: Path) -> None:
+    """Images of a bag cannot be written to; the network's map is enlarged with their colours."""
+    image = np.kron(scene()[0], np.ones((4, 4, 1), np.uint8))
+    camera = CAMERA.resized(image.shape[1], image.shape[0])
+
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        k = camera.matrix
+        p = np.hstack([k, np.zeros((3, 1))]).reshape(-1)
+        bag.info(1.0, width=camera.width, height=camera.height, k=k.reshape(-1), p=p)
+        bag.cloud(1.0)
+        size = {"height": camera.height, "width": camera.width, "step": 3 * camera.width}
+        bag.image(1.0, **size, data=image.reshape(-1))
+
+    (frame,) = read(record(tmp_path / "bag", write))
+    with DepthPipeline(PipelineConfig()) as pipeline:
+        result = pipeline.process(frame)
+    assert result.fit.status == FitStatus.OK and result.depth.shape == image.shape[:2]
