@@ -50,8 +50,9 @@ def compiled(
 ) -> Callable[..., None]:
     """The loop as machine code of numba, which must be there.
 
-    signature: numba's, such as numba.types.void(numba.types.float64[::1]): with it the loop is
-    compiled at once, without it at its first call. Raises RuntimeError without numba.
+    signature: numba's, such as numba.types.void(numba.types.float64[::1]), or a tuple of several:
+    with it the loop is compiled at once, without it at its first call. Raises RuntimeError without
+    numba.
     """
     numba, why_not = find_numba()
     if numba is None:
@@ -68,7 +69,8 @@ def compiled(
         )
         fast = numba.njit(nogil=True, **options)(loop)
     if signature is not None:
-        fast.compile(signature)
+        for each in signature if isinstance(signature, tuple) else (signature,):
+            fast.compile(each)
         fast.disable_compile()
     compiled_loop: Callable[..., None] = fast
     return compiled_loop

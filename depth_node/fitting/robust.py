@@ -49,4 +49,4 @@ def weighted_quantile(
     order = np.argsort(values)
     cumulative_weight = np.cumsum(weight[order])
     rank = np.searchsorted(cumulative_weight, probability * cumulative_weight[-1])
-    return float(values[order][min(rank, len(values) - 1)])
+    return float(values[order[min(rank, len(values) - 1)]])

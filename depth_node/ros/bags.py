@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.frame import FrameInput, Origin, SourcePoints
+from depth_node.frame import FrameInput, Origin
 from depth_node.geometry.camera import Camera, is_rectified
-from depth_node.geometry.echoes import Echo
-from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform, transform
+from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform
 from depth_node.geometry.rolling_shutter import RollingShutter
-from depth_node.geometry.scan_buffer import ScanBuffer
-from depth_node.geometry.scan_motion import ages, moved_scan, noise
+from depth_node.geometry.scan_buffer import Scan, ScanBuffer
+from depth_node.geometry.seen_points import Exposure, SeenPoints, SensorKind
 from depth_node.geometry.sparse_depth import project_points
 from depth_node.geometry.transform_tree import TransformError, TransformTree
 from depth_node.pipeline import DepthPipeline
@@ -263,62 +262,55 @@ class Bag:
     ) -> FrameInput:
         image = self._image(message, camera)
         camera_frame = message.header.frame_id
-        found = []
-        each: list[SourcePoints] = []
-        echoes: list[Echo] = []
         since = self._motion(camera_frame, stamp) if self.world_frame else None
-        # Points that have moved are worse than fewer points: one turn, unless asked for more.
-        limit = self.scans_per_image or (0 if since is None else None)
-        for source in sorted(sources):
-            registered, echoing = source[0] == self.topics.depth, source[0] == self.topics.range
-            once = 1 if echoing else self.scans_per_image or 1
-            chosen = scans.nearest(stamp, source, once if registered or echoing else limit)
-            share = self._noise.get(source[0], 0.0)
-            offset_s = sources[source].offset_s()
-            if offset_s is not None and SourceClock.refuses(offset_s, len(chosen)):
-                setting = "" if registered else "give --lidar-time-offset"
-                self.left_out.add(
-                    clock_sentence(source[1], offset_s, self.lidar_time_offset_s, setting),
-                    kind=f"scans of {one_line(source[0], 100)}",
-                    damaged=False,
-                )
+        readout_s = self.camera_readout_time_s
+        shutter = RollingShutter(camera, readout_s) if readout_s > 0 else None
+        seen = SeenPoints(Exposure(stamp, since, shutter))
+        for key in sorted(sources):
+            kind = self._kind(key)
+            limit = seen.exposure.most_scans(kind, self.scans_per_image)
+            chosen = scans.nearest(stamp, key, limit)
+            if self._clock_differs(key, kind, sources[key], chosen):
                 continue
             for scan in chosen:
-                stated = (
-                    self._registration(camera_frame, source[1])
-                    if registered
-                    else self._extrinsics(camera_frame, source[1], stamp)
+                T = (
+                    self._registration(camera_frame, key[1])
+                    if kind is SensorKind.DEPTH_IMAGE
+                    else self._extrinsics(camera_frame, key[1], stamp)
                 )
-                seen, lag_s = (scan.points, stated), (scan.stamp_ns - stamp) * 1e-9
-                if since is not None:
-                    try:
-                        seen, lag_s = moved_scan(scan, stated, since), 0.0
-                        if self.camera_readout_time_s > 0 and not registered:
-                            shutter = RollingShutter(camera, self.camera_readout_time_s)
-                            seen = shutter.seen(*seen, stamp, since), seen[1]
-                    except TransformError as error:
-                        raise self._no_transform(error, self.world_frame, camera_frame) from None
-                age_s = ages(scan, stamp)
-                if echoing:
-                    echoes.append(Echo.of(*seen, share, float(age_s[0])))
-                    continue
-                if scan.stamp_ns == chosen[0].stamp_ns and not share and scan.noise_m is None:
-                    each.append(SourcePoints("/".join(source), *seen, stated, lag_s))
-                found.append((seen[0], age_s, seen[1], noise(scan, share)))
+                try:
+                    placed = seen.exposure.by_rows(seen.exposure.moved(scan, T), kind)
+                except TransformError as error:
+                    raise self._no_transform(error, self.world_frame, camera_frame) from None
+                share, nearest = self._noise.get(key[0], 0.0), scan.stamp_ns == chosen[0].stamp_ns
+                seen.add(scan, placed, T, "/".join(key), kind, share, nearest)
         pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
-        if len(found) == 1:
-            points, age_s, T_camera_lidar, noise_m = found[0]
-        else:
-            in_camera = [transform(T, points).astype(np.float32) for points, _, T, _ in found]
-            none = np.empty((0, 3), np.float32)
-            age_s = np.concatenate([none[:, 0], *(age_s for _, age_s, _, _ in found)])
-            noise_m = np.concatenate([none[:, 0], *(noise_m for *_, noise_m in found)])
-            points, T_camera_lidar = np.concatenate([none, *in_camera]), np.eye(4)
+        points, T_camera_lidar, age_s, noise_m = seen.joined()
         self._look_at_frames(points, T_camera_lidar, camera, camera_frame)
         return FrameInput(
             image, camera, points, T_camera_lidar, age_s, stamp, pose, noise_m=noise_m,
-            sources=tuple(each), echoes=tuple(echoes),
+            sources=tuple(seen.sources), echoes=tuple(seen.echoes),
         )  # fmt: skip
+
+    def _kind(self, key: SourceKey) -> SensorKind:
+        if key[0] == self.topics.depth:
+            return SensorKind.DEPTH_IMAGE
+        return SensorKind.RANGE if key[0] == self.topics.range else SensorKind.LIDAR
+
+    def _clock_differs(
+        self, key: SourceKey, kind: SensorKind, clock: SourceClock, scans: Sequence[Scan]
+    ) -> bool:
+        """Whether scans are not used since their clock is not the image's; counted as left out."""
+        offset_s = clock.offset_s()
+        if offset_s is None or not SourceClock.refuses(offset_s, len(scans)):
+            return False
+        setting = "" if kind is SensorKind.DEPTH_IMAGE else "give --lidar-time-offset"
+        self.left_out.add(
+            clock_sentence(key[1], offset_s, self.lidar_time_offset_s, setting),
+            kind=f"scans of {one_line(key[0], 100)}",
+            damaged=False,
+        )
+        return True
 
     def _look_at_frames(
         self,

@@ -16,10 +16,9 @@ from sensor_msgs.msg import Image, LaserScan, PointCloud2, Range
 
 from depth_node.frame import SourcePoints
 from depth_node.geometry.echoes import Echo
-from depth_node.geometry.rigid import transform
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import Scan, ScanBuffer
-from depth_node.geometry.scan_motion import ages, moved_scan, noise
+from depth_node.geometry.seen_points import Exposure, SeenPoints, SensorKind
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
 from depth_node.ros.messages import (
     LidarScan,
@@ -92,6 +91,14 @@ class LidarPoints:
     echoes: tuple[Echo, ...] = ()
 
 
+class _UnusableSourceError(Exception):
+    """Why the scans of a source are not used, and which kind of trouble that is."""
+
+    def __init__(self, sentence: str, kind: str) -> None:
+        super().__init__(sentence)
+        self.sentence, self.kind = sentence, kind
+
+
 class SourceClock:
     """How a LiDAR's clock stands to the camera's, by their stamps and by when messages came.
 
@@ -158,57 +165,6 @@ class _Source:
     newest_ns: int = 0
     arrival_s: float = 0.0
     clock: SourceClock = field(default_factory=SourceClock)
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The image that points are collected for, and what is known of the motion before it."""
-
-    frame: str
-    stamp_ns: int
-    since: Callable[[int], npt.NDArray[np.float64]] | None
-    shutter: RollingShutter | None
-
-
-@dataclass
-class _Collected:
-    """What is found for an image: clouds, each with T_camera_points, and all that goes with it."""
-
-    clouds: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = field(
-        default_factory=list
-    )
-    ages_s: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    noises_m: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    sources: list[SourcePoints] = field(default_factory=list)
-    echoes: list[Echo] = field(default_factory=list)
-    trouble: str = ""
-    kind: str = ""
-
-    @property
-    def nothing(self) -> bool:
-        return not self.clouds and not self.echoes
-
-    def joined(self) -> LidarPoints:
-        """One cloud in its LiDAR's own frame, several in the camera's."""
-        if len(self.clouds) == 1:
-            points, T = self.clouds[0]
-        else:
-            in_camera = [transform(T, points) for points, T in self.clouds]
-            points, T = np.concatenate([np.empty((0, 3), np.float32), *in_camera]), np.eye(4)
-        return LidarPoints(
-            points,
-            T,
-            _concatenated(self.ages_s),
-            self.trouble,
-            self.kind,
-            tuple(self.sources),
-            _concatenated(self.noises_m),
-            tuple(self.echoes),
-        )
-
-
-def _concatenated(parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.float32), *parts])
 
 
 class LidarInput:
@@ -309,89 +265,73 @@ class LidarInput:
         """
         clocks = self._take_in(stamp_ns, arrival_s, moving=motion is not None)
         since = None if motion is None else motion.until(camera_frame, stamp_ns)
-        target = _Target(camera_frame, stamp_ns, since, shutter)
-        collected = _Collected()
+        seen = SeenPoints(Exposure(stamp_ns, since, shutter))
+        trouble = "", ""
         for key, offset_s in clocks.items():
-            scans = self._buffer.nearest(stamp_ns, key, self._most_scans(key[0], since is not None))
-            T = self._pose(key, offset_s, scans, target, collected)
-            if T is not None:
-                self._add_scans(scans, key, T, target, collected)
-        if collected.nothing and not collected.trouble:
-            collected.trouble, collected.kind = self._why_none(stamp_ns, list(clocks))
-        return collected.joined()
+            limit = seen.exposure.most_scans(self._kind(key), self.scans_per_image)
+            scans = self._buffer.nearest(stamp_ns, key, limit)
+            try:
+                T = self._pose(key, offset_s, scans, camera_frame, stamp_ns)
+                trouble = self._add(seen, scans, key, T) or trouble
+            except _UnusableSourceError as error:
+                trouble = error.sentence, error.kind
+        if not seen and not trouble[0]:
+            trouble = self._why_none(stamp_ns, list(clocks))
+        points, T, age_s, noise_m = seen.joined()
+        sources, echoes = tuple(seen.sources), tuple(seen.echoes)
+        return LidarPoints(points, T, age_s, *trouble, sources, noise_m, echoes)
 
-    def _most_scans(self, topic: str, moving: bool) -> int | None:
-        """How many scans of a source are taken; 0: one turn, None: all within max_scan_age_s."""
-        if topic in self.echoing:
-            return 1  # each echo is of all its cone
-        if topic in self.registered:
-            return self.scans_per_image or 1  # each depth image shows all that the last one did
-        return self.scans_per_image or (None if moving else 0)
+    def _kind(self, key: SourceKey) -> SensorKind:
+        if key[0] in self.registered:
+            return SensorKind.DEPTH_IMAGE
+        return SensorKind.RANGE if key[0] in self.echoing else SensorKind.LIDAR
 
     def _pose(
         self,
         key: SourceKey,
         offset_s: float | None,
         scans: Sequence[Scan],
-        target: _Target,
-        collected: _Collected,
-    ) -> npt.NDArray[np.float64] | None:
-        """T_camera_lidar (4, 4) of a source; None, and what the trouble is, if it is not used."""
-        topic, frame = key
-        registered = topic in self.registered
+        camera_frame: str,
+        stamp_ns: int,
+    ) -> npt.NDArray[np.float64]:
+        """T_camera_lidar (4, 4) of the scans of a source. Raises _UnusableSourceError."""
+        frame, registered = key[1], self._kind(key) is SensorKind.DEPTH_IMAGE
         if offset_s is not None and SourceClock.refuses(offset_s, len(scans)):
             # The setting is for LiDARs, not for a depth image.
             setting = "" if registered else "set lidar_time_offset_s to"
-            collected.trouble = clock_sentence(frame, offset_s, self.time_offset_s, setting)
-            collected.kind = "clock"
-        elif not scans:
-            pass  # whether that is a trouble, the other sources say
-        elif not registered:
-            try:
-                return self.extrinsics.find(target.frame, frame, target.stamp_ns)
-            except NoTransformError as error:
-                collected.trouble, collected.kind = str(error), "transform"
-        elif frame.lstrip("/") == target.frame.lstrip("/"):
+            sentence = clock_sentence(frame, offset_s, self.time_offset_s, setting)
+            raise _UnusableSourceError(sentence, "clock")
+        if registered and scans and frame.lstrip("/") != camera_frame.lstrip("/"):
+            raise _UnusableSourceError(not_registered(frame, camera_frame), "registration")
+        if registered or not scans:
             return np.eye(4)
-        else:
-            collected.trouble, collected.kind = not_registered(frame, target.frame), "registration"
-        return None
+        try:
+            return self.extrinsics.find(camera_frame, frame, stamp_ns)
+        except NoTransformError as error:
+            raise _UnusableSourceError(str(error), "transform") from None
 
-    def _add_scans(
+    def _add(
         self,
+        seen: SeenPoints,
         scans: Sequence[Scan],
         key: SourceKey,
         T: npt.NDArray[np.float64],
-        target: _Target,
-        collected: _Collected,
-    ) -> None:
-        """The scans of a source, as far as the motion is known where they are seen at the stamp."""
-        topic, share = key[0], self.relative_noise.get(key[0], 0.0)
+    ) -> tuple[str, str] | None:
+        """Add the scans of a source; what is unknown of the motion, and that this is the kind."""
+        trouble, kind = None, self._kind(key)
+        share, name = self.relative_noise.get(key[0], 0.0), "/".join(key)
         for scan in scans:
-            is_nearest = scan.stamp_ns == scans[0].stamp_ns
-            seen, lag_s = (scan.points, T), (scan.stamp_ns - target.stamp_ns) * 1e-9
-            if target.since is not None:
-                try:
-                    seen, lag_s = moved_scan(scan, T, target.since), 0.0
-                    # A registered depth image is where its camera's rows saw it.
-                    if target.shutter is not None and topic not in self.registered:
-                        points, T_seen = seen
-                        moved = target.shutter.seen(points, T_seen, target.stamp_ns, target.since)
-                        seen = moved, T_seen
-                except NoTransformError as error:
-                    collected.trouble, collected.kind = str(error), "motion"
-                    if not is_nearest and not self.scans_per_image:
-                        continue
-            age_s = ages(scan, target.stamp_ns)
-            if topic in self.echoing:
-                collected.echoes.append(Echo.of(*seen, share, float(age_s[0])))
-                continue
-            # The edges of radar echoes and landmarks do not tell where their sensor is.
-            if is_nearest and not share and scan.noise_m is None:
-                collected.sources.append(SourcePoints("/".join(key), *seen, T, lag_s))
-            collected.clouds.append(seen)
-            collected.noises_m.append(noise(scan, share))
-            collected.ages_s.append(age_s)
+            nearest = scan.stamp_ns == scans[0].stamp_ns
+            placed = seen.exposure.as_measured(scan, T)
+            try:
+                placed = seen.exposure.moved(scan, T)
+                placed = seen.exposure.by_rows(placed, kind)
+            except NoTransformError as error:
+                trouble = str(error), "motion"
+                if not nearest and not self.scans_per_image:
+                    continue
+            seen.add(scan, placed, T, name, kind, share, nearest)
+        return trouble
 
     def clear(self) -> None:
         """Forget every scan and every source."""

@@ -97,7 +97,8 @@ def relative_bound(
     declared = min(left_out.points / QUANTILE_POINTS, 1.0) * features.declared[which]
     error = without_declared_noise(parameters.error, declared)
     factor *= weighted_quantile(error / own, weight, probability)
-    bound = features.nodes_on_grid(factor * spread.nodes) * edge
+    bound = features.nodes_on_grid(factor * spread.nodes)
+    bound *= edge
     if range_noise_m > 0:
         # A point has measurement noise, a pixel has not. (The nugget is no measure of it: where a
         # good network leaves little, it is structure that the points are too sparse for.)
@@ -125,7 +126,9 @@ def without_declared_noise(error: Floats, declared: Floats) -> Floats:
 def edge_factor(log_depth: Map) -> Map:
     """(h, w) from 1, by which the interval is wider where the depth steps within a cell or two."""
     step = cv2.morphologyEx(log_depth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    result: Map = 1 + np.float32(EDGE_GROWTH) * np.minimum(step, np.float32(EDGE_CAP))
+    result: Map = np.minimum(step, np.float32(EDGE_CAP), out=np.asarray(step, np.float32))
+    result *= np.float32(EDGE_GROWTH)
+    result += 1
     return result
 
 
