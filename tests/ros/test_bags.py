@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -864,3 +865,52 @@ def test_what_is_no_bag_is_said_so(tmp_path: Path) -> None:
     broken.write_bytes(b"\x89MCAP0\r\n" + bytes(20))
     with pytest.raises(BagError, match="cannot be"):
         read(broken)
+
+
+def test_the_image_is_chosen_before_its_own_transports(tmp_path: Path) -> None:
+    """`ros2 bag record -a` finds /camera/image_raw and what image_transport makes of it."""
+
+    def write(bag: BagWriter) -> None:
+        ordinary(bag)
+        bag.compressed(1.0)
+
+    with Bag(record(tmp_path / "bag", write)) as bag:
+        assert bag.topics.image == "/camera/image_raw"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda points: points * 1000, r"432 out of range; .* metres, not millimetres"),
+        (lambda points: points * np.nan, r"432 not finite; check the LiDAR"),
+        (lambda points: -points, r"432 behind the camera; check T_camera_lidar or the TF tree"),
+    ],
+)
+def test_why_no_point_is_in_an_image_is_told(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], words: str
+) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        bag.info(1.0)
+        bag.cloud(1.0, change(lidar_of(scene()[1])))
+        bag.image(1.0)
+
+    left_out = LeftOut()
+    read(record(tmp_path / "bag", write), left_out=left_out)
+    assert re.search(f"none of 432 LiDAR points is in the image: .*{words}", left_out.first())
+
+
+def test_an_image_without_frame_is_told_the_right_cure(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        bag.info(1.0)
+        bag.cloud(1.0)
+        bag.image(1.0, header=bag.header(1.0, ""))
+
+    with pytest.raises(BagError, match=r"to \(no frame\): give the extrinsics"):
+        read(record(tmp_path / "bag", write))
+
+
+def test_a_file_is_opened_as_what_it_is_and_not_as_it_is_called(tmp_path: Path) -> None:
+    file = next(record(tmp_path / "bag", ordinary, mcap=True).glob("*.mcap"))
+    assert len(read(file.rename(tmp_path / "drive.db3"))) == 3
