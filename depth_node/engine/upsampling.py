@@ -126,7 +126,9 @@ def sharpener() -> Callable[..., None]:
     plane = types.float32[:, ::1]
     cells = tuple_of(types, Cells, *(plane,) * 6)
     rows = types.UniTuple(types.int64, 4)
-    signature = types.void(cells, types.uint8[:, :, ::1], rows, types.float64, plane)
+    # Images of a bag cannot be written to.
+    image = types.Array(types.uint8, 3, "C", readonly=True)
+    signature = types.void(cells, image, rows, types.float64, plane)
     return compiled(_sharpen, signature, fastmath=True, error_model="numpy")
 
 
