@@ -36,7 +36,7 @@ from depth_node.recordings.files import one_line, reason_of
 from depth_node.recordings.held_out import Sampling, hold_out_points
 from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
-from depth_node.ros.diagnostics import body_frame_hint
+from depth_node.ros.diagnostics import body_frame_hint, none_in_image
 from depth_node.ros.extrinsics import NoTransformError
 from depth_node.ros.lidar import SourceClock, SourceKey, clock_sentence
 
@@ -248,8 +248,8 @@ class Bag:
     def _other_size(self, found: messages.OtherSizeError, camera: Camera) -> str:
         return (
             f"{self.topics.image} is {found.width}x{found.height} but {self.topics.camera_info}"
-            f" {camera.width}x{camera.height}: name the camera_info that belongs to the image with"
-            " --camera-info-topic."
+            f" {camera.width}x{camera.height} by its size, binning and roi:"
+            " name the camera_info that belongs to the image with --camera-info-topic."
         )
 
     def _observation(
@@ -321,9 +321,12 @@ class Bag:
     ) -> None:
         """Say so where the points miss the image as if a frame had other axes, until they hit."""
         if not self._frames_fit and len(points):
-            used = len(project_points(points, T_camera_lidar, camera))
+            sparse = project_points(points, T_camera_lidar, camera)
+            used = len(sparse)
             hint = body_frame_hint(points, T_camera_lidar, camera, used, camera_frame)
             self._frames_fit = not hint and used > 0
+            if not used:
+                hint = hint or none_in_image(sparse.counts)
             if hint:
                 self.left_out.add(hint, kind="scans beside the image", damaged=False)
 
@@ -380,12 +383,12 @@ class Bag:
             with np.errstate(all="ignore"):
                 rectified = is_rectified(self.topics.image, message, self.rectified)
                 camera: Camera = messages.camera_of(message, rectified)
-                stereo = messages.stereo_warning(message, rectified)
+                doubt = messages.calibration_warning(message, rectified)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
-        if stereo and count:
+        if doubt and count:
             kind = f"parts of {one_line(self.topics.camera_info, 100)}"
-            self.left_out.add(stereo, kind=kind, damaged=False)
+            self.left_out.add(doubt, kind=kind, damaged=False)
         return camera
 
     def _scan(self, topic: str, message: Any, camera: Camera) -> messages.LidarScan:
@@ -519,7 +522,7 @@ class Bag:
         hint = f" (transforms of {bad} were skipped, as they cannot be)" if bad else ""
         cure = (
             "leave --world-frame out, or record its TF too"
-            if self.world_frame in (target, source)
+            if self.world_frame and self.world_frame in (target, source)
             else "give the extrinsics with --t-camera-lidar"
         )
         return _UnusableError(f"its TF: {error}{hint}: {cure}.", damaged=False)
@@ -545,6 +548,8 @@ def _of_a_camera(topics: list[str]) -> list[str]:
     def hints(name: str) -> bool:
         return any(word in name.lower() for word in _NOT_A_IMAGE)
 
+    # What a recorder of everything finds beside /camera/image_raw are the same images again.
+    topics = [topic for topic in topics if topic.rpartition("/")[0] not in topics]
     whole = [topic for topic in topics if not hints(topic)]
     if whole:
         return whole

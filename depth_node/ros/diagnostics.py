@@ -115,8 +115,7 @@ def _lidar_trouble(
     if hint:
         return hint, "body frame"
     if len(points.points) and not used:
-        losses = _describe_losses(result.sparse.counts)
-        return f"none of {len(points.points)} LiDAR points is in the image: {losses}", "outside"
+        return none_in_image(result.sparse.counts), "outside"
     if points.echoes and not used:
         return (
             f"none of {len(points.echoes)} echoes on `range` can be used: the whole cone must"
@@ -127,13 +126,20 @@ def _lidar_trouble(
     return "", ""
 
 
-def _describe_losses(counts: ProjectionCounts) -> str:
+def none_in_image(counts: ProjectionCounts) -> str:
+    """The sentence on points of which not one is used: where they went, and what to look at."""
+    where = "check T_camera_lidar or the TF tree"
     losses = {
-        "not finite": counts.invalid,
-        "behind the camera": counts.behind,
-        "out of range": counts.out_of_range,
-        "outside": counts.outside,
-        "hidden": counts.occluded,
+        "not finite": (counts.invalid, "check the LiDAR, which measures nothing"),
+        "behind the camera": (counts.behind, where),
+        "out of range": (
+            counts.out_of_range,
+            "check that points and transforms are in metres, not millimetres, and"
+            " projection.min_depth_m and max_depth_m",
+        ),
+        "outside": (counts.outside, where),
+        "hidden": (counts.occluded, where),
     }
-    lost = ", ".join(f"{count} {why}" for why, count in losses.items() if count)
-    return f"{lost}; check T_camera_lidar or the TF tree"
+    lost = ", ".join(f"{count} {why}" for why, (count, _) in losses.items() if count)
+    _, cure = max(losses.values(), key=lambda item: item[0])
+    return f"none of {counts.given} LiDAR points is in the image: {lost}; {cure}"

@@ -697,9 +697,9 @@ class DepthNode(GuardedLifecycleNode):
             )
         topic = self.resolve_topic_name("image")
         rectified = is_rectified(topic, info, config.image_rectified)
-        stereo = messages.stereo_warning(info, rectified)
-        if stereo:
-            self.warn_throttled("stereo", stereo)
+        doubt = messages.calibration_warning(info, rectified)
+        if doubt:
+            self.warn_throttled("calibration", doubt)
         return messages.camera_of(info, rectified)
 
     def _wanted(self, camera: Camera) -> set[str]:

@@ -37,7 +37,7 @@ COMPILERS = ("auto", "numba", "numpy")
 STUDENT_PEAK = 0.3675526  # density at 0 of Student's distribution with 3 degrees of freedom
 CIRCLE = (1.0, 0.0, 1.0)  # shape of a hole that is as wide in every direction
 _CHUNK = 4096  # queries that the NumPy forms work on at a time
-_BLOCK = 32  # queries that are kriged side by side
+_BLOCK = 64  # queries that are kriged side by side
 _FLOATS = 2 * LANES  # float32 of a vector
 _RANKED = 56  # up to so many candidates are ordered by counting, more one by one
 
@@ -169,6 +169,7 @@ class FieldKernels:
     mean: Callable[..., None]
     distances: Callable[..., None]
     extremes: Callable[..., None]
+    edges: Callable[..., None]
     answer: Callable[..., None]
     motion: Callable[..., None]
     drawn: Callable[..., None]
@@ -202,7 +203,8 @@ def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
             "numpy", 1, nearest_numpy, krige_numpy, agree_numpy,
             detail_loops.spread_numpy, detail_loops.predict_numpy,
             image_loops.mean_numpy, image_loops.distances_numpy, image_loops.extremes_numpy,
-            image_loops.answer_numpy, motion_loops.motion_numpy, motion_loops.drawn_numpy,
+            image_loops.edges_numpy, image_loops.answer_numpy,
+            motion_loops.motion_numpy, motion_loops.drawn_numpy,
             refine_loops.nearest_point_numpy, refine_loops.differences_numpy,
         )  # fmt: skip
     threads = threads or usual_threads()
@@ -216,13 +218,14 @@ def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
 # For each loop how far it counts, from its arguments, and how many of these are worth a thread.
 _SHARES: tuple[tuple[Callable[..., int], int], ...] = (
     (lambda queries, *_: len(queries.feature), 256),
-    (lambda query, *_: len(query), 8 * _BLOCK),
+    (lambda query, *_: len(query), 4 * _BLOCK),
     (lambda neighbours, *_: len(neighbours.indices), 1024),
     (lambda points, surface, *_: len(surface), 24),
     (lambda points, left_out, *_: len(left_out.which), 1024),
     (lambda image, line, channels, rows, *_: len(rows.first), 16),
     (lambda *_: 1, 1),
     (lambda plane, rows, *_: len(rows), 1024),
+    (lambda plane, *_: len(plane), 128),
     (lambda values, *_: len(values), 64),
     (lambda changed, *_: len(changed), 64),
     (lambda old, *_: len(old), 128),
@@ -238,7 +241,13 @@ def _compiled() -> tuple[Callable[..., None], ...]:
     # The types are given, so all is compiled here and no frame ever waits for a compiler. Points
     # hold no NaN and no infinity, so reassociation is the only effect of fastmath; images may.
     of_points = [
-        compiled(loop, signature, fastmath=True, error_model="numpy")
+        compiled(
+            loop,
+            signature,
+            distinct=loop is detail_loops.spread,
+            fastmath=True,
+            error_model="numpy",
+        )
         for loop, signature in (_signatures(types) | detail_loops.signatures(types)).items()
     ]
     of_images = [

@@ -159,7 +159,9 @@ class BagFiles:
                 raise DamagedError("it is no regular file")
             if path.suffix in _PACKED:
                 path = self._unpacked(path, stack)
-            if name.endswith(".mcap"):
+            if _begins(path, mcap.MAGIC) or (
+                name.endswith(".mcap") and not _begins(path, sqlite.MAGIC)
+            ):
                 return mcap.McapFile(path, self.known, self.damage)
             return sqlite.SqliteFile(path, self.known, self.damage)
         except (DamagedError, BagError):
@@ -208,6 +210,11 @@ def _storage_name(path: Path) -> str:
     """The name without the suffix of compression where it is one of a bag's file, or nothing."""
     name = path.stem if path.suffix in _PACKED else path.name
     return name if name.endswith(_SUFFIXES) else ""
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(magic)) == magic
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

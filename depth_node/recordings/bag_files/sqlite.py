@@ -22,6 +22,7 @@ from depth_node.recordings.bag_files.damage import (
 from depth_node.recordings.files import one_line, open_regular, reason_of
 
 MAGIC = b"SQLite format 3\x00"
+_CURE = "; copy it again, or let `sqlite3 FILE .recover` write what can be saved"
 
 
 class SqliteFile:
@@ -51,7 +52,7 @@ class SqliteFile:
                 self._check_tables()
             except sqlite3.DatabaseError as error:
                 # A database that is cut off is opened only like this.
-                self._damage.add("parts of databases", f"{path.name}: {reason_of(error)}")
+                self._damage.add("parts of databases", f"{path.name}: {reason_of(error)}{_CURE}")
                 self._base.execute("PRAGMA writable_schema=ON")
                 self._check_tables()
             self._read_topics()
@@ -111,7 +112,7 @@ class SqliteFile:
                 if last is not None and row[0] <= last:
                     break
                 self._add(*row)
-        self._damage.add("parts of databases", f"{self.path.name}: {why}")
+        self._damage.add("parts of databases", f"{self.path.name}: {why}{_CURE}")
 
     def _add(self, row: int, topic: Any, time: Any, kind: str, length: Any) -> None:
         if topic not in self._names:
