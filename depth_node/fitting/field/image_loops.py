@@ -265,6 +265,35 @@ def extremes_numpy(
     low[:], high[:] = about.min(axis=(1, 2)), about.max(axis=(1, 2))
 
 
+def edges(plane: Map, growth: np.float32, cap: np.float32, out: Map, begin: int, end: int) -> None:
+    """1 + growth times the step, no more than cap, of a map (h, w) within a cell to every side.
+
+    Written: rows `begin` up to, not with, `end` of out (h, w).
+    """
+    height, width = plane.shape
+    most, least = np.empty(width + 2, np.float32), np.empty(width + 2, np.float32)
+    for i in range(begin, end):
+        above, below = max(i - 1, 0), min(i + 1, height - 1)
+        for j in range(width):
+            one, two, three = plane[above, j], plane[i, j], plane[below, j]
+            most[j + 1] = max(max(one, two), three)
+            least[j + 1] = min(min(one, two), three)
+        most[0], most[width + 1] = most[1], most[width]
+        least[0], least[width + 1] = least[1], least[width]
+        for j in range(width):
+            step = max(max(most[j], most[j + 1]), most[j + 2])
+            step -= min(min(least[j], least[j + 1]), least[j + 2])
+            out[i, j] = np.float32(1.0) + growth * min(step, cap)
+
+
+def edges_numpy(plane: Map, growth: np.float32, cap: np.float32, out: Map) -> None:
+    """As :func:`edges`, of all rows (h, w)."""
+    cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8), dst=out)
+    np.minimum(out, cap, out=out)
+    out *= growth
+    out += 1
+
+
 def answer(
     values: Map,
     line: MetresLine,
@@ -327,5 +356,6 @@ def signatures(types: Any) -> dict[Any, Any]:
         extremes: types.void(
             grid, whole[::1], whole[::1], whole, real[::1], real[::1], whole, whole
         ),
+        edges: types.void(grid, real, real, grid, whole, whole),
         answer: types.void(values, line, real, real, map_, map_, whole, whole),
     }

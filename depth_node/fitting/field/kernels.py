@@ -37,7 +37,7 @@ COMPILERS = ("auto", "numba", "numpy")
 STUDENT_PEAK = 0.3675526  # density at 0 of Student's distribution with 3 degrees of freedom
 CIRCLE = (1.0, 0.0, 1.0)  # shape of a hole that is as wide in every direction
 _CHUNK = 4096  # queries that the NumPy forms work on at a time
-_BLOCK = 32  # queries that are kriged side by side
+_BLOCK = 64  # queries that are kriged side by side
 _FLOATS = 2 * LANES  # float32 of a vector
 _RANKED = 56  # up to so many candidates are ordered by counting, more one by one
 
@@ -169,6 +169,7 @@ class FieldKernels:
     mean: Callable[..., None]
     distances: Callable[..., None]
     extremes: Callable[..., None]
+    edges: Callable[..., None]
     answer: Callable[..., None]
     motion: Callable[..., None]
     drawn: Callable[..., None]
@@ -202,7 +203,8 @@ def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
             "numpy", 1, nearest_numpy, krige_numpy, agree_numpy,
             detail_loops.spread_numpy, detail_loops.predict_numpy,
             image_loops.mean_numpy, image_loops.distances_numpy, image_loops.extremes_numpy,
-            image_loops.answer_numpy, motion_loops.motion_numpy, motion_loops.drawn_numpy,
+            image_loops.edges_numpy, image_loops.answer_numpy,
+            motion_loops.motion_numpy, motion_loops.drawn_numpy,
             refine_loops.nearest_point_numpy, refine_loops.differences_numpy,
         )  # fmt: skip
     threads = threads or usual_threads()
@@ -216,13 +218,14 @@ def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
 # For each loop how far it counts, from its arguments, and how many of these are worth a thread.
 _SHARES: tuple[tuple[Callable[..., int], int], ...] = (
     (lambda queries, *_: len(queries.feature), 256),
-    (lambda query, *_: len(query), 8 * _BLOCK),
+    (lambda query, *_: len(query), 4 * _BLOCK),
     (lambda neighbours, *_: len(neighbours.indices), 1024),
     (lambda points, surface, *_: len(surface), 24),
     (lambda points, left_out, *_: len(left_out.which), 1024),
     (lambda image, line, channels, rows, *_: len(rows.first), 16),
     (lambda *_: 1, 1),
     (lambda plane, rows, *_: len(rows), 1024),
+    (lambda plane, *_: len(plane), 128),
     (lambda values, *_: len(values), 64),
     (lambda changed, *_: len(changed), 64),
     (lambda old, *_: len(old), 128),
@@ -238,7 +241,13 @@ def _compiled() -> tuple[Callable[..., None], ...]:
     # The types are given, so all is compiled here and no frame ever waits for a compiler. Points
     # hold no NaN and no infinity, so reassociation is the only effect of fastmath; images may.
     of_points = [
-        compiled(loop, signature, fastmath=True, error_model="numpy")
+        compiled(
+            loop,
+            signature,
+            distinct=loop is detail_loops.spread,
+            fastmath=True,
+            error_model="numpy",
+        )
         for loop, signature in (_signatures(types) | detail_loops.signatures(types)).items()
     ]
     of_images = [
@@ -596,25 +605,23 @@ def _agree(
     correlation times the trust in the neighbour, 1 - outlier_probability (N,). Written: density
     (N,), from `begin` up to, not with, `end`.
     """
-    index, square, point = neighbours.indices, neighbours.square, points.feature
+    index, square, f = neighbours.indices, neighbours.square, points.columns
     long_weight, long_scale = correlation.long_weight, correlation.long_scale
     k = index.shape[1]
     for n in range(begin, end):
         mass = 0.0
         likely = 0.0
         for a in range(k):
-            p = index[n, a]
-            if p < 0:
-                break
-            dr = point[n, 0] - point[p, 0]
-            dc = point[n, 1] - point[p, 1]
+            present = 1.0 if index[n, a] >= 0 else 0.0
+            p = np.uint64(max(index[n, a], 0))
+            dr, dc = f[0, n] - f[0, p], f[1, n] - f[1, p]
             alike = (1.0 - long_weight) / (1.0 + square[n, a]) + long_weight / (
                 1.0 + long_scale * (dr * dr + dc * dc)
             )
             step = 1.0 / (scale * math.sqrt(2.0 * (1.0 - alike) + 2.0 * nugget))
             off = (value[n] - value[p]) * step
             tail = 1.0 + off * off / 3.0
-            weight = alike * alike * (1.0 - outlier_probability[p]) + 1e-9
+            weight = present * (alike * alike * (1.0 - outlier_probability[p]) + 1e-9)
             mass += weight
             likely += weight * step / (tail * tail)
         density[n] = STUDENT_PEAK * likely / max(mass, 1e-9)

@@ -100,7 +100,7 @@ def solve(
     if ablation.blend and may_help(features):
         bare = features.without_network(COLOUR_GAIN)
         without = _spread_residual(bare, outlier, loops, ablation, field.left_out)
-        both = blended(field, without)
+        both = blended(field, without, loops)
         if refiner is not None and ablation.refinement:
             both = refined(both, field, without, outlier, refiner, loops)
         field = both

@@ -155,3 +155,14 @@ def test_cells_of_two_by_two_are_beside_each_other_and_the_border_goes_on(
     expected = np.clip(plane - less, -0.4, 0.4)[rows, cols]
     for k in range(4):
         np.testing.assert_array_equal(out[k], expected[k // 2 :: 2, k % 2 :: 2])
+
+
+def test_edges_are_steps_within_a_cell_up_to_a_cap(loops: FieldKernels) -> None:
+    plane = np.random.default_rng(7).normal(size=(20, 31)).astype(np.float32)
+    out = np.empty_like(plane)
+    loops.edges(plane, np.float32(12), np.float32(2.5), out)
+    padded = np.pad(plane, 1, "edge")
+    about = np.stack([padded[i : i + 20, j : j + 31] for i in range(3) for j in range(3)])
+    expected = 1 + 12 * np.minimum(about.max(axis=0) - about.min(axis=0), 2.5)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    assert out.max() == 31
