@@ -164,9 +164,10 @@ def print_table(
         # Texts fold in a narrow terminal; numbers do not, because they could not be read.
         words = [*name.split(), *(row[number] for row in rows)]
         width = max((len(word) for word in words), default=0)
-        while len(lines := textwrap.wrap(name, max(width, 1))) > _HEAD_LINES:
+        whole = name.replace(" %", "\N{NO-BREAK SPACE}%")
+        while len(lines := textwrap.wrap(whole, max(width, 1))) > _HEAD_LINES:
             width += 1
-        folded = "\n".join(lines)
+        folded = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
         table.add_column(folded, justify="right", no_wrap=True, min_width=width)
     for row in rows:
         table.add_row(*row, style="bold yellow" if row[0] in highlight else None)

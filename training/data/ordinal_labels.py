@@ -77,7 +77,9 @@ def _text(path: Path) -> str:
             f"The label file {path} cannot be read ({config.one_line(error)}); check it."
         ) from error
     if b"\0" in data:
-        raise DataError(f"The label file {path} is no text in UTF-8; save it as CSV in UTF-8.")
+        raise DataError(
+            f"The label file {path} cannot be read (it is no text in UTF-8); save it so."
+        )
     return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
