@@ -45,6 +45,7 @@ from training.models.diffusion import (
     memory,
     open_diffusion,
     target,
+    unscaled,
 )
 from training.models.network_io import NetworkInput
 from training.models.networks import NetworkConfig, open_dino
@@ -96,6 +97,12 @@ class Config:
         "", "Run of this recipe that the weights come from (the stage before)."
     )
     diffusion: DiffusionConfig = config.section(DiffusionConfig, "The network.")
+    fourier_rate: float = config.option(
+        1.0,
+        "Learning rate of the Fourier block over the loop's: it begins as nothing in a stage whose"
+        " rate is a tenth.",
+        minimum=0,
+    )
     external: NetworkConfig = config.section(
         NetworkConfig,
         "The DINOv2 that features are aligned with; the paper's is facebook/dinov2-giant. Or"
@@ -150,7 +157,7 @@ class DepthMaster(Recipe):
         cfg = self.cfg
         network = open_diffusion(cfg.diffusion)
         if cfg.start:
-            weights = checkpoints.read(Path(cfg.start))["averaged"]
+            weights = {**unscaled(network), **checkpoints.read(Path(cfg.start))["averaged"]}
             if network.fourier is not None:
                 # The second stage's block is not in the first stage's run: it starts as nothing.
                 fresh = network.fourier.state_dict(prefix="fourier.")
@@ -170,6 +177,10 @@ class DepthMaster(Recipe):
             " the activations of the images of a part"
         )
         return network
+
+    def rate(self, name: str) -> float:
+        """The Fourier block may learn faster than what the first stage has learnt."""
+        return self.cfg.fourier_rate if ".fourier." in f".{name}" else 1.0
 
     def extra(self) -> nn.Module | None:
         """The projector of the feature alignment."""
@@ -233,6 +244,8 @@ class DepthMaster(Recipe):
         """The autoencoder on images and on maps, half of the batch each."""
         x = torch.cat([images, target_map.values.expand(-1, 3, -1, -1)])
         drawn = model.vae.encode(x).latent_dist
+        if model.training:
+            model.observe_latents(drawn.mean)
         decoded = model.vae.decode(drawn.sample()).sample
         away = (decoded.float() - x).abs().mean()
         divergence = drawn.kl().mean() / x[0].numel()
