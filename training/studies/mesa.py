@@ -52,7 +52,7 @@ from training.studies.proof import Claim, Design, Gate, Measure
 # studies stayed above the mean map.
 MESA_SIZE = {"height": 32, "width": 64}
 POOLED = (36, 72)  # of the rendered images, which are cropped a little
-STEPS, TUNE_STEPS = 500, 600  # of pre-training, of fine-tuning
+STEPS, TUNE_STEPS = 600, 1000  # of pre-training, of fine-tuning
 MESA_BASE: dict[str, Any] = {
     **MESA_SIZE,
     "network": {
@@ -65,7 +65,7 @@ MESA_BASE: dict[str, Any] = {
     },
     "scales": 1,
     "masking": {"unit_px": 8},
-    "augment": {"flip": 0.5, "colour": 0.15, "gamma": 0.15},
+    "augment": {"smallest_crop": 0.85, "flip": 0.5, "colour": 0.15, "gamma": 0.15},
     # One term a step: every row costs the same.
     "loss": {"alternate": True},
     "sequences": {"scenes": 60, "views": 16, "spacing": 2, "seed": 8003},
@@ -97,7 +97,13 @@ ALONE = Variant("geometric alone, not fine-tuned", {"loss.masked": 0, "loss.supe
 # are multiples of 64 and sees the images enlarged.
 TUNED_RANDOM, TUNED_IMAGENET = "random MobileNetV2, fine-tuned", "ImageNet MobileNetV2, fine-tuned"
 TUNED = (TUNED_RANDOM, TUNED_IMAGENET)
-DETAIL: dict[str, Any] = {**GENTLE, "height": 64, "width": 128, "network.unet.detail": [16, 12]}
+DETAIL: dict[str, Any] = {
+    **GENTLE,
+    "height": 64,
+    "width": 128,
+    "network.unet.detail": [16, 12],
+    "loop.batch": 16,
+}
 
 
 def pretrained(
