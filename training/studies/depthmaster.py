@@ -83,12 +83,14 @@ AUTOENCODER: dict[str, Any] = {
 # In place of DINOv2, whose weights were not available: an encoder of tokens that learnt to predict
 # hidden patches of the same images.
 STAND_IN: dict[str, Any] = {
+    "network.kind": "debug",
     "height": 42,
     "width": 56,
     "masking.unit_px": 14,
     "loss.geometric": 0,
     "loss.supervised": 0,
     "loop.steps": 1500,
+    "loop.learning_rate": 1e-3,
     "loop.batch": 16,
     "loop.checkpoint_every": 500,
 }

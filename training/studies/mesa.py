@@ -285,7 +285,7 @@ def _mesa_study(args: argparse.Namespace) -> Study:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of the study."""
     add_run_options(parser)
-    parser.add_argument("--few", type=int, default=999, help="views with depth to fine-tune on")
+    parser.add_argument("--few", type=int, default=120, help="views with depth to fine-tune on")
     parser.add_argument(
         "--imagenet",
         type=Path,

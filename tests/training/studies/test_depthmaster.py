@@ -43,7 +43,7 @@ def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("case", "names", "gate"),
     [
-        ("mesa", ["masked", "from scratch", "mean map"], "'masked' is at most 0.6"),
+        ("mesa", ["masked", "from scratch", "mean map"], "'masked' is at most 0.75 of 'mean map'"),
         ("spaces", ["sqrt-disparity", *study.THROUGH, "plane"], "'sqrt-disparity' is at most 0.75"),
         (
             "depthmaster",
