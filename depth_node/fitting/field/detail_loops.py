@@ -16,6 +16,7 @@ from depth_node.fitting.field.lattice import Floats, Integers, Map
 from depth_node.fitting.numba_support import LANES, tuple_of
 
 _ROW = 96  # cells of a row that are worked on at a time
+_NEARER = 1 - 1e-6  # ratio of squared distances: less of one is no matter of rounding
 
 
 class DetailPoints(NamedTuple):
@@ -190,8 +191,10 @@ def predict(
     Distances are those from a pixel: shorter where the nearest neighbour is farther than a pixel's
     nearest point is. What is copied instead of the surface's steps is judged as a pixel beside one
     of two lines meets it, the other line the rest of the gap away: halfway the stairs of a floor
-    cancel out. Each of the clips (c,) counts instead of the weights' own. Written: what is
-    predicted of the points from `begin` up to, not with, `end`.
+    cancel out. The nearest neighbour says which line that is; of equally near ones, as on level
+    lines, the one that looks most alike, which stands first in indices. Each of the clips (c,)
+    counts instead of the weights' own. Written: what is predicted of the points from `begin` up to,
+    not with, `end`.
     """
     row, col, colour = left_out.row, left_out.col, points.colour
     inverse = 1.0 / (weights.radius * weights.radius)
@@ -201,7 +204,7 @@ def predict(
         for a in range(indices.shape[1]):
             p = indices[m, a]
             down, right = row[p] - row[own], col[p] - col[own]
-            if p >= 0 and down * down + right * right < gap2:
+            if p >= 0 and down * down + right * right < gap2 * _NEARER:
                 gap2, gap_down, gap_right = down * down + right * right, down, right
         near = min(left_out.pixels[m] / max(math.sqrt(gap2), 1e-5), 1.0)
         far = max(1.0 - near, near) if near < 1.0 else 1.0
@@ -248,7 +251,7 @@ def predict_numpy(
     down, right = row[indices] - row[which], col[indices] - col[which]
     r2 = down * down + right * right
     to_any = np.where(missing, 1e30, r2)
-    nearest = to_any.argmin(axis=1)[:, None]
+    nearest = (to_any * _NEARER <= to_any.min(axis=1, keepdims=True)).argmax(axis=1)[:, None]
     gap = np.sqrt(np.take_along_axis(to_any, nearest, axis=1))
     near = np.minimum(left_out.pixels[:, None] / np.maximum(gap, 1e-5), 1)
     far = np.where(near < 1, np.maximum(1 - near, near), 1)

@@ -185,6 +185,33 @@ def test_left_out_points_are_predicted_alike() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["numba", "numpy"])
+def test_rounding_does_not_say_which_of_two_level_lines_is_near(name: str) -> None:
+    """Of the equally near points above and below, the first counts: it looks most alike."""
+    if name == "numba":
+        pytest.importorskip("numba")
+    rng = np.random.default_rng(4)
+    value, colour, weight = 0.1 * rng.random((2, 3)), rng.random((3, 3)), rng.random(3)
+
+    def copied(above: float, below: float, order: list[int]) -> NDArray[np.float64]:
+        row, col = np.array([0.0, -above, below]), np.zeros(3)
+        points = DetailPoints(*(np.float32(each) for each in (row, col, *value, colour, weight)))
+        left_out = LeftOutPoints(np.array([0]), np.array([0.1]), np.array([1.5]), row, col)
+        total, rest, beside = np.empty((3, 1))
+        predicted = Predicted(total, rest, beside, np.empty((2, 1)))
+        kernels.kernels(name).predict(
+            points, left_out, np.array([order]), DetailWeights(20.0, 0.5, 100.0, 5.0, np.inf),
+            np.array([0.02, 9.0]), predicted,
+        )  # fmt: skip
+        return predicted.copied
+
+    for order in ([1, 2], [2, 1]):
+        alike = copied(6, 6, order)
+        for above, below in ((6, 6 + 1e-9), (6 + 1e-9, 6)):
+            np.testing.assert_allclose(copied(above, below, order), alike, rtol=1e-5)
+    assert not np.allclose(copied(6, 6, [1, 2]), copied(6, 6, [2, 1]), rtol=0.01)
+
+
 @pytest.fixture
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine without it."""
