@@ -76,7 +76,14 @@ def test_autoencoder_then_structure_then_detail(pool: Mixture, tmp_path: Path) -
     check = ["check.limit=1", "check.seed=7", "check.height=32", "check.width=48"]
     train(pool, second, f"start={first}", *check)
     row = json.loads((second / "log.jsonl").read_text().splitlines()[-1])
-    assert {"autoencoder_abs_rel", "abs_rel", "delta1", "boundary_f1", "score"} <= set(row)
+    assert {
+        "autoencoder_abs_rel",
+        "autoencoder_boundary_f1",
+        "abs_rel",
+        "delta1",
+        "boundary_f1",
+        "score",
+    } <= set(row)
     train(pool, third, f"start={second}", *STAGE_2)
     a, b, c = (checkpoints.read(path)["averaged"] for path in (first, second, third))
     assert same(a, b, "vae.") and same(b, c, "vae.")
