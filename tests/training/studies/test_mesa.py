@@ -46,7 +46,7 @@ def test_rows_that_are_pre_trained_otherwise(
     alone = study.pretrained(tmp_path, study.ALONE, 1, few, few)
     settings = checkpoints.read(alone)["settings"]
     assert settings["loss"]["geometric"] > 0 == settings["loss"]["supervised"]
-    control = common.Variant(study.TUNED_RANDOM, study.DETAIL)
+    control = common.Variant(study.TUNED_IMAGENET, {**study.DETAIL, "loop.steps": 1})
     run = study.pretrained(tmp_path, control, 1, few, few)
     settings = checkpoints.read(run)["settings"]
     assert settings["loss"]["supervised"] > 0 and settings["start"] == ""
