@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import nn
 
 from depth_node import config
-from depth_node.engine.manifest import EMBEDDED_SMALL
+from depth_node.engine.manifest import EMBEDDED, EMBEDDED_SMALL
 from training import checkpoints
 from training.data.augmentation import Window
 from training.data.mixed import Mixture
@@ -79,6 +79,12 @@ AUTOENCODER: dict[str, Any] = {
     "learn": "autoencoder",
     "loop.learning_rate": 3e-3,
     "loop.steps": 800,
+}
+# Half the cell, so that an edge survives: as many numbers as the map has pixels.
+FINER_AUTOENCODER: dict[str, Any] = {
+    **AUTOENCODER,
+    "diffusion.vae_widths": [16, 32],
+    "loop.steps": 300,
 }
 # In place of DINOv2, whose weights were not available: an encoder of tokens that learnt to predict
 # hidden patches of the same images.
@@ -215,13 +221,14 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
 
 
 @torch.no_grad()
-def embedded_errors(judge: Sequence[Sample]) -> F64:
-    """(images, 2): AbsRel and boundary F1 of the embedded network, aligned in disparity."""
-    network = open_network(NetworkConfig(source=EMBEDDED_SMALL)).eval()
+def embedded_errors(judge: Sequence[Sample], name: str) -> F64:
+    """(images, 2): AbsRel and boundary F1 of a packaged network, aligned in disparity."""
+    source, size = PACKAGED_ROWS[name]
+    network = open_network(NetworkConfig(source=source)).eval()
     rows = []
     for sample in judge:
         assert sample.depth is not None
-        window = Window.whole(sample.image.shape, HEIGHT, WIDTH)
+        window = Window.whole(sample.image.shape, *size)
         x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
         values = network(network.spec.normalise(x))
         abs_rel, _, f1 = depthmaster.scores_in_space(values, sample.depth, "disparity")
@@ -235,8 +242,14 @@ def master_errors(
     """The errors of a variant or of a reference, by its name in the table."""
     if name in BASELINES:
         return baseline_errors(name, judge)
-    if name == EMBEDDED_ROW:
-        return embedded_errors(judge)
+    if name in PACKAGED_ROWS:
+        return embedded_errors(judge, name)
+    if name == FINER:
+        own = {"loop.steps": steps} if steps else {}
+        path = _master(
+            out / "runs" / "autoencoder-2px", {**FINER_AUTOENCODER, **own, "loop.seed": 0}, learn
+        )
+        return space_errors(open_run(path), SPACES[0], judge, through=True)
     variant = next((v for v in MASTER if v.name == name), MASTER[0])
     path = variant_run(out, variant, seed, learn, steps)
     network = open_run(path)
@@ -245,8 +258,10 @@ def master_errors(
 
 
 THROUGH = {f"autoencoder alone, {space}": space for space in SPACES}
-EMBEDDED_ROW = "the embedded network"
+EMBEDDED_ROW, FINE_ROW = "the embedded network", "the embedded network with edges"
+PACKAGED_ROWS = {EMBEDDED_ROW: (EMBEDDED_SMALL, (HEIGHT, WIDTH)), FINE_ROW: (EMBEDDED, (192, 256))}
 ROOT, WHOLE = "sqrt-disparity", "autoencoder alone, sqrt_disparity"
+FINER = f"{WHOLE}, cells of 2 px"
 
 
 def student_errors(
@@ -298,7 +313,7 @@ def _sized(inner: NetworkTeacher) -> Any:
 
 
 SPACE_ROWS = (ROOT, "disparity", "depth")
-UNSEEDED = (*BASELINES, *THROUGH, TEACHERS[0], EMBEDDED_ROW)
+UNSEEDED = (*BASELINES, *THROUGH, FINER, TEACHERS[0], *PACKAGED_ROWS)
 
 
 def _master_learn(args: argparse.Namespace) -> Pool:
@@ -329,10 +344,12 @@ STAGES_DESIGN = Design(
     ),
     seeds=5,
     floor=("constant", "plane"),
-    control=(EMBEDDED_ROW,),
-    ceiling=(WHOLE,),
+    control=(EMBEDDED_ROW, FINE_ROW),
+    ceiling=(WHOLE, FINER),
     gates=(
         Gate(ROOT, "plane", ABS_REL, most=0.75),
+        Gate(WHOLE, FINE_ROW, EDGES, least=1.0),
+        Gate(FINER, FINE_ROW, EDGES, least=1.0),
         Gate("both stages", WHOLE, EDGES, least=0.5),
     ),
 )
