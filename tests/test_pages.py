@@ -84,6 +84,13 @@ def test_files_and_parameters_that_a_page_names_exist(page: Path) -> None:
     assert not unknown
 
 
+@pytest.mark.parametrize("package", ["depth_node", "training"])
+def test_every_module_has_its_place_in_the_tree(package: str) -> None:
+    tree = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[3]
+    modules = {path.stem for path in (REPO / package).rglob("*.py")} - {"__init__", "__main__"}
+    assert not modules - set(re.findall(r"\w+", tree)), "docs/architecture.md does not name them"
+
+
 @pytest.mark.parametrize(("command", "whole"), sorted(set(commands("depth_tools "))))
 def test_a_command_of_depth_tools_is_understood(
     command: str, whole: bool, capsys: pytest.CaptureFixture[str]

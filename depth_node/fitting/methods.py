@@ -220,10 +220,10 @@ def fit(
             used = points.subset(usable)
             answer = solve(
                 prediction, used.rows, used.cols, used.depth, used.age_s, labels, image,
-                config.field, state, noise_m=used.noise_m, threads=config.threads,
-                ablation=ablation, refiner=refiner,
+                config.field, state, noise_m=used.noise_m, depth_range_m=depth_range_m,
+                threads=config.threads, ablation=ablation, refiner=refiner,
             )  # fmt: skip
-            return field_result(answer, points, usable, depth_range_m)
+            return field_result(answer, points, usable)
     rules = config.rules(depth_range_m, polarity_guard)
     return _fit_surfaces(prediction, points, labels, config, rules)
 

@@ -77,16 +77,9 @@ class FitResult:
 # --- one fit of the image ------------------------------------------------------------------------
 
 
-def field_result(
-    answer: Field,
-    points: SparseDepth,
-    usable: NDArray[np.bool_],
-    depth_range_m: tuple[float, float],
-) -> FitResult:
+def field_result(answer: Field, points: SparseDepth, usable: NDArray[np.bool_]) -> FitResult:
     """The residual field. usable: (N,), the points that it was fitted to."""
-    depth = answer.depth
-    np.clip(depth, np.float32(depth_range_m[0]), np.float32(depth_range_m[1]), out=depth)
-    residual = _residual(points, usable, depth)
+    residual = _residual(points, usable, answer.depth)
     inlier = np.zeros(len(points), dtype=bool)
     inlier[usable] = answer.outlier < 0.5
     row = _image_row(RegionStatus.OK, usable, inlier, residual)
@@ -98,7 +91,7 @@ def field_result(
         rejected = int(np.count_nonzero(answer.outlier >= 0.5))
         message += f", {rejected} rejected; left-out error {answer.details['leave_one_out']:.1%}"
     return FitResult(
-        depth, answer.std, row, inlier, residual, FitStatus.OK, f"{message}.", answer.details
+        answer.depth, answer.std, row, inlier, residual, FitStatus.OK, f"{message}.", answer.details
     )
 
 

@@ -40,6 +40,7 @@ _CACHED_CHUNKS = 1 << 28  # bytes
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _MCAP_MAGIC = b"\x89MCAP0\r\n"
 _SQLITE_MAGIC = b"SQLite format 3\x00"
+_SQLITE_CURE = "; copy it again, or let `sqlite3 FILE .recover` write what can be saved"
 _SUFFIXES = (".mcap", ".db3")
 _PACKED = (".zstd", ".zst")
 
@@ -214,7 +215,9 @@ class BagFiles:
                 raise DamagedError("it is no regular file")
             if path.suffix in _PACKED:
                 path = self._unpacked(path, stack)
-            if name.endswith(".mcap"):
+            if _begins(path, _MCAP_MAGIC) or (
+                name.endswith(".mcap") and not _begins(path, _SQLITE_MAGIC)
+            ):
                 return _Mcap(path, self.known, self.damage)
             return _Sqlite(path, self.known, self.damage)
         except (DamagedError, BagError):
@@ -263,6 +266,11 @@ def _storage_name(path: Path) -> str:
     """The name without the suffix of compression where it is one of a bag's file, or nothing."""
     name = path.stem if path.suffix in _PACKED else path.name
     return name if name.endswith(_SUFFIXES) else ""
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(magic)) == magic
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
@@ -669,7 +677,9 @@ class _Sqlite:
                 self._check_tables()
             except sqlite3.DatabaseError as error:
                 # A database that is cut off is opened only like this.
-                self._damage.add("parts of databases", f"{path.name}: {reason_of(error)}")
+                self._damage.add(
+                    "parts of databases", f"{path.name}: {reason_of(error)}{_SQLITE_CURE}"
+                )
                 self._base.execute("PRAGMA writable_schema=ON")
                 self._check_tables()
             self._read_topics()
@@ -728,7 +738,7 @@ class _Sqlite:
                 if last is not None and row[0] <= last:
                     break
                 self._add(*row)
-        self._damage.add("parts of databases", f"{self.path.name}: {why}")
+        self._damage.add("parts of databases", f"{self.path.name}: {why}{_SQLITE_CURE}")
 
     def _add(self, row: int, topic: Any, time: Any, kind: str, length: Any) -> None:
         if topic not in self._names:
