@@ -105,25 +105,26 @@ ENCODER = "encoder"  # of external.source: the stand-in's folder
 PIXELS: dict[str, Any] = {"loss.latent": 0, "loss.pixel": 1, "loss.gradient": 0.001}
 LATER: dict[str, Any] = {"start": "sqrt-disparity", "loop.steps": DETAIL}
 SECOND: dict[str, Any] = {**LATER, **PIXELS, "loop.learning_rate": 2e-4}
-FOURIER = {"diffusion.fourier": True}
+FOURIER: dict[str, Any] = {"diffusion.fourier": True}
+# New in a stage whose rate is a tenth: at the first stage's rate.
+ADDED: dict[str, Any] = {**FOURIER, "fourier_rate": 10}
 ALIGNED: dict[str, Any] = {"loss.align": 1, "external.kind": "debug", "external.source": ENCODER}
-# The small autoencoder's latents have a variance of about 10, Stable Diffusion's of about 1: the
-# paper's weight of 1 would be 10 here. A hundred, so that the term is felt.
-STRONG = "aligned, weight 100"
+# Ten times the paper's weight, so that the term is felt in minutes.
+STRONG = "aligned, weight 10"
 MASTER = (
     Variant("sqrt-disparity", {}),
     Variant("disparity", {"diffusion.space": "disparity"}),
     Variant("depth", {"diffusion.space": "depth"}),
     Variant("aligned", ALIGNED),
     Variant("aligned, random encoder", {**ALIGNED, "external.source": ""}),
-    Variant(STRONG, {**ALIGNED, "loss.align": 100}),
+    Variant(STRONG, {**ALIGNED, "loss.align": 10}),
     Variant("stage 1 for longer", {**LATER, "loop.learning_rate": 2e-4}),
     Variant("stage 2 alone", {**PIXELS, **FOURIER, "loop.steps": STEPS + DETAIL}),
-    Variant("both stages", {**SECOND, **FOURIER}),
-    Variant("both stages, code's form", {**SECOND, **FOURIER, "loss.form": "code"}),
+    Variant("both stages", {**SECOND, **ADDED}),
+    Variant("both stages, code's form", {**SECOND, **ADDED, "loss.form": "code"}),
     Variant("both stages without Fourier", SECOND),
     Variant("both stages, pixel loss only", {**SECOND, "loss.gradient": 0}),
-    Variant("both stages, aligned", {**SECOND, **FOURIER, "start": STRONG}),
+    Variant("both stages, aligned", {**SECOND, **ADDED, "start": STRONG}),
 )
 # A student of the embedded network's kind, taught by it, or now and then by the network of
 # "both stages".

@@ -107,13 +107,14 @@ DETAIL: dict[str, Any] = {
 
 
 def pretrained(
-    out: Path, variant: Variant, seed: int, learn: Pool, few: Pool, steps: int = 0
+    out: Path, variant: Variant, seed: int, learn: Pool, few: Pool, steps: int = 0, tuned: int = 0
 ) -> Path:
-    """The run of one variant: pre-trained on `learn`, fine-tuned on `few`; `steps` of each, where
-    given.
+    """The run of one variant: pre-trained on `learn`, fine-tuned on `few`; `steps` of each, and
+    `tuned` of the latter, where given.
     """
     start: dict[str, Any] = {}
     long = {"loop.steps": steps} if steps else {}
+    later = {"loop.steps": tuned} if tuned else long
     named = slug(variant.name)
     tune = MESA_TUNE
     if variant.name == TUNED_IMAGENET:
@@ -125,7 +126,7 @@ def pretrained(
             return first
         start = {"start": str(first), **GENTLE}
     last = out / "runs" / f"{named}-{seed}-tuned"
-    run_mesa(last, {**tune, **start, **long, "loop.seed": seed}, few)
+    run_mesa(last, {**tune, **start, **later, "loop.seed": seed}, few)
     return last
 
 
@@ -265,7 +266,8 @@ def _mesa_study(args: argparse.Namespace) -> Study:
     judge = samples(pool(args.out, "mesa-rooms", 3 * args.rooms, "room", 8004, size, args.jobs))
     control = Variant(TUNED_IMAGENET, {**DETAIL, "imagenet": str(args.imagenet or "")})
     rows = [*MESA, ALONE]
-    folder = args.out / "mesa" / f"{args.images}-{args.few}-{args.steps or 'own'}"
+    named = f"{args.images}-{args.few}-{args.steps or 'own'}" + (f"-{args.tune}" * (args.tune > 0))
+    folder = args.out / "mesa" / named
 
     def make(name: str, seed: int) -> dict[str, F64]:
         if name in (MEAN_MAP, SHAPE, EMBEDDED_ROW, *RIDGES):
@@ -273,7 +275,7 @@ def _mesa_study(args: argparse.Namespace) -> Study:
         if name == TUNED_IMAGENET and args.imagenet is None:
             raise TrainingError(NEEDS_WEIGHTS.format(name))
         variant = next(v for v in (*rows, control) if v.name == name)
-        path = pretrained(folder, variant, seed, learn, few, args.steps)
+        path = pretrained(folder, variant, seed, learn, few, args.steps, args.tune)
         return {"rooms": metre_errors(path, judge)}
 
     names = [*(v.name for v in rows), *DESIGN.references()]
@@ -287,6 +289,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of the study."""
     add_run_options(parser)
     parser.add_argument("--few", type=int, default=120, help="views with depth to fine-tune on")
+    parser.add_argument(
+        "--tune", type=int, default=0, help="steps of fine-tuning; 0: the study's own number"
+    )
     parser.add_argument(
         "--imagenet",
         type=Path,

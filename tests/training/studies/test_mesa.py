@@ -47,8 +47,9 @@ def test_rows_that_are_pre_trained_otherwise(
     settings = checkpoints.read(alone)["settings"]
     assert settings["loss"]["geometric"] > 0 == settings["loss"]["supervised"]
     control = common.Variant(study.TUNED_IMAGENET, {**study.DETAIL, "loop.steps": 1})
-    run = study.pretrained(tmp_path, control, 1, few, few)
+    run = study.pretrained(tmp_path, control, 1, few, few, tuned=2)
     settings = checkpoints.read(run)["settings"]
+    assert settings["loop"]["steps"] == 2
     assert settings["loss"]["supervised"] > 0 and settings["start"] == ""
     for path in (alone, run):
         assert np.isfinite(study.metre_errors(path, common.samples(few))).all()
