@@ -111,3 +111,17 @@ def test_a_launch_file_takes_the_arguments_that_a_page_gives_it(command: str, wh
     for argument in arguments:
         given = argument.split(":=")[0]
         assert f'"{given}"' in source, f"{name} declares no argument {given}"
+
+
+def test_the_readme_has_every_topic_and_launch_argument() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+    from depth_node.ros.node import INPUTS
+    from depth_node.ros.results import OUTPUTS
+
+    launch = (REPO / "launch" / "depth_node.launch.py").read_text(encoding="utf-8")
+    table = launch.split("ARGUMENTS = {")[1].split("\n}")[0]
+    arguments = re.findall(r'^    "(\w+)": ', table, re.MULTILINE)
+    assert len(arguments) > 10
+    missing = [name for name in (*INPUTS, *OUTPUTS, *arguments) if f"`{name}`" not in readme]
+    assert not [name for name in missing if name != "~/depth/image/compressedDepth"]
