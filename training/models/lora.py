@@ -137,13 +137,15 @@ def low_rank(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, float]]:
 
 
 def hold_statistics(model: nn.Module) -> None:
-    """Batch normalisations whose weights do not learn use their statistics as they are.
+    """All batch normalisations use their statistics as they are, whether their weights learn or
+    not. Call it after train().
 
-    Otherwise a network of which only low-rank updates learn would drift by its statistics, which
-    no pull to the source holds back. Call it after train().
+    Otherwise a network would drift by its statistics, which no pull to the source holds back; and
+    one that comes from an exported file, whose statistics are folded into its convolutions, would
+    not begin as its source at all.
     """
     for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad:
+        if isinstance(layer, nn.BatchNorm2d):
             layer.eval()
 
 

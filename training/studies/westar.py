@@ -138,6 +138,11 @@ def labelled(triples: int) -> str:
     return "" if triples == TRIPLES else f"-{triples}"
 
 
+def named_by(tried: Sequence[str]) -> str:
+    """How the name of a run ends whose settings are tried."""
+    return "".join(f"-{slug(setting)}" for setting in tried)
+
+
 def adapt(
     out: Path,
     variant: Variant,
@@ -146,14 +151,19 @@ def adapt(
     known: Sequence[Sample],
     steps: int,
     triples: int = TRIPLES,
+    tried: Sequence[str] = (),
 ) -> Network:
-    """The source adapted by one variant, its low-rank updates merged."""
+    """The source adapted by one variant, its low-rank updates merged.
+
+    tried: settings (key=value) in the place of the variant's own.
+    """
     if variant.settings is None:
         return open_network(NetworkConfig(source=EMBEDDED_SMALL))
     steps *= LONGER if variant.name == CEILING else 1
     changes = {**variant.settings, "loop.seed": seed, "loop.steps": steps}
     changes |= {"masks.folder": str(out / "masks"), "keep": len(target)}
     cfg = config.replace(config.build(westar.Config, WESTAR_BASE), changes)
+    cfg = config.override(cfg, tried)
     labels = None
     if cfg.loss.weak:
         drawn = [
@@ -164,7 +174,7 @@ def adapt(
         labels = LabelSet([pair for pairs in drawn for pair in pairs], [s.name for s in target])
     # A recipe that has no depth cannot use it.
     visible = target if cfg.teacher == "truth" else [replace(s, depth=None) for s in target]
-    folder = out / "runs" / f"{slug(variant.name)}-{seed}-{steps}{labelled(triples)}"
+    folder = out / "runs" / f"{slug(variant.name)}-{seed}-{steps}{labelled(triples)}{named_by(tried)}"
     recipe = westar.Westar(cfg, visible, labels, [Sample(s.name, s.image) for s in known])
     return open_run(trained(recipe, cfg.loop, folder, config.to_dict(cfg)))
 
@@ -233,6 +243,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--choose", action="store_true", help="score on other rooms, for choosing settings"
     )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="key=value", help="settings tried in every row"
+    )
 
 
 def _westar_study(args: argparse.Namespace) -> Study:
@@ -263,7 +276,7 @@ def _westar_study(args: argparse.Namespace) -> Study:
             variant = next(v for v in WESTAR if v.name == (SOURCE if name == STRETCHED else name))
             folder = args.out / args.study / f"{target}-{kind}"
             seen = [] if variant.settings is None else corrupted("learn", target)
-            network = adapt(folder, variant, seed, seen, known, steps, args.triples)
+            network = adapt(folder, variant, seed, seen, known, steps, args.triples, args.set)
             for errors_by, samples in zip(both, (shown, clear), strict=True):
                 errors_by[target] = errors(network, samples)
         return joined(*both)
@@ -271,7 +284,7 @@ def _westar_study(args: argparse.Namespace) -> Study:
     groups = by_room(judge).groups
     parts = {name: Part(groups) for name in targets} if len(targets) > 1 else {}
     parts |= {part: Part(list(groups) * len(targets)) for part in ("corrupted", "clear")}
-    name = f"{'-'.join(args.target)}-{kind}-{steps}{labelled(args.triples)}"
+    name = f"{'-'.join(args.target)}-{kind}-{steps}{labelled(args.triples)}{named_by(args.set)}"
     unseeded = (SOURCE, STRETCHED, CEILING, *BASELINES)  # of the ceiling one run will do
     plan = design(targets)
     rows = [v.name for v in WESTAR if v.name not in plan.references()]

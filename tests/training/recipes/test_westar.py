@@ -317,6 +317,16 @@ def test_a_label_file_is_used_and_checked(tmp_path: Path) -> None:
         [made.batch(step, (0, 1)) for step in range(9)]
 
 
+def test_full_tuning_of_an_exported_network_begins_as_that_network() -> None:
+    # Its normalisations are folded: with the statistics of a batch they would scramble it.
+    known = [Sample("old", s.image) for s in samples(2)]
+    changes = ("network.source=embedded-small", "tune.mode=full", "loss.known=1", "tune.pattern=")
+    made = westar.Westar(settings(*changes, "height=64", "width=96"), samples(), None, known)
+    model = made.model().train()
+    terms = made.loss(model, made.batch(0, (0, 1)), model)
+    assert float(terms["known"].detach()) == pytest.approx(0, abs=1e-5)
+
+
 def test_the_embedded_network_is_adapted_beside_rendered_rooms(tmp_path: Path) -> None:
     """The published config as it is, but for its length: it learns, is kept, and opens merged."""
     import cv2
