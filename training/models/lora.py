@@ -17,6 +17,7 @@ from training.models.hub import DepthAnything, initialise_decoder
 from training.models.unet import SmallUNet
 
 TUNE_MODES = ("lora", "full", "encoder", "decoder")
+STATISTICS = ("source", "place", "both")
 # The names of the same four matrices: transformers 5, transformers 4, and one fused matrix for the
 # first three (timm, the original DINOv2), of which no part can be had alone.
 _LAYERS = {
@@ -43,6 +44,13 @@ class TuneConfig:
         "",
         "Instead of `targets`: regular expression of the whole names of linear layers and"
         " convolutions. A U-Net has no attention: by default its encoder's layers.",
+    )
+    statistics: str = config.option(
+        "source",
+        "Batch normalisations use the source's statistics; those of images of the new place,"
+        " measured before the first step; or of as many of the place that the source knows (both)."
+        " They are held from then on.",
+        choices=STATISTICS,
     )
     merge_scale: float = config.option(
         1.0,
