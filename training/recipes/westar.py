@@ -281,9 +281,12 @@ class Westar(Recipe):
         measure_statistics(network, torch.cat([new, *old]) if both else new)
 
     def _whole(self, network: Network, read: Callable[[int], Sample], count: int) -> Tensor:
-        """Up to MEASURED whole images (n, 3, h, w), normalised, evenly from `count`."""
+        """MEASURED whole images (n, 3, h, w), normalised, evenly from `count`; of fewer, some of
+        them again, so that two places weigh the same.
+        """
         views = []
-        for index in np.linspace(0, count - 1, min(count, MEASURED)).astype(int):
+        evenly = np.linspace(0, count - 1, min(count, MEASURED)).astype(int)
+        for index in np.resize(evenly, MEASURED):
             image = read(int(index)).image
             window = Window.whole(image.shape, self.cfg.height, self.cfg.width)
             views.append(window.image(image).astype(np.float32) / np.float32(255))
