@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # TRAINING=0 leaves torch out: the training tests then skip and say so.
 TRAINING ?= 1
+# A file of tests is one worker's, so what its tests share is made once (tests/conftest.py: the order).
+WORKERS := -n auto --dist loadfile --no-loadscope-reorder
 TEST_REQUIREMENTS := $(if $(filter 1,$(TRAINING)),requirements-training.txt,requirements-dev.txt)
 
 .PHONY: help setup demo test test-fast test-newest check format mutants soak bench gpu-check test-aarch64 docs clean distclean
@@ -24,7 +26,7 @@ setup: $(VENV)/stamp-requirements.txt  ## make .venv with the node, its tools an
 demo: $(VENV)/stamp-requirements.txt  ## live demo: camera and LiDAR in, metric depth out, over ROS 2
 	$(BIN)/depth_tools demo $(ARGS)
 test: $(VENV)/stamp-$(TEST_REQUIREMENTS)  ## all tests (ARGS="-k name" to choose)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 test-fast: $(VENV)/stamp-requirements-dev.txt  ## a minute on two cores: no live ROS, no training, nothing slow
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu" --ignore tests/ros --ignore tests/training $(ARGS)
 test-newest:  ## the fast tier and a demo on the newest of everything that PyPI has, in .venv-newest

@@ -29,7 +29,8 @@ from depth_node.engine.sharing import Opener
 from depth_node.fitting import NETWORK, REGION_METHODS, FitConfig, FitResult, fit, fit_in_sequence
 from depth_node.fitting.anchor import MetricAnchor
 from depth_node.fitting.field.memory import FieldState, Pose
-from depth_node.fitting.methods import too_few_points, usable_points
+from depth_node.fitting.methods import usable_points
+from depth_node.fitting.result import too_few_points
 from depth_node.frame import FrameInput
 from depth_node.gates import GateConfig, Gates
 from depth_node.geometry.camera import Camera
@@ -257,6 +258,7 @@ class DepthPipeline:
                 result = fit(
                     prediction,
                     sparse,
+                    refiner=None,
                     config=config.fit,
                     depth_range_m=depth_range_m,
                     left_out=left_out,

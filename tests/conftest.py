@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from tests.helpers.gpu_on_cpu import Machine
 
 
+# Files that take longest: a worker that began with one at the end would leave the others idle.
+LONG_FILES = (
+    "tests/engine/test_tensorrt_rtx.py",
+    "tests/ros/test_demo_live.py",
+    "tests/benchmarks/test_deskew.py",
+    "tests/ros/test_node.py",
+    "tests/training/export/test_segment_anything.py",
+    "tests/ros/test_process.py",
+    "tests/ros/test_bag_mutants.py",
+    "tests/ros/test_soak.py",
+)
 FAST_TIER_IGNORES = [str(REPO / "tests" / name) for name in ("ros", "training")]
 
 
@@ -30,8 +41,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "junitprefix", None) == "depth_node":
         config.option.markexpr = "not slow and not gpu"
         config.option.ignore = [*(config.option.ignore or []), *FAST_TIER_IGNORES]
+    if hasattr(config, "workerinput"):  # each worker's torch and BLAS would have a thread a core
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        share = (cores or 1) // int(config.workerinput["workercount"])
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers, who take file by file in this order (Makefile), begin with the long ones."""
+    if hasattr(config, "workerinput"):
+        place = {REPO / name: number for number, name in enumerate(LONG_FILES)}
+        items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def absent(reason: str, promise: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from depth_node import config
 from depth_node.config import ConfigError, one_line, option, quoted, section
 from depth_node.pipeline import PipelineConfig
-from tests.helpers.mutation import SPLICES, assert_sentence, bounded, mutants
+from tests.helpers.mutation import SPLICES, assert_sentence, bounded, mutants, put
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def test_mutants_of_a_config_file(tmp_path: Path, count: int) -> None:
     content = config.dump(PipelineConfig()).encode()
     with bounded(seconds=60 * count / 400, megabytes=60):
         for _, mutant in mutants(content, count):
-            path.write_bytes(mutant)
+            put(path, mutant)
             try:
                 built = config.load(PipelineConfig, path)
             except ConfigError as error:

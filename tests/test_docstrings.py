@@ -15,7 +15,7 @@ from tests.helpers import REPO
 
 PACKAGE = REPO / "depth_node"
 COVERED = (
-    "geometry", "regions", "fitting", "engine",
+    "geometry", "regions", "fitting", "engine", "obstacles",
     "metrics.py", "prediction.py", "config.py", "monitor.py",
 )  # fmt: skip
 

@@ -25,6 +25,7 @@ from depth_node.image_files import (
     scaled_to_8_bits,
 )
 from tests.helpers.mutants import IMAGE_FORMS, in_a_child, mutants
+from tests.helpers.mutation import put
 
 SMOOTH = cv2.resize(
     np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8),
@@ -194,7 +195,7 @@ def test_node_recordings_and_training_read_the_same_bytes_alike(end: str, tmp_pa
     path = tmp_path / f"image{end}"
     refused = 0
     for data in mutants(encoded(end), 150, 4):
-        path.write_bytes(data)
+        put(path, data)
         found = []
         for read in (
             lambda: compressed_to_rgb(CompressedImage(data=data)),  # noqa: B023

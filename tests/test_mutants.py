@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.mutation import bounded
 from tests.mutants import all_constants, constants_of, main, mutants_of, unknown_survivors
 
 SOURCE = '''"""Depth, in Δm."""
@@ -60,3 +61,12 @@ def test_every_excused_survivor_is_a_constant() -> None:
 def test_a_name_that_matches_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "no such constant"]) == 2
     assert "see --list" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("allowed", [1, 60])
+def test_what_takes_more_memory_than_is_allowed_is_noticed(allowed: int) -> None:
+    """Also if it is given back at once."""
+    with bounded(seconds=60, megabytes=allowed):
+        bytes(allowed * 500_000)
+    with pytest.raises(AssertionError, match="MB"), bounded(seconds=60, megabytes=allowed):
+        bytearray(b"x") * (allowed * 1_500_000)

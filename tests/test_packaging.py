@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from depth_node.ros.live import free_domain
 from tests.helpers import REPO
 
 BUILT = ["package.xml", "setup.py", "setup.cfg", "resource", "depth_node", "launch", "config"]
@@ -64,7 +65,7 @@ def test_installed_executable_reads_a_parameter_file(install_space: Path) -> Non
     environment = {
         **os.environ,
         "PYTHONPATH": str(library),
-        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_DOMAIN_ID": str(free_domain(range(1, 51))),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "PYTHONUNBUFFERED": "1",
     }
@@ -95,11 +96,13 @@ def test_installed_executable_reads_a_parameter_file(install_space: Path) -> Non
 def test_colcon_test_runs_the_fast_tier(install_space: Path) -> None:
     """In the workspace as it was built; some tests of it are enough here."""
     workspace = install_space.parents[1]
-    shutil.copytree(
-        REPO / "tests",
-        workspace / "src/depth_node/tests",
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
+    tests = workspace / "src/depth_node/tests"
+    tests.mkdir()
+    for name in ("__init__.py", "conftest.py", "test_config.py", "test_metrics.py"):
+        shutil.copy(REPO / "tests" / name, tests)
+    for name in ("helpers", "ros", "training"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPO / "tests" / name, tests / name, ignore=ignored)
     done = subprocess.run(
         [sys.executable, "-m", "colcon", "test", "--packages-select", "depth_node",
          "--pytest-args", "-k", "test_config or test_metrics or test_worker"],

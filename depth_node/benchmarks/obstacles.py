@@ -7,6 +7,7 @@ for a sharp one: rendered disparity without scale, a pixel soft and 3 % wrong ov
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
@@ -18,6 +19,7 @@ from depth_node.benchmarks.speed import machine, one_core, take_turns
 from depth_node.benchmarks.tables import Table
 from depth_node.config import build
 from depth_node.engine.manifest import EMBEDDED
+from depth_node.engine.refinement import refiner_for
 from depth_node.fitting import fit
 from depth_node.gates import Gates
 from depth_node.inference import DepthModel
@@ -220,6 +222,11 @@ def speed(robot: Robot, repeats: int = 0) -> Table:
     frame = FloorWorld(SEEDS[0]).frame(0, (BOX_DISTANCE_M, 0.0, BOX_M))
     result, _ = robot.see(frame, NETWORKS[0], SEEDS[0])
     camera, config = frame.input.camera, robot.config
+    settings = result.config.fit
+    again = functools.partial(
+        fit, result.prediction, result.sparse, refiner=refiner_for(settings),
+        image=frame.input.image, config=settings,
+    )  # fmt: skip
 
     def obstacles(with_gates: bool) -> object:
         gates = result.gates
@@ -232,7 +239,7 @@ def speed(robot: Robot, repeats: int = 0) -> Table:
     with one_core():
         times = take_turns(
             {
-                "fit": lambda: fit(result.prediction, result.sparse, image=frame.input.image),
+                "fit": again,
                 "gates and obstacles": lambda: obstacles(True),
                 "obstacles, gates known": lambda: obstacles(False),
             },

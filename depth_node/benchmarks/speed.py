@@ -269,7 +269,8 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
         fresh = Prediction(
             prediction.values, prediction.kind
         )  # without derived maps of earlier calls
-        return fit(fresh, points, labels, config=FitConfig(method="ssf", mode=mode)).depth
+        config = FitConfig(method="ssf", mode=mode)
+        return fit(fresh, points, labels, refiner=None, config=config).depth
 
     with one_core():
         times = take_turns(

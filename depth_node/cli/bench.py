@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,148 +52,107 @@ def add(commands: Any) -> None:
         "bench", help="measure accuracy and speed against rivals in the same run"
     )
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    scores = kinds.add_parser(
+    for add_benchmark in (
+        _add_accuracy, _add_sensors, _add_field, _add_cameras, _add_deskew, _add_unanchored,
+        _add_calibration, _add_gates, _add_obstacles, _add_speed,
+    ):  # fmt: skip
+        add_benchmark(kinds)
+
+
+# --- options that several have -------------------------------------------------------------------
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    parser.add_argument("--manifest", default="", metavar="FILE")
+
+
+@contextmanager
+def _predictor(options: argparse.Namespace) -> Iterator[DepthModel | str]:
+    """The network, or the name of the stored predictions that are taken for its own."""
+    if options.prediction:
+        yield options.prediction
+        return
+    with DepthModel.open(ModelConfig(options.model, options.manifest)) as model:
+        yield model
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
+
+
+def _add_repeats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/walks"), metavar="DIR", help="rendered walks"
+    )
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+
+
+# --- accuracy ------------------------------------------------------------------------------------
+
+
+def _add_accuracy(kinds: Any) -> None:
+    parser = kinds.add_parser(
         "accuracy", help="errors of the methods on recorded frames with truth"
     )
-    scores.add_argument(
+    parser.add_argument(
         "sources", type=Path, nargs="+", metavar="SOURCE", help="folders of frames, or one rosbag2"
     )
-    scores.add_argument("--model", default=EMBEDDED, metavar="FILE")
-    scores.add_argument("--manifest", default="", metavar="FILE")
-    scores.add_argument(
+    _add_model(parser)
+    parser.add_argument(
         "--prediction",
         default="",
         metavar="NAME",
         help="use prediction_NAME.npz of the frames instead of a network",
     )
-    scores.add_argument(
+    parser.add_argument(
         "--methods",
         default="",
         metavar="A,B,C",
         help=f"methods, of {', '.join(accuracy.known_methods())}",
     )
-    scores.add_argument(
+    parser.add_argument(
         "--points", default="50,250,1000", metavar="N,N,N", help="numbers of points, or none"
     )
-    scores.add_argument(
+    parser.add_argument(
         "--lines", type=int, default=0, metavar="K", help="measure one of K scan lines too"
     )
-    scores.add_argument(
+    parser.add_argument(
         "--scan-below",
         type=float,
         metavar="M",
         help="measure with a planar scanner so far below the camera too (folders of frames)",
     )
-    scores.add_argument("--noise", default="clean", metavar="clean,noisy")
-    scores.add_argument("--calibration-px", type=float, default=0.0, metavar="PX")
-    scores.add_argument(
+    parser.add_argument("--noise", default="clean", metavar="clean,noisy")
+    parser.add_argument("--calibration-px", type=float, default=0.0, metavar="PX")
+    parser.add_argument(
         "--labels", default="classical", help=f"regions: {', '.join(accuracy.LABELS)}"
     )
-    scores.add_argument("--seed", default="0", metavar="S,S,S", help="random seeds, one or several")
-    scores.add_argument(
+    parser.add_argument("--seed", default="0", metavar="S,S,S", help="random seeds, one or several")
+    parser.add_argument(
         "--frames",
         type=int,
         default=drive_accuracy.FRAMES,
         metavar="N",
         help=f"of a rosbag2 at most so many, spread evenly ({drive_accuracy.FRAMES})",
     )
-    add_bag_options(scores)
-    scores.add_argument("--json", type=Path, metavar="FILE")
-    scores.add_argument(
+    add_bag_options(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write the tables as Markdown"
     )
-    scores.set_defaults(run=_run_accuracy)
-    sensors = kinds.add_parser(
-        "sensors", help="radar, two unlike sensors, holes of a depth camera: each as it is declared"
-    )
-    sensors.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
-    sensors.add_argument("--model", default=EMBEDDED, metavar="FILE")
-    sensors.add_argument("--manifest", default="", metavar="FILE")
-    sensors.add_argument("--prediction", default="", metavar="NAME", help="stored, no network")
-    _out(sensors)
-    sensors.set_defaults(run=_run_sensors)
-    field = kinds.add_parser("field", help="speed of the default method on one core")
-    field.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
-    _out(field)
-    field.set_defaults(run=_run_field)
-    several = kinds.add_parser(
-        "cameras", help="several cameras in one process against a process for each"
-    )
-    several.add_argument("--count", type=int, default=4, metavar="N", help="number of cameras")
-    several.add_argument("--seconds", type=float, default=15.0, help="of each turn")
-    several.add_argument("--turns", type=int, default=3, metavar="N", help="turns of each")
-    several.add_argument("--model", default=EMBEDDED, metavar="FILE")
-    _out(several)
-    several.set_defaults(run=_run_cameras)
-    moving = kinds.add_parser(
-        "deskew", help="LiDAR points moved by their own times: accuracy on a drive, and cost"
-    )
-    moving.add_argument("--seed", default="", metavar="S,S,S", help="rooms (6 held-out ones)")
-    moving.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
-    _out(moving)
-    moving.set_defaults(run=_run_deskew)
-    silent = kinds.add_parser(
-        "unanchored", help="depth and interval after the LiDAR's plug is pulled"
-    )
-    silent.add_argument("sources", type=Path, nargs="*", metavar="SOURCE", help="recorded frames")
-    silent.add_argument("--seed", default="", metavar="S,S,S", help="rooms (5 held-out ones)")
-    silent.add_argument(
-        "--cache", type=Path, default=Path("runs/walks"), metavar="DIR", help="rendered walks"
-    )
-    _out(silent)
-    silent.set_defaults(run=_run_unanchored)
-    found = kinds.add_parser(
-        "calibration", help="what the extrinsics monitor and `calibrate` find, on rendered walks"
-    )
-    found.add_argument("--seed", default="", metavar="S,S,S", help="rooms (10 held-out ones)")
-    found.add_argument("--frames", type=int, default=calibration.FRAMES, metavar="N")
-    found.add_argument(
-        "--cache", type=Path, default=Path("runs/walks"), metavar="DIR", help="rendered walks"
-    )
-    _out(found)
-    found.set_defaults(run=_run_calibration)
-    gated = kinds.add_parser(
-        "gates", help="what the gates of ~/points take away, on recorded frames with truth"
-    )
-    gated.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
-    gated.add_argument("--model", default=EMBEDDED, metavar="FILE")
-    gated.add_argument("--manifest", default="", metavar="FILE")
-    gated.add_argument("--seed", default="0", metavar="S,S,S", help="random seeds, one or several")
-    _out(gated)
-    gated.set_defaults(run=_run_gates)
-    floors = kinds.add_parser(
-        "obstacles", help="~/obstacles on rendered floors: false marks, boxes found, time"
-    )
-    floors.add_argument("--frames", type=int, default=600, metavar="N", help="of a drive of 60 s")
-    floors.add_argument("--boxes", type=int, default=120, metavar="N", help="frames with a box")
-    floors.add_argument(
-        "--terrain", type=int, default=24, metavar="N", help="frames of each ramp, drop and rain"
-    )
-    floors.add_argument("--lines", default="32", metavar="N,N", help="lines of the LiDAR")
-    floors.add_argument(
-        "--range-noise", type=float, default=0.01, metavar="M", help="of the LiDAR, one sigma"
-    )
-    floors.add_argument("--repeats", type=int, default=0, metavar="N", help="number of repetitions")
-    _out(floors)
-    floors.set_defaults(run=_run_obstacles)
-    for name, description in (
-        ("fit", "the region fit against a plain loop of least squares"),
-        ("engine", "the engine against a plain session of ONNX Runtime"),
-        ("node", "latency of the node against a bare ROS 2 node"),
-        ("speed", "fit, engine and node"),
-    ):
-        kind = kinds.add_parser(name, help=description)
-        kind.add_argument(
-            "--repeats", type=int, default=0, metavar="N", help="number of repetitions"
-        )
-        kind.add_argument("--model", default=EMBEDDED, metavar="FILE")
-        kind.add_argument("--manifest", default="", metavar="FILE")
-        kind.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR")
-        kind.set_defaults(run=_run_speed, benchmark=name)
+    parser.set_defaults(run=_run_accuracy)
 
 
-def _out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+def _point_counts(options: argparse.Namespace) -> list[int]:
+    return [] if options.points == "none" else integers("--points", options.points)
 
 
 def _run_accuracy(options: argparse.Namespace) -> int:
@@ -200,10 +160,9 @@ def _run_accuracy(options: argparse.Namespace) -> int:
     if any(is_bag(source) for source in options.sources):
         return _run_drive(options)
     count = sum(len(find_frames(source)) for source in options.sources)
-    points = "" if options.points == "none" else options.points
     chosen: dict[str, Any] = {
         "methods": words(options.methods),
-        "points": integers("--points", points),
+        "points": _point_counts(options),
         "lines": options.lines,
         "scan_below_m": options.scan_below,
         "noise": words(options.noise),
@@ -211,12 +170,7 @@ def _run_accuracy(options: argparse.Namespace) -> int:
         "labels": options.labels,
         "calibration_px": options.calibration_px,
     }
-    with ExitStack() as stack:
-        predictor: DepthModel | str = options.prediction
-        if not predictor:
-            config = ModelConfig(options.model, options.manifest)
-            predictor = stack.enter_context(DepthModel.open(config))
-        advance = stack.enter_context(progress(terminal, "scoring", count))
+    with _predictor(options) as predictor, progress(terminal, "scoring", count) as advance:
         try:
             report = accuracy.run_accuracy(options.sources, predictor, on_frame=advance, **chosen)
         except ValueError as error:
@@ -248,10 +202,9 @@ def _run_drive(options: argparse.Namespace) -> int:
     for option, usual in folders_only.items():
         if getattr(options, option) != usual:
             raise UsageError(f"--{option.replace('_', '-')} is for folders of frames with a truth")
-    points = "" if options.points == "none" else options.points
     seed = integers("--seed", options.seed)[0]
     samplings = [Sampling(lines=options.lines or DRIVE_LINES, seed=seed)]
-    samplings += [Sampling(points=n, seed=seed) for n in integers("--points", points)]
+    samplings += [Sampling(points=n, seed=seed) for n in _point_counts(options)]
     methods = words(options.methods) or drive_accuracy.METHODS
     try:
         accuracy.check_methods(methods)
@@ -282,23 +235,57 @@ def _run_drive(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- unlike sensors ------------------------------------------------------------------------------
+
+
+def _add_sensors(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "sensors", help="radar, two unlike sensors, holes of a depth camera: each as it is declared"
+    )
+    _add_sources(parser)
+    _add_model(parser)
+    parser.add_argument("--prediction", default="", metavar="NAME", help="stored, no network")
+    _add_out(parser)
+    parser.set_defaults(run=_run_sensors)
+
+
 def _run_sensors(options: argparse.Namespace) -> int:
     terminal = console()
     count = sum(len(find_frames(source)) for source in options.sources)
-    with ExitStack() as stack:
-        predictor: DepthModel | str = options.prediction
-        if not predictor:
-            model = ModelConfig(options.model, options.manifest)
-            predictor = stack.enter_context(DepthModel.open(model))
-        advance = stack.enter_context(progress(terminal, "measuring", count))
+    with _predictor(options) as predictor, progress(terminal, "measuring", count) as advance:
         table = sparse_sensors.run_sensors(options.sources, predictor, on_frame=advance)
     print_tables(terminal, [table], options.out)
     return 0
 
 
+# --- speed of the field --------------------------------------------------------------------------
+
+
+def _add_field(kinds: Any) -> None:
+    parser = kinds.add_parser("field", help="speed of the default method on one core")
+    _add_repeats(parser)
+    _add_out(parser)
+    parser.set_defaults(run=_run_field)
+
+
 def _run_field(options: argparse.Namespace) -> int:
     print_tables(console(), field_speed.speed(options.repeats), options.out)
     return 0
+
+
+# --- several cameras -----------------------------------------------------------------------------
+
+
+def _add_cameras(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "cameras", help="several cameras in one process against a process for each"
+    )
+    parser.add_argument("--count", type=int, default=4, metavar="N", help="number of cameras")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each turn")
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="turns of each")
+    parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
+    _add_out(parser)
+    parser.set_defaults(run=_run_cameras)
 
 
 def _run_cameras(options: argparse.Namespace) -> int:
@@ -322,6 +309,19 @@ def _run_cameras(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- deskew --------------------------------------------------------------------------------------
+
+
+def _add_deskew(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "deskew", help="LiDAR points moved by their own times: accuracy on a drive, and cost"
+    )
+    parser.add_argument("--seed", default="", metavar="S,S,S", help="rooms (6 held-out ones)")
+    _add_repeats(parser)
+    _add_out(parser)
+    parser.set_defaults(run=_run_deskew)
+
+
 def _run_deskew(options: argparse.Namespace) -> int:
     seeds = integers("--seed", options.seed) or deskew.SEEDS
     with DepthPipeline(PipelineConfig()) as pipeline:
@@ -332,6 +332,20 @@ def _run_deskew(options: argparse.Namespace) -> int:
         ]
     print_tables(console(), tables, options.out)
     return 0
+
+
+# --- LiDAR that falls silent ---------------------------------------------------------------------
+
+
+def _add_unanchored(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "unanchored", help="depth and interval after the LiDAR's plug is pulled"
+    )
+    parser.add_argument("sources", type=Path, nargs="*", metavar="SOURCE", help="recorded frames")
+    parser.add_argument("--seed", default="", metavar="S,S,S", help="rooms (5 held-out ones)")
+    _add_cache(parser)
+    _add_out(parser)
+    parser.set_defaults(run=_run_unanchored)
 
 
 def _run_unanchored(options: argparse.Namespace) -> int:
@@ -347,6 +361,20 @@ def _run_unanchored(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- calibration ---------------------------------------------------------------------------------
+
+
+def _add_calibration(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "calibration", help="what the extrinsics monitor and `calibrate` find, on rendered walks"
+    )
+    parser.add_argument("--seed", default="", metavar="S,S,S", help="rooms (10 held-out ones)")
+    parser.add_argument("--frames", type=int, default=calibration.FRAMES, metavar="N")
+    _add_cache(parser)
+    _add_out(parser)
+    parser.set_defaults(run=_run_calibration)
+
+
 def _run_calibration(options: argparse.Namespace) -> int:
     terminal = console()
     seeds = integers("--seed", options.seed) or calibration.SEEDS
@@ -354,6 +382,20 @@ def _run_calibration(options: argparse.Namespace) -> int:
         tables = calibration.study(options.cache, seeds, options.frames, advance)
     print_tables(terminal, tables, options.out)
     return 0
+
+
+# --- gates ---------------------------------------------------------------------------------------
+
+
+def _add_gates(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "gates", help="what the gates of ~/points take away, on recorded frames with truth"
+    )
+    _add_sources(parser)
+    _add_model(parser)
+    parser.add_argument("--seed", default="0", metavar="S,S,S", help="random seeds, one or several")
+    _add_out(parser)
+    parser.set_defaults(run=_run_gates)
 
 
 def _run_gates(options: argparse.Namespace) -> int:
@@ -369,6 +411,27 @@ def _run_gates(options: argparse.Namespace) -> int:
         )
     print_tables(terminal, gates.tables(rows), options.out)
     return 0
+
+
+# --- obstacles -----------------------------------------------------------------------------------
+
+
+def _add_obstacles(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "obstacles", help="~/obstacles on rendered floors: false marks, boxes found, time"
+    )
+    parser.add_argument("--frames", type=int, default=600, metavar="N", help="of a drive of 60 s")
+    parser.add_argument("--boxes", type=int, default=120, metavar="N", help="frames with a box")
+    parser.add_argument(
+        "--terrain", type=int, default=24, metavar="N", help="frames of each ramp, drop and rain"
+    )
+    parser.add_argument("--lines", default="32", metavar="N,N", help="lines of the LiDAR")
+    parser.add_argument(
+        "--range-noise", type=float, default=0.01, metavar="M", help="of the LiDAR, one sigma"
+    )
+    _add_repeats(parser)
+    _add_out(parser)
+    parser.set_defaults(run=_run_obstacles)
 
 
 def _run_obstacles(options: argparse.Namespace) -> int:
@@ -403,6 +466,23 @@ def _run_obstacles(options: argparse.Namespace) -> int:
     tables = [*obstacles.tables(cases), *varied, obstacles.speed(robot, options.repeats)]
     print_tables(terminal, tables, options.out)
     return 0
+
+
+# --- fit, engine, node ---------------------------------------------------------------------------
+
+
+def _add_speed(kinds: Any) -> None:
+    for name, description in (
+        ("fit", "the region fit against a plain loop of least squares"),
+        ("engine", "the engine against a plain session of ONNX Runtime"),
+        ("node", "latency of the node against a bare ROS 2 node"),
+        ("speed", "fit, engine and node"),
+    ):
+        parser = kinds.add_parser(name, help=description)
+        _add_repeats(parser)
+        _add_model(parser)
+        parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR")
+        parser.set_defaults(run=_run_speed, benchmark=name)
 
 
 def _run_speed(options: argparse.Namespace) -> int:

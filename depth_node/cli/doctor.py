@@ -78,7 +78,7 @@ ROS_PACKAGES = (
         "tf2_ros",
         "",
         "extrinsics from TF",
-        "apt install ros-jazzy-tf2-ros-py, or set T_camera_lidar",
+        "apt install ros-$ROS_DISTRO-tf2-ros-py, or set T_camera_lidar",
     ),
 )
 

@@ -24,17 +24,18 @@ USER_ERRORS = (UsageError, ConfigError, EngineError, FrameError)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     return run_command("depth_tools", lambda: run(options), USER_ERRORS)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options; a command's namespace holds `run`."""
+    whole = argparse.ArgumentParser(
         prog="depth_tools", description="Tools for metric depth from images and sparse LiDAR."
     )
-    parser.add_argument("--version", action="version", version=f"depth_node {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    whole.add_argument("--version", action="version", version=f"depth_node {__version__}")
+    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo.add(commands)
     replay.add(commands)
     export_depth.add(commands)
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add(commands)
     parameters = commands.add_parser("parameters", help="print the node's parameters as markdown")
     parameters.set_defaults(run=_run_parameters)
-    return parser
+    return whole
 
 
 def _run_parameters(options: argparse.Namespace) -> int:

@@ -184,7 +184,8 @@ def _run_replay(options: argparse.Namespace) -> int:
         sinks = _sinks(options, config.model.path, bag, trouble)
         keep["sinks"] = [stack.enter_context(sink) for sink in sinks]
         done = _replay_with_bar(terminal, frames, pipeline, out, facts, keep)
-    _print_summary(terminal, done.summary, config.fit.method, f"{done.frames} frames")
+    held_out = bool(options.points or options.lines or options.hold_out)
+    _print_summary(terminal, done.summary, config.fit.method, f"{done.frames} frames", held_out)
     for message in sorted({row["message"] for row in done.rows if row["status"] != "OK"}):
         terminal.print(f"note: {message}", style="yellow", markup=False)
     for sentence in trouble.values():
@@ -282,12 +283,19 @@ def _plain(name: str) -> str:
 
 
 def _print_summary(
-    terminal: Console, summary: Sequence[Mapping[str, Any]], own: str, title: str
+    terminal: Console,
+    summary: Sequence[Mapping[str, Any]],
+    own: str,
+    title: str,
+    held_out: bool,
 ) -> None:
     if all(row["abs_rel"] is None for row in summary):
-        terminal.print(
-            f"{title}. No truth to compare with (give --points, --lines or --hold-out above 0)."
+        why = (
+            "no point that was left out is in an image"
+            if held_out
+            else ("give --points, --lines or --hold-out above 0")
         )
+        terminal.print(f"{title}. No truth to compare with: {why}.", markup=False)
         return
     rows = [(row["method"], *replay.metric_cells(row)) for row in summary]
     print_table(terminal, title, ("method", *replay.METRIC_HEAD), rows, {own})

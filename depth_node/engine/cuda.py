@@ -336,7 +336,10 @@ def compile_source(capability: str) -> bytes:
             log = b" " * _nvrtc_value(nvrtc.nvrtcGetProgramLogSize(program))
             nvrtc.nvrtcGetProgramLog(program, log)
             text = " ".join(log.decode(errors="replace").split())
-            raise EngineError(f"the kernels do not compile for {arch} ({text[:300]})")
+            raise EngineError(
+                f"the kernels do not compile for {arch} ({text[:300]}): install a cuda-python that"
+                " knows this GPU, or set model.backend to onnxruntime-cpu"
+            )
         size, code = (
             (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
             if native

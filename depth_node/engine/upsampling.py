@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_node.fitting.numba_support import compiled, find_numba, tuple_of
+from depth_node.fitting.robust import quantile
 
 Map = npt.NDArray[np.float32]
 
@@ -81,7 +82,8 @@ def enlarged(values: Map, image: npt.NDArray[np.uint8]) -> Map:
         total = values.sum()
     if small or not np.isfinite(total):
         return out
-    low, high = np.percentile(values[::4, ::4], (2, 98))
+    some = values[::4, ::4].ravel()
+    low, high = quantile(some, 0.02), quantile(some, 0.98)
     if not high - low > 0:
         return out
     image = np.ascontiguousarray(image)
@@ -124,7 +126,9 @@ def sharpener() -> Callable[..., None]:
     plane = types.float32[:, ::1]
     cells = tuple_of(types, Cells, *(plane,) * 6)
     rows = types.UniTuple(types.int64, 4)
-    signature = types.void(cells, types.uint8[:, :, ::1], rows, types.float64, plane)
+    # Images of a bag cannot be written to.
+    image = types.Array(types.uint8, 3, "C", readonly=True)
+    signature = types.void(cells, image, rows, types.float64, plane)
     return compiled(_sharpen, signature, fastmath=True, error_model="numpy")
 
 

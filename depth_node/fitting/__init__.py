@@ -7,12 +7,11 @@ from depth_node.fitting.methods import (
     NETWORK,
     REGION_METHODS,
     FitConfig,
-    FitResult,
-    FitStatus,
     fit,
     fit_in_sequence,
 )
 from depth_node.fitting.region_surfaces import REGION_FIT_DTYPE, RegionStatus
+from depth_node.fitting.result import FitResult, FitStatus
 
 __all__ = [
     "METHODS",

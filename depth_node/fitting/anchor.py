@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from depth_node.fitting.field.base import BaseLine, fit_line
 from depth_node.fitting.field.lattice import Floats, Map
+from depth_node.fitting.robust import median, quantile
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
 
@@ -94,8 +95,8 @@ class MetricAnchor:
         values, z = v[every].astype(np.float32), z[every]
         line = fit_line(prediction.kind, values.astype(np.float64), z)
         residual = np.log(z) - np.log(line.metres(values))
-        middle = float(np.median(residual))
-        error = float(np.quantile(np.abs(residual - middle), 0.95))
+        middle = median(residual)
+        error = quantile(np.abs(residual - middle), 0.95)
         error *= 1 + _FEW_GROWTH / len(z) + _FEW_GROWTH_SQUARED / len(z) ** 2
         self._last = _Anchor(stamp_ns, prediction.kind, line, middle, max(error, _LEAST_ERROR))
         self._watch(values, np.log(z))

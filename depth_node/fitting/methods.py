@@ -18,43 +18,38 @@ is NaN.
 from __future__ import annotations
 
 import functools
-import math
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.config import option, section, validate
-from depth_node.fitting.anchor import (
-    FEW_POINTS,
-    PRIOR_FACTOR,
-    MetricAnchor,
-    Unanchored,
-    own_metres,
-)
+from depth_node.fitting.anchor import FEW_POINTS, MetricAnchor, own_metres
 from depth_node.fitting.field.points import MIN_POINTS as FIELD_MIN_POINTS
 from depth_node.fitting.field.refine import Refiner
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
-from depth_node.fitting.field.solve import Field, solve
+from depth_node.fitting.field.solve import solve
 from depth_node.fitting.field.threads import MAX_THREADS
 from depth_node.fitting.network import AnswerWithout, network_answer
 from depth_node.fitting.region_surfaces import (
-    INLIER_STDS,
-    MIN_RELATIVE_STD,
-    PARAMETERS,
-    REGION_FIT_DTYPE,
     Regions,
     RegionSamples,
-    RegionStatus,
     Rules,
-    SurfaceTable,
     fit_surfaces,
     median_scale,
 )
+from depth_node.fitting.result import (
+    FitResult,
+    FitStatus,
+    field_result,
+    network_result,
+    surfaces_result,
+    unanchored_result,
+    without_metres,
+    without_points,
+)
 from depth_node.fitting.surface_maps import ImageGrid, depth_map, feather, std_map
-from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -84,27 +79,6 @@ _COLUMNS |= {
     "field": 1,
     NETWORK: 0,
 }  # how many of d, x, y are fitted beside the constant
-
-
-class FitStatus(IntEnum):
-    """How a frame came to its depth."""
-
-    OK = 0  # fitted as asked
-    MEDIAN_SCALE = 1  # too few points for the method: one scale for the image
-    NETWORK_METRES = 2  # the metric network's own metres, unchecked: no interval
-    NO_POINTS = 3  # no point and no metric network: no depth
-    NO_PREDICTION = 4  # the network gave nothing (at any point): no depth
-    TOO_FEW_POINTS = 5  # fewer points than a completion network needs: no depth
-    UNANCHORED = 6  # too few points: metres by what earlier ones said, or a metric network's own
-
-
-_REGION_TEXTS = {
-    RegionStatus.OK: "on their own",
-    RegionStatus.EXPANDED: "with neighbours",
-    RegionStatus.GLOBAL: "with the image's fit",
-    RegionStatus.REDUCED: "with fewer parameters",
-    RegionStatus.UNKNOWN: "without an answer",
-}
 
 
 @dataclass(frozen=True)
@@ -197,34 +171,12 @@ class FitConfig:
         )
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """Metric depth of an image with its evidence.
-
-    depth: (H, W) float32 m, NaN unknown. std: (H, W) float32 m, such that depth ± 1.96 std is meant
-    as a 95 % interval (errors have heavier tails than a normal variable: this is the 95 % bound
-    divided by 1.96, not their second moment); NaN where there is no evidence to judge by. regions:
-    one row per region, :data:`REGION_FIT_DTYPE`. point_inlier: (N,) bool, point agrees with its
-    region's fit. point_residual: (N,) float32 m, measured minus fitted; NaN for points that could
-    not be used. message: one sentence for an operator. details: more for an operator, by name
-    (method field: base, leave-one-out error, fraction of outliers and the like).
-    """
-
-    depth: NDArray[np.float32]
-    std: NDArray[np.float32]
-    regions: NDArray[np.void]
-    point_inlier: NDArray[np.bool_]
-    point_residual: NDArray[np.float32]
-    status: FitStatus
-    message: str
-    details: dict[str, Any] = field(default_factory=dict)
-
-
 def fit(
     prediction: Prediction,
     points: SparseDepth,
     labels: NDArray[np.integer] | None = None,
     *,
+    refiner: Refiner | None,
     image: NDArray[np.uint8] | None = None,
     config: FitConfig | None = None,
     state: FieldState | None = None,
@@ -232,18 +184,19 @@ def fit(
     ablation: FieldAblation = WHOLE_METHOD,
     polarity_guard: bool = False,
     left_out: AnswerWithout | None = None,
-    refiner: Refiner | None = None,
 ) -> FitResult:
     """Metric depth of the image from its prediction and the points measured in it.
 
     labels: (H, W) integers, 0 = unassigned, regions 1..K; used by the region methods, without them
-    the image is one region. image: (H, W, 3) uint8 RGB and state, of earlier frames, after its `at`
-    was called for this one, are used by method ``field`` only. depth_range_m: nearest and farthest:
-    points beyond are ignored, the depth is clamped to it. ablation: what studies leave out of
-    method ``field``. polarity_guard: for studies: a region whose fit turns near and far around
-    takes the scale of the whole image (sensor mode); it cost up to 6 % AbsRel on real frames.
-    refiner: network that refines method ``field`` where the depth network is weak.
-    left_out: method ``network``: what a completion network answers without some of the points.
+    the image is one region. refiner: network that refines method ``field`` where the depth network
+    is weak; what a robot has, engine.refinement.refiner_for(config) gives. It has no default, since
+    a field without it is a plausible answer to another question. image: (H, W, 3) uint8 RGB and
+    state, of earlier frames, after its `at` was called for this one, are used by method ``field``
+    only. depth_range_m: nearest and farthest: points beyond are ignored, the depth is clamped to
+    it. ablation: what studies leave out of method ``field``. polarity_guard: for studies: a region
+    whose fit turns near and far around takes the scale of the whole image (sensor mode); it cost up
+    to 6 % AbsRel on real frames. left_out: method ``network``: what a completion network answers
+    without some of the points.
 
     A frame that cannot be fitted is reported by ``status`` and ``message``; wrong
     shapes raise ValueError.
@@ -264,19 +217,48 @@ def fit(
     if config.method == "field":
         usable = _usable(points, prediction.values, depth_range_m)
         if np.count_nonzero(usable) >= config.enough_points():
-            return _fit_field(
-                prediction,
-                points,
-                usable,
-                labels,
-                image,
-                config,
-                state,
-                depth_range_m,
-                ablation,
-                refiner,
-            )
+            used = points.subset(usable)
+            answer = solve(
+                prediction, used.rows, used.cols, used.depth, used.age_s, labels, image,
+                config.field, state, noise_m=used.noise_m, depth_range_m=depth_range_m,
+                threads=config.threads, ablation=ablation, refiner=refiner,
+            )  # fmt: skip
+            return field_result(answer, points, usable)
     rules = config.rules(depth_range_m, polarity_guard)
+    return _fit_surfaces(prediction, points, labels, config, rules)
+
+
+def _fit_network(
+    prediction: Prediction,
+    points: SparseDepth,
+    config: FitConfig,
+    depth_range_m: tuple[float, float],
+    left_out: AnswerWithout | None,
+) -> FitResult:
+    """The network's own metres, judged by the points."""
+    if not np.isfinite(prediction.values).any() or not prediction.is_metric:
+        return without_metres(prediction, points, depth_range_m)
+    usable = _usable(points, prediction.values, depth_range_m)
+    if left_out is not None:
+        which, given = left_out.which[usable], left_out.given[usable]
+        left_out = AnswerWithout(left_out.prediction, which, given)
+    used = points.subset(usable)
+    answer = network_answer(
+        prediction, used.rows, used.cols, used.depth, depth_range_m,
+        config.field.max_extrapolation, left_out,
+    )  # fmt: skip
+    return network_result(answer, points, usable, unchecked_interval=config.unanchored_s > 0)
+
+
+def _fit_surfaces(
+    prediction: Prediction,
+    points: SparseDepth,
+    labels: NDArray[np.integer] | None,
+    config: FitConfig,
+    rules: Rules,
+) -> FitResult:
+    """A surface for each region (H, W), or for the image; a scale alone where points are few."""
+    depth_range_m = rules.min_depth_m, rules.max_depth_m
     in_disparity = rules.in_disparity
     relative = prediction.disparity() if in_disparity else prediction.relative_depth()
     usable = _usable(points, relative, depth_range_m)
@@ -293,9 +275,9 @@ def fit(
     regions = Regions.of(labels if config.method in REGION_METHODS else None, rows, cols)
     if len(samples) == 0:
         if config.unanchored_s and prediction.is_metric and np.isfinite(prediction.values).any():
-            found = own_metres(prediction, rows, cols, samples.z)
-            return _unanchored(found, points, usable, depth_range_m)
-        return _without_points(prediction, points, regions, rules)
+            unchecked = own_metres(prediction, rows, cols, samples.z)
+            return unanchored_result(unchecked, points, usable, depth_range_m)
+        return without_points(prediction, points, regions, depth_range_m)
     if len(samples) < rules.enough:
         table, status = median_scale(samples, regions, rules), FitStatus.MEDIAN_SCALE
     else:
@@ -309,7 +291,7 @@ def fit(
     std = std_map(grid, regions.labels, table, depth)
     if not np.isfinite(table.parameters[:, 0]).any():
         status = FitStatus.NO_PREDICTION
-    return _result(points, usable, regions, table, depth, std, status)
+    return surfaces_result(table, regions, points, usable, depth, std, status)
 
 
 def fit_in_sequence(
@@ -323,7 +305,7 @@ def fit_in_sequence(
     anchor: MetricAnchor,
     stamp_ns: int | None,
     depth_range_m: tuple[float, float],
-    refiner: Refiner | None = None,
+    refiner: Refiner | None,
 ) -> FitResult:
     """`fit` of an image that others went before: where at most FEW_POINTS points can be used, the
     anchor that they left gives the metres, if it may. labels: (H, W); image: (H, W, 3), as there.
@@ -340,199 +322,16 @@ def fit_in_sequence(
     rows, cols = points.rows[usable], points.cols[usable]
     v, z = prediction.values[rows, cols], points.depth[usable].astype(np.float64)
     if len(z) <= FEW_POINTS:
-        found = anchor.answer(stamp_ns, prediction, v, z, config.unanchored_s)
-        if found is None and prediction.is_metric and np.isfinite(prediction.values).any():
-            found = own_metres(prediction, rows, cols, z)
-        if found is not None:
-            return _unanchored(found, points, usable, depth_range_m)
+        answer = anchor.answer(stamp_ns, prediction, v, z, config.unanchored_s)
+        if answer is None and prediction.is_metric and np.isfinite(prediction.values).any():
+            answer = own_metres(prediction, rows, cols, z)
+        if answer is not None:
+            return unanchored_result(answer, points, usable, depth_range_m)
     result = fit_alone()
     believed = result.point_inlier[usable]
     if result.status is FitStatus.OK and np.count_nonzero(believed) > FEW_POINTS:
         anchor.learn(stamp_ns, prediction, v[believed], z[believed])
     return result
-
-
-def _unanchored(
-    found: Unanchored,
-    points: SparseDepth,
-    usable: NDArray[np.bool_],
-    depth_range_m: tuple[float, float],
-) -> FitResult:
-    """The answer of an anchor as one fit of the image."""
-    limits = np.float32(depth_range_m[0]), np.float32(depth_range_m[1])
-    depth = np.clip(found.depth, *limits)
-    residual = np.full(len(points), np.nan, np.float32)
-    residual[usable] = points.depth[usable] - depth[points.rows[usable], points.cols[usable]]
-    inlier = np.zeros(len(points), dtype=bool)
-    inlier[usable] = np.abs(found.residual) <= math.log1p(found.bound)
-    table = np.zeros(1, REGION_FIT_DTYPE)
-    table["status"] = RegionStatus.GLOBAL
-    table["points"], table["inliers"] = np.count_nonzero(usable), np.count_nonzero(inlier)
-    for name in (*PARAMETERS, "residual"):
-        table[name] = np.nan
-    count = int(np.count_nonzero(usable))
-    number = "no LiDAR point" if not count else f"only {count} LiDAR point{'s'[: count > 1]}"
-    own = math.isnan(found.age_s)
-    source = "the network's own" if own else f"those of {found.age_s:.1f} s ago"
-    details = {"bound": found.bound}
-    return FitResult(
-        depth=depth,
-        std=found.std,
-        regions=table,
-        point_inlier=inlier,
-        point_residual=residual,
-        status=FitStatus.UNANCHORED,
-        message=(
-            f"UNANCHORED: {number}, so the metres are {source}, within"
-            f" {found.bound:.0%}; check the LiDAR, its topic and its time stamps."
-        ),
-        details=details if own else {"anchor_age_s": found.age_s, **details},
-    )
-
-
-def _fit_field(
-    prediction: Prediction,
-    points: SparseDepth,
-    usable: NDArray[np.bool_],
-    labels: NDArray[np.integer] | None,
-    image: NDArray[np.uint8] | None,
-    config: FitConfig,
-    state: FieldState | None,
-    depth_range_m: tuple[float, float],
-    ablation: FieldAblation,
-    refiner: Refiner | None,
-) -> FitResult:
-    """The residual field, which is one fit of the image: one row of evidence, label 0."""
-    z = points.depth[usable]
-    rows, cols = points.rows[usable], points.cols[usable]
-    age_s = points.age_s[usable]
-    answer = solve(
-        prediction,
-        rows,
-        cols,
-        z,
-        age_s,
-        labels,
-        image,
-        config.field,
-        state,
-        noise_m=points.noise_m[usable],
-        threads=config.threads,
-        ablation=ablation,
-        refiner=refiner,
-    )
-    depth, (nearest, farthest) = answer.depth, depth_range_m
-    np.clip(depth, np.float32(nearest), np.float32(farthest), out=depth)
-    inlier = np.zeros(len(points), dtype=bool)
-    inlier[usable] = answer.outlier < 0.5
-    residual = np.full(len(points), np.nan, np.float32)
-    residual[usable] = z - depth[rows, cols]
-    table = np.zeros(1, REGION_FIT_DTYPE)
-    table["status"] = RegionStatus.OK
-    table["points"] = len(z)
-    table["inliers"] = np.count_nonzero(inlier)
-    table["scale"], table["shift"] = answer.details["scale"], answer.details["shift"]
-    table["residual"] = np.sqrt(np.mean(residual[inlier] ** 2)) if inlier.any() else np.nan
-    return FitResult(
-        depth=depth,
-        std=answer.std,
-        regions=table,
-        point_inlier=inlier,
-        point_residual=residual,
-        status=FitStatus.OK,
-        message=_field_message(answer, len(points), len(z)),
-        details=answer.details,
-    )
-
-
-def _fit_network(
-    prediction: Prediction,
-    points: SparseDepth,
-    config: FitConfig,
-    depth_range_m: tuple[float, float],
-    left_out: AnswerWithout | None,
-) -> FitResult:
-    """The network's own metres: one row of evidence, label 0, without parameters."""
-    usable = _usable(points, prediction.values, depth_range_m)
-    if not np.isfinite(prediction.values).any() or not prediction.is_metric:
-        nowhere = Regions.of(None, points.rows[:0], points.cols[:0])
-        result = _without_points(prediction, points, nowhere, config.rules(depth_range_m))
-        if not np.isfinite(prediction.values).any():
-            return result
-        message = (
-            f"The network gives {prediction.kind}, no metres, so there is no depth: use another"
-            " fit.method, or a network that gives metres."
-        )
-        return replace(result, status=FitStatus.NO_PREDICTION, message=message)
-    if left_out is not None:
-        which, given = left_out.which[usable], left_out.given[usable]
-        left_out = AnswerWithout(left_out.prediction, which, given)
-    z, rows, cols = points.depth[usable], points.rows[usable], points.cols[usable]
-    answer = network_answer(
-        prediction, rows, cols, z, depth_range_m, config.field.max_extrapolation, left_out
-    )
-    calibrated, std = "coverage" in answer.details, answer.std
-    if not calibrated and config.unanchored_s:
-        std = answer.depth * np.float32((PRIOR_FACTOR - 1) / NORMAL_95)
-    residual = np.full(len(points), np.nan, np.float32)
-    residual[usable] = z - answer.depth[rows, cols]
-    bound = np.full(len(points), np.nan, np.float32)
-    bound[usable] = np.float32(INLIER_STDS) * std[rows, cols]
-    inlier = np.abs(residual) <= bound
-    table = np.zeros(1, REGION_FIT_DTYPE)
-    table["status"] = RegionStatus.OK
-    table["points"] = len(z)
-    table["inliers"] = np.count_nonzero(inlier)
-    for name in (*PARAMETERS, "residual"):
-        table[name] = np.nan
-    if inlier.any():
-        table["residual"] = np.sqrt(np.mean(residual[inlier] ** 2))
-    judges = answer.details["judged by"]
-    message = f"The network's own metres, judged by {judges} points"
-    if calibrated:
-        message += f": their mean error is {answer.details['left_out_error']:.1%}."
-    else:
-        message += ", which are too few for an interval"
-        wide = f": it is that of unchecked ones, {PRIOR_FACTOR - 1:.0%}."
-        message += wide if config.unanchored_s else "."
-    return FitResult(
-        depth=answer.depth,
-        std=std,
-        regions=table,
-        point_inlier=inlier,
-        point_residual=residual,
-        status=FitStatus.OK if calibrated else FitStatus.NETWORK_METRES,
-        message=message,
-        details=answer.details,
-    )
-
-
-def too_few_points(image: tuple[int, int], points: SparseDepth, needed: int) -> FitResult:
-    """The result of a frame with too few points for a completion network: no depth anywhere."""
-    nothing: NDArray[np.float32] = np.full(image, np.nan, np.float32)
-    return FitResult(
-        depth=nothing,
-        std=nothing.copy(),
-        regions=np.zeros(0, REGION_FIT_DTYPE),
-        point_inlier=np.zeros(len(points), dtype=bool),
-        point_residual=np.full(len(points), np.nan, np.float32),
-        status=FitStatus.TOO_FEW_POINTS,
-        message=(
-            f"{len(points)} points fall into fewer than the {needed} pixels of the network's input"
-            " that it needs, so there is no depth: check the points' topic, time stamps and"
-            " calibration, or use a network without points and method field."
-        ),
-    )
-
-
-def _field_message(answer: Field, given: int, used: int) -> str:
-    text = f"{used} points" if used == given else f"{used} of {given} points"
-    details = answer.details
-    message = f"Base fit in {details['base']} space and residual field of {text}"
-    if "leave_one_out" in details:
-        rejected = int(np.count_nonzero(answer.outlier >= 0.5))
-        message += f", {rejected} rejected; left-out error {details['leave_one_out']:.1%}"
-    return message + "."
 
 
 def usable_points(
@@ -555,87 +354,3 @@ def _usable(
     usable = usable_points(points, (height, width), depth_range_m)
     usable[usable] = np.isfinite(relative[rows[usable], cols[usable]])
     return usable
-
-
-def _without_points(
-    prediction: Prediction, points: SparseDepth, regions: Regions, rules: Rules
-) -> FitResult:
-    """No usable point: a metric network's own metres, or nothing."""
-    depth: NDArray[np.float32] = np.full(prediction.shape, np.nan, np.float32)
-    reason = "No point was measured"
-    if len(points):
-        reason = (
-            f"None of {len(points)} points could be used (outside the image, outside "
-            f"{rules.min_depth_m:g} to {rules.max_depth_m:g} m or where the network is silent)"
-        )
-    status = FitStatus.NO_POINTS
-    if not np.isfinite(prediction.values).any():
-        status = FitStatus.NO_PREDICTION
-        message = (
-            "The network gave no number anywhere, so there is no depth; "
-            "check the model and its input."
-        )
-    elif prediction.is_metric:
-        status = FitStatus.NETWORK_METRES
-        depth = prediction.metric_depth()
-        message = f"{reason}: the depth is the network's own metres, checked by nothing."
-    else:
-        message = (
-            f"{reason} and the network gives no metres, so there is no depth; "
-            "check the points' topic, time stamps and calibration."
-        )
-    count = len(regions.present)
-    rows = np.zeros(count, REGION_FIT_DTYPE)
-    rows["label"] = np.arange(count)
-    rows["status"] = RegionStatus.UNKNOWN
-    for name in (*PARAMETERS, "residual"):
-        rows[name] = np.nan
-    return FitResult(
-        depth=depth,
-        std=np.full(prediction.shape, np.nan, np.float32),
-        regions=rows[regions.present],
-        point_inlier=np.zeros(len(points), dtype=bool),
-        point_residual=np.full(len(points), np.nan, np.float32),
-        status=status,
-        message=message,
-    )
-
-
-def _result(
-    points: SparseDepth,
-    usable: NDArray[np.bool_],
-    regions: Regions,
-    table: SurfaceTable,
-    depth: NDArray[np.float32],
-    std: NDArray[np.float32],
-    status: FitStatus,
-) -> FitResult:
-    residual = np.full(len(points), np.nan, np.float32)
-    residual[usable] = points.depth[usable] - depth[points.rows[usable], points.cols[usable]]
-    limit = np.full(len(points), np.nan, np.float32)
-    floor = MIN_RELATIVE_STD * points.depth[usable]
-    limit[usable] = INLIER_STDS * np.fmax(table.rows["residual"][regions.of_point], floor)
-    rows = table.rows[regions.present]
-    return FitResult(
-        depth=depth,
-        std=std,
-        regions=rows,
-        point_inlier=np.abs(residual) <= limit,
-        point_residual=residual,
-        status=status,
-        message=_message(rows, len(points), int(np.count_nonzero(usable)), status),
-    )
-
-
-def _message(rows: NDArray[np.void], given: int, used: int, status: FitStatus) -> str:
-    used_text = f"{used} points" if used == given else f"{used} of {given} points"
-    if status is FitStatus.NO_PREDICTION:
-        return f"The network gave no relative depth above zero at any of {used_text}: no depth."
-    if status is FitStatus.MEDIAN_SCALE:
-        return (
-            f"{used_text} are too few for this method: one scale for the whole image; "
-            "give more points or lower min_points."
-        )
-    counts = np.bincount(rows["status"], minlength=len(RegionStatus))
-    parts = [f"{counts[kind]} {text}" for kind, text in _REGION_TEXTS.items() if counts[kind]]
-    return f"{len(rows)} regions fitted to {used_text}: {', '.join(parts)}."

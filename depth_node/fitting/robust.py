@@ -24,7 +24,7 @@ def median(values: NDArray[Any]) -> float:
     return (float(parted[:middle].max()) + float(parted[middle])) / 2
 
 
-def quantile(values: NDArray[np.float64], probability: float) -> float:
+def quantile(values: NDArray[np.floating], probability: float) -> float:
     """As np.quantile of (n,) values without NaN, linear between two of them."""
     place = probability * (len(values) - 1)
     below = int(place)
@@ -49,4 +49,4 @@ def weighted_quantile(
     order = np.argsort(values)
     cumulative_weight = np.cumsum(weight[order])
     rank = np.searchsorted(cumulative_weight, probability * cumulative_weight[-1])
-    return float(values[order][min(rank, len(values) - 1)])
+    return float(values[order[min(rank, len(values) - 1)]])

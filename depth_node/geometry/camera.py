@@ -30,7 +30,9 @@ _COEFFICIENTS = {"pinhole": (0,), "plumb_bob": (4, 5, 8, 12, 14), "equidistant":
 # such an artefact of the fit; a stronger one ends the range of the model.
 _POLE_DISPLACEMENT = 0.03
 _LARGEST_RADIUS = 20.0  # tan(87 degrees): nothing further out is seen by a camera with a plane
-_FOCAL_SIDES = (1e-3, 1e5)  # focal lengths that there are, in sides of the image: telescopes too
+# Focal lengths that there are, in sides of the image: fisheyes (.16 shows a whole turn) and
+# telescopes. A K that was divided by an image's size is below (2 / 320).
+_FOCAL_SIDES = (7e-3, 1e5)
 _CENTRE_SIDES = 1e3  # a region of a larger image may lie off its lens's axis, but not that far
 _RAY_TOLERANCE_PX = 0.05  # a ray is given where the model maps it back to its pixel this closely
 
@@ -133,6 +135,11 @@ class Camera:
         if k.size != 9:
             raise ValueError(f"camera matrix K has {k.size} values: it must have nine (3x3)")
         k = k.reshape(3, 3)
+        if k[2, :2].any() or k[2, 2] not in (0.0, 1.0):  # some leave the last one out
+            raise ValueError(
+                f"camera matrix K ends with {', '.join(f'{value:g}' for value in k[2])}, where it"
+                " must end with 0, 0, 1: publish it row by row, fx, 0, cx, 0, fy, cy, 0, 0, 1"
+            )
         if k[0, 0] > 0 and abs(k[0, 1]) > 1e-6 * k[0, 0]:
             raise ValueError(
                 f"camera matrix K has skew {k[0, 1]:g}: only skew 0 is supported; rectify the image"

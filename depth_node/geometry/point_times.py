@@ -62,6 +62,25 @@ def split_name(name: str) -> tuple[str, str]:
     return (match[1], _SUFFIXES[match[2]]) if match else (name.lower(), "")
 
 
+def joined(
+    seconds: npt.NDArray[np.generic], rest: npt.NDArray[np.generic], unit: str
+) -> npt.NDArray[np.int64] | None:
+    """(N,) nanoseconds of a time that is told in two numbers: whole seconds, and what is beyond.
+
+    unit: of the second number. None where the first are no whole seconds: then each tells a time
+    by itself.
+    """
+    whole = seconds.astype(np.float64)
+    # Seconds beyond these are none; NaN is none either.
+    if not (np.abs(whole) < 1e10).all() or (whole % 1).any():
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):
+        beyond = rest.astype(np.float64) * (_UNITS_S[unit] * 1e9)
+    if not (np.abs(beyond) <= 1e9).all():
+        return None
+    return whole.astype(np.int64) * 1_000_000_000 + np.rint(beyond).astype(np.int64)
+
+
 def seconds_from_stamp(
     values: npt.NDArray[np.generic], name: str, stamp_ns: int
 ) -> npt.NDArray[np.float32] | None:
@@ -109,6 +128,15 @@ def _absolute(
                 f" are {finest_s:g} s apart: let the driver publish them as FLOAT64"
             )
     offset = values.astype(np.float64)
+    if (
+        factor > _FINEST_S
+        and not (offset % 1).any()
+        and (offset * (factor * 1e9) != stamp_ns).any()
+    ):
+        raise UnknownTimesError(
+            f"field {name!r} of the points holds whole seconds, which tell the points of a scan not"
+            " apart: let the driver publish their times with nanoseconds"
+        )
     offset -= stamp_ns / (1e9 * factor)
     offset *= factor
     return _kept(offset.astype(np.float32))

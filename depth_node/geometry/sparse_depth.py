@@ -212,7 +212,32 @@ def project_points(
     if points.ndim < 2 or points.shape[-1] != 3:
         raise ValueError(f"points have shape {points.shape}: give (N, 3) metres (x, y, z)")
     points = points.reshape(-1, 3)
-    given = len(points)
+    in_camera, source, counts = _in_range(points, T_camera_lidar, config)
+    rows, cols, inside = _pixels(in_camera, camera)
+    depth, source = in_camera[inside, 2].astype(np.float32), source[inside]
+    nearest, hidden = _nearest_of_each_pixel(rows, cols, depth, camera, config)
+    kept = nearest[~hidden] if hidden.any() else nearest
+    return SparseDepth(
+        rows[kept].astype(np.int32),
+        cols[kept].astype(np.int32),
+        depth[kept],
+        _of_points(age_s, source[kept]),
+        replace(
+            counts,
+            outside=len(in_camera) - len(rows),
+            duplicate=len(rows) - len(nearest),
+            occluded=len(nearest) - len(kept),
+            used=len(kept),
+        ),
+        _of_points(noise_m, source[kept]),
+    )
+
+
+def _in_range(
+    points: FloatArray, T_camera_lidar: npt.NDArray[np.float64], config: ProjectionConfig
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp], ProjectionCounts]:
+    """(M, 3) m in the camera, of the points (N, 3) in front of it and in range, and which these
+    are; counted are the others."""
     with np.errstate(invalid="ignore"):  # a signalling NaN, as misread bytes may be one
         x, y, z = np.ascontiguousarray(points.T, dtype=np.float64)
     rotation, shift = T_camera_lidar[:3, :3], T_camera_lidar[:3, 3]
@@ -225,7 +250,6 @@ def project_points(
     front = valid & (depth > 0)
     in_range = front & (depth >= config.min_depth_m) & (depth <= config.max_depth_m)
     source = np.flatnonzero(in_range)
-
     x, y, z = x[source], y[source], z[source]
     in_camera = np.empty((len(source), 3))
     for row in (0, 1):
@@ -233,18 +257,39 @@ def project_points(
             rotation[row, 0] * x + rotation[row, 1] * y + rotation[row, 2] * z + shift[row]
         )
     in_camera[:, 2] = depth[source]
+    n_valid, n_front = int(valid.sum()), int(front.sum())
+    counts = ProjectionCounts(
+        given=len(points),
+        invalid=len(points) - n_valid,
+        behind=n_valid - n_front,
+        out_of_range=n_front - len(source),
+    )
+    return in_camera, source, counts
+
+
+def _pixels(
+    in_camera: npt.NDArray[np.float64], camera: Camera
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Rows and columns (M,) of the points (N, 3) inside the image, and which these are (N,)."""
     # Columns and rows apart: what lies side by side is worked on together.
     u, v = np.ascontiguousarray(camera.project(in_camera).T)
     with np.errstate(invalid="ignore"):
         # the same as floor(u + 0.5) in 0 .. width - 1; NaN compares false
         inside = (u >= -0.5) & (u < camera.width - 0.5)
         inside &= (v >= -0.5) & (v < camera.height - 0.5)
-    n_inside = int(np.count_nonzero(inside))
-    if n_inside < len(inside):
-        source, u, v = source[inside], u[inside], v[inside]
-    rows, cols = np.floor(v + 0.5).astype(np.int64), np.floor(u + 0.5).astype(np.int64)
-    depth = depth[source].astype(np.float32)
+    u, v = u[inside], v[inside]
+    return np.floor(v + 0.5).astype(np.int64), np.floor(u + 0.5).astype(np.int64), inside
 
+
+def _nearest_of_each_pixel(
+    rows: npt.NDArray[np.int64],
+    cols: npt.NDArray[np.int64],
+    depth: npt.NDArray[np.float32],
+    camera: Camera,
+    config: ProjectionConfig,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The nearest (M,) of the points (N,) of every pixel, row by row, and which of them (M,) are
+    hidden."""
     # The z-buffer holds the part of the image that the points reach: scan lines seldom fill it. It
     # is padded to the right and below for the windows of _hidden.
     pad = config.occlusion_radius_px if config.drop_occluded else 0
@@ -254,35 +299,11 @@ def project_points(
     cell = (rows - top) * z_buffer.shape[1] + (cols - left)
     flat = z_buffer.reshape(-1)
     np.minimum.at(flat, cell, depth)
-    kept = _one_of_each(cell, np.flatnonzero(depth == flat.take(cell)))  # depths may be equal
-    duplicate = n_inside - len(kept)
-
-    occluded = 0
-    if config.drop_occluded and len(kept):
-        hidden = _hidden(z_buffer, cell[kept], depth[kept], pad, config.occlusion_ratio)
-        occluded = int(np.count_nonzero(hidden))
-        if occluded:
-            kept = kept[~hidden]
-    rows, cols, depth, source = rows[kept], cols[kept], depth[kept], source[kept]
-
-    n_valid, n_front, n_range = int(valid.sum()), int(front.sum()), int(in_range.sum())
-    return SparseDepth(
-        rows.astype(np.int32),
-        cols.astype(np.int32),
-        depth,
-        _of_points(age_s, source),
-        ProjectionCounts(
-            given=given,
-            invalid=given - n_valid,
-            behind=n_valid - n_front,
-            out_of_range=n_front - n_range,
-            outside=n_range - n_inside,
-            duplicate=duplicate,
-            occluded=occluded,
-            used=len(depth),
-        ),
-        _of_points(noise_m, source),
-    )
+    nearest = _one_of_each(cell, np.flatnonzero(depth == flat.take(cell)))  # depths may be equal
+    if not config.drop_occluded or not len(nearest):
+        return nearest, np.zeros(len(nearest), bool)
+    hidden = _hidden(z_buffer, cell[nearest], depth[nearest], pad, config.occlusion_ratio)
+    return nearest, hidden
 
 
 def _one_of_each(

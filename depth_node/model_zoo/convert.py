@@ -164,7 +164,9 @@ def convert(
             os.replace(path, target)
             fp16_manifest.save(manifest_path(target))
         except OSError as error:
-            raise ConvertError(f"{target} cannot be written ({error.strerror})") from error
+            raise ConvertError(
+                f"{target} cannot be written ({error.strerror}): make room, or name another --out"
+            ) from error
     return Converted(target, fp16_manifest, converted, comparison, (_size(source), _size(target)))
 
 

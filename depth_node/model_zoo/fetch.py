@@ -181,7 +181,9 @@ def fetch(
     try:
         record.save(folder)
     except OSError as error:
-        raise FetchError(f"{folder / RECORD} cannot be written ({error.strerror})") from error
+        raise FetchError(
+            f"{folder / RECORD} cannot be written ({error.strerror}): make room, and fetch again"
+        ) from error
     return Fetched(folder / entry.main, _manifest(entry, folder, commit, size, output_name), record)
 
 

@@ -74,7 +74,9 @@ class FrameFolders:
             (part / "intrinsics.json").write_text(text + "\n", encoding="utf-8")
             made = part
         except OSError as error:
-            raise FrameError(f"{part} cannot be written ({error.strerror}).") from None
+            raise FrameError(
+                f"{part} cannot be written ({error.strerror}): make room, or name another --out."
+            ) from None
         finally:
             unfinished.finish(made)
         self.count += 1

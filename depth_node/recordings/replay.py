@@ -362,26 +362,24 @@ def panel(
     labels = next(
         (one.labels for one in (result, *results.values()) if one.labels is not None), None
     )
-    return panels.frame_images(
-        frame.input.image,
-        frame.input.camera,
-        result.sparse.rows,
-        result.sparse.cols,
-        result.sparse.depth,
-        result.rejected,
-        labels,
-        result.prediction.relative_depth(),
-        result.depth,
-        result.std,
-        result.gates.believed_depth(),
-        truth=truth,
-        heading=heading,
-        subheading=subheading,
-        method=called[own],
-        relative_caption=f"the network alone ({result.prediction.kind.replace('_', ' ')})",
-        regions_caption="" if result.labels is not None else f"not used by {called[own]}",
-        numbers=numbers,
-    )
+    cards: list[panels.ImageCard | panels.TableCard] = [
+        *panels.frame_cards(
+            frame.input.image,
+            frame.input.camera,
+            result.sparse,
+            result.rejected,
+            labels,
+            result.prediction.relative_depth(),
+            result.gates,
+            truth=truth,
+            method=called[own],
+            relative_caption=f"the network alone ({result.prediction.kind.replace('_', ' ')})",
+            regions_caption="" if result.labels is not None else f"not used by {called[own]}",
+        )
+    ]
+    if numbers is not None:
+        cards.append(numbers)
+    return panels.FrameImages(heading, subheading, tuple(cards))
 
 
 class RunFolder:

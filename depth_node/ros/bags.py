@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.frame import FrameInput, Origin, SourcePoints
+from depth_node.frame import FrameInput, Origin
 from depth_node.geometry.camera import Camera, is_rectified
-from depth_node.geometry.echoes import Echo
-from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform, transform
+from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform
 from depth_node.geometry.rolling_shutter import RollingShutter
-from depth_node.geometry.scan_buffer import ScanBuffer
-from depth_node.geometry.scan_motion import ages, moved_scan, noise
+from depth_node.geometry.scan_buffer import Scan, ScanBuffer
+from depth_node.geometry.seen_points import Exposure, SeenPoints, SensorKind
 from depth_node.geometry.sparse_depth import project_points
 from depth_node.geometry.transform_tree import TransformError, TransformTree
 from depth_node.pipeline import DepthPipeline
@@ -37,7 +36,7 @@ from depth_node.recordings.files import one_line, reason_of
 from depth_node.recordings.held_out import Sampling, hold_out_points
 from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
-from depth_node.ros.diagnostics import body_frame_hint
+from depth_node.ros.diagnostics import body_frame_hint, none_in_image
 from depth_node.ros.extrinsics import NoTransformError
 from depth_node.ros.lidar import SourceClock, SourceKey, clock_sentence
 
@@ -249,8 +248,8 @@ class Bag:
     def _other_size(self, found: messages.OtherSizeError, camera: Camera) -> str:
         return (
             f"{self.topics.image} is {found.width}x{found.height} but {self.topics.camera_info}"
-            f" {camera.width}x{camera.height}: name the camera_info that belongs to the image with"
-            " --camera-info-topic."
+            f" {camera.width}x{camera.height} by its size, binning and roi:"
+            " name the camera_info that belongs to the image with --camera-info-topic."
         )
 
     def _observation(
@@ -263,62 +262,55 @@ class Bag:
     ) -> FrameInput:
         image = self._image(message, camera)
         camera_frame = message.header.frame_id
-        found = []
-        each: list[SourcePoints] = []
-        echoes: list[Echo] = []
         since = self._motion(camera_frame, stamp) if self.world_frame else None
-        # Points that have moved are worse than fewer points: one turn, unless asked for more.
-        limit = self.scans_per_image or (0 if since is None else None)
-        for source in sorted(sources):
-            registered, echoing = source[0] == self.topics.depth, source[0] == self.topics.range
-            once = 1 if echoing else self.scans_per_image or 1
-            chosen = scans.nearest(stamp, source, once if registered or echoing else limit)
-            share = self._noise.get(source[0], 0.0)
-            offset_s = sources[source].offset_s()
-            if offset_s is not None and SourceClock.refuses(offset_s, len(chosen)):
-                setting = "" if registered else "give --lidar-time-offset"
-                self.left_out.add(
-                    clock_sentence(source[1], offset_s, self.lidar_time_offset_s, setting),
-                    kind=f"scans of {one_line(source[0], 100)}",
-                    damaged=False,
-                )
+        readout_s = self.camera_readout_time_s
+        shutter = RollingShutter(camera, readout_s) if readout_s > 0 else None
+        seen = SeenPoints(Exposure(stamp, since, shutter))
+        for key in sorted(sources):
+            kind = self._kind(key)
+            limit = seen.exposure.most_scans(kind, self.scans_per_image)
+            chosen = scans.nearest(stamp, key, limit)
+            if self._clock_differs(key, kind, sources[key], chosen):
                 continue
             for scan in chosen:
-                stated = (
-                    self._registration(camera_frame, source[1])
-                    if registered
-                    else self._extrinsics(camera_frame, source[1], stamp)
+                T = (
+                    self._registration(camera_frame, key[1])
+                    if kind is SensorKind.DEPTH_IMAGE
+                    else self._extrinsics(camera_frame, key[1], stamp)
                 )
-                seen, lag_s = (scan.points, stated), (scan.stamp_ns - stamp) * 1e-9
-                if since is not None:
-                    try:
-                        seen, lag_s = moved_scan(scan, stated, since), 0.0
-                        if self.camera_readout_time_s > 0 and not registered:
-                            shutter = RollingShutter(camera, self.camera_readout_time_s)
-                            seen = shutter.seen(*seen, stamp, since), seen[1]
-                    except TransformError as error:
-                        raise self._no_transform(error, self.world_frame, camera_frame) from None
-                age_s = ages(scan, stamp)
-                if echoing:
-                    echoes.append(Echo.of(*seen, share, float(age_s[0])))
-                    continue
-                if scan.stamp_ns == chosen[0].stamp_ns and not share and scan.noise_m is None:
-                    each.append(SourcePoints("/".join(source), *seen, stated, lag_s))
-                found.append((seen[0], age_s, seen[1], noise(scan, share)))
+                try:
+                    placed = seen.exposure.by_rows(seen.exposure.moved(scan, T), kind)
+                except TransformError as error:
+                    raise self._no_transform(error, self.world_frame, camera_frame) from None
+                share, nearest = self._noise.get(key[0], 0.0), scan.stamp_ns == chosen[0].stamp_ns
+                seen.add(scan, placed, T, "/".join(key), kind, share, nearest)
         pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
-        if len(found) == 1:
-            points, age_s, T_camera_lidar, noise_m = found[0]
-        else:
-            in_camera = [transform(T, points).astype(np.float32) for points, _, T, _ in found]
-            none = np.empty((0, 3), np.float32)
-            age_s = np.concatenate([none[:, 0], *(age_s for _, age_s, _, _ in found)])
-            noise_m = np.concatenate([none[:, 0], *(noise_m for *_, noise_m in found)])
-            points, T_camera_lidar = np.concatenate([none, *in_camera]), np.eye(4)
+        points, T_camera_lidar, age_s, noise_m = seen.joined()
         self._look_at_frames(points, T_camera_lidar, camera, camera_frame)
         return FrameInput(
             image, camera, points, T_camera_lidar, age_s, stamp, pose, noise_m=noise_m,
-            sources=tuple(each), echoes=tuple(echoes),
+            sources=tuple(seen.sources), echoes=tuple(seen.echoes),
         )  # fmt: skip
+
+    def _kind(self, key: SourceKey) -> SensorKind:
+        if key[0] == self.topics.depth:
+            return SensorKind.DEPTH_IMAGE
+        return SensorKind.RANGE if key[0] == self.topics.range else SensorKind.LIDAR
+
+    def _clock_differs(
+        self, key: SourceKey, kind: SensorKind, clock: SourceClock, scans: Sequence[Scan]
+    ) -> bool:
+        """Whether scans are not used since their clock is not the image's; counted as left out."""
+        offset_s = clock.offset_s()
+        if offset_s is None or not SourceClock.refuses(offset_s, len(scans)):
+            return False
+        setting = "" if kind is SensorKind.DEPTH_IMAGE else "give --lidar-time-offset"
+        self.left_out.add(
+            clock_sentence(key[1], offset_s, self.lidar_time_offset_s, setting),
+            kind=f"scans of {one_line(key[0], 100)}",
+            damaged=False,
+        )
+        return True
 
     def _look_at_frames(
         self,
@@ -329,9 +321,12 @@ class Bag:
     ) -> None:
         """Say so where the points miss the image as if a frame had other axes, until they hit."""
         if not self._frames_fit and len(points):
-            used = len(project_points(points, T_camera_lidar, camera))
+            sparse = project_points(points, T_camera_lidar, camera)
+            used = len(sparse)
             hint = body_frame_hint(points, T_camera_lidar, camera, used, camera_frame)
             self._frames_fit = not hint and used > 0
+            if not used:
+                hint = hint or none_in_image(sparse.counts)
             if hint:
                 self.left_out.add(hint, kind="scans beside the image", damaged=False)
 
@@ -388,12 +383,12 @@ class Bag:
             with np.errstate(all="ignore"):
                 rectified = is_rectified(self.topics.image, message, self.rectified)
                 camera: Camera = messages.camera_of(message, rectified)
-                stereo = messages.stereo_warning(message, rectified)
+                doubt = messages.calibration_warning(message, rectified)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
-        if stereo and count:
+        if doubt and count:
             kind = f"parts of {one_line(self.topics.camera_info, 100)}"
-            self.left_out.add(stereo, kind=kind, damaged=False)
+            self.left_out.add(doubt, kind=kind, damaged=False)
         return camera
 
     def _scan(self, topic: str, message: Any, camera: Camera) -> messages.LidarScan:
@@ -527,7 +522,7 @@ class Bag:
         hint = f" (transforms of {bad} were skipped, as they cannot be)" if bad else ""
         cure = (
             "leave --world-frame out, or record its TF too"
-            if self.world_frame in (target, source)
+            if self.world_frame and self.world_frame in (target, source)
             else "give the extrinsics with --t-camera-lidar"
         )
         return _UnusableError(f"its TF: {error}{hint}: {cure}.", damaged=False)
@@ -553,6 +548,8 @@ def _of_a_camera(topics: list[str]) -> list[str]:
     def hints(name: str) -> bool:
         return any(word in name.lower() for word in _NOT_A_IMAGE)
 
+    # What a recorder of everything finds beside /camera/image_raw are the same images again.
+    topics = [topic for topic in topics if topic.rpartition("/")[0] not in topics]
     whole = [topic for topic in topics if not hints(topic)]
     if whole:
         return whole

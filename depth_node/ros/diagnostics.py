@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from depth_node.fitting import FitStatus
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import transform
 
 if TYPE_CHECKING:
     from rclpy.node import Node
+
+    from depth_node.geometry.sparse_depth import ProjectionCounts
+    from depth_node.pipeline import DepthResult
+    from depth_node.ros.lidar import LidarPoints
 
 _IMAGE, _COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _CURES = {
@@ -83,3 +88,58 @@ def body_frame_hint(
         " frame, so let the driver stamp images with the optical frame (x right, y down, z"
         " forward), or correct T_camera_lidar"
     )
+
+
+def frame_trouble(
+    points: LidarPoints, result: DepthResult, camera: Camera, camera_frame: str
+) -> tuple[str, str]:
+    """What keeps the depth of an image from being as good as it could: a sentence, and which kind
+    of trouble it is; "" for none. points: what `result` was computed from."""
+    trouble, kind = _lidar_trouble(points, result, camera, camera_frame)
+    if result.fit.status == FitStatus.UNANCHORED:
+        return f"{result.fit.message} {trouble}".strip(), "unanchored"
+    if trouble:
+        return trouble, kind
+    if result.fit.status != FitStatus.OK:
+        return result.fit.message, f"fit {result.fit.status}"
+    return result.message, "regions"
+
+
+def _lidar_trouble(
+    points: LidarPoints, result: DepthResult, camera: Camera, camera_frame: str
+) -> tuple[str, str]:
+    used = len(result.sparse)
+    if points.trouble:
+        return points.trouble, points.kind
+    hint = body_frame_hint(points.points, points.T_camera_lidar, camera, used, camera_frame)
+    if hint:
+        return hint, "body frame"
+    if len(points.points) and not used:
+        return none_in_image(result.sparse.counts), "outside"
+    if points.echoes and not used:
+        return (
+            f"none of {len(points.echoes)} echoes on `range` can be used: the whole cone must"
+            " be in the image, and the network no completion network; check its TF and"
+            " field_of_view",
+            "echoes",
+        )
+    return "", ""
+
+
+def none_in_image(counts: ProjectionCounts) -> str:
+    """The sentence on points of which not one is used: where they went, and what to look at."""
+    where = "check T_camera_lidar or the TF tree"
+    losses = {
+        "not finite": (counts.invalid, "check the LiDAR, which measures nothing"),
+        "behind the camera": (counts.behind, where),
+        "out of range": (
+            counts.out_of_range,
+            "check that points and transforms are in metres, not millimetres, and"
+            " projection.min_depth_m and max_depth_m",
+        ),
+        "outside": (counts.outside, where),
+        "hidden": (counts.occluded, where),
+    }
+    lost = ", ".join(f"{count} {why}" for why, (count, _) in losses.items() if count)
+    _, cure = max(losses.values(), key=lambda item: item[0])
+    return f"none of {counts.given} LiDAR points is in the image: {lost}; {cure}"

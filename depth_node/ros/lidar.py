@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,10 +16,9 @@ from sensor_msgs.msg import Image, LaserScan, PointCloud2, Range
 
 from depth_node.frame import SourcePoints
 from depth_node.geometry.echoes import Echo
-from depth_node.geometry.rigid import transform
 from depth_node.geometry.rolling_shutter import RollingShutter
-from depth_node.geometry.scan_buffer import ScanBuffer
-from depth_node.geometry.scan_motion import ages, moved_scan, noise
+from depth_node.geometry.scan_buffer import Scan, ScanBuffer
+from depth_node.geometry.seen_points import Exposure, SeenPoints, SensorKind
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError
 from depth_node.ros.messages import (
     LidarScan,
@@ -90,6 +89,14 @@ class LidarPoints:
     sources: tuple[SourcePoints, ...] = ()
     noise_m: float | npt.NDArray[np.float32] = 0.0
     echoes: tuple[Echo, ...] = ()
+
+
+class _UnusableSourceError(Exception):
+    """Why the scans of a source are not used, and which kind of trouble that is."""
+
+    def __init__(self, sentence: str, kind: str) -> None:
+        super().__init__(sentence)
+        self.sentence, self.kind = sentence, kind
 
 
 class SourceClock:
@@ -257,74 +264,74 @@ class LidarInput:
         that reads its rows one after the other; needs motion.
         """
         clocks = self._take_in(stamp_ns, arrival_s, moving=motion is not None)
-        found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]] = []
-        ages_s: list[npt.NDArray[np.float32]] = []
-        noises_m: list[npt.NDArray[np.float32]] = []
-        sources: list[SourcePoints] = []
-        echoes: list[Echo] = []
         since = None if motion is None else motion.until(camera_frame, stamp_ns)
-        trouble, kind = "", ""
-        limit = self.scans_per_image or (0 if motion is None else None)
+        seen = SeenPoints(Exposure(stamp_ns, since, shutter))
+        trouble = "", ""
         for key, offset_s in clocks.items():
-            frame = key[1]
-            registered, echoing = key[0] in self.registered, key[0] in self.echoing
-            # Each depth image shows all that the one before it did, and each echo is of all its
-            # cone.
-            once = 1 if echoing else self.scans_per_image or 1
-            scans = self._buffer.nearest(stamp_ns, key, once if registered or echoing else limit)
-            if offset_s is not None and SourceClock.refuses(offset_s, len(scans)):
-                # The setting is for LiDARs, not for a depth image.
-                setting = "" if registered else "set lidar_time_offset_s to"
-                trouble = clock_sentence(frame, offset_s, self.time_offset_s, setting)
-                kind = "clock"
-                continue
-            if not scans:
-                continue
-            if registered and frame.lstrip("/") != camera_frame.lstrip("/"):
-                trouble, kind = not_registered(frame, camera_frame), "registration"
-                continue
+            limit = seen.exposure.most_scans(self._kind(key), self.scans_per_image)
+            scans = self._buffer.nearest(stamp_ns, key, limit)
             try:
-                T = np.eye(4) if registered else self.extrinsics.find(camera_frame, frame, stamp_ns)
+                T = self._pose(key, offset_s, scans, camera_frame, stamp_ns)
+                trouble = self._add(seen, scans, key, T) or trouble
+            except _UnusableSourceError as error:
+                trouble = error.sentence, error.kind
+        if not seen and not trouble[0]:
+            trouble = self._why_none(stamp_ns, list(clocks))
+        points, T, age_s, noise_m = seen.joined()
+        sources, echoes = tuple(seen.sources), tuple(seen.echoes)
+        return LidarPoints(points, T, age_s, *trouble, sources, noise_m, echoes)
+
+    def _kind(self, key: SourceKey) -> SensorKind:
+        if key[0] in self.registered:
+            return SensorKind.DEPTH_IMAGE
+        return SensorKind.RANGE if key[0] in self.echoing else SensorKind.LIDAR
+
+    def _pose(
+        self,
+        key: SourceKey,
+        offset_s: float | None,
+        scans: Sequence[Scan],
+        camera_frame: str,
+        stamp_ns: int,
+    ) -> npt.NDArray[np.float64]:
+        """T_camera_lidar (4, 4) of the scans of a source. Raises _UnusableSourceError."""
+        frame, registered = key[1], self._kind(key) is SensorKind.DEPTH_IMAGE
+        if offset_s is not None and SourceClock.refuses(offset_s, len(scans)):
+            # The setting is for LiDARs, not for a depth image.
+            setting = "" if registered else "set lidar_time_offset_s to"
+            sentence = clock_sentence(frame, offset_s, self.time_offset_s, setting)
+            raise _UnusableSourceError(sentence, "clock")
+        if registered and scans and frame.lstrip("/") != camera_frame.lstrip("/"):
+            raise _UnusableSourceError(not_registered(frame, camera_frame), "registration")
+        if registered or not scans:
+            return np.eye(4)
+        try:
+            return self.extrinsics.find(camera_frame, frame, stamp_ns)
+        except NoTransformError as error:
+            raise _UnusableSourceError(str(error), "transform") from None
+
+    def _add(
+        self,
+        seen: SeenPoints,
+        scans: Sequence[Scan],
+        key: SourceKey,
+        T: npt.NDArray[np.float64],
+    ) -> tuple[str, str] | None:
+        """Add the scans of a source; what is unknown of the motion, and that this is the kind."""
+        trouble, kind = None, self._kind(key)
+        share, name = self.relative_noise.get(key[0], 0.0), "/".join(key)
+        for scan in scans:
+            nearest = scan.stamp_ns == scans[0].stamp_ns
+            placed = seen.exposure.as_measured(scan, T)
+            try:
+                placed = seen.exposure.moved(scan, T)
+                placed = seen.exposure.by_rows(placed, kind)
             except NoTransformError as error:
-                trouble, kind = str(error), "transform"
-                continue
-            for scan in scans:
-                seen, lag_s = (scan.points, T), (scan.stamp_ns - stamp_ns) * 1e-9
-                if since is not None:
-                    try:
-                        seen, lag_s = moved_scan(scan, T, since), 0.0
-                        # A registered depth image is where its camera's rows saw it.
-                        if shutter is not None and not registered:
-                            seen = shutter.seen(*seen, stamp_ns, since), seen[1]
-                    except NoTransformError as error:
-                        trouble, kind = str(error), "motion"
-                        if scan.stamp_ns != scans[0].stamp_ns and not self.scans_per_image:
-                            continue
-                share = self.relative_noise.get(key[0], 0.0)
-                if echoing:
-                    echoes.append(Echo.of(*seen, share, float(ages(scan, stamp_ns)[0])))
+                trouble = str(error), "motion"
+                if not nearest and not self.scans_per_image:
                     continue
-                # The edges of radar echoes and landmarks do not tell where their sensor is.
-                if scan.stamp_ns == scans[0].stamp_ns and not share and scan.noise_m is None:
-                    sources.append(SourcePoints("/".join(key), *seen, T, lag_s))
-                found.append(seen)
-                noises_m.append(noise(scan, share))
-                ages_s.append(ages(scan, stamp_ns))
-        if not found:
-            empty = np.empty((0, 3), np.float32)
-            if not trouble and not echoes:
-                trouble, kind = self._why_none(stamp_ns, list(clocks))
-            return LidarPoints(empty, np.eye(4), empty[:, 0], trouble, kind, echoes=tuple(echoes))
-        if len(found) == 1:
-            return LidarPoints(
-                *found[0], ages_s[0], trouble, kind, tuple(sources), noises_m[0], tuple(echoes)
-            )
-        in_camera = np.concatenate([transform(T, points) for points, T in found])
-        joined = np.concatenate(ages_s)
-        noise_m = np.concatenate(noises_m)
-        return LidarPoints(
-            in_camera, np.eye(4), joined, trouble, kind, tuple(sources), noise_m, tuple(echoes)
-        )
+            seen.add(scan, placed, T, name, kind, share, nearest)
+        return trouble
 
     def clear(self) -> None:
         """Forget every scan and every source."""

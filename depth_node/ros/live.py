@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -158,6 +159,21 @@ class Live:
     report: dict[str, Any] = field(default_factory=dict)
 
 
+def free_domain(domains: range) -> int:
+    """A ROS domain of these in which nobody on this machine talks; any of them if all are taken.
+
+    The first participant of a domain listens on UDP port 7410 + 250 domain (DDSI-RTPS 2.3, 9.6.1).
+    The search begins at another domain in each process.
+    """
+    start = os.getpid() % len(domains)
+    candidates = [*domains[start:], *domains[:start]]
+    for domain in candidates:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener, suppress(OSError):
+            listener.bind(("", 7410 + 250 * domain))
+            return domain
+    return candidates[0]
+
+
 def environment(folder: Path) -> dict[str, str]:
     """A ROS of our own: this machine only, a domain of our own, Fast DDS, logs in our folder."""
     unwanted = ("ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER",
@@ -166,7 +182,7 @@ def environment(folder: Path) -> dict[str, str]:
     for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
         env[name] = str(FAST_DDS_PROFILE)  # the older and the newer name
     env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    env["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+    env["ROS_DOMAIN_ID"] = str(free_domain(range(1, 51)))
     env["RMW_IMPLEMENTATION"] = "rmw_fastrtps_cpp"
     env["ROS_LOG_DIR"] = str(folder / "ros_log")
     env["PYTHONUNBUFFERED"] = "1"

@@ -38,6 +38,7 @@ from depth_node.geometry.point_times import (
     LONGEST_SCAN_S,
     TIME_FIELDS,
     UnknownTimesError,
+    joined,
     seconds_from_stamp,
     split_name,
 )
@@ -99,6 +100,7 @@ NOISE_FIELDS = ("std", "stddev", "range_std", "rangeSTD")
 
 _UNTYPED = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8"}  # OpenCV's order, as cv_bridge has it
 _PLAIN_NUMBERS = re.compile(r"^(8|16|32|64)[USF]C\d*$")
+_WIDEST_SCAN_RAD = 4 * np.pi  # some drivers repeat a part of the turn; degrees are 57 times more
 _MOST_DEPTH_POINTS = 20_000  # of a depth image; more change nothing but the time of the fit
 _FIELD_TYPES = {
     PointField.INT8: "i1",
@@ -304,8 +306,9 @@ def check_size(width: int, height: int, size: tuple[int, int]) -> None:
     """Raises OtherSizeError unless an image has the size that camera_info says."""
     if (width, height) != size:
         raise OtherSizeError(
-            f"the image is {width}x{height} but camera_info is for {size[0]}x{size[1]}: let both"
-            " come from one driver at one size, or remap camera_info to the one of this image",
+            f"the image is {width}x{height} but camera_info is for {size[0]}x{size[1]} by its size,"
+            " binning and roi: let both come from one driver at one size, or remap camera_info to"
+            " the one of this image",
             width,
             height,
         )
@@ -352,6 +355,14 @@ def _convert(pixels: npt.NDArray[Any], code: int, name: str) -> npt.NDArray[np.u
 
 def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
     """(N, 3) float32 metres of the fields named x, y, z, wherever they lie; NaN stays NaN."""
+    height, width = message.height, message.width
+    if height == 0 or width == 0:
+        if len(message.data):
+            raise MessageError(
+                f"point cloud of {width}x{height} points has {len(message.data)} bytes of data; set"
+                " width and height in the publisher (height is 1 for points without order)"
+            )
+        return np.empty((0, 3), np.float32)
     fields = {field.name: field for field in message.fields}
     kinds: list[str] = []
     for name in "xyz":
@@ -369,9 +380,6 @@ def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
         kinds.append(kind)
     _check_apart([(field, kinds["xyz".index(field.name)]) for field in message.fields
                   if field.name in ("x", "y", "z")])  # fmt: skip
-    height, width = message.height, message.width
-    if height == 0 or width == 0:
-        return np.empty((0, 3), np.float32)
     if message.row_step < width * message.point_step:
         raise MessageError(
             f"point cloud row_step is {message.row_step} bytes, but {width} points of"
@@ -455,15 +463,36 @@ def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
         if split_name(field.name)[0] not in TIME_FIELDS:
             continue
         try:
-            kind = _field_kind(message, field)
-            values = _column(message, field, kind).reshape(-1)
-            native = values.astype(kind[1:], copy=False)
+            values, name = _times(message, field)
             stamp = stamp_ns(message.header.stamp)
-            offset_s = seconds_from_stamp(native, brief(field.name), stamp)
+            offset_s = seconds_from_stamp(values, brief(name), stamp)
             return LidarScan(points, offset_s, noise_m=noise_m)
         except (MessageError, UnknownTimesError) as error:
             unknown = unknown or str(error)
     return LidarScan(points, None, unknown, noise_m)
+
+
+def _times(message: PointCloud2, field: PointField) -> tuple[npt.NDArray[Any], str]:
+    """The numbers (N,) of a time field and its name; seconds and nanoseconds that are told in two
+    fields (stamp_sec and stamp_nsec) are joined. Raises MessageError.
+    """
+    base, unit = split_name(field.name)
+    if unit:
+        for other in message.fields:
+            other_base, other_unit = split_name(other.name)
+            if other_base == base and "s" in {unit, other_unit} and other_unit not in ("", unit):
+                first, second = (field, other) if unit == "s" else (other, field)
+                parts = _native(message, first), _native(message, second)
+                together = joined(*parts, other_unit if unit == "s" else unit)
+                if together is not None:
+                    return together, f"{base}_ns"
+    return _native(message, field), field.name
+
+
+def _native(message: PointCloud2, field: PointField) -> npt.NDArray[Any]:
+    """A field (N,) in this machine's order of bytes. Raises MessageError."""
+    kind = _field_kind(message, field)
+    return _column(message, field, kind).reshape(-1).astype(kind[1:], copy=False)
 
 
 def _declared_noise(message: PointCloud2) -> npt.NDArray[np.float32] | None:
@@ -566,20 +595,43 @@ def scan_message_to_points(message: LaserScan) -> npt.NDArray[np.float32]:
             f"laser scan with angle_min {numbers[0]}, angle_increment {numbers[1]}, range_min"
             f" {numbers[2]}, range_max {numbers[3]} has no meaning; correct the driver"
         )
+    rays = len(message.ranges)
+    span = abs(numbers[1]) * (rays - 1)
+    if rays > 1 and not 0 < span <= _WIDEST_SCAN_RAD:
+        raise MessageError(
+            f"laser scan of {rays} rays {numbers[1]:g} rad apart spans {span:g} rad, which no"
+            " scanner does; publish angle_min and angle_increment in radians"
+        )
     return scan_to_points(np.frombuffer(message.ranges, np.float32), *numbers)
 
 
-def stereo_warning(info: CameraInfo, rectified: bool) -> str:
-    """A sentence if a rectified image's camera_info is of a stereo pair in a way that is not used.
+def calibration_warning(info: CameraInfo, rectified: bool) -> str:
+    """What of a camera_info looks wrong or is not used, in a sentence; "" where nothing does.
 
-    Depth is published in the image's own frame, with R the identity and P without an offset.
+    A principal point beside the image is of another size of image: a part of an image says so by
+    its roi. Of a rectified image the camera is P, without R and without the offset of a stereo
+    pair, and depth is published in the image's own frame.
     """
-    if not rectified:
-        return ""
+    parts = []
+    p = [float(value) for value in info.p]
+    k = [p[0], p[2], p[5], p[6]] if rectified and p[0] > 0 else [info.k[i] for i in (0, 2, 4, 5)]
+    beside = not (-0.5 <= k[1] <= info.width and -0.5 <= k[3] <= info.height)
+    if beside and not (info.roi.width and info.roi.height):
+        parts.append(
+            f"the principal point of camera_info ({k[1]:.6g}, {k[3]:.6g}) lies beside its image of"
+            f" {info.width}x{info.height}, as that of another size of image would: the points fall"
+            " on wrong pixels then; publish the calibration of this size, or set roi for a part of"
+            " a larger image"
+        )
+    if rectified:
+        parts += _stereo_warnings(info, p)
+    return "; ".join(parts)
+
+
+def _stereo_warnings(info: CameraInfo, p: list[float]) -> list[str]:
     R: npt.NDArray[np.float64] = np.array(info.r, np.float64).reshape(3, 3)
     turned = np.isfinite(R).all() and R.any()
     angle = np.degrees(np.arccos(np.clip((np.trace(R) - 1) / 2, -1, 1))) if turned else 0.0
-    p = [float(value) for value in info.p]
     parts = []
     if p[0] > 0 and np.hypot(p[3], p[7]) > 1e-6 * p[0]:
         metres = float(np.hypot(p[3] / p[0], p[7] / p[0]))
@@ -594,7 +646,7 @@ def stereo_warning(info: CameraInfo, rectified: bool) -> str:
             " not used: T_camera_lidar, or TF of the image's frame_id, must be that of the"
             " rectified image"
         )
-    return "; ".join(parts)
+    return parts
 
 
 def camera_of(info: CameraInfo, rectified: bool = False) -> Camera:

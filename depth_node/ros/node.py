@@ -31,7 +31,6 @@ from depth_node.config import ConfigError
 from depth_node.engine.opening import summary
 from depth_node.engine.preprocess import resize_image
 from depth_node.engine.sharing import Opener
-from depth_node.fitting import FitStatus
 from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera, is_rectified
 from depth_node.geometry.rolling_shutter import RollingShutter
@@ -40,7 +39,7 @@ from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.ros import messages
 from depth_node.ros.bond import ManagerBond
-from depth_node.ros.diagnostics import body_frame_hint, type_mismatch
+from depth_node.ros.diagnostics import frame_trouble, type_mismatch
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
 from depth_node.ros.extrinsics_watch import LiveWatch
 from depth_node.ros.ground import Ground, ObstacleView
@@ -76,6 +75,7 @@ INPUTS = ("image", "camera_info", "points", "scan", "landmarks", "depth", "range
 
 _CLOSE_TIMEOUT_S = 30.0
 _FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
+_INSTALL_TF = "install tf2_ros (apt install ros-$ROS_DISTRO-tf2-ros-py)"
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -282,7 +282,7 @@ class DepthNode(GuardedLifecycleNode):
         topics = {full_name(self, name): "publisher" for name in OUTPUTS}
         topics |= {self.resolve_topic_name(name): "subscription" for name in INPUTS}
         wrong, foreign = self._settings.unknown(topics)
-        sentences = [*self._settings.problems.values(), *wrong, *self._shared_topics()]
+        sentences = [*self._settings.problems.values(), *wrong, *self._topic_clashes()]
         if foreign:
             self.get_logger().warning(foreign)
         if sentences:
@@ -290,7 +290,7 @@ class DepthNode(GuardedLifecycleNode):
         if not self._settings.config.model.path:
             raise ConfigError("model.path is empty: name an .onnx file, or embedded")
 
-    def _shared_topics(self) -> list[str]:
+    def _topic_clashes(self) -> list[str]:
         """A sentence for each input whose topic is that of another one, or an output."""
         used = ("image", "camera_info", *self._settings.config.lidar_sources)
         topics = {name: self.resolve_topic_name(name) for name in INPUTS if name in used}
@@ -381,42 +381,35 @@ class DepthNode(GuardedLifecycleNode):
 
     def _make_extrinsics(self, config: NodeConfig) -> Extrinsics:
         fixed = config.fixed_extrinsics()
-        source: TransformSource | None = None
+        source = None
         if fixed is None:
-            try:
-                source = self.make_transform_source()
-            except ImportError as error:
-                raise ConfigError(
-                    "nothing says where the LiDAR is: set the parameter T_camera_lidar (16 numbers,"
-                    " row by row) or install tf2_ros (apt install ros-jazzy-tf2-ros-py) and publish"
-                    f" the transform ({error})"
-                ) from error
+            source = self._transforms(
+                "nothing says where the LiDAR is: set the parameter T_camera_lidar (16 numbers, row"
+                f" by row), or {_INSTALL_TF} and publish the transform"
+            )
         return Extrinsics(fixed, source, config.tf_tolerance_s)
 
     def _make_motion(self, config: NodeConfig) -> CameraMotion | None:
         if not config.world_frame:
             return None
-        try:
-            source = self.make_transform_source()
-        except ImportError as error:
-            raise ConfigError(
-                "world_frame needs TF: install tf2_ros (apt install ros-jazzy-tf2-ros-py) or empty"
-                f" world_frame ({error})"
-            ) from error
+        source = self._transforms(f"world_frame needs TF: {_INSTALL_TF}, or empty world_frame")
         return CameraMotion(config.world_frame, source, config.tf_tolerance_s)
 
     def _make_ground(self, config: NodeConfig) -> Ground:
-        source: TransformSource | None = None
+        source = None
         if config.obstacles.base_frame:
-            try:
-                source = self.make_transform_source()
-            except ImportError as error:
-                raise ConfigError(
-                    "obstacles.base_frame needs TF: install tf2_ros (apt install"
-                    " ros-jazzy-tf2-ros-py), or empty it and set obstacles.camera_height_m"
-                    f" ({error})"
-                ) from error
+            source = self._transforms(
+                f"obstacles.base_frame needs TF: {_INSTALL_TF}, or empty it and set"
+                " obstacles.camera_height_m"
+            )
         return Ground(config.obstacles, source, config.tf_tolerance_s, self.warn_throttled)
+
+    def _transforms(self, refusal: str) -> TransformSource:
+        """TF. Raises ConfigError without it; refusal: what needs it, and the cure."""
+        try:
+            return self.make_transform_source()
+        except ImportError as error:
+            raise ConfigError(f"{refusal} ({error})") from error
 
     def make_transform_source(self) -> TransformSource:
         """Where transforms come from without T_camera_lidar. ImportError without tf2_ros."""
@@ -704,9 +697,9 @@ class DepthNode(GuardedLifecycleNode):
             )
         topic = self.resolve_topic_name("image")
         rectified = is_rectified(topic, info, config.image_rectified)
-        stereo = messages.stereo_warning(info, rectified)
-        if stereo:
-            self.warn_throttled("stereo", stereo)
+        doubt = messages.calibration_warning(info, rectified)
+        if doubt:
+            self.warn_throttled("calibration", doubt)
         return messages.camera_of(info, rectified)
 
     def _wanted(self, camera: Camera) -> set[str]:
@@ -736,31 +729,8 @@ class DepthNode(GuardedLifecycleNode):
         if messages.stamp_ns(pending.message.header.stamp):
             behind_s = (self.get_clock().now().nanoseconds - pending.stamp_ns) * 1e-9
             stamp_ms = behind_s * 1e3 if 0 <= behind_s < _FOREIGN_CLOCK_S else None
-        fit, used = result.fit, len(result.sparse)
-        trouble, kind = points.trouble, points.kind
-        if not trouble:
-            frame = pending.message.header.frame_id
-            trouble, kind = (
-                body_frame_hint(points.points, points.T_camera_lidar, camera, used, frame),
-                "body frame",
-            )
-        if not trouble and len(points.points) and not used:
-            losses = _describe_losses(result)
-            trouble = f"none of {len(points.points)} LiDAR points is in the image: {losses}"
-            kind = "outside"
-        if not trouble and points.echoes and not used:
-            trouble = (
-                f"none of {len(points.echoes)} echoes on `range` can be used: the whole cone must"
-                " be in the image, and the network no completion network; check its TF and"
-                " field_of_view"
-            )
-            kind = "echoes"
-        if fit.status == FitStatus.UNANCHORED:
-            trouble, kind = f"{fit.message} {trouble}".strip(), "unanchored"
-        if not trouble and fit.status != FitStatus.OK:
-            trouble, kind = fit.message, f"fit {fit.status}"
-        if not trouble:
-            trouble, kind = result.message, "regions"
+        frame = pending.message.header.frame_id
+        trouble, kind = frame_trouble(points, result, camera, frame)
         if trouble:
             self.warn_throttled(f"trouble {kind}", trouble)
         record = frame_record(
@@ -831,19 +801,6 @@ def _forward_logs(logger: Any) -> Iterator[None]:
 
 def _kind(error: BaseException) -> str:
     return type(error).__name__
-
-
-def _describe_losses(result: DepthResult) -> str:
-    counts = result.sparse.counts
-    fates = {
-        "not finite": counts.invalid,
-        "behind the camera": counts.behind,
-        "out of range": counts.out_of_range,
-        "outside": counts.outside,
-        "hidden": counts.occluded,
-    }
-    losses = ", ".join(f"{count} {fate}" for fate, count in fates.items() if count)
-    return f"{losses}; check T_camera_lidar or the TF tree"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -322,17 +322,21 @@ class Scene:
         t = self._room_exit(origin, rotation, rays)
         primitive = np.zeros(len(t), np.int32)
         turns, starts = self._in_primitives(origin, rotation)
-        everyone = np.arange(len(t))
         for index in range(1, len(self._kind)):
-            chosen: NDArray[np.intp] = everyone
-            if pixels is not None and boxes is not None:
-                r0, r1, c0, c1 = boxes[index]
-                if r1 <= r0 or c1 <= c0:
-                    continue
-                rows, columns = pixels
-                inside = (rows >= r0 - 1) & (rows <= r1) & (columns >= c0 - 1) & (columns <= c1)
-                chosen = np.flatnonzero(inside)
-            entry = _entry(int(self._kind[index]), starts[index], turns[index] @ rays[:, chosen])
+            kind, start, turn = int(self._kind[index]), starts[index], turns[index]
+            if pixels is None or boxes is None:
+                entry = _entry(kind, start, turn @ rays)
+                nearer = entry < t
+                np.copyto(t, entry, where=nearer)
+                primitive[nearer] = index
+                continue
+            r0, r1, c0, c1 = boxes[index]
+            if r1 <= r0 or c1 <= c0:
+                continue
+            rows, columns = pixels
+            inside = (rows >= r0 - 1) & (rows <= r1) & (columns >= c0 - 1) & (columns <= c1)
+            chosen = np.flatnonzero(inside)
+            entry = _entry(kind, start, turn @ rays[:, chosen])
             nearer = entry < t[chosen]
             t[chosen[nearer]] = entry[nearer]
             primitive[chosen[nearer]] = index
@@ -651,20 +655,23 @@ def camera_path(scene: Scene, n: int, seed: int = 0) -> F64:
     if n < 1:
         raise ValueError(f"A camera path needs at least one pose, not {n}.")
     rng = np.random.default_rng(seed)
-    best: F64 = np.empty((0, 4, 4))
+    best: F64 = np.empty((0, 2, 3))
     best_score = -math.inf
     for _ in range(24):
-        path = _loop(scene, rng, n)
-        free = scene.contains(path[:, :3, 3], 0.15).mean()
-        depth = np.stack([scene.probe(_PROBE, pose)[0] for pose in path[:: max(n // 12, 1)]])
+        loop = _loop(scene, rng, n)
+        free = scene.contains(loop[:, 0], 0.15).mean()
+        looks = loop[:: max(n // 12, 1)]
+        depth = np.stack([scene.probe(_PROBE, look_at(*aim))[0] for aim in looks])
         score = 6 * free + min(float(depth.min()), 0.6) + 0.15 * float(np.median(depth))
         if score > best_score:
-            best, best_score = path, score
-    return best
+            best, best_score = loop, score
+    return np.stack([look_at(*aim) for aim in best])
 
 
 def _loop(scene: Scene, rng: np.random.Generator, n: int) -> F64:
-    """A closed ellipse at the height of a hand-held camera that looks past the middle."""
+    """Positions and targets (n, 2, 3): a closed ellipse at the height of a hand-held camera that
+    looks past the middle.
+    """
     half = scene.room.half
     phase = 2 * math.pi * (np.arange(n) / n) + rng.uniform(0, 2 * math.pi)
     reach = rng.uniform(0.35, 0.75, 2) * (half[:2] - 0.3)
@@ -674,4 +681,4 @@ def _loop(scene: Scene, rng: np.random.Generator, n: int) -> F64:
     far = -0.45 * half[:2]
     level = np.full(n, rng.uniform(0.4, 0.9))
     target = np.stack([far[0] * np.cos(lead), far[1] * np.sin(lead), level], axis=1)
-    return np.stack([look_at(p, t) for p, t in zip(position, target, strict=True)])
+    return np.stack([position, target], axis=1)

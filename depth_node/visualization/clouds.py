@@ -81,8 +81,8 @@ def top_view(
     low_enough = points[:, 1] > -0.25 * np.median(points[:, 2])
     if low_enough.mean() > 0.2:
         points, colours = points[low_enough], colours[low_enough]
-    reach = 1.06 * float(np.quantile(points[:, 2], 0.995))
-    half_width = 1.06 * float(np.quantile(np.abs(points[:, 0]), 0.99))
+    reach = max(1.06 * float(np.quantile(points[:, 2], 0.995)), _LEAST_EXTENT)
+    half_width = max(1.06 * float(np.quantile(np.abs(points[:, 0]), 0.99)), _LEAST_EXTENT)
     foot = 26 * over
     per_metre = min((height * over - foot) / reach, width * over / 2 / half_width)
     origin = np.array([width * over / 2, height * over - foot])

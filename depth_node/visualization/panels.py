@@ -16,7 +16,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from depth_node.gates import Gates
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.visualization.clouds import point_cloud_view, top_view
 from depth_node.visualization.colours import (
     ACCENT,
@@ -231,97 +233,90 @@ class FrameImages:
         return paths
 
 
-def frame_images(
+def frame_cards(
     image: npt.NDArray[Any],
     camera: Camera,
-    rows: npt.NDArray[Any],
-    cols: npt.NDArray[Any],
-    points_depth: npt.NDArray[Any],
+    points: SparseDepth,
     rejected: npt.NDArray[Any],
     labels: npt.NDArray[Any] | None,
     relative: npt.NDArray[Any],
-    depth: npt.NDArray[Any],
-    std: npt.NDArray[Any],
-    believed: npt.NDArray[Any],
+    gates: Gates,
     *,
     truth: npt.NDArray[Any] | None = None,
-    heading: str,
-    subheading: str = "",
     method: str = "",
-    relative_caption: str = "",
+    relative_caption: str = "prediction of the network, without metres",
     regions_caption: str = "",
-    numbers: TableCard | None = None,
-) -> FrameImages:
+) -> list[ImageCard]:
     """The cards of one frame.
 
-    image (H, W, 3) RGB; rows, cols, points_depth (N,): the metric points, pixels and metres;
-    rejected (N,) bool: outliers of the fit, marked by crosses; labels (H, W), None without regions;
-    relative (H, W): relative depth, large = far; depth, std, truth (H, W) metres; believed (H, W):
-    depth, NaN where it does not pass the gates (depth_node.gates). Without truth the standard
-    deviation is shown instead of the error.
+    image (H, W, 3) RGB; points: N metric ones; rejected (N,) bool: outliers of the fit, marked by
+    crosses; labels (H, W), None without regions; relative (H, W): relative depth, large = far;
+    gates: depth, its std and what of it may be believed; truth (H, W) metres. Without truth the
+    standard deviation is shown instead of the error.
     """
+    depth, believed = gates.depth, gates.believed_depth()
+    few_pass = np.isfinite(believed).sum() <= MIN_BELIEVED * np.isfinite(depth).sum()
+    trusted = depth if few_pass else believed
+    scale = depth_scale(trusted, points.depth, *([] if truth is None else [truth]))
     if labels is None:
         labels = np.zeros(depth.shape, np.int32)
-    gated = np.isfinite(believed).sum() > MIN_BELIEVED * np.isfinite(depth).sum()
-    trusted = believed if gated else depth
-    scale = depth_scale(trusted, points_depth, *([] if truth is None else [truth]))
-    answered = 100.0 * float(np.isfinite(depth).mean())
-    lidar = points_on_image(image, rows, cols, points_depth, scale)
-    lidar_caption = f"{len(rows)} metric points"
-    if rejected.any():
-        lidar = draw_crosses(lidar, rows[rejected], cols[rejected])
-        lidar_caption += f", {np.count_nonzero(rejected)} rejected (red crosses)"
-    cards: list[ImageCard | TableCard] = [
+    regions = f"{int(labels.max(initial=0))} regions"
+    deviation = deviation_scale(gates.std)
+    deviation_card = ImageCard(
+        "Standard deviation",
+        colour_map(gates.std, deviation),
+        "standard deviation stated by the method",
+        deviation,
+    )
+    cards = [
         ImageCard("Camera image", image, f"{image.shape[1]} x {image.shape[0]} px"),
-        ImageCard("LiDAR on image", lidar, lidar_caption, scale),
+        _points_card(image, points, rejected, scale),
         ImageCard(
             "Regions",
             colour_regions(labels, image),
-            ", ".join(filter(None, (f"{int(labels.max(initial=0))} regions", regions_caption))),
+            ", ".join(filter(None, (regions, regions_caption))),
         ),
         ImageCard(
             "Relative depth",
             colour_map(relative, relative_scale(relative)),
-            relative_caption or "prediction of the network, without metres",
+            relative_caption,
             relative_scale(relative),
         ),
         ImageCard(
             "Metric depth",
             colour_map(depth, scale),
-            f"method {method}, {answered:.0f} % of the pixels answered",
+            f"method {method}, {100 * np.isfinite(depth).mean():.0f} % of the pixels answered",
             scale,
         ),
+        deviation_card if truth is None else _error_card(depth, truth, image),
     ]
-    deviation = deviation_scale(std)
-    deviation_card = ImageCard(
-        "Standard deviation",
-        colour_map(std, deviation),
-        "standard deviation stated by the method",
-        deviation,
-    )
-    cards.append(deviation_card if truth is None else _error_card(depth, truth, image))
-    span = 2 if truth is None else 1
-    cards.append(
-        ImageCard(
-            "Point cloud",
-            point_cloud_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=span)),
-            "metric depth in 3-D from beside and above, "
-            + ("what passes the gates" if gated else "all pixels, as few pass the gates"),
-            columns=span,
-        )
-    )
-    cards.append(
-        ImageCard(
-            "Seen from above",
-            top_view(trusted, image, camera, *cloud_size(image.shape[:2], columns=1)),
-            "floor plan in the camera's axes, camera in yellow",
-        )
-    )
-    if truth is not None:
-        cards.append(deviation_card)
-    if numbers is not None:
-        cards.append(numbers)
-    return FrameImages(heading, subheading, tuple(cards))
+    shown = "all pixels, as few pass the gates" if few_pass else "what passes the gates"
+    cards += _cloud_cards(image, camera, trusted, shown, columns=2 if truth is None else 1)
+    return cards if truth is None else [*cards, deviation_card]
+
+
+def _points_card(
+    image: npt.NDArray[Any], points: SparseDepth, rejected: npt.NDArray[Any], scale: Scale
+) -> ImageCard:
+    drawn = points_on_image(image, points.rows, points.cols, points.depth, scale)
+    caption = f"{len(points)} metric points"
+    if rejected.any():
+        drawn = draw_crosses(drawn, points.rows[rejected], points.cols[rejected])
+        caption += f", {np.count_nonzero(rejected)} rejected (red crosses)"
+    return ImageCard("LiDAR on image", drawn, caption, scale)
+
+
+def _cloud_cards(
+    image: npt.NDArray[Any], camera: Camera, depth: npt.NDArray[Any], shown: str, columns: int
+) -> list[ImageCard]:
+    size = image.shape[:2]
+    view = point_cloud_view(depth, image, camera, *cloud_size(size, columns=columns))
+    caption = f"metric depth in 3-D from beside and above, {shown}"
+    plan = top_view(depth, image, camera, *cloud_size(size, columns=1))
+    return [
+        ImageCard("Point cloud", view, caption, columns=columns),
+        ImageCard("Seen from above", plan, "floor plan in the camera's axes, camera in yellow"),
+    ]
 
 
 def _error_card(

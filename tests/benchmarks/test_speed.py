@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from depth_node.benchmarks import speed
-from depth_node.fitting import FitConfig, fit
+from depth_node.fitting import FitConfig
+from tests.helpers.fits import fit
 
 
 @pytest.mark.slow

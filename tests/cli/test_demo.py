@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import queue
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,15 @@ def test_the_environment_of_the_processes_stays_on_this_machine(
     monkeypatch.setenv("ROS_DOMAIN_ID", "0")
     env = live.environment(tmp_path)
     assert env["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
-    assert 1 <= int(env["ROS_DOMAIN_ID"]) <= 100
+    assert 1 <= int(env["ROS_DOMAIN_ID"]) <= 50
     assert "ROS_LOCALHOST_ONLY" not in env
     assert Path(env["FASTRTPS_DEFAULT_PROFILES_FILE"]).read_text().startswith("<?xml")
+
+
+def test_a_domain_in_which_somebody_talks_is_left_to_them() -> None:
+    first = live.free_domain(range(90, 93))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talker:
+        talker.bind(("", 7410 + 250 * first))
+        others = {live.free_domain(range(90, 93)) for _ in range(3)}
+        assert first not in others and others <= {90, 91, 92}
+        assert live.free_domain(range(first, first + 1)) == first, "better there than nowhere"

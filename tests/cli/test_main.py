@@ -108,7 +108,7 @@ def helped(parser: argparse.ArgumentParser) -> int:
 
 
 def test_every_command_can_say_how_it_is_used() -> None:
-    assert helped(main._parser()) > 10
+    assert helped(main.parser()) > 10
 
 
 def test_parameters_page_comes_from_the_code(capsys: pytest.CaptureFixture[str]) -> None:

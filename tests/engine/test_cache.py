@@ -17,7 +17,7 @@ import pytest
 
 from depth_node.engine import EngineError
 from depth_node.engine.cache import EngineCache, Identity
-from tests.helpers.mutation import mutants
+from tests.helpers.mutation import mutants, put
 from tests.helpers.refusals import refusal
 
 IDENTITY = Identity(
@@ -215,10 +215,10 @@ def test_mutants_of_a_cache_entry(cache: EngineCache, count: int) -> None:
     paths = (made.path, made.path.with_suffix(".json"))
     whole = [path.read_bytes() for path in paths]
     for number, content in mutants(whole[1], count):
-        paths[0].write_bytes(whole[0])
-        paths[1].write_bytes(content)
+        put(paths[0], whole[0])
+        put(paths[1], content)
         if number % 4 == 0:
-            paths[0].write_bytes(next(mutants(whole[0], 1, number))[1])
+            put(paths[0], next(mutants(whole[0], 1, number))[1])
         assert all(type(entry["key"]) is str for entry in cache.entries())
         found, reason = cache._read(IDENTITY)
         assert (found is not None and found.plan == whole[0]) or reason.isprintable(), number

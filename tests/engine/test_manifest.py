@@ -17,7 +17,7 @@ from depth_node.inference import open_engine
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
 from tests.helpers.manifests import refusal, rewrite
-from tests.helpers.mutation import assert_sentence, bounded, mutants
+from tests.helpers.mutation import assert_sentence, bounded, mutants, put
 from tests.test_config import BAD_YAML
 
 
@@ -152,12 +152,13 @@ def test_mutants_of_a_manifest(model: Path, count: int) -> None:
     with bounded(seconds=60 * count / 300, megabytes=60):
         for number, mutant in mutants(path.read_bytes(), count):
             other = path.with_name("mutant.yaml")
-            other.write_bytes(mutant)
+            put(other, mutant)
             try:
                 read = Manifest.load(other)
             except EngineError as error:
                 assert_sentence(error)
             else:
+                other.unlink()
                 read.save(other)
                 assert Manifest.load(other) == read, number
 

@@ -87,6 +87,12 @@ def test_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         shipped_refiner.__wrapped__()
 
 
+def test_it_cannot_be_forgotten(room: Room) -> None:
+    """A field without it is a plausible answer to another question."""
+    with pytest.raises(TypeError, match="refiner"):
+        fit(weak(room), measure(room, 50), image=room.image, config=FIELD)  # type: ignore[call-arg]
+
+
 def test_maps_of_another_version_are_told(refiner: FieldRefiner) -> None:
     with pytest.raises(EngineError, match=r"fit\.field\.refine"):
         refiner(np.zeros((CHANNELS + 1, 16, 16), np.float32))

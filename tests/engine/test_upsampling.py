@@ -170,3 +170,12 @@ def test_every_rule_of_resizing_keeps_edges(resize: str) -> None:
     np.testing.assert_array_equal(np.isfinite(kept), known)
     errors = [np.abs(each - disparity)[known].mean() for each in (kept, plain)]
     assert errors[0] < 0.7 * errors[1]
+
+
+def test_an_image_that_cannot_be_written_to_is_read() -> None:
+    """As those of a bag are."""
+    depth, image = scene()
+    small = network(depth, 3, 1.0)
+    frozen = image.copy()
+    frozen.flags.writeable = False
+    assert np.array_equal(enlarged(small, frozen), enlarged(small, image))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from depth_node.fitting import FitConfig, FitStatus, fit
+from depth_node.fitting import FitConfig, FitStatus
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
+from tests.helpers.fits import fit
 
 HEIGHT, WIDTH = 48, 64
 

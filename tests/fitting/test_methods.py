@@ -15,16 +15,12 @@ import pytest
 from depth_node import fitting
 from depth_node.benchmarks import speed
 from depth_node.config import ConfigError
-from depth_node.fitting import (
-    FitConfig,
-    FitStatus,
-    RegionStatus,
-    fit,
-)
+from depth_node.fitting import FitConfig, FitStatus, RegionStatus
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
 from depth_node.regions import label_maps
+from tests.helpers.fits import fit
 from tests.helpers.region_scenes import (
     CLASSIC,
     HEIGHT,

@@ -8,15 +8,10 @@ import pytest
 
 from depth_node import fitting
 from depth_node.benchmarks import speed
-from depth_node.fitting import (
-    FitConfig,
-    FitStatus,
-    RegionStatus,
-    fit,
-    region_surfaces,
-)
+from depth_node.fitting import FitConfig, FitStatus, RegionStatus, region_surfaces
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
+from tests.helpers.fits import fit
 from tests.helpers.region_scenes import CLASSIC, SSF, bumpy, cells, sample, truth_of
 
 

@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 
 from depth_node import fitting
-from depth_node.fitting import (
-    FitConfig,
-    fit,
-    surface_maps,
-)
+from depth_node.fitting import FitConfig, surface_maps
 from depth_node.prediction import Prediction
+from tests.helpers.fits import fit
 from tests.helpers.region_scenes import (
     HEIGHT,
     REGION_METHODS,

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.fitting import FitConfig, FitResult, fit
+from depth_node.fitting import FitConfig, FitResult
 from depth_node.fitting.field.base import fit_base
 from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.kernels import kernels
@@ -20,6 +20,7 @@ from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
+from tests.helpers.fits import fit
 
 HEIGHT, WIDTH = 240, 320
 FIELD = FitConfig(method="field")

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.fitting import METHODS, FitConfig, FitResult, fit
+from depth_node.fitting import METHODS, FitConfig, FitResult
 from depth_node.fitting.field.memory import FieldState
 from depth_node.fitting.field.settings import FieldAblation
 from depth_node.geometry.camera import Camera
@@ -30,6 +30,7 @@ from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, proj
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
 from tests.assets.make_frames import HEIGHT, PLANS, SWEPT, T_CAMERA_LIDAR, WIDTH, Frame
+from tests.helpers.fits import fit
 
 STATED = Path(__file__).parents[1] / "assets" / "golden_metrics.json"
 Values = dict[str, Any]

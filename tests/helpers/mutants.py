@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 
 from tests.helpers import REPO
+from tests.helpers.mutation import put
 
 MEMORY = 512 << 20  # bytes on top of what the libraries take
 SECONDS = 5.0  # for one mutant
@@ -260,7 +261,7 @@ def main(form: str, count: int, seed: int, folder: Path) -> dict[str, object]:
     slowest = 0.0
     make = texts if form.endswith(".json") else mutants
     for number, content in enumerate(make(whole, count, seed)):
-        path.write_bytes(content)
+        put(path, content)
         start = time.process_time()
         try:
             read()

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.config import replace
-from depth_node.fitting import FitConfig, fit
+from depth_node.fitting import FitConfig
 from depth_node.fitting.field.memory import FieldState, Pose
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
+from tests.helpers.fits import fit
 
 WIDTH, HEIGHT = 320, 240
 CAMERA = Camera(WIDTH, HEIGHT, 220.0, 220.0, 159.5, 99.5)

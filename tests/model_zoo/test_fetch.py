@@ -27,7 +27,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("rich", reason="rich is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
 from tests.helpers import hub_server
-from tests.helpers.mutation import assert_sentence, bounded, mutants
+from tests.helpers.mutation import assert_sentence, bounded, mutants, put
 from tests.helpers.networks import install, model_bytes
 from tests.helpers.refusals import refusal
 from tests.helpers.tiny_models import save_model
@@ -466,7 +466,7 @@ def test_mutants_of_a_record(ready: registry.RegistryEntry, data: Path, count: i
     content = path.read_bytes()
     with bounded(seconds=30 * count / 300, megabytes=60):
         for number, mutant in mutants(content, count):
-            path.write_bytes(mutant)
+            put(path, mutant)
             record = fetch.Record.load(data / "net")
             assert record is None or all(
                 type(file.bytes) is int and isinstance(file.sha256, str)

@@ -16,7 +16,7 @@ from depth_node.model_zoo import registry
 pytest.importorskip("onnxruntime")
 pytest.importorskip("rich", reason="rich is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
-from tests.helpers.mutation import assert_sentence, bounded, mutants
+from tests.helpers.mutation import assert_sentence, bounded, mutants, put
 from tests.helpers.networks import entry_facts, install
 from tests.helpers.refusals import refusal
 
@@ -88,7 +88,7 @@ def test_mutants_of_the_registry(
     install(facts, tmp_path, monkeypatch)
     with bounded(seconds=60 * count / 150, megabytes=60):
         for _, mutant in mutants(registry.REGISTRY.read_bytes(), count):
-            registry.REGISTRY.write_bytes(mutant)
+            put(registry.REGISTRY, mutant)
             try:
                 entries = registry.registry()
             except EngineError as error:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,11 @@ pytest.importorskip("sensor_msgs", reason="the ROS message packages are not inst
 
 from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 
+from depth_node.fitting import FitStatus
 from depth_node.frame import FrameInput
 from depth_node.geometry.rigid import invert_rigid
 from depth_node.geometry.sparse_depth import project_points
+from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.recordings.frames import is_bag
 from depth_node.recordings.replay import LeftOut
 from depth_node.ros.bags import Bag, BagError, BagTopics
@@ -864,3 +867,72 @@ def test_what_is_no_bag_is_said_so(tmp_path: Path) -> None:
     broken.write_bytes(b"\x89MCAP0\r\n" + bytes(20))
     with pytest.raises(BagError, match="cannot be"):
         read(broken)
+
+
+def test_the_image_is_chosen_before_its_own_transports(tmp_path: Path) -> None:
+    """`ros2 bag record -a` finds /camera/image_raw and what image_transport makes of it."""
+
+    def write(bag: BagWriter) -> None:
+        ordinary(bag)
+        bag.compressed(1.0)
+
+    with Bag(record(tmp_path / "bag", write)) as bag:
+        assert bag.topics.image == "/camera/image_raw"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda points: points * 1000, r"432 out of range; .* metres, not millimetres"),
+        (lambda points: points * np.nan, r"432 not finite; check the LiDAR"),
+        (lambda points: -points, r"432 behind the camera; check T_camera_lidar or the TF tree"),
+    ],
+)
+def test_why_no_point_is_in_an_image_is_told(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], words: str
+) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        bag.info(1.0)
+        bag.cloud(1.0, change(lidar_of(scene()[1])))
+        bag.image(1.0)
+
+    left_out = LeftOut()
+    read(record(tmp_path / "bag", write), left_out=left_out)
+    assert re.search(f"none of 432 LiDAR points is in the image: .*{words}", left_out.first())
+
+
+def test_an_image_without_frame_is_told_the_right_cure(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        bag.info(1.0)
+        bag.cloud(1.0)
+        bag.image(1.0, header=bag.header(1.0, ""))
+
+    with pytest.raises(BagError, match=r"to \(no frame\): give the extrinsics"):
+        read(record(tmp_path / "bag", write))
+
+
+def test_a_file_is_opened_as_what_it_is_and_not_as_it_is_called(tmp_path: Path) -> None:
+    file = next(record(tmp_path / "bag", ordinary, mcap=True).glob("*.mcap"))
+    assert len(read(file.rename(tmp_path / "drive.db3"))) == 3
+
+
+def test_an_image_larger_than_the_network_is_worked_on(tmp_path: Path) -> None:
+    """Images of a bag cannot be written to; the network's map is enlarged with their colours."""
+    image = np.kron(scene()[0], np.ones((4, 4, 1), np.uint8))
+    camera = CAMERA.resized(image.shape[1], image.shape[0])
+
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        k = camera.matrix
+        p = np.hstack([k, np.zeros((3, 1))]).reshape(-1)
+        bag.info(1.0, width=camera.width, height=camera.height, k=k.reshape(-1), p=p)
+        bag.cloud(1.0)
+        size = {"height": camera.height, "width": camera.width, "step": 3 * camera.width}
+        bag.image(1.0, **size, data=image.reshape(-1))
+
+    (frame,) = read(record(tmp_path / "bag", write))
+    with DepthPipeline(PipelineConfig()) as pipeline:
+        result = pipeline.process(frame)
+    assert result.fit.status == FitStatus.OK and result.depth.shape == image.shape[:2]

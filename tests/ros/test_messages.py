@@ -340,6 +340,14 @@ def test_clouds_are_read_by_field_name_in_every_layout(
 
 def test_an_empty_cloud_is_no_error() -> None:
     assert messages.cloud_to_points(cloud(np.zeros((1, 0, 3)))).shape == (0, 3)
+    assert messages.cloud_to_points(PointCloud2()).shape == (0, 3), "a driver that saw nothing"
+
+
+def test_a_cloud_whose_height_was_forgotten_is_not_empty() -> None:
+    message = cloud(np.ones((1, 5, 3)))
+    message.height = 0
+    with pytest.raises(MessageError, match=r"5x0 points has .* set width and height"):
+        messages.cloud_to_points(message)
 
 
 def test_clouds_that_contradict_themselves() -> None:
@@ -385,6 +393,30 @@ def test_laser_scan() -> None:
         messages.scan_message_to_points(scan)
 
 
+@pytest.mark.parametrize(
+    ("increment", "rays", "read"),
+    [
+        (np.radians(0.5), 721, True),  # a turn, its ends twice
+        (-np.radians(1.0), 360, True),
+        (0.0, 1, True),  # one beam
+        (1.0, 360, False),  # degrees
+        (-0.25, 61, False),  # 15 degrees
+        (0.0, 360, False),
+        (3e38, 2, False),
+    ],
+)
+def test_angles_of_a_scan_that_are_no_radians_are_refused(
+    increment: float, rays: int, read: bool
+) -> None:
+    scan = LaserScan(angle_increment=increment, range_min=0.1, range_max=10.0)
+    scan.ranges = [1.0] * rays
+    if read:
+        assert len(messages.scan_message_to_points(scan)) == rays
+    else:
+        with pytest.raises(MessageError, match=f"{rays} rays .* in radians"):
+            messages.scan_message_to_points(scan)
+
+
 def info(**changes: object) -> CameraInfo:
     message = CameraInfo(width=640, height=480, distortion_model="plumb_bob", d=[0.1, 0, 0, 0, 0])
     message.k = [500.0, 0.0, 320.0, 0.0, 510.0, 240.0, 0.0, 0.0, 1.0]
@@ -404,14 +436,28 @@ def test_camera_info() -> None:
 
 def test_what_camera_info_says_of_a_stereo_pair_is_warned_about() -> None:
     message = info()
-    assert messages.stereo_warning(message, rectified=True) == ""
+    assert messages.calibration_warning(message, rectified=True) == ""
     message.p[3] = -40.0
-    assert "second camera of a stereo pair (0.100 m" in messages.stereo_warning(message, True)
-    assert messages.stereo_warning(message, rectified=False) == ""
+    assert "second camera of a stereo pair (0.100 m" in messages.calibration_warning(message, True)
+    assert messages.calibration_warning(message, rectified=False) == ""
     turn = cv2.Rodrigues(np.radians([0.0, 1.0, 0.0]))[0]
     message = info(r=turn.reshape(-1).tolist())
-    assert "turns the image by 1.00 degrees" in messages.stereo_warning(message, rectified=True)
-    assert messages.stereo_warning(info(r=[float("nan")] * 9, p=[0.0] * 12), rectified=True) == ""
+    assert "turns the image by 1.00 degrees" in messages.calibration_warning(
+        message, rectified=True
+    )
+    assert (
+        messages.calibration_warning(info(r=[float("nan")] * 9, p=[0.0] * 12), rectified=True) == ""
+    )
+
+
+def test_a_calibration_of_another_size_of_image_is_warned_about() -> None:
+    larger = [1500.0, 0.0, 960.0, 0.0, 1500.0, 540.0, 0.0, 0.0, 1.0]
+    assert "(960, 540) lies beside its image of 640x480" in messages.calibration_warning(
+        info(k=larger), rectified=False
+    )
+    assert messages.calibration_warning(info(k=larger), rectified=True) == "", "P counts"
+    part = info(k=larger, roi=RegionOfInterest(x_offset=900, y_offset=500, width=64, height=48))
+    assert messages.calibration_warning(part, rectified=False) == ""
 
 
 def test_camera_info_with_region_of_interest_and_binning() -> None:
@@ -431,6 +477,9 @@ def test_camera_info_with_region_of_interest_and_binning() -> None:
         (info(roi=RegionOfInterest(x_offset=2**32 - 1, width=64, height=48)), "principal point"),
         (info(k=[1e300, 0.0, 31.5, 0.0, 1e300, 23.5, 0.0, 0.0, 1.0]), "no lens"),
         (info(k=[50.0, 0.0, 31.5, 0.0, 1e-30, 23.5, 0.0, 0.0, 1.0]), "no lens"),
+        (info(k=[0.8, 0.0, 0.5, 0.0, 0.8, 0.5, 0.0, 0.0, 1.0]), "no lens .* K in pixels"),
+        (info(k=[500.0, 0.0, 0.0, 0.0, 510.0, 0.0, 320.0, 240.0, 1.0]), "row by row"),
+        (info(k=[500.0, 0.0, 320.0, 0.0, 510.0, 240.0, 0.0, 0.0, 2.0]), "must end with 0, 0, 1"),
     ],
 )
 def test_camera_info_that_cannot_be_used(message: CameraInfo, words: str) -> None:
@@ -567,6 +616,32 @@ def test_times_that_mean_nothing_leave_the_points_alone() -> None:
     plain = timed_cloud("intensity", np.zeros(50, "f4"))
     assert messages.lidar_scan(plain).offset_s is None
     assert not messages.lidar_scan(plain).unknown_times
+
+
+@pytest.mark.parametrize("first", ["timestamp_sec", "timestamp_nsec"])
+@pytest.mark.parametrize("start_s", [0.05, 0.4, 0.95])
+def test_seconds_and_nanoseconds_in_two_fields_are_one_time(first: str, start_s: float) -> None:
+    ns = 1_700_000_000_000_000_000 + np.rint(1e9 * (start_s + np.linspace(0, 0.1, 50))).astype(int)
+    parts = {"timestamp_sec": ns // 10**9, "timestamp_nsec": ns % 10**9}
+    names = sorted(parts, key=lambda name: name != first)
+    rows = np.zeros(50, [(name, "f4") for name in "xyz"] + [(name, "u4") for name in names])
+    for name, values in parts.items():
+        rows[name] = values
+    header = Header(frame_id="lidar")
+    header.stamp.sec, header.stamp.nanosec = int(ns[0] // 10**9), int(ns[0] % 10**9)
+    scan = messages.lidar_scan(messages.table_message(rows, header))
+    assert scan.offset_s is not None and not scan.unknown_times
+    np.testing.assert_allclose(scan.offset_s, np.linspace(0, 0.1, 50), atol=1e-6)
+
+
+def test_whole_seconds_are_no_times_of_points() -> None:
+    """All points would be moved to where the LiDAR was up to a second before."""
+    late = timed_cloud("timestamp", np.full(50, 1_700_000_000, "u4"))
+    late.header.stamp.nanosec = 400_000_000
+    scan = messages.lidar_scan(late)
+    assert scan.offset_s is None and "whole seconds" in scan.unknown_times
+    at_stamp = messages.lidar_scan(timed_cloud("timestamp", np.full(50, 1.7e9)))
+    assert at_stamp.offset_s is not None and not at_stamp.offset_s.any()
 
 
 def test_rays_of_a_laser_scan_have_times_of_their_own() -> None:

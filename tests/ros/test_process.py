@@ -217,7 +217,7 @@ def test_parameters_of_rclpy_that_cannot_be_end_in_no_traceback(argument: str) -
         text=True,
     )
     try:
-        process.wait(6)
+        process.wait(PATIENCE_S)  # an rclpy that takes them would go on
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=PATIENCE_S)

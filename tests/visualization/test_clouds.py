@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from depth_node.geometry.camera import Camera
 from depth_node.visualization import clouds
 from tests.helpers.views import CAMERA, room
 
@@ -42,3 +43,12 @@ def test_a_cloud_of_one_point_is_drawn() -> None:
     nothing = clouds.point_cloud_view(np.full_like(depth, np.nan), image, CAMERA, 150, 200)
     rows, cols = np.nonzero((drawn != nothing).any(axis=2))
     assert abs(rows.mean() - 75) < 1 and abs(cols.mean() - 100) < 1
+
+
+def test_points_on_the_optical_axis_are_drawn_from_above() -> None:
+    """They have no width: nothing is divided by 0."""
+    camera = Camera(1, 1, 0.8, 0.8, 0.0, 0.0)
+    plan = clouds.top_view(
+        np.full((1, 1), 2.0, np.float32), np.full((1, 1, 3), 255, np.uint8), camera, 150, 200
+    )
+    assert plan.shape == (150, 200, 3)

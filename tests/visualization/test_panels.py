@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from depth_node.gates import GateConfig, Gates
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.visualization import colours, panels
 from tests.helpers.views import CAMERA, room
 
@@ -23,10 +25,12 @@ def test_frame_panel_has_every_card_and_saves_them(tmp_path: Path, with_truth: b
     rejected = np.array([False, True, False])
     labels = (depth < 3).astype(np.int32) + 1
     numbers = panels.TableCard("Scores", ("method", "AbsRel"), [("ssf", "0.05")], 0, columns=3)
-    images = panels.frame_images(
-        image, CAMERA, rows, cols, depth[rows, cols], rejected, labels, depth, depth, 0.1 * depth,
-        depth, truth=truth, heading="A room", method="ssf", numbers=numbers,
-    )  # fmt: skip
+    points = SparseDepth.from_arrays(rows, cols, depth[rows, cols])
+    gates = Gates(depth, 0.1 * depth, GateConfig(max_std=0, cut_edges=False))
+    cards = panels.frame_cards(
+        image, CAMERA, points, rejected, labels, depth, gates, truth=truth, method="ssf"
+    )
+    images = panels.FrameImages("A room", "", (*cards, numbers))
     lidar = next(card for card in images.cards if card.title == "LiDAR on image")
     assert isinstance(lidar, panels.ImageCard)
     assert lidar.caption == "3 metric points, 1 rejected (red crosses)"
@@ -51,12 +55,11 @@ def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
     """No points, no depth, no truth: every card says unknown, nothing raises."""
     image, _ = room()
     unknown = np.full((120, 160), np.nan, np.float32)
-    none = np.empty(0, np.int64)
-    images = panels.frame_images(
-        image, CAMERA, none, none, np.empty(0, np.float32), none.astype(bool),
-        np.zeros((120, 160), np.int32), unknown, unknown, unknown, unknown,
-        truth=unknown, heading="Nothing",
+    cards = panels.frame_cards(
+        image, CAMERA, SparseDepth.from_arrays([], [], []), np.empty(0, bool),
+        np.zeros((120, 160), np.int32), unknown, Gates(unknown, unknown), truth=unknown,
     )  # fmt: skip
+    images = panels.FrameImages("Nothing", "", tuple(cards))
     assert images.panel().ndim == 3
 
 

@@ -243,7 +243,7 @@ def segmentation(task: Task) -> list[Table]:
             own = field_fit(prediction, split.points, image=frame.image)
             means.add("field", condition, frame.source, errors(own, frame.truth, split.scored)[0])
             for name, labels in kinds.items():
-                result = fit(prediction, split.points, labels, config=SSF)
+                result = fit(prediction, split.points, labels, refiner=None, config=SSF)
                 means.add(
                     name, condition, frame.source, errors(result, frame.truth, split.scored)[0]
                 )
@@ -290,7 +290,8 @@ def extrapolation(task: Task) -> list[Table]:
                 at = rows[chosen], cols[chosen]
                 points = SparseDepth.from_arrays(*at, frame.truth[at])
                 own = field_fit(prediction, points, image=frame.image)
-                plain = fit(prediction, points, config=FitConfig(method=kind, mode="paper"))
+                paper = FitConfig(method=kind, mode="paper")
+                plain = fit(prediction, points, refiner=None, config=paper)
                 scored = known.copy()
                 scored[at] = False
                 for where, mask in (("image", scored), ("beyond", beyond)):
@@ -450,7 +451,7 @@ def figure() -> NDArray[np.uint8]:
     alone = FieldAblation(residual=False)
     base = field_fit(prediction, points, image=view.image, ablation=alone).depth
     labels = segment(view.image, prediction.values)
-    rival = fit(prediction, points, labels, config=SSF)
+    rival = fit(prediction, points, labels, refiner=None, config=SSF)
     scale = colours.depth_scale(view.depth)
     rejected = ~result.point_inlier
     measured = points_on_image(view.image, rows, cols, depth, scale)

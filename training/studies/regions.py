@@ -29,12 +29,14 @@ from depth_node.cli.console import print_tables, progress
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.options import ModelConfig
 from depth_node.engine.preprocess import InputSpec
-from depth_node.fitting import FitConfig, fit
+from depth_node.engine.refinement import refiner_for
+from depth_node.fitting import FitConfig, FitResult, fit
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import DepthModel, PromptedRegionModel
 from depth_node.metrics import evaluate
+from depth_node.prediction import Prediction
 from depth_node.recordings.frames import split_uniform
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.prompted_masks import PromptConfig, point_grid
@@ -346,7 +348,7 @@ def _exact(view: Rendered, values: NDArray[np.float32], config: SegmentationConf
 
 def _error(
     view: Rendered,
-    prediction: Any,
+    prediction: Prediction,
     labels: Labels,
     method: str,
     points: int,
@@ -357,13 +359,25 @@ def _error(
     chosen = np.sort(np.random.default_rng(seed).choice(known, points, replace=False))
     rows, cols = np.unravel_index(chosen, view.depth.shape)
     sparse = SparseDepth.from_arrays(rows, cols, view.depth[rows, cols])
-    ablation = ABLATIONS.get(method, WHOLE_METHOD)
-    result = fit(
-        prediction, sparse, labels, image=view.image, config=METHODS[method], ablation=ablation
-    )
+    result = _fit(method, prediction, sparse, labels, view.image)
     truth = view.depth.copy()
     truth[rows, cols] = np.nan
     return float(evaluate(result.depth, truth).abs_rel)
+
+
+def _fit(
+    method: str,
+    prediction: Prediction,
+    points: SparseDepth,
+    labels: Labels | None,
+    image: NDArray[np.uint8],
+) -> FitResult:
+    """The fit of one of METHODS."""
+    config, ablation = METHODS[method], ABLATIONS.get(method, WHOLE_METHOD)
+    refiner = refiner_for(config)
+    return fit(
+        prediction, points, labels, refiner=refiner, image=image, config=config, ablation=ablation
+    )
 
 
 def _walk(room: int) -> list[Rendered]:
@@ -408,18 +422,11 @@ def masks(
             for seed in seeds:
                 split = split_uniform(frame, points, seed)
                 truth = np.where(split.scored, frame.truth, np.float32(np.nan))
-                for method, config in METHODS.items():
+                for method in METHODS:
                     for kind, labels in kinds.items():
                         if method == "field" and kind != "none":
                             continue  # it uses no regions
-                        result = fit(
-                            prediction,
-                            split.points,
-                            labels,
-                            image=frame.image,
-                            config=config,
-                            ablation=ABLATIONS.get(method, WHOLE_METHOD),
-                        )
+                        result = _fit(method, prediction, split.points, labels, frame.image)
                         error = float(evaluate(result.depth, truth).abs_rel)
                         means.add(f"{method} | {kind}", str(points), frame.name, error)
     if not scores:

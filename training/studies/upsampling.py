@@ -26,6 +26,7 @@ from depth_node.benchmarks.tables import Means, Table
 from depth_node.cli.console import print_tables, progress
 from depth_node.engine.options import ModelConfig
 from depth_node.engine.preprocess import InputSpec, resize_map, to_image, to_tensor
+from depth_node.engine.refinement import refiner_for
 from depth_node.fitting import FitConfig, fit
 from depth_node.inference import DepthModel
 from depth_node.metrics import boundary_f1, evaluate
@@ -132,7 +133,10 @@ def score(
                 continue
             split = split_uniform(frame, count, seed)
             for name, prediction in maps.items():
-                depth = fit(prediction, split.points, image=frame.image, config=FIELD).depth
+                refiner = refiner_for(FIELD)
+                depth = fit(
+                    prediction, split.points, refiner=refiner, image=frame.image, config=FIELD
+                ).depth
                 result = evaluate(depth[split.scored], frame.truth[split.scored])
                 means.add(f"{row}|{count}", name, frame.source, result.abs_rel)
                 if count == COUNTS[-1]:

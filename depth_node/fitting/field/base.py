@@ -87,13 +87,21 @@ class Base:
 
     def reduced(self, size: tuple[int, int], kernels: FieldKernels) -> Map:
         """(h, w) m on a lattice of so many columns and rows (w, h), averaged over its cells."""
-        return reduced(self.values, size, kernels.mean_metres, self.to_metres)
+        return reduced(self.values, size, kernels.mean, self.to_metres)
 
-    def enlarged(self, factor: Map, relative: Map, kernels: FieldKernels) -> tuple[Map, Map]:
-        """Depth and std (H, W), m, of a lattice's factor and relative error (h, w)."""
+    def enlarged(
+        self,
+        factor: Map,
+        relative: Map,
+        depth_range_m: tuple[float, float],
+        kernels: FieldKernels,
+    ) -> tuple[Map, Map]:
+        """Depth, kept within a range, and std (H, W), m, of a lattice's factor and relative error
+        (h, w)."""
         size = (self.shape[1], self.shape[0])
         depth, std = resized(factor, size), resized(relative, size)
-        kernels.answer(self.values, self.to_metres, depth, std)
+        nearest, farthest = np.array(depth_range_m, np.float32)
+        kernels.answer(self.values, self.to_metres, nearest, farthest, depth, std)
         return depth, std
 
     def details(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
 from depth_node.fitting.field.interval import COVERAGE, Spread, edge_factor
+from depth_node.fitting.field.kernels import FieldKernels
 from depth_node.fitting.field.lattice import Floats, Map, resized, sample
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.robust import median, weighted_mean, weighted_quantile
@@ -56,14 +57,14 @@ def may_help(features: FieldFeatures) -> bool:
     return median(np.abs(features.y)) > WEAK * constant
 
 
-def blended(field: FieldEstimate, bare: FieldEstimate) -> FieldEstimate:
+def blended(field: FieldEstimate, bare: FieldEstimate, kernels: FieldKernels) -> FieldEstimate:
     """Both as one. bare: without a network, of the same points and left-out points."""
     worse = bare.detail.mean_error / max(field.detail.mean_error, 1e-9)
     gain = LARGEST * min(max((USELESS - worse) / (USELESS - USEFUL), 0.0), 1.0)
     if gain == 0:
         return field
-    own, (own_factor, own_points, own_edge) = field.spread, _calibration(field)
-    other_factor, other_points, other_edge = _calibration(bare)
+    own, (own_factor, own_points, own_edge) = field.spread, _calibration(field, kernels)
+    other_factor, other_points, other_edge = _calibration(bare, kernels)
     wider = other_factor / own_factor
     other = Spread(wider * bare.spread.nodes, wider * bare.spread.points)
     features = field.features
@@ -99,13 +100,13 @@ def blended(field: FieldEstimate, bare: FieldEstimate) -> FieldEstimate:
     )
 
 
-def _calibration(estimate: FieldEstimate) -> tuple[float, Floats, Map]:
+def _calibration(estimate: FieldEstimate, kernels: FieldKernels) -> tuple[float, Floats, Map]:
     """By how much the spread must be widened to hold the left-out points, edges considered.
 
     Also the spread of the left-out points (m,) beside their edges, and the edges' factor (h, w).
     """
     features, left_out, spread = estimate.features, estimate.left_out, estimate.spread
-    which, edge = left_out.which, edge_factor(estimate.log_depth)
+    which, edge = left_out.which, edge_factor(estimate.log_depth, kernels.edges)
     points = spread.points * sample(edge, features.grid_row[which], features.grid_col[which])
     factor = weighted_quantile(estimate.detail.error / points, left_out.weight, COVERAGE)
     return max(factor, 1e-9), points, edge

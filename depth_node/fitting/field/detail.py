@@ -43,11 +43,10 @@ ERROR_CAP = 0.5  # log depth
 class Surface:
     """Log depth after kriging, without the middle: on the grid and at the points.
 
-    update: (h, w) U on the grid. log: (h, w) log B + U. at_point: (n,). rest: (n,) measured minus
-    at_point. update_at_point: (n,) U.
+    log: (h, w) log B + U. at_point: (n,). rest: (n,) measured minus at_point. update_at_point: (n,)
+    U.
     """
 
-    update: Map
     log: Map
     at_point: Floats
     rest: Floats
@@ -57,11 +56,11 @@ class Surface:
     def of(cls, features: FieldFeatures, mean: Floats) -> Surface:
         """The surface of the residual (M,) at the nodes."""
         lattice = mean.reshape(features.nodes.shape).astype(np.float32)
-        update = resized(lattice, features.grid.size)
+        log = resized(lattice, features.grid.size)
+        log += features.grid_log
         at_point = sample(lattice, features.node_row, features.node_col)
         return cls(
-            update,
-            features.grid_log + update,
+            log,
             features.log_base + at_point,
             features.y - at_point,
             at_point,
@@ -171,14 +170,12 @@ def detail_correction(
     kernels: FieldKernels,
 ) -> Map:
     """C: (h, w) correction of log depth on the grid."""
-    total: Map = np.zeros(features.grid.shape, np.float32)
-    weighted_sum: Map = np.zeros(features.grid.shape, np.float32)
     if not math.isfinite(parameters.prior_weight):
-        return weighted_sum
+        return np.zeros(features.grid.shape, np.float32)
+    correction: Map = np.empty(features.grid.shape, np.float32)
     weights = DetailWeights(
         parameters.radius, SOFTENING, SURFACE_GAIN, COLOUR_GAIN, parameters.clip
     )
-    kernels.spread(points, surface.log, features.grid_colour, weights, total, weighted_sum)
-    total += np.float32(parameters.prior_weight * parameters.prior)
-    weighted_sum /= total
-    return weighted_sum
+    prior = parameters.prior_weight * parameters.prior
+    kernels.spread(points, surface.log, features.grid_colour, weights, prior, correction)
+    return correction

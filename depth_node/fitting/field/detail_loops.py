@@ -16,6 +16,7 @@ from depth_node.fitting.field.lattice import Floats, Integers, Map
 from depth_node.fitting.numba_support import LANES, tuple_of
 
 _ROW = 96  # cells of a row that are worked on at a time
+_NEARER = 1 - 1e-6  # ratio of squared distances: less of one is no matter of rounding
 
 
 class DetailPoints(NamedTuple):
@@ -82,8 +83,8 @@ def spread(
     surface: Map,
     colour: Map,
     weights: DetailWeights,
-    total: Map,
-    weighted_sum: Map,
+    prior: float,
+    correction: Map,
     begin: int,
     end: int,
 ) -> None:
@@ -92,8 +93,9 @@ def spread(
     surface (H, W) log depth, colour (3, H, W). A cell within `radius` at squared distance r2, whose
     surface differs from the point's by s and whose colour by c, has the weight
     weight (1 - r2 / radius^2) / ((softening + r2) (1 + surface_gain s^2 + colour_gain c^2)^2), and
-    takes the point's depth plus s, no more than `clip` of it. Added to total (of weights) and
-    weighted_sum, (H, W), in the rows from `begin` up to, not with, `end`.
+    takes the point's depth plus s, no more than `clip` of it. The surface itself has the weight
+    `prior`. Written: correction (H, W), the mean of what is taken, in the rows from `begin` up to,
+    not with, `end`.
     """
     row, col, rest, weight = points.row, points.col, points.rest, points.weight
     surface_at, colour_at = points.surface, points.colour
@@ -105,6 +107,9 @@ def spread(
     gain_s = np.float32(weights.surface_gain)
     gain_c = np.float32(weights.colour_gain)
     limit = np.float32(weights.clip)
+    total = np.empty((end - begin, width), np.float32)
+    total[:] = np.float32(prior)
+    correction[begin:end] = zero
     part = np.empty(2 * _ROW, np.float32)  # of one array: the compiler sees that they are apart
     for n in range(len(row)):
         top = max(begin, math.ceil(row[n] - radius))
@@ -134,10 +139,14 @@ def spread(
                     cell_weight /= (soft + r2) * unlike * unlike
                     part[j] = cell_weight
                     part[_ROW + j] = cell_weight * (rest[n] + min(max(s, -limit), limit) - s)
+                of_row = i - np.uint64(begin)
                 for j in range(size):
                     at = here + np.uint64(j)
-                    total[i, at] += part[j]
-                    weighted_sum[i, at] += part[_ROW + j]
+                    total[of_row, at] += part[j]
+                    correction[i, at] += part[_ROW + j]
+    for i in range(begin, end):
+        for j in range(width):
+            correction[i, j] /= total[i - begin, j]
 
 
 def spread_numpy(
@@ -145,13 +154,15 @@ def spread_numpy(
     surface: Map,
     colour: Map,
     weights: DetailWeights,
-    total: Map,
-    weighted_sum: Map,
+    prior: float,
+    correction: Map,
 ) -> None:
     """As :func:`spread`, onto (h, w); one offset from its cell for all points at once."""
     row, col, rest, surface_at, colour_at, weight = points
     radius, softening, surface_gain, colour_gain, clip = weights
     height, width = surface.shape
+    total: Map = np.full(surface.shape, prior, np.float32)
+    correction[:] = 0
     reach = math.ceil(radius) + 1
     base_row, base_col = np.floor(row).astype(np.int64), np.floor(col).astype(np.int64)
     for dy in range(-reach, reach + 1):
@@ -172,7 +183,8 @@ def spread_numpy(
             size = height * width
             total += np.bincount(cell, cell_weight, size).reshape(height, width).astype(np.float32)
             given = cell_weight * (rest[use] + np.clip(s, -clip, clip) - s)
-            weighted_sum += np.bincount(cell, given, size).reshape(height, width).astype(np.float32)
+            correction += np.bincount(cell, given, size).reshape(height, width).astype(np.float32)
+    correction /= total
 
 
 def predict(
@@ -190,8 +202,10 @@ def predict(
     Distances are those from a pixel: shorter where the nearest neighbour is farther than a pixel's
     nearest point is. What is copied instead of the surface's steps is judged as a pixel beside one
     of two lines meets it, the other line the rest of the gap away: halfway the stairs of a floor
-    cancel out. Each of the clips (c,) counts instead of the weights' own. Written: what is
-    predicted of the points from `begin` up to, not with, `end`.
+    cancel out. The nearest neighbour says which line that is; of equally near ones, as on level
+    lines, the one that looks most alike, which stands first in indices. Each of the clips (c,)
+    counts instead of the weights' own. Written: what is predicted of the points from `begin` up to,
+    not with, `end`.
     """
     row, col, colour = left_out.row, left_out.col, points.colour
     inverse = 1.0 / (weights.radius * weights.radius)
@@ -201,7 +215,7 @@ def predict(
         for a in range(indices.shape[1]):
             p = indices[m, a]
             down, right = row[p] - row[own], col[p] - col[own]
-            if p >= 0 and down * down + right * right < gap2:
+            if p >= 0 and down * down + right * right < gap2 * _NEARER:
                 gap2, gap_down, gap_right = down * down + right * right, down, right
         near = min(left_out.pixels[m] / max(math.sqrt(gap2), 1e-5), 1.0)
         far = max(1.0 - near, near) if near < 1.0 else 1.0
@@ -248,7 +262,7 @@ def predict_numpy(
     down, right = row[indices] - row[which], col[indices] - col[which]
     r2 = down * down + right * right
     to_any = np.where(missing, 1e30, r2)
-    nearest = to_any.argmin(axis=1)[:, None]
+    nearest = (to_any * _NEARER <= to_any.min(axis=1, keepdims=True)).argmax(axis=1)[:, None]
     gap = np.sqrt(np.take_along_axis(to_any, nearest, axis=1))
     near = np.minimum(left_out.pixels[:, None] / np.maximum(gap, 1e-5), 1)
     far = np.where(near < 1, np.maximum(1 - near, near), 1)
@@ -282,7 +296,7 @@ def signatures(types: Any) -> dict[Any, Any]:
     predicted = group(Predicted, one_each, one_each, one_each, real[:, ::1])
     planes = image, types.float32[:, :, ::1]
     return {
-        spread: types.void(points, *planes, weights, image, image, whole, whole),
+        spread: types.void(points, *planes, weights, real, image, whole, whole),
         predict: types.void(
             points, left_out, whole[:, ::1], weights, one_each, predicted, whole, whole
         ),

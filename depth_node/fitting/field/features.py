@@ -287,7 +287,7 @@ def _lab_colour(image: NDArray[np.uint8], grid: Lattice, kernels: FieldKernels) 
     if small.shape[:2] == (2 * half[1], 2 * half[0]):
         small = cv2.resize(small, half, interpolation=cv2.INTER_AREA)
     else:
-        small = reduced_colour(small, half, kernels.mean_colour)
+        small = reduced_colour(small, half, kernels.mean)
     small = cv2.GaussianBlur(small, (0, 0), 0.6)
     planes = cv2.split(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2Lab))
     lengths = (100 * LIGHTNESS_LENGTH, 255 * CHROMA_LENGTH, 255 * CHROMA_LENGTH)

@@ -53,7 +53,8 @@ class Shares(NamedTuple):
 
     first, last: (m,) int64, row i is made of first[i] up to, not with, last[i]. head, tail: (m,)
     float32, how much of the first and, where there is more than one, of the last; all between count
-    whole. scale: one over the rows that make one.
+    whole. scale: one over the rows that make one. halvings: how many times halved the image has the
+    lattice's rows, -1: it never has.
     """
 
     first: NDArray[np.int64]
@@ -61,6 +62,7 @@ class Shares(NamedTuple):
     head: Map
     tail: Map
     scale: float
+    halvings: int
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,7 +73,12 @@ def shares(count: int, cells: int) -> Shares:
     last = np.minimum(np.ceil(edge[1:] - 1e-9), count).astype(np.int64)
     head = np.minimum(first + 1, edge[1:]) - edge[:-1]
     tail = np.where(last - first > 1, edge[1:] - (last - 1), 0)
-    return Shares(first, last, head.astype(np.float32), tail.astype(np.float32), cells / count)
+    halvings = max(count // cells, 1).bit_length() - 1
+    if cells << halvings != count:
+        halvings = -1
+    return Shares(
+        first, last, head.astype(np.float32), tail.astype(np.float32), cells / count, halvings
+    )
 
 
 def reduced(
@@ -79,15 +86,9 @@ def reduced(
 ) -> Map:
     """Values (H, W), or what a line makes of them, at a (width, height), averaged over its cells.
 
-    loop: a form of mean_metres.
+    loop: a form of mean.
     """
-    width, height = size
-    out: Map = np.empty((height, width), np.float32)
-    if values.shape[0] < height or values.shape[1] < width:  # then OpenCV interpolates
-        loop = mean_metres_numpy
-    rows, cols = shares(values.shape[0], height), shares(values.shape[1], width)
-    loop(np.ascontiguousarray(values), line, rows, cols, out)
-    return out
+    return _averaged(values[:, :, None], size, loop, line)[:, :, 0]
 
 
 def reduced_colour(
@@ -95,73 +96,44 @@ def reduced_colour(
 ) -> NDArray[np.uint8]:
     """An image (H, W, 3) at a (width, height), averaged over its cells and rounded.
 
-    loop: a form of mean_colour.
+    loop: a form of mean.
     """
-    width, height = size
-    out: NDArray[np.uint8] = np.empty((height, 3 * width), np.uint8)
-    if image.shape[0] < height or image.shape[1] < width:
-        loop = mean_colour_numpy
-    rows, cols = shares(image.shape[0], height), shares(image.shape[1], width)
-    loop(np.ascontiguousarray(image).reshape(image.shape[0], -1), rows, cols, out)
-    return out.reshape(height, width, 3)
+    return np.rint(_averaged(image, size, loop, UNCHANGED)).astype(np.uint8)
 
 
-def mean_metres(
-    values: Map, line: MetresLine, rows: Shares, cols: Shares, out: Map, begin: int, end: int
-) -> None:
-    """Mean metres, by a line, of the values (H, W) of each cell of a lattice. Written: rows `begin`
-    up to, not with, `end` of out (h, w)."""
-    slope, shift, low, high = line.scale, line.shift, line.low, line.high
-    inverse = line.inverse
-    width = values.shape[1]
-    row = np.empty(width, np.float32)
-    one, scale = np.float32(1.0), np.float32(rows.scale * cols.scale)
-    for i in range(begin, end):
-        row[:] = np.float32(0.0)
-        last = rows.last[i] - 1
-        for k in range(rows.first[i], last + 1):
-            share = one
-            if k == rows.first[i]:
-                share = rows.head[i]
-            elif k == last:
-                share = rows.tail[i]
-            if inverse:
-                for j in range(width):
-                    row[j] += share / min(max(values[k, j] * slope + shift, low), high)
-            else:
-                for j in range(width):
-                    row[j] += share * min(max(values[k, j] * slope + shift, low), high)
-        for j in range(out.shape[1]):
-            a, b = np.uint64(cols.first[j]), np.uint64(cols.last[j] - 1)
-            total = np.float32(0.0)
-            for k in range(a + np.uint64(1), b):
-                total += row[k]
-            total += row[a] * cols.head[j]
-            if b > a:
-                total += row[b] * cols.tail[j]
-            out[i, j] = total * scale
+def _averaged(
+    image: NDArray[Any], size: tuple[int, int], loop: Callable[..., None], line: MetresLine
+) -> Map:
+    """(height, width, C) float32 of an image (H, W, C)."""
+    (rows, cols, channels), (width, height) = image.shape, size
+    out: Map = np.empty((height, channels * width), np.float32)
+    if rows < height or cols < width:  # then OpenCV interpolates
+        loop = mean_numpy
+    beside = np.ascontiguousarray(image).reshape(rows, channels * cols)
+    loop(beside, line, channels, shares(rows, height), shares(cols, width), out)
+    return out.reshape(height, width, channels)
 
 
-def mean_metres_numpy(values: Map, line: MetresLine, rows: Shares, cols: Shares, out: Map) -> None:
-    """As :func:`mean_metres`, of all rows of out (h, w)."""
-    metres = values if line == UNCHANGED else line.metres(values)
-    out[:] = cv2.resize(metres, (out.shape[1], out.shape[0]), interpolation=cv2.INTER_AREA)
-
-
-def mean_colour(
-    image: NDArray[np.uint8],
+def mean(
+    image: NDArray[Any],
+    line: MetresLine,
+    channels: int,
     rows: Shares,
     cols: Shares,
-    out: NDArray[np.uint8],
+    out: Map,
     begin: int,
     end: int,
 ) -> None:
-    """Mean colour, rounded, of each cell of a lattice (h, w). image (H, 3 W): red, green and blue
-    beside each other. Written: rows `begin` up to, not with, `end` of out (h, 3 w)."""
-    width = image.shape[1]
-    row = np.empty(width, np.float32)
+    """Mean of what a line makes of an image (H, W, C) over each cell of a lattice (h, w).
+
+    image, out: with the C channels of a pixel beside each other, so that a row has C W numbers.
+    Written: rows `begin` up to, not with, `end` of out.
+    """
+    slope, shift, low, high = line.scale, line.shift, line.low, line.high
+    row, half = np.empty(image.shape[1], np.float32), np.empty(image.shape[1], np.float32)
     one, scale = np.float32(1.0), np.float32(rows.scale * cols.scale)
     for i in range(begin, end):
+        width = image.shape[1]
         row[:] = np.float32(0.0)
         last = rows.last[i] - 1
         for k in range(rows.first[i], last + 1):
@@ -170,35 +142,48 @@ def mean_colour(
                 share = rows.head[i]
             elif k == last:
                 share = rows.tail[i]
+            if line.inverse:
+                for j in range(width):
+                    row[j] += share / min(max(np.float32(image[k, j]) * slope + shift, low), high)
+            else:
+                for j in range(width):
+                    row[j] += share * min(max(np.float32(image[k, j]) * slope + shift, low), high)
+        if cols.halvings >= 0:
+            for _ in range(cols.halvings):
+                width //= 2
+                if channels == 1:
+                    for j in range(width):
+                        half[j] = row[2 * j] + row[2 * j + 1]
+                else:
+                    for j in range(0, width, channels):
+                        for c in range(j, j + channels):
+                            half[c] = row[j + c] + row[j + c + channels]
+                row[:width] = half[:width]
             for j in range(width):
-                row[j] += share * np.float32(image[k, j])
+                out[i, j] = row[j] * scale
+            continue
         for j in range(len(cols.first)):
-            a, b = 3 * cols.first[j], 3 * (cols.last[j] - 1)
-            red = green = blue = np.float32(0.0)
-            for k in range(a + 3, b, 3):
-                red += row[k]
-                green += row[k + 1]
-                blue += row[k + 2]
-            head, tail = cols.head[j], cols.tail[j]
-            red += row[a] * head
-            green += row[a + 1] * head
-            blue += row[a + 2] * head
-            if b > a:
-                red += row[b] * tail
-                green += row[b + 1] * tail
-                blue += row[b + 2] * tail
-            out[i, 3 * j] = np.uint8(np.rint(red * scale))
-            out[i, 3 * j + 1] = np.uint8(np.rint(green * scale))
-            out[i, 3 * j + 2] = np.uint8(np.rint(blue * scale))
+            a, b = np.uint64(cols.first[j]), np.uint64(cols.last[j] - 1)
+            for c in range(np.uint64(channels)):
+                step = np.uint64(channels)
+                total = np.float32(0.0)
+                for k in range(a + np.uint64(1), b):
+                    total += row[k * step + c]
+                total += row[a * step + c] * cols.head[j]
+                if b > a:
+                    total += row[b * step + c] * cols.tail[j]
+                out[i, np.uint64(j) * step + c] = total * scale
 
 
-def mean_colour_numpy(
-    image: NDArray[np.uint8], rows: Shares, cols: Shares, out: NDArray[np.uint8]
+def mean_numpy(
+    image: NDArray[Any], line: MetresLine, channels: int, rows: Shares, cols: Shares, out: Map
 ) -> None:
-    """As :func:`mean_colour`, of all rows of an image (H, W) made flat: (H, 3 W)."""
-    size = (out.shape[1] // 3, out.shape[0])
-    colours = image.reshape(len(image), -1, 3)
-    out[:] = cv2.resize(colours, size, interpolation=cv2.INTER_AREA).reshape(out.shape)
+    """As :func:`mean`, of all cells (h, w)."""
+    pixels: NDArray[Any] = image.reshape(len(image), -1, channels)
+    if line != UNCHANGED:
+        pixels = line.metres(pixels)
+    size = (out.shape[1] // channels, out.shape[0])
+    out[:] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(out.shape)
 
 
 _STRAIGHT, _DIAGONAL = round(0.955 * 65536), round(1.3693 * 65536)  # as OpenCV counts
@@ -214,24 +199,31 @@ def distances(near: NDArray[np.uint8], cells: Map, begin: int, end: int) -> None
     height, width = near.shape
     straight, diagonal, far = np.int32(_STRAIGHT), np.int32(_DIAGONAL), np.int32(1 << 28)
     steps = np.full((height + 2, width + 2), far, np.int32)
+    row = np.empty(width, np.int32)  # less what the way along the row costs: only the least waits
     for i in range(1, height + 1):
-        for j in range(1, width + 1):
-            best = min(steps[i - 1, j - 1], steps[i - 1, j + 1]) + diagonal
-            steps[i, j] = min(best, steps[i - 1, j] + straight) * np.int32(near[i - 1, j - 1] == 0)
-        left = far
-        for j in range(1, width + 1):
-            left = min(steps[i, j], left + straight)
-            steps[i, j] = left
-    for i in range(height, 0, -1):
-        for j in range(1, width + 1):
-            best = min(steps[i + 1, j - 1], steps[i + 1, j + 1]) + diagonal
-            steps[i, j] = min(steps[i, j], min(best, steps[i + 1, j] + straight))
-        right = far
-        for j in range(width, 0, -1):
-            right = min(steps[i, j], right + straight)
-            steps[i, j] = right
         for j in range(width):
-            cells[i - 1, j] = np.float32(steps[i, j + 1]) * np.float32(1 / 65536)
+            best = min(steps[i - 1, j], steps[i - 1, j + 2]) + diagonal
+            best = min(best, steps[i - 1, j + 1] + straight) * np.int32(near[i - 1, j] == 0)
+            row[j] = best - np.int32(j) * straight
+        left = far
+        for j in range(width):
+            left = min(row[j], left)
+            row[j] = left
+        for j in range(width):
+            steps[i, j + 1] = row[j] + np.int32(j) * straight
+    for i in range(height, 0, -1):
+        for j in range(width):
+            best = min(steps[i + 1, j], steps[i + 1, j + 2]) + diagonal
+            best = min(best, steps[i + 1, j + 1] + straight)
+            row[j] = min(best, steps[i, j + 1]) + np.int32(j) * straight
+        right = far
+        for j in range(width - 1, -1, -1):
+            right = min(row[j], right)
+            row[j] = right
+        for j in range(width):
+            best = row[j] - np.int32(j) * straight
+            steps[i, j + 1] = best
+            cells[i - 1, j] = np.float32(best) * np.float32(1 / 65536)
 
 
 def distances_numpy(near: NDArray[np.uint8], cells: Map) -> None:
@@ -273,44 +265,97 @@ def extremes_numpy(
     low[:], high[:] = about.min(axis=(1, 2)), about.max(axis=(1, 2))
 
 
-def answer(values: Map, line: MetresLine, depth: Map, std: Map, begin: int, end: int) -> None:
+def edges(plane: Map, growth: np.float32, cap: np.float32, out: Map, begin: int, end: int) -> None:
+    """1 + growth times the step, no more than cap, of a map (h, w) within a cell to every side.
+
+    Written: rows `begin` up to, not with, `end` of out (h, w).
+    """
+    height, width = plane.shape
+    most, least = np.empty(width + 2, np.float32), np.empty(width + 2, np.float32)
+    for i in range(begin, end):
+        above, below = max(i - 1, 0), min(i + 1, height - 1)
+        for j in range(width):
+            one, two, three = plane[above, j], plane[i, j], plane[below, j]
+            most[j + 1] = max(max(one, two), three)
+            least[j + 1] = min(min(one, two), three)
+        most[0], most[width + 1] = most[1], most[width]
+        least[0], least[width + 1] = least[1], least[width]
+        for j in range(width):
+            step = max(max(most[j], most[j + 1]), most[j + 2])
+            step -= min(min(least[j], least[j + 1]), least[j + 2])
+            out[i, j] = np.float32(1.0) + growth * min(step, cap)
+
+
+def edges_numpy(plane: Map, growth: np.float32, cap: np.float32, out: Map) -> None:
+    """As :func:`edges`, of all rows (h, w)."""
+    cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8), dst=out)
+    np.minimum(out, cap, out=out)
+    out *= growth
+    out += 1
+
+
+def answer(
+    values: Map,
+    line: MetresLine,
+    nearest: np.float32,
+    farthest: np.float32,
+    depth: Map,
+    std: Map,
+    begin: int,
+    end: int,
+) -> None:
     """A factor in depth (H, W) times the metres of values (H, W) by a line, and this times the
-    relative error in std (H, W); in place, rows `begin` up to, not with, `end`."""
+    relative error in std (H, W); in place, rows `begin` up to, not with, `end`.
+
+    nearest, farthest: m, within which the depth is kept then.
+    """
     scale, shift, low, high = line.scale, line.shift, line.low, line.high
     width = values.shape[1]
     for i in range(begin, end):
         if line.inverse:
             for j in range(width):
                 metres = depth[i, j] / min(max(values[i, j] * scale + shift, low), high)
-                depth[i, j] = metres
+                depth[i, j] = min(max(metres, nearest), farthest)
                 std[i, j] *= metres
         else:
             for j in range(width):
                 metres = depth[i, j] * min(max(values[i, j] * scale + shift, low), high)
-                depth[i, j] = metres
+                depth[i, j] = min(max(metres, nearest), farthest)
                 std[i, j] *= metres
 
 
-def answer_numpy(values: Map, line: MetresLine, depth: Map, std: Map) -> None:
+def answer_numpy(
+    values: Map,
+    line: MetresLine,
+    nearest: np.float32,
+    farthest: np.float32,
+    depth: Map,
+    std: Map,
+) -> None:
     """As :func:`answer`, of all rows (H, W)."""
     depth *= line.metres(values)
     std *= depth
+    np.clip(depth, nearest, farthest, out=depth)
 
 
 def signatures(types: Any) -> dict[Any, Any]:
     """The loops and the types of their arguments (`types` is numba.types), contiguous arrays."""
     real, whole = types.float32, types.int64
-    values = types.Array(real, 2, "C", readonly=True)
-    image = types.Array(types.uint8, 2, "C", readonly=True)
+    values, image = (types.Array(kind, 2, "C", readonly=True) for kind in (real, types.uint8))
     line = tuple_of(types, MetresLine, real, real, real, real, types.boolean)
-    some = tuple_of(types, Shares, whole[::1], whole[::1], real[::1], real[::1], types.float64)
+    some = tuple_of(
+        types, Shares, whole[::1], whole[::1], real[::1], real[::1], types.float64, whole
+    )
     grid, map_ = real[:, ::1], real[:, ::1]
     return {
-        mean_metres: types.void(values, line, some, some, grid, whole, whole),
-        mean_colour: types.void(image, some, some, types.uint8[:, ::1], whole, whole),
+        mean: tuple(
+            types.void(kind, line, whole, some, some, grid, whole, whole)
+            for kind in (values, image)
+        ),
         distances: types.void(types.uint8[:, ::1], grid, whole, whole),
         extremes: types.void(
             grid, whole[::1], whole[::1], whole, real[::1], real[::1], whole, whole
         ),
-        answer: types.void(values, line, map_, map_, whole, whole),
+        edges: types.void(grid, real, real, grid, whole, whole),
+        answer: types.void(values, line, real, real, map_, map_, whole, whole),
     }

@@ -6,14 +6,15 @@ docs/method.md gives the formula.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 
 from depth_node.fitting.field.detail import DetailParameters
 from depth_node.fitting.field.features import FieldFeatures
+from depth_node.fitting.field.image_loops import edges_numpy
 from depth_node.fitting.field.kernels import FieldKernels, Kriged
 from depth_node.fitting.field.lattice import Floats, Integers, Map, resized, rounded, sample
 from depth_node.fitting.field.leave_out import LeaveOut
@@ -85,7 +86,7 @@ def relative_bound(
     by the height of the step. range_noise_m: m, declared
     standard deviation of the points, 0: unknown.
     """
-    edge = edge_factor(log_depth)
+    edge = edge_factor(log_depth, kernels.edges)
     which = left_out.which
     own = spread.points * sample(edge, features.grid_row[which], features.grid_col[which])
     probability = min(COVERAGE + 0.8 / len(own), 1.0)
@@ -97,7 +98,8 @@ def relative_bound(
     declared = min(left_out.points / QUANTILE_POINTS, 1.0) * features.declared[which]
     error = without_declared_noise(parameters.error, declared)
     factor *= weighted_quantile(error / own, weight, probability)
-    bound = features.nodes_on_grid(factor * spread.nodes) * edge
+    bound = features.nodes_on_grid(factor * spread.nodes)
+    bound *= edge
     if range_noise_m > 0:
         # A point has measurement noise, a pixel has not. (The nugget is no measure of it: where a
         # good network leaves little, it is structure that the points are too sparse for.)
@@ -122,10 +124,13 @@ def without_declared_noise(error: Floats, declared: Floats) -> Floats:
     return result
 
 
-def edge_factor(log_depth: Map) -> Map:
-    """(h, w) from 1, by which the interval is wider where the depth steps within a cell or two."""
-    step = cv2.morphologyEx(log_depth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    result: Map = 1 + np.float32(EDGE_GROWTH) * np.minimum(step, np.float32(EDGE_CAP))
+def edge_factor(log_depth: Map, loop: Callable[..., None] = edges_numpy) -> Map:
+    """(h, w) from 1, by which the interval is wider where the depth steps within a cell or two.
+
+    loop: a form of edges.
+    """
+    result: Map = np.empty_like(log_depth)
+    loop(log_depth, np.float32(EDGE_GROWTH), np.float32(EDGE_CAP), result)
     return result
 
 

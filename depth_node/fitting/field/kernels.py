@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.fitting.field import detail_loops, image_loops, motion_loops
+from depth_node.fitting.field import detail_loops, image_loops, motion_loops, refine_loops
 from depth_node.fitting.field.lattice import Floats, Integers
 from depth_node.fitting.field.threads import SharedLoop, usual_threads
 from depth_node.fitting.numba_support import LANES, compiled, find_numba, tuple_of
@@ -38,6 +38,7 @@ STUDENT_PEAK = 0.3675526  # density at 0 of Student's distribution with 3 degree
 CIRCLE = (1.0, 0.0, 1.0)  # shape of a hole that is as wide in every direction
 _CHUNK = 4096  # queries that the NumPy forms work on at a time
 _BLOCK = 64  # queries that are kriged side by side
+_FLOATS = 2 * LANES  # float32 of a vector
 _RANKED = 56  # up to so many candidates are ordered by counting, more one by one
 
 
@@ -165,12 +166,15 @@ class FieldKernels:
     agree: Callable[..., None]
     spread: Callable[..., None]
     predict: Callable[..., None]
-    mean_metres: Callable[..., None]
-    mean_colour: Callable[..., None]
+    mean: Callable[..., None]
     distances: Callable[..., None]
     extremes: Callable[..., None]
+    edges: Callable[..., None]
     answer: Callable[..., None]
     motion: Callable[..., None]
+    drawn: Callable[..., None]
+    nearest_point: Callable[..., None]
+    differences: Callable[..., None]
 
 
 @functools.cache
@@ -198,9 +202,10 @@ def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
         return FieldKernels(
             "numpy", 1, nearest_numpy, krige_numpy, agree_numpy,
             detail_loops.spread_numpy, detail_loops.predict_numpy,
-            image_loops.mean_metres_numpy, image_loops.mean_colour_numpy,
-            image_loops.distances_numpy, image_loops.extremes_numpy, image_loops.answer_numpy,
-            motion_loops.motion_numpy,
+            image_loops.mean_numpy, image_loops.distances_numpy, image_loops.extremes_numpy,
+            image_loops.edges_numpy, image_loops.answer_numpy,
+            motion_loops.motion_numpy, motion_loops.drawn_numpy,
+            refine_loops.nearest_point_numpy, refine_loops.differences_numpy,
         )  # fmt: skip
     threads = threads or usual_threads()
     loops = (
@@ -217,12 +222,15 @@ _SHARES: tuple[tuple[Callable[..., int], int], ...] = (
     (lambda neighbours, *_: len(neighbours.indices), 1024),
     (lambda points, surface, *_: len(surface), 24),
     (lambda points, left_out, *_: len(left_out.which), 1024),
-    (lambda values, line, rows, *_: len(rows.first), 24),
-    (lambda image, rows, *_: len(rows.first), 16),
+    (lambda image, line, channels, rows, *_: len(rows.first), 16),
     (lambda *_: 1, 1),
     (lambda plane, rows, *_: len(rows), 1024),
+    (lambda plane, *_: len(plane), 128),
     (lambda values, *_: len(values), 64),
     (lambda changed, *_: len(changed), 64),
+    (lambda old, *_: len(old), 128),
+    (lambda *_: 1, 1),
+    (lambda plane, less, limit, out: out.shape[1], 128),
 )
 
 
@@ -233,14 +241,19 @@ def _compiled() -> tuple[Callable[..., None], ...]:
     # The types are given, so all is compiled here and no frame ever waits for a compiler. Points
     # hold no NaN and no infinity, so reassociation is the only effect of fastmath; images may.
     of_points = [
-        compiled(loop, signature, fastmath=True, error_model="numpy")
+        compiled(
+            loop,
+            signature,
+            distinct=loop is detail_loops.spread,
+            fastmath=True,
+            error_model="numpy",
+        )
         for loop, signature in (_signatures(types) | detail_loops.signatures(types)).items()
     ]
     of_images = [
         compiled(loop, signature, fastmath=set(image_loops.FAST_MATH), error_model="numpy")
-        for loop, signature in (
-            image_loops.signatures(types) | motion_loops.signatures(types)
-        ).items()
+        for module in (image_loops, motion_loops, refine_loops)
+        for loop, signature in module.signatures(types).items()
     ]
     return (*of_points, *of_images)
 
@@ -343,27 +356,36 @@ def _nearest(
                 for j in range(whole):
                     which[at + np.uint64(j)] = here + j
                 size += there - here
+        for a in range(_FLOATS):
+            distance[size + a] = np.float32(1e30)
+        filled = min(k, size)
         if size <= _RANKED:
             # The rank of a candidate is how many are nearer: nothing depends on what comes out.
-            whole = (size + LANES - 1) // LANES * LANES
-            for a in range(size, whole):
-                distance[a] = np.float32(1e30)
+            whole = (size + _FLOATS - 1) // _FLOATS * _FLOATS
             for a in range(whole):
                 rank[a] = 0
-            for b in range(size):
-                own = distance[b]
+            for b in range(0, size, 8):  # each sum waits for the one before: so in eights
+                b0, b1, b2, b3 = distance[b], distance[b + 1], distance[b + 2], distance[b + 3]
+                b4, b5, b6, b7 = distance[b + 4], distance[b + 5], distance[b + 6], distance[b + 7]
                 for a in range(whole):
-                    rank[a] += int(own < distance[a]) + int((own == distance[a]) & (b < a))
+                    own = distance[a]
+                    nearer = np.int32(b0 < own) + np.int32(b1 < own) + np.int32(b2 < own)
+                    nearer += np.int32(b3 < own) + np.int32(b4 < own) + np.int32(b5 < own)
+                    rank[a] += nearer + np.int32(b6 < own) + np.int32(b7 < own)
+            total = 0
+            for a in range(size):
+                total += rank[a]
+            if 2 * total != size * (size - 1):  # some are equal: the first of these is the nearest
+                for b in range(size):
+                    for a in range(b + 1, size):
+                        rank[a] += np.int32(distance[a] == distance[b])
             for a in range(size):
                 order[rank[a]] = a
-            filled = min(k, size)
         else:
-            filled = 0
             for a in range(size):
-                if filled == k and distance[a] >= distance[order[k - 1]]:
+                slot = min(a, k - 1)
+                if a >= k and distance[a] >= distance[order[slot]]:
                     continue
-                slot = min(filled, k - 1)
-                filled = min(filled + 1, k)
                 while slot > 0 and distance[order[slot - 1]] > distance[a]:
                     order[slot] = order[slot - 1]
                     slot -= 1

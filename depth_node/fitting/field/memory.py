@@ -130,7 +130,7 @@ class FieldAnswer:
         colour = [_reduced(plane, size) for plane in features.grid_colour]
         return cls(
             log_depth=log_depth,
-            values=reduced(values, size, kernels.mean_metres),
+            values=reduced(values, size, kernels.mean),
             log_base=base.log_metres,
             colour=np.stack(colour),
             row=features.grid_row,
@@ -193,18 +193,17 @@ class FieldState:
         if past is not None:
             belief = _belief(past, changed, answer, config.memory, kernels)
             weight, evidence = belief.weight, belief.evidence
-            step = past.log_depth + belief.shift
-            step -= answer.log_depth
-            size = (step.shape[1], step.shape[0])
+            old, size = past.log_depth, (blended.shape[1], blended.shape[0])
             largest = resized(LARGEST_STEP * answer.expected, size)
-            np.minimum(step, largest, out=step)
-            np.maximum(step, np.negative(largest, out=largest), out=step)
-            step *= resized(weight, size)
-            colour_step = (past.colour - colour) * weight
+            blended = np.empty_like(blended)
+            whole = resized(weight, size)
+            kernels.drawn(old, answer.log_depth, belief.shift, largest, whole, blended)
+            colour_step = past.colour - colour
+            colour_step *= weight
             if past.values is None:
-                np.nan_to_num(step, copy=False)
                 np.nan_to_num(colour_step, copy=False)
-            blended, colour = blended + step, colour + colour_step
+            colour_step += colour
+            colour = colour_step
             frames = weight / np.maximum(1 - weight, np.float32(1e-3)) + 1
             self.old_weight = float(weight.mean())
         self._past = _Past(

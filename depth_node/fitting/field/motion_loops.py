@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much two images differ in place beyond their noise, and how steep they are there.
+"""By how many cells an image moved, and new log depth drawn towards old where it did not.
 
-Both forms of the loop give the same numbers, as those of kernels.py do.
+Both forms of each loop give the same numbers, as those of kernels.py do.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ NEAR, FAR = 2, 4  # cells about a place over which a displacement, and noise, ar
 # directions the least second difference is noise.
 DIRECTIONS = np.array([(0, 1), (1, 0), (1, 1), (1, -1)])  # rows and columns of a step
 SECOND_DIFFERENCE_VARIANCE = 6.0  # of white noise of variance 1
+MIN_GRADIENT = 0.02  # correlation lengths of lightness a cell: less shows no displacement
+QUIET = 0.08  # cells of displacement that noise may show beyond that
+MAX_DISPLACEMENT = 3.0  # cells
 NOISE_GAIN = 8.0  # over white noise: the image is averaged, so that its noise is not quite white
 
 _ROWS = 2 * FAR + 1
@@ -28,22 +31,24 @@ _NOISE_SHARE = np.float32(NOISE_GAIN / SECOND_DIFFERENCE_VARIANCE / _ROWS**2)
 def motion(
     changed: Map,
     light: Map,
-    excess: Map,
-    gradient: Map,
+    moved: Map,
     begin: int,
     end: int,
 ) -> None:
-    """Mean squared change about each cell of a map (h, w) beyond its noise, and squared gradient.
+    """Cells by which what is seen in each cell of a map (h, w) moved: the root of the mean squared
+    change about it beyond its noise, over the mean squared gradient; where both are even, 0.
 
     changed: new less old. light: new. Beyond the border all is mirrored; h and w are larger than
-    FAR. Written: rows `begin` up to, not with, `end` of excess and gradient.
+    FAR. Written: rows `begin` up to, not with, `end` of moved.
 
     What is needed of a row is summed along it and kept until the last row that needs it.
     """
     height, width = changed.shape
     kept = np.empty((_ROWS, 6, width), np.float32)  # four directions, change and gradient
     wide, along = np.empty((3, width + 2), np.float32), np.empty(width + _ROWS, np.float32)
-    two, half = np.float32(2.0), np.float32(0.5)
+    excess, gradient = np.empty(width, np.float32), np.empty(width, np.float32)
+    zero, two, half = np.float32(0.0), np.float32(2.0), np.float32(0.5)
+    least_gradient, most = np.float32(MIN_GRADIENT**2), np.float32(MAX_DISPLACEMENT**2)
     for r in range(begin - FAR, end + FAR):
         row = height - 1 - abs(height - 1 - abs(r))
         above, below = abs(row - 1), height - 1 - abs(height - 2 - row)
@@ -92,16 +97,19 @@ def motion(
                 for k in range(1, _ROWS):
                     total += kept[k, d, j]
                 least = min(least, total)
-            excess[out, j] = -least * _NOISE_SHARE
-            gradient[out, j] = np.float32(0.0)
+            excess[j] = -least * _NOISE_SHARE
+            gradient[j] = least_gradient
         for i in range(out - NEAR, out + NEAR + 1):
             slot = (i - begin + FAR) % _ROWS
             for j in range(width):
-                excess[out, j] += kept[slot, 4, j] * _SHARE
-                gradient[out, j] += kept[slot, 5, j] * _SHARE
+                excess[j] += kept[slot, 4, j] * _SHARE
+                gradient[j] += kept[slot, 5, j] * _SHARE
+        for j in range(width):
+            square = min(max(excess[j] / gradient[j], zero), most)
+            moved[out, j] = max(np.sqrt(square) - np.float32(QUIET), zero)
 
 
-def motion_numpy(changed: Map, light: Map, excess: Map, gradient: Map) -> None:
+def motion_numpy(changed: Map, light: Map, moved: Map) -> None:
     """As :func:`motion`, of all rows of a map (h, w) of any size."""
     noise: Map = np.full(changed.shape, np.inf, np.float32)
     for down, right in DIRECTIONS:
@@ -116,12 +124,44 @@ def motion_numpy(changed: Map, light: Map, excess: Map, gradient: Map) -> None:
         slope = np.asarray(cv2.Sobel(light, cv2.CV_32F, x, y, ksize=1, scale=0.5), np.float32)
         slope *= slope
         steep += slope
-    excess[:] = cv2.blur(changed * changed, (2 * NEAR + 1, 2 * NEAR + 1))
-    excess -= np.float32(NOISE_GAIN / SECOND_DIFFERENCE_VARIANCE) * noise
-    gradient[:] = cv2.blur(steep, (2 * NEAR + 1, 2 * NEAR + 1))
+    moved[:] = cv2.blur(changed * changed, (2 * NEAR + 1, 2 * NEAR + 1))
+    moved -= np.float32(NOISE_GAIN / SECOND_DIFFERENCE_VARIANCE) * noise
+    moved /= cv2.blur(steep, (2 * NEAR + 1, 2 * NEAR + 1)) + np.float32(MIN_GRADIENT**2)
+    np.clip(moved, 0, MAX_DISPLACEMENT**2, out=moved)
+    np.sqrt(moved, out=moved)
+    moved -= np.float32(QUIET)
+    np.maximum(moved, 0, out=moved)
+
+
+def drawn(old: Map, new: Map, shift: np.float32, largest: Map, weight: Map, out: Map,
+          begin: int, end: int) -> None:  # fmt: skip
+    """New log depth (h, w) drawn towards old, which is nearer by the factor exp(shift).
+
+    largest: (h, w) step, of which weight (h, w) is taken. Where old is NaN, the new one stays.
+    Written: rows `begin` up to, not with, `end` of out (h, w).
+    """
+    for i in range(begin, end):
+        for j in range(old.shape[1]):
+            step = old[i, j] + shift - new[i, j]
+            step = min(max(step, -largest[i, j]), largest[i, j]) * weight[i, j]
+            out[i, j] = new[i, j] + (step if old[i, j] == old[i, j] else np.float32(0.0))
+
+
+def drawn_numpy(old: Map, new: Map, shift: np.float32, largest: Map, weight: Map, out: Map) -> None:
+    """As :func:`drawn`, of all rows (h, w)."""
+    step = old + shift
+    step -= new
+    np.minimum(step, largest, out=step)
+    np.maximum(step, -largest, out=step)
+    step *= weight
+    np.add(new, np.nan_to_num(step, copy=False), out=out)
 
 
 def signatures(types: Any) -> dict[Any, Any]:
-    """The loop and the types of its arguments (`types` is numba.types), contiguous arrays."""
+    """The loops and the types of its arguments (`types` is numba.types), contiguous arrays."""
     plane, whole = types.float32[:, ::1], types.int64
-    return {motion: types.void(plane, plane, plane, plane, whole, whole)}
+    maps = plane, plane, plane
+    return {
+        motion: types.void(*maps, whole, whole),
+        drawn: types.void(plane, plane, types.float32, *maps, whole, whole),
+    }

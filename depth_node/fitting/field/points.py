@@ -60,15 +60,17 @@ def merge_points(
     key = (cell * height + rows) * width + cols
     # Where every pixel has one point, any order of equal keys will do, which is faster.
     order = np.argsort(key, kind=None if len(key) == pixels else "stable")
-    key, age = key[order], np.asarray(age_s, np.float64)[order]
-    log_z = np.log(depth[order].astype(np.float64))
-    noise: Floats = np.zeros(len(log_z))
+    age, z = np.asarray(age_s, np.float64)[order], depth[order].astype(np.float64)
+    noise: Floats = np.zeros(len(z))
     if noise_m is not None and noise_m.any():
-        noise = noise_m[order] / depth[order].astype(np.float64)
-    first = np.concatenate([[True], key[1:] != key[:-1]])
+        noise = noise_m[order] / z
     merged: Integers = np.empty(len(rows), np.int64)
-    merged[order] = np.cumsum(first) - 1
-    if not first.all():
+    if len(key) == pixels:
+        merged[order] = np.arange(pixels)
+    else:
+        key = key[order]
+        first = np.concatenate([[True], key[1:] != key[:-1]])
+        merged[order] = np.cumsum(first) - 1
         group = merged[order]
         newest_age = np.minimum.reduceat(age, np.flatnonzero(first))
         newest = age <= newest_age[group]
@@ -76,10 +78,9 @@ def merge_points(
         least = np.minimum.reduceat(np.where(newest, noise, np.inf), begins)
         newest &= noise <= least[group]
         noise = least
-        log_z = np.bincount(group[newest], log_z[newest]) / np.bincount(group[newest])
-        age, key = newest_age, key[first]
-    row, col = np.divmod(key, width)
-    cell, row = np.divmod(row, height)
-    start = np.searchsorted(cell, np.arange(cells.shape[0] * cells.shape[1] + 1))
-    points = MergedPoints(row, col, np.exp(log_z), age, noise, cells, cell, start.astype(np.int64))
-    return points, merged
+        log_z = np.bincount(group[newest], np.log(z[newest])) / np.bincount(group[newest])
+        age, z, order = newest_age, np.exp(log_z), order[first]
+    row, col, cell = rows[order].astype(np.int64), cols[order].astype(np.int64), cell[order]
+    start: Integers = np.zeros(cells.shape[0] * cells.shape[1] + 1, np.int64)
+    np.cumsum(np.bincount(cell, minlength=len(start) - 1), out=start[1:])
+    return MergedPoints(row, col, z, age, noise, cells, cell, start), merged

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from depth_node.fitting.field.blend import FieldEstimate
-from depth_node.fitting.field.lattice import Floats, Integers, Map, rounded
+from depth_node.fitting.field.kernels import FieldKernels
+from depth_node.fitting.field.lattice import Floats, Map, rounded
 
 MULTIPLE = 8  # of cells of the half grid: what a refiner's maps are padded to
 LIMIT = 1.0  # log depth by which a candidate may differ from the field
@@ -44,9 +45,10 @@ def refined(
     bare: FieldEstimate,
     outlier: Floats,
     refiner: Refiner,
+    kernels: FieldKernels,
 ) -> FieldEstimate:
     """The blended field, refined. field, bare: with and without the network; outlier: (n,)."""
-    change = in_rows(refiner(refinement_maps(blend, field, bare, outlier)))
+    change = in_rows(refiner(refinement_maps(blend, field, bare, outlier, kernels)))
     height, width = blend.log_depth.shape
     log_depth = blend.log_depth + change[:height, :width]
     return replace(blend, log_depth=log_depth)
@@ -54,13 +56,9 @@ def refined(
 
 def in_fours(values: Map) -> Map:
     """(2 h, 2 w) -> (4, h, w)."""
-    return _seen_in_fours(values).reshape(4, values.shape[0] // 2, values.shape[1] // 2)
-
-
-def _seen_in_fours(values: Map) -> Map:
-    """(2 h, 2 w) -> (2, 2, h, w), no copy."""
-    height, width = values.shape
-    return values.reshape(height // 2, 2, width // 2, 2).transpose(1, 3, 0, 2)
+    height, width = values.shape[0] // 2, values.shape[1] // 2
+    split = values.reshape(height, 2, width, 2)
+    return split.transpose(1, 3, 0, 2).reshape(4, height, width)
 
 
 def in_rows(fours: Map) -> Map:
@@ -71,7 +69,11 @@ def in_rows(fours: Map) -> Map:
 
 
 def refinement_maps(
-    blend: FieldEstimate, field: FieldEstimate, bare: FieldEstimate, outlier: Floats
+    blend: FieldEstimate,
+    field: FieldEstimate,
+    bare: FieldEstimate,
+    outlier: Floats,
+    kernels: FieldKernels,
 ) -> Map:
     """What a refiner sees, (C, h, w) with C = CHANNELS, on cells twice as large as the grid's.
 
@@ -88,22 +90,19 @@ def refinement_maps(
     rows = rounded(features.grid_row[believed])
     cols = rounded(features.grid_col[believed])
     log_z = features.y[believed] + features.log_base[believed] + features.middle
-    nearest, distance = _nearest(rows, cols, log_z, shape)
+    nearest, distance = np.empty((2, *shape), np.float32)
+    kernels.nearest_point(rows, cols, log_z.astype(np.float32), nearest, distance)
     point: Map = np.zeros(shape, np.float32)
     point[rows, cols] = 1 - outlier[believed]
     near, far = (np.ones((cells, cells), np.uint8) for cells in (NEAR_CELLS, FAR_CELLS))
-    candidates = (
+    whole = (
         bare.log_depth, field.log_depth, nearest, features.grid_log + np.float32(features.middle),
-        cv2.erode(f, near), cv2.dilate(f, near), cv2.erode(f, far), cv2.dilate(f, far),
+        cv2.erode(f, near), cv2.dilate(f, near), cv2.erode(f, far), cv2.dilate(f, far), f, point,
     )  # fmt: skip
-    blurred = cv2.GaussianBlur(f, (0, 0), FINE_CELLS)
-    fours = [_seen_in_fours(_padded(each, pad)) for each in (f, *candidates, blurred, point)]
-    whole = maps[: 4 * len(WHOLE)].reshape(len(WHOLE), 2, 2, *half)
-    for k in range(len(CANDIDATES)):
-        np.subtract(fours[k + 1], fours[0], out=whole[k])
-    np.subtract(fours[0], fours[-2], out=whole[-2])
-    whole[-1] = fours[-1]
-    np.clip(whole, -LIMIT, LIMIT, out=whole)
+    less = (*[f] * len(CANDIDATES), cv2.GaussianBlur(f, (0, 0), FINE_CELLS), np.zeros_like(f))
+    fours = maps[: 4 * len(WHOLE)].reshape(len(WHOLE), 4, *half)
+    for out, plane, other in zip(fours, whole, less, strict=True):
+        kernels.differences(plane, np.asarray(other, np.float32), np.float32(LIMIT), out)
     spacing = np.float32(np.sqrt(shape[0] * shape[1] / len(features)))
     small = [
         _coarse_shape(f), *features.grid_colour,
@@ -133,17 +132,3 @@ def _coarse_shape(f: Map) -> Map:
     small = cv2.resize(f, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), COARSE_CELLS / 4)
     return np.asarray(np.clip(f - cv2.resize(small, f.shape[::-1]), -LIMIT, LIMIT), np.float32)
-
-
-def _nearest(
-    rows: Integers, cols: Integers, log_z: Floats, shape: tuple[int, int]
-) -> tuple[Map, Map]:
-    """Log depth (h, w) of the nearest point of every cell, and the distance (h, w) in cells."""
-    empty = np.ones(shape, np.uint8)
-    empty[rows, cols] = 0
-    distance, label = cv2.distanceTransformWithLabels(
-        empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    values: Map = np.zeros(len(rows) + 1, np.float32)
-    values[label[rows, cols]] = log_z
-    return values[label], np.asarray(distance, np.float32)

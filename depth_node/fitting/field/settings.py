@@ -94,8 +94,8 @@ class FieldAblation:
     colour: bool = option(True, "Points of similar colour inform each other more.")
     regions: bool = option(
         False,
-        "Points of one region inform each other more. Off: beside colour it gained less than 1 % "
-        "with good regions and cost up to 3 % with fine ones (docs/benchmarks_field.md).",
+        "Points of one region inform each other more. Off: beside colour it gained up to 3 % with "
+        "good regions and cost up to 4 % with fine ones (docs/studies/regions.md).",
     )
     blend: bool = option(True, "Blend in the field without the network where that is weak.")
     refinement: bool = option(True, "Let a refiner that is given refine the blend.")

@@ -17,6 +17,7 @@ of frames left out at a time (docs/benchmarks_field.md).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,7 @@ def solve(
     state: FieldState | None = None,
     *,
     noise_m: NDArray[np.floating] | None = None,
+    depth_range_m: tuple[float, float] = (0.0, math.inf),
     threads: int = 1,
     ablation: FieldAblation = WHOLE_METHOD,
     refiner: Refiner | None = None,
@@ -78,6 +80,7 @@ def solve(
     """The field of a frame from n >= 1 points at pixels (rows, cols) with finite depth above 0 m.
 
     noise_m: (n,) m, declared standard deviation of the points, 0 where none is; None: nowhere.
+    depth_range_m: within which the answer's depth is kept.
     threads: that share the loops, 0: a few of the machine's.
     refiner: network that refines the blend, None: it stays as it is.
     labels: (H, W) regions or None, read by an ablation alone. image: (H, W, 3) uint8 RGB or None.
@@ -89,16 +92,17 @@ def solve(
     base = fit_base(prediction, points)
     details = base.details() | {"points": len(points)}
     if not ablation.residual:
-        return Field(*base_alone(base, points), np.zeros(len(merged)), details)
+        alone, std = base_alone(base, points)
+        return Field(np.clip(alone, *depth_range_m), std, np.zeros(len(merged)), details)
     features = FieldFeatures.of(base, points, labels, image, config.age_s, ablation, loops)
     outlier = outlier_probability(features, loops, ablation)
     field = _spread_residual(features, outlier, loops, ablation)
     if ablation.blend and may_help(features):
         bare = features.without_network(COLOUR_GAIN)
         without = _spread_residual(bare, outlier, loops, ablation, field.left_out)
-        both = blended(field, without)
+        both = blended(field, without, loops)
         if refiner is not None and ablation.refinement:
-            both = refined(both, field, without, outlier, refiner)
+            both = refined(both, field, without, outlier, refiner, loops)
         field = both
     left_out, detail, log_depth = field.left_out, field.detail, field.log_depth
     if state is not None:
@@ -109,8 +113,9 @@ def solve(
     bound = relative_bound(
         features, left_out, detail, log_depth, field.spread, config.range_noise_m, loops
     )
-    update = log_depth - features.grid_log  # log of what B is multiplied by
-    out, std = base.enlarged(np.exp(update), bound.relative / np.float32(NORMAL_95), loops)
+    factor = log_depth - features.grid_log
+    relative = np.divide(bound.relative, np.float32(NORMAL_95), out=bound.relative)
+    out, std = base.enlarged(np.exp(factor, out=factor), relative, depth_range_m, loops)
     forget_far(std, left_out.far_px, config.max_extrapolation)
     base.blank_unknown(out, std)
     details |= {"nodes": field.spread.nodes.size, "nugget": left_out.nugget}
@@ -133,10 +138,11 @@ def _spread_residual(
     surface = Surface.of(features, nodes.mean[0])
     points = detail_points(features, surface, outlier)
     detail = choose_detail(features, left_out, surface, points, loops, ablation.detail)
-    update = surface.update + detail_correction(features, surface, points, detail, loops)
-    update += np.float32(features.middle)
+    log_depth = detail_correction(features, surface, points, detail, loops)
+    log_depth += surface.log
+    log_depth += np.float32(features.middle)
     spread = Spread.of(features, left_out, nodes)
-    return FieldEstimate(features.grid_log + update, features, left_out, detail, spread)
+    return FieldEstimate(log_depth, features, left_out, detail, spread)
 
 
 def warm_up(config: FieldConfig | None = None) -> None:

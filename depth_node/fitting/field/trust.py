@@ -17,13 +17,8 @@ import numpy as np
 
 from depth_node.fitting.field.kernels import FieldKernels
 from depth_node.fitting.field.lattice import Floats, Integers, Map
-from depth_node.fitting.field.motion_loops import FAR, motion_numpy
+from depth_node.fitting.field.motion_loops import FAR, MAX_DISPLACEMENT, motion_numpy
 from depth_node.fitting.robust import median
-
-# What moves in the image
-MIN_GRADIENT = 0.02  # correlation lengths of lightness a cell: less shows no displacement
-QUIET = 0.08  # cells of displacement that noise may show beyond that
-MAX_DISPLACEMENT = 3.0  # cells
 
 # What the points say, on every fourth cell of the grid
 POINT_CELLS = 4
@@ -99,14 +94,9 @@ def displacement(old: Map, new: Map, kernels: FieldKernels) -> Map:
     seen = changed[3::8, 3::8][~unseen[3::8, 3::8]]
     changed -= np.float32(median(seen) if len(seen) else 0)
     changed[unseen] = 1
-    excess, gradient = np.empty((2, *new.shape), np.float32)
+    moved: Map = np.empty(new.shape, np.float32)
     loop = kernels.motion if min(new.shape) > FAR else motion_numpy
-    loop(changed, np.ascontiguousarray(new), excess, gradient)
-    excess /= gradient + np.float32(MIN_GRADIENT**2)
-    np.clip(excess, 0, MAX_DISPLACEMENT**2, out=excess)
-    moved = np.sqrt(excess, out=excess)
-    moved -= np.float32(QUIET)
-    np.maximum(moved, 0, out=moved)
+    loop(changed, np.ascontiguousarray(new), moved)
     moved[unseen] = MAX_DISPLACEMENT
     return moved
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from depth_node.fitting import FitResult, fit
+from depth_node.fitting import FitResult
 from depth_node.fitting.field.interval import without_declared_noise
 from depth_node.fitting.field.points import merge_points
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
 from depth_node.prediction import Prediction
+from tests.helpers.fits import fit
 
 HEIGHT, WIDTH = 120, 160
 ROWS, COLS = np.mgrid[:HEIGHT, :WIDTH]

@@ -71,7 +71,7 @@ def test_a_dense_point_reaches_the_cells_beside_it_and_no_farther(room: Room) ->
     one = int(np.argmin(np.hypot(features.grid_row - 40, features.grid_col - 60)))
     rest = np.zeros(count)
     rest[one] = 0.1
-    surface = Surface(even, even, np.zeros(count), rest, np.zeros(count))
+    surface = Surface(even, np.zeros(count), rest, np.zeros(count))
     points = detail_points(features, surface, np.zeros(count))
     parameters = choose_detail(features, left_out, surface, points, loops)
     parameters = dataclasses.replace(parameters, prior_weight=0.5, clip=9.0)

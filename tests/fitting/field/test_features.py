@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from depth_node.fitting import fit
 from depth_node.fitting.field import kernels
 from depth_node.fitting.field.features import _declared_nugget
 from depth_node.fitting.field.settings import FieldAblation
@@ -25,6 +24,7 @@ from tests.helpers.field_room import (
     solved,
     with_depth,
 )
+from tests.helpers.fits import fit
 
 
 def test_numbers_of_the_regions_change_nothing(room: Room) -> None:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from depth_node.config import replace
-from depth_node.fitting import FitConfig, fit
+from depth_node.fitting import FitConfig
 from depth_node.fitting.field import kernels
 from depth_node.fitting.field.interval import beside_edges, forget_far
 from depth_node.fitting.field.lattice import rounded
@@ -28,6 +28,7 @@ from tests.helpers.field_room import (
     solved,
     with_depth,
 )
+from tests.helpers.fits import fit
 
 
 @pytest.mark.parametrize("count", [50, 250, 1000])

@@ -14,13 +14,14 @@ import pytest
 from numpy.typing import NDArray
 
 from depth_node.config import replace
-from depth_node.fitting import FitConfig, fit
+from depth_node.fitting import FitConfig
 from depth_node.fitting.field.memory import FieldState, Pose
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 from depth_node.recordings.frames import find_frames, read_frame
 from depth_node.simulation.renderer import Scene, camera_path
+from tests.helpers.fits import fit
 
 CONFIG = FitConfig(method="field")
 FRAME_NS = 100_000_000

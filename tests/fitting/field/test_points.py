@@ -4,14 +4,23 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from depth_node.fitting.field.points import merge_points
+from depth_node.geometry.sparse_depth import SparseDepth
 from tests.helpers.field_room import Room, measure, solved
 
 
-def test_order_of_the_points_changes_nothing(room: Room) -> None:
+@pytest.mark.parametrize("pattern", ["scattered", "level lines", "a lattice"])
+def test_order_of_the_points_changes_nothing(room: Room, pattern: str) -> None:
     points = measure(room, 700)
-    order = np.random.default_rng(9).permutation(700)
+    height, width = room.depth.shape
+    if pattern != "scattered":  # every point has others that are equally near
+        across, along = {"level lines": (24, 3), "a lattice": (12, 12)}[pattern]
+        rows, cols = np.mgrid[across // 2 : height : across, along // 2 : width : along]
+        rows, cols = rows.ravel(), cols.ravel()
+        points = SparseDepth.from_arrays(rows, cols, room.depth[rows, cols])
+    order = np.random.default_rng(9).permutation(len(points))
     one, other = solved(room, points), solved(room, points.subset(order))
     np.testing.assert_array_equal(one.depth, other.depth)
     np.testing.assert_array_equal(one.std, other.std)

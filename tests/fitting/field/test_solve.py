@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from depth_node.fitting import FitConfig, FitStatus, fit
+from depth_node.fitting import FitConfig, FitStatus
 from depth_node.fitting.field.settings import FieldAblation
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import NORMAL_95
@@ -18,6 +18,7 @@ from depth_node.prediction import Prediction
 from depth_node.recordings.frames import find_frames, read_frame, split_lines, split_uniform
 from depth_node.regions.segmentation import segment
 from tests.helpers.field_room import FIELD, WIDTH, Room, error, measure, network, solved, with_depth
+from tests.helpers.fits import fit
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measured points that stand on the ground: of a low thing that the network does not see they are
+all there is."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.fitting.robust import MAD_TO_STD
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import transform
+from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.obstacles.grid import Grid, over_ground
+from depth_node.obstacles.ground import GROUND_BAND_M, MIN_GROUND_POINTS, fit_ground
+from depth_node.obstacles.settings import ObstacleConfig
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+NOISE_POINTS, MIN_NOISE_POINTS = 1000, 30  # of the measured points tell their noise
+USUAL_NOISE_M = 0.03  # of a LiDAR's range, where too few of its points hit the ground
+SIGMAS = 4.0  # of a point's noise that are no height
+FLATNESS = 1 / 150  # 2 cm in 3 m: so far a floor, and the plane through it, may be off
+CELL_M, MIN_MEASURED = 0.15, 3  # so many measured points in a cube support each other
+# The least share of the rays through a cube that a thing takes; a drop of rain takes one of them.
+MIN_SHARE = 0.05
+DENSITY_PX = 32  # squares in which the density of rays is counted
+
+
+def measured_obstacles(
+    sparse: SparseDepth,
+    believed: NDArray[np.bool_],
+    camera: Camera,
+    grid: Grid,
+    ground: F64,
+    config: ObstacleConfig,
+) -> tuple[F32, F32]:
+    """Those of the believed points (N,) that are obstacles: (n, 3) m in the camera's frame, and
+    (n,) m of height.
+
+    Their ground is the plane through those of them that lie near the expected one, because the
+    depth map between them may be heaved; where they are few it is that of the depth map.
+    """
+    rays, T_base_camera = camera.rays(), grid.T_base_camera
+
+    def seen(some: NDArray[np.intp]) -> F32:
+        return rays[sparse.rows[some], sparse.cols[some]] * sparse.depth[some][:, None]
+
+    sample = np.arange(0, len(sparse), 1 + len(sparse) // NOISE_POINTS)
+    some = seen(sample[believed[sample]])
+    in_base = transform(T_base_camera, some)
+    near = np.abs(in_base[:, 2]) < GROUND_BAND_M
+    if np.count_nonzero(near) >= MIN_GROUND_POINTS:
+        ground = fit_ground(in_base[near])
+    a, b, c = ground
+    plane = np.array([-b, -c, 1.0])
+    up = (plane @ T_base_camera[:3, :3]).astype(np.float32)
+    start = np.float32(plane @ T_base_camera[:3, 3] - a)
+    above = some @ up
+    noise_m = _range_noise(above + start, _steepness(some, above))
+
+    # A pixel of the grid is so high; it is not where the point is, but nearly.
+    rise = grid.up.copy()
+    rise -= np.float32(b) * grid.x
+    rise -= np.float32(c) * grid.y
+    pixel = sparse.rows // grid.every * rise.shape[1] + sparse.cols // grid.every
+    slack = np.float32(grid.every / camera.fy)
+    rise = rise.ravel().take(pixel)
+    off_ground = sparse.depth * (rise + slack) > np.float32(config.min_height_m) - start
+    if config.max_drop_m > 0:
+        off_ground |= sparse.depth * (rise - slack) < -np.float32(config.max_drop_m) - start
+    which = np.flatnonzero(off_ground & believed)
+    points = seen(which)
+    above = points @ up
+    height = above + start
+    noise_height = np.float32(SIGMAS * noise_m) * _steepness(points, above)
+    xy = over_ground(points, T_base_camera)
+    range_m = np.hypot(xy[:, 0], xy[:, 1])
+    np.maximum(noise_height, np.float32(FLATNESS) * range_m, out=noise_height)
+    stands = height > np.maximum(noise_height, np.float32(config.min_height_m))
+    stands &= (height < np.float32(config.max_height_m)) & (range_m < config.max_range_m)
+    through = _rays_through(sparse, which, camera)
+    stands[stands] = _supported(xy[stands], height[stands], through[stands])
+    if config.max_drop_m == 0:
+        return points[stands], height[stands].astype(np.float32)
+    deep = height < -np.maximum(noise_height, np.float32(config.max_drop_m))
+    # Where their rays come to the least height.
+    to_edge = (start - np.float32(config.min_height_m)) / (start - height[deep])
+    edge = points[deep] * to_edge[:, None]
+    xy = over_ground(edge, T_base_camera)
+    kept = np.hypot(xy[:, 0], xy[:, 1]) < config.max_range_m
+    kept &= _supported(xy, np.zeros(len(xy), np.float32), through[deep])
+    return (
+        np.concatenate([points[stands], edge[kept]]),
+        np.concatenate([height[stands], height[deep][kept]]).astype(np.float32),
+    )
+
+
+def _rays_through(sparse: SparseDepth, which: NDArray[np.intp], camera: Camera) -> F32:
+    """(n,) how many measured rays a cube of CELL_M takes in the image, at the points `which`."""
+    down, across = -(-camera.height // DENSITY_PX), -(-camera.width // DENSITY_PX)
+    square = sparse.rows // DENSITY_PX * across + sparse.cols // DENSITY_PX
+    number = np.bincount(square, minlength=down * across).reshape(down, across)
+    # What the LiDAR's field of view cuts is as dense as the square beside it.
+    densest = cv2.dilate(number.astype(np.float32), np.ones((3, 3), np.uint8)).ravel()
+    side_px = np.float32(CELL_M * camera.fx) / sparse.depth[which]
+    return np.asarray(densest[square[which]] * (side_px / DENSITY_PX) ** 2, np.float32)
+
+
+def _supported(xy: F32, height: F32, rays: F32) -> NDArray[np.bool_]:
+    """(n,) whether enough points lie in the cube of each, of the rays (n,) that pass through it.
+
+    xy: (n, 2) m over the ground. height: (n,) m above it.
+    """
+    least = np.maximum(np.float32(MIN_MEASURED), np.float32(MIN_SHARE) * rays)
+    place = np.column_stack([xy, height])
+    kept: NDArray[np.bool_] = np.zeros(len(xy), bool)
+    for shift in (0.0, 0.5):  # what a border of cubes divides lies within one of the other grid
+        x, y, z = np.floor(place / np.float32(CELL_M) + np.float32(shift)).astype(np.int64).T
+        _, group, counts = np.unique(
+            (x * 1_000_003 + y) * 10_007 + z, return_inverse=True, return_counts=True
+        )
+        kept |= counts[group] >= least
+    return kept
+
+
+def _steepness(points: F32, above: F32) -> F32:
+    """(n,) sine at which rays to points (n, 3) meet the ground; above: (n,) m along its normal."""
+    sine: F32 = np.abs(above) / np.sqrt((points * points).sum(1))
+    return sine
+
+
+def _range_noise(height: F32, steepness: F32) -> float:
+    """m, one sigma along the ray of the points that hit the ground, as their heights show it.
+
+    height: (n,) m over the ground, steepness: (n,) sine at which the rays meet it. A floor that is
+    not even counts as noise, which it is here.
+    """
+    floor = (np.abs(height) < np.float32(GROUND_BAND_M)) & (steepness > 0.2)
+    if np.count_nonzero(floor) < MIN_NOISE_POINTS:
+        return USUAL_NOISE_M
+    off = height[floor] / steepness[floor]
+    return float(MAD_TO_STD * np.median(np.abs(off - np.median(off))))
