@@ -52,8 +52,8 @@ def compiled(
 
     signature: numba's, such as numba.types.void(numba.types.float64[::1]), or a tuple of several:
     with it the loop is compiled at once, without it at its first call. distinct: what is written
-    overlaps nothing else that is given, so that the loop need not look (a fifth of the time, where
-    rows are short). Raises RuntimeError without numba.
+    overlaps nothing else that is given, so that the loop need not look (half of the time where rows
+    are short). Raises RuntimeError without numba.
     """
     numba, why_not = find_numba()
     if numba is None:

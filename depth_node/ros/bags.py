@@ -38,7 +38,7 @@ from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
 from depth_node.ros.diagnostics import body_frame_hint, none_in_image
 from depth_node.ros.extrinsics import NoTransformError
-from depth_node.ros.lidar import SourceClock, SourceKey, clock_sentence
+from depth_node.ros.source_clock import SourceClock, SourceKey, clock_sentence
 
 __all__ = ["Bag", "BagError", "BagFrames", "BagTopics"]
 

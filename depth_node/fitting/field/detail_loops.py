@@ -15,7 +15,7 @@ import numpy as np
 from depth_node.fitting.field.lattice import Floats, Integers, Map
 from depth_node.fitting.numba_support import LANES, tuple_of
 
-_ROW = 96  # cells of a row that are worked on at a time
+_FLOATS = 2 * LANES  # float32 of a vector
 _NEARER = 1 - 1e-6  # ratio of squared distances: less of one is no matter of rounding
 
 
@@ -110,7 +110,6 @@ def spread(
     total = np.empty((end - begin, width), np.float32)
     total[:] = np.float32(prior)
     correction[begin:end] = zero
-    part = np.empty(2 * _ROW, np.float32)  # of one array: the compiler sees that they are apart
     for n in range(len(row)):
         top = max(begin, math.ceil(row[n] - radius))
         bottom = min(end - 1, math.floor(row[n] + radius))
@@ -118,32 +117,25 @@ def spread(
             continue
         first = max(0, math.ceil(col[n] - radius))
         last = min(width - 1, math.floor(col[n] + radius))
-        # A short row is made as long as a vector: beyond the radius all weights are 0.
-        least = min(LANES, width) if last - first < _ROW else 1
-        for left in range(first, last + 1, _ROW):
-            size = max(min(last - left + 1, _ROW), least)
-            here = np.uint64(min(left, width - size))
-            shift = np.float32(here) - col[n]
-            for i in range(np.uint64(top), np.uint64(bottom + 1)):
-                dr = np.float32(i) - row[n]
-                for j in range(size):
-                    at = here + np.uint64(j)
-                    dc = shift + np.float32(j)
-                    r2 = dr * dr + dc * dc
-                    s = surface[i, at] - surface_at[n]
-                    c0 = colour[0, i, at] - colour_at[n, 0]
-                    c1 = colour[1, i, at] - colour_at[n, 1]
-                    c2 = colour[2, i, at] - colour_at[n, 2]
-                    unlike = one + gain_s * s * s + gain_c * (c0 * c0 + c1 * c1 + c2 * c2)
-                    cell_weight = weight[n] * max(one - r2 * r2_inverse, zero)
-                    cell_weight /= (soft + r2) * unlike * unlike
-                    part[j] = cell_weight
-                    part[_ROW + j] = cell_weight * (rest[n] + min(max(s, -limit), limit) - s)
-                of_row = i - np.uint64(begin)
-                for j in range(size):
-                    at = here + np.uint64(j)
-                    total[of_row, at] += part[j]
-                    correction[i, at] += part[_ROW + j]
+        # Whole vectors, where there is room for them: beyond the radius all weights are 0.
+        size = min((last - first + _FLOATS) // _FLOATS * _FLOATS, width)
+        here = np.uint64(min(first, width - size))
+        shift = np.float32(here) - col[n]
+        for i in range(np.uint64(top), np.uint64(bottom + 1)):
+            dr = np.float32(i) - row[n]
+            for j in range(size):
+                at = here + np.uint64(j)
+                dc = shift + np.float32(j)
+                r2 = dr * dr + dc * dc
+                s = surface[i, at] - surface_at[n]
+                c0 = colour[0, i, at] - colour_at[n, 0]
+                c1 = colour[1, i, at] - colour_at[n, 1]
+                c2 = colour[2, i, at] - colour_at[n, 2]
+                unlike = one + gain_s * s * s + gain_c * (c0 * c0 + c1 * c1 + c2 * c2)
+                cell_weight = weight[n] * max(one - r2 * r2_inverse, zero)
+                cell_weight /= (soft + r2) * unlike * unlike
+                total[i - np.uint64(begin), at] += cell_weight
+                correction[i, at] += cell_weight * (rest[n] + min(max(s, -limit), limit) - s)
     for i in range(begin, end):
         for j in range(width):
             correction[i, j] /= total[i - begin, j]

@@ -605,25 +605,23 @@ def _agree(
     correlation times the trust in the neighbour, 1 - outlier_probability (N,). Written: density
     (N,), from `begin` up to, not with, `end`.
     """
-    index, square, point = neighbours.indices, neighbours.square, points.feature
+    index, square, f = neighbours.indices, neighbours.square, points.columns
     long_weight, long_scale = correlation.long_weight, correlation.long_scale
     k = index.shape[1]
     for n in range(begin, end):
         mass = 0.0
         likely = 0.0
         for a in range(k):
-            p = index[n, a]
-            if p < 0:
-                break
-            dr = point[n, 0] - point[p, 0]
-            dc = point[n, 1] - point[p, 1]
+            present = 1.0 if index[n, a] >= 0 else 0.0
+            p = np.uint64(max(index[n, a], 0))
+            dr, dc = f[0, n] - f[0, p], f[1, n] - f[1, p]
             alike = (1.0 - long_weight) / (1.0 + square[n, a]) + long_weight / (
                 1.0 + long_scale * (dr * dr + dc * dc)
             )
             step = 1.0 / (scale * math.sqrt(2.0 * (1.0 - alike) + 2.0 * nugget))
             off = (value[n] - value[p]) * step
             tail = 1.0 + off * off / 3.0
-            weight = alike * alike * (1.0 - outlier_probability[p]) + 1e-9
+            weight = present * (alike * alike * (1.0 - outlier_probability[p]) + 1e-9)
             mass += weight
             likely += weight * step / (tail * tail)
         density[n] = STUDENT_PEAK * likely / max(mass, 1e-9)

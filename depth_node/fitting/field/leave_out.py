@@ -154,8 +154,7 @@ def matched_hole(
     pixels between two lines have their nearest points across; so it also is needed where the next
     point of the line is as near as that: along lines the depth of a floor hardly changes.
     """
-    position = features.points.feature[:, :2]
-    row, col = (np.ascontiguousarray(column) for column in position.T)
+    row, col = features.points.columns[:2, : len(features)]
     d_row, d_col = row[which, None] - row[indices], col[which, None] - col[indices]
     square = d_row * d_row + d_col * d_col
     square[indices < 0] = np.inf

@@ -46,6 +46,7 @@ def outlier_probability(
         neighbours = features.nearest(queries, number, kernels)
     else:
         neighbours = features.nearest(queries, MANY_POINT_NEIGHBOURS, kernels, 1)
+        deviation = _deviation_from_closest(features, neighbours)
     every = slice(None, None, 1 + count // MANY_POINTS)  # enough points to estimate the scale
     prior = PRIOR_PROBABILITY
     likelihood: Floats = np.empty(count)
@@ -55,8 +56,6 @@ def outlier_probability(
             kriged = features.krige(queries.feature, neighbours, extra, (NUGGET,), kernels)
             spread = np.sqrt(kriged.variance[0] + NUGGET)
             deviation = np.abs(features.y - kriged.mean[0]) / spread
-        else:
-            deviation = _deviation_from_closest(features, neighbours)
         middle = weighted_quantile(deviation[every], 1 - probability[every], 0.5)
         scale = middle / STUDENT_MEDIAN + 1e-6
         kernels.agree(
@@ -83,8 +82,9 @@ def outlier_probability(
 def _deviation_from_closest(features: FieldFeatures, neighbours: Neighbours) -> Floats:
     """(n,) deviation of each point from its closest neighbour, in expected standard deviations."""
     closest = neighbours.indices[:, 0]
-    position = features.points.feature[:, :2]
-    position_square = ((position - position[closest]) ** 2).sum(axis=1)
+    row, col = features.points.columns[:2, : len(closest)]
+    d_row, d_col = row - row[closest], col - col[closest]
+    position_square = d_row * d_row + d_col * d_col
     correlation = CORRELATION.at(neighbours.square[:, 0], position_square)
     expected = np.sqrt(2 * (1 - correlation + NUGGET))
     deviation: Floats = np.abs(features.y - features.y[closest]) / expected
