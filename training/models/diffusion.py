@@ -264,6 +264,7 @@ class SingleStep(nn.Module):
     """Nine hundred million parameters and Fourier transforms: no network to export"""
     prompt: Tensor
     offset: Tensor
+    latent_scale: Tensor
 
     def __init__(self, unet: Any, vae: Any, prompt: Tensor, cfg: DiffusionConfig) -> None:
         super().__init__()
@@ -272,6 +273,10 @@ class SingleStep(nn.Module):
         # low / (high - low) of the targets seen in training: what a square or an inverse needs to
         # undo the scaling to -1..1. An image's own is not known to the network.
         self.register_buffer("offset", torch.tensor(0.5))
+        # Latents have a variance of about 1, as Stable Diffusion's file gives it and as
+        # `observe_latents` measures it of an autoencoder of ours: the weights of a loss that
+        # compares latents with something else mean nothing otherwise.
+        self.register_buffer("latent_scale", torch.tensor(float(vae.config.scaling_factor)))
         self.channels: int = unet.config.block_out_channels[-1]
         self.latent_px = 2 ** (len(vae.config.block_out_channels) - 1)
         self.spec = NetworkInput((0.5,) * 3, (0.5,) * 3, self.latent_px)
@@ -295,7 +300,7 @@ class SingleStep(nn.Module):
             )
         with self._autoencoder_precision(images):
             mean: Tensor = self.vae.encode(self._wide(images)).latent_dist.mean
-        return mean * self.vae.config.scaling_factor
+        return mean * self.latent_scale
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latents -> map (N, 1, H, W) float32, the mean of the three channels, not clipped.
@@ -303,9 +308,7 @@ class SingleStep(nn.Module):
         Raises TrainingError where half precision overflowed on the way.
         """
         with self._autoencoder_precision(latent):
-            decoded: Tensor = self.vae.decode(
-                self._wide(latent / self.vae.config.scaling_factor)
-            ).sample
+            decoded: Tensor = self.vae.decode(self._wide(latent / self.latent_scale)).sample
         if not torch.isfinite(decoded).all():
             half = decoded.dtype in (torch.float16, torch.bfloat16)
             if half and torch.isfinite(latent).all():
@@ -402,6 +405,12 @@ class SingleStep(nn.Module):
             ratio = (target_map.low / span.clamp_min(1e-6))[usable].mean()
             self.offset.lerp_(ratio.to(self.offset), 0.02)
 
+    @torch.no_grad()
+    def observe_latents(self, latents: Tensor) -> None:
+        """Track what makes the deviation of unscaled latents (N, 4, h, w) 1."""
+        deviation = latents.float().std().clamp_min(1e-6)
+        self.latent_scale.lerp_((1 / deviation).to(self.latent_scale), 0.02)
+
     def disparity(self, values: Tensor) -> Tensor:
         """Maps of `space` in -1..1 -> relative disparity, large = near.
 
@@ -464,8 +473,13 @@ def from_checkpoint(content: Mapping[str, Any], where: object = "the checkpoint"
             " that trained a diffusion network."
         )
     network = open_diffusion(config.build(DiffusionConfig, content["settings"]["diffusion"]))
-    checkpoints.load(network, content["averaged"], where)
+    checkpoints.load(network, {**unscaled(network), **content["averaged"]}, where)
     return network.eval()
+
+
+def unscaled(network: SingleStep) -> dict[str, Tensor]:
+    """What runs lack that were written before latents were scaled: the factor of 1 they had."""
+    return {"latent_scale": network.latent_scale}
 
 
 def open_run(path: Path) -> SingleStep:

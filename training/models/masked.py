@@ -35,7 +35,10 @@ class MaskingConfig:
 
     variant: str = config.option("simmim", "Kind of masked image modelling.", choices=VARIANTS)
     unit_px: int = config.option(
-        28, "Side of a hidden square; a multiple of the encoder's patch.", unit="px", minimum=1
+        28,
+        "Side of a hidden square; a multiple of the encoder's patch, where it has patches.",
+        unit="px",
+        minimum=1,
     )
     ratio: float = config.option(
         0.6, "Fraction of the squares that is hidden; MAE: 0.75.", minimum=0.01, maximum=0.99
@@ -162,11 +165,13 @@ class PixelHead(nn.Module):
 
 
 def check_unit(network: Network, cfg: MaskingConfig) -> None:
-    """TrainingError where a hidden square would cut through a patch."""
-    if cfg.unit_px % stride(network):
+    """TrainingError where a hidden square would cut through a patch; the U-Net, whose squares are
+    painted over, has none.
+    """
+    if isinstance(network, DepthAnything) and cfg.unit_px % PATCH_PX:
         raise TrainingError(
             f"masking.unit_px {cfg.unit_px} is no multiple of the encoder's patch of"
-            f" {stride(network)} px: set it to one."
+            f" {PATCH_PX} px: set it to one."
         )
 
 

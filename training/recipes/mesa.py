@@ -54,10 +54,12 @@ from training.models.masked import (
     random_mask,
     replaced,
 )
+from training.models.mobilenet import imagenet_weights
 from training.models.network_io import NetworkInput
 from training.models.networks import Network, NetworkConfig, open_network
+from training.models.unet import SmallUNet
 
-ENCODER = re.compile(r"^(network\.backbone|stem|stages|context)\.")
+ENCODER = re.compile(r"^(network\.backbone|stem|stages|context|detail\.encoder)\.")
 LAYER = re.compile(r"(?:encoder\.layer|stages)\.(\d+)\.")
 
 
@@ -110,6 +112,11 @@ class Config:
     network: NetworkConfig = config.section(NetworkConfig, "Encoder and decoder.", kind="small")
     start: str = config.option("", "Run of this recipe whose weights it starts from.")
     take: str = config.option("encoder", "What is taken from `start`.", choices=("encoder", "all"))
+    imagenet: str = config.option(
+        "",
+        "network.unet.detail: torchvision's file of MobileNetV2 (mobilenet_v2-b0353104.pth) that"
+        " its encoder starts from, to compare with; empty: random.",
+    )
     head: str = config.option(
         "sigmoid",
         "depth from the network's output: between geometric.near and far by a sigmoid, or 1 over it"
@@ -227,6 +234,14 @@ class Mesa(Recipe):
         """
         cfg = self.cfg
         network = open_network(cfg.network)
+        if cfg.imagenet:
+            detail = network.detail if isinstance(network, SmallUNet) else None
+            if detail is None:
+                raise TrainingError(
+                    "imagenet is for the MobileNetV2 of a U-Net with detail: set network.kind to"
+                    " unet and network.unet.detail, or leave imagenet empty."
+                )
+            detail.encoder.load_state_dict(imagenet_weights(Path(cfg.imagenet)))
         fitting = network.spec.fitting(cfg.height, cfg.width)
         if fitting != (cfg.height, cfg.width):
             smaller = min(cfg.height, cfg.width) < network.spec.multiple_px

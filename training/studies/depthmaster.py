@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import nn
 
 from depth_node import config
-from depth_node.engine.manifest import EMBEDDED_SMALL
+from depth_node.engine.manifest import EMBEDDED, EMBEDDED_SMALL
 from training import checkpoints
 from training.data.augmentation import Window
 from training.data.mixed import Mixture
@@ -80,15 +80,23 @@ AUTOENCODER: dict[str, Any] = {
     "loop.learning_rate": 3e-3,
     "loop.steps": 800,
 }
+# Half the cell, so that an edge survives: as many numbers as the map has pixels.
+FINER_AUTOENCODER: dict[str, Any] = {
+    **AUTOENCODER,
+    "diffusion.vae_widths": [16, 32],
+    "loop.steps": 300,
+}
 # In place of DINOv2, whose weights were not available: an encoder of tokens that learnt to predict
 # hidden patches of the same images.
 STAND_IN: dict[str, Any] = {
+    "network.kind": "debug",
     "height": 42,
     "width": 56,
     "masking.unit_px": 14,
     "loss.geometric": 0,
     "loss.supervised": 0,
     "loop.steps": 1500,
+    "loop.learning_rate": 1e-3,
     "loop.batch": 16,
     "loop.checkpoint_every": 500,
 }
@@ -97,25 +105,26 @@ ENCODER = "encoder"  # of external.source: the stand-in's folder
 PIXELS: dict[str, Any] = {"loss.latent": 0, "loss.pixel": 1, "loss.gradient": 0.001}
 LATER: dict[str, Any] = {"start": "sqrt-disparity", "loop.steps": DETAIL}
 SECOND: dict[str, Any] = {**LATER, **PIXELS, "loop.learning_rate": 2e-4}
-FOURIER = {"diffusion.fourier": True}
+FOURIER: dict[str, Any] = {"diffusion.fourier": True}
+# New in a stage whose rate is a tenth: at the first stage's rate.
+ADDED: dict[str, Any] = {**FOURIER, "fourier_rate": 10}
 ALIGNED: dict[str, Any] = {"loss.align": 1, "external.kind": "debug", "external.source": ENCODER}
-# The small autoencoder's latents have a variance of about 10, Stable Diffusion's of about 1: the
-# paper's weight of 1 would be 10 here. A hundred, so that the term is felt.
-STRONG = "aligned, weight 100"
+# Ten times the paper's weight, so that the term is felt in minutes.
+STRONG = "aligned, weight 10"
 MASTER = (
     Variant("sqrt-disparity", {}),
     Variant("disparity", {"diffusion.space": "disparity"}),
     Variant("depth", {"diffusion.space": "depth"}),
     Variant("aligned", ALIGNED),
     Variant("aligned, random encoder", {**ALIGNED, "external.source": ""}),
-    Variant(STRONG, {**ALIGNED, "loss.align": 100}),
+    Variant(STRONG, {**ALIGNED, "loss.align": 10}),
     Variant("stage 1 for longer", {**LATER, "loop.learning_rate": 2e-4}),
     Variant("stage 2 alone", {**PIXELS, **FOURIER, "loop.steps": STEPS + DETAIL}),
-    Variant("both stages", {**SECOND, **FOURIER}),
-    Variant("both stages, code's form", {**SECOND, **FOURIER, "loss.form": "code"}),
+    Variant("both stages", {**SECOND, **ADDED}),
+    Variant("both stages, code's form", {**SECOND, **ADDED, "loss.form": "code"}),
     Variant("both stages without Fourier", SECOND),
     Variant("both stages, pixel loss only", {**SECOND, "loss.gradient": 0}),
-    Variant("both stages, aligned", {**SECOND, **FOURIER, "start": STRONG}),
+    Variant("both stages, aligned", {**SECOND, **ADDED, "start": STRONG}),
 )
 # A student of the embedded network's kind, taught by it, or now and then by the network of
 # "both stages".
@@ -213,13 +222,14 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
 
 
 @torch.no_grad()
-def embedded_errors(judge: Sequence[Sample]) -> F64:
-    """(images, 2): AbsRel and boundary F1 of the embedded network, aligned in disparity."""
-    network = open_network(NetworkConfig(source=EMBEDDED_SMALL)).eval()
+def embedded_errors(judge: Sequence[Sample], name: str) -> F64:
+    """(images, 2): AbsRel and boundary F1 of a packaged network, aligned in disparity."""
+    source, size = PACKAGED_ROWS[name]
+    network = open_network(NetworkConfig(source=source)).eval()
     rows = []
     for sample in judge:
         assert sample.depth is not None
-        window = Window.whole(sample.image.shape, HEIGHT, WIDTH)
+        window = Window.whole(sample.image.shape, *size)
         x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
         values = network(network.spec.normalise(x))
         abs_rel, _, f1 = depthmaster.scores_in_space(values, sample.depth, "disparity")
@@ -233,8 +243,14 @@ def master_errors(
     """The errors of a variant or of a reference, by its name in the table."""
     if name in BASELINES:
         return baseline_errors(name, judge)
-    if name == EMBEDDED_ROW:
-        return embedded_errors(judge)
+    if name in PACKAGED_ROWS:
+        return embedded_errors(judge, name)
+    if name == FINER:
+        own = {"loop.steps": steps} if steps else {}
+        path = _master(
+            out / "runs" / "autoencoder-2px", {**FINER_AUTOENCODER, **own, "loop.seed": 0}, learn
+        )
+        return space_errors(open_run(path), SPACES[0], judge, through=True)
     variant = next((v for v in MASTER if v.name == name), MASTER[0])
     path = variant_run(out, variant, seed, learn, steps)
     network = open_run(path)
@@ -243,8 +259,10 @@ def master_errors(
 
 
 THROUGH = {f"autoencoder alone, {space}": space for space in SPACES}
-EMBEDDED_ROW = "the embedded network"
+EMBEDDED_ROW, FINE_ROW = "the embedded network", "the embedded network with edges"
+PACKAGED_ROWS = {EMBEDDED_ROW: (EMBEDDED_SMALL, (HEIGHT, WIDTH)), FINE_ROW: (EMBEDDED, (192, 256))}
 ROOT, WHOLE = "sqrt-disparity", "autoencoder alone, sqrt_disparity"
+FINER = f"{WHOLE}, cells of 2 px"
 
 
 def student_errors(
@@ -296,7 +314,7 @@ def _sized(inner: NetworkTeacher) -> Any:
 
 
 SPACE_ROWS = (ROOT, "disparity", "depth")
-UNSEEDED = (*BASELINES, *THROUGH, TEACHERS[0], EMBEDDED_ROW)
+UNSEEDED = (*BASELINES, *THROUGH, FINER, TEACHERS[0], *PACKAGED_ROWS)
 
 
 def _master_learn(args: argparse.Namespace) -> Pool:
@@ -327,10 +345,12 @@ STAGES_DESIGN = Design(
     ),
     seeds=5,
     floor=("constant", "plane"),
-    control=(EMBEDDED_ROW,),
-    ceiling=(WHOLE,),
+    control=(EMBEDDED_ROW, FINE_ROW),
+    ceiling=(WHOLE, FINER),
     gates=(
         Gate(ROOT, "plane", ABS_REL, most=0.75),
+        Gate(WHOLE, FINE_ROW, EDGES, least=1.0),
+        Gate(FINER, FINE_ROW, EDGES, least=1.0),
         Gate("both stages", WHOLE, EDGES, least=0.5),
     ),
 )

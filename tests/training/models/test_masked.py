@@ -73,12 +73,10 @@ def test_what_is_hidden_does_not_reach_the_encoder(variant: str) -> None:
 
 def test_masked_modelling_learns_and_the_unet_has_its_own_way() -> None:
     torch.manual_seed(0)
-    for kind, unit in (("debug", 28), ("unet", 32)):
+    for kind, unit, side in (("debug", 28, 56), ("unet", 32, 64), ("unet", 16, 64)):
         network = open_network(NetworkConfig(kind=kind))
-        pixel_head = models_masked.PixelHead(
-            network, MaskingConfig(unit_px=unit), 2 * unit, 2 * unit
-        )
-        flat = torch.ones(4, 3, 2 * unit, 2 * unit)
+        pixel_head = models_masked.PixelHead(network, MaskingConfig(unit_px=unit), side, side)
+        flat = torch.ones(4, 3, side, side)
         parameters = [*network.parameters(), *pixel_head.parameters()]
         optimiser = torch.optim.Adam(parameters, lr=0.01)
         costs = []

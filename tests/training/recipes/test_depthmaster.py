@@ -76,7 +76,14 @@ def test_autoencoder_then_structure_then_detail(pool: Mixture, tmp_path: Path) -
     check = ["check.limit=1", "check.seed=7", "check.height=32", "check.width=48"]
     train(pool, second, f"start={first}", *check)
     row = json.loads((second / "log.jsonl").read_text().splitlines()[-1])
-    assert {"autoencoder_abs_rel", "abs_rel", "delta1", "boundary_f1", "score"} <= set(row)
+    assert {
+        "autoencoder_abs_rel",
+        "autoencoder_boundary_f1",
+        "abs_rel",
+        "delta1",
+        "boundary_f1",
+        "score",
+    } <= set(row)
     train(pool, third, f"start={second}", *STAGE_2)
     a, b, c = (checkpoints.read(path)["averaged"] for path in (first, second, third))
     assert same(a, b, "vae.") and same(b, c, "vae.")
@@ -88,6 +95,37 @@ def test_autoencoder_then_structure_then_detail(pool: Mixture, tmp_path: Path) -
     with torch.no_grad():
         answer = teacher(teacher.spec.normalise(torch.rand(1, 3, 32, 48)))
     assert answer.shape == (1, 1, 32, 48) and torch.isfinite(answer).all()
+
+
+def test_latents_have_a_deviation_of_one_whatever_the_autoencoder(
+    pool: Mixture, tmp_path: Path
+) -> None:
+    """Or the paper's weights of latents and alignment would mean something else here."""
+    run = tmp_path / "vae"
+    train(pool, run, "learn=autoencoder", "loop.steps=300", "loop.learning_rate=0.0003")
+    network = diffusion.open_run(run)
+    images = pool.batch([np.random.default_rng(k) for k in range(16)], 32, 48, settings().augment)
+    with torch.no_grad():
+        latents = network.encode(network.spec.normalise(images["image"]))
+        assert float(network.latent_scale) != 1
+        assert float(latents.std()) == pytest.approx(1, rel=0.25)
+        raw = network.vae.encode(network.spec.normalise(images["image"])).latent_dist.mean
+        again = network.decode(latents)
+        torch.testing.assert_close(again, network.vae.decode(raw).sample.mean(1, keepdim=True))
+    # The next stage takes the factor over; a run from before it had one.
+    later = tmp_path / "unet"
+    train(pool, later, f"start={run}", "loop.steps=1")
+    assert torch.equal(diffusion.open_run(later).latent_scale, network.latent_scale)
+    old = checkpoints.read(run)
+    del old["averaged"]["latent_scale"]
+    assert float(diffusion.from_checkpoint(old).latent_scale) == 1
+
+
+def test_the_fourier_block_has_a_rate_of_its_own(pool: Mixture) -> None:
+    recipe = depthmaster.DepthMaster(settings(*STAGE_2, "fourier_rate=10"), pool)
+    rates = {name: recipe.rate(name) for name, _ in recipe.model().named_parameters()}
+    assert {rate for name, rate in rates.items() if name.startswith("fourier.")} == {10}
+    assert {rate for name, rate in rates.items() if not name.startswith("fourier.")} == {1}
 
 
 def test_the_command_runs_the_debug_settings_and_refuses_to_export(

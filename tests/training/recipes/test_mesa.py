@@ -19,6 +19,7 @@ pytest.importorskip("transformers", reason="the encoder comes with transformers"
 from depth_node import config
 from depth_node.inference import DepthModel, ModelConfig
 from tests.training.data.test_sequences import make_scannet
+from tests.training.models.test_mobilenet import Theirs
 from training import checkpoints, loop
 from training.__main__ import main
 from training.checkpoints import TrainingError
@@ -26,6 +27,7 @@ from training.data.mixed import Mixture
 from training.data.open import DataConfig, open_samples
 from training.data.samples import DataError
 from training.data.sequences import Triplets, open_triplets
+from training.models import mobilenet
 from training.models.networks import open_run
 from training.recipes import mesa
 
@@ -59,6 +61,31 @@ def started(
     model = recipe.model().train()
     recipe.extra()
     return recipe, model, recipe.loss(model, recipe.batch(0, (0, 1)), None)
+
+
+UNET_WITH_DETAIL = ("network.kind=unet", "network.unet.detail=[8, 4]", "height=64", "width=64",
+                    "scales=1", *ONLY["supervised"])  # fmt: skip
+
+
+def test_imagenets_encoder_is_fine_tuned_for_comparison(
+    data: tuple[Mixture, Triplets], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features of torchvision's file, learning on, and kept by a run that starts from them."""
+    monkeypatch.setattr(mobilenet, "SHA256", "")
+    torch.manual_seed(5)
+    torch.save(Theirs().state_dict(), tmp_path / "net.pth")
+    expected = mobilenet.imagenet_weights(tmp_path / "net.pth")
+    recipe, model, scalars = started(data, f"imagenet={tmp_path / 'net.pth'}", *UNET_WITH_DETAIL)
+    own = model.detail.encoder.state_dict()
+    weights = [name for name in own if name.endswith(".0.weight")]
+    assert len(weights) > 50 and all(torch.equal(own[name], expected[name]) for name in weights)
+    scalars["loss"].backward()
+    assert all(recipe.rate(f"detail.encoder.{name}") == 1 for name in own)
+    run = tmp_path / "run"
+    train(data, run, "loop.steps=1", *UNET_WITH_DETAIL)
+    later = started(data, f"start={run}", *UNET_WITH_DETAIL)[1].detail.encoder.state_dict()
+    learnt = checkpoints.read(run)["averaged"]
+    assert all(torch.equal(later[n], learnt[f"detail.encoder.{n}"]) for n in weights)
 
 
 # --- the recipe ----------------------------------------------------------------------------------
@@ -263,6 +290,8 @@ def test_what_does_not_fit_is_refused_with_a_sentence(
         started(data, "network.kind=unet", "height=64", "width=64", "masking.unit_px=32")
     with pytest.raises(TrainingError, match="no tokens to hide"):
         started(data, "network.kind=unet", "height=64", "width=64", "loss.hide=true", "scales=1")
+    with pytest.raises(TrainingError, match=r"network\.unet\.detail, or leave imagenet empty"):
+        started(data, "imagenet=mobilenet_v2-b0353104.pth")
     with pytest.raises(TrainingError, match="no multiple"):
         started(data, "loss.hide=true", "masking.unit_px=20", *ONLY["supervised"])
     with pytest.raises(config.ConfigError, match="nothing would be learnt"):

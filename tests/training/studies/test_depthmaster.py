@@ -36,6 +36,7 @@ def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
     for variant in study.MASTER:
         if variant.settings and "loop.steps" in variant.settings:
             monkeypatch.setitem(variant.settings, "loop.steps", 1)
+    monkeypatch.setitem(study.FINER_AUTOENCODER, "loop.steps", 1)
     widths = {"unet_widths": [8, 8], "vae_widths": [8, 8, 8]}
     monkeypatch.setitem(study.MASTER_BASE, "diffusion", widths)
 
@@ -43,11 +44,17 @@ def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("case", "names", "gate"),
     [
-        ("mesa", ["masked", "from scratch", "mean map"], "'masked' is at most 0.6"),
+        ("mesa", ["masked", "from scratch", "mean map"], "'masked' is at most 0.75 of 'mean map'"),
         ("spaces", ["sqrt-disparity", *study.THROUGH, "plane"], "'sqrt-disparity' is at most 0.75"),
         (
             "depthmaster",
-            ["sqrt-disparity", "both stages, aligned", study.WHOLE, study.EMBEDDED_ROW],
+            [
+                "sqrt-disparity",
+                "both stages, aligned",
+                study.WHOLE,
+                study.FINER,
+                *study.PACKAGED_ROWS,
+            ],
             "'both stages' is at least 0.5",
         ),
         (
