@@ -77,10 +77,7 @@ def _run(options: argparse.Namespace) -> int:
     _print(terminal, found, len(seen), options.source)
     lines = ", ".join(f"{value:.6f}" for value in corrected.ravel())
     terminal.print(f"T_camera_lidar: [{lines}]")
-    if found.time_known:
-        terminal.print(f"lidar_time_offset_s: {found.correction[6]:.4f}")
-    else:
-        terminal.print("lidar_time_offset_s: not known (no motion, or no stamps)")
+    terminal.print(f"lidar_time_offset_s: {time_words(found)}")
     written = _draw(out, frames, stated, corrected)
     unknown = found.unknown
     result = {
@@ -101,6 +98,15 @@ def _run(options: argparse.Namespace) -> int:
         )
         return 1
     return 0
+
+
+def time_words(found: Estimate) -> str:
+    """The time offset as the node's parameter takes it, or why there is none to set."""
+    if not found.time_known:
+        return "not known (no motion, or no stamps)"
+    if AXES[6] in found.unknown:
+        return f"not known (its deviation is {found.std[6]:.4f})"
+    return f"{found.correction[6]:.4f}"
 
 
 def _print(terminal: Any, found: Estimate, frames: int, source: Path) -> None:

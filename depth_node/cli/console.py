@@ -20,6 +20,8 @@ from depth_node.config import one_line, quoted
 if TYPE_CHECKING:
     from rich.console import Console
 
+_HEAD_LINES = 2  # of a table, where a column must not be wider than its numbers
+
 
 class UsageError(ValueError):
     """A request of the user cannot be carried out; one sentence with cause and cure."""
@@ -162,7 +164,10 @@ def print_table(
         # Texts fold in a narrow terminal; numbers do not, because they could not be read.
         words = [*name.split(), *(row[number] for row in rows)]
         width = max((len(word) for word in words), default=0)
-        folded = "\n".join(textwrap.wrap(name, width)) if name else ""
+        whole = name.replace(" %", "\N{NO-BREAK SPACE}%")
+        while len(lines := textwrap.wrap(whole, max(width, 1))) > _HEAD_LINES:
+            width += 1
+        folded = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
         table.add_column(folded, justify="right", no_wrap=True, min_width=width)
     for row in rows:
         table.add_row(*row, style="bold yellow" if row[0] in highlight else None)

@@ -94,7 +94,7 @@ def write_manifest(
         ("width", width, None if prompted else tensor.shape[3]),
     ):
         if not (given or in_file):
-            raise EngineError(f"model {model} leaves the input's {key} open: say which one to use")
+            raise EngineError(f"model {model} leaves the input's {key} open: give --{key}")
         size[key] = given or in_file
     try:
         spec = InputSpec(**{**size, "dtype": tensor.dtype, **input_options})

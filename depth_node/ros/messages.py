@@ -615,7 +615,7 @@ def calibration_warning(info: CameraInfo, rectified: bool) -> str:
     parts = []
     p = [float(value) for value in info.p]
     k = [p[0], p[2], p[5], p[6]] if rectified and p[0] > 0 else [info.k[i] for i in (0, 2, 4, 5)]
-    beside = not (-0.5 <= k[1] <= info.width and -0.5 <= k[3] <= info.height)
+    beside = min(k[1], k[3]) < -0.5 or k[1] > info.width or k[3] > info.height
     if beside and not (info.roi.width and info.roi.height):
         parts.append(
             f"the principal point of camera_info ({k[1]:.6g}, {k[3]:.6g}) lies beside its image of"

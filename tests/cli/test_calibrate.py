@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from depth_node.calibration.estimate import Estimate
 from depth_node.cli import calibrate
 from tests.helpers.recordings import T_CAMERA_LIDAR, BagWriter
 
@@ -45,3 +46,14 @@ def test_the_image_is_rectified_as_for_the_node(
         (frame,) = calibrate._bag_frames(options, tmp_path / "bag")
         assert frame.camera.model == model
         np.testing.assert_allclose(frame.T_camera_lidar, T_CAMERA_LIDAR)
+
+
+def test_a_time_offset_that_the_data_leave_open_is_not_told_as_a_setting() -> None:
+    def found(std_s: float, known: bool = True) -> str:
+        covariance = np.diag([1e-8] * 6 + [std_s**2])
+        correction = np.array([0.0] * 6 + [0.041])
+        return calibrate.time_words(Estimate(correction, covariance, 700, 1.0, 1.0, known))
+
+    assert found(0.001) == "0.0410"
+    assert found(0.06) == "not known (its deviation is 0.0600)"
+    assert "no motion" in found(0.001, known=False)

@@ -42,6 +42,17 @@ def test_tables_are_printed_whole_and_written_as_markdown(
     assert page.startswith("### Depths\n") and "| ssf | 0.0123456789 |" in page
 
 
+def test_a_heading_takes_two_lines_at_most(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    head = ["method", "AbsRel", "in 95 % band"]
+    print_tables(console(), [Table("Depths", head, [["ssf", "0.01", "98.1%"]], [])])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["in", "95", "%"] in [words[-3:] for words in lines]
+    assert ["band"] in [words[-1:] for words in lines]
+
+
 def test_progress_advances_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(console(), "scoring", 2) as advance:
         advance("a")

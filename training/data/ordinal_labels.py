@@ -77,18 +77,25 @@ def _text(path: Path) -> str:
             f"The label file {path} cannot be read ({config.one_line(error)}); check it."
         ) from error
     if b"\0" in data:
-        raise DataError(f"The label file {path} cannot be read (it is no text); check it.")
+        raise DataError(
+            f"The label file {path} cannot be read (it is no text in UTF-8); save it so."
+        )
     return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
 def _read_csv(path: Path, text: str) -> list[Pair]:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+        names = list(reader.fieldnames or [])
+        missing = [name for name in COLUMNS if name not in names]
         if missing:
             raise DataError(
                 f"The label file {path} has no column {missing[0]!r}: its first line must be"
                 f" {','.join(COLUMNS)}."
+            )
+        if twice := [name for name in COLUMNS if names.count(name) > 1]:
+            raise DataError(
+                f"The label file {path} has two columns {twice[0]!r}: delete or rename one."
             )
         return [_pair(row, f"{path}, line {reader.line_num}") for row in reader]
     except csv.Error as error:

@@ -17,6 +17,7 @@ from training.models.hub import DepthAnything, initialise_decoder
 from training.models.unet import SmallUNet
 
 TUNE_MODES = ("lora", "full", "encoder", "decoder")
+STATISTICS = ("source", "place", "both")
 # The names of the same four matrices: transformers 5, transformers 4, and one fused matrix for the
 # first three (timm, the original DINOv2), of which no part can be had alone.
 _LAYERS = {
@@ -43,6 +44,13 @@ class TuneConfig:
         "",
         "Instead of `targets`: regular expression of the whole names of linear layers and"
         " convolutions. A U-Net has no attention: by default its encoder's layers.",
+    )
+    statistics: str = config.option(
+        "source",
+        "Batch normalisations use the source's statistics; those of images of the new place,"
+        " measured before the first step; or of as many of the place that the source knows (both)."
+        " They are held from then on.",
+        choices=STATISTICS,
     )
     merge_scale: float = config.option(
         1.0,
@@ -137,13 +145,15 @@ def low_rank(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, float]]:
 
 
 def hold_statistics(model: nn.Module) -> None:
-    """Batch normalisations whose weights do not learn use their statistics as they are.
+    """All batch normalisations use their statistics as they are, whether their weights learn or
+    not. Call it after train().
 
-    Otherwise a network of which only low-rank updates learn would drift by its statistics, which
-    no pull to the source holds back. Call it after train().
+    Otherwise a network would drift by its statistics, which no pull to the source holds back; and
+    one that comes from an exported file, whose statistics are folded into its convolutions, would
+    not begin as its source at all.
     """
     for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad:
+        if isinstance(layer, nn.BatchNorm2d):
             layer.eval()
 
 

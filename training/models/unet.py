@@ -268,3 +268,25 @@ def restore_statistics(network: nn.Module, images: Tensor) -> None:
         layer.running_var.copy_(variance)  # type: ignore[union-attr]
         layer.weight.copy_(torch.sqrt(variance + layer.eps))
         layer.bias.add_(mean)
+
+
+def folded(network: nn.Module) -> bool:
+    """Whether its batch normalisations only add a bias, as they come back from an exported file."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    return bool(layers) and not any(bool(layer.running_mean.any()) for layer in layers)  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def measure_statistics(network: nn.Module, images: Tensor) -> None:
+    """Batch normalisations get the statistics of images (N, 3, H, W), normalised (AdaBN, Li et al.
+    2016, arXiv 1603.04779), in the place of those that they have.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = 1.0
+    network.train()
+    network(images)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum

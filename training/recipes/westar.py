@@ -49,8 +49,10 @@ from training.losses.depth import (
 )
 from training.losses.normalization import DEVIATIONS, layers, normalise, worthwhile
 from training.models.lora import TuneConfig, hold_statistics, low_rank, tune
-from training.models.networks import NetworkConfig, open_student
+from training.models.networks import Network, NetworkConfig, open_student
+from training.models.unet import folded, measure_statistics, restore_statistics
 
+MEASURED = 96  # images by which statistics of batch normalisations are measured
 FEW_PAIRS = 20  # held-back pairs below which their share says little
 CONTEXTS = ("global", "depth_bins", "masks")
 TEACHERS = ("ema", "shared", "frozen_source", "truth")
@@ -253,10 +255,42 @@ class Westar(Recipe):
                     + (" So few say little." if before["held_pairs"] < FEW_PAIRS else "")
                 )
             network.train()
+        if cfg.tune.statistics != "source":
+            self._move_statistics(network)
         tune(network, cfg.tune)
         if cfg.loss.reg and cfg.tune.mode != "lora":
             self.before = [p.detach().clone() for p in network.parameters() if p.requires_grad]
         return network
+
+    def _move_statistics(self, network: Network) -> None:
+        """Statistics of the new place's images in the place of the source's, which a network of an
+        exported file gets back from images that it knows.
+        """
+        both = self.cfg.tune.statistics == "both"
+        old: list[Tensor] = []
+        if both or folded(network):
+            if not self.known:
+                raise DataError(
+                    "tune.statistics needs images that the source knows, for `both` and for an"
+                    " exported network, which has lost its statistics: set `known` to a data set."
+                )
+            old = [self._whole(network, self._recall, self.known)]
+        if folded(network):
+            restore_statistics(network, old[0])
+        new = self._whole(network, self._read, len(self.images))
+        measure_statistics(network, torch.cat([new, *old]) if both else new)
+
+    def _whole(self, network: Network, read: Callable[[int], Sample], count: int) -> Tensor:
+        """MEASURED whole images (n, 3, h, w), normalised, evenly from `count`; of fewer, some of
+        them again, so that two places weigh the same.
+        """
+        views = []
+        evenly = np.linspace(0, count - 1, min(count, MEASURED)).astype(int)
+        for index in np.resize(evenly, MEASURED):
+            image = read(int(index)).image
+            window = Window.whole(image.shape, self.cfg.height, self.cfg.width)
+            views.append(window.image(image).astype(np.float32) / np.float32(255))
+        return network.spec.normalise(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))
 
     def batch(self, step: int, part: BatchPart) -> Batch:
         """Images (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
@@ -545,5 +579,7 @@ def build(cfg: Config, console: Console) -> Westar:
         console.print(
             f"{len(labels)} ordinal labels on {len(labels.images)} of {len(images)} images"
         )
-    known = open_samples(cfg.known) if cfg.loss.known else ()
+    given = cfg.known.folder or cfg.known.kind == "procedural"
+    wanted = cfg.loss.known or (cfg.tune.statistics != "source" and given)
+    known = open_samples(cfg.known) if wanted else ()
     return Westar(cfg, images, labels, known, console.print)

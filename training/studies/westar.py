@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +18,14 @@ from rich.console import Console
 from depth_node import config
 from depth_node.engine.manifest import EMBEDDED_SMALL
 from training.checkpoints import TrainingError
+from training.data.augmentation import STRONG
 from training.data.corruptions import corrupt, named
 from training.data.ordinal_labels import LabelSet, SimulationConfig, simulate
 from training.data.pool import PoolConfig, open_pool
 from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES
-from training.models.networks import Network, NetworkConfig, open_network, open_run
+from training.models.lora import merged
+from training.models.networks import Network, open_network, open_run
 from training.recipes import westar
 from training.studies import add_run_options
 from training.studies.common import (
@@ -52,14 +56,22 @@ WESTAR_BASE: dict[str, Any] = {
     "width": WIDTH,
     "keep": 0,
     "network": {"kind": "unet", "source": EMBEDDED_SMALL},
-    "tune": {"pattern": ".*"},
+    "tune": {"pattern": ".*", "statistics": "both"},
     "labels": {"from_depth": False, "probability": 0.0},
-    "loss": {"weak": 2.0, "reg": 0.01, "margin": 0.3, "mask_px": 48},
+    "loss": {
+        "st": 0.3,
+        "weak": 2.0,
+        "reg": 0.0,
+        "margin": 0.3,
+        "known": 4.0,
+        "contexts": "global",  # masks take twice the time, for a term of this weight
+        "mask_px": 48,
+    },
     "loop": {
-        "steps": 500,
+        "steps": 400,
         "batch": 8,
         "warmup": 20,
-        "learning_rate": 2e-3,
+        "learning_rate": 1e-3,
         "ema": 0.98,
         "precision": "bf16",
         "tensorboard": False,
@@ -67,45 +79,53 @@ WESTAR_BASE: dict[str, Any] = {
         "log_every": 20,
     },
 }
-ALONE: dict[str, Any] = {"loss.weak": 0, "loss.reg": 0}
+SOURCE, STRETCHED = "source", "stretched, nothing learnt"
+MEASURED = "new statistics, nothing learnt"
+MEASURED_BOTH = "statistics of both places, nothing learnt"
+PUBLISHED = "as westar_embedded.yaml"
+CEILING = "ceiling: depth is known, all weights, longer"
+LONGER = 4  # times the steps of the ceiling's run
 GIVEN = "self-training, the renderer's masks"
+ALONE: dict[str, Any] = {"loss.weak": 0, "loss.st": 1.0}
+# What learns from the truth needs no harder view than the teacher's.
+AS_IT_IS: dict[str, Any] = {f"strong.{name}": type(value)(0) for name, value in STRONG.items()}
 WESTAR = (
-    Variant("source", None),
+    Variant(SOURCE, None),
+    Variant(MEASURED, {"tune.statistics": "place"}),
+    Variant(MEASURED_BOTH, {}),
     Variant("WeSTAR", {}),
-    Variant("weights as published", {"loss.weak": 0.001, "loss.reg": 1.0, "loss.margin": 0.05}),
     Variant(
-        "as westar_embedded.yaml",  # chosen by `study labels`, after the rows below were judged
+        PUBLISHED,
         {
-            "loss.known": 0.1,
-            "loss.st": 0.3,
+            "tune.statistics": "source",
+            "loop.learning_rate": 2e-3,
+            "loss.contexts": "masks",
             "loss.weak": 4.0,
+            "loss.known": 0.1,
             "loss.reg": 0.001,
             "loss.margin": 0.5,
             "weak.smallest_crop": 0.75,
             "labels.probability": 0.5,
         },
     ),
-    Variant("WeSTAR, rooms of the source kept", {"loss.known": 12.0}),
-    Variant(
-        "held by answers alone, half the update",
-        {"loss.known": 4.0, "loss.reg": 0, "loss.contexts": "global", "tune.merge_scale": 0.5},
-    ),
-    Variant("self-training, whole image", {**ALONE, "loss.contexts": "global"}),
-    Variant("self-training, masks", ALONE),
-    Variant(GIVEN, {**ALONE, "masks.given": True}),
-    Variant("without labels", {"loss.weak": 0}),
-    Variant("without regulariser", {"loss.reg": 0}),
     Variant("labels alone", {"loss.st": 0}),
-    Variant("full fine-tuning", {"tune.mode": "full", "loop.learning_rate": 5e-4}),
-    Variant("upper bound: depth is known", {**ALONE, "teacher": "truth"}),
-    Variant(
-        "ceiling: depth is known, all weights, longer",
-        {**ALONE, "teacher": "truth", "tune.mode": "full", "loop.learning_rate": 5e-4},
-    ),
+    Variant("full fine-tuning", {"tune.mode": "full", "loop.learning_rate": 1e-4}),
+    Variant("self-training, masks", {**ALONE, "loss.contexts": "masks"}),
+    Variant(GIVEN, {**ALONE, "loss.contexts": "masks", "masks.given": True}),
     Variant("self-training, depth bins", {**ALONE, "loss.contexts": "depth_bins"}),
-    Variant("decoder", {"tune.mode": "decoder"}),
-    Variant("teacher is the frozen source", {"teacher": "frozen_source"}),
-    Variant("teacher is the student", {"teacher": "shared"}),
+    Variant("self-training, whole image", ALONE),
+    Variant(
+        CEILING,
+        {
+            **ALONE,
+            "teacher": "truth",
+            "loss.known": 0.0,
+            "tune.statistics": "place",
+            "tune.mode": "full",
+            "loop.learning_rate": 2e-4,
+            **AS_IT_IS,
+        },
+    ),
 )
 
 
@@ -138,6 +158,24 @@ def labelled(triples: int) -> str:
     return "" if triples == TRIPLES else f"-{triples}"
 
 
+def settings(tried: Sequence[str] = ()) -> westar.Config:
+    """What the rows have in common; tried: settings (key=value) in the place of some of them."""
+    return config.override(config.build(westar.Config, WESTAR_BASE), tried)
+
+
+def named_by(tried: Sequence[str]) -> str:
+    """How the name of a run ends whose settings are tried."""
+    return "".join(f"-{slug(setting)}" for setting in tried)
+
+
+def digest(cfg: westar.Config) -> str:
+    """Eight letters that follow from the settings: runs of other settings have other folders."""
+    values = config.flatten(cfg)
+    for name in ("masks.folder", "keep"):
+        del values[name]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def adapt(
     out: Path,
     variant: Variant,
@@ -146,14 +184,18 @@ def adapt(
     known: Sequence[Sample],
     steps: int,
     triples: int = TRIPLES,
+    tried: Sequence[str] = (),
 ) -> Network:
-    """The source adapted by one variant, its low-rank updates merged."""
+    """The source adapted by one variant, its low-rank updates merged.
+
+    tried: settings (key=value) in the place of the variant's own.
+    """
     if variant.settings is None:
-        return open_network(NetworkConfig(source=EMBEDDED_SMALL))
+        return open_network(settings(tried).network)
     steps *= LONGER if variant.name == CEILING else 1
     changes = {**variant.settings, "loop.seed": seed, "loop.steps": steps}
     changes |= {"masks.folder": str(out / "masks"), "keep": len(target)}
-    cfg = config.replace(config.build(westar.Config, WESTAR_BASE), changes)
+    cfg = config.override(config.replace(settings(), changes), tried)
     labels = None
     if cfg.loss.weak:
         drawn = [
@@ -164,14 +206,14 @@ def adapt(
         labels = LabelSet([pair for pairs in drawn for pair in pairs], [s.name for s in target])
     # A recipe that has no depth cannot use it.
     visible = target if cfg.teacher == "truth" else [replace(s, depth=None) for s in target]
-    folder = out / "runs" / f"{slug(variant.name)}-{seed}-{steps}{labelled(triples)}"
+    run = f"{slug(variant.name)}-{seed}-{steps}{labelled(triples)}-{digest(cfg)}"
+    folder = out / "runs" / run
     recipe = westar.Westar(cfg, visible, labels, [Sample(s.name, s.image) for s in known])
+    if variant.name in (MEASURED, MEASURED_BOTH):
+        return merged(recipe.model()).eval()  # type: ignore[return-value]
     return open_run(trained(recipe, cfg.loop, folder, config.to_dict(cfg)))
 
 
-SOURCE, STRETCHED = "source", "stretched, nothing learnt"
-CEILING = "ceiling: depth is known, all weights, longer"
-LONGER = 4  # times the steps of the ceiling's run
 CORRUPTED, CLEAR = Measure("corrupted", "1 - delta1"), Measure("clear", "1 - delta1")
 # A corruption in which even true depth does not reach this is one that its labels cannot mend.
 REACHED = 0.45
@@ -184,14 +226,20 @@ def design(targets: Sequence[str]) -> Design:
         claims=(
             Claim("WeSTAR", SOURCE, -0.40, CORRUPTED),
             Claim("WeSTAR", SOURCE, 0.01, CLEAR),
+            *(
+                Claim(row, SOURCE, change, measure)
+                for row in (MEASURED, MEASURED_BOTH)
+                for change, measure in ((0.0, CORRUPTED), (0.01, CLEAR))
+            ),
+            Claim("WeSTAR", MEASURED_BOTH, 0.0, CORRUPTED),
             Claim("WeSTAR", "self-training, masks", 0.0, CORRUPTED),
             Claim(GIVEN, "self-training, depth bins", 0.0, CORRUPTED),
             Claim("self-training, depth bins", "self-training, whole image", 0.0, CORRUPTED),
             Claim("WeSTAR", "full fine-tuning", 0.0, CORRUPTED),
         ),
-        seeds=8,
+        seeds=5,
         floor=BASELINES,
-        control=(STRETCHED,),
+        control=(STRETCHED, MEASURED, MEASURED_BOTH),
         ceiling=(CEILING,),
         gates=(
             Gate(SOURCE, "plane", CLEAR, most=0.5),
@@ -233,6 +281,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--choose", action="store_true", help="score on other rooms, for choosing settings"
     )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="key=value", help="settings tried in every row"
+    )
 
 
 def _westar_study(args: argparse.Namespace) -> Study:
@@ -263,17 +314,17 @@ def _westar_study(args: argparse.Namespace) -> Study:
             variant = next(v for v in WESTAR if v.name == (SOURCE if name == STRETCHED else name))
             folder = args.out / args.study / f"{target}-{kind}"
             seen = [] if variant.settings is None else corrupted("learn", target)
-            network = adapt(folder, variant, seed, seen, known, steps, args.triples)
+            network = adapt(folder, variant, seed, seen, known, steps, args.triples, args.set)
             for errors_by, samples in zip(both, (shown, clear), strict=True):
-                errors_by[target] = errors(network, samples)
+                errors_by[target] = errors(network, samples, (common.height, common.width))
         return joined(*both)
 
     groups = by_room(judge).groups
     parts = {name: Part(groups) for name in targets} if len(targets) > 1 else {}
     parts |= {part: Part(list(groups) * len(targets)) for part in ("corrupted", "clear")}
-    name = f"{'-'.join(args.target)}-{kind}-{steps}{labelled(args.triples)}"
-    unseeded = (SOURCE, STRETCHED, CEILING, *BASELINES)  # of the ceiling one run will do
-    plan = design(targets)
+    name = f"{'-'.join(args.target)}-{kind}-{steps}{labelled(args.triples)}{named_by(args.set)}"
+    plan, common = design(targets), settings(args.set)
+    unseeded = (SOURCE, *plan.control, CEILING, *BASELINES)  # of the ceiling one run will do
     rows = [v.name for v in WESTAR if v.name not in plan.references()]
     folder = args.out / args.study / f"{name}{'-choose' if args.choose else ''}"
     return Study(

@@ -56,6 +56,11 @@ def test_files_of_other_hands_are_read(tmp_path: Path) -> None:
     [
         ("image,x1,y1,x2,relation\n", "no column 'y2'"),
         ("", "no column 'image'"),
+        (
+            "image,x1,y1,x2,y2,relation,relation\na,1,2,3,4,closer,farther\n",
+            "two columns 'relation'",
+        ),
+        ("i\0m\0a\0g\0e\0", "no text in UTF-8"),
         (HEADER + "a,1,2,3,4,closr\n", r"line 2: the relation 'closr'.*did you mean 'closer'"),
         (HEADER + "a,1,2,3,4,closer\na,1,2,x,4,equal\n", "line 3: a coordinate is no number"),
         (HEADER + "a,1,2,nan,4,equal\n", "not finite"),

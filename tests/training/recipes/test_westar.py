@@ -20,6 +20,7 @@ from rich.console import Console
 from depth_node import config
 from training import loop
 from training.batch_images import TITLE_PX
+from training.data.augmentation import Window
 from training.data.ordinal_labels import LabelSet, Pair, write_labels
 from training.data.samples import DataError, Sample
 from training.models.lora import low_rank
@@ -315,6 +316,43 @@ def test_a_label_file_is_used_and_checked(tmp_path: Path) -> None:
     made = westar.build(settings(*overrides), Console(quiet=True))
     with pytest.raises(DataError, match="outside the image of 80x60"):
         [made.batch(step, (0, 1)) for step in range(9)]
+
+
+def test_full_tuning_of_an_exported_network_begins_as_that_network() -> None:
+    # Its normalisations are folded: with the statistics of a batch they would scramble it.
+    known = [Sample("old", s.image) for s in samples(2)]
+    changes = ("network.source=embedded-small", "tune.mode=full", "loss.known=1", "tune.pattern=")
+    made = westar.Westar(settings(*changes, "height=64", "width=96"), samples(), None, known)
+    model = made.model().train()
+    terms = made.loss(model, made.batch(0, (0, 1)), model)
+    assert float(terms["known"].detach()) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("statistics", ["place", "both"])
+def test_normalisations_take_the_statistics_of_the_place(statistics: str) -> None:
+    known = [Sample("old", s.image // 4) for s in samples()]
+    changes = ("network.source=embedded-small", f"tune.statistics={statistics}", "tune.pattern=.*")
+    changes += ("height=64", "width=96")
+    made = westar.Westar(settings(*changes), samples(), None, known)
+    model = made.model().eval()
+    images = samples() + (known if statistics == "both" else [])
+    windows = [Window.whole(s.image.shape, 64, 96) for s in images]
+    x = torch.stack(
+        [
+            torch.from_numpy(w.image(s.image)).permute(2, 0, 1).float() / 255
+            for w, s in zip(windows, images, strict=True)
+        ]
+    )
+    x = model.spec.normalise(x)
+    with torch.no_grad():
+        held = model(x)
+        by_batch = model.train()(x)  # the same statistics, measured once more
+    # A stored variance is of a sample, one of a batch of all there is.
+    assert float((by_batch - held).abs().mean()) < 0.02
+    source = open_network(made.cfg.network)
+    assert float((source(x) - held).detach().abs().mean()) > 0.1
+    with pytest.raises(DataError, match="images that the source knows"):
+        westar.Westar(settings(*changes), samples()).model()
 
 
 def test_the_embedded_network_is_adapted_beside_rendered_rooms(tmp_path: Path) -> None:

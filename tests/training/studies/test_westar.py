@@ -41,10 +41,12 @@ def test_every_variant_is_a_setting_of_the_recipe(variant: common.Variant) -> No
 def test_the_published_config_is_what_the_study_judged() -> None:
     path = REPO / "training" / "configs" / "westar_embedded.yaml"
     published = config.load(westar.Config, path)
-    changes = next(v.settings for v in study.WESTAR if v.settings and "loss.known" in v.settings)
+    changes = next(v.settings or {} for v in study.WESTAR if v.name == study.PUBLISHED)
     judged = config.replace(config.build(westar.Config, study.WESTAR_BASE), changes)
     judged = config.replace(judged, {"loop.seed": published.loop.seed, "loop.tensorboard": True})
-    judged = config.replace(judged, {"loop.log_every": published.loop.log_every})
+    judged = config.replace(
+        judged, {"loop.log_every": published.loop.log_every, "loop.steps": published.loop.steps}
+    )
     assert (published.loss, published.tune, published.loop) == (
         judged.loss,
         judged.tune,
@@ -55,7 +57,7 @@ def test_the_published_config_is_what_the_study_judged() -> None:
 def test_a_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["study", "westar", "--out", str(tmp_path), "--steps", "2", "--images", "3"]
     command += ["--rooms", "1", "--target", "contrast", "fog", "--only", "source", "WeSTAR"]
-    command += [study.STRETCHED, study.CEILING]
+    command += [study.STRETCHED, study.MEASURED, study.CEILING]
     assert main(command) == 0
     printed = capsys.readouterr().out
     for name in ("contrast", "fog"):
@@ -63,6 +65,11 @@ def test_a_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     folder = tmp_path / "westar" / "contrast-fog-5-3-2"
     assert (folder / "table.md").read_text() == printed
     stored = json.loads((folder / "scores" / "WeSTAR-1-1.json").read_text())
+    measured = json.loads(
+        (folder / "scores" / f"{common.slug(study.MEASURED)}-1-1.json").read_text()
+    )
+    source = json.loads((folder / "scores" / "source-1-1.json").read_text())
+    assert measured["contrast"] != source["contrast"] and len(measured["contrast"]) == 3
     assert {part: len(errors) for part, errors in stored.items()} == {
         "contrast": 3, "fog": 3, "corrupted": 6, "clear": 6,
     }  # fmt: skip
@@ -75,7 +82,7 @@ def test_a_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(command) == 0
     assert capsys.readouterr().out == printed
     assert [path.stat().st_mtime_ns for path in runs] == before
-    assert main([*command[:-8], "--target", "rain"]) == 1
+    assert main([*command[:-9], "--target", "rain"]) == 1
     assert capsys.readouterr().err.startswith("No corruption is called 'rain'")
 
 

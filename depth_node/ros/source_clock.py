@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a LiDAR's clock is the camera's, for the node and for recordings."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TypeAlias
+
+import numpy as np
+
+from depth_node.ros.messages import brief
+
+SourceKey: TypeAlias = "tuple[str, str]"  # topic and frame of a LiDAR
+
+_CLOCK_SCANS = 3  # that must agree before a difference of clocks is believed
+_CLOCK_S = 1.0  # smaller differences may be latency
+_CLOCK_CERTAIN_S = 1.5  # larger ones are no latency: scans that seem to fit are not used
+
+
+class SourceClock:
+    """How a LiDAR's clock stands to the camera's, by their stamps and by when messages came.
+
+    Of the newest scan before each image it is told by how much its stamp leads its arrival, more
+    than the image's does. What is left is the difference of the clocks and of the latencies.
+    """
+
+    def __init__(self) -> None:
+        self._lead_s = 0.0
+        self._compared = True
+        self._offsets: deque[float] = deque(maxlen=9)
+
+    def scan(self, stamp_ns: int, arrival_s: float) -> None:
+        """A scan came."""
+        self._lead_s, self._compared = stamp_ns * 1e-9 - arrival_s, False
+
+    def image(self, stamp_ns: int, arrival_s: float) -> None:
+        """An image came: a scan since the last one is compared with it."""
+        if not self._compared:
+            self._offsets.append(self._lead_s - (stamp_ns * 1e-9 - arrival_s))
+            self._compared = True
+
+    def forget(self) -> None:
+        """The time of the scans begins anew."""
+        self._offsets.clear()
+
+    def offset_s(self) -> float | None:
+        """How far its stamps are ahead of the image's, where that is more than latency; or None."""
+        if len(self._offsets) < _CLOCK_SCANS:
+            return None
+        middle = float(np.median(self._offsets))
+        spread = float(np.median(np.abs(np.asarray(self._offsets) - middle)))
+        return middle if abs(middle) > _CLOCK_S and spread < 0.2 + 0.2 * abs(middle) else None
+
+    @staticmethod
+    def refuses(offset_s: float | None, found: int) -> bool:
+        """Whether scans are not to be used for their clock; found: that seem to fit an image."""
+        return offset_s is not None and (not found or abs(offset_s) > _CLOCK_CERTAIN_S)
+
+
+def clock_sentence(frame: str, offset_s: float, corrected_s: float, setting: str) -> str:
+    """What is wrong and how to mend it. setting: the words before the number that cures it, "" for
+    none; corrected_s: what it is now."""
+    whole = round(offset_s)  # as clocks differ that count leap seconds or not
+    cure_s = corrected_s - (whole if abs(offset_s - whole) < 0.25 else offset_s)
+    cure = f" or {setting} {round(cure_s, 2)}" if setting else ""
+    hint = " (37 s is TAI against UTC: let the driver write UTC)" if abs(whole) == 37 else ""
+    return (
+        f"by their times of arrival, the stamps of the LiDAR scans (frame {brief(frame)!r}) are"
+        f" {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} those of the images"
+        f" throughout: a clock offset, so these scans are not used; synchronise both clocks"
+        f"{hint}{cure}"
+    )
