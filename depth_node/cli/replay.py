@@ -291,7 +291,7 @@ def _print_summary(
 ) -> None:
     if all(row["abs_rel"] is None for row in summary):
         why = (
-            "no point that was left out is in an image"
+            "no image has points left to score"
             if held_out
             else ("give --points, --lines or --hold-out above 0")
         )

@@ -54,6 +54,7 @@ KNOWN = (IMAGE, COMPRESSED, CAMERA_INFO, CLOUD, SCAN, RANGE, TF)
 # Words in a topic that say it is no image of the kind a monocular network wants.
 _NOT_A_IMAGE = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
 _LISTED_TOPICS = 12
+_LARGEST_OFFSET_S = 4e9  # clocks that began in 1900, and now
 
 
 class _UnusableError(ValueError):
@@ -108,6 +109,7 @@ class Bag:
                 "--camera-readout-time does nothing without the camera's motion: name a frame that"
                 " stands still with --world-frame."
             )
+        self._check_settings()
         self._store = _type_store()
         self._files = BagFiles(self.path, KNOWN)
         self._files.__enter__()
@@ -125,6 +127,27 @@ class Bag:
 
     def __exit__(self, *_: object) -> None:
         self._files.__exit__()
+
+    def _check_settings(self) -> None:
+        """Raises BagError for a setting that has no meaning, by the name of its option."""
+        from_0 = {
+            "--max-scan-age": self.max_scan_age_s,
+            "--scans-per-image": self.scans_per_image,
+            "--scan-wait": self.scan_wait_s,
+            "--camera-readout-time": self.camera_readout_time_s,
+            **{f"--{name}-noise": share for name, share in self.noise.items()},
+        }
+        for name, value in from_0.items():
+            if not 0 <= value < np.inf or (name == "--max-scan-age" and value == 0):
+                least = "above" if name == "--max-scan-age" else "from"
+                raise BagError(f"{name} is {value:g}: give a number {least} 0.")
+        if not abs(self.lidar_time_offset_s) < _LARGEST_OFFSET_S:
+            raise BagError(f"--lidar-time-offset is {self.lidar_time_offset_s:g}: give seconds.")
+        if self.T_camera_lidar is not None:
+            try:
+                check_rigid(self.T_camera_lidar, "--t-camera-lidar")
+            except ValueError as error:
+                raise BagError(f"{error}.") from None
 
     @property
     def transforms(self) -> BagTransforms:

@@ -936,3 +936,23 @@ def test_an_image_larger_than_the_network_is_worked_on(tmp_path: Path) -> None:
     with DepthPipeline(PipelineConfig()) as pipeline:
         result = pipeline.process(frame)
     assert result.fit.status == FitStatus.OK and result.depth.shape == image.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_scan_age_s": 0.0}, "--max-scan-age is 0: give a number above 0"),
+        ({"max_scan_age_s": float("nan")}, "--max-scan-age is nan"),
+        ({"scans_per_image": -3}, "--scans-per-image is -3: give a number from 0"),
+        ({"scan_wait_s": float("inf")}, "--scan-wait is inf"),
+        ({"lidar_time_offset_s": float("inf")}, "--lidar-time-offset is inf"),
+        ({"noise": {"landmarks": -0.1}}, "--landmarks-noise is -0.1"),
+        ({"T_camera_lidar": np.diag([1.0, 1, -1, 1])}, "--t-camera-lidar has .* no rotation"),
+    ],
+)
+def test_settings_without_meaning_are_refused_by_the_name_of_their_option(
+    tmp_path: Path, settings: dict[str, object], words: str
+) -> None:
+    path = record(tmp_path / "bag", ordinary)
+    with pytest.raises(BagError, match=words):
+        read(path, **settings)
