@@ -148,16 +148,11 @@ def mean(
             else:
                 for j in range(width):
                     row[j] += share * min(max(np.float32(image[k, j]) * slope + shift, low), high)
-        if cols.halvings >= 0:
+        if cols.halvings >= 0 and channels == 1:  # then two side by side are vectors
             for _ in range(cols.halvings):
                 width //= 2
-                if channels == 1:
-                    for j in range(width):
-                        half[j] = row[2 * j] + row[2 * j + 1]
-                else:
-                    for j in range(0, width, channels):
-                        for c in range(j, j + channels):
-                            half[c] = row[j + c] + row[j + c + channels]
+                for j in range(width):
+                    half[j] = row[2 * j] + row[2 * j + 1]
                 row[:width] = half[:width]
             for j in range(width):
                 out[i, j] = row[j] * scale
