@@ -246,6 +246,9 @@ class SmallUNet(nn.Module):
         return NetworkOutput(y, None, features)
 
 
+STATISTICS_OF = 96  # images by which statistics of batch normalisations are measured
+
+
 @torch.no_grad()
 def restore_statistics(network: nn.Module, images: Tensor) -> None:
     """Give batch normalisations that were folded into convolutions, and came back as ones that only

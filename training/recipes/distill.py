@@ -49,6 +49,7 @@ from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
 from training.models.mobilenet import ImageNetFeatures
 from training.models.networks import NetworkConfig, open_dino, open_student
 from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
+from training.models.unet import STATISTICS_OF, folded, restore_statistics
 
 TEACHER_CHOICES = ("random", "primary", "assistant", "average", "agreement")
 
@@ -234,12 +235,23 @@ class Distill(Recipe):
         cfg = self.cfg
         network = open_student(cfg.network)
         network.spec.require(cfg.height, cfg.width)
+        if folded(network):  # of an exported file: a step with a batch's statistics scrambles it
+            restore_statistics(network, network.spec.normalise(self._crops(STATISTICS_OF)))
         if cfg.fresh_decoder:
             fresh_decoder(network)
         if cfg.loss.feature:
             self.dino = open_dino(cfg.dino)
             self.projection = nn.Conv2d(network.channels, self.dino.channels, 1)
         return tune(network, TuneConfig(mode="full"))
+
+    def _crops(self, count: int) -> Tensor:
+        """Crops (count, 3, h, w) in 0..1 as the student sees them, in their own colours."""
+        crops = []
+        for k in range(count):
+            rng = np.random.default_rng([self.cfg.loop.seed, k])
+            image = self._read(int(rng.integers(0, len(self.images)))).image
+            crops.append(_unit(self.window(image.shape, rng).image(image)))
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
     def extra(self) -> nn.Module | None:
         """The projection from the student's features to DINOv2's; not exported."""

@@ -57,7 +57,7 @@ from training.models.masked import (
 from training.models.mobilenet import imagenet_weights
 from training.models.network_io import NetworkInput
 from training.models.networks import Network, NetworkConfig, open_network
-from training.models.unet import SmallUNet
+from training.models.unet import STATISTICS_OF, SmallUNet, folded, restore_statistics
 
 ENCODER = re.compile(r"^(network\.backbone|stem|stages|context|detail\.encoder)\.")
 LAYER = re.compile(r"(?:encoder\.layer|stages)\.(\d+)\.")
@@ -250,6 +250,8 @@ class Mesa(Recipe):
                 f"An image of {cfg.height}x{cfg.width} {why} of {network.spec.multiple_px} px: set"
                 f" height and width to {fitting[0]}x{fitting[1]}."
             )
+        if folded(network):  # of an exported file: a step with a batch's statistics scrambles it
+            restore_statistics(network, network.spec.normalise(self._drawn(STATISTICS_OF)))
         if cfg.start:
             weights = checkpoints.read(Path(cfg.start))["averaged"]
             if cfg.take == "encoder":
@@ -311,6 +313,14 @@ class Mesa(Recipe):
         if self.triplets is not None and "geometric" in terms:
             batch |= self._videos(rngs)
         return batch
+
+    def _drawn(self, count: int) -> Tensor:
+        """Images (count, 3, h, w) in 0..1, of those with or without depth if there are any."""
+        cfg = self.cfg
+        rngs = [np.random.default_rng([cfg.loop.seed, k]) for k in range(count)]
+        if self.images is not None:
+            return self.images.batch(rngs, cfg.height, cfg.width, cfg.augment)["image"]
+        return self._videos(rngs)["target"]
 
     def _videos(self, rngs: list[np.random.Generator]) -> Batch:
         assert self.triplets is not None

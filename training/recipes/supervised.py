@@ -43,7 +43,14 @@ from training.losses.normalization import LEVELS, normalised_by
 from training.models.diffusion import Alignment, root, student_target
 from training.models.mobilenet import imagenet_weights
 from training.models.networks import NetworkConfig, open_dino, open_network
-from training.models.unet import OFFSET, Residual, SmallUNet, StudentConfig, restore_statistics
+from training.models.unet import (
+    OFFSET,
+    STATISTICS_OF,
+    Residual,
+    SmallUNet,
+    StudentConfig,
+    restore_statistics,
+)
 
 
 @dataclass(frozen=True)
@@ -209,9 +216,6 @@ def with_new_blocks(model: SmallUNet, weights: Mapping[str, Tensor]) -> dict[str
             last = f"{prefix}body.1.1.weight"
             complete[last] = torch.zeros_like(own[last])
     return complete
-
-
-STATISTICS_OF = 64  # images, of batch normalisations that an export had folded
 
 
 class Supervised(Recipe):

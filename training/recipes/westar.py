@@ -50,9 +50,13 @@ from training.losses.depth import (
 from training.losses.normalization import DEVIATIONS, layers, normalise, worthwhile
 from training.models.lora import TuneConfig, hold_statistics, low_rank, tune
 from training.models.networks import Network, NetworkConfig, open_student
-from training.models.unet import folded, measure_statistics, restore_statistics
+from training.models.unet import (
+    STATISTICS_OF,
+    folded,
+    measure_statistics,
+    restore_statistics,
+)
 
-MEASURED = 96  # images by which statistics of batch normalisations are measured
 FEW_PAIRS = 20  # held-back pairs below which their share says little
 CONTEXTS = ("global", "depth_bins", "masks")
 TEACHERS = ("ema", "shared", "frozen_source", "truth")
@@ -281,12 +285,12 @@ class Westar(Recipe):
         measure_statistics(network, torch.cat([new, *old]) if both else new)
 
     def _whole(self, network: Network, read: Callable[[int], Sample], count: int) -> Tensor:
-        """MEASURED whole images (n, 3, h, w), normalised, evenly from `count`; of fewer, some of
-        them again, so that two places weigh the same.
+        """STATISTICS_OF whole images (n, 3, h, w), normalised, evenly from `count`; of fewer, some
+        of them again, so that two places weigh the same.
         """
         views = []
-        evenly = np.linspace(0, count - 1, min(count, MEASURED)).astype(int)
-        for index in np.resize(evenly, MEASURED):
+        evenly = np.linspace(0, count - 1, min(count, STATISTICS_OF)).astype(int)
+        for index in np.resize(evenly, STATISTICS_OF):
             image = read(int(index)).image
             window = Window.whole(image.shape, self.cfg.height, self.cfg.width)
             views.append(window.image(image).astype(np.float32) / np.float32(255))

@@ -23,7 +23,7 @@ from training.data.augmentation import Window
 from training.data.samples import Sample
 from training.losses.depth import normalised_l1
 from training.models.lora import fresh_decoder
-from training.models.networks import NetworkConfig, open_network, open_run
+from training.models.networks import NetworkConfig, open_network, open_run, open_student
 from training.recipes import distill
 from training.recipes.distill import Distill, agreed, parts_of
 
@@ -309,3 +309,17 @@ def test_pixels_on_which_teachers_agree_weigh_more() -> None:
     assert both["shared"] != plain["shared"]
     with pytest.raises(config.ConfigError, match="needs one teacher"):
         settings("teacher_choice=agreement", "loss.norm=none")
+
+
+def test_a_student_of_an_exported_file_begins_as_that_network() -> None:
+    # Its normalisations are folded: with the statistics of a batch they would scramble it.
+    made = recipe("network.source=embedded-small", "height=64", "width=96", "loop.batch=24")
+    x = made.batch(0, (0, 1))["crop"]
+    model: Any = made.model()
+    x = model.spec.normalise(x)
+    with torch.no_grad():
+        packaged, student = open_student(made.cfg.network).eval()(x), model.eval()(x)
+        learning = model.train()(x)
+    spread = float(packaged.std())
+    assert float((student - packaged).abs().max()) < 1e-3 * spread
+    assert float((learning - packaged).abs().mean()) < 0.5 * spread  # scrambled: 2

@@ -28,7 +28,7 @@ from training.data.open import DataConfig, open_samples
 from training.data.samples import DataError
 from training.data.sequences import Triplets, open_triplets
 from training.models import mobilenet
-from training.models.networks import open_run
+from training.models.networks import open_network, open_run
 from training.recipes import mesa
 
 CONFIGS = REPO / "training" / "configs"
@@ -307,3 +307,23 @@ def test_what_does_not_fit_is_refused_with_a_sentence(
     assert len(open_samples(DataConfig(folder=str(image)))) == 1
     with pytest.raises(DataError, match="has no depth"):
         mesa.Mesa(cfg, Mixture(cfg.images), data[1]).batch(0, (0, 1))
+
+
+def test_a_network_of_an_exported_file_begins_as_that_network(
+    data: tuple[Mixture, Triplets],
+) -> None:
+    # Its normalisations are folded: with the statistics of a batch they would scramble it.
+    changes = ("network.kind=unet", "network.source=embedded-small", "height=64", "width=96")
+    videos = open_triplets(settings().sequences, 64, 96, True)
+    for images in (data[0], None):  # from images, or from videos alone
+        made = mesa.Mesa(settings(*changes), images, videos)
+        network: Any = made.model()
+        rngs = [np.random.default_rng(100 + k) for k in range(16)]
+        x = data[0].batch(rngs, made.cfg.height, made.cfg.width, made.cfg.augment)["image"]
+        x = network.spec.normalise(x)
+        with torch.no_grad():
+            packaged = open_network(made.cfg.network).eval()(x)
+            begun, learning = network.eval()(x), network.train()(x)
+        spread = float(packaged.std())
+        assert float((begun - packaged).abs().max()) < 1e-3 * spread
+        assert float((learning - packaged).abs().mean()) < 0.5 * spread  # scrambled: more than 1
