@@ -64,7 +64,7 @@ def need_ros() -> None:
         raise UsageError(f"this needs ROS 2, which is not here: {ROS_CURE}")
 
 
-def matrix(text: str) -> npt.NDArray[Any] | None:
+def matrix(text: str, option: str = "--t-camera-lidar") -> npt.NDArray[Any] | None:
     """(4, 4) from 16 numbers row by row, None from an empty text. Raises UsageError."""
     if not text:
         return None
@@ -73,7 +73,7 @@ def matrix(text: str) -> npt.NDArray[Any] | None:
     except ValueError:
         values = np.empty(0)
     if values.size != 16:
-        raise UsageError("--t-camera-lidar needs the 16 numbers of a 4x4 matrix, row by row")
+        raise UsageError(f"{option} needs the 16 numbers of a 4x4 matrix, row by row")
     return values.reshape(4, 4)
 
 

@@ -152,7 +152,10 @@ def _add_accuracy(kinds: Any) -> None:
 
 
 def _point_counts(options: argparse.Namespace) -> list[int]:
-    return [] if options.points == "none" else integers("--points", options.points)
+    counts = [] if options.points == "none" else integers("--points", options.points)
+    if any(count < 0 for count in counts):
+        raise UsageError(f"--points {options.points}: give numbers of points from 0")
+    return counts
 
 
 def _run_accuracy(options: argparse.Namespace) -> int:

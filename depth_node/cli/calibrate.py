@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     terminal = console()
-    start = matrix(options.start)
+    start = matrix(options.start, "--start")
     if start is not None:
         try:
             start = check_rigid(start, "--start")

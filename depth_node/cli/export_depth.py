@@ -49,6 +49,11 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError("--every must be at least 1, --max-relative-std between 0 and 10")
     terminal = console()
     source = options.source.resolve()
+    if source.is_dir() and options.out.resolve().is_relative_to(source):
+        raise UsageError(
+            f"--out {options.out} lies in the source, whose frames would be mixed with what is"
+            " written: name a folder beside it"
+        )
     everything = Sampling(hold_out=0.0)
     out = FrameFolders(options.out, options.max_relative_std, images_png=options.png)
     with ExitStack() as stack:

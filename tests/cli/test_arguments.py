@@ -19,6 +19,8 @@ def test_matrix_is_read_row_by_row() -> None:
     T = matrix(text)
     assert T is not None and np.array_equal(T, np.arange(16.0).reshape(4, 4))
     assert matrix("") is None
+    with pytest.raises(UsageError, match="--start needs the 16 numbers"):
+        matrix("1 2 3", "--start")
 
 
 def test_lists_of_words_and_numbers() -> None:

@@ -32,7 +32,10 @@ MISTAKES = [
     (["replay", "{source}", "--points", "5", "--lines", "3"], "exclude each other"),
     (["bench", "accuracy", "{source}", "--methods", "slff"], "did you mean slf?"),
     (["bench", "accuracy", "{source}", "--points", "50,many"], "whole numbers"),
+    (["bench", "accuracy", "{source}", "--points", "-5"], "--points -5: give numbers"),
     (["bench", "accuracy", "/nowhere"], "is not a folder"),
+    (["export-depth", "{source}", "--out", "{source}/depth"], "lies in the source"),
+    (["calibrate", "{source}", "--start", "1 2"], "--start needs the 16 numbers"),
     (["demo", "--size", "big"], "--size 'big' is no image size"),
     (["models", "manifest", "/nowhere.onnx", "--meaning", "depth_metric"], "does not exist"),
 ]
