@@ -48,6 +48,7 @@ TESTS = {
     "fitting/anchor.py": ("tests/fitting/test_anchor.py",),
     "fitting/network.py": ("tests/fitting/test_network.py", "tests/test_completion.py"),
     "fitting/field/memory.py": ("tests/fitting/field/test_memory.py", *OVER_TIME),
+    "fitting/field/motion_loops.py": ("tests/fitting/field/test_trust.py", *OVER_TIME),
     "fitting/field/trust.py": ("tests/fitting/field/test_trust.py", *OVER_TIME),
     "fitting/field": ("tests/fitting/test_constants.py", GOLDEN, "tests/fitting/field"),
     "fitting": (
@@ -80,7 +81,8 @@ SURVIVORS: dict[str, str] = {
     "LANES": SPEED,
     "_BLOCK": SPEED,
     "_MOST_POINTS doubled": "only how fast it is: more points give the same line",
-    "_ROW": SPEED,
+    "_FLOATS": SPEED,
+    "_FAR": "only that it is farther than any cell",
     "_RANKED": "only how fast it is: two ways to the same order",
     "_MAX_VISITED": SPEED,
     "_BLOCK_PX": SPEED,
