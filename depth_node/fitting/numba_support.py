@@ -70,7 +70,8 @@ def compiled(
         )
         fast = numba.njit(nogil=True, **options)(loop)
     if distinct:
-        fast._compiler._customize_flags = _distinct  # numba has no option for it
+        with contextlib.suppress(AttributeError):  # a numba with other insides is only slower
+            fast._compiler._customize_flags = _distinct  # there is no option for it
     if signature is not None:
         for each in signature if isinstance(signature, tuple) else (signature,):
             fast.compile(each)
@@ -80,7 +81,8 @@ def compiled(
 
 
 def _distinct(flags: Any) -> Any:
-    flags.noalias = True
+    with contextlib.suppress(AttributeError):
+        flags.noalias = True
     return flags
 
 
