@@ -91,7 +91,7 @@ def test_late_transforms_and_refused_scans_keep_no_image_alive() -> None:
                 sentences.append(str(error))
 
     motion = CameraMotion("odom", Drive(newest_s=1.0), 0.1)
-    scan, sentences = UnreadScan(PointCloud2()), []
+    scan, sentences = UnreadScan(PointCloud2(height=1, width=1)), []
     gc.disable()
     try:
         assert pixels_of_a_frame(late)() is None

@@ -43,7 +43,8 @@ class TuneConfig:
     pattern: str = config.option(
         "",
         "Instead of `targets`: regular expression of the whole names of linear layers and"
-        " convolutions. A U-Net has no attention: by default its encoder's layers.",
+        " convolutions. A U-Net has no attention: by default its encoder's layers. Convolutions of"
+        " each channel by itself (MobileNetV2's) get none.",
     )
     statistics: str = config.option(
         "source",
@@ -113,12 +114,15 @@ def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
     layer_names = [
         name
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d) and re.fullmatch(regex, name)
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+        and getattr(layer, "groups", 1) == 1  # peft's updates of others are in groups themselves
+        and re.fullmatch(regex, name)
     ]
     if not layer_names:
         raise TrainingError(
             f"No layer of this network is called like {regex!r}: set tune.pattern to the names of"
-            " its linear layers or convolutions, or tune.mode to full, encoder or decoder."
+            " its linear layers or convolutions (not of each channel by itself), or tune.mode to"
+            " full, encoder or decoder."
         )
     updates = LoraConfig(
         r=cfg.rank, lora_alpha=cfg.alpha, target_modules=layer_names, lora_dropout=0.0, bias="none"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
@@ -131,13 +133,22 @@ def test_parts_learn_as_told(mode: str) -> None:
     assert learnt == {"full": both, "encoder": encoder, "decoder": decoder}[mode]
 
 
-def test_convolutions_get_low_rank_updates_too() -> None:
-    source = SmallUNet(SMALL_UNET).eval()
+@pytest.mark.parametrize(
+    ("detail", "pattern", "updated"),
+    [
+        ((), "", {"stem", "stages", "context"}),
+        ((8, 8), ".*", {"stem", "stages", "context", "up", "head", "detail"}),  # MobileNetV2 in it
+    ],
+)
+def test_convolutions_get_low_rank_updates_too(
+    detail: tuple[int, ...], pattern: str, updated: set[str]
+) -> None:
+    source = SmallUNet(dataclasses.replace(SMALL_UNET, detail=detail)).eval()
     before = {name: weight.clone() for name, weight in source.state_dict().items()}
-    network = awake(tune(source, TuneConfig(rank=2, alpha=1)))
+    network = awake(tune(source, TuneConfig(rank=2, alpha=1, pattern=pattern)))
     names = {n.split(".")[0] for n, p in network.named_parameters() if p.requires_grad}
-    assert names == {"stem", "stages", "context"}
-    x = images(64, 96)
+    assert names == updated
+    x = images(64, 128)
     cheap = float(product_norm(low_rank(network)).detach())
     with torch.no_grad():
         answer = network(x)
