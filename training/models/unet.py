@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -277,6 +279,16 @@ def folded(network: nn.Module) -> bool:
     """Whether its batch normalisations only add a bias, as they come back from an exported file."""
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     return bool(layers) and not any(bool(layer.running_mean.any()) for layer in layers)  # type: ignore[union-attr]
+
+
+def unfold(network: Any, draw: Callable[[int], Tensor]) -> None:
+    """Restore the statistics of a network that comes from an exported file, so that it begins as
+    itself: a training step with the statistics of a batch would scramble it.
+
+    draw: gives that many images (N, 3, H, W) in 0..1; it is called for such a network alone.
+    """
+    if folded(network):
+        restore_statistics(network, network.spec.normalise(draw(STATISTICS_OF)))
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
 from training.models.mobilenet import ImageNetFeatures
 from training.models.networks import NetworkConfig, open_dino, open_student
 from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
-from training.models.unet import STATISTICS_OF, folded, restore_statistics
+from training.models.unet import unfold
 
 TEACHER_CHOICES = ("random", "primary", "assistant", "average", "agreement")
 
@@ -235,8 +235,7 @@ class Distill(Recipe):
         cfg = self.cfg
         network = open_student(cfg.network)
         network.spec.require(cfg.height, cfg.width)
-        if folded(network):  # of an exported file: a step with a batch's statistics scrambles it
-            restore_statistics(network, network.spec.normalise(self._crops(STATISTICS_OF)))
+        unfold(network, self._crops)
         if cfg.fresh_decoder:
             fresh_decoder(network)
         if cfg.loss.feature:

@@ -57,7 +57,7 @@ from training.models.masked import (
 from training.models.mobilenet import imagenet_weights
 from training.models.network_io import NetworkInput
 from training.models.networks import Network, NetworkConfig, open_network
-from training.models.unet import STATISTICS_OF, SmallUNet, folded, restore_statistics
+from training.models.unet import SmallUNet, unfold
 
 ENCODER = re.compile(r"^(network\.backbone|stem|stages|context|detail\.encoder)\.")
 LAYER = re.compile(r"(?:encoder\.layer|stages)\.(\d+)\.")
@@ -250,8 +250,7 @@ class Mesa(Recipe):
                 f"An image of {cfg.height}x{cfg.width} {why} of {network.spec.multiple_px} px: set"
                 f" height and width to {fitting[0]}x{fitting[1]}."
             )
-        if folded(network):  # of an exported file: a step with a batch's statistics scrambles it
-            restore_statistics(network, network.spec.normalise(self._drawn(STATISTICS_OF)))
+        unfold(network, self._drawn)
         if cfg.start:
             weights = checkpoints.read(Path(cfg.start))["averaged"]
             if cfg.take == "encoder":
