@@ -7,7 +7,6 @@ and rounding are of the size of real ones.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 import tempfile
@@ -40,13 +39,8 @@ def randomised(network: Any, seed: int = 0) -> Any:
     return network.eval()
 
 
-def depth_network(
-    kind: str, height: int, width: int, path: Path, *, four_layers: bool = False
-) -> Path:
-    """A Depth Anything of training.models.hub.SIZES, exported by the project's exporter.
-
-    four_layers: of its twelve, for time.
-    """
+def depth_network(kind: str, height: int, width: int, path: Path) -> Path:
+    """A Depth Anything of training.models.hub.SIZES, exported by the project's exporter."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -54,13 +48,7 @@ def depth_network(
     from training.models import hub
 
     torch.set_num_threads(1)
-    size = hub.SIZES[kind]
-    if four_layers:
-        size = dataclasses.replace(size, depth=4, taps=(1, 2, 3, 4))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(hub.SIZES, kind, size)
-        config = hub.depth_anything_config(kind)
-    network = transformers.DepthAnythingForDepthEstimation(config)
+    network = transformers.DepthAnythingForDepthEstimation(hub.depth_anything_config(kind))
     network = hub.DepthAnything(randomised(hub.initialise_decoder(network))).eval()
     network.network.head.conv3.bias.data.fill_(10.0)  # above the ReLU's dead side
     spec = InputSpec(

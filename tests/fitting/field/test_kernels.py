@@ -148,7 +148,7 @@ def test_details_are_spread_alike(height: int, width: int, radius: float) -> Non
         kernels.kernels(name).spread(points, *maps, weights, 0.2, correction)
         found.append(correction)
     assert np.abs(found[0]).max() > 0.01
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
 def test_left_out_points_are_predicted_alike() -> None:
