@@ -53,10 +53,17 @@ class TuneConfig:
         " They are held from then on.",
         choices=STATISTICS,
     )
+    statistics_share: float = config.option(
+        1.0,
+        "How far the statistics move, from the source's (0) to those that were measured (1).",
+        minimum=0,
+        maximum=1,
+    )
     merge_scale: float = config.option(
         1.0,
         "Factor on the low-rank updates with which a trained run is opened: a point on"
-        " the line from the source to what was learnt. Less forgets less.",
+        " the line from the source to what was learnt (Wortsman et al. 2022, arXiv 2109.01903)."
+        " Less forgets less.",
         minimum=0,
         maximum=1,
     )

@@ -292,16 +292,19 @@ def unfold(network: Any, draw: Callable[[int], Tensor]) -> None:
 
 
 @torch.no_grad()
-def measure_statistics(network: nn.Module, images: Tensor) -> None:
+def measure_statistics(network: nn.Module, images: Tensor, share: float = 1.0) -> None:
     """Batch normalisations get the statistics of images (N, 3, H, W), normalised (AdaBN, Li et al.
-    2016, arXiv 1603.04779), in the place of those that they have.
+    2016, arXiv 1603.04779), in the place of those that they have; or go `share` of the way there.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]
+    before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]  # type: ignore[union-attr]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = 1.0
     network.train()
     network(images)
-    for layer, momentum in zip(layers, momenta, strict=True):
+    for layer, momentum, (mean, variance) in zip(layers, momenta, before, strict=True):
         layer.momentum = momentum
+        layer.running_mean.lerp_(mean, 1 - share)  # type: ignore[union-attr]
+        layer.running_var.lerp_(variance, 1 - share)  # type: ignore[union-attr]

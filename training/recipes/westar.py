@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from depth_node import config
 from training.batch_images import sheet
+from training.data.appearance import Appearance
 from training.data.augmentation import STRONG, WEAK, ViewConfig, Window, random_window, recolour
 from training.data.open import DataConfig, open_samples
 from training.data.ordinal_labels import LabelSet, SimulationConfig, read_labels, simulate
@@ -174,6 +175,14 @@ class Config:
     )
     network: NetworkConfig = config.section(NetworkConfig, "The source model.", kind="small")
     tune: TuneConfig = config.section(TuneConfig, "What of it learns.")
+    appearance: float = config.option(
+        0.0,
+        "loss.known: probability that the student sees an image of `known` as it would look at the"
+        " new place (light, contrast, sharpness, noise), while the source answers for it as it is."
+        " Ours.",
+        minimum=0,
+        maximum=1,
+    )
     keep: int = config.option(32, "Images of each place that are held in memory.", minimum=0)
     images: DataConfig = config.section(DataConfig, "The new place.")
     known: DataConfig = config.section(
@@ -205,8 +214,15 @@ class Config:
             raise config.ConfigError(
                 "teacher=ema needs averaged weights: set loop.ema (0.996), or another teacher"
             )
-        if self.loss.st == self.loss.weak == 0:
-            raise config.ConfigError("loss.st and loss.weak are both 0: nothing would be learnt")
+        if self.loss.st == self.loss.weak == 0 and not self.appearance:
+            raise config.ConfigError(
+                "loss.st, loss.weak and appearance are all 0: nothing would be learnt; set one"
+            )
+        if self.appearance and not self.loss.known:
+            raise config.ConfigError(
+                "appearance changes the images of loss.known, which is 0: set a weight (4), or"
+                " appearance=0"
+            )
 
 
 class Westar(Recipe):
@@ -272,21 +288,30 @@ class Westar(Recipe):
         """
         both = self.cfg.tune.statistics == "both"
         old: list[Tensor] = []
+        normalised = network.spec.normalise
         if both or folded(network):
             if not self.known:
                 raise DataError(
                     "tune.statistics needs images that the source knows, for `both` and for an"
                     " exported network, which has lost its statistics: set `known` to a data set."
                 )
-            old = [self._whole(network, self._recall, self.known)]
+            old = [normalised(self._whole(self._recall, self.known))]
         if folded(network):
             restore_statistics(network, old[0])
-        new = self._whole(network, self._read, len(self.images))
-        measure_statistics(network, torch.cat([new, *old]) if both else new)
+        new = normalised(self._whole(self._read, len(self.images)))
+        images = torch.cat([new, *old]) if both else new
+        measure_statistics(network, images, self.cfg.tune.statistics_share)
 
-    def _whole(self, network: Network, read: Callable[[int], Sample], count: int) -> Tensor:
-        """STATISTICS_OF whole images (n, 3, h, w), normalised, evenly from `count`; of fewer, some
-        of them again, so that two places weigh the same.
+    @functools.cached_property
+    def _appearance(self) -> Appearance:
+        """What makes an image of `known` look like one of the new place."""
+        both = [self._whole(self._read, len(self.images)), self._whole(self._recall, self.known)]
+        to, of = (images.permute(0, 2, 3, 1).numpy() for images in both)
+        return Appearance(to=to, of=of)
+
+    def _whole(self, read: Callable[[int], Sample], count: int) -> Tensor:
+        """STATISTICS_OF whole images (n, 3, h, w) in 0..1, evenly from `count`; of fewer, some of
+        them again, so that two places weigh the same.
         """
         views = []
         evenly = np.linspace(0, count - 1, min(count, STATISTICS_OF)).astype(int)
@@ -294,7 +319,7 @@ class Westar(Recipe):
             image = read(int(index)).image
             window = Window.whole(image.shape, self.cfg.height, self.cfg.width)
             views.append(window.image(image).astype(np.float32) / np.float32(255))
-        return network.spec.normalise(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))
+        return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
 
     def batch(self, step: int, part: BatchPart) -> Batch:
         """Images (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
@@ -305,7 +330,7 @@ class Westar(Recipe):
         rows = [self._view(rng) for rng in generators(self.cfg.loop, step, part)]
         batch: Batch = {
             name: torch.from_numpy(np.stack([row[name] for row in rows])).permute(0, 3, 1, 2)
-            for name in ("weak", "strong", "known")
+            for name in ("weak", "strong", "known", "known_source")
             if name in rows[0]
         }
         if self.cfg.loss.contexts == "masks" and self.cfg.loss.st:
@@ -334,6 +359,10 @@ class Westar(Recipe):
             old = self._recall(int(rng.integers(0, self.known))).image
             known_window = random_window(old.shape, cfg.height, cfg.width, cfg.weak, rng)
             row["known"] = known_window.image(old).astype(np.float32) / np.float32(255)
+            if cfg.appearance:
+                row["known_source"] = row["known"]
+                if rng.random() < cfg.appearance:
+                    row["known"] = self._appearance(row["known"], rng)
         if cfg.teacher == "truth":
             row["truth"] = _disparity(sample, window)
         if cfg.loss.contexts == "masks" and cfg.loss.st:
@@ -394,7 +423,7 @@ class Westar(Recipe):
         if "weak" in terms:
             total = total + cfg.weak * terms["weak"]
         if cfg.known:
-            reference = self._source_disparity(network, batch["known"])
+            reference = self._source_disparity(network, batch.get("known_source", batch["known"]))
             terms["known"] = self_training(again, reference, None, KNOWN)
             total = total + cfg.known * terms["known"]
         if cfg.dead and answer.before is not None:

@@ -190,6 +190,34 @@ def test_what_the_source_knows_is_held_by_its_answers() -> None:
         recipe("loss.known=1")
 
 
+def test_known_images_get_the_look_of_the_place_and_the_source_sees_them_as_they_are() -> None:
+    dark = [replace(s, image=s.image // 3) for s in samples()]
+    known = [Sample("old", s.image) for s in samples(2)]
+    changes = ("loss.known=1", "loss.st=0", "loss.weak=0", "loss.reg=0", "weak.flip=0")
+    made = westar.Westar(settings(*changes, "appearance=0.5"), dark, None, known)
+    model = made.model()
+    seen = []
+    for step in range(6):
+        batch = made.batch(step, (0, 1))
+        seen += [
+            (float(shown.mean()), float(plain.mean()))
+            for shown, plain in zip(batch["known"], batch["known_source"], strict=True)
+        ]
+    light = np.array(seen)
+    changed = np.abs(light[:, 0] - light[:, 1]) > 0.01
+    assert 0.2 < changed.mean() < 0.8, "half of them"
+    assert np.abs(light[changed, 0] * 3 - light[changed, 1]).max() < 0.05, "as dark as the place"
+    terms = made.loss(model, batch, model)
+    same = made.loss(model, {**batch, "known": batch["known_source"]}, model)
+    assert float(same["known"].detach()) == pytest.approx(0, abs=1e-6)
+    assert float(terms["known"].detach()) > 1e-3, "nobody told the source of the dark"
+    assert float(terms["loss"].detach()) == float(terms["known"].detach())
+    with pytest.raises(config.ConfigError, match=r"loss\.known, which is 0: set a weight"):
+        settings("appearance=0.5")
+    with pytest.raises(config.ConfigError, match="all 0: nothing would be learnt"):
+        settings("loss.known=1", "loss.st=0", "loss.weak=0")
+
+
 def test_a_teacher_that_knows_the_truth() -> None:
     """The student of a perfect network would cost nothing; here brightness says the disparity."""
     made = recipe(
@@ -353,6 +381,21 @@ def test_normalisations_take_the_statistics_of_the_place(statistics: str) -> Non
     assert float((source(x) - held).detach().abs().mean()) > 0.1
     with pytest.raises(DataError, match="images that the source knows"):
         westar.Westar(settings(*changes), samples()).model()
+
+
+def test_statistics_go_a_share_of_the_way() -> None:
+    known = [Sample("old", s.image // 4) for s in samples()]
+
+    def statistics(share: float, name: str = "running_var") -> dict[str, torch.Tensor]:
+        changes = ("network.source=embedded-small", "tune.statistics=place", "tune.pattern=.*")
+        changes += (f"tune.statistics_share={share}", "height=64", "width=96")
+        made = westar.Westar(settings(*changes), samples(), None, known)
+        return {k: v for k, v in made.model().state_dict().items() if name in k}
+
+    none, some, whole = statistics(0), statistics(0.25), statistics(1)
+    assert any(float((whole[name] / none[name]).log().abs().max()) > 0.1 for name in none)
+    for name in none:
+        torch.testing.assert_close(some[name], 0.75 * none[name] + 0.25 * whole[name])
 
 
 def test_the_embedded_network_is_adapted_beside_rendered_rooms(tmp_path: Path) -> None:
