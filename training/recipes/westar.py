@@ -423,7 +423,9 @@ class Westar(Recipe):
         if "weak" in terms:
             total = total + cfg.weak * terms["weak"]
         if cfg.known:
-            reference = self._source_disparity(network, batch.get("known_source", batch["known"]))
+            reference = self._source_disparity(
+                network, batch["known_source"] if "known_source" in batch else batch["known"]
+            )
             terms["known"] = self_training(again, reference, None, KNOWN)
             total = total + cfg.known * terms["known"]
         if cfg.dead and answer.before is not None:
