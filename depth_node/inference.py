@@ -375,7 +375,7 @@ def judge_answer(engine: Engine) -> None:
     values = model._run(image, (lambda: inputs) if inputs else None)[manifest.output_name]
     values = values[..., -1] if manifest.meaning == POINTS else values
     known = values[np.isfinite(values)].astype(np.float64)
-    output = f"model {manifest.name} was run on a test pattern, and its output {manifest.output_name}"
+    output = f"output {manifest.output_name} of model {manifest.name}, run on a test pattern,"
     cure = "correct output_name, mean, std or scale, or export the model anew"
     if len(known) < 0.5 * values.size:
         raise EngineError(f"{output} has a finite number in {len(known)} of {values.size}: {cure}")
