@@ -37,7 +37,8 @@ from depth_node.recordings.held_out import Sampling, hold_out_points
 from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
 from depth_node.ros.diagnostics import body_frame_hint, none_in_image
-from depth_node.ros.extrinsics import NoTransformError
+from depth_node.ros.extrinsics import NoTransformError, far_apart, one_pose_for_all
+from depth_node.ros.results import OUTPUTS
 from depth_node.ros.source_clock import SourceClock, SourceKey, clock_sentence
 
 __all__ = ["Bag", "BagError", "BagFrames", "BagTopics"]
@@ -53,6 +54,7 @@ KNOWN = (IMAGE, COMPRESSED, CAMERA_INFO, CLOUD, SCAN, RANGE, TF)
 
 # Words in a topic that say it is no image of the kind a monocular network wants.
 _NOT_A_IMAGE = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
+_OWN = tuple(f"/depth_node/{name.removeprefix('~/')}" for name in OUTPUTS)
 _LISTED_TOPICS = 12
 _LARGEST_OFFSET_S = 4e9  # clocks that began in 1900, and now
 
@@ -116,6 +118,7 @@ class Bag:
         try:
             self._types = self._files.topics
             self.topics = self._choose()
+            self._info_frame = ""
             self._bad_transforms: Counter[str] = Counter()
             self._depth_bits = messages.BitDepth()
             self._frames_fit = False  # points have been seen in an image
@@ -285,6 +288,14 @@ class Bag:
     ) -> FrameInput:
         image = self._image(message, camera)
         camera_frame = message.header.frame_id
+        if doubt := messages.other_camera(self._info_frame, camera_frame):
+            self.left_out.warn(doubt)
+        frames = sorted(
+            {key[1] for key in sources if self._kind(key) is not SensorKind.DEPTH_IMAGE}
+        )
+        if self.T_camera_lidar is not None and len(frames) > 1:
+            cure = "leave --t-camera-lidar out and let TF tell each"
+            self.left_out.warn(one_pose_for_all(frames, cure))
         since = self._motion(camera_frame, stamp) if self.world_frame else None
         readout_s = self.camera_readout_time_s
         shutter = RollingShutter(camera, readout_s) if readout_s > 0 else None
@@ -301,6 +312,8 @@ class Bag:
                     if kind is SensorKind.DEPTH_IMAGE
                     else self._extrinsics(camera_frame, key[1], stamp)
                 )
+                if doubt := far_apart(T, messages.brief(key[1])):
+                    self.left_out.warn(doubt)
                 try:
                     placed = seen.exposure.by_rows(seen.exposure.moved(scan, T), kind)
                 except TransformError as error:
@@ -409,9 +422,9 @@ class Bag:
                 doubt = messages.calibration_warning(message, rectified)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
+        self._info_frame = message.header.frame_id
         if doubt and count:
-            kind = f"parts of {one_line(self.topics.camera_info, 100)}"
-            self.left_out.add(doubt, kind=kind, damaged=False)
+            self.left_out.warn(doubt)
         return camera
 
     def _scan(self, topic: str, message: Any, camera: Camera) -> messages.LidarScan:
@@ -435,11 +448,11 @@ class Bag:
     def _choose(self) -> BagTopics:
         image = self._named("image", self.topics.image, (IMAGE, COMPRESSED))
         if not image:
-            every = [topic for topic, kind in self._types.items() if kind in (IMAGE, COMPRESSED)]
+            every = self._recorded(IMAGE, COMPRESSED)
             image = self._only("image", _of_a_camera(every), "image")
         camera_info = self._named("camera-info", self.topics.camera_info, (CAMERA_INFO,))
         if not camera_info:
-            candidates = [t for t, kind in self._types.items() if kind == CAMERA_INFO]
+            candidates = self._recorded(CAMERA_INFO)
             beside = [t for t in candidates if _same_camera(t, image)]
             camera_info = self._only("camera-info", beside or candidates, "camera_info")
         points = self._named("points", self.topics.points, (CLOUD,))
@@ -450,13 +463,16 @@ class Bag:
             self._named("range", self.topics.range, (RANGE,)),
         ]
         if not (points or scan or any(others)):
-            clouds = [t for t, kind in self._types.items() if kind == CLOUD]
-            scans = [t for t, kind in self._types.items() if kind == SCAN]
+            clouds, scans = self._recorded(CLOUD), self._recorded(SCAN)
             if clouds or not scans:
                 points = self._only("points", clouds, "LiDAR (PointCloud2 or LaserScan)")
             else:
                 scan = self._only("scan", scans, "LaserScan")
         return BagTopics(image, camera_info, points, scan, *others)
+
+    def _recorded(self, *kinds: str) -> list[str]:
+        """Topics of these types without those of a depth_node, whose depth is no measurement."""
+        return [t for t, kind in self._types.items() if kind in kinds and not t.endswith(_OWN)]
 
     def _named(self, option: str, name: str, kinds: tuple[str, ...]) -> str:
         """The topic the user named, checked; "" when none was named."""

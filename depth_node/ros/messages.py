@@ -518,8 +518,9 @@ def range_scan(message: Range) -> LidarScan:
     """The cap (N, 3) of a Range's cone on which its echo lies, x along the axis; none without echo.
 
     The distance is that of the nearest surface in the cone, wherever in it that is. REP 117: -Inf
-    is too near to measure and +Inf no echo; a sensor that only says whether something is nearer
-    than a fixed distance (min_range equals max_range) measures none. Raises MessageError.
+    is too near to measure and +Inf no echo, as exactly min_range and max_range are; a sensor that
+    only says whether something is nearer than a fixed distance (min_range equals max_range)
+    measures none. Raises MessageError.
     """
     low, high, angle = message.min_range, message.max_range, message.field_of_view
     if not (0 <= low <= high and 0 <= angle < np.pi):
@@ -527,16 +528,17 @@ def range_scan(message: Range) -> LidarScan:
             f"range with field_of_view {angle:g} rad, min_range {low:g} m and max_range {high:g} m"
             " has no meaning; correct the driver"
         )
-    measured = low < high and low <= message.range <= high and 0 < message.range < np.inf
+    # Exactly a limit is what drivers write that do not know of Inf.
+    measured = 0 <= low < message.range < high and message.range < np.inf
     return LidarScan(echo_cap(message.range if measured else None, angle), None)
 
 
 def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
     """The points of a depth image that is registered to a camera, in the camera's frame.
 
-    16UC1 is millimetres and 32FC1 metres along z (REP 118); 0, negative, NaN and Inf are unknown.
-    The size is the camera's or a whole fraction of it. Of a dense image some 20,000 pixels are
-    taken, spread evenly. Raises MessageError.
+    16UC1 is millimetres and 32FC1 metres along z (REP 118); 0, negative, NaN and Inf are unknown,
+    and 65535 mm, where 16 bits end. The size is the camera's or a whole fraction of it. Of a dense
+    image some 20,000 pixels are taken, spread evenly. Raises MessageError.
     """
     if message.encoding not in ("16UC1", "32FC1"):
         raise MessageError(
@@ -553,7 +555,8 @@ def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
             " a whole fraction of it; depth_image_proc's register node makes such a depth image"
         )
     with np.errstate(invalid="ignore"):
-        rows, cols = spread_pixels((view > 0) & (view < np.inf), _MOST_DEPTH_POINTS)
+        end = np.inf if message.encoding == "32FC1" else 65535
+        rows, cols = spread_pixels((view > 0) & (view < end), _MOST_DEPTH_POINTS)
     z = view[rows, cols].astype(np.float32)
     if message.encoding == "16UC1":
         z /= 1000
@@ -605,6 +608,17 @@ def scan_message_to_points(message: LaserScan) -> npt.NDArray[np.float32]:
     return scan_to_points(np.frombuffer(message.ranges, np.float32), *numbers)
 
 
+def other_camera(info_frame: str, image_frame: str) -> str:
+    """A sentence if a camera_info may be that of another camera than the image's; or ""."""
+    if not info_frame or not image_frame or info_frame.lstrip("/") == image_frame.lstrip("/"):
+        return ""
+    return (
+        f"camera_info is in frame {brief(info_frame)!r} but the image in {brief(image_frame)!r}:"
+        " of two cameras all depth would be off; remap camera_info to the one of this image, or let"
+        " the driver give both one frame_id"
+    )
+
+
 def calibration_warning(info: CameraInfo, rectified: bool) -> str:
     """What of a camera_info looks wrong or is not used, in a sentence; "" where nothing does.
 
@@ -625,6 +639,11 @@ def calibration_warning(info: CameraInfo, rectified: bool) -> str:
         )
     if rectified:
         parts += _stereo_warnings(info, p)
+    if rectified and not p[0] > 0 and any(info.d):
+        parts.append(
+            "P of camera_info is 0, so K is taken for the rectified image, which has another"
+            " calibration where the camera has distortion: publish P"
+        )
     return "; ".join(parts)
 
 
