@@ -45,8 +45,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": (*CORE, "engine", "inference", "pipeline", "model_zoo", "calibration", *BENCH,
             "ros"),
     "ros": (*CORE, "calibration", "engine", "inference", "pipeline"),
-    "ros.bags": (*CORE, "pipeline", "recordings"),
-    "ros.bag_writer": (*CORE, "calibration", "pipeline", "recordings"),
+    "ros.bags": (*CORE, "calibration", "pipeline", "recordings"),
     "ros.camera_load": (*CORE, "recordings"),
     "ros.demo": (*CORE, "recordings"),
     "ros.live": (*CORE, "pipeline", "recordings"),
@@ -67,7 +66,7 @@ LAZY = {
     ("depth_node.cli.layout", "depth_node.ros.layouts"),
     ("depth_node.cli.main", "depth_node.ros.parameters"),  # rclpy
     ("depth_node.cli.replay", "depth_node.ros.bags"),  # ROS message packages
-    ("depth_node.cli.replay", "depth_node.ros.bag_writer"),
+    ("depth_node.cli.replay", "depth_node.ros.bags.writer"),
     ("depth_node.cli.replay", "depth_node.ros.ground"),
     ("depth_node.engine.opening", "depth_node.engine.ort"),
     ("depth_node.engine.opening", "depth_node.engine.trt"),
