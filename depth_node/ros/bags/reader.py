@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.frame import FrameInput, Origin
-from depth_node.geometry.camera import Camera, is_rectified
+from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import check_rigid, invert_rigid
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import Scan, ScanBuffer
@@ -377,7 +377,7 @@ class Bag:
     def _camera(self, message: Any, count: bool = True) -> Camera:
         try:
             with np.errstate(all="ignore"):
-                rectified = is_rectified(self.topics.image, message, self.rectified)
+                rectified = messages.is_rectified(self.topics.image, message, self.rectified)
                 camera: Camera = messages.camera_of(message, rectified)
                 doubt = messages.calibration_warning(message, rectified)
         except (Exception, MemoryError) as error:

@@ -10,6 +10,7 @@ from depth_node.ros.messages.camera_info import (
     calibration_warning,
     camera_info_message,
     camera_of,
+    is_rectified,
 )
 from depth_node.ros.messages.clouds import (
     cloud_to_points,
@@ -68,6 +69,7 @@ __all__ = [
     "image_message",
     "image_to_rgb",
     "image_view",
+    "is_rectified",
     "labels_to_pixels",
     "lidar_scan",
     "not_registered",

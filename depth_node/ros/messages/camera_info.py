@@ -8,7 +8,28 @@ import numpy.typing as npt
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from depth_node.geometry.camera import Camera
+from depth_node.geometry.camera import Camera, model_name
+
+
+def is_rectified(topic: str, info: CameraInfo, setting: str = "auto") -> bool:
+    """Whether the images of a topic are rectified: then P of their CameraInfo holds and D does not.
+
+    topic: the image's, with or without what its transport appends. setting: "yes", "no" or "auto";
+    auto means that the topic is called image_rect..., or that nothing is left to rectify: D is
+    zero, R the identity and P equal to K.
+    """
+    if setting != "auto":
+        return setting == "yes"
+    *_, before, last = ("", *topic.rstrip("/").split("/"))
+    base = last if last.startswith("image") else before  # image_rect/compressed
+    if base.startswith("image_rect"):
+        return True
+    k, r, p = (np.asarray(values, np.float64) for values in (info.k, info.r, info.p))
+    fisheye = model_name(info.distortion_model) == "equidistant"
+    same = np.array_equal(p.reshape(3, 4)[:, :3], k.reshape(3, 3))
+    return bool(
+        not fisheye and not any(info.d) and same and np.array_equal(r.reshape(3, 3), np.eye(3))
+    )
 
 
 def calibration_warning(info: CameraInfo, rectified: bool) -> str:
