@@ -204,7 +204,7 @@ class BrownConrady:
         """See Distortion."""
         u, v = x_d, y_d
         if self.tilt is not None:
-            u, v = _turned(np.linalg.inv(self.tilt), u, v)
+            u, v = _turned(np.asarray(np.linalg.inv(self.tilt), np.float64), u, v)
         # The table gives a start close enough that Newton's method does not run to a folded-back
         # solution.
         r_d = np.hypot(u, v)
