@@ -18,6 +18,7 @@ import numpy.typing as npt
 # such an artefact of the fit; a stronger one ends the range of the model.
 _POLE_DISPLACEMENT = 0.03
 _LARGEST_RADIUS = 20.0  # tan(87 degrees): nothing further out is seen by a camera with a plane
+
 Plane = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 Rational = tuple[tuple[float, ...], tuple[float, ...]]  # coefficients, numerator and denominator
 
@@ -43,7 +44,10 @@ def lens_of(model: str, coefficients: tuple[float, ...]) -> Distortion:
 
 @dataclass(frozen=True)
 class KannalaBrandt:
-    """theta_d = theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8), k: (k1 ... k4)."""
+    """theta_d = theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8) of the angle theta.
+
+    k: (k1, k2, k3, k4). Methods take and give arrays (N,).
+    """
 
     k: tuple[float, ...]
 
