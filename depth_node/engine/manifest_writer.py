@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from depth_node.engine.manifest import (
     model_sha256,
 )
 from depth_node.engine.preprocess import InputSpec
-from depth_node.engine.protocol import warn_if_slow
+from depth_node.engine.protocol import Engine, warn_if_slow
 
 if TYPE_CHECKING:
     from depth_node.engine.ort import TensorInfo
@@ -42,6 +42,8 @@ def write_manifest(
     levels: Mapping[str, float] | None = None,
     focal_px: float = 0.0,
     sparse: SparseSpec | None = None,
+    run: bool = True,
+    judge: Callable[[Engine], None] | None = None,
     **input_options: Any,
 ) -> Manifest:
     """Write the manifest of an ONNX file; names, size and type are read from the file itself.
@@ -53,8 +55,9 @@ def write_manifest(
     ``levels``, ``focal_px`` and ``sparse`` as in Manifest. A completion network has one image of
     three channels among its inputs, and those that ``sparse`` names. A prompt decoder may have any
     inputs; ``height`` and ``width`` are then those of its encoder's input. The manifest is written
-    beside the model unless ``manifest`` is a path. Raises EngineError if the file or a value cannot
-    be used.
+    beside the model unless ``manifest`` is a path. Before that the network runs once, and ``judge``
+    may refuse what it answers by an EngineError; with ``run`` false only names, shapes and types
+    are compared. Raises EngineError if the file or a value cannot be used.
     """
     model = existing_model(Path(model))
     from depth_node.engine import ort  # optional package; only this back end reads ONNX files
@@ -120,9 +123,16 @@ def write_manifest(
         focal_px=focal_px,
         sparse=sparse,
     )
+    place = manifest_path(model) if manifest is None else manifest
+    if not run:
+        ort.check_manifest(model, written)
+        written.save(place)
+        return written
     # Opening it checks names, shape and type as at run time.
-    with warn_if_slow(f"running model {model} once"), ort.OrtEngine(model, written):
-        written.save(manifest_path(model) if manifest is None else manifest)
+    with warn_if_slow(f"running model {model} once"), ort.OrtEngine(model, written) as engine:
+        if judge is not None:
+            judge(engine)
+        written.save(place)
     return written
 
 
