@@ -32,7 +32,7 @@ from depth_node.engine.opening import summary
 from depth_node.engine.preprocess import resize_image
 from depth_node.engine.sharing import Opener
 from depth_node.frame import FrameInput
-from depth_node.geometry.camera import Camera, is_rectified
+from depth_node.geometry.camera import Camera
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.inference import open_configured
 from depth_node.monitor import Monitor, Situation
@@ -716,7 +716,7 @@ class DepthNode(GuardedLifecycleNode):
                 f"no camera_info on {topic} yet: start its publisher or remap `camera_info`"
             )
         topic = self.resolve_topic_name("image")
-        rectified = is_rectified(topic, info, config.image_rectified)
+        rectified = messages.is_rectified(topic, info, config.image_rectified)
         doubt = messages.calibration_warning(info, rectified)
         if doubt:
             self.warn_throttled("calibration", doubt)

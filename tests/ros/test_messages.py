@@ -659,3 +659,32 @@ def test_rays_of_a_laser_scan_have_times_of_their_own() -> None:
     np.testing.assert_allclose(read.offset_s, [-0.04, -0.02, 0.0], atol=1e-7)
     scan.time_increment = 0.5  # 2.5 s
     assert messages.lidar_scan(scan).offset_s is None
+
+
+@pytest.mark.parametrize(
+    ("topic", "setting", "d", "rectified"),
+    [
+        ("/cam/image_rect", "auto", 0.1, True),
+        ("image_rect", "auto", 0.1, True),
+        ("/cam/image_rect_color/compressed", "auto", 0.1, True),
+        ("/cam/image_rect/theora", "auto", 0.1, True),
+        ("/cam/image_rect_raw/compressed", "auto", 0.1, True),
+        ("/image_rect/image_raw", "auto", 0.1, False),
+        ("/image_rect_node/image_raw", "auto", 0.1, False),
+        ("/rect/compressed", "auto", 0.1, False),
+        ("", "auto", 0.1, False),
+        ("/cam/image_raw/compressed", "auto", 0.1, False),
+        ("/cam/image_raw", "auto", 0.0, True),
+        ("/cam/image_raw", "yes", 0.1, True),
+        ("/cam/image_rect", "no", 0.0, False),
+    ],
+)
+def test_what_is_rectified(topic: str, setting: str, d: float, rectified: bool) -> None:
+    k = np.array([[80.0, 0, 40], [0, 80, 30], [0, 0, 1]])
+    p = np.hstack([k, np.zeros((3, 1))])
+    info = CameraInfo(
+        d=[d] * 5, k=k.ravel(), r=np.eye(3).ravel(), p=p.ravel(), distortion_model="plumb_bob"
+    )
+    assert messages.is_rectified(topic, info, setting) is rectified
+    info.distortion_model = "equidistant"
+    assert not messages.is_rectified("/cam/image_raw", info, "auto")

@@ -25,7 +25,8 @@ from depth_node.fitting.field.refine import CHANNELS, in_fours
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
-from depth_node.simulation.renderer import Rendered, Scene, random_view
+from depth_node.simulation.renderer import Rendered, Scene
+from depth_node.simulation.viewpoints import random_view
 from training.data.augmentation import ViewConfig, recolour
 from training.data.samples import F32, F64, U8, DataError
 

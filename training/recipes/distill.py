@@ -33,7 +33,6 @@ from training.data.augmentation import ViewConfig, Window, recolour
 from training.data.cache import Cache, Key, digest
 from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
     dead_outputs,
     feature_alignment,
@@ -50,6 +49,7 @@ from training.models.mobilenet import ImageNetFeatures
 from training.models.networks import NetworkConfig, open_dino, open_student
 from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
 from training.models.unet import unfold
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 TEACHER_CHOICES = ("random", "primary", "assistant", "average", "agreement")
 

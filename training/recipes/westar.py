@@ -38,7 +38,6 @@ from training.data.open import DataConfig, open_samples
 from training.data.ordinal_labels import LabelSet, SimulationConfig, read_labels, simulate
 from training.data.region_masks import MaskConfig, MaskMaker, as_layers, stacked
 from training.data.samples import DataError, Sample
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
     ORDINAL_FORMS,
     context_l1,
@@ -56,6 +55,7 @@ from training.models.unet import (
     measure_statistics,
     restore_statistics,
 )
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 FEW_PAIRS = 20  # held-back pairs below which their share says little
 CONTEXTS = ("global", "depth_bins", "masks")

@@ -37,9 +37,9 @@ from training.data.samples import F64, Sample
 from training.evaluation import predict, protocols, score
 from training.evaluation.predict import NetworkPredictor
 from training.evaluation.score import BASELINES
-from training.loop import Recipe
 from training.models.networks import NetworkConfig, open_network, open_run
 from training.models.teachers import NetworkTeacher, Teacher, ask
+from training.recipe import Recipe
 from training.recipes import distill, supervised
 from training.studies import add_run_options
 from training.studies.common import Study, Variant, locked, run_study, slug, trained
