@@ -267,7 +267,7 @@ class LidarInput:
         frames = sorted({key[1] for key in keys if self._kind(key) is not SensorKind.DEPTH_IMAGE})
         if len(frames) > 1:
             doubt = one_pose_for_all(frames, "empty it and let TF tell each")
-            self._warn_once(("frames", *frames), doubt)
+            self._warn_once(("frames",), doubt)
 
     def _add(
         self,
@@ -327,7 +327,7 @@ class LidarInput:
         return clocks
 
     def _warn_once(self, key: tuple[str, ...], sentence: str) -> None:
-        if key not in self._warned_of and len(self._warned_of) < 3 * _MOST_SOURCES:
+        if key not in self._warned_of and len(self._warned_of) < _MOST_SOURCES:
             self._warned_of.add(key)
             self._warned(sentence)
 

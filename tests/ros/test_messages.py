@@ -445,9 +445,8 @@ def test_what_camera_info_says_of_a_stereo_pair_is_warned_about() -> None:
     assert "turns the image by 1.00 degrees" in messages.calibration_warning(
         message, rectified=True
     )
-    assert (
-        messages.calibration_warning(info(r=[float("nan")] * 9, p=[0.0] * 12), rectified=True) == ""
-    )
+    nothing = info(r=[float("nan")] * 9, p=[0.0] * 12, d=[0.0] * 5)
+    assert messages.calibration_warning(nothing, rectified=True) == ""
 
 
 def test_a_calibration_of_another_size_of_image_is_warned_about() -> None:
