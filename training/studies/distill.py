@@ -210,7 +210,7 @@ class StudentSizePredictor:
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         """(H, W, 3) uint8 RGB -> disparity (H, W)."""
-        small = Window.whole(image.shape, HEIGHT, WIDTH).image(image).astype(np.float32) / 255
+        small = Window.whole(image.shape, HEIGHT, WIDTH).unit_range(image)
         maps, _ = ask(self.teacher, torch.from_numpy(small).permute(2, 0, 1)[None])
         whole = torch.nn.functional.interpolate(maps, image.shape[:2], mode="bilinear")
         return Prediction(whole[0, 0].numpy(), "disparity_affine_invariant")
