@@ -18,6 +18,7 @@ from depth_node.engine.opening import open_model
 from depth_node.engine.options import EngineConfig, ModelConfig, configured
 from depth_node.engine.preprocess import image_box, input_focal_px, tensor_box, to_image, to_tensor
 from depth_node.engine.protocol import Closeable, Engine, ImageEngine, Progress
+from depth_node.engine.self_check import reference_inputs
 from depth_node.engine.sharing import Opener
 from depth_node.engine.sparse_input import pattern_tensors, sparse_tensors
 from depth_node.engine.upsampling import sharpener
@@ -84,6 +85,8 @@ _SHAPES = {
     POINTS: (3, "(height, width, 3)"),
     "scale": (0, "one number"),
 }
+
+_ABOVE_0 = ("depth_metric", "disparity_metric", "depth_metric_focal")
 
 _Model = TypeVar("_Model", bound="_ImageModel")
 
@@ -351,6 +354,40 @@ class CompletionModel(DepthModel):
         without = self._prediction(self._run(image, lambda: inputs(usable & ~held)), image, None)
         self.stage_ms = {name: spent[name] + ms for name, ms in self.stage_ms.items()}
         return prediction, AnswerWithout(without, held, usable)
+
+
+def judge_answer(engine: Engine) -> None:
+    """Run a network as the node would, on a test pattern, and look at what it answers.
+
+    Raises EngineError for an output of another shape than its meaning has, and for a depth map that
+    holds no numbers, is the same everywhere, or is below 0 where its meaning has none such.
+    """
+    manifest = engine.manifest
+    if manifest.meaning in REGION_MEANINGS:
+        if manifest.meaning != PROMPTS:  # its answer needs the decoder
+            RegionModel(engine)
+        return
+    if manifest.meaning not in DEPTH_MEANINGS:
+        return
+    model = DepthModel(engine) if manifest.sparse is None else CompletionModel(engine)
+    image, inputs = reference_inputs(manifest)
+    del inputs[manifest.input_name]
+    values = model._run(image, (lambda: inputs) if inputs else None)[manifest.output_name]
+    values = values[..., -1] if manifest.meaning == POINTS else values
+    known = values[np.isfinite(values)].astype(np.float64)
+    output = f"output {manifest.output_name} of model {manifest.name}, run on a test pattern,"
+    cure = "correct output_name, mean, std or scale, or export the model anew"
+    if len(known) < 0.5 * values.size:
+        raise EngineError(f"{output} has a finite number in {len(known)} of {values.size}: {cure}")
+    low, high = float(known.min()), float(known.max())
+    if high - low <= 1e-5 * max(abs(low), abs(high)):
+        raise EngineError(f"{output} is {known[0]:.6g} everywhere: {cure}")
+    if manifest.meaning in _ABOVE_0 and np.median(known) <= 0:
+        raise EngineError(
+            f"{output} is below 0 in half of the image ({low:.4g} to {high:.4g}), which no"
+            f" {manifest.meaning} is: give another --meaning (log_depth_affine_invariant for"
+            " logarithms), or another output"
+        )
 
 
 def _whole_numbers(output: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

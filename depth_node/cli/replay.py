@@ -242,7 +242,7 @@ def _sinks(options: argparse.Namespace, model: str, bag: Any, trouble: dict[str,
         raise UsageError("--obstacles are written into a bag: name it with --out-bag.")
     if options.out_bag is not None:
         open_bags()  # says what is missing
-        from depth_node.ros.bag_writer import ResultBag
+        from depth_node.ros.bags.writer import ResultBag
         from depth_node.ros.ground import Ground
 
         ground = None

@@ -59,6 +59,14 @@ def missing(provider: str) -> str:
     )
 
 
+def check_manifest(model: Path, manifest: Manifest) -> None:
+    """Compare an ONNX file with its manifest without running it.
+
+    Raises EngineError if the file cannot be read or contradicts its manifest.
+    """
+    _check_signature(open_session(model, threads=1), model, manifest)
+
+
 class OrtEngine(Closeable):
     """Engine on a provider of ONNX Runtime; construction checks the manifest and runs once.
 

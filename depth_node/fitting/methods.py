@@ -32,8 +32,8 @@ from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, Field
 from depth_node.fitting.field.solve import solve
 from depth_node.fitting.field.threads import MAX_THREADS
 from depth_node.fitting.network import AnswerWithout, network_answer
+from depth_node.fitting.region_groups import Regions
 from depth_node.fitting.region_surfaces import (
-    Regions,
     RegionSamples,
     Rules,
     fit_surfaces,

@@ -3,13 +3,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from depth_node.geometry.camera import Camera
 from depth_node.obstacles import ObstacleConfig, ObstacleFinder, Obstacles
 from depth_node.pipeline import DepthResult
-from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
+from depth_node.ros.extrinsics import (
+    LOOK_AGAIN_S,
+    NoTransformError,
+    Transform,
+    TransformSource,
+)
+
+_LARGEST_TRAVEL_M = 1.5  # of a camera on its robot: a mast or an arm that turns
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,8 @@ class Ground:
         self._config, self._source, self._warn = config, source, warn
         self._tolerance_s = tolerance_s
         self._finder = ObstacleFinder()
-        self._static: dict[str, Transform] = {}
+        self._static: dict[str, tuple[Transform, float]] = {}  # and when it was found
+        self._first: npt.NDArray[np.float64] | None = None  # where the camera was over the ground
 
     def view(
         self, result: DepthResult, camera: Camera, frame: str, stamp_ns: int
@@ -58,6 +70,7 @@ class Ground:
             )
         if T_base_camera is None:
             return None
+        self._look_at(T_base_camera, base_frame)
         found = self._finder.find(
             result.gates,
             camera,
@@ -68,9 +81,23 @@ class Ground:
         )
         return ObstacleView(found, base_frame, self._config.max_range_m)
 
+    def _look_at(self, T_base_camera: Transform, base_frame: str) -> None:
+        """Say so where the camera travels over the ground of its base: odom is no robot's frame."""
+        here = T_base_camera[:2, 3]
+        self._first = here if self._first is None else self._first
+        away_m = float(np.hypot(*(here - self._first)))
+        if base_frame and away_m > _LARGEST_TRAVEL_M:
+            self._warn(
+                "base frame",
+                f"the camera has moved by {away_m:.1f} m in obstacles.base_frame {base_frame!r}, so"
+                " that is no frame of the robot, and obstacles are sought about the wrong place:"
+                " name one on the ground that drives along, such as base_footprint",
+            )
+
     def forget(self) -> None:
         """Look static transforms up again."""
         self._static.clear()
+        self._first = None
 
     def close(self) -> None:
         """Stop listening to TF."""
@@ -81,12 +108,13 @@ class Ground:
         """T_base_camera (4, 4). Raises NoTransformError with cause and cure."""
         assert self._source is not None
         base = self._config.base_frame
-        if frame in self._static:
-            return self._static[frame]
+        kept, found_s = self._static.get(frame, (None, 0.0))
+        if kept is not None and time.monotonic() - found_s < LOOK_AGAIN_S:
+            return kept
         try:
             newest, newest_ns = self._source.lookup(base, frame, None)
             if newest_ns == 0:
-                self._static[frame] = newest
+                self._static[frame] = newest, time.monotonic()
                 return newest
             try:
                 return self._source.lookup(base, frame, stamp_ns)[0]
@@ -95,6 +123,8 @@ class Ground:
                     return newest
                 raise
         except NoTransformError as error:
+            if kept is not None:
+                return kept
             raise NoTransformError(
                 f"TF does not tell where the ground is, from {frame or 'an image without frame_id'}"
                 f" to {base} ({error}): start what publishes it, or set obstacles.base_frame"

@@ -28,7 +28,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from depth_node.ros.live import free_domain
+from depth_node.live import free_domain
 from depth_node.ros.node import DepthNode
 
 HEIGHT, WIDTH = 48, 64
@@ -49,7 +49,7 @@ TRANSITIONS = {  # number, and the state that it leads to
 def own_domain() -> int:
     """A ROS domain of this process, so that tests hear nobody else.
 
-    Another worker's processes of depth_node.ros.live choose among other domains.
+    Another worker's processes of depth_node.live choose among other domains.
     """
     return free_domain(range(51, 101))
 

@@ -57,6 +57,14 @@ def test_every_parameter_says_what_it_does() -> None:
         assert descriptor(item).description.startswith(item.description)
 
 
+def test_a_width_that_shows_nothing_is_refused() -> None:
+    for width in (1, 31):
+        with pytest.raises(ConfigError, match=f"max_width_px is {width}.*32 or more, or 0"):
+            NodeConfig(max_width_px=width)
+    assert NodeConfig(max_width_px=32).max_width_px == 32
+    assert NodeConfig(max_width_px=0).max_width_px == 0
+
+
 def test_extrinsics_are_checked() -> None:
     assert NodeConfig().fixed_extrinsics() is None
     matrix = NodeConfig(T_camera_lidar=tuple(IDENTITY)).fixed_extrinsics()

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
-from sensor_msgs.msg import Image, Range
+from sensor_msgs.msg import Image, PointField, Range
 
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import Extrinsics
@@ -136,6 +136,6 @@ def test_a_clouds_own_noise_wins_over_the_parameter() -> None:
 
 def test_noise_as_an_integer_is_refused() -> None:
     message = noisy_cloud([0.2])
-    message.fields[3].datatype = messages.PointField.INT32
+    message.fields[3].datatype = PointField.INT32
     with pytest.raises(MessageError, match="standard deviation in metres as FLOAT32"):
         lidar_scan(message)

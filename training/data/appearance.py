@@ -5,7 +5,7 @@ What a camera and its light do to an image is, to first order, a gain, a linear 
 noise. All three show in mean spectra, for which no image needs a partner or a label: images whose
 power is lower at a frequency there are filtered, what they lack is added as noise. A kin of Fourier
 domain adaptation (Yang and Soatto 2020, arXiv 2004.05498), which swaps amplitudes of single images
-and so neither blurs nor adds noise.
+and so neither blurs nor adds noise. Each channel by itself: a grey camera takes no colours away.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.data.samples import F32, F64
 
 # Cycles over an image between which the gain is read: as low as no blur reaches, above the mean.
 GAIN_BAND = (0.9, 2.5)
-TINY = 1e-12
+TINY = 1e-9
 # More power than known images have is edges made steeper up to this factor, and noise beyond it.
 BOOST = 2.0
 SMOOTHED = 1.0  # sigma, in cycles over the image, by which mean spectra are smoothed
@@ -63,15 +63,13 @@ class Appearance:
             fft.fftfreq(rows, 1 / rows)[:, None], fft.rfftfreq(columns, 1 / columns)[None]
         )
         low = (cycles > GAIN_BAND[0]) & (cycles < GAIN_BAND[1])
-        gain = np.sqrt(
-            there.power[low].mean(axis=0) / np.maximum(here.power[low].mean(axis=0), TINY)
-        )
+        gain = np.sqrt(_ratio(there.power[low].mean(axis=0), here.power[low].mean(axis=0)))
         known = gain**2 * here.power
-        passed = np.sqrt(np.minimum(there.power / np.maximum(known, TINY), BOOST**2))
+        passed = np.sqrt(np.minimum(_ratio(there.power, known), BOOST**2))
         self._filter = _of_twice_the_size(gain * passed, columns).astype(np.float32)
         self._noise = np.sqrt(np.maximum(there.power - known * passed**2, 0)).astype(np.float32)
         self._means = here.mean, there.mean
-        self._spread = there.deviation / np.maximum(here.deviation, TINY)
+        self._spread = _ratio(there.deviation, here.deviation)
 
     def __call__(self, image: F32, rng: np.random.Generator) -> F32:
         """The image (H, W, 3) float32 in 0..1, of the size that was measured, as it would look."""
@@ -88,6 +86,11 @@ class Appearance:
         shown += fft.irfft2(grain, (rows, columns), axes=(0, 1))
         shown += (self._means[1] + (mean - self._means[0]) * self._spread).astype(np.float32)
         return np.clip(shown, 0, 1).astype(np.float32, copy=False)
+
+
+def _ratio(to: F64, of: F64) -> F64:
+    """to / of, and 1 where there is nothing to change: one image, or images of one colour."""
+    return np.divide(to, of, out=np.ones_like(to), where=of > TINY)
 
 
 def _of_twice_the_size(values: F64, columns: int) -> F64:

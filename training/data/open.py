@@ -15,7 +15,8 @@ import numpy as np
 from depth_node import config
 from depth_node.recordings.frames import FrameError
 from depth_node.simulation.outdoors import OUTDOORS
-from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene, random_view
+from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene
+from depth_node.simulation.viewpoints import random_view
 from training.data.layouts import LAYOUTS, listed_lines
 from training.data.samples import DataError, DataSet, Item, Sample
 

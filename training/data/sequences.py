@@ -20,8 +20,9 @@ import numpy as np
 
 from depth_node import config
 from depth_node.geometry.camera import Camera
-from depth_node.simulation.renderer import Scene, camera_path
+from depth_node.simulation.renderer import Scene
 from depth_node.simulation.rooms import STYLES
+from depth_node.simulation.viewpoints import camera_path
 from training.data.files import read_counts, read_image, reading
 from training.data.pool import SHADOW_PX
 from training.data.samples import F32, F64, U8, DataError

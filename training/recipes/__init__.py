@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A module per recipe: it supplies model, batches and loss of a step, loop.py does the rest.
+"""A module per recipe: it supplies model, batches and loss of a step, as training/recipe.py has it;
+loop.py does the rest.
 
 Each module has `Config`, a frozen dataclass with a section `loop` (LoopConfig), and
 `build(cfg, console)`, which returns the Recipe.

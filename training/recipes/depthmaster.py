@@ -32,7 +32,6 @@ from training.data.mixed import Mixture, MixtureConfig
 from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample
 from training.evaluation import protocols
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.diffusion import FORMS, directional_gradient, masked_mse, pooled_mask
 from training.models.diffusion import (
     FEATURE_LAYERS,
@@ -49,6 +48,7 @@ from training.models.diffusion import (
 )
 from training.models.network_io import NetworkInput
 from training.models.networks import NetworkConfig, open_dino
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 LEARN = ("unet", "autoencoder")
 

@@ -32,8 +32,7 @@ from training.batch_images import sheet
 from training.data.augmentation import ViewConfig, Window, recolour
 from training.data.cache import Cache, Key, digest
 from training.data.open import DataConfig, open_samples
-from training.data.samples import Sample
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
+from training.data.samples import Sample, unit_range
 from training.losses.depth import (
     dead_outputs,
     feature_alignment,
@@ -47,9 +46,11 @@ from training.models.diffusion import root
 from training.models.hub import Dino
 from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
 from training.models.mobilenet import ImageNetFeatures
+from training.models.network_io import channels_first
 from training.models.networks import NetworkConfig, open_dino, open_student
 from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
 from training.models.unet import unfold
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 TEACHER_CHOICES = ("random", "primary", "assistant", "average", "agreement")
 
@@ -249,8 +250,8 @@ class Distill(Recipe):
         for k in range(count):
             rng = np.random.default_rng([self.cfg.loop.seed, k])
             image = self._read(int(rng.integers(0, len(self.images)))).image
-            crops.append(_unit(self.window(image.shape, rng).image(image)))
-        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+            crops.append(self.window(image.shape, rng).unit_range(image))
+        return channels_first(crops)
 
     def extra(self) -> nn.Module | None:
         """The projection from the student's features to DINOv2's; not exported."""
@@ -303,7 +304,7 @@ class Distill(Recipe):
 
         def stacked(name: str) -> Tensor:
             flat = [part for row in rows for part in row[name]]
-            return torch.from_numpy(np.stack(flat)).permute(0, 3, 1, 2).contiguous()
+            return channels_first(flat).contiguous()
 
         batch: Batch = {name: stacked(name) for name in ("crop", "wide")}
         batch["corner"] = torch.from_numpy(np.concatenate([row["corner"] for row in rows]))
@@ -326,13 +327,13 @@ class Distill(Recipe):
         chosen = rng.permutation(len(corners))[: cfg.crop.parts]
         small = Window.whole(views.wide.shape, cfg.height, cfg.width).image(views.wide)
         row: dict[str, Any] = {
-            "crop": [recolour(_unit(views.crop), cfg.view, rng)],
-            "wide": [recolour(_unit(small), cfg.view, rng)],
+            "crop": [recolour(unit_range(views.crop), cfg.view, rng)],
+            "wide": [recolour(unit_range(small), cfg.view, rng)],
             "corner": np.array([corners[k] for k in chosen]),
         }
         if self.cache is None:
-            row["teach_crop"] = [_unit(views.crop)]
-            row["teach_part"] = [_unit(self._part(views, corners[k])) for k in chosen]
+            row["teach_crop"] = [unit_range(views.crop)]
+            row["teach_part"] = [unit_range(self._part(views, corners[k])) for k in chosen]
         else:
             for t in asked:
                 row[f"map_crop_{t}"] = [self._cached_map(views, t, -1)]
@@ -386,7 +387,7 @@ class Distill(Recipe):
             key = self._key(views, number, part)
             if key in self.cache:
                 continue
-            disparity, known = ask(teacher, _batched([image]))
+            disparity, known = ask(teacher, channels_first([unit_range(image)]))
             disparity = disparity.masked_fill(~known, float("nan"))
             self.cache.write_map(key, disparity[0, 0].numpy(), meaning="disparity")
             count += 1
@@ -509,14 +510,6 @@ def parts_of(disparity: Tensor, corner: Tensor, cfg: Config) -> Tensor:
         for k, (top, left) in enumerate(corner.tolist())
     ]
     return torch.stack(cut)
-
-
-def _unit(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return image.astype(np.float32) / np.float32(255)
-
-
-def _batched(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-    return torch.from_numpy(np.stack([_unit(p) for p in images])).permute(0, 3, 1, 2)
 
 
 def build(cfg: Config, console: Console) -> Distill:

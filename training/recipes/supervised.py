@@ -30,7 +30,6 @@ from training.data.on_device import HeldPools
 from training.data.open import DataConfig
 from training.data.pool import Pool, PoolConfig, open_pool
 from training.data.samples import F32, Images
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
     boundary_error,
     farthest,
@@ -51,6 +50,7 @@ from training.models.unet import (
     StudentConfig,
     restore_statistics,
 )
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 
 @dataclass(frozen=True)

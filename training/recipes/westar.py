@@ -39,7 +39,6 @@ from training.data.open import DataConfig, open_samples
 from training.data.ordinal_labels import LabelSet, SimulationConfig, read_labels, simulate
 from training.data.region_masks import MaskConfig, MaskMaker, as_layers, stacked
 from training.data.samples import DataError, Sample
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
     ORDINAL_FORMS,
     context_l1,
@@ -50,6 +49,7 @@ from training.losses.depth import (
 )
 from training.losses.normalization import DEVIATIONS, layers, normalise, worthwhile
 from training.models.lora import TuneConfig, hold_statistics, low_rank, tune
+from training.models.network_io import channels_first
 from training.models.networks import Network, NetworkConfig, open_student
 from training.models.unet import (
     STATISTICS_OF,
@@ -57,6 +57,7 @@ from training.models.unet import (
     measure_statistics,
     restore_statistics,
 )
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 FEW_PAIRS = 20  # held-back pairs below which their share says little
 CONTEXTS = ("global", "depth_bins", "masks")
@@ -318,8 +319,8 @@ class Westar(Recipe):
         for index in np.resize(evenly, STATISTICS_OF):
             image = read(int(index)).image
             window = Window.whole(image.shape, self.cfg.height, self.cfg.width)
-            views.append(window.image(image).astype(np.float32) / np.float32(255))
-        return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+            views.append(window.unit_range(image))
+        return channels_first(views)
 
     def batch(self, step: int, part: BatchPart) -> Batch:
         """Images (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
@@ -329,7 +330,7 @@ class Westar(Recipe):
         """
         rows = [self._view(rng) for rng in generators(self.cfg.loop, step, part)]
         batch: Batch = {
-            name: torch.from_numpy(np.stack([row[name] for row in rows])).permute(0, 3, 1, 2)
+            name: channels_first([row[name] for row in rows])
             for name in ("weak", "strong", "known", "known_source")
             if name in rows[0]
         }
@@ -350,7 +351,7 @@ class Westar(Recipe):
             index = self._labelled[int(rng.integers(0, len(self._labelled)))]
         sample = self._read(index)
         window = random_window(sample.image.shape, cfg.height, cfg.width, cfg.weak, rng)
-        pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
+        pixels = window.unit_range(sample.image)
         row: dict[str, Any] = {
             "weak": recolour(pixels, cfg.weak, rng),
             "strong": recolour(pixels, cfg.strong, rng),
@@ -358,7 +359,7 @@ class Westar(Recipe):
         if cfg.loss.known:
             old = self._recall(int(rng.integers(0, self.known))).image
             known_window = random_window(old.shape, cfg.height, cfg.width, cfg.weak, rng)
-            row["known"] = known_window.image(old).astype(np.float32) / np.float32(255)
+            row["known"] = known_window.unit_range(old)
             if cfg.appearance:
                 row["known_source"] = row["known"]
                 if rng.random() < cfg.appearance:
@@ -506,8 +507,7 @@ class Westar(Recipe):
         for index in places:
             sample = self.images[index]
             window = Window.whole(sample.image.shape, self.cfg.height, self.cfg.width)
-            pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
-            x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+            x = torch.from_numpy(window.unit_range(sample.image)).permute(2, 0, 1)[None].to(device)
             with torch.no_grad():
                 disparity = network(network.spec.normalise(x))
             first, second, sign = self.labels.points(sample.name, sample.image.shape)

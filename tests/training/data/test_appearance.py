@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from training.data.appearance import Appearance
 from training.data.corruptions import corrupt
 
@@ -80,3 +81,14 @@ def test_noise_is_drawn_anew(rooms: np.ndarray) -> None:
     one, other = (look(image, np.random.default_rng(seed)) for seed in (0, 1))
     assert np.abs(one - other).mean() > 0.1
     np.testing.assert_array_equal(one, look(image, np.random.default_rng(0)))
+
+
+def test_one_image_and_images_of_one_colour_say_little_and_break_nothing(
+    rooms: np.ndarray,
+) -> None:
+    flat = np.full((1, 60, 81, 3), 0.25, np.float32)
+    rng = np.random.default_rng(0)
+    for to, of in ((flat, real(rooms)[:1]), (real(rooms)[:1], flat), (flat, flat)):
+        shown = Appearance(to=to, of=of)(of[0], rng)
+        assert np.isfinite(shown).all()
+        assert abs(float(shown.mean()) - float(to.mean())) < 0.05, "its noise has a mean too"

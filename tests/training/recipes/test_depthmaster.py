@@ -28,6 +28,7 @@ from training.data.open import open_samples
 from training.losses import diffusion as diffusion_losses
 from training.models import diffusion
 from training.models.networks import NetworkConfig, open_dino
+from training.recipe import BatchPart
 from training.recipes import depthmaster, distill, supervised
 
 CONFIGS = REPO / "training" / "configs"
@@ -259,7 +260,7 @@ def test_accumulated_parts_have_the_gradient_of_the_whole(pool: Mixture) -> None
     model = recipe.model().train()
     weight = model.unet.conv_in.weight
 
-    def gradient(*parts: loop.BatchPart) -> torch.Tensor:
+    def gradient(*parts: BatchPart) -> torch.Tensor:
         losses = [recipe.loss(model, recipe.batch(0, part), None)["loss"] for part in parts]
         return torch.autograd.grad(torch.stack(losses).mean(), weight)[0]
 
