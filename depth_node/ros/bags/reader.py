@@ -423,6 +423,8 @@ class Bag:
                     scan = messages.lidar_scan(message)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
+        if scan.doubt:
+            self.left_out.warn(f"{topic}: {scan.doubt}")
         if scan.unknown_times and self.world_frame:
             why = f"{topic}: the points count as measured at the scan's stamp: {scan.unknown_times}"
             self.left_out.add(why, kind=f"times of points of {topic}", damaged=False)
