@@ -41,6 +41,11 @@ def images(height: int = 56, width: int = 84) -> torch.Tensor:
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(2))
 
 
+def parameter_count(model: nn.Module, learnt: bool = False) -> int:
+    """Numbers in the network; with `learnt` those with a gradient."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not learnt)
+
+
 def tiny_sam(folder: Path, kind: str) -> Path:
     """A Segment Anything of random weights in a folder, as save_pretrained leaves it."""
     import transformers as t

@@ -42,7 +42,7 @@ from training.losses.depth import (
 )
 from training.losses.diffusion import directional_gradient, token_divergence
 from training.losses.normalization import NORMS, normalise
-from training.models.diffusion import root
+from training.losses.targets import root
 from training.models.hub import Dino
 from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
 from training.models.mobilenet import ImageNetFeatures

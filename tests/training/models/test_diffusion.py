@@ -20,7 +20,8 @@ from tests.helpers.torch_networks import (
     small_diffusion,
 )
 from training.checkpoints import TrainingError
-from training.models import diffusion
+from training.losses import targets
+from training.models import alignment, diffusion, stable_diffusion
 from training.models.diffusion import DiffusionConfig, SingleStep, open_diffusion
 
 
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = small_diffusion()
     network.unet.save_pretrained(made / "unet")
     network.vae.save_pretrained(made / "vae")
-    save_file({"prompt": torch.full((1, 5, 8), 0.5)}, str(made / diffusion.PROMPT_FILE))
+    save_file({"prompt": torch.full((1, 5, 8), 0.5)}, str(made / stable_diffusion.PROMPT_FILE))
     return made
 
 
@@ -45,39 +46,39 @@ def opened(source: Path, **more: object) -> SingleStep:
 def test_the_target_spans_its_quantiles() -> None:
     depth = torch.linspace(1, 16, 64).view(1, 1, 8, 8)
     everywhere = torch.ones_like(depth, dtype=torch.bool)
-    scaled = diffusion.target(depth, everywhere)
+    scaled = targets.target(depth, everywhere)
     y = depth.rsqrt()
     low, high = torch.quantile(y, 0.02), torch.quantile(y, 0.98)
     assert float(scaled.low) == pytest.approx(float(low))
     torch.testing.assert_close(scaled.values, (2 * (y - low) / (high - low) - 1).clamp(-1, 1))
     assert float(scaled.values.max()) == 1 and float(scaled.values.min()) == -1
     # A scale of the depth is nothing to the target, in every space.
-    for space in diffusion.SPACES:
-        a, b = (diffusion.target(s * depth, everywhere, space).values for s in (1, 7))
+    for space in targets.SPACES:
+        a, b = (targets.target(s * depth, everywhere, space).values for s in (1, 7))
         torch.testing.assert_close(a, b, atol=2e-6, rtol=0)
-    near = diffusion.target(depth, everywhere, "depth").values
+    near = targets.target(depth, everywhere, "depth").values
     assert float(near[0, 0, 0, 0]) == -1 and float(scaled.values[0, 0, 0, 0]) == 1
 
 
 def test_what_is_not_known_is_not_in_the_target() -> None:
     depth = torch.linspace(1, 16, 64).view(1, 1, 8, 8)
     mask = torch.ones_like(depth, dtype=torch.bool)
-    clean = diffusion.target(depth[:, :, :7], mask[:, :, :7]).values
+    clean = targets.target(depth[:, :, :7], mask[:, :, :7]).values
     for poison in (torch.nan, torch.inf, 0.0, -1.0):
         bad = depth.clone()
         bad[:, :, 7] = poison
-        scaled = diffusion.target(bad, mask)
+        scaled = targets.target(bad, mask)
         assert not scaled.mask[:, :, 7].any() and scaled.mask[:, :, :7].all()
         torch.testing.assert_close(scaled.values[:, :, :7], clean)
         assert (scaled.values[:, :, 7] == -1).all()
-    flat = diffusion.target(torch.ones(2, 1, 8, 8), torch.ones(2, 1, 8, 8, dtype=torch.bool))
+    flat = targets.target(torch.ones(2, 1, 8, 8), torch.ones(2, 1, 8, 8, dtype=torch.bool))
     assert not flat.mask.any() and torch.isfinite(flat.values).all()
 
 
 def test_a_picture_smaller_than_a_patch_of_the_external_encoder() -> None:
-    assert diffusion.external_size(480, 640, 14) == (420, 560)
+    assert alignment.external_size(480, 640, 14) == (420, 560)
     with pytest.raises(TrainingError, match=r"smaller than a patch.*loss\.align=0"):
-        diffusion.external_size(7, 64, 14)
+        alignment.external_size(7, 64, 14)
 
 
 # --- the network ---------------------------------------------------------------------------------
@@ -132,11 +133,11 @@ def test_gradients_reach_the_unet_through_the_decoder_and_checkpointing_changes_
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-@pytest.mark.parametrize("space", diffusion.SPACES)
+@pytest.mark.parametrize("space", targets.SPACES)
 def test_disparity_undoes_the_space(space: str) -> None:
     network = small_diffusion(space=space)
     depth = 1 + 4 * torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    scaled = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space)
+    scaled = targets.target(depth, torch.ones_like(depth, dtype=torch.bool), space)
     for _ in range(400):
         network.observe(scaled)
     inner = scaled.values.abs() < 1
@@ -186,8 +187,16 @@ def test_other_paradigms() -> None:
 
 def test_the_arithmetic_of_stable_diffusion_2() -> None:
     """865,910,724 parameters; with AdamW in float32 they leave 10 GiB of 24 for activations."""
+    from diffusers import UNet2DConditionModel
+
     with torch.device("meta"):
-        unet = diffusion.stable_diffusion_2()
+        unet = UNet2DConditionModel(
+            sample_size=96,
+            block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=(5, 10, 20, 20),
+            cross_attention_dim=1024,
+            use_linear_projection=True,
+        )
     assert sum(p.numel() for p in unet.parameters()) == 865_910_724
     assert unet.config.block_out_channels[-1] == 1280
     gib = diffusion.memory(unet)
@@ -208,7 +217,7 @@ def test_a_folder_opens_with_its_weights_and_its_prompt(folder: Path) -> None:
 def test_the_empty_prompt_comes_from_the_text_encoder(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "sd2"
     shutil.copytree(folder, copy)
-    (copy / diffusion.PROMPT_FILE).unlink()
+    (copy / stable_diffusion.PROMPT_FILE).unlink()
     with pytest.raises(TrainingError, match=r"empty prompt.*text_encoder/"):
         opened(copy)
     add_text_encoder(copy)

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from torch import nn
 
 from depth_node import config
-from tests.helpers.torch_networks import SMALL_UNET, awake, debug, images
+from tests.helpers.torch_networks import SMALL_UNET, awake, debug, images, parameter_count
 from training.checkpoints import TrainingError
 from training.losses.depth import product_norm
 from training.models.lora import (
@@ -19,7 +19,6 @@ from training.models.lora import (
     hold_statistics,
     low_rank,
     merged,
-    parameter_count,
     tune,
 )
 from training.models.networks import NetworkConfig, open_network

@@ -16,14 +16,13 @@ from depth_node import config
 from depth_node.engine.manifest import manifest_path
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.model_zoo.registry import locate
-from tests.helpers.torch_networks import SMALL_UNET, awake, debug, images
+from tests.helpers.torch_networks import SMALL_UNET, awake, debug, images, parameter_count
 from training import checkpoints
 from training.checkpoints import TrainingError
 from training.models.hub import DepthAnything
 from training.models.lora import (
     TuneConfig,
     low_rank,
-    parameter_count,
     tune,
 )
 from training.models.networks import NetworkConfig, open_dino, open_network
