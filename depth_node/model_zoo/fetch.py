@@ -20,11 +20,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from depth_node.config import one_line, quoted, read_text
+from depth_node.config import read_text
 from depth_node.engine import depth_tools
 from depth_node.engine.manifest import Manifest, manifest_path
 from depth_node.engine.manifest_writer import write_manifest
 from depth_node.model_zoo.registry import HUB, FetchError, RegistryEntry
+from depth_node.sentences import one_line, quoted
 
 RECORD = "fetched.json"
 _CURE = "pip install huggingface_hub"
