@@ -64,12 +64,27 @@ class Cameras(GuardedNode):
     def make_nodes(self) -> list[DepthNode]:
         """The cameras' nodes, which have their networks and LiDARs in common."""
         engines = SharedEngines(self._opener)
-        return [
+        nodes = [
             DepthNode(
                 engines.open, self.lidars, context=self.context, cli_args=self._arguments(camera)
             )
             for camera in self.cameras
         ]
+        self._warn_of_one_pose(nodes)
+        return nodes
+
+    def _warn_of_one_pose(self, nodes: Sequence[DepthNode]) -> None:
+        """A T_camera_lidar in the part of the file that is for all cameras."""
+        seen: dict[tuple[float, ...], str] = {}
+        for node, camera in zip(nodes, self.cameras, strict=True):
+            pose = node.config.T_camera_lidar
+            other = seen.setdefault(pose, camera.name)
+            if pose and other != camera.name:
+                self.get_logger().warning(
+                    f"cameras {other} and {camera.name} have the same T_camera_lidar, which one of"
+                    " them cannot have: give each its own, under"
+                    f" /**/{camera.name}/depth_node, or leave it to TF"
+                )
 
     def _camera(self, name: str, shared: dict[str, str]) -> CameraTopics:
         inputs = {

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ _CURES = {
 _SAMPLES = 2000
 _FEW = 0.05  # of the points in the image, of those that a body frame would explain
 _FEWEST_SEEN = 20
+_LASTING = 5  # looks
 
 # Body axes (x forward, y left, z up) to optical ones (x right, y down, z forward).
 _OPTICAL_FROM_BODY = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
@@ -57,6 +58,32 @@ def type_mismatch(node: Node, inputs: Mapping[str, str]) -> str:
                 " image_transport to compressed"
             )
     return ""
+
+
+class SeveralPublishers:
+    """Finds inputs of one camera that two publish: a bag that is played beside the live driver."""
+
+    def __init__(self, inputs: Sequence[str]) -> None:
+        """inputs: names as the node calls them."""
+        self._inputs = inputs
+        self._seen: dict[str, int] = {}
+
+    def doubt(self, node: Node) -> str:
+        """A sentence if an input has had several publishers for _LASTING looks; or "".
+
+        A driver that starts anew is in the graph twice for a while.
+        """
+        for name in self._inputs:
+            topic = node.resolve_topic_name(name)
+            count = node.count_publishers(topic)
+            self._seen[name] = self._seen.get(name, 0) + 1 if count > 1 else 0
+            if self._seen[name] >= _LASTING:
+                return (
+                    f"{count} publishers send on {topic}, so images of one may meet the"
+                    " calibration, points and memory of another: end all but one (a bag beside the"
+                    " live driver?), or give each a topic of its own"
+                )
+        return ""
 
 
 def body_frame_hint(

@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from depth_node.geometry.rigid import rigid_transform
+from depth_node.ros.messages import brief
 from depth_node.sentences import one_line
 
 if TYPE_CHECKING:
     from rclpy.node import Node
 
 Transform = npt.NDArray[np.float64]
+
+_FRAMES_NAMED = 5
+_LONGEST_ROBOT_M = 25.0
 
 
 class NoTransformError(LookupError):
@@ -54,6 +59,11 @@ class Extrinsics:
         self._fixed = fixed
         self._source = source
         self._static: dict[tuple[str, str], Transform] = {}
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether one matrix holds for every frame."""
+        return self._fixed is not None
 
     def find(self, camera_frame: str, lidar_frame: str, stamp_ns: int) -> Transform:
         """T_camera_lidar for the image's stamp. Raises NoTransformError with cause and cure."""
@@ -130,3 +140,23 @@ class TfSource:
     def close(self) -> None:
         """Unsubscribe from /tf and /tf_static."""
         self._listener.unregister()
+
+
+def one_pose_for_all(frames: Sequence[str], cure: str) -> str:
+    """The sentence on LiDARs of several frames of which one matrix tells the pose."""
+    named = ", ".join(repr(brief(frame)) for frame in frames[:_FRAMES_NAMED])
+    return (
+        f"T_camera_lidar is given, so it holds for points of all frames alike ({named}), and one"
+        f" pose is not that of several sensors: {cure}, or use one LiDAR alone"
+    )
+
+
+def far_apart(T_camera_lidar: npt.NDArray[np.float64], lidar_frame: str) -> str:
+    """A sentence if a LiDAR is farther from the camera than a robot is long; or ""."""
+    away_m = float(np.linalg.norm(T_camera_lidar[:3, 3]))
+    if not away_m > _LONGEST_ROBOT_M:
+        return ""
+    return (
+        f"the LiDAR (frame {lidar_frame!r}) is {away_m:.4g} m from the camera, by T_camera_lidar or"
+        " TF: all depth is off by that if it is millimetres; give transforms in metres"
+    )

@@ -6,10 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from depth_node.geometry.camera import Camera
 from depth_node.obstacles import ObstacleConfig, ObstacleFinder, Obstacles
 from depth_node.pipeline import DepthResult
 from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
+
+_LARGEST_TRAVEL_M = 1.5  # of a camera on its robot: a mast or an arm that turns
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Ground:
         self._tolerance_s = tolerance_s
         self._finder = ObstacleFinder()
         self._static: dict[str, Transform] = {}
+        self._first: npt.NDArray[np.float64] | None = None  # where the camera was over the ground
 
     def view(
         self, result: DepthResult, camera: Camera, frame: str, stamp_ns: int
@@ -58,6 +64,7 @@ class Ground:
             )
         if T_base_camera is None:
             return None
+        self._look_at(T_base_camera, base_frame)
         found = self._finder.find(
             result.gates,
             camera,
@@ -68,9 +75,23 @@ class Ground:
         )
         return ObstacleView(found, base_frame, self._config.max_range_m)
 
+    def _look_at(self, T_base_camera: Transform, base_frame: str) -> None:
+        """Say so where the camera travels over the ground of its base: odom is no robot's frame."""
+        here = T_base_camera[:2, 3]
+        self._first = here if self._first is None else self._first
+        away_m = float(np.hypot(*(here - self._first)))
+        if base_frame and away_m > _LARGEST_TRAVEL_M:
+            self._warn(
+                "base frame",
+                f"the camera has moved by {away_m:.1f} m in obstacles.base_frame {base_frame!r}, so"
+                " that is no frame of the robot, and obstacles are sought about the wrong place:"
+                " name one on the ground that drives along, such as base_footprint",
+            )
+
     def forget(self) -> None:
         """Look static transforms up again."""
         self._static.clear()
+        self._first = None
 
     def close(self) -> None:
         """Stop listening to TF."""

@@ -39,7 +39,7 @@ from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.ros import messages
 from depth_node.ros.bond import ManagerBond
-from depth_node.ros.diagnostics import frame_trouble, type_mismatch
+from depth_node.ros.diagnostics import SeveralPublishers, frame_trouble, type_mismatch
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
 from depth_node.ros.extrinsics_watch import LiveWatch
 from depth_node.ros.ground import Ground, ObstacleView
@@ -108,9 +108,11 @@ class DepthNode(GuardedLifecycleNode):
         self._depth_bits = BitDepth(self.warn_throttled)
         self._raised: set[str] = set()
         self._enabled = True
+        self._several = SeveralPublishers(("image", "camera_info"))
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
         self._motion: CameraMotion | None = None
+        self._looked_at: CameraMotion | None = None  # its world_frame was judged
         self._ground: Ground | None = None
         self._worker: LatestWorker[PendingImage] | None = None
         self._outputs: Outputs | None = None
@@ -123,6 +125,11 @@ class DepthNode(GuardedLifecycleNode):
         self._newest_ns, self._pace = 0, Pace()
         self.add_on_set_parameters_callback(self._on_parameters)
         self.get_logger().info("depth_node is up and unconfigured")
+
+    @property
+    def config(self) -> NodeConfig:
+        """The settings as they are now."""
+        return self._settings.config
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -570,6 +577,8 @@ class DepthNode(GuardedLifecycleNode):
 
     def _on_timer(self) -> None:
         self._hear_latched_info()
+        if self._worker is not None and (doubt := self._several.doubt(self)):
+            self.warn_throttled("publishers", doubt)
         extrinsics, misplaced = self._watch.report() if self._watch is not None else ({}, "")
         situation = Situation(
             active=self._worker is not None,
@@ -664,8 +673,15 @@ class DepthNode(GuardedLifecycleNode):
         self, motion: CameraMotion | None, frame: str, stamp_ns: int
     ) -> npt.NDArray[np.float64] | None:
         """T_world_camera, None where it is not known."""
+        if motion is None:
+            return None
         try:
-            return motion.pose(frame, stamp_ns) if motion is not None else None
+            pose = motion.pose(frame, stamp_ns)
+            if motion is not self._looked_at:  # once for each setting
+                self._looked_at = motion
+                if doubt := motion.doubt(frame):
+                    self.warn_throttled("world frame", doubt)
+            return pose
         except NoTransformError as error:
             self.warn_throttled("motion", str(error))
             return None
@@ -675,6 +691,10 @@ class DepthNode(GuardedLifecycleNode):
     ) -> tuple[npt.NDArray[np.uint8], Camera]:
         """The RGB image and its camera, at the size that is worked at. Raises ValueError."""
         camera = self._camera(config)
+        if self._info is not None:
+            info_frame, frame = self._info.header.frame_id, message.header.frame_id
+            if doubt := messages.other_camera(info_frame, frame):
+                self.warn_throttled("other camera", doubt)
         size = (camera.width, camera.height)
         if isinstance(message, Image):
             image = messages.image_to_rgb(message, self._depth_bits)

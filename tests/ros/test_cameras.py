@@ -19,8 +19,9 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import Log
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 
 from depth_node.engine.options import EngineConfig, ModelConfig
@@ -135,6 +136,17 @@ def cameras_of(rig: Peer, opener: Opener = open_configured) -> tuple[Cameras, li
 
 
 POINTS = lidar_points(camera_image(1.0)[1])
+
+
+def test_one_pose_in_the_part_for_all_cameras_is_told(network: Path) -> None:
+    """T_camera_lidar under /**: no two cameras are in one place."""
+    with Peer(*arguments(["front", "left"], network)) as rig:
+        logs: list[str] = []
+        quality = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        rig.peer.create_subscription(Log, "/rosout", lambda m: logs.append(m.msg), quality)
+        cameras_of(rig)
+        words = "cameras front and left have the same T_camera_lidar"
+        until(lambda: any(words in line for line in logs), PATIENCE_S, words)
 
 
 def sequence(rig: Peer, cameras: list[str]) -> dict[str, np.ndarray]:

@@ -445,9 +445,8 @@ def test_what_camera_info_says_of_a_stereo_pair_is_warned_about() -> None:
     assert "turns the image by 1.00 degrees" in messages.calibration_warning(
         message, rectified=True
     )
-    assert (
-        messages.calibration_warning(info(r=[float("nan")] * 9, p=[0.0] * 12), rectified=True) == ""
-    )
+    nothing = info(r=[float("nan")] * 9, p=[0.0] * 12, d=[0.0] * 5)
+    assert messages.calibration_warning(nothing, rectified=True) == ""
 
 
 def test_a_calibration_of_another_size_of_image_is_warned_about() -> None:
@@ -525,9 +524,9 @@ def test_image_round_trip(encoding: str, kind: str) -> None:
 
 
 def test_millimetres_never_turn_unknown_into_a_number_or_wrap_around() -> None:
-    depth = np.array([[np.nan, 0.0004, 0.0006, 1.2345, 65.535, 65.6, np.inf, -1.0]], np.float32)
+    depth = np.array([[np.nan, 0.0004, 0.0006, 1.2345, 65.534, 65.535, np.inf, -1.0]], np.float32)
     found = depth_to_millimetres(depth)
-    np.testing.assert_array_equal(found, [[0, 0, 1, 1235, 65535, 0, 0, 0]])
+    np.testing.assert_array_equal(found, [[0, 0, 1, 1235, 65534, 0, 0, 0]])
 
 
 def test_labels_that_do_not_fit_are_refused() -> None:

@@ -44,6 +44,7 @@ from depth_node.ros.bags.topics import (
 )
 from depth_node.ros.bags.transforms import BagTransforms
 from depth_node.ros.diagnostics import body_frame_hint, none_in_image
+from depth_node.ros.extrinsics import far_apart, one_pose_for_all
 from depth_node.ros.source_clock import SourceClock, SourceKey, clock_sentence
 from depth_node.sentences import both_ends
 
@@ -95,6 +96,7 @@ class Bag:
         try:
             self._types = self._files.topics
             self.topics = TopicChooser(self.path, self._types).choose(self.topics)
+            self._info_frame = ""
             self._depth_bits = messages.BitDepth()
             self._frames_fit = False  # points have been seen in an image
             self.transforms = BagTransforms(self.left_out)
@@ -259,6 +261,13 @@ class Bag:
     ) -> FrameInput:
         image = self._image(message, camera)
         camera_frame = message.header.frame_id
+        if doubt := messages.other_camera(self._info_frame, camera_frame):
+            self.left_out.warn(doubt)
+        lidars = [key for key in sources if self._kind(key) is not SensorKind.DEPTH_IMAGE]
+        frames = sorted({frame for _, frame in lidars})
+        if self.T_camera_lidar is not None and len(frames) > 1:
+            cure = "leave --t-camera-lidar out and let TF tell each"
+            self.left_out.warn(one_pose_for_all(frames, cure))
         since = self._motion(camera_frame, stamp) if self.world_frame else None
         readout_s = self.camera_readout_time_s
         shutter = RollingShutter(camera, readout_s) if readout_s > 0 else None
@@ -275,6 +284,8 @@ class Bag:
                     if kind is SensorKind.DEPTH_IMAGE
                     else self._extrinsics(camera_frame, key[1], stamp)
                 )
+                if doubt := far_apart(T, messages.brief(key[1])):
+                    self.left_out.warn(doubt)
                 try:
                     placed = seen.exposure.by_rows(seen.exposure.moved(scan, T), kind)
                 except TransformError as error:
@@ -383,9 +394,9 @@ class Bag:
                 doubt = messages.calibration_warning(message, rectified)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
+        self._info_frame = message.header.frame_id
         if doubt and count:
-            kind = f"parts of {both_ends(self.topics.camera_info, 100)}"
-            self.left_out.add(doubt, kind=kind, damaged=False)
+            self.left_out.warn(doubt)
         return camera
 
     def _scan(self, topic: str, message: Any, camera: Camera) -> messages.LidarScan:

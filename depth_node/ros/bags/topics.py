@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depth_node.recordings.bag_files import BagError
+from depth_node.ros.results import OUTPUTS
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
@@ -20,6 +21,7 @@ KNOWN = (IMAGE, COMPRESSED, CAMERA_INFO, CLOUD, SCAN, RANGE, TF)
 
 # Words in a topic that say it is no image of the kind a monocular network wants.
 _OTHER_IMAGES = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
+_OWN = tuple(f"/depth_node/{name.removeprefix('~/')}" for name in OUTPUTS)
 _LISTED_TOPICS = 12
 
 
@@ -51,11 +53,11 @@ class TopicChooser:
         """
         image = self._named("image", wanted.image, (IMAGE, COMPRESSED))
         if not image:
-            every = [topic for topic, kind in self.types.items() if kind in (IMAGE, COMPRESSED)]
+            every = self._recorded(IMAGE, COMPRESSED)
             image = self._only("image", _of_a_camera(every), "image")
         camera_info = self._named("camera-info", wanted.camera_info, (CAMERA_INFO,))
         if not camera_info:
-            candidates = [t for t, kind in self.types.items() if kind == CAMERA_INFO]
+            candidates = self._recorded(CAMERA_INFO)
             beside = [t for t in candidates if _same_camera(t, image)]
             camera_info = self._only("camera-info", beside or candidates, "camera_info")
         points = self._named("points", wanted.points, (CLOUD,))
@@ -66,13 +68,16 @@ class TopicChooser:
             self._named("range", wanted.range, (RANGE,)),
         ]
         if not (points or scan or any(others)):
-            clouds = [t for t, kind in self.types.items() if kind == CLOUD]
-            scans = [t for t, kind in self.types.items() if kind == SCAN]
+            clouds, scans = self._recorded(CLOUD), self._recorded(SCAN)
             if clouds or not scans:
                 points = self._only("points", clouds, "LiDAR (PointCloud2 or LaserScan)")
             else:
                 scan = self._only("scan", scans, "LaserScan")
         return BagTopics(image, camera_info, points, scan, *others)
+
+    def _recorded(self, *kinds: str) -> list[str]:
+        """Topics of these types without those of a depth_node, whose depth is no measurement."""
+        return [t for t, kind in self.types.items() if kind in kinds and not t.endswith(_OWN)]
 
     def _named(self, option: str, name: str, kinds: tuple[str, ...]) -> str:
         """The topic the user named, checked; "" when none was named."""

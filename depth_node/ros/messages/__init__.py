@@ -11,6 +11,7 @@ from depth_node.ros.messages.camera_info import (
     camera_info_message,
     camera_of,
     is_rectified,
+    other_camera,
 )
 from depth_node.ros.messages.clouds import (
     cloud_to_points,
@@ -74,6 +75,7 @@ __all__ = [
     "lidar_scan",
     "not_registered",
     "obstacle_points",
+    "other_camera",
     "place",
     "range_scan",
     "residual_points",

@@ -9,6 +9,7 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera, model_name
+from depth_node.ros.messages.errors import brief
 
 
 def is_rectified(topic: str, info: CameraInfo, setting: str = "auto") -> bool:
@@ -32,6 +33,17 @@ def is_rectified(topic: str, info: CameraInfo, setting: str = "auto") -> bool:
     )
 
 
+def other_camera(info_frame: str, image_frame: str) -> str:
+    """A sentence if a camera_info may be that of another camera than the image's; or ""."""
+    if not info_frame or not image_frame or info_frame.lstrip("/") == image_frame.lstrip("/"):
+        return ""
+    return (
+        f"camera_info is in frame {brief(info_frame)!r} but the image in {brief(image_frame)!r}:"
+        " of two cameras all depth would be off; remap camera_info to the one of this image, or let"
+        " the driver give both one frame_id"
+    )
+
+
 def calibration_warning(info: CameraInfo, rectified: bool) -> str:
     """What of a camera_info looks wrong or is not used, in a sentence; "" where nothing does.
 
@@ -52,6 +64,11 @@ def calibration_warning(info: CameraInfo, rectified: bool) -> str:
         )
     if rectified:
         parts += _stereo_warnings(info, p)
+    if rectified and not p[0] > 0 and any(info.d):
+        parts.append(
+            "P of camera_info is 0, so K is taken for the rectified image, which has another"
+            " calibration where the camera has distortion: publish P"
+        )
     return "; ".join(parts)
 
 

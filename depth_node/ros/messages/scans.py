@@ -74,8 +74,9 @@ def range_scan(message: Range) -> LidarScan:
     """The cap (N, 3) of a Range's cone on which its echo lies, x along the axis; none without echo.
 
     The distance is that of the nearest surface in the cone, wherever in it that is. REP 117: -Inf
-    is too near to measure and +Inf no echo; a sensor that only says whether something is nearer
-    than a fixed distance (min_range equals max_range) measures none. Raises MessageError.
+    is too near to measure and +Inf no echo, as exactly min_range and max_range are; a sensor that
+    only says whether something is nearer than a fixed distance (min_range equals max_range)
+    measures none. Raises MessageError.
     """
     low, high, angle = message.min_range, message.max_range, message.field_of_view
     if not (0 <= low <= high and 0 <= angle < np.pi):
@@ -83,16 +84,17 @@ def range_scan(message: Range) -> LidarScan:
             f"range with field_of_view {angle:g} rad, min_range {low:g} m and max_range {high:g} m"
             " has no meaning; correct the driver"
         )
-    measured = low < high and low <= message.range <= high and 0 < message.range < np.inf
+    # Exactly a limit is what drivers write that do not know of Inf.
+    measured = low < message.range < high and message.range < np.inf
     return LidarScan(echo_cap(message.range if measured else None, angle), None)
 
 
 def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
     """The points of a depth image that is registered to a camera, in the camera's frame.
 
-    16UC1 is millimetres and 32FC1 metres along z (REP 118); 0, negative, NaN and Inf are unknown.
-    The size is the camera's or a whole fraction of it. Of a dense image some 20,000 pixels are
-    taken, spread evenly. Raises MessageError.
+    16UC1 is millimetres and 32FC1 metres along z (REP 118); 0, negative, NaN and Inf are unknown,
+    and 65535 mm, where 16 bits end. The size is the camera's or a whole fraction of it. Of a dense
+    image some 20,000 pixels are taken, spread evenly. Raises MessageError.
     """
     if message.encoding not in ("16UC1", "32FC1"):
         raise MessageError(
@@ -109,7 +111,8 @@ def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
             " a whole fraction of it; depth_image_proc's register node makes such a depth image"
         )
     with np.errstate(invalid="ignore"):
-        rows, cols = spread_pixels((view > 0) & (view < np.inf), _MOST_DEPTH_POINTS)
+        end = np.inf if message.encoding == "32FC1" else 65535
+        rows, cols = spread_pixels((view > 0) & (view < end), _MOST_DEPTH_POINTS)
     z = view[rows, cols].astype(np.float32)
     if message.encoding == "16UC1":
         z /= 1000
