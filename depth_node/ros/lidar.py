@@ -16,6 +16,7 @@ from sensor_msgs.msg import Image, LaserScan, PointCloud2, Range
 
 from depth_node.frame import SourcePoints
 from depth_node.geometry.echoes import Echo
+from depth_node.geometry.point_times import BelievedTimes
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import Scan, ScanBuffer
 from depth_node.geometry.seen_points import Exposure, SeenPoints, SensorKind
@@ -112,6 +113,7 @@ class _Source:
     newest_ns: int = 0
     arrival_s: float = 0.0
     clock: SourceClock = field(default_factory=SourceClock)
+    times: BelievedTimes = field(default_factory=BelievedTimes)
 
 
 class LidarInput:
@@ -304,6 +306,7 @@ class LidarInput:
         """Read what waits, compare the clocks: every source and its clock's offset, in order."""
         with self._arrival:
             waiting = {key: list(source.waiting) for key, source in self._sources.items()}
+            times = {key: source.times for key, source in self._sources.items()}
             for source in self._sources.values():
                 source.waiting.clear()
                 if arrival_s is not None:
@@ -322,7 +325,8 @@ class LidarInput:
                         f"all points of a scan (frame {brief(key[1])!r}) count as measured at its"
                         f" stamp: {scan.unknown_times}",
                     )
-                self._buffer.add(scan_ns, scan.points, key, scan.offset_s, scan.noise_m)
+                offset_s = times[key].of(scan_ns, scan.offset_s, scan.unknown_times)
+                self._buffer.add(scan_ns, scan.points, key, offset_s, scan.noise_m)
         self._buffer.retain(waiting)
         return clocks
 

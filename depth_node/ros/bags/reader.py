@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from depth_node.frame import FrameInput, Origin
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.point_times import BelievedTimes
 from depth_node.geometry.rigid import check_rigid, invert_rigid
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import Scan, ScanBuffer
@@ -143,6 +144,7 @@ class Bag:
         scans = ScanBuffer(self.max_scan_age_s)
         camera = self._first_camera()
         sources: dict[SourceKey, SourceClock] = {}  # of which there are scans
+        times: dict[SourceKey, BelievedTimes] = {}
         waiting: list[tuple[int, int, Any]] = []  # (recorded, stamp, image), oldest first
         given = 0
         names = [name for name in vars(self.topics).values() if name]
@@ -159,7 +161,9 @@ class Bag:
                     if messages.stamp_ns(message.header.stamp) and topic != self.topics.depth:
                         stamp += round(self.lidar_time_offset_s * 1e9)
                     sources.setdefault(source, SourceClock()).scan(stamp, recorded_ns * 1e-9)
-                    scans.add(stamp, scan.points, source, scan.offset_s, scan.noise_m)
+                    believed = times.setdefault(source, BelievedTimes())
+                    offset_s = believed.of(stamp, scan.offset_s, scan.unknown_times)
+                    scans.add(stamp, scan.points, source, offset_s, scan.noise_m)
             except _UnusableError as error:
                 self._leave_out(topic, error)
             newest = scans.newest_stamp_ns()
