@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Transform = npt.NDArray[np.float64]
 
+LOOK_AGAIN_S = 1.0
 _FRAMES_NAMED = 5
 _LONGEST_ROBOT_M = 25.0
 
@@ -42,7 +44,8 @@ class TransformSource(Protocol):
 class Extrinsics:
     """T_camera_lidar of a frame, from a fixed matrix or from a TransformSource.
 
-    A chain of static transforms is looked up once and kept, also when its publisher is gone later.
+    A chain of static transforms is kept, also when its publisher is gone later, and looked up anew
+    every LOOK_AGAIN_S: whoever calibrates publishes another one.
     A moving one is looked up at the stamp of the image; where TF is late, the newest transform
     serves if it is at most `tolerance_s` away.
     """
@@ -58,7 +61,7 @@ class Extrinsics:
         self.tolerance_s = tolerance_s
         self._fixed = fixed
         self._source = source
-        self._static: dict[tuple[str, str], Transform] = {}
+        self._static: dict[tuple[str, str], tuple[Transform, float]] = {}  # and when it was found
 
     @property
     def is_fixed(self) -> bool:
@@ -71,8 +74,9 @@ class Extrinsics:
             return self._fixed
         assert self._source is not None
         key = (camera_frame, lidar_frame)
-        if key in self._static:
-            return self._static[key]
+        kept, found_s = self._static.get(key, (None, 0.0))
+        if kept is not None and time.monotonic() - found_s < LOOK_AGAIN_S:
+            return kept
         if not camera_frame or not lidar_frame:
             raise NoTransformError(
                 f"the image's frame_id is {camera_frame!r} and the points' {lidar_frame!r}: TF"
@@ -81,13 +85,16 @@ class Extrinsics:
         try:
             newest, newest_ns = self._source.lookup(camera_frame, lidar_frame, None)
         except NoTransformError as error:
+            if kept is not None:
+                return kept
             raise NoTransformError(
                 f"TF has no transform from {lidar_frame} to {camera_frame} ({error}): start what"
                 " publishes it or set the parameter T_camera_lidar"
             ) from error
         if newest_ns == 0:
-            self._static[key] = newest
+            self._static[key] = newest, time.monotonic()
             return newest
+        self._static.pop(key, None)
         try:
             return self._source.lookup(camera_frame, lidar_frame, stamp_ns)[0]
         except NoTransformError as error:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,12 @@ import numpy.typing as npt
 from depth_node.geometry.camera import Camera
 from depth_node.obstacles import ObstacleConfig, ObstacleFinder, Obstacles
 from depth_node.pipeline import DepthResult
-from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
+from depth_node.ros.extrinsics import (
+    LOOK_AGAIN_S,
+    NoTransformError,
+    Transform,
+    TransformSource,
+)
 
 _LARGEST_TRAVEL_M = 1.5  # of a camera on its robot: a mast or an arm that turns
 
@@ -42,7 +48,7 @@ class Ground:
         self._config, self._source, self._warn = config, source, warn
         self._tolerance_s = tolerance_s
         self._finder = ObstacleFinder()
-        self._static: dict[str, Transform] = {}
+        self._static: dict[str, tuple[Transform, float]] = {}  # and when it was found
         self._first: npt.NDArray[np.float64] | None = None  # where the camera was over the ground
 
     def view(
@@ -102,12 +108,13 @@ class Ground:
         """T_base_camera (4, 4). Raises NoTransformError with cause and cure."""
         assert self._source is not None
         base = self._config.base_frame
-        if frame in self._static:
-            return self._static[frame]
+        kept, found_s = self._static.get(frame, (None, 0.0))
+        if kept is not None and time.monotonic() - found_s < LOOK_AGAIN_S:
+            return kept
         try:
             newest, newest_ns = self._source.lookup(base, frame, None)
             if newest_ns == 0:
-                self._static[frame] = newest
+                self._static[frame] = newest, time.monotonic()
                 return newest
             try:
                 return self._source.lookup(base, frame, stamp_ns)[0]
@@ -116,6 +123,8 @@ class Ground:
                     return newest
                 raise
         except NoTransformError as error:
+            if kept is not None:
+                return kept
             raise NoTransformError(
                 f"TF does not tell where the ground is, from {frame or 'an image without frame_id'}"
                 f" to {base} ({error}): start what publishes it, or set obstacles.base_frame"

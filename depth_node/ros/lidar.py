@@ -35,7 +35,12 @@ from depth_node.ros.messages import (
     place,
 )
 from depth_node.ros.motion import CameraMotion
-from depth_node.ros.source_clock import SourceClock, SourceKey, clock_sentence
+from depth_node.ros.source_clock import (
+    SourceClock,
+    SourceKey,
+    clock_sentence,
+    standing_sentence,
+)
 
 LidarMessage: TypeAlias = "PointCloud2 | LaserScan | Image | Range"
 
@@ -175,7 +180,10 @@ class LidarInput:
                 self._buffer.forget(key)
             source.messages += 1
             source.newest_ns, source.arrival_s = stamp_ns, arrival_s
-            source.clock.scan(stamp_ns, arrival_s)
+            if source.clock.scan(stamp_ns, arrival_s):
+                source.waiting.clear()
+                self._buffer.forget(key)
+                self._warn_once(("stamp", *key), standing_sentence(key[1]))
             source.waiting.append((stamp_ns, scan))
             # Nobody may ask for a long time, while no image comes for instance.
             while source.waiting[0][0] < stamp_ns - self._horizon_ns:

@@ -289,7 +289,7 @@ def test_what_is_no_onnx_is_refused(ready: registry.RegistryEntry, hub: hub_serv
 
 
 def test_full_disk(ready: registry.RegistryEntry, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = fetch.shutil.disk_usage("/")
+    usage = download.shutil.disk_usage("/")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=10))
     assert "make room, or set XDG_DATA_HOME" in refusal(lambda: fetch.fetch(ready))
 
@@ -393,7 +393,7 @@ def test_a_file_of_unknown_size_is_received_as_long_as_there_is_room(
     ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.size = None
-    usage = fetch.shutil.disk_usage("/")
+    usage = download.shutil.disk_usage("/")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=10**8))
     assert "make room" in refusal(lambda: fetch.fetch(ready))
     monkeypatch.undo()

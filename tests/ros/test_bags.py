@@ -129,6 +129,21 @@ def test_transforms_are_chained_through_the_tree(tmp_path: Path) -> None:
     assert moment.T_camera_lidar == pytest.approx(invert_rigid(T_CAMERA_LIDAR))
 
 
+def test_a_stamp_that_stands_still_is_told_and_the_newest_scan_counts(tmp_path: Path) -> None:
+    def write(bag: BagWriter) -> None:
+        bag.info(1.0)
+        for number in range(20):
+            points = np.full((10, 3), 2.0 + number)
+            bag.cloud(1.0, points, frame="camera", recorded_s=1.0 + 0.1 * number)
+        header = bag.header(1.0, "camera")
+        bag.image(3.0, header=header)
+
+    left_out = LeftOut()
+    (frame,) = read(record(tmp_path / "bag", write), left_out=left_out)
+    assert (frame.points == 21.0).all() and len(frame.points) == 10
+    assert "only the newest scan counts" in " ".join(left_out.sentences())
+
+
 def test_what_a_depth_node_published_is_no_measurement(tmp_path: Path) -> None:
     """A recording of everything: its own depth must not come back as the LiDAR's."""
 

@@ -163,3 +163,30 @@ def test_a_base_frame_that_the_robot_drives_away_from_is_told() -> None:
         ground._look_at(shifted(metres, 0.0, 1.0), "odom")
         assert bool(told) == (metres > 1.5)
     assert "moved by 2.0 m in obstacles.base_frame 'odom'" in told[0]
+
+
+# --- stamps that stand still ---------------------------------------------------------------------
+
+
+def test_scans_whose_stamp_stands_still_do_not_pile_up() -> None:
+    """Old points would count as fresh: of a driver that sets no nanoseconds, or stamps once."""
+    told: list[str] = []
+    source = LidarInput(Extrinsics(np.eye(4)), 0.3, warned=told.append)
+    for i in range(30):
+        points = np.full((10, 3), float(i), np.float32)
+        source.offer(10**9, UnreadScan(cloud(1.0, points)), "points", 0.1 * i)
+        found = source.collect("camera", 10**9, None, 0.1 * i)
+        assert len(found.points) <= 80
+    assert len(found.points) == 10 and (found.points == 29.0).all()
+    assert len(told) == 1 and "only the newest scan counts" in told[0]
+
+
+def test_pieces_of_a_turn_with_one_stamp_belong_together() -> None:
+    told: list[str] = []
+    source = LidarInput(Extrinsics(np.eye(4)), 0.3, warned=told.append)
+    for i in range(24):
+        stamp_s = 1.0 + 0.1 * (i // 12)
+        points = np.full((10, 3), float(i), np.float32)
+        scan = UnreadScan(cloud(stamp_s, points))
+        source.offer(round(stamp_s * 1e9), scan, "points", stamp_s + 0.008 * (i % 12))
+    assert len(source.collect("camera", 1_100_000_000, None, 1.2).points) >= 120 and not told

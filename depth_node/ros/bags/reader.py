@@ -46,7 +46,12 @@ from depth_node.ros.bags.topics import (
 from depth_node.ros.bags.transforms import BagTransforms
 from depth_node.ros.diagnostics import body_frame_hint, none_in_image
 from depth_node.ros.extrinsics import far_apart, one_pose_for_all
-from depth_node.ros.source_clock import SourceClock, SourceKey, clock_sentence
+from depth_node.ros.source_clock import (
+    SourceClock,
+    SourceKey,
+    clock_sentence,
+    standing_sentence,
+)
 from depth_node.sentences import both_ends
 
 _LARGEST_OFFSET_S = 4e9  # clocks that began in 1900, and now
@@ -160,7 +165,10 @@ class Bag:
                     source = (topic, message.header.frame_id)
                     if messages.stamp_ns(message.header.stamp) and topic != self.topics.depth:
                         stamp += round(self.lidar_time_offset_s * 1e9)
-                    sources.setdefault(source, SourceClock()).scan(stamp, recorded_ns * 1e-9)
+                    clock = sources.setdefault(source, SourceClock())
+                    if clock.scan(stamp, recorded_ns * 1e-9):
+                        scans.forget(source)
+                        self.left_out.warn(standing_sentence(source[1]))
                     believed = times.setdefault(source, BelievedTimes())
                     offset_s = believed.of(stamp, scan.offset_s, scan.unknown_times)
                     scans.add(stamp, scan.points, source, offset_s, scan.noise_m)
