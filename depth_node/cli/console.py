@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depth_node.benchmarks.tables import Table, markdown
-from depth_node.config import one_line, quoted
+from depth_node.sentences import one_line, quoted
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -92,7 +92,7 @@ def test_the_calibration_of_another_camera_is_told(network: Path) -> None:
         calibration.header.frame_id = "left_optical_frame"
         rig.listen(Image, "depth/image_rect")
         rig.publish("camera_info", calibration)
-        until(lambda: rig.node._info is not None, 20.0, "camera_info")
+        until(lambda: rig.node._camera.info is not None, 20.0, "camera_info")
         rig.publish("image", camera_image(10.5)[0])
         rig.said("camera_info is in frame 'left_optical_frame' but the image in")
 

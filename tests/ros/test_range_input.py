@@ -101,7 +101,9 @@ def test_one_ranger_gives_the_scale(network: Path) -> None:
         nearest = float(distance[cone].min())
         rig.publish("camera_info", info(1.0))
         rig.publish("range", range_message(nearest))
-        until(lambda: rig.node._info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs")
+        until(
+            lambda: rig.node._camera.info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs"
+        )
         rig.publish("image", image)
         until(lambda: heard, PATIENCE_S, "depth")
         ratio = messages.image_view(heard[0]) / truth
