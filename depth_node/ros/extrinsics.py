@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.config import one_line
 from depth_node.geometry.rigid import rigid_transform
 from depth_node.ros.messages import brief
+from depth_node.sentences import one_line
 
 if TYPE_CHECKING:
     from rclpy.node import Node

@@ -281,7 +281,7 @@ class Rig:
         if len(points):
             self.publish("points", cloud(stamp_s, points))
             until(lambda: self.node._monitor.total("scan") > scans, PATIENCE_S, "the scan")
-        until(lambda: self.node._info is not None, PATIENCE_S, "camera_info")
+        until(lambda: self.node._camera.info is not None, PATIENCE_S, "camera_info")
         self.publish("image", image)
         return depth
 

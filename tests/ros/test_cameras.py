@@ -113,7 +113,7 @@ class Peer:
     def show(self, camera: str, stamp_s: float) -> None:
         image, _ = camera_image(stamp_s)
         self.publish(f"/{camera}/camera_info", info(stamp_s))
-        until(lambda: self.node(camera)._info is not None, PATIENCE_S, "camera_info")
+        until(lambda: self.node(camera)._camera.info is not None, PATIENCE_S, "camera_info")
         self.publish(f"/{camera}/image", image)
 
 
@@ -246,7 +246,7 @@ def stall(rig: Peer, opener: Opener, may_run: threading.Event, may_open: threadi
     nonsense, _ = camera_image(1.0, height=7, width=5)
     rig.listen("absurd")
     rig.publish("/absurd/camera_info", info(1.0))
-    until(lambda: absurd._info is not None, PATIENCE_S, "camera_info")
+    until(lambda: absurd._camera.info is not None, PATIENCE_S, "camera_info")
     rig.publish("/absurd/image", nonsense)
     until(lambda: absurd._monitor.total("refused") == 1, PATIENCE_S, "the refusal")
     for count in range(1, 6):

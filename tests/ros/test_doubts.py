@@ -64,6 +64,24 @@ def test_a_depth_image_that_is_full_measures_nothing() -> None:
     assert scan.points[:, 2].max() == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(
+    ("angle_max", "wrong"), [(0.9, False), (0.97, False), (0.0, False), (1.5, True), (-0.2, True)]
+)
+def test_a_scan_whose_angles_do_not_fit_together_is_told_once(
+    angle_max: float, wrong: bool
+) -> None:
+    """A filter that cuts rays away and leaves the angles."""
+    told: list[str] = []
+    source = LidarInput(Extrinsics(np.eye(4)), 0.3, warned=told.append)
+    for i in range(3):
+        scan = LaserScan(header=header(1.0 + 0.1 * i, "laser"), range_min=0.1, range_max=9.0)
+        scan.angle_min, scan.angle_increment, scan.ranges = -1.0, 0.02, [3.0] * 96
+        scan.angle_max = angle_max
+        source.offer(round((1.0 + 0.1 * i) * 1e9), UnreadScan(scan), "scan", 1.0 + 0.1 * i)
+        source.collect("camera", round((1.0 + 0.1 * i) * 1e9), None, 1.0 + 0.1 * i)
+    assert len(told) == wrong and (not wrong or "by angle_max to" in told[0])
+
+
 # --- cameras that are mixed up -------------------------------------------------------------------
 
 
@@ -74,7 +92,7 @@ def test_the_calibration_of_another_camera_is_told(network: Path) -> None:
         calibration.header.frame_id = "left_optical_frame"
         rig.listen(Image, "depth/image_rect")
         rig.publish("camera_info", calibration)
-        until(lambda: rig.node._info is not None, 20.0, "camera_info")
+        until(lambda: rig.node._camera.info is not None, 20.0, "camera_info")
         rig.publish("image", camera_image(10.5)[0])
         rig.said("camera_info is in frame 'left_optical_frame' but the image in")
 
@@ -163,6 +181,23 @@ def test_a_base_frame_that_the_robot_drives_away_from_is_told() -> None:
         ground._look_at(shifted(metres, 0.0, 1.0), "odom")
         assert bool(told) == (metres > 1.5)
     assert "moved by 2.0 m in obstacles.base_frame 'odom'" in told[0]
+
+
+@pytest.mark.parametrize("base_frame", ["base_link", ""])
+def test_ground_that_is_seen_below_the_base_frame_is_told(base_frame: str) -> None:
+    """base_link on the axle: boxes as high as the axle were never obstacles."""
+    for below_m, wrong in ((0.2, True), (0.0, False)):
+        ground = Ground(ObstacleConfig(camera_height_m=1.0), None, 0.1, lambda kind, text: None)
+        for _ in range(14):
+            ground.look_below(np.nan, base_frame)
+            ground.look_below(below_m, base_frame)
+        assert not ground._low_ground
+        ground.look_below(below_m, base_frame)
+        assert bool(ground._low_ground) == wrong
+        words = "name the frame on the ground" if base_frame else "camera_height_m"
+        assert not wrong or (words in ground._low_ground and "0.20 m below" in ground._low_ground)
+        ground.forget()
+        assert not ground._low_ground
 
 
 # --- stamps that stand still ---------------------------------------------------------------------

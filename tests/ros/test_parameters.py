@@ -16,7 +16,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from depth_node.config import ConfigError, build, describe
-from depth_node.ros.node import INPUTS, OUTPUTS
+from depth_node.ros.inputs import INPUTS
 from depth_node.ros.parameters import (
     ESSENTIAL,
     RENAMED,
@@ -25,6 +25,7 @@ from depth_node.ros.parameters import (
     descriptor,
     markdown,
 )
+from depth_node.ros.results import OUTPUTS
 
 IDENTITY = [1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
 

@@ -22,6 +22,22 @@ def channels_first(images: Sequence[NDArray[np.floating]]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
+def input_rows(default: int) -> int:
+    """The setting `height` of a recipe for networks of several kinds."""
+    rows: int = config.option(
+        default, "Rows of the network's input; fit for the network.", unit="px", minimum=PATCH_PX
+    )
+    return rows
+
+
+def input_columns(default: int) -> int:
+    """The setting `width` of a recipe for networks of several kinds."""
+    columns: int = config.option(
+        default, "Columns of the network's input; fit for the network.", unit="px", minimum=PATCH_PX
+    )
+    return columns
+
+
 @dataclass(frozen=True)
 class NetworkInput:
     """Input of a network: (pixel / 255 - mean) / std, sides a multiple of multiple_px."""

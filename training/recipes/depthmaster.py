@@ -33,17 +33,15 @@ from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample
 from training.evaluation import protocols
 from training.losses.diffusion import FORMS, directional_gradient, masked_mse, pooled_mask
+from training.losses.targets import Target, target
+from training.models.alignment import Alignment, external_size
 from training.models.diffusion import (
     FEATURE_LAYERS,
-    Alignment,
     DiffusionConfig,
     SingleStep,
-    Target,
-    external_size,
     from_checkpoint,
     memory,
     open_diffusion,
-    target,
     unscaled,
 )
 from training.models.network_io import NetworkInput

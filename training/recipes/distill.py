@@ -35,6 +35,7 @@ from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample, unit_range
 from training.losses.depth import (
     dead_outputs,
+    dead_weight,
     feature_alignment,
     gradient_preservation,
     normalised_l1,
@@ -42,11 +43,11 @@ from training.losses.depth import (
 )
 from training.losses.diffusion import directional_gradient, token_divergence
 from training.losses.normalization import NORMS, normalise
-from training.models.diffusion import root
+from training.losses.targets import root
 from training.models.hub import Dino
 from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
 from training.models.mobilenet import ImageNetFeatures
-from training.models.network_io import channels_first
+from training.models.network_io import channels_first, input_columns, input_rows
 from training.models.networks import NetworkConfig, open_dino, open_student
 from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
 from training.models.unet import unfold
@@ -77,9 +78,7 @@ class LossConfig:
     anchor: float = config.option(
         0.01, "Weight of the pull to the primary teacher's scale and shift.", minimum=0
     )
-    dead: float = config.option(
-        0.1, "Weight of the cost of outputs that a final ReLU cut off.", minimum=0
-    )
+    dead: float = dead_weight(0.1)
     likeness: str = config.option(
         "cosine",
         "How features are compared: by their angle, or as DepthMaster does, by the divergence of"
@@ -124,12 +123,8 @@ class CropConfig:
 class Config:
     """Everything that shapes a distillation."""
 
-    height: int = config.option(
-        560, "Rows of the network's input; fit for the network.", unit="px", minimum=14
-    )
-    width: int = config.option(
-        560, "Columns of the network's input; fit for the network.", unit="px", minimum=14
-    )
+    height: int = input_rows(560)
+    width: int = input_columns(560)
     teacher_choice: str = config.option(
         "random",
         "The teacher of a step: one of the two at random, always the same one, their average, or"

@@ -39,7 +39,8 @@ from training.losses.depth import (
 )
 from training.losses.diffusion import directional_gradient
 from training.losses.normalization import LEVELS, normalised_by
-from training.models.diffusion import Alignment, root, student_target
+from training.losses.targets import root, student_target
+from training.models.alignment import Alignment
 from training.models.mobilenet import imagenet_weights
 from training.models.networks import NetworkConfig, open_dino, open_network
 from training.models.unet import (

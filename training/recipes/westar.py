@@ -43,13 +43,14 @@ from training.losses.depth import (
     ORDINAL_FORMS,
     context_l1,
     dead_outputs,
+    dead_weight,
     drift,
     ordinal,
     product_norm,
 )
 from training.losses.normalization import DEVIATIONS, layers, normalise, worthwhile
 from training.models.lora import TuneConfig, hold_statistics, low_rank, tune
-from training.models.network_io import channels_first
+from training.models.network_io import channels_first, input_columns, input_rows
 from training.models.networks import Network, NetworkConfig, open_student
 from training.models.unet import (
     STATISTICS_OF,
@@ -114,9 +115,7 @@ class LossConfig:
         "Pairs are compared on the map normalised over the image, or as it is.",
         choices=("normalised", "raw"),
     )
-    dead: float = config.option(
-        0.0, "Weight of the cost of outputs that a final ReLU cut off.", minimum=0
-    )
+    dead: float = dead_weight(0.0)
     known: float = config.option(
         0.0,
         "Weight of answering as the source does on the images of `known`, normalised over the"
@@ -162,12 +161,8 @@ class LabelConfig:
 class Config:
     """Everything that shapes an adaptation."""
 
-    height: int = config.option(
-        392, "Rows of the network's input; fit for the network.", unit="px", minimum=14
-    )
-    width: int = config.option(
-        518, "Columns of the network's input; fit for the network.", unit="px", minimum=14
-    )
+    height: int = input_rows(392)
+    width: int = input_columns(518)
     teacher: str = config.option(
         "ema",
         "The student's averaged weights, the student itself, the source as it was, or the depth"

@@ -31,7 +31,7 @@ from depth_node.geometry.sparse_depth import project_points
 from depth_node.geometry.transform_tree import TransformError
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
-from depth_node.recordings.files import one_line, reason_of
+from depth_node.recordings.files import reason_of
 from depth_node.recordings.held_out import Sampling, hold_out_points
 from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
@@ -44,7 +44,7 @@ from depth_node.ros.bags.topics import (
     namespace,
 )
 from depth_node.ros.bags.transforms import BagTransforms
-from depth_node.ros.diagnostics import body_frame_hint, none_in_image
+from depth_node.ros.diagnostics import body_frame_hint, if_inverted, none_in_image
 from depth_node.ros.extrinsics import far_apart, one_pose_for_all
 from depth_node.ros.source_clock import (
     SourceClock,
@@ -52,6 +52,7 @@ from depth_node.ros.source_clock import (
     clock_sentence,
     standing_sentence,
 )
+from depth_node.sentences import both_ends
 
 _LARGEST_OFFSET_S = 4e9  # clocks that began in 1900, and now
 
@@ -60,7 +61,7 @@ class _UnusableError(ValueError):
     """Why one message cannot be used. damaged: it contradicts itself; else something is missing."""
 
     def __init__(self, why: object, damaged: bool = True) -> None:
-        super().__init__(one_line(str(why), 600))
+        super().__init__(both_ends(str(why), 600))
         self.damaged = damaged
 
 
@@ -326,7 +327,7 @@ class Bag:
         setting = "" if kind is SensorKind.DEPTH_IMAGE else "give --lidar-time-offset"
         self.left_out.add(
             clock_sentence(key[1], offset_s, self.lidar_time_offset_s, setting),
-            kind=f"scans of {one_line(key[0], 100)}",
+            kind=f"scans of {both_ends(key[0], 100)}",
             damaged=False,
         )
         return True
@@ -345,7 +346,9 @@ class Bag:
             hint = body_frame_hint(points, T_camera_lidar, camera, used, camera_frame)
             self._frames_fit = not hint and used > 0
             if not used:
-                hint = hint or none_in_image(sparse.counts)
+                hint = hint or (
+                    none_in_image(sparse.counts) + if_inverted(points, T_camera_lidar, camera)
+                )
             if hint:
                 self.left_out.add(hint, kind="scans beside the image", damaged=False)
 
@@ -421,6 +424,8 @@ class Bag:
                     scan = messages.lidar_scan(message)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
+        if scan.doubt:
+            self.left_out.warn(f"{topic}: {scan.doubt}")
         if scan.unknown_times and self.world_frame:
             why = f"{topic}: the points count as measured at the scan's stamp: {scan.unknown_times}"
             self.left_out.add(why, kind=f"times of points of {topic}", damaged=False)
@@ -443,7 +448,7 @@ class Bag:
             raise self._no_transform(error, target, source) from None
 
     def _no_transform(self, error: TransformError, target: str, source: str) -> _UnusableError:
-        bad = ", ".join(one_line(frame, 60) for frame in sorted(self.transforms.skipped)[:5])
+        bad = ", ".join(both_ends(frame, 60) for frame in sorted(self.transforms.skipped)[:5])
         hint = f" (transforms of {bad} were skipped, as they cannot be)" if bad else ""
         cure = (
             "leave --world-frame out, or record its TF too"

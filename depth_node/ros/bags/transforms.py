@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from depth_node.geometry.rigid import rigid_transform
 from depth_node.geometry.transform_tree import TransformError, TransformTree
-from depth_node.recordings.files import one_line
 from depth_node.recordings.replay import LeftOut
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import NoTransformError
+from depth_node.sentences import both_ends
 
 
 class BagTransforms:
@@ -55,8 +55,8 @@ class BagTransforms:
         except ValueError as error:
             self.skipped.add(item.child_frame_id.lstrip("/"))
             self._left_out.add(
-                f"{topic}: {one_line(item.child_frame_id, 100)}: {error}",
-                kind=f"transforms of {one_line(item.child_frame_id, 100)}",
+                f"{topic}: {both_ends(item.child_frame_id, 100)}: {error}",
+                kind=f"transforms of {both_ends(item.child_frame_id, 100)}",
                 damaged=False,
             )
             return

@@ -23,12 +23,18 @@ from depth_node.geometry.point_times import (
 from depth_node.geometry.sparse_depth import scan_to_points, valid_ranges
 from depth_node.geometry.thinning import spread_pixels
 from depth_node.obstacles import SCAN_STEP_RAD, Obstacles, scan_ranges
-from depth_node.ros.messages.clouds import cloud_to_points, declared_noise, time_numbers
+from depth_node.ros.messages.clouds import (
+    NOISE_FIELDS,
+    cloud_to_points,
+    declared_noise,
+    time_numbers,
+)
 from depth_node.ros.messages.errors import MessageError, brief
 from depth_node.ros.messages.fields import stamp_ns
 from depth_node.ros.messages.images import image_view
 
 _WIDEST_SCAN_RAD = 4 * np.pi  # some drivers repeat a part of the turn; degrees are 57 times more
+_NOISE_SAMPLES, _MOST_NOISE = 500, 0.5  # of the distance
 _MOST_DEPTH_POINTS = 20_000  # of a depth image; more change nothing but the time of the fit
 
 
@@ -40,22 +46,24 @@ class LidarScan:
     arrival, where that is 0) to the time of each point, None where all are at the stamp or nothing
     is known. unknown_times: why times that are there are not used, or "". noise_m: (N,) m, standard
     deviation that the message declares of each point's distance, 0 where it declares none; None
-    where it declares none at all.
+    where it declares none at all. doubt: what the message says that does not fit together, or "".
     """
 
     points: npt.NDArray[np.float32]
     offset_s: npt.NDArray[np.float32] | None
     unknown_times: str = ""
     noise_m: npt.NDArray[np.float32] | None = None
+    doubt: str = ""
 
 
 def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
     """Points and times of a message: one rule for node, replay and bags. Raises MessageError."""
     if not hasattr(message, "fields"):
         points = scan_message_to_points(message)
-        return LidarScan(points, _ray_times(message, len(points)))
+        return LidarScan(points, _ray_times(message, len(points)), doubt=_other_angles(message))
     points = cloud_to_points(message)
     noise_m = declared_noise(message) if len(points) else None
+    doubt = "" if noise_m is None else _large_noise(points, noise_m)
     unknown = ""
     for field in message.fields if len(points) else ():
         if split_name(field.name)[0] not in TIME_FIELDS:
@@ -64,10 +72,27 @@ def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
             values, name = time_numbers(message, field)
             stamp = stamp_ns(message.header.stamp)
             offset_s = seconds_from_stamp(values, brief(name), stamp)
-            return LidarScan(points, offset_s, noise_m=noise_m)
+            return LidarScan(points, offset_s, noise_m=noise_m, doubt=doubt)
         except (MessageError, UnknownTimesError) as error:
             unknown = unknown or str(error)
-    return LidarScan(points, None, unknown, noise_m)
+    return LidarScan(points, None, unknown, noise_m, doubt)
+
+
+def _large_noise(points: npt.NDArray[np.float32], noise_m: npt.NDArray[np.float32]) -> str:
+    """A sentence if points (N, 3) m declare a noise (N,) that no sensor has; or ""."""
+    declared = np.flatnonzero(noise_m > 0)
+    some = declared[:: 1 + len(declared) // _NOISE_SAMPLES]
+    with np.errstate(invalid="ignore", over="ignore"):
+        away_m = np.linalg.norm(points[some], axis=1)
+    known = np.isfinite(away_m) & (away_m > 0)
+    share = float(np.median(noise_m[some][known] / away_m[known])) if known.any() else 0.0
+    if share < _MOST_NOISE:
+        return ""
+    return (
+        f"its points declare a standard deviation of {share:.3g} times their distance, so that they"
+        f" count for nothing: publish {', '.join(NOISE_FIELDS)} in metres, not millimetres, or name"
+        " the field otherwise"
+    )
 
 
 def range_scan(message: Range) -> LidarScan:
@@ -162,6 +187,23 @@ def scan_message_to_points(message: LaserScan) -> npt.NDArray[np.float32]:
             " scanner does; publish angle_min and angle_increment in radians"
         )
     return scan_to_points(np.frombuffer(message.ranges, np.float32), *numbers)
+
+
+def _other_angles(message: LaserScan) -> str:
+    """A sentence if the last ray of a scan is not where angle_max says, by a share of it all."""
+    rays, last = len(message.ranges), float(message.angle_max)
+    stated = last - message.angle_min
+    span = message.angle_increment * (rays - 1)
+    # Many count a ray more, and some leave angle_max 0.
+    if rays < 2 or last == 0 or abs(stated - span) <= max(0.05 * abs(span), 0.02):
+        return ""
+    return (
+        f"a laser scan goes by its increments from {np.degrees(message.angle_min):.1f} to"
+        f" {np.degrees(message.angle_min + span):.1f} degrees, by angle_max to"
+        f" {np.degrees(last):.1f}: the increments count, and points lie in wrong directions if they"
+        " are wrong (a filter that cut rays away?); correct angle_min, angle_max and"
+        " angle_increment in the driver"
+    )
 
 
 def scan_message(obstacles: Obstacles, max_range_m: float, header: Header) -> LaserScan:

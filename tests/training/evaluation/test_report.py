@@ -16,20 +16,7 @@ pytest.importorskip("torch", reason="training needs torch (requirements-training
 from depth_node.inference import DepthModel, ModelConfig
 from training.__main__ import main
 from training.data import ordinal_labels
-from training.data.samples import Sample
 from training.evaluation import predict, report, score, statistics
-
-H, W = 24, 32
-
-
-def samples(count: int = 2) -> list[Sample]:
-    rng = np.random.default_rng(3)
-    made = []
-    for k in range(count):
-        depth = rng.uniform(1, 5, (H, W)).astype(np.float32)
-        image = np.repeat((200 / depth).astype(np.uint8)[..., None], 3, axis=2)
-        made.append(Sample(str(k), image, depth, source=f"s{k % 2}"))
-    return made
 
 
 def test_robustness_by_hand() -> None:

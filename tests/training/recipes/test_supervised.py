@@ -21,12 +21,12 @@ from rich.console import Console
 
 from depth_node import config
 from tests.helpers import REPO
+from tests.helpers.torch_networks import parameter_count
 from training import loop
 from training.__main__ import main
 from training.checkpoints import TrainingError
 from training.data.pool import open_pool
 from training.data.samples import Sample
-from training.models.lora import parameter_count
 from training.models.networks import NetworkConfig, open_network
 from training.models.unet import OFFSET, SmallUNet, StudentConfig
 from training.recipe import Batch, BatchPart
