@@ -24,12 +24,10 @@ share; there is no None (use "" or 0 and say so in the description).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import os
 import re
-import reprlib
 import stat
 import typing
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -39,6 +37,8 @@ from typing import Any, TypeVar, cast
 
 import yaml
 
+from depth_node.sentences import nearest, one_line, quoted
+
 _OPTION = "depth_node.option"
 _SECTION = "depth_node.section"
 _SCALARS: tuple[type, ...] = (bool, int, float, str)
@@ -46,58 +46,12 @@ _SCALARS: tuple[type, ...] = (bool, int, float, str)
 MAX_YAML_BYTES = 256_000
 _MAX_YAML_VALUES = 20_000  # after aliases are written out
 _MAX_YAML_DEPTH = 40
-_MAX_NAME = 200  # a longer name is no slip of the pen
 
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
     """A setting cannot be used; the message names the key, the fault and the allowed values."""
-
-
-def one_line(text: object, limit: int = 200) -> str:
-    """Foreign text (of a library, a file, a message) as part of a sentence.
-
-    One line of at most about `limit` characters: white space becomes one blank, control characters
-    are escaped, so that no terminal and no log obeys them.
-    """
-    try:
-        whole = str(text)
-    except Exception:  # an integer of too many digits, an object that fails to describe itself
-        whole = f"<{type(text).__name__}>"
-    if isinstance(text, BaseException) and not whole:
-        whole = type(text).__name__
-    cut = whole[: 4 * limit]  # before the work, which a text of 300 MB would make long
-    words = " ".join(cut.split())
-    safe = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in words
-    )
-    if len(safe) <= limit and len(cut) == len(whole):
-        return safe
-    return safe[:limit] + "…"
-
-
-class _Quote(reprlib.Repr):
-    """repr() of a value from outside, of bounded length and time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = self.maxlong = 80
-        self.maxlevel = 3
-
-    def repr_int(self, value: int, level: int) -> str:
-        """An integer; Python refuses to write one of more than 4300 digits."""
-        if value.bit_length() > 300:
-            return f"<an integer of {value.bit_length()} bits>"
-        return repr(value)
-
-
-def quoted(value: object) -> str:
-    """A value from outside as a sentence shows it: repr(), shortened, in one line."""
-    try:
-        return one_line(_Quote().repr(value))
-    except Exception:  # an object whose repr() fails
-        return f"<{type(value).__name__}>"
 
 
 @dataclass(frozen=True)
@@ -376,23 +330,6 @@ def describe(cls: type) -> list[Option]:
     """Every leaf below `cls` with its dotted name and its default in this tree."""
     defaults = flatten(cls())
     return [dataclasses.replace(item, default=defaults[item.name]) for item in _describe(cls)]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name most similar to `name`, or "" if none is similar.
-
-    A dotted name also matches by its last part: `metod` and `method` both find `fit.method`.
-    """
-    if len(name) > _MAX_NAME:
-        return ""
-    names = list(known)
-    lower = {candidate.lower(): candidate for candidate in reversed(names)}
-    matches = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.65)
-    if matches:
-        return lower[matches[0]]
-    leaves = {candidate.rpartition(".")[2].lower(): candidate for candidate in reversed(names)}
-    matches = difflib.get_close_matches(name.rpartition(".")[2].lower(), leaves, n=1, cutoff=0.65)
-    return leaves[matches[0]] if matches else ""
 
 
 def _did_you_mean(guess: str) -> str:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.config import one_line
+from depth_node.sentences import one_line
 
 LARGEST_PX = 1 << 27  # 134 million, 0.4 GB in colour: no camera has more
 MOST_SCANS = 100  # of a progressive JPEG: each is a pass over the whole image; 10 is usual

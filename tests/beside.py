@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from depth_node.benchmarks.speed import machine
 from depth_node.geometry.camera import Camera
-from depth_node.simulation.renderer import LidarPattern, Scene, camera_path
+from depth_node.simulation.renderer import LidarPattern, Scene
+from depth_node.simulation.viewpoints import camera_path
 from depth_node.simulation.walk import T_CAMERA_LIDAR
 from tests.helpers import REPO
 

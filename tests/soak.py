@@ -37,7 +37,8 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_srvs.srv import SetBool, Trigger
 
-from depth_node.ros import live, messages
+from depth_node import live
+from depth_node.ros import messages
 from depth_node.simulation import walk
 from tests.helpers import REPO
 from tests.helpers.rig import TRANSITIONS, Spinner

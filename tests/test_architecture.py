@@ -24,9 +24,9 @@ ROS_MESSAGES = ("_msgs", "_srvs", "_interfaces")
 TRAINING_ONLY = ("torch", "torchvision", "transformers", "peft", "diffusers", "timm", "training")
 
 CORE = ("geometry", "regions", "fitting", "metrics", "prediction", "config", "monitor", "frame",
-        "gates", "obstacles", "image_files")  # fmt: skip
+        "gates", "obstacles", "image_files", "sentences")  # fmt: skip
 # What a robot's process never loads.
-BENCH = ("simulation", "recordings", "visualization", "benchmarks", "cli")
+BENCH = ("simulation", "recordings", "visualization", "benchmarks", "live", "cli")
 # Folder or module of depth_node -> what else of depth_node it may import. A folder may import
 # itself; `engine.preprocess` is one module, `engine` the whole folder.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -38,18 +38,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pipeline": (*CORE, "engine", "inference"),
     "calibration": CORE,
     "simulation": CORE,
+    "live": (*CORE, "pipeline", "recordings"),
     "recordings": (*CORE, "calibration", "pipeline", "visualization"),
     "visualization": (*CORE, "calibration"),
     "benchmarks": (*CORE, "calibration", "engine", "inference", "pipeline", "recordings",
-                   "simulation", "ros.live"),
+                   "simulation", "live"),
     "cli": (*CORE, "engine", "inference", "pipeline", "model_zoo", "calibration", *BENCH,
             "ros"),
     "ros": (*CORE, "calibration", "engine", "inference", "pipeline"),
-    "ros.bags": (*CORE, "pipeline", "recordings"),
-    "ros.bag_writer": (*CORE, "calibration", "pipeline", "recordings"),
+    "ros.bags": (*CORE, "calibration", "pipeline", "recordings"),
     "ros.camera_load": (*CORE, "recordings"),
     "ros.demo": (*CORE, "recordings"),
-    "ros.live": (*CORE, "pipeline", "recordings"),
 }  # fmt: skip
 # One module each knows a library.
 ONLY_IN = {
@@ -67,7 +66,7 @@ LAZY = {
     ("depth_node.cli.layout", "depth_node.ros.layouts"),
     ("depth_node.cli.main", "depth_node.ros.parameters"),  # rclpy
     ("depth_node.cli.replay", "depth_node.ros.bags"),  # ROS message packages
-    ("depth_node.cli.replay", "depth_node.ros.bag_writer"),
+    ("depth_node.cli.replay", "depth_node.ros.bags.writer"),
     ("depth_node.cli.replay", "depth_node.ros.ground"),
     ("depth_node.engine.opening", "depth_node.engine.ort"),
     ("depth_node.engine.opening", "depth_node.engine.trt"),
@@ -250,7 +249,7 @@ def test_everything_but_ros_imports_without_ros_and_training_packages() -> None:
     """A fresh interpreter in which the forbidden packages raise at import."""
     modules = [
         name for name in OURS if top(name) == "depth_node" and not within(name).startswith("ros")
-    ] + ["depth_node.ros.live", "depth_node.ros.main"]
+    ] + ["depth_node.ros.main"]
     poison = ["rclpy", "sensor_msgs", "cv_bridge", "tf2_ros", "torch", "tensorrt", "onnxruntime"]
     poison.append("cuda")
     python(f"""

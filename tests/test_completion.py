@@ -28,7 +28,8 @@ from depth_node.inference import CompletionModel, DepthModel, ModelConfig
 from depth_node.model_zoo import compare, convert
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.prediction import Prediction
-from depth_node.simulation.renderer import Rendered, Scene, random_view
+from depth_node.simulation.renderer import Rendered, Scene
+from depth_node.simulation.viewpoints import random_view
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("rich", reason="rich is not installed")

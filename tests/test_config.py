@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from depth_node import config
-from depth_node.config import ConfigError, one_line, option, quoted, section
+from depth_node.config import ConfigError, option, section
 from depth_node.pipeline import PipelineConfig
 from tests.helpers.mutation import SPLICES, assert_sentence, bounded, mutants, put
 
@@ -185,14 +185,6 @@ def test_a_field_without_description_or_of_a_foreign_type_is_a_programming_error
         config.describe(foreign)
 
 
-def test_nearest() -> None:
-    known = ["fit.method", "fit.min_points", "model"]
-    assert config.nearest("fit.metod", known) == "fit.method"
-    assert config.nearest("Model", known) == "model"
-    assert config.nearest("min_point", known) == "fit.min_points"
-    assert config.nearest("qqq", known) == ""
-
-
 # --- texts and files of others
 
 
@@ -203,32 +195,6 @@ def sentence(call: Callable[[], object]) -> str:
     text = str(caught.value)
     assert text.isprintable() and len(text) < 1500, text[:300]
     return text
-
-
-def test_foreign_text_becomes_one_harmless_line() -> None:
-    assert one_line("a\n b\tc\r\nd") == "a b c d"
-    assert one_line("\x1b[31mred\x07\u202e") == r"\x1b[31mred\x07\u202e"
-    assert one_line("\udcff") == r"\udcff"
-    assert one_line("[/red]") == "[/red]", "markup is the console's business"
-    assert one_line(OSError()) == "OSError"
-    assert one_line("x" * 1000, 10) == "x" * 10 + "…"
-    assert len(one_line(" " * 10**7 + "x")) < 300
-    assert one_line(10**5000) == "<int>"
-
-
-def test_values_are_quoted_short_and_in_one_line() -> None:
-    class Strange:
-        def __repr__(self) -> str:
-            raise OSError
-
-    assert quoted("ssf") == "'ssf'" and quoted(2.0) == "2.0" and quoted(None) == "None"
-    assert quoted(10**5000).startswith("<an integer of 16610 bits")
-    nested: list[object] = []
-    for _ in range(50):
-        nested = [nested] * 50
-    for value in ("x" * 10**6, nested, {n: "\n" for n in range(999)}, b"\0" * 9999, Strange()):
-        text = quoted(value)
-        assert len(text) <= 201 and text.isprintable()
 
 
 ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

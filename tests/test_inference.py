@@ -9,7 +9,8 @@ import pytest
 
 from depth_node.engine import EngineError
 from depth_node.engine.manifest_writer import write_manifest
-from depth_node.inference import DepthModel, ModelConfig, RegionModel, _whole_numbers
+from depth_node.inference import DepthModel, ModelConfig, RegionModel
+from depth_node.inference.regions import _whole_numbers
 from depth_node.metrics import evaluate
 from depth_node.prediction import KINDS
 from depth_node.regions.settings import SegmentationConfig

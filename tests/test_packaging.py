@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from depth_node.ros.live import free_domain
+from depth_node.live import free_domain
 from tests.helpers import REPO
 
 BUILT = ["package.xml", "setup.py", "setup.cfg", "resource", "depth_node", "launch", "config"]

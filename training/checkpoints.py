@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from depth_node.config import one_line
+from depth_node.sentences import one_line
 from training.renamed_settings import upgraded
 
 FORMAT = 2

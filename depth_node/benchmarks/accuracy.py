@@ -32,7 +32,6 @@ from scipy.spatial import cKDTree
 
 from depth_node import fitting
 from depth_node.benchmarks.tables import Means, Table
-from depth_node.config import nearest
 from depth_node.engine.refinement import refiner_for
 from depth_node.fitting import FitConfig, FitResult, fit
 from depth_node.geometry.sparse_depth import SparseDepth
@@ -52,6 +51,7 @@ from depth_node.recordings.frames import (
 from depth_node.regions.label_maps import Labels
 from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
+from depth_node.sentences import nearest
 
 OWN_METHODS = ("constant", "idw")
 ROBUST = "_robust"

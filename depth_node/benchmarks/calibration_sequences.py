@@ -14,7 +14,8 @@ from scipy.spatial.transform import Rotation
 
 from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
-from depth_node.simulation.renderer import LidarPattern, Scene, camera_path
+from depth_node.simulation.renderer import LidarPattern, Scene
+from depth_node.simulation.viewpoints import camera_path
 from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 CAMERA = Camera(320, 240, 256.0, 256.0, 159.5, 119.5)

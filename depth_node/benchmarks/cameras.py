@@ -23,8 +23,8 @@ import yaml
 
 from depth_node.benchmarks.speed import machine
 from depth_node.benchmarks.tables import Table
+from depth_node.live import Child, DemoError, environment
 from depth_node.recordings.frames import find_frames, read_frame
-from depth_node.ros.live import Child, DemoError, environment
 from depth_node.simulation.walk import Progress, render_walk
 
 SIZE = (480, 640)

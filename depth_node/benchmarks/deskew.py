@@ -23,9 +23,10 @@ from depth_node.geometry.sparse_depth import project_points
 from depth_node.geometry.transform_tree import TransformTree
 from depth_node.metrics import coverage, evaluate
 from depth_node.pipeline import DepthPipeline
-from depth_node.simulation.renderer import LidarPattern, Scene, camera_path
+from depth_node.simulation.renderer import LidarPattern, Scene
 from depth_node.simulation.rolling import render_rows
 from depth_node.simulation.spinning import moving_pose, spinning_scan
+from depth_node.simulation.viewpoints import camera_path
 from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 Pose = Callable[[float], NDArray[np.float64]]  # T_world_camera (4, 4) by seconds from the stamp

@@ -197,8 +197,7 @@ class SpeedProblem:
         """A fit and its neighbours and kriging, by one thread and by several; and frames of these
         that share nothing."""
         points, alone, together = self.points, kernels("numba", 1), kernels("numba", threads)
-        rows, cols, shape = points.rows, points.cols, self.prediction.shape
-        merged, _ = merge_points(rows, cols, points.depth, points.age_s, shape)
+        merged, _ = merge_points(points, self.prediction.shape)
         base, age_s = fit_base(self.prediction, merged), FIELD.field.age_s
         features = FieldFeatures.of(base, merged, None, self.image, age_s, WHOLE_METHOD, alone)
         nothing = np.zeros(len(features))

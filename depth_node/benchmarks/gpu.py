@@ -33,7 +33,8 @@ from depth_node.frame import FrameInput
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import open_engine
 from depth_node.pipeline import DepthPipeline, PipelineConfig
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 
 REPEATS = 200
 LIMIT_S = 360.0  # what has begun may take two minutes more: eight in all

@@ -27,9 +27,9 @@ from depth_node.fitting import FitConfig, fit
 from depth_node.fitting.numba_support import find_numba
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import open_engine
+from depth_node.live import DemoOptions, run_live
 from depth_node.pipeline import PipelineConfig
 from depth_node.prediction import Prediction
-from depth_node.ros.live import DemoOptions, run_live
 from depth_node.simulation.walk import Progress, render_walk
 
 HEIGHT, WIDTH, REGIONS, POINTS = 480, 640, 100, 1000

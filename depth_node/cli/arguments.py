@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_node.cli.console import UsageError
-from depth_node.config import load, override, quoted
+from depth_node.config import load, override
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.fitting import METHODS, NETWORK
 from depth_node.pipeline import PipelineConfig
+from depth_node.sentences import quoted
 
 ROS_CURE = (
     "source your ROS 2 (`source /opt/ros/jazzy/setup.bash`), or in a virtual environment"

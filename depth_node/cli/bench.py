@@ -38,10 +38,10 @@ from depth_node.cli.replay import add_bag_options, opened_bag
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.options import ModelConfig
 from depth_node.inference import DepthModel
+from depth_node.live import DemoError
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.recordings.frames import find_frames, is_bag
 from depth_node.recordings.held_out import Sampling
-from depth_node.ros.live import DemoError
 
 DRIVE_LINES = 4  # of a rosbag2 one of so many scan lines is measured, unless --lines says it
 

@@ -31,11 +31,11 @@ from depth_node.cli.console import (
 )
 from depth_node.config import replace as changed
 from depth_node.frame import FrameInput
+from depth_node.live import DemoError, DemoOptions, Live, Progress, run_live
 from depth_node.metrics import evaluate
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.recordings import replay
 from depth_node.recordings.frames import find_frames, read_frame
-from depth_node.ros.live import DemoError, DemoOptions, Live, Progress, run_live
 from depth_node.simulation.walk import render_walk
 
 if TYPE_CHECKING:

@@ -22,13 +22,13 @@ import numpy as np
 from depth_node import __version__
 from depth_node.cli.arguments import ROS_CURE
 from depth_node.cli.console import console, print_table, progress
-from depth_node.config import one_line
 from depth_node.engine import EngineError
 from depth_node.engine.cache import EngineCache
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.opening import backends
 from depth_node.inference import open_engine
 from depth_node.model_zoo.registry import models_folder
+from depth_node.sentences import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console

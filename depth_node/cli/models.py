@@ -33,7 +33,7 @@ from depth_node.engine.manifest import (
 from depth_node.engine.manifest_writer import write_manifest
 from depth_node.engine.preprocess import RESIZES
 from depth_node.engine.protocol import Engine, Progress
-from depth_node.inference import build_engine, open_engine
+from depth_node.inference import build_engine, judge_answer, open_engine
 from depth_node.model_zoo import compare, convert, fetch, fp16, onnx_graph, registry
 from depth_node.model_zoo.registry import locate
 
@@ -483,6 +483,11 @@ def _add_manifest(kinds: Any) -> None:
     writing.add_argument("--scale", type=float, help="factor of pixel values before mean and std")
     for name in ("mean", "std"):
         writing.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"))
+    writing.add_argument(
+        "--no-run", action="store_true",
+        help="write it without running the network (minutes for a huge one): names, shapes and"
+        " types are compared, the answer is not",
+    )  # fmt: skip
     writing.set_defaults(run=_run_manifest)
 
 
@@ -524,6 +529,8 @@ def _run_manifest(options: argparse.Namespace) -> int:
             },
             focal_px=options.focal_px,
             sparse=sparse,
+            run=not options.no_run,
+            judge=judge_answer,
             **given,
         )
     except OSError as error:

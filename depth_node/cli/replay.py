@@ -20,10 +20,10 @@ from depth_node.config import override
 from depth_node.obstacles import ObstacleConfig
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings import replay
-from depth_node.recordings.files import one_line
 from depth_node.recordings.frames import is_bag
 from depth_node.recordings.held_out import Sampling
 from depth_node.recordings.rerun_log import RerunLog
+from depth_node.sentences import both_ends
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -170,7 +170,7 @@ def _run_replay(options: argparse.Namespace) -> int:
             bag = stack.enter_context(opened_bag(options, source))
             facts["topics"] = vars(bag.topics)
             chosen = ", ".join(name for name in vars(bag.topics).values() if name)
-            terminal.print(f"topics: {one_line(chosen)}", markup=False)
+            terminal.print(f"topics: {both_ends(chosen)}", markup=False)
             frames: Any = open_bags().BagFrames(bag, sampling, pipeline)
         else:
             frames = replay.FolderFrames(
@@ -242,7 +242,7 @@ def _sinks(options: argparse.Namespace, model: str, bag: Any, trouble: dict[str,
         raise UsageError("--obstacles are written into a bag: name it with --out-bag.")
     if options.out_bag is not None:
         open_bags()  # says what is missing
-        from depth_node.ros.bag_writer import ResultBag
+        from depth_node.ros.bags.writer import ResultBag
         from depth_node.ros.ground import Ground
 
         ground = None
@@ -279,7 +279,7 @@ def _replay_with_bar(
 
 def _plain(name: str) -> str:
     """A name for the progress bar, which would take [red] for an instruction."""
-    return one_line(name, 60).replace("[", "\\[")
+    return both_ends(name, 60).replace("[", "\\[")
 
 
 def _print_summary(

@@ -17,19 +17,12 @@ from typing import Any
 
 import yaml
 
-from depth_node.config import (
-    MAX_YAML_BYTES,
-    ConfigError,
-    nearest,
-    one_line,
-    parse_yaml,
-    quoted,
-    read_text,
-)
+from depth_node.config import MAX_YAML_BYTES, ConfigError, parse_yaml, read_text
 from depth_node.engine import EngineError, depth_tools
 from depth_node.engine.model_file import external_weights, fault_of, is_beside
 from depth_node.engine.preprocess import InputSpec
 from depth_node.prediction import DEPTH_MEANINGS
+from depth_node.sentences import nearest, one_line, quoted
 
 PROMPTS = "region_prompts"  # an image encoder that needs its prompt decoder
 PROMPT_DECODER = "prompt_masks"  # the decoder of a PROMPTS encoder, opened together with it

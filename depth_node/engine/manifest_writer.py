@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from depth_node.engine.manifest import (
     model_sha256,
 )
 from depth_node.engine.preprocess import InputSpec
-from depth_node.engine.protocol import warn_if_slow
+from depth_node.engine.protocol import Engine, warn_if_slow
 
 if TYPE_CHECKING:
     from depth_node.engine.ort import TensorInfo
@@ -42,6 +42,8 @@ def write_manifest(
     levels: Mapping[str, float] | None = None,
     focal_px: float = 0.0,
     sparse: SparseSpec | None = None,
+    run: bool = True,
+    judge: Callable[[Engine], None] | None = None,
     **input_options: Any,
 ) -> Manifest:
     """Write the manifest of an ONNX file; names, size and type are read from the file itself.
@@ -53,58 +55,28 @@ def write_manifest(
     ``levels``, ``focal_px`` and ``sparse`` as in Manifest. A completion network has one image of
     three channels among its inputs, and those that ``sparse`` names. A prompt decoder may have any
     inputs; ``height`` and ``width`` are then those of its encoder's input. The manifest is written
-    beside the model unless ``manifest`` is a path. Raises EngineError if the file or a value cannot
-    be used.
+    beside the model unless ``manifest`` is a path. Before that the network runs once, and ``judge``
+    may refuse what it answers by an EngineError; with ``run`` false only names, shapes and types
+    are compared. Raises EngineError if the file or a value cannot be used.
     """
     model = existing_model(Path(model))
     from depth_node.engine import ort  # optional package; only this back end reads ONNX files
 
     inputs, file_outputs = ort.probe(model)
-    prompted = meaning == PROMPT_DECODER
-    completes = sparse is not None
-    if sparse is not None:
-        inputs = _image_first(model, inputs, sparse)
-    elif len(inputs) != 1 and not prompted:
-        raise EngineError(
-            f"model {model} has {len(inputs)} inputs ({', '.join(item.name for item in inputs)}):"
-            " only models with one input, the image, can be used, or completion networks, whose"
-            " input of measured points is named (--sparse-depth); export it so"
-        )
-    tensor = inputs[0]
-    if not prompted and (len(tensor.shape) != 4 or tensor.shape[1] not in (3, None)):
-        raise EngineError(
-            f"model {model} has an input of shape {tensor.shape}: export it with one image of"
-            " shape (1, 3, height, width)"
-        )
-    for item in inputs if prompted else ():
-        if None in item.shape or item.dtype != "float32":
-            raise EngineError(
-                f"prompt decoder {model} has an input {item.name} of shape {item.shape} and type"
-                f" {item.dtype or 'unknown'}: export it with fixed shapes and float32"
-            )
+    inputs = _usable_inputs(model, inputs, meaning, sparse)
+    spec = _input_spec(model, inputs[0], meaning, {"height": height, "width": width}, input_options)
     names = [item.name for item in file_outputs]
     output_name = output_name or (outputs[0] if outputs else "")
     if not output_name and len(names) > 1:
         raise EngineError(
             f"model {model} has the outputs {', '.join(names)}: say which one is meant"
         )
-    size = {}
-    for key, given, in_file in (
-        ("height", height, None if prompted else tensor.shape[2]),
-        ("width", width, None if prompted else tensor.shape[3]),
-    ):
-        if not (given or in_file):
-            raise EngineError(f"model {model} leaves the input's {key} open: give --{key}")
-        size[key] = given or in_file
-    try:
-        spec = InputSpec(**{**size, "dtype": tensor.dtype, **input_options})
-    except (ValueError, TypeError) as error:
-        raise EngineError(f"manifest of {model}: {error}") from error
+    several = meaning == PROMPT_DECODER or sparse is not None
     written = Manifest(
         name=name or model.stem,
         model=model.name,
         sha256=model_sha256(model),
-        input_name=tensor.name,
+        input_name=inputs[0].name,
         input=spec,
         output_name=output_name or names[0],
         meaning=meaning,
@@ -113,17 +85,72 @@ def write_manifest(
         source=source,
         training=dict(training or {}),
         decoder=decoder,
-        inputs=_input_shapes(inputs, spec) if prompted or completes else {},
+        inputs=_input_shapes(inputs, spec) if several else {},
         outputs=tuple(outputs),
         roles=dict(roles or {}),
         levels=dict(levels or {}),
         focal_px=focal_px,
         sparse=sparse,
     )
+    place = manifest_path(model) if manifest is None else manifest
+    if not run:
+        ort.check_manifest(model, written)
+        written.save(place)
+        return written
     # Opening it checks names, shape and type as at run time.
-    with warn_if_slow(f"running model {model} once"), ort.OrtEngine(model, written):
-        written.save(manifest_path(model) if manifest is None else manifest)
+    with warn_if_slow(f"running model {model} once"), ort.OrtEngine(model, written) as engine:
+        if judge is not None:
+            judge(engine)
+        written.save(place)
     return written
+
+
+def _usable_inputs(
+    model: Path, inputs: list[TensorInfo], meaning: str, sparse: SparseSpec | None
+) -> list[TensorInfo]:
+    """The inputs, the image first where there is one. EngineError where they cannot be used."""
+    prompted = meaning == PROMPT_DECODER
+    if sparse is not None:
+        inputs = _image_first(model, inputs, sparse)
+    elif len(inputs) != 1 and not prompted:
+        raise EngineError(
+            f"model {model} has {len(inputs)} inputs ({', '.join(item.name for item in inputs)}):"
+            " only models with one input, the image, can be used, or completion networks, whose"
+            " input of measured points is named (--sparse-depth); export it so"
+        )
+    shape = inputs[0].shape
+    if not prompted and (len(shape) != 4 or shape[1] not in (3, None)):
+        raise EngineError(
+            f"model {model} has an input of shape {shape}: export it with one image of shape"
+            " (1, 3, height, width)"
+        )
+    for item in inputs if prompted else ():
+        if None in item.shape or item.dtype != "float32":
+            raise EngineError(
+                f"prompt decoder {model} has an input {item.name} of shape {item.shape} and type"
+                f" {item.dtype or 'unknown'}: export it with fixed shapes and float32"
+            )
+    return inputs
+
+
+def _input_spec(
+    model: Path,
+    tensor: TensorInfo,
+    meaning: str,
+    given: Mapping[str, int],
+    options: Mapping[str, Any],
+) -> InputSpec:
+    """What the image is made into. given: height and width, 0 where the file says them."""
+    in_file = (0, 0) if meaning == PROMPT_DECODER else tensor.shape[2:]  # it takes no image
+    size = {}
+    for (key, asked), said in zip(given.items(), in_file, strict=True):
+        if not (asked or said):
+            raise EngineError(f"model {model} leaves the input's {key} open: give --{key}")
+        size[key] = asked or said
+    try:
+        return InputSpec(**{**size, "dtype": tensor.dtype, **options})
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"manifest of {model}: {error}") from error
 
 
 def _image_first(model: Path, inputs: Sequence[TensorInfo], sparse: SparseSpec) -> list[TensorInfo]:

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from depth_node.config import one_line, quoted
 from depth_node.engine import depth_tools
+from depth_node.sentences import one_line, quoted
 
 _HEAD_BYTES = 512
 _MAX_FIELDS = 2_000_000  # of one file; the largest networks have some ten thousand

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from depth_node.config import nearest
 from depth_node.engine import BackendError, EngineError, depth_tools
 from depth_node.engine.cache import EngineCache
 from depth_node.engine.manifest import Manifest, converted_path, verified_manifest
 from depth_node.engine.options import REFERENCE, EngineConfig, ModelConfig, OpenRequest
 from depth_node.engine.protocol import Engine, Progress, warn_if_slow
 from depth_node.engine.self_check import Limits, Reference, check
+from depth_node.sentences import nearest
 
 _log = logging.getLogger("depth_node.engine")
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.config import one_line
 from depth_node.engine import BackendError, EngineError
 from depth_node.engine.manifest import Manifest
 from depth_node.engine.model_file import fault_of, reader_fault
 from depth_node.engine.protocol import Closeable, check_tensor, check_tensors
+from depth_node.sentences import one_line
 
 # Since 1.31 it writes a device id and events into the user's cache folder and sends them. It looks
 # at this when it is loaded; a user's own setting is kept.
@@ -57,6 +57,14 @@ def missing(provider: str) -> str:
         f"this onnxruntime {onnxruntime.__version__} has no {name}: pip uninstall onnxruntime,"
         " then pip install 'onnxruntime-gpu[cuda,cudnn]'"
     )
+
+
+def check_manifest(model: Path, manifest: Manifest) -> None:
+    """Compare an ONNX file with its manifest without running it.
+
+    Raises EngineError if the file cannot be read or contradicts its manifest.
+    """
+    _check_signature(open_session(model, threads=1), model, manifest)
 
 
 class OrtEngine(Closeable):

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.config import quoted
 from depth_node.engine.upsampling import enlarged
+from depth_node.sentences import quoted
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 DTYPES = ("float32", "float16", "uint8")

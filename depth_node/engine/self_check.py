@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.config import nearest, one_line, quoted, read_bytes
+from depth_node.config import read_bytes
 from depth_node.engine import EngineError
 from depth_node.engine.cache import REFERENCE_ENDING, make_private, write_private
 from depth_node.engine.manifest import Manifest
@@ -29,6 +29,7 @@ from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Engine, ImageEngine
 from depth_node.engine.sparse_input import pattern_tensors
 from depth_node.prediction import DEPTH_MEANINGS, INVERSE_FLOOR_RATIO, KINDS
+from depth_node.sentences import nearest, one_line, quoted
 
 Tensors = dict[str, npt.NDArray[Any]]
 

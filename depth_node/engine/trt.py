@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorrt as trt
 
-from depth_node.config import one_line
 from depth_node.engine import EngineError, cuda, depth_tools
 from depth_node.engine.build_process import BuildError, build_apart, serve
 from depth_node.engine.cache import CachedEngine, Identity
@@ -35,6 +34,7 @@ from depth_node.engine.options import OpenRequest
 from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Closeable, Progress, check_tensor, check_tensors
 from depth_node.prediction import DEPTH_MEANINGS
+from depth_node.sentences import one_line
 
 # What this file uses of every class: properties, enum members, methods with their parameters.
 USED: dict[str, tuple[str, ...]] = {

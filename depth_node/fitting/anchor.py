@@ -5,7 +5,8 @@ While points come, a robust line from the network's values to metres is kept (th
 `field`), with the 95 % bound of what it leaves at the points. When they stay away, or fewer come
 than determine a line, that line gives the metres. Its error has two parts, which add in squares:
 what the network's shape is wrong by, pixel by pixel (the bound at the points), and by how much the
-line is out of date as a whole: from second to second a network's scale wanders like a random walk.
+line is out of date: from second to second a network's scale wanders like a random walk, most of it
+as a whole.
 That drift is watched while there are points, by trying the line of a second ago on those of now.
 Few points correct the line as a whole, in the proportion of both parts (a Kalman update).
 
@@ -31,6 +32,9 @@ from depth_node.prediction import Prediction
 FEW_POINTS = 5  # so many, or fewer, determine no line that is better than one that is remembered
 _MOST_POINTS = 256  # of a frame that a line and its error are taken from
 DRIFT = 0.18  # 95 % bound of the wandering of the scale in a second, relative; grows with sqrt(t)
+_DRIFT_OF_PIXELS = (
+    0.05  # of its square, what differs from place to place: points correct it nowhere
+)
 _DRIFT_FRAMES = 30  # that the drift is watched over
 _TRIED_S = 1.0  # age of the line that is tried on the points of now
 _LEAST_ERROR = 0.02  # of a line: a network that is better than this in a frame is so by chance
@@ -139,8 +143,10 @@ class MetricAnchor:
         residual = np.log(z) - last.log_metres(v.astype(np.float32)) if len(z) else np.empty(0)
         depth = last.line.metres(prediction.values)
         depth *= np.float32(math.exp(last.middle))
-        of_scale = self.drift() ** 2 * age_s
-        return _corrected(prediction, depth, residual, last.error**2, of_scale, age_s)
+        drifted = self.drift() ** 2 * age_s
+        of_pixels = last.error**2 + _DRIFT_OF_PIXELS * drifted
+        of_scale = (1 - _DRIFT_OF_PIXELS) * drifted
+        return _corrected(prediction, depth, residual, of_pixels, of_scale, age_s)
 
 
 def own_metres(

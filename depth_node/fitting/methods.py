@@ -32,8 +32,8 @@ from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, Field
 from depth_node.fitting.field.solve import solve
 from depth_node.fitting.field.threads import MAX_THREADS
 from depth_node.fitting.network import AnswerWithout, network_answer
+from depth_node.fitting.region_groups import Regions
 from depth_node.fitting.region_surfaces import (
-    Regions,
     RegionSamples,
     Rules,
     fit_surfaces,
@@ -219,9 +219,9 @@ def fit(
         if np.count_nonzero(usable) >= config.enough_points():
             used = points.subset(usable)
             answer = solve(
-                prediction, used.rows, used.cols, used.depth, used.age_s, labels, image,
-                config.field, state, noise_m=used.noise_m, depth_range_m=depth_range_m,
-                threads=config.threads, ablation=ablation, refiner=refiner,
+                prediction, used, labels, image, config.field, state,
+                depth_range_m=depth_range_m, threads=config.threads, ablation=ablation,
+                refiner=refiner,
             )  # fmt: skip
             return field_result(answer, points, usable)
     rules = config.rules(depth_range_m, polarity_guard)
@@ -242,11 +242,9 @@ def _fit_network(
     if left_out is not None:
         which, given = left_out.which[usable], left_out.given[usable]
         left_out = AnswerWithout(left_out.prediction, which, given)
-    used = points.subset(usable)
     answer = network_answer(
-        prediction, used.rows, used.cols, used.depth, depth_range_m,
-        config.field.max_extrapolation, left_out,
-    )  # fmt: skip
+        prediction, points.subset(usable), depth_range_m, config.field.max_extrapolation, left_out
+    )
     return network_result(answer, points, usable, unchecked_interval=config.unanchored_s > 0)
 
 

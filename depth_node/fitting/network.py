@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.fitting.field.interval import MIN_SPREAD, edge_factor
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
 
@@ -65,20 +66,18 @@ def left_out_blocks(
 
 def network_answer(
     prediction: Prediction,
-    rows: NDArray[np.integer],
-    cols: NDArray[np.integer],
-    z: NDArray[np.floating],
+    points: SparseDepth,
     depth_range_m: tuple[float, float],
     max_extrapolation: float,
     left_out: AnswerWithout | None = None,
 ) -> NetworkAnswer:
     """The metres of a metric prediction and their interval, from usable points.
 
-    rows, cols: (n,) pixels. z: (n,) m. left_out: of a completion network, its arrays for these
-    points. The bound is relative; it
-    grows with the distance from the points that the network was given and at steps of the depth,
-    and is widened until the points that it was not given lie within theirs.
+    left_out: of a completion network, its arrays for these points. The bound is relative; it grows
+    with the distance from the points that the network was given and at steps of the depth, and is
+    widened until the points that it was not given lie within theirs.
     """
+    rows, cols, z = points.rows, points.cols, points.depth
     depth, edge = _depth_and_edge(prediction, depth_range_m)
     judge: NDArray[np.bool_] = np.ones(len(z), bool)
     judged, spread, own = depth, edge, edge[rows, cols]

@@ -20,7 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from depth_node.config import one_line, read_bytes
+from depth_node.config import read_bytes
+from depth_node.sentences import one_line
 
 LANES = 8  # numbers of a vector
 _SUMS = ".sums"  # checksums of a loop's cache files, beside them

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One surface per region: weighted least squares of all regions at once.
 
-The points of a region, and those that it borrows from its neighbours, form a group; all groups are
-solved together as sums over (group, point) pairs, so that no step loops over regions. Input: points
-and a label map. Output: one row of parameters, limits and spread per label. The method is SSF of
-Region-aware Depth Scale Adaptation (arXiv 2507.14879, section 3); robust weights, guards and
-intervals are ours.
+All groups of points (region_groups.py) are solved together as sums over (group, point) pairs, so
+that no step loops over regions. Input: points and a label map. Output: one row of parameters,
+limits and spread per label. The method is SSF of Region-aware Depth Scale Adaptation (arXiv
+2507.14879, section 3); robust weights, guards and intervals are ours.
 """
 
 from __future__ import annotations
@@ -13,16 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 from scipy.special import stdtrit
 
+from depth_node.fitting.region_groups import TINY, Groups, Regions, group_points
 from depth_node.fitting.robust import HUBER, MAD_TO_STD
 from depth_node.metrics import NORMAL_95
-from depth_node.regions.label_maps import adjacency
 
 RANGE_FLOOR = 0.1  # the range of a region's points is at least this fraction of their median depth
 HUBER_ITERATIONS = 5  # reweighted solutions after the first
@@ -43,9 +40,6 @@ MAX_LEVERAGE = 0.95  # at 1 the left-out residual would be infinite
 MIN_JUDGE_WEIGHT = 0.1  # points of lower weight do not calibrate the interval
 MIN_RELATIVE_STD = 1e-4  # the accuracy of no sensor and no float32 map is better
 
-_TINY = float(np.finfo(np.float64).tiny)
-_MAX_VISITED = 1 << 24  # cells of the table of regions that borrow by regions
-
 REGION_FIT_DTYPE = np.dtype(
     [
         ("label", np.int32),
@@ -61,7 +55,6 @@ REGION_FIT_DTYPE = np.dtype(
         ("residual", np.float32),  # standard deviation of the points about the fit, m
     ]
 )
-
 
 PARAMETERS = ("scale", "slope_x", "slope_y", "shift")
 
@@ -98,41 +91,6 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Regions:
-    """The label map (None: the image is region 0), labels with pixels, labels of the points.
-
-    labels: (H, W). present: (K+1,) bool. of_point: (n,).
-    """
-
-    labels: NDArray[np.integer] | None
-    present: NDArray[np.bool_]
-    of_point: NDArray[np.intp]
-
-    @classmethod
-    def of(
-        cls, labels: NDArray[np.integer] | None, rows: NDArray[np.int32], cols: NDArray[np.int32]
-    ) -> Regions:
-        """Regions of a label map (H, W) and of the points at rows, cols, (n,) each.
-
-        Raises ValueError for negative labels.
-        """
-        if labels is None:
-            return cls(None, np.ones(1, dtype=bool), np.zeros(len(rows), np.intp))
-        lowest, highest = int(labels.min()), int(labels.max())
-        if lowest < 0:
-            raise ValueError("Labels below 0 mean nothing: use 0 for unassigned pixels.")
-        # Small types are faster to look up and to compare.
-        small = np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.int64
-        compact: NDArray[np.integer] = labels.astype(small)
-        present = np.zeros(highest + 1, dtype=bool)
-        present[compact[::4, ::8]] = True  # finds nearly all labels in a fraction of the time
-        present[0] = lowest == 0
-        if not present[1:].all():
-            present[compact] = True
-        return cls(compact, present, compact[rows, cols].astype(np.intp))
-
-
-@dataclass(frozen=True)
 class SurfaceTable:
     """The result of all fits for each label 0..K, NaN where there is none.
 
@@ -166,7 +124,7 @@ class RegionSamples:
 
 def fit_surfaces(samples: RegionSamples, regions: Regions, rules: Rules) -> SurfaceTable:
     """Fit every region, or the whole image if there are no regions."""
-    groups, own = _group(regions, rules.enough)
+    groups, own = group_points(regions, rules.enough)
     d, z = samples.d[groups.point], samples.z[groups.point]
     target = 1 / z if rules.in_disparity else z
     columns = [d, samples.x[groups.point], samples.y[groups.point]][: rules.columns]
@@ -269,131 +227,6 @@ def median_scale(samples: RegionSamples, regions: Regions, rules: Rules) -> Surf
     )
 
 
-# -------------------------------------------------------------------------------- groups of points
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """The points of each fit: S groups over M (group, point) pairs, sorted by group.
-
-    label: (S,) region, -1 = all points of the image (always the last group). rings: (S,). group,
-    point: (M,). start: (S,) first pair. No group is empty.
-    """
-
-    label: NDArray[np.intp]
-    rings: NDArray[np.int32]
-    group: NDArray[np.intp]
-    point: NDArray[np.intp]
-    start: NDArray[np.intp]
-
-    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sums (S,) of values (M,) of the pairs."""
-        return np.add.reduceat(values, self.start)
-
-    def only(self, chosen: NDArray[np.bool_]) -> _Groups:
-        """Only the groups that are True in chosen (S,)."""
-        pairs = chosen[self.group]
-        group = (np.cumsum(chosen) - 1)[self.group[pairs]]
-        start = np.searchsorted(group, np.arange(np.count_nonzero(chosen)))
-        return _Groups(self.label[chosen], self.rings[chosen], group, self.point[pairs], start)
-
-    def median(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Medians (S,) of values (M,) not below 0 (mean of the middle two for even counts)."""
-        # One sort of group + value / largest value is six times faster than a sort by two keys.
-        top = float(values.max()) * (1 + 1e-9) + _TINY
-        ranked = np.sort(self.group + values / top)
-        low, high, number = self._middles
-        medians: NDArray[np.float64] = (0.5 * (ranked[low] + ranked[high]) - number) * top
-        return medians
-
-    @cached_property
-    def _middles(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-        """Middle pairs of every sorted group, (S,) twice, and the numbers of the groups (S,)."""
-        size = np.diff(np.append(self.start, len(self.group)))
-        return self.start + (size - 1) // 2, self.start + size // 2, np.arange(len(size))
-
-
-def _group(regions: Regions, enough: int) -> tuple[_Groups, NDArray[np.intp]]:
-    """Groups of points per region, borrowed ones included, and numbers of own points (K+1,).
-
-    A ring is all regions that touch those gathered so far; it is borrowed as a whole. A region
-    whose connected neighbours do not have enough points has no group.
-    """
-    count, point_labels = len(regions.present), regions.of_point
-    own = np.bincount(point_labels, minlength=count)
-    order = np.argsort(point_labels, kind="stable")
-    first = np.concatenate([[0], np.cumsum(own)[:-1]])
-    present = np.flatnonzero(regions.present[1:]) + 1
-    full, short = present[own[present] >= enough], present[own[present] < enough]
-    heads, members, rings = [full], [full], np.zeros(count, np.int32)
-    if regions.labels is not None and short.size and own[present].any():
-        links = adjacency(regions.labels)
-        at_once = max(_MAX_VISITED // count, 1)
-        for first_short in range(0, len(short), at_once):
-            some = short[first_short : first_short + at_once]
-            head, member, rings[some] = _borrow(some, links, own, enough)
-            heads.append(head)
-            members.append(member)
-    head, member = np.concatenate(heads), np.concatenate(members)
-    by_region = np.argsort(head, kind="stable")
-    head, member = head[by_region], member[by_region]
-    size = own[member]
-    pairs = order[_ranges(first[member], size)]
-    everything = np.arange(len(point_labels))
-    label = np.append(np.unique(head), -1)
-    group_of = np.zeros(count, np.intp)
-    group_of[label[:-1]] = np.arange(len(label) - 1)
-    group = np.concatenate(
-        [np.repeat(group_of[head], size), np.full(len(everything), len(label) - 1)]
-    )
-    groups = _Groups(
-        label=label,
-        rings=np.append(rings[label[:-1]], np.int32(-1)),
-        group=group,
-        point=np.concatenate([pairs, everything]),
-        start=np.searchsorted(group, np.arange(len(label))),
-    )
-    return groups, own
-
-
-def _borrow(
-    short: NDArray[np.intp], links: sparse.csr_matrix, own: NDArray[np.intp], enough: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
-    """Grow all short regions together, a ring of neighbours per step, up to enough points.
-
-    Returns (region, member) pairs, including the region itself, and the number of rings of every
-    short region; regions that cannot get enough points have no pair and -1 rings.
-    """
-    degree = np.diff(links.indptr)
-    visited = np.zeros((len(short), len(own)), dtype=bool)
-    row, member = np.arange(len(short)), short
-    visited[row, member] = True
-    gathered = own[short].astype(np.float64)
-    rings = np.full(len(short), -1, np.int32)
-    ring = 0
-    while row.size:
-        ring += 1
-        size = degree[member]
-        new_row = np.repeat(row, size)
-        new_member = links.indices[_ranges(links.indptr[member], size)]
-        unseen = ~visited[new_row, new_member]
-        new = np.unique(new_row[unseen] * len(own) + new_member[unseen])
-        row, member = np.divmod(new, len(own))
-        visited[row, member] = True
-        gathered += np.bincount(row, own[member], minlength=len(short))
-        rings[(rings < 0) & (gathered >= enough)] = ring
-        going = rings[row] < 0
-        row, member = row[going], member[going]
-    visited[rings < 0] = False
-    done, members = np.nonzero(visited)
-    return short[done], members, rings
-
-
-def _ranges(start: NDArray[np.integer], size: NDArray[np.integer]) -> NDArray[np.intp]:
-    """start[0], start[0] + 1, ... (size[0] of them), start[1], ..."""
-    return np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())
-
-
 @dataclass(frozen=True)
 class _Surfaces:
     """One fitted surface per group.
@@ -415,7 +248,7 @@ class _Surfaces:
 
 
 def _least_squares(
-    groups: _Groups,
+    groups: Groups,
     columns: Sequence[NDArray[np.float64]],
     target: NDArray[np.float64],
     weights: NDArray[np.float64],
@@ -440,7 +273,7 @@ def _least_squares(
         mean = total(weights * column) / weight
         q = column - mean[group]
         spread = np.sqrt(total(weights * q * q) / weight)
-        alive &= spread > _CONSTANT_RATIO * np.abs(mean) + _TINY
+        alive &= spread > _CONSTANT_RATIO * np.abs(mean) + TINY
         scale = np.where(alive, 1 / np.where(alive, spread, 1), 0)
         q *= scale[group]
         functional = basis[:, k]
@@ -465,7 +298,7 @@ def _least_squares(
 
 
 def _regress(
-    groups: _Groups,
+    groups: Groups,
     columns: Sequence[NDArray[np.float64]],
     target: NDArray[np.float64],
     rules: Rules,
@@ -498,7 +331,7 @@ def _regress(
     return _least_squares(groups, columns, target, weights)
 
 
-def _scale_only(groups: _Groups, d: NDArray[np.float64], target: NDArray[np.float64]) -> _Surfaces:
+def _scale_only(groups: Groups, d: NDArray[np.float64], target: NDArray[np.float64]) -> _Surfaces:
     """The median methods: z = s d with s = median(z) / median(d) of every group.
 
     A group whose relative depth is not above zero takes the scale of the image, if there is one.
@@ -525,7 +358,7 @@ def _scale_only(groups: _Groups, d: NDArray[np.float64], target: NDArray[np.floa
 
 
 def _guarded(
-    groups: _Groups,
+    groups: Groups,
     columns: Sequence[NDArray[np.float64]],
     target: NDArray[np.float64],
     surfaces: _Surfaces,
@@ -581,7 +414,7 @@ def _evaluate(
 
 
 def _inliers(
-    groups: _Groups, residual: NDArray[np.float64], surfaces: _Surfaces, rules: Rules
+    groups: Groups, residual: NDArray[np.float64], surfaces: _Surfaces, rules: Rules
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Inliers (M,) and the standard deviation (S,) about the fit, in the units of the residual."""
     inlier = np.ones(len(residual), dtype=bool)
@@ -595,7 +428,7 @@ def _inliers(
 
 
 def _predictive_spread(
-    groups: _Groups,
+    groups: Groups,
     residual: NDArray[np.float64],
     surfaces: _Surfaces,
     applied: NDArray[np.bool_],

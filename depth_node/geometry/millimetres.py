@@ -15,5 +15,5 @@ def depth_to_millimetres(depth: npt.NDArray[np.floating]) -> npt.NDArray[np.uint
     """
     with np.errstate(invalid="ignore"):
         millimetres = np.floor(depth * 1000.0 + 0.5)
-        known = (millimetres >= 1) & (millimetres <= 65535)
+        known = (millimetres >= 1) & (millimetres < 65535)  # where many drivers mean: farther
     return np.where(known, millimetres, 0).astype(np.uint16)

@@ -52,6 +52,9 @@ _SHORTEST_S = {
 }
 
 
+_DOUBTED_S = 5.0  # longer than a counter within the second takes to show what it is
+
+
 class UnknownTimesError(ValueError):
     """The numbers of a time field mean nothing known; the message says what they are."""
 
@@ -176,3 +179,28 @@ def _kept(offset: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         with np.errstate(invalid="ignore"):
             offset[~(np.abs(offset) <= _NEAR_S + LONGEST_SCAN_S)] = 0
     return offset
+
+
+class BelievedTimes:
+    """The times of the points of one LiDAR, message by message.
+
+    A field that counts within the second of a clock looks like times since the stamp while that
+    second is young, and like nothing known later. So what follows a message whose times mean
+    nothing is not believed for a while either.
+    """
+
+    def __init__(self) -> None:
+        self._unknown_ns: int | None = None
+
+    def of(
+        self, stamp_ns: int, offset_s: npt.NDArray[np.float32] | None, unknown: str
+    ) -> npt.NDArray[np.float32] | None:
+        """(N,) s of a message with this stamp, or None where they are not to be believed.
+
+        unknown: why the message's own times mean nothing, or "".
+        """
+        if unknown:
+            self._unknown_ns = stamp_ns
+        if self._unknown_ns is None or abs(stamp_ns - self._unknown_ns) * 1e-9 > _DOUBTED_S:
+            return offset_s
+        return None

@@ -35,10 +35,15 @@ def scan_to_points(
 
 
 def valid_ranges(ranges: FloatArray, range_min: float, range_max: float) -> npt.NDArray[np.intp]:
-    """Indices (M,) of the rays of a planar scan that returned."""
+    """Indices (M,) of the rays of a planar scan that returned.
+
+    Many drivers write the limit itself where nothing returned, or where it was too near to measure,
+    so that exactly it is no distance.
+    """
     r = np.asarray(ranges, dtype=np.float64).reshape(-1)
+    low, high = np.float32(range_min), np.float32(range_max)  # as a message holds them
     with np.errstate(invalid="ignore"):
-        return np.flatnonzero(np.isfinite(r) & (r >= range_min) & (r <= range_max) & (r > 0))
+        return np.flatnonzero(np.isfinite(r) & (r > low) & (r < high) & (r > 0))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from depth_node.engine.sparse_input import pattern_tensors
 from depth_node.image_files import ALL_FORMATS
 from depth_node.prediction import DEPTH_MEANINGS
 from depth_node.recordings.frames import IMAGE_SUFFIXES, FrameError, read_image
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 
 RECOMMENDED_IMAGES = 50  # for a reliable comparison
 _VIEWS_PER_ROOM = 5

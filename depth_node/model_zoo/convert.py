@@ -85,8 +85,6 @@ def convert(
     the model cannot be converted.
     """
     onnx = onnx_package()
-    from depth_node.engine import ort
-
     source, description = locate(model, manifest)
     target = out or converted_path(source, "fp16")
     if target.resolve() == source.resolve():
@@ -104,56 +102,18 @@ def convert(
     with _scratch(target) as folder:
         on_step("measuring ranges")
         measured = measure(ready, description, itertools.islice(images, RANGE_IMAGES), folder)
-        path, simulated, whole = (
-            folder / name for name in (target.name, "rounded.onnx", "whole.onnx")
-        )
-        onnx.save(ready, str(whole))
-        nodes = len(ready.graph.node)
+        conversion = _Conversion(
+            source, description, folder / target.name, len(ready.graph.node), measured,
+            fp16_input, keep, on_step,
+        )  # fmt: skip
+        onnx.save(ready, str(conversion.whole))
         # They are in files now, and the engines of a large network need the memory.
         for proto in (loaded, ready):
             proto.Clear()
-
-        def attempt(
-            judged: ComparisonImages, delicate: Collection[int] = (), file: Path | None = path
-        ) -> tuple[Fp16Model, ModelComparison]:
-            made = to_fp16(onnx.load(str(whole)), measured, fp16_input, keep, delicate)
-            if file is not None:
-                onnx.save(made.model, str(file))
-            onnx.save(rounded(made.model), str(simulated))
-            made.model.Clear()
-            with (
-                ort.OrtEngine(source, description, frugal=True) as reference,
-                ort.OrtEngine(simulated, description, frugal=True) as rounding,
-            ):
-                return made, compare(reference, rounding, judged, on_step)
-
-        converted, comparison = attempt(images)
-        limits = comparison.limits
-        # Half of the limit: other images, and GPUs that sum differently, must agree too.
-        sure = dataclasses.replace(limits, relative_error=limits.relative_error / 2)
-        if comparison.worst.failures(sure):
-            few = dataclasses.replace(images, count=min(images.count, RANGE_IMAGES))
-            on_step("looking for the nodes that lose most")
-            delicate = delicate_part(
-                nodes, lambda part: not attempt(few, part, None)[1].worst.failures(sure)
-            )
-            if delicate:
-                converted, comparison = attempt(images, delicate)
-        dtype = "float16" if fp16_input else description.input.dtype
-        fp16_manifest = dataclasses.replace(
-            description,
-            model=target.name,
-            sha256=model_sha256(path),
-            input=dataclasses.replace(description.input, dtype=dtype),
-            source=f"{description.source + ', ' if description.source else ''}"
-            f"FP16 made from sha256 {description.sha256[:12]} by depth_node {__version__}",
-        )
-        with (
-            ort.OrtEngine(source, description, frugal=True) as reference,
-            ort.OrtEngine(path, fp16_manifest, frugal=True) as written,
-        ):
-            once = compare(reference, written, dataclasses.replace(images, count=1))
-        comparison.differences += once.differences  # the file itself must run and agree too
+        converted, comparison = conversion.nearest(images)
+        fp16_manifest = conversion.manifest()
+        # The file itself must run and agree too.
+        comparison.differences += conversion.run_once(fp16_manifest, images).differences
         if comparison.failures:
             raise ConvertError(
                 f"{description.name} in FP16 is not near enough to FP32 on {images}"
@@ -161,13 +121,96 @@ def convert(
                 " with --keep OPERATOR, or use the FP32 file"
             )
         try:
-            os.replace(path, target)
+            os.replace(conversion.path, target)
             fp16_manifest.save(manifest_path(target))
         except OSError as error:
             raise ConvertError(
                 f"{target} cannot be written ({error.strerror}): make room, or name another --out"
             ) from error
     return Converted(target, fp16_manifest, converted, comparison, (_size(source), _size(target)))
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """A model on its way to FP16, in files beside `path`, where the copy is made.
+
+    source, description: of the FP32 file. nodes: of its graph as `whole` has it, prepared.
+    measured: its value ranges. The others are arguments of convert().
+    """
+
+    source: Path
+    description: Manifest
+    path: Path
+    nodes: int
+    measured: Measured
+    fp16_input: bool
+    keep: Collection[str]
+    on_step: Callable[[str], None]
+
+    @property
+    def whole(self) -> Path:
+        """The file of the prepared FP32 graph."""
+        return self.path.parent / "whole.onnx"
+
+    def nearest(self, images: ComparisonImages) -> tuple[Fp16Model, ModelComparison]:
+        """The copy, with the few nodes in FP32 that lose most, where it is not near without."""
+        converted, comparison = self._attempt(images)
+        limits = comparison.limits
+        # Half of the limit: other images, and GPUs that sum differently, must agree too.
+        sure = dataclasses.replace(limits, relative_error=limits.relative_error / 2)
+        if not comparison.worst.failures(sure):
+            return converted, comparison
+        few = dataclasses.replace(images, count=min(images.count, RANGE_IMAGES))
+        self.on_step("looking for the nodes that lose most")
+
+        def agrees(part: range) -> bool:
+            return not self._attempt(few, part, write=False)[1].worst.failures(sure)
+
+        delicate = delicate_part(self.nodes, agrees)
+        return self._attempt(images, delicate) if delicate else (converted, comparison)
+
+    def _attempt(
+        self, images: ComparisonImages, delicate: Collection[int] = (), write: bool = True
+    ) -> tuple[Fp16Model, ModelComparison]:
+        """Convert but for the delicate nodes, and compare with every FP16 tensor rounded."""
+        from depth_node.engine import ort
+
+        onnx, simulated = onnx_package(), self.path.parent / "rounded.onnx"
+        made = to_fp16(
+            onnx.load(str(self.whole)), self.measured, self.fp16_input, self.keep, delicate
+        )
+        if write:
+            onnx.save(made.model, str(self.path))
+        onnx.save(rounded(made.model), str(simulated))
+        made.model.Clear()
+        with (
+            ort.OrtEngine(self.source, self.description, frugal=True) as reference,
+            ort.OrtEngine(simulated, self.description, frugal=True) as rounding,
+        ):
+            return made, compare(reference, rounding, images, self.on_step)
+
+    def manifest(self) -> Manifest:
+        """The copy's."""
+        of_fp32 = self.description
+        dtype = "float16" if self.fp16_input else of_fp32.input.dtype
+        return dataclasses.replace(
+            of_fp32,
+            model=self.path.name,
+            sha256=model_sha256(self.path),
+            input=dataclasses.replace(of_fp32.input, dtype=dtype),
+            source=f"{of_fp32.source + ', ' if of_fp32.source else ''}"
+            f"FP16 made from sha256 {of_fp32.sha256[:12]} by depth_node {__version__}",
+        )
+
+    def run_once(self, manifest: Manifest, images: ComparisonImages) -> ModelComparison:
+        """The copy as it is in its file, on one image."""
+        from depth_node.engine import ort
+
+        with (
+            ort.OrtEngine(self.source, self.description, frugal=True) as reference,
+            ort.OrtEngine(self.path, manifest, frugal=True) as written,
+        ):
+            return compare(reference, written, dataclasses.replace(images, count=1))
 
 
 def delicate_part(nodes: int, agrees: Callable[[range], bool]) -> range:

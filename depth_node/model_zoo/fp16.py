@@ -381,46 +381,9 @@ def with_losses(
         axis = next((item.i for item in softmax.attribute if item.name == "axis"), -1)
         if not attention.products or rank < 2 or axis not in (-1, rank - 1):
             continue
-        made: list[Any] = []
-        copies: dict[str, str] = {}
-
-        def rounded(name: str, made: list[Any] = made, mark: str = weights) -> str:
-            half, full = f"{name}.{mark}.half", f"{name}.{mark}.rounded"
-            if not any(full in node.output for node in made):
-                made.append(onnx.helper.make_node("Cast", [name], [half], to=kind.FLOAT16))
-                made.append(onnx.helper.make_node("Cast", [half], [full], to=kind.FLOAT))
-            return full
-
-        for place in sorted(attention.products | attention.between | {number}):
-            node = onnx.NodeProto()
-            node.CopyFrom(graph.nodes[place])
-            node.name = ""
-            for index, name in enumerate(node.input):
-                name = copies.get(name, name)
-                is_product = place in attention.products and graph.is_float(node.input[index])
-                node.input[index] = rounded(name) if is_product else name
-            for index, name in enumerate(node.output):
-                node.output[index] = f"{name}.{weights}.copy"
-                copies[name] = node.output[index]
-            made.append(node)
-            if place != number and graph.is_float(graph.nodes[place].output[0]):
-                copies[node.output[0].removesuffix(f".{weights}.copy")] = rounded(node.output[0])
+        again, in_fp16 = _again_in_fp16(graph, attention, number)
         name = f"{weights}.loss"
-        difference, total, mean = (f"{name}.{step}" for step in ("difference", "sum", "mean"))
-        axes: dict[str, Any] = {"axes": [-1]}
-        made.append(onnx.helper.make_node("Sub", [weights, copies[weights]], [difference]))
-        for operator, source, target in (
-            ("ReduceL1", difference, total),
-            ("ReduceMean", total, mean),
-        ):
-            inputs = [source, *([f"{name}.axes"] if opset >= 18 else [])]
-            made.append(
-                onnx.helper.make_node(
-                    operator, inputs, [target], keepdims=0, **({} if opset >= 18 else axes)
-                )
-            )
-        made.append(onnx.helper.make_node("ReduceMax", [mean], [name], keepdims=0))
-        extra[weights] = made
+        extra[weights] = [*again, *_row_loss(weights, in_fp16, name, axes_as_input=opset >= 18)]
         losses[name] = weights
     nodes = []
     for node in measuring.graph.node:
@@ -436,6 +399,59 @@ def with_losses(
                 onnx.numpy_helper.from_array(np.asarray([-1], np.int64), f"{name}.axes")
             )
     return measuring, losses
+
+
+def _again_in_fp16(
+    graph: _Graph, attention: _Attention, softmax: int
+) -> tuple[list[onnx.NodeProto], str]:
+    """Copies of the nodes from Q and K to a softmax, with every tensor between them rounded to
+    FP16, and the name of the weights that they give.
+    """
+    onnx = onnx_package()
+    kind = onnx.TensorProto
+    weights = graph.nodes[softmax].output[0]
+    made: list[Any] = []
+    copies: dict[str, str] = {}
+
+    def rounded(name: str) -> str:
+        half, full = f"{name}.{weights}.half", f"{name}.{weights}.rounded"
+        if not any(full in node.output for node in made):
+            made.append(onnx.helper.make_node("Cast", [name], [half], to=kind.FLOAT16))
+            made.append(onnx.helper.make_node("Cast", [half], [full], to=kind.FLOAT))
+        return full
+
+    for place in sorted(attention.products | attention.between | {softmax}):
+        node = onnx.NodeProto()
+        node.CopyFrom(graph.nodes[place])
+        node.name = ""
+        for index, name in enumerate(node.input):
+            name = copies.get(name, name)
+            is_product = place in attention.products and graph.is_float(node.input[index])
+            node.input[index] = rounded(name) if is_product else name
+        for index, name in enumerate(node.output):
+            node.output[index] = f"{name}.{weights}.copy"
+            copies[name] = node.output[index]
+        made.append(node)
+        if place != softmax and graph.is_float(graph.nodes[place].output[0]):
+            copies[node.output[0].removesuffix(f".{weights}.copy")] = rounded(node.output[0])
+    return made, copies[weights]
+
+
+def _row_loss(one: str, other: str, name: str, axes_as_input: bool) -> list[onnx.NodeProto]:
+    """The absolute difference of two tensors: summed over rows, mean of rows, the largest of those.
+
+    axes_as_input: `NAME.axes`, as from opset 18 on, instead of an attribute.
+    """
+    make = onnx_package().helper.make_node
+    difference, total, mean = (f"{name}.{step}" for step in ("difference", "sum", "mean"))
+    axes = [f"{name}.axes"] if axes_as_input else []
+    attribute: dict[str, Any] = {} if axes_as_input else {"axes": [-1]}
+    return [
+        make("Sub", [one, other], [difference]),
+        make("ReduceL1", [difference, *axes], [total], keepdims=0, **attribute),
+        make("ReduceMean", [total, *axes], [mean], keepdims=0, **attribute),
+        make("ReduceMax", [mean], [name], keepdims=0),
+    ]
 
 
 def _last_layers(graph: _Graph) -> set[int]:

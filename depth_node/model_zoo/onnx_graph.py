@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depth_node.config import one_line
 from depth_node.engine import EngineError, depth_tools
+from depth_node.sentences import one_line
 
 if TYPE_CHECKING:
     import onnx

@@ -16,14 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from depth_node.config import (
-    MAX_YAML_BYTES,
-    nearest,
-    one_line,
-    parse_yaml,
-    quoted,
-    read_text,
-)
+from depth_node.config import MAX_YAML_BYTES, parse_yaml, read_text
 from depth_node.engine import EngineError, depth_tools
 from depth_node.engine.manifest import (
     MEANINGS,
@@ -35,6 +28,7 @@ from depth_node.engine.manifest import (
     verified_manifest,
 )
 from depth_node.engine.preprocess import InputSpec
+from depth_node.sentences import nearest, one_line, quoted
 
 _MODELS = Path(__file__).resolve().parent.parent / "models"
 REGISTRY = _MODELS / "registry.yaml"

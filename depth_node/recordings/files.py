@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from depth_node import config
+from depth_node.sentences import both_ends, one_line
 
-LONGEST_SENTENCE = 1000
 LARGEST_FILE = 1 << 30  # bytes of an image or of an array
 LARGEST_JSON = 1 << 20
 
@@ -26,33 +25,12 @@ class FrameError(ValueError):
     """A frame on disk that cannot be used; says which file, why, and what to do."""
 
     def __init__(self, sentence: object) -> None:
-        super().__init__(one_line(str(sentence)))
-
-
-def one_line(text: str, longest: int = LONGEST_SENTENCE) -> str:
-    """Foreign text as one line without control characters; the middle of a long one is left out,
-    as the cause stands at the beginning of a sentence and the cure at its end.
-    """
-    text = _shortened(text, longest)  # before it is gone through letter by letter
-    if text.isprintable():
-        return text
-    plain = "".join(
-        " " if c in "\n\r\t" else c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in text
-    )
-    return _shortened(plain, longest)
-
-
-def _shortened(text: str, longest: int) -> str:
-    if len(text) <= longest:
-        return text
-    half = longest // 2 - 3
-    return f"{text[:half]} ... {text[-half:]}"
+        super().__init__(both_ends(str(sentence)))
 
 
 def reason_of(error: BaseException) -> str:
     """What a library says of its failure, in a few words."""
-    return config.one_line(error).rstrip(".")
+    return one_line(error).rstrip(".")
 
 
 @contextlib.contextmanager

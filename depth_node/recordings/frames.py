@@ -348,6 +348,7 @@ def _read_depth(folder: Path, size: tuple[int, int]) -> NDArray[np.float32] | No
                 "uint16 channel in millimetres."
             )
         depth = stored.astype(np.float32) / np.float32(1000)
+        depth[stored == 65535] = np.nan  # where 16 bits end: farther, or not measured
     elif npz.is_file():
 
         def judge(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

@@ -50,6 +50,7 @@ from depth_node.recordings.held_out import Sampling, measured_points
 from depth_node.visualization import panels
 
 COMPARED = ("global_depth", "global_disparity", "slf", "ssf")
+_MOST_WARNINGS = 8
 SCORES = ("abs_rel", "delta1", "rmse", "coverage95", "answered")
 
 
@@ -84,6 +85,7 @@ class LeftOut:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
+        self._warnings: list[str] = []
         self.damaged = False
 
     def add(self, why: str, kind: str = "parts", damaged: bool = True, count: int = 1) -> None:
@@ -94,6 +96,11 @@ class LeftOut:
             self._reasons[key] = f"{kind}: {why}" if kind != "parts" else why
         self.damaged |= damaged
 
+    def warn(self, sentence: str) -> None:
+        """What was used and may be wrong all the same; each sentence once."""
+        if sentence not in self._warnings and len(self._warnings) < _MOST_WARNINGS:
+            self._warnings.append(sentence)
+
     def __bool__(self) -> bool:
         return bool(self._counts)
 
@@ -103,11 +110,11 @@ class LeftOut:
         return next(iter([*own, *self._reasons.values()]), "")
 
     def sentences(self, most: int = 12) -> list[str]:
-        """A line for each kind, the first of them."""
+        """A line for each warning, and for each kind, the first of them."""
         lines = [f"left out: {count} {self._reasons[key]}" for key, count in self._counts.items()]
         if len(lines) > most:
             lines[most:] = [f"left out: {len(lines) - most} other kinds of parts"]
-        return lines
+        return [*(f"warning: {sentence}" for sentence in self._warnings), *lines]
 
 
 class FrameSource(Protocol):
@@ -472,7 +479,7 @@ def replay(
     with RunFolder(out, pipeline, facts) as folder:
         for frame in frames:
             result = pipeline.process(frame.input)
-            log.add(frame.name, frame.input)
+            log.add(frame.name, frame.input, result.prediction)
             results = comparison.results(frame.input, result)
             found = [score(frame, method, one) for method, one in results.items()]
             folder.add(found)

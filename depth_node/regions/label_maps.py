@@ -128,27 +128,8 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
     other: NDArray[np.int64]
     one, other = number[lengths.row], number[lengths.col]
     border = lengths.data.astype(np.int64)
-    while True:
-        wants = area[one] < min_px
-        if not wants.any():
-            break
-        giver, taker, length = one[wants], other[wants], border[wants]
-        best = np.lexsort((taker, -area[taker], -length, giver))
-        giver, taker = giver[best], taker[best]
-        lead = np.concatenate([[True], giver[1:] != giver[:-1]])
-        giver, taker = giver[lead], taker[lead]
-        # A giver waits for this round if a smaller region is about to join it.
-        smaller = area[giver] * len(area) + giver < area[taker] * len(area) + taker
-        blocked = np.zeros(len(area), bool)
-        blocked[taker[smaller]] = True
-        ready = ~blocked[giver]
-        target: NDArray[np.int64] = np.arange(len(area))
-        target[giver[ready]] = taker[ready]
-        while True:  # follow chains to their end
-            further = target[target]
-            if np.array_equal(further, target):
-                break
-            target = further
+    while (area[one] < min_px).any():
+        target = _joined(area, one, other, border, min_px)
         owner = target[owner]
         area = np.bincount(target, weights=area, minlength=len(area)).astype(np.int64)
         one, other = target[one], target[other]
@@ -162,6 +143,37 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
     ids = np.unique(owner[1:])
     table = np.concatenate([[0], 1 + np.searchsorted(ids, owner[1:])]).astype(np.int32)
     return np.repeat(table[number[region]], run_px).reshape(labels.shape)
+
+
+def _joined(
+    area: NDArray[np.int64],
+    one: NDArray[np.int64],
+    other: NDArray[np.int64],
+    border: NDArray[np.int64],
+    min_px: int,
+) -> NDArray[np.int64]:
+    """The region (K+1,) that each one belongs to after a round of merge_small.
+
+    area: (K+1,) px. one, other, border: (n,) neighbours and the length of their border.
+    """
+    wants = area[one] < min_px
+    giver, taker, length = one[wants], other[wants], border[wants]
+    best = np.lexsort((taker, -area[taker], -length, giver))
+    giver, taker = giver[best], taker[best]
+    lead = np.concatenate([[True], giver[1:] != giver[:-1]])
+    giver, taker = giver[lead], taker[lead]
+    # A giver waits for this round if a smaller region is about to join it.
+    smaller = area[giver] * len(area) + giver < area[taker] * len(area) + taker
+    blocked = np.zeros(len(area), bool)
+    blocked[taker[smaller]] = True
+    ready = ~blocked[giver]
+    target: NDArray[np.int64] = np.arange(len(area))
+    target[giver[ready]] = taker[ready]
+    while True:  # follow chains to their end
+        further = target[target]
+        if np.array_equal(further, target):
+            return target
+        target = further
 
 
 def labels_from_masks(masks: NDArray[np.bool_], config: SegmentationConfig | None = None) -> Labels:

@@ -19,7 +19,8 @@ from depth_node.config import ConfigError
 from depth_node.engine.sharing import Opener, SharedEngines
 from depth_node.inference import open_configured
 from depth_node.ros.guarded_node import GuardedNode
-from depth_node.ros.node import INPUTS, DepthNode
+from depth_node.ros.inputs import INPUTS
+from depth_node.ros.node import DepthNode
 from depth_node.ros.process import run
 from depth_node.ros.shared_topics import SharedTopics
 
@@ -64,12 +65,27 @@ class Cameras(GuardedNode):
     def make_nodes(self) -> list[DepthNode]:
         """The cameras' nodes, which have their networks and LiDARs in common."""
         engines = SharedEngines(self._opener)
-        return [
+        nodes = [
             DepthNode(
                 engines.open, self.lidars, context=self.context, cli_args=self._arguments(camera)
             )
             for camera in self.cameras
         ]
+        self._warn_of_one_pose(nodes)
+        return nodes
+
+    def _warn_of_one_pose(self, nodes: Sequence[DepthNode]) -> None:
+        """A T_camera_lidar in the part of the file that is for all cameras."""
+        seen: dict[tuple[float, ...], str] = {}
+        for node, camera in zip(nodes, self.cameras, strict=True):
+            pose = node.config.T_camera_lidar
+            other = seen.setdefault(pose, camera.name)
+            if pose and other != camera.name:
+                self.get_logger().warning(
+                    f"cameras {other} and {camera.name} have the same T_camera_lidar, which one of"
+                    " them cannot have: give each its own, under"
+                    f" /**/{camera.name}/depth_node, or leave it to TF"
+                )
 
     def _camera(self, name: str, shared: dict[str, str]) -> CameraTopics:
         inputs = {

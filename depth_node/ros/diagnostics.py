@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from depth_node.fitting import FitStatus
 from depth_node.geometry.camera import Camera
-from depth_node.geometry.rigid import transform
+from depth_node.geometry.rigid import invert_rigid, transform
+from depth_node.geometry.sparse_depth import project_points
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -30,6 +31,7 @@ _CURES = {
 _SAMPLES = 2000
 _FEW = 0.05  # of the points in the image, of those that a body frame would explain
 _FEWEST_SEEN = 20
+_LASTING = 5  # looks
 
 # Body axes (x forward, y left, z up) to optical ones (x right, y down, z forward).
 _OPTICAL_FROM_BODY = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
@@ -57,6 +59,32 @@ def type_mismatch(node: Node, inputs: Mapping[str, str]) -> str:
                 " image_transport to compressed"
             )
     return ""
+
+
+class SeveralPublishers:
+    """Finds inputs of one camera that two publish: a bag that is played beside the live driver."""
+
+    def __init__(self, inputs: Sequence[str]) -> None:
+        """inputs: names as the node calls them."""
+        self._inputs = inputs
+        self._seen: dict[str, int] = {}
+
+    def doubt(self, node: Node) -> str:
+        """A sentence if an input has had several publishers for _LASTING looks; or "".
+
+        A driver that starts anew is in the graph twice for a while.
+        """
+        for name in self._inputs:
+            topic = node.resolve_topic_name(name)
+            count = node.count_publishers(topic)
+            self._seen[name] = self._seen.get(name, 0) + 1 if count > 1 else 0
+            if self._seen[name] >= _LASTING:
+                return (
+                    f"{count} publishers send on {topic}, so images of one may meet the"
+                    " calibration, points and memory of another: end all but one (a bag beside the"
+                    " live driver?), or give each a topic of its own"
+                )
+        return ""
 
 
 def body_frame_hint(
@@ -115,7 +143,8 @@ def _lidar_trouble(
     if hint:
         return hint, "body frame"
     if len(points.points) and not used:
-        return none_in_image(result.sparse.counts), "outside"
+        sentence = none_in_image(result.sparse.counts)
+        return sentence + if_inverted(points.points, points.T_camera_lidar, camera), "outside"
     if points.echoes and not used:
         return (
             f"none of {len(points.echoes)} echoes on `range` can be used: the whole cone must"
@@ -143,3 +172,18 @@ def none_in_image(counts: ProjectionCounts) -> str:
     lost = ", ".join(f"{count} {why}" for why, (count, _) in losses.items() if count)
     _, cure = max(losses.values(), key=lambda item: item[0])
     return f"none of {counts.given} LiDAR points is in the image: {lost}; {cure}"
+
+
+def if_inverted(
+    points: npt.NDArray[np.floating], T_camera_lidar: npt.NDArray[np.float64], camera: Camera
+) -> str:
+    """What to add to that sentence if the inverse pose (4, 4) would put points (N, 3) m of a LiDAR
+    into the image; or ""."""
+    some = points[:: max(1, len(points) // _SAMPLES)]
+    seen = len(project_points(some, invert_rigid(T_camera_lidar), camera))
+    if seen < _FEWEST_SEEN:
+        return ""
+    return (
+        "; with the inverse of the pose there would be: T_camera_lidar maps LiDAR coordinates into"
+        " the camera's optical frame"
+    )

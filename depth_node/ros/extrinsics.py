@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.config import one_line
 from depth_node.geometry.rigid import rigid_transform
+from depth_node.ros.messages import brief
+from depth_node.sentences import one_line
 
 if TYPE_CHECKING:
     from rclpy.node import Node
 
 Transform = npt.NDArray[np.float64]
+
+LOOK_AGAIN_S = 1.0
+_FRAMES_NAMED = 5
+_LONGEST_ROBOT_M = 25.0
 
 
 class NoTransformError(LookupError):
@@ -37,7 +44,8 @@ class TransformSource(Protocol):
 class Extrinsics:
     """T_camera_lidar of a frame, from a fixed matrix or from a TransformSource.
 
-    A chain of static transforms is looked up once and kept, also when its publisher is gone later.
+    A chain of static transforms is kept, also when its publisher is gone later, and looked up anew
+    every LOOK_AGAIN_S: whoever calibrates publishes another one.
     A moving one is looked up at the stamp of the image; where TF is late, the newest transform
     serves if it is at most `tolerance_s` away.
     """
@@ -53,7 +61,12 @@ class Extrinsics:
         self.tolerance_s = tolerance_s
         self._fixed = fixed
         self._source = source
-        self._static: dict[tuple[str, str], Transform] = {}
+        self._static: dict[tuple[str, str], tuple[Transform, float]] = {}  # and when it was found
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether one matrix holds for every frame."""
+        return self._fixed is not None
 
     def find(self, camera_frame: str, lidar_frame: str, stamp_ns: int) -> Transform:
         """T_camera_lidar for the image's stamp. Raises NoTransformError with cause and cure."""
@@ -61,8 +74,9 @@ class Extrinsics:
             return self._fixed
         assert self._source is not None
         key = (camera_frame, lidar_frame)
-        if key in self._static:
-            return self._static[key]
+        kept, found_s = self._static.get(key, (None, 0.0))
+        if kept is not None and time.monotonic() - found_s < LOOK_AGAIN_S:
+            return kept
         if not camera_frame or not lidar_frame:
             raise NoTransformError(
                 f"the image's frame_id is {camera_frame!r} and the points' {lidar_frame!r}: TF"
@@ -71,13 +85,16 @@ class Extrinsics:
         try:
             newest, newest_ns = self._source.lookup(camera_frame, lidar_frame, None)
         except NoTransformError as error:
+            if kept is not None:
+                return kept
             raise NoTransformError(
                 f"TF has no transform from {lidar_frame} to {camera_frame} ({error}): start what"
                 " publishes it or set the parameter T_camera_lidar"
             ) from error
         if newest_ns == 0:
-            self._static[key] = newest
+            self._static[key] = newest, time.monotonic()
             return newest
+        self._static.pop(key, None)
         try:
             return self._source.lookup(camera_frame, lidar_frame, stamp_ns)[0]
         except NoTransformError as error:
@@ -130,3 +147,23 @@ class TfSource:
     def close(self) -> None:
         """Unsubscribe from /tf and /tf_static."""
         self._listener.unregister()
+
+
+def one_pose_for_all(frames: Sequence[str], cure: str) -> str:
+    """The sentence on LiDARs of several frames of which one matrix tells the pose."""
+    named = ", ".join(repr(brief(frame)) for frame in frames[:_FRAMES_NAMED])
+    return (
+        f"T_camera_lidar is given, so it holds for points of all frames alike ({named}), and one"
+        f" pose is not that of several sensors: {cure}, or use one LiDAR alone"
+    )
+
+
+def far_apart(T_camera_lidar: npt.NDArray[np.float64], lidar_frame: str) -> str:
+    """A sentence if a LiDAR is farther from the camera than a robot is long; or ""."""
+    away_m = float(np.linalg.norm(T_camera_lidar[:3, 3]))
+    if not away_m > _LONGEST_ROBOT_M:
+        return ""
+    return (
+        f"the LiDAR (frame {lidar_frame!r}) is {away_m:.4g} m from the camera, by T_camera_lidar or"
+        " TF: all depth is off by that if it is millimetres; give transforms in metres"
+    )

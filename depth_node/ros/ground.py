@@ -3,13 +3,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from depth_node.geometry.camera import Camera
-from depth_node.obstacles import ObstacleConfig, ObstacleFinder, Obstacles
+from depth_node.obstacles import ObstacleConfig, ObstacleFinder, Obstacles, ground_below
 from depth_node.pipeline import DepthResult
-from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
+from depth_node.ros.extrinsics import (
+    LOOK_AGAIN_S,
+    NoTransformError,
+    Transform,
+    TransformSource,
+)
+
+_GROUND_LOOKS = 15
+_LARGEST_TRAVEL_M = 1.5  # of a camera on its robot: a mast or an arm that turns
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,10 @@ class Ground:
         self._config, self._source, self._warn = config, source, warn
         self._tolerance_s = tolerance_s
         self._finder = ObstacleFinder()
-        self._static: dict[str, Transform] = {}
+        self._static: dict[str, tuple[Transform, float]] = {}  # and when it was found
+        self._below_m: list[float] = []
+        self._low_ground = ""
+        self._first: npt.NDArray[np.float64] | None = None  # where the camera was over the ground
 
     def view(
         self, result: DepthResult, camera: Camera, frame: str, stamp_ns: int
@@ -58,6 +73,11 @@ class Ground:
             )
         if T_base_camera is None:
             return None
+        self._look_at(T_base_camera, base_frame)
+        if len(self._below_m) < _GROUND_LOOKS:
+            self.look_below(ground_below(result.sparse, camera, T_base_camera), base_frame)
+        if self._low_ground:
+            self._warn("low ground", self._low_ground)
         found = self._finder.find(
             result.gates,
             camera,
@@ -68,9 +88,43 @@ class Ground:
         )
         return ObstacleView(found, base_frame, self._config.max_range_m)
 
+    def _look_at(self, T_base_camera: Transform, base_frame: str) -> None:
+        """Say so where the camera travels over the ground of its base: odom is no robot's frame."""
+        here = T_base_camera[:2, 3]
+        self._first = here if self._first is None else self._first
+        away_m = float(np.hypot(*(here - self._first)))
+        if base_frame and away_m > _LARGEST_TRAVEL_M:
+            self._warn(
+                "base frame",
+                f"the camera has moved by {away_m:.1f} m in obstacles.base_frame {base_frame!r}, so"
+                " that is no frame of the robot, and obstacles are sought about the wrong place:"
+                " name one on the ground that drives along, such as base_footprint",
+            )
+
+    def look_below(self, below_m: float, base_frame: str) -> None:
+        """Judge whether the ground is seen below the expected one in most of the first images that
+        tell; below_m: of one image, as ground_below() has it."""
+        if np.isnan(below_m):
+            return
+        self._below_m.append(below_m)
+        usual_m = float(np.median(self._below_m))
+        if len(self._below_m) < _GROUND_LOOKS or usual_m == 0:
+            return
+        place = (
+            f"obstacles.base_frame {base_frame!r}, so that what is lower than that is no obstacle:"
+            " name the frame on the ground, such as base_footprint"
+            if base_frame
+            else "where obstacles.camera_height_m and camera_pitch_deg put it, so that what is"
+            " lower than that is no obstacle: correct them"
+        )
+        self._low_ground = f"the ground is seen {usual_m:.2f} m below {place}"
+
     def forget(self) -> None:
-        """Look static transforms up again."""
+        """Look static transforms up again, and at where the ground is."""
         self._static.clear()
+        self._below_m.clear()
+        self._low_ground = ""
+        self._first = None
 
     def close(self) -> None:
         """Stop listening to TF."""
@@ -81,12 +135,13 @@ class Ground:
         """T_base_camera (4, 4). Raises NoTransformError with cause and cure."""
         assert self._source is not None
         base = self._config.base_frame
-        if frame in self._static:
-            return self._static[frame]
+        kept, found_s = self._static.get(frame, (None, 0.0))
+        if kept is not None and time.monotonic() - found_s < LOOK_AGAIN_S:
+            return kept
         try:
             newest, newest_ns = self._source.lookup(base, frame, None)
             if newest_ns == 0:
-                self._static[frame] = newest
+                self._static[frame] = newest, time.monotonic()
                 return newest
             try:
                 return self._source.lookup(base, frame, stamp_ns)[0]
@@ -95,6 +150,8 @@ class Ground:
                     return newest
                 raise
         except NoTransformError as error:
+            if kept is not None:
+                return kept
             raise NoTransformError(
                 f"TF does not tell where the ground is, from {frame or 'an image without frame_id'}"
                 f" to {base} ({error}): start what publishes it, or set obstacles.base_frame"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,10 +16,16 @@ from sensor_msgs.msg import Image, LaserScan, PointCloud2, Range
 
 from depth_node.frame import SourcePoints
 from depth_node.geometry.echoes import Echo
+from depth_node.geometry.point_times import BelievedTimes
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import Scan, ScanBuffer
 from depth_node.geometry.seen_points import Exposure, SeenPoints, SensorKind
-from depth_node.ros.extrinsics import Extrinsics, NoTransformError
+from depth_node.ros.extrinsics import (
+    Extrinsics,
+    NoTransformError,
+    far_apart,
+    one_pose_for_all,
+)
 from depth_node.ros.messages import (
     LidarScan,
     RefusedScanError,
@@ -29,7 +35,12 @@ from depth_node.ros.messages import (
     place,
 )
 from depth_node.ros.motion import CameraMotion
-from depth_node.ros.source_clock import SourceClock, SourceKey, clock_sentence
+from depth_node.ros.source_clock import (
+    SourceClock,
+    SourceKey,
+    clock_sentence,
+    standing_sentence,
+)
 
 LidarMessage: TypeAlias = "PointCloud2 | LaserScan | Image | Range"
 
@@ -107,6 +118,7 @@ class _Source:
     newest_ns: int = 0
     arrival_s: float = 0.0
     clock: SourceClock = field(default_factory=SourceClock)
+    times: BelievedTimes = field(default_factory=BelievedTimes)
 
 
 class LidarInput:
@@ -135,7 +147,7 @@ class LidarInput:
         self._max_scan_age_s = max_scan_age_s
         self._refused = refused
         self._warned = warned
-        self._without_times: set[SourceKey] = set()  # of which it was said
+        self._warned_of: set[tuple[str, ...]] = set()
         self._buffer = ScanBuffer(max_scan_age_s)
         self._horizon_ns = int(2e9 * max_scan_age_s) + 1_000_000_000
         self._sources: dict[SourceKey, _Source] = {}
@@ -168,7 +180,10 @@ class LidarInput:
                 self._buffer.forget(key)
             source.messages += 1
             source.newest_ns, source.arrival_s = stamp_ns, arrival_s
-            source.clock.scan(stamp_ns, arrival_s)
+            if source.clock.scan(stamp_ns, arrival_s):
+                source.waiting.clear()
+                self._buffer.forget(key)
+                self._warn_once(("stamp", *key), standing_sentence(key[1]))
             source.waiting.append((stamp_ns, scan))
             # Nobody may ask for a long time, while no image comes for instance.
             while source.waiting[0][0] < stamp_ns - self._horizon_ns:
@@ -209,6 +224,8 @@ class LidarInput:
         since = None if motion is None else motion.until(camera_frame, stamp_ns)
         seen = SeenPoints(Exposure(stamp_ns, since, shutter))
         trouble = "", ""
+        if self.extrinsics.is_fixed:
+            self._warn_of_several_frames(clocks)
         for key, offset_s in clocks.items():
             limit = seen.exposure.most_scans(self._kind(key), self.scans_per_image)
             scans = self._buffer.nearest(stamp_ns, key, limit)
@@ -248,9 +265,19 @@ class LidarInput:
         if registered or not scans:
             return np.eye(4)
         try:
-            return self.extrinsics.find(camera_frame, frame, stamp_ns)
+            T = self.extrinsics.find(camera_frame, frame, stamp_ns)
         except NoTransformError as error:
             raise _UnusableSourceError(str(error), "transform") from None
+        if doubt := far_apart(T, brief(frame)):
+            self._warn_once(("far apart", frame), doubt)
+        return T
+
+    def _warn_of_several_frames(self, keys: Iterable[SourceKey]) -> None:
+        """One matrix is right for one LiDAR."""
+        frames = sorted({key[1] for key in keys if self._kind(key) is not SensorKind.DEPTH_IMAGE})
+        if len(frames) > 1:
+            doubt = one_pose_for_all(frames, "empty it and let TF tell each")
+            self._warn_once(("frames",), doubt)
 
     def _add(
         self,
@@ -287,6 +314,7 @@ class LidarInput:
         """Read what waits, compare the clocks: every source and its clock's offset, in order."""
         with self._arrival:
             waiting = {key: list(source.waiting) for key, source in self._sources.items()}
+            times = {key: source.times for key, source in self._sources.items()}
             for source in self._sources.values():
                 source.waiting.clear()
                 if arrival_s is not None:
@@ -300,18 +328,22 @@ class LidarInput:
                     self._refused(error)
                     continue
                 if scan.unknown_times and moving:
-                    self._warn_once(key, scan.unknown_times)
-                self._buffer.add(scan_ns, scan.points, key, scan.offset_s, scan.noise_m)
+                    self._warn_once(
+                        ("times", *key),
+                        f"all points of a scan (frame {brief(key[1])!r}) count as measured at its"
+                        f" stamp: {scan.unknown_times}",
+                    )
+                if scan.doubt:
+                    self._warn_once(("doubt", *key), f"{brief(key[1])}: {scan.doubt}")
+                offset_s = times[key].of(scan_ns, scan.offset_s, scan.unknown_times)
+                self._buffer.add(scan_ns, scan.points, key, offset_s, scan.noise_m)
         self._buffer.retain(waiting)
         return clocks
 
-    def _warn_once(self, key: SourceKey, unknown_times: str) -> None:
-        if key not in self._without_times and len(self._without_times) < _MOST_SOURCES:
-            self._without_times.add(key)
-            self._warned(
-                f"all points of a scan (frame {brief(key[1])!r}) count as measured at its stamp:"
-                f" {unknown_times}"
-            )
+    def _warn_once(self, key: tuple[str, ...], sentence: str) -> None:
+        if key not in self._warned_of and len(self._warned_of) < _MOST_SOURCES:
+            self._warned_of.add(key)
+            self._warned(sentence)
 
     def _forget_sources(self, key: SourceKey, now_s: float) -> None:
         """Make room for a source: the silent ones go, and beyond the limit those that said least,

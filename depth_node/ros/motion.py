@@ -22,6 +22,20 @@ class CameraMotion:
         self.tolerance_s = tolerance_s
         self._source = source
 
+    def doubt(self, camera_frame: str) -> str:
+        """A sentence if nothing between the two frames can move; or ""."""
+        try:
+            _, newest_ns = self._source.lookup(self.world_frame, camera_frame, None)
+        except NoTransformError:
+            return ""
+        if newest_ns != 0:
+            return ""
+        return (
+            f"world_frame {self.world_frame!r} is joined to {camera_frame!r} by static transforms"
+            " alone, so it tells no motion, which is right only of a camera that stands still:"
+            " name a frame that the robot moves in, such as odom"
+        )
+
     def pose(self, camera_frame: str, stamp_ns: int) -> Transform:
         """T_world_camera (4, 4). Raises NoTransformError with cause and cure."""
         if not camera_frame:

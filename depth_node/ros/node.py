@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,25 +18,24 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, Range
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
+from depth_node.calibration.inverted import InvertedPose
 from depth_node.config import ConfigError
 from depth_node.engine.opening import summary
-from depth_node.engine.preprocess import resize_image
 from depth_node.engine.sharing import Opener
 from depth_node.frame import FrameInput
-from depth_node.geometry.camera import Camera, is_rectified
+from depth_node.geometry.camera import Camera
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.inference import open_configured
 from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.ros import messages
 from depth_node.ros.bond import ManagerBond
-from depth_node.ros.diagnostics import frame_trouble, type_mismatch
+from depth_node.ros.camera_input import CameraInput
+from depth_node.ros.diagnostics import SeveralPublishers, frame_trouble, type_mismatch
 from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
 from depth_node.ros.extrinsics_watch import LiveWatch
 from depth_node.ros.ground import Ground, ObstacleView
@@ -48,8 +44,9 @@ from depth_node.ros.guarded_node import (
     describe_exception,
     logged_transition,
 )
+from depth_node.ros.inputs import INPUTS, Inputs, input_types, topic_clashes
 from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
-from depth_node.ros.messages import BitDepth, LidarScan, MessageError, place
+from depth_node.ros.messages import LidarScan, place
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import Outputs, full_name
 from depth_node.ros.parameters import (
@@ -70,8 +67,6 @@ from depth_node.ros.results import (
 )
 from depth_node.ros.shared_topics import SharedTopics
 from depth_node.ros.worker import LatestWorker, Pace
-
-INPUTS = ("image", "camera_info", "points", "scan", "landmarks", "depth", "range")
 
 _CLOSE_TIMEOUT_S = 30.0
 _FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
@@ -105,24 +100,34 @@ class DepthNode(GuardedLifecycleNode):
         self._opener, self._shared_lidars = opener, lidars
         self._settings = NodeParameters(self)
         self._monitor = Monitor()
-        self._depth_bits = BitDepth(self.warn_throttled)
+        self._camera = CameraInput(
+            self.resolve_topic_name("image"),
+            self.resolve_topic_name("camera_info"),
+            self.warn_throttled,
+        )
         self._raised: set[str] = set()
         self._enabled = True
+        self._inverted = InvertedPose()
+        self._several = SeveralPublishers(("image", "camera_info"))
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
         self._motion: CameraMotion | None = None
+        self._looked_at: CameraMotion | None = None  # its world_frame was judged
         self._ground: Ground | None = None
         self._worker: LatestWorker[PendingImage] | None = None
         self._outputs: Outputs | None = None
         self._bond: ManagerBond | None = None
         self._watch: LiveWatch | None = None
-        self._inputs: list[Callable[[], object]] = []  # what ends each subscription
+        self._inputs: Inputs | None = None
         self._housekeeping: list[Any] = []
-        self._info: CameraInfo | None = None
-        self._latched = False  # also subscribed to a camera_info of before
         self._newest_ns, self._pace = 0, Pace()
         self.add_on_set_parameters_callback(self._on_parameters)
         self.get_logger().info("depth_node is up and unconfigured")
+
+    @property
+    def config(self) -> NodeConfig:
+        """The settings as they are now."""
+        return self._settings.config
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -158,21 +163,21 @@ class DepthNode(GuardedLifecycleNode):
         """Publish and subscribe; the worker starts."""
         config = self._settings.config
         self._forget()
-        self._info = None
-        self._depth_bits = BitDepth(self.warn_throttled)
+        self._camera.forget()
         self._raised.clear()
         self._monitor.reset(time.monotonic())
         self._worker = LatestWorker(self._work, self._on_failure, "depth_node_worker")
         try:
             self._outputs = Outputs(self)
             self._watch = LiveWatch(self, config.extrinsics_cpu_share, self._on_watch_failure)
+            self._inputs = Inputs(self)
             # In this order: of messages that wait together, points are taken before their image.
-            for topic, kind in self._input_types(config).items():
+            for topic, kind in input_types(config).items():
                 if topic in config.lidar_sources:
-                    self._subscribe_lidar(kind, topic)
+                    self._subscribe_lidar(self._inputs, kind, topic)
                 else:
                     callback = self._on_info if kind is CameraInfo else self._on_image
-                    self._subscribe(kind, topic, callback)
+                    self._inputs.subscribe(kind, topic, callback)
             self._hear_latched_info()
             if config.bond:
                 self._bond = ManagerBond(self)
@@ -225,9 +230,9 @@ class DepthNode(GuardedLifecycleNode):
             if self._watch is not None:
                 steps.callback(self._watch.take_down, _CLOSE_TIMEOUT_S)
                 self._watch = None
-            for end in self._inputs:
-                steps.callback(end)
-            self._inputs, self._latched = [], False
+            if self._inputs is not None:
+                steps.callback(self._inputs.close)
+                self._inputs = None
             if self._worker is not None:
                 steps.callback(self._end_worker, self._worker)
                 self._worker = None
@@ -274,6 +279,7 @@ class DepthNode(GuardedLifecycleNode):
             self._pipeline.reset()
         if self._watch is not None:
             self._watch.reset()
+        self._inverted.forget()
         self._newest_ns, self._pace = 0, Pace()
 
     # --- parameters ------------------------------------------------------------------------------
@@ -282,31 +288,17 @@ class DepthNode(GuardedLifecycleNode):
         topics = {full_name(self, name): "publisher" for name in OUTPUTS}
         topics |= {self.resolve_topic_name(name): "subscription" for name in INPUTS}
         wrong, foreign = self._settings.unknown(topics)
-        sentences = [*self._settings.problems.values(), *wrong, *self._topic_clashes()]
+        sentences = [
+            *self._settings.problems.values(),
+            *wrong,
+            *topic_clashes(self, self._settings.config),
+        ]
         if foreign:
             self.get_logger().warning(foreign)
         if sentences:
             raise ConfigError("; ".join(sentences))
         if not self._settings.config.model.path:
             raise ConfigError("model.path is empty: name an .onnx file, or embedded")
-
-    def _topic_clashes(self) -> list[str]:
-        """A sentence for each input whose topic is that of another one, or an output."""
-        used = ("image", "camera_info", *self._settings.config.lidar_sources)
-        topics = {name: self.resolve_topic_name(name) for name in INPUTS if name in used}
-        sentences = [
-            f"the inputs {first} and {second} are both {topics[first]}: remap each to a topic of"
-            " its own"
-            for first, second in itertools.combinations(topics, 2)
-            if topics[first] == topics[second]
-        ]
-        own = {full_name(self, name) for name in OUTPUTS}
-        sentences += [
-            f"the input {name} is {topic}, an output of this node: remap it to the sensor's topic"
-            for name, topic in topics.items()
-            if topic in own
-        ]
-        return sentences
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """See rclpy.node.Node: here values may be typed as the documentation has them, and a
@@ -428,75 +420,35 @@ class DepthNode(GuardedLifecycleNode):
         lidar.registered, lidar.echoing = frozenset({"depth"}), frozenset({"range"})
         return lidar
 
-    @staticmethod
-    def _input_types(config: NodeConfig) -> dict[str, type]:
-        """The topics that the settings make the node subscribe to."""
-        kinds = {
-            "camera_info": CameraInfo,
-            "points": PointCloud2,
-            "scan": LaserScan,
-            "landmarks": PointCloud2,
-            "depth": Image,
-            "range": Range,
-        }
-        inputs = {"camera_info", *config.lidar_sources}
-        image = CompressedImage if config.image_transport == "compressed" else Image
-        return {**{name: kind for name, kind in kinds.items() if name in inputs}, "image": image}
-
     # --- callbacks of the executor: they keep what comes and leave the work to the worker --------
 
-    def _subscribe(self, kind: type, topic: str, callback: Any) -> None:
-        subscription = self.create_subscription(
-            kind,
-            topic,
-            callback,
-            copy.copy(qos_profile_sensor_data),  # overrides are written into it
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
-        self._inputs.append(partial(self.destroy_subscription, subscription))
-
-    def _subscribe_lidar(self, kind: type, topic: str) -> None:
+    def _subscribe_lidar(self, inputs: Inputs, kind: type, topic: str) -> None:
         def take(scan: UnreadScan) -> None:
             self._on_lidar(scan, topic)
 
         readers = {"depth": self._depth_scan, "range": messages.range_scan}
         if topic in readers:  # of this camera alone, which tells where its pixels look
             read = readers[topic]
-            self._subscribe(kind, topic, lambda message: take(UnreadScan(message, read)))
+            inputs.subscribe(kind, topic, lambda message: take(UnreadScan(message, read)))
         elif self._shared_lidars is None:
-            self._subscribe(kind, topic, lambda message: take(UnreadScan(message)))
+            inputs.subscribe(kind, topic, lambda message: take(UnreadScan(message)))
         else:
-            name = self.resolve_topic_name(topic)
-            self._inputs.append(self._shared_lidars.subscribe(kind, name, take))
+            inputs.share(self._shared_lidars, kind, topic, take)
 
     def _depth_scan(self, message: Image) -> LidarScan:
-        return messages.depth_image_scan(message, self._camera(self._settings.config))
+        return messages.depth_image_scan(message, self._camera.calibration(self._settings.config))
 
     def _on_info(self, message: CameraInfo) -> None:
         self._monitor.camera_info(time.monotonic())
-        self._info = message
+        self._camera.info = message
 
     def _on_latched_info(self, message: CameraInfo) -> None:
-        if self._info is None:
-            self._info = message
+        if self._camera.info is None:
+            self._camera.info = message
 
     def _hear_latched_info(self) -> None:
-        """Subscribe also to a camera_info that was published once and for all late comers.
-
-        Only where there is such a publisher: every other one would warn of a QoS that differs.
-        """
-        if self._worker is None or self._info is not None or self._latched:
-            return
-        publishers = self.get_publishers_info_by_topic(self.resolve_topic_name("camera_info"))
-        kept = DurabilityPolicy.TRANSIENT_LOCAL
-        if not any(item.qos_profile.durability == kept for item in publishers):
-            return
-        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=kept)
-        subscription = self.create_subscription(
-            CameraInfo, "camera_info", self._on_latched_info, qos
-        )
-        self._inputs.append(partial(self.destroy_subscription, subscription))
-        self._latched = True
+        if self._inputs is not None and self._camera.info is None:
+            self._inputs.subscribe_latched_info(self._on_latched_info)
 
     def _on_lidar(self, scan: UnreadScan, topic: str) -> None:
         self._monitor.scan(time.monotonic())
@@ -570,6 +522,8 @@ class DepthNode(GuardedLifecycleNode):
 
     def _on_timer(self) -> None:
         self._hear_latched_info()
+        if self._worker is not None and (doubt := self._several.doubt(self)):
+            self.warn_throttled("publishers", doubt)
         extrinsics, misplaced = self._watch.report() if self._watch is not None else ({}, "")
         situation = Situation(
             active=self._worker is not None,
@@ -593,10 +547,10 @@ class DepthNode(GuardedLifecycleNode):
 
     def _input_hint(self) -> str:
         """Which input comes as another type than is read, where something is missing."""
-        silent = not self._monitor.recent("image") or self._info is None
+        silent = not self._monitor.recent("image") or self._camera.info is None
         if self._worker is None or not (silent or not self._monitor.recent("scan")):
             return ""
-        kinds = self._input_types(self._settings.config)
+        kinds = input_types(self._settings.config)
         inputs = {
             name: f"sensor_msgs/msg/{kind.__name__}"
             for name, kind in sorted(kinds.items(), key=lambda item: item[0] != "image")
@@ -612,7 +566,7 @@ class DepthNode(GuardedLifecycleNode):
         pipeline, lidar, config = self._pipeline, self._lidar, self._settings.config
         assert pipeline is not None and lidar is not None
         try:
-            image, camera = self._decode(pending.message, config)
+            image, camera = self._camera.decode(pending.message, config)
         except ValueError as error:  # a MessageError, or a calibration that cannot be used
             self._monitor.refused(time.monotonic(), str(error))
             self.warn_throttled(place(error), str(error))
@@ -650,6 +604,8 @@ class DepthNode(GuardedLifecycleNode):
                     lambda: self._obstacle_view(result, camera, pending),
                 )  # fmt: skip
             stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
+        if points.sources and not points.echoes:
+            self._inverted.look(observed, result.prediction)
         if watch is not None and points.sources:
             watch.offer_image(observed, header)
         self._report(pending, points, result, stage_ms, camera)
@@ -664,43 +620,18 @@ class DepthNode(GuardedLifecycleNode):
         self, motion: CameraMotion | None, frame: str, stamp_ns: int
     ) -> npt.NDArray[np.float64] | None:
         """T_world_camera, None where it is not known."""
+        if motion is None:
+            return None
         try:
-            return motion.pose(frame, stamp_ns) if motion is not None else None
+            pose = motion.pose(frame, stamp_ns)
+            if motion is not self._looked_at:  # once for each setting
+                self._looked_at = motion
+                if doubt := motion.doubt(frame):
+                    self.warn_throttled("world frame", doubt)
+            return pose
         except NoTransformError as error:
             self.warn_throttled("motion", str(error))
             return None
-
-    def _decode(
-        self, message: Image | CompressedImage, config: NodeConfig
-    ) -> tuple[npt.NDArray[np.uint8], Camera]:
-        """The RGB image and its camera, at the size that is worked at. Raises ValueError."""
-        camera = self._camera(config)
-        size = (camera.width, camera.height)
-        if isinstance(message, Image):
-            image = messages.image_to_rgb(message, self._depth_bits)
-        else:
-            image = messages.compressed_to_rgb(message, self._depth_bits, size)
-        height, width = image.shape[:2]
-        messages.check_size(width, height, size)
-        if 0 < config.max_width_px < width:
-            size = (config.max_width_px, max(1, round(height * config.max_width_px / width)))
-            image = resize_image(image, size[1], size[0])
-            camera = camera.resized(*size)
-        return image, camera
-
-    def _camera(self, config: NodeConfig) -> Camera:
-        info = self._info
-        if info is None:
-            topic = self.resolve_topic_name("camera_info")
-            raise MessageError(
-                f"no camera_info on {topic} yet: start its publisher or remap `camera_info`"
-            )
-        topic = self.resolve_topic_name("image")
-        rectified = is_rectified(topic, info, config.image_rectified)
-        doubt = messages.calibration_warning(info, rectified)
-        if doubt:
-            self.warn_throttled("calibration", doubt)
-        return messages.camera_of(info, rectified)
 
     def _wanted(self, camera: Camera) -> set[str]:
         """The topics that somebody listens to and that this camera has something for."""
@@ -731,6 +662,8 @@ class DepthNode(GuardedLifecycleNode):
             stamp_ms = behind_s * 1e3 if 0 <= behind_s < _FOREIGN_CLOCK_S else None
         frame = pending.message.header.frame_id
         trouble, kind = frame_trouble(points, result, camera, frame)
+        if not trouble and self._inverted.sentence:
+            trouble, kind = self._inverted.sentence, "inverted"
         if trouble:
             self.warn_throttled(f"trouble {kind}", trouble)
         record = frame_record(

@@ -99,6 +99,7 @@ _TYPES = {
     float: (Parameter.Type.DOUBLE, Parameter.Type.DOUBLE_ARRAY),
     str: (Parameter.Type.STRING, Parameter.Type.STRING_ARRAY),
 }
+_LEAST_WIDTH_PX = 32  # narrower, an image shows a network nothing, and the answer looks like depth
 _LARGEST_FLOAT = float(np.finfo(np.float64).max)
 _LARGEST_INT = 2**63 - 1
 _OWN_SECTIONS = (
@@ -135,8 +136,8 @@ class NodeConfig(PipelineConfig):
     )
     max_width_px: int = option(
         0,
-        "Wider images are shrunk to this width before anything else, and all output has the"
-        " smaller size; 0 = as they come.",
+        "Wider images are shrunk to this width, 32 or more, before anything else, and all output"
+        " has the smaller size; 0 = as they come.",
         unit="px",
         minimum=0,
     )
@@ -263,6 +264,11 @@ class NodeConfig(PipelineConfig):
         if not self.lidar_sources:
             raise ConfigError(
                 "lidar_sources is empty: name points, scan, landmarks, depth, range or several"
+            )
+        if 0 < self.max_width_px < _LEAST_WIDTH_PX:
+            raise ConfigError(
+                f"max_width_px is {self.max_width_px}, and an image that narrow shows nothing: give"
+                f" {_LEAST_WIDTH_PX} or more, or 0 for images as they come"
             )
         if self.camera_readout_time_s > 0 and not self.world_frame:
             raise ConfigError(

@@ -12,6 +12,7 @@ from depth_node.ros.messages import brief
 
 SourceKey: TypeAlias = "tuple[str, str]"  # topic and frame of a LiDAR
 
+_LONGEST_TURN_S = 0.7  # within which the pieces of a turn with one stamp come
 _CLOCK_SCANS = 3  # that must agree before a difference of clocks is believed
 _CLOCK_S = 1.0  # smaller differences may be latency
 _CLOCK_CERTAIN_S = 1.5  # larger ones are no latency: scans that seem to fit are not used
@@ -28,10 +29,17 @@ class SourceClock:
         self._lead_s = 0.0
         self._compared = True
         self._offsets: deque[float] = deque(maxlen=9)
+        self._stamp_ns: int | None = None
+        self._since_s = 0.0  # when the first message with that stamp came
 
-    def scan(self, stamp_ns: int, arrival_s: float) -> None:
-        """A scan came."""
+    def scan(self, stamp_ns: int, arrival_s: float) -> bool:
+        """A scan came. True if its stamp stands still: others with it came too long ago for both to
+        be pieces of one turn."""
+        stands = stamp_ns == self._stamp_ns and arrival_s - self._since_s > _LONGEST_TURN_S
+        if stamp_ns != self._stamp_ns:
+            self._stamp_ns, self._since_s = stamp_ns, arrival_s
         self._lead_s, self._compared = stamp_ns * 1e-9 - arrival_s, False
+        return stands
 
     def image(self, stamp_ns: int, arrival_s: float) -> None:
         """An image came: a scan since the last one is compared with it."""
@@ -69,4 +77,13 @@ def clock_sentence(frame: str, offset_s: float, corrected_s: float, setting: str
         f" {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} those of the images"
         f" throughout: a clock offset, so these scans are not used; synchronise both clocks"
         f"{hint}{cure}"
+    )
+
+
+def standing_sentence(frame: str) -> str:
+    """What is wrong with stamps that stand still."""
+    return (
+        f"scans of the LiDAR (frame {brief(frame)!r}) come with one stamp again and again: nobody"
+        " knows how old their points are, and only the newest scan counts: let the driver set"
+        " header.stamp of each scan, with nanoseconds"
     )

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.geometry.camera import Camera
-from depth_node.simulation.renderer import LidarPattern, Scene, camera_path
+from depth_node.simulation.renderer import LidarPattern, Scene
+from depth_node.simulation.viewpoints import camera_path
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 

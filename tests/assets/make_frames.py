@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.prediction import Prediction
-from depth_node.simulation.renderer import LidarPattern, Scene, random_view
+from depth_node.simulation.renderer import LidarPattern, Scene
+from depth_node.simulation.viewpoints import random_view
 
 FRAMES = Path(__file__).parent / "frames"
 HEIGHT, WIDTH = 150, 200

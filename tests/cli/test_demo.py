@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from depth_node import live
 from depth_node.cli import demo
-from depth_node.ros import live
 
 
 @pytest.mark.parametrize("wrong", [{"seconds": 0.1}, {"rate_hz": 0.0}, {"size": (10, 640)}])

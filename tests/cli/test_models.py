@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from depth_node.cli import main
-from depth_node.engine.manifest import Manifest
+from depth_node.engine.manifest import Manifest, manifest_path
 
 pytest.importorskip("rich", reason="rich is not installed")
 # rclpy imports lark, which imports modules that Python has renamed: nobody here can help.
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
+
+MEAN = ("ReduceMean", ["b", "channels"], ["output"])
 
 
 def test_manifest_of_a_users_model(
@@ -39,3 +42,35 @@ def test_list_shows_the_packages_network_and_those_to_fetch(
     shown = capsys.readouterr().out
     for word in ("embedded", "whole", "To fetch", "licence", "fetched networks lie in"):
         assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"),
+    [
+        ([("Identity", ["image"], ["output"])], "needs (height, width)"),
+        ([("Sub", ["image", "image"], ["a"]), ("Div", ["a", "a"], ["b"]), MEAN], "finite number"),
+        ([("Sub", ["image", "image"], ["a"]), ("Add", ["a", "two"], ["b"]), MEAN], "2 everywhere"),
+        ([("Abs", ["image"], ["a"]), ("Neg", ["a"], ["b"]), MEAN], "below 0 in half of the image"),
+        ([("Exp", ["image"], ["b"]), MEAN], ""),
+    ],
+    ids=["shape", "nan", "constant", "negative", "right"],
+)
+def test_a_networks_answer_is_looked_at_before_its_manifest_is_written(
+    nodes: list[Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx", reason="onnx builds the models of this test")
+    from tests.helpers.tiny_models import save_nodes
+
+    model = save_nodes(
+        tmp_path / "net.onnx", nodes, constants={"two": [2.0]}, whole={"channels": [1]}
+    )
+    arguments = ["models", "manifest", str(model), "--meaning", "depth_metric"]
+    assert main.main(arguments) == (2 if told else 0)
+    said = capsys.readouterr().err
+    assert told in said and len(said.strip().splitlines()) == (1 if told else 0)
+    assert manifest_path(model).exists() == (not told)
+    # The check can be left out; names, shapes and types are compared all the same.
+    assert main.main([*arguments, "--no-run"]) == 0
+    assert Manifest.load(manifest_path(model)).meaning == "depth_metric"
+    assert main.main([*arguments, "--no-run", "--output-name", "nothing"]) == 2

@@ -20,6 +20,7 @@ from depth_node.engine.preprocess import INTERPOLATIONS, RESIZES, InputSpec, to_
 from depth_node.fitting import surface_maps
 from depth_node.fitting.field.settings import FieldConfig
 from depth_node.fitting.region_surfaces import SurfaceTable
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import KINDS, Prediction
 
 pytest.importorskip("onnxruntime")
@@ -205,9 +206,12 @@ def test_field_twin_is_the_fields_own_depth(kind: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(depth_node.fitting.field.base, "resized", caught)
     monkeypatch.setattr(depth_node.fitting.field.solve, "fit_base", noted)
     found = depth_node.fitting.field.solve.solve(
-        Prediction(values, kind), row, col, truth[row, col].astype(np.float64),
-        np.zeros(len(row)), None, None, FieldConfig(compiler="numpy"),
-    )  # fmt: skip
+        Prediction(values, kind),
+        SparseDepth.from_arrays(row, col, truth[row, col]),
+        None,
+        None,
+        FieldConfig(compiler="numpy"),
+    )
     (base,) = bases
     line = Line(base.kind, base.scale, base.shift, base.nearest, base.farthest, 0.05, 200.0)
     close = [

@@ -113,6 +113,19 @@ def test_few_points_correct_what_is_remembered(count: int) -> None:
     assert len(helped.fit.point_inlier) == count and helped.fit.point_inlier.all()
 
 
+def test_few_points_do_not_stop_the_interval_from_widening() -> None:
+    """They correct the line as a whole; a twentieth of its drift differs from place to place."""
+    bounds = []
+    for age_s in (1.0, 8.0, 25.0):
+        of = pipeline()
+        show(of, 0.0, points(200))
+        bounds.append(show(of, age_s, points(5)).fit.details["bound"])
+    assert bounds[0] < bounds[1] < bounds[2]
+    # Few points leave their own error too, e^2 / n beside e^2.
+    of_pixels = np.log1p(bounds[2]) ** 2 * 5 / 6
+    assert of_pixels == pytest.approx(0.02**2 + 0.05 * 0.18**2 * 25, rel=0.02)
+
+
 def test_a_single_wrong_point_moves_nothing() -> None:
     of = pipeline()
     show(of, 0.0, points(200))

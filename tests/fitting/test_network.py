@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from depth_node.fitting.network import left_out_blocks, network_answer
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 
 SHAPE = (60, 80)
@@ -23,9 +24,9 @@ def scattered(count: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("count", "judged"), [(18, False), (19, True)])
 def test_fewer_than_nineteen_errors_bound_nothing(count: int, judged: bool) -> None:
     """The largest of n errors is above the next one in n / (n + 1) of cases: .95 from 19 on."""
-    rows, cols = scattered(count)
+    points = SparseDepth.from_arrays(*scattered(count), np.full(count, 3.1))
     metres = Prediction(np.full(SHAPE, 3.0, np.float32), "depth_metric")
-    answer = network_answer(metres, rows, cols, np.full(count, 3.1), (0.1, 100.0), 0.5)
+    answer = network_answer(metres, points, (0.1, 100.0), 0.5)
     assert np.isfinite(answer.std).all() == judged and np.isfinite(answer.std).any() == judged
     np.testing.assert_allclose(answer.depth, 3.0)
 

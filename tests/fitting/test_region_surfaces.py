@@ -8,7 +8,7 @@ import pytest
 
 from depth_node import fitting
 from depth_node.benchmarks import speed
-from depth_node.fitting import FitConfig, FitStatus, RegionStatus, region_surfaces
+from depth_node.fitting import FitConfig, FitStatus, RegionStatus, region_groups
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 from tests.helpers.fits import fit
@@ -117,7 +117,7 @@ def test_neighbours_are_looked_up_only_when_somebody_needs_them(
     def refuse(labels: np.ndarray) -> None:
         raise AssertionError("nobody needs to borrow")
 
-    monkeypatch.setattr(region_surfaces, "adjacency", refuse)
+    monkeypatch.setattr(region_groups, "adjacency", refuse)
     relative, labels = bumpy(), cells(2, 2)
     points = sample(truth_of(relative, labels)[0], 200)
     prediction = Prediction(relative, "depth_affine_invariant")

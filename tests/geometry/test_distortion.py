@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from depth_node.geometry.camera import Camera, is_rectified
+from depth_node.geometry.camera import Camera
 from tests.helpers.cameras import undistorted
 
 # The calibration of a real OAK-D: at r = 0.674 numerator and denominator nearly cancel.
@@ -48,7 +47,6 @@ def errors_px(camera: Camera) -> np.ndarray:
     rays = camera.rays()
     known = np.isfinite(rays).all(-1)
     assert np.array_equal(known, np.isfinite(rays).any(-1)), "a ray is there or it is not"
-    assert camera.fraction_without_ray() == pytest.approx(1 - known.mean())
     errors = np.full(known.shape, np.nan)
     if known.any():
         rows, cols = np.nonzero(known)
@@ -246,10 +244,10 @@ def test_zeros_behind_the_last_coefficient_belong_to_every_model() -> None:
         Camera.from_matrix(k, (*[0.0] * 12, 1.6, 0.0), "rational_polynomial", 160, 120)
 
 
-def test_the_fraction_without_a_ray_is_told() -> None:
+def test_only_pixels_beyond_the_fold_have_no_ray() -> None:
     folded = Camera(640, 480, 190, 190, 320, 240, "equidistant", (-0.25, 0.0, 0.0, 0.0))
-    assert 0.2 < folded.fraction_without_ray() < 0.8
-    assert oak_d().fraction_without_ray() == 0
+    assert 0.2 < np.isnan(folded.rays()[..., 2]).mean() < 0.8
+    assert not np.isnan(oak_d().rays()).any()
 
 
 def test_rays_of_a_large_image_are_quick() -> None:
@@ -259,32 +257,3 @@ def test_rays_of_a_large_image_are_quick() -> None:
         start = time.process_time()
         camera.rays()
         assert time.process_time() - start < 2.0  # 0.4 s on a quiet core
-
-
-@pytest.mark.parametrize(
-    ("topic", "setting", "d", "rectified"),
-    [
-        ("/cam/image_rect", "auto", 0.1, True),
-        ("image_rect", "auto", 0.1, True),
-        ("/cam/image_rect_color/compressed", "auto", 0.1, True),
-        ("/cam/image_rect/theora", "auto", 0.1, True),
-        ("/cam/image_rect_raw/compressed", "auto", 0.1, True),
-        ("/image_rect/image_raw", "auto", 0.1, False),
-        ("/image_rect_node/image_raw", "auto", 0.1, False),
-        ("/rect/compressed", "auto", 0.1, False),
-        ("", "auto", 0.1, False),
-        ("/cam/image_raw/compressed", "auto", 0.1, False),
-        ("/cam/image_raw", "auto", 0.0, True),
-        ("/cam/image_raw", "yes", 0.1, True),
-        ("/cam/image_rect", "no", 0.0, False),
-    ],
-)
-def test_what_is_rectified(topic: str, setting: str, d: float, rectified: bool) -> None:
-    k = np.array([[80.0, 0, 40], [0, 80, 30], [0, 0, 1]])
-    p = np.hstack([k, np.zeros((3, 1))])
-    info = SimpleNamespace(
-        d=[d] * 5, k=k.ravel(), r=np.eye(3).ravel(), p=p.ravel(), distortion_model="plumb_bob"
-    )
-    assert is_rectified(topic, info, setting) is rectified
-    fisheye = SimpleNamespace(**{**vars(info), "distortion_model": "equidistant"})
-    assert not is_rectified("/cam/image_raw", fisheye, "auto")

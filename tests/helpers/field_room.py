@@ -103,8 +103,7 @@ def inside(result: FitResult, truth: NDArray[np.float32], area: Any = None) -> f
 
 def room_features(room: Room, points: SparseDepth) -> FieldFeatures:
     """Features of a frame of the room."""
-    rows, cols, depth, age_s = points.rows, points.cols, points.depth, points.age_s
-    merged, _ = merge_points(rows, cols, depth, age_s, room.depth.shape)
+    merged, _ = merge_points(points, room.depth.shape)
     base = fit_base(network(room), merged)
     return FieldFeatures.of(base, merged, room.labels, room.image, 0.5, WHOLE_METHOD, kernels())
 

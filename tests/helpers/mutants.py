@@ -214,8 +214,9 @@ def read_bounded(path: Path) -> dict[str, object]:
     frames, sentences = 0, []
     if is_bag(path):
         from depth_node.ros import bags
+        from depth_node.ros.bags import reader
 
-        bags._type_store()
+        reader._type_store()
         bound_memory()
         try:
             with bags.Bag(path) as bag:

@@ -28,7 +28,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from depth_node.ros.live import free_domain
+from depth_node.live import free_domain
 from depth_node.ros.node import DepthNode
 
 HEIGHT, WIDTH = 48, 64
@@ -49,7 +49,7 @@ TRANSITIONS = {  # number, and the state that it leads to
 def own_domain() -> int:
     """A ROS domain of this process, so that tests hear nobody else.
 
-    Another worker's processes of depth_node.ros.live choose among other domains.
+    Another worker's processes of depth_node.live choose among other domains.
     """
     return free_domain(range(51, 101))
 
@@ -281,7 +281,7 @@ class Rig:
         if len(points):
             self.publish("points", cloud(stamp_s, points))
             until(lambda: self.node._monitor.total("scan") > scans, PATIENCE_S, "the scan")
-        until(lambda: self.node._info is not None, PATIENCE_S, "camera_info")
+        until(lambda: self.node._camera.info is not None, PATIENCE_S, "camera_info")
         self.publish("image", image)
         return depth
 

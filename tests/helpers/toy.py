@@ -28,6 +28,7 @@ from torch import nn
 
 from depth_node import config
 from training import checkpoints, loop
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Config:
     """Eight steps of four images."""
 
     width: int = config.option(6, "Channels.", minimum=1)
-    loop: loop.LoopConfig = config.section(
-        loop.LoopConfig,
+    loop: LoopConfig = config.section(
+        LoopConfig,
         "The loop.",
         seed=7,
         steps=8,
@@ -49,7 +50,7 @@ class Config:
     )
 
 
-class Toy(loop.Recipe):
+class Toy(Recipe):
     """Brightness of noise images through a frozen and two learnt layers."""
 
     name = "toy"
@@ -76,14 +77,14 @@ class Toy(loop.Recipe):
         self.projection.register_parameter("unused", nn.Parameter(torch.ones(2)))
         return self.projection
 
-    def batch(self, step: int, part: loop.BatchPart) -> loop.Batch:
+    def batch(self, step: int, part: BatchPart) -> Batch:
         images = [
-            rng.random((3, 8, 8), np.float32) for rng in loop.generators(self.cfg.loop, step, part)
+            rng.random((3, 8, 8), np.float32) for rng in generators(self.cfg.loop, step, part)
         ]
         return {"image": torch.from_numpy(np.stack(images))}
 
     def loss(
-        self, model: nn.Module, batch: loop.Batch, averaged: nn.Module | None
+        self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, torch.Tensor]:
         features = model(batch["image"]).mean(dim=(2, 3))
         answer = self.projection(features)[:, 0]
@@ -137,7 +138,7 @@ def main() -> int:
     if args.interrupt_at >= 0:
         usual = recipe.batch
 
-        def interrupted(step: int, part: loop.BatchPart) -> loop.Batch:
+        def interrupted(step: int, part: BatchPart) -> Batch:
             if step == args.interrupt_at:
                 os.killpg(0, signal.SIGINT)  # as a terminal does: to all processes of the group
             return usual(step, part)

@@ -21,7 +21,7 @@ import pytest
 from depth_node.cli import main
 from depth_node.engine.manifest import Manifest, manifest_path
 from depth_node.inference import open_engine
-from depth_node.model_zoo import fetch, registry
+from depth_node.model_zoo import download, fetch, registry
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("rich", reason="rich is not installed")
@@ -289,8 +289,8 @@ def test_what_is_no_onnx_is_refused(ready: registry.RegistryEntry, hub: hub_serv
 
 
 def test_full_disk(ready: registry.RegistryEntry, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = fetch.shutil.disk_usage("/")
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=10))
+    usage = download.shutil.disk_usage("/")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=10))
     assert "make room, or set XDG_DATA_HOME" in refusal(lambda: fetch.fetch(ready))
 
 
@@ -346,7 +346,7 @@ def test_more_than_was_announced_is_neither_received_nor_kept(
     hub.body = WAYS[way]
     if not announced:
         hub.size = None
-        monkeypatch.setattr(fetch, "_MAX_BYTES", 500)
+        monkeypatch.setattr(download, "_MAX_BYTES", 500)
     largest = 0
 
     def watch(name: str, received: int, total: int | None) -> None:
@@ -393,8 +393,8 @@ def test_a_file_of_unknown_size_is_received_as_long_as_there_is_room(
     ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.size = None
-    usage = fetch.shutil.disk_usage("/")
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=10**8))
+    usage = download.shutil.disk_usage("/")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=10**8))
     assert "make room" in refusal(lambda: fetch.fetch(ready))
     monkeypatch.undo()
     monkeypatch.setenv("XDG_DATA_HOME", str(data.parent.parent))
@@ -495,7 +495,7 @@ def test_mutants_of_a_download(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Of the answer's body, whatever its packing: the file, or a sentence and no file."""
-    monkeypatch.setattr(fetch.time, "sleep", lambda _: None)
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
     content = hub.files["somebody/net/onnx/model.onnx"]
     pack = zlib.compressobj(wbits=31)
     forms = {"identity": content, "gzip": pack.compress(content) + pack.flush()}

@@ -14,7 +14,8 @@ from depth_node.prediction import Prediction
 from depth_node.regions.propagation import RegionMemory
 from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
-from depth_node.simulation.renderer import Scene, camera_path
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import camera_path
 
 CAMERA = Camera(160, 120, 120.0, 120.0, 79.5, 59.5)
 ALWAYS = SegmentationConfig(every=0, change=1.0)

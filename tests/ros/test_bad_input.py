@@ -158,7 +158,7 @@ def changed(**changes: object) -> Image:
 )
 def test_pictures_that_cannot_be_used(rig: Rig, image: Image, words: str) -> None:
     rig.publish("camera_info", info(1.0))
-    until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
+    until(lambda: rig.node._camera.info is not None, PATIENCE_S, "camera_info")
     rig.publish("image", image)
     rig.said(words)
     assert rig.node._monitor.total("refused") == 1
@@ -177,12 +177,16 @@ def test_pictures_that_cannot_be_used(rig: Rig, image: Image, words: str) -> Non
 )
 def test_calibrations_that_cannot_be_used(rig: Rig, changes: dict[str, object], words: str) -> None:
     rig.publish("camera_info", info(1.0, **changes))
-    until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
+    until(lambda: rig.node._camera.info is not None, PATIENCE_S, "camera_info")
     rig.publish("image", camera_image(1.0)[0])
     rig.said(words)
     assert not depths(rig)
     rig.publish("camera_info", info(1.1))
-    until(lambda: rig.node._info.k[0] > 0 and not any(rig.node._info.d), PATIENCE_S, "camera_info")
+    until(
+        lambda: rig.node._camera.info.k[0] > 0 and not any(rig.node._camera.info.d),
+        PATIENCE_S,
+        "camera_info",
+    )
     good_frame_works(rig)
 
 
@@ -195,7 +199,7 @@ def test_no_camera_info(rig: Rig) -> None:
 def test_the_picture_may_change_its_size_at_run_time(rig: Rig) -> None:
     good_frame_works(rig, 1.0)
     rig.publish("camera_info", info(2.0, 96, 128))
-    until(lambda: rig.node._info.width == 128, PATIENCE_S, "camera_info")
+    until(lambda: rig.node._camera.info.width == 128, PATIENCE_S, "camera_info")
     image, truth = camera_image(2.0, 96, 128)
     rig.publish("points", cloud(2.0, lidar_points(truth)))
     until(lambda: rig.node._monitor.total("scan") == 2, PATIENCE_S, "the scan")
@@ -204,7 +208,7 @@ def test_the_picture_may_change_its_size_at_run_time(rig: Rig) -> None:
     assert depths(rig)[1].shape == (96, 128)
     np.testing.assert_allclose(depths(rig)[1], truth, rtol=CLOSE)
     rig.publish("camera_info", info(3.0))
-    until(lambda: rig.node._info.width == 64, PATIENCE_S, "camera_info")
+    until(lambda: rig.node._camera.info.width == 64, PATIENCE_S, "camera_info")
     good_frame_works(rig)
 
 

@@ -19,8 +19,9 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import Log
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 
 from depth_node.engine.options import EngineConfig, ModelConfig
@@ -112,7 +113,7 @@ class Peer:
     def show(self, camera: str, stamp_s: float) -> None:
         image, _ = camera_image(stamp_s)
         self.publish(f"/{camera}/camera_info", info(stamp_s))
-        until(lambda: self.node(camera)._info is not None, PATIENCE_S, "camera_info")
+        until(lambda: self.node(camera)._camera.info is not None, PATIENCE_S, "camera_info")
         self.publish(f"/{camera}/image", image)
 
 
@@ -135,6 +136,17 @@ def cameras_of(rig: Peer, opener: Opener = open_configured) -> tuple[Cameras, li
 
 
 POINTS = lidar_points(camera_image(1.0)[1])
+
+
+def test_one_pose_in_the_part_for_all_cameras_is_told(network: Path) -> None:
+    """T_camera_lidar under /**: no two cameras are in one place."""
+    with Peer(*arguments(["front", "left"], network)) as rig:
+        logs: list[str] = []
+        quality = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        rig.peer.create_subscription(Log, "/rosout", lambda m: logs.append(m.msg), quality)
+        cameras_of(rig)
+        words = "cameras front and left have the same T_camera_lidar"
+        until(lambda: any(words in line for line in logs), PATIENCE_S, words)
 
 
 def sequence(rig: Peer, cameras: list[str]) -> dict[str, np.ndarray]:
@@ -234,7 +246,7 @@ def stall(rig: Peer, opener: Opener, may_run: threading.Event, may_open: threadi
     nonsense, _ = camera_image(1.0, height=7, width=5)
     rig.listen("absurd")
     rig.publish("/absurd/camera_info", info(1.0))
-    until(lambda: absurd._info is not None, PATIENCE_S, "camera_info")
+    until(lambda: absurd._camera.info is not None, PATIENCE_S, "camera_info")
     rig.publish("/absurd/image", nonsense)
     until(lambda: absurd._monitor.total("refused") == 1, PATIENCE_S, "the refusal")
     for count in range(1, 6):

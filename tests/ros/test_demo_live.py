@@ -23,12 +23,12 @@ from tests.helpers.recordings import write_frame
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
+from depth_node import live
 from depth_node.calibration.estimate import correction_matrix
 from depth_node.config import build
 from depth_node.geometry.rigid import invert_rigid, transform
 from depth_node.pipeline import PipelineConfig
 from depth_node.ros import demo as processes
-from depth_node.ros import live
 from depth_node.ros.demo import there_and_back, turned_lidar
 from depth_node.simulation.walk import T_CAMERA_LIDAR
 
@@ -158,7 +158,7 @@ def test_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signa
     script = f"""
 from contextlib import contextmanager
 from pathlib import Path
-from depth_node.ros import live
+from depth_node import live
 @contextmanager
 def progress(what, total):
     print(what, flush=True)

@@ -155,7 +155,9 @@ def test_a_depth_image_is_enough(network: Path, encoding: str) -> None:
         image, truth = camera_image(1.0)
         rig.publish("depth", depth_image(sparse(truth), encoding=encoding))
         rig.publish("camera_info", info(1.0))  # it may come after the depth
-        until(lambda: rig.node._info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs")
+        until(
+            lambda: rig.node._camera.info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs"
+        )
         rig.publish("image", image)
         until(lambda: heard, PATIENCE_S, "depth")
         np.testing.assert_allclose(messages.image_view(heard[0]), truth, rtol=CLOSE)

@@ -110,7 +110,7 @@ def test_a_lidar_clock_of_tai_is_named_and_its_cure_works(network: Path) -> None
 
 def test_many_wrong_clouds_are_one_warning_and_no_failed_frame(rig: Rig) -> None:
     rig.publish("camera_info", info(1.0))
-    until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
+    until(lambda: rig.node._camera.info is not None, PATIENCE_S, "camera_info")
     for index in range(40):
         message = cloud(1.0 + index / 100, POINTS)
         message.data = message.data[: 12 * (index + 1)]
@@ -144,7 +144,7 @@ def test_a_rectified_topic_is_believed_through_its_transport(network: Path) -> N
     with Rig(*settings(network, more), arguments=arguments).start() as rig:
         heard = rig.listen(Image, "depth/image_rect")
         rig.publish("camera_info", info(1.0, d=[-0.3, 0.0, 0.0, 0.0, 0.0]))
-        until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
+        until(lambda: rig.node._camera.info is not None, PATIENCE_S, "camera_info")
         image, truth = camera_image(1.0)
         rig.publish("points", cloud(1.0, POINTS))
         until(lambda: rig.node._monitor.total("scan") == 1, PATIENCE_S, "the scan")
@@ -164,11 +164,11 @@ def test_a_camera_info_published_once_is_received(network: Path, when: str) -> N
         if when == "before":
             time.sleep(0.3)
             rig.start()
-        until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info of before")
+        until(lambda: rig.node._camera.info is not None, PATIENCE_S, "camera_info of before")
         assert not any("incompatible QoS" in line for line in rig.logs)
         for _ in range(2):
             assert rig.change("deactivate") and rig.change("activate")
-            until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info, once more")
+            until(lambda: rig.node._camera.info is not None, PATIENCE_S, "camera_info, once more")
 
 
 def test_the_wrong_transport_is_named(rig: Rig) -> None:
@@ -197,7 +197,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(network: Path) -> None:
     with Rig(*settings(network, "image_transport:=compressed")).start() as rig:
         rig.listen(Image, "depth/image_rect")
         rig.publish("camera_info", info(1.0))
-        until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
+        until(lambda: rig.node._camera.info is not None, PATIENCE_S, "camera_info")
         head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (30_000).to_bytes(4, "big") * 2 + b"\x08\0\0\0\0"
         rig.publish("image", CompressedImage(header=header(1.0), data=head))
         rig.said("the image is 30000x30000 but camera_info is for 64x48")

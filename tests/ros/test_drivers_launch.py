@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-
-from depth_node.geometry.camera import is_rectified
 
 
 def tables(repo: Path) -> dict[str, Any]:
@@ -42,8 +39,13 @@ def test_an_image_and_its_calibration_are_of_one_camera(repo: Path) -> None:
 
 def test_what_auto_makes_of_their_names(repo: Path) -> None:
     """ZED 4's name says that it is rectified; the other rectified one has no distortion (D = 0)."""
-    k, p = np.diag([80.0, 80.0, 1.0]), np.eye(3, 4)
-    info = SimpleNamespace(d=[0.1] * 5, k=k, r=np.eye(3), p=p, distortion_model="plumb_bob")
+    pytest.importorskip("sensor_msgs", reason="ROS 2 messages are not installed")
+    from sensor_msgs.msg import CameraInfo
+
+    from depth_node.ros.messages import is_rectified
+
+    k, p = np.diag([80.0, 80.0, 1.0]).ravel(), np.eye(3, 4).ravel()
+    info = CameraInfo(d=[0.1] * 5, k=k, r=np.eye(3).ravel(), p=p, distortion_model="plumb_bob")
     cameras = tables(repo)["CAMERAS"]
     rectified = {name for name, (image, _) in cameras.items() if is_rectified(image, info)}
     assert rectified == {"zed4"}

@@ -61,6 +61,24 @@ def test_a_static_transform_is_asked_for_once_and_kept_when_its_publisher_is_gon
         extrinsics.find("camera", "lidar", 5)
 
 
+def test_another_static_transform_is_noticed_within_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever calibrates starts the static publisher anew, and looks at the depth."""
+    now = [100.0]
+    monkeypatch.setattr("depth_node.ros.extrinsics.time.monotonic", lambda: now[0])
+    buffer = Buffer({0.0: T_AT_1})
+    extrinsics = Extrinsics(source=buffer)
+    extrinsics.find("camera", "lidar", 1)
+    buffer.transforms = {0.0: T_AT_2}
+    np.testing.assert_array_equal(extrinsics.find("camera", "lidar", 2), T_AT_1)
+    now[0] += 1.1
+    np.testing.assert_array_equal(extrinsics.find("camera", "lidar", 3), T_AT_2)
+    buffer.transforms = {}
+    now[0] += 1.1
+    np.testing.assert_array_equal(extrinsics.find("camera", "lidar", 4), T_AT_2)
+
+
 def test_a_missing_transform_is_found_once_it_comes() -> None:
     buffer = Buffer({})
     extrinsics = Extrinsics(source=buffer)

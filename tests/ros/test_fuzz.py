@@ -254,7 +254,7 @@ def test_no_message_ends_the_node(network: Path, transport: str) -> None:
         rig.reset()
         rig.publish("camera_info", info(500.0))
         depths = rig.received["depth/image_rect"]
-        until(lambda: rig.node._info.header.stamp.sec == 500, PATIENCE_S, "camera_info")
+        until(lambda: rig.node._camera.info.header.stamp.sec == 500, PATIENCE_S, "camera_info")
         truth = rig.show(500.0)
         until(lambda: any(m.header.stamp.sec == 500 for m in depths), PATIENCE_S, "the good frame")
         good = next(m for m in depths if m.header.stamp.sec == 500)

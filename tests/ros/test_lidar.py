@@ -313,6 +313,25 @@ def test_each_point_is_moved_by_its_own_time() -> None:
     assert np.ptp(still.points[:, 2]) == pytest.approx(1.0, abs=1e-3), "nobody says that it moves"
 
 
+def test_times_that_count_within_the_second_are_not_taken_for_times_since_the_stamp() -> None:
+    """While the second is young nothing in a message tells them apart; later it is beyond a scan.
+
+    At 10 m/s the points would be up to 4 m from where they are.
+    """
+    source = lidar()
+    motion = CameraMotion("odom", Approach(), 0.1)
+    turn = np.linspace(0, 1e8, 200)
+    wrong = []
+    for i in range(30):
+        stamp_s = 1.6 + 0.1 * i
+        ticks = ((stamp_s % 1) * 1e9 + turn) % 1e9
+        scan = spinning_cloud(stamp_s, ticks.astype(np.uint32))
+        source.offer(round(stamp_s * 1e9), UnreadScan(scan), "points", stamp_s + 0.1)
+        got = source.collect("camera", round(stamp_s * 1e9), motion)
+        wrong.append(bool(np.ptp(got.age_s[-200:])))
+    assert not any(wrong), "a scan of which no time of a point is known has one age"
+
+
 def test_a_rolling_shutter_sees_each_point_at_its_rows_time() -> None:
     """At 10 m/s the last row, 50 ms later, sees a point half a metre nearer than the first."""
     source = lidar()
@@ -350,7 +369,7 @@ def test_times_that_mean_nothing_are_told_once_for_each_source() -> None:
             cloud = spinning_cloud(stamp_s, ticks, frame)
             source.offer(round(stamp_s * 1e9), UnreadScan(cloud), "points", stamp_s)
         assert len(source.collect("camera", round(stamp_s * 1e9), motion).points) >= 400
-    assert len(sentences) == 2
+    assert len(sentences) == 3 and "points of all frames alike" in sentences.pop()
     assert "frame 'front'" in sentences[0] and "'t'" in sentences[0]
     for i in range(200):
         scan = UnreadScan(spinning_cloud(2.0, ticks, f"invented {i}"))

@@ -445,9 +445,8 @@ def test_what_camera_info_says_of_a_stereo_pair_is_warned_about() -> None:
     assert "turns the image by 1.00 degrees" in messages.calibration_warning(
         message, rectified=True
     )
-    assert (
-        messages.calibration_warning(info(r=[float("nan")] * 9, p=[0.0] * 12), rectified=True) == ""
-    )
+    nothing = info(r=[float("nan")] * 9, p=[0.0] * 12, d=[0.0] * 5)
+    assert messages.calibration_warning(nothing, rectified=True) == ""
 
 
 def test_a_calibration_of_another_size_of_image_is_warned_about() -> None:
@@ -525,9 +524,9 @@ def test_image_round_trip(encoding: str, kind: str) -> None:
 
 
 def test_millimetres_never_turn_unknown_into_a_number_or_wrap_around() -> None:
-    depth = np.array([[np.nan, 0.0004, 0.0006, 1.2345, 65.535, 65.6, np.inf, -1.0]], np.float32)
+    depth = np.array([[np.nan, 0.0004, 0.0006, 1.2345, 65.534, 65.535, np.inf, -1.0]], np.float32)
     found = depth_to_millimetres(depth)
-    np.testing.assert_array_equal(found, [[0, 0, 1, 1235, 65535, 0, 0, 0]])
+    np.testing.assert_array_equal(found, [[0, 0, 1, 1235, 65534, 0, 0, 0]])
 
 
 def test_labels_that_do_not_fit_are_refused() -> None:
@@ -659,3 +658,32 @@ def test_rays_of_a_laser_scan_have_times_of_their_own() -> None:
     np.testing.assert_allclose(read.offset_s, [-0.04, -0.02, 0.0], atol=1e-7)
     scan.time_increment = 0.5  # 2.5 s
     assert messages.lidar_scan(scan).offset_s is None
+
+
+@pytest.mark.parametrize(
+    ("topic", "setting", "d", "rectified"),
+    [
+        ("/cam/image_rect", "auto", 0.1, True),
+        ("image_rect", "auto", 0.1, True),
+        ("/cam/image_rect_color/compressed", "auto", 0.1, True),
+        ("/cam/image_rect/theora", "auto", 0.1, True),
+        ("/cam/image_rect_raw/compressed", "auto", 0.1, True),
+        ("/image_rect/image_raw", "auto", 0.1, False),
+        ("/image_rect_node/image_raw", "auto", 0.1, False),
+        ("/rect/compressed", "auto", 0.1, False),
+        ("", "auto", 0.1, False),
+        ("/cam/image_raw/compressed", "auto", 0.1, False),
+        ("/cam/image_raw", "auto", 0.0, True),
+        ("/cam/image_raw", "yes", 0.1, True),
+        ("/cam/image_rect", "no", 0.0, False),
+    ],
+)
+def test_what_is_rectified(topic: str, setting: str, d: float, rectified: bool) -> None:
+    k = np.array([[80.0, 0, 40], [0, 80, 30], [0, 0, 1]])
+    p = np.hstack([k, np.zeros((3, 1))])
+    info = CameraInfo(
+        d=[d] * 5, k=k.ravel(), r=np.eye(3).ravel(), p=p.ravel(), distortion_model="plumb_bob"
+    )
+    assert messages.is_rectified(topic, info, setting) is rectified
+    info.distortion_model = "equidistant"
+    assert not messages.is_rectified("/cam/image_raw", info, "auto")

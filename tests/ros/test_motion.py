@@ -127,7 +127,11 @@ def late_scan_depth(rig: Rig) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.f
     points = lidar_points(truth) + np.float32([0, 0, 0.5])
     rig.publish("camera_info", info(1.25))
     rig.publish("points", cloud(1.0, points))
-    until(lambda: bool(rig.node._info and rig.node._monitor.total("scan")), PATIENCE_S, "inputs")
+    until(
+        lambda: bool(rig.node._camera.info and rig.node._monitor.total("scan")),
+        PATIENCE_S,
+        "inputs",
+    )
     rig.publish("image", image)
     until(lambda: bool(heard), PATIENCE_S, "depth")
     return messages.image_view(heard[0]), truth

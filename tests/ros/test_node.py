@@ -131,7 +131,7 @@ def test_sixteen_bit_depth(network: Path) -> None:
 def test_a_distorted_picture_is_not_called_rectified(rig: Rig) -> None:
     heard = {name: rig.listen(Image, f"depth/{name}") for name in ("image", "image_rect")}
     rig.publish("camera_info", info(1.0, d=[-0.05, 0.0, 0.0, 0.0, 0.0]))
-    until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
+    until(lambda: rig.node._camera.info is not None, PATIENCE_S, "camera_info")
     image, depth = camera_image(1.0)
     rig.publish("points", cloud(1.0, lidar_points(depth)))
     rig.publish("image", image)
@@ -154,7 +154,7 @@ def test_a_rectified_topic_is_believed(network: Path) -> None:
                 k=[70.0, 0.0, 31.5, 0.0, 70.0, 23.5, 0.0, 0.0, 1.0],
             ),
         )
-        until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
+        until(lambda: rig.node._camera.info is not None, PATIENCE_S, "camera_info")
         rig.publish("camera/image_rect", camera_image(1.0)[0])
         until(lambda: heard and infos, PATIENCE_S, "depth")
         assert infos[0].k[0] == 60.0, "P of camera_info, not K"
@@ -183,7 +183,9 @@ def test_compressed_pictures(network: Path) -> None:
         image, truth = camera_image(1.0)
         rig.publish("camera_info", info(1.0))
         rig.publish("points", cloud(1.0, lidar_points(truth)))
-        until(lambda: rig.node._info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs")
+        until(
+            lambda: rig.node._camera.info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs"
+        )
         _, png = cv2.imencode(".png", messages.image_to_rgb(image)[..., ::-1])
         message = CompressedImage(header=header(1.0), format="png", data=png.tobytes())
         rig.publish("image", message)
@@ -208,7 +210,9 @@ def test_a_laser_scan_is_enough(network: Path) -> None:
         seen = np.interp(31.5 - 60.0 * np.tan(even), np.arange(64), truth[24])
         scan.ranges = (seen / np.cos(even)).tolist()
         rig.publish("scan", scan)
-        until(lambda: rig.node._info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs")
+        until(
+            lambda: rig.node._camera.info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs"
+        )
         rig.publish("image", image)
         until(lambda: heard, PATIENCE_S, "depth")
         np.testing.assert_allclose(messages.image_view(heard[0]), truth, rtol=CLOSE)
@@ -228,7 +232,7 @@ def test_landmarks_of_much_noise_do_no_harm_beside_a_lidar(network: Path) -> Non
             poor *= 1 + 0.2 * np.random.default_rng(1).standard_normal((len(poor), 1))
             rig.publish(topic, cloud(1.0, poor.astype(np.float32), "radar"))
             until(
-                lambda rig=rig: rig.node._info and rig.node._monitor.total("scan") == 2,
+                lambda rig=rig: rig.node._camera.info and rig.node._monitor.total("scan") == 2,
                 PATIENCE_S, "inputs",
             )  # fmt: skip
             rig.publish("image", image)
@@ -339,7 +343,7 @@ def test_a_picture_can_wait_for_its_scan(network: Path) -> None:
         heard = rig.listen(Image, "depth/image_rect")
         image, truth = camera_image(1.0)
         rig.publish("camera_info", info(1.0))
-        until(lambda: rig.node._info is not None, PATIENCE_S, "camera_info")
+        until(lambda: rig.node._camera.info is not None, PATIENCE_S, "camera_info")
         rig.publish("image", image)
         time.sleep(0.1)
         assert not heard

@@ -59,7 +59,8 @@ def test_obstacles_by_the_cameras_height(network: Path) -> None:
         np.testing.assert_allclose(rows["height"], 1.0 - rows["y"], atol=1e-4)
 
 
-def test_a_scan_about_the_base_frame(network: Path) -> None:
+def test_a_scan_about_the_base_frame(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("depth_node.ros.ground.LOOK_AGAIN_S", 1e9)
     settled = settings(network, "obstacles.base_frame:=base_footprint")
     with Rig(*settled, node_class=RobotNode).start() as rig:
         heard = rig.listen(LaserScan, "obstacles/scan")

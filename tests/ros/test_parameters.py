@@ -16,7 +16,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from depth_node.config import ConfigError, build, describe
-from depth_node.ros.node import INPUTS, OUTPUTS
+from depth_node.ros.inputs import INPUTS
 from depth_node.ros.parameters import (
     ESSENTIAL,
     RENAMED,
@@ -25,6 +25,7 @@ from depth_node.ros.parameters import (
     descriptor,
     markdown,
 )
+from depth_node.ros.results import OUTPUTS
 
 IDENTITY = [1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
 
@@ -55,6 +56,14 @@ def test_every_parameter_says_what_it_does() -> None:
     for item in describe(NodeConfig):
         assert len(item.description) > 10, item.name
         assert descriptor(item).description.startswith(item.description)
+
+
+def test_a_width_that_shows_nothing_is_refused() -> None:
+    for width in (1, 31):
+        with pytest.raises(ConfigError, match=f"max_width_px is {width}.*32 or more, or 0"):
+            NodeConfig(max_width_px=width)
+    assert NodeConfig(max_width_px=32).max_width_px == 32
+    assert NodeConfig(max_width_px=0).max_width_px == 0
 
 
 def test_extrinsics_are_checked() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
-from sensor_msgs.msg import Image, Range
+from sensor_msgs.msg import Image, PointField, Range
 
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import Extrinsics
@@ -101,7 +101,9 @@ def test_one_ranger_gives_the_scale(network: Path) -> None:
         nearest = float(distance[cone].min())
         rig.publish("camera_info", info(1.0))
         rig.publish("range", range_message(nearest))
-        until(lambda: rig.node._info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs")
+        until(
+            lambda: rig.node._camera.info and rig.node._monitor.total("scan"), PATIENCE_S, "inputs"
+        )
         rig.publish("image", image)
         until(lambda: heard, PATIENCE_S, "depth")
         ratio = messages.image_view(heard[0]) / truth
@@ -136,6 +138,16 @@ def test_a_clouds_own_noise_wins_over_the_parameter() -> None:
 
 def test_noise_as_an_integer_is_refused() -> None:
     message = noisy_cloud([0.2])
-    message.fields[3].datatype = messages.PointField.INT32
+    message.fields[3].datatype = PointField.INT32
     with pytest.raises(MessageError, match="standard deviation in metres as FLOAT32"):
         lidar_scan(message)
+
+
+def test_a_noise_that_no_sensor_has_is_told() -> None:
+    """Of 20 mm at 3 m that are given as 20 m: the points would count for nothing, in silence."""
+    for std, told in ((20.0, True), (0.02, False), (0.0, False), (np.nan, False)):
+        rows = np.zeros(50, NOISY)
+        rows["x"], rows["range_std"] = 3.0, std
+        scan = lidar_scan(messages.table_message(rows, header(1.0, "tof")))
+        assert bool(scan.doubt) == told
+        assert not told or "6.67 times their distance" in scan.doubt

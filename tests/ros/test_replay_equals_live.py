@@ -18,10 +18,10 @@ from tests.helpers.recordings import write_frame
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from depth_node.config import build, replace
+from depth_node.live import DemoOptions, run_live
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.recordings import replay
 from depth_node.recordings.held_out import Sampling
-from depth_node.ros.live import DemoOptions, run_live
 
 IMAGES = 4
 RATE_HZ = 2.0

@@ -11,8 +11,9 @@ import pytest
 
 from depth_node.geometry.camera import Camera
 from depth_node.simulation.outdoors import OUTDOORS, SKY_M, lay_out
-from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene, look_at, random_view
+from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene
 from depth_node.simulation.rooms import STYLES
+from depth_node.simulation.viewpoints import look_at, random_view
 
 CAMERA = Camera(80, 60, 60.0, 60.0, 39.5, 29.5)
 GROUND, CEILING = 5, 6  # labels of the world's faces

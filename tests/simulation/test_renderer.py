@@ -20,7 +20,8 @@ from depth_node.simulation.primitives import (
     Primitive,
     Room,
 )
-from depth_node.simulation.renderer import LidarPattern, Scene, camera_path, look_at, random_view
+from depth_node.simulation.renderer import LidarPattern, Scene
+from depth_node.simulation.viewpoints import camera_path, look_at, random_view
 
 GREY = Material(0, 1.0, ((0.3, 0.3, 0.3),) * 3)
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
 from depth_node.simulation.rooms import (
     STYLES,
 )
+from depth_node.simulation.viewpoints import random_view
 
 
 @pytest.mark.parametrize("style", STYLES)

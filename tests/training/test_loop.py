@@ -25,6 +25,7 @@ from depth_node import config
 from tests.helpers.toy import Toy, nearly_full_disk, rows, settings, train
 from training import checkpoints, loop
 from training.data.samples import DataError
+from training.recipe import Batch, BatchPart, LoopConfig, generators
 
 TOY = REPO / "tests" / "helpers" / "toy.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
@@ -179,11 +180,11 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
 
 def test_generators_do_not_depend_on_the_shares() -> None:
     cfg = settings("loop.batch=6").loop
-    whole = [rng.random() for rng in loop.generators(cfg, 5, (0, 1))]
-    parts = [rng.random() for k in range(3) for rng in loop.generators(cfg, 5, (k, 3))]
+    whole = [rng.random() for rng in generators(cfg, 5, (0, 1))]
+    parts = [rng.random() for k in range(3) for rng in generators(cfg, 5, (k, 3))]
     assert whole == parts
     assert len(set(whole)) == 6
-    assert whole != [rng.random() for rng in loop.generators(cfg, 6, (0, 1))]
+    assert whole != [rng.random() for rng in generators(cfg, 6, (0, 1))]
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
@@ -197,7 +198,7 @@ def test_batches_made_ahead_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_data_is_one_sentence_wherever_it_is_read(tmp_path: Path, workers: int) -> None:
     class Missing(Toy):
-        def batch(self, step: int, part: loop.BatchPart) -> loop.Batch:
+        def batch(self, step: int, part: BatchPart) -> Batch:
             if step == 2:
                 raise DataError("image 7 is cut: fetch it again")
             return super().batch(step, part)
@@ -226,7 +227,7 @@ def test_the_average_follows_its_formula(tmp_path: Path) -> None:
     weights: list[torch.Tensor] = []
 
     class Watching(Toy):
-        def loss(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
+        def loss(self, model: nn.Module, batch: Batch, averaged: Any) -> dict[str, Any]:
             assert averaged is not None and not averaged.training
             weights.append(model.state_dict()["2.weight"].clone())
             return super().loss(model, batch, averaged)
@@ -274,9 +275,7 @@ def test_a_part_of_the_network_learns_slower(tmp_path: Path) -> None:
 
 def test_panels_and_validation_change_nothing_that_is_learnt(tmp_path: Path) -> None:
     class Watched(Toy):
-        def batch_images(
-            self, model: nn.Module, batch: loop.Batch, averaged: Any
-        ) -> dict[str, Any]:
+        def batch_images(self, model: nn.Module, batch: Batch, averaged: Any) -> dict[str, Any]:
             torch.rand(3)
             return {"a": np.zeros((4, 4, 3), np.uint8)}
 
@@ -330,13 +329,13 @@ def test_float16_needs_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_run_with_its_batch(tmp_path: Path, bad: str) -> None:
     class Broken(Toy):
-        def batch(self, step: int, part: loop.BatchPart) -> loop.Batch:
+        def batch(self, step: int, part: BatchPart) -> Batch:
             made = super().batch(step, part)
             if step == 5:
                 made["image"][0, 0, 0, 0] = float("nan") if bad == "loss" else 1e30
             return made
 
-        def loss(self, model: nn.Module, batch: loop.Batch, averaged: Any) -> dict[str, Any]:
+        def loss(self, model: nn.Module, batch: Batch, averaged: Any) -> dict[str, Any]:
             scalars = super().loss(model, batch, averaged)
             if bad == "gradient" and float(batch["image"].max()) > 1:  # finite, its slope is not
                 weight = model.state_dict(keep_vars=True)["2.weight"]
@@ -366,7 +365,7 @@ def test_a_frozen_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_schedules() -> None:
-    cfg = loop.LoopConfig(steps=110, warmup=10, learning_rate=2.0, final_rate=0.0, schedule="poly")
+    cfg = LoopConfig(steps=110, warmup=10, learning_rate=2.0, final_rate=0.0, schedule="poly")
     assert loop.learning_rate(cfg, 0) == pytest.approx(0.2)
     assert loop.learning_rate(cfg, 60) == pytest.approx(2.0 * 0.5**0.9)
     assert loop.learning_rate(cfg, 110) == 0.0
@@ -379,7 +378,7 @@ def test_schedules() -> None:
 
 
 def test_the_schedule_rises_and_falls() -> None:
-    cfg = loop.LoopConfig(steps=100, warmup=10, learning_rate=1.0, final_rate=0.1)
+    cfg = LoopConfig(steps=100, warmup=10, learning_rate=1.0, final_rate=0.1)
     rates = [loop.learning_rate(cfg, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == pytest.approx(1.0, abs=0.02)

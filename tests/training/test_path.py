@@ -21,7 +21,8 @@ pytest.importorskip("peft", reason="adaptation needs peft (requirements-training
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import ModelConfig
 from depth_node.pipeline import DepthPipeline, PipelineConfig
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from training.__main__ import main, parse_arguments
 from training.data.ordinal_labels import SimulationConfig, read_labels, simulate, write_labels
 from training.models import networks

@@ -17,6 +17,7 @@ from torch import nn
 from depth_node import config
 from tests.helpers.toy import Config, Toy, nearly_full_disk, rows, settings, train
 from training import loop
+from training.recipe import Batch
 
 
 def test_a_log_that_cannot_be_written_is_said(
@@ -32,9 +33,7 @@ def test_a_log_that_cannot_be_written_is_said(
 
 def test_logs_and_pictures(tmp_path: Path) -> None:
     class Shown(Toy):
-        def batch_images(
-            self, model: nn.Module, batch: loop.Batch, averaged: Any
-        ) -> dict[str, Any]:
+        def batch_images(self, model: nn.Module, batch: Batch, averaged: Any) -> dict[str, Any]:
             assert not model.training and not torch.is_grad_enabled()
             image = (batch["image"][0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
             return {"input": image}
@@ -64,9 +63,7 @@ def test_the_terms_of_the_loss_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Terms(Toy):
-        def loss(
-            self, model: nn.Module, batch: loop.Batch, averaged: Any
-        ) -> dict[str, torch.Tensor]:
+        def loss(self, model: nn.Module, batch: Batch, averaged: Any) -> dict[str, torch.Tensor]:
             one = super().loss(model, batch, averaged)["loss"]
             return {"loss": one, "level_term": one, "share": torch.tensor(0.25)}
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from depth_node import config
 from depth_node.geometry.camera import Camera
-from training.data.samples import F32, U8
+from training.data.samples import F32, U8, unit_range
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Window:
         """An image (H, W, C): averaged where it shrinks, linear where it grows."""
         shrinks = self.rows >= self.height and self.columns >= self.width
         return self._cut(image, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+    def unit_range(self, image: U8) -> F32:
+        """The same of an image (H, W, 3), as float32 from 0 to 1."""
+        return unit_range(self.image(image))
 
     def nearest(self, values: NDArray[Any], shape: tuple[int, ...] = ()) -> NDArray[Any]:
         """A map (H, W) whose values must not mix: depth, labels, masks.
@@ -178,8 +182,8 @@ def augment(
     # The aspect varies a little as well: a network input is a stretched image, whatever the
     # camera's aspect.
     window = random_window(depth.shape, height, width, cfg, rng)
-    x = window.image(image).astype(np.float32) / np.float32(255)
-    return recolour(x, cfg, rng), window.nearest(depth).astype(np.float32, copy=False)
+    x = recolour(window.unit_range(image), cfg, rng)
+    return x, window.nearest(depth).astype(np.float32, copy=False)
 
 
 def recolour(x: F32, cfg: ViewConfig, rng: np.random.Generator) -> F32:
@@ -213,7 +217,7 @@ def _posterize(x: F32, rng: np.random.Generator) -> F32:
 def _equalize(x: F32, rng: np.random.Generator) -> F32:
     values = np.round(x * 255).astype(np.uint8)
     even = [cv2.equalizeHist(np.ascontiguousarray(values[..., k])) for k in range(3)]
-    return np.stack(even, axis=2).astype(np.float32) / np.float32(255)
+    return unit_range(np.stack(even, axis=2))
 
 
 def _sharpen(x: F32, rng: np.random.Generator) -> F32:

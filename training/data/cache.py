@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.config import one_line
+from depth_node.sentences import one_line
 from training.data.augmentation import Window
 from training.data.files import content, decode
 from training.data.samples import DataError

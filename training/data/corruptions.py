@@ -26,7 +26,7 @@ import numpy as np
 from rich.console import Console
 
 from training.data.files import read_image
-from training.data.samples import F32, U8, DataError
+from training.data.samples import F32, U8, DataError, unit_range
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -145,7 +145,7 @@ def _elastic(x: F32, rng: np.random.Generator, deformation: float) -> F32:
 
 def _colour_quant(x: F32, rng: np.random.Generator, bits: int) -> F32:
     high_bits = np.uint8(256 - (1 << (8 - bits)))
-    return (_as_bytes(x) & high_bits).astype(np.float32) / np.float32(255)
+    return unit_range(_as_bytes(x) & high_bits)
 
 
 # --- sensor and file -----------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def _jpeg(x: F32, rng: np.random.Generator, quality: int) -> F32:
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if decoded is None:
         raise RuntimeError("OpenCV cannot read the JPEG that it wrote: install it with JPEG.")
-    return decoded[..., ::-1].astype(np.float32) / np.float32(255)
+    return unit_range(np.asarray(decoded, np.uint8)[..., ::-1])
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def corrupt(image: U8, name: str, severity: int, seed: int = 0) -> U8:
         return image.copy()
     function, levels = _TABLE[name]
     rng = np.random.default_rng([seed, CORRUPTIONS.index(name)])
-    x = image.astype(np.float32) / np.float32(255)
+    x = unit_range(image)
     return _as_bytes(function(x, rng, *levels[severity - 1]))
 
 

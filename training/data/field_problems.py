@@ -25,9 +25,10 @@ from depth_node.fitting.field.refine import CHANNELS, in_fours
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
-from depth_node.simulation.renderer import Rendered, Scene, random_view
+from depth_node.simulation.renderer import Rendered, Scene
+from depth_node.simulation.viewpoints import random_view
 from training.data.augmentation import ViewConfig, recolour
-from training.data.samples import F32, F64, U8, DataError
+from training.data.samples import F32, F64, U8, DataError, unit_range
 
 HEIGHT, WIDTH = 240, 320  # as many pixels as the field has cells for an image of 640x480
 VIEWS_PER_SCENE = 3
@@ -87,9 +88,7 @@ def example(image: U8, depth: F32, network: Network, rng: np.random.Generator) -
     for the field to be blended."""
     if rng.random() < 0.5:
         image, depth = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(depth[:, ::-1])
-    seen = (recolour(image.astype(np.float32) / np.float32(255), COLOURS, rng) * 255).astype(
-        np.uint8
-    )
+    seen = (recolour(unit_range(image), COLOURS, rng) * 255).astype(np.uint8)
     measured = _measured(depth, rng)
     shift = np.eye(2, 3, dtype=np.float32)
     if rng.random() < SHIFTED:

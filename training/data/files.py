@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from depth_node import image_files
-from depth_node.config import one_line
+from depth_node.sentences import one_line
 from training.data.samples import U8, DataError
 
 LARGEST_BYTES = 2**30  # of a file that is read whole

@@ -14,8 +14,10 @@ import numpy as np
 
 from depth_node import config
 from depth_node.recordings.frames import FrameError
+from depth_node.sentences import one_line
 from depth_node.simulation.outdoors import OUTDOORS
-from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene, random_view
+from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene
+from depth_node.simulation.viewpoints import random_view
 from training.data.layouts import LAYOUTS, listed_lines
 from training.data.samples import DataError, DataSet, Item, Sample
 
@@ -79,7 +81,7 @@ def open_samples(cfg: DataConfig) -> DataSet:
             raise DataError(str(error)) from error
         except OSError as error:
             raise DataError(
-                f"{folder} cannot be searched ({config.one_line(error)}): check its permissions."
+                f"{folder} cannot be searched ({one_line(error)}): check its permissions."
             ) from error
         if not items:
             part = f", split {cfg.split!r}" if cfg.split else ""

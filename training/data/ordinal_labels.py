@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from depth_node import config
 from depth_node.recordings.frames import IMAGE_SUFFIXES
+from depth_node.sentences import nearest, one_line
 from training.data.files import content
 from training.data.samples import DataError
 
@@ -74,7 +75,7 @@ def _text(path: Path) -> str:
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(
-            f"The label file {path} cannot be read ({config.one_line(error)}); check it."
+            f"The label file {path} cannot be read ({one_line(error)}); check it."
         ) from error
     if b"\0" in data:
         raise DataError(
@@ -110,7 +111,7 @@ def _read_json(path: Path, text: str) -> list[Pair]:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"The label file {path} is no JSON ({config.one_line(error)}); correct it."
+            f"The label file {path} is no JSON ({one_line(error)}); correct it."
         ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"The label file {path} must be a list of objects with {COLUMNS}.")
@@ -123,7 +124,7 @@ def _pair(row: Mapping[str, object], where: str) -> Pair:
         raise DataError(f"{where}: {missing[0]!r} is missing; complete or delete that label.")
     relation = str(row["relation"]).strip().lower()
     if relation not in SIGNS:
-        guess = config.nearest(relation, SIGNS) if len(relation) < 80 else None
+        guess = nearest(relation, SIGNS) if len(relation) < 80 else None
         hint = f" (did you mean {guess!r}?)" if guess else ""
         raise DataError(
             f"{where}: the relation {reprlib.repr(relation)} is none of {', '.join(SIGNS)}"
@@ -133,7 +134,7 @@ def _pair(row: Mapping[str, object], where: str) -> Pair:
         x1, y1, x2, y2 = numbers = [float(str(row[name])) for name in COLUMNS[1:5]]
     except ValueError as error:
         raise DataError(
-            f"{where}: a coordinate is no number ({config.one_line(error)}); correct it."
+            f"{where}: a coordinate is no number ({one_line(error)}); correct it."
         ) from error
     if not all(math.isfinite(number) for number in numbers):
         raise DataError(f"{where}: a coordinate is not finite; correct it.")
@@ -281,7 +282,7 @@ class LabelSet:
         self._pairs: dict[str, list[Pair]] = {}
         for pair in pairs:
             if pair.image not in everyone:
-                guess = config.nearest(pair.image, known)
+                guess = nearest(pair.image, known)
                 hint = f"; did you mean {guess!r}?" if guess else ""
                 raise DataError(
                     f"A label names the image {pair.image!r}, which is not among the"

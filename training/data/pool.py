@@ -26,7 +26,8 @@ import yaml
 from numpy.typing import NDArray
 
 from depth_node import config
-from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene, random_view
+from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene
+from depth_node.simulation.viewpoints import random_view
 from training.data.samples import U8, DataError, Sample
 
 SHADOW_PX = 96  # coarser than by default: pooled images are small

@@ -19,6 +19,11 @@ F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 
 
+def unit_range(image: U8) -> F32:
+    """The bytes of an image (H, W, 3) as float32 from 0 to 1."""
+    return image.astype(np.float32) / np.float32(255)
+
+
 class DataError(RuntimeError):
     """Training data that is missing or does not fit; the message names cause and cure.
 

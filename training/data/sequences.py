@@ -20,8 +20,10 @@ import numpy as np
 
 from depth_node import config
 from depth_node.geometry.camera import Camera
-from depth_node.simulation.renderer import Scene, camera_path
+from depth_node.sentences import one_line
+from depth_node.simulation.renderer import Scene
 from depth_node.simulation.rooms import STYLES
+from depth_node.simulation.viewpoints import camera_path
 from training.data.files import read_counts, read_image, reading
 from training.data.pool import SHADOW_PX
 from training.data.samples import F32, F64, U8, DataError
@@ -266,7 +268,7 @@ def _numbers(path: Path, content: str) -> F64:
         return np.loadtxt(path, dtype=np.float64, ndmin=2, comments="#")
     except Exception as error:  # numpy's readers raise more than ValueError
         raise DataError(
-            f"{path} with the {content} cannot be read ({config.one_line(error)}): copy it again."
+            f"{path} with the {content} cannot be read ({one_line(error)}): copy it again."
         ) from error
 
 

@@ -19,7 +19,8 @@ from depth_node.engine.options import REFERENCE
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.prediction import Prediction
 from depth_node.recordings.frames import find_frames, read_frame
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from training.data.corruptions import (
     corrupt,
 )

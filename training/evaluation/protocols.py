@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.config import nearest
 from depth_node.prediction import Prediction
+from depth_node.sentences import nearest
 from training.data.samples import F32, F64
 
 Mask = NDArray[np.bool_]

@@ -17,7 +17,7 @@ import json
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,108 +139,125 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--markdown", type=Path, default=None, help="write the tables")
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated: networks, each on every set of images that is named.
+
+    models: embedded, FILE.onnx[=MANIFEST] or a run folder. rooms: how many are rendered, from
+    `seed`. frames: folders of recorded frames. data: a published data set. labels: an ordinal label
+    file and the folder of its images. base: the method that ratios and mCE are taken over; "" is
+    the first one. backend: what runs files (open_model). cache: a folder that stores predictions.
+    """
+
+    models: Sequence[str] = ("embedded",)
+    rooms: int = 0
+    seed: int = -1
+    frames: Sequence[Path] = ()
+    data: DataConfig | None = None
+    labels: tuple[Path, Path | None] | None = None
+    plan: ScoringPlan = ScoringPlan()
+    base: str = ""
+    backend: str = REFERENCE
+    cache: Path | None = None
+
+
+@dataclass
+class Evaluated:
+    """What came out: a row per image and method, lines of the tables, the tables themselves."""
+
+    methods: list[str]
+    base: str
+    rows: list[Row] = field(default_factory=list)
+    summary: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        """The tables as GitHub's."""
+        return "\n".join(_markdown(table) for table in self.tables)
+
+    def json(self, asked: Evaluation) -> str:
+        """Settings, summary and rows, without a path of this machine."""
+        data = asked.data
+        content = {
+            "settings": {
+                "models": self.methods,
+                "procedural": asked.rooms,
+                "seed": asked.seed,
+                "frames": [folder.name for folder in asked.frames],
+                "data": data and {**config.to_dict(data), "folder": Path(data.folder).name},
+                **vars(asked.plan),
+                "base": self.base,
+                "backend": asked.backend,
+            },
+            "machine": {"python": platform.python_version(), "processor": platform.machine()},
+            "summary": self.summary,
+            "rows": [vars(row) for row in self.rows],
+        }
+        return json.dumps(_plain(content), indent=1, allow_nan=False)
+
+
 def command(args: argparse.Namespace, console: Console) -> None:
     """Run it. Raises TrainingError: one sentence."""
     words = [word.strip() for word in args.corruptions.split(",") if word.strip()]
     try:
-        corruptions = named(words)
-        report(
-            args.model,
-            args.procedural,
-            args.seed,
-            args.frames,
-            args.json,
-            console,
+        asked = Evaluation(
+            models=args.model or ("embedded",),
+            rooms=args.procedural,
+            seed=args.seed,
+            frames=args.frames,
             data=config.override(DataConfig(), args.data) if args.data else None,
             labels=(args.labels, args.images) if args.labels else None,
-            plan=ScoringPlan(tuple(args.alignment), args.protocol, corruptions),
+            plan=ScoringPlan(tuple(args.alignment), args.protocol, named(words)),
             base=args.base,
-            cache=args.cache,
-            markdown=args.markdown,
             backend=args.backend,
+            cache=args.cache,
         )
+        evaluated = run(asked, console)
+        if args.json is not None:
+            _write(args.json, evaluated.json(asked))
+        if args.markdown is not None:
+            _write(args.markdown, evaluated.markdown())
     except (ValueError, EngineError) as error:
         raise TrainingError(str(error)) from error
 
 
-def report(
-    models: Sequence[str],
-    count: int,
-    seed: int,
-    folders: Sequence[Path],
-    out: Path | None,
-    console: Console,
-    *,
-    data: DataConfig | None = None,
-    labels: tuple[Path, Path | None] | None = None,
-    plan: ScoringPlan = ScoringPlan(),
-    base: str = "",
-    cache: Path | None = None,
-    markdown: Path | None = None,
-    backend: str = REFERENCE,
-) -> list[Row]:
-    """Score, print and write the tables: rendered rooms, recorded frames, a data set, labels.
+def run(asked: Evaluation, console: Console) -> Evaluated:
+    """Score every set and print its tables as they come.
 
-    labels: an ordinal label file and the folder of its images. base: the method that ratios and
-    mCE are taken over (default: the first one). backend: what runs files (open_model). Raises
-    ValueError for an unknown base, and what opening, reading and scoring raise.
+    Raises ValueError for an unknown base, and what opening, reading and scoring raise.
     """
-    sets = list(_sets(count, seed, folders, data))
+    sets = list(_sets(asked.rooms, asked.seed, asked.frames, asked.data))
     opened: dict[str, Any] = {}
-    rows: list[Row] = []
-    texts: list[str] = []
-    summary: list[dict[str, Any]] = []
-
-    def show(table: Table, lines: list[dict[str, Any]]) -> None:
-        console.print(table)
-        texts.append(_markdown(table))
-        summary.extend(lines)
-
     try:
         predictors: dict[str, NetworkPredictor] = {}
-        for text in models or ["embedded"]:
-            name, identity, model = open_model(text, backend)
+        for text in asked.models:
+            name, identity, model = open_model(text, asked.backend)
             name = text if name in opened else name
             opened[name] = model
-            predictors[name] = Cached(model, identity, cache) if cache else model
-        base = base or next(iter(opened))
-        if base not in (*opened, *BASELINES):
-            raise ValueError(
-                f"--base {base!r} is none of the methods {', '.join((*opened, *BASELINES))}."
-            )
+            predictors[name] = Cached(model, identity, asked.cache) if asked.cache else model
+        evaluated = Evaluated(list(opened), asked.base or next(iter(opened)))
+        known = (*opened, *BASELINES)
+        if evaluated.base not in known:
+            raise ValueError(f"--base {asked.base!r} is none of the methods {', '.join(known)}.")
+
+        def show(table: Table, lines: list[dict[str, Any]]) -> None:
+            console.print(table)
+            evaluated.tables.append(table)
+            evaluated.summary.extend(lines)
+
         for subset in sets:
             shown = track(subset.samples, subset.title, total=subset.total, console=console)
-            made = score(
-                shown, predictors, replace(plan, protocol=plan.protocol or subset.protocol)
-            )
-            rows += made
-            for table, lines in _tables(subset, made, list(opened), base):
+            plan = replace(asked.plan, protocol=asked.plan.protocol or subset.protocol)
+            rows = score(shown, predictors, plan)
+            evaluated.rows += rows
+            for table, lines in _tables(subset, rows, evaluated.methods, evaluated.base):
                 show(table, lines)
-        if labels is not None:
-            show(*_agreement(labels[0], labels[1], predictors, console))
+        if asked.labels is not None:
+            show(*_agreement(*asked.labels, predictors, console))
     finally:
         for model in opened.values():
             model.close()
-    if out is not None:
-        content = {
-            "settings": {
-                "models": list(opened),
-                "procedural": count,
-                "seed": seed,
-                "frames": [folder.name for folder in folders],
-                "data": data and {**config.to_dict(data), "folder": Path(data.folder).name},
-                **vars(plan),
-                "base": base,
-                "backend": backend,
-            },
-            "machine": {"python": platform.python_version(), "processor": platform.machine()},
-            "summary": summary,
-            "rows": [vars(row) for row in rows],
-        }
-        _write(out, json.dumps(_plain(content), indent=1, allow_nan=False))
-    if markdown is not None:
-        _write(markdown, "\n".join(texts))
-    return rows
+    return evaluated
 
 
 @dataclass(frozen=True)
@@ -336,71 +353,80 @@ def _tables(
     subset: _EvaluationSet, rows: list[Row], methods: list[str], base: str
 ) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
     """A table per alignment and one of the corruptions, each with its lines for the JSON file."""
-    pooled, by = subset.pooled, subset.by
     title = f"{subset.title}, protocol {rows[0].protocol}" if rows else subset.title
     clean = [row for row in rows if row.corruption == CLEAN]
-    present = {row.source for row in clean}
-    sources = [source for source in subset.order if source in present] or sorted(present)
-    every = [*methods, *BASELINES]
     alignments = sorted({row.alignment for row in clean} - {"-"})
     for alignment in alignments:
         selected = [row for row in clean if row.alignment in (alignment, "-")]
-        counts = {
-            source: len({r.frame for r in selected if r.source == source}) for source in sources
-        }
-        table = Table(title=f"{title}: AbsRel / delta1, alignment {alignment}")
-        table.add_column("")
-        for method in every:
-            table.add_column(method, justify="right")
-        for source in sources if len(sources) <= ROWS else ():
-            cells = (mean(selected, method, source) for method in every)
-            label = f"{source.removeprefix('procedural ')} ({counts[source]})"
-            table.add_row(label, *(f"{a:.3f} / {d:.2f}" for a, d in cells))
-        lines = []
-        for method in every:
-            line: dict[str, Any] = {"set": title, "alignment": alignment, "method": method}
-            for metric in (*SCORES, "boundary_f1"):
-                interval = bootstrap(gather(selected, [method], metric), by=by, pooled=pooled)
-                line[metric] = vars(interval)
-            over = bootstrap(
-                gather(selected, [method, base], "abs_rel"), ratio, by=by, pooled=pooled
-            )
-            lines.append({**line, "resampled_by": by, "ratio_over": base, "ratio": vars(over)})
-        name = "all images" if pooled else "mean of sources"
-        table.add_row(
-            name,
-            *(f"{x['abs_rel']['value']:.3f} / {x['delta1']['value']:.2f}" for x in lines),
-            style="bold",
-        )
-        for label, key, digits in (
-            (f"AbsRel, 95 % by {by}", "abs_rel", 3),
-            (f"AbsRel over {base}, paired", "ratio", 2),
-        ):
-            spans = (x[key] for x in lines)
-            table.add_row(
-                label,
-                *(
-                    f"{'' if key == 'abs_rel' else format(s['value'], '.2f') + ' '}"
-                    f"{bounds(s['low'], s['high'], digits)}"
-                    for s in spans
-                ),
-            )
-        table.add_row("boundary F1", *(f"{x['boundary_f1']['value']:.3f}" for x in lines))
-        yield table, lines
+        table, lines = _accuracy(subset, selected, [*methods, *BASELINES], base)
+        table.title = f"{title}: AbsRel / delta1, alignment {alignment}"
+        yield table, [{"set": title, "alignment": alignment, **line} for line in lines]
     if len(rows) > len(clean) and base not in BASELINES:
         for alignment in alignments:
             selected = [row for row in rows if row.alignment == alignment]
-            lines = robustness(selected, methods, base)
-            table = Table(title=f"{title}: depth error DEE2, alignment {alignment}, base {base}")
-            table.add_column("")
-            for line in lines:
-                table.add_column(line["method"], justify="right")
-            for key in lines[0]:
-                if key not in ("method", "base"):
-                    style = ".1f" if key in ("mce", "mrr") else ".3f"
-                    shown = {"mce": "mCE, %", "mrr": "mRR, %"}.get(key, key)
-                    table.add_row(shown, *(format(line[key], style) for line in lines))
+            table, lines = _robustness(selected, methods, base)
+            table.title = f"{title}: depth error DEE2, alignment {alignment}, base {base}"
             yield table, [{"set": title, "alignment": alignment, **line} for line in lines]
+
+
+def _accuracy(
+    subset: _EvaluationSet, rows: list[Row], methods: list[str], base: str
+) -> tuple[Table, list[dict[str, Any]]]:
+    """AbsRel and delta1 of each source, their mean with intervals, and the paired ratio to base."""
+    pooled, by = subset.pooled, subset.by
+    present = {row.source for row in rows}
+    sources = [source for source in subset.order if source in present] or sorted(present)
+    counts = {source: len({r.frame for r in rows if r.source == source}) for source in sources}
+    table = Table("")
+    for method in methods:
+        table.add_column(method, justify="right")
+    for source in sources if len(sources) <= ROWS else ():
+        cells = (mean(rows, method, source) for method in methods)
+        label = f"{source.removeprefix('procedural ')} ({counts[source]})"
+        table.add_row(label, *(f"{a:.3f} / {d:.2f}" for a, d in cells))
+    lines = []
+    for method in methods:
+        line: dict[str, Any] = {"method": method}
+        for metric in (*SCORES, "boundary_f1"):
+            line[metric] = vars(bootstrap(gather(rows, [method], metric), by=by, pooled=pooled))
+        over = bootstrap(gather(rows, [method, base], "abs_rel"), ratio, by=by, pooled=pooled)
+        lines.append({**line, "resampled_by": by, "ratio_over": base, "ratio": vars(over)})
+    table.add_row(
+        "all images" if pooled else "mean of sources",
+        *(f"{x['abs_rel']['value']:.3f} / {x['delta1']['value']:.2f}" for x in lines),
+        style="bold",
+    )
+    for label, key, digits in (
+        (f"AbsRel, 95 % by {by}", "abs_rel", 3),
+        (f"AbsRel over {base}, paired", "ratio", 2),
+    ):
+        spans = (x[key] for x in lines)
+        table.add_row(
+            label,
+            *(
+                f"{'' if key == 'abs_rel' else format(s['value'], '.2f') + ' '}"
+                f"{bounds(s['low'], s['high'], digits)}"
+                for s in spans
+            ),
+        )
+    table.add_row("boundary F1", *(f"{x['boundary_f1']['value']:.3f}" for x in lines))
+    return table, lines
+
+
+def _robustness(
+    rows: list[Row], methods: list[str], base: str
+) -> tuple[Table, list[dict[str, Any]]]:
+    """The lines of `robustness`, a column each."""
+    lines = robustness(rows, methods, base)
+    table = Table("")
+    for line in lines:
+        table.add_column(line["method"], justify="right")
+    for key in lines[0]:
+        if key not in ("method", "base"):
+            style = ".1f" if key in ("mce", "mrr") else ".3f"
+            label = {"mce": "mCE, %", "mrr": "mRR, %"}.get(key, key)
+            table.add_row(label, *(format(line[key], style) for line in lines))
+    return table, lines
 
 
 def _markdown(table: Table) -> str:

@@ -42,7 +42,8 @@ from depth_node.model_zoo import convert
 from depth_node.model_zoo.compare import ComparisonImages
 from depth_node.model_zoo.onnx_graph import drop_softmax_guards
 from depth_node.prediction import Prediction
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from training import checkpoints, recipes
 from training.checkpoints import TrainingError
 from training.data.samples import F32

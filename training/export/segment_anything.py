@@ -33,7 +33,8 @@ from depth_node.engine.manifest import PROMPT_DECODER, PROMPTS, manifest_path
 from depth_node.engine.manifest_writer import write_manifest
 from depth_node.engine.preprocess import InputSpec, to_tensor
 from depth_node.inference import open_engine
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from training.checkpoints import TrainingError
 from training.export.depth import OPSET, clean
 from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD

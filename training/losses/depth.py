@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from depth_node import config
 from training.losses.normalization import (
     EPS,
     NORMS,
@@ -221,6 +222,14 @@ def dead_outputs(before: Tensor, allowed: float = 0.05) -> Tensor:
     excess = below.sort(dim=1).values[:, : below.shape[1] - keep]
     size = before.detach().float().flatten(1).abs().mean().clamp_min(EPS)
     return excess.mean() / size
+
+
+def dead_weight(default: float) -> float:
+    """The setting of a recipe that weighs `dead_outputs`."""
+    weight: float = config.option(
+        default, "Weight of the cost of outputs that a final ReLU cut off.", minimum=0
+    )
+    return weight
 
 
 ORDINAL_FORMS = ("margin", "logistic")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoints import TrainingError, is_run
-from training.models.diffusion import DiffusionConfig, SingleStep, open_run, stable_diffusion_parts
+from training.models.diffusion import DiffusionConfig, SingleStep, open_run
 from training.models.network_io import NetworkInput
+from training.models.stable_diffusion import stable_diffusion_parts
 
 
 class Marigold(nn.Module):

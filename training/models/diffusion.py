@@ -17,26 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
 from training import checkpoints
 from training.checkpoints import TrainingError
-from training.losses.diffusion import masked_mse, token_divergence
-from training.losses.normalization import exact
-from training.models.hub import Dino, HubSource
-from training.models.mobilenet import ImageNetFeatures
+from training.losses.diffusion import masked_mse
+from training.losses.targets import SPACES, Target
+from training.models.hub import HubSource
 from training.models.network_io import NetworkInput, NetworkOutput
+from training.models.stable_diffusion import stable_diffusion_parts
 
-SPACES = ("sqrt_disparity", "disparity", "depth")
 FEATURE_LAYERS = ("mid", "down1", "down2")
 PARADIGMS = ("single", "iterative", "denoising")
 TIMESTEP = 1
 ITERATIONS = 4  # of the iterative paradigm (table II)
-SHRINK = 0.875  # the external encoder sees the image at this scale
-PROMPT_FILE = "empty_prompt.safetensors"
 
 
 @dataclass(frozen=True)
@@ -79,133 +75,6 @@ class DiffusionConfig(HubSource):
             widths = getattr(self, name)
             if len(widths) < 2 or any(width % 8 for width in widths):
                 raise config.ConfigError(f"{name} needs two or more multiples of 8, got {widths}")
-
-
-@dataclass(frozen=True)
-class Target:
-    """Target of the network: map (N, 1, H, W) in -1..1, the mask of known pixels, and its range.
-
-    low and high (N,) are the values of -1 and 1 before scaling, in the space's unit.
-    """
-
-    values: Tensor
-    mask: Tensor
-    low: Tensor
-    high: Tensor
-
-
-def target(
-    depth: Tensor, mask: Tensor, space: str = "sqrt_disparity", tails: float = 0.02
-) -> Target:
-    """Depth (N, 1, H, W) m -> clip(2 (y - q_low) / (q_high - q_low) - 1, -1, 1).
-
-    y is sqrt(1 / depth), 1 / depth or depth; q are the `tails` and 1 - `tails` quantiles of an
-    image's valid pixels. Images without spread are not valid. Invalid pixels hold the farthest
-    value, so that they add no near edge to the autoencoder's input. Raises ValueError for another
-    space.
-    """
-    if space not in SPACES:
-        raise ValueError(f"No target space is called {space!r}: use one of {', '.join(SPACES)}.")
-    depth = exact(depth)
-    mask = mask & torch.isfinite(depth) & (depth > 0)
-    safe = torch.where(mask, depth, torch.ones_like(depth))
-    y = {"sqrt_disparity": safe.rsqrt(), "disparity": 1.0 / safe, "depth": safe}[space]
-    # torch.quantile of each image's valid pixels, without asking a GPU how many there are.
-    ordered = torch.where(mask, y, torch.full_like(y, torch.inf)).flatten(1).sort(dim=1).values
-    count = mask.flatten(1).sum(dim=1, keepdim=True)
-    place = y.new_tensor([tails, 1 - tails]) * (count - 1).clamp_min(0)
-    below, above = (ordered.gather(1, at.long()) for at in (place.floor(), place.ceil()))
-    ends = torch.lerp(below, above, place - place.floor())
-    low, high = torch.where(count > 0, ends, torch.zeros_like(ends)).unbind(1)
-    spread = (high > low).view(-1, 1, 1, 1)
-    span = torch.where(high > low, high - low, torch.ones_like(low)).view(-1, 1, 1, 1)
-    scaled = (2 * (y - low.view(-1, 1, 1, 1)) / span - 1).clamp(-1, 1)
-    far = 1.0 if space == "depth" else -1.0
-    valid = mask & spread
-    return Target(torch.where(valid, scaled, torch.full_like(scaled, far)), valid, low, high)
-
-
-class Projector(nn.Module):
-    """Features (N, C, h, w) of the U-Net to the channels of the external encoder: three layers."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1),
-            nn.SiLU(),
-            nn.Conv2d(outputs, outputs, 1),
-            nn.SiLU(),
-            nn.Conv2d(outputs, outputs, 1),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Projected features."""
-        out: Tensor = self.body(features)
-        return out
-
-
-def external_size(height: int, width: int, patch_px: int) -> tuple[int, int]:
-    """Height and width of the external encoder's input: whole patches at 0.875 of the image.
-
-    Raises TrainingError for an image smaller than a patch.
-    """
-    rows, columns = (round(SHRINK * side / patch_px) for side in (height, width))
-    if min(rows, columns) < 1:
-        raise TrainingError(
-            f"An image of {height}x{width} is smaller than a patch of the external encoder"
-            f" ({patch_px} px) at {SHRINK} of its size: raise height and width, or switch the"
-            " feature alignment off (loss.align=0)."
-        )
-    return rows * patch_px, columns * patch_px
-
-
-class Alignment(nn.Module):
-    """How far features are from an external encoder's (DINOv2's tokens, ImageNet's features) of the
-    same images; the projector is learnt.
-
-    Images enter DINOv2 as its normalisation wants them, 0..1; the published code gives it
-    images in -1..1.
-    """
-
-    def __init__(self, channels: int, external: Dino | ImageNetFeatures) -> None:
-        super().__init__()
-        self.projector = Projector(channels, external.channels)
-        self._external = (external,)  # in a tuple: frozen, and in no checkpoint
-
-    def forward(self, images: Tensor, features: Tensor) -> Tensor:
-        """token_divergence for images (N, 3, H, W) in 0..1 and features (N, C, h, w)."""
-        external = self._external[0].to(images.device)
-        size = external_size(images.shape[-2], images.shape[-1], external.spec.multiple_px)
-        with torch.no_grad():
-            resized = functional.interpolate(
-                images, size, mode="bicubic", align_corners=False, antialias=True
-            )
-            tokens = external(external.spec.normalise(resized.clamp(0, 1))).float()
-            tokens = functional.interpolate(
-                tokens, features.shape[-2:], mode="bicubic", align_corners=False
-            )
-        return token_divergence(self.projector(features), tokens)
-
-
-# What a student's root of disparity has at -1 of the target: half of the target's range (ours; the
-# room's far end is not at infinity).
-STUDENT_OFFSET = 0.5
-
-
-def root(disparity: Tensor, least: float = 1e-2) -> Tensor:
-    """Square root of a student's disparity, below `least` its tangent: no dead end at 0."""
-    x = exact(disparity)
-    tangent = (x + least) / (2 * least**0.5)
-    return torch.where(x > least, x.clamp_min(least).sqrt(), tangent)
-
-
-def student_target(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Target of `root` of a student's disparity and its mask, (N, 1, H, W): the paper's, shifted.
-
-    depth (N, 1, H, W) m, mask of known pixels.
-    """
-    scaled = target(depth, mask)
-    return (scaled.values + 1) / 2 + STUDENT_OFFSET, scaled.mask
 
 
 class FourierEnhancement(nn.Module):
@@ -487,20 +356,6 @@ def open_run(path: Path) -> SingleStep:
     return from_checkpoint(checkpoints.read(path), path)
 
 
-def stable_diffusion_2(**more: Any) -> Any:
-    """The U-Net of Stable Diffusion 2 with random weights: its shape, for arithmetic and tests."""
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=96,
-        block_out_channels=(320, 640, 1280, 1280),
-        attention_head_dim=(5, 10, 20, 20),
-        cross_attention_dim=1024,
-        use_linear_projection=True,
-        **more,
-    )
-
-
 def _random_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -529,104 +384,6 @@ def _random_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
         scaling_factor=1.0,
     )
     return unet, vae, torch.zeros(1, 1, cfg.prompt_width)
-
-
-def stable_diffusion_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
-    """U-Net, autoencoder and empty prompt of a Stable Diffusion 2, each in its subfolder.
-
-    Raises TrainingError for missing or unfitting parts.
-    """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    folder = Path(cfg.source)
-    if not folder.is_dir() and not cfg.allow_download:
-        raise TrainingError(
-            f"There is no folder {cfg.source}: give one that holds a Stable Diffusion 2 (unet/,"
-            " vae/, text_encoder/, tokenizer/), or say diffusion.allow_download=true to fetch it."
-        )
-    unet = _part(UNet2DConditionModel, "unet", cfg)
-    vae = _part(AutoencoderKL, "vae", cfg)
-    channels = vae.config.latent_channels
-    unet_channels = (unet.config.in_channels, unet.config.out_channels)
-    if unet_channels != (channels, channels):
-        raise TrainingError(
-            f"The U-Net in {cfg.source} takes {unet_channels[0]} and gives {unet_channels[1]}"
-            f" channels, the latents here have {channels}: give the U-Net of a plain Stable"
-            " Diffusion 2, not one changed for another task (Marigold's takes 8)."
-        )
-    prompt = _empty_prompt(cfg)
-    width = unet.config.cross_attention_dim
-    if prompt.shape[-1] != width:
-        raise TrainingError(
-            f"The empty prompt of {cfg.source} is {prompt.shape[-1]} wide and its U-Net takes"
-            f" {width}: U-Net and text encoder are of different models, take both from one."
-        )
-    return unet, vae, prompt
-
-
-def _part(cls: Any, name: str, cfg: DiffusionConfig) -> Any:
-    local = Path(cfg.source).is_dir()
-    if local and not (Path(cfg.source) / name / "config.json").is_file():
-        part = {"unet": "U-Net", "vae": "autoencoder"}[name]
-        raise TrainingError(
-            f"The {part} is missing: {cfg.source}/{name} has no config.json; copy the folder"
-            f" {name}/ of a Stable Diffusion 2 there."
-        )
-    arguments: dict[str, Any] = {
-        "subfolder": name,
-        "local_files_only": local or not cfg.allow_download,
-        "use_safetensors": True,
-        "low_cpu_mem_usage": False,  # with it missing keys are an error without their names
-        "torch_dtype": torch.float32,
-    }
-    if not local:
-        arguments["revision"] = cfg.revision
-    try:
-        model, info = cls.from_pretrained(cfg.source, output_loading_info=True, **arguments)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise TrainingError(
-            f"{cfg.source}/{name} cannot be opened ({first}): it must hold config.json and"
-            " diffusion_pytorch_model.safetensors of one network."
-        ) from error
-    lacks = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
-    lacks += [str(key) for key in info["mismatched_keys"]]
-    if lacks:
-        raise TrainingError(
-            f"The weights in {cfg.source}/{name} are of another network than its config.json:"
-            f" {lacks[0]} and {len(lacks) - 1} more do not fit; take both from one place."
-        )
-    return model
-
-
-def _empty_prompt(cfg: DiffusionConfig) -> Tensor:
-    """The embedding (1, 77, 1024) of "": from a file beside the networks, or by the text encoder.
-
-    It is stored in every checkpoint, so that the text encoder is needed once.
-    """
-    folder = Path(cfg.source)
-    if (folder / PROMPT_FILE).is_file():
-        return next(iter(load_file(str(folder / PROMPT_FILE)).values())).float()
-    from diffusers import StableDiffusionPipeline
-
-    try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            cfg.source,
-            local_files_only=folder.is_dir() or not cfg.allow_download,
-            **dict.fromkeys(
-                ("unet", "vae", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
-            ),
-            requires_safety_checker=False,
-        )
-        with torch.no_grad():
-            prompt, _ = pipe.encode_prompt("", "cpu", 1, False)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise TrainingError(
-            f"The empty prompt of {cfg.source} cannot be made ({first}): it needs text_encoder/,"
-            f" tokenizer/ and model_index.json, or the finished embedding in {PROMPT_FILE}."
-        ) from error
-    return prompt.detach().float()
 
 
 @torch.no_grad()

@@ -171,8 +171,3 @@ def merged(model: nn.Module, scale: float = 1.0) -> nn.Module:
                 child.merge(safe_merge=True)
                 setattr(parent, name, child.get_base_layer())
     return model
-
-
-def parameter_count(model: nn.Module, learnt: bool = False) -> int:
-    """Numbers in the network; with `learnt` those with a gradient."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not learnt)

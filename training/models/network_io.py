@@ -3,14 +3,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from depth_node import config
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PATCH_PX = 14  # of DINOv2
+
+
+def channels_first(images: Sequence[NDArray[np.floating]]) -> Tensor:
+    """Images (H, W, C) of one size as a batch (N, C, H, W)."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def input_rows(default: int) -> int:
+    """The setting `height` of a recipe for networks of several kinds."""
+    rows: int = config.option(
+        default, "Rows of the network's input; fit for the network.", unit="px", minimum=PATCH_PX
+    )
+    return rows
+
+
+def input_columns(default: int) -> int:
+    """The setting `width` of a recipe for networks of several kinds."""
+    columns: int = config.option(
+        default, "Columns of the network's input; fit for the network.", unit="px", minimum=PATCH_PX
+    )
+    return columns
 
 
 @dataclass(frozen=True)

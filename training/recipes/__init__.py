@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A module per recipe: it supplies model, batches and loss of a step, loop.py does the rest.
+"""A module per recipe: it supplies model, batches and loss of a step, as training/recipe.py has it;
+loop.py does the rest.
 
 Each module has `Config`, a frozen dataclass with a section `loop` (LoopConfig), and
 `build(cfg, console)`, which returns the Recipe.
@@ -11,6 +12,7 @@ import importlib
 from types import ModuleType
 
 from depth_node import config
+from depth_node.sentences import nearest
 
 # What the command line offers, and what the name in a checkpoint stands for.
 RECIPES = {
@@ -29,7 +31,7 @@ def find(name: str) -> ModuleType:
     Raises ConfigError for an unknown name.
     """
     if name not in RECIPES:
-        guess = config.nearest(name, RECIPES)
+        guess = nearest(name, RECIPES)
         hint = f"; did you mean {guess!r}?" if guess else f"; there are {', '.join(RECIPES)}"
         raise config.ConfigError(f"no recipe is called {name!r}{hint}")
     return importlib.import_module(f"training.recipes.{name}")

@@ -32,23 +32,21 @@ from training.data.mixed import Mixture, MixtureConfig
 from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample
 from training.evaluation import protocols
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.diffusion import FORMS, directional_gradient, masked_mse, pooled_mask
+from training.losses.targets import Target, target
+from training.models.alignment import Alignment, external_size
 from training.models.diffusion import (
     FEATURE_LAYERS,
-    Alignment,
     DiffusionConfig,
     SingleStep,
-    Target,
-    external_size,
     from_checkpoint,
     memory,
     open_diffusion,
-    target,
     unscaled,
 )
 from training.models.network_io import NetworkInput
 from training.models.networks import NetworkConfig, open_dino
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 LEARN = ("unet", "autoencoder")
 

@@ -32,10 +32,10 @@ from training.batch_images import sheet
 from training.data.augmentation import ViewConfig, Window, recolour
 from training.data.cache import Cache, Key, digest
 from training.data.open import DataConfig, open_samples
-from training.data.samples import Sample
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
+from training.data.samples import Sample, unit_range
 from training.losses.depth import (
     dead_outputs,
+    dead_weight,
     feature_alignment,
     gradient_preservation,
     normalised_l1,
@@ -43,13 +43,15 @@ from training.losses.depth import (
 )
 from training.losses.diffusion import directional_gradient, token_divergence
 from training.losses.normalization import NORMS, normalise
-from training.models.diffusion import root
+from training.losses.targets import root
 from training.models.hub import Dino
 from training.models.lora import TuneConfig, fresh_decoder, in_encoder, tune
 from training.models.mobilenet import ImageNetFeatures
+from training.models.network_io import channels_first, input_columns, input_rows
 from training.models.networks import NetworkConfig, open_dino, open_student
 from training.models.teachers import Teacher, TeacherConfig, ask, open_teacher
 from training.models.unet import unfold
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 TEACHER_CHOICES = ("random", "primary", "assistant", "average", "agreement")
 
@@ -76,9 +78,7 @@ class LossConfig:
     anchor: float = config.option(
         0.01, "Weight of the pull to the primary teacher's scale and shift.", minimum=0
     )
-    dead: float = config.option(
-        0.1, "Weight of the cost of outputs that a final ReLU cut off.", minimum=0
-    )
+    dead: float = dead_weight(0.1)
     likeness: str = config.option(
         "cosine",
         "How features are compared: by their angle, or as DepthMaster does, by the divergence of"
@@ -123,12 +123,8 @@ class CropConfig:
 class Config:
     """Everything that shapes a distillation."""
 
-    height: int = config.option(
-        560, "Rows of the network's input; fit for the network.", unit="px", minimum=14
-    )
-    width: int = config.option(
-        560, "Columns of the network's input; fit for the network.", unit="px", minimum=14
-    )
+    height: int = input_rows(560)
+    width: int = input_columns(560)
     teacher_choice: str = config.option(
         "random",
         "The teacher of a step: one of the two at random, always the same one, their average, or"
@@ -249,8 +245,8 @@ class Distill(Recipe):
         for k in range(count):
             rng = np.random.default_rng([self.cfg.loop.seed, k])
             image = self._read(int(rng.integers(0, len(self.images)))).image
-            crops.append(_unit(self.window(image.shape, rng).image(image)))
-        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+            crops.append(self.window(image.shape, rng).unit_range(image))
+        return channels_first(crops)
 
     def extra(self) -> nn.Module | None:
         """The projection from the student's features to DINOv2's; not exported."""
@@ -303,7 +299,7 @@ class Distill(Recipe):
 
         def stacked(name: str) -> Tensor:
             flat = [part for row in rows for part in row[name]]
-            return torch.from_numpy(np.stack(flat)).permute(0, 3, 1, 2).contiguous()
+            return channels_first(flat).contiguous()
 
         batch: Batch = {name: stacked(name) for name in ("crop", "wide")}
         batch["corner"] = torch.from_numpy(np.concatenate([row["corner"] for row in rows]))
@@ -326,13 +322,13 @@ class Distill(Recipe):
         chosen = rng.permutation(len(corners))[: cfg.crop.parts]
         small = Window.whole(views.wide.shape, cfg.height, cfg.width).image(views.wide)
         row: dict[str, Any] = {
-            "crop": [recolour(_unit(views.crop), cfg.view, rng)],
-            "wide": [recolour(_unit(small), cfg.view, rng)],
+            "crop": [recolour(unit_range(views.crop), cfg.view, rng)],
+            "wide": [recolour(unit_range(small), cfg.view, rng)],
             "corner": np.array([corners[k] for k in chosen]),
         }
         if self.cache is None:
-            row["teach_crop"] = [_unit(views.crop)]
-            row["teach_part"] = [_unit(self._part(views, corners[k])) for k in chosen]
+            row["teach_crop"] = [unit_range(views.crop)]
+            row["teach_part"] = [unit_range(self._part(views, corners[k])) for k in chosen]
         else:
             for t in asked:
                 row[f"map_crop_{t}"] = [self._cached_map(views, t, -1)]
@@ -386,7 +382,7 @@ class Distill(Recipe):
             key = self._key(views, number, part)
             if key in self.cache:
                 continue
-            disparity, known = ask(teacher, _batched([image]))
+            disparity, known = ask(teacher, channels_first([unit_range(image)]))
             disparity = disparity.masked_fill(~known, float("nan"))
             self.cache.write_map(key, disparity[0, 0].numpy(), meaning="disparity")
             count += 1
@@ -509,14 +505,6 @@ def parts_of(disparity: Tensor, corner: Tensor, cfg: Config) -> Tensor:
         for k, (top, left) in enumerate(corner.tolist())
     ]
     return torch.stack(cut)
-
-
-def _unit(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return image.astype(np.float32) / np.float32(255)
-
-
-def _batched(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-    return torch.from_numpy(np.stack([_unit(p) for p in images])).permute(0, 3, 1, 2)
 
 
 def build(cfg: Config, console: Console) -> Distill:

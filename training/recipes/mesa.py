@@ -36,7 +36,6 @@ from training.data.mixed import Mixture, MixtureConfig
 from training.data.open import DataConfig, open_samples
 from training.data.samples import Sample
 from training.data.sequences import SequenceConfig, Triplets, open_triplets
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.photometric import (
     GeometricConfig,
     PoseNetwork,
@@ -57,6 +56,7 @@ from training.models.masked import (
 from training.models.network_io import NetworkInput
 from training.models.networks import Network, NetworkConfig, open_network
 from training.models.unet import SmallUNet, unfold
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 ENCODER = re.compile(r"^(network\.backbone|encoder|stem|stages|context|detail\.encoder)\.")
 LAYER = re.compile(r"(?:encoder\.layer|^stages|^encoder\.blocks)\.(\d+)\.")

@@ -20,8 +20,8 @@ from depth_node.engine.options import ModelConfig
 from depth_node.fitting.field.refine import WHOLE
 from depth_node.inference import DepthModel
 from training.data.field_problems import Examples, ExamplesConfig
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.models.refiner import RefinerNet
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 EMBEDDED = "embedded"
 COLOUR = slice(4 * len(WHOLE) + 1, 4 * len(WHOLE) + 4)  # lightness, a, b

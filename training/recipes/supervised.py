@@ -31,7 +31,6 @@ from training.data.on_device import HeldPools
 from training.data.open import DataConfig
 from training.data.pool import Pool, PoolConfig, open_pool
 from training.data.samples import F32, Images
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
     boundary_error,
     farthest,
@@ -41,7 +40,8 @@ from training.losses.depth import (
 )
 from training.losses.diffusion import directional_gradient
 from training.losses.normalization import LEVELS, normalised_by
-from training.models.diffusion import Alignment, root, student_target
+from training.losses.targets import root, student_target
+from training.models.alignment import Alignment
 from training.models.networks import NetworkConfig, open_dino, open_network
 from training.models.unet import (
     OFFSET,
@@ -51,6 +51,7 @@ from training.models.unet import (
     StudentConfig,
     restore_statistics,
 )
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 
 @dataclass(frozen=True)

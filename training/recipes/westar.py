@@ -38,17 +38,18 @@ from training.data.open import DataConfig, open_samples
 from training.data.ordinal_labels import LabelSet, SimulationConfig, read_labels, simulate
 from training.data.region_masks import MaskConfig, MaskMaker, as_layers, stacked
 from training.data.samples import DataError, Sample
-from training.loop import Batch, BatchPart, LoopConfig, Recipe, generators
 from training.losses.depth import (
     ORDINAL_FORMS,
     context_l1,
     dead_outputs,
+    dead_weight,
     drift,
     ordinal,
     product_norm,
 )
 from training.losses.normalization import DEVIATIONS, layers, normalise, worthwhile
 from training.models.lora import TuneConfig, hold_statistics, low_rank, tune
+from training.models.network_io import channels_first, input_columns, input_rows
 from training.models.networks import Network, NetworkConfig, open_student
 from training.models.unet import (
     STATISTICS_OF,
@@ -56,6 +57,7 @@ from training.models.unet import (
     measure_statistics,
     restore_statistics,
 )
+from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 FEW_PAIRS = 20  # held-back pairs below which their share says little
 CONTEXTS = ("global", "depth_bins", "masks")
@@ -112,9 +114,7 @@ class LossConfig:
         "Pairs are compared on the map normalised over the image, or as it is.",
         choices=("normalised", "raw"),
     )
-    dead: float = config.option(
-        0.0, "Weight of the cost of outputs that a final ReLU cut off.", minimum=0
-    )
+    dead: float = dead_weight(0.0)
     known: float = config.option(
         0.0,
         "Weight of answering as the source does on the images of `known`, normalised over the"
@@ -160,12 +160,8 @@ class LabelConfig:
 class Config:
     """Everything that shapes an adaptation."""
 
-    height: int = config.option(
-        392, "Rows of the network's input; fit for the network.", unit="px", minimum=14
-    )
-    width: int = config.option(
-        518, "Columns of the network's input; fit for the network.", unit="px", minimum=14
-    )
+    height: int = input_rows(392)
+    width: int = input_columns(518)
     teacher: str = config.option(
         "ema",
         "The student's averaged weights, the student itself, the source as it was, or the depth"
@@ -293,8 +289,8 @@ class Westar(Recipe):
         for index in np.resize(evenly, STATISTICS_OF):
             image = read(int(index)).image
             window = Window.whole(image.shape, self.cfg.height, self.cfg.width)
-            views.append(window.image(image).astype(np.float32) / np.float32(255))
-        return network.spec.normalise(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))
+            views.append(window.unit_range(image))
+        return network.spec.normalise(channels_first(views))
 
     def batch(self, step: int, part: BatchPart) -> Batch:
         """Images (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
@@ -304,7 +300,7 @@ class Westar(Recipe):
         """
         rows = [self._view(rng) for rng in generators(self.cfg.loop, step, part)]
         batch: Batch = {
-            name: torch.from_numpy(np.stack([row[name] for row in rows])).permute(0, 3, 1, 2)
+            name: channels_first([row[name] for row in rows])
             for name in ("weak", "strong", "known")
             if name in rows[0]
         }
@@ -325,7 +321,7 @@ class Westar(Recipe):
             index = self._labelled[int(rng.integers(0, len(self._labelled)))]
         sample = self._read(index)
         window = random_window(sample.image.shape, cfg.height, cfg.width, cfg.weak, rng)
-        pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
+        pixels = window.unit_range(sample.image)
         row: dict[str, Any] = {
             "weak": recolour(pixels, cfg.weak, rng),
             "strong": recolour(pixels, cfg.strong, rng),
@@ -333,7 +329,7 @@ class Westar(Recipe):
         if cfg.loss.known:
             old = self._recall(int(rng.integers(0, self.known))).image
             known_window = random_window(old.shape, cfg.height, cfg.width, cfg.weak, rng)
-            row["known"] = known_window.image(old).astype(np.float32) / np.float32(255)
+            row["known"] = known_window.unit_range(old)
         if cfg.teacher == "truth":
             row["truth"] = _disparity(sample, window)
         if cfg.loss.contexts == "masks" and cfg.loss.st:
@@ -475,8 +471,7 @@ class Westar(Recipe):
         for index in places:
             sample = self.images[index]
             window = Window.whole(sample.image.shape, self.cfg.height, self.cfg.width)
-            pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
-            x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+            x = torch.from_numpy(window.unit_range(sample.image)).permute(2, 0, 1)[None].to(device)
             with torch.no_grad():
                 disparity = network(network.spec.normalise(x))
             first, second, sign = self.labels.points(sample.name, sample.image.shape)

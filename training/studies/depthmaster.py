@@ -31,7 +31,8 @@ from training.data.mixed import Mixture
 from training.data.pool import Pool
 from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES
-from training.models.diffusion import SPACES, open_run, target
+from training.losses.targets import SPACES, target
+from training.models.diffusion import open_run
 from training.models.network_io import NetworkInput
 from training.models.networks import NetworkConfig, open_network
 from training.models.networks import open_run as open_student

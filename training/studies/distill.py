@@ -37,9 +37,9 @@ from training.data.samples import F64, Sample
 from training.evaluation import predict, protocols, score
 from training.evaluation.predict import NetworkPredictor
 from training.evaluation.score import BASELINES
-from training.loop import Recipe
 from training.models.networks import NetworkConfig, open_network, open_run
 from training.models.teachers import NetworkTeacher, Teacher, ask
+from training.recipe import Recipe
 from training.recipes import distill, supervised
 from training.studies import add_run_options
 from training.studies.common import Study, Variant, locked, run_study, slug, trained
@@ -210,7 +210,7 @@ class StudentSizePredictor:
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         """(H, W, 3) uint8 RGB -> disparity (H, W)."""
-        small = Window.whole(image.shape, HEIGHT, WIDTH).image(image).astype(np.float32) / 255
+        small = Window.whole(image.shape, HEIGHT, WIDTH).unit_range(image)
         maps, _ = ask(self.teacher, torch.from_numpy(small).permute(2, 0, 1)[None])
         whole = torch.nn.functional.interpolate(maps, image.shape[:2], mode="bilinear")
         return Prediction(whole[0, 0].numpy(), "disparity_affine_invariant")

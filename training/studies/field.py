@@ -432,7 +432,8 @@ def figure() -> NDArray[np.uint8]:
 
     A network's place is taken by the room's disparity, blurred and smoothly wrong.
     """
-    from depth_node.simulation.renderer import Scene, random_view
+    from depth_node.simulation.renderer import Scene
+    from depth_node.simulation.viewpoints import random_view
 
     rng = np.random.default_rng(FIGURE_SEED)
     scene = Scene.random(FIGURE_SEED)

@@ -70,8 +70,7 @@ def agreement(
     right: list[bool] = []
     for sample in samples:
         window = Window.whole(sample.image.shape, *size)
-        pixels = window.image(sample.image).astype(np.float32) / np.float32(255)
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        x = torch.from_numpy(window.unit_range(sample.image)).permute(2, 0, 1)[None]
         disparity = network.answer(network.spec.normalise(x)).disparity
         first, second, sign = labels.points(sample.name, sample.image.shape)
         ends = np.concatenate([window.points(first), window.points(second)], axis=1)

@@ -32,11 +32,11 @@ from training.data.pool import Pool
 from training.data.samples import F64, Sample
 from training.evaluation.score import BASELINES
 from training.evaluation.statistics import change_of_runs
-from training.loop import Batch, BatchPart, Recipe, generators
 from training.losses.depth import normalised_l1
 from training.losses.normalization import NORMS, statistics
 from training.models.networks import open_run
 from training.models.unet import SmallUNet
+from training.recipe import Batch, BatchPart, Recipe, generators
 from training.recipes import supervised
 from training.studies import add_run_options
 from training.studies.common import (

@@ -43,7 +43,8 @@ from depth_node.regions.prompted_masks import PromptConfig, point_grid
 from depth_node.regions.propagation import RegionMemory, follow, small_grey
 from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
-from depth_node.simulation.renderer import Rendered, Scene, camera_path, random_view
+from depth_node.simulation.renderer import Rendered, Scene
+from depth_node.simulation.viewpoints import camera_path, random_view
 from training.studies import add_source_options
 
 Case = Callable[[Sequence[Path], DepthPredictor, Sequence[int], Callable[[str], None]], list[Table]]

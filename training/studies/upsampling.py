@@ -38,7 +38,8 @@ from depth_node.recordings.frames import (
     read_frame,
     split_uniform,
 )
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from training.studies import add_source_options
 
 FIELD = FitConfig(method="field")

@@ -28,7 +28,8 @@ from rich.console import Console
 
 from depth_node import config
 from training import recipes, renamed_settings
-from training.loop import LoopConfig, Recipe, run
+from training.loop import run
+from training.recipe import LoopConfig, Recipe
 
 WARM_STEPS = 3
 

@@ -134,7 +134,8 @@ def mean(
     one, scale = np.float32(1.0), np.float32(rows.scale * cols.scale)
     for i in range(begin, end):
         width = image.shape[1]
-        row[:] = np.float32(0.0)
+        for j in range(width):  # an assigned slice takes numba a second to compile
+            row[j] = np.float32(0.0)
         last = rows.last[i] - 1
         for k in range(rows.first[i], last + 1):
             share = one
@@ -153,7 +154,8 @@ def mean(
                 width //= 2
                 for j in range(width):
                     half[j] = row[2 * j] + row[2 * j + 1]
-                row[:width] = half[:width]
+                for j in range(width):
+                    row[j] = half[j]
             for j in range(width):
                 out[i, j] = row[j] * scale
             continue

@@ -152,7 +152,9 @@ def matched_hole(
     The k-th closest of the points is predicted from the distance that the k-th closest of the
     pixels without a point has, in ranks as fractions. Along a scan line the hole is longer, as
     pixels between two lines have their nearest points across; so it also is needed where the next
-    point of the line is as near as that: along lines the depth of a floor hardly changes.
+    point of the line is as near as that: along lines the depth of a floor hardly changes. Of
+    neighbours that are equally near in the image the first gives the direction: the nearest in all
+    features, which no order of the given points changes.
     """
     row, col = features.points.columns[:2, : len(features)]
     d_row, d_col = row[which, None] - row[indices], col[which, None] - col[indices]

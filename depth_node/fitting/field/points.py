@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from depth_node.fitting.field.lattice import Floats, Integers, Lattice
+from depth_node.geometry.sparse_depth import SparseDepth
 
 MIN_POINTS = 4  # with fewer points only a scale can be estimated
 POINTS_PER_CELL = 1.7  # on average; the nine cells about a node hold its candidates
@@ -37,21 +37,14 @@ class MergedPoints:
         return len(self.z)
 
 
-def merge_points(
-    rows: NDArray[np.integer],
-    cols: NDArray[np.integer],
-    depth: NDArray[np.floating],
-    age_s: NDArray[np.floating],
-    image: tuple[int, int],
-    noise_m: NDArray[np.floating] | None = None,
-) -> tuple[MergedPoints, Integers]:
-    """Points (N,) with those at one pixel made one, and which of these each given one became, (N,).
+def merge_points(points: SparseDepth, image: tuple[int, int]) -> tuple[MergedPoints, Integers]:
+    """Points with those at one pixel made one, and which of these each given one became, (N,).
 
     The newest of a pixel counts, of equally new ones the most exact, of these the mean log depth.
-    depth: (N,) m, above 0. noise_m: (N,) m, declared standard deviation, 0: none.
-    image: (H, W), rows and cols lie within; N >= 1.
+    image: (H, W) that the N >= 1 points lie in.
     """
     height, width = image
+    rows, cols = points.rows, points.cols
     pixel = np.sort(rows.astype(np.int64) * width + cols)
     pixels = 1 + np.count_nonzero(pixel[1:] != pixel[:-1])
     spacing = math.sqrt(height * width / pixels)
@@ -60,10 +53,10 @@ def merge_points(
     key = (cell * height + rows) * width + cols
     # Where every pixel has one point, any order of equal keys will do, which is faster.
     order = np.argsort(key, kind=None if len(key) == pixels else "stable")
-    age, z = np.asarray(age_s, np.float64)[order], depth[order].astype(np.float64)
+    age, z = np.asarray(points.age_s, np.float64)[order], points.depth[order].astype(np.float64)
     noise: Floats = np.zeros(len(z))
-    if noise_m is not None and noise_m.any():
-        noise = noise_m[order] / z
+    if points.noise_m.any():
+        noise = points.noise_m[order] / z
     merged: Integers = np.empty(len(rows), np.int64)
     if len(key) == pixels:
         merged[order] = np.arange(pixels)

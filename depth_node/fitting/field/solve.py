@@ -42,6 +42,7 @@ from depth_node.fitting.field.outliers import outlier_nugget, outlier_probabilit
 from depth_node.fitting.field.points import merge_points
 from depth_node.fitting.field.refine import Refiner, refined
 from depth_node.fitting.field.settings import WHOLE_METHOD, FieldAblation, FieldConfig
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
 
@@ -62,24 +63,19 @@ class Field:
 
 def solve(
     prediction: Prediction,
-    rows: NDArray[np.integer],
-    cols: NDArray[np.integer],
-    depth: NDArray[np.floating],
-    age_s: NDArray[np.floating],
+    points: SparseDepth,
     labels: NDArray[np.integer] | None,
     image: NDArray[np.uint8] | None,
     config: FieldConfig,
     state: FieldState | None = None,
     *,
-    noise_m: NDArray[np.floating] | None = None,
     depth_range_m: tuple[float, float] = (0.0, math.inf),
     threads: int = 1,
     ablation: FieldAblation = WHOLE_METHOD,
     refiner: Refiner | None = None,
 ) -> Field:
-    """The field of a frame from n >= 1 points at pixels (rows, cols) with finite depth above 0 m.
+    """The field of a frame from n >= 1 points inside the image.
 
-    noise_m: (n,) m, declared standard deviation of the points, 0 where none is; None: nowhere.
     depth_range_m: within which the answer's depth is kept.
     threads: that share the loops, 0: a few of the machine's.
     refiner: network that refines the blend, None: it stays as it is.
@@ -87,14 +83,14 @@ def solve(
     The network must have given a number at every point. state: of earlier frames, after its `at`
     was called for this one. Raises RuntimeError where config.compiler is numba and cannot be used.
     """
-    points, merged = merge_points(rows, cols, depth, age_s, prediction.shape, noise_m)
+    measured, merged = merge_points(points, prediction.shape)
     loops = kernels(config.compiler, threads)
-    base = fit_base(prediction, points)
-    details = base.details() | {"points": len(points)}
+    base = fit_base(prediction, measured)
+    details = base.details() | {"points": len(measured)}
     if not ablation.residual:
-        alone, std = base_alone(base, points)
+        alone, std = base_alone(base, measured)
         return Field(np.clip(alone, *depth_range_m), std, np.zeros(len(merged)), details)
-    features = FieldFeatures.of(base, points, labels, image, config.age_s, ablation, loops)
+    features = FieldFeatures.of(base, measured, labels, image, config.age_s, ablation, loops)
     outlier = outlier_probability(features, loops, ablation)
     field = _spread_residual(features, outlier, loops, ablation)
     if ablation.blend and may_help(features):
@@ -151,9 +147,9 @@ def warm_up(config: FieldConfig | None = None) -> None:
     height, width, count = 480, 640, 300
     values = rng.uniform(1, 2, (height, width)).astype(np.float32)
     rows, cols = np.divmod(rng.permutation(height * width)[:count], width)
-    depth, ages_s = values[rows, cols].astype(np.float64), np.zeros(count)
+    points = SparseDepth.from_arrays(rows, cols, values[rows, cols])
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
     prediction, state = Prediction(values, "depth_affine_invariant"), FieldState()
     for stamp_ns in (100_000_000, 200_000_000):
         state.at(stamp_ns)
-        solve(prediction, rows, cols, depth, ages_s, None, image, config or FieldConfig(), state)
+        solve(prediction, points, None, image, config or FieldConfig(), state)

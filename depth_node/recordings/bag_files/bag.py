@@ -17,7 +17,8 @@ from typing import Protocol
 from depth_node.recordings.bag_files import mcap, sqlite
 from depth_node.recordings.bag_files.compression import announced_size, zstd_pieces
 from depth_node.recordings.bag_files.damage import BagError, Damage, DamagedError, RawMessage
-from depth_node.recordings.files import FrameError, one_line, open_regular, read_regular, reason_of
+from depth_node.recordings.files import FrameError, open_regular, read_regular, reason_of
+from depth_node.sentences import both_ends
 
 LARGEST_METADATA = 4 << 20  # bytes
 SMALLEST_EXPANSION = 1 << 30  # a compressed file may become this large, or this many times larger
@@ -145,7 +146,7 @@ class BagFiles:
         if mode != "none" and fmt and fmt != "zstd":
             raise BagError(
                 f"{self.path} cannot be opened as a rosbag2 (compression format"
-                f" {one_line(fmt, 40)!r}): write it again without compression, `ros2 bag convert`"
+                f" {both_ends(fmt, 40)!r}): write it again without compression, `ros2 bag convert`"
                 " does that."
             )
         return [self.path / name for name in dict.fromkeys(names) if name]

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from depth_node.recordings.files import FrameError, one_line
+from depth_node.recordings.files import FrameError
+from depth_node.sentences import both_ends
 
 LARGEST_MESSAGE = 1 << 28  # bytes: a raw image of 89 Mpx
 
@@ -39,7 +40,7 @@ class Damage:
     def add(self, what: str, why: object) -> None:
         """One more; of each kind the first reason is kept."""
         self.counts[what] += 1
-        self.reasons.setdefault(what, one_line(str(why), 400))
+        self.reasons.setdefault(what, both_ends(str(why), 400))
 
     def __bool__(self) -> bool:
         return bool(self.counts)

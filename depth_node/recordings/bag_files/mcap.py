@@ -19,7 +19,8 @@ from depth_node.recordings.bag_files.damage import (
     DamagedError,
     RawMessage,
 )
-from depth_node.recordings.files import one_line, open_regular
+from depth_node.recordings.files import open_regular
+from depth_node.sentences import both_ends
 
 MAGIC = b"\x89MCAP0\r\n"
 LARGEST_CHUNK = 1 << 28  # bytes, decompressed
@@ -243,7 +244,7 @@ class McapFile:
         start = place + at + 8
         there = min(place + 9 + whole, self._size) - start
         if codec not in CODECS:
-            raise DamagedError(f"compression {one_line(codec, 40)!r} is not known")
+            raise DamagedError(f"compression {both_ends(codec, 40)!r} is not known")
         if size > LARGEST_CHUNK:
             raise DamagedError(f"it announces {size} bytes, more than {LARGEST_CHUNK}")
         if packed > there and not cut:

@@ -19,7 +19,8 @@ from depth_node.recordings.bag_files.damage import (
     DamagedError,
     RawMessage,
 )
-from depth_node.recordings.files import one_line, open_regular, reason_of
+from depth_node.recordings.files import open_regular, reason_of
+from depth_node.sentences import both_ends
 
 MAGIC = b"SQLite format 3\x00"
 _CURE = "; copy it again, or let `sqlite3 FILE .recover` write what can be saved"
@@ -90,7 +91,7 @@ class SqliteFile:
                 continue
             kind = str(kind)
             if fmt != "cdr":
-                kind = f"{kind} in {one_line(str(fmt), 40)}"
+                kind = f"{kind} in {both_ends(str(fmt), 40)}"
             if kind in self._known:
                 self._names[number] = (name, kind)
             if self.topics.get(name) not in self._known:

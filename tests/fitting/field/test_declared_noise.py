@@ -72,15 +72,15 @@ def test_scaled_points_and_noise_scale_the_answer() -> None:
 
 def test_of_one_pixel_the_most_exact_counts() -> None:
     rows, cols = np.array([5, 5, 9]), np.array([7, 7, 9])
-    depth, age_s = np.array([2.0, 3.0, 4.0]), np.zeros(3)
-    points, merged = merge_points(rows, cols, depth, age_s, (20, 20), np.array([0.2, 0.03, 0.4]))
+    depth, noise_m = np.array([2.0, 3.0, 4.0]), np.array([0.2, 0.03, 0.4])
+    given = SparseDepth.from_arrays(rows, cols, depth, noise_m=noise_m)
+    points, merged = merge_points(given, (20, 20))
     assert len(points) == 2 and merged[0] == merged[1]
     of = merged[0]
     assert points.z[of] == pytest.approx(3.0) and points.noise[of] == pytest.approx(0.01)
     # The newest counts before the most exact.
-    points, merged = merge_points(
-        rows, cols, depth, np.array([0.0, 0.1, 0.0]), (20, 20), np.array([0.2, 0.03, 0.4])
-    )
+    given = SparseDepth.from_arrays(rows, cols, depth, [0.0, 0.1, 0.0], noise_m)
+    points, merged = merge_points(given, (20, 20))
     assert points.z[merged[0]] == pytest.approx(2.0)
 
 

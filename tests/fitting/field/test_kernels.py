@@ -32,6 +32,7 @@ from depth_node.fitting.field.kernels import (
 )
 from depth_node.fitting.field.settings import FieldConfig
 from depth_node.fitting.numba_support import find_numba
+from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 from tests.helpers import REPO
 from tests.helpers.field_room import FIELD, Room, measure, solved
@@ -57,11 +58,10 @@ def test_numpy_form_gives_the_same_numbers_where_neighbours_are_equally_near(see
     height, width, count = 48, 115, 600
     rows, cols = rng.integers(0, height // 3, count), rng.integers(0, width // 4, count)
     depth = 2 + np.sin(rows / 5) + rng.normal(0, 0.02, count)
+    points = SparseDepth.from_arrays(rows, cols, depth)
     flat = Prediction(np.ones((height, width), np.float32), "disparity_affine_invariant")
     found = [
-        solve.solve(
-            flat, rows, cols, depth, np.zeros(count), None, None, FieldConfig(compiler=name)
-        )
+        solve.solve(flat, points, None, None, FieldConfig(compiler=name))
         for name in ("numba", "numpy")
     ]
     np.testing.assert_allclose(found[0].depth, found[1].depth, rtol=1e-5)

@@ -54,6 +54,21 @@ def test_no_point_inside_the_hole_predicts_the_one_left_out(room: Room) -> None:
     assert np.median(left_out.distance) * features.length_px > 4 * 320 / (800 / 4)
 
 
+def test_equally_near_neighbours_count_in_no_order_of_the_given_points(room: Room) -> None:
+    """On a grid of pixels every point has four neighbours at one distance."""
+    grid = np.zeros(room.depth.shape, bool)
+    grid[4::8, 4::8] = True
+    points = measure(room, int(grid.sum()), area=grid)
+    shuffled = points.subset(np.random.default_rng(3).permutation(len(points)))
+    one, other = (
+        LeaveOut.of(features, np.zeros(len(features)), 10, kernels.kernels("auto"))
+        for features in (room_features(room, points), room_features(room, shuffled))
+    )
+    assert np.array_equal(one.neighbours.indices, other.neighbours.indices)
+    for name in ("hole", "shape", "distance", "mean"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
 def test_distance_is_zero_at_points_and_grows_away_from_them(room: Room) -> None:
     features = room_features(room, measure(room, 30))
     far_px = distance_px(features, kernels.kernels("auto"))

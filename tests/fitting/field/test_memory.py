@@ -20,7 +20,8 @@ from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 from depth_node.recordings.frames import find_frames, read_frame
-from depth_node.simulation.renderer import Scene, camera_path
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import camera_path
 from tests.helpers.fits import fit
 
 CONFIG = FitConfig(method="field")

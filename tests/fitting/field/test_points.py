@@ -38,7 +38,7 @@ def test_points_given_twice_change_nothing(room: Room) -> None:
 def test_newest_point_of_a_pixel_counts_and_equally_new_ones_have_their_mean_log() -> None:
     rows, cols = np.array([3, 3, 3, 5, 5]), np.array([4, 4, 4, 6, 6])
     depth, age_s = np.array([1.0, 4.0, 9.0, 2.0, 7.0]), np.array([0.1, 0.1, 0.5, 0.3, 0.2])
-    points, merged = merge_points(rows, cols, depth, age_s, (10, 20))
+    points, merged = merge_points(SparseDepth.from_arrays(rows, cols, depth, age_s), (10, 20))
     assert len(points) == 2
     np.testing.assert_allclose(points.z[merged], [2, 2, 2, 7, 7])
     np.testing.assert_allclose(points.age_s[merged], [0.1, 0.1, 0.1, 0.2, 0.2])
@@ -49,7 +49,8 @@ def test_newest_point_of_a_pixel_counts_and_equally_new_ones_have_their_mean_log
 def test_points_lie_in_the_range_of_their_cell() -> None:
     rng = np.random.default_rng(2)
     rows, cols = rng.integers(0, 50, 300), rng.integers(0, 70, 300)
-    points, _ = merge_points(rows, cols, rng.uniform(1, 2, 300), np.zeros(300), (50, 70))
+    given = SparseDepth.from_arrays(rows, cols, rng.uniform(1, 2, 300))
+    points, _ = merge_points(given, (50, 70))
     assert points.start[0] == 0 and points.start[-1] == len(points)
     for cell in range(len(points.start) - 1):
         part = slice(points.start[cell], points.start[cell + 1])

@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from training.__main__ import main
 from training.data.corruptions import (
     CORRUPTIONS,

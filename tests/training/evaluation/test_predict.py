@@ -11,33 +11,9 @@ import pytest
 
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 from depth_node.engine import opening, options
-from depth_node.prediction import Prediction
+from tests.helpers.scored_samples import Counting, samples
 from training.__main__ import main
-from training.data.samples import Sample
 from training.evaluation import predict, score
-
-H, W = 24, 32
-
-
-class Counting:
-    """Disparity from red, and how often it was asked."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def predict(self, image: np.ndarray) -> Prediction:
-        self.asked += 1
-        return Prediction(image[..., 0].astype(np.float32) + 1, "disparity_affine_invariant")
-
-
-def samples(count: int = 2) -> list[Sample]:
-    rng = np.random.default_rng(3)
-    made = []
-    for k in range(count):
-        depth = rng.uniform(1, 5, (H, W)).astype(np.float32)
-        image = np.repeat((200 / depth).astype(np.uint8)[..., None], 3, axis=2)
-        made.append(Sample(str(k), image, depth, source=f"s{k % 2}"))
-    return made
 
 
 def test_predictions_are_made_once_and_scored_often(tmp_path: Path) -> None:

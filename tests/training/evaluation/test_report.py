@@ -10,27 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from rich.console import Console
 
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
 from depth_node.inference import DepthModel, ModelConfig
 from training.__main__ import main
 from training.data import ordinal_labels
-from training.data.samples import Sample
 from training.evaluation import predict, report, score, statistics
-
-H, W = 24, 32
-
-
-def samples(count: int = 2) -> list[Sample]:
-    rng = np.random.default_rng(3)
-    made = []
-    for k in range(count):
-        depth = rng.uniform(1, 5, (H, W)).astype(np.float32)
-        image = np.repeat((200 / depth).astype(np.uint8)[..., None], 3, axis=2)
-        made.append(Sample(str(k), image, depth, source=f"s{k % 2}"))
-    return made
 
 
 def test_robustness_by_hand() -> None:
@@ -84,21 +70,11 @@ def between(depth: np.ndarray | None, low: float, high: float) -> np.ndarray:
 
 def test_report_prints_and_writes(tmp_path: Path) -> None:
     out, page = tmp_path / "a" / "rows.json", tmp_path / "page.md"
-    console = Console(record=True, width=140, quiet=True)
-    rows = report.report(
-        ["embedded"],
-        2,
-        5,
-        [],
-        out,
-        console,
-        plan=score.ScoringPlan(corruptions=("fog",)),
-        cache=tmp_path / "cache",
-        markdown=page,
-    )
-    assert len(rows) == 2 * (2 + 6)
+    words = ["evaluate", "--procedural", "2", "--seed", "5", "--corruptions", "fog"]
+    words += ["--cache", str(tmp_path / "cache"), "--markdown", str(page)]
+    assert main([*words, "--json", str(out)]) == 0
     stored = json.loads(out.read_text())
-    assert len(stored["rows"]) == len(rows)
+    assert len(stored["rows"]) == 2 * (2 + 6)
     assert stored["rows"][0]["protocol"] == "indoor"
     line = stored["summary"][0]
     assert (line["method"], line["alignment"]) == ("embedded", "disp_ls")

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
-from depth_node.prediction import Prediction
+from tests.helpers.scored_samples import Counting, H, W, samples
 from training.data.samples import DataError, Sample
 from training.evaluation import score
-
-H, W = 24, 32
 
 
 @pytest.fixture
@@ -19,27 +17,6 @@ def truth() -> np.ndarray:
     depth = np.random.default_rng(0).uniform(1, 5, (H, W)).astype(np.float32)
     depth[:3] = np.nan
     return depth
-
-
-class Counting:
-    """Disparity from red, and how often it was asked."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def predict(self, image: np.ndarray) -> Prediction:
-        self.asked += 1
-        return Prediction(image[..., 0].astype(np.float32) + 1, "disparity_affine_invariant")
-
-
-def samples(count: int = 2) -> list[Sample]:
-    rng = np.random.default_rng(3)
-    made = []
-    for k in range(count):
-        depth = rng.uniform(1, 5, (H, W)).astype(np.float32)
-        image = np.repeat((200 / depth).astype(np.uint8)[..., None], 3, axis=2)
-        made.append(Sample(str(k), image, depth, source=f"s{k % 2}"))
-    return made
 
 
 def test_pictures_without_a_scored_pixel_give_no_row() -> None:

@@ -25,7 +25,8 @@ from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import DepthModel, ModelConfig, open_engine
 from depth_node.pipeline import DepthPipeline, PipelineConfig
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from training import checkpoints
 from training.__main__ import main
 from training.evaluation import predict, score

@@ -67,7 +67,8 @@ from depth_node.engine.preprocess import to_tensor
 from depth_node.inference import ModelConfig, PromptedRegionModel, RegionModel, open_engine
 from depth_node.regions.prompted_masks import PromptConfig, box_overlap, select
 from depth_node.regions.settings import SegmentationConfig
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from training.export import segment_anything
 from training.loop import TrainingError
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,48 +10,15 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 from depth_node import config
+from tests.helpers.torch_networks import (
+    SMALL_DIFFUSION,
+    add_index,
+    add_text_encoder,
+    small_diffusion,
+)
 from training.checkpoints import TrainingError
 from training.models import assistants
-from training.models.diffusion import DiffusionConfig, SingleStep, open_diffusion
-
-SMALL = DiffusionConfig(unet_widths=(8, 16), vae_widths=(8, 8), prompt_width=8)
-
-
-def small(**more: object) -> SingleStep:
-    torch.manual_seed(0)
-    return open_diffusion(config.replace(SMALL, more)).eval()
-
-
-def add_text_encoder(folder: Path) -> None:
-    """A text encoder of a few numbers, and a tokenizer of three words."""
-    transformers = pytest.importorskip("transformers")
-    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
-    shape = transformers.CLIPTextConfig(
-        vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=7, bos_token_id=0, eos_token_id=1,
-        pad_token_id=1,
-    )  # fmt: skip
-    transformers.CLIPTextModel(shape).save_pretrained(folder / "text_encoder")
-    tokenizer = folder / "tokenizer"
-    tokenizer.mkdir()
-    (tokenizer / "vocab.json").write_text(json.dumps(words))
-    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
-    (tokenizer / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 7})
-    )
-
-
-def add_index(folder: Path, pipeline: str = "StableDiffusionPipeline") -> None:
-    """What a pipeline's folder says of its parts."""
-    parts = {
-        "_class_name": pipeline,
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(parts))
+from training.models.diffusion import DiffusionConfig
 
 
 def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
@@ -63,7 +29,7 @@ def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
     from training.models import teachers
 
     add_text_encoder(tmp_path)
-    network = small(paradigm="denoising")
+    network = small_diffusion(paradigm="denoising")
     pipe = diffusers.MarigoldDepthPipeline(
         unet=network.unet,
         vae=network.vae,
@@ -103,7 +69,7 @@ def test_a_genpercept_teaches_through_the_same_door(gives: str, tmp_path: Path) 
     from training.models import teachers
 
     add_text_encoder(tmp_path)
-    network = small()
+    network = small_diffusion()
     network.unet.save_pretrained(tmp_path / "unet")
     network.vae.save_pretrained(tmp_path / "vae")
     text = transformers.CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
@@ -144,8 +110,8 @@ def test_a_run_teaches_through_the_same_door(tmp_path: Path) -> None:
     from training import checkpoints
     from training.models import teachers
 
-    network = small()
-    about = {"recipe": "depthmaster", "settings": {"diffusion": config.to_dict(SMALL)}}
+    network = small_diffusion()
+    about = {"recipe": "depthmaster", "settings": {"diffusion": config.to_dict(SMALL_DIFFUSION)}}
     checkpoints.write(tmp_path, 1, about, {"averaged": network.state_dict()}, {})
     for wrong, message in (({"recipe": "mesa"}, "of the recipe mesa"),
                         ({"settings": {"diffusion": config.to_dict(DiffusionConfig())}},
@@ -161,7 +127,7 @@ def test_a_run_teaches_through_the_same_door(tmp_path: Path) -> None:
     x = torch.rand(1, 3, 16, 24)
     with torch.no_grad():
         torch.testing.assert_close(teacher(x), network(2 * x - 1))
-    other = small()
+    other = small_diffusion()
     torch.nn.init.zeros_(other.unet.conv_out.weight)
     checkpoints.write(tmp_path / "b", 1, about, {"averaged": other.state_dict()}, {})
     cfg = teachers.TeacherConfig(source="diffusion", path=str(tmp_path / "b"))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,63 +14,30 @@ pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 from safetensors.torch import save_file
 
 from depth_node import config
+from tests.helpers.torch_networks import (
+    add_index,
+    add_text_encoder,
+    small_diffusion,
+)
 from training.checkpoints import TrainingError
-from training.models import diffusion
+from training.losses import targets
+from training.models import alignment, diffusion, stable_diffusion
 from training.models.diffusion import DiffusionConfig, SingleStep, open_diffusion
-
-SMALL = DiffusionConfig(unet_widths=(8, 16), vae_widths=(8, 8), prompt_width=8)
-
-
-def small(**more: object) -> SingleStep:
-    torch.manual_seed(0)
-    return open_diffusion(config.replace(SMALL, more)).eval()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder laid out like Stable Diffusion 2, with small networks and a finished prompt."""
     made = tmp_path_factory.mktemp("sd2")
-    network = small()
+    network = small_diffusion()
     network.unet.save_pretrained(made / "unet")
     network.vae.save_pretrained(made / "vae")
-    save_file({"prompt": torch.full((1, 5, 8), 0.5)}, str(made / diffusion.PROMPT_FILE))
+    save_file({"prompt": torch.full((1, 5, 8), 0.5)}, str(made / stable_diffusion.PROMPT_FILE))
     return made
 
 
 def opened(source: Path, **more: object) -> SingleStep:
     return open_diffusion(DiffusionConfig(source=str(source), **more)).eval()
-
-
-def add_text_encoder(source: Path) -> None:
-    """A text encoder of a few numbers, and a tokenizer of three words."""
-    transformers = pytest.importorskip("transformers")
-    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
-    shape = transformers.CLIPTextConfig(
-        vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=7, bos_token_id=0, eos_token_id=1,
-        pad_token_id=1,
-    )  # fmt: skip
-    transformers.CLIPTextModel(shape).save_pretrained(source / "text_encoder")
-    tokenizer = source / "tokenizer"
-    tokenizer.mkdir()
-    (tokenizer / "vocab.json").write_text(json.dumps(words))
-    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
-    (tokenizer / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 7})
-    )
-
-
-def add_index(source: Path, pipeline: str = "StableDiffusionPipeline") -> None:
-    """What a pipeline's folder says of its parts."""
-    parts = {
-        "_class_name": pipeline,
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-    }
-    (source / "model_index.json").write_text(json.dumps(parts))
 
 
 # --- target ---------------------------------------------------------------------------
@@ -80,39 +46,39 @@ def add_index(source: Path, pipeline: str = "StableDiffusionPipeline") -> None:
 def test_the_target_spans_its_quantiles() -> None:
     depth = torch.linspace(1, 16, 64).view(1, 1, 8, 8)
     everywhere = torch.ones_like(depth, dtype=torch.bool)
-    scaled = diffusion.target(depth, everywhere)
+    scaled = targets.target(depth, everywhere)
     y = depth.rsqrt()
     low, high = torch.quantile(y, 0.02), torch.quantile(y, 0.98)
     assert float(scaled.low) == pytest.approx(float(low))
     torch.testing.assert_close(scaled.values, (2 * (y - low) / (high - low) - 1).clamp(-1, 1))
     assert float(scaled.values.max()) == 1 and float(scaled.values.min()) == -1
     # A scale of the depth is nothing to the target, in every space.
-    for space in diffusion.SPACES:
-        a, b = (diffusion.target(s * depth, everywhere, space).values for s in (1, 7))
+    for space in targets.SPACES:
+        a, b = (targets.target(s * depth, everywhere, space).values for s in (1, 7))
         torch.testing.assert_close(a, b, atol=2e-6, rtol=0)
-    near = diffusion.target(depth, everywhere, "depth").values
+    near = targets.target(depth, everywhere, "depth").values
     assert float(near[0, 0, 0, 0]) == -1 and float(scaled.values[0, 0, 0, 0]) == 1
 
 
 def test_what_is_not_known_is_not_in_the_target() -> None:
     depth = torch.linspace(1, 16, 64).view(1, 1, 8, 8)
     mask = torch.ones_like(depth, dtype=torch.bool)
-    clean = diffusion.target(depth[:, :, :7], mask[:, :, :7]).values
+    clean = targets.target(depth[:, :, :7], mask[:, :, :7]).values
     for poison in (torch.nan, torch.inf, 0.0, -1.0):
         bad = depth.clone()
         bad[:, :, 7] = poison
-        scaled = diffusion.target(bad, mask)
+        scaled = targets.target(bad, mask)
         assert not scaled.mask[:, :, 7].any() and scaled.mask[:, :, :7].all()
         torch.testing.assert_close(scaled.values[:, :, :7], clean)
         assert (scaled.values[:, :, 7] == -1).all()
-    flat = diffusion.target(torch.ones(2, 1, 8, 8), torch.ones(2, 1, 8, 8, dtype=torch.bool))
+    flat = targets.target(torch.ones(2, 1, 8, 8), torch.ones(2, 1, 8, 8, dtype=torch.bool))
     assert not flat.mask.any() and torch.isfinite(flat.values).all()
 
 
 def test_a_picture_smaller_than_a_patch_of_the_external_encoder() -> None:
-    assert diffusion.external_size(480, 640, 14) == (420, 560)
+    assert alignment.external_size(480, 640, 14) == (420, 560)
     with pytest.raises(TrainingError, match=r"smaller than a patch.*loss\.align=0"):
-        diffusion.external_size(7, 64, 14)
+        alignment.external_size(7, 64, 14)
 
 
 # --- the network ---------------------------------------------------------------------------------
@@ -130,7 +96,7 @@ def test_the_fourier_block_starts_as_nothing_and_learns() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.isfinite(block(torch.randn(1, 16, 5, 7))).all()
     # A plain network and one with a fresh block answer alike.
-    plain, enhanced = small(), small(fourier=True)
+    plain, enhanced = small_diffusion(), small_diffusion(fourier=True)
     enhanced.load_state_dict(plain.state_dict(), strict=False)
     images = torch.rand(1, 3, 16, 24) * 2 - 1
     with torch.no_grad():
@@ -138,7 +104,7 @@ def test_the_fourier_block_starts_as_nothing_and_learns() -> None:
 
 
 def test_one_step_is_deterministic_frozen_outside_the_unet_and_of_the_right_shapes() -> None:
-    network = small()
+    network = small_diffusion()
     assert not any(p.requires_grad for p in network.vae.parameters())
     assert all(p.requires_grad for p in network.unet.parameters())
     images = torch.rand(2, 3, 16, 24) * 2 - 1
@@ -160,18 +126,18 @@ def test_gradients_reach_the_unet_through_the_decoder_and_checkpointing_changes_
     images = torch.rand(1, 3, 16, 16) * 2 - 1
     gradients = []
     for checkpointing in (False, True):
-        network = small(checkpointing=checkpointing, fourier=True).train()
+        network = small_diffusion(checkpointing=checkpointing, fourier=True).train()
         cost = network.decode(network.predict(network.encode(images)).latent).square().mean()
         gradients.append(torch.autograd.grad(cost, network.unet.conv_in.weight)[0])
     assert float(gradients[0].abs().max()) > 0
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-@pytest.mark.parametrize("space", diffusion.SPACES)
+@pytest.mark.parametrize("space", targets.SPACES)
 def test_disparity_undoes_the_space(space: str) -> None:
-    network = small(space=space)
+    network = small_diffusion(space=space)
     depth = 1 + 4 * torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    scaled = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space)
+    scaled = targets.target(depth, torch.ones_like(depth, dtype=torch.bool), space)
     for _ in range(400):
         network.observe(scaled)
     inner = scaled.values.abs() < 1
@@ -185,7 +151,7 @@ def test_disparity_undoes_the_space(space: str) -> None:
 def test_overflow_of_the_decoder_in_half_precision_is_named_with_its_cure() -> None:
     images = torch.rand(1, 3, 16, 16) * 2 - 1
     for switch in (False, True):
-        network = small(decoder_fp32=switch)
+        network = small_diffusion(decoder_fp32=switch)
         with torch.no_grad():
             network.vae.post_quant_conv.weight.mul_(1e6)
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
@@ -197,18 +163,18 @@ def test_overflow_of_the_decoder_in_half_precision_is_named_with_its_cure() -> N
                 with pytest.raises(TrainingError, match=r"float16.*decoder_fp32=true"):
                     network.decode(latent)
     with pytest.raises(TrainingError, match="U-Net"):
-        small().decode(torch.full((1, 4, 8, 8), torch.nan))
+        small_diffusion().decode(torch.full((1, 4, 8, 8), torch.nan))
 
 
 def test_other_paradigms() -> None:
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    once, four = small(), small(paradigm="iterative")
+    once, four = small_diffusion(), small_diffusion(paradigm="iterative")
     with torch.no_grad():
         latent = once.encode(images)
         for _ in range(diffusion.ITERATIONS):
             latent = once.step(latent).latent
         torch.testing.assert_close(four.predict(four.encode(images)).latent, latent)
-    denoising = small(paradigm="denoising", denoise_steps=2)
+    denoising = small_diffusion(paradigm="denoising", denoise_steps=2)
     assert denoising.unet.conv_in.in_channels == 8
     with torch.no_grad():
         a, b = denoising(images), denoising(images)
@@ -221,8 +187,16 @@ def test_other_paradigms() -> None:
 
 def test_the_arithmetic_of_stable_diffusion_2() -> None:
     """865,910,724 parameters; with AdamW in float32 they leave 10 GiB of 24 for activations."""
+    from diffusers import UNet2DConditionModel
+
     with torch.device("meta"):
-        unet = diffusion.stable_diffusion_2()
+        unet = UNet2DConditionModel(
+            sample_size=96,
+            block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=(5, 10, 20, 20),
+            cross_attention_dim=1024,
+            use_linear_projection=True,
+        )
     assert sum(p.numel() for p in unet.parameters()) == 865_910_724
     assert unet.config.block_out_channels[-1] == 1280
     gib = diffusion.memory(unet)
@@ -234,7 +208,7 @@ def test_the_arithmetic_of_stable_diffusion_2() -> None:
 
 
 def test_a_folder_opens_with_its_weights_and_its_prompt(folder: Path) -> None:
-    network, same = opened(folder), small()
+    network, same = opened(folder), small_diffusion()
     assert torch.equal(network.unet.conv_in.weight, same.unet.conv_in.weight)
     assert torch.equal(network.prompt, torch.full((1, 5, 8), 0.5))
     assert "prompt" in network.state_dict()  # so that checkpoints need no text encoder
@@ -243,7 +217,7 @@ def test_a_folder_opens_with_its_weights_and_its_prompt(folder: Path) -> None:
 def test_the_empty_prompt_comes_from_the_text_encoder(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "sd2"
     shutil.copytree(folder, copy)
-    (copy / diffusion.PROMPT_FILE).unlink()
+    (copy / stable_diffusion.PROMPT_FILE).unlink()
     with pytest.raises(TrainingError, match=r"empty prompt.*text_encoder/"):
         opened(copy)
     add_text_encoder(copy)
@@ -274,12 +248,12 @@ def test_nothing_is_downloaded_unasked(tmp_path: Path) -> None:
 def test_the_unet_of_another_task_or_model_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "sd2"
     shutil.copytree(folder, copy)
-    wide = small(paradigm="denoising").unet  # eight channels in, as Marigold's
+    wide = small_diffusion(paradigm="denoising").unet  # eight channels in, as Marigold's
     wide.register_to_config(in_channels=8)
     wide.save_pretrained(copy / "unet")
     with pytest.raises(TrainingError, match="takes 8 and gives 4 channels"):
         opened(copy)
-    small(prompt_width=16).unet.save_pretrained(copy / "unet")
+    small_diffusion(prompt_width=16).unet.save_pretrained(copy / "unet")
     with pytest.raises(TrainingError, match="8 wide and its U-Net takes 16"):
         opened(copy)
     # Weights that do not belong to the description beside them.

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 from torch import nn
 
+from tests.helpers.torch_networks import parameter_count
 from training.models.hub import DepthAnything
-from training.models.lora import parameter_count
 from training.models.networks import NetworkConfig, open_dino, open_network
 
 

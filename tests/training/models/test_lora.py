@@ -12,41 +12,18 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 from torch import nn
 
 from depth_node import config
+from tests.helpers.torch_networks import SMALL_UNET, awake, debug, images, parameter_count
 from training.checkpoints import TrainingError
 from training.losses.depth import product_norm
-from training.models.hub import DepthAnything
 from training.models.lora import (
     TuneConfig,
     hold_statistics,
     low_rank,
     merged,
-    parameter_count,
     tune,
 )
 from training.models.networks import NetworkConfig, open_network
-from training.models.unet import SmallUNet, StudentConfig
-
-SMALL_UNET = StudentConfig((8, 8, 16, 16, 16), (0, 1, 1, 1, 1), (16, 8, 8, 8))
-
-
-def debug() -> DepthAnything:
-    torch.manual_seed(0)
-    network = open_network(NetworkConfig(kind="debug"))
-    assert isinstance(network, DepthAnything)
-    return network.eval()
-
-
-def awake(model: nn.Module) -> nn.Module:
-    """With low-rank updates that are not zero, as they are after some learning."""
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter)
-    return model
-
-
-def images(height: int = 56, width: int = 84) -> torch.Tensor:
-    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(2))
+from training.models.unet import SmallUNet
 
 
 class Attention4(nn.Module):

@@ -13,7 +13,7 @@ from torch import nn
 
 from training.checkpoints import TrainingError
 from training.models import mobilenet
-from training.models.diffusion import Alignment
+from training.models.alignment import Alignment
 from training.models.mobilenet import STAGES, TAPS, MobileNetV2, imagenet_weights, renamed
 from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, NetworkInput
 from training.models.networks import NetworkConfig, open_dino

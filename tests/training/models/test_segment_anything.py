@@ -8,53 +8,10 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
+from tests.helpers.torch_networks import tiny_sam
 from training.checkpoints import TrainingError
 from training.data.region_masks import MaskConfig
 from training.models.segment_anything import open_sam
-
-
-def tiny_sam(folder: Path, kind: str) -> Path:
-    """A Segment Anything of random weights in a folder, as save_pretrained leaves it."""
-    import transformers as t
-
-    torch.manual_seed(0)
-    if kind == "sam":
-        vision = t.SamVisionConfig(
-            hidden_size=16, output_channels=16, num_hidden_layers=2, num_attention_heads=2,
-            image_size=64, patch_size=8, window_size=4, global_attn_indexes=[1], mlp_dim=32,
-            num_pos_feats=8,
-        )  # fmt: skip
-        decoder = t.SamMaskDecoderConfig(
-            hidden_size=16, mlp_dim=32, num_hidden_layers=2, num_attention_heads=2,
-            iou_head_depth=2, iou_head_hidden_dim=16,
-        )  # fmt: skip
-        prompt = t.SamPromptEncoderConfig(hidden_size=16, image_size=64, patch_size=8)
-        parts = {"mask_decoder_config": decoder, "prompt_encoder_config": prompt}
-        network = t.SamModel(t.SamConfig(vision_config=vision, **parts))
-    else:
-        backbone = t.Sam2HieraDetConfig(
-            hidden_size=8, num_attention_heads=1, image_size=[128, 128],
-            blocks_per_stage=[1, 1, 2, 1],
-            embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 2, 2],
-            window_size_per_stage=[8, 4, 4, 4], global_attention_blocks=[3],
-            window_positional_embedding_background_size=[2, 2],
-        )  # fmt: skip
-        vision = t.Sam2VisionConfig(
-            backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8],
-            backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]], fpn_hidden_size=16,
-        )  # fmt: skip
-        decoder = t.Sam2MaskDecoderConfig(
-            hidden_size=16, mlp_dim=32, num_hidden_layers=2, num_attention_heads=2,
-            iou_head_depth=2, iou_head_hidden_dim=16,
-        )  # fmt: skip
-        prompt = t.Sam2PromptEncoderConfig(hidden_size=16, image_size=128, patch_size=16)
-        parts = {"mask_decoder_config": decoder, "prompt_encoder_config": prompt}
-        network = t.Sam2Model(t.Sam2Config(vision_config=vision, **parts))
-    for weight in network.mask_decoder.parameters():  # so small otherwise that no mask comes out
-        torch.nn.init.normal_(weight, std=2.0)
-    network.mask_decoder.iou_prediction_head.proj_out.bias.data.fill_(50.0)
-    network.save_pretrained(folder)
-    return folder
 
 
 def test_points_land_where_they_are_meant(tmp_path: Path) -> None:

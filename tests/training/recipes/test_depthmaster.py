@@ -26,8 +26,10 @@ from training.checkpoints import TrainingError
 from training.data.mixed import Mixture
 from training.data.open import open_samples
 from training.losses import diffusion as diffusion_losses
-from training.models import diffusion
+from training.losses import targets
+from training.models import alignment, diffusion, stable_diffusion
 from training.models.networks import NetworkConfig, open_dino
+from training.recipe import BatchPart
 from training.recipes import depthmaster, distill, supervised
 
 CONFIGS = REPO / "training" / "configs"
@@ -213,7 +215,9 @@ def test_the_published_stages_run_on_folders_of_their_kind(tmp_path: Path) -> No
     )
     source.unet.save_pretrained(tmp_path / "sd2" / "unet")
     source.vae.save_pretrained(tmp_path / "sd2" / "vae")
-    save_file({"prompt": torch.zeros(1, 5, 8)}, str(tmp_path / "sd2" / diffusion.PROMPT_FILE))
+    save_file(
+        {"prompt": torch.zeros(1, 5, 8)}, str(tmp_path / "sd2" / stable_diffusion.PROMPT_FILE)
+    )
     open_dino(NetworkConfig(kind="debug")).network.save_pretrained(tmp_path / "dinov2")
     small = ["height=48", "width=64", "images.second_height=32", "images.second_width=80",
              "images.second_probability=0.5", "loop.steps=1", "loop.batch=4", "loop.accumulate=4",
@@ -240,7 +244,7 @@ def test_every_switch_changes_what_is_minimised(pool: Mixture) -> None:
     assert paper != code
     losses = {
         space: float(terms(pool, "loss.align=0", f"diffusion.space={space}")["loss"].detach())
-        for space in diffusion.SPACES
+        for space in targets.SPACES
     }
     assert len(set(losses.values())) == 3
     by_layer = {
@@ -259,7 +263,7 @@ def test_accumulated_parts_have_the_gradient_of_the_whole(pool: Mixture) -> None
     model = recipe.model().train()
     weight = model.unet.conv_in.weight
 
-    def gradient(*parts: loop.BatchPart) -> torch.Tensor:
+    def gradient(*parts: BatchPart) -> torch.Tensor:
         losses = [recipe.loss(model, recipe.batch(0, part), None)["loss"] for part in parts]
         return torch.autograd.grad(torch.stack(losses).mean(), weight)[0]
 
@@ -281,11 +285,11 @@ def test_a_missing_external_encoder_is_named(pool: Mixture, tmp_path: Path) -> N
         terms(pool, "height=8", "width=8")
 
 
-@pytest.mark.parametrize("space", diffusion.SPACES)
+@pytest.mark.parametrize("space", targets.SPACES)
 def test_it_is_judged_in_its_own_space(space: str) -> None:
     """The target itself is right to its clipped tails; a map of nothing is not."""
     depth = 1 + 4 * torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(0))
-    scaled = diffusion.target(depth, torch.ones_like(depth, dtype=torch.bool), space, tails=0.0)
+    scaled = targets.target(depth, torch.ones_like(depth, dtype=torch.bool), space, tails=0.0)
     truth = depth[0, 0].numpy()
     abs_rel, delta1, f1 = depthmaster.scores_in_space(scaled.values, truth, space)
     assert abs_rel < 1e-4 and delta1 == 1 and f1 > 0.99
@@ -308,14 +312,14 @@ def test_settings_that_contradict_themselves() -> None:
 def test_a_students_disparity_that_is_the_square_of_the_target_costs_nothing() -> None:
     depth = 1 + 5 * torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     cfg = supervised.LossConfig(space="sqrt_disparity", directional=0.001)
-    y, _ = diffusion.student_target(depth, torch.ones_like(depth, dtype=torch.bool))
+    y, _ = targets.student_target(depth, torch.ones_like(depth, dtype=torch.bool))
     scalars = supervised.disparity_loss(y**2, depth, cfg)
     for name in ("level", "shape", "directional"):
         assert float(scalars[name]) == pytest.approx(0, abs=1e-5)
     assert float(supervised.disparity_loss(y**2 + 0.1, depth, cfg)["level"]) > 0.01
     x = torch.tensor([-3.0, -1.0, 0.0, 0.01, 4.0], requires_grad=True)
-    (slope,) = torch.autograd.grad(diffusion.root(x).sum(), x)
-    assert (slope > 0).all() and float(diffusion.root(x)[-1].detach()) == 2
+    (slope,) = torch.autograd.grad(targets.root(x).sum(), x)
+    assert (slope > 0).all() and float(targets.root(x)[-1].detach()) == 2
 
 
 def test_a_student_learns_with_them_in_two_stages(tmp_path: Path) -> None:
@@ -325,7 +329,7 @@ def test_a_student_learns_with_them_in_two_stages(tmp_path: Path) -> None:
     first = config.load(supervised.Config, debug, [*common, "loss.align=1", "external.kind=debug"])
     state = loop.run(supervised.build(first, Console(quiet=True)), first.loop, tmp_path / "one",
                      config.to_dict(first))  # fmt: skip
-    assert isinstance(state.extra, diffusion.Alignment)
+    assert isinstance(state.extra, alignment.Alignment)
     second = config.load(
         supervised.Config, debug,
         [*common, "loss.directional=0.001", f"start={tmp_path / 'one'}", "loop.learning_rate=2e-4"],

@@ -21,14 +21,15 @@ from rich.console import Console
 
 from depth_node import config
 from tests.helpers import REPO
+from tests.helpers.torch_networks import parameter_count
 from training import loop
 from training.__main__ import main
 from training.checkpoints import TrainingError
 from training.data.pool import open_pool
 from training.data.samples import Sample
-from training.models.lora import parameter_count
 from training.models.networks import NetworkConfig, open_network
 from training.models.unet import OFFSET, SmallUNet, StudentConfig
+from training.recipe import Batch, BatchPart
 from training.recipes import supervised
 
 SMALL = StudentConfig(widths=(4, 6, 8, 8, 8), depths=(0, 1, 1, 1, 1), decoder=(8, 6, 6, 4))
@@ -144,7 +145,7 @@ def test_an_interrupt_ends_between_steps_and_can_go_on(
     recipe = supervised.Supervised(cfg, open_pool(cfg.pool))
     real = recipe.batch
 
-    def interrupted(step: int, part: loop.BatchPart) -> loop.Batch:
+    def interrupted(step: int, part: BatchPart) -> Batch:
         if step == 2:
             os.kill(os.getpid(), number)
         return real(step, part)

@@ -12,7 +12,7 @@ pytest.importorskip("diffusers", reason="the diffusion teacher needs diffusers")
 from depth_node import config
 from training import checkpoints
 from training.__main__ import main
-from training.models import diffusion
+from training.models import alignment
 from training.models.networks import NetworkConfig, open_dino
 from training.recipes import depthmaster
 from training.studies import common, mesa
@@ -90,7 +90,7 @@ def test_the_stand_in_is_what_the_alignment_opens(tmp_path: Path) -> None:
     dino = open_dino(NetworkConfig(kind="debug", source=str(made)))
     name = "encoder.layer.0.norm1.weight"
     assert torch.equal(dino.network.state_dict()[name], weights[f"network.backbone.{name}"])
-    size = diffusion.external_size(*study.MASTER_SIZE.values(), dino.spec.multiple_px)
+    size = alignment.external_size(*study.MASTER_SIZE.values(), dino.spec.multiple_px)
     assert size == (study.STAND_IN["height"], study.STAND_IN["width"])
 
 

@@ -10,7 +10,8 @@ import pytest
 from depth_node.fitting import FitConfig
 from depth_node.geometry.camera import Camera
 from depth_node.prediction import Prediction
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from training.studies import regions
 
 

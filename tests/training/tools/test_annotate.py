@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 from depth_node.regions.segmentation import segment
-from depth_node.simulation.renderer import Scene, random_view
+from depth_node.simulation.renderer import Scene
+from depth_node.simulation.viewpoints import random_view
 from tests.helpers import REPO
 from training.data.open import DataConfig
 from training.data.ordinal_labels import Pair, append_label, read_labels, write_labels

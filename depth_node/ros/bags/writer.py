@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
 from depth_node.calibration.monitor import Verdict
@@ -23,6 +22,7 @@ from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthResult
 from depth_node.recordings.files import FrameError, UnfinishedFile, reason_of
 from depth_node.recordings.replay import ScoredFrame
+from depth_node.ros import messages
 from depth_node.ros.ground import Ground, ObstacleView
 from depth_node.ros.results import (
     CAMERA_INFO,
@@ -124,7 +124,7 @@ class ResultBag:
         origin = observed.origin
         recorded_ns = stamp_ns if origin.recorded_ns is None else origin.recorded_ns
         header = Header(frame_id=origin.frame_id or "camera")
-        header.stamp = _time(stamp_ns)
+        header.stamp = messages.time_of(stamp_ns)
         camera, frame_id, ground = observed.camera, header.frame_id, self._ground
 
         def obstacle_view() -> ObstacleView | None:
@@ -200,8 +200,3 @@ class ResultBag:
 def _type_of(message: Any) -> str:
     package, folder, *_ = type(message).__module__.split(".")
     return f"{package}/{folder}/{type(message).__name__}"
-
-
-def _time(stamp_ns: int) -> Time:
-    seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
-    return Time(sec=seconds, nanosec=nanoseconds)

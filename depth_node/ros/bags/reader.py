@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded frames from a rosbag2 (SQLite3 or MCAP) without a running ROS.
+"""Recorded frames from a rosbag2 (SQLite3 or MCAP).
 
-The files are read by depth_node.recordings.bag_files, their CDR is taken apart by `rosbags`; what
-a message means is known to depth_node.ros.messages alone, so the ROS message packages must be
-importable. Messages are taken in the order of the recording, as a live node would get them.
+Messages are taken in the order of the recording, as a live node would get them.
 
 A message that cannot be used is left out and counted (`Bag.left_out`), the others are replayed. A
 bag of which nothing can be used raises BagError, a sentence with the cure.
@@ -23,37 +21,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_node.frame import FrameInput, Origin
-from depth_node.geometry.camera import Camera, is_rectified
-from depth_node.geometry.rigid import check_rigid, invert_rigid, rigid_transform
+from depth_node.geometry.camera import Camera
+from depth_node.geometry.point_times import BelievedTimes
+from depth_node.geometry.rigid import check_rigid, invert_rigid
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import Scan, ScanBuffer
 from depth_node.geometry.seen_points import Exposure, SeenPoints, SensorKind
 from depth_node.geometry.sparse_depth import project_points
-from depth_node.geometry.transform_tree import TransformError, TransformTree
+from depth_node.geometry.transform_tree import TransformError
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
-from depth_node.recordings.files import one_line, reason_of
+from depth_node.recordings.files import reason_of
 from depth_node.recordings.held_out import Sampling, hold_out_points
 from depth_node.recordings.replay import LeftOut, ScoredFrame
 from depth_node.ros import messages
-from depth_node.ros.diagnostics import body_frame_hint, none_in_image
-from depth_node.ros.extrinsics import NoTransformError
-from depth_node.ros.source_clock import SourceClock, SourceKey, clock_sentence
+from depth_node.ros.bags.topics import (
+    COMPRESSED,
+    KNOWN,
+    TF,
+    BagTopics,
+    TopicChooser,
+    namespace,
+)
+from depth_node.ros.bags.transforms import BagTransforms
+from depth_node.ros.diagnostics import body_frame_hint, if_inverted, none_in_image
+from depth_node.ros.extrinsics import far_apart, one_pose_for_all
+from depth_node.ros.source_clock import (
+    SourceClock,
+    SourceKey,
+    clock_sentence,
+    standing_sentence,
+)
+from depth_node.sentences import both_ends
 
-__all__ = ["Bag", "BagError", "BagFrames", "BagTopics"]
-
-IMAGE = "sensor_msgs/msg/Image"
-COMPRESSED = "sensor_msgs/msg/CompressedImage"
-CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
-CLOUD = "sensor_msgs/msg/PointCloud2"
-SCAN = "sensor_msgs/msg/LaserScan"
-RANGE = "sensor_msgs/msg/Range"
-TF = "tf2_msgs/msg/TFMessage"
-KNOWN = (IMAGE, COMPRESSED, CAMERA_INFO, CLOUD, SCAN, RANGE, TF)
-
-# Words in a topic that say it is no image of the kind a monocular network wants.
-_NOT_A_IMAGE = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
-_LISTED_TOPICS = 12
 _LARGEST_OFFSET_S = 4e9  # clocks that began in 1900, and now
 
 
@@ -61,28 +61,14 @@ class _UnusableError(ValueError):
     """Why one message cannot be used. damaged: it contradicts itself; else something is missing."""
 
     def __init__(self, why: object, damaged: bool = True) -> None:
-        super().__init__(one_line(str(why), 600))
+        super().__init__(both_ends(str(why), 600))
         self.damaged = damaged
-
-
-@dataclass(frozen=True)
-class BagTopics:
-    """Which topics of a bag are used; an empty name means: find it by its type. Landmarks, depth
-    images and ranges are used only where they are named.
-    """
-
-    image: str = ""
-    camera_info: str = ""
-    points: str = ""
-    scan: str = ""
-    landmarks: str = ""
-    depth: str = ""
-    range: str = ""
 
 
 @dataclass
 class Bag:
-    """A rosbag2 opened for reading; a context manager. `topics` then says what is used.
+    """A rosbag2 opened for reading; a context manager. `topics` then says what is used,
+    `transforms` is the TF of the whole bag.
 
     T_camera_lidar: overrules the bag's TF. rectified: "yes", "no" or "auto", as the node's
     `image_rectified`: whether the camera is P (an image without distortion) and not K with D. The
@@ -115,11 +101,12 @@ class Bag:
         self._files.__enter__()
         try:
             self._types = self._files.topics
-            self.topics = self._choose()
-            self._bad_transforms: Counter[str] = Counter()
+            self.topics = TopicChooser(self.path, self._types).choose(self.topics)
+            self._info_frame = ""
             self._depth_bits = messages.BitDepth()
             self._frames_fit = False  # points have been seen in an image
-            self._tree = self._transforms()
+            self.transforms = BagTransforms(self.left_out)
+            self._read_transforms()
         except BaseException:
             self._files.__exit__()
             raise
@@ -149,11 +136,6 @@ class Bag:
             except ValueError as error:
                 raise BagError(f"{error}.") from None
 
-    @property
-    def transforms(self) -> BagTransforms:
-        """The TF of the whole bag."""
-        return BagTransforms(self._tree)
-
     def __len__(self) -> int:
         """Images in the bag."""
         return self._files.counts[self.topics.image]
@@ -167,6 +149,7 @@ class Bag:
         scans = ScanBuffer(self.max_scan_age_s)
         camera = self._first_camera()
         sources: dict[SourceKey, SourceClock] = {}  # of which there are scans
+        times: dict[SourceKey, BelievedTimes] = {}
         waiting: list[tuple[int, int, Any]] = []  # (recorded, stamp, image), oldest first
         given = 0
         names = [name for name in vars(self.topics).values() if name]
@@ -182,8 +165,13 @@ class Bag:
                     source = (topic, message.header.frame_id)
                     if messages.stamp_ns(message.header.stamp) and topic != self.topics.depth:
                         stamp += round(self.lidar_time_offset_s * 1e9)
-                    sources.setdefault(source, SourceClock()).scan(stamp, recorded_ns * 1e-9)
-                    scans.add(stamp, scan.points, source, scan.offset_s, scan.noise_m)
+                    clock = sources.setdefault(source, SourceClock())
+                    if clock.scan(stamp, recorded_ns * 1e-9):
+                        scans.forget(source)
+                        self.left_out.warn(standing_sentence(source[1]))
+                    believed = times.setdefault(source, BelievedTimes())
+                    offset_s = believed.of(stamp, scan.offset_s, scan.unknown_times)
+                    scans.add(stamp, scan.points, source, offset_s, scan.noise_m)
             except _UnusableError as error:
                 self._leave_out(topic, error)
             newest = scans.newest_stamp_ns()
@@ -285,6 +273,13 @@ class Bag:
     ) -> FrameInput:
         image = self._image(message, camera)
         camera_frame = message.header.frame_id
+        if doubt := messages.other_camera(self._info_frame, camera_frame):
+            self.left_out.warn(doubt)
+        lidars = [key for key in sources if self._kind(key) is not SensorKind.DEPTH_IMAGE]
+        frames = sorted({frame for _, frame in lidars})
+        if self.T_camera_lidar is not None and len(frames) > 1:
+            cure = "leave --t-camera-lidar out and let TF tell each"
+            self.left_out.warn(one_pose_for_all(frames, cure))
         since = self._motion(camera_frame, stamp) if self.world_frame else None
         readout_s = self.camera_readout_time_s
         shutter = RollingShutter(camera, readout_s) if readout_s > 0 else None
@@ -301,6 +296,8 @@ class Bag:
                     if kind is SensorKind.DEPTH_IMAGE
                     else self._extrinsics(camera_frame, key[1], stamp)
                 )
+                if doubt := far_apart(T, messages.brief(key[1])):
+                    self.left_out.warn(doubt)
                 try:
                     placed = seen.exposure.by_rows(seen.exposure.moved(scan, T), kind)
                 except TransformError as error:
@@ -330,7 +327,7 @@ class Bag:
         setting = "" if kind is SensorKind.DEPTH_IMAGE else "give --lidar-time-offset"
         self.left_out.add(
             clock_sentence(key[1], offset_s, self.lidar_time_offset_s, setting),
-            kind=f"scans of {one_line(key[0], 100)}",
+            kind=f"scans of {both_ends(key[0], 100)}",
             damaged=False,
         )
         return True
@@ -349,7 +346,9 @@ class Bag:
             hint = body_frame_hint(points, T_camera_lidar, camera, used, camera_frame)
             self._frames_fit = not hint and used > 0
             if not used:
-                hint = hint or none_in_image(sparse.counts)
+                hint = hint or (
+                    none_in_image(sparse.counts) + if_inverted(points, T_camera_lidar, camera)
+                )
             if hint:
                 self.left_out.add(hint, kind="scans beside the image", damaged=False)
 
@@ -371,7 +370,7 @@ class Bag:
         def since(then_ns: int) -> NDArray[np.float64]:
             if then_ns == now_ns:
                 return np.eye(4)
-            return now @ self._tree.look_up(self.world_frame, camera_frame, then_ns)
+            return now @ self.transforms.tree.look_up(self.world_frame, camera_frame, then_ns)
 
         return since
 
@@ -404,14 +403,14 @@ class Bag:
     def _camera(self, message: Any, count: bool = True) -> Camera:
         try:
             with np.errstate(all="ignore"):
-                rectified = is_rectified(self.topics.image, message, self.rectified)
+                rectified = messages.is_rectified(self.topics.image, message, self.rectified)
                 camera: Camera = messages.camera_of(message, rectified)
                 doubt = messages.calibration_warning(message, rectified)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
+        self._info_frame = message.header.frame_id
         if doubt and count:
-            kind = f"parts of {one_line(self.topics.camera_info, 100)}"
-            self.left_out.add(doubt, kind=kind, damaged=False)
+            self.left_out.warn(doubt)
         return camera
 
     def _scan(self, topic: str, message: Any, camera: Camera) -> messages.LidarScan:
@@ -425,123 +424,31 @@ class Bag:
                     scan = messages.lidar_scan(message)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
+        if scan.doubt:
+            self.left_out.warn(f"{topic}: {scan.doubt}")
         if scan.unknown_times and self.world_frame:
             why = f"{topic}: the points count as measured at the scan's stamp: {scan.unknown_times}"
             self.left_out.add(why, kind=f"times of points of {topic}", damaged=False)
         return scan
 
-    # --- topics ------------------------------------------------------------------------------
-
-    def _choose(self) -> BagTopics:
-        image = self._named("image", self.topics.image, (IMAGE, COMPRESSED))
-        if not image:
-            every = [topic for topic, kind in self._types.items() if kind in (IMAGE, COMPRESSED)]
-            image = self._only("image", _of_a_camera(every), "image")
-        camera_info = self._named("camera-info", self.topics.camera_info, (CAMERA_INFO,))
-        if not camera_info:
-            candidates = [t for t, kind in self._types.items() if kind == CAMERA_INFO]
-            beside = [t for t in candidates if _same_camera(t, image)]
-            camera_info = self._only("camera-info", beside or candidates, "camera_info")
-        points = self._named("points", self.topics.points, (CLOUD,))
-        scan = self._named("scan", self.topics.scan, (SCAN,))
-        others = [
-            self._named("landmarks", self.topics.landmarks, (CLOUD,)),
-            self._named("depth", self.topics.depth, (IMAGE,)),
-            self._named("range", self.topics.range, (RANGE,)),
-        ]
-        if not (points or scan or any(others)):
-            clouds = [t for t, kind in self._types.items() if kind == CLOUD]
-            scans = [t for t, kind in self._types.items() if kind == SCAN]
-            if clouds or not scans:
-                points = self._only("points", clouds, "LiDAR (PointCloud2 or LaserScan)")
-            else:
-                scan = self._only("scan", scans, "LaserScan")
-        return BagTopics(image, camera_info, points, scan, *others)
-
-    def _named(self, option: str, name: str, kinds: tuple[str, ...]) -> str:
-        """The topic the user named, checked; "" when none was named."""
-        if not name:
-            return ""
-        found = name if name in self._types else f"/{name}"
-        if found not in self._types:
-            raise BagError(
-                f"{self.path} has no topic {name} (--{option}-topic); it has: {self._listing()}."
-            )
-        if self._types[found] not in kinds:
-            raise BagError(
-                f"{self.path}: {found} is {self._types[found]}, --{option}-topic needs"
-                f" {' or '.join(kinds)}."
-            )
-        return found
-
-    def _only(self, option: str, candidates: list[str], what: str) -> str:
-        """The one candidate; a bag with none or several must be told which."""
-        if len(candidates) == 1:
-            return candidates[0]
-        if not candidates:
-            raise BagError(
-                f"{self.path} has no {what} topic; it has: {self._listing()}. Name one with"
-                f" --{option}-topic if it is among them."
-            )
-        raise BagError(
-            f"{self.path} has several {what} topics ({_listed(sorted(candidates))}): choose one"
-            f" with --{option}-topic."
-        )
-
-    def _listing(self) -> str:
-        return _listed([f"{topic} ({kind})" for topic, kind in sorted(self._types.items())])
-
-    # --- transforms --------------------------------------------------------------------------
-
-    def _transforms(self) -> TransformTree:
-        """Every transform recorded, of all topics of TF; where several robots have frames of the
-        same names, those of the image's namespace.
+    def _read_transforms(self) -> None:
+        """All topics of TF; where several robots have frames of the same names, those of the
+        image's namespace.
         """
         topics = sorted(topic for topic, kind in self._types.items() if kind == TF)
-        ours = [topic for topic in topics if self.topics.image.startswith(_namespace(topic))]
-        tree = TransformTree()
-        known: set[str] = set()
+        ours = [topic for topic in topics if self.topics.image.startswith(namespace(topic))]
         for chosen in (ours, [topic for topic in topics if topic not in ours]):
-            children: set[str] = set()
-            for topic, recorded_ns, message in self._read(chosen) if chosen else ():
-                for item in message.transforms:
-                    if item.child_frame_id not in known:
-                        children.add(item.child_frame_id)
-                        self._add_transform(tree, topic, recorded_ns, item)
-            known |= children
-        return tree
-
-    def _add_transform(self, tree: TransformTree, topic: str, recorded_ns: int, item: Any) -> None:
-        move, turn = item.transform.translation, item.transform.rotation
-        try:
-            with np.errstate(all="ignore"):
-                T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
-            parent, child = (
-                name.lstrip("/") for name in (item.header.frame_id, item.child_frame_id)
-            )
-            if not parent or not child or parent == child:
-                raise ValueError(f"it is a transform from {child!r} to {parent!r}")
-        except ValueError as error:
-            # tf2 ignores it too. Whether it matters shows when a chain lacks it.
-            self._bad_transforms[item.child_frame_id.lstrip("/")] += 1
-            self.left_out.add(
-                f"{topic}: {one_line(item.child_frame_id, 100)}: {error}",
-                kind=f"transforms of {one_line(item.child_frame_id, 100)}",
-                damaged=False,
-            )
-            return
-        moving = not topic.rpartition("/")[2].startswith("tf_static")
-        stamp = messages.stamp_ns(item.header.stamp) or recorded_ns
-        tree.add(item.header.frame_id, item.child_frame_id, T, stamp if moving else None)
+            if chosen:
+                self.transforms.add(self._read(chosen))
 
     def _look_up(self, target: str, source: str, stamp_ns: int) -> NDArray[np.float64]:
         try:
-            return self._tree.look_up(target, source, stamp_ns)
+            return self.transforms.tree.look_up(target, source, stamp_ns)
         except TransformError as error:
             raise self._no_transform(error, target, source) from None
 
     def _no_transform(self, error: TransformError, target: str, source: str) -> _UnusableError:
-        bad = ", ".join(one_line(frame, 60) for frame in sorted(self._bad_transforms)[:5])
+        bad = ", ".join(both_ends(frame, 60) for frame in sorted(self.transforms.skipped)[:5])
         hint = f" (transforms of {bad} were skipped, as they cannot be)" if bad else ""
         cure = (
             "leave --world-frame out, or record its TF too"
@@ -549,44 +456,6 @@ class Bag:
             else "give the extrinsics with --t-camera-lidar"
         )
         return _UnusableError(f"its TF: {error}{hint}: {cure}.", damaged=False)
-
-
-def _listed(names: list[str]) -> str:
-    """The first names, and how many others there are."""
-    more = len(names) - _LISTED_TOPICS
-    shown = [*names[:_LISTED_TOPICS], *([f"and {more} others"] if more > 0 else [])]
-    return ", ".join(shown) or "nothing"
-
-
-def _namespace(topic: str) -> str:
-    """/robot1/ of /robot1/tf_static."""
-    return topic.rpartition("/")[0] + "/"
-
-
-def _of_a_camera(topics: list[str]) -> list[str]:
-    """Image topics without those of depth and masks, which are told by their own part of the name;
-    by the whole name (/depth_camera/color/image_raw) only where that leaves a choice.
-    """
-
-    def hints(name: str) -> bool:
-        return any(word in name.lower() for word in _NOT_A_IMAGE)
-
-    # What a recorder of everything finds beside /camera/image_raw are the same images again.
-    topics = [topic for topic in topics if topic.rpartition("/")[0] not in topics]
-    whole = [topic for topic in topics if not hints(topic)]
-    if whole:
-        return whole
-    # /depth_camera/color/image_raw and /depth_camera/depth/image_raw
-    parts = {topic: topic.strip("/").split("/") for topic in topics}
-    return [topic for topic in topics if not any(hints(part) for part in parts[topic][1:])] or (
-        [topic for topic in topics if "color" in topic.lower() or "rgb" in topic.lower()]
-    )
-
-
-def _same_camera(info_topic: str, image_topic: str) -> bool:
-    """/a/camera_info belongs to /a/image_raw and to /a/image_raw/compressed."""
-    namespace = info_topic.rpartition("/")[0]
-    return image_topic.startswith(f"{namespace}/")
 
 
 @functools.cache
@@ -599,28 +468,6 @@ def _type_store() -> Any:
     except ImportError:
         raise BagError("Reading a bag needs rosbags: pip install rosbags.") from None
     return get_typestore(Stores.ROS2_JAZZY)
-
-
-class BagTransforms:
-    """The TF of an opened bag, for what asks a node's."""
-
-    def __init__(self, tree: TransformTree) -> None:
-        self._tree = tree
-
-    def lookup(
-        self, target: str, source: str, stamp_ns: int | None
-    ) -> tuple[NDArray[np.float64], int]:
-        """See TransformSource."""
-        try:
-            if stamp_ns is not None:
-                return self._tree.look_up(target, source, stamp_ns), stamp_ns
-            newest_ns = self._tree.newest_ns(target, source)
-            return self._tree.look_up(target, source, newest_ns), newest_ns
-        except TransformError as error:
-            raise NoTransformError(str(error)) from None
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 class BagFrames:

@@ -32,7 +32,7 @@ from depth_node.recordings.frames import find_frames, read_frame
 
 VIEWS = 80  # rendered; played back and forth
 SCORED = 30  # of the depth images that came
-FAST_DDS_PROFILE = Path(__file__).parent / "fastdds.xml"  # room for images in shared memory
+FAST_DDS_PROFILE = Path(__file__).parent / "ros/fastdds.xml"  # room for images in shared memory
 PATIENCE_S = 120.0  # for the node to come up on a busy machine
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which topics of a bag are the camera's and the sensors'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from depth_node.recordings.bag_files import BagError
+from depth_node.ros.results import OUTPUTS
+
+IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+CLOUD = "sensor_msgs/msg/PointCloud2"
+SCAN = "sensor_msgs/msg/LaserScan"
+RANGE = "sensor_msgs/msg/Range"
+TF = "tf2_msgs/msg/TFMessage"
+KNOWN = (IMAGE, COMPRESSED, CAMERA_INFO, CLOUD, SCAN, RANGE, TF)
+
+# Words in a topic that say it is no image of the kind a monocular network wants.
+_OTHER_IMAGES = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
+_OWN = tuple(f"/depth_node/{name.removeprefix('~/')}" for name in OUTPUTS)
+_LISTED_TOPICS = 12
+
+
+@dataclass(frozen=True)
+class BagTopics:
+    """Which topics of a bag are used; an empty name means: find it by its type. Landmarks, depth
+    images and ranges are used only where they are named.
+    """
+
+    image: str = ""
+    camera_info: str = ""
+    points: str = ""
+    scan: str = ""
+    landmarks: str = ""
+    depth: str = ""
+    range: str = ""
+
+
+@dataclass(frozen=True)
+class TopicChooser:
+    """Finds what is not named. types: topic -> type of what the bag at `path` has."""
+
+    path: Path
+    types: Mapping[str, str]
+
+    def choose(self, wanted: BagTopics) -> BagTopics:
+        """The topics that are used. Raises BagError for a name that is not there or is of another
+        type, and where a topic is not named and there are none or several of its type.
+        """
+        image = self._named("image", wanted.image, (IMAGE, COMPRESSED))
+        if not image:
+            every = self._recorded(IMAGE, COMPRESSED)
+            image = self._only("image", _of_a_camera(every), "image")
+        camera_info = self._named("camera-info", wanted.camera_info, (CAMERA_INFO,))
+        if not camera_info:
+            candidates = self._recorded(CAMERA_INFO)
+            beside = [t for t in candidates if _same_camera(t, image)]
+            camera_info = self._only("camera-info", beside or candidates, "camera_info")
+        points = self._named("points", wanted.points, (CLOUD,))
+        scan = self._named("scan", wanted.scan, (SCAN,))
+        others = [
+            self._named("landmarks", wanted.landmarks, (CLOUD,)),
+            self._named("depth", wanted.depth, (IMAGE,)),
+            self._named("range", wanted.range, (RANGE,)),
+        ]
+        if not (points or scan or any(others)):
+            clouds, scans = self._recorded(CLOUD), self._recorded(SCAN)
+            if clouds or not scans:
+                points = self._only("points", clouds, "LiDAR (PointCloud2 or LaserScan)")
+            else:
+                scan = self._only("scan", scans, "LaserScan")
+        return BagTopics(image, camera_info, points, scan, *others)
+
+    def _recorded(self, *kinds: str) -> list[str]:
+        """Topics of these types without those of a depth_node, whose depth is no measurement."""
+        return [t for t, kind in self.types.items() if kind in kinds and not t.endswith(_OWN)]
+
+    def _named(self, option: str, name: str, kinds: tuple[str, ...]) -> str:
+        """The topic the user named, checked; "" when none was named."""
+        if not name:
+            return ""
+        found = name if name in self.types else f"/{name}"
+        if found not in self.types:
+            raise BagError(
+                f"{self.path} has no topic {name} (--{option}-topic); it has: {self._listing()}."
+            )
+        if self.types[found] not in kinds:
+            raise BagError(
+                f"{self.path}: {found} is {self.types[found]}, --{option}-topic needs"
+                f" {' or '.join(kinds)}."
+            )
+        return found
+
+    def _only(self, option: str, candidates: list[str], what: str) -> str:
+        """The one candidate; a bag with none or several must be told which."""
+        if len(candidates) == 1:
+            return candidates[0]
+        if not candidates:
+            raise BagError(
+                f"{self.path} has no {what} topic; it has: {self._listing()}. Name one with"
+                f" --{option}-topic if it is among them."
+            )
+        raise BagError(
+            f"{self.path} has several {what} topics ({_listed(sorted(candidates))}): choose one"
+            f" with --{option}-topic."
+        )
+
+    def _listing(self) -> str:
+        return _listed([f"{topic} ({kind})" for topic, kind in sorted(self.types.items())])
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many others there are."""
+    more = len(names) - _LISTED_TOPICS
+    shown = [*names[:_LISTED_TOPICS], *([f"and {more} others"] if more > 0 else [])]
+    return ", ".join(shown) or "nothing"
+
+
+def _of_a_camera(topics: list[str]) -> list[str]:
+    """Image topics without those of depth and masks, which are told by their own part of the name;
+    by the whole name (/depth_camera/color/image_raw) only where that leaves a choice.
+    """
+
+    def hints(name: str) -> bool:
+        return any(word in name.lower() for word in _OTHER_IMAGES)
+
+    # What a recorder of everything finds beside /camera/image_raw are the same images again.
+    topics = [topic for topic in topics if topic.rpartition("/")[0] not in topics]
+    whole = [topic for topic in topics if not hints(topic)]
+    if whole:
+        return whole
+    # /depth_camera/color/image_raw and /depth_camera/depth/image_raw
+    parts = {topic: topic.strip("/").split("/") for topic in topics}
+    return [topic for topic in topics if not any(hints(part) for part in parts[topic][1:])] or (
+        [topic for topic in topics if "color" in topic.lower() or "rgb" in topic.lower()]
+    )
+
+
+def _same_camera(info_topic: str, image_topic: str) -> bool:
+    """/a/camera_info belongs to /a/image_raw and to /a/image_raw/compressed."""
+    return image_topic.startswith(namespace(info_topic))
+
+
+def namespace(topic: str) -> str:
+    """/robot1/ of /robot1/tf_static."""
+    return topic.rpartition("/")[0] + "/"

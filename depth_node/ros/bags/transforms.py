@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TF that a bag recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_node.geometry.rigid import rigid_transform
+from depth_node.geometry.transform_tree import TransformError, TransformTree
+from depth_node.recordings.replay import LeftOut
+from depth_node.ros import messages
+from depth_node.ros.extrinsics import NoTransformError
+from depth_node.sentences import both_ends
+
+
+class BagTransforms:
+    """The transforms of a bag as a tree, and as a TransformSource for what asks a node's TF.
+
+    left_out hears of transforms that cannot be; tf2 ignores them too. Whether one of them matters
+    shows when a chain lacks it: `skipped` has their frames.
+    """
+
+    def __init__(self, left_out: LeftOut) -> None:
+        self.tree = TransformTree()
+        self.skipped: set[str] = set()
+        self._left_out = left_out
+        self._known: set[str] = set()
+
+    def add(self, recorded: Iterable[tuple[str, int, Any]]) -> None:
+        """The transforms of TF messages, (topic, time of recording in ns, message) each, but for
+        those of frames that an earlier call had.
+        """
+        children: set[str] = set()
+        for topic, recorded_ns, message in recorded:
+            for item in message.transforms:
+                if item.child_frame_id not in self._known:
+                    children.add(item.child_frame_id)
+                    self._add(topic, recorded_ns, item)
+        self._known |= children
+
+    def _add(self, topic: str, recorded_ns: int, item: Any) -> None:
+        move, turn = item.transform.translation, item.transform.rotation
+        try:
+            with np.errstate(all="ignore"):
+                T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
+            parent, child = (
+                name.lstrip("/") for name in (item.header.frame_id, item.child_frame_id)
+            )
+            if not parent or not child or parent == child:
+                raise ValueError(f"it is a transform from {child!r} to {parent!r}")
+        except ValueError as error:
+            self.skipped.add(item.child_frame_id.lstrip("/"))
+            self._left_out.add(
+                f"{topic}: {both_ends(item.child_frame_id, 100)}: {error}",
+                kind=f"transforms of {both_ends(item.child_frame_id, 100)}",
+                damaged=False,
+            )
+            return
+        moving = not topic.rpartition("/")[2].startswith("tf_static")
+        stamp = messages.stamp_ns(item.header.stamp) or recorded_ns
+        self.tree.add(item.header.frame_id, item.child_frame_id, T, stamp if moving else None)
+
+    def lookup(
+        self, target: str, source: str, stamp_ns: int | None
+    ) -> tuple[NDArray[np.float64], int]:
+        """See TransformSource."""
+        try:
+            if stamp_ns is not None:
+                return self.tree.look_up(target, source, stamp_ns), stamp_ns
+            newest_ns = self.tree.newest_ns(target, source)
+            return self.tree.look_up(target, source, newest_ns), newest_ns
+        except TransformError as error:
+            raise NoTransformError(str(error)) from None
+
+    def close(self) -> None:
+        """Nothing is held."""
