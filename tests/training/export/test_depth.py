@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -118,18 +119,20 @@ def test_the_unet_is_exported_folded_and_shifted(unet: tuple[Path, Path]) -> Non
     assert graph.opset_import[0].version == depth.OPSET
 
 
-def test_a_unet_with_detail_says_where_its_encoder_is_from_and_can_be_opened_again(
-    tmp_path: Path,
+@pytest.mark.parametrize("changes", [{"detail": (8, 4)}, {"encoder": "mobilenet"}])
+def test_a_unet_with_a_mobilenet_says_where_that_is_from_and_can_be_opened_again(
+    changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    cfg = dataclasses.replace(UNET, detail=(8, 4))
+    cfg = dataclasses.replace(UNET, **changes)
     torch.manual_seed(0)
     network = unet_model.SmallUNet(cfg).train()
     with torch.no_grad():
         for _ in range(3):
             network(torch.randn(2, 3, 64, 128) + 0.5)
-        for layer in (*network.detail.into, network.detail.head):  # they start at 0
-            layer.weight.normal_(0, 0.1)
-        network.detail.head.bias.fill_(0.2)
+        if network.detail is not None:
+            for layer in (*network.detail.into, network.detail.head):  # they start at 0
+                layer.weight.normal_(0, 0.1)
+            network.detail.head.bias.fill_(0.2)
     settings = {
         "height": 64,
         "width": 128,
