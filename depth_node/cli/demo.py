@@ -179,20 +179,20 @@ def _unplugged(
     states: list[tuple[int, str]],
 ) -> Unplugged:
     """Judge the images without a LiDAR. kept: number -> file of the depth that came."""
-    found = []
+    accuracies = []
     for number, path in kept.items():
         truth = read_frame(views[sent[number]["index"]]).truth
         assert truth is not None
-        found.append(evaluate(np.load(path), truth))
+        accuracies.append(evaluate(np.load(path), truth))
     pulled_ns = next(row["stamp"] for row in sent if not row["lidar"])
     last_ns = max(row["stamp"] for row in sent if not row["lidar"])
     back_ns = next((row["stamp"] for row in sent if row["lidar"] and row["stamp"] > last_ns), None)
     meanwhile = [status for time_ns, status in states if pulled_ns < time_ns <= last_ns]
     ok_ns = [time_ns for time_ns, status in states if status == "OK" and time_ns > (back_ns or 0)]
     return Unplugged(
-        images=len(found),
-        abs_rel=float(np.mean([one.abs_rel for one in found])) if found else math.nan,
-        answered=float(np.mean([one.answered for one in found])) if found else 0.0,
+        images=len(accuracies),
+        abs_rel=float(np.mean([one.abs_rel for one in accuracies])) if accuracies else math.nan,
+        answered=float(np.mean([one.answered for one in accuracies])) if accuracies else 0.0,
         statuses=list(dict.fromkeys(meanwhile)),
         back_s=(ok_ns[0] - back_ns) * 1e-9 if back_ns and ok_ns else None,
     )
