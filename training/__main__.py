@@ -39,7 +39,9 @@ TOOLS: dict[str, tuple[str, str]] = {
 
 def parse_arguments(text: list[str] | None) -> argparse.Namespace:
     """The command and its options, from `text` or from the process's own command line."""
-    parser = argparse.ArgumentParser(
+    from depth_node.cli.console import CommandParser
+
+    parser = CommandParser(
         prog="python -m training", description="Train, export and evaluate depth networks."
     )
     commands = parser.add_subparsers(dest="command", required=True)

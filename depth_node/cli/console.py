@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -25,6 +26,23 @@ _HEAD_LINES = 2  # of a table, where a column must not be wider than its numbers
 
 class UsageError(ValueError):
     """A request of the user cannot be carried out; one sentence with cause and cure."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reads a command line. A path that is empty, as that of a shell's unset variable is, would be
+    the folder that one happens to be in: it is refused."""
+
+    def __init__(self, *words: Any, **more: Any) -> None:
+        super().__init__(*words, **more)
+        self.register("type", Path, _named_path)
+
+
+def _named_path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            "the path is empty: is a variable of the shell unset? Name a file or folder, . for here"
+        )
+    return Path(text)
 
 
 def run_command(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from depth_node import __version__
 from depth_node.cli import bench, calibrate, demo, doctor, export_depth, layout, models, replay
 from depth_node.cli.arguments import need_ros
-from depth_node.cli.console import UsageError, run_command
+from depth_node.cli.console import CommandParser, UsageError, run_command
 from depth_node.config import ConfigError
 from depth_node.engine import EngineError
 from depth_node.recordings.frames import FrameError
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options; a command's namespace holds `run`."""
-    whole = argparse.ArgumentParser(
+    whole = CommandParser(
         prog="depth_tools", description="Tools for metric depth from images and sparse LiDAR."
     )
     whole.add_argument("--version", action="version", version=f"depth_node {__version__}")

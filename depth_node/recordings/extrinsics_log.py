@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from depth_node.calibration.inverted import InvertedPose
 from depth_node.calibration.monitor import Finding, Verdict
 from depth_node.calibration.watch import ExtrinsicsWatch
 from depth_node.frame import FrameInput
+from depth_node.prediction import Prediction
 
 _MOST_CHANGES = 20
 
@@ -15,12 +17,15 @@ class ExtrinsicsLog:
 
     def __init__(self) -> None:
         self._watch = ExtrinsicsWatch()
+        self._inverted = InvertedPose()
         self._findings: dict[str, Finding] = {}
         self._changes: list[str] = []
 
-    def add(self, name: str, frame: FrameInput) -> None:
-        """The next frame and its name."""
+    def add(self, name: str, frame: FrameInput, prediction: Prediction | None = None) -> None:
+        """The next frame, its name, and what the network says of it."""
         self._watch.add(frame)
+        if prediction is not None and not frame.echoes:
+            self._inverted.look(frame, prediction)
         for lidar, verdict in self._watch.verdicts.items():
             before = self._findings.get(lidar, Finding.UNKNOWN)
             if verdict.finding is not before and len(self._changes) < _MOST_CHANGES:
@@ -38,7 +43,8 @@ class ExtrinsicsLog:
             f"{_head(lidar)} at the end: {verdict.text()}"
             for lidar, verdict in self._watch.verdicts.items()
         ]
-        return [*self._changes, *last]
+        inverted = self._inverted.sentence
+        return [*([inverted] if inverted else []), *self._changes, *last]
 
 
 def _head(lidar: str) -> str:

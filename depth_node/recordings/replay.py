@@ -192,7 +192,7 @@ def replay(
     with RunFolder(out, pipeline, facts) as folder:
         for frame in frames:
             result = pipeline.process(frame.input)
-            log.add(frame.name, frame.input)
+            log.add(frame.name, frame.input, result.prediction)
             results = comparison.results(frame.input, result)
             found = [score(frame, method, one) for method, one in results.items()]
             folder.add(found)

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from depth_node.fitting import FitStatus
 from depth_node.geometry.camera import Camera
-from depth_node.geometry.rigid import transform
+from depth_node.geometry.rigid import invert_rigid, transform
+from depth_node.geometry.sparse_depth import project_points
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -142,7 +143,8 @@ def _lidar_trouble(
     if hint:
         return hint, "body frame"
     if len(points.points) and not used:
-        return none_in_image(result.sparse.counts), "outside"
+        sentence = none_in_image(result.sparse.counts)
+        return sentence + if_inverted(points.points, points.T_camera_lidar, camera), "outside"
     if points.echoes and not used:
         return (
             f"none of {len(points.echoes)} echoes on `range` can be used: the whole cone must"
@@ -170,3 +172,18 @@ def none_in_image(counts: ProjectionCounts) -> str:
     lost = ", ".join(f"{count} {why}" for why, (count, _) in losses.items() if count)
     _, cure = max(losses.values(), key=lambda item: item[0])
     return f"none of {counts.given} LiDAR points is in the image: {lost}; {cure}"
+
+
+def if_inverted(
+    points: npt.NDArray[np.floating], T_camera_lidar: npt.NDArray[np.float64], camera: Camera
+) -> str:
+    """What to add to that sentence if the inverse pose (4, 4) would put points (N, 3) m of a LiDAR
+    into the image; or ""."""
+    some = points[:: max(1, len(points) // _SAMPLES)]
+    seen = len(project_points(some, invert_rigid(T_camera_lidar), camera))
+    if seen < _FEWEST_SEEN:
+        return ""
+    return (
+        "; with the inverse of the pose there would be: T_camera_lidar maps LiDAR coordinates into"
+        " the camera's optical frame"
+    )

@@ -333,6 +333,8 @@ class LidarInput:
                         f"all points of a scan (frame {brief(key[1])!r}) count as measured at its"
                         f" stamp: {scan.unknown_times}",
                     )
+                if scan.doubt:
+                    self._warn_once(("doubt", *key), f"{brief(key[1])}: {scan.doubt}")
                 offset_s = times[key].of(scan_ns, scan.offset_s, scan.unknown_times)
                 self._buffer.add(scan_ns, scan.points, key, offset_s, scan.noise_m)
         self._buffer.retain(waiting)

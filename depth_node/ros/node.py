@@ -22,6 +22,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
+from depth_node.calibration.inverted import InvertedPose
 from depth_node.config import ConfigError
 from depth_node.engine.opening import summary
 from depth_node.engine.sharing import Opener
@@ -102,6 +103,7 @@ class DepthNode(GuardedLifecycleNode):
         )
         self._raised: set[str] = set()
         self._enabled = True
+        self._inverted = InvertedPose()
         self._several = SeveralPublishers(("image", "camera_info"))
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
@@ -273,6 +275,7 @@ class DepthNode(GuardedLifecycleNode):
             self._pipeline.reset()
         if self._watch is not None:
             self._watch.reset()
+        self._inverted.forget()
         self._newest_ns, self._pace = 0, Pace()
 
     # --- parameters ------------------------------------------------------------------------------
@@ -597,6 +600,8 @@ class DepthNode(GuardedLifecycleNode):
                     lambda: self._obstacle_view(result, camera, pending),
                 )  # fmt: skip
             stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
+        if points.sources and not points.echoes:
+            self._inverted.look(observed, result.prediction)
         if watch is not None and points.sources:
             watch.offer_image(observed, header)
         self._report(pending, points, result, stage_ms, camera)
@@ -653,6 +658,8 @@ class DepthNode(GuardedLifecycleNode):
             stamp_ms = behind_s * 1e3 if 0 <= behind_s < _FOREIGN_CLOCK_S else None
         frame = pending.message.header.frame_id
         trouble, kind = frame_trouble(points, result, camera, frame)
+        if not trouble and self._inverted.sentence:
+            trouble, kind = self._inverted.sentence, "inverted"
         if trouble:
             self.warn_throttled(f"trouble {kind}", trouble)
         record = frame_record(

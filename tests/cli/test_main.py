@@ -20,6 +20,19 @@ pytest.importorskip("rich", reason="rich is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["replay", ""], ["replay", "x", "--out", " "], ["export-depth", "x", "--out", ""]],
+)
+def test_an_empty_path_is_not_the_folder_one_is_in(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of `depth_tools replay "$BAG"` where nobody has set BAG."""
+    with pytest.raises(SystemExit) as end:
+        main.main(words)
+    assert end.value.code == 2 and "the path is empty" in capsys.readouterr().err
+
+
 MISTAKES = [
     (["replay", "/nowhere"], "/nowhere is not a folder"),
     (["replay", "{source}", "--method", "sfs"], "fit.method must be one of"),

@@ -129,6 +129,16 @@ def test_transforms_are_chained_through_the_tree(tmp_path: Path) -> None:
     assert moment.T_camera_lidar == pytest.approx(invert_rigid(T_CAMERA_LIDAR))
 
 
+def test_points_that_only_an_inverse_pose_puts_into_the_image(tmp_path: Path) -> None:
+    left_out = LeftOut()
+    read(
+        record(tmp_path / "bag", ordinary),
+        T_camera_lidar=invert_rigid(T_CAMERA_LIDAR),
+        left_out=left_out,
+    )
+    assert "with the inverse of the pose there would be" in " ".join(left_out.sentences())
+
+
 def test_a_stamp_that_stands_still_is_told_and_the_newest_scan_counts(tmp_path: Path) -> None:
     def write(bag: BagWriter) -> None:
         bag.info(1.0)

@@ -64,6 +64,24 @@ def test_a_depth_image_that_is_full_measures_nothing() -> None:
     assert scan.points[:, 2].max() == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(
+    ("angle_max", "wrong"), [(0.9, False), (0.97, False), (0.0, False), (1.5, True), (-0.2, True)]
+)
+def test_a_scan_whose_angles_do_not_fit_together_is_told_once(
+    angle_max: float, wrong: bool
+) -> None:
+    """A filter that cuts rays away and leaves the angles."""
+    told: list[str] = []
+    source = LidarInput(Extrinsics(np.eye(4)), 0.3, warned=told.append)
+    for i in range(3):
+        scan = LaserScan(header=header(1.0 + 0.1 * i, "laser"), range_min=0.1, range_max=9.0)
+        scan.angle_min, scan.angle_increment, scan.ranges = -1.0, 0.02, [3.0] * 96
+        scan.angle_max = angle_max
+        source.offer(round((1.0 + 0.1 * i) * 1e9), UnreadScan(scan), "scan", 1.0 + 0.1 * i)
+        source.collect("camera", round((1.0 + 0.1 * i) * 1e9), None, 1.0 + 0.1 * i)
+    assert len(told) == wrong and (not wrong or "by angle_max to" in told[0])
+
+
 # --- cameras that are mixed up -------------------------------------------------------------------
 
 

@@ -44,7 +44,7 @@ from depth_node.ros.bags.topics import (
     namespace,
 )
 from depth_node.ros.bags.transforms import BagTransforms
-from depth_node.ros.diagnostics import body_frame_hint, none_in_image
+from depth_node.ros.diagnostics import body_frame_hint, if_inverted, none_in_image
 from depth_node.ros.extrinsics import far_apart, one_pose_for_all
 from depth_node.ros.source_clock import (
     SourceClock,
@@ -346,7 +346,9 @@ class Bag:
             hint = body_frame_hint(points, T_camera_lidar, camera, used, camera_frame)
             self._frames_fit = not hint and used > 0
             if not used:
-                hint = hint or none_in_image(sparse.counts)
+                hint = hint or (
+                    none_in_image(sparse.counts) + if_inverted(points, T_camera_lidar, camera)
+                )
             if hint:
                 self.left_out.add(hint, kind="scans beside the image", damaged=False)
 
@@ -422,6 +424,8 @@ class Bag:
                     scan = messages.lidar_scan(message)
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
+        if scan.doubt:
+            self.left_out.warn(f"{topic}: {scan.doubt}")
         if scan.unknown_times and self.world_frame:
             why = f"{topic}: the points count as measured at the scan's stamp: {scan.unknown_times}"
             self.left_out.add(why, kind=f"times of points of {topic}", damaged=False)

@@ -40,20 +40,21 @@ class LidarScan:
     arrival, where that is 0) to the time of each point, None where all are at the stamp or nothing
     is known. unknown_times: why times that are there are not used, or "". noise_m: (N,) m, standard
     deviation that the message declares of each point's distance, 0 where it declares none; None
-    where it declares none at all.
+    where it declares none at all. doubt: what the message says that does not fit together, or "".
     """
 
     points: npt.NDArray[np.float32]
     offset_s: npt.NDArray[np.float32] | None
     unknown_times: str = ""
     noise_m: npt.NDArray[np.float32] | None = None
+    doubt: str = ""
 
 
 def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
     """Points and times of a message: one rule for node, replay and bags. Raises MessageError."""
     if not hasattr(message, "fields"):
         points = scan_message_to_points(message)
-        return LidarScan(points, _ray_times(message, len(points)))
+        return LidarScan(points, _ray_times(message, len(points)), doubt=_other_angles(message))
     points = cloud_to_points(message)
     noise_m = declared_noise(message) if len(points) else None
     unknown = ""
@@ -162,6 +163,23 @@ def scan_message_to_points(message: LaserScan) -> npt.NDArray[np.float32]:
             " scanner does; publish angle_min and angle_increment in radians"
         )
     return scan_to_points(np.frombuffer(message.ranges, np.float32), *numbers)
+
+
+def _other_angles(message: LaserScan) -> str:
+    """A sentence if the last ray of a scan is not where angle_max says, by a share of it all."""
+    rays, last = len(message.ranges), float(message.angle_max)
+    stated = last - message.angle_min
+    span = message.angle_increment * (rays - 1)
+    # Many count a ray more, and some leave angle_max 0.
+    if rays < 2 or last == 0 or abs(stated - span) <= max(0.05 * abs(span), 0.02):
+        return ""
+    return (
+        f"a laser scan goes by its increments from {np.degrees(message.angle_min):.1f} to"
+        f" {np.degrees(message.angle_min + span):.1f} degrees, by angle_max to"
+        f" {np.degrees(last):.1f}: the increments count, and points lie in wrong directions if they"
+        " are wrong (a filter that cut rays away?); correct angle_min, angle_max and"
+        " angle_increment in the driver"
+    )
 
 
 def scan_message(obstacles: Obstacles, max_range_m: float, header: Header) -> LaserScan:
