@@ -194,9 +194,9 @@ def replay(
             result = pipeline.process(frame.input)
             log.add(frame.name, frame.input, result.prediction)
             results = comparison.results(frame.input, result)
-            found = [score(frame, method, one) for method, one in results.items()]
-            folder.add(found)
-            rows += found
+            frame_rows = [score(frame, method, one) for method, one in results.items()]
+            folder.add(frame_rows)
+            rows += frame_rows
             for sink in sinks:
                 sink.add(frame, result, log.verdicts)
             if save_depth:
