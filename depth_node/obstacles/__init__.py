@@ -11,6 +11,7 @@ and the network does not see they are all there is.
 """
 
 from depth_node.obstacles.finder import SCAN_STEP_RAD, ObstacleFinder, Obstacles, scan_ranges
+from depth_node.obstacles.measured import ground_below
 from depth_node.obstacles.settings import ObstacleConfig, camera_above_ground
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "ObstacleFinder",
     "Obstacles",
     "camera_above_ground",
+    "ground_below",
     "scan_ranges",
 ]

@@ -26,6 +26,9 @@ FLATNESS = 1 / 150  # 2 cm in 3 m: so far a floor, and the plane through it, may
 CELL_M, MIN_MEASURED = 0.15, 3  # so many measured points in a cube support each other
 # The least share of the rays through a cube that a thing takes; a drop of rain takes one of them.
 MIN_SHARE = 0.05
+# A ground below the expected one: points so near, so far below the camera at most, so many times
+# more than where the ground should be, and such a share of them at one height.
+GROUND_SEEN_M, MOST_BELOW_M, MUCH_MORE, FLAT_SHARE = 5.0, 3.0, 10, 0.7
 DENSITY_PX = 32  # squares in which the density of rays is counted
 
 
@@ -96,6 +99,29 @@ def measured_obstacles(
         np.concatenate([points[stands], edge[kept]]),
         np.concatenate([height[stands], height[deep][kept]]).astype(np.float32),
     )
+
+
+def ground_below(sparse: SparseDepth, camera: Camera, T_base_camera: F64) -> float:
+    """How far below the expected ground the measured points (N,) see one, m; 0.0 where they see it
+    about where it is expected, NaN where they do not tell.
+
+    Nothing that low is ever an obstacle, so that a base frame on the axle hides what lies about.
+    """
+    sample = np.arange(0, len(sparse), 1 + len(sparse) // NOISE_POINTS)
+    rays = camera.rays()[sparse.rows[sample], sparse.cols[sample]]
+    in_base = transform(T_base_camera, rays * sparse.depth[sample][:, None])
+    away = np.hypot(*(in_base[:, :2] - T_base_camera[:2, 3]).T)
+    in_base = in_base[np.isfinite(in_base).all(axis=1) & (away < GROUND_SEEN_M)]
+    height = in_base[:, 2]
+    as_expected = np.count_nonzero(np.abs(height) < GROUND_BAND_M)
+    low = in_base[(height <= -GROUND_BAND_M) & (height > T_base_camera[2, 3] - MOST_BELOW_M)]
+    if as_expected >= MIN_NOISE_POINTS and as_expected > len(low):
+        return 0.0
+    if len(low) < MIN_NOISE_POINTS or len(low) < MUCH_MORE * as_expected:
+        return float("nan")
+    below = -float(np.median(low[:, 2]))
+    flat = np.abs(low[:, 2] + below) < GROUND_BAND_M / 2
+    return below if flat.mean() > FLAT_SHARE else float("nan")
 
 
 def _rays_through(sparse: SparseDepth, which: NDArray[np.intp], camera: Camera) -> F32:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_node.geometry.camera import Camera
-from depth_node.obstacles import ObstacleConfig, ObstacleFinder, Obstacles
+from depth_node.obstacles import ObstacleConfig, ObstacleFinder, Obstacles, ground_below
 from depth_node.pipeline import DepthResult
 from depth_node.ros.extrinsics import (
     LOOK_AGAIN_S,
@@ -20,6 +20,7 @@ from depth_node.ros.extrinsics import (
     TransformSource,
 )
 
+_GROUND_LOOKS = 15
 _LARGEST_TRAVEL_M = 1.5  # of a camera on its robot: a mast or an arm that turns
 
 
@@ -49,6 +50,8 @@ class Ground:
         self._tolerance_s = tolerance_s
         self._finder = ObstacleFinder()
         self._static: dict[str, tuple[Transform, float]] = {}  # and when it was found
+        self._below_m: list[float] = []
+        self._low_ground = ""
         self._first: npt.NDArray[np.float64] | None = None  # where the camera was over the ground
 
     def view(
@@ -71,6 +74,10 @@ class Ground:
         if T_base_camera is None:
             return None
         self._look_at(T_base_camera, base_frame)
+        if len(self._below_m) < _GROUND_LOOKS:
+            self.look_below(ground_below(result.sparse, camera, T_base_camera), base_frame)
+        if self._low_ground:
+            self._warn("low ground", self._low_ground)
         found = self._finder.find(
             result.gates,
             camera,
@@ -94,9 +101,29 @@ class Ground:
                 " name one on the ground that drives along, such as base_footprint",
             )
 
+    def look_below(self, below_m: float, base_frame: str) -> None:
+        """Judge whether the ground is seen below the expected one in most of the first images that
+        tell; below_m: of one image, as ground_below() has it."""
+        if np.isnan(below_m):
+            return
+        self._below_m.append(below_m)
+        usual_m = float(np.median(self._below_m))
+        if len(self._below_m) < _GROUND_LOOKS or usual_m == 0:
+            return
+        place = (
+            f"obstacles.base_frame {base_frame!r}, so that what is lower than that is no obstacle:"
+            " name the frame on the ground, such as base_footprint"
+            if base_frame
+            else "where obstacles.camera_height_m and camera_pitch_deg put it, so that what is"
+            " lower than that is no obstacle: correct them"
+        )
+        self._low_ground = f"the ground is seen {usual_m:.2f} m below {place}"
+
     def forget(self) -> None:
-        """Look static transforms up again."""
+        """Look static transforms up again, and at where the ground is."""
         self._static.clear()
+        self._below_m.clear()
+        self._low_ground = ""
         self._first = None
 
     def close(self) -> None:

@@ -11,15 +11,17 @@ from depth_node.benchmarks import obstacles as benchmark
 from depth_node.config import ConfigError
 from depth_node.gates import Gates
 from depth_node.geometry.camera import Camera
-from depth_node.geometry.sparse_depth import SparseDepth
+from depth_node.geometry.sparse_depth import SparseDepth, project_points
 from depth_node.obstacles import (
     SCAN_STEP_RAD,
     ObstacleConfig,
     ObstacleFinder,
     Obstacles,
     camera_above_ground,
+    ground_below,
     scan_ranges,
 )
+from depth_node.simulation.floors import FloorWorld
 
 CAMERA = Camera(320, 240, 230.0, 230.0, 159.5, 119.5)
 HEIGHT_M, PITCH_DEG = 0.5, 15.0
@@ -307,6 +309,22 @@ def test_the_robot_itself_is_no_obstacle() -> None:
     assert len(find(scene((3.0, 0.0, 0.3, 0.3)), config).points) > 50
     with pytest.raises(ConfigError, match="min_range_m is 9"):
         ObstacleConfig(min_range_m=9.0)
+
+
+@pytest.mark.parametrize(
+    ("base_m", "drop_m", "below_m"),
+    [(0.0, 0.0, 0.0), (0.2, 0.0, 0.2), (0.35, 0.0, 0.35), (0.0, 0.3, 0.0), (-0.3, 0.0, np.nan)],
+)
+def test_a_base_frame_above_the_ground_shows(base_m: float, drop_m: float, below_m: float) -> None:
+    """base_link on the axle in place of base_footprint; stairs ahead are none of that."""
+    frame = FloorWorld(100, lines=16, range_noise_m=0.02).frame(30, drop_m=drop_m)
+    given, T_base_camera = frame.input, frame.T_base_camera.copy()
+    T_base_camera[2, 3] -= base_m
+    assert given.points is not None and given.T_camera_lidar is not None
+    sparse = project_points(given.points, given.T_camera_lidar, given.camera)
+    found = ground_below(sparse, given.camera, T_base_camera)
+    np.testing.assert_allclose(found, below_m, atol=0.02)
+    assert np.isnan(ground_below(sparse.subset(np.arange(5)), given.camera, T_base_camera))
 
 
 def test_a_scan_tells_hits_free_ground_and_what_nobody_saw() -> None:

@@ -183,6 +183,23 @@ def test_a_base_frame_that_the_robot_drives_away_from_is_told() -> None:
     assert "moved by 2.0 m in obstacles.base_frame 'odom'" in told[0]
 
 
+@pytest.mark.parametrize("base_frame", ["base_link", ""])
+def test_ground_that_is_seen_below_the_base_frame_is_told(base_frame: str) -> None:
+    """base_link on the axle: boxes as high as the axle were never obstacles."""
+    for below_m, wrong in ((0.2, True), (0.0, False)):
+        ground = Ground(ObstacleConfig(camera_height_m=1.0), None, 0.1, lambda kind, text: None)
+        for _ in range(14):
+            ground.look_below(np.nan, base_frame)
+            ground.look_below(below_m, base_frame)
+        assert not ground._low_ground
+        ground.look_below(below_m, base_frame)
+        assert bool(ground._low_ground) == wrong
+        words = "name the frame on the ground" if base_frame else "camera_height_m"
+        assert not wrong or (words in ground._low_ground and "0.20 m below" in ground._low_ground)
+        ground.forget()
+        assert not ground._low_ground
+
+
 # --- stamps that stand still ---------------------------------------------------------------------
 
 

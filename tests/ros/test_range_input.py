@@ -141,3 +141,13 @@ def test_noise_as_an_integer_is_refused() -> None:
     message.fields[3].datatype = PointField.INT32
     with pytest.raises(MessageError, match="standard deviation in metres as FLOAT32"):
         lidar_scan(message)
+
+
+def test_a_noise_that_no_sensor_has_is_told() -> None:
+    """Of 20 mm at 3 m that are given as 20 m: the points would count for nothing, in silence."""
+    for std, told in ((20.0, True), (0.02, False), (0.0, False), (np.nan, False)):
+        rows = np.zeros(50, NOISY)
+        rows["x"], rows["range_std"] = 3.0, std
+        scan = lidar_scan(messages.table_message(rows, header(1.0, "tof")))
+        assert bool(scan.doubt) == told
+        assert not told or "6.67 times their distance" in scan.doubt

@@ -23,12 +23,18 @@ from depth_node.geometry.point_times import (
 from depth_node.geometry.sparse_depth import scan_to_points, valid_ranges
 from depth_node.geometry.thinning import spread_pixels
 from depth_node.obstacles import SCAN_STEP_RAD, Obstacles, scan_ranges
-from depth_node.ros.messages.clouds import cloud_to_points, declared_noise, time_numbers
+from depth_node.ros.messages.clouds import (
+    NOISE_FIELDS,
+    cloud_to_points,
+    declared_noise,
+    time_numbers,
+)
 from depth_node.ros.messages.errors import MessageError, brief
 from depth_node.ros.messages.fields import stamp_ns
 from depth_node.ros.messages.images import image_view
 
 _WIDEST_SCAN_RAD = 4 * np.pi  # some drivers repeat a part of the turn; degrees are 57 times more
+_NOISE_SAMPLES, _MOST_NOISE = 500, 0.5  # of the distance
 _MOST_DEPTH_POINTS = 20_000  # of a depth image; more change nothing but the time of the fit
 
 
@@ -57,6 +63,7 @@ def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
         return LidarScan(points, _ray_times(message, len(points)), doubt=_other_angles(message))
     points = cloud_to_points(message)
     noise_m = declared_noise(message) if len(points) else None
+    doubt = "" if noise_m is None else _large_noise(points, noise_m)
     unknown = ""
     for field in message.fields if len(points) else ():
         if split_name(field.name)[0] not in TIME_FIELDS:
@@ -65,10 +72,27 @@ def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
             values, name = time_numbers(message, field)
             stamp = stamp_ns(message.header.stamp)
             offset_s = seconds_from_stamp(values, brief(name), stamp)
-            return LidarScan(points, offset_s, noise_m=noise_m)
+            return LidarScan(points, offset_s, noise_m=noise_m, doubt=doubt)
         except (MessageError, UnknownTimesError) as error:
             unknown = unknown or str(error)
-    return LidarScan(points, None, unknown, noise_m)
+    return LidarScan(points, None, unknown, noise_m, doubt)
+
+
+def _large_noise(points: npt.NDArray[np.float32], noise_m: npt.NDArray[np.float32]) -> str:
+    """A sentence if points (N, 3) m declare a noise (N,) that no sensor has; or ""."""
+    declared = np.flatnonzero(noise_m > 0)
+    some = declared[:: 1 + len(declared) // _NOISE_SAMPLES]
+    with np.errstate(invalid="ignore", over="ignore"):
+        away_m = np.linalg.norm(points[some], axis=1)
+    known = np.isfinite(away_m) & (away_m > 0)
+    share = float(np.median(noise_m[some][known] / away_m[known])) if known.any() else 0.0
+    if share < _MOST_NOISE:
+        return ""
+    return (
+        f"its points declare a standard deviation of {share:.3g} times their distance, so that they"
+        f" count for nothing: publish {', '.join(NOISE_FIELDS)} in metres, not millimetres, or name"
+        " the field otherwise"
+    )
 
 
 def range_scan(message: Range) -> LidarScan:
