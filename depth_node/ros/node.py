@@ -22,7 +22,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from depth_node.calibration.inverted import InvertedPose
+from depth_node.calibration.mistaken_pose import MistakenPose
 from depth_node.config import ConfigError
 from depth_node.engine.opening import summary
 from depth_node.engine.sharing import Opener
@@ -103,7 +103,7 @@ class DepthNode(GuardedLifecycleNode):
         )
         self._raised: set[str] = set()
         self._enabled = True
-        self._inverted = InvertedPose()
+        self._mistaken = MistakenPose()
         self._several = SeveralPublishers(("image", "camera_info"))
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
@@ -275,7 +275,7 @@ class DepthNode(GuardedLifecycleNode):
             self._pipeline.reset()
         if self._watch is not None:
             self._watch.reset()
-        self._inverted.forget()
+        self._mistaken.forget()
         self._newest_ns, self._pace = 0, Pace()
 
     # --- parameters ------------------------------------------------------------------------------
@@ -601,7 +601,7 @@ class DepthNode(GuardedLifecycleNode):
                 )  # fmt: skip
             stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
         if points.sources and not points.echoes:
-            self._inverted.look(observed, result.prediction)
+            self._mistaken.look(observed, result.prediction)
         if watch is not None and points.sources:
             watch.offer_image(observed, header)
         self._report(pending, points, result, stage_ms, camera)
@@ -658,8 +658,8 @@ class DepthNode(GuardedLifecycleNode):
             stamp_ms = behind_s * 1e3 if 0 <= behind_s < _FOREIGN_CLOCK_S else None
         frame = pending.message.header.frame_id
         trouble, kind = frame_trouble(points, result, camera, frame)
-        if not trouble and self._inverted.sentence:
-            trouble, kind = self._inverted.sentence, "inverted"
+        if not trouble and self._mistaken.sentence:
+            trouble, kind = self._mistaken.sentence, "mistaken pose"
         if trouble:
             self.warn_throttled(f"trouble {kind}", trouble)
         record = frame_record(
