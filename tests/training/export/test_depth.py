@@ -31,6 +31,7 @@ from training import checkpoints
 from training.__main__ import main
 from training.evaluation import predict, score
 from training.export import depth
+from training.export import exportable as exportable_module
 from training.export.exportable import PATCHED_SIZE, Exportable, open_checkpoint
 from training.export.graph import OPSET
 from training.models import hub, lora, network_io, networks
@@ -356,7 +357,7 @@ def test_a_recipe_may_bring_its_own_network(
                 "depth_metric",
             )
 
-    monkeypatch.setattr(depth, "_recipe", lambda payload: Own)
+    monkeypatch.setattr(exportable_module, "_recipe", lambda payload: Own)
     out = tmp_path / "own.onnx"
     depth.export_checkpoint(run, out, None, QUIET)
     manifest = agrees(out, open_checkpoint(run), 1e-4)
