@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from depth_node.calibration.inverted import InvertedPose
+from depth_node.calibration.mistaken_pose import MistakenPose
 from depth_node.calibration.monitor import Finding, Verdict
 from depth_node.calibration.watch import ExtrinsicsWatch
 from depth_node.frame import FrameInput
@@ -17,7 +17,7 @@ class ExtrinsicsLog:
 
     def __init__(self) -> None:
         self._watch = ExtrinsicsWatch()
-        self._inverted = InvertedPose()
+        self._mistaken = MistakenPose()
         self._findings: dict[str, Finding] = {}
         self._changes: list[str] = []
 
@@ -25,7 +25,7 @@ class ExtrinsicsLog:
         """The next frame, its name, and what the network says of it."""
         self._watch.add(frame)
         if prediction is not None and not frame.echoes:
-            self._inverted.look(frame, prediction)
+            self._mistaken.look(frame, prediction)
         for lidar, verdict in self._watch.verdicts.items():
             before = self._findings.get(lidar, Finding.UNKNOWN)
             if verdict.finding is not before and len(self._changes) < _MOST_CHANGES:
@@ -43,8 +43,8 @@ class ExtrinsicsLog:
             f"{_head(lidar)} at the end: {verdict.text()}"
             for lidar, verdict in self._watch.verdicts.items()
         ]
-        inverted = self._inverted.sentence
-        return [*([inverted] if inverted else []), *self._changes, *last]
+        mistaken = self._mistaken.sentence
+        return [*([mistaken] if mistaken else []), *self._changes, *last]
 
 
 def _head(lidar: str) -> str:

@@ -22,7 +22,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from depth_node.calibration.inverted import InvertedPose
+from depth_node.calibration.mistaken_pose import MistakenPose
 from depth_node.config import ConfigError
 from depth_node.engine.opening import summary
 from depth_node.engine.sharing import Opener
@@ -49,12 +49,7 @@ from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import LidarScan, place
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import Outputs, full_name
-from depth_node.ros.parameters import (
-    NEEDS_CLEANUP,
-    NEEDS_DEACTIVATE,
-    NodeConfig,
-    NodeParameters,
-)
+from depth_node.ros.parameters import NodeParameters
 from depth_node.ros.process import run
 from depth_node.ros.results import (
     OUTPUTS,
@@ -65,6 +60,7 @@ from depth_node.ros.results import (
     diagnostics_message,
     frame_record,
 )
+from depth_node.ros.settings import NEEDS_CLEANUP, NEEDS_DEACTIVATE, NodeConfig
 from depth_node.ros.shared_topics import SharedTopics
 from depth_node.ros.worker import LatestWorker, Pace
 
@@ -107,8 +103,8 @@ class DepthNode(GuardedLifecycleNode):
         )
         self._raised: set[str] = set()
         self._enabled = True
-        self._inverted = InvertedPose()
-        self._several = SeveralPublishers(("image", "camera_info"))
+        self._mistaken = MistakenPose()
+        self._several = SeveralPublishers()
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
         self._motion: CameraMotion | None = None
@@ -279,7 +275,7 @@ class DepthNode(GuardedLifecycleNode):
             self._pipeline.reset()
         if self._watch is not None:
             self._watch.reset()
-        self._inverted.forget()
+        self._mistaken.forget()
         self._newest_ns, self._pace = 0, Pace()
 
     # --- parameters ------------------------------------------------------------------------------
@@ -522,8 +518,10 @@ class DepthNode(GuardedLifecycleNode):
 
     def _on_timer(self) -> None:
         self._hear_latched_info()
-        if self._worker is not None and (doubt := self._several.doubt(self)):
-            self.warn_throttled("publishers", doubt)
+        if self._worker is not None:
+            frames = self._lidar.frames() if self._lidar is not None else {}
+            if doubt := self._several.doubt(self, {"image": 1, "camera_info": 1} | frames):
+                self.warn_throttled("publishers", doubt)
         extrinsics, misplaced = self._watch.report() if self._watch is not None else ({}, "")
         situation = Situation(
             active=self._worker is not None,
@@ -605,7 +603,7 @@ class DepthNode(GuardedLifecycleNode):
                 )  # fmt: skip
             stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
         if points.sources and not points.echoes:
-            self._inverted.look(observed, result.prediction)
+            self._mistaken.look(observed, result.prediction)
         if watch is not None and points.sources:
             watch.offer_image(observed, header)
         self._report(pending, points, result, stage_ms, camera)
@@ -662,8 +660,8 @@ class DepthNode(GuardedLifecycleNode):
             stamp_ms = behind_s * 1e3 if 0 <= behind_s < _FOREIGN_CLOCK_S else None
         frame = pending.message.header.frame_id
         trouble, kind = frame_trouble(points, result, camera, frame)
-        if not trouble and self._inverted.sentence:
-            trouble, kind = self._inverted.sentence, "inverted"
+        if not trouble and self._mistaken.sentence:
+            trouble, kind = self._mistaken.sentence, "mistaken pose"
         if trouble:
             self.warn_throttled(f"trouble {kind}", trouble)
         record = frame_record(

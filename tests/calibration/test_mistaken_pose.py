@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inverted: a pose that was given the wrong way round is told, and no right one is."""
+"""mistaken_pose: what is wrong with a pose is named, and nothing is said of a right one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from depth_node.benchmarks.calibration_sequences import CAMERA, walk_poses
-from depth_node.calibration.inverted import InvertedPose
+from depth_node.calibration.mistaken_pose import MistakenPose, usual_mistakes
 from depth_node.frame import FrameInput, SourcePoints
 from depth_node.geometry.rigid import invert_rigid
 from depth_node.prediction import Prediction
@@ -36,7 +37,7 @@ def views() -> list[tuple[FrameInput, Prediction]]:
 def sentence_of(
     views: list[tuple[FrameInput, Prediction]], T: np.ndarray, by_sources: bool = False
 ) -> str:
-    judge = InvertedPose()
+    judge = MistakenPose()
     for frame, prediction in views:
         stated = dataclasses.replace(frame, T_camera_lidar=T)
         if by_sources:
@@ -48,13 +49,43 @@ def sentence_of(
     return judge.sentence
 
 
+OPTICAL_FROM_BODY = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+
+
+def with_quaternion(order: list[int]) -> np.ndarray:
+    """The pose whose quaternion has the numbers of the right one in this order."""
+    T = T_CAMERA_LIDAR.copy()
+    numbers = Rotation.from_matrix(T[:3, :3]).as_quat()
+    T[:3, :3] = Rotation.from_quat(numbers[order]).as_matrix()
+    return T
+
+
 @pytest.mark.parametrize("by_sources", [False, True])
-def test_an_inverted_pose_is_told(
-    views: list[tuple[FrameInput, Prediction]], by_sources: bool
+@pytest.mark.parametrize(
+    ("stated", "mistake"),
+    [
+        (invert_rigid(T_CAMERA_LIDAR), "is inverted"),
+        (OPTICAL_FROM_BODY.T @ T_CAMERA_LIDAR, "camera frame with body axes"),
+        (T_CAMERA_LIDAR @ OPTICAL_FROM_BODY.T, "LiDAR with optical axes"),
+        (with_quaternion([3, 0, 1, 2]), "another order than x, y, z, w"),
+        (with_quaternion([1, 2, 3, 0]), "another order than x, y, z, w"),
+    ],
+    ids=["inverted", "body axes", "optical axes", "w first", "x last"],
+)
+def test_each_usual_mistake_is_named(
+    views: list[tuple[FrameInput, Prediction]],
+    stated: np.ndarray,
+    mistake: str,
+    by_sources: bool,
 ) -> None:
-    sentence = sentence_of(views, invert_rigid(T_CAMERA_LIDAR), by_sources)
-    assert "looks inverted" in sentence and "T_camera_lidar maps LiDAR coordinates" in sentence
-    assert not sentence_of(views, T_CAMERA_LIDAR, by_sources)
+    right = [T for T in usual_mistakes(stated).values() if np.allclose(T, T_CAMERA_LIDAR)]
+    assert right, "the mistake undone is the right pose"
+    assert mistake in sentence_of(views, stated, by_sources)
+
+
+def test_nothing_is_said_of_the_right_pose(views: list[tuple[FrameInput, Prediction]]) -> None:
+    assert not sentence_of(views, T_CAMERA_LIDAR)
+    assert not sentence_of(views, T_CAMERA_LIDAR, by_sources=True)
 
 
 def test_a_network_that_sees_nothing_accuses_no_pose(
@@ -67,7 +98,7 @@ def test_a_network_that_sees_nothing_accuses_no_pose(
 
 
 def test_a_new_pose_is_judged_anew(views: list[tuple[FrameInput, Prediction]]) -> None:
-    judge = InvertedPose()
+    judge = MistakenPose()
     for T in (invert_rigid(T_CAMERA_LIDAR), T_CAMERA_LIDAR):
         for frame, prediction in views:
             judge.look(dataclasses.replace(frame, T_camera_lidar=T), prediction)
