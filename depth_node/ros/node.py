@@ -49,12 +49,7 @@ from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import LidarScan, place
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import Outputs, full_name
-from depth_node.ros.parameters import (
-    NEEDS_CLEANUP,
-    NEEDS_DEACTIVATE,
-    NodeConfig,
-    NodeParameters,
-)
+from depth_node.ros.parameters import NodeParameters
 from depth_node.ros.process import run
 from depth_node.ros.results import (
     OUTPUTS,
@@ -65,6 +60,7 @@ from depth_node.ros.results import (
     diagnostics_message,
     frame_record,
 )
+from depth_node.ros.settings import NEEDS_CLEANUP, NEEDS_DEACTIVATE, NodeConfig
 from depth_node.ros.shared_topics import SharedTopics
 from depth_node.ros.worker import LatestWorker, Pace
 

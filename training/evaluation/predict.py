@@ -99,7 +99,7 @@ def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
     # A path may have an = of its own, as folders named after settings do.
     path, _, manifest = (text, "", "") if Path(text).exists() else text.partition("=")
     if Path(path).is_dir():
-        from training.export.depth import open_checkpoint  # torch only for a run
+        from training.export.exportable import open_checkpoint  # torch only for a run
 
         opened = open_checkpoint(Path(path))
         return Path(path).name, opened.identity, opened
