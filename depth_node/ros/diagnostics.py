@@ -88,8 +88,9 @@ class SeveralPublishers:
                 )
             return (
                 f"{count} publishers send on {topic}, but points come in {max(most, 1)} frame(s)"
-                " only: two sensors with one frame_id are put in one place; give each a frame of"
-                " its own, or end the one that is not meant (a bag beside the live driver?)"
+                " only: two sensors with one frame_id are put in one place, unless both drivers"
+                " move their points there; give each a frame of its own, or end the one that is not"
+                " meant (a bag beside the live driver?)"
             )
         return ""
 
