@@ -157,12 +157,12 @@ def _jpeg(data: bytes) -> ImageBytes:
     place, size, scans = 2, None, 0
     restart = -1  # the last one of this scan
     while True:
-        found = _MARKER.search(data, place)
+        match = _MARKER.search(data, place)
         if not scans and place < len(data) and data[place] != 0xFF:
             raise ImageError("a JPEG with bytes between its segments")
-        if found is None or (not scans and found.start() != place):
+        if match is None or (not scans and match.start() != place):
             raise ImageError("a JPEG that is cut off")
-        marker, place = found[1][0], found.end()
+        marker, place = match[1][0], match.end()
         if marker == 0xD9:
             if size is None or not scans:
                 raise ImageError("a JPEG without an image")

@@ -211,8 +211,8 @@ def search(
             scores = weights @ total_score(some, maps, corrections_of(drawn))
             best = drawn[np.argsort(-scores)[: effort.elite]]
             mean = best.mean(0)
-            found = np.cov(best.T) + np.eye(d) * stage.least**2
-            covariance = (1 - KEEP) * found + KEEP * covariance
+            elite_covariance = np.cov(best.T) + np.eye(d) * stage.least**2
+            covariance = (1 - KEEP) * elite_covariance + KEEP * covariance
             yield corrections_of(mean[None])[0]
 
 
@@ -234,16 +234,16 @@ def resampled(
     blocks = int(block_of.max(initial=0)) + 1
     for number in range(repeats):
         times = rng.multinomial(blocks, np.full(blocks, 1 / blocks))[block_of]
-        found = start
-        for found in search(observations, effort, start, times, 100 + number, fields):  # noqa: B007
+        correction = start
+        for correction in search(observations, effort, start, times, 100 + number, fields):  # noqa: B007
             yield np.full(7, np.nan)
-        yield found
+        yield correction
 
 
-def covariance_of(found: Floats, time_known: bool) -> Floats:
+def covariance_of(corrections: Floats, time_known: bool) -> Floats:
     """Covariance (7, 7) of resampled corrections (n, 7); an unknown time has 100 ms."""
     blocks = BLOCKS / (BLOCKS - 1)
-    covariance = np.atleast_2d(np.cov(found.T)) * blocks + np.diag((0.01 * UNIT) ** 2)
+    covariance = np.atleast_2d(np.cov(corrections.T)) * blocks + np.diag((0.01 * UNIT) ** 2)
     if not time_known:
         covariance[6, 6] = (2 * UNIT[6]) ** 2
     return covariance
@@ -308,7 +308,7 @@ def calibrate(
     highest = ends[int(np.argmax(scores))]
     correction = _last(search(observations, FINE, highest, fields=fields))
     on_step("refine")
-    found = [
+    resamples = [
         c
         for c in resampled(observations, RESAMPLE, correction, REPEATS, fields)
         if not np.isnan(c[0])
@@ -318,7 +318,7 @@ def calibrate(
     tested = corrections_of(LOCAL_RADIUS * perturbations(d))
     worse, confidence = local_maximum(total_score(observations, fields[FINE_PX], tested))
     edges = sum(len(o.points) for o in observations)
-    covariance = covariance_of(np.stack(found), d == 7)
+    covariance = covariance_of(np.stack(resamples), d == 7)
     covariance += rivals(np.stack(ends), scores, correction)
     return Estimate(correction, covariance, edges, worse, confidence, d == 7)
 

@@ -20,6 +20,7 @@ from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, proj
 from depth_node.prediction import Prediction
 
 _FRAMES = 8  # that decide
+_MOST_POSES = 20  # more are those of a LiDAR that moves against the camera
 _APART_NS = 250_000_000  # of one image and the next that is looked at
 _FEWEST = 50  # points in the image
 _MOST = 8000  # points of a scan
@@ -75,21 +76,23 @@ class MistakenPose:
         """Judge anew."""
         self.sentence = ""
         self._T: Pose | None = None
+        self._poses = 0
         self._agreement: list[dict[str, float]] = []
         self._last_ns: int | None = None
 
     def look(self, frame: FrameInput, prediction: Prediction) -> None:
         """A frame and what the network says of it; of several LiDARs the one with most points.
 
-        Costs nothing once _FRAMES have been looked at, until the stated pose is another one.
+        Costs nothing once _FRAMES have been looked at, until the stated pose is another one, nor of
+        a LiDAR that moves against the camera.
         """
         points, T = _most_points(frame)
         if points is None or T is None:
             return
         if self._T is None or not np.array_equal(self._T, T):
-            self.forget()
-            self._T = T
-        if len(self._agreement) >= _FRAMES:
+            self.sentence, self._T, self._agreement = "", T, []
+            self._poses += 1
+        if len(self._agreement) >= _FRAMES or self._poses > _MOST_POSES:
             return
         now_ns, last_ns = frame.stamp_ns, self._last_ns
         if now_ns is not None and last_ns is not None and abs(now_ns - last_ns) < _APART_NS:

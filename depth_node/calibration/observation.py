@@ -186,8 +186,8 @@ def observe_source(
     camera = image.camera
     if not np.array_equal(source.T_camera_points, T):
         points = transform(invert_rigid(T) @ source.T_camera_points, points)
-    found = depth_edges(_in_view(points, T, camera, 2 * MARGIN), T[:3, :3])
-    seen = transform(T, found.points)
+    edges = depth_edges(_in_view(points, T, camera, 2 * MARGIN), T[:3, :3])
+    seen = transform(T, edges.points)
     if source.lag_s and twist is not None:
         turn, shift = source.lag_s * twist[:3], source.lag_s * twist[3:]
         seen = Rotation.from_rotvec(turn).apply(seen) + shift
@@ -196,7 +196,7 @@ def observe_source(
     with np.errstate(invalid="ignore"):
         keep = (pixels[:, 0] > -u) & (pixels[:, 0] < camera.width + u)
         keep &= (pixels[:, 1] > -v) & (pixels[:, 1] < camera.height + v)
-    return Observation(camera, image.edges, seen[keep], found.weight[keep], twist)
+    return Observation(camera, image.edges, seen[keep], edges.weight[keep], twist)
 
 
 def _in_view(points: FloatArray, T: Floats, camera: Camera, margin: float) -> FloatArray:

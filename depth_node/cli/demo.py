@@ -34,7 +34,7 @@ from depth_node.frame import FrameInput
 from depth_node.live import DemoError, DemoOptions, Live, Progress, run_live
 from depth_node.metrics import evaluate
 from depth_node.pipeline import DepthPipeline, DepthResult
-from depth_node.recordings import replay
+from depth_node.recordings import replay, scores, sources
 from depth_node.recordings.frames import find_frames, read_frame
 from depth_node.simulation.walk import render_walk
 
@@ -73,7 +73,7 @@ class Unplugged:
 class DemoReport:
     """What the demo found.
 
-    rows: a row per scored frame and method (replay.score), the node's own as method "live".
+    rows: a row per scored frame and method (scores.score), the node's own as method "live".
     latency_ms, arrival_ms: stamp to publish and stamp to receive. worst_difference: largest
     relative difference between depth received live and computed off line from the same frame.
     extrinsics: what the node said of them, and from which image on.
@@ -144,7 +144,7 @@ def _judge(
         progress("comparing methods", len(kept)) as advance,
     ):
         pipeline.warm_up()
-        comparison = replay.MethodComparison(pipeline, RIVALS)
+        comparison = scores.MethodComparison(pipeline, RIVALS)
         for number, path in kept.items():
             frame = _scored_frame(pipeline, views[index_of[number]])
             result = pipeline.process(frame.input)
@@ -152,14 +152,14 @@ def _judge(
             depth = np.load(path)
             worst = max(worst, depth_difference(depth, result.depth))
             results["live"] = dataclasses.replace(result, depth=depth)
-            rows += [replay.score(frame, method, one) for method, one in results.items()]
+            rows += [scores.score(frame, method, one) for method, one in results.items()]
             if number in drawn:
                 panels += _draw(frame, results, own, out, len(panels), options)
             advance("")
     report = live.report
     return DemoReport(
         rows=rows,
-        summary=replay.summarise(rows),
+        summary=scores.summarise(rows),
         latency_ms=report["latency_ms"],
         arrival_ms=report["arrival_ms"],
         published=live.published,
@@ -179,32 +179,32 @@ def _unplugged(
     states: list[tuple[int, str]],
 ) -> Unplugged:
     """Judge the images without a LiDAR. kept: number -> file of the depth that came."""
-    scores = []
+    accuracies = []
     for number, path in kept.items():
         truth = read_frame(views[sent[number]["index"]]).truth
         assert truth is not None
-        scores.append(evaluate(np.load(path), truth))
+        accuracies.append(evaluate(np.load(path), truth))
     pulled_ns = next(row["stamp"] for row in sent if not row["lidar"])
     last_ns = max(row["stamp"] for row in sent if not row["lidar"])
     back_ns = next((row["stamp"] for row in sent if row["lidar"] and row["stamp"] > last_ns), None)
     meanwhile = [status for time_ns, status in states if pulled_ns < time_ns <= last_ns]
     ok_ns = [time_ns for time_ns, status in states if status == "OK" and time_ns > (back_ns or 0)]
     return Unplugged(
-        images=len(scores),
-        abs_rel=float(np.mean([one.abs_rel for one in scores])) if scores else math.nan,
-        answered=float(np.mean([one.answered for one in scores])) if scores else 0.0,
+        images=len(accuracies),
+        abs_rel=float(np.mean([one.abs_rel for one in accuracies])) if accuracies else math.nan,
+        answered=float(np.mean([one.answered for one in accuracies])) if accuracies else 0.0,
         statuses=list(dict.fromkeys(meanwhile)),
         back_s=(ok_ns[0] - back_ns) * 1e-9 if back_ns and ok_ns else None,
     )
 
 
-def _scored_frame(pipeline: DepthPipeline, folder: Path) -> replay.ScoredFrame:
+def _scored_frame(pipeline: DepthPipeline, folder: Path) -> sources.ScoredFrame:
     """A rendered view with all of its LiDAR points; pixels that were measured are not scored."""
     frame = read_frame(folder)
     assert frame.points_lidar is not None and frame.T_camera_lidar is not None
     observed = FrameInput(frame.image, frame.camera, frame.points_lidar, frame.T_camera_lidar)
-    scored = ~replay.hit_pixels(pipeline, frame.points_lidar, frame)
-    return replay.ScoredFrame("room", frame.name, observed, frame.truth, scored)
+    scored = ~sources.hit_pixels(pipeline, frame.points_lidar, frame)
+    return sources.ScoredFrame("room", frame.name, observed, frame.truth, scored)
 
 
 def depth_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
@@ -216,7 +216,7 @@ def depth_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> fl
 
 
 def _draw(
-    frame: replay.ScoredFrame,
+    frame: sources.ScoredFrame,
     results: dict[str, DepthResult],
     own: str,
     out: Path,
@@ -298,13 +298,13 @@ def run_command(options: argparse.Namespace) -> int:
     own = f"the node, live ({config.fit.method})"
     names = {**NAMES, "live": own}
     rows = [
-        (names[row["method"]], *replay.metric_cells(row))
+        (names[row["method"]], *scores.metric_cells(row))
         for row in report.summary
         if row["method"] != config.fit.method or row["method"] in RIVALS
     ]
     scored = report.summary[-1]["frames"]
     title = f"Against the truth, {scored} frames, the same points for every method"
-    print_table(terminal, title, ("method", *replay.METRIC_HEAD), rows, {own})
+    print_table(terminal, title, ("method", *scores.METRIC_HEAD), rows, {own})
     times = [
         (name, *(f"{value:.1f} ms" for value in values))
         for name, values in report.quantiles().items()

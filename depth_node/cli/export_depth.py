@@ -15,7 +15,7 @@ from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.export import FrameFolders
 from depth_node.recordings.frames import is_bag
 from depth_node.recordings.held_out import Sampling
-from depth_node.recordings.replay import FolderFrames
+from depth_node.recordings.sources import FolderFrames
 
 MAX_RELATIVE_STD = 0.1
 

@@ -19,7 +19,7 @@ from depth_node.cli.console import (
 from depth_node.config import override
 from depth_node.obstacles import ObstacleConfig
 from depth_node.pipeline import DepthPipeline
-from depth_node.recordings import replay
+from depth_node.recordings import replay, scores, sources
 from depth_node.recordings.frames import is_bag
 from depth_node.recordings.held_out import Sampling
 from depth_node.recordings.rerun_log import RerunLog
@@ -173,7 +173,7 @@ def _run_replay(options: argparse.Namespace) -> int:
             terminal.print(f"topics: {both_ends(chosen)}", markup=False)
             frames: Any = open_bags().BagFrames(bag, sampling, pipeline)
         else:
-            frames = replay.FolderFrames(
+            frames = sources.FolderFrames(
                 source,
                 sampling,
                 pipeline,
@@ -297,8 +297,8 @@ def _print_summary(
         )
         terminal.print(f"{title}. No truth to compare with: {why}.", markup=False)
         return
-    rows = [(row["method"], *replay.metric_cells(row)) for row in summary]
-    print_table(terminal, title, ("method", *replay.METRIC_HEAD), rows, {own})
+    rows = [(row["method"], *scores.metric_cells(row)) for row in summary]
+    print_table(terminal, title, ("method", *scores.METRIC_HEAD), rows, {own})
 
 
 def open_bags() -> Any:

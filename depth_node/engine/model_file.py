@@ -188,10 +188,10 @@ def reader_fault(model: Path, reader: str, error: BaseException) -> str:
     """
     text = " ".join(str(error).split())
     for pattern in _OPERATOR:
-        found = re.search(pattern, text)
-        if found is None:
+        match = re.search(pattern, text)
+        if match is None:
             continue
-        facts = found.groupdict()
+        facts = match.groupdict()
         operator, opset, domain = facts["op"], facts.get("opset"), facts.get("domain")
         if not domain:
             named = re.search(rf'In Node, \("[^"]*", {operator}, "([^"]+)"', text)
@@ -206,30 +206,30 @@ def reader_fault(model: Path, reader: str, error: BaseException) -> str:
             f" {reader}: export it with operators of ONNX alone and {EXPORT_OPSETS}, or install a"
             " newer version"
         )
-    found = re.search(r"Opset (\d+) is under development.*?(?:is till opset (\d+))?\.?$", text)
-    if found:
-        limit = f" reads up to {found.group(2)}" if found.group(2) else " is older"
+    match = re.search(r"Opset (\d+) is under development.*?(?:is till opset (\d+))?\.?$", text)
+    if match:
+        limit = f" reads up to {match.group(2)}" if match.group(2) else " is older"
         return (
-            f"{model} is of ONNX opset {found.group(1)} and {reader}{limit}: export it with"
+            f"{model} is of ONNX opset {match.group(1)} and {reader}{limit}: export it with"
             f" {EXPORT_OPSETS}, or install a newer version"
         )
-    found = re.search(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)", text)
-    if found:
+    match = re.search(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)", text)
+    if match:
         return (
-            f"{model} is of ONNX IR version {found.group(1)} and {reader} reads up to"
-            f" {found.group(2)}: install a newer version, or save the model with ir_version"
-            f" {found.group(2)}"
+            f"{model} is of ONNX IR version {match.group(1)} and {reader} reads up to"
+            f" {match.group(2)}: install a newer version, or save the model with ir_version"
+            f" {match.group(2)}"
         )
-    found = re.search(r"Could not find an implementation for (\w+)\((\d+)\)", text)
-    if found:
+    match = re.search(r"Could not find an implementation for (\w+)\((\d+)\)", text)
+    if match:
         return (
-            f"{model} uses the operator {found.group(1)} with a type for which {reader} has none"
+            f"{model} uses the operator {match.group(1)} with a type for which {reader} has none"
             " here: export the network in float32"
         )
-    found = re.search(r"Type '(tensor\(\w+\))' of input parameter .* of operator \((\w+)\)", text)
-    if found:
+    match = re.search(r"Type '(tensor\(\w+\))' of input parameter .* of operator \((\w+)\)", text)
+    if match:
         return (
-            f"{model} gives its operator {found.group(2)} a {found.group(1)}, which ONNX does not"
+            f"{model} gives its operator {match.group(2)} a {match.group(1)}, which ONNX does not"
             " allow: export the network in float32"
         )
     if "No graph was found" in text or "does not have a graph" in text:  # 1.31, 1.23

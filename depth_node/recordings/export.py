@@ -14,7 +14,7 @@ from depth_node.geometry.camera import Camera
 from depth_node.geometry.millimetres import depth_to_millimetres
 from depth_node.pipeline import DepthResult
 from depth_node.recordings.files import FrameError, UnfinishedFile
-from depth_node.recordings.replay import ScoredFrame
+from depth_node.recordings.sources import ScoredFrame
 
 JPEG_QUALITY = 95
 

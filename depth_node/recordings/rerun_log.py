@@ -13,7 +13,7 @@ import numpy as np
 from depth_node.calibration.monitor import Verdict
 from depth_node.pipeline import DepthResult
 from depth_node.recordings.files import FrameError, UnfinishedFile
-from depth_node.recordings.replay import ScoredFrame
+from depth_node.recordings.sources import ScoredFrame
 
 DECIMATION = 2
 """Every n-th row and column of the depth becomes a point of the cloud."""

@@ -12,7 +12,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from depth_node.engine.preprocess import resize_image
 from depth_node.geometry.camera import Camera
 from depth_node.ros import messages
-from depth_node.ros.parameters import NodeConfig
+from depth_node.ros.settings import NodeConfig
 
 
 class CameraInput:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,28 +62,36 @@ def type_mismatch(node: Node, inputs: Mapping[str, str]) -> str:
 
 
 class SeveralPublishers:
-    """Finds inputs of one camera that two publish: a bag that is played beside the live driver."""
+    """Finds inputs that more publish than can be told apart: a bag that is played beside the live
+    driver, two LiDARs in one frame."""
 
-    def __init__(self, inputs: Sequence[str]) -> None:
-        """inputs: names as the node calls them."""
-        self._inputs = inputs
+    def __init__(self) -> None:
         self._seen: dict[str, int] = {}
 
-    def doubt(self, node: Node) -> str:
-        """A sentence if an input has had several publishers for _LASTING looks; or "".
+    def doubt(self, node: Node, sources: Mapping[str, int]) -> str:
+        """A sentence if an input has had too many publishers for _LASTING looks; or "".
 
-        A driver that starts anew is in the graph twice for a while.
+        sources: input as the node calls it -> how many may publish it: one camera, the frames of
+        its LiDARs. A driver that starts anew is in the graph twice for a while.
         """
-        for name in self._inputs:
+        for name, most in sources.items():
             topic = node.resolve_topic_name(name)
             count = node.count_publishers(topic)
-            self._seen[name] = self._seen.get(name, 0) + 1 if count > 1 else 0
-            if self._seen[name] >= _LASTING:
+            self._seen[name] = self._seen.get(name, 0) + 1 if count > max(most, 1) else 0
+            if self._seen[name] < _LASTING:
+                continue
+            if name in ("image", "camera_info"):
                 return (
                     f"{count} publishers send on {topic}, so images of one may meet the"
                     " calibration, points and memory of another: end all but one (a bag beside the"
                     " live driver?), or give each a topic of its own"
                 )
+            return (
+                f"{count} publishers send on {topic}, but points come in {max(most, 1)} frame(s)"
+                " only: two sensors with one frame_id are put in one place, unless both drivers"
+                " move their points there; give each a frame of its own, or end the one that is not"
+                " meant (a bag beside the live driver?)"
+            )
         return ""
 
 

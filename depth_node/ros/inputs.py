@@ -17,8 +17,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, Point
 
 from depth_node.ros.lidar import UnreadScan
 from depth_node.ros.outputs import full_name
-from depth_node.ros.parameters import NodeConfig
 from depth_node.ros.results import OUTPUTS
+from depth_node.ros.settings import NodeConfig
 from depth_node.ros.shared_topics import SharedTopics
 
 INPUTS = ("image", "camera_info", "points", "scan", "landmarks", "depth", "range")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -301,6 +301,11 @@ class LidarInput:
                     continue
             seen.add(scan, placed, T, name, kind, share, nearest)
         return trouble
+
+    def frames(self) -> dict[str, int]:
+        """Topic -> in how many frames its messages come, of those that do."""
+        with self._arrival:
+            return dict(Counter(topic for topic, _ in self._sources))
 
     def clear(self) -> None:
         """Forget every scan and every source."""

@@ -49,12 +49,7 @@ from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import LidarScan, place
 from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import Outputs, full_name
-from depth_node.ros.parameters import (
-    NEEDS_CLEANUP,
-    NEEDS_DEACTIVATE,
-    NodeConfig,
-    NodeParameters,
-)
+from depth_node.ros.parameters import NodeParameters
 from depth_node.ros.process import run
 from depth_node.ros.results import (
     OUTPUTS,
@@ -65,6 +60,7 @@ from depth_node.ros.results import (
     diagnostics_message,
     frame_record,
 )
+from depth_node.ros.settings import NEEDS_CLEANUP, NEEDS_DEACTIVATE, NodeConfig
 from depth_node.ros.shared_topics import SharedTopics
 from depth_node.ros.worker import LatestWorker, Pace
 
@@ -108,7 +104,7 @@ class DepthNode(GuardedLifecycleNode):
         self._raised: set[str] = set()
         self._enabled = True
         self._mistaken = MistakenPose()
-        self._several = SeveralPublishers(("image", "camera_info"))
+        self._several = SeveralPublishers()
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
         self._motion: CameraMotion | None = None
@@ -522,8 +518,10 @@ class DepthNode(GuardedLifecycleNode):
 
     def _on_timer(self) -> None:
         self._hear_latched_info()
-        if self._worker is not None and (doubt := self._several.doubt(self)):
-            self.warn_throttled("publishers", doubt)
+        if self._worker is not None:
+            frames = self._lidar.frames() if self._lidar is not None else {}
+            if doubt := self._several.doubt(self, {"image": 1, "camera_info": 1} | frames):
+                self.warn_throttled("publishers", doubt)
         extrinsics, misplaced = self._watch.report() if self._watch is not None else ({}, "")
         situation = Situation(
             active=self._worker is not None,

@@ -27,8 +27,8 @@ def edges_on_image(frame: FrameInput, T_camera_lidar: npt.NDArray[Any]) -> npt.N
     image = np.clip(ground, 0, 255).astype(np.uint8)
     if frame.points is None:
         return image
-    found = depth_edges(frame.points, T_camera_lidar[:3, :3])
-    seen = transform(T_camera_lidar, found.points)
+    edges = depth_edges(frame.points, T_camera_lidar[:3, :3])
+    seen = transform(T_camera_lidar, edges.points)
     pixels = frame.camera.project(seen)
     height, width = image.shape[:2]
     with np.errstate(invalid="ignore"):

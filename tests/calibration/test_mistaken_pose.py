@@ -105,6 +105,23 @@ def test_a_new_pose_is_judged_anew(views: list[tuple[FrameInput, Prediction]]) -
         assert bool(judge.sentence) == (T is not T_CAMERA_LIDAR)
 
 
+def test_a_lidar_that_moves_against_the_camera_is_not_judged(
+    views: list[tuple[FrameInput, Prediction]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[np.ndarray] = []
+    monkeypatch.setattr(
+        "depth_node.calibration.mistaken_pose.usual_mistakes", lambda T: asked.append(T) or {}
+    )
+    judge = MistakenPose()
+    frame, prediction = views[0]
+    for number in range(200):
+        T = T_CAMERA_LIDAR.copy()
+        T[0, 3] = 0.001 * number
+        moved = dataclasses.replace(frame, T_camera_lidar=T, stamp_ns=number * 10**9)
+        judge.look(moved, prediction)
+    assert len(asked) <= 20
+
+
 def test_images_of_one_moment_and_few_of_them_decide_nothing(
     views: list[tuple[FrameInput, Prediction]],
 ) -> None:

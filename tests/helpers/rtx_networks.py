@@ -45,6 +45,7 @@ def depth_network(kind: str, height: int, width: int, path: Path) -> Path:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     from training.export import depth
+    from training.export.exportable import Exportable
     from training.models import hub
 
     torch.set_num_threads(1)
@@ -56,7 +57,7 @@ def depth_network(kind: str, height: int, width: int, path: Path) -> Path:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        depth.to_onnx(depth.Exportable(network, spec, network.meaning, 14), path, False)
+        depth.to_onnx(Exportable(network, spec, network.meaning, 14), path, False)
     return path
 
 

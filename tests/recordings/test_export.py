@@ -16,7 +16,7 @@ from depth_node.prediction import Prediction
 from depth_node.recordings.export import FrameFolders, known_depth_mm
 from depth_node.recordings.files import FrameError
 from depth_node.recordings.frames import read_frame
-from depth_node.recordings.replay import ScoredFrame
+from depth_node.recordings.sources import ScoredFrame
 from tests.helpers.recordings import CAMERA, T_CAMERA_LIDAR, lidar_of, relative_of, scene
 
 

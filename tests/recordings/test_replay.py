@@ -16,7 +16,7 @@ from depth_node.frame import FrameInput
 from depth_node.geometry.camera import Camera
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.prediction import Prediction
-from depth_node.recordings import replay
+from depth_node.recordings import replay, scores, sources
 from depth_node.recordings.frames import FrameError
 from depth_node.recordings.held_out import Sampling
 from depth_node.ros import bags
@@ -47,9 +47,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def frames_of(source: Path, pipeline: DepthPipeline, **sampling: float) -> list[replay.ScoredFrame]:
+def frames_of(
+    source: Path, pipeline: DepthPipeline, **sampling: float
+) -> list[sources.ScoredFrame]:
     choice = Sampling(**sampling)  # type: ignore[arg-type]
-    return list(replay.FolderFrames(source, choice, pipeline, stored_prediction="test"))
+    return list(sources.FolderFrames(source, choice, pipeline, stored_prediction="test"))
 
 
 def test_points_of_the_depth_are_measured_and_not_scored(
@@ -86,7 +88,7 @@ def test_without_hold_out_all_points_are_used_and_nothing_is_scored(
     assert np.array_equal(frame.input.points, lidar_of(scene()[1]))
     assert frame.scored_truth is None
     result = pipeline.process(frame.input)
-    row = replay.score(frame, "field", result)
+    row = scores.score(frame, "field", result)
     assert row["abs_rel"] is None and row["points"] > 0 and row["status"] == "OK"
 
 
@@ -126,7 +128,7 @@ def test_rivals_get_the_same_prediction_regions_and_points(
     source: Path, pipeline: DepthPipeline
 ) -> None:
     frame = frames_of(source, pipeline, points=60)[0]
-    comparison = replay.MethodComparison(pipeline)
+    comparison = scores.MethodComparison(pipeline)
     assert comparison.methods == ("global_depth", "global_disparity", "slf", "ssf", "field")
     result = pipeline.process(frame.input)
     results = comparison.results(frame.input, result)
@@ -145,7 +147,7 @@ def test_rivals_get_the_same_prediction_regions_and_points(
 def test_run_folder_holds_everything(source: Path, pipeline: DepthPipeline, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sampling = Sampling(points=200)
-    frames = replay.FolderFrames(source, sampling, pipeline, stored_prediction="test")
+    frames = sources.FolderFrames(source, sampling, pipeline, stored_prediction="test")
     done: list[str] = []
     result = replay.replay(
         frames, pipeline, out, facts={"seed": 0}, images=1, save_depth=True, on_frame=done.append
@@ -175,7 +177,7 @@ def test_rows_are_kept_when_a_replay_is_interrupted(
     source: Path, pipeline: DepthPipeline, tmp_path: Path
 ) -> None:
     sampling = Sampling(points=50)
-    frames = replay.FolderFrames(source, sampling, pipeline, stored_prediction="test")
+    frames = sources.FolderFrames(source, sampling, pipeline, stored_prediction="test")
 
     def stop(name: str) -> None:
         raise KeyboardInterrupt
@@ -190,22 +192,22 @@ def test_a_run_folder_that_cannot_be_written(
     source: Path, pipeline: DepthPipeline, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    frames = replay.FolderFrames(source, Sampling(points=50), pipeline, stored_prediction="test")
+    frames = sources.FolderFrames(source, Sampling(points=50), pipeline, stored_prediction="test")
     with pytest.raises(FrameError, match=r"cannot be written.*--out"):
         replay.replay(frames, pipeline, tmp_path / "file" / "run", facts={})
 
 
 def test_summary_averages_frames_then_sources() -> None:
     def row(source: str, abs_rel: float | None) -> dict[str, object]:
-        scores = dict.fromkeys(replay.SCORES, 1.0) | {"abs_rel": abs_rel}
-        return {"method": "ssf", "source": source, "points": 1, "ms": 1.0, **scores}
+        values = dict.fromkeys(scores.SCORES, 1.0) | {"abs_rel": abs_rel}
+        return {"method": "ssf", "source": source, "points": 1, "ms": 1.0, **values}
 
-    (one,) = replay.summarise([row("a", 0.1), row("a", 0.3), row("a", None), row("b", 0.6)])
+    (one,) = scores.summarise([row("a", 0.1), row("a", 0.3), row("a", None), row("b", 0.6)])
     assert one["abs_rel"] == pytest.approx((0.2 + 0.6) / 2)
     assert (one["frames"], one["sources"]) == (4, 2)
-    (none,) = replay.summarise([row("a", None)])
+    (none,) = scores.summarise([row("a", None)])
     assert none["abs_rel"] is None
-    assert replay.metric_cells(none)[0] == "-"
+    assert scores.metric_cells(none)[0] == "-"
 
 
 def test_a_frame_without_any_point_is_told_and_does_not_stop_the_run(
@@ -213,7 +215,7 @@ def test_a_frame_without_any_point_is_told_and_does_not_stop_the_run(
 ) -> None:
     image, depth = scene()
     prediction = Prediction(relative_of(depth), "disparity_affine_invariant")
-    nothing = replay.ScoredFrame(
+    nothing = sources.ScoredFrame(
         "s",
         "n",
         FrameInput(image, CAMERA, np.empty((0, 3), np.float32), np.eye(4), prediction=prediction),
@@ -222,10 +224,10 @@ def test_a_frame_without_any_point_is_told_and_does_not_stop_the_run(
     )
     result = pipeline.process(nothing.input)
     assert result.fit.status is FitStatus.NO_POINTS
-    row = replay.score(nothing, "field", result)
+    row = scores.score(nothing, "field", result)
     assert (row["status"], row["abs_rel"], row["answered"]) == ("NO_POINTS", None, 0.0)
     assert json.loads(json.dumps(row)) == row
-    results = replay.MethodComparison(pipeline).results(nothing.input, result)
+    results = scores.MethodComparison(pipeline).results(nothing.input, result)
     images = replay.panel(nothing, results, "field", "Nothing", "")
     assert images.panel().shape[2] == 3
 
@@ -233,7 +235,7 @@ def test_a_frame_without_any_point_is_told_and_does_not_stop_the_run(
 # --- bags
 
 
-def write_bag(path: Path, frame: replay.ScoredFrame) -> Path:
+def write_bag(path: Path, frame: sources.ScoredFrame) -> Path:
     bag = BagWriter(path)
     bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
     for time_s in (1.0, 1.1, 1.2):

@@ -14,8 +14,8 @@ from depth_node.frame import FrameInput
 from depth_node.pipeline import DepthPipeline, DepthResult, PipelineConfig
 from depth_node.prediction import Prediction
 from depth_node.recordings.files import FrameError
-from depth_node.recordings.replay import ScoredFrame
 from depth_node.recordings.rerun_log import RerunLog
+from depth_node.recordings.sources import ScoredFrame
 from tests.helpers.recordings import CAMERA, T_CAMERA_LIDAR, lidar_of, relative_of, scene
 
 

@@ -23,7 +23,7 @@ from depth_node.obstacles import ObstacleConfig
 from depth_node.pipeline import DepthPipeline, DepthResult, PipelineConfig
 from depth_node.prediction import Prediction
 from depth_node.recordings.files import FrameError
-from depth_node.recordings.replay import ScoredFrame
+from depth_node.recordings.sources import ScoredFrame
 from depth_node.ros.bags.writer import BagConfig, ResultBag
 from depth_node.ros.ground import Ground
 from tests.helpers.recordings import CAMERA, T_CAMERA_LIDAR, lidar_of, relative_of, scene

@@ -21,7 +21,7 @@ from depth_node.geometry.rigid import invert_rigid
 from depth_node.geometry.sparse_depth import project_points
 from depth_node.pipeline import DepthPipeline, PipelineConfig
 from depth_node.recordings.frames import is_bag
-from depth_node.recordings.replay import LeftOut
+from depth_node.recordings.sources import LeftOut
 from depth_node.ros.bags import Bag, BagError, BagTopics
 from tests.helpers.recordings import CAMERA, T_CAMERA_LIDAR, BagWriter, lidar_of, scene
 

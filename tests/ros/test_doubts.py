@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
-from sensor_msgs.msg import CameraInfo, Image, LaserScan
+from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2
 
 from depth_node.obstacles import ObstacleConfig
 from depth_node.ros import messages
@@ -114,21 +114,36 @@ def test_a_rectified_image_without_p_is_told() -> None:
     assert not messages.calibration_warning(message, rectified=True)
 
 
-def test_two_that_publish_one_image_are_told(network: Path) -> None:
-    """A bag that is played beside the live driver."""
+def test_two_that_publish_one_image_or_one_frame_are_told(network: Path) -> None:
+    """A bag that is played beside the live driver, two LiDARs of one model in one frame."""
+    camera = {"image": 1, "camera_info": 1}
     with Rig(*settings(network)).start() as rig:
-        look = SeveralPublishers(("image", "camera_info"))
-        topic = rig.node.resolve_topic_name("image")
-        rig.publish("image", camera_image(10.5)[0])
-        assert rig.node.count_publishers(topic) == 1
-        assert not any(look.doubt(rig.node) for _ in range(9))
-        more = rig.peer.create_publisher(Image, topic, 1)
-        until(lambda: rig.node.count_publishers(topic) == 2, 20.0, "the second publisher")
-        found = [look.doubt(rig.node) for _ in range(6)]
-        assert not any(found[:4]), "a driver that starts anew is there twice for a while"
-        assert f"2 publishers send on {topic}" in found[-1]
-        rig.peer.destroy_publisher(more)
-        until(lambda: not look.doubt(rig.node), 20.0, "that it is gone")
+        look = SeveralPublishers()
+        for name, kind, words in (
+            ("image", Image, "2 publishers send on {topic}, so images of one may meet"),
+            ("points", PointCloud2, "2 publishers send on {topic}, but points come in 1 frame(s)"),
+        ):
+            topic = rig.node.resolve_topic_name(name)
+            sent = camera_image(10.5)[0] if kind is Image else cloud(10.5, np.ones((9, 3)))
+            rig.publish(name, sent)
+            frames = {} if kind is Image else {"points": 1}
+            assert rig.node.count_publishers(topic) == 1
+            assert not any(look.doubt(rig.node, camera | frames) for _ in range(9))
+            more = rig.peer.create_publisher(kind, topic, 1)
+            until(lambda t=topic: rig.node.count_publishers(t) == 2, 20.0, "a second publisher")
+            found = [look.doubt(rig.node, camera | frames) for _ in range(6)]
+            assert not any(found[:4]), "a driver that starts anew is there twice for a while"
+            assert words.format(topic=topic) in found[-1]
+            assert kind is Image or not look.doubt(rig.node, camera | {"points": 2})
+            rig.peer.destroy_publisher(more)
+            until(lambda f=frames: not look.doubt(rig.node, camera | f), 20.0, "that it is gone")
+
+
+def test_frames_of_a_topic_are_counted() -> None:
+    source = LidarInput(Extrinsics(source=Links(np.eye(4))), 0.3)
+    for frame in ("left", "right", "left"):
+        source.offer(10**9, UnreadScan(cloud(1.0, np.ones((2, 3)), frame)), "points", 1.0)
+    assert source.frames() == {"points": 2}
 
 
 # --- one pose for several sensors, and poses that are none ---------------------------------------

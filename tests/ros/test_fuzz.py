@@ -39,7 +39,7 @@ from depth_node.config import describe
 from depth_node.ros import messages
 from depth_node.ros.messages import IMAGE_LAYOUTS
 from depth_node.ros.node import OUTPUTS
-from depth_node.ros.parameters import NodeConfig
+from depth_node.ros.settings import NodeConfig
 from tests.helpers.rig import (
     CLOSE,
     IDENTITY,

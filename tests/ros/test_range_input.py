@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
-from sensor_msgs.msg import Image, PointField, Range
+from sensor_msgs.msg import Image, PointCloud2, PointField, Range
 
 from depth_node.ros import messages
 from depth_node.ros.extrinsics import Extrinsics
@@ -117,7 +117,7 @@ def test_one_ranger_gives_the_scale(network: Path) -> None:
 # --- noise of each point -------------------------------------------------------------------------
 
 
-def noisy_cloud(std: list[float]) -> messages.PointCloud2:
+def noisy_cloud(std: list[float]) -> PointCloud2:
     rows = np.zeros(len(std), NOISY)
     rows["x"], rows["range_std"] = 3.0, std
     return messages.table_message(rows, header(1.0, "radar"))

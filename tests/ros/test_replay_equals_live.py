@@ -20,7 +20,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 from depth_node.config import build, replace
 from depth_node.live import DemoOptions, run_live
 from depth_node.pipeline import DepthPipeline, PipelineConfig
-from depth_node.recordings import replay
+from depth_node.recordings import sources
 from depth_node.recordings.held_out import Sampling
 
 IMAGES = 4
@@ -51,7 +51,7 @@ def compare(config: PipelineConfig, frames: Path, folder: Path) -> None:
     """Every image by itself."""
     config = replace(config, {"fit.field.temporal.enabled": False})
     with DepthPipeline(config) as pipeline:
-        scored = replay.FolderFrames(frames, Sampling(hold_out=0.0), pipeline)
+        scored = sources.FolderFrames(frames, Sampling(hold_out=0.0), pipeline)
         # As it is published: what is at the end of the range is +Inf.
         want = [pipeline.process(frame.input).gates.depth_image() for frame in scored]
     got = live_depths(config, frames, folder)
@@ -84,7 +84,7 @@ def test_a_sequence_that_is_remembered(network: Path, tmp_path: Path) -> None:
     stamps = {row["number"]: row["stamp"] for row in rows}
     with DepthPipeline(config) as pipeline:
         sampling = Sampling(hold_out=0.0)
-        scored = list(replay.FolderFrames(frames, sampling, pipeline))
+        scored = list(sources.FolderFrames(frames, sampling, pipeline))
         differs = False
         for number, index, depth in got:
             frame = dataclasses.replace(scored[index].input, stamp_ns=stamps[number])

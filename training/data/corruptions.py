@@ -250,15 +250,15 @@ def named(words: Sequence[str]) -> tuple[str, ...]:
 
     Raises ValueError for an unknown name.
     """
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for word in words:
         if word not in SETS and word not in CORRUPTIONS:
             raise ValueError(
                 f"No corruption is called {word!r}: use one of {', '.join(CORRUPTIONS)}, or a set"
                 f" of them, {', '.join(SETS)}."
             )
-        found |= dict.fromkeys(SETS.get(word, (word,)))
-    return tuple(found)
+        names |= dict.fromkeys(SETS.get(word, (word,)))
+    return tuple(names)
 
 
 def corrupt(image: U8, name: str, severity: int, seed: int = 0) -> U8:

@@ -96,9 +96,10 @@ def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
     the machine. A run is calculated by torch on the CPU. Raises EngineError or TrainingError, a
     sentence.
     """
-    path, _, manifest = text.partition("=")
+    # A path may have an = of its own, as folders named after settings do.
+    path, _, manifest = (text, "", "") if Path(text).exists() else text.partition("=")
     if Path(path).is_dir():
-        from training.export.depth import open_checkpoint  # torch only for a run
+        from training.export.exportable import open_checkpoint  # torch only for a run
 
         opened = open_checkpoint(Path(path))
         return Path(path).name, opened.identity, opened
@@ -109,6 +110,9 @@ def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
         described.input,
         described.output_name,
         described.meaning,
+        sorted(described.roles.items()),
+        sorted(described.levels.items()),
+        described.focal_px,
     )
     if model.engine.backend != REFERENCE:  # answers kept for one are not those of another
         shaping = (*shaping, model.engine.backend)

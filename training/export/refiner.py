@@ -21,7 +21,7 @@ from depth_node.engine.refinement import INPUT, OUTPUT, FieldRefiner
 from depth_node.fitting.field.refine import CHANNELS
 from training import checkpoints
 from training.checkpoints import TrainingError
-from training.export.depth import folded
+from training.export.graph import folded
 from training.models.refiner import RefinerNet
 
 OPSET = 17

@@ -36,7 +36,7 @@ from depth_node.inference import open_engine
 from depth_node.simulation.renderer import Scene
 from depth_node.simulation.viewpoints import random_view
 from training.checkpoints import TrainingError
-from training.export.depth import OPSET, clean
+from training.export.graph import OPSET, clean
 from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD
 
 STABILITY_OFFSET = 1.0  # of the logits, as in the automatic mask generators of SAM and SAM 2

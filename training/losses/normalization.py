@@ -64,8 +64,8 @@ def _medians(clean: Tensor, label: Tensor, context: Tensor, count: Tensor) -> Te
         picked = [torch.where(label == k, clean.detach(), beyond) for k in range(1, top)]
         at = torch.stack([p.nanmedian(dim=1).indices for p in picked or [beyond]], dim=1)
         first = torch.arange(rows, device=label.device)[:, None] * clean.shape[1]
-        found = clean.flatten()[at + first]
-        return functional.pad(found, (1, 0))[:, :top].flatten() * (count > 0)
+        medians = clean.flatten()[at + first]
+        return functional.pad(medians, (1, 0))[:, :top].flatten() * (count > 0)
     # By value first, then stably by context: each context lies in one piece, in order.
     ordered = clean.detach().flatten().argsort()
     order = ordered[context.flatten()[ordered].int().argsort(stable=True)]

@@ -117,7 +117,7 @@ def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
     from peft import LoraConfig, inject_adapter_in_model
 
     unet = isinstance(model, SmallUNet) and not cfg.pattern
-    regex = r"(stem|stages|context)\..*" if unet else cfg.regex()
+    regex = r"(encoder|stem|stages|context)\..*" if unet else cfg.regex()
     layer_names = [
         name
         for name, layer in model.named_modules()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
-from training.models.mobilenet import TAPS, MobileNetV2
+from training.checkpoints import TrainingError
+from training.models.mobilenet import TAPS, MobileNetV2, imagenet_weights
 from training.models.network_io import NetworkInput, NetworkOutput
 
 # Added to the output when it is exported; in training it is centred on 0. The usual median over
@@ -39,6 +41,12 @@ class StudentConfig:
     decoder: tuple[int, ...] = config.option(
         (80, 56, 40, 24), "Channels of the decoder at strides 16, 8, 4, 2.", minimum=4
     )
+    encoder: str = config.option(
+        "residual",
+        "residual: stages of `widths` and `depths`; mobilenet: a MobileNetV2 in their place, which"
+        " may start from ImageNet's weights.",
+        choices=("residual", "mobilenet"),
+    )
     detail: tuple[int, ...] = config.option(
         (),
         "Channels of two further levels of the decoder, at half and at full size: then the U-Net"
@@ -59,6 +67,10 @@ class StudentConfig:
             )
         if len(self.detail) not in (0, 2):
             raise config.ConfigError("detail needs two values (strides 2 and 1), or none")
+        if self.detail and self.encoder != "residual":
+            raise config.ConfigError(
+                "detail has a MobileNetV2 of its own: set encoder to residual, or detail to none"
+            )
         if min(self.depths[1:]) < 1:
             raise config.ConfigError(
                 "depths must be at least 1 from stride 4 on: the first block halves the size"
@@ -164,7 +176,8 @@ class SmallUNet(nn.Module):
     large = near. With `detail` they are multiples of 64.
 
     Two planes of pixel coordinates beside the colours let the first layer know where in the image
-    it looks: the prior "lower is nearer" then needs no depth of network.
+    it looks: the prior "lower is nearer" then needs no depth of network. A MobileNetV2 in the
+    encoder's place sees the colours alone, as on ImageNet.
     """
 
     spec = NetworkInput((0.5,) * 3, (0.25,) * 3, 32)
@@ -175,12 +188,14 @@ class SmallUNet(nn.Module):
         self.frozen: tuple[str, ...] = ()
         if cfg.detail:
             self.spec = replace(self.spec, multiple_px=2 * self.spec.multiple_px)
-        self.channels = cfg.widths[4]
-        w, d = cfg.widths, cfg.decoder
-        self.stem = _conv(5, w[0], 3, 2)
+        own = cfg.encoder == "residual"
+        w, d = cfg.widths if own else tuple(TAPS.values()), cfg.decoder
+        self.channels = w[4]
+        self.encoder = None if own else MobileNetV2(self.spec)
+        self.stem = _conv(5, w[0], 3, 2) if own else nn.Identity()
         stages = []
         inputs = w[0]
-        for level, (width, depth) in enumerate(zip(w, cfg.depths, strict=True)):
+        for level, (width, depth) in enumerate(zip(w, cfg.depths, strict=True) if own else ()):
             blocks = []
             for k in range(depth):
                 blocks.append(Residual(inputs, width, 2 if level > 0 and k == 0 else 1))
@@ -198,6 +213,25 @@ class SmallUNet(nn.Module):
         )
         self.head = nn.Conv2d(d[3], 1, 3, padding=1)
         self.detail = _Detail(cfg, self.spec) if cfg.detail else None
+
+    @property
+    def imagenet(self) -> str:
+        """Name of the module that torchvision's weights of MobileNetV2 fit; empty: it has none."""
+        if self.encoder is not None:
+            return "encoder"
+        return "" if self.detail is None else "detail.encoder"
+
+    def start_from_imagenet(self, path: Path) -> None:
+        """Give that module the weights of torchvision's file.
+
+        Raises TrainingError without such a module, and for a file that is not torchvision's.
+        """
+        if not self.imagenet:
+            raise TrainingError(
+                "imagenet is for the MobileNetV2 of a U-Net: set its encoder to mobilenet, or"
+                " detail, or leave imagenet empty."
+            )
+        self.get_submodule(self.imagenet).load_state_dict(imagenet_weights(path))
 
     def freeze(self, *names: str) -> None:
         """From now on nothing of these parts learns, their batch normalisations neither."""
@@ -225,16 +259,8 @@ class SmallUNet(nn.Module):
         if self.detail is not None:
             taps = self.detail.encoder(x)
             x = functional.avg_pool2d(x, 2)
-        n, _, h, w = x.shape
-        ys = torch.linspace(-1, 1, h, dtype=x.dtype, device=x.device).view(1, 1, h, 1)
-        xs = torch.linspace(-1, 1, w, dtype=x.dtype, device=x.device).view(1, 1, 1, w)
-        coordinates = torch.cat([xs.expand(n, 1, h, w), ys.expand(n, 1, h, w)], dim=1)
-        y = self.stem(torch.cat([x, coordinates], dim=1))
-        skips = []
-        for stage in self.stages:
-            y = stage(y)
-            skips.append(y)
-        y = features = self.context(y)
+        skips = self._encode(x) if self.encoder is None else self.encoder(x)
+        y = features = self.context(skips[-1])
         for level, (up, skip) in enumerate(zip(self.up, reversed(skips[:-1]), strict=True)):
             extra = self.detail.into[level](taps[4 - level]) if self.detail is not None else None
             y = up(y, skip, extra)
@@ -246,6 +272,19 @@ class SmallUNet(nn.Module):
         if self.detail is not None:
             y = y + self.detail(image, decoded, taps[0])
         return NetworkOutput(y, None, features)
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """Features of the residual stages, at strides 2 to 32."""
+        n, _, h, w = x.shape
+        ys = torch.linspace(-1, 1, h, dtype=x.dtype, device=x.device).view(1, 1, h, 1)
+        xs = torch.linspace(-1, 1, w, dtype=x.dtype, device=x.device).view(1, 1, 1, w)
+        coordinates = torch.cat([xs.expand(n, 1, h, w), ys.expand(n, 1, h, w)], dim=1)
+        y = self.stem(torch.cat([x, coordinates], dim=1))
+        skips = []
+        for stage in self.stages:
+            y = stage(y)
+            skips.append(y)
+        return skips
 
 
 STATISTICS_OF = 96  # images by which statistics of batch normalisations are measured

@@ -53,14 +53,13 @@ from training.models.masked import (
     random_mask,
     replaced,
 )
-from training.models.mobilenet import imagenet_weights
 from training.models.network_io import NetworkInput
 from training.models.networks import Network, NetworkConfig, open_network
 from training.models.unet import SmallUNet, unfold
 from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
-ENCODER = re.compile(r"^(network\.backbone|stem|stages|context|detail\.encoder)\.")
-LAYER = re.compile(r"(?:encoder\.layer|stages)\.(\d+)\.")
+ENCODER = re.compile(r"^(network\.backbone|encoder|stem|stages|context|detail\.encoder)\.")
+LAYER = re.compile(r"(?:encoder\.layer|^stages|^encoder\.blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,15 @@ class Config:
     take: str = config.option("encoder", "What is taken from `start`.", choices=("encoder", "all"))
     imagenet: str = config.option(
         "",
-        "network.unet.detail: torchvision's file of MobileNetV2 (mobilenet_v2-b0353104.pth) that"
-        " its encoder starts from, to compare with; empty: random.",
+        "A U-Net with encoder mobilenet, or with detail: torchvision's file of MobileNetV2"
+        " (mobilenet_v2-b0353104.pth) that it starts from; empty: random.",
+    )
+    frozen_blocks: int = config.option(
+        0,
+        "A U-Net with encoder mobilenet: blocks, of 18 from the image on, that stay as they start;"
+        " four of them, of strides 2 and 4, cost half of a step.",
+        minimum=0,
+        maximum=18,
     )
     head: str = config.option(
         "sigmoid",
@@ -235,13 +241,12 @@ class Mesa(Recipe):
         cfg = self.cfg
         network = open_network(cfg.network)
         if cfg.imagenet:
-            detail = network.detail if isinstance(network, SmallUNet) else None
-            if detail is None:
+            if not isinstance(network, SmallUNet):
                 raise TrainingError(
-                    "imagenet is for the MobileNetV2 of a U-Net with detail: set network.kind to"
-                    " unet and network.unet.detail, or leave imagenet empty."
+                    "imagenet is for the MobileNetV2 of a U-Net: set network.kind to unet, or leave"
+                    " imagenet empty."
                 )
-            detail.encoder.load_state_dict(imagenet_weights(Path(cfg.imagenet)))
+            network.start_from_imagenet(Path(cfg.imagenet))
         fitting = network.spec.fitting(cfg.height, cfg.width)
         if fitting != (cfg.height, cfg.width):
             smaller = min(cfg.height, cfg.width) < network.spec.multiple_px
@@ -257,6 +262,13 @@ class Mesa(Recipe):
                 own = {n: t for n, t in network.state_dict().items() if not ENCODER.match(n)}
                 weights = {**own, **{n: t for n, t in weights.items() if ENCODER.match(n)}}
             checkpoints.load(network, weights, cfg.start)
+        if cfg.frozen_blocks:
+            if not isinstance(network, SmallUNet) or network.encoder is None:
+                raise TrainingError(
+                    "frozen_blocks are a MobileNetV2's: set network.kind to unet and"
+                    " network.unet.encoder to mobilenet, or frozen_blocks to 0."
+                )
+            network.freeze(*(f"encoder.blocks.{k}" for k in range(cfg.frozen_blocks)))
         drop_paths(network, cfg.drop_path)
         if cfg.loss.hide:
             if not isinstance(network, DepthAnything):
@@ -264,7 +276,8 @@ class Mesa(Recipe):
             check_unit(network, cfg.masking)
         if not cfg.loss.geometric and not cfg.loss.supervised:
             for name, parameter in network.named_parameters():
-                parameter.requires_grad_(bool(ENCODER.match(name)))  # the decoder says nothing
+                if not ENCODER.match(name):  # the decoder says nothing
+                    parameter.requires_grad_(False)
         tokens = (cfg.loss.masked and cfg.masking.variant == "simmim") or cfg.loss.hide
         for name, parameter in network.named_parameters():
             if name.endswith("mask_token"):

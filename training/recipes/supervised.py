@@ -8,6 +8,7 @@ vertical ramp in our runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,6 @@ from training.losses.diffusion import directional_gradient
 from training.losses.normalization import LEVELS, normalised_by
 from training.losses.targets import root, student_target
 from training.models.alignment import Alignment
-from training.models.mobilenet import imagenet_weights
 from training.models.networks import NetworkConfig, open_dino, open_network
 from training.models.unet import (
     OFFSET,
@@ -121,8 +121,8 @@ class Config:
     )
     imagenet: str = config.option(
         "",
-        "student.detail: torchvision's file of MobileNetV2 (mobilenet_v2-b0353104.pth) that its"
-        " encoder starts from; empty = random.",
+        "A student with encoder mobilenet, or with detail: torchvision's file of MobileNetV2"
+        " (mobilenet_v2-b0353104.pth) that it starts from; empty = random.",
     )
     imagenet_rate: float = config.option(
         1.0,
@@ -237,22 +237,24 @@ class Supervised(Recipe):
         """A fresh student, or one that has learnt before."""
         cfg = self.cfg
         model = SmallUNet(cfg.student)
-        if model.detail is not None and cfg.imagenet:
-            model.detail.encoder.load_state_dict(imagenet_weights(Path(cfg.imagenet)))
+        if cfg.imagenet:
+            model.start_from_imagenet(Path(cfg.imagenet))
         if cfg.start in PACKAGED:
             load(model, with_new_blocks(model, self._embedded()), cfg.start)
         elif cfg.start:
             weights = starting_weights(cfg.start, cfg.trust_pickle)
             load(model, with_new_blocks(model, weights), cfg.start)
         if cfg.freeze_encoder:
-            model.freeze("stem", "stages", "context")
-        if model.detail is not None and cfg.imagenet_rate == 0:
-            model.freeze("detail.encoder")
+            own = ("encoder",) if model.encoder is not None else ("stem", "stages")
+            model.freeze(*own, "context")
+        if model.imagenet and cfg.imagenet_rate == 0:
+            model.freeze(model.imagenet)
         return model
 
     def rate(self, name: str) -> float:
         """The pre-trained encoder may learn more slowly."""
-        return self.cfg.imagenet_rate if ".detail.encoder." in f".{name}" else 1.0
+        pretrained = re.search(r"(^|\.)encoder\.blocks\.", name)
+        return self.cfg.imagenet_rate if pretrained else 1.0
 
     def _embedded(self) -> dict[str, Tensor]:
         """The shipped U-Net as it was before its export: with statistics, centred on 0."""

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch import nn
+from torch.nn import functional
 
 from depth_node import config
 from depth_node.metrics import boundary_f1, evaluate
@@ -24,11 +26,12 @@ from depth_node.prediction import Prediction
 from training.checkpoints import TrainingError
 from training.data.augmentation import Window
 from training.data.pool import Pool, PoolConfig, open_pool
-from training.data.samples import F64, Sample
+from training.data.samples import F32, F64, Sample
 from training.evaluation import protocols
 from training.evaluation.score import baseline
 from training.loop import LoopConfig, Recipe, run
-from training.models.networks import MEANING, Network
+from training.models.network_io import NetworkInput
+from training.models.networks import MEANING, Network, NetworkConfig, open_network
 from training.studies import help_with
 from training.studies.proof import Design, Judge, Part, report
 
@@ -79,6 +82,33 @@ def errors(
             scores = evaluate(np.where(counted, depth, np.nan), np.where(counted, truth, np.nan))
             rows.append((scores.abs_rel, 1 - scores.delta1))
     return np.array(rows)
+
+
+@torch.no_grad()
+def answered(
+    network: nn.Module, spec: NetworkInput, size: tuple[int, int], judge: Sequence[Sample]
+) -> Iterator[tuple[F32, F32]]:
+    """The map (H, W) that a network gives of each image, which it sees at `size`, enlarged to that
+    of the true depth (H, W) m, and this.
+    """
+    network = network.to(device()).eval()
+    for start in range(0, len(judge), SCORED_TOGETHER):
+        some = judge[start : start + SCORED_TOGETHER]
+        images = [Window.whole(s.image.shape, *size).image(s.image) for s in some]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device()).float() / 255
+        maps = network(spec.normalise(pixels)).float().cpu()
+        for sample, values in zip(some, maps, strict=True):
+            assert sample.depth is not None
+            full = functional.interpolate(values[None], sample.depth.shape, mode="bilinear")
+            yield full[0, 0].numpy(), sample.depth
+
+
+def packaged(
+    source: str, size: tuple[int, int], judge: Sequence[Sample]
+) -> Iterator[tuple[F32, F32]]:
+    """What a packaged network answers, as `answered` gives it."""
+    network = open_network(NetworkConfig(source=source))
+    return answered(network, network.spec, size, judge)
 
 
 def baseline_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:

@@ -48,6 +48,7 @@ from training.studies.common import (
     by_room,
     device,
     errors,
+    packaged,
     pool,
     pool_settings,
     run_study,
@@ -98,6 +99,7 @@ STAND_IN: dict[str, Any] = {
     "loss.supervised": 0,
     "loop.steps": 1500,
     "loop.learning_rate": 1e-3,
+    "loop.warmup": 50,
     "loop.batch": 16,
     "loop.checkpoint_every": 500,
 }
@@ -222,18 +224,12 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
     return np.array(rows)
 
 
-@torch.no_grad()
 def embedded_errors(judge: Sequence[Sample], name: str) -> F64:
     """(images, 2): AbsRel and boundary F1 of a packaged network, aligned in disparity."""
-    source, size = PACKAGED_ROWS[name]
-    network = open_network(NetworkConfig(source=source)).eval()
     rows = []
-    for sample in judge:
-        assert sample.depth is not None
-        window = Window.whole(sample.image.shape, *size)
-        x = torch.from_numpy(window.image(sample.image)).permute(2, 0, 1)[None].float() / 255
-        values = network(network.spec.normalise(x))
-        abs_rel, _, f1 = depthmaster.scores_in_space(values, sample.depth, "disparity")
+    for values, truth in packaged(*PACKAGED_ROWS[name], judge):
+        disparity = torch.from_numpy(values)[None, None]
+        abs_rel, _, f1 = depthmaster.scores_in_space(disparity, truth, "disparity")
         rows.append((abs_rel, f1))
     return np.array(rows)
 

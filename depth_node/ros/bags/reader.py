@@ -33,7 +33,7 @@ from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
 from depth_node.recordings.files import reason_of
 from depth_node.recordings.held_out import Sampling, hold_out_points
-from depth_node.recordings.replay import LeftOut, ScoredFrame
+from depth_node.recordings.sources import LeftOut, ScoredFrame
 from depth_node.ros import messages
 from depth_node.ros.bags.topics import (
     COMPRESSED,

@@ -83,17 +83,17 @@ class TopicChooser:
         """The topic the user named, checked; "" when none was named."""
         if not name:
             return ""
-        found = name if name in self.types else f"/{name}"
-        if found not in self.types:
+        topic = name if name in self.types else f"/{name}"
+        if topic not in self.types:
             raise BagError(
                 f"{self.path} has no topic {name} (--{option}-topic); it has: {self._listing()}."
             )
-        if self.types[found] not in kinds:
+        if self.types[topic] not in kinds:
             raise BagError(
-                f"{self.path}: {found} is {self.types[found]}, --{option}-topic needs"
+                f"{self.path}: {topic} is {self.types[topic]}, --{option}-topic needs"
                 f" {' or '.join(kinds)}."
             )
-        return found
+        return topic
 
     def _only(self, option: str, candidates: list[str], what: str) -> str:
         """The one candidate; a bag with none or several must be told which."""

@@ -21,7 +21,7 @@ from depth_node.calibration.monitor import Verdict
 from depth_node.monitor import Monitor, Situation
 from depth_node.pipeline import DepthResult
 from depth_node.recordings.files import FrameError, UnfinishedFile, reason_of
-from depth_node.recordings.replay import ScoredFrame
+from depth_node.recordings.sources import ScoredFrame
 from depth_node.ros import messages
 from depth_node.ros.ground import Ground, ObstacleView
 from depth_node.ros.results import (

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 from depth_node.engine import opening, options
+from depth_node.engine.manifest_writer import write_manifest
 from tests.helpers.scored_samples import Counting, samples
 from training.__main__ import main
 from training.evaluation import predict, score
@@ -55,6 +56,22 @@ def test_scores_are_of_the_reference_unless_asked_otherwise(
     assert predict.open_model("embedded", "auto")[1] == identity
     assert main(["evaluate", "--procedural", "1", "--seed", "1", "--backend", "cpu"]) == 1
     assert "back end 'cpu' is not known" in capsys.readouterr().err
+
+
+def test_kept_predictions_are_those_of_the_manifest_as_it_is(tmp_path: Path) -> None:
+    """A level decides which pixels are known, so another one is another prediction."""
+    pytest.importorskip("onnx", reason="onnx builds the model of this test")
+    from tests.helpers.tiny_models import save_model
+
+    folder = tmp_path / "lr=1e-4"
+    folder.mkdir()
+    model = save_model(folder / "net.onnx", extra_output=True)
+    identities = []
+    for level in (0.4, 0.6, 0.4):
+        more = {"output_name": "depth", "roles": {"mask": "features"}, "levels": {"mask": level}}
+        write_manifest(model, "depth_metric", **more)
+        identities.append(predict.open_model(str(model))[1])
+    assert identities[0] == identities[2] != identities[1]
 
 
 def test_a_corruption_wears_each_frame_in_its_own_way() -> None:

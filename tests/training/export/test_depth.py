@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,9 @@ from training import checkpoints
 from training.__main__ import main
 from training.evaluation import predict, score
 from training.export import depth
+from training.export import exportable as exportable_module
+from training.export.exportable import PATCHED_SIZE, Exportable, open_checkpoint
+from training.export.graph import OPSET
 from training.models import hub, lora, network_io, networks
 from training.models import unet as unet_model
 
@@ -80,7 +84,7 @@ def sample_image(height: int = 90, width: int = 120) -> np.ndarray:
     return scene.render(*random_view(scene, rng, width, height)).image
 
 
-def agrees(path: Path, opened: depth.Exportable, limit: float) -> Manifest:
+def agrees(path: Path, opened: Exportable, limit: float) -> Manifest:
     """The file behind depth_node answers as the network did in torch."""
     image = sample_image()
     expected = opened.predict(image).values
@@ -96,7 +100,7 @@ def agrees(path: Path, opened: depth.Exportable, limit: float) -> Manifest:
 
 def test_the_unet_is_exported_folded_and_shifted(unet: tuple[Path, Path]) -> None:
     run, out = unet
-    manifest = agrees(out, depth.open_checkpoint(run), 5e-3)
+    manifest = agrees(out, open_checkpoint(run), 5e-3)
     assert (manifest.input.height, manifest.input.width) == (64, 96)
     assert (manifest.input.interpolation, manifest.licence) == ("area", "Apache-2.0")
     assert dict(manifest.training) == {
@@ -115,21 +119,23 @@ def test_the_unet_is_exported_folded_and_shifted(unet: tuple[Path, Path]) -> Non
     assert np.median(shift) == pytest.approx(unet_model.OFFSET, abs=1e-2)
     graph = onnx.load(str(out))
     assert not [node for node in graph.graph.node if node.op_type == "BatchNormalization"]
-    assert graph.opset_import[0].version == depth.OPSET
+    assert graph.opset_import[0].version == OPSET
 
 
-def test_a_unet_with_detail_says_where_its_encoder_is_from_and_can_be_opened_again(
-    tmp_path: Path,
+@pytest.mark.parametrize("changes", [{"detail": (8, 4)}, {"encoder": "mobilenet"}])
+def test_a_unet_with_a_mobilenet_says_where_that_is_from_and_can_be_opened_again(
+    changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    cfg = dataclasses.replace(UNET, detail=(8, 4))
+    cfg = dataclasses.replace(UNET, **changes)
     torch.manual_seed(0)
     network = unet_model.SmallUNet(cfg).train()
     with torch.no_grad():
         for _ in range(3):
             network(torch.randn(2, 3, 64, 128) + 0.5)
-        for layer in (*network.detail.into, network.detail.head):  # they start at 0
-            layer.weight.normal_(0, 0.1)
-        network.detail.head.bias.fill_(0.2)
+        if network.detail is not None:
+            for layer in (*network.detail.into, network.detail.head):  # they start at 0
+                layer.weight.normal_(0, 0.1)
+            network.detail.head.bias.fill_(0.2)
     settings = {
         "height": 64,
         "width": 128,
@@ -143,7 +149,7 @@ def test_a_unet_with_detail_says_where_its_encoder_is_from_and_can_be_opened_aga
     run = run_of(tmp_path / "run", network, settings, "supervised")
     out = tmp_path / "student.onnx"
     assert main(["export", str(run), "--out", str(out)]) == 0
-    manifest = agrees(out, depth.open_checkpoint(run), 5e-3)
+    manifest = agrees(out, open_checkpoint(run), 5e-3)
     assert manifest.licence == "Apache-2.0 AND BSD-3-Clause"
     assert "BSD-3-Clause" in manifest.training["imagenet"]
     assert "/secret" not in str(manifest)
@@ -170,7 +176,7 @@ def test_transformer_students_are_exported(
     out = tmp_path / "student.onnx"
     words = ["--height", "70", "--width", "98", "--weights", weights]
     assert main(["export", str(run), "--out", str(out), *words]) == 0
-    opened = depth.open_checkpoint(run, 70, 98)
+    opened = open_checkpoint(run, 70, 98)
     manifest = agrees(out, opened, 5e-3 if weights == "fp16" else 1e-4)
     assert (manifest.patch_size, manifest.input.mean) == (14, network_io.IMAGENET_MEAN)
 
@@ -179,7 +185,7 @@ def test_a_mirroring_student_is_exported_and_opens_again_as_one(tmp_path: Path) 
     run = unet_run(tmp_path / "run", dataclasses.replace(UNET, mirror=True))
     out = tmp_path / "student.onnx"
     depth.export_checkpoint(run, out, None, QUIET)
-    manifest = agrees(out, depth.open_checkpoint(run), 5e-3)
+    manifest = agrees(out, open_checkpoint(run), 5e-3)
     x = preprocess.to_tensor(sample_image(), manifest.input)
     with open_engine(out, threads=1) as engine:
         plain, turned = engine.run(x), engine.run(np.ascontiguousarray(x[..., ::-1]))
@@ -200,7 +206,7 @@ def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> 
     with DepthModel.open(ModelConfig("embedded-small", threads=1)) as model:
         expected = model.predict(image).values
     for path in (run, second):
-        values = depth.open_checkpoint(path).predict(image).values
+        values = open_checkpoint(path).predict(image).values
         assert np.abs(values - expected).max() <= 1e-2 * np.ptp(expected)
 
 
@@ -216,7 +222,7 @@ def test_a_copy_in_fp16_is_compared_and_written_beside_it(
     assert main(words) == 0
     half = tmp_path / "student.fp16.onnx"
     assert half.stat().st_size < out.stat().st_size
-    agrees(half, depth.open_checkpoint(run), 2e-2)
+    agrees(half, open_checkpoint(run), 2e-2)
     assert main([*words, "--weights", "fp16"]) == 1
     assert "leave --weights fp16 out" in capsys.readouterr().err
 
@@ -258,7 +264,7 @@ def test_depth_anything_v2_small_at_392x518(
     network.network.save_pretrained(folder)
     assert main(["export", str(folder), "--out", str(out), "--licence", "its own"]) == 0
     manifest = Manifest.load(manifest_path(out))
-    assert (manifest.input.height, manifest.input.width) == depth.PATCHED_SIZE
+    assert (manifest.input.height, manifest.input.width) == PATCHED_SIZE
     assert (manifest.licence, manifest.input.interpolation) == ("its own", "cubic")
     nodes = onnx.load(str(out)).graph.node
     modes = [a.s for n in nodes if n.op_type == "Resize" for a in n.attribute if a.name == "mode"]
@@ -281,7 +287,7 @@ def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
             return self.mix(x.flip(3) if torch.compiler.is_exporting() else x)
 
     spec = preprocess.InputSpec(height=56, width=84)
-    opened = depth.Exportable(Mirrored().eval(), spec, "disparity_affine_invariant")
+    opened = Exportable(Mirrored().eval(), spec, "disparity_affine_invariant")
     with pytest.raises(checkpoints.TrainingError, match=r"differ by .* at 56x84"):
         depth.to_onnx(opened, tmp_path / "x.onnx", fp16_weights=False)
     assert list(tmp_path.iterdir()) == []
@@ -301,9 +307,9 @@ def test_a_square_network_is_also_compared_at_another_size(tmp_path: Path) -> No
                 y = y.transpose(2, 3).reshape(y.shape)
             return y
 
-    def exportable(height: int, width: int) -> depth.Exportable:
+    def exportable(height: int, width: int) -> Exportable:
         spec = preprocess.InputSpec(height=height, width=width, mean=(0.5,) * 3, std=(0.25,) * 3)
-        return depth.Exportable(Swapped().eval(), spec, "disparity_affine_invariant")
+        return Exportable(Swapped().eval(), spec, "disparity_affine_invariant")
 
     with pytest.raises(checkpoints.TrainingError, match="at 64x32"):
         depth.to_onnx(exportable(64, 64), tmp_path / "x.onnx", fp16_weights=False)
@@ -354,10 +360,10 @@ def test_a_recipe_may_bring_its_own_network(
                 "depth_metric",
             )
 
-    monkeypatch.setattr(depth, "_recipe", lambda payload: Own)
+    monkeypatch.setattr(exportable_module, "_recipe", lambda payload: Own)
     out = tmp_path / "own.onnx"
     depth.export_checkpoint(run, out, None, QUIET)
-    manifest = agrees(out, depth.open_checkpoint(run), 1e-4)
+    manifest = agrees(out, open_checkpoint(run), 1e-4)
     assert (manifest.meaning, manifest.output_name) == ("depth_metric", "depth")
     assert manifest.input.mean == (0.1, 0.2, 0.3)
 

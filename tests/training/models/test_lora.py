@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -111,16 +112,18 @@ def test_parts_learn_as_told(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("detail", "pattern", "updated"),
+    ("changes", "pattern", "updated"),
     [
-        ((), "", {"stem", "stages", "context"}),
-        ((8, 8), ".*", {"stem", "stages", "context", "up", "head", "detail"}),  # MobileNetV2 in it
+        ({}, "", {"stem", "stages", "context"}),
+        ({"encoder": "mobilenet"}, "", {"encoder", "context"}),
+        # A MobileNetV2 is in the detail.
+        ({"detail": (8, 8)}, ".*", {"stem", "stages", "context", "up", "head", "detail"}),
     ],
 )
 def test_convolutions_get_low_rank_updates_too(
-    detail: tuple[int, ...], pattern: str, updated: set[str]
+    changes: dict[str, Any], pattern: str, updated: set[str]
 ) -> None:
-    source = SmallUNet(dataclasses.replace(SMALL_UNET, detail=detail)).eval()
+    source = SmallUNet(dataclasses.replace(SMALL_UNET, **changes)).eval()
     before = {name: weight.clone() for name, weight in source.state_dict().items()}
     network = awake(tune(source, TuneConfig(rank=2, alpha=1, pattern=pattern)))
     names = {n.split(".")[0] for n, p in network.named_parameters() if p.requires_grad}

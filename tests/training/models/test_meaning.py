@@ -19,7 +19,7 @@ from training import loop
 from training.checkpoints import TrainingError
 from training.data.ordinal_labels import LabelSet, Pair
 from training.data.samples import Sample
-from training.export.depth import open_checkpoint
+from training.export.exportable import open_checkpoint
 from training.models.hub import DepthAnything, depth_anything_config, initialise_decoder
 from training.models.networks import NetworkConfig, open_network, open_run
 from training.models.teachers import NetworkTeacher, TeacherConfig, ask, open_teacher

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 from depth_node import config
+from tests.training.models.test_mobilenet import Theirs
+from training.checkpoints import TrainingError
+from training.models import mobilenet
 from training.models.unet import SmallUNet, StudentConfig, restore_statistics
 
 SMALL_UNET = StudentConfig((8, 8, 16, 16, 16), (0, 1, 1, 1, 1), (16, 8, 8, 8))
@@ -94,6 +98,30 @@ def test_restored_statistics_change_nothing_in_eval_mode() -> None:
         restore_statistics(network, x)
         torch.testing.assert_close(network(x), before, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(network.train()(x), before, rtol=1e-2, atol=1e-3)
+
+
+def test_a_mobilenet_is_the_encoder_and_all_of_the_network_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of the residual stages, with torchvision's weights where they are given."""
+    monkeypatch.setattr(mobilenet, "SHA256", "")
+    torch.manual_seed(5)
+    torch.save(Theirs().state_dict(), tmp_path / "net.pth")
+    network = SmallUNet(dataclasses.replace(SMALL_UNET, encoder="mobilenet")).train()
+    network.start_from_imagenet(tmp_path / "net.pth")
+    x = images(64, 96)
+    answer = network.answer(x)
+    assert answer.disparity.shape == (2, 1, 64, 96)
+    assert answer.features.shape == (2, network.channels, 2, 3) == (2, 320, 2, 3)
+    answer.disparity.square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+    alone = mobilenet.MobileNetV2(network.spec).train()
+    alone.load_state_dict(mobilenet.imagenet_weights(tmp_path / "net.pth"))
+    torch.testing.assert_close(network.encoder(x), alone(x))
+    with pytest.raises(TrainingError, match="set its encoder to mobilenet"):
+        SmallUNet(SMALL_UNET).start_from_imagenet(tmp_path / "net.pth")
+    with pytest.raises(config.ConfigError, match="a MobileNetV2 of its own"):
+        dataclasses.replace(DETAIL, encoder="mobilenet")
 
 
 def test_detail_needs_two_widths() -> None:

@@ -63,6 +63,45 @@ def started(
     return recipe, model, recipe.loss(model, recipe.batch(0, (0, 1)), None)
 
 
+MOBILENET = ("network.kind=unet", "network.unet.encoder=mobilenet", "height=64", "width=64",
+             "scales=1", "masking.unit_px=16", "layer_decay=0.5")  # fmt: skip
+
+
+def test_the_pre_training_of_imagenets_encoder_goes_on(
+    data: tuple[Mixture, Triplets], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each term moves the encoder of torchvision's file, its first blocks less; fine-tuning starts
+    from where it came to.
+    """
+    monkeypatch.setattr(mobilenet, "SHA256", "")
+    torch.manual_seed(5)
+    torch.save(Theirs().state_dict(), tmp_path / "net.pth")
+    cfg = settings(*MOBILENET)
+    data = data[0], open_triplets(cfg.sequences, cfg.height, cfg.width, True)
+    learnt: dict[str, Any] = {}
+    for name in mesa.TERMS:
+        own = (f"imagenet={tmp_path / 'net.pth'}", *MOBILENET, *ONLY[name])
+        recipe, model, scalars = started(data, *own)
+        scalars["loss"].backward()
+        moved = {n: p.grad for n, p in model.named_parameters() if mesa.ENCODER.match(n)}
+        assert sum(n.startswith("encoder.blocks.") for n in moved) > 100
+        assert all(grad is not None and grad.any() for grad in moved.values()), name
+        rates = [recipe.rate(f"encoder.blocks.{k}.depthwise.0.weight") for k in (17, 16, 1)]
+        assert rates == [0.5, 0.25, 0.5**17] and recipe.rate("up.0.narrow.0.weight") == 1
+        train(data, tmp_path / name, "loop.steps=1", *own)
+        learnt[name] = checkpoints.read(tmp_path / name)["averaged"]
+        later = started(data, f"start={tmp_path / name}", *MOBILENET, *ONLY["supervised"])[1]
+        for key, value in later.named_parameters():  # statistics have seen one more batch
+            if key.startswith("encoder."):
+                assert torch.equal(value, learnt[name][key]), key
+    frozen = started(data, "frozen_blocks=4", *MOBILENET, *ONLY["masked"])[1]
+    for name, parameter in frozen.encoder.named_parameters():
+        assert parameter.requires_grad == (int(name.split(".")[1]) >= 4), name
+    assert [block.training for block in frozen.encoder.blocks[3:5]] == [False, True]
+    weight = "encoder.blocks.17.project.0.weight"
+    assert not torch.equal(learnt["masked"][weight], learnt["geometric"][weight])
+
+
 UNET_WITH_DETAIL = ("network.kind=unet", "network.unet.detail=[8, 4]", "height=64", "width=64",
                     "scales=1", *ONLY["supervised"])  # fmt: skip
 
@@ -290,8 +329,12 @@ def test_what_does_not_fit_is_refused_with_a_sentence(
         started(data, "network.kind=unet", "height=64", "width=64", "masking.unit_px=32")
     with pytest.raises(TrainingError, match="no tokens to hide"):
         started(data, "network.kind=unet", "height=64", "width=64", "loss.hide=true", "scales=1")
-    with pytest.raises(TrainingError, match=r"network\.unet\.detail, or leave imagenet empty"):
+    with pytest.raises(TrainingError, match=r"set network\.kind to unet, or leave imagenet empty"):
         started(data, "imagenet=mobilenet_v2-b0353104.pth")
+    with pytest.raises(TrainingError, match="set its encoder to mobilenet, or detail"):
+        started(data, "imagenet=x.pth", "network.kind=unet", "height=64", "width=64", "scales=1")
+    with pytest.raises(TrainingError, match=r"network\.unet\.encoder to mobilenet, or frozen_"):
+        started(data, "frozen_blocks=4")
     with pytest.raises(TrainingError, match="no multiple"):
         started(data, "loss.hide=true", "masking.unit_px=20", *ONLY["supervised"])
     with pytest.raises(config.ConfigError, match="nothing would be learnt"):

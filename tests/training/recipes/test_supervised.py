@@ -220,6 +220,21 @@ def test_a_student_with_detail_begins_as_the_embedded_network_at_half_its_size(
     assert not model.stages.training and model.up.training
 
 
+@pytest.mark.parametrize("frozen", ["freeze_encoder=true", "imagenet_rate=0"])
+def test_a_mobilenet_as_the_encoder_may_stay_as_it_is(pool_folder: Path, frozen: str) -> None:
+    student = dataclasses.replace(SMALL, encoder="mobilenet")
+    cfg = dataclasses.replace(settings(pool_folder, "imagenet_rate=0.1"), student=student)
+    rates = [
+        supervised.build(cfg, Console()).rate(f"{n}.weight") for n in ("encoder.blocks.3", "up")
+    ]
+    assert rates == [0.1, 1]
+    recipe = supervised.build(
+        dataclasses.replace(settings(pool_folder, frozen), student=student), Console()
+    )
+    learns = {n.split(".")[0] for n, p in recipe.model().named_parameters() if p.requires_grad}
+    assert learns == {"up", "head", "context"} - ({"context"} if "true" in frozen else set())
+
+
 def test_a_share_of_the_images_is_of_outdoor_scenes(pool_folder: Path) -> None:
     cfg = settings(pool_folder, "outdoors_share=0.25", "loop.batch=400")
     near, far = (Sample(n, np.zeros((80, 120, 3), np.uint8), np.full((80, 120), d, np.float32))

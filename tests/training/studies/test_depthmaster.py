@@ -26,12 +26,12 @@ def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(base["loop"], "batch", 2)
         monkeypatch.setitem(base["loop"], "steps", 1)
     for changes in (
-        mesa.MESA_TUNE,
         study.AUTOENCODER,
         study.STAND_IN,
         study.LATER,
     ):
         monkeypatch.setitem(changes, "loop.steps", 1)
+    monkeypatch.setattr(mesa, "TUNE_STEPS", 1)
     monkeypatch.setitem(study.STAND_IN, "loop.batch", 2)
     for variant in study.MASTER:
         if variant.settings and "loop.steps" in variant.settings:
@@ -44,7 +44,11 @@ def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("case", "names", "gate"),
     [
-        ("mesa", ["masked", "from scratch", "mean map"], "'masked' is at most 0.75 of 'mean map'"),
+        (
+            "mesa",
+            ["masked", "fine-tuning alone", "mean map"],
+            "'masked' is at most 0.75 of 'mean map'",
+        ),
         ("spaces", ["sqrt-disparity", *study.THROUGH, "plane"], "'sqrt-disparity' is at most 0.75"),
         (
             "depthmaster",

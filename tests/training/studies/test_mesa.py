@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 pytest.importorskip("transformers", reason="the encoder is transformers' Depth Anything")
 
 from depth_node import config
+from tests.training.models.test_mobilenet import Theirs
 from training import checkpoints
-from training.checkpoints import TrainingError
 from training.data.samples import Sample
+from training.models import mobilenet
 from training.recipes import mesa
 from training.studies import common
 from training.studies import mesa as study
@@ -24,75 +26,71 @@ def test_every_variant_resolves_and_changes_something() -> None:
     base = config.build(mesa.Config, study.MESA_BASE)
     trained = [config.replace(base, v.settings) for v in study.MESA if v.settings is not None]
     assert len({config.dump(cfg) for cfg in trained}) == len(trained)
-    assert sum(variant.settings is None for variant in study.MESA) == 1, "from scratch"
-    assert config.replace(base, study.MESA_TUNE).loss.supervised > 0
+    assert sum(variant.settings is None for variant in study.MESA) == 1, "nothing before it"
+    assert config.replace(base, study.SUPERVISED).loss.supervised > 0
 
 
-def one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("batch", 2), ("steps", 1)):
+@pytest.fixture
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.Setting:
+    """Runs of one step on three images; a file of random weights in place of ImageNet's."""
+    for name, value in (("batch", 2), ("warmup", 0)):
         monkeypatch.setitem(study.MESA_BASE["loop"], name, value)
     monkeypatch.setitem(study.MESA_BASE["sequences"], "scenes", 1)
-    monkeypatch.setitem(study.MESA_TUNE, "loop.steps", 1)
+    monkeypatch.setattr(mobilenet, "SHA256", "")
+    torch.manual_seed(5)
+    torch.save(Theirs().state_dict(), tmp_path / "net.pth")
+    few = common.pool(tmp_path, "few", 3, "room", 1, study.POOLED)
+    return study.Setting(tmp_path, few, few, tmp_path / "net.pth", steps=1)
 
 
-def test_rows_that_are_pre_trained_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def row(name: str) -> common.Variant:
+    return next(variant for variant in study.ROWS if variant.name == name)
+
+
+def test_every_row_starts_from_the_file_and_goes_on_from_its_own_pre_training(
+    setting: study.Setting,
 ) -> None:
-    """The geometric term alone is judged as it was pre-trained; a MobileNetV2 is only fine-tuned,
-    at a size of its own.
+    """But for the control, whose encoder is random; the geometric term alone is judged as it was
+    pre-trained, its decoder too.
     """
-    one_step(monkeypatch)
-    few = common.pool(tmp_path, "few", 3, "room", 1, study.POOLED)
-    alone = study.pretrained(tmp_path, study.ALONE, 1, few, few)
-    settings = checkpoints.read(alone)["settings"]
-    assert settings["loss"]["geometric"] > 0 == settings["loss"]["supervised"]
-    control = common.Variant(study.TUNED_IMAGENET, {**study.DETAIL, "loop.steps": 1})
-    run = study.pretrained(tmp_path, control, 1, few, few, tuned=2)
-    settings = checkpoints.read(run)["settings"]
-    assert settings["loop"]["steps"] == 2
-    assert settings["loss"]["supervised"] > 0 and settings["start"] == ""
-    for path in (alone, run):
-        assert np.isfinite(study.metre_errors(path, common.samples(few))).all()
-
-
-def test_errors_are_in_metres_and_nothing_is_aligned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one_step(monkeypatch)
-    few = common.pool(tmp_path, "few", 3, "room", 1, study.POOLED)
-    scratch = next(variant for variant in study.MESA if variant.settings is None)
-    run = study.pretrained(tmp_path, scratch, 1, few, few)
-    judge = common.samples(few)
-    errors = study.metre_errors(run, judge)
-    assert errors.shape == (3, 3) and np.isfinite(errors).all()
+    kept = "encoder.blocks.0.0.weight"  # of the blocks that stay as they start
+    given = mobilenet.imagenet_weights(setting.imagenet)[kept.removeprefix("encoder.")]
+    judge = common.samples(setting.few)
+    for name in ("masked", "fine-tuning alone", study.ALONE.name, study.RANDOM.name):
+        run = study.pretrained(setting, row(name), 1)
+        content = checkpoints.read(run)
+        loss = content["settings"]["loss"]
+        assert (loss["supervised"] > 0) == (name != study.ALONE.name)
+        assert (content["settings"]["start"] != "") == (name == "masked")
+        assert torch.equal(content["averaged"][kept], given) == (name != study.RANDOM.name)
+        errors = study.metre_errors(run, judge)
+        assert errors.shape == (3, 3) and np.isfinite(errors).all()
+    first = checkpoints.read(setting.folder / "runs" / "masked-1-pretrained")
+    assert first["settings"]["loss"] == {**loss, "geometric": 0, "supervised": 0, "masked": 1}
     far = [Sample(s.name, s.image, s.depth + 100) for s in judge if s.depth is not None]
     assert (study.metre_errors(run, far)[:, 0] > 90).all(), "RMSE grows with the offset, m"
 
 
+def test_without_a_file_rows_start_from_scratch(setting: study.Setting) -> None:
+    scratch = dataclasses.replace(setting, imagenet=None, tuned=2)
+    content = checkpoints.read(study.pretrained(scratch, row("fine-tuning alone"), 1))
+    assert content["settings"]["imagenet"] == "" and content["settings"]["loop"]["steps"] == 2
+    assert content["settings"]["frozen_blocks"] == 0, "random blocks must learn"
+
+
 def test_what_no_recipe_learnt_is_judged_as_networks_are(tmp_path: Path) -> None:
     """The mean map of the views themselves has their deviation as RMSE; scale costs nothing after
-    the medians are taken; ImageNet's weights are asked for by name.
+    the medians are taken.
     """
     few = common.samples(common.pool(tmp_path, "few", 6, "room", 1, (60, 88)))
-    errors = study.reference_errors(study.MEAN_MAP, 1, few, few, None)
+    errors = study.reference_errors(study.MEAN_MAP, few, few)
     depth = np.stack([s.depth for s in few if s.depth is not None]).astype(np.float64)
     expected = np.sqrt(((depth - depth.mean(axis=0)) ** 2).mean(axis=(1, 2)))
     np.testing.assert_allclose(errors[:, 0], expected, rtol=1e-2)
-    shape = study.reference_errors(study.SHAPE, 1, few, few, None)
+    shape = study.reference_errors(study.SHAPE, few, few)
     assert (shape[:, 0] > 0).all() and shape[:, 2] == pytest.approx(0, abs=1e-2), "scale is all"
-    embedded = study.reference_errors(study.EMBEDDED_ROW, 1, few, few, None)
+    embedded = study.reference_errors(study.EMBEDDED_ROW, few, few)
     assert embedded[:, 0].mean() < 0.8 * errors[:, 2].mean(), "it sees the image"
     twice = [Sample(s.name, s.image, 2 * s.depth) for s in few if s.depth is not None]
-    scaled = study.reference_errors(study.MEAN_MAP, 1, few, twice, None)[:, 2]
+    scaled = study.reference_errors(study.MEAN_MAP, few, twice)[:, 2]
     np.testing.assert_allclose(scaled, 2 * errors[:, 2], rtol=1e-2)
-    bright = [
-        Sample(str(v), np.full((60, 88, 3), v, np.uint8), np.full((60, 88), 1 + v / 50, np.float32))
-        for v in range(20, 240, 10)
-    ]
-    blind, learnt = (
-        study.reference_errors(name, 1, bright, bright, None)[:, 0].mean()
-        for name in (study.MEAN_MAP, study.RANDOM)
-    )
-    assert learnt < 0.5 * blind, "what the image says is learnt"
-    with pytest.raises(TrainingError, match="give it with --imagenet"):
-        study.reference_errors(study.IMAGENET, 1, few, few, None)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far off the depth of recorded frames is, for the pipeline's method and others beside it.
+
+Every method of the comparison gets the same prediction, regions and points as the pipeline's own.
+Points that were used are never scored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from depth_node.config import replace
+from depth_node.frame import FrameInput
+from depth_node.metrics import coverage, evaluate, mean_over_sources
+from depth_node.pipeline import DepthPipeline, DepthResult
+from depth_node.recordings.sources import ScoredFrame
+
+COMPARED = ("global_depth", "global_disparity", "slf", "ssf")
+SCORES = ("abs_rel", "delta1", "rmse", "coverage95", "answered")
+
+
+class MethodComparison:
+    """Other methods on the prediction, regions and points of a result that is there already."""
+
+    def __init__(self, pipeline: DepthPipeline, methods: Sequence[str] = COMPARED) -> None:
+        own = pipeline.config.fit.method
+        self.own = own
+        self._rivals = {
+            method: DepthPipeline(
+                replace(pipeline.config, {"fit.method": method}),
+                pipeline.depth_model,
+                pipeline.region_model,
+            )
+            for method in methods
+            if method != own
+        }
+        self.methods = (*self._rivals, own)
+
+    def results(self, frame: FrameInput, result: DepthResult) -> dict[str, DepthResult]:
+        """Method -> result; the pipeline's own comes last."""
+        by_method = {}
+        labels = result.labels if result.labels is not None else frame.labels
+        # No stamp: each method works on this frame alone.
+        frame = dataclasses.replace(
+            frame, stamp_ns=None, prediction=result.prediction, sparse=result.sparse
+        )
+        for method, rival in self._rivals.items():
+            by_method[method] = rival.process(dataclasses.replace(frame, labels=labels))
+            if labels is None:  # segmented once, for all that want regions
+                labels = by_method[method].labels
+        by_method[self.own] = result
+        return by_method
+
+
+def score(frame: ScoredFrame, method: str, result: DepthResult) -> dict[str, Any]:
+    """One row: where, which method, how it went, how far off; errors None without a truth."""
+    row: dict[str, Any] = {
+        "source": frame.source,
+        "frame": frame.name,
+        "method": method,
+        "points": len(result.sparse),
+        "status": result.fit.status.name,
+        "message": result.fit.message,
+        **dict.fromkeys(SCORES),
+        "scored_pixels": 0,
+        "stage_ms": {stage: round(ms, 3) for stage, ms in result.stage_ms.items()},
+        "ms": round(result.stage_ms["total"], 3),
+    }
+    truth = frame.scored_truth
+    if truth is not None:
+        metrics = evaluate(result.depth, truth)
+        values = {**metrics.as_dict(), "coverage95": coverage(result.depth, result.std, truth)}
+        row.update({key: _number(values[key]) for key in SCORES})
+        row["scored_pixels"] = int(metrics.pixels)
+    return row
+
+
+def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per method: each score averaged over the frames of a source, then over the sources.
+
+    A frame without an answer has no error; `answered` shows that it is missing.
+    """
+    table: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        table.setdefault(row["method"], {}).setdefault(row["source"], []).append(row)
+    return [
+        {
+            "method": method,
+            "sources": len(sources),
+            "frames": sum(len(found) for found in sources.values()),
+            **{
+                key: _number(mean_over_sources(_values(key, sources)))
+                for key in (*SCORES, "points", "ms")
+            },
+        }
+        for method, sources in table.items()
+    ]
+
+
+def _values(key: str, sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+    """Source -> the values of a column; NaN where a row has none."""
+    return {
+        name: [math.nan if row[key] is None else row[key] for row in rows]
+        for name, rows in sources.items()
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def metric_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row's AbsRel, delta1, RMSE, coverage and answered share as text."""
+    forms = (("abs_rel", "{:.4f}"), ("delta1", "{:.3f}"), ("rmse", "{:.3f} m"))
+    shares = (("coverage95", "{:.1%}"), ("answered", "{:.1%}"))
+    return [
+        "-" if row.get(key) is None else form.format(row[key]) for key, form in (*forms, *shares)
+    ]
+
+
+METRIC_HEAD = ("AbsRel", "delta1", "RMSE", "in 95 % band", "answered")
+
+
+def markdown(summary: Sequence[Mapping[str, Any]]) -> str:
+    """The summary as a markdown table."""
+    lines = [
+        "| method | " + " | ".join(METRIC_HEAD) + " |",
+        "|---|" + "--:|" * len(METRIC_HEAD),
+    ]
+    lines += [f"| {row['method']} | " + " | ".join(metric_cells(row)) + " |" for row in summary]
+    return "\n".join(lines) + "\n"

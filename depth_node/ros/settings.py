@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of the node, those of the method among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from depth_node.config import ConfigError, option, section, validate
+from depth_node.geometry.rigid import check_rigid
+from depth_node.obstacles import ObstacleConfig
+from depth_node.pipeline import PipelineConfig
+
+NEEDS_CLEANUP = ("model.", "region_model.", "engine.")
+"""Parameters that open an engine, which happens at configure."""
+NEEDS_DEACTIVATE = ("image_transport", "lidar_sources", "bond")
+"""Parameters that choose subscriptions, which are made at activate."""
+RENAMED = {
+    "max_width": "max_width_px",
+    "max_scan_age": "max_scan_age_s",
+    "scan_wait": "scan_wait_s",
+    "scans_per_picture": "scans_per_image",
+    "fit.min_depth_m": "projection.min_depth_m",
+    "fit.max_depth_m": "projection.max_depth_m",
+    **{
+        f"{network}.{old}": f"engine.{new}"
+        for network in ("model", "region_model")
+        for old, new in (
+            ("fallback", "fallback"),
+            ("on_engine_failure", "on_failure"),
+            ("build_engines", "build"),
+            ("workspace_mb", "workspace_mb"),
+            ("cache_dir", "cache_dir"),
+            ("cache_mb", "cache_mb"),
+        )
+    },
+    **{
+        name: "what it set is fixed now; studies set it from Python"
+        for name in (
+            "fit.huber_threshold",
+            "fit.huber_iterations",
+            "fit.range_floor",
+            "fit.polarity_guard",
+            "segmentation.depth_weight",
+            "segmentation.blur_cells",
+            "segmentation.edge_gap_px",
+            "fit.field.residual",
+            "fit.field.detail",
+            "fit.field.colour",
+            "fit.field.regions",
+            "fit.field.outliers",
+            "fit.field.node_px",
+            "fit.field.neighbours",
+        )
+    },
+    "tf_tolerance": "tf_tolerance_s",
+}
+"""Former names of parameters -> the name now, or a sentence where there is none."""
+ESSENTIAL = (
+    "model.path",
+    "fit.method",
+    "T_camera_lidar",
+    "world_frame",
+    "max_scan_age_s",
+    "image_transport",
+    "image_rectified",
+    "max_width_px",
+    "depth_encoding",
+)
+"""What a user sets; everything else has a default that suits most robots."""
+_LEAST_WIDTH_PX = 32  # narrower, an image shows a network nothing, and the answer looks like depth
+
+
+@dataclass(frozen=True)
+class NodeConfig(PipelineConfig):
+    """The settings of the node: those of the method and those of its place on the robot."""
+
+    image_transport: str = option(
+        "raw",
+        "What comes on `image`: raw (sensor_msgs/Image) or compressed (CompressedImage).",
+        choices=("raw", "compressed"),
+    )
+    image_rectified: str = option(
+        "auto",
+        "Whether the image is rectified: yes (P of camera_info holds, D is ignored), no (K and D"
+        " hold), auto (yes if the topic is called image_rect..., or if D is zero, R the identity"
+        " and P equal to K).",
+        choices=("auto", "yes", "no"),
+    )
+    max_width_px: int = option(
+        0,
+        "Wider images are shrunk to this width, 32 or more, before anything else, and all output"
+        " has the smaller size; 0 = as they come.",
+        unit="px",
+        minimum=0,
+    )
+    max_rate_hz: float = option(
+        0.0,
+        "At most so many images a second are worked on, the others are passed over; 0 = all.",
+        unit="Hz",
+        minimum=0.0,
+        maximum=1000.0,
+    )
+    lidar_sources: tuple[str, ...] = option(
+        ("points", "scan"),
+        "Where measured points come from: points (PointCloud2), scan (LaserScan), landmarks"
+        " (PointCloud2 of a sensor with much noise: radar, VIO, SLAM), depth (a sparse depth Image,"
+        " registered to the camera), range (Range: ultrasound, infrared); one or several.",
+        choices=("points", "scan", "landmarks", "depth", "range"),
+    )
+    landmarks_noise: float = option(
+        0.05,
+        "Standard deviation of the points on `landmarks`, as a share of their distance: they are"
+        " weighed by it beside the others, and the interval is freed of it. A field std, stddev,"
+        " range_std or rangeSTD (m) of a cloud says it for each point and wins.",
+        minimum=0.001,
+        maximum=1.0,
+    )
+    depth_noise: float = option(
+        0.02,
+        "Standard deviation of the depth images on `depth`, as a share of the distance; see"
+        " landmarks_noise. Data sheets give some 0.02 for stereo at 2 m and 0.01 for time of"
+        " flight.",
+        minimum=0.001,
+        maximum=1.0,
+    )
+    range_noise: float = option(
+        0.1,
+        "Standard deviation of the distances on `range`, as a share of them; see landmarks_noise.",
+        minimum=0.001,
+        maximum=1.0,
+    )
+    T_camera_lidar: tuple[float, ...] = option(
+        (),
+        "Maps LiDAR coordinates into the camera's optical frame: the 16 numbers of a 4x4 matrix,"
+        " row by row. Empty: TF is asked. If it is given, it holds for every LiDAR message.",
+    )
+    world_frame: str = option(
+        "",
+        "A TF frame that stands still, such as odom. If it is given, what is remembered of earlier"
+        " images and LiDAR scans of another time move with the camera. Empty: TF is not asked.",
+    )
+    camera_readout_time_s: float = option(
+        0.0,
+        "Of a rolling shutter: from the exposure of the image's first row, at its stamp, to that of"
+        " its last (15 to 30 ms in many cameras). With world_frame each point is seen at the time"
+        " of the row that it lands in. 0 = all rows at once.",
+        unit="s",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    tf_tolerance_s: float = option(
+        0.1,
+        "A moving transform that TF has not for the image's stamp yet may be this much older.",
+        unit="s",
+        minimum=0.0,
+        maximum=10.0,
+    )
+    max_scan_age_s: float = option(
+        0.3,
+        "LiDAR scans count for an image if their stamps are at most this far apart.",
+        unit="s",
+        minimum=0.001,
+        maximum=60.0,
+    )
+    lidar_time_offset_s: float = option(
+        0.0,
+        "Added to the stamps of LiDAR messages: -37 for a LiDAR whose clock is 37 s ahead (TAI"
+        " against UTC).",
+        unit="s",
+        minimum=-4e9,
+        maximum=4e9,
+    )
+    scans_per_image: int = option(
+        0,
+        "How many scans of each LiDAR accumulate, those nearest in time first. 0 = all within"
+        " max_scan_age_s if world_frame tells how the robot moved between them, else one turn, also"
+        " if the LiDAR sends it in pieces. More than that without world_frame smears while the"
+        " robot moves.",
+        minimum=0,
+    )
+    scan_wait_s: float = option(
+        0.0,
+        "How long an image waits for a scan that is not older than itself. For a LiDAR that is"
+        " triggered with the camera; adds to the latency.",
+        unit="s",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    depth_encoding: str = option(
+        "32FC1",
+        "Depth as 32FC1 (metres, NaN unknown) or 16UC1 (millimetres, 0 unknown, up to 65.5 m).",
+        choices=("32FC1", "16UC1"),
+    )
+    points_decimation: int = option(
+        2, "Every n-th row and column of the depth goes to `~/points`.", minimum=1, maximum=64
+    )
+
+    extrinsics_cpu_share: float = option(
+        0.03,
+        "Of the node's own CPU time, how much may be spent on judging where the LiDARs sit and"
+        " when: `~/extrinsics` and /diagnostics say what was found, nothing is corrected. 0 = off.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    obstacles: ObstacleConfig = section(ObstacleConfig, "where the ground is and what stands on it")
+
+    bond: bool = option(
+        True,
+        "Whether an active node offers the bond by which a lifecycle manager (Nav2's) notices that"
+        " it died. Needs bondpy; without it the manager's bond_timeout must be 0.0.",
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        self.fixed_extrinsics()
+        if not self.lidar_sources:
+            raise ConfigError(
+                "lidar_sources is empty: name points, scan, landmarks, depth, range or several"
+            )
+        if 0 < self.max_width_px < _LEAST_WIDTH_PX:
+            raise ConfigError(
+                f"max_width_px is {self.max_width_px}, and an image that narrow shows nothing: give"
+                f" {_LEAST_WIDTH_PX} or more, or 0 for images as they come"
+            )
+        if self.camera_readout_time_s > 0 and not self.world_frame:
+            raise ConfigError(
+                "camera_readout_time_s does nothing without the camera's motion: set world_frame, a"
+                " TF frame that stands still, or leave it 0"
+            )
+
+    def relative_noise(self) -> dict[str, float]:
+        """Topic -> declared noise of its points, as a share of their distance."""
+        return {
+            "landmarks": self.landmarks_noise,
+            "depth": self.depth_noise,
+            "range": self.range_noise,
+        }
+
+    def fixed_extrinsics(self) -> npt.NDArray[np.float64] | None:
+        """T_camera_lidar (4, 4), or None where TF is to be asked."""
+        if set(self.lidar_sources) == {"depth"}:  # in the camera's own frame
+            return np.eye(4)
+        if not self.T_camera_lidar:
+            return None
+        try:
+            return check_rigid(self.T_camera_lidar, "T_camera_lidar")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is exported: the network of a run, its input and meaning, and where its weights are from.
+
+A recipe whose network models.networks.open_run() does not know offers `exportable(payload)`,
+payload as training.checkpoints.read() gives it, which returns (network in eval mode, NetworkInput,
+meaning); its settings have `height` and `width`, or they are given on the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from depth_node import config
+from depth_node.engine import preprocess
+from depth_node.engine.manifest import PACKAGED
+from depth_node.prediction import Prediction
+from training import checkpoints, recipes
+from training.checkpoints import TrainingError
+from training.models import mobilenet, network_io, networks, unet
+
+PATCHED_SIZE = (392, 518)  # 4:3 at the width that Depth Anything was trained at
+
+
+@dataclass
+class Exportable:
+    """A network in eval mode with the content of its manifest; it predicts like the exported file.
+
+    entries: name, licence, source and training of the manifest. identity: of weights and input.
+    """
+
+    network: nn.Module
+    spec: preprocess.InputSpec
+    meaning: str
+    patch_size: int = 0
+    entries: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """Hexadecimal SHA-256 of weights, input specification and meaning."""
+        digest = hashlib.sha256(repr((self.spec, self.meaning)).encode())
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def predict(self, image: NDArray[np.uint8]) -> Prediction:
+        """(H, W, 3) uint8 RGB -> the prediction at the image's size, by torch."""
+        tensor = torch.from_numpy(preprocess.to_tensor(image, self.spec))
+        values = self.network(tensor)[0, 0].float().numpy()
+        full = preprocess.to_image(values, self.spec, *image.shape[:2], image=image)
+        return Prediction(full, self.meaning)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def open_checkpoint(path: Path, height: int = 0, width: int = 0) -> Exportable:
+    """The network to export of a run of ours, or of a folder of transformers' Depth Anything.
+
+    path: RUN, RUN/best, another checkpoint, or a folder with config.json and model.safetensors.
+    height, width: of the network's input (default: the run's). Raises TrainingError.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        network: Any = networks.open_network(networks.NetworkConfig(kind="small", source=str(path)))
+        return _exportable(network, height, width, {}, {"start": path.name})
+    payload = checkpoints.read(path)
+    settings = payload["settings"]
+    hook = getattr(_recipe(payload), "exportable", None)
+    if hook is not None:
+        network, spec, meaning = hook(payload)
+    else:
+        network, spec, meaning = networks.open_run(path), None, ""
+    return _exportable(network, height, width, settings, _provenance(payload), spec, meaning)
+
+
+def _recipe(payload: Mapping[str, Any]) -> Any:
+    name = str(payload.get("recipe"))
+    return recipes.find(name) if name in recipes.RECIPES else None
+
+
+def _exportable(
+    network: Any,
+    height: int,
+    width: int,
+    settings: Mapping[str, Any],
+    provenance: dict[str, Any],
+    spec: network_io.NetworkInput | None = None,
+    meaning: str = "",
+) -> Exportable:
+    network = network.eval().requires_grad_(False)
+    spec = spec or network.spec
+    meaning = meaning or getattr(network, "meaning", "disparity_affine_invariant")
+    patched = spec.multiple_px == network_io.PATCH_PX
+    default = PATCHED_SIZE if patched else (0, 0)
+    height = height or int(settings.get("height", 0)) or default[0]
+    width = width or int(settings.get("width", 0)) or default[1]
+    if not height or not width:
+        raise TrainingError("The run has no input size: give --height and --width.")
+    fitting = spec.fitting(height, width)
+    if fitting != (height, width):
+        raise TrainingError(
+            f"An input of {height}x{width} does not fit this network: its sides are multiples of"
+            f" {spec.multiple_px}; {fitting[0]}x{fitting[1]} is near."
+        )
+    if isinstance(network, unet.SmallUNet):
+        # So that models/networks.py can open the file again.
+        provenance["student"] = config.to_dict(network.cfg)
+        if not _has_offset(settings):
+            assert network.head.bias is not None
+            network.head.bias.add_(unet.OFFSET)  # the upsampling after the head keeps a constant
+    return Exportable(
+        network,
+        preprocess.InputSpec(
+            height=height,
+            width=width,
+            mean=spec.mean,
+            std=spec.std,
+            resize="stretch",
+            # Ours learn from averaged images; Depth Anything was made with cubic ones.
+            interpolation="area" if settings else "cubic",
+        ),
+        meaning,
+        spec.multiple_px if patched else 0,
+        {
+            # Weights that began as a third party's keep its licence, which is not known here.
+            "licence": "" if patched and "start" in provenance else _licence(provenance),
+            "source": f"trained by this project: python -m training {provenance['recipe']}"
+            if "recipe" in provenance
+            else "exported by this project",
+            "training": provenance,
+        },
+    )
+
+
+def _licence(provenance: Mapping[str, Any]) -> str:
+    """SPDX expression: ours, and that of ImageNet's weights where the network began with them."""
+    return "Apache-2.0 AND BSD-3-Clause" if "imagenet" in provenance else "Apache-2.0"
+
+
+def _has_offset(settings: Mapping[str, Any]) -> bool:
+    """Whether a run began, maybe by way of other runs, as a file that was exported."""
+    source = str(settings.get("network", {}).get("source") or "")
+    if source in PACKAGED or source.endswith(".onnx"):
+        return True
+    # What `start` names is centred again before it learns.
+    path = Path(source or str(settings.get("start") or ""))
+    return (
+        path.is_dir()
+        and checkpoints.is_run(path)
+        and _has_offset(checkpoints.about(path)["settings"])
+    )
+
+
+def _provenance(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe, steps, seeds and source of a network, without paths of this machine."""
+    settings = payload["settings"]
+    loop = settings.get("loop", {})
+    provenance: dict[str, Any] = {
+        "recipe": str(payload.get("recipe")),
+        "steps": int(payload["step"]),
+    }
+    provenance.update({key: loop[key] for key in ("batch", "seed") if key in loop})
+    start = settings.get("network", {}).get("source") or settings.get("start")
+    if start:
+        provenance["start"] = Path(str(start)).name
+    if "pool" in settings:
+        provenance["pool_seed"] = settings["pool"]["seed"]
+        outdoors = settings.get("outdoors_share", 0) > 0
+        scenes = "rooms and outdoor scenes" if outdoors else "rooms"
+        provenance["data"] = (
+            f"procedural {scenes} of depth_node.simulation.renderer, no photographs"
+        )
+        if outdoors:
+            provenance["outdoors_seed"] = settings["outdoors"]["seed"]
+    if settings.get("imagenet"):
+        provenance["imagenet"] = mobilenet.NOTICE
+    return provenance
