@@ -54,7 +54,7 @@ WESTAR_BASE: dict[str, Any] = {
     "width": 256,
     "keep": 0,
     "network": {"kind": "unet", "source": EMBEDDED},
-    "tune": {"pattern": ".*", "statistics": "both", "statistics_share": 0.7, "merge_scale": 0.6},
+    "tune": {"pattern": ".*", "statistics": "both", "statistics_share": 0.7, "merge_scale": 0.5},
     "appearance": 0.5,
     "labels": {"from_depth": False, "probability": 0.0},
     "loss": {
