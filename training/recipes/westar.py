@@ -397,9 +397,10 @@ class Westar(Recipe):
         cfg = self.cfg.loss
         network: Any = model
         hold_statistics(model)
-        views = [batch[name] for name in ("strong", "known") if name in batch]
+        new = [batch["strong"]] if cfg.st or cfg.weak else []  # else nothing is asked of it
+        views = new + [batch[name] for name in ("known",) if name in batch]
         answer = network.answer(network.spec.normalise(torch.cat(views)))
-        student, again = answer.disparity.tensor_split([len(batch["strong"])])
+        student, again = answer.disparity.tensor_split([sum(map(len, new))])
         zero = student.sum() * 0.0
         terms = {"st": zero, "weak": zero, "reg": zero}
         if cfg.st:

@@ -212,6 +212,8 @@ def test_known_images_get_the_look_of_the_place_and_the_source_sees_them_as_they
     assert float(same["known"].detach()) == pytest.approx(0, abs=1e-6)
     assert float(terms["known"].detach()) > 1e-3, "nobody told the source of the dark"
     assert float(terms["loss"].detach()) == float(terms["known"].detach())
+    asked = made.loss(model, {**batch, "strong": batch["strong"] * float("nan")}, model)
+    assert float(asked["loss"].detach()) == float(terms["loss"].detach()), "not even looked at"
     with pytest.raises(config.ConfigError, match=r"loss\.known, which is 0: set a weight"):
         settings("appearance=0.5")
     with pytest.raises(config.ConfigError, match="all 0: nothing would be learnt"):

@@ -54,15 +54,34 @@ def test_the_published_config_is_what_the_study_judged() -> None:
     )
 
 
+def test_the_config_without_labels_is_what_the_study_judged() -> None:
+    path = REPO / "training" / "configs" / "westar_camera.yaml"
+    published = config.load(westar.Config, path)
+    changes = next(v.settings or {} for v in study.WESTAR if v.name == study.NO_LABELS)
+    base = config.build(westar.Config, study.WESTAR_BASE)
+    judged = config.replace(base, {**changes, "loss.mask_px": published.loss.mask_px})
+    judged = config.replace(judged, {"loss.margin": published.loss.margin, "loop.seed": 1})
+    judged = config.replace(judged, {"loop.log_every": 10, "loop.tensorboard": True})
+    assert published.network.source == judged.network.source
+    own = ("tune", "appearance", "loss", "strong", "weak", "height", "width")
+    for name in own:
+        assert getattr(published, name) == getattr(judged, name), name
+    assert config.to_dict(published.loop) == config.to_dict(
+        config.replace(judged, {"loop.log_every": published.loop.log_every}).loop
+    )
+
+
 def test_a_study_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["study", "westar", "--out", str(tmp_path), "--steps", "2", "--images", "3"]
     command += ["--rooms", "1", "--target", "contrast", "fog", "--only", "source", "WeSTAR"]
     command += [study.STRETCHED, study.MEASURED, study.CEILING]
+    small = ["--set", "network.source=embedded-small", "height=96", "width=128"]
+    command[2:2] = small  # a seventh of the work
     assert main(command) == 0
     printed = capsys.readouterr().out
     for name in ("contrast", "fog"):
         assert f"1 - delta1 on {name} of {study.CEILING!r} is at most 0.45 of 'source'" in printed
-    folder = tmp_path / "westar" / "contrast-fog-5-3-2"
+    folder = tmp_path / "westar" / f"contrast-fog-5-3-2{study.named_by(small[1:])}"
     assert (folder / "table.md").read_text() == printed
     stored = json.loads((folder / "scores" / "WeSTAR-1-1.json").read_text())
     measured = json.loads(
