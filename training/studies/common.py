@@ -29,9 +29,10 @@ from training.data.pool import Pool, PoolConfig, open_pool
 from training.data.samples import F32, F64, Sample
 from training.evaluation import protocols
 from training.evaluation.score import baseline
-from training.loop import LoopConfig, Recipe, run
+from training.loop import run
 from training.models.network_io import NetworkInput
 from training.models.networks import MEANING, Network, NetworkConfig, open_network
+from training.recipe import LoopConfig, Recipe
 from training.studies import help_with
 from training.studies.proof import Design, Judge, Part, report
 
