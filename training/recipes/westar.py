@@ -488,10 +488,14 @@ class Westar(Recipe):
 
     def next_step(self, run: Path) -> str:
         """Export; the comparison with the source by labels that were not trained on."""
+        export = f"python -m training export {run} --out {run.name}.onnx"
+        if not self.cfg.loss.weak:
+            launch = "ros2 launch depth_node depth_node.launch.py"
+            return f"{export}; then `{launch} model:=$PWD/{run.name}.onnx`"
         return (
-            f"python -m training export {run} --out {run.name}.onnx; then `python -m training"
-            f" evaluate --model {run.name}.onnx --labels HELD.csv --images IMAGES` with labels that"
-            " this run did not see (`python -m training labels split` makes them)"
+            f"{export}; then `python -m training evaluate --model {run.name}.onnx --labels HELD.csv"
+            " --images IMAGES` with labels that this run did not see (`python -m training labels"
+            " split` makes them)"
         )
 
     def _wrong(self, model: nn.Module, places: Sequence[int]) -> Tensor:

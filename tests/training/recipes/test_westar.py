@@ -214,6 +214,8 @@ def test_known_images_get_the_look_of_the_place_and_the_source_sees_them_as_they
     assert float(terms["loss"].detach()) == float(terms["known"].detach())
     asked = made.loss(model, {**batch, "strong": batch["strong"] * float("nan")}, model)
     assert float(asked["loss"].detach()) == float(terms["loss"].detach()), "not even looked at"
+    assert "ros2 launch" in made.next_step(Path("runs/camera")), "there are no labels to judge by"
+    assert "HELD.csv" in recipe().next_step(Path("runs/mine"))
     with pytest.raises(config.ConfigError, match=r"loss\.known, which is 0: set a weight"):
         settings("appearance=0.5")
     with pytest.raises(config.ConfigError, match="all 0: nothing would be learnt"):
