@@ -48,6 +48,7 @@ TRANSITIONS = {  # name -> number, the state that it leads to
     "cleanup": (Transition.TRANSITION_CLEANUP, "unconfigured"),
 }
 ASK_AGAIN_S = 15.0
+DISCOVERY_S = 10.0  # an announcement that is lost is repeated every three seconds
 XYZ = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4")])
 
 
@@ -102,6 +103,7 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
     while (word := words.next_word(wait_s=0.2)) != "go":
         if word == "stop":
             return
+    wait_for_subscriber(image_out)
     log = (options.folder / "published.jsonl").open("w", encoding="utf-8")
     period = 1.0 / options.rate
     start = time.monotonic()
@@ -128,6 +130,15 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
     say("finished")
     while words.next_word(wait_s=0.2) != "stop":  # keep the publishers alive until all has arrived
         pass
+
+
+def wait_for_subscriber(publisher: Any) -> None:
+    """Wait until somebody has found a publisher, but no longer than discovery may take: images of
+    before are lost, and where nobody comes, those that report it must still see them go out.
+    """
+    end = time.monotonic() + DISCOVERY_S
+    while not publisher.get_subscription_count() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def turned_lidar(

@@ -56,6 +56,18 @@ def test_a_lidar_that_is_turned_needs_that_correction() -> None:
         live.DemoOptions(knock_deg=9)
 
 
+def test_no_image_goes_out_before_somebody_has_found_the_camera(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lost announcement is repeated seconds later; a short run's images would all be gone."""
+    counts = [0, 0, 1]
+    camera = SimpleNamespace(get_subscription_count=lambda: counts.pop(0))
+    processes.wait_for_subscriber(camera)
+    assert not counts
+    monkeypatch.setattr(processes, "DISCOVERY_S", 0.2)
+    processes.wait_for_subscriber(SimpleNamespace(get_subscription_count=lambda: 0))  # returns
+
+
 class Answers:
     """A service that forgets to answer: None, or (success of the request, state afterwards)."""
 
