@@ -321,7 +321,8 @@ class Westar(Recipe):
         """Images (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
 
         points (P, 4): x1, y1, x2, y2 in the view; sign (P,); owner (P,): which image. Where asked
-        for: known (n, 3, h, w), images of the old place; truth (n, 1, h, w), disparity in 1/m.
+        for: known (n, 3, h, w), images of the old place, and known_source, as the source sees them
+        where `appearance` changes some; truth (n, 1, h, w), disparity in 1/m.
         """
         rows = [self._view(rng) for rng in generators(self.cfg.loop, step, part)]
         batch: Batch = {
@@ -397,10 +398,10 @@ class Westar(Recipe):
         cfg = self.cfg.loss
         network: Any = model
         hold_statistics(model)
-        new = [batch["strong"]] if cfg.st or cfg.weak else []  # else nothing is asked of it
-        views = new + [batch[name] for name in ("known",) if name in batch]
+        new = ("strong",) if cfg.st or cfg.weak else ()  # else nothing is asked of it
+        views = [batch[name] for name in (*new, "known") if name in batch]
         answer = network.answer(network.spec.normalise(torch.cat(views)))
-        student, again = answer.disparity.tensor_split([sum(map(len, new))])
+        student, again = answer.disparity.tensor_split([len(batch["strong"]) if new else 0])
         zero = student.sum() * 0.0
         terms = {"st": zero, "weak": zero, "reg": zero}
         if cfg.st:
