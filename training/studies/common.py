@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from depth_node import config
@@ -57,51 +57,48 @@ def device() -> torch.device:
 
 
 @torch.no_grad()
+def _maps(
+    network: nn.Module, spec: NetworkInput, size: tuple[int, int], samples: Sequence[Sample]
+) -> Iterator[tuple[Sample, Tensor]]:
+    """Each image and the network's map (1, h, w) of it, on the CPU, at `size`."""
+    network = network.to(device()).eval()
+    for start in range(0, len(samples), SCORED_TOGETHER):
+        some = samples[start : start + SCORED_TOGETHER]
+        images = [Window.whole(s.image.shape, *size).image(s.image) for s in some]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device()).float() / 255
+        yield from zip(some, network(spec.normalise(pixels)).float().cpu(), strict=True)
+
+
 def errors(
     network: Network, samples: Sequence[Sample], size: tuple[int, int] = (HEIGHT, WIDTH)
 ) -> F64:
     """(images, 2): AbsRel and 1 - delta1 after scale and shift in disparity, at `size`, which the
     network sees.
     """
-    network = network.to(device()).eval()
     protocol = protocols.find(PROTOCOL)
     meaning = getattr(network, "meaning", MEANING)
     rows = []
-    for start in range(0, len(samples), SCORED_TOGETHER):
-        some = samples[start : start + SCORED_TOGETHER]
-        windows = [Window.whole(sample.image.shape, *size) for sample in some]
-        images = [w.image(s.image) for w, s in zip(windows, some, strict=True)]
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device()).float() / 255
-        maps = network(network.spec.normalise(pixels))[:, 0].float().cpu().numpy()
-        for sample, window, values in zip(some, windows, maps, strict=True):
-            assert sample.depth is not None
-            truth = window.nearest(sample.depth)
-            counted = protocols.counted(protocol, truth)
-            depth = protocols.align(
-                Prediction(values, meaning), truth, counted, ALIGNMENT, protocol
-            )
-            scores = evaluate(np.where(counted, depth, np.nan), np.where(counted, truth, np.nan))
-            rows.append((scores.abs_rel, 1 - scores.delta1))
+    for sample, values in _maps(network, network.spec, size, samples):
+        assert sample.depth is not None
+        truth = Window.whole(sample.image.shape, *size).nearest(sample.depth)
+        counted = protocols.counted(protocol, truth)
+        given = Prediction(values[0].numpy(), meaning)
+        depth = protocols.align(given, truth, counted, ALIGNMENT, protocol)
+        scores = evaluate(np.where(counted, depth, np.nan), np.where(counted, truth, np.nan))
+        rows.append((scores.abs_rel, 1 - scores.delta1))
     return np.array(rows)
 
 
-@torch.no_grad()
 def answered(
     network: nn.Module, spec: NetworkInput, size: tuple[int, int], judge: Sequence[Sample]
 ) -> Iterator[tuple[F32, F32]]:
     """The map (H, W) that a network gives of each image, which it sees at `size`, enlarged to that
     of the true depth (H, W) m, and this.
     """
-    network = network.to(device()).eval()
-    for start in range(0, len(judge), SCORED_TOGETHER):
-        some = judge[start : start + SCORED_TOGETHER]
-        images = [Window.whole(s.image.shape, *size).image(s.image) for s in some]
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device()).float() / 255
-        maps = network(spec.normalise(pixels)).float().cpu()
-        for sample, values in zip(some, maps, strict=True):
-            assert sample.depth is not None
-            full = functional.interpolate(values[None], sample.depth.shape, mode="bilinear")
-            yield full[0, 0].numpy(), sample.depth
+    for sample, values in _maps(network, spec, size, judge):
+        assert sample.depth is not None
+        full = functional.interpolate(values[None], sample.depth.shape, mode="bilinear")
+        yield full[0, 0].numpy(), sample.depth
 
 
 def packaged(
