@@ -210,6 +210,10 @@ class Listener:
             self._last_kept = number
             np.save(self.folder / f"live_{number:05d}.npy", messages.image_view(message))
 
+    def is_found(self) -> bool:
+        """Whether the node says that a topic of its depth has a subscriber: we are the only one."""
+        return self.diagnostics.get("subscribers", "0") != "0"
+
     def _number(self, stamp: int) -> int:
         """Which published image has this stamp; -1 for none."""
         if stamp not in self._numbers:
@@ -229,10 +233,12 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
     listener = Listener(node, options.folder, options.keep_every)
     if options.lifecycle:
         change(node, "activate", options.timeout)
-    # The node does no work without a subscriber: it must have found us before the first image.
     wait_for_publisher(node, f"{NODE}/depth/image_rect", options.timeout)
-    for _ in range(10):
-        rclpy.spin_once(node, timeout_sec=0.05)
+    # The node does no work without a subscriber: it must have found us before the first image.
+    if options.lifecycle:
+        spin_until(node, listener.is_found, DISCOVERY_S)
+    else:  # a bare node does not say what it has found
+        spin_until(node, lambda: False, 0.5)
     say("ready")
     while words.next_word() != "stop":
         rclpy.spin_once(node, timeout_sec=0.05)
@@ -290,6 +296,13 @@ def call(node: Node, kind: Any, service: str, request: Any, end: float) -> Any:
         return future.result() if future.done() else None
     finally:
         node.destroy_client(client)
+
+
+def spin_until(node: Node, condition: Callable[[], bool], patience_s: float) -> None:
+    """Take messages until a condition holds, or for as long as patience lasts."""
+    end = time.monotonic() + patience_s
+    while not condition() and time.monotonic() < end:
+        rclpy.spin_once(node, timeout_sec=0.05)
 
 
 def wait_for_publisher(node: Node, topic: str, timeout_s: float) -> None:

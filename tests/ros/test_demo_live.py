@@ -23,6 +23,9 @@ from tests.helpers.recordings import write_frame
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
 from depth_node import live
 from depth_node.calibration.estimate import correction_matrix
 from depth_node.config import build
@@ -31,6 +34,7 @@ from depth_node.pipeline import PipelineConfig
 from depth_node.ros import demo as processes
 from depth_node.ros.demo import there_and_back, turned_lidar
 from depth_node.simulation.walk import T_CAMERA_LIDAR
+from tests.helpers.rig import PATIENCE_S, own_domain
 
 
 @contextmanager
@@ -66,6 +70,31 @@ def test_no_image_goes_out_before_somebody_has_found_the_camera(
     assert not counts
     monkeypatch.setattr(processes, "DISCOVERY_S", 0.2)
     processes.wait_for_subscriber(SimpleNamespace(get_subscription_count=lambda: 0))  # returns
+
+
+def test_no_image_goes_out_before_the_node_has_found_the_listener(tmp_path: Path) -> None:
+    """The node skips images that nobody listens to, so it is the node that must know: its
+    diagnostics tell. Here it finds the listener long after the listener has found it."""
+    rclpy.init(domain_id=own_domain())
+    try:
+        node = rclpy.create_node("demo_listen")
+        listener = processes.Listener(node, tmp_path, keep_every=1)
+        out = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        told: list[str] = []
+
+        def tell() -> None:
+            told.append("0" if len(told) < 10 else "1")
+            status = DiagnosticStatus(values=[KeyValue(key="subscribers", value=told[-1])])
+            out.publish(DiagnosticArray(status=[status]))
+
+        node.create_timer(0.1, tell)
+        processes.spin_until(node, listener.is_found, 0.5)
+        assert told and not listener.is_found()
+        processes.spin_until(node, listener.is_found, PATIENCE_S)
+        assert listener.is_found()
+        node.destroy_node()
+    finally:
+        rclpy.shutdown()
 
 
 class Answers:
