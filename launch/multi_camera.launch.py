@@ -28,7 +28,7 @@ ARGUMENTS = {
         "true",
         "Configure and activate every camera once, at its start; false with a lifecycle manager.",
     ),
-    "model": ("", "model.path of every camera; a camera's own in the file comes first."),
+    "model": ("", "model.path of every camera that has none of its own in the file."),
     "method": ("", "fit.method of every camera, likewise."),
     "use_sim_time": ("", "true: time comes from /clock."),
     "log_level": ("info", "Log level of all cameras."),
