@@ -78,6 +78,16 @@ def test_an_output_without_room_is_one_sentence(repo: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_an_output_that_is_closed_does_no_harm(repo: Path, closed: str) -> None:
+    """As cron and some supervisors start programs."""
+    command = f'exec "{sys.executable}" -m depth_node.cli.main models list {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, cwd=repo, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_output_that_knows_only_ascii_gets_escapes(repo: Path) -> None:
     script = """
 import sys

@@ -405,12 +405,16 @@ class Bag:
             with np.errstate(all="ignore"):
                 rectified = messages.is_rectified(self.topics.image, message, self.rectified)
                 camera: Camera = messages.camera_of(message, rectified)
-                doubt = messages.calibration_warning(message, rectified)
+                doubts = [
+                    messages.calibration_warning(message, rectified),
+                    messages.rectified_doubt(self.topics.image, message, self.rectified),
+                ]
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
         self._info_frame = message.header.frame_id
-        if doubt and count:
-            self.left_out.warn(doubt)
+        for doubt in doubts if count else ():
+            if doubt:
+                self.left_out.warn(doubt)
         return camera
 
     def _scan(self, topic: str, message: Any, camera: Camera) -> messages.LidarScan:

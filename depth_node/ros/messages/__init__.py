@@ -12,6 +12,7 @@ from depth_node.ros.messages.camera_info import (
     camera_of,
     is_rectified,
     other_camera,
+    rectified_doubt,
 )
 from depth_node.ros.messages.clouds import (
     cloud_to_points,
@@ -77,6 +78,7 @@ __all__ = [
     "obstacle_points",
     "other_camera",
     "place",
+    "rectified_doubt",
     "range_scan",
     "residual_points",
     "scan_message",
