@@ -37,7 +37,7 @@ def run(
     make: Callable[[], Sequence[GuardedNode]],
     begin: Callable[[GuardedNode], None] = lambda node: None,
 ) -> int:
-    """Run nodes until SIGINT, SIGTERM or SIGHUP; the exit status is 0 then, 2 if there are none to run.
+    """Run nodes until a signal ends them; the exit status is 0 then, 2 if there are none to run.
 
     make: creates the nodes once rclpy is up; what it raises is printed. begin: called for each node
     in the thread of its callbacks, as the first of them.
