@@ -466,6 +466,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(node, yaml.SequenceNode):
             children = node.value
         elif isinstance(node, yaml.MappingNode):
+            self._check_keys(node)
             children = [part for pair in node.value for part in pair]
         size = 1 + sum(self._sizes[id(child)] for child in children)
         if size > _MAX_YAML_VALUES:
@@ -475,6 +476,22 @@ class _Loader(yaml.SafeLoader):
         self._sizes[id(node)] = size
         return node
 
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        """Raise ConfigError for a key that is no scalar, or that is there twice. It is looked at
+        before `<<` is followed, as a mapping's own keys may replace what is merged into it.
+        """
+        keys: set[Any] = set()
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"a key is a list or a mapping (line {line}): give a word")
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node)
+            if key in keys:
+                raise ConfigError(f"the key {quoted(key)} is given twice (line {line}); remove one")
+            keys.add(key)
+
 
 class _PlainLoader(_Loader):
     """A loader for files of others."""
@@ -482,21 +499,6 @@ class _PlainLoader(_Loader):
     aliases = False
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    keys: set[Any] = set()
-    for key_node, _ in node.value:
-        line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"a key is a list or a mapping (line {line}): give a word")
-        key = loader.construct_object(key_node)
-        if key in keys:
-            raise ConfigError(f"the key {quoted(key)} is given twice (line {line}); remove one")
-        keys.add(key)
-    return dict(loader.construct_mapping(node, deep=True))
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),

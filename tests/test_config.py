@@ -229,6 +229,15 @@ BAD_YAML = {
 }
 
 
+def test_what_is_merged_may_be_replaced(tmp_path: Path) -> None:
+    """YAML's merge key: a mapping's own keys count, then the first of the merged mappings."""
+    text = "a: &a {k: 1, l: 2}\nb: &b\n  <<: *a\n  k: 3\nc: {<<: [*b, *a]}\n"
+    merged = config.parse_yaml(text)
+    assert merged["b"] == {"k": 3, "l": 2} and merged["c"] == {"k": 3, "l": 2}
+    with pytest.raises(ConfigError, match=r"the key 'k' is given twice \(line 3\)"):
+        config.parse_yaml("a: &a {k: 1}\nb:\n  {<<: *a, k: 3, k: 4}\n")
+
+
 @pytest.mark.parametrize("kind", BAD_YAML)
 def test_awkward_yaml_is_one_sentence(tmp_path: Path, kind: str) -> None:
     text, words = BAD_YAML[kind]

@@ -250,11 +250,11 @@ def _calibrate_table(calibrated: Sequence[CalibrateCase]) -> Table:
         for c in calibrated
     ]
     head = ["walk", "lines", "late [ms]", "error [deg]", "error [cm]", "time error [ms]",
-            "largest std [deg]", "largest std [cm]", "told as unknown"]  # fmt: skip
+            "largest std [deg]", "largest std [cm]", "undetermined"]  # fmt: skip
     known = [c for c in calibrated if not c.estimate.unknown]
     notes = [
         "from 5 degrees and 10 cm off; within .15 deg and 3 cm:"
         f" {sum(c.good for c in calibrated)} of {len(calibrated)},"
-        f" {sum(c.good for c in known)} of the {len(known)} where no axis is told as unknown"
+        f" {sum(c.good for c in known)} of the {len(known)} without an undetermined axis"
     ]
     return Table("depth_tools calibrate", head, body, notes)

@@ -106,7 +106,7 @@ class Recording(Clip):
                 f"{path} is {stored.dtype} of shape {stored.shape}: depth must be a PNG of one"
                 " 16 bit channel."
             )
-        near = cv2.resize(stored, (width, height), interpolation=cv2.INTER_NEAREST)
+        near = cv2.resize(stored, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         metres = near.astype(np.float32) / np.float32(self.units_per_m)
         metres[near == 0] = np.nan
         return metres

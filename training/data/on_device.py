@@ -10,6 +10,7 @@ image; only the noise of pixels is the device's own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from training.data.augmentation import ViewConfig, random_window
 from training.data.pool import Pool
+from training.data.samples import F32
 
 COPIED_AT_ONCE = 512  # images
 UNIFORM, NORMAL = 29, 2  # random numbers of an image: what `recolour` says of each
@@ -47,23 +49,25 @@ class HeldPools:
         counts = [len(pool) for pool in self.pools]
         places: list[list[int]] = [[] for _ in counts]
         windows: list[list[tuple[float, ...]]] = [[] for _ in counts]
-        uniform, normal = [], []
+        # By pool, as the images will lie: each has its own generator's numbers.
+        uniform: list[list[F32]] = [[] for _ in counts]
+        normal: list[list[F32]] = [[] for _ in counts]
         for rng in rngs:
             which = int(len(counts) > 1 and rng.random() < second_share)
             cfg = self.pools[which].cfg
             places[which].append(int(rng.integers(0, counts[which])))
             cut = random_window((cfg.height, cfg.width), height, width, view, rng)
             windows[which].append((cut.top, cut.left, cut.rows, cut.columns, cut.flip))
-            uniform.append(rng.random(UNIFORM, dtype=np.float32))
-            normal.append(rng.standard_normal(NORMAL, dtype=np.float32))
-        numbers = torch.from_numpy(np.stack(uniform))
+            uniform[which].append(rng.random(UNIFORM, dtype=np.float32))
+            normal[which].append(rng.standard_normal(NORMAL, dtype=np.float32))
+        numbers = torch.from_numpy(np.stack(list(chain.from_iterable(uniform))))
         return {
             "counts": counts,
             "size": (height, width),
             "places": [torch.tensor(some, dtype=torch.long) for some in places],
             "windows": [torch.tensor(some).reshape(-1, 5).float() for some in windows],
             "uniform": numbers,
-            "normal": torch.from_numpy(np.stack(normal)),
+            "normal": torch.from_numpy(np.stack(list(chain.from_iterable(normal)))),
             # By number, or the device would have to be asked how many there are.
             "equalized": torch.nonzero(numbers[:, 0] < view.equalize).flatten().tolist(),
         }

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -121,4 +121,4 @@ def checked(sample: Sample) -> Sample:
         depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
     if np.isnan(depth).all():
         raise DataError(f"{sample.name}: no pixel has a valid depth: take it off the list.")
-    return Sample(sample.name, sample.image, depth, sample.camera, sample.masks)
+    return replace(sample, depth=depth)

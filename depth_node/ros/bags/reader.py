@@ -284,7 +284,7 @@ class Bag:
         readout_s = self.camera_readout_time_s
         shutter = RollingShutter(camera, readout_s) if readout_s > 0 else None
         seen = SeenPoints(Exposure(stamp, since, shutter))
-        lost: dict[str, _UnusableError] = {}  # frame -> why nobody knows where it is
+        lost: dict[str, tuple[str, bool]] = {}  # frame -> why nobody knows where it is
         for key in sorted(sources):
             kind = self._kind(key)
             limit = seen.exposure.most_scans(kind, self.scans_per_image)
@@ -294,7 +294,7 @@ class Bag:
             try:
                 T = self._pose(kind, camera_frame, key[1], stamp)
             except _UnusableError as error:
-                lost[key[1]] = error
+                lost[key[1]] = str(error), error.damaged
                 continue
             if doubt := far_apart(T, messages.brief(key[1])):
                 self.left_out.warn(doubt)
@@ -305,11 +305,10 @@ class Bag:
                     raise self._no_transform(error, self.world_frame, camera_frame) from None
                 share, nearest = self._noise.get(key[0], 0.0), scan.stamp_ns == chosen[0].stamp_ns
                 seen.add(scan, placed, T, "/".join(key), kind, share, nearest)
-        for frame, why in lost.items():
+        for frame, (why, damaged) in lost.items():
             if not seen:
-                raise why
-            kind_of_loss = f"scans of {both_ends(frame, 100)}"
-            self.left_out.add(str(why), kind=kind_of_loss, damaged=why.damaged)
+                raise _UnusableError(why, damaged)
+            self.left_out.add(why, kind=f"scans of {both_ends(frame, 100)}", damaged=damaged)
         pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
         points, T_camera_lidar, age_s, noise_m = seen.joined()
         self._look_at_frames(points, T_camera_lidar, camera, camera_frame)

@@ -72,6 +72,21 @@ def test_a_batch_is_a_function_of_its_generators(pools: list[Pool]) -> None:
     torch.testing.assert_close(*pair, rtol=0, atol=0)
 
 
+def test_an_image_looks_the_same_whatever_else_is_in_its_part(pools: list[Pool]) -> None:
+    """How a step is divided among processes and accumulated parts changes nothing learnt."""
+    view = ViewConfig(smallest_crop=0.7, colour=0.4, gamma=0.4, shadow=0.5, equalize=0.5)
+
+    def images(some: list[np.random.Generator]) -> torch.Tensor:
+        held = HeldPools(pools)
+        return held.batch(held.draw(some, 0.5, view, 32, 32), view)["image"]
+
+    from_second = [rng.random() < 0.5 for rng in rngs(8)]
+    assert 0 < sum(from_second) < 8 and from_second != sorted(from_second)
+    order = np.argsort(from_second, kind="stable")
+    alone = torch.cat([images([rngs(8)[k]]) for k in order])
+    torch.testing.assert_close(images(rngs(8)), alone, rtol=0, atol=1e-5)
+
+
 def numbers(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(5)
     uniform = rng.random((count, UNIFORM), dtype=np.float32)

@@ -31,7 +31,7 @@ def image(path: Path, value: int, shape: tuple[int, ...] = (48, 64, 3)) -> None:
 def depth_map(path: Path, value: int, shape: tuple[int, int] = (48, 64)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = np.full(shape, value, np.uint16)
-    stored[0] = 0
+    stored[:2] = 0  # the first row of a view of half the size
     cv2.imwrite(str(path), stored)
 
 
@@ -152,6 +152,18 @@ def test_kitti(tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(triplet.target.depth[1:], 5.0)
     assert triplet.sources[0].depth is None
+
+
+def test_depth_is_where_the_image_and_its_camera_are(tmp_path: Path) -> None:
+    """Of 3 x 3 stored pixels the one in the middle, through which the ray of the view goes."""
+    scene = make_scannet(tmp_path)
+    rows, cols = np.mgrid[0 : 3 * HEIGHT, 0 : 3 * WIDTH]
+    for k in range(4):
+        image(scene / "color" / f"{k}.png", 10, (3 * HEIGHT, 3 * WIDTH, 3))
+        stored = (1000 + 100 * rows + cols).astype(np.uint16)
+        cv2.imwrite(str(scene / "depth" / f"{k}.png"), stored)
+    depth = opened("scannet", tmp_path)[0].target.depth
+    np.testing.assert_allclose(depth, (stored[1::3, 1::3] / 1000).astype(np.float32))
 
 
 @pytest.mark.parametrize("layout", ["kitti", "scannet", "tum"])
