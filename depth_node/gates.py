@@ -36,14 +36,14 @@ class GateConfig:
 
     max_std: float = option(
         0.08,
-        "Largest standard deviation of the points of `~/points` and `~/obstacles`, as a fraction of"
-        " their depth; 0 = no limit.",
+        "Largest standard deviation of points on `~/points` and `~/obstacles`, relative to their"
+        " depth; 0 = no limit.",
         minimum=0.0,
         maximum=10.0,
     )
     min_depth_m: float = option(
         0.0,
-        "Depth below this is too near to be believed: -Inf in the depth image, no point. It narrows"
+        "Nearer depth is out of range: -Inf in the depth image, no point. It narrows"
         " projection.min_depth_m.",
         unit="m",
         minimum=0.0,
@@ -51,26 +51,26 @@ class GateConfig:
     )
     max_depth_m: float = option(
         1000.0,
-        "Depth from here on is too far to be believed: +Inf in the depth image, no point. It"
-        " narrows projection.max_depth_m.",
+        "Depth from here on is out of range: +Inf in the depth image, no point. It narrows"
+        " projection.max_depth_m.",
         unit="m",
         minimum=0.001,
         maximum=10000.0,
     )
     cut_edges: bool = option(
         True,
-        "Whether `~/points` and `~/obstacles` leave out flying pixels: those behind the near side"
-        " of an edge and beside it, which lie between the surfaces.",
+        "Whether `~/points` and `~/obstacles` leave out flying pixels: those beside an edge and"
+        " behind its near side, which lie between the two surfaces.",
     )
     gate_depth_image: bool = option(
         False,
-        "Whether max_std and cut_edges hold for the depth image too: NaN there. The range holds for"
-        " it always.",
+        "Whether max_std and cut_edges apply to the depth image too (NaN there). The range always"
+        " applies to it.",
     )
     infinity: bool = option(
         True,
-        "Whether out of range is -Inf and +Inf in a 32FC1 depth image, as REP-118 says; false: NaN,"
-        " for listeners that cannot take Inf.",
+        "Whether depth out of range is -Inf and +Inf in a 32FC1 depth image, as REP-118 defines;"
+        " false: NaN, for subscribers that cannot handle Inf.",
     )
 
     def __post_init__(self) -> None:
@@ -127,9 +127,9 @@ class Gates:
             self._believed[every] = kept
         return self._believed[every]
 
-    def believed_depth(self, every: int = 1) -> F32:
-        """Depth of every n-th row and column, NaN where it does not pass the gates."""
-        return np.where(self.believed(every), self.thinned(every)[0], np.float32(np.nan))
+    def believed_depth(self) -> F32:
+        """(H, W) m, NaN where the depth does not pass the gates."""
+        return np.where(self.believed(), self.depth, np.float32(np.nan))
 
     def depth_image(self) -> F32:
         """(H, W) m: NaN unknown, +Inf too far or sky, -Inf too near; gated where config says so.

@@ -36,7 +36,7 @@ ARGUMENTS = {
     "namespace": ("", "Namespace of the node and of its relative topics."),
     "autostart": (
         "true",
-        "Configure and activate the node once, when it is up; false with a lifecycle manager.",
+        "Configure and activate the node once, at its start; false with a lifecycle manager.",
     ),
     "model": (
         "",
@@ -52,11 +52,10 @@ ARGUMENTS = {
     "sparse_depth": ("", "Topic of a sparse depth Image (RGB-D, ToF, stereo); see lidar_sources."),
     "depth": (
         "",
-        "Topic on which ~/depth/image_rect goes out, compressedDepth below it and camera_info"
-        " beside it; depth of a distorted image goes to the name without _rect (or with"
-        " _unrectified).",
+        "Output topic for ~/depth/image_rect; compressedDepth goes below it, camera_info beside it."
+        " Depth of a distorted image goes to the name without _rect (or with _unrectified).",
     ),
-    "rviz": ("false", "true: RViz, with the topics that are given here."),
+    "rviz": ("false", "true: also start RViz, with the topics given here."),
     "log_level": ("info", "Log level of the node."),
 }
 REMAPPINGS = {

@@ -26,10 +26,10 @@ ARGUMENTS = {
     "namespace": ("", "Namespace of all cameras: /<namespace>/<camera>/depth_node."),
     "autostart": (
         "true",
-        "Configure and activate every camera once, when it is up; false with a lifecycle manager.",
+        "Configure and activate every camera once, at its start; false with a lifecycle manager.",
     ),
-    "model": ("", "model.path of every camera for which the file names none of its own."),
-    "method": ("", "fit.method, likewise."),
+    "model": ("", "model.path of every camera that has none of its own in the file."),
+    "method": ("", "fit.method of every camera, likewise."),
     "use_sim_time": ("", "true: time comes from /clock."),
     "log_level": ("info", "Log level of all cameras."),
 }

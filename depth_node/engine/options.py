@@ -27,8 +27,8 @@ class ModelConfig:
     path: str = option(
         EMBEDDED,
         "Path of an .onnx file with its manifest beside it, or name of a network fetched with"
-        f' `depth_tools models fetch`; "{EMBEDDED}": the network of the package,'
-        f' "{EMBEDDED_SMALL}": one of a quarter of its time.'
+        f' `depth_tools models fetch`; "{EMBEDDED}": the network of the package;'
+        f' "{EMBEDDED_SMALL}": a smaller one that takes a quarter of the time.'
         " Empty region_model.path: regions come from the image itself.",
     )
     manifest: str = option("", "Path of the manifest; empty: the file beside the model.")
@@ -56,7 +56,7 @@ class EngineConfig:
     """How engines are opened, built and kept: the same for every network of a process."""
 
     fallback: tuple[str, ...] = option(
-        (), "Back ends to try, in this order, if this machine cannot use that of a network."
+        (), "Back ends to try, in this order, if this machine cannot use a network's back end."
     )
     on_failure: str = option(
         "error",

@@ -87,29 +87,30 @@ class FitConfig:
 
     method: str = option(
         "field",
-        "Fit of metres to the relative depth: one for the image (global_depth, global_disparity, "
-        "median) or one per region (region_median; slf: scale, shift; ssf: scale, slopes, shift), "
-        "or one for the image with the residual of the points spread over it (field); network: no "
-        "fit, the metres of a metric or completion network, judged by the points.",
+        "How metres are fitted to the relative depth: one fit for the image (global_depth,"
+        " global_disparity, median), one per region (region_median; slf: scale, shift; ssf: scale,"
+        " slopes, shift), or one for the image plus a field that spreads the residuals at the"
+        " points (field). network: no fit; the metres of a metric or completion network, checked"
+        " by the points.",
         choices=(*METHODS, NETWORK),
     )
     mode: str = option(
         "sensor",
-        "Mode of the region methods; paper: plain least squares as published; sensor: withstands "
-        "outliers and few points.",
+        "Mode of the region methods; paper: plain least squares as published; sensor: robust to"
+        " outliers and few points.",
         choices=MODES,
     )
     min_points: int = option(
         0,
-        "Fewest points of a region before it borrows from its neighbours; 0 = parameters + 1 in "
-        "paper mode, 2 x parameters in sensor mode.",
+        "A region with fewer points borrows from its neighbours; 0 = parameters + 1 in paper mode,"
+        " 2 x parameters in sensor mode.",
         minimum=0,
         maximum=1000,
     )
     range_guard: float = option(
         0.5,
-        "A region's depth may leave the range of its points by this share of that range (sensor "
-        "mode); 0 = no limit.",
+        "A region's depth may exceed the range of its points by this share of that range (sensor"
+        " mode); 0 = no limit.",
         minimum=0.0,
         maximum=100.0,
     )
@@ -123,16 +124,17 @@ class FitConfig:
     )
     unanchored_s: float = option(
         30.0,
-        "How long depth goes on, with status UNANCHORED and a wide interval, by what earlier LiDAR "
-        "points said of the network's values when at most five come, or none; 0 = not at all.",
+        "How long depth continues when at most five LiDAR points arrive, or none: from the last"
+        " relation between points and network, with status UNANCHORED and a wide interval; 0 = not"
+        " at all.",
         unit="s",
         minimum=0.0,
         maximum=3600.0,
     )
     threads: int = option(
         0,
-        "Threads that share the loops of method field; 0 = one for each core that the process may"
-        " use, at most 4. The depth is the same with any number.",
+        "Threads that share the loops of method field; 0 = one per core that the process may use,"
+        " at most 4. The depth is the same with any number.",
         minimum=0,
         maximum=MAX_THREADS,
     )

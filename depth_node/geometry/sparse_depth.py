@@ -162,10 +162,10 @@ class ProjectionConfig:
     Raises ConfigError if min_depth_m is not below max_depth_m.
     """
 
-    drop_occluded: bool = option(True, "Drop points that something nearer hides from the camera.")
+    drop_occluded: bool = option(True, "Drop points that a nearer surface hides from the camera.")
     occlusion_radius_px: int = option(
         16,
-        "Radius in which nearer points are searched; about the distance in the image between"
+        "Radius in which nearer points are searched: about the distance in the image between"
         " neighbouring LiDAR lines.",
         unit="px",
         minimum=1,
@@ -173,19 +173,18 @@ class ProjectionConfig:
     )
     occlusion_ratio: float = option(
         1.15,
-        "A point is hidden if its depth is this many times that of nearer points on all sides of"
-        " it.",
+        "A point is hidden if its depth is this many times that of nearer points on all sides.",
         minimum=1.01,
         maximum=10.0,
     )
     min_depth_m: float = option(
         0.05,
-        "Nearer points are dropped (the robot itself); no depth is given below.",
+        "Nearer points are dropped (the robot itself), and depth is never smaller.",
         unit="m",
         minimum=1e-3,
     )
     max_depth_m: float = option(
-        200.0, "Farther points are dropped; no depth is given beyond.", unit="m", minimum=0.1
+        200.0, "Farther points are dropped, and depth is never larger.", unit="m", minimum=0.1
     )
 
     def __post_init__(self) -> None:

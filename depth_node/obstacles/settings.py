@@ -23,12 +23,12 @@ class ObstacleConfig:
 
     base_frame: str = option(
         "",
-        "The robot's TF frame on the ground, z up, such as base_footprint. Empty: TF is not asked;"
-        " camera_height_m and camera_pitch_deg tell where the ground is.",
+        "The robot's TF frame on the ground, z up, such as base_footprint. Empty: camera_height_m"
+        " and camera_pitch_deg define the ground, without TF.",
     )
     camera_height_m: float = option(
         0.0,
-        "Height of the camera above the ground, where base_frame is empty; 0 = unknown, no"
+        "Height of the camera above the ground, used if base_frame is empty; 0 = unknown, no"
         " obstacles.",
         unit="m",
         minimum=0.0,
@@ -36,56 +36,56 @@ class ObstacleConfig:
     )
     camera_pitch_deg: float = option(
         0.0,
-        "How far the camera looks down from level, where base_frame is empty.",
+        "How far the camera looks down from level, used if base_frame is empty.",
         unit="deg",
         minimum=-90.0,
         maximum=90.0,
     )
     min_height_m: float = option(
         0.02,
-        "What is lower above the ground is no obstacle. Pixels between the measured points must be"
-        " higher than a seventh of the camera's height too, measured points than four times their"
-        " noise.",
+        "Anything lower above the ground is no obstacle. Pixels between measured points must also"
+        " be higher than a seventh of the camera's height, measured points higher than four times"
+        " their noise.",
         unit="m",
         minimum=0.0,
         maximum=10.0,
     )
     max_height_m: float = option(
         2.0,
-        "What is higher above the ground is no obstacle: the robot passes below it.",
+        "Anything higher above the ground is no obstacle: the robot passes below it.",
         unit="m",
         minimum=0.01,
         maximum=100.0,
     )
     max_slope_deg: float = option(
         0.0,
-        "A slope that begins at the ground and is no steeper than this against it is ground too: a"
-        " ramp ahead. It must be seen over 0.8 m uphill and 0.5 m across, its foot by the LiDAR."
-        " 0 = what rises above the ground is an obstacle, however flat.",
+        "A slope up to this angle that begins at the ground counts as ground: a ramp ahead. It"
+        " must be seen over 0.8 m uphill and 0.5 m across, its foot by the LiDAR. 0 = whatever"
+        " rises above the ground is an obstacle, however flat.",
         unit="deg",
         minimum=0.0,
         maximum=30.0,
     )
     max_drop_m: float = option(
         0.0,
-        "What is seen deeper below the ground, such as stairs down, is marked min_height_m above"
-        " where the ground should be, with a negative height; pixels between the measured points"
-        " from a seventh of the camera's height on. 0 = a drop is no obstacle.",
+        "Anything seen deeper than this below the ground, such as stairs down, is marked"
+        " min_height_m above where the ground should be, with a negative height; pixels between"
+        " measured points only from a seventh of the camera's height on. 0 = drops are not marked.",
         unit="m",
         minimum=0.0,
         maximum=100.0,
     )
     min_range_m: float = option(
         0.0,
-        "What is nearer to the base frame's origin, over the ground, is left out: the robot's own"
-        " body.",
+        "Anything nearer to the base frame's origin, along the ground, is ignored: the robot's"
+        " own body.",
         unit="m",
         minimum=0.0,
         maximum=1000.0,
     )
     max_range_m: float = option(
         8.0,
-        "What is farther from the base frame's origin, over the ground, is left out.",
+        "Anything farther from the base frame's origin, along the ground, is ignored.",
         unit="m",
         minimum=0.1,
         maximum=1000.0,

@@ -44,8 +44,8 @@ class PromptConfig:
     )
     nms: str = option(
         "box",
-        "Overlap by which two masks are copies: that of their boxes (box, as published) or of the"
-        " masks (mask, slower).",
+        "How two masks are compared to find duplicates: by the overlap of their boxes (box, as"
+        " published) or of the masks (mask, slower).",
         choices=("box", "mask"),
     )
     nms_iou: float = option(

@@ -35,14 +35,14 @@ class SegmentationConfig:
     )
     edge_level: float = option(
         0.3,
-        "Minimum strength of an edge between regions, for networks that give edges.",
+        "Smallest strength of an edge between regions, for networks that output edges.",
         minimum=0.0,
         maximum=1.0,
     )
     every: int = option(
         1,
-        "Segment one of this many images of a sequence and propagate its regions by optical flow;"
-        " 1 = every image, 0 = only images that changed.",
+        "Segment one of this many images of a sequence and carry its regions to the others by"
+        " optical flow; 1 = every image, 0 = only images that changed.",
         minimum=0,
         maximum=1000,
     )

@@ -264,13 +264,14 @@ def markdown() -> str:
             "<!-- Written by `make docs` from the code; edit the code. -->",
             "# Parameters",
             "",
-            "All of them can be given in a YAML file (`--ros-args --params-file`, or"
-            " `params_file:=` of the launch file), on the command line (`-p fit.method:=slf`) and"
-            " at run time (`ros2 param set`). A wrong value or a misspelt name is refused with a"
-            " sentence; a name that resembles none of these may be another node's: a warning."
-            " Marks: **c** can be set only while the node is unconfigured, since an engine is"
-            " opened at configure; **d** not while it is active; all others take effect with the"
-            " next frame.",
+            "Set parameters in a YAML file (`--ros-args --params-file`, or `params_file:=` of the"
+            " launch file), on the command line (`-p fit.method:=slf`) or at run time (`ros2 param"
+            " set`). A wrong value or a misspelt name is refused with a sentence. A name that"
+            " resembles none of these may be another node's and only gives a warning.",
+            "",
+            "Marks: **c** can be set only while the node is unconfigured, because configure opens"
+            " the engines; **d** cannot be set while the node is active. All others take effect"
+            " with the next frame.",
             "",
             "## What a user sets",
             "",
@@ -280,7 +281,7 @@ def markdown() -> str:
             "",
             *_table([item for name, item in options.items() if name not in ESSENTIAL]),
             "",
-            "Besides these: `use_sim_time`, and `qos_overrides.<topic>.<publisher or"
+            "In addition: `use_sim_time`, and `qos_overrides.<topic>.<publisher or"
             " subscription>.<history, depth or reliability>` for every topic of the node.",
             "",
         ]

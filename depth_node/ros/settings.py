@@ -79,48 +79,48 @@ class NodeConfig(PipelineConfig):
 
     image_transport: str = option(
         "raw",
-        "What comes on `image`: raw (sensor_msgs/Image) or compressed (CompressedImage).",
+        "Message type on `image`: raw (sensor_msgs/Image) or compressed (CompressedImage).",
         choices=("raw", "compressed"),
     )
     image_rectified: str = option(
         "auto",
-        "Whether the image is rectified: yes (P of camera_info holds, D is ignored), no (K and D"
-        " hold), auto (yes if the topic is called image_rect..., or if D is zero, R the identity"
-        " and P equal to K).",
+        "Whether the image is rectified: yes (use P of camera_info, ignore D), no (use K and D),"
+        " auto (yes if the topic is called image_rect..., or if D is zero, R the identity and P"
+        " equal to K).",
         choices=("auto", "yes", "no"),
     )
     max_width_px: int = option(
         0,
-        "Wider images are shrunk to this width, 32 or more, before anything else, and all output"
-        " has the smaller size; 0 = as they come.",
+        "Shrink wider images to this width (32 or more) first; all outputs then have the smaller"
+        " size. 0 = full size.",
         unit="px",
         minimum=0,
     )
     max_rate_hz: float = option(
         0.0,
-        "At most so many images a second are worked on, the others are passed over; 0 = all.",
+        "Largest number of images processed per second; the others are skipped. 0 = all.",
         unit="Hz",
         minimum=0.0,
         maximum=1000.0,
     )
     lidar_sources: tuple[str, ...] = option(
         ("points", "scan"),
-        "Where measured points come from: points (PointCloud2), scan (LaserScan), landmarks"
-        " (PointCloud2 of a sensor with much noise: radar, VIO, SLAM), depth (a sparse depth Image,"
-        " registered to the camera), range (Range: ultrasound, infrared); one or several.",
+        "Inputs of measured points, one or several: points (PointCloud2), scan (LaserScan),"
+        " landmarks (PointCloud2 of a noisy sensor: radar, VIO, SLAM), depth (a sparse depth"
+        " Image, registered to the camera), range (Range: ultrasonic, infrared).",
         choices=("points", "scan", "landmarks", "depth", "range"),
     )
     landmarks_noise: float = option(
         0.05,
-        "Standard deviation of the points on `landmarks`, as a share of their distance: they are"
-        " weighed by it beside the others, and the interval is freed of it. A field std, stddev,"
-        " range_std or rangeSTD (m) of a cloud says it for each point and wins.",
+        "Standard deviation of the points on `landmarks`, relative to their distance. It weights"
+        " them against other points and is subtracted from the interval. A field std, stddev,"
+        " range_std or rangeSTD (m) of the cloud overrides it for each point.",
         minimum=0.001,
         maximum=1.0,
     )
     depth_noise: float = option(
         0.02,
-        "Standard deviation of the depth images on `depth`, as a share of the distance; see"
+        "Standard deviation of the depth images on `depth`, relative to the distance; see"
         " landmarks_noise. Data sheets give some 0.02 for stereo at 2 m and 0.01 for time of"
         " flight.",
         minimum=0.001,
@@ -128,39 +128,42 @@ class NodeConfig(PipelineConfig):
     )
     range_noise: float = option(
         0.1,
-        "Standard deviation of the distances on `range`, as a share of them; see landmarks_noise.",
+        "Standard deviation of the distances on `range`, relative to the distance; see"
+        " landmarks_noise.",
         minimum=0.001,
         maximum=1.0,
     )
     T_camera_lidar: tuple[float, ...] = option(
         (),
-        "Maps LiDAR coordinates into the camera's optical frame: the 16 numbers of a 4x4 matrix,"
-        " row by row. Empty: TF is asked. If it is given, it holds for every LiDAR message.",
+        "Pose of the LiDAR: the 4x4 matrix, row by row (16 numbers), that maps LiDAR coordinates"
+        " into the camera's optical frame. If set, it applies to every LiDAR message. Empty: the"
+        " pose comes from TF.",
     )
     world_frame: str = option(
         "",
-        "A TF frame that stands still, such as odom. If it is given, what is remembered of earlier"
-        " images and LiDAR scans of another time move with the camera. Empty: TF is not asked.",
+        "A TF frame that stands still, such as odom. If set, the memory of earlier images and"
+        " LiDAR scans of other times move with the camera. Empty: motion is not corrected.",
     )
     camera_readout_time_s: float = option(
         0.0,
-        "Of a rolling shutter: from the exposure of the image's first row, at its stamp, to that of"
-        " its last (15 to 30 ms in many cameras). With world_frame each point is seen at the time"
-        " of the row that it lands in. 0 = all rows at once.",
+        "Readout time of a rolling shutter: from the exposure of the first row, at the image's"
+        " stamp, to that of the last (15 to 30 ms in many cameras). With world_frame each point is"
+        " projected at the time of the row that it falls on. 0 = all rows at once.",
         unit="s",
         minimum=0.0,
         maximum=1.0,
     )
     tf_tolerance_s: float = option(
         0.1,
-        "A moving transform that TF has not for the image's stamp yet may be this much older.",
+        "If TF has no moving transform for the image's stamp yet, one that is at most this much"
+        " older is used.",
         unit="s",
         minimum=0.0,
         maximum=10.0,
     )
     max_scan_age_s: float = option(
         0.3,
-        "LiDAR scans count for an image if their stamps are at most this far apart.",
+        "LiDAR scans are used for an image if their stamps differ from its stamp by at most this.",
         unit="s",
         minimum=0.001,
         maximum=60.0,
@@ -175,15 +178,14 @@ class NodeConfig(PipelineConfig):
     )
     scans_per_image: int = option(
         0,
-        "How many scans of each LiDAR accumulate, those nearest in time first. 0 = all within"
-        " max_scan_age_s if world_frame tells how the robot moved between them, else one turn, also"
-        " if the LiDAR sends it in pieces. More than that without world_frame smears while the"
-        " robot moves.",
+        "Number of scans of each LiDAR to accumulate, nearest in time first. 0 = all within"
+        " max_scan_age_s if world_frame gives the motion, otherwise one turn, even if the LiDAR"
+        " sends it in pieces. More than that without world_frame smears while the robot moves.",
         minimum=0,
     )
     scan_wait_s: float = option(
         0.0,
-        "How long an image waits for a scan that is not older than itself. For a LiDAR that is"
+        "How long an image waits for a scan that is not older than itself, for a LiDAR that is"
         " triggered with the camera; adds to the latency.",
         unit="s",
         minimum=0.0,
@@ -195,13 +197,17 @@ class NodeConfig(PipelineConfig):
         choices=("32FC1", "16UC1"),
     )
     points_decimation: int = option(
-        2, "Every n-th row and column of the depth goes to `~/points`.", minimum=1, maximum=64
+        2,
+        "Every n-th row and column of the depth is published on `~/points`.",
+        minimum=1,
+        maximum=64,
     )
 
     extrinsics_cpu_share: float = option(
         0.03,
-        "Of the node's own CPU time, how much may be spent on judging where the LiDARs sit and"
-        " when: `~/extrinsics` and /diagnostics say what was found, nothing is corrected. 0 = off.",
+        "Largest share of the node's own CPU time for checking the LiDARs' poses and time"
+        " offsets; `~/extrinsics` and /diagnostics report the result, nothing is corrected. 0 ="
+        " off.",
         minimum=0.0,
         maximum=1.0,
     )
@@ -209,8 +215,8 @@ class NodeConfig(PipelineConfig):
 
     bond: bool = option(
         True,
-        "Whether an active node offers the bond by which a lifecycle manager (Nav2's) notices that"
-        " it died. Needs bondpy; without it the manager's bond_timeout must be 0.0.",
+        "Whether an active node offers the bond by which a lifecycle manager (Nav2's) detects"
+        " that it died. Needs bondpy; without it set the manager's bond_timeout to 0.0.",
     )
 
     def __post_init__(self) -> None:

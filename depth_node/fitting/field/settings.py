@@ -15,10 +15,10 @@ REFINE = ("auto", "off")
 class TemporalConfig:
     """The memory of method field."""
 
-    enabled: bool = option(True, "Average over frames where the scene stands still.")
+    enabled: bool = option(True, "Average over frames in static parts of the scene.")
     memory: float = option(
         0.8,
-        "Largest weight of the old answer in the new one; 0.8 averages about nine frames.",
+        "Largest weight of the old result in the new one; 0.8 averages about nine frames.",
         minimum=0.0,
         maximum=0.98,
     )
@@ -41,8 +41,8 @@ class FieldConfig:
 
     max_extrapolation: float = option(
         1.0,
-        "Farther than this from every used point, as a fraction of the larger side of the image, "
-        "the interval is unknown (NaN).",
+        "Farther than this from every used point, relative to the larger side of the image, the"
+        " interval is unknown (NaN).",
         minimum=0.01,
         maximum=2.0,
     )
@@ -55,9 +55,9 @@ class FieldConfig:
     )
     range_noise_m: float = option(
         0.0,
-        "Standard deviation of a point's measured depth, as the sensor's data sheet gives it; the "
-        "interval of the depth map is freed of it. 0: unknown, then the interval holds measured "
-        "points rather than the surfaces under them.",
+        "Standard deviation of a measured depth, as the sensor's data sheet gives it; it is"
+        " subtracted from the interval. 0: unknown; the interval then contains measured points"
+        " rather than the surfaces under them.",
         unit="m",
         minimum=0.0,
         maximum=10.0,
@@ -65,15 +65,15 @@ class FieldConfig:
     temporal: TemporalConfig = section(TemporalConfig, "What is remembered from frame to frame.")
     refine: str = option(
         "auto",
-        "A small network mixes the field anew where the depth network is weak; auto: with 100"
-        " points or more, where ONNX Runtime is installed; off: never, which saves its time.",
+        "Improve the field with a small network if the depth network is weak; auto: with 100"
+        " points or more, if ONNX Runtime is installed; off: never, which saves time.",
         choices=REFINE,
     )
     compiler: str = option(
         "auto",
-        "Form of the inner loops; numba: refuse to start without it rather than run 40 times"
-        " slower; numpy: run without "
-        "numba and without its warning; auto: numba where it is installed.",
+        "Form of the inner loops; numba: refuse to start without it instead of running 40 times"
+        " slower; numpy: run without numba and without its warning; auto: numba if it is"
+        " installed.",
         choices=COMPILERS,
     )
 
