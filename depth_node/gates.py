@@ -127,9 +127,9 @@ class Gates:
             self._believed[every] = kept
         return self._believed[every]
 
-    def believed_depth(self, every: int = 1) -> F32:
-        """Depth of every n-th row and column, NaN where it does not pass the gates."""
-        return np.where(self.believed(every), self.thinned(every)[0], np.float32(np.nan))
+    def believed_depth(self) -> F32:
+        """(H, W) m, NaN where the depth does not pass the gates."""
+        return np.where(self.believed(), self.depth, np.float32(np.nan))
 
     def depth_image(self) -> F32:
         """(H, W) m: NaN unknown, +Inf too far or sky, -Inf too near; gated where config says so.

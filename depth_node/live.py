@@ -33,6 +33,7 @@ from depth_node.recordings.frames import find_frames, read_frame
 VIEWS = 80  # rendered; played back and forth
 SCORED = 30  # of the depth images that came
 FAST_DDS_PROFILE = Path(__file__).parent / "ros/fastdds.xml"  # room for images in shared memory
+TAIL_LINES = 15  # of a log
 PATIENCE_S = 120.0  # for the node to come up on a busy machine
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 
@@ -144,10 +145,10 @@ class Child:
         if self.reader is not None:
             self.reader.join(5.0)
 
-    def tail(self, lines: int = 15) -> str:
+    def tail(self) -> str:
         """The end of its log."""
         text = self.log.read_text(encoding="utf-8", errors="replace")
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(text.splitlines()[-TAIL_LINES:])
 
 
 @dataclass

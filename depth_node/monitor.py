@@ -37,6 +37,9 @@ _DETAILS = (
 LOST_IMAGES = 0.75
 """An image rate below this share of camera_info's tells that images get lost on their way."""
 
+WINDOW_S = 5.0
+"""What happened longer ago is not reported."""
+
 _FEWEST_INFOS = 10  # in the window, before a rate is believed
 
 _EVENTS = (
@@ -112,10 +115,9 @@ class Report:
 
 
 class Monitor:
-    """Counts events and stores the frames of the last `window_s` seconds."""
+    """Counts events and stores the frames of the last WINDOW_S seconds."""
 
-    def __init__(self, window_s: float = 5.0) -> None:
-        self._window_s = window_s
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self.reset(None)
 
@@ -189,7 +191,7 @@ class Monitor:
             self._drop_old(now_s)
             recent = {name: len(times) for name, times in self._times.items()}
             since = self._start_s if self._start_s is not None else now_s
-            span = max(min(self._window_s, now_s - since), 1e-3)
+            span = max(min(WINDOW_S, now_s - since), 1e-3)
             rates = {name: count / span for name, count in recent.items()}
             frames = [frame for _, frame in self._frames]
             level, message = self._judge(recent, rates, frames, situation, now_s - since)
@@ -208,10 +210,10 @@ class Monitor:
         if not situation.enabled:
             return Level.WARN, "switched off by ~/enable: call it with true to continue"
         if not recent["image"]:
-            if age_s < min(2.0, self._window_s):
+            if age_s < min(2.0, WINDOW_S):
                 return Level.OK, "just started: waiting for the first image"
             return Level.ERROR, situation.input_hint or (
-                f"no image on {situation.image_topic} in {self._window_s:g} s:"
+                f"no image on {situation.image_topic} in {WINDOW_S:g} s:"
                 " check the camera, the remapping of `image` and its QoS"
             )
         if situation.subscribers == 0:
@@ -221,7 +223,7 @@ class Monitor:
             return Level.ERROR, f"no frame gets through: {situation.input_hint or self._reason}"
         if not frames:
             return Level.WARN, (
-                f"no frame in the last {self._window_s:g} s: the first one is being processed"
+                f"no frame in the last {WINDOW_S:g} s: the first one is being processed"
             )
         if bad:
             return Level.WARN, f"{bad} of {bad + len(frames)} frames failed: {self._reason}"
@@ -309,7 +311,7 @@ class Monitor:
             self._drop_old(now_s)
 
     def _drop_old(self, now_s: float) -> None:
-        oldest = now_s - self._window_s
+        oldest = now_s - WINDOW_S
         for times in self._times.values():
             while times and times[0] < oldest:
                 times.popleft()

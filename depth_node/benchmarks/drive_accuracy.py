@@ -122,7 +122,6 @@ def drive_accuracy(
     *,
     samplings: Sequence[Sampling],
     methods: Sequence[str] = METHODS,
-    projection: ProjectionConfig | None = None,
     stride: int = 1,
     on_frame: Callable[[], None] = lambda: None,
 ) -> DriveReport:
@@ -132,7 +131,7 @@ def drive_accuracy(
     Raises FrameError where no frame has held-out points in the image.
     """
     report, watch = DriveReport(), ExtrinsicsWatch()
-    projection = projection or ProjectionConfig()
+    projection = ProjectionConfig()
     for number, frame in enumerate(frames):
         watch.add(frame)
         if number % stride == 0 and frame.points is not None and len(frame.points):

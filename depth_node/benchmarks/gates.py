@@ -64,7 +64,6 @@ def run_gates(
     *,
     points: Sequence[int] = (250, 1000),
     lines: int = 8,
-    noise: Sequence[str] = ("clean", "noisy"),
     seeds: Sequence[int] = (0,),
     gates: Sequence[GateConfig] = (GateConfig(),),
     on_frame: Callable[[str], None] | None = None,
@@ -83,7 +82,7 @@ def run_gates(
             if lines:
                 splits[f"lines_{lines}"] = split_lines(frame, lines, seed)
             for name, split in splits.items():
-                for kind in noise:
+                for kind in ("clean", "noisy"):
                     measured = disturbed(frame, split.points, kind, 0.0, seed)
                     result = fit_method("field", prediction, measured, None, frame.image)
                     condition = name + ("n" if kind == "noisy" else "")

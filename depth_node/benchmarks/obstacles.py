@@ -122,19 +122,17 @@ class Robot:
 
 def run_floors(
     robot: Robot,
-    seeds: Sequence[int] = SEEDS,
     frames: int = 600,
     lines: int = 32,
     *,
     box: bool,
     range_noise_m: float = 0.01,
-    networks: Sequence[str] = NETWORKS,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> list[FloorCase]:
-    """Cases of a drive of 60 s, spread over the floors of the seeds; on_step after each frame."""
+    """Cases of a drive of 60 s, spread over the floors of SEEDS; on_step after each frame."""
     cases = []
     numbers = np.linspace(0, DRIVE_S * RATE_HZ - 1, frames).round().astype(int)
-    for seed, part in zip(seeds, np.array_split(numbers, len(seeds)), strict=True):
+    for seed, part in zip(SEEDS, np.array_split(numbers, len(SEEDS)), strict=True):
         world = FloorWorld(seed, lines=lines, range_noise_m=range_noise_m)
         rng = np.random.default_rng(seed)
         robot.reset()
@@ -143,7 +141,7 @@ def run_floors(
             frame = world.frame(number, place if box else None)
             if box:
                 robot.reset()  # the box is somewhere else in every frame
-            for network in networks:
+            for network in NETWORKS:
                 _, found = robot.see(frame, network, seed)
                 cases.append(_judge(found, network, lines, place if box else None))
             on_step(f"floor {seed}")

@@ -11,7 +11,7 @@ rangers       four ultrasonic cones of 20 degrees, 2 % of range noise; the netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,8 +165,6 @@ CASES: dict[str, Callable[[RecordedFrame, int], SensorPoints | None]] = {
 def run_sensors(
     sources: Iterable[str | Path],
     predictor: DepthPredictor | str,
-    *,
-    seeds: Sequence[int] = SEEDS,
     on_frame: Callable[[str], None] | None = None,
 ) -> Table:
     """AbsRel, coverage and width of the interval of `field` in every case, means over sources.
@@ -175,7 +173,7 @@ def run_sensors(
     """
     means = Means()
     for frame, prediction in predicted(sources, predictor, on_frame):
-        for case, measured in _measured(frame, seeds):
+        for case, measured in _measured(frame):
             heard_at = echo_pixels(measured.echoes, prediction.nearness, frame.camera)
             points = measured.points.with_more(heard_at)
             result = fit_method("field", prediction, points, None, frame.image)
@@ -203,9 +201,9 @@ def run_sensors(
     return Table("Other sparse sensors, method field, mean over sources", head, rows)
 
 
-def _measured(frame: RecordedFrame, seeds: Sequence[int]) -> Iterator[tuple[str, SensorPoints]]:
+def _measured(frame: RecordedFrame) -> Iterator[tuple[str, SensorPoints]]:
     for case, make in CASES.items():
-        for seed in seeds:
+        for seed in SEEDS:
             measured = make(frame, seed)
             if measured is not None:
                 yield case, measured

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from depth_node.config import build
 from depth_node.fitting import FitConfig, fit
+from depth_node.fitting.methods import DEPTH_RANGE_M
 from depth_node.fitting.numba_support import find_numba
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.inference import open_engine
@@ -134,9 +135,9 @@ def _row(name: str, times: Mapping[str, float], base: Mapping[str, float]) -> tu
 # --------------------------------------------------------------------------------------------- fit
 
 
-def fit_problem(seed: int = 0) -> tuple[Prediction, SparseDepth, NDArray[np.int32]]:
+def fit_problem() -> tuple[Prediction, SparseDepth, NDArray[np.int32]]:
     """A problem of one image: about 100 regions of different size (H, W), 1000 points."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     seeds = rng.uniform(0, 1, (REGIONS, 2)) * (HEIGHT, WIDTH)
     rows, cols = np.mgrid[:HEIGHT, :WIDTH]
     distance = [(rows - r) ** 2 + (cols - c) ** 2 for r, c in seeds]
@@ -175,8 +176,6 @@ def plain_fit(
     method: str = "ssf",
     *,
     evidence: bool = False,
-    min_depth: float = 0.05,
-    max_depth: float = 200.0,
 ) -> PlainFit:
     """Region fits by a plain loop over masks and numpy.linalg.lstsq; the rival of fit().
 
@@ -217,7 +216,7 @@ def plain_fit(
             leverage = np.sum(pixels * (np.linalg.pinv(design @ design.T) @ pixels), axis=0)
             std[region] = sigma * np.sqrt(1 + leverage)
             rows.append((label, own, count, float(sigma)))
-    return PlainFit(np.clip(depth, min_depth, max_depth), std, rows)
+    return PlainFit(np.clip(depth, *DEPTH_RANGE_M), std, rows)
 
 
 def unit_grid(height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -28,6 +28,7 @@ ANCHORED_S = 2.0  # with points, before the plug is pulled
 AGES_S = (0.2, 1.0, 2.0, 4.0, 7.6)
 FEW = (0, 1, 3, 5)  # points that still come
 ROAD_AGE_S = 1.0
+ANCHORING_POINTS = 250
 _STEP = 2  # of the frames
 _HEAD = ["points after it", "of the last scan, s", "AbsRel", "in the 95 % interval", "bound"]
 
@@ -67,7 +68,7 @@ def walks(
     return Table("The LiDAR's plug is pulled on a walk", _HEAD, _rows(means), notes)
 
 
-def recordings(pipeline: DepthPipeline, folder: Path, points: int = 250) -> Table:
+def recordings(pipeline: DepthPipeline, folder: Path) -> Table:
     """Recorded frames: anchored on one of a source, unanchored on each other one of it."""
     means = Means()
     sources: dict[str, list[tuple[FrameInput, SparseDepth, Truth]]] = {}
@@ -75,7 +76,7 @@ def recordings(pipeline: DepthPipeline, folder: Path, points: int = 250) -> Tabl
         recorded = read_frame(path)
         if recorded.depth is None:
             continue
-        split = split_uniform(recorded, points, 0)
+        split = split_uniform(recorded, ANCHORING_POINTS, 0)
         observed = FrameInput(recorded.image, recorded.camera)
         prediction = pipeline.process(dataclasses.replace(observed, sparse=split.points)).prediction
         observed = dataclasses.replace(observed, prediction=prediction)

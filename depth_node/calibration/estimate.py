@@ -38,11 +38,11 @@ LOCAL_RADIUS = 0.5
 """UNITs: perturbations of the local-maximum test."""
 
 
-def corrections_of(steps: Floats, centre: Floats | None = None) -> Floats:
-    """Corrections (K, 7) of steps (K, 6) or (K, 7) in UNITs from a centre (7,)."""
-    out = np.zeros((len(steps), 7)) if centre is None else np.tile(centre, (len(steps), 1))
+def corrections_of(steps: Floats) -> Floats:
+    """Corrections (K, 7) of steps (K, 6) or (K, 7) in UNITs."""
+    out = np.zeros((len(steps), 7))
     d = steps.shape[1]
-    out[:, :d] += steps * UNIT[:d]
+    out[:, :d] = steps * UNIT[:d]
     return out
 
 
@@ -61,9 +61,9 @@ def _block_sums(per_frame: Floats) -> Floats:
 
 
 @lru_cache(maxsize=64)
-def _draws(blocks: int, seed: int) -> npt.NDArray[np.int64]:
+def _draws(blocks: int) -> npt.NDArray[np.int64]:
     """How often each block is drawn in each resample, (RESAMPLES, blocks)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return rng.multinomial(blocks, np.full(blocks, 1 / blocks), RESAMPLES)
 
 
@@ -95,14 +95,14 @@ class Estimate:
         return [AXES[axis] for axis in axes if self.std[axis] > KNOWN[axis]]
 
 
-def local_maximum(scores: Floats, seed: int = 0) -> tuple[float, float]:
+def local_maximum(scores: Floats) -> tuple[float, float]:
     """Fraction of perturbations that score worse, and in how many draws at least .99 of them do.
 
     scores: (F, 1 + K), the first column those of the pose itself.
     """
     sums = _block_sums(scores)
     total = sums.sum(0)
-    drawn = _draws(len(sums), seed) @ sums
+    drawn = _draws(len(sums)) @ sums
     worse = (drawn[:, 1:] < drawn[:, :1]).mean(1)
     return float((total[1:] < total[0]).mean()), float((worse >= 0.99).mean())
 
@@ -123,9 +123,9 @@ def usable_dimensions(observations: Sequence[Observation]) -> int:
     return 7 if np.mean(moving) > 0.5 else 6
 
 
-def divided(observations: Sequence[Observation], least: int = BLOCKS) -> list[Observation]:
-    """At least so many observations: few frames are cut into strips with a part of the points."""
-    parts = -(-least // max(len(observations), 1))
+def divided(observations: Sequence[Observation]) -> list[Observation]:
+    """At least BLOCKS observations: few frames are cut into strips with a part of the points."""
+    parts = -(-BLOCKS // max(len(observations), 1))
     if parts <= 1:
         return list(observations)
     out = []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_node.cli.console import UsageError
-from depth_node.config import load, override
+from depth_node.config import ConfigError, load, override
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.fitting import METHODS, NETWORK
 from depth_node.pipeline import PipelineConfig
@@ -64,7 +65,10 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
         "fit.method": options.method,
     }
     changes = [f"{key}={value}" for key, value in shortcuts.items() if value]
-    return override(config, [*options.set, *changes])
+    config = override(config, [*options.set, *changes])
+    if not config.model.path:
+        raise ConfigError(f"model.path is empty: name an .onnx file, or {EMBEDDED}")
+    return config
 
 
 def need_ros() -> None:
@@ -97,3 +101,14 @@ def integers(name: str, text: str) -> list[int]:
         return [int(word) for word in words(text)]
     except ValueError:
         raise UsageError(f"{name} {quoted(text)} must be whole numbers like 50,250") from None
+
+
+def random_seeds(text: str | int, usual: Sequence[int] = ()) -> list[int]:
+    """The numbers of --seed, one or several; `usual` where none is given. Raises UsageError."""
+    numbers = integers("--seed", str(text)) or list(usual)
+    for number in numbers:
+        if number < 0:
+            raise UsageError(f"--seed {number}: give numbers from 0")
+    if not numbers:
+        raise UsageError("--seed names no number: give numbers from 0")
+    return numbers

@@ -24,7 +24,7 @@ from depth_node.benchmarks import (
     unanchored,
 )
 from depth_node.benchmarks.tables import Table, markdown
-from depth_node.cli.arguments import integers, need_ros, words
+from depth_node.cli.arguments import integers, need_ros, random_seeds, words
 from depth_node.cli.console import (
     UsageError,
     console,
@@ -34,7 +34,7 @@ from depth_node.cli.console import (
     write_json,
     write_text,
 )
-from depth_node.cli.replay import add_bag_options, opened_bag
+from depth_node.cli.replay import add_bag_options, opened_bag, refuse_bag_options
 from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.options import ModelConfig
 from depth_node.inference import DepthModel
@@ -165,6 +165,7 @@ def _run_accuracy(options: argparse.Namespace) -> int:
     terminal = console()
     if any(is_bag(source) for source in options.sources):
         return _run_drive(options)
+    refuse_bag_options(options)
     count = sum(len(find_frames(source)) for source in options.sources)
     chosen: dict[str, Any] = {
         "methods": words(options.methods),
@@ -172,7 +173,7 @@ def _run_accuracy(options: argparse.Namespace) -> int:
         "lines": options.lines,
         "scan_below_m": options.scan_below,
         "noise": words(options.noise),
-        "seeds": integers("--seed", options.seed),
+        "seeds": random_seeds(options.seed),
         "labels": options.labels,
         "calibration_px": options.calibration_px,
     }
@@ -208,7 +209,7 @@ def _run_drive(options: argparse.Namespace) -> int:
     for option, usual in folders_only.items():
         if getattr(options, option) != usual:
             raise UsageError(f"--{option.replace('_', '-')} is for folders of frames with a truth")
-    seed = integers("--seed", options.seed)[0]
+    seed = random_seeds(options.seed)[0]
     samplings = [Sampling(lines=options.lines or DRIVE_LINES, seed=seed)]
     samplings += [Sampling(points=n, seed=seed) for n in _point_counts(options)]
     methods = words(options.methods) or drive_accuracy.METHODS
@@ -330,7 +331,7 @@ def _add_deskew(kinds: Any) -> None:
 
 
 def _run_deskew(options: argparse.Namespace) -> int:
-    seeds = integers("--seed", options.seed) or deskew.SEEDS
+    seeds = random_seeds(options.seed, deskew.SEEDS)
     with DepthPipeline(PipelineConfig()) as pipeline:
         tables = [
             deskew.accuracy(pipeline, seeds),
@@ -355,7 +356,7 @@ def _add_unanchored(kinds: Any) -> None:
 
 def _run_unanchored(options: argparse.Namespace) -> int:
     terminal = console()
-    seeds = integers("--seed", options.seed) or unanchored.SEEDS
+    seeds = random_seeds(options.seed, unanchored.SEEDS)
     with (
         DepthPipeline(PipelineConfig()) as pipeline,
         progress(terminal, "walking", len(seeds)) as advance,
@@ -382,7 +383,7 @@ def _add_calibration(kinds: Any) -> None:
 
 def _run_calibration(options: argparse.Namespace) -> int:
     terminal = console()
-    seeds = integers("--seed", options.seed) or calibration.SEEDS
+    seeds = random_seeds(options.seed, calibration.SEEDS)
     with progress(terminal, "walking", len(seeds) + 1) as advance:
         tables = calibration.study(options.cache, seeds, options.frames, advance)
     print_tables(terminal, tables, options.out)
@@ -410,7 +411,7 @@ def _run_gates(options: argparse.Namespace) -> int:
         DepthModel.open(ModelConfig(options.model, options.manifest)) as model,
         progress(terminal, "gating", count) as advance,
     ):
-        seeds = integers("--seed", options.seed)
+        seeds = random_seeds(options.seed)
         rows = gates.run_gates(
             options.sources, model, seeds=seeds, gates=gates.CANDIDATES, on_frame=advance
         )

@@ -16,7 +16,7 @@ from depth_node.calibration.estimate import AXES, UNIT, Estimate, calibrate, cor
 from depth_node.calibration.observation import Floats, observe_all
 from depth_node.cli.arguments import matrix
 from depth_node.cli.console import UsageError, console, print_table, progress, write_json
-from depth_node.cli.replay import add_bag_options, opened_bag
+from depth_node.cli.replay import add_bag_options, opened_bag, refuse_bag_options
 from depth_node.frame import FrameInput
 from depth_node.geometry.rigid import check_rigid
 from depth_node.recordings.frames import FrameError, find_frames, is_bag, read_frame
@@ -59,7 +59,11 @@ def _run(options: argparse.Namespace) -> int:
             raise UsageError(str(error)) from None
     source = options.source.resolve()
     out = options.out or Path("runs") / f"calibrate_{source.stem}"
-    frames = _bag_frames(options, source) if is_bag(source) else _folder_frames(source)
+    if is_bag(source):
+        frames = _bag_frames(options, source)
+    else:
+        refuse_bag_options(options, scans_per_image=1)
+        frames = _folder_frames(options, source)
     if start is not None:
         frames = [dataclasses.replace(frame, T_camera_lidar=start) for frame in frames]
     stated = _common_pose(frames)
@@ -150,9 +154,11 @@ def _common_pose(frames: Sequence[FrameInput]) -> Floats:
     return poses[0]
 
 
-def _folder_frames(source: Path) -> list[FrameInput]:
+def _folder_frames(options: argparse.Namespace, source: Path) -> list[FrameInput]:
     frames = []
-    for folder in find_frames(source):
+    folders = find_frames(source)
+    # Every frame would not fit in memory; without stamps none needs its neighbours.
+    for folder in folders[:: max(1, len(folders) // max(options.frames, 1))]:
         frame = read_frame(folder)
         if frame.points_lidar is None:
             raise FrameError(f"{folder} has no lidar.npy: calibrating needs LiDAR points.")

@@ -55,8 +55,11 @@ def run_command(
 
     program: its name before the sentence, "" for none. errors: those of the user; what the system
     refuses counts as one, a file that may not be read or a disk that is full. An output that cannot
-    show a character gets its escape.
+    show a character gets its escape; one that is closed is done without.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")

@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_node.cli.arguments import add_method_options, need_ros, pipeline_config
+from depth_node.cli.arguments import (
+    add_method_options,
+    need_ros,
+    pipeline_config,
+    random_seeds,
+)
 from depth_node.cli.console import (
     console,
     image_size,
@@ -295,7 +300,7 @@ def run_command(options: argparse.Namespace) -> int:
             options.seconds,
             options.rate,
             image_size("--size", options.size),
-            options.seed,
+            random_seeds(options.seed)[0],
             options.frames,
             unplug=options.unplug,
             knock_deg=options.knock,

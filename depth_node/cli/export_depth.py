@@ -10,7 +10,7 @@ from typing import Any
 
 from depth_node.cli.arguments import add_method_options, pipeline_config
 from depth_node.cli.console import UsageError, console, progress
-from depth_node.cli.replay import add_bag_options, open_bags, opened_bag
+from depth_node.cli.replay import add_bag_options, open_bags, opened_bag, refuse_bag_options
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.export import FrameFolders
 from depth_node.recordings.frames import is_bag
@@ -62,6 +62,7 @@ def _run(options: argparse.Namespace) -> int:
             bag = stack.enter_context(opened_bag(options, source))
             frames: Any = open_bags().BagFrames(bag, everything, pipeline)
         else:
+            refuse_bag_options(options)
             frames = FolderFrames(source, everything, pipeline)
         advance = stack.enter_context(progress(terminal, "exporting", len(frames)))
         for number, frame in enumerate(frames):

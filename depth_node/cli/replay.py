@@ -183,12 +183,16 @@ def _run_replay(options: argparse.Namespace) -> int:
         pipeline = stack.enter_context(DepthPipeline(config))
         bag: Any = None
         if is_bag(source):
+            for name in ("stored_regions", "prediction"):
+                if getattr(options, name):
+                    raise UsageError(f"--{name.replace('_', '-')} is for folders of frames")
             bag = stack.enter_context(opened_bag(options, source))
             facts["topics"] = vars(bag.topics)
             chosen = ", ".join(name for name in vars(bag.topics).values() if name)
             terminal.print(f"topics: {both_ends(chosen)}", markup=False)
             frames: Any = open_bags().BagFrames(bag, sampling, pipeline)
         else:
+            refuse_bag_options(options)
             frames = sources.FolderFrames(
                 source,
                 sampling,
@@ -221,6 +225,21 @@ def _run_replay(options: argparse.Namespace) -> int:
         more = {"left_out": done.left_out.sentences(), "extrinsics": done.extrinsics}
         write_json(options.json, {**content, **more})
     return 1 if done.left_out.damaged else 0
+
+
+def refuse_bag_options(options: argparse.Namespace, **own: Any) -> None:
+    """Raises UsageError for an option of `add_bag_options` that a folder of frames would ignore.
+
+    own: defaults that are the command's own.
+    """
+    parser = argparse.ArgumentParser()
+    add_bag_options(parser)
+    for name, usual in (vars(parser.parse_args([])) | own).items():
+        if getattr(options, name) != usual:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for a rosbag2: a folder of frames has its"
+                " calibration in intrinsics.json and calib.json, so leave it out"
+            )
 
 
 def opened_bag(options: argparse.Namespace, source: Path) -> Any:

@@ -85,7 +85,6 @@ class ScanBuffer:
         self._keep_ns = 2 * self._max_age_ns + 1_000_000_000
         self._scans: dict[Hashable, dict[int, _Scan]] = {}
         self._lock = threading.Lock()
-        self.jumps_back = 0
 
     def add(
         self,
@@ -94,22 +93,20 @@ class ScanBuffer:
         key: Hashable = "points",
         offset_s: npt.NDArray[np.float32] | None = None,
         noise_m: npt.NDArray[np.float32] | None = None,
-    ) -> bool:
+    ) -> None:
         """Store an (N, 3) scan, with the times (N,) of its points from the stamp on and their noise
-        (N,). True if the source's time had jumped back (a bag that loops): its older scans were
-        forgotten.
+        (N,).
 
-        A scan somewhat older than its forerunner is kept. One with the same stamp is another part
+        A scan somewhat older than its forerunner is kept; where time jumped back (a bag that
+        loops), the source's older scans are forgotten. One with the same stamp is another part
         of the same scan (several LiDARs that share a topic, a turn sent in pieces), unless it is
         the same scan once more.
         """
         part = np.asarray(points, dtype=np.float32).reshape(-1, 3)
         with self._lock:
             scans = self._scans.setdefault(key, {})
-            jumped = bool(scans) and stamp_ns < max(scans) - self._keep_ns
-            if jumped:
+            if scans and stamp_ns < max(scans) - self._keep_ns:
                 scans.clear()
-                self.jumps_back += 1
             scan = scans.setdefault(stamp_ns, _Scan())
             if not any(np.array_equal(part, other, equal_nan=True) for other in scan.parts):
                 scan.parts = [*scan.parts, part][-_MOST_PARTS:]
@@ -120,30 +117,6 @@ class ScanBuffer:
             for stamp in [stamp for stamp in scans if stamp < oldest]:
                 del scans[stamp]
             self._forget_beyond(_MOST_BYTES)
-            return jumped
-
-    def collect(
-        self, stamp_ns: int, key: Hashable | None = None
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Points (N, 3) and ages (N,) of the scans at most max_scan_age_s before or after a stamp.
-
-        Of all sources or of one. An age is the time between the scan and the stamp, s.
-        """
-        chosen = self.scans(stamp_ns, key)
-        if not chosen:
-            return np.empty((0, 3), np.float32), np.empty(0, np.float32)
-        ages = [
-            np.full(len(points), abs(stamp_ns - stamp) * 1e-9, np.float32)
-            for stamp, points in chosen
-        ]
-        return np.concatenate([points for _, points in chosen]), np.concatenate(ages)
-
-    def scans(
-        self, stamp_ns: int, key: Hashable | None = None
-    ) -> list[tuple[int, npt.NDArray[np.float32]]]:
-        """The scans that collect() joins, one by one: stamps in ns and points (N, 3)."""
-        with self._lock:
-            return [(stamp, scan.points) for stamp, scan in self._within(stamp_ns, key)]
 
     def nearest(self, stamp_ns: int, key: Hashable, count: int | None) -> list[Scan]:
         """The scans of a source for an image, the nearest first.
@@ -164,7 +137,8 @@ class ScanBuffer:
     def newest_stamp_ns(self, key: Hashable | None = None) -> int | None:
         """Stamp of the newest scan held, of all sources or of one; None without any."""
         with self._lock:
-            return max((stamp for scans in self._sources(key) for stamp in scans), default=None)
+            held = self._scans.values() if key is None else [self._scans.get(key, {})]
+            return max((stamp for scans in held for stamp in scans), default=None)
 
     def forget(self, key: Hashable) -> None:
         """Forget one source."""
@@ -182,13 +156,10 @@ class ScanBuffer:
         with self._lock:
             self._scans.clear()
 
-    def _sources(self, key: Hashable | None) -> list[dict[int, _Scan]]:
-        return list(self._scans.values()) if key is None else [self._scans.get(key, {})]
-
-    def _within(self, stamp_ns: int, key: Hashable | None) -> list[tuple[int, _Scan]]:
+    def _within(self, stamp_ns: int, key: Hashable) -> list[tuple[int, _Scan]]:
+        scans = self._scans.get(key, {})
         return [
             (stamp, scan)
-            for scans in self._sources(key)
             for stamp, scan in scans.items()
             if abs(stamp_ns - stamp) <= self._max_age_ns
         ]

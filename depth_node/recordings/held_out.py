@@ -40,6 +40,8 @@ class Sampling:
             raise FrameError("--points must be at least 1, --lines at least 2.")
         if not 0 <= self.hold_out < 1:
             raise FrameError(f"--hold-out must be at least 0 and below 1, not {self.hold_out:g}.")
+        if self.seed < 0:
+            raise FrameError(f"--seed is {self.seed}: give a number from 0.")
 
 
 def measured_points(count: int, hold_out: float, rng: np.random.Generator) -> NDArray[np.intp]:

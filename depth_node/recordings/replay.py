@@ -9,7 +9,7 @@ A run folder holds what was done and what came out::
     summary.json    the errors averaged over each source, then over the sources
     summary.md      the same as a table
     images/       panels
-    depth/          with save_depth: <frame>.npz, keys depth and std
+    depth/          with save_depth: <source>_<frame>.npz, keys depth and std
 """
 
 from __future__ import annotations
@@ -194,18 +194,18 @@ def replay(
             result = pipeline.process(frame.input)
             log.add(frame.name, frame.input, result.prediction)
             results = comparison.results(frame.input, result)
+            stem = f"{frame.source}_{frame.name}"
             frame_rows = [score(frame, method, one) for method, one in results.items()]
             folder.add(frame_rows)
             rows += frame_rows
             for sink in sinks:
                 sink.add(frame, result, log.verdicts)
             if save_depth:
-                folder.save_depth(frame.name, result)
+                folder.save_depth(stem, result)
             if count in drawn:
                 heading = f"Metric depth from one image and {len(result.sparse)} measured points"
                 words = f"{frame.source} / {frame.name}   |   {result.fit.message}"
                 images_of = panel(frame, results, comparison.own, heading, words)
-                stem = f"{frame.source}_{frame.name}"
                 panels += images_of.save(out / "images", stem, singles=False)
             count += 1
             on_frame(frame.name)

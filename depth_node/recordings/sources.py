@@ -27,6 +27,7 @@ from depth_node.recordings.frames import (
 )
 from depth_node.recordings.held_out import Sampling, measured_points
 
+MOST_LINES = 12  # on what was left out
 _MOST_WARNINGS = 8
 
 
@@ -85,11 +86,11 @@ class LeftOut:
         own = [why for key, why in self._reasons.items() if key in ("images", "frames")]
         return next(iter([*own, *self._reasons.values()]), "")
 
-    def sentences(self, most: int = 12) -> list[str]:
+    def sentences(self) -> list[str]:
         """A line for each warning, and for each kind, the first of them."""
         lines = [f"left out: {count} {self._reasons[key]}" for key, count in self._counts.items()]
-        if len(lines) > most:
-            lines[most:] = [f"left out: {len(lines) - most} other kinds of parts"]
+        if len(lines) > MOST_LINES:
+            lines[MOST_LINES:] = [f"left out: {len(lines) - MOST_LINES} other kinds of parts"]
         return [*(f"warning: {sentence}" for sentence in self._warnings), *lines]
 
 

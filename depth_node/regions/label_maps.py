@@ -36,22 +36,6 @@ def relabel(labels: NDArray[np.integer]) -> Labels:
     return table[labels]
 
 
-def connected(labels: NDArray[np.integer]) -> Labels:
-    """Split every region of a map (H, W) into its 4-connected parts; 0 stays 0.
-
-    Pixels become the even cells of a (2H-1, 2W-1) grid, and the cells between equal neighbours link
-    them, so that one binary connected-component pass serves all labels.
-    """
-    labels = _checked(labels)
-    height, width = labels.shape
-    cells = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
-    cells[::2, ::2] = labels > 0
-    cells[::2, 1::2] = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] > 0)
-    cells[1::2, ::2] = (labels[1:] == labels[:-1]) & (labels[1:] > 0)
-    _, parts = cv2.connectedComponents(cells, connectivity=4, ltype=cv2.CV_32S)
-    return np.ascontiguousarray(parts[::2, ::2], dtype=np.int32)
-
-
 def border_lengths(labels: NDArray[np.integer]) -> sparse.csr_matrix:
     """Number of 4-adjacent pixel pairs between regions: (K+1, K+1) int32, symmetric.
 

@@ -69,4 +69,6 @@ class CameraInput:
         doubt = messages.calibration_warning(info, rectified)
         if doubt:
             self._warn("calibration", doubt)
+        if doubt := messages.rectified_doubt(self._image_topic, info, config.image_rectified):
+            self._warn("rectified", doubt)
         return messages.camera_of(info, rectified)

@@ -6,10 +6,12 @@ from __future__ import annotations
 import sys
 
 from depth_node.ros.allocator import keep_memory
+from depth_node.ros.signals import end_at_once_on_stop
 
 
 def main() -> int:
     """Run the node; the exit status. 2 without ROS 2, with one sentence on standard error."""
+    end_at_once_on_stop()
     keep_memory()  # now: rclpy starts threads at its import
     try:
         from depth_node.ros import node  # imports rclpy and the message packages
@@ -20,6 +22,7 @@ def main() -> int:
 
 def main_cameras() -> int:
     """Run several cameras in this process; the exit status as that of main()."""
+    end_at_once_on_stop()
     keep_memory()
     try:
         from depth_node.ros import cameras

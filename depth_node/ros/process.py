@@ -8,11 +8,11 @@ node.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -22,8 +22,13 @@ from rclpy.signals import SignalHandlerOptions
 
 from depth_node.ros.allocator import Memory
 from depth_node.ros.guarded_node import GuardedNode
+from depth_node.ros.signals import on_stop
 
 _LOOK_S = 5.0  # between two looks at the memory of the process
+_CURES = {  # what rcl's refusals say -> what to do about it
+    "Sequence should be of same type": "write all numbers of a list with a decimal point (1.0)",
+    "Failed to create log directory": "let HOME or ROS_LOG_DIR name a folder that can be written",
+}
 _END_S = 1.0  # after a signal; what is still busy then, such as a build of an engine, is left
 
 
@@ -32,21 +37,22 @@ def run(
     make: Callable[[], Sequence[GuardedNode]],
     begin: Callable[[GuardedNode], None] = lambda node: None,
 ) -> int:
-    """Run nodes until SIGINT or SIGTERM; the exit status is 0 then, 2 if there are none to run.
+    """Run nodes until a signal ends them; the exit status is 0 then, 2 if there are none to run.
 
     make: creates the nodes once rclpy is up; what it raises is printed. begin: called for each node
     in the thread of its callbacks, as the first of them.
     """
     memory = Memory()
     ended: SimpleQueue[int] = SimpleQueue()  # its put may be called by a signal's handler
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, lambda number, _: ended.put(number))
+    on_stop(lambda: ended.put(0))
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         nodes = make()
     except Exception as error:  # rcl cannot read its arguments or the parameter file
         kind = "" if isinstance(error, (RuntimeError, ValueError)) else f"{type(error).__name__}: "
-        print(f"depth_node: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        cure = next((f": {cure}" for why, cure in _CURES.items() if why in text), "")
+        print(f"depth_node: {kind}{text}{cure}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2
     threads = [_Spinning.start(node, begin, ended) for node in nodes]
@@ -130,7 +136,8 @@ def _spin(
 
 def _leave() -> None:
     """End the process at once: what is busy now (a build of an engine, a network) takes minutes."""
-    print("depth_node: something was still busy, so it was left as it was", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(Exception):  # the terminal may be gone
+        print("depth_node: something was still busy, so it was left as it was", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(0)

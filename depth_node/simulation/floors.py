@@ -27,6 +27,7 @@ from depth_node.simulation.walk import T_CAMERA_LIDAR
 F64 = NDArray[np.float64]
 
 HALL_HALF_M = (13.0, 13.0, 1.6)
+CAMERA_HEIGHT_M, CAMERA_PITCH_DEG = 0.5, 12.0  # looking down
 CAMERA = Camera(640, 480, 460.0, 460.0, 319.5, 239.5)
 FLOOR_TEXTURES = ("plain", "tiles", "planks", "speckle", "noise", "checker", "marble")
 RATE_HZ = 10.0
@@ -50,22 +51,19 @@ class FloorFrame:
 class FloorWorld:
     """A hall whose floor, walls and light are drawn from a seed, and a robot in it.
 
-    camera_height_m, pitch_deg: of the camera, down. lines, range_noise_m: of the LiDAR.
+    lines, range_noise_m: of the LiDAR.
     """
 
     def __init__(
         self,
         seed: int,
         *,
-        camera_height_m: float = 0.5,
-        pitch_deg: float = 12.0,
         lines: int = 32,
         range_noise_m: float = 0.01,
-        camera: Camera = CAMERA,
     ) -> None:
         self.rng = np.random.default_rng(seed)
-        self.seed, self.camera = seed, camera
-        self.T_base_camera = camera_above_ground(camera_height_m, pitch_deg)
+        self.seed, self.camera = seed, CAMERA
+        self.T_base_camera = camera_above_ground(CAMERA_HEIGHT_M, CAMERA_PITCH_DEG)
         self.lidar = LidarPattern(lines, 900, (-25.0, 15.0), (-60.0, 60.0), range_noise_m)
         names = list(self.rng.choice(FLOOR_TEXTURES, 3))
         self._materials = [self._material(name, self.rng.uniform(0.5, 2.0)) for name in names]

@@ -21,6 +21,7 @@ from depth_node.simulation.primitives import (
 from depth_node.simulation.textures import TEXTURE_NAMES, TEXTURE_SETS
 
 STYLES = ("room", "desk", "bin", "shelf")
+FREE_TRIES = 12  # to find a free place for a piece
 
 
 def furnish(rng: np.random.Generator, style: str) -> Room:
@@ -35,12 +36,10 @@ class _RoomBuilder(SceneBuilder):
         super().__init__(rng, style)
         self.taken: list[tuple[float, float, float]] = []  # x, y, radius on the floor
 
-    def free(
-        self, radius: float, tries: int = 12, wall: bool = False
-    ) -> tuple[float, float, float] | None:
+    def free(self, radius: float, wall: bool = False) -> tuple[float, float, float] | None:
         """A free pose (x, y, yaw) with `radius` around it, at a wall or anywhere, or None."""
         hx, hy = self.half[0], self.half[1]
-        for _ in range(tries):
+        for _ in range(FREE_TRIES):
             if wall:
                 side = int(self.rng.integers(4))
                 yaw = side * math.pi / 2  # front looks away from the wall

@@ -21,6 +21,7 @@ ACCENT = (255, 196, 84)
 UNKNOWN = (41, 44, 53)
 UNKNOWN_LINE = (52, 56, 67)
 REJECTED = (255, 45, 60)
+MOST_TICKS = 6
 ERROR_STOPS = ((0.0, (58, 118, 221)), (0.5, (240, 241, 244)), (1.0, (214, 69, 65)))
 
 
@@ -95,8 +96,8 @@ class Scale:
         painted[~known] = UNKNOWN
         return painted
 
-    def ticks(self, most: int = 6) -> list[float]:
-        """Round values for the bar, at most `most`, within [low, high]."""
+    def ticks(self) -> list[float]:
+        """Round values for the bar, at most MOST_TICKS, within [low, high]."""
         if self.logarithmic:
             for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
                 decades = range(
@@ -104,15 +105,15 @@ class Scale:
                 )
                 values = [s * 10.0**d for d in decades for s in steps]
                 values = [t for t in values if self.low <= t * (1 + 1e-6) and t <= self.high]
-                if len(values) <= most:
+                if len(values) <= MOST_TICKS:
                     break
             if len(values) >= 3:
                 return values
-        step = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
+        step = 10.0 ** math.floor(math.log10((self.high - self.low) / MOST_TICKS))
         for factor in (1, 2, 2.5, 5, 10, 20):
             first = math.ceil(self.low / (step * factor) - 1e-9)
             last = math.floor(self.high / (step * factor) + 1e-9)
-            if last - first + 1 <= most:
+            if last - first + 1 <= MOST_TICKS:
                 return [k * step * factor for k in range(first, last + 1)]
         return [self.low, self.high]
 

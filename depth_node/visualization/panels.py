@@ -106,16 +106,14 @@ def compose(
     return np.vstack(strips)
 
 
-def cloud_size(
-    image_size: tuple[int, ...], *, columns: int, card_width: int = CARD_WIDTH
-) -> tuple[int, int]:
+def cloud_size(image_size: tuple[int, ...], *, columns: int) -> tuple[int, int]:
     """(height, width) of an image that fills a card of `columns` columns.
 
     image_size: (height, width) of the images in the one-column cards of that row.
     """
     single = ImageCard("", np.zeros((*image_size, 3), np.uint8), scale=Scale("depth", 1, 2))
-    height = _card_height(single, card_width) - TITLE_HEIGHT - CAPTION_HEIGHT
-    return height, columns * card_width + (columns - 1) * MARGIN - 2 * PADDING
+    height = _card_height(single, CARD_WIDTH) - TITLE_HEIGHT - CAPTION_HEIGHT
+    return height, columns * CARD_WIDTH + (columns - 1) * MARGIN - 2 * PADDING
 
 
 def _heading_strip(heading: str, subheading: str, width: int) -> npt.NDArray[Any]:

@@ -58,15 +58,15 @@ def draw_crosses(
     image: npt.NDArray[Any],
     rows: npt.NDArray[Any],
     cols: npt.NDArray[Any],
-    colour: tuple[int, int, int] = REJECTED,
 ) -> npt.NDArray[Any]:
-    """Draw crosses with a dark rim at (rows, cols), (N,) pixels, on a copy of `image` (H, W, 3)."""
+    """Crosses in REJECTED with a dark rim at (rows, cols), (N,) px, on a copy of an (H, W, 3)
+    image."""
     image = image.copy()
     arm = max(2.0, 0.008 * image.shape[1])
     line = max(1, round(0.35 * arm))
     shift = 4  # cv2 takes positions in 1/16 pixel
     reach = round(arm * 16)
-    for ink, thickness in (((12, 13, 16), line + 2), (colour, line)):
+    for ink, thickness in (((12, 13, 16), line + 2), (REJECTED, line)):
         for row, col in zip(rows, cols, strict=True):
             x, y = int(col) * 16, int(row) * 16
             for down in (reach, -reach):

@@ -47,6 +47,15 @@ MISTAKES = [
     (["bench", "accuracy", "{source}", "--points", "50,many"], "whole numbers"),
     (["bench", "accuracy", "{source}", "--points", "-5"], "--points -5: give numbers"),
     (["bench", "accuracy", "/nowhere"], "is not a folder"),
+    (["bench", "accuracy", "{source}", "--seed", "0,-1"], "--seed -1: give numbers from 0"),
+    (["bench", "accuracy", "{source}", "--max-scan-age", "1"], "--max-scan-age is for a rosbag2"),
+    (["demo", "--seed", "-1"], "--seed -1: give numbers from 0"),
+    (["replay", "{source}", "--seed", "-1"], "--seed is -1: give a number from 0"),
+    (["replay", "{source}", "--set", "model.path="], "model.path is empty"),
+    (["replay", "{source}", "--t-camera-lidar", "1 2"], "--t-camera-lidar is for a rosbag2"),
+    (["replay", "{source}", "--rectified"], "--rectified is for a rosbag2"),
+    (["export-depth", "{source}", "--out", "x", "--world-frame", "odom"], "is for a rosbag2"),
+    (["calibrate", "{source}", "--lidar-time-offset", "0.1"], "is for a rosbag2"),
     (["export-depth", "{source}", "--out", "{source}/depth"], "lies in the source"),
     (["calibrate", "{source}", "--start", "1 2"], "--start needs the 16 numbers"),
     (["demo", "--size", "big"], "--size 'big' is no image size"),
@@ -76,6 +85,16 @@ def test_an_output_without_room_is_one_sentence(repo: Path) -> None:
     assert done.returncode == 2
     assert "cannot be read or written (No space left on device)" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_an_output_that_is_closed_does_no_harm(repo: Path, closed: str) -> None:
+    """As cron and some supervisors start programs."""
+    command = f'exec "{sys.executable}" -m depth_node.cli.main models list {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, cwd=repo, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_output_that_knows_only_ascii_gets_escapes(repo: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,30 @@ def test_replay_of_a_bag(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "2 frames" in shown
     facts = json.loads((tmp_path / "runs" / "bag" / "run.json").read_text())
     assert facts["topics"]["points"] == "/lidar/points"
+
+
+@pytest.mark.parametrize("option", ["--stored-regions", "--prediction=test"])
+def test_what_only_folders_have_is_refused_for_a_bag(
+    bag: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["replay", str(bag), option]) == 2
+    assert f"{option.partition('=')[0]} is for folders of frames" in capsys.readouterr().err
+
+
+def test_frames_of_one_name_in_two_sources_keep_their_own_depth(
+    source: Path, tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    for name in ("hall", "yard"):
+        shutil.copytree(source, both / name)
+    arguments = ["replay", str(both), "--prediction", "test", "--images", "0", "--save-depth"]
+    assert main.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert sorted(path.name for path in (tmp_path / "run" / "depth").iterdir()) == [
+        "hall_a.npz",
+        "hall_b.npz",
+        "yard_a.npz",
+        "yard_b.npz",
+    ]
 
 
 def test_results_as_a_bag_beside_the_input(bag: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from tests.helpers.region_scenes import (
     WIDTH,
     bumpy,
     cells,
+    connected,
     sample,
     truth_of,
 )
@@ -438,7 +439,7 @@ def simple_regions(image: np.ndarray) -> np.ndarray:
     smooth = cv2.pyrMeanShiftFiltering(image, 10, 22)
     lab = cv2.cvtColor(smooth, cv2.COLOR_RGB2LAB).astype(np.int64)
     ids = (lab[..., 0] // 26) * 4096 + (lab[..., 1] // 12) * 64 + lab[..., 2] // 12 + 1
-    return label_maps.merge_small(label_maps.connected(label_maps.relabel(ids)), 700)
+    return label_maps.merge_small(connected(label_maps.relabel(ids)), 700)
 
 
 def real_frame(folder: Path) -> tuple[np.ndarray, np.ndarray]:

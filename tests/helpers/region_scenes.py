@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from depth_node.benchmarks import speed
@@ -18,6 +19,20 @@ SSF = FitConfig(method="ssf")
 REGION_METHODS = ("region_median", "slf", "ssf")
 
 CLASSIC = ("global_depth", "global_disparity", "median", *REGION_METHODS)
+
+
+def connected(labels: np.ndarray) -> np.ndarray:
+    """The 4-connected parts of the regions of a map (H, W), numbered from 1; 0 stays 0.
+
+    Pixels are the even cells of a (2H-1, 2W-1) grid; the cells between equal neighbours link them.
+    """
+    height, width = labels.shape
+    grid = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
+    grid[::2, ::2] = labels > 0
+    grid[::2, 1::2] = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] > 0)
+    grid[1::2, ::2] = (labels[1:] == labels[:-1]) & (labels[1:] > 0)
+    _, parts = cv2.connectedComponents(grid, connectivity=4, ltype=cv2.CV_32S)
+    return np.ascontiguousarray(parts[::2, ::2], dtype=np.int32)
 
 
 def cells(rows: int = 4, columns: int = 5, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:

@@ -160,7 +160,7 @@ def test_run_folder_holds_everything(source: Path, pipeline: DepthPipeline, tmp_
     assert "| field |" in (out / "summary.md").read_text()
     assert json.loads((out / "run.json").read_text())["seed"] == 0
     assert [path.name for path in result.panels] == ["hall_a_panel.png"]
-    stored = np.load(out / "depth" / "b.npz")
+    stored = np.load(out / "depth" / "hall_b.npz")
     assert stored["depth"].shape == stored["std"].shape == (CAMERA.height, CAMERA.width)
     by_method = {row["method"]: row for row in result.summary}
     best_global = min(

@@ -9,7 +9,6 @@ import pytest
 from depth_node.regions.label_maps import (
     adjacency,
     border_lengths,
-    connected,
     labels_from_ids,
     labels_from_masks,
     merge_small,
@@ -17,6 +16,7 @@ from depth_node.regions.label_maps import (
     scaled_px,
 )
 from depth_node.regions.settings import SegmentationConfig
+from tests.helpers.region_scenes import connected
 
 
 def image_of(text: str) -> np.ndarray:
@@ -68,7 +68,7 @@ def test_relabel_of_ids_without_zero_starts_at_one() -> None:
     ],
 )
 def test_what_is_no_label_map_is_refused(labels: np.ndarray, words: str) -> None:
-    for function in (relabel, adjacency, connected):
+    for function in (relabel, adjacency):
         with pytest.raises(ValueError, match=words):
             function(labels)
 

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from depth_node.config import ConfigError
-from depth_node.regions.label_maps import (
-    connected,
-    relabel,
-)
+from depth_node.regions.label_maps import relabel
 from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
+from tests.helpers.region_scenes import connected
 
 
 def quadrants(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

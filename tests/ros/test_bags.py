@@ -619,6 +619,23 @@ def test_transforms_that_start_late_leave_the_first_images_out(tmp_path: Path) -
     assert not damaged and "2 images" in sentence and "is known from 1.500 s" in sentence
 
 
+def test_a_lidar_without_a_transform_takes_nothing_from_one_that_has_it(tmp_path: Path) -> None:
+    """As in the node: it is left out and named, the others are used."""
+
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
+        for time_s in (1.0, 1.1, 1.2):
+            bag.info(time_s)
+            bag.cloud(time_s)
+            bag.cloud(time_s, frame="other")
+            bag.image(time_s)
+
+    frames, (sentence,), damaged = read_all(record(tmp_path / "bag", write))
+    assert [len(frame.points) for frame in frames] == [len(lidar_of(scene()[1]))] * 3
+    assert "3 scans of other" in sentence and "no transform leads from other to camera" in sentence
+    assert not damaged
+
+
 def foreign_records(number: int, schema: str, encoding: str, message: str) -> bytes:
     import struct
 

@@ -289,6 +289,45 @@ def test_compressed_pictures() -> None:
         )
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize(("pattern", "bits"), [("rggb", 8), ("gbrg", 8), ("bggr", 16)])
+def test_a_compressed_bayer_mosaic_is_read_in_colour(pattern: str, bits: int, suffix: str) -> None:
+    """image_transport compresses the mosaic as it is, as a grey image of format bayer_..."""
+    if bits == 16 and suffix == ".jpg":
+        pytest.skip("a JPEG has 8 bits")
+    colour = dict(r=200, g=120, b=40)
+    tile = np.array([[colour[letter] for letter in pattern[k : k + 2]] for k in (0, 2)])
+    mosaic = (np.tile(tile, (8, 12)) << (bits - 8)).astype(f"u{bits // 8}")
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 100] if suffix == ".jpg" else []
+    data = cv2.imencode(suffix, mosaic, quality)[1].tobytes()
+    name = f"bayer_{pattern}{bits}; {'jpeg' if suffix == '.jpg' else 'png'} compressed "
+    rgb = messages.compressed_to_rgb(CompressedImage(format=name, data=data))
+    np.testing.assert_allclose(rgb[2:-2, 2:-2].mean(axis=(0, 1)), [200, 120, 40], atol=3)
+
+
+def test_colours_that_a_driver_made_of_a_mosaic_before_it_compressed_stay() -> None:
+    smooth = cv2.resize(RGB, (64, 48), interpolation=cv2.INTER_CUBIC)
+    data = cv2.imencode(".png", smooth[..., ::-1])[1].tobytes()
+    message = CompressedImage(format="bayer_rggb8; png compressed bgr8", data=data)
+    np.testing.assert_array_equal(messages.compressed_to_rgb(message), smooth)
+
+
+@pytest.mark.parametrize("encoding", ["8UC1", "8UC3"])
+def test_untyped_compressed_images_are_read_with_a_warning_as_untyped_images_are(
+    encoding: str,
+) -> None:
+    smooth = cv2.resize(RGB, (64, 48), interpolation=cv2.INTER_CUBIC)
+    pixels = smooth[..., ::-1] if encoding == "8UC3" else smooth[..., 0]
+    data = cv2.imencode(".png", pixels)[1].tobytes()
+    warned: list[str] = []
+    depth = messages.BitDepth(lambda kind, text: warned.append(text))
+    message = CompressedImage(format=f"{encoding}; png compressed bgr8", data=data)
+    found = messages.compressed_to_rgb(message, depth)
+    expected = smooth if encoding == "8UC3" else np.repeat(smooth[..., :1], 3, axis=2)
+    np.testing.assert_array_equal(found, expected)
+    assert encoding in warned[0]
+
+
 def cloud(
     points: npt.NDArray[np.float64],
     kind: str = "f4",
@@ -687,3 +726,31 @@ def test_what_is_rectified(topic: str, setting: str, d: float, rectified: bool) 
     assert messages.is_rectified(topic, info, setting) is rectified
     info.distortion_model = "equidistant"
     assert not messages.is_rectified("/cam/image_raw", info, "auto")
+
+
+@pytest.mark.parametrize(
+    ("topic", "told"),
+    [
+        ("/cam/image_color_rect", True),
+        ("/cam/color/rect/image", True),
+        ("/cam/color/rect/image/compressed", True),
+        ("/cam/rectified/image", True),
+        ("/cam/image_rect", False),  # believed
+        ("/rect_node/image_raw", False),
+        ("/cam/direct/image", False),
+    ],
+)
+def test_a_name_that_speaks_of_a_rectified_image_and_is_not_believed_is_told(
+    topic: str, told: bool
+) -> None:
+    k = np.array([[80.0, 0, 40], [0, 80, 30], [0, 0, 1]])
+    p = np.hstack([k * [[0.9], [0.9], [1]], np.zeros((3, 1))])
+    calibration = CameraInfo(
+        d=[0.1] * 5, k=k.ravel(), r=np.eye(3).ravel(), p=p.ravel(), distortion_model="plumb_bob"
+    )
+    doubt = messages.rectified_doubt(topic, calibration, "auto")
+    assert ("image_rectified to yes" in doubt) is told
+    assert not messages.rectified_doubt(topic, calibration, "no")
+    calibration.d = [0.0] * 5
+    calibration.p = np.hstack([k, np.zeros((3, 1))]).ravel()
+    assert not messages.rectified_doubt(topic, calibration, "auto")

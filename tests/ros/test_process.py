@@ -239,3 +239,88 @@ def test_a_parameter_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) ->
     assert "depth_node:" in done.stderr
     assert "bad.yaml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("parameter", "environment", "cure"),
+    [
+        ("T_camera_lidar:=[1, 0, 0, 0.5]", {}, "decimal point"),
+        ("bond:=true", {"HOME": "/proc/1", "ROS_LOG_DIR": ""}, "ROS_LOG_DIR"),
+    ],
+)
+def test_what_rcl_refuses_has_a_cure(
+    parameter: str, environment: dict[str, str], cure: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "depth_node.ros.main", "--ros-args", "-p", parameter],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 2
+    assert cure in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_while_the_program_loads_is_no_traceback() -> None:
+    """Which takes seconds on a small computer."""
+    loading = (
+        "import signal, sys, threading, os\n"
+        "class Late:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'rclpy.lifecycle':\n"
+        "            print('loading', flush=True)\n"
+        "            threading.Event().wait(30)\n"
+        "sys.meta_path.insert(0, Late())\n"
+        "from depth_node.ros.main import main\n"
+        "sys.exit(main())\n"
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [sys.executable, "-c", loading],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, output
+        assert not output
+
+
+def test_a_terminal_that_is_closed_ends_the_node_cleanly(running: Process) -> None:
+    running.said("up and unconfigured")
+    assert running.end(signal.SIGHUP) == 0, running.lines
+
+
+def test_a_hangup_that_is_ignored_stays_so(parameters: Path) -> None:
+    """As under nohup."""
+    quiet = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
+    program = f"{quiet} from depth_node.ros.main import main; sys.exit(main())"
+    process = Process("--params-file", str(parameters), program=("-c", program))
+    try:
+        process.said("up and unconfigured")
+        process.process.send_signal(signal.SIGHUP)
+        assert process.change("configure")
+        assert process.end(signal.SIGTERM) == 0
+    finally:
+        process.close()
+
+
+def test_a_signal_ends_a_busy_node_whose_terminal_is_gone(parameters: Path) -> None:
+    program = BUSY.replace(
+        'print("building", flush=True)',
+        "import os; os.kill(os.getpid(), 15);"
+        " sys.stdout = sys.stderr = open('/dev/full', 'w', buffering=1)",
+    )
+    process = Process("--params-file", str(parameters), program=("-c", program))
+    try:
+        client = process.peer.create_client(ChangeState, "/depth_node/change_state")
+        assert client.wait_for_service(PATIENCE_S)
+        client.call_async(ChangeState.Request(transition=Transition(id=1)))
+        assert process.process.wait(PATIENCE_S) == 0
+    finally:
+        process.close()

@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_node.engine.options import REFERENCE
+from depth_node.inference import DepthModel
 from depth_node.sentences import one_line
 from training.data.augmentation import Window
-from training.data.files import content, decode
+from training.data.files import content, decode, finite_number
 from training.data.samples import DataError
 
 PER_PAGE = 16  # masks
@@ -38,6 +39,25 @@ def digest(image: NDArray[np.uint8]) -> str:
     return hashlib.blake2b(
         shape + np.ascontiguousarray(image).tobytes(), digest_size=16
     ).hexdigest()
+
+
+def model_digest(model: DepthModel) -> str:
+    """Name of an exported network that follows from all that shapes its answers: weights, input,
+    meaning, and the back end where that is not the reference.
+    """
+    manifest, backend = model.engine.manifest, model.engine.backend
+    shaping: tuple[Any, ...] = (
+        manifest.sha256,
+        manifest.input,
+        manifest.output_name,
+        manifest.meaning,
+        sorted(manifest.roles.items()),
+        sorted(manifest.levels.items()),
+        manifest.focal_px,
+    )
+    if backend != REFERENCE:  # answers kept for one are not those of another
+        shaping = (*shaping, backend)
+    return hashlib.sha256(repr(shaping).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -89,9 +109,12 @@ class Cache:
     def read_map(self, key: Key) -> NDArray[np.float32]:
         """The map (H, W) float32, NaN unknown; off by at most its range / 131068."""
         stored, about = self._read(key, "map")
-        low, high = about.get("low"), about.get("high")
-        if not _is_number(low) or not _is_number(high) or not low <= high:
-            raise self._damaged(key, f"its range is {low!r:.40} to {high!r:.40}")
+        try:
+            low, high = finite_number(about.get("low")), finite_number(about.get("high"))
+        except ValueError as error:
+            raise self._damaged(key, f"its range: {error}") from None
+        if low > high:
+            raise self._damaged(key, f"its range is {low:g} to {high:g}")
         values = low + (stored.astype(np.float64) - 1) / STEPS * (high - low)
         return np.where(stored > 0, values, np.nan).astype(np.float32)
 
@@ -175,8 +198,3 @@ class Cache:
             f"{self._path(key, '.png')} is damaged ({why}): delete it and its .json, and fill the"
             " cache again."
         )
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    """A finite number of JSON; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

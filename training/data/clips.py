@@ -18,11 +18,13 @@ import cv2
 import numpy as np
 
 from depth_node.geometry.camera import Camera
+from depth_node.geometry.rigid import rigid_transform
 from depth_node.sentences import one_line
 from training.data.files import read_counts, read_image, reading
 from training.data.samples import F32, F64, U8, DataError
 
 EARTH_RADIUS_M = 6_378_137.0
+KITTI_CAMERA = "02"  # the left one with colours
 # The calibration that TUM RGB-D publishes for its three cameras: fx, fy, cx, cy.
 TUM_CAMERAS = {
     "freiburg1": (517.3, 516.5, 318.6, 255.3),
@@ -124,32 +126,32 @@ def _numbers(path: Path, content: str) -> F64:
         ) from error
 
 
-def kitti(folder: Path, need_poses: bool, camera: str = "02") -> list[Recording]:
+def kitti(folder: Path, need_poses: bool) -> list[Recording]:
     """KITTI raw: <date>/<date>_drive_<n>_sync/image_02/data/*.png, <date>/calib_cam_to_cam.txt.
 
     Poses come from oxts/data and calib_{imu_to_velo,velo_to_cam}.txt, depth from
     proj_depth/groundtruth/image_02 where it exists. folder: the set, a date or a drive. Raises
     DataError for missing files.
     """
-    data = sorted(folder.glob(f"**/image_{camera}/data"))
+    data = sorted(folder.glob(f"**/image_{KITTI_CAMERA}/data"))
     if not data:
         raise DataError(
-            f"{folder} holds no image_{camera}/data: give the folder of KITTI's raw data, of a date"
-            " or of a drive."
+            f"{folder} holds no image_{KITTI_CAMERA}/data: give the folder of KITTI's raw data, of"
+            " a date or of a drive."
         )
     recordings = []
     for image_folder in data:
         drive = image_folder.parent.parent
         calibration = _kitti_calibration(drive.parent / "calib_cam_to_cam.txt")
-        if f"P_rect_{camera}" not in calibration:
+        if f"P_rect_{KITTI_CAMERA}" not in calibration:
             raise DataError(
-                f"{drive.parent / 'calib_cam_to_cam.txt'} has no P_rect_{camera}: without the"
+                f"{drive.parent / 'calib_cam_to_cam.txt'} has no P_rect_{KITTI_CAMERA}: without the"
                 " intrinsics of that camera its frames cannot be warped."
             )
         with reading(drive.parent / "calib_cam_to_cam.txt"):
-            projection = calibration[f"P_rect_{camera}"].reshape(3, 4)
+            projection = calibration[f"P_rect_{KITTI_CAMERA}"].reshape(3, 4)
         images = sorted(image_folder.glob("*.png")) or sorted(image_folder.glob("*.jpg"))
-        truth = drive / "proj_depth" / "groundtruth" / f"image_{camera}"
+        truth = drive / "proj_depth" / "groundtruth" / f"image_{KITTI_CAMERA}"
         depths = [truth / f"{image.stem}.png" for image in images]
         poses = _kitti_poses(drive, images, calibration, projection) if need_poses else None
         recordings.append(
@@ -338,11 +340,12 @@ def _tum_poses(path: Path, stamps: F64) -> list[F64]:
     rows = _numbers(path, "poses (or set poses: network)")
     if rows.shape[1] != 8:
         raise DataError(f"{path} has {rows.shape[1]} columns: it needs stamp tx ty tz qx qy qz qw.")
-    poses = []
-    for stamp in stamps:
-        k = _nearest(rows[:, 0], float(stamp), 0.02)
-        poses.append(np.full((4, 4), np.nan) if k is None else _from_quaternion(rows[k, 1:]))
-    return poses
+    nearest = [_nearest(rows[:, 0], float(stamp), 0.02) for stamp in stamps]
+    unknown: F64 = np.full((4, 4), np.nan)
+    with reading(path):  # a quaternion that is none
+        return [
+            unknown if k is None else rigid_transform(rows[k, 1:4], rows[k, 4:]) for k in nearest
+        ]
 
 
 def _nearest(stamps: F64, stamp: float, tolerance_s: float) -> int | None:
@@ -350,19 +353,6 @@ def _nearest(stamps: F64, stamp: float, tolerance_s: float) -> int | None:
         return None
     k = int(np.abs(stamps - stamp).argmin())
     return k if abs(stamps[k] - stamp) <= tolerance_s else None
-
-
-def _from_quaternion(row: F64) -> F64:
-    """(4, 4) of tx ty tz qx qy qz qw."""
-    x, y, z, w = row[3:] / np.linalg.norm(row[3:])
-    matrix = np.eye(4)
-    matrix[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    matrix[:3, 3] = row[:3]
-    return matrix
 
 
 READERS: dict[str, Callable[[Path, bool], list[Recording]]] = {

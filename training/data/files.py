@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ def content(path: Path) -> bytes:
     if path.stat().st_size > LARGEST_BYTES:
         raise ValueError(f"it is larger than {LARGEST_BYTES >> 20} MiB")
     return path.read_bytes()
+
+
+def finite_number(value: object) -> float:
+    """A number of JSON, where a bool is none. Raises ValueError for all that is no finite one."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # an integer of 400 digits
+            if math.isfinite(value):
+                return float(value)
+    raise ValueError(f"{value!r:.40} is no finite number")
 
 
 def below(root: Path, wanted: Callable[[Path], bool]) -> list[Path]:

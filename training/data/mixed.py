@@ -51,10 +51,10 @@ class Mixture:
     """The data sets that `draw` draws from. Raises DataError where a source is missing."""
 
     def __init__(
-        self, cfg: MixtureConfig, waiting: Callable[[int], None] = lambda count: None
+        self, cfg: MixtureConfig, say: Callable[[str], object] = lambda text: None
     ) -> None:
         self.cfg = cfg
-        self.first = open_first(cfg.first, cfg.pool, cfg.data, waiting)
+        self.first = open_first(cfg.first, cfg.pool, cfg.data, say)
         self.pool = self.first if isinstance(self.first, Pool) else None
         if self.pool is None:
             self.first = _InMemory(self.first, cfg.keep)
@@ -108,10 +108,10 @@ def open_first(
     which: str,
     pool: PoolConfig,
     data: DataConfig,
-    waiting: Callable[[int], None] = lambda count: None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> Images:
     """The rendered rooms, once there are enough, if `which` is "pool"; else the data set."""
-    return open_pool(pool, waiting) if which == "pool" else open_samples(data)
+    return open_pool(pool, say) if which == "pool" else open_samples(data)
 
 
 def drawn(

@@ -32,6 +32,7 @@ from training.data.samples import DataError
 COLUMNS = ("image", "x1", "y1", "x2", "y2", "relation")
 # The sign of a relation is that of disparity(first) - disparity(second).
 SIGNS = {"closer": 1, "farther": -1, "equal": 0}
+TRIPLE_TRIES = 20  # to find an anchor with a closer and a farther point
 RATIO = 1.03  # of depths that are still alike (Chen et al. 2016; structure-guided ranking)
 
 
@@ -376,10 +377,10 @@ def simulate(name: str, depth: NDArray[np.floating], cfg: SimulationConfig) -> l
 
 
 def _triple(
-    z: NDArray[np.float64], ratio: float, rng: np.random.Generator, tries: int = 20
+    z: NDArray[np.float64], ratio: float, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
     """An anchor with a farther and a closer point, as pairs of indices; empty where none is."""
-    for _ in range(tries):
+    for _ in range(TRIPLE_TRIES):
         anchor = int(rng.integers(len(z)))
         far, near = np.flatnonzero(z > ratio * z[anchor]), np.flatnonzero(z < z[anchor] / ratio)
         if len(far) and len(near):

@@ -31,6 +31,7 @@ from depth_node.simulation.viewpoints import random_view
 from training.data.samples import U8, DataError, Sample
 
 SHADOW_PX = 96  # coarser than by default: pooled images are small
+POLL_S = 5.0  # between two looks at a pool that another process fills
 
 
 @dataclass(frozen=True)
@@ -190,13 +191,12 @@ def _render(cfg: PoolConfig, index: int) -> int:
 
 def open_pool(
     cfg: PoolConfig,
-    waiting: Callable[[int], None] = lambda count: None,
-    poll_s: float = 5.0,
+    say: Callable[[str], object] = lambda text: None,
     processes: int = 1,
 ) -> Pool:
     """The pool, once it holds cfg.wait_for images; if cfg.fill is set `processes` render them here.
 
-    waiting(count) is called now and then while another process has rendered too few.
+    say is told now and then that another process has rendered too few.
     """
     if cfg.fill:
         writer = Pool(cfg, write=True)
@@ -205,6 +205,6 @@ def open_pool(
         return writer
     pool = Pool(cfg)
     while len(pool) < min(cfg.wait_for, cfg.samples):
-        waiting(len(pool))
-        time.sleep(poll_s)
+        say(f"waiting for the renderer: {len(pool)} of {min(cfg.wait_for, cfg.samples)} images")
+        time.sleep(POLL_S)
     return pool

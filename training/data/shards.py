@@ -14,14 +14,13 @@ once, when the shards are opened.
 from __future__ import annotations
 
 import json
-import math
 import tarfile
 from pathlib import Path
 
 import numpy as np
 
 from depth_node.geometry.camera import Camera
-from training.data.files import decode, decode_rgb, reading
+from training.data.files import decode, decode_rgb, finite_number, reading
 from training.data.samples import DataError, DataSet, Item, Sample
 
 PATTERN = "shard-%06d.tar"
@@ -69,7 +68,7 @@ def _read(item: Item) -> Sample:
         depth = masks = None
         if "depth.png" in parts:
             counts = decode(content("depth.png"))
-            step = _number(about["depth_step_m"])
+            step = finite_number(about["depth_step_m"])
             if counts.dtype != np.uint16 or counts.ndim != 2 or not step > 0:
                 raise ValueError(f"{item.name}.depth.png is no depth in steps above 0")
             known = np.where(counts > 0, counts * step, np.nan)
@@ -79,21 +78,14 @@ def _read(item: Item) -> Sample:
         camera = None
         if "camera" in about:
             stored = about["camera"]
-            numbers = {name: _number(value) for name, value in stored.items()
+            numbers = {name: finite_number(value) for name, value in stored.items()
                        if name not in ("model", "distortion")}  # fmt: skip
             for name in ("width", "height"):
                 if numbers[name] != int(numbers[name]):
                     raise ValueError(f"its camera has the {name} {numbers[name]}")
                 numbers[name] = int(numbers[name])
-            distortion = tuple(_number(value) for value in stored["distortion"])
+            distortion = tuple(finite_number(value) for value in stored["distortion"])
             camera = Camera(**{**stored, **numbers, "distortion": distortion})
             if (camera.height, camera.width) != image.shape[:2]:
                 raise ValueError(f"its camera is of {camera.width}x{camera.height} pixels")
         return Sample(about["name"], image, depth, camera, masks)
-
-
-def _number(value: object) -> float:
-    """A finite number of JSON; a bool is none. Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no finite number")
-    return float(value)

@@ -21,19 +21,18 @@ from depth_node.prediction import Prediction
 from depth_node.recordings.frames import find_frames, read_frame
 from depth_node.simulation.renderer import Scene
 from depth_node.simulation.viewpoints import random_view
+from training.data.cache import model_digest
 from training.data.corruptions import (
     corrupt,
 )
 from training.data.samples import Sample
 
 
-def rendered_rooms(
-    count: int, seed: int, height: int = 240, width: int = 320, style: str = "mixed"
-) -> Iterable[Sample]:
+def rendered_rooms(count: int, seed: int, height: int = 240, width: int = 320) -> Iterable[Sample]:
     """One image of each of `count` rooms; frame k follows from the seed and k alone."""
     for k in range(count):
         rng = np.random.default_rng([seed, k])
-        scene = Scene.random(rng, style)
+        scene = Scene.random(rng, "mixed")
         camera, pose = random_view(scene, rng, width, height)
         view = scene.render(camera, pose)
         source = f"procedural {scene.style}"
@@ -104,16 +103,4 @@ def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
         opened = open_checkpoint(Path(path))
         return Path(path).name, opened.identity, opened
     model = DepthModel.open(ModelConfig(path, manifest, backend, threads=1))
-    described = model.engine.manifest
-    shaping: tuple[Any, ...] = (
-        described.sha256,
-        described.input,
-        described.output_name,
-        described.meaning,
-        sorted(described.roles.items()),
-        sorted(described.levels.items()),
-        described.focal_px,
-    )
-    if model.engine.backend != REFERENCE:  # answers kept for one are not those of another
-        shaping = (*shaping, model.engine.backend)
-    return described.name, hashlib.sha256(repr(shaping).encode()).hexdigest(), model
+    return model.engine.manifest.name, model_digest(model), model

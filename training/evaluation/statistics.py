@@ -71,8 +71,6 @@ def bootstrap(
     statistic: Callable[[F64], F64] = lambda means: means[:, 0],
     by: str = "frame",
     pooled: bool = False,
-    seed: int = 0,
-    draws: int = DRAWS,
 ) -> Interval:
     """A statistic of the methods' means with its 95 % percentile-bootstrap interval.
 
@@ -91,7 +89,7 @@ def bootstrap(
         tables = [np.concatenate(tables)]
     if max(map(len, tables)) == 1 and (by == "frame" or len(tables) == 1):
         return Interval(float(statistic(mean_over(values, pooled)[None])[0]), math.nan, math.nan)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     sizes = np.array([len(table) for table in tables], float)
 
     def means(sums: F64, counts: F64) -> F64:  # (n, sources, methods), (n, sources)
@@ -100,10 +98,10 @@ def bootstrap(
         return (sums / counts[..., None]).mean(1)
 
     centre = float(statistic(mean_over(values, pooled)[None])[0])
-    slots: NDArray[np.int64] = np.tile(np.arange(len(tables)), (draws, 1))
+    slots: NDArray[np.int64] = np.tile(np.arange(len(tables)), (DRAWS, 1))
     if by == "source":
-        slots = rng.integers(0, len(tables), (draws, len(tables)))
-    sums = np.empty((draws, len(tables), tables[0].shape[1]))
+        slots = rng.integers(0, len(tables), (DRAWS, len(tables)))
+    sums = np.empty((DRAWS, len(tables), tables[0].shape[1]))
     for k, table in enumerate(tables):
         here = np.nonzero(slots == k)
         times = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), here[0].size)
@@ -131,8 +129,6 @@ def change_of_runs(
     groups: Sequence[str],
     pooled: bool = True,
     paired: bool = True,
-    seed: int = 0,
-    draws: int = DRAWS,
 ) -> Interval:
     """Mean of `other` over mean of `first`, minus 1, with its 95 % interval over runs and scenes
     together.
@@ -161,8 +157,8 @@ def change_of_runs(
         if known[k]:
             member[k, place[name]] = 1.0
     counts = member.sum(axis=0)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), draws).astype(float)
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS).astype(float)
     weights = np.concatenate([np.ones((1, len(names))), weights])  # the first draw: as they are
     chosen: dict[int, NDArray[np.int64]] = {}
     means = []

@@ -51,15 +51,13 @@ def gradient_matching(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor
     return total
 
 
-def gradient_preservation(
-    student: Tensor, teacher: Tensor, mask: Tensor, scales: int = 4
-) -> Tensor:
+def gradient_preservation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """gradient_matching of N(student) - N(teacher), normalised over the whole image.
 
     Distill Any Depth names the term and cites MiDaS; that it works on normalised maps is the usage
     of Depth Anything V2.
     """
-    return gradient_matching(normalise(student, mask) - normalise(teacher, mask), mask, scales)
+    return gradient_matching(normalise(student, mask) - normalise(teacher, mask), mask)
 
 
 def context_l1(
@@ -95,6 +93,7 @@ EDGE_RATIO, EDGE_WEIGHT = (
     1.05,
     1.5,
 )  # of boundary_error: what is an edge, and how much more it weighs
+DEAD_ALLOWED = 0.05  # of an image's pixels, those of the sky
 LARGEST_STEP = 1.0  # of the logarithm of depth between neighbours that boundary_error tells apart
 
 
@@ -211,14 +210,14 @@ def scale_anchor(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return torch.where(usable, ratio**2 + shift**2, torch.zeros_like(ratio)).mean()
 
 
-def dead_outputs(before: Tensor, allowed: float = 0.05) -> Tensor:
-    """Cost of a final ReLU that outputs 0 at more than a fraction `allowed` of an image's pixels.
+def dead_outputs(before: Tensor) -> Tensor:
+    """Cost of a final ReLU that outputs 0 at more than DEAD_ALLOWED of an image's pixels.
 
     before (N, 1, H, W): what enters the ReLU. Negative values are pulled up, but for the allowed
     fraction of the most negative ones (sky). Ours: the fraction of zeros itself has no gradient.
     """
     below = functional.relu(-before.float().flatten(1))
-    keep = int(allowed * below.shape[1])
+    keep = int(DEAD_ALLOWED * below.shape[1])
     excess = below.sort(dim=1).values[:, : below.shape[1] - keep]
     size = before.detach().float().flatten(1).abs().mean().clamp_min(EPS)
     return excess.mean() / size

@@ -60,11 +60,12 @@ def target(
 # What a student's root of disparity has at -1 of the target: half of the target's range (ours; the
 # room's far end is not at infinity).
 STUDENT_OFFSET = 0.5
+LEAST_ROOTED = 1e-2
 
 
-def root(disparity: Tensor, least: float = 1e-2) -> Tensor:
-    """Square root of a student's disparity, below `least` its tangent: no dead end at 0."""
-    x = exact(disparity)
+def root(disparity: Tensor) -> Tensor:
+    """Square root of a student's disparity, below LEAST_ROOTED its tangent: no dead end at 0."""
+    x, least = exact(disparity), LEAST_ROOTED
     tangent = (x + least) / (2 * least**0.5)
     return torch.where(x > least, x.clamp_min(least).sqrt(), tangent)
 

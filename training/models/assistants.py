@@ -23,11 +23,10 @@ class Marigold(nn.Module):
 
     spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 8)
 
-    def __init__(self, pipe: Any, steps: int = 0) -> None:
+    def __init__(self, pipe: Any) -> None:
         super().__init__()
         self.unet, self.vae, self.text_encoder = pipe.unet, pipe.vae, pipe.text_encoder
         self._pipe = (pipe,)  # in a tuple: no submodule
-        self.steps = steps
         kind = pipe.config.get("prediction_type") or "depth"
         if kind not in ("depth", "disparity"):
             raise TrainingError(
@@ -42,7 +41,6 @@ class Marigold(nn.Module):
         """Maps (N, 1, H, W), in 0..1."""
         maps: Tensor = self._pipe[0](
             images,
-            num_inference_steps=self.steps or None,
             ensemble_size=1,
             processing_resolution=0,
             match_input_resolution=True,

@@ -396,7 +396,7 @@ def _widen(unet: Any) -> None:
     unet.conv_in = wide
 
 
-def memory(model: nn.Module, optimiser_states: int = 2) -> dict[str, float]:
+def memory(model: nn.Module) -> dict[str, float]:
     """GiB that a model takes in training but for its activations: float32 weights as they are,
     gradients and AdamW's two moments of what is learnt.
     """
@@ -406,6 +406,6 @@ def memory(model: nn.Module, optimiser_states: int = 2) -> dict[str, float]:
     return {
         "weights": weights,
         "gradients": learnt,
-        "optimiser": optimiser_states * learnt,
-        "total": weights + (1 + optimiser_states) * learnt,
+        "optimiser": 2 * learnt,
+        "total": weights + 3 * learnt,
     }

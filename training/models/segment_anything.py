@@ -14,6 +14,8 @@ from training.checkpoints import TrainingError
 from training.models.hub import HubSource, from_pretrained
 from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, NetworkInput
 
+POINTS_AT_ONCE = 64
+
 
 class Sam(nn.Module):
     """A Segment Anything (1, 2 or 2.1) of the library: masks at points of an image."""
@@ -28,9 +30,7 @@ class Sam(nn.Module):
         self.side_px = int(network.prompt_encoder.input_image_size)
 
     @torch.no_grad()
-    def forward(
-        self, image: Tensor, points: Tensor, at_once: int = 64
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def forward(self, image: Tensor, points: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Candidates at points (P, 2), (x, y) px of an image (1, 3, H, W) in 0..1, batch by batch.
 
         Yields logits (k, H, W), above 0 inside, and the network's prediction (k,) of their IoU;
@@ -49,7 +49,7 @@ class Sam(nn.Module):
         x = functional.pad(self.spec.normalise(x), (0, side - inner[1], 0, side - inner[0]))
         embeddings = self.network.get_image_embeddings(x)
         scale = points.new_tensor([inner[1] / width, inner[0] / height])
-        for part in ((points + 0.5) * scale).split(at_once):
+        for part in ((points + 0.5) * scale).split(POINTS_AT_ONCE):
             out = self.network(
                 image_embeddings=embeddings,
                 input_points=part[None, :, None].to(x.dtype),

@@ -10,9 +10,7 @@ because its shift is unknown.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,11 +20,11 @@ from torch.nn import functional
 
 from depth_node import config
 from depth_node.engine import EngineError
-from depth_node.engine.manifest import manifest_path
 from depth_node.engine.options import REFERENCE
 from depth_node.inference import DepthModel, ModelConfig
 from depth_node.prediction import NEEDS_FOCAL, Prediction
 from training.checkpoints import TrainingError
+from training.data.cache import model_digest
 from training.models.networks import Network, NetworkConfig, open_network
 
 SOURCES = ("network", "engine", "diffusion")
@@ -154,13 +152,7 @@ class EngineTeacher:
         self.name = manifest.name
         # A teacher's images have no camera.
         self.kind = NEEDS_FOCAL.get(manifest.meaning, manifest.meaning)
-        where = Path(path)
-        content = where.read_bytes() if where.is_file() else json.dumps(manifest.training).encode()
-        beside = manifest_path(where)
-        content += beside.read_bytes() if beside.is_file() else b""
-        runs_on = self.model.engine.backend
-        content += b"" if runs_on == REFERENCE else runs_on.encode()
-        self.revision = hashlib.blake2b(content, digest_size=8).hexdigest()
+        self.revision = model_digest(self.model)[:16]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Maps of the images' size, as the engine gives them in image coordinates."""

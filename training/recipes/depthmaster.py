@@ -320,13 +320,8 @@ def scores_in_space(
 
 def build(cfg: Config, console: Console) -> DepthMaster:
     """The recipe on its images, once a pool holds enough."""
-
-    def waiting(count: int) -> None:
-        needed = cfg.images.pool.wait_for
-        console.print(f"waiting for the renderer: {count} of {needed} images")
-
     check = open_samples(cfg.check) if cfg.check.limit else ()
-    return DepthMaster(cfg, Mixture(cfg.images, waiting), check, console.print)
+    return DepthMaster(cfg, Mixture(cfg.images, console.print), check, console.print)
 
 
 def exportable(payload: Mapping[str, Any]) -> tuple[SingleStep, NetworkInput, str]:

@@ -471,13 +471,8 @@ TERMS = ("masked", "geometric", "supervised")
 
 def build(cfg: Config, console: Console) -> Mesa:
     """The recipe on the data that its terms need."""
-
-    def waiting(count: int) -> None:
-        needed = cfg.images.pool.wait_for
-        console.print(f"waiting for the renderer: {count} of {needed} images")
-
     loss = cfg.loss
-    images = Mixture(cfg.images, waiting) if loss.masked or loss.supervised else None
+    images = Mixture(cfg.images, console.print) if loss.masked or loss.supervised else None
     triplets = None
     if loss.geometric:
         triplets = open_triplets(cfg.sequences, cfg.height, cfg.width, cfg.poses == "given")

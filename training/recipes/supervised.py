@@ -327,11 +327,7 @@ def _normalised(batch: Batch) -> Batch:
 
 def build(cfg: Config, console: Console) -> Supervised:
     """The recipe on its pool, once that holds enough, or on a data set."""
-
-    def waiting(count: int) -> None:
-        console.print(f"waiting for the renderer: {count} of {cfg.pool.wait_for} images")
-
     outdoors: Images = ()
     if cfg.outdoors_share > 0:
-        outdoors = open_pool(cfg.outdoors, waiting)
-    return Supervised(cfg, open_first(cfg.source, cfg.pool, cfg.images, waiting), outdoors)
+        outdoors = open_pool(cfg.outdoors, console.print)
+    return Supervised(cfg, open_first(cfg.source, cfg.pool, cfg.images, console.print), outdoors)

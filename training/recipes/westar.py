@@ -515,9 +515,7 @@ class Westar(Recipe):
             points = np.concatenate([window.points(first), window.points(second)], axis=1)
             locations = torch.from_numpy(points).float().to(device)
             owner = torch.zeros(len(locations), dtype=torch.long, device=device)
-            difference = at(disparity, locations[:, :2], owner) - at(
-                disparity, locations[:, 2:], owner
-            )
+            difference = differences(disparity, {"points": locations, "owner": owner})
             ordered = torch.from_numpy(sign).to(device)
             wrong.append((difference * ordered <= 0)[ordered != 0].float())
         return torch.cat(wrong)

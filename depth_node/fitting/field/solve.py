@@ -139,17 +139,3 @@ def _spread_residual(
     log_depth += np.float32(features.middle)
     spread = Spread.of(features, left_out, nodes)
     return FieldEstimate(log_depth, features, left_out, detail, spread)
-
-
-def warm_up(config: FieldConfig | None = None) -> None:
-    """Load or compile the loops and touch all that a frame needs: the first is no slower then."""
-    rng = np.random.default_rng(0)
-    height, width, count = 480, 640, 300
-    values = rng.uniform(1, 2, (height, width)).astype(np.float32)
-    rows, cols = np.divmod(rng.permutation(height * width)[:count], width)
-    points = SparseDepth.from_arrays(rows, cols, values[rows, cols])
-    image = rng.integers(0, 256, (height, width, 3), np.uint8)
-    prediction, state = Prediction(values, "depth_affine_invariant"), FieldState()
-    for stamp_ns in (100_000_000, 200_000_000):
-        state.at(stamp_ns)
-        solve(prediction, points, None, image, config or FieldConfig(), state)

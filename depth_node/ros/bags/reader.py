@@ -284,26 +284,31 @@ class Bag:
         readout_s = self.camera_readout_time_s
         shutter = RollingShutter(camera, readout_s) if readout_s > 0 else None
         seen = SeenPoints(Exposure(stamp, since, shutter))
+        lost: dict[str, tuple[str, bool]] = {}  # frame -> why nobody knows where it is
         for key in sorted(sources):
             kind = self._kind(key)
             limit = seen.exposure.most_scans(kind, self.scans_per_image)
             chosen = scans.nearest(stamp, key, limit)
-            if self._clock_differs(key, kind, sources[key], chosen):
+            if self._clock_differs(key, kind, sources[key], chosen) or not chosen:
                 continue
+            try:
+                T = self._pose(kind, camera_frame, key[1], stamp)
+            except _UnusableError as error:
+                lost[key[1]] = str(error), error.damaged
+                continue
+            if doubt := far_apart(T, messages.brief(key[1])):
+                self.left_out.warn(doubt)
             for scan in chosen:
-                T = (
-                    self._registration(camera_frame, key[1])
-                    if kind is SensorKind.DEPTH_IMAGE
-                    else self._extrinsics(camera_frame, key[1], stamp)
-                )
-                if doubt := far_apart(T, messages.brief(key[1])):
-                    self.left_out.warn(doubt)
                 try:
                     placed = seen.exposure.by_rows(seen.exposure.moved(scan, T), kind)
                 except TransformError as error:
                     raise self._no_transform(error, self.world_frame, camera_frame) from None
                 share, nearest = self._noise.get(key[0], 0.0), scan.stamp_ns == chosen[0].stamp_ns
                 seen.add(scan, placed, T, "/".join(key), kind, share, nearest)
+        for frame, (why, damaged) in lost.items():
+            if not seen:
+                raise _UnusableError(why, damaged)
+            self.left_out.add(why, kind=f"scans of {both_ends(frame, 100)}", damaged=damaged)
         pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
         points, T_camera_lidar, age_s, noise_m = seen.joined()
         self._look_at_frames(points, T_camera_lidar, camera, camera_frame)
@@ -358,11 +363,6 @@ class Bag:
         named = vars(self.topics)
         return {named[name]: share for name, share in self.noise.items() if named[name]}
 
-    def _registration(self, camera_frame: str, frame: str) -> NDArray[np.float64]:
-        if frame.lstrip("/") != camera_frame.lstrip("/"):
-            raise _UnusableError(messages.not_registered(frame, camera_frame), damaged=False)
-        return np.eye(4)
-
     def _motion(self, camera_frame: str, now_ns: int) -> Callable[[int], NDArray[np.float64]]:
         """What gives T_now_then (4, 4) of the camera by a time in ns, or raises TransformError."""
         now = invert_rigid(self._look_up(self.world_frame, camera_frame, now_ns))
@@ -374,12 +374,17 @@ class Bag:
 
         return since
 
-    def _extrinsics(
-        self, camera_frame: str, lidar_frame: str, stamp_ns: int
+    def _pose(
+        self, kind: SensorKind, camera_frame: str, frame: str, stamp_ns: int
     ) -> NDArray[np.float64]:
+        """T_camera_source (4, 4). Raises _UnusableError where nobody knows it."""
+        if kind is SensorKind.DEPTH_IMAGE:
+            if frame.lstrip("/") != camera_frame.lstrip("/"):
+                raise _UnusableError(messages.not_registered(frame, camera_frame), damaged=False)
+            return np.eye(4)
         if self.T_camera_lidar is not None:
             return check_rigid(self.T_camera_lidar, "T_camera_lidar")
-        return self._look_up(camera_frame, lidar_frame, stamp_ns)
+        return self._look_up(camera_frame, frame, stamp_ns)
 
     def _read(self, names: Iterable[str], count: bool = True) -> Iterator[tuple[str, int, Any]]:
         """(topic, time of recording in ns, message) in the order of the recording."""
@@ -405,12 +410,16 @@ class Bag:
             with np.errstate(all="ignore"):
                 rectified = messages.is_rectified(self.topics.image, message, self.rectified)
                 camera: Camera = messages.camera_of(message, rectified)
-                doubt = messages.calibration_warning(message, rectified)
+                doubts = [
+                    messages.calibration_warning(message, rectified),
+                    messages.rectified_doubt(self.topics.image, message, self.rectified),
+                ]
         except (Exception, MemoryError) as error:
             raise _UnusableError(error) from None
         self._info_frame = message.header.frame_id
-        if doubt and count:
-            self.left_out.warn(doubt)
+        for doubt in doubts if count else ():
+            if doubt:
+                self.left_out.warn(doubt)
         return camera
 
     def _scan(self, topic: str, message: Any, camera: Camera) -> messages.LidarScan:

@@ -12,6 +12,7 @@ from depth_node.ros.messages.camera_info import (
     camera_of,
     is_rectified,
     other_camera,
+    rectified_doubt,
 )
 from depth_node.ros.messages.clouds import (
     cloud_to_points,
@@ -78,6 +79,7 @@ __all__ = [
     "other_camera",
     "place",
     "range_scan",
+    "rectified_doubt",
     "residual_points",
     "scan_message",
     "scan_message_to_points",

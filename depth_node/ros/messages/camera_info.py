@@ -33,6 +33,24 @@ def is_rectified(topic: str, info: CameraInfo, setting: str = "auto") -> bool:
     )
 
 
+def rectified_doubt(topic: str, info: CameraInfo, setting: str = "auto") -> str:
+    """A sentence if auto takes the images of a topic for distorted whose name speaks of rectified
+    ones, in other words than image_rect...; or "". Arguments as is_rectified has them."""
+    if setting != "auto" or is_rectified(topic, info) or not any(info.d):
+        return ""
+    *_, before, last = ("", *topic.rstrip("/").removesuffix("/compressed").split("/"))
+    words = set(last.lower().split("_"))
+    if last == "image":
+        words |= set(before.lower().split("_"))
+    if not words & {"rect", "rectified"}:
+        return ""
+    return (
+        f"the image topic {brief(topic)!r} speaks of a rectified image, but camera_info has"
+        " distortion, which is taken off once more: set image_rectified to yes if the image is"
+        " rectified, else to no"
+    )
+
+
 def other_camera(info_frame: str, image_frame: str) -> str:
     """A sentence if a camera_info may be that of another camera than the image's; or ""."""
     if not info_frame or not image_frame or info_frame.lstrip("/") == image_frame.lstrip("/"):

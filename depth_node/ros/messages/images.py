@@ -135,11 +135,7 @@ def image_to_rgb(message: Image, depth: BitDepth | None = None) -> npt.NDArray[n
     depth = depth or BitDepth()
     encoding = message.encoding
     if encoding in _UNTYPED:
-        depth.warn(
-            "untyped",
-            f"image encoding {encoding} does not say its colours and is read as"
-            f" {_UNTYPED[encoding]}: let the driver name the encoding",
-        )
+        _warn_untyped(depth, encoding)
     elif _PLAIN_NUMBERS.match(encoding):
         raise MessageError(
             f"image encoding {encoding} is no image but plain numbers; publish rgb8, bgr8 or"
@@ -164,19 +160,30 @@ def image_to_rgb(message: Image, depth: BitDepth | None = None) -> npt.NDArray[n
     return _convert(view, code, encoding)
 
 
+def _warn_untyped(depth: BitDepth, encoding: str) -> None:
+    depth.warn(
+        "untyped",
+        f"image encoding {encoding} does not say its colours and is read as {_UNTYPED[encoding]}:"
+        " let the driver name the encoding",
+    )
+
+
 def compressed_to_rgb(
     message: CompressedImage,
     depth: BitDepth | None = None,
     size: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB image of a JPEG or PNG.
+    """(H, W, 3) uint8 RGB image of a JPEG or PNG; a Bayer mosaic, which image_transport compresses
+    as it is, gets its colours.
 
     size: width and height that it must have, OtherSizeError otherwise. They are read from the
     file's header first, so that a small file that claims to be a huge image costs nothing.
     """
     depth = depth or BitDepth()
     plain = message.format.partition(";")[0].strip()
-    if "compressedDepth" in message.format or _PLAIN_NUMBERS.match(plain):
+    if plain in _UNTYPED:
+        _warn_untyped(depth, plain)
+    elif "compressedDepth" in message.format or _PLAIN_NUMBERS.match(plain):
         raise MessageError(
             f"compressed image format {brief(message.format)!r} is a depth image or plain numbers;"
             " subscribe to the compressed image of the camera"
@@ -194,8 +201,17 @@ def compressed_to_rgb(
             f" not readable as JPEG or PNG ({error}); check the publisher"
         ) from error
     if pixels.dtype == np.uint16:
-        return depth.to_8_bits(np.asarray(pixels, np.uint16), "16-bit PNG")
-    return np.asarray(pixels, np.uint8)
+        pixels = depth.to_8_bits(np.asarray(pixels, np.uint16), "16-bit PNG")
+    return _demosaiced(np.asarray(pixels, np.uint8), plain)
+
+
+def _demosaiced(pixels: npt.NDArray[np.uint8], encoding: str) -> npt.NDArray[np.uint8]:
+    """The colours of a mosaic (H, W, 3), three times the same; others as they are."""
+    code = _TO_RGB.get(encoding.removesuffix("16").removesuffix("8"))
+    mosaic = pixels[..., 0]
+    if not encoding.startswith("bayer_") or code is None or (pixels != mosaic[..., None]).any():
+        return pixels
+    return _convert(mosaic, code, encoding)
 
 
 def check_size(width: int, height: int, size: tuple[int, int]) -> None:

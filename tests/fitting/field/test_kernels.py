@@ -239,9 +239,8 @@ def test_without_a_folder_for_machine_code_it_is_compiled_anew_and_said_once() -
     code = """
 from numba.core import caching
 caching.CacheImpl._locator_classes = []  # as where package, home and temporary folder are read-only
-from depth_node.fitting.field import solve
-solve.warm_up()
-print(solve.kernels("auto").name)
+from depth_node.fitting.field.kernels import kernels
+print(kernels("auto").name)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],

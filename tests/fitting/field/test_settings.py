@@ -8,7 +8,6 @@ import dataclasses
 import pytest
 
 from depth_node.config import ConfigError, describe, replace
-from depth_node.fitting.field import solve
 from depth_node.fitting.field.settings import FieldAblation, FieldConfig
 from tests.helpers.field_room import FIELD
 
@@ -18,7 +17,6 @@ def test_settings_are_checked() -> None:
         FieldConfig(compiler="fortran")
     with pytest.raises(ConfigError, match="neighbours"):
         FieldAblation(neighbours=1)
-    solve.warm_up()
 
 
 def test_ablations_are_no_parameters() -> None:

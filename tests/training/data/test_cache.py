@@ -111,6 +111,7 @@ def test_a_write_that_fails_leaves_the_old_map(tmp_path: Path) -> None:
     "text",
     ["[]", "null", "{}", '{"kind": "map"}', '{"kind": "map", "low": NaN, "high": 1}',
      '{"kind": "map", "low": 2, "high": 1}', '{"kind": "map", "low": true, "high": 2}',
+     '{"kind": "map", "low": 0, "high": 1' + "0" * 400 + "}",
      '{"kind": "map", "low": "0", "high": "1"}', '{"kind": "map", "low": 0, "high": Infinity}',
      "[" * 100_000, "\xff"],
 )  # fmt: skip
