@@ -121,7 +121,7 @@ def test_two_that_publish_one_image_or_one_frame_are_told(network: Path) -> None
         look = SeveralPublishers()
         for name, kind, words in (
             ("image", Image, "2 publishers send on {topic}, so images of one may meet"),
-            ("points", PointCloud2, "2 publishers send on {topic}, but points come in 1 frame(s)"),
+            ("points", PointCloud2, "2 publishers send on {topic}, but with only 1 frame_id(s)"),
         ):
             topic = rig.node.resolve_topic_name(name)
             sent = camera_image(10.5)[0] if kind is Image else cloud(10.5, np.ones((9, 3)))
