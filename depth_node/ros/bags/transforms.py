@@ -76,5 +76,8 @@ class BagTransforms:
         except TransformError as error:
             raise NoTransformError(str(error)) from None
 
+    def forget_moving(self) -> None:
+        """Nothing: the tree holds all of the bag."""
+
     def close(self) -> None:
         """Nothing is held."""
