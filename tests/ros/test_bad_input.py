@@ -311,9 +311,10 @@ def test_frames_with_a_leading_slash_are_those_of_tf(
     monkeypatch.setitem(sys.modules, "tf2_ros", tf2_stand_in)
     with Rig(f"model.path:={network}").start() as rig:
         rig.listen(Image, "depth/image_rect")
-        link = TransformStamped(child_frame_id="lidar", header=header(0.0))
-        link.transform.rotation.w = 1.0
-        rig.publish("/tf_static", link)
+        for time_s in (0.9, 1.1):
+            link = TransformStamped(child_frame_id="lidar", header=header(time_s))
+            link.transform.rotation.w = 1.0
+            rig.publish("/tf", link)
         time.sleep(0.3)
         rig.publish("points", cloud(1.0, POINTS, frame="/lidar"))
         until(lambda: rig.node._monitor.total("scan") == 1, PATIENCE_S, "the scan")
