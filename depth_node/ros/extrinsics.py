@@ -168,8 +168,8 @@ def one_pose_for_all(frames: Sequence[str], cure: str) -> str:
     """The sentence on LiDARs of several frames of which one matrix tells the pose."""
     named = ", ".join(repr(brief(frame)) for frame in frames[:_FRAMES_NAMED])
     return (
-        f"T_camera_lidar is given, so it holds for points of all frames alike ({named}), and one"
-        f" pose is not that of several sensors: {cure}, or use one LiDAR alone"
+        f"T_camera_lidar is set and applies to points of all frames ({named}), but several sensors"
+        f" cannot have one pose: {cure}, or use one LiDAR alone"
     )
 
 
@@ -180,5 +180,5 @@ def far_apart(T_camera_lidar: npt.NDArray[np.float64], lidar_frame: str) -> str:
         return ""
     return (
         f"the LiDAR (frame {lidar_frame!r}) is {away_m:.4g} m from the camera, by T_camera_lidar or"
-        " TF: all depth is off by that if it is millimetres; give transforms in metres"
+        " TF: if these are millimetres all depth is wrong; give transforms in metres"
     )

@@ -32,7 +32,7 @@ class CameraMotion:
             return ""
         return (
             f"world_frame {self.world_frame!r} is joined to {camera_frame!r} by static transforms"
-            " alone, so it tells no motion, which is right only of a camera that stands still:"
+            " alone, so it gives no motion, which is right only for a camera that stands still:"
             " name a frame that the robot moves in, such as odom"
         )
 

@@ -372,8 +372,8 @@ class DepthNode(GuardedLifecycleNode):
         source = None
         if fixed is None:
             source = self._transforms(
-                "nothing says where the LiDAR is: set the parameter T_camera_lidar (16 numbers, row"
-                f" by row), or {_INSTALL_TF} and publish the transform"
+                "the pose of the LiDAR is unknown: set the parameter T_camera_lidar (16 numbers,"
+                f" row by row), or {_INSTALL_TF} and publish the transform"
             )
         return Extrinsics(fixed, source, config.tf_tolerance_s)
 
