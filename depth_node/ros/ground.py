@@ -126,6 +126,11 @@ class Ground:
         self._low_ground = ""
         self._first = None
 
+    def forget_moving(self) -> None:
+        """Time has jumped back."""
+        if self._source is not None:
+            self._source.forget_moving()
+
     def close(self) -> None:
         """Stop listening to TF."""
         if self._source is not None:

@@ -71,6 +71,10 @@ class CameraMotion:
 
         return since
 
+    def forget_moving(self) -> None:
+        """Time has jumped back."""
+        self._source.forget_moving()
+
     def close(self) -> None:
         """Stop listening to TF."""
         self._source.close()

@@ -32,6 +32,9 @@ class Links:
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[Transform, int]:
         return self.T, self.stamp_ns
 
+    def forget_moving(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
