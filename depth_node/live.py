@@ -235,7 +235,7 @@ def run_live(
     }  # fmt: skip
     children: dict[str, Child] = {}
     events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
-    with _terminate_as_interrupt():
+    with terminate_as_interrupt():
         try:
             for name, command in commands.items():
                 children[name] = Child(name, command, folder, env)
@@ -248,8 +248,8 @@ def run_live(
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends us as Ctrl-C does, so that the children are ended too."""
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends us as Ctrl-C does: children are ended, and unfinished files go."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

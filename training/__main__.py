@@ -17,23 +17,35 @@ if TYPE_CHECKING:
 
 # Each a module with `arguments(parser)` and `command(args, console)`.
 TOOLS: dict[str, tuple[str, str]] = {
-    "export": ("training.export.depth", "checkpoint to ONNX with manifest, compared with torch"),
+    "export": ("training.export.depth", "export a checkpoint to ONNX with its manifest"),
     "evaluate": (
         "training.evaluation.report",
         "score networks on unseen rendered rooms and RGB-D frames",
     ),
-    "benchmark": ("training.tools.benchmark", "images per second of the loop and of a bare one"),
+    "benchmark": (
+        "training.tools.benchmark",
+        "time the training loop, compared with a bare PyTorch loop",
+    ),
     "shards": ("training.tools.pack_shards", "pack a data set into WebDataset shards"),
-    "study": ("training.studies", "experiments on recipes, the field, regions, upsampling"),
-    "annotate": ("training.tools.annotate", "a web page that asks which of two points is nearer"),
-    "labels": ("training.tools.labels", "split ordinal labels by image: to train on, held back"),
-    "corrupt": ("training.data.corruptions", "a sheet of all corruptions of an image"),
+    "study": (
+        "training.studies",
+        "run an experiment on a recipe, the field, regions or upsampling",
+    ),
+    "annotate": (
+        "training.tools.annotate",
+        "serve a web page that asks which of two points is nearer",
+    ),
+    "labels": (
+        "training.tools.labels",
+        "split ordinal labels by image into training and held-out ones",
+    ),
+    "corrupt": ("training.data.corruptions", "draw a sheet of all corruptions of an image"),
     "segmentation": (
         "training.export.segment_anything",
         "export a Segment Anything network as encoder and prompt decoder",
     ),
     "refiner": ("training.export.refiner", "export a run of recipe refine for the field"),
-    "cka": ("training.evaluation.cka", "similarity of two checkpoints, layer against layer"),
+    "cka": ("training.evaluation.cka", "compare two checkpoints layer by layer (CKA)"),
 }
 
 
@@ -61,10 +73,10 @@ def parse_arguments(text: list[str] | None) -> argparse.Namespace:
                 "--count",
                 type=int,
                 default=0,
-                help="images in all (default: the size of the pool)",
+                help="total number of images (default: the size of the pool)",
             )
             sub.add_argument(
-                "--processes", type=int, default=1, help="how many render side by side (default 1)"
+                "--processes", type=int, default=1, help="number of rendering processes (default 1)"
             )
         else:
             sub.add_argument(

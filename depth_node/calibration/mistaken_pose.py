@@ -50,7 +50,7 @@ def usual_mistakes(T_camera_lidar: Pose) -> dict[str, Pose]:
         "is inverted, that of the camera in the LiDAR's frame": invert_rigid(T_camera_lidar),
         "is that of a camera frame with body axes (x forward), not the optical frame":
             _OPTICAL_FROM_BODY @ T_camera_lidar,
-        "is that of a LiDAR with optical axes (z forward), which it has not":
+        "is that of a LiDAR with optical axes (z forward), not z up":
             T_camera_lidar @ _OPTICAL_FROM_BODY,
         order: rotated_by(np.roll(quaternion, -1)),
         f"{order} (w, x, y, z)": rotated_by(np.roll(quaternion, 1)),

@@ -30,12 +30,20 @@ ROS_CURE = (
 def add_method_options(parser: argparse.ArgumentParser) -> None:
     """Add --model, --manifest, --method, --config and --set."""
     parser.add_argument(
-        "--model", default="", metavar="FILE", help=f'ONNX file, or "{EMBEDDED}" (default)'
+        "--model",
+        default="",
+        metavar="FILE",
+        help=f'ONNX file, fetched network, or "{EMBEDDED}" (default)',
     )
     parser.add_argument(
-        "--manifest", default="", metavar="FILE", help="manifest of the model (beside it)"
+        "--manifest",
+        default="",
+        metavar="FILE",
+        help="manifest of the model (default: the file beside it)",
     )
-    parser.add_argument("--method", default="", help=f"one of {', '.join((*METHODS, NETWORK))}")
+    parser.add_argument(
+        "--method", default="", help=f"fit method: {', '.join((*METHODS, NETWORK))}"
+    )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML file with settings of the pipeline"
     )
@@ -44,7 +52,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="one setting; may be given several times",
+        help="one setting of the pipeline, as a parameter of the node; repeatable",
     )
 
 

@@ -49,7 +49,7 @@ DRIVE_LINES = 4  # of a rosbag2 one of so many scan lines is measured, unless --
 def add(commands: Any) -> None:
     """Add the command `bench` with its benchmarks."""
     parser = commands.add_parser(
-        "bench", help="measure accuracy and speed against rivals in the same run"
+        "bench", help="measure accuracy and speed, compared with rivals in the same run"
     )
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     for add_benchmark in (
@@ -100,7 +100,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 def _add_accuracy(kinds: Any) -> None:
     parser = kinds.add_parser(
-        "accuracy", help="errors of the methods on recorded frames with truth"
+        "accuracy", help="errors of the methods on held-out points of recorded frames or a rosbag2"
     )
     parser.add_argument(
         "sources", type=Path, nargs="+", metavar="SOURCE", help="folders of frames, or one rosbag2"
@@ -116,21 +116,24 @@ def _add_accuracy(kinds: Any) -> None:
         "--methods",
         default="",
         metavar="A,B,C",
-        help=f"methods, of {', '.join(accuracy.known_methods())}",
+        help=f"methods to compare: {', '.join(accuracy.known_methods())}",
     )
     parser.add_argument(
-        "--points", default="50,250,1000", metavar="N,N,N", help="numbers of points, or none"
+        "--points",
+        default="50,250,1000",
+        metavar="N,N,N",
+        help="numbers of points to measure, or none",
     )
     parser.add_argument(
-        "--lines", type=int, default=0, metavar="K", help="measure one of K scan lines too"
+        "--lines", type=int, default=0, metavar="K", help="also measure with one of K scan lines"
     )
     parser.add_argument(
         "--scan-below",
         type=float,
         metavar="M",
-        help="measure with a planar scanner so far below the camera too (folders of frames)",
+        help="also measure with a planar scanner M metres below the camera (folders of frames)",
     )
-    parser.add_argument("--noise", default="clean", metavar="clean,noisy")
+    parser.add_argument("--noise", default="clean", metavar="clean,noisy", help="of the points")
     parser.add_argument("--calibration-px", type=float, default=0.0, metavar="PX")
     parser.add_argument(
         "--labels", default="classical", help=f"regions: {', '.join(accuracy.LABELS)}"
@@ -141,7 +144,7 @@ def _add_accuracy(kinds: Any) -> None:
         type=int,
         default=drive_accuracy.FRAMES,
         metavar="N",
-        help=f"of a rosbag2 at most so many, spread evenly ({drive_accuracy.FRAMES})",
+        help=f"most frames of a rosbag2, spread evenly ({drive_accuracy.FRAMES})",
     )
     add_bag_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -244,11 +247,12 @@ def _run_drive(options: argparse.Namespace) -> int:
 
 def _add_sensors(kinds: Any) -> None:
     parser = kinds.add_parser(
-        "sensors", help="radar, two unlike sensors, holes of a depth camera: each as it is declared"
+        "sensors",
+        help="radar, two different sensors, a depth camera with holes, with declared noise",
     )
     _add_sources(parser)
     _add_model(parser)
-    parser.add_argument("--prediction", default="", metavar="NAME", help="stored, no network")
+    parser.add_argument("--prediction", default="", metavar="NAME", help="use prediction_NAME.npz")
     _add_out(parser)
     parser.set_defaults(run=_run_sensors)
 
@@ -282,11 +286,11 @@ def _run_field(options: argparse.Namespace) -> int:
 
 def _add_cameras(kinds: Any) -> None:
     parser = kinds.add_parser(
-        "cameras", help="several cameras in one process against a process for each"
+        "cameras", help="several cameras in one process, compared with one process each"
     )
     parser.add_argument("--count", type=int, default=4, metavar="N", help="number of cameras")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each turn")
-    parser.add_argument("--turns", type=int, default=3, metavar="N", help="turns of each")
+    parser.add_argument("--seconds", type=float, default=15.0, help="duration of each turn")
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="number of turns")
     parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
     _add_out(parser)
     parser.set_defaults(run=_run_cameras)
@@ -318,7 +322,7 @@ def _run_cameras(options: argparse.Namespace) -> int:
 
 def _add_deskew(kinds: Any) -> None:
     parser = kinds.add_parser(
-        "deskew", help="LiDAR points moved by their own times: accuracy on a drive, and cost"
+        "deskew", help="LiDAR points moved by their own times: accuracy while driving, and cost"
     )
     parser.add_argument("--seed", default="", metavar="S,S,S", help="rooms (6 held-out ones)")
     _add_repeats(parser)
@@ -342,9 +346,7 @@ def _run_deskew(options: argparse.Namespace) -> int:
 
 
 def _add_unanchored(kinds: Any) -> None:
-    parser = kinds.add_parser(
-        "unanchored", help="depth and interval after the LiDAR's plug is pulled"
-    )
+    parser = kinds.add_parser("unanchored", help="depth and interval after the LiDAR falls silent")
     parser.add_argument("sources", type=Path, nargs="*", metavar="SOURCE", help="recorded frames")
     parser.add_argument("--seed", default="", metavar="S,S,S", help="rooms (5 held-out ones)")
     _add_cache(parser)
@@ -370,7 +372,7 @@ def _run_unanchored(options: argparse.Namespace) -> int:
 
 def _add_calibration(kinds: Any) -> None:
     parser = kinds.add_parser(
-        "calibration", help="what the extrinsics monitor and `calibrate` find, on rendered walks"
+        "calibration", help="extrinsics monitor and `calibrate` on rendered walks with known errors"
     )
     parser.add_argument("--seed", default="", metavar="S,S,S", help="rooms (10 held-out ones)")
     parser.add_argument("--frames", type=int, default=calibration.FRAMES, metavar="N")
@@ -393,7 +395,7 @@ def _run_calibration(options: argparse.Namespace) -> int:
 
 def _add_gates(kinds: Any) -> None:
     parser = kinds.add_parser(
-        "gates", help="what the gates of ~/points take away, on recorded frames with truth"
+        "gates", help="what the gates of ~/points remove, on recorded frames with truth"
     )
     _add_sources(parser)
     _add_model(parser)
@@ -422,16 +424,22 @@ def _run_gates(options: argparse.Namespace) -> int:
 
 def _add_obstacles(kinds: Any) -> None:
     parser = kinds.add_parser(
-        "obstacles", help="~/obstacles on rendered floors: false marks, boxes found, time"
+        "obstacles", help="~/obstacles on rendered floors: false marks, detected boxes, time"
     )
-    parser.add_argument("--frames", type=int, default=600, metavar="N", help="of a drive of 60 s")
+    parser.add_argument(
+        "--frames", type=int, default=600, metavar="N", help="frames of a drive of 60 s"
+    )
     parser.add_argument("--boxes", type=int, default=120, metavar="N", help="frames with a box")
     parser.add_argument(
         "--terrain", type=int, default=24, metavar="N", help="frames of each ramp, drop and rain"
     )
     parser.add_argument("--lines", default="32", metavar="N,N", help="lines of the LiDAR")
     parser.add_argument(
-        "--range-noise", type=float, default=0.01, metavar="M", help="of the LiDAR, one sigma"
+        "--range-noise",
+        type=float,
+        default=0.01,
+        metavar="M",
+        help="range noise of the LiDAR, one sigma",
     )
     _add_repeats(parser)
     _add_out(parser)
@@ -477,9 +485,9 @@ def _run_obstacles(options: argparse.Namespace) -> int:
 
 def _add_speed(kinds: Any) -> None:
     for name, description in (
-        ("fit", "the region fit against a plain loop of least squares"),
-        ("engine", "the engine against a plain session of ONNX Runtime"),
-        ("node", "latency of the node against a bare ROS 2 node"),
+        ("fit", "the region fit, compared with a plain loop of least squares"),
+        ("engine", "the engine, compared with a plain session of ONNX Runtime"),
+        ("node", "latency of the node, compared with a bare ROS 2 node"),
         ("speed", "fit, engine and node"),
     ):
         parser = kinds.add_parser(name, help=description)

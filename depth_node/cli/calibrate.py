@@ -31,18 +31,20 @@ LEAST_EDGES = 150
 def add(commands: Any) -> None:
     """The options of `depth_tools calibrate`."""
     parser = commands.add_parser(
-        "calibrate", help="pose and time offset of the LiDAR from a recording, with uncertainty"
+        "calibrate", help="estimate the LiDAR's pose and time offset from a recording"
     )
     parser.add_argument("source", type=Path, help="folder of frames with a LiDAR, or rosbag2")
     parser.add_argument(
         "--start",
         default="",
         metavar="'16 NUMBERS'",
-        help="4x4 row by row, LiDAR into optical frame; up to 5 degrees and 10 cm off (else that"
-        " of the frames or of the bag's TF)",
+        help="initial 4x4 matrix, row by row, from LiDAR to optical frame, up to 5 degrees and 10"
+        " cm off (default: that of the frames or of the bag's TF)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="images and result.json (runs/...)")
-    parser.add_argument("--frames", type=int, default=USED_FRAMES, metavar="N", help="frames used")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for images and result.json")
+    parser.add_argument(
+        "--frames", type=int, default=USED_FRAMES, metavar="N", help="number of frames to use"
+    )
     add_bag_options(parser)
     parser.set_defaults(run=_run, scans_per_image=1)
 

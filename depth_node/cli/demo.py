@@ -257,26 +257,35 @@ def add(commands: Any) -> None:
         "demo", help="live demo over ROS 2: a moving camera and a LiDAR in a procedural room"
     )
     add_method_options(parser)
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), metavar="DIR")
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long (20)")
-    parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="images (10)")
-    parser.add_argument("--size", default="640x480", metavar="WxH", help="of the image")
-    parser.add_argument("--seed", type=int, default=10, help="which room (10)")
     parser.add_argument(
-        "--frames", type=Path, metavar="DIR", help="render into here, or use what is there"
+        "--out", type=Path, default=Path("demo_output"), metavar="DIR", help="results"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration (20)")
+    parser.add_argument(
+        "--rate", type=float, default=10.0, metavar="HZ", help="images a second (10)"
+    )
+    parser.add_argument("--size", default="640x480", metavar="WxH", help="size of the image")
+    parser.add_argument("--seed", type=int, default=10, help="seed of the room (10)")
+    parser.add_argument(
+        "--frames",
+        type=Path,
+        metavar="DIR",
+        help="folder of rendered frames; filled if it is empty",
     )
     parser.add_argument(
-        "--unplug", action="store_true", help="pull the LiDAR's plug for the middle third"
+        "--unplug", action="store_true", help="unplug the LiDAR for the middle third of the run"
     )
     parser.add_argument(
         "--knock",
         type=float,
         default=0.0,
         metavar="DEG",
-        help="turn the LiDAR on its mount by so much after a third of the time: does the node"
-        " notice? (30 seconds or more)",
+        help="turn the LiDAR on its mount by this angle after a third of the run, to see whether"
+        " the node notices (needs --seconds 30 or more)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the numbers to this file"
+    )
     parser.set_defaults(run=run_command)
 
 

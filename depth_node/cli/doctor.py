@@ -37,16 +37,14 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     """Add the command `doctor`."""
     parser = commands.add_parser(
-        "doctor", help="report what is installed, what runs and what is missing"
+        "doctor", help="report what works on this machine, what is missing and how to install it"
     )
     parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
     parser.add_argument("--manifest", default="", metavar="FILE")
     parser.add_argument(
         "--backend", default="auto", metavar="NAME", help="back end of the network (auto)"
     )
-    parser.add_argument(
-        "--precision", default="file", metavar="WORD", help="precision, file or fp16 (file)"
-    )
+    parser.add_argument("--precision", default="file", metavar="WORD", help="file or fp16 (file)")
     parser.add_argument(
         "--listen",
         type=float,

@@ -24,21 +24,21 @@ def add(commands: Any) -> None:
     """The options of `depth_tools export-depth`."""
     parser = commands.add_parser(
         "export-depth",
-        help="image and depth pairs of a drive (uint16 millimetres, intrinsics) for training",
-        epilog="`python -m training` reads the folder as a data set of layout `frames`.",
+        help="write image and depth pairs of a drive (uint16 millimetres) for training",
+        epilog="`python -m training` reads the folder as a data set of kind `frames`.",
     )
     parser.add_argument("source", type=Path, help="rosbag2, or folder of frames with a LiDAR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="one image of N (1)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of pairs")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="use every Nth image (1)")
     parser.add_argument(
         "--max-relative-std",
         type=float,
         default=MAX_RELATIVE_STD,
         metavar="R",
-        help="depth known less well than R times itself is written as unknown"
-        f" ({MAX_RELATIVE_STD}; 0 = all depth)",
+        help="write depth with a larger relative standard deviation as unknown"
+        f" ({MAX_RELATIVE_STD}; 0 = keep all)",
     )
-    parser.add_argument("--png", action="store_true", help="images without loss")
+    parser.add_argument("--png", action="store_true", help="write images as PNG, without loss")
     add_method_options(parser)
     add_bag_options(parser)
     parser.set_defaults(run=_run)

@@ -23,21 +23,24 @@ def add(commands: Any) -> None:
     """The options of `depth_tools layout`."""
     parser = commands.add_parser(
         "layout",
-        help="a layout for Foxglove, a configuration for RViz, with the topics of your node",
-        epilog="Import the first in Foxglove or Lichtblick (Layouts, Import from file); rviz2 -d"
-        " opens the second.",
+        help="write a Foxglove layout or RViz configuration with the topics of your node",
+        epilog="Import the layout in Foxglove or Lichtblick (Layouts, Import from file); open the"
+        " configuration with rviz2 -d.",
     )
-    parser.add_argument("--namespace", default="/", metavar="NS", help="of the node (/)")
+    parser.add_argument("--namespace", default="/", metavar="NS", help="namespace of the node (/)")
     parser.add_argument(
         "-r",
         "--remap",
         action="append",
         default=[],
         metavar="FROM:=TO",
-        help="as the node was told, such as points:=/lidar/points; may be repeated",
+        help="a remap of the node, such as points:=/lidar/points; repeatable",
     )
     parser.add_argument(
-        "--frame", default="", metavar="FRAME", help="the camera's optical frame, or odom"
+        "--frame",
+        default="",
+        metavar="FRAME",
+        help="fixed frame of the view: the camera's optical frame, or odom",
     )
     parser.add_argument("--foxglove", type=Path, metavar="FILE.json")
     parser.add_argument("--rviz", type=Path, metavar="FILE.rviz")

@@ -17,6 +17,7 @@ from depth_node.cli.arguments import need_ros
 from depth_node.cli.console import CommandParser, UsageError, run_command
 from depth_node.config import ConfigError
 from depth_node.engine import EngineError
+from depth_node.live import terminate_as_interrupt
 from depth_node.recordings.frames import FrameError
 
 USER_ERRORS = (UsageError, ConfigError, EngineError, FrameError)
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     options = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
-    return run_command("depth_tools", lambda: run(options), USER_ERRORS)
+    with terminate_as_interrupt():
+        return run_command("depth_tools", lambda: run(options), USER_ERRORS)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     """Add the command `models` with its own commands."""
     parser = commands.add_parser(
-        "models", help="networks: list, fetch, verify, convert, check, build, manifest"
+        "models", help="list, fetch, verify, convert, check and build networks; write manifests"
     )
     kinds = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_fetching(kinds)
@@ -57,7 +57,7 @@ def add(commands: Any) -> None:
 
 def _add_fetching(kinds: Any) -> None:
     listing = kinds.add_parser(
-        "list", help="list the network of the package and those that can be fetched"
+        "list", help="list the embedded networks and those that can be fetched"
     )
     listing.set_defaults(run=_run_list)
     fetching = kinds.add_parser("fetch", help="download a network of the list")
@@ -72,10 +72,10 @@ def _add_fetching(kinds: Any) -> None:
         "--output-name", default="", metavar="NAME", help="output to use, if the file has several"
     )
     fetching.set_defaults(run=_run_fetch)
-    verifying = kinds.add_parser(
-        "verify", help="compare files of fetched networks with their hashes"
+    verifying = kinds.add_parser("verify", help="check the hashes of fetched networks")
+    verifying.add_argument(
+        "names", nargs="*", metavar="NAME", help="networks to check (default: all fetched ones)"
     )
-    verifying.add_argument("names", nargs="*", metavar="NAME", help="(all fetched networks)")
     verifying.set_defaults(run=_run_verify)
 
 
@@ -240,11 +240,13 @@ def _run_verify(options: argparse.Namespace) -> int:
 def _add_converting(kinds: Any) -> None:
     model = "ONNX file, name of a fetched network, or embedded"
     converting = kinds.add_parser(
-        "convert", help="write an FP16 copy, if its outputs agree with FP32"
+        "convert", help="write an FP16 copy if its outputs agree with FP32"
     )
     converting.add_argument("model", metavar="MODEL", help=model)
     converting.add_argument("--precision", default="fp16", choices=["fp16"])
-    converting.add_argument("--out", type=Path, metavar="FILE", help="(MODEL.fp16.onnx, beside it)")
+    converting.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: MODEL.fp16.onnx, beside the model)"
+    )
     converting.add_argument(
         "--fp16-input", "--half-input", action="store_true", help="make the input FP16 too"
     )
@@ -258,10 +260,13 @@ def _add_converting(kinds: Any) -> None:
         "--backends",
         default="onnxruntime-cpu,auto",
         metavar="A,B",
-        help="of A and B (onnxruntime-cpu,auto)",
+        help="back ends of A and B (onnxruntime-cpu,auto)",
     )
     checking.add_argument(
-        "--precisions", default="file,file", metavar="A,B", help="of A and B, file or fp16"
+        "--precisions",
+        default="file,file",
+        metavar="A,B",
+        help="precisions of A and B: file or fp16",
     )
     checking.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures of every image"
@@ -279,18 +284,24 @@ def _add_converting(kinds: Any) -> None:
         command.set_defaults(run=run)
         if run is not _run_check:
             command.add_argument(
-                "--manifest", default="", metavar="FILE", help="manifest of the model (beside it)"
+                "--manifest",
+                default="",
+                metavar="FILE",
+                help="manifest of the model (default: the file beside it)",
             )
         if run is not _run_build:
             command.add_argument(
-                "--images", type=Path, metavar="DIR", help="images to compare on (rendered rooms)"
+                "--images",
+                type=Path,
+                metavar="DIR",
+                help="images to compare on (default: rendered rooms)",
             )
             command.add_argument(
                 "--count",
                 type=int,
                 default=compare.RECOMMENDED_IMAGES,
                 metavar="N",
-                help="images (50)",
+                help="number of images (50)",
             )
 
 
@@ -444,10 +455,10 @@ def _steps_bar(terminal: Console) -> Iterator[Progress]:
 def _add_manifest(kinds: Any) -> None:
     writing = kinds.add_parser("manifest", help="write the manifest of an ONNX file")
     writing.add_argument("model", type=Path, metavar="MODEL.onnx")
-    writing.add_argument("--meaning", required=True, help=f"of the output: {', '.join(MEANINGS)}")
     writing.add_argument(
-        "--out", type=Path, metavar="FILE", help="(beside the model, where it is found)"
+        "--meaning", required=True, help=f"meaning of the output: {', '.join(MEANINGS)}"
     )
+    writing.add_argument("--out", type=Path, metavar="FILE", help="(default: beside the model)")
     for name in ("name", "output-name", "licence", "source"):
         writing.add_argument(f"--{name}", default="")
     for role in ROLES:
@@ -456,37 +467,47 @@ def _add_manifest(kinds: Any) -> None:
         )
         if role != "scale":
             writing.add_argument(
-                f"--{role}-level", type=float, help=f"value from which it is {role}"
+                f"--{role}-level",
+                type=float,
+                help=f"smallest value of that output that counts as {role}",
             )
     writing.add_argument(
         "--focal-px", type=float, default=0.0, metavar="PX",
-        help="of depth_metric_focal: focal length of the input at which the output is metres",
+        help="for depth_metric_focal: focal length of the input at which the output is metres",
     )  # fmt: skip
     writing.add_argument(
-        "--sparse-depth", default="", metavar="NAME", help="input of a completion network: depth"
+        "--sparse-depth", default="", metavar="NAME", help="depth input of a completion network"
     )
     writing.add_argument(
-        "--sparse-mask", default="", metavar="NAME", help="its input that is 1 where a point is"
+        "--sparse-mask", default="", metavar="NAME", help="its mask input, 1 where there is a point"
     )
     writing.add_argument(
-        "--sparse-unit", default="m", help=f"of that depth: {', '.join(UNITS)} (m)"
+        "--sparse-unit", default="m", help=f"unit of the depth input: {', '.join(UNITS)} (m)"
     )
     writing.add_argument(
-        "--sparse-empty", type=float, default=0.0, help="depth of pixels without a point (0)"
+        "--sparse-empty",
+        type=float,
+        default=0.0,
+        help="value of the depth input where there is no point (0)",
     )
-    writing.add_argument("--multiple", type=int, metavar="PX", help="of longest_side, such as 14")
+    writing.add_argument(
+        "--multiple",
+        type=int,
+        metavar="PX",
+        help="multiple of the sides for longest_side, such as 14",
+    )
     for name in ("height", "width", "patch-size"):
         writing.add_argument(f"--{name}", type=int, default=0, metavar="PX")
     choices = (("channel-order", "rgb, bgr"), ("resize", ", ".join(RESIZES)))
     for name, meaning in (*choices, ("interpolation", "as in InputSpec")):
         writing.add_argument(f"--{name}", metavar="WORD", help=meaning)
-    writing.add_argument("--scale", type=float, help="factor of pixel values before mean and std")
+    writing.add_argument("--scale", type=float, help="factor on pixel values before mean and std")
     for name in ("mean", "std"):
         writing.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"))
     writing.add_argument(
         "--no-run", action="store_true",
-        help="write it without running the network (minutes for a huge one): names, shapes and"
-        " types are compared, the answer is not",
+        help="do not run the network (takes minutes for a huge one): names, shapes and types are"
+        " checked, the output is not",
     )  # fmt: skip
     writing.set_defaults(run=_run_manifest)
 

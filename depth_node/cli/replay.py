@@ -36,55 +36,64 @@ def add(commands: Any) -> None:
     """The options of `depth_tools replay`."""
     parser = commands.add_parser(
         "replay",
-        help="recorded frames or a rosbag2 through the pipeline, into a run folder",
-        epilog="What is damaged is left out and told at the end. Exit status: 0 when everything"
-        " was readable, 1 when something damaged was left out, 2 when nothing could be replayed.",
+        help="run the pipeline on recorded frames or a rosbag2",
+        epilog="Damaged data is skipped and reported at the end. Exit status: 0 if everything was"
+        " readable, 1 if damaged data was skipped, 2 if nothing could be replayed.",
     )
     parser.add_argument("source", type=Path, help="folder of frames, or rosbag2")
     add_method_options(parser)
-    which = parser.add_argument_group("measured points (those that are used are never scored)")
-    which.add_argument("--points", type=int, default=0, metavar="N", help="N pixels of the depth")
-    which.add_argument("--lines", type=int, default=0, metavar="K", help="one of K scan lines")
+    which = parser.add_argument_group("which points are used (used points are never scored)")
+    which.add_argument(
+        "--points", type=int, default=0, metavar="N", help="use N pixels of the depth"
+    )
+    which.add_argument("--lines", type=int, default=0, metavar="K", help="use one of K scan lines")
     which.add_argument(
         "--hold-out",
         type=float,
         default=0.5,
         metavar="SHARE",
-        help="share of the LiDAR points that is kept for scoring (0.5; 0 = none)",
+        help="share of the LiDAR points that is held out for scoring (0.5; 0 = none)",
     )
-    which.add_argument("--seed", type=int, default=0, help="of that choice (0)")
+    which.add_argument("--seed", type=int, default=0, help="seed of the choice (0)")
     frames = parser.add_argument_group("folders of frames")
     frames.add_argument(
         "--stored-regions",
         action="store_true",
-        help="regions from segmentation_*.png, for methods that use regions",
+        help="take regions from segmentation_*.png, for methods that use regions",
     )
     frames.add_argument(
-        "--prediction", default="", metavar="NAME", help="prediction_NAME.npz, no network"
+        "--prediction",
+        default="",
+        metavar="NAME",
+        help="use prediction_NAME.npz instead of a network",
     )
     add_bag_options(parser)
     out = parser.add_argument_group("output")
-    out.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/SOURCE)")
-    out.add_argument("--images", type=int, default=12, metavar="N", help="at most N panels (12)")
-    out.add_argument("--save-depth", action="store_true", help="keep depth and std of every frame")
-    out.add_argument("--json", type=Path, metavar="FILE", help="all rows and the summary")
+    out.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/SOURCE)")
+    out.add_argument(
+        "--images", type=int, default=12, metavar="N", help="write at most N panels (12)"
+    )
+    out.add_argument("--save-depth", action="store_true", help="save depth and std of every frame")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write all rows and the summary")
     out.add_argument(
         "--out-bag",
         type=Path,
         metavar="FILE.mcap",
-        help="depth, camera_info, confidence, points, fit, rejected, extrinsics and diagnostics as"
-        " the node would publish them, with the input's stamps and frames (--hold-out 0 uses every"
-        " point)",
+        help="write depth, camera_info, confidence, points, fit, rejected, extrinsics and"
+        " diagnostics as the node would publish them, with the input's stamps and frames"
+        " (--hold-out 0 uses every point)",
     )
     out.add_argument(
         "--obstacles",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="obstacles in that bag too; KEY is one of the node's obstacles.* that says where the"
-        " ground is: base_frame=base_footprint (TF of a bag), or camera_height_m=0.5",
+        help="also write obstacles; KEY is a parameter obstacles.* of the node that defines the"
+        " ground: base_frame=base_footprint (TF of a bag), or camera_height_m=0.5",
     )
-    out.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="the same for the Rerun viewer")
+    out.add_argument(
+        "--rerun", type=Path, metavar="FILE.rrd", help="write the same for the Rerun viewer"
+    )
     parser.set_defaults(run=_run_replay)
 
 
@@ -95,24 +104,31 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
         bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
     for name, usual in _OTHER_SENSORS.items():
         bag.add_argument(
-            f"--{name}-topic", default="", metavar="TOPIC", help=f"as the node's input `{name}`"
+            f"--{name}-topic",
+            default="",
+            metavar="TOPIC",
+            help=f"topic of the node's input `{name}`",
         )
         bag.add_argument(
             f"--{name}-noise",
             type=float,
             default=usual,
             metavar="SHARE",
-            help=f"as the node's {name}_noise ({usual:g})",
+            help=f"like {name}_noise of the node ({usual:g})",
         )
-    bag.add_argument("--max-scan-age", type=float, default=0.3, metavar="S")
-    bag.add_argument("--scans-per-image", type=int, default=0, metavar="N")
-    bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S")
+    bag.add_argument(
+        "--max-scan-age", type=float, default=0.3, metavar="S", help="like max_scan_age_s (0.3)"
+    )
+    bag.add_argument(
+        "--scans-per-image", type=int, default=0, metavar="N", help="like scans_per_image (0)"
+    )
+    bag.add_argument("--scan-wait", type=float, default=0.0, metavar="S", help="like scan_wait_s")
     bag.add_argument(
         "--lidar-time-offset",
         type=float,
         default=0.0,
         metavar="S",
-        help="added to the stamps of LiDAR messages, as the node's lidar_time_offset_s",
+        help="added to the stamps of LiDAR messages, like lidar_time_offset_s of the node",
     )
     bag.add_argument(
         "--rectified",
@@ -120,28 +136,28 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
         const="yes",
         default="auto",
         choices=("auto", "yes", "no"),
-        help="whether the image is rectified, as the node's image_rectified (auto; without a word:"
-        " yes)",
+        help="whether the image is rectified, like image_rectified of the node (default: auto;"
+        " --rectified alone: yes)",
     )
     bag.add_argument(
         "--t-camera-lidar",
         default="",
         metavar="'16 NUMBERS'",
-        help="4x4 row by row, LiDAR into optical frame; else TF of the bag",
+        help="4x4 matrix, row by row, from LiDAR to optical frame (default: TF of the bag)",
     )
     bag.add_argument(
         "--world-frame",
         default="",
         metavar="FRAME",
-        help="a frame of the bag's TF that stands still, such as odom: memory and older scans move"
-        " with the camera",
+        help="a frame of the bag's TF that stands still, such as odom: corrects memory and older"
+        " scans for the camera's motion",
     )
     bag.add_argument(
         "--camera-readout-time",
         type=float,
         default=0.0,
         metavar="S",
-        help="of a rolling shutter, as the node's camera_readout_time_s; needs --world-frame",
+        help="of a rolling shutter, like camera_readout_time_s of the node; needs --world-frame",
     )
 
 

@@ -233,7 +233,7 @@ def without_points(
     elif prediction.is_metric:
         status = FitStatus.NETWORK_METRES
         depth = prediction.metric_depth()
-        message = f"{reason}: the depth is the network's own metres, checked by nothing."
+        message = f"{reason}: the depth is the network's own metres, unchecked."
     else:
         message = (
             f"{reason} and the network gives no metres, so there is no depth; "

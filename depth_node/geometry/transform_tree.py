@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bisect
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,22 +20,47 @@ class TransformError(LookupError):
     """Two frames are not connected, or not at this time; the message names them."""
 
 
+_NUMBERS = 12  # of a transform: its upper three rows
+
+
 @dataclass
 class _Link:
-    """T_parent_child of one frame at each of its stamps; without a stamp it is static."""
+    """T_parent_child of one frame at each of its stamps; without a stamp it is static.
+
+    The numbers lie one behind the other: an hour of an arm's joints has millions of transforms.
+    """
 
     parent: str
-    stamps_ns: list[int] = field(default_factory=list)
-    transforms: list[Transform] = field(default_factory=list)
+    stamps_ns: array[int] = field(default_factory=lambda: array("q"))
+    numbers: array[float] = field(default_factory=lambda: array("d"))
+
+    def put(self, T: Transform, stamp_ns: int | None) -> None:
+        numbers = array("d", np.asarray(T, np.float64)[:3].tobytes())
+        if stamp_ns is None:
+            self.numbers = numbers
+            return
+        index = bisect.bisect_left(self.stamps_ns, stamp_ns)
+        place = index * _NUMBERS
+        if index < len(self.stamps_ns) and self.stamps_ns[index] == stamp_ns:
+            self.numbers[place : place + _NUMBERS] = numbers
+            return
+        self.stamps_ns.insert(index, stamp_ns)
+        self.numbers[place:place] = numbers
+
+    def _transform(self, index: int) -> Transform:
+        T = np.eye(4)
+        place = index * _NUMBERS
+        T[:3] = np.reshape(self.numbers[place : place + _NUMBERS], (3, 4))
+        return T
 
     def at(self, stamp_ns: int, tolerance_ns: float, name: str) -> Transform:
         if not self.stamps_ns:
-            return self.transforms[0]
+            return self._transform(0)
         after = bisect.bisect_left(self.stamps_ns, stamp_ns)
         if 0 < after < len(self.stamps_ns):
             return _interpolate(
-                self.transforms[after - 1],
-                self.transforms[after],
+                self._transform(after - 1),
+                self._transform(after),
                 (stamp_ns - self.stamps_ns[after - 1])
                 / (self.stamps_ns[after] - self.stamps_ns[after - 1]),
             )
@@ -45,7 +71,7 @@ class _Link:
                 f"the transform of {name} is known from {self.stamps_ns[0] * 1e-9:.3f} s to"
                 f" {self.stamps_ns[-1] * 1e-9:.3f} s, and {stamp_ns * 1e-9:.3f} s was asked for"
             )
-        return self.transforms[end]
+        return self._transform(end)
 
 
 class TransformTree:
@@ -68,15 +94,7 @@ class TransformTree:
         link = self._links.get(child)
         if link is None or link.parent != parent or stamp_ns is None or not link.stamps_ns:
             link = self._links[child] = _Link(parent)
-        if stamp_ns is None:
-            link.transforms.append(T)
-            return
-        index = bisect.bisect_left(link.stamps_ns, stamp_ns)
-        if index < len(link.stamps_ns) and link.stamps_ns[index] == stamp_ns:
-            link.transforms[index] = T
-            return
-        link.stamps_ns.insert(index, stamp_ns)
-        link.transforms.insert(index, T)
+        link.put(T, stamp_ns)
 
     def look_up(self, target: str, source: str, stamp_ns: int) -> Transform:
         """T_target_source (4, 4) at a stamp.

@@ -82,15 +82,15 @@ class SeveralPublishers:
                 continue
             if name in ("image", "camera_info"):
                 return (
-                    f"{count} publishers send on {topic}, so images of one may meet the"
-                    " calibration, points and memory of another: end all but one (a bag beside the"
-                    " live driver?), or give each a topic of its own"
+                    f"{count} publishers send on {topic}, so images of one may be used with the"
+                    " calibration, points and memory of another: stop all but one (a bag beside"
+                    " the live driver?), or give each a topic of its own"
                 )
             return (
-                f"{count} publishers send on {topic}, but points come in {max(most, 1)} frame(s)"
-                " only: two sensors with one frame_id are put in one place, unless both drivers"
-                " move their points there; give each a frame of its own, or end the one that is not"
-                " meant (a bag beside the live driver?)"
+                f"{count} publishers send on {topic}, but with only {max(most, 1)} frame_id(s):"
+                " two sensors with one frame_id get the same pose, which is wrong unless both"
+                " drivers transform their points to it; give each its own frame_id, or stop the one"
+                " that is not meant (a bag beside the live driver?)"
             )
         return ""
 
@@ -156,7 +156,7 @@ def _lidar_trouble(
     if points.echoes and not used:
         return (
             f"none of {len(points.echoes)} echoes on `range` can be used: the whole cone must"
-            " be in the image, and the network no completion network; check its TF and"
+            " be in the image, and completion networks take no echoes; check its TF and"
             " field_of_view",
             "echoes",
         )

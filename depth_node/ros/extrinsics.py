@@ -37,6 +37,9 @@ class TransformSource(Protocol):
         The stamp of the newest is 0 if every link of the chain is static. Raises NoTransformError.
         """
 
+    def forget_moving(self) -> None:
+        """Forget what moves: time has jumped back, as in a bag that loops."""
+
     def close(self) -> None:
         """Stop listening."""
 
@@ -102,14 +105,20 @@ class Extrinsics:
             if abs(behind_s) <= self.tolerance_s:
                 return newest
             raise NoTransformError(
-                f"the newest transform from {lidar_frame} to {camera_frame} is {behind_s:.2f} s"
-                " older than the image: check what publishes it and the clocks, or raise"
+                f"the newest transform from {lidar_frame} to {camera_frame} is"
+                f" {abs(behind_s):.2f} s {'older' if behind_s > 0 else 'newer'} than the image, and"
+                " TF has none for its time: check what publishes it and the clocks, or raise"
                 " tf_tolerance_s"
             ) from error
 
     def forget(self) -> None:
         """Look static transforms up again, after a new calibration for instance."""
         self._static.clear()
+
+    def forget_moving(self) -> None:
+        """Time has jumped back."""
+        if self._source is not None:
+            self._source.forget_moving()
 
     def close(self) -> None:
         """Stop listening to TF."""
@@ -134,7 +143,9 @@ class TfSource:
         try:
             # Time 0 asks tf2 for the newest transform common to the chain.
             found = self._buffer.lookup_transform(
-                target, source, self._time(nanoseconds=stamp_ns or 0)
+                target.lstrip("/"),  # tf2 refuses what ROS 1 wrote
+                source.lstrip("/"),
+                self._time(nanoseconds=stamp_ns or 0),
             )
             move, turn = found.transform.translation, found.transform.rotation
             T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
@@ -143,6 +154,10 @@ class TfSource:
             raise NoTransformError(one_line(error, 300)) from error
         stamp = found.header.stamp
         return T, stamp.sec * 1_000_000_000 + stamp.nanosec
+
+    def forget_moving(self) -> None:
+        """See TransformSource. tf2 ignores what is ten seconds older than what it has."""
+        self._buffer.clear()  # static transforms stay
 
     def close(self) -> None:
         """Unsubscribe from /tf and /tf_static."""
@@ -153,8 +168,8 @@ def one_pose_for_all(frames: Sequence[str], cure: str) -> str:
     """The sentence on LiDARs of several frames of which one matrix tells the pose."""
     named = ", ".join(repr(brief(frame)) for frame in frames[:_FRAMES_NAMED])
     return (
-        f"T_camera_lidar is given, so it holds for points of all frames alike ({named}), and one"
-        f" pose is not that of several sensors: {cure}, or use one LiDAR alone"
+        f"T_camera_lidar is set and applies to points of all frames ({named}), but several sensors"
+        f" cannot have one pose: {cure}, or use one LiDAR alone"
     )
 
 
@@ -165,5 +180,5 @@ def far_apart(T_camera_lidar: npt.NDArray[np.float64], lidar_frame: str) -> str:
         return ""
     return (
         f"the LiDAR (frame {lidar_frame!r}) is {away_m:.4g} m from the camera, by T_camera_lidar or"
-        " TF: all depth is off by that if it is millimetres; give transforms in metres"
+        " TF: if these are millimetres all depth is wrong; give transforms in metres"
     )

@@ -68,7 +68,7 @@ class Ground:
         elif T_base_camera is None:
             self._warn(
                 "ground",
-                "nobody knows where the ground is, so there are no obstacles: set"
+                "the position of the ground is unknown, so there are no obstacles: set"
                 " obstacles.base_frame, or obstacles.camera_height_m and camera_pitch_deg",
             )
         if T_base_camera is None:
@@ -97,8 +97,8 @@ class Ground:
             self._warn(
                 "base frame",
                 f"the camera has moved by {away_m:.1f} m in obstacles.base_frame {base_frame!r}, so"
-                " that is no frame of the robot, and obstacles are sought about the wrong place:"
-                " name one on the ground that drives along, such as base_footprint",
+                " this frame does not move with the robot, and obstacles are searched in the wrong"
+                " place: use one on the ground that does, such as base_footprint",
             )
 
     def look_below(self, below_m: float, base_frame: str) -> None:
@@ -111,11 +111,11 @@ class Ground:
         if len(self._below_m) < _GROUND_LOOKS or usual_m == 0:
             return
         place = (
-            f"obstacles.base_frame {base_frame!r}, so that what is lower than that is no obstacle:"
-            " name the frame on the ground, such as base_footprint"
+            f"obstacles.base_frame {base_frame!r}, so anything lower than that is no obstacle:"
+            " use the frame on the ground, such as base_footprint"
             if base_frame
-            else "where obstacles.camera_height_m and camera_pitch_deg put it, so that what is"
-            " lower than that is no obstacle: correct them"
+            else "where obstacles.camera_height_m and camera_pitch_deg put it, so anything lower"
+            " than that is no obstacle: correct them"
         )
         self._low_ground = f"the ground is seen {usual_m:.2f} m below {place}"
 
@@ -125,6 +125,11 @@ class Ground:
         self._below_m.clear()
         self._low_ground = ""
         self._first = None
+
+    def forget_moving(self) -> None:
+        """Time has jumped back."""
+        if self._source is not None:
+            self._source.forget_moving()
 
     def close(self) -> None:
         """Stop listening to TF."""

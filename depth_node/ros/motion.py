@@ -32,7 +32,7 @@ class CameraMotion:
             return ""
         return (
             f"world_frame {self.world_frame!r} is joined to {camera_frame!r} by static transforms"
-            " alone, so it tells no motion, which is right only of a camera that stands still:"
+            " alone, so it gives no motion, which is right only for a camera that stands still:"
             " name a frame that the robot moves in, such as odom"
         )
 
@@ -70,6 +70,10 @@ class CameraMotion:
             return inverse[0] @ self.pose(camera_frame, then_ns)
 
         return since
+
+    def forget_moving(self) -> None:
+        """Time has jumped back."""
+        self._source.forget_moving()
 
     def close(self) -> None:
         """Stop listening to TF."""

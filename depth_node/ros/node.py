@@ -372,8 +372,8 @@ class DepthNode(GuardedLifecycleNode):
         source = None
         if fixed is None:
             source = self._transforms(
-                "nothing says where the LiDAR is: set the parameter T_camera_lidar (16 numbers, row"
-                f" by row), or {_INSTALL_TF} and publish the transform"
+                "the pose of the LiDAR is unknown: set the parameter T_camera_lidar (16 numbers,"
+                f" row by row), or {_INSTALL_TF} and publish the transform"
             )
         return Extrinsics(fixed, source, config.tf_tolerance_s)
 
@@ -467,6 +467,7 @@ class DepthNode(GuardedLifecycleNode):
         if behind_s > self._settings.config.max_scan_age_s:
             self.warn_throttled("jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)")
             self._newest_ns, self._pace = 0, Pace()  # the scans notice it by their own stamps
+            self._forget_moving_transforms()
         self._newest_ns = max(self._newest_ns, stamp_ns)
         if self._outputs is None or not self._outputs.topics_with_subscribers():
             self._monitor.skipped_no_subscribers(now_s)
@@ -474,6 +475,13 @@ class DepthNode(GuardedLifecycleNode):
             self._monitor.skipped_rate_limit(now_s)
         elif self._worker.offer(PendingImage(message, stamp_ns, now_s, self._clock_s())):
             self._monitor.dropped(now_s)
+
+    def _forget_moving_transforms(self) -> None:
+        """Time begins anew, and TF would take what comes for too old."""
+        extrinsics = self._lidar.extrinsics if self._lidar is not None else None
+        for user_of_tf in (extrinsics, self._motion, self._ground):
+            if user_of_tf is not None:
+                user_of_tf.forget_moving()
 
     def _clock_s(self) -> float:
         """The time of arrivals: simulated time where it is used, so that a bag may be played slowly
@@ -500,12 +508,13 @@ class DepthNode(GuardedLifecycleNode):
             self._lidar.extrinsics.forget()
         if self._ground is not None:
             self._ground.forget()
+        self._forget_moving_transforms()
         if self._worker is not None:
             self._worker.clear()
         self._monitor.reset(time.monotonic())
         response.success, response.message = (
             True,
-            "images, scans, static transforms and counters forgotten",
+            "images, scans, transforms and counters forgotten",
         )
         return response
 

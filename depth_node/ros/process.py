@@ -137,7 +137,7 @@ def _spin(
 def _leave() -> None:
     """End the process at once: what is busy now (a build of an engine, a network) takes minutes."""
     with suppress(Exception):  # the terminal may be gone
-        print("depth_node: something was still busy, so it was left as it was", file=sys.stderr)
+        print("depth_node: a task was still running and was ended", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(0)

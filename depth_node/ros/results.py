@@ -203,8 +203,8 @@ def extrinsics_report(verdicts: Mapping[str, Verdict]) -> tuple[dict[str, str], 
     if not wrong:
         return lines, ""
     return lines, (
-        f"where the LiDAR {messages.brief(wrong[0])} is said to be, or when, is"
-        f" {verdicts[wrong[0]].text()}: mount it as it was, or correct T_camera_lidar, TF or"
+        f"the stated pose or time of the LiDAR {messages.brief(wrong[0])} is"
+        f" {verdicts[wrong[0]].text()}: mount it as before, or correct T_camera_lidar, TF or"
         " lidar_time_offset_s (`depth_tools calibrate` on a recording measures them)"
     )
 

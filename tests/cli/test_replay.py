@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +69,32 @@ def test_frames_of_one_name_in_two_sources_keep_their_own_depth(
         "yard_a.npz",
         "yard_b.npz",
     ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_ended_leaves_no_unfinished_bag(
+    source: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """`timeout`, `docker stop` and service managers end programs with SIGTERM."""
+    many = tmp_path / "many"
+    for number_of_copy in range(100):
+        shutil.copytree(source, many / f"hall_{number_of_copy:03d}")
+    words = ["replay", str(many), "--prediction", "test", "--images", "0", "--out-bag", "x.mcap"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "depth_node.cli.main", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    rows = tmp_path / "runs" / "many" / "frames.jsonl"
+    while not (rows.is_file() and rows.stat().st_size) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert errors == "depth_tools: interrupted\n"
+    assert process.returncode in (130, -signal.SIGINT)  # the same to a shell
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "runs"]
 
 
 def test_results_as_a_bag_beside_the_input(bag: Path, tmp_path: Path) -> None:

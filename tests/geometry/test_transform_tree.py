@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -80,3 +82,16 @@ def test_until_when_a_chain_is_known() -> None:
     assert tree.newest_ns("arm", "camera") == 150
     with pytest.raises(TransformError):
         tree.newest_ns("map", "camera")
+
+
+def test_an_hour_of_transforms_takes_little_memory() -> None:
+    tree, count = TransformTree(), 20_000
+    tracemalloc.start()
+    for k in range(count):
+        tree.add("odom", "base", moved(k * 1e-3, yaw=0.01), k * SECOND // 100)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 130 * count, "bytes"
+    np.testing.assert_array_equal(
+        tree.look_up("odom", "base", 12_345 * SECOND // 100), moved(12.345, yaw=0.01)
+    )

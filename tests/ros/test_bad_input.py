@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import TransformStamped
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
@@ -32,12 +34,14 @@ from tests.helpers.rig import (
     Rig,
     camera_image,
     cloud,
+    header,
     info,
     lidar_points,
     set_parameter,
     settings,
     until,
 )
+from tests.helpers.stand_ins import tf2_ros as tf2_stand_in
 
 NO_POINTS = np.empty((0, 3), np.float32)
 POINTS = lidar_points(camera_image(0.0)[1])
@@ -263,8 +267,60 @@ class Tree:
             raise NoTransformError("extrapolation into the future")
         return self.newest
 
+    def forget_moving(self) -> None:
+        pass
+
     def close(self) -> None:
         self.newest = None
+
+
+@pytest.mark.parametrize("by_reset", [False, True])
+def test_moving_transforms_come_back_after_a_jump_in_time(
+    network: Path, monkeypatch: pytest.MonkeyPatch, by_reset: bool
+) -> None:
+    """tf2 ignores what is ten seconds older than what it has: all of a bag that loops."""
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf2_stand_in)
+    parameters = (f"model.path:={network}", "fit.unanchored_s:=0.0")
+    with Rig(*parameters).start() as rig:
+        rig.listen(Image, "depth/image_rect")
+
+        def moving(*times_s: float) -> None:
+            for time_s in times_s:
+                link = TransformStamped(child_frame_id="lidar")
+                link.header = header(time_s)
+                link.transform.rotation.w = 1.0
+                rig.publish("/tf", link)
+            time.sleep(0.3)
+
+        moving(99.9, 100.1)
+        good_frame_works(rig, 100.0)
+        if by_reset:
+            rig.reset()
+        else:
+            rig.show(10.0)
+            rig.said("time jumped back by 90.0 s")
+            until(lambda: len(depths(rig)) == 2, PATIENCE_S, "an answer")
+        moving(10.1, 10.3)
+        good_frame_works(rig, 10.2)
+
+
+def test_frames_with_a_leading_slash_are_those_of_tf(
+    network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As drivers from ROS 1 write them; a replay takes them so, too."""
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf2_stand_in)
+    with Rig(f"model.path:={network}").start() as rig:
+        rig.listen(Image, "depth/image_rect")
+        for time_s in (0.9, 1.1):
+            link = TransformStamped(child_frame_id="lidar", header=header(time_s))
+            link.transform.rotation.w = 1.0
+            rig.publish("/tf", link)
+        time.sleep(0.3)
+        rig.publish("points", cloud(1.0, POINTS, frame="/lidar"))
+        until(lambda: rig.node._monitor.total("scan") == 1, PATIENCE_S, "the scan")
+        truth = rig.show(1.0, NO_POINTS)
+        until(lambda: depths(rig), PATIENCE_S, "depth")
+        np.testing.assert_allclose(depths(rig)[0], truth, rtol=CLOSE)
 
 
 def test_tf_missing_late_and_lost(network: Path) -> None:

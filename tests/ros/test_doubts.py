@@ -32,6 +32,9 @@ class Links:
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[Transform, int]:
         return self.T, self.stamp_ns
 
+    def forget_moving(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -120,8 +123,8 @@ def test_two_that_publish_one_image_or_one_frame_are_told(network: Path) -> None
     with Rig(*settings(network)).start() as rig:
         look = SeveralPublishers()
         for name, kind, words in (
-            ("image", Image, "2 publishers send on {topic}, so images of one may meet"),
-            ("points", PointCloud2, "2 publishers send on {topic}, but points come in 1 frame(s)"),
+            ("image", Image, "2 publishers send on {topic}, so images of one may be used"),
+            ("points", PointCloud2, "2 publishers send on {topic}, but with only 1 frame_id(s)"),
         ):
             topic = rig.node.resolve_topic_name(name)
             sent = camera_image(10.5)[0] if kind is Image else cloud(10.5, np.ones((9, 3)))
@@ -209,7 +212,7 @@ def test_ground_that_is_seen_below_the_base_frame_is_told(base_frame: str) -> No
         assert not ground._low_ground
         ground.look_below(below_m, base_frame)
         assert bool(ground._low_ground) == wrong
-        words = "name the frame on the ground" if base_frame else "camera_height_m"
+        words = "use the frame on the ground" if base_frame else "camera_height_m"
         assert not wrong or (words in ground._low_ground and "0.20 m below" in ground._low_ground)
         ground.forget()
         assert not ground._low_ground

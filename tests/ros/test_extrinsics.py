@@ -37,6 +37,9 @@ class Buffer:
         before = max(known for known in self.transforms if known <= stamp_s)
         return self.transforms[before], round(before * 1e9)
 
+    def forget_moving(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
 
@@ -182,6 +185,13 @@ def test_the_real_tf2_ros() -> None:
         np.testing.assert_allclose(T, T_AT_1)
         assert stamp_ns == 0, "a static chain is known by its stamp"
         assert tf2_ros.TransformException
+        link.header.frame_id, link.child_frame_id = "lidar", "mirror"
+        link.header.stamp.sec = 100
+        source._buffer.set_transform(link, "test")
+        source.forget_moving()
+        with pytest.raises(NoTransformError):
+            source.lookup("lidar", "mirror", None)
+        assert source.lookup("camera", "lidar", None)[1] == 0, "static transforms stay"
     finally:
         source.close()
         node.destroy_node()

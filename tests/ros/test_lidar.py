@@ -290,6 +290,8 @@ class Approach:
         T[2, 3] = 10.0 * (stamp_ns or 0) * 1e-9
         return T, stamp_ns or 0
 
+    def forget_moving(self) -> None: ...
+
     def close(self) -> None: ...
 
 

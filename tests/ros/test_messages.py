@@ -481,7 +481,7 @@ def test_what_camera_info_says_of_a_stereo_pair_is_warned_about() -> None:
     assert messages.calibration_warning(message, rectified=False) == ""
     turn = cv2.Rodrigues(np.radians([0.0, 1.0, 0.0]))[0]
     message = info(r=turn.reshape(-1).tolist())
-    assert "turns the image by 1.00 degrees" in messages.calibration_warning(
+    assert "rotates the image by 1.00 degrees" in messages.calibration_warning(
         message, rectified=True
     )
     nothing = info(r=[float("nan")] * 9, p=[0.0] * 12, d=[0.0] * 5)

@@ -54,6 +54,9 @@ class Drive:
         T = rigid_transform((0.0, 0.0, self.speed * stamp_s), (0, 0, 0, 1))
         return T, round(stamp_s * 1e9)
 
+    def forget_moving(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
 

@@ -329,17 +329,17 @@ def draw(result: dict[str, Any], a: str, b: str) -> NDArray[np.uint8]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What `python -m training cka` takes."""
     parser.add_argument("a", type=Path, metavar="A", help="run, checkpoint or network folder")
-    parser.add_argument("b", type=Path, metavar="B", help="another one")
+    parser.add_argument("b", type=Path, metavar="B", help="what to compare it with")
     parser.add_argument("--data", type=Path, required=True, help="folder of images")
     parser.add_argument("--out", type=Path, required=True, help="folder for cka.json and cka.png")
-    parser.add_argument("--count", type=int, default=512, help="most images")
-    parser.add_argument("--batch", type=int, default=64, help="images at once")
+    parser.add_argument("--count", type=int, default=512, help="largest number of images")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch")
     parser.add_argument("--height", type=int, default=224, help="images are brought to this size")
     parser.add_argument("--width", type=int, default=224)
     parser.add_argument("--rows", choices=("image", "tokens"), default="image")
     parser.add_argument(
         "--estimator", choices=("unbiased", "linear"), default="unbiased",
-        help="linear is biased: independent features of few images are alike",
+        help="linear is biased upwards if the images are few",
     )  # fmt: skip
     parser.add_argument("--layers", default=ENCODERS, help="regular expression of layer names")
 

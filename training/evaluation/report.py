@@ -98,8 +98,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="embedded, FILE.onnx[=MANIFEST] or a run folder; repeatable",
     )
-    add("--procedural", type=int, default=0, help="rendered rooms to score on; needs --seed")
-    add("--seed", type=int, default=-1, help="seed of those rooms; not the one of the pool")
+    add(
+        "--procedural",
+        type=int,
+        default=0,
+        help="number of rendered rooms to score on; needs --seed",
+    )
+    add("--seed", type=int, default=-1, help="seed of those rooms, other than the pool's")
     add("--frames", type=Path, action="append", default=[], help="folder of <source>/<frame>")
     add(
         "--data",
@@ -128,11 +133,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="also score corrupted images at five severities: mCE and mRR; names, or a set:"
         f" {', '.join(CORRUPTION_SETS)}",
     )
-    add("--base", default="", help="the method that mCE and ratios are taken over")
+    add("--base", default="", help="model that mCE and ratios are relative to")
     add(
         "--backend",
         default=REFERENCE,
-        help=f"what runs .onnx files: auto, tensorrt, onnxruntime-cuda, ... (default {REFERENCE})",
+        help=f"back end for .onnx files: auto, tensorrt, ... (default {REFERENCE})",
     )
     add("--cache", type=Path, default=None, help="folder that stores predictions")
     add("--json", type=Path, default=None, help="write settings, summary and every frame's scores")

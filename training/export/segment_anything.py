@@ -435,9 +435,11 @@ def load(source: str, kind: str = "") -> Any:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `python -m training segmentation`."""
     parser.add_argument("source", help="Hugging Face id, folder, or with --kind a .pth file")
-    parser.add_argument("--out", required=True, type=Path, help="folder for both halves")
-    parser.add_argument("--name", default="", help="of the files (default: from SOURCE)")
-    parser.add_argument("--kind", default="", choices=["", *KINDS], help="of an authors' .pth file")
+    parser.add_argument("--out", required=True, type=Path, help="folder for encoder and decoder")
+    parser.add_argument("--name", default="", help="name of the files (default: from SOURCE)")
+    parser.add_argument(
+        "--kind", default="", choices=["", *KINDS], help="kind of an authors' .pth file"
+    )
     parser.add_argument("--batch", type=int, default=64, help="points per run of the decoder (64)")
     parser.add_argument("--licence", default="Apache-2.0")
 

@@ -71,11 +71,15 @@ def help_with(args: argparse.Namespace) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of the studies that train: where, how many seeds, images and rooms."""
     parser.add_argument("--out", required=True, type=Path, help="folder of rooms, runs and scores")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="a run of each variant")
-    parser.add_argument("--only", nargs="+", default=[], help="variants, by their names")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1], help="seeds; each variant has one run per seed"
+    )
+    parser.add_argument("--only", nargs="+", default=[], help="names of the variants to run")
     parser.add_argument("--steps", type=int, default=0, help="0: the study's own number")
     parser.add_argument("--images", type=int, default=300, help="images to train on")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that share the runs out")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="number of processes that share the runs"
+    )
     parser.add_argument(
         "--rooms", type=int, default=100, help="rooms to score on, three views each"
     )
@@ -86,5 +90,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", type=Path, nargs="*", metavar="SOURCE")
     parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
     parser.add_argument("--manifest", default="", metavar="FILE")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the points drawn")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the tables for a page")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="seeds of the drawn points"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")

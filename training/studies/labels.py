@@ -119,7 +119,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder of rooms and runs")
     parser.add_argument("--place", default=UPSIDE_DOWN, choices=(UPSIDE_DOWN, *CORRUPTIONS))
     parser.add_argument("--images", type=int, default=100, help="labelled images, three pairs each")
-    parser.add_argument("--rooms", type=int, default=60, help="rooms to judge by, an image each")
+    parser.add_argument("--rooms", type=int, default=60, help="rooms to score on, one image each")
     parser.add_argument(
         "--transformer",
         type=int,

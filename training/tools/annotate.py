@@ -376,9 +376,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", default="images", help="layout of the folder: images or frames")
     parser.add_argument("--per-image", type=int, default=5, help="questions per image")
     parser.add_argument("--seed", type=int, default=0, help="seed of the points")
-    parser.add_argument("--host", default="127.0.0.1", help="address; only this machine by default")
-    parser.add_argument("--port", type=int, default=8642, help="0: any that is free")
-    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to serve on (default: this machine)"
+    )
+    parser.add_argument("--port", type=int, default=8642, help="port; 0: any free one")
+    parser.add_argument(
+        "--no-browser", action="store_true", help="print the address, open no browser"
+    )
 
 
 def command(args: argparse.Namespace, console: Console) -> None:

@@ -20,7 +20,7 @@ from training.data.samples import DataError
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `labels`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="split")
-    split = actions.add_parser("split", help="by image, at random")
+    split = actions.add_parser("split", help="split the labels by image, at random")
     split.add_argument("file", type=Path, help="label file, .csv or .json")
     split.add_argument("--out-train", required=True, type=Path, help="label file to train on")
     split.add_argument("--out-held", required=True, type=Path, help="label file to evaluate with")

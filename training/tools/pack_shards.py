@@ -83,8 +83,8 @@ def _encoded(end: str, image: NDArray[Any], options: list[int] | None = None) ->
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What `python -m training shards` takes."""
-    parser.add_argument("--out", required=True, type=Path, help="folder to make")
-    parser.add_argument("--per-shard", type=int, default=1000, help="samples in a file")
+    parser.add_argument("--out", required=True, type=Path, help="new folder")
+    parser.add_argument("--per-shard", type=int, default=1000, help="samples per file")
     parser.add_argument(
         "--jpeg", type=int, default=0, help="quality of the images; 0 (default) = PNG"
     )

@@ -61,7 +61,8 @@ class BagTransforms:
             )
             return
         moving = not topic.rpartition("/")[2].startswith("tf_static")
-        stamp = messages.stamp_ns(item.header.stamp) or recorded_ns
+        # An MCAP's times have a bit more than the tree's.
+        stamp = messages.stamp_ns(item.header.stamp) or min(recorded_ns, 2**63 - 1)
         self.tree.add(item.header.frame_id, item.child_frame_id, T, stamp if moving else None)
 
     def lookup(
@@ -75,6 +76,9 @@ class BagTransforms:
             return self.tree.look_up(target, source, newest_ns), newest_ns
         except TransformError as error:
             raise NoTransformError(str(error)) from None
+
+    def forget_moving(self) -> None:
+        """Nothing: the tree holds all of the bag."""
 
     def close(self) -> None:
         """Nothing is held."""

@@ -45,9 +45,9 @@ def rectified_doubt(topic: str, info: CameraInfo, setting: str = "auto") -> str:
     if not words & {"rect", "rectified"}:
         return ""
     return (
-        f"the image topic {brief(topic)!r} speaks of a rectified image, but camera_info has"
-        " distortion, which is taken off once more: set image_rectified to yes if the image is"
-        " rectified, else to no"
+        f"the image topic {brief(topic)!r} is named like a rectified image, but camera_info has"
+        " distortion, which the node corrects once more: set image_rectified to yes if the image"
+        " is rectified, otherwise to no"
     )
 
 
@@ -76,8 +76,8 @@ def calibration_warning(info: CameraInfo, rectified: bool) -> str:
     if beside and not (info.roi.width and info.roi.height):
         parts.append(
             f"the principal point of camera_info ({k[1]:.6g}, {k[3]:.6g}) lies beside its image of"
-            f" {info.width}x{info.height}, as that of another size of image would: the points fall"
-            " on wrong pixels then; publish the calibration of this size, or set roi for a part of"
+            f" {info.width}x{info.height}, so it is probably that of another image size, and points"
+            " fall on wrong pixels: publish the calibration of this size, or set roi for a part of"
             " a larger image"
         )
     if rectified:
@@ -104,9 +104,9 @@ def _stereo_warnings(info: CameraInfo, p: list[float]) -> list[str]:
         )
     if angle > 0.05:
         parts.append(
-            f"R of camera_info turns the image by {angle:.2f} degrees against the camera, which is"
-            " not used: T_camera_lidar, or TF of the image's frame_id, must be that of the"
-            " rectified image"
+            f"R of camera_info rotates the image by {angle:.2f} degrees from the camera, which the"
+            " node does not apply: T_camera_lidar, or TF of the image's frame_id, must be that of"
+            " the rectified image"
         )
     return parts
 

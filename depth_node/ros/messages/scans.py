@@ -198,10 +198,10 @@ def _other_angles(message: LaserScan) -> str:
     if rays < 2 or last == 0 or abs(stated - span) <= max(0.05 * abs(span), 0.02):
         return ""
     return (
-        f"a laser scan goes by its increments from {np.degrees(message.angle_min):.1f} to"
-        f" {np.degrees(message.angle_min + span):.1f} degrees, by angle_max to"
-        f" {np.degrees(last):.1f}: the increments count, and points lie in wrong directions if they"
-        " are wrong (a filter that cut rays away?); correct angle_min, angle_max and"
+        f"a laser scan spans {np.degrees(message.angle_min):.1f} to"
+        f" {np.degrees(message.angle_min + span):.1f} degrees by angle_increment, but by angle_max"
+        f" to {np.degrees(last):.1f}: angle_increment is used, and points lie in wrong directions"
+        " if it is wrong (a filter that removed rays?); correct angle_min, angle_max and"
         " angle_increment in the driver"
     )
 

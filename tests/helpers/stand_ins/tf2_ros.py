@@ -2,8 +2,8 @@
 """tf2_ros as far as the node uses it, for machines where no wheel has it (put on PYTHONPATH).
 
 The transforms come as TransformStamped, one a message, on /tf and /tf_static: tf2_msgs has no
-wheel either. As in tf2 a moving transform is known for the last ten seconds; a longer jump back
-clears it.
+wheel either. As in tf2 a moving transform is known for the last ten seconds, and one that is older
+than those is ignored, until somebody clears the buffer.
 """
 
 from __future__ import annotations
@@ -45,12 +45,19 @@ class Buffer:
                 return
             times = self._moving.setdefault(child, {})
             if times and stamp < max(times) - _CACHE_NS:
-                times.clear()
+                return
             times[stamp] = (parent, T)
             for old in [time for time in times if time < max(times) - _CACHE_NS]:
                 del times[old]
 
+    def clear(self) -> None:
+        """Forget moving transforms; static ones stay, as in tf2."""
+        with self._lock:
+            self._moving.clear()
+
     def lookup_transform(self, target: str, source: str, time: Time) -> TransformStamped:
+        if target.startswith("/") or source.startswith("/"):
+            raise TransformException("in tf2 frame_ids cannot start with a '/'")
         tree, newest = TransformTree(tolerance_s=0.0), []
         with self._lock:
             chains = {name: self._parents(name) for name in (target, source)}
