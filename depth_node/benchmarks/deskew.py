@@ -132,7 +132,7 @@ def accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> Table:
         for view in spinning_views(seed):
             frames = {
                 "standing still": view.frame(view.still._replace(offset_s=None), _standing),
-                "standing, the LiDAR where it looks from when driving": view.frame(
+                "standing, the LiDAR displaced as when driving": view.frame(
                     view.aside._replace(offset_s=None), _always(view.since(_LOOKS_NS))
                 ),
                 "driving, a scan as one": view.frame(

@@ -111,9 +111,9 @@ def threads_table(
     title = f"Speed of the field with {threads} threads"
     head = ["image", "points", "fit", "neighbours and kriging", "the same, apart", "share"]
     notes = [
-        f"ms on the clock with 1 thread / with {threads} = gain; {QUIET} % quantiles, taking turns",
-        f"the same, apart: {threads} x {APART} frames in one thread / in a thread for each {APART},"
-        " which share nothing; share: gain of neighbours and kriging over it",
+        f"clock ms with 1 thread / with {threads} = gain; {QUIET} % quantiles, in turns",
+        f"the same, apart: {threads} x {APART} frames in one thread / {APART} frames in each of"
+        f" {threads} threads that share nothing; share: gain of neighbours and kriging over that",
     ]
     return Table(title, head, body, notes)
 

@@ -310,11 +310,11 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
         {**summaries, **values},
         [
             f"{values['speedup']:.0f} times (sensor mode {values['speedup_sensor']:.0f} times) as"
-            " fast as the plain loop that gives the same (aim: 20 and at most 8 ms)",
+            " fast as the plain loop with the same outputs (aim: 20 and at most 8 ms)",
             f"{values['speedup_over_depth_alone']:.0f} times (sensor mode"
             f" {values['speedup_sensor_over_depth_alone']:.0f} times) as fast as the plain loop"
             " without standard deviation and evidence, ours still with both",
-            f"both give equal depth: median relative difference {agreement:.1e}; pure memory"
+            f"both give the same depth: median relative difference {agreement:.1e}; pure memory"
             f" traffic is {values['memory_fraction']:.0%} of ours",
             f"depth of surfaces: {'compiled by numba' if find_numba()[0] else 'NumPy alone'}",
         ],
@@ -354,7 +354,7 @@ def measure_engine(model: str, manifest: str = "", repeats: int = 0) -> SpeedRep
             _row("onnxruntime's session", plain, plain),
         ],
         {**summaries, "ratio": ratio},
-        [f"{ratio:.3f} times the time of ONNX Runtime itself (aim: at most 1.05)"],
+        [f"{ratio:.3f} times the time of plain ONNX Runtime (aim: at most 1.05)"],
     )
 
 

@@ -62,10 +62,10 @@ def walks(
                         means.add(row, "bound", f"room {seed}", result.fit.details["bound"])
         on_walk(f"room {seed}")
     notes = [
-        f"{len(seeds)} rooms that no constant was chosen on; a loop through the room in 40 s;"
+        f"{len(seeds)} rooms on which no constant was chosen; a loop through the room in 40 s;"
         " 16 lines while there is a LiDAR, scored at the points of 64 lines",
     ]
-    return Table("The LiDAR's plug is pulled on a walk", _HEAD, _rows(means), notes)
+    return Table("The LiDAR falls silent on a walk", _HEAD, _rows(means), notes)
 
 
 def recordings(pipeline: DepthPipeline, folder: Path) -> Table:
@@ -107,7 +107,7 @@ def recordings(pipeline: DepthPipeline, folder: Path) -> Table:
         "without a point, inside by source: "
         + ", ".join(f"{source} {value:.3f}" for source, value in worst.items()),
     ]
-    return Table("Anchored on one recorded frame, judged on another", _HEAD, _rows(means), notes)
+    return Table("Anchored on one recorded frame, scored on another", _HEAD, _rows(means), notes)
 
 
 def _walk(
