@@ -96,10 +96,8 @@ class DepthResult:
     @cached_property
     def gates(self) -> Gates:
         """What of the depth may be believed; computed as it is asked for."""
-        projection = self.config.projection
-        depth_range_m = (projection.min_depth_m, projection.max_depth_m)
-        sky = self.prediction.sky
-        return Gates(self.depth, self.std, self.config.publish, depth_range_m, sky)
+        depth_range_m = self.config.projection.depth_range_m
+        return Gates(self.depth, self.std, self.config.publish, depth_range_m, self.prediction.sky)
 
     @property
     def rejected(self) -> npt.NDArray[np.bool_]:
@@ -244,7 +242,7 @@ class DepthPipeline:
         """A frame of a completion network, which needs the points before it answers."""
         model, size = self.depth_model, (frame.image.shape[0], frame.image.shape[1])
         assert isinstance(model, CompletionModel) and model.engine.manifest.sparse is not None
-        depth_range_m = (config.projection.min_depth_m, config.projection.max_depth_m)
+        depth_range_m = config.projection.depth_range_m
         usable = usable_points(sparse, size, depth_range_m)
         prediction, left_out = model.complete(frame.image, sparse, usable)
         stage_ms.update(model.stage_ms)
@@ -291,7 +289,6 @@ class DepthPipeline:
         labels: Labels | None,
         config: PipelineConfig,
     ) -> FitResult:
-        depth_range_m = (config.projection.min_depth_m, config.projection.max_depth_m)
         return fit_in_sequence(
             prediction,
             sparse,
@@ -301,7 +298,7 @@ class DepthPipeline:
             state=self._remember(frame),
             anchor=self._anchor,
             stamp_ns=frame.stamp_ns,
-            depth_range_m=depth_range_m,
+            depth_range_m=config.projection.depth_range_m,
             refiner=refiner_for(config.fit),
         )
 
@@ -351,10 +348,9 @@ class DepthPipeline:
 
 def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:
     """Raise EngineError for a method that the depth network cannot serve."""
-    method = config.fit.method
-    if model is None or (method != NETWORK and not isinstance(model, CompletionModel)):
+    if model is None:
         return
-    name = model.engine.manifest.name
+    method, name = config.fit.method, model.engine.manifest.name
     if isinstance(model, CompletionModel) and method != NETWORK:
         raise EngineError(
             f"{name} completes the measured points, so these cannot judge a fit of method {method}:"

@@ -90,7 +90,6 @@ def _turn(
     parameters: dict[str, Any],
 ) -> None:
     env = environment(folder)
-    files = folder / "nodes.yaml"
     T_camera_lidar = read_frame(find_frames(frames)[0]).T_camera_lidar
     if T_camera_lidar is None:
         raise DemoError(f"the frames in {frames} have no LiDAR: they cannot be played live")
@@ -144,7 +143,6 @@ def _await(
 ) -> dict[str, Any]:
     """The event of this name. Raises DemoError if a process ends or fails before."""
     end = time.monotonic() + PATIENCE_S
-    by_name = {child.name: child for child in children}
     while True:
         try:
             name, event = events.get(timeout=max(end - time.monotonic(), 0.01))
@@ -154,7 +152,7 @@ def _await(
             return event
         if event["event"] in ("failed", "ended"):
             reason = event.get("reason", f"{name} ended early")
-            logs = "\n".join(f"{child.name}: {child.tail()}" for child in by_name.values())
+            logs = "\n".join(f"{child.name}: {child.tail()}" for child in children)
             raise DemoError(f"{reason}; the ends of the logs:\n{logs}")
 
 

@@ -98,14 +98,12 @@ def recordings(pipeline: DepthPipeline, folder: Path) -> Table:
                     row = f"{few}|{ROAD_AGE_S:g}"
                     _score(means, row, source, result.depth, result.std, truth)
                     means.add(row, "bound", source, result.fit.details["bound"])
-    worst = {
-        source: value for source, value in means.of_sources(f"0|{ROAD_AGE_S:g}", "inside").items()
-    }
+    inside = means.of_sources(f"0|{ROAD_AGE_S:g}", "inside")
     notes = [
         "another view of the same place counts as a second later, which is harder than a second of"
         " driving",
         "without a point, inside by source: "
-        + ", ".join(f"{source} {value:.3f}" for source, value in worst.items()),
+        + ", ".join(f"{source} {value:.3f}" for source, value in inside.items()),
     ]
     return Table("Anchored on one recorded frame, scored on another", _HEAD, _rows(means), notes)
 

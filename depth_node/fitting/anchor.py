@@ -55,9 +55,8 @@ class _Anchor:
     middle: float
     error: float
 
-    def log_metres(self, values: Map) -> Floats:
-        log_depth: Floats = np.log(self.line.metres(values)) + self.middle
-        return log_depth
+    def log_metres(self, values: Map) -> NDArray[np.floating]:
+        return self.line.log_metres(values) + self.middle
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class MetricAnchor:
         every = slice(None, None, 1 + len(z) // _MOST_POINTS)
         values, z = v[every].astype(np.float32), z[every]
         line = fit_line(prediction.kind, values.astype(np.float64), z)
-        residual = np.log(z) - np.log(line.metres(values))
+        residual = np.log(z) - line.log_metres(values)
         middle = median(residual)
         error = quantile(np.abs(residual - middle), 0.95)
         error *= 1 + _FEW_GROWTH / len(z) + _FEW_GROWTH_SQUARED / len(z) ** 2

@@ -195,6 +195,11 @@ class ProjectionConfig:
                 " no point could be used; lower min_depth_m or raise max_depth_m"
             )
 
+    @property
+    def depth_range_m(self) -> tuple[float, float]:
+        """(min_depth_m, max_depth_m)."""
+        return self.min_depth_m, self.max_depth_m
+
 
 def project_points(
     points_lidar: FloatArray,

@@ -213,7 +213,10 @@ def test_field_twin_is_the_fields_own_depth(kind: str, monkeypatch: pytest.Monke
         FieldConfig(compiler="numpy"),
     )
     (base,) = bases
-    line = Line(base.kind, base.scale, base.shift, base.nearest, base.farthest, 0.05, 200.0)
+    fitted = base.line
+    line = Line(
+        fitted.kind, fitted.scale, fitted.shift, fitted.nearest, fitted.farthest, 0.05, 200.0
+    )
     close = [
         np.allclose(
             gpu_kernels.apply_grid(values, grid, line), found.depth, rtol=2e-5, equal_nan=True

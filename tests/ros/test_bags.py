@@ -194,7 +194,7 @@ def test_the_calibration_of_another_camera_and_one_pose_for_two_lidars_are_told(
     read(path, topics=topics, T_camera_lidar=far, left_out=left_out)
     told = " ".join(left_out.sentences())
     assert "camera_info is in frame 'other_optical' but the image in 'camera'" in told
-    assert "points of all frames alike ('lidar', 'roof')" in told
+    assert "points of all frames ('lidar', 'roof')" in told
     assert "80 m from the camera" in told
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -45,9 +46,9 @@ def to_onnx(model: Exportable, path: Path, fp16_weights: bool) -> float:
     """Write a network as ONNX with its manifest; returns the greatest deviation from torch over the
     range of its output.
 
-    Raises TrainingError, and writes nothing, where ONNX Runtime disagrees with torch. For a square
-    input the same network is also compared at a size that is not: rows and columns that changed
-    places do not show in a square.
+    Raises TrainingError, and writes nothing, where the network's output is not finite or ONNX
+    Runtime disagrees with torch. For a square input the same network is also compared at a size
+    that is not: rows and columns that changed places do not show in a square.
     """
     height, width = model.spec.height, model.spec.width
     # The reference is the network as it was trained, neither folded nor sized.
@@ -58,6 +59,11 @@ def to_onnx(model: Exportable, path: Path, fp16_weights: bool) -> float:
     inputs = [_structured_input(model.spec, *size) for size in sizes]
     with torch.no_grad():
         expected = [model.network(torch.from_numpy(x)).numpy() for x in inputs]
+    if not all(np.isfinite(y).all() for y in expected):
+        raise TrainingError(
+            f"the network gives NaN or infinity for a rendered room, so {path} was not written: its"
+            " run has diverged; export an earlier checkpoint, or train again more slowly."
+        )
     network = folded(model.network.eval().to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
@@ -143,7 +149,8 @@ def _deviation(path: Path, tensor: F32, expected: F32) -> float:
     """Greatest absolute difference to torch over the range of torch's output."""
     with open_engine(path, backend="onnxruntime-cpu", threads=1) as engine:
         output = engine.run(tensor)
-    return float(np.abs(output - expected).max() / (np.ptp(expected) + 1e-12))
+    deviation = float(np.abs(output - expected).max() / (np.ptp(expected) + 1e-12))
+    return math.inf if math.isnan(deviation) else deviation  # max() would lose a NaN
 
 
 # --- the command ---------------------------------------------------------------------------------

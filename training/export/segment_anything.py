@@ -14,6 +14,7 @@ they were made, and on a GPU next to free; only masks that survive are looked at
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 import warnings
@@ -385,10 +386,11 @@ def _deviation(path: Path, given: dict[str, Tensor], expected: dict[str, Tensor]
     """Greatest absolute difference to torch over the standard deviation of torch's tensor."""
     with open_engine(path, backend="onnxruntime-cpu", threads=1) as engine:
         outputs = engine.run_named({name: tensor.numpy() for name, tensor in given.items()})
-    return max(
+    deviations = [
         float(np.abs(outputs[name] - tensor.numpy()).max() / (tensor.numpy().std() + 1e-12))
         for name, tensor in expected.items()
-    )
+    ]
+    return math.inf if any(map(math.isnan, deviations)) else max(deviations)
 
 
 # --- command --------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class BaseLine:
     nearest: float
     farthest: float
 
-    def line(self) -> MetresLine:
+    def metres_line(self) -> MetresLine:
         """The line in the space of metres or of their reciprocal; of log metres it gives these."""
         bottom, top = self.nearest, self.farthest
         if self.kind == "disparity":
@@ -49,24 +49,24 @@ class BaseLine:
 
     def metres(self, values: Map) -> Map:
         """(h, w) m of a network's values."""
-        out = self.line().metres(values)
+        out = self.metres_line().metres(values)
         return np.exp(out, out=out) if self.kind == "log" else out
+
+    def log_metres(self, values: Map) -> Map:
+        """(h, w) log m of a network's values."""
+        return np.log(self.metres(values))
 
 
 @dataclass(frozen=True)
 class Base:
-    """The network's map in metres by one line: z, 1/z or log z = scale v + shift.
+    """The network's map in metres by one line.
 
-    kind, scale, shift; nearest, farthest (m, the map keeps within): of the line. values: (H, W)
-    float32 that a line makes metres of, finite everywhere: the network's, or metres where it gives
-    log depth. to_metres: that line. unknown: (H, W) bool where the network gave nothing, or None.
+    values: (H, W) float32, finite everywhere: the network's, or metres already where it gives log
+    depth. to_metres: makes metres of these values. unknown: (H, W) bool where the network gave
+    nothing, or None.
     """
 
-    kind: str
-    scale: float
-    shift: float
-    nearest: float
-    farthest: float
+    line: BaseLine
     values: Map
     to_metres: MetresLine
     unknown: NDArray[np.bool_] | None
@@ -106,12 +106,8 @@ class Base:
 
     def details(self) -> dict[str, Any]:
         """The line, for an operator."""
-        return {"base": self.kind, "scale": self.scale, "shift": self.shift}
-
-    def log_metres(self, values: Map) -> Map:
-        """Logarithm of the map that this base makes of a network's values (h, w)."""
-        line = BaseLine(self.kind, self.scale, self.shift, self.nearest, self.farthest)
-        return np.log(line.metres(values))
+        line = self.line
+        return {"base": line.kind, "scale": line.scale, "shift": line.shift}
 
     def blank_unknown(self, *maps: Map) -> None:
         """NaN in (H, W) maps where the network gave nothing, in place."""
@@ -132,17 +128,9 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
     if not np.isfinite(total):  # or the sum is too large: then nothing is unknown
         unknown = ~np.isfinite(values)
         values = np.where(unknown, np.float32(median(v)), values)
-    metres = line.kind == "log"
-    return Base(
-        line.kind,
-        line.scale,
-        line.shift,
-        line.nearest,
-        line.farthest,
-        line.metres(values) if metres else np.ascontiguousarray(values),
-        UNCHANGED if metres else line.line(),
-        unknown,
-    )
+    if line.kind == "log":
+        return Base(line, line.metres(values), UNCHANGED, unknown)
+    return Base(line, np.ascontiguousarray(values), line.metres_line(), unknown)
 
 
 def fit_line(prediction_kind: str, v: Floats, z: Floats, noise: Floats | None = None) -> BaseLine:

@@ -131,7 +131,7 @@ class FieldAnswer:
         return cls(
             log_depth=log_depth,
             values=reduced(values, size, kernels.mean),
-            log_base=base.log_metres,
+            log_base=base.line.log_metres,
             colour=np.stack(colour),
             row=features.grid_row,
             col=features.grid_col,

@@ -293,6 +293,28 @@ def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("diverged", [True, False])
+def test_a_network_that_answers_nan_is_not_written(tmp_path: Path, diverged: bool) -> None:
+    """Weights that are NaN, as of a run that diverged, and a graph alone that divides by zero."""
+
+    class Broken(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = torch.nn.Conv2d(3, 1, 1)
+            if diverged:
+                torch.nn.init.constant_(self.mix.bias, float("nan"))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.mix(x)
+            return (y - y) / (y - y) if torch.compiler.is_exporting() and not diverged else y
+
+    spec = preprocess.InputSpec(height=56, width=84)
+    opened = Exportable(Broken().eval(), spec, "disparity_affine_invariant")
+    with pytest.raises(checkpoints.TrainingError, match="was not written"):
+        depth.to_onnx(opened, tmp_path / "x.onnx", fp16_weights=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_square_network_is_also_compared_at_another_size(tmp_path: Path) -> None:
     """Rows and columns that change places in the graph do not show in a square of noise."""
 

@@ -273,6 +273,15 @@ def test_a_graph_of_other_weights_is_not_written(
     segment_anything.export(model, tmp_path, "wrong", batch=BATCH)  # with its own weights it is
 
 
+def test_a_network_that_answers_nan_is_not_written(tmp_path: Path) -> None:
+    """NaN in one output of the decoder: the finite difference of another does not hide it."""
+    model = shaken(sam(), seed=2)
+    torch.nn.init.constant_(model.mask_decoder.iou_prediction_head.proj_out.bias, float("nan"))
+    with pytest.raises(TrainingError, match=r"differ by inf .* was not written"):
+        segment_anything.export(model, tmp_path, "broken", batch=BATCH)
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- the authors' packages
 
 
