@@ -245,8 +245,9 @@ class Monitor:
             return Level.WARN, (
                 f"only {rates['image']:.1f} images/s arrive, but {rates['camera_info']:.1f}"
                 " camera_info/s: images are lost in transport; with Fast DDS set"
-                " FASTRTPS_DEFAULT_PROFILES_FILE to share/depth_node/config/fastdds.xml of this"
-                " package for camera, node and subscribers"
+                " FASTRTPS_DEFAULT_PROFILES_FILE (since Kilted FASTDDS_DEFAULT_PROFILES_FILE) to"
+                " share/depth_node/config/fastdds.xml of this package for camera, node and"
+                " subscribers"
             )
         latency_ms = last.node_ms if last.stamp_ms is None else last.stamp_ms
         origin = "arrival" if last.stamp_ms is None else "stamp"
