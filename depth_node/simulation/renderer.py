@@ -37,6 +37,7 @@ ALL_STYLES = (*STYLES, *OUTDOORS)
 # Names that stand for a random one of several styles; "mixed" draws among rooms.
 STYLE_GROUPS = ("mixed", "outdoors")
 NEAREST_HIT_M = 1e-3
+TINY = np.float32(1e-30)  # in place of a 0 to divide by; its reciprocal is finite
 CHUNK_PX = 1 << 14  # pixels shaded at once: the temporaries stay in the cache
 # Four rays on a rotated grid smooth the edges of primitives.
 SUBPIXELS = ((-0.125, -0.375), (0.375, -0.125), (-0.375, 0.125), (0.125, 0.375))
@@ -106,6 +107,8 @@ def _entry(kind: int, origin: F32, d: F32) -> F32:
 
 def _slab(origin: np.float32, d: F32) -> tuple[F32, F32]:
     """Entry into and exit from -1 <= x <= 1."""
+    if not d.all():  # along a face: 0 / 0 would miss a shape that the ray is inside of
+        d = np.where(d == 0, TINY, d)
     inverse = 1.0 / d
     middle = -origin * inverse
     half = np.abs(inverse)
@@ -118,6 +121,7 @@ def _quadric(origin: F32, d: F32, axes: int) -> tuple[F32, F32]:
     for axis in range(1, axes):
         square = square + d[axis] * d[axis]
         along = along + origin[axis] * d[axis]
+    square = np.maximum(square, TINY)  # a ray along the cylinder
     closest = -along / square
     # By the distance of the closest approach, because b^2 - a c cancels for small, far shapes.
     inside = 1.0 - sum((origin[axis] + closest * d[axis]) ** 2 for axis in range(axes))

@@ -118,6 +118,27 @@ def test_sphere_is_a_quadratic(pose: NDArray[np.float64]) -> None:
     agree(Scene(plan(ball)).render(CAMERA, pose).depth, expected, outliers=3)
 
 
+@pytest.mark.parametrize("kind", [BOX, CYLINDER, ELLIPSOID])
+@pytest.mark.parametrize("height_m", [0.4, 0.5, 0.6])
+def test_a_level_ray_hits_what_stands_upright(kind: int, height_m: float) -> None:
+    """Its direction has exact zeros, along the axes of the part: a camera's middle row and column,
+    and a LiDAR's level line.
+    """
+    scene = Scene(plan(part(kind, (1.0, 0.0, 0.5), (0.5, 0.5, 0.5))))
+    position = np.array([-1.0, 0.0, height_m])
+    level = Camera(5, 5, 40.0, 40.0, 2.0, 2.0)
+    depth = scene.render(level, look_at(position, np.array([1.0, 0.0, height_m]))).depth
+    front = 2.0 - (math.sqrt(0.25 - (height_m - 0.5) ** 2) if kind == ELLIPSOID else 0.5)
+    assert depth[2, 2] == pytest.approx(front, rel=1e-5)
+    assert np.isfinite(depth).all() and depth.max() < 1.6
+    above = scene.render(level, look_at(np.array([1.0, 0.0, 2.5]), np.array([1.0, 0.0, 0.0])))
+    assert above.depth[2, 2] == pytest.approx(1.5, rel=1e-5)
+    T_world_lidar = np.eye(4)
+    T_world_lidar[:3, 3] = position
+    ahead = LidarPattern(1, 1, (0.0, 0.0), (0.0, 0.0))
+    assert scene.lidar(T_world_lidar, ahead)[0, 0] == pytest.approx(front, rel=1e-5)
+
+
 @pytest.mark.parametrize("pose", POSES)
 def test_points_lie_on_the_part_of_their_label(pose: NDArray[np.float64]) -> None:
     parts = (
