@@ -348,9 +348,10 @@ class DepthPipeline:
 
 def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:
     """Raise EngineError for a method that the depth network cannot serve."""
-    if model is None:
+    method = config.fit.method
+    if model is None or (method != NETWORK and not isinstance(model, CompletionModel)):
         return
-    method, name = config.fit.method, model.engine.manifest.name
+    name = model.engine.manifest.name
     if isinstance(model, CompletionModel) and method != NETWORK:
         raise EngineError(
             f"{name} completes the measured points, so these cannot judge a fit of method {method}:"
