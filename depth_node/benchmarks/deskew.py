@@ -22,7 +22,7 @@ from depth_node.geometry.scan_motion import ages, moved_scan
 from depth_node.geometry.sparse_depth import project_points
 from depth_node.geometry.transform_tree import TransformTree
 from depth_node.metrics import coverage, evaluate
-from depth_node.pipeline import DepthPipeline
+from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.simulation.renderer import LidarPattern, Scene
 from depth_node.simulation.rolling import render_rows
 from depth_node.simulation.spinning import moving_pose, spinning_scan
@@ -141,10 +141,7 @@ def accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> Table:
                 "driving, each point by its time": view.frame(view.moving, view.since),
             }
             for name, frame in frames.items():
-                result = pipeline.process(frame)
-                means.add(name, "AbsRel", view.source, evaluate(result.depth, view.truth).abs_rel)
-                inside = coverage(result.depth, result.std, view.truth)
-                means.add(name, "in the 95 % interval", view.source, inside)
+                _score(means, name, view.source, pipeline.process(frame), view.truth)
     notes = [
         *_drive(seeds),
         "the image is taken at the scan's stamp, when the LiDAR looks back",
@@ -168,17 +165,21 @@ def rolling_accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> T
                     truth,
                 ),
             }
-            for name, (frame, right) in frames.items():
-                result = pipeline.process(frame)
-                means.add(name, "AbsRel", view.source, evaluate(result.depth, right).abs_rel)
-                inside = coverage(result.depth, result.std, right)
-                means.add(name, "in the 95 % interval", view.source, inside)
+            for name, (frame, depth) in frames.items():
+                _score(means, name, view.source, pipeline.process(frame), depth)
     notes = [
         *_drive(seeds),
         f"{1e3 * READOUT_S:g} ms from the first row, at the scan's stamp, to the last; the truth is"
         " rendered row by row; each point moved by its own time too",
     ]
     return _accuracy_table("A rolling shutter while the robot drives", means, notes)
+
+
+def _score(
+    means: Means, row: str, source: str, result: DepthResult, truth: NDArray[np.float32]
+) -> None:
+    means.add(row, "AbsRel", source, evaluate(result.depth, truth).abs_rel)
+    means.add(row, "in the 95 % interval", source, coverage(result.depth, result.std, truth))
 
 
 def _drive(seeds: Sequence[int]) -> list[str]:

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from depth_node.metrics import mean_over_sources
+from depth_node.metrics import NORMAL_95, mean_over_sources
 from training.data.samples import F64
 from training.evaluation.score import Row
 
 DRAWS = 4000
-NORMAL_QUANTILE = 1.959964  # of 97.5 %
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def change_of_runs(
             if key not in chosen:
                 chosen[key] = rng.integers(0, n, (len(weights), n))
             drawn = np.take_along_axis(by_run, chosen[key], axis=1).mean(axis=1)
-            widened = math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 0.975) / NORMAL_QUANTILE)
+            widened = math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 0.975) / NORMAL_95)
             centre = by_run.mean(axis=1)
             drawn = centre + widened * (drawn - centre)
             drawn[0] = centre[0]
