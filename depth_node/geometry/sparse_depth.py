@@ -27,9 +27,9 @@ def scan_to_points(
 
     Inf and NaN (REP 117) and ranges outside [range_min, range_max] are dropped.
     """
-    kept = valid_ranges(ranges, range_min, range_max)
-    angles = angle_min + angle_increment * kept
-    valid = np.asarray(ranges, dtype=np.float64).reshape(-1)[kept]
+    returned = valid_ranges(ranges, range_min, range_max)
+    angles = angle_min + angle_increment * returned
+    valid = np.asarray(ranges, dtype=np.float64).reshape(-1)[returned]
     points = np.zeros((len(valid), 3), np.float32)
     points[:, 0] = valid * np.cos(angles)
     points[:, 1] = valid * np.sin(angles)
@@ -227,20 +227,20 @@ def project_points(
     rows, cols, inside = _pixels(in_camera, camera)
     depth, source = in_camera[inside, 2].astype(np.float32), source[inside]
     nearest, hidden = _nearest_of_each_pixel(rows, cols, depth, camera, config)
-    kept = nearest[~hidden] if hidden.any() else nearest
+    visible = nearest[~hidden] if hidden.any() else nearest
     return SparseDepth(
-        rows[kept].astype(np.int32),
-        cols[kept].astype(np.int32),
-        depth[kept],
-        _of_points(age_s, source[kept]),
+        rows[visible].astype(np.int32),
+        cols[visible].astype(np.int32),
+        depth[visible],
+        _of_points(age_s, source[visible]),
         replace(
             counts,
             outside=len(in_camera) - len(rows),
             duplicate=len(rows) - len(nearest),
-            occluded=len(nearest) - len(kept),
-            used=len(kept),
+            occluded=len(nearest) - len(visible),
+            used=len(visible),
         ),
-        _of_points(noise_m, source[kept]),
+        _of_points(noise_m, source[visible]),
     )
 
 
