@@ -249,8 +249,8 @@ def run_live(
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a closed terminal unless it is ignored, end us as Ctrl-C does: children
-    are ended, and unfinished files go."""
+    """SIGTERM, and SIGHUP of a closed terminal unless it is ignored, end us as Ctrl-C does: with
+    children ended and unfinished files deleted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
