@@ -182,6 +182,11 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
             values = {}
         if not isinstance(values, Mapping):
             raise ConfigError(f"must be a mapping of keys to values, got {type(values).__name__}")
+        if any(isinstance(part, Mapping) and "ros__parameters" in part for part in values.values()):
+            raise ConfigError(
+                "this is a parameter file of ROS: give a file with what stands below"
+                " ros__parameters, without the node's own settings"
+            )
         return override(build(cls, values), overrides)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

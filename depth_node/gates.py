@@ -116,15 +116,15 @@ class Gates:
         """Whether the pixels depth[::every, ::every] pass all gates."""
         if every not in self._believed:
             depth, std = self.thinned(every)
-            kept = (depth > self._nearest) & (depth < self._farthest)  # NaN is neither
+            passing = (depth > self._nearest) & (depth < self._farthest)  # NaN is neither
             if self.config.max_std > 0:
                 # Where nothing is known about the error, std is NaN.
-                kept &= std <= np.float32(self.config.max_std) * depth
+                passing &= std <= np.float32(self.config.max_std) * depth
             if self.sky is not None:
-                kept &= ~self.sky[::every, ::every]
+                passing &= ~self.sky[::every, ::every]
             if self.config.cut_edges:
-                kept &= ~self._flying(every)
-            self._believed[every] = kept
+                passing &= ~self._flying(every)
+            self._believed[every] = passing
         return self._believed[every]
 
     def believed_depth(self) -> F32:

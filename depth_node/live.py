@@ -303,11 +303,14 @@ def _conduct(
 def _events(
     children: dict[str, Child],
     events: queue.Queue[tuple[str, dict[str, Any]]],
-    wanted: set[str],
+    names: set[str],
     count: int,
     until: str = "",
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`count` wanted events, or all up to the one called `until`; DemoError when none comes."""
+    """`count` events of these names, or all up to the one called `until`.
+
+    Raises DemoError if they do not come within PATIENCE_S, or a process fails.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while count > 0:
         try:
@@ -316,7 +319,7 @@ def _events(
             reason = f"nothing happened for {PATIENCE_S:g} s"
             raise DemoError(_sentence(children, reason)) from None
         _fail_on_end(children, name, event)
-        if event["event"] in wanted:
+        if event["event"] in names:
             count -= 1
             yield name, event
             if event["event"] == until:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.config import section, validate
+from depth_node.config import ConfigError, section, validate
 from depth_node.engine import EngineError
 from depth_node.engine.options import EngineConfig
 from depth_node.engine.preprocess import resize_map
@@ -161,7 +161,7 @@ class DepthPipeline:
             _check_method(config, self.depth_model)
             refiner_for(config.fit)
         except EngineError as error:
-            raise ValueError(str(error)) from error
+            raise ConfigError(str(error)) from error
         if self.region_model is not None:
             self.region_model.config = config.segmentation
         if config.segmentation != self._config.segmentation:
@@ -348,9 +348,10 @@ class DepthPipeline:
 
 def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:
     """Raise EngineError for a method that the depth network cannot serve."""
-    if model is None:
+    method = config.fit.method
+    if model is None or (method != NETWORK and not isinstance(model, CompletionModel)):
         return
-    method, name = config.fit.method, model.engine.manifest.name
+    name = model.engine.manifest.name
     if isinstance(model, CompletionModel) and method != NETWORK:
         raise EngineError(
             f"{name} completes the measured points, so these cannot judge a fit of method {method}:"

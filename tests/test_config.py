@@ -303,3 +303,10 @@ def test_mutants_of_a_config_file(tmp_path: Path, count: int) -> None:
                 config.override(PipelineConfig(), [text])
             except ConfigError as error:
                 assert_sentence(error)
+
+
+def test_a_parameter_file_of_ros_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "node.yaml"
+    path.write_text("/**:\n  ros__parameters:\n    fit: {method: slf}\n")
+    with pytest.raises(ConfigError, match="parameter file of ROS"):
+        config.load(PipelineConfig, path)

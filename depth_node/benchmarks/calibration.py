@@ -67,7 +67,7 @@ class MonitorCase:
     @property
     def named(self) -> bool:
         """Called wrong, with the value of each fault within 30 %."""
-        near = all(abs(found - 1) <= NAMED for found in self.found)
+        near = all(abs(ratio - 1) <= NAMED for ratio in self.found)
         return self.verdict.finding is Finding.WRONG and near
 
 
@@ -132,13 +132,13 @@ def calibrate_case(walk: RenderedWalk, lines: int, late: bool, seed: int) -> Cal
     off[:3] = np.deg2rad(5) * turn / np.linalg.norm(turn)
     off[3:6] = 0.1 * shift / np.linalg.norm(shift)
     start = correction_matrix(off) @ T_CAMERA_LIDAR
-    found = calibrate(observe_all(walk.frames(lines, late=late, T_camera_lidar=start), 60))
-    left = correction_matrix(found.correction) @ start @ invert_rigid(T_CAMERA_LIDAR)
+    estimate = calibrate(observe_all(walk.frames(lines, late=late, T_camera_lidar=start), 60))
+    left = correction_matrix(estimate.correction) @ start @ invert_rigid(T_CAMERA_LIDAR)
     error = np.zeros(7)
     error[:3] = Rotation.from_matrix(left[:3, :3]).as_rotvec()
     error[3:6] = left[:3, 3]
-    error[6] = found.correction[6] - LATE_S * late
-    return CalibrateCase(walk.name, lines, late, error, found)
+    error[6] = estimate.correction[6] - LATE_S * late
+    return CalibrateCase(walk.name, lines, late, error, estimate)
 
 
 def monitor_ms(walk: RenderedWalk, lines: int, case: str) -> float:
@@ -220,8 +220,9 @@ def _monitor_table(cases: Sequence[MonitorCase]) -> Table:
                 share = np.mean([finding is Finding.CONSISTENT for finding in findings])
                 body.append([*row, "-", f"consistent after {share:.1%} of the frames"])
                 continue
-            found = np.array([value for c in some for value in c.found])
-            spread = f"{np.nanmedian(found):.2f} ({np.nanmin(found):.2f} to {np.nanmax(found):.2f})"
+            ratios = np.array([value for c in some for value in c.found])
+            low, high = np.nanmin(ratios), np.nanmax(ratios)
+            spread = f"{np.nanmedian(ratios):.2f} ({low:.2f} to {high:.2f})"
             body.append([*row, str(sum(c.named for c in some)), spread])
     notes = [
         f"{FRAMES} frames at 10 Hz, 320x240; 1 degree, 5 cm or {1000 * LATE_S:.0f} ms of error;"

@@ -139,7 +139,7 @@ def _turn(
 
 
 def _await(
-    wanted: str, children: Sequence[Child], events: queue.Queue[tuple[str, dict[str, Any]]]
+    awaited: str, children: Sequence[Child], events: queue.Queue[tuple[str, dict[str, Any]]]
 ) -> dict[str, Any]:
     """The event of this name. Raises DemoError if a process ends or fails before."""
     end = time.monotonic() + PATIENCE_S
@@ -147,8 +147,8 @@ def _await(
         try:
             name, event = events.get(timeout=max(end - time.monotonic(), 0.01))
         except queue.Empty:
-            raise DemoError(f"no process said {wanted} within {PATIENCE_S:g} s") from None
-        if event["event"] == wanted:
+            raise DemoError(f"no process said {awaited} within {PATIENCE_S:g} s") from None
+        if event["event"] == awaited:
             return event
         if event["event"] in ("failed", "ended"):
             reason = event.get("reason", f"{name} ended early")

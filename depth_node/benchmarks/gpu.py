@@ -98,14 +98,14 @@ def run(
         if reason:
             report["engines"][name] = {"not run": reason}
             continue
-        found = part(f"engine {name}", partial(_engine, cuda, name, model, manifest, repeats))
-        if found is None:
+        engine = part(f"engine {name}", partial(_engine, cuda, name, model, manifest, repeats))
+        if engine is None:
             continue
-        report["engines"][name] = found
-        if "not run" in found:
+        report["engines"][name] = engine
+        if "not run" in engine:
             continue
-        if "failed" in found:
-            report["failures"].append(f"{name}: {found['failed']}")
+        if "failed" in engine:
+            report["failures"].append(f"{name}: {engine['failed']}")
             continue
         report["pipelines"][name] = part(
             f"pipeline on {name}", partial(_pipeline, name, model, manifest, repeats)

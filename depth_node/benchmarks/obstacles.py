@@ -142,20 +142,20 @@ def run_floors(
             if box:
                 robot.reset()  # the box is somewhere else in every frame
             for network in NETWORKS:
-                _, found = robot.see(frame, network, seed)
-                cases.append(_judge(found, network, lines, place if box else None))
+                _, obstacles = robot.see(frame, network, seed)
+                cases.append(_judge(obstacles, network, lines, place if box else None))
             on_step(f"floor {seed}")
     return cases
 
 
 def _judge(
-    found: Obstacles, network: str, lines: int, box: tuple[float, float, float] | None
+    obstacles: Obstacles, network: str, lines: int, box: tuple[float, float, float] | None
 ) -> FloorCase:
-    near = np.hypot(found.in_base[:, 0], found.in_base[:, 1]) < FLAT_WITHIN_M
+    near = np.hypot(obstacles.in_base[:, 0], obstacles.in_base[:, 1]) < FLAT_WITHIN_M
     on_box: NDArray[np.bool_] = np.zeros(len(near), bool)
     if box is not None:
         distance, offset, edge = box
-        x, y = found.in_base.T
+        x, y = obstacles.in_base.T
         on_box = (x > distance - BOX_MARGIN_M) & (x < distance + edge + BOX_MARGIN_M)
         on_box &= np.abs(y - offset) < edge / 2 + BOX_MARGIN_M
     wrong = int(np.count_nonzero(near & ~on_box))
@@ -186,8 +186,8 @@ def run_terrain(
                     wet = rained_on(frame.input.points, terrain.rain, number)
                     frame = changed(frame, input=changed(frame.input, points=wet))
                 for network in NETWORKS:
-                    _, found = robot.see(frame, network, seed, terrain.config)
-                    distance = np.hypot(found.in_base[:, 0], found.in_base[:, 1])
+                    _, obstacles = robot.see(frame, network, seed, terrain.config)
+                    distance = np.hypot(obstacles.in_base[:, 0], obstacles.in_base[:, 1])
                     distance = distance[distance < FLAT_WITHIN_M]
                     points[network].append(len(distance))
                     nearest[network].append(float(distance.min(initial=np.inf)))

@@ -40,8 +40,8 @@ def edge_strength(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     strength = gradient_strength(image)
     # Quantiles of a histogram: Sobel's values are whole numbers up to 4 * 255.
     counts = np.cumsum(np.bincount(strength.astype(np.int32).ravel(), minlength=1021))
-    wanted = strength.size * np.array([1 - WEAK_FRACTION, 1 - STRONG_FRACTION])
-    low, high = np.searchsorted(counts, wanted)
+    ranks = strength.size * np.array([1 - WEAK_FRACTION, 1 - STRONG_FRACTION])
+    low, high = np.searchsorted(counts, ranks)
     high, low = max(int(high), LEAST_GRADIENT), max(int(low), LEAST_GRADIENT // 2)
     edges: npt.NDArray[np.float32] = np.clip(
         (strength - low) / np.float32(max(high - low, 1)), 0, 1

@@ -53,13 +53,13 @@ def depth_edges(points: FloatArray, rotation: npt.NDArray[np.float64] | None = N
     p, reach = p[valid], reach[valid]
     azimuth = np.rad2deg(np.arctan2(y[valid], x[valid]))
     elevation = np.rad2deg(np.arctan2(z[valid], flat[valid]))
-    found = [
+    both = [
         _along(p, reach, elevation, azimuth, np.cos(np.deg2rad(elevation))),
         _along(p, reach, azimuth, elevation, np.ones(len(reach))),
     ]
     return DepthEdges(
-        np.concatenate([edges.points for edges in found]),
-        np.concatenate([edges.weight for edges in found]),
+        np.concatenate([edges.points for edges in both]),
+        np.concatenate([edges.weight for edges in both]),
     )
 
 

@@ -122,8 +122,8 @@ class _Window:
 
     def keep(self, count: int) -> None:
         """Forget all but the newest."""
-        kept: list[deque[Any]] = [self.observations, self.scores]
-        for values in kept:
+        windows: list[deque[Any]] = [self.observations, self.scores]
+        for values in windows:
             while len(values) > count:
                 values.popleft()
 
@@ -210,14 +210,14 @@ class ExtrinsicsMonitor:
         start: Floats = np.zeros(7)
         for start in search(observations, _FINDING, fields=fields):  # noqa: B007
             yield None
-        found = []
+        estimates = []
         for one in resampled(observations, _RESAMPLING, start, _RESAMPLES, fields):
             if not np.isnan(one[0]):
-                found.append(one)
+                estimates.append(one)
             yield None
         time_known = usable_dimensions(observations) == 7
-        correction = np.mean(found, axis=0)
-        covariance = covariance_of(np.stack(found), time_known)
+        correction = np.mean(estimates, axis=0)
+        covariance = covariance_of(np.stack(estimates), time_known)
         maps = fields[FINE_PX]
         singles = []
         for axis in range(7 if time_known else 6):

@@ -209,14 +209,14 @@ class Manifest:
                 f"a completion network gives metres, not {self.meaning}: use meaning depth_metric"
                 " or disparity_metric, or leave sparse out"
             )
-        wanted = {self.input_name, sparse.depth, sparse.mask} - {""}
-        if set(self.inputs) != wanted or self.input.dtype != "float32":
+        needed = {self.input_name, sparse.depth, sparse.mask} - {""}
+        if set(self.inputs) != needed or self.input.dtype != "float32":
             raise EngineError(
                 f"inputs are {one_line(', '.join(self.inputs))} of {self.input.dtype}, and the"
-                f" image and sparse name {one_line(', '.join(sorted(wanted)))}: a completion"
+                f" image and sparse name {one_line(', '.join(sorted(needed)))}: a completion"
                 " network takes these and no others, in float32"
             )
-        maps = {self.inputs[name] for name in wanted - {self.input_name}}
+        maps = {self.inputs[name] for name in needed - {self.input_name}}
         shape = next(iter(maps))
         if len(maps) != 1 or len(shape) != 4 or shape[:2] != (1, 1):
             raise EngineError(

@@ -143,10 +143,10 @@ def _input_spec(
     """What the image is made into. given: height and width, 0 where the file says them."""
     in_file = (0, 0) if meaning == PROMPT_DECODER else tensor.shape[2:]  # it takes no image
     size = {}
-    for (key, asked), said in zip(given.items(), in_file, strict=True):
-        if not (asked or said):
+    for (key, asked), fixed in zip(given.items(), in_file, strict=True):
+        if not (asked or fixed):
             raise EngineError(f"model {model} leaves the input's {key} open: give --{key}")
-        size[key] = asked or said
+        size[key] = asked or fixed
     try:
         return InputSpec(**{**size, "dtype": tensor.dtype, **options})
     except (ValueError, TypeError) as error:

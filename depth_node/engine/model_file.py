@@ -117,16 +117,16 @@ def _external_weights(data: mmap.mmap) -> dict[str, int]:
     needed: dict[str, int] = {}
     for graph in _messages(data, (0, len(data)), _MODEL_GRAPH, budget):
         for tensor in _messages(data, graph, _GRAPH_INITIALIZER, budget):
-            facts: dict[str, str] = {}
+            entries: dict[str, str] = {}
             for entry in _messages(data, tensor, _TENSOR_EXTERNAL, budget):
                 parts = [
                     data[slice(*next(_messages(data, entry, number, budget), (0, 0)))].decode()
                     for number in (_ENTRY_KEY, _ENTRY_VALUE)
                 ]
-                facts[parts[0]] = parts[1]
-            if "location" in facts:
-                end = int(facts.get("offset", 0)) + int(facts.get("length", 0))
-                needed[facts["location"]] = max(needed.get(facts["location"], 0), end)
+                entries[parts[0]] = parts[1]
+            if "location" in entries:
+                end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+                needed[entries["location"]] = max(needed.get(entries["location"], 0), end)
     return needed
 
 
@@ -191,8 +191,8 @@ def reader_fault(model: Path, reader: str, error: BaseException) -> str:
         match = re.search(pattern, text)
         if match is None:
             continue
-        facts = match.groupdict()
-        operator, opset, domain = facts["op"], facts.get("opset"), facts.get("domain")
+        groups = match.groupdict()
+        operator, opset, domain = groups["op"], groups.get("opset"), groups.get("domain")
         if not domain:
             named = re.search(rf'In Node, \("[^"]*", {operator}, "([^"]+)"', text)
             domain = named.group(1) if named else ""

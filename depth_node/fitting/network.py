@@ -83,11 +83,11 @@ def network_answer(
     judged, spread, own = depth, edge, edge[rows, cols]
     far: NDArray[np.float32] | None = None
     if left_out is not None:
-        judge, kept = left_out.which, left_out.given & ~left_out.which
+        judge, others = left_out.which, left_out.given & ~left_out.which
         judged, judged_edge = _depth_and_edge(left_out.prediction, depth_range_m)
         spacing = math.sqrt(depth.size / max(np.count_nonzero(left_out.given), 1))
         far = _distance_px(rows[left_out.given], cols[left_out.given], depth.shape)
-        judged_far = _distance_px(rows[kept], cols[kept], depth.shape)[rows, cols]
+        judged_far = _distance_px(rows[others], cols[others], depth.shape)[rows, cols]
         spread = edge * (1 + far / np.float32(spacing))
         own = judged_edge[rows, cols] * (1 + judged_far / spacing)
     error = np.abs(z / judged[rows, cols] - 1)

@@ -131,11 +131,9 @@ def _absolute(
                 f" are {finest_s:g} s apart: let the driver publish them as FLOAT64"
             )
     offset = values.astype(np.float64)
-    if (
-        factor > _FINEST_S
-        and not (offset % 1).any()
-        and (offset * (factor * 1e9) != stamp_ns).any()
-    ):
+    with np.errstate(invalid="ignore"):  # of what is infinite
+        parts = offset % 1
+    if factor > _FINEST_S and not parts.any() and (offset * (factor * 1e9) != stamp_ns).any():
         raise UnknownTimesError(
             f"field {name!r} of the points holds whole seconds, which tell the points of a scan not"
             " apart: let the driver publish their times with nanoseconds"

@@ -60,11 +60,11 @@ class RollingShutter:
         for _ in range(_MOST_STEPS):
             row = np.clip(row, 0, self.camera.height - 1)
             moved = moved_by_table(start, table, np.rint(row).astype(np.intp))
-            found = self.camera.project(transform(T_camera_lidar, moved))[:, 1]
+            at_row = self.camera.project(transform(T_camera_lidar, moved))[:, 1]
             # Beyond the lens's range there is no row: that of before is as good as any.
-            found = np.where(np.isfinite(found), found, row)
-            settled = np.abs(np.clip(found, 0, self.camera.height - 1) - row).max() <= _SETTLED_PX
-            row = found
+            at_row = np.where(np.isfinite(at_row), at_row, row)
+            settled = np.abs(np.clip(at_row, 0, self.camera.height - 1) - row).max() <= _SETTLED_PX
+            row = at_row
             if settled:
                 break
         seen = points.copy()

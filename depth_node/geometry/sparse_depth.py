@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from depth_node.config import ConfigError, option, validate
 from depth_node.geometry.camera import Camera
-from depth_node.geometry.rigid import FloatArray
+from depth_node.geometry.rigid import FloatArray, invert_rigid
+
+_POSE_SAMPLES, _FEWEST_BY_INVERSE = 2000, 20  # points that tell whether a pose is an inverse
 
 
 def scan_to_points(
@@ -25,9 +27,9 @@ def scan_to_points(
 
     Inf and NaN (REP 117) and ranges outside [range_min, range_max] are dropped.
     """
-    kept = valid_ranges(ranges, range_min, range_max)
-    angles = angle_min + angle_increment * kept
-    valid = np.asarray(ranges, dtype=np.float64).reshape(-1)[kept]
+    returned = valid_ranges(ranges, range_min, range_max)
+    angles = angle_min + angle_increment * returned
+    valid = np.asarray(ranges, dtype=np.float64).reshape(-1)[returned]
     points = np.zeros((len(valid), 3), np.float32)
     points[:, 0] = valid * np.cos(angles)
     points[:, 1] = valid * np.sin(angles)
@@ -225,20 +227,20 @@ def project_points(
     rows, cols, inside = _pixels(in_camera, camera)
     depth, source = in_camera[inside, 2].astype(np.float32), source[inside]
     nearest, hidden = _nearest_of_each_pixel(rows, cols, depth, camera, config)
-    kept = nearest[~hidden] if hidden.any() else nearest
+    visible = nearest[~hidden] if hidden.any() else nearest
     return SparseDepth(
-        rows[kept].astype(np.int32),
-        cols[kept].astype(np.int32),
-        depth[kept],
-        _of_points(age_s, source[kept]),
+        rows[visible].astype(np.int32),
+        cols[visible].astype(np.int32),
+        depth[visible],
+        _of_points(age_s, source[visible]),
         replace(
             counts,
             outside=len(in_camera) - len(rows),
             duplicate=len(rows) - len(nearest),
-            occluded=len(nearest) - len(kept),
-            used=len(kept),
+            occluded=len(nearest) - len(visible),
+            used=len(visible),
         ),
-        _of_points(noise_m, source[kept]),
+        _of_points(noise_m, source[visible]),
     )
 
 
@@ -371,3 +373,37 @@ def _hidden(
     hidden = np.zeros(len(cell), bool)
     hidden[which] = True
     return hidden
+
+
+def none_in_image(counts: ProjectionCounts) -> str:
+    """The sentence on points of which not one is used: where they went, and what to look at."""
+    where = "check T_camera_lidar or the TF tree"
+    losses = {
+        "not finite": (counts.invalid, "check the LiDAR, which measures nothing"),
+        "behind the camera": (counts.behind, where),
+        "out of range": (
+            counts.out_of_range,
+            "check that points and transforms are in metres, not millimetres, and"
+            " projection.min_depth_m and max_depth_m",
+        ),
+        "outside": (counts.outside, where),
+        "hidden": (counts.occluded, where),
+    }
+    lost = ", ".join(f"{count} {why}" for why, (count, _) in losses.items() if count)
+    _, cure = max(losses.values(), key=lambda item: item[0])
+    return f"none of {counts.given} LiDAR points is in the image: {lost}; {cure}"
+
+
+def if_inverted(
+    points: npt.NDArray[np.floating], T_camera_lidar: npt.NDArray[np.float64], camera: Camera
+) -> str:
+    """What to add to that sentence if the inverse pose (4, 4) would put points (N, 3) m of a LiDAR
+    into the image; or ""."""
+    some = points[:: max(1, len(points) // _POSE_SAMPLES)]
+    seen = len(project_points(some, invert_rigid(T_camera_lidar), camera))
+    if seen < _FEWEST_BY_INVERSE:
+        return ""
+    return (
+        "; with the inverse of the pose there would be: T_camera_lidar maps LiDAR coordinates into"
+        " the camera's optical frame"
+    )

@@ -98,24 +98,24 @@ class ObstacleFinder:
         stands = within & (height > least)  # NaN is not above
         stands &= height < np.float32(config.max_height_m)
         stands &= _support(stands)
-        found = [(grid.rays[stands] * depth[stands][:, None], height[stands])]
+        groups = [(grid.rays[stands] * depth[stands][:, None], height[stands])]
         if config.max_drop_m > 0:
             least = _least_height(config.max_drop_m, depth, unsure, camera_height, grid)
             deep = gates.believed(every) & (height < -least) & (offset < -rise * grid.reach)
             deep &= _support(deep)
             # Depth at which a ray comes to the least height: a costmap's band begins at the ground.
             to_ground = np.float32(config.min_height_m - offset) / rise[deep]
-            found.append((grid.rays[deep] * to_ground[:, None], height[deep]))
+            groups.append((grid.rays[deep] * to_ground[:, None], height[deep]))
         if sparse is not None and len(sparse):
             believed = np.ones(len(sparse), bool) if inlier is None else inlier
-            found.append(measured_obstacles(sparse, believed, camera, grid, ground, config))
-        points, heights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            groups.append(measured_obstacles(sparse, believed, camera, grid, ground, config))
+        points, heights = (np.concatenate(parts) for parts in zip(*groups, strict=True))
         if config.max_slope_deg > 0:
             over_slope = without_slope(
                 over_ground(points, T_base_camera), heights, config.max_slope_deg
             )
-            kept = ~np.isnan(over_slope)
-            points, heights = points[kept], over_slope[kept]
+            standing = ~np.isnan(over_slope)
+            points, heights = points[standing], over_slope[standing]
         if config.min_range_m > 0:
             outside = np.hypot(*over_ground(points, T_base_camera).T) >= config.min_range_m
             points, heights = points[outside], heights[outside]
@@ -154,17 +154,17 @@ def _support(stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(count >= MIN_SUPPORT, bool)
 
 
-def scan_ranges(found: Obstacles, max_range_m: float) -> F32:
+def scan_ranges(obstacles: Obstacles, max_range_m: float) -> F32:
     """(720,) m from -pi in steps of half a degree about the base frame's z: the nearest obstacle.
 
     +Inf where ground was seen and no obstacle, NaN where nothing was.
     """
     count = round(2 * math.pi / SCAN_STEP_RAD)
     ranges: F32 = np.full(count, np.nan, np.float32)
-    ranges[_beams(found.free, count)] = np.inf
+    ranges[_beams(obstacles.free, count)] = np.inf
     nearest: F32 = np.full(count, np.inf, np.float32)
-    beams = _beams(found.in_base, count)
-    distance = np.hypot(found.in_base[:, 0], found.in_base[:, 1])
+    beams = _beams(obstacles.in_base, count)
+    distance = np.hypot(obstacles.in_base[:, 0], obstacles.in_base[:, 1])
     np.minimum.at(nearest, beams, distance)
     hit = nearest <= max_range_m
     ranges[hit] = nearest[hit]

@@ -93,11 +93,11 @@ def measured_obstacles(
     to_edge = (start - np.float32(config.min_height_m)) / (start - height[deep])
     edge = points[deep] * to_edge[:, None]
     xy = over_ground(edge, T_base_camera)
-    kept = np.hypot(xy[:, 0], xy[:, 1]) < config.max_range_m
-    kept &= _supported(xy, np.zeros(len(xy), np.float32), through[deep])
+    marked = np.hypot(xy[:, 0], xy[:, 1]) < config.max_range_m
+    marked &= _supported(xy, np.zeros(len(xy), np.float32), through[deep])
     return (
-        np.concatenate([points[stands], edge[kept]]),
-        np.concatenate([height[stands], height[deep][kept]]).astype(np.float32),
+        np.concatenate([points[stands], edge[marked]]),
+        np.concatenate([height[stands], height[deep][marked]]).astype(np.float32),
     )
 
 
@@ -142,14 +142,14 @@ def _supported(xy: F32, height: F32, rays: F32) -> NDArray[np.bool_]:
     """
     least = np.maximum(np.float32(MIN_MEASURED), np.float32(MIN_SHARE) * rays)
     place = np.column_stack([xy, height])
-    kept: NDArray[np.bool_] = np.zeros(len(xy), bool)
+    supported: NDArray[np.bool_] = np.zeros(len(xy), bool)
     for shift in (0.0, 0.5):  # what a border of cubes divides lies within one of the other grid
         x, y, z = np.floor(place / np.float32(CELL_M) + np.float32(shift)).astype(np.int64).T
         _, group, counts = np.unique(
             (x * 1_000_003 + y) * 10_007 + z, return_inverse=True, return_counts=True
         )
-        kept |= counts[group] >= least
-    return kept
+        supported |= counts[group] >= least
+    return supported
 
 
 def _steepness(points: F32, above: F32) -> F32:

@@ -232,8 +232,8 @@ def split_lines(frame: RecordedFrame, one_of: int, seed: int) -> Split:
     # The bands begin anywhere; a seed without known pixels in its bands takes the next bands.
     first = int(frame_seed(frame, seed, 0, one_of).integers(one_of))
     for offset in range(one_of):
-        kept = (band + first + offset) % one_of == 0
-        chosen = np.flatnonzero(known & kept[:, None])
+        measured = (band + first + offset) % one_of == 0
+        chosen = np.flatnonzero(known & measured[:, None])
         if 0 < len(chosen) < known.sum():
             return _split(frame.truth, chosen)
     raise FrameError(f"{frame.folder} knows depth on too few rows to split into lines: use points.")
@@ -417,10 +417,10 @@ def _read_labels(folder: Path, size: tuple[int, int]) -> Labels | None:
     return labels_from_ids(ids.astype(np.int32))
 
 
-def _check_size(path: Path, size: Iterable[int], wanted: tuple[int, ...]) -> None:
+def _check_size(path: Path, size: Iterable[int], expected: tuple[int, ...]) -> None:
     height, width = size
-    if (height, width) != wanted:
+    if (height, width) != expected:
         raise FrameError(
             f"{path} is for {_short(width)}x{_short(height)} but the image is"
-            f" {wanted[1]}x{wanted[0]}: resize one of them (and scale the intrinsics)."
+            f" {expected[1]}x{expected[0]}: resize one of them (and scale the intrinsics)."
         )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from depth_node.config import replace
 from depth_node.frame import FrameInput, SourcePoints
-from depth_node.geometry.sparse_depth import project_points
+from depth_node.geometry.sparse_depth import if_inverted, none_in_image, project_points
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.frames import (
     FrameError,
@@ -175,6 +175,10 @@ class FolderFrames:
         if frame.depth is not None and sampling.hold_out > 0:
             scored = np.isfinite(frame.depth) & ~hit_pixels(self.pipeline, used, frame)
         T = frame.T_camera_lidar
+        sparse = project_points(used, T, frame.camera, self.pipeline.config.projection)
+        if len(used) and not len(sparse):
+            why = none_in_image(sparse.counts) + if_inverted(used, T, frame.camera)
+            self.left_out.add(why, kind="scans beside the image", damaged=False)
         observed = dataclasses.replace(
             observed,
             points=used,

@@ -11,13 +11,12 @@ import numpy.typing as npt
 
 from depth_node.fitting import FitStatus
 from depth_node.geometry.camera import Camera
-from depth_node.geometry.rigid import invert_rigid, transform
-from depth_node.geometry.sparse_depth import project_points
+from depth_node.geometry.rigid import transform
+from depth_node.geometry.sparse_depth import if_inverted, none_in_image
 
 if TYPE_CHECKING:
     from rclpy.node import Node
 
-    from depth_node.geometry.sparse_depth import ProjectionCounts
     from depth_node.pipeline import DepthResult
     from depth_node.ros.lidar import LidarPoints
 
@@ -161,37 +160,3 @@ def _lidar_trouble(
             "echoes",
         )
     return "", ""
-
-
-def none_in_image(counts: ProjectionCounts) -> str:
-    """The sentence on points of which not one is used: where they went, and what to look at."""
-    where = "check T_camera_lidar or the TF tree"
-    losses = {
-        "not finite": (counts.invalid, "check the LiDAR, which measures nothing"),
-        "behind the camera": (counts.behind, where),
-        "out of range": (
-            counts.out_of_range,
-            "check that points and transforms are in metres, not millimetres, and"
-            " projection.min_depth_m and max_depth_m",
-        ),
-        "outside": (counts.outside, where),
-        "hidden": (counts.occluded, where),
-    }
-    lost = ", ".join(f"{count} {why}" for why, (count, _) in losses.items() if count)
-    _, cure = max(losses.values(), key=lambda item: item[0])
-    return f"none of {counts.given} LiDAR points is in the image: {lost}; {cure}"
-
-
-def if_inverted(
-    points: npt.NDArray[np.floating], T_camera_lidar: npt.NDArray[np.float64], camera: Camera
-) -> str:
-    """What to add to that sentence if the inverse pose (4, 4) would put points (N, 3) m of a LiDAR
-    into the image; or ""."""
-    some = points[:: max(1, len(points) // _SAMPLES)]
-    seen = len(project_points(some, invert_rigid(T_camera_lidar), camera))
-    if seen < _FEWEST_SEEN:
-        return ""
-    return (
-        "; with the inverse of the pose there would be: T_camera_lidar maps LiDAR coordinates into"
-        " the camera's optical frame"
-    )

@@ -173,6 +173,20 @@ def test_run_folder_holds_everything(source: Path, pipeline: DepthPipeline, tmp_
     assert by_method["field"]["abs_rel"] < 0.5 * best_global
 
 
+def test_why_no_point_of_a_folder_is_in_the_image_is_told(
+    pipeline: DepthPipeline, tmp_path: Path
+) -> None:
+    folder = write_frame(tmp_path / "mm" / "a")
+    np.save(folder / "lidar.npy", 1000 * np.load(folder / "lidar.npy"))
+    frames = sources.FolderFrames(
+        tmp_path / "mm", Sampling(hold_out=0.0), pipeline, stored_prediction="test"
+    )
+    assert len(list(frames)) == 1
+    (sentence,) = frames.left_out.sentences()
+    assert "out of range" in sentence and "not millimetres" in sentence
+    assert not frames.left_out.damaged
+
+
 def test_rows_are_kept_when_a_replay_is_interrupted(
     source: Path, pipeline: DepthPipeline, tmp_path: Path
 ) -> None:

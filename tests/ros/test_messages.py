@@ -639,6 +639,16 @@ def test_times_of_points(name: str, values: npt.NDArray[Any]) -> None:
     np.testing.assert_allclose(scan.offset_s, np.linspace(0, 0.1, 50), atol=1e-6)
 
 
+def test_infinite_times_are_none() -> None:
+    values = 1000.0 + np.linspace(0, 0.1, 50)
+    values[::7] = np.inf
+    message = timed_cloud("timestamp", values)
+    message.header.stamp.sec, message.header.stamp.nanosec = 1000, 0
+    offset_s = messages.lidar_scan(message).offset_s
+    assert offset_s is not None and not offset_s[::7].any()
+    np.testing.assert_allclose(offset_s[1:7], values[1:7] - 1000, atol=1e-6)
+
+
 def test_times_that_mean_nothing_leave_the_points_alone() -> None:
     for values, why in (
         (np.linspace(0, 4e9, 50).astype("u4"), "'t' of the points"),

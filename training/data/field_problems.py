@@ -100,16 +100,16 @@ def example(image: U8, depth: F32, network: Network, rng: np.random.Generator) -
     points = SparseDepth.from_arrays(rows, cols, z)
     for _ in range(TRIES):
         prediction = _prediction(image, depth, seen, shift, network, rng)
-        kept: list[Map] = []
+        captured: list[Map] = []
 
-        def keep(maps: Map, kept: list[Map] = kept) -> Map:
-            kept.append(maps)
+        def keep(maps: Map, captured: list[Map] = captured) -> Map:
+            captured.append(maps)
             return np.zeros((4, *maps.shape[1:]), np.float32)
 
         result = fit(prediction, points, image=seen, config=FIELD, refiner=keep)
-        if kept:
+        if captured:
             target = np.log(measured) - np.log(result.depth)
-            return Example(kept[0].astype(np.float16), in_fours(target).astype(np.float16))
+            return Example(captured[0].astype(np.float16), in_fours(target).astype(np.float16))
     return None
 
 

@@ -55,7 +55,7 @@ def finite_number(value: object) -> float:
     raise ValueError(f"{value!r:.40} is no finite number")
 
 
-def below(root: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+def below(root: Path, matches: Callable[[Path], bool]) -> list[Path]:
     """Files below a folder, through linked folders too, sorted; none that are hidden.
 
     A folder that several ways lead to is entered once, by the way without links if there is one.
@@ -85,7 +85,7 @@ def below(root: Path, wanted: Callable[[Path], bool]) -> list[Path]:
                 waiting.append(path)
             elif entry.is_dir():
                 linked.append(path)
-            elif wanted(path):
+            elif matches(path):
                 files.append(path)
     return sorted(files)
 

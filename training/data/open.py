@@ -111,17 +111,17 @@ def without_unreadable(samples: DataSet) -> DataSet:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders work side by side
         reasons = list(pool.map(why_not, range(len(samples))))
-    kept = [item for item, reason in zip(samples.items, reasons, strict=True) if not reason]
-    if len(kept) == len(samples):
+    readable = [item for item, reason in zip(samples.items, reasons, strict=True) if not reason]
+    if len(readable) == len(samples):
         return samples
     first = next(filter(None, reasons))
-    if not kept:
+    if not readable:
         raise DataError(f"None of {len(samples)} samples can be read; the first: {first}")
-    left_out = len(samples) - len(kept)
+    left_out = len(samples) - len(readable)
     logging.getLogger(__name__).warning(
         f"left out: {left_out} of {len(samples)} samples that cannot be read; the first: {first}"
     )
-    return samples.of(kept)
+    return samples.of(readable)
 
 
 def procedural(cfg: DataConfig) -> DataSet:

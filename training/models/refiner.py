@@ -80,15 +80,15 @@ class RefinerNet(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """See the class."""
         x = self.start(maps * self.scale)
-        kept: list[Tensor] = []
+        skips: list[Tensor] = []
         for level, encode in enumerate(self.encode):
             if level:
-                kept.append(x)
+                skips.append(x)
                 x = self.down[level - 1](x)
             x = encode(x)
         for level in reversed(range(len(self.up))):
             larger = functional.interpolate(self.up[level](x), scale_factor=2.0, mode="nearest")
-            x = self.decode[level](kept[level] + larger)
+            x = self.decode[level](skips[level] + larger)
         return convex_mix(self.head(x), maps[:, : 4 * len(CANDIDATES)])
 
 

@@ -296,18 +296,18 @@ def restore_statistics(network: nn.Module, images: Tensor) -> None:
     add a bias, the statistics of images (N, 3, H, W), normalised: in eval mode the network computes
     the same as before, in training mode about the same.
     """
-    found: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]] = {}
+    statistics: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]] = {}
 
     def look(layer: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
         variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
-        found[layer] = (mean, variance)
+        statistics[layer] = (mean, variance)
 
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     network.eval()(images)
     for hook in hooks:
         hook.remove()
-    for layer, (mean, variance) in found.items():
+    for layer, (mean, variance) in statistics.items():
         layer.running_mean.copy_(mean)  # type: ignore[union-attr]
         layer.running_var.copy_(variance)  # type: ignore[union-attr]
         layer.weight.copy_(torch.sqrt(variance + layer.eps))

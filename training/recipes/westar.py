@@ -614,6 +614,6 @@ def build(cfg: Config, console: Console) -> Westar:
             f"{len(labels)} ordinal labels on {len(labels.images)} of {len(images)} images"
         )
     given = cfg.known.folder or cfg.known.kind == "procedural"
-    wanted = cfg.loss.known or (cfg.tune.statistics != "source" and given)
-    known = open_samples(cfg.known) if wanted else ()
+    needed = cfg.loss.known or (cfg.tune.statistics != "source" and given)
+    known = open_samples(cfg.known) if needed else ()
     return Westar(cfg, images, labels, known, console.print)

@@ -52,8 +52,8 @@ class Variant:
 
 def device() -> torch.device:
     """Where networks are scored: on the accelerator, where there is one."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if found is None else found
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
 
 
 @torch.no_grad()
@@ -145,8 +145,8 @@ def scored_once(
     another process makes it, and `wait` is not set.
     """
     if not path.is_file():
-        with locked(path, wait) as mine:
-            if not mine:
+        with locked(path, wait) as acquired:
+            if not acquired:
                 return None
             if not path.is_file():
                 errors_by_set = {name: values.tolist() for name, values in make().items()}

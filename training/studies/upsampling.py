@@ -171,10 +171,10 @@ def with_network(
     means, engine = Means(), network.engine
     spec = engine.manifest.input
     for frame in frames:
-        kept = network.predict(frame.image)
+        prediction = network.predict(frame.image)
         values = engine.run(to_tensor(frame.image, spec))
         plain = to_image(values.reshape(values.shape[-2:]), spec, *frame.image.shape[:2])
-        maps = {BILINEAR: Prediction(plain, kept.kind), KEPT: kept}
+        maps = {BILINEAR: Prediction(plain, prediction.kind), KEPT: prediction}
         score(means, engine.manifest.name, frame, maps, seeds)
     return tables(means, [engine.manifest.name], (BILINEAR, KEPT))
 
@@ -258,8 +258,8 @@ def command(args: argparse.Namespace, console: Console) -> None:
                 advance(f"{frame.source}/{frame.name}")
 
         if args.case == "simulated":
-            found = simulated(frames(), args.seeds)
+            results = simulated(frames(), args.seeds)
         else:
             with DepthModel.open(ModelConfig(args.model, args.manifest)) as network:
-                found = with_network(frames(), args.seeds, network)
-    print_tables(console, found, args.out)
+                results = with_network(frames(), args.seeds, network)
+    print_tables(console, results, args.out)

@@ -27,7 +27,7 @@ from depth_node.geometry.rigid import check_rigid, invert_rigid
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import Scan, ScanBuffer
 from depth_node.geometry.seen_points import Exposure, SeenPoints, SensorKind
-from depth_node.geometry.sparse_depth import project_points
+from depth_node.geometry.sparse_depth import if_inverted, none_in_image, project_points
 from depth_node.geometry.transform_tree import TransformError
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings.bag_files import BagError, BagFiles, RawMessage
@@ -44,7 +44,7 @@ from depth_node.ros.bags.topics import (
     namespace,
 )
 from depth_node.ros.bags.transforms import BagTransforms
-from depth_node.ros.diagnostics import body_frame_hint, if_inverted, none_in_image
+from depth_node.ros.diagnostics import body_frame_hint
 from depth_node.ros.extrinsics import far_apart, one_pose_for_all
 from depth_node.ros.source_clock import (
     SourceClock,
