@@ -521,15 +521,12 @@ def _run(
     if not quiet:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.tidy(folder, cfg.keep_every)
-        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
-        text = json.dumps({"processes": accelerator.num_processes, **environment()}, indent=1)
-        (folder / "environment.json").write_text(text, encoding="utf-8")
-    if state.step >= cfg.steps and not quiet:
-        console.print(
-            f"{folder} has all its {cfg.steps} steps: nothing is left to train. Raise loop.steps,"
-            " or give another --run.",
-        )
+        _describe(folder, settings, accelerator.num_processes)
+        if state.step >= cfg.steps:
+            console.print(
+                f"{folder} has all its {cfg.steps} steps: nothing is left to train. Raise"
+                " loop.steps, or give another --run.",
+            )
     log = RunLog(
         folder,
         state.step,
@@ -571,6 +568,14 @@ def _run(
     if not quiet:
         console.print(_result(state, folder), soft_wrap=True)  # commands and paths stay whole
     return state
+
+
+def _describe(folder: Path, settings: dict[str, Any], processes: int) -> None:
+    """Write the settings of a run and the versions that it is trained with into its folder."""
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    text = json.dumps({"processes": processes, **environment()}, indent=1)
+    (folder / "environment.json").write_text(text, encoding="utf-8")
 
 
 def _result(state: State, folder: Path) -> str:

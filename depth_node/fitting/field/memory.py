@@ -272,6 +272,50 @@ def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
     return changed
 
 
+@dataclass(frozen=True)
+class _Judges:
+    """Left-out points (n,), which judge the old answer.
+
+    rows, cols: of a map of half the size. miss: from the log depth of the answer without them to
+    the point. step: from it to the old answer. distance_px: to the nearest point of the others.
+    """
+
+    rows: Integers
+    cols: Integers
+    miss: Floats
+    step: Floats
+    distance_px: Floats
+
+    @classmethod
+    def of(
+        cls,
+        answer: FieldAnswer,
+        old_miss: Floats,
+        comparable: NDArray[np.bool_],
+        rows: Integers,
+        cols: Integers,
+    ) -> _Judges:
+        """Those of the points at which the old answer is known.
+
+        Of all points: old_miss, from the old answer's log depth to the point; comparable, whether
+        it is known; rows, cols as above.
+        """
+        usable = comparable[answer.tested]
+        tested, miss = answer.tested[usable], answer.miss[usable]
+        rows, cols = rows[tested], cols[tested]
+        largest = LARGEST_STEP * answer.expected[rows, cols]
+        step = np.clip(miss - old_miss[tested], -largest, largest)
+        return cls(rows, cols, miss, step, answer.distance_px[usable])
+
+    def evidence(self, past: _Past, weight: Map) -> Evidence:
+        """What they say of the old answer with a weight (h/2, w/2)."""
+        believed = weight[self.rows, self.cols]
+        judged = believed > MIN_JUDGED_WEIGHT
+        # Where the last frame had a point too, the old answer is better than at the pixels between.
+        judged &= past.far_px[self.rows, self.cols] >= FAIR_DISTANCE * self.distance_px
+        return Evidence.of((self.step * believed)[judged], self.miss[judged])
+
+
 def _belief(
     past: _Past,
     changed: NDArray[np.bool_],
@@ -296,16 +340,11 @@ def _belief(
     spread = MAD_TO_STD * median(np.abs(some - shift))
     shift = math.copysign(max(abs(shift) - spread / math.sqrt(len(still)), 0.0), shift)
     miss -= shift
-    # Left-out points: from the answer without them to the point, and to the old answer.
-    tested = answer.tested[comparable[answer.tested]]
-    tested_miss = answer.miss[comparable[answer.tested]]
-    step = tested_miss - miss[tested]
-    largest = LARGEST_STEP * answer.expected[half_rows[tested], half_cols[tested]]
-    step = np.clip(step, -largest, largest)
+    judges = _Judges.of(answer, miss, comparable, half_rows, half_cols)
     # By how much points are missed has their noise in it, by how much two answers differ has not.
     noiseless = 1.0
-    if len(step):
-        noiseless = min(median(np.abs(step)) / max(answer.error, MIN_ERROR), 1.0)
+    if len(judges.step):
+        noiseless = min(median(np.abs(judges.step)) / max(answer.error, MIN_ERROR), 1.0)
     size = (changed.shape[1], changed.shape[0])
     bias, trust = local_bias(
         rows[comparable],
@@ -323,12 +362,7 @@ def _belief(
     weight = limit / (1 + limit * outdated)
     weight *= resized(trust, size)
     weight[changed] = 0
-    believed = weight[half_rows[tested], half_cols[tested]]
-    judged = believed > MIN_JUDGED_WEIGHT
-    # Where the last frame had a point too, the old answer is better than at the pixels between.
-    far_px = past.far_px[half_rows[tested], half_cols[tested]]
-    judged &= far_px >= FAIR_DISTANCE * answer.distance_px[comparable[answer.tested]]
-    now = Evidence.of((step * believed)[judged], tested_miss[judged])
+    now = judges.evidence(past, weight)
     evidence = past.evidence.and_then(now)
     # Where much is seen to move, what seems to stand still is only too even to show it.
     moving_fraction = float(np.minimum(moved, MOVING).mean()) / MOVING
