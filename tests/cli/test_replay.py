@@ -71,7 +71,7 @@ def test_frames_of_one_name_in_two_sources_keep_their_own_depth(
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_is_ended_leaves_no_unfinished_bag(
     source: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

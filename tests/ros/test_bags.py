@@ -636,6 +636,35 @@ def test_a_lidar_without_a_transform_takes_nothing_from_one_that_has_it(tmp_path
     assert not damaged
 
 
+def test_a_world_frame_that_is_fixed_to_the_camera_is_told(tmp_path: Path) -> None:
+    """As by the node."""
+
+    def write(bag: BagWriter) -> None:
+        bag.static_tf([("base", "camera", np.eye(4)), ("camera", "lidar", T_CAMERA_LIDAR)])
+        for time_s in (1.0, 1.1):
+            bag.info(time_s)
+            bag.cloud(time_s)
+            bag.image(time_s)
+
+    left_out = LeftOut()
+    assert len(read(record(tmp_path / "bag", write), world_frame="base", left_out=left_out)) == 2
+    (sentence,) = left_out.sentences()
+    assert "world_frame 'base'" in sentence and "static" in sentence
+
+
+def test_two_inputs_on_one_topic_are_refused(tmp_path: Path) -> None:
+    """As by the node: its points would count as a LiDAR's and as a radar's."""
+
+    def write(bag: BagWriter) -> None:
+        bag.info(1.0)
+        bag.cloud(1.0)
+        bag.image(1.0)
+
+    topics = BagTopics(points="/lidar/points", landmarks="/lidar/points")
+    with pytest.raises(BagError, match="--points-topic and --landmarks-topic are both"):
+        read(record(tmp_path / "bag", write), topics=topics)
+
+
 def foreign_records(number: int, schema: str, encoding: str, message: str) -> bytes:
     import struct
 

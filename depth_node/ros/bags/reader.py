@@ -46,6 +46,7 @@ from depth_node.ros.bags.topics import (
 from depth_node.ros.bags.transforms import BagTransforms
 from depth_node.ros.diagnostics import body_frame_hint
 from depth_node.ros.extrinsics import far_apart, one_pose_for_all
+from depth_node.ros.motion import CameraMotion
 from depth_node.ros.source_clock import (
     SourceClock,
     SourceKey,
@@ -309,7 +310,11 @@ class Bag:
             if not seen:
                 raise _UnusableError(why, damaged)
             self.left_out.add(why, kind=f"scans of {both_ends(frame, 100)}", damaged=damaged)
-        pose = self._look_up(self.world_frame, camera_frame, stamp) if self.world_frame else None
+        pose = None
+        if self.world_frame:
+            pose = self._look_up(self.world_frame, camera_frame, stamp)
+            if doubt := CameraMotion(self.world_frame, self.transforms, 0.0).doubt(camera_frame):
+                self.left_out.warn(doubt)
         points, T_camera_lidar, age_s, noise_m = seen.joined()
         self._look_at_frames(points, T_camera_lidar, camera, camera_frame)
         return FrameInput(

@@ -73,7 +73,21 @@ class TopicChooser:
                 points = self._only("points", clouds, "LiDAR (PointCloud2 or LaserScan)")
             else:
                 scan = self._only("scan", scans, "LaserScan")
-        return BagTopics(image, camera_info, points, scan, *others)
+        chosen = BagTopics(image, camera_info, points, scan, *others)
+        self._check_distinct(chosen)
+        return chosen
+
+    def _check_distinct(self, chosen: BagTopics) -> None:
+        """As the node, which refuses two inputs on one topic."""
+        option_of: dict[str, str] = {}
+        for name, topic in vars(chosen).items():
+            option = f"--{name.replace('_', '-')}-topic"
+            if topic and topic in option_of:
+                raise BagError(
+                    f"{option_of[topic]} and {option} are both {topic}: name a topic of its own for"
+                    " each, or leave one out."
+                )
+            option_of[topic] = option
 
     def _recorded(self, *kinds: str) -> list[str]:
         """Topics of these types without those of a depth_node, whose depth is no measurement."""
