@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from depth_node import config
+from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.options import ModelConfig
 from depth_node.fitting.field.refine import WHOLE
 from depth_node.inference import DepthModel
@@ -23,7 +24,6 @@ from training.data.field_problems import Examples, ExamplesConfig
 from training.models.refiner import RefinerNet
 from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
-EMBEDDED = "embedded"
 COLOUR = slice(4 * len(WHOLE) + 1, 4 * len(WHOLE) + 4)  # lightness, a, b
 COLOUR_SHIFT, COLOUR_GAIN = 0.3, 0.8  # widths of what is added, and of the factor about 1
 USUAL_ERROR = 0.02  # log depth
