@@ -244,8 +244,9 @@ class Monitor:
         if infos >= _FEWEST_INFOS and recent["image"] < LOST_IMAGES * infos:
             return Level.WARN, (
                 f"only {rates['image']:.1f} images/s arrive, but {rates['camera_info']:.1f}"
-                " camera_info/s: images are lost in transport; with Fast DDS set"
-                " FASTRTPS_DEFAULT_PROFILES_FILE (since Kilted FASTDDS_DEFAULT_PROFILES_FILE) to"
+                " camera_info/s: unless the images alone are throttled, they are lost in transport;"
+                " with Fast DDS set FASTRTPS_DEFAULT_PROFILES_FILE"
+                " (since Kilted FASTDDS_DEFAULT_PROFILES_FILE) to"
                 " share/depth_node/config/fastdds.xml of this package for camera, node and"
                 " subscribers"
             )
