@@ -115,16 +115,6 @@ class Extrinsics:
         """Look static transforms up again, after a new calibration for instance."""
         self._static.clear()
 
-    def forget_moving(self) -> None:
-        """Time has jumped back."""
-        if self._source is not None:
-            self._source.forget_moving()
-
-    def close(self) -> None:
-        """Stop listening to TF."""
-        if self._source is not None:
-            self._source.close()
-
 
 class TfSource:
     """The TransformSource of a running system. Raises ImportError where tf2_ros is absent."""

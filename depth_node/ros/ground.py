@@ -126,16 +126,6 @@ class Ground:
         self._low_ground = ""
         self._first = None
 
-    def forget_moving(self) -> None:
-        """Time has jumped back."""
-        if self._source is not None:
-            self._source.forget_moving()
-
-    def close(self) -> None:
-        """Stop listening to TF."""
-        if self._source is not None:
-            self._source.close()
-
     def _by_tf(self, frame: str, stamp_ns: int) -> Transform:
         """T_base_camera (4, 4). Raises NoTransformError with cause and cure."""
         assert self._source is not None

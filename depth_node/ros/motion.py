@@ -70,11 +70,3 @@ class CameraMotion:
             return inverse[0] @ self.pose(camera_frame, then_ns)
 
         return since
-
-    def forget_moving(self) -> None:
-        """Time has jumped back."""
-        self._source.forget_moving()
-
-    def close(self) -> None:
-        """Stop listening to TF."""
-        self._source.close()

@@ -110,6 +110,7 @@ class DepthNode(GuardedLifecycleNode):
         self._motion: CameraMotion | None = None
         self._looked_at: CameraMotion | None = None  # its world_frame was judged
         self._ground: Ground | None = None
+        self._transforms: TransformSource | None = None  # one listener for all that need TF
         self._worker: LatestWorker[PendingImage] | None = None
         self._outputs: Outputs | None = None
         self._bond: ManagerBond | None = None
@@ -250,15 +251,10 @@ class DepthNode(GuardedLifecycleNode):
             if self._pipeline is not None:
                 steps.callback(self._pipeline.close)
                 self._pipeline = None
-            if self._motion is not None:
-                steps.callback(self._motion.close)
-                self._motion = None
-            if self._ground is not None:
-                steps.callback(self._ground.close)
-                self._ground = None
-            if self._lidar is not None:
-                steps.callback(self._lidar.extrinsics.close)
-                self._lidar = None
+            self._lidar = self._motion = self._ground = None
+            if self._transforms is not None:
+                steps.callback(self._transforms.close)
+                self._transforms = None
             if self._housekeeping:
                 timer, *services = self._housekeeping
                 steps.callback(self.destroy_publisher, self._diagnostics)
@@ -332,17 +328,15 @@ class DepthNode(GuardedLifecycleNode):
             extrinsics = self._make_extrinsics(new)
         pipeline.reconfigure(new)  # raises for a method that the network cannot serve
         if extrinsics is not lidar.extrinsics:
-            lidar.extrinsics.close()
             pipeline.reset()  # its metres are those of the old extrinsics
         extrinsics.tolerance_s = new.tf_tolerance_s
         if (new.world_frame, new.tf_tolerance_s) != (old.world_frame, old.tf_tolerance_s):
-            old_motion, self._motion = self._motion, self._make_motion(new)
-            if old_motion is not None:
-                old_motion.close()
+            self._motion = self._make_motion(new)
         if (new.obstacles, new.tf_tolerance_s) != (old.obstacles, old.tf_tolerance_s):
-            old_ground, self._ground = self._ground, self._make_ground(new)
-            if old_ground is not None:
-                old_ground.close()
+            self._ground = self._make_ground(new)
+        if self._transforms is not None and not new.needs_transforms():
+            self._transforms.close()
+            self._transforms = None
         times = (new.max_scan_age_s, new.lidar_time_offset_s)
         if times != (old.max_scan_age_s, old.lidar_time_offset_s):
             self._lidar = self._make_lidar(new, extrinsics)
@@ -371,7 +365,7 @@ class DepthNode(GuardedLifecycleNode):
         fixed = config.fixed_extrinsics()
         source = None
         if fixed is None:
-            source = self._transforms(
+            source = self._listen_to_transforms(
                 "the pose of the LiDAR is unknown: set the parameter T_camera_lidar (16 numbers,"
                 f" row by row), or {_INSTALL_TF} and publish the transform"
             )
@@ -380,24 +374,28 @@ class DepthNode(GuardedLifecycleNode):
     def _make_motion(self, config: NodeConfig) -> CameraMotion | None:
         if not config.world_frame:
             return None
-        source = self._transforms(f"world_frame needs TF: {_INSTALL_TF}, or empty world_frame")
+        source = self._listen_to_transforms(
+            f"world_frame needs TF: {_INSTALL_TF}, or empty world_frame"
+        )
         return CameraMotion(config.world_frame, source, config.tf_tolerance_s)
 
     def _make_ground(self, config: NodeConfig) -> Ground:
         source = None
         if config.obstacles.base_frame:
-            source = self._transforms(
+            source = self._listen_to_transforms(
                 f"obstacles.base_frame needs TF: {_INSTALL_TF}, or empty it and set"
                 " obstacles.camera_height_m"
             )
         return Ground(config.obstacles, source, config.tf_tolerance_s, self.warn_throttled)
 
-    def _transforms(self, refusal: str) -> TransformSource:
+    def _listen_to_transforms(self, refusal: str) -> TransformSource:
         """TF. Raises ConfigError without it; refusal: what needs it, and the cure."""
-        try:
-            return self.make_transform_source()
-        except ImportError as error:
-            raise ConfigError(f"{refusal} ({error})") from error
+        if self._transforms is None:
+            try:
+                self._transforms = self.make_transform_source()
+            except ImportError as error:
+                raise ConfigError(f"{refusal} ({error})") from error
+        return self._transforms
 
     def make_transform_source(self) -> TransformSource:
         """Where transforms come from without T_camera_lidar. ImportError without tf2_ros."""
@@ -467,7 +465,7 @@ class DepthNode(GuardedLifecycleNode):
         if behind_s > self._settings.config.max_scan_age_s:
             self.warn_throttled("jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)")
             self._newest_ns, self._pace = 0, Pace()  # the scans notice it by their own stamps
-            self._forget_moving_transforms()
+            self._forget_moving()
         self._newest_ns = max(self._newest_ns, stamp_ns)
         if self._outputs is None or not self._outputs.topics_with_subscribers():
             self._monitor.skipped_no_subscribers(now_s)
@@ -476,12 +474,10 @@ class DepthNode(GuardedLifecycleNode):
         elif self._worker.offer(PendingImage(message, stamp_ns, now_s, self._clock_s())):
             self._monitor.dropped(now_s)
 
-    def _forget_moving_transforms(self) -> None:
+    def _forget_moving(self) -> None:
         """Time begins anew, and TF would take what comes for too old."""
-        extrinsics = self._lidar.extrinsics if self._lidar is not None else None
-        for user_of_tf in (extrinsics, self._motion, self._ground):
-            if user_of_tf is not None:
-                user_of_tf.forget_moving()
+        if self._transforms is not None:
+            self._transforms.forget_moving()
 
     def _clock_s(self) -> float:
         """The time of arrivals: simulated time where it is used, so that a bag may be played slowly
@@ -508,7 +504,7 @@ class DepthNode(GuardedLifecycleNode):
             self._lidar.extrinsics.forget()
         if self._ground is not None:
             self._ground.forget()
-        self._forget_moving_transforms()
+        self._forget_moving()
         if self._worker is not None:
             self._worker.clear()
         self._monitor.reset(time.monotonic())

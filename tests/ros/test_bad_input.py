@@ -30,6 +30,7 @@ from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSour
 from depth_node.ros.node import DepthNode
 from tests.helpers.rig import (
     CLOSE,
+    IDENTITY,
     PATIENCE_S,
     Rig,
     camera_image,
@@ -302,6 +303,30 @@ def test_moving_transforms_come_back_after_a_jump_in_time(
             until(lambda: len(depths(rig)) == 2, PATIENCE_S, "an answer")
         moving(10.1, 10.3)
         good_frame_works(rig, 10.2)
+
+
+def test_tf_is_taken_once_for_all_that_need_it_and_as_long_as_one_does(
+    network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A robot's /tf has hundreds of messages a second, each of which costs Python its time."""
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf2_stand_in)
+    frames = ("world_frame:=odom", "obstacles.base_frame:=base_link")
+    with Rig(f"model.path:={network}", *frames).start() as rig:
+
+        def listeners(count: int) -> None:
+            until(lambda: rig.node.count_subscribers("/tf") == count, PATIENCE_S, f"{count} on /tf")
+
+        listeners(1)
+        assert set_parameter(rig, "world_frame", "map")[0]
+        assert set_parameter(rig, "T_camera_lidar", IDENTITY)[0]
+        assert set_parameter(rig, "obstacles.base_frame", "")[0]
+        listeners(1)
+        assert set_parameter(rig, "world_frame", "")[0]
+        listeners(0)
+        assert set_parameter(rig, "world_frame", "odom")[0]
+        listeners(1)
+        assert rig.change("deactivate") and rig.change("cleanup")
+        listeners(0)
 
 
 def test_frames_with_a_leading_slash_are_those_of_tf(
