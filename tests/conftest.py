@@ -34,7 +34,8 @@ FAST_TIER_IGNORES = [str(REPO / "tests" / name) for name in ("ros", "training")]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In the background of a shell we are deaf to SIGINT, and the processes of tests would be.
+    """In the background of a shell we are deaf to SIGINT, under nohup to SIGHUP, and the processes
+    of tests would be: they inherit what is ignored, but no handler.
 
     `colcon test`, which names its report after the package, runs the fast tier.
     """
@@ -47,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ devices, processes, precision and gradient scaling.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import errno
 import json
@@ -213,6 +214,8 @@ def _accelerator(cfg: LoopConfig) -> Accelerator:
             f"{launched} processes were launched, but each would train alone: give each its own"
             " GPU, or start them on CPUs with torchrun and no GPU in sight."
         )
+    if accelerator.num_processes > 1:  # or a thread of gloo may outlive the interpreter and abort
+        atexit.register(accelerator.state.destroy_process_group)
     parts = accelerator.num_processes * cfg.accumulate
     if cfg.batch % parts:
         raise TrainingError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 
@@ -135,7 +136,7 @@ def test_a_run_of_mesa_is_no_disparity(tmp_path: Path) -> None:
     cfg = config.load(
         mesa.Config, CONFIGS / "mesa_debug.yaml", ["loss.geometric=0", "loop.steps=1"]
     )
-    made = mesa.build(cfg, None)  # type: ignore[arg-type]
+    made = mesa.build(cfg, Console(quiet=True))
     loop.run(made, cfg.loop, tmp_path / "run", config.to_dict(cfg))
     with pytest.raises(TrainingError, match=r"run of mesa.*export it.*source=engine"):
         open_network(NetworkConfig(source=str(tmp_path / "run")))
