@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses and normalisations of the recipes, each with its paper and equation."""
+"""Losses and normalisations that the recipes use, each with its paper and equation."""

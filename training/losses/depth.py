@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses on maps (N, 1, H, W) with a boolean mask; 0 with a gradient where nothing is valid.
+"""Losses on maps (N, 1, H, W) with a boolean mask of the valid pixels.
 
-Disparities throughout (large = near) where a sign matters. Formulas of Distill Any Depth
-(arXiv 2502.19204) and WeSTAR (arXiv 2511.14238); what their texts leave open is ours and said so.
+Without any valid pixel a loss is 0 and still has a gradient. Where the sign matters the maps are
+disparities (large = near). The formulas are those of Distill Any Depth (arXiv 2502.19204) and
+WeSTAR (arXiv 2511.14238); a docstring says "ours" where their texts leave a choice open.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ from training.losses.normalization import (
 
 
 def masked_l1(residual: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean |residual| over the valid pixels of the batch; with `weight` the weighted mean."""
+    """Return the mean (scalar) of |residual| over the valid pixels of the batch.
+
+    residual, mask and weight (N, 1, H, W); with `weight` the mean is weighted.
+    """
     weights = mask.to(residual.dtype) if weight is None else weight * mask
     size = torch.where(mask, residual, torch.zeros_like(residual)).abs()
     return (size * weights).sum() / weights.sum().clamp_min(1e-6)
 
 
 def gradient_matching(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor:
-    """Multi-scale gradient term of MiDaS on a residual map (Ranftl et al. 2020).
+    """Compute MiDaS's multi-scale gradient term (scalar) of a residual map (Ranftl et al. 2020).
 
-    Horizontal and vertical steps at strides 1, 2, 4, ... At every stride the sum over pairs of
-    valid neighbours is divided by the number of valid pixels of the batch.
+    It sums |horizontal| and |vertical| differences at the strides 1, 2, 4, ..., one stride per
+    scale. At every stride the sum over pairs of valid neighbours is divided by the number of valid
+    pixels of the batch at that stride.
     """
     total = residual.new_zeros(())
     for k in range(scales):
@@ -52,10 +57,10 @@ def gradient_matching(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor
 
 
 def gradient_preservation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """gradient_matching of N(student) - N(teacher), normalised over the whole image.
+    """Compute gradient_matching of N(student) - N(teacher), both normalised over the whole image.
 
-    Distill Any Depth names the term and cites MiDaS; that it works on normalised maps is the usage
-    of Depth Anything V2.
+    Distill Any Depth names the term and cites MiDaS without a formula; normalising the maps first
+    is what Depth Anything V2 does.
     """
     return gradient_matching(normalise(student, mask) - normalise(teacher, mask), mask)
 
@@ -68,11 +73,12 @@ def context_l1(
     weight: Tensor | None = None,
     deviation: str = "mean",
 ) -> Tensor:
-    """Mean |N_c(student) - N_c(teacher)| over the contexts c of a pixel, then over the pixels.
+    """Return the mean |N_c(student) - N_c(teacher)| over a pixel's contexts c, then over pixels.
 
-    contexts (N, L, H, W): numbers from 1 of the context that a pixel lies in, per layer, 0 = none.
-    A context in which the teacher has no spread counts as one of difference 0. WeSTAR's
-    semantically-aware hierarchical normalisation and Distill Any Depth's hybrid one are both this.
+    contexts (N, L, H, W): per layer the number of the context that a pixel lies in, from 1; 0 means
+    none. Pixels that lie in no context do not count. A context in which the teacher has no spread
+    counts with a difference of 0. WeSTAR's semantically-aware hierarchical normalisation and
+    Distill Any Depth's hybrid normalisation are both this loss, with different contexts.
     """
     student, teacher = exact(student), exact(teacher.detach())
     total, number = torch.zeros_like(student), torch.zeros_like(student)
@@ -86,27 +92,33 @@ def context_l1(
     return masked_l1(total / number.clamp_min(1), covered, weight)
 
 
-# The far end of depth in rooms, and outdoors, where it is deeper than a room.
+# The largest depth that is scored: of a room, and of an outdoor image, which is an image with a
+# depth beyond ROOM_M.
 FARTHEST_M, FARTHEST_OUTDOORS_M, ROOM_M = 20.0, 80.0, 50.0
-BEYOND = 2.0  # the ratio above which relative_error counts the logarithm
+BEYOND = 2.0  # ratio of depths above which relative_error grows only with the logarithm
 EDGE_RATIO, EDGE_WEIGHT = (
     1.05,
     1.5,
-)  # of boundary_error: what is an edge, and how much more it weighs
-DEAD_ALLOWED = 0.05  # of an image's pixels, those of the sky
-LARGEST_STEP = 1.0  # of the logarithm of depth between neighbours that boundary_error tells apart
+)  # boundary_error: the ratio of depths that makes an edge, and the weight added to that of an edge
+DEAD_ALLOWED = 0.05  # fraction of an image's pixels that may be 0, as the sky is
+LARGEST_STEP = 1.0  # boundary_error clips differences of log depth between neighbours to this
 
 
 def farthest(depth: Tensor, mask: Tensor) -> Tensor:
-    """The depth (N, 1, 1, 1) in m behind which an image is only far: sky is known to be no more."""
+    """Return the largest depth (N, 1, 1, 1), m, that is scored in each image.
+
+    Beyond it a pixel is only known to be far, as the sky is. depth and mask are (N, 1, H, W).
+    """
     deep = torch.where(mask, depth, torch.zeros_like(depth)).amax(dim=(1, 2, 3), keepdim=True)
     rooms = torch.full_like(deep, FARTHEST_M)
     return torch.where(deep > ROOM_M, torch.full_like(deep, FARTHEST_OUTDOORS_M), rooms)
 
 
 def _fitted(prediction: Tensor, depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Disparity after least squares of scale and shift to 1 / depth, true disparity, and the pixels
-    that count, all (N, 1, H, W) float32; both disparities end at 1 / farthest.
+    """Return the fitted disparity, the true disparity and the pixels that count.
+
+    All are (N, 1, H, W) float32. Scale and shift of the prediction are fitted to 1 / depth by least
+    squares. Neither disparity is below 1 / farthest.
     """
     far = farthest(depth, mask)
     valid = (mask & (depth <= far)).float()
@@ -123,13 +135,14 @@ def _fitted(prediction: Tensor, depth: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 
 def relative_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
-    """Mean |z - depth| / depth (scalar), where 1 / z is the prediction after least squares of scale
-    and shift to 1 / depth: the score of a disparity, with the fit in the gradient.
+    """Return the mean |z - depth| / depth (scalar) of a disparity that is fitted to 1 / depth.
 
-    prediction, depth (m, above 0 everywhere) and mask are (N, 1, H, W); the mean over an image,
-    then over images. z and the pixels that count end at `farthest`; a depth too far by more than a
-    factor BEYOND counts with its logarithm, or a few pixels of a wall would be all that counts.
-    Ours.
+    1 / z is the prediction after scale and shift are fitted to 1 / depth by least squares: the
+    loss is the score of the disparity, and the gradient includes the fit. prediction, depth (m,
+    above 0 everywhere) and mask are (N, 1, H, W). The mean is taken over each image, then over the
+    images. z is limited to `farthest`, and pixels deeper than that do not count. If z / depth
+    exceeds BEYOND the error grows only with the logarithm of this ratio; otherwise a few pixels of
+    a wall would dominate the mean. Ours.
     """
     fitted, truth, valid = _fitted(prediction, depth, mask)
     ratio = truth / fitted
@@ -139,11 +152,12 @@ def relative_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
 
 
 def boundary_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
-    """Mean difference (scalar) of log depth's steps between 4-neighbours, after relative_error's
-    fit: what Depth Pro's boundary F1 counts, with a gradient.
+    """Return the mean error (scalar) of the steps of log depth between 4-neighbours.
 
-    prediction, depth (m, above 0 everywhere) and mask (N, 1, H, W). Steps end at LARGEST_STEP; a
-    pair whose true depths differ by more than EDGE_RATIO weighs EDGE_WEIGHT more than 1. Ours.
+    It is a differentiable counterpart of Depth Pro's boundary F1. The prediction is fitted as in
+    relative_error. prediction, depth (m, above 0 everywhere) and mask are (N, 1, H, W). Steps are
+    clipped to +-LARGEST_STEP. A pair has the weight 1, and 1 + EDGE_WEIGHT if the ratio of its true
+    depths exceeds EDGE_RATIO; the sum is divided by the number of pairs. Ours.
     """
     fitted, truth, _ = _fitted(prediction, depth, mask)
     ours, theirs = torch.log(fitted), torch.log(truth)
@@ -161,17 +175,18 @@ def boundary_error(prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
 
 
 def slice_along(dim: int, start: int, size: int) -> tuple[slice, ...]:
-    """The index of `size` places from `start` along one dimension, all of those before it."""
+    """Return an index of `size` places from `start` along dimension `dim`, all of those before."""
     return (*(slice(None),) * dim, slice(start, start + size))
 
 
 def normalised_l1(
     student: Tensor, teacher: Tensor, mask: Tensor, norm: str, weight: Tensor | None = None
 ) -> Tensor:
-    """context_l1 over the contexts of `norm`, one of normalization.NORMS; "none": both as they are.
+    """Compute context_l1 (scalar) over the contexts of `norm`, one of normalization.NORMS.
 
-    Maps and mask (N, 1, H, W). Distill Any Depth, section 3.2; the sets of pixels are the
-    teacher's. Raises ValueError for an unknown norm.
+    "none" compares the maps without normalisation. Maps and mask are (N, 1, H, W). The contexts
+    follow from the teacher's map (Distill Any Depth, section 3.2). Raises ValueError for an unknown
+    norm.
     """
     if norm == "none":
         return masked_l1(student - teacher, mask, weight)
@@ -181,10 +196,10 @@ def normalised_l1(
 
 
 def feature_alignment(student: Tensor, teacher: Tensor, tolerance: float = 0.85) -> Tensor:
-    """Mean 1 - cos over the tokens that are not yet alike: cos <= tolerance (Depth Anything).
+    """Return the mean 1 - cos (scalar) over the tokens with cos <= tolerance (Depth Anything).
 
-    Tokens (N, P, C) of the same patches. Each image's mean is over its own unlike tokens; one
-    whose tokens are all alike counts 0.
+    Tokens (N, P, C) belong to the same patches. The mean is taken over such tokens of each image,
+    then over the images; an image whose tokens are all above the tolerance counts as 0.
     """
     likeness = functional.cosine_similarity(student.float(), teacher.detach().float(), dim=-1)
     unlike = likeness.detach() <= tolerance
@@ -193,11 +208,12 @@ def feature_alignment(student: Tensor, teacher: Tensor, tolerance: float = 0.85)
 
 
 def scale_anchor(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Pull of the student's median and deviation to the teacher's: mean over images.
+    """Return the cost (scalar) of the student's median and deviation against the teacher's.
 
-    (log s(student) - log s(teacher))^2 + ((med student - med teacher) / s(teacher))^2; ours, for
-    invariant losses let scale and shift drift. Images in which the teacher has
-    no spread count 0.
+    (log s(student) - log s(teacher))^2 + ((med student - med teacher) / s(teacher))^2, the mean
+    over the images; s is the mean absolute deviation about the median. Ours: with invariant losses
+    alone scale and shift drift. Images in which the teacher has no spread count as 0. Maps and mask
+    are (N, 1, H, W).
     """
     if not mask.any():
         return student.sum() * 0.0
@@ -211,10 +227,11 @@ def scale_anchor(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 
 def dead_outputs(before: Tensor) -> Tensor:
-    """Cost of a final ReLU that outputs 0 at more than DEAD_ALLOWED of an image's pixels.
+    """Return the cost (scalar) of a final ReLU with zeros at more than DEAD_ALLOWED of the pixels.
 
-    before (N, 1, H, W): what enters the ReLU. Negative values are pulled up, but for the allowed
-    fraction of the most negative ones (sky). Ours: the fraction of zeros itself has no gradient.
+    before (N, 1, H, W): the input of the ReLU. The cost is the mean of the negative values' size
+    over the mean |before|; the most negative DEAD_ALLOWED of each image (sky) are left out. Ours:
+    the fraction of zeros itself has no gradient.
     """
     below = functional.relu(-before.float().flatten(1))
     keep = int(DEAD_ALLOWED * below.shape[1])
@@ -224,7 +241,7 @@ def dead_outputs(before: Tensor) -> Tensor:
 
 
 def dead_weight(default: float) -> float:
-    """The setting of a recipe that weighs `dead_outputs`."""
+    """Return the setting for the weight of `dead_outputs` in a recipe."""
     weight: float = config.option(
         default, "Weight of the cost of outputs that a final ReLU cut off.", minimum=0
     )
@@ -241,13 +258,14 @@ def ordinal(
     margin: float = 0.05,
     owner: Tensor | None = None,
 ) -> Tensor:
-    """Mean cost (scalar) of pairs whose disparities disagree with their ordinal labels.
+    """Return the mean cost (scalar) of pairs whose disparities contradict their ordinal labels.
 
-    difference (K,): disparity of the first point minus that of the second. relation (K,): +1 the
-    first is nearer, -1 it is farther, 0 they are alike. "margin": max(0, margin - l x), |x| for
-    alike (WeSTAR); "logistic": log(1 + exp(-l x)), x^2 for alike (Chen et al. 2016). owner
-    (K,): numbers of the images; each image's mean is taken first, then that of the images that have
-    pairs. 0 without pairs. Raises ValueError for another form.
+    difference (K,): x, the disparity of the first point minus that of the second. relation (K,): l,
+    +1 if the first point is nearer, -1 if it is farther, 0 if they are equal. Form "margin":
+    max(0, margin - l x), and |x| for equal points (WeSTAR). Form "logistic": log(1 + exp(-l x)),
+    and x^2 for equal points (Chen et al. 2016). owner (K,): the number of each pair's image; then
+    the mean is taken over the pairs of each image first, and over the images that have pairs
+    second. Returns 0 without pairs. Raises ValueError for an unknown form.
     """
     if form not in ORDINAL_FORMS:
         raise ValueError(f"No ordinal loss is called {form!r}: use {', '.join(ORDINAL_FORMS)}.")
@@ -266,16 +284,17 @@ def ordinal(
 
 
 def product_norm(pairs: Iterable[tuple[Tensor, Tensor, float]]) -> Tensor:
-    """Sum over layers of ||scale B A||_F^2 for (A (r, in), B (out, r), scale) of low-rank updates.
+    """Return the sum (scalar) over the layers of ||scale B A||_F^2 of low-rank updates.
 
-    Without forming B A: its squared norm is trace((B^T B)(A A^T)), products of r x r. It is the L2
-    pull of the effective weight to its source (WeSTAR). Raises ValueError without layers.
+    pairs: (A (r, in), B (out, r), scale) per layer. B A is not formed: its squared norm is
+    trace((B^T B)(A A^T)), a product of two r x r matrices. The sum is the L2 penalty on the
+    distance of the effective weights from the source's (WeSTAR). Raises ValueError without layers.
     """
     terms = []
     for a, b, scale in pairs:
         with torch.autocast(a.device.type, enabled=False):
             wide, tall = exact(a), exact(b)
-            # trace(X Y) of symmetric X, Y is the sum of X * Y.
+            # trace(X Y) of symmetric X and Y equals the sum of the elements of X * Y.
             terms.append(scale**2 * ((tall.T @ tall) * (wide @ wide.T)).sum())
     if not terms:
         raise ValueError("There is no low-rank layer to hold back: switch LoRA on or the term off.")
@@ -283,6 +302,9 @@ def product_norm(pairs: Iterable[tuple[Tensor, Tensor, float]]) -> Tensor:
 
 
 def drift(now: Iterable[Tensor], source: Iterable[Tensor]) -> Tensor:
-    """Sum over weights of ||W - W_source||_F^2: product_norm's counterpart without LoRA (L2-SP)."""
+    """Return the sum (scalar) over the weights of ||W - W_source||_F^2 (L2-SP).
+
+    It replaces product_norm where a network is trained without LoRA.
+    """
     terms = [((w - s.detach()) ** 2).sum() for w, s in zip(now, source, strict=True)]
     return torch.stack(terms).sum()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of DepthMaster (arXiv 2501.02576): in latents, in disparity, of gradients, of features."""
+"""Losses of DepthMaster (arXiv 2501.02576): on latents, maps, their gradients and features."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ FORMS = ("paper", "code")
 
 
 def pooled_mask(mask: Tensor, factor: int) -> Tensor:
-    """Valid cells (N, 1, h, w) of a latent: those all of whose factor x factor pixels are valid."""
+    """Return the valid cells (N, 1, h, w) of a latent: all their factor x factor pixels are valid.
+
+    mask: (N, 1, H, W) bool.
+    """
     return functional.max_pool2d((~mask).float(), factor) < 0.5
 
 
 def masked_mse(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared difference over valid pixels and all channels; 0 with a gradient without any."""
+    """Return the mean squared difference (scalar) over the valid pixels and all channels.
+
+    a and b (N, C, H, W), mask (N, 1, H, W). Without a valid pixel it is 0 and still has a gradient.
+    """
     square = (exact(a) - exact(b)) ** 2 * mask
     return square.sum() / (mask.sum() * a.shape[1]).clamp_min(1)
 
 
 def inverse_huber(error: Tensor, delta: float = 0.2, form: str = "paper") -> Tensor:
-    """delta |e| up to delta, beyond it e^2/2 + delta^2/2 (equation 8 of the paper).
+    """Return delta |e| for |e| <= delta and e^2/2 + delta^2/2 beyond (equation 8 of the paper).
 
-    The published code adds delta^2/2 to the other branch, which makes a jump at delta; the slope is
-    the same. It is the reverse of Huber's: linear inside, square outside. Raises ValueError for
-    another form.
+    It is the reverse of Huber's loss: linear inside, quadratic outside. The published code (form
+    "code") adds delta^2/2 to the linear branch instead, which makes a jump at delta; the slopes are
+    the same. Has the shape of `error`. Raises ValueError for an unknown form.
     """
     if form not in FORMS:
         raise ValueError(f"No form is called {form!r}: use one of {', '.join(FORMS)}.")
@@ -44,11 +50,12 @@ def inverse_huber(error: Tensor, delta: float = 0.2, form: str = "paper") -> Ten
 def directional_gradient(
     prediction: Tensor, truth: Tensor, mask: Tensor, delta: float = 0.2, form: str = "paper"
 ) -> Tensor:
-    """Weighted multi-directional gradient loss: differences to the right, below, on both diagonals.
+    """Compute the weighted multi-directional gradient loss (scalar).
 
-    form "paper": differences with an invalid pixel are left out (ours, or the border of what is
-    known would count as an edge). form "code": invalid pixels are 0 in both maps and everything
-    counts, as published.
+    It is the mean inverse_huber of the differences between the two maps' gradients: horizontal,
+    vertical and along both diagonals. Maps and mask are (N, 1, H, W). Form "paper" leaves out
+    differences with an invalid pixel (ours: otherwise the border of the known area would count as
+    an edge). Form "code" sets invalid pixels to 0 in both maps and counts everything, as published.
     """
     p, t = exact(prediction), exact(truth)
     if form == "code":
@@ -68,9 +75,9 @@ def directional_gradient(
 
 
 def token_divergence(features: Tensor, tokens: Tensor) -> Tensor:
-    """KL(softmax(tokens) || softmax(features)) over channels (N, D, h, w), mean over all N h w D.
+    """Return KL(softmax(tokens) || softmax(features)) over channels, the mean (scalar) of N h w D.
 
-    Dividing by D as well is the published code's reduction.
+    Both are (N, D, h, w). The published code divides by the number of channels D as well.
     """
     p = functional.log_softmax(exact(tokens.detach()), dim=1)
     q = functional.log_softmax(exact(features), dim=1)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth from motion: neighbouring images warped by depth and pose, and their photometric error.
+"""Photometric self-supervision: neighbouring images are warped by depth and pose and compared.
 
-The self-supervision of Monodepth2 (Godard et al. 2019), from its formulas. Images are
-(N, 3, H, W) in 0..1, depth is (N, 1, H, W) in metres along the optical axis, K (N, 3, 3) in pixels
-with centres at integers; T_source_target (N, 4, 4) maps target coordinates into the source camera.
-All of it is computed in float32 or better: half a pixel of rounding is an edge elsewhere. The
-scale-invariant loss that metric depth is supervised with (Eigen et al. 2014) stands here too.
+Written from the formulas of Monodepth2 (Godard et al. 2019). Images are (N, 3, H, W) in 0..1, depth
+is (N, 1, H, W) in metres along the optical axis, K (N, 3, 3) in pixels with centres at integers;
+T_source_target (N, 4, 4) maps coordinates of the target camera into those of the source camera.
+All is computed in float32 or better: rounding by half a pixel would move every edge. This module
+also has the scale-invariant loss that supervises metric depth (Eigen et al. 2014).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch.nn import functional
 from depth_node import config
 from training.losses.normalization import exact
 
-NEAREST_M = 1e-3  # points nearer than this to the source camera's plane are not in its image
+NEAREST_M = 1e-3  # a point with a smaller depth in the source camera is not in its image
 
 
 @dataclass(frozen=True)
 class GeometricConfig:
-    """How the warped neighbours are compared with the image."""
+    """Settings of the comparison between the warped neighbours and the image."""
 
     ssim: float = config.option(
         0.85, "Weight of structural similarity; the rest is |difference|.", minimum=0, maximum=1
@@ -49,7 +49,10 @@ class GeometricConfig:
 
 
 def bounded_depth(raw: Tensor, near: float, far: float) -> Tensor:
-    """Depth (N, 1, H, W) m between near and far: its inverse is a sigmoid of the head's output."""
+    """Return depth (N, 1, H, W), m, between near and far, from the raw output of the head.
+
+    1 / depth is 1 / far + (1 / near - 1 / far) sigmoid(raw).
+    """
     span = 1.0 / near - 1.0 / far
     return 1.0 / (1.0 / far + span * torch.sigmoid(exact(raw)))
 
@@ -60,7 +63,11 @@ def bounded_depth(raw: Tensor, near: float, far: float) -> Tensor:
 def project(
     depth: Tensor, K_target: Tensor, K_source: Tensor, T_source_target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Where target pixels lie in the source: (u, v) (N, H, W, 2) in pixels and z (N, 1, H, W) m."""
+    """Project the target's pixels into the source camera.
+
+    Returns (u, v) (N, H, W, 2) in source pixels and the depth z (N, 1, H, W) in the source camera,
+    m. depth is (N, 1, H, W) m of the target.
+    """
     n, _, height, width = depth.shape
     v, u = torch.meshgrid(
         torch.arange(height, device=depth.device, dtype=depth.dtype),
@@ -78,7 +85,10 @@ def project(
 
 
 def sample(source: Tensor, pixels: Tensor) -> Tensor:
-    """Source (N, C, h, w) at pixels (N, H, W, 2), bilinear; beyond the border its last pixel."""
+    """Return the source (N, C, h, w) at pixels (N, H, W, 2), (u, v), as (N, C, H, W).
+
+    Interpolation is bilinear; beyond the border the nearest border pixel counts.
+    """
     size = torch.tensor([source.shape[3], source.shape[2]], device=source.device)
     grid = 2 * pixels / (size - 1).clamp_min(1) - 1
     return functional.grid_sample(
@@ -89,7 +99,11 @@ def sample(source: Tensor, pixels: Tensor) -> Tensor:
 def warp(
     source: Tensor, depth: Tensor, K_target: Tensor, K_source: Tensor, T_source_target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The source image as the target camera would see it, and where (N, 1, H, W) it can be."""
+    """Return the source image as the target camera would see it, and where that is possible.
+
+    The image is (N, C, H, W). The mask (N, 1, H, W) is True where the pixel projects into the
+    source image.
+    """
     with torch.autocast(depth.device.type, enabled=False):
         depth = exact(depth)
         # At least float32, and all of one type: tests run in float64.
@@ -99,7 +113,7 @@ def warp(
         pixels, z = project(depth, K_target, K_source, T_source_target)
         height, width = source.shape[2:]
         u, v = pixels[..., 0], pixels[..., 1]
-        # A hundredth of a pixel of rounding does not put a border pixel outside.
+        # Rounding by up to 0.01 px must not put a border pixel outside the image.
         inside = (u > -0.01) & (u < width - 0.99) & (v > -0.01) & (v < height - 0.99)
         return sample(source, pixels), inside[:, None] & (z > NEAREST_M)
 
@@ -108,7 +122,10 @@ def warp(
 
 
 def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
-    """(1 - SSIM) / 2 in 0..1 per pixel and channel, over windows of 3 x 3 (Wang et al. 2004)."""
+    """Return (1 - SSIM) / 2 in 0..1 per pixel and channel, windows 3 x 3 (Wang et al. 2004).
+
+    a, b and the result are (N, C, H, W).
+    """
 
     def mean(x: Tensor) -> Tensor:
         return functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
@@ -124,9 +141,10 @@ def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def photometric(a: Tensor, b: Tensor, ssim: float = 0.85) -> Tensor:
-    """Error (N, 1, H, W) of images (N, 3, H, W): ssim * (1 - SSIM)/2 + (1 - ssim) * |a - b|.
+    """Return the photometric error (N, 1, H, W) of two images (N, 3, H, W).
 
-    The mean over the channels (Godard et al. 2019, equation 3).
+    ssim * (1 - SSIM)/2 + (1 - ssim) * |a - b|, the mean over the channels (Godard et al. 2019,
+    equation 3).
     """
     away = (a - b).abs()
     if ssim > 0:
@@ -135,7 +153,11 @@ def photometric(a: Tensor, b: Tensor, ssim: float = 0.85) -> Tensor:
 
 
 def smoothness(disparity: Tensor, image: Tensor) -> Tensor:
-    """Mean |gradient| of disparity / its mean, less where the image has an edge; a scalar."""
+    """Return the edge-aware smoothness cost (scalar) of a disparity (N, 1, H, W).
+
+    It is the mean |gradient| of the disparity over its mean, weighted by exp(-|gradient|) of the
+    image (N, 3, H, W): less where the image has an edge.
+    """
     flat = disparity / disparity.mean(dim=(2, 3), keepdim=True).clamp_min(1e-7)
     across = (flat[..., :, 1:] - flat[..., :, :-1]).abs()
     down = (flat[..., 1:, :] - flat[..., :-1, :]).abs()
@@ -153,11 +175,12 @@ def reprojection(
     T_sources_target: Tensor,
     cfg: GeometricConfig = GeometricConfig(),
 ) -> tuple[Tensor, Tensor]:
-    """Photometric error (N, 1, H, W) of the warped neighbours, and where it counts.
+    """Return the photometric error of the warped neighbours and the mask of the pixels that count.
 
-    sources (N, S, 3, H, W), K_sources (N, S, 3, 3), T_sources_target (N, S, 4, 4). A pixel that
-    lies in none of the source images does not count (ours: Monodepth2 compares it with the
-    border's colour); with cfg.automask neither does one that an unmoved neighbour explains as well.
+    Both are (N, 1, H, W). sources (N, S, 3, H, W), K_sources (N, S, 3, 3), T_sources_target
+    (N, S, 4, 4). A pixel that lies in none of the source images does not count (ours: Monodepth2
+    compares it with the colour of the border). With cfg.automask a pixel does not count either if a
+    neighbour that is not warped matches at least as well.
     """
     errors, views = [], []
     for k in range(sources.shape[1]):
@@ -179,7 +202,7 @@ def reprojection(
                 [photometric(sources[:, k], target, cfg.ssim) for k in range(sources.shape[1])], 1
             )
             still = unmoved.amin(1, keepdim=True) if cfg.minimum else unmoved.mean(1, keepdim=True)
-            # The noise breaks the tie of a camera that stands still.
+            # The noise breaks the tie of a camera that does not move.
             counts = counts & (best < still + 1e-5 * torch.randn_like(still))
     return best, counts
 
@@ -193,11 +216,13 @@ def geometric_loss(
     T_sources_target: Tensor,
     cfg: GeometricConfig = GeometricConfig(),
 ) -> dict[str, Tensor]:
-    """`photometric`, `smooth` and their sum `loss`: means over scales, finest depth first.
+    """Return `photometric`, `smooth` and `loss` = photometric + cfg.smooth * smooth, all scalars.
 
-    depths: (N, 1, h_k, w_k); each is resized to the image's size before it is compared, and
-    smooth at its own. Masked pixels count as 0 in the mean over all pixels: a batch of standing
-    cameras weighs little. Raises ValueError without depths.
+    depths: (N, 1, h_k, w_k) m, one per scale, the finest first; both terms are means over the
+    scales. For `photometric` each depth is resized to the image's size; `smooth` is taken at the
+    size of the depth and halved at every coarser scale. Pixels that do not count are 0 in the mean
+    over all pixels, so that a batch of cameras that do not move weighs little. Raises ValueError
+    without depths.
     """
     if not depths:
         raise ValueError("There is no depth to compare: give at least one scale.")
@@ -208,7 +233,7 @@ def geometric_loss(
         inverse = 1.0 / depth
         if depth.shape[2:] != target.shape[2:]:
             image = functional.interpolate(target, size=depth.shape[2:], mode="area")
-            # In inverse depth: the head's output, which is linear along a plane.
+            # Inverse depth is interpolated because it is linear in the pixel along a plane.
             depth = 1.0 / functional.interpolate(
                 inverse, size=target.shape[2:], mode="bilinear", align_corners=False
             )
@@ -221,16 +246,17 @@ def geometric_loss(
 
 
 def silog(depth: Tensor, truth: Tensor, mask: Tensor, variance_focus: float = 0.5) -> Tensor:
-    """Scale-invariant logarithm (Eigen et al. 2014): sqrt(mean g^2 - variance_focus (mean g)^2).
+    """Compute the scale-invariant logarithmic error (scalar) of Eigen et al. 2014.
 
-    depth, truth (N, 1, H, W) m and mask; g = ln depth - ln truth over the batch's valid pixels.
+    sqrt(mean g^2 - variance_focus (mean g)^2) with g = ln depth - ln truth over the valid pixels of
+    the batch. depth, truth (N, 1, H, W) m and mask (N, 1, H, W).
     """
     safe = torch.where(mask, exact(truth), torch.ones_like(exact(truth)))
     away = torch.log(exact(depth).clamp_min(1e-6)) - torch.log(safe.clamp_min(1e-6))
     away = torch.where(mask, away, torch.zeros_like(away))
     count = mask.sum().clamp_min(1)
     spread = (away**2).sum() / count - variance_focus * (away.sum() / count) ** 2
-    # The root has no slope at 0: a batch without valid pixels must still have a gradient.
+    # The slope of the root is infinite at 0: without valid pixels the gradient would not be finite.
     return torch.sqrt(spread.clamp_min(1e-12)) * mask.any()
 
 
@@ -238,7 +264,7 @@ def silog(depth: Tensor, truth: Tensor, mask: Tensor, variance_focus: float = 0.
 
 
 def rotation_matrix(axis_angle: Tensor) -> Tensor:
-    """Rotation vectors (N, 3) in radians -> (N, 3, 3)."""
+    """Return the rotation matrices (N, 3, 3) of rotation vectors (N, 3) in radians."""
     x, y, z = axis_angle.unbind(dim=1)
     zero = torch.zeros_like(x)
     rows = [zero, -z, y, z, zero, -x, -y, x, zero]
@@ -246,17 +272,17 @@ def rotation_matrix(axis_angle: Tensor) -> Tensor:
 
 
 def transform(rotation: Tensor, translation: Tensor) -> Tensor:
-    """Rotation vectors (N, 3) and translations (N, 3) in metres -> (N, 4, 4)."""
+    """Return transforms (N, 4, 4) of rotation vectors (N, 3), rad, and translations (N, 3), m."""
     matrix = torch.cat([rotation_matrix(rotation), translation[:, :, None]], dim=2)
     last = matrix.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(matrix), 1, 4)
     return torch.cat([matrix, last], dim=1)
 
 
 class PoseNetwork(nn.Module):
-    """Two images (N, 3, H, W) each -> T_source_target (N, 4, 4), up to the scale of depth.
+    """Network that estimates T_source_target (N, 4, 4) from two images, up to the scale of depth.
 
-    Strided convolutions and a mean over the image; the output is scaled by 0.01 so that training
-    starts near the identity. Ours, and smaller than Monodepth2's ResNet-18.
+    It has strided convolutions and a mean over the image. The output is scaled by 0.01, so that
+    training starts near the identity. Ours, and smaller than Monodepth2's ResNet-18.
     """
 
     def __init__(self, widths: Sequence[int] = (16, 32, 64, 128, 256)) -> None:
@@ -271,7 +297,10 @@ class PoseNetwork(nn.Module):
         self.head = nn.Conv2d(inputs, 6, 1)
 
     def forward(self, target: Tensor, source: Tensor) -> Tensor:
-        """Where the target's coordinates lie in the source camera."""
+        """Return T_source_target (N, 4, 4) of two images (N, 3, H, W).
+
+        It maps coordinates of the target camera into those of the source camera.
+        """
         motion = self.head(self.body(torch.cat([target, source], dim=1))).mean(dim=(2, 3))
         rotation, translation = (0.01 * exact(motion)).split(3, dim=1)
         with torch.autocast(motion.device.type, enabled=False):

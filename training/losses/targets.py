@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets of DepthMaster (arXiv 2501.02576): depth in a space that a network can learn."""
+"""Training targets of DepthMaster (arXiv 2501.02576): depth scaled to -1..1 in a chosen space."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SPACES = ("sqrt_disparity", "disparity", "depth")
 
 @dataclass(frozen=True)
 class Target:
-    """Target of the network: map (N, 1, H, W) in -1..1, the mask of known pixels, and its range.
+    """Target of the network: map (N, 1, H, W) in -1..1, mask of the known pixels, and range.
 
-    low and high (N,) are the values of -1 and 1 before scaling, in the space's unit.
+    low and high (N,) are the values that became -1 and 1, in the unit of the space.
     """
 
     values: Tensor
@@ -29,12 +29,12 @@ class Target:
 def target(
     depth: Tensor, mask: Tensor, space: str = "sqrt_disparity", tails: float = 0.02
 ) -> Target:
-    """Depth (N, 1, H, W) m -> clip(2 (y - q_low) / (q_high - q_low) - 1, -1, 1).
+    """Return clip(2 (y - q_low) / (q_high - q_low) - 1, -1, 1) of depth (N, 1, H, W), m.
 
-    y is sqrt(1 / depth), 1 / depth or depth; q are the `tails` and 1 - `tails` quantiles of an
-    image's valid pixels. Images without spread are not valid. Invalid pixels hold the farthest
-    value, so that they add no near edge to the autoencoder's input. Raises ValueError for another
-    space.
+    y is sqrt(1 / depth), 1 / depth or depth, as `space` says. q_low and q_high are the `tails` and
+    1 - `tails` quantiles of y over an image's valid pixels. An image without spread has no valid
+    pixel. Invalid pixels get the farthest value, so that they add no near edge to the input of the
+    autoencoder. Raises ValueError for an unknown space.
     """
     if space not in SPACES:
         raise ValueError(f"No target space is called {space!r}: use one of {', '.join(SPACES)}.")
@@ -42,7 +42,8 @@ def target(
     mask = mask & torch.isfinite(depth) & (depth > 0)
     safe = torch.where(mask, depth, torch.ones_like(depth))
     y = {"sqrt_disparity": safe.rsqrt(), "disparity": 1.0 / safe, "depth": safe}[space]
-    # torch.quantile of each image's valid pixels, without asking a GPU how many there are.
+    # This is torch.quantile over each image's valid pixels, without a copy of their number from
+    # the GPU.
     ordered = torch.where(mask, y, torch.full_like(y, torch.inf)).flatten(1).sort(dim=1).values
     count = mask.flatten(1).sum(dim=1, keepdim=True)
     place = y.new_tensor([tails, 1 - tails]) * (count - 1).clamp_min(0)
@@ -57,23 +58,27 @@ def target(
     return Target(torch.where(valid, scaled, torch.full_like(scaled, far)), valid, low, high)
 
 
-# What a student's root of disparity has at -1 of the target: half of the target's range (ours; the
-# room's far end is not at infinity).
+# The square root of a student's disparity where the target is -1; the target's range has the length
+# 1 there. It is not 0, as the far end of a room is not at infinity (ours).
 STUDENT_OFFSET = 0.5
 LEAST_ROOTED = 1e-2
 
 
 def root(disparity: Tensor) -> Tensor:
-    """Square root of a student's disparity, below LEAST_ROOTED its tangent: no dead end at 0."""
+    """Return the square root of a student's disparity, and its tangent below LEAST_ROOTED.
+
+    With the tangent the slope stays finite at 0, and negative values have a gradient too.
+    """
     x, least = exact(disparity), LEAST_ROOTED
     tangent = (x + least) / (2 * least**0.5)
     return torch.where(x > least, x.clamp_min(least).sqrt(), tangent)
 
 
 def student_target(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Target of `root` of a student's disparity and its mask, (N, 1, H, W): the paper's, shifted.
+    """Return the target for `root` of a student's disparity, and its mask, both (N, 1, H, W).
 
-    depth (N, 1, H, W) m, mask of known pixels.
+    The paper's target in -1..1 is moved to STUDENT_OFFSET..STUDENT_OFFSET + 1. depth is
+    (N, 1, H, W) m, mask the known pixels.
     """
     scaled = target(depth, mask)
     return (scaled.values + 1) / 2 + STUDENT_OFFSET, scaled.mask
