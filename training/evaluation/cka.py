@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Similarity of two networks: centred kernel alignment, layer against layer.
+"""Similarity of two networks by centred kernel alignment (CKA), layer by layer.
 
-CKA (Kornblith et al. 2019) of features X (n, p) and Y (n, q) of the same n inputs is 1 where one is
-the other turned and scaled, near 0 where they have nothing in common. MeSa reads from it which
-layers of a pre-trained encoder fine-tuning had to change.
+CKA (Kornblith et al. 2019) of features X (n, p) and Y (n, q) of the same n inputs is 1 if one is a
+rotated and scaled version of the other, and near 0 if they have nothing in common. MeSa uses it to
+find the layers of a pre-trained encoder that fine-tuning had to change.
 
     python -m training cka A B --data DIR --out DIR
 """
@@ -36,14 +36,17 @@ from training.models import networks
 from training.models.network_io import NetworkInput
 
 ENCODERS = r"encoder\.layer|stem|stages|context|unet\.(down_blocks|mid_block)"
-LEAST_ROWS = 4  # of a batch: the unbiased estimate divides by n - 3
+LEAST_ROWS = 4  # fewest rows of a batch: the unbiased estimate divides by n - 3
 
 
 # --- the number ----------------------------------------------------------------------------------
 
 
 def linear_cka(x: F64, y: F64) -> float:
-    """||Y^T X||^2 / (||X^T X|| ||Y^T Y||) of centred (n, p) and (n, q); NaN without spread."""
+    """Return the linear CKA, ||Y^T X||^2 / (||X^T X|| ||Y^T Y||), of x (n, p) and y (n, q).
+
+    The columns are centred first. NaN if all rows of x or of y are equal.
+    """
     x, y = (np.asarray(a, np.float64) - np.mean(a, axis=0, dtype=np.float64) for a in (x, y))
     above = np.linalg.norm(y.T @ x) ** 2
     below = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
@@ -51,8 +54,8 @@ def linear_cka(x: F64, y: F64) -> float:
 
 
 def gram(features: F64) -> F64:
-    """Inner products (n, n) of rows, the diagonal left out: what `unbiased_hsic` compares."""
-    # Centring changes nothing but the rounding.
+    """Return the Gram matrix (n, n) of features (n, p), its diagonal 0, for `unbiased_hsic`."""
+    # Centring does not change the estimate; it only reduces its rounding error.
     features = np.asarray(features, np.float64) - np.mean(features, axis=0, dtype=np.float64)
     products = features @ features.T
     np.fill_diagonal(products, 0.0)
@@ -60,9 +63,9 @@ def gram(features: F64) -> F64:
 
 
 def unbiased_hsic(k: F64, l: F64) -> float:  # noqa: E741  # the symbols of the paper
-    """Unbiased HSIC of two Gram matrices (n, n) with zero diagonals (Song et al. 2012, eq. 5).
+    """Return the unbiased HSIC of two Gram matrices (n, n) with zero diagonals.
 
-    Raises ValueError for fewer than LEAST_ROWS rows.
+    Song et al. 2012, equation 5. Raises ValueError for fewer than LEAST_ROWS rows.
     """
     n = len(k)
     if n < LEAST_ROWS:
@@ -73,11 +76,11 @@ def unbiased_hsic(k: F64, l: F64) -> float:  # noqa: E741  # the symbols of the 
 
 
 class LayerSimilarity:
-    """CKA of all layers of one network against all of another, batch by batch.
+    """CKA of all layers of one network with all layers of another, accumulated batch by batch.
 
-    estimator "unbiased": the means over batches of unbiased HSIC enter the ratio (Nguyen et al.
-    2021); its expectation does not depend on the size of the batch. "linear": all rows are stored
-    and linear_cka is taken at the end.
+    Estimator "unbiased" takes the ratio of unbiased HSICs that are averaged over the batches
+    (Nguyen et al. 2021); their expectation does not depend on the batch size. Estimator "linear"
+    stores all rows and takes linear_cka of them at the end. Raises ValueError for another one.
     """
 
     def __init__(self, estimator: str = "linear") -> None:
@@ -88,7 +91,7 @@ class LayerSimilarity:
         self._sums: tuple[F64, F64, F64] | None = None
 
     def add(self, a: Sequence[F64], b: Sequence[F64]) -> None:
-        """Features (n, .) of every layer of both networks for the same batch."""
+        """Add the features (n, channels) of every layer of both networks for one batch."""
         if self.estimator == "linear":
             self._rows[0].append(list(a))
             self._rows[1].append(list(b))
@@ -103,8 +106,9 @@ class LayerSimilarity:
             self._sums = tuple(x + y for x, y in zip(self._sums, now, strict=True))
 
     def matrix(self) -> F64:
-        """(layers of the first, layers of the second); NaN for a layer with constant output.
+        """Return the CKA of each layer of the first network with each layer of the second.
 
+        (layers of the first, layers of the second); NaN for a layer whose output is constant.
         Raises ValueError without features.
         """
         if self.estimator == "linear":
@@ -126,10 +130,10 @@ class LayerSimilarity:
 
 
 def layers(model: nn.Module, pattern: str = ENCODERS) -> dict[str, nn.Module]:
-    """Blocks of a network by name: the items of its outermost module lists, and single blocks
-    whose own name fits; `pattern` is searched in the names.
+    """Return the blocks of a network, by name, whose name contains a match of `pattern`.
 
-    Raises TrainingError where none fits.
+    Blocks are the items of the network's outermost module lists, and modules that are called stem,
+    mid_block or context. Raises TrainingError if none matches.
     """
     blocks: dict[str, nn.Module] = {}
 
@@ -151,14 +155,18 @@ def layers(model: nn.Module, pattern: str = ENCODERS) -> dict[str, nn.Module]:
 
 
 class Probe:
-    """Captures the features of chosen layers during a forward pass."""
+    """Capture of the features of chosen layers during a forward pass."""
 
     def __init__(self, model: nn.Module, chosen: dict[str, nn.Module]) -> None:
         self.model, self.chosen = model.eval(), chosen
 
     @torch.no_grad()
     def __call__(self, read_images: Tensor, rows: str = "image", seed: int = 0) -> list[F64]:
-        """One (n, C) per layer: the mean over places of an image, or 16 places of each."""
+        """Return the features (n, C) of each layer for images (N, 3, H, W) of the network's input.
+
+        rows "image" takes the mean over the pixels or tokens of an image (n = N), "tokens" takes up
+        to 16 random ones of each image.
+        """
         outputs: dict[str, Tensor] = {}
         hooks = [
             module.register_forward_hook(
@@ -181,13 +189,13 @@ def _first(output: Any) -> Tensor:
 
 
 def _rows(features: Tensor, rows: str, seed: int) -> F64:
-    # Maps (N, C, h, w) and tokens (N, T, C) alike as (N, places, C).
+    # Maps (N, C, h, w) and tokens (N, T, C) both become (N, places, C).
     locations = features.flatten(2).mT if features.ndim == 4 else features
     if locations.ndim == 2:
         locations = locations[:, None]
     if rows == "image":
         return locations.double().mean(dim=1).cpu().numpy()
-    generator = np.random.default_rng(seed)  # the same places in every layer of as many
+    generator = np.random.default_rng(seed)  # layers of equal size take the same places
     chosen = generator.permutation(locations.shape[1])[:16]
     return locations[:, chosen].flatten(0, 1).double().cpu().numpy()
 
@@ -196,7 +204,7 @@ def _rows(features: Tensor, rows: str, seed: int) -> F64:
 
 
 def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArray[np.uint8]]:
-    """Up to `count` images below a folder, (height, width, 3) uint8 RGB.
+    """Return up to `count` images below a folder, each (height, width, 3) uint8 RGB.
 
     Raises DataError for too few images or an unreadable one.
     """
@@ -218,7 +226,7 @@ def read_images(folder: Path, count: int, height: int, width: int) -> list[NDArr
 
 
 def open_checkpoint(path: Path) -> tuple[nn.Module, NetworkInput]:
-    """A network of any of our recipes, or of a Depth Anything folder, and its input."""
+    """Open a run of any recipe, or a folder of Depth Anything; return the network and its input."""
     if (path / "config.json").is_file():
         network = networks.open_network(networks.NetworkConfig(kind="small", source=str(path)))
     elif checkpoints.read(path)["recipe"] == "depthmaster":
@@ -241,9 +249,10 @@ def compare(
     batch: int = 16,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """The content of cka.json: layers of both, the matrix, and each layer against the same layer.
+    """Return the content of cka.json: the layers' names, the CKA matrix and its diagonal.
 
-    images: (H, W, 3) uint8 RGB, of one size.
+    The diagonal compares each layer with the layer of the same number. images: (H, W, 3) uint8 RGB
+    of one size.
     """
     probes = [Probe(model, layers(model, pattern)) for model, _ in (a, b)]
     groups = list(_batches(images, batch))
@@ -270,14 +279,14 @@ def compare(
 
 
 def _plain(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Return the value rounded, or None where it is not finite: JSON has no NaN."""
     return round(float(value), 6) if np.isfinite(value) else None
 
 
 def _batches(
     images: Sequence[NDArray[np.uint8]], size: int
 ) -> Iterator[Sequence[NDArray[np.uint8]]]:
-    """Batches of about one size; none is too small to be estimated from."""
+    """Yield batches of nearly equal size, each with enough images for the unbiased estimate."""
     parts = max(len(images) // max(size, LEAST_ROWS), 1)
     ends = np.linspace(0, len(images), parts + 1).astype(int)
     for first, last in itertools.pairwise(ends):
@@ -285,14 +294,17 @@ def _batches(
 
 
 def draw(result: dict[str, Any], a: str, b: str) -> NDArray[np.uint8]:
-    """The matrix as a heat map, the first network's layers downwards, numbers in the cells."""
+    """Draw the matrix as a heat map (H, W, 3) uint8 RGB with the values in the cells.
+
+    A row is a layer of the first network, a column a layer of the second. a and b are their names.
+    """
     cells = np.array(
         [[np.nan if v is None else v for v in row] for row in result["matrix"]], np.float64
     )
     rows, columns = cells.shape
     side = int(np.clip(720 // max(rows, columns), 26, 64))
     left, top = 90, 96
-    # The longest text decides as well: a small matrix must not cut its own title.
+    # The canvas is at least as wide as the title, which a small matrix would cut.
     title = f"CKA of layers, {result['images']} images, {result['estimator']}"
     width = max(left + columns * side + 24, text.text_width(title, 12) + 48)
     canvas = np.full((top + rows * side + 56, width, 3), colours.BACKGROUND, np.uint8)
@@ -327,7 +339,7 @@ def draw(result: dict[str, Any], a: str, b: str) -> NDArray[np.uint8]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What `python -m training cka` takes."""
+    """Add the arguments of `python -m training cka`."""
     parser.add_argument("a", type=Path, metavar="A", help="run, checkpoint or network folder")
     parser.add_argument("b", type=Path, metavar="B", help="what to compare it with")
     parser.add_argument("--data", type=Path, required=True, help="folder of images")
@@ -345,7 +357,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Compare two checkpoints; writes OUT/cka.json and OUT/cka.png."""
+    """Compare two checkpoints and write OUT/cka.json and OUT/cka.png; return the JSON's content."""
     a, b = open_checkpoint(args.a), open_checkpoint(args.b)
     unit = int(np.lcm(a[1].multiple_px, b[1].multiple_px))
     size = [max(round(side / unit), 1) * unit for side in (args.height, args.width)]

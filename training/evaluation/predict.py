@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples to evaluate on, and predictions of a network for them, computed once and stored."""
+"""Samples for evaluation, and a network's predictions for them, which are stored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from training.data.samples import Sample
 
 
 def rendered_rooms(count: int, seed: int, height: int = 240, width: int = 320) -> Iterable[Sample]:
-    """One image of each of `count` rooms; frame k follows from the seed and k alone."""
+    """Yield one rendered image of each of `count` rooms; image k depends on the seed and k only."""
     for k in range(count):
         rng = np.random.default_rng([seed, k])
         scene = Scene.random(rng, "mixed")
@@ -40,7 +40,7 @@ def rendered_rooms(count: int, seed: int, height: int = 240, width: int = 320) -
 
 
 def recorded(folder: Path) -> Iterable[Sample]:
-    """The frames below a folder that have depth."""
+    """Yield the frames below a folder that have depth."""
     for path in find_frames(folder):
         frame = read_frame(path)
         if frame.depth is not None:
@@ -48,23 +48,23 @@ def recorded(folder: Path) -> Iterable[Sample]:
 
 
 def corrupted(sample: Sample, name: str, severity: int) -> Sample:
-    """The sample with its image corrupted; the random field follows from the frame's name."""
+    """Return the sample with its image corrupted; the random seed follows from source and name."""
     seed = zlib.crc32(f"{sample.source}/{sample.name}".encode())
     return replace(sample, image=corrupt(sample.image, name, severity, seed))
 
 
 class NetworkPredictor(Protocol):
-    """A network to evaluate: DepthModel is one."""
+    """Interface of a network that is evaluated; DepthModel has it."""
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """(H, W, 3) uint8 RGB -> the prediction at the image's size."""
+        """Return the prediction for an image (H, W, 3) uint8 RGB, at the image's size."""
 
 
 class Cached:
-    """A predictor with stored predictions: predictions once, scores many times.
+    """Predictor that stores its predictions on disk, so that they can be scored many times.
 
-    identity: digest of everything that shapes a prediction. folder: has a subfolder per network.
-    An entry that cannot be read is computed again.
+    identity: digest of everything that a prediction depends on. folder: gets a subfolder per
+    network. A stored prediction that cannot be read is computed again.
     """
 
     def __init__(self, predictor: NetworkPredictor, identity: str, folder: Path) -> None:
@@ -73,7 +73,10 @@ class Cached:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """The prediction for an image (H, W, 3) uint8 RGB, from the disk if it is stored."""
+        """Return the prediction for an image (H, W, 3) uint8 RGB, from the disk if it is stored.
+
+        A stored prediction has values and kind, but neither sky nor confidence.
+        """
         digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
         path = self.folder / f"{digest.hexdigest()[:32]}.npz"
         try:
@@ -89,13 +92,13 @@ class Cached:
 
 
 def open_model(text: str, backend: str = REFERENCE) -> tuple[str, str, Any]:
-    """Name, identity and predictor of `embedded`, FILE.onnx[=MANIFEST] or a run of this package.
+    """Open `embedded`, FILE.onnx[=MANIFEST] or a run folder; return name, identity and predictor.
 
-    backend: what runs a file; the reference by default, so that scores do not depend on
-    the machine. A run is calculated by torch on the CPU. Raises EngineError or TrainingError, a
+    backend: the back end of an ONNX file; by default the reference, so that scores do not depend on
+    the machine. A run is computed by torch on the CPU. Raises EngineError or TrainingError with one
     sentence.
     """
-    # A path may have an = of its own, as folders named after settings do.
+    # A path may contain "=" itself, as folders that are named after settings do.
     path, _, manifest = (text, "", "") if Path(text).exists() else text.partition("=")
     if Path(path).is_dir():
         from training.export.exportable import open_checkpoint  # torch only for a run

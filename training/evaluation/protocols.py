@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protocols (range and crop of the scored pixels) and alignments (what is fitted to the truth).
+"""Protocols (range and crop of the scored pixels) and alignments (the fit to the truth).
 
-A score means nothing without both: they have names here, and every result carries them.
+A score has no meaning without both. Each has a name here, and every result carries the names.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from training.data.samples import F32, F64
 
 Mask = NDArray[np.bool_]
 
-# Where a protocol has no far end, an aligned disparity needs one: 1000 m, as in the published code.
+# Lower limit of an aligned disparity for a protocol without a largest depth: 1000 m, as in the
+# published code.
 SMALLEST_DISPARITY = 1e-3
 
-# The crop of Garg et al. and that of Eigen et al. on KITTI, as fractions of rows and columns.
+# KITTI crops of Garg et al. and Eigen et al.: top, bottom, left, right as fractions of the image.
 _GARG = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
 _EIGEN = (0.3324324, 0.91351351, 0.0359477, 0.96405229)
-# Rows and columns of NYUv2's 480x640 that have depth.
+# Top, bottom, left, right of the part of NYUv2's 480x640 images that has depth.
 _NYU = (45, 471, 41, 601)
 _KITTI_ROWS, _KITTI_COLUMNS = 352, 1216
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which pixels count: depth from min_depth_m to max_depth_m (m), inside a crop.
+    """Choice of the scored pixels: depth between min_depth_m and max_depth_m (m), inside a crop.
 
-    Aligned depths are clipped to the same range. Sources: Marigold's configuration of each set,
-    Eigen et al. 2014, Garg et al. 2016.
+    Aligned depths are clipped to the same range. Sources: Marigold's configuration of each data
+    set, Eigen et al. 2014, Garg et al. 2016.
     """
 
     name: str
@@ -63,18 +64,18 @@ ALIGNMENTS = ("none", "median", "scale", "depth_ls", "disp_ls", "sqrt_disp_ls")
 
 
 def find(name: str) -> Protocol:
-    """The protocol of that name. Raises ValueError with the names that there are."""
+    """Return the protocol called `name`. Raises ValueError, with the known names, for another."""
     if name not in PROTOCOLS:
         raise ValueError(_unknown("protocol", name, tuple(PROTOCOLS)))
     return PROTOCOLS[name]
 
 
 def crop_box(crop: str, height: int, width: int) -> tuple[int, int, int, int]:
-    """Rows top:bottom and columns left:right that a crop leaves of an image.
+    """Return the box of an image that a crop keeps: top, bottom, left, right.
 
-    nyu: of 480x640, other sizes in proportion. kitti: the bottom-centred 352x1216, smaller images
-    whole; kitti_eigen and kitti_garg are fractions of THAT box, as in Marigold. Raises ValueError
-    for an unknown crop.
+    nyu is given for 480x640 and scaled to other sizes. kitti is the box of 352x1216 at the bottom
+    and in the middle of the columns, or the whole of a smaller image; kitti_eigen and kitti_garg
+    are fractions of THAT box, as in Marigold. Raises ValueError for an unknown crop.
     """
     if crop == "none":
         return 0, height, 0, width
@@ -98,7 +99,7 @@ def crop_box(crop: str, height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def counted(protocol: Protocol, truth: F32) -> Mask:
-    """(H, W) bool: the pixels of the truth (m, NaN unknown) that the protocol scores."""
+    """Return the mask (H, W) of the scored pixels; truth is (H, W) m with NaN where unknown."""
     known = np.isfinite(truth) & (truth > protocol.min_depth_m) & (truth < protocol.max_depth_m)
     top, bottom, left, right = crop_box(protocol.crop, *truth.shape)
     inside = np.zeros(truth.shape, bool)
@@ -107,21 +108,22 @@ def counted(protocol: Protocol, truth: F32) -> Mask:
 
 
 def alignments_for(kind: str) -> tuple[str, ...]:
-    """The alignments that leave a prediction of this kind as good as it is, the usual one first."""
+    """Return the alignments that suit a prediction of this kind, the usual one first."""
     if kind.endswith("_metric"):
         return ("none", "median", "scale", "disp_ls", "depth_ls")
     return ("disp_ls", "sqrt_disp_ls") if kind.startswith("disparity") else ("depth_ls",)
 
 
 def align(prediction: Prediction, truth: F32, mask: Mask, name: str, protocol: Protocol) -> F32:
-    """Depth (H, W) float32 m of a prediction after one of ALIGNMENTS, NaN unknown.
+    """Return the depth (H, W) float32 m of a prediction after one of ALIGNMENTS, NaN unknown.
 
-    All fits are least squares in float64 over `mask`, the result is clipped to the protocol's
-    range. none: a metric network's own metres. median: times median(truth) / median(depth). scale:
-    one factor on depth. depth_ls, disp_ls, sqrt_disp_ls: scale and shift of depth, of 1/depth, of
-    its root; a fitted root or disparity below the far end counts as the far end (ours of a negative
-    root: DepthMaster squares it first, which makes it near). Raises ValueError where the prediction
-    has no such thing.
+    All fits but the median are least squares in float64 over `mask`; the result is clipped to the
+    protocol's range. none: the metres of a metric network. median: depth times median(truth) /
+    median(depth). scale: one factor on depth. depth_ls, disp_ls, sqrt_disp_ls: scale and shift of
+    depth, of 1/depth, of the square root of 1/depth; a fitted disparity or root that is too small
+    or negative becomes the largest depth (for a negative root this is ours: DepthMaster squares it
+    first, which makes it near). Raises ValueError for an unknown alignment, and for one that the
+    prediction has no values for.
     """
     if name not in ALIGNMENTS:
         raise ValueError(_unknown("alignment", name, ALIGNMENTS))
@@ -159,7 +161,7 @@ def _scaled(relative: F64, truth: F32, mask: Mask, name: str) -> F64:
 
 
 def _line(values: F64, target: F64, mask: Mask) -> F64:
-    """values times scale plus shift, fitted to the target; NaN where nothing could be fitted."""
+    """Return scale * values + shift, fitted to the target in `mask`; NaN without a usable pixel."""
     usable = mask & np.isfinite(values) & np.isfinite(target)
     if not usable.any():
         return np.full(values.shape, np.nan)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate depth networks as shipped: predictions once, scores many times, with their intervals.
+"""Evaluation of depth networks: scores with confidence intervals, as tables and JSON.
 
-A network is an ONNX file behind depth_node.engine, exactly what a robot runs, or a checkpoint of
-this package. Predictions are stored in a folder by network and image, so that another alignment,
-protocol or metric costs no second run. Every score names the alignment that was fitted to the
+A network is an ONNX file that depth_node.engine runs, exactly as on a robot, or a checkpoint of
+this package. Predictions can be stored in a folder by network and image, so that another alignment,
+protocol or metric needs no second run. Every score names the alignment that was fitted to the
 truth and the protocol that chose the pixels (protocols.py).
 
-Two baselines do not use the image: `constant` (the median disparity) and `plane`, the best
-1/z = a + b x + c y, which is fitted with three numbers where a network gets two.
+Two baselines do not use the image: `constant`, the median disparity, and `plane`, the least-squares
+fit 1/z = a + b x + c y, which has three fitted parameters where a network's alignment has two.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ from training.evaluation.statistics import bootstrap, bounds, gather, mean, rati
 
 
 def robustness(rows: Sequence[Row], methods: Sequence[str], base: str) -> list[dict[str, Any]]:
-    """A line per method: DEE clean, of every corruption (mean of severities), mCE against `base`
-    and mRR.
+    """Return a line per method: DEE of clean images, mCE over `base`, mRR, DEE of each corruption.
+
+    The DEE of a corruption is the mean over the severities.
     """
 
     def error(method: str, corruption: str, severity: int) -> float:
@@ -90,7 +91,7 @@ def robustness(rows: Sequence[Row], methods: Sequence[str], base: str) -> list[d
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """`python -m training evaluate ...`."""
+    """Add the arguments of `python -m training evaluate`."""
     add = parser.add_argument
     add(
         "--model",
@@ -146,12 +147,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated: networks, each on every set of images that is named.
+    """Settings of an evaluation: the networks, and the sets of images that each is scored on.
 
-    models: embedded, FILE.onnx[=MANIFEST] or a run folder. rooms: how many are rendered, from
-    `seed`. frames: folders of recorded frames. data: a published data set. labels: an ordinal label
-    file and the folder of its images. base: the method that ratios and mCE are taken over; "" is
-    the first one. backend: what runs files (open_model). cache: a folder that stores predictions.
+    models: embedded, FILE.onnx[=MANIFEST] or a run folder. rooms: the number of rooms that are
+    rendered from `seed`. frames: folders of recorded frames. data: a published data set. labels: an
+    ordinal label file and the folder of its images. base: the method that ratios and mCE are
+    relative to; "" is the first one. backend: the back end of ONNX files (open_model). cache: a
+    folder that stores predictions.
     """
 
     models: Sequence[str] = ("embedded",)
@@ -168,7 +170,7 @@ class Evaluation:
 
 @dataclass
 class Evaluated:
-    """What came out: a row per image and method, lines of the tables, the tables themselves."""
+    """Result of an evaluation: a row per image and method, the tables, and their lines as data."""
 
     methods: list[str]
     base: str
@@ -177,11 +179,11 @@ class Evaluated:
     tables: list[Table] = field(default_factory=list)
 
     def markdown(self) -> str:
-        """The tables as GitHub's."""
+        """Return the tables in GitHub's Markdown."""
         return "\n".join(_markdown(table) for table in self.tables)
 
     def json(self, asked: Evaluation) -> str:
-        """Settings, summary and rows, without a path of this machine."""
+        """Return settings, summary and rows as JSON, without a path of this machine."""
         data = asked.data
         content = {
             "settings": {
@@ -202,7 +204,7 @@ class Evaluated:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run it. Raises TrainingError: one sentence."""
+    """Run the evaluation and write its files. Raises TrainingError with one sentence."""
     words = [word.strip() for word in args.corruptions.split(",") if word.strip()]
     try:
         asked = Evaluation(
@@ -227,9 +229,9 @@ def command(args: argparse.Namespace, console: Console) -> None:
 
 
 def run(asked: Evaluation, console: Console) -> Evaluated:
-    """Score every set and print its tables as they come.
+    """Score every set and print its tables when they are ready.
 
-    Raises ValueError for an unknown base, and what opening, reading and scoring raise.
+    Raises ValueError for an unknown base, and the errors of opening, reading and scoring.
     """
     sets = list(_sets(asked.rooms, asked.seed, asked.frames, asked.data))
     opened: dict[str, Any] = {}
@@ -267,9 +269,10 @@ def run(asked: Evaluation, console: Console) -> Evaluated:
 
 @dataclass(frozen=True)
 class _EvaluationSet:
-    """Images of one table. pooled: their mean is over images, else over sources' means.
+    """Images of one table.
 
-    by: what the bootstrap draws; order: of the sources in the table.
+    pooled: the mean is over all images, otherwise over the means of the sources. by: what the
+    bootstrap draws. order: the order of the sources in the table.
     """
 
     title: str
@@ -284,11 +287,11 @@ class _EvaluationSet:
 def _sets(
     count: int, seed: int, folders: Sequence[Path], data: DataConfig | None
 ) -> Iterator[_EvaluationSet]:
-    """Every requested set. Raises ValueError or DataError where one cannot be opened."""
+    """Yield every requested set. Raises ValueError or DataError if one cannot be opened."""
     if count:
         if seed < 0:
             raise ValueError("Rendered rooms need a seed: give --seed, and not that of the pool.")
-        # Rooms of all styles are one population: their mean is over images, not over styles.
+        # Rooms of all styles are one population: the mean is over images, not over styles.
         order = tuple(f"procedural {style}" for style in STYLES)
         title = f"{count} unseen rooms, seed {seed}"
         yield _EvaluationSet(title, rendered_rooms(count, seed), count, order, True, "frame")
@@ -304,14 +307,15 @@ def _sets(
                 " --images, or a data set with depth."
             )
         title = f"{data_set.name}{' ' + data.split if data.split else ''} ({len(data_set)})"
-        # As published: the mean over all images; drawn by scene, whose images are alike.
+        # The mean is over all images, as in the publications. The bootstrap draws scenes, as images
+        # of one scene are not independent.
         yield _EvaluationSet(
             title, published(data_set), len(data_set), (), True, "source", data_set.protocol
         )
 
 
 def published(data_set: DataSet) -> Iterator[Sample]:
-    """The samples of a data set that have depth; those of one folder are of one scene."""
+    """Yield the samples of a data set that have depth; their source is the folder, as the scene."""
     for sample in data_set:
         if sample.depth is not None:
             scene = sample.name.rpartition("/")[0] or data_set.name
@@ -321,7 +325,11 @@ def published(data_set: DataSet) -> Iterator[Sample]:
 def _agreement(
     labels: Path, images: Path | None, predictors: Mapping[str, NetworkPredictor], console: Console
 ) -> tuple[Table, list[dict[str, Any]]]:
-    """The fraction of a person's ordered pairs that each network puts in that order."""
+    """Return the table of the fraction of labelled pairs that each network puts in that order.
+
+    Pairs that are labelled as equal do not count. Raises ValueError without a folder of images or
+    without an ordered pair.
+    """
     if images is None:
         raise ValueError("--labels needs --images, the folder that its images lie in.")
     data_set = open_samples(DataConfig(kind="images", folder=str(images)))
@@ -357,7 +365,7 @@ def _agreement(
 def _tables(
     subset: _EvaluationSet, rows: list[Row], methods: list[str], base: str
 ) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
-    """A table per alignment and one of the corruptions, each with its lines for the JSON file."""
+    """Yield a table of accuracy and one of robustness per alignment, with their lines for JSON."""
     title = f"{subset.title}, protocol {rows[0].protocol}" if rows else subset.title
     clean = [row for row in rows if row.corruption == CLEAN]
     alignments = sorted({row.alignment for row in clean} - {"-"})
@@ -377,7 +385,7 @@ def _tables(
 def _accuracy(
     subset: _EvaluationSet, rows: list[Row], methods: list[str], base: str
 ) -> tuple[Table, list[dict[str, Any]]]:
-    """AbsRel and delta1 of each source, their mean with intervals, and the paired ratio to base."""
+    """Return the table of AbsRel and delta1 per source, means, intervals and ratios to base."""
     pooled, by = subset.pooled, subset.by
     present = {row.source for row in rows}
     sources = [source for source in subset.order if source in present] or sorted(present)
@@ -421,7 +429,7 @@ def _accuracy(
 def _robustness(
     rows: list[Row], methods: list[str], base: str
 ) -> tuple[Table, list[dict[str, Any]]]:
-    """The lines of `robustness`, a column each."""
+    """Return the table of `robustness`, one column per method, and its lines."""
     lines = robustness(rows, methods, base)
     table = Table("")
     for line in lines:
@@ -435,7 +443,7 @@ def _robustness(
 
 
 def _markdown(table: Table) -> str:
-    """A rich table as GitHub's."""
+    """Return a rich table in GitHub's Markdown."""
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     lines = [" | ".join([str(column.header) for column in table.columns])]
     lines.append(" | ".join(["---"] + ["--:"] * (len(cells) - 1)))
@@ -444,7 +452,7 @@ def _markdown(table: Table) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same tree with None for values that JSON does not have."""
+    """Return the same tree with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

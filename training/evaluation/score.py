@@ -22,12 +22,12 @@ BASELINES = ("constant", "plane")
 INDOOR = "indoor"
 CLEAN = "clean"
 SCORES = ("abs_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log", "log10", "silog")
-ROWS = 20  # sources that a table lists; of more it shows the mean alone
+ROWS = 20  # a table lists up to this many sources; with more it shows the mean only
 
 
 @dataclass(frozen=True)
 class Row:
-    """The scores of one method on one image, and what they were taken under."""
+    """Scores of one method on one image, with alignment, protocol and corruption."""
 
     method: str
     source: str
@@ -50,8 +50,10 @@ class Row:
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """Alignments (empty: the usual one of each network), protocol (empty: that of the set) and
-    corruptions of an evaluation. Raises ValueError for an unknown name.
+    """Alignments, protocol and corruptions of an evaluation.
+
+    Without alignments each network gets its usual one; without a protocol a set gets its own.
+    Raises ValueError for an unknown name.
     """
 
     alignments: tuple[str, ...] = ()
@@ -76,10 +78,10 @@ def score(
     models: Mapping[str, NetworkPredictor],
     plan: ScoringPlan = ScoringPlan(),
 ) -> list[Row]:
-    """Every model and every baseline on every image, clean and corrupted.
+    """Score every model on every image, clean and corrupted, and every baseline on clean images.
 
     An image without a scored pixel gives no row. Raises ValueError for an alignment that a
-    network's output does not have, DataError for an image without depth.
+    network's output does not allow, and DataError for an image without depth.
     """
     protocol = protocols.find(plan.protocol or INDOOR)
     rows = []
@@ -121,7 +123,7 @@ def _row(
         sample.source,
         sample.name,
         **{name: getattr(scores, name) for name in SCORES},
-        # The edges are those of the whole truth; of corrupted images they are not scored.
+        # Edges are scored on clean images only, between pixels that the protocol scores.
         boundary_f1=boundary_f1(depth, truth) if not severity else math.nan,
         answered=scores.answered,
         alignment=alignment,
@@ -132,7 +134,7 @@ def _row(
 
 
 def plane_terms(height: int, width: int) -> F64:
-    """Columns 1, x, y of every pixel (H, W, 3)."""
+    """Return (1, x, y) of every pixel, (H, W, 3); x and y are fractions of width and height."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([np.ones((height, width)), x / width, y / height], axis=-1)
 
@@ -140,9 +142,9 @@ def plane_terms(height: int, width: int) -> F64:
 def baseline(
     name: str, truth: F32, protocol: protocols.Protocol = protocols.PROTOCOLS[INDOOR]
 ) -> F32:
-    """Depth (H, W) m of a baseline that does not use the image; truth NaN where not counted.
+    """Return the depth (H, W) m of a baseline that does not use the image.
 
-    Raises ValueError for an unknown name.
+    truth is (H, W) m, NaN where a pixel does not count. Raises ValueError for an unknown name.
     """
     if name == "constant":
         return np.full(truth.shape, 1.0 / np.nanmedian(1.0 / truth), np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean over images, sources and runs, and its bootstrap interval."""
+"""Means over images, sources and runs, and their bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRAWS = 4000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % interval; low and high are NaN where there is too little to draw from."""
+    """Value with its 95 % interval; low and high are NaN if there is too little to draw from."""
 
     value: float
     low: float
@@ -31,14 +31,14 @@ class Interval:
 
 
 def bounds(low: float, high: float, digits: int) -> str:
-    """The bounds of an interval as tables show them."""
+    """Return the bounds of an interval as the tables show them."""
     if math.isnan(low) or math.isnan(high):
         return "[too few]"
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def gather(rows: Iterable[Row], methods: Sequence[str], metric: str) -> dict[str, F64]:
-    """Source -> (frames, methods) of a metric, over the frames that all of the methods have."""
+    """Return a metric as source -> (frames, methods), over the frames that all methods have."""
     table: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         if row.method in methods:
@@ -51,9 +51,9 @@ def gather(rows: Iterable[Row], methods: Sequence[str], metric: str) -> dict[str
 
 
 def mean_over(values: Mapping[str, F64], pooled: bool = False) -> F64:
-    """The methods' means (methods,) over the sources' means, or over all frames if `pooled`.
+    """Return the means (methods,) over the sources' means, or over all frames if `pooled`.
 
-    values: source -> (frames, methods), as gather() gives them. NaN without values.
+    values: source -> (frames, methods), as from gather(). Without values it is one NaN, (1,).
     """
     tables = [table for table in values.values() if len(table)]
     if not tables:
@@ -71,13 +71,14 @@ def bootstrap(
     by: str = "frame",
     pooled: bool = False,
 ) -> Interval:
-    """A statistic of the methods' means with its 95 % percentile-bootstrap interval.
+    """Return a statistic of the methods' means with its 95 % percentile-bootstrap interval.
 
-    values: as gather() gives them. statistic: means (n, methods) -> (n,). The means are those of
-    mean_over(). by: "frame" draws frames inside every source; "source" also draws the sources, for
-    frames of one source that look alike. All methods are drawn together, so that a difference or a
-    ratio is a paired one. Pooled frames are drawn from all together where a source has one alone.
-    The bounds are NaN where every draw would be the same. Raises ValueError for another `by`.
+    values: source -> (frames, methods), as from gather(). statistic: maps means (n, methods), as of
+    mean_over(), to (n,). by "frame" draws frames within every source; by "source" also draws the
+    sources, for sources whose frames look alike. All methods are drawn together, so that a
+    difference or a ratio is paired. If a source has a single frame, pooled frames are drawn from
+    all sources together. The bounds are NaN if every draw would be the same. Raises ValueError for
+    another `by`.
     """
     if by not in ("frame", "source"):
         raise ValueError(f"by is {by!r}: draw by frame or by source.")
@@ -111,13 +112,13 @@ def bootstrap(
 
 
 def ratio(means: F64) -> F64:
-    """First method over second (n,) of means (n, 2): below 1 the first has the smaller number."""
+    """Return the first method's mean over the second's, (n,), of means (n, 2)."""
     quotient: F64 = means[:, 0] / means[:, 1]
     return quotient
 
 
 def change(means: F64) -> F64:
-    """Second method over first, minus 1, (n,) of means (n, 2): below 0 the second is smaller."""
+    """Return the second method's mean over the first's, minus 1, (n,), of means (n, 2)."""
     relative: F64 = means[:, 1] / means[:, 0] - 1
     return relative
 
@@ -129,19 +130,20 @@ def change_of_runs(
     pooled: bool = True,
     paired: bool = True,
 ) -> Interval:
-    """Mean of `other` over mean of `first`, minus 1, with its 95 % interval over runs and scenes
-    together.
+    """Return the relative change of the mean from `first` to `other`, with its 95 % interval.
 
-    first, other: (runs, images) errors; NaN where an image has none. A row that does not depend on
-    the seed has one run, which stands beside each of the other's. paired: both were run with the
-    same seeds, in the same order. groups: the scene of each image; a scene's images are drawn
-    together. pooled: the mean is over images, else over the scenes' means.
+    The value is mean(other) / mean(first) - 1; the interval covers runs and scenes together. first
+    and other: errors (runs, images), NaN where an image has none. A method that does not depend on
+    the seed has one run, which is compared with each run of the other. paired: both have the same
+    seeds in the same order. groups: the scene of each image; the images of a scene are drawn
+    together. pooled: the mean is over images, otherwise over the means of the scenes.
 
-    Each draw takes scenes and runs with replacement. Few runs drawn from themselves vary less than
-    runs do, so the deviation of the drawn runs from their mean is widened by sqrt(n / (n - 1)) and
-    by Student's quantile over the normal one: to 1.6 of itself for 5 runs, 9.2 for 2. Of
-    single runs the interval is of the scenes alone. Raises ValueError where paired runs differ in
-    number.
+    Each draw takes scenes and runs with replacement. Means of few runs that are drawn from
+    themselves vary less than means of new runs would, so the deviation of the drawn runs from
+    their mean is multiplied by sqrt(n / (n - 1)) and by the quantile of Student's distribution over
+    that of the normal distribution: by 1.6 for 5 runs, by 9.2 for 2. With single runs the interval
+    covers the scenes only. The bounds are NaN for a single scene. Raises ValueError if paired runs
+    differ in number.
     """
     known: NDArray[np.bool_] = np.isfinite(np.concatenate([first, other])).all(axis=0)
     names = sorted({name for name, one in zip(groups, known, strict=True) if one})
@@ -158,7 +160,7 @@ def change_of_runs(
     counts = member.sum(axis=0)
     rng = np.random.default_rng(0)
     weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS).astype(float)
-    weights = np.concatenate([np.ones((1, len(names))), weights])  # the first draw: as they are
+    weights = np.concatenate([np.ones((1, len(names))), weights])  # the first: every scene once
     chosen: dict[int, NDArray[np.int64]] = {}
     means = []
     for number, errors in enumerate((first, other)):
@@ -188,7 +190,7 @@ def change_of_runs(
 
 
 def mean(rows: Iterable[Row], method: str, source: str | None = None) -> tuple[float, float]:
-    """AbsRel and delta1 of a method over the frames of a source, or over all sources' means."""
+    """Return AbsRel and delta1 of a method: the mean of one source, or over the sources' means."""
     rows = [row for row in rows if source is None or row.source == source]
     abs_rel, delta1 = (
         float(mean_over(gather(rows, [method], metric))[0]) for metric in ("abs_rel", "delta1")
